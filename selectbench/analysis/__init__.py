@@ -1,0 +1,1 @@
+"""Records to a ranking. Pure functions."""

@@ -1,0 +1,96 @@
+"""Every dimension that an option may vary, and the registry of what each can be.
+
+To add a choice, write its class in the module of its dimension and name it in the union below.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from selectbench.choices.choice import Choice, Needs, one_of, tag_of
+from selectbench.choices.execution import (
+    CheckpointingFull,
+    CheckpointingOff,
+    CompileDefault,
+    CompileMaxAutotune,
+    CompileOff,
+    Eager,
+    FlashAttention2,
+    Sdpa,
+)
+from selectbench.choices.optimizer import Adafactor, Adam, AdamW, Muon, Sgd
+from selectbench.choices.optimizer_bitsandbytes import AdamW8bit, AdEMAMix8bit, Lion, Lion8bit, PagedAdamW8bit
+from selectbench.choices.precision import Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32
+from selectbench.choices.strategy import MicroBatchSize, Single, WorldSize
+from selectbench.machine import Machine
+
+REGISTRY: dict[str, tuple[type[Choice], ...]] = {
+    "optimizer": (
+        Sgd, Adam, AdamW, Adafactor, Lion, Muon, AdamW8bit, PagedAdamW8bit, Lion8bit, AdEMAMix8bit,
+    ),
+    "precision": (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Pure),
+    "attention": (Eager, Sdpa, FlashAttention2),
+    "compile": (CompileOff, CompileDefault, CompileMaxAutotune),
+    "activation_checkpointing": (CheckpointingOff, CheckpointingFull),
+    "strategy": (Single,),
+}  # fmt: skip
+
+
+def _switch(value: object) -> object:
+    """`true` and `false` as words for on and off."""
+    return {True: "full", False: "off"}[value] if isinstance(value, bool) else value
+
+
+SwitchedCheckpointing = Annotated[one_of(*REGISTRY["activation_checkpointing"]), BeforeValidator(_switch)]
+
+
+class Choices(BaseModel):
+    """One value for every dimension: what makes an option."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    optimizer: one_of(*REGISTRY["optimizer"])  # type: ignore[valid-type]
+    """Which optimizer, with its learning rate."""
+    precision: one_of(*REGISTRY["precision"]) = Fp32()  # type: ignore[valid-type]
+    """How numbers are kept and multiplied."""
+    micro_batch_size: MicroBatchSize
+    """Sequences per forward pass and rank; gradient accumulation steps follow from it."""
+    activation_checkpointing: SwitchedCheckpointing = CheckpointingOff()  # type: ignore[valid-type]
+    """Whether activations are recomputed in the backward pass (true or false)."""
+    attention: one_of(*REGISTRY["attention"]) = Sdpa()  # type: ignore[valid-type]
+    """Which kernel computes attention."""
+    compile: one_of(*REGISTRY["compile"]) = CompileOff()  # type: ignore[valid-type]
+    """Whether torch.compile compiles the model."""
+    strategy: one_of(*REGISTRY["strategy"]) = Single()  # type: ignore[valid-type]
+    """How the job is laid out over ranks."""
+    world_size: WorldSize = 1
+    """Ranks: a number, or auto for one per visible GPU."""
+
+    def each(self) -> dict[str, Choice]:
+        """The chosen value of every dimension that is a class of the registry."""
+        values: dict[str, Any] = {name: getattr(self, name) for name in REGISTRY}
+        return values
+
+    def ranks(self, machine: Machine) -> int:
+        """The number of ranks, with `auto` resolved on this machine."""
+        return machine.device_count if self.world_size == "auto" else self.world_size
+
+    def unsupported_reason(self, machine: Machine) -> str | None:
+        """The first reason why this machine can't run the option, or None."""
+        reasons = (self._reason(name, choice, machine) for name, choice in self.each().items())
+        return next(filter(None, reasons), None) or self._combination_reason(machine)
+
+    @staticmethod
+    def _reason(dimension: str, choice: Choice, machine: Machine) -> str | None:
+        reason = choice.unsupported_reason(machine)
+        return f"{dimension} {tag_of(type(choice))}: {reason}" if reason else None
+
+    def _combination_reason(self, machine: Machine) -> str | None:
+        half = self.precision.autocast_dtype or self.precision.parameter_dtype
+        if self.attention.name == "flash_attention_2" and half not in ("float16", "bfloat16"):
+            return f"attention flash_attention_2: needs fp16 or bf16, precision is {self.precision.name}"
+        reason: str | None = self.strategy.unsupported_world_size(self.ranks(machine), machine)
+        return reason
+
+
+__all__ = ["REGISTRY", "Choice", "Choices", "Needs", "tag_of"]

@@ -1,0 +1,93 @@
+"""How the model's arithmetic is carried out: attention kernel, compilation, checkpointing."""
+
+from typing import ClassVar, Literal
+
+from selectbench.choices.choice import Choice, Needs
+
+KERNELS = frozenset({"attention", "first_step_loss", "first_step_gradient_norm"})
+
+
+class AttentionChoice(Choice):
+    """Which kernel computes attention while training; evaluation always uses sdpa in fp32."""
+
+    needs: ClassVar[Needs] = Needs(packages=("torch", "transformers"))
+    may_change: ClassVar[frozenset[str]] = KERNELS
+
+
+class Eager(AttentionChoice):
+    """The formula as written: softmax(QK^T / sqrt(d_k)) V, with the score matrix in memory."""
+
+    source: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
+    name: Literal["eager"] = "eager"
+
+
+class Sdpa(AttentionChoice):
+    """torch's scaled_dot_product_attention, which picks a fused kernel."""
+
+    source: ClassVar[str] = "docs.pytorch.org: torch.nn.functional.scaled_dot_product_attention"
+    name: Literal["sdpa"] = "sdpa"
+
+
+class FlashAttention2(AttentionChoice):
+    """The flash-attn package's kernel; needs fp16 or bf16 inputs."""
+
+    source: ClassVar[str] = "Dao 2023, arXiv:2307.08691"
+    needs: ClassVar[Needs] = Needs(
+        device="cuda",
+        compute_capability=(8, 0),
+        packages=("flash-attn>=2.3",),
+        install="pip install flash-attn",
+    )
+    name: Literal["flash_attention_2"] = "flash_attention_2"
+
+
+class CompileChoice(Choice):
+    """Whether torch.compile compiles the model."""
+
+    mode: ClassVar[str | None] = None
+    """torch.compile's mode; None: the model runs as it is."""
+    may_change: ClassVar[frozenset[str]] = frozenset({"compiled", "first_step_loss", "first_step_gradient_norm"})
+    source: ClassVar[str] = "Ansel et al. 2024, doi:10.1145/3620665.3640366; torch.compile"
+
+
+class CompileOff(CompileChoice):
+    """No compilation."""
+
+    name: Literal["off"] = "off"
+
+
+class CompileDefault(CompileChoice):
+    """torch.compile in its default mode, a private cache per trial."""
+
+    needs: ClassVar[Needs] = Needs(packages=("torch",), compiler=True)
+    preload: ClassVar[tuple[str, ...]] = ("torch._inductor.compile_fx",)
+    mode: ClassVar[str | None] = "default"
+    name: Literal["default"] = "default"
+
+
+class CompileMaxAutotune(CompileDefault):
+    """torch.compile that measures several kernels per operation; slow to start."""
+
+    mode: ClassVar[str | None] = "max-autotune"
+    name: Literal["max-autotune"] = "max-autotune"  # type: ignore[assignment]
+
+
+class CheckpointingChoice(Choice):
+    """Whether activations are recomputed in the backward pass."""
+
+    enabled: ClassVar[bool] = False
+    source: ClassVar[str] = "Chen et al. 2016, arXiv:1604.06174; transformers' gradient_checkpointing_enable"
+
+
+class CheckpointingOff(CheckpointingChoice):
+    """Activations are kept."""
+
+    name: Literal["off"] = "off"
+
+
+class CheckpointingFull(CheckpointingChoice):
+    """Each transformer block's activations are recomputed."""
+
+    may_change: ClassVar[frozenset[str]] = frozenset({"first_step_gradient_norm"})
+    enabled: ClassVar[bool] = True
+    name: Literal["full"] = "full"

@@ -1,0 +1,191 @@
+"""Optimizers of torch. Weight decay applies to matrices and embeddings only, never to norms and biases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from selectbench.choices.choice import Choice, Needs
+
+if TYPE_CHECKING:
+    import torch
+
+LearningRate = Annotated[float, Field(gt=0, le=1000)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+NonNegative = Annotated[float, Field(ge=0, le=1000)]
+Implementation = Literal["fused", "foreach", "for_loop"]
+
+OPTIMIZER_STATE = frozenset({"optimizer", "optimizer_state_dtype"})
+
+
+def decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
+    """Two parameter groups: tensors of two or more dimensions decay, the others (norms, biases) do not.
+
+    The field's habit since GPT-2 (nanoGPT's `configure_optimizers`); empty groups are left out.
+    """
+    matrices = [p for p in parameters if p.ndim >= 2]
+    vectors = [p for p in parameters if p.ndim < 2]
+    groups: list[dict[str, object]] = [
+        {"params": matrices, "weight_decay": weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Every parameter that the optimizer steps, in the model's order, tied ones once."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+class OptimizerChoice(Choice):
+    """An optimizer and its settings."""
+
+    may_change: ClassVar[frozenset[str]] = OPTIMIZER_STATE
+    needs: ClassVar[Needs] = Needs(packages=("torch",))
+
+    lr: LearningRate
+    """Peak learning rate; the schedule scales it."""
+    weight_decay: NonNegative = 0.1
+    """Decay of matrices and embeddings; norms and biases have none."""
+
+    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """The optimizers that together step every parameter of the model once."""
+        raise NotImplementedError
+
+
+class Sgd(OptimizerChoice):
+    """Stochastic gradient descent with momentum."""
+
+    source: ClassVar[str] = "Sutskever et al. 2013, proceedings.mlr.press/v28/sutskever13; torch.optim.SGD"
+    name: Literal["sgd"] = "sgd"
+    momentum: Fraction = 0.9
+    """Share of the previous update that is kept; 0 is plain SGD."""
+    nesterov: bool = False
+    """Nesterov's momentum; needs momentum above 0."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty on matrices and embeddings."""
+    implementation: Implementation = "fused"
+    """Which of torch's implementations; foreach adds about one parameter-size to peak memory."""
+
+    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """torch.optim.SGD."""
+        import torch
+
+        return [
+            torch.optim.SGD(
+                decay_groups(trainable(model), self.weight_decay),
+                lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, **_switches(self.implementation),
+            )
+        ]  # fmt: skip
+
+
+class Adam(OptimizerChoice):
+    """Adam; weight decay, where given, is the L2 penalty of the original."""
+
+    source: ClassVar[str] = "Kingma and Ba 2015, arXiv:1412.6980; torch.optim.Adam"
+    name: Literal["adam"] = "adam"
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.95
+    """Decay of the second moment; 0.95 is the habit for language models (Brown et al. 2020)."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegative = 0.0
+    """L2 penalty on matrices and embeddings."""
+    implementation: Implementation = "fused"
+    """Which of torch's implementations; foreach adds about one parameter-size to peak memory."""
+
+    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """torch.optim.Adam, or AdamW in the subclass."""
+        import torch
+
+        kind = torch.optim.AdamW if isinstance(self, AdamW) else torch.optim.Adam
+        return [
+            kind(
+                decay_groups(trainable(model), self.weight_decay),
+                lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **_switches(self.implementation),
+            )
+        ]  # fmt: skip
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay."""
+
+    source: ClassVar[str] = (
+        "Loshchilov and Hutter 2019, arXiv:1711.05101; settings of Brown et al. 2020, arXiv:2005.14165"
+    )
+    name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
+    weight_decay: NonNegative = 0.1
+    """Decoupled decay of matrices and embeddings."""
+
+
+class Adafactor(OptimizerChoice):
+    """Adafactor: factored second moments, update clipping."""
+
+    source: ClassVar[str] = "Shazeer and Stern 2018, arXiv:1804.04235; torch.optim.Adafactor"
+    needs: ClassVar[Needs] = Needs(packages=("torch>=2.5",))
+    name: Literal["adafactor"] = "adafactor"
+    beta2_decay: Annotated[float, Field(ge=-1, le=0)] = -0.8
+    """Exponent of the step number in the second moment's decay."""
+    clip_threshold: Annotated[float, Field(gt=0)] = 1.0
+    """Root mean square above which an update is scaled down."""
+    weight_decay: NonNegative = 0.0
+    """Decoupled decay of matrices and embeddings."""
+
+    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """torch.optim.Adafactor."""
+        import torch
+
+        groups = decay_groups(trainable(model), self.weight_decay)
+        return [torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, d=self.clip_threshold)]
+
+
+class Muon(OptimizerChoice):
+    """Muon for the hidden matrices, AdamW for embeddings, output head, norms and biases.
+
+    A fused query-key-value matrix is orthogonalised as one. GPT-2 stores its matrices transposed, so
+    the learning rate is matched to AdamW's update size, which does not depend on the orientation.
+    """
+
+    source: ClassVar[str] = "Jordan 2024, kellerjordan.github.io/posts/muon; Liu et al. 2025, arXiv:2502.16982"
+    needs: ClassVar[Needs] = Needs(packages=("torch>=2.9",))
+    name: Literal["muon"] = "muon"
+    momentum: Fraction = 0.95
+    """Momentum of the matrices."""
+    nesterov: bool = True
+    """Nesterov's momentum for the matrices."""
+    ns_steps: Annotated[int, Field(ge=1, le=20)] = 5
+    """Newton-Schulz iterations."""
+    adamw_lr: LearningRate | None = None
+    """Peak learning rate of the AdamW part; the same as `lr` where it is not given."""
+
+    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """torch.optim.Muon on hidden matrices and a fused torch.optim.AdamW on the rest."""
+        import torch
+
+        hidden = hidden_matrices(model)
+        chosen = {id(p) for p in hidden}
+        rest = decay_groups([p for p in trainable(model) if id(p) not in chosen], self.weight_decay)
+        muon = torch.optim.Muon(
+            hidden, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum,
+            nesterov=self.nesterov, ns_steps=self.ns_steps, adjust_lr_fn="match_rms_adamw",
+        )  # fmt: skip
+        adamw = torch.optim.AdamW(rest, lr=self.adamw_lr or self.lr, betas=(0.9, 0.95), fused=True)
+        return [muon, adamw]
+
+
+def hidden_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    """Two-dimensional parameters that are neither an embedding nor the output head, tied or not."""
+    import torch
+
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
+    outside = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) or m is head]
+    excluded = {id(p) for module in outside for p in module.parameters()}
+    return [p for p in trainable(model) if p.ndim == 2 and id(p) not in excluded]
+
+
+def _switches(implementation: Implementation) -> dict[str, bool]:
+    """Torch's two switches; both False is the plain loop over parameters."""
+    return {"fused": implementation == "fused", "foreach": implementation == "foreach"}

@@ -1,0 +1,74 @@
+"""Precisions. A mixed precision is autocast over fp32 parameters with fp32 gradients and reductions."""
+
+from typing import ClassVar, Literal
+
+from selectbench.choices.choice import Choice, Needs
+
+AUTOCAST = "Micikevicius et al. 2018, arXiv:1710.03740; docs.pytorch.org/docs/stable/amp.html"
+DTYPES = frozenset({"compute_dtype", "matmul_tf32", "first_step_loss", "first_step_gradient_norm"})
+
+
+class PrecisionChoice(Choice):
+    """How numbers are kept and multiplied, as torch's dtype names."""
+
+    needs: ClassVar[Needs] = Needs(packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = DTYPES
+    parameter_dtype: ClassVar[str] = "float32"
+    """Of parameters, gradients and (unless the optimizer quantises it) optimizer state."""
+    autocast_dtype: ClassVar[str | None] = None
+    """Of matrix products under autocast; None: no autocast."""
+    tf32: ClassVar[bool] = False
+    """Whether fp32 matrix products may use TF32 tensor cores."""
+    gradient_scaling: ClassVar[bool] = False
+    """Whether the loss is scaled, and steps with infinite gradients are skipped."""
+
+
+class Fp32(PrecisionChoice):
+    """Single precision throughout, TF32 off."""
+
+    source: ClassVar[str] = "IEEE 754 binary32; torch.backends.cuda.matmul.fp32_precision = 'ieee'"
+    name: Literal["fp32"] = "fp32"
+
+
+class Tf32(PrecisionChoice):
+    """Single precision whose matrix products round their inputs to 10 bits of mantissa."""
+
+    source: ClassVar[str] = (
+        "docs.nvidia.com, TF32 in the Ampere architecture; torch.backends.cuda.matmul.fp32_precision"
+    )
+    needs: ClassVar[Needs] = Needs(device="cuda", compute_capability=(8, 0), packages=("torch",))
+    tf32: ClassVar[bool] = True
+    name: Literal["tf32"] = "tf32"
+
+
+class Bf16Mixed(PrecisionChoice):
+    """bfloat16 autocast over fp32 parameters."""
+
+    source: ClassVar[str] = AUTOCAST
+    needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
+    autocast_dtype: ClassVar[str | None] = "bfloat16"
+    name: Literal["bf16_mixed"] = "bf16_mixed"
+
+
+class Fp16Mixed(PrecisionChoice):
+    """float16 autocast over fp32 parameters with dynamic gradient scaling; skipped steps are counted."""
+
+    source: ClassVar[str] = AUTOCAST
+    may_change: ClassVar[frozenset[str]] = DTYPES | {"steps_applied"}
+    autocast_dtype: ClassVar[str | None] = "float16"
+    gradient_scaling: ClassVar[bool] = True
+    name: Literal["fp16_mixed"] = "fp16_mixed"
+
+
+class Bf16Pure(PrecisionChoice):
+    """Everything in bfloat16: parameters, gradients and optimizer state, without fp32 master weights."""
+
+    source: ClassVar[str] = (
+        "Kalamkar et al. 2019, arXiv:1905.12322 (the format); no master weights is this choice's point"
+    )
+    needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = DTYPES | {
+        "parameter_dtype", "gradient_dtype", "optimizer_state_dtype",
+    }  # fmt: skip
+    parameter_dtype: ClassVar[str] = "bfloat16"
+    name: Literal["bf16_pure"] = "bf16_pure"

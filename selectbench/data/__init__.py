@@ -1,0 +1,1 @@
+"""Text to token files: corpora, held-out split, tokenizer, cache. No torch."""

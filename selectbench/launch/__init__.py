@@ -1,0 +1,1 @@
+"""One isolated process group per trial, and the run around them."""

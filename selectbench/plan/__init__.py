@@ -1,0 +1,1 @@
+"""A suite to trials in run order, with what cannot run and why."""

@@ -1,0 +1,197 @@
+"""One line of records.jsonl, and the words it uses. Every key is documented here and nowhere else.
+
+Raw values only, in SI units that the names state. Ratios (tokens per second, perplexity, bits per byte)
+are derived in `analysis`, so that a corrected formula needs no new run. Unknown is None.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+"""Grows when a key's meaning changes; keys are added without it."""
+
+FailureKind = Literal["oom", "diverged", "unsupported", "timeout", "crashed", "interrupted"]
+
+
+class Stored(BaseModel):
+    """A mapping that is written to disk: NaN and infinity are refused, later versions' keys are kept out."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore", use_attribute_docstrings=True)
+
+
+class Trial(Stored):
+    """Option x seed: what one isolated worker runs."""
+
+    trial_id: str
+    """Hash of the option's name, its settings, the job, the data, the seed and the code."""
+    option: str
+    """The option's name in the suite."""
+    seed: int
+    """Draws initial weights and data order; never the split, the tokenizer or the evaluation set."""
+    settings: dict[str, Any]
+    """The option's choices, every dimension resolved, as a suite writes them."""
+
+
+class Measurement(Stored):
+    """What a completed trial observed."""
+
+    tokens_per_step: int
+    """Tokens of one optimizer step, over all ranks."""
+    steps_applied: int
+    """Optimizer steps of the job that changed the weights."""
+    steps_skipped: int
+    """Optimizer steps of the job that fp16's gradient scaling skipped."""
+    timed_steps: int
+    """Steps inside the timed windows: after warm-up, those added for timing among them."""
+    timed_seconds: float
+    """Sum of the timed windows, synchronised at both edges; evaluation and logging lie outside."""
+    step_seconds: list[float]
+    """Durations of the timed steps, decimated to at most 256 evenly spaced ones; all in series.json."""
+    step_time_median_seconds: float | None
+    """Median duration of all timed steps."""
+    step_time_iqr_seconds: float | None
+    """Distance between the quartiles of all timed steps' durations."""
+    warmup_seconds: float
+    """Time of the warm-up steps without compilation."""
+    startup_seconds: float
+    """From the worker's first instruction to the first step: weights, data, optimizer."""
+    compile_seconds: float | None
+    """Time of compiling, within the steps that compiled; None where nothing is compiled."""
+    recompilations: int
+    """Compilations that voided a timed window."""
+    training_seconds: float
+    """Time of all the job's steps, warm-up and compilation among them, without evaluation."""
+    evaluation_seconds: float
+    """Time of all evaluations."""
+    first_loss: float
+    """Training loss of the first step, before any update; nats per token."""
+    last_loss: float
+    """Training loss of the job's last step; nats per token."""
+    final_loss: float | None
+    """Held-out loss after the last step, in fp32; nats per token; None: not evaluated."""
+    heldout_tokens: int | None
+    """Tokens that final_loss is a mean over."""
+    heldout_bytes: int | None
+    """UTF-8 bytes of those tokens."""
+    peak_memory_allocated_bytes: int | None = None
+    """CUDA: the allocator's peak of allocated memory while training, evaluation excluded."""
+    peak_memory_reserved_bytes: int | None = None
+    """CUDA: the allocator's peak of reserved memory while training."""
+    num_alloc_retries: int | None = None
+    """CUDA: times the allocator had to free its cache to serve a request; above 0 is a silent slowdown."""
+    peak_pss_growth_bytes: int | None = None
+    """CPU: peak proportional set size of the trial's processes over its value at their start."""
+
+
+class Completed(Stored):
+    """The trial ran to its end."""
+
+    status: Literal["completed"] = "completed"
+    measurement: Measurement
+    """What was observed."""
+
+
+class Failed(Stored):
+    """The trial did not yield a measurement; it is a row, never a zero."""
+
+    status: Literal["failed"] = "failed"
+    kind: FailureKind
+    """oom, diverged, unsupported, timeout, crashed or interrupted."""
+    detail: str
+    """What happened, with the last lines of the log where it crashed."""
+
+
+Outcome = Annotated[Completed | Failed, Field(discriminator="status")]
+
+
+class EvaluationPoint(Stored):
+    """One evaluation on held-out text."""
+
+    step: int
+    """Optimizer steps done."""
+    tokens: int
+    """Training tokens consumed."""
+    training_seconds: float
+    """Training time so far, evaluation excluded."""
+    loss: float
+    """Held-out loss, fp32, nats per token."""
+
+
+class Identity(Stored):
+    """What proves that two trials did the same job: digests of what was used, and what was resolved."""
+
+    initial_weights_sha256: str
+    """Of the initial weights in fp32, names and shapes among them, before casting and wrapping."""
+    token_stream_sha256: str
+    """Of every optimizer step's tokens, from the tensors the model consumed, whatever the micro-batches."""
+    evaluation_set_sha256: str | None
+    """Of the held-out tokens scored; None: not evaluated."""
+    parameters: int
+    """Number of parameters, tied ones once."""
+    tokens_per_step: int
+    """Tokens of one optimizer step."""
+    steps_requested: int
+    """Optimizer steps of the job."""
+    steps_applied: int
+    """Those that changed the weights."""
+    gradient_accumulation_steps: int
+    """Micro-batches per optimizer step and rank."""
+    learning_rate_shape_sha256: str
+    """Of the learning rate over the steps as a share of its peak."""
+    parameter_dtype: str
+    """As found on the model."""
+    gradient_dtype: str
+    """As found on the parameters' gradients."""
+    compute_dtype: str
+    """Of the output of a matrix product, as found on the logits."""
+    optimizer_state_dtype: list[str]
+    """Of the optimizer's state tensors of more than one element, as found, sorted."""
+    matmul_tf32: bool
+    """Whether fp32 products may use TF32."""
+    attention: str
+    """As the model reports it."""
+    optimizer: list[str]
+    """Classes of the optimizers with their implementation, `AdamW(fused)`."""
+    compiled: bool
+    """Whether a compiled graph ran."""
+    first_step_loss: float
+    """Loss of step 0; nats per token."""
+    first_step_gradient_norm: float
+    """Global gradient norm of step 0, before clipping."""
+
+
+class Record(Stored):
+    """One trial's end."""
+
+    schema_version: int = SCHEMA_VERSION
+    """The version of these keys."""
+    trial: Trial
+    """What was run."""
+    phase: Literal["tune", "contest"] = "contest"
+    """Whether the trial tuned a setting or counts in the ranking."""
+    round: int
+    """The round, from 0: every option once."""
+    attempt: int = 1
+    """Counts the trial's launches; the last attempt is the one that counts."""
+    outcome: Outcome
+    """completed with its measurement, or failed with its kind."""
+    identity: Identity | None = None
+    """The certificate; None where the trial failed."""
+    evaluation_curve: list[EvaluationPoint] = Field(default_factory=list)
+    """Held-out loss over the training."""
+    loss_curve: list[tuple[int, float]] = Field(default_factory=list)
+    """Training loss as (step, nats per token), decimated to at most 256 points; all in series.json."""
+    wall_seconds: float
+    """From the launch to the end of the trial, everything included."""
+    started_at: str
+    """UTC, ISO 8601."""
+
+
+def decimate(values: list[Any], most: int = 256) -> list[Any]:
+    """At most `most` evenly spaced elements, the first and the last among them."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (most - 1))] for i in range(most)]

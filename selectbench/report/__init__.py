@@ -1,0 +1,1 @@
+"""A ranking to text. Pure functions."""

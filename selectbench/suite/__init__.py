@@ -1,0 +1,1 @@
+"""Suite files: validated, resolved, with errors that point at the line."""

@@ -1,0 +1,78 @@
+"""A suite: one question, with everything resolved. `load` makes it from a file."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from selectbench.choices import Choices
+from selectbench.suite.job import Job
+from selectbench.suite.strict import Strict
+
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+
+
+class Decide(Strict):
+    """What decides between the options."""
+
+    objective: Literal[
+        "tokens_per_second", "peak_memory_bytes", "final_loss", "final_perplexity", "bits_per_byte",
+        "step_time_median_seconds",
+    ] = "tokens_per_second"  # fmt: skip
+    """The metric to rank by; whether more or less is better follows from it."""
+    constraints: list[str] = Field(default_factory=lambda: ["final_perplexity <= 1.01x baseline"])
+    """What a row must hold to be ranked: `METRIC <= 1.01x baseline`, or `METRIC >= 5000`."""
+
+
+class Limits(Strict):
+    """When a trial is given up."""
+
+    trial_seconds: Annotated[float, Field(gt=0)] | None = None
+    """Longest time of one trial; null: no bound."""
+    stall_seconds: Annotated[float, Field(gt=0)] = 1800.0
+    """Longest silence of a trial, no step, evaluation or compilation ending in it."""
+
+
+class Option(Strict):
+    """One row of the ranking: a named set of choices."""
+
+    name: str
+    """As the suite calls it, unique."""
+    choices: Choices
+    """Every dimension, resolved."""
+    differs_in: list[str]
+    """Dimensions in which it differs from the baseline, `optimizer.lr` where only a setting does."""
+
+
+class Suite(Strict):
+    """One question, ready to be planned."""
+
+    name: str
+    """Names the results folder."""
+    question: str
+    """What the answer's sentence answers."""
+    profile: str | None
+    """The profile that was merged in."""
+    device: Literal["cpu", "cuda"]
+    """What the job runs on."""
+    quick: bool = False
+    """Speed and memory only: no claim of quality."""
+    job: Job
+    """The work that is identical for every option."""
+    options: list[Option]
+    """In the file's order."""
+    baseline: str
+    """The option that the others are compared with."""
+    seeds: list[Seed]
+    """One round each."""
+    decide: Decide
+    """What decides."""
+    limits: Limits
+    """When a trial is given up."""
+    resolved: dict[str, Any]
+    """The merged file as plain data: loading it again gives this suite; written as `suite.yaml`."""
+
+    def option(self, name: str) -> Option:
+        """The option of that name. Raises KeyError."""
+        return {option.name: option for option in self.options}[name]

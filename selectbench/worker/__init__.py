@@ -1,0 +1,1 @@
+"""Trains one trial and yields one record. The only part that imports torch."""
