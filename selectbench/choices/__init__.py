@@ -41,7 +41,7 @@ def _switch(value: object) -> object:
     return {True: "full", False: "off"}[value] if isinstance(value, bool) else value
 
 
-_CHECKPOINTING = one_of(*REGISTRY["activation_checkpointing"])
+_CHECKPOINTING: Any = one_of(*REGISTRY["activation_checkpointing"])
 
 
 class Choices(BaseModel):
@@ -55,7 +55,7 @@ class Choices(BaseModel):
     """How numbers are kept and multiplied."""
     micro_batch_size: MicroBatchSize
     """Sequences per forward pass and rank; gradient accumulation steps follow from it."""
-    activation_checkpointing: Annotated[_CHECKPOINTING, BeforeValidator(_switch)] = CheckpointingOff()
+    activation_checkpointing: Annotated[_CHECKPOINTING, BeforeValidator(_switch)] = CheckpointingOff()  # type: ignore[valid-type]
     """Whether activations are recomputed in the backward pass (true or false)."""
     attention: one_of(*REGISTRY["attention"]) = Sdpa()  # type: ignore[valid-type]
     """Which kernel computes attention."""
