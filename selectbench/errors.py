@@ -32,6 +32,10 @@ class UserError(ValueError):
         self.problems = problems
 
 
+class MissingPackageError(UserError):
+    """A package that this command cannot do without is not installed; the message says how to get it."""
+
+
 def did_you_mean(wrong: object, candidates: Sequence[str]) -> str:
     """' (did you mean X?)' for the nearest candidate, or '' where none is near."""
     near = get_close_matches(str(wrong), candidates, n=1, cutoff=0.6)

@@ -5,12 +5,17 @@ Cores count as what this process may use: its affinity, cut by the cgroup's quot
 
 from __future__ import annotations
 
+import ast
+import importlib.util
 import os
 import shutil
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+
+from selectbench.nvml import Gpu, gpus
+from selectbench.nvml import problem as nvml_problem
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,86 @@ def find_compiler() -> str | None:
     return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")
 
 
+def inspect_machine(device: str | None = None) -> Machine:
+    """What choices may ask about this machine; no torch is imported.
+
+    `device` None: `cuda` where NVML shows this process a GPU and the installed torch is built for CUDA,
+    else `cpu`. A `cuda` machine without a visible GPU has a device_count of 0.
+    """
+    visible = gpus()
+    if device is None:
+        device = "cuda" if visible and torch_cuda_version() else "cpu"
+    on_gpu = device == "cuda"
+    return Machine(
+        device=device,
+        compute_capability=visible[0].compute_capability if on_gpu and visible else None,
+        device_count=len(visible) if on_gpu else 1,
+        compiler=find_compiler(),
+    )
+
+
+def torch_cuda_version() -> str | None:
+    """The CUDA version that the installed torch is built for, `12.8`; None: built without, or no torch."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        return None
+    return _assigned_text(Path(spec.origin).with_name("version.py"), "cuda")
+
+
+def _assigned_text(path: Path, name: str) -> str | None:
+    """The string that a module assigns to a name at its top level, read without running it."""
+    try:
+        statements = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError):
+        return None
+    for statement in statements:
+        targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+        value = getattr(statement, "value", None)
+        if any(isinstance(t, ast.Name) and t.id == name for t in targets) and isinstance(value, ast.Constant):
+            return value.value if isinstance(value.value, str) else None
+    return None
+
+
+def wrong_device_reason(device: str | None = None) -> str | None:
+    """Why a run on `device` would not run where the user expects it, with the fix; None where it would.
+
+    `device` None: whatever the machine has. A GPU that torch cannot use is then a reason, because the run
+    would silently be one on the CPU. `cpu` is always right.
+    """
+    visible = gpus() if device != "cpu" else []
+    if not visible:
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
+        why = f": CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}" if hidden else nvml_words()
+        return f"device cuda: no GPU is visible{why}" if device == "cuda" else None
+    torch = installed_version("torch")
+    if torch is None:
+        return "device cuda: torch is not installed: pip install 'selectbench[train]'" if device == "cuda" else None
+    return _unusable_reason(visible[0], torch, torch_cuda_version())
+
+
+def nvml_words() -> str:
+    """What NVML says where it cannot be asked, as the end of a sentence."""
+    said = nvml_problem()
+    return f": {said}" if said else ""
+
+
+def _unusable_reason(gpu: Gpu, torch: str, cuda: str | None) -> str | None:
+    or_cpu = "or ask for the CPU with --profile cpu"
+    if cuda is None:
+        return (
+            f"this machine has a GPU ({gpu.name}), but torch {torch} is built without CUDA: install a CUDA build "
+            f"(https://pytorch.org/get-started/locally), {or_cpu}"
+        )
+    driver = gpu.cuda_driver_version
+    if driver is not None and driver[0] < int(cuda.split(".")[0]):
+        return (
+            f"torch {torch} is built for CUDA {cuda}, but the driver {gpu.driver_version} of {gpu.name} runs at "
+            f"most CUDA {driver[0]}.{driver[1]}: update the driver, install a torch built for CUDA {driver[0]}, "
+            f"{or_cpu}"
+        )
+    return None
+
+
 def usable_cores() -> float:
     """Cores that this process may use at once: its affinity, cut by the cgroup's CPU quota."""
     affinity = float(len(os.sched_getaffinity(0)))
@@ -55,13 +140,71 @@ def usable_cores() -> float:
     return affinity if quota is None else min(affinity, quota)
 
 
-def cgroup_cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """The cgroup's limit in cores (v2 `cpu.max`, v1 `cpu.cfs_quota_us`), or None where there is none."""
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
+    """The processor as the kernel names it, or None where it does not."""
     try:
-        if (root / "cpu.max").exists():
-            quota, period = (root / "cpu.max").read_text().split()
-            return None if quota == "max" else int(quota) / int(period)
-        quota_us = int((root / "cpu" / "cpu.cfs_quota_us").read_text())
-        return None if quota_us <= 0 else quota_us / int((root / "cpu" / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return None
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
+    return next(filter(None, named), None)
+
+
+def memory_total_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """The machine's memory, or None where the kernel does not say."""
+    try:
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemTotal:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration, IndexError, ValueError):
+        return None
+
+
+CGROUP_ROOT = Path("/sys/fs/cgroup")
+CGROUP_MEMBERSHIP = Path("/proc/self/cgroup")
+NO_LIMIT_BYTES = 1 << 60
+"""cgroup v1 writes `no limit` as the largest multiple of a page."""
+
+
+def cgroup_memory_limit_bytes(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> int | None:
+    """The tightest memory limit of this process's cgroup and those above it, or None where there is none."""
+    limits = [_number(folder / "memory.max") for folder in cgroup_folders("", root, membership)]
+    folders = cgroup_folders("memory", root, membership)
+    limits += [_number(folder / "memory.limit_in_bytes") for folder in folders]
+    return min((int(limit) for limit in limits if limit is not None and limit < NO_LIMIT_BYTES), default=None)
+
+
+def cgroup_cpu_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> float | None:
+    """The tightest CPU quota of this process's cgroup and those above it in cores, or None where there is none.
+
+    v2 has it in `cpu.max`, v1 in `cpu.cfs_quota_us`.
+    """
+    quotas = [_number(folder / "cpu.max", over=True) for folder in cgroup_folders("", root, membership)]
+    for folder in cgroup_folders("cpu", root, membership):
+        quota, period = _number(folder / "cpu.cfs_quota_us"), _number(folder / "cpu.cfs_period_us")
+        quotas.append(quota / period if quota and period and quota > 0 else None)
+    return min((quota for quota in quotas if quota is not None), default=None)
+
+
+def cgroup_folders(controller: str, root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> list[Path]:
+    """The cgroup of this process and those above it, innermost first; `controller` names one of v1, '' is v2.
+
+    In a container the membership may be told from the host's view; folders that are not there are left out.
+    """
+    try:
+        lines = [line.split(":", 2) for line in membership.read_text().splitlines()]
+    except OSError:
+        lines = []
+    paths = [line[2] for line in lines if len(line) == 3 and controller in line[1].split(",")]
+    top = root / controller
+    inner = top / paths[0].lstrip("/") if paths else top
+    chain = [inner, *inner.parents]
+    return [folder for folder in chain if folder.is_relative_to(top) and folder.is_dir()]
+
+
+def _number(path: Path, *, over: bool = False) -> float | None:
+    """The file's number, or its first over its second; None: no file, `max`, or something else."""
+    try:
+        first, *rest = path.read_text().split()
+        return int(first) / int(rest[0]) if over else float(int(first))
+    except (OSError, ValueError, IndexError, ZeroDivisionError):
         return None

@@ -55,7 +55,7 @@ class Choices(BaseModel):
     """How numbers are kept and multiplied."""
     micro_batch_size: MicroBatchSize
     """Sequences per forward pass and rank; gradient accumulation steps follow from it."""
-    activation_checkpointing: Annotated[_CHECKPOINTING, BeforeValidator(_switch)] = CheckpointingOff()  # type: ignore[valid-type]
+    activation_checkpointing: Annotated[_CHECKPOINTING, BeforeValidator(_switch)] = CheckpointingOff()
     """Whether activations are recomputed in the backward pass (true or false)."""
     attention: one_of(*REGISTRY["attention"]) = Sdpa()  # type: ignore[valid-type]
     """Which kernel computes attention."""

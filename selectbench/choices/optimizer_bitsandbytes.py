@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -28,10 +27,7 @@ class BitsAndBytesChoice(OptimizerChoice):
         import bitsandbytes
 
         kind: Any = getattr(bitsandbytes.optim, self.class_name)
-        with warnings.catch_warnings():
-            # On a CPU the paged class warns that there is nothing to page; the choice then runs unpaged.
-            warnings.simplefilter("ignore", UserWarning)
-            return [kind(decay_groups(trainable(model), self.weight_decay), lr=self.lr, **self.settings())]
+        return [kind(decay_groups(trainable(model), self.weight_decay), lr=self.lr, **self.settings())]
 
     def settings(self) -> dict[str, object]:
         """Keyword arguments besides parameters, learning rate and weight decay."""

@@ -159,8 +159,8 @@ class Identity(Stored):
     """Whether a compiled graph ran."""
     first_step_loss: float
     """Loss of step 0; nats per token."""
-    first_step_gradient_norm: float
-    """Global gradient norm of step 0, before clipping."""
+    first_step_gradient_norm: float | None
+    """Global gradient norm of step 0, before clipping; None where fp16's scaling overflowed in it."""
 
 
 class Record(Stored):

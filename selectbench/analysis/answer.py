@@ -1,0 +1,135 @@
+"""The sentence that answers the suite's question, and what it must not claim."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from selectbench import units
+from selectbench.analysis.metrics import METRICS, Metric
+from selectbench.analysis.row import Row
+from selectbench.analysis.summary import Summary, mean, standard_deviation
+from selectbench.suite.suite import Suite
+
+_UNIT = {"tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte"}
+
+
+def answer(suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+    """One paragraph: what is best and by how much, how sure that is, and what was left out.
+
+    `rows` in the order of the ranking.
+    """
+    metric = METRICS[suite.decide.objective]
+    ranked = [row for row in rows if row.rank is not None]
+    sentences = [
+        _verdict(suite, metric, ranked, summaries),
+        _no_baseline(suite, rows),
+        _quality(suite, ranked),
+        _spread(suite, ranked),
+        _barred(metric, ranked, rows),
+        _left_out(rows),
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _verdict(suite: Suite, metric: Metric, ranked: list[Row], summaries: Mapping[str, Summary]) -> str:
+    if not ranked:
+        return f"No answer: no option completed with a {metric.name} and held the constraints."
+    best = ranked[0]
+    if len(suite.options) == 1:
+        return f"{best.option}: {_figure(metric, best)}; there is no other option to compare it with."
+    if len(ranked) == 1:
+        return f"{best.option} is the only option that could be ranked: {_figures(suite, metric, best)}."
+    tied = [row for row in ranked[1:] if _too_close(metric, summaries[best.option], summaries[row.option])]
+    if tied:
+        names = _and([best.option, *(row.option for row in tied)])
+        figures = "; ".join(f"{row.option} {_figures(suite, metric, row)}" for row in (best, *tied))
+        return f"Too close to call between {names}: they differ by no more than the seeds do: {figures}."
+    return (
+        f"{best.option} {metric.superlative}{_within(suite, best)}: {_figures(suite, metric, best)}; "
+        f"next {ranked[1].option}: {_figures(suite, metric, ranked[1])}."
+    )
+
+
+def _within(suite: Suite, row: Row) -> str:
+    held = [c.constraint for c in row.constraints if c.verdict == "holds"]
+    return f" of those that hold {_and(held)}" if held else ""
+
+
+def _figure(metric: Metric, row: Row) -> str:
+    return metric.show(row.metrics[metric.name].value) + _UNIT.get(metric.name, "")
+
+
+def _figures(suite: Suite, metric: Metric, row: Row) -> str:
+    """`11,420 tokens/s, 1.07x the baseline`, without the ratio where there is none."""
+    ratio = row.metrics[metric.name].ratio_to_baseline
+    if row.option == suite.baseline:
+        return f"{_figure(metric, row)} (the baseline)"
+    return _figure(metric, row) + ("" if ratio is None else f", {units.ratio(ratio)} the baseline")
+
+
+def _too_close(metric: Metric, best: Summary, other: Summary) -> bool:
+    """Whether the mean difference within seeds is no more than those differences' standard deviation."""
+    seeds = best.common(other, metric.name)
+    differences = [best.values[metric.name][s] - other.values[metric.name][s] for s in seeds]
+    gap, spread = mean(differences), standard_deviation(differences)
+    return gap is not None and (gap == 0 or (spread is not None and abs(gap) <= spread))
+
+
+def _no_baseline(suite: Suite, rows: Sequence[Row]) -> str:
+    row = next(row for row in rows if row.option == suite.baseline)
+    if row.n:
+        return ""
+    kinds = sorted({failure.kind for failure in row.failures})
+    why = f" ({_and(kinds)})" if kinds else " (it has not run yet)"
+    return f"No comparison: the baseline {suite.baseline} did not complete{why}."
+
+
+def _quality(suite: Suite, ranked: list[Row]) -> str:
+    if suite.quick or not suite.job.evaluates:
+        return "Speed and memory only: quality was not measured and nothing is said of it."
+    unjudged = [c for row in ranked for c in row.constraints if c.verdict == "not_judged"]
+    if unjudged:
+        first = unjudged[0]
+        return f"Whether the rows hold {first.constraint} is not known: {first.detail}."
+    return ""
+
+
+def _spread(suite: Suite, ranked: list[Row]) -> str:
+    if not ranked:
+        return ""
+    fewest, most = min(row.n for row in ranked), max(row.n for row in ranked)
+    if most == 1:
+        return "(1 seed: there is no measure of spread, so a difference may be chance.)"
+    seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    return f"({seeds}; means, no test of significance.)"
+
+
+def _barred(metric: Metric, ranked: list[Row], rows: Sequence[Row]) -> str:
+    """Names rows that would have been first had they held the constraints."""
+    best = ranked[0].metrics[metric.name].value if ranked else None
+    found = [
+        f"{row.option} ({_figure(metric, row)}) fails {_and(row.constraint_failures)}"
+        for row in rows
+        if row.constraint_failures and _beats(metric, row, best)
+    ]
+    return f"Better by {metric.name} but not eligible: {'; '.join(found)}." if found else ""
+
+
+def _beats(metric: Metric, row: Row, best: float | None) -> bool:
+    value = row.metrics[metric.name].value
+    return value is not None and (best is None or metric.is_better(value, best))
+
+
+def _left_out(rows: Sequence[Row]) -> str:
+    why = {row.option: _reason(row) for row in rows if row.not_comparable or row.n == 0}
+    return f"Not ranked: {', '.join(f'{name} ({reason})' for name, reason in why.items())}." if why else ""
+
+
+def _reason(row: Row) -> str:
+    if row.not_comparable:
+        return "not the same job"
+    return _and(sorted({failure.kind for failure in row.failures})) or "not run yet"
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

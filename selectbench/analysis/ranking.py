@@ -1,0 +1,111 @@
+"""Records to the Ranking: means over seeds, ratios to the baseline, constraints, failures last. Pure.
+
+A simple first ranking: means decide, and the answer says how they compare with the seeds' spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from selectbench.analysis import sanity
+from selectbench.analysis.answer import answer
+from selectbench.analysis.judge import Judge, ratio_to
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.row import ConstraintVerdict, Failure, MetricValue, Ranking, Row
+from selectbench.analysis.summary import Summary, standard_deviation, summarise
+from selectbench.record.record import Record
+from selectbench.suite.suite import Suite
+
+
+def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) -> Ranking:
+    """The ranking of a run's records, whatever their order.
+
+    The last attempt of every trial of the contest counts. `warnings` are passed on before those found
+    here. Raises ValueError for a constraint that cannot be read.
+    """
+    summaries, strays = summarise(suite, records)
+    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
+    another_job = sanity.undeclared(summaries, baseline)
+    judge = Judge(baseline, suite.job.evaluates and not suite.quick)
+    rows = [_row(suite, summary, baseline, judge, another_job[summary.name]) for summary in summaries]
+    kinds = sanity.memory_kinds(summaries)
+    ranked = _in_order(suite, rows)
+    return Ranking(
+        suite=suite.name, baseline=suite.baseline, question=suite.question,
+        answer=answer(suite, ranked, {summary.name: summary for summary in summaries}),
+        objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
+        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=ranked,
+        warnings=[*warnings, *strays, *_found(summaries, baseline, another_job)],
+    )  # fmt: skip
+
+
+def _found(summaries: list[Summary], baseline: Summary, another_job: Mapping[str, list[str]]) -> list[str]:
+    jobs = [f"{name}: not the same job: {line}" for name, lines in another_job.items() for line in lines]
+    missing = [
+        f"{s.name}: {len(s.missing)} of {len(s.planned)} seeds have no record: the run is incomplete"
+        for s in summaries if s.missing
+    ]  # fmt: skip
+    doubts = sanity.trial_warnings(summaries) + sanity.first_loss_warnings(summaries, baseline)
+    return missing + jobs + doubts + sanity.memory_warnings(summaries)
+
+
+def _row(suite: Suite, summary: Summary, baseline: Summary, judge: Judge, another_job: list[str]) -> Row:
+    judged = bool(summary.completed) and not another_job
+    constraints = [judge.verdict(text, summary) for text in suite.decide.constraints] if judged else []
+    broken = [f"{c.constraint}: {c.detail}" for c in constraints if c.verdict == "fails"]
+    return Row(
+        option=summary.name, rank=None, status=_status(summary, another_job),
+        n=len(summary.completed), planned=len(summary.planned), missing_seeds=summary.missing,
+        differs_in=summary.option.differs_in, eligible=judged and not broken,
+        constraints=constraints, constraint_failures=broken, not_comparable=another_job,
+        metrics={name: _metric(name, summary, None if another_job else baseline) for name in METRICS},
+        failures=[Failure(seed=seed, kind=f.kind, detail=f.detail) for seed, f in summary.failed.items()],
+    )  # fmt: skip
+
+
+def _status(
+    summary: Summary, another_job: list[str]
+) -> Literal["completed", "partial", "failed", "not_comparable"]:
+    if another_job:
+        return "not_comparable"
+    if len(summary.failed) == len(summary.planned):
+        return "failed"
+    return "completed" if len(summary.completed) == len(summary.planned) else "partial"
+
+
+def _metric(name: str, summary: Summary, baseline: Summary | None) -> MetricValue:
+    known = summary.values[name]
+    return MetricValue(
+        value=summary.mean(name),
+        ratio_to_baseline=ratio_to(baseline, summary, name) if baseline else None,
+        standard_deviation=standard_deviation(list(known.values())),
+        n=len(known),
+    )
+
+
+def _in_order(suite: Suite, rows: list[Row]) -> list[Row]:
+    """Eligible rows by the objective, numbered; then the others by how far they came."""
+    objective = suite.decide.objective
+    sign = -1 if METRICS[objective].better == "more" else 1
+
+    def place(row: Row) -> tuple[int, float]:
+        value = row.metrics[objective].value
+        return _group(row, objective), 0.0 if value is None else sign * value
+
+    ordered = sorted(rows, key=place)
+    return [
+        row.model_copy(update={"rank": number}) if _group(row, objective) == 0 else row
+        for number, row in enumerate(ordered, start=1)
+    ]
+
+
+def _group(row: Row, objective: str) -> int:
+    if row.eligible:
+        return 0 if row.metrics[objective].value is not None else 1
+    if row.n == 0:
+        return 5 if row.status == "failed" else 4
+    return 3 if row.not_comparable else 2
+
+
+__all__ = ["ConstraintVerdict", "Failure", "MetricValue", "Ranking", "Row", "rank"]

@@ -1,0 +1,110 @@
+"""Records of a run to one summary per option: which attempt counts, what completed, failed, is missing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from selectbench.analysis.metrics import METRICS, derive, finite
+from selectbench.record.record import Completed, Failed, Measurement, Record
+from selectbench.suite.suite import Option, Suite
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One option over its seeds, in the suite's order of seeds."""
+
+    option: Option
+    planned: list[int]
+    """The suite's seeds."""
+    completed: dict[int, Record] = field(default_factory=dict)
+    measurements: dict[int, Measurement] = field(default_factory=dict)
+    """Of the completed seeds."""
+    failed: dict[int, Failed] = field(default_factory=dict)
+    values: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Known values by metric and seed."""
+
+    @property
+    def missing(self) -> list[int]:
+        """Seeds without any record."""
+        return [seed for seed in self.planned if seed not in self.completed and seed not in self.failed]
+
+    @property
+    def name(self) -> str:
+        """The option's name."""
+        return self.option.name
+
+    def common(self, other: Summary, metric: str) -> list[int]:
+        """Seeds for which both know the metric."""
+        return [seed for seed in self.values[metric] if seed in other.values[metric]]
+
+    def mean(self, metric: str, seeds: Iterable[int] | None = None) -> float | None:
+        """Mean over these seeds (all that know the metric where not given)."""
+        known = self.values[metric]
+        return mean([known[seed] for seed in (known if seeds is None else seeds)])
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Arithmetic mean; None of nothing. Each value is divided first, so that no sum overflows."""
+    return finite(lambda: math.fsum(v / len(values) for v in values)) if values else None
+
+
+def standard_deviation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (n - 1), scaled by the largest deviation against overflow; None below two."""
+    centre = mean(values)
+    if len(values) < 2 or centre is None:
+        return None
+    if min(values) == max(values):  # the rounding of the mean is no spread
+        return 0.0
+    widest = max(abs(v - centre) for v in values)
+    squares = math.fsum(((v - centre) / widest) ** 2 for v in values)
+    return finite(lambda: widest * math.sqrt(squares / (len(values) - 1)))
+
+
+def summarise(suite: Suite, records: Sequence[Record]) -> tuple[list[Summary], list[str]]:
+    """One summary per option in the suite's order, and warnings about records that count for none."""
+    counted, warnings = _counted(suite, records)
+    return [_summary(suite, option, counted) for option in suite.options], warnings
+
+
+def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, int], Record], list[str]]:
+    """The last attempt of every trial of the contest, by option and seed; strangers are named."""
+    names = {option.name for option in suite.options}
+    counted: dict[tuple[str, int], Record] = {}
+    warnings: set[str] = set()
+    for record in sorted(_last_attempts(records), key=lambda r: (r.started_at, r.trial.trial_id)):
+        key = (record.trial.option, record.trial.seed)
+        if key[0] not in names or key[1] not in suite.seeds:
+            warnings.add(f"option {key[0]}, seed {key[1]}: a record of no trial of this suite is left out")
+            continue
+        if key in counted:
+            warnings.add(f"option {key[0]}, seed {key[1]}: records of two different trials; the latest counts")
+        counted[key] = record
+    return counted, sorted(warnings)
+
+
+def _last_attempts(records: Sequence[Record]) -> Iterable[Record]:
+    last: dict[str, Record] = {}
+    for record in (r for r in records if r.phase == "contest"):
+        rival = last.setdefault(record.trial.trial_id, record)
+        if (record.attempt, record.started_at) > (rival.attempt, rival.started_at):
+            last[record.trial.trial_id] = record
+    return last.values()
+
+
+def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record]) -> Summary:
+    summary = Summary(option, suite.seeds, values={name: {} for name in METRICS})
+    for seed in suite.seeds:
+        record = counted.get((option.name, seed))
+        if record is None:
+            continue
+        if isinstance(record.outcome, Completed):
+            summary.completed[seed] = record
+            summary.measurements[seed] = record.outcome.measurement
+            known = {name: value for name, value in derive(record).items() if value is not None}
+            for name, value in known.items():
+                summary.values[name][seed] = value
+        else:
+            summary.failed[seed] = record.outcome
+    return summary

@@ -1,0 +1,199 @@
+"""The commands. Results go to standard output, everything else to standard error; no logic here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from selectbench import __version__
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from selectbench.launch.preparation import Request
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train the same language-model job under each choice on this machine, and see which one to take.",
+)  # fmt: skip
+
+SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a shipped suite's name.")]
+ProfileOption = Annotated[
+    str | None, typer.Option("--profile", metavar="NAME", help="A profile of the suite; by device if not given.")
+]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="PATH=VALUE", help="Change a setting: job.max_steps=20.")
+]
+AxisOption = Annotated[
+    list[str],
+    typer.Option("--axis", metavar="PATH=A,B", help="Replace the options by a grid: precision=fp32,bf16_mixed."),
+]
+SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="One round for each seed.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="Speed and memory only, one seed, few steps.")]
+ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+
+
+def _request(
+    suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool
+) -> Request:
+    from selectbench.launch.preparation import Request
+
+    return Request(suite, profile, settings, axes, seeds, quick)
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"selectbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say and exit.")
+    ] = False,
+) -> None: ...
+
+
+@app.command()
+def run(
+    suite: SuiteArgument,
+    results: ResultsOption = Path("results"),
+    profile: ProfileOption = None,
+    settings: SetOption = [],  # noqa: B006
+    axes: AxisOption = [],  # noqa: B006
+    seeds: SeedsOption = None,
+    quick: QuickOption = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
+    from selectbench.launch.display import make_display
+    from selectbench.launch.preparation import prepare_all
+    from selectbench.launch.run import run as run_suite
+
+    console = _stderr()
+    preparation = prepare_all(_request(suite, profile, settings, axes, seeds, quick), console.print)
+    result = run_suite(
+        preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
+    )  # fmt: skip
+    _show_ranking(result.folder, as_json)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def plan(
+    suite: SuiteArgument,
+    results: ResultsOption = Path("results"),
+    profile: ProfileOption = None,
+    settings: SetOption = [],  # noqa: B006
+    axes: AxisOption = [],  # noqa: B006
+    seeds: SeedsOption = None,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
+    from selectbench.launch.preview import preview
+    from selectbench.report.plan import plan_as_json, print_plan
+
+    request = _request(suite, profile, settings, axes, seeds, quick)
+    outlook = preview(request, results, _stderr().print)
+    if as_json:
+        typer.echo(plan_as_json(outlook.plan, outlook.estimate))
+    else:
+        print_plan(_stdout(), outlook.plan, outlook.estimate, outlook.notes)
+
+
+@app.command()
+def report(
+    run: RunArgument,
+    option: Annotated[str | None, typer.Argument(metavar="OPTION", help="One option's trials.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Render a run's ranking and report again, from its records alone."""
+    from selectbench.launch.publish import publish, read_run
+
+    if option is None:
+        publish(run)
+        _show_ranking(run, as_json)
+        return
+    from rich.markdown import Markdown
+
+    from selectbench.report.option import render
+
+    stored = read_run(run)
+    text = render(stored.suite, stored.ranking(), stored.records, option)
+    console = _stdout()
+    console.print(Markdown(text) if console.is_terminal else text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_ranking(folder: Path, as_json: bool) -> None:
+    from selectbench.launch.publish import read_run
+    from selectbench.record.run_folder import RANKING, REPORT
+    from selectbench.report.terminal import print_ranking
+
+    if as_json:
+        typer.echo((folder / RANKING).read_text(encoding="utf-8"), nl=False)
+        return
+    console = _stdout()
+    print_ranking(console, read_run(folder).ranking())
+    console.print(f"report: {folder / REPORT}", soft_wrap=True, markup=False, highlight=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run, and how to mend what it cannot."""
+    from selectbench.doctor import diagnose, render, supported_choices
+    from selectbench.machine import inspect_machine
+
+    findings = diagnose()
+    _stdout().print(render(findings, supported_choices(inspect_machine())))
+    raise typer.Exit(2 if any(finding.status == "broken" for finding in findings) else 0)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON Schema of suite files, for editors."""
+    import json
+
+    from selectbench.suite.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@app.command()
+def init(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("suite.yaml"),
+    source: Annotated[str | None, typer.Option("--from", metavar="NAME", help="A shipped suite.")] = None,
+) -> None:
+    """Write a commented suite to start from; an existing file is left alone."""
+    from selectbench.errors import UserError
+    from selectbench.suite.shipped import template
+
+    text = template(source)
+    try:
+        with path.open("x", encoding="utf-8") as stream:
+            stream.write(text)
+    except FileExistsError:
+        raise UserError(f"{path}: exists already; name another file") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot write: {error.strerror}") from None
+    typer.echo(f"{path} written; next: selectbench plan {path}")

@@ -1,0 +1,230 @@
+"""What this machine can run, what limits it, and how to mend that. No torch is imported."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+from uuid import uuid4
+
+from packaging.requirements import Requirement
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from selectbench.choices import REGISTRY, tag_of
+from selectbench.data.cache import cache_root
+from selectbench.errors import UserError
+from selectbench.machine import (
+    Machine,
+    cgroup_memory_limit_bytes,
+    find_compiler,
+    installed_version,
+    memory_total_bytes,
+    torch_cuda_version,
+    usable_cores,
+    wrong_device_reason,
+)
+from selectbench.nvml import gpus, problem
+
+Status = Literal["ok", "limited", "broken"]
+INSTALL = "pip install 'selectbench[train]'"
+OPTIONAL_PACKAGES = {"bitsandbytes": "8-bit optimizers", "pythonbible": "the embedded corpus"}
+"""What is lost without each; no job runs without the other packages."""
+SMALLEST_SHM_BYTES = 1 << 30
+"""NCCL and data loaders of several ranks outgrow Docker's 64 MB."""
+SMALLEST_MEMORY_BYTES = 4 << 30
+"""torch, its libraries and a small model, in a trial and in the server that starts it."""
+COLOURS: dict[Status, str] = {"ok": "green", "limited": "yellow", "broken": "red"}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    subject: str
+    """What was looked at."""
+    status: Status
+    """`broken`: no job runs; `limited`: some choice does not, or figures suffer."""
+    found: str
+    """What is there."""
+    fix: str | None = None
+    """What to do about it."""
+
+
+def diagnose() -> list[Finding]:
+    """Everything that decides what this machine can run, in the order in which to mend it."""
+    return [
+        Finding("Python", "ok", f"{platform.python_implementation()} {platform.python_version()}"),
+        *check_packages(),
+        check_torch(),
+        check_gpu(),
+        check_compiler(),
+        check_python_headers(),
+        check_shared_memory(),
+        check_cache(),
+        check_cores(),
+        check_memory(),
+    ]
+
+
+def check_packages() -> Iterator[Finding]:
+    """The packages of the extra `train`, as the installed package itself requires them."""
+    for text in metadata.requires("selectbench") or []:
+        requirement = Requirement(text)
+        if requirement.marker and requirement.marker.evaluate({"extra": "train"}):
+            # Without the extra the marker does not hold: what the core requires is there already.
+            yield check_package(requirement, installed_version(requirement.name))
+
+
+def check_package(requirement: Requirement, found: str | None) -> Finding:
+    """One package against what selectbench requires of it."""
+    name = requirement.name
+    lost = OPTIONAL_PACKAGES.get(name.removesuffix("-asv"))
+    status: Status = "limited" if lost else "broken"
+    if found is None:
+        return Finding(name, status, "not installed" + (f": no {lost}" if lost else ""), INSTALL)
+    if not requirement.specifier.contains(found, prereleases=True):
+        return Finding(name, "limited", f"{found}, made for {name}{requirement.specifier}", INSTALL)
+    return Finding(name, "ok", found)
+
+
+def check_torch() -> Finding:
+    """Whether torch can use the GPU that the driver shows."""
+    cuda = torch_cuda_version()
+    built = "no torch" if installed_version("torch") is None else f"built for CUDA {cuda}" if cuda else "CPU build"
+    reason = wrong_device_reason()
+    if reason is None:
+        return Finding("torch and GPU", "ok", built)
+    what, _, fix = reason.rpartition(": ")
+    return Finding("torch and GPU", "broken", what, fix)
+
+
+def check_gpu() -> Finding:
+    """The GPUs that NVML shows."""
+    visible = gpus()
+    if visible:
+        driver = visible[0].driver_version or "unknown"
+        return Finding("GPU", "ok", f"{', '.join(gpu.name for gpu in visible)}; driver {driver}")
+    said = problem()
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None and hidden is not None:
+        return Finding("GPU", "limited", f"hidden by CUDA_VISIBLE_DEVICES={hidden}", "unset CUDA_VISIBLE_DEVICES")
+    fix = "only where there is one: install its driver; in a container, start it with --gpus all"
+    return Finding("GPU", "limited", f"none, jobs run on the CPU ({said or 'NVML shows no device'})", fix)
+
+
+def check_compiler() -> Finding:
+    """What compile on a CPU needs; on a GPU Triton needs a C compiler too."""
+    compiler = find_compiler()
+    if compiler:
+        return Finding("C++ compiler", "ok", compiler)
+    return Finding("C++ compiler", "limited", "none: no compile", "install g++ or clang, or set CXX")
+
+
+def check_python_headers(include: Path | None = None) -> Finding:
+    """What generated code is compiled against."""
+    header = (include or Path(sysconfig.get_path("include"))) / "Python.h"
+    if header.is_file():
+        return Finding("Python headers", "ok", str(header.parent))
+    fix = "install python3-dev (Debian, Ubuntu) or python3-devel (Fedora)"
+    return Finding("Python headers", "limited", f"no {header}: compile may fail", fix)
+
+
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
+    """What processes share tensors through."""
+    try:
+        total = shutil.disk_usage(folder).total
+    except OSError as error:
+        return Finding(str(folder), "limited", str(error.strerror), f"mount a tmpfs at {folder}")
+    if total < SMALLEST_SHM_BYTES:
+        fix = "in a container, start it with --shm-size=8g or --ipc=host"
+        return Finding(str(folder), "limited", f"{_gib(total)}: several ranks may fail", fix)
+    return Finding(str(folder), "ok", _gib(total))
+
+
+def check_cache() -> Finding:
+    """Whether prepared data can be kept: by writing there, as permissions alone do not tell."""
+    fix = "set SELECTBENCH_CACHE to a folder that is writable and has room"
+    try:
+        root = cache_root()
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".probe-{uuid4().hex}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        return Finding("cache", "ok", f"{root}, {_gib(shutil.disk_usage(root).free)} free")
+    except UserError as error:
+        return Finding("cache", "broken", str(error), fix)
+    except OSError as error:
+        return Finding("cache", "broken", f"{root} is not writable: {error.strerror}", fix)
+
+
+def check_cores() -> Finding:
+    """Cores by affinity and cgroup against the machine's."""
+    usable, total = usable_cores(), os.cpu_count()
+    if usable < 1:
+        fix = "raise the container's CPU limit: figures of a share of a core are noise"
+        return Finding("cores", "limited", f"{usable:g} of {total}", fix)
+    return Finding("cores", "ok", f"{usable:g} of {total}")
+
+
+def check_memory() -> Finding:
+    """The least of the machine's memory and the cgroup's limit."""
+    total, limit = memory_total_bytes(), cgroup_memory_limit_bytes()
+    usable = min((size for size in (total, limit) if size is not None), default=None)
+    if usable is None:
+        return Finding("memory", "limited", "unknown", "mount /proc")
+    found = _gib(usable) + (" by the cgroup's limit" if usable == limit else "")
+    if usable < SMALLEST_MEMORY_BYTES:
+        return Finding("memory", "limited", found, f"give the machine or container {_gib(SMALLEST_MEMORY_BYTES)}")
+    return Finding("memory", "ok", found)
+
+
+def supported_choices(machine: Machine) -> list[tuple[str, str, str | None]]:
+    """Every dimension and tag of the registry, with the reason why this machine cannot run it, or None."""
+    return [
+        (dimension, tag_of(choice), choice.needs.missing(machine))
+        for dimension, classes in REGISTRY.items()
+        for choice in classes
+    ]
+
+
+def render(findings: list[Finding], choices: list[tuple[str, str, str | None]]) -> RenderableType:
+    """Two tables, tidy from 60 columns on; their cells fold, none is cut."""
+    return Group(_findings_table(findings), Text(), _choices_table(choices))
+
+
+def _findings_table(findings: list[Finding]) -> Table:
+    table = Table(title="This machine", title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for finding in findings:
+        cell = Text(finding.found)
+        if finding.fix:
+            cell.append(f"\n-> {finding.fix}", style="bold")
+        table.add_row(finding.subject, Text(finding.status, style=COLOURS[finding.status]), cell)
+    return table
+
+
+def _choices_table(choices: list[tuple[str, str, str | None]]) -> Table:
+    table = Table(title="Choices", title_justify="left", box=None, pad_edge=False)
+    table.add_column("dimension", no_wrap=True)
+    table.add_column("runs here", overflow="fold")
+    table.add_column("does not, because", overflow="fold")
+    for dimension in dict.fromkeys(dimension for dimension, _, _ in choices):
+        own = [(tag, reason) for name, tag, reason in choices if name == dimension]
+        runs = ", ".join(tag for tag, reason in own if reason is None)
+        lacks = "\n".join(f"{tag}: {reason}" for tag, reason in own if reason is not None)
+        table.add_row(dimension, Text(runs or "-"), Text(lacks or "-"))
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

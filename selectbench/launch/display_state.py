@@ -1,0 +1,131 @@
+"""What the displays know of a run: counts by option, the running trial, the time left."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from selectbench import units
+from selectbench.analysis.metrics import finite, tokens_per_second
+from selectbench.launch.time_left import TimeLeft
+from selectbench.record.record import Completed, Failed
+from selectbench.report.escape import one_line
+from selectbench.suite.suite import Suite
+
+Clock = Callable[[], float]
+
+
+@dataclass
+class Running:
+    """The trial that runs."""
+
+    option: str
+    seed: int
+    number: int
+    of: int
+    since: float
+    """The clock at its start."""
+    phase: str = "setup"
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    tokens_per_second: float | None = None
+
+    def name(self) -> str:
+        """`trial 3 of 20: bf16, seed 1`."""
+        return f"trial {self.number} of {self.of}: {one_line(self.option, 40)}, seed {self.seed}"
+
+    def figures(self) -> str:
+        """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it."""
+        parts = [f"{self.phase} {self.step}/{self.steps}" if self.steps else self.phase]
+        parts += [f"loss {units.significant(self.loss)}"] if self.loss is not None else []
+        parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
+        return ", ".join(parts)
+
+
+@dataclass
+class Tally:
+    """One option's trials so far."""
+
+    done: int = 0
+    failed: int = 0
+    speeds: list[float] = field(default_factory=list)
+    """Tokens per second of the completed trials."""
+
+    def mean_speed(self) -> float | None:
+        """Mean tokens per second so far, or None."""
+        return sum(self.speeds) / len(self.speeds) if self.speeds else None
+
+
+class State:
+    """What both displays know: counts by option, the running trial, the time left."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.clock = clock
+        self.tallies: dict[str, Tally] = {}
+        self.planned, self.done, self.per_option = 0, 0, 0
+        self.running: Running | None = None
+        self.time_left = TimeLeft({})
+
+    def run_started(
+        self, suite: Suite, trials_planned: int, trials_done: int, done_by_option: Mapping[str, int] | None
+    ) -> None:
+        """Sets the counts from which the trials count on."""
+        before = done_by_option or _spread_evenly(trials_done, [option.name for option in suite.options])
+        self.planned, self.done, self.per_option = trials_planned, trials_done, len(suite.seeds)
+        self.tallies = {option.name: Tally(before.get(option.name, 0)) for option in suite.options}
+        self.time_left = TimeLeft({name: max(0, self.per_option - t.done) for name, t in self.tallies.items()})
+
+    def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
+        """The clock of the trial starts."""
+        self.running = Running(option, seed, number, of, self.clock())
+
+    def progress(self, phase: str, step: int, of: int, loss: float | None, speed: float | None) -> None:
+        """The latest known figures of the running trial; an unknown one keeps the last."""
+        running = self.running
+        if running is None:
+            return
+        running.phase, running.step, running.steps = phase, step, of
+        running.loss = running.loss if loss is None else loss
+        running.tokens_per_second = running.tokens_per_second if speed is None else speed
+
+    def trial_ended(self, option: str, outcome: Completed | Failed, wall_seconds: float) -> None:
+        """Counts the trial."""
+        self.running = None
+        self.done += 1
+        tally = self.tallies.setdefault(option, Tally())
+        tally.done += 1
+        tally.failed += isinstance(outcome, Failed)
+        speed = _speed(outcome)
+        tally.speeds += [speed] if speed is not None else []
+        unsupported = isinstance(outcome, Failed) and outcome.kind == "unsupported"
+        self.time_left.ended(option, wall_seconds, unsupported)
+
+    def left(self) -> str:
+        """`3 min 20 s left`, or '' while nothing is known."""
+        running = self.running
+        elapsed = self.clock() - running.since if running else 0.0
+        share = running.step / running.steps if running and running.steps else None
+        seconds = self.time_left.left(running.option if running else None, elapsed, share)
+        return "" if seconds is None else f"{units.duration(seconds)} left"
+
+
+def _spread_evenly(trials: int, names: list[str]) -> dict[str, int]:
+    """Rounds interleave the options, so that trials done before are spread over them."""
+    return {name: trials // len(names) + (at < trials % len(names)) for at, name in enumerate(names)}
+
+
+def _speed(outcome: Completed | Failed) -> float | None:
+    if isinstance(outcome, Failed):
+        return None
+    return finite(lambda: tokens_per_second(outcome.measurement))
+
+
+def outcome_text(outcome: Completed | Failed) -> str:
+    """`completed, 11,420 tokens/s, loss 5.43`, or `failed: oom: ...`, on one line."""
+    if isinstance(outcome, Failed):
+        return f"failed: {outcome.kind}: {one_line(outcome.detail, 200)}"
+    speed, loss = _speed(outcome), outcome.measurement.final_loss
+    parts = ["completed", f"{units.count(speed)} tokens/s"]
+    return ", ".join(parts + ([f"loss {units.significant(loss)}"] if loss is not None else []))

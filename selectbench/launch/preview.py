@@ -1,0 +1,43 @@
+"""What `plan` shows: the run that would be, without launching anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from selectbench.data.prepare import Prepared, check_enough, prepare
+from selectbench.errors import MissingPackageError
+from selectbench.launch.preparation import Request, device_problem, resolve
+from selectbench.plan.estimate import Estimate, estimate, past_records
+from selectbench.plan.plan import Plan, make_plan
+from selectbench.record.environment import code_sha256
+from selectbench.suite.suite import Suite
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """A plan, what it would cost, and what could not be found out."""
+
+    plan: Plan
+    estimate: Estimate | None
+    notes: list[str]
+
+
+def preview(request: Request, results: Path, notify: Callable[[str], None]) -> Outlook:
+    """Raises UserError for a wrong suite or data; packages that are missing are only noted."""
+    suite, machine = resolve(request)
+    notes = [reason] if (reason := device_problem(request, suite)) is not None else []
+    prepared = _prepare_if_possible(suite, notify, notes)
+    plan = make_plan(suite, machine, prepared, code_sha256())
+    return Outlook(plan, estimate(plan, machine, past_records(results / suite.name)), notes)
+
+
+def _prepare_if_possible(suite: Suite, notify: Callable[[str], None], notes: list[str]) -> Prepared | None:
+    try:
+        prepared = prepare(suite.job.data, suite.job.tokenizer, notify=notify)
+    except MissingPackageError as error:
+        notes += error.problems
+        return None
+    check_enough(prepared, suite.job)
+    return prepared

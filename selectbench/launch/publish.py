@@ -1,0 +1,60 @@
+"""From a run folder's records alone to its ranking.json and report.md."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from selectbench.analysis.ranking import Ranking, rank
+from selectbench.errors import UserError
+from selectbench.launch.preparation import read_json
+from selectbench.plan.plan import data_warnings
+from selectbench.record.record import Record
+from selectbench.record.run_folder import ENVIRONMENT, RANKING, REPORT, SUITE, write_whole
+from selectbench.record.store import FILE_NAME, read_records
+from selectbench.report.markdown import render
+from selectbench.suite.load import load_suite
+from selectbench.suite.suite import Suite
+
+COMMAND = "selectbench run suite.yaml"
+"""What repeats a run, typed in its folder."""
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """What a run folder holds."""
+
+    suite: Suite
+    records: list[Record]
+    environment: dict[str, Any]
+    notes: list[str]
+    """A line about each line of the records that could not be used as it stands."""
+
+    def ranking(self) -> Ranking:
+        """The answer, computed anew."""
+        passes = self.environment.get("data", {}).get("epochs")
+        return rank(self.suite, self.records, warnings=[*data_warnings(self.suite, passes), *self.notes])
+
+
+def read_run(folder: Path) -> StoredRun:
+    """Read a run folder; the current machine doesn't matter. Raises UserError."""
+    if not (folder / SUITE).is_file():
+        raise UserError(f"{folder}: not a run folder: it has no {SUITE} (see `selectbench run --help`)")
+    environment = read_json(folder / ENVIRONMENT)
+    records, notes = read_records(folder / FILE_NAME)
+    return StoredRun(load_suite(str(folder / SUITE), device="cpu"), records, environment, notes)
+
+
+def publish(folder: Path) -> Ranking:
+    """Write ranking.json and report.md anew. Raises UserError where they can't be."""
+    stored = read_run(folder)
+    ranking = stored.ranking()
+    report = render(stored.suite, ranking, stored.records, stored.environment, COMMAND)
+    try:
+        write_whole(folder / RANKING, json.dumps(ranking.model_dump(mode="json"), indent=2) + "\n")
+        write_whole(folder / REPORT, report)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write the report: {error.strerror}; the records are kept") from None
+    return ranking

@@ -1,0 +1,218 @@
+"""One trial from launch to record: its events, its limits, and what its end means."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from selectbench.launch.cgroup import oom_kills
+from selectbench.launch.memory import PssPeak, session_processes
+from selectbench.launch.server import ServerDiedError, TrialServer, log_tail
+from selectbench.launch.signals import StopRequest
+from selectbench.record.record import Completed, Failed
+from selectbench.record.wire import EVENT, Finished, GaveUp, Order, Phase, Progress, Started
+from selectbench.suite.suite import Limits
+
+LOG_NAME = "log.txt"
+ORDER_NAME = "order.json"
+TRAINING_PHASES = frozenset({"train", "extra"})
+"""The phases in which memory counts."""
+
+Listener = Callable[[Phase | Progress], None]
+
+
+@dataclass
+class TrialEnd:
+    """What the record of a trial is made from."""
+
+    outcome: Completed | Failed
+    wall_seconds: float
+    finished: Finished | None
+
+
+@dataclass
+class Watch:
+    """What is known of a running trial."""
+
+    started: float
+    last_sign: float
+    pid: int | None = None
+    exit_status: int | None = None
+    verdict: Finished | GaveUp | None = None
+    stopped: Failed | None = None
+    """Why the bench itself ended the trial."""
+    buffer: bytes = b""
+    memory: PssPeak = field(default_factory=PssPeak)
+    oom_kills_before: int | None = field(default_factory=oom_kills)
+
+
+class TrialRunner:
+    """Runs trials one after the other through a server."""
+
+    def __init__(self, server: TrialServer, limits: Limits, stop: StopRequest, listener: Listener) -> None:
+        self.server = server
+        self.limits = limits
+        self.stop = stop
+        self.listener = listener
+
+    def run(self, order: Order) -> TrialEnd:
+        """Launch the trial and wait for its end; whatever it does, there is an outcome."""
+        folder = Path(order.trial_folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ORDER_NAME).write_text(order.model_dump_json(indent=1))
+        log = folder / LOG_NAME
+        now = time.monotonic()
+        watch = Watch(started=now, last_sign=now)
+        events, their_end = os.pipe()
+        try:
+            self._run(watch, order, log, events, their_end)
+        except ServerDiedError as error:
+            watch.stopped = self._server_died(watch, str(error), log)
+        finally:
+            os.close(events)
+        return TrialEnd(
+            outcome=self._outcome(watch, order, log),
+            wall_seconds=time.monotonic() - watch.started,
+            finished=watch.verdict if isinstance(watch.verdict, Finished) else None,
+        )
+
+    def _run(self, watch: Watch, order: Order, log: Path, events: int, their_end: int) -> None:
+        try:
+            self.server.submit(Path(order.trial_folder) / ORDER_NAME, log, their_end)
+        finally:
+            os.close(their_end)
+        assert self.server.control is not None
+        with selectors.DefaultSelector() as selector:
+            for source in (self.server.control, events, self.stop.descriptor):
+                selector.register(source, selectors.EVENT_READ)
+            while watch.exit_status is None:
+                ready = {key.fd for key, _ in selector.select(self._patience(watch))}
+                self._handle(ready, watch, events, selector)
+                self._enforce(watch)
+            self._drain(watch, events)
+
+    def _handle(self, ready: set[int], watch: Watch, events: int, selector: selectors.BaseSelector) -> None:
+        assert self.server.control is not None
+        if self.stop.descriptor in ready:
+            os.read(self.stop.descriptor, 4096)
+        if events in ready and not self._read_events(watch, events):
+            selector.unregister(events)
+        if self.server.control.fileno() in ready:
+            reply = self.server.receive()
+            watch.pid = reply.get("pid", watch.pid)
+            watch.exit_status = reply.get("exit")
+            if "ready" in reply:
+                watch.last_sign = time.monotonic()
+        watch.memory.session = watch.pid
+        watch.memory.sample(time.monotonic())
+
+    def _read_events(self, watch: Watch, events: int) -> bool:
+        chunk = os.read(events, 1 << 16)
+        *lines, watch.buffer = (watch.buffer + chunk).split(b"\n")
+        for line in lines:
+            self._take_event(watch, line)
+        return bool(chunk)
+
+    def _drain(self, watch: Watch, events: int) -> None:
+        # Every process that held the writing end is dead by now, so this ends.
+        while self._read_events(watch, events):
+            pass
+
+    def _take_event(self, watch: Watch, line: bytes) -> None:
+        try:
+            event = EVENT.validate_json(line)
+        except ValidationError as error:
+            detail = f"the worker sent an event that does not fit: {error}"
+            watch.verdict = GaveUp(kind="crashed", detail=detail)
+            return
+        watch.last_sign = time.monotonic()
+        if isinstance(event, Finished | GaveUp):
+            watch.verdict = event
+        elif isinstance(event, Started):
+            watch.memory.base_bytes = event.pss_bytes
+        else:
+            if isinstance(event, Phase):
+                watch.memory.counting = event.phase in TRAINING_PHASES
+            self.listener(event)
+
+    def _patience(self, watch: Watch) -> float:
+        now = time.monotonic()
+        waits = [1.0, self._deadline(watch)[0] - now]
+        if watch.memory.counting:
+            waits.append(watch.memory.seconds_until_due(now))
+        return max(0.0, min(waits))
+
+    def _deadline(self, watch: Watch) -> tuple[float, str]:
+        stall = self.limits.stall_seconds
+        deadlines = [(watch.last_sign + stall, f"no sign of life for {stall:g} s (limits.stall_seconds)")]
+        if (whole := self.limits.trial_seconds) is not None:
+            deadlines.append((watch.started + whole, f"not done after {whole:g} s (limits.trial_seconds)"))
+        return min(deadlines)
+
+    def _enforce(self, watch: Watch) -> None:
+        """End a trial whose time is up or whose run was asked to stop; the server reports its exit."""
+        if watch.exit_status is not None:
+            return
+        if watch.stopped is None:
+            deadline, why = self._deadline(watch)
+            if self.stop:
+                assert self.stop.signal is not None
+                watch.stopped = Failed(kind="interrupted", detail=f"{self.stop.signal.name} to selectbench")
+            elif time.monotonic() >= deadline and watch.verdict is None:
+                watch.stopped = Failed(kind="timeout", detail=why)
+        if watch.stopped is not None:
+            self._kill(watch)
+
+    def _kill(self, watch: Watch) -> None:
+        if watch.pid is None:  # still importing: the server itself is ended, and with it whatever it starts
+            self.server.kill()
+            raise ServerDiedError("ended while it was starting")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(watch.pid, signal.SIGKILL)
+
+    def _server_died(self, watch: Watch, why: str, log: Path) -> Failed:
+        self.server.kill()
+        for pid in session_processes(watch.pid) if watch.pid else []:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if watch.stopped is not None:
+            return watch.stopped
+        if self._oom_killed(watch):
+            return Failed(kind="oom", detail=f"the kernel's out-of-memory killer ended the trial server; {why}")
+        return Failed(kind="crashed", detail=f"{why}\n{log_tail(log)}".strip())
+
+    @staticmethod
+    def _oom_killed(watch: Watch) -> bool:
+        now = oom_kills()
+        return now is not None and watch.oom_kills_before is not None and now > watch.oom_kills_before
+
+    def _outcome(self, watch: Watch, order: Order, log: Path) -> Completed | Failed:
+        if isinstance(watch.verdict, Finished) and watch.exit_status == 0:
+            return self._completed(watch, watch.verdict, order)
+        if watch.stopped is not None:
+            return watch.stopped
+        if isinstance(watch.verdict, GaveUp):
+            return Failed(kind=watch.verdict.kind, detail=watch.verdict.detail)
+        if watch.exit_status == -signal.SIGKILL and self._oom_killed(watch):
+            return Failed(kind="oom", detail="the kernel's out-of-memory killer ended the trial (host memory)")
+        return Failed(kind="crashed", detail=f"{_ending(watch.exit_status)}\n{log_tail(log)}".strip())
+
+    @staticmethod
+    def _completed(watch: Watch, finished: Finished, order: Order) -> Completed:
+        growth = watch.memory.growth_bytes() if order.device == "cpu" else None
+        return Completed(measurement=finished.measurement.model_copy(update={"peak_pss_growth_bytes": growth}))
+
+
+def _ending(status: int | None) -> str:
+    assert status is not None
+    if status < 0:
+        return f"ended by {signal.Signals(-status).name}, which nothing here sent"
+    return f"ended with exit status {status}"

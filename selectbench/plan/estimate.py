@@ -1,0 +1,96 @@
+"""How long a run will take: from earlier trials of the same option and job, else a rough reckoning."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+
+from selectbench.machine import Machine
+from selectbench.nvml import gpus
+from selectbench.plan.plan import Plan, PlannedOption
+from selectbench.record.record import Completed, Record
+from selectbench.record.store import FILE_NAME, read_records
+
+CPU_EFFICIENCY = 0.5
+"""Share of a plain matrix product's rate that a small model's training reaches; seen on two-core machines."""
+CPU_HALF_PRECISION_COST = 4.0
+"""How much slower bf16 and fp16 autocast are on a CPU without matrix units for them; seen likewise."""
+CUDA_EFFICIENCY = 0.4
+"""Share of the fp32 peak (cores x 2 x clock) that training reaches."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Expected seconds of one trial of each option that can run, and where the figure comes from."""
+
+    seconds: dict[str, float]
+    from_records: int
+    """Options whose figure comes from earlier trials; the others' are rough."""
+
+
+def estimate(plan: Plan, machine: Machine, history: Sequence[Record]) -> Estimate | None:
+    """None where neither earlier trials nor the machine's rate say anything."""
+    seconds: dict[str, float] = {}
+    known = _known_seconds(plan, history)
+    rate = None if len(known) == len(plan.options) else _flops_per_second(machine)
+    for planned in plan.options:
+        name = planned.option.name
+        if planned.unsupported:
+            continue
+        guess = known.get(name) or _rough_seconds(plan, planned, rate)
+        if guess is None:
+            return None
+        seconds[name] = guess
+    return Estimate(seconds, from_records=len(known.keys() & seconds.keys()))
+
+
+def past_records(suite_folder: Path) -> list[Record]:
+    """The records of all runs of a suite, newest run last."""
+    return [r for path in sorted(suite_folder.glob(f"*/{FILE_NAME}")) for r in read_records(path)[0]]
+
+
+def _known_seconds(plan: Plan, history: Sequence[Record]) -> dict[str, float]:
+    ids = {planned.trial.trial_id: planned.trial.option for planned in plan.trials}
+    walls: dict[str, list[float]] = {}
+    for record in history:
+        name = ids.get(record.trial.trial_id)
+        if name and isinstance(record.outcome, Completed):
+            walls.setdefault(name, []).append(record.wall_seconds)
+    return {name: fmean(values) for name, values in walls.items()}
+
+
+def _rough_seconds(plan: Plan, planned: PlannedOption, rate: float | None) -> float | None:
+    """6 FLOPs per parameter and training token (Kaplan et al. 2020, arXiv:2001.08361), 2 per scored one."""
+    if rate is None or plan.parameters is None:
+        return None
+    job = plan.suite.job
+    flops = 6.0 * plan.parameters * plan.tokens
+    if job.eval != "none":
+        points = 1 + (job.max_steps - 1) // job.eval.every_steps if job.eval.every_steps else 1
+        flops += 2.0 * plan.parameters * job.eval.tokens * points
+    half = planned.option.choices.precision.name in ("bf16_mixed", "fp16_mixed", "bf16_pure")
+    cost = CPU_HALF_PRECISION_COST if half and plan.suite.device == "cpu" else 1.0
+    return cost * flops / rate + (job.timing.min_timed_seconds or (10.0 if plan.suite.device == "cuda" else 0.0))
+
+
+def _flops_per_second(machine: Machine) -> float | None:
+    if machine.device == "cpu":
+        return CPU_EFFICIENCY * _matmul_flops_per_second()
+    found = gpus()
+    cores, clock = (found[0].cores, found[0].max_sm_clock_hertz) if found else (None, None)
+    return CUDA_EFFICIENCY * 2.0 * cores * clock if cores and clock else None
+
+
+def _matmul_flops_per_second(size: int = 512, repeats: int = 3) -> float:
+    matrix = np.ones((size, size), dtype=np.float32)
+    fastest = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        matrix @ matrix
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2.0 * size**3 / fastest

@@ -1,0 +1,129 @@
+"""A suite to its trials in run order, with what each option comes to and what cannot run here."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from selectbench.data.prepare import Prepared, epochs
+from selectbench.machine import Machine
+from selectbench.record.record import Trial
+from selectbench.suite.model import resolved_vocab_size
+from selectbench.suite.suite import Option, Suite
+
+MEMORISING_EPOCHS = 4.0
+"""Muennighoff et al. 2023, arXiv:2305.16264: up to about four epochs repeated data is worth new data."""
+
+
+@dataclass(frozen=True)
+class PlannedOption:
+    """What an option comes to on this machine."""
+
+    option: Option
+    world_size: int
+    gradient_accumulation_steps: int
+    """Micro-batches per optimizer step and rank."""
+    unsupported: str | None
+    """Why it can't run here, or None."""
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One trial at its place in the order."""
+
+    trial: Trial
+    round: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that `run` will do."""
+
+    suite: Suite
+    options: list[PlannedOption]
+    trials: list[PlannedTrial]
+    """Round after round; within a round in an order shuffled from the suite, the same at every run."""
+    parameters: int | None
+    """Of the model; None before it is built, for a configuration file."""
+    tokens: int
+    """Training tokens of one trial."""
+    epochs: float | None
+    """Passes over the training split; None: the data isn't prepared."""
+    warnings: list[str]
+
+    def planned(self, option: str) -> PlannedOption:
+        """The planned option of that name. Raises KeyError."""
+        return {planned.option.name: planned for planned in self.options}[option]
+
+
+def make_plan(suite: Suite, machine: Machine, prepared: Prepared | None, code_sha256: str) -> Plan:
+    """`prepared`: the data, where it could be prepared; `code_sha256`: of what the trials run."""
+    options = [_plan_option(suite, option, machine) for option in suite.options]
+    passes = epochs(prepared, suite.job) if prepared else None
+    identity = {"job": suite.job.model_dump(mode="json"), "data": prepared.key if prepared else None,
+                "device": suite.device, "code": code_sha256}  # fmt: skip
+    return Plan(
+        suite=suite,
+        options=options,
+        trials=_in_order(suite, identity),
+        parameters=_parameters(suite, prepared),
+        tokens=suite.job.max_steps * suite.job.tokens_per_step,
+        epochs=passes,
+        warnings=[*data_warnings(suite, passes), *_baseline_warnings(suite, options)],
+    )
+
+
+def _plan_option(suite: Suite, option: Option, machine: Machine) -> PlannedOption:
+    ranks = option.choices.ranks(machine)
+    return PlannedOption(
+        option=option,
+        world_size=ranks,
+        gradient_accumulation_steps=max(
+            1, suite.job.global_batch_size // (option.choices.micro_batch_size * ranks)
+        ),
+        unsupported=option.choices.unsupported_reason(machine),
+    )
+
+
+def _in_order(suite: Suite, identity: Mapping[str, Any]) -> list[PlannedTrial]:
+    shuffle = random.Random(suite.name)
+    planned: list[PlannedTrial] = []
+    for number, seed in enumerate(suite.seeds):
+        names = [option.name for option in suite.options]
+        shuffle.shuffle(names)
+        planned += [PlannedTrial(_trial(suite.option(name), seed, identity), number) for name in names]
+    return planned
+
+
+def _trial(option: Option, seed: int, identity: Mapping[str, Any]) -> Trial:
+    settings = option.choices.model_dump(mode="json")
+    content = {"option": option.name, "settings": settings, "seed": seed, **identity}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return Trial(trial_id=digest[:16], option=option.name, seed=seed, settings=settings)
+
+
+def _parameters(suite: Suite, prepared: Prepared | None) -> int | None:
+    tokenizer_size = prepared.vocab_size if prepared else suite.job.tokenizer.bpe
+    vocab_size = resolved_vocab_size(suite.job.model, tokenizer_size)
+    return suite.job.model.parameters(vocab_size, suite.job.seq_len)
+
+
+def data_warnings(suite: Suite, passes: float | None) -> list[str]:
+    """What is to be said of a corpus that is read more than once; `passes`: epochs, None: unknown."""
+    if passes is None or passes <= 1:
+        return []
+    if passes > MEMORISING_EPOCHS and suite.job.evaluates:
+        effect = "final losses measure memorising too; no verdict of quality should rest on them"
+        return [f"the corpus is repeated {passes:.1f} times: {effect} (more text, or fewer max_steps)"]
+    return [f"the corpus is repeated: {passes:.2f} epochs"]
+
+
+def _baseline_warnings(suite: Suite, options: list[PlannedOption]) -> list[str]:
+    baseline = next(planned for planned in options if planned.option.name == suite.baseline)
+    return (
+        [f"the baseline {suite.baseline} cannot run here: {baseline.unsupported}"] if baseline.unsupported else []
+    )

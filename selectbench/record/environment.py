@@ -1,0 +1,207 @@
+"""What the machine and the software were when trials ran. Every key of environment.json is documented here.
+
+Host and user names, folders and secrets stay out: only listed variables are read, and of paths in them
+only the last part is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import selectbench
+from selectbench.machine import (
+    cgroup_cpu_quota,
+    cgroup_memory_limit_bytes,
+    cpu_model,
+    installed_version,
+    memory_total_bytes,
+    torch_cuda_version,
+)
+from selectbench.nvml import Gpu, gpus, topology
+from selectbench.record.record import Stored
+
+ALLOCATOR_VARIABLES = (
+    "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING", "MALLOC_ARENA_MAX",
+    "MALLOC_CHECK_", "MALLOC_CONF", "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_PERTURB_",
+    "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD",
+)  # fmt: skip
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "OMP_SCHEDULE", "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY", "KMP_BLOCKTIME", "KMP_SETTINGS", "MKL_NUM_THREADS", "MKL_DYNAMIC", "OPENBLAS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM",
+)  # fmt: skip
+SWITCH_VARIABLES = (
+    "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_ORDER",
+    "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "DNNL_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE", "ONEDNN_MAX_CPU_ISA",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_MAX_AUTOTUNE",
+)  # fmt: skip
+LIBRARIES = (
+    "torch", "transformers", "tokenizers", "bitsandbytes", "deepspeed", "numpy", "nvidia-ml-py", "flash-attn",
+    "triton", "safetensors", "accelerate",
+)  # fmt: skip
+GIT_SECONDS = 20
+
+
+class GpuFacts(Stored):
+    """One visible GPU; None where the driver does not say."""
+
+    name: str
+    """As the driver calls it."""
+    memory_total_bytes: int | None
+    """Of the slice, where it is one of MIG."""
+    compute_capability: tuple[int, int] | None
+    """(9, 0) for Hopper."""
+    power_limit_watts: float | None
+    """As it is set, which may be below what the board can do."""
+    ecc_enabled: bool | None
+    """Whether memory errors are corrected."""
+    max_sm_clock_hertz: float | None
+    """The highest clock of the streaming multiprocessors."""
+
+
+class Environment(Stored):
+    """environment.json: everything that may explain a figure, and nothing that names a person or a host."""
+
+    selectbench_version: str
+    """Of the package."""
+    code_sha256: str
+    """Of the package's own .py files, names and content."""
+    python: str
+    """Implementation and version, `CPython 3.11.7`."""
+    system: str
+    """Operating system and machine type, `Linux x86_64`."""
+    kernel: str
+    """Release of the kernel."""
+    libc: str
+    """C library and its version, '' where unknown."""
+    cpu_model: str | None
+    """As the kernel names it."""
+    cpu_count: int | None
+    """Logical cores of the machine."""
+    cores_by_affinity: int
+    """Cores that this process may be scheduled on."""
+    cores_by_cgroup: float | None
+    """CPU quota in cores; None: no quota."""
+    memory_total_bytes: int | None
+    """Of the machine."""
+    memory_limit_bytes: int | None
+    """Of the cgroup; None: no limit."""
+    gpus: list[GpuFacts]
+    """The GPUs visible to this process, in CUDA's order."""
+    driver_version: str | None
+    """Of the NVIDIA driver."""
+    cuda_driver_version: tuple[int, int] | None
+    """The newest CUDA that the driver runs."""
+    gpu_topology: list[list[str | None]]
+    """How each GPU reaches each other, as `nvidia-smi topo -m` words it."""
+    torch_cuda_version: str | None
+    """The CUDA that torch is built for; None: built without."""
+    allocator: dict[str, str]
+    """Variables that change how memory is allocated, those that are set; of paths only the last part."""
+    threads: dict[str, str]
+    """Variables that change numbers or placement of threads, those that are set."""
+    switches: dict[str, str]
+    """Variables that change which kernels run, those that are set."""
+    libraries: dict[str, str | None]
+    """Versions; None: not installed."""
+    git_revision: str | None
+    """Commit of the repository that holds the suite; None: not in one, or no git."""
+    git_dirty: bool | None
+    """Whether its tracked files differ from that commit."""
+
+
+def collect_environment(suite_folder: Path | None) -> dict[str, Any]:
+    """The keys of `Environment` as JSON-able data. `suite_folder` None: a suite that lies in no folder."""
+    visible = gpus()
+    revision, dirty = _git(suite_folder) if suite_folder else (None, None)
+    environment = Environment(
+        selectbench_version=selectbench.__version__,
+        code_sha256=code_sha256(),
+        python=f"{platform.python_implementation()} {platform.python_version()}",
+        system=f"{platform.system()} {platform.machine()}",
+        kernel=platform.release(),
+        libc=" ".join(platform.libc_ver()).strip(),
+        cpu_model=cpu_model(),
+        cpu_count=os.cpu_count(),
+        cores_by_affinity=len(os.sched_getaffinity(0)),
+        cores_by_cgroup=cgroup_cpu_quota(),
+        memory_total_bytes=memory_total_bytes(),
+        memory_limit_bytes=cgroup_memory_limit_bytes(),
+        gpus=[_facts(gpu) for gpu in visible],
+        driver_version=visible[0].driver_version if visible else None,
+        cuda_driver_version=visible[0].cuda_driver_version if visible else None,
+        gpu_topology=topology(visible),
+        torch_cuda_version=torch_cuda_version(),
+        allocator=_set_variables(ALLOCATOR_VARIABLES),
+        threads=_set_variables(THREAD_VARIABLES),
+        switches=_set_variables(SWITCH_VARIABLES),
+        libraries={name: installed_version(name) for name in LIBRARIES},
+        git_revision=revision,
+        git_dirty=dirty,
+    )
+    return environment.model_dump(mode="json")
+
+
+def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
+    """What must be equal for a run to be resumed.
+
+    All but the commit of the suite's repository, as the suite itself is compared, and with the machine's
+    memory in whole GiB, as what the kernel keeps for itself varies a little from boot to boot.
+    """
+    part = {key: value for key, value in environment.items() if key not in ("git_revision", "git_dirty")}
+    memory = part["memory_total_bytes"]
+    return {**part, "memory_total_bytes": None if memory is None else round(memory / (1 << 30)) << 30}
+
+
+@cache
+def code_sha256() -> str:
+    """Hash of the package's own .py files, names and content."""
+    root = Path(selectbench.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _facts(gpu: Gpu) -> GpuFacts:
+    return GpuFacts.model_validate({name: getattr(gpu, name) for name in GpuFacts.model_fields})
+
+
+def _set_variables(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: without_folders(os.environ[name]) for name in names if name in os.environ}
+
+
+def without_folders(value: str) -> str:
+    """Every path in a variable's value cut to its last part, as folders hold user and project names."""
+    return re.sub(r"[^\s:=,;]*/", "", value)
+
+
+def _git(folder: Path) -> tuple[str | None, bool | None]:
+    """Commit and whether tracked files differ. A repository that git refuses to read counts as none."""
+    revision = _git_output(folder, "rev-parse", "--verify", "HEAD")
+    if revision is None:
+        return None, None
+    status = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
+    return revision, None if status is None else bool(status)
+
+
+def _git_output(folder: Path, *arguments: str) -> str | None:
+    # Without the optional lock a status never stands in the way of a commit of the user's.
+    command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
+    # GIT_DIR and the like, as a hook sets them, would name another repository.
+    variables = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True, env=variables
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,96 @@
+"""A run's folder: found again where it is incomplete, locked while it is written, whole at every moment."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from selectbench.errors import UserError
+from selectbench.record.environment import fingerprint_part
+from selectbench.suite.suite import Suite
+
+SUITE = "suite.yaml"
+ENVIRONMENT = "environment.json"
+RANKING = "ranking.json"
+REPORT = "report.md"
+TRIALS = "trials"
+
+
+def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str) -> str:
+    """Equal for runs that may be continued by one another: same suite, environment, code and data."""
+    content = {"suite": suite.resolved, "environment": fingerprint_part(environment), "data": data_key}
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def newest_run(results: Path, suite: Suite, mark: str) -> Path | None:
+    """The latest run folder with this fingerprint, complete or not."""
+    return max((results / suite.name).glob(f"*-{mark}"), default=None)
+
+
+def create_run(results: Path, suite: Suite, environment: dict[str, Any], mark: str) -> Path:
+    """A new run folder with its suite and environment written. Raises UserError where it can't be."""
+    moment = datetime.now(UTC)
+    folder = results / suite.name / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z-{mark}"
+    try:
+        (folder / TRIALS).mkdir(parents=True)
+        write_whole(folder / SUITE, suite_text(suite))
+        write_whole(folder / ENVIRONMENT, json.dumps(environment, indent=2, sort_keys=True) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot write: {error.strerror}; choose a folder that you may write: --results DIR"
+        ) from None
+    return folder
+
+
+def suite_text(suite: Suite) -> str:
+    """The resolved suite as YAML, with a line that says what it is."""
+    from io import StringIO
+
+    stream = StringIO()
+    stream.write("# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n")
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 110
+    yaml.dump(suite.resolved, stream)
+    return stream.getvalue()
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once: a reader sees the old text or the new one. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+class RunLock:
+    """Held by the one process that writes a run; the kernel lets go of it when that process ends."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / ".lock"
+
+    def __enter__(self) -> RunLock:
+        try:
+            self._stream = self.path.open("w")
+            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"{self.path.parent}: another selectbench is running this; wait for it, or start one of its own "
+                "beside it with --fresh (its speed would suffer from the other's)"
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot lock: {error.strerror}; choose another --results DIR") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stream.close()

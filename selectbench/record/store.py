@@ -1,0 +1,104 @@
+"""records.jsonl: appended to and flushed to disk record by record; read without losing or hiding a line."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from selectbench.errors import UserError
+from selectbench.record.record import SCHEMA_VERSION, Record
+
+FILE_NAME = "records.jsonl"
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add one line and wait until it is on the disk.
+
+    A line that an earlier crash tore is closed first, so that it stays visible and spoils no other. Where
+    the disk is full nothing of the new line stays. Raises UserError.
+    """
+    line = record.model_dump_json().encode() + b"\n"
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    try:
+        _write_whole(descriptor, line)
+    except OSError as error:
+        raise _cannot_write(path, error) from None
+    finally:
+        os.close(descriptor)
+
+
+def _write_whole(descriptor: int, line: bytes) -> None:
+    size = os.fstat(descriptor).st_size
+    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+        line = b"\n" + line
+    try:
+        written = 0
+        while written < len(line):
+            written += os.write(descriptor, line[written:])
+        os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot write: {error.strerror}; every record before this one is kept: "
+        "make room or choose another --results folder, and run the same command again"
+    )
+
+
+def read_records(path: Path) -> tuple[list[Record], list[str]]:
+    """The file's records in order, and a line about each that could not be used as it stands.
+
+    A missing file has no records. Raises UserError where the file can't be read at all.
+    """
+    records: list[Record] = []
+    notes: list[str] = []
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                record, note = _parse(line)
+                records += [record] if record else []
+                notes += [f"{path.name}:{number}: {note}"] if note else []
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+    return records, notes
+
+
+def _parse(line: bytes) -> tuple[Record | None, str | None]:
+    if not line.strip():
+        return None, None
+    try:
+        record = Record.model_validate_json(line)
+    except ValidationError as error:
+        return None, _why_not(line, error)
+    if record.schema_version != SCHEMA_VERSION:
+        return record, f"schema version {record.schema_version}, read as version {SCHEMA_VERSION}"
+    return record, None
+
+
+def _why_not(line: bytes, error: ValidationError) -> str:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        return "left out: not a whole line of JSON (the process that wrote it was stopped while writing)"
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version is None:
+        return "left out: not a record of selectbench"
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"left out: a record of schema version {version} that does not fit: {place}: {first['msg']}"
+
+
+def last_attempts(records: list[Record]) -> dict[str, Record]:
+    """The record that counts for each trial_id: the last attempt in the file's order."""
+    return {record.trial.trial_id: record for record in records}

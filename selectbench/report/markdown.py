@@ -1,0 +1,157 @@
+"""report.md: the answer first, then the table, what failed, how it was measured, and on what. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from selectbench import units
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.row import Ranking, Row
+from selectbench.record.record import Completed, Record
+from selectbench.report.escape import block, markdown, one_line, table
+from selectbench.report.method import method
+from selectbench.report.terminal import state
+from selectbench.suite.suite import Suite
+
+_COLUMNS = (
+    "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
+    "bits_per_byte", "startup_seconds", "compile_seconds",
+)  # fmt: skip
+_RATIOS = ("tokens_per_second", "peak_memory_bytes", "final_perplexity")
+_DETAIL_LINES = 20
+
+
+def render(
+    suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
+) -> str:
+    """The whole report. `command` reproduces the run; `environment` is environment.json's mapping.
+
+    The same arguments give the same bytes.
+    """
+    question = [f"Question: {markdown(ranking.question)}"] if ranking.question else []
+    sections = [
+        f"# {markdown(ranking.suite)}",
+        *question,
+        f"**{markdown(ranking.answer)}**",
+        "## Ranking", ranking_table(ranking), _table_notes(ranking),
+        *_failures(ranking),
+        *_warnings(ranking),
+        "## How it was measured", method(suite, ranking, _done(records)),
+        "## Run it again", block(command),
+        "## Environment", table(["what", "value"], [list(pair) for pair in _flat(environment)], right=2),
+        "## Options", _options(suite),
+    ]  # fmt: skip
+    return "\n\n".join(sections) + "\n"
+
+
+def ranking_table(ranking: Ranking) -> str:
+    """The table of the ranking, every metric that some row knows."""
+    shown = [name for name in _COLUMNS if any(row.metrics[name].value is not None for row in ranking.rows)]
+    if ranking.objective not in shown:
+        shown.insert(0, ranking.objective)
+    ratios = {*_RATIOS, ranking.objective}
+    heads = ["#", "option", "differs in", "seeds", ""]
+    for name in shown:
+        heads += [METRICS[name].title] + (["vs baseline"] if name in ratios else [])
+    rows = [_cells(ranking, row, shown, ratios) for row in ranking.rows]
+    return table(heads, rows, right=5)
+
+
+def _cells(ranking: Ranking, row: Row, shown: Sequence[str], ratios: set[str]) -> list[str]:
+    differs = "baseline" if row.option == ranking.baseline else markdown(", ".join(row.differs_in))
+    cells = [units.DASH if row.rank is None else str(row.rank), markdown(row.option), differs]
+    cells += [f"{row.n} of {row.planned}", state(row)]
+    for name in shown:
+        metric = row.metrics[name]
+        cells.append(METRICS[name].show(metric.value) + _spread(name, metric.standard_deviation))
+        cells += [units.ratio(metric.ratio_to_baseline)] if name in ratios else []
+    return cells
+
+
+def _spread(name: str, deviation: float | None) -> str:
+    """Two digits are enough where the unit is not part of the figure."""
+    if deviation is None:
+        return ""
+    show = METRICS[name].show
+    if deviation == 0 or show in (units.count, units.significant):
+        return f" ±{units.significant(deviation, 2)}"
+    return f" ±{show(deviation)}"
+
+
+def _table_notes(ranking: Ranking) -> str:
+    objective = METRICS[ranking.objective]
+    kind = {
+        "cuda_allocated": "the CUDA allocator's peak of allocated memory",
+        "cpu_pss_growth": "the growth of the trial's proportional set size in main memory, not GPU memory",
+    }
+    lines = [
+        f"Ranked by {objective.name} ({objective.better} is better) among the rows that fail no constraint.",
+        "Figures are means over the completed seeds, ± one standard deviation between seeds.",
+        '"vs baseline" is the ratio of means over the seeds that both completed.',
+    ]
+    if ranking.memory_kind:
+        lines.append(f"Peak memory is {kind[ranking.memory_kind]}, final evaluation excluded.")
+    lines += [f"`{units.DASH}`: not known."]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _failures(ranking: Ranking) -> Iterator[str]:
+    """Rows that fail constraints or are another job, then every failed trial with its detail."""
+    barred = [
+        [markdown(row.option), markdown(why)]
+        for row in ranking.rows
+        for why in (*row.constraint_failures, *row.not_comparable)
+    ]
+    failed = [(row.option, failure) for row in ranking.rows for failure in row.failures]
+    if barred:
+        yield "## Not eligible"
+        yield table(["option", "why"], barred, right=2)
+    if not failed:
+        return
+    yield "## Failed trials"
+    seeds: dict[tuple[str, str, str], list[str]] = {}
+    for name, f in failed:
+        seeds.setdefault((markdown(name), f.kind, markdown(f.detail, 200)), []).append(str(f.seed))
+    rows = [[name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items()]
+    yield table(["option", "seeds", "kind", "detail"], rows, right=4)
+    for text in dict.fromkeys(f.detail for _, f in failed if len(one_line(f.detail)) > 200):
+        names = dict.fromkeys(f"{markdown(name)}, seed {f.seed}" for name, f in failed if f.detail == text)
+        yield f"In full: {'; '.join(names)}"
+        yield block("\n".join(text.strip().splitlines()[-_DETAIL_LINES:]))
+
+
+def _warnings(ranking: Ranking) -> list[str]:
+    lines = "\n".join(f"- {markdown(warning)}" for warning in ranking.warnings)
+    return ["## Warnings", lines] if lines else []
+
+
+def _done(records: Sequence[Record]) -> list[Record]:
+    return [r for r in records if r.phase == "contest" and isinstance(r.outcome, Completed)]
+
+
+def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """A nested mapping as dotted paths and values, empty parts left out."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flat(part, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
+        for number, part in enumerate(value):
+            yield from _flat(part, f"{path}[{number}]")
+    elif isinstance(value, (list, tuple)):
+        yield markdown(path), markdown(", ".join(map(str, value))) or units.DASH
+    else:
+        yield markdown(path), units.DASH if value is None else markdown(str(value)) or units.DASH
+
+
+def _options(suite: Suite) -> str:
+    """Every setting of every option: a column each where options differ, the shared ones once."""
+    settings = {option.name: dict(_flat(option.choices.model_dump(mode="json"))) for option in suite.options}
+    paths = list(dict.fromkeys(path for found in settings.values() for path in found))
+    differing = [path for path in paths if len({found.get(path) for found in settings.values()}) > 1]
+    shared = [[path, settings[suite.options[0].name][path]] for path in paths if path not in differing]
+    own = [
+        [markdown(name), *(found.get(path, units.DASH) for path in differing)] for name, found in settings.items()
+    ]
+    tables = [table(["option", *differing], own, right=1 + len(differing))] if differing else []
+    return "\n\n".join([*tables, "Every option:", table(["setting", "value"], shared, right=2)])

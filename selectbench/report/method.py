@@ -1,0 +1,60 @@
+"""How the figures came about, in plain words, from the suite and the records."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selectbench import units
+from selectbench.analysis.row import Ranking
+from selectbench.record.record import Completed, Record
+from selectbench.report.escape import markdown
+from selectbench.suite.suite import Suite
+
+
+def method(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> str:
+    """A list in Markdown; `done`: the completed records."""
+    lines = [_job(suite), _same_job(suite, ranking), _timing(suite, done), *_evaluation(suite, done)]
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def _job(suite: Suite) -> str:
+    job = suite.job
+    model = ", ".join(f"{k} {v}" for k, v in job.model.model_dump(exclude_none=True).items())
+    return (
+        f"The job: {job.task} on the {suite.device}, model {markdown(model)}; {job.max_steps:,} optimizer steps of "
+        f"{job.global_batch_size:,} sequences of {job.seq_len:,} tokens ({job.tokens_per_step:,} tokens a step, "
+        f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
+        f"{job.lr_schedule.warmup_steps:,} steps of warm-up."
+    )
+
+
+def _same_job(suite: Suite, ranking: Ranking) -> str:
+    rounds = f"{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
+    checked = "" if any(row.not_comparable for row in ranking.rows) else "; no row differs undeclared"
+    return (
+        f"Every option trains the same job once per seed ({rounds}), each trial in a process of its own, options "
+        "interleaved. A seed fixes initial weights and data order; digests of the weights, the consumed tokens and "
+        f"the evaluation set are compared between options{checked}."
+    )
+
+
+def _timing(suite: Suite, done: Sequence[Record]) -> str:
+    timed = [r.outcome.measurement.timed_seconds for r in done if isinstance(r.outcome, Completed)]
+    span = f" (here {units.seconds(min(timed))} to {units.seconds(max(timed))} a trial)" if timed else ""
+    return (
+        f"Speed is taken over synchronised windows{span} after the first {suite.job.timing.warmup_steps} steps; "
+        "evaluation, logging and compilation lie outside. Steps added only to lengthen the timing count for no "
+        "figure of quality."
+    )
+
+
+def _evaluation(suite: Suite, done: Sequence[Record]) -> list[str]:
+    if suite.quick or suite.job.eval == "none":
+        return ["Quality was not measured."]
+    measured = [r.outcome.measurement for r in done if isinstance(r.outcome, Completed)]
+    scored = {m.heldout_tokens for m in measured if m.heldout_tokens is not None}
+    tokens = f" on {max(scored):,} held-out tokens" if scored else ""
+    return [
+        f"Quality is the loss after the last step{tokens}, in fp32 for every option.",
+        "Perplexity is exp of the loss; bits per byte divide it by the text's bytes and ln 2.",
+    ]

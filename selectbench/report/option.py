@@ -1,0 +1,87 @@
+"""One option in detail: its trials and its curves, as numbers. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selectbench import units
+from selectbench.analysis.metrics import METRICS, derive
+from selectbench.analysis.row import Ranking
+from selectbench.errors import UserError, did_you_mean
+from selectbench.record.record import Completed, Failed, Record
+from selectbench.report.escape import block, markdown, table
+from selectbench.suite.suite import Suite
+
+_CURVE_POINTS = 12
+
+
+def render(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> str:
+    """Markdown: settings, every trial with all attempts, metrics per seed, curves.
+
+    Raises UserError where the suite has no such option.
+    """
+    row = next((row for row in ranking.rows if row.option == name), None)
+    if row is None:
+        names = [option.name for option in suite.options]
+        raise UserError(f"the run has no option {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}")
+    own = sorted((r for r in records if r.trial.option == name), key=lambda r: (r.trial.seed, r.attempt))
+    last = {r.trial.seed: r for r in own if r.phase == "contest"}
+    done = [r for r in last.values() if isinstance(r.outcome, Completed)]
+    place = f"rank {row.rank} of {len(ranking.rows)}" if row.rank else f"not ranked ({row.status})"
+    why = "".join(f"\n- {markdown(text)}" for text in (*row.constraint_failures, *row.not_comparable))
+    differs = markdown(", ".join(row.differs_in)) or "nothing"
+    sections = [
+        f"# {markdown(ranking.suite)}: {markdown(name)}",
+        f"{place[0].upper()}{place[1:]}; differs from the baseline {markdown(ranking.baseline)} in {differs}.{why}",
+        "## Trials", _trials(own),
+        *(["## Figures by seed", _figures(done), "## Training loss by step", _training(done)] if done else []),
+        *(["## Held-out loss by step", _heldout(done)] if any(r.evaluation_curve for r in done) else []),
+        *(part for r in own if isinstance(r.outcome, Failed) and "\n" in r.outcome.detail.strip()
+          for part in (f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:", block(r.outcome.detail))),
+    ]  # fmt: skip
+    return "\n\n".join(sections) + "\n"
+
+
+def _trials(own: Sequence[Record]) -> str:
+    rows = [
+        [str(r.trial.seed), str(r.attempt), r.phase, *_outcome(r), units.duration(r.wall_seconds),
+         markdown(r.started_at), markdown(r.trial.trial_id)]
+        for r in own
+    ]  # fmt: skip
+    return table(["seed", "attempt", "phase", "outcome", "detail", "wall time", "started", "trial"], rows, right=8)
+
+
+def _outcome(record: Record) -> tuple[str, str]:
+    outcome = record.outcome
+    return ("completed", "") if isinstance(outcome, Completed) else (outcome.kind, markdown(outcome.detail, 120))
+
+
+def _figures(done: Sequence[Record]) -> str:
+    values = [derive(record) for record in done]
+    rows = [
+        [name, *(METRICS[name].show(found[name]) for found in values)]
+        for name in METRICS
+        if any(found[name] is not None for found in values)
+    ]
+    return table(["metric", *_seeds(done)], rows, right=1)
+
+
+def _training(done: Sequence[Record]) -> str:
+    return _curves(done, [dict(record.loss_curve) for record in done])
+
+
+def _heldout(done: Sequence[Record]) -> str:
+    return _curves(done, [{point.step: point.loss for point in record.evaluation_curve} for record in done])
+
+
+def _curves(done: Sequence[Record], curves: Sequence[dict[int, float]]) -> str:
+    """A row per step, a dozen of all steps evenly spaced, nats per token."""
+    steps = sorted({step for curve in curves for step in curve})
+    if len(steps) > _CURVE_POINTS:
+        steps = [steps[round(i * (len(steps) - 1) / (_CURVE_POINTS - 1))] for i in range(_CURVE_POINTS)]
+    rows = [[str(step), *(units.significant(curve.get(step)) for curve in curves)] for step in steps]
+    return table(["step", *_seeds(done)], rows)
+
+
+def _seeds(done: Sequence[Record]) -> list[str]:
+    return [f"seed {record.trial.seed}" for record in done]

@@ -1,0 +1,93 @@
+"""A plan as a table for the terminal, or as JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selectbench import units
+from selectbench.plan.estimate import Estimate
+from selectbench.plan.plan import Plan, PlannedOption
+
+
+def total_seconds(plan: Plan, estimate: Estimate | None) -> float | None:
+    """Expected seconds of the whole run."""
+    return sum(estimate.seconds.values()) * len(plan.suite.seeds) if estimate else None
+
+
+def plan_as_json(plan: Plan, estimate: Estimate | None) -> str:
+    """The plan for other programs."""
+    content: dict[str, Any] = {
+        "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
+        "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
+        "epochs": plan.epochs, "expected_seconds": total_seconds(plan, estimate), "warnings": plan.warnings,
+        "options": [_option_as_json(planned, estimate) for planned in plan.options],
+        "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
+                   for p in plan.trials],
+    }  # fmt: skip
+    return json.dumps(content, indent=2)
+
+
+def _option_as_json(planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
+    return {
+        "option": planned.option.name, "differs_in": planned.option.differs_in,
+        "micro_batch_size": planned.option.choices.micro_batch_size,
+        "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
+        "unsupported": planned.unsupported,
+        "expected_seconds_per_trial": estimate.seconds.get(planned.option.name) if estimate else None,
+    }  # fmt: skip
+
+
+def print_plan(console: Console, plan: Plan, estimate: Estimate | None, notes: list[str]) -> None:
+    """What would run, for a person."""
+    suite, job = plan.suite, plan.suite.job
+    profile = f", profile {suite.profile}" if suite.profile else ""
+    console.print(Text(f"{suite.name}: {suite.question}", style="bold"))
+    console.print(Text(f"on the {suite.device}{profile}; baseline {suite.baseline}; seeds {_seeds(suite.seeds)}"))
+    epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"
+    console.print(
+        Text(
+            f"model: {units.count(plan.parameters)} parameters; each trial: {job.max_steps} steps x "
+            f"{job.global_batch_size} sequences x {job.seq_len} tokens = {units.count(plan.tokens)} tokens, "
+            f"{epochs} epochs"
+        )
+    )
+    console.print(_table(plan, estimate))
+    runs = sum(planned.unsupported is None for planned in plan.options) * len(suite.seeds)
+    console.print(Text(f"{runs} trials to run{_expected(plan, estimate)}"))
+    for line in [*plan.warnings, *notes]:
+        console.print(Text(f"note: {line}", style="yellow"))
+
+
+def _table(plan: Plan, estimate: Estimate | None) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("option", "differs in"):
+        table.add_column(heading, overflow="fold")
+    for heading in ("micro-batch", "accumulation", "s/trial"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for planned in plan.options:
+        seconds = estimate.seconds.get(planned.option.name) if estimate else None
+        table.add_row(
+            Text(planned.option.name), Text(", ".join(planned.option.differs_in) or "(baseline)"),
+            str(planned.option.choices.micro_batch_size), f"x {planned.gradient_accumulation_steps}",
+            f"{seconds:.0f}" if seconds is not None else "-",
+            Text(f"unsupported: {planned.unsupported}", style="red") if planned.unsupported else "",
+        )  # fmt: skip
+    return table
+
+
+def _seeds(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _expected(plan: Plan, estimate: Estimate | None) -> str:
+    total = total_seconds(plan, estimate)
+    if estimate is None or total is None:
+        return "; the first round will tell how long they take"
+    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) else "a rough reckoning"
+    return f", about {units.duration(total)} in all ({source})"

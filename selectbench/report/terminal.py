@@ -1,0 +1,113 @@
+"""The ranking in a terminal: a table that drops columns where there is no room, then the answer."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selectbench import units
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.row import Ranking, Row
+from selectbench.report.escape import one_line
+
+_BY_IMPORTANCE = (
+    "tokens_per_second", "final_perplexity", "peak_memory_bytes", "step_time_median_seconds", "final_loss",
+    "bits_per_byte", "startup_seconds", "compile_seconds",
+)  # fmt: skip
+_NAME_MOST = 40
+
+
+def print_ranking(console: Console, ranking: Ranking) -> None:
+    """Table, causes of what was not ranked, warnings, and the answer last, where the eye ends."""
+    title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
+    console.print(Text(title, style="bold"))
+    console.print(_table(ranking, console.width))
+    for line in notes(ranking):
+        console.print(Text(line, style="dim"))
+    for warning in ranking.warnings:
+        console.print(Text(f"warning: {one_line(warning)}", style="yellow"))
+    console.print()
+    console.print(Text(one_line(ranking.answer), style="bold"))
+
+
+def state(row: Row) -> str:
+    """What a row's last column says: nothing where all went well."""
+    kinds = [failure.kind for failure in row.failures]
+    counted = [f"{kinds.count(kind)} {kind}" if row.n else kind for kind in dict.fromkeys(kinds)]
+    if row.missing_seeds:
+        counted.append(f"{len(row.missing_seeds)} missing")
+    if row.not_comparable:
+        counted.insert(0, "not comparable")
+    if row.constraint_failures:
+        counted.insert(0, "fails constraint")
+    return ", ".join(counted)
+
+
+def notes(ranking: Ranking) -> list[str]:
+    """One line for each cause why an option is not ranked, or not with all its seeds."""
+    lines = []
+    for row in ranking.rows:
+        causes = {f"{failure.kind}: {one_line(failure.detail, 160)}": None for failure in row.failures}
+        unjudged = [f"not judged: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "not_judged"]
+        lines += [f"{one_line(row.option)}: {cause}" for cause in (*row.constraint_failures, *causes)]
+        lines += [f"{one_line(row.option)}: {cause}" for cause in unjudged]
+    return lines
+
+
+def _table(ranking: Ranking, width: int) -> Table:
+    shown = _columns(ranking, width)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("#", justify="right", no_wrap=True)
+    table.add_column("option", overflow="fold", min_width=6)
+    for name in shown:
+        table.add_column(METRICS[name].title, justify="right", no_wrap=True)
+        if name == ranking.objective:
+            table.add_column("vs base", justify="right", no_wrap=True)
+    table.add_column("n", justify="right", no_wrap=True)
+    if any(state(row) for row in ranking.rows):
+        table.add_column("", overflow="fold")
+    for row in ranking.rows:
+        table.add_row(*_cells(ranking, row, shown)[: len(table.columns)], style=_style(row))
+    return table
+
+
+def _cells(ranking: Ranking, row: Row, shown: list[str]) -> list[Text]:
+    cells = [units.DASH if row.rank is None else str(row.rank), one_line(row.option, _NAME_MOST)]
+    for name in shown:
+        metric = row.metrics[name]
+        cells.append(METRICS[name].show(metric.value))
+        if name == ranking.objective:
+            cells.append(units.ratio(metric.ratio_to_baseline))
+    return [Text(cell) for cell in (*cells, str(row.n), state(row))]
+
+
+def _style(row: Row) -> str:
+    return "bold green" if row.rank == 1 else "" if row.rank else "red" if row.n == 0 else "yellow"
+
+
+def _columns(ranking: Ranking, width: int) -> list[str]:
+    """The objective, then what else is known, in order of importance, as far as there is room."""
+    wanted = [name for name in _BY_IMPORTANCE if any(row.metrics[name].value is not None for row in ranking.rows)]
+    left = width - _fixed_width(ranking, width)
+    shown = [ranking.objective]
+    left -= _width(ranking, ranking.objective)
+    for name in (name for name in wanted if name != ranking.objective):
+        left -= _width(ranking, name)
+        if left < 0:
+            break
+        shown.append(name)
+    return shown
+
+
+def _fixed_width(ranking: Ranking, width: int) -> int:
+    """Of rank, name, ratio, count and state, with the space between columns; long names and states wrap."""
+    name = min(18 if width < 100 else 24, max(len(one_line(row.option, _NAME_MOST)) for row in ranking.rows))
+    last = max(len(state(row)) for row in ranking.rows)
+    return 3 + max(8, name + 2) + 9 + 3 + (min(10 if width < 100 else 24, last) + 2 if last else 0)
+
+
+def _width(ranking: Ranking, name: str) -> int:
+    cells = [METRICS[name].show(row.metrics[name].value) for row in ranking.rows]
+    return max(len(METRICS[name].title), *map(len, cells)) + 2

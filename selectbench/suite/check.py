@@ -1,0 +1,107 @@
+"""What pydantic cannot see: rows against each other, against the job and against the baseline."""
+
+from __future__ import annotations
+
+from selectbench.choices import Choices, tag_of
+from selectbench.errors import did_you_mean
+from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
+from selectbench.suite.document import Node, Problems, plain
+from selectbench.suite.grid import Row
+from selectbench.suite.suite import Decide
+
+
+def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
+    """Why the step can't be cut into whole micro-batches, or None. Sizes in sequences; world_size in ranks."""
+    if global_batch_size % (micro_batch_size * world_size) == 0:
+        return None
+    return (
+        f"global_batch_size {global_batch_size} is not a multiple of micro_batch_size {micro_batch_size} "
+        f"x world_size {world_size}"
+    )
+
+
+def check_accumulation(rows: list[tuple[Row, Choices]], document: Node, device: str, problems: Problems) -> None:
+    """Every row's step must be whole micro-batches; `auto` ranks are one on a CPU, else known when planning."""
+    size = document.at(["job", "global_batch_size"]).value
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        return
+    for row, choices in rows:
+        ranks = 1 if choices.world_size == "auto" and device == "cpu" else choices.world_size
+        if ranks != "auto" and (problem := accumulation_problem(size, choices.micro_batch_size, ranks)):
+            problems.at(row.choices.at(["micro_batch_size"]), problem)
+
+
+def check_distinct(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
+    """No two rows may have the same name or the same choices."""
+    seen: dict[str, str] = {}
+    names: set[str] = set()
+    for row, choices in rows:
+        key = choices.model_dump_json()
+        if row.name in names:
+            problems.add(row.place, row.path, f"two options are called {row.name!r}")
+        elif key in seen:
+            problems.add(row.place, row.path, f"{row.name!r} has the same choices as {seen[key]!r}")
+        names.add(row.name)
+        seen.setdefault(key, row.name)
+
+
+def check_seeds(document: Node, problems: Problems) -> None:
+    """A seed may be given once: repeated, it would count one trial twice."""
+    seen: set[str] = set()
+    for node in document.at(["seeds"]).items:
+        if str(plain(node)) in seen:
+            problems.at(node, f"the seed {plain(node)} is repeated")
+        seen.add(str(plain(node)))
+
+
+def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, problems: Problems) -> str:
+    """The baseline's name; the first row where there is one only, or `fall_back` and the file's is gone."""
+    node = document.mapping.get("baseline")
+    if node is None or node.value is None:
+        if len(names) > 1 and not fall_back:
+            message = f"required key 'baseline' is missing: which of {', '.join(map(repr, names[:8]))}"
+            problems.add(document.place, "", message)
+    elif isinstance(node.value, str) and node.value in names:
+        return node.value
+    elif isinstance(node.value, str) and names and not fall_back:
+        hint = did_you_mean(node.value, names) or f" (known: {', '.join(names[:8])})"
+        problems.at(node, f"{node.value!r} is not an option{hint}")
+    return names[0] if names else ""
+
+
+def differences(choices: Choices, baseline: Choices) -> list[str]:
+    """Dimensions that differ, `optimizer.lr` where the class is the same and only a setting does."""
+    found: list[str] = []
+    for dimension in Choices.model_fields:
+        ours, theirs = getattr(choices, dimension), getattr(baseline, dimension)
+        if ours == theirs:
+            continue
+        if type(ours) is type(theirs) and hasattr(ours, "model_fields_set") and tag_of(type(ours)):
+            settings = type(ours).model_fields
+            found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
+        else:
+            found.append(dimension)
+    return found
+
+
+def check_constraints(document: Node, problems: Problems, *, evaluates: bool) -> None:
+    """Each constraint must parse; one on quality needs an evaluation, and so does such an objective."""
+    decide = document.mapping.get("decide", document)
+    for node in decide.at(["constraints"]).items:
+        try:
+            parsed = parse_constraint(str(node.value))
+        except ValueError as error:
+            problems.at(node, str(error))
+            continue
+        if parsed.metric in QUALITY_METRICS and not evaluates:
+            problems.at(node, f"{parsed.metric} is not measured: job.eval is none")
+    objective = decide.mapping.get("objective")
+    if objective is not None and objective.value in QUALITY_METRICS and not evaluates:
+        problems.at(objective, f"{objective.value} is not measured: job.eval is none")
+
+
+def without_quality(decide: Decide) -> Decide:
+    """The same for a job of speed and memory only: constraints on quality dropped, then ranked by speed."""
+    kept = [text for text in decide.constraints if parse_constraint(text).metric not in QUALITY_METRICS]
+    objective = "tokens_per_second" if decide.objective in QUALITY_METRICS else decide.objective
+    return decide.model_copy(update={"constraints": kept, "objective": objective})

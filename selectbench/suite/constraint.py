@@ -1,0 +1,59 @@
+"""What a row must hold to be ranked: `final_perplexity <= 1.01x baseline`, `tokens_per_second >= 5000`."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from selectbench.errors import did_you_mean
+
+Operator = Literal["<=", ">=", "<", ">"]
+METRICS = (
+    "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
+    "bits_per_byte",
+)  # fmt: skip
+QUALITY_METRICS = frozenset({"final_loss", "final_perplexity", "bits_per_byte"})
+"""Those that need an evaluation."""
+_GRAMMAR = re.compile(r"\s*(\S+?)\s*(<=|>=|<|>)\s*([-+.0-9eE_]+)\s*(x\s*baseline)?\s*")
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on one metric of a row."""
+
+    metric: str
+    """One of METRICS."""
+    operator: Operator
+    """How the row's value must stand to the bound."""
+    value: float
+    """The bound in the metric's unit, or the factor on the baseline's value."""
+    relative: bool
+    """Whether the bound is a multiple of the baseline's value."""
+
+
+def parse_constraint(text: str) -> Constraint:
+    """Reads `METRIC (<=|>=|<|>) NUMBER[x baseline]`. Raises ValueError where it isn't that."""
+    matched = _GRAMMAR.fullmatch(text)
+    if matched is None:
+        raise ValueError(f"{text!r} is not METRIC (<= >= < >) NUMBER, or NUMBERx baseline")
+    metric, operator, number, relative = matched.groups()
+    if metric not in METRICS:
+        hint = did_you_mean(metric, METRICS) or f" (known: {', '.join(METRICS)})"
+        raise ValueError(f"unknown metric {metric!r}{hint}")
+    return Constraint(metric, _operator(operator), _finite(number), relative is not None)
+
+
+def _operator(text: str) -> Operator:
+    return next(known for known in get_args(Operator) if known == text)
+
+
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is too large a number")
+    return value

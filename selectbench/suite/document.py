@@ -1,0 +1,238 @@
+"""A YAML document whose every value knows where it was written, and what is wrong said with that place.
+
+YAML 1.2 by ruamel: `1e-3` is a number and `no` is a word. Keys given twice are refused.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+
+from selectbench.errors import UserError
+
+MOST_NODES = 100_000
+"""Values that a suite may have; aliases of aliases can ask for billions."""
+TAG = "tag:yaml.org,2002:"
+
+
+@dataclass(frozen=True, order=True)
+class Place:
+    """Where something was written: a file's line and column, or an option of the command line."""
+
+    source: str
+    """The file as the user named it, or `--set job.max_steps=x`."""
+    line: int = 0
+    """From 1; 0 on the command line."""
+    column: int = 0
+    """From 1; 0 on the command line."""
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with its place: a mapping of nodes, a list of nodes, or a scalar."""
+
+    value: dict[str, Node] | list[Node] | str | int | float | bool | None
+    place: Place
+    path: str = ""
+    """Dotted keys from the top of what was written: `profiles.cpu.job.max_steps`."""
+    key_place: Place | None = None
+    """Where its key was written; None for list items and the top."""
+
+    @property
+    def mapping(self) -> dict[str, Node]:
+        """The entries of a mapping; none where it is something else."""
+        return self.value if isinstance(self.value, dict) else {}
+
+    @property
+    def items(self) -> list[Node]:
+        """The items of a list; none where it is something else."""
+        return self.value if isinstance(self.value, list) else []
+
+    def at(self, keys: Sequence[str | int]) -> Node:
+        """The node under these keys, or the nearest one above where a key is absent."""
+        node = self
+        for key in keys:
+            below = node.mapping.get(str(key)) if isinstance(node.value, dict) else _item(node, key)
+            if below is None:
+                return node
+            node = below
+        return node
+
+    def with_entries(self, **entries: Node) -> Node:
+        """A mapping with these entries put in."""
+        return replace(self, value={**self.mapping, **entries})
+
+    def without(self, *keys: str) -> Node:
+        """A mapping without these entries."""
+        return replace(self, value={k: v for k, v in self.mapping.items() if k not in keys})
+
+
+def _item(node: Node, key: str | int) -> Node | None:
+    return node.items[key] if isinstance(key, int) and key < len(node.items) else None
+
+
+def plain(node: Node) -> Any:
+    """The value as plain Python data, places left out."""
+    if isinstance(node.value, dict):
+        return {key: plain(below) for key, below in node.value.items()}
+    return [plain(below) for below in node.value] if isinstance(node.value, list) else node.value
+
+
+@dataclass
+class Problems:
+    """Mistakes collected on the way, so that all are told at once."""
+
+    found: dict[tuple[Place, str], None] = field(default_factory=dict)
+
+    def add(self, place: Place, path: str, message: str) -> None:
+        """Note one mistake; the same one is told once."""
+        self.found[place, f"{path}: {message}" if path else message] = None
+
+    def at(self, node: Node, message: str) -> None:
+        """Note a mistake in this node."""
+        self.add(node.place, node.path, message)
+
+    def extend(self, other: Problems) -> None:
+        """Take over another collection."""
+        self.found.update(other.found)
+
+    def lines(self) -> Iterator[str]:
+        """One line per mistake, in the order of the file."""
+        return (f"{place}: {text}" for place, text in sorted(self.found))
+
+    def raise_if_any(self) -> None:
+        """Raises UserError with every line."""
+        if self.found:
+            raise UserError(*self.lines())
+
+
+def read_document(path: Path) -> Node:
+    """The file's top mapping. Raises UserError where it cannot be read, is empty or does not parse."""
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before = error.object[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
+        raise UserError(f"{path}:{line}:{column}: the file is not UTF-8 text") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
+    problems = Problems()
+    top = _Reader(problems, str(path)).parse(text)
+    if top is not None and top.value is None:
+        problems.add(Place(str(path), 1, 1), "", "the file is empty: a suite needs at least `job`")
+    elif top is not None and not isinstance(top.value, dict):
+        problems.add(top.place, "", f"expected a mapping at the top, found {describe(top)}")
+    problems.raise_if_any()
+    assert top is not None
+    return top
+
+
+def parse_value(text: str, source: str, path: str, problems: Problems) -> Node | None:
+    """A value given on the command line, read as YAML; None and a problem where it doesn't parse."""
+    return _Reader(problems, source, on_command_line=True).parse(text, path)
+
+
+def describe(node: Node) -> str:
+    """The value as an error message shows it."""
+    if isinstance(node.value, dict | list):
+        return "a mapping" if isinstance(node.value, dict) else "a list"
+    return show(node.value)
+
+
+def show(value: object) -> str:
+    """A scalar as an error message or label shows it: text in double quotes, YAML's words for the rest."""
+    words = {True: "true", False: "false"}
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else words[value]
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def dump(data: object) -> str:
+    """Plain data as YAML that `read_document` reads back to the same."""
+    writer, stream = YAML(typ="safe", pure=True), io.StringIO()
+    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = False, False, 120
+    writer.dump(data, stream)
+    return stream.getvalue()
+
+
+class _Reader:
+    """Turns ruamel's nodes into ours."""
+
+    def __init__(self, problems: Problems, source: str, *, on_command_line: bool = False) -> None:
+        self.problems, self.source, self.on_command_line = problems, source, on_command_line
+        self.yaml = YAML(typ="safe", pure=True)
+        self.count = 0
+
+    def parse(self, text: str, path: str = "") -> Node | None:
+        """The document; None where a problem was noted."""
+        try:
+            composed = self.yaml.compose(text)
+            return self.node(composed, path) if composed is not None else Node(None, self.place(None), path)
+        except MarkedYAMLError as error:
+            detail = ", ".join(part for part in (error.context, error.problem) if part)
+            self.problems.add(self.place(error.problem_mark), path, f"not valid YAML: {detail}")
+        except RecursionError:
+            self.problems.add(self.place(None), path, "not valid YAML: nested too deeply")
+        except (YAMLError, ValueError) as error:
+            self.problems.add(self.place(None), path, f"not valid YAML: {' '.join(str(error).split())}")
+        return None
+
+    def place(self, mark: Any) -> Place:
+        if self.on_command_line:
+            return Place(self.source)
+        return Place(self.source, mark.line + 1, mark.column + 1) if mark else Place(self.source, 1, 1)
+
+    def node(self, raw: Any, path: str, key: Any = None) -> Node:
+        self.count += 1
+        if self.count > MOST_NODES:
+            raise ValueError(f"more than {MOST_NODES} values")
+        value: Any
+        if isinstance(raw, MappingNode):
+            value = self.entries(raw, path)
+        elif isinstance(raw, SequenceNode):
+            value = [self.node(below, f"{path}[{i}]") for i, below in enumerate(raw.value)]
+        else:
+            value = self.scalar(raw, path)
+        return Node(value, self.place(raw.start_mark), path, self.place(key.start_mark) if key else None)
+
+    def entries(self, raw: Any, path: str) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        for key, below in raw.value:
+            name = key.value if isinstance(key, ScalarNode) else None
+            if name is None or key.tag == f"{TAG}merge":
+                what = "a key must be a word" if name is None else "merge keys (<<) are not YAML 1.2"
+                self.problems.add(self.place(key.start_mark), path, what)
+                continue
+            below_path = f"{path}.{name}" if path else name
+            if name in entries:
+                self.problems.add(
+                    self.place(key.start_mark), below_path,
+                    f"the key {name!r} is given twice, first in line {entries[name].key_place.line}",  # type: ignore[union-attr]
+                )  # fmt: skip
+                continue
+            entries[name] = self.node(below, below_path, key)
+        return entries
+
+    def scalar(self, raw: Any, path: str) -> str | int | float | bool | None:
+        kind = str(raw.tag).removeprefix(TAG)
+        if kind == "null":
+            return None
+        if kind in ("str", "timestamp"):
+            return str(raw.value)
+        if kind == "bool":
+            return bool(raw.value.lower() == "true")
+        if kind in ("int", "float"):
+            build = self.yaml.constructor
+            return build.construct_yaml_int(raw) if kind == "int" else build.construct_yaml_float(raw)  # type: ignore[no-any-return]
+        self.problems.add(self.place(raw.start_mark), path, f"the YAML tag {raw.tag} is not known here")
+        return None

@@ -1,0 +1,221 @@
+"""From a suite file and the command line to a Suite. Every mistake is collected and told with its place.
+
+Order: the file, then its profile, then `--set`, then `--axis` and `--seeds`, then `--quick`. Relative
+paths of the file (text globs, a model's configuration) are relative to the suite's folder; the job holds
+them absolute, so that a worker anywhere, and a run's own suite.yaml, find them.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from selectbench.choices import Choices
+from selectbench.errors import did_you_mean
+from selectbench.suite.check import (
+    check_accumulation,
+    check_constraints,
+    check_distinct,
+    check_seeds,
+    chosen_baseline,
+    differences,
+    without_quality,
+)
+from selectbench.suite.document import Node, Place, Problems, read_document
+from selectbench.suite.grid import Row, excluded, rows_of
+from selectbench.suite.job import Job
+from selectbench.suite.merge import merge_document
+from selectbench.suite.overrides import apply_axes, apply_seeds, apply_settings
+from selectbench.suite.problems import validate
+from selectbench.suite.shipped import find
+from selectbench.suite.suite import Option, Suite
+from selectbench.suite.suitefile import SuiteFile
+
+QUICK_STEPS = 20
+"""Most optimizer steps of a `--quick` trial."""
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the command line asks of a suite."""
+
+    profile: str | None
+    settings: Sequence[str]
+    axes: Sequence[str]
+    seeds: str | None
+    quick: bool
+
+    def applied(self, document: Node, problems: Problems) -> Node:
+        document = apply_settings(document, self.settings, problems)
+        return apply_seeds(apply_axes(document, self.axes, problems), self.seeds, problems)
+
+
+def load_suite(
+    reference: str, *, device: str, profile: str | None = None, settings: Sequence[str] = (),
+    axes: Sequence[str] = (), seeds: str | None = None, quick: bool = False,
+) -> Suite:  # fmt: skip
+    """The suite of a file, or the shipped one of that name, with the command line's changes.
+
+    `device`, cpu or cuda, picks the profile of its name where the file has one and `profile` is None.
+    `profile` cpu or cuda also decides the device, even where the file has no such profile; a `device`
+    key in the file comes next. Raises UserError with one line per mistake.
+    """
+    path = find(reference)
+    top = read_document(path)
+    problems = Problems()
+    request = _Request(profile, settings, axes, seeds, quick)
+    chosen_device = _device(top, profile, device)
+    used = _profile_name(top, profile, chosen_device, problems)
+    document = _prepared(top, used, path, request, problems)
+    suite = _suite(document, used, chosen_device, request, problems)
+    _check_other_profiles(top, used, path, problems)
+    problems.raise_if_any()
+    assert suite is not None
+    return suite
+
+
+def _device(top: Node, profile: str | None, device: str) -> Device:
+    stated = top.mapping["device"].value if "device" in top.mapping else None
+    asked = profile if profile in ("cpu", "cuda") else stated if stated in ("cpu", "cuda") else device
+    return "cuda" if asked == "cuda" else "cpu"
+
+
+def _profile_name(top: Node, asked: str | None, device: Device, problems: Problems) -> str | None:
+    node = top.mapping.get("profiles")
+    if node is not None and node.value is not None and not isinstance(node.value, dict):
+        problems.at(node, "expected a mapping of profiles")
+    profiles = list(node.mapping) if node is not None else []
+    if asked is None or asked in profiles:
+        return asked or (device if device in profiles else None)
+    if asked not in ("cpu", "cuda"):
+        hint = did_you_mean(asked, profiles) or f" (known: {', '.join([*profiles, 'cpu', 'cuda'])})"
+        problems.add(Place(f"--profile {asked}"), "", f"the suite has no such profile{hint}")
+    return None
+
+
+def _prepared(top: Node, profile: str | None, path: Path, request: _Request | None, problems: Problems) -> Node:
+    """The file with the profile and the command line laid over it, its name and absolute paths put in."""
+    document = top.without("profiles")
+    if profile is not None:
+        over = top.mapping["profiles"].mapping[profile]
+        if over.value is not None and not isinstance(over.value, dict):
+            problems.at(over, "expected a mapping")
+        if "profiles" in over.mapping:
+            problems.at(over.mapping["profiles"], "a profile has no profiles of its own")
+        document = merge_document(document, over.without("profiles") if over.mapping else replace(over, value={}))
+    if request is not None:
+        document = request.applied(document, problems)
+    # A key without a value (`axes:`) is one that is not given.
+    document = document.without(*(key for key, node in document.mapping.items() if node.value is None))
+    stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "suite"
+    named = (
+        document if "name" in document.mapping else document.with_entries(name=Node(stem, document.place, "name"))
+    )
+    return _with_absolute_paths(named, path.resolve().parent)
+
+
+def _with_absolute_paths(document: Node, folder: Path) -> Node:
+    job = document.mapping.get("job")
+    if job is None or not isinstance(job.value, dict):
+        return document
+    data, model = job.mapping.get("data"), job.mapping.get("model")
+    if data is not None and "text" in data.mapping:
+        text = data.mapping["text"]
+        if isinstance(text.value, list):
+            # The folder is no pattern, even where its name holds a bracket.
+            patterns = [_absolute(node, glob.escape(str(folder))) for node in text.value]
+            job = job.with_entries(data=data.with_entries(text=replace(text, value=patterns)))
+    if model is not None and "config" in model.mapping:
+        config = _absolute(model.mapping["config"], str(folder))
+        job = job.with_entries(model=model.with_entries(config=config))
+    return document.with_entries(job=job)
+
+
+def _absolute(node: Node, folder: str) -> Node:
+    if not isinstance(node.value, str) or not node.value:
+        return node
+    # Not Path: it would drop nothing here, but a pattern's `..` must be resolved as text, before any glob.
+    return replace(node, value=os.path.normpath(os.path.join(folder, os.path.expanduser(node.value))))  # noqa: PTH111, PTH118
+
+
+def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Problems) -> None:
+    """A misspelt key in the profile of another machine is told here already."""
+    profiles = top.mapping["profiles"].mapping if "profiles" in top.mapping else {}
+    for name in profiles:
+        if name == used:
+            continue
+        found = Problems()
+        document = _prepared(top, name, path, None, found)
+        validate(SuiteFile, document, found, own_only=True)
+        for row in rows_of(document, found):
+            validate(Choices, row.choices, found, own_only=True)
+        problems.extend(found)
+
+
+def _suite(
+    document: Node, profile: str | None, device: Device, request: _Request, problems: Problems
+) -> Suite | None:
+    content: SuiteFile | None = validate(SuiteFile, document, problems)
+    rows = _valid_rows(document, from_command_line=bool(request.axes), problems=problems)
+    check_accumulation(rows, document, device, problems)
+    check_distinct(rows, problems)
+    check_seeds(document, problems)
+    quick = request.quick or (content is not None and content.quick)
+    evaluates = quick or document.at(["job", "eval"]).value != "none"
+    check_constraints(document, problems, evaluates=evaluates)
+    names = [row.name for row, _ in rows]
+    baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
+    if problems.found or content is None:
+        return None
+    return _assembled(content, rows, baseline, profile or content.profile, device, quick=quick)
+
+
+def _valid_rows(document: Node, *, from_command_line: bool, problems: Problems) -> list[tuple[Row, Choices]]:
+    validated = [(row, validate(Choices, row.choices, problems)) for row in rows_of(document, problems)]
+    rows = [(row, choices) for row, choices in validated if choices is not None]
+    exclude = document.mapping.get("exclude")
+    if exclude is None or len(rows) < len(validated):
+        return rows
+    gone = excluded(rows, exclude, problems, strict=not from_command_line)
+    return [(row, choices) for row, choices in rows if row.name not in gone]
+
+
+def _assembled(
+    content: SuiteFile, rows: list[tuple[Row, Choices]], baseline: str, profile: str | None, device: Device, *,
+    quick: bool,
+) -> Suite:  # fmt: skip
+    base = next(choices for row, choices in rows if row.name == baseline)
+    job = _quickened(content.job) if quick else content.job
+    suite = Suite(
+        name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
+        options=[Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows],
+        baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
+        decide=content.decide if job.evaluates else without_quality(content.decide),
+        limits=content.limits, resolved={},
+    )  # fmt: skip
+    return suite.model_copy(update={"resolved": _resolved(suite)})
+
+
+def _quickened(job: Job) -> Job:
+    steps = min(job.max_steps, QUICK_STEPS)
+    schedule = job.lr_schedule.model_copy(update={"warmup_steps": min(job.lr_schedule.warmup_steps, steps)})
+    return job.model_copy(update={"eval": "none", "max_steps": steps, "lr_schedule": schedule})
+
+
+def _resolved(suite: Suite) -> dict[str, Any]:
+    """The suite as a file without profiles, axes or defaults left to chance; dimensions all share said once."""
+    dumped = {option.name: option.choices.model_dump(mode="json") for option in suite.options}
+    first = next(iter(dumped.values()))
+    shared = {d: value for d, value in first.items() if all(row[d] == value for row in dumped.values())}
+    own = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}
+    return {
+        **suite.model_dump(mode="json", include={"name", "question", "device", "profile", "quick", "job"}),
+        "choices": shared, "options": own,
+        **suite.model_dump(mode="json", include={"baseline", "seeds", "decide", "limits"}),
+    }  # fmt: skip

@@ -1,0 +1,72 @@
+"""The JSON Schema of a suite file, for editors: completion, descriptions and misspelt keys.
+
+A file may say a thing in pieces (shared choices, options, profiles), so a required key may be missing in
+any one of them: the schema requires none, and `load` checks the whole after merging.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from selectbench.choices import Choices
+from selectbench.suite.grid import DIMENSIONS
+from selectbench.suite.suitefile import SuiteFile
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+Schema = dict[str, Any]
+
+
+def json_schema() -> Schema:
+    """The schema as plain data."""
+    _, generated = models_json_schema(
+        [(SuiteFile, "validation"), (Choices, "validation")], ref_template="#/$defs/{model}"
+    )
+    definitions = {name: _in_pieces(d) for name, d in generated["$defs"].items()}
+    top = definitions.pop("SuiteFile")
+    piece = {"$ref": "#/$defs/Choices"}
+    properties = top["properties"]
+    for key, shape in (("choices", piece), ("options", _mapping_of(_or_null(piece))), ("axes", _axes(definitions["Choices"])),
+                       ("exclude", {"type": "array", "items": piece})):  # fmt: skip
+        properties[key] = {**shape, "description": properties[key]["description"]}
+    properties["profiles"] = {
+        **_mapping_of(_or_null({"$ref": "#/$defs/Profile"})), "description": properties["profiles"]["description"],
+    }  # fmt: skip
+    profile = {key: value for key, value in properties.items() if key != "profiles"}
+    definitions["Profile"] = {"type": "object", "additionalProperties": False, "properties": profile}
+    return {"$schema": DIALECT, **top, "title": "selectbench suite", "$defs": definitions}
+
+
+def _in_pieces(schema: Any) -> Any:
+    """The same with no key required, and unions by `anyOf`, as a piece without its tag fits several."""
+    if isinstance(schema, list):
+        return [_in_pieces(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {
+        k: _in_pieces(v) for k, v in schema.items() if k not in ("required", "discriminator", "oneOf", "default")
+    }
+    return {**kept, "anyOf": _in_pieces(schema["oneOf"])} if "oneOf" in schema else kept
+
+
+def _axes(choices: Schema) -> Schema:
+    """Each dimension with a list of its values or labelled ones; `dimension.setting` with any values."""
+    named = {name: _list_or_labelled(shape) for name, shape in choices["properties"].items()}
+    dotted = rf"^({'|'.join(DIMENSIONS)})\.[A-Za-z0-9_.]+$"
+    return {
+        "type": "object", "properties": named, "patternProperties": {dotted: _list_or_labelled({})},
+        "additionalProperties": False,
+    }  # fmt: skip
+
+
+def _list_or_labelled(shape: Schema) -> Schema:
+    return {"anyOf": [{"type": "array", "items": shape, "minItems": 1}, _mapping_of(shape)]}
+
+
+def _mapping_of(shape: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": shape}
+
+
+def _or_null(shape: Schema) -> Schema:
+    return {"anyOf": [shape, {"type": "null"}]}

@@ -1,0 +1,46 @@
+"""The keys of a suite file, after a profile and the command line were laid over it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from selectbench.suite.job import Job
+from selectbench.suite.strict import Strict
+from selectbench.suite.suite import Decide, Limits, Seed
+
+
+class SuiteFile(Strict):
+    """One question: a job, the options to train it under, the seeds, and what decides."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Names the results folder: letters, digits, dot, underscore and dash. The file's name if not given."""
+    question: str = "Which option should this job use?"
+    """What the answer's sentence answers."""
+    job: Job
+    """The work that is identical for every option."""
+    choices: dict[str, Any] = Field(default_factory=dict)
+    """What every option shares."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Named rows of the ranking: each what it sets over the shared choices."""
+    axes: dict[str, Any] = Field(default_factory=dict)
+    """A grid: a dimension (`precision`) or a setting (`optimizer.lr`) with a list of values, or labelled ones."""
+    exclude: list[Any] = Field(default_factory=list)
+    """Rows to leave out: each a mapping of choices that they have."""
+    baseline: str | None = None
+    """The option that the others are compared with; may be left out where there is one option."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]  # noqa: RUF012 (pydantic copies it)
+    """One round each; a seed draws initial weights and data order."""
+    profiles: dict[str, Any] = Field(default_factory=dict)
+    """Pieces laid over the file: the one named after the device, or `--profile NAME`."""
+    decide: Decide = Decide()
+    """What decides."""
+    limits: Limits = Limits()
+    """When a trial is given up."""
+    device: Literal["cpu", "cuda"] | None = None
+    """What the job runs on; a run writes it into its suite.yaml. The machine's where not given."""
+    profile: str | None = None
+    """The profile that was merged in; written by a run."""
+    quick: bool = False
+    """Speed and memory only; written by a run."""

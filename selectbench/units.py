@@ -1,0 +1,77 @@
+"""Numbers with their units, as a person reads them. None prints as a dash."""
+
+from __future__ import annotations
+
+import math
+
+DASH = "-"
+"""What stands for an unknown number."""
+
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def significant(value: float | None, digits: int = 4) -> str:
+    """So many significant digits; a power of ten from 1e7 on and below 1e-4."""
+    if value is None:
+        return DASH
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    if exponent >= 7 or exponent < -4:
+        return f"{value:.{digits - 1}e}"
+    return f"{value:,.{max(0, digits - 1 - exponent)}f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands separated, `11,420`; below 100 with four significant digits."""
+    if value is None:
+        return DASH
+    if isinstance(value, int) or 100 <= abs(value) < 1e15:
+        return f"{value:,.0f}" if abs(value) < 1e15 else f"{float(value):.3e}"
+    return significant(value)
+
+
+def ratio(value: float | None) -> str:
+    """`1.07x`; three significant digits where two decimals would show fewer than one."""
+    if value is None:
+        return DASH
+    return f"{value:.2f}x" if 0.1 <= abs(value) < 1e4 or value == 0 else f"{significant(value, 3)}x"
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units: `512 B`, `1.50 GiB`."""
+    if value is None:
+        return DASH
+    power = 0
+    while abs(value) >= 1024 and power < len(_BINARY) - 1:
+        value, power = value / 1024, power + 1
+    if power == 0:
+        return f"{value:.0f} B"
+    return f"{value:,.0f} {_BINARY[power]}" if abs(value) >= 100 else f"{significant(value, 3)} {_BINARY[power]}"
+
+
+def seconds(value: float | None) -> str:
+    """A measured time of seconds or less: `1.23 ms`, `4.56 s`; from 100 s on as `duration`."""
+    if value is None:
+        return DASH
+    if abs(value) >= 100:
+        return duration(value)
+    if value == 0 or abs(value) >= 1:
+        return f"{significant(value, 3)} s"
+    return f"{significant(value * 1e3, 3)} ms" if abs(value) >= 1e-3 else f"{significant(value * 1e6, 3)} us"
+
+
+def duration(value: float | None) -> str:
+    """A time to wait for, in whole seconds: `42 s`, `3 min 05 s`, `2 h 10 min`, `3 d 04 h`."""
+    if value is None:
+        return DASH
+    if value >= 1e10:
+        return f"{value:.3e} s"
+    whole = max(0, round(value))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"

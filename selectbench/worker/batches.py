@@ -1,0 +1,55 @@
+"""The order in which a job reads its training tokens, and the tensors that the model gets."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from selectbench.data.prepared import sequences
+from selectbench.worker.seeds import derived_seed
+
+
+class Batches:
+    """Sequences of a token stream, shuffled anew in every epoch, cut into optimizer steps and micro-batches.
+
+    Which sequences an optimizer step holds follows from the seed alone; a micro-batch is a slice of them.
+    A sequence is `seq_len + 1` tokens long, cut with stride `seq_len`: inputs and their next tokens.
+    """
+
+    def __init__(
+        self, tokens: npt.NDArray[np.integer], *, seq_len: int, global_batch_size: int, seed: int, device: str
+    ) -> None:
+        """`tokens`: 1-D, at least seq_len + 1 of them (ValueError where there are fewer)."""
+        self.sequences = sequences(len(tokens), seq_len)
+        if self.sequences < 1:
+            raise ValueError(f"the training split has {len(tokens)} tokens, one sequence needs {seq_len + 1}")
+        self.global_batch_size = global_batch_size
+        self._tokens = tokens
+        self._offsets = np.arange(seq_len + 1)
+        self._seed = seed
+        self._device = device
+        self._orders: dict[int, npt.NDArray[np.int64]] = {}
+
+    def sample_indices(self, step: int) -> npt.NDArray[np.int64]:
+        """Sequence numbers of one optimizer step, shape (global_batch_size,)."""
+        first = step * self.global_batch_size
+        epochs, places = np.divmod(np.arange(first, first + self.global_batch_size), self.sequences)
+        return np.concatenate([self._order(int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+    def _order(self, epoch: int) -> npt.NDArray[np.int64]:
+        if epoch not in self._orders:
+            # A step reaches back at most into epochs that begin in it: older orders are not needed again.
+            self._orders = {e: order for e, order in self._orders.items() if e == epoch - 1}
+            generator = np.random.Generator(np.random.PCG64(derived_seed(self._seed, "order", epoch)))
+            self._orders[epoch] = generator.permutation(self.sequences)
+        return self._orders[epoch]
+
+    def sequences_at(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Token ids as int64 on the device, shape (len(indices), seq_len + 1)."""
+        starts = indices * (len(self._offsets) - 1)
+        rows = self._tokens[starts[:, None] + self._offsets[None, :]].astype(np.int64)
+        tensor = torch.from_numpy(rows)
+        if self._device == "cuda":
+            return tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor

@@ -1,0 +1,78 @@
+"""The full series of a trial: what every step left behind, read from the device at window edges."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from selectbench.worker.step import StepTensors
+
+DIVERGED_ABOVE = 2.0
+"""Times the first loss. A fresh model starts near ln(vocabulary), the loss of a uniform guess: twice that
+is far worse than knowing nothing, and no warm-up or restart of a healthy run gets there."""
+DIVERGED_OVER_STEPS = 10
+"""Steps whose mean loss is judged, so that one bad batch is not a divergence."""
+
+
+class Diverged(Exception):  # noqa: N818 - an outcome, not an error
+    """The training left the numbers in which it can come back."""
+
+
+class Series:
+    """Per optimizer step of the job, in order: loss, gradient norm, whether applied, stream sum, seconds."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradient_norms: list[float] = []
+        self.applied: list[bool] = []
+        self.stream_sums: list[int] = []
+        self.step_seconds: list[float] = []
+        self.extra_step_seconds: list[float] = []
+
+    def read(self, steps: Sequence[StepTensors]) -> None:
+        """Fetches the steps' scalars from the device; waits for it. Raises Diverged."""
+        known = len(self.losses)
+        self.losses += torch.stack([s.loss for s in steps]).tolist()
+        self.gradient_norms += torch.stack([s.gradient_norm for s in steps]).tolist()
+        self.applied += torch.stack([s.applied for s in steps]).tolist()
+        self.stream_sums += torch.stack([s.stream for s in steps]).tolist()
+        for step in range(known, len(self.losses)):
+            self._check(step)
+
+    def _check(self, step: int) -> None:
+        loss = self.losses[step]
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss of step {step} is {loss}")
+        if self.applied[step] and not math.isfinite(self.gradient_norms[step]):
+            raise Diverged(f"the gradient norm of step {step} is {self.gradient_norms[step]}, its loss {loss:.4f}")
+        recent = self.losses[max(0, step + 1 - DIVERGED_OVER_STEPS) : step + 1]
+        mean = sum(recent) / len(recent)
+        if len(recent) == DIVERGED_OVER_STEPS and mean > DIVERGED_ABOVE * self.losses[0]:
+            raise Diverged(
+                f"the mean loss of the {DIVERGED_OVER_STEPS} steps to step {step} is {mean:.4f}, "
+                f"more than {DIVERGED_ABOVE:g} times the first loss, {self.losses[0]:.4f}"
+            )
+
+    def write(self, path: Path, *, shares: Sequence[float], peak_learning_rates: Sequence[float]) -> None:
+        """As JSON; numbers that are not finite become null.
+
+        `shares`: of the peak learning rate, per step; `peak_learning_rates`: per parameter group.
+        """
+        content = {
+            "loss_nats_per_token": _storable(self.losses),
+            "gradient_norm": _storable(self.gradient_norms),
+            "applied": self.applied,
+            "learning_rate_share_of_peak": list(shares[: len(self.losses)]),
+            "peak_learning_rates": list(peak_learning_rates),
+            "step_seconds": self.step_seconds,
+            "extra_step_seconds": self.extra_step_seconds,
+        }
+        path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def _storable(values: list[float]) -> list[float | None]:
+    return [value if math.isfinite(value) else None for value in values]

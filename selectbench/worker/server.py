@@ -1,0 +1,233 @@
+"""The process that starts every trial, once all slow imports are done, and outlives none of them.
+
+A forked trial starts in a fraction of a second where importing anew takes five to ten. Forking is safe
+only from a process without threads and without a CUDA context: where the imports have left either, the
+server starts itself again without them and gives each trial a plain new process.
+
+The server is a subreaper (prctl(2)): whatever a trial leaves behind becomes its child and is killed
+before the trial's end is reported. It ends, with everything below it, when the bench closes the socket
+or dies.
+
+Requests and replies are one JSON object per packet: {"order", "log"} with the event pipe's descriptor in,
+{"ready"}, {"pid"} and {"exit"} out.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+PACKET_BYTES = 1 << 16
+FORK_UNSAFE = "SELECTBENCH_FORK_UNSAFE"
+"""Set in the environment of a server that found forking unsafe and started itself again."""
+
+
+def set_process_control(option: int, value: int) -> None:
+    """prctl(2) with one argument. Raises OSError where the kernel refuses."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(option, value, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def is_fork_safe() -> bool:
+    """Whether this process has one thread and no open CUDA device."""
+    descriptors = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
+    threads = list(Path("/proc/self/task").iterdir())
+    return len(threads) == 1 and not any(target.startswith("/dev/nvidia") for target in descriptors)
+
+
+def children_of(pid: int) -> list[int]:
+    """The process's children, zombies among them."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+class Server:
+    """Starts one trial at a time and reports how it ended."""
+
+    def __init__(self, descriptor: int, modules: list[str]) -> None:
+        """`descriptor`: the control socket; `modules`: what to import before forking."""
+        self.control = socket.socket(fileno=descriptor)
+        self.modules = modules
+        self.trial = 0
+        self.spawned: subprocess.Popen[bytes] | None = None
+        self.forks = FORK_UNSAFE not in os.environ
+
+    def serve(self) -> None:
+        """Until the bench closes the socket or dies."""
+        set_process_control(PR_SET_CHILD_SUBREAPER, 1)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # the bench decides when a trial ends
+        if self.forks:
+            self._import_modules()
+        self._reply({"ready": True, "forks": self.forks})
+        self._loop()
+        kill_descendants()
+
+    def _import_modules(self) -> None:
+        for position, module in enumerate(self.modules):
+            # The first is the worker itself; the rest are tried in a child, since one that starts a thread
+            # or opens the GPU would spoil forking for every trial.
+            if position == 0 or imports_cleanly(module):
+                importlib.import_module(module)
+        if not is_fork_safe():
+            os.environ[FORK_UNSAFE] = "1"
+            os.set_inheritable(self.control.fileno(), True)
+            arguments = [sys.executable, "-P", "-m", "selectbench.worker", "server", str(self.control.fileno())]
+            os.execv(sys.executable, [*arguments, *self.modules])
+        gc.collect()
+        gc.freeze()  # pages of long-lived objects then stay shared with the children
+
+    def _loop(self) -> None:
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        with selectors.DefaultSelector() as selector:
+            selector.register(self.control, selectors.EVENT_READ)
+            selector.register(reading, selectors.EVENT_READ)
+            while True:
+                ready = {key.fd for key, _ in selector.select()}
+                if reading in ready:
+                    os.read(reading, 4096)
+                    self._reap()
+                if self.control.fileno() in ready and not self._take_request():
+                    return
+
+    def _take_request(self) -> bool:
+        packet, descriptors, _, _ = socket.recv_fds(self.control, PACKET_BYTES, 1)
+        if not packet:
+            return False
+        request = json.loads(packet)
+        self.trial = (self._fork if self.forks else self._spawn)(request["order"], request["log"], descriptors[0])
+        os.close(descriptors[0])
+        self._reply({"pid": self.trial})
+        return True
+
+    def _fork(self, order: str, log: str, events: int) -> int:
+        server = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_trial(order, log, events, server)
+        return pid
+
+    def _become_trial(self, order: str, log: str, events: int, server: int) -> NoReturn:
+        status = 1
+        try:
+            os.setsid()
+            signal.set_wakeup_fd(-1)
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
+                signal.signal(number, signal.SIG_DFL)
+            self.control.close()
+            redirect(log)
+            run_order(order, events, server)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)  # neither the server's exit handlers nor its buffers are the trial's
+
+    def _spawn(self, order: str, log: str, events: int) -> int:
+        arguments = [sys.executable, "-P", "-m", "selectbench.worker", "trial", str(events), order]
+        with Path(log).open("ab") as output:
+            self.spawned = subprocess.Popen(
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                pass_fds=[events],
+            )
+        return self.spawned.pid
+
+    def _reap(self) -> None:
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            if pid == self.trial:
+                self.trial = 0
+                kill_descendants()
+                self._reply({"exit": os.waitstatus_to_exitcode(status)})
+
+    def _reply(self, message: dict[str, object]) -> None:
+        # Where the bench is gone the loop sees the closed socket next.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self.control.send(json.dumps(message).encode())
+
+
+def imports_cleanly(module: str) -> bool:
+    """Whether importing it in a child succeeds and leaves that child safe to fork."""
+    pid = os.fork()
+    if pid == 0:
+        clean = False
+        try:
+            importlib.import_module(module)
+            clean = is_fork_safe()
+        finally:
+            os._exit(0 if clean else 1)
+    _, status = os.waitpid(pid, 0)
+    return status == 0
+
+
+def kill_descendants() -> None:
+    """Kill and reap every process below this one; those of a killed parent come to it as subreaper."""
+    while children := children_of(os.getpid()):
+        for child in children:
+            try:
+                os.kill(child, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        for child in children:
+            try:
+                os.waitpid(child, 0)
+            except ChildProcessError:
+                continue
+
+
+def redirect(log: str) -> None:
+    """Standard input from nowhere, output and errors to the end of the log."""
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
+        os.dup2(source, target)
+    os.close(output)
+    os.close(nothing)
+
+
+def run_order(order: str, events: int, parent: int | None = None) -> None:
+    """Run the trial of an order file in this process; events go to the pipe, one JSON object a line.
+
+    The process dies with its parent: the server, whose pid is `parent` where it was known before forking.
+    """
+    set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        sys.exit(1)  # the server died before the death signal was set
+    from selectbench.record.wire import Order
+    from selectbench.worker.trial import run_trial
+
+    parsed = Order.model_validate_json(Path(order).read_bytes())
+    os.environ["OMP_NUM_THREADS"] = str(parsed.threads)  # of processes that the trial starts itself
+    with os.fdopen(events, "w", buffering=1, encoding="utf-8") as stream:
+        run_trial(parsed, lambda event: print(event.model_dump_json(), file=stream, flush=True))

@@ -1,0 +1,79 @@
+"""Small suites and records, made without training, for the tests of analysis, report and display."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from selectbench.record.record import Completed, Failed, Identity, Measurement, Record, Trial
+from selectbench.suite.suite import Suite
+
+ADAMW = {"name": "adamw", "lr": 1e-3}
+MEASUREMENT = Measurement(
+    tokens_per_step=2048, steps_applied=60, steps_skipped=0, timed_steps=50, timed_seconds=10.0,
+    step_seconds=[0.2] * 50, step_time_median_seconds=0.2, step_time_iqr_seconds=0.01, warmup_seconds=0.7,
+    startup_seconds=0.25, compile_seconds=None, recompilations=0, training_seconds=12.5, evaluation_seconds=1.5,
+    first_loss=7.7, last_loss=5.6, final_loss=5.5, heldout_tokens=16384, heldout_bytes=60000,
+    peak_pss_growth_bytes=300 << 20,
+)  # fmt: skip
+IDENTITY = Identity(
+    initial_weights_sha256="a" * 64, token_stream_sha256="b" * 64, evaluation_set_sha256="c" * 64,
+    parameters=1_000_000, tokens_per_step=2048, steps_requested=60, steps_applied=60,
+    gradient_accumulation_steps=1, learning_rate_shape_sha256="d" * 64, parameter_dtype="float32",
+    gradient_dtype="float32", compute_dtype="float32", optimizer_state_dtype=["float32"], matmul_tf32=False,
+    attention="sdpa", optimizer=["AdamW(fused)"], compiled=False, first_step_loss=7.7,
+    first_step_gradient_norm=1.5,
+)  # fmt: skip
+
+
+def make_suite(*options: str | tuple[str, dict[str, Any]], **changes: Any) -> Suite:
+    """A suite of these options, by name or as (name, choices); the first one is the baseline."""
+    pairs = [(o, {"precision": {"name": "fp32"}}) if isinstance(o, str) else o for o in options]
+    rows = [
+        {"name": name, "choices": {"optimizer": ADAMW, "micro_batch_size": 16, **own},
+         "differs_in": [] if name == pairs[0][0] else list(own)}
+        for name, own in pairs
+    ]  # fmt: skip
+    job = {
+        "model": {"family": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 2},
+        "tokenizer": {"bpe": 512}, "seq_len": 128, "global_batch_size": 16, "max_steps": 60,
+        **changes.pop("job", {}),
+    }  # fmt: skip
+    content = {
+        "name": "precision", "question": "Which precision is fastest at equal quality?", "profile": None,
+        "device": "cpu", "job": job, "options": rows, "baseline": pairs[0][0], "seeds": [0, 1, 2],
+        "decide": {}, "limits": {}, "resolved": {},
+    }  # fmt: skip
+    return Suite.model_validate({**content, **changes})
+
+
+def make_record(
+    option: str,
+    seed: int,
+    *,
+    identity: dict[str, Any] | None = None,
+    attempt: int = 1,
+    trial_id: str | None = None,
+    started_at: str = "2026-01-02T03:04:05Z",
+    **measured: Any,
+) -> Record:
+    """A completed trial; keywords replace fields of its measurement, `identity` those of its certificate."""
+    return Record(
+        trial=Trial(trial_id=trial_id or f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
+        attempt=attempt, outcome=Completed(measurement=MEASUREMENT.model_copy(update=measured)),
+        identity=IDENTITY.model_copy(update=identity or {}),
+        evaluation_curve=[], loss_curve=[(0, 7.7), (30, 6.1), (59, 5.6)], wall_seconds=15.0, started_at=started_at,
+    )  # fmt: skip
+
+
+def make_failure(option: str, seed: int, kind: str, detail: str = "what happened", attempt: int = 1) -> Record:
+    """A failed trial."""
+    return Record(
+        trial=Trial(trial_id=f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
+        attempt=attempt, outcome=Failed.model_validate({"kind": kind, "detail": detail}), wall_seconds=3.0,
+        started_at="2026-01-02T03:04:05Z",
+    )  # fmt: skip
+
+
+def speed(tokens_per_second: float) -> dict[str, float]:
+    """The measurement's fields of a trial that ran so fast."""
+    return {"timed_seconds": 50 * 2048 / tokens_per_second}

@@ -1,0 +1,165 @@
+import io
+
+import pytest
+from made_records import make_failure, make_record, make_suite, speed
+from rich.console import Console
+
+from selectbench.launch.display import LiveDisplay, PlainDisplay, make_display
+from selectbench.launch.display_state import State
+from selectbench.launch.picture import picture
+from selectbench.launch.time_left import TimeLeft
+
+DONE = make_record("a", 0, **speed(11_420)).outcome
+OOM = make_failure("a", 0, "oom", "CUDA out of memory\n[red]").outcome
+UNSUPPORTED = make_failure("a", 0, "unsupported").outcome
+
+
+class Clock:
+    """Seconds that pass when told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def suite_of(count: int) -> object:
+    return make_suite(*((f"o{i}", {"optimizer": {"name": "adamw", "lr": 1e-3 * (i + 1)}}) for i in range(count)))
+
+
+def a_console(width: int = 80, height: int = 24, terminal: bool = False) -> Console:
+    return Console(file=io.StringIO(), width=width, height=height, force_terminal=terminal)
+
+
+def output(console: Console) -> str:
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_plain_lines_name_start_progress_and_end() -> None:
+    console, clock = a_console(), Clock()
+    display = PlainDisplay(console, clock)
+    display.run_started(make_suite("a", seeds=[0, 1]), 2, 0)
+    display.trial_started("a", 0, 1, 2)
+    for second in range(25):
+        clock.now = second
+        display.progress("train", second, 50, 7.0 - second / 10, 1000.0)
+    clock.now = 50
+    display.trial_ended("a", 0, DONE, 50.0)
+    display.trial_started("a", 1, 2, 2)
+    display.trial_ended("a", 1, OOM, 1.0)
+    display.close()
+    assert output(console).splitlines() == [
+        "precision: 2 trials",
+        "trial 1 of 2: a, seed 0: started",
+        "trial 1 of 2: a, seed 0: train 10/50, loss 6.000, 1,000 tokens/s; 1 min 30 s left",
+        "trial 1 of 2: a, seed 0: train 20/50, loss 5.000, 1,000 tokens/s; 1 min 20 s left",
+        "a, seed 0: completed, 11,420 tokens/s, loss 5.500 in 50 s; 1 of 2 done; 50 s left",
+        "trial 2 of 2: a, seed 1: started; 50 s left",
+        "a, seed 1: failed: oom: CUDA out of memory [red] in 1 s; 2 of 2 done; 0 s left",
+    ]
+
+
+def test_a_resumed_run_counts_what_was_done_before() -> None:
+    console = a_console()
+    display = PlainDisplay(console, Clock())
+    display.run_started(make_suite("a", ("b", {"precision": {"name": "tf32"}})), 6, 4, {"a": 3, "b": 1})
+    display.trial_started("b", 1, 5, 6)
+    display.trial_ended("b", 1, DONE, 7.0)
+    assert "precision: 6 trials, 4 of them done before" in output(console)
+    assert "5 of 6 done; 7 s left" in output(console)
+
+
+@pytest.mark.parametrize(("before", "left"), [(None, 20.0), ({"o0": 3, "o1": 1}, 20.0), ({"o0": 2, "o1": 2}, 20.0)])
+def test_trials_to_come_after_a_resume(before: dict[str, int] | None, left: float) -> None:
+    state = State(Clock())
+    state.run_started(suite_of(2), 6, 4, before)  # type: ignore[arg-type]
+    state.time_left.walls = {"o0": [10.0], "o1": [10.0]}
+    assert state.time_left.left(None, 0.0, None) == left
+
+
+def test_time_left_takes_each_options_own_mean_then_the_others_then_the_running_trial() -> None:
+    left = TimeLeft({"slow": 2, "fast": 2, "new": 1})
+    assert left.left("slow", 0.0, None) is None
+    assert left.left("slow", 30.0, 0.5) == 5 * 60 - 30
+    left.ended("slow", 100.0, False)
+    left.ended("fast", 10.0, False)
+    assert left.left("slow", 40.0, 0.5) == (100 - 40) + 10 + 55
+    assert left.left("slow", 400.0, 0.5) == 0 + 10 + 55
+    assert left.left(None, 0.0, None) == 100 + 10 + 55
+
+
+def test_trials_that_could_not_run_say_nothing_of_the_others() -> None:
+    left = TimeLeft({"tf32": 2, "fp32": 2})
+    left.ended("tf32", 0.0, True)
+    assert left.left(None, 0.0, None) is None
+    left.ended("fp32", 10.0, False)
+    assert left.left(None, 0.0, None) == 10.0
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 40), (30, 8), (12, 6)])
+@pytest.mark.parametrize("options", [1, 3, 200])
+def test_the_picture_fits_the_terminal(width: int, height: int, options: int) -> None:
+    clock = Clock()
+    state = State(clock)
+    state.run_started(suite_of(options), 3 * options, 0, None)  # type: ignore[arg-type]
+    running = f"o{options // 2}"
+    state.trial_started(running, 2, 1, 3 * options)
+    clock.now = 10
+    state.progress("train", 30, 60, 5.4, 11_234.0)
+    console = a_console(width, height)
+    console.print(picture(state, width, height))
+    lines = output(console).splitlines()
+    assert len(lines) < height
+    assert all(len(line) <= width for line in lines)
+    assert height < 8 or any(line.startswith(f"> {running}") for line in lines)
+    assert any(line.startswith("train 30/60") for line in lines)
+    if width >= 80:
+        assert "train 30/60, loss 5.400, 11,234 tokens/s" in output(console)
+        assert "left" in output(console)
+
+
+def test_the_live_table_counts_and_keeps_failures_and_leaves_one_line() -> None:
+    console, clock = a_console(terminal=True), Clock()
+    display = LiveDisplay(console, clock)
+    display.run_started(make_suite("a", seeds=[0, 1]), 2, 0)
+    display.trial_started("a", 0, 1, 2)
+    display.trial_ended("a", 0, OOM, 1.0)
+    display.trial_started("a", 1, 2, 2)
+    clock.now = 1.0
+    display.progress("train", 30, 60, 5.4, None)
+    display.trial_ended("a", 1, DONE, 2.0)
+    display.close()
+    display.close()
+    text = output(console)
+    assert "a, seed 0: failed: oom: CUDA out of memory [red]" in text
+    assert "train 30/60" in text
+    assert "2/2" in text
+    assert text.rstrip().endswith("2 of 2 trials have an outcome, 1 failed")
+
+
+def test_the_live_table_is_drawn_at_most_eight_times_a_second() -> None:
+    console, clock = a_console(terminal=True), Clock()
+    display = LiveDisplay(console, clock)
+    display.run_started(make_suite("a", seeds=[0]), 1, 0)
+    display.trial_started("a", 0, 1, 1)
+    for step in range(1000):
+        clock.now = step / 1000
+        display.progress("train", step, 1000, None, None)
+    display.close()
+    assert 5 <= output(console).count("trial 1 of 1") <= 10
+
+
+def test_a_terminal_gets_the_live_table_and_a_file_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    assert isinstance(make_display(a_console(terminal=True)), LiveDisplay)
+    assert isinstance(make_display(a_console()), PlainDisplay)
+    monkeypatch.setenv("TERM", "dumb")
+    assert isinstance(make_display(a_console(terminal=True)), PlainDisplay)
+
+
+def test_progress_before_any_trial_and_closing_before_the_start_are_harmless() -> None:
+    for display in (LiveDisplay(a_console(terminal=True)), PlainDisplay(a_console())):
+        display.progress("train", 1, 2, None, None)
+        display.close()

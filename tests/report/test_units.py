@@ -1,0 +1,28 @@
+import pytest
+
+from selectbench import units
+
+
+@pytest.mark.parametrize(
+    ("show", "value", "text"),
+    [
+        (units.count, 11420.3, "11,420"), (units.count, 12.3456, "12.35"), (units.count, 1e20, "1.000e+20"),
+        (units.size, 512, "512 B"), (units.size, 1.5 * 2**30, "1.50 GiB"), (units.size, 300 << 20, "300 MiB"),
+        (units.size, 1023.9 * 2**20, "1,024 MiB"),
+        (units.seconds, 0.00123, "1.23 ms"), (units.seconds, 4.5e-6, "4.50 us"), (units.seconds, 4.56, "4.56 s"),
+        (units.seconds, 0, "0 s"), (units.seconds, 200, "3 min 20 s"),
+        (units.duration, 59.6, "1 min 00 s"), (units.duration, 7800, "2 h 10 min"),
+        (units.duration, 90000, "1 d 01 h"),
+        (units.ratio, 1.0666, "1.07x"), (units.ratio, 0.00123, "0.00123x"), (units.ratio, 0, "0.00x"),
+        (units.significant, 5.5, "5.500"), (units.significant, 1e300, "1.000e+300"), (units.significant, 0, "0"),
+    ],
+)  # fmt: skip
+def test_shown(show: object, value: float, text: str) -> None:
+    assert callable(show)
+    assert show(value) == text
+
+
+@pytest.mark.parametrize("show", [units.count, units.size, units.seconds, units.duration, units.ratio])
+def test_unknown_is_a_dash(show: object) -> None:
+    assert callable(show)
+    assert show(None) == "-"

@@ -1,0 +1,70 @@
+"""A tiny real job: prepared text, a two-layer model, and the events that a trial sends."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from selectbench.choices import Choices
+from selectbench.data.prepare import prepare
+from selectbench.record.record import Trial
+from selectbench.record.wire import Finished, Order
+from selectbench.suite.job import Job, TextFiles, Tokenizer
+from selectbench.worker.trial import run_trial
+
+GPT2 = {"family": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
+LLAMA = {"family": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
+ADAMW = {"name": "adamw", "lr": 3e-3}
+
+
+@pytest.fixture(scope="session")
+def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Tokens of several short texts with a structure to learn."""
+    root = tmp_path_factory.mktemp("corpus")
+    for number in range(40):
+        lines = (f"line {i} of text {number}: {i} times {number} is {i * number}, and so on." for i in range(40))
+        (root / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELECTBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return prepare(TextFiles(text=[str(root / "*.txt")]), Tokenizer(bpe=300)).folder
+
+
+class Trials:
+    """Makes orders for the tiny job and runs them in this process."""
+
+    def __init__(self, data_folder: Path, trial_folder: Path) -> None:
+        self.data_folder, self.trial_folder = data_folder, trial_folder
+
+    def order(
+        self, *, seed: int = 0, job: dict[str, Any] | None = None, min_timed_seconds: float = 0.0, **choices: Any
+    ) -> Order:
+        settings = {"optimizer": ADAMW, "micro_batch_size": 8, **choices}
+        content = {
+            "model": GPT2, "data": {"text": ["unused"]}, "tokenizer": {"bpe": 300}, "seq_len": 32,
+            "global_batch_size": 8, "max_steps": 8, "eval": {"tokens": 1000}, "timing": {"warmup_steps": 2},
+            "lr_schedule": {"name": "cosine", "warmup_steps": 2}, **(job or {}),
+        }  # fmt: skip
+        return Order(
+            trial=Trial(trial_id="t", option="o", seed=seed, settings=settings),
+            job=Job.model_validate(content), choices=Choices.model_validate(settings), device="cpu", threads=1,
+            data_folder=str(self.data_folder), trial_folder=str(self.trial_folder),
+            min_timed_seconds=min_timed_seconds,
+        )  # fmt: skip
+
+    def events(self, **settings: Any) -> list[Any]:
+        events: list[Any] = []
+        run_trial(self.order(**settings), events.append)
+        return events
+
+    def finished(self, **settings: Any) -> Finished:
+        last = self.events(**settings)[-1]
+        assert isinstance(last, Finished), last
+        return last
+
+
+@pytest.fixture
+def trials(data_folder: Path, tmp_path: Path) -> Trials:
+    return Trials(data_folder, tmp_path)

@@ -1,0 +1,146 @@
+"""Every choice that a CPU can run trains, and the certificate reports what was really used."""
+
+import pytest
+import torch
+
+from selectbench.choices.optimizer import AdamW
+from selectbench.worker import trial as trial_module
+from selectbench.worker.engine import SingleEngine
+from selectbench.worker.evaluation import HeldOut, heldout_loss
+from selectbench.worker.model import cast_parameters, random_model
+
+OPTIMIZERS = [
+    ({"name": "sgd", "lr": 0.3}, ["SGD(fused)"], ["float32"]),
+    ({"name": "sgd", "lr": 0.3, "nesterov": True, "implementation": "for_loop"}, ["SGD(for_loop)"], ["float32"]),
+    ({"name": "adam", "lr": 3e-3, "implementation": "for_loop"}, ["Adam(for_loop)"], ["float32"]),
+    ({"name": "adamw", "lr": 3e-3}, ["AdamW(fused)"], ["float32"]),
+    ({"name": "adamw", "lr": 3e-3, "implementation": "foreach"}, ["AdamW(foreach)"], ["float32"]),
+    ({"name": "adafactor", "lr": 3e-2}, ["Adafactor"], ["float32"]),
+    ({"name": "muon", "lr": 3e-3}, ["Muon", "AdamW(fused)"], ["float32"]),
+    ({"name": "lion", "lr": 1e-3}, ["Lion32bit"], ["float32"]),
+    ({"name": "adamw_8bit", "lr": 3e-3}, ["AdamW8bit"], ["float32", "uint8"]),
+    ({"name": "paged_adamw_8bit", "lr": 3e-3}, ["PagedAdamW8bit"], ["float32", "uint8"]),
+    ({"name": "lion_8bit", "lr": 1e-3}, ["Lion8bit"], ["float32", "uint8"]),
+    ({"name": "ademamix_8bit", "lr": 1e-3}, ["AdEMAMix8bit"], ["float32", "uint8"]),
+]  # fmt: skip
+LLAMA = {"family": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
+WIDE = {"family": "gpt2", "n_layer": 1, "n_embd": 64, "n_head": 2}
+
+
+@pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU:UserWarning")
+@pytest.mark.parametrize(("optimizer", "names", "dtypes"), OPTIMIZERS, ids=lambda value: str(value)[:60])
+def test_optimizer_trains_and_is_reported(trials, optimizer, names, dtypes):
+    finished = trials.finished(job={"max_steps": 30, "model": WIDE}, optimizer=optimizer)
+    assert finished.measurement.last_loss < finished.measurement.first_loss - 0.3
+    assert finished.identity.optimizer == names
+    assert finished.identity.optimizer_state_dtype == dtypes
+
+
+PRECISIONS = [
+    ("fp32", "float32", "float32", 1e-6),
+    ("bf16_mixed", "float32", "bfloat16", 2e-2),
+    ("fp16_mixed", "float32", "float16", 2e-2),
+    ("bf16_pure", "bfloat16", "bfloat16", 2e-2),
+]
+
+
+@pytest.mark.parametrize(("precision", "kept", "computed", "tolerance"), PRECISIONS)
+def test_precision_trains_and_is_reported(trials, precision, kept, computed, tolerance):
+    reference = trials.finished(job={"max_steps": 20})
+    finished = trials.finished(job={"max_steps": 20}, precision=precision)
+    identity, measurement = finished.identity, finished.measurement
+    assert (identity.parameter_dtype, identity.gradient_dtype, identity.compute_dtype) == (kept, kept, computed)
+    assert identity.optimizer_state_dtype == [kept]
+    assert identity.matmul_tf32 is False
+    assert identity.initial_weights_sha256 == reference.identity.initial_weights_sha256
+    assert measurement.first_loss == pytest.approx(reference.measurement.first_loss, rel=tolerance)
+    assert measurement.last_loss < measurement.first_loss - 0.3
+    assert measurement.steps_applied + measurement.steps_skipped == 20
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_pure"])
+def test_llama_trains(trials, precision):
+    finished = trials.finished(job={"model": LLAMA, "max_steps": 20}, precision=precision)
+    assert finished.measurement.final_loss < finished.measurement.first_loss - 0.3
+
+
+def test_fp16_skips_a_step_whose_scaled_gradients_overflow(trials):
+    # Embeddings so large that the hidden states' gradients, scaled by the first 65536, exceed fp16's 65504.
+    order = trials.order(precision="fp16_mixed", job={"max_steps": 12, "eval": "none"})
+    build = trial_module.build_model
+
+    def build_large(*args, **settings):
+        built = build(*args, **settings)
+        with torch.no_grad():
+            built.module.transformer.wte.weight.mul_(10_000)
+        return built
+
+    events = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_module, "build_model", build_large)
+        trial_module.run_trial(order, events.append)
+    finished = events[-1]
+    assert finished.event == "finished", finished
+    assert finished.measurement.steps_skipped > 0
+    assert finished.measurement.steps_applied == finished.identity.steps_applied < 12
+    assert finished.measurement.steps_applied + finished.measurement.steps_skipped == 12
+    assert finished.identity.first_step_gradient_norm is None
+
+
+def test_with_two_optimizers_a_step_is_applied_by_both_or_by_none():
+    first, second = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
+    optimizers = [torch.optim.SGD([p], lr=0.1) for p in (first, second)]
+    engine = SingleEngine([first, second], optimizers, device="cpu", gradient_scaling=True)
+    engine.begin_step(1.0)
+    engine.backward(first.sum() * 3e38 + second.sum())
+    norm, applied = engine.clip_and_step(1.0)
+    assert not bool(applied)
+    assert not bool(norm.isfinite())
+    assert first.tolist() == second.tolist() == [1.0] * 4
+    engine.begin_step(0.5)
+    engine.backward(first.sum() + second.sum())
+    norm, applied = engine.clip_and_step(None)
+    assert bool(applied)
+    assert float(norm) == pytest.approx(8**0.5)
+    assert first.tolist() == second.tolist() == pytest.approx([0.95] * 4)
+
+
+def test_evaluation_of_half_precision_weights_is_in_fp32_and_leaves_them_alone():
+    config = {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2,
+              "intermediate_size": 32, "vocab_size": 64, "max_position_embeddings": 16,
+              "tie_word_embeddings": True}  # fmt: skip
+    module = random_model(config, "eager", 0)
+    cast_parameters(module, torch.bfloat16)
+    stream = torch.randint(64, (200,), generator=torch.Generator().manual_seed(0)).numpy()
+    held_out = HeldOut.first(stream, torch.ones(64, dtype=torch.int32).numpy(), tokens=100, seq_len=16)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    loss = heldout_loss(module, held_out, sequences_per_batch=3, device="cpu")
+    assert all(p.dtype == torch.bfloat16 and torch.equal(p, before[n]) for n, p in module.named_parameters())
+    assert module.config._attn_implementation == "eager"
+    cast_parameters(module, torch.float32)
+    assert loss == pytest.approx(heldout_loss(module, held_out, sequences_per_batch=100, device="cpu"), rel=1e-6)
+    assert held_out.tokens == held_out.bytes == 112
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_compiled_training_agrees_and_reports_its_cost(trials, tmp_path):
+    plain = trials.finished(job={"max_steps": 8, "model": WIDE})
+    compiled = trials.finished(job={"max_steps": 8, "model": WIDE}, compile="default", micro_batch_size=4)
+    assert compiled.identity.compiled
+    assert not plain.identity.compiled
+    assert compiled.measurement.compile_seconds > 0.1
+    assert compiled.measurement.recompilations == 0
+    assert compiled.measurement.last_loss == pytest.approx(plain.measurement.last_loss, rel=1e-4)
+    assert compiled.measurement.final_loss == pytest.approx(plain.measurement.final_loss, rel=1e-4)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["series.json"]
+
+
+def test_peak_learning_rates_are_each_groups_own(trials):
+    model = torch.nn.Linear(2, 2)
+    optimizers = [AdamW(lr=0.5).build(model)[0], torch.optim.SGD(model.parameters(), lr=0.25)]
+    engine = SingleEngine(list(model.parameters()), optimizers, device="cpu", gradient_scaling=False)
+    engine.begin_step(0.1)
+    assert [g["lr"] for o in optimizers for g in o.param_groups] == pytest.approx([0.05, 0.05, 0.025])
+    assert engine.peak_lrs() == [0.5, 0.5, 0.25]

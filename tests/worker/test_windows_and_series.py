@@ -1,0 +1,95 @@
+"""What is timed, what voids a window, and when a training counts as diverged."""
+
+import math
+
+import pytest
+import torch
+
+from selectbench.worker import trial as trial_module
+from selectbench.worker.memory import is_out_of_memory, pss_bytes
+from selectbench.worker.series import Diverged, Series
+from selectbench.worker.step import StepTensors
+from selectbench.worker.windows import ClosedWindow, CpuMarks, Timing, Window
+
+
+def steps(losses, norm=1.0, applied=True):
+    tail = (torch.tensor(norm), torch.tensor(applied), torch.tensor(7))
+    return [StepTensors(torch.tensor(loss), *tail) for loss in losses]
+
+
+def test_a_window_counts_its_steps_and_no_more():
+    window = Window(CpuMarks())
+    for compiled in (False, True, False):
+        window.step_done(compiled)
+    closed = window.close()
+    assert len(window) == len(closed.step_seconds) == 3
+    assert closed.compiled == [False, True, False]
+    assert sum(closed.step_seconds) <= closed.seconds
+
+
+def test_windows_are_sorted_into_warm_up_timed_and_voided():
+    timing = Timing()
+    timing.add(ClosedWindow(11.0, [10.0, 1.0], [True, False]), timed=False, of_the_job=True)
+    timing.add(ClosedWindow(8.0, [1.0, 1.0, 6.0], [False, False, True]), timed=True, of_the_job=True)
+    timing.add(ClosedWindow(6.0, [1.0, 2.0, 3.0], [False] * 3), timed=True, of_the_job=True)
+    timing.add(ClosedWindow(2.0, [2.0], [False]), timed=True, of_the_job=False)
+    assert timing.timed_steps == [1.0, 2.0, 3.0, 2.0]
+    assert timing.timed_seconds == 8.0
+    assert timing.training_seconds == 25.0
+    assert timing.recompilations == 1
+    assert timing.median_seconds() == 2.0
+    assert timing.iqr_seconds() == 0.5
+    assert timing.compile_seconds() == 10.0 + 6.0 - 2 * 2.0
+    assert timing.warmup_seconds() == 1.0 + 2.0
+
+
+def test_nothing_timed_has_no_median():
+    timing = Timing()
+    assert timing.median_seconds() is timing.iqr_seconds() is timing.compile_seconds() is None
+
+
+def test_a_recompilation_voids_its_window_and_is_made_up_for(trials):
+    calls = iter([0] * 6 + [1] * 10_000)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial_module, "compilation_counter", lambda mode: lambda: next(calls))
+        finished = trials.finished(job={"max_steps": 12})
+    plain = trials.finished(job={"max_steps": 12})
+    assert finished.measurement.recompilations == 1
+    assert finished.measurement.timed_steps >= 10
+    assert finished.measurement.final_loss == plain.measurement.final_loss
+    assert finished.identity == plain.identity
+
+
+@pytest.mark.parametrize("loss", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_diverges_with_its_step(loss):
+    series = Series()
+    series.read(steps([5.0, 4.0]))
+    with pytest.raises(Diverged, match="step 3 is"):
+        series.read(steps([4.0, loss]))
+
+
+def test_ten_steps_above_twice_the_first_loss_diverge_and_nine_do_not():
+    series = Series()
+    series.read(steps([5.0] + [11.0] * 8))
+    with pytest.raises(Diverged, match="more than 2 times the first loss"):
+        series.read(steps([11.0]))
+
+
+def test_infinite_gradients_diverge_unless_the_step_was_skipped():
+    series = Series()
+    series.read(steps([5.0], norm=math.inf, applied=False))
+    with pytest.raises(Diverged, match="gradient norm of step 1"):
+        series.read(steps([5.0], norm=math.inf))
+
+
+def test_what_counts_as_out_of_memory():
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(MemoryError())
+    assert not is_out_of_memory(RuntimeError("shapes do not match"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
+
+
+def test_pss_is_read_in_bytes(tmp_path):
+    file = tmp_path / "smaps_rollup"
+    file.write_text("5581-7ffe [rollup]\nRss:     2048 kB\nPss:      512 kB\nPss_Anon:  100 kB\n")
+    assert pss_bytes(file) == 512 * 1024
