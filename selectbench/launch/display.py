@@ -34,8 +34,14 @@ class Display(Protocol):
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Trial `number`, from 1, of `of` is launched."""
 
-    def progress(self, phase: str, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
+    def phase_changed(self, phase: str) -> None:
+        """The running trial goes over to another kind of work: setup, train, evaluate, extra."""
+
+    def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
         """The running trial did `step` of `of` steps; loss in nats per token."""
+
+    def tick(self) -> None:
+        """Time has passed; at least once a second while a trial runs."""
 
     def trial_ended(self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float) -> None:
         """The trial has its outcome; one that was never launched too."""
@@ -69,9 +75,16 @@ class PlainDisplay:
         self._last = self._clock()
         self._say(["started", self._state.left()])
 
-    def progress(self, phase: str, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
+    def phase_changed(self, phase: str) -> None:
+        """Said with the next line."""
+        self._state.phase_changed(phase)
+
+    def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
+        """Said with the next line."""
+        self._state.progress(step, of, loss, tokens_per_second)
+
+    def tick(self) -> None:
         """A line, unless the last one is too recent."""
-        self._state.progress(phase, step, of, loss, tokens_per_second)
         running = self._state.running
         if running and self._clock() - self._last >= PLAIN_INTERVAL_SECONDS:
             self._last = self._clock()
@@ -123,9 +136,16 @@ class LiveDisplay:
         self._state.trial_started(option, seed, number, of)
         self._draw()
 
-    def progress(self, phase: str, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
-        """Shown unless the last drawing is too recent."""
-        self._state.progress(phase, step, of, loss, tokens_per_second)
+    def phase_changed(self, phase: str) -> None:
+        """Shown with the next drawing."""
+        self._state.phase_changed(phase)
+
+    def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
+        """Shown with the next drawing."""
+        self._state.progress(step, of, loss, tokens_per_second)
+
+    def tick(self) -> None:
+        """Draws, unless the last drawing is too recent."""
         if self._clock() - self._drawn >= LIVE_INTERVAL_SECONDS:
             self._draw()
 

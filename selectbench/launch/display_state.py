@@ -37,7 +37,7 @@ class Running:
         return f"trial {self.number} of {self.of}: {one_line(self.option, 40)}, seed {self.seed}"
 
     def figures(self) -> str:
-        """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it."""
+        """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it, after how long."""
         parts = [f"{self.phase} {self.step}/{self.steps}" if self.steps else self.phase]
         parts += [f"loss {units.significant(self.loss)}"] if self.loss is not None else []
         parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
@@ -81,12 +81,17 @@ class State:
         """The clock of the trial starts."""
         self.running = Running(option, seed, number, of, self.clock())
 
-    def progress(self, phase: str, step: int, of: int, loss: float | None, speed: float | None) -> None:
+    def phase_changed(self, phase: str) -> None:
+        """The running trial goes over to another kind of work."""
+        if self.running is not None:
+            self.running.phase = phase
+
+    def progress(self, step: int, of: int, loss: float | None, speed: float | None) -> None:
         """The latest known figures of the running trial; an unknown one keeps the last."""
         running = self.running
         if running is None:
             return
-        running.phase, running.step, running.steps = phase, step, of
+        running.step, running.steps = step, of
         running.loss = running.loss if loss is None else loss
         running.tokens_per_second = running.tokens_per_second if speed is None else speed
 

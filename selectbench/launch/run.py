@@ -101,7 +101,7 @@ def _run_trials(
     if len(pending) < total:
         display.note(f"resuming {folder}: {total - len(pending)} of {total} trials have an outcome")
     with TrialServer(preload(preparation), folder / "server.log") as server:
-        runner = TrialRunner(server, preparation.suite.limits, stop, lambda event: _show(display, event))
+        runner = TrialRunner(server, preparation.suite.limits, stop, Narrator(display))
         for number, (planned, attempt) in enumerate(pending, start=total - len(pending) + 1):
             if stop:
                 return
@@ -187,10 +187,20 @@ def preload(preparation: Preparation) -> list[str]:
     return list(dict.fromkeys(modules))
 
 
-def _show(display: Display, event: Phase | Progress) -> None:
-    with contextlib.suppress(OSError):  # a terminal that is gone must not end the trial; SIGHUP does
-        if isinstance(event, Progress):
-            display.progress("train", event.step, event.of, event.loss, event.tokens_per_second)
+class Narrator:
+    """Passes a trial's events on to the display; a terminal that is gone does not end the trial."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+
+    def __call__(self, event: Phase | Progress | None) -> None:
+        """None: time has passed."""
+        with contextlib.suppress(OSError):
+            if isinstance(event, Progress):
+                self._display.progress(event.step, event.of, event.loss, event.tokens_per_second)
+            elif isinstance(event, Phase):
+                self._display.phase_changed(event.phase)
+            self._display.tick()
 
 
 def exit_code(preparation: Preparation, folder: Path) -> ExitCode:

@@ -26,7 +26,8 @@ ORDER_NAME = "order.json"
 TRAINING_PHASES = frozenset({"train", "extra"})
 """The phases in which memory counts."""
 
-Listener = Callable[[Phase | Progress], None]
+Listener = Callable[[Phase | Progress | None], None]
+"""Hears a trial's events, and None at least once a second."""
 
 
 @dataclass
@@ -97,6 +98,7 @@ class TrialRunner:
                 ready = {key.fd for key, _ in selector.select(self._patience(watch))}
                 self._handle(ready, watch, events, selector)
                 self._enforce(watch)
+                self.listener(None)
             self._drain(watch, events)
 
     def _handle(self, ready: set[int], watch: Watch, events: int, selector: selectors.BaseSelector) -> None:

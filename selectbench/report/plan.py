@@ -57,6 +57,9 @@ def print_plan(console: Console, plan: Plan, estimate: Estimate | None, notes: l
         )
     )
     console.print(_table(plan, estimate))
+    for planned in plan.options:
+        if planned.unsupported:
+            console.print(Text(f"{planned.option.name}: unsupported: {planned.unsupported}", style="red"))
     runs = sum(planned.unsupported is None for planned in plan.options) * len(suite.seeds)
     console.print(Text(f"{runs} trials to run{_expected(plan, estimate)}"))
     for line in [*plan.warnings, *notes]:
@@ -67,17 +70,19 @@ def _table(plan: Plan, estimate: Estimate | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("option", "differs in"):
         table.add_column(heading, overflow="fold")
-    for heading in ("micro-batch", "accumulation", "s/trial"):
+    for heading in ("micro-batch", "accumulation", "per trial"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("", overflow="fold")
     for planned in plan.options:
         seconds = estimate.seconds.get(planned.option.name) if estimate else None
+        differs = ", ".join(planned.option.differs_in) or "(baseline)"
         table.add_row(
-            Text(planned.option.name), Text(", ".join(planned.option.differs_in) or "(baseline)"),
-            str(planned.option.choices.micro_batch_size), f"x {planned.gradient_accumulation_steps}",
-            f"{seconds:.0f}" if seconds is not None else "-",
-            Text(f"unsupported: {planned.unsupported}", style="red") if planned.unsupported else "",
-        )  # fmt: skip
+            Text(planned.option.name),
+            Text(differs),
+            str(planned.option.choices.micro_batch_size),
+            f"x {planned.gradient_accumulation_steps}",
+            "unsupported" if planned.unsupported else units.duration(seconds),
+            style="dim" if planned.unsupported else "",
+        )
     return table
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from selectbench.choices import Choices, tag_of
+from pathlib import Path
+
+from selectbench.choices import Choice, Choices
 from selectbench.errors import did_you_mean
 from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
 from selectbench.suite.document import Node, Problems, plain
@@ -45,6 +47,13 @@ def check_distinct(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
         seen.setdefault(key, row.name)
 
 
+def check_model_file(document: Node, problems: Problems) -> None:
+    """A model's configuration file must be there; what it holds, the job checks."""
+    node = document.at(["job", "model"]).mapping.get("config")
+    if node is not None and isinstance(node.value, str) and not Path(node.value).exists():
+        problems.at(node, f"there is no file {node.value}")
+
+
 def check_seeds(document: Node, problems: Problems) -> None:
     """A seed may be given once: repeated, it would count one trial twice."""
     seen: set[str] = set()
@@ -76,7 +85,7 @@ def differences(choices: Choices, baseline: Choices) -> list[str]:
         ours, theirs = getattr(choices, dimension), getattr(baseline, dimension)
         if ours == theirs:
             continue
-        if type(ours) is type(theirs) and hasattr(ours, "model_fields_set") and tag_of(type(ours)):
+        if type(ours) is type(theirs) and isinstance(ours, Choice):
             settings = type(ours).model_fields
             found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
         else:

@@ -151,9 +151,8 @@ def describe(node: Node) -> str:
 
 def show(value: object) -> str:
     """A scalar as an error message or label shows it: text in double quotes, YAML's words for the rest."""
-    words = {True: "true", False: "false"}
     if value is None or isinstance(value, bool):
-        return "null" if value is None else words[value]
+        return "null" if value is None else str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

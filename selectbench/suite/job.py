@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from selectbench.suite.model import Model
+from selectbench.suite.model import ConfigFile, Model, resolved_vocab_size
 from selectbench.suite.strict import Strict
 
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -102,6 +103,9 @@ class Job(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
+        if isinstance(self.model, ConfigFile) and not Path(self.model.config).exists():
+            return self  # A run's report must not need the file; `load` asks for it before a run.
+        resolved_vocab_size(self.model, self.tokenizer.bpe)
         longest = self.model.longest_sequence()
         if longest is not None and self.seq_len > longest:
             raise ValueError(f"seq_len {self.seq_len} is more than the model's {longest} positions")

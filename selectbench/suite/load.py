@@ -21,6 +21,7 @@ from selectbench.suite.check import (
     check_accumulation,
     check_constraints,
     check_distinct,
+    check_model_file,
     check_seeds,
     chosen_baseline,
     differences,
@@ -58,13 +59,14 @@ class _Request:
 
 def load_suite(
     reference: str, *, device: str, profile: str | None = None, settings: Sequence[str] = (),
-    axes: Sequence[str] = (), seeds: str | None = None, quick: bool = False,
+    axes: Sequence[str] = (), seeds: str | None = None, quick: bool = False, require_files: bool = True,
 ) -> Suite:  # fmt: skip
     """The suite of a file, or the shipped one of that name, with the command line's changes.
 
     `device`, cpu or cuda, picks the profile of its name where the file has one and `profile` is None.
     `profile` cpu or cuda also decides the device, even where the file has no such profile; a `device`
-    key in the file comes next. Raises UserError with one line per mistake.
+    key in the file comes next. `require_files` False lets a model's configuration file be gone, as a
+    report of an old run needs none. Raises UserError with one line per mistake.
     """
     path = find(reference)
     top = read_document(path)
@@ -73,6 +75,8 @@ def load_suite(
     chosen_device = _device(top, profile, device)
     used = _profile_name(top, profile, chosen_device, problems)
     document = _prepared(top, used, path, request, problems)
+    if require_files:
+        check_model_file(document, problems)
     suite = _suite(document, used, chosen_device, request, problems)
     _check_other_profiles(top, used, path, problems)
     problems.raise_if_any()

@@ -20,22 +20,29 @@ Schema = dict[str, Any]
 
 def json_schema() -> Schema:
     """The schema as plain data."""
-    _, generated = models_json_schema(
-        [(SuiteFile, "validation"), (Choices, "validation")], ref_template="#/$defs/{model}"
-    )
-    definitions = {name: _in_pieces(d) for name, d in generated["$defs"].items()}
+    models = [(SuiteFile, "validation"), (Choices, "validation")]
+    _, generated = models_json_schema(models, ref_template="#/$defs/{model}")  # type: ignore[arg-type]
+    definitions = {name: _in_pieces(definition) for name, definition in generated["$defs"].items()}
+    definitions["Choices"]["properties"]["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
     top = definitions.pop("SuiteFile")
-    piece = {"$ref": "#/$defs/Choices"}
     properties = top["properties"]
-    for key, shape in (("choices", piece), ("options", _mapping_of(_or_null(piece))), ("axes", _axes(definitions["Choices"])),
-                       ("exclude", {"type": "array", "items": piece})):  # fmt: skip
+    for key, shape in _shapes(definitions["Choices"]).items():
         properties[key] = {**shape, "description": properties[key]["description"]}
-    properties["profiles"] = {
-        **_mapping_of(_or_null({"$ref": "#/$defs/Profile"})), "description": properties["profiles"]["description"],
-    }  # fmt: skip
-    profile = {key: value for key, value in properties.items() if key != "profiles"}
-    definitions["Profile"] = {"type": "object", "additionalProperties": False, "properties": profile}
+    within = {key: value for key, value in properties.items() if key != "profiles"}
+    definitions["Profile"] = {"type": "object", "additionalProperties": False, "properties": within}
     return {"$schema": DIALECT, **top, "title": "selectbench suite", "$defs": definitions}
+
+
+def _shapes(choices: Schema) -> dict[str, Schema]:
+    """Keys that hold choices in pieces."""
+    piece = {"$ref": "#/$defs/Choices"}
+    return {
+        "choices": piece,
+        "options": _mapping_of(_or_null(piece)),
+        "axes": _axes(choices),
+        "exclude": {"type": "array", "items": piece},
+        "profiles": _mapping_of(_or_null({"$ref": "#/$defs/Profile"})),
+    }
 
 
 def _in_pieces(schema: Any) -> Any:

@@ -43,7 +43,6 @@ def template(name: str | None = None) -> str:
     if name is None:
         return TEMPLATE.read_text(encoding="utf-8")
     if name not in names():
-        raise UserError(
-            f"--from {name}: no shipped suite of that name{did_you_mean(name, names())} (shipped: {', '.join(names())})"
-        )
+        hint = did_you_mean(name, names()) or f" (shipped: {', '.join(names())})"
+        raise UserError(f"--from {name}: there is no shipped suite of that name{hint}")
     return (folder() / f"{name}.yaml").read_text(encoding="utf-8")

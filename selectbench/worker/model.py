@@ -37,7 +37,7 @@ def build_model(job: Job, choices: Choices, *, vocab_size: int, seed: int, devic
     rows = resolved_vocab_size(job.model, vocab_size)
     module = random_model(job.model.transformers_config(rows, job.seq_len), choices.attention.name, seed)
     digest = weights_sha256(module)
-    cast_parameters(module, torch.float32)
+    cast_parameters(module, getattr(torch, choices.precision.parameter_dtype))
     module.to(device)
     module.config.use_cache = False
     if choices.activation_checkpointing.enabled:

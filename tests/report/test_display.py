@@ -44,7 +44,8 @@ def test_plain_lines_name_start_progress_and_end() -> None:
     display.trial_started("a", 0, 1, 2)
     for second in range(25):
         clock.now = second
-        display.progress("train", second, 50, 7.0 - second / 10, 1000.0)
+        display.progress(second, 50, 7.0 - second / 10, 1000.0)
+        display.tick()
     clock.now = 50
     display.trial_ended("a", 0, DONE, 50.0)
     display.trial_started("a", 1, 2, 2)
@@ -107,7 +108,8 @@ def test_the_picture_fits_the_terminal(width: int, height: int, options: int) ->
     running = f"o{options // 2}"
     state.trial_started(running, 2, 1, 3 * options)
     clock.now = 10
-    state.progress("train", 30, 60, 5.4, 11_234.0)
+    state.phase_changed("train")
+    state.progress(30, 60, 5.4, 11_234.0)
     console = a_console(width, height)
     console.print(picture(state, width, height))
     lines = output(console).splitlines()
@@ -128,7 +130,9 @@ def test_the_live_table_counts_and_keeps_failures_and_leaves_one_line() -> None:
     display.trial_ended("a", 0, OOM, 1.0)
     display.trial_started("a", 1, 2, 2)
     clock.now = 1.0
-    display.progress("train", 30, 60, 5.4, None)
+    display.phase_changed("train")
+    display.progress(30, 60, 5.4, None)
+    display.tick()
     display.trial_ended("a", 1, DONE, 2.0)
     display.close()
     display.close()
@@ -146,7 +150,8 @@ def test_the_live_table_is_drawn_at_most_eight_times_a_second() -> None:
     display.trial_started("a", 0, 1, 1)
     for step in range(1000):
         clock.now = step / 1000
-        display.progress("train", step, 1000, None, None)
+        display.progress(step, 1000, None, None)
+        display.tick()
     display.close()
     assert 5 <= output(console).count("trial 1 of 1") <= 10
 
@@ -161,5 +166,6 @@ def test_a_terminal_gets_the_live_table_and_a_file_plain_lines(monkeypatch: pyte
 
 def test_progress_before_any_trial_and_closing_before_the_start_are_harmless() -> None:
     for display in (LiveDisplay(a_console(terminal=True)), PlainDisplay(a_console())):
-        display.progress("train", 1, 2, None, None)
+        display.progress(1, 2, None, None)
+        display.tick()
         display.close()

@@ -94,7 +94,7 @@ def test_with_two_optimizers_a_step_is_applied_by_both_or_by_none():
     engine = SingleEngine([first, second], optimizers, device="cpu", gradient_scaling=True)
     engine.begin_step(1.0)
     engine.backward(first.sum() * 3e38 + second.sum())
-    norm, applied = engine.clip_and_step(1.0)
+    norm, applied = engine.clip_and_step(None)
     assert not bool(applied)
     assert not bool(norm.isfinite())
     assert first.tolist() == second.tolist() == [1.0] * 4
@@ -112,12 +112,14 @@ def test_evaluation_of_half_precision_weights_is_in_fp32_and_leaves_them_alone()
               "tie_word_embeddings": True}  # fmt: skip
     module = random_model(config, "eager", 0)
     cast_parameters(module, torch.bfloat16)
+    module.train()
     stream = torch.randint(64, (200,), generator=torch.Generator().manual_seed(0)).numpy()
     held_out = HeldOut.first(stream, torch.ones(64, dtype=torch.int32).numpy(), tokens=100, seq_len=16)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     loss = heldout_loss(module, held_out, sequences_per_batch=3, device="cpu")
     assert all(p.dtype == torch.bfloat16 and torch.equal(p, before[n]) for n, p in module.named_parameters())
     assert module.config._attn_implementation == "eager"
+    assert all(part.training for part in module.modules())
     cast_parameters(module, torch.float32)
     assert loss == pytest.approx(heldout_loss(module, held_out, sequences_per_batch=100, device="cpu"), rel=1e-6)
     assert held_out.tokens == held_out.bytes == 112

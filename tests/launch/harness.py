@@ -1,0 +1,127 @@
+"""Runs the command line as a user does: in a process of its own, in a folder of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TINY_SUITE = """\
+name: tiny
+question: Which micro-batch trains this tiny model fastest?
+job:
+  model: {family: gpt2, n_layer: 1, n_embd: 32, n_head: 2}
+  data: {text: [corpus.txt]}
+  tokenizer: {bpe: 300}
+  seq_len: 16
+  global_batch_size: 4
+  max_steps: 6
+  lr_schedule: {name: cosine, warmup_steps: 2}
+  eval: {tokens: 512, every_steps: 3}
+choices:
+  optimizer: {name: adamw, lr: 1e-3}
+  micro_batch_size: 4
+baseline: whole
+options:
+  whole: {}
+  halves: {micro_batch_size: 2}
+seeds: [0, 1]
+"""
+
+LONG = ("--set", "job.max_steps=100000", "--set", "job.eval=none")
+"""A trial that outlasts any test: the test ends it."""
+
+
+def corpus() -> str:
+    """Some 60 kB of distinct lines."""
+    words = [
+        "the",
+        "quick",
+        "brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "while",
+        "seven",
+        "wizards",
+        "brew",
+        "strong",
+        "ale",
+    ]
+    lines = [" ".join(words[(i * k) % len(words)] for k in range(1, 9)) + f" number {i}." for i in range(1200)]
+    return "\n".join("\n".join(lines[i : i + 6]) + "\n" for i in range(0, len(lines), 6))
+
+
+@dataclass
+class Workplace:
+    """A folder with a corpus and a suite, and the command line inside it."""
+
+    folder: Path
+
+    def write(self, text: str = TINY_SUITE, name: str = "tiny.yaml") -> None:
+        (self.folder / "corpus.txt").write_text(corpus())
+        (self.folder / name).write_text(text)
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**os.environ, "COLUMNS": "200", **more}
+
+    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-m", "selectbench", *arguments], cwd=self.folder, stdin=subprocess.DEVNULL, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.environment(**environment),
+        )  # fmt: skip
+
+    def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments, **environment)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def run_folders(self, suite: str = "tiny") -> list[Path]:
+        return sorted((self.folder / "results" / suite).glob("*"))
+
+    def records(self, suite: str = "tiny") -> list[dict[str, Any]]:
+        """Every whole line of the newest run."""
+        folders = self.run_folders(suite)
+        path = folders[-1] / "records.jsonl" if folders else Path("/nonexistent")
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def trial_pids(self) -> list[int]:
+        """Processes that have this folder's run on their command line or as their log: server and trials."""
+        return [pid for pid in all_pids() if self._belongs(pid)]
+
+    def _belongs(self, pid: int) -> bool:
+        try:
+            return str(self.folder) in str(Path(f"/proc/{pid}/fd/1").readlink())
+        except OSError:
+            return False
+
+
+def all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def until(condition: Callable[[], object], seconds: float = 120) -> None:
+    """Wait for something another process does; the only place that polls."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def running_trials(workplace: Workplace) -> list[int]:
+    """The process ids of trials (not of the server) that run now."""
+    return [pid for pid in workplace.trial_pids() if "/trials/" in str(Path(f"/proc/{pid}/fd/1").readlink())]
+
+
+def trial_is_running(workplace: Workplace) -> Callable[[], bool]:
+    """A condition to wait for."""
+    return lambda: bool(running_trials(workplace))
