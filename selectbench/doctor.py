@@ -35,7 +35,7 @@ from selectbench.nvml import gpus, problem
 
 Status = Literal["ok", "limited", "broken"]
 INSTALL = "pip install 'selectbench[train]'"
-OPTIONAL_PACKAGES = {"bitsandbytes": "8-bit optimizers", "pythonbible": "the embedded corpus"}
+OPTIONAL_PACKAGES = {"bitsandbytes": "8-bit optimizers", "pythonbible": "embedded corpus"}
 """What is lost without each; no job runs without the other packages."""
 SMALLEST_SHM_BYTES = 1 << 30
 """NCCL and data loaders of several ranks outgrow Docker's 64 MB."""
@@ -89,7 +89,7 @@ def check_package(requirement: Requirement, found: str | None) -> Finding:
     lost = OPTIONAL_PACKAGES.get(name.removesuffix("-asv"))
     status: Status = "limited" if lost else "broken"
     if found is None:
-        return Finding(name, status, "not installed" + (f": no {lost}" if lost else ""), INSTALL)
+        return Finding(name, status, "not installed" + (f", so no {lost}" if lost else ""), INSTALL)
     if not requirement.specifier.contains(found, prereleases=True):
         return Finding(name, "limited", f"{found}, made for {name}{requirement.specifier}", INSTALL)
     return Finding(name, "ok", found)

@@ -98,10 +98,12 @@ def _values(path: str, node: Node, problems: Problems) -> list[Value]:
     labelled = _labelled(keys, node)
     if not labelled:
         problems.at(node, "expected a list of values, or a mapping of labels to values")
+    unique: dict[str, Value] = {}
     for label, value in labelled:
-        if [other for other, _ in labelled].count(label) > 1:
+        if label in unique:
             problems.at(value, f"two values of this axis are called {label!r}")
-    return [Value(label, nest(keys, value, place)) for label, value in labelled]
+        unique.setdefault(label, Value(label, nest(keys, value, place)))
+    return list(unique.values())
 
 
 def _labelled(keys: list[str], node: Node) -> list[tuple[str, Node]]:

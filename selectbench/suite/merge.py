@@ -47,5 +47,7 @@ def merge_document(base: Node, over: Node) -> Node:
 def nest(keys: list[str], node: Node, place: Place) -> Node:
     """The node under these keys: mappings of one entry each, from the outermost."""
     for key in reversed(keys):
-        node = Node({key: replace(node, key_place=node.key_place or place)}, place, node.path)
+        node = Node(
+            {key: replace(node, key_place=node.key_place or place)}, place, node.path.removesuffix(f".{key}")
+        )
     return node

@@ -9,7 +9,7 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from selectbench.choices import REGISTRY
 from selectbench.errors import did_you_mean
-from selectbench.suite.document import Node, Problems, describe, plain, show
+from selectbench.suite.document import Node, Problems, describe, plain
 
 Location = tuple[str | int, ...]
 
@@ -22,6 +22,8 @@ EXPECTED = {
     "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false", "list_type": "a list",
     "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
 }  # fmt: skip
+WORDS = {"eval": "none or ", "world_size": "auto or ", **dict.fromkeys(REGISTRY, "a name or ")}
+"""What a field takes besides: said before the rest."""
 BOUNDS = {
     "greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least"),
     "less_than": ("lt", "less than"), "less_than_equal": ("le", "at most"),
@@ -85,7 +87,8 @@ def message_of(detail: Any, node: Node) -> str:
     """What is wrong, in plain words: what was found and what was expected."""
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in EXPECTED:
-        return f"found {describe(node)}, expected {EXPECTED[kind]}"
+        field = detail["loc"][-2] if detail["loc"][-1] == "Eval" else detail["loc"][-1]
+        return f"found {describe(node)}, expected {WORDS.get(str(field), '')}{EXPECTED[kind]}"
     if kind in BOUNDS:
         key, words = BOUNDS[kind]
         return f"found {describe(node)}, must be {words} {context[key]}"
@@ -120,7 +123,8 @@ def _untagged(detail: Any, node: Node) -> str:
     wanted = names.get(dimension) or f"name ({_either([_tag(kind) for kind in REGISTRY[dimension]])})"
     if isinstance(node.value, dict):
         return f"required key is missing: {wanted}"
-    return f"found {describe(node)}, expected a mapping with {wanted}"
+    word = "a name or " if dimension in REGISTRY else ""
+    return f"found {describe(node)}, expected {word}a mapping with {wanted}"
 
 
 def _missing(node: Node, key: str) -> str:
@@ -173,6 +177,3 @@ def _classes_in(kind: type[BaseModel], name: str) -> Iterator[type[BaseModel]]:
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             yield annotation
         queue.extend(get_args(annotation))
-
-
-__all__ = ["field_names", "message_of", "real_keys", "show", "validate"]

@@ -304,7 +304,7 @@ def test_a_user_without_rights_reads_the_cache_but_cannot_write_one(story, open_
         "from selectbench.errors import UserError\n"
         "from selectbench.suite.job import TextFiles, Tokenizer\n"
         f"data = TextFiles(text=[{str(text)!r}])\n"
-        "prepare(data, Tokenizer(bpe=400))\n"  # imports everything: the interpreter may lie where others cannot look
+        "prepare(data, Tokenizer(bpe=400))\n"  # imports all: others may not read the interpreter
         "os.setuid(65534)\n"
         "print(prepare(data, Tokenizer(bpe=400)).vocab_size)\n"
         "try: prepare(data, Tokenizer(bpe=300))\n"

@@ -173,12 +173,10 @@ class TestWhatATrialMayDo:
         assert [kind for _, _, kind in outcomes(workplace)] == ["timeout"]
         assert "limits.trial_seconds" in workplace.records()[0]["outcome"]["detail"]
 
-    def test_an_option_that_does_not_fit_is_oom_and_the_others_go_on(self, workplace: Workplace) -> None:
-        absurd = TINY_SUITE.replace("global_batch_size: 4", "global_batch_size: 1048576").replace(
-            "max_steps: 6", "max_steps: 1"
-        )
-        workplace.write(absurd.replace("n_embd: 32, n_head: 2", "n_embd: 131072, n_head: 2, n_layer: 400"))
-        done = workplace.call("run", "tiny.yaml", "--seeds", "0", "--set", "job.global_batch_size=4")
+    def test_a_model_that_does_not_fit_is_oom(self, workplace: Workplace) -> None:
+        # One weight matrix of this model alone is 256 GiB: the allocator itself refuses.
+        wide = ("--set", "job.model={family: gpt2, n_layer: 1, n_embd: 131072, n_head: 2}")
+        done = workplace.call("run", "tiny.yaml", "--seeds", "0", *wide)
         assert {kind for _, _, kind in outcomes(workplace)} == {"oom"}, done.stderr
         assert done.returncode == 3  # the baseline did not complete
 
@@ -293,7 +291,7 @@ class TestCommandLine:
         assert done.returncode == 0, done.stderr
         ranking = json.loads(done.stdout)
         assert all(row["metrics"]["final_perplexity"]["value"] is None for row in ranking["rows"])
-        assert "quality" not in ranking["answer"] or "no claim" in ranking["answer"].lower()
+        assert "quality was not measured" in ranking["answer"]
 
     @pytest.mark.parametrize(
         "arguments",

@@ -42,6 +42,7 @@ def test_plain_lines_name_start_progress_and_end() -> None:
     display = PlainDisplay(console, clock)
     display.run_started(make_suite("a", seeds=[0, 1]), 2, 0)
     display.trial_started("a", 0, 1, 2)
+    display.phase_changed("train")
     for second in range(25):
         clock.now = second
         display.progress(second, 50, 7.0 - second / 10, 1000.0)

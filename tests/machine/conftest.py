@@ -1,0 +1,66 @@
+"""A stand-in for the GPU driver, loaded by the real binding in a process of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory):
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler to build the stand-in driver with")
+    folder = tmp_path_factory.mktemp("driver")
+    source = Path(__file__).with_name("driver_stand_in.c")
+    library = folder / "libnvidia-ml.so.1"
+    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", str(library), str(source)], check=True)
+    return folder
+
+
+@pytest.fixture
+def with_driver(driver):
+    """Evaluates an expression where the stand-in is the driver; the process must also shut NVML down."""
+
+    def evaluate(expression, *, path=(), **variables):
+        base = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+        code = (
+            "import json\nfrom dataclasses import asdict\n"
+            "from selectbench import nvml, machine, doctor\nfrom selectbench.record import environment\n"
+            f"print(json.dumps({expression}))"
+        )
+        paths = {"LD_LIBRARY_PATH": str(driver), "PYTHONPATH": os.pathsep.join(map(str, path))}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**base, **paths, **variables},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        return json.loads(done.stdout)
+
+    return evaluate
+
+
+@pytest.fixture
+def torch_of(tmp_path):
+    """A folder for the module path with a torch of a given build, which fails when it is imported."""
+
+    def build(cuda, version="2.9.0"):
+        package, facts = tmp_path / "site" / "torch", tmp_path / "site" / f"torch-{version}.dist-info"
+        package.mkdir(parents=True)
+        facts.mkdir()
+        (package / "__init__.py").write_text("raise RuntimeError('torch was imported')\n")
+        (package / "version.py").write_text(
+            f"from typing import Optional\n__version__ = {version!r}\ncuda: Optional[str] = {cuda!r}\nhip = None\n"
+        )
+        (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+        return tmp_path / "site"
+
+    return build

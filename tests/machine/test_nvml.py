@@ -1,0 +1,76 @@
+"""The real NVML binding against a stand-in driver of two GPUs."""
+
+import pytest
+
+NAMES = "[gpu.name for gpu in nvml.gpus()]"
+H100, OLD = "NVIDIA H100", "Old Board"
+
+
+def test_a_gpu_that_answers_everything(with_driver):
+    assert with_driver("asdict(nvml.gpus()[0])") == {
+        "name": H100,
+        "uuid": "GPU-aaaa1111-0000",
+        "pci_bus_id": "00000000:3B:00.0",
+        "memory_total_bytes": 80 << 30,
+        "compute_capability": [9, 0],
+        "power_limit_watts": 650.5,
+        "ecc_enabled": False,
+        "max_sm_clock_hertz": 1.98e9,
+        "cores": None,  # this driver is too old to have the call
+        "driver_version": "550.54.15",
+        "cuda_driver_version": [12, 4],
+    }
+
+
+def test_what_a_board_does_not_answer_is_none(with_driver):
+    old = with_driver("asdict(nvml.gpus()[1])")
+    unknown = {"memory_total_bytes", "power_limit_watts", "ecc_enabled", "max_sm_clock_hertz", "cores"}
+    assert {key for key, value in old.items() if value is None} == unknown
+
+
+@pytest.mark.parametrize(
+    ("named", "names"),
+    [
+        ("0,1", [H100, OLD]),
+        ("1,0", [OLD, H100]),
+        (" 1 ", [OLD]),
+        ("", []),
+        ("-1", []),
+        ("0,7,1", [H100]),
+        ("GPU-aaaa2222-0000", [OLD]),
+        ("GPU-aaaa2,GPU-aaaa1", [OLD, H100]),
+        ("GPU-aaaa", []),
+        ("GPU-ffff,0", []),
+        ("MIG-unknown", []),
+    ],
+)
+def test_cuda_visible_devices(with_driver, named, names):
+    assert with_driver(NAMES, CUDA_VISIBLE_DEVICES=named) == names
+
+
+def test_all_are_visible_where_nothing_is_named(with_driver):
+    assert with_driver(NAMES) == [H100, OLD]
+
+
+def test_topology(with_driver):
+    matrix = "nvml.topology(nvml.gpus())"
+    assert with_driver(matrix) == [["X", "SYS"], ["SYS", "X"]]
+    assert with_driver(matrix, STAND_IN_NVLINK="1") == [["X", "NVL"], ["NVL", "X"]]
+    assert with_driver("nvml.topology([])") == []
+
+
+def test_topology_of_a_gpu_that_left(with_driver):
+    assert with_driver(
+        "nvml.topology([__import__('dataclasses').replace(gpu, uuid='GPU-gone') for gpu in nvml.gpus()])"
+    ) == [["X", None], [None, "X"]]
+
+
+def test_a_driver_that_is_not_loaded(with_driver):
+    assert with_driver("[nvml.gpus(), nvml.problem()]", STAND_IN_DOWN="1") == [[], "Driver Not Loaded"]
+    assert with_driver("nvml.problem()") is None
+
+
+def test_no_driver_at_all(with_driver, tmp_path):
+    found = with_driver("[nvml.gpus(), nvml.problem(), nvml.topology([])]", LD_LIBRARY_PATH=str(tmp_path))
+    assert found[0] == found[2] == []
+    assert "Not Found" in found[1]
