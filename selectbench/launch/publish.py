@@ -44,7 +44,8 @@ def read_run(folder: Path) -> StoredRun:
         raise UserError(f"{folder}: not a run folder: it has no {SUITE} (see `selectbench run --help`)")
     environment = read_json(folder / ENVIRONMENT)
     records, notes = read_records(folder / FILE_NAME)
-    return StoredRun(load_suite(str(folder / SUITE), device="cpu"), records, environment, notes)
+    suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
+    return StoredRun(suite, records, environment, notes)
 
 
 def publish(folder: Path) -> Ranking:

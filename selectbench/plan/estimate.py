@@ -18,8 +18,10 @@ from selectbench.record.store import FILE_NAME, read_records
 
 CPU_EFFICIENCY = 0.5
 """Share of a plain matrix product's rate that a small model's training reaches; seen on two-core machines."""
-CPU_HALF_PRECISION_COST = 4.0
-"""How much slower bf16 and fp16 autocast are on a CPU without matrix units for them; seen likewise."""
+CPU_WITHOUT_UNITS_COST = {"bfloat16": 4.5, "float16": 15.0}
+"""How much slower a half precision is on a CPU that has no instructions for it; seen likewise."""
+CPU_UNITS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+"""The flags in /proc/cpuinfo of instructions for it."""
 CUDA_EFFICIENCY = 0.4
 """Share of the fp32 peak (cores x 2 x clock) that training reaches."""
 
@@ -73,9 +75,18 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, rate: float | None) -> fl
     if job.eval != "none":
         points = 1 + (job.max_steps - 1) // job.eval.every_steps if job.eval.every_steps else 1
         flops += 2.0 * plan.parameters * job.eval.tokens * points
-    half = planned.option.choices.precision.name in ("bf16_mixed", "fp16_mixed", "bf16_pure")
-    cost = CPU_HALF_PRECISION_COST if half and plan.suite.device == "cpu" else 1.0
+    precision = planned.option.choices.precision
+    half = precision.autocast_dtype or precision.parameter_dtype
+    cost = _half_precision_cost(half) if plan.suite.device == "cpu" else 1.0
     return cost * flops / rate + (job.timing.min_timed_seconds or (10.0 if plan.suite.device == "cuda" else 0.0))
+
+
+def _half_precision_cost(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> float:
+    try:
+        flags = set(cpuinfo.read_text().split())
+    except OSError:
+        flags = set()
+    return 1.0 if flags & set(CPU_UNITS.get(dtype, ())) else CPU_WITHOUT_UNITS_COST.get(dtype, 1.0)
 
 
 def _flops_per_second(machine: Machine) -> float | None:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from selectbench.data.prepare import Prepared, epochs
+from selectbench.errors import UserError
 from selectbench.machine import Machine
 from selectbench.record.record import Trial
+from selectbench.suite.check import accumulation_problem
 from selectbench.suite.model import resolved_vocab_size
 from selectbench.suite.suite import Option, Suite
 
@@ -79,12 +81,15 @@ def make_plan(suite: Suite, machine: Machine, prepared: Prepared | None, code_sh
 
 def _plan_option(suite: Suite, option: Option, machine: Machine) -> PlannedOption:
     ranks = option.choices.ranks(machine)
+    micro_batch_size, global_batch_size = option.choices.micro_batch_size, suite.job.global_batch_size
+    if problem := accumulation_problem(global_batch_size, micro_batch_size, ranks):
+        raise UserError(
+            f"suite {suite.name}: option {option.name}: {problem}"
+        )  # world_size: auto is known only here
     return PlannedOption(
         option=option,
         world_size=ranks,
-        gradient_accumulation_steps=max(
-            1, suite.job.global_batch_size // (option.choices.micro_batch_size * ranks)
-        ),
+        gradient_accumulation_steps=global_batch_size // (micro_batch_size * ranks),
         unsupported=option.choices.unsupported_reason(machine),
     )
 
@@ -108,7 +113,10 @@ def _trial(option: Option, seed: int, identity: Mapping[str, Any]) -> Trial:
 
 def _parameters(suite: Suite, prepared: Prepared | None) -> int | None:
     tokenizer_size = prepared.vocab_size if prepared else suite.job.tokenizer.bpe
-    vocab_size = resolved_vocab_size(suite.job.model, tokenizer_size)
+    try:
+        vocab_size = resolved_vocab_size(suite.job.model, tokenizer_size)
+    except ValueError as error:  # a configuration file states its own; the others were checked on loading
+        raise UserError(f"suite {suite.name}: job.model: {error}") from None
     return suite.job.model.parameters(vocab_size, suite.job.seq_len)
 
 

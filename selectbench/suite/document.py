@@ -5,7 +5,6 @@ YAML 1.2 by ruamel: `1e-3` is a number and `no` is a word. Keys given twice are 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -154,14 +153,6 @@ def show(value: object) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return f'"{value}"' if isinstance(value, str) else str(value)
-
-
-def dump(data: object) -> str:
-    """Plain data as YAML that `read_document` reads back to the same."""
-    writer, stream = YAML(typ="safe", pure=True), io.StringIO()
-    writer.default_flow_style, writer.sort_base_mapping_type_on_output, writer.width = False, False, 120
-    writer.dump(data, stream)
-    return stream.getvalue()
 
 
 class _Reader:

@@ -115,17 +115,14 @@ def _labelled(keys: list[str], node: Node) -> list[tuple[str, Node]]:
 
 def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
     """`adamw`, `adamw lr=0.001` where a sibling has the same name, `micro_batch_size=4`, `lr=0.001`."""
-    name = value.get("name") if isinstance(value, dict) else value
-    if not isinstance(name, str) or len(keys) > 1:
-        head = keys[-1] if not isinstance(value, dict) else keys[0]
-    else:
-        head = ""
-    bare = keys[0] if name is None else f"{keys[0]}={_text(name)}" if keys[0] in SAY_DIMENSION else _text(name)
-    same = [s for s in siblings if isinstance(s, dict) and isinstance(value, dict) and s.get("name") == name]
     if not isinstance(value, dict):
-        return f"{head}={_text(value)}" if head else bare
-    differing = [k for k in value if k != "name" and (len(same) > 1 or name is None) and not _shared(k, same)]
-    return " ".join([bare, *(f"{k}={_text(value[k])}" for k in differing)])
+        says_enough = isinstance(value, str) and len(keys) == 1 and keys[0] not in SAY_DIMENSION
+        return str(value) if says_enough else f"{keys[-1]}={_text(value)}"
+    name = value.get("name")
+    head = keys[-1] if name is None else f"{keys[0]}={name}" if keys[0] in SAY_DIMENSION else str(name)
+    same = [s for s in siblings if isinstance(s, dict) and s.get("name") == name]
+    told = [k for k in value if k != "name" and (len(same) > 1 or name is None) and not _shared(k, same)]
+    return " ".join([head, *(f"{k}={_text(value[k])}" for k in told)])
 
 
 def _shared(key: str, siblings: list[dict[str, Any]]) -> bool:

@@ -166,28 +166,30 @@ def _suite(
     document: Node, profile: str | None, device: Device, request: _Request, problems: Problems
 ) -> Suite | None:
     content: SuiteFile | None = validate(SuiteFile, document, problems)
-    rows = _valid_rows(document, from_command_line=bool(request.axes), problems=problems)
+    names, rows = _rows(document, from_command_line=bool(request.axes), problems=problems)
     check_accumulation(rows, document, device, problems)
     check_distinct(rows, problems)
     check_seeds(document, problems)
     quick = request.quick or (content is not None and content.quick)
     evaluates = quick or document.at(["job", "eval"]).value != "none"
     check_constraints(document, problems, evaluates=evaluates)
-    names = [row.name for row, _ in rows]
     baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
     if problems.found or content is None:
         return None
     return _assembled(content, rows, baseline, profile or content.profile, device, quick=quick)
 
 
-def _valid_rows(document: Node, *, from_command_line: bool, problems: Problems) -> list[tuple[Row, Choices]]:
-    validated = [(row, validate(Choices, row.choices, problems)) for row in rows_of(document, problems)]
+def _rows(
+    document: Node, *, from_command_line: bool, problems: Problems
+) -> tuple[list[str], list[tuple[Row, Choices]]]:
+    """Names of all rows that are not excluded, and those rows that are valid."""
+    asked = rows_of(document, problems)
+    validated = [(row, validate(Choices, row.choices, problems)) for row in asked]
     rows = [(row, choices) for row, choices in validated if choices is not None]
-    exclude = document.mapping.get("exclude")
-    if exclude is None or len(rows) < len(validated):
-        return rows
-    gone = excluded(rows, exclude, problems, strict=not from_command_line)
-    return [(row, choices) for row, choices in rows if row.name not in gone]
+    gone: set[str] = set()
+    if "exclude" in document.mapping and len(rows) == len(asked):
+        gone = excluded(rows, document.mapping["exclude"], problems, strict=not from_command_line)
+    return [row.name for row in asked if row.name not in gone], [pair for pair in rows if pair[0].name not in gone]
 
 
 def _assembled(

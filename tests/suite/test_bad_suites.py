@@ -1,0 +1,291 @@
+"""Every mistake is told with its line, its column and what to write instead, all of them at once."""
+
+# ruff: noqa: E501 (a message is compared whole, so it stands on one line)
+from __future__ import annotations
+
+import pytest
+from suite_texts import VALID, changed, lines_of, write
+
+ONE_MISTAKE = {
+    "key of the job": (
+        changed(("max_steps: 30", "max_steps: 30\n  max_stepz: 3")),
+        "mine.yaml:7:3: job.max_stepz: unknown key (did you mean 'max_steps'?)",
+    ),
+    "key of the top": (changed(more="seedz: [1]\n"), "mine.yaml:14:1: seedz: unknown key (did you mean 'seeds'?)"),
+    "key of a choice": (
+        changed(("lr: 1e-3", "lr: 1e-3, beta_1: 0.9")),
+        "mine.yaml:8:38: choices.optimizer.beta_1: unknown key (did you mean 'beta1'?)",
+    ),
+    "key of another class's settings": (
+        changed(("lr: 1e-3", "lr: 1e-3, momentum: 0.9")),
+        "mine.yaml:8:38: choices.optimizer.momentum: unknown key (known: lr, weight_decay, name, beta1, beta2, eps, implementation)",
+    ),
+    "key of a model": (
+        changed(("n_head: 4", "n_head: 4, n_heads: 4")),
+        "mine.yaml:2:60: job.model.n_heads: unknown key (did you mean 'n_head'?)",
+    ),
+    "key of an evaluation": (
+        changed(("seq_len: 64", "seq_len: 64\n  eval: {tokens: 512, every_stepz: 2}")),
+        "mine.yaml:5:23: job.eval.every_stepz: unknown key (did you mean 'every_steps'?)",
+    ),
+    "dimension": (
+        changed(("{precision: bf16_mixed}", "{precision: bf16_mixed, optimzer: 1}")),
+        "mine.yaml:12:33: options.bf16.optimzer: unknown key (did you mean 'optimizer'?)",
+    ),
+    "optimizer's name": (
+        changed(("adamw", "adamww")),
+        "mine.yaml:8:21: choices.optimizer.name: unknown name 'adamww' (did you mean 'adamw'?)",
+    ),
+    "precision's name": (
+        changed(("bf16_mixed", "bf16_mxed")),
+        "mine.yaml:12:21: options.bf16.precision: unknown name 'bf16_mxed' (did you mean 'bf16_mixed'?)",
+    ),
+    "family": (
+        changed(("gpt2", "gpt3")),
+        "mine.yaml:2:19: job.model.family: unknown name 'gpt3' (did you mean 'gpt2'?)",
+    ),
+    "model without a family": (
+        changed(("family: gpt2, ", "")),
+        "mine.yaml:2:10: job.model: required key is missing: family (gpt2 or llama) or config (a file)",
+    ),
+    "missing key": (
+        changed(("  max_steps: 30\n", "")),
+        "mine.yaml:2:3: job: required key 'max_steps' is missing",
+    ),
+    "another optimizer without its learning rate": (
+        changed(("{precision: bf16_mixed}", "{optimizer: {name: sgd}}")),
+        "mine.yaml:12:21: options.bf16.optimizer: required key 'lr' of sgd is missing",
+    ),
+    "optimizer by its name alone": (
+        changed(("{precision: bf16_mixed}", "{optimizer: sgd}")),
+        "mine.yaml:12:21: options.bf16.optimizer: 'sgd' needs 'lr': write {name: sgd, lr: ...}",
+    ),
+    "word for a number": (
+        changed(("max_steps: 30", "max_steps: many")),
+        'mine.yaml:6:14: job.max_steps: found "many", expected a whole number',
+    ),
+    "fraction for a whole number": (
+        changed(("max_steps: 30", "max_steps: 30.5")),
+        "mine.yaml:6:14: job.max_steps: found 30.5, expected a whole number",
+    ),
+    "zero": (changed(("seq_len: 64", "seq_len: 0")), "mine.yaml:4:12: job.seq_len: found 0, must be at least 2"),
+    "negative": (
+        changed(("global_batch_size: 8", "global_batch_size: -8")),
+        "mine.yaml:5:22: job.global_batch_size: found -8, must be at least 1",
+    ),
+    "absurd": (
+        changed(("n_layer: 2", "n_layer: 1000000000")),
+        "mine.yaml:2:34: job.model.n_layer: found 1000000000, must be at most 4096",
+    ),
+    "not a number": (
+        changed(("lr: 1e-3", "lr: .nan")),
+        "mine.yaml:8:32: choices.optimizer.lr: found nan, expected a finite number",
+    ),
+    "heads that do not divide": (
+        changed(("n_head: 4", "n_head: 5")),
+        "mine.yaml:2:57: job.model.n_head: n_head must divide n_embd, found n_embd 64 and n_head 5",
+    ),
+    "vocabulary below the tokenizer's": (
+        changed(("n_head: 4", "n_head: 4, vocab_size: 100")),
+        "mine.yaml:2:3: job: the model's vocab_size 100 is less than the tokenizer's 512",
+    ),
+    "accumulation that does not divide": (
+        changed(("micro_batch_size: 8", "micro_batch_size: 3")),
+        "mine.yaml:9:21: choices.micro_batch_size: global_batch_size 8 is not a multiple of micro_batch_size 3 x world_size 1",
+    ),
+    "ranks that do not divide": (
+        changed(("micro_batch_size: 8", "micro_batch_size: 8\n  world_size: 2")),
+        "mine.yaml:9:21: choices.micro_batch_size: global_batch_size 8 is not a multiple of micro_batch_size 8 x world_size 2",
+    ),
+    "evaluation's word": (
+        changed(("seq_len: 64", "seq_len: 64\n  eval: non")),
+        "mine.yaml:5:9: job.eval: unknown value 'non' (did you mean 'none'?)",
+    ),
+    "evaluation by a number": (
+        changed(("seq_len: 64", "seq_len: 64\n  eval: 5")),
+        "mine.yaml:5:9: job.eval: found 5, expected none or a mapping",
+    ),
+    "corpus": (
+        changed(("seq_len: 64", "seq_len: 64\n  data: {corpus: bibel}")),
+        "mine.yaml:5:18: job.data.corpus: unknown value 'bibel' (did you mean 'bible'?)",
+    ),
+    "warm-up longer than the job": (
+        changed(("seq_len: 64", "seq_len: 64\n  lr_schedule: {warmup_steps: 99}")),
+        "mine.yaml:5:31: job.lr_schedule.warmup_steps: lr_schedule.warmup_steps 99 is more than max_steps 30",
+    ),
+    "model's file": (
+        changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", "{config: /nowhere/config.json}")),
+        "mine.yaml:2:19: job.model.config: there is no file /nowhere/config.json",
+    ),
+    "baseline": (
+        changed(("baseline: fp32", "baseline: fp23")),
+        "mine.yaml:13:11: baseline: 'fp23' is not an option (did you mean 'fp32'?)",
+    ),
+    "no baseline": (
+        changed(("baseline: fp32\n", "")),
+        "mine.yaml:1:1: required key 'baseline' is missing: which of 'fp32', 'bf16'",
+    ),
+    "two options with the same choices": (
+        changed(("bf16_mixed", "{name: fp32}")),
+        "mine.yaml:12:9: options.bf16: 'bf16' has the same choices as 'fp32'",
+    ),
+    "option that is no mapping": (
+        changed(("{precision: bf16_mixed}", "bf16_mixed")),
+        "mine.yaml:12:9: options.bf16: expected a mapping of choices, as in {precision: fp32}",
+    ),
+    "repeated seed": (changed(more="seeds: [1, 2, 1]\n"), "mine.yaml:14:15: seeds[2]: the seed 1 is repeated"),
+    "no seeds": (changed(more="seeds: []\n"), "mine.yaml:14:8: seeds: must have at least 1 entry"),
+    "negative seed": (changed(more="seeds: [-1]\n"), "mine.yaml:14:9: seeds[0]: found -1, must be at least 0"),
+    "suite's name": (
+        changed(more="name: ../up\n"),
+        'mine.yaml:14:7: name: found "../up": only letters, digits, dot, underscore and dash, a letter or digit first',
+    ),
+    "constraint's metric": (
+        changed(more="decide: {constraints: [final_perplexty <= 1.01x baseline]}\n"),
+        "mine.yaml:14:24: decide.constraints[0]: unknown metric 'final_perplexty' (did you mean 'final_perplexity'?)",
+    ),
+    "constraint's form": (
+        changed(more="decide: {constraints: [final_loss about 3]}\n"),
+        "mine.yaml:14:24: decide.constraints[0]: 'final_loss about 3' is not METRIC (<= >= < >) NUMBER, or NUMBERx baseline",
+    ),
+    "constraint on what is not measured": (
+        changed(("seq_len: 64", "seq_len: 64\n  eval: none"), more="decide: {constraints: [final_loss <= 3]}\n"),
+        "mine.yaml:15:24: decide.constraints[0]: final_loss is not measured: job.eval is none",
+    ),
+    "objective that is not measured": (
+        changed(("seq_len: 64", "seq_len: 64\n  eval: none"), more="decide: {objective: final_loss}\n"),
+        "mine.yaml:15:21: decide.objective: final_loss is not measured: job.eval is none",
+    ),
+    "exclusion of nothing": (
+        changed(more="exclude: [{precision: tf32}]\n"),
+        "mine.yaml:14:11: exclude[0]: leaves out no row",
+    ),
+    "exclusion of everything": (
+        changed(more="exclude: [{micro_batch_size: 8}]\n"),
+        "mine.yaml:14:10: exclude: leaves out every row",
+    ),
+    "exclusion's dimension": (
+        changed(more="exclude: [{precison: tf32}]\n"),
+        "mine.yaml:14:12: exclude[0].precison: unknown key (did you mean 'precision'?)",
+    ),
+    "axis": (
+        changed(more="axes: {precison: [fp32]}\n"),
+        "mine.yaml:14:8: axes.precison: unknown dimension 'precison' (did you mean 'precision'?)",
+    ),
+    "axis without values": (
+        changed(more="axes: {attention: []}\n"),
+        "mine.yaml:14:19: axes.attention: expected a list of values, or a mapping of labels to values",
+    ),
+    "axis with a value twice": (
+        changed(("baseline: fp32", "baseline: fp32 + sdpa"), more="axes: {attention: [sdpa, sdpa]}\n"),
+        "mine.yaml:14:26: axes.attention[1]: two values of this axis are called 'sdpa'",
+    ),
+    "setting in an axis": (
+        changed(("baseline: fp32\n", ""), more="axes: {optimizer.lrr: [1]}\nbaseline: fp32 + lrr=1\n"),
+        "mine.yaml:13:8: axes.optimizer.lrr[0]: unknown key (did you mean 'lr'?)",
+    ),
+    "key given twice": (
+        changed(more="baseline: bf16\n"),
+        "mine.yaml:14:1: baseline: the key 'baseline' is given twice, first in line 13",
+    ),
+    "merge key": (changed(more="<<: {seeds: [1]}\n"), "mine.yaml:14:1: merge keys (<<) are not YAML 1.2"),
+    "tab": (
+        changed(more="\tseeds: [1]\n"),
+        "mine.yaml:14:1: not valid YAML: while scanning for the next token, found character '\\t' that cannot start any token",
+    ),
+    "open bracket": (
+        changed(more="seeds: [1\n"),
+        "mine.yaml:15:1: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'",
+    ),
+    "misspelt key in another device's profile": (
+        changed(more="profiles: {cuda: {job: {max_stepz: 1}}}\n"),
+        "mine.yaml:14:25: profiles.cuda.job.max_stepz: unknown key (did you mean 'max_steps'?)",
+    ),
+    "value in this device's profile": (
+        changed(more="profiles: {cpu: {job: {max_steps: 0}}}\n"),
+        "mine.yaml:14:35: profiles.cpu.job.max_steps: found 0, must be at least 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", ONE_MISTAKE)
+def test_one_mistake_is_one_line_with_its_place(mistake, tmp_path):
+    text, expected = ONE_MISTAKE[mistake]
+    found = lines_of(write(tmp_path, text))
+    assert found == [expected]
+
+
+def test_the_text_that_is_broken_loads_unbroken(tmp_path):
+    assert lines_of(write(tmp_path)) == []
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path):
+    text = changed(
+        ("seq_len: 64", "seq_len: 0"), ("lr: 1e-3", "lr: -1"), ("bf16_mixed", "bf61"), ("baseline: fp32", "baseline: x"),
+        more="seeds: [0, 0]\nprofils: {}\n",
+    )  # fmt: skip
+    places = [line.split(": ")[0] for line in lines_of(write(tmp_path, text))]
+    assert places == [
+        "mine.yaml:4:12", "mine.yaml:8:32", "mine.yaml:12:21", "mine.yaml:13:11", "mine.yaml:14:12", "mine.yaml:15:1",
+    ]  # fmt: skip
+
+
+def test_a_mistake_in_what_all_options_share_is_told_once(tmp_path):
+    found = lines_of(write(tmp_path, changed(("lr: 1e-3", "lr: 0"))))
+    assert found == ["mine.yaml:8:32: choices.optimizer.lr: found 0, must be more than 0.0"]
+
+
+@pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "null\n"])
+def test_an_empty_suite(text, tmp_path):
+    assert lines_of(write(tmp_path, text)) == ["mine.yaml:1:1: the file is empty: a suite needs at least `job`"]
+
+
+def test_a_suite_that_is_no_mapping(tmp_path):
+    assert lines_of(write(tmp_path, "- job\n")) == ["mine.yaml:1:1: expected a mapping at the top, found a list"]
+
+
+def test_a_file_that_is_not_text(tmp_path):
+    assert lines_of(write(tmp_path, b"job: 1\nna\xffme: x\n")) == ["mine.yaml:2:3: the file is not UTF-8 text"]
+
+
+def test_nesting_and_aliases_that_would_exhaust_the_machine_are_refused(tmp_path):
+    doubling = "".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 10) if i else 'x'}]\n" for i in range(9))
+    assert "more than 100000 values" in lines_of(write(tmp_path, doubling))[0]
+    assert "nested too deeply" in lines_of(write(tmp_path, "[" * 5000))[0]
+
+
+def test_a_file_that_is_missing_or_a_folder(tmp_path):
+    assert lines_of("precison") == ["precison: there is no such file or shipped suite (did you mean 'precision'?)"]
+    assert "no such file" in lines_of(tmp_path / "gone.yaml")[0]
+    assert lines_of(tmp_path)[0].endswith("is a folder")
+    write(tmp_path, VALID, "suite.yaml")
+    assert "suite.yaml" in lines_of(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"settings": ["job.max_steps=x"]},
+         '--set job.max_steps=x: job.max_steps: found "x", expected a whole number'),
+        ({"settings": ["job.max_step=3"]},
+         "--set job.max_step=3: job.max_step: unknown key (did you mean 'max_steps'?)"),
+        ({"settings": ["jobs.x=1"]}, "--set jobs.x=1: unknown key 'jobs' (did you mean 'job'?)"),
+        ({"settings": ["job.max_steps"]}, "--set job.max_steps: expected PATH=VALUE as in job.max_steps=20"),
+        ({"settings": ["job..x=1"]}, "--set job..x=1: expected PATH=VALUE as in job.max_steps=20"),
+        ({"settings": ["choices.optimizer.name=sgd"]},
+         "--set choices.optimizer.name=sgd: choices.optimizer: required key 'lr' of sgd is missing"),
+        ({"settings": ["job.max_steps=[1"]}, "--set job.max_steps=[1: job.max_steps: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
+        ({"axes": ["precison=fp32"]},
+         "--axis precison=fp32: precison: unknown dimension 'precison' (did you mean 'precision'?)"),
+        ({"axes": ["precision="]},
+         "--axis precision=: expected PATH=VALUE,VALUE as in precision=fp32,bf16_mixed"),
+        ({"axes": ["optimizer=adamw,sgd"]},
+         "--axis optimizer=adamw,sgd: optimizer[1]: 'sgd' needs 'lr': write {name: sgd, lr: ...}"),
+        ({"seeds": "0,x"}, '--seeds 0,x: seeds[1]: found "x", expected a whole number'),
+        ({"seeds": "3,3"}, "--seeds 3,3: seeds[1]: the seed 3 is repeated"),
+        ({"seeds": ""}, "--seeds : seeds: must have at least 1 entry"),
+        ({"profile": "fast"}, "--profile fast: the suite has no such profile (known: cpu, cuda)"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_on_the_command_line_is_told_by_its_flag(asked, expected, tmp_path):
+    assert expected in lines_of(write(tmp_path), **asked)

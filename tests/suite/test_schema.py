@@ -1,0 +1,82 @@
+"""The schema that editors use agrees with what `load` takes and refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+from suite_texts import changed, write
+
+from selectbench.choices import REGISTRY, tag_of
+from selectbench.suite.document import plain, read_document
+from selectbench.suite.load import load_suite
+from selectbench.suite.schema import json_schema
+from selectbench.suite.shipped import find, names, template
+
+SCHEMA = Draft202012Validator(json_schema())
+
+
+def problems(text: str, folder) -> list[Any]:
+    return list(SCHEMA.iter_errors(plain(read_document(write(folder, text)))))
+
+
+def test_it_is_a_schema():
+    Draft202012Validator.check_schema(json_schema())
+
+
+@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_shipped_suites_fit_it_as_written_and_as_resolved(name, device):
+    assert list(SCHEMA.iter_errors(plain(read_document(find(name))))) == []
+    assert list(SCHEMA.iter_errors(load_suite(name, device=device).resolved)) == []
+
+
+def test_the_templates_fit_it(tmp_path):
+    assert problems(template(), tmp_path) == []
+
+
+PIECES = [
+    "axes: {optimizer.lr: [1e-3], precision: [fp32, {name: tf32}], micro_batch_size: {one: 1}}\n",
+    "profiles: {cuda: {job: {max_steps: 3}, options: {fp32: {optimizer: {lr: 1}}}}, cpu: }\n",
+    "exclude: [{activation_checkpointing: true, compile: off}]\n",
+]
+
+
+@pytest.mark.parametrize("more", PIECES)
+def test_pieces_are_allowed_where_a_file_may_say_them(more, tmp_path):
+    assert problems(changed(more=more), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        changed(("max_steps", "max_stepz")),
+        changed(("lr: 1e-3", "lrr: 1e-3")),
+        changed(("adamw", "adamww")),
+        changed(("bf16_mixed", "bf16_mxed")),
+        changed(("lr: 1e-3", "lr: 1e-3, momentum: 0.9")),
+        changed(("seq_len: 64", "seq_len: 0")),
+        changed(("seq_len: 64", "seq_len: many")),
+        changed(more="axes: {precison: [fp32]}\n"),
+        changed(more="axes: {precision: [fp23]}\n"),
+        changed(more="profiles: {cuda: {jobb: {}}}\n"),
+        changed(more="seedz: [1]\n"),
+        changed(more="seeds: []\n"),
+    ],
+)
+def test_mistakes_are_refused(text, tmp_path):
+    assert len(problems(text, tmp_path)) >= 1
+
+
+def test_every_key_and_choice_is_described():
+    schema = json_schema()
+    for key, shape in schema["properties"].items():
+        named = schema["$defs"].get(shape.get("$ref", "").removeprefix("#/$defs/"), {})
+        assert shape.get("description") or named.get("description"), key
+    for kinds in REGISTRY.values():
+        for kind in kinds:
+            definition = schema["$defs"][kind.__name__]
+            assert definition["description"], tag_of(kind)
+            settings = {key: shape for key, shape in definition["properties"].items() if key != "name"}
+            assert all(shape.get("description") for shape in settings.values()), tag_of(kind)

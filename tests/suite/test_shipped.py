@@ -1,0 +1,84 @@
+"""The suites that come along: what they promise, and where they are found."""
+
+from __future__ import annotations
+
+import pytest
+from suite_texts import VALID, write
+
+from selectbench.errors import UserError
+from selectbench.suite.load import load_suite
+from selectbench.suite.model import Gpt2
+from selectbench.suite.shipped import find, names, template
+
+CORPUS_TOKENS = 1_800_000
+"""A low estimate of the corpus under a vocabulary of 512."""
+
+
+def test_three_suites_are_shipped():
+    assert names() == ["accumulation", "optimizer", "precision"]
+
+
+@pytest.mark.parametrize("name", names())
+def test_the_cuda_profile_trains_gpt2_124m_within_one_epoch(name):
+    suite = load_suite(name, device="cuda")
+    assert (suite.profile, suite.job.seq_len, suite.job.tokenizer.bpe) == ("cuda", 1024, 512)
+    assert isinstance(suite.job.model, Gpt2)
+    assert suite.job.model.parameters(50304, 1024) == pytest.approx(124e6, rel=0.01)
+    # Some of the corpus is held out for evaluation.
+    assert suite.job.max_steps * suite.job.tokens_per_step < 0.95 * CORPUS_TOKENS
+    assert len(suite.seeds) == 5
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_option_does_the_same_job_on_a_cpu(name):
+    suite = load_suite(name, device="cpu")
+    assert suite.profile == "cpu"
+    assert len(suite.seeds) >= 3
+    assert suite.options[0].name == suite.baseline
+    assert all(option.choices.world_size == 1 for option in suite.options)
+    assert suite.question.endswith("?")
+
+
+def test_the_suites_ask_about_what_they_are_named_after():
+    precision, optimizer, accumulation = (
+        load_suite(n, device="cpu") for n in ("precision", "optimizer", "accumulation")
+    )
+    assert [o.choices.precision.name for o in precision.options] == [
+        "fp32", "tf32", "bf16_mixed", "fp16_mixed", "bf16_pure",
+    ]  # fmt: skip
+    assert {o.choices.optimizer.name for o in optimizer.options} == {
+        "adamw", "sgd", "adam", "adafactor", "lion", "muon", "adamw_8bit", "paged_adamw_8bit", "lion_8bit",
+        "ademamix_8bit",
+    }  # fmt: skip
+    cuts = [accumulation.job.global_batch_size // o.choices.micro_batch_size for o in accumulation.options]
+    assert cuts == [1, 2, 4, 8, 1]
+    assert accumulation.options[-1].differs_in == ["activation_checkpointing"]
+
+
+def test_a_file_comes_before_a_shipped_name_and_a_folder_after(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "precision").mkdir()
+    assert find("precision").name == "precision.yaml"
+    (tmp_path / "precision").rmdir()
+    write(tmp_path, VALID, "precision")
+    assert load_suite("precision", device="cpu").job.max_steps == 30
+
+
+@pytest.mark.parametrize("name", [None, *names()])
+def test_a_template_is_commented_and_loads(name, tmp_path):
+    text = template(name)
+    assert text.count("#") >= 3
+    suite = load_suite(str(write(tmp_path, text)), device="cpu")
+    assert len(suite.options) > 1
+
+
+def test_the_template_s_commented_lines_are_valid_too(tmp_path):
+    lines = [line.replace("# ", "", 1) if line.startswith("  # ") else line for line in template().splitlines()]
+    uncommented = [line for line in lines if not line.strip().startswith(("Random", "Your", "Trained"))]
+    text = "\n".join(line.split("   #")[0] for line in uncommented)
+    load_suite(str(write(tmp_path, text)), device="cpu")
+
+
+def test_a_template_of_an_unknown_name():
+    with pytest.raises(UserError, match=r"--from precison: there is no .* \(did you mean 'precision'\?\)"):
+        template("precison")
