@@ -14,7 +14,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from selectbench.launch.cgroup import oom_kills
-from selectbench.launch.memory import PssPeak, session_processes
 from selectbench.launch.server import ServerDiedError, TrialServer, log_tail
 from selectbench.launch.signals import StopRequest
 from selectbench.record.record import Completed, Failed
@@ -23,9 +22,6 @@ from selectbench.suite.suite import Limits
 
 LOG_NAME = "log.txt"
 ORDER_NAME = "order.json"
-TRAINING_PHASES = frozenset({"train", "extra"})
-"""The phases in which memory counts."""
-
 Listener = Callable[[Phase | Progress | None], None]
 """Hears a trial's events, and None at least once a second."""
 
@@ -51,7 +47,6 @@ class Watch:
     stopped: Failed | None = None
     """Why the bench itself ended the trial."""
     buffer: bytes = b""
-    memory: PssPeak = field(default_factory=PssPeak)
     oom_kills_before: int | None = field(default_factory=oom_kills)
 
 
@@ -80,7 +75,7 @@ class TrialRunner:
         finally:
             os.close(events)
         return TrialEnd(
-            outcome=self._outcome(watch, order, log),
+            outcome=self._outcome(watch, log),
             wall_seconds=time.monotonic() - watch.started,
             finished=watch.verdict if isinstance(watch.verdict, Finished) else None,
         )
@@ -113,8 +108,6 @@ class TrialRunner:
             watch.exit_status = reply.get("exit")
             if "ready" in reply:
                 watch.last_sign = time.monotonic()
-        watch.memory.session = watch.pid
-        watch.memory.sample(time.monotonic())
 
     def _read_events(self, watch: Watch, events: int) -> bool:
         chunk = os.read(events, 1 << 16)
@@ -138,19 +131,12 @@ class TrialRunner:
         watch.last_sign = time.monotonic()
         if isinstance(event, Finished | GaveUp):
             watch.verdict = event
-        elif isinstance(event, Started):
-            watch.memory.base_bytes = event.pss_bytes
-        else:
-            if isinstance(event, Phase):
-                watch.memory.counting = event.phase in TRAINING_PHASES
+        elif not isinstance(event, Started):
             self.listener(event)
 
     def _patience(self, watch: Watch) -> float:
         now = time.monotonic()
-        waits = [1.0, self._deadline(watch)[0] - now]
-        if watch.memory.counting:
-            waits.append(watch.memory.seconds_until_due(now))
-        return max(0.0, min(waits))
+        return max(0.0, min(1.0, self._deadline(watch)[0] - now))
 
     def _deadline(self, watch: Watch) -> tuple[float, str]:
         stall = self.limits.stall_seconds
@@ -182,9 +168,9 @@ class TrialRunner:
 
     def _server_died(self, watch: Watch, why: str, log: Path) -> Failed:
         self.server.kill()
-        for pid in session_processes(watch.pid) if watch.pid else []:
+        if watch.pid is not None:  # what the trial started lives on in its process group
             with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+                os.killpg(watch.pid, signal.SIGKILL)
         if watch.stopped is not None:
             return watch.stopped
         if self._oom_killed(watch):
@@ -196,9 +182,9 @@ class TrialRunner:
         now = oom_kills()
         return now is not None and watch.oom_kills_before is not None and now > watch.oom_kills_before
 
-    def _outcome(self, watch: Watch, order: Order, log: Path) -> Completed | Failed:
+    def _outcome(self, watch: Watch, log: Path) -> Completed | Failed:
         if isinstance(watch.verdict, Finished) and watch.exit_status == 0:
-            return self._completed(watch, watch.verdict, order)
+            return Completed(measurement=watch.verdict.measurement)
         if watch.stopped is not None:
             return watch.stopped
         if isinstance(watch.verdict, GaveUp):
@@ -206,11 +192,6 @@ class TrialRunner:
         if watch.exit_status == -signal.SIGKILL and self._oom_killed(watch):
             return Failed(kind="oom", detail="the kernel's out-of-memory killer ended the trial (host memory)")
         return Failed(kind="crashed", detail=f"{_ending(watch.exit_status)}\n{log_tail(log)}".strip())
-
-    @staticmethod
-    def _completed(watch: Watch, finished: Finished, order: Order) -> Completed:
-        growth = watch.memory.growth_bytes() if order.device == "cpu" else None
-        return Completed(measurement=finished.measurement.model_copy(update={"peak_pss_growth_bytes": growth}))
 
 
 def _ending(status: int | None) -> str:

@@ -79,11 +79,11 @@ class Measurement(Stored):
     peak_memory_allocated_bytes: int | None = None
     """CUDA: the allocator's peak of allocated memory while training, evaluation excluded."""
     peak_memory_reserved_bytes: int | None = None
-    """CUDA: the allocator's peak of reserved memory while training."""
+    """CUDA: the allocator's peak of reserved memory while training, up to the first evaluation."""
     num_alloc_retries: int | None = None
     """CUDA: times the allocator had to free its cache to serve a request; above 0 is a silent slowdown."""
     peak_pss_growth_bytes: int | None = None
-    """CPU: peak proportional set size of the trial's processes over its value at their start."""
+    """CPU: peak proportional set size while training, up to the first evaluation, over its value at the start."""
 
 
 class Completed(Stored):

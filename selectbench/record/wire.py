@@ -36,8 +36,6 @@ class Started(Stored):
     """The worker's first sign of life."""
 
     event: Literal["started"] = "started"
-    pss_bytes: int
-    """Proportional set size before anything was done: what CPU memory is counted from."""
 
 
 class Phase(Stored):

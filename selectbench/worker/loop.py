@@ -39,6 +39,7 @@ class TrainingLoop:
     device: str
     min_timed_seconds: float
     emit: Emit
+    memory: TrainingMemory
     count_compilations: Callable[[], int]
     """Graphs compiled so far in this process."""
     series: Series = field(default_factory=Series)
@@ -47,7 +48,6 @@ class TrainingLoop:
     evaluation_seconds: float = 0.0
 
     def __post_init__(self) -> None:
-        self.memory = TrainingMemory(self.device)
         self.steps_done = 0
         self._marks = marks_of(self.device)
         self._compilations = self.count_compilations()
@@ -122,7 +122,8 @@ class TrainingLoop:
     def _evaluate(self, held_out: HeldOut) -> None:
         self.emit(Phase(phase="evaluate"))
         before = time.perf_counter()
-        size = max(self.optimizer_step.micro_batch_size, 8)
+        # No more sequences at once than in training: an evaluation must not run out of memory first.
+        size = self.optimizer_step.micro_batch_size
         loss = heldout_loss(self.module, held_out, sequences_per_batch=size, device=self.device)
         self.evaluation_seconds += time.perf_counter() - before
         if not math.isfinite(loss):

@@ -46,9 +46,7 @@ def _measurement(order: Order, loop: TrainingLoop, startup_seconds: float) -> Me
         final_loss=loop.evaluation_curve[-1].loss if held_out else None,
         heldout_tokens=held_out.tokens if held_out else None,
         heldout_bytes=held_out.bytes if held_out else None,
-        peak_memory_allocated_bytes=loop.memory.allocated_bytes,
-        peak_memory_reserved_bytes=loop.memory.reserved_bytes,
-        num_alloc_retries=loop.memory.alloc_retries,
+        **loop.memory.peaks(),
     )
 
 

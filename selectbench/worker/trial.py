@@ -20,7 +20,7 @@ from selectbench.worker.compilation import compilation_counter, private_caches
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import HeldOut
 from selectbench.worker.loop import Emit, TrainingLoop
-from selectbench.worker.memory import is_out_of_memory, pss_bytes
+from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training_memory
 from selectbench.worker.model import BuiltModel, build_model
 from selectbench.worker.outcome import finished
 from selectbench.worker.precision import set_tf32
@@ -42,11 +42,12 @@ def run_trial(order: Order, emit: Emit) -> None:
     the caller's. Sets torch's thread count, random state and TF32 switch for the whole process.
     """
     began = time.perf_counter()
-    emit(Started(pss_bytes=pss_bytes()))
+    memory = training_memory(order.device)
+    emit(Started())
     emit(Phase(phase="setup"))
     try:
         with private_caches(Path(order.trial_folder)):
-            emit(_train(order, emit, began))
+            emit(_train(order, emit, began, memory))
     except Diverged as reason:
         emit(GaveUp(kind="diverged", detail=str(reason)))
     except Unsupported as reason:
@@ -57,7 +58,7 @@ def run_trial(order: Order, emit: Emit) -> None:
         emit(GaveUp(kind="oom", detail=str(error) or type(error).__name__))
 
 
-def _train(order: Order, emit: Emit, began: float) -> Finished:
+def _train(order: Order, emit: Emit, began: float, memory: TrainingMemory) -> Finished:
     torch.set_num_threads(order.threads)
     set_tf32(order.choices.precision.tf32)
     data = Prepared.open(Path(order.data_folder))
@@ -66,7 +67,7 @@ def _train(order: Order, emit: Emit, began: float) -> Finished:
             order.job, order.choices, vocab_size=data.vocab_size, seed=order.trial.seed, device=order.device
         )
     engine = _engine(order, built)
-    loop = _loop(order, built, engine, data, emit)
+    loop = _loop(order, built, engine, data, emit, memory)
     # Dropout draws from torch's global generator.
     torch.manual_seed(derived_seed(order.trial.seed, "dropout"))
     startup_seconds = time.perf_counter() - began
@@ -99,7 +100,9 @@ def _engine(order: Order, built: BuiltModel) -> SingleEngine:
     )
 
 
-def _loop(order: Order, built: BuiltModel, engine: SingleEngine, data: Prepared, emit: Emit) -> TrainingLoop:
+def _loop(
+    order: Order, built: BuiltModel, engine: SingleEngine, data: Prepared, emit: Emit, memory: TrainingMemory
+) -> TrainingLoop:
     job, choices = order.job, order.choices
     batches = Batches(
         data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size,
@@ -114,7 +117,7 @@ def _loop(order: Order, built: BuiltModel, engine: SingleEngine, data: Prepared,
     return TrainingLoop(
         job=job, module=built.module, optimizer_step=step, shares=shares(job.lr_schedule, job.max_steps),
         held_out=_held_out(order, data), device=order.device, min_timed_seconds=order.min_timed_seconds,
-        emit=emit, count_compilations=compilation_counter(choices.compile.mode),
+        emit=emit, memory=memory, count_compilations=compilation_counter(choices.compile.mode),
     )  # fmt: skip
 
 

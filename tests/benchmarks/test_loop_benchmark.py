@@ -14,6 +14,7 @@ from selectbench.suite.job import Job
 from selectbench.worker.batches import Batches
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.loop import TrainingLoop
+from selectbench.worker.memory import training_memory
 from selectbench.worker.model import build_model
 from selectbench.worker.schedule import shares
 from selectbench.worker.step import OptimizerStep
@@ -40,7 +41,8 @@ def our_seconds(model, engine, batches):
     )  # fmt: skip
     loop = TrainingLoop(
         job=JOB, module=model, optimizer_step=step, shares=shares(JOB.lr_schedule, STEPS), held_out=None,
-        device="cpu", min_timed_seconds=0.0, emit=lambda event: None, count_compilations=lambda: 0,
+        device="cpu", min_timed_seconds=0.0, emit=lambda event: None, memory=training_memory("cpu"),
+        count_compilations=lambda: 0,
     )  # fmt: skip
     start = time.perf_counter()
     loop.run()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from selectbench.worker import trial as trial_module
-from selectbench.worker.memory import is_out_of_memory, pss_bytes
+from selectbench.worker.memory import is_out_of_memory
 from selectbench.worker.series import Diverged, Series
 from selectbench.worker.step import StepTensors
 from selectbench.worker.windows import ClosedWindow, CpuMarks, Timing, Window
@@ -87,9 +87,3 @@ def test_what_counts_as_out_of_memory():
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shapes do not match"))
     assert not is_out_of_memory(ValueError("can't allocate memory"))
-
-
-def test_pss_is_read_in_bytes(tmp_path):
-    file = tmp_path / "smaps_rollup"
-    file.write_text("5581-7ffe [rollup]\nRss:     2048 kB\nPss:      512 kB\nPss_Anon:  100 kB\n")
-    assert pss_bytes(file) == 512 * 1024
