@@ -12,7 +12,9 @@ from selectbench import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from selectbench.analysis.row import Ranking
     from selectbench.launch.preparation import Request
+    from selectbench.launch.publish import StoredRun
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -95,7 +97,7 @@ def run(
     result = run_suite(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
     )  # fmt: skip
-    _show_ranking(result.folder, as_json)
+    _show_ranking(result.folder, result.ranking, as_json)
     raise typer.Exit(result.exit_code)
 
 
@@ -129,32 +131,41 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Render a run's ranking and report again, from its records alone."""
+    from selectbench.errors import UserError
     from selectbench.launch.publish import publish, read_run
 
-    if option is None:
-        publish(run)
-        _show_ranking(run, as_json)
+    stored = read_run(run)
+    if option is not None:
+        _show_option(stored, option)
         return
+    try:
+        ranking = publish(run)
+    except UserError as error:  # a run kept where nothing may be written can still be looked at
+        ranking = stored.ranking()
+        _stderr().print(str(error), markup=False, soft_wrap=True)
+    _show_ranking(run, ranking, as_json)
+
+
+def _show_option(stored: StoredRun, option: str) -> None:
     from rich.markdown import Markdown
 
     from selectbench.report.option import render
 
-    stored = read_run(run)
     text = render(stored.suite, stored.ranking(), stored.records, option)
     console = _stdout()
     console.print(Markdown(text) if console.is_terminal else text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_ranking(folder: Path, as_json: bool) -> None:
-    from selectbench.launch.publish import read_run
-    from selectbench.record.run_folder import RANKING, REPORT
+def _show_ranking(folder: Path, ranking: Ranking, as_json: bool) -> None:
+    from selectbench.launch.publish import ranking_text
+    from selectbench.record.run_folder import REPORT
     from selectbench.report.terminal import print_ranking
 
     if as_json:
-        typer.echo((folder / RANKING).read_text(encoding="utf-8"), nl=False)
+        typer.echo(ranking_text(ranking), nl=False)
         return
     console = _stdout()
-    print_ranking(console, read_run(folder).ranking())
+    print_ranking(console, ranking)
     console.print(f"report: {folder / REPORT}", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -71,6 +71,10 @@ class Choice(BaseModel):
         """Why this machine can't run the choice, or None."""
         return self.needs.missing(machine)
 
+    def caveat(self, device: str) -> str | None:
+        """What a reader of its figures must know where it runs on this device, or None."""
+        return None
+
 
 def tag_of(choice: type[Choice]) -> str:
     """The word that selects the class in a suite, `adamw` for `AdamW`."""

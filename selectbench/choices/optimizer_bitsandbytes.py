@@ -59,6 +59,10 @@ class PagedAdamW8bit(AdamW8bit):
     class_name: ClassVar[str] = "PagedAdamW8bit"
     name: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"  # type: ignore[assignment]
 
+    def caveat(self, device: str) -> str | None:
+        """Paging is between GPU and host memory."""
+        return "nothing is paged on a CPU: its figures are adamw_8bit's" if device == "cpu" else None
+
 
 class Lion(BitsAndBytesChoice):
     """Lion: the sign of an interpolated momentum; one 32-bit state per parameter."""

@@ -10,7 +10,7 @@ from typing import Any
 from selectbench.analysis.ranking import Ranking, rank
 from selectbench.errors import UserError
 from selectbench.launch.preparation import read_json
-from selectbench.plan.plan import data_warnings
+from selectbench.plan.plan import suite_warnings
 from selectbench.record.record import Record
 from selectbench.record.run_folder import ENVIRONMENT, RANKING, REPORT, SUITE, write_whole
 from selectbench.record.store import FILE_NAME, read_records
@@ -35,7 +35,7 @@ class StoredRun:
     def ranking(self) -> Ranking:
         """The answer, computed anew."""
         passes = self.environment.get("data", {}).get("epochs")
-        return rank(self.suite, self.records, warnings=[*data_warnings(self.suite, passes), *self.notes])
+        return rank(self.suite, self.records, warnings=[*suite_warnings(self.suite, passes), *self.notes])
 
 
 def read_run(folder: Path) -> StoredRun:
@@ -54,8 +54,13 @@ def publish(folder: Path) -> Ranking:
     ranking = stored.ranking()
     report = render(stored.suite, ranking, stored.records, stored.environment, COMMAND)
     try:
-        write_whole(folder / RANKING, json.dumps(ranking.model_dump(mode="json"), indent=2) + "\n")
+        write_whole(folder / RANKING, ranking_text(ranking))
         write_whole(folder / REPORT, report)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the report: {error.strerror}; the records are kept") from None
     return ranking
+
+
+def ranking_text(ranking: Ranking) -> str:
+    """ranking.json."""
+    return json.dumps(ranking.model_dump(mode="json"), indent=2) + "\n"

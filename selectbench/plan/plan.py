@@ -75,7 +75,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Prepared | None, code_sh
         parameters=_parameters(suite, prepared),
         tokens=suite.job.max_steps * suite.job.tokens_per_step,
         epochs=passes,
-        warnings=[*data_warnings(suite, passes), *_baseline_warnings(suite, options)],
+        warnings=[*suite_warnings(suite, passes), *_baseline_warnings(suite, options)],
     )
 
 
@@ -120,8 +120,18 @@ def _parameters(suite: Suite, prepared: Prepared | None) -> int | None:
     return suite.job.model.parameters(vocab_size, suite.job.seq_len)
 
 
-def data_warnings(suite: Suite, passes: float | None) -> list[str]:
-    """What is to be said of a corpus that is read more than once; `passes`: epochs, None: unknown."""
+def suite_warnings(suite: Suite, passes: float | None) -> list[str]:
+    """What a reader of the figures must know beforehand; `passes`: epochs, None: unknown."""
+    caveats = [
+        f"{option.name}: {caveat}"
+        for option in suite.options
+        for choice in option.choices.each().values()
+        if (caveat := choice.caveat(suite.device))
+    ]
+    return [*_repetition(suite, passes), *caveats]
+
+
+def _repetition(suite: Suite, passes: float | None) -> list[str]:
     if passes is None or passes <= 1:
         return []
     if passes > MEMORISING_EPOCHS and suite.job.evaluates:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from harness import Workplace
+from launch.harness import Workplace
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from harness import LONG, TINY_SUITE, Workplace, running_trials, trial_is_running, until
+from launch.harness import LONG, TINY_SUITE, Workplace, running_trials, trial_is_running, until
 
 
 def outcomes(workplace: Workplace) -> list[tuple[str, int, str]]:

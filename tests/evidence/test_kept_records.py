@@ -1,0 +1,59 @@
+"""The tables that the project shows come from the records it keeps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from evidence.readme_table import ROOT, kept_run, rewritten
+
+from selectbench.launch.publish import COMMAND, read_run
+from selectbench.report.markdown import render
+
+SUITES = ("precision", "optimizer", "accumulation")
+
+
+def test_the_readme_shows_the_kept_run() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert rewritten(readme) == readme
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_ranking_and_report_follow_from_the_records(suite: str) -> None:
+    folder = kept_run(suite)
+    stored = read_run(folder)
+    ranking = stored.ranking()
+    assert stored.notes == []
+    assert json.loads((folder / "ranking.json").read_text()) == ranking.model_dump(mode="json")
+    assert (folder / "report.md").read_text() == render(
+        stored.suite, ranking, stored.records, stored.environment, COMMAND
+    )
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_changed_record_changes_the_ranking(suite: str, tmp_path: Path) -> None:
+    stored = read_run(kept_run(suite))
+    halved = [
+        record.model_copy(update={"outcome": record.outcome.model_copy(update={"measurement": measured})})
+        if record.outcome.status == "completed"
+        and (measured := record.outcome.measurement.model_copy(
+            update={"timed_seconds": record.outcome.measurement.timed_seconds * 2}))
+        else record
+        for record in stored.records
+    ]  # fmt: skip
+    before = stored.ranking()
+    stored.records[:] = halved
+    after = {row.option: row.metrics["tokens_per_second"].value for row in stored.ranking().rows}
+    for row in before.rows:
+        value = row.metrics["tokens_per_second"].value
+        if value is not None:
+            assert after[row.option] == pytest.approx(value / 2)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_nothing_kept_names_a_person_or_a_place(suite: str) -> None:
+    for path in kept_run(suite).rglob("*"):
+        if path.is_file():
+            assert "/root" not in path.read_text()
+            assert "/home/" not in path.read_text()
