@@ -88,6 +88,7 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
+    from selectbench.errors import ExitCode
     from selectbench.launch.display import make_display
     from selectbench.launch.preparation import prepare_all
     from selectbench.launch.run import run as run_suite
@@ -98,6 +99,8 @@ def run(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
     )  # fmt: skip
     _show_ranking(result.folder, result.ranking, as_json)
+    if result.exit_code == ExitCode.INTERRUPTED:
+        console.print("interrupted; the same command goes on where this run stopped", highlight=False)
     raise typer.Exit(result.exit_code)
 
 

@@ -1,0 +1,160 @@
+"""What a trial may do to the bench: real servers and trial processes, a planted training inside."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from launch.harness import all_pids, corpus, until
+
+from selectbench.choices import Choices
+from selectbench.data.prepare import prepare
+from selectbench.launch.server import TrialServer
+from selectbench.launch.signals import StopRequest
+from selectbench.launch.trial import TrialEnd, TrialRunner
+from selectbench.record.record import Completed, Failed, Trial
+from selectbench.record.wire import Order
+from selectbench.suite.job import Job, TextFiles, Tokenizer
+from selectbench.suite.suite import Limits
+
+CHOICES = Choices.model_validate({"optimizer": {"name": "adamw", "lr": 1e-3}, "micro_batch_size": 2})
+
+
+class Bench:
+    """A server with the planted worker, and orders for it."""
+
+    def __init__(self, folder: Path, modules: list[str]) -> None:
+        self.folder = folder
+        self.server = TrialServer([*modules], folder / "server.log")
+        self.stop = StopRequest()
+        (folder / "corpus.txt").write_text(corpus())
+        self.data = prepare(TextFiles(text=[str(folder / "corpus.txt")]), Tokenizer(bpe=300))
+
+    def run(self, option: str, **limits: float) -> TrialEnd:
+        runner = TrialRunner(self.server, Limits(**limits), self.stop, lambda event: None)
+        return runner.run(self.order(option))
+
+    def order(self, option: str) -> Order:
+        job = Job.model_validate(
+            {
+                "model": {"family": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2},
+                "tokenizer": {"bpe": 300}, "seq_len": 16, "global_batch_size": 2, "max_steps": 2, "eval": "none",
+            }
+        )  # fmt: skip
+        return Order(
+            trial=Trial(trial_id=option, option=option, seed=0, settings={}), job=job, choices=CHOICES,
+            device="cpu", threads=1, data_folder=str(self.data.folder), trial_folder=str(self.folder / "trials" / option),
+            min_timed_seconds=0.0,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    with a_bench(tmp_path_factory.mktemp("bench"), ["launch.planted_worker"]) as made:
+        yield made
+
+
+@contextmanager
+def a_bench(folder: Path, modules: list[str]) -> Iterator[Bench]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    made = Bench(folder, modules)
+    try:
+        yield made
+    finally:
+        made.server.close()
+        patch.undo()
+
+
+def failure(end: TrialEnd) -> Failed:
+    assert isinstance(end.outcome, Failed)
+    return end.outcome
+
+
+def test_a_trial_completes(bench: Bench) -> None:
+    end = bench.run("trains")
+    assert isinstance(end.outcome, Completed)
+    assert end.finished is not None
+
+
+def test_an_exception_is_a_crash_with_its_traceback(bench: Bench) -> None:
+    outcome = failure(bench.run("raises"))
+    assert outcome.kind == "crashed"
+    assert "RuntimeError: planted failure" in outcome.detail
+
+
+def test_an_exit_is_a_crash_with_its_status(bench: Bench) -> None:
+    outcome = failure(bench.run("exits"))
+    assert outcome.kind == "crashed"
+    assert "exit status 7" in outcome.detail
+
+
+def test_a_signal_of_its_own_is_a_crash_that_names_it(bench: Bench) -> None:
+    assert "SIGABRT" in failure(bench.run("aborts")).detail
+
+
+def test_an_event_that_does_not_fit_is_a_crash(bench: Bench) -> None:
+    outcome = failure(bench.run("garbles"))
+    assert outcome.kind == "crashed"
+    assert "event" in outcome.detail
+
+
+def test_a_silent_trial_times_out(bench: Bench) -> None:
+    outcome = failure(bench.run("hangs", stall_seconds=0.5))
+    assert outcome.kind == "timeout"
+    assert "limits.stall_seconds" in outcome.detail
+
+
+def test_what_a_trial_leaves_behind_is_killed_though_it_has_a_session_of_its_own(bench: Bench) -> None:
+    bench.run("leaves_a_daemon")
+    log = (bench.folder / "trials" / "leaves_a_daemon" / "log.txt").read_text()
+    daemon = int(log.split("daemon ")[1].split()[0])
+    assert daemon not in all_pids()
+
+
+def test_a_dead_server_costs_one_trial(bench: Bench) -> None:
+    outcome = failure(bench.run("kills_server"))
+    assert outcome.kind == "crashed"
+    assert "server" in outcome.detail
+    assert isinstance(bench.run("trains").outcome, Completed)
+
+
+def test_trials_fork_from_one_server(bench: Bench) -> None:
+    bench.run("trains")
+    assert bench.server.process is not None
+    before = bench.server.process.pid
+    bench.run("raises")
+    assert bench.server.process.pid == before
+
+
+def test_a_server_that_may_not_fork_starts_plain_processes(tmp_path: Path) -> None:
+    with a_bench(tmp_path, ["launch.threaded_module"]) as bench:
+        end = bench.run("trains")
+        assert isinstance(end.outcome, Completed), end.outcome
+        assert bench.server.process is not None
+        environment = Path(f"/proc/{bench.server.process.pid}/environ").read_bytes()
+        assert b"SELECTBENCH_FORK_UNSAFE=1" in environment
+
+
+def test_a_bench_that_is_gone_takes_a_hanging_trial_with_it(tmp_path: Path) -> None:
+    log = tmp_path / "trials" / "hangs" / "log.txt"
+    with a_bench(tmp_path, ["launch.planted_worker"]) as bench:
+        thread = threading.Thread(target=bench.run, args=("hangs",))
+        thread.start()
+        until(lambda: log.exists() and "planted" in log.read_text())
+        trial = next(pid for pid in all_pids() if _output(pid) == log)
+        assert bench.server.control is not None
+        bench.server.control.shutdown(2)
+        until(lambda: trial not in all_pids())
+        thread.join(timeout=60)
+        assert not thread.is_alive()
+
+
+def _output(pid: int) -> Path | None:
+    try:
+        return Path(f"/proc/{pid}/fd/1").readlink()
+    except OSError:
+        return None

@@ -1,0 +1,132 @@
+"""A suite to trials: order, identity, what cannot run, and the expected time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from launch.harness import TINY_SUITE, corpus
+from made_records import make_record
+
+from selectbench.data.prepare import prepare
+from selectbench.errors import UserError
+from selectbench.machine import Machine
+from selectbench.plan.estimate import estimate
+from selectbench.plan.plan import Plan, make_plan, suite_warnings
+from selectbench.record.record import Completed, Record
+from selectbench.suite.load import load_suite
+from selectbench.suite.suite import Suite
+
+PACKAGES = {"torch": "2.13.0", "transformers": "5.23.0"}
+CPU = Machine(device="cpu", packages=PACKAGES)
+
+
+@pytest.fixture
+def suite_file(tmp_path: Path) -> Path:
+    (tmp_path / "corpus.txt").write_text(corpus())
+    (tmp_path / "tiny.yaml").write_text(TINY_SUITE)
+    return tmp_path / "tiny.yaml"
+
+
+def planned(suite: Suite, machine: Machine = CPU) -> Plan:
+    return make_plan(suite, machine, None, "code")
+
+
+def test_every_round_holds_every_option_once_in_an_order_of_its_own(suite_file: Path) -> None:
+    seeds = ",".join(map(str, range(12)))
+    suite = load_suite(str(suite_file), device="cpu", seeds=seeds, axes=["micro_batch_size=1,2,4"])
+    trials = planned(suite).trials
+    orders = [[p.trial.option for p in trials if p.round == number] for number in range(12)]
+    assert all(sorted(order) == sorted(o.name for o in suite.options) for order in orders)
+    assert all({p.trial.seed for p in trials if p.round == n} == {n} for n in range(12))
+    assert len({tuple(order) for order in orders}) > 1
+    assert [p.round for p in trials] == sorted(p.round for p in trials)
+
+
+def test_the_plan_is_the_same_every_time(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu")
+    assert planned(suite) == planned(suite)
+
+
+@pytest.mark.parametrize("change", ["job.max_steps=7", "choices.optimizer.lr=2e-3", "job.eval.tokens=256"])
+def test_another_job_or_setting_is_another_trial(suite_file: Path, change: str) -> None:
+    before = planned(load_suite(str(suite_file), device="cpu"))
+    after = planned(load_suite(str(suite_file), device="cpu", settings=[change]))
+    ids = [{p.trial.trial_id for p in plan.trials} for plan in (before, after)]
+    assert len(ids[0]) == len(ids[1]) == 4
+    assert not ids[0] & ids[1]
+
+
+def test_other_code_is_another_trial(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu")
+    one, other = (make_plan(suite, CPU, None, code).trials for code in ("a", "b"))
+    assert not {p.trial.trial_id for p in one} & {p.trial.trial_id for p in other}
+
+
+def test_what_cannot_run_has_its_reason(suite_file: Path) -> None:
+    axes = ["precision=fp32,tf32"]
+    plan = planned(load_suite(str(suite_file), device="cpu", axes=axes))
+    reasons = {p.option.name: p.unsupported for p in plan.options}
+    assert reasons["fp32"] is None
+    assert "cuda" in str(reasons["tf32"])
+    old = planned(
+        load_suite(str(suite_file), device="cuda", axes=axes),
+        Machine(device="cuda", compute_capability=(7, 5), packages=PACKAGES),
+    )
+    assert "compute capability 8.0" in str({p.option.name: p.unsupported for p in old.options}["tf32"])
+
+
+def test_a_missing_package_is_named_with_its_command(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu", settings=["choices.optimizer={name: lion, lr: 1e-4}"])
+    plan = planned(suite)
+    assert "bitsandbytes" in str(plan.options[0].unsupported)
+    assert "pip install" in str(plan.options[0].unsupported)
+    assert any("baseline" in line for line in plan.warnings)
+
+
+def test_ranks_that_auto_finds_must_divide_the_batch(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cuda", settings=["choices.world_size=auto"])
+    machine = Machine(device="cuda", device_count=3, packages=PACKAGES)
+    with pytest.raises(UserError, match=r"global_batch_size 4 .* world_size 3"):
+        planned(suite, machine)
+
+
+def test_repeating_the_corpus_is_said_and_memorising_is_warned_of(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu")
+    assert suite_warnings(suite, 0.9) == []
+    assert "1.50 epochs" in suite_warnings(suite, 1.5)[0]
+    assert "memorising" in suite_warnings(suite, 4.5)[0]
+
+
+def test_paging_on_a_cpu_is_said_to_be_none(suite_file: Path) -> None:
+    paged = ["choices.optimizer={name: paged_adamw_8bit, lr: 1e-4}"]
+    assert "nothing is paged" in suite_warnings(load_suite(str(suite_file), device="cpu", settings=paged), None)[0]
+    assert suite_warnings(load_suite(str(suite_file), device="cuda", settings=paged), None) == []
+
+
+def test_earlier_trials_tell_the_time(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu")
+    plan = planned(suite)
+    outcome = make_record("whole", 0).outcome
+    assert isinstance(outcome, Completed)
+    history = [
+        Record(trial=p.trial, round=p.round, outcome=outcome, wall_seconds=10.0 + p.trial.seed, started_at="")
+        for p in plan.trials
+    ]
+    found = estimate(plan, CPU, history)
+    assert found is not None
+    assert found.seconds == {"whole": 10.5, "halves": 10.5}
+    assert found.from_records == 2
+
+
+def test_without_earlier_trials_more_work_takes_longer(suite_file: Path) -> None:
+    job = load_suite(str(suite_file), device="cpu").job
+    data = prepare(job.data, job.tokenizer)
+    seconds = []
+    for steps in (10, 100000):
+        suite = load_suite(str(suite_file), device="cpu", settings=[f"job.max_steps={steps}"])
+        found = estimate(make_plan(suite, CPU, data, "code"), CPU, [])
+        assert found is not None
+        assert found.from_records == 0
+        seconds.append(found.seconds["whole"])
+    assert seconds[0] < seconds[1]

@@ -1,0 +1,90 @@
+"""records.jsonl: what is written is read, and what cannot be read is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_records import make_record
+
+from selectbench.errors import UserError
+from selectbench.record.record import decimate
+from selectbench.record.store import append_record, last_attempts, read_records
+
+
+def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    written = [make_record("a", seed) for seed in range(3)]
+    for record in written:
+        append_record(path, record)
+    assert read_records(path) == (written, [])
+
+
+def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
+    assert read_records(tmp_path / "records.jsonl") == ([], [])
+
+
+@pytest.mark.parametrize("kept", [1, 40, 200])
+def test_a_torn_line_is_named_and_the_next_record_is_whole(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "records.jsonl"
+    first, second = make_record("a", 0), make_record("a", 1)
+    append_record(path, first)
+    with path.open("ab") as stream:
+        stream.write(second.model_dump_json().encode()[:kept])
+    append_record(path, second)
+    records, notes = read_records(path)
+    assert records == [first, second]
+    assert len(notes) == 1
+    assert notes[0].startswith("records.jsonl:2: left out")
+
+
+def test_foreign_lines_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"loss": 3}\n[1, 2]\n\n"text"\n\x00\n')
+    records, notes = read_records(path)
+    assert records == []
+    assert [note.split(":")[1] for note in notes] == ["1", "2", "4", "5"]
+    assert "not a record of selectbench" in notes[0]
+
+
+def test_an_older_schema_is_read_and_named_or_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    old = json.loads(make_record("a", 0).model_dump_json())
+    old["schema_version"] = 0
+    older = {key: value for key, value in old.items() if key != "wall_seconds"}
+    path.write_text(json.dumps(old) + "\n" + json.dumps(older) + "\n")
+    records, notes = read_records(path)
+    assert len(records) == 1
+    assert "schema version 0" in notes[0]
+    assert "wall_seconds" in notes[1]
+
+
+def test_a_key_of_a_later_version_does_no_harm(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_text(json.dumps({**json.loads(make_record("a", 0).model_dump_json()), "novelty": 1}) + "\n")
+    assert read_records(path) == ([make_record("a", 0)], [])
+
+
+def test_where_nothing_can_be_written_it_says_so(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write"):
+        append_record(tmp_path / "missing" / "records.jsonl", make_record("a", 0))
+    with pytest.raises(UserError, match="cannot write: No space left"):
+        append_record(Path("/dev/full"), make_record("a", 0))
+
+
+def test_the_last_attempt_counts(tmp_path: Path) -> None:
+    first = make_record("a", 0)
+    second = first.model_copy(update={"attempt": 2})
+    assert list(last_attempts([first, second]).values()) == [second]
+
+
+@given(st.lists(st.integers()), st.integers(min_value=2, max_value=50))
+def test_decimating_keeps_the_ends_and_the_order(values: list[int], most: int) -> None:
+    kept = decimate(list(enumerate(values)), most)
+    assert len(kept) == min(len(values), most)
+    assert kept == sorted(set(kept))
+    if values:
+        assert (kept[0], kept[-1]) == ((0, values[0]), (len(values) - 1, values[-1]))
