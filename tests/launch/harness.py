@@ -72,7 +72,8 @@ class Workplace:
         (self.folder / name).write_text(text)
 
     def environment(self, **more: str) -> dict[str, str]:
-        return {**os.environ, "COLUMNS": "200", **more}
+        # One thread: on a machine that is busy with something else, threads of tiny steps wait for each other.
+        return {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
 
     def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -46,7 +46,8 @@ class Bench:
         )  # fmt: skip
         return Order(
             trial=Trial(trial_id=option, option=option, seed=0, settings={}), job=job, choices=CHOICES,
-            device="cpu", threads=1, data_folder=str(self.data.folder), trial_folder=str(self.folder / "trials" / option),
+            device="cpu", threads=1, data_folder=str(self.data.folder),
+            trial_folder=str(self.folder / "trials" / option),
             min_timed_seconds=0.0,
         )  # fmt: skip
 
