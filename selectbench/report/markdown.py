@@ -82,8 +82,9 @@ def _spread(name: str, deviation: float | None) -> str:
 def _table_notes(ranking: Ranking) -> str:
     objective = METRICS[ranking.objective]
     kind = {
-        "cuda_allocated": "the CUDA allocator's peak of allocated memory",
-        "cpu_pss_growth": "the growth of the trial's proportional set size in main memory, not GPU memory",
+        "cuda_allocated": "the CUDA allocator's peak of allocated memory while training",
+        "cpu_pss_growth": "the growth of the process's proportional set size up to the first evaluation: "
+        "main memory, which says nothing of GPU memory",
     }
     lines = [
         f"Ranked by {objective.name} ({objective.better} is better) among the rows that fail no constraint.",
@@ -91,7 +92,7 @@ def _table_notes(ranking: Ranking) -> str:
         '"vs baseline" is the ratio of means over the seeds that both completed.',
     ]
     if ranking.memory_kind:
-        lines.append(f"Peak memory is {kind[ranking.memory_kind]}, final evaluation excluded.")
+        lines.append(f"Peak memory is {kind[ranking.memory_kind]}.")
     lines += [f"`{units.DASH}`: not known."]
     return "\n".join(f"- {line}" for line in lines)
 
