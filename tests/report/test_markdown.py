@@ -54,7 +54,7 @@ def test_the_answer_stands_before_the_table_and_all_parts_are_there() -> None:
     assert "| machine.gpu | - |" in text
     assert "RuntimeError: boom" in text
     assert "2,048 tokens a step, 122,880 in all" in text
-    assert "not GPU memory" in text
+    assert "says nothing of GPU memory" in text
 
 
 def test_every_table_keeps_its_columns_whatever_the_names() -> None:
