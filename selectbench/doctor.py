@@ -22,6 +22,7 @@ from selectbench.choices import REGISTRY, tag_of
 from selectbench.data.cache import cache_root
 from selectbench.errors import UserError
 from selectbench.machine import (
+    INSTALL,
     Machine,
     cgroup_memory_limit_bytes,
     find_compiler,
@@ -34,7 +35,6 @@ from selectbench.machine import (
 from selectbench.nvml import gpus, problem
 
 Status = Literal["ok", "limited", "broken"]
-INSTALL = "pip install 'selectbench[train]'"
 OPTIONAL_PACKAGES = {"bitsandbytes": "8-bit optimizers", "pythonbible": "embedded corpus"}
 """What is lost without each; no job runs without the other packages."""
 SMALLEST_SHM_BYTES = 1 << 30

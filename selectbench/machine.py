@@ -9,13 +9,19 @@ import ast
 import importlib.util
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
 from selectbench.nvml import Gpu, gpus
 from selectbench.nvml import problem as nvml_problem
+
+INSTALL = "pip install 'selectbench[train]'"
+"""The command that brings what trials need; in a clone, `pip install '.[train]'`."""
+TRAIN_PACKAGES = ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors")
+ANY_VERSION = "9999"
+"""Later than every lower bound."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,15 @@ class Machine:
     """The C++ compiler's path."""
     packages: dict[str, str] | None = field(default=None, hash=False)
     """Versions by distribution name; None: those of this interpreter."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether torch is installed, so that trials can run and not only be planned."""
+        return self.package_version("torch") is not None
+
+    def with_training(self) -> Machine:
+        """The same machine as if what `[train]` brings were installed: for a plan made on another one."""
+        return replace(self, packages=dict.fromkeys(TRAIN_PACKAGES, ANY_VERSION))
 
     def package_version(self, name: str) -> str | None:
         """The installed version of a distribution, or None."""
@@ -106,7 +121,7 @@ def wrong_device_reason(device: str | None = None) -> str | None:
         return f"device cuda: no GPU is visible{why}" if device == "cuda" else None
     torch = installed_version("torch")
     if torch is None:
-        return "device cuda: torch is not installed: pip install 'selectbench[train]'" if device == "cuda" else None
+        return f"device cuda: torch is not installed: {INSTALL}" if device == "cuda" else None
     return _unusable_reason(visible[0], torch, torch_cuda_version())
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from selectbench import units
 from selectbench.analysis.metrics import METRICS, Metric
 from selectbench.analysis.row import Row
+from selectbench.analysis.sanity import stalled
 from selectbench.analysis.summary import Summary, mean, standard_deviation
 from selectbench.suite.suite import Suite
 
@@ -21,7 +22,9 @@ def answer(suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary]) 
     metric = METRICS[suite.decide.objective]
     ranked = [row for row in rows if row.rank is not None]
     sentences = [
+        _unfinished(summaries.values()),
         _verdict(suite, metric, ranked, summaries),
+        _disturbed(metric, summaries.values()),
         _no_baseline(suite, rows),
         _quality(suite, ranked),
         _spread(suite, ranked),
@@ -29,6 +32,24 @@ def answer(suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary]) 
         _left_out(rows),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _unfinished(summaries: Iterable[Summary]) -> str:
+    """What an interrupted run's answer begins with."""
+    planned, done = 0, 0
+    for summary in summaries:
+        planned += len(summary.planned)
+        interrupted = sum(failure.kind == "interrupted" for failure in summary.failed.values())
+        done += len(summary.completed) + len(summary.failed) - interrupted
+    return "" if done == planned else f"Incomplete, {done} of {planned} trials have an outcome; so far:"
+
+
+def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
+    """Doubts about speed that a reader must not miss."""
+    names = [s.name for s in summaries if any(stalled(m) for m in s.measurements.values())]
+    if not names or metric.name not in ("tokens_per_second", "step_time_median_seconds"):
+        return ""
+    return f"The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
 
 
 def _verdict(suite: Suite, metric: Metric, ranked: list[Row], summaries: Mapping[str, Summary]) -> str:

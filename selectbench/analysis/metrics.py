@@ -76,9 +76,9 @@ def skipped_share(m: Measurement) -> float | None:
 
 _TABLE = (
     Metric("tokens_per_second", "tokens/s", "more", tokens_per_second, units.count, "is the fastest"),
-    Metric("step_time_median_seconds", "step time", "less", lambda m: m.step_time_median_seconds, units.seconds,
+    Metric("step_time_median_seconds", "median step", "less", lambda m: m.step_time_median_seconds, units.seconds,
            "has the shortest step"),
-    Metric("step_time_iqr_seconds", "step time IQR", "less", lambda m: m.step_time_iqr_seconds, units.seconds,
+    Metric("step_time_iqr_seconds", "step IQR", "less", lambda m: m.step_time_iqr_seconds, units.seconds,
            "has the steadiest step"),
     Metric("peak_memory_bytes", "memory", "less", peak_memory_bytes, units.size, "needs the least memory"),
     Metric("peak_memory_reserved_bytes", "reserved", "less", lambda m: m.peak_memory_reserved_bytes, units.size,

@@ -42,10 +42,8 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
 
 def _found(summaries: list[Summary], baseline: Summary, another_job: Mapping[str, list[str]]) -> list[str]:
     jobs = [f"{name}: not the same job: {line}" for name, lines in another_job.items() for line in lines]
-    missing = [
-        f"{s.name}: {len(s.missing)} of {len(s.planned)} seeds have no record: the run is incomplete"
-        for s in summaries if s.missing
-    ]  # fmt: skip
+    absent = sum(len(summary.missing) for summary in summaries)
+    missing = [f"the run is incomplete: {absent} trials have no record"] if absent else []
     doubts = sanity.trial_warnings(summaries) + sanity.first_loss_warnings(summaries, baseline)
     return missing + jobs + doubts + sanity.memory_warnings(summaries)
 

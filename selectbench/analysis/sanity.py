@@ -20,6 +20,10 @@ MUST_AGREE = (
 FIRST_LOSS_TOLERANCE = 0.01
 """Relative difference of step 0's loss above which a reader is told; bf16 stays below 0.004 (8 bits)."""
 
+STALLED_MEAN_OVER_MEDIAN = 1.5
+"""Mean over median of a trial's step times from which its timing counts as disturbed."""
+SHORTEST_TIMED_SECONDS = 1.0
+"""Timed for less, a trial's speed is mostly chance."""
 SKIPPED_SHARE_TOLERATED = 0.01
 """Share of skipped fp16 steps above which a reader is told: such an option trained on less."""
 
@@ -75,11 +79,29 @@ def _option_warnings(summary: Summary) -> list[str]:
         "the allocator ran short and retried, which slows training": [
             seed for seed, m in done if m.num_alloc_retries
         ],
+        "timing disturbed: the mean step took more than "
+        f"{STALLED_MEAN_OVER_MEDIAN:g} times the median one; is the machine idle otherwise?": [
+            seed for seed, m in done if stalled(m)
+        ],
+        f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences "
+        "(job.timing.min_timed_seconds)": [seed for seed, m in done if m.timed_seconds < SHORTEST_TIMED_SECONDS],
         f"more than {SKIPPED_SHARE_TOLERATED:.0%} of the optimizer steps were skipped": [
             seed for seed, m in done if _skips(m)
         ],
     }
     return [f"{summary.name}: {text} ({_seeds(seeds)})" for text, seeds in causes.items() if seeds]
+
+
+def stalled(measurement: Measurement) -> bool:
+    """Whether the mean timed step is so much longer than the median one that something else held it up.
+
+    Steps of one trial do the same work: a mean far above the median comes from a few steps that waited, for
+    another process, a disk or a clock, and speed (a mean over time) is then theirs, not the option's.
+    """
+    median = measurement.step_time_median_seconds
+    if not median or not measurement.timed_steps:
+        return False
+    return measurement.timed_seconds / measurement.timed_steps > STALLED_MEAN_OVER_MEDIAN * median
 
 
 def _skips(measurement: Measurement) -> bool:

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
 from pydantic_core import CoreSchema
 
-from selectbench.machine import Machine
+from selectbench.machine import INSTALL, Machine
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Needs:
     """The least one that will do on a CUDA device; not asked of a CPU."""
     packages: tuple[str, ...] = ()
     """Requirements as pip writes them, `torch>=2.9`."""
-    install: str = "pip install 'selectbench[train]'"
+    install: str = INSTALL
     """The command that brings the packages."""
     compiler: bool = False
     """A C++ compiler on the path, for generated CPU code."""

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from selectbench.data.split import blocks
 from selectbench.errors import MissingPackageError, UserError
-from selectbench.machine import installed_version
+from selectbench.machine import INSTALL, installed_version
 from selectbench.suite.job import EmbeddedCorpus, TextFiles
 
-INSTALL = "pip install 'selectbench[train]'"
 CHUNK_BYTES = 1 << 20
 
 

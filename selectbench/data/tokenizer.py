@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -35,10 +36,28 @@ def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(documents, trainer)
+    interruptible(lambda: tokenizer.train_from_iterator(documents, trainer))
     # A document may spell END_OF_TEXT out; that is text like any other, and decodes to itself.
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def interruptible(work: Callable[[], None]) -> None:
+    """Do work that keeps Ctrl-C waiting, since it is native code, in a thread that the process may leave behind."""
+    failures: list[BaseException] = []
+
+    def guarded() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=guarded, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.05)  # a wait without a bound would not notice the signal
+    if failures:
+        raise failures[0]
 
 
 def token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int32]:

@@ -98,6 +98,8 @@ class State:
     def trial_ended(self, option: str, outcome: Completed | Failed, wall_seconds: float) -> None:
         """Counts the trial."""
         self.running = None
+        if isinstance(outcome, Failed) and outcome.kind == "interrupted":
+            return  # it runs again when the run is resumed
         self.done += 1
         tally = self.tallies.setdefault(option, Tally())
         tally.done += 1

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from selectbench.data.prepare import Prepared, check_enough, prepare
-from selectbench.errors import UserError
+from selectbench.errors import MissingPackageError, UserError
 from selectbench.launch.server import server_environment
-from selectbench.machine import Machine, inspect_machine, wrong_device_reason
+from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import collect_environment
 from selectbench.suite.load import load_suite
@@ -63,6 +63,8 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
     suite, machine = resolve(request)
     if (reason := device_problem(request, suite)) is not None:
         raise UserError(reason)
+    if not machine.trains:
+        raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     prepared = prepare(suite.job.data, suite.job.tokenizer, notify=notify)
     check_enough(prepared, suite.job)
     environment = collect_environment(find(request.suite).parent)

@@ -9,6 +9,7 @@ from pathlib import Path
 from selectbench.data.prepare import Prepared, check_enough, prepare
 from selectbench.errors import MissingPackageError
 from selectbench.launch.preparation import Request, device_problem, resolve
+from selectbench.machine import INSTALL
 from selectbench.plan.estimate import Estimate, estimate, past_records
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import code_sha256
@@ -29,6 +30,9 @@ def preview(request: Request, results: Path, notify: Callable[[str], None]) -> O
     suite, machine = resolve(request)
     notes = [reason] if (reason := device_problem(request, suite)) is not None else []
     prepared = _prepare_if_possible(suite, notify, notes)
+    if not machine.trains:
+        notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
+        machine = machine.with_training()
     plan = make_plan(suite, machine, prepared, code_sha256())
     return Outlook(plan, estimate(plan, machine, past_records(results / suite.name)), notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import selectors
 import signal
 import time
@@ -22,6 +23,9 @@ from selectbench.suite.suite import Limits
 
 LOG_NAME = "log.txt"
 ORDER_NAME = "order.json"
+EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
+"""How the last line of a traceback begins."""
+
 Listener = Callable[[Phase | Progress | None], None]
 """Hears a trial's events, and None at least once a second."""
 
@@ -191,7 +195,13 @@ class TrialRunner:
             return Failed(kind=watch.verdict.kind, detail=watch.verdict.detail)
         if watch.exit_status == -signal.SIGKILL and self._oom_killed(watch):
             return Failed(kind="oom", detail="the kernel's out-of-memory killer ended the trial (host memory)")
-        return Failed(kind="crashed", detail=f"{_ending(watch.exit_status)}\n{log_tail(log)}".strip())
+        return Failed(kind="crashed", detail=_crash(watch.exit_status, log_tail(log)))
+
+
+def _crash(status: int | None, tail: str) -> str:
+    """The exception's own line first, then how the process ended and the log's last lines."""
+    said = next((line for line in reversed(tail.splitlines()) if EXCEPTION.match(line)), None)
+    return f"{f'{said}; ' if said else ''}{_ending(status)}\n{tail}".strip()
 
 
 def _ending(status: int | None) -> str:

@@ -22,6 +22,10 @@ CPU_WITHOUT_UNITS_COST = {"bfloat16": 4.5, "float16": 15.0}
 """How much slower a half precision is on a CPU that has no instructions for it; seen likewise."""
 CPU_UNITS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
 """The flags in /proc/cpuinfo of instructions for it."""
+TRIAL_SECONDS = 0.2
+"""What a trial costs beyond its steps and evaluations."""
+COMPILE_SECONDS = 30.0
+"""What torch.compile costs once per trial; seen with small models."""
 CUDA_EFFICIENCY = 0.4
 """Share of the fp32 peak (cores x 2 x clock) that training reaches."""
 
@@ -78,7 +82,13 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, rate: float | None) -> fl
     precision = planned.option.choices.precision
     half = precision.autocast_dtype or precision.parameter_dtype
     cost = _half_precision_cost(half) if plan.suite.device == "cpu" else 1.0
-    return cost * flops / rate + (job.timing.min_timed_seconds or (10.0 if plan.suite.device == "cuda" else 0.0))
+    compiling = COMPILE_SECONDS if planned.option.choices.compile.mode else 0.0
+    return (
+        TRIAL_SECONDS
+        + compiling
+        + cost * flops / rate
+        + (job.timing.min_timed_seconds or (10.0 if plan.suite.device == "cuda" else 0.0))
+    )
 
 
 def _half_precision_cost(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> float:
@@ -97,10 +107,11 @@ def _flops_per_second(machine: Machine) -> float | None:
     return CUDA_EFFICIENCY * 2.0 * cores * clock if cores and clock else None
 
 
-def _matmul_flops_per_second(size: int = 512, repeats: int = 3) -> float:
+def _matmul_flops_per_second(size: int = 512, probe_seconds: float = 0.1) -> float:
+    """The best of a tenth of a second: whatever else runs can only make it slower."""
     matrix = np.ones((size, size), dtype=np.float32)
-    fastest = float("inf")
-    for _ in range(repeats):
+    fastest, end = float("inf"), time.perf_counter() + probe_seconds
+    while time.perf_counter() < end:
         start = time.perf_counter()
         matrix @ matrix
         fastest = min(fastest, time.perf_counter() - start)

@@ -83,6 +83,11 @@ def _parse(line: bytes) -> tuple[Record | None, str | None]:
         record = Record.model_validate_json(line)
     except ValidationError as error:
         return None, _why_not(line, error)
+    if record.schema_version > SCHEMA_VERSION:
+        return None, (
+            f"left out: schema version {record.schema_version} is newer than this selectbench's {SCHEMA_VERSION}: "
+            "read it with the selectbench that wrote it"
+        )
     if record.schema_version != SCHEMA_VERSION:
         return record, f"schema version {record.schema_version}, read as version {SCHEMA_VERSION}"
     return record, None

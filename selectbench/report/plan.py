@@ -94,5 +94,5 @@ def _expected(plan: Plan, estimate: Estimate | None) -> str:
     total = total_seconds(plan, estimate)
     if estimate is None or total is None:
         return "; the first round will tell how long they take"
-    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) else "a rough reckoning"
+    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else "a rough reckoning"
     return f", about {units.duration(total)} in all ({source})"

@@ -98,7 +98,7 @@ def _profile_name(top: Node, asked: str | None, device: Device, problems: Proble
     if asked is None or asked in profiles:
         return asked or (device if device in profiles else None)
     if asked not in ("cpu", "cuda"):
-        hint = did_you_mean(asked, profiles) or f" (known: {', '.join([*profiles, 'cpu', 'cuda'])})"
+        hint = did_you_mean(asked, profiles) or f" (known: {', '.join(dict.fromkeys([*profiles, 'cpu', 'cuda']))})"
         problems.add(Place(f"--profile {asked}"), "", f"the suite has no such profile{hint}")
     return None
 

@@ -132,7 +132,8 @@ def test_everything_failed() -> None:
 def test_a_run_without_records() -> None:
     ranking = rank(make_suite("fp32", BF16), [])
     assert {r.status for r in ranking.rows} == {"partial"}
-    assert len(ranking.warnings) == 2
+    assert ranking.warnings == ["the run is incomplete: 6 trials have no record"]
+    assert "Incomplete, 0 of 6 trials" in ranking.answer
     assert "it has not run yet" in ranking.answer
 
 
@@ -140,7 +141,8 @@ def test_missing_seeds_are_told() -> None:
     ranking = rank(make_suite("fp32", BF16), trials("fp32", [100, 101, 102]) + trials("bf16", [200]))
     found = row(ranking, "bf16")
     assert (found.status, found.n, found.missing_seeds) == ("partial", 1, [1, 2])
-    assert ranking.warnings == ["bf16: 2 of 3 seeds have no record: the run is incomplete"]
+    assert ranking.warnings == ["the run is incomplete: 2 trials have no record"]
+    assert ranking.answer.startswith("Incomplete, 4 of 6 trials have an outcome; so far:")
 
 
 def test_a_single_trial_has_no_spread_and_nothing_to_compare() -> None:
@@ -287,3 +289,23 @@ def test_the_order_of_records_does_not_matter(
     ranks = [r.rank for r in expected.rows if r.rank is not None]
     assert ranks == list(range(1, len(ranks) + 1))
     json.dumps(expected.model_dump(mode="json"), allow_nan=False)
+
+
+def test_a_stalled_trial_is_told_in_the_answer() -> None:
+    held_up = make_record("fp32", 0, timed_seconds=16.0, step_time_median_seconds=0.2)
+    steady = make_record("bf16", 0, timed_seconds=14.0, step_time_median_seconds=0.2)
+    ranking = rank(make_suite("fp32", BF16, seeds=[0]), [held_up, steady])
+    (warning,) = (line for line in ranking.warnings if "disturbed" in line)
+    assert warning.startswith("fp32: timing disturbed: the mean step took more than 1.5 times the median one")
+    assert "The timing of fp32 was disturbed" in ranking.answer
+
+
+def test_a_window_that_is_too_short_is_told() -> None:
+    short = make_record("fp32", 0, timed_seconds=0.9, timed_steps=5, step_time_median_seconds=0.18)
+    ranking = rank(make_suite("fp32", seeds=[0]), [short])
+    assert any("timed for less than 1 s" in line for line in ranking.warnings)
+
+
+def test_an_interrupted_trial_is_no_outcome() -> None:
+    records = [make_record("fp32", 0), make_failure("bf16", 0, "interrupted")]
+    assert rank(make_suite("fp32", BF16, seeds=[0]), records).answer.startswith("Incomplete, 1 of 2 trials")

@@ -84,7 +84,8 @@ def test_a_trial_completes(bench: Bench) -> None:
 def test_an_exception_is_a_crash_with_its_traceback(bench: Bench) -> None:
     outcome = failure(bench.run("raises"))
     assert outcome.kind == "crashed"
-    assert "RuntimeError: planted failure" in outcome.detail
+    assert outcome.detail.startswith("RuntimeError: planted failure; ended with exit status 1")
+    assert "Traceback" in outcome.detail
 
 
 def test_an_exit_is_a_crash_with_its_status(bench: Bench) -> None:

@@ -62,6 +62,15 @@ def test_an_older_schema_is_read_and_named_or_left_out_and_named(tmp_path: Path)
     assert "wall_seconds" in notes[1]
 
 
+def test_a_newer_schema_is_left_out_and_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    newer = {**json.loads(make_record("a", 0).model_dump_json()), "schema_version": 99}
+    path.write_text(json.dumps(newer) + "\n")
+    records, notes = read_records(path)
+    assert records == []
+    assert "schema version 99 is newer" in notes[0]
+
+
 def test_a_key_of_a_later_version_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_text(json.dumps({**json.loads(make_record("a", 0).model_dump_json()), "novelty": 1}) + "\n")
