@@ -20,7 +20,7 @@ from selectbench.worker.schedule import shares
 from selectbench.worker.step import OptimizerStep
 from selectbench.worker.token_stream import TokenStream
 
-PAIRS, STEPS, SEQUENCES, LENGTH, VOCABULARY = 9, 20, 16, 128, 2048
+PAIRS, STEPS, SEQUENCES, LENGTH, VOCABULARY = 9, 60, 16, 128, 2048
 JOB = Job.model_validate(
     {
         "model": {"family": "gpt2", "n_layer": 4, "n_embd": 128, "n_head": 4}, "tokenizer": {"bpe": VOCABULARY},
