@@ -142,7 +142,7 @@ def report(
         _show_option(stored, option)
         return
     try:
-        ranking = publish(run)
+        ranking = publish(run, stored)
     except UserError as error:  # a run kept where nothing may be written can still be looked at
         ranking = stored.ranking()
         _stderr().print(str(error), markup=False, soft_wrap=True)

@@ -48,9 +48,8 @@ def read_run(folder: Path) -> StoredRun:
     return StoredRun(suite, records, environment, notes)
 
 
-def publish(folder: Path) -> Ranking:
-    """Write ranking.json and report.md anew. Raises UserError where they can't be."""
-    stored = read_run(folder)
+def publish(folder: Path, stored: StoredRun) -> Ranking:
+    """Write ranking.json and report.md of a run that was read. Raises UserError where they can't be."""
     ranking = stored.ranking()
     report = render(stored.suite, ranking, stored.records, stored.environment, COMMAND)
     try:

@@ -14,7 +14,7 @@ from selectbench.analysis.ranking import Ranking
 from selectbench.errors import ExitCode
 from selectbench.launch.display import Display
 from selectbench.launch.preparation import Preparation, check_cuda
-from selectbench.launch.publish import publish
+from selectbench.launch.publish import publish, read_run
 from selectbench.launch.server import TrialServer
 from selectbench.launch.signals import StopRequest
 from selectbench.launch.trial import TrialRunner
@@ -56,7 +56,7 @@ def run(
         finally:
             with contextlib.suppress(OSError):  # after SIGHUP there is no terminal to restore
                 display.close()
-        ranking = publish(folder)
+        ranking = publish(folder, read_run(folder))
         return Result(folder, ranking, ExitCode.INTERRUPTED if stop else exit_code(preparation, folder))
 
 

@@ -140,7 +140,7 @@ class TrialRunner:
 
     def _patience(self, watch: Watch) -> float:
         now = time.monotonic()
-        return max(0.0, min(1.0, self._deadline(watch)[0] - now))
+        return 1.0 if watch.stopped else max(0.0, min(1.0, self._deadline(watch)[0] - now))
 
     def _deadline(self, watch: Watch) -> tuple[float, str]:
         stall = self.limits.stall_seconds
@@ -158,7 +158,7 @@ class TrialRunner:
             if self.stop:
                 assert self.stop.signal is not None
                 watch.stopped = Failed(kind="interrupted", detail=f"{self.stop.signal.name} to selectbench")
-            elif time.monotonic() >= deadline and watch.verdict is None:
+            elif time.monotonic() >= deadline:  # also one that has said its last word and does not end
                 watch.stopped = Failed(kind="timeout", detail=why)
         if watch.stopped is not None:
             self._kill(watch)

@@ -34,6 +34,8 @@ def run_trial(order, emit):
     if what == "hangs":
         signal.pause()
     real_run_trial(order, emit)
+    if what == "never_ends":
+        signal.pause()
 
 
 def _event_pipe() -> int:

@@ -110,6 +110,10 @@ def test_a_silent_trial_times_out(bench: Bench) -> None:
     assert "limits.stall_seconds" in outcome.detail
 
 
+def test_a_trial_that_is_done_and_does_not_end_times_out(bench: Bench) -> None:
+    assert failure(bench.run("never_ends", stall_seconds=2.0)).kind == "timeout"
+
+
 def test_what_a_trial_leaves_behind_is_killed_though_it_has_a_session_of_its_own(bench: Bench) -> None:
     bench.run("leaves_a_daemon")
     log = (bench.folder / "trials" / "leaves_a_daemon" / "log.txt").read_text()
