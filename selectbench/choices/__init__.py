@@ -20,19 +20,19 @@ from selectbench.choices.execution import (
 )
 from selectbench.choices.optimizer import Adafactor, Adam, AdamW, Muon, Sgd
 from selectbench.choices.optimizer_bitsandbytes import AdamW8bit, AdEMAMix8bit, Lion, Lion8bit, PagedAdamW8bit
-from selectbench.choices.precision import Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32
-from selectbench.choices.strategy import MicroBatchSize, Single, WorldSize
+from selectbench.choices.precision import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32
+from selectbench.choices.strategy import Ddp, Fsdp, MicroBatchSize, Single, WorldSize, Zero
 from selectbench.machine import Machine
 
 REGISTRY: dict[str, tuple[type[Choice], ...]] = {
     "optimizer": (
         Sgd, Adam, AdamW, Adafactor, Lion, Muon, AdamW8bit, PagedAdamW8bit, Lion8bit, AdEMAMix8bit,
     ),
-    "precision": (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Pure),
+    "precision": (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Master, Bf16Pure),
     "attention": (Eager, Sdpa, FlashAttention2),
     "compile": (CompileOff, CompileDefault, CompileMaxAutotune),
     "activation_checkpointing": (CheckpointingOff, CheckpointingFull),
-    "strategy": (Single,),
+    "strategy": (Single, Ddp, Fsdp, Zero),
 }  # fmt: skip
 
 

@@ -21,6 +21,8 @@ class PrecisionChoice(Choice):
     """Whether fp32 matrix products may use TF32 tensor cores."""
     gradient_scaling: ClassVar[bool] = False
     """Whether the loss is scaled, and steps with infinite gradients are skipped."""
+    working_dtype: ClassVar[str | None] = None
+    """Of the copy of the parameters that forward and backward pass use; None: the parameters themselves."""
 
 
 class Fp32(PrecisionChoice):
@@ -60,6 +62,19 @@ class Fp16Mixed(PrecisionChoice):
     name: Literal["fp16_mixed"] = "fp16_mixed"
 
 
+class Bf16Master(PrecisionChoice):
+    """bfloat16 working parameters and activations over fp32 master weights, which the optimizer updates.
+
+    Gradients of a micro-batch are bfloat16, accumulated and reduced over ranks in fp32. The master weights
+    begin as the initial weights rounded to bfloat16, as every implementation can have them.
+    """
+
+    source: ClassVar[str] = f"{AUTOCAST}; DeepSpeed's bf16, FSDP2's MixedPrecisionPolicy(param_dtype, reduce_dtype)"
+    needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
+    working_dtype: ClassVar[str | None] = "bfloat16"
+    name: Literal["bf16_master"] = "bf16_master"
+
+
 class Bf16Pure(PrecisionChoice):
     """Everything in bfloat16: parameters, gradients and optimizer state, without fp32 master weights."""
 
@@ -68,7 +83,7 @@ class Bf16Pure(PrecisionChoice):
     )
     needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
     may_change: ClassVar[frozenset[str]] = DTYPES | {
-        "parameter_dtype", "gradient_dtype", "optimizer_state_dtype",
+        "parameter_dtype", "gradient_dtype", "optimizer_state_dtype", "reduction_dtype",
     }  # fmt: skip
     parameter_dtype: ClassVar[str] = "bfloat16"
     name: Literal["bf16_pure"] = "bf16_pure"

@@ -35,6 +35,27 @@ class Trial(Stored):
     """The option's choices, every dimension resolved, as a suite writes them."""
 
 
+class RankMemory(Stored):
+    """Memory of one rank; the keys of the peaks mean what they mean in a measurement."""
+
+    rank: int
+    """From 0."""
+    peak_memory_allocated_bytes: int | None = None
+    """CUDA: peak of allocated memory."""
+    peak_memory_reserved_bytes: int | None = None
+    """CUDA: peak of reserved memory."""
+    num_alloc_retries: int | None = None
+    """CUDA: times the allocator had to free its cache."""
+    peak_pss_growth_bytes: int | None = None
+    """CPU: peak growth of the proportional set size."""
+    parameter_bytes: int | None = None
+    """The model's parameters as this rank keeps them between steps: its shard where they are sharded."""
+    gradient_bytes: int | None = None
+    """Gradients as they are kept after the last backward pass of a step, before the update."""
+    optimizer_state_bytes: int | None = None
+    """Optimizer state after an update, master weights among it; on whatever device it lies."""
+
+
 class Measurement(Stored):
     """What a completed trial observed."""
 
@@ -77,13 +98,17 @@ class Measurement(Stored):
     heldout_bytes: int | None
     """UTF-8 bytes of those tokens."""
     peak_memory_allocated_bytes: int | None = None
-    """CUDA: the allocator's peak of allocated memory while training, evaluation excluded."""
+    """CUDA: the allocator's peak of allocated memory while training, evaluation excluded.
+
+    This and the three keys below are the largest of any rank."""
     peak_memory_reserved_bytes: int | None = None
     """CUDA: the allocator's peak of reserved memory while training, up to the first evaluation."""
     num_alloc_retries: int | None = None
     """CUDA: times the allocator had to free its cache to serve a request; above 0 is a silent slowdown."""
     peak_pss_growth_bytes: int | None = None
     """CPU: peak proportional set size while training, up to the first evaluation, over its value at the start."""
+    memory_by_rank: list[RankMemory] = Field(default_factory=list)
+    """Every rank's, in order."""
 
 
 class Completed(Stored):
@@ -121,39 +146,43 @@ class EvaluationPoint(Stored):
 
 
 class Identity(Stored):
-    """What proves that two trials did the same job: digests of what was used, and what was resolved."""
+    """What proves that two trials did the same job: digests of what was used, and what was resolved.
 
-    initial_weights_sha256: str
-    """Of the initial weights in fp32, names and shapes among them, before casting and wrapping."""
-    token_stream_sha256: str
-    """Of every optimizer step's tokens, from the tensors the model consumed, whatever the micro-batches."""
+    None: not verified, because the loop or the model is foreign and hides it. Everything is read from
+    live objects and from tensors that the model consumed, not from the order.
+    """
+
+    initial_weights_sha256: str | None
+    """Of the initial weights in fp32, names and shapes among them, before casting, sharding and wrapping."""
+    token_stream_sha256: str | None
+    """Of every optimizer step's tokens, from the tensors the model consumed, however the step was cut."""
     evaluation_set_sha256: str | None
     """Of the held-out tokens scored; None: not evaluated."""
     parameters: int
     """Number of parameters, tied ones once."""
-    tokens_per_step: int
-    """Tokens of one optimizer step."""
+    tokens_per_step: int | None
+    """Tokens that the model consumed per optimizer step, over all ranks; None: not the same in every step."""
     steps_requested: int
     """Optimizer steps of the job."""
     steps_applied: int
     """Those that changed the weights."""
     gradient_accumulation_steps: int
     """Micro-batches per optimizer step and rank."""
-    learning_rate_shape_sha256: str
-    """Of the learning rate over the steps as a share of its peak."""
+    learning_rate_shape_sha256: str | None
+    """Of the learning rates that the optimizer had in each step, as shares of their peak."""
     parameter_dtype: str
-    """As found on the model."""
-    gradient_dtype: str
-    """As found on the parameters' gradients."""
+    """Of the parameters that are trained, master weights where there are such."""
+    gradient_dtype: str | None
+    """As the update sees them."""
     compute_dtype: str
     """Of the output of a matrix product, as found on the logits."""
-    optimizer_state_dtype: list[str]
+    optimizer_state_dtype: list[str] | None
     """Of the optimizer's state tensors of more than one element, as found, sorted."""
     matmul_tf32: bool
     """Whether fp32 products may use TF32."""
-    attention: str
+    attention: str | None
     """As the model reports it."""
-    optimizer: list[str]
+    optimizer: list[str] | None
     """Classes of the optimizers with their implementation, `AdamW(fused)`."""
     compiled: bool
     """Whether a compiled graph ran."""
@@ -161,6 +190,20 @@ class Identity(Stored):
     """Loss of step 0; nats per token."""
     first_step_gradient_norm: float | None
     """Global gradient norm of step 0, before clipping; None where fp16's scaling overflowed in it."""
+    world_size: int = 1
+    """Ranks that took part, as the process group counts them."""
+    strategy: str = "single"
+    """What wrapped the model: `single`, `DistributedDataParallel`, `FSDPModule`, `DeepSpeedEngine zero 2`."""
+    framework: str = "native"
+    """Which training loop ran, `native` or `transformers.Trainer`."""
+    reduction_dtype: str | None = None
+    """Of gradients while they are summed over ranks; None: one rank sums nothing."""
+    loss: str = "cross_entropy"
+    """The training loss."""
+    dropout: float | None = 0.0
+    """The largest dropout found on the model; above 0 masks depend on how a step is cut. None: not known."""
+    code_sha256: str | None = None
+    """Of the own code on the trial's path; None: there is none."""
 
 
 class Record(Stored):
@@ -180,6 +223,10 @@ class Record(Stored):
     """completed with its measurement, or failed with its kind."""
     identity: Identity | None = None
     """The certificate; None where the trial failed."""
+    software: dict[str, str | None] = Field(default_factory=dict)
+    """Versions that the worker ran with: `python` and libraries; None: not installed there."""
+    resolved_config: dict[str, Any] | None = None
+    """DeepSpeed's configuration as it was used; None: no DeepSpeed."""
     evaluation_curve: list[EvaluationPoint] = Field(default_factory=list)
     """Held-out loss over the training."""
     loss_curve: list[tuple[int, float]] = Field(default_factory=list)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
 
@@ -23,11 +23,17 @@ class Order(Stored):
     device: Literal["cpu", "cuda"]
     """Where."""
     threads: int
-    """Threads of torch's CPU operations."""
+    """Threads of torch's CPU operations, of each rank."""
+    world_size: int
+    """Ranks."""
     data_folder: str
     """The prepared data: token files and tokenizer."""
     trial_folder: str
-    """Where the full series go."""
+    """Where the full series and the ranks' logs go."""
+    weights_folder: str
+    """Where initial weights are kept: drawn once per model and seed, mapped by every rank that needs them."""
+    code: list[str] = Field(default_factory=list)
+    """Folders of own code, put on the worker's path in this order."""
     min_timed_seconds: float
     """Steps are added until so many seconds are timed."""
 
@@ -36,6 +42,8 @@ class Started(Stored):
     """The worker's first sign of life."""
 
     event: Literal["started"] = "started"
+    software: dict[str, str | None] = Field(default_factory=dict)
+    """Versions by name, as in the record."""
 
 
 class Phase(Stored):
@@ -68,6 +76,7 @@ class Finished(Stored):
     identity: Identity
     evaluation_curve: list[EvaluationPoint]
     loss_curve: list[tuple[int, float]]
+    resolved_config: dict[str, Any] | None = None
 
 
 class GaveUp(Stored):
@@ -76,6 +85,11 @@ class GaveUp(Stored):
     event: Literal["gave_up"] = "gave_up"
     kind: FailureKind
     detail: str
+    """What it knows; '' where the log says it."""
+    rank: int | None = None
+    """The rank that failed first; its log is `rank<N>.log` in the trial's folder. None: there are no ranks."""
+    exit_status: int | None = None
+    """How that rank's process ended, negative for a signal; None: it reported its failure itself."""
 
 
 Event = Annotated[Started | Phase | Progress | Finished | GaveUp, Field(discriminator="event")]

@@ -1,44 +1,127 @@
 """What an optimizer step is made of besides the forward pass; one class per way of sharing the work.
 
 The loop calls, per step: `begin_step`, then per micro-batch `micro_batch` around forward pass and
-`backward`, then `clip_and_step`. Nothing here waits for the device.
+`backward`, then `clip_and_step`. On one device nothing here waits for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from selectbench.choices import Choices
+from selectbench.suite.job import Job
+from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.master_weights import WorkingCopy
+from selectbench.worker.model import cast_parameters
+from selectbench.worker.world import World
+
+
+class Engine(Protocol):
+    """Carries a model and its optimizers through training, on one of the ranks.
+
+    Made by `Engine(module, job, choices, world)`. `module`: the model on the CPU with its initial weights in
+    fp32, its attention kernel and checkpointing set, in training mode; its tensors may be mapped from a file
+    and must not be written to. Raises NotImplementedError where a choice can't be had.
+    """
+
+    strategy: str
+    """What wraps the model, for the certificate."""
+    forward: Any
+    """What the training calls with token ids of shape (sequences, seq_len)."""
+    optimizers: list[torch.optim.Optimizer]
+    """Those of torch that update this rank's part of the weights, whatever wraps them."""
+    reduction_dtype: str | None
+    """Of gradients while they are summed over ranks; None: one rank sums nothing."""
+    resolved_config: dict[str, Any] | None
+    """DeepSpeed's configuration as used."""
+
+    def peak_lrs(self) -> list[float]:
+        """Peak learning rate of every parameter group, in order."""
+
+    def begin_step(self, share_of_peak: float) -> None:
+        """Clears the gradients and sets every group's learning rate to its own peak times the share."""
+
+    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
+        """Entered before the forward pass; `is_last`: gradients are complete after this backward pass."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the loss's gradient.
+
+        `loss` is a micro-batch's part of the step's loss: the sum of its token losses over the number of
+        tokens of the whole step, all ranks and micro-batches. The update sees the sum of all parts.
+        """
+
+    def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Updates the weights; returns two scalars on the device, the same on every rank.
+
+        The global gradient norm before clipping, and whether the update was applied: gradient scaling
+        skips a step whose gradients are not finite, every other precision applies all of them.
+        """
+
+    def evaluation(self) -> AbstractContextManager[Logits]:
+        """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout.
+
+        Every rank enters it together and makes the same number of calls in it.
+        """
+
+    def kept_parameters(self) -> list[torch.Tensor]:
+        """The model's parameters as this rank keeps them between steps: its shards where they are sharded."""
+
+    def kept_gradients(self) -> list[torch.Tensor] | None:
+        """Gradients as they are kept on this rank between the last backward pass and the update.
+
+        None where the engine hides them.
+        """
 
 
 class SingleEngine:
     """One process, one device: plain PyTorch, with gradient scaling where the precision asks for it."""
 
-    def __init__(
-        self,
-        parameters: list[torch.nn.Parameter],
-        optimizers: list[torch.optim.Optimizer],
-        *,
-        device: str,
-        gradient_scaling: bool,
-        keep_gradients: bool = False,
-    ) -> None:
-        """`keep_gradients`: gradients are zeroed in place, not freed.
+    strategy = "single"
+    reduction_dtype: str | None = None
+    resolved_config: dict[str, Any] | None = None
 
-        CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
-        gradient that exists beforehand is added to instead of aliasing that memory.
-        """
-        self.parameters = parameters
-        self.optimizers = optimizers
-        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in optimizers]
-        self._scaler = torch.amp.GradScaler(device) if gradient_scaling else None
-        self._keep_gradients = keep_gradients
-        self._yes = torch.ones((), dtype=torch.bool, device=device)
-        if keep_gradients:
-            for parameter in parameters:
+    def __init__(self, module: Any, job: Job, choices: Choices, world: World) -> None:
+        """As `Engine` says."""
+        self.world = world
+        self._working: WorkingCopy | None = None
+        self.module = self._prepared(module, choices)
+        self.forward = self._wrapped(self._compiled(self._trained_module(choices), choices), choices)
+        self.parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(self.module)
+        self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        scales = choices.precision.gradient_scaling
+        self._scaler = torch.amp.GradScaler(world.device_type) if scales else None
+        # CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
+        # gradient that exists beforehand is added to instead of aliasing that memory.
+        self._keep_gradients = world.device_type == "cuda" and choices.compile.mode == "max-autotune"
+        self._yes = torch.ones((), dtype=torch.bool, device=world.device)
+        if self._keep_gradients:
+            for parameter in self.parameters:
                 parameter.grad = torch.zeros_like(parameter)
+
+    def _prepared(self, module: Any, choices: Choices) -> Any:
+        """The module with its own weights on the device in the dtype in which the optimizer sees them."""
+        cast_parameters(module, getattr(torch, choices.precision.parameter_dtype), self.world.device)
+        return module
+
+    def _trained_module(self, choices: Choices) -> Any:
+        if choices.precision.working_dtype is None:
+            return self.module
+        self._working = WorkingCopy(self.module, getattr(torch, choices.precision.working_dtype))
+        return self._working.module
+
+    def _compiled(self, module: Any, choices: Choices) -> Any:
+        mode = choices.compile.mode
+        return module if mode is None else torch.compile(module, mode=mode)
+
+    def _wrapped(self, module: Any, choices: Choices) -> Any:
+        return module
 
     def peak_lrs(self) -> list[float]:
         """Peak learning rate of every parameter group, in order."""
@@ -61,25 +144,29 @@ class SingleEngine:
         (self._scaler.scale(loss) if self._scaler else loss).backward()
 
     def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Updates the weights; returns two scalars on the device.
-
-        The global gradient norm before clipping, and whether the update was applied: gradient scaling
-        skips a step whose gradients are not finite, every other precision applies all of them.
-        """
+        """Updates the weights; the global gradient norm before clipping, and whether the update was applied."""
         if self._scaler:
             self._unscale(self._scaler)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = get_total_norm(gradients)
+        norm = self._norm()
         if max_norm is not None:
             clip_grads_with_norm_(self.parameters, max_norm, norm)
+        applied = self._update(norm)
+        if self._working:
+            self._working.refresh()
+        return norm, applied
+
+    def _norm(self) -> torch.Tensor:
+        return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+
+    def _update(self, norm: torch.Tensor) -> torch.Tensor:
         if not self._scaler:
             for optimizer in self.optimizers:
                 optimizer.step()
-            return norm, self._yes
+            return self._yes
         for optimizer in self.optimizers:
             self._scaler.step(optimizer)
         self._scaler.update()
-        return norm, norm.isfinite()
+        return norm.isfinite()
 
     def _unscale(self, scaler: torch.amp.GradScaler) -> None:
         for optimizer in self.optimizers:
@@ -90,3 +177,18 @@ class SingleEngine:
             worst = torch.stack(found).amax(dim=0)
             for flag in found:
                 flag.copy_(worst)
+
+    def evaluation(self) -> AbstractContextManager[Logits]:
+        """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout."""
+        return evaluation_forward(self.module)
+
+    def kept_parameters(self) -> list[torch.Tensor]:
+        """The model's parameters as this rank keeps them between steps."""
+        return list((self._working.module if self._working else self.module).parameters())
+
+    def kept_gradients(self) -> list[torch.Tensor] | None:
+        """Gradients between the last backward pass and the update."""
+        return [p.grad for p in self.parameters if p.grad is not None]
+
+
+EngineMaker = Callable[[Any, Job, Choices, World], Engine]

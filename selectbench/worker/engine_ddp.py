@@ -1,0 +1,44 @@
+"""The whole model on every rank, gradients averaged in buckets while the backward pass runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch.nn.parallel import DistributedDataParallel
+
+from selectbench.choices import Choices
+from selectbench.worker.engine import SingleEngine
+
+
+class DdpEngine(SingleEngine):
+    """torch's DistributedDataParallel around what one process would train."""
+
+    strategy = "DistributedDataParallel"
+
+    def _compiled(self, module: Any, choices: Choices) -> Any:
+        return module  # DDP inside: compiled as one it is split at the buckets, so that reductions overlap
+
+    def _wrapped(self, module: Any, choices: Choices) -> Any:
+        self.reduction_dtype = choices.precision.parameter_dtype
+        device = self.world.device
+        self._replica = DistributedDataParallel(
+            module,
+            device_ids=[device] if self.world.device_type == "cuda" else None,
+            bucket_cap_mb=choices.strategy.bucket_cap_mb,
+            gradient_as_bucket_view=choices.strategy.gradient_as_bucket_view,
+            static_graph=choices.strategy.static_graph,
+        )
+        return super()._compiled(self._replica, choices)
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        """Gradients stay on their rank but in the last: DDP decides that in the forward pass."""
+        with nullcontext() if is_last else self._replica.no_sync():
+            yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """DDP averages over ranks; the sum over them is asked for."""
+        super().backward(loss * self.world.size)

@@ -1,0 +1,88 @@
+"""FSDP2: every block's parameters, gradients and optimizer state divided among the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+
+from selectbench.choices import Choices
+from selectbench.worker.engine import SingleEngine
+from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.model import blocks_of, cast_parameters, empty_copy
+
+
+class FsdpEngine(SingleEngine):
+    """torch's `fully_shard` on every block and on the whole."""
+
+    strategy = "FSDPModule"
+
+    def _prepared(self, module: Any, choices: Choices) -> Any:
+        """Sharded by block, then the rest; master weights, where there are such, are the shards themselves."""
+        precision = choices.precision
+        self._empty = empty_copy(module)
+        cast_parameters(module, getattr(torch, precision.parameter_dtype), through=precision.working_dtype)
+        self._policy = _policy(precision.working_dtype)
+        self.reduction_dtype = "float32" if precision.working_dtype else precision.parameter_dtype
+        mesh = init_device_mesh(self.world.device_type, (self.world.size,))
+        reshard = choices.strategy.reshard_after_forward
+        for block in blocks_of(module):
+            if choices.compile.mode is not None:
+                block.compile(mode=choices.compile.mode)
+            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=self._policy)
+        # The root's parameters are needed until the end of the forward pass and first in the backward pass.
+        return fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=self._policy)
+
+    def _trained_module(self, choices: Choices) -> Any:
+        return self.module  # its policy makes the working copies
+
+    def _compiled(self, module: Any, choices: Choices) -> Any:
+        return module  # block by block, before they were sharded
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        """Gradients are reduced in the last only; before it they accumulate unsharded."""
+        self.module.set_requires_gradient_sync(is_last)
+        yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """FSDP averages over ranks; the sum over them is asked for."""
+        super().backward(loss * self.world.size)
+
+    def _norm(self) -> torch.Tensor:
+        norm = super()._norm()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def evaluation(self) -> AbstractContextManager[Logits]:
+        """Through the sharded model where it computes in fp32; else its weights are gathered for the time."""
+        if self._policy.param_dtype is None and all(p.dtype == torch.float32 for p in self.parameters):
+            return evaluation_forward(self.module)
+        weights = {name: _whole(p).float() for name, p in self.module.named_parameters()}
+        return evaluation_forward(self._empty, weights)
+
+    def kept_parameters(self) -> list[torch.Tensor]:
+        """This rank's shards."""
+        return [_local(p) for p in self.module.parameters()]
+
+    def kept_gradients(self) -> list[torch.Tensor] | None:
+        """This rank's shards of the reduced gradients."""
+        return [_local(p.grad) for p in self.parameters if p.grad is not None]
+
+
+def _policy(working_dtype: str | None) -> MixedPrecisionPolicy:
+    if working_dtype is None:
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=getattr(torch, working_dtype), reduce_dtype=torch.float32)
+
+
+def _whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
