@@ -8,7 +8,9 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import shlex
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
@@ -20,6 +22,11 @@ from selectbench.nvml import problem as nvml_problem
 INSTALL = "pip install 'selectbench[train]'"
 """The command that brings what trials need; in a clone, `pip install '.[train]'`."""
 TRAIN_PACKAGES = ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors")
+LIBRARIES = (
+    "torch", "transformers", "tokenizers", "bitsandbytes", "deepspeed", "numpy", "nvidia-ml-py", "flash-attn",
+    "triton", "safetensors", "accelerate",
+)  # fmt: skip
+"""Distributions whose versions may explain a figure."""
 ANY_VERSION = "9999"
 """Later than every lower bound."""
 
@@ -38,6 +45,8 @@ class Machine:
     """The C++ compiler's path."""
     packages: dict[str, str] | None = field(default=None, hash=False)
     """Versions by distribution name; None: those of this interpreter."""
+    python: str | None = None
+    """The other interpreter that trials run in; None: this one."""
 
     @property
     def trains(self) -> bool:
@@ -52,6 +61,10 @@ class Machine:
         """The installed version of a distribution, or None."""
         return self.packages.get(name) if self.packages is not None else installed_version(name)
 
+    def install_command(self, requirement: str, otherwise: str) -> str:
+        """What brings a package to the interpreter that trials run in; `otherwise`: to this one."""
+        return otherwise if self.python is None else pip_install(self.python, [requirement])
+
 
 @cache
 def installed_version(name: str) -> str | None:
@@ -60,6 +73,11 @@ def installed_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def pip_install(python: str, requirements: Sequence[str]) -> str:
+    """The command that installs packages where another interpreter finds them, ready for a shell."""
+    return shlex.join([python, "-m", "pip", "install", *requirements])
 
 
 def find_compiler() -> str | None:
@@ -91,7 +109,12 @@ def torch_cuda_version() -> str | None:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         return None
-    return _assigned_text(Path(spec.origin).with_name("version.py"), "cuda")
+    return cuda_version_in(Path(spec.origin))
+
+
+def cuda_version_in(torch: Path) -> str | None:
+    """The CUDA version that a torch is built for, from its `__init__.py`; None: built without."""
+    return _assigned_text(torch.with_name("version.py"), "cuda")
 
 
 def _assigned_text(path: Path, name: str) -> str | None:
@@ -122,7 +145,7 @@ def wrong_device_reason(device: str | None = None) -> str | None:
     torch = installed_version("torch")
     if torch is None:
         return f"device cuda: torch is not installed: {INSTALL}" if device == "cuda" else None
-    return _unusable_reason(visible[0], torch, torch_cuda_version())
+    return unusable_gpu_reason(visible[0], torch, torch_cuda_version())
 
 
 def nvml_words() -> str:
@@ -131,7 +154,8 @@ def nvml_words() -> str:
     return f": {said}" if said else ""
 
 
-def _unusable_reason(gpu: Gpu, torch: str, cuda: str | None) -> str | None:
+def unusable_gpu_reason(gpu: Gpu, torch: str, cuda: str | None) -> str | None:
+    """Why a torch of this version, built for this CUDA, cannot use the GPU, with the fix; None where it can."""
     or_cpu = "or ask for the CPU with --profile cpu"
     if cuda is None:
         return (

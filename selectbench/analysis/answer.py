@@ -142,13 +142,13 @@ def _beats(metric: Metric, row: Row, best: float | None) -> bool:
 
 
 def _left_out(rows: Sequence[Row]) -> str:
-    why = {row.option: _reason(row) for row in rows if row.not_comparable or row.n == 0}
+    why = {row.option: _reason(row) for row in rows if row.identity.violations or row.n == 0}
     return f"Not ranked: {', '.join(f'{name} ({reason})' for name, reason in why.items())}." if why else ""
 
 
 def _reason(row: Row) -> str:
-    if row.not_comparable:
-        return "not the same job"
+    if row.identity.violations:
+        return f"not the same job: {_and([violation.field for violation in row.identity.violations])}"
     return _and(sorted({failure.kind for failure in row.failures})) or "not run yet"
 
 

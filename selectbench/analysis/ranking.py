@@ -5,14 +5,15 @@ A simple first ranking: means decide, and the answer says how they compare with 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from selectbench.analysis import sanity
+from selectbench.analysis import ranks, sanity
 from selectbench.analysis.answer import answer
+from selectbench.analysis.certificate import certify
 from selectbench.analysis.judge import Judge, ratio_to
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.row import ConstraintVerdict, Failure, MetricValue, Ranking, Row
+from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
 from selectbench.analysis.summary import Summary, standard_deviation, summarise
 from selectbench.record.record import Record
 from selectbench.suite.suite import Suite
@@ -26,9 +27,11 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     """
     summaries, strays = summarise(suite, records)
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
-    another_job = sanity.undeclared(summaries, baseline)
+    certificates = certify(suite, summaries, baseline)
     judge = Judge(baseline, suite.job.evaluates and not suite.quick)
-    rows = [_row(suite, summary, baseline, judge, another_job[summary.name]) for summary in summaries]
+    rows = [_row(suite, summary, baseline, judge, certificates[summary.name]) for summary in summaries]
+    if len({ranks.world_size(summary) for summary in summaries if summary.completed}) > 1:
+        rows = [_scaled(row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
     kinds = sanity.memory_kinds(summaries)
     ranked = _in_order(suite, rows)
     return Ranking(
@@ -36,36 +39,39 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         answer=answer(suite, ranked, {summary.name: summary for summary in summaries}),
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=ranked,
-        warnings=[*warnings, *strays, *_found(summaries, baseline, another_job)],
+        warnings=[*warnings, *strays, *_found(suite, summaries)],
     )  # fmt: skip
 
 
-def _found(summaries: list[Summary], baseline: Summary, another_job: Mapping[str, list[str]]) -> list[str]:
-    jobs = [f"{name}: not the same job: {line}" for name, lines in another_job.items() for line in lines]
+def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
     absent = sum(len(summary.missing) for summary in summaries)
     missing = [f"the run is incomplete: {absent} trials have no record"] if absent else []
-    doubts = sanity.trial_warnings(summaries) + sanity.first_loss_warnings(summaries, baseline)
-    return missing + jobs + doubts + sanity.memory_warnings(summaries)
+    gloo = ranks.warnings(suite.device, summaries)
+    return missing + sanity.trial_warnings(summaries) + gloo + sanity.memory_warnings(summaries)
 
 
-def _row(suite: Suite, summary: Summary, baseline: Summary, judge: Judge, another_job: list[str]) -> Row:
-    judged = bool(summary.completed) and not another_job
+def _scaled(row: Row, summary: Summary, baseline: Summary) -> Row:
+    ratio = row.metrics["tokens_per_second"].ratio_to_baseline
+    return row.model_copy(update={"scaling": ranks.scaling(summary, baseline, ratio)})
+
+
+def _row(suite: Suite, summary: Summary, baseline: Summary, judge: Judge, identity: Certificate) -> Row:
+    judged = identity.comparable is True
     constraints = [judge.verdict(text, summary) for text in suite.decide.constraints] if judged else []
     broken = [f"{c.constraint}: {c.detail}" for c in constraints if c.verdict == "fails"]
     return Row(
-        option=summary.name, rank=None, status=_status(summary, another_job),
+        option=summary.name, rank=None, status=_status(summary, identity),
         n=len(summary.completed), planned=len(summary.planned), missing_seeds=summary.missing,
         differs_in=summary.option.differs_in, eligible=judged and not broken,
-        constraints=constraints, constraint_failures=broken, not_comparable=another_job,
-        metrics={name: _metric(name, summary, None if another_job else baseline) for name in METRICS},
+        constraints=constraints, constraint_failures=broken, identity=identity, notes=ranks.notes(summary),
+        metrics={name: _metric(name, summary, None if identity.violations else baseline) for name in METRICS},
+        memory=ranks.memory(summary), scaling=None,
         failures=[Failure(seed=seed, kind=f.kind, detail=f.detail) for seed, f in summary.failed.items()],
     )  # fmt: skip
 
 
-def _status(
-    summary: Summary, another_job: list[str]
-) -> Literal["completed", "partial", "failed", "not_comparable"]:
-    if another_job:
+def _status(summary: Summary, identity: Certificate) -> Literal["completed", "partial", "failed", "not_comparable"]:
+    if identity.violations:
         return "not_comparable"
     if len(summary.failed) == len(summary.planned):
         return "failed"
@@ -103,7 +109,7 @@ def _group(row: Row, objective: str) -> int:
         return 0 if row.metrics[objective].value is not None else 1
     if row.n == 0:
         return 5 if row.status == "failed" else 4
-    return 3 if row.not_comparable else 2
+    return 3 if row.identity.violations else 2
 
 
 __all__ = ["ConstraintVerdict", "Failure", "MetricValue", "Ranking", "Row", "rank"]

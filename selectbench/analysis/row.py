@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -51,6 +51,58 @@ class ConstraintVerdict(Shown):
     """The figure it was judged by, or why it could not be."""
 
 
+class Violation(Shown):
+    """An undeclared difference of an option's job, or something else than was asked for."""
+
+    field: str
+    """The identity's field, as `record/record.py` explains it."""
+    baseline: Any
+    """What `against` had, with the first of the seeds."""
+    option: Any
+    """What this option had, with the first of the seeds."""
+    against: str
+    """The option compared with: the baseline, or the first one that completed where it did not."""
+    asked: Any = None
+    """What the suite asks for and the trial did not do; None: the difference is from `against`."""
+    seeds: list[int]
+    """With which it was found."""
+
+
+class Certificate(Shown):
+    """Whether an option did the baseline's job."""
+
+    comparable: bool | None
+    """Whether there is no violation; None: no seed completed, so there is nothing to compare."""
+    differs_as_declared: list[str]
+    """Identity fields that differ and that a choice in which the options differ may change."""
+    violations: list[Violation]
+    """By field; any takes the row out of the ranking."""
+    not_verified: list[str]
+    """Identity fields that a trial could not see, or `field: reason`; never assumed to be equal."""
+
+
+class MemoryByRank(Shown):
+    """Memory of an option's ranks, means over the completed seeds."""
+
+    peak_bytes_by_rank: list[float | None]
+    """In the order of ranks; peak_memory_bytes is the largest of a trial. Empty: seeds differ in ranks."""
+    expected_model_state_bytes: float | None
+    """Parameters, gradients and optimizer state of one rank by `analysis/model_states.py`; None: no formula."""
+    measured_model_state_bytes: float | None
+    """The same as found, of the rank that keeps most; None: a part is hidden."""
+
+
+class Scaling(Shown):
+    """How speed grew with the number of ranks."""
+
+    world_size: int
+    """Ranks."""
+    speedup: float | None
+    """Tokens per second over the baseline's."""
+    efficiency: float | None
+    """The speed-up over the ratio of ranks; 1 is ideal."""
+
+
 class Row(Shown):
     """One option."""
 
@@ -73,9 +125,15 @@ class Row(Shown):
     """One each, in the suite's order; empty where nothing completed or the job was another."""
     constraint_failures: list[str]
     """Why it is not eligible though it completed."""
-    not_comparable: list[str]
-    """In what its job was another: field and both values."""
+    identity: Certificate
+    """Whether it did the baseline's job."""
+    notes: list[str]
+    """What must not be concluded from it."""
     metrics: dict[str, MetricValue]
+    memory: MemoryByRank | None
+    """None: not measured by rank."""
+    scaling: Scaling | None
+    """None where all rows have as many ranks, or its number is not known."""
     failures: list[Failure]
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from selectbench.choices.choice import Choice, Needs, one_of, tag_of
+from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own, one_of, tag_of
 from selectbench.choices.execution import (
     CheckpointingFull,
     CheckpointingOff,
@@ -18,21 +18,28 @@ from selectbench.choices.execution import (
     FlashAttention2,
     Sdpa,
 )
+from selectbench.choices.framework import HfTrainer, Native, OwnFramework
+from selectbench.choices.loss import CrossEntropy, OwnLoss
 from selectbench.choices.optimizer import Adafactor, Adam, AdamW, Muon, Sgd
 from selectbench.choices.optimizer_bitsandbytes import AdamW8bit, AdEMAMix8bit, Lion, Lion8bit, PagedAdamW8bit
+from selectbench.choices.own import OwnOptimizer
 from selectbench.choices.precision import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32
+from selectbench.choices.software import Interpreter
 from selectbench.choices.strategy import Ddp, Fsdp, MicroBatchSize, Single, WorldSize, Zero
 from selectbench.machine import Machine
 
 REGISTRY: dict[str, tuple[type[Choice], ...]] = {
     "optimizer": (
         Sgd, Adam, AdamW, Adafactor, Lion, Muon, AdamW8bit, PagedAdamW8bit, Lion8bit, AdEMAMix8bit,
+        OwnOptimizer,
     ),
     "precision": (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Master, Bf16Pure),
     "attention": (Eager, Sdpa, FlashAttention2),
     "compile": (CompileOff, CompileDefault, CompileMaxAutotune),
     "activation_checkpointing": (CheckpointingOff, CheckpointingFull),
+    "loss": (CrossEntropy, OwnLoss),
     "strategy": (Single, Ddp, Fsdp, Zero),
+    "framework": (Native, HfTrainer, OwnFramework),
 }  # fmt: skip
 
 
@@ -61,10 +68,17 @@ class Choices(BaseModel):
     """Which kernel computes attention."""
     compile: one_of(*REGISTRY["compile"]) = CompileOff()  # type: ignore[valid-type]
     """Whether torch.compile compiles the model."""
+    loss: one_of(*REGISTRY["loss"]) = CrossEntropy()  # type: ignore[valid-type]
+    """What the training minimises."""
     strategy: one_of(*REGISTRY["strategy"]) = Single()  # type: ignore[valid-type]
     """How the job is laid out over ranks."""
     world_size: WorldSize = 1
     """Ranks: a number, or auto for one per visible GPU."""
+    framework: one_of(*REGISTRY["framework"]) = Native()  # type: ignore[valid-type]
+    """Which training loop runs the job."""
+    python: Interpreter | None = None
+    """Path of the interpreter that trains, relative to the suite: another virtual environment, another torch.
+    The bench's own where not given."""
 
     def each(self) -> dict[str, Choice]:
         """The chosen value of every dimension that is a class of the registry."""
@@ -81,16 +95,24 @@ class Choices(BaseModel):
         return next(filter(None, reasons), None) or self._combination_reason(machine)
 
     @staticmethod
-    def _reason(dimension: str, choice: Choice, machine: Machine) -> str | None:
+    def _reason(dimension: str, choice: Any, machine: Machine) -> str | None:
         reason = choice.unsupported_reason(machine)
-        return f"{dimension} {tag_of(type(choice))}: {reason}" if reason else None
+        return f"{dimension} {choice.name}: {reason}" if reason else None
 
     def _combination_reason(self, machine: Machine) -> str | None:
-        half = self.precision.autocast_dtype or self.precision.parameter_dtype
+        reasons: tuple[str | None, ...] = (
+            self._attention_reason(),
+            self.framework.unsupported_with(self.strategy.name, self.precision.name),
+            self.strategy.unsupported_world_size(self.ranks(machine), machine),
+        )
+        return next(filter(None, reasons), None)
+
+    def _attention_reason(self) -> str | None:
+        precision = self.precision
+        half = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
         if self.attention.name == "flash_attention_2" and half not in ("float16", "bfloat16"):
-            return f"attention flash_attention_2: needs fp16 or bf16, precision is {self.precision.name}"
-        reason: str | None = self.strategy.unsupported_world_size(self.ranks(machine), machine)
-        return reason
+            return f"attention flash_attention_2: needs fp16 or bf16, precision is {precision.name}"
+        return None
 
 
-__all__ = ["REGISTRY", "Choice", "Choices", "Needs", "tag_of"]
+__all__ = ["OWN", "REGISTRY", "Choice", "Choices", "Needs", "OwnName", "is_own", "tag_of"]

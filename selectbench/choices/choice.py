@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Union
 
 from packaging.requirements import Requirement
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
 from pydantic_core import CoreSchema
 
 from selectbench.machine import INSTALL, Machine
@@ -46,9 +46,9 @@ class Needs:
         requirement = Requirement(text)
         found = machine.package_version(requirement.name)
         if found is None:
-            return f"the package {requirement.name} is not installed: {self.install}"
+            return f"the package {requirement.name} is not installed: {machine.install_command(text, self.install)}"
         if not requirement.specifier.contains(found, prereleases=True):
-            return f"needs {text}, found {requirement.name} {found}: {self.install}"
+            return f"needs {text}, found {requirement.name} {found}: {machine.install_command(text, self.install)}"
         return None
 
 
@@ -63,9 +63,16 @@ class Choice(BaseModel):
     """Where the method and its defaults come from."""
     needs: ClassVar[Needs] = Needs()
     may_change: ClassVar[frozenset[str]] = frozenset()
-    """Identity fields that may differ because of this choice; any other difference is undeclared."""
+    """Identity fields that may differ because of this choice; any other difference is undeclared.
+
+    The loss and the gradient norm of step 0 are named only by a choice that changes what is computed, such as
+    another loss: for one that rounds otherwise they are compared within the dtypes' tolerance."""
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that are slow to import and that the trial server may import once for all trials."""
+
+    def asks_for(self) -> dict[str, Any]:
+        """Identity fields that the choice fixes, with the values that its trials must be found to have."""
+        return {}
 
     def unsupported_reason(self, machine: Machine) -> str | None:
         """Why this machine can't run the choice, or None."""
@@ -76,9 +83,28 @@ class Choice(BaseModel):
         return None
 
 
+OWN = "package.module:Name"
+"""How own code is written, and the tag of its class in every union."""
+WORD = "[A-Za-z_][A-Za-z0-9_]*"
+OWN_PATTERN = rf"^{WORD}(\.{WORD})*:{WORD}(\.{WORD})*$"
+OwnName = Annotated[str, Field(pattern=OWN_PATTERN)]
+
+
 def tag_of(choice: type[Choice]) -> str:
-    """The word that selects the class in a suite, `adamw` for `AdamW`."""
-    return str(choice.model_fields["name"].default)
+    """The word that selects the class in a suite, `adamw` for `AdamW`; OWN for a class of own code."""
+    field = choice.model_fields["name"]
+    return OWN if field.is_required() else str(field.default)
+
+
+def is_own(name: object) -> bool:
+    """Whether a name means own code: those of built-in things have no colon."""
+    return isinstance(name, str) and ":" in name
+
+
+def _tag_in(value: object) -> str | None:
+    """The tag that a mapping or an instance asks for; None: it has none."""
+    name = value.get("name") if isinstance(value, dict) else getattr(value, "name", None)
+    return OWN if is_own(name) else None if name is None else str(name)
 
 
 class _Shorthand:
@@ -88,14 +114,21 @@ class _Shorthand:
         self.classes = classes
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        complete = [tag_of(c) for c in self.classes if not any(f.is_required() for f in c.model_fields.values())]
+        complete = [tag for tag in map(_complete_tag, self.classes) if tag]
+        words: list[dict[str, Any]] = [{"enum": [tag for tag in complete if tag != OWN]}] if complete else []
+        own = [{"type": "string", "pattern": OWN_PATTERN}] if OWN in complete else []
         mapping = handler(core)
-        return {"anyOf": [{"enum": complete}, mapping]} if complete else dict(mapping)
+        return {"anyOf": [*words, *own, mapping]} if complete else dict(mapping)
+
+
+def _complete_tag(choice: type[Choice]) -> str | None:
+    """Its tag where the name alone says everything."""
+    required = {key for key, field in choice.model_fields.items() if field.is_required()}
+    return None if required - {"name"} else tag_of(choice)
 
 
 def one_of(*classes: type[Choice]) -> Any:
     """The type of a dimension: one of these classes, selected by its `name`."""
     to_mapping: Callable[[object], object] = lambda v: {"name": v} if isinstance(v, str) else v  # noqa: E731
-    union = Union[classes] if len(classes) > 1 else classes[0]  # noqa: UP007
-    tagged = Annotated[union, Field(discriminator="name")] if len(classes) > 1 else union
-    return Annotated[tagged, BeforeValidator(to_mapping), _Shorthand(classes)]
+    tagged: Any = Union[tuple(Annotated[kind, Tag(tag_of(kind))] for kind in classes)]  # noqa: UP007
+    return Annotated[tagged, Discriminator(_tag_in), BeforeValidator(to_mapping), _Shorthand(classes)]

@@ -1,17 +1,20 @@
 """How the model's arithmetic is carried out: attention kernel, compilation, checkpointing."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from selectbench.choices.choice import Choice, Needs
-
-KERNELS = frozenset({"attention", "first_step_loss", "first_step_gradient_norm"})
 
 
 class AttentionChoice(Choice):
     """Which kernel computes attention while training; evaluation always uses sdpa in fp32."""
 
     needs: ClassVar[Needs] = Needs(packages=("torch", "transformers"))
-    may_change: ClassVar[frozenset[str]] = KERNELS
+    may_change: ClassVar[frozenset[str]] = frozenset({"attention"})
+    name: str
+
+    def asks_for(self) -> dict[str, Any]:
+        """The kernel as the model reports it."""
+        return {"attention": self.name}
 
 
 class Eager(AttentionChoice):
@@ -46,8 +49,12 @@ class CompileChoice(Choice):
 
     mode: ClassVar[str | None] = None
     """torch.compile's mode; None: the model runs as it is."""
-    may_change: ClassVar[frozenset[str]] = frozenset({"compiled", "first_step_loss", "first_step_gradient_norm"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"compiled"})
     source: ClassVar[str] = "Ansel et al. 2024, doi:10.1145/3620665.3640366; torch.compile"
+
+    def asks_for(self) -> dict[str, Any]:
+        """Whether a compiled graph runs."""
+        return {"compiled": self.mode is not None}
 
 
 class CompileOff(CompileChoice):
@@ -88,6 +95,5 @@ class CheckpointingOff(CheckpointingChoice):
 class CheckpointingFull(CheckpointingChoice):
     """Each transformer block's activations are recomputed."""
 
-    may_change: ClassVar[frozenset[str]] = frozenset({"first_step_gradient_norm"})
     enabled: ClassVar[bool] = True
     name: Literal["full"] = "full"

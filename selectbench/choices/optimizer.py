@@ -49,9 +49,25 @@ class OptimizerChoice(Choice):
     weight_decay: NonNegative = 0.1
     """Decay of matrices and embeddings; norms and biases have none."""
 
+    classes: ClassVar[tuple[str, ...]] = ()
+    """Of the optimizers that `build` makes, without their implementation; empty: not known here."""
+
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """The optimizers that together step every parameter of the model once."""
         raise NotImplementedError
+
+    def asks_for(self) -> dict[str, Any]:
+        """The classes, with the implementation where it can be chosen."""
+        implementation = getattr(self, "implementation", None)
+        suffix = f"({implementation})" if implementation else ""
+        return {"optimizer": [name + suffix for name in self.classes]} if self.classes else {}
+
+    def state_bytes(self, element_bytes: int) -> float | None:
+        """Bytes of state per parameter, master weights not among them; scalars count as nothing.
+
+        `element_bytes`: of one element of the tensors that are updated. None: it depends on the model's shapes.
+        """
+        return None
 
 
 class Sgd(OptimizerChoice):
@@ -67,6 +83,11 @@ class Sgd(OptimizerChoice):
     """L2 penalty on matrices and embeddings."""
     implementation: Implementation = "fused"
     """Which of torch's implementations; foreach adds about one parameter-size to peak memory."""
+    classes: ClassVar[tuple[str, ...]] = ("SGD",)
+
+    def state_bytes(self, element_bytes: int) -> float | None:
+        """One momentum, where there is any."""
+        return element_bytes if self.momentum else 0
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """torch.optim.SGD."""
@@ -96,6 +117,12 @@ class Adam(OptimizerChoice):
     implementation: Implementation = "fused"
     """Which of torch's implementations; foreach adds about one parameter-size to peak memory."""
 
+    classes: ClassVar[tuple[str, ...]] = ("Adam",)
+
+    def state_bytes(self, element_bytes: int) -> float | None:
+        """Two moments: 8 bytes in fp32 (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1)."""
+        return 2 * element_bytes
+
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """torch.optim.Adam, or AdamW in the subclass."""
         import torch
@@ -116,6 +143,7 @@ class AdamW(Adam):
         "Loshchilov and Hutter 2019, arXiv:1711.05101; settings of Brown et al. 2020, arXiv:2005.14165"
     )
     name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
+    classes: ClassVar[tuple[str, ...]] = ("AdamW",)
     weight_decay: NonNegative = 0.1
     """Decoupled decay of matrices and embeddings."""
 
@@ -132,6 +160,12 @@ class Adafactor(OptimizerChoice):
     """Root mean square above which an update is scaled down."""
     weight_decay: NonNegative = 0.0
     """Decoupled decay of matrices and embeddings."""
+
+    classes: ClassVar[tuple[str, ...]] = ("Adafactor",)
+
+    def state_bytes(self, element_bytes: int) -> float | None:
+        """Nothing: the factors of a matrix grow with the sum of its sides, not with their product."""
+        return 0
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """torch.optim.Adafactor."""
@@ -159,6 +193,10 @@ class Muon(OptimizerChoice):
     """Newton-Schulz iterations."""
     adamw_lr: LearningRate | None = None
     """Peak learning rate of the AdamW part; the same as `lr` where it is not given."""
+
+    def asks_for(self) -> dict[str, Any]:
+        """Two optimizers."""
+        return {"optimizer": ["Muon", "AdamW(fused)"]}
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """torch.optim.Muon on hidden matrices and a fused torch.optim.AdamW on the rest."""

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import torch
 
 BLOCKWISE = "Dettmers et al. 2022, arXiv:2110.02861"
+BLOCK = 256
+"""State elements that share a scale, in the versions that are asked for."""
 
 
 class BitsAndBytesChoice(OptimizerChoice):
@@ -21,6 +23,17 @@ class BitsAndBytesChoice(OptimizerChoice):
     needs: ClassVar[Needs] = Needs(packages=("bitsandbytes>=0.46",))
     preload: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
     class_name: ClassVar[str]
+    states: ClassVar[int]
+    """State elements per parameter."""
+    eight_bit: ClassVar[bool] = True
+
+    def asks_for(self) -> dict[str, Any]:
+        """The library's class."""
+        return {"optimizer": [self.class_name]}
+
+    def state_bytes(self, element_bytes: int) -> float | None:
+        """A byte an element and an fp32 scale for each block, or fp32 whatever dtype is updated."""
+        return self.states * (1 + 4 / BLOCK if self.eight_bit else 4)
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """The library's class with this choice's settings."""
@@ -39,6 +52,7 @@ class AdamW8bit(BitsAndBytesChoice):
 
     source: ClassVar[str] = f"{BLOCKWISE}; bitsandbytes.optim.AdamW8bit"
     class_name: ClassVar[str] = "AdamW8bit"
+    states: ClassVar[int] = 2
     name: Literal["adamw_8bit"] = "adamw_8bit"
     beta1: Fraction = 0.9
     """Decay of the first moment."""
@@ -69,6 +83,8 @@ class Lion(BitsAndBytesChoice):
 
     source: ClassVar[str] = "Chen et al. 2023, arXiv:2302.06675; bitsandbytes.optim.Lion32bit"
     class_name: ClassVar[str] = "Lion32bit"
+    states: ClassVar[int] = 1
+    eight_bit: ClassVar[bool] = False
     name: Literal["lion"] = "lion"
     beta1: Fraction = 0.9
     """Weight of the momentum in the update."""
@@ -87,6 +103,7 @@ class Lion8bit(Lion):
 
     source: ClassVar[str] = f"Chen et al. 2023, arXiv:2302.06675; {BLOCKWISE}; bitsandbytes.optim.Lion8bit"
     class_name: ClassVar[str] = "Lion8bit"
+    eight_bit: ClassVar[bool] = True
     name: Literal["lion_8bit"] = "lion_8bit"  # type: ignore[assignment]
 
 
@@ -95,6 +112,7 @@ class AdEMAMix8bit(BitsAndBytesChoice):
 
     source: ClassVar[str] = "Pagliardini et al. 2024, arXiv:2409.03137; bitsandbytes.optim.AdEMAMix8bit"
     class_name: ClassVar[str] = "AdEMAMix8bit"
+    states: ClassVar[int] = 3
     name: Literal["ademamix_8bit"] = "ademamix_8bit"
     beta1: Fraction = 0.9
     """Decay of the fast first moment."""

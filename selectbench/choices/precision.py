@@ -1,11 +1,11 @@
 """Precisions. A mixed precision is autocast over fp32 parameters with fp32 gradients and reductions."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from selectbench.choices.choice import Choice, Needs
 
 AUTOCAST = "Micikevicius et al. 2018, arXiv:1710.03740; docs.pytorch.org/docs/stable/amp.html"
-DTYPES = frozenset({"compute_dtype", "matmul_tf32", "first_step_loss", "first_step_gradient_norm"})
+DTYPES = frozenset({"compute_dtype", "matmul_tf32"})
 
 
 class PrecisionChoice(Choice):
@@ -23,6 +23,10 @@ class PrecisionChoice(Choice):
     """Whether the loss is scaled, and steps with infinite gradients are skipped."""
     working_dtype: ClassVar[str | None] = None
     """Of the copy of the parameters that forward and backward pass use; None: the parameters themselves."""
+
+    def asks_for(self) -> dict[str, Any]:
+        """The dtype that the optimizer updates, and TF32."""
+        return {"parameter_dtype": self.parameter_dtype, "matmul_tf32": self.tf32}
 
 
 class Fp32(PrecisionChoice):

@@ -22,8 +22,14 @@ class StrategyChoice(Choice):
     may_change: ClassVar[frozenset[str]] = LAYOUT
     engine: ClassVar[str]
     """The worker's class, `module:Class`; a string because the bench never imports it."""
+    wrapper: ClassVar[str]
+    """What a trial finds around its model, as the certificate names it."""
     shards: ClassVar[frozenset[str]] = frozenset()
     """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`."""
+
+    def asks_for(self) -> dict[str, Any]:
+        """What wraps the model."""
+        return {"strategy": self.wrapper}
 
     def sharded(self) -> frozenset[str]:
         """Which model states this strategy divides among the ranks."""
@@ -41,6 +47,7 @@ class Single(StrategyChoice):
 
     source: ClassVar[str] = "a plain PyTorch training loop"
     engine: ClassVar[str] = "selectbench.worker.engine:SingleEngine"
+    wrapper: ClassVar[str] = "single"
     name: Literal["single"] = "single"
 
     def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
@@ -54,6 +61,7 @@ class Ddp(StrategyChoice):
     source: ClassVar[str] = "Li et al. 2020, arXiv:2006.15704; torch.nn.parallel.DistributedDataParallel"
     needs: ClassVar[Needs] = Needs(packages=("torch",))
     engine: ClassVar[str] = "selectbench.worker.engine_ddp:DdpEngine"
+    wrapper: ClassVar[str] = "DistributedDataParallel"
     name: Literal["ddp"] = "ddp"
     bucket_cap_mb: Annotated[float, Field(gt=0, le=1 << 20)] = 25.0
     """Size of a gradient bucket in MiB, as torch names it."""
@@ -69,6 +77,7 @@ class Fsdp(StrategyChoice):
     source: ClassVar[str] = "Zhao et al. 2023, arXiv:2304.11277; torch.distributed.fsdp.fully_shard"
     needs: ClassVar[Needs] = Needs(packages=("torch>=2.6",))
     engine: ClassVar[str] = "selectbench.worker.engine_fsdp:FsdpEngine"
+    wrapper: ClassVar[str] = "FSDPModule"
     shards: ClassVar[frozenset[str]] = frozenset({"parameters", "gradients", "optimizer_state"})
     name: Literal["fsdp"] = "fsdp"
     reshard_after_forward: bool = True
@@ -95,6 +104,7 @@ class Zero(StrategyChoice):
     needs: ClassVar[Needs] = Needs(packages=("deepspeed>=0.17",), install=DEEPSPEED_INSTALL)
     preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.engine_zero",)
     engine: ClassVar[str] = "selectbench.worker.engine_zero:ZeroEngine"
+    wrapper: ClassVar[str] = "DeepSpeedEngine zero"
     name: Literal["zero"] = "zero"
     stage: Literal[1, 2, 3]
     """ZeRO's stage."""
@@ -112,6 +122,10 @@ class Zero(StrategyChoice):
         if taken := sorted((SET_BY_THE_JOB & config.keys()) | inside):
             raise ValueError(f"config may not set {', '.join(taken)}: the suite's own keys decide that")
         return config
+
+    def asks_for(self) -> dict[str, Any]:
+        """The engine with its stage."""
+        return {"strategy": f"{self.wrapper} {self.stage}"}
 
     def sharded(self) -> frozenset[str]:
         """Grows with the stage."""

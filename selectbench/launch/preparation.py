@@ -67,7 +67,8 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     prepared = prepare(suite.job.data, suite.job.tokenizer, notify=notify)
     check_enough(prepared, suite.job)
-    environment = collect_environment(find(request.suite).parent)
+    interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
+    environment = collect_environment(find(request.suite).parent, interpreters)
     plan = make_plan(suite, machine, prepared, environment["code_sha256"])
     environment["data"] = data_facts(prepared, plan)
     return Preparation(suite, machine, prepared, environment, plan)
@@ -87,24 +88,26 @@ def data_facts(prepared: Prepared, plan: Plan) -> dict[str, Any]:
     return {**facts, "epochs": plan.epochs}
 
 
-def check_cuda(suite: Suite) -> None:
-    """Ask torch, in a process of its own, whether it can use the GPU. Raises UserError."""
-    if suite.device != "cuda":
+def check_cuda(plan: Plan) -> None:
+    """Ask torch, in a process of its own for each interpreter, whether it can use the GPU. Raises UserError."""
+    if plan.suite.device != "cuda":
         return
-    probe = subprocess.run(
-        [sys.executable, "-P", "-c", CUDA_PROBE],
-        capture_output=True,
-        text=True,
-        env=server_environment(),
-        check=False,
+    for python in dict.fromkeys(p.option.choices.python for p in plan.options if p.unsupported is None):
+        probe = subprocess.run(
+            [python or sys.executable, "-P", "-c", CUDA_PROBE], capture_output=True, text=True, check=False,
+            env=server_environment(python),
+        )  # fmt: skip
+        if probe.stdout.strip() != "True":
+            raise UserError(_cuda_refused(python, probe.stderr))
+
+
+def _cuda_refused(python: str | None, stderr: str) -> str:
+    said = "\n".join(stderr.strip().splitlines()[-3:])
+    return (
+        f"this job runs on CUDA, but torch{f' of python {python}' if python else ''} cannot use the GPU"
+        + (f": {said}" if said else "")
+        + " (`selectbench doctor` says what is missing; --profile cpu runs on the CPU instead)"
     )
-    if probe.stdout.strip() != "True":
-        said = "\n".join(probe.stderr.strip().splitlines()[-3:])
-        raise UserError(
-            "this job runs on CUDA, but torch cannot use the GPU"
-            + (f": {said}" if said else "")
-            + " (`selectbench doctor` says what is missing; --profile cpu runs on the CPU instead)"
-        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

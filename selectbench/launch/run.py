@@ -15,13 +15,21 @@ from selectbench.errors import ExitCode
 from selectbench.launch.display import Display
 from selectbench.launch.preparation import Preparation, check_cuda
 from selectbench.launch.publish import publish, read_run
-from selectbench.launch.server import TrialServer
+from selectbench.launch.server import TrialServers
 from selectbench.launch.signals import StopRequest
 from selectbench.launch.trial import TrialRunner
 from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial
 from selectbench.record.record import Completed, Failed, Record
-from selectbench.record.run_folder import TRIALS, RunLock, create_run, fingerprint, newest_run
+from selectbench.record.run_folder import (
+    TRIALS,
+    WEIGHTS,
+    RunLock,
+    create_run,
+    fingerprint,
+    newest_run,
+    weights_folder,
+)
 from selectbench.record.store import FILE_NAME, append_record, last_attempts, read_records
 from selectbench.record.wire import Order, Phase, Progress
 
@@ -47,7 +55,7 @@ def run(
     retry_failed: bool = False,
 ) -> Result:
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError."""
-    check_cuda(preparation.suite)
+    check_cuda(preparation.plan)
     folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retry_failed)
     with RunLock(folder), StopRequest() as stop:
         display = make_display()
@@ -100,11 +108,12 @@ def _run_trials(
     display.run_started(preparation.suite, total, total - len(pending), done)
     if len(pending) < total:
         display.note(f"resuming {folder}: {total - len(pending)} of {total} trials have an outcome")
-    with TrialServer(preload(preparation), folder / "server.log") as server:
-        runner = TrialRunner(server, preparation.suite.limits, stop, Narrator(display))
+    with weights_folder(folder), TrialServers(lambda python: preload(preparation, python), folder) as servers:
         for number, (planned, attempt) in enumerate(pending, start=total - len(pending) + 1):
             if stop:
                 return
+            server = servers.of(preparation.suite.option(planned.trial.option).choices.python)
+            runner = TrialRunner(server, preparation.suite.limits, stop, Narrator(display))
             record = _run_one(
                 preparation, folder, runner, planned, attempt, _starting(display, planned, number, total)
             )
@@ -147,10 +156,11 @@ def _run_one(
         "identity": end.finished.identity,
         "evaluation_curve": end.finished.evaluation_curve,
         "loss_curve": end.finished.loss_curve,
+        "resolved_config": end.finished.resolved_config,
     } if end.finished and isinstance(end.outcome, Completed) else {}  # fmt: skip
     return Record(
         trial=planned.trial, round=planned.round, attempt=attempt, outcome=end.outcome,
-        wall_seconds=end.wall_seconds, started_at=started_at, **certificate,
+        wall_seconds=end.wall_seconds, started_at=started_at, software=end.software, **certificate,
     )  # fmt: skip
 
 
@@ -158,32 +168,36 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
     """What the worker is told."""
     suite = preparation.suite
     stated = suite.job.timing.min_timed_seconds
+    world_size = preparation.plan.planned(planned.trial.option).world_size
     return Order(
         trial=planned.trial,
         job=suite.job,
         choices=suite.option(planned.trial.option).choices,
         device=suite.device,
-        threads=trial_threads(),
+        threads=rank_threads(world_size),
+        world_size=world_size,
         data_folder=str(preparation.prepared.folder),
         trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
+        weights_folder=str((folder / WEIGHTS).resolve()),
         min_timed_seconds=stated if stated is not None else CUDA_TIMED_SECONDS if suite.device == "cuda" else 0.0,
     )
 
 
-def trial_threads() -> int:
-    """Threads of a trial's CPU operations: OMP_NUM_THREADS where the user set it, else every usable core."""
+def rank_threads(world_size: int) -> int:
+    """Threads of a rank's CPU operations: OMP_NUM_THREADS where the user set it, else its share of the cores."""
     stated = os.environ.get("OMP_NUM_THREADS", "")
-    return int(stated) if stated.isdigit() and int(stated) > 0 else max(1, int(usable_cores()))
+    return int(stated) if stated.isdigit() and int(stated) > 0 else max(1, int(usable_cores()) // world_size)
 
 
-def preload(preparation: Preparation) -> list[str]:
-    """What the trial server imports once: the worker, the model's family, and what the choices name."""
+def preload(preparation: Preparation, python: str | None) -> list[str]:
+    """What an interpreter's server imports once: the worker, the model's family, what the choices name."""
     vocab_size, seq_len = preparation.prepared.vocab_size, preparation.suite.job.seq_len
     family = preparation.suite.job.model.transformers_config(vocab_size, seq_len)["model_type"]
     modules = ["selectbench.worker.trial", f"transformers.models.{family}.modeling_{family}"]
     for planned in preparation.plan.options:
-        if planned.unsupported is None:
-            modules += [name for choice in planned.option.choices.each().values() for name in choice.preload]
+        choices = planned.option.choices
+        if planned.unsupported is None and choices.python == python:
+            modules += [name for choice in choices.each().values() for name in choice.preload]
     return list(dict.fromkeys(modules))
 
 

@@ -1,4 +1,4 @@
-"""The bench's end of the trial server: starting it, handing it a trial, hearing how the trial ended."""
+"""The bench's end of the trial servers: starting one, handing it a trial, hearing how the trial ended."""
 
 from __future__ import annotations
 
@@ -7,9 +7,15 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
+
+import selectbench
+from selectbench.data.cache import cache_root
+from selectbench.interpreter import foreign_environment
 
 PACKET_BYTES = 1 << 16
 
@@ -24,12 +30,14 @@ class ServerDiedError(Exception):
 class TrialServer:
     """One server process; started at the first trial, and again where it died."""
 
-    def __init__(self, modules: Sequence[str], log: Path) -> None:
-        """`modules`: imported once, before forking; `log`: the server's own output."""
+    def __init__(self, modules: Sequence[str], log: Path, python: str | None = None) -> None:
+        """`modules`: imported once, before forking; `log`: the server's own output; `python`: None for the bench's."""
         self.modules = list(modules)
         self.log = log
+        self.python = python
         self.control: socket.socket | None = None
         self.process: subprocess.Popen[bytes] | None = None
+        self._code: tempfile.TemporaryDirectory[str] | None = None
 
     def __enter__(self) -> TrialServer:
         return self
@@ -45,6 +53,9 @@ class TrialServer:
         if self.process is not None:
             self.process.wait()
             self.process = None
+        if self._code is not None:
+            self._code.cleanup()
+            self._code = None
 
     def start(self) -> None:
         """Start it where it isn't running. Returns at once: the imports go on in the server."""
@@ -52,20 +63,21 @@ class TrialServer:
             return
         self.close()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arguments = [
-            sys.executable,
-            "-P",
-            "-m",
-            "selectbench.worker",
-            "server",
-            str(theirs.fileno()),
-            *self.modules,
-        ]
+        interpreter = self.python or sys.executable
+        arguments = [interpreter, "-P", "-m", "selectbench.worker", "server", str(theirs.fileno()), *self.modules]
         with self.log.open("ab") as output, theirs:
             self.process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
-                pass_fds=[theirs.fileno()], env=server_environment(),
+                pass_fds=[theirs.fileno()], env=self._environment(),
             )  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        if self.python is None:
+            return server_environment()
+        # Another interpreter finds this very code, and nothing else of what is installed beside it.
+        self._code = tempfile.TemporaryDirectory(prefix="selectbench-")
+        (Path(self._code.name) / "selectbench").symlink_to(Path(selectbench.__file__).parent.resolve())
+        return {**server_environment(self.python), "PYTHONPATH": self._code.name}
 
     def kill(self) -> None:
         """End the server at once; its trial dies with it."""
@@ -102,11 +114,45 @@ class TrialServer:
         return f"the trial server ended with status {status}\n{log_tail(self.log)}"
 
 
-def server_environment() -> dict[str, str]:
-    """The environment of the server and, from there, of the trials."""
+class TrialServers:
+    """A server for each interpreter that trials run in, started when it is first needed."""
+
+    def __init__(self, preload: Callable[[str | None], Sequence[str]], folder: Path) -> None:
+        """`preload`: the modules to import in an interpreter; `folder`: where the servers' logs go."""
+        self._preload = preload
+        self._folder = folder
+        self._servers: dict[str | None, TrialServer] = {}
+
+    def __enter__(self) -> TrialServers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers.values():
+            server.close()
+
+    def of(self, python: str | None) -> TrialServer:
+        """The interpreter's server; None: the bench's own interpreter."""
+        if python not in self._servers:
+            number = 1 + len(self._servers.keys() - {None})
+            log = self._folder / ("server.log" if python is None else f"server-python{number}.log")
+            self._servers[python] = TrialServer(self._preload(python), log, python)
+        return self._servers[python]
+
+
+def server_environment(python: str | None = None) -> dict[str, str]:
+    """The environment of a server and, from there, of the trials; `python`: another interpreter."""
+    outer = dict(os.environ) if python is None else foreign_environment(python)
     own = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return {**os.environ, **SINGLE_THREADED, **own, **offline}
+    return {**outer, **SINGLE_THREADED, **own, **offline, **_extensions(python)}
+
+
+def _extensions(python: str | None) -> dict[str, str]:
+    """Torch builds C++ extensions into one folder for all torches of a Python version: each needs its own."""
+    if python is None:
+        return {}
+    root = os.environ.get("TORCH_EXTENSIONS_DIR") or str(cache_root() / "torch_extensions")
+    return {"TORCH_EXTENSIONS_DIR": str(Path(root) / sha256(python.encode()).hexdigest()[:12])}
 
 
 def log_tail(path: Path, lines: int = 15, most_bytes: int = 8192) -> str:

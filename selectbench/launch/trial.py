@@ -1,10 +1,9 @@
-"""One trial from launch to record: its events, its limits, and what its end means."""
+"""One trial from launch to its end: its events and its limits."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import selectors
 import signal
 import time
@@ -15,16 +14,16 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from selectbench.launch.cgroup import oom_kills
+from selectbench.launch.outcome import KERNEL_KILLED, LOG_NAME, Ending, outcome_of
 from selectbench.launch.server import ServerDiedError, TrialServer, log_tail
 from selectbench.launch.signals import StopRequest
 from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import EVENT, Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.suite import Limits
 
-LOG_NAME = "log.txt"
 ORDER_NAME = "order.json"
-EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
-"""How the last line of a traceback begins."""
+TERM_GRACE_SECONDS = 3.0
+"""What a trial over its time is given to say where it is, before it is killed."""
 
 Listener = Callable[[Phase | Progress | None], None]
 """Hears a trial's events, and None at least once a second."""
@@ -37,6 +36,8 @@ class TrialEnd:
     outcome: Completed | Failed
     wall_seconds: float
     finished: Finished | None
+    software: dict[str, str | None]
+    """Versions that the worker ran with; empty where it never started."""
 
 
 @dataclass
@@ -50,6 +51,10 @@ class Watch:
     verdict: Finished | GaveUp | None = None
     stopped: Failed | None = None
     """Why the bench itself ended the trial."""
+    grace_ends: float | None = None
+    """When a trial that was asked where it is will be killed; None: it was not asked."""
+    killed: bool = False
+    software: dict[str, str | None] = field(default_factory=dict)
     buffer: bytes = b""
     oom_kills_before: int | None = field(default_factory=oom_kills)
 
@@ -78,10 +83,12 @@ class TrialRunner:
             watch.stopped = self._server_died(watch, str(error), log)
         finally:
             os.close(events)
+        ending = Ending(folder, watch.exit_status, watch.verdict, watch.stopped, self._oom_killed(watch))
         return TrialEnd(
-            outcome=self._outcome(watch, log),
+            outcome=outcome_of(ending),
             wall_seconds=time.monotonic() - watch.started,
             finished=watch.verdict if isinstance(watch.verdict, Finished) else None,
+            software=watch.software,
         )
 
     def _run(self, watch: Watch, order: Order, log: Path, events: int, their_end: int) -> None:
@@ -135,12 +142,16 @@ class TrialRunner:
         watch.last_sign = time.monotonic()
         if isinstance(event, Finished | GaveUp):
             watch.verdict = event
-        elif not isinstance(event, Started):
+        elif isinstance(event, Started):
+            watch.software = event.software
+        else:
             self.listener(event)
 
     def _patience(self, watch: Watch) -> float:
-        now = time.monotonic()
-        return 1.0 if watch.stopped else max(0.0, min(1.0, self._deadline(watch)[0] - now))
+        if watch.killed:
+            return 1.0
+        until = self._deadline(watch)[0] if watch.grace_ends is None else watch.grace_ends
+        return max(0.0, min(1.0, until - time.monotonic()))
 
     def _deadline(self, watch: Watch) -> tuple[float, str]:
         stall = self.limits.stall_seconds
@@ -153,20 +164,35 @@ class TrialRunner:
         """End a trial whose time is up or whose run was asked to stop; the server reports its exit."""
         if watch.exit_status is not None:
             return
-        if watch.stopped is None:
-            deadline, why = self._deadline(watch)
-            if self.stop:
-                assert self.stop.signal is not None
-                watch.stopped = Failed(kind="interrupted", detail=f"{self.stop.signal.name} to selectbench")
-            elif time.monotonic() >= deadline:  # also one that has said its last word and does not end
-                watch.stopped = Failed(kind="timeout", detail=why)
-        if watch.stopped is not None:
+        now = time.monotonic()
+        deadline, why = self._deadline(watch)
+        if self.stop:
+            assert self.stop.signal is not None
+            interrupted = Failed(kind="interrupted", detail=f"{self.stop.signal.name} to selectbench")
+            watch.stopped = watch.stopped or interrupted
             self._kill(watch)
+        elif watch.grace_ends is not None:
+            if now >= watch.grace_ends:
+                self._kill(watch)
+        elif now >= deadline:  # also one that has said its last word and does not end
+            if not isinstance(watch.verdict, GaveUp):  # that is the reason then
+                watch.stopped = Failed(kind="timeout", detail=why)
+            self._ask(watch)
+
+    def _ask(self, watch: Watch) -> None:
+        """Have the trial say where it is: a leader answers with an event, others with stacks in their log."""
+        if watch.pid is None:
+            self._kill(watch)
+            return
+        watch.grace_ends = time.monotonic() + TERM_GRACE_SECONDS
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(watch.pid, signal.SIGTERM)
 
     def _kill(self, watch: Watch) -> None:
         if watch.pid is None:  # still importing: the server itself is ended, and with it whatever it starts
             self.server.kill()
             raise ServerDiedError("ended while it was starting")
+        watch.killed = True
         with contextlib.suppress(ProcessLookupError):
             os.killpg(watch.pid, signal.SIGKILL)
 
@@ -178,34 +204,10 @@ class TrialRunner:
         if watch.stopped is not None:
             return watch.stopped
         if self._oom_killed(watch):
-            return Failed(kind="oom", detail=f"the kernel's out-of-memory killer ended the trial server; {why}")
+            return Failed(kind="oom", detail=f"{KERNEL_KILLED} the trial server; {why}")
         return Failed(kind="crashed", detail=f"{why}\n{log_tail(log)}".strip())
 
     @staticmethod
     def _oom_killed(watch: Watch) -> bool:
         now = oom_kills()
         return now is not None and watch.oom_kills_before is not None and now > watch.oom_kills_before
-
-    def _outcome(self, watch: Watch, log: Path) -> Completed | Failed:
-        if isinstance(watch.verdict, Finished) and watch.exit_status == 0:
-            return Completed(measurement=watch.verdict.measurement)
-        if watch.stopped is not None:
-            return watch.stopped
-        if isinstance(watch.verdict, GaveUp):
-            return Failed(kind=watch.verdict.kind, detail=watch.verdict.detail)
-        if watch.exit_status == -signal.SIGKILL and self._oom_killed(watch):
-            return Failed(kind="oom", detail="the kernel's out-of-memory killer ended the trial (host memory)")
-        return Failed(kind="crashed", detail=_crash(watch.exit_status, log_tail(log)))
-
-
-def _crash(status: int | None, tail: str) -> str:
-    """The exception's own line first, then how the process ended and the log's last lines."""
-    said = next((line for line in reversed(tail.splitlines()) if EXCEPTION.match(line)), None)
-    return f"{f'{said}; ' if said else ''}{_ending(status)}\n{tail}".strip()
-
-
-def _ending(status: int | None) -> str:
-    assert status is not None
-    if status < 0:
-        return f"ended by {signal.Signals(-status).name}, which nothing here sent"
-    return f"ended with exit status {status}"

@@ -11,6 +11,7 @@ from typing import Any
 
 from selectbench.data.prepare import Prepared, epochs
 from selectbench.errors import UserError
+from selectbench.interpreter import machine_for, worker_problem
 from selectbench.machine import Machine
 from selectbench.record.record import Trial
 from selectbench.suite.check import accumulation_problem
@@ -80,6 +81,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Prepared | None, code_sh
 
 
 def _plan_option(suite: Suite, option: Option, machine: Machine) -> PlannedOption:
+    machine = machine_for(machine, option.choices.python)
     ranks = option.choices.ranks(machine)
     micro_batch_size, global_batch_size = option.choices.micro_batch_size, suite.job.global_batch_size
     if problem := accumulation_problem(global_batch_size, micro_batch_size, ranks):
@@ -90,7 +92,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine) -> PlannedOptio
         option=option,
         world_size=ranks,
         gradient_accumulation_steps=global_batch_size // (micro_batch_size * ranks),
-        unsupported=option.choices.unsupported_reason(machine),
+        unsupported=worker_problem(machine) or option.choices.unsupported_reason(machine),
     )
 
 

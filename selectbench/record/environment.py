@@ -11,12 +11,15 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import selectbench
+from selectbench.interpreter import inspect_interpreter
 from selectbench.machine import (
+    LIBRARIES,
     cgroup_cpu_quota,
     cgroup_memory_limit_bytes,
     cpu_model,
@@ -42,10 +45,6 @@ SWITCH_VARIABLES = (
     "CUDA_LAUNCH_BLOCKING", "CUDA_MODULE_LOADING", "DNNL_MAX_CPU_ISA", "NVIDIA_TF32_OVERRIDE", "ONEDNN_MAX_CPU_ISA",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_MAX_AUTOTUNE",
 )  # fmt: skip
-LIBRARIES = (
-    "torch", "transformers", "tokenizers", "bitsandbytes", "deepspeed", "numpy", "nvidia-ml-py", "flash-attn",
-    "triton", "safetensors", "accelerate",
-)  # fmt: skip
 GIT_SECONDS = 20
 
 
@@ -64,6 +63,17 @@ class GpuFacts(Stored):
     """Whether memory errors are corrected."""
     max_sm_clock_hertz: float | None
     """The highest clock of the streaming multiprocessors."""
+
+
+class InterpreterFacts(Stored):
+    """Another interpreter that trials run in; where it lies stays out."""
+
+    python: str
+    """Implementation and version."""
+    libraries: dict[str, str | None]
+    """Versions; None: not installed there."""
+    torch_cuda_version: str | None
+    """The CUDA that its torch is built for; None: built without."""
 
 
 class Environment(Stored):
@@ -111,14 +121,19 @@ class Environment(Stored):
     """Variables that change which kernels run, those that are set."""
     libraries: dict[str, str | None]
     """Versions; None: not installed."""
+    interpreters: dict[str, InterpreterFacts]
+    """By option, the interpreter that it names; the others run in the bench's own."""
     git_revision: str | None
     """Commit of the repository that holds the suite; None: not in one, or no git."""
     git_dirty: bool | None
     """Whether its tracked files differ from that commit."""
 
 
-def collect_environment(suite_folder: Path | None) -> dict[str, Any]:
-    """The keys of `Environment` as JSON-able data. `suite_folder` None: a suite that lies in no folder."""
+def collect_environment(suite_folder: Path | None, interpreters: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The keys of `Environment` as JSON-able data. `suite_folder` None: a suite that lies in no folder.
+
+    `interpreters`: the path of each option that names one. Raises UserError where one does not start.
+    """
     visible = gpus()
     revision, dirty = _git(suite_folder) if suite_folder else (None, None)
     environment = Environment(
@@ -143,6 +158,7 @@ def collect_environment(suite_folder: Path | None) -> dict[str, Any]:
         threads=_set_variables(THREAD_VARIABLES),
         switches=_set_variables(SWITCH_VARIABLES),
         libraries={name: installed_version(name) for name in LIBRARIES},
+        interpreters={option: _interpreter(path) for option, path in (interpreters or {}).items()},
         git_revision=revision,
         git_dirty=dirty,
     )
@@ -173,6 +189,15 @@ def code_sha256() -> str:
 
 def _facts(gpu: Gpu) -> GpuFacts:
     return GpuFacts.model_validate({name: getattr(gpu, name) for name in GpuFacts.model_fields})
+
+
+def _interpreter(path: str) -> InterpreterFacts:
+    found = inspect_interpreter(path)
+    return InterpreterFacts(
+        python=found.python,
+        libraries={name: found.packages.get(name) for name in LIBRARIES},
+        torch_cuda_version=found.torch_cuda_version,
+    )
 
 
 def _set_variables(names: tuple[str, ...]) -> dict[str, str]:

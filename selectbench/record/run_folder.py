@@ -6,6 +6,9 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ ENVIRONMENT = "environment.json"
 RANKING = "ranking.json"
 REPORT = "report.md"
 TRIALS = "trials"
+WEIGHTS = "weights"
 
 
 def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str) -> str:
@@ -71,6 +75,16 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def weights_folder(folder: Path) -> Iterator[None]:
+    """The run's folder of initial weights: empty at first, gone at the end, as it can be many times the rest."""
+    shutil.rmtree(folder / WEIGHTS, ignore_errors=True)  # what a killed run left
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder / WEIGHTS, ignore_errors=True)
 
 
 class RunLock:

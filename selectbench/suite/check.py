@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from selectbench.choices import Choice, Choices
+from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
 from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import Row
+from selectbench.suite.model import config_file
+from selectbench.suite.own_code import own_code_problem
 from selectbench.suite.suite import Decide
 
 
@@ -47,11 +48,22 @@ def check_distinct(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
         seen.setdefault(key, row.name)
 
 
-def check_model_file(document: Node, problems: Problems) -> None:
-    """A model's configuration file must be there; what it holds, the job checks."""
+def check_files(document: Node, problems: Problems) -> None:
+    """A model's configuration and the folders of own code must be there; what a configuration holds, the job checks."""
     node = document.at(["job", "model"]).mapping.get("config")
-    if node is not None and isinstance(node.value, str) and not Path(node.value).exists():
-        problems.at(node, f"there is no file {node.value}")
+    if node is not None and isinstance(node.value, str) and not config_file(node.value).exists():
+        problems.at(node, f"there is no file {config_file(node.value)}")
+    folders = document.mapping.get("code")
+    for folder in folders.items if folders is not None else []:
+        if isinstance(folder.value, str) and (problem := own_code_problem(folder.value)):
+            problems.at(folder, problem)
+
+
+def check_interpreters(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
+    """Every row's interpreter must be there and executable."""
+    for row, choices in rows:
+        if choices.python is not None and (problem := interpreter_problem(choices.python)):
+            problems.at(row.choices.at(["python"]), problem)
 
 
 def check_seeds(document: Node, problems: Problems) -> None:
@@ -85,7 +97,7 @@ def differences(choices: Choices, baseline: Choices) -> list[str]:
         ours, theirs = getattr(choices, dimension), getattr(baseline, dimension)
         if ours == theirs:
             continue
-        if type(ours) is type(theirs) and isinstance(ours, Choice):
+        if isinstance(ours, Choice) and ours.name == theirs.name:  # type: ignore[attr-defined]
             settings = type(ours).model_fields
             found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
         else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
@@ -103,7 +102,7 @@ class Job(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
-        if isinstance(self.model, ConfigFile) and not Path(self.model.config).exists():
+        if isinstance(self.model, ConfigFile) and not self.model.path.exists():
             return self  # A run's report must not need the file; `load` asks for it before a run.
         resolved_vocab_size(self.model, self.tokenizer.bpe)
         longest = self.model.longest_sequence()

@@ -1,8 +1,8 @@
 """From a suite file and the command line to a Suite. Every mistake is collected and told with its place.
 
 Order: the file, then its profile, then `--set`, then `--axis` and `--seeds`, then `--quick`. Relative
-paths of the file (text globs, a model's configuration) are relative to the suite's folder; the job holds
-them absolute, so that a worker anywhere, and a run's own suite.yaml, find them.
+paths of the file (text globs, a model's configuration, own code, interpreters) are relative to the suite's
+folder; the suite holds them absolute, so that a worker anywhere, and a run's own suite.yaml, find them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ from selectbench.suite.check import (
     check_accumulation,
     check_constraints,
     check_distinct,
-    check_model_file,
+    check_files,
+    check_interpreters,
     check_seeds,
     chosen_baseline,
     differences,
@@ -65,8 +66,8 @@ def load_suite(
 
     `device`, cpu or cuda, picks the profile of its name where the file has one and `profile` is None.
     `profile` cpu or cuda also decides the device, even where the file has no such profile; a `device`
-    key in the file comes next. `require_files` False lets a model's configuration file be gone, as a
-    report of an old run needs none. Raises UserError with one line per mistake.
+    key in the file comes next. `require_files` False lets a model's configuration, own code and interpreters
+    be gone, as a report of an old run needs none. Raises UserError with one line per mistake.
     """
     path = find(reference)
     top = read_document(path)
@@ -76,8 +77,8 @@ def load_suite(
     used = _profile_name(top, profile, chosen_device, problems)
     document = _prepared(top, used, path, request, problems)
     if require_files:
-        check_model_file(document, problems)
-    suite = _suite(document, used, chosen_device, request, problems)
+        check_files(document, problems)
+    suite = _suite(document, used, chosen_device, request, problems, require_files=require_files)
     _check_other_profiles(top, used, path, problems)
     problems.raise_if_any()
     assert suite is not None
@@ -125,20 +126,39 @@ def _prepared(top: Node, profile: str | None, path: Path, request: _Request | No
 
 
 def _with_absolute_paths(document: Node, folder: Path) -> Node:
-    job = document.mapping.get("job")
-    if job is None or not isinstance(job.value, dict):
-        return document
+    job, code = document.mapping.get("job"), document.mapping.get("code")
+    if job is not None and isinstance(job.value, dict):
+        document = document.with_entries(job=_job_with_absolute_paths(job, folder))
+    if code is not None:
+        document = document.with_entries(code=_each(code, lambda node: _absolute(node, str(folder))))
+    if "exclude" in document.mapping:
+        # Compared with rows, whose interpreters are absolute by then; an axis keeps its labels as written.
+        patterns = _each(document.mapping["exclude"], lambda node: _with_interpreter(node, folder))
+        document = document.with_entries(exclude=patterns)
+    return document
+
+
+def _job_with_absolute_paths(job: Node, folder: Path) -> Node:
     data, model = job.mapping.get("data"), job.mapping.get("model")
     if data is not None and "text" in data.mapping:
-        text = data.mapping["text"]
-        if isinstance(text.value, list):
-            # The folder is no pattern, even where its name holds a bracket.
-            patterns = [_absolute(node, glob.escape(str(folder))) for node in text.value]
-            job = job.with_entries(data=data.with_entries(text=replace(text, value=patterns)))
+        # The folder is no pattern, even where its name holds a bracket.
+        patterns = _each(data.mapping["text"], lambda node: _absolute(node, glob.escape(str(folder))))
+        job = job.with_entries(data=data.with_entries(text=patterns))
     if model is not None and "config" in model.mapping:
         config = _absolute(model.mapping["config"], str(folder))
         job = job.with_entries(model=model.with_entries(config=config))
-    return document.with_entries(job=job)
+    return job
+
+
+def _with_interpreter(choices: Node, folder: Path) -> Node:
+    """A mapping of choices with the path of its interpreter absolute."""
+    python = choices.mapping.get("python")
+    return choices if python is None else choices.with_entries(python=_absolute(python, str(folder)))
+
+
+def _each(node: Node, change: Callable[[Node], Node]) -> Node:
+    """A list with every item changed; anything else as it is."""
+    return replace(node, value=[change(item) for item in node.items]) if isinstance(node.value, list) else node
 
 
 def _absolute(node: Node, folder: str) -> Node:
@@ -163,12 +183,15 @@ def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Pro
 
 
 def _suite(
-    document: Node, profile: str | None, device: Device, request: _Request, problems: Problems
-) -> Suite | None:
+    document: Node, profile: str | None, device: Device, request: _Request, problems: Problems, *,
+    require_files: bool,
+) -> Suite | None:  # fmt: skip
     content: SuiteFile | None = validate(SuiteFile, document, problems)
-    names, rows = _rows(document, from_command_line=bool(request.axes), problems=problems)
+    names, rows = _rows(document, folder, from_command_line=bool(request.axes), problems=problems)
     check_accumulation(rows, document, device, problems)
     check_distinct(rows, problems)
+    if require_files:
+        check_interpreters(rows, problems)
     check_seeds(document, problems)
     quick = request.quick or (content is not None and content.quick)
     evaluates = quick or document.at(["job", "eval"]).value != "none"
@@ -203,7 +226,7 @@ def _assembled(
         options=[Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows],
         baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
         decide=content.decide if job.evaluates else without_quality(content.decide),
-        limits=content.limits, resolved={},
+        limits=content.limits, code=content.code, resolved={},
     )  # fmt: skip
     return suite.model_copy(update={"resolved": _resolved(suite)})
 
@@ -221,7 +244,7 @@ def _resolved(suite: Suite) -> dict[str, Any]:
     shared = {d: value for d, value in first.items() if all(row[d] == value for row in dumped.values())}
     own = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}
     return {
-        **suite.model_dump(mode="json", include={"name", "question", "device", "profile", "quick", "job"}),
+        **suite.model_dump(mode="json", include={"name", "question", "device", "profile", "quick", "job", "code"}),
         "choices": shared, "options": own,
         **suite.model_dump(mode="json", include={"baseline", "seeds", "decide", "limits"}),
     }  # fmt: skip

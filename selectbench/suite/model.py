@@ -1,4 +1,4 @@
-"""Decoder-only models: transformers' GPT-2 and Llama families, or a configuration file of any family.
+"""Decoder-only models: transformers' GPT-2 and Llama families, a configuration file of any family, own code.
 
 The parameter counts are the families' own formulas, so that `plan` needs no torch; a test holds them
 against the real models.
@@ -10,8 +10,10 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
+from selectbench.choices import OWN, OwnName, is_own
+from selectbench.choices.own import OwnSettings, free_of
 from selectbench.suite.strict import Strict
 
 Width = Annotated[int, Field(ge=1, le=1 << 17)]
@@ -137,13 +139,18 @@ class ConfigFile(Strict):
         "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout",
     )  # fmt: skip
     config: str
-    """Path of the file, relative to the suite."""
+    """Path of the file, or of a folder that holds a config.json, relative to the suite."""
     vocab_size: VocabularySize | None = None
     """Overrides the file's, which must be at least the tokenizer's."""
 
+    @property
+    def path(self) -> Path:
+        """Of the file, inside the folder where one is named."""
+        return config_file(self.config)
+
     def read(self) -> dict[str, Any]:
         """The file's mapping. Raises ValueError with the path where it can't serve."""
-        path = Path(self.config)
+        path = self.path
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
@@ -170,20 +177,58 @@ class ConfigFile(Strict):
         return {**self.read(), **off, "vocab_size": vocab_size}
 
 
+def config_file(path: str) -> Path:
+    """The configuration file that a path means: itself, or the config.json of a folder."""
+    return Path(path) / "config.json" if Path(path).is_dir() else Path(path)
+
+
+def _free(settings: dict[str, Any]) -> dict[str, Any]:
+    return free_of(settings, ("vocab_size", "seq_len"))
+
+
+class OwnModel(Strict):
+    """A model of your own: `Class(vocab_size=..., seq_len=..., **settings)` makes a `torch.nn.Module`.
+
+    Its forward takes token ids, int64, (sequences, seq_len), and returns logits, (sequences, seq_len,
+    vocabulary), or an object that has them as `logits`. Weights are drawn from torch's global generator.
+    """
+
+    family: OwnName
+    """`package.module:Class`, importable from a folder of the suite's `code`, or installed."""
+    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    """More keyword arguments."""
+    vocab_size: VocabularySize | None = None
+    """Rows of the embedding; the tokenizer's size where not given, never less."""
+
+    def longest_sequence(self) -> int | None:
+        """Unknown before the model is built."""
+        return None
+
+    def parameters(self, vocab_size: int, seq_len: int) -> int | None:
+        """Unknown before the model is built."""
+        return None
+
+
 def _model_tag(value: object) -> str | None:
     if isinstance(value, dict):
-        family = value.get("family")
-        return "config" if "config" in value else family if isinstance(family, str) else None
-    return getattr(value, "family", "config")
+        family = "config" if "config" in value else value.get("family")
+    else:
+        family = getattr(value, "family", "config")
+    return OWN if is_own(family) else None if family is None else str(family)
 
 
 Model = Annotated[
-    Annotated[Gpt2, Tag("gpt2")] | Annotated[Llama, Tag("llama")] | Annotated[ConfigFile, Tag("config")],
+    Annotated[Gpt2, Tag("gpt2")]
+    | Annotated[Llama, Tag("llama")]
+    | Annotated[ConfigFile, Tag("config")]
+    | Annotated[OwnModel, Tag(OWN)],
     Discriminator(_model_tag),
 ]
+FAMILIES = ("gpt2", "llama", OWN)
+"""What `family` may be."""
 
 
-def resolved_vocab_size(model: Gpt2 | Llama | ConfigFile, tokenizer_size: int) -> int:
+def resolved_vocab_size(model: Gpt2 | Llama | ConfigFile | OwnModel, tokenizer_size: int) -> int:
     """Rows of the embedding. Raises ValueError where the model has fewer than the tokenizer."""
     stated = model.vocab_size
     if stated is None and isinstance(model, ConfigFile):

@@ -7,9 +7,11 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from selectbench.choices import REGISTRY
+from selectbench.choices import OWN, REGISTRY, tag_of
+from selectbench.choices.choice import OWN_PATTERN, Choice
 from selectbench.errors import did_you_mean
 from selectbench.suite.document import Node, Problems, describe, plain
+from selectbench.suite.model import FAMILIES
 
 Location = tuple[str | int, ...]
 
@@ -110,6 +112,8 @@ def _other_message(kind: str, context: dict[str, Any], detail: Any, node: Node) 
         return f"must have at least {context['min_length']} entry"
     if kind == "string_too_long":
         return f"is longer than {context['max_length']} characters"
+    if kind == "string_pattern_mismatch" and context["pattern"] == OWN_PATTERN:
+        return f"found {describe(node)}, expected {OWN}, a dotted module, a colon and a name in it"
     if kind == "string_pattern_mismatch":
         return f"found {describe(node)}: only letters, digits, dot, underscore and dash, a letter or digit first"
     return str(detail["msg"]).removeprefix("Input ")
@@ -117,10 +121,11 @@ def _other_message(kind: str, context: dict[str, Any], detail: Any, node: Node) 
 
 def _untagged(detail: Any, node: Node) -> str:
     names = {
-        "model": "family (gpt2 or llama) or config (a file)", "data": "corpus (bible) or text (a list of globs)",
+        "model": f"family ({_either(FAMILIES)}) or config (a file or its folder)",
+        "data": "corpus (bible) or text (a list of globs)",
     }  # fmt: skip
     dimension = str(detail["loc"][-1])
-    wanted = names.get(dimension) or f"name ({_either([_tag(kind) for kind in REGISTRY[dimension]])})"
+    wanted = names.get(dimension) or f"name ({_either([tag_of(kind) for kind in REGISTRY[dimension]])})"
     if isinstance(node.value, dict):
         return f"required key is missing: {wanted}"
     word = "a name or " if dimension in REGISTRY else ""
@@ -148,10 +153,6 @@ def _either(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def _tag(kind: type[BaseModel]) -> str:
-    return str(kind.model_fields["name"].default)
-
-
 def field_names(kind: type[BaseModel], location: Location) -> list[str]:
     """The keys of the class that pydantic's location leads to; branch names choose among a union's classes."""
     classes: list[type[BaseModel]] = [kind]
@@ -166,8 +167,12 @@ def field_names(kind: type[BaseModel], location: Location) -> list[str]:
 
 
 def _is_branch(kind: type[BaseModel], segment: str | int) -> bool:
-    defaults = [kind.model_fields[key].default for key in ("name", "family") if key in kind.model_fields]
-    return segment in (*defaults, kind.__name__) or (not defaults and segment in kind.model_fields)
+    if issubclass(kind, Choice):
+        return segment in (tag_of(kind), kind.__name__)
+    family = kind.model_fields.get("family")
+    if family is None:
+        return segment == kind.__name__ or segment in kind.model_fields
+    return segment in (OWN if family.is_required() else family.default, kind.__name__)
 
 
 def _classes_in(kind: type[BaseModel], name: str) -> Iterator[type[BaseModel]]:

@@ -70,6 +70,8 @@ class Suite(Strict):
     """What decides."""
     limits: Limits
     """When a trial is given up."""
+    code: list[str] = Field(default_factory=list)
+    """Folders of own code, absolute."""
     resolved: dict[str, Any]
     """The merged file as plain data: loading it again gives this suite; written as `suite.yaml`."""
 

@@ -20,6 +20,9 @@ class SuiteFile(Strict):
     """What the answer's sentence answers."""
     job: Job
     """The work that is identical for every option."""
+    code: list[str] = Field(default_factory=list)
+    """Folders of your own code (or .py files, for their folders), relative to the suite: they go on the
+    trials' path, so that `package.module:Name` is found; their content is part of every trial's identity."""
     choices: dict[str, Any] = Field(default_factory=dict)
     """What every option shares."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -50,6 +50,6 @@ class Batches:
         starts = indices * (len(self._offsets) - 1)
         rows = self._tokens[starts[:, None] + self._offsets[None, :]].astype(np.int64)
         tensor = torch.from_numpy(rows)
-        if self._device == "cuda":
+        if self._device.startswith("cuda"):
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor

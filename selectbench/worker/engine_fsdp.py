@@ -66,11 +66,11 @@ class FsdpEngine(SingleEngine):
         return evaluation_forward(self._empty, weights)
 
     def kept_parameters(self) -> list[torch.Tensor]:
-        """This rank's shards."""
+        """The rank's shards."""
         return [_local(p) for p in self.module.parameters()]
 
     def kept_gradients(self) -> list[torch.Tensor] | None:
-        """This rank's shards of the reduced gradients."""
+        """The rank's shards of the reduced gradients."""
         return [_local(p.grad) for p in self.parameters if p.grad is not None]
 
 

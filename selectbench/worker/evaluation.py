@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from selectbench.data import prepared
+from selectbench.worker.identity import attention
+from selectbench.worker.model import logits_of
 from selectbench.worker.precision import without_tf32
+from selectbench.worker.world import World
+
+Logits = Callable[[torch.Tensor], torch.Tensor]
+"""Token ids of shape (sequences, seq_len) to logits of shape (sequences, seq_len, vocabulary)."""
 
 
 @dataclass(frozen=True)
@@ -51,26 +57,42 @@ class HeldOut:
         return hashlib.sha256(shape + self.sequences.astype("<i8").tobytes()).hexdigest()
 
 
-def heldout_loss(module: Any, held_out: HeldOut, *, sequences_per_batch: int, device: str) -> float:
-    """Mean loss in nats per token; NaN or infinity where the model has diverged.
+def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int, world: World) -> float:
+    """Mean loss in nats per token, the same on every rank; NaN or infinity where the model has diverged.
 
-    The module is left as it was: weights in less than fp32 are copied for the time of the evaluation.
+    Ranks score slices; `logits` is called equally often on each, as the calls of a sharded model wait for
+    one another: where sequences run out a rank scores one again, and doesn't count it.
     """
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    with evaluating(module), torch.inference_mode(), without_tf32():
-        weights = fp32_copies(module)
-        for start in range(0, len(held_out.sequences), sequences_per_batch):
-            batch = torch.from_numpy(held_out.sequences[start : start + sequences_per_batch]).to(device)
-            total += _nats(module, weights, batch)
-    return float(total) / held_out.tokens
+    total = torch.zeros((), dtype=torch.float64, device=world.device)
+    at_once = sequences_per_batch * world.size
+    for start in range(0, len(held_out.sequences), at_once):
+        mine = held_out.sequences[start + world.rank * sequences_per_batch :][:sequences_per_batch]
+        batch = torch.from_numpy(mine if len(mine) else held_out.sequences[:1]).to(world.device)
+        nats = _nats(logits, batch)
+        if len(mine):
+            total += nats
+    return float(world.total(total)) / held_out.tokens
 
 
-def _nats(module: Any, weights: dict[str, torch.Tensor], batch: torch.Tensor) -> torch.Tensor:
+def _nats(logits: Logits, batch: torch.Tensor) -> torch.Tensor:
     """Summed loss of a batch of sequences, float64."""
-    arguments = {"input_ids": batch[:, :-1], "use_cache": False}
-    output = torch.func.functional_call(module, weights, (), arguments) if weights else module(**arguments)
-    losses = F.cross_entropy(output.logits.float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+    losses = F.cross_entropy(logits(batch[:, :-1]).float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
     return losses.double().sum()
+
+
+@contextmanager
+def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = None) -> Iterator[Logits]:
+    """Token ids to logits with fp32 weights, sdpa attention and no dropout; the module is left as it was.
+
+    `weights`: all of them in fp32 by name, where the module's own can't serve. Otherwise its parameters in
+    less than fp32 are copied for the time of the evaluation.
+    """
+    with evaluating(module), torch.no_grad(), without_tf32():
+        used = fp32_copies(module) if weights is None else weights
+        if used:
+            yield lambda ids: logits_of(torch.func.functional_call(module, used, (ids,)))
+        else:
+            yield lambda ids: logits_of(module(ids))
 
 
 def fp32_copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -81,13 +103,14 @@ def fp32_copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 @contextmanager
 def evaluating(module: Any) -> Iterator[None]:
     """Evaluation mode with the sdpa kernel inside, the module's own mode and kernel after it."""
-    training, attention = module.training, module.config._attn_implementation
+    training, kernel = module.training, attention(module)
+    other = kernel not in (None, "sdpa")
     module.eval()
-    if attention != "sdpa":
+    if other:
         module.set_attn_implementation("sdpa")
     try:
         yield
     finally:
-        if attention != "sdpa":
-            module.set_attn_implementation(attention)
+        if other:
+            module.set_attn_implementation(kernel)
         module.train(training)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 
 def dtype_name(dtypes: set[torch.dtype]) -> str:
@@ -12,24 +14,46 @@ def dtype_name(dtypes: set[torch.dtype]) -> str:
     return "+".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
-def parameter_dtype(module: torch.nn.Module) -> str:
-    """Of all parameters."""
-    return dtype_name({p.dtype for p in module.parameters()})
+def updated_dtype(optimizers: Sequence[torch.optim.Optimizer]) -> str:
+    """Of all parameters that the optimizers update: master weights where there are such."""
+    return dtype_name({p.dtype for p in _updated(optimizers)})
 
 
-def gradient_dtype(module: torch.nn.Module) -> str:
-    """Of all gradients that the last step left on the parameters."""
-    return dtype_name({p.grad.dtype for p in module.parameters() if p.grad is not None})
+def _updated(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
 
 
-def optimizer_state_dtypes(optimizers: list[torch.optim.Optimizer]) -> list[str]:
+def optimizer_state_dtypes(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
     """Of all state tensors of more than one element, sorted; scalars are step counters."""
-    tensors = (v for o in optimizers for state in o.state.values() for v in state.values())
-    found = {t.dtype for t in tensors if isinstance(t, torch.Tensor) and t.numel() > 1}
+    found = {t.dtype for t in _states(optimizers) if t.numel() > 1}
     return sorted(str(dtype).removeprefix("torch.") for dtype in found)
 
 
-def optimizer_names(optimizers: list[torch.optim.Optimizer]) -> list[str]:
+def _states(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    values = (v for o in optimizers for state in o.state.values() for v in state.values())
+    return [_local(v) for v in values if isinstance(v, torch.Tensor)]
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def storage_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    """Bytes of the tensors' elements, those that share memory (tied, or views of one buffer) once."""
+    unique = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in tensors if t.numel()}
+    return sum(unique.values())
+
+
+def optimizer_state_bytes(
+    optimizers: Sequence[torch.optim.Optimizer], kept_parameters: Sequence[torch.Tensor]
+) -> int:
+    """Bytes of this rank's optimizer state, master weights beside the model's own among it."""
+    own = {t.data_ptr() for t in kept_parameters}
+    masters = [local for p in _updated(optimizers) if (local := _local(p)).data_ptr() not in own]
+    return storage_bytes(_states(optimizers)) + storage_bytes(masters)
+
+
+def optimizer_names(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
     """Classes with the implementation that their parameter groups ask for, `AdamW(fused)`."""
     return [f"{type(optimizer).__name__}{_implementation(optimizer.param_groups)}" for optimizer in optimizers]
 
@@ -41,6 +65,18 @@ def _implementation(groups: list[dict[str, Any]]) -> str:
     return f"({'+'.join(sorted(found))})"
 
 
-def attention(module: Any) -> str:
-    """The kernel as the model's configuration reports it."""
-    return str(module.config._attn_implementation)
+def attention(module: Any) -> str | None:
+    """The kernel as a transformers model's configuration reports it; None for any other model."""
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)
+
+
+def largest_dropout(module: torch.nn.Module) -> float:
+    """The largest of all dropout layers and of all numbers that parts keep under a name with `dropout` in it."""
+    layers = [part.p for part in module.modules() if isinstance(part, torch.nn.modules.dropout._DropoutNd)]
+    kept = [
+        float(value)
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if "dropout" in name and isinstance(value, float)
+    ]
+    return max([0.0, *layers, *kept])

@@ -1,151 +1,90 @@
-"""The training of one trial: stretches of steps between evaluations, then steps added for timing alone."""
+"""Our own training loop: the same for every way of sharing the work."""
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from selectbench.record.record import EvaluationPoint
-from selectbench.record.wire import Finished, GaveUp, Phase, Progress, Started
-from selectbench.suite.job import Eval, Job
-from selectbench.worker.evaluation import HeldOut, heldout_loss
-from selectbench.worker.memory import TrainingMemory
-from selectbench.worker.series import Diverged, Series
-from selectbench.worker.step import OptimizerStep, StepTensors
-from selectbench.worker.windows import ClosedWindow, Timing, Window, marks_of
+import torch
 
-Emit = Callable[[Started | Phase | Progress | Finished | GaveUp], None]
+from selectbench.worker.evaluation import Logits
+from selectbench.worker.learning_rate import LearningRates
+from selectbench.worker.recorder import Recorder
+from selectbench.worker.setting import Setting
+from selectbench.worker.step import FirstGradients, OptimizerStep
 
-SECONDS_BETWEEN_EDGES = {"cpu": 0.25, "cuda": 1.0}
-"""How long a window stays open at most: waiting for a CPU costs nothing, for a GPU it empties its queue."""
-LEAST_TIMED_STEPS = 5
-"""So that a median and its quartiles mean something."""
+
+class Unsupported(Exception):  # noqa: N818 - an outcome, not an error
+    """A choice can't be had here, found only by trying."""
 
 
 @dataclass
-class TrainingLoop:
-    """Runs a job's steps and evaluations, and collects what they yield."""
+class Trained:
+    """What a loop leaves behind for the certificate; None: the loop hides it."""
 
-    job: Job
-    module: Any
-    """The model, uncompiled, for evaluation."""
-    optimizer_step: OptimizerStep
-    shares: list[float]
-    """Of the peak learning rate, per step of the job."""
-    held_out: HeldOut | None
-    device: str
-    min_timed_seconds: float
-    emit: Emit
-    memory: TrainingMemory
-    count_compilations: Callable[[], int]
-    """Graphs compiled so far in this process."""
-    series: Series = field(default_factory=Series)
-    timing: Timing = field(default_factory=Timing)
-    evaluation_curve: list[EvaluationPoint] = field(default_factory=list)
-    evaluation_seconds: float = 0.0
+    recorder: Recorder
+    framework: str
+    strategy: str
+    optimizers: list[torch.optim.Optimizer]
+    parameters: list[torch.Tensor] | None
+    """Those that this rank keeps between steps."""
+    first_gradients: FirstGradients | None
+    reduction_dtype: str | None
+    compute_dtype: torch.dtype | None
+    resolved_config: dict[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        self.steps_done = 0
-        self._marks = marks_of(self.device)
-        self._compilations = self.count_compilations()
-        self._pending: list[StepTensors] = []
 
-    def run(self) -> None:
-        """The whole job, then the steps that timing still needs. Raises Diverged."""
-        for end in evaluation_steps(self.job):
-            self.emit(Phase(phase="train"))
-            self.memory.start()
-            while self.steps_done < end:
-                self._window(end)
-            self.memory.stop()
-            if self.held_out:
-                self._evaluate(self.held_out)
-        if not self._timed_enough():
-            self.emit(Phase(phase="extra"))
-        while not self._timed_enough():
-            self._window(None)
-
-    def _window(self, end: int | None) -> None:
-        """Steps between two synchronised edges, at least one; reading and reporting come after the second.
-
-        `end`: the number of steps done at which it ends at the latest; None: when enough is timed.
-        """
-        first, of_the_job = self.steps_done, self.steps_done < self.job.max_steps
-        window = Window(self._marks)
-        while True:
-            self._step(window)
-            if self._is_due(window) or self._is_last(window, end):
-                break
-        closed = window.close()
-        self.timing.add(closed, timed=first >= self.job.timing.warmup_steps, of_the_job=of_the_job)
-        self._read(closed, of_the_job)
-        self._report(closed)
-
-    def _is_last(self, window: Window, end: int | None) -> bool:
-        return self._timed_enough(len(window), window.open_seconds()) if end is None else self.steps_done == end
-
-    def _is_due(self, window: Window) -> bool:
-        at_end_of_warmup = self.steps_done == self.job.timing.warmup_steps
-        return at_end_of_warmup or window.open_seconds() >= SECONDS_BETWEEN_EDGES[self.device]
-
-    def _step(self, window: Window) -> None:
-        # A step added for timing trains on at the last learning rate; what it yields is dropped.
-        share = self.shares[min(self.steps_done, self.job.max_steps - 1)]
-        self._pending.append(self.optimizer_step.run(self.steps_done, share))
-        self.steps_done += 1
-        compilations = self.count_compilations()
-        window.step_done(compiled=compilations > self._compilations)
-        self._compilations = compilations
-
-    def _read(self, closed: ClosedWindow, of_the_job: bool) -> None:
-        pending, self._pending = self._pending, []
-        if of_the_job:
-            self.series.step_seconds += closed.step_seconds
-            self.series.read(pending)
-        else:
-            self.series.extra_step_seconds += closed.step_seconds
-
-    def _report(self, closed: ClosedWindow) -> None:
-        tokens = self.job.tokens_per_step * len(closed.step_seconds)
-        self.emit(
-            Progress(
-                step=min(self.steps_done, self.job.max_steps),
-                of=self.job.max_steps,
-                loss=self.series.losses[-1],
-                tokens_per_second=tokens / closed.seconds if closed.seconds > 0 else None,
-            )
+def train(setting: Setting) -> Trained:
+    """The whole job, then the steps that timing still needs. Raises Diverged and Unsupported."""
+    order = setting.order
+    with unsupported_where_missing(f"strategy {order.choices.strategy.name}"):
+        engine = _engine_class(order.choices.strategy.engine)(
+            setting.module, order.job, order.choices, setting.world
         )
-
-    def _evaluate(self, held_out: HeldOut) -> None:
-        self.emit(Phase(phase="evaluate"))
-        before = time.perf_counter()
-        # No more sequences at once than in training: an evaluation must not run out of memory first.
-        size = self.optimizer_step.micro_batch_size
-        loss = heldout_loss(self.module, held_out, sequences_per_batch=size, device=self.device)
-        self.evaluation_seconds += time.perf_counter() - before
-        if not math.isfinite(loss):
-            raise Diverged(f"the held-out loss after step {self.steps_done} is {loss}")
-        self.evaluation_curve.append(
-            EvaluationPoint(
-                step=self.steps_done,
-                tokens=self.steps_done * self.job.tokens_per_step,
-                training_seconds=self.timing.training_seconds,
-                loss=loss,
-            )
-        )
-
-    def _timed_enough(self, more_steps: int = 0, more_seconds: float = 0.0) -> bool:
-        """Whether the timed windows, and so much more, suffice: long enough, and voided ones made up for."""
-        wanted = max(LEAST_TIMED_STEPS, self.job.max_steps - self.job.timing.warmup_steps)
-        seconds = self.timing.timed_seconds + more_seconds
-        return len(self.timing.timed_steps) + more_steps >= wanted and seconds >= self.min_timed_seconds
+    recorder = recorder_for(setting, engine.evaluation, engine.optimizers)
+    step = OptimizerStep(
+        engine=engine, loss=setting.loss, batches=setting.batches, stream=setting.stream,
+        precision=order.choices.precision, world=setting.world, whereabouts=setting.whereabouts,
+        micro_batch_size=order.choices.micro_batch_size, tokens_per_step=order.job.tokens_per_step,
+        clip_norm=order.job.clip_norm,
+    )  # fmt: skip
+    while recorder.wants_step():
+        number = recorder.steps_done
+        recorder.step_done(step.run(number, setting.share_at(number)))
+    return Trained(
+        recorder, "native", engine.strategy, engine.optimizers, engine.kept_parameters(), step.first_gradients,
+        engine.reduction_dtype, step.compute_dtype, engine.resolved_config,
+    )  # fmt: skip
 
 
-def evaluation_steps(job: Job) -> list[int]:
-    """Numbers of optimizer steps after which the job evaluates, the last one always; the same for all options."""
-    every = job.eval.every_steps if isinstance(job.eval, Eval) else None
-    points = set(range(every, job.max_steps, every)) if every else set()
-    return sorted(points | {job.max_steps})
+def _engine_class(name: str) -> Any:
+    module, _, attribute = name.partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def recorder_for(
+    setting: Setting,
+    evaluation: Callable[[], AbstractContextManager[Logits]],
+    optimizers: list[torch.optim.Optimizer],
+) -> Recorder:
+    """The recorder of a trial; make it when optimizers have their peak learning rates and no step was made."""
+    order = setting.order
+    setting.recorder = Recorder(
+        job=order.job, world=setting.world, evaluation=evaluation, held_out=setting.held_out,
+        sequences_per_batch=order.choices.micro_batch_size, min_timed_seconds=order.min_timed_seconds,
+        emit=setting.emit, memory=setting.memory, learning_rates=LearningRates(optimizers),
+        whereabouts=setting.whereabouts, count_compilations=setting.count_compilations,
+    )  # fmt: skip
+    return setting.recorder
+
+
+@contextmanager
+def unsupported_where_missing(what: str) -> Iterator[None]:
+    """Turns a missing package or feature into the outcome `unsupported`, named by `what`."""
+    try:
+        yield
+    except (ImportError, NotImplementedError) as error:
+        raise Unsupported(f"{what}: {error}") from error

@@ -1,63 +1,36 @@
-"""The model of a trial: random weights from the seed, their digest, then dtype, device and compilation."""
+"""The model of a trial as the job states it, and what every way of training does to it."""
 
 from __future__ import annotations
 
+import copy
 import hashlib
-from dataclasses import dataclass
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.suite.model import resolved_vocab_size
-from selectbench.worker.seeds import derived_seed
 
 
-@dataclass(frozen=True)
-class BuiltModel:
-    """A model ready to train."""
+def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False) -> Any:
+    """The job's model in fp32 on the CPU, its weights drawn from torch's global generator.
 
-    module: Any
-    """The transformers model on its device: parameters, evaluation."""
-    forward: Any
-    """What the training calls: the module, or its compiled form over the same parameters."""
-    initial_weights_sha256: str
-    """Digest of the weights as drawn, in fp32."""
-    parameters: int
-    """Number of parameters, tied ones once."""
-
-
-def build_model(job: Job, choices: Choices, *, vocab_size: int, seed: int, device: str) -> BuiltModel:
-    """The job's model under the option's choices; `vocab_size` is the tokenizer's.
-
+    `vocab_size` is the tokenizer's. `empty`: parameters and buffers without memory, on the meta device.
     Raises ImportError or NotImplementedError where the attention kernel asked for can't be had.
     """
-    rows = resolved_vocab_size(job.model, vocab_size)
-    module = random_model(job.model.transformers_config(rows, job.seq_len), choices.attention.name, seed)
-    digest = weights_sha256(module)
-    cast_parameters(module, getattr(torch, choices.precision.parameter_dtype))
-    module.to(device)
-    module.config.use_cache = False
-    if choices.activation_checkpointing.enabled:
-        _enable_checkpointing(module)
-    module.train()
-    mode = choices.compile.mode
-    forward = module if mode is None else torch.compile(module, mode=mode)
-    return BuiltModel(module, forward, digest, sum(p.numel() for p in module.parameters()))
-
-
-def random_model(config: dict[str, Any], attention: str, seed: int) -> Any:
-    """A transformers causal language model, weights drawn on the CPU in fp32 from the seed alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derived_seed(seed, "weights"))
-        return AutoModelForCausalLM.from_config(
+    config = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
+    with torch.device("meta") if empty else nullcontext():
+        module = AutoModelForCausalLM.from_config(
             AutoConfig.for_model(**config), attn_implementation=attention, dtype=torch.float32
         )
+    module.config.use_cache = False
+    return module
 
 
-def _enable_checkpointing(module: Any) -> None:
+def enable_checkpointing(module: Any) -> None:
+    """Recompute every block's activations in the backward pass."""
     # transformers renames the method in the course of its fifth version; the first parameter stays.
     enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
     enable({"use_reentrant": False})
@@ -72,7 +45,47 @@ def weights_sha256(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-def cast_parameters(module: torch.nn.Module, dtype: torch.dtype) -> None:
-    """Parameters only: buffers such as rotary frequencies lose their meaning below fp32."""
+def cast_parameters(
+    module: torch.nn.Module, dtype: torch.dtype, device: str | None = None, *, through: str | None = None
+) -> None:
+    """Gives the module parameters of its own in this dtype, on this device; buffers keep their dtype.
+
+    Buffers such as rotary frequencies lose their meaning below fp32. Tied parameters stay tied. `through`: a
+    dtype to round to first.
+    """
     for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
+        start = parameter.data if through is None else parameter.data.to(getattr(torch, through))
+        parameter.data = start.to(device=device or parameter.device, dtype=dtype, copy=True)
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and device is not None:
+                part._buffers[name] = buffer.to(device)
+
+
+def empty_copy(module: torch.nn.Module) -> Any:
+    """The same module without memory for its parameters, to be called with weights given by name."""
+    known = {id(parameter): _empty(parameter) for parameter in module.parameters()}
+    return copy.deepcopy(module, memo=known)
+
+
+def _empty(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
+
+
+def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """The repeated blocks of a model, outermost first found: those of its own lists of modules.
+
+    transformers names its blocks' classes in `_no_split_modules`; other models' blocks are the members of
+    `torch.nn.ModuleList`s that lie in no other such list.
+    """
+    named = set(getattr(module, "_no_split_modules", None) or ())
+    if found := [part for part in module.modules() if type(part).__name__ in named]:
+        return found
+    lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
+    inner = {id(part) for outer in lists for part in outer.modules() if part is not outer}
+    return [block for outer in lists if id(outer) not in inner for block in outer]
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """Of a transformers output or a plain tensor, shape (sequences, seq_len, vocabulary)."""
+    return output if isinstance(output, torch.Tensor) else output.logits

@@ -3,31 +3,85 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from selectbench.record.record import Identity, Measurement, decimate
-from selectbench.record.wire import Finished, Order
+import torch
+
+from selectbench.record.record import Identity, Measurement, RankMemory, decimate
+from selectbench.record.wire import Finished
 from selectbench.worker import identity as found
-from selectbench.worker.loop import TrainingLoop
-from selectbench.worker.model import BuiltModel
+from selectbench.worker.loop import Trained
+from selectbench.worker.model import weights_sha256
 from selectbench.worker.precision import tf32_allowed
+from selectbench.worker.recorder import Recorder
 from selectbench.worker.schedule import shape_sha256
+from selectbench.worker.setting import Setting
 from selectbench.worker.token_stream import stream_sha256
+from selectbench.worker.world import World
 
 
-def finished(order: Order, built: BuiltModel, loop: TrainingLoop, startup_seconds: float) -> Finished:
-    """The trial's last event."""
+@dataclass(frozen=True)
+class Before:
+    """What is seen of the model before anything wraps, casts or shards it."""
+
+    weights_sha256: str | None
+    """On the first rank, which reports."""
+    parameters: int
+    attention: str | None
+    dropout: float | None
+
+    @classmethod
+    def training(cls, module: Any, world: World) -> Before:
+        """Look at the model."""
+        return cls(
+            weights_sha256(module) if world.is_first else None,
+            sum(p.numel() for p in module.parameters()),
+            found.attention(module),
+            found.largest_dropout(module),
+        )
+
+
+def finished(setting: Setting, before: Before, trained: Trained, began: float) -> Finished:
+    """The trial's last event; every rank calls it together.
+
+    `began`: the moment of the rank's first instruction, by `time.perf_counter`.
+    """
+    recorder = trained.recorder
+    memory = [RankMemory.model_validate(item) for item in setting.world.gathered(_rank_memory(setting, trained))]
     return Finished(
-        measurement=_measurement(order, loop, startup_seconds),
-        identity=_identity(order, built, loop),
-        evaluation_curve=loop.evaluation_curve,
-        loss_curve=decimate(list(enumerate(loop.series.losses))),
+        measurement=_measurement(setting, recorder, memory, began),
+        identity=_identity(setting, before, trained),
+        evaluation_curve=recorder.evaluation_curve,
+        loss_curve=decimate(list(enumerate(recorder.series.losses))),
+        resolved_config=trained.resolved_config,
     )
 
 
-def _measurement(order: Order, loop: TrainingLoop, startup_seconds: float) -> Measurement:
-    timing, series, held_out = loop.timing, loop.series, loop.held_out
+def _rank_memory(setting: Setting, trained: Trained) -> dict[str, int | None]:
+    kept = trained.parameters
+    return {
+        "rank": setting.world.rank,
+        **setting.memory.peaks(),
+        "parameter_bytes": None if kept is None else found.storage_bytes(kept),
+        "gradient_bytes": trained.first_gradients.bytes if trained.first_gradients else None,
+        "optimizer_state_bytes": found.optimizer_state_bytes(trained.optimizers, kept or []),
+    }
+
+
+def _largest(memory: Sequence[RankMemory]) -> dict[str, int | None]:
+    keys = (
+        "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries", "peak_pss_growth_bytes",
+    )  # fmt: skip
+    known = {key: [value for rank in memory if (value := getattr(rank, key)) is not None] for key in keys}
+    return {key: max(values, default=None) for key, values in known.items()}
+
+
+def _measurement(setting: Setting, recorder: Recorder, memory: list[RankMemory], began: float) -> Measurement:
+    timing, series, held_out = recorder.timing, recorder.series, recorder.held_out
     return Measurement(
-        tokens_per_step=order.job.tokens_per_step,
+        tokens_per_step=setting.order.job.tokens_per_step,
         steps_applied=sum(series.applied),
         steps_skipped=len(series.applied) - sum(series.applied),
         timed_steps=len(timing.timed_steps),
@@ -36,41 +90,54 @@ def _measurement(order: Order, loop: TrainingLoop, startup_seconds: float) -> Me
         step_time_median_seconds=timing.median_seconds(),
         step_time_iqr_seconds=timing.iqr_seconds(),
         warmup_seconds=timing.warmup_seconds(),
-        startup_seconds=startup_seconds,
+        startup_seconds=(recorder.first_step_at or began) - began,
         compile_seconds=timing.compile_seconds(),
         recompilations=timing.recompilations,
         training_seconds=timing.training_seconds,
-        evaluation_seconds=loop.evaluation_seconds,
+        evaluation_seconds=recorder.evaluation_seconds,
         first_loss=series.losses[0],
         last_loss=series.losses[-1],
-        final_loss=loop.evaluation_curve[-1].loss if held_out else None,
+        final_loss=recorder.evaluation_curve[-1].loss if held_out else None,
         heldout_tokens=held_out.tokens if held_out else None,
         heldout_bytes=held_out.bytes if held_out else None,
-        **loop.memory.peaks(),
+        memory_by_rank=memory,
+        **_largest(memory),
     )
 
 
-def _identity(order: Order, built: BuiltModel, loop: TrainingLoop) -> Identity:
-    step, series = loop.optimizer_step, loop.series
+def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
+    recorder, order = trained.recorder, setting.order
+    series, rates = recorder.series, recorder.learning_rates
     first_norm = series.gradient_norms[0]
+    gradients = trained.first_gradients.dtypes if trained.first_gradients else None
     return Identity(
-        initial_weights_sha256=built.initial_weights_sha256,
+        initial_weights_sha256=before.weights_sha256,
         token_stream_sha256=stream_sha256(series.stream_sums),
-        evaluation_set_sha256=loop.held_out.sha256() if loop.held_out else None,
-        parameters=built.parameters,
-        tokens_per_step=order.job.tokens_per_step,
+        evaluation_set_sha256=recorder.held_out.sha256() if recorder.held_out else None,
+        parameters=before.parameters,
+        tokens_per_step=series.tokens[0] if len(set(series.tokens)) == 1 else None,
         steps_requested=order.job.max_steps,
         steps_applied=sum(series.applied),
-        gradient_accumulation_steps=order.job.global_batch_size // order.choices.micro_batch_size,
-        learning_rate_shape_sha256=shape_sha256(loop.shares),
-        parameter_dtype=found.parameter_dtype(built.module),
-        gradient_dtype=found.gradient_dtype(built.module),
-        compute_dtype=found.dtype_name({step.compute_dtype} if step.compute_dtype else set()),
-        optimizer_state_dtype=found.optimizer_state_dtypes(step.engine.optimizers),
+        gradient_accumulation_steps=order.job.global_batch_size
+        // (order.choices.micro_batch_size * setting.world.size),
+        learning_rate_shape_sha256=shape_sha256(rates.shares) if rates.agree else None,
+        parameter_dtype=found.updated_dtype(trained.optimizers),
+        gradient_dtype=found.dtype_name(gradients) if gradients else None,
+        compute_dtype=_name_of(trained.compute_dtype),
+        optimizer_state_dtype=found.optimizer_state_dtypes(trained.optimizers),
         matmul_tf32=tf32_allowed(),
-        attention=found.attention(built.module),
-        optimizer=found.optimizer_names(step.engine.optimizers),
-        compiled=built.forward is not built.module and bool(loop.timing.compiling_steps),
+        attention=before.attention,
+        optimizer=found.optimizer_names(trained.optimizers),
+        compiled=order.choices.compile.mode is not None and recorder.compilations > 0,
         first_step_loss=series.losses[0],
         first_step_gradient_norm=first_norm if math.isfinite(first_norm) else None,
+        world_size=setting.world.size,
+        strategy=trained.strategy,
+        framework=trained.framework,
+        reduction_dtype=trained.reduction_dtype if setting.world.size > 1 else None,
+        dropout=before.dropout,
     )
+
+
+def _name_of(dtype: torch.dtype | None) -> str:
+    return found.dtype_name({dtype} if dtype else set())

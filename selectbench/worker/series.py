@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from selectbench.worker.step import StepTensors
+from selectbench.worker.world import World
 
 DIVERGED_ABOVE = 2.0
 """Times the first loss. A fresh model starts near ln(vocabulary), the loss of a uniform guess: twice that
@@ -23,23 +24,29 @@ class Diverged(Exception):  # noqa: N818 - an outcome, not an error
 
 
 class Series:
-    """Per optimizer step of the job, in order: loss, gradient norm, whether applied, stream sum, seconds."""
+    """Per optimizer step of the job, in order: loss, gradient norm, whether applied, stream sum, tokens, seconds.
+
+    Losses, stream sums and tokens are those of all ranks.
+    """
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.gradient_norms: list[float] = []
         self.applied: list[bool] = []
         self.stream_sums: list[int] = []
+        self.tokens: list[int] = []
         self.step_seconds: list[float] = []
         self.extra_step_seconds: list[float] = []
 
-    def read(self, steps: Sequence[StepTensors]) -> None:
-        """Fetches the steps' scalars from the device; waits for it. Raises Diverged."""
+    def read(self, steps: Sequence[StepTensors], world: World) -> None:
+        """Fetches the steps' scalars from the device; waits for it and for the other ranks. Raises Diverged."""
         known = len(self.losses)
-        self.losses += torch.stack([s.loss for s in steps]).tolist()
+        self.losses += world.total(torch.stack([s.loss for s in steps]).double()).tolist()
         self.gradient_norms += torch.stack([s.gradient_norm for s in steps]).tolist()
         self.applied += torch.stack([s.applied for s in steps]).tolist()
-        self.stream_sums += torch.stack([s.stream for s in steps]).tolist()
+        self.stream_sums += world.total(torch.stack([s.stream for s in steps])).tolist()
+        tokens = torch.tensor([s.tokens for s in steps], dtype=torch.int64, device=world.device)
+        self.tokens += world.total(tokens).tolist()
         for step in range(known, len(self.losses)):
             self._check(step)
 

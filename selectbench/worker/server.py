@@ -222,6 +222,7 @@ def run_order(order: str, events: int, parent: int | None = None) -> None:
     The process dies with its parent: the server, whose pid is `parent` where it was known before forking.
     """
     set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a new process takes the server's deafness over
     if parent is not None and os.getppid() != parent:
         sys.exit(1)  # the server died before the death signal was set
     from selectbench.record.wire import Order

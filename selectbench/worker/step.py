@@ -2,73 +2,103 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 
 from selectbench.choices.precision import PrecisionChoice
 from selectbench.worker.batches import Batches
-from selectbench.worker.engine import SingleEngine
+from selectbench.worker.engine import Engine
+from selectbench.worker.model import logits_of
 from selectbench.worker.precision import autocast
 from selectbench.worker.token_stream import TokenStream
+from selectbench.worker.whereabouts import Whereabouts
+from selectbench.worker.world import World
+
+SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits (sequences, seq_len, vocabulary) in fp32 and targets (sequences, seq_len) to the sum of token losses."""
 
 
 class StepTensors(NamedTuple):
-    """What a step leaves behind, as scalars on the device."""
+    """What a step leaves behind on this rank, as scalars on the device."""
 
     loss: torch.Tensor
-    """Mean over the step's tokens, before the update; nats per token, float32."""
+    """This rank's part of the mean over the step's tokens, before the update; nats per token, float32."""
     gradient_norm: torch.Tensor
-    """Global, before clipping."""
+    """Global, before clipping; the same on every rank."""
     applied: torch.Tensor
-    """Whether the weights were updated."""
+    """Whether the weights were updated; the same on every rank."""
     stream: torch.Tensor
-    """The step's sum of the token stream's digest, int64."""
+    """This rank's part of the step's sum of the token stream's digest, int64."""
+    tokens: int
+    """Tokens that the model consumed on this rank."""
+
+
+@dataclass
+class FirstGradients:
+    """What was found of the gradients in the first step, between backward pass and update."""
+
+    bytes: int | None = None
+    """That this rank keeps; None: not known."""
+    dtypes: set[torch.dtype] | None = None
 
 
 @dataclass
 class OptimizerStep:
-    """Carries out optimizer steps of a fixed cut."""
+    """Carries out optimizer steps of a fixed cut: a rank has a slice of the step, micro-batches slices of that."""
 
-    forward: Any
-    """The model, compiled or not."""
-    engine: SingleEngine
+    engine: Engine
+    loss: SummedLoss
     batches: Batches
     stream: TokenStream
     precision: PrecisionChoice
-    device: str
+    world: World
+    whereabouts: Whereabouts
     micro_batch_size: int
-    """Sequences per forward pass; divides the global batch size."""
+    """Sequences per forward pass; divides each rank's part of the global batch."""
     tokens_per_step: int
+    """Of all ranks."""
     clip_norm: float | None
     compute_dtype: torch.dtype | None = None
     """Of the logits, once a step has run."""
+    first_gradients: FirstGradients | None = field(default=None)
 
     def run(self, step: int, share_of_peak: float) -> StepTensors:
-        """Trains on the sequences of optimizer step `step` at this share of the peak learning rate."""
+        """Trains on this rank's sequences of optimizer step `step` at this share of the peak learning rate."""
         self.engine.begin_step(share_of_peak)
         indices = self.batches.sample_indices(step)
+        rows = len(indices) // self.world.size
+        start, end = self.world.rank * rows, (self.world.rank + 1) * rows
         losses, sums = [], []
-        for row in range(0, len(indices), self.micro_batch_size):
+        for row in range(start, end, self.micro_batch_size):
+            self.whereabouts.enter("forward pass", step)
             sequences = self.batches.sequences_at(indices[row : row + self.micro_batch_size])
             sums.append(self.stream.mixed(sequences, row))
-            losses.append(self._micro_batch(sequences, row + self.micro_batch_size >= len(indices)))
+            losses.append(self._micro_batch(sequences, step, row + self.micro_batch_size >= end))
+        self.first_gradients = self.first_gradients or self._look_at_gradients()
+        self.whereabouts.enter("update", step)
         norm, applied = self.engine.clip_and_step(self.clip_norm)
-        return StepTensors(_sum(losses), norm, applied, _sum(sums))
+        return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * (sequences.shape[1] - 1))
 
-    def _micro_batch(self, sequences: torch.Tensor, is_last: bool) -> torch.Tensor:
+    def _micro_batch(self, sequences: torch.Tensor, step: int, is_last: bool) -> torch.Tensor:
         """Adds the gradient of (sequences, seq_len + 1) token ids; their share of the step's loss."""
-        inputs, targets = sequences[:, :-1].contiguous(), sequences[:, 1:]
+        inputs, targets = sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
         with self.engine.micro_batch(is_last):
-            with autocast(self.precision, self.device):
-                logits = self.forward(input_ids=inputs, use_cache=False).logits
+            with autocast(self.precision, self.world.device_type):
+                logits = logits_of(self.engine.forward(inputs))
             self.compute_dtype = logits.dtype
-            total = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="sum")
-            loss = total / self.tokens_per_step
+            loss = self.loss(logits.float(), targets) / self.tokens_per_step
+            self.whereabouts.enter("backward pass", step)
             self.engine.backward(loss)
         return loss.detach()
+
+    def _look_at_gradients(self) -> FirstGradients:
+        kept = self.engine.kept_gradients()
+        if kept is None:
+            return FirstGradients()
+        return FirstGradients(sum(g.numel() * g.element_size() for g in kept), {g.dtype for g in kept})
 
 
 def _sum(scalars: list[torch.Tensor]) -> torch.Tensor:

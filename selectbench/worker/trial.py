@@ -1,10 +1,14 @@
-"""Runs one trial from its order to its last event."""
+"""Runs one trial from its order to its last event: in this process, or as several ranks below it."""
 
 from __future__ import annotations
 
-import contextlib
+import faulthandler
+import signal
+import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 
 import torch
@@ -17,22 +21,23 @@ from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
 from selectbench.suite.job import Eval
 from selectbench.worker.batches import Batches
 from selectbench.worker.compilation import compilation_counter, private_caches
-from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import HeldOut
-from selectbench.worker.loop import Emit, TrainingLoop
+from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
 from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training_memory
-from selectbench.worker.model import BuiltModel, build_model
-from selectbench.worker.outcome import finished
+from selectbench.worker.model import enable_checkpointing
+from selectbench.worker.outcome import Before, finished
 from selectbench.worker.precision import set_tf32
+from selectbench.worker.ranks import run_ranks
+from selectbench.worker.recorder import Emit
 from selectbench.worker.schedule import shares
 from selectbench.worker.seeds import derived_seed
 from selectbench.worker.series import Diverged
-from selectbench.worker.step import OptimizerStep
+from selectbench.worker.setting import Setting
+from selectbench.worker.software import versions
 from selectbench.worker.token_stream import TokenStream
-
-
-class Unsupported(Exception):  # noqa: N818 - an outcome, not an error
-    """A choice can't be had here, found only by trying."""
+from selectbench.worker.weights import ensure_weights, mapped_model
+from selectbench.worker.whereabouts import Whereabouts, nowhere
+from selectbench.worker.world import World
 
 
 def run_trial(order: Order, emit: Emit) -> None:
@@ -41,13 +46,34 @@ def run_trial(order: Order, emit: Emit) -> None:
     Running out of memory, divergence and what can't be had here end in GaveUp; any other exception is
     the caller's. Sets torch's thread count, random state and TF32 switch for the whole process.
     """
-    began = time.perf_counter()
-    memory = training_memory(order.device)
-    emit(Started())
+    emit(Started(software=versions()))
     emit(Phase(phase="setup"))
+    for folder in reversed(order.code):
+        sys.path.insert(0, folder)
+    with _failures_told(emit), private_caches(Path(order.trial_folder)):
+        if order.choices.strategy.name != "single":
+            ensure_weights(order, Prepared.open(Path(order.data_folder)).vocab_size)
+            run_ranks(order, emit, run_rank)
+        else:
+            # Asked where it is, a trial writes its stack to its log and ends.
+            faulthandler.register(signal.SIGTERM, chain=True)
+            run_rank(order, World(0, 1, order.device), emit, nowhere())
+
+
+def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts) -> None:
+    """Trains one rank's part; all ranks end together. Raises what `run_trial` turns into GaveUp."""
+    with _failures_told(emit):
+        began = time.perf_counter()
+        memory = training_memory(world.device_type)
+        done = _train(order, world, emit, whereabouts, began, memory)
+        if world.is_first:
+            emit(done)
+
+
+@contextmanager
+def _failures_told(emit: Emit) -> Iterator[None]:
     try:
-        with private_caches(Path(order.trial_folder)):
-            emit(_train(order, emit, began, memory))
+        yield
     except Diverged as reason:
         emit(GaveUp(kind="diverged", detail=str(reason)))
     except Unsupported as reason:
@@ -58,67 +84,46 @@ def run_trial(order: Order, emit: Emit) -> None:
         emit(GaveUp(kind="oom", detail=str(error) or type(error).__name__))
 
 
-def _train(order: Order, emit: Emit, began: float, memory: TrainingMemory) -> Finished:
+def _train(
+    order: Order, world: World, emit: Emit, whereabouts: Whereabouts, began: float, memory: TrainingMemory
+) -> Finished:
     torch.set_num_threads(order.threads)
     set_tf32(order.choices.precision.tf32)
-    data = Prepared.open(Path(order.data_folder))
-    with _unsupported_where_missing("attention"):
-        built = build_model(
-            order.job, order.choices, vocab_size=data.vocab_size, seed=order.trial.seed, device=order.device
-        )
-    engine = _engine(order, built)
-    loop = _loop(order, built, engine, data, emit, memory)
+    setting = _setting(order, world, emit, whereabouts, memory)
+    before = Before.training(setting.module, world)
+    loop = import_module("selectbench.worker.loop").train
     # Dropout draws from torch's global generator.
-    torch.manual_seed(derived_seed(order.trial.seed, "dropout"))
-    startup_seconds = time.perf_counter() - began
+    torch.manual_seed(derived_seed(order.trial.seed, "dropout", world.rank))
     try:
-        loop.run()
+        trained: Trained = loop(setting)
     finally:
-        loop.series.write(
-            Path(order.trial_folder) / "series.json", shares=loop.shares, peak_learning_rates=engine.peak_lrs()
-        )
-    return finished(order, built, loop, startup_seconds)
+        if setting.recorder is not None and world.is_first:
+            setting.recorder.write_series(Path(order.trial_folder) / "series.json")
+    return finished(setting, before, trained, began)
 
 
-@contextlib.contextmanager
-def _unsupported_where_missing(dimension: str) -> Iterator[None]:
-    try:
-        yield
-    except (ImportError, NotImplementedError) as error:
-        raise Unsupported(f"{dimension}: {error}") from error
-
-
-def _engine(order: Order, built: BuiltModel) -> SingleEngine:
-    with _unsupported_where_missing("optimizer"):
-        optimizers = order.choices.optimizer.build(built.module)
-    return SingleEngine(
-        list(built.module.parameters()),
-        optimizers,
-        device=order.device,
-        gradient_scaling=order.choices.precision.gradient_scaling,
-        keep_gradients=order.device == "cuda" and order.choices.compile.mode == "max-autotune",
-    )
-
-
-def _loop(
-    order: Order, built: BuiltModel, engine: SingleEngine, data: Prepared, emit: Emit, memory: TrainingMemory
-) -> TrainingLoop:
+def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, memory: TrainingMemory) -> Setting:
     job, choices = order.job, order.choices
-    batches = Batches(
-        data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size,
-        seed=order.trial.seed, device=order.device,
+    data = Prepared.open(Path(order.data_folder))
+    with unsupported_where_missing(f"attention {choices.attention.name}"):
+        module = mapped_model(order, data.vocab_size, ensure_weights(order, data.vocab_size))
+    if choices.activation_checkpointing.enabled:
+        enable_checkpointing(module)
+    module.train()
+    return Setting(
+        order=order, world=world, module=module, loss=_summed_cross_entropy,
+        batches=Batches(
+            data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size,
+            seed=order.trial.seed, device=world.device,
+        ),
+        stream=TokenStream(job.global_batch_size, job.seq_len, world.device),
+        shares=shares(job.lr_schedule, job.max_steps), held_out=_held_out(order, data), emit=emit, memory=memory,
+        whereabouts=whereabouts, count_compilations=compilation_counter(choices.compile.mode),
     )  # fmt: skip
-    step = OptimizerStep(
-        forward=built.forward, engine=engine, batches=batches,
-        stream=TokenStream(job.global_batch_size, job.seq_len, order.device),
-        precision=choices.precision, device=order.device, micro_batch_size=choices.micro_batch_size,
-        tokens_per_step=job.tokens_per_step, clip_norm=job.clip_norm,
-    )  # fmt: skip
-    return TrainingLoop(
-        job=job, module=built.module, optimizer_step=step, shares=shares(job.lr_schedule, job.max_steps),
-        held_out=_held_out(order, data), device=order.device, min_timed_seconds=order.min_timed_seconds,
-        emit=emit, memory=memory, count_compilations=compilation_counter(choices.compile.mode),
-    )  # fmt: skip
+
+
+def _summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
 def _held_out(order: Order, data: Prepared) -> HeldOut | None:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """This rank's place. Collectives are no-ops where there is no process group."""
+    """A rank's place. Collectives are no-ops where there is no process group."""
 
     rank: int
     """From 0."""

@@ -42,6 +42,7 @@ class Trials:
         self, *, seed: int = 0, job: dict[str, Any] | None = None, min_timed_seconds: float = 0.0, **choices: Any
     ) -> Order:
         settings = {"optimizer": ADAMW, "micro_batch_size": 8, **choices}
+        ranks = choices.get("world_size", 1)
         content = {
             "model": GPT2, "data": {"text": ["unused"]}, "tokenizer": {"bpe": 300}, "seq_len": 32,
             "global_batch_size": 8, "max_steps": 8, "eval": {"tokens": 1000}, "timing": {"warmup_steps": 2},
@@ -51,7 +52,8 @@ class Trials:
             trial=Trial(trial_id="t", option="o", seed=seed, settings=settings),
             job=Job.model_validate(content), choices=Choices.model_validate(settings), device="cpu", threads=1,
             data_folder=str(self.data_folder), trial_folder=str(self.trial_folder),
-            min_timed_seconds=min_timed_seconds,
+            min_timed_seconds=min_timed_seconds, world_size=ranks,
+            weights_folder=str(self.trial_folder / "weights"),
         )  # fmt: skip
 
     def events(self, **settings: Any) -> list[Any]:

@@ -1,13 +1,18 @@
 """Every choice that a CPU can run trains, and the certificate reports what was really used."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from selectbench.choices.execution import CompileOff
 from selectbench.choices.optimizer import AdamW
+from selectbench.choices.precision import Fp16Mixed, Fp32
 from selectbench.worker import trial as trial_module
 from selectbench.worker.engine import SingleEngine
-from selectbench.worker.evaluation import HeldOut, heldout_loss
-from selectbench.worker.model import cast_parameters, random_model
+from selectbench.worker.evaluation import HeldOut, evaluation_forward, heldout_loss
+from selectbench.worker.model import cast_parameters, new_model
+from selectbench.worker.world import ALONE
 
 OPTIMIZERS = [
     ({"name": "sgd", "lr": 0.3}, ["SGD(fused)"], ["float32"]),
@@ -68,17 +73,17 @@ def test_llama_trains(trials, precision):
 def test_fp16_skips_a_step_whose_scaled_gradients_overflow(trials):
     # Embeddings so large that the hidden states' gradients, scaled by the first 65536, exceed fp16's 65504.
     order = trials.order(precision="fp16_mixed", job={"max_steps": 12, "eval": "none"})
-    build = trial_module.build_model
+    mapped = trial_module.mapped_model
 
-    def build_large(*args, **settings):
-        built = build(*args, **settings)
-        with torch.no_grad():
-            built.module.transformer.wte.weight.mul_(10_000)
-        return built
+    def with_large_embeddings(*args):
+        module = mapped(*args)
+        embedding = module.transformer.wte.weight
+        embedding.data = embedding.data * 10_000
+        return module
 
     events = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial_module, "build_model", build_large)
+        patch.setattr(trial_module, "mapped_model", with_large_embeddings)
         trial_module.run_trial(order, events.append)
     finished = events[-1]
     assert finished.event == "finished", finished
@@ -88,10 +93,18 @@ def test_fp16_skips_a_step_whose_scaled_gradients_overflow(trials):
     assert finished.identity.first_step_gradient_norm is None
 
 
+def engine_of(model, optimizers, precision):
+    """What an option of these optimizers trains with."""
+    choices = SimpleNamespace(
+        optimizer=SimpleNamespace(build=lambda module: optimizers), precision=precision, compile=CompileOff()
+    )
+    return SingleEngine(model, None, choices, ALONE)
+
+
 def test_with_two_optimizers_a_step_is_applied_by_both_or_by_none():
-    first, second = (torch.nn.Parameter(torch.ones(4)) for _ in range(2))
-    optimizers = [torch.optim.SGD([p], lr=0.1) for p in (first, second)]
-    engine = SingleEngine([first, second], optimizers, device="cpu", gradient_scaling=True)
+    model = torch.nn.ParameterList(torch.ones(4) for _ in range(2))
+    first, second = model
+    engine = engine_of(model, [torch.optim.SGD([p], lr=0.1) for p in (first, second)], Fp16Mixed())
     engine.begin_step(1.0)
     engine.backward(first.sum() * 3e38 + second.sum())
     norm, applied = engine.clip_and_step(None)
@@ -106,22 +119,25 @@ def test_with_two_optimizers_a_step_is_applied_by_both_or_by_none():
     assert first.tolist() == second.tolist() == pytest.approx([0.95] * 4)
 
 
-def test_evaluation_of_half_precision_weights_is_in_fp32_and_leaves_them_alone():
-    config = {"model_type": "llama", "num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2,
-              "intermediate_size": 32, "vocab_size": 64, "max_position_embeddings": 16,
-              "tie_word_embeddings": True}  # fmt: skip
-    module = random_model(config, "eager", 0)
+def test_evaluation_of_half_precision_weights_is_in_fp32_and_leaves_them_alone(trials):
+    job = trials.order(job={"model": {**LLAMA, "tie_word_embeddings": True}, "seq_len": 16}).job
+    module = new_model(job, 64, attention="eager")
     cast_parameters(module, torch.bfloat16)
     module.train()
     stream = torch.randint(64, (200,), generator=torch.Generator().manual_seed(0)).numpy()
     held_out = HeldOut.first(stream, torch.ones(64, dtype=torch.int32).numpy(), tokens=100, seq_len=16)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
-    loss = heldout_loss(module, held_out, sequences_per_batch=3, device="cpu")
+
+    def loss_of(size):
+        with evaluation_forward(module) as logits:
+            return heldout_loss(logits, held_out, sequences_per_batch=size, world=ALONE)
+
+    loss = loss_of(3)
     assert all(p.dtype == torch.bfloat16 and torch.equal(p, before[n]) for n, p in module.named_parameters())
     assert module.config._attn_implementation == "eager"
     assert all(part.training for part in module.modules())
     cast_parameters(module, torch.float32)
-    assert loss == pytest.approx(heldout_loss(module, held_out, sequences_per_batch=100, device="cpu"), rel=1e-6)
+    assert loss == pytest.approx(loss_of(100), rel=1e-6)
     assert held_out.tokens == held_out.bytes == 112
 
 
@@ -136,13 +152,13 @@ def test_compiled_training_agrees_and_reports_its_cost(trials, tmp_path):
     assert compiled.measurement.recompilations == 0
     assert compiled.measurement.last_loss == pytest.approx(plain.measurement.last_loss, rel=1e-4)
     assert compiled.measurement.final_loss == pytest.approx(plain.measurement.final_loss, rel=1e-4)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["series.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["series.json", "weights"]
 
 
 def test_peak_learning_rates_are_each_groups_own(trials):
     model = torch.nn.Linear(2, 2)
     optimizers = [AdamW(lr=0.5).build(model)[0], torch.optim.SGD(model.parameters(), lr=0.25)]
-    engine = SingleEngine(list(model.parameters()), optimizers, device="cpu", gradient_scaling=False)
+    engine = engine_of(model, optimizers, Fp32())
     engine.begin_step(0.1)
     assert [g["lr"] for o in optimizers for g in o.param_groups] == pytest.approx([0.05, 0.05, 0.025])
     assert engine.peak_lrs() == [0.5, 0.5, 0.25]

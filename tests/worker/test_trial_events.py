@@ -31,7 +31,7 @@ def test_loss_falls_and_series_are_written(trials, tmp_path):
     assert series["learning_rate_share_of_peak"][0] == 0.5
     assert measurement.timed_steps == 38
     assert measurement.compile_seconds is None
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["series.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["series.json", "weights"]
 
 
 def test_extra_steps_reach_the_time_and_leave_the_quality_alone(trials):
@@ -90,7 +90,7 @@ def test_what_is_not_installed_is_unsupported(trials):
     last = trials.events(attention="flash_attention_2", precision="bf16_mixed")[-1]
     assert isinstance(last, GaveUp)
     assert last.kind == "unsupported"
-    assert last.detail.startswith("attention: ")
+    assert last.detail.startswith("attention flash_attention_2: ")
 
 
 def test_other_errors_are_the_callers(trials, tmp_path):

@@ -10,10 +10,11 @@ from selectbench.worker.memory import is_out_of_memory
 from selectbench.worker.series import Diverged, Series
 from selectbench.worker.step import StepTensors
 from selectbench.worker.windows import ClosedWindow, CpuMarks, Timing, Window
+from selectbench.worker.world import ALONE
 
 
 def steps(losses, norm=1.0, applied=True):
-    tail = (torch.tensor(norm), torch.tensor(applied), torch.tensor(7))
+    tail = (torch.tensor(norm), torch.tensor(applied), torch.tensor(7), 64)
     return [StepTensors(torch.tensor(loss), *tail) for loss in losses]
 
 
@@ -63,23 +64,23 @@ def test_a_recompilation_voids_its_window_and_is_made_up_for(trials):
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_diverges_with_its_step(loss):
     series = Series()
-    series.read(steps([5.0, 4.0]))
+    series.read(steps([5.0, 4.0]), ALONE)
     with pytest.raises(Diverged, match="step 3 is"):
-        series.read(steps([4.0, loss]))
+        series.read(steps([4.0, loss]), ALONE)
 
 
 def test_ten_steps_above_twice_the_first_loss_diverge_and_nine_do_not():
     series = Series()
-    series.read(steps([5.0] + [11.0] * 8))
+    series.read(steps([5.0] + [11.0] * 8), ALONE)
     with pytest.raises(Diverged, match="more than 2 times the first loss"):
-        series.read(steps([11.0]))
+        series.read(steps([11.0]), ALONE)
 
 
 def test_infinite_gradients_diverge_unless_the_step_was_skipped():
     series = Series()
-    series.read(steps([5.0], norm=math.inf, applied=False))
+    series.read(steps([5.0], norm=math.inf, applied=False), ALONE)
     with pytest.raises(Diverged, match="gradient norm of step 1"):
-        series.read(steps([5.0], norm=math.inf))
+        series.read(steps([5.0], norm=math.inf), ALONE)
 
 
 def test_what_counts_as_out_of_memory():

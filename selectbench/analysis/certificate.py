@@ -1,0 +1,178 @@
+"""Whether the options did the same job: every field of two trials' identities held against each other.
+
+A field is the same, differs as declared (a choice in which the two options differ names it in `may_change`),
+differs undeclared (a violation), or is not verified because a trial could not see it. Comparing is symmetric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from selectbench.analysis.row import Certificate, Violation
+from selectbench.analysis.summary import Summary
+from selectbench.record.record import Identity
+from selectbench.suite.suite import Option, Suite
+
+Status = Literal["same", "declared", "violation", "not_verified"]
+
+FIELDS = tuple(Identity.model_fields)
+FIRST_STEP = ("first_step_loss", "first_step_gradient_norm")
+"""Computed, not counted: compared within a tolerance."""
+
+FP32_TOLERANCE = {"first_step_loss": 1e-4, "first_step_gradient_norm": 1e-3}
+"""Relative, where both trials compute in fp32 without TF32: sums in another order. Cuts of a step into 1 to 8
+micro-batches differ by 3e-7 at most (kept runs, GPT-2 of 1 M parameters); another seed differs by 6e-4 and more."""
+HALF_TOLERANCE = {"first_step_loss": 1e-2, "first_step_gradient_norm": 5e-2}
+"""Relative, where one of them rounds to fewer bits: bf16 keeps 8, 0.4 % a rounding. bf16 and fp16 differ from
+fp32 by 2e-5 in the loss and 2e-3 in the norm at most (kept runs); the rest is room for larger models."""
+
+HIDDEN_IF_NONE = frozenset({
+    "initial_weights_sha256", "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256",
+    "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "attention", "optimizer",
+    "first_step_gradient_norm", "dropout",
+})  # fmt: skip
+"""Fields whose None says that the trial could not see them; in the others None is a value like any."""
+
+_FOLLOWS = {
+    "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
+    "world_size": frozenset({"gradient_accumulation_steps", "world_size"}),
+}
+"""What the dimensions that are plain numbers may change."""
+
+_DRAWS_MASKS = (
+    "gradient_accumulation_steps", "world_size", "framework", "attention", "compiled", "compute_dtype",
+)  # fmt: skip
+"""Fields on which the random numbers of dropout depend."""
+MASKS = "dropout: its masks depend on how a step is cut and computed"
+"""Stands among what is not verified where the trials dropped different activations."""
+
+
+def may_change(option: Option, other: Option) -> frozenset[str]:
+    """Identity fields that the choices in which two options differ may legitimately change."""
+    ours, theirs = option.choices.each(), other.choices.each()
+    changed = [choice for name in ours if ours[name] != theirs[name] for choice in (ours[name], theirs[name])]
+    numbers = [
+        fields for name, fields in _FOLLOWS.items() if getattr(option.choices, name) != getattr(other.choices, name)
+    ]
+    return frozenset().union(*(choice.may_change for choice in changed), *numbers)
+
+
+def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:
+    """The status of every field of two trials of one seed; `declared` may differ."""
+    other_masks = bool(ours.dropout or theirs.dropout) and any(
+        getattr(ours, name) != getattr(theirs, name) for name in _DRAWS_MASKS
+    )
+    return {name: _status(name, ours, theirs, name in declared, other_masks) for name in FIELDS}
+
+
+def _status(name: str, ours: Identity, theirs: Identity, declared: bool, other_masks: bool) -> Status:
+    mine, other = getattr(ours, name), getattr(theirs, name)
+    if name in HIDDEN_IF_NONE and {None, ""} & {_hashable(mine), _hashable(other)}:
+        return "not_verified"
+    if _agrees(name, ours, theirs):
+        return "not_verified" if name == "dropout" and other_masks else "same"
+    if declared:
+        return "declared"
+    return "not_verified" if name in FIRST_STEP and other_masks else "violation"
+
+
+def _hashable(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _agrees(name: str, ours: Identity, theirs: Identity) -> bool:
+    mine, other = getattr(ours, name), getattr(theirs, name)
+    if name in FIRST_STEP:
+        tolerance = (FP32_TOLERANCE if _is_fp32(ours) and _is_fp32(theirs) else HALF_TOLERANCE)[name]
+        return bool(abs(mine - other) <= tolerance * max(abs(mine), abs(other)))
+    if name == "reduction_dtype" and None in (mine, other):
+        return True  # One rank sums nothing.
+    return bool(mine == other)
+
+
+def _is_fp32(identity: Identity) -> bool:
+    dtypes = {identity.parameter_dtype, identity.compute_dtype, identity.gradient_dtype or "float32"}
+    return dtypes == {"float32"} and not identity.matmul_tf32
+
+
+def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
+    """What a trial of the option must have found, by identity field: what the job and single choices fix."""
+    job, choices = suite.job, option.choices
+    asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
+    for choice in choices.each().values():
+        asked |= choice.asks_for()
+    if choices.world_size != "auto":
+        asked["world_size"] = choices.world_size
+    asked["gradient_accumulation_steps"] = job.global_batch_size // (choices.micro_batch_size * found.world_size)
+    return asked
+
+
+def unmet(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
+    """What was asked for, of those fields in which the trial was found to be otherwise."""
+    asked = asked_for(suite, option, found)
+    return {name: value for name, value in asked.items() if getattr(found, name) not in (None, value)}
+
+
+@dataclass
+class _Findings:
+    """Of one option, collected over its seeds."""
+
+    declared: set[str] = field(default_factory=set)
+    violations: dict[str, Violation] = field(default_factory=dict)
+    not_verified: set[str] = field(default_factory=set)
+    unrecorded: list[int] = field(default_factory=list)
+    seeds: int = 0
+
+    def violate(self, name: str, seed: int, **values: Any) -> None:
+        """The values of the first seed are shown; the others' are in the records."""
+        before = self.violations.setdefault(name, Violation(field=name, seeds=[], **values))
+        self.violations[name] = before.model_copy(update={"seeds": [*before.seeds, seed]})
+
+    def certificate(self) -> Certificate:
+        unseen = [name for name in FIELDS if name in self.not_verified and name not in self.violations]
+        reasons = [MASKS if name == "dropout" and MASKS in self.not_verified else name for name in unseen]
+        missing = ", ".join(map(str, self.unrecorded))
+        return Certificate(
+            comparable=None if not self.seeds else not self.violations,
+            differs_as_declared=[n for n in FIELDS if n in self.declared and n not in self.violations],
+            violations=[self.violations[name] for name in FIELDS if name in self.violations],
+            not_verified=[*reasons, *([f"identity: none recorded for seed {missing}"] if missing else [])],
+        )
+
+
+def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> dict[str, Certificate]:
+    """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
+    found = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
+    for seed in baseline.planned:
+        done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
+        for summary in done.values():
+            _examine(suite, summary, next(iter(done.values())), seed, found[summary.name])
+    return {name: findings.certificate() for name, findings in found.items()}
+
+
+def _examine(suite: Suite, summary: Summary, reference: Summary, seed: int, into: _Findings) -> None:
+    ours, theirs = summary.completed[seed].identity, reference.completed[seed].identity
+    asked = unmet(suite, summary.option, ours) if ours else {}
+    for name, value in asked.items():
+        into.violate(
+            name, seed, asked=value, option=getattr(ours, name), baseline=getattr(theirs, name, None),
+            against=reference.name,
+        )  # fmt: skip
+    if summary is reference:
+        return
+    if ours is None or theirs is None:
+        into.unrecorded.append(seed)
+        return
+    statuses = compare(ours, theirs, may_change(summary.option, reference.option))
+    into.declared |= _of(statuses, "declared")
+    into.not_verified |= _of(statuses, "not_verified")
+    if statuses["dropout"] == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
+        into.not_verified.add(MASKS)
+    for name in _of(statuses, "violation") - asked.keys():
+        into.violate(name, seed, option=getattr(ours, name), baseline=getattr(theirs, name), against=reference.name)
+
+
+def _of(statuses: Mapping[str, Status], status: Status) -> set[str]:
+    return {name for name, found in statuses.items() if found == status}

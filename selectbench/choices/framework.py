@@ -1,0 +1,70 @@
+"""Which training loop runs the job. Each class names a function of the worker, `module:function`."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from selectbench.choices.choice import Choice, Needs, OwnName
+
+HF_TRAINER_INSTALL = "pip install 'selectbench[hf_trainer]'"
+
+
+class FrameworkChoice(Choice):
+    """A training loop."""
+
+    needs: ClassVar[Needs] = Needs(packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = frozenset({"framework"})
+    strategies: ClassVar[tuple[str, ...] | None] = None
+    """Strategies under which the loop runs; None: all."""
+    precisions: ClassVar[tuple[str, ...] | None] = None
+    """Precisions in which it trains; None: all."""
+
+    def unsupported_with(self, strategy: str, precision: str) -> str | None:
+        """Why the loop can't be had with these, or None."""
+        for dimension, known, chosen in (
+            ("strategy", self.strategies, strategy),
+            ("precision", self.precisions, precision),
+        ):
+            if known is not None and chosen not in known:
+                return f"framework {self.name}: runs with {dimension} {_either(known)} only, not with {chosen}"  # type: ignore[attr-defined]
+        return None
+
+
+class Native(FrameworkChoice):
+    """selectbench's own loop."""
+
+    source: ClassVar[str] = "a plain PyTorch training loop"
+    loop: ClassVar[str] = "selectbench.worker.loop:train"
+    name: Literal["native"] = "native"
+
+
+class HfTrainer(FrameworkChoice):
+    """transformers' Trainer, on the same token stream, schedule and evaluation."""
+
+    source: ClassVar[str] = "huggingface.co/docs/transformers/main_classes/trainer"
+    needs: ClassVar[Needs] = Needs(
+        packages=("torch", "transformers", "accelerate>=1.1"), install=HF_TRAINER_INSTALL
+    )
+    preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.hf_trainer",)
+    strategies: ClassVar[tuple[str, ...] | None] = ("single", "ddp")
+    precisions: ClassVar[tuple[str, ...] | None] = ("fp32", "tf32", "bf16_mixed", "fp16_mixed")
+    loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"
+    name: Literal["hf_trainer"] = "hf_trainer"
+
+
+class OwnFramework(FrameworkChoice):
+    """A training loop of your own, given the trial's model, batches and recorder."""
+
+    source: ClassVar[str] = "your own code"
+    strategies: ClassVar[tuple[str, ...] | None] = ("single", "ddp")
+    name: OwnName
+    """`package.module:function`, importable from a folder of the suite's `code`, or installed."""
+
+    @property
+    def loop(self) -> str:
+        """The name itself."""
+        return self.name
+
+
+def _either(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,180 @@
+"""DeepSpeed ZeRO: optimizer state, gradients and parameters divided among the ranks, by stage."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+
+if torch.version.cuda is None:
+    # DeepSpeed looks for a device on import and warns where it finds none; it must not open a GPU here either.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+import deepspeed
+
+from selectbench.choices import Choices
+from selectbench.suite.job import Job
+from selectbench.worker.deepspeed_config import deepspeed_config, resolved
+from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.loss_scale import LossScale
+from selectbench.worker.model import cast_parameters, empty_copy
+from selectbench.worker.world import World
+
+for _loaded_late in ("stage3", "muon.muon_optimizer"):
+    # DeepSpeed imports these when an engine is made, the second with all of torch's compiler: over a second.
+    with contextlib.suppress(ImportError):
+        importlib.import_module(f"deepspeed.runtime.zero.{_loaded_late}")
+
+
+class ZeroEngine:
+    """A DeepSpeed engine around this job's optimizer."""
+
+    def __init__(self, module: Any, job: Job, choices: Choices, world: World) -> None:
+        """As `Engine` says."""
+        # DeepSpeed calls collectives by names that newer versions of torch rename.
+        warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+        self.world = world
+        self.module = module
+        self.strategy = f"DeepSpeedEngine zero {choices.strategy.stage}"
+        precision = choices.precision
+        self.reduction_dtype: str | None = precision.parameter_dtype
+        self._empty = empty_copy(module)
+        cast_parameters(module, getattr(torch, precision.working_dtype or precision.parameter_dtype), world.device)
+        self.optimizers = _one_optimizer(module, choices)
+        self._groups = self.optimizers[0].param_groups
+        self._peaks = [group["lr"] for group in self._groups]
+        self._engine = self._initialized(job, choices)
+        self.forward = self._engine
+        self._zero: Any = self._engine.optimizer
+        self._show_partitions()
+        self._native_evaluation = precision.parameter_dtype == "float32" and precision.working_dtype is None
+        self._has_masters = precision.working_dtype is not None
+        self._scale = LossScale() if precision.gradient_scaling else None
+        self._yes = torch.ones((), dtype=torch.bool, device=world.device)
+        self.resolved_config: dict[str, Any] | None = resolved(self._engine._config)
+
+    def _initialized(self, job: Job, choices: Choices) -> Any:
+        config = deepspeed_config(
+            choices.strategy, choices.precision, micro_batch_size=choices.micro_batch_size,
+            gradient_accumulation_steps=job.global_batch_size // (choices.micro_batch_size * self.world.size),
+            clip_norm=job.clip_norm, parameters=sum(p.numel() for p in self.module.parameters()),
+        )  # fmt: skip
+        if self.world.device_type == "cpu":
+            _without_compiled_communication()
+        buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+        engine = deepspeed.initialize(model=self.module, optimizer=self.optimizers[0], config=config)[0]
+        # torch's scaler in it lets each rank and each group of parameters decide alone whether to skip a step.
+        engine.optimizer.torch_autocast_gradscaler = None
+        for name, buffer in self.module.named_buffers():
+            if buffer.dtype != buffers[name].dtype:
+                buffer.data = buffers[name].to(buffer.device)  # rotary frequencies below fp32 are other ones
+        if choices.compile.mode is not None:
+            engine.compile(compile_kwargs={"mode": choices.compile.mode})
+        return engine
+
+    def peak_lrs(self) -> list[float]:
+        """Peak learning rate of every parameter group, in order."""
+        return list(self._peaks)
+
+    def begin_step(self, share_of_peak: float) -> None:
+        """Sets every group's learning rate to its own peak times the share; DeepSpeed clears the gradients."""
+        for group, peak in zip(self._groups, self._peaks, strict=True):
+            group["lr"] = peak * share_of_peak
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        """Entered before the forward pass; `is_last`: gradients are complete after this backward pass."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        yield
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the loss's gradient: not divided by the micro-batches, and DeepSpeed's mean over ranks undone."""
+        if self._scale:
+            self._zero.override_loss_scale(self._scale.value)
+        self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
+
+    def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Updates the weights; the global gradient norm before clipping, and whether the update was applied."""
+        self._zero.clip_grad = max_norm or 0.0
+        self._hide_partitions()
+        self._engine.step()
+        self._show_partitions()
+        applied = bool(self._engine.was_step_applied())
+        if self._scale:
+            self._scale.update(applied)
+        norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
+        return norm, self._yes if applied else ~self._yes
+
+    def _hide_partitions(self) -> None:
+        """Stage 3 fills one group at a time while it updates, and relies on the others being empty."""
+        if hasattr(self._zero, "sub_group_to_group_id"):
+            for group in self._groups:
+                group["params"] = []
+
+    def _show_partitions(self) -> None:
+        """Between steps the optimizer's groups name what it updates, in stage 3 too."""
+        for number, group in getattr(self._zero, "sub_group_to_group_id", {}).items():
+            self._groups[group]["params"].append(self._zero.fp32_partitioned_groups_flat[number])
+
+    def evaluation(self) -> AbstractContextManager[Logits]:
+        """Through the engine's module where it computes in fp32; else all weights are gathered for the time."""
+        if self._native_evaluation:
+            return evaluation_forward(self.module)
+        return evaluation_forward(self._empty, dict(self._whole_weights()))
+
+    def _whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """All weights by name in fp32, the masters where there are such; every rank takes part."""
+        for name, parameter in self.module.named_parameters():
+            if self._has_masters:
+                yield name, deepspeed.utils.safe_get_full_fp32_param(parameter).float().view(_shape(parameter))
+            else:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield name, parameter.detach().float().clone()
+
+    def kept_parameters(self) -> list[torch.Tensor]:
+        """What this rank keeps; in stage 3 its shard, and small parameters whole besides, as DeepSpeed does."""
+        kept: list[torch.Tensor] = []
+        for parameter in self.module.parameters():
+            kept += [t for t in (getattr(parameter, "ds_tensor", None), parameter.data) if t is not None and t.numel()]
+        return kept
+
+    def kept_gradients(self) -> list[torch.Tensor] | None:
+        """From the ZeRO optimizer's buffers, each tensor once."""
+        found = {tensor.data_ptr(): tensor for tensor in _gradients(self._zero) if tensor.numel()}
+        return list(found.values()) or None
+
+
+def _one_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimizer]:
+    optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(module)
+    if len(optimizers) > 1:
+        raise NotImplementedError(
+            f"optimizer {choices.optimizer.name}: DeepSpeed updates flattened parts of matrices with one optimizer, "
+            "this choice updates whole matrices with one and the rest with another"
+        )
+    return optimizers
+
+
+def _without_compiled_communication() -> None:
+    # It would compile an operation for tensor-parallel inference, a minute's work; gloo does all that ZeRO needs.
+    known = getattr(deepspeed.ops, "__compatible_ops__", {})
+    known["deepspeed_shm_comm"] = False
+
+
+def _shape(parameter: Any) -> torch.Size:
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def _gradients(zero: Any) -> Iterator[torch.Tensor]:
+    """Of DeepSpeed's three optimizers: stages 1 and 2, stage 3, and stage 1 in bfloat16 with fp32 gradients."""
+    yield from getattr(zero, "fp32_groups_gradients_flat", [])
+    for partitions in getattr(zero, "averaged_gradients", {}).values():
+        yield from partitions or []
+    for group in getattr(zero, "single_partition_of_fp32_groups", getattr(zero, "fp32_partitioned_groups_flat", [])):
+        if group.grad is not None:
+            yield group.grad

@@ -1,0 +1,208 @@
+"""The ranks of a trial: processes that the trial's own process starts, hears and ends.
+
+A rank ends with its parent, and the others with the first that fails. Which one failed first is decided by
+the ranks' own clocks, and a rank that died without a word comes before those that only lost touch with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, MutableSequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from selectbench.record.wire import EVENT, Finished, GaveUp, Order
+from selectbench.worker.recorder import Emit
+from selectbench.worker.server import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
+from selectbench.worker.whereabouts import CELLS_PER_RANK, Whereabouts, describe
+from selectbench.worker.world import World
+
+PATIENCE = timedelta(days=7)
+"""Of collectives: a rank that hangs is ended by the bench's limits, which know which one it is."""
+SETTLING_SECONDS = 0.3
+"""How long after a rank's failure the others' are heard, to see which came first."""
+
+RunRank = Callable[[Order, World, Emit, Whereabouts], None]
+
+
+class AskedWhereItIsError(Exception):
+    """SIGTERM: the bench gives the trial up and wants to know which rank held it up."""
+
+
+@dataclass
+class Rank:
+    """One rank as the trial's process sees it."""
+
+    process: BaseProcess
+    messages: Connection
+    listening: bool = True
+
+
+@dataclass(order=True)
+class Failure:
+    """The end of a rank that failed; the least is the first."""
+
+    spoke: bool
+    """Whether it said so itself; a rank that was killed can't be a victim of another's end."""
+    at: float
+    """Monotonic seconds."""
+    gave_up: GaveUp = field(compare=False)
+
+
+def run_ranks(order: Order, emit: Emit, run_rank: RunRank) -> None:
+    """Runs the order's ranks; `emit` gets the first rank's events, Finished or GaveUp last."""
+    context: Any = multiprocessing.get_context("fork" if is_fork_safe() else "spawn")
+    cells = context.RawArray("q", order.world_size * CELLS_PER_RANK)
+    with socket.create_server(("127.0.0.1", 0)) as meeting:
+        ranks = [_start(context, order, number, meeting, cells, run_rank) for number in range(order.world_size)]
+    signal.signal(signal.SIGTERM, _raise_asked)
+    try:
+        emit(_outcome(ranks, emit))
+    except AskedWhereItIsError:
+        emit(_account(ranks, cells))
+    finally:
+        _end(ranks)
+
+
+def _start(context: Any, order: Order, number: int, meeting: socket.socket, cells: Any, run_rank: RunRank) -> Rank:
+    ours, theirs = context.Pipe(duplex=False)
+    text = order.model_dump_json()
+    process = context.Process(target=_rank_main, args=(text, number, meeting, theirs, cells, run_rank))
+    process.start()
+    theirs.close()
+    return Rank(process, ours)
+
+
+def _raise_asked(*_: object) -> None:
+    raise AskedWhereItIsError
+
+
+def _outcome(ranks: list[Rank], emit: Emit) -> Finished | GaveUp:
+    """Hears the ranks to the end of all of them, or a little beyond the first failure."""
+    finished: Finished | None = None
+    failures: list[Failure] = []
+    until: float | None = None
+    while any(rank.listening for rank in ranks) and (until is None or time.monotonic() < until):
+        sources = [rank.messages for rank in ranks if rank.listening]
+        ready = wait(sources, None if until is None else max(0.0, until - time.monotonic()))
+        for number, rank in enumerate(ranks):
+            if rank.messages in ready:
+                event = _heard(number, rank, failures)
+                if isinstance(event, Finished):
+                    finished = event
+                elif event is not None:
+                    emit(event)
+        if failures and until is None:
+            until = time.monotonic() + SETTLING_SECONDS
+    if failures:
+        return min(failures).gave_up
+    assert finished is not None, "the first rank ended well without a result"
+    return finished
+
+
+def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
+    """The rank's next event, None where it told or met its end."""
+    try:
+        at, text = json.loads(rank.messages.recv_bytes())
+    except EOFError:
+        rank.listening = False
+        rank.process.join()
+        status = rank.process.exitcode
+        if status and not any(failure.gave_up.rank == number for failure in failures):
+            gone = GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
+            failures.append(Failure(spoke=False, at=time.monotonic(), gave_up=gone))
+        return None
+    event = EVENT.validate_json(text)
+    if isinstance(event, GaveUp):
+        failures.append(Failure(spoke=True, at=at, gave_up=event))
+        return None
+    return event
+
+
+def _account(ranks: list[Rank], cells: MutableSequence[int]) -> GaveUp:
+    """Which rank is behind; each writes its stack into its log first."""
+    rank, sentence = describe(cells)
+    for each in ranks:
+        if each.process.is_alive():
+            each.process.terminate()
+    for each in ranks:
+        each.process.join(1.0)
+    return GaveUp(kind="timeout", detail=sentence, rank=rank)
+
+
+def _end(ranks: list[Rank]) -> None:
+    for rank in ranks:
+        rank.process.kill()
+    for rank in ranks:
+        rank.process.join()
+
+
+def _rank_main(
+    text: str, number: int, meeting: socket.socket, messages: Connection, cells: Any, run_rank: RunRank
+) -> None:
+    """A rank's whole life. Its last word is GaveUp where it failed."""
+    set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
+    order = Order.model_validate_json(text)
+    redirect(str(Path(order.trial_folder) / f"rank{number}.log"))
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    faulthandler.register(signal.SIGTERM, file=2, chain=True)
+
+    def emit(event: Any) -> None:
+        if isinstance(event, GaveUp):
+            event = event.model_copy(update={"rank": number})
+        elif number:
+            return
+        messages.send_bytes(json.dumps([time.monotonic(), event.model_dump_json()]).encode())
+
+    try:
+        for folder in reversed(order.code):  # where the process is a new one
+            if folder not in sys.path:
+                sys.path.insert(0, folder)
+        with _process_group(order, number, meeting) as world:
+            run_rank(order, world, emit, Whereabouts(cells, number))
+    except BaseException:
+        emit(GaveUp(kind="crashed", detail=""))
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _process_group(order: Order, number: int, meeting: socket.socket) -> Any:
+    """All ranks of this machine in one group, met at a port that the trial's process holds already."""
+    port = meeting.getsockname()[1]
+    device = order.device if order.device == "cpu" else f"cuda:{number}"
+    os.environ |= {
+        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(order.world_size),
+        "LOCAL_WORLD_SIZE": str(order.world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": str(order.threads),
+    }  # fmt: skip
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name need not resolve in a container
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    store = dist.TCPStore(  # type: ignore[attr-defined]
+        "127.0.0.1", port, order.world_size, is_master=number == 0, timeout=PATIENCE,
+        master_listen_fd=os.dup(meeting.fileno()) if number == 0 else None,
+    )  # fmt: skip
+    dist.init_process_group(
+        "gloo" if device == "cpu" else "nccl", store=store, rank=number, world_size=order.world_size,
+        timeout=PATIENCE, device_id=None if device == "cpu" else torch.device(device),
+    )  # fmt: skip
+    yield World(number, order.world_size, device)
+    dist.destroy_process_group()

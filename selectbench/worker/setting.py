@@ -1,0 +1,43 @@
+"""What a training loop is given: everything of a trial that is ready before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from selectbench.record.wire import Order
+from selectbench.worker.batches import Batches
+from selectbench.worker.evaluation import HeldOut
+from selectbench.worker.memory import TrainingMemory
+from selectbench.worker.recorder import Emit, Recorder
+from selectbench.worker.step import SummedLoss
+from selectbench.worker.token_stream import TokenStream
+from selectbench.worker.whereabouts import Whereabouts
+from selectbench.worker.world import World
+
+
+@dataclass
+class Setting:
+    """One rank's part of a trial, before an engine or a framework has touched the model."""
+
+    order: Order
+    world: World
+    module: Any
+    """The model on the CPU: initial weights in fp32, mapped and not to be written to; training mode."""
+    loss: SummedLoss
+    batches: Batches
+    stream: TokenStream
+    shares: list[float]
+    """Of the peak learning rate, per step of the job."""
+    held_out: HeldOut | None
+    emit: Emit
+    memory: TrainingMemory
+    whereabouts: Whereabouts
+    count_compilations: Callable[[], int]
+    recorder: Recorder | None = None
+    """Once the loop has made one: what is known is kept even where the training fails."""
+
+    def share_at(self, step: int) -> float:
+        """The share of the peak; a step added for timing trains on at the job's last one."""
+        return self.shares[min(step, len(self.shares) - 1)]

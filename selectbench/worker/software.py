@@ -1,0 +1,22 @@
+"""Versions of what a worker runs with."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "deepspeed", "bitsandbytes", "numpy", "tokenizers", "safetensors",
+    "flash-attn", "triton",
+)  # fmt: skip
+
+
+def versions() -> dict[str, str | None]:
+    """Of this interpreter and its libraries by distribution name; None: not installed."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
