@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -43,13 +44,15 @@ except ImportError:
     metadata = None
 for distribution in metadata.distributions() if metadata else []:
     try:
-        found["packages"].setdefault(distribution.metadata["Name"], distribution.version)
+        name, version = distribution.metadata["Name"], distribution.version
     except Exception:
         continue  # a distribution without its metadata counts as none
+    if name and version:
+        found["packages"].setdefault(name, version)
 if metadata:
     spec = util.find_spec("torch")
     found["torch"] = spec.origin if spec else None
-print("\\n" + json.dumps({str(k): v for k, v in found.items()}))
+print("\\n" + json.dumps(found))
 """
 """Runs under any Python 3, and tells what it finds on the last line that it prints."""
 
@@ -73,8 +76,8 @@ class Interpreter:
 @cache
 def inspect_interpreter(path: str) -> Interpreter:
     """Ask the interpreter. Raises UserError where it does not start, with what it printed."""
-    found = json.loads(_probe(path).splitlines()[-1])
-    versions = {canonicalize_name(name): version for name, version in found["packages"].items() if name and version}
+    found = _probe(path)
+    versions = {str(canonicalize_name(name)): version for name, version in found["packages"].items()}
     return Interpreter(
         path=path,
         python=f"{found['implementation']} {'.'.join(map(str, found['version']))}",
@@ -84,7 +87,7 @@ def inspect_interpreter(path: str) -> Interpreter:
     )
 
 
-def _probe(path: str) -> str:
+def _probe(path: str) -> dict[str, Any]:
     try:
         done = subprocess.run(
             [path, "-c", PROBE], capture_output=True, text=True, errors="replace", timeout=PROBE_SECONDS,
@@ -94,10 +97,13 @@ def _probe(path: str) -> str:
         raise UserError(f"python {path}: cannot be started: {error.strerror}") from None
     except subprocess.TimeoutExpired:
         raise UserError(f"python {path}: does not answer within {PROBE_SECONDS} s") from None
-    if done.returncode != 0 or not done.stdout.rstrip().endswith("}"):
+    try:
+        found: dict[str, Any] = json.loads(done.stdout.rstrip().splitlines()[-1])
+    except (ValueError, IndexError):
         said = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])
-        raise UserError(f"python {path}: is no Python that works (exit status {done.returncode}): {said}")
-    return done.stdout.rstrip()
+        status = f"exit status {done.returncode}"
+        raise UserError(f"python {path}: is no Python that works ({status}){f': {said}' if said else ''}") from None
+    return found
 
 
 def foreign_environment(path: str) -> dict[str, str]:

@@ -32,6 +32,7 @@ from selectbench.record.run_folder import (
 )
 from selectbench.record.store import FILE_NAME, append_record, last_attempts, read_records
 from selectbench.record.wire import Order, Phase, Progress
+from selectbench.suite.model import OwnModel
 
 CUDA_TIMED_SECONDS = 10.0
 """Least timed duration on CUDA where the suite states none: short windows on fast GPUs mislead."""
@@ -179,6 +180,7 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
         data_folder=str(preparation.prepared.folder),
         trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
         weights_folder=str((folder / WEIGHTS).resolve()),
+        code=suite.code,
         min_timed_seconds=stated if stated is not None else CUDA_TIMED_SECONDS if suite.device == "cuda" else 0.0,
     )
 
@@ -191,14 +193,20 @@ def rank_threads(world_size: int) -> int:
 
 def preload(preparation: Preparation, python: str | None) -> list[str]:
     """What an interpreter's server imports once: the worker, the model's family, what the choices name."""
-    vocab_size, seq_len = preparation.prepared.vocab_size, preparation.suite.job.seq_len
-    family = preparation.suite.job.model.transformers_config(vocab_size, seq_len)["model_type"]
-    modules = ["selectbench.worker.trial", f"transformers.models.{family}.modeling_{family}"]
+    modules = ["selectbench.worker.trial", *_model_modules(preparation)]
     for planned in preparation.plan.options:
         choices = planned.option.choices
         if planned.unsupported is None and choices.python == python:
             modules += [name for choice in choices.each().values() for name in choice.preload]
     return list(dict.fromkeys(modules))
+
+
+def _model_modules(preparation: Preparation) -> list[str]:
+    model, vocab_size = preparation.suite.job.model, preparation.prepared.vocab_size
+    if isinstance(model, OwnModel):  # own code is imported in the trial alone: what it does is the trial's
+        return []
+    family = model.transformers_config(vocab_size, preparation.suite.job.seq_len)["model_type"]
+    return [f"transformers.models.{family}.modeling_{family}"]
 
 
 class Narrator:

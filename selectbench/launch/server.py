@@ -31,7 +31,7 @@ class TrialServer:
     """One server process; started at the first trial, and again where it died."""
 
     def __init__(self, modules: Sequence[str], log: Path, python: str | None = None) -> None:
-        """`modules`: imported once, before forking; `log`: the server's own output; `python`: None for the bench's."""
+        """`modules`: imported once, before forking; `log`: the server's output; `python`: None for the bench's."""
         self.modules = list(modules)
         self.log = log
         self.python = python

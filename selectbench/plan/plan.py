@@ -12,10 +12,11 @@ from typing import Any
 from selectbench.data.prepare import Prepared, epochs
 from selectbench.errors import UserError
 from selectbench.interpreter import machine_for, worker_problem
-from selectbench.machine import Machine
+from selectbench.machine import Machine, usable_cores
 from selectbench.record.record import Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.model import resolved_vocab_size
+from selectbench.suite.own_code import own_code_sha256
 from selectbench.suite.suite import Option, Suite
 
 MEMORISING_EPOCHS = 4.0
@@ -51,12 +52,14 @@ class Plan:
     trials: list[PlannedTrial]
     """Round after round; within a round in an order shuffled from the suite, the same at every run."""
     parameters: int | None
-    """Of the model; None before it is built, for a configuration file."""
+    """Of the model; None before it is built, for a configuration file or own code."""
     tokens: int
     """Training tokens of one trial."""
     epochs: float | None
     """Passes over the training split; None: the data isn't prepared."""
     warnings: list[str]
+    own_code_sha256: str | None = None
+    """Of the suite's folders of own code; None: it has none."""
 
     def planned(self, option: str) -> PlannedOption:
         """The planned option of that name. Raises KeyError."""
@@ -64,11 +67,16 @@ class Plan:
 
 
 def make_plan(suite: Suite, machine: Machine, prepared: Prepared | None, code_sha256: str) -> Plan:
-    """`prepared`: the data, where it could be prepared; `code_sha256`: of what the trials run."""
+    """`prepared`: the data, where it could be prepared; `code_sha256`: of the package's own code.
+
+    Raises UserError where an option's step can't be cut for the ranks that `auto` finds, an interpreter does
+    not start, or own code can't be read.
+    """
+    own_code = own_code_sha256(suite.code)
     options = [_plan_option(suite, option, machine) for option in suite.options]
     passes = epochs(prepared, suite.job) if prepared else None
     identity = {"job": suite.job.model_dump(mode="json"), "data": prepared.key if prepared else None,
-                "device": suite.device, "code": code_sha256}  # fmt: skip
+                "device": suite.device, "code": code_sha256, "own_code": own_code}  # fmt: skip
     return Plan(
         suite=suite,
         options=options,
@@ -76,7 +84,8 @@ def make_plan(suite: Suite, machine: Machine, prepared: Prepared | None, code_sh
         parameters=_parameters(suite, prepared),
         tokens=suite.job.max_steps * suite.job.tokens_per_step,
         epochs=passes,
-        warnings=[*suite_warnings(suite, passes), *_baseline_warnings(suite, options)],
+        warnings=[*suite_warnings(suite, passes, usable_cores()), *_baseline_warnings(suite, options)],
+        own_code_sha256=own_code,
     )
 
 
@@ -122,15 +131,30 @@ def _parameters(suite: Suite, prepared: Prepared | None) -> int | None:
     return suite.job.model.parameters(vocab_size, suite.job.seq_len)
 
 
-def suite_warnings(suite: Suite, passes: float | None) -> list[str]:
-    """What a reader of the figures must know beforehand; `passes`: epochs, None: unknown."""
+def suite_warnings(suite: Suite, passes: float | None, cores: float | None = None) -> list[str]:
+    """What a reader of the figures must know beforehand.
+
+    `passes`: epochs; `cores`: that trials may use, where the job runs; None: unknown.
+    """
     caveats = [
         f"{option.name}: {caveat}"
         for option in suite.options
         for choice in option.choices.each().values()
         if (caveat := choice.caveat(suite.device))
     ]
-    return [*_repetition(suite, passes), *caveats]
+    return [*_repetition(suite, passes), *caveats, *_crowding(suite, cores)]
+
+
+def _crowding(suite: Suite, cores: float | None) -> list[str]:
+    """Ranks on a CPU are processes: more of them than cores take turns."""
+    if suite.device != "cpu" or cores is None:
+        return []
+    sizes = [(option.name, option.choices.world_size) for option in suite.options]
+    return [
+        f"{name}: {ranks} ranks share {cores:g} cores and take turns: not the speed of ranks on cores of their own"
+        for name, ranks in sizes
+        if ranks != "auto" and ranks > cores
+    ]
 
 
 def _repetition(suite: Suite, passes: float | None) -> list[str]:

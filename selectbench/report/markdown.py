@@ -10,8 +10,10 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import block, markdown, one_line, table
+from selectbench.report.identity import in_full
+from selectbench.report.memory import memory_by_rank
 from selectbench.report.method import method
-from selectbench.report.terminal import state
+from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.suite.suite import Suite
 
 _COLUMNS = (
@@ -35,8 +37,10 @@ def render(
         *question,
         f"**{markdown(ranking.answer)}**",
         "## Ranking", ranking_table(ranking), _table_notes(ranking),
+        *_section("## Whether it was the same job", in_full(ranking)),
+        *memory_by_rank(ranking),
         *_failures(ranking),
-        *_warnings(ranking),
+        *_section("## Warnings", ranking.warnings),
         "## How it was measured", method(suite, ranking, _done(records)),
         "## Run it again", block(command),
         "## Environment", table(["what", "value"], [list(pair) for pair in _flat(environment)], right=2),
@@ -54,7 +58,8 @@ def ranking_table(ranking: Ranking) -> str:
     heads = ["#", "option", "differs in", "seeds", ""]
     for name in shown:
         heads += [METRICS[name].title] + (["vs baseline"] if name in ratios else [])
-    rows = [_cells(ranking, row, shown, ratios) for row in ranking.rows]
+    heads += scaling_headings(ranking)
+    rows = [_cells(ranking, row, shown, ratios) + scaling_cells(ranking, row) for row in ranking.rows]
     return table(heads, rows, right=5)
 
 
@@ -93,17 +98,16 @@ def _table_notes(ranking: Ranking) -> str:
     ]
     if ranking.memory_kind:
         lines.append(f"Peak memory is {kind[ranking.memory_kind]}.")
+    if scaling_headings(ranking):
+        lines.append("Efficiency is the speed-up over the baseline, divided by the ratio of their ranks.")
+    lines += [f"{markdown(row.option)}: {markdown(note)}." for row in ranking.rows for note in row.notes]
     lines += [f"`{units.DASH}`: not known."]
     return "\n".join(f"- {line}" for line in lines)
 
 
 def _failures(ranking: Ranking) -> Iterator[str]:
-    """Rows that fail constraints or are another job, then every failed trial with its detail."""
-    barred = [
-        [markdown(row.option), markdown(why)]
-        for row in ranking.rows
-        for why in (*row.constraint_failures, *row.not_comparable)
-    ]
+    """Rows that fail constraints, then every failed trial with its detail."""
+    barred = [[markdown(row.option), markdown(why)] for row in ranking.rows for why in row.constraint_failures]
     failed = [(row.option, failure) for row in ranking.rows for failure in row.failures]
     if barred:
         yield "## Not eligible"
@@ -122,9 +126,8 @@ def _failures(ranking: Ranking) -> Iterator[str]:
         yield block("\n".join(text.strip().splitlines()[-_DETAIL_LINES:]))
 
 
-def _warnings(ranking: Ranking) -> list[str]:
-    lines = "\n".join(f"- {markdown(warning)}" for warning in ranking.warnings)
-    return ["## Warnings", lines] if lines else []
+def _section(heading: str, lines: Sequence[str]) -> list[str]:
+    return [heading, "\n".join(f"- {markdown(line)}" for line in lines)] if lines else []
 
 
 def _done(records: Sequence[Record]) -> list[Record]:

@@ -30,11 +30,15 @@ def _job(suite: Suite) -> str:
 
 def _same_job(suite: Suite, ranking: Ranking) -> str:
     rounds = f"{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
-    checked = "" if any(row.not_comparable for row in ranking.rows) else "; no row differs undeclared"
+    checked = "" if any(row.identity.violations for row in ranking.rows) else "; here no row differs undeclared"
     return (
-        f"Every option trains the same job once per seed ({rounds}), each trial in a process of its own, options "
-        "interleaved. A seed fixes initial weights and data order; digests of the weights, the consumed tokens and "
-        f"the evaluation set are compared between options{checked}."
+        f"Every option trains the same job once per seed ({rounds}), each trial on its own, options interleaved; a "
+        "seed fixes initial weights and data order. Each trial records what it used: digests of initial weights "
+        "before any cast, of the tokens consumed in every step and of the evaluation set, the shape "
+        "of the learning rate, the steps asked for and applied, and the dtypes, kernel, optimizer and ranks found "
+        "on the live objects. These are compared with the baseline's of the same seed, and with what was asked "
+        "for; the loss and gradient norm of the first step must agree as closely as the dtypes allow. A difference "
+        f"that no choice declares takes a row out of the ranking{checked}."
     )
 
 

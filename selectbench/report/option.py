@@ -10,6 +10,7 @@ from selectbench.analysis.row import Ranking
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.report.escape import block, markdown, table
+from selectbench.report.identity import not_the_same_job
 from selectbench.suite.suite import Suite
 
 _CURVE_POINTS = 12
@@ -28,7 +29,8 @@ def render(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str)
     last = {r.trial.seed: r for r in own if r.phase == "contest"}
     done = [r for r in last.values() if isinstance(r.outcome, Completed)]
     place = f"rank {row.rank} of {len(ranking.rows)}" if row.rank else f"not ranked ({row.status})"
-    why = "".join(f"\n- {markdown(text)}" for text in (*row.constraint_failures, *row.not_comparable))
+    causes = (*row.constraint_failures, *not_the_same_job(row), *row.notes)
+    why = "".join(f"\n- {markdown(text)}" for text in causes)
     differs = markdown(", ".join(row.differs_in)) or "nothing"
     sections = [
         f"# {markdown(ranking.suite)}: {markdown(name)}",

@@ -24,7 +24,8 @@ def plan_as_json(plan: Plan, estimate: Estimate | None) -> str:
     content: dict[str, Any] = {
         "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
         "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
-        "epochs": plan.epochs, "expected_seconds": total_seconds(plan, estimate), "warnings": plan.warnings,
+        "epochs": plan.epochs, "expected_seconds": total_seconds(plan, estimate),
+        "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
         "options": [_option_as_json(planned, estimate) for planned in plan.options],
         "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
                    for p in plan.trials],
@@ -37,6 +38,8 @@ def _option_as_json(planned: PlannedOption, estimate: Estimate | None) -> dict[s
         "option": planned.option.name, "differs_in": planned.option.differs_in,
         "micro_batch_size": planned.option.choices.micro_batch_size,
         "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
+        "strategy": planned.option.choices.strategy.model_dump(mode="json"),
+        "framework": planned.option.choices.framework.name, "python": planned.option.choices.python,
         "unsupported": planned.unsupported,
         "expected_seconds_per_trial": estimate.seconds.get(planned.option.name) if estimate else None,
     }  # fmt: skip
@@ -68,7 +71,7 @@ def print_plan(console: Console, plan: Plan, estimate: Estimate | None, notes: l
 
 def _table(plan: Plan, estimate: Estimate | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("option", "differs in"):
+    for heading in ("option", "differs in", "runs as"):
         table.add_column(heading, overflow="fold")
     for heading in ("micro-batch", "accumulation", "per trial"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -78,12 +81,22 @@ def _table(plan: Plan, estimate: Estimate | None) -> Table:
         table.add_row(
             Text(planned.option.name),
             Text(differs),
+            Text(_layout(planned)),
             str(planned.option.choices.micro_batch_size),
             f"x {planned.gradient_accumulation_steps}",
             "unsupported" if planned.unsupported else units.duration(seconds),
             style="dim" if planned.unsupported else "",
         )
     return table
+
+
+def _layout(planned: PlannedOption) -> str:
+    """`single`, `zero 2 x 4 ranks`, `ddp x 2 ranks, hf_trainer`."""
+    choices, ranks = planned.option.choices, planned.world_size
+    stage = getattr(choices.strategy, "stage", None)
+    strategy = f"{choices.strategy.name} {stage}" if stage else str(choices.strategy.name)
+    counted = strategy if strategy == "single" else f"{strategy} x {ranks} rank{'s' if ranks != 1 else ''}"
+    return counted if choices.framework.name == "native" else f"{counted}, {choices.framework.name}"
 
 
 def _seeds(seeds: list[int]) -> str:

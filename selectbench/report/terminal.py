@@ -11,6 +11,7 @@ from selectbench import units
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.report.escape import one_line
+from selectbench.report.identity import in_short, not_the_same_job
 
 _BY_IMPORTANCE = (
     "tokens_per_second", "final_perplexity", "peak_memory_bytes", "step_time_median_seconds", "final_loss",
@@ -24,7 +25,7 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
     console.print(Text(title, style="bold"))
     console.print(_table(ranking, console.width))
-    for line in notes(ranking):
+    for line in (*in_short(ranking), *notes(ranking)):
         console.print(Text(line, style="dim"))
     for warning in ranking.warnings:
         console.print(Text(f"warning: {one_line(warning)}", style="yellow"))
@@ -38,7 +39,7 @@ def state(row: Row) -> str:
     counted = [f"{kinds.count(kind)} {kind}" if row.n else kind for kind in dict.fromkeys(kinds)]
     if row.missing_seeds:
         counted.append(f"{len(row.missing_seeds)} missing")
-    if row.not_comparable:
+    if row.identity.violations:
         counted.insert(0, "not comparable")
     if row.constraint_failures:
         counted.insert(0, "fails constraint")
@@ -49,10 +50,11 @@ def notes(ranking: Ranking) -> list[str]:
     """One line for each cause why an option is not ranked, or not with all its seeds."""
     lines = []
     for row in ranking.rows:
+        lines += not_the_same_job(row)
         causes = {f"{failure.kind}: {one_line(failure.detail, 160)}": None for failure in row.failures}
         unjudged = [f"not judged: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "not_judged"]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*row.constraint_failures, *causes)]
-        lines += [f"{one_line(row.option)}: {cause}" for cause in unjudged]
+        lines += [f"{one_line(row.option)}: {cause}" for cause in (*unjudged, *row.notes)]
     return lines
 
 
@@ -65,6 +67,8 @@ def _table(ranking: Ranking, width: int) -> Table:
         table.add_column(METRICS[name].title, justify="right", no_wrap=True)
         if name == ranking.objective:
             table.add_column("vs base", justify="right", no_wrap=True)
+    for heading in scaling_headings(ranking):
+        table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     if any(state(row) for row in ranking.rows):
         table.add_column("", overflow="fold")
@@ -80,7 +84,21 @@ def _cells(ranking: Ranking, row: Row, shown: list[str]) -> list[Text]:
         cells.append(METRICS[name].show(metric.value))
         if name == ranking.objective:
             cells.append(units.ratio(metric.ratio_to_baseline))
-    return [Text(cell) for cell in (*cells, str(row.n), state(row))]
+    return [Text(cell) for cell in (*cells, *scaling_cells(ranking, row), str(row.n), state(row))]
+
+
+def scaling_headings(ranking: Ranking) -> list[str]:
+    """Columns that stand there only where rows have different numbers of ranks."""
+    return ["ranks", "speed-up", "efficiency"] if any(row.scaling for row in ranking.rows) else []
+
+
+def scaling_cells(ranking: Ranking, row: Row) -> list[str]:
+    """A row's cells under `scaling_headings`."""
+    if row.scaling is None:
+        return [units.DASH for _ in scaling_headings(ranking)]
+    efficiency = row.scaling.efficiency
+    shown = units.DASH if efficiency is None else f"{efficiency:.0%}"
+    return [str(row.scaling.world_size), units.ratio(row.scaling.speedup), shown]
 
 
 def _style(row: Row) -> str:
@@ -90,7 +108,7 @@ def _style(row: Row) -> str:
 def _columns(ranking: Ranking, width: int) -> list[str]:
     """The objective, then what else is known, in order of importance, as far as there is room."""
     wanted = [name for name in _BY_IMPORTANCE if any(row.metrics[name].value is not None for row in ranking.rows)]
-    left = width - _fixed_width(ranking, width)
+    left = width - _fixed_width(ranking, width) - sum(len(heading) + 2 for heading in scaling_headings(ranking))
     shown = [ranking.objective]
     left -= _width(ranking, ranking.objective)
     for name in (name for name in wanted if name != ranking.objective):

@@ -49,7 +49,7 @@ def check_distinct(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
 
 
 def check_files(document: Node, problems: Problems) -> None:
-    """A model's configuration and the folders of own code must be there; what a configuration holds, the job checks."""
+    """A model's configuration and folders of own code must be there; what the former holds, the job checks."""
     node = document.at(["job", "model"]).mapping.get("config")
     if node is not None and isinstance(node.value, str) and not config_file(node.value).exists():
         problems.at(node, f"there is no file {config_file(node.value)}")

@@ -7,10 +7,8 @@ folder; the suite holds them absolute, so that a worker anywhere, and a run's ow
 
 from __future__ import annotations
 
-import glob
-import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +31,7 @@ from selectbench.suite.grid import Row, excluded, rows_of
 from selectbench.suite.job import Job
 from selectbench.suite.merge import merge_document
 from selectbench.suite.overrides import apply_axes, apply_seeds, apply_settings
+from selectbench.suite.paths import with_absolute_paths, with_interpreter
 from selectbench.suite.problems import validate
 from selectbench.suite.shipped import find
 from selectbench.suite.suite import Option, Suite
@@ -78,7 +77,7 @@ def load_suite(
     document = _prepared(top, used, path, request, problems)
     if require_files:
         check_files(document, problems)
-    suite = _suite(document, used, chosen_device, request, problems, require_files=require_files)
+    suite = _suite(document, path, used, chosen_device, request, problems, require_files=require_files)
     _check_other_profiles(top, used, path, problems)
     problems.raise_if_any()
     assert suite is not None
@@ -122,50 +121,7 @@ def _prepared(top: Node, profile: str | None, path: Path, request: _Request | No
     named = (
         document if "name" in document.mapping else document.with_entries(name=Node(stem, document.place, "name"))
     )
-    return _with_absolute_paths(named, path.resolve().parent)
-
-
-def _with_absolute_paths(document: Node, folder: Path) -> Node:
-    job, code = document.mapping.get("job"), document.mapping.get("code")
-    if job is not None and isinstance(job.value, dict):
-        document = document.with_entries(job=_job_with_absolute_paths(job, folder))
-    if code is not None:
-        document = document.with_entries(code=_each(code, lambda node: _absolute(node, str(folder))))
-    if "exclude" in document.mapping:
-        # Compared with rows, whose interpreters are absolute by then; an axis keeps its labels as written.
-        patterns = _each(document.mapping["exclude"], lambda node: _with_interpreter(node, folder))
-        document = document.with_entries(exclude=patterns)
-    return document
-
-
-def _job_with_absolute_paths(job: Node, folder: Path) -> Node:
-    data, model = job.mapping.get("data"), job.mapping.get("model")
-    if data is not None and "text" in data.mapping:
-        # The folder is no pattern, even where its name holds a bracket.
-        patterns = _each(data.mapping["text"], lambda node: _absolute(node, glob.escape(str(folder))))
-        job = job.with_entries(data=data.with_entries(text=patterns))
-    if model is not None and "config" in model.mapping:
-        config = _absolute(model.mapping["config"], str(folder))
-        job = job.with_entries(model=model.with_entries(config=config))
-    return job
-
-
-def _with_interpreter(choices: Node, folder: Path) -> Node:
-    """A mapping of choices with the path of its interpreter absolute."""
-    python = choices.mapping.get("python")
-    return choices if python is None else choices.with_entries(python=_absolute(python, str(folder)))
-
-
-def _each(node: Node, change: Callable[[Node], Node]) -> Node:
-    """A list with every item changed; anything else as it is."""
-    return replace(node, value=[change(item) for item in node.items]) if isinstance(node.value, list) else node
-
-
-def _absolute(node: Node, folder: str) -> Node:
-    if not isinstance(node.value, str) or not node.value:
-        return node
-    # Not Path: it would drop nothing here, but a pattern's `..` must be resolved as text, before any glob.
-    return replace(node, value=os.path.normpath(os.path.join(folder, os.path.expanduser(node.value))))  # noqa: PTH111, PTH118
+    return with_absolute_paths(named, path.resolve().parent)
 
 
 def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Problems) -> None:
@@ -183,11 +139,11 @@ def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Pro
 
 
 def _suite(
-    document: Node, profile: str | None, device: Device, request: _Request, problems: Problems, *,
+    document: Node, path: Path, profile: str | None, device: Device, request: _Request, problems: Problems, *,
     require_files: bool,
 ) -> Suite | None:  # fmt: skip
     content: SuiteFile | None = validate(SuiteFile, document, problems)
-    names, rows = _rows(document, folder, from_command_line=bool(request.axes), problems=problems)
+    names, rows = _rows(document, path.resolve().parent, from_command_line=bool(request.axes), problems=problems)
     check_accumulation(rows, document, device, problems)
     check_distinct(rows, problems)
     if require_files:
@@ -203,10 +159,10 @@ def _suite(
 
 
 def _rows(
-    document: Node, *, from_command_line: bool, problems: Problems
+    document: Node, folder: Path, *, from_command_line: bool, problems: Problems
 ) -> tuple[list[str], list[tuple[Row, Choices]]]:
     """Names of all rows that are not excluded, and those rows that are valid."""
-    asked = rows_of(document, problems)
+    asked = [replace(row, choices=with_interpreter(row.choices, folder)) for row in rows_of(document, problems)]
     validated = [(row, validate(Choices, row.choices, problems)) for row in asked]
     rows = [(row, choices) for row, choices in validated if choices is not None]
     gone: set[str] = set()

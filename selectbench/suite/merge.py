@@ -11,7 +11,7 @@ from dataclasses import replace
 from selectbench.suite.document import Node, Place
 
 TAGS = frozenset({"name", "family", "config", "pretrained", "corpus", "text", "bpe"})
-"""Keys that say which class a mapping is, unless a mapping stands under them (DeepSpeed's `config`)."""
+"""Keys that say which class a mapping is; `config` only where no mapping stands under it, as DeepSpeed's does."""
 
 
 def merge(base: Node, over: Node) -> Node:
@@ -19,15 +19,15 @@ def merge(base: Node, over: Node) -> Node:
 
     A mapping without a tag over a shorthand (`{lr: 0.1}` over `sgd`) adds settings to it.
     """
-    if not isinstance(over.value, dict) or any(key in TAGS and not _is_mapping(n) for key, n in over.value.items()):
+    if not isinstance(over.value, dict) or _is_tagged(over.value):
         return over
     if isinstance(base.value, str):
         base = replace(base, value={"name": replace(base, path=f"{base.path}.name")})
     return merge_by_key(base, over) if isinstance(base.value, dict) else over
 
 
-def _is_mapping(node: Node) -> bool:
-    return isinstance(node.value, dict)
+def _is_tagged(mapping: dict[str, Node]) -> bool:
+    return any(key in TAGS and not (key == "config" and below.mapping) for key, below in mapping.items())
 
 
 def merge_by_key(base: Node, over: Node) -> Node:

@@ -95,7 +95,8 @@ def message_of(detail: Any, node: Node) -> str:
         key, words = BOUNDS[kind]
         return f"found {describe(node)}, must be {words} {context[key]}"
     if kind == "union_tag_invalid":
-        known = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
+        tags = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
+        known = FAMILIES if detail["loc"][-1] == "model" else tags
         return f"unknown name {context['tag']!r}{_nearest(context['tag'], known)}"
     if kind == "union_tag_not_found":
         return _untagged(detail, node)
@@ -108,8 +109,10 @@ def _other_message(kind: str, context: dict[str, Any], detail: Any, node: Node) 
         if isinstance(node.value, str):
             return f"unknown value {node.value!r}{_nearest(node.value, known)}"
         return f"found {describe(node)}, expected {_either(known)}"
-    if kind in ("too_short", "string_too_short"):
+    if kind == "too_short":
         return f"must have at least {context['min_length']} entry"
+    if kind == "string_too_short":
+        return "is empty"
     if kind == "string_too_long":
         return f"is longer than {context['max_length']} characters"
     if kind == "string_pattern_mismatch" and context["pattern"] == OWN_PATTERN:

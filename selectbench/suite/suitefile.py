@@ -20,7 +20,7 @@ class SuiteFile(Strict):
     """What the answer's sentence answers."""
     job: Job
     """The work that is identical for every option."""
-    code: list[str] = Field(default_factory=list)
+    code: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Folders of your own code (or .py files, for their folders), relative to the suite: they go on the
     trials' path, so that `package.module:Name` is found; their content is part of every trial's identity."""
     choices: dict[str, Any] = Field(default_factory=dict)

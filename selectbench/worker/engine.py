@@ -95,8 +95,10 @@ class SingleEngine:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(self.module)
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        # Engines that average over ranks ask for a loss as many times larger: together the scale is torch's.
+        scale = 2.0**16 / world.size
         scales = choices.precision.gradient_scaling
-        self._scaler = torch.amp.GradScaler(world.device_type) if scales else None
+        self._scaler = torch.amp.GradScaler(world.device_type, init_scale=scale) if scales else None
         # CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
         # gradient that exists beforehand is added to instead of aliasing that memory.
         self._keep_gradients = world.device_type == "cuda" and choices.compile.mode == "max-autotune"

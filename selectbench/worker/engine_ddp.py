@@ -18,11 +18,21 @@ class DdpEngine(SingleEngine):
 
     strategy = "DistributedDataParallel"
 
+    def _trained_module(self, choices: Choices) -> Any:
+        if choices.precision.working_dtype is not None:
+            raise NotImplementedError(
+                "DDP keeps no master weights beside the copy that it reduces: fsdp and zero do"
+            )
+        return super()._trained_module(choices)
+
     def _compiled(self, module: Any, choices: Choices) -> Any:
         return module  # DDP inside: compiled as one it is split at the buckets, so that reductions overlap
 
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         self.reduction_dtype = choices.precision.parameter_dtype
+        # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
+        # One more does no harm: the average of what is averaged already, and of new gradients, is their sum's.
+        self._records_graph = choices.strategy.static_graph
         device = self.world.device
         self._replica = DistributedDataParallel(
             module,
@@ -36,8 +46,10 @@ class DdpEngine(SingleEngine):
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:
         """Gradients stay on their rank but in the last: DDP decides that in the forward pass."""
-        with nullcontext() if is_last else self._replica.no_sync():
+        with nullcontext() if is_last or self._records_graph else self._replica.no_sync():
             yield
+        if is_last:
+            self._records_graph = False
 
     def backward(self, loss: torch.Tensor) -> None:
         """DDP averages over ranks; the sum over them is asked for."""

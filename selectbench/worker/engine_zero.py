@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import os
 import warnings
 from collections.abc import Iterator
@@ -68,7 +69,8 @@ class ZeroEngine:
         if self.world.device_type == "cpu":
             _without_compiled_communication()
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
-        engine = deepspeed.initialize(model=self.module, optimizer=self.optimizers[0], config=config)[0]
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints reports of memory; its warnings are logged
+            engine = deepspeed.initialize(model=self.module, optimizer=self.optimizers[0], config=config)[0]
         # torch's scaler in it lets each rank and each group of parameters decide alone whether to skip a step.
         engine.optimizer.torch_autocast_gradscaler = None
         for name, buffer in self.module.named_buffers():
@@ -139,10 +141,9 @@ class ZeroEngine:
 
     def kept_parameters(self) -> list[torch.Tensor]:
         """What this rank keeps; in stage 3 its shard, and small parameters whole besides, as DeepSpeed does."""
-        kept: list[torch.Tensor] = []
-        for parameter in self.module.parameters():
-            kept += [t for t in (getattr(parameter, "ds_tensor", None), parameter.data) if t is not None and t.numel()]
-        return kept
+        parameters = list(self.module.parameters())
+        shards = [p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]
+        return [tensor for tensor in shards + [p.data for p in parameters] if tensor.numel()]
 
     def kept_gradients(self) -> list[torch.Tensor] | None:
         """From the ZeRO optimizer's buffers, each tensor once."""
@@ -154,8 +155,8 @@ def _one_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimizer]
     optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(module)
     if len(optimizers) > 1:
         raise NotImplementedError(
-            f"optimizer {choices.optimizer.name}: DeepSpeed updates flattened parts of matrices with one optimizer, "
-            "this choice updates whole matrices with one and the rest with another"
+            f"optimizer {choices.optimizer.name}: it updates whole matrices with one optimizer and the rest with "
+            "another, DeepSpeed has one and flattens the matrices"
         )
     return optimizers
 
@@ -175,6 +176,5 @@ def _gradients(zero: Any) -> Iterator[torch.Tensor]:
     yield from getattr(zero, "fp32_groups_gradients_flat", [])
     for partitions in getattr(zero, "averaged_gradients", {}).values():
         yield from partitions or []
-    for group in getattr(zero, "single_partition_of_fp32_groups", getattr(zero, "fp32_partitioned_groups_flat", [])):
-        if group.grad is not None:
-            yield group.grad
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # of an offloaded optimizer
+        yield from (group.grad for group in getattr(zero, name, []) if group.grad is not None)

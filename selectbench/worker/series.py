@@ -19,6 +19,14 @@ DIVERGED_OVER_STEPS = 10
 """Steps whose mean loss is judged, so that one bad batch is not a divergence."""
 
 
+NORM_TOLERANCE = 1e-3
+"""Relative difference of a rank's gradient norm from all ranks' mean: sums in another order stay far below."""
+
+
+class RanksDisagreeError(RuntimeError):
+    """Gradients were not brought together over the ranks."""
+
+
 class Diverged(Exception):  # noqa: N818 - an outcome, not an error
     """The training left the numbers in which it can come back."""
 
@@ -42,7 +50,7 @@ class Series:
         """Fetches the steps' scalars from the device; waits for it and for the other ranks. Raises Diverged."""
         known = len(self.losses)
         self.losses += world.total(torch.stack([s.loss for s in steps]).double()).tolist()
-        self.gradient_norms += torch.stack([s.gradient_norm for s in steps]).tolist()
+        self.gradient_norms += _agreed(torch.stack([s.gradient_norm for s in steps]), known, world)
         self.applied += torch.stack([s.applied for s in steps]).tolist()
         self.stream_sums += world.total(torch.stack([s.stream for s in steps])).tolist()
         tokens = torch.tensor([s.tokens for s in steps], dtype=torch.int64, device=world.device)
@@ -79,6 +87,22 @@ class Series:
             "extra_step_seconds": self.extra_step_seconds,
         }
         path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def _agreed(norms: torch.Tensor, first_step: int, world: World) -> list[float]:
+    """The gradient norms, which every rank must have found alike: a reduction left out would show here.
+
+    Raises RanksDisagreeError.
+    """
+    own = norms.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    mean = world.total(own.clone()) / world.size
+    for step, (here, everywhere) in enumerate(zip(own.tolist(), mean.tolist(), strict=True), first_step):
+        if abs(here - everywhere) > NORM_TOLERANCE * abs(everywhere):
+            raise RanksDisagreeError(
+                f"the gradient norm of step {step} is {here:.6g} on rank {world.rank} and {everywhere:.6g} on "
+                "average: the ranks do not train one model"
+            )
+    return norms.tolist()
 
 
 def _storable(values: list[float]) -> list[float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import signal
 import subprocess
@@ -9,6 +10,13 @@ import sys
 from pathlib import Path
 
 import selectbench.worker.trial as real
+from selectbench.record.wire import GaveUp
+
+RANK_LOG = """\
+Traceback (most recent call last):
+  File "model.py", line 3, in forward
+ValueError: planted in rank 1
+"""
 
 
 def run_trial(order, emit):
@@ -33,9 +41,44 @@ def run_trial(order, emit):
         os._exit(0)
     if what == "hangs":
         signal.pause()
+    if what == "hangs_with_stack":
+        faulthandler.register(signal.SIGTERM, chain=True)
+        hang_in_the_planted_place()
+    if what == "ignores_sigterm":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.pause()
+    if what.startswith("rank"):
+        have_a_rank_fail(what, order, emit)
+        return
     real_run_trial(order, emit)
     if what == "never_ends":
         signal.pause()
+
+
+def hang_in_the_planted_place():
+    while True:
+        signal.pause()
+
+
+def have_a_rank_fail(what, order, emit):
+    """A leader's word on rank 1, whose log holds what it printed."""
+    (Path(order.trial_folder) / "rank1.log").write_text("" if what == "rank_is_killed" else RANK_LOG)
+    if what == "rank_raises":
+        emit(GaveUp(kind="crashed", detail="", rank=1, exit_status=1))
+    if what == "rank_is_killed":
+        emit(GaveUp(kind="crashed", detail="", rank=1, exit_status=-9))
+    if what == "rank_runs_out_of_memory_and_the_leader_hangs":
+        emit(GaveUp(kind="oom", detail="tried to allocate 1 EiB", rank=1))
+        signal.pause()
+    if what.startswith("rank_is_behind"):
+
+        def answer(*_):
+            emit(GaveUp(kind="timeout", detail="rank 1 is behind the others: forward pass of step 7", rank=1))
+
+        signal.signal(signal.SIGTERM, answer)
+        signal.pause()
+        if what == "rank_is_behind_and_the_leader_hangs":
+            signal.pause()
 
 
 def _event_pipe() -> int:

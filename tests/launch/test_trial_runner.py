@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,13 +11,14 @@ from pathlib import Path
 import pytest
 from launch.harness import all_pids, corpus, until
 
+import selectbench.launch.trial as trial
 from selectbench.choices import Choices
 from selectbench.data.prepare import prepare
 from selectbench.launch.server import TrialServer
 from selectbench.launch.signals import StopRequest
 from selectbench.launch.trial import TrialEnd, TrialRunner
 from selectbench.record.record import Completed, Failed, Trial
-from selectbench.record.wire import Order
+from selectbench.record.wire import Order, Progress
 from selectbench.suite.job import Job, TextFiles, Tokenizer
 from selectbench.suite.suite import Limits
 
@@ -46,8 +48,8 @@ class Bench:
         )  # fmt: skip
         return Order(
             trial=Trial(trial_id=option, option=option, seed=0, settings={}), job=job, choices=CHOICES,
-            device="cpu", threads=1, data_folder=str(self.data.folder),
-            trial_folder=str(self.folder / "trials" / option),
+            device="cpu", threads=1, world_size=1, data_folder=str(self.data.folder),
+            trial_folder=str(self.folder / "trials" / option), weights_folder=str(self.folder / "weights"),
             min_timed_seconds=0.0,
         )  # fmt: skip
 
@@ -79,6 +81,7 @@ def test_a_trial_completes(bench: Bench) -> None:
     end = bench.run("trains")
     assert isinstance(end.outcome, Completed)
     assert end.finished is not None
+    assert end.software["torch"]
 
 
 def test_an_exception_is_a_crash_with_its_traceback(bench: Bench) -> None:
@@ -108,6 +111,71 @@ def test_a_silent_trial_times_out(bench: Bench) -> None:
     outcome = failure(bench.run("hangs", stall_seconds=0.5))
     assert outcome.kind == "timeout"
     assert "limits.stall_seconds" in outcome.detail
+
+
+def test_a_trial_over_its_time_leaves_its_stack(bench: Bench) -> None:
+    outcome = failure(bench.run("hangs_with_stack", trial_seconds=1.5))
+    assert outcome.kind == "timeout"
+    assert outcome.detail.startswith("not done after 1.5 s (limits.trial_seconds)\n")
+    assert "hang_in_the_planted_place" in outcome.detail
+
+
+def test_a_spawned_trial_is_asked_too(tmp_path: Path) -> None:
+    def time_is_up_in_training(event: object) -> None:
+        if isinstance(event, Progress):
+            runner.limits = Limits(trial_seconds=0.001)
+
+    with a_bench(tmp_path, ["launch.threaded_module"]) as bench:
+        runner = TrialRunner(bench.server, Limits(), bench.stop, time_is_up_in_training)
+        order = bench.order("trains")
+        long = order.job.model_copy(update={"max_steps": 10**6})
+        outcome = failure(runner.run(order.model_copy(update={"job": long})))
+        assert outcome.kind == "timeout"
+        assert "loop.py" in outcome.detail
+
+
+def test_a_trial_that_does_not_answer_is_killed_when_its_grace_ends(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "TERM_GRACE_SECONDS", 0.5)
+    end = bench.run("ignores_sigterm", stall_seconds=1.0)
+    assert failure(end).kind == "timeout"
+    assert end.wall_seconds > 1.5
+
+
+def test_a_stop_request_waits_for_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "TERM_GRACE_SECONDS", 1000.0)
+    with a_bench(tmp_path, ["launch.planted_worker"]) as bench:
+        bench.stop.signal = signal.SIGINT
+        assert failure(bench.run("ignores_sigterm", trial_seconds=1.0)).kind == "interrupted"
+
+
+@pytest.mark.parametrize("option", ["rank_is_behind", "rank_is_behind_and_the_leader_hangs"])
+def test_a_leader_says_which_rank_is_behind(bench: Bench, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "TERM_GRACE_SECONDS", 0.5)
+    outcome = failure(bench.run(option, stall_seconds=1.0))
+    first, rest = outcome.detail.split("\n", 1)
+    assert outcome.kind == "timeout"
+    assert first == (
+        "no sign of life for 1 s (limits.stall_seconds); rank 1 is behind the others: forward pass of step 7"
+    )
+    assert rest.endswith("ValueError: planted in rank 1")
+
+
+def test_a_rank_that_raises_is_named_with_its_log(bench: Bench) -> None:
+    outcome = failure(bench.run("rank_raises"))
+    assert outcome.kind == "crashed"
+    assert outcome.detail.startswith("rank 1: ValueError: planted in rank 1; ended with exit status 1\nTraceback")
+
+
+def test_a_rank_that_is_killed_is_named(bench: Bench) -> None:
+    outcome = failure(bench.run("rank_is_killed"))
+    assert (outcome.kind, outcome.detail) == ("crashed", "rank 1: ended by SIGKILL, which nothing here sent")
+
+
+def test_what_a_trial_gave_up_for_is_not_lost_when_it_does_not_end(bench: Bench) -> None:
+    outcome = failure(bench.run("rank_runs_out_of_memory_and_the_leader_hangs", stall_seconds=1.0))
+    assert (outcome.kind, outcome.detail) == ("oom", "rank 1: tried to allocate 1 EiB")
 
 
 def test_a_trial_that_is_done_and_does_not_end_times_out(bench: Bench) -> None:

@@ -46,7 +46,7 @@ ONE_MISTAKE = {
     ),
     "model without a family": (
         changed(("family: gpt2, ", "")),
-        "mine.yaml:2:10: job.model: required key is missing: family (gpt2 or llama) or config (a file)",
+        "mine.yaml:2:10: job.model: required key is missing: family (gpt2, llama or package.module:Name) or config (a file or its folder)",
     ),
     "missing key": (
         changed(("  max_steps: 30\n", "")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,13 @@ import pytest
 
 from selectbench.choices import Choices
 from selectbench.data.prepare import prepare
+from selectbench.launch.server import TrialServer
+from selectbench.launch.signals import StopRequest
+from selectbench.launch.trial import TrialEnd, TrialRunner
 from selectbench.record.record import Trial
 from selectbench.record.wire import Finished, Order
 from selectbench.suite.job import Job, TextFiles, Tokenizer
+from selectbench.suite.suite import Limits
 from selectbench.worker.trial import run_trial
 
 GPT2 = {"family": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
@@ -39,8 +45,9 @@ class Trials:
         self.data_folder, self.trial_folder = data_folder, trial_folder
 
     def order(
-        self, *, seed: int = 0, job: dict[str, Any] | None = None, min_timed_seconds: float = 0.0, **choices: Any
-    ) -> Order:
+        self, *, seed: int = 0, job: dict[str, Any] | None = None, min_timed_seconds: float = 0.0,
+        option: str = "o", code: Sequence[str] = (), **choices: Any,
+    ) -> Order:  # fmt: skip
         settings = {"optimizer": ADAMW, "micro_batch_size": 8, **choices}
         ranks = choices.get("world_size", 1)
         content = {
@@ -49,11 +56,11 @@ class Trials:
             "lr_schedule": {"name": "cosine", "warmup_steps": 2}, **(job or {}),
         }  # fmt: skip
         return Order(
-            trial=Trial(trial_id="t", option="o", seed=seed, settings=settings),
+            trial=Trial(trial_id="t", option=option, seed=seed, settings=settings),
             job=Job.model_validate(content), choices=Choices.model_validate(settings), device="cpu", threads=1,
             data_folder=str(self.data_folder), trial_folder=str(self.trial_folder),
             min_timed_seconds=min_timed_seconds, world_size=ranks,
-            weights_folder=str(self.trial_folder / "weights"),
+            weights_folder=str(self.trial_folder / "weights"), code=list(code),
         )  # fmt: skip
 
     def events(self, **settings: Any) -> list[Any]:
@@ -70,3 +77,40 @@ class Trials:
 @pytest.fixture
 def trials(data_folder: Path, tmp_path: Path) -> Trials:
     return Trials(data_folder, tmp_path)
+
+
+class LaunchedTrials(Trials):
+    """Runs the orders as the bench does: in processes forked from a trial server."""
+
+    runner: TrialRunner
+
+    def end(self, **settings: Any) -> TrialEnd:
+        """How the trial ended, whatever the outcome."""
+        return self.runner.run(self.order(**settings))
+
+    def finished(self, **settings: Any) -> Finished:
+        end = self.end(**settings)
+        assert end.finished is not None, end.outcome
+        return end.finished
+
+    def series(self) -> dict[str, Any]:
+        """Of the last trial."""
+        content: dict[str, Any] = json.loads((self.trial_folder / "series.json").read_text())
+        return content
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialServer]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where planted code lies
+        modules = ["selectbench.worker.trial", "transformers.models.gpt2.modeling_gpt2", "planted_ranks"]
+        with TrialServer(modules, tmp_path_factory.mktemp("server") / "log.txt") as started:
+            yield started
+
+
+@pytest.fixture
+def launched(data_folder: Path, tmp_path: Path, server: TrialServer) -> Iterator[LaunchedTrials]:
+    made = LaunchedTrials(data_folder, tmp_path)
+    with StopRequest() as stop:
+        made.runner = TrialRunner(server, Limits(trial_seconds=120), stop, lambda event: None)
+        yield made

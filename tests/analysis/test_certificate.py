@@ -1,0 +1,301 @@
+"""What two options' identities prove, and what they do not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evidence.readme_table import ROOT
+from hypothesis import given
+from hypothesis import strategies as st
+from made_records import IDENTITY, make_record, make_suite
+
+from selectbench.analysis.certificate import FIELDS, MASKS, certify, compare, may_change
+from selectbench.analysis.row import Certificate
+from selectbench.analysis.summary import summarise
+from selectbench.choices import REGISTRY
+from selectbench.launch.publish import read_run
+from selectbench.record.record import Identity, Record
+from selectbench.suite.suite import Suite
+
+NOTHING: frozenset[str] = frozenset()
+OTHER: dict[str, Any] = {
+    "initial_weights_sha256": "f" * 64, "token_stream_sha256": "f" * 64, "evaluation_set_sha256": "f" * 64,
+    "parameters": 1_000_001, "tokens_per_step": 1024, "steps_requested": 59, "steps_applied": 59,
+    "gradient_accumulation_steps": 2, "learning_rate_shape_sha256": "f" * 64, "parameter_dtype": "bfloat16",
+    "gradient_dtype": "bfloat16", "compute_dtype": "bfloat16", "optimizer_state_dtype": ["bfloat16"],
+    "matmul_tf32": True, "attention": "eager", "optimizer": ["SGD(fused)"], "compiled": True,
+    "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2, "strategy": "FSDPModule",
+    "framework": "transformers.Trainer", "loss": "mine:Loss", "dropout": 0.1, "code_sha256": "f" * 64,
+}  # fmt: skip
+
+
+def certificates(suite: Suite, records: list[Record]) -> dict[str, Certificate]:
+    summaries, _ = summarise(suite, records)
+    return certify(suite, summaries, next(s for s in summaries if s.name == suite.baseline))
+
+
+def against_fp32(other: dict[str, Any], **changes: Any) -> Certificate:
+    """Of an option with these choices whose three seeds were found with these changes."""
+    suite = make_suite("fp32", ("other", other))
+    records = [make_record("fp32", s) for s in range(3)]
+    return certificates(suite, records + [make_record("other", s, identity=changes) for s in range(3)])["other"]
+
+
+def test_every_field_is_tried_below() -> None:
+    assert set(OTHER) == set(FIELDS) - {"reduction_dtype"}
+
+
+@pytest.mark.parametrize("field", OTHER)
+def test_an_undeclared_difference_is_named_with_both_values(field: str) -> None:
+    found = against_fp32({}, **{field: OTHER[field]})
+    violations = {v.field: v for v in found.violations}
+    assert found.comparable is False
+    assert set(violations) == ({field, "gradient_accumulation_steps"} if field == "world_size" else {field})
+    assert (violations[field].baseline, violations[field].option) == (getattr(IDENTITY, field), OTHER[field])
+    assert (violations[field].against, violations[field].seeds) == ("fp32", [0, 1, 2])
+    assert found.differs_as_declared == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "changes"),
+    [
+        ({"precision": {"name": "bf16_mixed"}}, {"compute_dtype": "bfloat16"}),
+        ({"precision": {"name": "tf32"}}, {"matmul_tf32": True}),
+        ({"precision": {"name": "fp16_mixed"}}, {"compute_dtype": "float16", "steps_applied": 59}),
+        ({"precision": {"name": "bf16_pure"}},
+         {"parameter_dtype": "bfloat16", "gradient_dtype": "bfloat16", "compute_dtype": "bfloat16",
+          "optimizer_state_dtype": ["bfloat16"]}),
+        ({"optimizer": {"name": "lion", "lr": 1e-4}}, {"optimizer": ["Lion32bit"]}),
+        ({"attention": {"name": "eager"}}, {"attention": "eager"}),
+        ({"compile": {"name": "default"}}, {"compiled": True}),
+        ({"micro_batch_size": 4}, {"gradient_accumulation_steps": 4}),
+        ({"micro_batch_size": 8, "world_size": 2, "strategy": {"name": "ddp"}},
+         {"world_size": 2, "strategy": "DistributedDataParallel", "reduction_dtype": "float32"}),
+        ({"micro_batch_size": 8, "world_size": 2, "strategy": {"name": "zero", "stage": 2}},
+         {"world_size": 2, "strategy": "DeepSpeedEngine zero 2", "reduction_dtype": "float32"}),
+    ],
+)  # fmt: skip
+def test_a_difference_that_a_choice_declares(choices: dict[str, Any], changes: dict[str, Any]) -> None:
+    found = against_fp32(choices, **changes)
+    assert found.comparable is True
+    assert found.violations == []
+    assert set(found.differs_as_declared) == changes.keys() - {"reduction_dtype"}
+    assert found.not_verified == []
+
+
+def test_gradients_summed_in_another_dtype_are_a_violation_between_options_of_several_ranks() -> None:
+    zero = {"strategy": {"name": "zero", "stage": 1}, "world_size": 2, "micro_batch_size": 8}
+    suite = make_suite(("ddp", {**zero, "strategy": {"name": "ddp"}}), ("zero", zero), seeds=[0])
+    two = {"world_size": 2, "reduction_dtype": "float32"}
+    records = [
+        make_record("ddp", 0, identity={**two, "strategy": "DistributedDataParallel"}),
+        make_record(
+            "zero", 0, identity={**two, "strategy": "DeepSpeedEngine zero 1", "reduction_dtype": "bfloat16"}
+        ),
+    ]
+    (violation,) = certificates(suite, records)["zero"].violations
+    assert (violation.field, violation.baseline, violation.option) == ("reduction_dtype", "float32", "bfloat16")
+
+
+@pytest.mark.parametrize(
+    ("choices", "changes", "field", "asked"),
+    [
+        ({"attention": {"name": "eager"}}, {}, "attention", "eager"),
+        ({"compile": {"name": "default"}}, {}, "compiled", True),
+        ({"precision": {"name": "tf32"}}, {}, "matmul_tf32", True),
+        ({"precision": {"name": "bf16_pure"}}, {}, "parameter_dtype", "bfloat16"),
+        ({"optimizer": {"name": "muon", "lr": 1e-3}}, {}, "optimizer", ["Muon", "AdamW(fused)"]),
+        ({"optimizer": {"name": "adamw", "lr": 1e-3, "implementation": "foreach"}}, {}, "optimizer", ["AdamW(foreach)"]),
+        ({"strategy": {"name": "fsdp"}}, {"strategy": "DeepSpeedEngine zero 3"}, "strategy", "FSDPModule"),
+        ({"strategy": {"name": "zero", "stage": 3}}, {"strategy": "DeepSpeedEngine zero 2"}, "strategy",
+         "DeepSpeedEngine zero 3"),
+        ({"strategy": {"name": "ddp"}, "world_size": 2, "micro_batch_size": 16},
+         {"strategy": "DistributedDataParallel"}, "world_size", 2),
+        ({"micro_batch_size": 4}, {}, "gradient_accumulation_steps", 4),
+        ({}, {"steps_requested": 59}, "steps_requested", 60),
+    ],
+)  # fmt: skip
+def test_what_was_asked_for_and_not_done(
+    choices: dict[str, Any], changes: dict[str, Any], field: str, asked: object
+) -> None:
+    found = against_fp32(choices, **changes)
+    (violation,) = found.violations
+    assert (violation.field, violation.asked) == (field, asked)
+    assert violation.option == changes.get(field, getattr(IDENTITY, field))
+    assert field not in found.differs_as_declared
+
+
+def test_the_baseline_too_must_have_done_what_was_asked() -> None:
+    suite = make_suite(("eager", {"attention": {"name": "eager"}}), "other")
+    found = certificates(suite, [make_record(o, s) for o in ("eager", "other") for s in range(3)])
+    assert [(v.field, v.asked, v.option) for v in found["eager"].violations] == [("attention", "eager", "sdpa")]
+    assert found["other"].comparable is True
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["initial_weights_sha256", "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256",
+     "gradient_dtype", "optimizer_state_dtype", "attention", "optimizer", "first_step_gradient_norm", "dropout"],
+)  # fmt: skip
+def test_what_a_trial_could_not_see_is_not_verified_even_where_the_other_could_not_either(field: str) -> None:
+    found = against_fp32({}, **{field: None})
+    assert (found.comparable, found.not_verified) == (True, [field])
+    neither = IDENTITY.model_copy(update={field: None})
+    assert compare(neither, neither, NOTHING)[field] == "not_verified"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("field", ["evaluation_set_sha256", "code_sha256", "reduction_dtype"])
+def test_none_on_both_sides_is_the_same_where_it_says_that_there_is_none(field: str) -> None:
+    neither = IDENTITY.model_copy(update={field: None})
+    assert compare(neither, neither, NOTHING)[field] == "same"  # type: ignore[index]
+
+
+def test_dropout_is_not_verified_where_the_step_is_cut_otherwise() -> None:
+    cut = {"gradient_accumulation_steps": 4, "dropout": 0.1, "first_step_loss": 7.9}
+    suite = make_suite("fp32", ("quarters", {"micro_batch_size": 4}), seeds=[0])
+    records = [make_record("fp32", 0, identity={"dropout": 0.1}), make_record("quarters", 0, identity=cut)]
+    found = certificates(suite, records)["quarters"]
+    assert found.violations == []
+    assert found.not_verified == ["first_step_loss", MASKS]
+
+
+def test_dropout_with_the_same_masks_is_the_same() -> None:
+    dropping = IDENTITY.model_copy(update={"dropout": 0.1})
+    assert set(compare(dropping, dropping, NOTHING).values()) == {"same"}
+
+
+def test_a_missing_identity_is_told_and_nothing_is_assumed() -> None:
+    records = [make_record(o, s) for o in ("fp32", "other") for s in range(3)]
+    records[4] = records[4].model_copy(update={"identity": None})
+    found = certificates(make_suite("fp32", "other"), records)["other"]
+    assert (found.comparable, found.not_verified) == (True, ["identity: none recorded for seed 1"])
+
+
+def test_where_the_baseline_has_no_such_seed_the_first_option_that_has_it_is_compared_with() -> None:
+    suite = make_suite("fp32", "second", "third", seeds=[0])
+    records = [make_record("second", 0), make_record("third", 0, identity={"parameters": 5})]
+    found = certificates(suite, records)
+    assert found["fp32"].comparable is None
+    assert found["second"].comparable is True
+    assert [(v.field, v.against) for v in found["third"].violations] == [("parameters", "second")]
+
+
+def test_a_violation_of_one_seed_is_enough_and_names_it() -> None:
+    records = [make_record("fp32", s) for s in range(3)]
+    records += [make_record("other", s, identity={"parameters": 7} if s == 1 else None) for s in range(3)]
+    found = certificates(make_suite("fp32", "other"), records)["other"]
+    assert [(v.field, v.seeds) for v in found.violations] == [("parameters", [1])]
+
+
+BF16 = {"compute_dtype": "bfloat16"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "loss", "norm", "expected"),
+    [
+        ({}, 7.7 * (1 + 5e-5), 1.5 * (1 + 5e-4), []),
+        ({}, 7.7 * (1 + 5e-4), 1.5, ["first_step_loss"]),
+        ({}, 7.7, 1.5 * (1 + 5e-3), ["first_step_gradient_norm"]),
+        (BF16, 7.7 * (1 + 5e-3), 1.5 * (1 + 2e-2), []),
+        (BF16, 7.7 * 0.98, 1.5 * 0.9, ["first_step_loss", "first_step_gradient_norm"]),
+        ({"matmul_tf32": True}, 7.7 * (1 + 5e-3), 1.5, []),
+        ({"parameter_dtype": "bfloat16"}, 7.7 * (1 + 5e-3), 1.5, []),
+    ],
+)
+def test_the_first_step_agrees_as_far_as_the_dtypes_allow(
+    changes: dict[str, Any], loss: float, norm: float, expected: list[str]
+) -> None:
+    other = {**changes, "first_step_loss": loss, "first_step_gradient_norm": norm}
+    statuses = compare(IDENTITY.model_copy(update=other), IDENTITY, frozenset(changes))
+    assert [name for name, status in statuses.items() if status == "violation"] == expected
+
+
+def test_a_choice_that_computes_something_else_declares_the_first_step() -> None:
+    other = IDENTITY.model_copy(update={"loss": "mine:Loss", "first_step_loss": 1.0})
+    statuses = compare(other, IDENTITY, frozenset({"loss", "first_step_loss"}))
+    assert (statuses["loss"], statuses["first_step_loss"]) == ("declared", "declared")
+
+
+def test_no_choice_that_only_rounds_otherwise_declares_the_first_step() -> None:
+    rounding = ("precision", "attention", "compile", "activation_checkpointing", "strategy", "optimizer")
+    for choice in (choice for dimension in rounding for choice in REGISTRY[dimension]):
+        assert not {"first_step_loss", "first_step_gradient_norm"} & choice.may_change
+
+
+def test_choices_declare_and_ask_for_fields_that_exist() -> None:
+    suite = make_suite(
+        "fp32", ("zero", {"strategy": {"name": "zero", "stage": 1}, "optimizer": {"name": "muon", "lr": 1.0}})
+    )
+    for option in suite.options:
+        for choice in option.choices.each().values():
+            assert choice.asks_for().keys() <= set(FIELDS)
+    assert all(choice.may_change <= set(FIELDS) for classes in REGISTRY.values() for choice in classes)
+
+
+def changed() -> st.SearchStrategy[Identity]:
+    """The made identity with any of its fields replaced by another value or hidden."""
+    values = {name: st.sampled_from([getattr(IDENTITY, name), other]) for name, other in OTHER.items()}
+    values["attention"] = st.sampled_from(["sdpa", "eager", None])
+    values["reduction_dtype"] = st.sampled_from([None, "float32", "bfloat16"])
+    values["first_step_loss"] = st.floats(7.6, 7.8)
+    return st.fixed_dictionaries(values).map(lambda found: IDENTITY.model_copy(update=found))
+
+
+@given(changed(), changed(), st.sets(st.sampled_from(FIELDS)))
+def test_comparing_is_symmetric_and_itself_never_a_violation(
+    one: Identity, other: Identity, declared: set[str]
+) -> None:
+    assert compare(one, other, frozenset(declared)) == compare(other, one, frozenset(declared))
+    assert set(compare(one, one, NOTHING).values()) <= {"same", "not_verified"}
+
+
+@given(changed(), changed(), st.sets(st.sampled_from(FIELDS)), st.sampled_from(FIELDS))
+def test_declaring_more_never_makes_a_violation(
+    one: Identity, other: Identity, declared: set[str], more: str
+) -> None:
+    def violations(may: set[str]) -> set[str]:
+        return {name for name, status in compare(one, other, frozenset(may)).items() if status == "violation"}
+
+    assert violations(declared | {more}) == violations(declared) - {more}
+
+
+@given(changed(), changed())
+def test_swapping_baseline_and_option_keeps_what_they_differ_in(one: Identity, other: Identity) -> None:
+    def found(first: Identity, second: Identity) -> set[str]:
+        suite = make_suite("a", "b", seeds=[0])
+        records = [make_record("a", 0), make_record("b", 0)]
+        pair = [r.model_copy(update={"identity": i}) for r, i in zip(records, (first, second), strict=True)]
+        named = certificates(suite, pair)
+        return {v.field for certificate in named.values() for v in certificate.violations}
+
+    assert found(one, other) == found(other, one)
+
+
+def test_a_choice_that_both_share_declares_nothing() -> None:
+    both = {"precision": {"name": "fp16_mixed"}}
+    suite = make_suite(("a", both), ("b", {**both, "optimizer": {"name": "adamw", "lr": 2e-3}}))
+    assert may_change(*suite.options) == {"optimizer", "optimizer_state_dtype"}
+
+
+KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/*/records.jsonl"))
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=[folder.parent.name for folder in KEPT])
+def test_the_kept_runs_are_honest(folder: Path) -> None:
+    stored = read_run(folder)
+    for row in stored.ranking().rows:
+        assert row.identity.violations == [], row.option
+        assert row.identity.not_verified == []
+        assert row.identity.comparable is (True if row.n else None)
+
+
+@pytest.mark.parametrize("folder", KEPT, ids=[folder.parent.name for folder in KEPT])
+def test_in_a_kept_run_the_first_step_of_another_seed_would_be_found(folder: Path) -> None:
+    """The tolerance of fp32 is narrow enough to tell seeds apart."""
+    found = [r.identity for r in read_run(folder).records if r.identity and r.identity.compute_dtype == "float32"]
+    fp32 = [i for i in found if i.parameter_dtype == "float32"]
+    by_weights = {i.initial_weights_sha256: i for i in fp32}
+    pairs = [(one, other) for one in by_weights.values() for other in by_weights.values() if one is not other]
+    assert pairs
+    for one, other in pairs:
+        assert compare(one, other, NOTHING)["first_step_loss"] == "violation"

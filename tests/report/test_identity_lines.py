@@ -1,0 +1,166 @@
+import io
+from typing import Any
+
+from made_records import make_failure, make_record, make_suite, speed
+from rich.console import Console
+
+from selectbench.analysis.ranking import Ranking, rank
+from selectbench.record.record import RankMemory
+from selectbench.report.identity import in_full, in_short
+from selectbench.report.markdown import render
+from selectbench.report.terminal import print_ranking
+
+BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
+LION = ("lion", {"optimizer": {"name": "lion", "lr": 1e-4}})
+FOUND: dict[str, dict[str, Any]] = {
+    "bf16": {"compute_dtype": "bfloat16"}, "lion": {"optimizer": ["Lion32bit"]}, "fp32": {},
+}  # fmt: skip
+
+
+def ranking_of(*options: Any, found: dict[str, dict[str, Any]] | None = None) -> Ranking:
+    suite = make_suite("fp32", *options, seeds=[0, 1])
+    changes = {**FOUND, **(found or {})}
+    return rank(suite, [make_record(o.name, s, identity=changes[o.name]) for o in suite.options for s in (0, 1)])
+
+
+def printed(ranking: Ranking) -> str:
+    file = io.StringIO()
+    print_ranking(Console(file=file, width=400), ranking)
+    return file.getvalue()
+
+
+def test_one_row_that_differs_as_declared() -> None:
+    line = (
+        "Same job: bf16 differs from fp32 only in compute dtype (declared: precision); weights, tokens, evaluation "
+        "set, schedule and step count are the same."
+    )
+    assert in_full(ranking_of(BF16)) == [line]
+    assert line in printed(ranking_of(BF16))
+
+
+def test_rows_that_differ_otherwise_have_sentences_of_their_own_and_share_a_line_in_the_terminal() -> None:
+    ranking = ranking_of(BF16, LION)
+    assert [line.split(";")[0] for line in in_full(ranking)] == [
+        "Same job: bf16 differs from fp32 only in compute dtype (declared: precision)",
+        "Same job: lion differs from fp32 only in optimizer (declared: optimizer)",
+    ]
+    (line,) = in_short(ranking)
+    assert line.startswith("Same job: every row differs from fp32 at most in compute dtype and optimizer")
+
+
+def test_rows_that_share_a_sentence_say_it_once() -> None:
+    fp16 = ("fp16", {"precision": {"name": "fp16_mixed"}})
+    ranking = ranking_of(BF16, fp16, found={"fp16": {"compute_dtype": "float16"}})
+    (line,) = in_full(ranking)
+    assert line.startswith("Same job: every row differs from fp32 only in compute dtype")
+
+
+def test_what_differs_is_not_said_to_be_the_same() -> None:
+    fp16 = ("fp16", {"precision": {"name": "fp16_mixed"}})
+    (line,) = in_full(ranking_of(fp16, found={"fp16": {"steps_applied": 59}}))
+    assert "only in steps applied (declared: precision)" in line
+    assert line.endswith("weights, tokens, evaluation set and schedule are the same.")
+
+
+def test_no_evaluation_set_is_claimed_where_there_was_none() -> None:
+    suite = make_suite("fp32", "again", seeds=[0], job={"eval": "none"})
+    blind: dict[str, Any] = {"final_loss": None, "identity": {"evaluation_set_sha256": None}}
+    (line,) = in_full(rank(suite, [make_record(o, 0, **blind) for o in ("fp32", "again")]))
+    assert line == (
+        "Same job: again differs from fp32 in nothing that was checked; weights, tokens, schedule and step count are "
+        "the same."
+    )
+
+
+def test_what_is_not_verified_is_said_and_not_claimed() -> None:
+    found = {"bf16": {"compute_dtype": "bfloat16", "token_stream_sha256": None, "first_step_gradient_norm": None}}
+    same, hidden = in_full(ranking_of(BF16, found=found))
+    assert same.startswith("Same job, as far as verified: bf16")
+    assert same.endswith("; weights, evaluation set, schedule and step count are the same.")
+    assert hidden == "Not verified: token stream (bf16); first step gradient norm (bf16)."
+    assert hidden in printed(ranking_of(BF16, found=found))
+
+
+def test_without_an_identity_nothing_is_said_to_be_the_same() -> None:
+    records = [make_record("fp32", 0), make_record("bf16", 0).model_copy(update={"identity": None})]
+    assert in_full(rank(make_suite("fp32", BF16, seeds=[0]), records)) == [
+        "Not verified: identity: none recorded for seed 0 (bf16)."
+    ]
+
+
+def test_a_violation_is_a_short_line_with_both_values() -> None:
+    found = {"bf16": {"initial_weights_sha256": "f" * 64, "attention": "eager"}}
+    ranking = ranking_of(BF16, LION, found=found)
+    expected = [
+        "bf16: not the same job: initial_weights_sha256 is ffffffffffff, aaaaaaaaaaaa for fp32 (seeds 0, 1)",
+        "bf16: not the same job: attention: asked sdpa, found eager (seeds 0, 1)",
+    ]
+    assert in_full(ranking)[1:] == expected
+    text = printed(ranking)
+    for line in expected:
+        assert line in text
+    assert "not comparable" in text
+    assert "every row" not in text
+    assert "Not ranked: bf16 (not the same job: initial_weights_sha256 and attention)." in text
+
+
+def test_the_report_has_a_section_for_it() -> None:
+    suite = make_suite("fp32", BF16, seeds=[0, 1])
+    records = [make_record(o, s, identity=FOUND[o]) for o in ("fp32", "bf16") for s in (0, 1)]
+    text = render(suite, rank(suite, records), records, {}, "x")
+    assert "## Whether it was the same job\n\n- Same job: bf16 differs from fp32 only in compute dtype" in text
+    assert "digests of initial weights" in text
+    assert "here no row differs undeclared" in text
+    assert "## Memory by rank" not in text
+    assert "speed-up" not in text
+
+
+def test_nothing_is_said_where_nothing_can_be_compared() -> None:
+    records = [make_record("fp32", 0), make_failure("bf16", 0, "oom")]
+    ranking = rank(make_suite("fp32", BF16, seeds=[0]), records)
+    assert in_full(ranking) == in_short(ranking) == []
+
+
+def two_ranks(count: int = 2) -> tuple[Any, list[Any]]:
+    suite = make_suite(
+        "single",
+        ("fsdp", {"strategy": {"name": "fsdp"}, "world_size": count, "micro_batch_size": 1}),
+        ("one", {"strategy": {"name": "fsdp"}}),
+        seeds=[0],
+    )
+    ranks = [
+        RankMemory(rank=n, peak_pss_growth_bytes=(n + 1) << 20, parameter_bytes=2 << 20, gradient_bytes=2 << 20,
+                   optimizer_state_bytes=4 << 20)
+        for n in range(count)
+    ]  # fmt: skip
+    found = {"strategy": "FSDPModule", "world_size": count, "gradient_accumulation_steps": 16 // count}
+    records = [
+        make_record("single", 0, **speed(100)),
+        make_record("fsdp", 0, identity=found, memory_by_rank=ranks, **speed(150)),
+        make_record("one", 0, identity={"strategy": "FSDPModule"}, **speed(90)),
+    ]
+    return suite, records
+
+
+def test_ranks_in_the_report() -> None:
+    suite, records = two_ranks()
+    text = render(suite, rank(suite, records), records, {}, "x")
+    assert "| fsdp | 2 | 1.00 MiB, 2.00 MiB | 7.63 MiB / 8.00 MiB |" in text
+    assert "arXiv:1910.02054" in text
+    assert "| ranks | speed-up | efficiency |" in text
+    assert "| 2 | 1.50x | 75% |" in text
+    assert "- one: no evidence about sharding at one rank." in text
+    assert "say nothing of NCCL on GPUs" in text
+
+
+def test_ranks_in_the_terminal() -> None:
+    suite, records = two_ranks()
+    text = printed(rank(suite, records))
+    for word in ("speed-up", "efficiency", "75%", "one: no evidence about sharding at one rank", "over gloo"):
+        assert word in text
+
+
+def test_many_ranks_are_shown_by_their_range() -> None:
+    suite, records = two_ranks(16)
+    text = render(suite, rank(suite, records), records, {}, "x")
+    assert "| fsdp | 16 | 1.00 MiB to 16.0 MiB |" in text

@@ -1,0 +1,62 @@
+"""One rank's end ends the trial at once, names the rank that failed first, and leaves nothing behind."""
+
+from pathlib import Path
+
+import pytest
+
+from selectbench.record.record import Failed
+from selectbench.suite.suite import Limits
+
+RANKS = {"job": {"max_steps": 50, "eval": "none"}, "micro_batch_size": 4, "world_size": 2}
+
+
+def children(pid):
+    return [int(c) for task in Path(f"/proc/{pid}/task").glob("*/children") for c in task.read_text().split()]
+
+
+def failed(launched, option, strategy, **settings):
+    end = launched.end(option=option, strategy={"name": strategy}, **RANKS, **settings)
+    assert isinstance(end.outcome, Failed), end.outcome
+    assert children(launched.runner.server.process.pid) == []
+    return end
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_killed_rank_is_named_though_the_other_complains_too(launched, strategy):
+    end = failed(launched, "rank_killed", strategy)
+    assert end.outcome.kind == "crashed"
+    assert end.outcome.detail.startswith("rank 1: ")
+    assert "SIGKILL" in end.outcome.detail.splitlines()[0]
+
+
+def test_a_rank_that_raises_is_named_with_its_own_log(launched):
+    end = failed(launched, "rank_raises", "ddp")
+    assert end.outcome.kind == "crashed"
+    assert end.outcome.detail.startswith("rank 1: ValueError: planted failure of a rank")
+    assert "in _misbehave" in end.outcome.detail
+    assert "rank 1 says goodbye" in (launched.trial_folder / "rank1.log").read_text()
+
+
+def test_a_rank_out_of_memory_is_an_oom_of_that_rank(launched):
+    end = failed(launched, "rank_out_of_memory", "fsdp")
+    assert end.outcome.kind == "oom"
+    assert end.outcome.detail.startswith("rank 1: ")
+    assert "20.00 GiB" in end.outcome.detail
+
+
+@pytest.mark.parametrize("option", ["rank_hangs", "rank_hangs_in_collective"])
+def test_a_rank_that_hangs_is_named_at_the_limit_with_its_stack(launched, option):
+    launched.runner.limits = Limits(stall_seconds=2)
+    end = failed(launched, option, "ddp")
+    assert end.outcome.kind == "timeout"
+    assert "no sign of life for 2 s" in end.outcome.detail
+    assert "rank 1 is in the forward pass of step 3, rank 0 waits in the" in end.outcome.detail
+    assert "planted_ranks.py" in end.outcome.detail
+    assert end.wall_seconds < 20
+
+
+def test_after_any_failure_the_next_trial_of_ranks_runs(launched):
+    failed(launched, "rank_killed", "ddp")
+    finished = launched.finished(job={"max_steps": 4, "eval": "none"}, micro_batch_size=4, world_size=2,
+                                 strategy={"name": "ddp"})  # fmt: skip
+    assert finished.identity.world_size == 2

@@ -1,0 +1,79 @@
+"""The most important test here: every strategy trains the same job, step by step."""
+
+import math
+
+import pytest
+
+STRATEGIES = {
+    "ddp": {"name": "ddp"},
+    "ddp_static": {"name": "ddp", "static_graph": True, "gradient_as_bucket_view": False, "bucket_cap_mb": 0.01},
+    "fsdp": {"name": "fsdp"},
+    "fsdp_kept": {"name": "fsdp", "reshard_after_forward": False},
+}
+JOB = {"global_batch_size": 12, "max_steps": 6, "clip_norm": 0.5, "eval": {"tokens": 1000, "every_steps": 3}}
+
+
+def job_of(finished, series):
+    return series["loss_nats_per_token"], series["gradient_norm"], finished.measurement.final_loss
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_ranks_train_what_one_process_trains(launched, strategy, accumulation):
+    alone = launched.finished(job=JOB, micro_batch_size=12 // accumulation)
+    losses, norms, final = job_of(alone, launched.series())
+    shared = launched.finished(
+        job=JOB, micro_batch_size=6 // accumulation, world_size=2, strategy=STRATEGIES[strategy]
+    )
+    found_losses, found_norms, found_final = job_of(shared, launched.series())
+    assert found_losses == pytest.approx(losses, rel=2e-6)
+    assert found_norms == pytest.approx(norms, rel=2e-5)
+    assert math.exp(found_final) == pytest.approx(math.exp(final), rel=1e-4)
+    assert [p.step for p in shared.evaluation_curve] == [3, 6]
+    for field in ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256", "tokens_per_step",
+                  "parameters", "learning_rate_shape_sha256", "parameter_dtype", "gradient_dtype",
+                  "optimizer_state_dtype", "optimizer", "compute_dtype"):  # fmt: skip
+        assert getattr(shared.identity, field) == getattr(alone.identity, field), field
+    assert shared.identity.world_size == 2
+    assert shared.identity.gradient_accumulation_steps == accumulation
+    assert shared.identity.reduction_dtype == "float32"
+
+
+REGIMES = {  # relative tolerance of losses, of gradient norms, of the final perplexity against one process
+    "bf16_mixed": (1e-4, 1e-3, 1e-4),
+    "fp16_mixed": (1e-4, 1e-3, 1e-4),
+    "bf16_master": (2e-4, 5e-3, 2e-4),
+    "bf16_pure": (2e-4, 5e-3, 2e-4),
+}
+CELLS = [(s, p) for s in ("ddp", "fsdp") for p in REGIMES if (s, p) != ("ddp", "bf16_master")]
+
+
+@pytest.mark.parametrize(("strategy", "precision"), CELLS)
+def test_a_precision_means_one_thing_under_every_strategy(launched, strategy, precision):
+    alone = launched.finished(job=JOB, micro_batch_size=4, precision=precision)
+    losses, norms, final = job_of(alone, launched.series())
+    shared = launched.finished(
+        job=JOB, micro_batch_size=2, world_size=2, strategy=STRATEGIES[strategy], precision=precision
+    )
+    found_losses, found_norms, found_final = job_of(shared, launched.series())
+    of_losses, of_norms, of_perplexity = REGIMES[precision]
+    assert found_losses == pytest.approx(losses, rel=of_losses)
+    assert found_norms == pytest.approx(norms, rel=of_norms)
+    assert math.exp(found_final) == pytest.approx(math.exp(final), rel=of_perplexity)
+    for field in ("parameter_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "steps_applied"):
+        assert getattr(shared.identity, field) == getattr(alone.identity, field), field
+    assert shared.identity.reduction_dtype == ("bfloat16" if precision == "bf16_pure" else "float32")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_ranks_skip_the_same_fp16_steps(launched, strategy):
+    job = {**JOB, "max_steps": 12, "eval": "none"}
+    alone = launched.finished(job=job, micro_batch_size=4, precision="fp16_mixed", option="large_embeddings")
+    losses = launched.series()["loss_nats_per_token"]
+    shared = launched.finished(
+        job=job, micro_batch_size=2, world_size=2, strategy=STRATEGIES[strategy], precision="fp16_mixed",
+        option="large_embeddings",
+    )  # fmt: skip
+    assert alone.measurement.steps_skipped > 0
+    assert shared.measurement.steps_skipped == alone.measurement.steps_skipped
+    assert launched.series()["loss_nats_per_token"] == pytest.approx(losses, rel=1e-3)
