@@ -69,17 +69,13 @@ def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[
 
 def _status(name: str, ours: Identity, theirs: Identity, declared: bool, other_masks: bool) -> Status:
     mine, other = getattr(ours, name), getattr(theirs, name)
-    if name in HIDDEN_IF_NONE and {None, ""} & {_hashable(mine), _hashable(other)}:
+    if name in HIDDEN_IF_NONE and any(value is None or value == "" for value in (mine, other)):
         return "not_verified"
     if _agrees(name, ours, theirs):
         return "not_verified" if name == "dropout" and other_masks else "same"
     if declared:
         return "declared"
     return "not_verified" if name in FIRST_STEP and other_masks else "violation"
-
-
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _agrees(name: str, ours: Identity, theirs: Identity) -> bool:
@@ -103,10 +99,9 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
     for choice in choices.each().values():
         asked |= choice.asks_for()
-    if choices.world_size != "auto":
-        asked["world_size"] = choices.world_size
-    asked["gradient_accumulation_steps"] = job.global_batch_size // (choices.micro_batch_size * found.world_size)
-    return asked
+    asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
+    sequences = choices.micro_batch_size * asked["world_size"]
+    return {**asked, "gradient_accumulation_steps": job.global_batch_size // sequences}
 
 
 def unmet(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
@@ -123,6 +118,7 @@ class _Findings:
     violations: dict[str, Violation] = field(default_factory=dict)
     not_verified: set[str] = field(default_factory=set)
     unrecorded: list[int] = field(default_factory=list)
+    references: dict[str, None] = field(default_factory=dict)
     seeds: int = 0
 
     def violate(self, name: str, seed: int, **values: Any) -> None:
@@ -136,6 +132,7 @@ class _Findings:
         missing = ", ".join(map(str, self.unrecorded))
         return Certificate(
             comparable=None if not self.seeds else not self.violations,
+            compared_with=list(self.references),
             differs_as_declared=[n for n in FIELDS if n in self.declared and n not in self.violations],
             violations=[self.violations[name] for name in FIELDS if name in self.violations],
             not_verified=[*reasons, *([f"identity: none recorded for seed {missing}"] if missing else [])],
@@ -162,6 +159,7 @@ def _examine(suite: Suite, summary: Summary, reference: Summary, seed: int, into
         )  # fmt: skip
     if summary is reference:
         return
+    into.references[reference.name] = None
     if ours is None or theirs is None:
         into.unrecorded.append(seed)
         return

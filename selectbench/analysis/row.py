@@ -73,6 +73,8 @@ class Certificate(Shown):
 
     comparable: bool | None
     """Whether there is no violation; None: no seed completed, so there is nothing to compare."""
+    compared_with: list[str]
+    """The baseline, or what took its place in seeds that it did not complete; empty: nothing but itself."""
     differs_as_declared: list[str]
     """Identity fields that differ and that a choice in which the options differ may change."""
     violations: list[Violation]

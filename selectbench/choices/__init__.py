@@ -8,6 +8,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own, one_of, tag_of
+from selectbench.choices.combinations import combination_reason
 from selectbench.choices.execution import (
     CheckpointingFull,
     CheckpointingOff,
@@ -102,6 +103,7 @@ class Choices(BaseModel):
     def _combination_reason(self, machine: Machine) -> str | None:
         reasons: tuple[str | None, ...] = (
             self._attention_reason(),
+            combination_reason(self),
             self.framework.unsupported_with(self.strategy.name, self.precision.name),
             self.strategy.unsupported_world_size(self.ranks(machine), machine),
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from selectbench.choices.choice import Choice, Needs, OwnName
 
@@ -26,7 +26,7 @@ class FrameworkChoice(Choice):
             ("precision", self.precisions, precision),
         ):
             if known is not None and chosen not in known:
-                return f"framework {self.name}: runs with {dimension} {_either(known)} only, not with {chosen}"  # type: ignore[attr-defined]
+                return f"framework {self.name}: runs with {dimension} {_either(known)}, not with {chosen}"  # type: ignore[attr-defined]
         return None
 
 
@@ -36,6 +36,10 @@ class Native(FrameworkChoice):
     source: ClassVar[str] = "a plain PyTorch training loop"
     loop: ClassVar[str] = "selectbench.worker.loop:train"
     name: Literal["native"] = "native"
+
+    def asks_for(self) -> dict[str, Any]:
+        """As the loop calls itself."""
+        return {"framework": "native"}
 
 
 class HfTrainer(FrameworkChoice):
@@ -50,6 +54,10 @@ class HfTrainer(FrameworkChoice):
     precisions: ClassVar[tuple[str, ...] | None] = ("fp32", "tf32", "bf16_mixed", "fp16_mixed")
     loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"
     name: Literal["hf_trainer"] = "hf_trainer"
+
+    def asks_for(self) -> dict[str, Any]:
+        """The class that ran the steps."""
+        return {"framework": "transformers.Trainer"}
 
 
 class OwnFramework(FrameworkChoice):

@@ -35,7 +35,10 @@ class StoredRun:
     def ranking(self) -> Ranking:
         """The answer, computed anew."""
         passes = self.environment.get("data", {}).get("epochs")
-        return rank(self.suite, self.records, warnings=[*suite_warnings(self.suite, passes), *self.notes])
+        limits = (self.environment.get(key) for key in ("cores_by_affinity", "cores_by_cgroup"))
+        cores = min((float(limit) for limit in limits if limit is not None), default=None)
+        warnings = suite_warnings(self.suite, passes, cores)
+        return rank(self.suite, self.records, warnings=[*warnings, *self.notes])
 
 
 def read_run(folder: Path) -> StoredRun:

@@ -70,7 +70,8 @@ def run(
 
 
 def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retry_failed: bool) -> Path:
-    mark = fingerprint(preparation.suite, preparation.environment, preparation.prepared.key)
+    own_code = preparation.plan.own_code_sha256
+    mark = fingerprint(preparation.suite, preparation.environment, preparation.prepared.key, own_code)
     newest = None if fresh else newest_run(results, preparation.suite, mark)
     if newest is not None and _pending(preparation, newest, retry_failed=retry_failed):
         return newest

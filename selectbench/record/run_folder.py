@@ -27,9 +27,15 @@ TRIALS = "trials"
 WEIGHTS = "weights"
 
 
-def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str) -> str:
-    """Equal for runs that may be continued by one another: same suite, environment, code and data."""
-    content = {"suite": suite.resolved, "environment": fingerprint_part(environment), "data": data_key}
+def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str, own_code: str | None = None) -> str:
+    """Equal for runs that may be continued by one another: same suite, environment, code and data.
+
+    `own_code`: the digest of the suite's folders of own code; None: it has none.
+    """
+    content = {
+        "suite": suite.resolved, "environment": fingerprint_part(environment), "data": data_key,
+        "own_code": own_code,
+    }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 

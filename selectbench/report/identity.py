@@ -19,7 +19,8 @@ def in_full(ranking: Ranking) -> list[str]:
     """A sentence for each group of rows that differ from the baseline alike, then every violation."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in _compared(ranking):
-        key = (*row.identity.differs_as_declared, *row.identity.not_verified, *_dimensions([row]))
+        found = row.identity
+        key = (*found.compared_with, *found.differs_as_declared, *found.not_verified, *_dimensions([row]))
         groups.setdefault(key, []).append(row)
     sentences = [line for rows in groups.values() for line in _said(ranking, rows, one_group=len(groups) == 1)]
     return sentences + [line for row in ranking.rows for line in not_the_same_job(row)]
@@ -45,7 +46,7 @@ def violation_text(violation: Violation) -> str:
 
 
 def _compared(ranking: Ranking) -> list[Row]:
-    return [row for row in ranking.rows if row.option != ranking.baseline and row.identity.comparable]
+    return [row for row in ranking.rows if row.identity.comparable and row.identity.compared_with]
 
 
 def _said(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> list[str]:
@@ -66,15 +67,18 @@ def _said(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> list[str]:
 
 def _difference(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> str:
     every = one_group and len(rows) > 1
-    who = "every row" if every else _names(rows)
+    who = "every other row" if every else _names(rows)
     verb = "differs" if every or len(rows) == 1 else "differ"
-    against = f"{who} {verb} from {one_line(ranking.baseline)}"
+    references = _united(row.identity.compared_with for row in rows)
+    against = f"{who} {verb} from {_and([one_line(name) for name in references])}"
     fields = _united(row.identity.differs_as_declared for row in rows)
     if not fields:
         return f"{against} in nothing that was checked"
     alike = all(row.identity.differs_as_declared == fields for row in rows)
-    listed = _and([_words(field) for field in fields])
-    return f"{against} {'only in' if alike else 'at most in'} {listed} (declared: {', '.join(_dimensions(rows))})"
+    declared = (
+        f" (declared: {', '.join(_dimensions(rows))})" if references == [ranking.baseline] else ", as declared"
+    )
+    return f"{against} {'only' if alike else 'at most'} in {_and([_words(field) for field in fields])}{declared}"
 
 
 def _same(ranking: Ranking, others: set[str]) -> list[str]:
@@ -110,8 +114,8 @@ def _words(entry: str) -> str:
 def _brief(value: object) -> str:
     """Digests by their first twelve digits, lists by their members, the rest whole."""
     if isinstance(value, list):
-        return "+".join(map(str, value)) or "none"
-    return value[:12] if isinstance(value, str) and len(value) == 64 else str(value)
+        return one_line("+".join(map(str, value))) or "none"
+    return value[:12] if isinstance(value, str) and len(value) == 64 else one_line(str(value))
 
 
 def _and(words: Sequence[str]) -> str:

@@ -66,8 +66,8 @@ def _table(ranking: Ranking, width: int) -> Table:
     for name in shown:
         table.add_column(METRICS[name].title, justify="right", no_wrap=True)
         if name == ranking.objective:
-            table.add_column("vs base", justify="right", no_wrap=True)
-    for heading in scaling_headings(ranking):
+            table.add_column(_ratio_heading(ranking), justify="right", no_wrap=True)
+    for heading in _beside_ratio(ranking, scaling_headings(ranking)):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("n", justify="right", no_wrap=True)
     if any(state(row) for row in ranking.rows):
@@ -84,7 +84,8 @@ def _cells(ranking: Ranking, row: Row, shown: list[str]) -> list[Text]:
         cells.append(METRICS[name].show(metric.value))
         if name == ranking.objective:
             cells.append(units.ratio(metric.ratio_to_baseline))
-    return [Text(cell) for cell in (*cells, *scaling_cells(ranking, row), str(row.n), state(row))]
+    cells += _beside_ratio(ranking, scaling_cells(ranking, row))
+    return [Text(cell) for cell in (*cells, str(row.n), state(row))]
 
 
 def scaling_headings(ranking: Ranking) -> list[str]:
@@ -101,6 +102,19 @@ def scaling_cells(ranking: Ranking, row: Row) -> list[str]:
     return [str(row.scaling.world_size), units.ratio(row.scaling.speedup), shown]
 
 
+def _ratio_heading(ranking: Ranking) -> str:
+    return "speed-up" if _ratio_is_speedup(ranking) else "vs base"
+
+
+def _ratio_is_speedup(ranking: Ranking) -> bool:
+    return ranking.objective == "tokens_per_second" and bool(scaling_headings(ranking))
+
+
+def _beside_ratio(ranking: Ranking, scaling: list[str]) -> list[str]:
+    """Without the speed-up where the ratio to the baseline is the same figure: a terminal is narrow."""
+    return [scaling[0], scaling[2]] if _ratio_is_speedup(ranking) else scaling
+
+
 def _style(row: Row) -> str:
     return "bold green" if row.rank == 1 else "" if row.rank else "red" if row.n == 0 else "yellow"
 
@@ -108,7 +122,8 @@ def _style(row: Row) -> str:
 def _columns(ranking: Ranking, width: int) -> list[str]:
     """The objective, then what else is known, in order of importance, as far as there is room."""
     wanted = [name for name in _BY_IMPORTANCE if any(row.metrics[name].value is not None for row in ranking.rows)]
-    left = width - _fixed_width(ranking, width) - sum(len(heading) + 2 for heading in scaling_headings(ranking))
+    scaling = _beside_ratio(ranking, scaling_headings(ranking))
+    left = width - _fixed_width(ranking, width) - sum(len(heading) + 2 for heading in scaling)
     shown = [ranking.objective]
     left -= _width(ranking, ranking.objective)
     for name in (name for name in wanted if name != ranking.objective):
@@ -123,7 +138,8 @@ def _fixed_width(ranking: Ranking, width: int) -> int:
     """Of rank, name, ratio, count and state, with the space between columns; long names and states wrap."""
     name = min(18 if width < 100 else 24, max(len(one_line(row.option, _NAME_MOST)) for row in ranking.rows))
     last = max(len(state(row)) for row in ranking.rows)
-    return 3 + max(8, name + 2) + 9 + 3 + (min(10 if width < 100 else 24, last) + 2 if last else 0)
+    ratio = len(_ratio_heading(ranking)) + 2
+    return 3 + max(8, name + 2) + ratio + 3 + (min(10 if width < 100 else 24, last) + 2 if last else 0)
 
 
 def _width(ranking: Ranking, name: str) -> int:

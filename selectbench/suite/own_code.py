@@ -62,7 +62,7 @@ def _words(error: Exception) -> str:
 
 def _files(path: str) -> list[tuple[str, Path]]:
     """Relative name and path of every file that counts, sorted. Raises OSError, and ValueError above a limit."""
-    top = Path(path) if Path(path).is_dir() else Path(path).parent
+    top = Path(path).parent if Path(path).is_file() else Path(path)
     files: list[tuple[str, Path]] = []
     size = 0
     for file in _walk(top):

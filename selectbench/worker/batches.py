@@ -47,9 +47,12 @@ class Batches:
 
     def sequences_at(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
         """Token ids as int64 on the device, shape (len(indices), seq_len + 1)."""
-        starts = indices * (len(self._offsets) - 1)
-        rows = self._tokens[starts[:, None] + self._offsets[None, :]].astype(np.int64)
-        tensor = torch.from_numpy(rows)
+        tensor = torch.from_numpy(self.token_ids(indices))
         if self._device.startswith("cuda"):
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor
+
+    def token_ids(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The same in host memory."""
+        starts = indices * (len(self._offsets) - 1)
+        return self._tokens[starts[:, None] + self._offsets[None, :]].astype(np.int64)

@@ -54,7 +54,8 @@ class ZeroEngine:
         self.forward = self._engine
         self._zero: Any = self._engine.optimizer
         self._show_partitions()
-        self._native_evaluation = precision.parameter_dtype == "float32" and precision.working_dtype is None
+        in_fp32 = precision.parameter_dtype == "float32" and precision.working_dtype is None
+        self._gathers_itself = in_fp32 and choices.strategy.stage == 3
         self._has_masters = precision.working_dtype is not None
         self._scale = LossScale() if precision.gradient_scaling else None
         self._yes = torch.ones((), dtype=torch.bool, device=world.device)
@@ -77,6 +78,10 @@ class ZeroEngine:
             if buffer.dtype != buffers[name].dtype:
                 buffer.data = buffers[name].to(buffer.device)  # rotary frequencies below fp32 are other ones
         if choices.compile.mode is not None:
+            if choices.strategy.stage == 3:
+                raise NotImplementedError(
+                    "compile: torch.compile compiles ZeRO-3's gathering anew for every module, until it gives up"
+                )
             engine.compile(compile_kwargs={"mode": choices.compile.mode})
         return engine
 
@@ -125,8 +130,8 @@ class ZeroEngine:
             self._groups[group]["params"].append(self._zero.fp32_partitioned_groups_flat[number])
 
     def evaluation(self) -> AbstractContextManager[Logits]:
-        """Through the engine's module where it computes in fp32; else all weights are gathered for the time."""
-        if self._native_evaluation:
+        """With all weights at hand; stage 3 gathers them module by module where it computes in fp32 anyway."""
+        if self._gathers_itself:
             return evaluation_forward(self.module)
         return evaluation_forward(self._empty, dict(self._whole_weights()))
 
@@ -137,7 +142,7 @@ class ZeroEngine:
                 yield name, deepspeed.utils.safe_get_full_fp32_param(parameter).float().view(_shape(parameter))
             else:
                 with deepspeed.zero.GatheredParameters([parameter]):
-                    yield name, parameter.detach().float().clone()
+                    yield name, parameter.detach().float()
 
     def kept_parameters(self) -> list[torch.Tensor]:
         """What this rank keeps; in stage 3 its shard, and small parameters whole besides, as DeepSpeed does."""

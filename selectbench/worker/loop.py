@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from selectbench.worker.engine import Engine
 from selectbench.worker.evaluation import Logits
 from selectbench.worker.learning_rate import LearningRates
 from selectbench.worker.recorder import Recorder
@@ -44,6 +45,12 @@ def train(setting: Setting) -> Trained:
         engine = _engine_class(order.choices.strategy.engine)(
             setting.module, order.job, order.choices, setting.world
         )
+    return train_with_engine(setting, engine)
+
+
+def train_with_engine(setting: Setting, engine: Engine) -> Trained:
+    """The job's steps, then those that timing still needs. Raises Diverged."""
+    order = setting.order
     recorder = recorder_for(setting, engine.evaluation, engine.optimizers)
     step = OptimizerStep(
         engine=engine, loss=setting.loss, batches=setting.batches, stream=setting.stream,

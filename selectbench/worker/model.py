@@ -11,15 +11,19 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selectbench.suite.job import Job
-from selectbench.suite.model import resolved_vocab_size
+from selectbench.suite.model import OwnModel, resolved_vocab_size
+from selectbench.worker.own_code import OwnCodeError, load
 
 
 def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False) -> Any:
     """The job's model in fp32 on the CPU, its weights drawn from torch's global generator.
 
     `vocab_size` is the tokenizer's. `empty`: parameters and buffers without memory, on the meta device.
-    Raises ImportError or NotImplementedError where the attention kernel asked for can't be had.
+    A model of own code is made whole even where `empty`: it may hold tensors in other ways. Raises
+    ImportError or NotImplementedError where the attention kernel asked for can't be had, OwnCodeError.
     """
+    if isinstance(job.model, OwnModel):
+        return _own_model(job.model, vocab_size, job.seq_len)
     config = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
     with torch.device("meta") if empty else nullcontext():
         module = AutoModelForCausalLM.from_config(
@@ -29,10 +33,23 @@ def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False)
     return module
 
 
+def _own_model(model: OwnModel, vocab_size: int, seq_len: int) -> torch.nn.Module:
+    made = load(model.family, "model")(
+        vocab_size=resolved_vocab_size(model, vocab_size), seq_len=seq_len, **model.settings
+    )
+    if not isinstance(made, torch.nn.Module):
+        raise OwnCodeError(f"model {model.family}: expected a torch.nn.Module, it made a {type(made).__name__}")
+    return made.float()
+
+
 def enable_checkpointing(module: Any) -> None:
     """Recompute every block's activations in the backward pass."""
     # transformers renames the method in the course of its fifth version; the first parameter stays.
-    enable = getattr(module, "activation_checkpointing_enable", None) or module.gradient_checkpointing_enable
+    enable = getattr(module, "activation_checkpointing_enable", None) or getattr(
+        module, "gradient_checkpointing_enable", None
+    )
+    if enable is None:
+        raise NotImplementedError("the model has no gradient_checkpointing_enable")
     enable({"use_reentrant": False})
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from selectbench.record.record import Identity, Measurement, RankMemory, decimate
-from selectbench.record.wire import Finished
+from selectbench.record.wire import Finished, Order
+from selectbench.suite.own_code import own_code_sha256
 from selectbench.worker import identity as found
 from selectbench.worker.loop import Trained
 from selectbench.worker.model import weights_sha256
@@ -31,15 +32,17 @@ class Before:
     parameters: int
     attention: str | None
     dropout: float | None
+    code_sha256: str | None
 
     @classmethod
-    def training(cls, module: Any, world: World) -> Before:
-        """Look at the model."""
+    def training(cls, module: Any, order: Order, world: World) -> Before:
+        """Look at the model and the own code."""
         return cls(
             weights_sha256(module) if world.is_first else None,
             sum(p.numel() for p in module.parameters()),
             found.attention(module),
             found.largest_dropout(module),
+            own_code_sha256(order.code) if world.is_first else None,
         )
 
 
@@ -130,12 +133,14 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         optimizer=found.optimizer_names(trained.optimizers),
         compiled=order.choices.compile.mode is not None and recorder.compilations > 0,
         first_step_loss=series.losses[0],
-        first_step_gradient_norm=first_norm if math.isfinite(first_norm) else None,
+        first_step_gradient_norm=first_norm if first_norm is not None and math.isfinite(first_norm) else None,
         world_size=setting.world.size,
         strategy=trained.strategy,
         framework=trained.framework,
+        loss=order.choices.loss.name,
         reduction_dtype=trained.reduction_dtype if setting.world.size > 1 else None,
         dropout=before.dropout,
+        code_sha256=before.code_sha256,
     )
 
 

@@ -41,16 +41,17 @@ def _import_root(path: Path) -> Path:
 def load(name: str, setting: str = "own code") -> Any:
     """What `package.module:Name` or `package.module:Class.method` names; `setting` is the key that named it.
 
-    Raises OwnCodeError where there is no such module or attribute. What the module itself raises while it is
-    imported passes with its own traceback, the lack of another package that it needs among it.
+    Raises OwnCodeError where there is no such module or attribute, or where the module lacks another that it
+    imports: an ImportError would say that the machine lacks what selectbench needs. Whatever else the module
+    raises while it is imported passes with its own traceback.
     """
     module_name, _, attributes = name.partition(":")
     try:
         found = import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not _is_part_of(error.name, module_name):
-            raise
-        raise OwnCodeError(_no_module(f"{setting} {name}", module_name, error.name or module_name)) from None
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and _is_part_of(error.name, module_name):
+            raise OwnCodeError(_no_module(f"{setting} {name}", module_name, error.name or module_name)) from None
+        raise OwnCodeError(f"{setting} {name}: importing {module_name}: {error}") from error
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):
             raise OwnCodeError(_no_attribute(f"{setting} {name}", found, attribute))

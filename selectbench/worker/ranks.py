@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from selectbench.record.wire import EVENT, Finished, GaveUp, Order
+from selectbench.worker.own_code import add_to_path
 from selectbench.worker.recorder import Emit
 from selectbench.worker.server import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
 from selectbench.worker.whereabouts import CELLS_PER_RANK, Whereabouts, describe
@@ -171,9 +172,7 @@ def _rank_main(
         messages.send_bytes(json.dumps([time.monotonic(), event.model_dump_json()]).encode())
 
     try:
-        for folder in reversed(order.code):  # where the process is a new one
-            if folder not in sys.path:
-                sys.path.insert(0, folder)
+        add_to_path(order.code)  # the process may be a new one
         with _process_group(order, number, meeting) as world:
             run_rank(order, world, emit, Whereabouts(cells, number))
     except BaseException:

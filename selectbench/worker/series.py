@@ -39,7 +39,7 @@ class Series:
 
     def __init__(self) -> None:
         self.losses: list[float] = []
-        self.gradient_norms: list[float] = []
+        self.gradient_norms: list[float | None] = []
         self.applied: list[bool] = []
         self.stream_sums: list[int] = []
         self.tokens: list[int] = []
@@ -50,7 +50,10 @@ class Series:
         """Fetches the steps' scalars from the device; waits for it and for the other ranks. Raises Diverged."""
         known = len(self.losses)
         self.losses += world.total(torch.stack([s.loss for s in steps]).double()).tolist()
-        self.gradient_norms += _agreed(torch.stack([s.gradient_norm for s in steps]), known, world)
+        unknown = torch.full((), math.nan, device=world.device)
+        norms = torch.stack([unknown if s.gradient_norm is None else s.gradient_norm for s in steps])
+        told = zip(steps, _agreed(norms, known, world), strict=True)
+        self.gradient_norms += [None if s.gradient_norm is None else norm for s, norm in told]
         self.applied += torch.stack([s.applied for s in steps]).tolist()
         self.stream_sums += world.total(torch.stack([s.stream for s in steps])).tolist()
         tokens = torch.tensor([s.tokens for s in steps], dtype=torch.int64, device=world.device)
@@ -62,8 +65,9 @@ class Series:
         loss = self.losses[step]
         if not math.isfinite(loss):
             raise Diverged(f"the loss of step {step} is {loss}")
-        if self.applied[step] and not math.isfinite(self.gradient_norms[step]):
-            raise Diverged(f"the gradient norm of step {step} is {self.gradient_norms[step]}, its loss {loss:.4f}")
+        norm = self.gradient_norms[step]
+        if self.applied[step] and norm is not None and not math.isfinite(norm):
+            raise Diverged(f"the gradient norm of step {step} is {norm}, its loss {loss:.4f}")
         recent = self.losses[max(0, step + 1 - DIVERGED_OVER_STEPS) : step + 1]
         mean = sum(recent) / len(recent)
         if len(recent) == DIVERGED_OVER_STEPS and mean > DIVERGED_ABOVE * self.losses[0]:
@@ -105,5 +109,5 @@ def _agreed(norms: torch.Tensor, first_step: int, world: World) -> list[float]:
     return norms.tolist()
 
 
-def _storable(values: list[float]) -> list[float | None]:
-    return [value if math.isfinite(value) else None for value in values]
+def _storable(values: Sequence[float | None]) -> list[float | None]:
+    return [value if value is not None and math.isfinite(value) else None for value in values]

@@ -26,8 +26,8 @@ class StepTensors(NamedTuple):
 
     loss: torch.Tensor
     """This rank's part of the mean over the step's tokens, before the update; nats per token, float32."""
-    gradient_norm: torch.Tensor
-    """Global, before clipping; the same on every rank."""
+    gradient_norm: torch.Tensor | None
+    """Global, before clipping; the same on every rank. None: an own loop that does not tell."""
     applied: torch.Tensor
     """Whether the weights were updated; the same on every rank."""
     stream: torch.Tensor

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import faulthandler
 import signal
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +15,7 @@ import torch
 # A second's work that the trial server does once, before it forks: transformers loads families on demand.
 from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
+from selectbench.choices.framework import OwnFramework
 from selectbench.data.prepared import Prepared
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
 from selectbench.suite.job import Eval
@@ -26,6 +26,7 @@ from selectbench.worker.loop import Trained, Unsupported, unsupported_where_miss
 from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training_memory
 from selectbench.worker.model import enable_checkpointing
 from selectbench.worker.outcome import Before, finished
+from selectbench.worker.own_code import add_to_path, load
 from selectbench.worker.precision import set_tf32
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Emit
@@ -48,8 +49,7 @@ def run_trial(order: Order, emit: Emit) -> None:
     """
     emit(Started(software=versions()))
     emit(Phase(phase="setup"))
-    for folder in reversed(order.code):
-        sys.path.insert(0, folder)
+    add_to_path(order.code)
     with _failures_told(emit), private_caches(Path(order.trial_folder)):
         if order.choices.strategy.name != "single":
             ensure_weights(order, Prepared.open(Path(order.data_folder)).vocab_size)
@@ -90,8 +90,8 @@ def _train(
     torch.set_num_threads(order.threads)
     set_tf32(order.choices.precision.tf32)
     setting = _setting(order, world, emit, whereabouts, memory)
-    before = Before.training(setting.module, world)
-    loop = import_module("selectbench.worker.loop").train
+    before = Before.training(setting.module, order, world)
+    loop = _loop(order)
     # Dropout draws from torch's global generator.
     torch.manual_seed(derived_seed(order.trial.seed, "dropout", world.rank))
     try:
@@ -108,10 +108,11 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
     with unsupported_where_missing(f"attention {choices.attention.name}"):
         module = mapped_model(order, data.vocab_size, ensure_weights(order, data.vocab_size))
     if choices.activation_checkpointing.enabled:
-        enable_checkpointing(module)
+        with unsupported_where_missing("activation_checkpointing"):
+            enable_checkpointing(module)
     module.train()
     return Setting(
-        order=order, world=world, module=module, loss=_summed_cross_entropy,
+        order=order, world=world, module=module, loss=choices.loss.build(),
         batches=Batches(
             data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size,
             seed=order.trial.seed, device=world.device,
@@ -122,8 +123,15 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
     )  # fmt: skip
 
 
-def _summed_cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+def _loop(order: Order) -> Callable[[Setting], Trained]:
+    framework = order.choices.framework
+    if isinstance(framework, OwnFramework):
+        train_with = import_module("selectbench.worker.own_loop").train_with
+        return train_with(load(framework.loop, "framework"))
+    module, _, function = framework.loop.partition(":")
+    with unsupported_where_missing(f"framework {framework.name}"):
+        loop: Callable[[Setting], Trained] = getattr(import_module(module), function)
+    return loop
 
 
 def _held_out(order: Order, data: Prepared) -> HeldOut | None:

@@ -50,7 +50,7 @@ def test_an_undeclared_difference_is_named_with_both_values(field: str) -> None:
     found = against_fp32({}, **{field: OTHER[field]})
     violations = {v.field: v for v in found.violations}
     assert found.comparable is False
-    assert set(violations) == ({field, "gradient_accumulation_steps"} if field == "world_size" else {field})
+    assert set(violations) == {field}
     assert (violations[field].baseline, violations[field].option) == (getattr(IDENTITY, field), OTHER[field])
     assert (violations[field].against, violations[field].seeds) == ("fp32", [0, 1, 2])
     assert found.differs_as_declared == []
@@ -69,6 +69,7 @@ def test_an_undeclared_difference_is_named_with_both_values(field: str) -> None:
         ({"attention": {"name": "eager"}}, {"attention": "eager"}),
         ({"compile": {"name": "default"}}, {"compiled": True}),
         ({"micro_batch_size": 4}, {"gradient_accumulation_steps": 4}),
+        ({"framework": {"name": "hf_trainer"}}, {"framework": "transformers.Trainer"}),
         ({"micro_batch_size": 8, "world_size": 2, "strategy": {"name": "ddp"}},
          {"world_size": 2, "strategy": "DistributedDataParallel", "reduction_dtype": "float32"}),
         ({"micro_batch_size": 8, "world_size": 2, "strategy": {"name": "zero", "stage": 2}},
@@ -105,13 +106,15 @@ def test_gradients_summed_in_another_dtype_are_a_violation_between_options_of_se
         ({"precision": {"name": "tf32"}}, {}, "matmul_tf32", True),
         ({"precision": {"name": "bf16_pure"}}, {}, "parameter_dtype", "bfloat16"),
         ({"optimizer": {"name": "muon", "lr": 1e-3}}, {}, "optimizer", ["Muon", "AdamW(fused)"]),
-        ({"optimizer": {"name": "adamw", "lr": 1e-3, "implementation": "foreach"}}, {}, "optimizer", ["AdamW(foreach)"]),
+        ({"optimizer": {"name": "adamw", "lr": 1e-3, "implementation": "foreach"}}, {}, "optimizer",
+         ["AdamW(foreach)"]),
         ({"strategy": {"name": "fsdp"}}, {"strategy": "DeepSpeedEngine zero 3"}, "strategy", "FSDPModule"),
         ({"strategy": {"name": "zero", "stage": 3}}, {"strategy": "DeepSpeedEngine zero 2"}, "strategy",
          "DeepSpeedEngine zero 3"),
-        ({"strategy": {"name": "ddp"}, "world_size": 2, "micro_batch_size": 16},
+        ({"strategy": {"name": "ddp"}, "world_size": 2, "micro_batch_size": 8},
          {"strategy": "DistributedDataParallel"}, "world_size", 2),
         ({"micro_batch_size": 4}, {}, "gradient_accumulation_steps", 4),
+        ({"framework": {"name": "hf_trainer"}}, {}, "framework", "transformers.Trainer"),
         ({}, {"steps_requested": 59}, "steps_requested", 60),
     ],
 )  # fmt: skip
@@ -141,13 +144,18 @@ def test_what_a_trial_could_not_see_is_not_verified_even_where_the_other_could_n
     found = against_fp32({}, **{field: None})
     assert (found.comparable, found.not_verified) == (True, [field])
     neither = IDENTITY.model_copy(update={field: None})
-    assert compare(neither, neither, NOTHING)[field] == "not_verified"  # type: ignore[index]
+    assert compare(neither, neither, NOTHING)[field] == "not_verified"
+
+
+def test_a_compute_dtype_that_nobody_saw_is_not_verified() -> None:
+    unseen = IDENTITY.model_copy(update={"compute_dtype": ""})
+    assert compare(unseen, IDENTITY, NOTHING)["compute_dtype"] == "not_verified"
 
 
 @pytest.mark.parametrize("field", ["evaluation_set_sha256", "code_sha256", "reduction_dtype"])
 def test_none_on_both_sides_is_the_same_where_it_says_that_there_is_none(field: str) -> None:
     neither = IDENTITY.model_copy(update={field: None})
-    assert compare(neither, neither, NOTHING)[field] == "same"  # type: ignore[index]
+    assert compare(neither, neither, NOTHING)[field] == "same"
 
 
 def test_dropout_is_not_verified_where_the_step_is_cut_otherwise() -> None:
@@ -177,7 +185,15 @@ def test_where_the_baseline_has_no_such_seed_the_first_option_that_has_it_is_com
     found = certificates(suite, records)
     assert found["fp32"].comparable is None
     assert found["second"].comparable is True
+    assert (found["second"].compared_with, found["third"].compared_with) == ([], ["second"])
     assert [(v.field, v.against) for v in found["third"].violations] == [("parameters", "second")]
+
+
+def test_the_baseline_is_compared_with_wherever_it_stands() -> None:
+    suite = make_suite("first", "baseline", seeds=[0], baseline="baseline")
+    found = certificates(suite, [make_record("first", 0, identity={"parameters": 5}), make_record("baseline", 0)])
+    assert [(v.against, v.baseline, v.option) for v in found["first"].violations] == [("baseline", 1_000_000, 5)]
+    assert found["baseline"].violations == []
 
 
 def test_a_violation_of_one_seed_is_enough_and_names_it() -> None:
@@ -208,6 +224,14 @@ def test_the_first_step_agrees_as_far_as_the_dtypes_allow(
     other = {**changes, "first_step_loss": loss, "first_step_gradient_norm": norm}
     statuses = compare(IDENTITY.model_copy(update=other), IDENTITY, frozenset(changes))
     assert [name for name, status in statuses.items() if status == "violation"] == expected
+
+
+def test_a_tolerance_is_of_the_larger_of_both() -> None:
+    one, other = (
+        IDENTITY.model_copy(update={"matmul_tf32": True, "first_step_gradient_norm": norm}) for norm in (1.0, 0.951)
+    )
+    for pair in ((one, other), (other, one)):
+        assert compare(*pair, NOTHING)["first_step_gradient_norm"] == "same"
 
 
 def test_a_choice_that_computes_something_else_declares_the_first_step() -> None:
@@ -269,6 +293,12 @@ def test_swapping_baseline_and_option_keeps_what_they_differ_in(one: Identity, o
         return {v.field for certificate in named.values() for v in certificate.violations}
 
     assert found(one, other) == found(other, one)
+
+
+def test_either_of_two_choices_may_declare() -> None:
+    both = ("bf16", {"precision": {"name": "bf16_mixed"}}), ("fp16", {"precision": {"name": "fp16_mixed"}})
+    for pair in (both, both[::-1]):
+        assert may_change(*make_suite(*pair).options) == {"compute_dtype", "matmul_tf32", "steps_applied"}
 
 
 def test_a_choice_that_both_share_declares_nothing() -> None:

@@ -22,7 +22,7 @@ def total(strategy: object, ranks: int = RANKS, optimizer: object = ADAMW, preci
 
 @pytest.mark.parametrize(
     ("strategy", "bytes_per_parameter"),
-    zip(STRATEGIES, [16, 4 + 12 / RANKS, 2 + 14 / RANKS, 16 / RANKS, 16 / RANKS], strict=True),
+    list(zip(STRATEGIES, [16, 4 + 12 / RANKS, 2 + 14 / RANKS, 16 / RANKS, 16 / RANKS], strict=True)),
 )
 def test_mixed_precision_adam_as_published(strategy: object, bytes_per_parameter: float) -> None:
     assert total(strategy) == pytest.approx(bytes_per_parameter * PSI)

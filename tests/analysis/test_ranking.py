@@ -215,7 +215,9 @@ def test_the_certificate_in_ranking_json() -> None:
     records += trials("bf16", [200] * 3, identity={"compute_dtype": "bfloat16", "parameters": 5, "attention": None})
     content = rank(make_suite("fp32", BF16), records).model_dump(mode="json")
     rows = {row["option"]: row["identity"] for row in content["rows"]}
-    assert rows["fp32"] == {"comparable": True, "differs_as_declared": [], "violations": [], "not_verified": []}
+    assert rows["fp32"] == {
+        "comparable": True, "compared_with": [], "differs_as_declared": [], "violations": [], "not_verified": [],
+    }  # fmt: skip
     assert rows["bf16"]["comparable"] is False
     assert rows["bf16"]["differs_as_declared"] == ["compute_dtype"]
     assert rows["bf16"]["not_verified"] == ["attention"]

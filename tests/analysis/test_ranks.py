@@ -59,6 +59,15 @@ def test_memory_differs_by_seed() -> None:
     assert (found.peak_bytes_by_rank, found.measured_model_state_bytes) == ([105], 1.5)
 
 
+def test_no_mean_over_some_of_the_seeds() -> None:
+    suite = make_suite("fp32", seeds=[0, 1])
+    parts: list[tuple[int | None, int, int]] = [(4, 4, 8), (None, 4, 8)]
+    records = [make_record("fp32", s, memory_by_rank=[memory(0, 1, parts[s])]) for s in range(2)]
+    found = rank(suite, records).rows[0].memory
+    assert found is not None
+    assert found.measured_model_state_bytes is None
+
+
 def test_a_hidden_part_of_the_model_states_is_not_taken_as_nothing() -> None:
     row = sharded(2, memory_by_rank=[memory(0, 1), memory(1, 1, (4, None, 8))]).rows[0]
     assert row.memory is not None

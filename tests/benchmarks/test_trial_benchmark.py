@@ -19,17 +19,40 @@ def workplace(tmp_path: Path) -> Workplace:
     return place
 
 
+def beyond_seconds(workplace: Workplace) -> list[float]:
+    """Of every trial but the first."""
+    measured = [(record["wall_seconds"], record["outcome"]["measurement"]) for record in workplace.records()[1:]]
+    return [wall - m["training_seconds"] - m["evaluation_seconds"] for wall, m in measured]
+
+
 def test_a_trial_beyond_its_steps_and_evaluations(benchmark, workplace: Workplace) -> None:
     """Seconds of each trial after the first (which waits for the server's imports), from the records."""
     benchmark.pedantic(lambda: workplace.call("run", "tiny.yaml", "--seeds", "0,1,2,3,4,5"), rounds=1)
-    beyond = []
-    for record in workplace.records()[1:]:
-        measured = record["outcome"]["measurement"]
-        beyond.append(record["wall_seconds"] - measured["training_seconds"] - measured["evaluation_seconds"])
+    beyond = beyond_seconds(workplace)
     benchmark.extra_info["median_seconds"] = median(beyond)
     benchmark.extra_info["largest_seconds"] = max(beyond)
     figures = f"median of {len(beyond)}, most {max(beyond):.3f} s"
     print(f"\nbeyond its steps a trial costs {median(beyond):.3f} s ({figures})")
+
+
+SHARED = TINY_SUITE[: TINY_SUITE.index("baseline:")].replace("  micro_batch_size: 4", "  micro_batch_size: 2") + """\
+  world_size: 2
+  strategy: STRATEGY
+baseline: only
+options:
+  only: {}
+"""
+STRATEGIES = {"ddp": "ddp", "fsdp": "fsdp", **{f"zero{n}": f"{{name: zero, stage: {n}}}" for n in (1, 2, 3)}}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_trial_of_two_ranks_beyond_its_steps_and_evaluations(benchmark, workplace, strategy: str) -> None:
+    """The same with two gloo ranks."""
+    workplace.write(SHARED.replace("STRATEGY", STRATEGIES[strategy]))
+    benchmark.pedantic(lambda: workplace.call("run", "tiny.yaml", "--seeds", "0,1,2,3,4,5"), rounds=1)
+    beyond = beyond_seconds(workplace)
+    benchmark.extra_info["median_seconds"] = median(beyond)
+    print(f"\n{strategy}: beyond its steps a trial costs {median(beyond):.3f} s (most {max(beyond):.3f} s)")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "tiny.yaml"]], ids=["help", "plan"])

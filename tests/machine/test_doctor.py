@@ -7,7 +7,7 @@ import pytest
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from selectbench.choices import REGISTRY
+from selectbench.choices import REGISTRY, tag_of
 from selectbench.doctor import (
     Finding,
     check_cache,
@@ -141,4 +141,4 @@ def test_the_tables_fit_and_lose_no_word(width):
     assert "[red]afolderof" in joined
     assert joined.count("x") >= 90
     for classes in REGISTRY.values():
-        assert all(choice.model_fields["name"].default in joined for choice in classes)
+        assert all(tag_of(choice) in joined for choice in classes)

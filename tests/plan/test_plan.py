@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from launch.harness import TINY_SUITE, corpus
 from made_records import make_record
+from rich.console import Console
 
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
@@ -14,6 +16,7 @@ from selectbench.machine import Machine
 from selectbench.plan.estimate import estimate
 from selectbench.plan.plan import Plan, make_plan, suite_warnings
 from selectbench.record.record import Completed, Record
+from selectbench.report.plan import plan_as_json, print_plan
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 
@@ -102,6 +105,89 @@ def test_paging_on_a_cpu_is_said_to_be_none(suite_file: Path) -> None:
     paged = ["choices.optimizer={name: paged_adamw_8bit, lr: 1e-4}"]
     assert "nothing is paged" in suite_warnings(load_suite(str(suite_file), device="cpu", settings=paged), None)[0]
     assert suite_warnings(load_suite(str(suite_file), device="cuda", settings=paged), None) == []
+
+
+@pytest.mark.parametrize(
+    ("choices", "reason"),
+    [
+        ("framework: hf_trainer, strategy: ddp, precision: bf16_mixed", None),
+        ('framework: "ourlib.loop:train", strategy: ddp, precision: bf16_pure', None),
+        ("framework: hf_trainer, strategy: {name: zero, stage: 2}",
+         "framework hf_trainer: runs with strategy single or ddp, not with zero"),
+        ("framework: hf_trainer, strategy: fsdp",
+         "framework hf_trainer: runs with strategy single or ddp, not with fsdp"),
+        ("framework: hf_trainer, precision: bf16_master",
+         "framework hf_trainer: runs with precision fp32, tf32, bf16_mixed or fp16_mixed, not with bf16_master"),
+        ('framework: "ourlib.loop:train", strategy: fsdp',
+         "framework ourlib.loop:train: runs with strategy single or ddp, not with fsdp"),
+    ],
+)  # fmt: skip
+def test_a_loop_runs_with_what_it_can(suite_file: Path, choices: str, reason: str | None) -> None:
+    settings = [f"options.whole={{{choices}}}"]
+    everything = {**PACKAGES, "accelerate": "1.14.0", "deepspeed": "0.19.8"}
+    plan = planned(
+        load_suite(str(suite_file), device="cpu", settings=settings), Machine("cpu", packages=everything)
+    )
+    assert plan.planned("whole").unsupported == reason
+
+
+def test_what_the_trainer_needs_is_named_with_its_command(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu", settings=["options.whole={framework: hf_trainer}"])
+    reason = planned(suite).planned("whole").unsupported
+    assert reason == (
+        "framework hf_trainer: the package accelerate is not installed: pip install 'selectbench[hf_trainer]'"
+    )
+    old = Machine("cpu", packages={**PACKAGES, "accelerate": "0.34"})
+    assert "needs accelerate>=1.1, found accelerate 0.34" in str(planned(suite, old).planned("whole").unsupported)
+
+
+def test_more_ranks_than_cores_are_warned_of_on_a_cpu_only(suite_file: Path) -> None:
+    settings = ["options.halves={strategy: ddp, world_size: 4, micro_batch_size: 1}"]
+    suite = load_suite(str(suite_file), device="cpu", settings=settings)
+    assert suite_warnings(suite, None, 4.0) == []
+    assert suite_warnings(suite, None) == []
+    assert "halves: 4 ranks share 2 cores" in suite_warnings(suite, None, 2.0)[0]
+    assert suite_warnings(load_suite(str(suite_file), device="cuda", settings=settings), None, 2.0) == []
+
+
+def test_another_content_of_own_code_is_another_trial(suite_file: Path) -> None:
+    code = suite_file.parent / "ourlib"
+    code.mkdir()
+    (code / "opt.py").write_text("raise RuntimeError('planning imports no own code')\n")
+    settings = ["code=[ourlib]", 'choices.optimizer={name: "ourlib.opt:Mine", lr: 1e-3}']
+    suite = load_suite(str(suite_file), device="cpu", settings=settings)
+    first, again = planned(suite), planned(suite)
+    assert first == again
+    assert first.own_code_sha256 is not None
+    (code / "opt.py").write_text("x = 1\n")
+    other = planned(suite)
+    assert other.own_code_sha256 != first.own_code_sha256
+    assert not {p.trial.trial_id for p in other.trials} & {p.trial.trial_id for p in first.trials}
+    assert planned(load_suite(str(suite_file), device="cpu")).own_code_sha256 is None
+
+
+def test_an_own_model_is_planned_without_knowing_its_size(suite_file: Path) -> None:
+    settings = ['job.model={family: "ourlib.model:Net", settings: {wide: 8}}']
+    plan = planned(load_suite(str(suite_file), device="cpu", settings=settings))
+    assert plan.parameters is None
+    assert estimate(plan, CPU, []) is None
+    assert [p.unsupported for p in plan.options] == [None, None]
+
+
+def test_the_plan_shows_how_every_option_is_laid_out(suite_file: Path) -> None:
+    settings = [
+        "options.whole={strategy: ddp, world_size: 2, micro_batch_size: 2, framework: hf_trainer}",
+        "options.halves={strategy: {name: zero, stage: 3}, world_size: 2}",
+    ]
+    plan = planned(load_suite(str(suite_file), device="cpu", settings=settings, seeds="0"))
+    console = Console(width=160, record=True, color_system=None)
+    with console.capture() as captured:
+        print_plan(console, plan, None, [])
+    assert "ddp x 2 ranks, hf_trainer" in captured.get()
+    assert "zero 3 x 2 ranks" in captured.get()
+    whole, halves = json.loads(plan_as_json(plan, None))["options"]
+    assert (whole["strategy"]["name"], whole["world_size"], whole["framework"]) == ("ddp", 2, "hf_trainer")
+    assert (halves["strategy"]["stage"], halves["framework"], halves["python"]) == (3, "native", None)
 
 
 def test_earlier_trials_tell_the_time(suite_file: Path) -> None:

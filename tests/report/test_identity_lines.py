@@ -45,14 +45,14 @@ def test_rows_that_differ_otherwise_have_sentences_of_their_own_and_share_a_line
         "Same job: lion differs from fp32 only in optimizer (declared: optimizer)",
     ]
     (line,) = in_short(ranking)
-    assert line.startswith("Same job: every row differs from fp32 at most in compute dtype and optimizer")
+    assert line.startswith("Same job: every other row differs from fp32 at most in compute dtype and optimizer")
 
 
 def test_rows_that_share_a_sentence_say_it_once() -> None:
     fp16 = ("fp16", {"precision": {"name": "fp16_mixed"}})
     ranking = ranking_of(BF16, fp16, found={"fp16": {"compute_dtype": "float16"}})
     (line,) = in_full(ranking)
-    assert line.startswith("Same job: every row differs from fp32 only in compute dtype")
+    assert line.startswith("Same job: every other row differs from fp32 only in compute dtype")
 
 
 def test_what_differs_is_not_said_to_be_the_same() -> None:
@@ -67,8 +67,8 @@ def test_no_evaluation_set_is_claimed_where_there_was_none() -> None:
     blind: dict[str, Any] = {"final_loss": None, "identity": {"evaluation_set_sha256": None}}
     (line,) = in_full(rank(suite, [make_record(o, 0, **blind) for o in ("fp32", "again")]))
     assert line == (
-        "Same job: again differs from fp32 in nothing that was checked; weights, tokens, schedule and step count are "
-        "the same."
+        "Same job: again differs from fp32 in nothing that was checked; weights, tokens, schedule and step count "
+        "are the same."
     )
 
 
@@ -100,7 +100,7 @@ def test_a_violation_is_a_short_line_with_both_values() -> None:
     for line in expected:
         assert line in text
     assert "not comparable" in text
-    assert "every row" not in text
+    assert "every other row" not in text
     assert "Not ranked: bf16 (not the same job: initial_weights_sha256 and attention)." in text
 
 
@@ -119,6 +119,13 @@ def test_nothing_is_said_where_nothing_can_be_compared() -> None:
     records = [make_record("fp32", 0), make_failure("bf16", 0, "oom")]
     ranking = rank(make_suite("fp32", BF16, seeds=[0]), records)
     assert in_full(ranking) == in_short(ranking) == []
+
+
+def test_where_the_baseline_failed_the_sentence_names_what_took_its_place() -> None:
+    records = [make_failure("fp32", 0, "oom"), make_record("bf16", 0, identity=FOUND["bf16"]),
+               make_record("lion", 0, identity=FOUND["lion"])]  # fmt: skip
+    (line,) = in_full(rank(make_suite("fp32", BF16, LION, seeds=[0]), records))
+    assert line.startswith("Same job: lion differs from bf16 only in compute dtype and optimizer, as declared;")
 
 
 def two_ranks(count: int = 2) -> tuple[Any, list[Any]]:
@@ -156,11 +163,32 @@ def test_ranks_in_the_report() -> None:
 def test_ranks_in_the_terminal() -> None:
     suite, records = two_ranks()
     text = printed(rank(suite, records))
+    assert "vs base" not in text
     for word in ("speed-up", "efficiency", "75%", "one: no evidence about sharding at one rank", "over gloo"):
         assert word in text
+
+
+def test_ranks_fit_a_terminal_of_80_columns() -> None:
+    suite, records = two_ranks()
+    file = io.StringIO()
+    print_ranking(Console(file=file, width=80), rank(suite, records))
+    lines = file.getvalue().splitlines()
+    assert all(len(line) <= 80 for line in lines)
+    (row,) = (line.split() for line in lines if " fsdp " in line and "%" in line)
+    assert row == ["1", "fsdp", "150", "1.50x", "244.7", "300", "MiB", "2", "75%", "1"]
 
 
 def test_many_ranks_are_shown_by_their_range() -> None:
     suite, records = two_ranks(16)
     text = render(suite, rank(suite, records), records, {}, "x")
     assert "| fsdp | 16 | 1.00 MiB to 16.0 MiB |" in text
+
+
+def test_speed_up_has_a_column_of_its_own_where_something_else_ranks() -> None:
+    suite, records = two_ranks()
+    by_loss = suite.model_copy(update={"decide": suite.decide.model_copy(update={"objective": "final_loss"})})
+    (head, row) = (
+        line for line in printed(rank(by_loss, records)).splitlines() if "efficiency" in line or "75%" in line
+    )
+    assert "vs base" in head
+    assert row.split()[-4:] == ["2", "1.50x", "75%", "1"]

@@ -184,6 +184,121 @@ ONE_MISTAKE = {
         changed(("baseline: fp32\n", ""), more="axes: {optimizer.lrr: [1]}\nbaseline: fp32 + lrr=1\n"),
         "mine.yaml:13:8: axes.optimizer.lrr[0]: unknown key (did you mean 'lr'?)",
     ),
+    "own optimizer's name with a space": (
+        changed(("name: adamw", 'name: "our lib.opt:Mine"')),
+        'mine.yaml:8:21: choices.optimizer.name: found "our lib.opt:Mine", expected package.module:Name, a dotted module, a colon and a name in it',
+    ),
+    "own optimizer without a name after the colon": (
+        changed(("name: adamw", 'name: "ourlib.opt:"')),
+        'mine.yaml:8:21: choices.optimizer.name: found "ourlib.opt:", expected package.module:Name, a dotted module, a colon and a name in it',
+    ),
+    "own optimizer without a colon": (
+        changed(("name: adamw", "name: ourlib.opt.Mine")),
+        "mine.yaml:8:21: choices.optimizer.name: unknown name 'ourlib.opt.Mine' (known: sgd, adam, adamw, adafactor, lion, muon, adamw_8bit, paged_adamw_8bit, lion_8bit, ademamix_8bit, package.module:Name)",
+    ),
+    "own optimizer by its name alone": (
+        changed(("{precision: bf16_mixed}", '{optimizer: "ourlib.opt:Mine"}')),
+        "mine.yaml:12:21: options.bf16.optimizer: 'ourlib.opt:Mine' needs 'lr': write {name: ourlib.opt:Mine, lr: ...}",
+    ),
+    "own optimizer's key": (
+        changed(("name: adamw, lr: 1e-3", 'name: "ourlib.opt:Mine", lr: 1e-3, setings: {}')),
+        "mine.yaml:8:50: choices.optimizer.setings: unknown key (did you mean 'settings'?)",
+    ),
+    "own optimizer's settings that set the learning rate": (
+        changed(("name: adamw, lr: 1e-3", 'name: "ourlib.opt:Mine", lr: 1e-3, settings: {lr: 2}')),
+        "mine.yaml:8:60: choices.optimizer.settings: settings may not set lr: given besides (params, lr, weight_decay are)",
+    ),
+    "own settings that no record can hold": (
+        changed(("name: adamw, lr: 1e-3", 'name: "ourlib.opt:Mine", lr: 1e-3, settings: {a: [1, .inf]}')),
+        "mine.yaml:8:60: choices.optimizer.settings: settings must be finite, found inf",
+    ),
+    "loss": (
+        changed(("{precision: bf16_mixed}", "{loss: crossentropy}")),
+        "mine.yaml:12:16: options.bf16.loss: unknown name 'crossentropy' (did you mean 'cross_entropy'?)",
+    ),
+    "loss without a name": (
+        changed(("{precision: bf16_mixed}", "{loss: {nam: 1}}")),
+        "mine.yaml:12:16: options.bf16.loss: required key is missing: name (cross_entropy or package.module:Name)",
+    ),
+    "settings of a loss that has none": (
+        changed(("{precision: bf16_mixed}", "{loss: {name: cross_entropy, settings: {}}}")),
+        "mine.yaml:12:38: options.bf16.loss.settings: unknown key (known: name)",
+    ),
+    "framework": (
+        changed(("{precision: bf16_mixed}", "{framework: hf-trainer}")),
+        "mine.yaml:12:21: options.bf16.framework: unknown name 'hf-trainer' (did you mean 'hf_trainer'?)",
+    ),
+    "own loop": (
+        changed(("{precision: bf16_mixed}", '{framework: "our lib.loop:train"}')),
+        'mine.yaml:12:21: options.bf16.framework: found "our lib.loop:train", expected package.module:Name, a dotted module, a colon and a name in it',
+    ),
+    "strategy": (
+        changed(("{precision: bf16_mixed}", "{strategy: fdsp}")),
+        "mine.yaml:12:20: options.bf16.strategy: unknown name 'fdsp' (did you mean 'fsdp'?)",
+    ),
+    "ZeRO by its name alone": (
+        changed(("{precision: bf16_mixed}", "{strategy: zero}")),
+        "mine.yaml:12:20: options.bf16.strategy: 'zero' needs 'stage': write {name: zero, stage: ...}",
+    ),
+    "ZeRO's stage": (
+        changed(("{precision: bf16_mixed}", "{strategy: {name: zero, stage: 4}}")),
+        "mine.yaml:12:40: options.bf16.strategy.stage: found 4, expected 1, 2 or 3",
+    ),
+    "DeepSpeed's batch size": (
+        changed(("{precision: bf16_mixed}", "{strategy: {name: zero, stage: 1, config: {train_batch_size: 8}}}")),
+        "mine.yaml:12:51: options.bf16.strategy.config: config may not set train_batch_size: the suite's own keys decide that",
+    ),
+    "DeepSpeed's stage in two places": (
+        changed(
+            (
+                "{precision: bf16_mixed}",
+                "{strategy: {name: zero, stage: 1, config: {zero_optimization: {stage: 2}}}}",
+            )
+        ),
+        "mine.yaml:12:51: options.bf16.strategy.config: config may not set zero_optimization.stage: the suite's own keys decide that",
+    ),
+    "word for ranks": (
+        changed(("micro_batch_size: 8", "micro_batch_size: 8\n  world_size: all")),
+        "mine.yaml:10:15: choices.world_size: unknown value 'all' (known: auto)",
+    ),
+    "interpreter that is a number": (
+        changed(("{precision: bf16_mixed}", "{python: 3.11}")),
+        "mine.yaml:12:18: options.bf16.python: found 3.11, expected text",
+    ),
+    "interpreter without a path": (
+        changed(("{precision: bf16_mixed}", '{python: ""}')),
+        "mine.yaml:12:18: options.bf16.python: is empty",
+    ),
+    "interpreter": (
+        changed(("{precision: bf16_mixed}", "{python: /nowhere/bin/pythoon}")),
+        "mine.yaml:12:18: options.bf16.python: there is no interpreter /nowhere/bin/pythoon",
+    ),
+    "own model's name": (
+        changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", '{family: "our lib.model:Net"}')),
+        'mine.yaml:2:19: job.model.family: found "our lib.model:Net", expected package.module:Name, a dotted module, a colon and a name in it',
+    ),
+    "own model without a colon": (
+        changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", "{family: ourlib.model.Net}")),
+        "mine.yaml:2:19: job.model.family: unknown name 'ourlib.model.Net' (known: gpt2, llama, package.module:Name)",
+    ),
+    "own model's settings that set the sequence length": (
+        changed(
+            (
+                "{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}",
+                '{family: "ourlib.model:Net", settings: {seq_len: 1}}',
+            )
+        ),
+        "mine.yaml:2:49: job.model.settings: settings may not set seq_len: given besides (vocab_size, seq_len are)",
+    ),
+    "key of an own model": (
+        changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", '{family: "ourlib.model:Net", n_layer: 1}')),
+        "mine.yaml:2:39: job.model.n_layer: unknown key (known: family, settings, vocab_size)",
+    ),
+    "code that is no list": (
+        changed(more="code: ourlib\n"),
+        'mine.yaml:14:7: code: found "ourlib", expected a list',
+    ),
+    "code without a path": (changed(more="code: ['']\n"), "mine.yaml:14:8: code[0]: is empty"),
     "key given twice": (
         changed(more="baseline: bf16\n"),
         "mine.yaml:14:1: baseline: the key 'baseline' is given twice, first in line 13",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from suite_texts import changed, write
+from suite_texts import VALID, changed, write
 
 from selectbench.choices import REGISTRY, tag_of
 from selectbench.suite.document import plain, read_document
@@ -39,13 +39,16 @@ def test_the_templates_fit_it(tmp_path):
 PIECES = [
     "axes: {optimizer.lr: [1e-3], precision: [fp32, {name: tf32}], micro_batch_size: {one: 1}}\n",
     "profiles: {cuda: {job: {max_steps: 3}, options: {fp32: {optimizer: {lr: 1}}}}, cpu: }\n",
+    'axes: {loss: [cross_entropy, "a.b:c", {name: "a.b:c", settings: {d: 1}}], optimizer.settings.eps: [1]}\n',
+    'options: {a: {strategy: {name: zero, stage: 1, config: {x: 1}}, framework: "a:b", python: ~/v/bin/python}}\n',
+    'code: [../lib]\nprofiles: {cuda: {job: {model: {family: "a.b:Net", settings: {}}}, choices: {loss: "a:b"}}}\n',
     "exclude: [{activation_checkpointing: true, compile: off}]\n",
 ]
 
 
 @pytest.mark.parametrize("more", PIECES)
 def test_pieces_are_allowed_where_a_file_may_say_them(more, tmp_path):
-    assert problems(changed(more=more), tmp_path) == []
+    assert problems(VALID[: VALID.index("options:")] + more, tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -53,6 +56,17 @@ def test_pieces_are_allowed_where_a_file_may_say_them(more, tmp_path):
     [
         changed(("max_steps", "max_stepz")),
         changed(("lr: 1e-3", "lrr: 1e-3")),
+        changed(("name: adamw", 'name: "our lib:Mine"')),
+        changed(("name: adamw", 'name: "ourlib:Mine", momentum: 1')),
+        changed(("{precision: bf16_mixed}", "{loss: crossentropy}")),
+        changed(("{precision: bf16_mixed}", '{loss: "our lib:x"}')),
+        changed(("{precision: bf16_mixed}", "{framework: Trainer}")),
+        changed(("{precision: bf16_mixed}", "{strategy: zero}")),
+        changed(("{precision: bf16_mixed}", "{strategy: {name: zero, stage: 4}}")),
+        changed(("{precision: bf16_mixed}", "{python: 3}")),
+        changed(("family: gpt2", 'family: "our lib:Net"')),
+        changed(("family: gpt2", 'family: "ourlib:Net"')),
+        changed(more="code: ourlib\n"),
         changed(("adamw", "adamww")),
         changed(("bf16_mixed", "bf16_mxed")),
         changed(("lr: 1e-3", "lr: 1e-3, momentum: 0.9")),

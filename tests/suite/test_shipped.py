@@ -14,8 +14,8 @@ CORPUS_TOKENS = 1_800_000
 """A low estimate of the corpus under a vocabulary of 512."""
 
 
-def test_three_suites_are_shipped():
-    assert names() == ["accumulation", "optimizer", "precision"]
+def test_six_suites_are_shipped():
+    assert names() == ["accumulation", "distributed", "framework", "optimizer", "precision", "scaling"]
 
 
 @pytest.mark.parametrize("name", names())
@@ -26,7 +26,7 @@ def test_the_cuda_profile_trains_gpt2_124m_within_one_epoch(name):
     assert suite.job.model.parameters(50304, 1024) == pytest.approx(124e6, rel=0.01)
     # Some of the corpus is held out for evaluation.
     assert suite.job.max_steps * suite.job.tokens_per_step < 0.95 * CORPUS_TOKENS
-    assert len(suite.seeds) == 5
+    assert len(suite.seeds) >= 3
 
 
 @pytest.mark.parametrize("name", names())
@@ -35,7 +35,7 @@ def test_every_option_does_the_same_job_on_a_cpu(name):
     assert suite.profile == "cpu"
     assert len(suite.seeds) >= 3
     assert suite.options[0].name == suite.baseline
-    assert all(option.choices.world_size == 1 for option in suite.options)
+    assert all(option.choices.world_size in (1, 2) for option in suite.options)  # two cores are enough
     assert suite.question.endswith("?")
 
 

@@ -1,0 +1,103 @@
+"""What goes with what: combinations of optimizer, strategy and precision that can't be had, and why.
+
+The table is not declared but found: a test runs every combination on two ranks and compares it with one
+process; what it sees raise, or train another algorithm, is what stands here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from selectbench.choices import Choices
+
+BITSANDBYTES = frozenset({"lion", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "ademamix_8bit"})
+ZERO = frozenset({"zero 1", "zero 2", "zero 3"})
+
+
+@dataclass(frozen=True)
+class Exclusion:
+    """Options that agree with every condition given can't be had."""
+
+    strategies: frozenset[str]
+    """`ddp`, `fsdp`, `zero 1`: as `strategy_of` writes them."""
+    finding: Literal["raises", "differs"]
+    """What happens where it is tried: an error, or silently another algorithm."""
+    reason: str
+    """Why, with what to take instead where there is something."""
+    optimizers: frozenset[str] | None = None
+    """By name; None: all."""
+    implementation: str | None = None
+    """Of an optimizer of torch; None: all."""
+    precisions: frozenset[str] | None = None
+    """By name; None: all."""
+    compiled: bool | None = None
+    """Whether the model is compiled; None: either."""
+
+    def excludes(self, choices: Choices) -> bool:
+        """Whether these choices agree with every condition."""
+        return (
+            strategy_of(choices) in self.strategies
+            and (self.optimizers is None or choices.optimizer.name in self.optimizers)
+            and self.implementation in (None, getattr(choices.optimizer, "implementation", None))
+            and (self.precisions is None or choices.precision.name in self.precisions)
+            and self.compiled in (None, choices.compile.mode is not None)
+        )
+
+
+EXCLUSIONS: tuple[Exclusion, ...] = (
+    Exclusion(
+        strategies=frozenset({"ddp"}), precisions=frozenset({"bf16_master"}), finding="raises",
+        reason="DDP keeps no master weights beside the copy that it reduces: fsdp and zero do",
+    ),
+    Exclusion(
+        strategies=frozenset({"fsdp"}), optimizers=BITSANDBYTES, finding="raises",
+        reason="bitsandbytes can't update FSDP2's sharded tensors: zero works",
+    ),
+    Exclusion(
+        strategies=frozenset({"fsdp"}), optimizers=frozenset({"adafactor"}), finding="raises",
+        reason="torch's Adafactor can't update FSDP2's sharded tensors",
+    ),
+    Exclusion(
+        strategies=frozenset({"fsdp"}), optimizers=frozenset({"sgd"}), implementation="fused", finding="raises",
+        reason="torch's fused SGD can't update FSDP2's sharded tensors: set implementation: foreach",
+    ),
+    Exclusion(
+        strategies=ZERO, optimizers=frozenset({"muon"}), finding="raises",
+        reason="DeepSpeed flattens the matrices that muon orthogonalises: ddp and fsdp work",
+    ),
+    Exclusion(
+        strategies=ZERO, optimizers=frozenset({"adafactor"}), finding="differs",
+        reason="DeepSpeed flattens the matrices whose rows and columns adafactor averages, which makes it another "
+        "algorithm: ddp works",
+    ),
+    Exclusion(
+        strategies=frozenset({"zero 3"}), compiled=True, finding="raises",
+        reason="torch.compile compiles ZeRO-3's gathering anew for every module until it gives up: zero 1, 2 work",
+    ),
+)  # fmt: skip
+
+
+def strategy_of(choices: Choices) -> str:
+    """The strategy's name, with its stage where it has stages."""
+    stage = getattr(choices.strategy, "stage", None)
+    return str(choices.strategy.name) if stage is None else f"{choices.strategy.name} {stage}"
+
+
+def exclusion_of(choices: Choices) -> Exclusion | None:
+    """The first that excludes these choices."""
+    return next((e for e in EXCLUSIONS if e.excludes(choices)), None)
+
+
+def combination_reason(choices: Choices) -> str | None:
+    """Why these choices can't be had together, on any device and number of ranks, or None."""
+    found = exclusion_of(choices)
+    if found is None:
+        return None
+    conditions = [
+        f"optimizer {choices.optimizer.name}" if found.optimizers else None,
+        f"precision {choices.precision.name}" if found.precisions else None,
+        f"compile {choices.compile.name}" if found.compiled else None,
+    ]
+    return f"{', '.join(filter(None, conditions))} with strategy {strategy_of(choices)}: {found.reason}"
