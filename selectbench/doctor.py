@@ -19,6 +19,8 @@ from rich.table import Table
 from rich.text import Text
 
 from selectbench.choices import REGISTRY, tag_of
+from selectbench.choices.framework import HF_TRAINER_INSTALL
+from selectbench.choices.strategy import DEEPSPEED_INSTALL
 from selectbench.data.cache import cache_root
 from selectbench.errors import UserError
 from selectbench.machine import (
@@ -35,7 +37,12 @@ from selectbench.machine import (
 from selectbench.nvml import gpus, problem
 
 Status = Literal["ok", "limited", "broken"]
-OPTIONAL_PACKAGES = {"bitsandbytes": "8-bit optimizers", "pythonbible": "embedded corpus"}
+EXTRAS = {"train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "hf_trainer": HF_TRAINER_INSTALL}
+"""Extras of the package that trials use, with the command that brings each."""
+OPTIONAL_PACKAGES = {
+    "accelerate": "framework hf_trainer", "bitsandbytes": "8-bit optimizers", "deepspeed": "strategy zero",
+    "pythonbible": "embedded corpus",
+}  # fmt: skip
 """What is lost without each; no job runs without the other packages."""
 SMALLEST_SHM_BYTES = 1 << 30
 """NCCL and data loaders of several ranks outgrow Docker's 64 MB."""
@@ -75,23 +82,23 @@ def diagnose() -> list[Finding]:
 
 
 def check_packages() -> Iterator[Finding]:
-    """The packages of the extra `train`, as the installed package itself requires them."""
-    for text in metadata.requires("selectbench") or []:
-        requirement = Requirement(text)
-        if requirement.marker and requirement.marker.evaluate({"extra": "train"}):
-            # Without the extra the marker does not hold: what the core requires is there already.
-            yield check_package(requirement, installed_version(requirement.name))
+    """The packages of the extras that trials use, as the installed package itself requires them."""
+    for extra, install in EXTRAS.items():
+        for requirement in map(Requirement, metadata.requires("selectbench") or []):
+            if requirement.marker and requirement.marker.evaluate({"extra": extra}):
+                # Without the extra the marker does not hold: what the core requires is there already.
+                yield check_package(requirement, installed_version(requirement.name), install)
 
 
-def check_package(requirement: Requirement, found: str | None) -> Finding:
-    """One package against what selectbench requires of it."""
+def check_package(requirement: Requirement, found: str | None, install: str = INSTALL) -> Finding:
+    """One package against what selectbench requires of it; `install`: what brings it."""
     name = requirement.name
     lost = OPTIONAL_PACKAGES.get(name.removesuffix("-asv"))
     status: Status = "limited" if lost else "broken"
     if found is None:
-        return Finding(name, status, "not installed" + (f", so no {lost}" if lost else ""), INSTALL)
+        return Finding(name, status, "not installed" + (f", so no {lost}" if lost else ""), install)
     if not requirement.specifier.contains(found, prereleases=True):
-        return Finding(name, "limited", f"{found}, made for {name}{requirement.specifier}", INSTALL)
+        return Finding(name, "limited", f"{found}, made for {name}{requirement.specifier}", install)
     return Finding(name, "ok", found)
 
 

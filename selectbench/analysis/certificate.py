@@ -13,6 +13,7 @@ from typing import Any, Literal
 from selectbench.analysis.row import Certificate, Violation
 from selectbench.analysis.summary import Summary
 from selectbench.record.record import Identity
+from selectbench.suite.model import Gpt2, Llama
 from selectbench.suite.suite import Option, Suite
 
 Status = Literal["same", "declared", "violation", "not_verified"]
@@ -30,7 +31,7 @@ fp32 by 2e-5 in the loss and 2.2e-3 in the norm at most (kept runs); the rest is
 
 HIDDEN_IF_NONE = frozenset({
     "initial_weights_sha256", "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256",
-    "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "attention", "optimizer",
+    "gradient_dtype", "working_dtype", "compute_dtype", "optimizer_state_dtype", "attention", "optimizer",
     "first_step_gradient_norm", "dropout",
 })  # fmt: skip
 """Fields whose None says that the trial could not see them; in the others None is a value like any."""
@@ -99,6 +100,9 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
     for choice in choices.each().values():
         asked |= choice.asks_for()
+    if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
+        precision = choices.precision
+        asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
     asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
     sequences = choices.micro_batch_size * asked["world_size"]
     return {**asked, "gradient_accumulation_steps": job.global_batch_size // sequences}

@@ -34,6 +34,8 @@ class Exclusion:
     """By name; None: all."""
     compiled: bool | None = None
     """Whether the model is compiled; None: either."""
+    offloaded: bool | None = None
+    """Whether the optimizer's state is in host memory; None: either."""
 
     def excludes(self, choices: Choices) -> bool:
         """Whether these choices agree with every condition."""
@@ -43,6 +45,7 @@ class Exclusion:
             and self.implementation in (None, getattr(choices.optimizer, "implementation", None))
             and (self.precisions is None or choices.precision.name in self.precisions)
             and self.compiled in (None, choices.compile.mode is not None)
+            and self.offloaded in (None, getattr(choices.strategy, "offload_optimizer", False))
         )
 
 
@@ -76,6 +79,11 @@ EXCLUSIONS: tuple[Exclusion, ...] = (
         strategies=frozenset({"zero 3"}), compiled=True, finding="raises",
         reason="torch.compile compiles ZeRO-3's gathering anew for every module until it gives up: zero 1, 2 work",
     ),
+    Exclusion(
+        strategies=ZERO, precisions=frozenset({"bf16_pure"}), offloaded=True, finding="raises",
+        reason="where there are no fp32 master weights DeepSpeed offloads its own Adam only: without "
+        "offload_optimizer it works",
+    ),
 )  # fmt: skip
 
 
@@ -99,5 +107,6 @@ def combination_reason(choices: Choices) -> str | None:
         f"optimizer {choices.optimizer.name}" if found.optimizers else None,
         f"precision {choices.precision.name}" if found.precisions else None,
         f"compile {choices.compile.name}" if found.compiled else None,
+        "offload_optimizer" if found.offloaded else None,
     ]
     return f"{', '.join(filter(None, conditions))} with strategy {strategy_of(choices)}: {found.reason}"

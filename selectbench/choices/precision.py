@@ -25,8 +25,9 @@ class PrecisionChoice(Choice):
     """Of the copy of the parameters that forward and backward pass use; None: the parameters themselves."""
 
     def asks_for(self) -> dict[str, Any]:
-        """The dtype that the optimizer updates, and TF32."""
-        return {"parameter_dtype": self.parameter_dtype, "matmul_tf32": self.tf32}
+        """The dtypes that the optimizer updates and that the passes use, and TF32."""
+        working = self.working_dtype or self.parameter_dtype
+        return {"parameter_dtype": self.parameter_dtype, "working_dtype": working, "matmul_tf32": self.tf32}
 
 
 class Fp32(PrecisionChoice):
@@ -75,6 +76,7 @@ class Bf16Master(PrecisionChoice):
 
     source: ClassVar[str] = f"{AUTOCAST}; DeepSpeed's bf16, FSDP2's MixedPrecisionPolicy(param_dtype, reduce_dtype)"
     needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = DTYPES | {"working_dtype"}
     working_dtype: ClassVar[str | None] = "bfloat16"
     name: Literal["bf16_master"] = "bf16_master"
 
@@ -87,7 +89,7 @@ class Bf16Pure(PrecisionChoice):
     )
     needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
     may_change: ClassVar[frozenset[str]] = DTYPES | {
-        "parameter_dtype", "gradient_dtype", "optimizer_state_dtype", "reduction_dtype",
+        "parameter_dtype", "working_dtype", "gradient_dtype", "optimizer_state_dtype", "reduction_dtype",
     }  # fmt: skip
     parameter_dtype: ClassVar[str] = "bfloat16"
     name: Literal["bf16_pure"] = "bf16_pure"

@@ -172,6 +172,8 @@ class Identity(Stored):
     """Of the learning rates that the optimizer had in each step, as shares of their peak."""
     parameter_dtype: str
     """Of the parameters that are trained, master weights where there are such."""
+    working_dtype: str | None = None
+    """Of the weights that forward and backward pass use: the parameters themselves, or a copy in less precision."""
     gradient_dtype: str | None
     """As the update sees them."""
     compute_dtype: str

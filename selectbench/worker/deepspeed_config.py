@@ -77,8 +77,10 @@ def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         inside = merged.get(key)
-        both = isinstance(inside, dict) and isinstance(value, dict)
-        merged[key] = laid_over(inside, value) if both else value
+        if isinstance(inside, dict) and isinstance(value, dict):
+            merged[key] = laid_over(inside, value)
+        else:
+            merged[key] = value
     return merged
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.identity import dtype_name
 from selectbench.worker.master_weights import WorkingCopy
 from selectbench.worker.model import cast_parameters
 from selectbench.worker.world import World
@@ -62,6 +63,9 @@ class Engine(Protocol):
         The global gradient norm before clipping, and whether the update was applied: gradient scaling
         skips a step whose gradients are not finite, every other precision applies all of them.
         """
+
+    def working_dtype(self) -> str:
+        """Of the weights that forward and backward pass use, as found."""
 
     def evaluation(self) -> AbstractContextManager[Logits]:
         """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout.
@@ -179,6 +183,10 @@ class SingleEngine:
             worst = torch.stack(found).amax(dim=0)
             for flag in found:
                 flag.copy_(worst)
+
+    def working_dtype(self) -> str:
+        """Of the weights that forward and backward pass use."""
+        return dtype_name({p.dtype for p in self.kept_parameters()})
 
     def evaluation(self) -> AbstractContextManager[Logits]:
         """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout."""

@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from selectbench.choices import Choices
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.identity import dtype_name
 from selectbench.worker.model import blocks_of, cast_parameters, empty_copy
 
 
@@ -57,6 +58,15 @@ class FsdpEngine(SingleEngine):
     def _norm(self) -> torch.Tensor:
         norm = super()._norm()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    def working_dtype(self) -> str:
+        """What the shards are gathered in, as every sharded part has it."""
+        parts = [part for part in self.module.modules() if isinstance(part, FSDPModule)]
+        groups = [group for part in parts if (group := part._get_fsdp_state()._fsdp_param_group)]
+        stored = {p.dtype for p in self.parameters}
+        return dtype_name(
+            {d for g in groups for d in ({g.mp_policy.param_dtype} if g.mp_policy.param_dtype else stored)}
+        )
 
     def evaluation(self) -> AbstractContextManager[Logits]:
         """Through the sharded model where it computes in fp32; else its weights are gathered for the time."""

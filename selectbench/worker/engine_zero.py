@@ -23,6 +23,7 @@ from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.deepspeed_config import deepspeed_config, resolved
 from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.identity import dtype_name
 from selectbench.worker.loss_scale import LossScale
 from selectbench.worker.model import cast_parameters, empty_copy
 from selectbench.worker.world import World
@@ -38,6 +39,7 @@ class ZeroEngine:
 
     def __init__(self, module: Any, job: Job, choices: Choices, world: World) -> None:
         """As `Engine` says."""
+        _refuse_what_deepspeed_cannot(choices)
         # DeepSpeed calls collectives by names that newer versions of torch rename.
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         self.world = world
@@ -78,10 +80,6 @@ class ZeroEngine:
             if buffer.dtype != buffers[name].dtype:
                 buffer.data = buffers[name].to(buffer.device)  # rotary frequencies below fp32 are other ones
         if choices.compile.mode is not None:
-            if choices.strategy.stage == 3:
-                raise NotImplementedError(
-                    "compile: torch.compile compiles ZeRO-3's gathering anew for every module, until it gives up"
-                )
             engine.compile(compile_kwargs={"mode": choices.compile.mode})
         return engine
 
@@ -129,6 +127,10 @@ class ZeroEngine:
         for number, group in getattr(self._zero, "sub_group_to_group_id", {}).items():
             self._groups[group]["params"].append(self._zero.fp32_partitioned_groups_flat[number])
 
+    def working_dtype(self) -> str:
+        """Of the module's own parameters, which DeepSpeed updates from its masters."""
+        return dtype_name({p.dtype for p in self.module.parameters()})
+
     def evaluation(self) -> AbstractContextManager[Logits]:
         """With all weights at hand; stage 3 gathers them module by module where it computes in fp32 anyway."""
         if self._gathers_itself:
@@ -154,6 +156,17 @@ class ZeroEngine:
         """From the ZeRO optimizer's buffers, each tensor once."""
         found = {tensor.data_ptr(): tensor for tensor in _gradients(self._zero) if tensor.numel()}
         return list(found.values()) or None
+
+
+def _refuse_what_deepspeed_cannot(choices: Choices) -> None:
+    """Raises NotImplementedError where it fails late or not at all."""
+    strategy = choices.strategy
+    if strategy.stage == 3 and choices.compile.mode is not None:
+        raise NotImplementedError("compile: torch.compile compiles ZeRO-3's gathering anew for every module")
+    if strategy.offload_optimizer and choices.precision.parameter_dtype != "float32":
+        raise NotImplementedError(
+            "offload_optimizer: without fp32 master weights DeepSpeed takes its own Adam only"
+        )
 
 
 def _one_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimizer]:

@@ -7,25 +7,22 @@ test of every loss for NaN): that is what its convenience costs. Logging, saving
 from __future__ import annotations
 
 import inspect
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import lru_cache, wraps
+import os
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from selectbench.worker.batches import Batches
-from selectbench.worker.evaluation import Logits, evaluation_forward
-from selectbench.worker.loop import Trained, Unsupported, recorder_for, unsupported_where_missing
-from selectbench.worker.model import cast_parameters, logits_of
+from selectbench.worker.identity import dtype_name
+from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
+from selectbench.worker.model import cast_parameters
 from selectbench.worker.precision import set_tf32
-from selectbench.worker.recorder import Recorder
 from selectbench.worker.setting import Setting
-from selectbench.worker.step import FirstGradients, StepTensors
+from selectbench.worker.trainer_watch import Watch, accumulation_of
 
 MORE_STEPS_THAN_ANY = 1 << 40
 """The Trainer's own limit; the recorder ends the training."""
@@ -45,16 +42,17 @@ def train(setting: Setting) -> Trained:
         raise Unsupported(
             f"framework hf_trainer: takes one optimizer, {choices.optimizer.name} needs two ({names})"
         )
-    watch = _Watch(setting, optimizers[0])
+    watch = Watch(setting, optimizers[0])
     watch.note_compute_dtype()
     with unsupported_where_missing("framework hf_trainer"):
         trainer = _trainer(setting, watch)
     trainer.train()
     assert watch.recorder is not None
+    dtype = dtype_name({parameter.dtype for parameter in module.parameters()})
     return Trained(
         watch.recorder, "transformers.Trainer", _wrapper(trainer.model_wrapped, module), optimizers,
         list(module.parameters()), watch.first_gradients,
-        choices.precision.parameter_dtype if setting.world.size > 1 else None, watch.compute_dtype,
+        dtype if setting.world.size > 1 else None, watch.compute_dtype, working_dtype=dtype,
     )  # fmt: skip
 
 
@@ -69,18 +67,13 @@ def unsupported_reason(setting: Setting) -> str | None:
     if precision.gradient_scaling and device == "cpu":
         # accelerate passes over `fp16=True` on a CPU without a word and trains in fp32.
         return f"precision {precision.name}: accelerate has no fp16 on a CPU"
-    if strategy.name == "ddp" and strategy.static_graph and _accumulation(setting) > 1:
+    if strategy.name == "ddp" and strategy.static_graph and accumulation_of(setting) > 1:
         # DDP records the graph in the first step, and then leaves out a reduction (pytorch#143580).
         return "ddp with static_graph: wrong gradients where they are accumulated"
     return None
 
 
-def _accumulation(setting: Setting) -> int:
-    per_micro_batch = setting.order.choices.micro_batch_size * setting.world.size
-    return int(setting.order.job.global_batch_size // per_micro_batch)
-
-
-def _trainer(setting: Setting, watch: _Watch) -> Any:
+def _trainer(setting: Setting, watch: Watch) -> Any:
     schedule = LambdaLR(watch.optimizer, setting.share_at)
     trainer = _Trainer(
         watch, model=setting.module, args=_arguments(setting), train_dataset=JobSequences(setting),
@@ -91,9 +84,11 @@ def _trainer(setting: Setting, watch: _Watch) -> Any:
     watch.note_gradient_norm(accelerator)
     strategy = setting.order.choices.strategy
     if strategy.name == "ddp":
-        accelerator.ddp_handler.bucket_cap_mb = strategy.bucket_cap_mb
-        accelerator.ddp_handler.gradient_as_bucket_view = strategy.gradient_as_bucket_view
-        accelerator.ddp_handler.static_graph = strategy.static_graph
+        settings = accelerator.ddp_handler
+        settings.bucket_cap_mb = strategy.bucket_cap_mb
+        settings.gradient_as_bucket_view = strategy.gradient_as_bucket_view
+        if strategy.static_graph:
+            settings.static_graph, settings.find_unused_parameters = True, False
     if setting.order.choices.precision.gradient_scaling:
         # DDP averages, so the Trainer's loss is as many times larger as there are ranks: together torch's scale.
         scale = FIRST_SCALE / setting.world.size
@@ -103,19 +98,20 @@ def _trainer(setting: Setting, watch: _Watch) -> Any:
 
 def _arguments(setting: Setting) -> Any:
     job, choices, device = setting.order.job, setting.order.choices, setting.world.device_type
-    compiles = choices.compile.mode is not None
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        del os.environ[name]  # a precision or a compiler set there would be laid over the trial's choices
     arguments = TrainingArguments(
         output_dir=setting.order.trial_folder,
         max_steps=MORE_STEPS_THAN_ANY,
         per_device_train_batch_size=choices.micro_batch_size,
-        gradient_accumulation_steps=_accumulation(setting),
+        gradient_accumulation_steps=accumulation_of(setting),
         # 0 means no clipping too, but not every version then computes the norm.
         max_grad_norm=float("inf") if job.clip_norm is None else job.clip_norm,
         bf16=choices.precision.autocast_dtype == "bfloat16",
         fp16=choices.precision.autocast_dtype == "float16",
         use_cpu=device == "cpu",
         dataloader_pin_memory=device == "cuda",
-        torch_compile=compiles,
+        torch_compile=choices.compile.mode is not None,
         torch_compile_mode=choices.compile.mode,
         average_tokens_across_devices=True,
         label_names=["labels"],
@@ -142,7 +138,7 @@ class JobSequences(Dataset[dict[str, torch.Tensor]]):
         self._batches: Batches = setting.batches
         self._ranks = setting.world.size
         self._micro_batch_size: int = setting.order.choices.micro_batch_size
-        self._accumulation = _accumulation(setting)
+        self._accumulation = accumulation_of(setting)
         self._input_name = next(iter(inspect.signature(setting.module.forward).parameters))
         self._indices_of = lru_cache(maxsize=1)(self._batches.sample_indices)
 
@@ -158,131 +154,10 @@ class JobSequences(Dataset[dict[str, torch.Tensor]]):
         return {self._input_name: tokens[:-1], "labels": tokens[1:]}
 
 
-class _Watch(TrainerCallback):  # type: ignore[misc]
-    """Between the Trainer and the recorder: collects what each step leaves behind, and ends the training.
-
-    A step is over when the optimizer's is: the schedule's step, the callbacks after it and the fetch of the
-    next batches count to the step after.
-    """
-
-    def __init__(self, setting: Setting, optimizer: torch.optim.Optimizer) -> None:
-        self.setting = setting
-        self.optimizer = optimizer
-        self.recorder: Recorder | None = None
-        self.first_gradients: FirstGradients | None = None
-        self.compute_dtype: torch.dtype | None = None
-        self._norm: torch.Tensor | None = None
-        self._yes = torch.ones((), dtype=torch.bool, device=setting.world.device)
-        self._losses: list[torch.Tensor] = []
-        self._sums: list[torch.Tensor] = []
-        self._tokens = 0
-        # The Trainer sets seeds of its own and its loader draws from torch's generator: dropout would differ.
-        self._restore_random_state: Callable[[], None] | None = _random_state(setting.world.device)
-
-    def note_compute_dtype(self) -> None:
-        """Looks at the logits inside of autocast: accelerate converts what comes out of it."""
-        forward = self.setting.module.forward
-
-        @wraps(forward)
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            output = forward(*args, **kwargs)
-            self.compute_dtype = logits_of(output).dtype
-            return output
-
-        self.setting.module.forward = noting
-
-    def note_gradient_norm(self, accelerator: Any) -> None:
-        """Keeps what accelerate's clipping finds before it clips."""
-        clip = accelerator.clip_grad_norm_
-
-        @wraps(clip)
-        def noting(*args: Any, **kwargs: Any) -> Any:
-            self._norm = clip(*args, **kwargs)
-            return self._norm
-
-        accelerator.clip_grad_norm_ = noting
-
-    def consumes(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """A micro-batch goes into the model: (sequences, seq_len) token ids and their next ones."""
-        assert self.recorder is not None
-        self.setting.whereabouts.enter("forward pass", self.recorder.steps_done)
-        world, order = self.setting.world, self.setting.order
-        first_row = (world.rank * _accumulation(self.setting) + len(self._sums)) * order.choices.micro_batch_size
-        self._sums.append(self.setting.stream.mixed(torch.cat([inputs, targets[:, -1:]], dim=1), first_row))
-        self._tokens += targets.numel()
-
-    def loss(self, outputs: Any, labels: torch.Tensor, num_items_in_batch: object = None) -> torch.Tensor:
-        """The micro-batch's part of the step's mean; the Trainer multiplies it by the number of ranks.
-
-        The Trainer's own count of items leaves one out of each sequence, as if labels were still to be shifted.
-        """
-        summed = self.setting.loss(logits_of(outputs).float(), labels)
-        loss = summed / self.setting.order.job.tokens_per_step
-        self._losses.append(loss.detach().clone())  # the Trainer multiplies in place
-        return loss
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Everything is wrapped, accelerate has replaced the optimizer's groups: the measurement begins."""
-        groups = self.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
-        for group in groups:
-            group["lr"] = group["initial_lr"]
-        self.recorder = recorder_for(self.setting, self._evaluation, [self.optimizer])
-        for group, rate in zip(groups, rates, strict=True):
-            group["lr"] = rate
-        control.should_training_stop = not self.recorder.wants_step()
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Before the first forward pass of a step."""
-        if self._restore_random_state:
-            self._restore_random_state()
-            self._restore_random_state = None
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Gradients are complete and clipped."""
-        assert self.recorder is not None
-        if self.first_gradients is None:
-            kept = [p.grad for p in self.setting.module.parameters() if p.grad is not None]
-            size = sum(gradient.numel() * gradient.element_size() for gradient in kept)
-            self.first_gradients = FirstGradients(size, {gradient.dtype for gradient in kept})
-        self.setting.whereabouts.enter("update", self.recorder.steps_done)
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The weights are updated, the learning rates still those of the step."""
-        assert self.recorder is not None
-        assert self._norm is not None, "accelerate's clip_grad_norm_ was not called"
-        # Fused optimizers skip a step by themselves, which accelerate does not see.
-        scales = self.setting.order.choices.precision.gradient_scaling
-        applied = self._norm.isfinite() if scales else self._yes
-        losses, sums, tokens = self._losses, self._sums, self._tokens
-        self._losses, self._sums, self._tokens = [], [], 0
-        self.recorder.step_done(
-            StepTensors(torch.stack(losses).sum(), self._norm, applied, torch.stack(sums).sum(), tokens)
-        )
-        control.should_training_stop = not self.recorder.wants_step()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The Trainer halts the schedule where fp16 skips a step; the job's goes by steps."""
-        if kwargs["optimizer"].step_was_skipped:
-            with warnings.catch_warnings(action="ignore"):  # torch misses the first step where that is skipped
-                kwargs["lr_scheduler"].step()
-
-    @contextmanager
-    def _evaluation(self) -> Iterator[Logits]:
-        """Without accelerate's autocast, which it has put around the module's forward."""
-        module = self.setting.module
-        wrapped = module.__dict__.pop("forward")
-        try:
-            with evaluation_forward(module) as logits:
-                yield logits
-        finally:
-            module.forward = wrapped
-
-
 class _Trainer(Trainer):  # type: ignore[misc]
     """Reads in order, and tells what the model consumes."""
 
-    def __init__(self, watch: _Watch, **settings: Any) -> None:
+    def __init__(self, watch: Watch, **settings: Any) -> None:
         self._watch = watch
         super().__init__(**settings)
 
@@ -294,7 +169,7 @@ class _Trainer(Trainer):  # type: ignore[misc]
         """The Trainer's own, with the tensors noted on their way."""
         self._watch.consumes(*inputs.values())
         loss = super().compute_loss(model, inputs, *args, **kwargs)
-        self._watch.setting.whereabouts.enter("backward pass", self._watch.recorder.steps_done)
+        self._watch.enter("backward pass")
         return loss
 
 
@@ -302,16 +177,3 @@ def _wrapper(trained: Any, module: Any) -> str:
     """What is around the model besides torch.compile."""
     inner = getattr(trained, "_orig_mod", trained)
     return "single" if inner is module else type(inner).__name__
-
-
-def _random_state(device: str) -> Callable[[], None]:
-    """A function that sets torch's generators back to how they are now."""
-    cpu = torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state(device) if device != "cpu" else None
-
-    def restore() -> None:
-        torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu, device)
-
-    return restore

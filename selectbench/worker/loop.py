@@ -36,6 +36,8 @@ class Trained:
     reduction_dtype: str | None
     compute_dtype: torch.dtype | None
     resolved_config: dict[str, Any] | None = None
+    working_dtype: str | None = None
+    """Of the weights in forward and backward pass."""
 
 
 def train(setting: Setting) -> Trained:
@@ -63,7 +65,7 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
         recorder.step_done(step.run(number, setting.share_at(number)))
     return Trained(
         recorder, "native", engine.strategy, engine.optimizers, engine.kept_parameters(), step.first_gradients,
-        engine.reduction_dtype, step.compute_dtype, engine.resolved_config,
+        engine.reduction_dtype, step.compute_dtype, engine.resolved_config, engine.working_dtype(),
     )  # fmt: skip
 
 

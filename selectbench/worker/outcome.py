@@ -125,6 +125,7 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         // (order.choices.micro_batch_size * setting.world.size),
         learning_rate_shape_sha256=shape_sha256(rates.shares) if rates.agree else None,
         parameter_dtype=found.updated_dtype(trained.optimizers),
+        working_dtype=trained.working_dtype,
         gradient_dtype=found.dtype_name(gradients) if gradients else None,
         compute_dtype=_name_of(trained.compute_dtype),
         optimizer_state_dtype=found.optimizer_state_dtypes(trained.optimizers),

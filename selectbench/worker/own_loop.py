@@ -137,15 +137,15 @@ class OwnTrial:
         """After the function has returned."""
         if not self._ended:
             self._fail(
-                f"returned after {self._recorder.steps_done} steps, the job has {self._setting.order.job.max_steps} "
-                "and timing may need more: go through trial.steps() to its end"
+                f"returned after {self._recorder.steps_done} steps, the job has "
+                f"{self._setting.order.job.max_steps} and timing may need more: go through trial.steps() to its end"
             )
 
     def _trained(self) -> Trained:
         engine = self._engine
         return Trained(
             self._recorder, self._name, engine.strategy, self.optimizers, self.parameters, self._first_gradients,
-            engine.reduction_dtype, self._compute_dtype,
+            engine.reduction_dtype, self._compute_dtype, working_dtype=engine.working_dtype(),
         )  # fmt: skip
 
 
@@ -165,7 +165,7 @@ class OwnStep:
         self._missing: int | None = None
 
     def micro_batches(self) -> Iterator[Batch]:
-        """This rank's part of the step in micro-batches, on the device; it is to be trained on in full."""
+        """What this rank trains on in the step, on the device; all of them are to be used."""
         trial, setting = self._trial, self._trial._setting
         if self._missing is not None:
             trial._fail(f"step {self.number}: step.micro_batches() was called twice")

@@ -35,13 +35,16 @@ def test_a_trial_beyond_its_steps_and_evaluations(benchmark, workplace: Workplac
     print(f"\nbeyond its steps a trial costs {median(beyond):.3f} s ({figures})")
 
 
-SHARED = TINY_SUITE[: TINY_SUITE.index("baseline:")].replace("  micro_batch_size: 4", "  micro_batch_size: 2") + """\
+SHARED = (
+    TINY_SUITE[: TINY_SUITE.index("baseline:")].replace("  micro_batch_size: 4", "  micro_batch_size: 2")
+    + """\
   world_size: 2
   strategy: STRATEGY
 baseline: only
 options:
   only: {}
 """
+)
 STRATEGIES = {"ddp": "ddp", "fsdp": "fsdp", **{f"zero{n}": f"{{name: zero, stage: {n}}}" for n in (1, 2, 3)}}
 
 

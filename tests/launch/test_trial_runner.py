@@ -213,6 +213,11 @@ def test_a_server_that_may_not_fork_starts_plain_processes(tmp_path: Path) -> No
         assert b"SELECTBENCH_FORK_UNSAFE=1" in environment
 
 
+def test_a_module_that_is_not_installed_does_not_end_the_server(tmp_path: Path) -> None:
+    with a_bench(tmp_path, ["launch.planted_worker", "no.such.module"]) as bench:
+        assert isinstance(bench.run("trains").outcome, Completed)
+
+
 def test_a_bench_that_is_gone_takes_a_hanging_trial_with_it(tmp_path: Path) -> None:
     log = tmp_path / "trials" / "hangs" / "log.txt"
     with a_bench(tmp_path, ["launch.planted_worker"]) as bench:

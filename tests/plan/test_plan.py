@@ -131,6 +131,19 @@ def test_a_loop_runs_with_what_it_can(suite_file: Path, choices: str, reason: st
     assert plan.planned("whole").unsupported == reason
 
 
+@pytest.mark.parametrize(
+    ("precision", "runs"),
+    [("fp32", False), ("bf16_mixed", True), ("fp16_mixed", True), ("bf16_master", True), ("bf16_pure", True)],
+)
+def test_flash_attention_needs_a_half_precision_of_any_regime(
+    suite_file: Path, precision: str, *, runs: bool
+) -> None:
+    settings = [f"options.whole={{attention: flash_attention_2, precision: {precision}}}"]
+    machine = Machine("cuda", compute_capability=(9, 0), packages={**PACKAGES, "flash-attn": "2.8.0"})
+    plan = planned(load_suite(str(suite_file), device="cuda", settings=settings), machine)
+    assert (plan.planned("whole").unsupported is None) is runs
+
+
 def test_what_the_trainer_needs_is_named_with_its_command(suite_file: Path) -> None:
     suite = load_suite(str(suite_file), device="cpu", settings=["options.whole={framework: hf_trainer}"])
     reason = planned(suite).planned("whole").unsupported

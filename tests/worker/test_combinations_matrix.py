@@ -103,6 +103,13 @@ def test_compilation_under_zero_3_only():
     assert combination_reason(choices(strategy={"name": "zero", "stage": 3})) is None
 
 
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bf16_without_masters_is_not_offloaded(stage):
+    offloaded = {"strategy": {"name": "zero", "stage": stage, "offload_optimizer": True}}
+    assert "offload_optimizer" in (combination_reason(choices(**offloaded, precision="bf16_pure")) or "")
+    assert combination_reason(choices(**offloaded, precision="bf16_master")) is None
+
+
 def test_plan_reads_the_table():
     option = choices(optimizer=OPTIMIZERS["muon"], strategy={"name": "zero", "stage": 1})
     assert (option.unsupported_reason(MACHINE) or "").startswith("optimizer muon with strategy zero 1:")

@@ -11,7 +11,7 @@ GPT2 = {"family": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
 
 JOB = {"global_batch_size": 12, "max_steps": 6, "clip_norm": 0.5, "eval": {"tokens": 1000, "every_steps": 3}}
 SAME = ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256", "tokens_per_step", "parameters",
-        "learning_rate_shape_sha256", "steps_applied", "gradient_accumulation_steps", "parameter_dtype",
+        "learning_rate_shape_sha256", "steps_applied", "gradient_accumulation_steps", "parameter_dtype", "working_dtype",
         "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "optimizer", "attention", "strategy",
         "world_size", "reduction_dtype", "dropout")  # fmt: skip
 
@@ -47,6 +47,11 @@ def test_one_process(trials, accumulation):
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_two_ranks(launched, accumulation):
     assert_the_same_job(launched, rel=2e-6, micro_batch_size=6 // accumulation, world_size=2, strategy="ddp")
+
+
+def test_what_the_environment_says_to_accelerate_is_not_taken(trials, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert trials.finished(framework="hf_trainer", job={"max_steps": 2}).identity.compute_dtype == "float32"
 
 
 def test_bf16_autocast(trials):

@@ -56,7 +56,7 @@ def train(trial):
     trial.batches
 """
 SAME = ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256", "tokens_per_step", "parameters",
-        "learning_rate_shape_sha256", "steps_applied", "gradient_accumulation_steps", "parameter_dtype",
+        "learning_rate_shape_sha256", "steps_applied", "gradient_accumulation_steps", "parameter_dtype", "working_dtype",
         "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "optimizer", "attention", "strategy",
         "world_size", "reduction_dtype")  # fmt: skip
 
@@ -134,19 +134,21 @@ def test_a_gradient_norm_that_is_not_told_is_not_known(trials, launched, own, wh
     assert finished.identity.first_step_loss > 0
 
 
+DONE, UPDATE = "    step.done(loss=loss, gradient_norm=norm)", "        update(trial, step, loss)"
+TWICE = "[*step.micro_batches()] * bool([*step.micro_batches()])"
 MISTAKES = [
-    ("step 0: step.done(...) was not called", "    step.done(loss=loss, gradient_norm=norm)", "    pass"),
-    ("step 0: step.done(...) was called twice", "step.done(loss=loss, ", "step.done(loss=loss); step.done(loss=loss, "),
+    ("step 0: step.done(...) was not called", DONE, "    pass"),
+    ("step 0: step.done(...) was called twice", DONE, f"{DONE}\n{DONE}"),
     ("step 0: 2 of its micro-batches were not used", "            loss += part.detach()", "            break"),
     ("step 0: step.micro_batches() was not used", "step.micro_batches()", "[]"),
-    ("step 0: step.micro_batches() was called twice", "step.micro_batches()", "[*step.micro_batches()] * bool([*step.micro_batches()])"),
-    ("returned after 2 steps, the job has 8", "        update(trial, step, loss)", "        update(trial, step, loss)\n        if step.number == 1: return"),
+    ("step 0: step.micro_batches() was called twice", "step.micro_batches()", TWICE),
+    ("returned after 2 steps, the job has 8", UPDATE, f"{UPDATE}\n        if step.number == 1: return"),
     ("returned after 0 steps, the job has 8", "trial.steps()", "[]"),
-    ("trial.steps() was called twice", "        update(trial, step, loss)", "        update(trial, step, loss)\n        next(trial.steps())"),
+    ("trial.steps() was called twice", UPDATE, f"{UPDATE}\n        next(trial.steps())"),
     ("step 0: not every one of trial.optimizers made one step", "        optimizer.step()", "        pass"),
-    ("step 0: step.done(loss=...): expected a scalar tensor, found float", "done(loss=loss", "done(loss=loss.item()"),
-    ("step 0: step.done(loss=...): expected a scalar tensor, found shape (3,)", "done(loss=loss", "done(loss=loss.expand(3)"),
-]  # fmt: skip
+    ("step 0: step.done(loss=...): expected a scalar tensor, found float", "loss=loss", "loss=loss.item()"),
+    ("step 0: step.done(loss=...): expected a scalar tensor, found shape (3,)", "loss=loss", "loss=loss.expand(3)"),
+]
 
 
 @pytest.mark.parametrize(("message", "right", "wrong"), MISTAKES, ids=[message for message, *_ in MISTAKES])
