@@ -60,9 +60,14 @@ def make_record(
     return Record(
         trial=Trial(trial_id=trial_id or f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
         attempt=attempt, outcome=Completed(measurement=MEASUREMENT.model_copy(update=measured)),
-        identity=IDENTITY.model_copy(update=identity or {}),
+        identity=IDENTITY.model_copy(update={"compute_dtype": _computes(option), **(identity or {})}),
         evaluation_curve=[], loss_curve=[(0, 7.7), (30, 6.1), (59, 5.6)], wall_seconds=15.0, started_at=started_at,
     )  # fmt: skip
+
+
+def _computes(option: str) -> str:
+    """The dtype that an option named after its precision is found to compute in."""
+    return {"bf16": "bfloat16", "fp16": "float16"}.get(option[:4], "float32")
 
 
 def make_failure(option: str, seed: int, kind: str, detail: str = "what happened", attempt: int = 1) -> Record:

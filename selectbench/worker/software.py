@@ -5,10 +5,7 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-LIBRARIES = (
-    "torch", "transformers", "accelerate", "deepspeed", "bitsandbytes", "numpy", "tokenizers", "safetensors",
-    "flash-attn", "triton",
-)  # fmt: skip
+from selectbench.machine import LIBRARIES
 
 
 def versions() -> dict[str, str | None]:

@@ -58,7 +58,7 @@ def test_rows_that_share_a_sentence_say_it_once() -> None:
 def test_what_differs_is_not_said_to_be_the_same() -> None:
     fp16 = ("fp16", {"precision": {"name": "fp16_mixed"}})
     (line,) = in_full(ranking_of(fp16, found={"fp16": {"steps_applied": 59}}))
-    assert "only in steps applied (declared: precision)" in line
+    assert "only in steps applied and compute dtype (declared: precision)" in line
     assert line.endswith("weights, tokens, evaluation set and schedule are the same.")
 
 

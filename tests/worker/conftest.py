@@ -56,7 +56,7 @@ class Trials:
             "lr_schedule": {"name": "cosine", "warmup_steps": 2}, **(job or {}),
         }  # fmt: skip
         return Order(
-            trial=Trial(trial_id="t", option=option, seed=seed, settings=settings),
+            trial=Trial(trial_id=option, option=option, seed=seed, settings=settings),
             job=Job.model_validate(content), choices=Choices.model_validate(settings), device="cpu", threads=1,
             data_folder=str(self.data_folder), trial_folder=str(self.trial_folder),
             min_timed_seconds=min_timed_seconds, world_size=ranks,

@@ -9,6 +9,8 @@ import time
 import torch
 import torch.distributed as dist
 
+import selectbench.worker.engine as engine_module
+import selectbench.worker.engine_fsdp as engine_fsdp_module
 import selectbench.worker.step as step_module
 import selectbench.worker.trial as trial_module
 
@@ -46,6 +48,8 @@ def run(self, step, share):
 
 def mapped_model(order, *arguments):
     module = _mapped(order, *arguments)
+    if order.trial.option == "one_more_parameter":
+        module.extra = torch.nn.Parameter(torch.zeros(1))
     if order.trial.option == "large_embeddings":
         # Hidden states' gradients, scaled by the first 65536, then exceed fp16's 65504.
         module.transformer.wte.weight.data = module.transformer.wte.weight.data * 10_000
@@ -60,3 +64,67 @@ def run_rank(order, *arguments):
 step_module.OptimizerStep.run = run
 trial_module.mapped_model = mapped_model
 trial_module.run_rank = run_rank
+
+
+def _planted(option: str, setting):
+    """The same trial with one thing changed behind the suite's back."""
+    order, batches = setting.order, setting.batches
+    if option == "other_data_order":
+        batches._seed += 1
+    elif option == "half_the_tokens":
+        indices = batches.sample_indices
+        batches.sample_indices = lambda step: indices(step)[: order.job.global_batch_size // 2]
+    elif option == "other_evaluation_set":
+        setting.held_out = type(setting.held_out)(
+            setting.held_out.sequences[1:], setting.held_out.tokens, setting.held_out.bytes
+        )
+    elif option == "other_schedule":
+        setting.shares = [share**2 for share in setting.shares]
+    return setting
+
+
+_setting = trial_module._setting
+_single = engine_module.SingleEngine
+_policy = engine_fsdp_module._policy
+
+
+def setting(order, *arguments):
+    if order.trial.option == "bf16_by_policy":
+        engine_fsdp_module._policy = lambda working: _policy("bfloat16")
+    if order.trial.option == "bf16_optimizer_state":
+        _single.clip_and_step = _with_state_in_bf16(_single.clip_and_step)
+    if order.trial.option == "fewer_steps_applied":
+        _single.clip_and_step = _leaving_out_the_third(_single.clip_and_step)
+    if order.trial.option == "other_initial_weights":
+        other = order.trial.model_copy(update={"seed": order.trial.seed + 1})
+        mapped = _setting(order.model_copy(update={"trial": other}), *arguments).module
+        made = _setting(order, *arguments)
+        made.module = mapped
+        return made
+    return _planted(order.trial.option, _setting(order, *arguments))
+
+
+def _with_state_in_bf16(step):
+    def clip_and_step(self, max_norm):
+        result = step(self, max_norm)
+        for state in self.optimizers[0].state.values():
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = state[name].bfloat16()
+        self.optimizers[0].__class__.step = lambda *_: None  # what a fused kernel can't take does not matter here
+        return result
+
+    return clip_and_step
+
+
+def _leaving_out_the_third(step):
+    calls = []
+
+    def clip_and_step(self, max_norm):
+        calls.append(1)
+        norm, applied = step(self, max_norm)
+        return norm, applied if len(calls) != 3 else ~applied
+
+    return clip_and_step
+
+
+trial_module._setting = setting

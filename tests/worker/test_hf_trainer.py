@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import pytest
 
@@ -11,9 +12,9 @@ GPT2 = {"family": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
 
 JOB = {"global_batch_size": 12, "max_steps": 6, "clip_norm": 0.5, "eval": {"tokens": 1000, "every_steps": 3}}
 SAME = ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256", "tokens_per_step", "parameters",
-        "learning_rate_shape_sha256", "steps_applied", "gradient_accumulation_steps", "parameter_dtype", "working_dtype",
-        "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "optimizer", "attention", "strategy",
-        "world_size", "reduction_dtype", "dropout")  # fmt: skip
+        "learning_rate_shape_sha256", "steps_applied", "gradient_accumulation_steps", "parameter_dtype",
+        "working_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "optimizer", "attention",
+        "strategy", "world_size", "reduction_dtype", "dropout")  # fmt: skip
 
 
 def run(trials, **settings):
@@ -111,6 +112,32 @@ def test_without_clipping_with_dropout_and_checkpointing(trials):
     job = {**JOB, "clip_norm": None, "model": {**GPT2, "dropout": 0.2}}
     found = assert_the_same_job(trials, rel=1e-6, job=job, micro_batch_size=4, activation_checkpointing=True)
     assert found.identity.dropout == 0.2
+
+
+MODEL = """
+import torch
+
+class Bigrams(torch.nn.Module):
+    def __init__(self, vocab_size, seq_len):
+        super().__init__()
+        self.table = torch.nn.Embedding(vocab_size, 16)
+        self.head = torch.nn.Linear(16, vocab_size)
+
+    def forward(self, tokens):
+        return self.head(self.table(tokens))
+"""
+
+
+def test_a_model_that_is_not_of_transformers(trials, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = tmp_path / "ourlib"
+    folder.mkdir()
+    (folder / "bigrams_for_the_trainer.py").write_text(MODEL)
+    job = {**JOB, "model": {"family": "bigrams_for_the_trainer:Bigrams"}}
+    assert_the_same_job(
+        trials, rel=1e-6, job=job, micro_batch_size=4, code=[str(folder)], precision="bf16_mixed",
+        attention="sdpa",
+    )  # fmt: skip
 
 
 def test_it_leaves_nothing_in_the_trial_folder_and_times_more_steps(trials):
