@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from selectbench.choices.choice import Choice, Needs, OwnName
 
-HF_TRAINER_INSTALL = "pip install 'selectbench[hf_trainer]'"
+ACCELERATE_INSTALL = "pip install 'selectbench[accelerate]'"
 
 
 class FrameworkChoice(Choice):
@@ -47,7 +47,7 @@ class HfTrainer(FrameworkChoice):
 
     source: ClassVar[str] = "huggingface.co/docs/transformers/main_classes/trainer"
     needs: ClassVar[Needs] = Needs(
-        packages=("torch", "transformers", "accelerate>=1.1"), install=HF_TRAINER_INSTALL
+        packages=("torch", "transformers", "accelerate>=1.1"), install=ACCELERATE_INSTALL
     )
     preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.hf_trainer",)
     strategies: ClassVar[tuple[str, ...] | None] = ("single", "ddp")

@@ -59,7 +59,7 @@ class ZeroEngine:
         in_fp32 = precision.parameter_dtype == "float32" and precision.working_dtype is None
         self._gathers_itself = in_fp32 and choices.strategy.stage == 3
         self._has_masters = precision.working_dtype is not None
-        self._scale = LossScale() if precision.gradient_scaling else None
+        self._scale = LossScale(2.0**16 / world.size) if precision.gradient_scaling else None
         self._yes = torch.ones((), dtype=torch.bool, device=world.device)
         self.resolved_config: dict[str, Any] | None = resolved(self._engine._config)
 

@@ -130,7 +130,7 @@ def test_every_choice_has_its_verdict():
     assert "bitsandbytes" in reasons["optimizer", "adamw_8bit"]
     assert reasons["strategy", "ddp"] is None
     assert reasons["strategy", "zero"].endswith("deepspeed is not installed: pip install 'selectbench[deepspeed]'")
-    assert "selectbench[hf_trainer]" in reasons["framework", "hf_trainer"]
+    assert "selectbench[accelerate]" in reasons["framework", "hf_trainer"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

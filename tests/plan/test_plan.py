@@ -148,7 +148,7 @@ def test_what_the_trainer_needs_is_named_with_its_command(suite_file: Path) -> N
     suite = load_suite(str(suite_file), device="cpu", settings=["options.whole={framework: hf_trainer}"])
     reason = planned(suite).planned("whole").unsupported
     assert reason == (
-        "framework hf_trainer: the package accelerate is not installed: pip install 'selectbench[hf_trainer]'"
+        "framework hf_trainer: the package accelerate is not installed: pip install 'selectbench[accelerate]'"
     )
     old = Machine("cpu", packages={**PACKAGES, "accelerate": "0.34"})
     assert "needs accelerate>=1.1, found accelerate 0.34" in str(planned(suite, old).planned("whole").unsupported)

@@ -103,7 +103,12 @@ class LaunchedTrials(Trials):
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialServer]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where planted code lies
-        modules = ["selectbench.worker.trial", "transformers.models.gpt2.modeling_gpt2", "planted_ranks"]
+        modules = [
+            "selectbench.worker.trial",
+            "transformers.models.gpt2.modeling_gpt2",
+            "selectbench.worker.engine_zero",
+            "planted_ranks",
+        ]
         with TrialServer(modules, tmp_path_factory.mktemp("server") / "log.txt") as started:
             yield started
 

@@ -9,6 +9,10 @@ STRATEGIES = {
     "ddp_static": {"name": "ddp", "static_graph": True, "gradient_as_bucket_view": False, "bucket_cap_mb": 0.01},
     "fsdp": {"name": "fsdp"},
     "fsdp_kept": {"name": "fsdp", "reshard_after_forward": False},
+    "zero1": {"name": "zero", "stage": 1},
+    "zero2": {"name": "zero", "stage": 2},
+    "zero3": {"name": "zero", "stage": 3},
+    "zero2_offload": {"name": "zero", "stage": 2, "offload_optimizer": True},
 }
 JOB = {"global_batch_size": 12, "max_steps": 6, "clip_norm": 0.5, "eval": {"tokens": 1000, "every_steps": 3}}
 
@@ -43,9 +47,14 @@ REGIMES = {  # relative tolerance of losses, of gradient norms, of the final per
     "bf16_mixed": (1e-4, 1e-3, 1e-4),
     "fp16_mixed": (1e-4, 1e-3, 1e-4),
     "bf16_master": (2e-4, 5e-3, 2e-4),
-    "bf16_pure": (2e-4, 5e-3, 2e-4),
+    "bf16_pure": (2e-4, 1e-2, 2e-4),  # the norm itself is rounded to bf16, but for DeepSpeed's
 }
-CELLS = [(s, p) for s in ("ddp", "fsdp") for p in REGIMES if (s, p) != ("ddp", "bf16_master")]
+CELLS = [
+    (strategy, precision)
+    for strategy in ("ddp", "fsdp", "zero1", "zero2", "zero3")
+    for precision in REGIMES
+    if (strategy, precision) != ("ddp", "bf16_master")
+]
 
 
 @pytest.mark.parametrize(("strategy", "precision"), CELLS)
@@ -65,7 +74,7 @@ def test_a_precision_means_one_thing_under_every_strategy(launched, strategy, pr
     assert shared.identity.reduction_dtype == ("bfloat16" if precision == "bf16_pure" else "float32")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero1", "zero2", "zero3"])
 def test_ranks_skip_the_same_fp16_steps(launched, strategy):
     job = {**JOB, "max_steps": 12, "eval": "none"}
     alone = launched.finished(job=job, micro_batch_size=4, precision="fp16_mixed", option="large_embeddings")
