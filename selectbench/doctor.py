@@ -19,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selectbench.choices import REGISTRY, tag_of
-from selectbench.choices.framework import HF_TRAINER_INSTALL
+from selectbench.choices.framework import ACCELERATE_INSTALL
 from selectbench.choices.strategy import DEEPSPEED_INSTALL
 from selectbench.data.cache import cache_root
 from selectbench.errors import UserError
@@ -37,7 +37,7 @@ from selectbench.machine import (
 from selectbench.nvml import gpus, problem
 
 Status = Literal["ok", "limited", "broken"]
-EXTRAS = {"train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "hf_trainer": HF_TRAINER_INSTALL}
+EXTRAS = {"train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL}
 """Extras of the package that trials use, with the command that brings each."""
 OPTIONAL_PACKAGES = {
     "accelerate": "framework hf_trainer", "bitsandbytes": "8-bit optimizers", "deepspeed": "strategy zero",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from selectbench.analysis.row import Certificate, Violation
 from selectbench.analysis.summary import Summary
+from selectbench.choices import is_own
 from selectbench.record.record import Identity
 from selectbench.suite.model import Gpt2, Llama
 from selectbench.suite.suite import Option, Suite
@@ -32,7 +33,7 @@ fp32 by 2e-5 in the loss and 2.2e-3 in the norm at most (kept runs); the rest is
 HIDDEN_IF_NONE = frozenset({
     "initial_weights_sha256", "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256",
     "gradient_dtype", "working_dtype", "compute_dtype", "optimizer_state_dtype", "attention", "optimizer",
-    "first_step_gradient_norm", "dropout",
+    "first_step_gradient_norm", "dropout", "loss",
 })  # fmt: skip
 """Fields whose None says that the trial could not see them; in the others None is a value like any."""
 
@@ -48,6 +49,10 @@ _DRAWS_MASKS = (
 """Fields on which the random numbers of dropout depend."""
 MASKS = "dropout: its masks depend on how a step is cut and computed"
 """Stands among what is not verified where the trials dropped different activations."""
+
+
+HANDED = "tokens: those that an own loop was handed"
+"""Stands among what is not verified where nobody saw what an own loop did with its tokens."""
 
 
 def may_change(option: Option, other: Option) -> frozenset[str]:
@@ -139,7 +144,11 @@ class _Findings:
             compared_with=list(self.references),
             differs_as_declared=[n for n in FIELDS if n in self.declared and n not in self.violations],
             violations=[self.violations[name] for name in FIELDS if name in self.violations],
-            not_verified=[*reasons, *([f"identity: none recorded for seed {missing}"] if missing else [])],
+            not_verified=[
+                *reasons,
+                *([HANDED] if HANDED in self.not_verified else []),
+                *([f"identity: none recorded for seed {missing}"] if missing else []),
+            ],
         )
 
 
@@ -170,6 +179,8 @@ def _examine(suite: Suite, summary: Summary, reference: Summary, seed: int, into
     statuses = compare(ours, theirs, may_change(summary.option, reference.option))
     into.declared |= _of(statuses, "declared")
     into.not_verified |= _of(statuses, "not_verified")
+    if statuses["token_stream_sha256"] == "same" and any(is_own(i.framework) for i in (ours, theirs)):
+        into.not_verified.add(HANDED)
     if statuses["dropout"] == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
         into.not_verified.add(MASKS)
     for name in _of(statuses, "violation") - asked.keys():

@@ -30,7 +30,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     certificates = certify(suite, summaries, baseline)
     judge = Judge(baseline, suite.job.evaluates and not suite.quick)
     rows = [_row(suite, summary, baseline, judge, certificates[summary.name]) for summary in summaries]
-    if len({ranks.world_size(summary) for summary in summaries} - {None}) > 1:
+    if ranks.is_about_scaling(summaries):
         rows = [_scaled(row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
     kinds = sanity.memory_kinds(summaries)
     ranked = _in_order(suite, rows)

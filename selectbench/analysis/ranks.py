@@ -11,8 +11,8 @@ from selectbench.record.record import Identity, RankMemory
 
 ONE_RANK = "no evidence about sharding at one rank"
 GLOO = (
-    "several ranks on a CPU exchange gradients over gloo: their speeds are a functional check and say nothing of "
-    "NCCL on GPUs"
+    "several ranks on a CPU share its cores and exchange gradients over gloo: their speeds are a functional check "
+    "and say nothing of NCCL on GPUs"
 )
 
 
@@ -75,6 +75,13 @@ def _largest_state(ranks: Sequence[RankMemory]) -> int | None:
 def _known_mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return mean(known) if len(known) == len(values) else None
+
+
+def is_about_scaling(summaries: Sequence[Summary]) -> bool:
+    """Whether rows differ in their number of ranks and in nothing else that would make a speed-up something else."""
+    differing = {name.partition(".")[0] for summary in summaries for name in summary.option.differs_in}
+    sizes = {world_size(summary) for summary in summaries} - {None}
+    return len(sizes) > 1 and differing <= {"world_size", "micro_batch_size", "strategy"}
 
 
 def scaling(summary: Summary, baseline: Summary, speed_ratio: float | None) -> Scaling | None:

@@ -104,7 +104,9 @@ class Choices(BaseModel):
         reasons: tuple[str | None, ...] = (
             self._attention_reason(),
             combination_reason(self),
-            self.framework.unsupported_with(self.strategy.name, self.precision.name),
+            self.framework.unsupported_with(
+                self.strategy.name, self.precision.name, self.optimizer.name, machine.device
+            ),
             self.strategy.unsupported_world_size(self.ranks(machine), machine),
         )
         return next(filter(None, reasons), None)

@@ -19,7 +19,7 @@ class FrameworkChoice(Choice):
     precisions: ClassVar[tuple[str, ...] | None] = None
     """Precisions in which it trains; None: all."""
 
-    def unsupported_with(self, strategy: str, precision: str) -> str | None:
+    def unsupported_with(self, strategy: str, precision: str, optimizer: str, device: str) -> str | None:
         """Why the loop can't be had with these, or None."""
         for dimension, known, chosen in (
             ("strategy", self.strategies, strategy),
@@ -49,11 +49,20 @@ class HfTrainer(FrameworkChoice):
     needs: ClassVar[Needs] = Needs(
         packages=("torch", "transformers", "accelerate>=1.1"), install=ACCELERATE_INSTALL
     )
-    preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.hf_trainer",)
+    # accelerate imports DeepSpeed wherever it is installed.
+    preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.hf_trainer", "selectbench.worker.engine_zero")
     strategies: ClassVar[tuple[str, ...] | None] = ("single", "ddp")
     precisions: ClassVar[tuple[str, ...] | None] = ("fp32", "tf32", "bf16_mixed", "fp16_mixed")
     loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"
     name: Literal["hf_trainer"] = "hf_trainer"
+
+    def unsupported_with(self, strategy: str, precision: str, optimizer: str, device: str) -> str | None:
+        """Besides strategy and precision: one optimizer only, and fp16 on GPUs only."""
+        if optimizer == "muon":
+            return "framework hf_trainer: takes one optimizer, muon needs a second one for the rest"
+        if precision == "fp16_mixed" and device == "cpu":
+            return "framework hf_trainer: on a CPU accelerate passes over fp16 without a word"
+        return super().unsupported_with(strategy, precision, optimizer, device)
 
     def asks_for(self) -> dict[str, Any]:
         """The class that ran the steps."""

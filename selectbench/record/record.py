@@ -200,8 +200,8 @@ class Identity(Stored):
     """Which training loop ran, `native` or `transformers.Trainer`."""
     reduction_dtype: str | None = None
     """Of gradients while they are summed over ranks; None: one rank sums nothing."""
-    loss: str = "cross_entropy"
-    """The training loss."""
+    loss: str | None = "cross_entropy"
+    """The training loss; None: an own loop that did not ask for it."""
     dropout: float | None = 0.0
     """The largest dropout found on the model; above 0 masks depend on how a step is cut. None: not known."""
     code_sha256: str | None = None

@@ -1,4 +1,8 @@
-"""The paths of a suite file, made absolute: they are relative to the suite's folder, `~` is the home folder."""
+"""The paths of a suite file, made absolute.
+
+They are relative to the suite's folder, those of the command line to the working directory; `~` is the home
+folder.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,7 @@ def with_absolute_paths(document: Node, folder: Path) -> Node:
     if job is not None and isinstance(job.value, dict):
         document = document.with_entries(job=_job_with_absolute_paths(job, folder))
     if code is not None:
-        document = document.with_entries(code=_each(code, lambda node: _absolute(node, str(folder))))
+        document = document.with_entries(code=_each(code, lambda node: _absolute(node, folder)))
     if "exclude" in document.mapping:
         # Compared with rows, whose interpreters are absolute by then; an axis keeps its labels as written.
         patterns = _each(document.mapping["exclude"], lambda node: with_interpreter(node, folder))
@@ -28,11 +32,10 @@ def with_absolute_paths(document: Node, folder: Path) -> Node:
 def _job_with_absolute_paths(job: Node, folder: Path) -> Node:
     data, model = job.mapping.get("data"), job.mapping.get("model")
     if data is not None and "text" in data.mapping:
-        # The folder is no pattern, even where its name holds a bracket.
-        patterns = _each(data.mapping["text"], lambda node: _absolute(node, glob.escape(str(folder))))
+        patterns = _each(data.mapping["text"], lambda node: _absolute(node, folder, pattern=True))
         job = job.with_entries(data=data.with_entries(text=patterns))
     if model is not None and "config" in model.mapping:
-        config = _absolute(model.mapping["config"], str(folder))
+        config = _absolute(model.mapping["config"], folder)
         job = job.with_entries(model=model.with_entries(config=config))
     return job
 
@@ -40,7 +43,7 @@ def _job_with_absolute_paths(job: Node, folder: Path) -> Node:
 def with_interpreter(choices: Node, folder: Path) -> Node:
     """A mapping of choices with the path of its interpreter absolute."""
     python = choices.mapping.get("python")
-    return choices if python is None else choices.with_entries(python=_absolute(python, str(folder)))
+    return choices if python is None else choices.with_entries(python=_absolute(python, folder))
 
 
 def _each(node: Node, change: Callable[[Node], Node]) -> Node:
@@ -48,8 +51,12 @@ def _each(node: Node, change: Callable[[Node], Node]) -> Node:
     return replace(node, value=[change(item) for item in node.items]) if isinstance(node.value, list) else node
 
 
-def _absolute(node: Node, folder: str) -> Node:
+def _absolute(node: Node, folder: Path, *, pattern: bool = False) -> Node:
     if not isinstance(node.value, str) or not node.value:
         return node
-    # Not Path: it would drop nothing here, but a pattern's `..` must be resolved as text, before any glob.
-    return replace(node, value=os.path.normpath(os.path.join(folder, os.path.expanduser(node.value))))  # noqa: PTH111, PTH118
+    # What the command line says, it says from where the user stands.
+    base = str(folder if node.place.line else Path.cwd())
+    # The folder is no pattern, even where its name holds a bracket. Not Path: a pattern's `..` must be resolved
+    # as text, before any glob.
+    joined = os.path.join(glob.escape(base) if pattern else base, os.path.expanduser(node.value))  # noqa: PTH111, PTH118
+    return replace(node, value=os.path.normpath(joined))

@@ -138,7 +138,7 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         world_size=setting.world.size,
         strategy=trained.strategy,
         framework=trained.framework,
-        loss=order.choices.loss.name,
+        loss=order.choices.loss.name if trained.compute_dtype else None,
         reduction_dtype=trained.reduction_dtype if setting.world.size > 1 else None,
         dropout=before.dropout,
         code_sha256=before.code_sha256,

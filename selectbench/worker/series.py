@@ -49,15 +49,20 @@ class Series:
     def read(self, steps: Sequence[StepTensors], world: World) -> None:
         """Fetches the steps' scalars from the device; waits for it and for the other ranks. Raises Diverged."""
         known = len(self.losses)
-        self.losses += world.total(torch.stack([s.loss for s in steps]).double()).tolist()
         unknown = torch.full((), math.nan, device=world.device)
-        norms = torch.stack([unknown if s.gradient_norm is None else s.gradient_norm for s in steps])
-        told = zip(steps, _agreed(norms, known, world), strict=True)
-        self.gradient_norms += [None if s.gradient_norm is None else norm for s, norm in told]
-        self.applied += torch.stack([s.applied for s in steps]).tolist()
-        self.stream_sums += world.total(torch.stack([s.stream for s in steps])).tolist()
+        norms = torch.stack([unknown if s.gradient_norm is None else s.gradient_norm for s in steps]).double()
+        losses = torch.stack([s.loss for s in steps]).double()
         tokens = torch.tensor([s.tokens for s in steps], dtype=torch.int64, device=world.device)
-        self.tokens += world.total(tokens).tolist()
+        # Two exchanges for all of the window's steps.
+        summed_losses, summed_norms = world.total(torch.stack([losses, norms.nan_to_num(0.0, 0.0, 0.0)])).tolist()
+        streams, summed_tokens = world.total(torch.stack([torch.stack([s.stream for s in steps]), tokens])).tolist()
+        found = norms.tolist()
+        _check_agreement(found, summed_norms, known, world)
+        self.losses += summed_losses
+        self.gradient_norms += [None if s.gradient_norm is None else n for s, n in zip(steps, found, strict=True)]
+        self.applied += torch.stack([s.applied for s in steps]).tolist()
+        self.stream_sums += streams
+        self.tokens += summed_tokens
         for step in range(known, len(self.losses)):
             self._check(step)
 
@@ -93,20 +98,18 @@ class Series:
         path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
 
-def _agreed(norms: torch.Tensor, first_step: int, world: World) -> list[float]:
-    """The gradient norms, which every rank must have found alike: a reduction left out would show here.
+def _check_agreement(norms: list[float], sums: list[float], first_step: int, world: World) -> None:
+    """Every rank must have found one gradient norm: a reduction left out would show here.
 
-    Raises RanksDisagreeError.
+    `sums`: over the ranks, those that are not finite as 0. Raises RanksDisagreeError.
     """
-    own = norms.double().nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    mean = world.total(own.clone()) / world.size
-    for step, (here, everywhere) in enumerate(zip(own.tolist(), mean.tolist(), strict=True), first_step):
-        if abs(here - everywhere) > NORM_TOLERANCE * abs(everywhere):
+    for step, (own, total) in enumerate(zip(norms, sums, strict=True), first_step):
+        here, mean = own if math.isfinite(own) else 0.0, total / world.size
+        if abs(here - mean) > NORM_TOLERANCE * abs(mean):
             raise RanksDisagreeError(
-                f"the gradient norm of step {step} is {here:.6g} on rank {world.rank} and {everywhere:.6g} on "
-                "average: the ranks do not train one model"
+                f"the gradient norm of step {step} is {here:.6g} on rank {world.rank} and {mean:.6g} on average: "
+                "the ranks do not train one model"
             )
-    return norms.tolist()
 
 
 def _storable(values: Sequence[float | None]) -> list[float | None]:

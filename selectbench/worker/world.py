@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 @dataclass(frozen=True)
 class World:
-    """A rank's place. Collectives are no-ops where there is no process group."""
+    """A rank's place. With one rank nothing is exchanged, nor need there be a process group."""
 
     rank: int
     """From 0."""
@@ -31,13 +31,13 @@ class World:
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, in place; waits for the others."""
-        if dist.is_initialized():
+        if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def from_first(self, number: int) -> int:
         """The first rank's number, on all; waits for it."""
-        if not dist.is_initialized():
+        if self.size == 1:
             return number
         shared = torch.tensor(number, dtype=torch.int64, device=self.device)
         dist.broadcast(shared, src=0)
@@ -45,7 +45,7 @@ class World:
 
     def gathered(self, item: object) -> list[object]:
         """Every rank's picklable item, in order, on all; waits for the others."""
-        if not dist.is_initialized():
+        if self.size == 1:
             return [item]
         items: list[object] = [None] * self.size
         dist.all_gather_object(items, item)

@@ -21,7 +21,8 @@ NOTHING: frozenset[str] = frozenset()
 OTHER: dict[str, Any] = {
     "initial_weights_sha256": "f" * 64, "token_stream_sha256": "f" * 64, "evaluation_set_sha256": "f" * 64,
     "parameters": 1_000_001, "tokens_per_step": 1024, "steps_requested": 59, "steps_applied": 59,
-    "gradient_accumulation_steps": 2, "learning_rate_shape_sha256": "f" * 64, "parameter_dtype": "bfloat16", "working_dtype": "bfloat16",
+    "gradient_accumulation_steps": 2, "learning_rate_shape_sha256": "f" * 64, "parameter_dtype": "bfloat16",
+    "working_dtype": "bfloat16",
     "gradient_dtype": "bfloat16", "compute_dtype": "bfloat16", "optimizer_state_dtype": ["bfloat16"],
     "matmul_tf32": True, "attention": "eager", "optimizer": ["SGD(fused)"], "compiled": True,
     "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2, "strategy": "FSDPModule",

@@ -107,3 +107,12 @@ def test_efficiency_from_a_baseline_of_several_ranks() -> None:
 
 def test_rows_of_equal_ranks_say_nothing_of_scaling() -> None:
     assert all(row.scaling is None for row in sharded(2).rows)
+
+
+def test_a_row_that_differs_in_more_than_ranks_has_no_efficiency() -> None:
+    options = [
+        "native",
+        ("other", {"framework": {"name": "hf_trainer"}, "strategy": {"name": "ddp"}, "world_size": 2}),
+    ]
+    records = [make_record("native", 0), make_record("other", 0, identity={"world_size": 2})]
+    assert all(row.scaling is None for row in rank(make_suite(*options, seeds=[0]), records).rows)

@@ -46,8 +46,8 @@ TOKENS = np.random.Generator(np.random.PCG64(0)).integers(0, VOCABULARY, 200_000
 
 def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
     order = Order(
-        trial=Trial(trial_id="t", option="o", seed=0, settings={}), job=JOB, choices=choices, device="cpu", threads=2,
-        world_size=1, data_folder="", trial_folder="", weights_folder="", min_timed_seconds=0.0,
+        trial=Trial(trial_id="t", option="o", seed=0, settings={}), job=JOB, choices=choices, device="cpu",
+        threads=2, world_size=1, data_folder="", trial_folder="", weights_folder="", min_timed_seconds=0.0,
     )  # fmt: skip
 
     def seconds() -> float:

@@ -167,7 +167,7 @@ def test_another_content_of_own_code_is_another_trial(suite_file: Path) -> None:
     code = suite_file.parent / "ourlib"
     code.mkdir()
     (code / "opt.py").write_text("raise RuntimeError('planning imports no own code')\n")
-    settings = ["code=[ourlib]", 'choices.optimizer={name: "ourlib.opt:Mine", lr: 1e-3}']
+    settings = [f"code=[{code}]", 'choices.optimizer={name: "ourlib.opt:Mine", lr: 1e-3}']
     suite = load_suite(str(suite_file), device="cpu", settings=settings)
     first, again = planned(suite), planned(suite)
     assert first == again

@@ -233,3 +233,14 @@ def test_loading_needs_neither_torch_nor_its_friends():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_paths_of_the_command_line_are_those_of_the_working_directory(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "else[where]"
+    (elsewhere / "model").mkdir(parents=True)
+    (elsewhere / "model" / "config.json").write_text('{"model_type": "gpt2", "n_positions": 64, "vocab_size": 512}')
+    monkeypatch.chdir(elsewhere)
+    settings = ["job.model={config: model}", "job.data={text: [a*.txt]}"]
+    job = load(tmp_path, VALID, settings=settings).job
+    assert job.model.config == str(elsewhere / "model")
+    assert job.data.text == [f"{tmp_path}/else[[]where]/a*.txt"]
