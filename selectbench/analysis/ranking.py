@@ -31,7 +31,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     judge = Judge(baseline, suite.job.evaluates and not suite.quick)
     rows = [_row(suite, summary, baseline, judge, certificates[summary.name]) for summary in summaries]
     if ranks.is_about_scaling(summaries):
-        rows = [_scaled(row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
+        rows = [_scaled(suite, row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
     kinds = sanity.memory_kinds(summaries)
     ranked = _in_order(suite, rows)
     return Ranking(
@@ -50,9 +50,9 @@ def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
     return missing + sanity.trial_warnings(summaries) + gloo + sanity.memory_warnings(summaries)
 
 
-def _scaled(row: Row, summary: Summary, baseline: Summary) -> Row:
+def _scaled(suite: Suite, row: Row, summary: Summary, baseline: Summary) -> Row:
     ratio = row.metrics["tokens_per_second"].ratio_to_baseline
-    return row.model_copy(update={"scaling": ranks.scaling(summary, baseline, ratio)})
+    return row.model_copy(update={"scaling": ranks.scaling(suite.device, summary, baseline, ratio)})
 
 
 def _row(suite: Suite, summary: Summary, baseline: Summary, judge: Judge, identity: Certificate) -> Row:

@@ -78,19 +78,21 @@ def _known_mean(values: Sequence[float | None]) -> float | None:
 
 
 def is_about_scaling(summaries: Sequence[Summary]) -> bool:
-    """Whether rows differ in their number of ranks and in nothing else that would make a speed-up something else."""
+    """Whether rows differ in their number of ranks, and in nothing that would make a speed-up another thing."""
     differing = {name.partition(".")[0] for summary in summaries for name in summary.option.differs_in}
     sizes = {world_size(summary) for summary in summaries} - {None}
     return len(sizes) > 1 and differing <= {"world_size", "micro_batch_size", "strategy"}
 
 
-def scaling(summary: Summary, baseline: Summary, speed_ratio: float | None) -> Scaling | None:
-    """Speed-up over the baseline per rank added to it; None where a number of ranks is not known.
+def scaling(device: str, summary: Summary, baseline: Summary, speed_ratio: float | None) -> Scaling | None:
+    """Speed-up over the baseline, and per rank; None where a number of ranks is not known.
 
+    No efficiency on a CPU, whose ranks share its cores: half of it would be no loss.
     `speed_ratio`: tokens per second over the baseline's, of the same job (strong scaling, Amdahl 1967).
     """
     ours, theirs = world_size(summary), world_size(baseline)
     if ours is None or theirs is None:
         return None
-    efficiency = None if speed_ratio is None else speed_ratio * theirs / ours
+    shares_cores = device == "cpu" and ours != theirs
+    efficiency = None if speed_ratio is None or shares_cores else speed_ratio * theirs / ours
     return Scaling(world_size=ours, speedup=speed_ratio, efficiency=efficiency)

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
@@ -25,19 +25,23 @@ class FsdpEngine(SingleEngine):
 
     def _prepared(self, module: Any, choices: Choices) -> Any:
         """Sharded by block, then the rest; master weights, where there are such, are the shards themselves."""
-        precision = choices.precision
         self._empty = empty_copy(module)
-        cast_parameters(module, getattr(torch, precision.parameter_dtype), through=precision.working_dtype)
-        self._policy = _policy(precision.working_dtype)
-        self.reduction_dtype = "float32" if precision.working_dtype else precision.parameter_dtype
+        self._policy = _policy(choices.precision.working_dtype)
+        self.reduction_dtype = "float32" if choices.precision.working_dtype else choices.precision.parameter_dtype
         mesh = init_device_mesh(self.world.device_type, (self.world.size,))
-        reshard = choices.strategy.reshard_after_forward
         for block in blocks_of(module):
             if choices.compile.mode is not None:
                 block.compile(mode=choices.compile.mode)
-            fully_shard(block, mesh=mesh, reshard_after_forward=reshard, mp_policy=self._policy)
+            self._shard(block, mesh, choices, reshard=choices.strategy.reshard_after_forward)
         # The root's parameters are needed until the end of the forward pass and first in the backward pass.
-        return fully_shard(module, mesh=mesh, reshard_after_forward=False, mp_policy=self._policy)
+        return self._shard(module, mesh, choices, reshard=False)
+
+    def _shard(self, part: Any, mesh: DeviceMesh, choices: Choices, *, reshard: bool) -> Any:
+        """Part by part, so that no rank ever holds a whole model of its own beside the mapped one."""
+        precision = choices.precision
+        dtype = getattr(torch, precision.parameter_dtype)
+        cast_parameters(part, dtype, self.world.device, through=precision.working_dtype, copy=False)
+        return fully_shard(part, mesh=mesh, reshard_after_forward=reshard, mp_policy=self._policy)
 
     def _trained_module(self, choices: Choices) -> Any:
         return self.module  # its policy makes the working copies

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selectbench.suite.job import Job
@@ -63,16 +64,19 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 
 def cast_parameters(
-    module: torch.nn.Module, dtype: torch.dtype, device: str | None = None, *, through: str | None = None
-) -> None:
+    module: torch.nn.Module, dtype: torch.dtype, device: str | None = None, *, through: str | None = None,
+    copy: bool = True,
+) -> None:  # fmt: skip
     """Gives the module parameters of its own in this dtype, on this device; buffers keep their dtype.
 
     Buffers such as rotary frequencies lose their meaning below fp32. Tied parameters stay tied. `through`: a
-    dtype to round to first.
+    dtype to round to first. Not `copy`: parameters that fit already stay what they are, mapped or not.
     """
     for parameter in module.parameters():
+        if isinstance(parameter, DTensor):
+            continue  # sharded already, with a part of the model
         start = parameter.data if through is None else parameter.data.to(getattr(torch, through))
-        parameter.data = start.to(device=device or parameter.device, dtype=dtype, copy=True)
+        parameter.data = start.to(device=device or parameter.device, dtype=dtype, copy=copy)
     for part in module.modules():
         for name, buffer in part._buffers.items():
             if buffer is not None and device is not None:

@@ -72,6 +72,7 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank) -> None:
     cells = context.RawArray("q", order.world_size * CELLS_PER_RANK)
     with socket.create_server(("127.0.0.1", 0)) as meeting:
         ranks = [_start(context, order, number, meeting, cells, run_rank) for number in range(order.world_size)]
+    faulthandler.unregister(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _raise_asked)
     try:
         emit(_outcome(ranks, emit))

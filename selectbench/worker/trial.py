@@ -27,6 +27,7 @@ from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training
 from selectbench.worker.model import enable_checkpointing
 from selectbench.worker.outcome import Before, finished
 from selectbench.worker.own_code import add_to_path, load
+from selectbench.worker.own_loop import train_with
 from selectbench.worker.precision import set_tf32
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Emit
@@ -47,6 +48,8 @@ def run_trial(order: Order, emit: Emit) -> None:
     Running out of memory, divergence and what can't be had here end in GaveUp; any other exception is
     the caller's. Sets torch's thread count, random state and TF32 switch for the whole process.
     """
+    # Asked where it is, a trial writes its stack to its log and ends.
+    faulthandler.register(signal.SIGTERM, chain=True)
     emit(Started(software=versions()))
     emit(Phase(phase="setup"))
     add_to_path(order.code)
@@ -55,8 +58,6 @@ def run_trial(order: Order, emit: Emit) -> None:
             ensure_weights(order, Prepared.open(Path(order.data_folder)).vocab_size)
             run_ranks(order, emit, run_rank)
         else:
-            # Asked where it is, a trial writes its stack to its log and ends.
-            faulthandler.register(signal.SIGTERM, chain=True)
             run_rank(order, World(0, 1, order.device), emit, nowhere())
 
 
@@ -126,7 +127,6 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
 def _loop(order: Order) -> Callable[[Setting], Trained]:
     framework = order.choices.framework
     if isinstance(framework, OwnFramework):
-        train_with = import_module("selectbench.worker.own_loop").train_with
         return train_with(load(framework.loop, "framework"))
     module, _, function = framework.loop.partition(":")
     with unsupported_where_missing(f"framework {framework.name}"):

@@ -54,8 +54,14 @@ def _draw(order: Order, vocab_size: int, path: Path) -> None:
     content |= {f"{BUFFER}{name}": buffer for name, buffer in module.named_buffers()}
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file({name: tensor.contiguous().clone() for name, tensor in content.items()}, unfinished)
+    save_file({name: _on_its_own(tensor) for name, tensor in content.items()}, unfinished)
     unfinished.replace(path)
+
+
+def _on_its_own(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy where it is a view of something larger or laid out otherwise."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def mapped_model(order: Order, vocab_size: int, weights: Path) -> Any:

@@ -79,7 +79,7 @@ def test_records_from_before_ranks_were_measured_have_no_memory_by_rank() -> Non
     assert rank(make_suite("fp32", seeds=[0]), [make_record("fp32", 0)]).rows[0].memory is None
 
 
-def scaled(speeds: dict[int, float]) -> Ranking:
+def scaled(speeds: dict[int, float], device: str = "cuda") -> Ranking:
     """One ddp option per number of ranks; the first is the baseline."""
     options = [
         (f"x{n}", {"strategy": {"name": "ddp"}, "world_size": n, "micro_batch_size": 16 // n}) for n in speeds
@@ -88,7 +88,7 @@ def scaled(speeds: dict[int, float]) -> Ranking:
     records = [
         make_record(f"x{n}", 0, identity={**found, "world_size": n}, **speed(fast)) for n, fast in speeds.items()
     ]
-    return rank(make_suite(*options, seeds=[0]), records)
+    return rank(make_suite(*options, seeds=[0], device=device), records)
 
 
 def test_speed_up_and_efficiency_over_the_baseline() -> None:
@@ -97,6 +97,12 @@ def test_speed_up_and_efficiency_over_the_baseline() -> None:
     assert shown["x1"] == (1, pytest.approx(1), pytest.approx(1))
     assert shown["x2"] == (2, pytest.approx(1.9), pytest.approx(0.95))
     assert shown["x4"] == (4, pytest.approx(3), pytest.approx(0.75))
+
+
+def test_ranks_that_share_a_cpus_cores_have_no_efficiency() -> None:
+    rows = {row.option: row.scaling for row in scaled({1: 100.0, 2: 110.0}, device="cpu").rows}
+    assert rows["x2"] is not None
+    assert (rows["x2"].speedup, rows["x2"].efficiency) == (pytest.approx(1.1), None)
 
 
 def test_efficiency_from_a_baseline_of_several_ranks() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -46,7 +46,7 @@ class Trials:
 
     def order(
         self, *, seed: int = 0, job: dict[str, Any] | None = None, min_timed_seconds: float = 0.0,
-        option: str = "o", code: Sequence[str] = (), **choices: Any,
+        option: str = "o", code: Sequence[str] = (), device: Literal["cpu", "cuda"] = "cpu", **choices: Any,
     ) -> Order:  # fmt: skip
         settings = {"optimizer": ADAMW, "micro_batch_size": 8, **choices}
         ranks = choices.get("world_size", 1)
@@ -57,7 +57,7 @@ class Trials:
         }  # fmt: skip
         return Order(
             trial=Trial(trial_id=option, option=option, seed=seed, settings=settings),
-            job=Job.model_validate(content), choices=Choices.model_validate(settings), device="cpu", threads=1,
+            job=Job.model_validate(content), choices=Choices.model_validate(settings), device=device, threads=1,
             data_folder=str(self.data_folder), trial_folder=str(self.trial_folder),
             min_timed_seconds=min_timed_seconds, world_size=ranks,
             weights_folder=str(self.trial_folder / "weights"), code=list(code),

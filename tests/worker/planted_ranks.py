@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 import selectbench.worker.engine as engine_module
 import selectbench.worker.engine_fsdp as engine_fsdp_module
+import selectbench.worker.ranks as ranks_module
 import selectbench.worker.step as step_module
 import selectbench.worker.trial as trial_module
 
@@ -34,6 +35,7 @@ def _misbehave(what: str, rank: int) -> None:
         raise ValueError("planted failure of a rank")
 
 
+_ranks = trial_module.run_ranks
 _run = step_module.OptimizerStep.run
 _mapped = trial_module.mapped_model
 _rank = trial_module.run_rank
@@ -64,6 +66,15 @@ def run_rank(order, *arguments):
 step_module.OptimizerStep.run = run
 trial_module.mapped_model = mapped_model
 trial_module.run_rank = run_rank
+
+
+def run_ranks(order, *arguments):
+    if order.trial.option == "ranks_started_anew":
+        ranks_module.is_fork_safe = lambda: False
+    _ranks(order, *arguments)
+
+
+trial_module.run_ranks = run_ranks
 
 
 def _planted(option: str, setting):

@@ -86,3 +86,31 @@ def test_ranks_skip_the_same_fp16_steps(launched, strategy):
     assert alone.measurement.steps_skipped > 0
     assert shared.measurement.steps_skipped == alone.measurement.steps_skipped
     assert launched.series()["loss_nats_per_token"] == pytest.approx(losses, rel=1e-3)
+
+
+def test_what_each_rank_keeps_is_what_the_strategy_shares_out(launched):
+    """fp32 AdamW: 4 bytes a parameter for weights, 4 for gradients, 8 for moments; DeepSpeed adds a copy of 4."""
+    per_rank = {"ddp": (4, 4, 8), "fsdp": (2, 2, 4), "zero1": (4, 4, 6), "zero2": (4, 2, 6)}
+    for strategy, bytes_per_parameter in per_rank.items():
+        found = launched.finished(
+            job={**JOB, "eval": "none"}, micro_batch_size=6, world_size=2, strategy=STRATEGIES[strategy]
+        )
+        assert [rank.rank for rank in found.measurement.memory_by_rank] == [0, 1]
+        for rank in found.measurement.memory_by_rank:
+            kept = (rank.parameter_bytes, rank.gradient_bytes, rank.optimizer_state_bytes)
+            assert kept == pytest.approx([n * found.identity.parameters for n in bytes_per_parameter], rel=0.02)
+        peaks = [rank.peak_pss_growth_bytes for rank in found.measurement.memory_by_rank]
+        assert found.measurement.peak_pss_growth_bytes == max(peaks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
+def test_compiled_ranks_agree_too(launched, strategy):
+    job = {**JOB, "eval": "none"}
+    shared = {"job": job, "micro_batch_size": 3, "world_size": 2, "strategy": STRATEGIES[strategy]}
+    plain = launched.finished(**shared)
+    losses = launched.series()["loss_nats_per_token"]
+    compiled = launched.finished(**shared, compile="default")
+    assert compiled.identity.compiled
+    assert launched.series()["loss_nats_per_token"] == pytest.approx(losses, rel=1e-5)
+    assert compiled.identity.token_stream_sha256 == plain.identity.token_stream_sha256

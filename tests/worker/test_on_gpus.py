@@ -1,0 +1,49 @@
+"""What a CPU can't show: the same agreement on CUDA devices, over NCCL where there are two."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use"),
+]
+RANKS = min(2, torch.cuda.device_count())
+STRATEGIES = {
+    "ddp": {"name": "ddp"}, "fsdp": {"name": "fsdp"}, "zero1": {"name": "zero", "stage": 1},
+    "zero2": {"name": "zero", "stage": 2}, "zero3": {"name": "zero", "stage": 3},
+}  # fmt: skip
+TOLERANCES = {"fp32": 1e-5, "bf16_mixed": 2e-3, "fp16_mixed": 2e-3, "bf16_pure": 1e-2}
+JOB = {"global_batch_size": 16, "max_steps": 6, "eval": {"tokens": 1000, "every_steps": 3}}
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_strategies_agree_with_one_process(launched, strategy, precision):
+    if strategy.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    alone = launched.finished(job=JOB, micro_batch_size=8, precision=precision, device="cuda")
+    losses = launched.series()["loss_nats_per_token"]
+    shared = launched.finished(
+        job=JOB, micro_batch_size=4, world_size=RANKS, strategy=STRATEGIES[strategy], precision=precision,
+        device="cuda",
+    )  # fmt: skip
+    tolerance = TOLERANCES[precision]
+    assert launched.series()["loss_nats_per_token"] == pytest.approx(losses, rel=tolerance)
+    found, expected = (math.exp(t.measurement.final_loss) for t in (shared, alone))
+    assert found == pytest.approx(expected, rel=tolerance)
+    assert shared.identity.initial_weights_sha256 == alone.identity.initial_weights_sha256
+    assert shared.identity.token_stream_sha256 == alone.identity.token_stream_sha256
+    assert len(shared.measurement.memory_by_rank) == RANKS
+    assert all(rank.peak_memory_allocated_bytes > 0 for rank in shared.measurement.memory_by_rank)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16_master"])
+def test_regimes_of_one_gpu(launched, precision):
+    reference = launched.finished(job=JOB, micro_batch_size=8, device="cuda")
+    found = launched.finished(job=JOB, micro_batch_size=8, precision=precision, device="cuda")
+    assert found.measurement.last_loss == pytest.approx(reference.measurement.last_loss, rel=1e-2)
+    assert found.identity.matmul_tf32 == (precision == "tf32")
