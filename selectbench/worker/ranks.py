@@ -70,11 +70,13 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank) -> None:
     """Runs the order's ranks; `emit` gets the first rank's events, Finished or GaveUp last."""
     context: Any = multiprocessing.get_context("fork" if is_fork_safe() else "spawn")
     cells = context.RawArray("q", order.world_size * CELLS_PER_RANK)
-    with socket.create_server(("127.0.0.1", 0)) as meeting:
-        ranks = [_start(context, order, number, meeting, cells, run_rank) for number in range(order.world_size)]
     faulthandler.unregister(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _raise_asked)
+    ranks: list[Rank] = []
     try:
+        with socket.create_server(("127.0.0.1", 0)) as meeting:
+            for number in range(order.world_size):
+                ranks.append(_start(context, order, number, meeting, cells, run_rank))
         emit(_outcome(ranks, emit))
     except AskedWhereItIsError:
         emit(_account(ranks, cells))

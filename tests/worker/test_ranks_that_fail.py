@@ -46,6 +46,7 @@ def test_a_rank_out_of_memory_is_an_oom_of_that_rank(launched):
 
 @pytest.mark.parametrize("option", ["rank_hangs", "rank_hangs_in_collective"])
 def test_a_rank_that_hangs_is_named_at_the_limit_with_its_stack(launched, option):
+    launched.finished(job={"max_steps": 1, "eval": "none", "lr_schedule": {}})  # the server's imports are done
     launched.runner.limits = Limits(stall_seconds=2)
     end = failed(launched, option, "ddp")
     assert end.outcome.kind == "timeout"

@@ -89,8 +89,12 @@ def test_ranks_skip_the_same_fp16_steps(launched, strategy):
 
 
 def test_what_each_rank_keeps_is_what_the_strategy_shares_out(launched):
-    """fp32 AdamW: 4 bytes a parameter for weights, 4 for gradients, 8 for moments; DeepSpeed adds a copy of 4."""
-    per_rank = {"ddp": (4, 4, 8), "fsdp": (2, 2, 4), "zero1": (4, 4, 6), "zero2": (4, 2, 6)}
+    """fp32 AdamW: 4 bytes a parameter for weights, 4 for gradients, 8 for moments.
+
+    DeepSpeed adds a copy of the weights that it updates, 4; and once gradients are reduced, stage 1 too keeps
+    those of its own part only.
+    """
+    per_rank = {"ddp": (4, 4, 8), "fsdp": (2, 2, 4), "zero1": (4, 2, 6), "zero2": (4, 2, 6)}
     for strategy, bytes_per_parameter in per_rank.items():
         found = launched.finished(
             job={**JOB, "eval": "none"}, micro_batch_size=6, world_size=2, strategy=STRATEGIES[strategy]
