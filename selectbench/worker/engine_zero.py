@@ -25,7 +25,7 @@ from selectbench.worker.deepspeed_config import deepspeed_config, resolved
 from selectbench.worker.evaluation import Logits, evaluation_forward
 from selectbench.worker.identity import dtype_name
 from selectbench.worker.loss_scale import LossScale
-from selectbench.worker.model import cast_parameters, empty_copy
+from selectbench.worker.model import blocks_of, cast_parameters, empty_copy
 from selectbench.worker.world import World
 
 for _loaded_late in ("stage3", "muon.muon_optimizer"):
@@ -48,7 +48,6 @@ class ZeroEngine:
         precision = choices.precision
         self.reduction_dtype: str | None = precision.parameter_dtype
         self._empty = empty_copy(module)
-        cast_parameters(module, getattr(torch, precision.working_dtype or precision.parameter_dtype), world.device)
         self.optimizers = _one_optimizer(module, choices)
         self._groups = self.optimizers[0].param_groups
         self._peaks = [group["lr"] for group in self._groups]
@@ -71,6 +70,7 @@ class ZeroEngine:
         )  # fmt: skip
         if self.world.device_type == "cpu":
             _without_compiled_communication()
+        self._place(config, choices)
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         with contextlib.redirect_stdout(io.StringIO()):  # it prints reports of memory; its warnings are logged
             engine = deepspeed.initialize(model=self.module, optimizer=self.optimizers[0], config=config)[0]
@@ -82,6 +82,17 @@ class ZeroEngine:
         if choices.compile.mode is not None:
             engine.compile(compile_kwargs={"mode": choices.compile.mode})
         return engine
+
+    def _place(self, config: dict[str, Any], choices: Choices) -> None:
+        """The weights on the device; in stage 3 part by part, so that none ever holds the whole model."""
+        dtype = getattr(torch, choices.precision.working_dtype or choices.precision.parameter_dtype)
+        if choices.strategy.stage < 3:
+            cast_parameters(self.module, dtype, self.world.device)
+            return
+        for part in [*blocks_of(self.module), self.module]:
+            cast_parameters(part, dtype, self.world.device)
+            with contextlib.redirect_stdout(io.StringIO()):
+                deepspeed.zero.Init(module=part, config_dict_or_path=config)
 
     def peak_lrs(self) -> list[float]:
         """Peak learning rate of every parameter group, in order."""

@@ -73,7 +73,7 @@ def cast_parameters(
     dtype to round to first. Not `copy`: parameters that fit already stay what they are, mapped or not.
     """
     for parameter in module.parameters():
-        if isinstance(parameter, DTensor):
+        if isinstance(parameter, DTensor) or hasattr(parameter, "ds_tensor"):
             continue  # sharded already, with a part of the model
         start = parameter.data if through is None else parameter.data.to(getattr(torch, through))
         parameter.data = start.to(device=device or parameter.device, dtype=dtype, copy=copy)
