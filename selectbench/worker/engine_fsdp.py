@@ -65,7 +65,7 @@ class FsdpEngine(SingleEngine):
 
     def working_dtype(self) -> str:
         """What the shards are gathered in, as every sharded part has it."""
-        parts = [part for part in self.module.modules() if isinstance(part, FSDPModule)]
+        parts = _sharded_parts(self.module)
         groups = [group for part in parts if (group := part._get_fsdp_state()._fsdp_param_group)]
         stored = {p.dtype for p in self.parameters}
         return dtype_name(
@@ -75,9 +75,16 @@ class FsdpEngine(SingleEngine):
     def evaluation(self) -> AbstractContextManager[Logits]:
         """Through the sharded model where it computes in fp32; else its weights are gathered for the time."""
         if self._policy.param_dtype is None and all(p.dtype == torch.float32 for p in self.parameters):
-            return evaluation_forward(self.module)
+            return self._evaluation_of_shards()
         weights = {name: _whole(p).float() for name, p in self.module.named_parameters()}
         return evaluation_forward(self._empty, weights)
+
+    @contextmanager
+    def _evaluation_of_shards(self) -> Iterator[Logits]:
+        with evaluation_forward(self.module) as logits:
+            yield logits
+        for part in _sharded_parts(self.module):
+            part.reshard()  # what a forward pass leaves gathered for a backward pass that does not come
 
     def kept_parameters(self) -> list[torch.Tensor]:
         """The rank's shards."""
@@ -86,6 +93,10 @@ class FsdpEngine(SingleEngine):
     def kept_gradients(self) -> list[torch.Tensor] | None:
         """The rank's shards of the reduced gradients."""
         return [_local(p.grad) for p in self.parameters if p.grad is not None]
+
+
+def _sharded_parts(module: Any) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
 
 
 def _policy(working_dtype: str | None) -> MixedPrecisionPolicy:

@@ -13,7 +13,7 @@ from selectbench.record.run_folder import ENVIRONMENT, RANKING, REPORT, SUITE
 from selectbench.record.store import FILE_NAME
 from selectbench.report.markdown import render
 
-SUITES = ("precision", "optimizer", "accumulation")
+SUITES = ("precision", "optimizer", "accumulation", "distributed", "scaling", "framework")
 
 
 def test_the_readme_shows_the_kept_run() -> None:

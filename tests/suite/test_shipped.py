@@ -44,7 +44,7 @@ def test_the_suites_ask_about_what_they_are_named_after():
         load_suite(n, device="cpu") for n in ("precision", "optimizer", "accumulation")
     )
     assert [o.choices.precision.name for o in precision.options] == [
-        "fp32", "tf32", "bf16_mixed", "fp16_mixed", "bf16_pure",
+        "fp32", "tf32", "bf16_mixed", "fp16_mixed", "bf16_master", "bf16_pure",
     ]  # fmt: skip
     assert {o.choices.optimizer.name for o in optimizer.options} == {
         "adamw", "sgd", "adam", "adafactor", "lion", "muon", "adamw_8bit", "paged_adamw_8bit", "lion_8bit",
