@@ -77,6 +77,8 @@ def _status(name: str, ours: Identity, theirs: Identity, declared: bool, other_m
     mine, other = getattr(ours, name), getattr(theirs, name)
     if name in HIDDEN_IF_NONE and any(value is None or value == "" for value in (mine, other)):
         return "not_verified"
+    if name == "reduction_dtype" and any(i.world_size > 1 and i.reduction_dtype is None for i in (ours, theirs)):
+        return "not_verified"
     if _agrees(name, ours, theirs):
         return "not_verified" if name == "dropout" and other_masks else "same"
     if declared:
@@ -89,7 +91,7 @@ def _agrees(name: str, ours: Identity, theirs: Identity) -> bool:
     if name in FIRST_STEP:
         tolerance = (FP32_TOLERANCE if _is_fp32(ours) and _is_fp32(theirs) else HALF_TOLERANCE)[name]
         return bool(abs(mine - other) <= tolerance * max(abs(mine), abs(other)))
-    if name == "reduction_dtype" and None in (mine, other):
+    if name == "reduction_dtype" and 1 in (ours.world_size, theirs.world_size):
         return True  # One rank sums nothing.
     return bool(mine == other)
 

@@ -77,4 +77,13 @@ class OwnOptimizer(OptimizerChoice):
             if not isinstance(optimizer, torch.optim.Optimizer):
                 kind = type(optimizer).__name__
                 raise TypeError(f"optimizer {self.name}: expected a torch.optim.Optimizer, it made a {kind}")
+        self._check_covers(optimizers, [id(p) for p in trainable(model)])
         return optimizers
+
+    def _check_covers(self, optimizers: list[torch.optim.Optimizer], expected: list[int]) -> None:
+        given = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+        if sorted(given) != sorted(expected):
+            raise TypeError(
+                f"optimizer {self.name}: every parameter must be stepped once; of {len(expected)} it has "
+                f"{len(set(given) & set(expected))}, {len(given)} entries in all"
+            )

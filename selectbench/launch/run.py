@@ -110,7 +110,7 @@ def _run_trials(
     display.run_started(preparation.suite, total, total - len(pending), done)
     if len(pending) < total:
         display.note(f"resuming {folder}: {total - len(pending)} of {total} trials have an outcome")
-    with weights_folder(folder), TrialServers(lambda python: preload(preparation, python), folder) as servers:
+    with weights_folder(folder), _servers(preparation, folder) as servers:
         for number, (planned, attempt) in enumerate(pending, start=total - len(pending) + 1):
             if stop:
                 return
@@ -122,6 +122,10 @@ def _run_trials(
             append_record(folder / FILE_NAME, record)
             with _terminal_may_be_gone(stop):
                 display.trial_ended(record.trial.option, record.trial.seed, record.outcome, record.wall_seconds)
+
+
+def _servers(preparation: Preparation, folder: Path) -> TrialServers:
+    return TrialServers(lambda python: preload(preparation, python), folder, preparation.suite.device)
 
 
 def _starting(display: Display, planned: PlannedTrial, number: int, total: int) -> Callable[[], None]:

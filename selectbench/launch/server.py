@@ -30,8 +30,12 @@ class ServerDiedError(Exception):
 class TrialServer:
     """One server process; started at the first trial, and again where it died."""
 
-    def __init__(self, modules: Sequence[str], log: Path, python: str | None = None) -> None:
-        """`modules`: imported once, before forking; `log`: the server's output; `python`: None for the bench's."""
+    def __init__(self, modules: Sequence[str], log: Path, python: str | None = None, device: str = "cpu") -> None:
+        """`modules`: imported once, before forking; `log`: the server's output; `python`: None for the bench's.
+
+        `device`: cpu or cuda, what its trials run on.
+        """
+        self.device = device
         self.modules = list(modules)
         self.log = log
         self.python = python
@@ -73,11 +77,11 @@ class TrialServer:
 
     def _environment(self) -> dict[str, str]:
         if self.python is None:
-            return server_environment()
+            return server_environment(device=self.device)
         # Another interpreter finds this very code, and nothing else of what is installed beside it.
         self._code = tempfile.TemporaryDirectory(prefix="selectbench-")
         (Path(self._code.name) / "selectbench").symlink_to(Path(selectbench.__file__).parent.resolve())
-        return {**server_environment(self.python), "PYTHONPATH": self._code.name}
+        return {**server_environment(self.python, self.device), "PYTHONPATH": self._code.name}
 
     def kill(self) -> None:
         """End the server at once; its trial dies with it."""
@@ -117,8 +121,9 @@ class TrialServer:
 class TrialServers:
     """A server for each interpreter that trials run in, started when it is first needed."""
 
-    def __init__(self, preload: Callable[[str | None], Sequence[str]], folder: Path) -> None:
+    def __init__(self, preload: Callable[[str | None], Sequence[str]], folder: Path, device: str) -> None:
         """`preload`: the modules to import in an interpreter; `folder`: where the servers' logs go."""
+        self._device = device
         self._preload = preload
         self._folder = folder
         self._servers: dict[str | None, TrialServer] = {}
@@ -135,14 +140,17 @@ class TrialServers:
         if python not in self._servers:
             number = 1 + len(self._servers.keys() - {None})
             log = self._folder / ("server.log" if python is None else f"server-python{number}.log")
-            self._servers[python] = TrialServer(self._preload(python), log, python)
+            self._servers[python] = TrialServer(self._preload(python), log, python, self._device)
         return self._servers[python]
 
 
-def server_environment(python: str | None = None) -> dict[str, str]:
-    """The environment of a server and, from there, of the trials; `python`: another interpreter."""
+def server_environment(python: str | None = None, device: str = "cpu") -> dict[str, str]:
+    """The environment of a server and, from there, of the trials.
+
+    `python`: another interpreter; `device`: cpu or cuda, which DeepSpeed would choose for itself.
+    """
     outer = dict(os.environ) if python is None else foreign_environment(python)
-    own = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false"}
+    own = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": device}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     return {**outer, **SINGLE_THREADED, **own, **offline, **_extensions(python)}
 

@@ -161,13 +161,13 @@ class Identity(Stored):
     parameters: int
     """Number of parameters, tied ones once."""
     tokens_per_step: int | None
-    """Tokens that the model consumed per optimizer step, over all ranks; None: not the same in every step."""
+    """Tokens that the model consumed per optimizer step, over all ranks; of the step furthest from the job's."""
     steps_requested: int
-    """Optimizer steps of the job."""
+    """Optimizer steps of the job that were made."""
     steps_applied: int
     """Those that changed the weights."""
     gradient_accumulation_steps: int
-    """Micro-batches per optimizer step and rank."""
+    """Micro-batches per optimizer step and rank, the most of any step."""
     learning_rate_shape_sha256: str | None
     """Of the learning rates that the optimizer had in each step, as shares of their peak."""
     parameter_dtype: str

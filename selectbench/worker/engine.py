@@ -6,7 +6,7 @@ The loop calls, per step: `begin_step`, then per micro-batch `micro_batch` aroun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.evaluation import Logits, evaluation_forward
 from selectbench.worker.identity import dtype_name
+from selectbench.worker.loss_scale import first_scale
 from selectbench.worker.master_weights import WorkingCopy
 from selectbench.worker.model import cast_parameters
 from selectbench.worker.world import World
@@ -40,9 +41,6 @@ class Engine(Protocol):
     """Of gradients while they are summed over ranks; None: one rank sums nothing."""
     resolved_config: dict[str, Any] | None
     """DeepSpeed's configuration as used."""
-
-    def peak_lrs(self) -> list[float]:
-        """Peak learning rate of every parameter group, in order."""
 
     def begin_step(self, share_of_peak: float) -> None:
         """Clears the gradients and sets every group's learning rate to its own peak times the share."""
@@ -99,8 +97,7 @@ class SingleEngine:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(self.module)
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        # Engines that average over ranks ask for a loss as many times larger: together the scale is torch's.
-        scale = 2.0**16 / world.size
+        scale = first_scale(world.size)
         scales = choices.precision.gradient_scaling
         self._scaler = torch.amp.GradScaler(world.device_type, init_scale=scale) if scales else None
         # CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
@@ -128,10 +125,6 @@ class SingleEngine:
 
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         return module
-
-    def peak_lrs(self) -> list[float]:
-        """Peak learning rate of every parameter group, in order."""
-        return [peak for peaks in self._peaks for peak in peaks]
 
     def begin_step(self, share_of_peak: float) -> None:
         """Clears the gradients and sets every group's learning rate to its own peak times the share."""
@@ -199,6 +192,3 @@ class SingleEngine:
     def kept_gradients(self) -> list[torch.Tensor] | None:
         """Gradients between the last backward pass and the update."""
         return [p.grad for p in self.parameters if p.grad is not None]
-
-
-EngineMaker = Callable[[Any, Job, Choices, World], Engine]

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selectbench.choices import Choices
 from selectbench.worker.engine import SingleEngine
+from selectbench.worker.identity import dtype_name
 
 
 class DdpEngine(SingleEngine):
@@ -29,7 +30,6 @@ class DdpEngine(SingleEngine):
         return module  # DDP inside: compiled as one it is split at the buckets, so that reductions overlap
 
     def _wrapped(self, module: Any, choices: Choices) -> Any:
-        self.reduction_dtype = choices.precision.parameter_dtype
         # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
         # One more does no harm: the average of what is averaged already, and of new gradients, is their sum's.
         self._records_graph = choices.strategy.static_graph
@@ -42,6 +42,13 @@ class DdpEngine(SingleEngine):
             static_graph=choices.strategy.static_graph,
         )
         return super()._compiled(self._replica, choices)
+
+    @property
+    def reduction_dtype(self) -> str | None:  # type: ignore[override]
+        """Of the gradients in the buckets; None where a communication hook does something else with them."""
+        if self._replica._get_ddp_logging_data().get("comm_hook"):
+            return None
+        return dtype_name({p.grad.dtype for p in self.parameters if p.grad is not None}) or None
 
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:

@@ -27,7 +27,6 @@ class FsdpEngine(SingleEngine):
         """Sharded by block, then the rest; master weights, where there are such, are the shards themselves."""
         self._empty = empty_copy(module)
         self._policy = _policy(choices.precision.working_dtype)
-        self.reduction_dtype = "float32" if choices.precision.working_dtype else choices.precision.parameter_dtype
         mesh = init_device_mesh(self.world.device_type, (self.world.size,))
         for block in blocks_of(module):
             if choices.compile.mode is not None:
@@ -63,14 +62,20 @@ class FsdpEngine(SingleEngine):
         norm = super()._norm()
         return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
+    @property
+    def reduction_dtype(self) -> str | None:  # type: ignore[override]
+        """As every sharded part has it: that of its policy, else of its shards."""
+        return self._found("reduce_dtype")
+
     def working_dtype(self) -> str:
         """What the shards are gathered in, as every sharded part has it."""
-        parts = _sharded_parts(self.module)
-        groups = [group for part in parts if (group := part._get_fsdp_state()._fsdp_param_group)]
+        return self._found("param_dtype")
+
+    def _found(self, policy: str) -> str:
+        groups = [g for part in _sharded_parts(self.module) if (g := part._get_fsdp_state()._fsdp_param_group)]
         stored = {p.dtype for p in self.parameters}
-        return dtype_name(
-            {d for g in groups for d in ({g.mp_policy.param_dtype} if g.mp_policy.param_dtype else stored)}
-        )
+        stated = [getattr(group.mp_policy, policy) for group in groups]
+        return dtype_name({found for dtype in stated for found in ({dtype} if dtype else stored)})
 
     def evaluation(self) -> AbstractContextManager[Logits]:
         """Through the sharded model where it computes in fp32; else its weights are gathered for the time."""

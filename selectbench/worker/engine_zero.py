@@ -5,28 +5,23 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import torch
-
-if torch.version.cuda is None:
-    # DeepSpeed looks for a device on import and warns where it finds none; it must not open a GPU here either.
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
 import deepspeed
+import torch
+import torch.distributed.distributed_c10d as c10d
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.deepspeed_config import deepspeed_config, resolved
 from selectbench.worker.evaluation import Logits, evaluation_forward
 from selectbench.worker.identity import dtype_name
-from selectbench.worker.loss_scale import LossScale
+from selectbench.worker.loss_scale import LossScale, first_scale
 from selectbench.worker.model import blocks_of, cast_parameters, empty_copy
-from selectbench.worker.world import World
+from selectbench.worker.world import PATIENCE, World
 
 for _loaded_late in ("stage3", "muon.muon_optimizer"):
     # DeepSpeed imports these when an engine is made, the second with all of torch's compiler: over a second.
@@ -44,21 +39,21 @@ class ZeroEngine:
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         self.world = world
         self.module = module
-        self.strategy = f"DeepSpeedEngine zero {choices.strategy.stage}"
         precision = choices.precision
-        self.reduction_dtype: str | None = precision.parameter_dtype
         self._empty = empty_copy(module)
         self.optimizers = _one_optimizer(module, choices)
         self._groups = self.optimizers[0].param_groups
         self._peaks = [group["lr"] for group in self._groups]
         self._engine = self._initialized(job, choices)
         self.forward = self._engine
+        self.strategy = f"{type(self._engine).__name__} zero {self._engine.zero_optimization_stage()}"
+        self.reduction_dtype: str | None = dtype_name({self._engine.communication_data_type})
         self._zero: Any = self._engine.optimizer
         self._show_partitions()
         in_fp32 = precision.parameter_dtype == "float32" and precision.working_dtype is None
         self._gathers_itself = in_fp32 and choices.strategy.stage == 3
         self._has_masters = precision.working_dtype is not None
-        self._scale = LossScale(2.0**16 / world.size) if precision.gradient_scaling else None
+        self._scale = LossScale(first_scale(world.size)) if precision.gradient_scaling else None
         self._yes = torch.ones((), dtype=torch.bool, device=world.device)
         self.resolved_config: dict[str, Any] | None = resolved(self._engine._config)
 
@@ -76,6 +71,8 @@ class ZeroEngine:
             engine = deepspeed.initialize(model=self.module, optimizer=self.optimizers[0], config=config)[0]
         # torch's scaler in it lets each rank and each group of parameters decide alone whether to skip a step.
         engine.optimizer.torch_autocast_gradscaler = None
+        for group in list(c10d._world.pg_map):
+            c10d._set_pg_timeout(PATIENCE, group)  # DeepSpeed's own groups would give up before the bench does
         for name, buffer in self.module.named_buffers():
             if buffer.dtype != buffers[name].dtype:
                 buffer.data = buffers[name].to(buffer.device)  # rotary frequencies below fp32 are other ones
@@ -93,10 +90,6 @@ class ZeroEngine:
             cast_parameters(part, dtype, self.world.device)
             with contextlib.redirect_stdout(io.StringIO()):
                 deepspeed.zero.Init(module=part, config_dict_or_path=config)
-
-    def peak_lrs(self) -> list[float]:
-        """Peak learning rate of every parameter group, in order."""
-        return list(self._peaks)
 
     def begin_step(self, share_of_peak: float) -> None:
         """Sets every group's learning rate to its own peak times the share; DeepSpeed clears the gradients."""
@@ -145,8 +138,17 @@ class ZeroEngine:
     def evaluation(self) -> AbstractContextManager[Logits]:
         """With all weights at hand; stage 3 gathers them module by module where it computes in fp32 anyway."""
         if self._gathers_itself:
-            return evaluation_forward(self.module)
+            return self._evaluation_of_shards()
         return evaluation_forward(self._empty, dict(self._whole_weights()))
+
+    @contextmanager
+    def _evaluation_of_shards(self) -> Iterator[Logits]:
+        with evaluation_forward(self.module) as logits:
+            yield logits
+        # What a forward pass leaves gathered for a backward pass that does not come; as after DeepSpeed's step.
+        self._zero.empty_partition_cache()
+        if kept := self._zero.persistent_parameters:
+            kept[0].all_gather(kept)
 
     def _whole_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """All weights by name in fp32, the masters where there are such; every rank takes part."""
@@ -161,7 +163,8 @@ class ZeroEngine:
         """What this rank keeps; in stage 3 its shard, and small parameters whole besides, as DeepSpeed does."""
         parameters = list(self.module.parameters())
         shards = [p.ds_tensor for p in parameters if hasattr(p, "ds_tensor")]
-        return [tensor for tensor in shards + [p.data for p in parameters] if tensor.numel()]
+        whole = [p.data for p in parameters if getattr(p, "ds_persist", True)]
+        return [tensor for tensor in shards + whole if tensor.numel()]
 
     def kept_gradients(self) -> list[torch.Tensor] | None:
         """From the ZeRO optimizer's buffers, each tensor once."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,8 +110,14 @@ def evaluating(module: Any) -> Iterator[None]:
     if other:
         module.set_attn_implementation("sdpa")
     try:
-        yield
+        with _uncompiled():
+            yield
     finally:
         if other:
             module.set_attn_implementation(kernel)
         module.train(training)
+
+
+def _uncompiled() -> AbstractContextManager[object]:
+    """Blocks that are compiled in place run as they are: an evaluation must compile nothing of its own."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()

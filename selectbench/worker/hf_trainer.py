@@ -19,6 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 from selectbench.worker.batches import Batches
 from selectbench.worker.identity import dtype_name
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
+from selectbench.worker.loss_scale import first_scale
 from selectbench.worker.model import cast_parameters
 from selectbench.worker.precision import set_tf32
 from selectbench.worker.setting import Setting
@@ -26,8 +27,6 @@ from selectbench.worker.trainer_watch import Watch, accumulation_of
 
 MORE_STEPS_THAN_ANY = 1 << 40
 """The Trainer's own limit; the recorder ends the training."""
-FIRST_SCALE = 2.0**16
-"""Of the loss in fp16, torch's and ours."""
 
 
 def train(setting: Setting) -> Trained:
@@ -91,7 +90,7 @@ def _trainer(setting: Setting, watch: Watch) -> Any:
             settings.static_graph, settings.find_unused_parameters = True, False
     if setting.order.choices.precision.gradient_scaling:
         # DDP averages, so the Trainer's loss is as many times larger as there are ranks: together torch's scale.
-        scale = FIRST_SCALE / setting.world.size
+        scale = first_scale(setting.world.size)
         accelerator.scaler = torch.amp.GradScaler(setting.world.device_type, init_scale=scale)
     return trainer
 

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 
 import torch
 
+AGREE_WITHIN = 1e-9
+"""Difference of shares that is rounding."""
+
 
 class LearningRates:
     """Reads every parameter group's learning rate as a share of the peak it was built with."""
@@ -16,11 +19,11 @@ class LearningRates:
         self.peaks = [float(group["lr"]) for group in self._groups]
         self.shares: list[float] = []
         """Per step noted, of the first group."""
-        self.agree = True
-        """Whether all groups had the same share in every step noted."""
+        self.all_shares: list[tuple[float, ...]] = []
+        """Per step noted, those of all groups that differ: one where they agree."""
 
     def note(self) -> None:
         """Notes the rates of the step that was just made."""
         now = [float(group["lr"]) / peak for group, peak in zip(self._groups, self.peaks, strict=True)]
         self.shares.append(now[0])
-        self.agree = self.agree and max(now) - min(now) < 1e-9
+        self.all_shares.append((now[0],) if max(now) - min(now) < AGREE_WITHIN else tuple(now))

@@ -39,15 +39,26 @@ class Trained:
     working_dtype: str | None = None
     """Of the weights in forward and backward pass."""
 
+    @property
+    def keeps_replicas(self) -> bool:
+        """Whether every rank keeps the whole model."""
+        return self.strategy == "DistributedDataParallel"
+
 
 def train(setting: Setting) -> Trained:
     """The whole job, then the steps that timing still needs. Raises Diverged and Unsupported."""
+    return train_with_engine(setting, engine_for(setting))
+
+
+def engine_for(setting: Setting) -> Engine:
+    """The engine of the trial's strategy. Raises Unsupported."""
     order = setting.order
+    module, _, attribute = order.choices.strategy.engine.partition(":")
     with unsupported_where_missing(f"strategy {order.choices.strategy.name}"):
-        engine = _engine_class(order.choices.strategy.engine)(
+        engine: Engine = getattr(import_module(module), attribute)(
             setting.module, order.job, order.choices, setting.world
         )
-    return train_with_engine(setting, engine)
+    return engine
 
 
 def train_with_engine(setting: Setting, engine: Engine) -> Trained:
@@ -67,11 +78,6 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
         recorder, "native", engine.strategy, engine.optimizers, engine.kept_parameters(), step.first_gradients,
         engine.reduction_dtype, step.compute_dtype, engine.resolved_config, engine.working_dtype(),
     )  # fmt: skip
-
-
-def _engine_class(name: str) -> Any:
-    module, _, attribute = name.partition(":")
-    return getattr(import_module(module), attribute)
 
 
 def recorder_for(

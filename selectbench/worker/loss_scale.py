@@ -3,6 +3,15 @@
 from __future__ import annotations
 
 
+def first_scale(world_size: int) -> float:
+    """torch.amp.GradScaler's first scale over the number of ranks.
+
+    Libraries that average over ranks are given a loss as many times larger: what overflows is then the same at
+    every number of ranks.
+    """
+    return 2.0**16 / world_size
+
+
 class LossScale:
     """Doubled after 2,000 applied steps in a row, halved where one was skipped: torch.amp.GradScaler's rule."""
 

@@ -50,6 +50,8 @@ class CudaMemory:
 
     def start(self) -> None:
         """A stretch of training begins: peaks count from here."""
+        if self.allocated_bytes is None:
+            torch.cuda.empty_cache()  # what casting and sharding have left behind is not the training's
         torch.cuda.reset_peak_memory_stats()
         self._retries_before = torch.cuda.memory_stats().get("num_alloc_retries", 0)
 

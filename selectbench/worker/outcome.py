@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from selectbench.record.record import Identity, Measurement, RankMemory, decimate
 from selectbench.record.wire import Finished, Order
@@ -18,6 +19,7 @@ from selectbench.worker.model import weights_sha256
 from selectbench.worker.precision import tf32_allowed
 from selectbench.worker.recorder import Recorder
 from selectbench.worker.schedule import shape_sha256
+from selectbench.worker.series import RanksDisagreeError
 from selectbench.worker.setting import Setting
 from selectbench.worker.token_stream import stream_sha256
 from selectbench.worker.world import World
@@ -52,6 +54,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
     `began`: the moment of the rank's first instruction, by `time.perf_counter`.
     """
     recorder = trained.recorder
+    check_replicas(setting.world, trained)
     memory = [RankMemory.model_validate(item) for item in setting.world.gathered(_rank_memory(setting, trained))]
     return Finished(
         measurement=_measurement(setting, recorder, memory, began),
@@ -60,6 +63,17 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
         loss_curve=decimate(list(enumerate(recorder.series.losses))),
         resolved_config=trained.resolved_config,
     )
+
+
+def check_replicas(world: World, trained: Trained) -> None:
+    """Ranks that each keep the whole model must keep the same one. Raises RanksDisagreeError on all of them."""
+    if not trained.keeps_replicas or world.size == 1:
+        return
+    sums = torch.stack([p.detach().double().sum() for p in trained.parameters or []]).tolist()
+    if len({tuple(found) for found in world.gathered(sums)}) > 1:  # type: ignore[arg-type]
+        raise RanksDisagreeError(
+            "the ranks' weights differ after the last step: gradients were not brought together"
+        )
 
 
 def _rank_memory(setting: Setting, trained: Trained) -> dict[str, int | None]:
@@ -118,12 +132,11 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         token_stream_sha256=stream_sha256(series.stream_sums),
         evaluation_set_sha256=recorder.held_out.sha256() if recorder.held_out else None,
         parameters=before.parameters,
-        tokens_per_step=series.tokens[0] if len(set(series.tokens)) == 1 else None,
-        steps_requested=order.job.max_steps,
+        tokens_per_step=max(series.tokens, key=lambda tokens: abs(tokens - order.job.tokens_per_step)),
+        steps_requested=len(series.losses),
         steps_applied=sum(series.applied),
-        gradient_accumulation_steps=order.job.global_batch_size
-        // (order.choices.micro_batch_size * setting.world.size),
-        learning_rate_shape_sha256=shape_sha256(rates.shares) if rates.agree else None,
+        gradient_accumulation_steps=max(series.micro_batches),
+        learning_rate_shape_sha256=shape_sha256([share for step in rates.all_shares for share in step]),
         parameter_dtype=found.updated_dtype(trained.optimizers),
         working_dtype=trained.working_dtype,
         gradient_dtype=found.dtype_name(gradients) if gradients else None,
@@ -132,10 +145,10 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         matmul_tf32=tf32_allowed(),
         attention=before.attention,
         optimizer=found.optimizer_names(trained.optimizers),
-        compiled=order.choices.compile.mode is not None and recorder.compilations > 0,
+        compiled=recorder.compilations > 0,
         first_step_loss=series.losses[0],
         first_step_gradient_norm=first_norm if first_norm is not None and math.isfinite(first_norm) else None,
-        world_size=setting.world.size,
+        world_size=dist.get_world_size() if dist.is_initialized() else 1,
         strategy=trained.strategy,
         framework=trained.framework,
         loss=order.choices.loss.name if trained.compute_dtype else None,

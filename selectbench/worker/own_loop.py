@@ -20,20 +20,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from importlib import import_module
 from typing import Any, NoReturn
 
 import torch
 
 from selectbench.worker.engine import Engine
-from selectbench.worker.loop import Trained, Unsupported, recorder_for, unsupported_where_missing
+from selectbench.worker.loop import Trained, Unsupported, engine_for, recorder_for
+from selectbench.worker.loss_scale import first_scale
 from selectbench.worker.precision import autocast
 from selectbench.worker.recorder import Recorder
 from selectbench.worker.setting import Setting
 from selectbench.worker.step import FirstGradients, StepTensors
-
-FIRST_SCALE = 2.0**16
-"""Of the loss in fp16, as in our own loop."""
 
 Batch = tuple[torch.Tensor, torch.Tensor, bool]
 """Token ids and their next tokens, both int64 of shape (sequences, seq_len); whether it is the step's last."""
@@ -76,7 +73,7 @@ class OwnTrial:
         self.rank, self.world_size = world.rank, world.size
         self.tokens_per_step = order.job.tokens_per_step
         self.clip_norm = float("inf") if order.job.clip_norm is None else order.job.clip_norm
-        scale = FIRST_SCALE / world.size  # the loss is as many times larger: together it is torch's
+        scale = first_scale(world.size)
         scales = order.choices.precision.gradient_scaling
         self.gradient_scaler = torch.amp.GradScaler(world.device_type, init_scale=scale) if scales else None
         self._setting, self._engine, self._recorder, self._name = setting, engine, recorder, name
@@ -201,6 +198,7 @@ class OwnStep:
                 torch.as_tensor(applied, dtype=torch.bool, device=self._trial.device),
                 torch.stack(self._sums).sum(),
                 self._tokens,
+                len(self._sums),
             )
         )
 
@@ -245,10 +243,5 @@ def train_with(function: Callable[[OwnTrial], object]) -> Callable[[Setting], Tr
 
 
 def _trial(setting: Setting, name: str) -> OwnTrial:
-    order = setting.order
-    module, _, attribute = order.choices.strategy.engine.partition(":")
-    with unsupported_where_missing(f"strategy {order.choices.strategy.name}"):
-        engine: Engine = getattr(import_module(module), attribute)(
-            setting.module, order.job, order.choices, setting.world
-        )
+    engine = engine_for(setting)
     return OwnTrial(setting, engine, recorder_for(setting, engine.evaluation, engine.optimizers), name)

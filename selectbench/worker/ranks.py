@@ -18,7 +18,6 @@ import time
 import traceback
 from collections.abc import Callable, MutableSequence
 from dataclasses import dataclass, field
-from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -32,14 +31,17 @@ from selectbench.worker.own_code import add_to_path
 from selectbench.worker.recorder import Emit
 from selectbench.worker.server import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
 from selectbench.worker.whereabouts import CELLS_PER_RANK, Whereabouts, describe
-from selectbench.worker.world import World
+from selectbench.worker.world import PATIENCE, World
 
-PATIENCE = timedelta(days=7)
-"""Of collectives: a rank that hangs is ended by the bench's limits, which know which one it is."""
+DUMPING_SECONDS = 2.0
+"""For all ranks to write their stacks; the bench waits a little longer."""
 SETTLING_SECONDS = 0.3
 """How long after a rank's failure the others' are heard, to see which came first."""
 
-RunRank = Callable[[Order, World, Emit, Whereabouts], None]
+DONE = "done"
+"""A rank's last word where all went well."""
+
+RunRank = Callable[[Order, World, Emit, Whereabouts, float], None]
 
 
 class AskedWhereItIsError(Exception):
@@ -53,21 +55,26 @@ class Rank:
     process: BaseProcess
     messages: Connection
     listening: bool = True
+    done: bool = False
+    """Whether it said that it came to its end."""
 
 
 @dataclass(order=True)
 class Failure:
     """The end of a rank that failed; the least is the first."""
 
-    spoke: bool
-    """Whether it said so itself; a rank that was killed can't be a victim of another's end."""
+    may_be_victim: bool
+    """Whether another rank's end may have caused it; a rank that something killed can't be one."""
     at: float
     """Monotonic seconds."""
     gave_up: GaveUp = field(compare=False)
 
 
-def run_ranks(order: Order, emit: Emit, run_rank: RunRank) -> None:
-    """Runs the order's ranks; `emit` gets the first rank's events, Finished or GaveUp last."""
+def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None:
+    """Runs the order's ranks; `emit` gets the first rank's events, Finished or GaveUp last.
+
+    `began`: when the trial did, by `time.perf_counter`, which is one clock for all processes.
+    """
     context: Any = multiprocessing.get_context("fork" if is_fork_safe() else "spawn")
     cells = context.RawArray("q", order.world_size * CELLS_PER_RANK)
     faulthandler.unregister(signal.SIGTERM)
@@ -76,18 +83,22 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank) -> None:
     try:
         with socket.create_server(("127.0.0.1", 0)) as meeting:
             for number in range(order.world_size):
-                ranks.append(_start(context, order, number, meeting, cells, run_rank))
-        emit(_outcome(ranks, emit))
+                ranks.append(_start(context, order, number, meeting, cells, run_rank, began))
+        outcome = _outcome(ranks, emit)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last word is not to be torn
+        emit(outcome)
     except AskedWhereItIsError:
         emit(_account(ranks, cells))
     finally:
         _end(ranks)
 
 
-def _start(context: Any, order: Order, number: int, meeting: socket.socket, cells: Any, run_rank: RunRank) -> Rank:
+def _start(
+    context: Any, order: Order, number: int, meeting: socket.socket, cells: Any, run_rank: RunRank, began: float
+) -> Rank:
     ours, theirs = context.Pipe(duplex=False)
     text = order.model_dump_json()
-    process = context.Process(target=_rank_main, args=(text, number, meeting, theirs, cells, run_rank))
+    process = context.Process(target=_rank_main, args=(text, number, meeting, theirs, cells, run_rank, began))
     process.start()
     theirs.close()
     return Rank(process, ours)
@@ -103,10 +114,11 @@ def _outcome(ranks: list[Rank], emit: Emit) -> Finished | GaveUp:
     failures: list[Failure] = []
     until: float | None = None
     while any(rank.listening for rank in ranks) and (until is None or time.monotonic() < until):
-        sources = [rank.messages for rank in ranks if rank.listening]
+        # A rank's own children may hold its pipe open: its end is heard of in two ways.
+        sources = [source for rank in ranks if rank.listening for source in (rank.messages, rank.process.sentinel)]
         ready = wait(sources, None if until is None else max(0.0, until - time.monotonic()))
         for number, rank in enumerate(ranks):
-            if rank.messages in ready:
+            if rank.listening and (rank.messages in ready or rank.process.sentinel in ready):
                 event = _heard(number, rank, failures)
                 if isinstance(event, Finished):
                     finished = event
@@ -123,18 +135,25 @@ def _outcome(ranks: list[Rank], emit: Emit) -> Finished | GaveUp:
 def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
     """The rank's next event, None where it told or met its end."""
     try:
+        if not rank.messages.poll():
+            raise EOFError  # it has ended and said all
         at, text = json.loads(rank.messages.recv_bytes())
-    except EOFError:
+    except (EOFError, OSError):  # the latter where it was killed in the middle of a word
         rank.listening = False
         rank.process.join()
         status = rank.process.exitcode
-        if status and not any(failure.gave_up.rank == number for failure in failures):
+        told = rank.done or any(failure.gave_up.rank == number for failure in failures)
+        if status or not told:
             gone = GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
-            failures.append(Failure(spoke=False, at=time.monotonic(), gave_up=gone))
+            if not any(failure.gave_up.rank == number for failure in failures):
+                failures.append(Failure(status != -signal.SIGKILL, time.monotonic(), gone))
+        return None
+    if text == DONE:
+        rank.done = True
         return None
     event = EVENT.validate_json(text)
     if isinstance(event, GaveUp):
-        failures.append(Failure(spoke=True, at=at, gave_up=event))
+        failures.append(Failure(may_be_victim=True, at=at, gave_up=event))
         return None
     return event
 
@@ -145,8 +164,9 @@ def _account(ranks: list[Rank], cells: MutableSequence[int]) -> GaveUp:
     for each in ranks:
         if each.process.is_alive():
             each.process.terminate()
+    until = time.monotonic() + DUMPING_SECONDS
     for each in ranks:
-        each.process.join(1.0)
+        each.process.join(max(0.0, until - time.monotonic()))
     return GaveUp(kind="timeout", detail=sentence, rank=rank)
 
 
@@ -158,7 +178,13 @@ def _end(ranks: list[Rank]) -> None:
 
 
 def _rank_main(
-    text: str, number: int, meeting: socket.socket, messages: Connection, cells: Any, run_rank: RunRank
+    text: str,
+    number: int,
+    meeting: socket.socket,
+    messages: Connection,
+    cells: Any,
+    run_rank: RunRank,
+    began: float,
 ) -> None:
     """A rank's whole life. Its last word is GaveUp where it failed."""
     set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -177,7 +203,8 @@ def _rank_main(
     try:
         add_to_path(order.code)  # the process may be a new one
         with _process_group(order, number, meeting) as world:
-            run_rank(order, world, emit, Whereabouts(cells, number))
+            run_rank(order, world, emit, Whereabouts(cells, number), began)
+        messages.send_bytes(json.dumps([time.monotonic(), DONE]).encode())
     except BaseException:
         emit(GaveUp(kind="crashed", detail=""))
         traceback.print_exc()

@@ -18,7 +18,7 @@ from selectbench.record.wire import Finished, GaveUp, Phase, Progress, Started
 from selectbench.suite.job import Eval, Job
 from selectbench.worker.evaluation import HeldOut, Logits, heldout_loss
 from selectbench.worker.learning_rate import LearningRates
-from selectbench.worker.memory import TrainingMemory
+from selectbench.worker.memory import TrainingMemory, is_out_of_memory
 from selectbench.worker.series import Diverged, Series
 from selectbench.worker.step import StepTensors
 from selectbench.worker.whereabouts import Whereabouts
@@ -168,8 +168,15 @@ class Recorder:
         self.emit(Phase(phase="evaluate"))
         self.whereabouts.enter("evaluation", self.steps_done)
         before = time.perf_counter()
-        with self.evaluation() as logits:
-            loss = heldout_loss(logits, held_out, sequences_per_batch=self.sequences_per_batch, world=self.world)
+        try:
+            with self.evaluation() as logits:
+                loss = heldout_loss(
+                    logits, held_out, sequences_per_batch=self.sequences_per_batch, world=self.world
+                )
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(f"in the evaluation, the training itself went well: {error}") from error
         self.evaluation_seconds += time.perf_counter() - before
         if not math.isfinite(loss):
             raise Diverged(f"the held-out loss after step {self.steps_done} is {loss}")

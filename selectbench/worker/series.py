@@ -43,6 +43,7 @@ class Series:
         self.applied: list[bool] = []
         self.stream_sums: list[int] = []
         self.tokens: list[int] = []
+        self.micro_batches: list[int] = []
         self.step_seconds: list[float] = []
         self.extra_step_seconds: list[float] = []
 
@@ -63,6 +64,7 @@ class Series:
         self.applied += torch.stack([s.applied for s in steps]).tolist()
         self.stream_sums += streams
         self.tokens += summed_tokens
+        self.micro_batches += [s.micro_batches for s in steps]
         for step in range(known, len(self.losses)):
             self._check(step)
 

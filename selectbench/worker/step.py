@@ -1,4 +1,4 @@
-"""One optimizer step: micro-batches, loss, backward, clipping, update. Nothing in it waits for the device."""
+"""One optimizer step: micro-batches, loss, backward, clipping, update. Nothing here waits for the device."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ class StepTensors(NamedTuple):
     """This rank's part of the step's sum of the token stream's digest, int64."""
     tokens: int
     """Tokens that the model consumed on this rank."""
+    micro_batches: int
+    """That it consumed them in, on this rank."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ class OptimizerStep:
         self.first_gradients = self.first_gradients or self._look_at_gradients()
         self.whereabouts.enter("update", step)
         norm, applied = self.engine.clip_and_step(self.clip_norm)
-        return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * (sequences.shape[1] - 1))
+        return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * (sequences.shape[1] - 1), len(losses))
 
     def _micro_batch(self, sequences: torch.Tensor, step: int, is_last: bool) -> torch.Tensor:
         """Adds the gradient of (sequences, seq_len + 1) token ids; their share of the step's loss."""

@@ -122,7 +122,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         losses, sums, tokens = self._losses, self._sums, self._tokens
         self._losses, self._sums, self._tokens = [], [], 0
         self.recorder.step_done(
-            StepTensors(torch.stack(losses).sum(), self._norm, applied, torch.stack(sums).sum(), tokens)
+            StepTensors(
+                torch.stack(losses).sum(), self._norm, applied, torch.stack(sums).sum(), tokens, len(losses)
+            )
         )
         control.should_training_stop = not self.recorder.wants_step()
 

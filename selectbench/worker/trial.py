@@ -20,7 +20,7 @@ from selectbench.data.prepared import Prepared
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
 from selectbench.suite.job import Eval
 from selectbench.worker.batches import Batches
-from selectbench.worker.compilation import compilation_counter, private_caches
+from selectbench.worker.compilation import compilations, private_caches
 from selectbench.worker.evaluation import HeldOut
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
 from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training_memory
@@ -54,17 +54,22 @@ def run_trial(order: Order, emit: Emit) -> None:
     emit(Phase(phase="setup"))
     add_to_path(order.code)
     with _failures_told(emit), private_caches(Path(order.trial_folder)):
-        if order.choices.strategy.name != "single":
+        # Which trial is the first to need them is chance: drawing them is no part of an option's start-up.
+        with unsupported_where_missing(f"attention {order.choices.attention.name}"):
             ensure_weights(order, Prepared.open(Path(order.data_folder)).vocab_size)
-            run_ranks(order, emit, run_rank)
-        else:
-            run_rank(order, World(0, 1, order.device), emit, nowhere())
-
-
-def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts) -> None:
-    """Trains one rank's part; all ranks end together. Raises what `run_trial` turns into GaveUp."""
-    with _failures_told(emit):
         began = time.perf_counter()
+        if order.choices.strategy.name != "single":
+            run_ranks(order, emit, run_rank, began)
+        else:
+            run_rank(order, World(0, 1, order.device), emit, nowhere(), began)
+
+
+def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, began: float) -> None:
+    """Trains one rank's part; all ranks end together. Raises what `run_trial` turns into GaveUp.
+
+    `began`: when the trial did, by `time.perf_counter`.
+    """
+    with _failures_told(emit):
         memory = training_memory(world.device_type)
         done = _train(order, world, emit, whereabouts, began, memory)
         if world.is_first:
@@ -120,7 +125,7 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         ),
         stream=TokenStream(job.global_batch_size, job.seq_len, world.device),
         shares=shares(job.lr_schedule, job.max_steps), held_out=_held_out(order, data), emit=emit, memory=memory,
-        whereabouts=whereabouts, count_compilations=compilation_counter(choices.compile.mode),
+        whereabouts=whereabouts, count_compilations=compilations,
     )  # fmt: skip
 
 

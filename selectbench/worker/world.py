@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+
+PATIENCE = timedelta(days=7)
+"""Of collectives: a rank that hangs is ended by the bench's limits, which know which one it is."""
 
 
 @dataclass(frozen=True)

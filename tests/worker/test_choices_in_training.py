@@ -161,4 +161,3 @@ def test_peak_learning_rates_are_each_groups_own(trials):
     engine = engine_of(model, optimizers, Fp32())
     engine.begin_step(0.1)
     assert [g["lr"] for o in optimizers for g in o.param_groups] == pytest.approx([0.05, 0.05, 0.025])
-    assert engine.peak_lrs() == [0.5, 0.5, 0.25]

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 
+from selectbench.launch.server import TrialServer
+
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use"),
@@ -17,6 +19,16 @@ STRATEGIES = {
     "zero2": {"name": "zero", "stage": 2}, "zero3": {"name": "zero", "stage": 3},
 }  # fmt: skip
 TOLERANCES = {"fp32": 1e-5, "bf16_mixed": 2e-3, "fp16_mixed": 2e-3, "bf16_pure": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    """A server whose trials run on CUDA."""
+    modules = ["selectbench.worker.trial", "transformers.models.gpt2.modeling_gpt2"]
+    with TrialServer(modules, tmp_path_factory.mktemp("server") / "log.txt", device="cuda") as started:
+        yield started
+
+
 JOB = {"global_batch_size": 16, "max_steps": 6, "eval": {"tokens": 1000, "every_steps": 3}}
 
 

@@ -14,7 +14,7 @@ from selectbench.worker.world import ALONE
 
 
 def steps(losses, norm=1.0, applied=True):
-    tail = (torch.tensor(norm), torch.tensor(applied), torch.tensor(7), 64)
+    tail = (torch.tensor(norm), torch.tensor(applied), torch.tensor(7), 64, 1)
     return [StepTensors(torch.tensor(loss), *tail) for loss in losses]
 
 
@@ -52,7 +52,7 @@ def test_nothing_timed_has_no_median():
 def test_a_recompilation_voids_its_window_and_is_made_up_for(trials):
     calls = iter([0] * 6 + [1] * 10_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial_module, "compilation_counter", lambda mode: lambda: next(calls))
+        patch.setattr(trial_module, "compilations", lambda: next(calls))
         finished = trials.finished(job={"max_steps": 12})
     plain = trials.finished(job={"max_steps": 12})
     assert finished.measurement.recompilations == 1
