@@ -51,8 +51,10 @@ MASKS = "dropout: its masks depend on how a step is cut and computed"
 """Stands among what is not verified where the trials dropped different activations."""
 
 
-HANDED = "tokens: those that an own loop was handed"
-"""Stands among what is not verified where nobody saw what an own loop did with its tokens."""
+OWN_LOOP = "an own loop's clipping, optimizer settings and further updates"
+"""Stands among what is not verified where nobody saw what an own loop did besides."""
+LEFT_TO_AN_OWN_LOOP = ("token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256")
+"""Fields that say what an own loop was handed; what it made of it, it alone knows."""
 
 
 def may_change(option: Option, other: Option) -> frozenset[str]:
@@ -148,7 +150,7 @@ class _Findings:
             violations=[self.violations[name] for name in FIELDS if name in self.violations],
             not_verified=[
                 *reasons,
-                *([HANDED] if HANDED in self.not_verified else []),
+                *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
                 *([f"identity: none recorded for seed {missing}"] if missing else []),
             ],
         )
@@ -181,8 +183,8 @@ def _examine(suite: Suite, summary: Summary, reference: Summary, seed: int, into
     statuses = compare(ours, theirs, may_change(summary.option, reference.option))
     into.declared |= _of(statuses, "declared")
     into.not_verified |= _of(statuses, "not_verified")
-    if statuses["token_stream_sha256"] == "same" and any(is_own(i.framework) for i in (ours, theirs)):
-        into.not_verified.add(HANDED)
+    if any(is_own(identity.framework) for identity in (ours, theirs)):
+        into.not_verified |= {OWN_LOOP, *(name for name in LEFT_TO_AN_OWN_LOOP if statuses[name] == "same")}
     if statuses["dropout"] == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
         into.not_verified.add(MASKS)
     for name in _of(statuses, "violation") - asked.keys():

@@ -36,7 +36,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     ranked = _in_order(suite, rows)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=answer(suite, ranked, {summary.name: summary for summary in summaries}),
+        answer=f"{answer(suite, ranked, {s.name: s for s in summaries})}{ranks.in_answer(suite.device, summaries)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=ranked,
         warnings=[*warnings, *strays, *_found(suite, summaries)],

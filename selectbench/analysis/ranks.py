@@ -77,6 +77,11 @@ def _known_mean(values: Sequence[float | None]) -> float | None:
     return mean(known) if len(known) == len(values) else None
 
 
+def in_answer(device: str, summaries: Sequence[Summary]) -> str:
+    """What the answer must not be read without, with a space before it; '' where there is nothing."""
+    return " Over gloo on a CPU: a functional check, no finding about GPUs." if warnings(device, summaries) else ""
+
+
 def is_about_scaling(summaries: Sequence[Summary]) -> bool:
     """Whether rows differ in their number of ranks, and in nothing that would make a speed-up another thing."""
     differing = {name.partition(".")[0] for summary in summaries for name in summary.option.differs_in}

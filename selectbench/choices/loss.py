@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+SUM_TOLERANCE = 1e-2
+"""Relative difference between a loss and the sum of its halves' that is rounding."""
+
+
 class LossChoice(Choice):
     """A training loss."""
 
@@ -66,12 +70,29 @@ class OwnLoss(LossChoice):
         import torch
 
         function = load(self.name, "loss")
+        checked = False
 
         def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
             loss = function(logits, targets, **self.settings)
             if not isinstance(loss, torch.Tensor) or loss.ndim:
                 found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise TypeError(f"loss {self.name}: expected a scalar tensor, the sum over tokens; found {found}")
+            if not checked:
+                check(logits.detach(), targets, loss.detach())
             return loss
+
+        def check(logits: torch.Tensor, targets: torch.Tensor, whole: torch.Tensor) -> None:
+            """Once: a sum over tokens is the sum of the sums over two parts of them."""
+            nonlocal checked
+            checked = True
+            half = (logits.shape[1] + 1) // 2
+            parts = [(logits[:, :half], targets[:, :half]), (logits[:, half:], targets[:, half:])]
+            with torch.no_grad():
+                of_parts = sum(function(*part, **self.settings) for part in parts)
+            if not torch.allclose(of_parts.float(), whole.float(), rtol=SUM_TOLERANCE):
+                raise TypeError(
+                    f"loss {self.name}: expected the sum over tokens; of all of them it is {float(whole):.6g}, of "
+                    f"the first and the last half together {float(of_parts):.6g} (a mean? sum instead)"
+                )
 
         return summed

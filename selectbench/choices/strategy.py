@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator
 
 from selectbench.choices.choice import Choice, Needs
+from selectbench.errors import did_you_mean
 from selectbench.machine import Machine
 
 MicroBatchSize = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]
@@ -90,6 +91,14 @@ SET_BY_THE_JOB = frozenset({
     "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "seq_parallel_communication_data_type",
 })  # fmt: skip
 """Keys of DeepSpeed's configuration that follow from the job and the other choices."""
+SECTIONS = frozenset({
+    "activation_checkpointing", "aio", "check_overflow", "checkpoint", "comms_logger", "compile", "csv_monitor",
+    "disable_allgather", "disable_python_gc", "dump_state", "flops_profiler", "gradient_allreduce_op",
+    "gradient_predivide_factor", "graph_harvesting", "log_level", "managed_gradient_accumulation",
+    "memory_breakdown", "prescale_gradients", "sparse_gradients", "steps_per_print", "tensorboard", "timers",
+    "wall_clock_breakdown", "zero_optimization",
+})  # fmt: skip
+"""Keys that DeepSpeed reads besides; it passes over others without a word."""
 STAGES = {
     1: frozenset({"optimizer_state"}),
     2: frozenset({"optimizer_state", "gradients"}),
@@ -121,6 +130,9 @@ class Zero(StrategyChoice):
         inside = {"zero_optimization.stage"} if isinstance(zero, dict) and "stage" in zero else set()
         if taken := sorted((SET_BY_THE_JOB & config.keys()) | inside):
             raise ValueError(f"config may not set {', '.join(taken)}: the suite's own keys decide that")
+        if unknown := sorted(config.keys() - SECTIONS):
+            hint = did_you_mean(unknown[0], sorted(SECTIONS)) or f" (known: {', '.join(sorted(SECTIONS))})"
+            raise ValueError(f"config: DeepSpeed knows no {unknown[0]}{hint}")
         return config
 
     def asks_for(self) -> dict[str, Any]:

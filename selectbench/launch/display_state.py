@@ -10,7 +10,7 @@ from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.launch.time_left import TimeLeft
 from selectbench.record.record import Completed, Failed
-from selectbench.report.escape import one_line
+from selectbench.report.escape import first_line, one_line
 from selectbench.suite.suite import Suite
 
 Clock = Callable[[], float]
@@ -132,7 +132,7 @@ def _speed(outcome: Completed | Failed) -> float | None:
 def outcome_text(outcome: Completed | Failed) -> str:
     """`completed, 11,420 tokens/s, loss 5.43`, or `failed: oom: ...`, on one line."""
     if isinstance(outcome, Failed):
-        return f"failed: {outcome.kind}: {one_line(outcome.detail, 200)}"
+        return f"failed: {outcome.kind}: {first_line(outcome.detail, 200)}"
     speed, loss = _speed(outcome), outcome.measurement.final_loss
     parts = ["completed", f"{units.count(speed)} tokens/s"]
     return ", ".join(parts + ([f"loss {units.significant(loss)}"] if loss is not None else []))

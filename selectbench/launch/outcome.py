@@ -12,6 +12,8 @@ from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import Finished, GaveUp
 
 LOG_NAME = "log.txt"
+OUR_MODULES = re.compile(r"^selectbench\.(\w+\.)+")
+"""Before our own exceptions' names; of no use to a reader."""
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
 """How the last line of a traceback begins."""
 STACK_LINES = 40
@@ -75,7 +77,9 @@ def _gave_up(end: Ending, verdict: GaveUp) -> Failed:
 def _crash(known: str, status: int | None, tail: str) -> str:
     """The exception's own line first, then what else is known, how the process ended, the log's last lines."""
     raised = next((line for line in reversed(tail.splitlines()) if EXCEPTION.match(line)), "")
-    heads = dict.fromkeys(filter(None, [raised, known, _ending(status)]))
+    # What raised an exception ends with status 1: no news.
+    ending = "" if raised and status == 1 else _ending(status)
+    heads = dict.fromkeys(filter(None, [OUR_MODULES.sub("", raised), known, ending]))
     return f"{'; '.join(heads)}\n{tail}".strip()
 
 

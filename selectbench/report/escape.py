@@ -20,6 +20,11 @@ def one_line(text: str, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else line[: max(0, most - 3)] + "..."
 
 
+def first_line(text: str, most: int | None = None) -> str:
+    """What a detail says before its traceback or log."""
+    return one_line(text.strip().partition("\n")[0], most)
+
+
 def markdown(text: str, most: int | None = None) -> str:
     """One line in which nothing is read as Markdown or HTML; underscores within words stay bare."""
     return _SPECIAL.sub(r"\\\1", one_line(text, most))

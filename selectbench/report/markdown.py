@@ -9,7 +9,7 @@ from selectbench import units
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Completed, Record
-from selectbench.report.escape import block, markdown, one_line, table
+from selectbench.report.escape import block, first_line, markdown, one_line, table
 from selectbench.report.identity import in_full
 from selectbench.report.memory import memory_by_rank
 from selectbench.report.method import method
@@ -117,10 +117,10 @@ def _failures(ranking: Ranking) -> Iterator[str]:
     yield "## Failed trials"
     seeds: dict[tuple[str, str, str], list[str]] = {}
     for name, f in failed:
-        seeds.setdefault((markdown(name), f.kind, markdown(f.detail, 200)), []).append(str(f.seed))
+        seeds.setdefault((markdown(name), f.kind, markdown(first_line(f.detail, 200))), []).append(str(f.seed))
     rows = [[name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items()]
     yield table(["option", "seeds", "kind", "detail"], rows, right=4)
-    for text in dict.fromkeys(f.detail for _, f in failed if len(one_line(f.detail)) > 200):
+    for text in dict.fromkeys(f.detail for _, f in failed if one_line(f.detail) != first_line(f.detail, 200)):
         names = dict.fromkeys(f"{markdown(name)}, seed {f.seed}" for name, f in failed if f.detail == text)
         yield f"In full: {'; '.join(names)}"
         yield block("\n".join(text.strip().splitlines()[-_DETAIL_LINES:]))

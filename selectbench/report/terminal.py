@@ -10,7 +10,7 @@ from rich.text import Text
 from selectbench import units
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
-from selectbench.report.escape import one_line
+from selectbench.report.escape import first_line, one_line
 from selectbench.report.identity import in_short, not_the_same_job
 
 _BY_IMPORTANCE = (
@@ -51,7 +51,7 @@ def notes(ranking: Ranking) -> list[str]:
     lines = []
     for row in ranking.rows:
         lines += not_the_same_job(row)
-        causes = {f"{failure.kind}: {one_line(failure.detail, 160)}": None for failure in row.failures}
+        causes = {f"{failure.kind}: {first_line(failure.detail, 160)}": None for failure in row.failures}
         unjudged = [f"not judged: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "not_judged"]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*row.constraint_failures, *causes)]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*unjudged, *row.notes)]

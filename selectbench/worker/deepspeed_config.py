@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+from pydantic import ValidationError
 
 from selectbench.choices.precision import PrecisionChoice
 from selectbench.choices.strategy import Zero
@@ -70,6 +74,22 @@ def _precision(precision: PrecisionChoice) -> dict[str, Any]:
 
 def _short(dtype: str) -> str:
     return {"float32": "fp32", "bfloat16": "bf16"}[dtype]
+
+
+class WrongConfigError(RuntimeError):
+    """A setting of DeepSpeed's that it does not know or cannot take."""
+
+
+@contextmanager
+def complaints_in_words() -> Iterator[None]:
+    """DeepSpeed's complaint about a setting in one line, as the suite writes the setting."""
+    try:
+        yield
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, ("zero_optimization", *wrong["loc"])))
+        said = f"strategy zero: config.{place}: {wrong['msg']}, found {wrong['input']!r}"
+        raise WrongConfigError(said) from error
 
 
 def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch.distributed.distributed_c10d as c10d
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
-from selectbench.worker.deepspeed_config import deepspeed_config, resolved
+from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
 from selectbench.worker.evaluation import Logits, evaluation_forward
 from selectbench.worker.identity import dtype_name
 from selectbench.worker.loss_scale import LossScale, first_scale
@@ -44,7 +44,8 @@ class ZeroEngine:
         self.optimizers = _one_optimizer(module, choices)
         self._groups = self.optimizers[0].param_groups
         self._peaks = [group["lr"] for group in self._groups]
-        self._engine = self._initialized(job, choices)
+        with complaints_in_words():
+            self._engine = self._initialized(job, choices)
         self.forward = self._engine
         self.strategy = f"{type(self._engine).__name__} zero {self._engine.zero_optimization_stage()}"
         self.reduction_dtype: str | None = dtype_name({self._engine.communication_data_type})

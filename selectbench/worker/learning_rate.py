@@ -17,13 +17,22 @@ class LearningRates:
         """Call before any schedule has touched the optimizers."""
         self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
         self.peaks = [float(group["lr"]) for group in self._groups]
+        self._at_update: dict[int, float] = {}
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(self._see)
         self.shares: list[float] = []
         """Per step noted, of the first group."""
         self.all_shares: list[tuple[float, ...]] = []
         """Per step noted, those of all groups that differ: one where they agree."""
 
+    def _see(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            self._at_update.setdefault(id(group), float(group["lr"]))
+
     def note(self) -> None:
-        """Notes the rates of the step that was just made."""
-        now = [float(group["lr"]) / peak for group, peak in zip(self._groups, self.peaks, strict=True)]
+        """Notes the rates of the step that was just made: at its update, where there was one."""
+        rates = [self._at_update.get(id(group), float(group["lr"])) for group in self._groups]
+        self._at_update.clear()
+        now = [rate / peak for rate, peak in zip(rates, self.peaks, strict=True)]
         self.shares.append(now[0])
         self.all_shares.append((now[0],) if max(now) - min(now) < AGREE_WITHIN else tuple(now))

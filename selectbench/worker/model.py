@@ -108,5 +108,16 @@ def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
 
 
 def logits_of(output: Any) -> torch.Tensor:
-    """Of a transformers output or a plain tensor, shape (sequences, seq_len, vocabulary)."""
-    return output if isinstance(output, torch.Tensor) else output.logits
+    """Of a transformers output or a plain tensor, shape (sequences, seq_len, vocabulary). Raises OwnCodeError."""
+    logits = output if isinstance(output, torch.Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, torch.Tensor):
+        kind = type(output).__name__
+        raise OwnCodeError(f"the model's forward must return logits or an object with logits, it returned a {kind}")
+    return logits
+
+
+def check_shape(logits: torch.Tensor, inputs: torch.Tensor) -> None:
+    """Logits must have a row for every token of the input. Raises OwnCodeError."""
+    if logits.ndim != 3 or logits.shape[:2] != inputs.shape:
+        expected = f"({', '.join(map(str, inputs.shape))}, vocabulary)"
+        raise OwnCodeError(f"the model's logits must have the shape {expected}, found {tuple(logits.shape)}")

@@ -11,7 +11,7 @@ import torch
 from selectbench.choices.precision import PrecisionChoice
 from selectbench.worker.batches import Batches
 from selectbench.worker.engine import Engine
-from selectbench.worker.model import logits_of
+from selectbench.worker.model import check_shape, logits_of
 from selectbench.worker.precision import autocast
 from selectbench.worker.token_stream import TokenStream
 from selectbench.worker.whereabouts import Whereabouts
@@ -90,6 +90,8 @@ class OptimizerStep:
         with self.engine.micro_batch(is_last):
             with autocast(self.precision, self.world.device_type):
                 logits = logits_of(self.engine.forward(inputs))
+            if self.compute_dtype is None:
+                check_shape(logits, inputs)
             self.compute_dtype = logits.dtype
             loss = self.loss(logits.float(), targets) / self.tokens_per_step
             self.whereabouts.enter("backward pass", step)

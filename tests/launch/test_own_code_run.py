@@ -37,14 +37,20 @@ def test_the_example_runs_and_every_row_is_the_same_job(workplace):
 
 
 BROKEN = """
+from torch.nn.functional import cross_entropy
+
 def with_a_slip(logits, targets):
     return logits.no_such_method()
+
+def a_mean(logits, targets):
+    return cross_entropy(logits.flatten(0, 1), targets.flatten())
 """
 
 
 def test_broken_own_code_has_its_traceback_in_the_record_and_one_line_in_the_table(workplace):
     workplace.write("code: [ours]\n" + TINY_SUITE.replace("halves: {micro_batch_size: 2}", (
         'slip: {loss: "ourloss:with_a_slip"}\n'
+        '  mean: {loss: "ourloss:a_mean"}\n'
         '  gone: {optimizer: {name: "ourloss:Optimiser", lr: 1e-3}}'
     )))  # fmt: skip
     ours = workplace.folder / "ours"
@@ -55,6 +61,7 @@ def test_broken_own_code_has_its_traceback_in_the_record_and_one_line_in_the_tab
     details = {r["trial"]["option"]: r["outcome"].get("detail", "") for r in workplace.records()}
     assert details["slip"].startswith("AttributeError: 'Tensor' object has no attribute 'no_such_method'")
     assert "in with_a_slip" in details["slip"]
+    assert details["mean"].startswith("TypeError: loss ourloss:a_mean: expected the sum over tokens")
     assert "ourloss:Optimiser" in details["gone"].splitlines()[0]
     assert "has no Optimiser" in details["gone"].splitlines()[0]
     lines = [line for line in done.stdout.splitlines() if "no_such_method" in line]

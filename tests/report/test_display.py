@@ -10,7 +10,7 @@ from selectbench.launch.picture import picture
 from selectbench.launch.time_left import TimeLeft
 
 DONE = make_record("a", 0, **speed(11_420)).outcome
-OOM = make_failure("a", 0, "oom", "CUDA out of memory\n[red]").outcome
+OOM = make_failure("a", 0, "oom", "CUDA out of memory [red]\nmore").outcome
 UNSUPPORTED = make_failure("a", 0, "unsupported").outcome
 
 

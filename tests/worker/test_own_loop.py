@@ -170,3 +170,44 @@ def test_what_it_can_not_do_is_unsupported(launched, own, strategy, precision):
     ranks = 1 if strategy == "single" else 2
     choices = own(LOOP, micro_batch_size=4, strategy=strategy, precision=precision, world_size=ranks)
     assert launched.end(**choices).outcome.kind == "unsupported"
+
+
+HIDES_ITS_RATE = """
+def update(trial, step, loss):
+    norm = torch.nn.utils.clip_grad_norm_(trial.parameters, trial.clip_norm)
+    for optimizer in trial.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] *= 3
+        optimizer.step()
+        for group in optimizer.param_groups:
+            group["lr"] /= 3
+    step.done(loss=loss, gradient_norm=norm)
+"""
+NEVER_SYNCHRONISES = """
+def train(trial):
+    for step in trial.steps():
+        loss = torch.zeros((), device=trial.device)
+        for inputs, targets, is_last in step.micro_batches():
+            with trial.accumulation(False):
+                part = trial.loss(trial.model(inputs).logits, targets) / trial.tokens_per_step
+                (part * trial.world_size).backward()
+            loss += part.detach()
+        for optimizer in trial.optimizers:
+            optimizer.step()
+        step.done(loss=loss)
+"""
+
+
+def test_a_rate_that_is_changed_for_the_update_alone_is_seen(trials, own):
+    honest, _ = run(trials, job=JOB, micro_batch_size=4, **own(LOOP))
+    other, _ = run(trials, job=JOB, micro_batch_size=4, **own(LOOP + HIDES_ITS_RATE))
+    assert other.identity.learning_rate_shape_sha256 != honest.identity.learning_rate_shape_sha256
+
+
+def test_ranks_that_drift_apart_are_no_result(launched, own):
+    outcome = launched.end(
+        job={"max_steps": 4, "eval": "none"}, micro_batch_size=2, world_size=2, strategy="ddp",
+        **own("import torch" + NEVER_SYNCHRONISES),
+    ).outcome  # fmt: skip
+    assert outcome.kind == "crashed"
+    assert "the ranks' weights differ after the last step" in outcome.detail.splitlines()[0]
