@@ -119,8 +119,7 @@ class OwnTrial:
         self._updates += 1
         if self._first_gradients is None:
             kept = [p.grad for p in self.parameters if p.grad is not None]
-            size = sum(gradient.numel() * gradient.element_size() for gradient in kept)
-            self._first_gradients = FirstGradients(size, {gradient.dtype for gradient in kept})
+            self._first_gradients = FirstGradients.of(kept)
 
     def _updated(self) -> bool:
         """Whether every optimizer has made a step since the last call."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -46,6 +46,13 @@ class FirstGradients:
     """That this rank keeps; None: not known."""
     dtypes: set[torch.dtype] | None = None
 
+    @classmethod
+    def of(cls, kept: Sequence[torch.Tensor] | None) -> FirstGradients:
+        """What these gradients are; None: they are hidden."""
+        if kept is None:
+            return cls()
+        return cls(sum(g.numel() * g.element_size() for g in kept), {g.dtype for g in kept})
+
 
 @dataclass
 class OptimizerStep:
@@ -79,7 +86,8 @@ class OptimizerStep:
             sequences = self.batches.sequences_at(indices[row : row + self.micro_batch_size])
             sums.append(self.stream.mixed(sequences, row))
             losses.append(self._micro_batch(sequences, step, row + self.micro_batch_size >= end))
-        self.first_gradients = self.first_gradients or self._look_at_gradients()
+        if self.first_gradients is None:
+            self.first_gradients = FirstGradients.of(self.engine.kept_gradients())
         self.whereabouts.enter("update", step)
         norm, applied = self.engine.clip_and_step(self.clip_norm)
         return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * (sequences.shape[1] - 1), len(losses))
@@ -97,12 +105,6 @@ class OptimizerStep:
             self.whereabouts.enter("backward pass", step)
             self.engine.backward(loss)
         return loss.detach()
-
-    def _look_at_gradients(self) -> FirstGradients:
-        kept = self.engine.kept_gradients()
-        if kept is None:
-            return FirstGradients()
-        return FirstGradients(sum(g.numel() * g.element_size() for g in kept), {g.dtype for g in kept})
 
 
 def _sum(scalars: list[torch.Tensor]) -> torch.Tensor:

@@ -108,8 +108,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """Gradients are complete and clipped."""
         if self.first_gradients is None:
             kept = [p.grad for p in self.setting.module.parameters() if p.grad is not None]
-            size = sum(gradient.numel() * gradient.element_size() for gradient in kept)
-            self.first_gradients = FirstGradients(size, {gradient.dtype for gradient in kept})
+            self.first_gradients = FirstGradients.of(kept)
         self.enter("update")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -70,10 +70,6 @@ class Window:
         """Steps done in it."""
         return len(self._compiled)
 
-    def open_seconds(self) -> float:
-        """Host time since it was opened."""
-        return time.perf_counter() - self.opened
-
     def close(self) -> ClosedWindow:
         """Waits for the device and reads the durations."""
         self._marks.synchronize()

@@ -107,14 +107,25 @@ def test_what_each_rank_keeps_is_what_the_strategy_shares_out(launched):
         assert found.measurement.peak_pss_growth_bytes == max(peaks)
 
 
+@pytest.mark.parametrize("evaluation", ["none", {"tokens": 500, "every_steps": 4}])
+def test_an_evaluation_leaves_zero3s_shards_sharded(launched, evaluation):
+    small = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
+    found = launched.finished(
+        job={**JOB, "max_steps": 8, "eval": evaluation}, micro_batch_size=6, world_size=2,
+        strategy={"name": "zero", "stage": 3, "config": small},
+    )  # fmt: skip
+    (kept, *_) = (rank.parameter_bytes for rank in found.measurement.memory_by_rank)
+    assert kept == pytest.approx(2 * found.identity.parameters, rel=0.02)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp", "zero2"])
 def test_compiled_ranks_agree_too(launched, strategy):
-    job = {**JOB, "eval": "none"}
-    shared = {"job": job, "micro_batch_size": 3, "world_size": 2, "strategy": STRATEGIES[strategy]}
+    shared = {"job": JOB, "micro_batch_size": 3, "world_size": 2, "strategy": STRATEGIES[strategy]}
     plain = launched.finished(**shared)
     losses = launched.series()["loss_nats_per_token"]
     compiled = launched.finished(**shared, compile="default")
     assert compiled.identity.compiled
+    assert compiled.measurement.recompilations == 0
     assert launched.series()["loss_nats_per_token"] == pytest.approx(losses, rel=1e-5)
     assert compiled.identity.token_stream_sha256 == plain.identity.token_stream_sha256
