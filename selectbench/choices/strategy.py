@@ -131,7 +131,8 @@ class Zero(StrategyChoice):
         if taken := sorted((SET_BY_THE_JOB & config.keys()) | inside):
             raise ValueError(f"config may not set {', '.join(taken)}: the suite's own keys decide that")
         if unknown := sorted(config.keys() - SECTIONS):
-            hint = did_you_mean(unknown[0], sorted(SECTIONS)) or f" (known: {', '.join(sorted(SECTIONS))})"
+            known = f" (ZeRO's own settings stand under zero_optimization; known: {', '.join(sorted(SECTIONS))})"
+            hint = did_you_mean(unknown[0], sorted(SECTIONS)) or known
             raise ValueError(f"config: DeepSpeed knows no {unknown[0]}{hint}")
         return config
 

@@ -248,6 +248,10 @@ ONE_MISTAKE = {
         changed(("{precision: bf16_mixed}", "{strategy: {name: zero, stage: 1, config: {train_batch_size: 8}}}")),
         "mine.yaml:12:51: options.bf16.strategy.config: config may not set train_batch_size: the suite's own keys decide that",
     ),
+    "key that DeepSpeed would pass over": (
+        changed(("{precision: bf16_mixed}", "{strategy: {name: zero, stage: 1, config: {flop_profiler: {}}}}")),
+        "mine.yaml:12:51: options.bf16.strategy.config: config: DeepSpeed knows no flop_profiler (did you mean 'flops_profiler'?)",
+    ),
     "DeepSpeed's stage in two places": (
         changed(
             (
