@@ -46,9 +46,7 @@ def test_a_rank_that_told_its_failure_has_no_exit_status(tmp_path: Path) -> None
 
 def test_a_worker_that_gave_up_without_a_word_is_told_by_its_log(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text("RuntimeError: seven\n")
-    assert ended(tmp_path, 1, GaveUp(kind="crashed", detail="")).detail.startswith(
-        "RuntimeError: seven\n"
-    )
+    assert ended(tmp_path, 1, GaveUp(kind="crashed", detail="")).detail.startswith("RuntimeError: seven\n")
 
 
 def test_a_signal_without_a_name(tmp_path: Path) -> None:
