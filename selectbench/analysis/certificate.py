@@ -113,8 +113,8 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
     asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
-    sequences = choices.micro_batch_size * asked["world_size"]
-    return {**asked, "gradient_accumulation_steps": job.global_batch_size // sequences}
+    steps = job.gradient_accumulation_steps(choices.micro_batch_size, asked["world_size"])
+    return {**asked, "gradient_accumulation_steps": steps}
 
 
 def unmet(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:

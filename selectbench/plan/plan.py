@@ -100,7 +100,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine) -> PlannedOptio
     return PlannedOption(
         option=option,
         world_size=ranks,
-        gradient_accumulation_steps=global_batch_size // (micro_batch_size * ranks),
+        gradient_accumulation_steps=suite.job.gradient_accumulation_steps(micro_batch_size, ranks),
         unsupported=worker_problem(machine) or option.choices.unsupported_reason(machine),
     )
 

@@ -78,7 +78,7 @@ class Measurement(Stored):
     warmup_seconds: float
     """Time of the warm-up steps without compilation."""
     startup_seconds: float
-    """From the worker's first instruction to the first step: weights, data, optimizer."""
+    """To the first step: ranks, weights, data, optimizer; not drawing the weights, which one trial does for all."""
     compile_seconds: float | None
     """Time of compiling, within the steps that compiled; None where nothing is compiled."""
     recompilations: int

@@ -119,6 +119,10 @@ class Job(Strict):
         """Tokens of one optimizer step, over all ranks."""
         return self.global_batch_size * self.seq_len
 
+    def gradient_accumulation_steps(self, micro_batch_size: int, world_size: int) -> int:
+        """Micro-batches per optimizer step and rank; the suite's check has made sure that they are whole."""
+        return self.global_batch_size // (micro_batch_size * world_size)
+
     @property
     def evaluates(self) -> bool:
         """Whether the job yields figures of quality."""

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from selectbench.choices import Choices
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import Logits, evaluation_forward
-from selectbench.worker.identity import dtype_name
+from selectbench.worker.identity import dtype_name, local_part
 from selectbench.worker.model import blocks_of, cast_parameters, empty_copy
 
 
@@ -93,11 +93,11 @@ class FsdpEngine(SingleEngine):
 
     def kept_parameters(self) -> list[torch.Tensor]:
         """The rank's shards."""
-        return [_local(p) for p in self.module.parameters()]
+        return [local_part(p) for p in self.module.parameters()]
 
     def kept_gradients(self) -> list[torch.Tensor] | None:
         """The rank's shards of the reduced gradients."""
-        return [_local(p.grad) for p in self.parameters if p.grad is not None]
+        return [local_part(p.grad) for p in self.parameters if p.grad is not None]
 
 
 def _sharded_parts(module: Any) -> list[FSDPModule]:
@@ -112,7 +112,3 @@ def _policy(working_dtype: str | None) -> MixedPrecisionPolicy:
 
 def _whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _local(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

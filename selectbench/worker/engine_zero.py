@@ -61,7 +61,7 @@ class ZeroEngine:
     def _initialized(self, job: Job, choices: Choices) -> Any:
         config = deepspeed_config(
             choices.strategy, choices.precision, micro_batch_size=choices.micro_batch_size,
-            gradient_accumulation_steps=job.global_batch_size // (choices.micro_batch_size * self.world.size),
+            gradient_accumulation_steps=job.gradient_accumulation_steps(choices.micro_batch_size, self.world.size),
             clip_norm=job.clip_norm, parameters=sum(p.numel() for p in self.module.parameters()),
         )  # fmt: skip
         if self.world.device_type == "cpu":

@@ -31,10 +31,11 @@ def optimizer_state_dtypes(optimizers: Sequence[torch.optim.Optimizer]) -> list[
 
 def _states(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
     values = (v for o in optimizers for state in o.state.values() for v in state.values())
-    return [_local(v) for v in values if isinstance(v, torch.Tensor)]
+    return [local_part(v) for v in values if isinstance(v, torch.Tensor)]
 
 
-def _local(tensor: torch.Tensor) -> torch.Tensor:
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor's part on this rank; any other tensor as it is."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -49,7 +50,7 @@ def optimizer_state_bytes(
 ) -> int:
     """Bytes of this rank's optimizer state, master weights beside the model's own among it."""
     own = {t.data_ptr() for t in kept_parameters}
-    masters = [local for p in _updated(optimizers) if (local := _local(p)).data_ptr() not in own]
+    masters = [local for p in _updated(optimizers) if (local := local_part(p)).data_ptr() not in own]
     return storage_bytes(_states(optimizers)) + storage_bytes(masters)
 
 

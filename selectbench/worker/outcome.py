@@ -51,7 +51,7 @@ class Before:
 def finished(setting: Setting, before: Before, trained: Trained, began: float) -> Finished:
     """The trial's last event; every rank calls it together.
 
-    `began`: the moment of the rank's first instruction, by `time.perf_counter`.
+    `began`: when the trial did, its initial weights drawn, by `time.perf_counter`.
     """
     recorder = trained.recorder
     check_replicas(setting.world, trained)

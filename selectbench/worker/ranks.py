@@ -142,11 +142,10 @@ def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
         rank.listening = False
         rank.process.join()
         status = rank.process.exitcode
-        told = rank.done or any(failure.gave_up.rank == number for failure in failures)
-        if status or not told:
+        said_why = any(failure.gave_up.rank == number for failure in failures)
+        if not said_why and (status or not rank.done):
             gone = GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
-            if not any(failure.gave_up.rank == number for failure in failures):
-                failures.append(Failure(status != -signal.SIGKILL, time.monotonic(), gone))
+            failures.append(Failure(status != -signal.SIGKILL, time.monotonic(), gone))
         return None
     if text == DONE:
         rank.done = True
@@ -178,14 +177,9 @@ def _end(ranks: list[Rank]) -> None:
 
 
 def _rank_main(
-    text: str,
-    number: int,
-    meeting: socket.socket,
-    messages: Connection,
-    cells: Any,
-    run_rank: RunRank,
+    text: str, number: int, meeting: socket.socket, messages: Connection, cells: Any, run_rank: RunRank,
     began: float,
-) -> None:
+) -> None:  # fmt: skip
     """A rank's whole life. Its last word is GaveUp where it failed."""
     set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
     order = Order.model_validate_json(text)

@@ -147,8 +147,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
 def accumulation_of(setting: Setting) -> int:
     """Micro-batches per optimizer step and rank."""
-    per_micro_batch = setting.order.choices.micro_batch_size * setting.world.size
-    return int(setting.order.job.global_batch_size // per_micro_batch)
+    return setting.order.job.gradient_accumulation_steps(setting.order.choices.micro_batch_size, setting.world.size)
 
 
 def _random_state(device: str) -> Callable[[], None]:
