@@ -7,22 +7,12 @@ older driver does not answer is None.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
 
-TOPOLOGY_LEVELS = {
-    pynvml.NVML_TOPOLOGY_INTERNAL: "PIX",
-    pynvml.NVML_TOPOLOGY_SINGLE: "PIX",
-    pynvml.NVML_TOPOLOGY_MULTIPLE: "PXB",
-    pynvml.NVML_TOPOLOGY_HOSTBRIDGE: "PHB",
-    pynvml.NVML_TOPOLOGY_NODE: "NODE",
-    pynvml.NVML_TOPOLOGY_SYSTEM: "SYS",
-}
-"""How two GPUs reach each other over PCIe, in the words of `nvidia-smi topo -m`."""
+from selectbench.nvml.driver import ask, board_of, started
 
 
 @dataclass(frozen=True)
@@ -61,46 +51,10 @@ def gpus() -> list[Gpu]:
     machine, CUDA's indices equal NVML's only under CUDA_DEVICE_ORDER=PCI_BUS_ID. No driver: no GPU.
     """
     try:
-        with _started():
+        with started():
             return [_describe(handle) for handle in _visible()]
     except pynvml.NVMLError:
         return []
-
-
-def problem() -> str | None:
-    """Why NVML cannot be asked, in the driver's words, or None where it can."""
-    try:
-        with _started():
-            return None
-    except pynvml.NVMLError as error:
-        return str(error)
-
-
-def topology(these: list[Gpu]) -> list[list[str | None]]:
-    """How each GPU reaches each other: `NVL`, `PIX`, `PXB`, `PHB`, `NODE`, `SYS`, `X` for itself, None unknown.
-
-    Shape (GPUs, GPUs). The words are those of `nvidia-smi topo -m`, from near to far.
-    """
-    if not these:
-        return []
-    try:
-        with _started():
-            handles = [_board(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in these]
-            return [
-                ["X" if row == column else _path(a, b) for column, b in enumerate(handles)]
-                for row, a in enumerate(handles)
-            ]
-    except pynvml.NVMLError:
-        return [["X" if row == column else None for column in range(len(these))] for row in range(len(these))]
-
-
-@contextmanager
-def _started() -> Iterator[None]:
-    pynvml.nvmlInit()
-    try:
-        yield
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def _visible() -> list[Any]:
@@ -122,52 +76,30 @@ def _find(entry: str, handles: list[Any]) -> Any | None:
     if entry.isdecimal():
         return handles[int(entry)] if int(entry) < len(handles) else None
     if entry.startswith("MIG-"):
-        return _ask(pynvml.nvmlDeviceGetHandleByUUID, entry)
+        return ask(pynvml.nvmlDeviceGetHandleByUUID, entry)
     matching = [handle for handle in handles if entry and pynvml.nvmlDeviceGetUUID(handle).startswith(entry)]
     return matching[0] if len(matching) == 1 else None
 
 
 def _describe(handle: Any) -> Gpu:
-    board = _board(handle)
-    memory = _ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    pci = _ask(pynvml.nvmlDeviceGetPciInfo, board)
+    board = board_of(handle)
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    pci = ask(pynvml.nvmlDeviceGetPciInfo, board)
     bus_id = pci.busId if pci else None
-    clock_megahertz = _ask(pynvml.nvmlDeviceGetMaxClockInfo, board, pynvml.NVML_CLOCK_SM)
-    power_milliwatts = _ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, board)
-    ecc = _ask(pynvml.nvmlDeviceGetEccMode, board)
-    cuda = _ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)  # 12080 is 12.8
+    clock_megahertz = ask(pynvml.nvmlDeviceGetMaxClockInfo, board, pynvml.NVML_CLOCK_SM)
+    power_milliwatts = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, board)
+    ecc = ask(pynvml.nvmlDeviceGetEccMode, board)
+    cuda = ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)  # 12080 is 12.8
     return Gpu(
         name=pynvml.nvmlDeviceGetName(handle),
         uuid=pynvml.nvmlDeviceGetUUID(handle),
         pci_bus_id=bus_id.decode() if isinstance(bus_id, bytes) else bus_id,
         memory_total_bytes=memory.total if memory else None,
-        compute_capability=_ask(pynvml.nvmlDeviceGetCudaComputeCapability, board),
+        compute_capability=ask(pynvml.nvmlDeviceGetCudaComputeCapability, board),
         power_limit_watts=None if power_milliwatts is None else power_milliwatts / 1e3,
         ecc_enabled=None if ecc is None else ecc[0] == pynvml.NVML_FEATURE_ENABLED,
         max_sm_clock_hertz=None if clock_megahertz is None else clock_megahertz * 1e6,
-        cores=_ask(pynvml.nvmlDeviceGetNumGpuCores, board),
-        driver_version=_ask(pynvml.nvmlSystemGetDriverVersion),
+        cores=ask(pynvml.nvmlDeviceGetNumGpuCores, board),
+        driver_version=ask(pynvml.nvmlSystemGetDriverVersion),
         cuda_driver_version=None if cuda is None else (cuda // 1000, cuda % 1000 // 10),
     )
-
-
-def _board(handle: Any) -> Any:
-    """The whole GPU behind a MIG slice; the handle itself where it is no slice."""
-    parent = _ask(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
-    return handle if parent is None else parent
-
-
-def _path(a: Any, b: Any) -> str | None:
-    if _ask(pynvml.nvmlDeviceGetP2PStatus, a, b, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) == pynvml.NVML_P2P_STATUS_OK:
-        return "NVL"
-    level = _ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, a, b)
-    return None if level is None else TOPOLOGY_LEVELS.get(level)
-
-
-def _ask(call: Callable[..., Any], *arguments: Any) -> Any | None:
-    """The answer, or None where this GPU or this driver has none."""
-    try:
-        answer = call(*arguments)
-    except pynvml.NVMLError:
-        return None
-    return tuple(answer) if isinstance(answer, list) else answer
