@@ -28,7 +28,7 @@ from selectbench.machine import (
     torch_cuda_version,
 )
 from selectbench.nvml import Gpu, gpus, topology
-from selectbench.record.record import Stored
+from selectbench.record.stored import Stored
 
 ALLOCATOR_VARIABLES = (
     "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING", "MALLOC_ARENA_MAX",

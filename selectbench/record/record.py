@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from selectbench.record.meters import Architecture, Meters
+from selectbench.record.stored import Stored
 
 SCHEMA_VERSION = 1
 """Grows when a key's meaning changes; keys are added without it."""
 
 FailureKind = Literal["oom", "diverged", "unsupported", "timeout", "crashed", "interrupted"]
-
-
-class Stored(BaseModel):
-    """A mapping that is written to disk: NaN and infinity are refused, later versions' keys are kept out."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore", use_attribute_docstrings=True)
 
 
 class Trial(Stored):
@@ -109,6 +106,8 @@ class Measurement(Stored):
     """CPU: peak proportional set size while training, up to the first evaluation, over its value at the start."""
     memory_by_rank: list[RankMemory] = Field(default_factory=list)
     """Every rank's, in order."""
+    architecture: Architecture | None = None
+    """What FLOPs are counted from; None: a model whose work is not known by its shape."""
 
 
 class Completed(Stored):
@@ -229,6 +228,8 @@ class Record(Stored):
     """Versions that the worker ran with: `python` and libraries; None: not installed there."""
     resolved_config: dict[str, Any] | None = None
     """DeepSpeed's configuration as it was used; None: no DeepSpeed."""
+    meters: Meters | None = None
+    """What the bench saw of the GPUs, of a failed trial too; None: the trial was not launched, or long ago."""
     evaluation_curve: list[EvaluationPoint] = Field(default_factory=list)
     """Held-out loss over the training."""
     loss_curve: list[tuple[int, float]] = Field(default_factory=list)

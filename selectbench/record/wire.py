@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from selectbench.choices import Choices
-from selectbench.record.record import EvaluationPoint, FailureKind, Identity, Measurement, Stored, Trial
+from selectbench.record.record import EvaluationPoint, FailureKind, Identity, Measurement, Trial
+from selectbench.record.stored import Stored
 from selectbench.suite.job import Job
 
 
