@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,17 +36,21 @@ AxisOption = Annotated[
 ]
 SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="One round for each seed.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Speed and memory only, one seed, few steps.")]
+GpusOption = Annotated[
+    str | None, typer.Option("--gpus", metavar="LIST", help="GPUs by number or UUID, even in use; else idle ones.")
+]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 
 
 def _request(
-    suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool
-) -> Request:
+    suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
+    gpus: str | None, wait: bool = False,
+) -> Request:  # fmt: skip
     from selectbench.launch.preparation import Request
 
-    return Request(suite, profile, settings, axes, seeds, quick)
+    return Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
 
 
 def _stderr() -> Console:
@@ -83,6 +88,8 @@ def run(
     axes: AxisOption = [],  # noqa: B006
     seeds: SeedsOption = None,
     quick: QuickOption = False,
+    gpus: GpusOption = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until enough GPUs are free.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
     as_json: JsonOption = False,
@@ -94,7 +101,8 @@ def run(
     from selectbench.launch.run import run as run_suite
 
     console = _stderr()
-    preparation = prepare_all(_request(suite, profile, settings, axes, seeds, quick), console.print)
+    request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait)
+    preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
     result = run_suite(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
     )  # fmt: skip
@@ -113,13 +121,14 @@ def plan(
     axes: AxisOption = [],  # noqa: B006
     seeds: SeedsOption = None,
     quick: QuickOption = False,
+    gpus: GpusOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
     from selectbench.launch.preview import preview
     from selectbench.report.plan import plan_as_json, print_plan
 
-    request = _request(suite, profile, settings, axes, seeds, quick)
+    request = _request(suite, profile, settings, axes, seeds, quick, gpus)
     outlook = preview(request, results, _stderr().print)
     if as_json:
         typer.echo(plan_as_json(outlook.plan, outlook.estimate))

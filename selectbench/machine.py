@@ -38,15 +38,23 @@ class Machine:
     device: str
     """`cpu` or `cuda`: what the job will run on."""
     compute_capability: tuple[int, int] | None = None
-    """Of the first visible GPU; None on a CPU."""
+    """Of the first visible GPU, or the lowest of those that a run has taken; None on a CPU."""
     device_count: int = 1
-    """GPUs that torch may use; 1 on a CPU."""
+    """GPUs that trials may use; 1 on a CPU."""
     compiler: str | None = None
     """The C++ compiler's path."""
     packages: dict[str, str] | None = field(default=None, hash=False)
     """Versions by distribution name; None: those of this interpreter."""
     python: str | None = None
     """The other interpreter that trials run in; None: this one."""
+    gpus: tuple[Gpu, ...] = ()
+    """Those that trials may use; empty on a CPU."""
+
+    def on(self, gpus: Sequence[Gpu]) -> Machine:
+        """The same machine with these GPUs and no others."""
+        known = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
+        lowest = min(known, default=None)
+        return replace(self, gpus=tuple(gpus), device_count=len(gpus), compute_capability=lowest)
 
     @property
     def trains(self) -> bool:
@@ -92,7 +100,7 @@ def inspect_machine(device: str | None = None) -> Machine:
     `device` None: `cuda` where NVML shows this process a GPU and the installed torch is built for CUDA,
     else `cpu`. A `cuda` machine without a visible GPU has a device_count of 0.
     """
-    visible = gpus()
+    visible = gpus() if device != "cpu" else []
     if device is None:
         device = "cuda" if visible and torch_cuda_version() else "cpu"
     on_gpu = device == "cuda"
@@ -101,6 +109,7 @@ def inspect_machine(device: str | None = None) -> Machine:
         compute_capability=visible[0].compute_capability if on_gpu and visible else None,
         device_count=len(visible) if on_gpu else 1,
         compiler=find_compiler(),
+        gpus=tuple(visible) if on_gpu else (),
     )
 
 

@@ -75,3 +75,45 @@ def duration(value: float | None) -> str:
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
     return f"{whole // 86400} d {whole % 86400 // 3600:02d} h"
+
+
+def joules(value: float | None) -> str:
+    """An energy: `12.3 mJ`, `4.56 J`, `7,890 J`."""
+    if value is None:
+        return DASH
+    if value == 0 or abs(value) >= 1:
+        return f"{value:,.0f} J" if abs(value) >= 100 else f"{significant(value, 3)} J"
+    return f"{significant(value * 1e3, 3)} mJ" if abs(value) >= 1e-3 else f"{significant(value * 1e6, 3)} uJ"
+
+
+def watts(value: float | None) -> str:
+    """A power: `312 W`, `45.6 W`."""
+    if value is None:
+        return DASH
+    return f"{value:,.0f} W" if abs(value) >= 100 else f"{significant(value, 3)} W"
+
+
+def usd(value: float | None) -> str:
+    """A price in US dollars: `12.34 USD`; three significant digits below 1."""
+    if value is None:
+        return DASH
+    return f"{value:,.2f} USD" if abs(value) >= 1 or value == 0 else f"{significant(value, 3)} USD"
+
+
+def share(value: float | None) -> str:
+    """A share of 1 as a percentage: `41.2%`; two significant digits below 1 %."""
+    if value is None:
+        return DASH
+    return f"{value:.1%}" if abs(value) >= 0.01 or value == 0 else f"{significant(value * 100, 2)}%"
+
+
+def megahertz(value: float | None) -> str:
+    """A clock given in hertz: `1,980 MHz`."""
+    if value is None:
+        return DASH
+    return f"{value / 1e6:,.0f} MHz"
+
+
+def celsius(value: float | None) -> str:
+    """A temperature: `64 °C`."""
+    return DASH if value is None else f"{value:.0f} °C"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from selectbench.record.meters import Architecture, GpuMeters, Meters
 from selectbench.record.record import Completed, Failed, Identity, Measurement, Record, Trial
 from selectbench.suite.suite import Suite
 
@@ -24,6 +25,32 @@ IDENTITY = Identity(
     compiled=False, first_step_loss=7.7,
     first_step_gradient_norm=1.5,
 )  # fmt: skip
+GPU = GpuMeters(
+    name="NVIDIA H100 80GB HBM3", pci_bus_id="0000:1B:00.0", is_mig=False, memory_total_bytes=80 << 30,
+    idle_memory_bytes=1 << 30, idle_utilization=0.0, peak_device_memory_bytes=9 << 30,
+    driver_reserved_bytes=512 << 20, memory_readings=200, readings=100, metered_seconds=10.0, counter_joules=3000.0,
+    instant_power_joules=3030.0, average_power_joules=2900.0, mean_utilization=0.95, mean_sm_clock_hertz=1.755e9,
+    mean_memory_clock_hertz=2.619e9, highest_temperature_celsius=61.0,
+    clock_limit_shares={"sw_power_cap": 0.4, "hw_thermal_slowdown": 0.0}, other_processes=[],
+)  # fmt: skip
+"""Over a clean trial of ten timed seconds at 300 W."""
+ARCHITECTURE = Architecture(
+    matmul_parameters=1_000_000, block_matmul_parameters=900_000, attention_width=128, seq_len=128
+)
+HOT = {"clock_limit_shares": {"hw_thermal_slowdown": 0.31}}
+"""Of a GPU that was throttled."""
+SHARED = {"other_processes": [{"pid": 4711, "name": "python", "memory_bytes": 5 << 30}]}
+"""Of a GPU that another process computed on."""
+
+
+def make_gpu(**changes: Any) -> GpuMeters:
+    """A clean GPU; keywords replace its fields."""
+    return GpuMeters.model_validate({**GPU.model_dump(), **changes})
+
+
+def make_meters(*gpus: dict[str, Any], **changes: Any) -> Meters:
+    """Of a trial on one clean GPU, or on one for each mapping, which replaces that GPU's fields."""
+    return Meters(gpus=[make_gpu(**own) for own in gpus or ({},)], settled=True, **changes)
 
 
 def make_suite(*options: str | tuple[str, dict[str, Any]], **changes: Any) -> Suite:
@@ -55,6 +82,7 @@ def make_record(
     attempt: int = 1,
     trial_id: str | None = None,
     started_at: str = "2026-01-02T03:04:05Z",
+    meters: Meters | None = None,
     **measured: Any,
 ) -> Record:
     """A completed trial; keywords replace fields of its measurement, `identity` those of its certificate."""
@@ -62,7 +90,8 @@ def make_record(
         trial=Trial(trial_id=trial_id or f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
         attempt=attempt, outcome=Completed(measurement=MEASUREMENT.model_copy(update=measured)),
         identity=IDENTITY.model_copy(update={"compute_dtype": _computes(option), **(identity or {})}),
-        evaluation_curve=[], loss_curve=[(0, 7.7), (30, 6.1), (59, 5.6)], wall_seconds=15.0, started_at=started_at,
+        meters=meters, evaluation_curve=[], loss_curve=[(0, 7.7), (30, 6.1), (59, 5.6)], wall_seconds=15.0,
+        started_at=started_at,
     )  # fmt: skip
 
 
@@ -71,12 +100,14 @@ def _computes(option: str) -> str:
     return {"bf16": "bfloat16", "fp16": "float16"}.get(option[:4], "float32")
 
 
-def make_failure(option: str, seed: int, kind: str, detail: str = "what happened", attempt: int = 1) -> Record:
+def make_failure(
+    option: str, seed: int, kind: str, detail: str = "what happened", attempt: int = 1, meters: Meters | None = None
+) -> Record:
     """A failed trial."""
     return Record(
         trial=Trial(trial_id=f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
         attempt=attempt, outcome=Failed.model_validate({"kind": kind, "detail": detail}), wall_seconds=3.0,
-        started_at="2026-01-02T03:04:05Z",
+        meters=meters, started_at="2026-01-02T03:04:05Z",
     )  # fmt: skip
 
 

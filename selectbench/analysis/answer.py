@@ -6,12 +6,16 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from selectbench import units
 from selectbench.analysis.metrics import METRICS, Metric
-from selectbench.analysis.row import Row
+from selectbench.analysis.row import Failure, Row
 from selectbench.analysis.sanity import stalled
 from selectbench.analysis.summary import Summary, mean, standard_deviation
 from selectbench.suite.suite import Suite
 
-_UNIT = {"tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte"}
+_UNIT = {
+    "tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte",
+    "peak_device_memory_bytes": " of a GPU", "joules_per_token": " per token",
+    "usd_per_billion_tokens": " per billion tokens",
+}  # fmt: skip
 
 
 def answer(suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
@@ -26,10 +30,12 @@ def answer(suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary]) 
         _verdict(suite, metric, ranked, summaries),
         _disturbed(metric, summaries.values()),
         _no_baseline(suite, rows),
+        _unclean_baseline(summaries[suite.baseline]),
         _quality(suite, ranked),
-        _spread(suite, ranked),
+        _spread(metric, ranked),
         _barred(metric, ranked, rows),
-        _left_out(rows),
+        _seeds_left_out(metric, ranked, summaries),
+        _left_out(metric, rows, summaries),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -46,7 +52,7 @@ def _unfinished(summaries: Iterable[Summary]) -> str:
 
 def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
     """Doubts about speed that a reader must not miss."""
-    names = [s.name for s in summaries if any(stalled(m) for m in s.measurements.values())]
+    names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[metric.name])]
     if not names or metric.name not in ("tokens_per_second", "step_time_median_seconds"):
         return ""
     return f"The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
@@ -54,7 +60,8 @@ def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
 
 def _verdict(suite: Suite, metric: Metric, ranked: list[Row], summaries: Mapping[str, Summary]) -> str:
     if not ranked:
-        return f"No answer: no option completed with a {metric.name} and held the constraints."
+        clean = "clean " if any(summary.only_spoiled(metric.name) for summary in summaries.values()) else ""
+        return f"No answer: no option completed with a {clean}{metric.name} and held the constraints."
     best = ranked[0]
     if len(suite.options) == 1:
         return f"{best.option}: {_figure(metric, best)}; there is no other option to compare it with."
@@ -105,6 +112,17 @@ def _no_baseline(suite: Suite, rows: Sequence[Row]) -> str:
     return f"No comparison: the baseline {suite.baseline} did not complete{why}."
 
 
+def _unclean_baseline(baseline: Summary) -> str:
+    """Why nothing that the GPUs' state spoils has a ratio."""
+    if not baseline.only_spoiled("tokens_per_second"):
+        return ""
+    words = baseline.unclean_words("tokens_per_second")
+    return (
+        f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was {words}, so there is "
+        "nothing to compare with."
+    )
+
+
 def _quality(suite: Suite, ranked: list[Row]) -> str:
     if suite.quick or not suite.job.evaluates:
         return "Speed and memory only: quality was not measured and nothing is said of it."
@@ -115,10 +133,11 @@ def _quality(suite: Suite, ranked: list[Row]) -> str:
     return ""
 
 
-def _spread(suite: Suite, ranked: list[Row]) -> str:
+def _spread(metric: Metric, ranked: list[Row]) -> str:
     if not ranked:
         return ""
-    fewest, most = min(row.n for row in ranked), max(row.n for row in ranked)
+    counts = [row.n - len(row.metrics[metric.name].left_out) for row in ranked]
+    fewest, most = min(counts), max(counts)
     if most == 1:
         return "(1 seed: there is no measure of spread, so a difference may be chance.)"
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
@@ -137,19 +156,43 @@ def _barred(metric: Metric, ranked: list[Row], rows: Sequence[Row]) -> str:
 
 
 def _beats(metric: Metric, row: Row, best: float | None) -> bool:
-    value = row.metrics[metric.name].value
+    found = row.metrics[metric.name]
+    value = None if found.unclean else found.value
     return value is not None and (best is None or metric.is_better(value, best))
 
 
-def _left_out(rows: Sequence[Row]) -> str:
-    why = {row.option: _reason(row) for row in rows if row.identity.violations or row.n == 0}
-    return f"Not ranked: {', '.join(f'{name} ({reason})' for name, reason in why.items())}." if why else ""
+def _seeds_left_out(metric: Metric, ranked: list[Row], summaries: Mapping[str, Summary]) -> str:
+    """Which ranked figures are of fewer trials than there are, as the GPUs' state spoilt the others."""
+    found = [
+        f"{row.option} {len(row.metrics[metric.name].left_out)} of {row.n} trials "
+        f"({summaries[row.option].unclean_words(metric.name)})"
+        for row in ranked
+        if row.metrics[metric.name].left_out
+    ]
+    return f"Left out for the state of the GPUs: {'; '.join(found)}." if found else ""
 
 
-def _reason(row: Row) -> str:
+def _left_out(metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+    why = {row.option: _reason(metric, row, summaries[row.option]) for row in rows}
+    told = [f"{name} ({reason})" for name, reason in why.items() if reason]
+    return f"Not ranked: {', '.join(told)}." if told else ""
+
+
+def _reason(metric: Metric, row: Row, summary: Summary) -> str:
+    """Why a row has no place, where no constraint says so; '' where nothing does."""
     if row.identity.violations:
         return f"not the same job: {_and([violation.field for violation in row.identity.violations])}"
-    return _and(sorted({failure.kind for failure in row.failures})) or "not run yet"
+    if row.n == 0:
+        return _and(sorted({_failure(failure, summary) for failure in row.failures})) or "not run yet"
+    if summary.only_spoiled(metric.name):
+        return f"every trial was {summary.unclean_words(metric.name)}"
+    return ""
+
+
+def _failure(failure: Failure, summary: Summary) -> str:
+    if not failure.note:
+        return failure.kind
+    return f"{failure.kind} on a {summary.states[failure.seed].verdict} GPU, which is no finding"
 
 
 def _and(words: Sequence[str]) -> str:

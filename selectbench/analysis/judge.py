@@ -6,10 +6,11 @@ import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from selectbench.analysis.metrics import METRICS, finite
+from selectbench.analysis.formulas import finite
+from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
 from selectbench.analysis.summary import Summary
-from selectbench.suite.constraint import Constraint, parse_constraint
+from selectbench.suite.constraint import GPU_METRICS, Constraint, parse_constraint
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -33,15 +34,24 @@ class Judge:
         diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged"]
         if metric.quality and diverged:
             return _said(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
+        if summary.only_spoiled(metric.name):
+            return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
+        if constraint.metric in GPU_METRICS and not summary.values[metric.name]:
+            return _said(text, "not_judged", f"no trial tells its {metric.name}")
         judge = self._relative if constraint.relative else _absolute
         return judge(text, constraint, summary)
 
     def _relative(self, text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
+        if self.baseline.only_spoiled(constraint.metric):
+            words = self.baseline.unclean_words(constraint.metric)
+            return _said(text, "not_judged", f"every trial of the baseline {self.baseline.name} was {words}")
         if not self.baseline.values[constraint.metric]:
             return _said(text, "not_judged", f"the baseline {self.baseline.name} has no {constraint.metric}")
         if not summary.values[constraint.metric]:
             return _said(text, "fails", f"no finite {constraint.metric}")
         found = ratio_to(self.baseline, summary, constraint.metric)
+        if found is None and (self.baseline.spoiled[constraint.metric] or summary.spoiled[constraint.metric]):
+            return _said(text, "not_judged", "no seed was clean with the baseline too")
         if found is None:
             return _said(text, "fails", "cannot be judged: no figure to compare for any seed of the baseline")
         return _compared(text, constraint, found, f"{found:.4g}x baseline")

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from selectbench.analysis import ranks, sanity
+from selectbench.analysis import gpus, ranks, sanity
 from selectbench.analysis.answer import answer
 from selectbench.analysis.certificate import certify
 from selectbench.analysis.judge import Judge, ratio_to
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
-from selectbench.analysis.summary import Summary, standard_deviation, summarise
+from selectbench.analysis.summary import Summary, mean, standard_deviation, summarise
 from selectbench.record.record import Record
 from selectbench.suite.suite import Suite
 
@@ -47,7 +47,8 @@ def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
     absent = sum(len(summary.missing) for summary in summaries)
     missing = [f"the run is incomplete: {absent} trials have no record"] if absent else []
     gloo = ranks.warnings(suite.device, summaries)
-    return missing + sanity.trial_warnings(summaries) + gloo + sanity.memory_warnings(summaries)
+    metered = gpus.warnings(suite.device, summaries)
+    return missing + metered + sanity.trial_warnings(summaries) + gloo + sanity.memory_warnings(summaries)
 
 
 def _scaled(suite: Suite, row: Row, summary: Summary, baseline: Summary) -> Row:
@@ -66,8 +67,15 @@ def _row(suite: Suite, summary: Summary, baseline: Summary, judge: Judge, identi
         constraints=constraints, constraint_failures=broken, identity=identity, notes=ranks.notes(summary),
         metrics={name: _metric(name, summary, None if identity.violations else baseline) for name in METRICS},
         memory=ranks.memory(summary), scaling=None,
-        failures=[Failure(seed=seed, kind=f.kind, detail=f.detail) for seed, f in summary.failed.items()],
+        failures=_failures(summary), gpu=gpus.gpu_row(summary), cost_unknown=gpus.cost_unknown(summary),
     )  # fmt: skip
+
+
+def _failures(summary: Summary) -> list[Failure]:
+    return [
+        Failure(seed=seed, kind=f.kind, detail=f.detail, note=gpus.failure_note(f, summary.states.get(seed)))
+        for seed, f in summary.failed.items()
+    ]
 
 
 def _status(summary: Summary, identity: Certificate) -> Literal["completed", "partial", "failed", "not_comparable"]:
@@ -79,17 +87,18 @@ def _status(summary: Summary, identity: Certificate) -> Literal["completed", "pa
 
 
 def _metric(name: str, summary: Summary, baseline: Summary | None) -> MetricValue:
-    known = summary.values[name]
+    unclean = summary.only_spoiled(name)
+    known = list((summary.spoiled if unclean else summary.values)[name].values())
     return MetricValue(
-        value=summary.mean(name),
+        value=mean(known),
         ratio_to_baseline=ratio_to(baseline, summary, name) if baseline else None,
-        standard_deviation=standard_deviation(list(known.values())),
-        n=len(known),
-    )
+        standard_deviation=standard_deviation(known),
+        n=len(known), left_out=list(summary.spoiled[name]), unclean=unclean,
+    )  # fmt: skip
 
 
 def _in_order(suite: Suite, rows: list[Row]) -> list[Row]:
-    """Eligible rows by the objective, numbered; then the others by how far they came."""
+    """Eligible rows by the objective, numbered, where its figure counts; then the others by how far they came."""
     objective = suite.decide.objective
     sign = -1 if METRICS[objective].better == "more" else 1
 
@@ -106,7 +115,8 @@ def _in_order(suite: Suite, rows: list[Row]) -> list[Row]:
 
 def _group(row: Row, objective: str) -> int:
     if row.eligible:
-        return 0 if row.metrics[objective].value is not None else 1
+        metric = row.metrics[objective]
+        return 0 if metric.value is not None and not metric.unclean else 1
     if row.n == 0:
         return 5 if row.status == "failed" else 4
     return 3 if row.identity.violations else 2

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from selectbench.analysis.metrics import MemoryKind
+from selectbench.analysis.formulas import MemoryKind
+from selectbench.analysis.gpu_row import GpuRow, Unknown
+from selectbench.analysis.shown import Shown
 from selectbench.record.record import FailureKind
 
 SCHEMA_VERSION = 1
 """Grows when a key's meaning changes; keys are added without it."""
 
 
-class Shown(BaseModel):
-    """A mapping of ranking.json: no NaN, no infinity, unknown is None."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
-
-
 class MetricValue(Shown):
     """One metric of one option over its completed seeds."""
 
     value: float | None
-    """Mean over the completed seeds of the trials' own values (so perplexity is the mean of perplexities)."""
+    """Mean over the completed seeds of the trials' own values (so perplexity is the mean of perplexities).
+
+    Seeds whose GPUs were in a state that spoils the metric are left out where there are others."""
     ratio_to_baseline: float | None
     """Mean over the seeds that both this option and the baseline completed, over the baseline's mean there."""
     standard_deviation: float | None
     """Of one seed to the next (n - 1 in the denominator); None below two seeds."""
     n: int
-    """Seeds with a value."""
+    """Seeds that `value` is a mean over."""
+    left_out: list[int] = []  # noqa: RUF012 (pydantic copies it)
+    """Seeds whose value the state of the GPUs spoils."""
+    unclean: bool = False
+    """Whether every seed was spoiled: `value` is then of those, is shown, and is compared with nothing."""
 
 
 class Failure(Shown):
@@ -38,6 +38,8 @@ class Failure(Shown):
     seed: int
     kind: FailureKind
     detail: str
+    note: str | None = None
+    """Why it is no finding about the option: the state of the GPUs may have caused it."""
 
 
 class ConstraintVerdict(Shown):
@@ -137,6 +139,10 @@ class Row(Shown):
     scaling: Scaling | None
     """None where all rows have as many ranks, or its number is not known."""
     failures: list[Failure]
+    gpu: GpuRow | None = None
+    """What was seen of its GPUs; None: no trial of it had GPU meters."""
+    cost_unknown: list[Unknown] = []  # noqa: RUF012 (pydantic copies it)
+    """Why a price of the suite can't be applied; empty: each can, or there is none."""
 
 
 class Ranking(Shown):

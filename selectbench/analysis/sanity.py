@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from selectbench.analysis.metrics import MemoryKind, memory_kind, skipped_share
+from selectbench.analysis.formulas import MemoryKind, memory_kind, skipped_share
 from selectbench.analysis.summary import Summary
 from selectbench.record.record import Measurement
 

@@ -6,7 +6,10 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from selectbench.analysis.metrics import METRICS, derive, finite
+from selectbench.analysis.formulas import finite
+from selectbench.analysis.gpu_state import State, state_of
+from selectbench.analysis.metrics import METRICS, derive
+from selectbench.analysis.observed import Observed, observe
 from selectbench.record.record import Completed, Failed, Measurement, Record
 from selectbench.suite.suite import Option, Suite
 
@@ -22,8 +25,14 @@ class Summary:
     measurements: dict[int, Measurement] = field(default_factory=dict)
     """Of the completed seeds."""
     failed: dict[int, Failed] = field(default_factory=dict)
+    observed: dict[int, Observed] = field(default_factory=dict)
+    """Of the completed seeds, what metrics are derived from."""
+    states: dict[int, State] = field(default_factory=dict)
+    """Of the GPUs, by seed; failed trials are among them, those without GPU meters are not."""
     values: dict[str, dict[int, float]] = field(default_factory=dict)
-    """Known values by metric and seed."""
+    """Values that count, by metric and seed: known, and not spoiled by the state of the GPUs."""
+    spoiled: dict[str, dict[int, float]] = field(default_factory=dict)
+    """Known values that the state of the GPUs spoils: shown where there is no other, never compared."""
 
     @property
     def missing(self) -> list[int]:
@@ -34,6 +43,14 @@ class Summary:
     def name(self) -> str:
         """The option's name."""
         return self.option.name
+
+    def only_spoiled(self, metric: str) -> bool:
+        """Whether every known value of the metric is spoiled by the state of the GPUs."""
+        return bool(self.spoiled[metric]) and not self.values[metric]
+
+    def unclean_words(self, metric: str) -> str:
+        """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
+        return " and ".join(sorted({self.states[seed].verdict for seed in self.spoiled[metric]}))
 
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
@@ -94,17 +111,31 @@ def _last_attempts(records: Sequence[Record]) -> Iterable[Record]:
 
 
 def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record]) -> Summary:
-    summary = Summary(option, suite.seeds, values={name: {} for name in METRICS})
+    summary = Summary(option, suite.seeds, values=_no_values(), spoiled=_no_values())
     for seed in suite.seeds:
         record = counted.get((option.name, seed))
         if record is None:
             continue
+        if state := state_of(record):
+            summary.states[seed] = state
         if isinstance(record.outcome, Completed):
             summary.completed[seed] = record
             summary.measurements[seed] = record.outcome.measurement
-            known = {name: value for name, value in derive(record).items() if value is not None}
-            for name, value in known.items():
-                summary.values[name][seed] = value
+            summary.observed[seed] = observe(record, suite)
+            _sort_in(summary, seed)
         else:
             summary.failed[seed] = record.outcome
     return summary
+
+
+def _no_values() -> dict[str, dict[int, float]]:
+    return {name: {} for name in METRICS}
+
+
+def _sort_in(summary: Summary, seed: int) -> None:
+    """The trial's values, each among those that count or those that are spoiled."""
+    state = summary.states.get(seed)
+    for name, value in derive(summary.observed[seed]).items():
+        if value is not None:
+            spoiled = state is not None and state.verdict in METRICS[name].spoiled_by
+            (summary.spoiled if spoiled else summary.values)[name][seed] = value

@@ -74,7 +74,7 @@ class Choices(BaseModel):
     strategy: one_of(*REGISTRY["strategy"]) = Single()  # type: ignore[valid-type]
     """How the job is laid out over ranks."""
     world_size: WorldSize = 1
-    """Ranks: a number, or auto for one per visible GPU."""
+    """Ranks: a number, or auto for one per idle GPU."""
     framework: one_of(*REGISTRY["framework"]) = Native()  # type: ignore[valid-type]
     """Which training loop runs the job."""
     python: Interpreter | None = None
@@ -87,7 +87,7 @@ class Choices(BaseModel):
         return values
 
     def ranks(self, machine: Machine) -> int:
-        """The number of ranks, with `auto` resolved on this machine."""
+        """The number of ranks; `auto` is one for each GPU that the run has taken, which are the idle ones."""
         return machine.device_count if self.world_size == "auto" else self.world_size
 
     def unsupported_reason(self, machine: Machine) -> str | None:

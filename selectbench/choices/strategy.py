@@ -39,7 +39,7 @@ class StrategyChoice(Choice):
     def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
         """Why this strategy can't run so many ranks here, or None."""
         if machine.device == "cuda" and world_size > machine.device_count:
-            return f"world_size {world_size} needs as many GPUs, {machine.device_count} visible"
+            return f"world_size {world_size} needs as many GPUs, this run has {machine.device_count}"
         return None
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from selectbench import units
-from selectbench.analysis.metrics import finite, tokens_per_second
+from selectbench.analysis.formulas import finite, tokens_per_second
 from selectbench.launch.time_left import TimeLeft
 from selectbench.record.record import Completed, Failed
 from selectbench.report.escape import first_line, one_line

@@ -6,21 +6,25 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from selectbench.data.prepare import Prepared, check_enough, prepare
 from selectbench.errors import MissingPackageError, UserError
+from selectbench.launch.gpu_claim import GpuClaim, candidates, claim_gpus
 from selectbench.launch.server import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason
+from selectbench.nvml import Gpu
+from selectbench.nvml.same_device import first_difference
+from selectbench.nvml.torch_devices import PROBE, read_probe
+from selectbench.plan.gpu_need import GpuNeed, gpu_need, gpus_used
 from selectbench.plan.plan import Plan, make_plan
-from selectbench.record.environment import collect_environment
+from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.suite.load import load_suite
 from selectbench.suite.shipped import find
 from selectbench.suite.suite import Suite
-
-CUDA_PROBE = "import torch; print(torch.cuda.is_available())"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,10 @@ class Request:
     """`PATH=A,B` each."""
     seeds: str | None = None
     quick: bool = False
+    gpus: str | None = None
+    """Numbers, UUIDs or beginnings of UUIDs, by commas; None: the idle ones."""
+    wait: bool = False
+    """For GPUs to become free."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +55,30 @@ class Preparation:
     prepared: Prepared
     environment: dict[str, Any]
     plan: Plan
+    claim: GpuClaim
+    """The GPUs that trials run on, to be released at the end; none of them on a CPU."""
 
 
 def resolve(request: Request) -> tuple[Suite, Machine]:
-    """The suite for this machine's device. Raises UserError with everything that is wrong with it."""
+    """The suite for this machine's device, and the machine with all GPUs that it may take.
+
+    Raises UserError with everything that is wrong with the suite, or with what names GPUs.
+    """
+    device = "cpu" if request.profile == "cpu" else inspect_machine().device
     suite = load_suite(
-        request.suite, device=inspect_machine().device, profile=request.profile, settings=request.settings,
+        request.suite, device=device, profile=request.profile, settings=request.settings,
         axes=request.axes, seeds=request.seeds, quick=request.quick,
     )  # fmt: skip
-    return suite, inspect_machine(suite.device)
+    machine = inspect_machine(suite.device)
+    if request.gpus is None:
+        return suite, machine
+    if suite.device != "cuda":
+        raise UserError(f"--gpus {request.gpus}: this job runs on the {suite.device}; leave --gpus out")
+    return suite, machine.on([candidate.gpu for candidate in candidates(request.gpus)])
 
 
 def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
-    """Settle everything; nothing is launched. Raises UserError."""
+    """Settle everything and take the GPUs; nothing is launched. Raises UserError, with no GPU taken."""
     suite, machine = resolve(request)
     if (reason := device_problem(request, suite)) is not None:
         raise UserError(reason)
@@ -67,11 +86,25 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     prepared = prepare(suite.job.data, suite.job.tokenizer, notify=notify)
     check_enough(prepared, suite.job)
-    interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
-    environment = collect_environment(find(request.suite).parent, interpreters)
-    plan = make_plan(suite, machine, prepared, environment["code_sha256"])
+    with ExitStack() as undo:
+        claim = undo.enter_context(_claim(request, gpu_need(suite, machine), suite.device, notify))
+        if suite.device == "cuda":
+            machine = machine.on(claim.gpus)
+        plan = make_plan(suite, machine, prepared, code_sha256())
+        claim.keep(gpus_used(plan))
+        environment = _environment(request, suite, claim.gpus)
+        undo.pop_all()
     environment["data"] = data_facts(prepared, plan)
-    return Preparation(suite, machine, prepared, environment, plan)
+    return Preparation(suite, machine, prepared, environment, plan, claim)
+
+
+def _claim(request: Request, need: GpuNeed, device: str, notify: Callable[[str], None]) -> GpuClaim:
+    return claim_gpus(request.gpus, need, wait=request.wait, notify=notify) if device == "cuda" else GpuClaim()
+
+
+def _environment(request: Request, suite: Suite, taken: Sequence[Gpu]) -> dict[str, Any]:
+    interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
+    return collect_environment(find(request.suite).parent, interpreters, taken)
 
 
 def device_problem(request: Request, suite: Suite) -> str | None:
@@ -88,23 +121,38 @@ def data_facts(prepared: Prepared, plan: Plan) -> dict[str, Any]:
     return {**facts, "epochs": plan.epochs}
 
 
-def check_cuda(plan: Plan) -> None:
-    """Ask torch, in a process of its own for each interpreter, whether it can use the GPU. Raises UserError."""
+def check_cuda(plan: Plan, gpus: Sequence[Gpu]) -> None:
+    """Ask torch, in a process of its own for each interpreter, whether it can use these GPUs, in this order.
+
+    It is asked where trials run: CUDA_VISIBLE_DEVICES names the GPUs. Raises UserError.
+    """
     if plan.suite.device != "cuda":
         return
     for python in dict.fromkeys(p.option.choices.python for p in plan.options if p.unsupported is None):
-        probe = subprocess.run(
-            [python or sys.executable, "-P", "-c", CUDA_PROBE], capture_output=True, text=True, check=False,
-            env=server_environment(python),
-        )  # fmt: skip
-        if probe.stdout.strip() != "True":
-            raise UserError(_cuda_refused(python, probe.stderr))
+        check_torch_shows(gpus, python)
+
+
+def check_torch_shows(gpus: Sequence[Gpu], python: str | None) -> None:
+    """Raises UserError where the interpreter's torch does not show exactly these GPUs, in this order."""
+    probe = subprocess.run(
+        [python or sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, check=False,
+        env=server_environment(python, "cuda", gpus),
+    )  # fmt: skip
+    shown = read_probe(probe.stdout) if probe.returncode == 0 else None
+    if not shown:
+        raise UserError(_cuda_refused(python, probe.stderr))
+    if (difference := first_difference(shown, gpus)) is not None:
+        raise UserError(f"torch{_of(python)} does not run on the GPUs that were taken: {difference}")
+
+
+def _of(python: str | None) -> str:
+    return f" of python {python}" if python else ""
 
 
 def _cuda_refused(python: str | None, stderr: str) -> str:
     said = "\n".join(stderr.strip().splitlines()[-3:])
     return (
-        f"this job runs on CUDA, but torch{f' of python {python}' if python else ''} cannot use the GPU"
+        f"this job runs on CUDA, but torch{_of(python)} cannot use the GPU"
         + (f": {said}" if said else "")
         + " (`selectbench doctor` says what is missing; --profile cpu runs on the CPU instead)"
     )

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selectbench.data.prepare import Prepared, check_enough, prepare
-from selectbench.errors import MissingPackageError
+from selectbench.errors import MissingPackageError, UserError
+from selectbench.launch.gpu_claim import idle_now
 from selectbench.launch.preparation import Request, device_problem, resolve
-from selectbench.machine import INSTALL
+from selectbench.machine import INSTALL, Machine
 from selectbench.plan.estimate import Estimate, estimate, past_records
+from selectbench.plan.gpu_need import gpu_need
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import code_sha256
 from selectbench.suite.suite import Suite
@@ -26,15 +28,29 @@ class Outlook:
 
 
 def preview(request: Request, results: Path, notify: Callable[[str], None]) -> Outlook:
-    """Raises UserError for a wrong suite or data; packages that are missing are only noted."""
+    """Raises UserError for a wrong suite or data; missing packages and GPUs in use are only noted."""
     suite, machine = resolve(request)
     notes = [reason] if (reason := device_problem(request, suite)) is not None else []
     prepared = _prepare_if_possible(suite, notify, notes)
     if not machine.trains:
         notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
         machine = machine.with_training()
+    machine = _with_idle_gpus(request, suite, machine, notes)
     plan = make_plan(suite, machine, prepared, code_sha256())
     return Outlook(plan, estimate(plan, machine, past_records(results / suite.name)), notes)
+
+
+def _with_idle_gpus(request: Request, suite: Suite, machine: Machine, notes: list[str]) -> Machine:
+    """The machine with the GPUs that a run would get now."""
+    if not machine.gpus:
+        return machine
+    try:
+        found, told = idle_now(request.gpus, gpu_need(suite, machine))
+    except UserError as error:  # the folder of locks
+        notes += error.problems
+        return machine
+    notes += told
+    return machine.on(found)
 
 
 def _prepare_if_possible(suite: Suite, notify: Callable[[str], None], notes: list[str]) -> Prepared | None:

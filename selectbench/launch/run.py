@@ -56,7 +56,7 @@ def run(
     retry_failed: bool = False,
 ) -> Result:
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError."""
-    check_cuda(preparation.plan)
+    check_cuda(preparation.plan, preparation.claim.gpus)
     folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retry_failed)
     with RunLock(folder), StopRequest() as stop:
         display = make_display()
@@ -125,7 +125,8 @@ def _run_trials(
 
 
 def _servers(preparation: Preparation, folder: Path) -> TrialServers:
-    return TrialServers(lambda python: preload(preparation, python), folder, preparation.suite.device)
+    device, gpus = preparation.suite.device, preparation.claim.gpus
+    return TrialServers(lambda python: preload(preparation, python), folder, device, gpus)
 
 
 def _starting(display: Display, planned: PlannedTrial, number: int, total: int) -> Callable[[], None]:

@@ -16,6 +16,7 @@ from typing import Any
 import selectbench
 from selectbench.data.cache import cache_root
 from selectbench.interpreter import foreign_environment
+from selectbench.nvml import Gpu
 
 PACKET_BYTES = 1 << 16
 
@@ -30,12 +31,16 @@ class ServerDiedError(Exception):
 class TrialServer:
     """One server process; started at the first trial, and again where it died."""
 
-    def __init__(self, modules: Sequence[str], log: Path, python: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self, modules: Sequence[str], log: Path, python: str | None = None, device: str = "cpu",
+        gpus: Sequence[Gpu] = (),
+    ) -> None:  # fmt: skip
         """`modules`: imported once, before forking; `log`: the server's output; `python`: None for the bench's.
 
-        `device`: cpu or cuda, what its trials run on.
+        `device`: cpu or cuda, what its trials run on; `gpus`: in the order of ranks, none for all that are visible.
         """
         self.device = device
+        self.gpus = list(gpus)
         self.modules = list(modules)
         self.log = log
         self.python = python
@@ -77,11 +82,11 @@ class TrialServer:
 
     def _environment(self) -> dict[str, str]:
         if self.python is None:
-            return server_environment(device=self.device)
+            return server_environment(device=self.device, gpus=self.gpus)
         # Another interpreter finds this very code, and nothing else of what is installed beside it.
         self._code = tempfile.TemporaryDirectory(prefix="selectbench-")
         (Path(self._code.name) / "selectbench").symlink_to(Path(selectbench.__file__).parent.resolve())
-        return {**server_environment(self.python, self.device), "PYTHONPATH": self._code.name}
+        return {**server_environment(self.python, self.device, self.gpus), "PYTHONPATH": self._code.name}
 
     def kill(self) -> None:
         """End the server at once; its trial dies with it."""
@@ -121,9 +126,15 @@ class TrialServer:
 class TrialServers:
     """A server for each interpreter that trials run in, started when it is first needed."""
 
-    def __init__(self, preload: Callable[[str | None], Sequence[str]], folder: Path, device: str) -> None:
-        """`preload`: the modules to import in an interpreter; `folder`: where the servers' logs go."""
+    def __init__(
+        self, preload: Callable[[str | None], Sequence[str]], folder: Path, device: str, gpus: Sequence[Gpu] = ()
+    ) -> None:
+        """`preload`: the modules to import in an interpreter; `folder`: where the servers' logs go.
+
+        `gpus`: those of the run, in the order of ranks; none for all that are visible.
+        """
         self._device = device
+        self._gpus = list(gpus)
         self._preload = preload
         self._folder = folder
         self._servers: dict[str | None, TrialServer] = {}
@@ -140,19 +151,21 @@ class TrialServers:
         if python not in self._servers:
             number = 1 + len(self._servers.keys() - {None})
             log = self._folder / ("server.log" if python is None else f"server-python{number}.log")
-            self._servers[python] = TrialServer(self._preload(python), log, python, self._device)
+            self._servers[python] = TrialServer(self._preload(python), log, python, self._device, self._gpus)
         return self._servers[python]
 
 
-def server_environment(python: str | None = None, device: str = "cpu") -> dict[str, str]:
+def server_environment(python: str | None = None, device: str = "cpu", gpus: Sequence[Gpu] = ()) -> dict[str, str]:
     """The environment of a server and, from there, of the trials.
 
-    `python`: another interpreter; `device`: cpu or cuda, which DeepSpeed would choose for itself.
+    `python`: another interpreter; `device`: cpu or cuda, which DeepSpeed would choose for itself; `gpus`: rank i
+    is on the i-th, none for all that are visible.
     """
     outer = dict(os.environ) if python is None else foreign_environment(python)
     own = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": device}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return {**outer, **SINGLE_THREADED, **own, **offline, **_extensions(python)}
+    chosen = {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in gpus)} if gpus else {}
+    return {**outer, **SINGLE_THREADED, **own, **offline, **chosen, **_extensions(python)}
 
 
 def _extensions(python: str | None) -> dict[str, str]:

@@ -6,13 +6,13 @@ older driver does not answer is None.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from typing import Any
 
 import pynvml
 
 from selectbench.nvml.driver import ask, board_of, started
+from selectbench.nvml.visible import bus_id_of, is_slice, visible_handles
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,10 @@ class Gpu:
     """As the driver calls it, `NVIDIA H200`."""
     uuid: str
     """`GPU-...` or `MIG-...`."""
+    index: int | None
+    """NVML's and nvidia-smi's number of the board."""
+    is_mig: bool
+    """Whether it is a slice of a board."""
     pci_bus_id: str | None
     """`00000000:3B:00.0`."""
     memory_total_bytes: int | None
@@ -44,48 +48,20 @@ class Gpu:
 
 
 def gpus() -> list[Gpu]:
-    """The GPUs that CUDA would show this process, in NVML's order (by PCI bus) unless named otherwise.
+    """The GPUs that CUDA would show this process, by `visible_handles`. No driver: no GPU.
 
-    CUDA_VISIBLE_DEVICES is honoured as a list of indices, of UUIDs or of beginnings of UUIDs; as CUDA
-    does, everything from the first unknown entry on is hidden. Where GPUs of several kinds are in one
-    machine, CUDA's indices equal NVML's only under CUDA_DEVICE_ORDER=PCI_BUS_ID. No driver: no GPU.
+    In NVML's order (by PCI bus, as nvidia-smi) unless CUDA_VISIBLE_DEVICES names them in another.
     """
     try:
         with started():
-            return [_describe(handle) for handle in _visible()]
+            return [_describe(handle) for handle in visible_handles()]
     except pynvml.NVMLError:
         return []
-
-
-def _visible() -> list[Any]:
-    """Handles, after CUDA_VISIBLE_DEVICES."""
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-    named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if named is None:
-        return handles
-    chosen = []
-    for entry in filter(None, named.split(",")):
-        handle = _find(entry.strip(), handles)
-        if handle is None:
-            break
-        chosen.append(handle)
-    return chosen
-
-
-def _find(entry: str, handles: list[Any]) -> Any | None:
-    if entry.isdecimal():
-        return handles[int(entry)] if int(entry) < len(handles) else None
-    if entry.startswith("MIG-"):
-        return ask(pynvml.nvmlDeviceGetHandleByUUID, entry)
-    matching = [handle for handle in handles if entry and pynvml.nvmlDeviceGetUUID(handle).startswith(entry)]
-    return matching[0] if len(matching) == 1 else None
 
 
 def _describe(handle: Any) -> Gpu:
     board = board_of(handle)
     memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    pci = ask(pynvml.nvmlDeviceGetPciInfo, board)
-    bus_id = pci.busId if pci else None
     clock_megahertz = ask(pynvml.nvmlDeviceGetMaxClockInfo, board, pynvml.NVML_CLOCK_SM)
     power_milliwatts = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, board)
     ecc = ask(pynvml.nvmlDeviceGetEccMode, board)
@@ -93,7 +69,9 @@ def _describe(handle: Any) -> Gpu:
     return Gpu(
         name=pynvml.nvmlDeviceGetName(handle),
         uuid=pynvml.nvmlDeviceGetUUID(handle),
-        pci_bus_id=bus_id.decode() if isinstance(bus_id, bytes) else bus_id,
+        index=ask(pynvml.nvmlDeviceGetIndex, board),
+        is_mig=is_slice(handle),
+        pci_bus_id=bus_id_of(handle),
         memory_total_bytes=memory.total if memory else None,
         compute_capability=ask(pynvml.nvmlDeviceGetCudaComputeCapability, board),
         power_limit_watts=None if power_milliwatts is None else power_milliwatts / 1e3,

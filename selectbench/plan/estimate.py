@@ -11,7 +11,6 @@ from statistics import fmean
 import numpy as np
 
 from selectbench.machine import Machine
-from selectbench.nvml import gpus
 from selectbench.plan.plan import Plan, PlannedOption
 from selectbench.record.record import Completed, Record
 from selectbench.record.store import FILE_NAME, read_records
@@ -102,8 +101,8 @@ def _half_precision_cost(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> f
 def _flops_per_second(machine: Machine) -> float | None:
     if machine.device == "cpu":
         return CPU_EFFICIENCY * _matmul_flops_per_second()
-    found = gpus()
-    cores, clock = (found[0].cores, found[0].max_sm_clock_hertz) if found else (None, None)
+    first = next(iter(machine.gpus), None)
+    cores, clock = (first.cores, first.max_sm_clock_hertz) if first else (None, None)
     return CUDA_EFFICIENCY * 2.0 * cores * clock if cores and clock else None
 
 

@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ GIT_SECONDS = 20
 
 
 class GpuFacts(Stored):
-    """One visible GPU; None where the driver does not say."""
+    """One GPU; None where the driver does not say."""
 
     name: str
     """As the driver calls it."""
@@ -104,7 +104,7 @@ class Environment(Stored):
     memory_limit_bytes: int | None
     """Of the cgroup; None: no limit."""
     gpus: list[GpuFacts]
-    """The GPUs visible to this process, in CUDA's order."""
+    """Those that the run has taken, in the order of ranks; empty for a run on the CPU."""
     driver_version: str | None
     """Of the NVIDIA driver."""
     cuda_driver_version: tuple[int, int] | None
@@ -129,12 +129,17 @@ class Environment(Stored):
     """Whether its tracked files differ from that commit."""
 
 
-def collect_environment(suite_folder: Path | None, interpreters: Mapping[str, str] | None = None) -> dict[str, Any]:
+def collect_environment(
+    suite_folder: Path | None,
+    interpreters: Mapping[str, str] | None = None,
+    taken: Sequence[Gpu] | None = None,
+) -> dict[str, Any]:
     """The keys of `Environment` as JSON-able data. `suite_folder` None: a suite that lies in no folder.
 
-    `interpreters`: the path of each option that names one. Raises UserError where one does not start.
+    `interpreters`: the path of each option that names one; `taken`: the run's GPUs, None for all that are
+    visible. Raises UserError where an interpreter does not start.
     """
-    visible = gpus()
+    visible = gpus() if taken is None else list(taken)
     revision, dirty = _git(suite_folder) if suite_folder else (None, None)
     environment = Environment(
         selectbench_version=selectbench.__version__,

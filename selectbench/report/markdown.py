@@ -9,16 +9,19 @@ from selectbench import units
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Completed, Record
+from selectbench.report.cost import cost_section
 from selectbench.report.escape import block, first_line, markdown, one_line, table
+from selectbench.report.figures import figure, unclean_note
+from selectbench.report.gpu import gpu_section
 from selectbench.report.identity import in_full
-from selectbench.report.memory import memory_by_rank
+from selectbench.report.memory import device_memory, memory_by_rank
 from selectbench.report.method import method
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.suite.suite import Suite
 
 _COLUMNS = (
     "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte", "startup_seconds", "compile_seconds",
+    "bits_per_byte", "joules_per_token", "usd_per_billion_tokens", "startup_seconds", "compile_seconds",
 )  # fmt: skip
 _RATIOS = ("tokens_per_second", "peak_memory_bytes", "final_perplexity")
 _DETAIL_LINES = 20
@@ -38,7 +41,10 @@ def render(
         f"**{markdown(ranking.answer)}**",
         "## Ranking", ranking_table(ranking), _table_notes(ranking),
         *_section("## Whether it was the same job", in_full(ranking)),
+        *device_memory(ranking),
         *memory_by_rank(ranking),
+        *gpu_section(suite, ranking),
+        *cost_section(suite, ranking),
         *_failures(ranking),
         *_section("## Warnings", ranking.warnings),
         "## How it was measured", method(suite, ranking, _done(records)),
@@ -51,9 +57,7 @@ def render(
 
 def ranking_table(ranking: Ranking) -> str:
     """The table of the ranking, every metric that some row knows."""
-    shown = [name for name in _COLUMNS if any(row.metrics[name].value is not None for row in ranking.rows)]
-    if ranking.objective not in shown:
-        shown.insert(0, ranking.objective)
+    shown = _shown(ranking)
     ratios = {*_RATIOS, ranking.objective}
     heads = ["#", "option", "differs in", "seeds", ""]
     for name in shown:
@@ -63,13 +67,18 @@ def ranking_table(ranking: Ranking) -> str:
     return table(heads, rows, right=5)
 
 
+def _shown(ranking: Ranking) -> list[str]:
+    known = [name for name in _COLUMNS if any(row.metrics[name].value is not None for row in ranking.rows)]
+    return known if ranking.objective in known else [ranking.objective, *known]
+
+
 def _cells(ranking: Ranking, row: Row, shown: Sequence[str], ratios: set[str]) -> list[str]:
     differs = "baseline" if row.option == ranking.baseline else markdown(", ".join(row.differs_in))
     cells = [units.DASH if row.rank is None else str(row.rank), markdown(row.option), differs]
     cells += [f"{row.n} of {row.planned}", state(row)]
     for name in shown:
         metric = row.metrics[name]
-        cells.append(METRICS[name].show(metric.value) + _spread(name, metric.standard_deviation))
+        cells.append(figure(name, metric) + _spread(name, metric.standard_deviation))
         cells += [units.ratio(metric.ratio_to_baseline)] if name in ratios else []
     return cells
 
@@ -101,6 +110,7 @@ def _table_notes(ranking: Ranking) -> str:
     if scaling_headings(ranking):
         lines.append("Efficiency is the speed-up over the baseline, divided by the ratio of their ranks.")
     lines += [f"{markdown(row.option)}: {markdown(note)}." for row in ranking.rows for note in row.notes]
+    lines += [f"{note}." for note in unclean_note(ranking, _shown(ranking))]
     lines += [f"`{units.DASH}`: not known."]
     return "\n".join(f"- {line}" for line in lines)
 
@@ -117,7 +127,9 @@ def _failures(ranking: Ranking) -> Iterator[str]:
     yield "## Failed trials"
     seeds: dict[tuple[str, str, str], list[str]] = {}
     for name, f in failed:
-        seeds.setdefault((markdown(name), f.kind, markdown(first_line(f.detail, 200))), []).append(str(f.seed))
+        note = f" ({f.note})" if f.note else ""
+        detail = markdown(first_line(f.detail, 200) + note)
+        seeds.setdefault((markdown(name), f.kind, detail), []).append(str(f.seed))
     rows = [[name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items()]
     yield table(["option", "seeds", "kind", "detail"], rows, right=4)
     for text in dict.fromkeys(f.detail for _, f in failed if one_line(f.detail) != first_line(f.detail, 200)):

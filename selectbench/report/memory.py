@@ -1,4 +1,4 @@
-"""The memory of each rank, and of its model states as expected and as measured. Pure."""
+"""The memory of each GPU and rank, and of its model states as expected and as measured. Pure."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from selectbench import units
 from selectbench.analysis.row import MemoryByRank, Ranking
 from selectbench.report.escape import markdown, table
+from selectbench.report.figures import figure
 
 _MOST_PEAKS = 8
 _NOTE = (
@@ -15,6 +16,35 @@ _NOTE = (
     "divided by the number of ranks, and gradients have the dtype of the weights that the model computes with; "
     "an implementation may keep them in fp32, or buffers beside them."
 )
+
+
+_FIGURES = (
+    "Allocated and reserved are the CUDA allocator's own peaks, of the rank with most: the tensors, and the "
+    "blocks that it keeps for them. Device peak is what the GPU itself had in use, the CUDA context, libraries' "
+    "workspaces and fragments among it, over what it held right before the trial. All while training, "
+    "evaluation excluded."
+)
+_FITS = (
+    "Whether an option fits in so many GiB is told by `must fit`: the device peak and what the GPU holds when "
+    "idle, since both must fit, in the GPU's total less what the driver reserves. A GPU of another kind, or a "
+    "fuller one, holds another amount when idle."
+)
+
+
+def device_memory(ranking: Ranking) -> list[str]:
+    """The section on GPU memory, or nothing where no completed trial had GPU meters."""
+    rows = [(row, row.gpu.memory) for row in ranking.rows if row.gpu is not None and row.n]
+    if not rows:
+        return []
+    heads = ["option", "allocated", "reserved", "device peak over idle", "idle before", "must fit",
+             "the GPU's total", "driver's reserve"]  # fmt: skip
+    metrics = ("peak_memory_bytes", "peak_memory_reserved_bytes", "peak_device_memory_bytes")
+    cells = [
+        [markdown(row.option), *(figure(name, row.metrics[name]) for name in metrics), units.size(m.idle_bytes),
+         units.size(m.peak_bytes), units.size(m.total_bytes), units.size(m.driver_reserved_bytes)]
+        for row, m in rows
+    ]  # fmt: skip
+    return ["## Memory", table(heads, cells, right=1), f"{_FIGURES} {_FITS}"]
 
 
 def memory_by_rank(ranking: Ranking) -> list[str]:

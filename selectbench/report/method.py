@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
+from selectbench.analysis import energy, gpu_state
 from selectbench.analysis.row import Ranking
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import markdown
 from selectbench.suite.suite import Suite
 
+_SPOILED = (
+    "Throttling and sharing spoil speed, energy and cost, sharing the device's memory too: such seeds count in no "
+    "mean where there are others, and in no ratio."
+)
+
 
 def method(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> str:
     """A list in Markdown; `done`: the completed records."""
     lines = [_job(suite), _same_job(suite, ranking), _timing(suite, done), *_evaluation(suite, done)]
+    lines += _meters(suite, ranking, done)
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -62,3 +69,25 @@ def _evaluation(suite: Suite, done: Sequence[Record]) -> list[str]:
         f"Quality is the loss after the last step{tokens}, in fp32 for every option.",
         "Perplexity is exp of the loss; bits per byte divide it by the text's bytes and ln 2.",
     ]
+
+
+def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> list[str]:
+    """How the GPUs were watched, or why not; nothing of records that are older than the meters."""
+    if any(row.gpu for row in ranking.rows):
+        spoiled = (
+            "It spoils speed, energy and cost, and sharing the device's memory too: such seeds count in no mean"
+        )
+        state = f"{markdown(gpu_state.RULE)} {spoiled} where there are others, and in no ratio."
+        return [_watching(suite), f"State of the GPUs: {state}", markdown(energy.RULE)]
+    problems = dict.fromkeys(r.meters.problem for r in done if r.meters and r.meters.problem)
+    main = "; peak memory is main memory" if suite.device == "cpu" else ""
+    return [f"No GPU meters: {markdown(problem)}{main}." for problem in problems if problem]
+
+
+def _watching(suite: Suite) -> str:
+    settings = suite.meters
+    return (
+        f"The GPUs are watched from outside the trial, their memory every {settings.memory_interval_seconds:g} s "
+        f"and all else every {settings.interval_seconds:g} s. A trial begins once their memory is back where it "
+        f"was before the first one, or after {settings.settle_seconds:g} s."
+    )

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
+from selectbench.analysis.gpu_state import is_unclean, state_of
 from selectbench.analysis.metrics import METRICS, derive
+from selectbench.analysis.observed import observe
 from selectbench.analysis.row import Ranking
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.report.escape import block, markdown, table
+from selectbench.report.gpu import gpus_by_seed
 from selectbench.report.identity import not_the_same_job
 from selectbench.suite.suite import Suite
 
@@ -36,12 +39,19 @@ def render(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str)
         f"# {markdown(ranking.suite)}: {markdown(name)}",
         f"{place[0].upper()}{place[1:]}; differs from the baseline {markdown(ranking.baseline)} in {differs}.{why}",
         "## Trials", _trials(own),
-        *(["## Figures by seed", _figures(done), "## Training loss by step", _training(done)] if done else []),
+        *_gpus(list(last.values())),
+        *(["## Figures by seed", _figures(suite, done)] if done else []),
+        *(["## Training loss by step", _training(done)] if done else []),
         *(["## Held-out loss by step", _heldout(done)] if any(r.evaluation_curve for r in done) else []),
         *(part for r in own if isinstance(r.outcome, Failed) and "\n" in r.outcome.detail.strip()
           for part in (f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:", block(r.outcome.detail))),
     ]  # fmt: skip
     return "\n\n".join(sections) + "\n"
+
+
+def _gpus(counted: Sequence[Record]) -> list[str]:
+    seen = gpus_by_seed(counted)
+    return ["## GPUs by trial", seen] if seen else []
 
 
 def _trials(own: Sequence[Record]) -> str:
@@ -55,11 +65,14 @@ def _trials(own: Sequence[Record]) -> str:
 
 def _outcome(record: Record) -> tuple[str, str]:
     outcome = record.outcome
-    return ("completed", "") if isinstance(outcome, Completed) else (outcome.kind, markdown(outcome.detail, 120))
+    if isinstance(outcome, Failed):
+        return outcome.kind, markdown(outcome.detail, 120)
+    state = state_of(record) if is_unclean(record) else None
+    return "completed", markdown(f"{state.verdict}: {state.detail}", 120) if state else ""
 
 
-def _figures(done: Sequence[Record]) -> str:
-    values = [derive(record) for record in done]
+def _figures(suite: Suite, done: Sequence[Record]) -> str:
+    values = [derive(observe(record, suite)) for record in done]
     rows = [
         [name, *(METRICS[name].show(found[name]) for found in values)]
         for name in METRICS

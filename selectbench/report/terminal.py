@@ -9,13 +9,15 @@ from rich.text import Text
 
 from selectbench import units
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.row import Failure, Ranking, Row
 from selectbench.report.escape import first_line, one_line
+from selectbench.report.figures import figure, unclean_note
+from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
 
 _BY_IMPORTANCE = (
     "tokens_per_second", "final_perplexity", "peak_memory_bytes", "step_time_median_seconds", "final_loss",
-    "bits_per_byte", "startup_seconds", "compile_seconds",
+    "joules_per_token", "usd_per_billion_tokens", "bits_per_byte", "startup_seconds", "compile_seconds",
 )  # fmt: skip
 _NAME_MOST = 40
 
@@ -39,6 +41,8 @@ def state(row: Row) -> str:
     counted = [f"{kinds.count(kind)} {kind}" if row.n else kind for kind in dict.fromkeys(kinds)]
     if row.missing_seeds:
         counted.append(f"{len(row.missing_seeds)} missing")
+    found = row.gpu.states if row.gpu else {}
+    counted += [f"{found[verdict]} {verdict}" for verdict in ("throttled", "shared") if verdict in found]
     if row.identity.violations:
         counted.insert(0, "not comparable")
     if row.constraint_failures:
@@ -51,11 +55,15 @@ def notes(ranking: Ranking) -> list[str]:
     lines = []
     for row in ranking.rows:
         lines += not_the_same_job(row)
-        causes = {f"{failure.kind}: {first_line(failure.detail, 160)}": None for failure in row.failures}
+        causes = {f"{f.kind}: {first_line(f.detail, 160)}{_noted(f)}": None for f in row.failures}
         unjudged = [f"not judged: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "not_judged"]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*row.constraint_failures, *causes)]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*unjudged, *row.notes)]
-    return lines
+    return [*lines, *unknown_states(ranking), *unclean_note(ranking, list(_BY_IMPORTANCE))]
+
+
+def _noted(failure: Failure) -> str:
+    return f" ({one_line(failure.note)})" if failure.note else ""
 
 
 def _table(ranking: Ranking, width: int) -> Table:
@@ -81,7 +89,7 @@ def _cells(ranking: Ranking, row: Row, shown: list[str]) -> list[Text]:
     cells = [units.DASH if row.rank is None else str(row.rank), one_line(row.option, _NAME_MOST)]
     for name in shown:
         metric = row.metrics[name]
-        cells.append(METRICS[name].show(metric.value))
+        cells.append(figure(name, metric))
         if name == ranking.objective:
             cells.append(units.ratio(metric.ratio_to_baseline))
     cells += _beside_ratio(ranking, scaling_cells(ranking, row))
@@ -143,5 +151,5 @@ def _fixed_width(ranking: Ranking, width: int) -> int:
 
 
 def _width(ranking: Ranking, name: str) -> int:
-    cells = [METRICS[name].show(row.metrics[name].value) for row in ranking.rows]
+    cells = [figure(name, row.metrics[name]) for row in ranking.rows]
     return max(len(METRICS[name].title), *map(len, cells)) + 2

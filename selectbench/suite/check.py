@@ -5,7 +5,7 @@ from __future__ import annotations
 from selectbench.choices import Choice, Choices
 from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
-from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
+from selectbench.suite.constraint import GPU_METRICS, QUALITY_METRICS, parse_constraint
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import Row
 from selectbench.suite.model import config_file
@@ -105,8 +105,16 @@ def differences(choices: Choices, baseline: Choices) -> list[str]:
     return found
 
 
-def check_constraints(document: Node, problems: Problems, *, evaluates: bool) -> None:
-    """Each constraint must parse; one on quality needs an evaluation, and so does such an objective."""
+def unmeasured_metrics(*, evaluates: bool, device: str, has_prices: bool) -> dict[str, str]:
+    """Why the job will not yield a metric, by those that it won't."""
+    quality = {} if evaluates else dict.fromkeys(QUALITY_METRICS, "job.eval is none")
+    meters = dict.fromkeys(GPU_METRICS, "the job runs on the cpu, and only GPUs have meters and a price")
+    prices = {"usd_per_billion_tokens": "no price is given: add `cost: {usd_per_gpu_hour: ...}`"}
+    return {**quality, **({} if has_prices else prices), **(meters if device == "cpu" else {})}
+
+
+def check_constraints(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
+    """Each constraint must parse, and like the objective must be on a metric that is measured."""
     decide = document.mapping.get("decide", document)
     for node in decide.at(["constraints"]).items:
         try:
@@ -114,11 +122,11 @@ def check_constraints(document: Node, problems: Problems, *, evaluates: bool) ->
         except ValueError as error:
             problems.at(node, str(error))
             continue
-        if parsed.metric in QUALITY_METRICS and not evaluates:
-            problems.at(node, f"{parsed.metric} is not measured: job.eval is none")
+        if parsed.metric in unmeasured:
+            problems.at(node, f"{parsed.metric} is not measured: {unmeasured[parsed.metric]}")
     objective = decide.mapping.get("objective")
-    if objective is not None and objective.value in QUALITY_METRICS and not evaluates:
-        problems.at(objective, f"{objective.value} is not measured: job.eval is none")
+    if objective is not None and str(objective.value) in unmeasured:
+        problems.at(objective, f"{objective.value} is not measured: {unmeasured[str(objective.value)]}")
 
 
 def without_quality(decide: Decide) -> Decide:

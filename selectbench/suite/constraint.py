@@ -12,10 +12,12 @@ from selectbench.errors import did_you_mean
 Operator = Literal["<=", ">=", "<", ">"]
 METRICS = (
     "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte",
+    "bits_per_byte", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
 )  # fmt: skip
 QUALITY_METRICS = frozenset({"final_loss", "final_perplexity", "bits_per_byte"})
 """Those that need an evaluation."""
+GPU_METRICS = frozenset({"peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens"})
+"""Those that only a run on GPUs has."""
 _GRAMMAR = re.compile(r"\s*(\S+?)\s*(<=|>=|<|>)\s*([-+.0-9eE_]+)\s*(x\s*baseline)?\s*")
 
 

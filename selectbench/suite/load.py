@@ -24,6 +24,7 @@ from selectbench.suite.check import (
     check_seeds,
     chosen_baseline,
     differences,
+    unmeasured_metrics,
     without_quality,
 )
 from selectbench.suite.document import Node, Place, Problems, read_document
@@ -151,7 +152,8 @@ def _suite(
     check_seeds(document, problems)
     quick = request.quick or (content is not None and content.quick)
     evaluates = quick or document.at(["job", "eval"]).value != "none"
-    check_constraints(document, problems, evaluates=evaluates)
+    unmeasured = unmeasured_metrics(evaluates=evaluates, device=device, has_prices="cost" in document.mapping)
+    check_constraints(document, problems, unmeasured)
     baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
     if problems.found or content is None:
         return None
@@ -182,9 +184,10 @@ def _assembled(
         options=[Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows],
         baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
         decide=content.decide if job.evaluates else without_quality(content.decide),
-        limits=content.limits, code=content.code, resolved={},
+        limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
     )  # fmt: skip
-    return suite.model_copy(update={"resolved": _resolved(suite)})
+    given = content.model_fields_set & {"cost", "meters"}
+    return suite.model_copy(update={"resolved": _resolved(suite, given)})
 
 
 def _quickened(job: Job) -> Job:
@@ -193,8 +196,11 @@ def _quickened(job: Job) -> Job:
     return job.model_copy(update={"eval": "none", "max_steps": steps, "lr_schedule": schedule})
 
 
-def _resolved(suite: Suite) -> dict[str, Any]:
-    """The suite as a file without profiles, axes or defaults left to chance; dimensions all share said once."""
+def _resolved(suite: Suite, given: set[str]) -> dict[str, Any]:
+    """The suite as a file without profiles, axes or defaults left to chance; dimensions all share said once.
+
+    Of what decides no figure of a trial, only the keys that were `given`.
+    """
     dumped = {option.name: option.choices.model_dump(mode="json") for option in suite.options}
     first = next(iter(dumped.values()))
     shared = {d: value for d, value in first.items() if all(row[d] == value for row in dumped.values())}
@@ -202,5 +208,5 @@ def _resolved(suite: Suite) -> dict[str, Any]:
     return {
         **suite.model_dump(mode="json", include={"name", "question", "device", "profile", "quick", "job", "code"}),
         "choices": shared, "options": own,
-        **suite.model_dump(mode="json", include={"baseline", "seeds", "decide", "limits"}),
+        **suite.model_dump(mode="json", include={"baseline", "seeds", "decide", "limits", *given}),
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
@@ -18,7 +18,7 @@ class Decide(Strict):
 
     objective: Literal[
         "tokens_per_second", "peak_memory_bytes", "final_loss", "final_perplexity", "bits_per_byte",
-        "step_time_median_seconds",
+        "step_time_median_seconds", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
     ] = "tokens_per_second"  # fmt: skip
     """The metric to rank by; whether more or less is better follows from it."""
     constraints: list[str] = Field(default_factory=lambda: ["final_perplexity <= 1.01x baseline"])
@@ -32,6 +32,37 @@ class Limits(Strict):
     """Longest time of one trial; null: no bound."""
     stall_seconds: Annotated[float, Field(gt=0)] = 1800.0
     """Longest silence of a trial, no step, evaluation or compilation ending in it."""
+
+
+class Cost(Strict):
+    """What a GPU and its electricity cost; either price alone will do."""
+
+    usd_per_gpu_hour: Annotated[float, Field(gt=0)] | None = None
+    """Rent of one GPU; null: not counted."""
+    usd_per_kwh: Annotated[float, Field(gt=0)] | None = None
+    """Of the energy that the GPUs' own meters count; null: not counted."""
+
+    @model_validator(mode="after")
+    def _has_a_price(self) -> Cost:
+        if self.usd_per_gpu_hour is None and self.usd_per_kwh is None:
+            raise ValueError("a price is missing: usd_per_gpu_hour, usd_per_kwh or both")
+        return self
+
+
+Interval = Annotated[float, Field(ge=0.005, le=10)]
+
+
+class MeterSettings(Strict):
+    """How the GPUs are watched while a trial runs."""
+
+    memory_interval_seconds: Interval = 0.05
+    """Time between two readings of a GPU's memory."""
+    interval_seconds: Interval = 0.1
+    """Time between two readings of all else: power, clocks, temperature, processes."""
+    settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
+    """Longest wait before a trial until the GPU's memory is back where it was before the first one."""
+    rerun_unclean: bool = False
+    """Run a trial a second time where its GPU was throttled or shared."""
 
 
 class Option(Strict):
@@ -70,6 +101,10 @@ class Suite(Strict):
     """What decides."""
     limits: Limits
     """When a trial is given up."""
+    cost: Cost | None = None
+    """Prices; None: nothing is said of cost."""
+    meters: MeterSettings = MeterSettings()
+    """How the GPUs are watched."""
     code: list[str] = Field(default_factory=list)
     """Folders of own code, absolute."""
     resolved: dict[str, Any]

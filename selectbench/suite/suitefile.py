@@ -8,7 +8,7 @@ from pydantic import Field
 
 from selectbench.suite.job import Job
 from selectbench.suite.strict import Strict
-from selectbench.suite.suite import Decide, Limits, Seed
+from selectbench.suite.suite import Cost, Decide, Limits, MeterSettings, Seed
 
 
 class SuiteFile(Strict):
@@ -41,6 +41,10 @@ class SuiteFile(Strict):
     """What decides."""
     limits: Limits = Limits()
     """When a trial is given up."""
+    cost: Cost | None = None
+    """Prices, from which the cost of the job and of a billion tokens is told; no part of a trial's identity."""
+    meters: MeterSettings = MeterSettings()
+    """How the GPUs are watched while a trial runs; no part of a trial's identity."""
     device: Literal["cpu", "cuda"] | None = None
     """What the job runs on; a run writes it into its suite.yaml. The machine's where not given."""
     profile: str | None = None

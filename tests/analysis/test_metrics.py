@@ -3,11 +3,18 @@ import math
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_records import make_failure, make_record
+from made_records import make_failure, make_record, make_suite
 
-from selectbench.analysis.metrics import METRICS, derive, memory_kind
+from selectbench.analysis.formulas import memory_kind
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.metrics import derive as derive_observed
+from selectbench.analysis.observed import observe
 from selectbench.analysis.summary import mean, standard_deviation
-from selectbench.record.record import Completed
+from selectbench.record.record import Completed, Record
+
+
+def derive(record: Record) -> dict[str, float | None]:
+    return derive_observed(observe(record, make_suite("fp32")))
 
 
 def test_metrics_of_a_trial_by_hand() -> None:
@@ -56,10 +63,10 @@ def test_what_cannot_be_computed_is_none(changes: dict[str, float | None], unkno
 
 
 def test_gpu_memory_is_the_allocators_and_says_so() -> None:
-    outcome = make_record("fp32", 0, peak_memory_allocated_bytes=7, peak_pss_growth_bytes=9).outcome
-    assert isinstance(outcome, Completed)
-    assert METRICS["peak_memory_bytes"].derive(outcome.measurement) == 7
-    assert memory_kind(outcome.measurement) == "cuda_allocated"
+    record = make_record("fp32", 0, peak_memory_allocated_bytes=7, peak_pss_growth_bytes=9)
+    assert derive(record)["peak_memory_bytes"] == 7
+    assert isinstance(record.outcome, Completed)
+    assert memory_kind(record.outcome.measurement) == "cuda_allocated"
 
 
 def test_a_failure_has_no_metrics() -> None:

@@ -1,39 +1,28 @@
-"""A stand-in for the GPU driver, loaded by the real binding in a process of its own."""
+"""Python under the stand-in for the GPU driver, loaded by the real binding in a process of its own."""
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture(scope="session")
-def driver(tmp_path_factory):
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler to build the stand-in driver with")
-    folder = tmp_path_factory.mktemp("driver")
-    source = Path(__file__).with_name("driver_stand_in.c")
-    library = folder / "libnvidia-ml.so.1"
-    subprocess.run([compiler, "-shared", "-fPIC", "-w", "-o", str(library), str(source)], check=True)
-    return folder
+from stand_in import StandIn
 
 
 @pytest.fixture
-def with_driver(driver):
+def with_driver(driver_library, tmp_path):
     """Evaluates an expression where the stand-in is the driver; the process must also shut NVML down."""
 
-    def evaluate(expression, *, path=(), **variables):
+    def evaluate(expression, *, path=(), script=(), **variables):
+        driver = StandIn(tmp_path)
+        driver.set(**dict(script))
         base = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
         code = (
             "import json\nfrom dataclasses import asdict\n"
             "from selectbench import nvml, machine, doctor\nfrom selectbench.record import environment\n"
             f"print(json.dumps({expression}))"
         )
-        paths = {"LD_LIBRARY_PATH": str(driver), "PYTHONPATH": os.pathsep.join(map(str, path))}
+        paths = {**driver.environment(), "PYTHONPATH": os.pathsep.join(map(str, path))}
         done = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,

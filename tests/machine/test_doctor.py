@@ -80,7 +80,7 @@ def test_a_gpu_that_torch_can_use(with_driver, torch_of):
 
 
 def test_a_driver_that_does_not_answer(with_driver):
-    finding = with_driver(ASDICT.format("check_gpu"), STAND_IN_DOWN="1")
+    finding = with_driver(ASDICT.format("check_gpu"), STAND_IN_SCRIPT="")
     assert finding["status"] == "limited"
     assert "Driver Not Loaded" in finding["found"]
 

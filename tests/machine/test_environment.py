@@ -132,7 +132,7 @@ def test_another_interpreter_is_told_without_where_it_lies():
 
 
 def test_gpus_and_their_driver(with_driver):
-    found = with_driver("environment.collect_environment(None)", STAND_IN_NVLINK="1")
+    found = with_driver("environment.collect_environment(None)", script={"nvlink": 1})
     assert [gpu["name"] for gpu in found["gpus"]] == ["NVIDIA H100", "Old Board"]
     assert found["gpus"][0]["power_limit_watts"] == 650.5
     assert found["gpu_topology"] == [["X", "NVL"], ["NVL", "X"]]

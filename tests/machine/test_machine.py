@@ -144,15 +144,15 @@ def test_a_gpu_beside_a_cpu_torch_is_an_error_with_its_fix(with_driver, torch_of
 
 def test_a_driver_too_old_for_torch_is_an_error_with_its_fix(with_driver, torch_of):
     site = torch_of("13.0")
-    reason = with_driver(REASON.format(""), path=[site], STAND_IN_CUDA="12040")
+    reason = with_driver(REASON.format(""), path=[site], script={"cuda": 12040})
     assert "built for CUDA 13.0" in reason
     assert "driver 550.54.15" in reason
     assert "CUDA 12.4" in reason
-    assert with_driver(REASON.format(""), path=[site], STAND_IN_CUDA="13000") is None
+    assert with_driver(REASON.format(""), path=[site], script={"cuda": 13000}) is None
 
 
 def test_a_driver_of_the_same_major_version_runs_a_later_minor_one(with_driver, torch_of):
-    assert with_driver(REASON.format(""), path=[torch_of("12.9")], STAND_IN_CUDA="12020") is None
+    assert with_driver(REASON.format(""), path=[torch_of("12.9")], script={"cuda": 12020}) is None
 
 
 def test_cuda_without_a_driver_says_what_nvml_says(with_driver, tmp_path):

@@ -10,16 +10,22 @@ def test_a_gpu_that_answers_everything(with_driver):
     assert with_driver("asdict(nvml.gpus()[0])") == {
         "name": H100,
         "uuid": "GPU-aaaa1111-0000",
+        "index": 0,
+        "is_mig": False,
         "pci_bus_id": "00000000:3B:00.0",
         "memory_total_bytes": 80 << 30,
         "compute_capability": [9, 0],
         "power_limit_watts": 650.5,
         "ecc_enabled": False,
         "max_sm_clock_hertz": 1.98e9,
-        "cores": None,  # this driver is too old to have the call
+        "cores": 16896,
         "driver_version": "550.54.15",
         "cuda_driver_version": [12, 4],
     }
+
+
+def test_what_a_driver_is_too_old_for_is_none(with_driver):
+    assert with_driver("nvml.gpus()[0].cores", script={"gpu0.cores": "missing"}) is None
 
 
 def test_what_a_board_does_not_answer_is_none(with_driver):
@@ -55,7 +61,7 @@ def test_all_are_visible_where_nothing_is_named(with_driver):
 def test_topology(with_driver):
     matrix = "nvml.topology(nvml.gpus())"
     assert with_driver(matrix) == [["X", "SYS"], ["SYS", "X"]]
-    assert with_driver(matrix, STAND_IN_NVLINK="1") == [["X", "NVL"], ["NVL", "X"]]
+    assert with_driver(matrix, script={"nvlink": 1}) == [["X", "NVL"], ["NVL", "X"]]
     assert with_driver("nvml.topology([])") == []
 
 
@@ -66,7 +72,7 @@ def test_topology_of_a_gpu_that_left(with_driver):
 
 
 def test_a_driver_that_is_not_loaded(with_driver):
-    assert with_driver("[nvml.gpus(), nvml.problem()]", STAND_IN_DOWN="1") == [[], "Driver Not Loaded"]
+    assert with_driver("[nvml.gpus(), nvml.problem()]", STAND_IN_SCRIPT="") == [[], "Driver Not Loaded"]
     assert with_driver("nvml.problem()") is None
 
 

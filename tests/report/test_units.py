@@ -15,6 +15,11 @@ from selectbench import units
         (units.duration, 90000, "1 d 01 h"),
         (units.ratio, 1.0666, "1.07x"), (units.ratio, 0.00123, "0.00123x"), (units.ratio, 0, "0.00x"),
         (units.significant, 5.5, "5.500"), (units.significant, 1e300, "1.000e+300"), (units.significant, 0, "0"),
+        (units.joules, 0.0123, "12.3 mJ"), (units.joules, 5.3e-7, "0.530 uJ"), (units.joules, 3030, "3,030 J"),
+        (units.joules, 0, "0 J"), (units.watts, 312.4, "312 W"), (units.watts, 45.61, "45.6 W"),
+        (units.usd, 5500.92, "5,500.92 USD"), (units.usd, 0.00694, "0.00694 USD"), (units.usd, 0, "0.00 USD"),
+        (units.share, 0.412, "41.2%"), (units.share, 0.00042, "0.042%"), (units.share, 0, "0.0%"),
+        (units.megahertz, 1.755e9, "1,755 MHz"), (units.celsius, 61.4, "61 °C"),
     ],
 )  # fmt: skip
 def test_shown(show: object, value: float, text: str) -> None:
@@ -22,7 +27,11 @@ def test_shown(show: object, value: float, text: str) -> None:
     assert show(value) == text
 
 
-@pytest.mark.parametrize("show", [units.count, units.size, units.seconds, units.duration, units.ratio])
+@pytest.mark.parametrize(
+    "show",
+    [units.count, units.size, units.seconds, units.duration, units.ratio, units.significant, units.joules,
+     units.watts, units.usd, units.share, units.megahertz, units.celsius],
+)  # fmt: skip
 def test_unknown_is_a_dash(show: object) -> None:
     assert callable(show)
     assert show(None) == "-"

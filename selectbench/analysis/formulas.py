@@ -1,0 +1,58 @@
+"""Formulas over what the worker itself measured. What cannot be computed is None, never infinity and never zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from selectbench.record.record import Measurement
+
+MemoryKind = Literal["cuda_allocated", "cpu_pss_growth"]
+
+
+def finite(formula: Callable[[], float | None]) -> float | None:
+    """The formula's value, or None where it divides by zero or is more than a float holds."""
+    try:
+        value = formula()
+        return None if value is None or not math.isfinite(value) else float(value)
+    except (OverflowError, ZeroDivisionError):
+        return None
+
+
+def tokens_per_second(m: Measurement) -> float | None:
+    """timed_steps x tokens_per_step / timed_seconds: tokens trained per second by the whole job."""
+    return m.timed_steps * m.tokens_per_step / m.timed_seconds if m.timed_steps else None
+
+
+def peak_memory_bytes(m: Measurement) -> float | None:
+    """CUDA: the allocator's peak of allocated bytes. CPU: peak growth of the proportional set size."""
+    allocated = m.peak_memory_allocated_bytes
+    return allocated if allocated is not None else m.peak_pss_growth_bytes
+
+
+def memory_kind(m: Measurement) -> MemoryKind | None:
+    """Which of the two `peak_memory_bytes` is; None where neither was measured."""
+    if m.peak_memory_allocated_bytes is not None:
+        return "cuda_allocated"
+    return "cpu_pss_growth" if m.peak_pss_growth_bytes is not None else None
+
+
+def final_perplexity(m: Measurement) -> float | None:
+    """exp(final_loss), per token of the job's own tokenizer (Jelinek et al. 1977)."""
+    return None if m.final_loss is None else math.exp(m.final_loss)
+
+
+def bits_per_byte(m: Measurement) -> float | None:
+    """final_loss x heldout_tokens / (heldout_bytes x ln 2): bits per UTF-8 byte of held-out text.
+
+    Source: Gao et al. 2020, arXiv:2101.00027, section 3.1; it does not depend on the tokenizer.
+    """
+    if m.final_loss is None or m.heldout_tokens is None or m.heldout_bytes is None:
+        return None
+    return m.final_loss * m.heldout_tokens / (m.heldout_bytes * math.log(2))
+
+
+def skipped_share(m: Measurement) -> float | None:
+    """Share of the job's optimizer steps that fp16's gradient scaling skipped, 0 to 1."""
+    return m.steps_skipped / (m.steps_applied + m.steps_skipped)

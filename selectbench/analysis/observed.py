@@ -1,0 +1,42 @@
+"""Everything that a metric may be derived from, of one completed trial."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from selectbench.choices import Choices
+from selectbench.record.meters import GpuMeters, Meters
+from selectbench.record.record import Completed, Measurement, Record
+from selectbench.suite.suite import Cost, Suite
+
+
+@dataclass(frozen=True)
+class Observed:
+    """One completed trial: raw values, and what of the suite a formula needs."""
+
+    measurement: Measurement
+    meters: Meters | None
+    choices: Choices
+    """The option's."""
+    device: Literal["cpu", "cuda"]
+    world_size: int | None
+    """Ranks that took part, one GPU each; None: the trial does not say."""
+    cost: Cost | None
+    """The suite's prices."""
+
+    @property
+    def gpus(self) -> list[GpuMeters]:
+        """The trial's GPUs as they were metered; empty where they were not."""
+        return self.meters.gpus if self.meters else []
+
+
+def observe(record: Record, suite: Suite) -> Observed:
+    """What is known of a completed trial of the suite. Raises ValueError for a failed one."""
+    if not isinstance(record.outcome, Completed):
+        raise ValueError(f"trial {record.trial.trial_id} failed: it has no metrics")
+    return Observed(
+        measurement=record.outcome.measurement, meters=record.meters,
+        choices=suite.option(record.trial.option).choices, device=suite.device,
+        world_size=record.identity.world_size if record.identity else None, cost=suite.cost,
+    )  # fmt: skip

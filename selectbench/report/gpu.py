@@ -1,0 +1,105 @@
+"""What the GPUs did: state, clocks, energy, and how much of their arithmetic was used. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selectbench import units
+from selectbench.analysis.energy import Method
+from selectbench.analysis.gpu_row import GpuRow
+from selectbench.analysis.gpu_state import POWER_CAP, state_of
+from selectbench.analysis.row import Ranking, Row
+from selectbench.record.record import Record
+from selectbench.report.escape import markdown, table
+from selectbench.report.figures import figure
+from selectbench.suite.suite import Suite
+
+_METHODS: dict[Method, str] = {
+    "counter": "energy counter", "instant_power": "instant power", "average_power": "averaged power",
+}  # fmt: skip
+
+
+def gpu_section(suite: Suite, ranking: Ranking) -> list[str]:
+    """The section, or nothing where no trial had GPU meters."""
+    rows = [(row, row.gpu) for row in ranking.rows if row.gpu is not None]
+    if not rows:
+        return []
+    names = list(dict.fromkeys(name for _, gpu in rows for name in gpu.names))
+    notes = [
+        *unknown_states(ranking), *_unknown_energy(rows),
+        "Power cap: share of the readings in which the software power cap held the clocks down",
+    ]  # fmt: skip
+    told = "\n".join(f"- {markdown(note)}." for note in notes)
+    trained_on = [f"Trained on {markdown(', '.join(names))}."] if names else []
+    return ["## GPU", *trained_on, _conditions(rows), _work(rows), told]
+
+
+def _conditions(rows: Sequence[tuple[Row, GpuRow]]) -> str:
+    heads = ["option", "state", "SM clock", "memory clock", "highest temperature", "utilisation", "power cap"]
+    cells = [
+        [markdown(row.option), states(gpu), units.megahertz(gpu.mean_sm_clock_hertz),
+         units.megahertz(gpu.mean_memory_clock_hertz), units.celsius(gpu.highest_temperature_celsius),
+         units.share(gpu.mean_utilization), units.share(power_cap(gpu.clock_limit_shares))]
+        for row, gpu in rows
+    ]  # fmt: skip
+    return table(heads, cells, right=2)
+
+
+def _work(rows: Sequence[tuple[Row, GpuRow]]) -> str:
+    heads = ["option", "energy from", "power", "energy/token"]
+    shown = ("mean_power_watts", "joules_per_token")
+    cells = [
+        [markdown(row.option), _METHODS[gpu.energy_method] if gpu.energy_method else "not known",
+         *(figure(name, row.metrics[name]) for name in shown)]
+        for row, gpu in rows
+    ]  # fmt: skip
+    return table(heads, cells, right=2)
+
+
+def states(gpu: GpuRow) -> str:
+    """`4 clean, 1 throttled`."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in gpu.states.items())
+
+
+def power_cap(shares: dict[str, float] | None) -> float | None:
+    """Share of the readings under the software power cap; None: not known."""
+    return None if shares is None else shares.get(POWER_CAP, 0.0)
+
+
+def unknown_states(ranking: Ranking) -> list[str]:
+    """A line for each cause why the state of GPUs is not known."""
+    causes: dict[str, int] = {}
+    for row in ranking.rows:
+        for state in row.gpu.by_seed if row.gpu else []:
+            if state.verdict == "unknown":
+                causes[state.detail] = causes.get(state.detail, 0) + 1
+    return [f"The state of the GPUs is not known in {count} trials: {cause}" for cause, count in causes.items()]
+
+
+def _unknown_energy(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
+    """A line for each cause, with the options that it is true of."""
+    options: dict[str, list[str]] = {}
+    for row, gpu in rows:
+        for unknown in gpu.energy_unknown:
+            seeds = ", ".join(map(str, unknown.seeds))
+            options.setdefault(unknown.reason, []).append(f"{row.option}, seed {seeds}")
+    return [f"Energy is not known: {reason} ({'; '.join(found)})" for reason, found in options.items()]
+
+
+def gpus_by_seed(done: Sequence[Record]) -> str | None:
+    """One option's GPUs, a row for each trial and GPU; None where there were no meters."""
+    rows = [
+        [str(record.trial.seed), str(number), *_states_of(record), units.megahertz(gpu.mean_sm_clock_hertz),
+         units.celsius(gpu.highest_temperature_celsius), units.share(power_cap(gpu.clock_limit_shares)),
+         units.size(gpu.peak_device_memory_bytes), units.size(gpu.idle_memory_bytes)]
+        for record in done
+        for number, gpu in enumerate(record.meters.gpus if record.meters else [])
+    ]  # fmt: skip
+    heads = ["seed", "GPU", "state", "found", "SM clock", "highest temperature", "power cap", "peak memory in use",
+             "in use before"]  # fmt: skip
+    return table(heads, rows, right=4) if rows else None
+
+
+def _states_of(record: Record) -> tuple[str, str]:
+    state = state_of(record)
+    return (state.verdict, markdown(state.detail)) if state else (units.DASH, "")

@@ -1,0 +1,26 @@
+"""What tests of several areas need: a driver of GPUs where there is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from stand_in import StandIn, built_driver
+
+
+@pytest.fixture(scope="session")
+def driver_library() -> Path:
+    """The folder that the stand-in for the driver's library lies in."""
+    folder = built_driver()
+    if folder is None:
+        pytest.skip("no C compiler to build the stand-in driver with")
+    return folder
+
+
+@pytest.fixture
+def stand_in(driver_library: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIn:
+    """Two GPUs, `stand_in.TWO_GPUS`, as this process's driver; CUDA_VISIBLE_DEVICES is unset meanwhile."""
+    driver = StandIn(tmp_path)
+    driver.load(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return driver
