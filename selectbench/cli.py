@@ -182,14 +182,33 @@ def _show_ranking(folder: Path, ranking: Ranking, as_json: bool) -> None:
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure how fast matrix products run on each idle GPU; keep it.")
+    ] = False,
+    gpus: GpusOption = None,
+) -> None:
     """Say what this machine can run, and how to mend what it cannot."""
     from selectbench.doctor import diagnose, render, supported_choices
+    from selectbench.errors import UserError
     from selectbench.machine import inspect_machine
 
+    if calibrate:
+        _calibrate(gpus)
+        return
+    if gpus is not None:
+        raise UserError(f"--gpus {gpus}: only --calibrate takes GPUs; doctor looks at all that are visible")
     findings = diagnose()
     _stdout().print(render(findings, supported_choices(inspect_machine())))
     raise typer.Exit(2 if any(finding.status == "broken" for finding in findings) else 0)
+
+
+def _calibrate(gpus: str | None) -> None:
+    from selectbench.launch.calibrate import calibrate
+    from selectbench.report.calibration import calibration_table
+
+    notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
+    _stdout().print(calibration_table([(found.calibration, found.kept) for found in calibrate(gpus, notify)]))
 
 
 @app.command()

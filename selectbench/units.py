@@ -107,6 +107,14 @@ def share(value: float | None) -> str:
     return f"{value:.1%}" if abs(value) >= 0.01 or value == 0 else f"{significant(value * 100, 2)}%"
 
 
+def flops_per_second(value: float | None) -> str:
+    """A rate of arithmetic: `989 TFLOP/s`, `45.6 GFLOP/s`."""
+    if value is None:
+        return DASH
+    scaled, unit = (value / 1e12, "TFLOP/s") if value >= 1e12 else (value / 1e9, "GFLOP/s")
+    return f"{significant(scaled, 3)} {unit}"
+
+
 def megahertz(value: float | None) -> str:
     """A clock given in hertz: `1,980 MHz`."""
     if value is None:

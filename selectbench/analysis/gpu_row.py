@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from selectbench.analysis.energy import Method
 from selectbench.analysis.gpu_state import Verdict
+from selectbench.analysis.mfu import Share
+from selectbench.analysis.peaks import MatmulDtype
 from selectbench.analysis.shown import Shown
 
 
@@ -22,6 +26,15 @@ class Unknown(Shown):
     reason: str
     seeds: list[int]
     """Of the trials that it is true of."""
+
+    @classmethod
+    def by_reason(cls, reasons: Mapping[int, str | None]) -> list[Unknown]:
+        """One for each reason that some seed has; seeds without one are left out."""
+        seeds: dict[str, list[int]] = {}
+        for seed, reason in reasons.items():
+            if reason:
+                seeds.setdefault(reason, []).append(seed)
+        return [cls(reason=reason, seeds=found) for reason, found in seeds.items()]
 
 
 class DeviceMemory(Shown):
@@ -42,6 +55,26 @@ class DeviceMemory(Shown):
     """Kept by the driver itself, in no other figure."""
 
 
+class Arithmetic(Shown):
+    """What the matrix products of one option's training take, and what its GPUs could do.
+
+    The shares themselves are the metrics `mfu`, `hfu` and `matmul_rate_share`.
+    """
+
+    dtype: MatmulDtype
+    """That the matrix products run in."""
+    model_flops_per_token: float | None
+    """Forward and backward pass; None: the model's work does not follow from its shape."""
+    hardware_flops_per_token: float | None
+    """The same with what activation checkpointing computes again."""
+    peak_flops_per_second: float | None
+    """By data sheet, dense, in this dtype, of a trial's GPUs together; None: not known of each."""
+    matmul_flops_per_second: float | None
+    """The same, as measured on them by `doctor --calibrate`."""
+    unknown: dict[Share, list[Unknown]]
+    """Why a seed's share is not known, by metric; those that are known throughout are left out."""
+
+
 class GpuRow(Shown):
     """The GPUs of one option.
 
@@ -60,6 +93,7 @@ class GpuRow(Shown):
     energy_unknown: list[Unknown]
     """Why a seed's energy is not known."""
     memory: DeviceMemory
+    arithmetic: Arithmetic
     mean_utilization: float | None
     """Share of time that something ran, inside the timed windows."""
     mean_sm_clock_hertz: float | None

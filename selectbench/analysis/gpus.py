@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from selectbench.analysis.arithmetic import arithmetic, impossible
 from selectbench.analysis.cost import unpriced
 from selectbench.analysis.energy import BY_TRUST, energy
 from selectbench.analysis.gpu_row import DeviceMemory, GpuRow, TrialState, Unknown
 from selectbench.analysis.gpu_state import State, Verdict
+from selectbench.analysis.observed import Observed
 from selectbench.analysis.summary import Summary, mean
 from selectbench.record.meters import GpuMeters
 from selectbench.record.record import Failed
@@ -23,7 +25,8 @@ def gpu_row(summary: Summary) -> GpuRow | None:
     """None where no trial of the option had GPU meters."""
     if not summary.states:
         return None
-    trials = _counting(summary)
+    counting = _counting(summary)
+    trials = [observed.gpus for observed in counting]
     energies = {seed: energy(o.meters) for seed, o in summary.observed.items() if o.gpus}
     methods = [found.method for found in energies.values() if found.method]
     return GpuRow(
@@ -31,8 +34,9 @@ def gpu_row(summary: Summary) -> GpuRow | None:
         states=_counted(summary.states.values()),
         by_seed=[TrialState(seed=s, verdict=f.verdict, detail=f.detail) for s, f in summary.states.items()],
         energy_method=max(methods, key=BY_TRUST.index) if methods else None,
-        energy_unknown=_by_reason({seed: found.reason for seed, found in energies.items()}),
-        memory=_memory(summary), mean_utilization=_mean(trials, lambda gpu: gpu.mean_utilization),
+        energy_unknown=Unknown.by_reason({seed: found.reason for seed, found in energies.items()}),
+        memory=_memory(summary), arithmetic=arithmetic(summary, counting),
+        mean_utilization=_mean(trials, lambda gpu: gpu.mean_utilization),
         mean_sm_clock_hertz=_mean(trials, lambda gpu: gpu.mean_sm_clock_hertz),
         mean_memory_clock_hertz=_mean(trials, lambda gpu: gpu.mean_memory_clock_hertz),
         highest_temperature_celsius=max(_all(trials, lambda gpu: gpu.highest_temperature_celsius), default=None),
@@ -46,10 +50,10 @@ def _counted(states: Iterable[State]) -> dict[Verdict, int]:
     return {verdict: found.count(verdict) for verdict in order if verdict in found}
 
 
-def _counting(summary: Summary) -> Trials:
+def _counting(summary: Summary) -> list[Observed]:
     """The completed trials that were neither throttled nor shared; all where there is none."""
-    metered = {seed: o.gpus for seed, o in summary.observed.items() if o.gpus}
-    clean = [gpus for seed, gpus in metered.items() if summary.states[seed].verdict in ("clean", "unknown")]
+    metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
+    clean = [o for seed, o in metered.items() if summary.states[seed].verdict in ("clean", "unknown")]
     return clean or list(metered.values())
 
 
@@ -95,15 +99,7 @@ def _mean_of_largest(trials: Trials, read: Callable[[GpuMeters], float | None]) 
 
 def cost_unknown(summary: Summary) -> list[Unknown]:
     """Why a price of the suite can't be applied to some of the option's trials."""
-    return _by_reason({seed: unpriced(observed) for seed, observed in summary.observed.items()})
-
-
-def _by_reason(reasons: dict[int, str | None]) -> list[Unknown]:
-    seeds: dict[str, list[int]] = {}
-    for seed, reason in reasons.items():
-        if reason:
-            seeds.setdefault(reason, []).append(seed)
-    return [Unknown(reason=reason, seeds=found) for reason, found in seeds.items()]
+    return Unknown.by_reason({seed: unpriced(observed) for seed, observed in summary.observed.items()})
 
 
 def failure_note(failed: Failed, state: State | None) -> str | None:
@@ -115,7 +111,9 @@ def failure_note(failed: Failed, state: State | None) -> str | None:
 
 def warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
     """What of the GPUs makes figures doubtful."""
-    found = [line for summary in summaries for line in (*_unclean(summary), *_unsettled(summary))]
+    found = [
+        line for summary in summaries for line in (*_unclean(summary), *_unsettled(summary), *impossible(summary))
+    ]
     return [*(_unmetered(summaries) if device == "cuda" else []), *found, *_without_cost(summaries)]
 
 

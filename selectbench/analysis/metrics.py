@@ -17,6 +17,7 @@ from selectbench.analysis.device_memory import peak_device_memory_bytes
 from selectbench.analysis.energy import joules_per_token, mean_power_watts
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.gpu_state import GpuState
+from selectbench.analysis.mfu import share_of
 from selectbench.analysis.observed import Observed
 from selectbench.record.record import Measurement
 
@@ -96,8 +97,19 @@ _METERED = (
     Metric("usd_of_job", "cost of the job", "less", usd_of_job, units.usd,
            "makes the job cheapest", spoiled_by=_CLEAN_ONLY),
 )  # fmt: skip
+# Shown and never decided by: a share of one precision's rate says nothing of a share of another's.
+_UTILIZATION = (
+    Metric("mfu", "MFU", "more", share_of("mfu"), units.share,
+           "uses most of the GPUs' peak", spoiled_by=_CLEAN_ONLY),
+    Metric("hfu", "HFU", "more", share_of("hfu"), units.share,
+           "uses most of the GPUs' peak, recomputation included", spoiled_by=_CLEAN_ONLY),
+    Metric("matmul_rate_share", "of measured matmul rate", "more", share_of("matmul_rate_share"), units.share,
+           "uses most of the measured matmul rate", spoiled_by=_CLEAN_ONLY),
+)  # fmt: skip
 
-METRICS: dict[str, Metric] = {metric.name: metric for metric in (*_SPEED, *_MEMORY, *_QUALITY, *_TIMES, *_METERED)}
+METRICS: dict[str, Metric] = {
+    metric.name: metric for metric in (*_SPEED, *_MEMORY, *_QUALITY, *_TIMES, *_METERED, *_UTILIZATION)
+}
 """Every metric by name, in the order of ranking.json."""
 
 

@@ -12,9 +12,10 @@ import pynvml
 from selectbench import units
 from selectbench.errors import UserError
 from selectbench.launch.gpu_lock import GpuLock, holder_pid, is_locked, my_turn, try_lock
+from selectbench.meters.holders import tenant_text
 from selectbench.nvml import Gpu, gpus
 from selectbench.nvml.driver import started
-from selectbench.nvml.idle import Tenant, Use, use_of
+from selectbench.nvml.idle import Use, use_of
 from selectbench.plan.gpu_need import GpuNeed
 
 POLL_SECONDS = 1.0
@@ -188,7 +189,7 @@ def _holders(busy: Busy) -> list[str]:
     if busy.locked:
         pid = holder_pid(busy.candidate.gpu.uuid)
         return ["another selectbench run has it" + (f" (pid {pid})" if pid else "")]
-    found = [_tenant(tenant) for tenant in use.tenants]
+    found = [tenant_text(tenant) for tenant in use.tenants]
     if use.problem is not None:
         found.append(f"does not answer: {use.problem}")
     if use.holds_memory and not use.tenants:
@@ -196,13 +197,6 @@ def _holders(busy: Busy) -> list[str]:
     if use.computes and use.utilization is not None:
         found.append(f"utilization {use.utilization:.0%}")
     return found
-
-
-def _tenant(tenant: Tenant) -> str:
-    name = f" ({tenant.name})" if tenant.name else ""
-    return f"pid {tenant.pid}{name} holds {units.size(tenant.memory_bytes)}" if tenant.memory_bytes else (
-        f"pid {tenant.pid}{name}"
-    )  # fmt: skip
 
 
 def _wanted(offered: list[Candidate], busy: list[Busy], need: GpuNeed, *, named: bool) -> str:

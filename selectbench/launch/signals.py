@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 from types import FrameType
 
@@ -24,6 +25,10 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def wait(self, seconds: float) -> None:
+        """Returns after so long, or as soon as a signal arrives; a later wait on `descriptor` still sees it."""
+        select.select([self.descriptor], [], [], 0.0 if self else seconds)
 
     def __enter__(self) -> StopRequest:
         self._before = {number: signal.signal(number, self._handle) for number in STOPPING}

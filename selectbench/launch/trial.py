@@ -39,6 +39,11 @@ class TrialEnd:
     software: dict[str, str | None]
     """Versions that the worker ran with; empty where it never started."""
 
+    @property
+    def completed(self) -> Finished | None:
+        """The worker's result, where it counts."""
+        return self.finished if isinstance(self.outcome, Completed) else None
+
 
 @dataclass
 class Watch:

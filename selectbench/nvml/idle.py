@@ -10,6 +10,7 @@ import pynvml
 
 from selectbench.nvml.driver import ask, started
 from selectbench.nvml.gpus import Gpu
+from selectbench.nvml.reading import problem_of, read_memory, read_processes
 
 IDLE_UTILIZATION = 0.05
 """Highest share of time that something may have run; a desktop that redraws its clock stays below it."""
@@ -68,23 +69,20 @@ def use_of(gpu: Gpu) -> Use:
     try:
         with started():
             handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-            pynvml.nvmlDeviceGetName(handle)  # every board that is still there has one
-            return _use(handle)
+            return Use(problem=lost) if (lost := problem_of(handle)) else _use(handle)
     except pynvml.NVMLError as error:
         return Use(problem=str(error))
 
 
 def _use(handle: Any) -> Use:
-    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
-    memory = memory or ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
-    rates = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
-    processes = ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle) or ()
+    memory, rates = read_memory(handle), ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     return Use(
-        memory_used_bytes=memory.used if memory else None,
-        memory_total_bytes=memory.total if memory else None,
+        memory_used_bytes=memory.used_bytes if memory else None,
+        memory_total_bytes=memory.total_bytes if memory else None,
         utilization=rates.gpu / 100 if rates else None,
         tenants=tuple(
-            Tenant(process.pid, process.usedGpuMemory, command_name(process.pid)) for process in processes
+            Tenant(process.pid, process.memory_bytes, command_name(process.pid))
+            for process in read_processes(handle) or ()
         ),
     )
 

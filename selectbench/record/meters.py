@@ -21,7 +21,8 @@ class Architecture(Stored):
     """Parameters that are matrices multiplied with activations, the output head among them even where it is
     tied; embeddings that are only looked up, norms and biases are not."""
     block_matmul_parameters: int
-    """Those of them inside the repeated blocks, which activation checkpointing computes twice."""
+    """Those of them that activation checkpointing computes twice: of the repeated blocks, a block's last one left
+    out where the backward pass does not need its output."""
     attention_width: int
     """Sum over the layers of query heads x their width."""
     seq_len: int

@@ -69,8 +69,20 @@ class Progress(Stored):
     """Over the steps since the last such event."""
 
 
+class RankDevice(Stored):
+    """The GPU that a rank trained on, as torch knows it; None: this torch does not say."""
+
+    uuid: str | None
+    """Without `GPU-`."""
+    pci_bus_id: str | None
+    """`00000000:3B:00.0`."""
+
+
 class Finished(Stored):
-    """The trial ran to its end: what the record holds besides what the bench itself knows."""
+    """The trial ran to its end: what the record holds besides what the bench itself knows.
+
+    Moments are by `time.perf_counter`, which on Linux is one clock for all processes.
+    """
 
     event: Literal["finished"] = "finished"
     measurement: Measurement
@@ -78,6 +90,12 @@ class Finished(Stored):
     evaluation_curve: list[EvaluationPoint]
     loss_curve: list[tuple[int, float]]
     resolved_config: dict[str, Any] | None = None
+    timed_windows: list[tuple[float, float]] = Field(default_factory=list)
+    """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""
+    training_window: tuple[float, float] | None = None
+    """Training up to the first evaluation, in which memory counts; None: an own loop that did not say."""
+    devices: list[RankDevice] = Field(default_factory=list)
+    """Of each rank; empty on a CPU."""
 
 
 class GaveUp(Stored):

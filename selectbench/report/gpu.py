@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from selectbench import units
 from selectbench.analysis.energy import Method
-from selectbench.analysis.gpu_row import GpuRow
+from selectbench.analysis.gpu_row import GpuRow, Unknown
 from selectbench.analysis.gpu_state import POWER_CAP, state_of
+from selectbench.analysis.mfu import Share
 from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Record
 from selectbench.report.escape import markdown, table
@@ -16,6 +17,9 @@ from selectbench.suite.suite import Suite
 
 _METHODS: dict[Method, str] = {
     "counter": "energy counter", "instant_power": "instant power", "average_power": "averaged power",
+}  # fmt: skip
+_SHARES: dict[Share, str] = {
+    "mfu": "MFU", "hfu": "HFU", "matmul_rate_share": "share of the measured rate",
 }  # fmt: skip
 
 
@@ -26,12 +30,12 @@ def gpu_section(suite: Suite, ranking: Ranking) -> list[str]:
         return []
     names = list(dict.fromkeys(name for _, gpu in rows for name in gpu.names))
     notes = [
-        *unknown_states(ranking), *_unknown_energy(rows),
+        *unknown_states(ranking), *_unknown_energy(rows), *_unknown_shares(rows),
         "Power cap: share of the readings in which the software power cap held the clocks down",
     ]  # fmt: skip
     told = "\n".join(f"- {markdown(note)}." for note in notes)
     trained_on = [f"Trained on {markdown(', '.join(names))}."] if names else []
-    return ["## GPU", *trained_on, _conditions(rows), _work(rows), told]
+    return ["## GPU", *trained_on, _conditions(rows), _work(rows), *_arithmetic(rows), told]
 
 
 def _conditions(rows: Sequence[tuple[Row, GpuRow]]) -> str:
@@ -56,6 +60,26 @@ def _work(rows: Sequence[tuple[Row, GpuRow]]) -> str:
     return table(heads, cells, right=2)
 
 
+def _arithmetic(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
+    """How much of the GPUs' arithmetic was used; nothing where no row's work is known."""
+    if not any(gpu.arithmetic.model_flops_per_token for _, gpu in rows):
+        return []
+    heads = ["option", "products in", "FLOPs/token", "peak", "MFU", "HFU", "measured rate", "share of it"]
+    cells = [
+        [markdown(row.option), gpu.arithmetic.dtype, _scaled(gpu.arithmetic.model_flops_per_token, 1e9, "GFLOP"),
+         _scaled(gpu.arithmetic.peak_flops_per_second, 1e12, "TFLOP/s"),
+         *(figure(name, row.metrics[name]) for name in ("mfu", "hfu")),
+         _scaled(gpu.arithmetic.matmul_flops_per_second, 1e12, "TFLOP/s"),
+         figure("matmul_rate_share", row.metrics["matmul_rate_share"])]
+        for row, gpu in rows
+    ]  # fmt: skip
+    return [table(heads, cells, right=2)]
+
+
+def _scaled(value: float | None, unit: float, name: str) -> str:
+    return units.DASH if value is None else f"{units.significant(value / unit)} {name}"
+
+
 def states(gpu: GpuRow) -> str:
     """`4 clean, 1 throttled`."""
     return ", ".join(f"{count} {verdict}" for verdict, count in gpu.states.items())
@@ -78,12 +102,27 @@ def unknown_states(ranking: Ranking) -> list[str]:
 
 def _unknown_energy(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
     """A line for each cause, with the options that it is true of."""
-    options: dict[str, list[str]] = {}
-    for row, gpu in rows:
-        for unknown in gpu.energy_unknown:
-            seeds = ", ".join(map(str, unknown.seeds))
-            options.setdefault(unknown.reason, []).append(f"{row.option}, seed {seeds}")
-    return [f"Energy is not known: {reason} ({'; '.join(found)})" for reason, found in options.items()]
+    found = _by_reason((row.option, gpu.energy_unknown) for row, gpu in rows)
+    return [f"Energy is not known: {reason} ({'; '.join(trials)})" for reason, trials in found.items()]
+
+
+def _unknown_shares(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
+    """The same for the shares of the GPUs' arithmetic; those that one cause hides in the same trials together."""
+    lines: dict[tuple[str, str], list[str]] = {}
+    for share, name in _SHARES.items():
+        found = _by_reason((row.option, gpu.arithmetic.unknown.get(share, [])) for row, gpu in rows)
+        for reason, trials in found.items():
+            lines.setdefault((reason, "; ".join(trials)), []).append(name)
+    return [f"Not known: {', '.join(names)}: {reason} ({trials})" for (reason, trials), names in lines.items()]
+
+
+def _by_reason(unknown: Iterable[tuple[str, Sequence[Unknown]]]) -> dict[str, list[str]]:
+    """By reason, the options with their seeds: `bf16, seed 0, 1`."""
+    found: dict[str, list[str]] = {}
+    for option, causes in unknown:
+        for cause in causes:
+            found.setdefault(cause.reason, []).append(f"{option}, seed {', '.join(map(str, cause.seeds))}")
+    return found
 
 
 def gpus_by_seed(done: Sequence[Record]) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
-from selectbench.analysis import energy, gpu_state
+from selectbench.analysis import energy, flops, gpu_state, mfu, peaks
 from selectbench.analysis.row import Ranking
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import markdown
@@ -74,14 +74,20 @@ def _evaluation(suite: Suite, done: Sequence[Record]) -> list[str]:
 def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> list[str]:
     """How the GPUs were watched, or why not; nothing of records that are older than the meters."""
     if any(row.gpu for row in ranking.rows):
-        spoiled = (
-            "It spoils speed, energy and cost, and sharing the device's memory too: such seeds count in no mean"
-        )
-        state = f"{markdown(gpu_state.RULE)} {spoiled} where there are others, and in no ratio."
-        return [_watching(suite), f"State of the GPUs: {state}", markdown(energy.RULE)]
+        state = f"State of the GPUs: {markdown(gpu_state.RULE)} {_SPOILED}"
+        return [_watching(suite), state, markdown(energy.RULE), *_arithmetic(ranking)]
     problems = dict.fromkeys(r.meters.problem for r in done if r.meters and r.meters.problem)
     main = "; peak memory is main memory" if suite.device == "cpu" else ""
     return [f"No GPU meters: {markdown(problem)}{main}." for problem in problems if problem]
+
+
+def _arithmetic(ranking: Ranking) -> list[str]:
+    """The formulas of utilisation and where the peaks are from, where a row's work is known."""
+    rows = [row.gpu for row in ranking.rows if row.gpu and row.gpu.arithmetic.model_flops_per_token]
+    sheets = {name: peaks.source(name) for gpu in rows for name in gpu.names}
+    sources = "; ".join(f"{name}: {source}" for name, source in sheets.items() if source)
+    told = f" Data sheets: {sources}." if sources else ""
+    return [markdown(flops.RULE), markdown(f"{mfu.RULE}{told}")] if rows else []
 
 
 def _watching(suite: Suite) -> str:

@@ -18,6 +18,8 @@ QUALITY_METRICS = frozenset({"final_loss", "final_perplexity", "bits_per_byte"})
 """Those that need an evaluation."""
 GPU_METRICS = frozenset({"peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens"})
 """Those that only a run on GPUs has."""
+UTILIZATION_METRICS = ("mfu", "hfu", "matmul_rate_share")
+"""Those that are shown and decide nothing."""
 _GRAMMAR = re.compile(r"\s*(\S+?)\s*(<=|>=|<|>)\s*([-+.0-9eE_]+)\s*(x\s*baseline)?\s*")
 
 
@@ -41,10 +43,22 @@ def parse_constraint(text: str) -> Constraint:
     if matched is None:
         raise ValueError(f"{text!r} is not METRIC (<= >= < >) NUMBER, or NUMBERx baseline")
     metric, operator, number, relative = matched.groups()
+    if reason := undecidable_reason(metric):
+        raise ValueError(reason)
     if metric not in METRICS:
         hint = did_you_mean(metric, METRICS) or f" (known: {', '.join(METRICS)})"
         raise ValueError(f"unknown metric {metric!r}{hint}")
     return Constraint(metric, _operator(operator), _finite(number), relative is not None)
+
+
+def undecidable_reason(metric: object) -> str | None:
+    """Why a metric that is known may not decide, or None."""
+    if metric not in UTILIZATION_METRICS:
+        return None
+    return (
+        f"{metric} is shown and decides nothing: a share of one precision's rate says nothing of a share of "
+        "another's; take tokens_per_second"
+    )
 
 
 def _operator(text: str) -> Operator:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from selectbench.choices import Choices
+from selectbench.suite.constraint import undecidable_reason
 from selectbench.suite.job import Job
 from selectbench.suite.strict import Strict
 
@@ -23,6 +24,13 @@ class Decide(Strict):
     """The metric to rank by; whether more or less is better follows from it."""
     constraints: list[str] = Field(default_factory=lambda: ["final_perplexity <= 1.01x baseline"])
     """What a row must hold to be ranked: `METRIC <= 1.01x baseline`, or `METRIC >= 5000`."""
+
+    @field_validator("objective", mode="before")
+    @classmethod
+    def _may_decide(cls, metric: object) -> object:
+        if reason := undecidable_reason(metric):
+            raise ValueError(reason)
+        return metric
 
 
 class Limits(Strict):

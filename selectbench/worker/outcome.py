@@ -10,10 +10,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from selectbench.record.meters import Architecture
 from selectbench.record.record import Identity, Measurement, RankMemory, decimate
-from selectbench.record.wire import Finished, Order
+from selectbench.record.wire import Finished, Order, RankDevice
 from selectbench.suite.own_code import own_code_sha256
 from selectbench.worker import identity as found
+from selectbench.worker.architecture import architecture_of
 from selectbench.worker.loop import Trained
 from selectbench.worker.model import weights_sha256
 from selectbench.worker.precision import tf32_allowed
@@ -35,6 +37,7 @@ class Before:
     attention: str | None
     dropout: float | None
     code_sha256: str | None
+    architecture: Architecture | None
 
     @classmethod
     def training(cls, module: Any, order: Order, world: World) -> Before:
@@ -45,6 +48,7 @@ class Before:
             found.attention(module),
             found.largest_dropout(module),
             own_code_sha256(order.code) if world.is_first else None,
+            architecture_of(module, order.job.seq_len),
         )
 
 
@@ -56,13 +60,28 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
     recorder = trained.recorder
     check_replicas(setting.world, trained)
     memory = [RankMemory.model_validate(item) for item in setting.world.gathered(_rank_memory(setting, trained))]
+    devices = setting.world.gathered(_device(setting.world))
     return Finished(
-        measurement=_measurement(setting, recorder, memory, began),
+        measurement=_measurement(setting, before, recorder, memory, began),
         identity=_identity(setting, before, trained),
         evaluation_curve=recorder.evaluation_curve,
         loss_curve=decimate(list(enumerate(recorder.series.losses))),
         resolved_config=trained.resolved_config,
+        timed_windows=recorder.timing.stretches,
+        training_window=recorder.training_window,
+        devices=[RankDevice.model_validate(item) for item in devices if item],
     )
+
+
+def _device(world: World) -> dict[str, str | None]:
+    """The GPU that torch runs this rank on; {} on a CPU."""
+    if world.device_type != "cuda":
+        return {}
+    found = torch.cuda.get_device_properties(torch.cuda.current_device())
+    place = [getattr(found, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    uuid = getattr(found, "uuid", None)
+    bus_id = None if None in place else f"{place[0]:08X}:{place[1]:02X}:{place[2]:02X}.0"
+    return {"uuid": None if uuid is None else str(uuid), "pci_bus_id": bus_id}
 
 
 def check_replicas(world: World, trained: Trained) -> None:
@@ -95,7 +114,9 @@ def _largest(memory: Sequence[RankMemory]) -> dict[str, int | None]:
     return {key: max(values, default=None) for key, values in known.items()}
 
 
-def _measurement(setting: Setting, recorder: Recorder, memory: list[RankMemory], began: float) -> Measurement:
+def _measurement(
+    setting: Setting, before: Before, recorder: Recorder, memory: list[RankMemory], began: float
+) -> Measurement:
     timing, series, held_out = recorder.timing, recorder.series, recorder.held_out
     return Measurement(
         tokens_per_step=setting.order.job.tokens_per_step,
@@ -118,6 +139,7 @@ def _measurement(setting: Setting, recorder: Recorder, memory: list[RankMemory],
         heldout_tokens=held_out.tokens if held_out else None,
         heldout_bytes=held_out.bytes if held_out else None,
         memory_by_rank=memory,
+        architecture=before.architecture,
         **_largest(memory),
     )
 

@@ -61,6 +61,8 @@ class Recorder:
         self._compilations_before = self._compilations = self.count_compilations()
         self.first_step_at: float | None = None
         """When the first window was opened, by `time.perf_counter`."""
+        self.training_window: tuple[float, float] | None = None
+        """Training up to the first evaluation, by `time.perf_counter`."""
         self._pending: list[StepTensors] = []
         self._window: Window | None = None
         self._wanted = 0
@@ -142,6 +144,8 @@ class Recorder:
         self._report(closed)
         if self.steps_done in self._evaluation_steps:
             self.memory.stop()
+            if self.training_window is None and self.first_step_at is not None:
+                self.training_window = (self.first_step_at, time.perf_counter())
             if self.held_out:
                 self._evaluate(self.held_out)
 

@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+ADJACENT_SECONDS = 0.1
+"""Between two windows that meters of power and energy may take for one: no finer do they tell."""
+
 
 class CpuMarks:
     """Moments between steps: a CPU's work is done when the call returns."""
@@ -74,13 +77,15 @@ class Window:
         """Waits for the device and reads the durations."""
         self._marks.synchronize()
         seconds = time.perf_counter() - self.opened
-        return ClosedWindow(seconds, self._marks.seconds_between(self._points), self._compiled)
+        return ClosedWindow(self.opened, seconds, self._marks.seconds_between(self._points), self._compiled)
 
 
 @dataclass(frozen=True)
 class ClosedWindow:
     """What a window has seen."""
 
+    opened: float
+    """By `time.perf_counter`."""
     seconds: float
     """Between its synchronised edges."""
     step_seconds: list[float]
@@ -99,6 +104,8 @@ class Timing:
     timed_steps: list[float] = field(default_factory=list)
     warmup_steps: list[float] = field(default_factory=list)
     compiling_steps: list[float] = field(default_factory=list)
+    stretches: list[tuple[float, float]] = field(default_factory=list)
+    """Begin and end of the timed windows by `time.perf_counter`, those less than ADJACENT_SECONDS apart as one."""
 
     def add(self, window: ClosedWindow, *, timed: bool, of_the_job: bool) -> None:
         """`timed`: the warm-up is over; `of_the_job`: the steps are not those added for timing alone."""
@@ -113,6 +120,13 @@ class Timing:
         else:
             self.timed_seconds += window.seconds
             self.timed_steps += window.step_seconds
+            self._extend_stretches(window)
+
+    def _extend_stretches(self, window: ClosedWindow) -> None:
+        begin, end = window.opened, window.opened + window.seconds
+        if self.stretches and begin - self.stretches[-1][1] < ADJACENT_SECONDS:
+            begin = self.stretches.pop()[0]
+        self.stretches.append((begin, end))
 
     def median_seconds(self) -> float | None:
         """Median duration of the timed steps."""

@@ -104,14 +104,19 @@ def compare(benchmark: Any, ours: Callable[[], float], bare: Callable[[], float]
     benchmark.extra_info["tokens_per_second_ratio_median"] = median(ratios)
     benchmark.extra_info["tokens_per_second_ratios"] = ratios
     shown = f"median of {len(ratios)} pairs {median(ratios):.4f} ({ratios[0]:.4f} to {ratios[-1]:.4f})"
-    print(f"\n{what}: our tokens/s over a bare loop's, {shown}")
+    print(f"\n{what}: {shown}")
 
 
 def test_loop_against_bare_pytorch(benchmark: Any) -> None:
     torch.set_num_threads(2)
     choices = Choices.model_validate(SETTINGS)
     engine = SingleEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, ALONE)
-    compare(benchmark, our_loop(engine, choices), bare_loop(engine.module, engine.optimizers[0]), "single")
+    compare(
+        benchmark,
+        our_loop(engine, choices),
+        bare_loop(engine.module, engine.optimizers[0]),
+        "our tokens/s over a bare loop's",
+    )
 
 
 @pytest.fixture
@@ -127,4 +132,9 @@ def test_ddp_loop_at_one_rank_against_bare_ddp(benchmark: Any, one_rank: None) -
     engine = DdpEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, ALONE)
     model = new_model(JOB, VOCABULARY, attention="sdpa")
     bare = DistributedDataParallel(model, gradient_as_bucket_view=True)
-    compare(benchmark, our_loop(engine, choices), bare_loop(bare, choices.optimizer.build(model)[0]), "ddp")
+    compare(
+        benchmark,
+        our_loop(engine, choices),
+        bare_loop(bare, choices.optimizer.build(model)[0]),
+        "our tokens/s over a bare DDP loop's",
+    )

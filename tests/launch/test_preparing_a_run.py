@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from selectbench.launch import run
+from selectbench.launch import order
 from selectbench.record.run_folder import WEIGHTS, weights_folder
 
 
@@ -17,15 +17,15 @@ def test_ranks_share_the_cores(
     cores: float, world_size: int, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(run, "usable_cores", lambda: cores)
-    assert run.rank_threads(world_size) == threads
+    monkeypatch.setattr(order, "usable_cores", lambda: cores)
+    assert order.rank_threads(world_size) == threads
 
 
 @pytest.mark.parametrize(("stated", "threads"), [("3", 3), ("0", 4), ("many", 4)])
 def test_the_users_own_number_of_threads_wins(stated: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", stated)
-    monkeypatch.setattr(run, "usable_cores", lambda: 8.0)
-    assert run.rank_threads(2) == threads
+    monkeypatch.setattr(order, "usable_cores", lambda: 8.0)
+    assert order.rank_threads(2) == threads
 
 
 def test_weights_are_gone_before_and_after_a_run_however_it_ends(tmp_path: Path) -> None:

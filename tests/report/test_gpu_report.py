@@ -4,10 +4,21 @@ import io
 from typing import Any
 
 import pytest
-from made_records import HOT, SHARED, make_failure, make_meters, make_record, make_suite, speed
+from made_records import (
+    ARCHITECTURE,
+    HOT,
+    SHARED,
+    make_failure,
+    make_meters,
+    make_record,
+    make_suite,
+    speed,
+)
 from rich.console import Console
 
+from selectbench.analysis import flops, mfu
 from selectbench.analysis.gpu_state import RULE
+from selectbench.analysis.peaks import source
 from selectbench.analysis.ranking import rank
 from selectbench.record.meters import Meters
 from selectbench.record.record import Record
@@ -88,6 +99,63 @@ def test_an_unknown_state_and_energy_are_told_with_their_causes() -> None:
     assert cause in terminal(*run)
     assert "- Energy is not known: metered for 1.00 s, less than 5 s (bf16, seed 0, 1, 2)." in text
     assert "| bf16 | not known | - | - |" in text
+
+
+def counted(run: tuple[Any, list[Record]], parameters: int = 10**11) -> tuple[Any, list[Record]]:
+    """The same run of a model whose work is known."""
+    suite, records = run
+    shape = ARCHITECTURE.model_copy(update={"matmul_parameters": parameters})
+    for number, record in enumerate(records):
+        measurement = record.outcome.measurement.model_copy(update={"architecture": shape})  # type: ignore[union-attr]
+        outcome = record.outcome.model_copy(update={"measurement": measurement})
+        records[number] = record.model_copy(update={"outcome": outcome})
+    return suite, records
+
+
+def test_the_share_of_the_arithmetic_with_what_it_is_a_share_of() -> None:
+    measured = {"matmul_flops_per_second": {"bfloat16": 8e14}}
+    text = section(report(*counted(make_run([measured] * 3))), "GPU")
+    heads = "| option | products in | FLOPs/token | peak | MFU | HFU | measured rate | share of it |"
+    assert heads in text
+    # 600 GFLOP a token at 201 tokens/s on an H100 SXM; fp32 at 101 tokens/s without tensor cores.
+    assert "| bf16 | bfloat16 | 600.0 GFLOP | 989.4 TFLOP/s | 12.2% | 12.2% | 800.0 TFLOP/s | 15.1% |" in text
+    assert "| fp32 | float32 | 600.0 GFLOP | 66.90 TFLOP/s | 90.6% | 90.6% | - | - |" in text
+    assert (
+        "- Not known: share of the measured rate: no float32 rate was measured on NVIDIA H100 80GB HBM3 (doctor "
+        "--calibrate does) (fp32, seed 0, 1, 2)." in text
+    )
+    assert "Not known: MFU" not in text
+
+
+def test_the_formula_and_the_data_sheet_stand_under_how_it_was_measured() -> None:
+    text = section(report(*counted(make_run([{}] * 3))), "How it was measured")
+    assert markdown(flops.RULE) in text
+    assert markdown(mfu.RULE) in text
+    assert f"Data sheets: NVIDIA H100 80GB HBM3: {markdown(str(source('NVIDIA H100 80GB HBM3')))}." in text
+    without = section(report(*make_run([{}] * 3)), "How it was measured")
+    assert markdown(flops.RULE) not in without
+
+
+def test_unknown_shares_are_told_once_with_the_cause() -> None:
+    run = make_run([{}] * 3)
+    text = section(report(*run), "GPU")
+    assert "products in" not in text
+    assert (
+        "- Not known: MFU, HFU, share of the measured rate: this model's work does not follow from its shape "
+        "(bf16, seed 0, 1, 2; fp32, seed 0, 1, 2)." in text
+    )
+
+
+def test_a_share_above_one_is_withheld_in_every_report() -> None:
+    run = counted(make_run([{}] * 3), parameters=2 * 10**11)
+    told = f"fp32: utilisation {mfu.IMPOSSIBLE}, so it is withheld (seed 0, 1, 2)"
+    text = report(*run)
+    assert told in text
+    assert told in terminal(*run, 300)
+    assert "| fp32 | float32 | 1,200 GFLOP | 66.90 TFLOP/s | - | - | - | - |" in text
+    suite, records = run
+    assert "| mfu |" not in option.render(suite, rank(suite, records), records, "fp32")
+    assert "| mfu | 24.3% |" in option.render(suite, rank(suite, records), records, "bf16")
 
 
 def test_the_rules_stand_under_how_it_was_measured() -> None:

@@ -94,7 +94,8 @@ def test_cost_decides_only_where_there_is_a_price(tmp_path):
                          "add `cost: {usd_per_gpu_hour: ...}`")  # fmt: skip
 
 
-@pytest.mark.parametrize("metric", ["mfu", "hfu", "matmul_share"])
+@pytest.mark.parametrize("metric", ["mfu", "hfu", "matmul_rate_share"])
 @pytest.mark.parametrize("decide", ["objective: {}", "constraints: ['{} >= 0.4']"])
 def test_utilization_decides_nothing(metric, decide, tmp_path):
-    assert lines_of(write(tmp_path, f"{VALID}decide: {{{decide.format(metric)}}}\n"), device="cuda")
+    (line,) = lines_of(write(tmp_path, f"{VALID}decide: {{{decide.format(metric)}}}\n"), device="cuda")
+    assert f"{metric} is shown and decides nothing: a share of one precision's rate says nothing" in line

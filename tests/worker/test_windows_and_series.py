@@ -30,10 +30,10 @@ def test_a_window_counts_its_steps_and_no_more():
 
 def test_windows_are_sorted_into_warm_up_timed_and_voided():
     timing = Timing()
-    timing.add(ClosedWindow(11.0, [10.0, 1.0], [True, False]), timed=False, of_the_job=True)
-    timing.add(ClosedWindow(8.0, [1.0, 1.0, 6.0], [False, False, True]), timed=True, of_the_job=True)
-    timing.add(ClosedWindow(6.0, [1.0, 2.0, 3.0], [False] * 3), timed=True, of_the_job=True)
-    timing.add(ClosedWindow(2.0, [2.0], [False]), timed=True, of_the_job=False)
+    timing.add(ClosedWindow(100.0, 11.0, [10.0, 1.0], [True, False]), timed=False, of_the_job=True)
+    timing.add(ClosedWindow(111.0, 8.0, [1.0, 1.0, 6.0], [False, False, True]), timed=True, of_the_job=True)
+    timing.add(ClosedWindow(119.0, 6.0, [1.0, 2.0, 3.0], [False] * 3), timed=True, of_the_job=True)
+    timing.add(ClosedWindow(126.0, 2.0, [2.0], [False]), timed=True, of_the_job=False)
     assert timing.timed_steps == [1.0, 2.0, 3.0, 2.0]
     assert timing.timed_seconds == 8.0
     assert timing.training_seconds == 25.0
@@ -42,6 +42,14 @@ def test_windows_are_sorted_into_warm_up_timed_and_voided():
     assert timing.iqr_seconds() == 0.5
     assert timing.compile_seconds() == 10.0 + 6.0 - 2 * 2.0
     assert timing.warmup_seconds() == 1.0 + 2.0
+    assert timing.stretches == [(119.0, 125.0), (126.0, 128.0)]
+
+
+def test_timed_windows_that_follow_each_other_closely_are_one_stretch():
+    timing = Timing()
+    for opened in (10.0, 12.05, 14.01, 17.0):
+        timing.add(ClosedWindow(opened, 2.0, [2.0], [False]), timed=True, of_the_job=True)
+    assert timing.stretches == [(10.0, pytest.approx(16.01)), (17.0, 19.0)]
 
 
 def test_nothing_timed_has_no_median():

@@ -7,10 +7,8 @@ import platform
 import shutil
 import sysconfig
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 from uuid import uuid4
 
 from packaging.requirements import Requirement
@@ -22,6 +20,8 @@ from selectbench.choices import REGISTRY, tag_of
 from selectbench.choices.framework import ACCELERATE_INSTALL
 from selectbench.choices.strategy import DEEPSPEED_INSTALL
 from selectbench.data.cache import cache_root
+from selectbench.doctor.finding import Finding, Status
+from selectbench.doctor.gpu import check_calibration, check_gpu, check_meters
 from selectbench.errors import UserError
 from selectbench.machine import (
     INSTALL,
@@ -34,9 +34,7 @@ from selectbench.machine import (
     usable_cores,
     wrong_device_reason,
 )
-from selectbench.nvml import gpus, problem
 
-Status = Literal["ok", "limited", "broken"]
 EXTRAS = {"train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL}
 """Extras of the package that trials use, with the command that brings each."""
 OPTIONAL_PACKAGES = {
@@ -51,20 +49,6 @@ SMALLEST_MEMORY_BYTES = 4 << 30
 COLOURS: dict[Status, str] = {"ok": "green", "limited": "yellow", "broken": "red"}
 
 
-@dataclass(frozen=True)
-class Finding:
-    """One thing looked at."""
-
-    subject: str
-    """What was looked at."""
-    status: Status
-    """`broken`: no job runs; `limited`: some choice does not, or figures suffer."""
-    found: str
-    """What is there."""
-    fix: str | None = None
-    """What to do about it."""
-
-
 def diagnose() -> list[Finding]:
     """Everything that decides what this machine can run, in the order in which to mend it."""
     return [
@@ -72,6 +56,8 @@ def diagnose() -> list[Finding]:
         *check_packages(),
         check_torch(),
         check_gpu(),
+        *check_meters(),
+        *check_calibration(),
         check_compiler(),
         check_python_headers(),
         check_shared_memory(),
@@ -84,10 +70,18 @@ def diagnose() -> list[Finding]:
 def check_packages() -> Iterator[Finding]:
     """The packages of the extras that trials use, as the installed package itself requires them."""
     for extra, install in EXTRAS.items():
-        for requirement in map(Requirement, metadata.requires("selectbench") or []):
+        for requirement in map(Requirement, _requirements()):
             if requirement.marker and requirement.marker.evaluate({"extra": extra}):
                 # Without the extra the marker does not hold: what the core requires is there already.
                 yield check_package(requirement, installed_version(requirement.name), install)
+
+
+def _requirements() -> list[str]:
+    """The package's own; none where it runs from its sources without being installed."""
+    try:
+        return metadata.requires("selectbench") or []
+    except metadata.PackageNotFoundError:
+        return []
 
 
 def check_package(requirement: Requirement, found: str | None, install: str = INSTALL) -> Finding:
@@ -111,20 +105,6 @@ def check_torch() -> Finding:
         return Finding("torch and GPU", "ok", built)
     what, _, fix = reason.rpartition(": ")
     return Finding("torch and GPU", "broken", what, fix)
-
-
-def check_gpu() -> Finding:
-    """The GPUs that NVML shows."""
-    visible = gpus()
-    if visible:
-        driver = visible[0].driver_version or "unknown"
-        return Finding("GPU", "ok", f"{', '.join(gpu.name for gpu in visible)}; driver {driver}")
-    said = problem()
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if said is None and hidden is not None:
-        return Finding("GPU", "limited", f"hidden by CUDA_VISIBLE_DEVICES={hidden}", "unset CUDA_VISIBLE_DEVICES")
-    fix = "only where there is one: install its driver; in a container, start it with --gpus all"
-    return Finding("GPU", "limited", f"none, jobs run on the CPU ({said or 'NVML shows no device'})", fix)
 
 
 def check_compiler() -> Finding:

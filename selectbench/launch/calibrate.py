@@ -1,0 +1,93 @@
+"""`doctor --calibrate`: has large matrix products measured on each idle GPU, and keeps the rates."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from selectbench import units
+from selectbench.errors import MissingPackageError, UserError
+from selectbench.launch.gpu_claim import claim_gpus
+from selectbench.launch.preparation import check_torch_shows
+from selectbench.launch.server import server_environment
+from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_device_reason
+from selectbench.nvml import Gpu, gpus
+from selectbench.plan.gpu_need import GpuNeed
+from selectbench.record.calibration import Calibration, Rate, store
+
+Notify = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What was measured on one device."""
+
+    calibration: Calibration
+    problems: dict[str, str]
+    """By dtype that has no rate, why."""
+    kept: bool
+    """Whether later runs will find it; a CPU's rate is only shown."""
+
+
+def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[Calibrated]:
+    """Measure every idle GPU, or those that `asked` names; without a GPU the CPU. Raises UserError.
+
+    `sizes`: of the square matrices; the worker's own unless given.
+    """
+    if not inspect_machine().trains:
+        raise MissingPackageError(f"calibrating needs torch, which is not installed: {INSTALL}")
+    if (reason := wrong_device_reason()) is not None:
+        raise UserError(reason)
+    if not gpus():
+        if asked is not None:
+            raise UserError(f"--gpus {asked}: there is no GPU to calibrate; leave --gpus out to measure the CPU")
+        return [_measured(cpu_model() or "CPU", None, notify, sizes)]
+    with claim_gpus(asked, GpuNeed(1, None), wait=False, notify=notify) as claim:
+        return [_calibrated(gpu, notify, sizes) for gpu in claim.gpus]
+
+
+def _calibrated(gpu: Gpu, notify: Notify, sizes: Sequence[int]) -> Calibrated:
+    check_torch_shows([gpu], None)
+    found = _measured(gpu.name, gpu, notify, sizes)
+    store(gpu.uuid, found.calibration)
+    return found
+
+
+def _measured(name: str, gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> Calibrated:
+    notify(f"{name}: measuring matrix products")
+    told = []
+    for line in _lines(gpu, sizes):
+        told.append(line)
+        notify(f"{name}: {line['dtype']}: {line['problem'] or units.flops_per_second(line['flops_per_second'])}")
+    good = {line["dtype"]: line for line in told if line["problem"] is None}
+    rates = {dtype: Rate(flops_per_second=t["flops_per_second"], size=t["size"]) for dtype, t in good.items()}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return Calibrated(
+        Calibration(name=name, rates=rates, torch_version=told[0]["torch"], measured_at=now),
+        {line["dtype"]: line["problem"] for line in told if line["problem"] is not None},
+        kept=gpu is not None,
+    )
+
+
+def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What the measuring process says, line by line; it ends with this one. Raises UserError where it fails."""
+    device = "cpu" if gpu is None else "cuda"
+    environment = server_environment(device=device, gpus=[] if gpu is None else [gpu])
+    for single in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        environment.pop(single)  # it need not stay fit to fork
+    command = [sys.executable, "-P", "-m", "selectbench.worker", "calibrate", device, *map(str, sizes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                yield json.loads(line)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode != 0:
+        raise UserError(f"calibrating ended with status {process.returncode}; its message stands above")

@@ -1,0 +1,60 @@
+"""What a trial and its server are told."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from selectbench.launch.preparation import Preparation
+from selectbench.machine import usable_cores
+from selectbench.plan.plan import PlannedTrial
+from selectbench.record.run_folder import TRIALS, WEIGHTS
+from selectbench.record.wire import Order
+from selectbench.suite.model import OwnModel
+
+CUDA_TIMED_SECONDS = 10.0
+"""Least timed duration on CUDA where the suite states none: short windows on fast GPUs mislead."""
+
+
+def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:
+    """What the worker is told."""
+    suite = preparation.suite
+    stated = suite.job.timing.min_timed_seconds
+    world_size = preparation.plan.planned(planned.trial.option).world_size
+    return Order(
+        trial=planned.trial,
+        job=suite.job,
+        choices=suite.option(planned.trial.option).choices,
+        device=suite.device,
+        threads=rank_threads(world_size),
+        world_size=world_size,
+        data_folder=str(preparation.prepared.folder),
+        trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
+        weights_folder=str((folder / WEIGHTS).resolve()),
+        code=suite.code,
+        min_timed_seconds=stated if stated is not None else CUDA_TIMED_SECONDS if suite.device == "cuda" else 0.0,
+    )
+
+
+def rank_threads(world_size: int) -> int:
+    """Threads of a rank's CPU operations: OMP_NUM_THREADS where the user set it, else its share of the cores."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return int(stated) if stated.isdigit() and int(stated) > 0 else max(1, int(usable_cores()) // world_size)
+
+
+def preload(preparation: Preparation, python: str | None) -> list[str]:
+    """What an interpreter's server imports once: the worker, the model's family, what the choices name."""
+    modules = ["selectbench.worker.trial", *_model_modules(preparation)]
+    for planned in preparation.plan.options:
+        choices = planned.option.choices
+        if planned.unsupported is None and choices.python == python:
+            modules += [name for choice in choices.each().values() for name in choice.preload]
+    return list(dict.fromkeys(modules))
+
+
+def _model_modules(preparation: Preparation) -> list[str]:
+    model, vocab_size = preparation.suite.job.model, preparation.prepared.vocab_size
+    if isinstance(model, OwnModel):  # own code is imported in the trial alone: what it does is the trial's
+        return []
+    family = model.transformers_config(vocab_size, preparation.suite.job.seq_len)["model_type"]
+    return [f"transformers.models.{family}.modeling_{family}"]

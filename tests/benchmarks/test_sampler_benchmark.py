@@ -1,0 +1,84 @@
+"""What watching the GPUs costs the training loop: the loop with a bench beside it that samples, and without.
+
+The bench is a process of its own, as in a run, and reads two GPUs of the stand-in driver at the default intervals.
+The stand-in reads its script anew at every call, so that a reading takes longer than of a real driver.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from benchmarks.test_loop_benchmark import JOB, SETTINGS, VOCABULARY, compare, our_loop
+from stand_in import StandIn
+
+from selectbench.choices import Choices
+from selectbench.worker.engine import SingleEngine
+from selectbench.worker.model import new_model
+from selectbench.worker.world import ALONE
+
+BENCH = """\
+import sys
+from selectbench.meters.sampler import Sampler
+from selectbench.nvml import gpus
+from selectbench.nvml.idle import use_of
+from selectbench.suite.suite import MeterSettings
+found = gpus()
+for _ in sys.stdin:
+    sampler = Sampler(found, MeterSettings())
+    sampler.start([use_of(gpu) for gpu in found])
+    print("sampling", flush=True)
+    sys.stdin.readline()
+    samples = sampler.stop()
+    print(min(len(each.state) for each in samples), flush=True)
+"""
+
+
+class Bench:
+    """Samples while asked to."""
+
+    def __init__(self, driver: StandIn) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", BENCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            env={**os.environ, **driver.environment()},
+        )  # fmt: skip
+
+    def ask(self) -> str:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write("next\n")
+        self.process.stdin.flush()
+        return self.process.stdout.readline()
+
+
+@pytest.fixture
+def bench(driver_library: Path, tmp_path: Path) -> Iterator[Bench]:
+    driver = StandIn(tmp_path)
+    driver.set("gpu1.memory_total", 16 << 30, "gpu1.power_watts", 70)
+    made = Bench(driver)
+    yield made
+    made.process.communicate(timeout=60)
+
+
+def test_loop_with_and_without_the_sampler(benchmark: Any, bench: Bench) -> None:
+    torch.set_num_threads(2)
+    choices = Choices.model_validate(SETTINGS)
+    alone = our_loop(SingleEngine(new_model(JOB, VOCABULARY, attention="sdpa"), JOB, choices, ALONE), choices)
+
+    compare(benchmark, watched(alone, bench), alone, "tokens/s with the sampler over those without")
+
+
+def watched(loop: Callable[[], float], bench: Bench) -> Callable[[], float]:
+    def seconds() -> float:
+        assert bench.ask() == "sampling\n"
+        took = loop()
+        assert int(bench.ask()) > 5 * took, "it did not sample"
+        return took
+
+    return seconds
