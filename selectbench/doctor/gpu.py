@@ -16,6 +16,8 @@ from selectbench.nvml.driver import started
 from selectbench.nvml.reading import MemoryReading, StateReading, read_memory, read_processes, read_state
 from selectbench.record.calibration import stored
 
+CALIBRATE = "selectbench doctor --calibrate"
+NEWER = "a newer driver may tell more; some boards and virtual GPUs never do"
 COSTS = {
     "memory": "device memory is not known",
     "reserved memory": "what the driver keeps for itself counts as used",
@@ -57,9 +59,10 @@ def check_meters() -> Iterator[Finding]:
             continue
         lost = [name + (f" ({COSTS[name]})" if COSTS[name] else "") for name, there in told.items() if not there]
         there = ", ".join(name for name, known in told.items() if known) or "nothing"
-        yield Finding(
-            subject, "limited" if lost else "ok", there + (f"; not told: {', '.join(lost)}" if lost else "")
-        )
+        if lost:
+            yield Finding(subject, "limited", f"{there}; not told: {', '.join(lost)}", NEWER)
+        else:
+            yield Finding(subject, "ok", there)
 
 
 def _told(handle: Any) -> dict[str, bool]:
@@ -83,9 +86,9 @@ def _calibration_of(subject: str, gpu: Gpu) -> Finding:
     try:
         found = stored(gpu.uuid)
     except UserError as error:
-        return Finding(subject, "limited", str(error))
+        return Finding(subject, "limited", str(error), CALIBRATE)
     if found is None:
         lost = "none: the share of a measured matrix product's rate is not known"
-        return Finding(subject, "limited", lost, "selectbench doctor --calibrate")
+        return Finding(subject, "limited", lost, CALIBRATE)
     rates = ", ".join(f"{dtype} {units.flops_per_second(r.flops_per_second)}" for dtype, r in found.rates.items())
     return Finding(subject, "ok", f"{rates}; by torch {found.torch_version} on {found.measured_at[:10]}")

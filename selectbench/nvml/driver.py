@@ -8,6 +8,12 @@ from typing import Any
 
 import pynvml
 
+_NO_ANSWER: tuple[type[Exception], ...] = (
+    pynvml.NVMLError,
+    # Newer bindings' way to say that the driver is too old for a call's current version.
+    getattr(pynvml, "NVMLLibraryMismatchError", pynvml.NVMLError),
+)
+
 
 @contextmanager
 def started() -> Iterator[None]:
@@ -38,6 +44,6 @@ def ask(call: Callable[..., Any], *arguments: Any) -> Any | None:
     """The answer, or None where this GPU or this driver has none."""
     try:
         answer = call(*arguments)
-    except pynvml.NVMLError:
+    except _NO_ANSWER:
         return None
     return tuple(answer) if isinstance(answer, list) else answer

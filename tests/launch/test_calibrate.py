@@ -69,7 +69,8 @@ def test_a_gpus_rates_are_kept_under_its_own_uuid(
     monkeypatch.setattr(module, "check_torch_shows", lambda found, python: None)
     worker = tmp_path / "on_the_cpu"
     worker.write_text(
-        f'#!/bin/sh\nprintenv CUDA_VISIBLE_DEVICES >&2\nexec {sys.executable} "$1" -m "$3" "$4" cpu 64\n'
+        f'#!/bin/sh\n[ "$CUDA_VISIBLE_DEVICES $5" = "{gpu.uuid} cuda" ] || exit 9\n'
+        f'exec {sys.executable} "$1" -m "$3" "$4" cpu 64\n'
     )
     worker.chmod(0o755)
     monkeypatch.setattr(module.sys, "executable", str(worker))

@@ -20,7 +20,9 @@ from selectbench.doctor import (
     render,
     supported_choices,
 )
+from selectbench.doctor.gpu import check_calibration, check_meters
 from selectbench.machine import Machine
+from selectbench.record.calibration import Calibration, Rate, store
 
 ASDICT = "asdict(doctor.{}())"
 
@@ -88,6 +90,36 @@ def test_a_driver_that_does_not_answer(with_driver):
 def test_gpus_that_a_variable_hides(with_driver):
     finding = with_driver(ASDICT.format("check_gpu"), CUDA_VISIBLE_DEVICES="")
     assert finding["fix"] == "unset CUDA_VISIBLE_DEVICES"
+
+
+def test_what_each_gpu_tells_of_itself_and_what_is_lost_with_the_rest(stand_in):
+    stand_in.set("gpu0.reasons", None, "gpu0.counter", "unsupported")
+    first, second = check_meters()
+    assert first.status == "limited"
+    told, lost = first.found.split("; not told: ")
+    assert told.startswith("memory, reserved memory, utilization, instant power")
+    assert "clock event reasons (throttling goes unseen" in lost
+    assert "energy counter (energy comes from power readings)" in lost
+    assert "process list" not in lost
+    assert second.found.startswith("nothing; not told: memory")
+    assert first.fix
+
+
+def test_a_gpu_that_tells_everything(stand_in):
+    assert next(check_meters()).status == "ok"
+
+
+def test_a_calibration_is_shown_where_there_is_one(stand_in, tmp_path, monkeypatch):
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path))
+    rate = Rate(flops_per_second=7.5e14, size=8192)
+    store("GPU-aaaa1111-0000", Calibration(
+        name="NVIDIA H100", rates={"bfloat16": rate}, torch_version="2.13.0", measured_at="2026-01-02T03:04:05Z"
+    ))  # fmt: skip
+    first, second = check_calibration()
+    assert (first.status, first.found) == ("ok", "bfloat16 750 TFLOP/s; by torch 2.13.0 on 2026-01-02")
+    assert second.fix == "selectbench doctor --calibrate"
+    (tmp_path / "calibration.json").write_text("{")
+    assert "damaged" in next(check_calibration()).found
 
 
 def test_compiler_and_headers(monkeypatch, tmp_path):

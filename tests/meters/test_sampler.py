@@ -76,6 +76,15 @@ def test_a_driver_without_the_newer_calls_is_read_by_the_older_ones(stand_in: St
     assert values(first, "average_power_watts")[-1] == 100.0
 
 
+def test_a_driver_too_old_to_list_processes_tells_none(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sampler_module, "PROCESSES_SECONDS", 0.0)
+    stand_in.set("gpu0.processes", "missing")
+    with sampling() as (first, _):
+        until(after(5, first))
+    assert first.problem is None
+    assert first.tenancy.others() is None
+
+
 def test_a_slice_has_its_own_memory_and_the_boards_power(stand_in: StandIn) -> None:
     stand_in.set(
         "count", 1, "gpu0.mig", 1, "gpu0.mig0.uuid", "MIG-1", "gpu0.mig0.name", "NVIDIA H100 MIG 1g.10gb",
