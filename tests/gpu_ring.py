@@ -62,7 +62,7 @@ def called(summary: Summary, command: Sequence[str], allowed: Sequence[int] = (0
         for line in process.stdout:
             summary.say(line.rstrip("\n"))
     if process.returncode not in allowed:
-        summary.fail(f"{' '.join(command[1:4])} ended with status {process.returncode}")
+        summary.fail(f"status {process.returncode}: {' '.join(command)}")
 
 
 def run_suite(summary: Summary, suite: str, results: Path, seeds: str, extra: Sequence[str]) -> None:
