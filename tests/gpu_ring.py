@@ -50,6 +50,12 @@ def python(*arguments: str) -> list[str]:
     return [sys.executable, *arguments]
 
 
+def torch_sees_a_gpu() -> bool:
+    """Asked in a process of its own, so that this one holds no memory of the GPU."""
+    probe = "import sys, torch; sys.exit(not torch.cuda.is_available())"
+    return subprocess.run(python("-c", probe), check=False).returncode == 0
+
+
 def called(summary: Summary, command: Sequence[str], allowed: Sequence[int] = (0,)) -> None:
     """Run it in the project's root, its output shown and kept; a failure is noted and the ring goes on."""
     summary.say("", f"$ {' '.join(command)}")
@@ -104,7 +110,7 @@ def tell(summary: Summary, run: Path) -> None:
 
 
 def main() -> int:
-    """0: all tests passed and every figure is as expected; 1: something is to be explained."""
+    """0: all tests passed and every figure is as expected; 1: something is to be explained; 2: there is no GPU."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "results", help="where runs are kept")
     parser.add_argument("--seeds", default="0,1", help="of each suite (default: %(default)s)")
@@ -115,6 +121,9 @@ def main() -> int:
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
     summary = Summary(results / "gpu_ring.txt")
     steps = chosen.only or STEPS
+    if not torch_sees_a_gpu():
+        summary.say("torch sees no GPU here: nothing was run (`python -m selectbench doctor` says what is missing)")
+        return 2
     if "doctor" in steps:
         called(summary, python("-m", "selectbench", "doctor", "--calibrate"), allowed=(0, 2))
     if "tests" in steps:
