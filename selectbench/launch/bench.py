@@ -88,12 +88,7 @@ class Bench:
     def _ready(self, planned: PlannedTrial) -> Ready | None:
         """The trial's GPUs as they are when they have come to rest, or when waiting has taken long enough."""
         world_size = self.preparation.plan.planned(planned.trial.option).world_size
-
-        def pause(seconds: float) -> None:
-            self.display.tick()
-            self.stop.wait(seconds)
-
-        ready = self.watch.settle(world_size, pause, lambda: bool(self.stop))
+        ready = self.watch.settle(world_size)
         for sentence in ready.held if ready and not self.stop else []:
             self.display.note(f"memory has not come back: {sentence}")
         return ready

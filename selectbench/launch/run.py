@@ -18,6 +18,7 @@ from selectbench.launch.preparation import Preparation, check_cuda
 from selectbench.launch.publish import publish, read_run
 from selectbench.launch.server import TrialServers
 from selectbench.launch.signals import StopRequest
+from selectbench.meters.settle import Pause
 from selectbench.meters.watch import GpuWatch
 from selectbench.plan.plan import PlannedTrial
 from selectbench.record.record import Completed, Failed
@@ -81,7 +82,7 @@ def _run_trials(
     _announce_run(preparation, folder, display, [planned for planned, _ in still_open])
     with (
         weights_folder(folder), _servers(preparation, folder) as servers,
-        GpuWatch(preparation.claim.gpus, suite.meters) as watch,
+        GpuWatch(preparation.claim.gpus, suite.meters, _pause(display, stop), lambda: bool(stop)) as watch,
     ):  # fmt: skip
         bench = Bench(preparation, folder, servers, watch, display, stop)
         for number, (planned, attempt) in enumerate(still_open, start=len(trials) - len(still_open) + 1):
@@ -98,6 +99,15 @@ def _announce_run(preparation: Preparation, folder: Path, display: Display, stil
     display.run_started(preparation.suite, total, done, by_option)
     if done:
         display.note(f"resuming {folder}: {done} of {total} trials have an outcome")
+
+
+def _pause(display: Display, stop: StopRequest) -> Pause:
+    def pause(seconds: float) -> None:
+        with contextlib.suppress(OSError):  # a terminal that is gone
+            display.tick()
+        stop.wait(seconds)
+
+    return pause
 
 
 def _servers(preparation: Preparation, folder: Path) -> TrialServers:

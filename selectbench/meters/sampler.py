@@ -12,7 +12,7 @@ from typing import Any
 import pynvml
 
 from selectbench.meters.samples import GpuSamples
-from selectbench.meters.tenancy import family_of
+from selectbench.meters.tenancy import descends_from
 from selectbench.nvml import Gpu
 from selectbench.nvml.driver import started
 from selectbench.nvml.idle import Use
@@ -92,12 +92,10 @@ class Sampler:
             samples.state.add(at, read_state(handle))
 
     def _read_processes(self, handles: list[Any]) -> None:
-        # Before and after: one of ours that ends or begins just now is still known for ours.
-        own = family_of(os.getpid())
-        listed = [(samples, read_processes(handle)) for samples, handle in self._there(handles)]
-        own |= family_of(os.getpid())
-        for samples, found in listed:
-            samples.tenancy.note(found, own)
+        for samples, handle in self._there(handles):
+            listed = read_processes(handle)
+            own = [process.pid for process in listed or () if descends_from(process.pid, os.getpid())]
+            samples.tenancy.note(listed, own)
 
     def _there(self, handles: list[Any]) -> list[tuple[GpuSamples, Any]]:
         pairs = zip(self.samples, handles, strict=True)

@@ -38,7 +38,7 @@ class Tenancy:
         self._before = frozenset(tenant.pid for tenant in tenants)
 
     def note(self, listed: Iterable[ProcessReading] | None, own: Iterable[int]) -> None:
-        """`listed`: by the driver, None where it does not say; `own`: processes of the bench and all below it."""
+        """`listed`: by the driver, None where it does not say; `own`: those of them that are ours."""
         self._own.update(own)
         for process in listed or ():
             seen = self._seen.setdefault(
@@ -68,26 +68,19 @@ def _larger(a: int | None, b: int | None) -> int | None:
     return max(known, default=None)
 
 
-def family_of(pid: int) -> set[int]:
-    """The process and all below it now."""
-    parents = _parents()
-    family = {pid}
-    while True:
-        found = {child for child, parent in parents.items() if parent in family} - family
-        if not found:
-            return family
-        family |= found
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether the process is the ancestor or anywhere below it; False where it is gone or not to be seen."""
+    current: int | None = pid
+    while current and current != ancestor:
+        current = _parent(current)
+    return current == ancestor
 
 
-def _parents() -> dict[int, int]:
-    """Every visible process's parent."""
-    found = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                text = (folder / "stat").read_text(errors="replace")
-            except OSError:  # it has ended meanwhile
-                continue
-            # pid (command) state ppid; a command may hold anything (proc(5)).
-            found[int(folder.name)] = int(text.rpartition(")")[2].split()[1])
-    return found
+def _parent(pid: int) -> int | None:
+    """None: there is no such process here; 0 above the first one."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # pid (command) state ppid; a command may hold anything (proc(5)).
+    return int(text.rpartition(")")[2].split()[1])

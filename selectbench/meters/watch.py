@@ -17,7 +17,7 @@ from selectbench.meters.samples import GpuSamples, write_samples
 from selectbench.meters.settle import Pause, Ready, settle
 from selectbench.nvml import Gpu
 from selectbench.nvml.driver import started
-from selectbench.nvml.idle import Use, use_of
+from selectbench.nvml.idle import Use
 from selectbench.nvml.same_device import first_difference
 from selectbench.nvml.torch_devices import TorchDevice
 from selectbench.record.calibration import stored_rates
@@ -25,15 +25,23 @@ from selectbench.record.meters import Meters
 from selectbench.record.wire import Finished
 from selectbench.suite.suite import MeterSettings
 
+FIRST_LOOK_SECONDS = 5.0
+"""Longest wait for GPUs to be idle before the first trial; one that is then at work is so for somebody else."""
 ON_THE_CPU = "trained on the CPU"
 
 
 class GpuWatch:
     """Holds the driver's library from the first trial to the last: starting it can take a second."""
 
-    def __init__(self, gpus: Sequence[Gpu], settings: MeterSettings) -> None:
-        """`gpus`: those of the run, in the order of ranks; none on a CPU."""
+    def __init__(
+        self, gpus: Sequence[Gpu], settings: MeterSettings, pause: Pause, gave_up: Callable[[], bool]
+    ) -> None:
+        """`gpus`: those of the run, in the order of ranks; none on a CPU.
+
+        `pause` waits for so many seconds; `gave_up`: whether the run is to end, and nothing is to be waited for.
+        """
         self._gpus = list(gpus)
+        self._pause, self._gave_up = pause, gave_up
         self._settings = settings
         self._baseline: list[Use] = []
         self._problem = None if gpus else ON_THE_CPU
@@ -44,7 +52,7 @@ class GpuWatch:
         if self._gpus:
             try:
                 self._held.enter_context(started())
-                self._baseline = [use_of(gpu) for gpu in self._gpus]
+                self._baseline = self._first_look()
             except pynvml.NVMLError as error:
                 self._problem = f"the driver can't be asked: {error}"
         return self
@@ -52,12 +60,18 @@ class GpuWatch:
     def __exit__(self, *_: object) -> None:
         self._held.close()
 
-    def settle(self, world_size: int, pause: Pause, gave_up: Callable[[], bool]) -> Ready | None:
+    def _first_look(self) -> list[Use]:
+        """The driver still tells of the second before, in which torch was asked for its devices."""
+        idle = [Use(utilization=0.0) for _ in self._gpus]
+        most_seconds = min(FIRST_LOOK_SECONDS, self._settings.settle_seconds)
+        return settle(self._gpus, idle, most_seconds, self._pause, self._gave_up).uses
+
+    def settle(self, world_size: int) -> Ready | None:
         """Wait for the GPUs of the next trial to be as before the first one; None: there is nothing to see."""
         if self._problem is not None:
             return None
         gpus, baseline = self._gpus[:world_size], self._baseline[:world_size]
-        return settle(gpus, baseline, self._settings.settle_seconds, pause, gave_up)
+        return settle(gpus, baseline, self._settings.settle_seconds, self._pause, self._gave_up)
 
     @contextmanager
     def during(self, ready: Ready | None, folder: Path) -> Iterator[Watching]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launch.harness import TINY_SUITE, corpus
+from launch.harness import TINY_SUITE, all_pids, corpus
 from stand_in import StandIn, Value
 
 from selectbench.analysis.energy import energy
@@ -20,7 +20,7 @@ from selectbench.launch.gpu_claim import GpuClaim
 from selectbench.launch.preparation import Preparation, Request, prepare_all
 from selectbench.launch.run import Result, run
 from selectbench.meters.samples import FILE_NAME
-from selectbench.meters.tenancy import family_of
+from selectbench.meters.tenancy import descends_from
 from selectbench.nvml import gpus
 from selectbench.record.meters import GpuMeters
 from selectbench.record.record import Completed, Failed, Record
@@ -49,7 +49,7 @@ class Scenario:
     def _act(self, phase: str) -> None:
         self.driver.set(*self.acts.get((self.started[-1], phase), ()))
         if phase == "train" and self.started[-1] in self.seen:
-            own = [str(pid) for pid in family_of(os.getpid())]
+            own = [str(pid) for pid in all_pids() if descends_from(pid, os.getpid())]
             self.driver.set("gpu0.processes", ",".join([*own, *self.seen[self.started[-1]]]))
 
     def run_started(self, *_: object) -> None: ...

@@ -17,7 +17,7 @@ from stand_in import StandIn
 from selectbench.meters import sampler as sampler_module
 from selectbench.meters.sampler import Sampler
 from selectbench.meters.samples import FILE_NAME, GpuSamples, write_samples
-from selectbench.meters.tenancy import family_of
+from selectbench.meters.tenancy import descends_from
 from selectbench.nvml import gpus
 from selectbench.nvml.idle import Use
 from selectbench.suite.suite import MeterSettings
@@ -155,19 +155,20 @@ def test_own_processes_are_told_from_others(stand_in: StandIn, monkeypatch: pyte
         child.communicate()
 
 
-def test_a_family_is_a_process_and_all_below_it() -> None:
-    script = "cat & exec cat"  # a shell that becomes cat, with a cat below it
-    child = subprocess.Popen(
-        ["sh", "-c", f"sh -c '{script}'; :"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
-    )  # fmt: skip
+def test_a_process_descends_from_all_above_it_and_no_other() -> None:
+    shell = subprocess.Popen(["sh", "-c", "sh -c 'cat; :'; :"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
-        until(lambda: len(family_of(child.pid)) >= 3)
-        family = family_of(child.pid)
-        assert child.pid in family
-        assert family <= family_of(os.getpid())
-        assert os.getppid() not in family
+        children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children")
+        until(lambda: children.read_text().split())
+        (below,) = map(int, children.read_text().split())
+        for pid in (shell.pid, below):
+            assert descends_from(pid, pid)
+            assert descends_from(pid, os.getpid())
+            assert not descends_from(os.getpid(), pid)
+        assert not descends_from(shell.pid, below)
     finally:
-        child.communicate()
+        shell.communicate()
+    assert not descends_from(shell.pid, os.getpid())  # it has ended
 
 
 def test_all_readings_are_kept_in_a_file(stand_in: StandIn, tmp_path: Path) -> None:
