@@ -7,6 +7,7 @@ import math
 DASH = "-"
 """What stands for an unknown number."""
 
+_FLOPS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
 
@@ -107,12 +108,17 @@ def share(value: float | None) -> str:
     return f"{value:.1%}" if abs(value) >= 0.01 or value == 0 else f"{significant(value * 100, 2)}%"
 
 
-def flops_per_second(value: float | None) -> str:
-    """A rate of arithmetic: `989 TFLOP/s`, `45.6 GFLOP/s`."""
+def flops(value: float | None) -> str:
+    """An amount of arithmetic: `600.0 GFLOP`, `137.5 kFLOP`."""
     if value is None:
         return DASH
-    scaled, unit = (value / 1e12, "TFLOP/s") if value >= 1e12 else (value / 1e9, "GFLOP/s")
-    return f"{significant(scaled, 3)} {unit}"
+    scale, unit = next(((s, u) for s, u in _FLOPS if value >= s), _FLOPS[-1])
+    return f"{significant(value / scale)} {unit}"
+
+
+def flops_per_second(value: float | None) -> str:
+    """A rate of arithmetic: `989.4 TFLOP/s`."""
+    return DASH if value is None else f"{flops(value)}/s"
 
 
 def megahertz(value: float | None) -> str:

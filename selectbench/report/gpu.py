@@ -66,18 +66,14 @@ def _arithmetic(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
         return []
     heads = ["option", "products in", "FLOPs/token", "peak", "MFU", "HFU", "measured rate", "share of it"]
     cells = [
-        [markdown(row.option), gpu.arithmetic.dtype, _scaled(gpu.arithmetic.model_flops_per_token, 1e9, "GFLOP"),
-         _scaled(gpu.arithmetic.peak_flops_per_second, 1e12, "TFLOP/s"),
+        [markdown(row.option), gpu.arithmetic.dtype, units.flops(gpu.arithmetic.model_flops_per_token),
+         units.flops_per_second(gpu.arithmetic.peak_flops_per_second),
          *(figure(name, row.metrics[name]) for name in ("mfu", "hfu")),
-         _scaled(gpu.arithmetic.matmul_flops_per_second, 1e12, "TFLOP/s"),
+         units.flops_per_second(gpu.arithmetic.matmul_flops_per_second),
          figure("matmul_rate_share", row.metrics["matmul_rate_share"])]
         for row, gpu in rows
     ]  # fmt: skip
     return [table(heads, cells, right=2)]
-
-
-def _scaled(value: float | None, unit: float, name: str) -> str:
-    return units.DASH if value is None else f"{units.significant(value / unit)} {name}"
 
 
 def states(gpu: GpuRow) -> str:
@@ -97,7 +93,8 @@ def unknown_states(ranking: Ranking) -> list[str]:
         for state in row.gpu.by_seed if row.gpu else []:
             if state.verdict == "unknown":
                 causes[state.detail] = causes.get(state.detail, 0) + 1
-    return [f"The state of the GPUs is not known in {count} trials: {cause}" for cause, count in causes.items()]
+    trials = {cause: f"{count} trial{'s' if count > 1 else ''}" for cause, count in causes.items()}
+    return [f"The state of the GPUs is not known in {number}: {cause}" for cause, number in trials.items()]
 
 
 def _unknown_energy(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:

@@ -116,7 +116,7 @@ def test_a_calibration_is_shown_where_there_is_one(stand_in, tmp_path, monkeypat
         name="NVIDIA H100", rates={"bfloat16": rate}, torch_version="2.13.0", measured_at="2026-01-02T03:04:05Z"
     ))  # fmt: skip
     first, second = check_calibration()
-    assert (first.status, first.found) == ("ok", "bfloat16 750 TFLOP/s; by torch 2.13.0 on 2026-01-02")
+    assert (first.status, first.found) == ("ok", "bfloat16 750.0 TFLOP/s; by torch 2.13.0 on 2026-01-02")
     assert second.fix == "selectbench doctor --calibrate"
     (tmp_path / "calibration.json").write_text("{")
     assert "damaged" in next(check_calibration()).found

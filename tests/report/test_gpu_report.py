@@ -152,7 +152,7 @@ def test_a_share_above_one_is_withheld_in_every_report() -> None:
     text = report(*run)
     assert told in text
     assert told in terminal(*run, 300)
-    assert "| fp32 | float32 | 1,200 GFLOP | 66.90 TFLOP/s | - | - | - | - |" in text
+    assert "| fp32 | float32 | 1.200 TFLOP | 66.90 TFLOP/s | - | - | - | - |" in text
     suite, records = run
     assert "| mfu |" not in option.render(suite, rank(suite, records), records, "fp32")
     assert "| mfu | 24.3% |" in option.render(suite, rank(suite, records), records, "bf16")

@@ -35,3 +35,18 @@ def test_shown(show: object, value: float, text: str) -> None:
 def test_unknown_is_a_dash(show: object) -> None:
     assert callable(show)
     assert show(None) == "-"
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (None, "-"),
+        (6e11, "600.0 GFLOP"),
+        (9.894e14, "989.4 TFLOP"),
+        (137_500, "137.5 kFLOP"),
+        (12, "0.01200 kFLOP"),
+    ],
+)
+def test_arithmetic(value, shown):
+    assert units.flops(value) == shown
+    assert units.flops_per_second(value) == (shown if value is None else f"{shown}/s")
