@@ -87,7 +87,7 @@ class GpuWatch:
         finally:
             sampler.stop()
             watching.ended = time.perf_counter()
-            write_samples(folder, sampler.samples, watching.launched)
+            _keep(sampler.samples, folder, watching.launched)
 
 
 @dataclass
@@ -118,6 +118,15 @@ class Watching:
             settled=self.settled,
             timed_windows=[(begin - self.launched, end - self.launched) for begin, end in moments.timed],
         )
+
+
+def _keep(samples: Sequence[GpuSamples], folder: Path, launched: float) -> None:
+    """A full disk is told among the meters: the trial's own result may still find room."""
+    try:
+        write_samples(folder, samples, launched)
+    except OSError as error:
+        for each in samples:
+            each.problem = each.problem or f"the readings can't be kept: {error.strerror or error}"
 
 
 def _wrong_devices(done: Finished, samples: Sequence[GpuSamples]) -> str | None:

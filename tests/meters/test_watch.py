@@ -95,6 +95,14 @@ def test_the_rates_that_were_measured_on_the_gpu_go_with_it(
     assert trial(tmp_path, None).gpus[0].matmul_flops_per_second == {"bfloat16": 7e14}
 
 
+def test_readings_that_cannot_be_kept_are_told_and_lose_no_trial(stand_in: StandIn, tmp_path: Path) -> None:
+    (tmp_path / "trial").write_text("a file where the folder should be")
+    (gpu,) = trial(tmp_path / "trial", finished()).gpus
+    assert gpu.problem is not None
+    assert "can't be kept" in gpu.problem
+    assert gpu.memory_readings > 0 or gpu.memory_series
+
+
 def test_a_driver_that_is_gone_is_the_reason_why_there_are_no_meters(stand_in: StandIn, tmp_path: Path) -> None:
     found = gpus()
     stand_in.script.unlink()
