@@ -89,7 +89,7 @@ def _hidden(gpu: GpuMeters) -> list[str]:
     gaps = {
         "no readings while it was timed": not gpu.readings,
         "the reasons that hold the clocks down can't be read": gpu.readings > 0 and gpu.clock_limit_shares is None,
-        "the list of processes can't be read": gpu.other_processes is None,
+        "the list of processes shows not even the trial's own, as in most containers": gpu.other_processes is None,
     }
     return [words for words, missing in gaps.items() if missing] + ([gpu.problem] if gpu.problem else [])
 

@@ -77,7 +77,7 @@ def test_shared_and_throttled_at_once_says_both() -> None:
     ("changes", "words"),
     [
         ({"clock_limit_shares": None}, "the reasons that hold the clocks down can't be read"),
-        ({"other_processes": None}, "the list of processes can't be read"),
+        ({"other_processes": None}, "the list of processes shows not even the trial's own, as in most containers"),
         ({"readings": 0, "clock_limit_shares": None}, "no readings while it was timed"),
         ({"problem": "GPU is lost"}, "GPU is lost"),
     ],
