@@ -94,7 +94,7 @@ def test_the_gpus_conditions_and_energy() -> None:
 def test_an_unknown_state_and_energy_are_told_with_their_causes() -> None:
     run = make_run([{"other_processes": None, "metered_seconds": 1.0}] * 3)
     text = section(report(*run), "GPU")
-    cause = "The state of the GPUs is not known in 3 trials: the list of processes shows not even the trial's own, as in most containers"
+    cause = "The state of the GPUs is not known in 3 trials: the list of processes shows not even the trial's own"
     assert cause in text
     assert cause in terminal(*run)
     assert "- Energy is not known: metered for 1.00 s, less than 5 s (bf16, seed 0, 1, 2)." in text
