@@ -39,6 +39,17 @@ def ratio(value: float | None) -> str:
     return f"{value:.2f}x" if 0.1 <= abs(value) < 1e4 or value == 0 else f"{significant(value, 3)}x"
 
 
+def ratio_range(low: float | None, high: float | None) -> str:
+    """`1.20x to 1.31x`, with as many decimals as keep the ends apart."""
+    if low is None or high is None:
+        return DASH
+    for digits in (2, 3, 4):
+        ends = [f"{end:.{digits}f}x" if 0.1 <= abs(end) < 1e4 else ratio(end) for end in (low, high)]
+        if ends[0] != ends[1]:
+            break
+    return " to ".join(ends)
+
+
 def size(value: float | None) -> str:
     """Bytes in binary units: `512 B`, `1.50 GiB`."""
     if value is None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from selectbench import units
+from selectbench.analysis.comparison import Settling
+from selectbench.analysis.contest import Contest
+from selectbench.analysis.family import ALPHA
 from selectbench.analysis.metrics import METRICS, Metric
 from selectbench.analysis.row import Failure, Row
 from selectbench.analysis.sanity import stalled
-from selectbench.analysis.summary import Summary, mean, standard_deviation
+from selectbench.analysis.summary import Summary
 from selectbench.suite.suite import Suite
 
 _UNIT = {
@@ -18,23 +21,25 @@ _UNIT = {
 }  # fmt: skip
 
 
-def answer(suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
     """One paragraph: what is best and by how much, how sure that is, and what was left out.
 
     `rows` in the order of the ranking.
     """
+    suite = contest.suite
     metric = METRICS[suite.decide.objective]
-    ranked = [row for row in rows if row.rank is not None]
+    placed = [row for row in rows if row.rank is not None]
     sentences = [
         _unfinished(summaries.values()),
-        _verdict(suite, metric, ranked, summaries),
+        _verdict(suite, metric, rows, summaries),
+        _open(metric, placed, rows),
         _disturbed(metric, summaries.values()),
         _no_baseline(suite, rows),
         _unclean_baseline(summaries[suite.baseline]),
-        _quality(suite, ranked),
-        _spread(metric, ranked),
-        _barred(metric, ranked, rows),
-        _seeds_left_out(metric, ranked, summaries),
+        _quality(suite, rows),
+        _certainty(contest, metric, placed or [row for row in rows if row.n]),
+        _barred(metric, placed, rows),
+        _seeds_left_out(metric, placed, summaries),
         _left_out(metric, rows, summaries),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -58,24 +63,85 @@ def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
     return f"The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
 
 
-def _verdict(suite: Suite, metric: Metric, ranked: list[Row], summaries: Mapping[str, Summary]) -> str:
+def _verdict(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+    ranked = [row for row in rows if row.rank is not None]
     if not ranked:
-        clean = "clean " if any(summary.only_spoiled(metric.name) for summary in summaries.values()) else ""
-        return f"No answer: no option completed with a {clean}{metric.name} and held the constraints."
+        return _without_ranks(suite, metric, rows, summaries)
     best = ranked[0]
     if len(suite.options) == 1:
         return f"{best.option}: {_figure(metric, best)}; there is no other option to compare it with."
     if len(ranked) == 1:
         return f"{best.option} is the only option that could be ranked: {_figures(suite, metric, best)}."
-    tied = [row for row in ranked[1:] if _too_close(metric, summaries[best.option], summaries[row.option])]
+    tied = [row for row in ranked[1:] if row.option in best.tied_with]
     if tied:
-        names = _and([best.option, *(row.option for row in tied)])
-        figures = "; ".join(f"{row.option} {_figures(suite, metric, row)}" for row in (best, *tied))
-        return f"Too close to call between {names}: they differ by no more than the seeds do: {figures}."
+        return _tie(suite, metric, best, tied)
     return (
         f"{best.option} {metric.superlative}{_within(suite, best)}: {_figures(suite, metric, best)}; "
         f"next {ranked[1].option}: {_figures(suite, metric, ranked[1])}."
     )
+
+
+def _without_ranks(
+    suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]
+) -> str:
+    """Where there is no measure of spread, or nothing that could be ranked."""
+    shown = [row for row in rows if row.n and _counts(row, metric) and not row.identity.violations]
+    shown = [row for row in shown if not row.constraint_failures and not row.control]
+    if not shown:
+        clean = "clean " if any(summary.only_spoiled(metric.name) for summary in summaries.values()) else ""
+        return f"No answer: no option completed with a {clean}{metric.name} and held the constraints."
+    sign = -1 if metric.better == "more" else 1
+    order = sorted(shown, key=lambda row: sign * (row.metrics[metric.name].value or 0.0))
+    if len(order) == 1:
+        return f"{order[0].option} is the only option with a figure: {_figures(suite, metric, order[0])}."
+    return (
+        f"No verdict: there is no measure of spread, so the order may be chance. By the single figures "
+        f"{order[0].option} comes first: {_figures(suite, metric, order[0])}; next {order[1].option}: "
+        f"{_figures(suite, metric, order[1])}."
+    )
+
+
+def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row]) -> str:
+    """Rows that share the first rank: because they do not differ, or because that is open."""
+    names = _and([best.option, *(row.option for row in tied)])
+    figures = "; ".join(f"{row.option} {_figures(suite, metric, row)}" for row in (best, *tied))
+    pairs = [row.against_best for row in tied if row.against_best]
+    matters = units.share(suite.decide.threshold(metric.name))
+    if pairs and all(pair.decision == "no_difference" for pair in pairs):
+        return f"No difference that matters between {names}: less than {matters} of {metric.name}: {figures}."
+    return f"Too close to call between {names}: {figures}.{_settling([pair.settling for pair in pairs])}"
+
+
+def _settling(open_questions: Sequence[Settling | None]) -> str:
+    known = [settling for settling in open_questions if settling]
+    if not known:
+        return ""
+    least = min(known, key=lambda settling: settling.seeds)
+    return f" {_seeds_more(least)} would probably settle {'it' if len(known) == 1 else 'the first of these'}."
+
+
+def _seeds_more(settling: Settling) -> str:
+    time = "" if settling.seconds is None else f", about {units.duration(settling.seconds)},"
+    return f"{settling.seeds} more seed{'s' if settling.seeds > 1 else ''}{time}"
+
+
+def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Rows that might come first, if it were known whether they hold a constraint."""
+    best = ranked[0].metrics[metric.name].value if ranked else None
+    lines = []
+    for row in rows:
+        undecided = [c for c in row.constraints if c.verdict == "undecided"]
+        if not undecided or row.constraint_failures or row.control or not _beats(metric, row, best):
+            continue
+        more = f"; {_seeds_more(s)} would probably settle it" if (s := undecided[0].settling) else ""
+        details = _and([f"{c.constraint} ({c.detail})" for c in undecided])
+        lines.append(f"{row.option} ({_figure(metric, row)}) may be better, but it is open whether it holds {details}{more}.")
+    return " ".join(lines)
+
+
+def _counts(row: Row, metric: Metric) -> bool:
+    found = row.metrics[metric.name]
+    return found.value is not None and not found.unclean
 
 
 def _within(suite: Suite, row: Row) -> str:
@@ -88,19 +154,14 @@ def _figure(metric: Metric, row: Row) -> str:
 
 
 def _figures(suite: Suite, metric: Metric, row: Row) -> str:
-    """`11,420 tokens/s, 1.07x the baseline`, without the ratio where there is none."""
-    ratio = row.metrics[metric.name].ratio_to_baseline
+    """`11,420 tokens/s, 1.07x the baseline (1.05x to 1.09x)`, without the ratio where there is none."""
+    found = row.metrics[metric.name]
     if row.option == suite.baseline:
         return f"{_figure(metric, row)} (the baseline)"
-    return _figure(metric, row) + ("" if ratio is None else f", {units.ratio(ratio)} the baseline")
-
-
-def _too_close(metric: Metric, best: Summary, other: Summary) -> bool:
-    """Whether the mean difference within seeds is no more than those differences' standard deviation."""
-    seeds = best.common(other, metric.name)
-    differences = [best.values[metric.name][s] - other.values[metric.name][s] for s in seeds]
-    gap, spread = mean(differences), standard_deviation(differences)
-    return gap is not None and (gap == 0 or (spread is not None and abs(gap) <= spread))
+    if found.ratio_to_baseline is None:
+        return _figure(metric, row)
+    ends = f" ({units.ratio_range(found.ratio_low, found.ratio_high)})" if found.ratio_low != found.ratio_high else ""
+    return f"{_figure(metric, row)}, {units.ratio(found.ratio_to_baseline)} the baseline{ends}"
 
 
 def _no_baseline(suite: Suite, rows: Sequence[Row]) -> str:
@@ -123,28 +184,33 @@ def _unclean_baseline(baseline: Summary) -> str:
     )
 
 
-def _quality(suite: Suite, ranked: list[Row]) -> str:
+def _quality(suite: Suite, rows: Sequence[Row]) -> str:
     if suite.quick or not suite.job.evaluates:
         return "Speed and memory only: quality was not measured and nothing is said of it."
-    unjudged = [c for row in ranked for c in row.constraints if c.verdict == "not_judged"]
+    unjudged = [c for row in rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
     if unjudged:
         first = unjudged[0]
         return f"Whether the rows hold {first.constraint} is not known: {first.detail}."
     return ""
 
 
-def _spread(metric: Metric, ranked: list[Row]) -> str:
-    if not ranked:
+def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
+    """What the claims rest on."""
+    if not rows:
         return ""
-    counts = [row.n - len(row.metrics[metric.name].left_out) for row in ranked]
+    counts = [row.n - len(row.metrics[metric.name].left_out) for row in rows]
     fewest, most = min(counts), max(counts)
-    if most == 1:
+    if most <= 1:
         return "(1 seed: there is no measure of spread, so a difference may be chance.)"
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
-    return f"({seeds}; means, no test of significance.)"
+    few = "; with so few only large differences can be told" if most == 2 else ""
+    tests = len(contest.judged)
+    if not tests:
+        return f"({seeds}{few}.)"
+    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests.)"
 
 
-def _barred(metric: Metric, ranked: list[Row], rows: Sequence[Row]) -> str:
+def _barred(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
     """Names rows that would have been first had they held the constraints."""
     best = ranked[0].metrics[metric.name].value if ranked else None
     found = [
@@ -161,7 +227,7 @@ def _beats(metric: Metric, row: Row, best: float | None) -> bool:
     return value is not None and (best is None or metric.is_better(value, best))
 
 
-def _seeds_left_out(metric: Metric, ranked: list[Row], summaries: Mapping[str, Summary]) -> str:
+def _seeds_left_out(metric: Metric, ranked: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
     """Which ranked figures are of fewer trials than there are, as the GPUs' state spoilt the others."""
     found = [
         f"{row.option} {len(row.metrics[metric.name].left_out)} of {row.n} trials "

@@ -22,18 +22,19 @@ RULE = (
 def usd_per_billion_tokens(o: Observed) -> float | None:
     """GPUs x 1e9 / tokens_per_second / 3600 x usd_per_gpu_hour + joules_per_token x 1e9 / 3.6e6 x usd_per_kwh."""
     speed = tokens_per_second(o.measurement)
-    return None if not speed else _usd(o, seconds=lambda: _BILLION / speed, tokens=_BILLION)
+    return None if not speed else usd_for(o, seconds=lambda: _BILLION / speed, tokens=_BILLION)
 
 
 def usd_of_job(o: Observed) -> float | None:
     """The same for the job's own training_seconds and its tokens_per_step x (applied + skipped steps)."""
     m = o.measurement
-    return _usd(
+    return usd_for(
         o, seconds=lambda: m.training_seconds, tokens=m.tokens_per_step * (m.steps_applied + m.steps_skipped)
     )
 
 
-def _usd(o: Observed, *, seconds: Callable[[], float], tokens: float) -> float | None:
+def usd_for(o: Observed, *, seconds: Callable[[], float], tokens: float) -> float | None:
+    """Of so many seconds of the trial's GPUs and so many tokens; None where a price can't be applied."""
     if o.cost is None or unpriced(o):
         return None
     rent = electricity = 0.0

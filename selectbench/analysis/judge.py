@@ -1,11 +1,16 @@
-"""Whether an option holds the suite's constraints, judged on means without a test of significance."""
+"""Whether an option holds the suite's constraints: tests of non-inferiority with three answers."""
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from selectbench import units
+from selectbench.analysis.blocks import Blocks, Difference, of_one
+from selectbench.analysis.comparison import Settling
+from selectbench.analysis.family import Judged, Test
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
@@ -18,15 +23,56 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
 
 
 @dataclass(frozen=True)
+class Asked:
+    """A constraint on one option that a test must answer."""
+
+    text: str
+    constraint: Constraint
+    test: Test
+    """Against the bound."""
+
+    def concluded(self, judged: Judged | None, settling: Settling | None) -> ConstraintVerdict:
+        """`judged`: the test among its family; None: no measure of spread."""
+        verdict, shown = "undecided", f"{self.constraint.metric} is {self._shown(self.test.difference.estimate)}"
+        if judged is None:
+            seeds = self.test.difference.seeds
+            return _said(self.text, "undecided", f"{shown} with {seeds} seed, which tells no spread")
+        if judged.rejected or judged.low == judged.high:
+            verdict = "holds" if self._holds(judged.estimate) else "fails"
+        if judged.low < judged.high:
+            shown += f" ({self._shown(judged.low)} to {self._shown(judged.high)})"
+        return ConstraintVerdict.model_validate(
+            {"constraint": self.text, "verdict": verdict, "detail": shown, "p_adjusted": judged.p_adjusted,
+             "settling": settling if verdict == "undecided" else None}
+        )  # fmt: skip
+
+    def _holds(self, estimate: float) -> bool:
+        if math.isclose(estimate, self.test.bound, rel_tol=0.0, abs_tol=1e-12):  # the rounding of logarithms
+            return self.constraint.operator in ("<=", ">=")
+        return _COMPARE[self.constraint.operator](estimate, self.test.bound)
+
+    def _shown(self, logarithm: float) -> str:
+        value = finite(lambda: math.exp(logarithm))
+        if self.constraint.relative:
+            return units.DASH if value is None else f"{value:.4g}x baseline"
+        return METRICS[self.constraint.metric].show(value)
+
+
+@dataclass(frozen=True)
 class Judge:
     """Holds what every row is judged against."""
 
     baseline: Summary
     measures_quality: bool
     """False for a quick run and for `eval: none`: then nothing is said of quality."""
+    blocks: Mapping[str, Blocks]
+    """By metric, of all comparable options."""
 
-    def verdict(self, text: str, summary: Summary) -> ConstraintVerdict:
-        """One constraint of one option that completed at least a seed. Raises ValueError for a wrong text."""
+    def ask(self, text: str, summary: Summary) -> Asked | ConstraintVerdict:
+        """One constraint of one option that completed a seed: a test, or the answer where none is needed.
+
+        Raises ValueError for a wrong text.
+        """
         constraint = parse_constraint(text)
         metric = METRICS[constraint.metric]
         if metric.quality and not self.measures_quality:
@@ -38,45 +84,50 @@ class Judge:
             return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
         if constraint.metric in GPU_METRICS and not summary.values[metric.name]:
             return _said(text, "not_judged", f"no trial tells its {metric.name}")
-        judge = self._relative if constraint.relative else _absolute
-        return judge(text, constraint, summary)
+        return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
 
-    def _relative(self, text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
-        if self.baseline.only_spoiled(constraint.metric):
-            words = self.baseline.unclean_words(constraint.metric)
+    def _relative(self, text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
+        name = constraint.metric
+        if self.baseline.only_spoiled(name):
+            words = self.baseline.unclean_words(name)
             return _said(text, "not_judged", f"every trial of the baseline {self.baseline.name} was {words}")
-        if not self.baseline.values[constraint.metric]:
-            return _said(text, "not_judged", f"the baseline {self.baseline.name} has no {constraint.metric}")
-        if not summary.values[constraint.metric]:
-            return _said(text, "fails", f"no finite {constraint.metric}")
-        found = ratio_to(self.baseline, summary, constraint.metric)
-        if found is None and (self.baseline.spoiled[constraint.metric] or summary.spoiled[constraint.metric]):
+        if not self.baseline.values[name]:
+            return _said(text, "not_judged", f"the baseline {self.baseline.name} has no {name}")
+        if not summary.values[name]:
+            return _said(text, "fails", f"no finite {name}")
+        if constraint.value <= 0:
+            return _directly(text, constraint, summary)
+        found = self._difference(name, summary)
+        if found is None and (self.baseline.spoiled[name] or summary.spoiled[name]):
             return _said(text, "not_judged", "no seed was clean with the baseline too")
         if found is None:
-            return _said(text, "fails", "cannot be judged: no figure to compare for any seed of the baseline")
-        return _compared(text, constraint, found, f"{found:.4g}x baseline")
+            return _said(text, "undecided", "no figure to compare for any seed of the baseline")
+        return Asked(text, constraint, Test(found, math.log(constraint.value)))
+
+    def _difference(self, metric: str, summary: Summary) -> Difference | None:
+        if summary.name == self.baseline.name:
+            return Difference(0.0, 0.0, None, len(summary.values[metric]), "none")
+        return self.blocks[metric].difference(summary.name, self.baseline.name)
 
 
-def _absolute(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
-    found = summary.mean(constraint.metric)
-    if found is None:
+def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
+    values = summary.values[constraint.metric]
+    if not values:
         return _said(text, "fails", f"no finite {constraint.metric}")
-    return _compared(text, constraint, found, METRICS[constraint.metric].show(found))
+    found = of_one(values)
+    if found is None or constraint.value <= 0 or min(values.values()) <= 0:
+        return _directly(text, constraint, summary)
+    return Asked(text, constraint, Test(found, math.log(constraint.value)))
 
 
-def _compared(text: str, constraint: Constraint, found: float, shown: str) -> ConstraintVerdict:
-    holds = _COMPARE[constraint.operator](found, constraint.value)
-    return _said(text, "holds" if holds else "fails", f"{constraint.metric} is {shown}")
+def _directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
+    """Where a value or the bound has no logarithm: what all seeds say, if they agree."""
+    compare = _COMPARE[constraint.operator]
+    answers = {compare(value, constraint.value) for value in summary.values[constraint.metric].values()}
+    verdict = "undecided" if len(answers) > 1 else "holds" if True in answers else "fails"
+    shown = METRICS[constraint.metric].show(summary.mean(constraint.metric))
+    return _said(text, verdict, f"{constraint.metric} is {shown}")
 
 
 def _said(text: str, verdict: str, detail: str) -> ConstraintVerdict:
     return ConstraintVerdict.model_validate({"constraint": text, "verdict": verdict, "detail": detail})
-
-
-def ratio_to(baseline: Summary, summary: Summary, metric: str) -> float | None:
-    """Ratio of means over the seeds that both know; None where there are none or the baseline's is 0."""
-    seeds = summary.common(baseline, metric)
-    ours, theirs = summary.mean(metric, seeds), baseline.mean(metric, seeds)
-    if ours is None or theirs is None:
-        return None
-    return finite(lambda: ours / theirs)

@@ -1,22 +1,36 @@
-"""Records to the Ranking: means over seeds, ratios to the baseline, constraints, failures last. Pure.
-
-A simple first ranking: means decide, and the answer says how they compare with the seeds' spread.
-"""
+"""Records to the Ranking: the contest's claims, ranks that ties share, constraints, failures last. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from selectbench.analysis import gpus, ranks, sanity
 from selectbench.analysis.answer import answer
 from selectbench.analysis.certificate import certify
-from selectbench.analysis.judge import Judge, ratio_to
+from selectbench.analysis.contest import Contest, hold_contest, is_control
+from selectbench.analysis.control import control_warnings
+from selectbench.analysis.factors import factor_view
 from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.pareto import with_pareto
 from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
+from selectbench.analysis.standing import Standing, stand
 from selectbench.analysis.summary import Summary, mean, standard_deviation, summarise
+from selectbench.analysis.to_loss import to_loss
+from selectbench.analysis.verdicts import verdicts
 from selectbench.record.record import Record
 from selectbench.suite.suite import Suite
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Everything that the parts of a ranking are made from."""
+
+    suite: Suite
+    summaries: list[Summary]
+    contest: Contest
+    rows: list[Row]
 
 
 def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) -> Ranking:
@@ -26,21 +40,32 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     here. Raises ValueError for a constraint that cannot be read.
     """
     summaries, strays = summarise(suite, records)
-    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
-    certificates = certify(suite, summaries, baseline)
-    judge = Judge(baseline, suite.job.evaluates and not suite.quick)
-    rows = [_row(suite, summary, baseline, judge, certificates[summary.name]) for summary in summaries]
-    if ranks.is_about_scaling(summaries):
-        rows = [_scaled(suite, row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
+    found = _rows(suite, summaries)
     kinds = sanity.memory_kinds(summaries)
-    ranked = _in_order(suite, rows)
+    by_name = {summary.name: summary for summary in summaries}
+    named = verdicts(suite, found.rows, by_name, found.contest)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(suite, ranked, {s.name: s for s in summaries})}{ranks.in_answer(suite.device, summaries)}",
+        answer=f"{answer(found.contest, found.rows, by_name)}{ranks.in_answer(suite.device, summaries)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
-        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=ranked,
-        warnings=[*warnings, *strays, *_found(suite, summaries)],
+        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=found.rows, family=found.contest.family(),
+        verdicts=named, factors=factor_view(suite, by_name, found.rows),
+        warnings=[*warnings, *strays, *_found(suite, summaries), *control_warnings(found.contest, by_name)],
     )  # fmt: skip
+
+
+def _rows(suite: Suite, summaries: list[Summary]) -> _Ranked:
+    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
+    certificates = certify(suite, summaries, baseline)
+    comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
+    contest = hold_contest(suite, summaries, comparable)
+    rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries]
+    if ranks.is_about_scaling(summaries):
+        rows = [_scaled(suite, row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
+    standing = stand(contest, [row.option for row in rows if _placeable(suite, row)])
+    rows = _in_order(suite, [_placed(standing, row) for row in rows])
+    rows = [_against_best(standing, row, rows[0]) for row in rows]
+    return _Ranked(suite, summaries, contest, with_pareto(contest, rows))
 
 
 def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
@@ -56,17 +81,20 @@ def _scaled(suite: Suite, row: Row, summary: Summary, baseline: Summary) -> Row:
     return row.model_copy(update={"scaling": ranks.scaling(suite.device, summary, baseline, ratio)})
 
 
-def _row(suite: Suite, summary: Summary, baseline: Summary, judge: Judge, identity: Certificate) -> Row:
-    judged = identity.comparable is True
-    constraints = [judge.verdict(text, summary) for text in suite.decide.constraints] if judged else []
+def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
+    suite, judged = contest.suite, identity.comparable is True
+    constraints = contest.constraints(summary.name) if judged else []
     broken = [f"{c.constraint}: {c.detail}" for c in constraints if c.verdict == "fails"]
+    control = is_control(suite, summary.name)
     return Row(
-        option=summary.name, rank=None, status=_status(summary, identity),
+        option=summary.name, rank=None, status=_status(summary, identity), control=control,
         n=len(summary.completed), planned=len(summary.planned), missing_seeds=summary.missing,
-        differs_in=summary.option.differs_in, eligible=judged and not broken,
+        differs_in=summary.option.differs_in,
+        eligible=judged and not control and all(c.verdict in ("holds", "not_judged") for c in constraints),
         constraints=constraints, constraint_failures=broken, identity=identity, notes=ranks.notes(summary),
-        metrics={name: _metric(name, summary, None if identity.violations else baseline) for name in METRICS},
-        memory=ranks.memory(summary), scaling=None,
+        metrics={name: _metric(name, summary, None if identity.violations else contest) for name in METRICS},
+        memory=ranks.memory(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
+        to_loss=to_loss(suite, summary, contest.baseline) if judged else None,
         failures=_failures(summary), gpu=gpus.gpu_row(summary), cost_unknown=gpus.cost_unknown(summary),
     )  # fmt: skip
 
@@ -86,40 +114,58 @@ def _status(summary: Summary, identity: Certificate) -> Literal["completed", "pa
     return "completed" if len(summary.completed) == len(summary.planned) else "partial"
 
 
-def _metric(name: str, summary: Summary, baseline: Summary | None) -> MetricValue:
+def _metric(name: str, summary: Summary, contest: Contest | None) -> MetricValue:
     unclean = summary.only_spoiled(name)
     known = list((summary.spoiled if unclean else summary.values)[name].values())
+    ratio, low, high = contest.interval(summary.name, name) if contest else (None, None, None)
     return MetricValue(
-        value=mean(known),
-        ratio_to_baseline=ratio_to(baseline, summary, name) if baseline else None,
-        standard_deviation=standard_deviation(known),
-        n=len(known), left_out=list(summary.spoiled[name]), unclean=unclean,
+        value=mean(known), ratio_to_baseline=ratio, ratio_low=low, ratio_high=high,
+        standard_deviation=standard_deviation(known), n=len(known), left_out=list(summary.spoiled[name]),
+        unclean=unclean,
     )  # fmt: skip
 
 
+def _placeable(suite: Suite, row: Row) -> bool:
+    """Whether a row can have a rank: eligible, and its figure counts."""
+    objective = row.metrics[suite.decide.objective]
+    return row.eligible and objective.value is not None and not objective.unclean
+
+
+def _placed(standing: Standing, row: Row) -> Row:
+    if row.option not in standing.ranked:
+        return row
+    ties = standing.ties(row.option, standing.ranked)
+    return row.model_copy(update={"rank": standing.rank(row.option, standing.ranked), "tied_with": ties})
+
+
+def _against_best(standing: Standing, row: Row, best: Row) -> Row:
+    if row.option == best.option or row.rank is None:
+        return row
+    return row.model_copy(update={"against_best": standing.comparison(row.option, best.option)})
+
+
 def _in_order(suite: Suite, rows: list[Row]) -> list[Row]:
-    """Eligible rows by the objective, numbered, where its figure counts; then the others by how far they came."""
+    """By rank, then by the objective; then what could not be ranked, by how far it came."""
     objective = suite.decide.objective
     sign = -1 if METRICS[objective].better == "more" else 1
 
-    def place(row: Row) -> tuple[int, float]:
+    def place(row: Row) -> tuple[int, int, float]:
         value = row.metrics[objective].value
-        return _group(row, objective), 0.0 if value is None else sign * value
+        return _group(suite, row), row.rank or 0, 0.0 if value is None else sign * value
 
-    ordered = sorted(rows, key=place)
-    return [
-        row.model_copy(update={"rank": number}) if _group(row, objective) == 0 else row
-        for number, row in enumerate(ordered, start=1)
-    ]
+    return sorted(rows, key=place)
 
 
-def _group(row: Row, objective: str) -> int:
+def _group(suite: Suite, row: Row) -> int:
+    if row.rank is not None:
+        return 0
     if row.eligible:
-        metric = row.metrics[objective]
-        return 0 if metric.value is not None and not metric.unclean else 1
+        return 1 if _placeable(suite, row) else 2
     if row.n == 0:
-        return 5 if row.status == "failed" else 4
-    return 3 if row.identity.violations else 2
+        return 7 if row.status == "failed" else 6
+    if row.identity.violations:
+        return 5
+    return 4 if row.constraint_failures else 3
 
 
 __all__ = ["ConstraintVerdict", "Failure", "MetricValue", "Ranking", "Row", "rank"]

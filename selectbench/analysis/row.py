@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from selectbench.analysis.comparison import Comparison, FactorView, Family, NamedVerdict, Settling, ToLoss
 from selectbench.analysis.formulas import MemoryKind
 from selectbench.analysis.gpu_row import GpuRow, Unknown
 from selectbench.analysis.shown import Shown
@@ -21,7 +22,12 @@ class MetricValue(Shown):
 
     Seeds whose GPUs were in a state that spoils the metric are left out where there are others."""
     ratio_to_baseline: float | None
-    """Mean over the seeds that both this option and the baseline completed, over the baseline's mean there."""
+    """Geometric mean, over the seeds that both completed, of this option's value over the baseline's."""
+    ratio_low: float | None = None
+    """Lower end of the ratio's 95 % interval: of the objective the simultaneous one, of all other metrics the
+    interval by itself, with which nothing is claimed. None: the baseline itself, or no measure of spread."""
+    ratio_high: float | None = None
+    """Its upper end."""
     standard_deviation: float | None
     """Of one seed to the next (n - 1 in the denominator); None below two seeds."""
     n: int
@@ -43,14 +49,18 @@ class Failure(Shown):
 
 
 class ConstraintVerdict(Shown):
-    """What the measurements say of one constraint, on means and without a test of significance."""
+    """What the measurements say of one constraint: a test of non-inferiority in the suite's family."""
 
     constraint: str
     """As the suite writes it."""
-    verdict: Literal["holds", "fails", "not_judged"]
-    """`not_judged`: the run has no figures to judge it by, so no claim is made."""
+    verdict: Literal["holds", "fails", "undecided", "not_judged"]
+    """`holds` and `fails` are claims; `undecided`: the figures allow neither; `not_judged`: there are none."""
     detail: str
-    """The figure it was judged by, or why it could not be."""
+    """The figure it was judged by with its simultaneous interval, or why it could not be."""
+    p_adjusted: float | None = None
+    """Probability of such a distance from the bound by chance, adjusted for the family; None: no test was made."""
+    settling: Settling | None = None
+    """What would probably decide it, where it is undecided and spread is known."""
 
 
 class Violation(Shown):
@@ -112,7 +122,23 @@ class Row(Shown):
 
     option: str
     rank: int | None
-    """From 1 among the eligible rows; None: not ranked."""
+    """1 and the number of eligible rows shown to be better by the objective, so that ties share a rank; None: not
+    eligible, or no measure of spread to tell ranks by."""
+    tied_with: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    """Other ranked rows that it was shown to be neither better nor worse than."""
+    control: bool = False
+    """Whether it is the baseline's second row, which only tells how far chance goes."""
+    against_baseline: Comparison | None = None
+    """By the objective; None: the baseline itself, or no seed that both completed."""
+    against_best: Comparison | None = None
+    """By the objective, of an eligible row against the first one; adjusted for the order of all rows."""
+    pareto: bool | None = None
+    """Whether no other row dominates it over speed, memory, energy and quality, as far as they are known; None: not
+    comparable or not completed."""
+    dominated_by: list[str] = []  # noqa: RUF012
+    """Rows that are shown to be better in one of these, and are worse in none."""
+    to_loss: ToLoss | None = None
+    """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
     status: Literal["completed", "partial", "failed", "not_comparable"]
     """partial: some seeds failed or are missing; failed: every seed failed; not_comparable: another job."""
     n: int
@@ -124,7 +150,7 @@ class Row(Shown):
     differs_in: list[str]
     """Dimensions in which it differs from the baseline."""
     eligible: bool
-    """Whether it may be ranked: it completed a seed, did the same job and fails no constraint."""
+    """Whether it may be ranked: it completed a seed, did the same job, fails no constraint and is no control."""
     constraints: list[ConstraintVerdict]
     """One each, in the suite's order; empty where nothing completed or the job was another."""
     constraint_failures: list[str]
@@ -164,4 +190,10 @@ class Ranking(Shown):
     """What peak_memory_bytes is; None where no trial measured it."""
     rows: list[Row]
     """Ranked rows by rank, then those that fail a constraint, did another job, are missing, failed."""
+    family: Family | None = None
+    """The tests that were declared; None in files of an older selectbench."""
+    verdicts: list[NamedVerdict] = []  # noqa: RUF012
+    """Which option to take, by what is asked."""
+    factors: FactorView | None = None
+    """None: the options are no grid."""
     warnings: list[str]

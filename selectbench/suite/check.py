@@ -10,7 +10,7 @@ from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import Row
 from selectbench.suite.model import config_file
 from selectbench.suite.own_code import own_code_problem
-from selectbench.suite.suite import Decide
+from selectbench.suite.suite import CONTROL, Decide
 
 
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
@@ -127,6 +127,24 @@ def check_constraints(document: Node, problems: Problems, unmeasured: dict[str, 
     objective = decide.mapping.get("objective")
     if objective is not None and str(objective.value) in unmeasured:
         problems.at(objective, f"{objective.value} is not measured: {unmeasured[str(objective.value)]}")
+
+
+def check_gate(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
+    """Each limit must parse, and be on a metric that is measured."""
+    for node in document.at(["gate"]).items:
+        try:
+            parsed = parse_constraint(str(node.value), "reference")
+        except ValueError as error:
+            problems.at(node, str(error))
+            continue
+        if parsed.metric in unmeasured:
+            problems.at(node, f"{parsed.metric} is not measured: {unmeasured[parsed.metric]}")
+
+
+def check_control(document: Node, names: list[str], problems: Problems) -> None:
+    """The control's name must be free."""
+    if document.at(["control"]).value is True and CONTROL in names:
+        problems.at(document.at(["control"]), f"an option is called {CONTROL!r}, the name of the baseline's repetition")
 
 
 def without_quality(decide: Decide) -> Decide:

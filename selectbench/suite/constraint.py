@@ -1,4 +1,4 @@
-"""What a row must hold to be ranked: `final_perplexity <= 1.01x baseline`, `tokens_per_second >= 5000`."""
+"""A bound on a metric: `final_perplexity <= 1.01x baseline`, `peak_memory_bytes <= 80 GiB`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from selectbench.errors import did_you_mean
 
 Operator = Literal["<=", ">=", "<", ">"]
+Yardstick = Literal["baseline", "reference"]
 METRICS = (
     "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
     "bits_per_byte", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
@@ -20,7 +21,26 @@ GPU_METRICS = frozenset({"peak_device_memory_bytes", "joules_per_token", "usd_pe
 """Those that only a run on GPUs has."""
 UTILIZATION_METRICS = ("mfu", "hfu", "matmul_rate_share")
 """Those that are shown and decide nothing."""
-_GRAMMAR = re.compile(r"\s*(\S+?)\s*(<=|>=|<|>)\s*([-+.0-9eE_]+)\s*(x\s*baseline)?\s*")
+THRESHOLDS = {
+    "tokens_per_second": 0.01, "step_time_median_seconds": 0.01, "peak_memory_bytes": 0.01,
+    "peak_device_memory_bytes": 0.01, "joules_per_token": 0.01, "usd_per_billion_tokens": 0.01,
+    "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002,
+}  # fmt: skip
+"""Smallest difference that matters, as a share of the value, where the suite does not say."""
+_BYTES = {
+    "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+}  # fmt: skip
+_SECONDS = {"s": 1, "ms": 1e-3, "us": 1e-6}
+_JOULES = {"J": 1, "mJ": 1e-3, "uJ": 1e-6}
+UNITS: dict[str, dict[str, float]] = {
+    "peak_memory_bytes": _BYTES, "peak_device_memory_bytes": _BYTES, "step_time_median_seconds": _SECONDS,
+    "joules_per_token": _JOULES, "usd_per_billion_tokens": {"USD": 1}, "tokens_per_second": {"tokens/s": 1},
+    "final_loss": {"nats": 1}, "bits_per_byte": {"bits": 1},
+}  # fmt: skip
+"""What may follow a number, by metric; without it the number is in the metric's own unit."""
+_GRAMMAR = re.compile(
+    r"\s*(\S+?)\s*(<=|>=|<|>)\s*([-+]?[.0-9][.0-9_]*(?:[eE][-+]?[0-9]+)?)\s*(?:(x)\s*(\w+)|([A-Za-z][A-Za-z/]*))?\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -32,23 +52,42 @@ class Constraint:
     operator: Operator
     """How the row's value must stand to the bound."""
     value: float
-    """The bound in the metric's unit, or the factor on the baseline's value."""
-    relative: bool
-    """Whether the bound is a multiple of the baseline's value."""
+    """The bound in the metric's unit, or the factor on what it is measured against."""
+    against: Yardstick | None
+    """Whose value the factor is of; None: the bound is absolute."""
+
+    @property
+    def relative(self) -> bool:
+        """Whether the bound is a multiple of another value."""
+        return self.against is not None
 
 
-def parse_constraint(text: str) -> Constraint:
-    """Reads `METRIC (<=|>=|<|>) NUMBER[x baseline]`. Raises ValueError where it isn't that."""
+def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
+    """Reads `METRIC (<=|>=|<|>) NUMBER[unit]` or `NUMBERx baseline`. Raises ValueError where it isn't that.
+
+    `against`: the one word that may follow `x`.
+    """
     matched = _GRAMMAR.fullmatch(text)
     if matched is None:
-        raise ValueError(f"{text!r} is not METRIC (<= >= < >) NUMBER, or NUMBERx baseline")
-    metric, operator, number, relative = matched.groups()
+        raise ValueError(f"{text!r} is not METRIC (<= >= < >) NUMBER with or without a unit, or NUMBERx {against}")
+    metric, operator, number, times, yardstick, unit = matched.groups()
     if reason := undecidable_reason(metric):
         raise ValueError(reason)
     if metric not in METRICS:
         hint = did_you_mean(metric, METRICS) or f" (known: {', '.join(METRICS)})"
         raise ValueError(f"unknown metric {metric!r}{hint}")
-    return Constraint(metric, _operator(operator), _finite(number), relative is not None)
+    if times and yardstick != against:
+        raise ValueError(f"{text!r}: expected `{number}x {against}`, found `{number}x {yardstick}`")
+    value = _finite(number) * (_factor(metric, unit) if unit else 1)
+    return Constraint(metric, _operator(operator), value, against if times else None)
+
+
+def _factor(metric: str, unit: str) -> float:
+    known = UNITS.get(metric, {})
+    if unit in known:
+        return known[unit]
+    hint = did_you_mean(unit, list(known)) or (f" (known: {', '.join(known)})" if known else "; it has none")
+    raise ValueError(f"{unit!r} is no unit of {metric}{hint}")
 
 
 def undecidable_reason(metric: object) -> str | None:

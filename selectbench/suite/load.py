@@ -18,8 +18,10 @@ from selectbench.errors import did_you_mean
 from selectbench.suite.check import (
     check_accumulation,
     check_constraints,
+    check_control,
     check_distinct,
     check_files,
+    check_gate,
     check_interpreters,
     check_seeds,
     chosen_baseline,
@@ -35,7 +37,7 @@ from selectbench.suite.overrides import apply_axes, apply_seeds, apply_settings
 from selectbench.suite.paths import with_absolute_paths, with_interpreter
 from selectbench.suite.problems import validate
 from selectbench.suite.shipped import find
-from selectbench.suite.suite import Option, Suite
+from selectbench.suite.suite import CONTROL, Option, Suite
 from selectbench.suite.suitefile import SuiteFile
 
 QUICK_STEPS = 20
@@ -154,6 +156,8 @@ def _suite(
     evaluates = quick or document.at(["job", "eval"]).value != "none"
     unmeasured = unmeasured_metrics(evaluates=evaluates, device=device, has_prices="cost" in document.mapping)
     check_constraints(document, problems, unmeasured)
+    check_gate(document, problems, unmeasured)
+    check_control(document, names, problems)
     baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
     if problems.found or content is None:
         return None
@@ -179,14 +183,16 @@ def _assembled(
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
     job = _quickened(content.job) if quick else content.job
+    options = [Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows]
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
-        options=[Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows],
+        options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
         baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
         decide=content.decide if job.evaluates else without_quality(content.decide),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
+        control=content.control, gate=content.gate,
     )  # fmt: skip
-    given = content.model_fields_set & {"cost", "meters"}
+    given = content.model_fields_set & {"cost", "meters", "control", "gate"}
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
 
 
@@ -201,7 +207,8 @@ def _resolved(suite: Suite, given: set[str]) -> dict[str, Any]:
 
     Of what decides no figure of a trial, only the keys that were `given`.
     """
-    dumped = {option.name: option.choices.model_dump(mode="json") for option in suite.options}
+    asked = [option for option in suite.options if not (suite.control and option.name == CONTROL)]
+    dumped = {option.name: option.choices.model_dump(mode="json") for option in asked}
     first = next(iter(dumped.values()))
     shared = {d: value for d, value in first.items() if all(row[d] == value for row in dumped.values())}
     own = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}

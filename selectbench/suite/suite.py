@@ -7,10 +7,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from selectbench.choices import Choices
-from selectbench.suite.constraint import undecidable_reason
+from selectbench.errors import did_you_mean
+from selectbench.suite.constraint import METRICS, THRESHOLDS, undecidable_reason
 from selectbench.suite.job import Job
 from selectbench.suite.strict import Strict
 
+CONTROL = "control"
+"""The name of the baseline's second row."""
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
@@ -23,7 +26,13 @@ class Decide(Strict):
     ] = "tokens_per_second"  # fmt: skip
     """The metric to rank by; whether more or less is better follows from it."""
     constraints: list[str] = Field(default_factory=lambda: ["final_perplexity <= 1.01x baseline"])
-    """What a row must hold to be ranked: `METRIC <= 1.01x baseline`, or `METRIC >= 5000`."""
+    """What a row must hold to be ranked: `METRIC <= 1.01x baseline`, or `peak_memory_bytes <= 80 GiB`."""
+    thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
+    """Smallest difference that matters to you, as a share of the value, by metric: `{tokens_per_second: 0.02}`."""
+
+    def threshold(self, metric: str) -> float:
+        """Of the suite, or the default; 0 for a metric that decides nothing."""
+        return self.thresholds.get(metric, THRESHOLDS.get(metric, 0.0))
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -31,6 +40,18 @@ class Decide(Strict):
         if reason := undecidable_reason(metric):
             raise ValueError(reason)
         return metric
+
+
+    @field_validator("thresholds")
+    @classmethod
+    def _of_known_metrics(cls, thresholds: dict[str, float]) -> dict[str, float]:
+        for metric in thresholds:
+            if reason := undecidable_reason(metric):
+                raise ValueError(reason)
+            if metric not in METRICS:
+                hint = did_you_mean(metric, METRICS) or f" (known: {', '.join(METRICS)})"
+                raise ValueError(f"unknown metric {metric!r}{hint}")
+        return thresholds
 
 
 class Limits(Strict):
@@ -113,6 +134,10 @@ class Suite(Strict):
     """Prices; None: nothing is said of cost."""
     meters: MeterSettings = MeterSettings()
     """How the GPUs are watched."""
+    control: bool = False
+    """Whether the baseline runs a second time, as the option CONTROL."""
+    gate: list[str] = Field(default_factory=list)
+    """Limits that `selectbench gate` holds a run to."""
     code: list[str] = Field(default_factory=list)
     """Folders of own code, absolute."""
     resolved: dict[str, Any]

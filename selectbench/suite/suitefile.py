@@ -33,6 +33,8 @@ class SuiteFile(Strict):
     """Rows to leave out: each a mapping of choices that they have."""
     baseline: str | None = None
     """The option that the others are compared with; may be left out where there is one option."""
+    control: bool = False
+    """Run the baseline a second time as the option `control`: how far the two lie apart is what chance does."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]  # noqa: RUF012 (pydantic copies it)
     """One round each; a seed draws initial weights and data order."""
     profiles: dict[str, Any] = Field(default_factory=dict)
@@ -45,6 +47,8 @@ class SuiteFile(Strict):
     """Prices, from which the cost of the job and of a billion tokens is told; no part of a trial's identity."""
     meters: MeterSettings = MeterSettings()
     """How the GPUs are watched while a trial runs; no part of a trial's identity."""
+    gate: list[str] = Field(default_factory=list)
+    """Limits of `selectbench gate`: `tokens_per_second >= 0.97x reference`, or `peak_memory_bytes <= 80 GiB`."""
     device: Literal["cpu", "cuda"] | None = None
     """What the job runs on; a run writes it into its suite.yaml. The machine's where not given."""
     profile: str | None = None

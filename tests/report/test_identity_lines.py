@@ -175,7 +175,7 @@ def test_ranks_fit_a_terminal_of_80_columns() -> None:
     lines = file.getvalue().splitlines()
     assert all(len(line) <= 80 for line in lines)
     (row,) = (line.split() for line in lines if " fsdp " in line and "1.50x" in line)
-    assert row == ["1", "fsdp", "150", "1.50x", "244.7", "300", "MiB", "2", "-", "1"]
+    assert row == ["-", "fsdp", "150", "1.50x", "244.7", "300", "MiB", "2", "-", "1"]
 
 
 def test_many_ranks_are_shown_by_their_range() -> None:

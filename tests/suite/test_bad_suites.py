@@ -146,7 +146,7 @@ ONE_MISTAKE = {
     ),
     "constraint's form": (
         changed(more="decide: {constraints: [final_loss about 3]}\n"),
-        "mine.yaml:14:24: decide.constraints[0]: 'final_loss about 3' is not METRIC (<= >= < >) NUMBER, or NUMBERx baseline",
+        "mine.yaml:14:24: decide.constraints[0]: 'final_loss about 3' is not METRIC (<= >= < >) NUMBER with or without a unit, or NUMBERx baseline",
     ),
     "constraint on what is not measured": (
         changed(("seq_len: 64", "seq_len: 64\n  eval: none"), more="decide: {constraints: [final_loss <= 3]}\n"),

@@ -1,0 +1,171 @@
+"""Differences between options within rounds: a seed is a block, every option once in it.
+
+Values are compared as logarithms, so that a difference is a ratio and a spread a share. The additive model is
+log(value) = option + seed + chance; chance is what two-way residuals show. Where the options' spreads agree, the
+variance is pooled over them, which is what makes few seeds enough; where they do not, each pair falls back on the
+spread of its own differences (the blocked counterpart of Welch's test). Between the two the weights follow the
+moderated t of Smyth 2004, "Linear models and empirical Bayes methods", doi:10.2202/1544-6115.1027, section 6: the
+prior degrees of freedom are estimated from how much more the options' log variances differ than chance makes
+them. With few options that estimate says little, so the differences of the log variances are taken larger by
+the standard error of their variance, a share of sqrt(2 / (options - 1)). Correlation between an option's seeds
+beyond the block is left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from selectbench.analysis.comparison import Spread
+from selectbench.analysis.distributions import Floats, digamma, trigamma, trigamma_inverse
+
+_EQUAL = 1e-13
+"""Differences of logarithms that are closer than this are the same: it is the rounding of the logarithm."""
+_FAINTEST = 1e-12
+"""Of the largest variance: what an option without any spread is taken to have where spreads are compared."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A logarithm that was estimated over seeds: of a ratio, or of one option's value."""
+
+    estimate: float
+    standard_error: float | None
+    """None: no measure of spread; 0: all seeds show the very same."""
+    degrees_of_freedom: float | None
+    seeds: int
+    spread: Spread
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The logarithms of one metric with what is known of their spread."""
+
+    names: Sequence[str]
+    logs: Floats
+    """Options x seeds; NaN where there is no value."""
+    variance: float | None
+    """Of one value around option + seed, pooled; None where no residual is left."""
+    degrees_of_freedom: int
+    """Of that variance."""
+    prior_degrees_of_freedom: float
+    """What the pooled variance weighs against a pair's own; infinite where spreads agree."""
+
+    @property
+    def options(self) -> int:
+        """Options with a value."""
+        return int((~np.isnan(self.logs)).any(axis=1).sum())
+
+    def difference(self, option: str, against: str) -> Difference | None:
+        """Of `option` over `against`; None where no seed has both."""
+        if option not in self.names or against not in self.names:
+            return None
+        first, second = self.names.index(option), self.names.index(against)
+        return self._difference(self.logs[first] - self.logs[second])
+
+    def _difference(self, row: Floats) -> Difference | None:
+        found = row[~np.isnan(row)]
+        if not len(found):
+            return None
+        return self._with_spread(float(found.mean()), found)
+
+    def _with_spread(self, estimate: float, found: Floats) -> Difference:
+        seeds = len(found)
+        if seeds < 2:
+            return Difference(estimate, None, None, seeds, "unknown")
+        if found.max() - found.min() <= _EQUAL:
+            return Difference(float(found[0]), 0.0, None, seeds, "none")
+        own, free = float(found.var(ddof=1)), seeds - 1
+        if self.variance is None or self.options < 3:
+            return Difference(estimate, math.sqrt(own / seeds), free, seeds, "own")
+        prior = self.prior_degrees_of_freedom
+        if math.isinf(prior):
+            error = math.sqrt(2 * self.variance / seeds)
+            return Difference(estimate, error, self.degrees_of_freedom, seeds, "pooled")
+        mixed = (prior * 2 * self.variance + free * own) / (prior + free)
+        known = min(prior + free, float(self.degrees_of_freedom))
+        return Difference(estimate, math.sqrt(mixed / seeds), known, seeds, "moderated")
+
+
+def make_blocks(values: Mapping[str, Mapping[int, float]]) -> Blocks:
+    """From values by option and seed. Values that are not positive have no logarithm and count as holes."""
+    names = list(values)
+    seeds = sorted({seed for known in values.values() for seed in known})
+    column = {seed: number for number, seed in enumerate(seeds)}
+    logs = np.full((len(names), len(seeds)), np.nan)
+    for row, name in enumerate(names):
+        for seed, value in values[name].items():
+            if value > 0:
+                logs[row, column[seed]] = math.log(value)
+    return _fitted(names, logs)
+
+
+def _fitted(names: Sequence[str], logs: Floats) -> Blocks:
+    residuals, free = _residuals(logs)
+    if free < 1:
+        return Blocks(names, logs, None, 0, 0.0)
+    squares = float(np.nansum(residuals**2))
+    return Blocks(names, logs, squares / free, free, _prior(residuals))
+
+
+def _residuals(logs: Floats) -> tuple[Floats, int]:
+    """Of the least-squares fit option + seed, and their degrees of freedom; NaN where there is no value."""
+    present = ~np.isnan(logs)
+    kept = present.any(axis=1)
+    if not kept.any():
+        return np.full(logs.shape, np.nan), 0
+    if logs.shape[1] > logs.shape[0]:
+        turned, free = _residuals_by_column(logs.T)
+        return turned.T, free
+    return _residuals_by_column(logs)
+
+
+def _residuals_by_column(logs: Floats) -> tuple[Floats, int]:
+    """The normal equations with the rows' effects eliminated: one unknown for each column."""
+    present = ~np.isnan(logs)
+    counts = present.sum(axis=1)
+    shares = present / np.maximum(counts, 1)[:, None]
+    y = np.where(present, logs, 0.0)
+    centred = np.where(present, y - (y.sum(axis=1) / np.maximum(counts, 1))[:, None], 0.0)
+    reduced = np.diag(present.sum(axis=0).astype(float)) - present.T.astype(float) @ shares
+    effects, _, rank, _ = np.linalg.lstsq(reduced, centred.sum(axis=0), rcond=1e-10)
+    residuals = centred - np.where(present, effects - (shares @ effects)[:, None], 0.0)
+    free = int(present.sum() - (counts > 0).sum() - rank)
+    return np.where(present, residuals, np.nan), free
+
+
+def _prior(residuals: Floats) -> float:
+    """Prior degrees of freedom of the pooled variance; infinite where the options' variances agree."""
+    variances, free = _variances(residuals)
+    if len(variances) < 3 or not variances.any():
+        return math.inf
+    floored = np.maximum(variances, _FAINTEST * variances.max())
+    logs = [math.log(v) - digamma(d / 2) + math.log(d / 2) for v, d in zip(floored, free, strict=True)]
+    by_chance = float(np.mean([trigamma(d / 2) for d in free]))
+    caution = 1 + math.sqrt(2 / (len(logs) - 1))
+    excess = float(np.var(logs, ddof=1)) * caution - by_chance
+    return 2 * trigamma_inverse(excess) if excess > 1e-6 else math.inf
+
+
+def _variances(residuals: Floats) -> tuple[Floats, Floats]:
+    """Of each option around the others' seed means, and the degrees of freedom; exact where no value is missing."""
+    present = ~np.isnan(residuals)
+    others = present.sum(axis=0)
+    usable = present & (others >= 2)
+    weights = np.where(others >= 2, others / np.maximum(others - 1, 1), 0.0)
+    squares = np.where(usable, np.where(present, residuals, 0.0) ** 2 * weights, 0.0).sum(axis=1)
+    free = usable.sum(axis=1) - 1.0
+    known = free >= 1
+    return squares[known] / free[known], free[known]
+
+
+def of_one(values: Mapping[int, float]) -> Difference | None:
+    """The logarithm of one option's own value over its seeds; None where none is positive."""
+    logs = np.array([math.log(value) for value in values.values() if value > 0])
+    if not len(logs):
+        return None
+    alone = Blocks([""], logs[None, :], None, 0, 0.0)
+    return alone._with_spread(float(logs.mean()), logs)

@@ -1,0 +1,164 @@
+"""The declared family: every option against the baseline by the objective, and every constraint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from selectbench.analysis.blocks import Blocks, Difference, make_blocks
+from selectbench.analysis.comparison import Comparison, Decision, Family, Settling
+from selectbench.analysis.distributions import quantile
+from selectbench.analysis.family import ALPHA, Judged, Test, decide, judge_all, seeds_to_settle
+from selectbench.analysis.formulas import finite
+from selectbench.analysis.judge import Asked, Judge
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.row import ConstraintVerdict
+from selectbench.analysis.summary import Summary, mean
+from selectbench.suite.suite import CONTROL, Suite
+
+Key = tuple[str, str]
+"""Option and constraint; the objective's constraint is ''."""
+
+
+@dataclass
+class Contest:
+    """What is claimed of each option, and what is not."""
+
+    suite: Suite
+    baseline: Summary
+    blocks: dict[str, Blocks]
+    """By metric, of all comparable options."""
+    round_seconds: float | None
+    """Expected time of one more seed for every option."""
+    differences: dict[str, Difference] = field(default_factory=dict)
+    """By option: the objective over the baseline's."""
+    judged: dict[Key, Judged] = field(default_factory=dict)
+    asked: dict[Key, Asked | ConstraintVerdict] = field(default_factory=dict)
+
+    def family(self) -> Family:
+        """What was declared."""
+        decided_by = self.suite.decide
+        metrics = dict.fromkeys([decided_by.objective, *METRICS])
+        thresholds = {name: decided_by.threshold(name) for name in metrics if decided_by.threshold(name)}
+        thresholds.setdefault(decided_by.objective, decided_by.threshold(decided_by.objective))
+        return Family(
+            alpha=ALPHA, objective=decided_by.objective, constraints=decided_by.constraints,
+            tests=len(self.judged), thresholds=thresholds,
+        )  # fmt: skip
+
+    def constraints(self, option: str) -> list[ConstraintVerdict]:
+        """One each in the suite's order; empty for an option that was not asked."""
+        found = [(text, self.asked.get((option, text))) for text in self.suite.decide.constraints]
+        return [self._concluded((option, text), asked) for text, asked in found if asked is not None]
+
+    def _concluded(self, key: Key, asked: Asked | ConstraintVerdict) -> ConstraintVerdict:
+        if isinstance(asked, ConstraintVerdict):
+            return asked
+        distance = abs(asked.test.difference.estimate - asked.test.bound)
+        return asked.concluded(self.judged.get(key), self._settling(asked.test.difference, distance))
+
+    def against_baseline(self, option: str) -> Comparison | None:
+        """By the objective."""
+        if option not in self.differences:
+            return None
+        judged = self.judged.get((option, ""))
+        return self.compared(self.baseline.name, self.differences[option], judged, len(self.judged))
+
+    def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
+        """A difference by the objective in words and figures; `judged` None: no measure of spread."""
+        metric = METRICS[self.suite.decide.objective]
+        threshold = self.suite.decide.threshold(metric.name)
+        decision: Decision = "undecided"
+        if judged is not None:
+            decision = decide(judged, threshold, more_is_better=metric.better == "more")
+        settling = None
+        if decision == "undecided":
+            settling = self._settling(difference, _open_distance(difference.estimate, threshold), tests)
+        return Comparison(
+            against=against, ratio=_ratio(difference.estimate) or 0.0,
+            low=_ratio(judged.low) if judged else None, high=_ratio(judged.high) if judged else None,
+            p=judged.p if judged else None, p_adjusted=judged.p_adjusted if judged else None,
+            decision=decision, spread=difference.spread, degrees_of_freedom=difference.degrees_of_freedom,
+            seeds=difference.seeds, settling=settling,
+        )  # fmt: skip
+
+    def _settling(self, difference: Difference, distance: float, tests: int | None = None) -> Settling | None:
+        seeds = seeds_to_settle(difference, tests or max(1, len(self.judged)), distance)
+        if seeds is None:
+            return None
+        return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
+
+    def interval(self, option: str, metric: str) -> tuple[float | None, float | None, float | None]:
+        """Ratio to the baseline with its ends: simultaneous for the objective, by itself for all others."""
+        if option == self.baseline.name:
+            return (1.0 if self.baseline.values[metric] else None), None, None
+        found = self.blocks[metric].difference(option, self.baseline.name) if metric in self.blocks else None
+        if found is None:
+            return None, None, None
+        low, high = self._ends(option, metric, found)
+        return _ratio(found.estimate), _ratio(low), _ratio(high)
+
+    def _ends(self, option: str, metric: str, found: Difference) -> tuple[float | None, float | None]:
+        judged = self.judged.get((option, ""))
+        if metric == self.suite.decide.objective and judged is not None:
+            return judged.low, judged.high
+        if found.standard_error is None:
+            return None, None
+        half = found.standard_error and found.standard_error * float(quantile(ALPHA, found.degrees_of_freedom or math.inf))
+        return found.estimate - half, found.estimate + half
+
+
+def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> Contest:
+    """All tests of the suite's family on the options that did the baseline's job.
+
+    Raises ValueError for a constraint that cannot be read.
+    """
+    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
+    taking_part = [summary for summary in summaries if comparable[summary.name]]
+    blocks = {name: make_blocks({s.name: s.values[name] for s in taking_part}) for name in METRICS}
+    contest = Contest(suite, baseline, blocks, _round_seconds(summaries))
+    judge = Judge(baseline, suite.job.evaluates and not suite.quick, blocks)
+    tests: dict[Key, Test] = {}
+    for summary in taking_part:
+        _ask(contest, judge, summary, tests)
+    contest.judged.update(judge_all(tests))
+    return contest
+
+
+def _ask(contest: Contest, judge: Judge, summary: Summary, tests: dict[Key, Test]) -> None:
+    """Puts an option's tests among the family's. The control and the baseline itself are no candidates."""
+    suite = contest.suite
+    candidate = summary.name != suite.baseline and not is_control(suite, summary.name)
+    for text in suite.decide.constraints:
+        contest.asked[summary.name, text] = asked = judge.ask(text, summary)
+        relative_to_itself = summary.name == suite.baseline and isinstance(asked, Asked) and asked.constraint.relative
+        if isinstance(asked, Asked) and not is_control(suite, summary.name):
+            tests.update({} if relative_to_itself else {(summary.name, text): asked.test})
+        if relative_to_itself and isinstance(asked, Asked):
+            contest.asked[summary.name, text] = asked.concluded(Judged(0.0, 0.0, 0.0, 1.0, 1.0), None)
+    found = contest.blocks[suite.decide.objective].difference(summary.name, suite.baseline)
+    if summary.name != suite.baseline and found is not None:
+        contest.differences[summary.name] = found
+        tests.update({(summary.name, ""): Test(found)} if candidate else {})
+
+
+def is_control(suite: Suite, option: str) -> bool:
+    """Whether the option is the baseline's second row."""
+    return suite.control and option == CONTROL
+
+
+def _open_distance(estimate: float, threshold: float) -> float:
+    """How far an open difference lies from what it must be told from: from none at all, or from the threshold."""
+    matters = math.log1p(threshold)
+    return abs(estimate) if abs(estimate) > matters else matters - abs(estimate)
+
+
+def _round_seconds(summaries: Sequence[Summary]) -> float | None:
+    means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
+    known = [value for value in means if value is not None]
+    return math.fsum(known) if known else None
+
+
+def _ratio(logarithm: float | None) -> float | None:
+    return None if logarithm is None else finite(lambda: math.exp(logarithm))

@@ -1,0 +1,178 @@
+"""A grid taken apart: how much of the objective each factor moves, and what two of them do together.
+
+Within every seed the logarithms of the options are fitted by least squares: an effect for each level of each factor
+against the baseline's level, then with one pair of factors' products added. The mean over seeds and Student's t on
+their spread give a figure and its own 95 % interval; no claim is made of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from selectbench.analysis.comparison import Effect, FactorView, Interaction, Share
+from selectbench.analysis.distributions import Floats, quantile
+from selectbench.analysis.family import ALPHA
+from selectbench.analysis.row import Row
+from selectbench.analysis.summary import Summary
+from selectbench.suite.suite import CONTROL, Option, Suite
+
+MOST_INTERACTIONS = 5
+
+
+@dataclass(frozen=True)
+class Factor:
+    """A dimension in which the options differ, and those that always change with it."""
+
+    name: str
+    levels: Mapping[str, str]
+    """By option."""
+    base: str
+    """The baseline's level."""
+
+    @property
+    def others(self) -> list[str]:
+        """Levels besides the baseline's, in the suite's order."""
+        return [level for level in dict.fromkeys(self.levels.values()) if level != self.base]
+
+
+def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[Row]) -> FactorView | None:
+    """Of the options that did the baseline's job; None where they are no grid of two factors or more."""
+    metric = suite.decide.objective
+    names = [r.option for r in rows if r.identity.comparable and not r.control and summaries[r.option].values[metric]]
+    options = [option for option in suite.options if option.name in names and option.name != CONTROL]
+    factors = factors_of(options, suite.baseline)
+    if not _is_grid(options, factors):
+        return None
+    logs = {o.name: summaries[o.name].values[metric] for o in options}
+    effects = _effects(logs, factors)
+    if not effects:
+        return None
+    shares = _shares(rows, factors, effects)
+    return FactorView(
+        effects=sorted(effects, key=lambda e: (-_size(effects, e.factor), e.factor, -abs(math.log(e.ratio)))),
+        interactions=_interactions(logs, factors), **shares,
+    )  # fmt: skip
+
+
+def factors_of(options: Sequence[Option], baseline: str) -> list[Factor]:
+    """Settings in which the options differ; those that cut the options alike are one factor."""
+    if baseline not in [option.name for option in options]:
+        return []
+    found: dict[tuple[int, ...], Factor] = {}
+    for name, levels in _differing(options):
+        numbers = {level: number for number, level in enumerate(dict.fromkeys(levels.values()))}
+        key = tuple(numbers[levels[option.name]] for option in options)
+        if key not in found:
+            found[key] = Factor(name, levels, levels[baseline])
+        elif name.count(".") == found[key].name.count("."):
+            found[key] = Factor(f"{found[key].name} = {name}", found[key].levels, found[key].base)
+    return list(found.values())
+
+
+def _differing(options: Sequence[Option]) -> list[tuple[str, dict[str, str]]]:
+    """Dimensions by their word, and settings of those whose word is the same in all."""
+    settings = {option.name: option.choices.model_dump(mode="json") for option in options}
+    found: list[tuple[str, dict[str, str]]] = []
+    for dimension in next(iter(settings.values()), {}):
+        values = {name: chosen[dimension] for name, chosen in settings.items()}
+        words = {name: _word(value) for name, value in values.items()}
+        if len(set(words.values())) > 1:
+            found.append((dimension, words))
+        found += _differing_settings(dimension, values)
+    return found
+
+
+def _differing_settings(dimension: str, values: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
+    """Of a choice that all options make, those that they set differently."""
+    mappings = {name: value for name, value in values.items() if isinstance(value, dict)}
+    if len(mappings) < len(values):
+        return []
+    keys = [key for key in next(iter(mappings.values()), {}) if all(key in m for m in mappings.values())]
+    levels = {key: {name: str(m[key]) for name, m in mappings.items()} for key in keys if key != "name"}
+    return [(f"{dimension}.{key}", found) for key, found in levels.items() if len(set(found.values())) > 1]
+
+
+def _word(value: Any) -> str:
+    return str(value.get("name", value)) if isinstance(value, dict) else str(value)
+
+
+def _is_grid(options: Sequence[Option], factors: Sequence[Factor]) -> bool:
+    """Whether there are more options than main effects alone would need."""
+    return len(factors) > 1 and len(options) > 1 + sum(len(factor.others) for factor in factors)
+
+
+def _effects(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor]) -> list[Effect]:
+    columns = [(factor, level) for factor in factors for level in factor.others]
+    found = _by_seed(logs, [_main(factor, level) for factor, level in columns])
+    return [
+        Effect(factor=factor.name, level=level, against=factor.base, **_over_seeds(found[:, number]))
+        for number, (factor, level) in enumerate(columns)
+        if len(found)
+    ]
+
+
+def _interactions(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor]) -> list[Interaction]:
+    """Each pair of factors by itself beside all main effects; the strongest."""
+    main = [_main(factor, level) for factor in factors for level in factor.others]
+    found: list[Interaction] = []
+    for first, second in itertools.combinations(factors, 2):
+        cells = list(itertools.product(first.others, second.others))
+        products = [{o: _main(first, a)[o] * _main(second, b)[o] for o in first.levels} for a, b in cells]
+        seeds = _by_seed(logs, [*main, *products])
+        found += [
+            Interaction(factors=[first.name, second.name], levels=[a, b],
+                        **_over_seeds(seeds[:, len(main) + number]))
+            for number, (a, b) in enumerate(cells)
+            if len(seeds)
+        ]  # fmt: skip
+    return sorted(found, key=lambda i: -abs(math.log(i.ratio)))[:MOST_INTERACTIONS]
+
+
+def _main(factor: Factor, level: str) -> dict[str, float]:
+    return {option: float(found == level) for option, found in factor.levels.items()}
+
+
+def _by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[str, float]]) -> Floats:
+    """Coefficients, seeds x columns, of the seeds whose options tell them all."""
+    found = []
+    for seed in sorted({seed for values in logs.values() for seed in values}):
+        names = [name for name, values in logs.items() if values.get(seed, 0) > 0]
+        design = np.array([[1.0, *(column[name] for column in columns)] for name in names])
+        if len(names) < design.shape[-1] or np.linalg.matrix_rank(design) < design.shape[1]:
+            continue
+        target = np.array([math.log(logs[name][seed]) for name in names])
+        found.append(np.linalg.lstsq(design, target, rcond=None)[0][1:])
+    return np.array(found)
+
+
+def _over_seeds(logarithms: Floats) -> dict[str, float | None]:
+    """Ratio with the ends of its own interval."""
+    centre, seeds = float(np.mean(logarithms)), len(logarithms)
+    if seeds < 2:
+        return {"ratio": math.exp(centre), "low": None, "high": None}
+    error = float(np.std(logarithms, ddof=1)) / math.sqrt(seeds)
+    half = error * float(quantile(ALPHA, seeds - 1))
+    return {"ratio": math.exp(centre), "low": math.exp(centre - half), "high": math.exp(centre + half)}
+
+
+def _size(effects: Sequence[Effect], factor: str) -> float:
+    return max(abs(math.log(effect.ratio)) for effect in effects if effect.factor == factor)
+
+
+def _shares(rows: Sequence[Row], factors: Sequence[Factor], effects: Sequence[Effect]) -> dict[str, Any]:
+    """The first row's gain as a product of its levels' main effects and what they do together."""
+    best = rows[0] if rows and rows[0].rank is not None else None
+    ratio = best.against_baseline.ratio if best and best.against_baseline else None
+    if best is None or ratio is None:
+        return {"best": None, "best_ratio": None, "shares": [], "together": None}
+    known = {(effect.factor, effect.level): effect.ratio for effect in effects}
+    levels = [(factor.name, factor.levels[best.option]) for factor in factors]
+    shares = [Share(factor=f, level=level, ratio=known[f, level]) for f, level in levels if (f, level) in known]
+    product = math.prod(share.ratio for share in shares)
+    return {"best": best.option, "best_ratio": ratio, "shares": shares, "together": ratio / product}

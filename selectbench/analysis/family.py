@@ -1,0 +1,139 @@
+"""A family of tests: p adjusted by Holm, and simultaneous intervals whose ends agree with it.
+
+Each test asks whether a logarithm differs from a bound. Holm 1979, "A simple sequentially rejective multiple test
+procedure", holds the probability of any false claim at alpha. The intervals are Bonferroni's, of level
+1 - alpha / tests each, so that all of them cover with probability 1 - alpha; no informative interval of that
+kind rejects all that Holm does (Strassburger & Bretz 2008, doi:10.1002/sim.3338), so where Holm rejects a bound
+that lies within the interval, the interval's end is moved to the bound. That leaves less than the nominal coverage
+only where such a rejection is false.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+
+from selectbench.analysis.blocks import Difference
+from selectbench.analysis.comparison import Decision
+from selectbench.analysis.distributions import Floats, quantile, two_sided_p
+
+ALPHA = 0.05
+"""Probability of any false claim of a family."""
+LIKELY = 0.8
+"""Chance with which the seeds that are proposed settle a question, if the difference is what it looks like."""
+MOST_SEEDS = 200
+"""More are never proposed."""
+Key = TypeVar("Key", bound=Hashable)
+_Z_LIKELY = 0.8416
+"""The normal distribution's quantile of LIKELY."""
+
+
+@dataclass(frozen=True)
+class Test:
+    """Whether a logarithm differs from a bound."""
+
+    difference: Difference
+    bound: float = 0.0
+    """A logarithm; 0 is the ratio 1."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One test among its family; logarithms."""
+
+    estimate: float
+    low: float
+    high: float
+    p: float
+    p_adjusted: float
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the bound is claimed not to be the truth."""
+        return self.p_adjusted <= ALPHA
+
+
+def judge_all(tests: Mapping[Key, Test], total: int | None = None) -> dict[Key, Judged]:
+    """Of all tests whose spread is known; the others are none of the family.
+
+    `total`: how many the family has, where not all are given.
+    """
+    known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
+    if not known:
+        return {}
+    estimates, errors, free, bounds = _columns(list(known.values()))
+    p = p_values(estimates - bounds, errors, free)
+    adjusted = holm(p, total)
+    half = np.where(errors > 0, quantile(ALPHA / (total or len(known)), free) * errors, 0.0)
+    low, high = _agreeing(estimates, half, bounds, adjusted)
+    columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
+    return {key: Judged(*found) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
+
+
+def _columns(tests: list[Test]) -> tuple[Floats, Floats, Floats, Floats]:
+    differences = [test.difference for test in tests]
+    return (
+        np.array([d.estimate for d in differences]),
+        np.array([d.standard_error or 0.0 for d in differences]),
+        np.array([d.degrees_of_freedom or math.inf for d in differences]),
+        np.array([test.bound for test in tests]),
+    )
+
+
+def p_values(distances: Floats, errors: Floats, free: Floats) -> Floats:
+    """Two-sided, elementwise; without any spread 1 for no distance and 0 for any."""
+    p = np.where(distances == 0, 1.0, 0.0)
+    spread = errors > 0
+    p[spread] = two_sided_p(distances[spread] / errors[spread], free[spread])
+    return p
+
+
+def holm(p: Floats, tests: int | None = None) -> Floats:
+    """Adjusted p of each; `tests`: how many the family has, where not all are given."""
+    total = len(p) if tests is None else tests
+    order = np.argsort(p, kind="stable")
+    stepped = np.minimum(1.0, p[order] * (total - np.arange(len(p))))
+    adjusted = np.empty(len(p))
+    adjusted[order] = np.maximum.accumulate(stepped)
+    return adjusted
+
+
+def _agreeing(estimates: Floats, half: Floats, bounds: Floats, adjusted: Floats) -> tuple[Floats, Floats]:
+    """Ends that exclude the bound exactly where the adjusted p rejects it."""
+    low, high = estimates - half, estimates + half
+    rejected = adjusted <= ALPHA
+    above, below = rejected & (estimates > bounds), rejected & (estimates < bounds)
+    low = np.where(above, np.maximum(low, np.nextafter(bounds, math.inf)), low)
+    high = np.where(below, np.minimum(high, np.nextafter(bounds, -math.inf)), high)
+    return low, high
+
+
+def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decision:
+    """The two gates: the adjusted p, and a difference above the threshold (a share, such as 0.01)."""
+    matters = math.log1p(threshold)
+    if judged.rejected and abs(judged.estimate) > matters:
+        return "better" if (judged.estimate > 0) is more_is_better else "worse"
+    within = -matters <= judged.low and judged.high <= matters
+    return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
+
+
+def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int | None:
+    """More seeds until a distance so large would be told with a chance of LIKELY; None: more than MOST_SEEDS.
+
+    `distance`: between the estimate and what it must be told from, as a logarithm. From the observed spread, with
+    degrees of freedom that grow with the seeds, at Bonferroni's level for `tests`.
+    """
+    error, free = difference.standard_error, difference.degrees_of_freedom
+    if not error or not free or distance <= 0 or difference.seeds < 2:
+        return None
+    of_one_seed = error * math.sqrt(difference.seeds)
+    for seeds in range(difference.seeds + 1, MOST_SEEDS + 1):
+        grown = free * (seeds - 1) / (difference.seeds - 1)
+        needed = (float(quantile(ALPHA / tests, round(grown, 1))) + _Z_LIKELY) * of_one_seed / math.sqrt(seeds)
+        if needed <= distance:
+            return seeds - difference.seeds
+    return None

@@ -1,0 +1,65 @@
+"""Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
+
+A row is dominated only where another is shown to be better in one of them (two-sided tests of all pairs, adjusted by
+Holm for each metric, and the metric's threshold) and is worse in none: not shown to be, and by the means not by
+more than the threshold. A picture of the field beside the declared family, not a claim of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from selectbench.analysis.contest import Contest
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.pairs import all_pairs
+from selectbench.analysis.row import Row
+
+_DIMENSIONS = (
+    ("tokens_per_second",), ("peak_device_memory_bytes", "peak_memory_bytes"), ("joules_per_token",), ("final_loss",),
+)  # fmt: skip
+"""Of each the first metric that all rows know."""
+
+
+def dimensions(rows: Sequence[Row]) -> list[str]:
+    """The metrics that the set is over: those that every one of these rows knows."""
+    known = [
+        next((name for name in names if all(_counts(row, name) for row in rows)), None) for names in _DIMENSIONS
+    ]
+    return [name for name in known if name is not None]
+
+
+def _counts(row: Row, metric: str) -> bool:
+    found = row.metrics[metric]
+    return found.value is not None and not found.unclean
+
+
+def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
+    """The rows with `pareto` and `dominated_by` told for those that completed and did the baseline's job."""
+    taking_part = [row for row in rows if row.n and row.identity.comparable and not row.control]
+    over = dimensions(taking_part)
+    if not taking_part or not over:
+        return list(rows)
+    names = [row.option for row in taking_part]
+    found = _dominates(contest, names, over)
+    by = {name: [names[j] for j in np.flatnonzero(found[:, i])] for i, name in enumerate(names)}
+    return [
+        row.model_copy(update={"pareto": not by[row.option], "dominated_by": by[row.option]})
+        if row.option in by
+        else row
+        for row in rows
+    ]
+
+
+def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str]) -> np.ndarray:
+    """[i, j]: whether i dominates j."""
+    shape = (len(names), len(names))
+    better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
+    for name in over:
+        threshold, more = contest.suite.decide.threshold(name), METRICS[name].better == "more"
+        pairs = all_pairs(contest.blocks[name], names)
+        better = pairs.better(threshold, more_is_better=more)
+        better_somewhere |= better
+        worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
+    return better_somewhere & ~worse_somewhere

@@ -1,0 +1,126 @@
+"""The order of the rows by the objective: ranks that ties share.
+
+A second family, held at the same level: all pairs of options besides the baseline. Two options are put in order
+only where one of them at least was told from the baseline in the declared family (a gate, so that where all options
+are equal no more than the declared level of claims is false); a pair with the baseline is decided there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from selectbench.analysis.blocks import Difference
+from selectbench.analysis.comparison import Comparison, Decision
+from selectbench.analysis.contest import Contest
+from selectbench.analysis.distributions import Floats
+from selectbench.analysis.family import Test, judge_all
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.pairs import Pairs, all_pairs
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who is shown to be better than whom."""
+
+    names: Sequence[str]
+    better: Floats
+    """[i, j]: 1 where i is shown to be better than j, else 0."""
+    known: Floats
+    """[i, j]: 1 where there is a measure of spread for the pair, else 0."""
+    contest: Contest
+    pairs: Pairs
+    """Of the options besides the baseline."""
+
+    @cached_property
+    def ranked(self) -> list[str]:
+        """Those with a measure of spread for some pair; all where there is one option only."""
+        told = self.known.any(axis=1)
+        return [name for name, known in zip(self.names, told, strict=True) if known or len(self.names) == 1]
+
+    def rank(self, option: str, among: Sequence[str]) -> int:
+        """1 and the number of others shown to be better."""
+        place, others = self._places(option, among)
+        return 1 + int(self.better[others, place].sum())
+
+    def ties(self, option: str, among: Sequence[str]) -> list[str]:
+        """Others that it is shown to be neither better nor worse than."""
+        place, others = self._places(option, among)
+        return [self.names[o] for o in others if not self.better[o, place] and not self.better[place, o]]
+
+    def comparison(self, option: str, against: str) -> Comparison | None:
+        """The pair by the objective; with the baseline as the declared family has it. None: no seed of both."""
+        if against == self.contest.baseline.name:
+            return self.contest.against_baseline(option)
+        if option == self.contest.baseline.name:
+            found = self.contest.against_baseline(against)
+            return None if found is None else _turned(found, option, against)
+        difference = self.contest.blocks[self.contest.suite.decide.objective].difference(option, against)
+        return None if difference is None else self._ordered(option, against, difference)
+
+    def _ordered(self, option: str, against: str, difference: Difference) -> Comparison:
+        """With the interval of Bonferroni's level and the p that Holm adjusts over all pairs."""
+        tests = max(1, len(self.pairs.first))
+        (judged,) = judge_all({"": Test(difference)}, tests).values() or (None,)
+        place = self.pairs.place(option, against)
+        if judged is not None:
+            judged = replace(judged, p_adjusted=float(self.pairs.p_adjusted[place]))
+        found = self.contest.compared(against, difference, judged, tests)
+        mine, other = self.names.index(option), self.names.index(against)
+        if found.decision in ("better", "worse") and not (self.better[mine, other] or self.better[other, mine]):
+            return found.model_copy(update={"decision": "undecided"})  # the gate
+        return found
+
+    def _places(self, option: str, among: Sequence[str]) -> tuple[int, list[int]]:
+        number = {name: i for i, name in enumerate(self.names)}
+        return number[option], [number[name] for name in among if name != option]
+
+
+def stand(contest: Contest, names: Sequence[str]) -> Standing:
+    """Of the options of these names, the baseline among them or not."""
+    objective = METRICS[contest.suite.decide.objective]
+    threshold = contest.suite.decide.threshold(objective.name)
+    baseline = contest.baseline.name
+    pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline])
+    verdicts = pairs.better(threshold, more_is_better=objective.better == "more")
+    gate = np.array([_told_from_baseline(contest, name) for name in pairs.names], bool)
+    verdicts &= gate[:, None] | gate[None, :]
+    return _with_baseline(contest, names, pairs, verdicts)
+
+
+def _told_from_baseline(contest: Contest, option: str) -> bool:
+    """Whether the declared family tells the two apart; without a baseline there is no gate."""
+    if option not in contest.differences:
+        return not contest.baseline.values[contest.suite.decide.objective]
+    judged = contest.judged.get((option, ""))
+    return judged is not None and judged.rejected
+
+
+def _with_baseline(contest: Contest, names: Sequence[str], pairs: Pairs, verdicts: Floats) -> Standing:
+    order = list(names)
+    better, known = np.zeros((len(order), len(order))), np.zeros((len(order), len(order)))
+    places = [order.index(name) for name in pairs.names]
+    better[np.ix_(places, places)] = verdicts
+    known[np.ix_(places, places)] = pairs.known()
+    if contest.baseline.name in order:
+        own = order.index(contest.baseline.name)
+        for name, place in zip(pairs.names, places, strict=True):
+            found = contest.against_baseline(name)
+            known[own, place] = known[place, own] = found is not None and found.p is not None
+            better[place, own] = found is not None and found.decision == "better"
+            better[own, place] = found is not None and found.decision == "worse"
+    return Standing(order, better, known, contest, pairs)
+
+
+def _turned(found: Comparison, option: str, against: str) -> Comparison:
+    """The same pair seen from the other side."""
+    turned: dict[Decision, Decision] = {"better": "worse", "worse": "better"}
+    return found.model_copy(
+        update={
+            "against": against, "ratio": 1 / found.ratio, "decision": turned.get(found.decision, found.decision),
+            "low": None if not found.high else 1 / found.high, "high": None if not found.low else 1 / found.low,
+        }
+    )  # fmt: skip
