@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 Floats = NDArray[np.float64]
 _STEPS = 300
 _TINY = 1e-300
+_NORMAL = 1e5
+"""Degrees of freedom from which the normal distribution is taken."""
 
 
 def two_sided_p(t: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
@@ -21,7 +23,7 @@ def two_sided_p(t: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
     """
     t_, df = np.broadcast_arrays(np.abs(np.asarray(t, float)), np.asarray(degrees_of_freedom, float))
     p = np.empty(t_.shape)
-    normal = df > 1e7
+    normal = df > _NORMAL
     p[normal] = [math.erfc(value / math.sqrt(2)) for value in t_[normal]]
     finite = ~normal
     with np.errstate(over="ignore"):
@@ -38,16 +40,48 @@ def quantile(two_sided: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
     return found[places.ravel()].reshape(p.shape)
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=65536)
 def _quantile(p: float, df: float) -> float:
     """By bisection on a scale that reaches the heavy tail of one degree of freedom."""
     low, high = 0.0, 1.0
-    while two_sided_p(high, df) > p:
+    while _one_p(high, df) > p:
         low, high = high, high * 2
-    for _ in range(80):
+    while high - low > 1e-13 * high:
         middle = (low + high) / 2
-        low, high = (middle, high) if two_sided_p(middle, df) > p else (low, middle)
+        low, high = (middle, high) if _one_p(middle, df) > p else (low, middle)
+        if middle in (low, high) and (low + high) / 2 == middle:
+            break
     return (low + high) / 2
+
+
+def _one_p(t: float, df: float) -> float:
+    """`two_sided_p` of one pair, without the cost of arrays."""
+    if df > _NORMAL:
+        return math.erfc(t / math.sqrt(2))
+    x, a, b = df / (df + t * t), df / 2, 0.5
+    swap = x > (a + 1) / (a + b + 2)
+    at, first, second = (1 - x, b, a) if swap else (x, a, b)
+    if at <= 0:
+        return 1.0 if swap else 0.0
+    front = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + first * math.log(at) + second * math.log1p(-at)
+    value = math.exp(front) * _one_fraction(at, first, second) / first
+    return 1 - value if swap else value
+
+
+def _one_fraction(x: float, a: float, b: float) -> float:
+    c, d = 1.0, 1 / ((1 - (a + b) * x / (a + 1)) or _TINY)
+    value = d
+    for m in range(1, _STEPS):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1 / ((1 + term * d) or _TINY)
+            c = (1 + term / c) or _TINY
+            step = c * d
+            value *= step
+        if abs(step - 1) < 1e-14:
+            break
+    return value
 
 
 def _incomplete_beta(x: Floats, a: Floats, b: Floats) -> Floats:

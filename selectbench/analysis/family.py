@@ -130,10 +130,16 @@ def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int 
     error, free = difference.standard_error, difference.degrees_of_freedom
     if not error or not free or distance <= 0 or difference.seeds < 2:
         return None
-    of_one_seed = error * math.sqrt(difference.seeds)
-    for seeds in range(difference.seeds + 1, MOST_SEEDS + 1):
-        grown = free * (seeds - 1) / (difference.seeds - 1)
-        needed = (float(quantile(ALPHA / tests, round(grown, 1))) + _Z_LIKELY) * of_one_seed / math.sqrt(seeds)
-        if needed <= distance:
-            return seeds - difference.seeds
-    return None
+    of_one_seed, free_of_one = error * math.sqrt(difference.seeds), free / (difference.seeds - 1)
+
+    def tells(seeds: int) -> bool:
+        critical = float(quantile(ALPHA / tests, round(free_of_one * (seeds - 1), 1)))
+        return (critical + _Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
+
+    low, high = difference.seeds, MOST_SEEDS
+    if not tells(high):
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if tells(middle) else (middle, high)
+    return high - difference.seeds

@@ -1,0 +1,145 @@
+"""The claims of rankings over many simulated runs: how often they are wrong, and how often a truth is found.
+
+Each figure has its Monte Carlo error; a bound is asserted where the figure lies above it by more than twice that.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from made_records import make_record, make_suite, speed
+
+from selectbench.analysis.comparison import Comparison
+from selectbench.analysis.contest import hold_contest
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.standing import stand
+from selectbench.analysis.summary import Summary
+from selectbench.suite.suite import Suite
+
+NAMES = ("base", "a", "b", "c", "d")
+RUNS = 1000
+
+
+def suite_of(seeds: int, threshold: float) -> Suite:
+    options = [(name, {"optimizer": {"name": "adamw", "lr": 1e-3 * (1 + i)}}) for i, name in enumerate(NAMES)]
+    decide = {"constraints": [], "thresholds": {"tokens_per_second": threshold}}
+    return make_suite(*options, seeds=list(range(seeds)), decide=decide)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is claimed of a simulated run."""
+
+    against_baseline: dict[str, Comparison]
+    ranks: dict[str, int]
+
+
+def simulated(
+    seed: int, effects: Sequence[float], spreads: Sequence[float], *, seeds: int = 5, threshold: float = 0.01,
+    runs: int = RUNS,
+) -> list[Run]:  # fmt: skip
+    """Runs whose log speeds are effect + round + chance, judged as a ranking judges them."""
+    draw, suite = np.random.default_rng(seed), suite_of(seeds, threshold)
+    found = []
+    for _ in range(runs):
+        rounds = draw.normal(0, 0.02, seeds)
+        chance = draw.normal(size=(len(NAMES), seeds)) * np.array(spreads)[:, None]
+        found.append(judged(suite, np.exp(math.log(1000) + np.array(effects)[:, None] + rounds + chance)))
+    return found
+
+
+def judged(suite: Suite, speeds: np.ndarray) -> Run:
+    summaries = []
+    for option, row in zip(suite.options, speeds, strict=True):
+        values = {name: {} for name in METRICS} | {"tokens_per_second": dict(enumerate(row.tolist()))}
+        summaries.append(Summary(option, suite.seeds, values=values, spoiled={name: {} for name in METRICS}))
+    contest = hold_contest(suite, summaries, dict.fromkeys(NAMES, True))
+    standing = stand(contest, NAMES)
+    pairs = {name: contest.against_baseline(name) for name in NAMES[1:]}
+    return Run(pairs, {name: standing.rank(name, standing.ranked) for name in standing.ranked})
+
+
+def test_the_simulation_judges_as_rank_does() -> None:
+    speeds = np.exp(np.random.default_rng(3).normal(7, 0.02, (len(NAMES), 5)))
+    suite = suite_of(5, 0.01)
+    records = [make_record(n, s, **speed(speeds[i, s])) for i, n in enumerate(NAMES) for s in range(5)]
+    run, rows = judged(suite, speeds), rank(suite, records).rows
+    assert {row.option: row.rank for row in rows} == run.ranks
+    for row in rows:
+        if row.against_baseline:
+            expected = run.against_baseline[row.option]
+            assert row.against_baseline.decision == expected.decision
+            assert row.against_baseline.p_adjusted == pytest.approx(expected.p_adjusted)
+
+
+def claims(run: Run) -> set[tuple[str, str]]:
+    """(option, decision) against the baseline, and (option, 'behind') for a rank that is not the first."""
+    told = {(name, pair.decision) for name, pair in run.against_baseline.items()}
+    behind = {(name, "behind") for name, number in run.ranks.items() if number > 1}
+    return {claim for claim in told if claim[1] in ("better", "worse")} | behind
+
+
+def cover(run: Run, effects: Sequence[float]) -> bool:
+    """Whether every simultaneous interval against the baseline holds its truth."""
+    truth = {name: math.exp(effect - effects[0]) for name, effect in zip(NAMES, effects, strict=True)}
+    return all(pair.low <= truth[name] <= pair.high for name, pair in run.against_baseline.items())
+
+
+def error(share: float) -> float:
+    return math.sqrt(max(share * (1 - share), 1 / RUNS) / RUNS)
+
+
+def told(what: str, share: float) -> str:
+    return f"{what}: {share:.3f} +- {error(share):.3f} of {RUNS} runs"
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.01])
+def test_equal_options_are_seldom_told_apart(threshold: float) -> None:
+    runs = simulated(11, [0.0] * 5, [0.01] * 5, threshold=threshold)
+    false = sum(bool(claims(run)) for run in runs) / RUNS
+    covered = sum(cover(run, [0.0] * 5) for run in runs) / RUNS
+    print(told("false claims", false), told("intervals cover", covered), sep="\n")
+    assert false <= 0.05
+    assert 0.93 <= covered <= 0.97 + 2 * error(covered)
+
+
+def test_a_slower_option_is_found() -> None:
+    effects = [0.0, 0.0, 0.0, 0.0, math.log(0.97)]
+    runs = simulated(12, effects, [0.01] * 5)
+    found = sum(("d", "worse") in claims(run) for run in runs) / RUNS
+    false = sum(bool(claims(run) - {("d", "worse"), ("d", "behind")}) for run in runs) / RUNS
+    covered = sum(cover(run, effects) for run in runs) / RUNS
+    print(told("found", found), told("false claims", false), told("intervals cover", covered), sep="\n")
+    assert found >= 0.9
+    assert false <= 0.05
+    assert 0.93 <= covered <= 0.97 + 2 * error(covered)
+
+
+@pytest.mark.parametrize(
+    "effects", [[0.0, 0.03, -0.03, 0.06, -0.06], [0.0, 0.2, -0.2, 0.4, 0.0]], ids=["spread out", "one equal"]
+)
+def test_simultaneous_intervals_cover_real_differences(effects: list[float]) -> None:
+    runs = simulated(13, effects, [0.01] * 5)
+    covered = sum(cover(run, effects) for run in runs) / RUNS
+    print(told("intervals cover", covered))
+    assert 0.93 <= covered + 2 * error(covered)
+    assert covered <= 0.97 + 2 * error(covered)
+
+
+@pytest.mark.parametrize("spreads", [
+    [0.01, 0.01, 0.01, 0.01, 0.02], [0.01, 0.01, 0.01, 0.01, 0.05], [0.005, 0.01, 0.01, 0.02, 0.03],
+    [0.02, 0.01, 0.01, 0.01, 0.01], [0.04, 0.01, 0.01, 0.01, 0.01],
+])  # fmt: skip
+@pytest.mark.parametrize("seeds", [3, 5])
+def test_unequal_spreads_do_not_make_options_better(spreads: list[float], seeds: int) -> None:
+    runs = simulated(14, [0.0] * 5, spreads, seeds=seeds, threshold=0.0)
+    better = sum(any(decision == "better" for _, decision in claims(run)) for run in runs) / RUNS
+    either = sum(bool(claims(run)) for run in runs) / RUNS
+    print(told("false better", better), told("false claims", either), sep="\n")
+    assert better <= 0.05
+    assert either <= (0.075 if seeds == 5 else 0.1)  # of either kind; above 0.05 where the baseline is the noisy one
