@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
 _STEPS = 300
 _TINY = 1e-300
 _NORMAL = 1e5
@@ -117,7 +118,8 @@ def _fraction(x: Floats, a: Floats, b: Floats) -> Floats:
 
 
 def _away_from_zero(values: Floats) -> Floats:
-    return np.where(np.abs(values) < _TINY, _TINY, values)
+    kept: Floats = np.where(np.abs(values) < _TINY, _TINY, values)
+    return kept
 
 
 def _log_gamma(values: Floats) -> Floats:

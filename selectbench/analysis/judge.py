@@ -40,7 +40,7 @@ class Asked:
         if judged.rejected or judged.low == judged.high:
             verdict = "holds" if self._holds(judged.estimate) else "fails"
         if judged.low < judged.high:
-            shown += f" ({self._shown(judged.low)} to {self._shown(judged.high)})"
+            shown += f" ({self._end(judged.low)} to {self._end(judged.high)})"
         return ConstraintVerdict.model_validate(
             {"constraint": self.text, "verdict": verdict, "detail": shown, "p_adjusted": judged.p_adjusted,
              "settling": settling if verdict == "undecided" else None}
@@ -50,6 +50,9 @@ class Asked:
         if math.isclose(estimate, self.test.bound, rel_tol=0.0, abs_tol=1e-12):  # the rounding of logarithms
             return self.constraint.operator in ("<=", ">=")
         return _COMPARE[self.constraint.operator](estimate, self.test.bound)
+
+    def _end(self, logarithm: float) -> str:
+        return self._shown(logarithm).removesuffix(" baseline")
 
     def _shown(self, logarithm: float) -> str:
         value = finite(lambda: math.exp(logarithm))

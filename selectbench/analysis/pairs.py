@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from selectbench.analysis.blocks import Blocks
-from selectbench.analysis.distributions import Floats, quantile
+from selectbench.analysis.distributions import Bools, Floats, quantile
 from selectbench.analysis.family import ALPHA, holm, p_values
 
 _EQUAL = 1e-13
@@ -34,7 +34,7 @@ class Pairs:
         low, high = sorted((self.names.index(option), self.names.index(other)))
         return low * len(self.names) - low * (low + 1) // 2 + high - low - 1
 
-    def better(self, threshold: float, *, more_is_better: bool) -> Floats:
+    def better(self, threshold: float, *, more_is_better: bool) -> Bools:
         """[i, j]: whether i is shown to be better than j by both gates."""
         told = (self.p_adjusted <= ALPHA) & (np.abs(self.estimates) > math.log1p(threshold))
         ahead = (self.estimates > 0) == more_is_better
@@ -43,7 +43,7 @@ class Pairs:
         found[self.second[told & ~ahead], self.first[told & ~ahead]] = True
         return found
 
-    def same(self, threshold: float) -> Floats:
+    def same(self, threshold: float) -> Bools:
         """[i, j]: whether the whole interval lies within the threshold."""
         with np.errstate(invalid="ignore"):
             told = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold)
@@ -51,14 +51,14 @@ class Pairs:
         found[self.first[told], self.second[told]] = found[self.second[told], self.first[told]] = True
         return found
 
-    def known(self) -> Floats:
+    def known(self) -> Bools:
         """[i, j]: whether there is a measure of spread."""
         found = np.zeros((len(self.names), len(self.names)), bool)
         told = ~np.isnan(self.p_adjusted)
         found[self.first[told], self.second[told]] = found[self.second[told], self.first[told]] = True
         return found
 
-    def ahead_by_means(self, *, more_is_better: bool, by: float = 0.0) -> Floats:
+    def ahead_by_means(self, *, more_is_better: bool, by: float = 0.0) -> Bools:
         """[i, j]: whether i's estimate is better than j's by more than the share `by`; no claim."""
         signed = self.estimates if more_is_better else -self.estimates
         found = np.zeros((len(self.names), len(self.names)), bool)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from selectbench.analysis.contest import Contest
+from selectbench.analysis.distributions import Bools
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import all_pairs
 from selectbench.analysis.row import Row
@@ -52,7 +53,7 @@ def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str]) -> np.ndarray:
+def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str]) -> Bools:
     """[i, j]: whether i dominates j."""
     shape = (len(names), len(names))
     better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)

@@ -16,7 +16,7 @@ import numpy as np
 from selectbench.analysis.blocks import Difference
 from selectbench.analysis.comparison import Comparison, Decision
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.distributions import Floats
+from selectbench.analysis.distributions import Bools
 from selectbench.analysis.family import Test, judge_all
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import Pairs, all_pairs
@@ -27,10 +27,10 @@ class Standing:
     """Who is shown to be better than whom."""
 
     names: Sequence[str]
-    better: Floats
-    """[i, j]: 1 where i is shown to be better than j, else 0."""
-    known: Floats
-    """[i, j]: 1 where there is a measure of spread for the pair, else 0."""
+    better: Bools
+    """[i, j]: whether i is shown to be better than j."""
+    known: Bools
+    """[i, j]: whether there is a measure of spread for the pair."""
     contest: Contest
     pairs: Pairs
     """Of the options besides the baseline."""
@@ -38,8 +38,7 @@ class Standing:
     @cached_property
     def ranked(self) -> list[str]:
         """Those with a measure of spread for some pair; all where there is one option only."""
-        told = self.known.any(axis=1)
-        return [name for name, known in zip(self.names, told, strict=True) if known or len(self.names) == 1]
+        return [name for i, name in enumerate(self.names) if self.known[i].any() or len(self.names) == 1]
 
     def rank(self, option: str, among: Sequence[str]) -> int:
         """1 and the number of others shown to be better."""
@@ -87,8 +86,7 @@ def stand(contest: Contest, names: Sequence[str]) -> Standing:
     pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline])
     verdicts = pairs.better(threshold, more_is_better=objective.better == "more")
     gate = np.array([_told_from_baseline(contest, name) for name in pairs.names], bool)
-    verdicts &= gate[:, None] | gate[None, :]
-    return _with_baseline(contest, names, pairs, verdicts)
+    return _with_baseline(contest, names, pairs, verdicts & (gate[:, None] | gate[None, :]))
 
 
 def _told_from_baseline(contest: Contest, option: str) -> bool:
@@ -99,9 +97,9 @@ def _told_from_baseline(contest: Contest, option: str) -> bool:
     return judged is not None and judged.rejected
 
 
-def _with_baseline(contest: Contest, names: Sequence[str], pairs: Pairs, verdicts: Floats) -> Standing:
+def _with_baseline(contest: Contest, names: Sequence[str], pairs: Pairs, verdicts: Bools) -> Standing:
     order = list(names)
-    better, known = np.zeros((len(order), len(order))), np.zeros((len(order), len(order)))
+    better, known = np.zeros((len(order), len(order)), bool), np.zeros((len(order), len(order)), bool)
     places = [order.index(name) for name in pairs.names]
     better[np.ix_(places, places)] = verdicts
     known[np.ix_(places, places)] = pairs.known()

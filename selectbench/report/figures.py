@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from selectbench import units
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.row import MetricValue, Ranking
+from selectbench.analysis.row import MetricValue, Ranking, Row
 
 UNCLEAN_MARK = "†"
 UNCLEAN_NOTE = (
@@ -21,3 +22,15 @@ def unclean_note(ranking: Ranking, names: list[str]) -> list[str]:
     """What the mark means, where one of these figures has it."""
     marked = any(row.metrics[name].unclean for row in ranking.rows for name in names)
     return [UNCLEAN_NOTE] if marked else []
+
+
+def place(row: Row) -> str:
+    """The rank, `1=` where it is shared."""
+    return units.DASH if row.rank is None else f"{row.rank}=" if row.tied_with else str(row.rank)
+
+
+def against_baseline(metric: MetricValue) -> str:
+    """`1.25x (1.20x to 1.31x)`, or the ratio alone where no interval is known."""
+    known = metric.ratio_low is not None and metric.ratio_low != metric.ratio_high
+    ends = f" ({units.ratio_range(metric.ratio_low, metric.ratio_high)})" if known else ""
+    return units.ratio(metric.ratio_to_baseline) + ends

@@ -11,12 +11,14 @@ from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.cost import cost_section
 from selectbench.report.escape import block, first_line, markdown, one_line, table
-from selectbench.report.figures import figure, unclean_note
+from selectbench.report.factors import factor_section
+from selectbench.report.figures import against_baseline, figure, place, unclean_note
 from selectbench.report.gpu import gpu_section
 from selectbench.report.identity import in_full
 from selectbench.report.memory import device_memory, memory_by_rank
 from selectbench.report.method import method
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
+from selectbench.report.verdicts import to_loss_section, verdict_section
 from selectbench.suite.suite import Suite
 
 _COLUMNS = (
@@ -40,6 +42,9 @@ def render(
         *question,
         f"**{markdown(ranking.answer)}**",
         "## Ranking", ranking_table(ranking), _table_notes(ranking),
+        *verdict_section(ranking),
+        *factor_section(ranking),
+        *to_loss_section(ranking),
         *_section("## Whether it was the same job", in_full(ranking)),
         *device_memory(ranking),
         *memory_by_rank(ranking),
@@ -74,12 +79,12 @@ def _shown(ranking: Ranking) -> list[str]:
 
 def _cells(ranking: Ranking, row: Row, shown: Sequence[str], ratios: set[str]) -> list[str]:
     differs = "baseline" if row.option == ranking.baseline else markdown(", ".join(row.differs_in))
-    cells = [units.DASH if row.rank is None else str(row.rank), markdown(row.option), differs]
+    cells = [place(row), markdown(row.option), differs]
     cells += [f"{row.n} of {row.planned}", state(row)]
     for name in shown:
         metric = row.metrics[name]
         cells.append(figure(name, metric) + _spread(name, metric.standard_deviation))
-        cells += [units.ratio(metric.ratio_to_baseline)] if name in ratios else []
+        cells += [against_baseline(metric)] if name in ratios else []
     return cells
 
 
@@ -101,9 +106,13 @@ def _table_notes(ranking: Ranking) -> str:
         "main memory, which says nothing of GPU memory",
     }
     lines = [
-        f"Ranked by {objective.name} ({objective.better} is better) among the rows that fail no constraint.",
+        f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint; "
+        "`=`: the rank is shared with rows that are not shown to be better or worse.",
         "Figures are means over the completed seeds, ± one standard deviation between seeds.",
-        '"vs baseline" is the ratio of means over the seeds that both completed.',
+        '"vs baseline" is the geometric mean of the ratios within seeds that both completed, with its 95 % interval: '
+        f"of {objective.name} the one that holds for the whole family of tests, of the others each by itself, with "
+        "which nothing is claimed.",
+        *_domination(ranking),
     ]
     if ranking.memory_kind:
         lines.append(f"Peak memory is {kind[ranking.memory_kind]}.")
@@ -115,9 +124,17 @@ def _table_notes(ranking: Ranking) -> str:
     return "\n".join(f"- {line}" for line in lines)
 
 
+def _domination(ranking: Ranking) -> list[str]:
+    """Rows that another one beats in speed, memory, energy or quality and is behind in none."""
+    rows = [row for row in ranking.rows if row.dominated_by]
+    told = "; ".join(f"{markdown(row.option)} by {markdown(', '.join(row.dominated_by[:4]))}" for row in rows)
+    over = "speed, memory, energy and quality, as far as they are known"
+    return [f"Dominated over {over}: {told}."] if rows else []
+
+
 def _failures(ranking: Ranking) -> Iterator[str]:
     """Rows that fail constraints, then every failed trial with its detail."""
-    barred = [[markdown(row.option), markdown(why)] for row in ranking.rows for why in row.constraint_failures]
+    barred = [[markdown(row.option), markdown(why)] for row in ranking.rows for why in _why_not(row)]
     failed = [(row.option, failure) for row in ranking.rows for failure in row.failures]
     if barred:
         yield "## Not eligible"
@@ -136,6 +153,12 @@ def _failures(ranking: Ranking) -> Iterator[str]:
         names = dict.fromkeys(f"{markdown(name)}, seed {f.seed}" for name, f in failed if f.detail == text)
         yield f"In full: {'; '.join(names)}"
         yield block("\n".join(text.strip().splitlines()[-_DETAIL_LINES:]))
+
+
+def _why_not(row: Row) -> list[str]:
+    """Constraints that it fails, and those that are undecided."""
+    undecided = [f"undecided: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "undecided"]
+    return [*row.constraint_failures, *undecided]
 
 
 def _section(heading: str, lines: Sequence[str]) -> list[str]:

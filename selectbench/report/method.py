@@ -19,7 +19,8 @@ _SPOILED = (
 
 def method(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> str:
     """A list in Markdown; `done`: the completed records."""
-    lines = [_job(suite), _same_job(suite, ranking), _timing(suite, done), *_evaluation(suite, done)]
+    lines = [_job(suite), _same_job(suite, ranking), *_deciding(ranking), _timing(suite, done)]
+    lines += _evaluation(suite, done)
     lines += _meters(suite, ranking, done)
     return "\n".join(f"- {line}" for line in lines)
 
@@ -47,6 +48,24 @@ def _same_job(suite: Suite, ranking: Ranking) -> str:
         "for; the loss and gradient norm of the first step must agree as closely as the dtypes allow. A difference "
         f"that no choice declares takes a row out of the ranking{checked}."
     )
+
+
+def _deciding(ranking: Ranking) -> list[str]:
+    """How claims are made, and how often they may be wrong."""
+    family = ranking.family
+    if family is None or not family.tests:
+        return []
+    thresholds = ", ".join(f"{name} {share:.2g}" for name, share in family.thresholds.items())
+    return [
+        "Options are compared within seeds, as logarithms, so that a difference is a ratio. Where their spreads agree "
+        "the spread is pooled over all of them, where they differ each pair leans on its own (moderated t, Smyth 2004). "
+        f"One family of {family.tests} tests was declared: every option against the baseline by {family.objective}, "
+        "and every constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios hold "
+        f"together, so that any claim of the family is false with a probability of at most {family.alpha:.0%}. Better "
+        "or worse needs both: an adjusted p of at most that, and a difference above the smallest that matters, as a "
+        f"share: {thresholds}. A constraint holds or fails when its interval lies on one side of the bound; otherwise "
+        "it is undecided. Ranks come from all pairs of options, adjusted likewise.",
+    ]
 
 
 def _timing(suite: Suite, done: Sequence[Record]) -> str:

@@ -9,9 +9,10 @@ from rich.text import Text
 
 from selectbench import units
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.row import Failure, Ranking, Row
+from selectbench.analysis.row import Failure, MetricValue, Ranking, Row
 from selectbench.report.escape import first_line, one_line
-from selectbench.report.figures import figure, unclean_note
+from selectbench.report.factors import factor_lines
+from selectbench.report.figures import against_baseline, figure, place, unclean_note
 from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
 
@@ -20,6 +21,9 @@ _BY_IMPORTANCE = (
     "joules_per_token", "usd_per_billion_tokens", "bits_per_byte", "startup_seconds", "compile_seconds",
 )  # fmt: skip
 _NAME_MOST = 40
+_OPEN = {"not_judged": "not judged", "undecided": "undecided"}
+_INTERVAL_FROM = 100
+"""Columns of a terminal from which the ratio has its interval."""
 
 
 def print_ranking(console: Console, ranking: Ranking) -> None:
@@ -27,12 +31,22 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
     console.print(Text(title, style="bold"))
     console.print(_table(ranking, console.width))
-    for line in (*in_short(ranking), *notes(ranking)):
+    for line in (*in_short(ranking), *notes(ranking), *_verdicts(ranking), *factor_lines(ranking)):
         console.print(Text(line, style="dim"))
     for warning in ranking.warnings:
         console.print(Text(f"warning: {one_line(warning)}", style="yellow"))
     console.print()
     console.print(Text(one_line(ranking.answer), style="bold"))
+
+
+def _verdicts(ranking: Ranking) -> list[str]:
+    """A line for each question whose answer is another option than the first row."""
+    best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
+    return [
+        f"{found.title}: {one_line(found.sentence)} {one_line(found.confidence)}"
+        for found in ranking.verdicts
+        if found.option not in (None, best)
+    ]
 
 
 def state(row: Row) -> str:
@@ -47,6 +61,10 @@ def state(row: Row) -> str:
         counted.insert(0, "not comparable")
     if row.constraint_failures:
         counted.insert(0, "fails constraint")
+    elif any(c.verdict == "undecided" for c in row.constraints):
+        counted.insert(0, "constraint undecided")
+    if row.control:
+        counted.insert(0, "the baseline again")
     return ", ".join(counted)
 
 
@@ -56,7 +74,7 @@ def notes(ranking: Ranking) -> list[str]:
     for row in ranking.rows:
         lines += not_the_same_job(row)
         causes = {f"{f.kind}: {first_line(f.detail, 160)}{_noted(f)}": None for f in row.failures}
-        unjudged = [f"not judged: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "not_judged"]
+        unjudged = [f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict in _OPEN]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*row.constraint_failures, *causes)]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*unjudged, *row.notes)]
     return [*lines, *unknown_states(ranking), *unclean_note(ranking, list(_BY_IMPORTANCE))]
@@ -81,19 +99,23 @@ def _table(ranking: Ranking, width: int) -> Table:
     if any(state(row) for row in ranking.rows):
         table.add_column("", overflow="fold")
     for row in ranking.rows:
-        table.add_row(*_cells(ranking, row, shown)[: len(table.columns)], style=_style(row))
+        table.add_row(*_cells(ranking, row, shown, width)[: len(table.columns)], style=_style(row))
     return table
 
 
-def _cells(ranking: Ranking, row: Row, shown: list[str]) -> list[Text]:
-    cells = [units.DASH if row.rank is None else str(row.rank), one_line(row.option, _NAME_MOST)]
+def _cells(ranking: Ranking, row: Row, shown: list[str], width: int) -> list[Text]:
+    cells = [place(row), one_line(row.option, _NAME_MOST)]
     for name in shown:
         metric = row.metrics[name]
         cells.append(figure(name, metric))
         if name == ranking.objective:
-            cells.append(units.ratio(metric.ratio_to_baseline))
+            cells.append(_ratio(metric, width))
     cells += _beside_ratio(ranking, scaling_cells(ranking, row))
     return [Text(cell) for cell in (*cells, str(row.n), state(row))]
+
+
+def _ratio(metric: MetricValue, width: int) -> str:
+    return against_baseline(metric) if width >= _INTERVAL_FROM else units.ratio(metric.ratio_to_baseline)
 
 
 def scaling_headings(ranking: Ranking) -> list[str]:
@@ -146,8 +168,9 @@ def _fixed_width(ranking: Ranking, width: int) -> int:
     """Of rank, name, ratio, count and state, with the space between columns; long names and states wrap."""
     name = min(18 if width < 100 else 24, max(len(one_line(row.option, _NAME_MOST)) for row in ranking.rows))
     last = max(len(state(row)) for row in ranking.rows)
-    ratio = len(_ratio_heading(ranking)) + 2
-    return 3 + max(8, name + 2) + ratio + 3 + (min(10 if width < 100 else 24, last) + 2 if last else 0)
+    cells = [_ratio(row.metrics[ranking.objective], width) for row in ranking.rows]
+    ratio = max(len(_ratio_heading(ranking)), *map(len, cells)) + 2
+    return 4 + max(8, name + 2) + ratio + 3 + (min(10 if width < 100 else 24, last) + 2 if last else 0)
 
 
 def _width(ranking: Ranking, name: str) -> int:

@@ -57,7 +57,7 @@ def section(text: str, heading: str) -> str:
 
 def test_a_throttled_trial_is_flagged_beside_its_row_and_warned_of() -> None:
     run = make_run([{}, {}, HOT])
-    assert "| 1 | bf16 | precision | 3 of 3 | 1 throttled | 200 ±0.71 | 2.00x |" in report(*run)
+    assert "| 1 | bf16 | precision | 3 of 3 | 1 throttled | 200 ±0.71 | 2.00x (" in report(*run)
     for text in (report(*run), terminal(*run)):
         assert "seed 2 throttled: hardware thermal slowdown in 31% of the readings" in text
         assert "1 throttled" in text

@@ -50,7 +50,7 @@ def test_the_answer_stands_before_the_table_and_all_parts_are_there() -> None:
              "    selectbench run suites/precision.yaml", "## Environment", "## Options"]  # fmt: skip
     places = [text.index(part) for part in parts]
     assert places == sorted(places)
-    assert "| 1 | bf16 | precision | 2 of 3 | 1 crashed | 200 ±0.71 | 2.00x |" in text
+    assert "| 1 | bf16 | precision | 2 of 3 | 1 crashed | 200 ±0.71 | 2.00x (" in text
     assert "| machine.gpu | - |" in text
     assert "RuntimeError: boom" in text
     assert "2,048 tokens a step, 122,880 in all" in text
