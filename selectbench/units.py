@@ -32,6 +32,16 @@ def count(value: float | None) -> str:
     return significant(value)
 
 
+def short(value: float | None) -> str:
+    """A count in few characters, for an axis: `20 k`, `1.5 M`."""
+    if value is None:
+        return DASH
+    for scale, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if abs(value) >= scale:
+            return f"{value / scale:.3g}{unit}"
+    return f"{value:.3g}"
+
+
 def ratio(value: float | None) -> str:
     """`1.07x`; three significant digits where two decimals would show fewer than one."""
     if value is None:

@@ -81,9 +81,7 @@ def _verdict(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mappi
     )
 
 
-def _without_ranks(
-    suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]
-) -> str:
+def _without_ranks(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
     """Where there is no measure of spread, or nothing that could be ranked."""
     shown = [row for row in rows if row.n and _counts(row, metric) and not row.identity.violations]
     shown = [row for row in shown if not row.constraint_failures and not row.control]
@@ -135,7 +133,9 @@ def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
             continue
         more = f"; {_seeds_more(s)} would probably settle it" if (s := undecided[0].settling) else ""
         details = _and([f"{c.constraint} ({c.detail})" for c in undecided])
-        lines.append(f"{row.option} ({_figure(metric, row)}) may be better, but it is open whether it holds {details}{more}.")
+        lines.append(
+            f"{row.option} ({_figure(metric, row)}) may be better, but it is open whether it holds {details}{more}."
+        )
     return " ".join(lines)
 
 
@@ -160,7 +160,9 @@ def _figures(suite: Suite, metric: Metric, row: Row) -> str:
         return f"{_figure(metric, row)} (the baseline)"
     if found.ratio_to_baseline is None:
         return _figure(metric, row)
-    ends = f" ({units.ratio_range(found.ratio_low, found.ratio_high)})" if found.ratio_low != found.ratio_high else ""
+    ends = (
+        f" ({units.ratio_range(found.ratio_low, found.ratio_high)})" if found.ratio_low != found.ratio_high else ""
+    )
     return f"{_figure(metric, row)}, {units.ratio(found.ratio_to_baseline)} the baseline{ends}"
 
 

@@ -105,7 +105,9 @@ class Contest:
             return judged.low, judged.high
         if found.standard_error is None:
             return None, None
-        half = found.standard_error and found.standard_error * float(quantile(ALPHA, found.degrees_of_freedom or math.inf))
+        half = found.standard_error and found.standard_error * float(
+            quantile(ALPHA, found.degrees_of_freedom or math.inf)
+        )
         return found.estimate - half, found.estimate + half
 
 
@@ -132,7 +134,9 @@ def _ask(contest: Contest, judge: Judge, summary: Summary, tests: dict[Key, Test
     candidate = summary.name != suite.baseline and not is_control(suite, summary.name)
     for text in suite.decide.constraints:
         contest.asked[summary.name, text] = asked = judge.ask(text, summary)
-        relative_to_itself = summary.name == suite.baseline and isinstance(asked, Asked) and asked.constraint.relative
+        relative_to_itself = (
+            summary.name == suite.baseline and isinstance(asked, Asked) and asked.constraint.relative
+        )
         if isinstance(asked, Asked) and not is_control(suite, summary.name):
             tests.update({} if relative_to_itself else {(summary.name, text): asked.test})
         if relative_to_itself and isinstance(asked, Asked):

@@ -44,7 +44,9 @@ class Factor:
 def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[Row]) -> FactorView | None:
     """Of the options that did the baseline's job; None where they are no grid of two factors or more."""
     metric = suite.decide.objective
-    names = [r.option for r in rows if r.identity.comparable and not r.control and summaries[r.option].values[metric]]
+    names = [
+        r.option for r in rows if r.identity.comparable and not r.control and summaries[r.option].values[metric]
+    ]
     options = [option for option in suite.options if option.name in names and option.name != CONTROL]
     factors = factors_of(options, suite.baseline)
     if not _is_grid(options, factors):

@@ -93,7 +93,15 @@ def _by_metric(
     values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
     threshold = contest.suite.decide.threshold(metric_name)
     return _Question(
-        name, title, known, contest.blocks[metric_name], threshold, metric.better == "more", show, values, metric_name
+        name,
+        title,
+        known,
+        contest.blocks[metric_name],
+        threshold,
+        metric.better == "more",
+        show,
+        values,
+        metric_name,
     )
 
 
@@ -117,7 +125,9 @@ def _to_loss(
         known = [row for row in there if getattr(row.to_loss, price) is not None]
         if known:
             found = {r.option: price_by_seed(suite, summaries[r.option], contest.baseline, price) for r in known}
-            values = {option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None}
+            values = {
+                option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None
+            }
             return _Question(
                 "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
                 lambda _, value, show=show, noun=noun: f"{show(value)} of {noun}", values,  # type: ignore[misc]
@@ -155,7 +165,8 @@ def _nobody(question: _Question) -> NamedVerdict:
 
 def _tied(question: _Question, best: str) -> tuple[list[str], set[str], bool]:
     """Others that it was not shown to be better than, those that differ by nothing that matters, and whether there
-    is any measure of spread."""
+    is any measure of spread.
+    """
     names = list(question.values)
     pairs = all_pairs(question.blocks, names)
     place = names.index(best)

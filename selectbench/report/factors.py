@@ -21,7 +21,9 @@ def factor_lines(ranking: Ranking) -> list[str]:
     view = ranking.factors
     if view is None or view.best is None or not view.shares:
         return []
-    parts = [f"{one_line(share.factor)}={one_line(share.level)} {units.ratio(share.ratio)}" for share in view.shares]
+    parts = [
+        f"{one_line(share.factor)}={one_line(share.level)} {units.ratio(share.ratio)}" for share in view.shares
+    ]
     together = f", together {units.ratio(view.together)}" if view.together is not None else ""
     return [f"{one_line(view.best)} is {units.ratio(view.best_ratio)} the baseline: {' x '.join(parts)}{together}"]
 

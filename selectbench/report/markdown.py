@@ -13,6 +13,7 @@ from selectbench.report.cost import cost_section
 from selectbench.report.escape import block, first_line, markdown, one_line, table
 from selectbench.report.factors import factor_section
 from selectbench.report.figures import against_baseline, figure, place, unclean_note
+from selectbench.report.flat import flat
 from selectbench.report.gpu import gpu_section
 from selectbench.report.identity import in_full
 from selectbench.report.memory import device_memory, memory_by_rank
@@ -169,18 +170,9 @@ def _done(records: Sequence[Record]) -> list[Record]:
     return [r for r in records if r.phase == "contest" and isinstance(r.outcome, Completed)]
 
 
-def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
-    """A nested mapping as dotted paths and values, empty parts left out."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _flat(part, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
-        for number, part in enumerate(value):
-            yield from _flat(part, f"{path}[{number}]")
-    elif isinstance(value, (list, tuple)):
-        yield markdown(path), markdown(", ".join(map(str, value))) or units.DASH
-    else:
-        yield markdown(path), units.DASH if value is None else markdown(str(value)) or units.DASH
+def _flat(value: object) -> Iterator[tuple[str, str]]:
+    """A nested mapping as dotted paths and values, escaped."""
+    return ((markdown(path), markdown(told)) for path, told in flat(value))
 
 
 def _options(suite: Suite) -> str:

@@ -74,7 +74,9 @@ def notes(ranking: Ranking) -> list[str]:
     for row in ranking.rows:
         lines += not_the_same_job(row)
         causes = {f"{f.kind}: {first_line(f.detail, 160)}{_noted(f)}": None for f in row.failures}
-        unjudged = [f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict in _OPEN]
+        unjudged = [
+            f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict in _OPEN
+        ]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*row.constraint_failures, *causes)]
         lines += [f"{one_line(row.option)}: {cause}" for cause in (*unjudged, *row.notes)]
     return [*lines, *unknown_states(ranking), *unclean_note(ranking, list(_BY_IMPORTANCE))]

@@ -56,7 +56,10 @@ def to_loss_section(ranking: Ranking) -> list[str]:
     if not rows:
         return []
     shown = [name for name in ("seconds", "tokens", "joules", "usd") if _known(rows, name)]
-    heads = ["option", *({"seconds": "time", "tokens": "tokens", "joules": "energy", "usd": "cost"}[n] for n in shown)]
+    heads = [
+        "option",
+        *({"seconds": "time", "tokens": "tokens", "joules": "energy", "usd": "cost"}[n] for n in shown),
+    ]
     cells = [[markdown(row.option), *(to_loss_figure(row, name) for name in shown)] for row in rows]
     return ["## To the baseline's final loss", table(heads, cells, right=1), RULE] if shown else []
 

@@ -144,7 +144,9 @@ def check_gate(document: Node, problems: Problems, unmeasured: dict[str, str]) -
 def check_control(document: Node, names: list[str], problems: Problems) -> None:
     """The control's name must be free."""
     if document.at(["control"]).value is True and CONTROL in names:
-        problems.at(document.at(["control"]), f"an option is called {CONTROL!r}, the name of the baseline's repetition")
+        problems.at(
+            document.at(["control"]), f"an option is called {CONTROL!r}, the name of the baseline's repetition"
+        )
 
 
 def without_quality(decide: Decide) -> Decide:

@@ -41,7 +41,6 @@ class Decide(Strict):
             raise ValueError(reason)
         return metric
 
-
     @field_validator("thresholds")
     @classmethod
     def _of_known_metrics(cls, thresholds: dict[str, float]) -> dict[str, float]:

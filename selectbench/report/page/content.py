@@ -1,0 +1,191 @@
+"""What the page says, as plain strings and rows for its template."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selectbench import units
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.to_loss import RULE
+from selectbench.record.record import Completed, Record
+from selectbench.report.escape import clean, first_line, one_line
+from selectbench.report.factors import factor_lines, with_ends
+from selectbench.report.figures import against_baseline, figure, place, unclean_note
+from selectbench.report.flat import flat
+from selectbench.report.identity import in_full
+from selectbench.report.method import method
+from selectbench.report.page.charts import charts
+from selectbench.report.page.interval import interval_bars
+from selectbench.report.page.series import without_meters
+from selectbench.report.terminal import state
+from selectbench.report.verdicts import by_option, choices_text, to_loss_figure
+from selectbench.suite.suite import Suite
+
+_COLUMNS = (
+    "tokens_per_second", "peak_memory_bytes", "peak_device_memory_bytes", "final_loss", "final_perplexity",
+    "joules_per_token", "usd_per_billion_tokens", "step_time_median_seconds", "startup_seconds", "compile_seconds",
+)  # fmt: skip
+
+
+def content(
+    suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
+) -> dict[str, Any]:
+    """By the template's names. Strings are raw: the template escapes them."""
+    done = [r for r in records if r.phase == "contest" and isinstance(r.outcome, Completed)]
+    has_meters = any(row.gpu for row in ranking.rows)
+    return {
+        "name": one_line(ranking.suite), "question": one_line(ranking.question), "answer": one_line(ranking.answer),
+        "facts": _facts(suite, ranking, environment), "verdicts": _verdicts(ranking), "settings": _settings(ranking),
+        "warnings": [one_line(w) for w in ranking.warnings], "columns": _columns(ranking), "rows": _rows(ranking),
+        "notes": _notes(ranking), "open": _open(ranking), "failures": _failures(ranking),
+        "factors": _factors(ranking), "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
+        "charts": charts(ranking, records), "meters": "" if has_meters else without_meters(records),
+        "identity": in_full(ranking), "certificates": _certificates(ranking),
+        "method": [_bare(line) for line in method(suite, ranking, done).split("\n")],
+        "command": clean(command), "environment": list(flat(environment)), "options": _options(suite),
+    }  # fmt: skip
+
+
+def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    gpus = environment.get("gpus") or []
+    names = dict.fromkeys(str(gpu.get("name")) for gpu in gpus if isinstance(gpu, Mapping))
+    hardware = ", ".join(names) if suite.device == "cuda" and names else environment.get("cpu_model")
+    torch = (environment.get("libraries") or {}).get("torch")
+    facts = [
+        ("baseline", ranking.baseline), ("ranked by", ranking.objective), ("device", ranking.device),
+        ("hardware", hardware), ("torch", torch), ("seeds", ", ".join(map(str, ranking.seeds[:12]))),
+        ("constraints", "; ".join(suite.decide.constraints)),
+    ]  # fmt: skip
+    return [(key, one_line(str(value), 160)) for key, value in facts if value]
+
+
+def _verdicts(ranking: Ranking) -> list[dict[str, Any]]:
+    return [
+        {"title": one_line(v.title), "option": one_line(v.option or units.DASH), "sentence": one_line(v.sentence),
+         "confidence": one_line(v.confidence), "sure": v.sure}
+        for v in ranking.verdicts
+    ]  # fmt: skip
+
+
+def _settings(ranking: Ranking) -> list[dict[str, str]]:
+    return [
+        {"option": one_line(v.option or ""), "file": v.file or "", "command": v.command or "",
+         "yaml": clean(choices_text(v.choices))}
+        for v in by_option(ranking)
+    ]  # fmt: skip
+
+
+def _columns(ranking: Ranking) -> list[dict[str, Any]]:
+    return [
+        {"title": METRICS[name].title, "help": f"{name}; {METRICS[name].better} is better"}
+        for name in _shown(ranking)
+    ]
+
+
+def _shown(ranking: Ranking) -> list[str]:
+    known = [name for name in _COLUMNS if any(row.metrics[name].value is not None for row in ranking.rows)]
+    return [ranking.objective, *(name for name in known if name != ranking.objective)]
+
+
+def _rows(ranking: Ranking) -> list[dict[str, Any]]:
+    bars = interval_bars(ranking)
+    reaches = any(row.to_loss for row in ranking.rows)
+    return [
+        {"place": place(row), "order": number, "option": one_line(row.option, 120), "kind": _kind(row),
+         "differs": "the baseline" if row.option == ranking.baseline else one_line(", ".join(row.differs_in), 160),
+         "ratio": against_baseline(row.metrics[ranking.objective]), "bar": bars.get(row.option, ""),
+         "ratio_value": _sortable(row.metrics[ranking.objective].ratio_to_baseline),
+         "cells": [_cell(row, name) for name in _shown(ranking)],
+         "to_loss": {"text": to_loss_figure(row, "seconds"),
+                     "value": _sortable(row.to_loss.seconds if row.to_loss else None)} if reaches else None,
+         "n": f"{row.n} of {row.planned}", "n_value": row.n, "state": state(row),
+         "dominated": ", ".join(row.dominated_by[:4])}
+        for number, row in enumerate(ranking.rows, start=1)
+    ]  # fmt: skip
+
+
+def _kind(row: Row) -> str:
+    return "first" if row.rank == 1 else "ranked" if row.rank else "failed" if row.n == 0 else "barred"
+
+
+def _cell(row: Row, name: str) -> dict[str, str]:
+    metric = row.metrics[name]
+    deviation = metric.standard_deviation
+    spread = f"±{METRICS[name].show(deviation)}" if deviation else ""
+    return {"text": figure(name, metric), "spread": spread, "value": _sortable(metric.value)}
+
+
+def _sortable(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _notes(ranking: Ranking) -> list[str]:
+    objective = METRICS[ranking.objective]
+    return [
+        f"Ranked by {objective.name} ({objective.better} is better). 1=: the rank is shared with rows that are not shown "
+        "to be better or worse.",
+        "Against the baseline: ratio with its simultaneous 95 % interval. ±: one standard deviation between seeds.",
+        *(f"{one_line(row.option)}: {note}" for row in ranking.rows for note in row.notes),
+        *unclean_note(ranking, _shown(ranking)),
+    ]
+
+
+def _open(ranking: Ranking) -> list[dict[str, str]]:
+    """Constraints that a row fails, and those that are undecided or not judged."""
+    return [
+        {"option": one_line(row.option, 120), "verdict": c.verdict.replace("_", " "), "constraint": one_line(c.constraint),
+         "detail": one_line(c.detail), "more": f"{c.settling.seeds} more seeds" if c.settling else ""}
+        for row in ranking.rows for c in row.constraints
+    ]  # fmt: skip
+
+
+def _failures(ranking: Ranking) -> list[dict[str, str]]:
+    found: dict[tuple[str, str, str], list[str]] = {}
+    for row in ranking.rows:
+        for failure in row.failures:
+            note = f" ({failure.note})" if failure.note else ""
+            found.setdefault((row.option, failure.kind, failure.detail + note), []).append(str(failure.seed))
+    return [
+        {"option": one_line(option, 120), "seeds": ", ".join(seeds), "kind": kind, "detail": first_line(detail, 240),
+         "full": "\n".join(clean(detail).strip().splitlines()[-20:]) if "\n" in detail.strip() else ""}
+        for (option, kind, detail), seeds in found.items()
+    ]  # fmt: skip
+
+
+def _factors(ranking: Ranking) -> dict[str, Any] | None:
+    view = ranking.factors
+    if view is None:
+        return None
+    return {
+        "lines": factor_lines(ranking),
+        "effects": [[one_line(e.factor), one_line(e.level), one_line(e.against), with_ends(e.ratio, e.low, e.high)]
+                    for e in view.effects],
+        "interactions": [[one_line(" and ".join(f"{f}={level}" for f, level in zip(i.factors, i.levels, strict=True))),
+                          with_ends(i.ratio, i.low, i.high)] for i in view.interactions],
+    }  # fmt: skip
+
+
+def _certificates(ranking: Ranking) -> list[dict[str, str]]:
+    return [
+        {"option": one_line(row.option, 120),
+         "verdict": {True: "same job", False: "not the same job", None: "nothing to compare"}[row.identity.comparable],
+         "declared": ", ".join(row.identity.differs_as_declared) or units.DASH,
+         "violations": ", ".join(v.field for v in row.identity.violations) or "none",
+         "hidden": one_line("; ".join(row.identity.not_verified)) or "nothing"}
+        for row in ranking.rows
+    ]  # fmt: skip
+
+
+def _bare(line: str) -> str:
+    """A line of a Markdown list as plain text."""
+    return re.sub(r"\\([\\`*\[\]<>|#~&$_])", r"\1", line.removeprefix("- "))
+
+
+def _options(suite: Suite) -> list[dict[str, Any]]:
+    return [
+        {"option": one_line(o.name, 120), "yaml": clean(choices_text(o.choices.model_dump(mode="json")))}
+        for o in suite.options[:60]
+    ]

@@ -1,0 +1,163 @@
+"""Pictures as SVG text: scales with round ticks, a frame with axes, lines, bands, points, boxes.
+
+Colours and fonts come from the page's style sheet by class, so that a picture follows light, dark and print.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from html import escape
+
+from selectbench.report.escape import one_line
+
+WIDTH, HEIGHT = 520.0, 330.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 16.0, 14.0, 46.0
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """From values to a stretch of the picture."""
+
+    low: float
+    high: float
+    begin: float
+    end: float
+    is_log: bool = False
+
+    def __call__(self, value: float) -> float:
+        """Place of a value; those outside stay at the edge."""
+        at, low, high = (_log(v) if self.is_log else v for v in (value, self.low, self.high))
+        share = (at - low) / (high - low) if high > low else 0.5
+        return self.begin + min(1.0, max(0.0, share)) * (self.end - self.begin)
+
+    def ticks(self, most: int = 5) -> list[float]:
+        """Round values within the scale."""
+        return _log_ticks(self.low, self.high, most) if self.is_log else _ticks(self.low, self.high, most)
+
+
+def scale_over(
+    values: Sequence[float], begin: float, end: float, *, is_log: bool = False, from_zero: bool = False
+) -> Scale:
+    """A scale that holds all values with a little room."""
+    low, high = min(values), max(values)
+    if is_log and low > 0:
+        room = max(0.02, 0.06 * (_log(high) - _log(low)))
+        return Scale(low * 10**-room, min(high * 10**room, 1e300), begin, end, True)
+    room = 0.06 * (high - low) or abs(high) * 0.05 or 1.0
+    return Scale(0.0 if from_zero and low >= 0 else low - room, high + room, begin, end)
+
+
+def wants_log(values: Sequence[float], ratio: float = 20.0) -> bool:
+    """Whether values lie so far apart that a linear axis would hide the small ones."""
+    return min(values) > 0 and max(values) / min(values) > ratio
+
+
+def _log(value: float) -> float:
+    return math.log10(max(value, 1e-300))
+
+
+def _ticks(low: float, high: float, most: int) -> list[float]:
+    span = high - low
+    if span <= 0 or not math.isfinite(span):
+        return [low]
+    raw = span / most
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)][: most + 2]
+
+
+def _log_ticks(low: float, high: float, most: int) -> list[float]:
+    decades = range(math.floor(_log(low)), math.ceil(_log(high)) + 1)
+    found: list[float] = []
+    for factors in ((1,), (1, 3), (1, 2, 5)):
+        candidates = sorted(f * 10.0**d for d in decades for f in factors)
+        found = [tick for tick in candidates if low <= tick <= high]
+        if len(found) >= 3:
+            break
+    every = max(1, math.ceil(len(found) / (most + 1)))
+    return found[::every] or [low]
+
+
+@dataclass
+class Picture:
+    """A frame with axes that shapes are put into."""
+
+    title: str
+    description: str
+    x: Scale
+    y: Scale
+    x_label: str
+    y_label: str
+    show_x: Callable[[float], str]
+    show_y: Callable[[float], str]
+    height: float = HEIGHT
+    shapes: list[str] = field(default_factory=list)
+    y_names: Sequence[tuple[float, str]] | None = None
+    """Names at places of the y axis, in place of ticks."""
+
+    def line(self, points: Sequence[Point], kind: int) -> None:
+        """A line of the series' colour and dash, with a dot at each of few points."""
+        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in points)
+        self.shapes.append(f'<polyline class="line s{kind}" points="{path}"/>')
+        for x, y in points if len(points) <= 12 else ():
+            self.shapes.append(f'<circle class="dot s{kind}" cx="{self.x(x):.1f}" cy="{self.y(y):.1f}" r="2.5"/>')
+
+    def band(self, lower: Sequence[Point], upper: Sequence[Point], kind: int) -> None:
+        """The area between two lines."""
+        around = [*lower, *reversed(upper)]
+        path = " ".join(f"{self.x(x):.1f},{self.y(y):.1f}" for x, y in around)
+        self.shapes.append(f'<polygon class="band s{kind}" points="{path}"/>')
+
+    def text(self, x: float, y: float, words: str, *, anchor: str = "start", name: str = "label") -> None:
+        """Words at a place of the picture, in its own units."""
+        told = escape(one_line(words))
+        self.shapes.append(f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{told}</text>')
+
+    def render(self) -> str:
+        """The picture as one element."""
+        return (
+            f'<svg viewBox="0 0 {WIDTH:.0f} {self.height:.0f}" role="img" class="picture">'
+            f"<title>{escape(one_line(self.title))}</title><desc>{escape(one_line(self.description))}</desc>"
+            f"{self._axes()}{''.join(self.shapes)}</svg>"
+        )
+
+    def _axes(self) -> str:
+        left, right, top, bottom = _LEFT, WIDTH - _RIGHT, _TOP, self.height - _BOTTOM
+        parts = []
+        for tick in self.x.ticks():
+            at = self.x(tick)
+            parts.append(f'<line class="grid" x1="{at:.1f}" y1="{top}" x2="{at:.1f}" y2="{bottom}"/>')
+            told = escape(self.show_x(tick))
+            parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{told}</text>')
+        for at, told in self._y_ticks():
+            parts.append(f'<line class="grid" x1="{left}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
+            parts.append(
+                f'<text class="tick" x="{left - 6}" y="{at + 4:.1f}" text-anchor="end">{escape(told)}</text>'
+            )
+        parts.append(
+            f'<text class="axis" x="{right}" y="{self.height - 8}" text-anchor="end">{escape(self.x_label)}</text>'
+        )
+        parts.append(f'<text class="axis" x="4" y="{self.height - 8}">{escape(self.y_label)}</text>')
+        return "".join(parts)
+
+    def _y_ticks(self) -> Sequence[tuple[float, str]]:
+        if self.y_names is not None:
+            return [(self.y(at), one_line(name, 11)) for at, name in self.y_names]
+        return [(self.y(tick), self.show_y(tick)) for tick in self.y.ticks()]
+
+
+def x_scale(values: Sequence[float], *, is_log: bool = False, from_zero: bool = False) -> Scale:
+    """Across a picture, left to right."""
+    return scale_over(values, _LEFT, WIDTH - _RIGHT, is_log=is_log, from_zero=from_zero)
+
+
+def y_scale(
+    values: Sequence[float], *, is_log: bool = False, from_zero: bool = False, height: float = HEIGHT
+) -> Scale:
+    """Up a picture, bottom to top."""
+    return scale_over(values, height - _BOTTOM, _TOP, is_log=is_log, from_zero=from_zero)
