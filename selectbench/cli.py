@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,6 +99,7 @@ def run(
     from selectbench.errors import ExitCode
     from selectbench.launch.display import make_display
     from selectbench.launch.preparation import prepare_all
+    from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
 
     console = _stderr()
@@ -107,6 +109,7 @@ def run(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
     )  # fmt: skip
     _show_ranking(result.folder, result.ranking, as_json)
+    _summarise(lambda: report_text(read_run(result.folder), result.ranking))
     if result.exit_code == ExitCode.INTERRUPTED:
         console.print("interrupted; the same command goes on where this run stopped", highlight=False)
     raise typer.Exit(result.exit_code)
@@ -144,7 +147,7 @@ def report(
 ) -> None:
     """Render a run's ranking and report again, from its records alone."""
     from selectbench.errors import UserError
-    from selectbench.launch.publish import publish, read_run
+    from selectbench.launch.publish import publish, read_run, report_text
 
     stored = read_run(run)
     if option is not None:
@@ -156,6 +159,80 @@ def report(
         ranking = stored.ranking()
         _stderr().print(str(error), markup=False, soft_wrap=True)
     _show_ranking(run, ranking, as_json)
+    _summarise(lambda: report_text(stored, ranking))
+
+
+@app.command()
+def compare(
+    reference: Annotated[Path, typer.Argument(metavar="RUN", help="The run that the others are compared with.")],
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more runs of the same suite.")],
+    as_json: JsonOption = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, to paste.")] = False,
+) -> None:
+    """Say what differs between runs of a suite, and how every option's figures changed."""
+    from selectbench.launch.side_by_side import compare_runs
+    from selectbench.report.compare import compare_markdown, print_compared
+
+    compared = compare_runs(reference, runs)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([found.model_dump(mode="json") for found in compared], indent=2))
+    elif as_markdown:
+        typer.echo(compare_markdown(compared), nl=False)
+    else:
+        for found in compared:
+            print_compared(_stdout(), found)
+    _summarise(lambda: compare_markdown(compared))
+
+
+@app.command()
+def gate(
+    run: RunArgument,
+    against: Annotated[Path, typer.Option("--against", metavar="RUN", help="The run to be held against.")],
+    limits: Annotated[
+        list[str],
+        typer.Option(
+            "--limit", metavar="LIMIT", help="tokens_per_second >= 0.97x reference; the suite's `gate` if none."
+        ),
+    ] = [],  # noqa: B006
+    any_machine: Annotated[bool, typer.Option("--any-machine", help="Gate runs of different machines.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Hold a run to limits against another: exits with 0 pass, 1 regression, 4 inconclusive, 2 wrong use."""
+    from selectbench.launch.side_by_side import GATE_EXIT, gate_run
+    from selectbench.report.gate import gate_markdown, print_gate
+
+    found = gate_run(run, against, limits, any_machine=any_machine)
+    if as_json:
+        typer.echo(found.model_dump_json(indent=2))
+    else:
+        print_gate(_stdout(), found)
+    _summarise(lambda: gate_markdown(found))
+    raise typer.Exit(GATE_EXIT[found.verdict])
+
+
+@app.command("list")
+def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
+    """Find past runs, the newest first."""
+    from selectbench.launch.past_runs import past_runs
+    from selectbench.report.past_runs import runs_table
+
+    runs = past_runs(results)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps([found.model_dump(mode="json") for found in runs], indent=2))
+        return
+    _stdout().print(runs_table(runs) if runs else f"{results}: no runs yet", markup=False)
+
+
+def _summarise(text: Callable[[], str]) -> None:
+    """Into the CI job's summary, where there is one."""
+    from selectbench.launch.job_summary import add_to_job_summary, is_asked_for
+
+    if is_asked_for() and (problem := add_to_job_summary(text())):
+        _stderr().print(problem, markup=False, soft_wrap=True)
 
 
 def _show_option(stored: StoredRun, option: str) -> None:
@@ -170,7 +247,7 @@ def _show_option(stored: StoredRun, option: str) -> None:
 
 def _show_ranking(folder: Path, ranking: Ranking, as_json: bool) -> None:
     from selectbench.launch.publish import ranking_text
-    from selectbench.record.run_folder import REPORT
+    from selectbench.record.run_folder import PAGE, REPORT
     from selectbench.report.terminal import print_ranking
 
     if as_json:
@@ -178,7 +255,8 @@ def _show_ranking(folder: Path, ranking: Ranking, as_json: bool) -> None:
         return
     console = _stdout()
     print_ranking(console, ranking)
-    console.print(f"report: {folder / REPORT}", soft_wrap=True, markup=False, highlight=False)
+    for name in (REPORT, PAGE):
+        console.print(f"report: {folder / name}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -13,10 +13,14 @@ class ExitCode(IntEnum):
 
     OK = 0
     """Every trial has an outcome, the baseline completed, none crashed or timed out."""
+    REGRESSION = 1
+    """`gate` alone: a limit does not hold."""
     USER_ERROR = 2
     """A wrong suite, command, device or folder."""
     TRIALS_FAILED = 3
     """Some trial crashed or timed out, or the baseline has no completed trial."""
+    INCONCLUSIVE = 4
+    """`gate` alone: no limit is shown not to hold, but not every one is shown to hold."""
     OWN_BUG = 70
     """An exception that selectbench should not have let through."""
     INTERRUPTED = 130

@@ -3,14 +3,16 @@
 Values are compared as logarithms, so that a difference is a ratio and a spread a share. The additive model is
 log(value) = option + seed + chance; chance is what two-way residuals show. Where the options' spreads agree, the
 variance is pooled over them, which is what makes few seeds enough; where they do not, each pair falls back on the
-spread of its own differences (the blocked counterpart of Welch's test). Between the two the weights follow the
+spread of its own differences (the blocked counterpart of Welch's test). An option that is noisier than the others
+beyond doubt (an F test at 0.001, shared among the options) is no part of the pool, so that it does not widen the
+others' intervals; its own pairs have their own spread. Between pooled and own the weights follow the
 moderated t of Smyth 2004, "Linear models and empirical Bayes methods", doi:10.2202/1544-6115.1027, section 6: the
 prior degrees of freedom are estimated from how much more the options' log variances differ than chance makes
 them. With few options that estimate says little, so the variance of the log variances is taken larger by one and
 a half of its standard errors, a share of sqrt(2 / (options - 1)) each. What that leaves, with options of equal
-speed whose spreads differ up to five times: a false "better" in at most 4 % of simulated runs, and any false claim
-in 3 to 7 % with five seeds, in 3 to 9 % with three (tests/analysis/test_simulations.py). Correlation between an
-option's seeds beyond the block is left out.
+speed whose spreads differ up to five times: a false "better" in 1 to 4 % of simulated runs, and any false claim
+in 3 to 8 % with five seeds, in 3 to 9 % with three, most where the baseline is the noisy one
+(tests/analysis/test_simulations.py). Correlation between an option's seeds beyond the block is left out.
 """
 
 from __future__ import annotations
@@ -22,12 +24,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from selectbench.analysis.comparison import Spread
-from selectbench.analysis.distributions import Floats, digamma, trigamma, trigamma_inverse
+from selectbench.analysis.distributions import Bools, Floats, digamma, f_tail, trigamma, trigamma_inverse
 
 _EQUAL = 1e-13
 """Differences of logarithms that are closer than this are the same: it is the rounding of the logarithm."""
 _CAUTION = 1.5
 """Standard errors by which spreads are taken to differ more than they seem to."""
+_BEYOND_DOUBT = 0.001
+"""Probability, shared among the options, of leaving one out of the pool though it is as noisy as the others."""
 _FAINTEST = 1e-12
 """Of the largest variance: what an option without any spread is taken to have where spreads are compared."""
 
@@ -57,33 +61,28 @@ class Blocks:
     """Of that variance."""
     prior_degrees_of_freedom: float
     """What the pooled variance weighs against a pair's own; infinite where spreads agree."""
-
-    @property
-    def options(self) -> int:
-        """Options with a value."""
-        return int((~np.isnan(self.logs)).any(axis=1).sum())
+    pool: Bools
+    """Which options' spreads are pooled; none where fewer than three would be."""
 
     def difference(self, option: str, against: str) -> Difference | None:
         """Of `option` over `against`; None where no seed has both."""
         if option not in self.names or against not in self.names:
             return None
         first, second = self.names.index(option), self.names.index(against)
-        return self._difference(self.logs[first] - self.logs[second])
-
-    def _difference(self, row: Floats) -> Difference | None:
+        row = self.logs[first] - self.logs[second]
         found = row[~np.isnan(row)]
         if not len(found):
             return None
-        return self._with_spread(float(found.mean()), found)
+        return self._with_spread(found, pooled=bool(self.pool[first] and self.pool[second]))
 
-    def _with_spread(self, estimate: float, found: Floats) -> Difference:
-        seeds = len(found)
+    def _with_spread(self, found: Floats, *, pooled: bool) -> Difference:
+        estimate, seeds = float(found.mean()), len(found)
         if seeds < 2:
             return Difference(estimate, None, None, seeds, "unknown")
         if found.max() - found.min() <= _EQUAL:
             return Difference(float(found[0]), 0.0, None, seeds, "none")
         own, free = float(found.var(ddof=1)), seeds - 1
-        if self.variance is None or self.options < 3:
+        if self.variance is None or not pooled:
             return Difference(estimate, math.sqrt(own / seeds), free, seeds, "own")
         prior = self.prior_degrees_of_freedom
         if math.isinf(prior):
@@ -108,14 +107,41 @@ def make_blocks(values: Mapping[str, Mapping[int, float]]) -> Blocks:
 
 
 def _fitted(names: Sequence[str], logs: Floats) -> Blocks:
-    residuals, free = _residuals(logs)
+    pool, residuals, free = agreeing(logs)
     if free < 1:
-        return Blocks(names, logs, None, 0, 0.0)
+        return Blocks(names, logs, None, 0, 0.0, np.zeros(len(names), bool))
     squares = float(np.nansum(residuals**2))
-    return Blocks(names, logs, squares / free, free, _prior(residuals))
+    return Blocks(names, logs, squares / free, free, prior_of(residuals), pool)
 
 
-def _residuals(logs: Floats) -> tuple[Floats, int]:
+def agreeing(logs: Floats) -> tuple[Bools, Floats, int]:
+    """Options without those noisier beyond doubt, and the residuals of their fit with the degrees of freedom.
+
+    No degrees of freedom where fewer than three are left.
+    """
+    members: Bools = np.any(~np.isnan(logs), axis=1)
+    while members.sum() >= 3:
+        residuals, free = residuals_of(logs[members])
+        noisy = _noisiest(residuals, free)
+        if noisy is None:
+            return members, residuals, free
+        members[np.flatnonzero(members)[noisy]] = False
+    return np.zeros(len(logs), bool), np.empty((0, logs.shape[1])), 0
+
+
+def _noisiest(residuals: Floats, free: int) -> int | None:
+    """The option whose spread around the others is too large to be theirs, or None."""
+    squares, own = _around_the_others(residuals)
+    total, known = float(np.nansum(residuals**2)), (own >= 1) & (free - own >= 1)
+    if not known.any() or total <= 0:
+        return None
+    rest = np.maximum(total - squares[known], total * _FAINTEST)
+    p = f_tail(squares[known] / own[known] / (rest / (free - own[known])), own[known], free - own[known])
+    place = int(p.argmin())
+    return int(np.flatnonzero(known)[place]) if p[place] < _BEYOND_DOUBT / len(residuals) else None
+
+
+def residuals_of(logs: Floats) -> tuple[Floats, int]:
     """Of the least-squares fit option + seed, and their degrees of freedom; NaN where there is no value."""
     present = ~np.isnan(logs)
     kept = present.any(axis=1)
@@ -141,9 +167,10 @@ def _residuals_by_column(logs: Floats) -> tuple[Floats, int]:
     return np.where(present, residuals, np.nan), free
 
 
-def _prior(residuals: Floats) -> float:
+def prior_of(residuals: Floats) -> float:
     """Prior degrees of freedom of the pooled variance; infinite where the options' variances agree."""
-    variances, free = _variances(residuals)
+    squares, own = _around_the_others(residuals)
+    variances, free = squares[own >= 1] / own[own >= 1], own[own >= 1]
     if len(variances) < 3 or not variances.any():
         return math.inf
     floored = np.maximum(variances, _FAINTEST * variances.max())
@@ -154,16 +181,17 @@ def _prior(residuals: Floats) -> float:
     return 2 * trigamma_inverse(excess) if excess > 1e-6 else math.inf
 
 
-def _variances(residuals: Floats) -> tuple[Floats, Floats]:
-    """Of each option around the others' seed means, and the degrees of freedom; exact where no value is missing."""
+def _around_the_others(residuals: Floats) -> tuple[Floats, Floats]:
+    """Of each option the squares around the others' seed means, and their degrees of freedom.
+
+    Exact where no value is missing.
+    """
     present = ~np.isnan(residuals)
     others = present.sum(axis=0)
     usable = present & (others >= 2)
     weights = np.where(others >= 2, others / np.maximum(others - 1, 1), 0.0)
     squares = np.where(usable, np.where(present, residuals, 0.0) ** 2 * weights, 0.0).sum(axis=1)
-    free = usable.sum(axis=1) - 1.0
-    known = free >= 1
-    return squares[known] / free[known], free[known]
+    return squares, usable.sum(axis=1) - 1.0
 
 
 def of_one(values: Mapping[int, float]) -> Difference | None:
@@ -171,5 +199,5 @@ def of_one(values: Mapping[int, float]) -> Difference | None:
     logs = np.array([math.log(value) for value in values.values() if value > 0])
     if not len(logs):
         return None
-    alone = Blocks([""], logs[None, :], None, 0, 0.0)
-    return alone._with_spread(float(logs.mean()), logs)
+    alone = Blocks([""], logs[None, :], None, 0, 0.0, np.zeros(1, bool))
+    return alone._with_spread(logs, pooled=False)

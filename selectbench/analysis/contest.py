@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from selectbench.analysis.blocks import Blocks, Difference, make_blocks
 from selectbench.analysis.comparison import Comparison, Decision, Family, Settling
 from selectbench.analysis.distributions import quantile
-from selectbench.analysis.family import ALPHA, Judged, Test, decide, judge_all, seeds_to_settle
+from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all, seeds_to_settle
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.judge import Asked, Judge
 from selectbench.analysis.metrics import METRICS
@@ -121,14 +121,14 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     blocks = {name: make_blocks({s.name: s.values[name] for s in taking_part}) for name in METRICS}
     contest = Contest(suite, baseline, blocks, _round_seconds(summaries))
     judge = Judge(baseline, suite.job.evaluates and not suite.quick, blocks)
-    tests: dict[Key, Test] = {}
+    tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
         _ask(contest, judge, summary, tests)
     contest.judged.update(judge_all(tests))
     return contest
 
 
-def _ask(contest: Contest, judge: Judge, summary: Summary, tests: dict[Key, Test]) -> None:
+def _ask(contest: Contest, judge: Judge, summary: Summary, tests: dict[Key, HypothesisTest]) -> None:
     """Puts an option's tests among the family's. The control and the baseline itself are no candidates."""
     suite = contest.suite
     candidate = summary.name != suite.baseline and not is_control(suite, summary.name)
@@ -144,7 +144,7 @@ def _ask(contest: Contest, judge: Judge, summary: Summary, tests: dict[Key, Test
     found = contest.blocks[suite.decide.objective].difference(summary.name, suite.baseline)
     if summary.name != suite.baseline and found is not None:
         contest.differences[summary.name] = found
-        tests.update({(summary.name, ""): Test(found)} if candidate else {})
+        tests.update({(summary.name, ""): HypothesisTest(found)} if candidate else {})
 
 
 def is_control(suite: Suite, option: str) -> bool:

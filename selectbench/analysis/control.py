@@ -22,7 +22,8 @@ def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list
         return []
     found = [_difference(contest, name) for name in dict.fromkeys((contest.suite.decide.objective, *_WATCHED))]
     return [
-        f"the control, which repeats the baseline, differs from it by {line}: something besides the options moves the "
+        f"the control, which repeats the baseline, differs from it by {line}: something besides the options "
+        "moves the "
         "figures, so smaller differences mean nothing"
         for line in found
         if line

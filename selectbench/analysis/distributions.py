@@ -33,6 +33,14 @@ def two_sided_p(t: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
     return p
 
 
+def f_tail(f: ArrayLike, numerator: ArrayLike, denominator: ArrayLike) -> Floats:
+    """P(F >= f) with so many degrees of freedom (Abramowitz and Stegun 1964, 26.6.2)."""
+    f_, d1, d2 = np.broadcast_arrays(*(np.atleast_1d(np.asarray(v, float)) for v in (f, numerator, denominator)))
+    with np.errstate(over="ignore", divide="ignore"):
+        x = d2 / (d2 + d1 * f_)
+    return _incomplete_beta(x, d2 / 2, d1 / 2)
+
+
 def quantile(two_sided: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
     """The t that is exceeded, in absolute value, with probability `two_sided` (0 < `two_sided` < 1)."""
     p, df = np.broadcast_arrays(np.asarray(two_sided, float), np.asarray(degrees_of_freedom, float))
@@ -96,7 +104,8 @@ def _incomplete_beta(x: Floats, a: Floats, b: Floats) -> Floats:
             _log_gamma(a + b) - _log_gamma(a) - _log_gamma(b) + first * np.log(at) + second * np.log1p(-at)
         )
     value = front * _fraction(at, first, second) / first
-    return np.clip(np.where(swap, 1 - value, value), 0.0, 1.0)
+    inside: Floats = np.clip(np.where(swap, 1 - value, value), 0.0, 1.0)
+    return inside
 
 
 def _fraction(x: Floats, a: Floats, b: Floats) -> Floats:

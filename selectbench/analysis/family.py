@@ -33,7 +33,7 @@ _Z_LIKELY = 0.8416
 
 
 @dataclass(frozen=True)
-class Test:
+class HypothesisTest:
     """Whether a logarithm differs from a bound."""
 
     difference: Difference
@@ -57,7 +57,7 @@ class Judged:
         return self.p_adjusted <= ALPHA
 
 
-def judge_all(tests: Mapping[Key, Test], total: int | None = None) -> dict[Key, Judged]:
+def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> dict[Key, Judged]:
     """Of all tests whose spread is known; the others are none of the family.
 
     `total`: how many the family has, where not all are given.
@@ -74,7 +74,7 @@ def judge_all(tests: Mapping[Key, Test], total: int | None = None) -> dict[Key, 
     return {key: Judged(*found) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
 
 
-def _columns(tests: list[Test]) -> tuple[Floats, Floats, Floats, Floats]:
+def _columns(tests: list[HypothesisTest]) -> tuple[Floats, Floats, Floats, Floats]:
     differences = [test.difference for test in tests]
     return (
         np.array([d.estimate for d in differences]),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from selectbench import units
 from selectbench.analysis.blocks import Blocks, Difference, of_one
 from selectbench.analysis.comparison import Settling
-from selectbench.analysis.family import Judged, Test
+from selectbench.analysis.family import HypothesisTest, Judged
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
@@ -28,7 +28,7 @@ class Asked:
 
     text: str
     constraint: Constraint
-    test: Test
+    test: HypothesisTest
     """Against the bound."""
 
     def concluded(self, judged: Judged | None, settling: Settling | None) -> ConstraintVerdict:
@@ -52,12 +52,12 @@ class Asked:
         return _COMPARE[self.constraint.operator](estimate, self.test.bound)
 
     def _end(self, logarithm: float) -> str:
-        return self._shown(logarithm).removesuffix(" baseline")
+        return self._shown(logarithm).removesuffix(f" {self.constraint.against}")
 
     def _shown(self, logarithm: float) -> str:
         value = finite(lambda: math.exp(logarithm))
         if self.constraint.relative:
-            return units.DASH if value is None else f"{value:.4g}x baseline"
+            return units.DASH if value is None else f"{value:.4g}x {self.constraint.against}"
         return METRICS[self.constraint.metric].show(value)
 
 
@@ -99,13 +99,13 @@ class Judge:
         if not summary.values[name]:
             return _said(text, "fails", f"no finite {name}")
         if constraint.value <= 0:
-            return _directly(text, constraint, summary)
+            return directly(text, constraint, summary)
         found = self._difference(name, summary)
         if found is None and (self.baseline.spoiled[name] or summary.spoiled[name]):
             return _said(text, "not_judged", "no seed was clean with the baseline too")
         if found is None:
             return _said(text, "undecided", "no figure to compare for any seed of the baseline")
-        return Asked(text, constraint, Test(found, math.log(constraint.value)))
+        return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)))
 
     def _difference(self, metric: str, summary: Summary) -> Difference | None:
         if summary.name == self.baseline.name:
@@ -119,11 +119,11 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | Co
         return _said(text, "fails", f"no finite {constraint.metric}")
     found = of_one(values)
     if found is None or constraint.value <= 0 or min(values.values()) <= 0:
-        return _directly(text, constraint, summary)
-    return Asked(text, constraint, Test(found, math.log(constraint.value)))
+        return directly(text, constraint, summary)
+    return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)))
 
 
-def _directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
+def directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
     """Where a value or the bound has no logarithm: what all seeds say, if they agree."""
     compare = _COMPARE[constraint.operator]
     answers = {compare(value, constraint.value) for value in summary.values[constraint.metric].values()}

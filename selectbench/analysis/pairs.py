@@ -72,7 +72,8 @@ def all_pairs(blocks: Blocks, names: Sequence[str]) -> Pairs:
     places = {name: number for number, name in enumerate(blocks.names)}
     logs = blocks.logs[[places[name] for name in names]]
     first, second = np.triu_indices(len(names), 1)
-    estimates, errors, free = _differences(blocks, logs, first, second)
+    pool = blocks.pool[[places[name] for name in names]]
+    estimates, errors, free = _differences(blocks, logs, pool, first, second)
     adjusted = np.full(len(first), np.nan)
     known = ~np.isnan(errors)
     adjusted[known] = holm(p_values(estimates[known], errors[known], free[known]))
@@ -84,7 +85,7 @@ def all_pairs(blocks: Blocks, names: Sequence[str]) -> Pairs:
 
 
 def _differences(
-    blocks: Blocks, logs: Floats, first: np.ndarray, second: np.ndarray
+    blocks: Blocks, logs: Floats, pool: Bools, first: np.ndarray, second: np.ndarray
 ) -> tuple[Floats, Floats, Floats]:
     """Estimates, standard errors and degrees of freedom by the rules of `Blocks.difference`; NaN: not known."""
     present = ~np.isnan(logs)
@@ -95,7 +96,7 @@ def _differences(
     with np.errstate(invalid="ignore", divide="ignore"):
         estimates = gaps.sum(axis=1) / seeds
         own = (np.where(both, gaps - estimates[:, None], 0.0) ** 2).sum(axis=1) / (seeds - 1)
-        variances, free = _mixed(blocks, own, seeds - 1.0)
+        variances, free = _mixed(blocks, own, seeds - 1.0, pool[first] & pool[second])
         errors = np.sqrt(variances / seeds)
     widest = np.where(both, gaps, -np.inf).max(axis=1, initial=-np.inf)
     narrowest = np.where(both, gaps, np.inf).min(axis=1, initial=np.inf)
@@ -103,12 +104,13 @@ def _differences(
     return estimates, np.where(seeds < 2, np.nan, errors), free
 
 
-def _mixed(blocks: Blocks, own: Floats, free: Floats) -> tuple[Floats, Floats]:
+def _mixed(blocks: Blocks, own: Floats, free: Floats, pooled: Bools) -> tuple[Floats, Floats]:
     """Variance of one seed's difference, and its degrees of freedom."""
-    if blocks.variance is None or blocks.options < 3:
+    if blocks.variance is None:
         return own, free
-    pooled, total = 2 * blocks.variance, float(blocks.degrees_of_freedom)
+    variance, total = 2 * blocks.variance, float(blocks.degrees_of_freedom)
     prior = blocks.prior_degrees_of_freedom
     if math.isinf(prior):
-        return np.full(own.shape, pooled), np.full(own.shape, total)
-    return (prior * pooled + free * own) / (prior + free), np.minimum(prior + free, total)
+        return np.where(pooled, variance, own), np.where(pooled, total, free)
+    mixed, known = (prior * variance + free * own) / (prior + free), np.minimum(prior + free, total)
+    return np.where(pooled, mixed, own), np.where(pooled, known, free)

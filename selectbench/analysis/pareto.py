@@ -1,7 +1,7 @@
 """Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
 
-A row is dominated only where another is shown to be better in one of them (two-sided tests of all pairs, adjusted by
-Holm for each metric, and the metric's threshold) and is worse in none: not shown to be, and by the means not by
+A row is dominated only where another is shown to be better in one of them (two-sided tests of all pairs, adjusted
+by Holm for each metric, and the metric's threshold) and is worse in none: not shown to be, and by the means not by
 more than the threshold. A picture of the field beside the declared family, not a claim of it.
 """
 
@@ -18,7 +18,8 @@ from selectbench.analysis.pairs import all_pairs
 from selectbench.analysis.row import Row
 
 _DIMENSIONS = (
-    ("tokens_per_second",), ("peak_device_memory_bytes", "peak_memory_bytes"), ("joules_per_token",), ("final_loss",),
+    ("tokens_per_second",), ("peak_device_memory_bytes", "peak_memory_bytes"), ("joules_per_token",),
+    ("final_loss",),
 )  # fmt: skip
 """Of each the first metric that all rows know."""
 

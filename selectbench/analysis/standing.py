@@ -17,7 +17,7 @@ from selectbench.analysis.blocks import Difference
 from selectbench.analysis.comparison import Comparison, Decision
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.distributions import Bools
-from selectbench.analysis.family import Test, judge_all
+from selectbench.analysis.family import HypothesisTest, judge_all
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import Pairs, all_pairs
 
@@ -37,8 +37,13 @@ class Standing:
 
     @cached_property
     def ranked(self) -> list[str]:
-        """Those with a measure of spread for some pair; all where there is one option only."""
-        return [name for i, name in enumerate(self.names) if self.known[i].any() or len(self.names) == 1]
+        """Those with a measure of spread for some pair; one that is alone needs a spread of its own."""
+        if len(self.names) == 1:
+            suite, (name,) = self.contest.suite, self.names
+            seeds = (~np.isnan(self.contest.blocks[suite.decide.objective].logs)).sum(axis=1)
+            known = dict(zip(self.contest.blocks[suite.decide.objective].names, seeds.tolist(), strict=True))
+            return [name] if len(suite.options) == 1 or known[name] > 1 else []
+        return [name for i, name in enumerate(self.names) if self.known[i].any()]
 
     def rank(self, option: str, among: Sequence[str]) -> int:
         """1 and the number of others shown to be better."""
@@ -63,7 +68,7 @@ class Standing:
     def _ordered(self, option: str, against: str, difference: Difference) -> Comparison:
         """With the interval of Bonferroni's level and the p that Holm adjusts over all pairs."""
         tests = max(1, len(self.pairs.first))
-        (judged,) = judge_all({"": Test(difference)}, tests).values() or (None,)
+        (judged,) = judge_all({"": HypothesisTest(difference)}, tests).values() or (None,)
         place = self.pairs.place(option, against)
         if judged is not None:
             judged = replace(judged, p_adjusted=float(self.pairs.p_adjusted[place]))

@@ -15,10 +15,12 @@ from selectbench.record.record import EvaluationPoint
 from selectbench.suite.suite import Suite
 
 RULE = (
-    "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the baseline's final "
+    "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the "
+    "baseline's final "
     "one with the same seed, plus the share of the loss that the suite calls too small to matter; for the baseline "
     "too. Between evaluations the loss is taken to fall in a straight line; where it is there at the first "
-    "evaluation already, that one counts. Seconds are of training alone. An option that gets there early does so in "
+    "evaluation already, that one counts. Seconds are of training alone. An option that gets there early does "
+    "so in "
     "the midst of its own schedule: one made for fewer steps would get there otherwise."
 )
 

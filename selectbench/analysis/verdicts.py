@@ -164,9 +164,7 @@ def _nobody(question: _Question) -> NamedVerdict:
 
 
 def _tied(question: _Question, best: str) -> tuple[list[str], set[str], bool]:
-    """Others that it was not shown to be better than, those that differ by nothing that matters, and whether there
-    is any measure of spread.
-    """
+    """Others that it was not shown to be better than, those of them that hardly differ, whether spread is known."""
     names = list(question.values)
     pairs = all_pairs(question.blocks, names)
     place = names.index(best)

@@ -1,4 +1,4 @@
-"""From a run folder's records alone to its ranking.json and report.md."""
+"""From a run folder's records alone to its ranking.json and its reports."""
 
 from __future__ import annotations
 
@@ -12,14 +12,28 @@ from selectbench.errors import UserError
 from selectbench.launch.preparation import read_json
 from selectbench.plan.plan import suite_warnings
 from selectbench.record.record import Record
-from selectbench.record.run_folder import ENVIRONMENT, RANKING, REPORT, SUITE, write_whole
+from selectbench.record.run_folder import (
+    BENCHMARK,
+    ENVIRONMENT,
+    PAGE,
+    RANKING,
+    REPORT,
+    SUITE,
+    TABLE,
+    write_whole,
+    yaml_text,
+)
 from selectbench.record.store import FILE_NAME, read_records
+from selectbench.report.benchmark_json import benchmark_json
+from selectbench.report.csv_table import render_csv
 from selectbench.report.markdown import render
+from selectbench.report.page import render_page
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
+_BEST_HEAD = "# One option of a suite by itself; `selectbench run` takes it as it is.\n"
 
 
 @dataclass(frozen=True)
@@ -52,15 +66,52 @@ def read_run(folder: Path) -> StoredRun:
 
 
 def publish(folder: Path, stored: StoredRun) -> Ranking:
-    """Write ranking.json and report.md of a run that was read. Raises UserError where they can't be."""
+    """Write ranking.json and every report of a run that was read. Raises UserError where they can't be."""
     ranking = stored.ranking()
-    report = render(stored.suite, ranking, stored.records, stored.environment, COMMAND)
     try:
-        write_whole(folder / RANKING, ranking_text(ranking))
-        write_whole(folder / REPORT, report)
+        for name, text in files(stored, ranking).items():
+            write_whole(folder / name, text)
+        for stale in set(folder.glob("best*")) - {folder / name for name in best_files(stored, ranking)}:
+            stale.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot write the report: {error.strerror}; the records are kept") from None
     return ranking
+
+
+def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
+    """Everything that follows from a run's records, by file name."""
+    parts = (stored.suite, ranking, stored.records, stored.environment)
+    return {
+        RANKING: ranking_text(ranking), REPORT: report_text(stored, ranking), PAGE: render_page(*parts, COMMAND),
+        TABLE: render_csv(ranking), BENCHMARK: benchmark_json(*parts), **best_files(stored, ranking),
+    }  # fmt: skip
+
+
+def report_text(stored: StoredRun, ranking: Ranking) -> str:
+    """report.md."""
+    return render(stored.suite, ranking, stored.records, stored.environment, COMMAND)
+
+
+def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
+    """The suite of each option that a verdict names, and DeepSpeed's configuration where it trained it."""
+    found: dict[str, str] = {}
+    for verdict in ranking.verdicts:
+        if verdict.option is None or verdict.file is None:
+            continue
+        found[verdict.file] = yaml_text(suite_of_option(stored.suite, verdict.option), _BEST_HEAD)
+        configs = [
+            r.resolved_config for r in stored.records if r.trial.option == verdict.option and r.resolved_config
+        ]
+        if configs:
+            found[verdict.file.replace(".yaml", "_deepspeed.json")] = json.dumps(configs[-1], indent=2) + "\n"
+    return found
+
+
+def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
+    """The suite as plain data with this option alone, which is its own baseline."""
+    kept = {key: value for key, value in suite.resolved.items() if key not in ("options", "control", "gate")}
+    choices = suite.option(option).choices.model_dump(mode="json")
+    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option}
 
 
 def ranking_text(ranking: Ranking) -> str:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ SUITE = "suite.yaml"
 ENVIRONMENT = "environment.json"
 RANKING = "ranking.json"
 REPORT = "report.md"
+PAGE = "report.html"
+TABLE = "ranking.csv"
+BENCHMARK = "benchmark.json"
 TRIALS = "trials"
 WEIGHTS = "weights"
 
@@ -61,14 +65,19 @@ def create_run(results: Path, suite: Suite, environment: dict[str, Any], mark: s
 
 def suite_text(suite: Suite) -> str:
     """The resolved suite as YAML, with a line that says what it is."""
-    from io import StringIO
+    return yaml_text(
+        suite.resolved, "# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n"
+    )
 
+
+def yaml_text(content: dict[str, Any], head: str) -> str:
+    """Plain data as YAML under a line that says what it is."""
     stream = StringIO()
-    stream.write("# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n")
+    stream.write(head)
     yaml = YAML()
     yaml.default_flow_style = False
     yaml.width = 110
-    yaml.dump(suite.resolved, stream)
+    yaml.dump(content, stream)
     return stream.getvalue()
 
 

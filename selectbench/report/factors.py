@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
-from selectbench.analysis.comparison import FactorView
+from selectbench.analysis.comparison import FactorView, Interaction
 from selectbench.analysis.row import Ranking
 from selectbench.report.escape import markdown, one_line, table
 
 _NOTE = (
-    "Each factor's effect is on the objective, against the baseline's level, averaged over the other factors' levels "
-    "within every seed; an interaction is what two levels do together beyond their effects. Intervals are 95 % each by "
+    "Each factor's effect is on the objective, against the baseline's level, averaged over the other factors' "
+    "levels "
+    "within every seed; an interaction is what two levels do together beyond their effects. Intervals are 95 % "
+    "each by "
     "itself, over seeds; no claim is made of them."
 )
 
@@ -50,11 +52,15 @@ def _interactions(view: FactorView) -> Sequence[str]:
     if not view.interactions:
         return []
     rows = [
-        [markdown(" and ".join(f"{f}={level}" for f, level in zip(found.factors, found.levels, strict=True))),
-         with_ends(found.ratio, found.low, found.high)]
+        [markdown(together(found)), with_ends(found.ratio, found.low, found.high)]
         for found in view.interactions
     ]  # fmt: skip
     return [table(["strongest interactions", "beyond their effects"], rows, right=1)]
+
+
+def together(found: Interaction) -> str:
+    """`precision=bf16_mixed and compile=default`."""
+    return " and ".join(f"{f}={level}" for f, level in zip(found.factors, found.levels, strict=True))
 
 
 def with_ends(ratio: float, low: float | None, high: float | None) -> str:

@@ -107,12 +107,18 @@ def _table_notes(ranking: Ranking) -> str:
         "main memory, which says nothing of GPU memory",
     }
     lines = [
-        f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint; "
-        "`=`: the rank is shared with rows that are not shown to be better or worse.",
+        (
+            f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint; "
+            "`=`: the rank is shared with rows that are not shown to be better or worse."
+        ),
         "Figures are means over the completed seeds, ± one standard deviation between seeds.",
-        '"vs baseline" is the geometric mean of the ratios within seeds that both completed, with its 95 % interval: '
-        f"of {objective.name} the one that holds for the whole family of tests, of the others each by itself, with "
-        "which nothing is claimed.",
+        (
+            '"vs baseline" is the geometric mean of the ratios within seeds that both completed, with its 95 % '
+            "interval: "
+            f"of {objective.name} the one that holds for the whole family of tests, of the others each by "
+            "itself, with "
+            "which nothing is claimed."
+        ),
         *_domination(ranking),
     ]
     if ranking.memory_kind:

@@ -57,14 +57,23 @@ def _deciding(ranking: Ranking) -> list[str]:
         return []
     thresholds = ", ".join(f"{name} {share:.2g}" for name, share in family.thresholds.items())
     return [
-        "Options are compared within seeds, as logarithms, so that a difference is a ratio. Where their spreads agree "
-        "the spread is pooled over all of them, where they differ each pair leans on its own (moderated t, Smyth 2004). "
-        f"One family of {family.tests} tests was declared: every option against the baseline by {family.objective}, "
-        "and every constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios hold "
-        f"together, so that any claim of the family is false with a probability of at most {family.alpha:.0%}. Better "
-        "or worse needs both: an adjusted p of at most that, and a difference above the smallest that matters, as a "
-        f"share: {thresholds}. A constraint holds or fails when its interval lies on one side of the bound; otherwise "
-        "it is undecided. Ranks come from all pairs of options, adjusted likewise.",
+        (
+            "Options are compared within seeds, as logarithms, so that a difference is a ratio. Where their "
+            "spreads agree "
+            "the spread is pooled over all of them, where they differ each pair leans on its own (moderated t, "
+            "Smyth 2004). "
+            f"One family of {family.tests} tests was declared: every option against the baseline by "
+            f"{family.objective}, "
+            "and every constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios "
+            "hold "
+            "together, so that any claim of the family is false with a probability of at most "
+            f"{family.alpha:.0%}. Better "
+            "or worse needs both: an adjusted p of at most that, and a difference above the smallest that "
+            "matters, as a "
+            f"share: {thresholds}. A constraint holds or fails when its interval lies on one side of the bound; "
+            "otherwise "
+            "it is undecided. Ranks come from all pairs of options, adjusted likewise."
+        ),
     ]
 
 

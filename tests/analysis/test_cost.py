@@ -93,7 +93,8 @@ def test_a_cpu_has_no_price(cost: dict[str, float]) -> None:
 
 def test_cheapest_is_an_objective() -> None:
     suite = make_suite("fp32", ("bf16", {"precision": {"name": "bf16_mixed"}}), device="cuda", cost=POWER,
-                       seeds=[0, 1, 2], decide={"objective": "usd_per_billion_tokens", "constraints": []})  # fmt: skip
+                       seeds=[0, 1, 2],
+                       decide={"objective": "usd_per_billion_tokens", "constraints": []})  # fmt: skip
     meters = make_meters({"counter_joules": 1500.0, "instant_power_joules": None})
     records = [metered().model_copy(update={"trial": make_record("fp32", s).trial}) for s in range(3)]
     ranking = rank(suite, [*records, *(make_record("bf16", s, meters=meters) for s in range(3))])

@@ -189,7 +189,7 @@ def test_speed_up_has_a_column_of_its_own_where_something_else_ranks() -> None:
     suite, records = two_ranks()
     by_loss = suite.model_copy(update={"decide": suite.decide.model_copy(update={"objective": "final_loss"})})
     (head, row) = (
-        line for line in printed(rank(by_loss, records)).splitlines() if "efficiency" in line or " 1.50x " in line
+        line for line in printed(rank(by_loss, records)).splitlines() if "efficiency" in line or " fsdp  " in line
     )
     assert "vs base" in head
     assert row.split()[-4:] == ["2", "1.50x", "-", "2"]

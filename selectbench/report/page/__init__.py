@@ -1,4 +1,4 @@
-"""report.html: one file that asks nothing of the network, works without scripts, and follows light, dark and print."""
+"""report.html: one file that asks nothing of the network, works without scripts, follows light, dark and print."""
 
 from __future__ import annotations
 

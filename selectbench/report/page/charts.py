@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from html import escape
 
 from selectbench import units
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.row import Ranking
 from selectbench.record.meters import Series
 from selectbench.record.record import EvaluationPoint, Record
 from selectbench.report.escape import one_line
 from selectbench.report.page import series
-from selectbench.report.page.svg import WIDTH, Picture, wants_log, x_scale, y_scale
+from selectbench.report.page.pareto import NOTE, pareto_picture
+from selectbench.report.page.svg import Picture, wants_log, x_scale, y_scale
+
+_NAMES = 150.0
+"""Room for options' names beside a picture."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ def charts(ranking: Ranking, records: Sequence[Record]) -> list[Chart]:
     done = series.counting(ranking, records)
     made = [
         pareto(ranking),
-        _loss(ranking, done, "Held-out loss against tokens", "training tokens", lambda p: float(p.tokens), units.short),
+        _loss(ranking, done, "Held-out loss against tokens", "training tokens",
+              lambda p: float(p.tokens), units.short),
         _loss(ranking, done, "Held-out loss against time", "training seconds, evaluation excluded",
               lambda p: p.training_seconds, lambda v: f"{v:g}"),
         _steps(ranking, done),
@@ -40,54 +46,12 @@ def charts(ranking: Ranking, records: Sequence[Record]) -> list[Chart]:
 
 
 def pareto(ranking: Ranking) -> Chart | None:
-    """Speed against memory: filled where no other row dominates."""
-    metric = "peak_device_memory_bytes"
-    rows = [row for row in ranking.rows if row.n and row.identity.comparable and not row.control]
-    if not rows or any(row.metrics[metric].value is None for row in rows):
-        metric = "peak_memory_bytes"
-    points = [(m, s, row) for row in rows if (m := row.metrics[metric].value) and (s := _speed(row))]
-    if len(points) < 2:
-        return None
-    memory, speeds = [p[0] for p in points], [p[1] for p in points]
-    picture = Picture(
-        "Speed against memory", f"{len(points)} options; up and left is better", x_scale(memory),
-        y_scale(speeds, is_log=wants_log(speeds)), "memory", "tokens/s", units.size, units.short,
-    )  # fmt: skip
-    taken: list[tuple[float, float]] = []
-    for m, s, row in sorted(points, key=lambda p: -p[1]):
-        _marker(picture, m, s, row, taken)
-    note = (
-        "Up and to the left is better. Filled: no other option is shown to be better in speed, memory, energy or "
-        "quality without being worse in another. Hollow: some option is."
-    )
-    return Chart("Speed against memory", picture.render(), [], note)
-
-
-def _speed(row: Row) -> float | None:
-    return row.metrics["tokens_per_second"].value
-
-
-def _marker(picture: Picture, memory: float, speed: float, row: Row, taken: list[tuple[float, float]]) -> None:
-    """A point with its name, the name moved down where another one is in the way."""
-    x, y = picture.x(memory), picture.y(speed)
-    filled = "full" if row.pareto else "hollow"
-    words = f"{row.option}: {units.count(speed)} tokens/s, {units.size(memory)}"
-    loss = row.metrics["final_loss"].value
-    told = _escaped(words + (f", loss {units.significant(loss)}" if loss is not None else ""))
-    picture.shapes.append(
-        f'<circle class="marker {filled}" cx="{x:.1f}" cy="{y:.1f}" r="6"><title>{told}</title></circle>'
-    )
-    right = x < WIDTH * 0.62
-    at = y + 4
-    while any(abs(at - other) < 15 and abs(x - across) < 150 for across, other in taken):
-        at += 15
-    taken.append((x, at))
-    picture.text(x + (11 if right else -11), at, one_line(row.option, 24), anchor="start" if right else "end")
+    """Speed against memory."""
+    svg = pareto_picture(ranking)
+    return None if svg is None else Chart("Speed against memory", svg, [], NOTE)
 
 
 def _escaped(text: str) -> str:
-    from html import escape
-
     return escape(one_line(text))
 
 
@@ -101,7 +65,8 @@ def _loss(
     values = [v for curve in curves for v in (*curve.low, *curve.high)]
     picture = Picture(
         heading, f"{len(curves)} options, mean over seeds with the lowest and the highest seed",
-        x_scale([v for curve in curves for v in curve.x]), y_scale(values), label, "nats per token", show_x, _loss_tick,
+        x_scale([v for curve in curves for v in curve.x]), y_scale(values), label,
+        "nats per token", show_x, _loss_tick,
     )  # fmt: skip
     for curve in curves:
         picture.band(
@@ -125,14 +90,16 @@ def _steps(ranking: Ranking, done: dict[str, list[Record]]) -> Chart | None:
     height = 70.0 + 30 * len(found)
     names = [(float(-number), option) for number, (option, _, _) in enumerate(found)]
     picture = Picture(
-        "Step times", "quantiles of the timed steps of each option", x_scale(values, is_log=wants_log(values)),
+        "Step times", "quantiles of the timed steps of each option",
+        x_scale(values, is_log=wants_log(values), left=_NAMES),
         y_scale([0.6, 0.4 - len(found)], height=height), "seconds per optimizer step", "", units.seconds, str,
-        height=height, y_names=names,
+        height=height, y_names=names, left=_NAMES,
     )  # fmt: skip
     for (at, _), (option, kind, quantiles) in zip(names, found, strict=True):
         _box(picture, at, option, kind, quantiles)
     note = (
-        "Box: the middle half of all timed steps, its bar the median; whiskers: from the 5th to the 95th percentile. All "
+        "Box: the middle half of all timed steps, its bar the median; whiskers: from the 5th to the 95th "
+        "percentile. All "
         "seeds together; further left is better."
     )
     return Chart("Step times", picture.render(), [(o, k) for o, k, _ in found], note + _undrawn(ranking))
@@ -143,11 +110,11 @@ def _box(picture: Picture, at: float, option: str, kind: int, quantiles: Sequenc
     y = picture.y(at)
     told = _escaped(f"{option}: median {units.seconds(quantiles[2])}, 5th to 95th percentile "
                     f"{units.seconds(quantiles[0])} to {units.seconds(quantiles[4])}")  # fmt: skip
-    picture.shapes.append(
-        f'<g><title>{told}</title><line class="whisker s{kind}" x1="{low:.1f}" y1="{y:.1f}" x2="{high:.1f}" '
-        f'y2="{y:.1f}"/><rect class="box s{kind}" x="{first:.1f}" y="{y - 8:.1f}" width="{max(1.5, third - first):.1f}" '
-        f'height="16"/><line class="median" x1="{middle:.1f}" y1="{y - 8:.1f}" x2="{middle:.1f}" y2="{y + 8:.1f}"/></g>'
-    )
+    whisker = f'<line class="whisker s{kind}" x1="{low:.1f}" y1="{y:.1f}" x2="{high:.1f}" y2="{y:.1f}"/>'
+    width = max(1.5, third - first)
+    box = f'<rect class="box s{kind}" x="{first:.1f}" y="{y - 8:.1f}" width="{width:.1f}" height="16"/>'
+    median = f'<line class="median" x1="{middle:.1f}" y1="{y - 8:.1f}" x2="{middle:.1f}" y2="{y + 8:.1f}"/>'
+    picture.shapes.append(f"<g><title>{told}</title>{whisker}{box}{median}</g>")
 
 
 def _memory(record: Record) -> Series:

@@ -12,7 +12,7 @@ from selectbench.analysis.row import Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import clean, first_line, one_line
-from selectbench.report.factors import factor_lines, with_ends
+from selectbench.report.factors import factor_lines, together, with_ends
 from selectbench.report.figures import against_baseline, figure, place, unclean_note
 from selectbench.report.flat import flat
 from selectbench.report.identity import in_full
@@ -26,8 +26,11 @@ from selectbench.suite.suite import Suite
 
 _COLUMNS = (
     "tokens_per_second", "peak_memory_bytes", "peak_device_memory_bytes", "final_loss", "final_perplexity",
-    "joules_per_token", "usd_per_billion_tokens", "step_time_median_seconds", "startup_seconds", "compile_seconds",
+    "joules_per_token", "usd_per_billion_tokens", "step_time_median_seconds",
 )  # fmt: skip
+
+
+_SAME_JOB = {True: "same job", False: "not the same job", None: "nothing to compare"}
 
 
 def content(
@@ -38,7 +41,8 @@ def content(
     has_meters = any(row.gpu for row in ranking.rows)
     return {
         "name": one_line(ranking.suite), "question": one_line(ranking.question), "answer": one_line(ranking.answer),
-        "facts": _facts(suite, ranking, environment), "verdicts": _verdicts(ranking), "settings": _settings(ranking),
+        "facts": _facts(suite, ranking, environment), "verdicts": _verdicts(ranking),
+        "settings": _settings(ranking),
         "warnings": [one_line(w) for w in ranking.warnings], "columns": _columns(ranking), "rows": _rows(ranking),
         "notes": _notes(ranking), "open": _open(ranking), "failures": _failures(ranking),
         "factors": _factors(ranking), "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
@@ -125,8 +129,11 @@ def _sortable(value: float | None) -> str:
 def _notes(ranking: Ranking) -> list[str]:
     objective = METRICS[ranking.objective]
     return [
-        f"Ranked by {objective.name} ({objective.better} is better). 1=: the rank is shared with rows that are not shown "
-        "to be better or worse.",
+        (
+            f"Ranked by {objective.name} ({objective.better} is better). 1=: the rank is shared with rows that "
+            "are not shown "
+            "to be better or worse."
+        ),
         "Against the baseline: ratio with its simultaneous 95 % interval. ±: one standard deviation between seeds.",
         *(f"{one_line(row.option)}: {note}" for row in ranking.rows for note in row.notes),
         *unclean_note(ranking, _shown(ranking)),
@@ -136,7 +143,8 @@ def _notes(ranking: Ranking) -> list[str]:
 def _open(ranking: Ranking) -> list[dict[str, str]]:
     """Constraints that a row fails, and those that are undecided or not judged."""
     return [
-        {"option": one_line(row.option, 120), "verdict": c.verdict.replace("_", " "), "constraint": one_line(c.constraint),
+        {"option": one_line(row.option, 120), "verdict": c.verdict.replace("_", " "),
+         "constraint": one_line(c.constraint),
          "detail": one_line(c.detail), "more": f"{c.settling.seeds} more seeds" if c.settling else ""}
         for row in ranking.rows for c in row.constraints
     ]  # fmt: skip
@@ -149,7 +157,8 @@ def _failures(ranking: Ranking) -> list[dict[str, str]]:
             note = f" ({failure.note})" if failure.note else ""
             found.setdefault((row.option, failure.kind, failure.detail + note), []).append(str(failure.seed))
     return [
-        {"option": one_line(option, 120), "seeds": ", ".join(seeds), "kind": kind, "detail": first_line(detail, 240),
+        {"option": one_line(option, 120), "seeds": ", ".join(seeds), "kind": kind,
+         "detail": first_line(detail, 240),
          "full": "\n".join(clean(detail).strip().splitlines()[-20:]) if "\n" in detail.strip() else ""}
         for (option, kind, detail), seeds in found.items()
     ]  # fmt: skip
@@ -163,15 +172,14 @@ def _factors(ranking: Ranking) -> dict[str, Any] | None:
         "lines": factor_lines(ranking),
         "effects": [[one_line(e.factor), one_line(e.level), one_line(e.against), with_ends(e.ratio, e.low, e.high)]
                     for e in view.effects],
-        "interactions": [[one_line(" and ".join(f"{f}={level}" for f, level in zip(i.factors, i.levels, strict=True))),
-                          with_ends(i.ratio, i.low, i.high)] for i in view.interactions],
+        "interactions": [[one_line(together(i)), with_ends(i.ratio, i.low, i.high)] for i in view.interactions],
     }  # fmt: skip
 
 
 def _certificates(ranking: Ranking) -> list[dict[str, str]]:
     return [
         {"option": one_line(row.option, 120),
-         "verdict": {True: "same job", False: "not the same job", None: "nothing to compare"}[row.identity.comparable],
+         "verdict": _SAME_JOB[row.identity.comparable],
          "declared": ", ".join(row.identity.differs_as_declared) or units.DASH,
          "violations": ", ".join(v.field for v in row.identity.violations) or "none",
          "hidden": one_line("; ".join(row.identity.not_verified)) or "nothing"}

@@ -13,7 +13,7 @@ from html import escape
 from selectbench.report.escape import one_line
 
 WIDTH, HEIGHT = 520.0, 330.0
-_LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 16.0, 14.0, 46.0
+LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 16.0, 14.0, 46.0
 Point = tuple[float, float]
 
 
@@ -99,6 +99,8 @@ class Picture:
     shapes: list[str] = field(default_factory=list)
     y_names: Sequence[tuple[float, str]] | None = None
     """Names at places of the y axis, in place of ticks."""
+    left: float = LEFT
+    """Room for the y axis."""
 
     def line(self, points: Sequence[Point], kind: int) -> None:
         """A line of the series' colour and dash, with a dot at each of few points."""
@@ -115,8 +117,7 @@ class Picture:
 
     def text(self, x: float, y: float, words: str, *, anchor: str = "start", name: str = "label") -> None:
         """Words at a place of the picture, in its own units."""
-        told = escape(one_line(words))
-        self.shapes.append(f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{told}</text>')
+        self.shapes.append(_words(name, x, y, words, anchor))
 
     def render(self) -> str:
         """The picture as one element."""
@@ -127,13 +128,15 @@ class Picture:
         )
 
     def _axes(self) -> str:
-        left, right, top, bottom = _LEFT, WIDTH - _RIGHT, _TOP, self.height - _BOTTOM
+        left, right, top, bottom = self.left, WIDTH - _RIGHT, _TOP, self.height - _BOTTOM
         parts = []
         for tick in self.x.ticks():
             at = self.x(tick)
             parts.append(f'<line class="grid" x1="{at:.1f}" y1="{top}" x2="{at:.1f}" y2="{bottom}"/>')
-            told = escape(self.show_x(tick))
-            parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 17}" text-anchor="middle">{told}</text>')
+            edge = at > right - 24
+            parts.append(
+                _words("tick", right if edge else at, bottom + 17, self.show_x(tick), "end" if edge else "middle")
+            )
         for at, told in self._y_ticks():
             parts.append(f'<line class="grid" x1="{left}" y1="{at:.1f}" x2="{right}" y2="{at:.1f}"/>')
             parts.append(
@@ -147,13 +150,17 @@ class Picture:
 
     def _y_ticks(self) -> Sequence[tuple[float, str]]:
         if self.y_names is not None:
-            return [(self.y(at), one_line(name, 11)) for at, name in self.y_names]
+            return [(self.y(at), one_line(name, 21)) for at, name in self.y_names]
         return [(self.y(tick), self.show_y(tick)) for tick in self.y.ticks()]
 
 
-def x_scale(values: Sequence[float], *, is_log: bool = False, from_zero: bool = False) -> Scale:
+def _words(name: str, x: float, y: float, words: str, anchor: str) -> str:
+    return f'<text class="{name}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(one_line(words))}</text>'
+
+
+def x_scale(values: Sequence[float], *, is_log: bool = False, from_zero: bool = False, left: float = LEFT) -> Scale:
     """Across a picture, left to right."""
-    return scale_over(values, _LEFT, WIDTH - _RIGHT, is_log=is_log, from_zero=from_zero)
+    return scale_over(values, left, WIDTH - _RIGHT, is_log=is_log, from_zero=from_zero)
 
 
 def y_scale(

@@ -1,0 +1,131 @@
+"""A run for a notebook: `selectbench.load(folder).to_pandas()`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from selectbench.analysis.gpu_state import state_of
+from selectbench.analysis.metrics import METRICS, derive
+from selectbench.analysis.observed import observe
+from selectbench.analysis.ranking import Ranking
+from selectbench.launch.publish import StoredRun, read_run
+from selectbench.record.record import Completed, Failed, Record
+from selectbench.record.store import last_attempts
+from selectbench.suite.suite import Suite
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Kind = Literal["trials", "options", "curves"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was read; nothing of it is written."""
+
+    folder: Path
+    stored: StoredRun
+
+    @property
+    def suite(self) -> Suite:
+        """The question."""
+        return self.stored.suite
+
+    @property
+    def records(self) -> list[Record]:
+        """Every attempt of every trial."""
+        return self.stored.records
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """environment.json."""
+        return self.stored.environment
+
+    @cached_property
+    def ranking(self) -> Ranking:
+        """The answer, computed from the records."""
+        return self.stored.ranking()
+
+    def to_pandas(self, what: Kind = "trials") -> pd.DataFrame:
+        """Trials (option x seed, missing ones too), options in the ranking's order, or curves in long form.
+
+        Metrics are float columns in SI units by their names, NaN where unknown. Raises ValueError for another word.
+        """
+        import pandas as pd
+
+        makers = {"trials": self._trials, "options": self._options, "curves": self._curves}
+        if what not in makers:
+            raise ValueError(f"to_pandas({what!r}): expected one of {', '.join(map(repr, makers))}")
+        columns, rows = makers[what]()
+        frame = pd.DataFrame(rows, columns=columns)
+        numbers = [name for name in columns if _is_number(name)]
+        return frame.astype(dict.fromkeys(numbers, "float64"))
+
+    def __repr__(self) -> str:
+        done = sum(row.n for row in self.ranking.rows)
+        return f"Run({str(self.folder)!r}: {done} completed trials of {len(self.suite.options)} options)"
+
+    def _counting(self) -> dict[tuple[str, int], Record]:
+        counted = last_attempts([r for r in self.records if r.phase == "contest"]).values()
+        return {(r.trial.option, r.trial.seed): r for r in counted}
+
+    def _trials(self) -> tuple[list[str], list[dict[str, Any]]]:
+        found = self._counting()
+        rows = [
+            self._trial(option.name, seed, found.get((option.name, seed)))
+            for seed in self.suite.seeds for option in self.suite.options
+        ]  # fmt: skip
+        return [*_TRIAL, *METRICS], rows
+
+    def _trial(self, option: str, seed: int, record: Record | None) -> dict[str, Any]:
+        row: dict[str, Any] = {"option": option, "seed": seed, "status": "missing"}
+        if record is None:
+            return row
+        state = state_of(record)
+        row |= {
+            "round": record.round, "status": record.outcome.status, "gpu_state": state.verdict if state else None,
+            "wall_seconds": record.wall_seconds, "started_at": record.started_at, "trial_id": record.trial.trial_id,
+        }  # fmt: skip
+        if isinstance(record.outcome, Failed):
+            return row | {"failure_kind": record.outcome.kind, "failure_detail": record.outcome.detail}
+        return row | derive(observe(record, self.suite))
+
+    def _options(self) -> tuple[list[str], list[dict[str, Any]]]:
+        rows = []
+        for row in self.ranking.rows:
+            own: dict[str, Any] = {name: getattr(row, name) for name in _OPTION}
+            for name, metric in row.metrics.items():
+                own |= {name: metric.value, f"{name}_ratio": metric.ratio_to_baseline,
+                        f"{name}_ratio_low": metric.ratio_low, f"{name}_ratio_high": metric.ratio_high}  # fmt: skip
+            rows.append(own)
+        figures = [f"{name}{part}" for name in METRICS for part in ("", "_ratio", "_ratio_low", "_ratio_high")]
+        return [*_OPTION, *figures], rows
+
+    def _curves(self) -> tuple[list[str], list[dict[str, Any]]]:
+        rows: list[dict[str, Any]] = []
+        for (option, seed), record in self._counting().items():
+            if not isinstance(record.outcome, Completed):
+                continue
+            own = {"option": option, "seed": seed}
+            rows += [{**own, "kind": "training", "step": step, "loss": loss} for step, loss in record.loss_curve]
+            rows += [{**own, "kind": "heldout", **point.model_dump()} for point in record.evaluation_curve]
+        return ["option", "seed", "kind", "step", "tokens", "training_seconds", "loss"], rows
+
+
+_TRIAL = ("option", "seed", "round", "status", "failure_kind", "failure_detail", "gpu_state", "wall_seconds",
+          "started_at", "trial_id")  # fmt: skip
+_OPTION = ("option", "rank", "status", "eligible", "n", "planned", "pareto")
+_NUMBERS = frozenset({"wall_seconds", "tokens", "training_seconds", "loss"})
+
+
+def _is_number(column: str) -> bool:
+    stem = column.removesuffix("_low").removesuffix("_high").removesuffix("_ratio")
+    return column in _NUMBERS or stem in METRICS
+
+
+def load(folder: str | Path) -> Run:
+    """The run of a folder. Raises UserError where it holds none."""
+    return Run(Path(folder), read_run(Path(folder)))

@@ -1,0 +1,117 @@
+"""Two runs side by side, for a terminal and as Markdown: what differs around them, then every change. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selectbench import units
+from selectbench.analysis.compared import Change, Compared, Differing
+from selectbench.analysis.metrics import METRICS
+from selectbench.report.escape import markdown, one_line, table
+
+_MOST = 25
+_HEADS = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
+_WORDS = {"better": "better", "worse": "worse", "no_difference": "no difference", "undecided": "undecided"}
+_STYLES = {"better": "green", "worse": "bold red", "undecided": "yellow", "no_difference": ""}
+
+
+def print_compared(console: Console, compared: Compared) -> None:
+    """The differences around the runs, the table, and a line that sums it up last."""
+    console.print(Text(f"{one_line(compared.run)} against {one_line(compared.reference)}", style="bold"))
+    for line in _around(compared):
+        console.print(Text(line, style="dim"))
+    for note in compared.notes:
+        console.print(Text(f"note: {one_line(note)}", style="yellow"))
+    console.print(_table(compared))
+    console.print(Text(summary(compared), style="bold"))
+
+
+def _around(compared: Compared) -> list[str]:
+    lines = []
+    for name, found in (("suite", compared.suite), ("environment", compared.environment)):
+        lines += [f"{name}: nothing differs"] if not found else []
+        lines += [f"{name}: {_told(differing)}" for differing in found[:_MOST]]
+        lines += [f"{name}: and {len(found) - _MOST} more"] if len(found) > _MOST else []
+    for words, names in (
+        ("only in the reference", compared.only_in_reference),
+        ("only in the run", compared.only_in_run),
+    ):
+        lines += [f"{words}: {one_line(', '.join(names))}"] if names else []
+    return lines
+
+
+def _told(differing: Differing) -> str:
+    before, after = (units.DASH if v is None else one_line(v, 120) for v in (differing.reference, differing.run))
+    return f"{one_line(differing.path)}: {before} -> {after}"
+
+
+def _table(compared: Compared) -> Table:
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in _HEADS:
+        right = heading in ("reference", "run", "seeds")
+        found.add_column(heading, justify="right" if right else "left", overflow="fold")
+    for change in compared.changes:
+        found.add_row(*map(Text, _cells(change)), style=_STYLES[change.decision])
+    return found
+
+
+def _cells(change: Change) -> list[str]:
+    metric = METRICS[change.metric]
+    verdict = _WORDS[change.decision] if change.p_adjusted is not None else _untested(change)
+    return [
+        one_line(change.option, 40), metric.title, metric.show(change.reference), metric.show(change.run),
+        _ratio(change), verdict, str(change.seeds),
+    ]  # fmt: skip
+
+
+def _ratio(change: Change) -> str:
+    ends = (
+        ""
+        if change.low is None or change.low == change.high
+        else f" ({units.ratio_range(change.low, change.high)})"
+    )
+    return units.ratio(change.ratio) + ends
+
+
+def _untested(change: Change) -> str:
+    return "one seed, no spread" if change.seeds < 2 else "shown only"
+
+
+def summary(compared: Compared) -> str:
+    """`2 worse, 1 better, 5 undecided of 12 tested changes`."""
+    tested = [change for change in compared.changes if change.p_adjusted is not None]
+    if not tested:
+        return "Nothing could be tested: there is no measure of spread."
+    counts = {kind: sum(change.decision == kind for change in tested) for kind in ("worse", "better", "undecided")}
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    worst = [
+        f"{one_line(c.option, 40)} {METRICS[c.metric].title} {_ratio(c)}" for c in tested if c.decision == "worse"
+    ]
+    return f"{told or 'no change that matters'} of {len(tested)} tested changes" + (
+        f": {'; '.join(worst)}" if worst else ""
+    )
+
+
+def compare_markdown(comparisons: Sequence[Compared]) -> str:
+    """All of it to paste into an issue."""
+    parts: list[str] = []
+    for compared in comparisons:
+        parts.append(f"# {markdown(compared.run)} against {markdown(compared.reference)}")
+        parts.append(f"**{markdown(summary(compared))}**")
+        parts.append("\n".join(f"- {markdown(line)}" for line in (*_around(compared), *compared.notes)))
+        parts.append(
+            table(list(_HEADS), [[markdown(cell) for cell in _cells(c)] for c in compared.changes], right=2)
+        )
+    told = (
+        "A change is the geometric mean of run over reference within common seeds, with an interval that holds "
+        "for all "
+        "tested changes together; p are adjusted by Holm, and a change must also be larger than the metric's "
+        "threshold. "
+        "What differs between whole runs, such as the day, is part of the change."
+    )
+    return "\n\n".join([*parts, told]) + "\n"

@@ -1,0 +1,52 @@
+"""A gate's verdict for a terminal and as Markdown. Pure."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from selectbench.analysis.gate import Check, Gate
+from selectbench.report.escape import markdown, one_line, table
+
+_STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
+_HEADS = ["option", "limit", "verdict", "found"]
+
+
+def print_gate(console: Console, gate: Gate) -> None:
+    """The checks, worst first, and the verdict last."""
+    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading in _HEADS:
+        found.add_column(heading, overflow="fold")
+    for check in _worst_first(gate):
+        found.add_row(*map(Text, _cells(check)), style=_STYLES[check.verdict])
+    console.print(found)
+    console.print(Text(verdict_line(gate), style="bold"))
+
+
+def verdict_line(gate: Gate) -> str:
+    """`regression: RUN against REFERENCE: 1 of 6 checks fails, ...`."""
+    counts = {
+        kind: sum(check.verdict == kind for check in gate.checks) for kind in ("regression", "inconclusive", "pass")
+    }
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return f"{gate.verdict}: {one_line(gate.run)} against {one_line(gate.reference)}: {told or 'no checks'}"
+
+
+def gate_markdown(gate: Gate) -> str:
+    """For a pull request or a job's summary."""
+    rows = [[markdown(cell) for cell in _cells(check)] for check in _worst_first(gate)]
+    told = "A limit holds or fails where the 95 % interval, simultaneous over all checks, lies on one side of it."
+    return "\n\n".join([f"**{markdown(verdict_line(gate))}**", table(_HEADS, rows, right=4), told]) + "\n"
+
+
+def _worst_first(gate: Gate) -> list[Check]:
+    order = list(_STYLES)
+    ranks = {"regression": 0, "inconclusive": 1, "pass": 2}
+    assert set(ranks) == set(order)
+    return sorted(gate.checks, key=lambda check: ranks[check.verdict])
+
+
+def _cells(check: Check) -> list[str]:
+    return [one_line(check.option, 60), one_line(check.limit), check.verdict, one_line(check.detail, 200)]

@@ -1,0 +1,141 @@
+"""report.html as text: whole, self-contained, and safe whatever a suite's strings hold."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from evidence.readme_table import kept_run
+from made_records import make_failure, make_meters, make_record, make_suite, speed
+
+from selectbench.analysis.ranking import rank
+from selectbench.launch.publish import COMMAND, read_run
+from selectbench.record.record import EvaluationPoint, Record
+from selectbench.report.page import render_page
+from selectbench.suite.suite import Suite
+
+EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}</title></svg>"
+BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
+VOID = {"meta", "br", "img", "input", "link", "hr"}
+
+
+class Outline(HTMLParser):
+    """Tags with their attributes, checked to be balanced."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def page(suite: Suite, records: list[Record], environment: dict[str, Any] | None = None) -> str:
+    return render_page(suite, rank(suite, records), records, environment or {}, COMMAND)
+
+
+def trials(option: str, values: list[float], **more: Any) -> list[Record]:
+    curve = [
+        EvaluationPoint(step=s, tokens=s * 2048, training_seconds=s / 5, loss=7 - s / 40) for s in (20, 40, 60)
+    ]
+    return [
+        make_record(option, seed, **{**speed(value), **more}).model_copy(update={"evaluation_curve": curve})
+        for seed, value in enumerate(values)
+    ]
+
+
+def two_options() -> list[Record]:
+    return trials("fp32", [100, 101, 103]) + trials("bf16", [200, 201, 206])
+
+
+@pytest.mark.parametrize("suite", ["precision", "optimizer", "framework"])
+def test_a_kept_run_is_one_small_file_that_asks_for_nothing(suite: str) -> None:
+    stored = read_run(kept_run(suite))
+    ranking = stored.ranking()
+    text = render_page(stored.suite, ranking, stored.records, stored.environment, COMMAND)
+    assert text == render_page(stored.suite, ranking, stored.records, stored.environment, COMMAND)
+    assert len(text.encode()) < 200_000
+    tags = Outline(text).tags
+    assert not {"link", "img", "iframe", "object"} & {tag for tag, _ in tags}
+    assert not [attributes for _, attributes in tags if "src" in attributes or "xlink:href" in attributes]
+    assert not re.search(r"url\(|@import|https?://(?!arxiv|doi)[^\s<]*\.(js|css)", text)
+    assert all(row.option in text for row in ranking.rows)
+    assert '<h2 id="factors">' in text if ranking.factors else '<h2 id="factors">' not in text
+
+
+def test_readable_without_eyes() -> None:
+    tags = Outline(page(make_suite("fp32", BF16), two_options())).tags
+    names = [tag for tag, _ in tags]
+    assert names.count("h1") == 1
+    levels = [int(tag[1]) for tag in names if re.fullmatch("h[1-6]", tag)]
+    assert all(after - before <= 1 for before, after in itertools.pairwise(levels))
+    assert names.count("table") == names.count("caption")
+    assert all("scope" in attributes for tag, attributes in tags if tag == "th")
+    pictures = [i for i, (tag, attributes) in enumerate(tags) if tag == "svg" and attributes.get("role") == "img"]
+    assert pictures
+    assert all(names[i + 1] == "title" for i in pictures)
+    assert dict(tags[names.index("html")][1]) == {"lang": "en"}
+
+
+def test_the_answer_comes_before_the_table_and_the_pictures_are_there() -> None:
+    text = page(make_suite("fp32", BF16), two_options())
+    assert text.index("bf16 is the fastest") < text.index('<h2 id="ranking">') < text.index('<h2 id="pictures">')
+    for heading in ("Speed against memory", "Held-out loss against tokens", "Held-out loss against time",
+                    "Step times"):  # fmt: skip
+        assert f"<h3>{heading}</h3>" in text
+    assert "Memory and power over time are not drawn" in text
+
+
+def test_meters_are_drawn_where_there_are_some() -> None:
+    series = {"memory_series": [(0.0, 1e9), (1.0, 2e9)], "power_series": [(0.0, 100.0), (1.0, 300.0)]}
+    text = page(make_suite("fp32", BF16, device="cuda"), trials("fp32", [1, 1, 1], meters=make_meters(series)))
+    assert "<h3>Power over a trial</h3>" in text
+    assert "not drawn" not in text
+
+
+@pytest.mark.parametrize("name", [EVIL, "n" * 200, "a&b;<b>", "${x}`y`", "[x](javascript:1)"])
+def test_a_name_is_text_wherever_it_stands(name: str) -> None:
+    suite = make_suite(name, BF16, question=EVIL, seeds=[0, 1])
+    records = [
+        r for s in (0, 1) for r in (make_record(name, s), make_failure("bf16", s, "crashed", f"{EVIL}\n{EVIL}"))
+    ]
+    text = page(suite, records, {"cpu_model": EVIL, "libraries": {"torch": EVIL}})
+    tags = Outline(text).tags
+    assert [tag for tag, _ in tags].count("script") == 1
+    assert "img" not in {tag for tag, _ in tags}
+    assert not [a for _, a in tags if any(key.startswith("on") for key in a)]
+    assert "49" not in re.findall(r"=x onerror=alert\(2\)&gt;(..)", text)
+
+
+HOLES: dict[str, list[Record]] = {
+    "nothing ran": [],
+    "all failed": [make_failure(o, s, "oom") for o in ("fp32", "bf16") for s in range(3)],
+    "one option all failed": trials("fp32", [1, 2, 3]) + [make_failure("bf16", s, "diverged") for s in range(3)],
+    "one trial only": [make_record("fp32", 0)],
+    "different n": trials("fp32", [1, 2, 3]) + trials("bf16", [4]),
+    "extreme values": trials("fp32", [1e-300, 1e300, 1.0], final_loss=1e300) + trials("bf16", [5e-324, 1, 2]),
+    "nothing measured": trials("fp32", [1, 1, 1], timed_steps=0, final_loss=None, peak_pss_growth_bytes=None,
+                               step_seconds=[], step_time_median_seconds=None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("records", HOLES.values(), ids=HOLES.keys())
+def test_records_with_holes(records: list[Record]) -> None:
+    text = page(make_suite("fp32", BF16), records)
+    Outline(text)
+    assert "nan" not in re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.S).lower().replace("dominan", "")
+    assert "Infinity" not in text
