@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
 
 from selectbench.errors import ExitCode, UserError
 
+_COLLECT_AFTER = 200_000
+"""Objects between two looks for cycles: thousands of records are read at once, and hold none."""
+
 
 def main() -> None:
     """Entry point of the console script."""
+    gc.set_threshold(_COLLECT_AFTER)
     try:
         from selectbench.cli import app
 

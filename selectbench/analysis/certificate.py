@@ -72,7 +72,12 @@ def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[
     other_masks = bool(ours.dropout or theirs.dropout) and any(
         getattr(ours, name) != getattr(theirs, name) for name in _DRAWS_MASKS
     )
-    return {name: _status(name, ours, theirs, name in declared, other_masks) for name in FIELDS}
+    mine, other = vars(ours), vars(theirs)
+    plainly = {n for n in FIELDS if mine[n] == other[n] and mine[n] not in (None, "") and n != "dropout"}
+    return {
+        name: "same" if name in plainly else _status(name, ours, theirs, name in declared, other_masks)
+        for name in FIELDS
+    }
 
 
 def _status(name: str, ours: Identity, theirs: Identity, declared: bool, other_masks: bool) -> Status:
@@ -117,10 +122,30 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     return {**asked, "gradient_accumulation_steps": steps}
 
 
-def unmet(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
+def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:
     """What was asked for, of those fields in which the trial was found to be otherwise."""
-    asked = asked_for(suite, option, found)
     return {name: value for name, value in asked.items() if getattr(found, name) not in (None, value)}
+
+
+@dataclass
+class _Rules:
+    """What holds for all seeds of an option, worked out once."""
+
+    suite: Suite
+    _asked: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    _declared: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+
+    def asked_for(self, option: Option, found: Identity) -> dict[str, Any]:
+        key = (option.name, found.world_size)
+        if key not in self._asked:
+            self._asked[key] = asked_for(self.suite, option, found)
+        return self._asked[key]
+
+    def may_change(self, option: Option, other: Option) -> frozenset[str]:
+        key = (option.name, other.name)
+        if key not in self._declared:
+            self._declared[key] = may_change(option, other)
+        return self._declared[key]
 
 
 @dataclass
@@ -159,16 +184,17 @@ class _Findings:
 def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> dict[str, Certificate]:
     """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
     found = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
+    rules = _Rules(suite)
     for seed in baseline.planned:
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
         for summary in done.values():
-            _examine(suite, summary, next(iter(done.values())), seed, found[summary.name])
+            _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])
     return {name: findings.certificate() for name, findings in found.items()}
 
 
-def _examine(suite: Suite, summary: Summary, reference: Summary, seed: int, into: _Findings) -> None:
+def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, into: _Findings) -> None:
     ours, theirs = summary.completed[seed].identity, reference.completed[seed].identity
-    asked = unmet(suite, summary.option, ours) if ours else {}
+    asked = unmet(rules.asked_for(summary.option, ours), ours) if ours else {}
     for name, value in asked.items():
         into.violate(
             name, seed, asked=value, option=getattr(ours, name), baseline=getattr(theirs, name, None),
@@ -180,7 +206,7 @@ def _examine(suite: Suite, summary: Summary, reference: Summary, seed: int, into
     if ours is None or theirs is None:
         into.unrecorded.append(seed)
         return
-    statuses = compare(ours, theirs, may_change(summary.option, reference.option))
+    statuses = compare(ours, theirs, rules.may_change(summary.option, reference.option))
     into.declared |= _of(statuses, "declared")
     into.not_verified |= _of(statuses, "not_verified")
     if any(is_own(identity.framework) for identity in (ours, theirs)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from selectbench.analysis.blocks import Difference
@@ -40,13 +41,14 @@ class ReadRun:
     records: Sequence[Record]
     environment: Mapping[str, Any]
 
+    @cached_property
     def summaries(self) -> dict[str, Summary]:
         """By option."""
         return {summary.name: summary for summary in summarise(self.suite, self.records)[0]}
 
     def other_jobs(self) -> set[str]:
         """Options that did not do the job of this run's own baseline."""
-        summaries = list(self.summaries().values())
+        summaries = list(self.summaries.values())
         baseline = next(summary for summary in summaries if summary.name == self.suite.baseline)
         found = certify(self.suite, summaries, baseline)
         return {name for name, certificate in found.items() if certificate.violations}
@@ -101,7 +103,7 @@ class Compared(Shown):
 
 def compare(run: ReadRun, reference: ReadRun) -> Compared:
     """Every option that both have, by every metric that both know."""
-    ours, theirs = run.summaries(), reference.summaries()
+    ours, theirs = run.summaries, reference.summaries
     common = [name for name in theirs if name in ours]
     differences = {metric: _differences(ours, theirs, common, metric) for metric in COMPARED}
     tests = {

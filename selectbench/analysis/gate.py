@@ -59,7 +59,7 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
             "--limit 'tokens_per_second >= 0.97x reference'"
         )
     _refuse_what_does_not_compare(run, reference, any_machine=any_machine)
-    ours, theirs = run.summaries(), reference.summaries()
+    ours, theirs = run.summaries, reference.summaries
     held = [option for option, summary in theirs.items() if summary.completed]
     if not held:
         raise UserError(f"{reference.name}: the reference completed no trial, so there is nothing to gate by")

@@ -69,9 +69,10 @@ def publish(folder: Path, stored: StoredRun) -> Ranking:
     """Write ranking.json and every report of a run that was read. Raises UserError where they can't be."""
     ranking = stored.ranking()
     try:
-        for name, text in files(stored, ranking).items():
+        made = files(stored, ranking)
+        for name, text in made.items():
             write_whole(folder / name, text)
-        for stale in set(folder.glob("best*")) - {folder / name for name in best_files(stored, ranking)}:
+        for stale in set(folder.glob("best*")) - {folder / name for name in made}:
             stale.unlink()
     except OSError as error:
         raise UserError(f"{folder}: cannot write the report: {error.strerror}; the records are kept") from None

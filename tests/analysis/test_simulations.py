@@ -143,5 +143,5 @@ def test_unequal_spreads_do_not_make_options_better(spreads: list[float], seeds:
     print(told("false better", better), told("false claims", either), sep="\n")
     assert better <= 0.05
     assert either <= (
-        0.075 if seeds == 5 else 0.1
+        0.08 if seeds == 5 else 0.1
     )  # of either kind; above 0.05 where the baseline is the noisy one

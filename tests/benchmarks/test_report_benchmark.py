@@ -1,42 +1,65 @@
-"""`report` over 10,000 records takes at most 2 s: reading, ranking and rendering."""
+"""`report` and `compare` over 10,000 trials: at most 2 s and 500 MB as whole processes."""
 
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from made_records import make_record, make_suite, speed
+from evidence.readme_table import kept_run
 from pytest_benchmark.fixture import BenchmarkFixture
-
-from selectbench.analysis.ranking import rank
-from selectbench.record.store import read_records
-from selectbench.report.markdown import render
+from ruamel.yaml import YAML
 
 OPTIONS, SEEDS = 40, 250
+MOST_SECONDS, MOST_BYTES = 2.0, 500e6
+
+
+def big_run(folder: Path, options: int, seeds: int, slower: float = 1.0) -> Path:
+    """The records of a real trial of 40 steps, repeated with varied times."""
+    kept = kept_run("precision")
+    folder.mkdir(parents=True)
+    lines = [json.loads(line) for line in (kept / "records.jsonl").read_text().splitlines()]
+    record = next(r for r in lines if r["trial"]["option"] == "fp32" and r["outcome"]["status"] == "completed")
+    suite = YAML(typ="safe").load(kept / "suite.yaml")
+    fp32 = suite["options"]["fp32"]
+    optimizer = suite["choices"].pop("optimizer")
+    suite["options"] = {
+        f"lr{i}": {**fp32, "optimizer": {**optimizer, "lr": 1e-3 * (1 + i)}} for i in range(options)
+    }
+    suite |= {"baseline": "lr0", "seeds": list(range(seeds))}
+    (folder / "suite.yaml").write_text(json.dumps(suite))
+    (folder / "environment.json").write_text((kept / "environment.json").read_text())
+    seconds = record["outcome"]["measurement"]["timed_seconds"]
+    with (folder / "records.jsonl").open("w") as stream:
+        for option in range(options):
+            for seed in range(seeds):
+                record["trial"] |= {"option": f"lr{option}", "seed": seed, "trial_id": f"{option}-{seed}"}
+                varied = 1 + 0.01 * ((option * 7 + seed * 13) % 11) / 11 + 0.0001 * option
+                record["outcome"]["measurement"]["timed_seconds"] = seconds * slower * varied
+                stream.write(json.dumps(record) + "\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def records_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """10,000 records of the size that a real trial of 60 steps leaves."""
-    path = tmp_path_factory.mktemp("report") / "records.jsonl"
-    steps = [0.2 + 1e-4 * (i % 7) for i in range(57)]
-    curve = [(i, 7.7 - 0.03 * i) for i in range(60)]
-    with path.open("w") as file:
-        for option in range(OPTIONS):
-            record = make_record(f"lr{option}", 0, step_seconds=steps, **speed(1000 + option))
-            record = record.model_copy(update={"loss_curve": curve})
-            for seed in range(SEEDS):
-                trial = record.trial.model_copy(update={"trial_id": f"{option}-{seed}", "seed": seed})
-                file.write(record.model_copy(update={"trial": trial}).model_dump_json() + "\n")
-    return path
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
+    """One run of 10,000 trials, and two of 5,000."""
+    place = tmp_path_factory.mktemp("big")
+    halves = [big_run(place / name, OPTIONS, SEEDS // 2, slower) for name, slower in (("a", 1.0), ("b", 1.01))]
+    return {"report": [big_run(place / "whole", OPTIONS, SEEDS)], "compare": halves}
 
 
-def test_report_of_ten_thousand_records(benchmark: BenchmarkFixture, records_file: Path) -> None:
-    names = [(f"lr{i}", {"optimizer": {"name": "adamw", "lr": 1e-3 * (1 + i)}}) for i in range(OPTIONS)]
-    suite = make_suite(*names, seeds=list(range(SEEDS)))
+@pytest.mark.parametrize("command", ["report", "compare"])
+def test_ten_thousand_trials(benchmark: BenchmarkFixture, folders: dict[str, list[Path]], command: str) -> None:
+    words = list(map(str, folders[command]))
 
-    def report() -> str:
-        records, notes = read_records(records_file)
-        return render(suite, rank(suite, records, notes), records, {}, "selectbench run suite.yaml")
+    def whole() -> None:
+        subprocess.run([sys.executable, "-m", "selectbench", command, *words], check=True, capture_output=True)
 
-    text = benchmark.pedantic(report, rounds=3, warmup_rounds=1)
-    assert "250 of 250" in text
-    assert benchmark.stats.stats.median <= 2.0
+    benchmark.pedantic(whole, rounds=5, warmup_rounds=1)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(f"\n{command}: median {benchmark.stats.stats.median:.2f} s, largest process so far {peak / 1e6:.0f} MB")
+    assert benchmark.stats.stats.median <= MOST_SECONDS
+    assert peak <= MOST_BYTES
