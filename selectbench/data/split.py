@@ -7,9 +7,14 @@ two, lies on one side; what still occurs on both sides, line by line, is taken o
 from __future__ import annotations
 
 import hashlib
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 HELDOUT_FRACTION = 0.05
 """Share of the blocks that is held out."""
@@ -18,7 +23,43 @@ BLOCK_CHARACTERS = 2_000
 SHORTEST_LEAK_CHARACTERS = 20
 """A line that occurs on both sides counts as a leak from this length on; shorter ones are mere formulas."""
 
-Documents = Callable[[], Iterator[str]]
+Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The parts of a document that may occur on the other side by themselves."""
+
+    of: Callable[[str], Iterable[str]]
+    without: Callable[[str, Callable[[str], bool]], str]
+    """The document without the parts of which the second argument is true; '' where nothing is left to score."""
+
+
+def _without_lines(text: str, leaked: Callable[[str], bool]) -> str:
+    cleaned = "\n".join(line for line in text.split("\n") if not leaked(line)).strip("\n")
+    return cleaned if cleaned.strip() else ""
+
+
+def _answers(conversation: str) -> list[str]:
+    return [content for role, content in json.loads(conversation) if role == "assistant"]
+
+
+LINES = Pieces(lambda text: text.split("\n"), _without_lines)
+"""Of running text: its lines."""
+ANSWERS = Pieces(_answers, lambda text, leaked: "" if any(map(leaked, _answers(text))) else text)
+"""Of a conversation: the answers; one that leaks takes the whole conversation with it."""
+
+
+class Documents(Protocol):
+    """What a split needs of a spool."""
+
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """`side_hash` of each document."""
+
+    def documents(self, chosen: Mask) -> Iterator[str]:
+        """Those that are chosen, in order."""
+
 
 
 def blocks(lines: Iterable[str]) -> Iterator[str]:
@@ -43,6 +84,8 @@ def blocks(lines: Iterable[str]) -> Iterator[str]:
 
 def normalised(text: str) -> str:
     """The text without differences that hide a copy: compatibility forms, case, white space."""
+    if text.isascii():  # the same, several times as fast
+        return " ".join(text.lower().split())
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -52,30 +95,25 @@ def side_hash(text: str) -> int:
 
 
 @dataclass(frozen=True)
-class Split:
-    """Which blocks are held out, and what of them occurs in training and is taken out."""
+class Sides:
+    """Which documents are trained on, which are scored, and what of the latter is taken out."""
 
-    heldout: frozenset[int]
-    """side_hash of the held-out blocks."""
+    training: Mask
+    heldout: Mask
     leaked: frozenset[int]
-    """side_hash of lines that occur on both sides."""
-
-    def training(self, documents: Documents) -> Iterator[str]:
-        """The documents to train on."""
-        return (text for text in documents() if side_hash(text) not in self.heldout)
-
-    def heldout_documents(self, documents: Documents) -> Iterator[str]:
-        """The held-out documents, leaks and all."""
-        return (text for text in documents() if side_hash(text) in self.heldout)
+    """leak_hash of pieces that occur on both sides."""
+    pieces: Pieces = LINES
 
     def leaks(self, text: str) -> int:
-        """How many lines of a held-out document occur in training."""
-        return sum(leak_hash(line) in self.leaked for line in text.split("\n"))
+        """How many pieces of a held-out document occur in training."""
+        return sum(map(self._is_leaked, self.pieces.of(text))) if self.leaked else 0
 
     def without_leaks(self, text: str) -> str:
-        """A held-out document without the lines that occur in training; '' where nothing is left."""
-        cleaned = "\n".join(line for line in text.split("\n") if leak_hash(line) not in self.leaked).strip("\n")
-        return cleaned if cleaned.strip() else ""
+        """A held-out document without the pieces that occur in training; '' where nothing is left."""
+        return self.pieces.without(text, self._is_leaked)
+
+    def _is_leaked(self, piece: str) -> bool:
+        return bool(self.leaked) and leak_hash(piece) in self.leaked
 
 
 def leak_hash(line: str) -> int | None:
@@ -86,26 +124,30 @@ def leak_hash(line: str) -> int | None:
     return int.from_bytes(hashlib.blake2b(form.encode(), digest_size=8).digest())
 
 
-def split(documents: Documents) -> Split:
-    """Holds out the blocks whose hash falls under HELDOUT_FRACTION.
+def split(spool: Documents, pieces: Pieces, kept: Mask) -> Sides:
+    """Holds out the documents whose hash falls under HELDOUT_FRACTION, of those that are kept.
 
-    Where that leaves nothing to evaluate on, the 1, 2, 4, ... blocks of the lowest hashes are held out
+    Where that leaves nothing to evaluate on, the 1, 2, 4, ... documents of the lowest hashes are held out
     instead, up to half of them. A text that occurs only once in several copies gives no held-out side.
     """
-    hashes = sorted({side_hash(text) for text in documents()})
-    below = [value for value in hashes if value < HELDOUT_FRACTION * 2**64]
-    sizes = [len(below), *(2**power for power in range(len(hashes).bit_length()))]
+    hashes = np.unique(spool.hashes[kept])
+    below = int(np.searchsorted(hashes, np.uint64(HELDOUT_FRACTION * 2**64)))
+    sizes = [below, *(2**power for power in range(len(hashes).bit_length()))]
     for size in sizes:
         if 0 < size <= max(1, len(hashes) // 2) and size < len(hashes):
-            result = _decontaminated(documents, frozenset(hashes[:size]))
-            if any(map(result.without_leaks, result.heldout_documents(documents))):
-                return result
-    return Split(frozenset(), frozenset())
+            sides = decontaminated(spool, pieces, kept, kept & (spool.hashes < hashes[size]))
+            if any(map(sides.without_leaks, spool.documents(sides.heldout))):
+                return sides
+    return Sides(kept, np.zeros(len(kept), bool), frozenset(), pieces)
 
 
-def _decontaminated(documents: Documents, heldout: frozenset[int]) -> Split:
-    """Only held-out lines are kept in memory, a twentieth of the text, whatever its size."""
-    bare = Split(heldout, frozenset())
-    asked = {leak_hash(line) for text in bare.heldout_documents(documents) for line in text.split("\n")} - {None}
-    met = {leak_hash(line) for text in bare.training(documents) for line in text.split("\n")} & asked
-    return Split(heldout, frozenset(value for value in met if value is not None))
+def decontaminated(spool: Documents, pieces: Pieces, kept: Mask, heldout: Mask) -> Sides:
+    """With what occurs on both sides. Only held-out lines are kept in memory, a twentieth of the text."""
+    heldout, training = kept & heldout, kept & ~heldout
+    asked = {value for text in spool.documents(heldout) for piece in pieces.of(text) if (value := leak_hash(piece))}
+    if not asked:
+        return Sides(training, heldout, frozenset(), pieces)
+    met: set[int] = set()
+    for text in spool.documents(training):
+        met.update(value for piece in pieces.of(text) if (value := leak_hash(piece)) in asked and value is not None)
+    return Sides(training, heldout, frozenset(met), pieces)

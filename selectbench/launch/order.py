@@ -10,7 +10,7 @@ from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial
 from selectbench.record.run_folder import TRIALS, WEIGHTS
 from selectbench.record.wire import Order
-from selectbench.suite.model import OwnModel
+from selectbench.choices.model import OwnModel
 
 CUDA_TIMED_SECONDS = 10.0
 """Least timed duration on CUDA where the suite states none: short windows on fast GPUs mislead."""

@@ -15,7 +15,7 @@ from selectbench.interpreter import machine_for, worker_problem
 from selectbench.machine import Machine, usable_cores
 from selectbench.record.record import Trial
 from selectbench.suite.check import accumulation_problem
-from selectbench.suite.model import resolved_vocab_size
+from selectbench.choices.model import resolved_vocab_size
 from selectbench.suite.own_code import own_code_sha256
 from selectbench.suite.suite import Option, Suite
 

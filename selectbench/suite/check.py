@@ -8,7 +8,7 @@ from selectbench.errors import did_you_mean
 from selectbench.suite.constraint import GPU_METRICS, QUALITY_METRICS, parse_constraint
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import Row
-from selectbench.suite.model import config_file
+from selectbench.choices.model import config_file
 from selectbench.suite.own_code import own_code_problem
 from selectbench.suite.suite import CONTROL, Decide
 

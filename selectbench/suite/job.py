@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from selectbench.suite.model import ConfigFile, Model, resolved_vocab_size
-from selectbench.suite.strict import Strict
+from selectbench.choices.model import ConfigFile, Model, resolved_vocab_size
+from selectbench.strict import Strict
 
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 

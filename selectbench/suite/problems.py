@@ -11,7 +11,7 @@ from selectbench.choices import OWN, REGISTRY, tag_of
 from selectbench.choices.choice import OWN_PATTERN, Choice
 from selectbench.errors import did_you_mean
 from selectbench.suite.document import Node, Problems, describe, plain
-from selectbench.suite.model import FAMILIES
+from selectbench.choices.model import FAMILIES
 
 Location = tuple[str | int, ...]
 

@@ -10,7 +10,7 @@ from selectbench.choices import Choices
 from selectbench.errors import did_you_mean
 from selectbench.suite.constraint import METRICS, THRESHOLDS, undecidable_reason
 from selectbench.suite.job import Job
-from selectbench.suite.strict import Strict
+from selectbench.strict import Strict
 
 CONTROL = "control"
 """The name of the baseline's second row."""

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from selectbench.suite.job import Job
-from selectbench.suite.model import OwnModel, resolved_vocab_size
+from selectbench.choices.model import OwnModel, resolved_vocab_size
 from selectbench.worker.own_code import OwnCodeError, load
 
 

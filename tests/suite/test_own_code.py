@@ -14,7 +14,7 @@ from selectbench.errors import UserError
 from selectbench.record.run_folder import suite_text
 from selectbench.suite import own_code
 from selectbench.suite.load import load_suite
-from selectbench.suite.model import OwnModel
+from selectbench.choices.model import OwnModel
 from selectbench.suite.own_code import own_code_problem, own_code_sha256
 
 GPT2 = "{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}"

@@ -7,7 +7,7 @@ from suite_texts import VALID, write
 
 from selectbench.errors import UserError
 from selectbench.suite.load import load_suite
-from selectbench.suite.model import Gpt2
+from selectbench.choices.model import Gpt2
 from selectbench.suite.shipped import find, names, template
 
 CORPUS_TOKENS = 1_800_000

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from selectbench.choices import OWN, OwnName, is_own
 from selectbench.choices.own import OwnSettings, free_of
-from selectbench.suite.strict import Strict
+from selectbench.strict import Strict
 
 Width = Annotated[int, Field(ge=1, le=1 << 17)]
 Layers = Annotated[int, Field(ge=1, le=4096)]

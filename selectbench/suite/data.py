@@ -1,0 +1,241 @@
+"""Where a job's text comes from, and how it is cleaned: the keys under `data` and `cleaning`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from selectbench.choices import OwnName
+from selectbench.choices.own import OwnSettings, free_of
+from selectbench.strict import Strict
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Globs = Annotated[list[str], Field(min_length=1, strict=False)]
+"""Paths or globs, relative to the suite; `**` reaches into folders."""
+OneOrMore = Annotated[Globs, BeforeValidator(_as_list)]
+FieldName = Annotated[str, Field(min_length=1)]
+"""A key of a record; dots reach into mappings below it."""
+
+
+class EmbeddedCorpus(Strict):
+    """A text that a package carries, so that nothing is downloaded."""
+
+    corpus: Literal["bible"] = "bible"
+    """`bible`: the American Standard Version of 1901, public domain, 4.1 million characters."""
+
+
+class TextFiles(Strict):
+    """Plain UTF-8 text files, gzip too; a document is a group of paragraphs of about 2,000 characters."""
+
+    text: Globs
+    """Paths or globs, relative to the suite; `**` reaches into folders."""
+
+
+class JsonLines(Strict):
+    """Files with one JSON object a line, gzip too; a document is one object's field."""
+
+    jsonl: OneOrMore
+    """Paths or globs, relative to the suite."""
+    field: FieldName = "text"
+    """Key of the text; dots reach into objects below it."""
+
+
+class Parquet(Strict):
+    """Parquet files, read through pyarrow; a document is one row's column."""
+
+    parquet: OneOrMore
+    """Paths or globs, relative to the suite."""
+    field: FieldName = "text"
+    """Column of the text; dots reach into structs."""
+
+
+class Dataset(Strict):
+    """A data set of the Hugging Face hub or a folder, read through `datasets`."""
+
+    dataset: Annotated[str, Field(min_length=1)]
+    """Hub id, or a local folder that `datasets` reads or has saved."""
+    name: str | None = None
+    """Configuration, where the data set has several."""
+    revision: str | None = None
+    """Commit or branch on the hub; give a commit, so that the data can't change under you."""
+    split: str = "train"
+    """Which split; slices such as `train[:1%]` are understood."""
+    field: FieldName = "text"
+    """Column of the text; dots reach into structs."""
+
+
+def _free(settings: dict[str, Any]) -> dict[str, Any]:
+    return free_of(settings, ())
+
+
+class OwnDocuments(Strict):
+    """An iterator of your own: `Name(**settings)` yields documents, each a string."""
+
+    documents: OwnName
+    """`package.module:Name`, importable from a folder of the suite's `code`, or installed."""
+    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    """Keyword arguments."""
+
+
+class TokenFile(Strict):
+    """Token ids prepared elsewhere: a flat file of unsigned integers in the machine's byte order."""
+
+    needs_tokenizer: ClassVar[bool] = False
+    tokens: Annotated[str, Field(min_length=1)]
+    """Path of the file, relative to the suite."""
+    dtype: Literal["uint16", "uint32"] = "uint16"
+    """Type of an id."""
+    vocab_size: Annotated[int, Field(ge=2, le=1 << 24)]
+    """Entries of the vocabulary: more than the largest id."""
+
+
+class MarkovSource(Strict):
+    """A made-up text with an exact entropy rate: what a model can reach at best is known to the last digit.
+
+    A hidden state walks over a random graph, each of its steps emits one token, and the token names the
+    next state: so the probability of every token given those before it is known (a unifilar source:
+    Cover and Thomas 2006, Elements of Information Theory, section 4.2).
+    """
+
+    needs_tokenizer: ClassVar[bool] = False
+    markov: Annotated[int, Field(ge=2, le=4096)]
+    """States of the source."""
+    vocab_size: Annotated[int, Field(ge=2, le=65536)] = 64
+    """Tokens that it can emit."""
+    branches: Annotated[int, Field(ge=2, le=256)] = 4
+    """Tokens that can follow in a state, of unequal probability."""
+    tokens: Annotated[int, Field(ge=1000, le=1 << 33)] = 1_000_000
+    """Tokens to draw for training; a twentieth of it more is held out."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    """Of the graph and of the draws: part of the job, the same for all trials."""
+
+    @model_validator(mode="after")
+    def _room(self) -> MarkovSource:
+        if self.branches > self.vocab_size:
+            raise ValueError(f"branches {self.branches} is more than vocab_size {self.vocab_size}")
+        return self
+
+
+class Chat(Strict):
+    """Conversations, one JSON object a line; the loss counts the answers of the assistant alone."""
+
+    chat: OneOrMore
+    """Paths or globs of JSONL files, relative to the suite, gzip too."""
+    field: FieldName = "messages"
+    """Key of the list of messages, each an object with `role` (system, user, assistant) and `content`."""
+
+
+SOURCES: tuple[type[Strict], ...] = (
+    EmbeddedCorpus, TextFiles, JsonLines, Parquet, Dataset, OwnDocuments, Chat, TokenFile, MarkovSource,
+)  # fmt: skip
+"""Every kind of source, told apart by its first key."""
+
+
+def tag_of_source(source: type[Strict]) -> str:
+    """The key that tells it from the others."""
+    return next(iter(source.model_fields))
+
+
+_TAGS = {tag_of_source(source): source for source in SOURCES}
+
+
+def _source_tag(value: object) -> str | None:
+    if isinstance(value, dict):
+        return "train" if "train" in value or "heldout" in value else next((tag for tag in _TAGS if tag in value), None)
+    return "train" if isinstance(value, Apart) else next((tag for tag, kind in _TAGS.items() if type(value) is kind), None)
+
+
+Source = Annotated[
+    Annotated[EmbeddedCorpus, Tag("corpus")]
+    | Annotated[TextFiles, Tag("text")]
+    | Annotated[JsonLines, Tag("jsonl")]
+    | Annotated[Parquet, Tag("parquet")]
+    | Annotated[Dataset, Tag("dataset")]
+    | Annotated[OwnDocuments, Tag("documents")]
+    | Annotated[Chat, Tag("chat")]
+    | Annotated[TokenFile, Tag("tokens")]
+    | Annotated[MarkovSource, Tag("markov")],
+    Discriminator(_source_tag),
+]
+AnySource = EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat | TokenFile | MarkovSource
+
+
+class Apart(Strict):
+    """Training and held-out text from two sources; what of the second occurs in the first is taken out of it."""
+
+    train: Source
+    """What is trained on, all of it."""
+    heldout: Source
+    """What is scored."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Apart:
+        kinds = [kind_of(self.train), kind_of(self.heldout)]
+        if "markov" in kinds:
+            raise ValueError("a markov source brings its own held-out tokens: give it by itself")
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"train and heldout must be of one kind, found {kinds[0]} and {kinds[1]}")
+        if isinstance(self.train, TokenFile) and isinstance(self.heldout, TokenFile):
+            if self.train.vocab_size != self.heldout.vocab_size:
+                raise ValueError("train and heldout must have the same vocab_size")
+        return self
+
+
+Data = Annotated[
+    Annotated[EmbeddedCorpus, Tag("corpus")]
+    | Annotated[TextFiles, Tag("text")]
+    | Annotated[JsonLines, Tag("jsonl")]
+    | Annotated[Parquet, Tag("parquet")]
+    | Annotated[Dataset, Tag("dataset")]
+    | Annotated[OwnDocuments, Tag("documents")]
+    | Annotated[Chat, Tag("chat")]
+    | Annotated[TokenFile, Tag("tokens")]
+    | Annotated[MarkovSource, Tag("markov")]
+    | Annotated[Apart, Tag("train")],
+    Discriminator(_source_tag),
+]
+AnyData = AnySource | Apart
+Kind = Literal["text", "chat", "tokens", "markov"]
+"""What a source's documents are."""
+
+
+def kind_of(data: AnyData) -> Kind:
+    """What the documents of a source are."""
+    one = data.train if isinstance(data, Apart) else data
+    kinds: dict[type, Kind] = {Chat: "chat", TokenFile: "tokens", MarkovSource: "markov"}
+    return kinds.get(type(one), "text")
+
+
+def needs_tokenizer(data: AnyData) -> bool:
+    """Whether the source is text, that a tokenizer must turn into tokens."""
+    return kind_of(data) in ("text", "chat")
+
+
+class Cleaning(Strict):
+    """What is done to every document before it is split and tokenised; each step is counted."""
+
+    unreadable: Literal["refuse", "drop"] = "refuse"
+    """Bytes that are not UTF-8, lines that are not JSON, records without the field: an error, or dropped."""
+    unicode: Literal["none", "NFC", "NFKC"] = "none"
+    """Unicode normalisation (Unicode Standard Annex 15)."""
+    control_characters: Literal["keep", "remove"] = "keep"
+    """Control, private-use and unassigned characters, but for tab and line feed: kept, or taken out."""
+    white_space: Literal["keep", "collapse"] = "keep"
+    """`collapse`: runs of blanks become one, blanks at the ends of lines go, at most one blank line is left."""
+    min_characters: Annotated[int, Field(ge=0)] = 0
+    """Shorter documents are removed."""
+    max_characters: Annotated[int, Field(ge=1)] | None = None
+    """Longer documents are removed; null: none are."""
+    duplicates: Literal["keep", "remove"] = "keep"
+    """`remove`: of documents that are equal but for case, compatibility forms and white space the first stays."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Cleaning:
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(f"max_characters {self.max_characters} is less than min_characters {self.min_characters}")
+        return self
