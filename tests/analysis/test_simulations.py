@@ -142,6 +142,4 @@ def test_unequal_spreads_do_not_make_options_better(spreads: list[float], seeds:
     either = sum(bool(claims(run)) for run in runs) / RUNS
     print(told("false better", better), told("false claims", either), sep="\n")
     assert better <= 0.05
-    assert either <= (
-        0.08 if seeds == 5 else 0.1
-    )  # of either kind; above 0.05 where the baseline is the noisy one
+    assert either <= (0.08 if seeds == 5 else 0.1)  # of either kind; above 0.05 where the baseline is the noisy one
