@@ -151,14 +151,15 @@ def report(
 
     stored = read_run(run)
     if option is not None:
-        _show_option(stored, option)
+        _show_option(stored, option, as_json)
         return
+    folder: Path | None = run
     try:
         ranking = publish(run, stored)
     except UserError as error:  # a run kept where nothing may be written can still be looked at
-        ranking = stored.ranking()
+        ranking, folder = stored.ranking(), None
         _stderr().print(str(error), markup=False, soft_wrap=True)
-    _show_ranking(run, ranking, as_json)
+    _show_ranking(folder, ranking, as_json)
     _summarise(lambda: report_text(stored, ranking))
 
 
@@ -216,7 +217,7 @@ def gate(
 def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
     """Find past runs, the newest first."""
     from selectbench.launch.past_runs import past_runs
-    from selectbench.report.past_runs import runs_table
+    from selectbench.report.past_runs import print_runs
 
     runs = past_runs(results)
     if as_json:
@@ -224,7 +225,7 @@ def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
 
         typer.echo(json.dumps([found.model_dump(mode="json") for found in runs], indent=2))
         return
-    _stdout().print(runs_table(runs) if runs else f"{results}: no runs yet", markup=False)
+    print_runs(_stdout(), runs, results)
 
 
 def _summarise(text: Callable[[], str]) -> None:
@@ -235,17 +236,22 @@ def _summarise(text: Callable[[], str]) -> None:
         _stderr().print(problem, markup=False, soft_wrap=True)
 
 
-def _show_option(stored: StoredRun, option: str) -> None:
+def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
     from rich.markdown import Markdown
 
     from selectbench.report.option import render
 
-    text = render(stored.suite, stored.ranking(), stored.records, option)
+    ranking = stored.ranking()
+    text = render(stored.suite, ranking, stored.records, option)
+    if as_json:
+        (row,) = (row for row in ranking.rows if row.option == option)
+        typer.echo(row.model_dump_json(indent=2))
+        return
     console = _stdout()
     console.print(Markdown(text) if console.is_terminal else text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_ranking(folder: Path, ranking: Ranking, as_json: bool) -> None:
+def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool) -> None:
     from selectbench.launch.publish import ranking_text
     from selectbench.record.run_folder import PAGE, REPORT
     from selectbench.report.terminal import print_ranking
@@ -255,8 +261,8 @@ def _show_ranking(folder: Path, ranking: Ranking, as_json: bool) -> None:
         return
     console = _stdout()
     print_ranking(console, ranking)
-    for name in (REPORT, PAGE):
-        console.print(f"report: {folder / name}", soft_wrap=True, markup=False, highlight=False)
+    for path in [folder / name for name in (REPORT, PAGE)] if folder else []:
+        console.print(f"report: {path}", soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -198,6 +198,24 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     return next(filter(None, named), None)
 
 
+_CPU_FEATURES = (
+    "avx", "avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "avx512_vnni", "amx_bf16", "amx_fp16",
+    "amx_int8", "asimd", "sve", "sve2", "bf16", "i8mm",
+)  # fmt: skip
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """Vector and matrix instructions that the kernel lists, of those that decide how fast a training runs."""
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+    listed = next(
+        (set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set()
+    )
+    return [name for name in _CPU_FEATURES if name in listed]
+
+
 def memory_total_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:
     """The machine's memory, or None where the kernel does not say."""
     try:

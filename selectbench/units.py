@@ -60,6 +60,16 @@ def ratio_range(low: float | None, high: float | None) -> str:
     return " to ".join(ends)
 
 
+def ratio_with_range(value: float | None, low: float | None, high: float | None) -> str:
+    """`1.25x (1.20x to 1.31x)`, all with as many decimals; the ratio alone without an interval."""
+    if value is None or low is None or high is None or low == high:
+        return ratio(value)
+    ends = ratio_range(low, high)
+    decimals = len(ends.partition("x")[0].partition(".")[2])
+    point = f"{value:.{decimals}f}x" if 0.1 <= abs(value) < 1e4 else ratio(value)
+    return f"{point} ({ends})"
+
+
 def size(value: float | None) -> str:
     """Bytes in binary units: `512 B`, `1.50 GiB`."""
     if value is None:

@@ -39,8 +39,9 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         _quality(suite, rows),
         _certainty(contest, metric, placed or [row for row in rows if row.n]),
         _barred(metric, placed, rows),
+        _failed_seeds(placed),
         _seeds_left_out(metric, placed, summaries),
-        _left_out(metric, rows, summaries),
+        _left_out(metric, rows, summaries, bool(placed)),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -85,18 +86,35 @@ def _without_ranks(suite: Suite, metric: Metric, rows: Sequence[Row], summaries:
     """Where there is no measure of spread, or nothing that could be ranked."""
     shown = [row for row in rows if row.n and _counts(row, metric) and not row.identity.violations]
     shown = [row for row in shown if not row.constraint_failures and not row.control]
+    eligible = [row for row in shown if row.eligible]
     if not shown:
         clean = "clean " if any(summary.only_spoiled(metric.name) for summary in summaries.values()) else ""
         return f"No answer: no option completed with a {clean}{metric.name} and held the constraints."
     sign = -1 if metric.better == "more" else 1
     order = sorted(shown, key=lambda row: sign * (row.metrics[metric.name].value or 0.0))
     if len(order) == 1:
-        return f"{order[0].option} is the only option with a figure: {_figures(suite, metric, order[0])}."
+        return (
+            f"{order[0].option} is the only option with a figure that fails no constraint: "
+            f"{_figures(suite, metric, order[0])}."
+        )
     return (
-        f"No verdict: there is no measure of spread, so the order may be chance. By the single figures "
-        f"{order[0].option} comes first: {_figures(suite, metric, order[0])}; next {order[1].option}: "
-        f"{_figures(suite, metric, order[1])}."
+        f"No verdict: {_no_order(eligible, shown)}. By the figures alone {order[0].option} comes first: "
+        f"{_figures(suite, metric, order[0])}; next {order[1].option}: {_figures(suite, metric, order[1])}."
     )
+
+
+def _no_order(eligible: Sequence[Row], shown: Sequence[Row]) -> str:
+    """Why no row has a rank though some have figures."""
+    open_constraints = dict.fromkeys(
+        c.constraint for row in shown if not row.eligible for c in row.constraints if c.verdict == "undecided"
+    )
+    if open_constraints and len(eligible) < 2:
+        one_seed = max(row.n for row in shown) == 1
+        way_out = ", as one seed tells no spread (run with more seeds: --seeds 0,1,2)" if one_seed else ""
+        return f"it is open whether the options hold {_and(list(open_constraints))}{way_out}"
+    if max(row.n for row in shown) == 1:
+        return "one seed tells no spread, so the order may be chance (run with more seeds: --seeds 0,1,2)"
+    return "no two options share two seeds that both completed, so there is no spread to judge their difference by"
 
 
 def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row]) -> str:
@@ -105,9 +123,11 @@ def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row]) -> str:
     figures = "; ".join(f"{row.option} {_figures(suite, metric, row)}" for row in (best, *tied))
     pairs = [row.against_best for row in tied if row.against_best]
     matters = units.share(suite.decide.threshold(metric.name))
-    if pairs and all(pair.decision == "no_difference" for pair in pairs):
+    if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
         return f"No difference that matters between {names}: less than {matters} of {metric.name}: {figures}."
-    return f"Too close to call between {names}: {figures}.{_settling([pair.settling for pair in pairs])}"
+    apart = [row.option for row in tied if row.against_best is None]
+    alone = f" {_and(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
+    return f"Too close to call between {names}: {figures}.{_settling([pair.settling for pair in pairs])}{alone}"
 
 
 def _settling(open_questions: Sequence[Settling | None]) -> str:
@@ -115,7 +135,8 @@ def _settling(open_questions: Sequence[Settling | None]) -> str:
     if not known:
         return ""
     least = min(known, key=lambda settling: settling.seeds)
-    return f" {_seeds_more(least)} would probably settle {'it' if len(known) == 1 else 'the first of these'}."
+    what = "it" if len(open_questions) == 1 else "one of these pairs"
+    return f" If the difference is what it looks like, {_seeds_more(least)} would probably settle {what}."
 
 
 def _seeds_more(settling: Settling) -> str:
@@ -125,13 +146,17 @@ def _seeds_more(settling: Settling) -> str:
 
 def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
     """Rows that might come first, if it were known whether they hold a constraint."""
-    best = ranked[0].metrics[metric.name].value if ranked else None
+    if not ranked:
+        return ""  # that the constraints are open is said already
+    best = ranked[0].metrics[metric.name].value
     lines = []
     for row in rows:
         undecided = [c for c in row.constraints if c.verdict == "undecided"]
         if not undecided or row.constraint_failures or row.control or not _beats(metric, row, best):
             continue
-        more = f"; {_seeds_more(s)} would probably settle it" if (s := undecided[0].settling) else ""
+        needed = [c.settling for c in undecided if c.settling]
+        most = max(needed, key=lambda s: s.seeds) if len(needed) == len(undecided) else None
+        more = f"; {_seeds_more(most)} would probably settle it" if most else ""
         details = _and([f"{c.constraint} ({c.detail})" for c in undecided])
         lines.append(
             f"{row.option} ({_figure(metric, row)}) may be better, but it is open whether it holds {details}{more}."
@@ -160,10 +185,9 @@ def _figures(suite: Suite, metric: Metric, row: Row) -> str:
         return f"{_figure(metric, row)} (the baseline)"
     if found.ratio_to_baseline is None:
         return _figure(metric, row)
-    ends = (
-        f" ({units.ratio_range(found.ratio_low, found.ratio_high)})" if found.ratio_low != found.ratio_high else ""
-    )
-    return f"{_figure(metric, row)}, {units.ratio(found.ratio_to_baseline)} the baseline{ends}"
+    told = units.ratio_with_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
+    ratio, _, ends = told.partition(" ")
+    return f"{_figure(metric, row)}, {ratio} the baseline{f' {ends}' if ends else ''}"
 
 
 def _no_baseline(suite: Suite, rows: Sequence[Row]) -> str:
@@ -206,7 +230,7 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
         return "(1 seed: there is no measure of spread, so a difference may be chance.)"
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
     few = "; with so few only large differences can be told" if most == 2 else ""
-    tests = len(contest.judged)
+    tests = contest.tests
     if not tests:
         return f"({seeds}{few}.)"
     return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests.)"
@@ -221,6 +245,17 @@ def _barred(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
         if row.constraint_failures and _beats(metric, row, best)
     ]
     return f"Better by {metric.name} but not eligible: {'; '.join(found)}." if found else ""
+
+
+def _failed_seeds(ranked: Sequence[Row]) -> str:
+    """Ranked rows that did not complete with every seed: what they reached with the others may flatter them."""
+    found = [
+        f"{row.option} with {len(row.failures)} of {row.planned} seeds "
+        f"({_and(sorted({failure.kind for failure in row.failures}))})"
+        for row in ranked
+        if row.failures
+    ]
+    return f"Failed, though ranked: {'; '.join(found)}." if found else ""
 
 
 def _beats(metric: Metric, row: Row, best: float | None) -> bool:
@@ -240,8 +275,15 @@ def _seeds_left_out(metric: Metric, ranked: Sequence[Row], summaries: Mapping[st
     return f"Left out for the state of the GPUs: {'; '.join(found)}." if found else ""
 
 
-def _left_out(metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+def _left_out(
+    metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary], others_are_ranked: bool
+) -> str:
     why = {row.option: _reason(metric, row, summaries[row.option]) for row in rows}
+    if others_are_ranked:
+        alone = [row for row in rows if row.eligible and row.rank is None and not why[row.option]]
+        why |= {
+            row.option: f"{row.n} seed{'s' if row.n > 1 else ''}, no spread to tell its rank by" for row in alone
+        }
     told = [f"{name} ({reason})" for name, reason in why.items() if reason]
     return f"Not ranked: {', '.join(told)}." if told else ""
 

@@ -5,11 +5,13 @@ log(value) = option + seed + chance; chance is what two-way residuals show. Wher
 variance is pooled over them, which is what makes few seeds enough; where they do not, each pair falls back on the
 spread of its own differences (the blocked counterpart of Welch's test). An option that is noisier than the others
 beyond doubt (an F test at 0.001, shared among the options) is no part of the pool, so that it does not widen the
-others' intervals; its own pairs have their own spread. Between pooled and own the weights follow the
-moderated t of Smyth 2004, "Linear models and empirical Bayes methods", doi:10.2202/1544-6115.1027, section 6: the
-prior degrees of freedom are estimated from how much more the options' log variances differ than chance makes
-them. With few options that estimate says little, so the variance of the log variances is taken larger by one and
-a half of its standard errors, a share of sqrt(2 / (options - 1)) each. What that leaves, with options of equal
+others' intervals; its own pairs have their own spread. So do those of an option with half the seeds of the
+others or fewer, or with two where others have more: whether its spread is theirs can't be seen. Between pooled
+and own the weights follow the moderated t of Smyth 2004, "Linear models and empirical Bayes methods",
+doi:10.2202/1544-6115.1027, section 6: the prior degrees of freedom are estimated from how much more the options'
+log variances differ than chance makes them. With few options that estimate says little, so the variance of the
+log variances is taken larger by one and a half of its standard errors, a share of
+sqrt(2 / (options - 1)) each. What that leaves, with options of equal
 speed whose spreads differ up to five times: a false "better" in 1 to 4 % of simulated runs, and any false claim
 in 3 to 8 % with five seeds, in 3 to 9 % with three, most where the baseline is the noisy one
 (tests/analysis/test_simulations.py). Correlation between an option's seeds beyond the block is left out.
@@ -25,6 +27,7 @@ import numpy as np
 
 from selectbench.analysis.comparison import Spread
 from selectbench.analysis.distributions import Bools, Floats, digamma, f_tail, trigamma, trigamma_inverse
+from selectbench.analysis.least_squares import solve
 
 _EQUAL = 1e-13
 """Differences of logarithms that are closer than this are the same: it is the rounding of the logarithm."""
@@ -119,7 +122,10 @@ def agreeing(logs: Floats) -> tuple[Bools, Floats, int]:
 
     No degrees of freedom where fewer than three are left.
     """
-    members: Bools = np.any(~np.isnan(logs), axis=1)
+    seeds = (~np.isnan(logs)).sum(axis=1)
+    most = int(seeds.max(initial=0))
+    # The spread of an option with far fewer seeds than the others can't be told from theirs, nor lent to it.
+    members: Bools = (seeds > 0) & (2 * seeds > most) & (seeds >= min(3, most))
     while members.sum() >= 3:
         residuals, free = residuals_of(logs[members])
         noisy = _noisiest(residuals, free)
@@ -160,9 +166,10 @@ def _residuals_by_column(logs: Floats) -> tuple[Floats, int]:
     shares = present / np.maximum(counts, 1)[:, None]
     y = np.where(present, logs, 0.0)
     centred = np.where(present, y - (y.sum(axis=1) / np.maximum(counts, 1))[:, None], 0.0)
-    reduced = np.diag(present.sum(axis=0).astype(float)) - present.T.astype(float) @ shares
-    effects, _, rank, _ = np.linalg.lstsq(reduced, centred.sum(axis=0), rcond=1e-10)
-    residuals = centred - np.where(present, effects - (shares @ effects)[:, None], 0.0)
+    shared = (present[:, :, None] * shares[:, None, :]).sum(axis=0)
+    effects, rank = solve(np.diag(present.sum(axis=0).astype(float)) - shared, centred.sum(axis=0))
+    own = (shares * effects[None, :]).sum(axis=1)
+    residuals = centred - np.where(present, effects - own[:, None], 0.0)
     free = int(present.sum() - (counts > 0).sum() - rank)
     return np.where(present, residuals, np.nan), free
 

@@ -26,9 +26,17 @@ COMPARED = (
 )  # fmt: skip
 """Metrics whose changes are tested; final_perplexity goes with final_loss and is shown only."""
 _SHOWN_ONLY = frozenset({"final_perplexity"})
-_PASSING = ("git_", "data.seconds", "kernel", "libc", "memory_total_bytes")
+_PASSING = ("git_", "data.seconds", "memory_total_bytes")
 """Of the environment, by beginning: what moves no figure."""
-MACHINE = ("cpu_model", "cores_by_affinity", "cores_by_cgroup", "gpus", "memory_limit_bytes")
+MACHINE = (
+    "cpu_model",
+    "cpu_features",
+    "cores_by_affinity",
+    "cores_by_cgroup",
+    "gpus",
+    "memory_limit_bytes",
+    "threads",
+)
 """Of the environment, by beginning: what makes it another machine."""
 
 
@@ -40,6 +48,8 @@ class ReadRun:
     suite: Suite
     records: Sequence[Record]
     environment: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    """About lines of the records that could not be used."""
 
     @cached_property
     def summaries(self) -> dict[str, Summary]:
@@ -69,7 +79,7 @@ class Change(Shown):
     option: str
     metric: str
     reference: float | None
-    """Mean over the reference's seeds."""
+    """Mean over the common seeds, over all of the reference's where fewer than two are common."""
     run: float | None
     ratio: float | None
     """Geometric mean over common seeds of run over reference; of the means' logarithms where none are common."""
@@ -97,6 +107,8 @@ class Compared(Shown):
     tests: int
     only_in_reference: list[str]
     only_in_run: list[str]
+    lost: dict[str, str]
+    """Options that the reference completed with some seed and the run with none, with why."""
     notes: list[str]
     """What makes the comparison doubtful."""
 
@@ -117,14 +129,20 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
         environment=[
             d for d in differing(run.environment, reference.environment) if not d.path.startswith(_PASSING)
         ],
+        lost={n: _loss_of(ours[n]) for n in common if theirs[n].completed and not ours[n].completed},
         changes=[
             _change(run.suite, ours[option], theirs[option], metric, differences[metric][option],
                     judged.get((option, metric)))
             for option in common for metric in COMPARED if option in differences[metric]
         ],
-        tests=len(judged), only_in_reference=[n for n in theirs if n not in ours],
+        tests=sum(not one.is_exact for one in judged.values()),
+        only_in_reference=[n for n in theirs if n not in ours],
         only_in_run=[n for n in ours if n not in theirs], notes=_notes(run, reference, ours, theirs),
     )  # fmt: skip
+
+
+def _loss_of(ours: Summary) -> str:
+    return ", ".join(sorted({failure.kind for failure in ours.failed.values()})) or "no outcome"
 
 
 def _differences(
@@ -137,8 +155,11 @@ def _change(
     suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: Judged | None
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.decide.threshold(metric)
+    common = (
+        ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None
+    )  # as `changes` pairs them
     return Change(
-        option=ours.name, metric=metric, reference=theirs.mean(metric), run=ours.mean(metric),
+        option=ours.name, metric=metric, reference=theirs.mean(metric, common), run=ours.mean(metric, common),
         ratio=finite(lambda: math.exp(difference.estimate)),
         low=finite(lambda: math.exp(judged.low)) if judged else None,
         high=finite(lambda: math.exp(judged.high)) if judged else None,
@@ -151,17 +172,36 @@ def _change(
 def _notes(
     run: ReadRun, reference: ReadRun, ours: Mapping[str, Summary], theirs: Mapping[str, Summary]
 ) -> list[str]:
-    notes = []
+    notes = [*reference.notes, *run.notes]
+    if other := other_data(run, reference):
+        notes.append(f"the runs did not read the same data: {other}")
     if run.suite.resolved.get("job") != reference.suite.resolved.get("job"):
         notes.append("the jobs differ: the changes are not those of a machine or a version alone")
     if not set(run.suite.seeds) & set(reference.suite.seeds):
         notes.append("no common seeds: initial weights and data order differ, and are part of the spread")
     for read, summaries in ((reference, theirs), (run, ours)):
-        failed = [f"{n} ({len(s.failed)} of {len(s.planned)})" for n, s in summaries.items() if s.failed]
-        notes += [f"failed trials in {read.name}: {', '.join(failed)}"] if failed else []
-        other = sorted(read.other_jobs())
-        notes += [f"{read.name}: not the baseline's job: {', '.join(other)}"] if other else []
+        broken = [f"{n} ({len(s.failed)} of {len(s.planned)})" for n, s in summaries.items() if s.failed]
+        notes += [f"failed trials in {read.name}: {', '.join(broken)}"] if broken else []
+        others = sorted(read.other_jobs())
+        notes += [f"{read.name}: not the baseline's job: {', '.join(others)}"] if others else []
     return notes
+
+
+_DATA = ("evaluation_set_sha256", "token_stream_sha256")
+
+
+def other_data(run: ReadRun, reference: ReadRun) -> str | None:
+    """How the data of an option with the same seed differ, from the certificates; None where they do not."""
+    for name, theirs in reference.summaries.items():
+        ours = run.summaries.get(name)
+        for seed in sorted(theirs.completed.keys() & (ours.completed.keys() if ours else set())):
+            assert ours is not None
+            pair = (ours.completed[seed].identity, theirs.completed[seed].identity)
+            for field in _DATA:
+                digests = [getattr(identity, field, None) for identity in pair]
+                if None not in digests and digests[0] != digests[1]:
+                    return f"{field} of {name} with seed {seed}"
+    return None
 
 
 def differing(run: Mapping[str, Any], reference: Mapping[str, Any]) -> list[Differing]:

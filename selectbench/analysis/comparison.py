@@ -25,8 +25,9 @@ class Comparison(Shown):
 
     against: str
     """The other option."""
-    ratio: float
-    """Geometric mean, over those seeds, of this option's value over the other's with the same seed."""
+    ratio: float | None
+    """Geometric mean, over those seeds, of this option's value over the other's with the same seed; None: more or
+    less than a float holds."""
     low: float | None
     """Lower end of the simultaneous 95 % interval of the ratio; None: one seed, no measure of spread."""
     high: float | None
@@ -59,7 +60,7 @@ class Family(Shown):
     constraints: list[str]
     """... and every option on each of these constraints."""
     tests: int
-    """How many that were, options without figures left out."""
+    """How many that were: options without figures, and values without any spread, take no part."""
     thresholds: dict[str, float]
     """Smallest difference that matters, as a share, by metric."""
 
@@ -78,7 +79,7 @@ class ToLoss(Shown):
     reached: list[int]
     """Seeds with which it got there."""
     not_reached: list[int]
-    """Seeds with which it did not; any makes the four figures None, as the others alone would flatter it."""
+    """Seeds with which it did not, or diverged; any makes the four figures None: the others would flatter it."""
 
 
 class NamedVerdict(Shown):

@@ -44,8 +44,13 @@ class Contest:
         thresholds.setdefault(decided_by.objective, decided_by.threshold(decided_by.objective))
         return Family(
             alpha=ALPHA, objective=decided_by.objective, constraints=decided_by.constraints,
-            tests=len(self.judged), thresholds=thresholds,
+            tests=self.tests, thresholds=thresholds,
         )  # fmt: skip
+
+    @property
+    def tests(self) -> int:
+        """How many share alpha."""
+        return sum(not judged.is_exact for judged in self.judged.values())
 
     def constraints(self, option: str) -> list[ConstraintVerdict]:
         """One each in the suite's order; empty for an option that was not asked."""
@@ -63,7 +68,7 @@ class Contest:
         if option not in self.differences:
             return None
         judged = self.judged.get((option, ""))
-        return self.compared(self.baseline.name, self.differences[option], judged, len(self.judged))
+        return self.compared(self.baseline.name, self.differences[option], judged, self.tests)
 
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
@@ -73,10 +78,10 @@ class Contest:
         if judged is not None:
             decision = decide(judged, threshold, more_is_better=metric.better == "more")
         settling = None
-        if decision == "undecided":
+        if decision == "undecided" and judged is not None:
             settling = self._settling(difference, _open_distance(difference.estimate, threshold), tests)
         return Comparison(
-            against=against, ratio=_ratio(difference.estimate) or 0.0,
+            against=against, ratio=_ratio(difference.estimate),
             low=_ratio(judged.low) if judged else None, high=_ratio(judged.high) if judged else None,
             p=judged.p if judged else None, p_adjusted=judged.p_adjusted if judged else None,
             decision=decision, spread=difference.spread, degrees_of_freedom=difference.degrees_of_freedom,
@@ -84,7 +89,7 @@ class Contest:
         )  # fmt: skip
 
     def _settling(self, difference: Difference, distance: float, tests: int | None = None) -> Settling | None:
-        seeds = seeds_to_settle(difference, tests or max(1, len(self.judged)), distance)
+        seeds = seeds_to_settle(difference, max(1, tests or self.tests), distance)
         if seeds is None:
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
@@ -132,15 +137,14 @@ def _ask(contest: Contest, judge: Judge, summary: Summary, tests: dict[Key, Hypo
     """Puts an option's tests among the family's. The control and the baseline itself are no candidates."""
     suite = contest.suite
     candidate = summary.name != suite.baseline and not is_control(suite, summary.name)
-    for text in suite.decide.constraints:
+    for text in [] if is_control(suite, summary.name) else suite.decide.constraints:
         contest.asked[summary.name, text] = asked = judge.ask(text, summary)
-        relative_to_itself = (
-            summary.name == suite.baseline and isinstance(asked, Asked) and asked.constraint.relative
-        )
-        if isinstance(asked, Asked) and not is_control(suite, summary.name):
-            tests.update({} if relative_to_itself else {(summary.name, text): asked.test})
-        if relative_to_itself and isinstance(asked, Asked):
+        if not isinstance(asked, Asked):
+            continue
+        if summary.name == suite.baseline and asked.constraint.relative:  # to itself
             contest.asked[summary.name, text] = asked.concluded(Judged(0.0, 0.0, 0.0, 1.0, 1.0), None)
+        else:
+            tests[summary.name, text] = asked.test
     found = contest.blocks[suite.decide.objective].difference(summary.name, suite.baseline)
     if summary.name != suite.baseline and found is not None:
         contest.differences[summary.name] = found

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from selectbench import units
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.distributions import two_sided_p
-from selectbench.analysis.family import ALPHA
+from selectbench.analysis.family import HypothesisTest, decide, judge_all
+from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.summary import Summary
 from selectbench.suite.suite import CONTROL
@@ -17,26 +17,20 @@ _WATCHED = ("tokens_per_second", "peak_memory_bytes", "final_loss", "joules_per_
 
 
 def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list[str]:
-    """A line for each metric in which the control differs from the baseline, by its own test at ALPHA."""
+    """A line for each metric in which the control differs from the baseline, by tests that share alpha."""
     if not contest.suite.control or not summaries[CONTROL].completed:
         return []
-    found = [_difference(contest, name) for name in dict.fromkeys((contest.suite.decide.objective, *_WATCHED))]
+    names = [n for n in dict.fromkeys((contest.suite.decide.objective, *_WATCHED)) if n in contest.blocks]
+    found = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
+    judged = judge_all({name: HypothesisTest(difference) for name, difference in found.items() if difference})
     return [
-        f"the control, which repeats the baseline, differs from it by {line}: something besides the options "
-        "moves the "
-        "figures, so smaller differences mean nothing"
-        for line in found
-        if line
+        f"the control, which repeats the baseline, differs from it by {METRICS[name].name} "
+        f"{units.ratio(_ratio(one.estimate))}: something besides the options moves the figures, so smaller "
+        "differences mean nothing"
+        for name, one in judged.items()
+        if decide(one, contest.suite.decide.threshold(name), more_is_better=True) in ("better", "worse")
     ]
 
 
-def _difference(contest: Contest, metric: str) -> str | None:
-    found = contest.blocks[metric].difference(CONTROL, contest.baseline.name) if metric in contest.blocks else None
-    if found is None or found.standard_error is None:
-        return None
-    matters = abs(found.estimate) > math.log1p(contest.suite.decide.threshold(metric))
-    free = found.degrees_of_freedom or math.inf
-    chance = float(two_sided_p(found.estimate / found.standard_error, free)) if found.standard_error else 0.0
-    if not matters or chance > ALPHA:
-        return None
-    return f"{METRICS[metric].name} {units.ratio(math.exp(found.estimate))}"
+def _ratio(logarithm: float) -> float | None:
+    return finite(lambda: math.exp(logarithm))

@@ -18,6 +18,7 @@ import numpy as np
 from selectbench.analysis.comparison import Effect, FactorView, Interaction, Share
 from selectbench.analysis.distributions import Floats, quantile
 from selectbench.analysis.family import ALPHA
+from selectbench.analysis.least_squares import fit
 from selectbench.analysis.row import Row
 from selectbench.analysis.summary import Summary
 from selectbench.suite.suite import CONTROL, Option, Suite
@@ -146,10 +147,10 @@ def _by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[
     for seed in sorted({seed for values in logs.values() for seed in values}):
         names = [name for name, values in logs.items() if values.get(seed, 0) > 0]
         design = np.array([[1.0, *(column[name] for column in columns)] for name in names])
-        if len(names) < design.shape[-1] or np.linalg.matrix_rank(design) < design.shape[1]:
-            continue
         target = np.array([math.log(logs[name][seed]) for name in names])
-        found.append(np.linalg.lstsq(design, target, rcond=None)[0][1:])
+        coefficients = fit(design, target) if len(names) else None
+        if coefficients is not None:
+            found.append(coefficients[1:])
     return np.array(found)
 
 
@@ -171,7 +172,7 @@ def _shares(rows: Sequence[Row], factors: Sequence[Factor], effects: Sequence[Ef
     """The first row's gain as a product of its levels' main effects and what they do together."""
     best = rows[0] if rows and rows[0].rank is not None else None
     ratio = best.against_baseline.ratio if best and best.against_baseline else None
-    if best is None or ratio is None:
+    if best is None or not ratio:
         return {"best": None, "best_ratio": None, "shares": [], "together": None}
     known = {(effect.factor, effect.level): effect.ratio for effect in effects}
     levels = [(factor.name, factor.levels[best.option]) for factor in factors]

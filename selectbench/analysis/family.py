@@ -27,6 +27,10 @@ LIKELY = 0.8
 """Chance with which the seeds that are proposed settle a question, if the difference is what it looks like."""
 MOST_SEEDS = 200
 """More are never proposed."""
+FEWEST_TO_PROPOSE = 3
+"""Seeds whose spread foretells anything; of two it is right in half of all cases at best."""
+ROUNDING = 1e-12
+"""Of logarithms: a difference of just the threshold is not above it."""
 Key = TypeVar("Key", bound=Hashable)
 _Z_LIKELY = 0.8416
 """The normal distribution's quantile of LIKELY."""
@@ -52,6 +56,11 @@ class Judged:
     p_adjusted: float
 
     @property
+    def is_exact(self) -> bool:
+        """Whether there was no spread: chance had no part in it, so it is none of the tests that share alpha."""
+        return self.low == self.high
+
+    @property
     def rejected(self) -> bool:
         """Whether the bound is claimed not to be the truth."""
         return self.p_adjusted <= ALPHA
@@ -60,15 +69,18 @@ class Judged:
 def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> dict[Key, Judged]:
     """Of all tests whose spread is known; the others are none of the family.
 
-    `total`: how many the family has, where not all are given.
+    Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
+    family has, where not all are given.
     """
     known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
     if not known:
         return {}
     estimates, errors, free, bounds = _columns(list(known.values()))
     p = p_values(estimates - bounds, errors, free)
-    adjusted = holm(p, total)
-    half = np.where(errors > 0, quantile(ALPHA / (total or len(known)), free) * errors, 0.0)
+    adjusted, by_chance = p.copy(), errors > 0
+    adjusted[by_chance] = holm(p[by_chance], total)
+    sharing = max(1, total or int(by_chance.sum()))
+    half = np.where(by_chance, quantile(ALPHA / sharing, free) * errors, 0.0)
     low, high = _agreeing(estimates, half, bounds, adjusted)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
     return {key: Judged(*found) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
@@ -103,18 +115,24 @@ def holm(p: Floats, tests: int | None = None) -> Floats:
 
 
 def _agreeing(estimates: Floats, half: Floats, bounds: Floats, adjusted: Floats) -> tuple[Floats, Floats]:
-    """Ends that exclude the bound exactly where the adjusted p rejects it."""
-    low, high = estimates - half, estimates + half
+    """Ends of intervals of these half widths that agree with the adjusted p."""
+    return agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted)
+
+
+def agreeing_ends(
+    low: Floats, high: Floats, estimates: Floats, bounds: Floats, adjusted: Floats
+) -> tuple[Floats, Floats]:
+    """Ends that exclude the bound where the adjusted p rejects it."""
     rejected = adjusted <= ALPHA
     above, below = rejected & (estimates > bounds), rejected & (estimates < bounds)
-    low = np.where(above, np.maximum(low, np.nextafter(bounds, math.inf)), low)
-    high = np.where(below, np.minimum(high, np.nextafter(bounds, -math.inf)), high)
+    low = np.where(above, np.maximum(low, bounds + ROUNDING), low)
+    high = np.where(below, np.minimum(high, bounds - ROUNDING), high)
     return low, high
 
 
 def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decision:
     """The two gates: the adjusted p, and a difference above the threshold (a share, such as 0.01)."""
-    matters = math.log1p(threshold)
+    matters = math.log1p(threshold) + ROUNDING
     if judged.rejected and abs(judged.estimate) > matters:
         return "better" if (judged.estimate > 0) is more_is_better else "worse"
     within = -matters <= judged.low and judged.high <= matters
@@ -128,7 +146,7 @@ def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int 
     degrees of freedom that grow with the seeds, at Bonferroni's level for `tests`.
     """
     error, free = difference.standard_error, difference.degrees_of_freedom
-    if not error or not free or distance <= 0 or difference.seeds < 2:
+    if not error or not free or distance <= 0 or difference.seeds < FEWEST_TO_PROPOSE:
         return None
     of_one_seed, free_of_one = error * math.sqrt(difference.seeds), free / (difference.seeds - 1)
 

@@ -26,9 +26,12 @@ def tokens_per_second(m: Measurement) -> float | None:
 
 
 def peak_memory_bytes(m: Measurement) -> float | None:
-    """CUDA: the allocator's peak of allocated bytes. CPU: peak growth of the proportional set size."""
+    """CUDA: the allocator's peak of allocated bytes. CPU: peak growth of the proportional set size.
+
+    No growth at all is less than can be measured, and so not known: a training that takes no memory there is not.
+    """
     allocated = m.peak_memory_allocated_bytes
-    return allocated if allocated is not None else m.peak_pss_growth_bytes
+    return (allocated if allocated is not None else m.peak_pss_growth_bytes) or None
 
 
 def memory_kind(m: Measurement) -> MemoryKind | None:

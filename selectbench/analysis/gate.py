@@ -8,7 +8,7 @@ from typing import Literal
 
 from selectbench.analysis.blocks import of_one
 from selectbench.analysis.changes import changes
-from selectbench.analysis.compared import MACHINE, ReadRun, differing
+from selectbench.analysis.compared import MACHINE, Differing, ReadRun, differing, other_data
 from selectbench.analysis.family import HypothesisTest, judge_all
 from selectbench.analysis.judge import Asked, directly
 from selectbench.analysis.row import ConstraintVerdict
@@ -44,6 +44,8 @@ class Gate(Shown):
     """regression where any check says so, else inconclusive where any does, else pass."""
     checks: list[Check]
     tests: int
+    notes: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    """Lines of either run's records that could not be used."""
 
 
 def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_machine: bool = False) -> Gate:
@@ -72,7 +74,10 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     concluded = {key: a.concluded(judged.get(key), None) if isinstance(a, Asked) else a for key, a in asked.items()}
     checks = [_check(option, found, others) for (option, _), found in concluded.items()]
     checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
-    return Gate(run=run.name, reference=reference.name, verdict=overall(checks), checks=checks, tests=len(judged))
+    return Gate(
+        run=run.name, reference=reference.name, verdict=overall(checks), checks=checks,
+        tests=sum(not one.is_exact for one in judged.values()), notes=[*run.notes, *reference.notes],
+    )  # fmt: skip
 
 
 def overall(checks: Sequence[Check]) -> Verdict:
@@ -97,10 +102,20 @@ def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machi
     changed = [name for name in theirs if name in ours and ours[name] != theirs[name]]
     if changed:
         raise UserError(f"options of other settings than the reference's: {', '.join(changed[:5])}")
-    machines = [d for d in differing(run.environment, reference.environment) if d.path.startswith(MACHINE)]
+    other = other_data(run, reference)
+    if other:
+        raise UserError(f"not the same data, so there is nothing to gate: {other}")
+    machines = [d for d in differing(run.environment, reference.environment) if _is_of_machine(d)]
     if machines and not any_machine:
         told = "; ".join(f"{d.path}: {d.reference} there, {d.run} here" for d in machines[:3])
         raise UserError(f"not the same machine: {told}; --any-machine gates all the same")
+
+
+def _is_of_machine(found: Differing) -> bool:
+    """Older records say nothing of the processor's features."""
+    if found.path == "cpu_features" and None in (found.reference, found.run):
+        return False
+    return found.path.startswith(MACHINE)
 
 
 def _asked(
@@ -141,6 +156,10 @@ def _failed(option: str, ours: Summary | None, theirs: Summary) -> Check | None:
     if ours is None:
         return Check(option=option, limit="completes", verdict="inconclusive", detail="the run does not have it")
     failed = {s: f for s, f in ours.failed.items() if s in theirs.completed}
+    missing = [seed for seed in theirs.completed if seed not in ours.completed and seed not in ours.failed]
+    if missing and not failed:
+        detail = f"no outcome for seed {', '.join(map(str, missing))}, which the reference completed"
+        return Check(option=option, limit="completes", verdict="inconclusive", detail=detail)
     if not failed:
         return None
     kinds = ", ".join(sorted({failure.kind for failure in failed.values()}))

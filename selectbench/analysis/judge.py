@@ -21,6 +21,10 @@ _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 
+FAR = 2.0
+"""An absolute bound that all values are so many times away from is decided without a measure of spread: no figure
+of one job varies that much from seed to seed."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -30,14 +34,18 @@ class Asked:
     constraint: Constraint
     test: HypothesisTest
     """Against the bound."""
+    is_far: bool = False
+    """Whether every seed's value lies beyond `FAR` times an absolute bound, or below its inverse."""
 
     def concluded(self, judged: Judged | None, settling: Settling | None) -> ConstraintVerdict:
         """`judged`: the test among its family; None: no measure of spread."""
         verdict, shown = "undecided", f"{self.constraint.metric} is {self._shown(self.test.difference.estimate)}"
+        if judged is None and self.is_far:
+            verdict = "holds" if self._holds(self.test.difference.estimate) else "fails"
+            return _said(self.text, verdict, f"{shown}, far from the bound")
         if judged is None:
-            seeds = self.test.difference.seeds
-            return _said(self.text, "undecided", f"{shown} with {seeds} seed, which tells no spread")
-        if judged.rejected or judged.low == judged.high:
+            return _said(self.text, "undecided", f"{shown} with 1 seed, which tells no spread")
+        if judged.rejected or judged.is_exact or self.is_far:
             verdict = "holds" if self._holds(judged.estimate) else "fails"
         if judged.low < judged.high:
             shown += f" ({self._end(judged.low)} to {self._end(judged.high)})"
@@ -120,7 +128,9 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | Co
     found = of_one(values)
     if found is None or constraint.value <= 0 or min(values.values()) <= 0:
         return directly(text, constraint, summary)
-    return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)))
+    distances = [math.log(value / constraint.value) for value in values.values()]
+    far = min(distances) > math.log(FAR) or max(distances) < -math.log(FAR)
+    return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)), is_far=far)
 
 
 def directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:

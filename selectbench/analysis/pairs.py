@@ -10,7 +10,7 @@ import numpy as np
 
 from selectbench.analysis.blocks import Blocks
 from selectbench.analysis.distributions import Bools, Floats, quantile
-from selectbench.analysis.family import ALPHA, holm, p_values
+from selectbench.analysis.family import ALPHA, ROUNDING, holm, p_values
 
 _EQUAL = 1e-13
 
@@ -24,8 +24,10 @@ class Pairs:
     second: np.ndarray
     estimates: Floats
     """Logarithm of first over second; NaN where no seed has both."""
+    p: Floats
+    """Of each by itself; NaN where there is no measure of spread."""
     p_adjusted: Floats
-    """NaN where there is no measure of spread."""
+    """The same adjusted for all pairs."""
     half_widths: Floats
     """Of the simultaneous intervals (Bonferroni's over all pairs); NaN where there is no measure of spread."""
 
@@ -34,9 +36,22 @@ class Pairs:
         low, high = sorted((self.names.index(option), self.names.index(other)))
         return low * len(self.names) - low * (low + 1) // 2 + high - low - 1
 
-    def better(self, threshold: float, *, more_is_better: bool) -> Bools:
-        """[i, j]: whether i is shown to be better than j by both gates."""
-        told = (self.p_adjusted <= ALPHA) & (np.abs(self.estimates) > math.log1p(threshold))
+    def beats(self, option: str, yardstick: str, threshold: float, *, more_is_better: bool) -> bool:
+        """Whether it is shown to be better than the yardstick, adjusted for all options against that one."""
+        place = self.place(option, yardstick)
+        others = [self.place(name, yardstick) for name in self.names if name != yardstick]
+        known = [p for p in self.p[others].tolist() if not math.isnan(p)]
+        p, ahead = float(self.p[place]), float(self.estimates[place])
+        signed = ahead if self.names.index(option) < self.names.index(yardstick) else -ahead
+        gain = signed if more_is_better else -signed
+        if math.isnan(p) or gain <= math.log1p(threshold) + ROUNDING:
+            return False
+        return float(holm(np.array(known))[known.index(p)]) <= ALPHA
+
+    def better(self, threshold: float, *, more_is_better: bool, families: int = 1) -> Bools:
+        """[i, j]: whether i is shown to be better than j by both gates; `families` share alpha."""
+        told = self.p_adjusted <= ALPHA / families
+        told &= np.abs(self.estimates) > math.log1p(threshold) + ROUNDING
         ahead = (self.estimates > 0) == more_is_better
         found = np.zeros((len(self.names), len(self.names)), bool)
         found[self.first[told & ahead], self.second[told & ahead]] = True
@@ -46,7 +61,7 @@ class Pairs:
     def same(self, threshold: float) -> Bools:
         """[i, j]: whether the whole interval lies within the threshold."""
         with np.errstate(invalid="ignore"):
-            told = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold)
+            told = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold) + ROUNDING
         found = np.zeros((len(self.names), len(self.names)), bool)
         found[self.first[told], self.second[told]] = found[self.second[told], self.first[told]] = True
         return found
@@ -76,12 +91,14 @@ def all_pairs(blocks: Blocks, names: Sequence[str]) -> Pairs:
     estimates, errors, free = _differences(blocks, logs, pool, first, second)
     adjusted = np.full(len(first), np.nan)
     known = ~np.isnan(errors)
-    adjusted[known] = holm(p_values(estimates[known], errors[known], free[known]))
-    widths = np.full(len(first), np.nan)
     spread = known & (errors > 0)
+    p = np.full(len(first), np.nan)
+    p[known] = adjusted[known] = p_values(estimates[known], errors[known], free[known])
+    adjusted[spread] = holm(p[spread])
+    widths = np.full(len(first), np.nan)
     widths[known] = 0.0
-    widths[spread] = quantile(ALPHA / max(1, int(known.sum())), free[spread]) * errors[spread]
-    return Pairs(names, first, second, estimates, adjusted, widths)
+    widths[spread] = quantile(ALPHA / max(1, int(spread.sum())), free[spread]) * errors[spread]
+    return Pairs(names, first, second, estimates, p, adjusted, widths)
 
 
 def _differences(

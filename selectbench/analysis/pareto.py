@@ -7,15 +7,17 @@ more than the threshold. A picture of the field beside the declared family, not 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from selectbench.analysis import ranks
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.distributions import Bools
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import all_pairs
 from selectbench.analysis.row import Row
+from selectbench.analysis.summary import Summary
 
 _DIMENSIONS = (
     ("tokens_per_second",), ("peak_device_memory_bytes", "peak_memory_bytes"), ("joules_per_token",),
@@ -32,19 +34,27 @@ def dimensions(rows: Sequence[Row]) -> list[str]:
     return [name for name in known if name is not None]
 
 
+def has_diverged(row: Row) -> bool:
+    """Whether it did with any seed: what the other seeds learnt flatters it."""
+    return any(failure.kind == "diverged" for failure in row.failures)
+
+
 def _counts(row: Row, metric: str) -> bool:
     found = row.metrics[metric]
     return found.value is not None and not found.unclean
 
 
-def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
+def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Row]:
     """The rows with `pareto` and `dominated_by` told for those that completed and did the baseline's job."""
     taking_part = [row for row in rows if row.n and row.identity.comparable and not row.control]
     over = dimensions(taking_part)
+    if ranks.share_main_memory(contest.suite.device, list(summaries.values())):
+        over = [name for name in over if name != "peak_memory_bytes"]
     if not taking_part or not over:
         return list(rows)
     names = [row.option for row in taking_part]
-    found = _dominates(contest, names, over)
+    diverged = np.array([has_diverged(row) for row in taking_part])
+    found = _dominates(contest, names, over, diverged)
     by = {name: [names[j] for j in np.flatnonzero(found[:, i])] for i, name in enumerate(names)}
     return [
         row.model_copy(update={"pareto": not by[row.option], "dominated_by": by[row.option]})
@@ -54,8 +64,8 @@ def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
     ]
 
 
-def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str]) -> Bools:
-    """[i, j]: whether i dominates j."""
+def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], diverged: Bools) -> Bools:
+    """[i, j]: whether i dominates j; one that diverged with a seed dominates none."""
     shape = (len(names), len(names))
     better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
     for name in over:
@@ -64,4 +74,4 @@ def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str]) -> B
         better = pairs.better(threshold, more_is_better=more)
         better_somewhere |= better
         worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
-    return better_somewhere & ~worse_somewhere
+    return better_somewhere & ~worse_somewhere & ~diverged[:, None]

@@ -65,7 +65,8 @@ def _rows(suite: Suite, summaries: list[Summary]) -> _Ranked:
     standing = stand(contest, [row.option for row in rows if _placeable(suite, row)])
     rows = _in_order(suite, [_placed(standing, row) for row in rows])
     rows = [_against_best(standing, row, rows[0]) for row in rows]
-    return _Ranked(suite, summaries, contest, with_pareto(contest, rows))
+    by_name = {summary.name: summary for summary in summaries}
+    return _Ranked(suite, summaries, contest, with_pareto(contest, rows, by_name))
 
 
 def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
@@ -161,6 +162,8 @@ def _group(suite: Suite, row: Row) -> int:
         return 0
     if row.eligible:
         return 1 if _placeable(suite, row) else 2
+    if row.control:
+        return 8
     if row.n == 0:
         return 7 if row.status == "failed" else 6
     if row.identity.violations:

@@ -82,6 +82,11 @@ def in_answer(device: str, summaries: Sequence[Summary]) -> str:
     return " Over gloo on a CPU: a functional check, no finding about GPUs." if warnings(device, summaries) else ""
 
 
+def share_main_memory(device: str, summaries: Sequence[Summary]) -> bool:
+    """Whether options have different numbers of ranks in one main memory, so that one rank's part says little."""
+    return device == "cpu" and len({world_size(summary) for summary in summaries} - {None}) > 1
+
+
 def is_about_scaling(summaries: Sequence[Summary]) -> bool:
     """Whether rows differ in their number of ranks, and in nothing that would make a speed-up another thing."""
     differing = {name.partition(".")[0] for summary in summaries for name in summary.option.differs_in}

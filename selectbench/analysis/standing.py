@@ -1,8 +1,9 @@
 """The order of the rows by the objective: ranks that ties share.
 
-A second family, held at the same level: all pairs of options besides the baseline. Two options are put in order
-only where one of them at least was told from the baseline in the declared family (a gate, so that where all options
-are equal no more than the declared level of claims is false); a pair with the baseline is decided there.
+A second family: all pairs of options besides the baseline. Two options are put in order only where one of them at
+least was told from the baseline in the declared family (a gate, so that where all options are equal hardly more
+than the declared level of claims is false), or where the pair itself is told apart at a tenth of that level, as a
+noisy baseline tells nothing from itself. A pair with the baseline is decided in the declared family.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from selectbench.analysis.blocks import Difference
 from selectbench.analysis.comparison import Comparison, Decision
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.distributions import Bools
-from selectbench.analysis.family import HypothesisTest, judge_all
+from selectbench.analysis.family import HypothesisTest, agreeing_ends, judge_all
+from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import Pairs, all_pairs
+
+PAST_THE_GATE = 10
+"""Share of alpha, as its inverse, at which a pair needs no gate."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ class Standing:
         (judged,) = judge_all({"": HypothesisTest(difference)}, tests).values() or (None,)
         place = self.pairs.place(option, against)
         if judged is not None:
-            judged = replace(judged, p_adjusted=float(self.pairs.p_adjusted[place]))
+            adjusted = float(self.pairs.p_adjusted[place])
+            ends = (np.array(v) for v in (judged.low, judged.high, judged.estimate, 0.0, adjusted))
+            low, high = agreeing_ends(*ends)
+            judged = replace(judged, p_adjusted=adjusted, low=float(low), high=float(high))
         found = self.contest.compared(against, difference, judged, tests)
         mine, other = self.names.index(option), self.names.index(against)
         if found.decision in ("better", "worse") and not (self.better[mine, other] or self.better[other, mine]):
@@ -89,17 +97,17 @@ def stand(contest: Contest, names: Sequence[str]) -> Standing:
     threshold = contest.suite.decide.threshold(objective.name)
     baseline = contest.baseline.name
     pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline])
-    verdicts = pairs.better(threshold, more_is_better=objective.better == "more")
+    more = objective.better == "more"
+    verdicts = pairs.better(threshold, more_is_better=more)
     gate = np.array([_told_from_baseline(contest, name) for name in pairs.names], bool)
-    return _with_baseline(contest, names, pairs, verdicts & (gate[:, None] | gate[None, :]))
+    beyond = pairs.better(threshold, more_is_better=more, families=PAST_THE_GATE)
+    return _with_baseline(contest, names, pairs, verdicts & (gate[:, None] | gate[None, :]) | beyond)
 
 
 def _told_from_baseline(contest: Contest, option: str) -> bool:
-    """Whether the declared family tells the two apart; without a baseline there is no gate."""
-    if option not in contest.differences:
-        return not contest.baseline.values[contest.suite.decide.objective]
+    """Whether the declared family tells the two apart; there is no gate where it could not."""
     judged = contest.judged.get((option, ""))
-    return judged is not None and judged.rejected
+    return judged is None or judged.rejected
 
 
 def _with_baseline(contest: Contest, names: Sequence[str], pairs: Pairs, verdicts: Bools) -> Standing:
@@ -123,7 +131,12 @@ def _turned(found: Comparison, option: str, against: str) -> Comparison:
     turned: dict[Decision, Decision] = {"better": "worse", "worse": "better"}
     return found.model_copy(
         update={
-            "against": against, "ratio": 1 / found.ratio, "decision": turned.get(found.decision, found.decision),
-            "low": None if not found.high else 1 / found.high, "high": None if not found.low else 1 / found.low,
+            "against": against, "decision": turned.get(found.decision, found.decision),
+            "ratio": _inverse(found.ratio),
+            "low": _inverse(found.high), "high": _inverse(found.low),
         }
     )  # fmt: skip
+
+
+def _inverse(ratio: float | None) -> float | None:
+    return None if not ratio else finite(lambda: 1 / ratio)

@@ -59,7 +59,9 @@ def _by_seed(suite: Suite, summary: Summary, baseline: Summary) -> dict[int, _Re
     margin, targets = 1 + suite.decide.threshold("final_loss"), baseline.values["final_loss"]
     seeds = [seed for seed in summary.values["training_seconds"] if seed in targets]
     seeds = [seed for seed in seeds if summary.completed[seed].evaluation_curve]
-    return {seed: _reached(summary, seed, targets[seed] * margin) for seed in seeds}
+    found = {seed: _reached(summary, seed, targets[seed] * margin) for seed in seeds}
+    diverged = [seed for seed, f in summary.failed.items() if f.kind == "diverged" and seed in targets]
+    return {**found, **dict.fromkeys(diverged if found else [])}
 
 
 def _reached(summary: Summary, seed: int, target: float) -> _Reached | None:

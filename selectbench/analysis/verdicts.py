@@ -1,206 +1,198 @@
-"""Named verdicts: which option to take, by what is asked, with how sure that is and the settings to take."""
+"""Named verdicts: which option to take, by what is asked, with how sure that is and the settings to take.
+
+An option is named that none is shown to be better than. The baseline stays unless the option that is ahead is
+shown to be better than it: a change needs a reason. The objective's claims are the declared family's; every
+other question is judged by itself, its pairs adjusted by Holm, so that several questions have several chances of
+error.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from selectbench import units
-from selectbench.analysis.blocks import Blocks, make_blocks
-from selectbench.analysis.comparison import NamedVerdict, VerdictName
+from selectbench.analysis.comparison import NamedVerdict
 from selectbench.analysis.contest import Contest
+from selectbench.analysis.distributions import Bools
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.pairs import all_pairs
+from selectbench.analysis.pairs import Pairs, all_pairs
+from selectbench.analysis.questions import UNIT, Question, counts, questions
 from selectbench.analysis.row import Row
-from selectbench.analysis.summary import Summary, mean
-from selectbench.analysis.to_loss import price_by_seed
-from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
+from selectbench.analysis.summary import Summary
+from selectbench.suite.constraint import QUALITY_METRICS
 from selectbench.suite.suite import Suite
 
 BEST = "best.yaml"
 """The suite of the first row alone."""
-_UNIT = {"tokens_per_second": " tokens/s", "final_loss": " nats per token"}
-_PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
-    "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
-    "seconds": ("Soonest", units.seconds, "time"),
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One way of asking which option is best."""
-
-    name: VerdictName
-    title: str
-    rows: Sequence[Row]
-    """Those that qualify."""
-    blocks: Blocks
-    threshold: float
-    more_is_better: bool
-    show: Callable[[str, float], str]
-    """Option and mean value to a figure with its unit."""
-    values: Mapping[str, float]
-    """Means, by option."""
-    metric: str | None = None
-    """None: none of a trial's own."""
 
 
 def verdicts(
     suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
 ) -> list[NamedVerdict]:
     """One for each question that the run has figures for. `rows` in the order of the ranking."""
-    equal = [row for row in rows if row.eligible and row.n]
-    done = [row for row in rows if row.n and row.identity.comparable and not row.control]
-    words = _at_equal_quality(suite)
-    memory = "peak_device_memory_bytes" if all(_counts(r, "peak_device_memory_bytes") for r in equal) else None
-    questions = [
-        _by_metric("fastest", f"Fastest{words}", equal, contest, "tokens_per_second"),
-        _by_metric("smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes"),
-        _to_loss(suite, done, summaries, contest),
-        _by_metric("best_quality", "Best quality", done, contest, "final_loss"),
-    ]
-    found = [_answered(suite, rows, summaries, question) for question in questions if question]
-    return [verdict for verdict in found if verdict.option is not None or suite.job.evaluates]
+    asked = questions(suite, rows, summaries, contest)
+    found = [_answered(suite, rows, summaries, question) for question in asked]
+    return _with_files(suite, rows, [verdict for verdict in found if verdict.option or suite.job.evaluates])
 
 
-def _at_equal_quality(suite: Suite) -> str:
-    """What may be said of quality in the titles."""
-    if suite.quick or not suite.job.evaluates:
-        return " (quality was not measured)"
-    held = [text for text in suite.decide.constraints if parse_constraint(text).metric in QUALITY_METRICS]
-    return " at equal quality" if held else " (whatever the quality: no constraint is on it)"
+@dataclass(frozen=True)
+class _Finding:
+    """What the tests say of one question's options."""
 
-
-def _counts(row: Row, metric: str) -> bool:
-    found = row.metrics[metric]
-    return found.value is not None and not found.unclean
-
-
-def _by_metric(
-    name: VerdictName, title: str, rows: Sequence[Row], contest: Contest, metric_name: str
-) -> _Question | None:
-    known = [row for row in rows if _counts(row, metric_name)]
-    if rows and not known:
-        return None
-    metric = METRICS[metric_name]
-
-    def show(option: str, value: float) -> str:
-        row = next(row for row in known if row.option == option)
-        return f"{metric.show(value)}{_UNIT.get(metric_name, '')}{_against(contest, row, metric_name)}"
-
-    values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
-    threshold = contest.suite.decide.threshold(metric_name)
-    return _Question(
-        name,
-        title,
-        known,
-        contest.blocks[metric_name],
-        threshold,
-        metric.better == "more",
-        show,
-        values,
-        metric_name,
-    )
-
-
-def _against(contest: Contest, row: Row, metric: str) -> str:
-    """`, 1.25x the baseline (1.20x to 1.31x)`."""
-    found = row.metrics[metric]
-    if row.option == contest.baseline.name:
-        return " (the baseline)"
-    if found.ratio_to_baseline is None:
-        return ""
-    ends = "" if found.ratio_low is None else f" ({units.ratio_range(found.ratio_low, found.ratio_high)})"
-    return f", {units.ratio(found.ratio_to_baseline)} the baseline{ends}"
-
-
-def _to_loss(
-    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
-) -> _Question | None:
-    """By money where it is known, else by energy, else by time."""
-    there = [row for row in rows if row.to_loss and row.to_loss.seconds is not None]
-    for price, (title, show, noun) in _PRICES.items():
-        known = [row for row in there if getattr(row.to_loss, price) is not None]
-        if known:
-            found = {r.option: price_by_seed(suite, summaries[r.option], contest.baseline, price) for r in known}
-            values = {
-                option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None
-            }
-            return _Question(
-                "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
-                lambda _, value, show=show, noun=noun: f"{show(value)} of {noun}", values,  # type: ignore[misc]
-            )  # fmt: skip
-    return None
+    best: str
+    tied: list[str]
+    """Others that it is not shown to be better than."""
+    same: set[str]
+    """Those of them that hardly differ."""
+    ahead: str
+    """The first by the figures, which `best` is not where nothing is shown to be better than the baseline."""
+    known: bool
+    """Whether there is a measure of spread."""
 
 
 def _answered(
-    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], question: _Question
+    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], question: Question
 ) -> NamedVerdict:
     if not question.values:
         return _nobody(question)
-    pick = max if question.more_is_better else min
-    best = pick(question.values, key=lambda option: question.values[option])
-    tied, same, known = _tied(question, best)
-    row = next(row for row in rows if row.option == best)
-    if question.metric == suite.decide.objective and row.rank is not None:  # as the ranks have it
-        tied = [name for name in row.tied_with if name in question.values]
-    file = (
-        BEST
-        if rows[0].option == best and rows[0].rank is not None
-        else f"best_{question.name.removeprefix('best_')}.yaml"
+    found = _finding(suite, rows, question)
+    if question.open and found.best == suite.baseline:
+        return _nobody(question)
+    row = next(row for row in rows if row.option == found.best)
+    shown = (
+        f"{found.best}: {question.show(found.best, question.values[found.best])}{_at_what(suite, question, row)}"
     )
+    if found.ahead != found.best:
+        shown += (
+            f"; ahead by the figures: {found.ahead}, {question.show(found.ahead, question.values[found.ahead])}"
+        )
     return NamedVerdict(
-        name=question.name, title=question.title, option=best,
-        sentence=f"{best}: {question.show(best, question.values[best])}{_at_what(suite, question, row)}.",
-        confidence=_confidence(question, tied, same, known), sure=known and not tied, tied_with=tied,
-        choices=summaries[best].option.choices.model_dump(mode="json"), file=file,
-        command=f"selectbench run {file}",
+        name=question.name, title=question.title, option=found.best, sentence=f"{shown}.",
+        confidence=_confidence(question, found), sure=found.known and not found.tied and not question.open,
+        tied_with=found.tied, choices=summaries[found.best].option.choices.model_dump(mode="json"),
+        file=None, command=None,
     )  # fmt: skip
 
 
-def _at_what(suite: Suite, question: _Question, row: Row) -> str:
+def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
+    names = [row.option for row in rows if row.option in question.values]
+    pairs = all_pairs(question.blocks, names)
+    more = question.more_is_better
+    better = pairs.better(question.threshold, more_is_better=more)
+    order = [row.option for row in rows if row.rank is not None and row.option in question.values]
+    if question.is_objective and order:  # as the ranks have it
+        ahead = best = order[0]
+        tied_in_rank = next(row for row in rows if row.option == best).tied_with
+        tied = [n for n in names if n != best and (n in tied_in_rank or n not in order)]
+    else:
+        ahead = names[_leader(pairs, better, more_is_better=more)]
+        best = _first_of_equals(pairs, better, ahead, question.threshold)
+        tied = [
+            n
+            for n, shown in zip(names, better[names.index(best), :].tolist(), strict=True)
+            if n != best and not shown
+        ]
+    if (
+        suite.baseline in names
+        and best != suite.baseline
+        and not _beats_baseline(suite, rows, question, pairs, best)
+    ):
+        best, tied = suite.baseline, [n for n in names if n in (ahead, *tied) and n != suite.baseline]
+    same = pairs.same(question.threshold)[names.index(best)].tolist()
+    known = bool(np.any(~np.isnan(pairs.p_adjusted)))
+    return _Finding(best, tied, {name for name, alike in zip(names, same, strict=True) if alike}, ahead, known)
+
+
+def _beats_baseline(suite: Suite, rows: Sequence[Row], question: Question, pairs: Pairs, best: str) -> bool:
+    if question.is_objective:
+        found = next(row for row in rows if row.option == best).against_baseline
+        return found is not None and found.decision == "better"
+    return pairs.beats(best, suite.baseline, question.threshold, more_is_better=question.more_is_better)
+
+
+def _leader(pairs: Pairs, better: Bools, *, more_is_better: bool) -> int:
+    """Of those that none is shown to be better than, the one that is ahead of most others within seeds."""
+    ahead = pairs.ahead_by_means(more_is_better=more_is_better).sum(axis=1)
+    beaten = better.any(axis=0)
+    return int(np.argmax(np.where(beaten & ~beaten.all(), -1, ahead)))
+
+
+def _first_of_equals(pairs: Pairs, better: Bools, leader: str, threshold: float) -> str:
+    """The leader, or an option better in rank that it is ahead of by less than matters."""
+    beaten = [bool(better[:, number].any()) for number in range(len(pairs.names))]
+    for number, name in enumerate(pairs.names):
+        if name == leader:
+            break
+        distance = abs(float(pairs.estimates[pairs.place(name, leader)]))
+        if distance <= math.log1p(threshold) and not beaten[number]:
+            return name
+    return leader
+
+
+def _at_what(suite: Suite, question: Question, row: Row) -> str:
     """What the option is by the objective, where something else was asked: `, at 1,040 tokens/s (0.068x)`."""
     objective = METRICS[suite.decide.objective]
-    if question.metric == objective.name or not _counts(row, objective.name):
+    if question.metric == objective.name or not counts(row, objective.name):
         return ""
     found = row.metrics[objective.name]
     ratio = "" if found.ratio_to_baseline is None else f" ({units.ratio(found.ratio_to_baseline)})"
-    return f", at {objective.show(found.value)}{_UNIT.get(objective.name, '')}{ratio}"
+    return f", at {objective.show(found.value)}{UNIT.get(objective.name, '')}{ratio}"
 
 
-def _nobody(question: _Question) -> NamedVerdict:
+def _nobody(question: Question) -> NamedVerdict:
+    told = "No option qualifies."
+    if question.open:
+        told = f"Open: whether {_some(question.open)} {_hold(question.open)} the constraints is undecided."
     return NamedVerdict(
-        name=question.name, title=question.title, option=None, sentence="No option qualifies.",
+        name=question.name, title=question.title, option=None, sentence=told,
         confidence="", sure=False, tied_with=[], choices={}, file=None, command=None,
     )  # fmt: skip
 
 
-def _tied(question: _Question, best: str) -> tuple[list[str], set[str], bool]:
-    """Others that it was not shown to be better than, those of them that hardly differ, whether spread is known."""
-    names = list(question.values)
-    pairs = all_pairs(question.blocks, names)
-    place = names.index(best)
-    better = pairs.better(question.threshold, more_is_better=question.more_is_better)[place]
-    same = pairs.same(question.threshold)[place]
-    tied = [name for name, shown in zip(names, better, strict=True) if name != best and not shown]
-    return tied, {names[j] for j in np.flatnonzero(same)}, bool(np.any(~np.isnan(pairs.p_adjusted)))
-
-
-def _confidence(question: _Question, tied: Sequence[str], same: set[str], known: bool) -> str:
+def _confidence(question: Question, found: _Finding) -> str:
+    is_open = question.open and f" Open: whether {_some(question.open)} {_hold(question.open)} the constraints."
     if len(question.values) == 1:
-        return "The only option that qualifies."
-    if not known:
-        return "One seed tells no spread: the order may be chance."
-    if not tied:
-        return "Shown to be better than every other option that qualifies (all pairs, adjusted by Holm)."
-    equal, undecided = [name for name in tied if name in same], [name for name in tied if name not in same]
-    matters = units.share(question.threshold)
-    parts = [f"no difference that matters (less than {matters}) to {_some(equal)}"] if equal else []
-    parts += [f"ahead by the means only, not shown to be better than {_some(undecided)}"] if undecided else []
+        only = "The only option that qualifies."
+        return f"The only option shown to qualify.{is_open}" if is_open else only
+    if not found.known:
+        return f"No measure of spread: the order may be chance.{is_open or ''}"
+    if not found.tied:
+        own = "" if question.is_objective else ", by this question's own tests"
+        return f"Shown to be better than every other option that qualifies{own}.{is_open or ''}"
+    same = [name for name in found.tied if name in found.same]
+    undecided = [name for name in found.tied if name not in found.same]
+    parts = (
+        [f"no difference that matters (less than {units.share(question.threshold)}) to {_some(same)}"]
+        if same
+        else []
+    )
+    parts += [f"not shown to differ from {_some(undecided)}"] if undecided else []
     told = "; ".join(parts)
-    return f"{told[0].upper()}{told[1:]}."
+    return f"{told[0].upper()}{told[1:]}.{is_open or ''}"
+
+
+def _hold(names: Sequence[str]) -> str:
+    return "holds" if len(names) == 1 else "hold"
+
+
+def _with_files(suite: Suite, rows: Sequence[Row], found: Sequence[NamedVerdict]) -> list[NamedVerdict]:
+    """Each with the file of its option: `best.yaml` for what the objective asks for, one for every other option."""
+    memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
+    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY_METRICS, "best_quality")}
+    asked = names.get(suite.decide.objective)
+    first = rows[0].option if rows and rows[0].rank is not None else None
+    best = next((v.option for v in found if v.name == asked), first)
+    return [_with_file(v, BEST if v.option == best else f"best_{v.name.removeprefix('best_')}.yaml") for v in found]
+
+
+def _with_file(verdict: NamedVerdict, file: str) -> NamedVerdict:
+    if verdict.option is None:
+        return verdict
+    return verdict.model_copy(update={"file": file, "command": f"selectbench run {file}"})
 
 
 def _some(names: Sequence[str]) -> str:

@@ -22,10 +22,14 @@ _NAME = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)")
 
 
 def past_runs(results: Path) -> list[PastRun]:
-    """Every folder RESULTS/SUITE/RUN that holds a suite, the newest first. Raises UserError without RESULTS."""
+    """Every folder RESULTS/SUITE/RUN that holds a suite, the newest first; RESULTS may be one of the inner folders.
+
+    Raises UserError where there is no such folder.
+    """
     if not results.is_dir():
         raise UserError(f"{results}: there is no such folder; runs are kept where `run --results DIR` put them")
-    folders = [suite.parent for suite in results.glob(f"*/*/{SUITE}")]
+    depths = ("", "*/", "*/*/")  # a run, a folder of runs, or folders of these
+    folders = [suite.parent for depth in depths for suite in results.glob(f"{depth}{SUITE}")]
     return [_past_run(folder) for folder in sorted(folders, key=lambda f: f.name, reverse=True)]
 
 

@@ -33,7 +33,7 @@ def gate_run(run: Path, against: Path, limits: Sequence[str], *, any_machine: bo
 
 def _read(folder: Path) -> ReadRun:
     stored = read_run(folder)
-    return ReadRun(str(folder), stored.suite, stored.records, stored.environment)
+    return ReadRun(str(folder), stored.suite, stored.records, stored.environment, stored.notes)
 
 
 def _of_the_same_suite(run: ReadRun, reference: ReadRun) -> ReadRun:

@@ -22,6 +22,7 @@ from selectbench.machine import (
     LIBRARIES,
     cgroup_cpu_quota,
     cgroup_memory_limit_bytes,
+    cpu_features,
     cpu_model,
     installed_version,
     memory_total_bytes,
@@ -93,6 +94,8 @@ class Environment(Stored):
     """C library and its version, '' where unknown."""
     cpu_model: str | None
     """As the kernel names it."""
+    cpu_features: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    """Which vector and matrix instructions it has, of those that decide the speed of training; empty: not known."""
     cpu_count: int | None
     """Logical cores of the machine."""
     cores_by_affinity: int
@@ -149,6 +152,7 @@ def collect_environment(
         kernel=platform.release(),
         libc=" ".join(platform.libc_ver()).strip(),
         cpu_model=cpu_model(),
+        cpu_features=cpu_features(),
         cpu_count=os.cpu_count(),
         cores_by_affinity=len(os.sched_getaffinity(0)),
         cores_by_cgroup=cgroup_cpu_quota(),

@@ -37,6 +37,8 @@ def _around(compared: Compared) -> list[str]:
         lines += [f"{name}: nothing differs"] if not found else []
         lines += [f"{name}: {_told(differing)}" for differing in found[:_MOST]]
         lines += [f"{name}: and {len(found) - _MOST} more"] if len(found) > _MOST else []
+    for name, why in compared.lost.items():
+        lines.append(f"lost: {one_line(name)} completed in the reference and not in the run ({why})")
     for words, names in (
         ("only in the reference", compared.only_in_reference),
         ("only in the run", compared.only_in_run),
@@ -70,12 +72,7 @@ def _cells(change: Change) -> list[str]:
 
 
 def _ratio(change: Change) -> str:
-    ends = (
-        ""
-        if change.low is None or change.low == change.high
-        else f" ({units.ratio_range(change.low, change.high)})"
-    )
-    return units.ratio(change.ratio) + ends
+    return units.ratio_with_range(change.ratio, change.low, change.high)
 
 
 def _untested(change: Change) -> str:
@@ -84,16 +81,20 @@ def _untested(change: Change) -> str:
 
 def summary(compared: Compared) -> str:
     """`2 worse, 1 better, 5 undecided of 12 tested changes`."""
+    lost = [f"{one_line(name, 40)} ({why})" for name, why in compared.lost.items()]
+    gone = f"completed in the reference and not here: {', '.join(lost)}; " if lost else ""
     tested = [change for change in compared.changes if change.p_adjusted is not None]
+    if not tested and not compared.changes:
+        return f"{gone}nothing to compare: no option has a figure in both runs."
     if not tested:
-        return "Nothing could be tested: there is no measure of spread."
+        return f"{gone}nothing could be tested: one seed tells no spread."
     counts = {kind: sum(change.decision == kind for change in tested) for kind in ("worse", "better", "undecided")}
     told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
     worst = [
         f"{one_line(c.option, 40)} {METRICS[c.metric].title} {_ratio(c)}" for c in tested if c.decision == "worse"
     ]
-    return f"{told or 'no change that matters'} of {len(tested)} tested changes" + (
-        f": {'; '.join(worst)}" if worst else ""
+    return f"{gone}{told or 'no change that matters'} of {len(tested)} tested changes" + (
+        f"; worse: {'; '.join(worst)}" if worst else ""
     )
 
 

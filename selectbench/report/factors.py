@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
-from selectbench.analysis.comparison import FactorView, Interaction
+from selectbench.analysis.comparison import FactorView, Interaction, Share
 from selectbench.analysis.row import Ranking
 from selectbench.report.escape import markdown, one_line, table
 
@@ -24,10 +24,26 @@ def factor_lines(ranking: Ranking) -> list[str]:
     if view is None or view.best is None or not view.shares:
         return []
     parts = [
-        f"{one_line(share.factor)}={one_line(share.level)} {units.ratio(share.ratio)}" for share in view.shares
+        f"{units.ratio(share.ratio)} from {_named(share.factor, share.level)}{_doubt(view, share)}"
+        for share in view.shares
     ]
-    together = f", together {units.ratio(view.together)}" if view.together is not None else ""
-    return [f"{one_line(view.best)} is {units.ratio(view.best_ratio)} the baseline: {' x '.join(parts)}{together}"]
+    more = view.together
+    rest = f", and {units.ratio(more)} from what they do together" if more is not None and len(parts) > 1 else ""
+    return [f"{one_line(view.best)} is {units.ratio(view.best_ratio)} the baseline: {', '.join(parts)}{rest}"]
+
+
+def _named(factor: str, level: str) -> str:
+    """`precision bf16_mixed`; of factors that always change together the first, with the others beside it."""
+    first, *others = factor.split(" = ")
+    beside = f" (with {one_line(', '.join(others))})" if others else ""
+    return f"{one_line(first)} {one_line(level)}{beside}"
+
+
+def _doubt(view: FactorView, share: Share) -> str:
+    """Said where the effect's own interval does not leave 1 out."""
+    found = next(e for e in view.effects if (e.factor, e.level) == (share.factor, share.level))
+    told = found.low is not None and found.high is not None and not found.low <= 1 <= found.high
+    return "" if told else " (not told from none)"
 
 
 def factor_section(ranking: Ranking) -> list[str]:
@@ -65,4 +81,4 @@ def together(found: Interaction) -> str:
 
 def with_ends(ratio: float, low: float | None, high: float | None) -> str:
     """`1.25x (1.20x to 1.31x)`."""
-    return units.ratio(ratio) + ("" if low is None else f" ({units.ratio_range(low, high)})")
+    return units.ratio_with_range(ratio, low, high)

@@ -31,6 +31,4 @@ def place(row: Row) -> str:
 
 def against_baseline(metric: MetricValue) -> str:
     """`1.25x (1.20x to 1.31x)`, or the ratio alone where no interval is known."""
-    known = metric.ratio_low is not None and metric.ratio_low != metric.ratio_high
-    ends = f" ({units.ratio_range(metric.ratio_low, metric.ratio_high)})" if known else ""
-    return units.ratio(metric.ratio_to_baseline) + ends
+    return units.ratio_with_range(metric.ratio_to_baseline, metric.ratio_low, metric.ratio_high)

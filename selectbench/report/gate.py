@@ -22,6 +22,8 @@ def print_gate(console: Console, gate: Gate) -> None:
     for check in _worst_first(gate):
         found.add_row(*map(Text, _cells(check)), style=_STYLES[check.verdict])
     console.print(found)
+    for note in gate.notes:
+        console.print(Text(f"note: {one_line(note)}", style="yellow"))
     console.print(Text(verdict_line(gate), style="bold"))
 
 
@@ -38,7 +40,8 @@ def gate_markdown(gate: Gate) -> str:
     """For a pull request or a job's summary."""
     rows = [[markdown(cell) for cell in _cells(check)] for check in _worst_first(gate)]
     told = "A limit holds or fails where the 95 % interval, simultaneous over all checks, lies on one side of it."
-    return "\n\n".join([f"**{markdown(verdict_line(gate))}**", table(_HEADS, rows, right=4), told]) + "\n"
+    notes = ["\n".join(f"- {markdown(note)}" for note in gate.notes)] if gate.notes else []
+    return "\n\n".join([f"**{markdown(verdict_line(gate))}**", table(_HEADS, rows, right=4), *notes, told]) + "\n"
 
 
 def _worst_first(gate: Gate) -> list[Check]:

@@ -14,6 +14,7 @@ from selectbench.record.record import Completed, Failed, Record
 from selectbench.report.escape import block, markdown, table
 from selectbench.report.gpu import gpus_by_seed
 from selectbench.report.identity import not_the_same_job
+from selectbench.report.terminal import state
 from selectbench.suite.suite import Suite
 
 _CURVE_POINTS = 12
@@ -31,7 +32,8 @@ def render(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str)
     own = sorted((r for r in records if r.trial.option == name), key=lambda r: (r.trial.seed, r.attempt))
     last = {r.trial.seed: r for r in own if r.phase == "contest"}
     done = [r for r in last.values() if isinstance(r.outcome, Completed)]
-    place = f"rank {row.rank} of {len(ranking.rows)}" if row.rank else f"not ranked ({row.status})"
+    ranked = sum(other.rank is not None for other in ranking.rows)
+    place = f"rank {row.rank} of {ranked} ranked" if row.rank else f"not ranked ({state(row) or row.status})"
     causes = (*row.constraint_failures, *not_the_same_job(row), *row.notes)
     why = "".join(f"\n- {markdown(text)}" for text in causes)
     differs = markdown(", ".join(row.differs_in)) or "nothing"

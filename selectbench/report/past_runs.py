@@ -1,31 +1,29 @@
-"""Past runs as a table for the terminal. Pure."""
+"""Past runs for the terminal. Pure."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from rich import box
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
-from selectbench import units
 from selectbench.record.past_run import PastRun
 from selectbench.report.escape import one_line
 
+_ANSWER_MOST = 150
 
-def runs_table(runs: Sequence[PastRun]) -> Table:
-    """A row for each run with its folder, which the other commands take."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in ("suite", "started", "on", "trials"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("answer, folder", overflow="fold", ratio=1)
+
+def print_runs(console: Console, runs: Sequence[PastRun], results: Path) -> None:
+    """Each run's folder in one unbroken line, as the other commands take it, then what it was and said."""
+    if not runs:
+        console.print(f"{results}: no runs yet", markup=False, soft_wrap=True)
     for run in runs:
-        answer = one_line(run.note or run.answer or "no ranking yet", 110)
-        told = Text.assemble(answer, "\n", (one_line(run.folder), "dim"))
-        cells = (run.suite, run.started_at or units.DASH, run.hardware or units.DASH, _trials(run))
-        table.add_row(*(Text(one_line(cell, 40)) for cell in cells), told)
-    return table
+        console.print(Text(one_line(run.folder, 1000), style="bold"), soft_wrap=True)
+        facts = [run.suite, run.started_at, run.hardware, _trials(run)]
+        console.print(Text(f"  {', '.join(one_line(fact, 60) for fact in facts if fact)}", style="dim"))
+        console.print(Text(f"  {one_line(run.note or run.answer or 'no ranking yet', _ANSWER_MOST)}"))
 
 
-def _trials(run: PastRun) -> str:
-    return units.DASH if run.trials_done is None else f"{run.trials_done} of {run.trials_planned}"
+def _trials(run: PastRun) -> str | None:
+    return None if run.trials_done is None else f"{run.trials_done} of {run.trials_planned} trials"

@@ -59,6 +59,7 @@ def print_plan(console: Console, plan: Plan, estimate: Estimate | None, notes: l
             f"{epochs} epochs"
         )
     )
+    console.print(Text(f"decided by {suite.decide.objective}{_held(suite.decide.constraints)}"))
     console.print(_table(plan, estimate))
     for planned in plan.options:
         if planned.unsupported:
@@ -67,6 +68,10 @@ def print_plan(console: Console, plan: Plan, estimate: Estimate | None, notes: l
     console.print(Text(f"{runs} trials to run{_expected(plan, estimate)}"))
     for line in [*plan.warnings, *notes]:
         console.print(Text(f"note: {line}", style="yellow"))
+
+
+def _held(constraints: list[str]) -> str:
+    return f", of the options that hold {' and '.join(constraints)}" if constraints else ", without any constraint"
 
 
 def _table(plan: Plan, estimate: Estimate | None) -> Table:

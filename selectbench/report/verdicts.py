@@ -27,7 +27,10 @@ def _settings(ranking: Ranking) -> list[str]:
     """Once for each option that some verdict names, with the command that trains it."""
     parts: list[str] = []
     for found in by_option(ranking):
-        parts.append(f"Settings of {markdown(found.option or '')}, in `{found.file}`; `{found.command}` trains it:")
+        parts.append(
+            f"Settings of {markdown(found.option or '')}, in `{found.file}` of the run's folder; "
+            f"typed there, `{found.command}` trains it:"
+        )
         parts.append(block(choices_text(found.choices)))
     return parts
 

@@ -19,6 +19,10 @@ QUALITY_METRICS = frozenset({"final_loss", "final_perplexity", "bits_per_byte"})
 """Those that need an evaluation."""
 GPU_METRICS = frozenset({"peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens"})
 """Those that only a run on GPUs has."""
+MORE_IS_BETTER = frozenset({"tokens_per_second"})
+"""Of the metrics, those of which more is better."""
+LEAST_BARE_BYTES = 1 << 20
+"""A bound in bytes without a unit below this is a unit forgotten."""
 UTILIZATION_METRICS = ("mfu", "hfu", "matmul_rate_share")
 """Those that are shown and decide nothing."""
 THRESHOLDS = {
@@ -79,7 +83,23 @@ def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
     if times and yardstick != against:
         raise ValueError(f"{text!r}: expected `{number}x {against}`, found `{number}x {yardstick}`")
     value = _finite(number) * (_factor(metric, unit) if unit else 1)
+    if reason := _senseless(metric, matched.groups(), value, against):
+        raise ValueError(f"{text!r}: {reason}")
     return Constraint(metric, _operator(operator), value, against if times else None)
+
+
+def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against: Yardstick) -> str | None:
+    """What is wrong with a bound that can be read, or None."""
+    _, operator, number, times, _, unit = parts
+    wanted = ">" if metric in MORE_IS_BETTER else "<"
+    if not (operator or "").startswith(wanted):
+        better = "more" if wanted == ">" else "less"
+        return f"{better} {metric} is better, so a bound is {wanted}= (found {operator})"
+    if times and value <= 0:
+        return f"the factor on the {against}'s value must be above 0"
+    if metric.endswith("_bytes") and not times and not unit and value < LEAST_BARE_BYTES:
+        return f"{number} bytes: write the unit, as in `{number} GiB`"
+    return None
 
 
 def _factor(metric: str, unit: str) -> float:

@@ -85,7 +85,9 @@ class TestConstraints:
         assert found.constraints[0].verdict == "undecided"
         assert "1 seed, which tells no spread" in found.constraints[0].detail
         assert [r.rank for r in ranking.rows] == [None, None]
-        assert ranking.answer.startswith("No verdict: there is no measure of spread")
+        assert ranking.answer.startswith(
+            "No verdict: it is open whether the options hold final_perplexity <= 1.01x"
+        )
         assert row(ranking, "base").constraints[0].verdict == "holds"
 
 

@@ -166,7 +166,7 @@ def test_memory_of_the_evaluation_is_not_the_trainings(whole_run: Any) -> None:
     gpu = first_gpu(whole_run[1]["clean"])
     assert gpu.idle_memory_bytes == 4 << 20
     assert max(value for _, value in gpu.memory_series) == 30 * GIB
-    assert gpu.peak_device_memory_bytes in (9 * GIB, 4 << 20)  # six steps may end before the first reading
+    assert gpu.peak_device_memory_bytes in (9 * GIB, 4 << 20, None)  # six steps may end before the first reading
 
 
 @pytest.mark.parametrize(

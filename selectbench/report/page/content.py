@@ -20,7 +20,7 @@ from selectbench.report.method import method
 from selectbench.report.page.charts import charts
 from selectbench.report.page.interval import interval_bars
 from selectbench.report.page.series import without_meters
-from selectbench.report.terminal import state
+from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import by_option, choices_text, to_loss_figure
 from selectbench.suite.suite import Suite
 
@@ -41,6 +41,7 @@ def content(
     has_meters = any(row.gpu for row in ranking.rows)
     return {
         "name": one_line(ranking.suite), "question": one_line(ranking.question), "answer": one_line(ranking.answer),
+        "decided": _decided(ranking), "scaling": scaling_headings(ranking),
         "facts": _facts(suite, ranking, environment), "verdicts": _verdicts(ranking),
         "settings": _settings(ranking),
         "warnings": [one_line(w) for w in ranking.warnings], "columns": _columns(ranking), "rows": _rows(ranking),
@@ -51,6 +52,11 @@ def content(
         "method": [_bare(line) for line in method(suite, ranking, done).split("\n")],
         "command": clean(command), "environment": list(flat(environment)), "options": _options(suite),
     }  # fmt: skip
+
+
+def _decided(ranking: Ranking) -> bool:
+    """Whether one row was shown to be first."""
+    return bool(ranking.rows) and ranking.rows[0].rank == 1 and not ranking.rows[0].tied_with
 
 
 def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -102,7 +108,7 @@ def _rows(ranking: Ranking) -> list[dict[str, Any]]:
          "differs": "the baseline" if row.option == ranking.baseline else one_line(", ".join(row.differs_in), 160),
          "ratio": against_baseline(row.metrics[ranking.objective]), "bar": bars.get(row.option, ""),
          "ratio_value": _sortable(row.metrics[ranking.objective].ratio_to_baseline),
-         "cells": [_cell(row, name) for name in _shown(ranking)],
+         "scaling": scaling_cells(ranking, row), "cells": [_cell(row, name) for name in _shown(ranking)],
          "to_loss": {"text": to_loss_figure(row, "seconds"),
                      "value": _sortable(row.to_loss.seconds if row.to_loss else None)} if reaches else None,
          "n": f"{row.n} of {row.planned}", "n_value": row.n, "state": state(row),

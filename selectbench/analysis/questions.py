@@ -1,0 +1,163 @@
+"""What is asked of a ranking besides its objective: the questions, and which rows may answer each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from selectbench import units
+from selectbench.analysis import ranks
+from selectbench.analysis.blocks import Blocks, make_blocks
+from selectbench.analysis.comparison import VerdictName
+from selectbench.analysis.contest import Contest
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.pareto import has_diverged
+from selectbench.analysis.row import Row
+from selectbench.analysis.summary import Summary, mean
+from selectbench.analysis.to_loss import price_by_seed
+from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
+from selectbench.suite.suite import Suite
+
+UNIT = {"tokens_per_second": " tokens/s", "final_loss": " nats per token"}
+_PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
+    "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
+    "seconds": ("Soonest", units.seconds, "time"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Question:
+    """One way of asking which option is best."""
+
+    name: VerdictName
+    title: str
+    rows: Sequence[Row]
+    """Those that qualify."""
+    blocks: Blocks
+    threshold: float
+    more_is_better: bool
+    show: Callable[[str, float], str]
+    """Option and mean value to a figure with its unit."""
+    values: Mapping[str, float]
+    """Means, by option."""
+    metric: str | None = None
+    """None: none of a trial's own."""
+    is_objective: bool = False
+    open: Sequence[str] = ()
+    """Options that may qualify: a constraint of theirs is undecided."""
+
+
+def questions(
+    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
+) -> list[Question]:
+    """Those that the run has figures for. `rows` in the order of the ranking."""
+    equal = [row for row in rows if row.eligible and row.n]
+    within = [row for row in rows if _within_limits(row)]
+    learnt = [row for row in within if not has_diverged(row)]
+    words = _at_equal_quality(suite, equal)
+    memory = "peak_device_memory_bytes" if all(counts(r, "peak_device_memory_bytes") for r in equal) else None
+    quality = suite.decide.objective if suite.decide.objective in QUALITY_METRICS else "final_loss"
+    found = [
+        _by_metric("fastest", f"Fastest{words}", equal, contest, "tokens_per_second"),
+        None
+        if ranks.share_main_memory(suite.device, list(summaries.values()))
+        else _by_metric(
+            "smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes"
+        ),
+        _to_loss(suite, within, summaries, contest),
+        _by_metric("best_quality", "Best quality", learnt, contest, quality),
+    ]
+    objective = suite.decide.objective
+    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in found if q]
+
+
+def _within_limits(row: Row) -> bool:
+    """Whether it did the job and holds every limit that is not on quality."""
+    limits = [c for c in row.constraints if parse_constraint(c.constraint).metric not in QUALITY_METRICS]
+    done = row.n and row.identity.comparable and not row.control
+    return bool(done) and all(c.verdict in ("holds", "not_judged") for c in limits)
+
+
+def _open(question: Question, rows: Sequence[Row]) -> list[str]:
+    """Rows that would qualify if it were known that they hold their constraints."""
+    return [
+        row.option for row in rows
+        if row.option not in question.values and row.n and row.identity.comparable and not row.control
+        and not row.constraint_failures and any(c.verdict == "undecided" for c in row.constraints)
+        and not (question.name == "best_quality" and has_diverged(row))
+    ]  # fmt: skip
+
+
+def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
+    """What may be said of quality in the titles."""
+    if suite.quick or not suite.job.evaluates:
+        return " (quality was not measured)"
+    held = [c for row in rows for c in row.constraints if parse_constraint(c.constraint).metric in QUALITY_METRICS]
+    if any(c.verdict != "holds" for c in held):
+        return " (equal quality could not be judged)"
+    asked = any(parse_constraint(text).metric in QUALITY_METRICS for text in suite.decide.constraints)
+    return " at equal quality" if asked else " (whatever the quality: no constraint is on it)"
+
+
+def counts(row: Row, metric: str) -> bool:
+    """Whether its figure is known, and of clean trials."""
+    found = row.metrics[metric]
+    return found.value is not None and not found.unclean
+
+
+def _by_metric(
+    name: VerdictName, title: str, rows: Sequence[Row], contest: Contest, metric_name: str
+) -> Question | None:
+    known = [row for row in rows if counts(row, metric_name)]
+    if rows and not known:
+        return None
+    metric = METRICS[metric_name]
+
+    def show(option: str, value: float) -> str:
+        row = next(row for row in known if row.option == option)
+        return f"{metric.show(value)}{UNIT.get(metric_name, '')}{_against(contest, row, metric_name)}"
+
+    values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
+    threshold = contest.suite.decide.threshold(metric_name)
+    return Question(
+        name,
+        title,
+        known,
+        contest.blocks[metric_name],
+        threshold,
+        metric.better == "more",
+        show,
+        values,
+        metric_name,
+    )
+
+
+def _against(contest: Contest, row: Row, metric: str) -> str:
+    """`, 1.25x the baseline (1.20x to 1.31x)`."""
+    found = row.metrics[metric]
+    if row.option == contest.baseline.name:
+        return " (the baseline)"
+    if found.ratio_to_baseline is None:
+        return ""
+    told = units.ratio_with_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
+    ratio, _, ends = told.partition(" ")
+    return f", {ratio} the baseline{f' {ends}' if ends else ''}"
+
+
+def _to_loss(
+    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
+) -> Question | None:
+    """By money where it is known, else by energy, else by time."""
+    there = [row for row in rows if row.to_loss and row.to_loss.seconds is not None]
+    for price, (title, show, noun) in _PRICES.items():
+        known = [row for row in there if getattr(row.to_loss, price) is not None]
+        if known:
+            found = {r.option: price_by_seed(suite, summaries[r.option], contest.baseline, price) for r in known}
+            values = {
+                option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None
+            }
+            return Question(
+                "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
+                lambda _, value, show=show, noun=noun: f"{show(value)} of {noun}", values,  # type: ignore[misc]
+            )  # fmt: skip
+    return None

@@ -1,0 +1,308 @@
+"""What records with holes, ties and few seeds must not lead a reader to believe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from made_records import make_failure, make_record, make_suite, speed
+
+from selectbench.analysis.compared import ReadRun, compare
+from selectbench.analysis.gate import hold_gate
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.row import Ranking, Row
+from selectbench.errors import UserError
+from selectbench.record.record import EvaluationPoint, Record
+from selectbench.suite.suite import Suite
+
+FREE: list[str] = []
+QUALITY = ["final_perplexity <= 1.01x baseline"]
+
+
+def suite_of(*names: str, seeds: int = 5, constraints: Sequence[str] = FREE, **changes: Any) -> Suite:
+    rows = [(name, {"optimizer": {"name": "adamw", "lr": 1e-3 * (1 + i)}}) for i, name in enumerate(names)]
+    decide = {"constraints": list(constraints), **changes.pop("decide", {})}
+    return make_suite(*rows, seeds=list(range(seeds)), decide=decide, **changes)
+
+
+def trials(name: str, speeds: Sequence[float | str] | Mapping[int, float | str], **measured: Any) -> list[Record]:
+    """A word in place of a speed is the kind of a failure."""
+    found = []
+    for seed, value in (speeds if isinstance(speeds, Mapping) else dict(enumerate(speeds))).items():
+        if isinstance(value, str):
+            found.append(make_failure(name, seed, value))
+            continue
+        own = {key: v[seed] if isinstance(v, list) else v for key, v in measured.items()}
+        record = make_record(name, seed, identity={"compute_dtype": "float32"}, **{**speed(value), **own})
+        loss = record.outcome.measurement.final_loss  # type: ignore[union-attr]
+        curve = [EvaluationPoint(step=s, tokens=s * 2048, training_seconds=s * 2048 / value,
+                                 loss=(loss or 5.0) + 60 - s) for s in (20, 40, 60)]  # fmt: skip
+        found.append(record.model_copy(update={"evaluation_curve": curve}))
+    return found
+
+
+def row(ranking: Ranking, option: str) -> Row:
+    return next(row for row in ranking.rows if row.option == option)
+
+
+def verdict(ranking: Ranking, name: str) -> Any:
+    return next(found for found in ranking.verdicts if found.name == name)
+
+
+def test_means_over_other_seeds_name_nobody() -> None:
+    """The option that failed with the slow seeds has the higher mean, and is slower with every seed of both."""
+    records = trials("base", [100, 101, 100, 140, 141])
+    records += trials("b", {0: "oom", 1: "oom", 2: "oom", 3: 126, 4: 127})
+    ranking = rank(suite_of("base", "b"), records)
+    assert verdict(ranking, "fastest").option == "base"
+    assert verdict(ranking, "cheapest").option == "base"
+    assert "Failed, though ranked: b with 3 of 5 seeds (oom)" in ranking.answer
+
+
+def test_a_row_that_shares_no_seed_with_the_first_is_not_called_equal() -> None:
+    records = trials("base", {s: 100.3 + 0.01 * s if s < 5 else "oom" for s in range(10)})
+    records += trials("a", [100.2 + 0.01 * s for s in range(10)])
+    records += trials("c", {s: "oom" if s < 5 else 70 + 0.01 * s for s in range(10)})
+    answer = rank(suite_of("base", "a", "c", seeds=10), records).answer
+    assert "No difference that matters" not in answer
+    assert "c shared no seed with base" in answer
+
+
+def test_one_seed_among_many_is_named_and_is_no_winner() -> None:
+    records = trials("base", [100, 101, 99, 100, 102]) + trials("a", [120, 121, 119, 120, 122])
+    records += trials("b", {0: 500, **dict.fromkeys(range(1, 5), "crashed")})
+    ranking = rank(suite_of("base", "a", "b", quick=True), records)
+    assert "Not ranked: b (1 seed, no spread to tell its rank by)" in ranking.answer
+    fastest = verdict(ranking, "fastest")
+    assert fastest.option == "a"
+    assert not fastest.sure
+    assert fastest.tied_with == ["b"]
+
+
+def test_what_diverged_flatters_nobody() -> None:
+    records = trials("base", [100, 101, 102, 100, 99], final_loss=5.5)
+    records += trials("a", {0: 150, 1: 151, 2: 152, 3: "diverged", 4: "diverged"}, final_loss=5.3)
+    ranking = rank(suite_of("base", "a"), records)
+    assert "a with 2 of 5 seeds (diverged)" in ranking.answer
+    assert verdict(ranking, "best_quality").option == "base"
+    assert row(ranking, "base").dominated_by == []
+    reached = row(ranking, "a").to_loss
+    assert reached is not None
+    assert (reached.not_reached, reached.seconds) == ([3, 4], None)
+
+
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_undecided_quality_does_not_crown_the_baseline(seeds: int) -> None:
+    records = trials("base", [100, 101][:seeds], final_loss=[5.5, 5.52])
+    records += trials("a", [200, 203][:seeds], final_loss=[5.501, 5.519])
+    fastest = verdict(rank(suite_of("base", "a", seeds=seeds, constraints=QUALITY), records), "fastest")
+    assert (fastest.option, fastest.file) == (None, None)
+    assert fastest.sentence == "Open: whether a holds the constraints is undecided."
+
+
+def test_a_baseline_without_spread_hides_no_difference_of_the_others() -> None:
+    records = trials("base", {0: 100, **dict.fromkeys(range(1, 5), "oom")})
+    records += trials("a", [200, 201, 200.5, 199, 200]) + trials("b", [100, 101, 100.5, 99, 100.2])
+    ranking = rank(suite_of("base", "a", "b"), records)
+    assert ranking.answer.startswith("a is the fastest")
+    assert (row(ranking, "a").rank, row(ranking, "b").rank) == (1, 2)
+
+
+def test_a_noisy_baseline_hides_no_sure_difference_of_the_others() -> None:
+    records = trials("base", [100, 125, 80, 110, 90])
+    records += trials("a", [110, 110.1, 109.9, 110.2, 110]) + trials("b", [99.1, 99.2, 99, 99.3, 99.1])
+    ranking = rank(suite_of("base", "a", "b"), records)
+    assert row(ranking, "b").against_best is not None or row(ranking, "a").against_best is not None
+    assert row(ranking, "b").rank == 2
+
+
+def test_open_constraints_are_not_called_a_lack_of_spread() -> None:
+    memory = [mib << 20 for mib in (280, 330, 290, 320, 300)]
+    records = trials("base", [100, 101, 100, 99, 100], peak_pss_growth_bytes=memory)
+    records += trials("a", [120, 121, 120, 119, 120], peak_pss_growth_bytes=memory)
+    ranking = rank(suite_of("base", "a", constraints=["peak_memory_bytes <= 301 MiB"]), records)
+    assert ranking.answer.startswith(
+        "No verdict: it is open whether the options hold peak_memory_bytes <= 301 MiB."
+    )
+
+
+def test_seeds_that_are_not_shared_are_said() -> None:
+    records = trials("base", {0: 100, 2: 101, 4: 99}) + trials("a", {1: 120, 3: 121, 5: 119})
+    answer = rank(suite_of("base", "a", seeds=6), records).answer
+    assert "no two options share two seeds that both completed" in answer
+
+
+def test_a_promise_covers_all_that_is_open() -> None:
+    """One constraint could be settled by some seeds more, the other by none: nothing is promised."""
+    memory = [mib << 20 for mib in (299, 303, 300, 299, 301)]
+    records = trials("base", [100, 101, 100, 99, 100], final_loss=[5.5, 5.52, 5.51, 5.49, 5.5])
+    records += trials("a", [120, 121, 120, 119, 120], peak_pss_growth_bytes=memory,
+                      final_loss=[5.51, 5.5298, 5.52, 5.4999, 5.51005])  # fmt: skip
+    constraints = ["peak_memory_bytes <= 302 MiB", "final_perplexity <= 1.01x baseline"]
+    ranking = rank(suite_of("base", "a", constraints=constraints), records)
+    settling = [c.settling for c in row(ranking, "a").constraints if c.verdict == "undecided"]
+    assert [bool(found) for found in settling] == [True, False]
+    assert ("would probably settle it" in ranking.answer) == (None not in settling)
+
+
+def test_two_seeds_foretell_nothing() -> None:
+    ranking = rank(suite_of("base", "a", seeds=2), trials("base", [100, 103]) + trials("a", [102, 101]))
+    found = row(ranking, "a").against_baseline
+    assert found is not None
+    assert (found.decision, found.settling) == ("undecided", None)
+
+
+def test_quality_that_was_not_judged_is_not_called_equal() -> None:
+    records = trials("base", ["oom"] * 5) + trials("a", [200] * 5) + trials("b", [100] * 5)
+    ranking = rank(suite_of("base", "a", "b", constraints=QUALITY), records)
+    assert verdict(ranking, "fastest").title == "Fastest (equal quality could not be judged)"
+
+
+def test_extremes_break_nothing() -> None:
+    ranking = rank(suite_of("base", "a", seeds=3), trials("base", [1e-300] * 3) + trials("a", [1e300] * 3))
+    assert row(ranking, "a").rank == 1
+    assert row(ranking, "a").metrics["tokens_per_second"].ratio_to_baseline is None
+
+
+def test_no_growth_of_memory_is_not_known() -> None:
+    records = trials("base", [1] * 5, peak_pss_growth_bytes=[109, 110, 111, 109, 108])
+    records += trials("a", [1] * 5, peak_pss_growth_bytes=[0, 0, 0, 110, 112])
+    ranking = rank(suite_of("base", "a", decide={"objective": "peak_memory_bytes"}), records)
+    assert row(ranking, "a").metrics["peak_memory_bytes"].n == 2
+
+
+def test_an_interval_agrees_with_its_decision() -> None:
+    for seed in range(20):
+        draw = np.random.default_rng(seed)
+        names = ("base", "a", "b", "c")
+        speeds = 1000 * np.exp(0.02 * np.arange(4)[:, None] + draw.normal(0, 0.01, (4, 3)))
+        records = [r for name, own in zip(names, speeds.tolist(), strict=True) for r in trials(name, own)]
+        for found in (r.against_best for r in rank(suite_of(*names, seeds=3), records).rows):
+            if found and found.low is not None and found.high is not None and found.decision in ("better", "worse"):
+                assert not found.low <= 1 <= found.high
+
+
+def test_exactly_the_threshold_is_not_above_it() -> None:
+    for base in (104857600, 314572800, 123456700):
+        records = trials("base", [1] * 3, peak_pss_growth_bytes=base)
+        records += trials("a", [1] * 3, peak_pss_growth_bytes=base + base // 100)
+        ranking = rank(suite_of("base", "a", seeds=3, decide={"objective": "peak_memory_bytes"}), records)
+        found = row(ranking, "a").against_baseline
+        assert found is not None
+        assert found.decision == "no_difference"
+
+
+def test_what_has_no_spread_takes_no_part_of_alpha() -> None:
+    records = trials("base", [100, 101, 99, 100, 102]) + trials("a", [104, 103.5, 103, 104.8, 104])
+    alone, beside = (
+        row(rank(suite_of("base", "a", constraints=c), records), "a").against_baseline
+        for c in (FREE, ["final_loss <= 1x baseline"])
+    )
+    assert alone is not None
+    assert beside is not None
+    assert alone.p_adjusted == beside.p_adjusted
+
+
+def test_a_limit_on_memory_bars_an_option_from_every_verdict() -> None:
+    mib = 1 << 20
+    suite = suite_of("base", "a", constraints=["peak_memory_bytes <= 100 MiB"])
+    records = trials("base", [100] * 5, final_loss=5.5, peak_pss_growth_bytes=90 * mib)
+    records += trials("a", [100] * 5, final_loss=5.0, peak_pss_growth_bytes=120 * mib)
+    ranking = rank(suite, records)
+    assert {v.name: v.option for v in ranking.verdicts} == {
+        "fastest": "base", "smallest_memory": "base", "cheapest": "base", "best_quality": "base",
+    }  # fmt: skip
+
+
+def test_nothing_better_than_the_baseline_leaves_it() -> None:
+    """Ahead by the means alone is no reason to change; the one ahead is named all the same."""
+    records = trials("base", [100, 102, 98, 101, 99]) + trials("a", [101, 101, 100, 102, 98])
+    fastest = verdict(rank(suite_of("base", "a"), records), "fastest")
+    assert fastest.option == "base"
+    assert "ahead by the figures: a" in fastest.sentence
+    assert not fastest.sure
+
+
+def test_of_options_that_hardly_differ_the_better_ranked_is_named() -> None:
+    mib = 1 << 20
+    records = trials("base", [100, 101, 99, 100, 102], peak_pss_growth_bytes=200 * mib)
+    records += trials("fast", [150, 151, 149, 150, 152], peak_pss_growth_bytes=100 * mib + mib // 2)
+    records += trials("slow", [10, 10.1, 9.9, 10, 10.2], peak_pss_growth_bytes=100 * mib)
+    smallest = verdict(rank(suite_of("base", "fast", "slow"), records), "smallest_memory")
+    assert smallest.option == "fast"
+    assert "at 150 tokens/s (1.50x)" in smallest.sentence
+
+
+def test_one_seed_far_from_an_absolute_bound_decides() -> None:
+    records = trials("base", [100]) + trials("a", [120])
+    ranking = rank(suite_of("base", "a", seeds=1, constraints=["peak_memory_bytes <= 80 GiB"]), records)
+    assert [r.constraints[0].verdict for r in ranking.rows] == ["holds", "holds"]
+    near = rank(suite_of("base", "a", seeds=1, constraints=["peak_memory_bytes <= 310 MiB"]), records)
+    assert [r.constraints[0].verdict for r in near.rows] == ["undecided", "undecided"]
+
+
+def test_the_control_is_not_tested_and_stands_last() -> None:
+    suite = suite_of("base", "a", constraints=["peak_memory_bytes <= 301 MiB"])
+    control = suite.options[0].model_copy(update={"name": "control"})
+    suite = suite.model_copy(update={"control": True, "options": [*suite.options, control]})
+    records = [r for n in ("base", "a", "control") for r in trials(n, [100, 101, 99, 100, 102])]
+    ranking = rank(suite, records)
+    assert ranking.rows[-1].option == "control"
+    assert ranking.rows[-1].constraints == []
+    assert "control" not in ranking.answer
+
+
+def test_a_quiet_control_seldom_warns() -> None:
+    draw, warned = np.random.default_rng(5), 0
+    suite = suite_of("base", "a")
+    control = suite.options[0].model_copy(update={"name": "control"})
+    suite = suite.model_copy(update={"control": True, "options": [*suite.options, control]})
+    for _ in range(200):
+        records = [
+            r for n in ("base", "a", "control")
+            for r in trials(n, [1000 * float(np.exp(draw.normal(0, 0.02))) for _ in range(5)],
+                            final_loss=[5.5 * float(np.exp(draw.normal(0, 0.004))) for _ in range(5)],
+                            peak_pss_growth_bytes=[int(3e8 * np.exp(draw.normal(0, 0.02))) for _ in range(5)])
+        ]  # fmt: skip
+        warned += any("the control" in line for line in rank(suite, records).warnings)
+    assert warned / 200 <= 0.08  # 5 % and twice its Monte Carlo error
+
+
+def read(suite: Suite, records: list[Record], name: str = "run") -> ReadRun:
+    return ReadRun(name, suite.model_copy(update={"resolved": {"job": {}}}), records, {"cpu_model": "X"})
+
+
+class TestGateAndCompare:
+    suite = suite_of("base", "a")
+    records = trials("base", [100, 101, 99, 100, 102]) + trials("a", [120, 121, 119, 120, 122])
+    limit = ("tokens_per_second >= 0.9x reference",)
+
+    def test_a_run_that_stopped_half_way_passes_no_gate(self) -> None:
+        half = [r for r in self.records if r.trial.option == "base" or r.trial.seed < 2]
+        found = hold_gate(read(self.suite, half), read(self.suite, self.records, "reference"), self.limit)
+        assert found.verdict == "inconclusive"
+        assert "no outcome for seed 2, 3, 4" in next(c.detail for c in found.checks if c.limit == "completes")
+
+    def test_other_data_is_refused(self) -> None:
+        other = [
+            r.model_copy(update={"identity": r.identity.model_copy(update={"token_stream_sha256": "9" * 64})})
+            for r in self.records if r.identity
+        ]  # fmt: skip
+        with pytest.raises(UserError, match="not the same data"):
+            hold_gate(read(self.suite, other), read(self.suite, self.records, "reference"), self.limit)
+        notes = compare(read(self.suite, other), read(self.suite, self.records, "reference")).notes
+        assert "the runs did not read the same data: token_stream_sha256 of base with seed 0" in notes
+
+    def test_a_lost_option_is_told(self) -> None:
+        failed = [r for r in self.records if r.trial.option == "base"]
+        failed += [make_failure("a", s, "oom") for s in range(5)]
+        found = compare(read(self.suite, failed), read(self.suite, self.records, "reference"))
+        assert found.lost == {"a": "oom"}
+
+    def test_figures_are_of_the_seeds_that_the_ratio_is_of(self) -> None:
+        part = [r for r in self.records if r.trial.seed > 1]
+        found = compare(read(self.suite, part), read(self.suite, self.records, "reference"))
+        for change in found.changes:
+            assert change.run == change.reference
