@@ -140,6 +140,25 @@ def plan(
 
 
 @app.command()
+def data(
+    suite: SuiteArgument,
+    profile: ProfileOption = None,
+    settings: SetOption = [],  # noqa: B006
+    axes: AxisOption = [],  # noqa: B006
+    as_json: JsonOption = False,
+) -> None:
+    """Prepare a suite's data alone and show them: documents in and out, tokens, samples, hashes."""
+    from selectbench.launch.data_preview import prepared_data
+    from selectbench.report.data import data_as_json, print_data
+
+    found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
+    if as_json:
+        typer.echo(data_as_json(found))
+    else:
+        print_data(_stdout(), found)
+
+
+@app.command()
 def report(
     run: RunArgument,
     option: Annotated[str | None, typer.Argument(metavar="OPTION", help="One option's trials.")] = None,

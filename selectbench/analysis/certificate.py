@@ -13,8 +13,8 @@ from typing import Any, Literal
 from selectbench.analysis.row import Certificate, Violation
 from selectbench.analysis.summary import Summary
 from selectbench.choices import is_own
-from selectbench.record.record import Identity
 from selectbench.choices.model import Gpt2, Llama
+from selectbench.record.record import Identity
 from selectbench.suite.suite import Option, Suite
 
 Status = Literal["same", "declared", "violation", "not_verified"]
@@ -40,8 +40,15 @@ HIDDEN_IF_NONE = frozenset({
 _FOLLOWS = {
     "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
     "world_size": frozenset({"gradient_accumulation_steps", "world_size"}),
-}
-"""What the dimensions that are plain numbers may change."""
+    "model": frozenset({
+        "initial_weights_sha256", "parameters", "attention", "dropout", "first_step_loss", "first_step_gradient_norm",
+    }),
+    "tokenizer": frozenset({
+        "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters", "first_step_loss",
+        "first_step_gradient_norm",
+    }),
+}  # fmt: skip
+"""What the dimensions that are no choices of the registry may change."""
 
 _DRAWS_MASKS = (
     "gradient_accumulation_steps", "world_size", "framework", "attention", "compiled", "compute_dtype",
@@ -110,7 +117,7 @@ def _is_fp32(identity: Identity) -> bool:
 
 def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     """What a trial of the option must have found, by identity field: what the job and single choices fix."""
-    job, choices = suite.job, option.choices
+    job, choices = suite.job.of(option.choices), option.choices
     asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
     for choice in choices.each().values():
         asked |= choice.asks_for()

@@ -46,6 +46,15 @@ def final_perplexity(m: Measurement) -> float | None:
     return None if m.final_loss is None else math.exp(m.final_loss)
 
 
+def excess_loss(m: Measurement) -> float | None:
+    """final_loss less what the true source has on the same tokens; nats per token.
+
+    Cross-entropy is entropy and divergence (Cover and Thomas 2006, theorem 5.4.3), and a divergence is not below 0:
+    on a sample the difference may be, by chance.
+    """
+    return None if m.final_loss is None or m.source_loss is None else m.final_loss - m.source_loss
+
+
 def bits_per_byte(m: Measurement) -> float | None:
     """final_loss x heldout_tokens / (heldout_bytes x ln 2): bits per UTF-8 byte of held-out text.
 

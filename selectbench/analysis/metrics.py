@@ -74,6 +74,8 @@ _QUALITY = (
            "reaches the lowest perplexity", quality=True),
     Metric("bits_per_byte", "bits/byte", "less", _of(formulas.bits_per_byte), units.significant,
            "reaches the fewest bits per byte", quality=True),
+    Metric("excess_loss", "excess loss", "less", _of(formulas.excess_loss), units.significant,
+           "comes closest to the source's entropy", quality=True),
 )  # fmt: skip
 _TIMES = (
     Metric("startup_seconds", "start-up", "less", _of(lambda m: m.startup_seconds), units.seconds,

@@ -21,12 +21,14 @@ from selectbench.choices.execution import (
 )
 from selectbench.choices.framework import HfTrainer, Native, OwnFramework
 from selectbench.choices.loss import CrossEntropy, OwnLoss
+from selectbench.choices.model import Model
 from selectbench.choices.optimizer import Adafactor, Adam, AdamW, Muon, Sgd
 from selectbench.choices.optimizer_bitsandbytes import AdamW8bit, AdEMAMix8bit, Lion, Lion8bit, PagedAdamW8bit
 from selectbench.choices.own import OwnOptimizer
 from selectbench.choices.precision import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32
 from selectbench.choices.software import Interpreter
 from selectbench.choices.strategy import Ddp, Fsdp, MicroBatchSize, Single, WorldSize, Zero
+from selectbench.choices.tokenizer import Tokenizer
 from selectbench.machine import Machine
 
 REGISTRY: dict[str, tuple[type[Choice], ...]] = {
@@ -77,6 +79,10 @@ class Choices(BaseModel):
     """Ranks: a number, or auto for one per idle GPU."""
     framework: one_of(*REGISTRY["framework"]) = Native()  # type: ignore[valid-type]
     """Which training loop runs the job."""
+    model: Model | None = None
+    """Another model than the job's: then the architecture is what is compared."""
+    tokenizer: Tokenizer | None = None
+    """Another tokenizer than the job's: then losses and perplexities do not compare, bits per byte do."""
     python: Interpreter | None = None
     """Path of the interpreter that trains, relative to the suite: another virtual environment, another torch.
     The bench's own where not given."""

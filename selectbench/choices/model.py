@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from selectbench.choices import OWN, OwnName, is_own
+from selectbench.choices.choice import OWN, OwnName, is_own
 from selectbench.choices.own import OwnSettings, free_of
 from selectbench.strict import Strict
 
@@ -228,7 +228,10 @@ FAMILIES = ("gpt2", "llama", OWN)
 """What `family` may be."""
 
 
-def resolved_vocab_size(model: Gpt2 | Llama | ConfigFile | OwnModel, tokenizer_size: int) -> int:
+AnyModel = Gpt2 | Llama | ConfigFile | OwnModel
+
+
+def resolved_vocab_size(model: AnyModel, tokenizer_size: int) -> int:
     """Rows of the embedding. Raises ValueError where the model has fewer than the tokenizer."""
     stated = model.vocab_size
     if stated is None and isinstance(model, ConfigFile):

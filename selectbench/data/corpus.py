@@ -58,7 +58,9 @@ def open_corpus(data: TextSource, notify: Callable[[str], None], code: Sequence[
             )
         case Chat():
             field = data.field
-            return _of_files(data.chat, "chat", notify, lambda files, fault: chat_documents(files, field, fault), field)
+            return _of_files(
+                data.chat, "chat", notify, lambda files, fault: chat_documents(files, field, fault), field
+            )
         case Parquet():
             require("pyarrow", INSTALL_DATA)
             field = data.field
@@ -119,7 +121,9 @@ def _dataset(data: Dataset) -> Corpus:
     rows = _load_dataset(data)
     names = data.field.split(".")
     if names[0] not in (rows.column_names or names):
-        raise UserError(f"data.dataset: {data.dataset} has no column {names[0]!r} (it has {_some(rows.column_names)})")
+        raise UserError(
+            f"data.dataset: {data.dataset} has no column {names[0]!r} (it has {_some(rows.column_names)})"
+        )
     key = f"dataset {rows._fingerprint} {data.field} datasets {version}"
     return Corpus(key, lambda fault: _column(rows, data, fault), f"{data.dataset}, split {data.split}")
 
@@ -130,7 +134,9 @@ def _load_dataset(data: Dataset) -> Any:
 
     datasets.disable_progress_bars()
     try:
-        if (Path(data.dataset) / "dataset_info.json").exists() or (Path(data.dataset) / "dataset_dict.json").exists():
+        if (Path(data.dataset) / "dataset_info.json").exists() or (
+            Path(data.dataset) / "dataset_dict.json"
+        ).exists():
             whole = datasets.load_from_disk(data.dataset)
             return whole if isinstance(whole, datasets.Dataset) else whole[data.split]
         return datasets.load_dataset(data.dataset, data.name, split=data.split, revision=data.revision)
@@ -159,7 +165,11 @@ def _column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
 
 def _own(data: OwnDocuments, code: Sequence[str]) -> Corpus:
     """What own code reads, it alone knows: the key is made of what it yields."""
-    return Corpus(None, lambda _: _own_documents(data, code), f"{data.documents} ({own_code_sha256(code) or 'installed'})"[:80])
+    return Corpus(
+        None,
+        lambda _: _own_documents(data, code),
+        f"{data.documents} ({own_code_sha256(code) or 'installed'})"[:80],
+    )
 
 
 def _own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:

@@ -1,32 +1,29 @@
-"""Text to token files: read, split, train the tokenizer, encode, publish under a hash of all that."""
+"""A job's data as token files: from the cache where they were made before, else made and published there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
+from selectbench.choices.tokenizer import AnyTokenizer, PretrainedTokenizer
 from selectbench.data.cache import cache_root, publish, remove
-from selectbench.data.corpus import Corpus, open_corpus, require
-from selectbench.data.prepared import (
-    FACTS,
-    HELDOUT,
-    TOKEN_BYTES,
-    TOKENIZER,
-    TRAIN,
-    Prepared,
-    check_enough,
-    epochs,
-)
-from selectbench.data.split import Split, split
-from selectbench.data.tokenizer import encode, token_bytes, train_bpe
+from selectbench.data.cleaning import Cleaner
+from selectbench.data.corpus import Corpus, content_key, open_corpus, require
+from selectbench.data.files import files_sha256
+from selectbench.data.prepared import Prepared, check_enough, epochs
+from selectbench.data.pretrained import pretrained_key
+from selectbench.data.write_text import TextWork, write_text
+from selectbench.data.write_tokens import write_markov, write_token_files
 from selectbench.errors import UserError
-from selectbench.suite.job import EmbeddedCorpus, TextFiles, Tokenizer
+from selectbench.suite.data import AnyData, Apart, Cleaning, MarkovSource, TokenFile, kind_of
 
 __all__ = ["Prepared", "check_enough", "epochs", "prepare"]
+Notify = Callable[[str], None]
+Write = Callable[[str, Path], None]
+"""Fills an empty folder with the data of a key."""
 
 
 def _silent(_: str) -> None:
@@ -34,32 +31,75 @@ def _silent(_: str) -> None:
 
 
 def prepare(
-    data: EmbeddedCorpus | TextFiles, tokenizer: Tokenizer, *, notify: Callable[[str], None] = _silent
-) -> Prepared:
-    """A job's data as token files, from the cache where they were made before.
+    data: AnyData, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None, specials: Sequence[str] = (),
+    code: Sequence[str] = (), notify: Notify = _silent,
+) -> Prepared:  # fmt: skip
+    """A job's data as token files.
 
-    `data`'s paths and globs are absolute. `notify` gets a line for a person where something takes time or
+    `data`'s paths and globs are absolute. `tokenizer` None: the data are tokens already. `specials`: tokens that
+    the task needs; `code`: folders of own code. `notify` gets a line for a person where something takes time or
     is left out. Two runs may prepare the same data at once. Raises UserError for text that is missing or
     unfit, a missing package, and a cache that cannot be written.
     """
-    corpus = open_corpus(data, notify)
-    key = _key(corpus, tokenizer)
+    described, parts, write = _work(data, tokenizer, cleaning or Cleaning(), specials, code, notify)
+    key = _key(parts)
     folder = cache_root() / "data" / key
     cached = _cached(folder)
     if cached is None:
-        notify(f"preparing {corpus.description} once, in {folder}")
-        publish(folder, lambda unfinished: _write(corpus, key, tokenizer.bpe, unfinished, notify))
+        notify(f"preparing {described} once, in {folder}")
+        publish(folder, partial(write, key))
         cached = Prepared.open(folder)
     return cached
 
 
-def _key(corpus: Corpus, tokenizer: Tokenizer) -> str:
+def _work(
+    data: AnyData, tokenizer: AnyTokenizer | None, cleaning: Cleaning, specials: Sequence[str], code: Sequence[str],
+    notify: Notify,
+) -> tuple[str, list[str], Write]:  # fmt: skip
+    """What is prepared in words, what its key is made of, and how it is made."""
+    if isinstance(data, MarkovSource):
+        source = data
+        return "a made-up source", [source.model_dump_json()], lambda key, folder: write_markov(source, key, folder)
+    if kind_of(data) == "tokens":
+        pair = (data.train, data.heldout) if isinstance(data, Apart) else (data, None)
+        files = [one for one in pair if isinstance(one, TokenFile)]
+        return files[0].tokens, _token_key(files), lambda key, folder: write_token_files(files, key, folder)
+    assert tokenizer is not None, "text needs a tokenizer: the job was checked"
+    sources = [data.train, data.heldout] if isinstance(data, Apart) else [data]
+    corpora = [open_corpus(one, notify, code) for one in sources]  # type: ignore[arg-type]
+    work = TextWork(corpora, kind_of(data), tokenizer, cleaning, tuple(specials), notify)
+    parts = [_corpus_key(corpus, work) for corpus in corpora]
+    parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
+    return " and ".join(c.description for c in corpora), parts, lambda key, folder: write_text(work, key, folder)
+
+
+def _corpus_key(corpus: Corpus, work: TextWork) -> str:
+    if corpus.key is not None:
+        return corpus.key
+    work.notify(f"reading {corpus.description}, to see whether it is prepared already")
+    return content_key(corpus.documents(Cleaner(work.cleaning).fault))
+
+
+def _token_key(files: Sequence[TokenFile]) -> list[str]:
+    paths = [Path(one.tokens) for one in files]
+    present = [path for path in paths if path.is_file()]
+    digest = files_sha256(present, "data.tokens")
+    return ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
+
+
+def _tokenizer_key(tokenizer: AnyTokenizer) -> str:
+    version = f"tokenizers {require('tokenizers')}"
+    if isinstance(tokenizer, PretrainedTokenizer):
+        return f"{pretrained_key(tokenizer)} transformers {require('transformers')} {version}"
+    return f"{tokenizer.model_dump_json()} {version}"
+
+
+def _key(parts: Sequence[str]) -> str:
     """The code stands for the rules of the split: whatever changes them changes the key."""
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    parts = [corpus.key, f"bpe {tokenizer.bpe}", f"tokenizers {require('tokenizers')}"]
-    digest.update("\n".join(parts).encode())
+    digest.update(json.dumps(list(parts)).encode())
     return digest.hexdigest()[:32]
 
 
@@ -76,57 +116,3 @@ def _cached(folder: Path) -> Prepared | None:
             f"cache: cannot read {folder}: {error.strerror}: set SELECTBENCH_CACHE to a folder of your own"
         ) from error
     return None
-
-
-def _write(corpus: Corpus, key: str, vocab_size: int, folder: Path, notify: Callable[[str], None]) -> None:
-    parts = split(corpus.documents)
-    if not any(parts.training(corpus.documents)):
-        raise UserError(f"data: {corpus.description} has no text, only white space")
-    notify(f"training a tokenizer of {vocab_size} entries")
-    bpe = train_bpe(parts.training(corpus.documents), vocab_size)
-    (folder / TOKENIZER).write_text(bpe.to_str(), encoding="utf-8")
-    lengths = token_bytes(bpe)
-    np.save(folder / TOKEN_BYTES, lengths)
-    notify("encoding")
-    counts = _Counts(parts, corpus)
-    train_tokens, train_bytes = _save(folder / TRAIN, encode(bpe, counts.training()), lengths)
-    heldout_tokens, heldout_bytes = _save(folder / HELDOUT, encode(bpe, counts.evaluation()), lengths)
-    prepared = Prepared(
-        folder, key, train_tokens, heldout_tokens, len(lengths), counts.train, counts.heldout, counts.removed,
-        counts.removed_lines, train_bytes, heldout_bytes,
-    )  # fmt: skip
-    (folder / FACTS).write_text(json.dumps(prepared.facts(), indent=1) + "\n", encoding="utf-8")
-
-
-class _Counts:
-    """Counts documents while they pass."""
-
-    def __init__(self, parts: Split, corpus: Corpus) -> None:
-        self.parts, self.documents = parts, corpus.documents
-        self.train = self.heldout = self.removed = self.removed_lines = 0
-
-    def training(self) -> Iterator[str]:
-        for text in self.parts.training(self.documents):
-            self.train += 1
-            yield text
-
-    def evaluation(self) -> Iterator[str]:
-        for whole in self.parts.heldout_documents(self.documents):
-            text = self.parts.without_leaks(whole)
-            self.removed_lines += self.parts.leaks(whole)
-            if text:
-                self.heldout += 1
-                yield text
-            else:
-                self.removed += 1
-
-
-def _save(path: Path, documents: Iterable[np.ndarray], lengths: np.ndarray) -> tuple[int, int]:
-    """Writes token ids as they come; how many there are, and the bytes of text they stand for."""
-    tokens = text_bytes = 0
-    with path.open("wb") as file:
-        for ids in documents:
-            file.write(ids.tobytes())
-            tokens += len(ids)
-            text_bytes += int(lengths[ids].sum())
-    return tokens, text_bytes

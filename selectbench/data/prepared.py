@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,17 @@ from selectbench.errors import UserError
 from selectbench.suite.job import Job
 
 TRAIN = "train.bin"
-"""Token ids of the training documents, END_OF_TEXT after each; unsigned, 2 or 4 bytes, native order."""
+"""Token ids of the training documents, an end-of-text token after each; unsigned, 2 or 4 bytes, native order."""
 HELDOUT = "heldout.bin"
 """Token ids of the held-out documents, in the same form."""
-TOKEN_BYTES = "token_bytes.npy"
-"""Bytes of UTF-8 per token id, int32."""
+TRAIN_MASK = "train_mask.bin"
+"""Of chats: a byte per training token, 1 where it is to be predicted."""
+HELDOUT_MASK = "heldout_mask.bin"
+"""The same of the held-out tokens."""
+HELDOUT_BYTES = "heldout_bytes.bin"
+"""Of text: bytes of UTF-8 that each held-out token stands for, uint32; they sum up to the text."""
+HELDOUT_TRUTH = "heldout_truth.bin"
+"""Of a source whose probabilities are known: nats of each held-out token under the source itself, float64."""
 TOKENIZER = "tokenizer.json"
 """The tokenizer, as the package `tokenizers` writes it."""
 FACTS = "prepared.json"
@@ -27,33 +34,49 @@ FACTS = "prepared.json"
 
 @dataclass(frozen=True)
 class Prepared:
-    """A job's data in the cache. Documents are counted after the split, tokens with END_OF_TEXT."""
+    """A job's data in the cache. Documents are counted after cleaning and split, tokens with END_OF_TEXT."""
 
     folder: Path
     """Where the files are."""
     key: str
-    """Hash of the text, the rules of the split, the tokenizer and the code that applied them."""
+    """Hash of the text, the rules of cleaning and split, the tokenizer and the code that applied them."""
+    kind: str
+    """text, chat, tokens or markov."""
     train_tokens: int
     heldout_tokens: int
     vocab_size: int
     """Entries that the tokenizer really has, at most those asked for."""
+    documents_in: int
+    """Documents read, unreadable ones among them."""
+    removed: dict[str, int]
+    """Documents that cleaning removed, by step."""
+    changed: dict[str, int]
+    """Documents that cleaning changed, by step."""
     train_documents: int
     heldout_documents: int
     removed_documents: int
-    """Held-out documents that were dropped whole, every line of them occurring in training."""
+    """Held-out documents that were dropped whole, as they occur in training."""
     removed_lines: int
-    """Held-out lines that were dropped because they occur in training too."""
+    """Held-out lines (of a chat: answers; of tokens: blocks of 32) that were dropped, as they occur in training."""
     train_bytes: int
-    """UTF-8 bytes of the training documents."""
+    """UTF-8 bytes of the training documents; 0 where there is no text."""
     heldout_bytes: int
     """UTF-8 bytes of the held-out documents."""
+    unknown_tokens: int = 0
+    """Training and held-out tokens that stand for what the tokenizer could not encode."""
+    entropy_rate: float | None = None
+    """Of a source whose probabilities are known: nats per token in the long run."""
+    special_ids: dict[str, int] = field(default_factory=dict)
+    """Token ids that the task needs besides: `mask`, `pad`."""
+    document_sizes: list[int] = field(default_factory=list)
+    """Documents kept, by size in UTF-8 bytes: the n-th counts those below 2**n and not below 2**(n - 1)."""
 
     @classmethod
     def open(cls, folder: Path | str) -> Prepared:
         """Reads it back. Raises FileNotFoundError where it is missing, ValueError where it is damaged."""
         folder = Path(folder)
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        names = {field.name for field in fields(cls)} - {"folder"}
+        names = {f.name for f in fields(cls)} - {"folder"}
         if not isinstance(facts, dict) or set(facts) != names:
             raise ValueError(f"{folder / FACTS}: not what this version of selectbench writes")
         prepared = cls(folder=folder, **facts)
@@ -61,36 +84,74 @@ class Prepared:
         return prepared
 
     def _check_sizes(self) -> None:
-        width = np.dtype(token_dtype(self.vocab_size)).itemsize
-        for name, tokens in ((TRAIN, self.train_tokens), (HELDOUT, self.heldout_tokens)):
-            found = (self.folder / name).stat().st_size
-            if found != tokens * width:
-                raise ValueError(f"{self.folder / name}: has {found} bytes, {tokens * width} were written")
-        if len(self.token_bytes()) != self.vocab_size or not (self.folder / TOKENIZER).stat().st_size:
-            raise ValueError(f"{self.folder}: token table and tokenizer do not fit the vocabulary")
+        for name, entries, dtype in self._files():
+            found, written = (self.folder / name).stat().st_size, entries * np.dtype(dtype).itemsize
+            if found != written:
+                raise ValueError(f"{self.folder / name}: has {found} bytes, {written} were written")
+        if self.has_text and not (self.folder / TOKENIZER).stat().st_size:
+            raise ValueError(f"{self.folder}: the tokenizer is empty")
 
-    def facts(self) -> dict[str, int | str]:
+    def _files(self) -> list[tuple[str, int, npt.DTypeLike]]:
+        """Name, entries and type of each file of numbers."""
+        ids = token_dtype(self.vocab_size)
+        found: list[tuple[str, int, npt.DTypeLike]] = [
+            (TRAIN, self.train_tokens, ids), (HELDOUT, self.heldout_tokens, ids),
+        ]  # fmt: skip
+        if self.kind == "chat":
+            found += [(TRAIN_MASK, self.train_tokens, np.uint8), (HELDOUT_MASK, self.heldout_tokens, np.uint8)]
+        if self.has_text:
+            found.append((HELDOUT_BYTES, self.heldout_tokens, np.uint32))
+        if self.kind == "markov":
+            found.append((HELDOUT_TRUTH, self.heldout_tokens, np.float64))
+        return found
+
+    @property
+    def has_text(self) -> bool:
+        """Whether tokens stand for text, by a tokenizer that lies beside them."""
+        return self.kind in ("text", "chat")
+
+    def facts(self) -> dict[str, Any]:
         """Everything but the folder, as prepared.json holds it."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "folder"}
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
 
     def train(self) -> npt.NDArray[np.unsignedinteger]:
         """The training tokens, memory-mapped read-only, shape (train_tokens,)."""
-        return self._tokens(TRAIN, self.train_tokens)
+        tokens: npt.NDArray[np.unsignedinteger] = self._mapped(TRAIN)
+        return tokens
 
     def heldout(self) -> npt.NDArray[np.unsignedinteger]:
         """The held-out tokens, memory-mapped read-only, shape (heldout_tokens,)."""
-        return self._tokens(HELDOUT, self.heldout_tokens)
+        tokens: npt.NDArray[np.unsignedinteger] = self._mapped(HELDOUT)
+        return tokens
 
-    def token_bytes(self) -> npt.NDArray[np.int32]:
-        """Bytes of UTF-8 that each token id stands for, shape (vocab_size,); 0 for END_OF_TEXT."""
-        table: npt.NDArray[np.int32] = np.load(self.folder / TOKEN_BYTES)
-        return table
+    def train_mask(self) -> npt.NDArray[np.uint8] | None:
+        """1 for each training token that is to be predicted; None: all are."""
+        found: npt.NDArray[np.uint8] | None = self._if_there(TRAIN_MASK)
+        return found
 
-    def _tokens(self, name: str, count: int) -> npt.NDArray[np.unsignedinteger]:
-        dtype = token_dtype(self.vocab_size)
-        if not count:  # an empty file cannot be mapped
+    def heldout_mask(self) -> npt.NDArray[np.uint8] | None:
+        """The same of the held-out tokens."""
+        found: npt.NDArray[np.uint8] | None = self._if_there(HELDOUT_MASK)
+        return found
+
+    def bytes_of_heldout(self) -> npt.NDArray[np.uint32] | None:
+        """Bytes of UTF-8 that each held-out token stands for; None: there is no text."""
+        found: npt.NDArray[np.uint32] | None = self._if_there(HELDOUT_BYTES)
+        return found
+
+    def truth_of_heldout(self) -> npt.NDArray[np.float64] | None:
+        """Nats of each held-out token under the source itself; None: not known."""
+        found: npt.NDArray[np.float64] | None = self._if_there(HELDOUT_TRUTH)
+        return found
+
+    def _if_there(self, name: str) -> Any:
+        return self._mapped(name) if any(name == known for known, _, _ in self._files()) else None
+
+    def _mapped(self, name: str) -> Any:
+        entries, dtype = next((count, kind) for known, count, kind in self._files() if known == name)
+        if not entries:  # an empty file cannot be mapped
             return np.zeros(0, dtype=dtype)
-        return np.memmap(self.folder / name, dtype=dtype, mode="r", shape=(count,))
+        return np.memmap(self.folder / name, dtype=dtype, mode="r", shape=(entries,))
 
 
 def sequences(tokens: int, seq_len: int) -> int:

@@ -61,7 +61,6 @@ class Documents(Protocol):
         """Those that are chosen, in order."""
 
 
-
 def blocks(lines: Iterable[str]) -> Iterator[str]:
     """Groups the paragraphs of a text into blocks of at least BLOCK_CHARACTERS characters.
 

@@ -1,44 +1,147 @@
-"""The byte-level BPE tokenizer, trained on a job's own training split."""
+"""Tokenizers: trained on a job's own training split, or read from a folder or the hub."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from selectbench.choices.tokenizer import AnyTokenizer, Bpe, Bytes, PretrainedTokenizer, Unigram, WordPiece
+from selectbench.data.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 END_OF_TEXT = "<|endoftext|>"
-"""Follows every document; token 0."""
-BATCH_DOCUMENTS = 256
+"""Follows every document; token 0 of a trained tokenizer."""
+UNKNOWN = "<|unknown|>"
+LONGEST_WORD = 1 << 20
 
 
-def train_bpe(documents: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Byte pair encoding over bytes, split into words as GPT-2 does; the same text gives the same tokenizer.
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer with what the data needs to know of it."""
 
-    The vocabulary holds END_OF_TEXT, the 256 bytes and merges; it is smaller than `vocab_size` where the
+    backend: Tokenizer
+    end_id: int
+    """Of the token that follows every document."""
+    unknown_id: int | None
+    """Of the token that stands for what can't be encoded; None: there is none, everything can."""
+    special_ids: dict[str, int]
+    """Of `mask`, `pad` and the like, where it has them."""
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest id."""
+        return max(self.backend.get_vocab().values()) + 1
+
+
+def make_tokenizer(
+    spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: Sequence[str] = ()
+) -> TextTokenizer:
+    """`documents`: the training text, read where something is trained; `specials`: tokens that a task needs.
+
+    The same text gives the same tokenizer. Raises UserError where a pretrained one can't be had.
+    """
+    if isinstance(spec, PretrainedTokenizer):
+        return TextTokenizer(*load_pretrained(spec, specials))
+    named = [END_OF_TEXT, *(f"<|{name}|>" for name in specials)]
+    backend = _trained(spec, documents, named)
+    # A document may spell a special token out; that is text like any other, and decodes to itself.
+    backend.encode_special_tokens = True
+    ids = {name: backend.get_vocab()[f"<|{name}|>"] for name in specials}
+    return TextTokenizer(backend, backend.get_vocab()[END_OF_TEXT], backend.token_to_id(UNKNOWN), ids)
+
+
+def _trained(spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: list[str]) -> Tokenizer:
+    match spec:
+        case Bytes():
+            return _of_bytes(specials)
+        case Unigram():
+            return _train_unigram(documents(), spec.unigram, specials)
+        case WordPiece():
+            return _train_wordpiece(documents(), spec.wordpiece, specials)
+        case Bpe():
+            return train_bpe(documents(), spec.bpe, specials)
+        case _:
+            raise AssertionError(spec)
+
+
+def _byte_level(model: Any) -> Tokenizer:
+    """Words as GPT-2 splits them, spelt with one character per byte: nothing is lost, nothing is unknown."""
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _alphabet() -> list[str]:
+    from tokenizers import pre_tokenizers
+
+    return sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+def train_bpe(documents: Iterable[str], vocab_size: int, specials: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
+    """Byte pair encoding over bytes, split into words as GPT-2 does.
+
+    The vocabulary holds the special tokens, the 256 bytes and merges; it is smaller than `vocab_size` where the
     text has no more pairs to merge. Source: Radford et al. 2019, Language Models are Unsupervised
     Multitask Learners, section 2.2.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import models, trainers
 
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer = _byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=_alphabet(), show_progress=False
     )
     interruptible(lambda: tokenizer.train_from_iterator(documents, trainer))
-    # A document may spell END_OF_TEXT out; that is text like any other, and decodes to itself.
-    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _of_bytes(specials: list[str]) -> Tokenizer:
+    from tokenizers import models
+
+    vocabulary = {token: number for number, token in enumerate([*specials, *_alphabet()])}
+    tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
+
+
+def _train_unigram(documents: Iterable[str], vocab_size: int, specials: list[str]) -> Tokenizer:
+    from tokenizers import models, trainers
+
+    tokenizer = _byte_level(models.Unigram())
+    trainer = trainers.UnigramTrainer(
+        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=_alphabet(), show_progress=False
+    )
+    interruptible(lambda: tokenizer.train_from_iterator(documents, trainer))
+    return tokenizer
+
+
+def _train_wordpiece(documents: Iterable[str], vocab_size: int, specials: list[str]) -> Tokenizer:
+    """Trained, then rebuilt with every byte at the beginning and inside of words, so that nothing is unknown."""
+    from tokenizers import models, trainers
+
+    trained = _byte_level(models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD))
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[*specials, UNKNOWN],
+        initial_alphabet=_alphabet(),
+        show_progress=False,
+    )
+    interruptible(lambda: trained.train_from_iterator(documents, trainer))
+    pieces = sorted(trained.get_vocab().items(), key=lambda item: item[1])
+    complete = dict.fromkeys([*specials, UNKNOWN, *_alphabet(), *(f"##{byte}" for byte in _alphabet())])
+    complete.update(dict.fromkeys(token for token, _ in pieces))
+    vocabulary = {token: number for number, token in enumerate(list(complete)[:vocab_size])}
+    tokenizer = _byte_level(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD))
+    tokenizer.add_special_tokens([*specials, UNKNOWN])
     return tokenizer
 
 
@@ -60,27 +163,6 @@ def interruptible(work: Callable[[], None]) -> None:
         raise failures[0]
 
 
-def token_bytes(tokenizer: Tokenizer) -> npt.NDArray[np.int32]:
-    """Bytes of UTF-8 that each token id stands for, shape (vocab_size,); 0 for END_OF_TEXT.
-
-    A byte-level token is spelt with one character per byte.
-    """
-    lengths = np.zeros(tokenizer.get_vocab_size(), dtype=np.int32)
-    for token, token_id in tokenizer.get_vocab().items():
-        lengths[token_id] = 0 if token == END_OF_TEXT else len(token)
-    return lengths
-
-
 def token_dtype(vocab_size: int) -> npt.DTypeLike:
     """The narrowest unsigned type of 2 or 4 bytes that holds every token id."""
     return np.uint16 if vocab_size <= 1 << 16 else np.uint32
-
-
-def encode(tokenizer: Tokenizer, documents: Iterable[str]) -> Iterator[npt.NDArray[np.unsignedinteger]]:
-    """The token ids of each document, END_OF_TEXT after it."""
-    dtype = token_dtype(tokenizer.get_vocab_size())
-    end = tokenizer.token_to_id(END_OF_TEXT)
-    remaining = iter(documents)
-    while batch := list(islice(remaining, BATCH_DOCUMENTS)):
-        for encoding in tokenizer.encode_batch_fast(batch, add_special_tokens=False):
-            yield np.array([*encoding.ids, end], dtype=dtype)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from selectbench.choices.model import OwnModel
 from selectbench.launch.preparation import Preparation
 from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial
 from selectbench.record.run_folder import TRIALS, WEIGHTS
 from selectbench.record.wire import Order
-from selectbench.choices.model import OwnModel
+from selectbench.suite.suite import Option
 
 CUDA_TIMED_SECONDS = 10.0
 """Least timed duration on CUDA where the suite states none: short windows on fast GPUs mislead."""
@@ -19,16 +20,17 @@ CUDA_TIMED_SECONDS = 10.0
 def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:
     """What the worker is told."""
     suite = preparation.suite
+    choices = suite.option(planned.trial.option).choices
     stated = suite.job.timing.min_timed_seconds
     world_size = preparation.plan.planned(planned.trial.option).world_size
     return Order(
         trial=planned.trial,
-        job=suite.job,
-        choices=suite.option(planned.trial.option).choices,
+        job=suite.job.of(choices),
+        choices=choices,
         device=suite.device,
         threads=rank_threads(world_size),
         world_size=world_size,
-        data_folder=str(preparation.prepared.folder),
+        data_folder=str(preparation.prepared[planned.trial.option].folder),
         trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
         weights_folder=str((folder / WEIGHTS).resolve()),
         code=suite.code,
@@ -44,16 +46,17 @@ def rank_threads(world_size: int) -> int:
 
 def preload(preparation: Preparation, python: str | None) -> list[str]:
     """What an interpreter's server imports once: the worker, the model's family, what the choices name."""
-    modules = ["selectbench.worker.trial", *_model_modules(preparation)]
+    modules = ["selectbench.worker.trial"]
     for planned in preparation.plan.options:
         choices = planned.option.choices
         if planned.unsupported is None and choices.python == python:
+            modules += _model_modules(preparation, planned.option)
             modules += [name for choice in choices.each().values() for name in choice.preload]
     return list(dict.fromkeys(modules))
 
 
-def _model_modules(preparation: Preparation) -> list[str]:
-    model, vocab_size = preparation.suite.job.model, preparation.prepared.vocab_size
+def _model_modules(preparation: Preparation, option: Option) -> list[str]:
+    model, vocab_size = preparation.suite.job.of(option.choices).model, preparation.prepared[option.name].vocab_size
     if isinstance(model, OwnModel):  # own code is imported in the trial alone: what it does is the trial's
         return []
     family = model.transformers_config(vocab_size, preparation.suite.job.seq_len)["model_type"]

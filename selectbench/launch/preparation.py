@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from selectbench.choices.tokenizer import AnyTokenizer
 from selectbench.data.prepare import Prepared, check_enough, prepare
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.launch.gpu_claim import GpuClaim, candidates, claim_gpus
@@ -52,7 +53,8 @@ class Preparation:
 
     suite: Suite
     machine: Machine
-    prepared: Prepared
+    prepared: Mapping[str, Prepared]
+    """By option: tokenizers may differ."""
     environment: dict[str, Any]
     plan: Plan
     claim: GpuClaim
@@ -84,8 +86,7 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
         raise UserError(reason)
     if not machine.trains:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
-    prepared = prepare(suite.job.data, suite.job.tokenizer, notify=notify)
-    check_enough(prepared, suite.job)
+    prepared = prepare_data(suite, notify)
     with ExitStack() as undo:
         claim = undo.enter_context(_claim(request, gpu_need(suite, machine), suite.device, notify))
         if suite.device == "cuda":
@@ -94,8 +95,21 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
         claim.keep(gpus_used(plan))
         environment = _environment(request, suite, claim.gpus)
         undo.pop_all()
-    environment["data"] = data_facts(prepared, plan)
+    environment["data"] = data_facts(suite, prepared, plan)
     return Preparation(suite, machine, prepared, environment, plan, claim)
+
+
+def prepare_data(suite: Suite, notify: Callable[[str], None]) -> dict[str, Prepared]:
+    """Each option's data. Raises UserError where they can't be had, or are too few."""
+    made: dict[AnyTokenizer | None, Prepared] = {}
+    for option in suite.options:
+        job = suite.job.of(option.choices)
+        if job.tokenizer not in made:
+            made[job.tokenizer] = prepare(
+                job.data, job.tokenizer, cleaning=job.cleaning, code=suite.code, notify=notify
+            )
+            check_enough(made[job.tokenizer], job)
+    return {option.name: made[suite.job.of(option.choices).tokenizer] for option in suite.options}
 
 
 def _claim(request: Request, need: GpuNeed, device: str, notify: Callable[[str], None]) -> GpuClaim:
@@ -115,10 +129,11 @@ def device_problem(request: Request, suite: Suite) -> str | None:
     return wrong_device_reason("cpu" if request.profile == "cpu" else "cuda" if suite.device == "cuda" else None)
 
 
-def data_facts(prepared: Prepared, plan: Plan) -> dict[str, Any]:
-    """What environment.json says of the data: counts and content key, no path."""
-    facts = {key: value for key, value in asdict(prepared).items() if key != "folder"}
-    return {**facts, "epochs": plan.epochs}
+def data_facts(suite: Suite, prepared: Mapping[str, Prepared], plan: Plan) -> dict[str, Any]:
+    """What environment.json says of the data: counts and content key, no path; the baseline's, and what differs."""
+    own = prepared[suite.baseline]
+    others = {name: one.facts() for name, one in prepared.items() if one.key != own.key}
+    return {**own.facts(), "epochs": plan.epochs, **({"by_option": others} if others else {})}
 
 
 def check_cuda(plan: Plan, gpus: Sequence[Gpu]) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from selectbench.data.prepare import Prepared, check_enough, prepare
+from selectbench.data.prepared import Prepared
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.launch.gpu_claim import idle_now
-from selectbench.launch.preparation import Request, device_problem, resolve
+from selectbench.launch.preparation import Request, device_problem, prepare_data, resolve
 from selectbench.machine import INSTALL, Machine
 from selectbench.plan.estimate import Estimate, estimate, past_records
 from selectbench.plan.gpu_need import gpu_need
@@ -53,11 +53,11 @@ def _with_idle_gpus(request: Request, suite: Suite, machine: Machine, notes: lis
     return machine.on(found)
 
 
-def _prepare_if_possible(suite: Suite, notify: Callable[[str], None], notes: list[str]) -> Prepared | None:
+def _prepare_if_possible(
+    suite: Suite, notify: Callable[[str], None], notes: list[str]
+) -> dict[str, Prepared] | None:
     try:
-        prepared = prepare(suite.job.data, suite.job.tokenizer, notify=notify)
+        return prepare_data(suite, notify)
     except MissingPackageError as error:
         notes += error.problems
         return None
-    check_enough(prepared, suite.job)
-    return prepared

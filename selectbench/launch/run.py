@@ -66,7 +66,8 @@ def _run_in(
 
 def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retry_failed: bool) -> Path:
     own_code = preparation.plan.own_code_sha256
-    mark = fingerprint(preparation.suite, preparation.environment, preparation.prepared.key, own_code)
+    data = " ".join(dict.fromkeys(one.key for one in preparation.prepared.values()))
+    mark = fingerprint(preparation.suite, preparation.environment, data, own_code)
     newest = None if fresh else newest_run(results, preparation.suite, mark)
     trials = preparation.plan.trials
     if newest is not None and pending(trials, preparation.suite, newest, retry_failed=retry_failed):

@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from selectbench.choices.model import resolved_vocab_size
 from selectbench.data.prepare import Prepared, epochs
 from selectbench.errors import UserError
 from selectbench.interpreter import machine_for, worker_problem
 from selectbench.machine import Machine, usable_cores
 from selectbench.record.record import Trial
 from selectbench.suite.check import accumulation_problem
-from selectbench.choices.model import resolved_vocab_size
+from selectbench.suite.data import kind_of
+from selectbench.suite.job import vocabulary_of
 from selectbench.suite.own_code import own_code_sha256
 from selectbench.suite.suite import Option, Suite
 
@@ -33,6 +35,8 @@ class PlannedOption:
     """Micro-batches per optimizer step and rank."""
     unsupported: str | None
     """Why it can't run here, or None."""
+    parameters: int | None = None
+    """Of the model; None before it is built, for a configuration file or own code."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +56,11 @@ class Plan:
     trials: list[PlannedTrial]
     """Round after round; within a round in an order shuffled from the suite, the same at every run."""
     parameters: int | None
-    """Of the model; None before it is built, for a configuration file or own code."""
+    """Of the baseline's model, as in `PlannedOption`."""
     tokens: int
     """Training tokens of one trial."""
     epochs: float | None
-    """Passes over the training split; None: the data isn't prepared."""
+    """Passes over the training split with the baseline's tokenizer; None: the data isn't prepared."""
     warnings: list[str]
     own_code_sha256: str | None = None
     """Of the suite's folders of own code; None: it has none."""
@@ -66,22 +70,28 @@ class Plan:
         return {planned.option.name: planned for planned in self.options}[option]
 
 
-def make_plan(suite: Suite, machine: Machine, prepared: Prepared | None, code_sha256: str) -> Plan:
-    """`prepared`: the data, where it could be prepared; `code_sha256`: of the package's own code.
+def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None, code_sha256: str) -> Plan:
+    """`prepared`: each option's data, where they could be prepared; `code_sha256`: of the package's own code.
 
     Raises UserError where an option's step can't be cut for the ranks that `auto` finds, an interpreter does
     not start, or own code can't be read.
     """
     own_code = own_code_sha256(suite.code)
-    options = [_plan_option(suite, option, machine) for option in suite.options]
-    passes = epochs(prepared, suite.job) if prepared else None
-    identity = {"job": suite.job.model_dump(mode="json"), "data": prepared.key if prepared else None,
-                "device": suite.device, "code": code_sha256, "own_code": own_code}  # fmt: skip
+    options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
+    passes = epochs(prepared[suite.baseline], suite.job) if prepared else None
+    common = {"device": suite.device, "code": code_sha256, "own_code": own_code}
+    identities = {
+        option.name: {
+            "job": suite.job.of(option.choices).model_dump(mode="json"),
+            "data": prepared[option.name].key if prepared else None, **common,
+        }
+        for option in suite.options
+    }  # fmt: skip
     return Plan(
         suite=suite,
         options=options,
-        trials=_in_order(suite, identity),
-        parameters=_parameters(suite, prepared),
+        trials=_in_order(suite, identities),
+        parameters=next(p.parameters for p in options if p.option.name == suite.baseline),
         tokens=suite.job.max_steps * suite.job.tokens_per_step,
         epochs=passes,
         warnings=[*suite_warnings(suite, passes, usable_cores()), *_baseline_warnings(suite, options)],
@@ -89,7 +99,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Prepared | None, code_sh
     )
 
 
-def _plan_option(suite: Suite, option: Option, machine: Machine) -> PlannedOption:
+def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepared | None) -> PlannedOption:
     machine = machine_for(machine, option.choices.python)
     ranks = option.choices.ranks(machine)
     micro_batch_size, global_batch_size = option.choices.micro_batch_size, suite.job.global_batch_size
@@ -101,17 +111,28 @@ def _plan_option(suite: Suite, option: Option, machine: Machine) -> PlannedOptio
         option=option,
         world_size=ranks,
         gradient_accumulation_steps=suite.job.gradient_accumulation_steps(micro_batch_size, ranks),
-        unsupported=worker_problem(machine) or option.choices.unsupported_reason(machine),
+        unsupported=worker_problem(machine)
+        or option.choices.unsupported_reason(machine)
+        or _task_reason(suite, option),
+        parameters=_parameters(suite, option, prepared),
     )
 
 
-def _in_order(suite: Suite, identity: Mapping[str, Any]) -> list[PlannedTrial]:
+def _task_reason(suite: Suite, option: Option) -> str | None:
+    """Why an option can't train on the job's data."""
+    framework = option.choices.framework.name
+    if kind_of(suite.job.data) == "chat" and framework != "native":
+        return f"framework {framework}: only the native loop trains on a chat's answers alone"
+    return None
+
+
+def _in_order(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[PlannedTrial]:
     shuffle = random.Random(suite.name)
     planned: list[PlannedTrial] = []
     for number, seed in enumerate(suite.seeds):
         names = [option.name for option in suite.options]
         shuffle.shuffle(names)
-        planned += [PlannedTrial(_trial(suite.option(name), seed, identity), number) for name in names]
+        planned += [PlannedTrial(_trial(suite.option(name), seed, identities[name]), number) for name in names]
     return planned
 
 
@@ -122,13 +143,20 @@ def _trial(option: Option, seed: int, identity: Mapping[str, Any]) -> Trial:
     return Trial(trial_id=digest[:16], option=option.name, seed=seed, settings=settings)
 
 
-def _parameters(suite: Suite, prepared: Prepared | None) -> int | None:
-    tokenizer_size = prepared.vocab_size if prepared else suite.job.tokenizer.bpe
+def _parameters(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
+    job = suite.job.of(option.choices)
+    entries = prepared.vocab_size if prepared else vocabulary_of(job.data)
+    if entries is None and job.tokenizer is not None:
+        entries = job.tokenizer.most_entries
+    if entries is None:
+        return None
     try:
-        vocab_size = resolved_vocab_size(suite.job.model, tokenizer_size)
-    except ValueError as error:  # a configuration file states its own; the others were checked on loading
-        raise UserError(f"suite {suite.name}: job.model: {error}") from None
-    return suite.job.model.parameters(vocab_size, suite.job.seq_len)
+        vocab_size = resolved_vocab_size(job.model, entries)
+    except (
+        ValueError
+    ) as error:  # a configuration file or a tokenizer states its own; others were checked on loading
+        raise UserError(f"suite {suite.name}: option {option.name}: model: {error}") from None
+    return job.model.parameters(vocab_size, job.seq_len)
 
 
 def suite_warnings(suite: Suite, passes: float | None, cores: float | None = None) -> list[str]:

@@ -93,7 +93,11 @@ class Measurement(Stored):
     heldout_tokens: int | None
     """Tokens that final_loss is a mean over."""
     heldout_bytes: int | None
-    """UTF-8 bytes of those tokens."""
+    """UTF-8 bytes of those tokens; None: they stand for no text."""
+    source_loss: float | None = None
+    """Of the true source on the same tokens, nats per token; None: it is not known."""
+    source_loss_error: float | None = None
+    """Standard error of that mean, for tokens drawn from the source."""
     peak_memory_allocated_bytes: int | None = None
     """CUDA: the allocator's peak of allocated memory while training, evaluation excluded.
 

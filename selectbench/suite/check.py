@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from selectbench.choices import Choice, Choices
+from selectbench.choices.model import config_file
 from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
 from selectbench.suite.constraint import GPU_METRICS, QUALITY_METRICS, parse_constraint
+from selectbench.suite.data import Kind, needs_tokenizer
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import Row
-from selectbench.choices.model import config_file
+from selectbench.suite.job import Job
 from selectbench.suite.own_code import own_code_problem
 from selectbench.suite.suite import CONTROL, Decide
 
@@ -50,13 +54,38 @@ def check_distinct(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
 
 def check_files(document: Node, problems: Problems) -> None:
     """A model's configuration and folders of own code must be there; what the former holds, the job checks."""
-    node = document.at(["job", "model"]).mapping.get("config")
-    if node is not None and isinstance(node.value, str) and not config_file(node.value).exists():
-        problems.at(node, f"there is no file {config_file(node.value)}")
+    _check_config(document.at(["job", "model"]), problems)
     folders = document.mapping.get("code")
     for folder in folders.items if folders is not None else []:
         if isinstance(folder.value, str) and (problem := own_code_problem(folder.value)):
             problems.at(folder, problem)
+
+
+def _check_config(model: Node, problems: Problems) -> None:
+    node = model.mapping.get("config")
+    if node is not None and isinstance(node.value, str) and not config_file(node.value).exists():
+        problems.at(node, f"there is no file {config_file(node.value)}")
+
+
+def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, problems: Problems) -> None:
+    """Every row must be able to do the job with the model and the tokenizer that it sets."""
+    is_text = needs_tokenizer(job.data)
+    if is_text and job.tokenizer is None and any(choices.tokenizer is None for _, choices in rows):
+        problems.at(document.at(["job"]), "required key 'tokenizer' is missing, as in {bpe: 2048}")
+    for row, choices in rows:
+        if choices.tokenizer is not None and not is_text:
+            problems.at(row.choices.at(["tokenizer"]), "the data are tokens already: there is nothing to tokenise")
+        elif choices.model is not None or choices.tokenizer is not None:
+            key = "model" if choices.model is not None else "tokenizer"
+            _check_config(row.choices.at(["model"]), problems)
+            own = job.of(choices)
+            if problem := job.problem_with(own.model, own.tokenizer):
+                problems.at(row.choices.at([key]), problem)
+
+
+def tokenizers_differ(choices: Sequence[Choices], job: Job) -> bool:
+    """Whether options read different tokens, so that a loss per token says nothing of one against another."""
+    return len({job.of(own).tokenizer for own in choices}) > 1
 
 
 def check_interpreters(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
@@ -105,11 +134,20 @@ def differences(choices: Choices, baseline: Choices) -> list[str]:
     return found
 
 
-def unmeasured_metrics(*, evaluates: bool, device: str, has_prices: bool) -> dict[str, str]:
-    """Why the job will not yield a metric, by those that it won't."""
+_PER_TOKEN = ("final_loss", "final_perplexity")
+
+
+def unmeasured_metrics(
+    *, evaluates: bool, device: str, has_prices: bool, kind: Kind = "text", other_tokens: bool = False
+) -> dict[str, str]:
+    """Why the job will not yield a metric that decides, by those that it won't."""
+    no_text = {} if kind in ("text", "chat") else {"bits_per_byte": "the data are tokens, and of no text"}
+    no_floor = {} if kind == "markov" else {"excess_loss": "only a markov source says what loss can be reached"}
+    apart = dict.fromkeys(_PER_TOKEN, "the options' tokenizers differ, and so what a token is: take bits_per_byte")
     quality = {} if evaluates else dict.fromkeys(QUALITY_METRICS, "job.eval is none")
     meters = dict.fromkeys(GPU_METRICS, "the job runs on the cpu, and only GPUs have meters and a price")
     prices = {"usd_per_billion_tokens": "no price is given: add `cost: {usd_per_gpu_hour: ...}`"}
+    quality = {**no_text, **no_floor, **(apart if other_tokens else {}), **quality}
     return {**quality, **({} if has_prices else prices), **(meters if device == "cpu" else {})}
 
 

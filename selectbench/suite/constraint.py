@@ -13,9 +13,9 @@ Operator = Literal["<=", ">=", "<", ">"]
 Yardstick = Literal["baseline", "reference"]
 METRICS = (
     "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
+    "bits_per_byte", "excess_loss", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
 )  # fmt: skip
-QUALITY_METRICS = frozenset({"final_loss", "final_perplexity", "bits_per_byte"})
+QUALITY_METRICS = frozenset({"final_loss", "final_perplexity", "bits_per_byte", "excess_loss"})
 """Those that need an evaluation."""
 GPU_METRICS = frozenset({"peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens"})
 """Those that only a run on GPUs has."""
@@ -28,7 +28,7 @@ UTILIZATION_METRICS = ("mfu", "hfu", "matmul_rate_share")
 THRESHOLDS = {
     "tokens_per_second": 0.01, "step_time_median_seconds": 0.01, "peak_memory_bytes": 0.01,
     "peak_device_memory_bytes": 0.01, "joules_per_token": 0.01, "usd_per_billion_tokens": 0.01,
-    "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002,
+    "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002, "excess_loss": 0.05,
 }  # fmt: skip
 """Smallest difference that matters, as a share of the value, where the suite does not say."""
 _BYTES = {
@@ -39,7 +39,7 @@ _JOULES = {"J": 1, "mJ": 1e-3, "uJ": 1e-6}
 UNITS: dict[str, dict[str, float]] = {
     "peak_memory_bytes": _BYTES, "peak_device_memory_bytes": _BYTES, "step_time_median_seconds": _SECONDS,
     "joules_per_token": _JOULES, "usd_per_billion_tokens": {"USD": 1}, "tokens_per_second": {"tokens/s": 1},
-    "final_loss": {"nats": 1}, "bits_per_byte": {"bits": 1},
+    "final_loss": {"nats": 1}, "excess_loss": {"nats": 1}, "bits_per_byte": {"bits": 1},
 }  # fmt: skip
 """What may follow a number, by metric; without it the number is in the metric's own unit."""
 _GRAMMAR = re.compile(

@@ -109,7 +109,7 @@ class MarkovSource(Strict):
     """Tokens that it can emit."""
     branches: Annotated[int, Field(ge=2, le=256)] = 4
     """Tokens that can follow in a state, of unequal probability."""
-    tokens: Annotated[int, Field(ge=1000, le=1 << 33)] = 1_000_000
+    train_tokens: Annotated[int, Field(ge=1000, le=1 << 27)] = 1_000_000
     """Tokens to draw for training; a twentieth of it more is held out."""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """Of the graph and of the draws: part of the job, the same for all trials."""
@@ -146,8 +146,16 @@ _TAGS = {tag_of_source(source): source for source in SOURCES}
 
 def _source_tag(value: object) -> str | None:
     if isinstance(value, dict):
-        return "train" if "train" in value or "heldout" in value else next((tag for tag in _TAGS if tag in value), None)
-    return "train" if isinstance(value, Apart) else next((tag for tag, kind in _TAGS.items() if type(value) is kind), None)
+        return (
+            "train"
+            if "train" in value or "heldout" in value
+            else next((tag for tag in _TAGS if tag in value), None)
+        )
+    return (
+        "train"
+        if isinstance(value, Apart)
+        else next((tag for tag, kind in _TAGS.items() if type(value) is kind), None)
+    )
 
 
 Source = Annotated[
@@ -162,7 +170,9 @@ Source = Annotated[
     | Annotated[MarkovSource, Tag("markov")],
     Discriminator(_source_tag),
 ]
-AnySource = EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat | TokenFile | MarkovSource
+AnySource = (
+    EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat | TokenFile | MarkovSource
+)
 
 
 class Apart(Strict):
@@ -237,5 +247,7 @@ class Cleaning(Strict):
     @model_validator(mode="after")
     def _bounds(self) -> Cleaning:
         if self.max_characters is not None and self.max_characters < self.min_characters:
-            raise ValueError(f"max_characters {self.max_characters} is less than min_characters {self.min_characters}")
+            raise ValueError(
+                f"max_characters {self.max_characters} is less than min_characters {self.min_characters}"
+            )
         return self

@@ -4,43 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, model_validator
 
-from selectbench.choices.model import ConfigFile, Model, resolved_vocab_size
+from selectbench.choices import Choices
+from selectbench.choices.model import AnyModel, ConfigFile, Model, resolved_vocab_size
+from selectbench.choices.tokenizer import AnyTokenizer, Tokenizer
 from selectbench.strict import Strict
+from selectbench.suite.data import Apart, Cleaning, Data, EmbeddedCorpus, MarkovSource, TokenFile, needs_tokenizer
 
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
-
-
-class EmbeddedCorpus(Strict):
-    """A text that a package carries, so that nothing is downloaded."""
-
-    corpus: Literal["bible"] = "bible"
-    """`bible`: the American Standard Version of 1901, public domain, 4.1 million characters."""
-
-
-class TextFiles(Strict):
-    """Plain UTF-8 text files."""
-
-    text: Annotated[list[str], Field(min_length=1, strict=False)]
-    """Paths or globs, relative to the suite; `**` reaches into folders."""
-
-
-def _data_tag(value: object) -> str | None:
-    has = value.__contains__ if isinstance(value, dict) else lambda key: hasattr(value, key)
-    return next((key for key in ("corpus", "text") if has(key)), None)
-
-
-Data = Annotated[
-    Annotated[EmbeddedCorpus, Tag("corpus")] | Annotated[TextFiles, Tag("text")], Discriminator(_data_tag)
-]
-
-
-class Tokenizer(Strict):
-    """A byte-level BPE tokenizer trained on the job's own training split."""
-
-    bpe: Annotated[int, Field(ge=257, le=1 << 20)]
-    """Vocabulary size: 256 bytes, one end-of-text token, and merges."""
 
 
 class LrSchedule(Strict):
@@ -83,8 +55,10 @@ class Job(Strict):
     """The architecture; weights are drawn from the seed."""
     data: Data = EmbeddedCorpus()
     """The text."""
-    tokenizer: Tokenizer
-    """How the text becomes tokens."""
+    cleaning: Cleaning = Cleaning()
+    """What is done to the text first; nothing if not given."""
+    tokenizer: Tokenizer | None = None
+    """How the text becomes tokens; not for data that are tokens already."""
     seq_len: Annotated[int, Field(ge=2, le=1 << 20)]
     """Tokens per sequence."""
     global_batch_size: Annotated[int, Field(ge=1, le=1 << 22)]
@@ -102,17 +76,35 @@ class Job(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
-        if isinstance(self.model, ConfigFile) and not self.model.path.exists():
-            return self  # A run's report must not need the file; `load` asks for it before a run.
-        resolved_vocab_size(self.model, self.tokenizer.bpe)
-        longest = self.model.longest_sequence()
-        if longest is not None and self.seq_len > longest:
-            raise ValueError(f"seq_len {self.seq_len} is more than the model's {longest} positions")
+        if self.tokenizer is not None and not needs_tokenizer(self.data):
+            raise ValueError("tokenizer: the data are tokens already, with a vocabulary of their own: leave it out")
+        if problem := self.problem_with(self.model, self.tokenizer):
+            raise ValueError(problem)
         if self.lr_schedule.warmup_steps > self.max_steps:
             raise ValueError(
                 f"lr_schedule.warmup_steps {self.lr_schedule.warmup_steps} is more than max_steps {self.max_steps}"
             )
         return self
+
+    def problem_with(self, model: AnyModel, tokenizer: AnyTokenizer | None) -> str | None:
+        """Why the job can't be done with these, or None; what a file that is gone would tell is not told."""
+        if isinstance(model, ConfigFile) and not model.path.exists():
+            return None  # A run's report must not need the file; `load` asks for it before a run.
+        entries = tokenizer.most_entries if tokenizer else vocabulary_of(self.data)
+        try:
+            if entries is not None:
+                resolved_vocab_size(model, entries)
+            longest = model.longest_sequence()
+        except ValueError as error:
+            return str(error)
+        if longest is not None and self.seq_len > longest:
+            return f"seq_len {self.seq_len} is more than the model's {longest} positions"
+        return None
+
+    def of(self, choices: Choices) -> Job:
+        """The job as an option does it: with the model and the tokenizer that it sets."""
+        own = {"model": choices.model or self.model, "tokenizer": choices.tokenizer or self.tokenizer}
+        return self.model_copy(update=own)
 
     @property
     def tokens_per_step(self) -> int:
@@ -127,3 +119,9 @@ class Job(Strict):
     def evaluates(self) -> bool:
         """Whether the job yields figures of quality."""
         return self.eval != "none"
+
+
+def vocabulary_of(data: Data) -> int | None:
+    """Entries of the vocabulary that comes with the data; None: a tokenizer makes it."""
+    one = data.train if isinstance(data, Apart) else data
+    return one.vocab_size if isinstance(one, TokenFile | MarkovSource) else None

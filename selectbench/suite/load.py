@@ -23,12 +23,15 @@ from selectbench.suite.check import (
     check_files,
     check_gate,
     check_interpreters,
+    check_jobs,
     check_seeds,
     chosen_baseline,
     differences,
+    tokenizers_differ,
     unmeasured_metrics,
     without_quality,
 )
+from selectbench.suite.data import kind_of
 from selectbench.suite.document import Node, Place, Problems, read_document
 from selectbench.suite.grid import Row, excluded, rows_of
 from selectbench.suite.job import Job
@@ -37,7 +40,7 @@ from selectbench.suite.overrides import apply_axes, apply_seeds, apply_settings
 from selectbench.suite.paths import with_absolute_paths, with_interpreter
 from selectbench.suite.problems import validate
 from selectbench.suite.shipped import find
-from selectbench.suite.suite import CONTROL, Option, Suite
+from selectbench.suite.suite import CONTROL, Decide, Option, Suite
 from selectbench.suite.suitefile import SuiteFile
 
 QUICK_STEPS = 20
@@ -154,7 +157,13 @@ def _suite(
     check_seeds(document, problems)
     quick = request.quick or (content is not None and content.quick)
     evaluates = quick or document.at(["job", "eval"]).value != "none"
-    unmeasured = unmeasured_metrics(evaluates=evaluates, device=device, has_prices="cost" in document.mapping)
+    other_tokens = content is not None and tokenizers_differ([choices for _, choices in rows], content.job)
+    unmeasured = unmeasured_metrics(
+        evaluates=evaluates, device=device, has_prices="cost" in document.mapping, other_tokens=other_tokens,
+        kind=kind_of(content.job.data) if content else "text",
+    )  # fmt: skip
+    if content is not None:
+        check_jobs(rows, content.job, document, problems)
     check_constraints(document, problems, unmeasured)
     check_gate(document, problems, unmeasured)
     check_control(document, names, problems)
@@ -183,17 +192,25 @@ def _assembled(
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
     job = _quickened(content.job) if quick else content.job
+    decide = _by_bytes(content.decide) if tokenizers_differ([c for _, c in rows], job) else content.decide
     options = [Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows]
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
         options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
         baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
-        decide=content.decide if job.evaluates else without_quality(content.decide),
+        decide=decide if job.evaluates else without_quality(decide),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
         control=content.control, gate=content.gate,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate"}
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
+
+
+def _by_bytes(decide: Decide) -> Decide:
+    """Where tokenizers differ the constraint that a suite has by default is on bits per byte."""
+    if "constraints" in decide.model_fields_set:
+        return decide
+    return decide.model_copy(update={"constraints": ["bits_per_byte <= 1.01x baseline"]})
 
 
 def _quickened(job: Job) -> Job:

@@ -10,7 +10,10 @@ from dataclasses import replace
 
 from selectbench.suite.document import Node, Place
 
-TAGS = frozenset({"name", "family", "config", "pretrained", "corpus", "text", "bpe"})
+TAGS = frozenset({
+    "name", "family", "config", "pretrained", "corpus", "text", "jsonl", "parquet", "dataset", "documents", "tokens",
+    "markov", "chat", "train", "bpe", "unigram", "wordpiece", "bytes",
+})  # fmt: skip
 """Keys that say which class a mapping is; `config` only where no mapping stands under it, as DeepSpeed's does."""
 
 

@@ -29,19 +29,59 @@ def with_absolute_paths(document: Node, folder: Path) -> Node:
     return document
 
 
+GLOBS = ("text", "jsonl", "parquet", "chat")
+"""Keys of a source that hold paths or globs."""
+FILES = ("tokens",)
+"""Keys of a source that hold one path."""
+
+
 def _job_with_absolute_paths(job: Node, folder: Path) -> Node:
-    data, model = job.mapping.get("data"), job.mapping.get("model")
-    if data is not None and "text" in data.mapping:
-        patterns = _each(data.mapping["text"], lambda node: _absolute(node, folder, pattern=True))
-        job = job.with_entries(data=data.with_entries(text=patterns))
+    data = job.mapping.get("data")
+    if data is not None and isinstance(data.value, dict):
+        job = job.with_entries(data=_data_with_absolute_paths(data, folder))
+    return with_model_paths(job, folder)
+
+
+def _data_with_absolute_paths(data: Node, folder: Path) -> Node:
+    entries: dict[str, Node] = {}
+    for key, node in data.mapping.items():
+        if key in GLOBS and not data.mapping.keys() & {"family"}:
+            entries[key] = _each(node, lambda item: _absolute(item, folder, pattern=True))
+            if isinstance(node.value, str):
+                entries[key] = _absolute(node, folder, pattern=True)
+        elif key in FILES:
+            entries[key] = _absolute(node, folder)
+        elif key == "dataset":
+            entries[key] = _absolute_if_there(node, folder)
+        elif key in ("train", "heldout") and isinstance(node.value, dict):
+            entries[key] = _data_with_absolute_paths(node, folder)
+    return data.with_entries(**entries)
+
+
+def with_model_paths(holder: Node, folder: Path) -> Node:
+    """A job, or a mapping of choices, with the paths of its model and its tokenizer absolute."""
+    model, tokenizer = holder.mapping.get("model"), holder.mapping.get("tokenizer")
     if model is not None and "config" in model.mapping:
         config = _absolute(model.mapping["config"], folder)
-        job = job.with_entries(model=model.with_entries(config=config))
-    return job
+        holder = holder.with_entries(model=model.with_entries(config=config))
+    if tokenizer is not None and "pretrained" in tokenizer.mapping:
+        named = _absolute_if_there(tokenizer.mapping["pretrained"], folder)
+        holder = holder.with_entries(tokenizer=tokenizer.with_entries(pretrained=named))
+    return holder
+
+
+def _absolute_if_there(node: Node, folder: Path) -> Node:
+    """A folder's path; a hub id, which looks alike, where there is no such folder."""
+    found = _absolute(node, folder)
+    is_path = isinstance(node.value, str) and (
+        node.value.startswith((".", "~", "/")) or Path(str(found.value)).exists()
+    )
+    return found if is_path else node
 
 
 def with_interpreter(choices: Node, folder: Path) -> Node:
-    """A mapping of choices with the path of its interpreter absolute."""
+    """A mapping of choices with the paths of its interpreter, model and tokenizer absolute."""
+    choices = with_model_paths(choices, folder)
     python = choices.mapping.get("python")
     return choices if python is None else choices.with_entries(python=_absolute(python, folder))
 

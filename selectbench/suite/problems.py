@@ -9,13 +9,17 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from selectbench.choices import OWN, REGISTRY, tag_of
 from selectbench.choices.choice import OWN_PATTERN, Choice
-from selectbench.errors import did_you_mean
-from selectbench.suite.document import Node, Problems, describe, plain
 from selectbench.choices.model import FAMILIES
+from selectbench.errors import did_you_mean
+from selectbench.suite.data import SOURCES, tag_of_source
+from selectbench.suite.document import Node, Problems, describe, plain
 
 Location = tuple[str | int, ...]
 
-UNIONS = frozenset({"model", "data", "eval", "world_size"} | {d for d, kinds in REGISTRY.items() if len(kinds) > 1})
+UNIONS = frozenset(
+    {"model", "data", "train", "heldout", "tokenizer", "eval", "world_size"}
+    | {d for d, kinds in REGISTRY.items() if len(kinds) > 1}
+)
 """Fields after whose name pydantic's location names a branch of the union, which is no key of the file."""
 
 EXPECTED = {
@@ -125,7 +129,9 @@ def _other_message(kind: str, context: dict[str, Any], detail: Any, node: Node) 
 def _untagged(detail: Any, node: Node) -> str:
     names = {
         "model": f"family ({_either(FAMILIES)}) or config (a file or its folder)",
-        "data": "corpus (bible) or text (a list of globs)",
+        "data": f"one of {_either([tag_of_source(kind) for kind in SOURCES])}, or train and heldout",
+        "tokenizer": "bpe, unigram or wordpiece (a vocabulary size), bytes (true) or pretrained (a folder or hub id)",
+        **dict.fromkeys(("train", "heldout"), f"one of {_either([tag_of_source(kind) for kind in SOURCES])}"),
     }  # fmt: skip
     dimension = str(detail["loc"][-1])
     wanted = names.get(dimension) or f"name ({_either([tag_of(kind) for kind in REGISTRY[dimension]])})"

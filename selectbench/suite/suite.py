@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from selectbench.choices import Choices
 from selectbench.errors import did_you_mean
+from selectbench.strict import Strict
 from selectbench.suite.constraint import METRICS, THRESHOLDS, undecidable_reason
 from selectbench.suite.job import Job
-from selectbench.strict import Strict
 
 CONTROL = "control"
 """The name of the baseline's second row."""
@@ -21,7 +21,7 @@ class Decide(Strict):
     """What decides between the options."""
 
     objective: Literal[
-        "tokens_per_second", "peak_memory_bytes", "final_loss", "final_perplexity", "bits_per_byte",
+        "tokens_per_second", "peak_memory_bytes", "final_loss", "final_perplexity", "bits_per_byte", "excess_loss",
         "step_time_median_seconds", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
     ] = "tokens_per_second"  # fmt: skip
     """The metric to rank by; whether more or less is better follows from it."""

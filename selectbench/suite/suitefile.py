@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from selectbench.suite.job import Job
 from selectbench.strict import Strict
+from selectbench.suite.job import Job
 from selectbench.suite.suite import Cost, Decide, Limits, MeterSettings, Seed
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from selectbench.data.prepared import sequences
 from selectbench.worker.seeds import derived_seed
+
+NOT_COUNTED = -100
+"""A target that no loss counts, as torch's cross-entropy has it by default."""
 
 
 class Batches:
@@ -18,14 +23,19 @@ class Batches:
     """
 
     def __init__(
-        self, tokens: npt.NDArray[np.integer], *, seq_len: int, global_batch_size: int, seed: int, device: str
-    ) -> None:
-        """`tokens`: 1-D, at least seq_len + 1 of them (ValueError where there are fewer)."""
+        self, tokens: npt.NDArray[np.integer], *, seq_len: int, global_batch_size: int, seed: int, device: str,
+        trained: npt.NDArray[np.uint8] | None = None,
+    ) -> None:  # fmt: skip
+        """`tokens`: 1-D, at least seq_len + 1 of them (ValueError where there are fewer).
+
+        `trained`: 1 for each token that is to be predicted; None: all are.
+        """
         self.sequences = sequences(len(tokens), seq_len)
         if self.sequences < 1:
             raise ValueError(f"the training split has {len(tokens)} tokens, one sequence needs {seq_len + 1}")
         self.global_batch_size = global_batch_size
         self._tokens = tokens
+        self._trained = trained
         self._offsets = np.arange(seq_len + 1)
         self._seed = seed
         self._device = device
@@ -52,7 +62,24 @@ class Batches:
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor
 
+    def counted(self, indices: npt.NDArray[np.int64]) -> int:
+        """Targets of these sequences that the loss counts."""
+        if self._trained is None:
+            return len(indices) * (len(self._offsets) - 1)
+        return int(self._of(self._trained, indices)[:, 1:].sum(dtype=np.int64))
+
+    def targets_at(self, indices: npt.NDArray[np.int64], sequences: torch.Tensor) -> torch.Tensor:
+        """The next tokens of `sequences_at(indices)`, NOT_COUNTED where the loss leaves them out."""
+        targets = sequences[:, 1:].contiguous()
+        if self._trained is None:
+            return targets
+        left_out = torch.from_numpy(self._of(self._trained, indices)[:, 1:] == 0).to(targets.device)
+        return targets.masked_fill(left_out, NOT_COUNTED)
+
+    def _of(self, values: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        starts = indices * (len(self._offsets) - 1)
+        return values[starts[:, None] + self._offsets[None, :]]
+
     def token_ids(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The same in host memory."""
-        starts = indices * (len(self._offsets) - 1)
-        return self._tokens[starts[:, None] + self._offsets[None, :]].astype(np.int64)
+        return self._of(self._tokens, indices).astype(np.int64)

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from selectbench.data import prepared
+from selectbench.data.prepared import Prepared
+from selectbench.worker.batches import NOT_COUNTED
 from selectbench.worker.identity import attention
 from selectbench.worker.model import logits_of
 from selectbench.worker.precision import without_tf32
@@ -30,32 +32,63 @@ class HeldOut:
 
     sequences: npt.NDArray[np.int64]
     """Token ids, shape (sequences, seq_len + 1): inputs and their next tokens."""
+    counted: npt.NDArray[np.bool_] | None
+    """Which targets are scored, shape (sequences, seq_len); None: all are."""
     tokens: int
-    """Tokens scored: seq_len per sequence."""
-    bytes: int
-    """UTF-8 bytes of the tokens scored."""
+    """Tokens scored."""
+    bytes: int | None
+    """UTF-8 bytes of the tokens scored; None: they stand for no text."""
+    source_nats: npt.NDArray[np.float64] | None = None
+    """Of each token scored under the source that emitted it; None: not known."""
 
     @classmethod
-    def first(
-        cls, stream: npt.NDArray[np.integer], token_bytes: npt.NDArray[np.int32], *, tokens: int, seq_len: int
-    ) -> HeldOut:
-        """The first `tokens` tokens, rounded up to whole sequences; all that there are where there are fewer.
+    def first(cls, data: Prepared, *, tokens: int, seq_len: int) -> HeldOut:
+        """The first `tokens` held-out tokens, rounded up to whole sequences; all there are where there are fewer.
 
-        Raises ValueError where the held-out split doesn't fill one sequence.
+        Of chats only what is to be predicted is scored. Raises ValueError where the split doesn't fill one sequence.
         """
+        stream = data.heldout()
         count = min(-(-tokens // seq_len), prepared.sequences(len(stream), seq_len))
         if count < 1:
             raise ValueError(f"the held-out split has {len(stream)} tokens, one sequence needs {seq_len + 1}")
-        starts = np.arange(count) * seq_len
-        sequences = np.asarray(stream[: count * seq_len + 1], dtype=np.int64)[
-            starts[:, None] + np.arange(seq_len + 1)
-        ]
-        return cls(sequences, count * seq_len, int(token_bytes[sequences[:, 1:]].sum(dtype=np.int64)))
+
+        def cut(values: Any) -> Any:
+            starts = np.arange(count) * seq_len
+            return None if values is None else np.asarray(values)[starts[:, None] + np.arange(seq_len + 1)]
+
+        mask, sizes, truth = cut(data.heldout_mask()), cut(data.bytes_of_heldout()), cut(data.truth_of_heldout())
+        counted = None if mask is None else mask[:, 1:].astype(bool)
+        scored = np.ones((count, seq_len), bool) if counted is None else counted
+        return cls(
+            cut(stream).astype(np.int64),
+            counted,
+            int(scored.sum()),
+            None if sizes is None else int(sizes[:, 1:][scored].sum(dtype=np.int64)),
+            None if truth is None else truth[:, 1:][scored],
+        )
 
     def sha256(self) -> str:
-        """Digest of the token ids and their shape."""
+        """Digest of the token ids, their shape, and which of them are scored."""
         shape = str(self.sequences.shape).encode()
-        return hashlib.sha256(shape + self.sequences.astype("<i8").tobytes()).hexdigest()
+        digest = hashlib.sha256(shape + self.sequences.astype("<i8").tobytes())
+        if self.counted is not None:
+            digest.update(np.packbits(self.counted).tobytes())
+        return digest.hexdigest()
+
+    def source_loss(self) -> tuple[float | None, float | None]:
+        """Mean of the source's own nats over the tokens scored, and its standard error."""
+        if self.source_nats is None:
+            return None, None
+        error = self.source_nats.std(ddof=1) / np.sqrt(len(self.source_nats)) if len(self.source_nats) > 1 else None
+        return float(self.source_nats.mean()), None if error is None else float(error)
+
+    def batch(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and targets of these sequences, (sequences, seq_len) each; NOT_COUNTED where nothing is scored."""
+        rows = torch.from_numpy(self.sequences[start:end])
+        targets = rows[:, 1:].clone()
+        if self.counted is not None:
+            targets[~torch.from_numpy(self.counted[start:end])] = NOT_COUNTED
+        return rows[:, :-1], targets
 
 
 def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int, world: World) -> float:
@@ -67,17 +100,20 @@ def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int,
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     at_once = sequences_per_batch * world.size
     for start in range(0, len(held_out.sequences), at_once):
-        mine = held_out.sequences[start + world.rank * sequences_per_batch :][:sequences_per_batch]
-        batch = torch.from_numpy(mine if len(mine) else held_out.sequences[:1]).to(world.device)
-        nats = _nats(logits, batch)
-        if len(mine):
+        first = start + world.rank * sequences_per_batch
+        last = min(first + sequences_per_batch, len(held_out.sequences))
+        inputs, targets = held_out.batch(first, last) if first < last else held_out.batch(0, 1)
+        nats = _nats(logits, inputs.to(world.device), targets.to(world.device))
+        if first < last:
             total += nats
     return float(world.total(total)) / held_out.tokens
 
 
-def _nats(logits: Logits, batch: torch.Tensor) -> torch.Tensor:
+def _nats(logits: Logits, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     """Summed loss of a batch of sequences, float64."""
-    losses = F.cross_entropy(logits(batch[:, :-1]).float().flatten(0, 1), batch[:, 1:].flatten(), reduction="none")
+    losses = F.cross_entropy(
+        logits(inputs).float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=NOT_COUNTED
+    )
     return losses.double().sum()
 
 

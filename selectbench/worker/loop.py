@@ -68,8 +68,7 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
     step = OptimizerStep(
         engine=engine, loss=setting.loss, batches=setting.batches, stream=setting.stream,
         precision=order.choices.precision, world=setting.world, whereabouts=setting.whereabouts,
-        micro_batch_size=order.choices.micro_batch_size, tokens_per_step=order.job.tokens_per_step,
-        clip_norm=order.job.clip_norm,
+        micro_batch_size=order.choices.micro_batch_size, clip_norm=order.job.clip_norm,
     )  # fmt: skip
     while recorder.wants_step():
         number = recorder.steps_done

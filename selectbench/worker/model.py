@@ -11,8 +11,8 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from selectbench.suite.job import Job
 from selectbench.choices.model import OwnModel, resolved_vocab_size
+from selectbench.suite.job import Job
 from selectbench.worker.own_code import OwnCodeError, load
 
 

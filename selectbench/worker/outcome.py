@@ -118,6 +118,7 @@ def _measurement(
     setting: Setting, before: Before, recorder: Recorder, memory: list[RankMemory], began: float
 ) -> Measurement:
     timing, series, held_out = recorder.timing, recorder.series, recorder.held_out
+    source_loss, source_loss_error = held_out.source_loss() if held_out else (None, None)
     return Measurement(
         tokens_per_step=setting.order.job.tokens_per_step,
         steps_applied=sum(series.applied),
@@ -138,6 +139,8 @@ def _measurement(
         final_loss=recorder.evaluation_curve[-1].loss if held_out else None,
         heldout_tokens=held_out.tokens if held_out else None,
         heldout_bytes=held_out.bytes if held_out else None,
+        source_loss=source_loss,
+        source_loss_error=source_loss_error,
         memory_by_rank=memory,
         architecture=before.architecture,
         **_largest(memory),

@@ -67,8 +67,6 @@ class OptimizerStep:
     whereabouts: Whereabouts
     micro_batch_size: int
     """Sequences per forward pass; divides each rank's part of the global batch."""
-    tokens_per_step: int
-    """Of all ranks."""
     clip_norm: float | None
     compute_dtype: torch.dtype | None = None
     """Of the logits, once a step has run."""
@@ -80,28 +78,36 @@ class OptimizerStep:
         indices = self.batches.sample_indices(step)
         rows = len(indices) // self.world.size
         start, end = self.world.rank * rows, (self.world.rank + 1) * rows
+        counted = max(1, self.batches.counted(indices))
         losses, sums = [], []
         for row in range(start, end, self.micro_batch_size):
             self.whereabouts.enter("forward pass", step)
-            sequences = self.batches.sequences_at(indices[row : row + self.micro_batch_size])
+            mine = indices[row : row + self.micro_batch_size]
+            sequences = self.batches.sequences_at(mine)
             sums.append(self.stream.mixed(sequences, row))
-            losses.append(self._micro_batch(sequences, step, row + self.micro_batch_size >= end))
+            targets = self.batches.targets_at(mine, sequences)
+            losses.append(self._micro_batch(sequences, targets, counted, step, row + self.micro_batch_size >= end))
         if self.first_gradients is None:
             self.first_gradients = FirstGradients.of(self.engine.kept_gradients())
         self.whereabouts.enter("update", step)
         norm, applied = self.engine.clip_and_step(self.clip_norm)
         return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * (sequences.shape[1] - 1), len(losses))
 
-    def _micro_batch(self, sequences: torch.Tensor, step: int, is_last: bool) -> torch.Tensor:
-        """Adds the gradient of (sequences, seq_len + 1) token ids; their share of the step's loss."""
-        inputs, targets = sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous()
+    def _micro_batch(
+        self, sequences: torch.Tensor, targets: torch.Tensor, counted: int, step: int, is_last: bool
+    ) -> torch.Tensor:
+        """Adds the gradient of (sequences, seq_len + 1) token ids; their share of the step's loss.
+
+        `counted`: targets of the whole step, of all ranks and micro-batches.
+        """
+        inputs = sequences[:, :-1].contiguous()
         with self.engine.micro_batch(is_last):
             with autocast(self.precision, self.world.device_type):
                 logits = logits_of(self.engine.forward(inputs))
             if self.compute_dtype is None:
                 check_shape(logits, inputs)
             self.compute_dtype = logits.dtype
-            loss = self.loss(logits.float(), targets) / self.tokens_per_step
+            loss = self.loss(logits.float(), targets) / counted
             self.whereabouts.enter("backward pass", step)
             self.engine.backward(loss)
         return loss.detach()

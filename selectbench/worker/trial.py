@@ -121,7 +121,7 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=Batches(
             data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size,
-            seed=order.trial.seed, device=world.device,
+            seed=order.trial.seed, device=world.device, trained=data.train_mask(),
         ),
         stream=TokenStream(job.global_batch_size, job.seq_len, world.device),
         shares=shares(job.lr_schedule, job.max_steps), held_out=_held_out(order, data), emit=emit, memory=memory,
@@ -143,4 +143,4 @@ def _held_out(order: Order, data: Prepared) -> HeldOut | None:
     evaluation = order.job.eval
     if not isinstance(evaluation, Eval):
         return None
-    return HeldOut.first(data.heldout(), data.token_bytes(), tokens=evaluation.tokens, seq_len=order.job.seq_len)
+    return HeldOut.first(data, tokens=evaluation.tokens, seq_len=order.job.seq_len)

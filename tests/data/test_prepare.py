@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as HfTokenizer
 
+from selectbench.choices.tokenizer import Bpe
 from selectbench.data.cache import ABANDONED_SECONDS, cache_root, publish
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared, check_enough, epochs
 from selectbench.data.split import SHORTEST_LEAK_CHARACTERS, normalised
 from selectbench.data.tokenizer import END_OF_TEXT
 from selectbench.errors import UserError
-from selectbench.suite.job import EmbeddedCorpus, Job, TextFiles, Tokenizer
+from selectbench.suite.data import EmbeddedCorpus, TextFiles
+from selectbench.suite.job import Job
 
-BPE = Tokenizer(bpe=400)
+BPE = Bpe(bpe=400)
 
 
 @pytest.fixture(autouse=True)
@@ -61,17 +63,16 @@ def test_tokens_decode_to_every_line_of_the_file(story):
 
 def test_token_bytes_sum_to_the_text(story):
     prepared = prepare(texts(story), BPE)
-    sizes = prepared.token_bytes()
-    assert sizes.dtype == np.int32
-    assert sizes[prepared.heldout()].sum() == prepared.heldout_bytes
-    assert (sizes == 0).sum() == 1
+    sizes = prepared.bytes_of_heldout()
+    assert sizes.sum() == prepared.heldout_bytes
+    assert (sizes[prepared.heldout() == 0] == 0).all()  # the end of a document stands for no text
     assert (prepared.train_tokens, prepared.heldout_tokens) == (len(prepared.train()), len(prepared.heldout()))
-    assert prepared.vocab_size == len(sizes) == 400
+    assert prepared.vocab_size == 400
     assert isinstance(prepared.train(), np.memmap)
 
 
 def test_no_line_of_the_bible_is_held_out_and_trained_on():
-    prepared = prepare(EmbeddedCorpus(), Tokenizer(bpe=512))
+    prepared = prepare(EmbeddedCorpus(), Bpe(bpe=512))
     train, heldout = documents(prepared, prepared.train()), documents(prepared, prepared.heldout())
     assert prepared.train_documents + prepared.heldout_documents + prepared.removed_documents == 1189
     trained, scored = ({normalised(v) for text in side for v in text.split("\n")} for side in (train, heldout))
@@ -85,8 +86,8 @@ def test_no_line_of_the_bible_is_held_out_and_trained_on():
 def test_the_second_time_comes_from_the_cache_without_reading_the_bible():
     code = (
         "import sys; from selectbench.data.prepare import prepare; "
-        "from selectbench.suite.job import EmbeddedCorpus, Tokenizer; "
-        "p = prepare(EmbeddedCorpus(), Tokenizer(bpe=300), notify=print); "
+        "from selectbench.suite.data import EmbeddedCorpus; from selectbench.choices.tokenizer import Bpe; "
+        "p = prepare(EmbeddedCorpus(), Bpe(bpe=300), notify=print); "
         "print(p.key, sorted({'pythonbible', 'tokenizers', 'torch'} & set(sys.modules)))"
     )
     first, second = (
@@ -113,7 +114,7 @@ def test_the_key_follows_content_and_tokenizer_not_the_name(story, tmp_path):
     copy = tmp_path / "copy.txt"
     copy.write_bytes(story.read_bytes())
     assert prepare(texts(copy), BPE).key == key
-    assert prepare(texts(story), Tokenizer(bpe=300)).key != key
+    assert prepare(texts(story), Bpe(bpe=300)).key != key
     copy.write_bytes(story.read_bytes() + b"\nmore")
     assert prepare(texts(copy), BPE).key != key
 
@@ -121,8 +122,8 @@ def test_the_key_follows_content_and_tokenizer_not_the_name(story, tmp_path):
 def test_processes_that_prepare_at_once_agree(story, cache):
     code = (
         "import sys; from selectbench.data.prepare import prepare; "
-        "from selectbench.suite.job import TextFiles, Tokenizer; input(); "
-        f"p = prepare(TextFiles(text=[{str(story)!r}]), Tokenizer(bpe=400)); print(p.folder, p.train().sum())"
+        "from selectbench.suite.data import TextFiles; from selectbench.choices.tokenizer import Bpe; input(); "
+        f"p = prepare(TextFiles(text=[{str(story)!r}]), Bpe(bpe=400)); print(p.folder, p.train().sum())"
     )
     runs = [
         subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
@@ -159,7 +160,7 @@ def test_what_a_killed_run_left_is_swept_once_it_is_old(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-young", "made"]
 
 
-@pytest.mark.parametrize("name", ["train.bin", "prepared.json", "token_bytes.npy"])
+@pytest.mark.parametrize("name", ["train.bin", "prepared.json", "heldout_bytes.bin"])
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 100)])
 def test_a_damaged_cache_is_made_anew(story, name, damage):
     prepared = prepare(texts(story), BPE)
@@ -196,7 +197,7 @@ def test_a_text_that_spells_the_end_of_text_decodes_to_itself(tmp_path):
 def test_a_small_text_gives_a_smaller_vocabulary_and_still_a_held_out_side(tmp_path):
     path = tmp_path / "small.txt"
     path.write_text("\n\n".join(chr(97 + n) * 2100 for n in range(3)))
-    prepared = prepare(texts(path), Tokenizer(bpe=5000))
+    prepared = prepare(texts(path), Bpe(bpe=5000))
     assert 257 <= prepared.vocab_size < 5000
     assert prepared.heldout_documents == 1
 
@@ -302,12 +303,12 @@ def test_a_user_without_rights_reads_the_cache_but_cannot_write_one(story, open_
         "import os\n"
         "from selectbench.data.prepare import prepare\n"
         "from selectbench.errors import UserError\n"
-        "from selectbench.suite.job import TextFiles, Tokenizer\n"
+        "from selectbench.suite.data import TextFiles; from selectbench.choices.tokenizer import Bpe\n"
         f"data = TextFiles(text=[{str(text)!r}])\n"
-        "prepare(data, Tokenizer(bpe=400))\n"  # imports all: others may not read the interpreter
+        "prepare(data, Bpe(bpe=400))\n"  # imports all: others may not read the interpreter
         "os.setuid(65534)\n"
-        "print(prepare(data, Tokenizer(bpe=400)).vocab_size)\n"
-        "try: prepare(data, Tokenizer(bpe=300))\n"
+        "print(prepare(data, Bpe(bpe=400)).vocab_size)\n"
+        "try: prepare(data, Bpe(bpe=300))\n"
         "except UserError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -337,7 +338,7 @@ def job(**changes):
 
 
 def sized(train, heldout):
-    return Prepared(Path("x"), "key", train, heldout, 400, 1, 1, 0, 0, 1, 1)
+    return Prepared(Path("x"), "key", "text", train, heldout, 400, 2, {}, {}, 1, 1, 0, 0, 1, 1)
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,15 @@ from launch.harness import all_pids, corpus, until
 
 import selectbench.launch.trial as trial
 from selectbench.choices import Choices
+from selectbench.choices.tokenizer import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.launch.server import TrialServer
 from selectbench.launch.signals import StopRequest
 from selectbench.launch.trial import TrialEnd, TrialRunner
 from selectbench.record.record import Completed, Failed, Trial
 from selectbench.record.wire import Order, Progress
-from selectbench.suite.job import Job, TextFiles, Tokenizer
+from selectbench.suite.data import TextFiles
+from selectbench.suite.job import Job
 from selectbench.suite.suite import Limits
 
 CHOICES = Choices.model_validate({"optimizer": {"name": "adamw", "lr": 1e-3}, "micro_batch_size": 2})
@@ -33,7 +35,7 @@ class Bench:
         self.server = TrialServer([*modules], folder / "server.log")
         self.stop = StopRequest()
         (folder / "corpus.txt").write_text(corpus())
-        self.data = prepare(TextFiles(text=[str(folder / "corpus.txt")]), Tokenizer(bpe=300))
+        self.data = prepare(TextFiles(text=[str(folder / "corpus.txt")]), Bpe(bpe=300))
 
     def run(self, option: str, **limits: float) -> TrialEnd:
         runner = TrialRunner(self.server, Limits(**limits), self.stop, lambda event: None)

@@ -11,7 +11,7 @@ import pytest
 from suite_texts import VALID, changed, write
 
 from selectbench.record.run_folder import suite_text
-from selectbench.suite.job import TextFiles
+from selectbench.suite.data import TextFiles
 from selectbench.suite.load import load_suite
 from selectbench.suite.shipped import names
 from selectbench.suite.suite import Suite

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from suite_texts import VALID, changed, lines_of, write
 
+from selectbench.choices.model import OwnModel
 from selectbench.errors import UserError
 from selectbench.record.run_folder import suite_text
 from selectbench.suite import own_code
 from selectbench.suite.load import load_suite
-from selectbench.choices.model import OwnModel
 from selectbench.suite.own_code import own_code_problem, own_code_sha256
 
 GPT2 = "{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}"

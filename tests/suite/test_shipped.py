@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from suite_texts import VALID, write
 
+from selectbench.choices.model import Gpt2
 from selectbench.errors import UserError
 from selectbench.suite.load import load_suite
-from selectbench.choices.model import Gpt2
 from selectbench.suite.shipped import find, names, template
 
 CORPUS_TOKENS = 1_800_000

@@ -10,13 +10,15 @@ from typing import Any, Literal
 import pytest
 
 from selectbench.choices import Choices
+from selectbench.choices.tokenizer import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.launch.server import TrialServer
 from selectbench.launch.signals import StopRequest
 from selectbench.launch.trial import TrialEnd, TrialRunner
 from selectbench.record.record import Trial
 from selectbench.record.wire import Finished, Order
-from selectbench.suite.job import Job, TextFiles, Tokenizer
+from selectbench.suite.data import TextFiles
+from selectbench.suite.job import Job
 from selectbench.suite.suite import Limits
 from selectbench.worker.trial import run_trial
 
@@ -35,7 +37,7 @@ def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (root / f"{number}.txt").write_text("\n".join(lines), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELECTBENCH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return prepare(TextFiles(text=[str(root / "*.txt")]), Tokenizer(bpe=300)).folder
+        return prepare(TextFiles(text=[str(root / "*.txt")]), Bpe(bpe=300)).folder
 
 
 class Trials:

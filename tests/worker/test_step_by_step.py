@@ -79,8 +79,8 @@ def test_evaluation_is_the_mean_over_the_first_held_out_tokens(trials, data_fold
     loss = F.cross_entropy(logits.double().flatten(0, 1), targets.flatten())
     assert finished.measurement.final_loss == pytest.approx(float(loss), rel=1e-6)
     assert finished.measurement.heldout_tokens == count * LENGTH == 1024
-    lengths = data.token_bytes()
-    assert finished.measurement.heldout_bytes == sum(int(lengths[t]) for t in targets.flatten().tolist())
+    sizes = data.bytes_of_heldout()
+    assert finished.measurement.heldout_bytes == int(sizes[1 : count * LENGTH + 1].sum())
 
 
 def test_accumulation_changes_neither_gradients_nor_final_loss(trials):

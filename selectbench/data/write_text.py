@@ -1,0 +1,230 @@
+"""Text to token files: read once, clean, split, train the tokenizer, encode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from selectbench.choices.tokenizer import AnyTokenizer
+from selectbench.data.cleaning import Cleaner
+from selectbench.data.corpus import Corpus
+from selectbench.data.encode import Encoded, Parts, conversation, encode, whole
+from selectbench.data.prepared import (
+    FACTS,
+    HELDOUT,
+    HELDOUT_BYTES,
+    HELDOUT_MASK,
+    TOKENIZER,
+    TRAIN,
+    TRAIN_MASK,
+    Prepared,
+)
+from selectbench.data.progress import Progress
+from selectbench.data.split import ANSWERS, LINES, Mask, Sides, decontaminated, split
+from selectbench.data.spool import Spool
+from selectbench.data.tokenizer import TextTokenizer, make_tokenizer
+from selectbench.errors import UserError
+from selectbench.suite.data import Cleaning, Kind
+
+SPOOL = "documents.tmp"
+TOKENIZER_BYTES = 256 << 20
+"""A tokenizer is trained on so much of the training text, evenly spread: more changes it little and takes long."""
+MOST_UNKNOWN = 0.1
+"""Share of unknown tokens from which a tokenizer counts as one that can't encode the text."""
+
+
+@dataclass(frozen=True)
+class TextWork:
+    """What is to be made."""
+
+    corpora: Sequence[Corpus]
+    """The text, or training and held-out text apart."""
+    kind: Kind
+    tokenizer: AnyTokenizer
+    cleaning: Cleaning
+    specials: tuple[str, ...]
+    notify: Callable[[str], None]
+
+    @property
+    def parts(self) -> Parts:
+        """How a document is cut before it is encoded."""
+        return conversation if self.kind == "chat" else whole
+
+
+@dataclass
+class _Side:
+    """What was written of one side."""
+
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+    unknown: int = 0
+    removed_documents: int = 0
+    removed_lines: int = 0
+
+
+def write_text(work: TextWork, key: str, folder: Path) -> None:
+    """Fills the folder. Raises UserError for text that is unfit, and a tokenizer that can't encode it."""
+    spool = Spool(folder / SPOOL)
+    cleaner = Cleaner(work.cleaning, is_chat=work.kind == "chat")
+    sides = _sides(work, spool, cleaner)
+    if not sides.training.any():
+        raise UserError(f"data: {work.corpora[0].description} {_nothing(cleaner)}")
+    tokenizer = make_tokenizer(work.tokenizer, _sample(work, spool, sides.training), work.specials)
+    tokenizer.backend.save(str(folder / TOKENIZER))
+    train = _train(work, spool, sides, tokenizer, folder)
+    heldout = _heldout(work, spool, sides, tokenizer, folder)
+    spool.path.unlink()
+    _check_unknown(work, train.unknown + heldout.unknown, train.tokens + heldout.tokens)
+    prepared = Prepared(
+        folder=folder, key=key, kind=work.kind, train_tokens=train.tokens, heldout_tokens=heldout.tokens,
+        vocab_size=tokenizer.vocab_size, documents_in=cleaner.documents_in, removed=cleaner.removed,
+        changed=cleaner.changed, train_documents=train.documents, heldout_documents=heldout.documents,
+        removed_documents=heldout.removed_documents, removed_lines=heldout.removed_lines, train_bytes=train.bytes,
+        heldout_bytes=heldout.bytes, unknown_tokens=train.unknown + heldout.unknown,
+        special_ids=tokenizer.special_ids, document_sizes=_sizes(spool, sides.training | sides.heldout),
+    )  # fmt: skip
+    (folder / FACTS).write_text(json.dumps(prepared.facts(), indent=1) + "\n", encoding="utf-8")
+
+
+def _nothing(cleaner: Cleaner) -> str:
+    if set(cleaner.removed) <= {"empty"}:
+        return "has no text, only white space"
+    counts = ", ".join(f"{count} {step}" for step, count in cleaner.removed.items())
+    return f"has no text left: cleaning removed all {cleaner.documents_in} documents ({counts})"
+
+
+def _sides(work: TextWork, spool: Spool, cleaner: Cleaner) -> Sides:
+    """Reads everything into the spool and splits it."""
+    ends = []
+    for corpus in work.corpora:
+        progress = Progress(f"reading {corpus.description}", work.notify)
+        spool.fill(cleaner.kept(corpus.documents(cleaner.fault)), progress.done)
+        ends.append(len(spool))
+    kept = np.ones(len(spool), bool)
+    if work.cleaning.duplicates == "remove":
+        kept = spool.first_of_equals()
+        _count(cleaner, "duplicate", int((~kept).sum()))
+    pieces = ANSWERS if work.kind == "chat" else LINES
+    work.notify("looking for what is in both the training and the held-out text")
+    if len(work.corpora) == 1:
+        return split(spool, pieces, kept)
+    heldout = np.arange(len(spool)) >= ends[0]
+    again = heldout & kept & np.isin(spool.hashes, spool.hashes[kept & ~heldout])
+    _count(cleaner, "in_training", int(again.sum()))
+    return decontaminated(spool, pieces, kept & ~again, heldout)
+
+
+def _count(cleaner: Cleaner, step: str, documents: int) -> None:
+    if documents:
+        cleaner.removed[step] = cleaner.removed.get(step, 0) + documents
+
+
+def _sample(work: TextWork, spool: Spool, training: Mask) -> Callable[[], Iterator[str]]:
+    """What a tokenizer is trained on."""
+    size = int(spool.lengths[training].sum())
+    chosen = training
+    if size > TOKENIZER_BYTES:
+        chosen = training & (spool.hashes % np.uint64(1 << 32) < np.uint64(TOKENIZER_BYTES / size * 2**32))
+        work.notify(f"the tokenizer is trained on {TOKENIZER_BYTES >> 20} MiB of the training text, evenly spread")
+
+    def texts() -> Iterator[str]:
+        work.notify("training the tokenizer")
+        for document in spool.documents(chosen):
+            for part in work.parts(document):
+                yield part.text
+
+    return texts
+
+
+def _train(work: TextWork, spool: Spool, sides: Sides, tokenizer: TextTokenizer, folder: Path) -> _Side:
+    found = _Side(documents=int(sides.training.sum()))
+    found.bytes = _text_bytes(work, spool, sides.training)
+    progress = Progress("encoding", work.notify, int(spool.lengths[sides.training].sum()))
+    read = 0
+
+    def documents() -> Iterator[str]:
+        nonlocal read
+        for text in spool.documents(sides.training):
+            read += len(text)
+            progress.done(read)
+            yield text
+
+    with (folder / TRAIN).open("wb") as ids, _maybe(work, folder / TRAIN_MASK) as mask:
+        for batch in encode(tokenizer, documents(), work.parts):
+            _append(batch, ids, mask, found)
+    return found
+
+
+def _heldout(work: TextWork, spool: Spool, sides: Sides, tokenizer: TextTokenizer, folder: Path) -> _Side:
+    found = _Side()
+
+    def documents() -> Iterator[str]:
+        for document in spool.documents(sides.heldout):
+            found.removed_lines += sides.leaks(document)
+            text = sides.without_leaks(document)
+            if text:
+                found.documents += 1
+                yield text
+            else:
+                found.removed_documents += 1
+
+    with (
+        (folder / HELDOUT).open("wb") as ids, _maybe(work, folder / HELDOUT_MASK) as mask,
+        (folder / HELDOUT_BYTES).open("wb") as sizes,
+    ):  # fmt: skip
+        for batch in encode(tokenizer, documents(), work.parts, with_bytes=True):
+            _append(batch, ids, mask, found)
+            assert batch.bytes is not None
+            sizes.write(batch.bytes.tobytes())
+            found.bytes += int(batch.bytes.sum(dtype=np.int64))
+    return found
+
+
+class _Nowhere:
+    """Stands for a file that is not written."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+def _maybe(work: TextWork, path: Path) -> BinaryIO | _Nowhere:
+    return path.open("wb") if work.kind == "chat" else _Nowhere()
+
+
+def _append(batch: Encoded, ids: BinaryIO, mask: BinaryIO | None, found: _Side) -> None:
+    ids.write(batch.ids.tobytes())
+    if mask is not None:
+        trained = np.ones(len(batch.ids), np.uint8) if batch.trained is None else batch.trained
+        mask.write(trained.tobytes())
+    found.tokens += len(batch.ids)
+    found.unknown += batch.unknown
+
+
+def _text_bytes(work: TextWork, spool: Spool, chosen: Mask) -> int:
+    """UTF-8 bytes of what is encoded; of a chat with its roles."""
+    if work.kind != "chat":
+        return int(spool.lengths[chosen].sum())
+    return sum(len(part.text.encode()) for text in spool.documents(chosen) for part in work.parts(text))
+
+
+def _check_unknown(work: TextWork, unknown: int, tokens: int) -> None:
+    if unknown > MOST_UNKNOWN * tokens:
+        name = next(iter(work.tokenizer.model_dump().values()))
+        raise UserError(
+            f"tokenizer: {name} can't encode this text: {unknown / tokens:.0%} of its tokens are the unknown one"
+        )
+
+
+def _sizes(spool: Spool, chosen: Mask) -> list[int]:
+    lengths = spool.lengths[chosen]
+    found: list[int] = np.bincount(np.frexp(lengths.astype(float))[1]).tolist() if len(lengths) else []
+    return found
