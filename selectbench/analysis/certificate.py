@@ -41,7 +41,8 @@ _FOLLOWS = {
     "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
     "world_size": frozenset({"gradient_accumulation_steps", "world_size"}),
     "model": frozenset({
-        "initial_weights_sha256", "parameters", "attention", "dropout", "first_step_loss", "first_step_gradient_norm",
+        "initial_weights_sha256", "parameters", "attention", "dropout", "first_step_loss",
+        "first_step_gradient_norm",
     }),
     "tokenizer": frozenset({
         "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters", "first_step_loss",

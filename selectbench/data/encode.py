@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from selectbench.data.failures import first_line
 from selectbench.data.tokenizer import TextTokenizer, token_dtype
+from selectbench.errors import UserError
 
 BATCH_CHARACTERS = 1 << 20
 """Text that is encoded at once: much more than the threads need to share it evenly."""
@@ -28,6 +30,8 @@ class Encoded:
     """Of each token, whether it is to be predicted; None: all are."""
     bytes: npt.NDArray[np.uint32] | None
     """Of each token, the UTF-8 bytes of text that it stands for; None: not asked for. They sum up to the text."""
+    lengths: npt.NDArray[np.int64]
+    """Tokens of each document, its end among them."""
     unknown: int
     """Tokens that stand for what the tokenizer could not encode."""
 
@@ -89,7 +93,7 @@ def _batches(documents: Iterable[str], parts_of: Parts) -> Iterator[list[list[Pa
 def _joined(
     tokenizer: TextTokenizer, batch: list[list[Part]], future: Future[list[Any]], *, with_bytes: bool
 ) -> Encoded:
-    encodings = future.result()
+    encodings = _result(future)
     dtype = token_dtype(tokenizer.vocab_size)
     lists = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
@@ -99,9 +103,19 @@ def _joined(
     ids = np.insert(flat, places, np.array(tokenizer.end_id, dtype))
     unknown = 0 if tokenizer.unknown_id is None else int((flat == tokenizer.unknown_id).sum())
     return Encoded(
-        ids=ids, trained=_trained(batch, lengths, places), unknown=unknown,
+        ids=ids, trained=_trained(batch, lengths, places), lengths=np.diff(places, prepend=0) + 1, unknown=unknown,
         bytes=_bytes(batch, encodings, ends, places) if with_bytes else None,
     )  # fmt: skip
+
+
+def _result(future: Future[list[Any]]) -> list[Any]:
+    try:
+        return future.result()
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        raise UserError(
+            f"tokenizer: it can't encode this text: {first_line(error)}: take one that was made for such text, or have "
+            "one trained on it (`tokenizer: {bpe: 4096}`)"
+        ) from error
 
 
 def _trained(

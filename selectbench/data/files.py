@@ -48,6 +48,8 @@ def _matches(pattern: str, notify: Callable[[str], None], setting: str) -> list[
 
 def named_file(path: Path, setting: str) -> Path:
     """The path, where it is a file with something in it. Raises UserError."""
+    if path.is_dir() and setting == "data.tokens":
+        raise UserError(f"{setting}: {path} is a folder: name the file of token ids in it")
     if path.is_dir():
         kind = {"jsonl": "jsonl", "chat": "jsonl", "parquet": "parquet"}.get(setting.rpartition(".")[2], "txt")
         raise UserError(f"{setting}: {path} is a folder: write {path}/**/*.{kind} for the {kind} files in it")

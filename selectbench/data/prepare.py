@@ -11,14 +11,15 @@ from pathlib import Path
 from selectbench.choices.tokenizer import AnyTokenizer, PretrainedTokenizer
 from selectbench.data.cache import cache_root, publish, remove
 from selectbench.data.cleaning import Cleaner
-from selectbench.data.corpus import Corpus, content_key, open_corpus, require
+from selectbench.data.corpus import Corpus, keyed, open_corpus, require
 from selectbench.data.files import files_sha256
+from selectbench.data.pairs import open_pairs
 from selectbench.data.prepared import Prepared, check_enough, epochs
 from selectbench.data.pretrained import pretrained_key
 from selectbench.data.write_text import TextWork, write_text
 from selectbench.data.write_tokens import write_markov, write_token_files
 from selectbench.errors import UserError
-from selectbench.suite.data import AnyData, Apart, Cleaning, MarkovSource, TokenFile, kind_of
+from selectbench.suite.data import AnyData, AnySource, Apart, Cleaning, MarkovSource, TokenFile, kind_of
 
 __all__ = ["Prepared", "check_enough", "epochs", "prepare"]
 Notify = Callable[[str], None]
@@ -66,18 +67,23 @@ def _work(
         return files[0].tokens, _token_key(files), lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
     sources = [data.train, data.heldout] if isinstance(data, Apart) else [data]
-    corpora = [open_corpus(one, notify, code) for one in sources]  # type: ignore[arg-type]
+    corpora = [_keyed(_opened(one, notify, code), cleaning, notify) for one in sources]
     work = TextWork(corpora, kind_of(data), tokenizer, cleaning, tuple(specials), notify)
-    parts = [_corpus_key(corpus, work) for corpus in corpora]
+    parts = [str(corpus.key) for corpus in corpora]
     parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
     return " and ".join(c.description for c in corpora), parts, lambda key, folder: write_text(work, key, folder)
 
 
-def _corpus_key(corpus: Corpus, work: TextWork) -> str:
-    if corpus.key is not None:
-        return corpus.key
-    work.notify(f"reading {corpus.description}, to see whether it is prepared already")
-    return content_key(corpus.documents(Cleaner(work.cleaning).fault))
+def _opened(data: AnySource, notify: Notify, code: Sequence[str]) -> Corpus:
+    if kind_of(data) == "pairs":
+        return open_pairs(data, notify)  # type: ignore[arg-type]
+    return open_corpus(data, notify, code)  # type: ignore[arg-type]
+
+
+def _keyed(corpus: Corpus, cleaning: Cleaning, notify: Notify) -> Corpus:
+    if corpus.key is None:
+        notify(f"reading {corpus.description}, to see whether it is prepared already")
+    return keyed(corpus, Cleaner(cleaning).fault)
 
 
 def _token_key(files: Sequence[TokenFile]) -> list[str]:

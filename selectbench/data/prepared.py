@@ -22,6 +22,12 @@ TRAIN_MASK = "train_mask.bin"
 """Of chats: a byte per training token, 1 where it is to be predicted."""
 HELDOUT_MASK = "heldout_mask.bin"
 """The same of the held-out tokens."""
+TRAIN_LENGTHS = "train_lengths.bin"
+"""Of pairs: tokens of each source and each target in turn, int64, an end-of-text token among them."""
+HELDOUT_LENGTHS = "heldout_lengths.bin"
+"""The same of the held-out pairs."""
+HELDOUT_PAIRS = "heldout_pairs.jsonl"
+"""Of pairs: the held-out text, a list of source and target a line."""
 HELDOUT_BYTES = "heldout_bytes.bin"
 """Of text: bytes of UTF-8 that each held-out token stands for, uint32; they sum up to the text."""
 HELDOUT_TRUTH = "heldout_truth.bin"
@@ -41,7 +47,7 @@ class Prepared:
     key: str
     """Hash of the text, the rules of cleaning and split, the tokenizer and the code that applied them."""
     kind: str
-    """text, chat, tokens or markov."""
+    """text, chat, pairs, tokens or markov."""
     train_tokens: int
     heldout_tokens: int
     vocab_size: int
@@ -99,6 +105,9 @@ class Prepared:
         ]  # fmt: skip
         if self.kind == "chat":
             found += [(TRAIN_MASK, self.train_tokens, np.uint8), (HELDOUT_MASK, self.heldout_tokens, np.uint8)]
+        if self.kind == "pairs":
+            found += [(TRAIN_LENGTHS, 2 * self.train_documents, np.int64),
+                      (HELDOUT_LENGTHS, 2 * self.heldout_documents, np.int64)]  # fmt: skip
         if self.has_text:
             found.append((HELDOUT_BYTES, self.heldout_tokens, np.uint32))
         if self.kind == "markov":
@@ -108,7 +117,7 @@ class Prepared:
     @property
     def has_text(self) -> bool:
         """Whether tokens stand for text, by a tokenizer that lies beside them."""
-        return self.kind in ("text", "chat")
+        return self.kind in ("text", "chat", "pairs")
 
     def facts(self) -> dict[str, Any]:
         """Everything but the folder, as prepared.json holds it."""
@@ -133,6 +142,21 @@ class Prepared:
         """The same of the held-out tokens."""
         found: npt.NDArray[np.uint8] | None = self._if_there(HELDOUT_MASK)
         return found
+
+    def train_lengths(self) -> npt.NDArray[np.int64] | None:
+        """Tokens of each source and target, (pairs, 2); None: the data are no pairs."""
+        found: npt.NDArray[np.int64] | None = self._if_there(TRAIN_LENGTHS)
+        return None if found is None else found.reshape(-1, 2)
+
+    def heldout_lengths(self) -> npt.NDArray[np.int64] | None:
+        """The same of the held-out pairs."""
+        found: npt.NDArray[np.int64] | None = self._if_there(HELDOUT_LENGTHS)
+        return None if found is None else found.reshape(-1, 2)
+
+    def heldout_pairs(self) -> list[tuple[str, str]]:
+        """Source and target of every held-out pair, as text."""
+        lines = (self.folder / HELDOUT_PAIRS).read_text(encoding="utf-8").split("\n")
+        return [(source, target) for source, target in map(json.loads, filter(None, lines))]
 
     def bytes_of_heldout(self) -> npt.NDArray[np.uint32] | None:
         """Bytes of UTF-8 that each held-out token stands for; None: there is no text."""
@@ -159,8 +183,38 @@ def sequences(tokens: int, seq_len: int) -> int:
     return max(0, tokens - 1) // seq_len
 
 
+def fitting(lengths: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[np.int64]:
+    """Which pairs have no side longer than `seq_len` tokens; the others take no part."""
+    return np.flatnonzero((lengths <= seq_len).all(axis=1))
+
+
+def training_sequences(prepared: Prepared, job: Job) -> int:
+    """Sequences of the job that there are to train on."""
+    lengths = prepared.train_lengths()
+    return sequences(prepared.train_tokens, job.seq_len) if lengths is None else len(fitting(lengths, job.seq_len))
+
+
+def _check_pairs(prepared: Prepared, job: Job) -> list[str]:
+    train, heldout = prepared.train_lengths(), prepared.heldout_lengths()
+    assert train is not None
+    assert heldout is not None
+    problems = []
+    if (found := len(fitting(train, job.seq_len))) < job.global_batch_size:
+        problems.append(
+            f"data: of {len(train)} training pairs {found} have no side longer than seq_len {job.seq_len}, less than "
+            f"one batch of global_batch_size {job.global_batch_size}: give more pairs, or raise seq_len"
+        )
+    if job.evaluates and not len(fitting(heldout, job.seq_len)):
+        problems.append(f"data: no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none")
+    return problems
+
+
 def check_enough(prepared: Prepared, job: Job) -> None:
     """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
+    if prepared.kind == "pairs":
+        if problems := _check_pairs(prepared, job):
+            raise UserError(*problems)
+        return
     problems = []
     found = sequences(prepared.train_tokens, job.seq_len)
     if found < job.global_batch_size:
@@ -179,4 +233,4 @@ def check_enough(prepared: Prepared, job: Job) -> None:
 
 def epochs(prepared: Prepared, job: Job) -> float:
     """How often the job goes through its training sequences; `check_enough` must hold."""
-    return job.max_steps * job.global_batch_size / sequences(prepared.train_tokens, job.seq_len)
+    return job.max_steps * job.global_batch_size / training_sequences(prepared, job)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectbench.choices.tokenizer import PretrainedTokenizer
+from selectbench.data.failures import first_line
 from selectbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ _FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "special_tokens_map.json",
     "tokenizer.model", "spiece.model", "added_tokens.json",
 )  # fmt: skip
+_SUFFIXES = (".json", ".txt", ".model", ".spm", ".bpe", ".tiktoken")
+"""Of all files that a tokenizer may be made of, config.json among them; weights have others."""
 
 
 def load_pretrained(
@@ -43,14 +47,24 @@ def load_pretrained(
     missing = [name for name, number in ids.items() if number is None]
     if missing:
         raise UserError(f"{where} has no {' and no '.join(missing)} token, which this task needs")
+    # As the folder says: by default a special token that a document spells out is that token, as in transformers.
+    backend.encode_special_tokens = bool(getattr(found, "split_special_tokens", False))
     backend.no_truncation()
     backend.no_padding()
     return backend, int(end), _unknown(found, backend), {name: int(n) for name, n in ids.items() if n is not None}
 
 
 def _unknown(found: Any, backend: Tokenizer) -> int | None:
-    """GPT-2 names its end of text as the unknown token too, though nothing is unknown to it."""
+    """The model's own, which tokenizer_config.json need not name.
+
+    GPT-2 names its end of text as the unknown token too, though nothing is unknown to it.
+    """
     number = found.unk_token_id
+    if number is None:
+        model = json.loads(backend.to_str())["model"]
+        number = model.get("unk_id")
+        if number is None and model.get("unk_token"):
+            number = backend.token_to_id(model["unk_token"])
     return None if number is None or number == found.eos_token_id else int(number)
 
 
@@ -64,21 +78,19 @@ def _auto(spec: PretrainedTokenizer) -> Any:
     if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
         raise UserError(f"{where} holds no tokenizer (none of {', '.join(_FILES[:6])})")
     try:
-        return transformers.AutoTokenizer.from_pretrained(spec.pretrained, revision=spec.revision or "main")
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise UserError(f"{where} cannot be loaded: {first_line(error)}{_offline(folder)}") from None
+        return transformers.AutoTokenizer.from_pretrained(
+            spec.pretrained, revision=spec.revision or "main", trust_remote_code=False
+        )
+    except Exception as error:  # a damaged file raises what its parser raises, `tokenizers` bare exceptions
+        raise UserError(
+            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}{_offline(folder)}"
+        ) from None
 
 
 def _offline(folder: Path) -> str:
     if folder.is_dir():
-        return ""
+        return ": is it a whole folder, as transformers saves a tokenizer?"
     return " (a hub id needs the network, or to be in the hub's cache: `hf download ID`; or give a folder)"
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else repr(error)
 
 
 def pretrained_key(spec: PretrainedTokenizer) -> str:
@@ -87,7 +99,8 @@ def pretrained_key(spec: PretrainedTokenizer) -> str:
     if not folder.is_dir():
         return f"pretrained {spec.pretrained} {spec.revision}"
     digest = hashlib.sha256()
-    for name in _FILES:
-        if (folder / name).is_file():
-            digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _SUFFIXES and path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
     return f"pretrained {digest.hexdigest()}"

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from selectbench.data.failures import first_line
 from selectbench.data.lines import Fault, read_lines
 from selectbench.errors import UserError
 
@@ -20,7 +21,7 @@ def json_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[
         if isinstance(value, str):
             yield value
         else:
-            fault(f"data.jsonl: {place}: {_found(field, value)}, text was expected")
+            fault(f"data.jsonl: {place}: {found_instead(field, value)}, text was expected")
 
 
 def chat_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
@@ -59,16 +60,17 @@ def _fields(files: Sequence[Path], setting: str, field: str, fault: Fault) -> It
                 continue
             try:
                 value: Any = json.loads(line.text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 fault(f"{setting}: {line.place} is not JSON: {error}")
                 continue
             if not isinstance(value, dict):
                 fault(f"{setting}: {line.place}: {_kind(value)} was found, an object was expected")
                 continue
-            yield line.place, _below(value, names)
+            yield line.place, below(value, names)
 
 
-def _below(value: Any, names: Sequence[str]) -> object:
+def below(value: Any, names: Sequence[str]) -> object:
+    """What the names lead to, each a key of the object before; a stand-in for nothing where one is not there."""
     for name in names:
         if not isinstance(value, dict) or name not in value:
             return _MISSING
@@ -83,7 +85,8 @@ class _Missing:
 _MISSING = _Missing()
 
 
-def _found(field: str, value: object) -> str:
+def found_instead(field: str, value: object) -> str:
+    """What was met where the text of a field was expected, for messages."""
     return f"there is no field {field!r}" if value is _MISSING else f"the field {field!r} is {_kind(value)}"
 
 
@@ -98,27 +101,26 @@ def parquet_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterat
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first, *below = field.split(".")
+    first = field.split(".")[0]
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
                 if first not in file.schema_arrow.names:
                     known = ", ".join(file.schema_arrow.names[:8])
                     raise UserError(f"data.parquet: {path} has no column {first!r} (it has {known})")
-                yield from _rows(file, path, field, [first], below, fault)
+                yield from _rows(file, path, field, fault)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"data.parquet: {path} cannot be read: {str(error).splitlines()[0]}") from error
+            raise UserError(f"data.parquet: {path} cannot be read: {first_line(error)}") from error
 
 
-def _rows(
-    file: Any, path: Path, field: str, columns: list[str], below: Sequence[str], fault: Fault
-) -> Iterator[str]:
+def _rows(file: Any, path: Path, field: str, fault: Fault) -> Iterator[str]:
+    first, *names = field.split(".")
     number = 0
-    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=columns):
+    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[first]):
         for value in batch.column(0).to_pylist():
-            found = _below(value, below) if below else value
+            found = below(value, names)
             if isinstance(found, str):
                 yield found
             else:
-                fault(f"data.parquet: {path}, row {number}: {_found(field, found)}, text was expected")
+                fault(f"data.parquet: {path}, row {number}: {found_instead(field, found)}, text was expected")
             number += 1

@@ -23,9 +23,10 @@ READ_BYTES = 1 << 20
 class Spool:
     """Documents in order of arrival, with the hash of each."""
 
-    def __init__(self, path: Path) -> None:
-        """`path`: of the file to be written; it must not exist."""
+    def __init__(self, path: Path, named_by: Callable[[str], str] = lambda document: document) -> None:
+        """`path`: of the file to be written; it must not exist. `named_by`: the part of a document that is hashed."""
         self.path = path
+        self._named_by = named_by
         self._lengths = array("q")
         self._hashes = array("Q")
         self.bytes = 0
@@ -38,7 +39,7 @@ class Spool:
                 raw = text.encode()
                 file.write(raw)
                 self._lengths.append(len(raw))
-                self._hashes.append(side_hash(text))
+                self._hashes.append(side_hash(self._named_by(text)))
                 self.bytes += len(raw)
                 written(self.bytes)
 

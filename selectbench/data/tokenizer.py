@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 
 from selectbench.choices.tokenizer import AnyTokenizer, Bpe, Bytes, PretrainedTokenizer, Unigram, WordPiece
 from selectbench.data.pretrained import load_pretrained
+from selectbench.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 END_OF_TEXT = "<|endoftext|>"
 """Follows every document; token 0 of a trained tokenizer."""
 UNKNOWN = "<|unknown|>"
-LONGEST_WORD = 1 << 20
+LONGEST_WORD = 64
+"""Bytes of a word for WordPiece, longer ones are cut: its time grows with the cube of a word's length."""
+INSIDE = "\u2581"
+"""Marks WordPiece's pieces inside of words. BERT's ## would not do: a text may hold it, this is no byte's character."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class TextTokenizer:
     special_ids: dict[str, int]
     """Of `mask`, `pad` and the like, where it has them."""
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return max(self.backend.get_vocab().values()) + 1
@@ -124,23 +129,46 @@ def _train_unigram(documents: Iterable[str], vocab_size: int, specials: list[str
     return tokenizer
 
 
+def _of_pieces(vocabulary: dict[str, int]) -> Tokenizer:
+    from tokenizers import Regex, decoders, models, pre_tokenizers
+
+    tokenizer = _byte_level(
+        models.WordPiece(
+            vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD, continuing_subword_prefix=INSIDE
+        )
+    )
+    short = pre_tokenizers.Split(Regex(f".{{1,{LONGEST_WORD}}}"), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(add_prefix_space=False), short])
+    tokenizer.decoder = decoders.Sequence([decoders.Replace(INSIDE, ""), decoders.ByteLevel()])
+    return tokenizer
+
+
 def _train_wordpiece(documents: Iterable[str], vocab_size: int, specials: list[str]) -> Tokenizer:
     """Trained, then rebuilt with every byte at the beginning and inside of words, so that nothing is unknown."""
-    from tokenizers import models, trainers
+    from tokenizers import trainers
 
-    trained = _byte_level(models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD))
+    complete = dict.fromkeys(
+        [*specials, UNKNOWN, *_alphabet(), *(INSIDE + byte for byte in _alphabet())]
+    )  # an ordered set
+    fewest = len(complete) - len(specials) + 1
+    if vocab_size < fewest:
+        raise UserError(
+            f"tokenizer.wordpiece: {vocab_size} entries are too few: every byte at the beginning and inside of words "
+            f"and two special tokens take {fewest}"
+        )
+    trained = _of_pieces({})
     trainer = trainers.WordPieceTrainer(
         vocab_size=vocab_size,
         special_tokens=[*specials, UNKNOWN],
         initial_alphabet=_alphabet(),
+        continuing_subword_prefix=INSIDE,
         show_progress=False,
     )
     interruptible(lambda: trained.train_from_iterator(documents, trainer))
     pieces = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-    complete = dict.fromkeys([*specials, UNKNOWN, *_alphabet(), *(f"##{byte}" for byte in _alphabet())])
     complete.update(dict.fromkeys(token for token, _ in pieces))
-    vocabulary = {token: number for number, token in enumerate(list(complete)[:vocab_size])}
-    tokenizer = _byte_level(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD))
+    entries = list(complete)[: vocab_size + len(specials) - 1]
+    tokenizer = _of_pieces({token: number for number, token in enumerate(entries)})
     tokenizer.add_special_tokens([*specials, UNKNOWN])
     return tokenizer
 

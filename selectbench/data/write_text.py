@@ -13,19 +13,23 @@ import numpy as np
 from selectbench.choices.tokenizer import AnyTokenizer
 from selectbench.data.cleaning import Cleaner
 from selectbench.data.corpus import Corpus
-from selectbench.data.encode import Encoded, Parts, conversation, encode, whole
+from selectbench.data.encode import Encoded, encode
 from selectbench.data.prepared import (
     FACTS,
     HELDOUT,
     HELDOUT_BYTES,
+    HELDOUT_LENGTHS,
     HELDOUT_MASK,
+    HELDOUT_PAIRS,
     TOKENIZER,
     TRAIN,
+    TRAIN_LENGTHS,
     TRAIN_MASK,
     Prepared,
 )
 from selectbench.data.progress import Progress
-from selectbench.data.split import ANSWERS, LINES, Mask, Sides, decontaminated, split
+from selectbench.data.shape import SHAPES, Shape
+from selectbench.data.split import Mask, Sides, decontaminated, split
 from selectbench.data.spool import Spool
 from selectbench.data.tokenizer import TextTokenizer, make_tokenizer
 from selectbench.errors import UserError
@@ -51,9 +55,9 @@ class TextWork:
     notify: Callable[[str], None]
 
     @property
-    def parts(self) -> Parts:
-        """How a document is cut before it is encoded."""
-        return conversation if self.kind == "chat" else whole
+    def shape(self) -> Shape:
+        """What the documents are made of."""
+        return SHAPES[self.kind]
 
 
 @dataclass
@@ -70,8 +74,8 @@ class _Side:
 
 def write_text(work: TextWork, key: str, folder: Path) -> None:
     """Fills the folder. Raises UserError for text that is unfit, and a tokenizer that can't encode it."""
-    spool = Spool(folder / SPOOL)
-    cleaner = Cleaner(work.cleaning, is_chat=work.kind == "chat")
+    spool = Spool(folder / SPOOL, work.shape.named_by)
+    cleaner = Cleaner(work.cleaning, is_chat=work.shape.by_message)
     sides = _sides(work, spool, cleaner)
     if not sides.training.any():
         raise UserError(f"data: {work.corpora[0].description} {_nothing(cleaner)}")
@@ -110,7 +114,7 @@ def _sides(work: TextWork, spool: Spool, cleaner: Cleaner) -> Sides:
     if work.cleaning.duplicates == "remove":
         kept = spool.first_of_equals()
         _count(cleaner, "duplicate", int((~kept).sum()))
-    pieces = ANSWERS if work.kind == "chat" else LINES
+    pieces = work.shape.pieces
     work.notify("looking for what is in both the training and the held-out text")
     if len(work.corpora) == 1:
         return split(spool, pieces, kept)
@@ -136,10 +140,15 @@ def _sample(work: TextWork, spool: Spool, training: Mask) -> Callable[[], Iterat
     def texts() -> Iterator[str]:
         work.notify("training the tokenizer")
         for document in spool.documents(chosen):
-            for part in work.parts(document):
-                yield part.text
+            yield from _texts(work, document)
 
     return texts
+
+
+def _texts(work: TextWork, document: str) -> Iterator[str]:
+    """All that is encoded of a document."""
+    for text in work.shape.texts(document):
+        yield from (part.text for part in work.shape.parts(text))
 
 
 def _train(work: TextWork, spool: Spool, sides: Sides, tokenizer: TextTokenizer, folder: Path) -> _Side:
@@ -153,37 +162,47 @@ def _train(work: TextWork, spool: Spool, sides: Sides, tokenizer: TextTokenizer,
         for text in spool.documents(sides.training):
             read += len(text)
             progress.done(read)
-            yield text
+            yield from work.shape.texts(text)
 
-    with (folder / TRAIN).open("wb") as ids, _maybe(work, folder / TRAIN_MASK) as mask:
-        for batch in encode(tokenizer, documents(), work.parts):
-            _append(batch, ids, mask, found)
+    with (
+        (folder / TRAIN).open("wb") as ids, _if(work.kind == "chat", folder / TRAIN_MASK) as mask,
+        _if(work.kind == "pairs", folder / TRAIN_LENGTHS) as lengths,
+    ):  # fmt: skip
+        for batch in encode(tokenizer, documents(), work.shape.parts):
+            _append(batch, ids, mask, lengths, found)
     return found
 
 
 def _heldout(work: TextWork, spool: Spool, sides: Sides, tokenizer: TextTokenizer, folder: Path) -> _Side:
     found = _Side()
 
-    def documents() -> Iterator[str]:
-        for document in spool.documents(sides.heldout):
-            found.removed_lines += sides.leaks(document)
-            text = sides.without_leaks(document)
-            if text:
-                found.documents += 1
-                yield text
-            else:
-                found.removed_documents += 1
-
     with (
-        (folder / HELDOUT).open("wb") as ids, _maybe(work, folder / HELDOUT_MASK) as mask,
-        (folder / HELDOUT_BYTES).open("wb") as sizes,
+        (folder / HELDOUT).open("wb") as ids, _if(work.kind == "chat", folder / HELDOUT_MASK) as mask,
+        _if(work.kind == "pairs", folder / HELDOUT_LENGTHS) as lengths, (folder / HELDOUT_BYTES).open("wb") as sizes,
+        _if(work.kind == "pairs", folder / HELDOUT_PAIRS) as pairs,
     ):  # fmt: skip
-        for batch in encode(tokenizer, documents(), work.parts, with_bytes=True):
-            _append(batch, ids, mask, found)
+        texts = _scored(work, spool, sides, found, pairs)
+        for batch in encode(tokenizer, texts, work.shape.parts, with_bytes=True):
+            _append(batch, ids, mask, lengths, found)
             assert batch.bytes is not None
             sizes.write(batch.bytes.tobytes())
             found.bytes += int(batch.bytes.sum(dtype=np.int64))
     return found
+
+
+def _scored(work: TextWork, spool: Spool, sides: Sides, found: _Side, pairs: BinaryIO | None) -> Iterator[str]:
+    """What is encoded of the held-out documents, counted, once what training has is taken out."""
+    for document in spool.documents(sides.heldout):
+        found.removed_lines += sides.leaks(document)
+        kept = sides.without_leaks(document)
+        if not kept:
+            found.removed_documents += 1
+            continue
+        found.documents += 1
+        texts = list(work.shape.texts(kept))
+        if pairs is not None:
+            pairs.write(json.dumps(texts, ensure_ascii=False).encode() + b"\n")
+        yield from texts
 
 
 class _Nowhere:
@@ -196,11 +215,13 @@ class _Nowhere:
         return None
 
 
-def _maybe(work: TextWork, path: Path) -> BinaryIO | _Nowhere:
-    return path.open("wb") if work.kind == "chat" else _Nowhere()
+def _if(wanted: bool, path: Path) -> BinaryIO | _Nowhere:
+    return path.open("wb") if wanted else _Nowhere()
 
 
-def _append(batch: Encoded, ids: BinaryIO, mask: BinaryIO | None, found: _Side) -> None:
+def _append(batch: Encoded, ids: BinaryIO, mask: BinaryIO | None, lengths: BinaryIO | None, found: _Side) -> None:
+    if lengths is not None:
+        lengths.write(batch.lengths.astype(np.int64).tobytes())
     ids.write(batch.ids.tobytes())
     if mask is not None:
         trained = np.ones(len(batch.ids), np.uint8) if batch.trained is None else batch.trained
@@ -211,16 +232,17 @@ def _append(batch: Encoded, ids: BinaryIO, mask: BinaryIO | None, found: _Side) 
 
 def _text_bytes(work: TextWork, spool: Spool, chosen: Mask) -> int:
     """UTF-8 bytes of what is encoded; of a chat with its roles."""
-    if work.kind != "chat":
+    if not work.shape.by_message:
         return int(spool.lengths[chosen].sum())
-    return sum(len(part.text.encode()) for text in spool.documents(chosen) for part in work.parts(text))
+    return sum(len(text.encode()) for document in spool.documents(chosen) for text in _texts(work, document))
 
 
 def _check_unknown(work: TextWork, unknown: int, tokens: int) -> None:
     if unknown > MOST_UNKNOWN * tokens:
         name = next(iter(work.tokenizer.model_dump().values()))
         raise UserError(
-            f"tokenizer: {name} can't encode this text: {unknown / tokens:.0%} of its tokens are the unknown one"
+            f"tokenizer: {name} can't encode this text: {unknown / tokens:.0%} of its tokens are the unknown one: "
+            "take one that was made for such text, or have one trained on it (`tokenizer: {bpe: 4096}`)"
         )
 
 

@@ -106,7 +106,12 @@ def prepare_data(suite: Suite, notify: Callable[[str], None]) -> dict[str, Prepa
         job = suite.job.of(option.choices)
         if job.tokenizer not in made:
             made[job.tokenizer] = prepare(
-                job.data, job.tokenizer, cleaning=job.cleaning, code=suite.code, notify=notify
+                job.data,
+                job.tokenizer,
+                cleaning=job.cleaning,
+                specials=job.specials,
+                code=suite.code,
+                notify=notify,
             )
             check_enough(made[job.tokenizer], job)
     return {option.name: made[suite.job.of(option.choices).tokenizer] for option in suite.options}

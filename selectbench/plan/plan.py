@@ -120,8 +120,12 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
 
 def _task_reason(suite: Suite, option: Option) -> str | None:
     """Why an option can't train on the job's data."""
-    framework = option.choices.framework.name
-    if kind_of(suite.job.data) == "chat" and framework != "native":
+    framework, kind = option.choices.framework.name, kind_of(suite.job.data)
+    if framework == "native":
+        return None
+    if suite.job.task != "causal_lm":
+        return f"framework {framework}: task {suite.job.task} is trained by the native loop alone"
+    if kind == "chat":
         return f"framework {framework}: only the native loop trains on a chat's answers alone"
     return None
 

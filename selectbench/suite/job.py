@@ -10,7 +10,16 @@ from selectbench.choices import Choices
 from selectbench.choices.model import AnyModel, ConfigFile, Model, resolved_vocab_size
 from selectbench.choices.tokenizer import AnyTokenizer, Tokenizer
 from selectbench.strict import Strict
-from selectbench.suite.data import Apart, Cleaning, Data, EmbeddedCorpus, MarkovSource, TokenFile, needs_tokenizer
+from selectbench.suite.data import (
+    Apart,
+    Cleaning,
+    Data,
+    EmbeddedCorpus,
+    MarkovSource,
+    TokenFile,
+    kind_of,
+    needs_tokenizer,
+)
 
 Steps = Annotated[int, Field(ge=1, le=10_000_000)]
 
@@ -49,8 +58,9 @@ class Timing(Strict):
 class Job(Strict):
     """The work that is identical for every option."""
 
-    task: Literal["causal_lm"] = "causal_lm"
-    """Next-token prediction."""
+    task: Literal["causal_lm", "masked_lm", "seq2seq"] = "causal_lm"
+    """What is learnt: the next token (`causal_lm`: gpt2, llama), hidden tokens (`masked_lm`: bert), or the target of a
+    source (`seq2seq`: t5, bart; the data are pairs)."""
     model: Model
     """The architecture; weights are drawn from the seed."""
     data: Data = EmbeddedCorpus()
@@ -76,6 +86,12 @@ class Job(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
+        is_pairs, kind = self.task == "seq2seq", kind_of(self.data)
+        if is_pairs != (kind == "pairs"):
+            found = f"found {kind}" if is_pairs else "pairs are for task seq2seq"
+            raise ValueError(f"data: task {self.task} needs {'pairs' if is_pairs else 'running text'}, {found}")
+        if self.task == "masked_lm" and kind != "text":
+            raise ValueError(f"data: task masked_lm needs running text, found {kind}")
         if self.tokenizer is not None and not needs_tokenizer(self.data):
             raise ValueError("tokenizer: the data are tokens already, with a vocabulary of their own: leave it out")
         if problem := self.problem_with(self.model, self.tokenizer):
@@ -90,6 +106,9 @@ class Job(Strict):
         """Why the job can't be done with these, or None; what a file that is gone would tell is not told."""
         if isinstance(model, ConfigFile) and not model.path.exists():
             return None  # A run's report must not need the file; `load` asks for it before a run.
+        if self.task not in model.TASKS:
+            name = getattr(model, "family", "this model")
+            return f"model: {name} is for task {' or '.join(model.TASKS)}, the job's task is {self.task}"
         entries = tokenizer.most_entries if tokenizer else vocabulary_of(self.data)
         try:
             if entries is not None:
@@ -107,9 +126,19 @@ class Job(Strict):
         return self.model_copy(update=own)
 
     @property
+    def specials(self) -> tuple[str, ...]:
+        """Tokens that the task needs besides the end of text."""
+        return {"masked_lm": ("mask",), "seq2seq": ("pad",)}.get(self.task, ())
+
+    @property
+    def tokens_per_sequence(self) -> int:
+        """Token positions of one sequence: of a pair those of both sides, padding among them."""
+        return 2 * self.seq_len if self.task == "seq2seq" else self.seq_len
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, over all ranks."""
-        return self.global_batch_size * self.seq_len
+        return self.global_batch_size * self.tokens_per_sequence
 
     def gradient_accumulation_steps(self, micro_batch_size: int, world_size: int) -> int:
         """Micro-batches per optimizer step and rank; the suite's check has made sure that they are whole."""

@@ -12,7 +12,7 @@ from selectbench.suite.document import Node, Place
 
 TAGS = frozenset({
     "name", "family", "config", "pretrained", "corpus", "text", "jsonl", "parquet", "dataset", "documents", "tokens",
-    "markov", "chat", "train", "bpe", "unigram", "wordpiece", "bytes",
+    "markov", "chat", "pairs", "source_text", "train", "bpe", "unigram", "wordpiece", "bytes",
 })  # fmt: skip
 """Keys that say which class a mapping is; `config` only where no mapping stands under it, as DeepSpeed's does."""
 

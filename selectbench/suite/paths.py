@@ -29,9 +29,9 @@ def with_absolute_paths(document: Node, folder: Path) -> Node:
     return document
 
 
-GLOBS = ("text", "jsonl", "parquet", "chat")
+GLOBS = ("text", "jsonl", "parquet", "chat", "pairs")
 """Keys of a source that hold paths or globs."""
-FILES = ("tokens",)
+FILES = ("tokens", "source_text", "target_text")
 """Keys of a source that hold one path."""
 
 

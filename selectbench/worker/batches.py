@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,30 +16,49 @@ NOT_COUNTED = -100
 """A target that no loss counts, as torch's cross-entropy has it by default."""
 
 
-class Batches:
-    """Sequences of a token stream, shuffled anew in every epoch, cut into optimizer steps and micro-batches.
+@dataclass(frozen=True)
+class Batch:
+    """Some sequences of a task: what the model is called with, and what it should say."""
 
-    Which sequences an optimizer step holds follows from the seed alone; a micro-batch is a slice of them.
-    A sequence is `seq_len + 1` tokens long, cut with stride `seq_len`: inputs and their next tokens.
-    """
+    tokens: torch.Tensor
+    """Every token id that the sequences hold, int64, (sequences, width): what the certificate's digest is of."""
+    arguments: tuple[torch.Tensor, ...]
+    """Of the model's forward, by place."""
+    named: dict[str, torch.Tensor]
+    """By name."""
+    targets: torch.Tensor
+    """Token ids, int64, a row for each row of logits; NOT_COUNTED where the loss leaves them out."""
 
-    def __init__(
-        self, tokens: npt.NDArray[np.integer], *, seq_len: int, global_batch_size: int, seed: int, device: str,
-        trained: npt.NDArray[np.uint8] | None = None,
-    ) -> None:  # fmt: skip
-        """`tokens`: 1-D, at least seq_len + 1 of them (ValueError where there are fewer).
+    def to(self, device: str) -> Batch:
+        """On a device."""
+        return Batch(
+            self.tokens.to(device), tuple(tensor.to(device) for tensor in self.arguments),
+            {name: tensor.to(device) for name, tensor in self.named.items()}, self.targets.to(device),
+        )  # fmt: skip
 
-        `trained`: 1 for each token that is to be predicted; None: all are.
-        """
-        self.sequences = sequences(len(tokens), seq_len)
-        if self.sequences < 1:
-            raise ValueError(f"the training split has {len(tokens)} tokens, one sequence needs {seq_len + 1}")
-        self.global_batch_size = global_batch_size
-        self._tokens = tokens
-        self._trained = trained
-        self._offsets = np.arange(seq_len + 1)
+
+class Batches(Protocol):
+    """The training data of a task, in the order of a seed."""
+
+    width: int
+    """Token ids of a sequence in `Batch.tokens`."""
+
+    def sample_indices(self, step: int) -> npt.NDArray[np.int64]:
+        """Sequence numbers of one optimizer step, shape (global_batch_size,)."""
+
+    def counted(self, indices: npt.NDArray[np.int64], step: int) -> int:
+        """Targets of these sequences that the loss counts."""
+
+    def batch_at(self, indices: npt.NDArray[np.int64], step: int) -> Batch:
+        """These sequences on the device."""
+
+
+class SampleOrder:
+    """Sequence numbers, shuffled anew in every epoch, cut into optimizer steps; the seed alone decides."""
+
+    def __init__(self, sequences: int, global_batch_size: int, seed: int) -> None:
+        self.sequences, self.global_batch_size = sequences, global_batch_size
         self._seed = seed
-        self._device = device
         self._orders: dict[int, npt.NDArray[np.int64]] = {}
 
     def sample_indices(self, step: int) -> npt.NDArray[np.int64]:
@@ -55,22 +75,52 @@ class Batches:
             self._orders[epoch] = generator.permutation(self.sequences)
         return self._orders[epoch]
 
-    def sequences_at(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Token ids as int64 on the device, shape (len(indices), seq_len + 1)."""
-        tensor = torch.from_numpy(self.token_ids(indices))
-        if self._device.startswith("cuda"):
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
 
-    def counted(self, indices: npt.NDArray[np.int64]) -> int:
+class CausalBatches(SampleOrder):
+    """Sequences of a token stream to predict the next token in.
+
+    A sequence is `seq_len + 1` tokens long, cut with stride `seq_len`: inputs and their next tokens. A micro-batch
+    is a slice of a step's sequences.
+    """
+
+    def __init__(
+        self, tokens: npt.NDArray[np.integer], *, seq_len: int, global_batch_size: int, seed: int, device: str,
+        trained: npt.NDArray[np.uint8] | None = None,
+    ) -> None:  # fmt: skip
+        """`tokens`: 1-D, at least seq_len + 1 of them (ValueError where there are fewer).
+
+        `trained`: 1 for each token that is to be predicted; None: all are.
+        """
+        found = sequences(len(tokens), seq_len)
+        if found < 1:
+            raise ValueError(f"the training split has {len(tokens)} tokens, one sequence needs {seq_len + 1}")
+        super().__init__(found, global_batch_size, seed)
+        self.width = seq_len + 1
+        self._tokens, self._trained = tokens, trained
+        self._offsets = np.arange(seq_len + 1)
+        self.device = device
+
+    def counted(self, indices: npt.NDArray[np.int64], step: int) -> int:
         """Targets of these sequences that the loss counts."""
         if self._trained is None:
             return len(indices) * (len(self._offsets) - 1)
         return int(self._of(self._trained, indices)[:, 1:].sum(dtype=np.int64))
 
-    def targets_at(self, indices: npt.NDArray[np.int64], sequences: torch.Tensor) -> torch.Tensor:
-        """The next tokens of `sequences_at(indices)`, NOT_COUNTED where the loss leaves them out."""
-        targets = sequences[:, 1:].contiguous()
+    def batch_at(self, indices: npt.NDArray[np.int64], step: int) -> Batch:
+        """These sequences on the device."""
+        found = self.sequences_at(indices)
+        return Batch(found, (found[:, :-1].contiguous(),), {}, self._targets(indices, found))
+
+    def sequences_at(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Token ids as int64 on the device, shape (len(indices), seq_len + 1)."""
+        return to_device(self._of(self._tokens, indices).astype(np.int64), self.device)
+
+    def token_ids(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """The same in host memory."""
+        return self._of(self._tokens, indices).astype(np.int64)
+
+    def _targets(self, indices: npt.NDArray[np.int64], found: torch.Tensor) -> torch.Tensor:
+        targets = found[:, 1:].contiguous()
         if self._trained is None:
             return targets
         left_out = torch.from_numpy(self._of(self._trained, indices)[:, 1:] == 0).to(targets.device)
@@ -80,6 +130,14 @@ class Batches:
         starts = indices * (len(self._offsets) - 1)
         return values[starts[:, None] + self._offsets[None, :]]
 
-    def token_ids(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """The same in host memory."""
-        return self._of(self._tokens, indices).astype(np.int64)
+
+def causal(batches: Batches) -> CausalBatches:
+    """The batches of a causal job, for loops that train on nothing else; `plan` keeps them from other tasks."""
+    assert isinstance(batches, CausalBatches)
+    return batches
+
+
+def to_device(values: npt.NDArray[np.int64], device: str) -> torch.Tensor:
+    """A tensor on the device; the copy to a GPU does not hold up the host."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor

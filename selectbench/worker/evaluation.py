@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,19 +16,43 @@ import torch.nn.functional as F  # noqa: N812
 
 from selectbench.data import prepared
 from selectbench.data.prepared import Prepared
-from selectbench.worker.batches import NOT_COUNTED
+from selectbench.worker.batches import NOT_COUNTED, Batch
 from selectbench.worker.identity import attention
 from selectbench.worker.model import logits_of
 from selectbench.worker.precision import without_tf32
 from selectbench.worker.world import World
 
-Logits = Callable[[torch.Tensor], torch.Tensor]
-"""Token ids of shape (sequences, seq_len) to logits of shape (sequences, seq_len, vocabulary)."""
+Logits = Callable[[Batch], torch.Tensor]
+"""A batch of sequences to logits with a row for each of its targets, (sequences, targets, vocabulary)."""
+
+
+class HeldOut(Protocol):
+    """The sequences that every evaluation of a job scores."""
+
+    @property
+    def tokens(self) -> int:
+        """Targets scored."""
+
+    @property
+    def bytes(self) -> int | None:
+        """UTF-8 bytes of the tokens scored; None: they stand for no text."""
+
+    def __len__(self) -> int:
+        """Sequences."""
+
+    def batch(self, start: int, end: int) -> Batch:
+        """These sequences, on the CPU."""
+
+    def sha256(self) -> str:
+        """Digest of what is scored."""
+
+    def source_loss(self) -> tuple[float | None, float | None]:
+        """Mean of the true source's own nats over the targets scored, and its standard error; None: not known."""
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """The sequences that every evaluation of a job scores."""
+class CausalHeldOut:
+    """Sequences to predict the next token in."""
 
     sequences: npt.NDArray[np.int64]
     """Token ids, shape (sequences, seq_len + 1): inputs and their next tokens."""
@@ -42,7 +66,7 @@ class HeldOut:
     """Of each token scored under the source that emitted it; None: not known."""
 
     @classmethod
-    def first(cls, data: Prepared, *, tokens: int, seq_len: int) -> HeldOut:
+    def first(cls, data: Prepared, *, tokens: int, seq_len: int) -> CausalHeldOut:
         """The first `tokens` held-out tokens, rounded up to whole sequences; all there are where there are fewer.
 
         Of chats only what is to be predicted is scored. Raises ValueError where the split doesn't fill one sequence.
@@ -67,6 +91,9 @@ class HeldOut:
             None if truth is None else truth[:, 1:][scored],
         )
 
+    def __len__(self) -> int:
+        return len(self.sequences)
+
     def sha256(self) -> str:
         """Digest of the token ids, their shape, and which of them are scored."""
         shape = str(self.sequences.shape).encode()
@@ -82,13 +109,13 @@ class HeldOut:
         error = self.source_nats.std(ddof=1) / np.sqrt(len(self.source_nats)) if len(self.source_nats) > 1 else None
         return float(self.source_nats.mean()), None if error is None else float(error)
 
-    def batch(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and targets of these sequences, (sequences, seq_len) each; NOT_COUNTED where nothing is scored."""
+    def batch(self, start: int, end: int) -> Batch:
+        """These sequences, on the CPU."""
         rows = torch.from_numpy(self.sequences[start:end])
         targets = rows[:, 1:].clone()
         if self.counted is not None:
             targets[~torch.from_numpy(self.counted[start:end])] = NOT_COUNTED
-        return rows[:, :-1], targets
+        return Batch(rows, (rows[:, :-1],), {}, targets)
 
 
 def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int, world: World) -> float:
@@ -99,27 +126,27 @@ def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int,
     """
     total = torch.zeros((), dtype=torch.float64, device=world.device)
     at_once = sequences_per_batch * world.size
-    for start in range(0, len(held_out.sequences), at_once):
+    for start in range(0, len(held_out), at_once):
         first = start + world.rank * sequences_per_batch
-        last = min(first + sequences_per_batch, len(held_out.sequences))
-        inputs, targets = held_out.batch(first, last) if first < last else held_out.batch(0, 1)
-        nats = _nats(logits, inputs.to(world.device), targets.to(world.device))
+        last = min(first + sequences_per_batch, len(held_out))
+        batch = held_out.batch(first, last) if first < last else held_out.batch(0, 1)
+        nats = _nats(logits, batch.to(world.device))
         if first < last:
             total += nats
     return float(world.total(total)) / held_out.tokens
 
 
-def _nats(logits: Logits, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def _nats(logits: Logits, batch: Batch) -> torch.Tensor:
     """Summed loss of a batch of sequences, float64."""
     losses = F.cross_entropy(
-        logits(inputs).float().flatten(0, 1), targets.flatten(), reduction="none", ignore_index=NOT_COUNTED
+        logits(batch).float().flatten(0, 1), batch.targets.flatten(), reduction="none", ignore_index=NOT_COUNTED
     )
     return losses.double().sum()
 
 
 @contextmanager
 def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = None) -> Iterator[Logits]:
-    """Token ids to logits with fp32 weights, sdpa attention and no dropout; the module is left as it was.
+    """Batches to logits with fp32 weights, sdpa attention and no dropout; the module is left as it was.
 
     `weights`: all of them in fp32 by name, where the module's own can't serve. Otherwise its parameters in
     less than fp32 are copied for the time of the evaluation.
@@ -127,9 +154,9 @@ def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = No
     with evaluating(module), torch.no_grad(), without_tf32():
         used = fp32_copies(module) if weights is None else weights
         if used:
-            yield lambda ids: logits_of(torch.func.functional_call(module, used, (ids,)))
+            yield lambda batch: logits_of(torch.func.functional_call(module, used, batch.arguments, batch.named))
         else:
-            yield lambda ids: logits_of(module(ids))
+            yield lambda batch: logits_of(module(*batch.arguments, **batch.named))
 
 
 def fp32_copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:

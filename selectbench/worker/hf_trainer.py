@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from selectbench.worker.batches import Batches
+from selectbench.worker.batches import causal
 from selectbench.worker.identity import dtype_name
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
 from selectbench.worker.loss_scale import first_scale
@@ -134,7 +134,7 @@ class JobSequences(Dataset[dict[str, torch.Tensor]]):
     """
 
     def __init__(self, setting: Setting) -> None:
-        self._batches: Batches = setting.batches
+        self._batches = causal(setting.batches)
         self._ranks = setting.world.size
         self._micro_batch_size: int = setting.order.choices.micro_batch_size
         self._accumulation = accumulation_of(setting)

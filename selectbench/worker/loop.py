@@ -69,6 +69,7 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
         engine=engine, loss=setting.loss, batches=setting.batches, stream=setting.stream,
         precision=order.choices.precision, world=setting.world, whereabouts=setting.whereabouts,
         micro_batch_size=order.choices.micro_batch_size, clip_norm=order.job.clip_norm,
+        tokens_per_sequence=order.job.tokens_per_sequence,
     )  # fmt: skip
     while recorder.wants_step():
         number = recorder.steps_done

@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from selectbench.choices.model import OwnModel, resolved_vocab_size
 from selectbench.suite.job import Job
 from selectbench.worker.own_code import OwnCodeError, load
+
+AUTO: dict[str, Any] = {
+    "causal_lm": AutoModelForCausalLM, "masked_lm": AutoModelForMaskedLM, "seq2seq": AutoModelForSeq2SeqLM,
+}  # fmt: skip
+"""transformers' class of models for each task."""
 
 
 def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False) -> Any:
@@ -27,7 +32,7 @@ def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False)
         return _own_model(job.model, vocab_size, job.seq_len)
     config = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
     with torch.device("meta") if empty else nullcontext():
-        module = AutoModelForCausalLM.from_config(
+        module = AUTO[job.task].from_config(
             AutoConfig.for_model(**config), attn_implementation=attention, dtype=torch.float32
         )
     module.config.use_cache = False
@@ -116,8 +121,8 @@ def logits_of(output: Any) -> torch.Tensor:
     return logits
 
 
-def check_shape(logits: torch.Tensor, inputs: torch.Tensor) -> None:
-    """Logits must have a row for every token of the input. Raises OwnCodeError."""
-    if logits.ndim != 3 or logits.shape[:2] != inputs.shape:
-        expected = f"({', '.join(map(str, inputs.shape))}, vocabulary)"
+def check_shape(logits: torch.Tensor, targets: torch.Tensor) -> None:
+    """Logits must have a row for every target. Raises OwnCodeError."""
+    if logits.ndim != 3 or logits.shape[:2] != targets.shape:
+        expected = f"({', '.join(map(str, targets.shape))}, vocabulary)"
         raise OwnCodeError(f"the model's logits must have the shape {expected}, found {tuple(logits.shape)}")

@@ -24,6 +24,7 @@ from typing import Any, NoReturn
 
 import torch
 
+from selectbench.worker.batches import causal
 from selectbench.worker.engine import Engine
 from selectbench.worker.loop import Trained, Unsupported, engine_for, recorder_for
 from selectbench.worker.loss_scale import first_scale
@@ -165,13 +166,14 @@ class OwnStep:
         trial, setting = self._trial, self._trial._setting
         if self._missing is not None:
             trial._fail(f"step {self.number}: step.micro_batches() was called twice")
-        indices = setting.batches.sample_indices(self.number)
+        batches = causal(setting.batches)
+        indices = batches.sample_indices(self.number)
         rows, size = len(indices) // trial.world_size, setting.order.choices.micro_batch_size
         first = trial.rank * rows
         self._missing = rows // size
         for row in range(first, first + rows, size):
             setting.whereabouts.enter("forward pass", self.number)
-            sequences = setting.batches.sequences_at(indices[row : row + size])
+            sequences = batches.sequences_at(indices[row : row + size])
             self._sums.append(setting.stream.mixed(sequences, row))
             self._tokens += size * (sequences.shape[1] - 1)
             self._missing -= 1

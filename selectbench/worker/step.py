@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from selectbench.choices.precision import PrecisionChoice
-from selectbench.worker.batches import Batches
+from selectbench.worker.batches import Batch, Batches
 from selectbench.worker.engine import Engine
 from selectbench.worker.model import check_shape, logits_of
 from selectbench.worker.precision import autocast
@@ -68,6 +68,8 @@ class OptimizerStep:
     micro_batch_size: int
     """Sequences per forward pass; divides each rank's part of the global batch."""
     clip_norm: float | None
+    tokens_per_sequence: int
+    """As the job counts them."""
     compute_dtype: torch.dtype | None = None
     """Of the logits, once a step has run."""
     first_gradients: FirstGradients | None = field(default=None)
@@ -78,36 +80,32 @@ class OptimizerStep:
         indices = self.batches.sample_indices(step)
         rows = len(indices) // self.world.size
         start, end = self.world.rank * rows, (self.world.rank + 1) * rows
-        counted = max(1, self.batches.counted(indices))
+        counted = max(1, self.batches.counted(indices, step))
         losses, sums = [], []
         for row in range(start, end, self.micro_batch_size):
             self.whereabouts.enter("forward pass", step)
             mine = indices[row : row + self.micro_batch_size]
-            sequences = self.batches.sequences_at(mine)
-            sums.append(self.stream.mixed(sequences, row))
-            targets = self.batches.targets_at(mine, sequences)
-            losses.append(self._micro_batch(sequences, targets, counted, step, row + self.micro_batch_size >= end))
+            batch = self.batches.batch_at(mine, step)
+            sums.append(self.stream.mixed(batch.tokens, row))
+            losses.append(self._micro_batch(batch, counted, step, row + self.micro_batch_size >= end))
         if self.first_gradients is None:
             self.first_gradients = FirstGradients.of(self.engine.kept_gradients())
         self.whereabouts.enter("update", step)
         norm, applied = self.engine.clip_and_step(self.clip_norm)
-        return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * (sequences.shape[1] - 1), len(losses))
+        return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * self.tokens_per_sequence, len(losses))
 
-    def _micro_batch(
-        self, sequences: torch.Tensor, targets: torch.Tensor, counted: int, step: int, is_last: bool
-    ) -> torch.Tensor:
-        """Adds the gradient of (sequences, seq_len + 1) token ids; their share of the step's loss.
+    def _micro_batch(self, batch: Batch, counted: int, step: int, is_last: bool) -> torch.Tensor:
+        """Adds the gradient of a micro-batch; its share of the step's loss.
 
         `counted`: targets of the whole step, of all ranks and micro-batches.
         """
-        inputs = sequences[:, :-1].contiguous()
         with self.engine.micro_batch(is_last):
             with autocast(self.precision, self.world.device_type):
-                logits = logits_of(self.engine.forward(inputs))
+                logits = logits_of(self.engine.forward(*batch.arguments, **batch.named))
             if self.compute_dtype is None:
-                check_shape(logits, inputs)
+                check_shape(logits, batch.targets)
             self.compute_dtype = logits.dtype
-            loss = self.loss(logits.float(), targets) / counted
+            loss = self.loss(logits.float(), batch.targets) / counted
             self.whereabouts.enter("backward pass", step)
             self.engine.backward(loss)
         return loss.detach()

@@ -20,10 +20,11 @@ class TokenStream:
     losses; the SHA-256 of all steps' sums is the digest.
     """
 
-    def __init__(self, global_batch_size: int, seq_len: int, device: str) -> None:
+    def __init__(self, global_batch_size: int, width: int, device: str) -> None:
+        """`width`: token ids of a sequence, those that are targets alone among them."""
         generator = torch.Generator().manual_seed(derived_seed(0, "token_stream_keys"))
         bound = 1 << 62
-        keys = torch.randint(-bound, bound, (global_batch_size, seq_len + 1), generator=generator)
+        keys = torch.randint(-bound, bound, (global_batch_size, width), generator=generator)
         self._keys = (keys * 2 + 1).to(device)
 
     def mixed(self, sequences: torch.Tensor, first_row: int) -> torch.Tensor:

@@ -18,10 +18,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 from selectbench.choices.framework import OwnFramework
 from selectbench.data.prepared import Prepared
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
-from selectbench.suite.job import Eval
-from selectbench.worker.batches import Batches
 from selectbench.worker.compilation import compilations, private_caches
-from selectbench.worker.evaluation import HeldOut
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
 from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training_memory
 from selectbench.worker.model import enable_checkpointing
@@ -36,6 +33,7 @@ from selectbench.worker.seeds import derived_seed
 from selectbench.worker.series import Diverged
 from selectbench.worker.setting import Setting
 from selectbench.worker.software import versions
+from selectbench.worker.task import batches_of, held_out_of
 from selectbench.worker.token_stream import TokenStream
 from selectbench.worker.weights import ensure_weights, mapped_model
 from selectbench.worker.whereabouts import Whereabouts, nowhere
@@ -117,14 +115,12 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         with unsupported_where_missing("activation_checkpointing"):
             enable_checkpointing(module)
     module.train()
+    batches = batches_of(order, data, world)
     return Setting(
         order=order, world=world, module=module, loss=choices.loss.build(),
-        batches=Batches(
-            data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size,
-            seed=order.trial.seed, device=world.device, trained=data.train_mask(),
-        ),
-        stream=TokenStream(job.global_batch_size, job.seq_len, world.device),
-        shares=shares(job.lr_schedule, job.max_steps), held_out=_held_out(order, data), emit=emit, memory=memory,
+        batches=batches,
+        stream=TokenStream(job.global_batch_size, batches.width, world.device),
+        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out_of(order, data), emit=emit, memory=memory,
         whereabouts=whereabouts, count_compilations=compilations,
     )  # fmt: skip
 
@@ -137,10 +133,3 @@ def _loop(order: Order) -> Callable[[Setting], Trained]:
     with unsupported_where_missing(f"framework {framework.name}"):
         loop: Callable[[Setting], Trained] = getattr(import_module(module), function)
     return loop
-
-
-def _held_out(order: Order, data: Prepared) -> HeldOut | None:
-    evaluation = order.job.eval
-    if not isinstance(evaluation, Eval):
-        return None
-    return HeldOut.first(data, tokens=evaluation.tokens, seq_len=order.job.seq_len)

@@ -42,7 +42,13 @@ def ensure_weights(order: Order, vocab_size: int) -> Path:
 
 
 def _key(order: Order, vocab_size: int) -> str:
-    content = [order.job.model.model_dump(mode="json"), vocab_size, order.job.seq_len, order.trial.seed]
+    content = [
+        order.job.task,
+        order.job.model.model_dump(mode="json"),
+        vocab_size,
+        order.job.seq_len,
+        order.trial.seed,
+    ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
