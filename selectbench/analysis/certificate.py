@@ -41,11 +41,12 @@ _FOLLOWS = {
     "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
     "world_size": frozenset({"gradient_accumulation_steps", "world_size"}),
     "model": frozenset({
-        "initial_weights_sha256", "parameters", "attention", "dropout", "first_step_loss",
+        "initial_weights_sha256", "parameters", "trainable_parameters", "attention", "dropout", "first_step_loss",
         "first_step_gradient_norm",
     }),
     "tokenizer": frozenset({
-        "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters", "first_step_loss",
+        "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters",
+        "trainable_parameters", "first_step_loss",
         "first_step_gradient_norm",
     }),
 }  # fmt: skip

@@ -55,6 +55,11 @@ def excess_loss(m: Measurement) -> float | None:
     return None if m.final_loss is None or m.source_loss is None else m.final_loss - m.source_loss
 
 
+def bytes_per_token(m: Measurement) -> float | None:
+    """UTF-8 bytes of held-out text that a token stands for: how well the tokenizer fits the text."""
+    return None if not m.heldout_bytes or not m.heldout_tokens else m.heldout_bytes / m.heldout_tokens
+
+
 def bits_per_byte(m: Measurement) -> float | None:
     """final_loss x heldout_tokens / (heldout_bytes x ln 2): bits per UTF-8 byte of held-out text.
 

@@ -51,6 +51,10 @@ def _of(formula: Callable[[Measurement], float | None]) -> Callable[[Observed], 
     return lambda o: formula(o.measurement)
 
 
+def _score(name: str) -> Callable[[Observed], float | None]:
+    return lambda o: o.measurement.scores.get(name)
+
+
 _SPEED = (
     Metric("tokens_per_second", "tokens/s", "more", _of(formulas.tokens_per_second), units.count,
            "is the fastest", spoiled_by=_CLEAN_ONLY),
@@ -76,6 +80,19 @@ _QUALITY = (
            "reaches the fewest bits per byte", quality=True),
     Metric("excess_loss", "excess loss", "less", _of(formulas.excess_loss), units.significant,
            "comes closest to the source's entropy", quality=True),
+)  # fmt: skip
+_SCORES = tuple(
+    Metric(name, title, "more", _score(name), units.significant, f"reaches the highest {title}", quality=True)
+    for name, title in (
+        ("bleu", "BLEU"), ("chrf", "chrF"), ("rouge_l", "ROUGE-L"), ("exact_match", "exact match"),
+        ("token_f1", "token F1"), ("own_score", "own score"),
+    )
+)  # fmt: skip
+_TEXT = (
+    Metric("initial_loss", "loss at start", "less", _of(lambda m: m.initial_loss), units.significant,
+           "has the lowest loss before training", quality=True),
+    Metric("bytes_per_token", "bytes/token", "more", _of(formulas.bytes_per_token), units.significant,
+           "packs most text into a token"),
 )  # fmt: skip
 _TIMES = (
     Metric("startup_seconds", "start-up", "less", _of(lambda m: m.startup_seconds), units.seconds,
@@ -110,7 +127,8 @@ _UTILIZATION = (
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {
-    metric.name: metric for metric in (*_SPEED, *_MEMORY, *_QUALITY, *_TIMES, *_METERED, *_UTILIZATION)
+    metric.name: metric
+    for metric in (*_SPEED, *_MEMORY, *_QUALITY, *_SCORES, *_TEXT, *_TIMES, *_METERED, *_UTILIZATION)
 }
 """Every metric by name, in the order of ranking.json."""
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
+from selectbench.choices.adaptation import FullTraining, Lora, Qlora
 from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own, one_of, tag_of
 from selectbench.choices.combinations import combination_reason
 from selectbench.choices.execution import (
@@ -41,6 +42,7 @@ REGISTRY: dict[str, tuple[type[Choice], ...]] = {
     "compile": (CompileOff, CompileDefault, CompileMaxAutotune),
     "activation_checkpointing": (CheckpointingOff, CheckpointingFull),
     "loss": (CrossEntropy, OwnLoss),
+    "adaptation": (FullTraining, Lora, Qlora),
     "strategy": (Single, Ddp, Fsdp, Zero),
     "framework": (Native, HfTrainer, OwnFramework),
 }  # fmt: skip
@@ -73,6 +75,8 @@ class Choices(BaseModel):
     """Whether torch.compile compiles the model."""
     loss: one_of(*REGISTRY["loss"]) = CrossEntropy()  # type: ignore[valid-type]
     """What the training minimises."""
+    adaptation: one_of(*REGISTRY["adaptation"]) = FullTraining()  # type: ignore[valid-type]
+    """What of the model is trained."""
     strategy: one_of(*REGISTRY["strategy"]) = Single()  # type: ignore[valid-type]
     """How the job is laid out over ranks."""
     world_size: WorldSize = 1
@@ -109,6 +113,7 @@ class Choices(BaseModel):
     def _combination_reason(self, machine: Machine) -> str | None:
         reasons: tuple[str | None, ...] = (
             self._attention_reason(),
+            self.adaptation.unsupported_with(self.strategy.name, self.framework.name, self.precision.name),
             combination_reason(self),
             self.framework.unsupported_with(
                 self.strategy.name, self.precision.name, self.optimizer.name, machine.device

@@ -184,7 +184,7 @@ class Bert(Strict):
 
 
 class T5(Strict):
-    """T5 (Raffel et al. 2020, arXiv:1910.10683), encoder and decoder for `task: seq2seq`; dropout off unless set."""
+    """T5 (Raffel et al. 2020, arXiv:1910.10683), encoder and decoder for `task: seq2seq`; no dropout unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
     family: Literal["t5"] = "t5"
@@ -337,6 +337,60 @@ class ConfigFile(Strict):
         return {**self.read(), **off, "vocab_size": vocab_size}
 
 
+class PretrainedModel(Strict):
+    """A model that was trained before, as transformers saves it: configuration and weights; dropout is off."""
+
+    TASKS: ClassVar[tuple[str, ...]] = ("causal_lm", "masked_lm", "seq2seq")
+    DROPOUTS: ClassVar[tuple[str, ...]] = ConfigFile.DROPOUTS
+    pretrained: Annotated[str, Field(min_length=1)]
+    """A folder, relative to the suite, or a hub id."""
+    revision: str | None = None
+    """Commit or branch on the hub; give a commit, so that the weights can't change under you."""
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Rows of its embedding; None: only the hub knows."""
+        found = self._config().get("vocab_size")
+        return found if isinstance(found, int) else None
+
+    def problem(self) -> str | None:
+        """What is wrong with a folder, or None; of a hub id nothing is known beforehand."""
+        folder = Path(self.pretrained)
+        if not folder.is_absolute():
+            return None
+        if not folder.is_dir():
+            return f"there is no folder {folder}"
+        if not (folder / "config.json").is_file():
+            return f"{folder} holds no config.json, so it is no model that transformers saved"
+        if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
+            return f"{folder} holds no weights (*.safetensors)"
+        return None
+
+    def _config(self) -> dict[str, Any]:
+        path = Path(self.pretrained) / "config.json"
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    @property
+    def model_type(self) -> str | None:
+        """The family, as its configuration names it."""
+        found = self._config().get("model_type")
+        return found if isinstance(found, str) else None
+
+    def longest_sequence(self) -> int | None:
+        """Positions that its configuration states, where it states them."""
+        content = self._config()
+        found = content.get("n_positions", content.get("max_position_embeddings"))
+        return found if isinstance(found, int) else None
+
+    def parameters(self, vocab_size: int, seq_len: int) -> int | None:
+        """Unknown before the model is loaded."""
+        return None
+
+
 def config_file(path: str) -> Path:
     """The configuration file that a path means: itself, or the config.json of a folder."""
     return Path(path) / "config.json" if Path(path).is_dir() else Path(path)
@@ -372,9 +426,9 @@ class OwnModel(Strict):
 
 def _model_tag(value: object) -> str | None:
     if isinstance(value, dict):
-        family = "config" if "config" in value else value.get("family")
+        family = next((key for key in ("config", "pretrained") if key in value), value.get("family"))
     else:
-        family = getattr(value, "family", "config")
+        family = "pretrained" if isinstance(value, PretrainedModel) else getattr(value, "family", "config")
     return OWN if is_own(family) else None if family is None else str(family)
 
 
@@ -385,6 +439,7 @@ Model = Annotated[
     | Annotated[T5, Tag("t5")]
     | Annotated[Bart, Tag("bart")]
     | Annotated[ConfigFile, Tag("config")]
+    | Annotated[PretrainedModel, Tag("pretrained")]
     | Annotated[OwnModel, Tag(OWN)],
     Discriminator(_model_tag),
 ]
@@ -392,7 +447,7 @@ FAMILIES = ("gpt2", "llama", "bert", "t5", "bart", OWN)
 """What `family` may be."""
 
 
-AnyModel = Gpt2 | Llama | Bert | T5 | Bart | ConfigFile | OwnModel
+AnyModel = Gpt2 | Llama | Bert | T5 | Bart | ConfigFile | PretrainedModel | OwnModel
 
 
 def resolved_vocab_size(model: AnyModel, tokenizer_size: int) -> int:

@@ -72,6 +72,8 @@ class Prepared:
     """Training and held-out tokens that stand for what the tokenizer could not encode."""
     entropy_rate: float | None = None
     """Of a source whose probabilities are known: nats per token in the long run."""
+    end_id: int = 0
+    """Of the token that follows every document."""
     special_ids: dict[str, int] = field(default_factory=dict)
     """Token ids that the task needs besides: `mask`, `pad`."""
     document_sizes: list[int] = field(default_factory=list)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from selectbench.choices.tokenizer import AnyTokenizer, Bpe, Bytes, PretrainedTokenizer, Unigram, WordPiece
 from selectbench.data.pretrained import load_pretrained
+from selectbench.data.unigram import train_pieces
 from selectbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 LONGEST_WORD = 64
 """Bytes of a word for WordPiece, longer ones are cut: its time grows with the cube of a word's length."""
+MOST_WORDS = 100_000
+"""Words that a unigram model is trained on, the most frequent ones."""
 INSIDE = "\u2581"
 """Marks WordPiece's pieces inside of words. BERT's ## would not do: a text may hold it, this is no byte's character."""
 
@@ -67,7 +70,7 @@ def _trained(spec: AnyTokenizer, documents: Callable[[], Iterable[str]], special
         case Bytes():
             return _of_bytes(specials)
         case Unigram():
-            return _train_unigram(documents(), spec.unigram, specials)
+            return _train_unigram(documents, spec.unigram, specials)
         case WordPiece():
             return _train_wordpiece(documents(), spec.wordpiece, specials)
         case Bpe():
@@ -118,15 +121,42 @@ def _of_bytes(specials: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _train_unigram(documents: Iterable[str], vocab_size: int, specials: list[str]) -> Tokenizer:
+def _train_unigram(documents: Callable[[], Iterable[str]], vocab_size: int, specials: list[str]) -> Tokenizer:
+    """The special tokens, which no stretch of a text can be, then bytes and pieces."""
+    from tokenizers import models
+
+    alphabet = _alphabet()
+    pieces = train_pieces(_counted_words(documents), alphabet, vocab_size - len(alphabet) - 1)
+    tokenizer = _byte_level(models.Unigram([*((name, 0.0) for name in specials), *pieces]))
+    tokenizer.add_special_tokens(specials)
+    return tokenizer
+
+
+def _counted_words(documents: Callable[[], Iterable[str]]) -> dict[str, int]:
+    """The most frequent words of a text, spelt by bytes, with their numbers of occurrences."""
     from tokenizers import models, trainers
 
-    tokenizer = _byte_level(models.Unigram())
-    trainer = trainers.UnigramTrainer(
-        vocab_size=vocab_size, special_tokens=specials, initial_alphabet=_alphabet(), show_progress=False
-    )
-    interruptible(lambda: tokenizer.train_from_iterator(documents, trainer))
-    return tokenizer
+    words = _byte_level(models.WordLevel(unk_token=UNKNOWN))
+    trainer = trainers.WordLevelTrainer(vocab_size=MOST_WORDS, special_tokens=[UNKNOWN], show_progress=False)
+    interruptible(lambda: words.train_from_iterator(documents(), trainer))
+    counts = np.zeros(words.get_vocab_size(), np.int64)
+    for batch in _batches(documents()):
+        for encoding in words.encode_batch_fast(batch, add_special_tokens=False):
+            counts += np.bincount(np.array(encoding.ids, np.int64), minlength=len(counts))
+    return {word: int(counts[number]) for word, number in words.get_vocab().items() if word != UNKNOWN}
+
+
+def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Joined at line feeds, as a vector as long as the vocabulary is added up for each."""
+    batch: list[str] = []
+    size = 0
+    for text in documents:
+        batch.append(text)
+        size += len(text)
+        if size > 1 << 20:
+            yield batch
+            batch, size = [], 0
+    yield batch
 
 
 def _of_pieces(vocabulary: dict[str, int]) -> Tokenizer:
@@ -144,32 +174,26 @@ def _of_pieces(vocabulary: dict[str, int]) -> Tokenizer:
 
 
 def _train_wordpiece(documents: Iterable[str], vocab_size: int, specials: list[str]) -> Tokenizer:
-    """Trained, then rebuilt with every byte at the beginning and inside of words, so that nothing is unknown."""
+    """Every byte is a piece at the beginning and inside of words, so that nothing is unknown."""
     from tokenizers import trainers
 
-    complete = dict.fromkeys(
-        [*specials, UNKNOWN, *_alphabet(), *(INSIDE + byte for byte in _alphabet())]
-    )  # an ordered set
-    fewest = len(complete) - len(specials) + 1
+    named, inside = [*specials, UNKNOWN], [INSIDE + byte for byte in _alphabet()]
+    fewest = 2 + 2 * len(inside)
     if vocab_size < fewest:
         raise UserError(
             f"tokenizer.wordpiece: {vocab_size} entries are too few: every byte at the beginning and inside of words "
             f"and two special tokens take {fewest}"
         )
     trained = _of_pieces({})
+    # Pieces that the trainer meets by itself are numbered by chance, and numbers decide between equally frequent
+    # pairs: bytes inside of words are given as special tokens, which are numbered first and in this order.
     trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        special_tokens=[*specials, UNKNOWN],
-        initial_alphabet=_alphabet(),
-        continuing_subword_prefix=INSIDE,
-        show_progress=False,
-    )
+        vocab_size=max(vocab_size, len(named) + 2 * len(inside)), special_tokens=[*named, *inside],
+        initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE, show_progress=False,
+    )  # fmt: skip
     interruptible(lambda: trained.train_from_iterator(documents, trainer))
-    pieces = sorted(trained.get_vocab().items(), key=lambda item: item[1])
-    complete.update(dict.fromkeys(token for token, _ in pieces))
-    entries = list(complete)[: vocab_size + len(specials) - 1]
-    tokenizer = _of_pieces({token: number for number, token in enumerate(entries)})
-    tokenizer.add_special_tokens([*specials, UNKNOWN])
+    tokenizer = _of_pieces(trained.get_vocab())
+    tokenizer.add_special_tokens(named)
     return tokenizer
 
 

@@ -91,7 +91,7 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
         changed=cleaner.changed, train_documents=train.documents, heldout_documents=heldout.documents,
         removed_documents=heldout.removed_documents, removed_lines=heldout.removed_lines, train_bytes=train.bytes,
         heldout_bytes=heldout.bytes, unknown_tokens=train.unknown + heldout.unknown,
-        special_ids=tokenizer.special_ids, document_sizes=_sizes(spool, sides.training | sides.heldout),
+        end_id=tokenizer.end_id, special_ids=tokenizer.special_ids, document_sizes=_sizes(spool, sides.training | sides.heldout),
     )  # fmt: skip
     (folder / FACTS).write_text(json.dumps(prepared.facts(), indent=1) + "\n", encoding="utf-8")
 

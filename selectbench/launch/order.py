@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from selectbench.choices.model import OwnModel
+from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.launch.preparation import Preparation
 from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial
@@ -59,5 +59,8 @@ def _model_modules(preparation: Preparation, option: Option) -> list[str]:
     model, vocab_size = preparation.suite.job.of(option.choices).model, preparation.prepared[option.name].vocab_size
     if isinstance(model, OwnModel):  # own code is imported in the trial alone: what it does is the trial's
         return []
+    if isinstance(model, PretrainedModel):
+        family = model.model_type
+        return [f"transformers.models.{family}.modeling_{family}"] if family else []
     family = model.transformers_config(vocab_size, preparation.suite.job.seq_len)["model_type"]
     return [f"transformers.models.{family}.modeling_{family}"]

@@ -94,6 +94,14 @@ class Measurement(Stored):
     """Tokens that final_loss is a mean over."""
     heldout_bytes: int | None
     """UTF-8 bytes of those tokens; None: they stand for no text."""
+    initial_loss: float | None = None
+    """Held-out loss before the first step; None: not asked for."""
+    scores: dict[str, float] = Field(default_factory=dict)
+    """Of what the model generated after the last step, by name; from 0 to 100."""
+    copy_scores: dict[str, float] = Field(default_factory=dict)
+    """Of the sources, taken for what was generated: what no understanding at all scores."""
+    score_signatures: dict[str, str] = Field(default_factory=dict)
+    """How each score was computed."""
     source_loss: float | None = None
     """Of the true source on the same tokens, nats per token; None: it is not known."""
     source_loss_error: float | None = None
@@ -163,6 +171,8 @@ class Identity(Stored):
     """Of the held-out tokens scored; None: not evaluated."""
     parameters: int
     """Number of parameters, tied ones once."""
+    trainable_parameters: int | None = None
+    """Those that are trained; None in records that are older than the key."""
     tokens_per_step: int | None
     """Tokens that the model consumed per optimizer step, over all ranks; of the step furthest from the job's."""
     steps_requested: int

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench.choices import Choice, Choices
-from selectbench.choices.model import config_file
+from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
 from selectbench.suite.constraint import GPU_METRICS, QUALITY_METRICS, parse_constraint
 from selectbench.suite.data import Kind, needs_tokenizer
 from selectbench.suite.document import Node, Problems, plain
+from selectbench.suite.evaluate import OWN_SCORE, SCORES
 from selectbench.suite.grid import Row
 from selectbench.suite.job import Job
 from selectbench.suite.own_code import own_code_problem
@@ -65,12 +66,16 @@ def _check_config(model: Node, problems: Problems) -> None:
     node = model.mapping.get("config")
     if node is not None and isinstance(node.value, str) and not config_file(node.value).exists():
         problems.at(node, f"there is no file {config_file(node.value)}")
+    named = model.mapping.get("pretrained")
+    if named is not None and isinstance(named.value, str):
+        if problem := PretrainedModel(pretrained=named.value).problem():
+            problems.at(named, problem)
 
 
 def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, problems: Problems) -> None:
     """Every row must be able to do the job with the model and the tokenizer that it sets."""
     is_text = needs_tokenizer(job.data)
-    if is_text and job.tokenizer is None and any(choices.tokenizer is None for _, choices in rows):
+    if is_text and any(job.of(choices).tokenizer is None for _, choices in rows):
         problems.at(document.at(["job"]), "required key 'tokenizer' is missing, as in {bpe: 2048}")
     for row, choices in rows:
         if choices.tokenizer is not None and not is_text:
@@ -138,16 +143,23 @@ _PER_TOKEN = ("final_loss", "final_perplexity")
 
 
 def unmeasured_metrics(
-    *, evaluates: bool, device: str, has_prices: bool, kind: Kind = "text", other_tokens: bool = False
+    *,
+    evaluates: bool,
+    device: str,
+    has_prices: bool,
+    kind: Kind = "text",
+    other_tokens: bool = False,
+    scored: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
     """Why the job will not yield a metric that decides, by those that it won't."""
-    no_text = {} if kind in ("text", "chat") else {"bits_per_byte": "the data are tokens, and of no text"}
+    no_text = {} if kind in ("text", "chat", "pairs") else {"bits_per_byte": "the data are tokens, and of no text"}
     no_floor = {} if kind == "markov" else {"excess_loss": "only a markov source says what loss can be reached"}
     apart = dict.fromkeys(_PER_TOKEN, "the options' tokenizers differ, and so what a token is: take bits_per_byte")
     quality = {} if evaluates else dict.fromkeys(QUALITY_METRICS, "job.eval is none")
     meters = dict.fromkeys(GPU_METRICS, "the job runs on the cpu, and only GPUs have meters and a price")
     prices = {"usd_per_billion_tokens": "no price is given: add `cost: {usd_per_gpu_hour: ...}`"}
-    quality = {**no_text, **no_floor, **(apart if other_tokens else {}), **quality}
+    unscored = {name: f"add `eval: {{scores: [{name}]}}`" for name in (*SCORES, OWN_SCORE) if name not in scored}
+    quality = {**no_text, **no_floor, **unscored, **(apart if other_tokens else {}), **quality}
     return {**quality, **({} if has_prices else prices), **(meters if device == "cpu" else {})}
 
 

@@ -8,18 +8,21 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from selectbench.errors import did_you_mean
+from selectbench.suite.evaluate import OWN_SCORE, SCORES
 
 Operator = Literal["<=", ">=", "<", ">"]
 Yardstick = Literal["baseline", "reference"]
 METRICS = (
     "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte", "excess_loss", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
+    "bits_per_byte", "excess_loss", *SCORES, OWN_SCORE, "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
 )  # fmt: skip
-QUALITY_METRICS = frozenset({"final_loss", "final_perplexity", "bits_per_byte", "excess_loss"})
+QUALITY_METRICS = frozenset({
+    "final_loss", "final_perplexity", "bits_per_byte", "excess_loss", *SCORES, OWN_SCORE,
+})  # fmt: skip
 """Those that need an evaluation."""
 GPU_METRICS = frozenset({"peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens"})
 """Those that only a run on GPUs has."""
-MORE_IS_BETTER = frozenset({"tokens_per_second"})
+MORE_IS_BETTER = frozenset({"tokens_per_second", *SCORES, OWN_SCORE})
 """Of the metrics, those of which more is better."""
 LEAST_BARE_BYTES = 1 << 20
 """A bound in bytes without a unit below this is a unit forgotten."""
@@ -28,7 +31,7 @@ UTILIZATION_METRICS = ("mfu", "hfu", "matmul_rate_share")
 THRESHOLDS = {
     "tokens_per_second": 0.01, "step_time_median_seconds": 0.01, "peak_memory_bytes": 0.01,
     "peak_device_memory_bytes": 0.01, "joules_per_token": 0.01, "usd_per_billion_tokens": 0.01,
-    "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002, "excess_loss": 0.05,
+    "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002, "excess_loss": 0.05, **dict.fromkeys((*SCORES, OWN_SCORE), 0.01),
 }  # fmt: skip
 """Smallest difference that matters, as a share of the value, where the suite does not say."""
 _BYTES = {

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from selectbench.choices import Choices
-from selectbench.choices.model import AnyModel, ConfigFile, Model, resolved_vocab_size
-from selectbench.choices.tokenizer import AnyTokenizer, Tokenizer
+from selectbench.choices.model import AnyModel, ConfigFile, Model, PretrainedModel, resolved_vocab_size
+from selectbench.choices.tokenizer import AnyTokenizer, PretrainedTokenizer, Tokenizer
 from selectbench.strict import Strict
 from selectbench.suite.data import (
     Apart,
@@ -20,8 +20,7 @@ from selectbench.suite.data import (
     kind_of,
     needs_tokenizer,
 )
-
-Steps = Annotated[int, Field(ge=1, le=10_000_000)]
+from selectbench.suite.evaluate import OWN_SCORE, SCORES, Eval, Steps
 
 
 class LrSchedule(Strict):
@@ -35,15 +34,6 @@ class LrSchedule(Strict):
     """Share of the peak at the end (constant ignores it)."""
     decay_fraction: Annotated[float, Field(gt=0, le=1)] = 0.2
     """Share of all steps that decay (warmup_stable_decay only)."""
-
-
-class Eval(Strict):
-    """Evaluation on held-out text, always in fp32."""
-
-    tokens: Annotated[int, Field(ge=1, le=1 << 40)] = 65536
-    """Held-out tokens to score, rounded up to whole sequences; all of them where there are fewer."""
-    every_steps: Steps | None = None
-    """Evaluate after every so many steps too; only at the end where not given."""
 
 
 class Timing(Strict):
@@ -92,6 +82,8 @@ class Job(Strict):
             raise ValueError(f"data: task {self.task} needs {'pairs' if is_pairs else 'running text'}, {found}")
         if self.task == "masked_lm" and kind != "text":
             raise ValueError(f"data: task masked_lm needs running text, found {kind}")
+        if isinstance(self.eval, Eval) and self.eval.scores and not is_pairs:
+            raise ValueError(f"eval.scores: only task seq2seq generates what can be scored, found {self.task}")
         if self.tokenizer is not None and not needs_tokenizer(self.data):
             raise ValueError("tokenizer: the data are tokens already, with a vocabulary of their own: leave it out")
         if problem := self.problem_with(self.model, self.tokenizer):
@@ -122,8 +114,16 @@ class Job(Strict):
 
     def of(self, choices: Choices) -> Job:
         """The job as an option does it: with the model and the tokenizer that it sets."""
-        own = {"model": choices.model or self.model, "tokenizer": choices.tokenizer or self.tokenizer}
-        return self.model_copy(update=own)
+        model = choices.model or self.model
+        chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
+        tokenizer = chosen if needs_tokenizer(self.data) else None
+        return self.model_copy(update={"model": model, "tokenizer": tokenizer})
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """Scores of generated text that the job yields, by their names in `decide`."""
+        asked = self.eval.scores if isinstance(self.eval, Eval) else []
+        return frozenset(name if name in SCORES else OWN_SCORE for name in asked)
 
     @property
     def specials(self) -> tuple[str, ...]:
@@ -148,6 +148,13 @@ class Job(Strict):
     def evaluates(self) -> bool:
         """Whether the job yields figures of quality."""
         return self.eval != "none"
+
+
+def _tokenizer_of(model: AnyModel | None) -> AnyTokenizer | None:
+    """A pretrained model's own; the ids of any other mean nothing to it."""
+    if not isinstance(model, PretrainedModel):
+        return None
+    return PretrainedTokenizer(pretrained=model.pretrained, revision=model.revision)
 
 
 def vocabulary_of(data: Data) -> int | None:

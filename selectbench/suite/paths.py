@@ -61,6 +61,9 @@ def _data_with_absolute_paths(data: Node, folder: Path) -> Node:
 def with_model_paths(holder: Node, folder: Path) -> Node:
     """A job, or a mapping of choices, with the paths of its model and its tokenizer absolute."""
     model, tokenizer = holder.mapping.get("model"), holder.mapping.get("tokenizer")
+    if model is not None and "pretrained" in model.mapping:
+        named = _absolute_if_there(model.mapping["pretrained"], folder)
+        holder = holder.with_entries(model=model.with_entries(pretrained=named))
     if model is not None and "config" in model.mapping:
         config = _absolute(model.mapping["config"], folder)
         holder = holder.with_entries(model=model.with_entries(config=config))

@@ -161,7 +161,11 @@ def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = No
 
 def fp32_copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Those parameters that are not kept in fp32, converted; empty where all are."""
-    return {n: p.detach().float() for n, p in module.named_parameters() if p.dtype != torch.float32}
+    return {
+        n: p.detach().float()
+        for n, p in module.named_parameters()
+        if p.is_floating_point() and p.dtype != torch.float32
+    }
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from selectbench.choices.model import OwnModel, resolved_vocab_size
+from selectbench.choices.model import OwnModel, PretrainedModel, resolved_vocab_size
 from selectbench.suite.job import Job
 from selectbench.worker.own_code import OwnCodeError, load
 
@@ -19,6 +19,32 @@ AUTO: dict[str, Any] = {
     "causal_lm": AutoModelForCausalLM, "masked_lm": AutoModelForMaskedLM, "seq2seq": AutoModelForSeq2SeqLM,
 }  # fmt: skip
 """transformers' class of models for each task."""
+
+
+def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str, empty: bool) -> Any:
+    """A model that was trained before, in fp32, its dropout off. Raises NotImplementedError where it can't be had."""
+    where = f"model.pretrained: {model.pretrained}"
+    try:
+        config = AutoConfig.from_pretrained(model.pretrained, revision=model.revision or "main")
+        for name in model.DROPOUTS:
+            if isinstance(getattr(config, name, None), float):
+                setattr(config, name, 0.0)
+        if empty:
+            with torch.device("meta"):
+                module = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
+        else:
+            module, found = auto.from_pretrained(
+                model.pretrained, revision=model.revision or "main", config=config, dtype=torch.float32,
+                attn_implementation=attention, output_loading_info=True,
+            )  # fmt: skip
+            if missing := sorted(found["missing_keys"]):
+                raise NotImplementedError(
+                    f"{where} holds no weights for {', '.join(missing[:3])}: another model's?"
+                )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise NotImplementedError(f"{where} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    module.config.use_cache = False
+    return module
 
 
 def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False) -> Any:
@@ -30,6 +56,8 @@ def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False)
     """
     if isinstance(job.model, OwnModel):
         return _own_model(job.model, vocab_size, job.seq_len)
+    if isinstance(job.model, PretrainedModel):
+        return pretrained_model(job.model, AUTO[job.task], attention=attention, empty=empty)
     config = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
     with torch.device("meta") if empty else nullcontext():
         module = AUTO[job.task].from_config(
@@ -80,6 +108,8 @@ def cast_parameters(
     for parameter in module.parameters():
         if isinstance(parameter, DTensor) or hasattr(parameter, "ds_tensor"):
             continue  # sharded already, with a part of the model
+        if not parameter.is_floating_point():
+            continue  # kept in a few bits, on its device already
         start = parameter.data if through is None else parameter.data.to(getattr(torch, through))
         parameter.data = start.to(device=device or parameter.device, dtype=dtype, copy=copy)
     for part in module.modules():

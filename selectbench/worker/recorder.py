@@ -15,8 +15,10 @@ from pathlib import Path
 
 from selectbench.record.record import EvaluationPoint
 from selectbench.record.wire import Finished, GaveUp, Phase, Progress, Started
-from selectbench.suite.job import Eval, Job
+from selectbench.suite.evaluate import Eval
+from selectbench.suite.job import Job
 from selectbench.worker.evaluation import HeldOut, Logits, heldout_loss
+from selectbench.worker.examination import Examination, Scores
 from selectbench.worker.learning_rate import LearningRates
 from selectbench.worker.memory import TrainingMemory, is_out_of_memory
 from selectbench.worker.series import Diverged, Series
@@ -41,6 +43,8 @@ class Recorder:
     world: World
     evaluation: Callable[[], AbstractContextManager[Logits]]
     held_out: HeldOut | None
+    examination: Examination | None
+    """Of what the model generates after the last step; None: no score is asked for."""
     sequences_per_batch: int
     """In evaluations; no more than in training, so that one doesn't run out of memory first."""
     min_timed_seconds: float
@@ -54,6 +58,7 @@ class Recorder:
     timing: Timing = field(default_factory=Timing)
     evaluation_curve: list[EvaluationPoint] = field(default_factory=list)
     evaluation_seconds: float = 0.0
+    scores: Scores = field(default_factory=Scores)
     steps_done: int = 0
 
     def __post_init__(self) -> None:
@@ -81,6 +86,13 @@ class Recorder:
     def wants_step(self) -> bool:
         """Whether another step is wanted; opens the next window where none is open."""
         if self._window is None:
+            if (
+                self.steps_done == 0
+                and self.held_out
+                and isinstance(self.job.eval, Eval)
+                and self.job.eval.at_start
+            ):
+                self._evaluate(self.held_out)
             if self.steps_done == 0 or self.steps_done in self._evaluation_steps:
                 self._begin_stretch()
             self._wanted = self.world.from_first(self._next_window())
@@ -177,6 +189,8 @@ class Recorder:
                 loss = heldout_loss(
                     logits, held_out, sequences_per_batch=self.sequences_per_batch, world=self.world
                 )
+                if self.examination and self.steps_done >= self.job.max_steps:
+                    self.scores = self.examination.run(logits, self.world)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -9,6 +9,7 @@ from typing import Any
 from selectbench.record.wire import Order
 from selectbench.worker.batches import Batches
 from selectbench.worker.evaluation import HeldOut
+from selectbench.worker.examination import Examination
 from selectbench.worker.memory import TrainingMemory
 from selectbench.worker.recorder import Emit, Recorder
 from selectbench.worker.step import SummedLoss
@@ -31,10 +32,13 @@ class Setting:
     shares: list[float]
     """Of the peak learning rate, per step of the job."""
     held_out: HeldOut | None
+    examination: Examination | None
     emit: Emit
     memory: TrainingMemory
     whereabouts: Whereabouts
     count_compilations: Callable[[], int]
+    trainable_parameters: int | None = None
+    """Once it is settled what is trained."""
     recorder: Recorder | None = None
     """Once the loop has made one: what is known is kept even where the training fails."""
 

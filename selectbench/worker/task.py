@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from selectbench.data.prepared import Prepared
 from selectbench.record.wire import Order
-from selectbench.suite.job import Eval
+from selectbench.suite.evaluate import Eval
 from selectbench.worker.batches import Batches, CausalBatches
 from selectbench.worker.evaluation import CausalHeldOut, HeldOut
+from selectbench.worker.examination import Examination
 from selectbench.worker.masked import MaskedBatches, MaskedHeldOut
 from selectbench.worker.pairs import PairBatches, PairHeldOut
 from selectbench.worker.world import World
@@ -22,6 +25,15 @@ def batches_of(order: Order, data: Prepared, world: World) -> Batches:
         device=world.device, trained=data.train_mask(),
     )  # fmt: skip
     return MaskedBatches(causal, data, order.trial.seed) if job.task == "masked_lm" else causal
+
+
+def examination_of(order: Order, data: Prepared) -> Examination | None:
+    """What is generated and scored after the last step; None: nothing."""
+    job = order.job
+    if not isinstance(job.eval, Eval):
+        return None
+    at_once = order.choices.micro_batch_size
+    return Examination.of(job.eval, data, job.seq_len, at_once, Path(order.trial_folder))
 
 
 def held_out_of(order: Order, data: Prepared) -> HeldOut | None:

@@ -33,7 +33,7 @@ from selectbench.worker.seeds import derived_seed
 from selectbench.worker.series import Diverged
 from selectbench.worker.setting import Setting
 from selectbench.worker.software import versions
-from selectbench.worker.task import batches_of, held_out_of
+from selectbench.worker.task import batches_of, examination_of, held_out_of
 from selectbench.worker.token_stream import TokenStream
 from selectbench.worker.weights import ensure_weights, mapped_model
 from selectbench.worker.whereabouts import Whereabouts, nowhere
@@ -95,6 +95,7 @@ def _train(
     set_tf32(order.choices.precision.tf32)
     setting = _setting(order, world, emit, whereabouts, memory)
     before = Before.training(setting.module, order, world)
+    _adapt(setting)
     loop = _loop(order)
     # Dropout draws from torch's global generator.
     torch.manual_seed(derived_seed(order.trial.seed, "dropout", world.rank))
@@ -104,6 +105,16 @@ def _train(
         if setting.recorder is not None and world.is_first:
             setting.recorder.write_series(Path(order.trial_folder) / "series.json")
     return finished(setting, before, trained, began)
+
+
+def _adapt(setting: Setting) -> None:
+    """Settles what of the model is trained; what is added to it is drawn from the seed."""
+    adaptation = setting.order.choices.adaptation
+    torch.manual_seed(derived_seed(setting.order.trial.seed, "adaptation"))
+    with unsupported_where_missing(f"adaptation {adaptation.name}"):
+        setting.module = adaptation.apply(setting.module, setting.world.device)
+    setting.module.train()
+    setting.trainable_parameters = sum(p.numel() for p in setting.module.parameters() if p.requires_grad)
 
 
 def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, memory: TrainingMemory) -> Setting:
@@ -120,7 +131,7 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
-        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out_of(order, data), emit=emit, memory=memory,
+        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out_of(order, data), examination=examination_of(order, data), emit=emit, memory=memory,
         whereabouts=whereabouts, count_compilations=compilations,
     )  # fmt: skip
 

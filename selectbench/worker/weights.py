@@ -16,6 +16,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from selectbench.choices.model import PretrainedModel
 from selectbench.record.wire import Order
 from selectbench.worker.model import new_model
 from selectbench.worker.seeds import derived_seed
@@ -47,7 +48,7 @@ def _key(order: Order, vocab_size: int) -> str:
         order.job.model.model_dump(mode="json"),
         vocab_size,
         order.job.seq_len,
-        order.trial.seed,
+        None if isinstance(order.job.model, PretrainedModel) else order.trial.seed,
     ]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 

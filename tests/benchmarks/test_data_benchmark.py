@@ -119,7 +119,11 @@ def test_memory_of_preparing(benchmark: BenchmarkFixture, tmp_path: Path) -> Non
 
     def child() -> str:
         done = subprocess.run(
-            [sys.executable, "-c", CHILD, str(source)], check=True, stdout=subprocess.PIPE, text=True, env=environment
+            [sys.executable, "-c", CHILD, str(source)],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
         )
         return done.stdout
 
