@@ -15,6 +15,8 @@ from selectbench.analysis.judge import Asked, Judge
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
 from selectbench.analysis.summary import Summary, mean
+from selectbench.analysis.to_loss import other_tokens
+from selectbench.suite.constraint import PER_TOKEN
 from selectbench.suite.suite import CONTROL, Suite
 
 Key = tuple[str, str]
@@ -123,7 +125,11 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     """
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     taking_part = [summary for summary in summaries if comparable[summary.name]]
-    blocks = {name: make_blocks({s.name: s.values[name] for s in taking_part}) for name in METRICS}
+    same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
+    blocks = {
+        name: make_blocks({s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)})
+        for name in METRICS
+    }
     contest = Contest(suite, baseline, blocks, _round_seconds(summaries))
     judge = Judge(baseline, suite.job.evaluates and not suite.quick, blocks)
     tests: dict[Key, HypothesisTest] = {}

@@ -55,6 +55,12 @@ def excess_loss(m: Measurement) -> float | None:
     return None if m.final_loss is None or m.source_loss is None else m.final_loss - m.source_loss
 
 
+def bytes_per_second(m: Measurement) -> float | None:
+    """Training tokens per second by the bytes of text that a held-out token stands for."""
+    speed, size = tokens_per_second(m), bytes_per_token(m)
+    return None if speed is None or size is None else speed * size
+
+
 def bytes_per_token(m: Measurement) -> float | None:
     """UTF-8 bytes of held-out text that a token stands for: how well the tokenizer fits the text."""
     return None if not m.heldout_bytes or not m.heldout_tokens else m.heldout_bytes / m.heldout_tokens

@@ -55,9 +55,15 @@ def _score(name: str) -> Callable[[Observed], float | None]:
     return lambda o: o.measurement.scores.get(name)
 
 
+def _text_speed(value: float | None) -> str:
+    return units.DASH if value is None else f"{units.size(value)}/s"
+
+
 _SPEED = (
     Metric("tokens_per_second", "tokens/s", "more", _of(formulas.tokens_per_second), units.count,
            "is the fastest", spoiled_by=_CLEAN_ONLY),
+    Metric("bytes_per_second", "text/s", "more", _of(formulas.bytes_per_second), _text_speed,
+           "reads the most text", spoiled_by=_CLEAN_ONLY),
     Metric("step_time_median_seconds", "median step", "less", _of(lambda m: m.step_time_median_seconds),
            units.seconds, "has the shortest step", spoiled_by=_CLEAN_ONLY),
     Metric("step_time_iqr_seconds", "step IQR", "less", _of(lambda m: m.step_time_iqr_seconds), units.seconds,

@@ -18,18 +18,22 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import all_pairs
 from selectbench.analysis.row import Row
 from selectbench.analysis.summary import Summary
+from selectbench.analysis.to_loss import other_tokens
+from selectbench.suite.constraint import PER_TOKEN
 
 _DIMENSIONS = (
-    ("tokens_per_second",), ("peak_device_memory_bytes", "peak_memory_bytes"), ("joules_per_token",),
-    ("final_loss",),
+    ("tokens_per_second", "bytes_per_second"), ("peak_device_memory_bytes", "peak_memory_bytes"),
+    ("joules_per_token",),
+    ("final_loss", "bits_per_byte"),
 )  # fmt: skip
 """Of each the first metric that all rows know."""
 
 
-def dimensions(rows: Sequence[Row]) -> list[str]:
-    """The metrics that the set is over: those that every one of these rows knows."""
+def dimensions(rows: Sequence[Row], without: frozenset[str] = frozenset()) -> list[str]:
+    """The metrics that the set is over: those that every one of these rows knows; `without`: what tells nothing."""
     known = [
-        next((name for name in names if all(_counts(row, name) for row in rows)), None) for names in _DIMENSIONS
+        next((name for name in names if name not in without and all(_counts(row, name) for row in rows)), None)
+        for names in _DIMENSIONS
     ]
     return [name for name in known if name is not None]
 
@@ -47,7 +51,8 @@ def _counts(row: Row, metric: str) -> bool:
 def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Row]:
     """The rows with `pareto` and `dominated_by` told for those that completed and did the baseline's job."""
     taking_part = [row for row in rows if row.n and row.identity.comparable and not row.control]
-    over = dimensions(taking_part)
+    apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
+    over = dimensions(taking_part, PER_TOKEN if apart else frozenset())
     if ranks.share_main_memory(contest.suite.device, list(summaries.values())):
         over = [name for name in over if name != "peak_memory_bytes"]
     if not taking_part or not over:

@@ -14,7 +14,7 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import has_diverged
 from selectbench.analysis.row import Row
 from selectbench.analysis.summary import Summary, mean
-from selectbench.analysis.to_loss import price_by_seed
+from selectbench.analysis.to_loss import other_tokens, price_by_seed
 from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
 from selectbench.suite.suite import Suite
 
@@ -56,15 +56,18 @@ def questions(
     learnt = [row for row in within if not has_diverged(row)]
     words = _at_equal_quality(suite, equal)
     memory = "peak_device_memory_bytes" if all(counts(r, "peak_device_memory_bytes") for r in equal) else None
-    quality = suite.decide.objective if suite.decide.objective in QUALITY_METRICS else "final_loss"
+    apart = any(other_tokens(suite, summary.option) for summary in summaries.values())
+    quality = "bits_per_byte" if apart else "final_loss"
+    quality = suite.decide.objective if suite.decide.objective in QUALITY_METRICS else quality
+    speed = "bytes_per_second" if apart else "tokens_per_second"
     found = [
-        _by_metric("fastest", f"Fastest{words}", equal, contest, "tokens_per_second"),
+        _by_metric("fastest", f"Fastest{words}", equal, contest, speed),
         None
         if ranks.share_main_memory(suite.device, list(summaries.values()))
         else _by_metric(
             "smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes"
         ),
-        _to_loss(suite, within, summaries, contest),
+        None if apart else _to_loss(suite, within, summaries, contest),
         _by_metric("best_quality", "Best quality", learnt, contest, quality),
     ]
     objective = suite.decide.objective

@@ -12,7 +12,7 @@ from selectbench.analysis.formulas import finite
 from selectbench.analysis.observed import Observed
 from selectbench.analysis.summary import Summary, mean
 from selectbench.record.record import EvaluationPoint
-from selectbench.suite.suite import Suite
+from selectbench.suite.suite import Option, Suite
 
 RULE = (
     "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the "
@@ -37,7 +37,7 @@ class _Reached:
 def to_loss(suite: Suite, summary: Summary, baseline: Summary) -> ToLoss | None:
     """Means over the seeds that the baseline completed too; trials on throttled or shared GPUs are left out."""
     found = _by_seed(suite, summary, baseline)
-    if not found:
+    if not found or other_tokens(suite, summary.option):
         return None
     there = {seed: reached for seed, reached in found.items() if reached is not None}
     every = list(there.values()) if len(there) == len(found) else []
@@ -46,6 +46,12 @@ def to_loss(suite: Suite, summary: Summary, baseline: Summary) -> ToLoss | None:
         seconds=means["seconds"], tokens=means["tokens"], joules=means["joules"], usd=means["usd"],
         reached=list(there), not_reached=[seed for seed in found if seed not in there],
     )  # fmt: skip
+
+
+def other_tokens(suite: Suite, option: Option) -> bool:
+    """Whether a token is another thing to the option than to the baseline."""
+    baseline = suite.option(suite.baseline).choices
+    return suite.job.of(option.choices).tokenizer != suite.job.of(baseline).tokenizer
 
 
 def price_by_seed(suite: Suite, summary: Summary, baseline: Summary, price: str) -> dict[int, float]:

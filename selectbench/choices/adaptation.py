@@ -48,6 +48,7 @@ class Lora(AdaptationChoice):
     source: ClassVar[str] = "https://huggingface.co/docs/peft/package_reference/lora"
     needs: ClassVar[Needs] = Needs(packages=("peft",), install=INSTALL)
     may_change: ClassVar[frozenset[str]] = _CHANGES
+    preload: ClassVar[tuple[str, ...]] = ("peft",)
     name: Literal["lora"] = "lora"
     r: Rank = 8
     """Rank of the additions."""
@@ -86,6 +87,7 @@ class Qlora(Lora):
     source: ClassVar[str] = "https://huggingface.co/docs/bitsandbytes/reference/nn/linear4bit"
     needs: ClassVar[Needs] = Needs(packages=("peft", "bitsandbytes"), install=INSTALL)
     may_change: ClassVar[frozenset[str]] = _CHANGES | {"first_step_loss", "working_dtype", "compute_dtype"}
+    preload: ClassVar[tuple[str, ...]] = ("peft", "bitsandbytes")
     name: Literal["qlora"] = "qlora"  # type: ignore[assignment]
 
     def apply(self, model: torch.nn.Module, device: str) -> torch.nn.Module:

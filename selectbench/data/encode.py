@@ -113,8 +113,8 @@ def _result(future: Future[list[Any]]) -> list[Any]:
         return future.result()
     except Exception as error:  # `tokenizers` raises bare exceptions
         raise UserError(
-            f"tokenizer: it can't encode this text: {first_line(error)}: take one that was made for such text, or have "
-            "one trained on it (`tokenizer: {bpe: 4096}`)"
+            f"tokenizer: it can't encode this text: {first_line(error)}: take one that was made for such text, or "
+            "have one trained on it (`tokenizer: {bpe: 4096}`)"
         ) from error
 
 

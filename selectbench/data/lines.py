@@ -72,8 +72,8 @@ def _next(stream: IO[bytes], path: Path, setting: str, number: int) -> bytes:
         raise UserError(f"{setting}: {path}, line {number}: the gzip file is damaged: {error}") from error
     if len(raw) > LONGEST_LINE_BYTES:
         raise UserError(
-            f"{setting}: {path}, line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file with "
-            "line ends?"
+            f"{setting}: {path}, line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file "
+            "with line ends?"
         )
     return raw
 

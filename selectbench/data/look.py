@@ -33,7 +33,8 @@ def look(prepared: Prepared) -> Look:
     """Reads beginnings of both sides, and every token once for the digests."""
     decode = _decoder(prepared)
     return Look(
-        [decode(part) for part in _samples(prepared.train())], [decode(part) for part in _samples(prepared.heldout())],
+        [decode(part) for part in _samples(prepared.train())],
+        [decode(part) for part in _samples(prepared.heldout())],
         _pieces(prepared), {name: _sha256(prepared, name) for name in (TRAIN, HELDOUT)},
     )  # fmt: skip
 

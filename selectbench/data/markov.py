@@ -58,7 +58,7 @@ class Source:
 
 
 def make_source(spec: MarkovSource) -> Source:
-    """Drawn from the seed: each state emits `branches` tokens, with probabilities as 1, 1/2, 1/3, ... in some order.
+    """Drawn from the seed: a state emits `branches` tokens, with probabilities as 1, 1/2, 1/3, ... in some order.
 
     The tokens name all states equally often, as far as there are tokens.
     """

@@ -51,8 +51,8 @@ def _begun(data: OwnDocuments) -> Iterator[Any]:
         return iter(made)
     except Exception as error:
         raise UserError(
-            f"data.documents: {data.documents} cannot be used: {with_place(error)}: it must name a class or function "
-            "in a folder of `code` or an installed package, that takes `settings` and gives an iterable of strings"
+            f"data.documents: {data.documents} cannot be used: {with_place(error)}: it must name a class or "
+            "function in a folder of `code` or an installed package, that takes `settings` and gives an iterable of strings"
         ) from error
 
 

@@ -32,8 +32,8 @@ def _silent(_: str) -> None:
 
 
 def prepare(
-    data: AnyData, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None, specials: Sequence[str] = (),
-    code: Sequence[str] = (), notify: Notify = _silent,
+    data: AnyData, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None,
+    specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = _silent,
 ) -> Prepared:  # fmt: skip
     """A job's data as token files.
 

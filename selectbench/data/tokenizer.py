@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,10 +25,10 @@ END_OF_TEXT = "<|endoftext|>"
 UNKNOWN = "<|unknown|>"
 LONGEST_WORD = 64
 """Bytes of a word for WordPiece, longer ones are cut: its time grows with the cube of a word's length."""
-MOST_WORDS = 100_000
+MOST_WORDS = 50_000
 """Words that a unigram model is trained on, the most frequent ones."""
 INSIDE = "\u2581"
-"""Marks WordPiece's pieces inside of words. BERT's ## would not do: a text may hold it, this is no byte's character."""
+"""Marks WordPiece's pieces inside of words; unlike BERT's ## it stands for no byte, so that no text can spell it."""
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,14 @@ def _counted_words(documents: Callable[[], Iterable[str]]) -> dict[str, int]:
     interruptible(lambda: words.train_from_iterator(documents(), trainer))
     counts = np.zeros(words.get_vocab_size(), np.int64)
     for batch in _batches(documents()):
-        for encoding in words.encode_batch_fast(batch, add_special_tokens=False):
-            counts += np.bincount(np.array(encoding.ids, np.int64), minlength=len(counts))
+        encodings = words.encode_batch_fast(batch, add_special_tokens=False)
+        ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
+        counts += np.bincount(np.fromiter(ids, np.int64), minlength=len(counts))
     return {word: int(counts[number]) for word, number in words.get_vocab().items() if word != UNKNOWN}
 
 
 def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Joined at line feeds, as a vector as long as the vocabulary is added up for each."""
+    """A million characters each: a vector as long as the vocabulary is added up for every one."""
     batch: list[str] = []
     size = 0
     for text in documents:
@@ -181,8 +183,8 @@ def _train_wordpiece(documents: Iterable[str], vocab_size: int, specials: list[s
     fewest = 2 + 2 * len(inside)
     if vocab_size < fewest:
         raise UserError(
-            f"tokenizer.wordpiece: {vocab_size} entries are too few: every byte at the beginning and inside of words "
-            f"and two special tokens take {fewest}"
+            f"tokenizer.wordpiece: {vocab_size} entries are too few: every byte at the beginning and inside of "
+            f"words and two special tokens take {fewest}"
         )
     trained = _of_pieces({})
     # Pieces that the trainer meets by itself are numbered by chance, and numbers decide between equally frequent

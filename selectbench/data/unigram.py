@@ -6,6 +6,7 @@ in the text once; this one is a function of the counted words alone.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -51,7 +52,9 @@ class _Words:
 
 
 def train_pieces(counted: Mapping[str, int], alphabet: list[str], pieces: int) -> list[tuple[str, float]]:
-    """The alphabet and at most so many pieces besides, each with the log of its probability, the likeliest first."""
+    """The alphabet and at most so many pieces besides, each with its log probability, the likeliest first."""
+    if not counted:
+        return [(byte, round(-math.log(len(alphabet)), DECIMALS)) for byte in alphabet]
     words = _words(counted)
     found, ids = _seeds(words, alphabet, SEEDS_PER_PIECE * pieces)
     chances = np.full(len(found), 1 / len(found))
@@ -118,10 +121,11 @@ def _maximised(words: _Words, ids: Ids, chances: Reals, alphabet: int) -> Reals:
         shares = before[start, : len(own)] * known[own] * after[start + size, : len(own)] * weight[: len(own)]
         expected += np.bincount(own + 1, shares, len(known))
     # Rounded away: what is expected by nothing but rounding, and differs between machines.
-    found = np.round(expected[1:], DECIMALS)
-    found = found / found.sum()
+    found: Reals = np.round(expected[1:], DECIMALS)
+    found /= found.sum()
     found[:alphabet] = np.maximum(found[:alphabet], LEAST)
-    return np.maximum(found, LEAST * 1e-3)
+    found[alphabet:] = np.maximum(found[alphabet:], LEAST * 1e-3)
+    return found
 
 
 def _kept(words: _Words, found: list[str], ids: Ids, chances: Reals, alphabet: int, most: int) -> Numbers:

@@ -37,7 +37,7 @@ def _save(path: Path, tokens: Tokens, vocab_size: int) -> None:
 
 
 def write_markov(spec: MarkovSource, key: str, folder: Path) -> None:
-    """Training and held-out tokens are two walks: no stretch of one is looked for in the other, as both are chance."""
+    """Training and held-out tokens are two walks; no stretch of one is looked for in the other: both are chance."""
     source = make_source(spec)
     training, _ = emit(source, spec.train_tokens, [spec.seed, 2])
     heldout, truth = emit(source, max(1000, int(spec.train_tokens * HELDOUT_FRACTION)), [spec.seed, 3])

@@ -108,6 +108,7 @@ def _certificate(done: Finished) -> dict[str, Any]:
         "identity": done.identity,
         "evaluation_curve": done.evaluation_curve,
         "loss_curve": done.loss_curve,
+        "inside": done.inside,
         "resolved_config": done.resolved_config,
     }
 

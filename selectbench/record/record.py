@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from selectbench.record.inside import Inside
 from selectbench.record.meters import Architecture, Meters
 from selectbench.record.stored import Stored
 
@@ -246,6 +247,8 @@ class Record(Stored):
     """What the bench saw of the GPUs, of a failed trial too; None: the trial was not launched, or long ago."""
     evaluation_curve: list[EvaluationPoint] = Field(default_factory=list)
     """Held-out loss over the training."""
+    inside: Inside | None = None
+    """A look at what was learnt; None: not evaluated, or long ago."""
     loss_curve: list[tuple[int, float]] = Field(default_factory=list)
     """Training loss as (step, nats per token), decimated to at most 256 points; all in series.json."""
     wall_seconds: float

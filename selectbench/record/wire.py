@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter
 
 from selectbench.choices import Choices
+from selectbench.record.inside import Inside
 from selectbench.record.record import EvaluationPoint, FailureKind, Identity, Measurement, Trial
 from selectbench.record.stored import Stored
 from selectbench.suite.job import Job
@@ -89,6 +90,7 @@ class Finished(Stored):
     identity: Identity
     evaluation_curve: list[EvaluationPoint]
     loss_curve: list[tuple[int, float]]
+    inside: Inside | None = None
     resolved_config: dict[str, Any] | None = None
     timed_windows: list[tuple[float, float]] = Field(default_factory=list)
     """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from selectbench import units
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import MetricValue, Ranking, Row
@@ -11,6 +13,15 @@ UNCLEAN_NOTE = (
     f"{UNCLEAN_MARK}: every trial that the figure comes from was throttled or shared; it is shown, and compared "
     "with nothing"
 )
+
+
+def known_columns(ranking: Ranking, names: Sequence[str]) -> list[str]:
+    """Those that some row knows; of what is the same for all rows by nature, only where it is not."""
+    values = {name: {row.metrics[name].value for row in ranking.rows} - {None} for name in names}
+    per_bytes = {row.metrics["bytes_per_token"].value for row in ranking.rows} - {None}
+    apart = len({round(value, 6) for value in per_bytes if value is not None}) > 1
+    hidden = set() if apart else {"bytes_per_token"}
+    return [name for name in names if values[name] and name not in hidden]
 
 
 def figure(name: str, metric: MetricValue) -> str:

@@ -10,12 +10,14 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.cost import cost_section
+from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import block, first_line, markdown, one_line, table
 from selectbench.report.factors import factor_section
-from selectbench.report.figures import against_baseline, figure, place, unclean_note
+from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
 from selectbench.report.flat import flat
 from selectbench.report.gpu import gpu_section
 from selectbench.report.identity import in_full
+from selectbench.report.learnt import learnt_section
 from selectbench.report.memory import device_memory, memory_by_rank
 from selectbench.report.method import method
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
@@ -24,7 +26,8 @@ from selectbench.suite.suite import Suite
 
 _COLUMNS = (
     "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte", "joules_per_token", "usd_per_billion_tokens", "startup_seconds", "compile_seconds",
+    "bits_per_byte", "excess_loss", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score", "initial_loss",
+    "bytes_per_token", "joules_per_token", "usd_per_billion_tokens", "startup_seconds", "compile_seconds",
 )  # fmt: skip
 _RATIOS = ("tokens_per_second", "peak_memory_bytes", "final_perplexity")
 _DETAIL_LINES = 20
@@ -44,6 +47,7 @@ def render(
         f"**{markdown(ranking.answer)}**",
         "## Ranking", ranking_table(ranking), _table_notes(ranking),
         *verdict_section(ranking),
+        *learnt_section(ranking, records),
         *factor_section(ranking),
         *to_loss_section(ranking),
         *_section("## Whether it was the same job", in_full(ranking)),
@@ -53,6 +57,7 @@ def render(
         *cost_section(suite, ranking),
         *_failures(ranking),
         *_section("## Warnings", ranking.warnings),
+        *_section("## The text", cleaning_lines(environment.get("data") or {})),
         "## How it was measured", method(suite, ranking, _done(records)),
         "## Run it again", block(command),
         "## Environment", table(["what", "value"], [list(pair) for pair in _flat(environment)], right=2),
@@ -74,7 +79,7 @@ def ranking_table(ranking: Ranking) -> str:
 
 
 def _shown(ranking: Ranking) -> list[str]:
-    known = [name for name in _COLUMNS if any(row.metrics[name].value is not None for row in ranking.rows)]
+    known = known_columns(ranking, _COLUMNS)
     return known if ranking.objective in known else [ranking.objective, *known]
 
 

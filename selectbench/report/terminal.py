@@ -12,12 +12,13 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Failure, MetricValue, Ranking, Row
 from selectbench.report.escape import first_line, one_line
 from selectbench.report.factors import factor_lines
-from selectbench.report.figures import against_baseline, figure, place, unclean_note
+from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
 from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
 
 _BY_IMPORTANCE = (
-    "tokens_per_second", "final_perplexity", "peak_memory_bytes", "step_time_median_seconds", "final_loss",
+    "tokens_per_second", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score", "excess_loss",
+    "bytes_per_token", "initial_loss", "final_perplexity", "peak_memory_bytes", "step_time_median_seconds", "final_loss",
     "joules_per_token", "usd_per_billion_tokens", "bits_per_byte", "startup_seconds", "compile_seconds",
 )  # fmt: skip
 _NAME_MOST = 40
@@ -153,7 +154,7 @@ def _style(row: Row) -> str:
 
 def _columns(ranking: Ranking, width: int) -> list[str]:
     """The objective, then what else is known, in order of importance, as far as there is room."""
-    wanted = [name for name in _BY_IMPORTANCE if any(row.metrics[name].value is not None for row in ranking.rows)]
+    wanted = known_columns(ranking, _BY_IMPORTANCE)
     scaling = _beside_ratio(ranking, scaling_headings(ranking))
     left = width - _fixed_width(ranking, width) - sum(len(heading) + 2 for heading in scaling)
     shown = [ranking.objective]

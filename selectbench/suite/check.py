@@ -8,7 +8,7 @@ from selectbench.choices import Choice, Choices
 from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
-from selectbench.suite.constraint import GPU_METRICS, QUALITY_METRICS, parse_constraint
+from selectbench.suite.constraint import GPU_METRICS, PER_TOKEN, QUALITY_METRICS, parse_constraint
 from selectbench.suite.data import Kind, needs_tokenizer
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.evaluate import OWN_SCORE, SCORES
@@ -139,9 +139,6 @@ def differences(choices: Choices, baseline: Choices) -> list[str]:
     return found
 
 
-_PER_TOKEN = ("final_loss", "final_perplexity")
-
-
 def unmeasured_metrics(
     *,
     evaluates: bool,
@@ -152,9 +149,14 @@ def unmeasured_metrics(
     scored: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
     """Why the job will not yield a metric that decides, by those that it won't."""
-    no_text = {} if kind in ("text", "chat", "pairs") else {"bits_per_byte": "the data are tokens, and of no text"}
+    has_text = kind in ("text", "chat", "pairs")
+    no_text = (
+        {} if has_text else dict.fromkeys(("bits_per_byte", "bytes_per_second"), "the data are tokens, of no text")
+    )
     no_floor = {} if kind == "markov" else {"excess_loss": "only a markov source says what loss can be reached"}
-    apart = dict.fromkeys(_PER_TOKEN, "the options' tokenizers differ, and so what a token is: take bits_per_byte")
+    apart = dict.fromkeys(
+        PER_TOKEN, "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
+    )
     quality = {} if evaluates else dict.fromkeys(QUALITY_METRICS, "job.eval is none")
     meters = dict.fromkeys(GPU_METRICS, "the job runs on the cpu, and only GPUs have meters and a price")
     prices = {"usd_per_billion_tokens": "no price is given: add `cost: {usd_per_gpu_hour: ...}`"}

@@ -13,7 +13,8 @@ from selectbench.suite.evaluate import OWN_SCORE, SCORES
 Operator = Literal["<=", ">=", "<", ">"]
 Yardstick = Literal["baseline", "reference"]
 METRICS = (
-    "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
+    "tokens_per_second", "bytes_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss",
+    "final_perplexity",
     "bits_per_byte", "excess_loss", *SCORES, OWN_SCORE, "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
 )  # fmt: skip
 QUALITY_METRICS = frozenset({
@@ -22,14 +23,18 @@ QUALITY_METRICS = frozenset({
 """Those that need an evaluation."""
 GPU_METRICS = frozenset({"peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens"})
 """Those that only a run on GPUs has."""
-MORE_IS_BETTER = frozenset({"tokens_per_second", *SCORES, OWN_SCORE})
+MORE_IS_BETTER = frozenset({"tokens_per_second", "bytes_per_second", *SCORES, OWN_SCORE})
 """Of the metrics, those of which more is better."""
 LEAST_BARE_BYTES = 1 << 20
 """A bound in bytes without a unit below this is a unit forgotten."""
+PER_TOKEN = frozenset({
+    "tokens_per_second", "final_loss", "final_perplexity", "joules_per_token", "usd_per_billion_tokens",
+})  # fmt: skip
+"""Those that say nothing where options have different tokenizers, and so mean different things by a token."""
 UTILIZATION_METRICS = ("mfu", "hfu", "matmul_rate_share")
 """Those that are shown and decide nothing."""
 THRESHOLDS = {
-    "tokens_per_second": 0.01, "step_time_median_seconds": 0.01, "peak_memory_bytes": 0.01,
+    "tokens_per_second": 0.01, "bytes_per_second": 0.01, "step_time_median_seconds": 0.01, "peak_memory_bytes": 0.01,
     "peak_device_memory_bytes": 0.01, "joules_per_token": 0.01, "usd_per_billion_tokens": 0.01,
     "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002, "excess_loss": 0.05, **dict.fromkeys((*SCORES, OWN_SCORE), 0.01),
 }  # fmt: skip
@@ -41,7 +46,7 @@ _SECONDS = {"s": 1, "ms": 1e-3, "us": 1e-6}
 _JOULES = {"J": 1, "mJ": 1e-3, "uJ": 1e-6}
 UNITS: dict[str, dict[str, float]] = {
     "peak_memory_bytes": _BYTES, "peak_device_memory_bytes": _BYTES, "step_time_median_seconds": _SECONDS,
-    "joules_per_token": _JOULES, "usd_per_billion_tokens": {"USD": 1}, "tokens_per_second": {"tokens/s": 1},
+    "joules_per_token": _JOULES, "usd_per_billion_tokens": {"USD": 1}, "tokens_per_second": {"tokens/s": 1}, "bytes_per_second": {"B/s": 1},
     "final_loss": {"nats": 1}, "excess_loss": {"nats": 1}, "bits_per_byte": {"bits": 1},
 }  # fmt: skip
 """What may follow a number, by metric; without it the number is in the metric's own unit."""

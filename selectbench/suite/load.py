@@ -207,10 +207,9 @@ def _assembled(
 
 
 def _by_bytes(decide: Decide) -> Decide:
-    """Where tokenizers differ the constraint that a suite has by default is on bits per byte."""
-    if "constraints" in decide.model_fields_set:
-        return decide
-    return decide.model_copy(update={"constraints": ["bits_per_byte <= 1.01x baseline"]})
+    """Where tokenizers differ a suite decides by default on text, not on tokens."""
+    defaults = {"constraints": ["bits_per_byte <= 1.01x baseline"], "objective": "bytes_per_second"}
+    return decide.model_copy(update={k: v for k, v in defaults.items() if k not in decide.model_fields_set})
 
 
 def _quickened(job: Job) -> Job:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,8 +22,39 @@ from selectbench.worker.model import logits_of
 from selectbench.worker.precision import without_tf32
 from selectbench.worker.world import World
 
-Logits = Callable[[Batch], torch.Tensor]
-"""A batch of sequences to logits with a row for each of its targets, (sequences, targets, vocabulary)."""
+
+@dataclass(frozen=True)
+class Forward:
+    """A model as evaluations call it: batches to logits with a row for each target, (sequences, targets, vocabulary)."""
+
+    module: Any
+    weights: dict[str, torch.Tensor]
+    """Those that stand in for the module's own."""
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        """Logits."""
+        return logits_of(self._output(batch, batch.named))
+
+    def attention(self, batch: Batch) -> torch.Tensor | None:
+        """What a transformers model attends to, with the eager kernel, as `inside.attention_of` finds it; else None."""
+        from selectbench.worker.inside import attention_of
+
+        if attention(self.module) is None:
+            return None
+        self.module.set_attn_implementation("eager")
+        try:
+            return attention_of(self._output(batch, {**batch.named, "output_attentions": True}))
+        finally:
+            self.module.set_attn_implementation("sdpa")
+
+    def _output(self, batch: Batch, named: dict[str, Any]) -> Any:
+        if self.weights:
+            return torch.func.functional_call(self.module, self.weights, batch.arguments, named)
+        return self.module(*batch.arguments, **named)
+
+
+Logits = Forward
+"""How engines name it."""
 
 
 class HeldOut(Protocol):
@@ -152,11 +183,7 @@ def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = No
     less than fp32 are copied for the time of the evaluation.
     """
     with evaluating(module), torch.no_grad(), without_tf32():
-        used = fp32_copies(module) if weights is None else weights
-        if used:
-            yield lambda batch: logits_of(torch.func.functional_call(module, used, batch.arguments, batch.named))
-        else:
-            yield lambda batch: logits_of(module(*batch.arguments, **batch.named))
+        yield Forward(module, fp32_copies(module) if weights is None else weights)
 
 
 def fp32_copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:

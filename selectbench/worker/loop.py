@@ -89,7 +89,7 @@ def recorder_for(
     order = setting.order
     setting.recorder = Recorder(
         job=order.job, world=setting.world, evaluation=evaluation, held_out=setting.held_out,
-        examination=setting.examination,
+        examination=setting.examination, look=setting.look,
         sequences_per_batch=order.choices.micro_batch_size, min_timed_seconds=order.min_timed_seconds,
         emit=setting.emit, memory=setting.memory, learning_rates=LearningRates(optimizers),
         whereabouts=setting.whereabouts, count_compilations=setting.count_compilations,

@@ -65,6 +65,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
         measurement=_measurement(setting, before, recorder, memory, began),
         identity=_identity(setting, before, trained),
         evaluation_curve=recorder.evaluation_curve,
+        inside=recorder.inside,
         loss_curve=decimate(list(enumerate(recorder.series.losses))),
         resolved_config=trained.resolved_config,
         timed_windows=recorder.timing.stretches,

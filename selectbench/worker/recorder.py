@@ -13,12 +13,14 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from selectbench.record.inside import Inside
 from selectbench.record.record import EvaluationPoint
 from selectbench.record.wire import Finished, GaveUp, Phase, Progress, Started
 from selectbench.suite.evaluate import Eval
 from selectbench.suite.job import Job
 from selectbench.worker.evaluation import HeldOut, Logits, heldout_loss
 from selectbench.worker.examination import Examination, Scores
+from selectbench.worker.inside import Look
 from selectbench.worker.learning_rate import LearningRates
 from selectbench.worker.memory import TrainingMemory, is_out_of_memory
 from selectbench.worker.series import Diverged, Series
@@ -45,6 +47,8 @@ class Recorder:
     held_out: HeldOut | None
     examination: Examination | None
     """Of what the model generates after the last step; None: no score is asked for."""
+    look: Look | None
+    """At what was learnt, after the last step."""
     sequences_per_batch: int
     """In evaluations; no more than in training, so that one doesn't run out of memory first."""
     min_timed_seconds: float
@@ -59,6 +63,7 @@ class Recorder:
     evaluation_curve: list[EvaluationPoint] = field(default_factory=list)
     evaluation_seconds: float = 0.0
     scores: Scores = field(default_factory=Scores)
+    inside: Inside | None = None
     steps_done: int = 0
 
     def __post_init__(self) -> None:
@@ -191,6 +196,8 @@ class Recorder:
                 )
                 if self.examination and self.steps_done >= self.job.max_steps:
                     self.scores = self.examination.run(logits, self.world)
+                if self.look and self.steps_done >= self.job.max_steps:
+                    self.inside = self.look.inside(logits, self.world)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

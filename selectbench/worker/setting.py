@@ -10,6 +10,7 @@ from selectbench.record.wire import Order
 from selectbench.worker.batches import Batches
 from selectbench.worker.evaluation import HeldOut
 from selectbench.worker.examination import Examination
+from selectbench.worker.inside import Look
 from selectbench.worker.memory import TrainingMemory
 from selectbench.worker.recorder import Emit, Recorder
 from selectbench.worker.step import SummedLoss
@@ -33,6 +34,7 @@ class Setting:
     """Of the peak learning rate, per step of the job."""
     held_out: HeldOut | None
     examination: Examination | None
+    look: Look | None
     emit: Emit
     memory: TrainingMemory
     whereabouts: Whereabouts

@@ -19,6 +19,7 @@ from selectbench.choices.framework import OwnFramework
 from selectbench.data.prepared import Prepared
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
 from selectbench.worker.compilation import compilations, private_caches
+from selectbench.worker.inside import Look
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
 from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training_memory
 from selectbench.worker.model import enable_checkpointing
@@ -126,12 +127,12 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         with unsupported_where_missing("activation_checkpointing"):
             enable_checkpointing(module)
     module.train()
-    batches = batches_of(order, data, world)
+    batches, held_out = batches_of(order, data, world), held_out_of(order, data)
     return Setting(
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
-        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out_of(order, data), examination=examination_of(order, data), emit=emit, memory=memory,
+        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out, examination=examination_of(order, data), look=Look.of(held_out, data) if held_out else None, emit=emit, memory=memory,
         whereabouts=whereabouts, count_compilations=compilations,
     )  # fmt: skip
 

@@ -195,7 +195,7 @@ def of_words(words, model=models.WordLevel, **config):
 @pytest.mark.parametrize("name", SPECS)
 def test_a_trained_one_saved_and_read_gives_the_same_tokens(name, tmp_path):
     spec = saved(tmp_path / "tokenizer", trained(name).backend, eos_token=END_OF_TEXT)
-    again = make_tokenizer(spec, lambda: [])
+    again = make_tokenizer(spec, list)
     assert (again.end_id, again.vocab_size) == (0, trained(name).vocab_size)
     texts = [*STORIES, *(text for text in ODD if "<|" not in text)]
     assert encoded(again, texts)[0].tolist() == encoded(trained(name), texts)[0].tolist()

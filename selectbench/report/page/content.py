@@ -11,14 +11,16 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Completed, Record
+from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import clean, first_line, one_line
 from selectbench.report.factors import factor_lines, together, with_ends
-from selectbench.report.figures import against_baseline, figure, place, unclean_note
+from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
 from selectbench.report.flat import flat
 from selectbench.report.identity import in_full
 from selectbench.report.method import method
 from selectbench.report.page.charts import charts
 from selectbench.report.page.interval import interval_bars
+from selectbench.report.page.learnt import learnt
 from selectbench.report.page.series import without_meters
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import by_option, choices_text, to_loss_figure
@@ -26,7 +28,8 @@ from selectbench.suite.suite import Suite
 
 _COLUMNS = (
     "tokens_per_second", "peak_memory_bytes", "peak_device_memory_bytes", "final_loss", "final_perplexity",
-    "joules_per_token", "usd_per_billion_tokens", "step_time_median_seconds",
+    "bits_per_byte", "excess_loss", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
+    "initial_loss", "bytes_per_token", "joules_per_token", "usd_per_billion_tokens", "step_time_median_seconds",
 )  # fmt: skip
 
 
@@ -48,6 +51,7 @@ def content(
         "notes": _notes(ranking), "open": _open(ranking), "failures": _failures(ranking),
         "factors": _factors(ranking), "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
         "charts": charts(ranking, records), "meters": "" if has_meters else without_meters(records),
+        "learnt": learnt(ranking, records), "text": cleaning_lines(environment.get("data") or {}),
         "identity": in_full(ranking), "certificates": _certificates(ranking),
         "method": [_bare(line) for line in method(suite, ranking, done).split("\n")],
         "command": clean(command), "environment": list(flat(environment)), "options": _options(suite),
@@ -96,7 +100,7 @@ def _columns(ranking: Ranking) -> list[dict[str, Any]]:
 
 
 def _shown(ranking: Ranking) -> list[str]:
-    known = [name for name in _COLUMNS if any(row.metrics[name].value is not None for row in ranking.rows)]
+    known = known_columns(ranking, _COLUMNS)
     return [ranking.objective, *(name for name in known if name != ranking.objective)]
 
 
