@@ -52,7 +52,8 @@ def _begun(data: OwnDocuments) -> Iterator[Any]:
     except Exception as error:
         raise UserError(
             f"data.documents: {data.documents} cannot be used: {with_place(error)}: it must name a class or "
-            "function in a folder of `code` or an installed package, that takes `settings` and gives an iterable of strings"
+            "function in a folder of `code` or an installed package, which takes `settings` and gives an iterable "
+            "of strings"
         ) from error
 
 

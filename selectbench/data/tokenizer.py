@@ -28,7 +28,7 @@ LONGEST_WORD = 64
 MOST_WORDS = 50_000
 """Words that a unigram model is trained on, the most frequent ones."""
 INSIDE = "\u2581"
-"""Marks WordPiece's pieces inside of words; unlike BERT's ## it stands for no byte, so that no text can spell it."""
+"""Marks WordPiece's pieces inside of words; unlike BERT's ## it stands for no byte: no text can spell it."""
 
 
 @dataclass(frozen=True)

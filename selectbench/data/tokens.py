@@ -22,7 +22,7 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def open_tokens(source: TokenFile) -> Tokens:
-    """The file, memory-mapped read-only. Raises UserError where it is missing, cut, or has ids beyond vocab_size."""
+    """The file, memory-mapped read-only. Raises UserError where it is missing, cut, or has ids too large."""
     path = named_file(Path(source.tokens), "data.tokens")
     width = np.dtype(source.dtype).itemsize
     size = path.stat().st_size

@@ -26,11 +26,11 @@ def generate_targets(logits: Logits, batch: Batch, *, end_id: int, pad_id: int, 
     for _ in range(most):
         step = Batch(batch.tokens, (), {**batch.named, "decoder_input_ids": given}, batch.targets)
         said = logits(step)[:, -1].argmax(dim=-1)
+        given = torch.cat([given, torch.where(done, end_id, said)[:, None]], dim=1)
         done |= said == end_id
-        given = torch.cat([given, torch.where(done, pad_id, said)[:, None]], dim=1)
         if world.from_first(int(done.all())):
             break
-    return [_until(row[1:], (end_id, pad_id)) for row in given.tolist()]
+    return [_until(row[1:], end_id) for row in given.tolist()]
 
 
 def continue_tokens(logits: Logits, prompt: Sequence[int], *, count: int, longest: int, world: World) -> list[int]:
@@ -43,6 +43,5 @@ def continue_tokens(logits: Logits, prompt: Sequence[int], *, count: int, longes
     return known[len(prompt) :]
 
 
-def _until(ids: list[int], ends: Sequence[int]) -> list[int]:
-    place = next((number for number, token in enumerate(ids) if token in ends), len(ids))
-    return ids[:place]
+def _until(ids: list[int], end_id: int) -> list[int]:
+    return ids[: ids.index(end_id)] if end_id in ids else ids

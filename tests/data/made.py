@@ -13,13 +13,15 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from tokenizers import Tokenizer
 
 from selectbench.choices.tokenizer import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared
 from selectbench.data.tokenizer import END_OF_TEXT
-from selectbench.suite.data import Chat, Dataset, JsonLines, OwnDocuments, Parquet, TextFiles, TokenFile
+from selectbench.errors import UserError
+from selectbench.suite.data import Chat, Cleaning, Dataset, JsonLines, OwnDocuments, Parquet, TextFiles, TokenFile
 
 BPE = Bpe(bpe=300)
 REFRAIN = "and all of the ravens came home again in the evening"
@@ -122,3 +124,17 @@ def in_cache() -> list[str]:
     """What stands in the cache, unfinished folders too."""
     folder = Path(os.environ["SELECTBENCH_CACHE"]) / "data"
     return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+
+
+def refused(
+    data: Any, *words: object, folder: Path | None = None, cleaning: Cleaning | None = None, tokenizer: Any = BPE,
+) -> None:  # fmt: skip
+    """Asserts that it is, in a line with these words, and that the cache is as before."""
+    before = in_cache()
+    code = [str(folder / "code")] if folder else []
+    with pytest.raises(UserError) as caught:
+        prepare(data, tokenizer, cleaning=cleaning, code=code)
+    for word in words:
+        assert str(word) in str(caught.value)
+    assert all(len(problem.splitlines()) == 1 for problem in caught.value.problems)
+    assert in_cache() == before

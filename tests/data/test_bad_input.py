@@ -5,30 +5,15 @@ import json
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.made import BPE, STORIES, chat, dataset, in_cache, jsonl, made, own, parquet, token_file, turns
+from data.made import STORIES, dataset, jsonl, made, parquet, refused
 
 from selectbench.data import lines
-from selectbench.data.prepare import prepare
-from selectbench.errors import UserError
-from selectbench.suite.data import Apart, Chat, Cleaning, Dataset, JsonLines, Parquet, TextFiles, TokenFile
+from selectbench.suite.data import Cleaning, Dataset, JsonLines, Parquet, TextFiles
 
 DROP = Cleaning(unreadable="drop")
-
-
-def refused(data, *words, folder=None, cleaning=None, tokenizer=BPE):
-    """Asserts that it is, in a line with these words, and that the cache is as before."""
-    before = in_cache()
-    code = [str(folder / "code")] if folder else []
-    with pytest.raises(UserError) as caught:
-        prepare(data, tokenizer, cleaning=cleaning, code=code)
-    for word in words:
-        assert str(word) in str(caught.value)
-    assert all(len(problem.splitlines()) == 1 for problem in caught.value.problems)
-    assert in_cache() == before
 
 
 def records(path, *rows):
@@ -201,96 +186,3 @@ def test_a_data_set_whose_rows_are_cut(tmp_path):
     (arrow,) = Path(data.dataset).glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:300])
     refused(data, "saved cannot be had")
-
-
-# --- own code ---
-
-
-@pytest.mark.parametrize(
-    ("module", "words"),
-    [
-        ("def Documents():\n    yield 'a'\n    yield 3\n", ["yielded a int as document 1, text was expected"]),
-        ("import no_such_package\n", ["ModuleNotFoundError: No module named 'no_such_package'", "line 1"]),
-        ("def Documents():\n    yield 'a'\n    import no_such_package\n", ["failed at document 1", "line 3"]),
-        ("def Documents():\n    yield 'a'\n    open('/no/such')\n", ["document 1: FileNotFoundError", "line 3"]),
-        ("def Documents():\n    yield {}['a']\n", ["failed at document 0: KeyError", "own_stories.py, line 2"]),
-        ("def Documents(:\n", ["SyntaxError", "own_stories.py, line 1"]),
-        ("Stories = 3\n", ["has no attribute 'Documents'"]),
-        ("Documents = 3\n", ["not callable"]),
-        ("def Documents(missing):\n    yield 'a'\n", ["missing 1 required positional argument"]),
-        ("def Documents():\n    return 'one string'\n", ["gave one str, an iterable of documents was expected"]),
-        ("def Documents():\n    return 3\n", ["'int' object is not iterable"]),
-        ("def Documents():\n    return []\n", ["has no text"]),
-    ],
-)
-def test_own_code_that_fails(module, words, tmp_path):
-    refused(own(tmp_path, module=module), "own_stories:Documents", *words, folder=tmp_path)
-
-
-# --- chats ---
-
-
-@pytest.mark.parametrize(
-    ("messages", "words"),
-    [
-        (turns("Why?", "x")[:2], "no message of the assistant: there would be nothing to learn"),
-        (turns("Why?", " \n"), "no message of the assistant"),
-        (
-            [{"role": "bot", "content": "a"}],
-            "message 0 has the role 'bot', expected one of system, user, assistant",
-        ),
-        ([{"content": "a"}], "message 0 has the role None"),
-        (["a"], "message 0 has the role None"),
-        ([{"role": "user", "content": ["a"]}], "message 0 has a list as its content, text was expected"),
-        ([], "a list was found"),
-        ("text", "text was found, a list of messages was expected"),
-        (None, "null was found"),
-    ],
-)
-def test_a_chat_that_teaches_nothing_is_refused_or_dropped(messages, words, tmp_path):
-    data = chat(tmp_path)
-    with (tmp_path / "chats.jsonl").open("a") as file:
-        file.write(json.dumps({"messages": messages}) + "\n")
-    refused(data, f"data.chat: {tmp_path / 'chats.jsonl'}, line 121: messages: ", words)
-    assert made(data, cleaning=DROP).removed == {"unreadable": 1}
-
-
-def test_a_chat_without_the_field(tmp_path):
-    data = chat(tmp_path)
-    refused(
-        Chat(chat=data.chat, field="turns"), "line 1: turns: nothing was found, a list of messages was expected"
-    )
-
-
-# --- token files ---
-
-
-def test_a_token_file_of_odd_size(tmp_path):
-    data = token_file(tmp_path / "ids.bin", range(400))
-    with (tmp_path / "ids.bin").open("ab") as file:
-        file.write(b"x")
-    refused(data, f"data.tokens: {tmp_path / 'ids.bin'} has 801 bytes", "whole number of uint16", tokenizer=None)
-
-
-def test_ids_beyond_the_vocabulary(tmp_path):
-    data = token_file(tmp_path / "ids.bin", [*range(400), 500, 1], "uint32")
-    refused(data, tmp_path / "ids.bin", "token 400 is 500, vocab_size is 500", "another dtype", tokenizer=None)
-
-
-def test_token_files_that_are_missing_empty_or_folders(tmp_path):
-    (tmp_path / "empty.bin").touch()
-    for name, words in {
-        "none.bin": "does not exist",
-        "empty.bin": "is empty",
-        "": "is a folder: name the file",
-    }.items():
-        data = TokenFile(tokens=str(tmp_path / name), vocab_size=500)
-        refused(data, f"data.tokens: {tmp_path / name} {words}", tokenizer=None)
-
-
-def test_a_bad_token_file_of_two_is_named(tmp_path):
-    good = token_file(tmp_path / "good.bin", range(400))
-    missing = TokenFile(tokens=str(tmp_path / "none.bin"), vocab_size=500)
-    bad = token_file(tmp_path / "bad.bin", np.full(100, 600))
-    refused(Apart(train=good, heldout=missing), f"{tmp_path / 'none.bin'} does not exist", tokenizer=None)
-    refused(Apart(train=good, heldout=bad), f"{tmp_path / 'bad.bin'}: token 0 is 600", tokenizer=None)

@@ -1,8 +1,9 @@
 """Every source, read for real: its documents arrive, and its key follows its content."""
 
 import gzip
-import os
+import json
 import shutil
+import sys
 from pathlib import Path
 
 import datasets
@@ -23,6 +24,7 @@ from data.made import (
 )
 
 from selectbench.choices.tokenizer import Bpe
+from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.suite.data import Apart, Chat, Dataset, JsonLines, OwnDocuments, Parquet
 
@@ -161,9 +163,7 @@ def test_a_folder_of_files_is_read_as_the_library_reads_it(tmp_path):
 # --- own code ---
 
 
-def test_own_code_gets_its_settings_and_leaves_no_trace(tmp_path, monkeypatch):
-    import sys
-
+def test_own_code_gets_its_settings_and_leaves_no_trace(tmp_path):
     before = list(sys.path)
     data = own(tmp_path, STORIES)
     prepared = made(data.model_copy(update={"settings": {"times": 2}}), tmp_path)
@@ -180,8 +180,7 @@ def test_edited_own_code_is_read_anew(tmp_path):
 
 
 def test_documents_that_change_from_reading_to_reading_are_told(tmp_path):
-    module = "import itertools\nCOUNT = itertools.count()\ndef Documents():\n    yield f'number {next(COUNT)}'\n"
-    module = module.replace("COUNT = itertools.count()", "import builtins\nCOUNT = builtins.__dict__['drawn']")
+    module = "import builtins\ndef Documents():\n    yield f'number {next(builtins.drawn)}'\n"
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("builtins.drawn", iter(range(9)), raising=False)
         with pytest.raises(UserError, match=r"own_stories:Documents gave other documents.*seed what it draws"):
@@ -191,9 +190,6 @@ def test_documents_that_change_from_reading_to_reading_are_told(tmp_path):
 
 def test_a_file_of_own_code_stands_for_its_folder(tmp_path):
     data = own(tmp_path)
-    (tmp_path / "suite").mkdir()
-    from selectbench.data.prepare import prepare
-
     found = prepare(data, Bpe(bpe=300), code=[str(tmp_path / "code" / "own_stories.py")])
     assert found.key == made(data, tmp_path).key
 
@@ -210,7 +206,7 @@ def apart(name, folder, train, heldout):
     if name == "own":
         module = OWN_MODULE.replace("times=1", "part").replace(" * self.times", "[self.times]")
         both = own(folder, [], module=module.replace("self.times = times", "self.times = part"))
-        (folder / "code" / "own.json").write_text(__import__("json").dumps([train, heldout]))
+        (folder / "code" / "own.json").write_text(json.dumps([train, heldout]))
         for part in (0, 1):
             yield OwnDocuments(documents=both.documents, settings={"part": part})
 
@@ -246,8 +242,8 @@ def test_the_second_time_nothing_is_read_but_for_the_key(tmp_path):
     said = []
     first = made(data, notify=said.append)
     assert any("preparing" in line for line in said)
-    stamp = os.stat(first.folder / "train.bin").st_mtime_ns
+    stamp = (first.folder / "train.bin").stat().st_mtime_ns
     said.clear()
     assert made(data, notify=said.append) == first
     assert said == []
-    assert os.stat(first.folder / "train.bin").st_mtime_ns == stamp
+    assert (first.folder / "train.bin").stat().st_mtime_ns == stamp

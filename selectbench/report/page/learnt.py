@@ -10,7 +10,7 @@ from selectbench import units
 from selectbench.analysis.row import Ranking
 from selectbench.record.inside import Inside
 from selectbench.record.record import Record
-from selectbench.report.escape import one_line
+from selectbench.report.escape import clean, one_line
 from selectbench.report.learnt import first_looks, said, score_rows
 
 _SQUARE, _LEFT, _TOP = 16.0, 110.0, 96.0
@@ -61,7 +61,7 @@ def _coloured(inside: Inside) -> list[dict[str, str]]:
 
 
 def _visible(word: str) -> str:
-    return one_line(word.replace("\n", "\u21b5"), 40) if word.strip() else word.replace("\n", "\u21b5 ") or " "
+    return clean(word.replace("\n", "\u21b5")).replace("\n", " ")[:40]
 
 
 def attention_map(option: str, inside: Inside) -> str:

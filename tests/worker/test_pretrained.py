@@ -1,0 +1,300 @@
+"""Starting from a model that was trained before: a folder as transformers saves it, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import task_jobs as jobs
+import torch
+import torch.nn.functional as F  # noqa: N812
+from safetensors.torch import load_file, save_file
+from suite.suite_texts import VALID, lines_of, write
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import T5Config, T5ForConditionalGeneration
+
+from selectbench.choices.tokenizer import Bpe, PretrainedTokenizer
+from selectbench.data.prepare import prepare
+from selectbench.data.prepared import Prepared
+from selectbench.record.wire import GaveUp
+from selectbench.suite.data import TextFiles
+from selectbench.suite.load import load_suite
+
+SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
+         "intermediate_size": 64}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory):
+    """A text, its tokens by a BPE, and folders of models with that tokenizer; not to be written to."""
+    root = tmp_path_factory.mktemp("pretrained")
+    (root / "text").mkdir()
+    for number in range(40):
+        lines = (f"line {i} of text {number}: {i} times {number} is {i * number}, and so on." for i in range(40))
+        (root / "text" / f"{number}.txt").write_text("\n".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELECTBENCH_CACHE", str(root / "cache"))
+        found = prepare(TextFiles(text=[str(root / "text" / "*.txt")]), Bpe(bpe=300))
+        save(root / "llama", found)
+        own = prepare(TextFiles(text=[str(root / "text" / "*.txt")]), PretrainedTokenizer(pretrained=str(root / "llama")))
+    assert np.array_equal(own.heldout(), found.heldout())
+    (root / "data").symlink_to(own.folder)
+    return root
+
+
+def save(folder: Path, data: Prepared, **more) -> None:
+    torch.manual_seed(7)
+    config = LlamaConfig(**SHAPE, vocab_size=320, max_position_embeddings=64, attention_dropout=0.3, bos_token_id=None,
+                         eos_token_id=0, **more)  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(data.folder / "tokenizer.json"), eos_token="<|endoftext|>")
+    tokenizer.save_pretrained(folder)
+
+
+@pytest.fixture
+def folder(home, tmp_path):
+    """A copy of the llama's folder, to be spoilt."""
+    copy = tmp_path / "model"
+    copy.mkdir()
+    for path in (home / "llama").iterdir():
+        (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def job(model, **more):
+    return {"model": {"pretrained": str(model)}, "tokenizer": None, "max_steps": 3, "eval": {"tokens": 500, "at_start": True},
+            **more}  # fmt: skip
+
+
+def on(trials, home):
+    trials.data_folder = home / "data"
+    return trials
+
+
+def losses_of(model, data):
+    count = math.ceil(500 / 32)
+    stream = torch.from_numpy(np.array(data.heldout()[: count * 32 + 1], dtype=np.int64))
+    with torch.no_grad():
+        logits = model.eval()(input_ids=stream[:-1].view(count, 32)).logits
+    return float(F.cross_entropy(logits.double().flatten(0, 1), stream[1:]))
+
+
+def test_before_training_it_is_the_model_itself(trials, home):
+    finished = on(trials, home).finished(job=job(home / "llama"))
+    model = LlamaForCausalLM.from_pretrained(home / "llama")
+    expected = losses_of(model, Prepared.open(home / "data"))
+    measured = finished.measurement
+    assert measured.initial_loss == pytest.approx(expected, rel=1e-6)
+    assert finished.evaluation_curve[0].step == 0
+    assert [point.step for point in finished.evaluation_curve] == [0, 3]
+    assert measured.final_loss < measured.initial_loss
+    assert finished.identity.parameters == sum(p.numel() for p in model.parameters())
+    assert finished.identity.dropout == 0.0
+
+
+def test_tied_weights_and_half_precision_are_read_too(trials, home, tmp_path):
+    data = Prepared.open(home / "data")
+    save(tmp_path / "tied", data, tie_word_embeddings=True)
+    tied = LlamaForCausalLM.from_pretrained(tmp_path / "tied").to(torch.bfloat16)
+    tied.save_pretrained(tmp_path / "half")
+    finished = on(trials, home).finished(job=job(tmp_path / "half"))
+    expected = losses_of(LlamaForCausalLM.from_pretrained(tmp_path / "half", dtype=torch.float32), data)
+    assert finished.measurement.initial_loss == pytest.approx(expected, rel=1e-6)
+    assert finished.identity.parameters == sum(p.numel() for p in tied.parameters())
+    assert finished.identity.parameter_dtype == "float32"
+
+
+def test_seeds_begin_with_the_same_weights_and_read_in_another_order(trials, home):
+    runs = [on(trials, home).finished(seed=seed, job=job(home / "llama")) for seed in (0, 1)]
+    assert len({run.identity.initial_weights_sha256 for run in runs}) == 1
+    assert len({run.measurement.initial_loss for run in runs}) == 1
+    assert len({run.identity.token_stream_sha256 for run in runs}) == 2
+    drawn = [trials.finished(seed=seed, job={"max_steps": 2}).identity for seed in (0, 1)]
+    assert len({identity.initial_weights_sha256 for identity in drawn}) == 2
+
+
+def test_two_models_of_one_run_do_not_share_weights(trials, home, folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: one * 2 for name, one in weights.items()}, folder / "model.safetensors", {"format": "pt"})
+    found = [on(trials, home).finished(job=job(model)).identity for model in (home / "llama", folder)]
+    assert len({identity.initial_weights_sha256 for identity in found}) == 2
+
+
+@pytest.mark.parametrize("task", ["masked_lm", "seq2seq"])
+def test_other_tasks_begin_with_their_model_too(trials, tmp_path, monkeypatch, task):
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "text").mkdir()
+    data = (jobs.prepared_masked if task == "masked_lm" else jobs.prepared_pairs)(tmp_path / "text")
+    model = (jobs.plain_bert if task == "masked_lm" else jobs.plain_t5)(data.vocab_size, 5)
+    model.save_pretrained(tmp_path / "model")
+    trials.data_folder = data.folder
+    plain = jobs.MASKED if task == "masked_lm" else jobs.T5_PAIRS
+    pretrained = {**plain, "model": {"pretrained": str(tmp_path / "model")}, "max_steps": 2}
+    found = trials.finished(job=pretrained)
+    drawn = trials.finished(job={**plain, "max_steps": 2}, seed=5)
+    assert found.identity.initial_weights_sha256 == drawn.identity.initial_weights_sha256
+    assert found.identity.parameters == drawn.identity.parameters
+
+
+# What can be wrong with it
+
+
+def gave_up(trials, model, **more):
+    last = trials.events(job=job(model, **more))[-1]
+    assert isinstance(last, GaveUp), last
+    assert last.kind == "unsupported"
+    return last.detail
+
+
+def suite_of(model, tmp_path, **asked):
+    text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{pretrained: {model}}}")
+    (tmp_path / "suites").mkdir(exist_ok=True)
+    return lines_of(write(tmp_path / "suites", text), **asked)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    assert suite_of("./gone", tmp_path) == [
+        "mine.yaml:2:23: job.model.pretrained: there is no folder gone",
+    ]
+
+
+def test_a_folder_without_a_model(tmp_path):
+    (tmp_path / "suites" / "empty").mkdir(parents=True)
+    assert suite_of("./empty", tmp_path) == [
+        "mine.yaml:2:23: job.model.pretrained: empty holds no config.json, so it is no model that transformers saved",
+    ]
+
+
+def test_a_folder_without_weights(trials, home, folder, tmp_path):
+    (folder / "model.safetensors").unlink()
+    (line,) = suite_of(folder, tmp_path)
+    assert line == f"mine.yaml:2:23: job.model.pretrained: {folder} holds no weights (*.safetensors)"
+    detail = gave_up(on(trials, home), folder)
+    assert "model.pretrained" in detail
+    assert "model.safetensors" in detail
+
+
+def test_weights_that_are_gone_are_no_matter_for_a_report(home, folder, tmp_path):
+    text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{pretrained: {folder}}}")
+    path = write(tmp_path, text.replace("bpe: 512", "bpe: 300"))
+    before = load_suite(str(path), device="cpu")
+    (folder / "model.safetensors").unlink()
+    assert load_suite(str(path), device="cpu", require_files=False).job == before.job
+
+
+def test_weights_of_another_model(trials, home, folder, tmp_path):
+    T5ForConditionalGeneration(T5Config(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=32, vocab_size=300)).save_pretrained(
+        tmp_path / "t5"
+    )  # fmt: skip
+    (folder / "model.safetensors").write_bytes((tmp_path / "t5" / "model.safetensors").read_bytes())
+    detail = gave_up(on(trials, home), folder)
+    assert "holds no weights for" in detail
+    assert str(folder) in detail
+
+
+def test_weights_of_another_size(trials, home, folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
+    detail = gave_up(on(trials, home), folder)
+    assert str(folder) in detail
+    assert "cannot be loaded" in detail
+    assert len(detail) < 400
+
+
+def test_weights_that_are_missing_in_part(trials, home, folder):
+    weights = load_file(folder / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    detail = gave_up(on(trials, home), folder)
+    assert "holds no weights for model.layers.1.mlp.up_proj.weight" in detail
+
+
+@pytest.mark.parametrize("cut", [0, 5, 1000, -100])
+def test_a_damaged_file_of_weights(trials, home, folder, cut):
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:cut])
+    detail = gave_up(on(trials, home), folder)
+    assert str(folder) in detail
+    assert "cannot be loaded" in detail
+    assert "\n" not in detail
+
+
+def test_a_damaged_configuration(trials, home, folder, tmp_path):
+    (folder / "config.json").write_text("{")
+    (line,) = suite_of(folder, tmp_path)
+    assert line.startswith("mine.yaml:2:23: job.model.pretrained: ")
+    assert "config.json" in line
+    assert "cannot be loaded" in gave_up(on(trials, home), folder)
+
+
+def test_a_vocabulary_that_is_smaller_than_the_tokenizers(home, tmp_path):
+    (line,) = suite_of(home / "llama", tmp_path)
+    assert line == "mine.yaml:2:3: job: the model's vocab_size 320 is less than the tokenizer's 512"
+
+
+def test_a_sequence_that_is_longer_than_its_positions(home, tmp_path):
+    found = suite_of(home / "llama", tmp_path, settings=["job.tokenizer={bpe: 300}", "job.seq_len=128"])
+    assert found == ["--set: job.seq_len: seq_len 128 is more than the model's 64 positions"]
+
+
+def test_a_hub_id_without_a_network(trials, home, monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    detail = gave_up(on(trials, home), "selectbench/no-such-model")
+    assert "model.pretrained: selectbench/no-such-model cannot be loaded" in detail
+    assert "\n" not in detail
+
+
+def test_an_encoder_is_not_taken_for_a_model_of_the_next_token(tmp_path):
+    """Its attention sees the token that it is to predict."""
+    config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=600)
+    BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
+    (line,) = suite_of(tmp_path / "bert", tmp_path)
+    assert line == "mine.yaml:2:3: job: model: bert is for task masked_lm, the job's task is causal_lm"
+
+
+def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
+    config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=600)
+    config.save_pretrained(tmp_path / "bert")
+    text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{config: {tmp_path / 'bert'}}}")
+    (line,) = lines_of(write(tmp_path, text))
+    assert line == "mine.yaml:2:3: job: model: bert is for task masked_lm, the job's task is causal_lm"
+
+
+# Its tokenizer
+
+
+def loaded(tmp_path, text):
+    return load_suite(str(write(tmp_path, text)), device="cpu")
+
+
+def test_its_own_tokenizer_is_taken_where_none_is_given(home, tmp_path):
+    text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{pretrained: {home / 'llama'}}}")
+    suite = loaded(tmp_path, text.replace("  tokenizer: {bpe: 512}\n", ""))
+    own = suite.job.of(suite.options[0].choices).tokenizer
+    assert own == PretrainedTokenizer(pretrained=str(home / "llama"))
+    given = loaded(tmp_path, text.replace("bpe: 512", "bpe: 300"))
+    assert given.job.of(given.options[0].choices).tokenizer == Bpe(bpe=300)
+
+
+def test_a_path_is_relative_to_the_suite(home, folder, tmp_path):
+    text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", "{pretrained: ./model, revision: main}")
+    suite = loaded(tmp_path, text.replace("  tokenizer: {bpe: 512}\n", ""))
+    model = suite.job.model
+    assert model.pretrained == str(folder)
+    own = suite.job.of(suite.options[0].choices).tokenizer
+    assert own == PretrainedTokenizer(pretrained=str(folder), revision="main")
+
+
+def test_an_option_with_a_model_of_its_own_has_its_tokenizer(home, tmp_path):
+    text = VALID.replace("bpe: 512", "bpe: 300").replace(
+        "{precision: bf16_mixed}", f"{{model: {{pretrained: {home / 'llama'}}}}}"
+    )
+    suite = loaded(tmp_path, text)
+    first, second = (suite.job.of(option.choices).tokenizer for option in suite.options)
+    assert (first, second) == (Bpe(bpe=300), PretrainedTokenizer(pretrained=str(home / "llama")))
