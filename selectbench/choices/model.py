@@ -290,10 +290,31 @@ class Bart(Strict):
         }  # fmt: skip
 
 
+ENCODERS = frozenset({
+    "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "reformer", "rembert",
+    "roberta", "roberta-prelayernorm", "roc_bert", "roformer", "xlm", "xlm-roberta", "xlm-roberta-xl", "xmod",
+})  # fmt: skip
+"""Families that transformers also builds for the next token: unless they are told that they decode, they see it."""
+
+
+def _tasks_of(content: dict[str, Any]) -> tuple[str, ...]:
+    """Tasks that a configuration's model may be for; whether transformers has such a model, the worker finds out."""
+    leaks = content.get("model_type") in ENCODERS and not content.get("is_decoder")
+    return ("masked_lm",) if leaks else ("causal_lm", "masked_lm", "seq2seq")
+
+
+def _mapping_in(path: Path) -> dict[str, Any]:
+    """What a configuration file holds; {} where it can't be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 class ConfigFile(Strict):
     """Any model that transformers can build from a configuration file (`config.json`)."""
 
-    TASKS: ClassVar[tuple[str, ...]] = ("causal_lm", "masked_lm", "seq2seq")
     DROPOUTS: ClassVar[tuple[str, ...]] = (
         "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout", "dropout_rate",
         "hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout",
@@ -302,6 +323,11 @@ class ConfigFile(Strict):
     """Path of the file, or of a folder that holds a config.json, relative to the suite."""
     vocab_size: VocabularySize | None = None
     """Overrides the file's, which must be at least the tokenizer's."""
+
+    @property
+    def TASKS(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the other classes
+        """Those of its family; all of them where the file can't serve, which `read` tells."""
+        return _tasks_of(_mapping_in(self.path))
 
     @property
     def path(self) -> Path:
@@ -340,12 +366,16 @@ class ConfigFile(Strict):
 class PretrainedModel(Strict):
     """A model that was trained before, as transformers saves it: configuration and weights; dropout is off."""
 
-    TASKS: ClassVar[tuple[str, ...]] = ("causal_lm", "masked_lm", "seq2seq")
     DROPOUTS: ClassVar[tuple[str, ...]] = ConfigFile.DROPOUTS
     pretrained: Annotated[str, Field(min_length=1)]
     """A folder, relative to the suite, or a hub id."""
     revision: str | None = None
     """Commit or branch on the hub; give a commit, so that the weights can't change under you."""
+
+    @property
+    def TASKS(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the other classes
+        """Those of its family; all of them where only the hub knows."""
+        return _tasks_of(self._config())
 
     @property
     def vocab_size(self) -> int | None:
@@ -362,17 +392,14 @@ class PretrainedModel(Strict):
             return f"there is no folder {folder}"
         if not (folder / "config.json").is_file():
             return f"{folder} holds no config.json, so it is no model that transformers saved"
+        if self.model_type is None:
+            return f"{folder / 'config.json'} is damaged: it names no model_type"
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
             return f"{folder} holds no weights (*.safetensors)"
         return None
 
     def _config(self) -> dict[str, Any]:
-        path = Path(self.pretrained) / "config.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
+        return _mapping_in(Path(self.pretrained) / "config.json")
 
     @property
     def model_type(self) -> str | None:

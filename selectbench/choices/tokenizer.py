@@ -38,7 +38,7 @@ class Unigram(Strict):
 class WordPiece(Strict):
     """WordPiece (Devlin et al. 2019, arXiv:1810.04805), over bytes, trained on the training split."""
 
-    wordpiece: Entries
+    wordpiece: Annotated[int, Field(ge=514, le=1 << 20)]
     """Vocabulary size: 256 bytes twice, at the beginning and inside of words, special tokens, and pieces."""
 
     @property

@@ -93,7 +93,7 @@ def _of_files(
 def _of_json(line: Line, names: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
     try:
         value: Any = json.loads(line.text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         fault(f"{_SETTING}: {line.place} is not JSON: {error}")
         return None
     sides = [value.get(str(name)) if isinstance(value, dict) else None for name in names]
@@ -128,15 +128,13 @@ def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
     pairs = zip_longest(
         read_lines(sources, "data.source_text", _strict), read_lines(targets, "data.target_text", _strict)
     )
-    number = 0
-    for source, target in pairs:
+    for number, (source, target) in enumerate(pairs):
         if source is None or target is None:
             longer, shorter = (targets, sources) if source is None else (sources, targets)
             raise UserError(
                 f"data.source_text: {shorter} has {number} lines and {longer} has more: parallel files must have "
                 "equally many"
             )
-        number += 1
         yield from _whole(source.place, source.text.rstrip("\n"), target.text.rstrip("\n"), fault)
 
 

@@ -203,8 +203,8 @@ def _check_pairs(prepared: Prepared, job: Job) -> list[str]:
     problems = []
     if (found := len(fitting(train, job.seq_len))) < job.global_batch_size:
         problems.append(
-            f"data: of {len(train)} training pairs {found} have no side longer than seq_len {job.seq_len}, less than "
-            f"one batch of global_batch_size {job.global_batch_size}: give more pairs, or raise seq_len"
+            f"data: of {len(train)} training pairs {found} have no side longer than seq_len {job.seq_len}, less "
+            f"than one batch of global_batch_size {job.global_batch_size}: give more pairs, or raise seq_len"
         )
     if job.evaluates and not len(fitting(heldout, job.seq_len)):
         problems.append(f"data: no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none")

@@ -24,7 +24,7 @@ class Spool:
     """Documents in order of arrival, with the hash of each."""
 
     def __init__(self, path: Path, named_by: Callable[[str], str] = lambda document: document) -> None:
-        """`path`: of the file to be written; it must not exist. `named_by`: the part of a document that is hashed."""
+        """`path`: of the file to be written; it must not exist. `named_by`: what of a document is hashed."""
         self.path = path
         self._named_by = named_by
         self._lengths = array("q")

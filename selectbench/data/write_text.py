@@ -91,7 +91,8 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
         changed=cleaner.changed, train_documents=train.documents, heldout_documents=heldout.documents,
         removed_documents=heldout.removed_documents, removed_lines=heldout.removed_lines, train_bytes=train.bytes,
         heldout_bytes=heldout.bytes, unknown_tokens=train.unknown + heldout.unknown,
-        end_id=tokenizer.end_id, special_ids=tokenizer.special_ids, document_sizes=_sizes(spool, sides.training | sides.heldout),
+        end_id=tokenizer.end_id, special_ids=tokenizer.special_ids,
+        document_sizes=_sizes(spool, sides.training | sides.heldout),
     )  # fmt: skip
     (folder / FACTS).write_text(json.dumps(prepared.facts(), indent=1) + "\n", encoding="utf-8")
 
@@ -178,8 +179,8 @@ def _heldout(work: TextWork, spool: Spool, sides: Sides, tokenizer: TextTokenize
 
     with (
         (folder / HELDOUT).open("wb") as ids, _if(work.kind == "chat", folder / HELDOUT_MASK) as mask,
-        _if(work.kind == "pairs", folder / HELDOUT_LENGTHS) as lengths, (folder / HELDOUT_BYTES).open("wb") as sizes,
-        _if(work.kind == "pairs", folder / HELDOUT_PAIRS) as pairs,
+        _if(work.kind == "pairs", folder / HELDOUT_LENGTHS) as lengths,
+        _if(work.kind == "pairs", folder / HELDOUT_PAIRS) as pairs, (folder / HELDOUT_BYTES).open("wb") as sizes,
     ):  # fmt: skip
         texts = _scored(work, spool, sides, found, pairs)
         for batch in encode(tokenizer, texts, work.shape.parts, with_bytes=True):

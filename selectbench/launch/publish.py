@@ -111,7 +111,8 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     """The suite as plain data with this option alone, which is its own baseline."""
     kept = {key: value for key, value in suite.resolved.items() if key not in ("options", "control", "gate")}
-    choices = suite.option(option).choices.model_dump(mode="json")
+    every = suite.option(option).choices.model_dump(mode="json")
+    choices = {key: value for key, value in every.items() if value is not None}
     return {**kept, "choices": choices, "options": {option: {}}, "baseline": option}
 
 

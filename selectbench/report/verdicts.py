@@ -49,7 +49,7 @@ def choices_text(choices: dict[str, Any]) -> str:
     stream, yaml = StringIO(), YAML()
     yaml.default_flow_style = None
     yaml.width = 110
-    yaml.dump({"choices": choices}, stream)
+    yaml.dump({"choices": {key: value for key, value in choices.items() if value is not None}}, stream)
     return stream.getvalue()
 
 

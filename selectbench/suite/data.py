@@ -105,7 +105,7 @@ class MarkovSource(Strict):
 
     needs_tokenizer: ClassVar[bool] = False
     markov: Annotated[int, Field(ge=2, le=4096)]
-    """States of the source."""
+    """States of the source; no more than vocab_size, as a token names the state that follows."""
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 64
     """Tokens that it can emit."""
     branches: Annotated[int, Field(ge=2, le=256)] = 4
@@ -117,8 +117,9 @@ class MarkovSource(Strict):
 
     @model_validator(mode="after")
     def _room(self) -> MarkovSource:
-        if self.branches > self.vocab_size:
-            raise ValueError(f"branches {self.branches} is more than vocab_size {self.vocab_size}")
+        for name, value in (("branches", self.branches), ("markov", self.markov)):
+            if value > self.vocab_size:
+                raise ValueError(f"{name} {value} is more than vocab_size {self.vocab_size}")
         return self
 
 
@@ -278,9 +279,10 @@ class Cleaning(Strict):
     unicode: Literal["none", "NFC", "NFKC"] = "none"
     """Unicode normalisation (Unicode Standard Annex 15)."""
     control_characters: Literal["keep", "remove"] = "keep"
-    """Control, private-use and unassigned characters, but for tab and line feed: kept, or taken out."""
+    """Control, private-use and unassigned characters, but for tab and line feed: kept, or taken out, before Unicode
+    is normalised."""
     white_space: Literal["keep", "collapse"] = "keep"
-    """`collapse`: runs of blanks become one, blanks at the ends of lines go, at most one blank line is left."""
+    """`collapse`: runs of blanks become one, blanks at both ends of lines go, at most one blank line is left."""
     min_characters: Annotated[int, Field(ge=0)] = 0
     """Shorter documents are removed."""
     max_characters: Annotated[int, Field(ge=1)] | None = None

@@ -19,7 +19,7 @@ from selectbench.choices import Choices
 from selectbench.record.record import Trial
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
-from selectbench.worker.batches import Batches
+from selectbench.worker.batches import CausalBatches
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.engine_ddp import DdpEngine
 from selectbench.worker.loop import train_with_engine
@@ -53,7 +53,7 @@ def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
     def seconds() -> float:
         setting = Setting(
             order=order, world=ALONE, module=None, loss=choices.loss.build(), batches=batches(),
-            stream=TokenStream(SEQUENCES, LENGTH, "cpu"), shares=shares(JOB.lr_schedule, STEPS), held_out=None,
+            stream=TokenStream(SEQUENCES, LENGTH + 1, "cpu"), shares=shares(JOB.lr_schedule, STEPS), held_out=None, examination=None, look=None,
             emit=lambda event: None, memory=training_memory("cpu"), whereabouts=nowhere(),
             count_compilations=lambda: 0,
         )  # fmt: skip
@@ -65,8 +65,8 @@ def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
     return seconds
 
 
-def batches() -> Batches:
-    return Batches(TOKENS, seq_len=LENGTH, global_batch_size=SEQUENCES, seed=0, device="cpu")
+def batches() -> CausalBatches:
+    return CausalBatches(TOKENS, seq_len=LENGTH, global_batch_size=SEQUENCES, seed=0, device="cpu")
 
 
 def bare_loop(model: Any, optimizer: torch.optim.Optimizer) -> Callable[[], float]:

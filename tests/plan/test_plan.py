@@ -224,7 +224,9 @@ def test_without_earlier_trials_more_work_takes_longer(suite_file: Path) -> None
     seconds = []
     for steps in (10, 100000):
         suite = load_suite(str(suite_file), device="cpu", settings=[f"job.max_steps={steps}"])
-        found = estimate(make_plan(suite, CPU, data, "code"), CPU, [])
+        found = estimate(
+            make_plan(suite, CPU, dict.fromkeys([o.name for o in suite.options], data), "code"), CPU, []
+        )
         assert found is not None
         assert found.from_records == 0
         seconds.append(found.seconds["whole"])

@@ -149,8 +149,9 @@ def gave_up(trials, model, **more):
     return last.detail
 
 
-def suite_of(model, tmp_path, **asked):
+def suite_of(model, tmp_path, entries=300, **asked):
     text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{pretrained: {model}}}")
+    text = text.replace("bpe: 512", f"bpe: {entries}")
     (tmp_path / "suites").mkdir(exist_ok=True)
     return lines_of(write(tmp_path / "suites", text), **asked)
 
@@ -231,13 +232,13 @@ def test_a_damaged_configuration(trials, home, folder, tmp_path):
 
 
 def test_a_vocabulary_that_is_smaller_than_the_tokenizers(home, tmp_path):
-    (line,) = suite_of(home / "llama", tmp_path)
+    (line,) = suite_of(home / "llama", tmp_path, entries=512)
     assert line == "mine.yaml:2:3: job: the model's vocab_size 320 is less than the tokenizer's 512"
 
 
 def test_a_sequence_that_is_longer_than_its_positions(home, tmp_path):
-    found = suite_of(home / "llama", tmp_path, settings=["job.tokenizer={bpe: 300}", "job.seq_len=128"])
-    assert found == ["--set: job.seq_len: seq_len 128 is more than the model's 64 positions"]
+    found = suite_of(home / "llama", tmp_path, settings=["job.seq_len=128"])
+    assert found == ["--set job.seq_len=128: job.seq_len: seq_len 128 is more than the model's 64 positions"]
 
 
 def test_a_hub_id_without_a_network(trials, home, monkeypatch, tmp_path):
@@ -255,7 +256,7 @@ def test_an_encoder_is_not_taken_for_a_model_of_the_next_token(tmp_path):
     config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=600)
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     (line,) = suite_of(tmp_path / "bert", tmp_path)
-    assert line == "mine.yaml:2:3: job: model: bert is for task masked_lm, the job's task is causal_lm"
+    assert line == "mine.yaml:2:3: job: model: this model is for task masked_lm, the job's task is causal_lm"
 
 
 def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
@@ -263,7 +264,7 @@ def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
     config.save_pretrained(tmp_path / "bert")
     text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{config: {tmp_path / 'bert'}}}")
     (line,) = lines_of(write(tmp_path, text))
-    assert line == "mine.yaml:2:3: job: model: bert is for task masked_lm, the job's task is causal_lm"
+    assert line == "mine.yaml:2:3: job: model: this model is for task masked_lm, the job's task is causal_lm"
 
 
 # Its tokenizer

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from selectbench.data.prepared import Prepared
-from selectbench.worker.batches import Batches
+from selectbench.worker.batches import CausalBatches
 from selectbench.worker.seeds import derived_seed
 
 STEPS, SEQUENCES, LENGTH = 8, 8, 32
@@ -118,7 +118,7 @@ def test_the_seed_changes_weights_and_order_and_not_the_evaluation_set(trials):
 
 
 def test_every_sequence_comes_once_an_epoch_in_a_new_order():
-    batches = Batches(np.arange(33 * 2, dtype=np.uint16), seq_len=3, global_batch_size=4, seed=5, device="cpu")
+    batches = CausalBatches(np.arange(33 * 2, dtype=np.uint16), seq_len=3, global_batch_size=4, seed=5, device="cpu")
     count = batches.sequences
     drawn = np.concatenate([batches.sample_indices(step) for step in range(count)])
     epochs = drawn.reshape(4, count)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from selectbench.worker.token_stream import TokenStream, stream_sha256
 
-STREAM = TokenStream(8, 4, "cpu")
+STREAM = TokenStream(8, 4 + 1, "cpu")
 
 
 def total(sequences, size):
