@@ -207,8 +207,8 @@ class T5(Strict):
     def _heads_divide(self) -> T5:
         if self.d_kv is None and self.d_model % self.num_heads:
             raise ValueError(
-                f"num_heads must divide d_model where d_kv is not given, found d_model {self.d_model} and num_heads "
-                f"{self.num_heads}"
+                f"num_heads must divide d_model where d_kv is not given, found d_model {self.d_model} "
+                f"and num_heads {self.num_heads}"
             )
         return self
 
@@ -229,7 +229,8 @@ class T5(Strict):
         """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
         return {
             "model_type": "t5", "num_layers": self.num_layers, "num_decoder_layers": self.num_layers,
-            "d_model": self.d_model, "num_heads": self.num_heads, "d_kv": self.d_kv or self.d_model // self.num_heads,
+            "d_model": self.d_model, "num_heads": self.num_heads,
+            "d_kv": self.d_kv or self.d_model // self.num_heads,
             "d_ff": self.d_ff or 4 * self.d_model, "vocab_size": vocab_size, "dropout_rate": self.dropout,
             "relative_attention_num_buckets": _T5_BUCKETS, "pad_token_id": None, "eos_token_id": None,
             "decoder_start_token_id": None,
@@ -240,7 +241,7 @@ _T5_BUCKETS = 32
 
 
 class Bart(Strict):
-    """BART (Lewis et al. 2020, arXiv:1910.13461), encoder and decoder for `task: seq2seq`; dropout off unless set."""
+    """BART (Lewis et al. 2020, arXiv:1910.13461), encoder and decoder for `task: seq2seq`; no dropout by default."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
     family: Literal["bart"] = "bart"
@@ -298,7 +299,7 @@ ENCODERS = frozenset({
 
 
 def _tasks_of(content: dict[str, Any]) -> tuple[str, ...]:
-    """Tasks that a configuration's model may be for; whether transformers has such a model, the worker finds out."""
+    """Tasks that a configuration's model may be for; the worker finds out whether transformers has such a one."""
     leaks = content.get("model_type") in ENCODERS and not content.get("is_decoder")
     return ("masked_lm",) if leaks else ("causal_lm", "masked_lm", "seq2seq")
 

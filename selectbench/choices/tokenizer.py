@@ -24,7 +24,7 @@ class Bpe(Strict):
 
 
 class Unigram(Strict):
-    """A unigram language model over pieces of words (Kudo 2018, arXiv:1804.10959), trained on the training split."""
+    """A unigram model over pieces of words (Kudo 2018, arXiv:1804.10959), trained on the training split."""
 
     unigram: Entries
     """Vocabulary size: 256 bytes, special tokens, and pieces."""

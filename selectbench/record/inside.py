@@ -28,8 +28,10 @@ class Inside(Stored):
     token_losses: list[float] = Field(default_factory=list)
     """Nats of each of these tokens."""
     attention: list[list[float]] = Field(default_factory=list)
-    """Of the last layer, averaged over its heads: how much each of the first tokens (row) attends to each (column); of
-    an encoder and decoder, how the target attends to the source. Drawn with the eager kernel; empty: not to be had."""
+    """Of the last layer, averaged over its heads: how much each of the first tokens (row) attends to each
+    (column); of
+    an encoder and decoder, how the target attends to the source. Drawn with the eager kernel; empty: not to be
+    had."""
     attention_rows: list[str] = Field(default_factory=list)
     """Text of the tokens that attend."""
     attention_columns: list[str] = Field(default_factory=list)

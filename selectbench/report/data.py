@@ -62,10 +62,11 @@ def _documents(prepared: Prepared) -> list[str]:
         return []
     kept = prepared.train_documents + prepared.heldout_documents
     gone = sum(prepared.removed.values()) + prepared.removed_documents
-    found = [
+    told = (
         f"documents: {prepared.documents_in:,} read = {kept:,} kept ({prepared.train_documents:,} to train on, "
         f"{prepared.heldout_documents:,} held out) + {gone:,} removed"
-    ]
+    )
+    found = [told]
     found += [f"  removed: {count:,} {_WORDS.get(step, step)}" for step, count in prepared.removed.items()]
     if prepared.removed_documents:
         found.append(
@@ -78,10 +79,11 @@ def _documents(prepared: Prepared) -> list[str]:
 
 
 def _tokens(prepared: Prepared) -> list[str]:
-    found = [
+    told = (
         f"tokens: {prepared.train_tokens:,} to train on, {prepared.heldout_tokens:,} held out; vocabulary of "
         f"{prepared.vocab_size:,}"
-    ]
+    )
+    found = [told]
     if prepared.has_text and prepared.train_tokens:
         found.append(
             f"  {units.significant(prepared.train_bytes / prepared.train_tokens, 3)} bytes a token "

@@ -26,7 +26,8 @@ from selectbench.suite.suite import Suite
 
 _COLUMNS = (
     "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte", "excess_loss", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score", "initial_loss",
+    "bits_per_byte", "excess_loss", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
+    "initial_loss",
     "bytes_per_token", "joules_per_token", "usd_per_billion_tokens", "startup_seconds", "compile_seconds",
 )  # fmt: skip
 _RATIOS = ("tokens_per_second", "peak_memory_bytes", "final_perplexity")

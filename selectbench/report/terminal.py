@@ -18,7 +18,8 @@ from selectbench.report.identity import in_short, not_the_same_job
 
 _BY_IMPORTANCE = (
     "tokens_per_second", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score", "excess_loss",
-    "bytes_per_token", "initial_loss", "final_perplexity", "peak_memory_bytes", "step_time_median_seconds", "final_loss",
+    "bytes_per_token", "initial_loss", "final_perplexity", "peak_memory_bytes", "step_time_median_seconds",
+    "final_loss",
     "joules_per_token", "usd_per_billion_tokens", "bits_per_byte", "startup_seconds", "compile_seconds",
 )  # fmt: skip
 _NAME_MOST = 40

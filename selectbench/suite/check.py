@@ -67,9 +67,9 @@ def _check_config(model: Node, problems: Problems) -> None:
     if node is not None and isinstance(node.value, str) and not config_file(node.value).exists():
         problems.at(node, f"there is no file {config_file(node.value)}")
     named = model.mapping.get("pretrained")
-    if named is not None and isinstance(named.value, str):
-        if problem := PretrainedModel(pretrained=named.value).problem():
-            problems.at(named, problem)
+    found = PretrainedModel(pretrained=named.value) if named is not None and isinstance(named.value, str) else None
+    if found is not None and named is not None and (problem := found.problem()):
+        problems.at(named, problem)
 
 
 def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, problems: Problems) -> None:

@@ -15,7 +15,8 @@ Yardstick = Literal["baseline", "reference"]
 METRICS = (
     "tokens_per_second", "bytes_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss",
     "final_perplexity",
-    "bits_per_byte", "excess_loss", *SCORES, OWN_SCORE, "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
+    "bits_per_byte", "excess_loss", *SCORES, OWN_SCORE, "peak_device_memory_bytes", "joules_per_token",
+    "usd_per_billion_tokens",
 )  # fmt: skip
 QUALITY_METRICS = frozenset({
     "final_loss", "final_perplexity", "bits_per_byte", "excess_loss", *SCORES, OWN_SCORE,
@@ -34,9 +35,11 @@ PER_TOKEN = frozenset({
 UTILIZATION_METRICS = ("mfu", "hfu", "matmul_rate_share")
 """Those that are shown and decide nothing."""
 THRESHOLDS = {
-    "tokens_per_second": 0.01, "bytes_per_second": 0.01, "step_time_median_seconds": 0.01, "peak_memory_bytes": 0.01,
+    "tokens_per_second": 0.01, "bytes_per_second": 0.01, "step_time_median_seconds": 0.01,
+    "peak_memory_bytes": 0.01,
     "peak_device_memory_bytes": 0.01, "joules_per_token": 0.01, "usd_per_billion_tokens": 0.01,
-    "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002, "excess_loss": 0.05, **dict.fromkeys((*SCORES, OWN_SCORE), 0.01),
+    "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002, "excess_loss": 0.05,
+    **dict.fromkeys((*SCORES, OWN_SCORE), 0.01),
 }  # fmt: skip
 """Smallest difference that matters, as a share of the value, where the suite does not say."""
 _BYTES = {
@@ -46,7 +49,8 @@ _SECONDS = {"s": 1, "ms": 1e-3, "us": 1e-6}
 _JOULES = {"J": 1, "mJ": 1e-3, "uJ": 1e-6}
 UNITS: dict[str, dict[str, float]] = {
     "peak_memory_bytes": _BYTES, "peak_device_memory_bytes": _BYTES, "step_time_median_seconds": _SECONDS,
-    "joules_per_token": _JOULES, "usd_per_billion_tokens": {"USD": 1}, "tokens_per_second": {"tokens/s": 1}, "bytes_per_second": {"B/s": 1},
+    "joules_per_token": _JOULES, "usd_per_billion_tokens": {"USD": 1}, "tokens_per_second": {"tokens/s": 1},
+    "bytes_per_second": {"B/s": 1},
     "final_loss": {"nats": 1}, "excess_loss": {"nats": 1}, "bits_per_byte": {"bits": 1},
 }  # fmt: skip
 """What may follow a number, by metric; without it the number is in the metric's own unit."""

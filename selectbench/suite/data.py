@@ -225,9 +225,9 @@ class Apart(Strict):
             raise ValueError("a markov source brings its own held-out tokens: give it by itself")
         if kinds[0] != kinds[1]:
             raise ValueError(f"train and heldout must be of one kind, found {kinds[0]} and {kinds[1]}")
-        if isinstance(self.train, TokenFile) and isinstance(self.heldout, TokenFile):
-            if self.train.vocab_size != self.heldout.vocab_size:
-                raise ValueError("train and heldout must have the same vocab_size")
+        sizes = {one.vocab_size for one in (self.train, self.heldout) if isinstance(one, TokenFile)}
+        if len(sizes) > 1:
+            raise ValueError("train and heldout must have the same vocab_size")
         return self
 
 

@@ -49,7 +49,8 @@ class Job(Strict):
     """The work that is identical for every option."""
 
     task: Literal["causal_lm", "masked_lm", "seq2seq"] = "causal_lm"
-    """What is learnt: the next token (`causal_lm`: gpt2, llama), hidden tokens (`masked_lm`: bert), or the target of a
+    """What is learnt: the next token (`causal_lm`: gpt2, llama), hidden tokens (`masked_lm`: bert), or the
+    target of a
     source (`seq2seq`: t5, bart; the data are pairs)."""
     model: Model
     """The architecture; weights are drawn from the seed."""

@@ -160,7 +160,8 @@ def _suite(
     other_tokens = content is not None and tokenizers_differ([choices for _, choices in rows], content.job)
     unmeasured = unmeasured_metrics(
         evaluates=evaluates, device=device, has_prices="cost" in document.mapping, other_tokens=other_tokens,
-        kind=kind_of(content.job.data) if content else "text", scored=content.job.scored if content else frozenset(),
+        kind=kind_of(content.job.data) if content else "text",
+        scored=content.job.scored if content else frozenset(),
     )  # fmt: skip
     if content is not None:
         check_jobs(rows, content.job, document, problems)

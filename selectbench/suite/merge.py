@@ -11,7 +11,8 @@ from dataclasses import replace
 from selectbench.suite.document import Node, Place
 
 TAGS = frozenset({
-    "name", "family", "config", "pretrained", "corpus", "text", "jsonl", "parquet", "dataset", "documents", "tokens",
+    "name", "family", "config", "pretrained", "corpus", "text", "jsonl", "parquet", "dataset", "documents",
+    "tokens",
     "markov", "chat", "pairs", "source_text", "train", "bpe", "unigram", "wordpiece", "bytes",
 })  # fmt: skip
 """Keys that say which class a mapping is; `config` only where no mapping stands under it, as DeepSpeed's does."""

@@ -130,7 +130,7 @@ def _untagged(detail: Any, node: Node) -> str:
     names = {
         "model": f"family ({_either(FAMILIES)}), config (a file or its folder) or pretrained (a folder or hub id)",
         "data": f"one of {_either([tag_of_source(kind) for kind in SOURCES])}, or train and heldout",
-        "tokenizer": "bpe, unigram or wordpiece (a vocabulary size), bytes (true) or pretrained (a folder or hub id)",
+        "tokenizer": "bpe, unigram or wordpiece (a size), bytes (true) or pretrained (a folder or hub id)",
         **dict.fromkeys(("train", "heldout"), f"one of {_either([tag_of_source(kind) for kind in SOURCES])}"),
     }  # fmt: skip
     dimension = str(detail["loc"][-1])

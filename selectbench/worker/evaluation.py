@@ -25,7 +25,7 @@ from selectbench.worker.world import World
 
 @dataclass(frozen=True)
 class Forward:
-    """A model as evaluations call it: batches to logits with a row for each target, (sequences, targets, vocabulary)."""
+    """A model as evaluations call it: batches to logits, (sequences, targets, vocabulary)."""
 
     module: Any
     weights: dict[str, torch.Tensor]
@@ -36,7 +36,7 @@ class Forward:
         return logits_of(self._output(batch, batch.named))
 
     def attention(self, batch: Batch) -> torch.Tensor | None:
-        """What a transformers model attends to, with the eager kernel, as `inside.attention_of` finds it; else None."""
+        """What a transformers model attends to, by the eager kernel, as `inside.attention_of` finds it."""
         from selectbench.worker.inside import attention_of
 
         if attention(self.module) is None:
@@ -100,7 +100,7 @@ class CausalHeldOut:
     def first(cls, data: Prepared, *, tokens: int, seq_len: int) -> CausalHeldOut:
         """The first `tokens` held-out tokens, rounded up to whole sequences; all there are where there are fewer.
 
-        Of chats only what is to be predicted is scored. Raises ValueError where the split doesn't fill one sequence.
+        Of chats only what is to be predicted is scored. Raises ValueError where the split fills no sequence.
         """
         stream = data.heldout()
         count = min(-(-tokens // seq_len), prepared.sequences(len(stream), seq_len))

@@ -34,7 +34,7 @@ def generate_targets(logits: Logits, batch: Batch, *, end_id: int, pad_id: int, 
 
 
 def continue_tokens(logits: Logits, prompt: Sequence[int], *, count: int, longest: int, world: World) -> list[int]:
-    """The `count` most likely tokens after a prompt, of a causal model that sees at most `longest` tokens at once."""
+    """The `count` most likely tokens after a prompt; the model is shown `longest` tokens at most."""
     known = list(prompt)
     for _ in range(count):
         ids = torch.tensor([known[-longest:]], dtype=torch.int64, device=world.device)

@@ -116,7 +116,7 @@ class Look:
 
 
 def attention_of(output: object) -> torch.Tensor | None:
-    """Of a transformers output: the last layer's, (sequences, heads, rows, columns); cross-attention where there is."""
+    """The last layer's, (sequences, heads, rows, columns); cross-attention where there is; None: not told."""
     for name in ("cross_attentions", "attentions"):
         layers = getattr(output, name, None)
         if layers and isinstance(layers[-1], torch.Tensor):

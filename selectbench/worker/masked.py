@@ -1,7 +1,8 @@
 """Masked language modelling: some tokens are hidden from the model, and it must say which they were.
 
 Of a sequence's tokens 15 % are chosen; of these 80 % are replaced by the mask token, 10 % by any token, 10 % stay
-(Devlin et al. 2019, arXiv:1810.04805, section 3.1). Which they are follows from the seed, the step and the sequence,
+(Devlin et al. 2019, arXiv:1810.04805, section 3.1). Which they are follows from the seed,
+the step and the sequence,
 not from how a step is cut; for the held-out text from the sequence alone, so that every evaluation asks the same.
 """
 

@@ -22,7 +22,10 @@ AUTO: dict[str, Any] = {
 
 
 def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str, empty: bool) -> Any:
-    """A model that was trained before, in fp32, its dropout off. Raises NotImplementedError where it can't be had."""
+    """A model that was trained before, in fp32, its dropout off.
+
+    Raises NotImplementedError where it can't be had.
+    """
     where = f"model.pretrained: {model.pretrained}"
     try:
         config = AutoConfig.from_pretrained(model.pretrained, revision=model.revision or "main")

@@ -1,4 +1,4 @@
-"""Pairs for an encoder and a decoder: every side padded to the job's length, so that shapes do not depend on the cut.
+"""Pairs for an encoder and a decoder, padded to the job's length: shapes do not depend on how a step is cut.
 
 The decoder is given the padding token, then the target without its last token, and must say the target, its
 end-of-text token among it (Raffel et al. 2020, arXiv:1910.10683, section 2.1). Padding is hidden from attention and
@@ -58,7 +58,8 @@ class PairTokens:
         target, target_there = self.side(indices, 1)
         given = np.concatenate([np.full((len(indices), 1), self.pad_id), target[:, :-1]], axis=1)
         named = {
-            "input_ids": torch.from_numpy(source), "attention_mask": torch.from_numpy(source_there.astype(np.int64)),
+            "input_ids": torch.from_numpy(source),
+            "attention_mask": torch.from_numpy(source_there.astype(np.int64)),
             "decoder_input_ids": torch.from_numpy(given),
         }  # fmt: skip
         targets = torch.from_numpy(np.where(target_there, target, NOT_COUNTED))

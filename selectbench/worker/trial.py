@@ -132,7 +132,8 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
-        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out, examination=examination_of(order, data), look=Look.of(held_out, data) if held_out else None, emit=emit, memory=memory,
+        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out, examination=examination_of(order,
+        data), look=Look.of(held_out, data) if held_out else None, emit=emit, memory=memory,
         whereabouts=whereabouts, count_compilations=compilations,
     )  # fmt: skip
 

@@ -25,7 +25,8 @@ OTHER: dict[str, Any] = {
     "working_dtype": "bfloat16",
     "gradient_dtype": "bfloat16", "compute_dtype": "bfloat16", "optimizer_state_dtype": ["bfloat16"],
     "matmul_tf32": True, "attention": "eager", "optimizer": ["SGD(fused)"], "compiled": True,
-    "trainable_parameters": 5, "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2, "strategy": "FSDPModule",
+    "trainable_parameters": 5, "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2,
+    "strategy": "FSDPModule",
     "framework": "transformers.Trainer", "loss": "mine:Loss", "dropout": 0.1, "code_sha256": "f" * 64,
 }  # fmt: skip
 

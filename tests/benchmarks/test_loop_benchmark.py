@@ -53,7 +53,8 @@ def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
     def seconds() -> float:
         setting = Setting(
             order=order, world=ALONE, module=None, loss=choices.loss.build(), batches=batches(),
-            stream=TokenStream(SEQUENCES, LENGTH + 1, "cpu"), shares=shares(JOB.lr_schedule, STEPS), held_out=None, examination=None, look=None,
+            stream=TokenStream(SEQUENCES, LENGTH + 1, "cpu"), shares=shares(JOB.lr_schedule, STEPS),
+            held_out=None, examination=None, look=None,
             emit=lambda event: None, memory=training_memory("cpu"), whereabouts=nowhere(),
             count_compilations=lambda: 0,
         )  # fmt: skip

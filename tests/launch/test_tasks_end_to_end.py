@@ -41,7 +41,8 @@ job:
   global_batch_size: 8
   max_steps: 12
   lr_schedule: {name: constant}
-  eval: {tokens: 300, every_steps: 6, at_start: true, scores: [bleu, chrf, exact_match, "ourscore:words"], generate: 5}
+  eval: {tokens: 300, every_steps: 6, at_start: true, scores: [bleu, chrf, exact_match, "ourscore:words"],
+  generate: 5}
 choices:
   optimizer: {name: adamw, lr: 1e-2}
   micro_batch_size: 8

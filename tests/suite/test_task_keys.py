@@ -217,8 +217,12 @@ def test_nothing_per_token_decides_where_tokenizers_differ(tmp_path, metric):
     bound = ">= 0.99x" if metric == "tokens_per_second" else "<= 1.01x"
     decide = f"decide: {{objective: {metric}, constraints: [{metric} {bound} baseline]}}\n"
     first, second = lines_of(write(tmp_path, changed(OTHER, more=decide)))
-    assert first.startswith(f"mine.yaml:14:21: decide.objective: {metric} is not measured: the options' tokenizers differ")
-    assert second.startswith(f"mine.yaml:14:{37 + len(metric)}: decide.constraints[0]: {metric} is not measured: the options' tokenizers differ")
+    assert first.startswith(
+        f"mine.yaml:14:21: decide.objective: {metric} is not measured: the options' tokenizers differ"
+    )
+    assert second.startswith(
+        f"mine.yaml:14:{37 + len(metric)}: decide.constraints[0]: {metric} is not measured: the options' tokenizers differ"
+    )
     assert "bits_per_byte" in first
     assert lines_of(write(tmp_path, changed(more=decide))) == []
 

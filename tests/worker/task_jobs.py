@@ -9,8 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from transformers import BartConfig, BartForConditionalGeneration, BertConfig, BertForMaskedLM
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
+    BertConfig,
+    BertForMaskedLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from selectbench.choices.tokenizer import Bpe
 from selectbench.data.prepare import prepare
@@ -80,7 +86,8 @@ def made(kind: Any, config: Any, seed: int) -> Any:
 def plain_bert(vocab_size: int, seed: int) -> Any:
     config = BertConfig(
         num_hidden_layers=2, hidden_size=32, num_attention_heads=2, intermediate_size=128, vocab_size=vocab_size,
-        max_position_embeddings=LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, pad_token_id=None,
+        max_position_embeddings=LENGTH, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        pad_token_id=None,
     )  # fmt: skip
     return made(BertForMaskedLM, config, seed)
 
@@ -96,7 +103,8 @@ def plain_t5(vocab_size: int, seed: int, **more: Any) -> Any:
 def plain_bart(vocab_size: int, seed: int) -> Any:
     config = BartConfig(
         encoder_layers=2, decoder_layers=2, d_model=32, encoder_attention_heads=2, decoder_attention_heads=2,
-        encoder_ffn_dim=128, decoder_ffn_dim=128, vocab_size=vocab_size, max_position_embeddings=LENGTH, dropout=0.0,
+        encoder_ffn_dim=128, decoder_ffn_dim=128, vocab_size=vocab_size, max_position_embeddings=LENGTH,
+        dropout=0.0,
         attention_dropout=0.0, activation_dropout=0.0, pad_token_id=None, bos_token_id=None, eos_token_id=None,
         decoder_start_token_id=None, forced_eos_token_id=None,
     )  # fmt: skip

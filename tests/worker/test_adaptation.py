@@ -98,7 +98,8 @@ def test_lora_begins_as_full_training_does_and_then_differs(trials, family):
 def test_the_scale_is_alpha_over_r_and_the_seed_draws_the_additions(trials):
     norms = {}
     for alpha, seed in itertools.product((8.0, 16.0), (0, 1)):
-        found = trials.finished(seed=seed, job={**JOB, "max_steps": 1, "clip_norm": None}, adaptation={**LORA, "alpha": alpha})  # fmt: skip
+        found = trials.finished(seed=seed, job={**JOB, "max_steps": 1, "clip_norm": None}, adaptation={**LORA,
+        "alpha": alpha})  # fmt: skip
         norms[alpha, seed] = found.identity.first_step_gradient_norm
     assert norms[16.0, 0] == pytest.approx(2 * norms[8.0, 0], rel=1e-4)
     assert norms[8.0, 0] != pytest.approx(norms[8.0, 1], rel=1e-3)
@@ -127,7 +128,9 @@ def test_accumulation_and_two_ranks_agree(launched, adaptation):
         other = launched.finished(job=JOB, adaptation=adaptation, **cut)
         assert launched.series()["loss_nats_per_token"] == pytest.approx(found["loss_nats_per_token"], rel=1e-5)
         assert launched.series()["gradient_norm"] == pytest.approx(found["gradient_norm"], rel=1e-4)
-        assert math.exp(other.measurement.final_loss) == pytest.approx(math.exp(whole.measurement.final_loss), rel=1e-4)
+        assert math.exp(other.measurement.final_loss) == pytest.approx(
+            math.exp(whole.measurement.final_loss), rel=1e-4
+        )
         assert other.identity.trainable_parameters == whole.identity.trainable_parameters
         assert other.identity.token_stream_sha256 == whole.identity.token_stream_sha256
 
@@ -196,7 +199,9 @@ def test_qlora_trains_the_additions_alone(trials, monkeypatch):
     assert finished.measurement.last_loss < finished.measurement.first_loss
     full = trials.finished(job=JOB)
     assert finished.identity.first_step_loss == pytest.approx(full.identity.first_step_loss, rel=2e-2)
-    assert finished.identity.first_step_loss != full.identity.first_step_loss, "4 bits are not the weights themselves"
+    assert finished.identity.first_step_loss != full.identity.first_step_loss, (
+        "4 bits are not the weights themselves"
+    )
 
 
 def test_qlora_keeps_linear_layers_in_less_than_a_third(trials, monkeypatch):
@@ -221,12 +226,15 @@ def test_qlora_of_a_model_without_linear_layers_is_unsupported_with_its_reason(t
     last = trials.events(job={"model": GPT2, "max_steps": 2}, adaptation=QLORA)[-1]
     assert isinstance(last, GaveUp)
     assert last.kind == "unsupported"
-    assert last.detail.startswith("adaptation qlora: the model has no torch.nn.Linear to keep in 4 bits (gpt2 has none")
+    assert last.detail.startswith(
+        "adaptation qlora: the model has no torch.nn.Linear to keep in 4 bits (gpt2 has none"
+    )
 
 
 def test_a_tied_head_stays_as_it_is(trials):
     order = trials.order(job={**JOB, "model": {**LLAMA, "tie_word_embeddings": True}})
     module = mapped_model(order, 300, ensure_weights(order, 300))
-    for adapted in (Lora(r=2).apply(module, "cpu"), Qlora(r=2).apply(mapped_model(order, 300, ensure_weights(order, 300)), "cpu")):  # fmt: skip
+    for adapted in (Lora(r=2).apply(module, "cpu"), Qlora(r=2).apply(mapped_model(order, 300,
+    ensure_weights(order, 300)), "cpu")):  # fmt: skip
         assert adapted.get_output_embeddings().weight is adapted.get_input_embeddings().weight
         assert not any("lm_head" in name for name, _ in adapted.named_parameters())

@@ -50,7 +50,8 @@ def test_attention_is_the_scaled_dot_product(kernel):
     with torch.no_grad():
         block.c_attn.weight.mul_(30)  # scores that differ from one another
     seen = {}
-    block.register_forward_hook(lambda _, given, named, made: seen.update(given=given or named, made=made), with_kwargs=True)  # fmt: skip
+    block.register_forward_hook(lambda _, given, named, made: seen.update(given=given or named, made=made),
+    with_kwargs=True)  # fmt: skip
     with torch.no_grad():
         model(input_ids=torch.randint(50, (3, LENGTH)))
         given = seen["given"]
@@ -65,7 +66,9 @@ def test_cross_entropy_of_a_fifth_is_its_logarithm():
     assert CrossEntropy().build()(logits, torch.tensor([[0]])).item() == pytest.approx(1.609, abs=5e-4)
     assert CrossEntropy().build()(logits, torch.tensor([[0]])).item() == pytest.approx(-math.log(0.2), rel=1e-6)
     held_out = CausalHeldOut(np.array([[1, 0]]), None, 1, 1)
-    assert heldout_loss(lambda _: logits, held_out, sequences_per_batch=1, world=ALONE) == pytest.approx(1.609, abs=5e-4)
+    assert heldout_loss(lambda _: logits, held_out, sequences_per_batch=1, world=ALONE) == pytest.approx(
+        1.609, abs=5e-4
+    )
 
 
 def test_a_held_out_loss_is_the_mean_over_the_counted_targets():

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from selectbench.choices.model import Bart, Bert, T5
+from selectbench.choices.model import T5, Bart, Bert
 from selectbench.worker.model import AUTO
 
 
@@ -51,7 +51,9 @@ def test_the_published_sizes():
 
 
 def test_plain_models_have_as_many():
-    assert Bert(num_hidden_layers=2, hidden_size=32, num_attention_heads=2).parameters(300, 32) == count(jobs.plain_bert)
+    assert Bert(num_hidden_layers=2, hidden_size=32, num_attention_heads=2).parameters(300, 32) == count(
+        jobs.plain_bert
+    )
     assert T5(num_layers=2, d_model=32, num_heads=2).parameters(300, 32) == count(jobs.plain_t5)
     assert Bart(num_layers=2, d_model=32, num_heads=2).parameters(300, 32) == count(jobs.plain_bart)
 

@@ -26,7 +26,12 @@ from selectbench.worker.world import ALONE
 
 REFERENCES = ["The cat sat on the mat.", "Yes, he does not know.", "A dog runs in the park today", "Fine weather"]
 HYPOTHESES_MADE = ["the cat is on the mat", "Yes, he does not know!", "dogs running in a park today", ""]
-SOURCES = ["Die Katze sass auf der Matte.", "Ja, er weiss es nicht.", "Ein Hund rennt heute im Park", "Schoenes Wetter"]
+SOURCES = [
+    "Die Katze sass auf der Matte.",
+    "Ja, er weiss es nicht.",
+    "Ein Hund rennt heute im Park",
+    "Schoenes Wetter",
+]
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +79,8 @@ def test_exact_match_and_token_f1_by_hand():
     same = [("The Cat!", "a cat"), ("an  answer", "Answer."), ("42", "42"), ("cats", "cat"), ("", "the")]
     hypotheses, references = ([pair[side] for pair in same] for side in (0, 1))
     assert value("exact_match", hypotheses, references) == pytest.approx(100 * 4 / 5)
-    # `the` is left out; x y of x y z: precision 1, recall 2/3; a repeated word counts once where the other has it once
+    # `the` is left out; x y of x y z: precision 1, recall 2/3; a repeated word counts once where the other has it
+    # once
     assert value("token_f1", ["the x y"], ["x y z"]) == pytest.approx(100 * 0.8)
     assert value("token_f1", ["x x x"], ["x y z"]) == pytest.approx(100 / 3)
     assert value("token_f1", [""], ["x"]) == 0
@@ -82,7 +88,8 @@ def test_exact_match_and_token_f1_by_hand():
 
 
 def test_bleu_by_hand():
-    """No brevity penalty; of 1 to 4 words in a row 5 of 6, 3 of 5, 1 of 4 and 0 of 3 match, the last smoothed to 1/6."""
+    """No brevity penalty; of 1 to 4 words in a row 5 of 6, 3 of 5, 1 of 4 and 0 of 3 match, the last smoothed
+    to 1/6."""
     expected = 100 * (5 / 6 * 3 / 5 * 1 / 4 * (1 / 2) / 3) ** 0.25
     assert value("bleu", ["the cat is on the mat"], ["the cat sat on the mat"]) == pytest.approx(expected)
 
@@ -132,7 +139,9 @@ def test_an_own_score_is_called_with_texts_and_named_by_its_function(code):
 @pytest.mark.parametrize(("name", "kind"), [("text", "str"), ("truth", "bool")])
 def test_an_own_score_that_is_no_number_is_told(code, name, kind):
     add_to_path(code)
-    with pytest.raises(OwnCodeError, match=rf"score own_scores_here:{name}: expected a number, it returned a {kind}"):
+    with pytest.raises(
+        OwnCodeError, match=rf"score own_scores_here:{name}: expected a number, it returned a {kind}"
+    ):
         score(f"own_scores_here:{name}", HYPOTHESES_MADE, REFERENCES, SOURCES)
 
 
@@ -195,7 +204,8 @@ def test_bleu_of_a_trial_is_what_sacrebleus_own_command_finds(trials, pairs, tmp
     assert set(measured.score_signatures) == set(SCORES)
 
 
-@pytest.mark.parametrize("other", [{"micro_batch_size": 2}, {"micro_batch_size": 4, "world_size": 2, "strategy": {"name": "ddp"}}], ids=str)  # fmt: skip
+@pytest.mark.parametrize("other", [{"micro_batch_size": 2}, {"micro_batch_size": 4, "world_size": 2,
+"strategy": {"name": "ddp"}}], ids=str)  # fmt: skip
 def test_how_a_trial_is_cut_does_not_change_what_it_says(launched, pairs, other):
     launched.data_folder = pairs.folder
     job = {**scored("chrf"), "max_steps": 4}

@@ -118,7 +118,9 @@ def test_the_seed_changes_weights_and_order_and_not_the_evaluation_set(trials):
 
 
 def test_every_sequence_comes_once_an_epoch_in_a_new_order():
-    batches = CausalBatches(np.arange(33 * 2, dtype=np.uint16), seq_len=3, global_batch_size=4, seed=5, device="cpu")
+    batches = CausalBatches(
+        np.arange(33 * 2, dtype=np.uint16), seq_len=3, global_batch_size=4, seed=5, device="cpu"
+    )
     count = batches.sequences
     drawn = np.concatenate([batches.sample_indices(step) for step in range(count)])
     epochs = drawn.reshape(4, count)

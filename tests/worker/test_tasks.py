@@ -287,9 +287,7 @@ def test_something_is_hidden_in_the_shortest_sequence():
 
 def test_every_evaluation_asks_the_same(trials, prepared):
     data = prepared["masked_lm"]
-    one, again = (
-        MaskedHeldOut.of(CausalHeldOut.first(data, tokens=600, seq_len=LENGTH), data) for _ in range(2)
-    )
+    one, again = (MaskedHeldOut.of(CausalHeldOut.first(data, tokens=600, seq_len=LENGTH), data) for _ in range(2))
     assert same(one.batch(0, len(one)), again.batch(0, len(again)))
     assert one.sha256() == again.sha256()
     runs = [on(trials, data).finished(seed=seed, job={**MASKED, "max_steps": 2}) for seed in (0, 1)]
