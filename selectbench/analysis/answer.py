@@ -16,6 +16,7 @@ from selectbench.suite.suite import Suite
 
 _UNIT = {
     "tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte",
+    "excess_loss": " nats per token above the source",
     "peak_device_memory_bytes": " of a GPU", "joules_per_token": " per token",
     "usd_per_billion_tokens": " per billion tokens",
 }  # fmt: skip

@@ -18,7 +18,10 @@ from selectbench.analysis.to_loss import other_tokens, price_by_seed
 from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
 from selectbench.suite.suite import Suite
 
-UNIT = {"tokens_per_second": " tokens/s", "final_loss": " nats per token"}
+UNIT = {
+    "tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte",
+    "excess_loss": " nats per token above the source",
+}  # fmt: skip
 _PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
     "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
     "seconds": ("Soonest", units.seconds, "time"),

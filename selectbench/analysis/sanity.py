@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import islice
 
-from selectbench.analysis.formulas import MemoryKind, memory_kind, skipped_share
+from selectbench.analysis.formulas import MemoryKind, excess_loss, memory_kind, skipped_share
 from selectbench.analysis.summary import Summary
 from selectbench.record.record import Measurement
 
@@ -13,6 +13,8 @@ STALLED_MEAN_OVER_MEDIAN = 1.5
 """Mean over median of a trial's step times from which its timing counts as disturbed."""
 SHORTEST_TIMED_SECONDS = 1.0
 """Timed for less, a trial's speed is mostly chance."""
+FLOOR_ERRORS = 3.0
+"""Standard errors below the source's own loss from which chance is no explanation."""
 SKIPPED_SHARE_TOLERATED = 0.01
 """Share of skipped fp16 steps above which a reader is told: such an option trained on less."""
 
@@ -35,6 +37,8 @@ def _option_warnings(summary: Summary) -> list[str]:
         ],
         f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences "
         "(job.timing.min_timed_seconds)": [seed for seed, m in done if m.timed_seconds < SHORTEST_TIMED_SECONDS],
+        "ALARM: its loss is below the source's own entropy by more than chance makes it: the loss, the optimizer "
+        "or the precision is broken": [seed for seed, m in done if below_the_floor(m)],
         f"more than {SKIPPED_SHARE_TOLERATED:.0%} of the optimizer steps were skipped": [
             seed for seed, m in done if _skips(m)
         ],
@@ -52,6 +56,12 @@ def stalled(measurement: Measurement) -> bool:
     if not median or not measurement.timed_steps:
         return False
     return measurement.timed_seconds / measurement.timed_steps > STALLED_MEAN_OVER_MEDIAN * median
+
+
+def below_the_floor(measurement: Measurement) -> bool:
+    """Whether a model claims to know more than there is to know, beyond so many standard errors of the sample."""
+    excess, error = excess_loss(measurement), measurement.source_loss_error
+    return excess is not None and error is not None and excess < -FLOOR_ERRORS * error
 
 
 def _skips(measurement: Measurement) -> bool:

@@ -127,4 +127,6 @@ def cleaning_lines(facts: Mapping[str, Any]) -> list[str]:
     parts += [f"{facts['train_documents']:,} are trained on and {facts['heldout_documents']:,} held out"]
     if facts.get("removed_lines"):
         parts.append(f"{facts['removed_lines']:,} held-out lines were taken out as the training text has them")
+    if facts.get("unknown_tokens"):
+        parts.append(f"{facts['unknown_tokens']:,} tokens are unknown to the tokenizer, so that their text is lost")
     return [f"The text: {'; '.join(parts)}."]

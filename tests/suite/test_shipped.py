@@ -14,11 +14,15 @@ CORPUS_TOKENS = 1_800_000
 """A low estimate of the corpus under a vocabulary of 512."""
 
 
-def test_six_suites_are_shipped():
-    assert names() == ["accumulation", "distributed", "framework", "optimizer", "precision", "scaling"]
+GPT2 = ["accumulation", "distributed", "framework", "optimizer", "precision", "scaling"]
+TASKS = ["architecture", "finetuning", "known_floor", "pretrained", "tokenizer", "translation"]
 
 
-@pytest.mark.parametrize("name", names())
+def test_the_suites_that_are_shipped():
+    assert names() == sorted(GPT2 + TASKS)
+
+
+@pytest.mark.parametrize("name", GPT2)
 def test_the_cuda_profile_trains_gpt2_124m_within_one_epoch(name):
     suite = load_suite(name, device="cuda")
     assert (suite.profile, suite.job.seq_len, suite.job.tokenizer.bpe) == ("cuda", 1024, 512)
@@ -33,10 +37,28 @@ def test_the_cuda_profile_trains_gpt2_124m_within_one_epoch(name):
 def test_every_option_does_the_same_job_on_a_cpu(name):
     suite = load_suite(name, device="cpu")
     assert suite.profile == "cpu"
-    assert len(suite.seeds) >= 3
+    assert len(suite.seeds) >= (2 if name == "translation" else 3)
     assert suite.options[0].name == suite.baseline
     assert all(option.choices.world_size in (1, 2) for option in suite.options)  # two cores are enough
     assert suite.question.endswith("?")
+
+
+@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_suites_of_tasks_load_for_both_devices(name, device):
+    suite = load_suite(name, device=device)
+    assert suite.profile == device
+    assert len({suite.job.of(o.choices).seq_len for o in suite.options}) == 1
+    if len({suite.job.of(o.choices).tokenizer for o in suite.options}) > 1:
+        assert suite.decide.objective == "bits_per_byte"
+
+
+def test_architectures_are_about_equally_large():
+    for device, vocab_size in (("cpu", 2048), ("cuda", 2048)):
+        suite = load_suite("architecture", device=device)
+        models = [suite.job.of(o.choices).model for o in suite.options]
+        sizes = [model.parameters(vocab_size, suite.job.seq_len) for model in models]
+        assert max(sizes) / min(sizes) < 1.25, sizes
 
 
 def test_the_suites_ask_about_what_they_are_named_after():

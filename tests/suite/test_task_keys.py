@@ -50,7 +50,7 @@ WRONG = {
     ),
     "seq2seq without data": (
         changed(job(T5, "task: seq2seq")),
-        ["mine.yaml:2:3: job.data: task seq2seq needs pairs, found text"],
+        ["mine.yaml:2:3: job: data: task seq2seq needs pairs, found text"],
     ),
     "masked_lm of chats": (
         changed(job(BERT, "task: masked_lm", "data: {chat: a.jsonl}")),

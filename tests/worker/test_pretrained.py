@@ -256,7 +256,7 @@ def test_an_encoder_is_not_taken_for_a_model_of_the_next_token(tmp_path):
     config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=600)
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     (line,) = suite_of(tmp_path / "bert", tmp_path)
-    assert line == "mine.yaml:2:3: job: model: this model is for task masked_lm, the job's task is causal_lm"
+    assert line == "mine.yaml:2:10: job.model: this model is for task masked_lm, the job's task is causal_lm"
 
 
 def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
@@ -264,7 +264,7 @@ def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
     config.save_pretrained(tmp_path / "bert")
     text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{config: {tmp_path / 'bert'}}}")
     (line,) = lines_of(write(tmp_path, text))
-    assert line == "mine.yaml:2:3: job: model: this model is for task masked_lm, the job's task is causal_lm"
+    assert line == "mine.yaml:2:10: job.model: this model is for task masked_lm, the job's task is causal_lm"
 
 
 # Its tokenizer
