@@ -35,11 +35,16 @@ class Forward:
         """Logits."""
         return logits_of(self._output(batch, batch.named))
 
+    @property
+    def is_transformers(self) -> bool:
+        """Whether the model is one of transformers, that takes sequences of any length."""
+        return attention(self.module) is not None
+
     def attention(self, batch: Batch) -> torch.Tensor | None:
         """What a transformers model attends to, by the eager kernel, as `inside.attention_of` finds it."""
         from selectbench.worker.inside import attention_of
 
-        if attention(self.module) is None:
+        if not self.is_transformers:
             return None
         self.module.set_attn_implementation("eager")
         try:

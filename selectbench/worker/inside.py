@@ -54,6 +54,8 @@ class Look:
         )  # fmt: skip
 
     def _samples(self, forward: Forward, world: World) -> list[Sample]:
+        if not forward.is_transformers:  # a model of own code may want all of its positions
+            return []
         if isinstance(self.held_out, PairHeldOut):
             return self._translations(self.held_out, forward, world)
         if isinstance(self.held_out, CausalHeldOut):

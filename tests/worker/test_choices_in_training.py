@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from selectbench.choices.optimizer import AdamW
 from selectbench.choices.precision import Fp16Mixed, Fp32
 from selectbench.worker import trial as trial_module
 from selectbench.worker.engine import SingleEngine
-from selectbench.worker.evaluation import HeldOut, evaluation_forward, heldout_loss
+from selectbench.worker.evaluation import CausalHeldOut, evaluation_forward, heldout_loss
 from selectbench.worker.model import cast_parameters, new_model
 from selectbench.worker.world import ALONE
 
@@ -125,7 +126,8 @@ def test_evaluation_of_half_precision_weights_is_in_fp32_and_leaves_them_alone(t
     cast_parameters(module, torch.bfloat16)
     module.train()
     stream = torch.randint(64, (200,), generator=torch.Generator().manual_seed(0)).numpy()
-    held_out = HeldOut.first(stream, torch.ones(64, dtype=torch.int32).numpy(), tokens=100, seq_len=16)
+    sequences = stream[: 7 * 16 + 1][np.arange(7)[:, None] * 16 + np.arange(17)]
+    held_out = CausalHeldOut(sequences, None, 112, 112)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     def loss_of(size):
@@ -138,7 +140,6 @@ def test_evaluation_of_half_precision_weights_is_in_fp32_and_leaves_them_alone(t
     assert all(part.training for part in module.modules())
     cast_parameters(module, torch.float32)
     assert loss == pytest.approx(loss_of(100), rel=1e-6)
-    assert held_out.tokens == held_out.bytes == 112
 
 
 @pytest.mark.slow

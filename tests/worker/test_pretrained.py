@@ -13,8 +13,15 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from safetensors.torch import load_file, save_file
 from suite.suite_texts import VALID, lines_of, write
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-from transformers import T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from selectbench.choices.tokenizer import Bpe, PretrainedTokenizer
 from selectbench.data.prepare import prepare
@@ -39,7 +46,9 @@ def home(tmp_path_factory):
         patch.setenv("SELECTBENCH_CACHE", str(root / "cache"))
         found = prepare(TextFiles(text=[str(root / "text" / "*.txt")]), Bpe(bpe=300))
         save(root / "llama", found)
-        own = prepare(TextFiles(text=[str(root / "text" / "*.txt")]), PretrainedTokenizer(pretrained=str(root / "llama")))
+        own = prepare(
+            TextFiles(text=[str(root / "text" / "*.txt")]), PretrainedTokenizer(pretrained=str(root / "llama"))
+        )
     assert np.array_equal(own.heldout(), found.heldout())
     (root / "data").symlink_to(own.folder)
     return root
@@ -50,7 +59,9 @@ def save(folder: Path, data: Prepared, **more) -> None:
     config = LlamaConfig(**SHAPE, vocab_size=320, max_position_embeddings=64, attention_dropout=0.3, bos_token_id=None,
                          eos_token_id=0, **more)  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(data.folder / "tokenizer.json"), eos_token="<|endoftext|>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(data.folder / "tokenizer.json"), eos_token="<|endoftext|>"
+    )
     tokenizer.save_pretrained(folder)
 
 
@@ -253,14 +264,18 @@ def test_a_hub_id_without_a_network(trials, home, monkeypatch, tmp_path):
 
 def test_an_encoder_is_not_taken_for_a_model_of_the_next_token(tmp_path):
     """Its attention sees the token that it is to predict."""
-    config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=600)
+    config = BertConfig(
+        num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=600
+    )
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     (line,) = suite_of(tmp_path / "bert", tmp_path)
     assert line == "mine.yaml:2:10: job.model: this model is for task masked_lm, the job's task is causal_lm"
 
 
 def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
-    config = BertConfig(num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=600)
+    config = BertConfig(
+        num_hidden_layers=1, hidden_size=16, num_attention_heads=2, intermediate_size=32, vocab_size=600
+    )
     config.save_pretrained(tmp_path / "bert")
     text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{config: {tmp_path / 'bert'}}}")
     (line,) = lines_of(write(tmp_path, text))
@@ -284,7 +299,9 @@ def test_its_own_tokenizer_is_taken_where_none_is_given(home, tmp_path):
 
 
 def test_a_path_is_relative_to_the_suite(home, folder, tmp_path):
-    text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", "{pretrained: ./model, revision: main}")
+    text = VALID.replace(
+        "{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", "{pretrained: ./model, revision: main}"
+    )
     suite = loaded(tmp_path, text.replace("  tokenizer: {bpe: 512}\n", ""))
     model = suite.job.model
     assert model.pretrained == str(folder)
