@@ -9,7 +9,6 @@ import math
 import pytest
 import task_jobs as jobs
 import torch
-from conftest import GPT2, LLAMA
 
 from selectbench.choices import Choices
 from selectbench.choices.adaptation import Lora, Qlora
@@ -21,6 +20,9 @@ from selectbench.worker.identity import storage_bytes
 from selectbench.worker.model import new_model
 from selectbench.worker.weights import ensure_weights, mapped_model
 
+GPT2 = {"family": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
+LLAMA = {"family": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip
 LORA = {"name": "lora", "r": 4, "alpha": 8.0}
 QLORA = {"name": "qlora", "r": 4, "alpha": 8.0}
 JOB = {"model": LLAMA, "max_steps": 6, "lr_schedule": {"name": "constant"}}

@@ -1,4 +1,4 @@
-"""Starting from a model that was trained before: a folder as transformers saves it, and what can be wrong with it."""
+"""Starting from a model that was trained before, a folder as transformers saves it; what can be wrong with it."""
 
 from __future__ import annotations
 
@@ -56,8 +56,8 @@ def home(tmp_path_factory):
 
 def save(folder: Path, data: Prepared, **more) -> None:
     torch.manual_seed(7)
-    config = LlamaConfig(**SHAPE, vocab_size=320, max_position_embeddings=64, attention_dropout=0.3, bos_token_id=None,
-                         eos_token_id=0, **more)  # fmt: skip
+    config = LlamaConfig(**SHAPE, vocab_size=320, max_position_embeddings=64, attention_dropout=0.3,
+                         bos_token_id=None, eos_token_id=0, **more)  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_file=str(data.folder / "tokenizer.json"), eos_token="<|endoftext|>"
@@ -76,8 +76,8 @@ def folder(home, tmp_path):
 
 
 def job(model, **more):
-    return {"model": {"pretrained": str(model)}, "tokenizer": None, "max_steps": 3, "eval": {"tokens": 500, "at_start": True},
-            **more}  # fmt: skip
+    evaluation = {"tokens": 500, "at_start": True}
+    return {"model": {"pretrained": str(model)}, "tokenizer": None, "max_steps": 3, "eval": evaluation, **more}
 
 
 def on(trials, home):
@@ -175,9 +175,11 @@ def test_a_folder_that_is_not_there(tmp_path):
 
 def test_a_folder_without_a_model(tmp_path):
     (tmp_path / "suites" / "empty").mkdir(parents=True)
-    assert suite_of("./empty", tmp_path) == [
-        "mine.yaml:2:23: job.model.pretrained: empty holds no config.json, so it is no model that transformers saved",
-    ]
+    (line,) = suite_of("./empty", tmp_path)
+    assert line == (
+        "mine.yaml:2:23: job.model.pretrained: empty holds no config.json, so it is no model that transformers "
+        "saved"
+    )
 
 
 def test_a_folder_without_weights(trials, home, folder, tmp_path):
@@ -198,9 +200,8 @@ def test_weights_that_are_gone_are_no_matter_for_a_report(home, folder, tmp_path
 
 
 def test_weights_of_another_model(trials, home, folder, tmp_path):
-    T5ForConditionalGeneration(T5Config(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=32, vocab_size=300)).save_pretrained(
-        tmp_path / "t5"
-    )  # fmt: skip
+    config = T5Config(num_layers=1, d_model=16, num_heads=2, d_kv=8, d_ff=32, vocab_size=300)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
     (folder / "model.safetensors").write_bytes((tmp_path / "t5" / "model.safetensors").read_bytes())
     detail = gave_up(on(trials, home), folder)
     assert "holds no weights for" in detail
