@@ -13,7 +13,7 @@ from typing import Any, Literal
 from selectbench.analysis.row import Certificate, Violation
 from selectbench.analysis.summary import Summary
 from selectbench.choices import is_own
-from selectbench.choices.model import Gpt2, Llama
+from selectbench.choices.decoders import Gpt2, Llama
 from selectbench.record.record import Identity
 from selectbench.suite.suite import Option, Suite
 

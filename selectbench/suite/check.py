@@ -85,7 +85,7 @@ def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, proble
             _check_config(row.choices.at(["model"]), problems)
             own = job.of(choices)
             if problem := job.problem_with(own.model, own.tokenizer):
-                problems.at(row.choices.at([key]), problem)
+                problems.at(row.choices.at([key]), problem.removeprefix(f"{key}: "))
 
 
 def tokenizers_differ(choices: Sequence[Choices], job: Job) -> bool:
@@ -157,10 +157,12 @@ def unmeasured_metrics(
     apart = dict.fromkeys(
         PER_TOKEN, "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
     )
-    quality = {} if evaluates else dict.fromkeys(QUALITY_METRICS, "job.eval is none")
+    needing = (*QUALITY_METRICS, "bytes_per_second")
+    quality = {} if evaluates else dict.fromkeys(needing, "job.eval is none")
     meters = dict.fromkeys(GPU_METRICS, "the job runs on the cpu, and only GPUs have meters and a price")
     prices = {"usd_per_billion_tokens": "no price is given: add `cost: {usd_per_gpu_hour: ...}`"}
-    unscored = {name: f"add `eval: {{scores: [{name}]}}`" for name in (*SCORES, OWN_SCORE) if name not in scored}
+    asked = {**{name: name for name in SCORES}, OWN_SCORE: '"package.module:function"'}
+    unscored = {name: f"add `eval: {{scores: [{key}]}}`" for name, key in asked.items() if name not in scored}
     quality = {**no_text, **no_floor, **unscored, **(apart if other_tokens else {}), **quality}
     return {**quality, **({} if has_prices else prices), **(meters if device == "cpu" else {})}
 
@@ -201,8 +203,13 @@ def check_control(document: Node, names: list[str], problems: Problems) -> None:
         )
 
 
-def without_quality(decide: Decide) -> Decide:
-    """The same for a job of speed and memory only: constraints on quality dropped, then ranked by speed."""
-    kept = [text for text in decide.constraints if parse_constraint(text).metric not in QUALITY_METRICS]
-    objective = "tokens_per_second" if decide.objective in QUALITY_METRICS else decide.objective
+def without_quality(decide: Decide, *, other_tokens: bool) -> Decide:
+    """The same for a job of speed and memory only: constraints on quality dropped, then ranked by speed.
+
+    `other_tokens`: tokenizers differ, so that speed is that of a step: how much text it is, an evaluation tells.
+    """
+    needing = QUALITY_METRICS | {"bytes_per_second"}
+    kept = [text for text in decide.constraints if parse_constraint(text).metric not in needing]
+    speed = "step_time_median_seconds" if other_tokens else "tokens_per_second"
+    objective = speed if decide.objective in needing else decide.objective
     return decide.model_copy(update={"constraints": kept, "objective": objective})

@@ -111,7 +111,7 @@ class MarkovSource(Strict):
     branches: Annotated[int, Field(ge=2, le=256)] = 4
     """Tokens that can follow in a state, of unequal probability."""
     train_tokens: Annotated[int, Field(ge=1000, le=1 << 27)] = 1_000_000
-    """Tokens to draw for training; a twentieth of it more is held out."""
+    """Tokens to draw for training; a twentieth of it more is held out, and at least 1,000."""
     seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
     """Of the graph and of the draws: part of the job, the same for all trials."""
 

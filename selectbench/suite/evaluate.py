@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from selectbench.choices import OwnName
 from selectbench.strict import Strict
@@ -34,3 +34,13 @@ class Eval(Strict):
     (lists of text), which returns a number; one of your own at most. For `task: seq2seq`."""
     generate: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     """Held-out pairs to generate for, greedily, each target up to seq_len tokens."""
+
+    @field_validator("scores")
+    @classmethod
+    def _once_each(cls, scores: list[str]) -> list[str]:
+        own = [name for name in scores if name not in SCORES]
+        if again := next((name for name in scores if scores.count(name) > 1), None):
+            raise ValueError(f"{again} is repeated")
+        if len(own) > 1:
+            raise ValueError(f"one score of your own at most, found {', '.join(own)}")
+        return scores

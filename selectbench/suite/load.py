@@ -193,13 +193,14 @@ def _assembled(
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
     job = _quickened(content.job) if quick else content.job
-    decide = _by_bytes(content.decide) if tokenizers_differ([c for _, c in rows], job) else content.decide
+    apart = tokenizers_differ([c for _, c in rows], job)
+    decide = _by_bytes(content.decide) if apart else content.decide
     options = [Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows]
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
         options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
         baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
-        decide=decide if job.evaluates else without_quality(decide),
+        decide=decide if job.evaluates else without_quality(decide, other_tokens=apart),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
         control=content.control, gate=content.gate,
     )  # fmt: skip

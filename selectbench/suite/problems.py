@@ -7,9 +7,10 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from selectbench.choices import OWN, REGISTRY, tag_of
+from selectbench.choices import OWN, REGISTRY, is_own, tag_of
 from selectbench.choices.choice import OWN_PATTERN, Choice
 from selectbench.choices.model import FAMILIES
+from selectbench.choices.tokenizer import AnyTokenizer
 from selectbench.errors import did_you_mean
 from selectbench.suite.data import SOURCES, tag_of_source
 from selectbench.suite.document import Node, Problems, describe, plain
@@ -56,10 +57,15 @@ def _without_union_echo(errors: Sequence[Any]) -> Iterator[Any]:
         if detail["type"] == "literal_error" and detail["loc"][-1] in ("literal['none']", "literal['auto']"):
             if isinstance(detail["input"], str):
                 yield detail
-        elif detail["loc"][-1] in ("Eval", "constrained-int", "int") and isinstance(detail["input"], str):
-            continue
-        else:
+        elif not _is_echo(detail):
             yield detail
+
+
+def _is_echo(detail: Any) -> bool:
+    """Whether it says that a value does not fit a branch that it was not meant for."""
+    if "scores" in detail["loc"]:
+        return is_own(detail["input"]) != bool(detail["type"] == "string_pattern_mismatch")
+    return detail["loc"][-1] in ("Eval", "constrained-int", "int") and isinstance(detail["input"], str)
 
 
 def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) -> None:
@@ -72,7 +78,12 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
         problems.at(node, _missing(node, str(keys[-1])))
     elif detail["type"] == "value_error":
         message = str(detail["ctx"]["error"])
-        problems.at(_blamed(node, message), message)
+        blamed, named = _blamed(node, message), _named(node, message)
+        problems.at(named or blamed, message.partition(": ")[2] if named else message)
+    elif detail["type"] == "union_tag_not_found" and (wrong := _misspelt(detail, node)) is not None:
+        problems.add(
+            wrong.key_place or wrong.place, wrong.path, f"unknown key{_nearest(_last(wrong), _tags(detail))}"
+        )
     else:
         inner = next((node.mapping[k] for k in ("name", "family") if k in node.mapping), node)
         problems.at(inner if detail["type"] == "union_tag_invalid" else node, message_of(detail, node))
@@ -112,7 +123,8 @@ def _other_message(kind: str, context: dict[str, Any], detail: Any, node: Node) 
         known = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
         if isinstance(node.value, str):
             return f"unknown value {node.value!r}{_nearest(node.value, known)}"
-        return f"found {describe(node)}, expected {_either(known)}"
+        words = {"True": "true", "False": "false"}
+        return f"found {describe(node)}, expected {_either([words.get(word, word) for word in known])}"
     if kind == "too_short":
         return f"must have at least {context['min_length']} entry"
     if kind == "string_too_short":
@@ -139,6 +151,30 @@ def _untagged(detail: Any, node: Node) -> str:
         return f"required key is missing: {wanted}"
     word = "a name or " if dimension in REGISTRY else ""
     return f"found {describe(node)}, expected {word}a mapping with {wanted}"
+
+
+def _tags(detail: Any) -> list[str]:
+    """Keys that tell the kinds of this field apart."""
+    if detail["loc"][-1] == "tokenizer":
+        return [next(iter(kind.model_fields)) for kind in get_args(AnyTokenizer)]
+    return [tag_of_source(kind) for kind in SOURCES] if detail["loc"][-1] in ("data", "train", "heldout") else []
+
+
+def _misspelt(detail: Any, node: Node) -> Node | None:
+    """The key that was meant to tell the kind, where one is like it."""
+    tags = _tags(detail)
+    return next((entry for key, entry in node.mapping.items() if tags and did_you_mean(key, tags)), None)
+
+
+def _last(node: Node) -> str:
+    return node.path.rpartition(".")[2]
+
+
+def _named(node: Node, message: str) -> Node | None:
+    """The key below this node that a message begins with, before a colon; None where there is none."""
+    key, colon, _ = message.partition(": ")
+    found = node.at(key.split(".")) if colon and " " not in key else node
+    return None if found.path == node.path else found
 
 
 def _missing(node: Node, key: str) -> str:

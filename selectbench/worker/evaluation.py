@@ -119,6 +119,8 @@ class CausalHeldOut:
         mask, sizes, truth = cut(data.heldout_mask()), cut(data.bytes_of_heldout()), cut(data.truth_of_heldout())
         counted = None if mask is None else mask[:, 1:].astype(bool)
         scored = np.ones((count, seq_len), bool) if counted is None else counted
+        if not scored.any():
+            raise ValueError(f"the first {count * seq_len} held-out tokens hold no answer: raise eval.tokens")
         return cls(
             cut(stream).astype(np.int64),
             counted,

@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
@@ -44,7 +45,7 @@ def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str, empty
                 raise NotImplementedError(
                     f"{where} holds no weights for {', '.join(missing[:3])}: another model's?"
                 )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise NotImplementedError(f"{where} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
     module.config.use_cache = False
     return module
@@ -63,11 +64,17 @@ def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False)
         return pretrained_model(job.model, AUTO[job.task], attention=attention, empty=empty)
     config = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
     with torch.device("meta") if empty else nullcontext():
-        module = AUTO[job.task].from_config(
-            AutoConfig.for_model(**config), attn_implementation=attention, dtype=torch.float32
-        )
+        module = _made(job, AutoConfig.for_model(**config), attention)
     module.config.use_cache = False
     return module
+
+
+def _made(job: Job, config: Any, attention: str) -> Any:
+    """Raises NotImplementedError where transformers has no such model for the task."""
+    known = getattr(AUTO[job.task], "_model_mapping", {})
+    if type(config) not in known:
+        raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
+    return AUTO[job.task].from_config(config, attn_implementation=attention, dtype=torch.float32)
 
 
 def _own_model(model: OwnModel, vocab_size: int, seq_len: int) -> torch.nn.Module:
@@ -134,13 +141,15 @@ def _empty(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
 def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
     """The repeated blocks of a model, outermost first found: those of its own lists of modules.
 
-    transformers names its blocks' classes in `_no_split_modules`; other models' blocks are the members of
-    `torch.nn.ModuleList`s that lie in no other such list.
+    transformers names its blocks' classes in `_no_split_modules`, and in some families embeddings besides, which
+    may be tied to the head; other models' blocks are the members of `torch.nn.ModuleList`s that lie in no other
+    such list.
     """
-    named = set(getattr(module, "_no_split_modules", None) or ())
-    if found := [part for part in module.modules() if type(part).__name__ in named]:
-        return found
     lists = [part for part in module.modules() if isinstance(part, torch.nn.ModuleList)]
+    listed = {id(part) for each in lists for part in each}
+    named = set(getattr(module, "_no_split_modules", None) or ())
+    if found := [part for part in module.modules() if id(part) in listed and type(part).__name__ in named]:
+        return found
     inner = {id(part) for outer in lists for part in outer.modules() if part is not outer}
     return [block for outer in lists if id(outer) not in inner for block in outer]
 

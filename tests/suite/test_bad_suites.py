@@ -46,7 +46,7 @@ ONE_MISTAKE = {
     ),
     "model without a family": (
         changed(("family: gpt2, ", "")),
-        "mine.yaml:2:10: job.model: required key is missing: family (gpt2, llama or package.module:Name) or config (a file or its folder)",
+        "mine.yaml:2:10: job.model: required key is missing: family (gpt2, llama, bert, t5, bart or package.module:Name), config (a file or its folder) or pretrained (a folder or hub id)",
     ),
     "missing key": (
         changed(("  max_steps: 30\n", "")),
@@ -283,7 +283,7 @@ ONE_MISTAKE = {
     ),
     "own model without a colon": (
         changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", "{family: ourlib.model.Net}")),
-        "mine.yaml:2:19: job.model.family: unknown name 'ourlib.model.Net' (known: gpt2, llama, package.module:Name)",
+        "mine.yaml:2:19: job.model.family: unknown name 'ourlib.model.Net' (known: gpt2, llama, bert, t5, bart, package.module:Name)",
     ),
     "own model's settings that set the sequence length": (
         changed(

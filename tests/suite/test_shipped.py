@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from suite_texts import VALID, write
 
-from selectbench.choices.model import Gpt2
+from selectbench.choices.decoders import Gpt2
 from selectbench.errors import UserError
 from selectbench.suite.load import load_suite
 from selectbench.suite.shipped import find, names, template

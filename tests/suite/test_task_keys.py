@@ -150,7 +150,7 @@ WRONG = {
     ),
     "tokenizer like none": (
         changed(("{bpe: 512}", "{zzz: 512}")),
-        ["mine.yaml:3:14: job.tokenizer: required key is missing: bpe, unigram or wordpiece (a vocabulary size), bytes (true) or pretrained (a folder or hub id)"],
+        ["mine.yaml:3:14: job.tokenizer: required key is missing: bpe, unigram or wordpiece (a size), bytes (true) or pretrained (a folder or hub id)"],
     ),
     "key of a tokenizer": (
         changed(("{bpe: 512}", "{pretrained: gpt2, revison: a}")),
