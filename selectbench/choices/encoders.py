@@ -121,7 +121,7 @@ _T5_BUCKETS = 32
 
 
 class Bart(Strict):
-    """BART (Lewis et al. 2020, arXiv:1910.13461), encoder and decoder, `task: seq2seq`; dropout is off unless set."""
+    """BART (Lewis et al. 2020, arXiv:1910.13461), encoder and decoder (`task: seq2seq`); no dropout unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
     family: Literal["bart"] = "bart"
