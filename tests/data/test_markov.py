@@ -15,7 +15,7 @@ from selectbench.data.prepare import prepare
 from selectbench.suite.data import MarkovSource
 
 SPECS = st.builds(
-    MarkovSource, markov=st.integers(2, 40), vocab_size=st.integers(6, 60), branches=st.integers(2, 6),
+    MarkovSource, markov=st.integers(2, 6), vocab_size=st.integers(6, 60), branches=st.integers(2, 6),
     train_tokens=st.just(1000), seed=st.integers(0, 10**6),
 )  # fmt: skip
 SPEC = MarkovSource(markov=16, vocab_size=32, branches=4, train_tokens=200_000)
