@@ -87,7 +87,7 @@ def _planted(option: str, setting):
         batches.sample_indices = lambda step: indices(step)[: order.job.global_batch_size // 2]
     elif option == "other_evaluation_set":
         setting.held_out = type(setting.held_out)(
-            setting.held_out.sequences[1:], setting.held_out.tokens, setting.held_out.bytes
+            setting.held_out.sequences[1:], None, setting.held_out.tokens, setting.held_out.bytes
         )
     elif option == "other_schedule":
         setting.shares = [share**2 for share in setting.shares]
