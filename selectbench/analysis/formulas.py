@@ -11,10 +11,10 @@ from selectbench.record.record import Measurement
 MemoryKind = Literal["cuda_allocated", "cpu_pss_growth"]
 
 
-def finite(formula: Callable[[], float | None]) -> float | None:
+def finite(formula: Callable[..., float | None], *arguments: object) -> float | None:
     """The formula's value, or None where it divides by zero or is more than a float holds."""
     try:
-        value = formula()
+        value = formula(*arguments)
         return None if value is None or not math.isfinite(value) else float(value)
     except (OverflowError, ZeroDivisionError):
         return None

@@ -141,4 +141,4 @@ METRICS: dict[str, Metric] = {
 
 def derive(observed: Observed) -> dict[str, float | None]:
     """Every metric of a completed trial, by name."""
-    return {name: finite(lambda m=metric: m.derive(observed)) for name, metric in METRICS.items()}  # type: ignore[misc]
+    return {name: finite(metric.derive, observed) for name, metric in METRICS.items()}

@@ -57,7 +57,7 @@ def other_tokens(suite: Suite, option: Option) -> bool:
 def price_by_seed(suite: Suite, summary: Summary, baseline: Summary, price: str) -> dict[int, float]:
     """`seconds`, `tokens`, `joules` or `usd` of each seed that reached the loss and tells it."""
     found = {seed: r for seed, r in _by_seed(suite, summary, baseline).items() if r is not None}
-    values = {seed: finite(lambda r=r: PRICES[price](r)) for seed, r in found.items()}  # type: ignore[misc]
+    values = {seed: finite(PRICES[price], r) for seed, r in found.items()}
     return {seed: value for seed, value in values.items() if value is not None}
 
 
@@ -110,6 +110,6 @@ PRICES: dict[str, Callable[[_Reached], float | None]] = {
 
 def _mean(reached: Sequence[_Reached], read: Callable[[_Reached], float | None]) -> float | None:
     """None where one is not known."""
-    values = [finite(lambda r=r: read(r)) for r in reached]  # type: ignore[misc]
+    values = [finite(read, r) for r in reached]
     known = [value for value in values if value is not None]
     return mean(known) if len(known) == len(values) else None

@@ -23,8 +23,10 @@ def benchmark_json(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any]
 ) -> str:
     """The same arguments give the same bytes: the time is that of the first trial."""
-    counted = last_attempts([r for r in records if r.phase == "contest"]).values()
-    rounds = {row.option: _rounds(suite, row.option, list(counted)) for row in ranking.rows}
+    by_option: dict[str, list[Record]] = {row.option: [] for row in ranking.rows}
+    for record in last_attempts([r for r in records if r.phase == "contest"]).values():
+        by_option.setdefault(record.trial.option, []).append(record)
+    rounds = {row.option: _rounds(suite, by_option[row.option]) for row in ranking.rows}
     content = {
         "machine_info": _machine(environment), "commit_info": _commit(suite, environment),
         "benchmarks": [_benchmark(suite, row, rounds[row.option]) for row in ranking.rows if rounds[row.option]],
@@ -33,9 +35,9 @@ def benchmark_json(
     return json.dumps(content, indent=2) + "\n"
 
 
-def _rounds(suite: Suite, option: str, counted: Sequence[Record]) -> list[float]:
-    """Seconds per step of each completed seed, in the suite's order."""
-    own = {r.trial.seed: r.outcome for r in counted if r.trial.option == option}
+def _rounds(suite: Suite, counted: Sequence[Record]) -> list[float]:
+    """Seconds per step of each completed seed of an option, in the suite's order."""
+    own = {r.trial.seed: r.outcome for r in counted}
     done = [found.measurement for seed in suite.seeds if isinstance(found := own.get(seed), Completed)]
     return [m.timed_seconds / m.timed_steps for m in done if m.timed_steps and m.timed_seconds > 0]
 
