@@ -32,7 +32,7 @@ _DIMENSIONS = (
 def dimensions(rows: Sequence[Row], without: frozenset[str] = frozenset()) -> list[str]:
     """The metrics that the set is over: those that every one of these rows knows; `without`: what tells nothing."""
     known = [
-        next((name for name in names if name not in without and all(_counts(row, name) for row in rows)), None)
+        next((name for name in names if name not in without and all(counts(row, name) for row in rows)), None)
         for names in _DIMENSIONS
     ]
     return [name for name in known if name is not None]
@@ -43,7 +43,8 @@ def has_diverged(row: Row) -> bool:
     return any(failure.kind == "diverged" for failure in row.failures)
 
 
-def _counts(row: Row, metric: str) -> bool:
+def counts(row: Row, metric: str) -> bool:
+    """Whether its figure is known, and of clean trials."""
     found = row.metrics[metric]
     return found.value is not None and not found.unclean
 

@@ -11,7 +11,7 @@ from selectbench.analysis.blocks import Blocks, make_blocks
 from selectbench.analysis.comparison import VerdictName
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.pareto import has_diverged
+from selectbench.analysis.pareto import counts, has_diverged
 from selectbench.analysis.row import Row
 from selectbench.analysis.summary import Summary, mean
 from selectbench.analysis.to_loss import other_tokens, price_by_seed
@@ -103,12 +103,6 @@ def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
         return " (equal quality could not be judged)"
     asked = any(parse_constraint(text).metric in QUALITY_METRICS for text in suite.decide.constraints)
     return " at equal quality" if asked else " (whatever the quality: no constraint is on it)"
-
-
-def counts(row: Row, metric: str) -> bool:
-    """Whether its figure is known, and of clean trials."""
-    found = row.metrics[metric]
-    return found.value is not None and not found.unclean
 
 
 def _by_metric(

@@ -20,7 +20,8 @@ from selectbench.analysis.contest import Contest
 from selectbench.analysis.distributions import Bools
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import Pairs, all_pairs
-from selectbench.analysis.questions import UNIT, Question, counts, questions
+from selectbench.analysis.pareto import counts
+from selectbench.analysis.questions import UNIT, Question, questions
 from selectbench.analysis.row import Row
 from selectbench.analysis.summary import Summary
 from selectbench.suite.constraint import QUALITY_METRICS

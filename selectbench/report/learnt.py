@@ -11,7 +11,7 @@ from selectbench.analysis.row import Ranking
 from selectbench.analysis.summary import mean
 from selectbench.record.inside import Inside
 from selectbench.record.record import Completed, Measurement, Record
-from selectbench.record.store import last_attempts
+from selectbench.report.counting import counting
 from selectbench.report.escape import markdown, one_line, table
 from selectbench.suite.evaluate import OWN_SCORE, SCORES
 
@@ -21,12 +21,8 @@ _LONGEST = 240
 
 
 def counted(ranking: Ranking, records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Completed trials that count, by option in the ranking's order, in the order of seeds."""
-    found: dict[str, list[Record]] = {row.option: [] for row in ranking.rows}
-    for record in last_attempts([r for r in records if r.phase == "contest"]).values():
-        if isinstance(record.outcome, Completed) and record.trial.option in found:
-            found[record.trial.option].append(record)
-    return {option: sorted(own, key=lambda r: r.trial.seed) for option, own in found.items() if own}
+    """Completed trials that count, of the options that have any."""
+    return {option: own for option, own in counting(ranking, records).items() if own}
 
 
 def _measurements(own: Sequence[Record]) -> list[Measurement]:

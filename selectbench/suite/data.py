@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
@@ -86,7 +86,6 @@ class OwnDocuments(Strict):
 class TokenFile(Strict):
     """Token ids prepared elsewhere: a flat file of unsigned integers in the machine's byte order."""
 
-    needs_tokenizer: ClassVar[bool] = False
     tokens: Annotated[str, Field(min_length=1)]
     """Path of the file, relative to the suite."""
     dtype: Literal["uint16", "uint32"] = "uint16"
@@ -103,7 +102,6 @@ class MarkovSource(Strict):
     Cover and Thomas 2006, Elements of Information Theory, section 4.2).
     """
 
-    needs_tokenizer: ClassVar[bool] = False
     markov: Annotated[int, Field(ge=2, le=4096)]
     """States of the source; no more than vocab_size, as a token names the state that follows."""
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 64
@@ -181,7 +179,7 @@ def _source_tag(value: object) -> str | None:
     )
 
 
-Source = Annotated[
+_Tagged = (
     Annotated[EmbeddedCorpus, Tag("corpus")]
     | Annotated[TextFiles, Tag("text")]
     | Annotated[JsonLines, Tag("jsonl")]
@@ -192,9 +190,9 @@ Source = Annotated[
     | Annotated[Pairs, Tag("pairs")]
     | Annotated[ParallelFiles, Tag("source_text")]
     | Annotated[TokenFile, Tag("tokens")]
-    | Annotated[MarkovSource, Tag("markov")],
-    Discriminator(_source_tag),
-]
+    | Annotated[MarkovSource, Tag("markov")]
+)
+Source = Annotated[_Tagged, Discriminator(_source_tag)]
 AnySource = (
     Pairs
     | ParallelFiles
@@ -231,21 +229,7 @@ class Apart(Strict):
         return self
 
 
-Data = Annotated[
-    Annotated[EmbeddedCorpus, Tag("corpus")]
-    | Annotated[TextFiles, Tag("text")]
-    | Annotated[JsonLines, Tag("jsonl")]
-    | Annotated[Parquet, Tag("parquet")]
-    | Annotated[Dataset, Tag("dataset")]
-    | Annotated[OwnDocuments, Tag("documents")]
-    | Annotated[Chat, Tag("chat")]
-    | Annotated[Pairs, Tag("pairs")]
-    | Annotated[ParallelFiles, Tag("source_text")]
-    | Annotated[TokenFile, Tag("tokens")]
-    | Annotated[MarkovSource, Tag("markov")]
-    | Annotated[Apart, Tag("train")],
-    Discriminator(_source_tag),
-]
+Data = Annotated[_Tagged | Annotated[Apart, Tag("train")], Discriminator(_source_tag)]
 AnyData = AnySource | Apart
 Kind = Literal["text", "chat", "pairs", "tokens", "markov"]
 """What a source's documents are."""

@@ -10,6 +10,7 @@ from selectbench import units
 from selectbench.analysis.row import Ranking
 from selectbench.record.meters import Series
 from selectbench.record.record import EvaluationPoint, Record
+from selectbench.report.counting import counting
 from selectbench.report.escape import one_line
 from selectbench.report.page import series
 from selectbench.report.page.pareto import NOTE, pareto_picture
@@ -31,7 +32,7 @@ class Chart:
 
 def charts(ranking: Ranking, records: Sequence[Record]) -> list[Chart]:
     """Those that the run has figures for."""
-    done = series.counting(ranking, records)
+    done = counting(ranking, records)
     made = [
         pareto(ranking),
         _loss(ranking, done, "Held-out loss against tokens", "training tokens",

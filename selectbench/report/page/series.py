@@ -10,7 +10,6 @@ import numpy as np
 from selectbench.analysis.row import Ranking
 from selectbench.record.meters import Series
 from selectbench.record.record import Completed, EvaluationPoint, Record
-from selectbench.record.store import last_attempts
 
 MOST_DRAWN = 8
 """Options in one picture; more can't be told apart."""
@@ -34,15 +33,6 @@ class Curve:
 def drawn(ranking: Ranking) -> dict[str, int]:
     """Options that the pictures show, with their number: ranked ones first, those without a figure left out."""
     return {row.option: number for number, row in enumerate([r for r in ranking.rows if r.n][:MOST_DRAWN])}
-
-
-def counting(ranking: Ranking, records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Completed trials that count, by option, in the order of seeds."""
-    found: dict[str, list[Record]] = {row.option: [] for row in ranking.rows}
-    for record in last_attempts([r for r in records if r.phase == "contest"]).values():
-        if isinstance(record.outcome, Completed) and record.trial.option in found:
-            found[record.trial.option].append(record)
-    return {option: sorted(own, key=lambda r: r.trial.seed) for option, own in found.items()}
 
 
 def heldout_curves(

@@ -1,0 +1,18 @@
+"""Which of a run's trials a report draws and quotes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selectbench.analysis.row import Ranking
+from selectbench.record.record import Completed, Record
+from selectbench.record.store import last_attempts
+
+
+def counting(ranking: Ranking, records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Completed trials that count, by option in the ranking's order, in the order of seeds."""
+    found: dict[str, list[Record]] = {row.option: [] for row in ranking.rows}
+    for record in last_attempts([r for r in records if r.phase == "contest"]).values():
+        if isinstance(record.outcome, Completed) and record.trial.option in found:
+            found[record.trial.option].append(record)
+    return {option: sorted(own, key=lambda r: r.trial.seed) for option, own in found.items()}
