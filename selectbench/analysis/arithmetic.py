@@ -47,10 +47,11 @@ def _of_all(values: Iterable[float | None]) -> float | None:
 
 def impossible(summary: Summary) -> list[str]:
     """One line for each cause of a share above 1, which is withheld."""
-    reasons = _reasons(summary).values()
+    reasons = list(_reasons(summary).values())
+    metered = [seed for seed in summary.planned if any(seed in found for found in reasons)]
     lines = []
     for cause in (IMPOSSIBLE, IMPOSSIBLE_RATE):
-        seeds = [str(seed) for seed in summary.planned if any(found.get(seed) == cause for found in reasons)]
+        seeds = [str(seed) for seed in metered if any(found[seed] == cause for found in reasons)]
         if seeds:
             lines.append(f"{summary.name}: utilisation {cause}, so it is withheld (seed {', '.join(seeds)})")
     return lines

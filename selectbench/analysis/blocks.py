@@ -100,13 +100,12 @@ def make_blocks(values: Mapping[str, Mapping[int, float]]) -> Blocks:
     """From values by option and seed. Values that are not positive have no logarithm and count as holes."""
     names = list(values)
     seeds = sorted({seed for known in values.values() for seed in known})
-    column = {seed: number for number, seed in enumerate(seeds)}
-    logs = np.full((len(names), len(seeds)), np.nan)
-    for row, name in enumerate(names):
-        for seed, value in values[name].items():
-            if value > 0:
-                logs[row, column[seed]] = math.log(value)
-    return _fitted(names, logs)
+    logs = [[_log(known.get(seed)) for seed in seeds] for known in values.values()]
+    return _fitted(names, np.array(logs).reshape(len(names), len(seeds)))
+
+
+def _log(value: float | None) -> float:
+    return math.nan if value is None or value <= 0 else math.log(value)
 
 
 def _fitted(names: Sequence[str], logs: Floats) -> Blocks:
@@ -150,13 +149,22 @@ def _noisiest(residuals: Floats, free: int) -> int | None:
 def residuals_of(logs: Floats) -> tuple[Floats, int]:
     """Of the least-squares fit option + seed, and their degrees of freedom; NaN where there is no value."""
     present = ~np.isnan(logs)
-    kept = present.any(axis=1)
-    if not kept.any():
+    if present.all():
+        return _residuals_of_a_whole(logs)
+    if not present.any():
         return np.full(logs.shape, np.nan), 0
     if logs.shape[1] > logs.shape[0]:
         turned, free = _residuals_by_column(logs.T)
         return turned.T, free
     return _residuals_by_column(logs)
+
+
+def _residuals_of_a_whole(logs: Floats) -> tuple[Floats, int]:
+    """Where no value is missing the fit is the two means."""
+    options, seeds = logs.shape
+    by_option, by_seed = logs.sum(axis=1) / seeds, logs.sum(axis=0) / options
+    residuals = logs - by_option[:, None] - (by_seed - by_seed.sum() / seeds)[None, :]
+    return residuals, (options - 1) * (seeds - 1)
 
 
 def _residuals_by_column(logs: Floats) -> tuple[Floats, int]:

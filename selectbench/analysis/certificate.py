@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
+from operator import attrgetter, ne
 from typing import Any, Literal
 
 from selectbench.analysis.row import Certificate, Violation
@@ -20,6 +22,7 @@ from selectbench.suite.suite import Option, Suite
 Status = Literal["same", "declared", "violation", "not_verified"]
 
 FIELDS = tuple(Identity.model_fields)
+_VALUES = attrgetter(*FIELDS)
 FIRST_STEP = ("first_step_loss", "first_step_gradient_norm")
 """Computed, not counted: compared within a tolerance."""
 
@@ -36,6 +39,8 @@ HIDDEN_IF_NONE = frozenset({
     "first_step_gradient_norm", "dropout", "loss",
 })  # fmt: skip
 """Fields whose None says that the trial could not see them; in the others None is a value like any."""
+_MAY_HIDE = (*sorted(HIDDEN_IF_NONE), "reduction_dtype")
+_HIDDEN = attrgetter(*_MAY_HIDE)
 
 _FOLLOWS = {
     "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
@@ -77,29 +82,37 @@ def may_change(option: Option, other: Option) -> frozenset[str]:
 
 
 def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:
-    """The status of every field of two trials of one seed; `declared` may differ."""
-    other_masks = bool(ours.dropout or theirs.dropout) and any(
+    """The status of each field of two trials of one seed that is not `same`; `declared` may differ."""
+    found = {name: _status(name, ours, theirs, name in declared) for name in _in_question(ours, theirs)}
+    return {name: status for name, status in found.items() if status != "same"}
+
+
+def _in_question(ours: Identity, theirs: Identity) -> list[str]:
+    """Fields that are not simply the same: those that differ, and those that could not be seen."""
+    differing = list(compress(FIELDS, map(ne, _VALUES(ours), _VALUES(theirs))))
+    unseen = [name for name, value in zip(_MAY_HIDE, _HIDDEN(ours), strict=True) if value is None or value == ""]
+    masks = ["dropout"] if _other_masks(ours, theirs) else []
+    return list(dict.fromkeys([*differing, *unseen, *masks]))
+
+
+def _other_masks(ours: Identity, theirs: Identity) -> bool:
+    """Whether the two dropped different activations."""
+    return bool(ours.dropout or theirs.dropout) and any(
         getattr(ours, name) != getattr(theirs, name) for name in _DRAWS_MASKS
     )
-    mine, other = vars(ours), vars(theirs)
-    plainly = {n for n in FIELDS if mine[n] == other[n] and mine[n] not in (None, "") and n != "dropout"}
-    return {
-        name: "same" if name in plainly else _status(name, ours, theirs, name in declared, other_masks)
-        for name in FIELDS
-    }
 
 
-def _status(name: str, ours: Identity, theirs: Identity, declared: bool, other_masks: bool) -> Status:
+def _status(name: str, ours: Identity, theirs: Identity, declared: bool) -> Status:
     mine, other = getattr(ours, name), getattr(theirs, name)
     if name in HIDDEN_IF_NONE and any(value is None or value == "" for value in (mine, other)):
         return "not_verified"
     if name == "reduction_dtype" and any(i.world_size > 1 and i.reduction_dtype is None for i in (ours, theirs)):
         return "not_verified"
     if _agrees(name, ours, theirs):
-        return "not_verified" if name == "dropout" and other_masks else "same"
+        return "not_verified" if name == "dropout" and _other_masks(ours, theirs) else "same"
     if declared:
         return "declared"
-    return "not_verified" if name in FIRST_STEP and other_masks else "violation"
+    return "not_verified" if name in FIRST_STEP and _other_masks(ours, theirs) else "violation"
 
 
 def _agrees(name: str, ours: Identity, theirs: Identity) -> bool:
@@ -219,8 +232,8 @@ def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, int
     into.declared |= _of(statuses, "declared")
     into.not_verified |= _of(statuses, "not_verified")
     if any(is_own(identity.framework) for identity in (ours, theirs)):
-        into.not_verified |= {OWN_LOOP, *(name for name in LEFT_TO_AN_OWN_LOOP if statuses[name] == "same")}
-    if statuses["dropout"] == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
+        into.not_verified |= {OWN_LOOP, *(name for name in LEFT_TO_AN_OWN_LOOP if name not in statuses)}
+    if statuses.get("dropout") == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
         into.not_verified.add(MASKS)
     for name in _of(statuses, "violation") - asked.keys():
         into.violate(name, seed, option=getattr(ours, name), baseline=getattr(theirs, name), against=reference.name)

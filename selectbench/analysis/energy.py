@@ -96,10 +96,11 @@ def _reason(gpu: GpuMeters) -> str | None:
 
 def mean_power_watts(o: Observed) -> float | None:
     """Mean power of all the trial's GPUs inside the timed windows."""
-    return energy(o.meters).mean_power_watts
+    return energy(o.meters).mean_power_watts if o.gpus else None
 
 
 def joules_per_token(o: Observed) -> float | None:
     """Mean power over tokens per second: the energy of the metered seconds over the tokens of as many seconds."""
-    power, speed = mean_power_watts(o), tokens_per_second(o.measurement)
+    power = mean_power_watts(o)
+    speed = None if power is None else tokens_per_second(o.measurement)
     return None if power is None or speed is None else power / speed

@@ -118,4 +118,4 @@ def _unknown(o: Observed, gpu: GpuMeters, share: Share) -> str | None:
 
 def share_of(share: Share) -> Callable[[Observed], float | None]:
     """The share alone, as a metric's formula."""
-    return lambda o: utilization(o, share).share
+    return lambda o: utilization(o, share).share if o.gpus else None

@@ -8,4 +8,4 @@ from pydantic import BaseModel, ConfigDict
 class Shown(BaseModel):
     """A mapping of ranking.json: no NaN, no infinity, unknown is None."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)

@@ -64,7 +64,7 @@ class Summary:
 
 def mean(values: Sequence[float]) -> float | None:
     """Arithmetic mean; None of nothing. Each value is divided first, so that no sum overflows."""
-    return finite(lambda: math.fsum(v / len(values) for v in values)) if values else None
+    return finite(lambda: math.fsum([v / len(values) for v in values])) if values else None
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
@@ -74,8 +74,8 @@ def standard_deviation(values: Sequence[float]) -> float | None:
         return None
     if min(values) == max(values):  # the rounding of the mean is no spread
         return 0.0
-    widest = max(abs(v - centre) for v in values)
-    squares = math.fsum(((v - centre) / widest) ** 2 for v in values)
+    widest = max(centre - min(values), max(values) - centre)
+    squares = math.fsum([((v - centre) / widest) ** 2 for v in values])
     return finite(lambda: widest * math.sqrt(squares / (len(values) - 1)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from selectbench.analysis.comparison import ToLoss
 from selectbench.analysis.cost import usd_for
@@ -25,8 +25,7 @@ RULE = (
 )
 
 
-@dataclass(frozen=True)
-class _Reached:
+class _Reached(NamedTuple):
     """Where one trial was when its loss was low enough."""
 
     seconds: float

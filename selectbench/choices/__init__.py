@@ -59,7 +59,7 @@ _CHECKPOINTING: Any = one_of(*REGISTRY["activation_checkpointing"])
 class Choices(BaseModel):
     """One value for every dimension: what makes an option."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     optimizer: one_of(*REGISTRY["optimizer"])  # type: ignore[valid-type]
     """Which optimizer, with its learning rate."""

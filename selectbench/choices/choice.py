@@ -55,9 +55,7 @@ class Needs:
 class Choice(BaseModel):
     """One value of one dimension. Fields are its settings; the text under each is its description."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     source: ClassVar[str]
     """Where the method and its defaults come from."""

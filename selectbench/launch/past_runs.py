@@ -11,9 +11,8 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from selectbench.errors import UserError
-from selectbench.launch.preparation import read_json
 from selectbench.record.past_run import PastRun
-from selectbench.record.run_folder import ENVIRONMENT, RANKING, SUITE
+from selectbench.record.run_folder import ENVIRONMENT, RANKING, SUITE, read_json
 from selectbench.record.store import FILE_NAME
 from selectbench.suite.suite import CONTROL
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from selectbench.choices.tokenizer import AnyTokenizer
@@ -176,14 +174,3 @@ def _cuda_refused(python: str | None, stderr: str) -> str:
         + (f": {said}" if said else "")
         + " (`selectbench doctor` says what is missing; --profile cpu runs on the CPU instead)"
     )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping of a run folder. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON mapping was expected")
-    return content

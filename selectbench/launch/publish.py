@@ -9,7 +9,6 @@ from typing import Any
 
 from selectbench.analysis.ranking import Ranking, rank
 from selectbench.errors import UserError
-from selectbench.launch.preparation import read_json
 from selectbench.plan.plan import suite_warnings
 from selectbench.record.record import Record
 from selectbench.record.run_folder import (
@@ -20,8 +19,8 @@ from selectbench.record.run_folder import (
     REPORT,
     SUITE,
     TABLE,
+    read_json,
     write_whole,
-    yaml_text,
 )
 from selectbench.record.store import FILE_NAME, read_records
 from selectbench.report.benchmark_json import benchmark_json
@@ -30,6 +29,7 @@ from selectbench.report.markdown import render
 from selectbench.report.page import render_page
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
+from selectbench.yaml_text import suite_yaml
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
@@ -99,7 +99,7 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
     for verdict in ranking.verdicts:
         if verdict.option is None or verdict.file is None:
             continue
-        found[verdict.file] = yaml_text(suite_of_option(stored.suite, verdict.option), _BEST_HEAD)
+        found[verdict.file] = _BEST_HEAD + suite_yaml(suite_of_option(stored.suite, verdict.option))
         configs = [
             r.resolved_config for r in stored.records if r.trial.option == verdict.option and r.resolved_config
         ]

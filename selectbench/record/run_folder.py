@@ -10,15 +10,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from io import StringIO
 from pathlib import Path
 from typing import Any
-
-from ruamel.yaml import YAML
 
 from selectbench.errors import UserError
 from selectbench.record.environment import fingerprint_part
 from selectbench.suite.suite import Suite
+from selectbench.yaml_text import suite_yaml
 
 SUITE = "suite.yaml"
 ENVIRONMENT = "environment.json"
@@ -65,20 +63,8 @@ def create_run(results: Path, suite: Suite, environment: dict[str, Any], mark: s
 
 def suite_text(suite: Suite) -> str:
     """The resolved suite as YAML, with a line that says what it is."""
-    return yaml_text(
-        suite.resolved, "# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n"
-    )
-
-
-def yaml_text(content: dict[str, Any], head: str) -> str:
-    """Plain data as YAML under a line that says what it is."""
-    stream = StringIO()
-    stream.write(head)
-    yaml = YAML()
-    yaml.default_flow_style = False
-    yaml.width = 110
-    yaml.dump(content, stream)
-    return stream.getvalue()
+    head = "# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n"
+    return head + suite_yaml(suite.resolved)
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -90,6 +76,17 @@ def write_whole(path: Path, text: str) -> None:
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping of a run folder. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON mapping was expected")
+    return content
 
 
 @contextmanager

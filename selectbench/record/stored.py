@@ -6,4 +6,4 @@ from pydantic import BaseModel, ConfigDict
 class Stored(BaseModel):
     """A mapping that is written to disk: NaN and infinity are refused, later versions' keys are kept out."""
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")

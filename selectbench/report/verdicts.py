@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from io import StringIO
-from typing import Any
-
-from ruamel.yaml import YAML
 
 from selectbench import units
 from selectbench.analysis.comparison import NamedVerdict
 from selectbench.analysis.row import Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.report.escape import block, markdown, table
+from selectbench.yaml_text import choices_yaml
 
 
 def verdict_section(ranking: Ranking) -> list[str]:
@@ -31,7 +28,7 @@ def _settings(ranking: Ranking) -> list[str]:
             f"Settings of {markdown(found.option or '')}, in `{found.file}` of the run's folder; "
             f"typed there, `{found.command}` trains it:"
         )
-        parts.append(block(choices_text(found.choices)))
+        parts.append(block(choices_yaml(found.choices)))
     return parts
 
 
@@ -42,15 +39,6 @@ def by_option(ranking: Ranking) -> list[NamedVerdict]:
         if found.option is not None:
             first.setdefault(found.option, found)
     return list(first.values())
-
-
-def choices_text(choices: dict[str, Any]) -> str:
-    """Settings as a suite file writes them."""
-    stream, yaml = StringIO(), YAML()
-    yaml.default_flow_style = None
-    yaml.width = 110
-    yaml.dump({"choices": {key: value for key, value in choices.items() if value is not None}}, stream)
-    return stream.getvalue()
 
 
 def to_loss_section(ranking: Ranking) -> list[str]:

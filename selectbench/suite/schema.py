@@ -11,6 +11,7 @@ from typing import Any
 from pydantic.json_schema import models_json_schema
 
 from selectbench.choices import Choices
+from selectbench.documented import DescribedSchema
 from selectbench.suite.grid import DIMENSIONS
 from selectbench.suite.suitefile import SuiteFile
 
@@ -20,8 +21,9 @@ Schema = dict[str, Any]
 
 def json_schema() -> Schema:
     """The schema as plain data."""
+    template = "#/$defs/{model}"
     models = [(SuiteFile, "validation"), (Choices, "validation")]
-    _, generated = models_json_schema(models, ref_template="#/$defs/{model}")  # type: ignore[arg-type]
+    _, generated = models_json_schema(models, ref_template=template, schema_generator=DescribedSchema)  # type: ignore[arg-type]
     definitions = {name: _in_pieces(definition) for name, definition in generated["$defs"].items()}
     definitions["Choices"]["properties"]["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
     top = definitions.pop("SuiteFile")

@@ -146,4 +146,7 @@ class Suite(Strict):
 
     def option(self, name: str) -> Option:
         """The option of that name. Raises KeyError."""
-        return {option.name: option for option in self.options}[name]
+        for option in self.options:
+            if option.name == name:
+                return option
+        raise KeyError(name)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_records import IDENTITY, make_record, make_suite
 
-from selectbench.analysis.certificate import FIELDS, MASKS, certify, compare, may_change
+from selectbench.analysis.certificate import FIELDS, MASKS, Status, certify, compare, may_change
 from selectbench.analysis.row import Certificate
 from selectbench.analysis.summary import summarise
 from selectbench.choices import REGISTRY
@@ -29,6 +29,11 @@ OTHER: dict[str, Any] = {
     "strategy": "FSDPModule",
     "framework": "transformers.Trainer", "loss": "mine:Loss", "dropout": 0.1, "code_sha256": "f" * 64,
 }  # fmt: skip
+
+
+def statuses(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:
+    found = compare(ours, theirs, declared)
+    return {name: found.get(name, "same") for name in FIELDS}
 
 
 def certificates(suite: Suite, records: list[Record]) -> dict[str, Certificate]:
@@ -149,18 +154,18 @@ def test_what_a_trial_could_not_see_is_not_verified_even_where_the_other_could_n
     found = against_fp32({}, **{field: None})
     assert (found.comparable, found.not_verified) == (True, [field])
     neither = IDENTITY.model_copy(update={field: None})
-    assert compare(neither, neither, NOTHING)[field] == "not_verified"
+    assert statuses(neither, neither, NOTHING)[field] == "not_verified"
 
 
 def test_a_compute_dtype_that_nobody_saw_is_not_verified() -> None:
     unseen = IDENTITY.model_copy(update={"compute_dtype": ""})
-    assert compare(unseen, IDENTITY, NOTHING)["compute_dtype"] == "not_verified"
+    assert statuses(unseen, IDENTITY, NOTHING)["compute_dtype"] == "not_verified"
 
 
 @pytest.mark.parametrize("field", ["evaluation_set_sha256", "code_sha256", "reduction_dtype"])
 def test_none_on_both_sides_is_the_same_where_it_says_that_there_is_none(field: str) -> None:
     neither = IDENTITY.model_copy(update={field: None})
-    assert compare(neither, neither, NOTHING)[field] == "same"
+    assert statuses(neither, neither, NOTHING)[field] == "same"
 
 
 def test_dropout_is_not_verified_where_the_step_is_cut_otherwise() -> None:
@@ -174,7 +179,7 @@ def test_dropout_is_not_verified_where_the_step_is_cut_otherwise() -> None:
 
 def test_dropout_with_the_same_masks_is_the_same() -> None:
     dropping = IDENTITY.model_copy(update={"dropout": 0.1})
-    assert set(compare(dropping, dropping, NOTHING).values()) == {"same"}
+    assert set(statuses(dropping, dropping, NOTHING).values()) == {"same"}
 
 
 def test_a_missing_identity_is_told_and_nothing_is_assumed() -> None:
@@ -227,8 +232,8 @@ def test_the_first_step_agrees_as_far_as_the_dtypes_allow(
     changes: dict[str, Any], loss: float, norm: float, expected: list[str]
 ) -> None:
     other = {**changes, "first_step_loss": loss, "first_step_gradient_norm": norm}
-    statuses = compare(IDENTITY.model_copy(update=other), IDENTITY, frozenset(changes))
-    assert [name for name, status in statuses.items() if status == "violation"] == expected
+    found = statuses(IDENTITY.model_copy(update=other), IDENTITY, frozenset(changes))
+    assert [name for name, status in found.items() if status == "violation"] == expected
 
 
 def test_a_tolerance_is_of_the_larger_of_both() -> None:
@@ -236,13 +241,13 @@ def test_a_tolerance_is_of_the_larger_of_both() -> None:
         IDENTITY.model_copy(update={"matmul_tf32": True, "first_step_gradient_norm": norm}) for norm in (1.0, 0.951)
     )
     for pair in ((one, other), (other, one)):
-        assert compare(*pair, NOTHING)["first_step_gradient_norm"] == "same"
+        assert statuses(*pair, NOTHING)["first_step_gradient_norm"] == "same"
 
 
 def test_a_choice_that_computes_something_else_declares_the_first_step() -> None:
     other = IDENTITY.model_copy(update={"loss": "mine:Loss", "first_step_loss": 1.0})
-    statuses = compare(other, IDENTITY, frozenset({"loss", "first_step_loss"}))
-    assert (statuses["loss"], statuses["first_step_loss"]) == ("declared", "declared")
+    found = statuses(other, IDENTITY, frozenset({"loss", "first_step_loss"}))
+    assert (found["loss"], found["first_step_loss"]) == ("declared", "declared")
 
 
 def test_no_choice_that_only_rounds_otherwise_declares_the_first_step() -> None:
@@ -274,8 +279,8 @@ def changed() -> st.SearchStrategy[Identity]:
 def test_comparing_is_symmetric_and_itself_never_a_violation(
     one: Identity, other: Identity, declared: set[str]
 ) -> None:
-    assert compare(one, other, frozenset(declared)) == compare(other, one, frozenset(declared))
-    assert set(compare(one, one, NOTHING).values()) <= {"same", "not_verified"}
+    assert statuses(one, other, frozenset(declared)) == statuses(other, one, frozenset(declared))
+    assert set(statuses(one, one, NOTHING).values()) <= {"same", "not_verified"}
 
 
 @given(changed(), changed(), st.sets(st.sampled_from(FIELDS)), st.sampled_from(FIELDS))
@@ -283,7 +288,7 @@ def test_declaring_more_never_makes_a_violation(
     one: Identity, other: Identity, declared: set[str], more: str
 ) -> None:
     def violations(may: set[str]) -> set[str]:
-        return {name for name, status in compare(one, other, frozenset(may)).items() if status == "violation"}
+        return {name for name, status in statuses(one, other, frozenset(may)).items() if status == "violation"}
 
     assert violations(declared | {more}) == violations(declared) - {more}
 
@@ -333,4 +338,4 @@ def test_in_a_kept_run_the_first_step_of_another_seed_would_be_found(folder: Pat
     pairs = [(one, other) for one in by_weights.values() for other in by_weights.values() if one is not other]
     assert pairs
     for one, other in pairs:
-        assert compare(one, other, NOTHING)["first_step_loss"] == "violation"
+        assert statuses(one, other, NOTHING)["first_step_loss"] == "violation"

@@ -23,8 +23,9 @@ from selectbench.report.page.interval import interval_bars
 from selectbench.report.page.learnt import learnt
 from selectbench.report.page.series import without_meters
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
-from selectbench.report.verdicts import by_option, choices_text, to_loss_figure
+from selectbench.report.verdicts import by_option, to_loss_figure
 from selectbench.suite.suite import Suite
+from selectbench.yaml_text import choices_yaml
 
 _COLUMNS = (
     "tokens_per_second", "peak_memory_bytes", "peak_device_memory_bytes", "final_loss", "final_perplexity",
@@ -87,7 +88,7 @@ def _verdicts(ranking: Ranking) -> list[dict[str, Any]]:
 def _settings(ranking: Ranking) -> list[dict[str, str]]:
     return [
         {"option": one_line(v.option or ""), "file": v.file or "", "command": v.command or "",
-         "yaml": clean(choices_text(v.choices))}
+         "yaml": clean(choices_yaml(v.choices))}
         for v in by_option(ranking)
     ]  # fmt: skip
 
@@ -204,6 +205,6 @@ def _bare(line: str) -> str:
 
 def _options(suite: Suite) -> list[dict[str, Any]]:
     return [
-        {"option": one_line(o.name, 120), "yaml": clean(choices_text(o.choices.model_dump(mode="json")))}
+        {"option": one_line(o.name, 120), "yaml": clean(choices_yaml(o.choices.model_dump(mode="json")))}
         for o in suite.options[:60]
     ]

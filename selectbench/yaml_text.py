@@ -1,0 +1,49 @@
+"""Plain data as the YAML that a suite file is written in.
+
+Written key by key, and each text kept: options of a run share most of their settings.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import lru_cache
+from io import StringIO
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+_WIDTH = 110
+
+
+def suite_yaml(content: Mapping[str, Any]) -> str:
+    """A whole suite, every value on a line of its own."""
+    return "".join(_block(json.dumps({key: value})) for key, value in content.items())
+
+
+def choices_yaml(choices: Mapping[str, Any]) -> str:
+    """The settings that an option has, below the key `choices`; the small ones on one line each."""
+    known = {key: value for key, value in choices.items() if value is not None}
+    if not known:
+        return "choices: {}\n"
+    return "choices:\n" + "".join(_choice(json.dumps({key: value})) for key, value in known.items())
+
+
+@lru_cache(maxsize=1024)
+def _block(entry: str) -> str:
+    return _dumped(json.loads(entry), flow=False)
+
+
+@lru_cache(maxsize=1024)
+def _choice(entry: str) -> str:
+    choices = CommentedMap(json.loads(entry))
+    choices.fa.set_block_style()
+    return _dumped({"choices": choices}, flow=None).partition("\n")[2]
+
+
+def _dumped(content: Any, flow: bool | None) -> str:
+    stream, yaml = StringIO(), YAML()
+    yaml.default_flow_style, yaml.width = flow, _WIDTH
+    yaml.dump(content, stream)
+    return stream.getvalue()
