@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selectbench.analysis.gpu_state import state_of
 from selectbench.launch.attempts import is_rerun_due
@@ -67,8 +67,8 @@ class Bench:
         else:
             refused = Failed(kind="unsupported", detail=reason)
             record = Record(
-                trial=planned.trial, round=planned.round, attempt=attempt, wall_seconds=0.0, started_at=_now(),
-                outcome=refused,
+                trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt,
+                wall_seconds=0.0, started_at=_now(), outcome=refused,
             )  # fmt: skip
         append_record(self.folder / FILE_NAME, record)
         return record
@@ -80,7 +80,7 @@ class Bench:
         ready, started_at = self._ready(planned), _now()
         end, meters = self._metered(planned, ready)
         return Record(
-            trial=planned.trial, round=planned.round, attempt=attempt, outcome=end.outcome,
+            trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt, outcome=end.outcome,
             wall_seconds=end.wall_seconds, started_at=started_at, software=end.software, meters=meters,
             **(_certificate(end.completed) if end.completed else {}),
         )  # fmt: skip
@@ -101,6 +101,10 @@ class Bench:
         with self.watch.during(ready, Path(order.trial_folder)) as watching:
             end = runner.run(order)
         return end, watching.meters(end.completed)
+
+
+def _phase(planned: PlannedTrial) -> Literal["tune", "contest"]:
+    return "contest" if planned.trial.tunes is None else "tune"
 
 
 def _certificate(done: Finished) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from selectbench.analysis.ranking import Ranking, rank
+from selectbench.analysis.settled import settled_by_records
 from selectbench.errors import UserError
 from selectbench.plan.plan import suite_warnings
 from selectbench.record.record import Record
@@ -33,6 +34,8 @@ from selectbench.yaml_text import suite_yaml
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
+_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of")
+"""Keys that say nothing of an option by itself."""
 _BEST_HEAD = "# One option of a suite by itself; `selectbench run` takes it as it is.\n"
 
 
@@ -41,6 +44,7 @@ class StoredRun:
     """What a run folder holds."""
 
     suite: Suite
+    """As its contest ran it: options with what was found best for them."""
     records: list[Record]
     environment: dict[str, Any]
     notes: list[str]
@@ -62,7 +66,7 @@ def read_run(folder: Path) -> StoredRun:
     environment = read_json(folder / ENVIRONMENT)
     records, notes = read_records(folder / FILE_NAME)
     suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
-    return StoredRun(suite, records, environment, notes)
+    return StoredRun(settled_by_records(suite, records), records, environment, notes)
 
 
 def publish(folder: Path, stored: StoredRun) -> Ranking:
@@ -110,7 +114,7 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
 
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     """The suite as plain data with this option alone, which is its own baseline."""
-    kept = {key: value for key, value in suite.resolved.items() if key not in ("options", "control", "gate")}
+    kept = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
     every = suite.option(option).choices.model_dump(mode="json")
     choices = {key: value for key, value in every.items() if value is not None}
     return {**kept, "choices": choices, "options": {option: {}}, "baseline": option}

@@ -144,7 +144,10 @@ def _trial(option: Option, seed: int, identity: Mapping[str, Any]) -> Trial:
     settings = option.choices.model_dump(mode="json")
     content = {"option": option.name, "settings": settings, "seed": seed, **identity}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return Trial(trial_id=digest[:16], option=option.name, seed=seed, settings=settings)
+    return Trial(
+        trial_id=digest[:16], option=option.name, seed=seed, settings=settings, tunes=option.tunes,
+        tried=option.tried,
+    )  # fmt: skip
 
 
 def _parameters(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:

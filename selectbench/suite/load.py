@@ -31,6 +31,7 @@ from selectbench.suite.check import (
     unmeasured_metrics,
     without_quality,
 )
+from selectbench.suite.check_tune import check_tune
 from selectbench.suite.data import kind_of
 from selectbench.suite.document import Node, Place, Problems, read_document
 from selectbench.suite.grid import Row, excluded, rows_of
@@ -168,6 +169,8 @@ def _suite(
     check_constraints(document, problems, unmeasured)
     check_gate(document, problems, unmeasured)
     check_control(document, names, problems)
+    if content is not None:
+        check_tune(content, [choices for _, choices in rows], document, device, problems)
     baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
     if problems.found or content is None:
         return None
@@ -203,8 +206,10 @@ def _assembled(
         decide=decide if job.evaluates else without_quality(decide, other_tokens=apart),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
         control=content.control, gate=content.gate,
+        tune=None if quick else content.tune, best_of=None if quick else content.best_of,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate"}
+    given |= {key for key in ("tune", "best_of") if getattr(suite, key) is not None}
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
 
 

@@ -11,10 +11,11 @@ from selectbench.errors import did_you_mean
 from selectbench.strict import Strict
 from selectbench.suite.constraint import METRICS, THRESHOLDS, undecidable_reason
 from selectbench.suite.job import Job
+from selectbench.suite.search_space import Values
+from selectbench.suite.tune import BestOf, Seed, Tune
 
 CONTROL = "control"
 """The name of the baseline's second row."""
-Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class Decide(Strict):
@@ -104,6 +105,10 @@ class Option(Strict):
     """Every dimension, resolved."""
     differs_in: list[str]
     """Dimensions in which it differs from the baseline, `optimizer.lr` where only a setting does."""
+    tunes: str | None = None
+    """The option that this one is a trial setting of, in the suite of a tuning stage; None: a row of its own."""
+    tried: Values = Field(default_factory=dict)
+    """What is tried then, by path."""
 
 
 class Suite(Strict):
@@ -137,6 +142,10 @@ class Suite(Strict):
     """How the GPUs are watched."""
     control: bool = False
     """Whether the baseline runs a second time, as the option CONTROL."""
+    tune: Tune | None = None
+    """Settings that each option takes at their best; None: none."""
+    best_of: BestOf | None = None
+    """Settings that each option takes at their fastest; None: none."""
     gate: list[str] = Field(default_factory=list)
     """Limits that `selectbench gate` holds a run to."""
     code: list[str] = Field(default_factory=list)

@@ -8,7 +8,8 @@ from pydantic import Field
 
 from selectbench.strict import Strict
 from selectbench.suite.job import Job
-from selectbench.suite.suite import Cost, Decide, Limits, MeterSettings, Seed
+from selectbench.suite.suite import Cost, Decide, Limits, MeterSettings
+from selectbench.suite.tune import BestOf, Seed, Tune
 
 
 class SuiteFile(Strict):
@@ -39,6 +40,10 @@ class SuiteFile(Strict):
     """One round each; a seed draws initial weights and data order."""
     profiles: dict[str, Any] = Field(default_factory=dict)
     """Pieces laid over the file: the one named after the device, or `--profile NAME`."""
+    tune: Tune | None = None
+    """Tuning before the contest: every option at its own best, with as many trials as the others."""
+    best_of: BestOf | None = None
+    """Settings that each option takes at their fastest, as short trials of speed find them."""
     decide: Decide = Decide()
     """What decides."""
     limits: Limits = Limits()
