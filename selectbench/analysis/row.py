@@ -7,6 +7,7 @@ from typing import Any, Literal
 from selectbench.analysis.comparison import Comparison, FactorView, Family, NamedVerdict, Settling, ToLoss
 from selectbench.analysis.formulas import MemoryKind
 from selectbench.analysis.gpu_row import GpuRow, Unknown
+from selectbench.analysis.own_best import Search
 from selectbench.analysis.shown import Shown
 from selectbench.record.record import FailureKind
 
@@ -196,4 +197,6 @@ class Ranking(Shown):
     """Which option to take, by what is asked."""
     factors: FactorView | None = None
     """None: the options are no grid."""
+    search: Search | None = None
+    """How each option came to its own best; None: nothing was searched."""
     warnings: list[str]

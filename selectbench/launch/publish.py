@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selectbench.analysis.own_best import search
 from selectbench.analysis.ranking import Ranking, rank
 from selectbench.analysis.settled import settled_by_records
 from selectbench.errors import UserError
@@ -45,6 +46,8 @@ class StoredRun:
 
     suite: Suite
     """As its contest ran it: options with what was found best for them."""
+    declared: Suite
+    """As its file says it."""
     records: list[Record]
     environment: dict[str, Any]
     notes: list[str]
@@ -56,7 +59,9 @@ class StoredRun:
         limits = (self.environment.get(key) for key in ("cores_by_affinity", "cores_by_cgroup"))
         cores = min((float(limit) for limit in limits if limit is not None), default=None)
         warnings = suite_warnings(self.suite, passes, cores)
-        return rank(self.suite, self.records, warnings=[*warnings, *self.notes])
+        ranking = rank(self.suite, self.records, warnings=[*warnings, *self.notes])
+        found = search(self.declared, self.suite, self.records)
+        return ranking if found is None else ranking.model_copy(update={"search": found})
 
 
 def read_run(folder: Path) -> StoredRun:
@@ -66,7 +71,7 @@ def read_run(folder: Path) -> StoredRun:
     environment = read_json(folder / ENVIRONMENT)
     records, notes = read_records(folder / FILE_NAME)
     suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
-    return StoredRun(settled_by_records(suite, records), records, environment, notes)
+    return StoredRun(settled_by_records(suite, records), suite, records, environment, notes)
 
 
 def publish(folder: Path, stored: StoredRun) -> Ranking:

@@ -20,6 +20,7 @@ from selectbench.report.identity import in_full
 from selectbench.report.learnt import learnt_section
 from selectbench.report.memory import device_memory, memory_by_rank
 from selectbench.report.method import method
+from selectbench.report.own_best import own_best_section
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import to_loss_section, verdict_section
 from selectbench.suite.suite import Suite
@@ -50,6 +51,7 @@ def render(
         *verdict_section(ranking),
         *learnt_section(ranking, records),
         *factor_section(ranking),
+        *own_best_section(ranking),
         *to_loss_section(ranking),
         *_section("## Whether it was the same job", in_full(ranking)),
         *device_memory(ranking),

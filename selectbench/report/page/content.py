@@ -18,6 +18,7 @@ from selectbench.report.figures import against_baseline, figure, known_columns, 
 from selectbench.report.flat import flat
 from selectbench.report.identity import in_full
 from selectbench.report.method import method
+from selectbench.report.own_best import SEARCH_NOTE, search_cost, search_tables
 from selectbench.report.page.charts import charts
 from selectbench.report.page.interval import interval_bars
 from selectbench.report.page.learnt import learnt
@@ -50,7 +51,8 @@ def content(
         "settings": _settings(ranking),
         "warnings": [one_line(w) for w in ranking.warnings], "columns": _columns(ranking), "rows": _rows(ranking),
         "notes": _notes(ranking), "open": _open(ranking), "failures": _failures(ranking),
-        "factors": _factors(ranking), "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
+        "factors": _factors(ranking), "search": _search(ranking),
+        "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
         "charts": charts(ranking, records), "meters": "" if has_meters else without_meters(records),
         "learnt": learnt(ranking, records), "text": cleaning_lines(environment.get("data") or {}),
         "identity": in_full(ranking), "certificates": _certificates(ranking),
@@ -184,6 +186,18 @@ def _factors(ranking: Ranking) -> dict[str, Any] | None:
         "effects": [[one_line(e.factor), one_line(e.level), one_line(e.against), with_ends(e.ratio, e.low, e.high)]
                     for e in view.effects],
         "interactions": [[one_line(together(i)), with_ends(i.ratio, i.low, i.high)] for i in view.interactions],
+    }  # fmt: skip
+
+
+def _search(ranking: Ranking) -> dict[str, Any] | None:
+    if ranking.search is None:
+        return None
+    return {
+        "cost": search_cost(ranking.search), "note": SEARCH_NOTE,
+        "tables": [
+            {"title": title, "heads": heads, "rows": [[one_line(cell, 200) for cell in row] for row in rows]}
+            for title, heads, rows in search_tables(ranking.search)
+        ],
     }  # fmt: skip
 
 
