@@ -20,6 +20,7 @@ from selectbench.analysis.search import (
 )
 from selectbench.analysis.shown import Shown
 from selectbench.record.record import Completed, FailureKind, Record
+from selectbench.suite.job import Job
 from selectbench.suite.search_space import Axis, axes_of
 from selectbench.suite.stage import MICRO_BATCH_SIZE, speed_job, tuned_options, tuning_job
 from selectbench.suite.suite import Option, Suite
@@ -110,7 +111,7 @@ def _sizes(suite: Suite, attempts: Attempts) -> list[OwnBest]:
     for option in tuned_options(suite):
         own = _ordered(attempts.get(option.name, {}))
         chosen = fastest(attempts.get(option.name, {}))
-        on_edge = _end_of(own, chosen, MICRO_BATCH_SIZE)
+        on_edge = _end_of(own, chosen, suite.job)
         found.append(
             OwnBest(
                 option=option.name,
@@ -172,10 +173,12 @@ def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
     )  # fmt: skip
 
 
-def _end_of(own: Sequence[Attempt], chosen: Attempt | None, path: str) -> Literal["low", "high"] | None:
-    if chosen is None or len(own) < 2:
+def _end_of(own: Sequence[Attempt], chosen: Attempt | None, job: Job) -> Literal["high"] | None:
+    """`high` where the largest was the fastest and one twice as large would cut the step too."""
+    if chosen is None or chosen is not own[-1]:
         return None
-    return {own[0].values[path]: "low", own[-1].values[path]: "high"}.get(chosen.values[path])  # type: ignore[return-value]
+    ranks = chosen.record.identity.world_size if chosen.record.identity else 1
+    return None if job.global_batch_size % (2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks) else "high"
 
 
 def flat_range(tune: Tune, axis: Axis, own: Sequence[Attempt]) -> tuple[float | None, float | None, bool]:
