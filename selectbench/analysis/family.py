@@ -32,7 +32,7 @@ FEWEST_TO_PROPOSE = 3
 ROUNDING = 1e-12
 """Of logarithms: a difference of just the threshold is not above it."""
 Key = TypeVar("Key", bound=Hashable)
-_Z_LIKELY = 0.8416
+Z_LIKELY = 0.8416
 """The normal distribution's quantile of LIKELY."""
 
 
@@ -152,7 +152,7 @@ def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int 
 
     def tells(seeds: int) -> bool:
         critical = float(quantile(ALPHA / tests, round(free_of_one * (seeds - 1), 1)))
-        return (critical + _Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
+        return (critical + Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
 
     low, high = difference.seeds, MOST_SEEDS
     if not tells(high):

@@ -10,17 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selectbench.analysis.search import (
-    speed_attempts,
-    speed_candidates,
-    tuning_attempts,
-    tuning_candidates,
-)
+from selectbench.analysis.search import speed_attempts, speed_candidates, tuning_attempts, tuning_candidates
 from selectbench.analysis.settled import settled_by_records, settled_sizes
-from selectbench.data.prepare import Prepared
+from selectbench.data.prepared import Prepared
 from selectbench.launch.attempts import pending
 from selectbench.launch.preparation import Preparation
-from selectbench.plan.plan import PlannedTrial, make_plan
+from selectbench.machine import Machine
+from selectbench.plan.plan import Plan, PlannedTrial, make_plan
 from selectbench.record.environment import code_sha256
 from selectbench.record.record import Record
 from selectbench.record.store import FILE_NAME, read_records
@@ -30,6 +26,22 @@ from selectbench.suite.suite import Suite
 
 CONTEST = "contest"
 """The title of the last stage."""
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What a stage is planned on, and its plan."""
+
+    suite: Suite
+    machine: Machine
+    prepared: Mapping[str, Prepared] | None
+    """By option; None: the data could not be prepared."""
+    plan: Plan
+
+    def of(self, suite: Suite) -> Ground:
+        """The same for the suite of a stage."""
+        prepared = self.prepared and {o.name: self.prepared[o.tunes or o.name] for o in suite.options}
+        return Ground(suite, self.machine, prepared, make_plan(suite, self.machine, prepared, code_sha256()))
 
 
 @dataclass(frozen=True)
@@ -50,62 +62,45 @@ def next_stage(
     `ended`: ids of trials that this process has run; one that failed is not tried again at once.
     """
     records, _ = read_records(folder / FILE_NAME)
-    for title, planned in _STAGES:
-        stage = planned(preparation, records)
-        if stage is None:
-            continue
+    own = Ground(preparation.suite, preparation.machine, preparation.prepared, preparation.plan)
+    for title, stage in stages(own, records):
         found = pending(stage.plan.trials, stage.suite, folder, retry_failed=retry_failed)
         still_open = [(trial, attempt) for trial, attempt in found if trial.trial.trial_id not in ended]
         if still_open:
-            return Stage(title, stage, still_open)
+            prepared = stage.prepared or {}
+            return Stage(
+                title, replace(preparation, suite=stage.suite, prepared=prepared, plan=stage.plan), still_open
+            )
     return None
 
 
-def _for_speed(preparation: Preparation, records: Sequence[Record]) -> Preparation | None:
-    suite = preparation.suite
+def stages(own: Ground, records: Sequence[Record]) -> list[tuple[str, Ground]]:
+    """Every stage as far as the records tell it, with its title; `own`: the suite as its file declares it."""
+    found = [("micro-batch size", _for_speed(own, records)), ("tuning", _for_quality(own, records))]
+    settled = settled_by_records(own.suite, records)
+    contest = own if settled is own.suite else own.of(settled)
+    return [*((title, own.of(suite)) for title, suite in found if suite is not None), (CONTEST, contest)]
+
+
+def _for_speed(own: Ground, records: Sequence[Record]) -> Suite | None:
+    suite = own.suite
     if suite.best_of is None:
         return None
-    ranks = {planned.option.name: planned.world_size for planned in preparation.plan.options}
-    tried = speed_candidates(suite, ranks, speed_attempts(suite, records))
-    return _of(preparation, speed_suite, suite, _that_can_run(preparation, tried))
+    ranks = {planned.option.name: planned.world_size for planned in own.plan.options}
+    return _of_candidates(own, suite, speed_candidates(suite, ranks, speed_attempts(suite, records)), speed_suite)
 
 
-def _for_quality(preparation: Preparation, records: Sequence[Record]) -> Preparation | None:
-    if preparation.suite.tune is None:
+def _for_quality(own: Ground, records: Sequence[Record]) -> Suite | None:
+    if own.suite.tune is None:
         return None
-    suite = settled_sizes(preparation.suite, records)
-    tried = tuning_candidates(suite, tuning_attempts(suite, records))
-    return _of(preparation, tuning_suite, suite, _that_can_run(preparation, tried))
+    suite = settled_sizes(own.suite, records)
+    return _of_candidates(own, suite, tuning_candidates(suite, tuning_attempts(suite, records)), tuning_suite)
 
 
-def _contest(preparation: Preparation, records: Sequence[Record]) -> Preparation:
-    suite = settled_by_records(preparation.suite, records)
-    return preparation if suite is preparation.suite else _planned(preparation, suite, preparation.prepared)
-
-
-_STAGES: tuple[tuple[str, Callable[[Preparation, Sequence[Record]], Preparation | None]], ...] = (
-    ("micro-batch size", _for_speed), ("tuning", _for_quality), (CONTEST, _contest),
-)  # fmt: skip
-
-
-def _that_can_run(preparation: Preparation, tried: Mapping[str, list[Values]]) -> dict[str, list[Values]]:
+def _of_candidates(
+    own: Ground, suite: Suite, tried: Mapping[str, Sequence[Values]],
+    make: Callable[[Suite, Mapping[str, Sequence[Values]]], Suite],
+) -> Suite | None:  # fmt: skip
     """Without options that this machine can't run: the contest says so."""
-    return {
-        name: values for name, values in tried.items() if values and not preparation.plan.planned(name).unsupported
-    }
-
-
-def _of(
-    preparation: Preparation, make: Callable[[Suite, Mapping[str, Sequence[Values]]], Suite], suite: Suite,
-    tried: Mapping[str, list[Values]],
-) -> Preparation | None:  # fmt: skip
-    if not tried:
-        return None
-    stage = make(suite, tried)
-    prepared = {option.name: preparation.prepared[option.tunes or ""] for option in stage.options}
-    return _planned(preparation, stage, prepared)
-
-
-def _planned(preparation: Preparation, suite: Suite, prepared: Mapping[str, Prepared]) -> Preparation:
-    plan = make_plan(suite, preparation.machine, prepared, code_sha256())
-    return replace(preparation, suite=suite, prepared=prepared, plan=plan)
+    runnable = {name: v for name, v in tried.items() if v and not own.plan.planned(name).unsupported}
+    return make(suite, runnable) if runnable else None
