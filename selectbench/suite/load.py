@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from selectbench.choices import Choices
 from selectbench.errors import did_you_mean
+from selectbench.suite.auto_size import with_sizes_searched
 from selectbench.suite.check import (
     check_accumulation,
     check_constraints,
@@ -128,7 +129,7 @@ def _prepared(top: Node, profile: str | None, path: Path, request: _Request | No
     named = (
         document if "name" in document.mapping else document.with_entries(name=Node(stem, document.place, "name"))
     )
-    return with_absolute_paths(named, path.resolve().parent)
+    return with_absolute_paths(with_sizes_searched(named, problems), path.resolve().parent)
 
 
 def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Problems) -> None:

@@ -54,7 +54,7 @@ def axes_of(tune: Tune, choices: Choices) -> list[Axis]:
 def has(choices: Choices, path: str) -> bool:
     """Whether the option has the setting."""
     dimension, _, setting = path.partition(".")
-    return setting in type(getattr(choices, dimension)).model_fields
+    return setting in getattr(type(getattr(choices, dimension, None)), "model_fields", {})
 
 
 def axis(path: str, found: Range, choices: Choices) -> Axis:
