@@ -13,6 +13,7 @@ from selectbench.record.inside import Inside
 from selectbench.record.record import Completed, Measurement, Record
 from selectbench.report.counting import counting
 from selectbench.report.escape import markdown, one_line, table
+from selectbench.report.score_differences import difference_section
 from selectbench.suite.evaluate import OWN_SCORE, SCORES
 
 COPY = "copying the source"
@@ -85,6 +86,7 @@ def learnt_section(ranking: Ranking, records: Sequence[Record]) -> list[str]:
             table(heads, [[markdown(c) for c in row] for row in rows], right=1),
         ]
         parts.append("\n".join(f"- {markdown(line)}" for line in signatures))
+        parts += difference_section(ranking)
     samples = said(first_looks(ranking, records))
     if samples:
         parts.append("## What the trained models say")

@@ -12,6 +12,7 @@ from selectbench.record.inside import Inside
 from selectbench.record.record import Record
 from selectbench.report.escape import clean, one_line
 from selectbench.report.learnt import first_looks, said, score_rows
+from selectbench.report.score_differences import HEADS, difference_notes, difference_rows
 
 _SQUARE, _LEFT, _TOP = 16.0, 110.0, 96.0
 _WORD = 14
@@ -28,6 +29,8 @@ def learnt(ranking: Ranking, records: Sequence[Record]) -> dict[str, Any] | None
     return {
         "heads": heads, "rows": [[one_line(cell, 120) for cell in row] for row in rows],
         "signatures": [one_line(line) for line in signatures],
+        "difference_heads": HEADS, "difference_notes": difference_notes(ranking),
+        "differences": [[one_line(cell, 120) for cell in row] for row in difference_rows(ranking)],
         "samples": [
             {"prompt": one_line(one.prompt, 300), "reference": one_line(one.reference, 300),
              "said": [(one_line(option, 120), one_line(words, 300)) for option, words in one.by_option]}
