@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from selectbench import units
 from selectbench.analysis.row import Ranking
 from selectbench.record.inside import Inside
-from selectbench.record.record import Record
+from selectbench.report.counting import Counting
 from selectbench.report.escape import clean, one_line
 from selectbench.report.learnt import first_looks, said, score_rows
 from selectbench.report.score_differences import HEADS, difference_notes, difference_rows
@@ -20,10 +20,10 @@ _DARKEST_NATS = 8.0
 _MOST_MAPS = 3
 
 
-def learnt(ranking: Ranking, records: Sequence[Record]) -> dict[str, Any] | None:
+def learnt(ranking: Ranking, done: Counting) -> dict[str, Any] | None:
     """By the template's names; None where the records hold no look inside and no scores."""
-    heads, rows, signatures = score_rows(ranking, records)
-    looks = first_looks(ranking, records)
+    heads, rows, signatures = score_rows(done)
+    looks = first_looks(done)
     if not rows and not looks:
         return None
     return {
