@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from selectbench.analysis.comparison import ScoreDifference
 from selectbench.analysis.gpu_state import state_of
 from selectbench.analysis.metrics import METRICS, derive
 from selectbench.analysis.observed import observe
@@ -19,7 +20,7 @@ from selectbench.suite.suite import Suite
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["trials", "options", "curves"]
+Kind = Literal["trials", "options", "curves", "scores"]
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class Run:
         return self.stored.ranking()
 
     def to_pandas(self, what: Kind = "trials") -> pd.DataFrame:
-        """Trials (option x seed, missing ones too), options in the ranking's order, or curves in long form.
+        """Trials (option x seed, missing ones too), options as ranked, curves in long form, differences of scores.
 
         Metrics are float columns in SI units by their names, NaN where unknown. Raises ValueError for another word.
         """
         import pandas as pd
 
-        makers = {"trials": self._trials, "options": self._options, "curves": self._curves}
+        makers = {"trials": self._trials, "options": self._options, "curves": self._curves,
+                  "scores": self._scores}  # fmt: skip
         if what not in makers:
             raise ValueError(f"to_pandas({what!r}): expected one of {', '.join(map(repr, makers))}")
         columns, rows = makers[what]()
@@ -104,6 +106,9 @@ class Run:
         figures = [f"{name}{part}" for name in METRICS for part in ("", "_ratio", "_ratio_low", "_ratio_high")]
         return [*_OPTION, *figures], rows
 
+    def _scores(self) -> tuple[list[str], list[dict[str, Any]]]:
+        return list(ScoreDifference.model_fields), [found.model_dump() for found in self.ranking.score_differences]
+
     def _curves(self) -> tuple[list[str], list[dict[str, Any]]]:
         rows: list[dict[str, Any]] = []
         for (option, seed), record in self._counting().items():
@@ -118,7 +123,7 @@ class Run:
 _TRIAL = ("option", "seed", "round", "status", "failure_kind", "failure_detail", "gpu_state", "wall_seconds",
           "started_at", "trial_id")  # fmt: skip
 _OPTION = ("option", "rank", "status", "eligible", "n", "planned", "pareto")
-_NUMBERS = frozenset({"wall_seconds", "tokens", "training_seconds", "loss"})
+_NUMBERS = frozenset({"wall_seconds", "tokens", "training_seconds", "loss", "difference", "low", "high", "p"})
 
 
 def _is_number(column: str) -> bool:

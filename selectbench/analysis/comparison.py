@@ -50,6 +50,33 @@ class Comparison(Shown):
     """What would probably decide it, where it is undecided and spread is known."""
 
 
+class ScoreDifference(Shown):
+    """One option's score of generated text against the baseline's, over the choice of the test sentences.
+
+    By `analysis/paired_bootstrap.py`. It says nothing of other seeds, and no claim is made with it.
+    """
+
+    score: str
+    """`bleu`, `chrf`, `rouge_l`, `exact_match` or `token_f1`."""
+    option: str
+    against: str
+    """The baseline."""
+    seeds: int
+    """Those that both completed; the figures are of the mean over them."""
+    sentences: int | None = None
+    """How many were drawn from; None, as the four figures: not compared."""
+    difference: float | None = None
+    """This option's score less the baseline's."""
+    low: float | None = None
+    """Lower end of its 95 % interval, by itself."""
+    high: float | None = None
+    """Its upper end."""
+    p: float | None = None
+    """Two-sided, by itself."""
+    not_compared: str | None = None
+    """Why not."""
+
+
 class Family(Shown):
     """The tests whose joint error is held."""
 

@@ -15,6 +15,7 @@ from selectbench.analysis.factors import factor_view
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import with_pareto
 from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
+from selectbench.analysis.score_differences import score_differences
 from selectbench.analysis.standing import Standing, stand
 from selectbench.analysis.summary import Summary, mean, standard_deviation, summarise
 from selectbench.analysis.to_loss import to_loss
@@ -50,6 +51,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=found.rows, family=found.contest.family(),
         verdicts=named, factors=factor_view(suite, by_name, found.rows),
+        score_differences=score_differences(found.contest.baseline, found.rows, by_name),
         warnings=[*warnings, *strays, *_found(suite, summaries), *control_warnings(found.contest, by_name)],
     )  # fmt: skip
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from selectbench.analysis.comparison import Comparison, FactorView, Family, NamedVerdict, Settling, ToLoss
+from selectbench.analysis.comparison import (
+    Comparison,
+    FactorView,
+    Family,
+    NamedVerdict,
+    ScoreDifference,
+    Settling,
+    ToLoss,
+)
 from selectbench.analysis.formulas import MemoryKind
 from selectbench.analysis.gpu_row import GpuRow, Unknown
 from selectbench.analysis.own_best import Search
@@ -197,6 +205,8 @@ class Ranking(Shown):
     """Which option to take, by what is asked."""
     factors: FactorView | None = None
     """None: the options are no grid."""
+    score_differences: list[ScoreDifference] = []  # noqa: RUF012
+    """Of every option with each score of generated text; empty: none was asked for, or long ago."""
     search: Search | None = None
     """How each option came to its own best; None: nothing was searched."""
     warnings: list[str]

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from selectbench.record.inside import Inside
 from selectbench.record.meters import Architecture, Meters
+from selectbench.record.sentences import Sentences
 from selectbench.record.stored import Stored
 
 SCHEMA_VERSION = 1
@@ -107,6 +108,8 @@ class Measurement(Stored):
     """Of the sources, taken for what was generated: what no understanding at all scores."""
     score_signatures: dict[str, str] = Field(default_factory=dict)
     """How each score was computed."""
+    sentences: Sentences | None = None
+    """What the scores are made of; None: there are none but own ones, or long ago."""
     source_loss: float | None = None
     """Of the true source on the same tokens, nats per token; None: it is not known."""
     source_loss_error: float | None = None

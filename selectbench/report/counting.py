@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from selectbench.analysis.row import Ranking
 from selectbench.record.record import Completed, Record
 from selectbench.record.store import last_attempts
 
+Counting = Mapping[str, list[Record]]
+"""Completed trials that count, by option in the ranking's order, in the order of seeds."""
 
-def counting(ranking: Ranking, records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Completed trials that count, by option in the ranking's order, in the order of seeds."""
+
+def counting(ranking: Ranking, records: Sequence[Record]) -> Counting:
+    """Of every row; empty for one without any."""
     found: dict[str, list[Record]] = {row.option: [] for row in ranking.rows}
     for record in last_attempts([r for r in records if r.phase == "contest"]).values():
         if isinstance(record.outcome, Completed) and record.trial.option in found:

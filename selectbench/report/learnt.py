@@ -11,8 +11,9 @@ from selectbench.analysis.row import Ranking
 from selectbench.analysis.summary import mean
 from selectbench.record.inside import Inside
 from selectbench.record.record import Completed, Measurement, Record
-from selectbench.report.counting import counting
+from selectbench.report.counting import Counting
 from selectbench.report.escape import markdown, one_line, table
+from selectbench.report.score_differences import difference_section
 from selectbench.suite.evaluate import OWN_SCORE, SCORES
 
 COPY = "copying the source"
@@ -20,25 +21,21 @@ MOST_OPTIONS = 8
 _LONGEST = 240
 
 
-def counted(ranking: Ranking, records: Sequence[Record]) -> dict[str, list[Record]]:
-    """Completed trials that count, of the options that have any."""
-    return {option: own for option, own in counting(ranking, records).items() if own}
-
-
 def _measurements(own: Sequence[Record]) -> list[Measurement]:
     return [record.outcome.measurement for record in own if isinstance(record.outcome, Completed)]
 
 
-def score_rows(ranking: Ranking, records: Sequence[Record]) -> tuple[list[str], list[list[str]], list[str]]:
+def score_rows(done: Counting) -> tuple[list[str], list[list[str]], list[str]]:
     """Headings, a row for each option and one for copying the source, and how the scores were computed."""
-    done = counted(ranking, records)
     every = [m for own in done.values() for m in _measurements(own)]
-    names = [name for name in (*SCORES, OWN_SCORE) if any(name in m.scores for m in every)]
+    scored = {name for m in every for name in m.scores}
+    names = [name for name in (*SCORES, OWN_SCORE) if name in scored]
     if not names:
         return [], [], []
     rows = [
         [option, *(_mean([m.scores.get(name) for m in _measurements(own)]) for name in names)]
         for option, own in done.items()
+        if own
     ]
     rows.append([COPY, *(_mean([m.copy_scores.get(name) for m in every]) for name in names)])
     signatures = dict.fromkeys(f"{METRICS[n].title}: {m.score_signatures[n]}" for m in every for n in names
@@ -59,10 +56,9 @@ class Said:
     by_option: list[tuple[str, str]]
 
 
-def first_looks(ranking: Ranking, records: Sequence[Record]) -> dict[str, Inside]:
+def first_looks(done: Counting) -> dict[str, Inside]:
     """Of each option the first seed's."""
-    done = counted(ranking, records)
-    found = {option: next((r.inside for r in own if r.inside), None) for option, own in done.items()}
+    found = {option: next((r.inside for r in own if r.inside), None) for option, own in done.items() if own}
     return {option: inside for option, inside in list(found.items())[:MOST_OPTIONS] if inside}
 
 
@@ -75,9 +71,9 @@ def said(looks: Mapping[str, Inside]) -> list[Said]:
     return [Said(prompt, reference, options) for (prompt, reference), options in found.items()]
 
 
-def learnt_section(ranking: Ranking, records: Sequence[Record]) -> list[str]:
+def learnt_section(ranking: Ranking, done: Counting) -> list[str]:
     """The section in Markdown, or nothing for runs that are older."""
-    heads, rows, signatures = score_rows(ranking, records)
+    heads, rows, signatures = score_rows(done)
     parts: list[str] = []
     if rows:
         parts += [
@@ -85,7 +81,8 @@ def learnt_section(ranking: Ranking, records: Sequence[Record]) -> list[str]:
             table(heads, [[markdown(c) for c in row] for row in rows], right=1),
         ]
         parts.append("\n".join(f"- {markdown(line)}" for line in signatures))
-    samples = said(first_looks(ranking, records))
+        parts += difference_section(ranking)
+    samples = said(first_looks(done))
     if samples:
         parts.append("## What the trained models say")
     for sample in samples:

@@ -10,6 +10,7 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.cost import cost_section
+from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import block, first_line, markdown, one_line, table
 from selectbench.report.factors import factor_section
@@ -49,7 +50,7 @@ def render(
         f"**{markdown(ranking.answer)}**",
         "## Ranking", ranking_table(ranking), _table_notes(ranking),
         *verdict_section(ranking),
-        *learnt_section(ranking, records),
+        *learnt_section(ranking, counting(ranking, records)),
         *factor_section(ranking),
         *own_best_section(ranking),
         *to_loss_section(ranking),

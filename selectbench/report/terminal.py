@@ -16,6 +16,7 @@ from selectbench.report.figures import against_baseline, figure, known_columns, 
 from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
 from selectbench.report.own_best import search_lines
+from selectbench.report.score_differences import difference_lines
 
 _BY_IMPORTANCE = (
     "tokens_per_second", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score", "excess_loss",
@@ -34,13 +35,8 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
     console.print(Text(title, style="bold"))
     console.print(_table(ranking, console.width))
-    for line in (
-        *in_short(ranking),
-        *notes(ranking),
-        *_verdicts(ranking),
-        *factor_lines(ranking),
-        *search_lines(ranking),
-    ):
+    parts = (in_short, notes, _verdicts, difference_lines, factor_lines, search_lines)
+    for line in (line for part in parts for line in part(ranking)):
         console.print(Text(line, style="dim"))
     for warning in ranking.warnings:
         console.print(Text(f"warning: {one_line(warning)}", style="yellow"))

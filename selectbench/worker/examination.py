@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,11 +12,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from selectbench.data.prepared import TOKENIZER, Prepared, fitting
+from selectbench.record.sentences import Sentences
 from selectbench.suite.evaluate import Eval
 from selectbench.worker.evaluation import Logits
 from selectbench.worker.generate import generate_targets
 from selectbench.worker.pairs import PairHeldOut
-from selectbench.worker.scores import score
+from selectbench.worker.scores import Scored, score
 from selectbench.worker.world import World
 
 HYPOTHESES = "hypotheses.jsonl"
@@ -30,6 +32,7 @@ class Scores:
     copy_scores: dict[str, float] = field(default_factory=dict)
     """Of the sources themselves, taken for hypotheses."""
     signatures: dict[str, str] = field(default_factory=dict)
+    sentences: Sentences | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,8 @@ class Examination:
         found = [score(name, hypotheses, references, sources) for name in self.names]
         copied = [score(name, sources, references, sources) for name in self.names]
         return Scores(
-            {name: value for name, value, _ in found}, {name: value for name, value, _ in copied},
-            {name: signature for name, _, signature in found},
+            {one.name: one.value for one in found}, {one.name: one.value for one in copied},
+            {one.name: one.signature for one in found}, _sentences(found, references),
         )  # fmt: skip
 
     def _generated(self, logits: Logits, world: World) -> list[str]:
@@ -88,3 +91,13 @@ class Examination:
             for (source, reference), hypothesis in zip(self.texts, hypotheses, strict=True):
                 line = {"source": source, "reference": reference, "hypothesis": hypothesis}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _sentences(found: Sequence[Scored], references: Sequence[str]) -> Sentences | None:
+    """None where every score is known as a whole only."""
+    counts = {one.name: one.counts for one in found if one.counts is not None}
+    shares = {one.name: one.shares for one in found if one.shares is not None}
+    if not counts and not shares:
+        return None
+    digest = hashlib.sha256(json.dumps(references).encode()).hexdigest()
+    return Sentences(references_sha256=digest, counts=counts, shares=shares)

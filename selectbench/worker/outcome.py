@@ -144,6 +144,7 @@ def _measurement(
         scores=recorder.scores.scores,
         copy_scores=recorder.scores.copy_scores,
         score_signatures=recorder.scores.signatures,
+        sentences=recorder.scores.sentences,
         source_loss=source_loss,
         source_loss_error=source_loss_error,
         memory_by_rank=memory,

@@ -1,4 +1,4 @@
-"""Scores of generated text against references, each by its library."""
+"""Scores of generated text against references, each by its library, and what each sentence adds to them."""
 
 from __future__ import annotations
 
@@ -6,22 +6,34 @@ import re
 import string
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from selectbench.choices import is_own
 from selectbench.suite.evaluate import OWN_SCORE
 from selectbench.worker.own_code import OwnCodeError, load
 
 Texts = Sequence[str]
-Scored = tuple[float, str]
-"""The score, and the signature that says how it was computed."""
+_MOST_CHARACTERS = 6
 
 
-def score(name: str, hypotheses: Texts, references: Texts, sources: Texts) -> tuple[str, float, str]:
-    """The score's name in the record, its value, and its signature. Raises OwnCodeError for own code that fails."""
+class Scored(NamedTuple):
+    """One score of a text."""
+
+    name: str
+    """In the record."""
+    value: float
+    signature: str
+    """How it was computed."""
+    counts: list[list[int]] | None = None
+    """By sentence, as `record.sentences` has them."""
+    shares: list[int | float] | None = None
+
+
+def score(name: str, hypotheses: Texts, references: Texts, sources: Texts) -> Scored:
+    """Raises OwnCodeError for own code that fails."""
     if is_own(name):
-        return OWN_SCORE, _own(name, hypotheses, references, sources), name
-    value, signature = _SCORES[name](hypotheses, references)
-    return name, value, signature
+        return Scored(OWN_SCORE, _own(name, hypotheses, references, sources), name)
+    return _SCORES[name](hypotheses, references)
 
 
 def _bleu(hypotheses: Texts, references: Texts) -> Scored:
@@ -30,7 +42,11 @@ def _bleu(hypotheses: Texts, references: Texts) -> Scored:
 
     metric = BLEU()
     found = metric.corpus_score(list(hypotheses), [list(references)])
-    return float(found.score), str(metric.get_signature())
+    # Counts do not depend on it, and of sentences without it the library warns.
+    of_one = BLEU(effective_order=True).sentence_score
+    each = [of_one(h, [r]) for h, r in zip(hypotheses, references, strict=True)]
+    counts = [[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in each]
+    return Scored("bleu", float(found.score), str(metric.get_signature()), counts)
 
 
 def _chrf(hypotheses: Texts, references: Texts) -> Scored:
@@ -39,7 +55,18 @@ def _chrf(hypotheses: Texts, references: Texts) -> Scored:
 
     metric = CHRF()
     found = metric.corpus_score(list(hypotheses), [list(references)])
-    return float(found.score), str(metric.get_signature())
+    counts = [_character_counts(h, r) for h, r in zip(hypotheses, references, strict=True)]
+    return Scored("chrf", float(found.score), str(metric.get_signature()), counts)
+
+
+def _character_counts(hypothesis: str, reference: str) -> list[int]:
+    """N-grams of 1 to 6 characters without white space; sacrebleu has no public name for them."""
+    ours, theirs = ("".join(text.split()) for text in (hypothesis, reference))
+    found = []
+    for n in range(1, _MOST_CHARACTERS + 1):
+        own, other = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (ours, theirs))
+        found += [own.total() if other else 0, other.total(), (own & other).total()]
+    return found
 
 
 def _rouge_l(hypotheses: Texts, references: Texts) -> Scored:
@@ -48,7 +75,7 @@ def _rouge_l(hypotheses: Texts, references: Texts) -> Scored:
 
     scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
     found = [scorer.score(r, h)["rougeL"].fmeasure for h, r in zip(hypotheses, references, strict=True)]
-    return 100 * sum(found) / len(found), "rouge-score rougeL, stemmer, mean f-measure"
+    return _mean("rouge_l", found, "rouge-score rougeL, stemmer, mean f-measure")
 
 
 def _exact_match(hypotheses: Texts, references: Texts) -> Scored:
@@ -56,14 +83,18 @@ def _exact_match(hypotheses: Texts, references: Texts) -> Scored:
 
     As SQuAD's evaluation has it (Rajpurkar et al. 2016, arXiv:1606.05250).
     """
-    same = [_plain(h) == _plain(r) for h, r in zip(hypotheses, references, strict=True)]
-    return 100 * sum(same) / len(same), "SQuAD 1.1"
+    same = [int(_plain(h) == _plain(r)) for h, r in zip(hypotheses, references, strict=True)]
+    return _mean("exact_match", same, "SQuAD 1.1")
 
 
 def _token_f1(hypotheses: Texts, references: Texts) -> Scored:
     """Mean F1 of words, normalised as for the exact match (Rajpurkar et al. 2016)."""
     found = [_overlap(_plain(h).split(), _plain(r).split()) for h, r in zip(hypotheses, references, strict=True)]
-    return 100 * sum(found) / len(found), "SQuAD 1.1"
+    return _mean("token_f1", found, "SQuAD 1.1")
+
+
+def _mean(name: str, shares: Sequence[float], signature: str) -> Scored:
+    return Scored(name, 100 * sum(shares) / len(shares), signature, shares=list(shares))
 
 
 def _overlap(ours: list[str], theirs: list[str]) -> float:

@@ -7,6 +7,8 @@ import json
 import pytest
 from launch.harness import TINY_SUITE, Workplace, corpus
 
+import selectbench
+
 MARKOV = """\
 name: tiny
 job:
@@ -42,7 +44,7 @@ job:
   max_steps: 12
   lr_schedule: {name: constant}
   eval: {tokens: 300, every_steps: 6, at_start: true, scores: [bleu, chrf, exact_match, "ourscore:words"],
-  generate: 5}
+  generate: 24}
 choices:
   optimizer: {name: adamw, lr: 1e-2}
   micro_batch_size: 8
@@ -137,7 +139,7 @@ def test_an_axis_over_the_tokenizer(tmp_path):
 def translation(tmp_path_factory):
     place = Workplace(tmp_path_factory.mktemp("pairs"))
     names = ("nul", "een", "twee", "drie", "vier", "vijf", "zes", "zeven", "acht", "negen")
-    lines = [f"{n} is\t{' '.join(names[int(digit)] for digit in str(n))}" for n in range(1000, 1400)]
+    lines = [f"{n} is\t{' '.join(names[int(digit)] for digit in str(n))}" for n in range(1000, 1600)]
     (place.folder / "pairs.tsv").write_text("\n".join(lines) + "\n")
     (place.folder / "code").mkdir()
     (place.folder / "code" / "ourscore.py").write_text(OWN_SCORE)
@@ -161,17 +163,34 @@ def test_a_translation_with_scores(translation):
         assert [point["step"] for point in record["evaluation_curve"]] == [0, 6, 12]
         folder = place.run_folders()[-1] / "trials" / record["trial"]["trial_id"]
         stored = [json.loads(line) for line in (folder / "hypotheses.jsonl").read_text().splitlines()]
-        assert len(stored) == 5
+        assert len(stored) == 24
         assert all(set(line) == {"source", "reference", "hypothesis"} for line in stored)
+
+
+def test_differences_of_scores_over_test_sentences(translation):
+    place, ranking = translation
+    found = {(one["option"], one["score"]): one for one in ranking["score_differences"]}
+    assert set(found) == {(option, name) for option in ("halves", "bart") for name in
+                          ("bleu", "chrf", "exact_match")}  # fmt: skip
+    rows = rows_of(ranking)
+    for (option, name), one in found.items():
+        assert one["difference"] == pytest.approx(value(rows[option], name) - value(rows["t5"], name), abs=1e-6)
+        assert (one["sentences"], one["seeds"], one["not_compared"]) == (24, 1, None)
+    assert (found["halves", "chrf"]["difference"], found["halves", "chrf"]["p"]) == (0, 1)
+    folder = place.run_folders()[-1]
+    assert "A score of own code is known as a whole only" in (folder / "report.md").read_text()
+    frame = selectbench.load(folder).to_pandas("scores")
+    assert frame.to_dict("records")[0] == {**ranking["score_differences"][0], "not_compared": None}
+    assert frame.p.dtype == "float64"
 
 
 def test_what_data_tells_of_pairs(translation):
     place, _ = translation
     (found,) = data_of(place)
     assert found["kind"] == "pairs"
-    assert found["documents_in"] == 400
+    assert found["documents_in"] == 600
     kept = found["train_documents"] + found["heldout_documents"]
-    assert kept + found["removed_documents"] + sum(found["removed"].values()) == 400
+    assert kept + found["removed_documents"] + sum(found["removed"].values()) == 600
     assert sum(found["document_sizes"]) == kept + found["removed_documents"]
     assert set(found["special_ids"]) == {"pad"}
     assert sorted(found["options"]) == ["bart", "halves", "t5"]

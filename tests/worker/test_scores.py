@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 from task_jobs import LENGTH, T5_PAIRS
 
+from selectbench.analysis.corpus_score import corpus_score, table_of
 from selectbench.data.prepared import Prepared
 from selectbench.suite.evaluate import SCORES
 from selectbench.worker.batches import NOT_COUNTED, Batch
@@ -43,9 +45,9 @@ def pairs(tmp_path_factory):
 
 
 def value(name, hypotheses=HYPOTHESES_MADE, references=REFERENCES):
-    found_name, found, _ = score(name, hypotheses, references, SOURCES)
-    assert found_name == name
-    return found
+    found = score(name, hypotheses, references, SOURCES)
+    assert found.name == name
+    return found.value
 
 
 def test_every_score_is_the_one_of_its_library():
@@ -57,7 +59,7 @@ def test_every_score_is_the_one_of_its_library():
 
 
 def test_scores_say_how_they_were_computed():
-    signatures = {name: score(name, HYPOTHESES_MADE, REFERENCES, SOURCES)[2] for name in SCORES}
+    signatures = {name: score(name, HYPOTHESES_MADE, REFERENCES, SOURCES).signature for name in SCORES}
     assert "tok:13a" in signatures["bleu"]
     assert "nc:6" in signatures["chrf"]
     assert all(signatures.values())
@@ -79,6 +81,7 @@ def test_exact_match_and_token_f1_by_hand():
     same = [("The Cat!", "a cat"), ("an  answer", "Answer."), ("42", "42"), ("cats", "cat"), ("", "the")]
     hypotheses, references = ([pair[side] for pair in same] for side in (0, 1))
     assert value("exact_match", hypotheses, references) == pytest.approx(100 * 4 / 5)
+    assert score("exact_match", hypotheses, references, hypotheses).shares == [1, 1, 1, 0, 1]
     # `the` is left out; x y of x y z: precision 1, recall 2/3; a repeated word counts once where the other has it
     # once
     assert value("token_f1", ["the x y"], ["x y z"]) == pytest.approx(100 * 0.8)
@@ -132,8 +135,8 @@ def code(tmp_path):
 def test_an_own_score_is_called_with_texts_and_named_by_its_function(code):
     add_to_path(code)
     found = score("own_scores_here:lengths", HYPOTHESES_MADE, REFERENCES, SOURCES)
-    assert found == ("own_score", sum(map(len, HYPOTHESES_MADE)) / 4, "own_scores_here:lengths")
-    assert score("own_scores_here:whole", HYPOTHESES_MADE, REFERENCES, SOURCES)[1] == 4.0
+    assert found == ("own_score", sum(map(len, HYPOTHESES_MADE)) / 4, "own_scores_here:lengths", None, None)
+    assert score("own_scores_here:whole", HYPOTHESES_MADE, REFERENCES, SOURCES).value == 4.0
 
 
 @pytest.mark.parametrize(("name", "kind"), [("text", "str"), ("truth", "bool")])
@@ -172,6 +175,12 @@ def test_an_own_score_stands_in_the_measurement(trials, pairs, code):
     assert measured.scores["own_score"] == sum(len(line["hypothesis"]) for line in stored) / len(stored)
     assert measured.copy_scores["own_score"] == sum(len(line["source"]) for line in stored) / len(stored)
     assert measured.score_signatures["own_score"] == "own_scores_here:lengths"
+    assert set(measured.sentences.counts) == {"bleu"}
+
+
+def test_of_an_own_score_alone_no_sentences_are_kept(trials, pairs, code):
+    trials.data_folder = pairs.folder
+    assert trials.finished(job=scored("own_scores_here:lengths"), code=code).measurement.sentences is None
 
 
 # What a trial generates
@@ -198,10 +207,18 @@ def test_bleu_of_a_trial_is_what_sacrebleus_own_command_finds(trials, pairs, tmp
         assert f"{found[metric]:.4f}" == said.strip()
     assert measured.scores["bleu"] > 0
     texts = [[line[side] for line in stored] for side in ("hypothesis", "reference", "source")]
-    assert measured.scores == {name: score(name, *texts)[1] for name in SCORES}
+    assert measured.scores == {name: score(name, *texts).value for name in SCORES}
     copied = [texts[2], texts[1], texts[2]]
-    assert measured.copy_scores == {name: score(name, *copied)[1] for name in SCORES}
+    assert measured.copy_scores == {name: score(name, *copied).value for name in SCORES}
     assert set(measured.score_signatures) == set(SCORES)
+    digest = hashlib.sha256(json.dumps(texts[1]).encode()).hexdigest()
+    assert measured.sentences.references_sha256 == digest
+    assert set(measured.sentences.counts) == {"bleu", "chrf"}
+    assert set(measured.sentences.shares) == {"rouge_l", "exact_match", "token_f1"}
+    for name in SCORES:
+        table = table_of(name, measured.sentences)
+        assert len(table) == 12
+        assert corpus_score(name, table) == pytest.approx(measured.scores[name], abs=1e-9)
 
 
 @pytest.mark.parametrize("other", [{"micro_batch_size": 2}, {"micro_batch_size": 4, "world_size": 2,
@@ -209,16 +226,17 @@ def test_bleu_of_a_trial_is_what_sacrebleus_own_command_finds(trials, pairs, tmp
 def test_how_a_trial_is_cut_does_not_change_what_it_says(launched, pairs, other):
     launched.data_folder = pairs.folder
     job = {**scored("chrf"), "max_steps": 4}
-    whole = launched.finished(job=job).measurement.scores
+    whole = launched.finished(job=job).measurement
     said = lines(launched)
-    assert launched.finished(job=job, **other).measurement.scores == whole
+    found = launched.finished(job=job, **other).measurement
+    assert (found.scores, found.sentences) == (whole.scores, whole.sentences)
     assert lines(launched) == said
 
 
 def test_nothing_is_generated_where_no_score_is_asked_for(trials, pairs):
     trials.data_folder = pairs.folder
     measured = trials.finished(job=T5_PAIRS).measurement
-    assert (measured.scores, measured.copy_scores) == ({}, {})
+    assert (measured.scores, measured.copy_scores, measured.sentences) == ({}, {}, None)
     assert not (trials.trial_folder / HYPOTHESES).exists()
 
 

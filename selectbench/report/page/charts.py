@@ -9,7 +9,7 @@ from selectbench import units
 from selectbench.analysis.row import Ranking
 from selectbench.record.meters import Series
 from selectbench.record.record import EvaluationPoint, Record
-from selectbench.report.counting import counting
+from selectbench.report.counting import Counting
 from selectbench.report.escape import one_line
 from selectbench.report.page import series
 from selectbench.report.page.chart import Chart
@@ -21,9 +21,8 @@ _NAMES = 150.0
 """Room for options' names beside a picture."""
 
 
-def charts(ranking: Ranking, records: Sequence[Record]) -> list[Chart]:
+def charts(ranking: Ranking, done: Counting) -> list[Chart]:
     """Those that the run has figures for."""
-    done = counting(ranking, records)
     made = [
         pareto(ranking),
         _loss(ranking, done, "Held-out loss against tokens", "training tokens",
@@ -49,7 +48,7 @@ def _escaped(text: str) -> str:
 
 
 def _loss(
-    ranking: Ranking, done: dict[str, list[Record]], heading: str, label: str,
+    ranking: Ranking, done: Counting, heading: str, label: str,
     x: Callable[[EvaluationPoint], float], show_x: Callable[[float], str],
 ) -> Chart | None:  # fmt: skip
     curves = series.heldout_curves(ranking, done, x)
@@ -75,7 +74,7 @@ def _loss_tick(value: float) -> str:
     return units.significant(value, 4)
 
 
-def _steps(ranking: Ranking, done: dict[str, list[Record]]) -> Chart | None:
+def _steps(ranking: Ranking, done: Counting) -> Chart | None:
     found = series.step_quantiles(ranking, done)
     if not found:
         return None
@@ -119,7 +118,7 @@ def _power(record: Record) -> Series:
 
 
 def _meter(
-    ranking: Ranking, done: dict[str, list[Record]], heading: str, label: str,
+    ranking: Ranking, done: Counting, heading: str, label: str,
     read: Callable[[Record], Series], show: Callable[[float | None], str],
 ) -> Chart | None:  # fmt: skip
     found = series.metered(ranking, done, read)

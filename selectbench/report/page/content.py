@@ -11,6 +11,7 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Completed, Record
+from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import clean, first_line, one_line
 from selectbench.report.factors import factor_lines, together, with_ends
@@ -43,6 +44,7 @@ def content(
 ) -> dict[str, Any]:
     """By the template's names. Strings are raw: the template escapes them."""
     done = [r for r in records if r.phase == "contest" and isinstance(r.outcome, Completed)]
+    counted = counting(ranking, records)
     has_meters = any(row.gpu for row in ranking.rows)
     return {
         "name": one_line(ranking.suite), "question": one_line(ranking.question), "answer": one_line(ranking.answer),
@@ -53,8 +55,8 @@ def content(
         "notes": _notes(ranking), "open": _open(ranking), "failures": _failures(ranking),
         "factors": _factors(ranking), "search": _search(ranking),
         "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
-        "charts": charts(ranking, records), "meters": "" if has_meters else without_meters(records),
-        "learnt": learnt(ranking, records), "text": cleaning_lines(environment.get("data") or {}),
+        "charts": charts(ranking, counted), "meters": "" if has_meters else without_meters(records),
+        "learnt": learnt(ranking, counted), "text": cleaning_lines(environment.get("data") or {}),
         "identity": in_full(ranking), "certificates": _certificates(ranking),
         "method": [_bare(line) for line in method(suite, ranking, done).split("\n")],
         "command": clean(command), "environment": list(flat(environment)), "options": _options(suite),

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from html import escape
 from typing import Any
 
 from selectbench import units
 from selectbench.analysis.row import Ranking
 from selectbench.record.inside import Inside
-from selectbench.record.record import Record
+from selectbench.report.counting import Counting
 from selectbench.report.escape import clean, one_line
 from selectbench.report.learnt import first_looks, said, score_rows
+from selectbench.report.score_differences import HEADS, difference_notes, difference_rows
 
 _SQUARE, _LEFT, _TOP = 16.0, 110.0, 96.0
 _WORD = 14
@@ -19,15 +20,17 @@ _DARKEST_NATS = 8.0
 _MOST_MAPS = 3
 
 
-def learnt(ranking: Ranking, records: Sequence[Record]) -> dict[str, Any] | None:
+def learnt(ranking: Ranking, done: Counting) -> dict[str, Any] | None:
     """By the template's names; None where the records hold no look inside and no scores."""
-    heads, rows, signatures = score_rows(ranking, records)
-    looks = first_looks(ranking, records)
+    heads, rows, signatures = score_rows(done)
+    looks = first_looks(done)
     if not rows and not looks:
         return None
     return {
         "heads": heads, "rows": [[one_line(cell, 120) for cell in row] for row in rows],
         "signatures": [one_line(line) for line in signatures],
+        "difference_heads": HEADS, "difference_notes": difference_notes(ranking),
+        "differences": [[one_line(cell, 120) for cell in row] for row in difference_rows(ranking)],
         "samples": [
             {"prompt": one_line(one.prompt, 300), "reference": one_line(one.reference, 300),
              "said": [(one_line(option, 120), one_line(words, 300)) for option, words in one.by_option]}

@@ -10,6 +10,7 @@ import numpy as np
 from selectbench.analysis.row import Ranking
 from selectbench.record.meters import Series
 from selectbench.record.record import Completed, EvaluationPoint, Record
+from selectbench.report.counting import Counting
 
 MOST_DRAWN = 8
 """Options in one picture; more can't be told apart."""
@@ -35,9 +36,7 @@ def drawn(ranking: Ranking) -> dict[str, int]:
     return {row.option: number for number, row in enumerate([r for r in ranking.rows if r.n][:MOST_DRAWN])}
 
 
-def heldout_curves(
-    ranking: Ranking, done: dict[str, list[Record]], x: Callable[[EvaluationPoint], float]
-) -> list[Curve]:
+def heldout_curves(ranking: Ranking, done: Counting, x: Callable[[EvaluationPoint], float]) -> list[Curve]:
     """Held-out loss by step, over the steps that all seeds of an option evaluated."""
     curves = []
     for option, kind in drawn(ranking).items():
@@ -59,7 +58,7 @@ def _curve(
     )  # fmt: skip
 
 
-def step_quantiles(ranking: Ranking, done: dict[str, list[Record]]) -> list[tuple[str, int, list[float]]]:
+def step_quantiles(ranking: Ranking, done: Counting) -> list[tuple[str, int, list[float]]]:
     """Option, number and quantiles of its timed steps' seconds, all seeds together."""
     found = []
     for option, kind in drawn(ranking).items():
@@ -71,9 +70,7 @@ def step_quantiles(ranking: Ranking, done: dict[str, list[Record]]) -> list[tupl
     return found
 
 
-def metered(
-    ranking: Ranking, done: dict[str, list[Record]], read: Callable[[Record], Series]
-) -> list[tuple[str, int, Series]]:
+def metered(ranking: Ranking, done: Counting, read: Callable[[Record], Series]) -> list[tuple[str, int, Series]]:
     """Option, number and series of its first completed seed that has one."""
     found = []
     for option, kind in drawn(ranking).items():
