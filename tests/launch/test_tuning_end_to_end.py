@@ -11,12 +11,12 @@ from launch.harness import TINY_SUITE, Workplace, until
 BADLY_GUESSED = """\
 baseline: adamw
 options:
-  adamw: {optimizer: {name: adamw, lr: 1e-6}}
-  sgd: {optimizer: {name: sgd, lr: 0.3}}
+  adamw: {optimizer: {name: adamw, lr: 1e-3}}
+  sgd: {optimizer: {name: sgd, lr: 1e-5}}
 decide: {objective: final_loss, constraints: []}
 seeds: [0, 1]
 """
-"""AdamW's rate is a thousand times too small."""
+"""SGD's rate is ten thousand times too small; at rates of their own it learns this tiny task better than AdamW."""
 TUNED = BADLY_GUESSED + "tune: {parameters: {optimizer.lr: {n: 3}}, budget: {max_steps: 1.0x}}\n"
 HEAD = TINY_SUITE[: TINY_SUITE.index("baseline:")].replace("max_steps: 6", "max_steps: 30")
 
@@ -50,10 +50,10 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
 
 def test_tuning_puts_a_bad_guess_right_and_the_ranking_differs_as_it_should(tuned: Workplace) -> None:
     guessed, found = ranking(tuned, "guessed"), ranking(tuned, "tuned")
-    assert losses(guessed)["adamw"] > losses(guessed)["sgd"]
-    assert losses(found)["adamw"] < losses(found)["sgd"]
-    assert losses(found)["adamw"] < losses(guessed)["adamw"] - 0.5
-    assert [row["option"] for row in found["rows"]][0] == "adamw"
+    assert losses(guessed)["adamw"] < losses(guessed)["sgd"]
+    assert losses(found)["adamw"] > losses(found)["sgd"]
+    assert losses(found)["sgd"] < losses(guessed)["sgd"] - 0.5
+    assert (guessed["rows"][0]["option"], found["rows"][0]["option"]) == ("adamw", "sgd")
 
 
 def test_the_contest_ran_with_what_was_chosen_on_seeds_of_its_own(tuned: Workplace) -> None:
@@ -63,7 +63,7 @@ def test_the_contest_ran_with_what_was_chosen_on_seeds_of_its_own(tuned: Workpla
         (option, seed) for option in ("adamw", "sgd") for seed in (0, 1)
     }  # fmt: skip
     assert all(r["trial"]["settings"]["optimizer"]["lr"] == chosen[r["trial"]["option"]] for r in contest)
-    assert chosen["adamw"] > 1e-4
+    assert chosen["sgd"] > 1e-2
     assert {r["trial"]["seed"] for r in tuned.records("tuned") if r["phase"] == "tune"} == {1000}
 
 
