@@ -71,7 +71,7 @@ def _work(
     work = TextWork(corpora, kind_of(data), tokenizer, cleaning, tuple(specials), notify)
     parts = [str(corpus.key) for corpus in corpora]
     parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
-    return " and ".join(c.description for c in corpora), parts, lambda key, folder: write_text(work, key, folder)
+    return work.described, parts, lambda key, folder: write_text(work, key, folder)
 
 
 def _opened(data: AnySource, notify: Notify, code: Sequence[str]) -> Corpus:
