@@ -84,7 +84,7 @@ class Choices(BaseModel):
     framework: one_of(*REGISTRY["framework"]) = Native()  # type: ignore[valid-type]
     """Which training loop runs the job."""
     model: Model | None = None
-    """Another model than the job's: then the architecture is what is compared."""
+    """Another model than the job's, or fields of it that differ: then the architecture is what is compared."""
     tokenizer: Tokenizer | None = None
     """Another tokenizer than the job's: then losses and perplexities do not compare, bits per byte do."""
     python: Interpreter | None = None

@@ -29,7 +29,8 @@ class SuiteFile(Strict):
     options: dict[str, Any] = Field(default_factory=dict)
     """Named rows of the ranking: each what it sets over the shared choices."""
     axes: dict[str, Any] = Field(default_factory=dict)
-    """A grid: a dimension (`precision`) or a setting (`optimizer.lr`) with a list of values, or labelled ones."""
+    """A grid: a dimension (`precision`) or a setting (`optimizer.lr`, `model.n_layer`) with a list of values, or
+    labelled ones."""
     exclude: list[Any] = Field(default_factory=list)
     """Rows to leave out: each a mapping of choices that they have."""
     baseline: str | None = None

@@ -127,14 +127,14 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         with unsupported_where_missing("activation_checkpointing"):
             enable_checkpointing(module)
     module.train()
-    batches, held_out = batches_of(order, data, world), held_out_of(order, data)
+    batches, held_out = batches_of(order, data, world, module), held_out_of(order, data, module)
     return Setting(
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
-        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out, examination=examination_of(order,
-        data), look=Look.of(held_out, data) if held_out else None, emit=emit, memory=memory,
-        whereabouts=whereabouts, count_compilations=compilations,
+        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out,
+        examination=examination_of(order, data, module), look=Look.of(held_out, data) if held_out else None,
+        emit=emit, memory=memory, whereabouts=whereabouts, count_compilations=compilations,
     )  # fmt: skip
 
 

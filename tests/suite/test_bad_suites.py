@@ -184,6 +184,20 @@ ONE_MISTAKE = {
         changed(("baseline: fp32\n", ""), more="axes: {optimizer.lrr: [1]}\nbaseline: fp32 + lrr=1\n"),
         "mine.yaml:13:8: axes.optimizer.lrr[0]: unknown key (did you mean 'lr'?)",
     ),
+    "field in an axis over the job's model": (
+        changed(("baseline: fp32\n", ""), more="axes: {model.n_layr: [1]}\nbaseline: fp32 + n_layr=1\n"),
+        "mine.yaml:13:8: axes.model.n_layr[0]: unknown key (did you mean 'n_layer'?)",
+    ),
+    "value in an axis over the job's model": (
+        changed(("baseline: fp32", "baseline: fp32 + n_head=4"), more="axes: {model.n_head: [4, 5]}\n"),
+        "mine.yaml:14:26: axes.model.n_head[1]: n_head must divide n_embd, found n_embd 64 and n_head 5",
+    ),
+    "field in an axis over the job's tokenizer": (
+        changed(
+            ("baseline: fp32\n", ""), more="axes: {tokenizer.vocab_size: [300]}\nbaseline: fp32 + vocab_size=300\n"
+        ),
+        "mine.yaml:13:8: axes.tokenizer.vocab_size[0]: unknown key (known: bpe)",
+    ),
     "own optimizer's name with a space": (
         changed(("name: adamw", 'name: "our lib.opt:Mine"')),
         'mine.yaml:8:21: choices.optimizer.name: found "our lib.opt:Mine", expected package.module:Name, a dotted module, a colon and a name in it',
