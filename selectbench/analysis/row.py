@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from selectbench.analysis.comparison import Comparison, FactorView, Family, NamedVerdict, Settling, ToLoss
 from selectbench.analysis.formulas import MemoryKind
 from selectbench.analysis.gpu_row import GpuRow, Unknown
+from selectbench.analysis.race_row import Raced
 from selectbench.analysis.shown import Shown
 from selectbench.record.record import FailureKind
 
@@ -144,7 +147,7 @@ class Row(Shown):
     n: int
     """Seeds completed."""
     planned: int
-    """Seeds of the suite."""
+    """Seeds that it was asked to run: the suite's, of a race those of its rounds."""
     missing_seeds: list[int]
     """Seeds without any record."""
     differs_in: list[str]
@@ -196,4 +199,11 @@ class Ranking(Shown):
     """Which option to take, by what is asked."""
     factors: FactorView | None = None
     """None: the options are no grid."""
+    race: Raced | None = None
+    """How it went, of a suite with `repeat`; left out of others."""
     warnings: list[str]
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        return found if self.race else {key: value for key, value in found.items() if key != "race"}
