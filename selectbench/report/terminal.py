@@ -15,6 +15,7 @@ from selectbench.report.factors import factor_lines
 from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
 from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
+from selectbench.report.race import race_lines
 
 _BY_IMPORTANCE = (
     "tokens_per_second", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score", "excess_loss",
@@ -33,7 +34,8 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
     console.print(Text(title, style="bold"))
     console.print(_table(ranking, console.width))
-    for line in (*in_short(ranking), *notes(ranking), *_verdicts(ranking), *factor_lines(ranking)):
+    told = (*notes(ranking), *race_lines(ranking), *_verdicts(ranking), *factor_lines(ranking))
+    for line in (*in_short(ranking), *told):
         console.print(Text(line, style="dim"))
     for warning in ranking.warnings:
         console.print(Text(f"warning: {one_line(warning)}", style="yellow"))

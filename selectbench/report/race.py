@@ -1,0 +1,52 @@
+"""How a race went: which option stopped when and why, how the error is held, and what it took."""
+
+from __future__ import annotations
+
+from selectbench.analysis.race_row import Raced
+from selectbench.analysis.row import Ranking
+from selectbench.analysis.spending import rule
+from selectbench.report.escape import markdown, one_line, table
+from selectbench.suite.suite import Suite
+
+HEADS = ["option", "rounds", "stopped", "why"]
+
+
+def race_section(suite: Suite, ranking: Ranking) -> list[str]:
+    """In Markdown; nothing of a suite without `repeat`."""
+    if ranking.race is None or suite.repeat is None:
+        return []
+    rows = [[markdown(cell) for cell in cells] for cells in race_rows(ranking.race)]
+    told = [markdown(line) for line in (race_summary(ranking.race), rule(suite.repeat))]
+    return ["## How the race went", told[0], table(HEADS, rows, right=4), told[1]]
+
+
+def race_rows(race: Raced) -> list[list[str]]:
+    """One for each option, under HEADS."""
+    return [
+        [one_line(o.option), str(o.rounds), f"after {o.stopped_after}" if o.stopped_after else "no", o.reason]
+        for o in race.options
+    ]
+
+
+def race_summary(race: Raced) -> str:
+    """How many trials were run of how many, and where it stands."""
+    share = race.trials_run / race.trials_planned
+    grid = f"{race.trials_planned} trials ({share:.0%}) that {race.max} rounds of every option have"
+    open_ = ", ".join(one_line(name, 40) for name in race.open)
+    if not race.ended:
+        return f"So far {race.trials_run} of the {grid} were run; the race goes on with {open_}."
+    left = f"open after the last round: {open_}" if open_ else f"after {race.rounds} rounds nothing was left to ask"
+    return f"{race.trials_run} of the {grid} were run; {left}."
+
+
+def race_lines(ranking: Ranking) -> list[str]:
+    """For a terminal: what it took, and who stopped when."""
+    race = ranking.race
+    if race is None:
+        return []
+    stopped: dict[int, list[str]] = {}
+    for option in race.options:
+        if option.stopped_after:
+            stopped.setdefault(option.stopped_after, []).append(one_line(option.option, 40))
+    told = [f"{', '.join(names)} after {rounds}" for rounds, names in sorted(stopped.items())]
+    return [race_summary(race), *([f"stopped: {'; '.join(told)} rounds"] if told else [])]
