@@ -6,9 +6,13 @@ from selectbench.analysis.race_row import Raced
 from selectbench.analysis.row import Ranking
 from selectbench.analysis.spending import rule
 from selectbench.report.escape import markdown, one_line, table
-from selectbench.suite.suite import Suite
+from selectbench.suite.suite import Repeat, Suite
 
 HEADS = ["option", "rounds", "stopped", "why"]
+_OWN_ROUNDS = (
+    "Means are over the rounds that each option ran, which differ: ratios, which are taken within rounds, tell the "
+    "options apart, and order the rows of one rank."
+)
 
 
 def race_section(suite: Suite, ranking: Ranking) -> list[str]:
@@ -16,8 +20,8 @@ def race_section(suite: Suite, ranking: Ranking) -> list[str]:
     if ranking.race is None or suite.repeat is None:
         return []
     rows = [[markdown(cell) for cell in cells] for cells in race_rows(ranking.race)]
-    told = [markdown(line) for line in (race_summary(ranking.race), rule(suite.repeat))]
-    return ["## How the race went", told[0], table(HEADS, rows, right=4), told[1]]
+    notes = "\n".join(f"- {markdown(line)}" for line in race_notes(suite.repeat, ranking.race))
+    return ["## How the race went", markdown(race_summary(ranking.race)), table(HEADS, rows, right=4), notes]
 
 
 def race_rows(race: Raced) -> list[list[str]]:
@@ -26,6 +30,12 @@ def race_rows(race: Raced) -> list[list[str]]:
         [one_line(o.option), str(o.rounds), f"after {o.stopped_after}" if o.stopped_after else "no", o.reason]
         for o in race.options
     ]
+
+
+def race_notes(repeat: Repeat, race: Raced) -> list[str]:
+    """How the error is held, and how not to read the means."""
+    apart = len({option.rounds for option in race.options}) > 1
+    return [rule(repeat), *([_OWN_ROUNDS] if apart else [])]
 
 
 def race_summary(race: Raced) -> str:

@@ -180,6 +180,22 @@ def test_a_decision_outlives_a_look_that_would_not_make_it() -> None:
     assert row(alone, "lead").against_baseline.decision == "undecided"
 
 
+def test_rows_of_one_rank_stand_in_the_order_of_what_they_share() -> None:
+    """An option that stopped ran in fast rounds only: its mean is no reason to put it first."""
+    suite = race_of("base", "lead", "twin", "open", most=5)
+    base = [150, 150.01, 149.99, 100, 100.01]
+    speeds = {
+        "base": base, "lead": [v * 1.05 for v in base], "twin": [v * 1.049 for v in base],
+        "open": [120, 190, 150, 99, 130],
+    }  # fmt: skip
+    records = raced(suite, planted(speeds))
+    assert rounds_of(records) == {"base": 5, "lead": 5, "twin": 3, "open": 5}
+    ranking = rank(suite, records)
+    figures = {r.option: r.metrics["tokens_per_second"].value for r in ranking.rows}
+    assert figures["twin"] > figures["lead"]
+    assert [(r.option, r.rank) for r in ranking.rows if r.option in ("lead", "twin")] == [("lead", 1), ("twin", 1)]
+
+
 class TestFailures:
     OUT = staticmethod(drawn({"base": 0, "one": 0.5, "two": 0.501}))
 
@@ -431,7 +447,7 @@ EFFECTS = st.lists(st.sampled_from([0.0, 0.004, 0.03, -0.03, 0.2]), min_size=2, 
 FAILS = st.frozensets(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=3)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(effects=EFFECTS, fails=FAILS, seed=st.integers(0, 99), draw=st.data())
 def test_the_answer_is_the_records_alone(
     effects: list[float], fails: frozenset[tuple[int, int]], seed: int, draw: st.DataObject

@@ -46,6 +46,7 @@ def test_markdown_says_when_and_why_each_option_stopped_and_how_the_error_is_hel
     assert "| down | 3 | after 3 | shown to be worse than" in part
     assert "| 4 | no | open after 4 rounds: undecided against the leader" in part
     assert "2 looks at most" in part
+    assert "Means are over the rounds that each option ran, which differ" in part
     assert "Every p is multiplied by 2 at a look before the last and by 2 at the last" in part
     for source in ("Dunn 1961", "Tamhane, Xi", "doi:10.1002/sim.9128"):
         assert source in part

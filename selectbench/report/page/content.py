@@ -9,7 +9,6 @@ from typing import Any
 from selectbench import units
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
-from selectbench.analysis.spending import rule
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Completed, Record
 from selectbench.report.data import cleaning_lines
@@ -23,7 +22,7 @@ from selectbench.report.page.charts import charts
 from selectbench.report.page.interval import interval_bars
 from selectbench.report.page.learnt import learnt
 from selectbench.report.page.series import without_meters
-from selectbench.report.race import HEADS, race_rows, race_summary
+from selectbench.report.race import HEADS, race_notes, race_rows, race_summary
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import by_option, to_loss_figure
 from selectbench.suite.suite import Suite
@@ -168,7 +167,8 @@ def _race(suite: Suite, ranking: Ranking) -> dict[str, Any] | None:
     if ranking.race is None or suite.repeat is None:
         return None
     rows = [[one_line(cell) for cell in cells] for cells in race_rows(ranking.race)]
-    return {"summary": race_summary(ranking.race), "heads": HEADS, "rows": rows, "rule": rule(suite.repeat)}
+    notes = race_notes(suite.repeat, ranking.race)
+    return {"summary": race_summary(ranking.race), "heads": HEADS, "rows": rows, "notes": notes}
 
 
 def _failures(ranking: Ranking) -> list[dict[str, str]]:
