@@ -91,12 +91,11 @@ def _run_trials(
 def _run_stage(bench: Bench, stage: Stage, stop: StopRequest) -> set[str]:
     """The ids of the trials that were run."""
     ended: set[str] = set()
-    rounds = 1 + max(planned.round for planned, _ in stage.trials)
-    first = sum(p.round < rounds for p in stage.preparation.plan.trials) - len(stage.trials) + 1
-    for number, (planned, attempt) in enumerate(stage.trials, start=first):
+    of = stage.done + len(stage.trials)
+    for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
         if stop:
             break
-        bench.run(planned, attempt, number)
+        bench.run(planned, attempt, number, of)
         ended.add(planned.trial.trial_id)
     return ended
 
@@ -105,20 +104,17 @@ def _announce(stage: Stage, folder: Path, display: Display, ended: frozenset[str
     """What is to be run now, and what was run before: by this process, or by one that was cut off."""
     suite = stage.preparation.suite
     rounds = 1 + max(planned.round for planned, _ in stage.trials)
-    planned_now = [p for p in stage.preparation.plan.trials if p.round < rounds]
-    open_ids = {planned.trial.trial_id for planned, _ in stage.trials}
-    before = [p.trial for p in planned_now if p.trial.trial_id not in open_ids]
+    still_open = Counter(planned.trial.option for planned, _ in stage.trials)
     display.run_started(
-        suite.model_copy(update={"seeds": suite.seeds[:rounds]}), len(planned_now), len(before),
-        Counter(trial.option for trial in before),
+        suite.model_copy(update={"seeds": suite.seeds[:rounds]}), stage.done + len(stage.trials), stage.done,
+        {option.name: rounds - still_open[option.name] for option in suite.options},
     )  # fmt: skip
     if stage.title != CONTEST:
         display.note(f"{stage.title}: {len(stage.trials)} trials before the contest")
     if suite.repeat is not None and rounds > suite.repeat.min:
-        still_open = dict.fromkeys(planned.trial.option for planned, _ in stage.trials)
-        display.note(f"round {rounds} of at most {suite.repeat.max}: still open: {', '.join(still_open)}")
-    if any(trial.trial_id not in ended for trial in before) and not ended:
-        display.note(f"resuming {folder}: {len(before)} of {len(planned_now)} trials have an outcome")
+        display.note(f"round {rounds} of at most {suite.repeat.max}, still open: {', '.join(still_open)}")
+    if stage.done and not ended:
+        display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 
 
 def _pause(display: Display, stop: StopRequest) -> Pause:

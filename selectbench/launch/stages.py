@@ -53,6 +53,8 @@ class Stage:
     preparation: Preparation
     trials: list[tuple[PlannedTrial, int]]
     """In order, each with the number of its attempt."""
+    done: int
+    """Trials of the stage that have an outcome."""
 
 
 def next_stage(
@@ -65,12 +67,13 @@ def next_stage(
     records, _ = read_records(folder / FILE_NAME)
     own = Ground(preparation.suite, preparation.machine, preparation.prepared, preparation.plan)
     for title, stage in stages(own, records):
-        found = pending(_asked(stage, records), stage.suite, folder, retry_failed=retry_failed)
+        asked = _asked(stage, records)
+        found = pending(asked, stage.suite, folder, retry_failed=retry_failed)
         still_open = [(trial, attempt) for trial, attempt in found if trial.trial.trial_id not in ended]
         if still_open:
             prepared = stage.prepared or {}
             own_part = replace(preparation, suite=stage.suite, prepared=prepared, plan=stage.plan)
-            return Stage(title, own_part, still_open)
+            return Stage(title, own_part, still_open, len(asked) - len(still_open))
     return None
 
 
