@@ -180,6 +180,38 @@ def test_a_decision_outlives_a_look_that_would_not_make_it() -> None:
     assert row(alone, "lead").against_baseline.decision == "undecided"
 
 
+def test_the_order_of_a_stopped_option_is_that_of_its_look() -> None:
+    """Later rounds are wild, and with their spread it would be told from nobody."""
+    suite = race_of("base", "lead", "second", "open", most=6)
+    speeds = {
+        "base": [100, 100.1, 99.9], "lead": [110, 110.1, 109.9, 90, 130, 110],
+        "second": [105.5, 104.2, 105.3], "open": [109.0, 108.8, 109.1, 130, 90, 109],
+    }  # fmt: skip
+    records = raced(suite, planted(speeds))
+    assert rounds_of(records) == {"base": 3, "lead": 6, "second": 3, "open": 6}
+    ranking = rank(suite, records)
+    assert {r.option: r.rank for r in ranking.rows} == {"lead": 1, "open": 1, "second": 3, "base": 4}
+    against = row(ranking, "second").against_best
+    assert against is not None
+    assert (against.against, against.decision, against.seeds) == ("lead", "worse", 3)
+    assert against.high < 1
+
+
+def test_what_is_open_in_the_end_is_judged_at_the_level_of_the_last_look() -> None:
+    suite = race_of("base", "one", most=5)
+    speeds = {"base": [100, 101, 99, 100.5, 99.5], "one": [101.5, 101, 101.4, 100.6, 101.2]}
+    records = raced(suite, planted(speeds))
+    assert rounds_of(records) == {"base": 5, "one": 5}
+    found = row(rank(suite, records), "one").against_baseline
+    alone = row(rank(suite.model_copy(update={"repeat": None}), records), "one").against_baseline
+    assert found is not None
+    assert found.p_adjusted == pytest.approx(2 * alone.p_adjusted)
+    assert found.settling is not None
+    kept = run_race(suite, summarise(suite, records)[0]).kept.comparison("one", "base")
+    assert kept is not None
+    assert found.settling == kept.settling
+
+
 def test_rows_of_one_rank_stand_in_the_order_of_what_they_share() -> None:
     """An option that stopped ran in fast rounds only: its mean is no reason to put it first."""
     suite = race_of("base", "lead", "twin", "open", most=5)
