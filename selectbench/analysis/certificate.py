@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import compress
 from operator import attrgetter, ne
 from typing import Any, Literal
@@ -17,6 +18,8 @@ from selectbench.analysis.summary import Summary
 from selectbench.choices import is_own
 from selectbench.choices.decoders import Gpt2, Llama
 from selectbench.record.record import Identity
+from selectbench.suite.job import LrSchedule
+from selectbench.suite.schedule import shape_sha256, shares
 from selectbench.suite.suite import Option, Suite
 
 Status = Literal["same", "declared", "violation", "not_verified"]
@@ -139,9 +142,16 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
+    if any(other.choices.optimizer.schedule_shape for other in suite.options):  # then a difference is excused
+        asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
     asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
     steps = job.gradient_accumulation_steps(choices.micro_batch_size, asked["world_size"])
     return {**asked, "gradient_accumulation_steps": steps}
+
+
+@cache
+def _shape(schedule: LrSchedule, max_steps: int) -> str:
+    return shape_sha256(shares(schedule, max_steps))
 
 
 def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:

@@ -114,11 +114,13 @@ class Job(Strict):
         return None
 
     def of(self, choices: Choices) -> Job:
-        """The job as an option does it: with the model and the tokenizer that it sets."""
+        """The job as an option does it: with the model, the tokenizer and the schedule's shape that it sets."""
         model = choices.model or self.model
         chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
         tokenizer = chosen if needs_tokenizer(self.data) else None
-        return self.model_copy(update={"model": model, "tokenizer": tokenizer})
+        shape = choices.optimizer.schedule_shape or self.lr_schedule.name
+        schedule = self.lr_schedule.model_copy(update={"name": shape})
+        return self.model_copy(update={"model": model, "tokenizer": tokenizer, "lr_schedule": schedule})
 
     @property
     def scored(self) -> frozenset[str]:

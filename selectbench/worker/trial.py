@@ -18,6 +18,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 from selectbench.choices.framework import OwnFramework
 from selectbench.data.prepared import Prepared
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
+from selectbench.suite.schedule import shares
 from selectbench.worker.compilation import compilations, private_caches
 from selectbench.worker.inside import Look
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
@@ -29,7 +30,6 @@ from selectbench.worker.own_loop import train_with
 from selectbench.worker.precision import set_tf32
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Emit
-from selectbench.worker.schedule import shares
 from selectbench.worker.seeds import derived_seed
 from selectbench.worker.series import Diverged
 from selectbench.worker.setting import Setting

@@ -1,7 +1,7 @@
 """What two options' identities prove, and what they do not."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from evidence.readme_table import ROOT
@@ -15,6 +15,8 @@ from selectbench.analysis.summary import summarise
 from selectbench.choices import REGISTRY
 from selectbench.launch.publish import read_run
 from selectbench.record.record import Identity, Record
+from selectbench.suite.job import LrSchedule
+from selectbench.suite.schedule import shape_sha256, shares
 from selectbench.suite.suite import Suite
 
 NOTHING: frozenset[str] = frozenset()
@@ -90,6 +92,36 @@ def test_a_difference_that_a_choice_declares(choices: dict[str, Any], changes: d
     assert found.violations == []
     assert set(found.differs_as_declared) == changes.keys() - {"reduction_dtype"}
     assert found.not_verified == []
+
+
+SCHEDULE_FREE = {"optimizer": {"name": "schedule_free_adamw", "lr": 1e-3}}
+
+
+def shape(name: Literal["constant", "cosine"]) -> str:
+    return shape_sha256(shares(LrSchedule(name=name), 60))
+
+
+@pytest.mark.parametrize(
+    ("of_adamw", "of_schedule_free", "violating"),
+    [("cosine", "constant", []), ("cosine", "cosine", ["other"]), ("constant", "constant", ["fp32"])],
+)  # fmt: skip
+@pytest.mark.parametrize("baseline", ["fp32", "other"])
+def test_a_learning_rate_of_the_optimizer_s_own_excuses_no_other_shape(
+    of_adamw: Any, of_schedule_free: Any, violating: list[str], baseline: str
+) -> None:
+    options = ["fp32", ("other", SCHEDULE_FREE)]
+    suite = make_suite(*(options if baseline == "fp32" else options[::-1]))  # type: ignore[arg-type]
+    found = {
+        "fp32": {"learning_rate_shape_sha256": shape(of_adamw)},
+        "other": {"learning_rate_shape_sha256": shape(of_schedule_free), "optimizer": ["AdamWScheduleFree"]},
+    }
+    records = [make_record(name, seed, identity=changes) for name, changes in found.items() for seed in range(3)]
+    seen = certificates(suite, records)
+    wrong = {name: [v.field for v in certificate.violations] for name, certificate in seen.items()}
+    assert wrong == {name: ["learning_rate_shape_sha256"] * (name in violating) for name in found}
+    if not violating:
+        (other,) = found.keys() - {baseline}
+        assert set(seen[other].differs_as_declared) == {"learning_rate_shape_sha256", "optimizer"}
 
 
 def test_gradients_summed_in_another_dtype_are_a_violation_between_options_of_several_ranks() -> None:

@@ -237,7 +237,7 @@ ONE_MISTAKE = {
     ),
     "own optimizer without a colon": (
         changed(("name: adamw", "name: ourlib.opt.Mine")),
-        "mine.yaml:8:21: choices.optimizer.name: unknown name 'ourlib.opt.Mine' (known: sgd, adam, adamw, adafactor, lion, muon, adamw_8bit, paged_adamw_8bit, lion_8bit, ademamix_8bit, package.module:Name)",
+        "mine.yaml:8:21: choices.optimizer.name: unknown name 'ourlib.opt.Mine' (known: sgd, adam, adamw, adafactor, lion, muon, adamw_8bit, paged_adamw_8bit, lion_8bit, ademamix_8bit, schedule_free_adamw, package.module:Name)",
     ),
     "own optimizer by its name alone": (
         changed(("{precision: bf16_mixed}", '{optimizer: "ourlib.opt:Mine"}')),
