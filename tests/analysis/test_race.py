@@ -3,85 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from made_records import HOT, make_failure, make_meters, make_record, make_suite, speed
+from made_races import SAME, Outcome, drawn, heavy, race_of, raced, reasons, rounds_of, row
+from made_records import HOT, make_failure, make_meters, make_record, speed
 
-from selectbench.analysis.blocks import Difference
-from selectbench.analysis.family import ALPHA, HypothesisTest, judge_all
 from selectbench.analysis.race import open_options, open_trials, run_race
-from selectbench.analysis.ranking import Ranking, Row, rank
-from selectbench.analysis.spending import looks_at, looks_of
+from selectbench.analysis.ranking import rank
 from selectbench.analysis.summary import summarise
 from selectbench.record.record import Record
-from selectbench.suite.suite import Repeat, Suite
-
-SAME = {"compute_dtype": "float32"}
-Outcome = Callable[[str, int], Record]
-
-
-def race_of(*names: str, least: int = 3, most: int = 6, **more: Any) -> Suite:
-    options = [(name, {"optimizer": {"name": "adamw", "lr": 1e-3 * (1 + i)}}) for i, name in enumerate(names)]
-    decide = {"constraints": [], **more.pop("decide", {})}
-    repeat = {"min": least, "max": most}
-    return make_suite(*options, seeds=list(range(most)), repeat=repeat, decide=decide, **more)
-
-
-def drawn(effects: Mapping[str, float], spread: float = 0.01, seed: int = 7) -> Outcome:
-    """Completed trials whose log speeds are effect + chance, the same of a trial however often it is asked."""
-
-    def outcome(name: str, number: int) -> Record:
-        chance = np.random.default_rng([seed, number, *name.encode()]).normal(0, spread)
-        return make_record(name, number, identity=SAME, **speed(1000 * math.exp(effects[name] + chance)))
-
-    return outcome
-
-
-def raced(suite: Suite, outcome: Outcome) -> list[Record]:
-    """What a launcher runs that asks after each round."""
-    records: list[Record] = []
-    while trials := open_trials(suite, records):
-        records += [outcome(name, seed) for name, seed in trials]
-    return records
-
-
-def rounds_of(records: list[Record]) -> dict[str, int]:
-    return {name: sum(r.trial.option == name for r in records) for name in {r.trial.option for r in records}}
-
-
-def reasons(ranking: Ranking) -> dict[str, str]:
-    assert ranking.race is not None
-    return {option.option: option.reason for option in ranking.race.options}
-
-
-def row(ranking: Ranking, name: str) -> Row:
-    return next(row for row in ranking.rows if row.option == name)
-
-
-@pytest.mark.parametrize(("least", "most"), [(3, 10), (2, 3), (4, 4), (2, 50)])
-def test_the_levels_of_the_looks_sum_to_alpha(least: int, most: int) -> None:
-    repeat = Repeat(min=least, max=most)
-    shares = [1 / looks_at(repeat, rounds) for rounds in range(least, most + 1)]
-    assert len(shares) == looks_of(repeat)
-    assert math.fsum(shares) == pytest.approx(1)
-    assert shares[-1] == max(shares)
-
-
-def test_looks_multiply_p_and_widen_intervals_that_agree_with_it() -> None:
-    tests = {n: HypothesisTest(Difference(d, 0.01, 20, 5, "own")) for n, d in (("a", 0.03), ("b", 0.001))}
-    once, often = judge_all(tests), judge_all(tests, looks=8)
-    assert often["a"].p == once["a"].p
-    assert often["a"].p_adjusted == pytest.approx(8 * once["a"].p_adjusted)
-    assert (once["a"].rejected, often["a"].rejected) == (True, False)
-    assert often["a"].low < 0 < once["a"].low
-    assert often["b"].p_adjusted == 1
-    only = {"a": tests["a"]}
-    assert judge_all(only, looks=8)["a"].low == judge_all(only, total=8)["a"].low
+from selectbench.suite.suite import Suite
 
 
 def test_nothing_stops_before_the_first_look() -> None:
@@ -142,90 +76,6 @@ def test_equivalence_is_a_decision() -> None:
         "decided after 3 rounds: no difference that matters from the baseline"
     )
     assert {r.rank for r in ranking.rows} == {1}
-
-
-def planted(speeds: Mapping[str, list[float]]) -> Outcome:
-    return lambda name, seed: make_record(name, seed, identity=SAME, **speed(speeds[name][seed]))
-
-
-def test_what_was_decided_stays_decided() -> None:
-    """The leader runs on for a rival, and later rounds would take its lead over the baseline back."""
-    suite = race_of("base", "lead", "rival", most=6)
-    speeds = {
-        "base": [100, 100.1, 99.9, *[115.0] * 3], "lead": [110, 110.2, 109.9, 110, 90, 110],
-        "rival": [109.5, 110.8, 109.9, 110.3, 109.9, 110.2],
-    }  # fmt: skip
-    first = [planted(speeds)(name, seed) for name in speeds for seed in range(3)]
-    assert open_options(suite, first) == ["lead", "rival"]
-    records = [planted(speeds)(name, seed) for name in speeds for seed in range(3 if name == "base" else 6)]
-    ranking = rank(suite, records)
-    found = row(ranking, "lead").against_baseline
-    assert found is not None
-    assert (found.decision, found.seeds) == ("better", 3)
-    assert found.low < row(ranking, "lead").metrics["tokens_per_second"].ratio_to_baseline < found.high
-
-
-def test_a_decision_outlives_a_look_that_would_not_make_it() -> None:
-    suite = race_of("base", "lead", "open", most=5)
-    speeds = {
-        "base": [100, 100.1, 99.9, 118, 90], "lead": [110, 110.2, 109.9, 108, 120],
-        "open": [99, 101.9, 108.2, 112, 96],
-    }  # fmt: skip
-    records = raced(suite, planted(speeds))
-    assert rounds_of(records)["lead"] == 5
-    found = row(rank(suite, records), "lead").against_baseline
-    assert found is not None
-    assert (found.decision, found.seeds) == ("better", 3)
-    alone = rank(suite.model_copy(update={"repeat": None}), records)
-    assert row(alone, "lead").against_baseline.decision == "undecided"
-
-
-def test_the_order_of_a_stopped_option_is_that_of_its_look() -> None:
-    """Later rounds are wild, and with their spread it would be told from nobody."""
-    suite = race_of("base", "lead", "second", "open", most=6)
-    speeds = {
-        "base": [100, 100.1, 99.9], "lead": [110, 110.1, 109.9, 90, 130, 110],
-        "second": [105.5, 104.2, 105.3], "open": [109.0, 108.8, 109.1, 130, 90, 109],
-    }  # fmt: skip
-    records = raced(suite, planted(speeds))
-    assert rounds_of(records) == {"base": 3, "lead": 6, "second": 3, "open": 6}
-    ranking = rank(suite, records)
-    assert {r.option: r.rank for r in ranking.rows} == {"lead": 1, "open": 1, "second": 3, "base": 4}
-    against = row(ranking, "second").against_best
-    assert against is not None
-    assert (against.against, against.decision, against.seeds) == ("lead", "worse", 3)
-    assert against.high < 1
-
-
-def test_what_is_open_in_the_end_is_judged_at_the_level_of_the_last_look() -> None:
-    suite = race_of("base", "one", most=5)
-    speeds = {"base": [100, 101, 99, 100.5, 99.5], "one": [101.5, 101, 101.4, 100.6, 101.2]}
-    records = raced(suite, planted(speeds))
-    assert rounds_of(records) == {"base": 5, "one": 5}
-    found = row(rank(suite, records), "one").against_baseline
-    alone = row(rank(suite.model_copy(update={"repeat": None}), records), "one").against_baseline
-    assert found is not None
-    assert found.p_adjusted == pytest.approx(2 * alone.p_adjusted)
-    assert found.settling is not None
-    kept = run_race(suite, summarise(suite, records)[0]).kept.comparison("one", "base")
-    assert kept is not None
-    assert found.settling == kept.settling
-
-
-def test_rows_of_one_rank_stand_in_the_order_of_what_they_share() -> None:
-    """An option that stopped ran in fast rounds only: its mean is no reason to put it first."""
-    suite = race_of("base", "lead", "twin", "open", most=5)
-    base = [150, 150.01, 149.99, 100, 100.01]
-    speeds = {
-        "base": base, "lead": [v * 1.05 for v in base], "twin": [v * 1.049 for v in base],
-        "open": [120, 190, 150, 99, 130],
-    }  # fmt: skip
-    records = raced(suite, planted(speeds))
-    assert rounds_of(records) == {"base": 5, "lead": 5, "twin": 3, "open": 5}
-    ranking = rank(suite, records)
-    figures = {r.option: r.metrics["tokens_per_second"].value for r in ranking.rows}
-    assert figures["twin"] > figures["lead"]
-    assert [(r.option, r.rank) for r in ranking.rows if r.option in ("lead", "twin")] == [("lead", 1), ("twin", 1)]
 
 
 class TestFailures:
@@ -295,8 +145,8 @@ def test_one_option_alone_has_nothing_to_race() -> None:
 
 
 class TestControl:
-    def suite(self) -> Suite:
-        made = race_of("base", "one", "down", most=5, control=True)
+    def suite(self, most: int = 5) -> Suite:
+        made = race_of("base", "one", "down", most=most, control=True)
         control = made.options[0].model_copy(update={"name": "control"})
         return made.model_copy(update={"options": [*made.options, control]})
 
@@ -304,25 +154,42 @@ class TestControl:
         records = raced(self.suite(), drawn({"base": 0, "one": 0.003, "down": -0.5, "control": 0}))
         assert rounds_of(records) == {"base": 5, "one": 5, "down": 3, "control": 5}
 
+    def test_what_no_look_decides_is_adjusted_for_the_looks_too(self) -> None:
+        """Warnings of the control, the Pareto set and verdicts by another metric than the objective."""
+        made = drawn({"base": 0, "one": 0.5, "down": 0.0002, "control": 0}, spread=0.001)
+        memory = {
+            "base": [300, 301, 302],
+            "one": [296, 298, 297],
+            "down": [303.4, 305, 306],
+            "control": [301, 300, 302],
+        }
+        losses = {"control": [5.48, 5.492, 5.467]}
+
+        def outcome(name: str, seed: int) -> Record:
+            found = made(name, seed).outcome
+            own = {
+                "peak_pss_growth_bytes": int(memory[name][seed] * (1 << 20)),
+                "final_loss": losses.get(name, [5.5, 5.51, 5.49])[seed],
+            }
+            measurement = found.measurement.model_copy(update=own)
+            return made(name, seed).model_copy(
+                update={"outcome": found.model_copy(update={"measurement": measurement})}
+            )
+
+        suite = self.suite(most=10)
+        records = raced(suite, outcome)
+        for repeat, sure in ((suite.repeat, False), (None, True)):
+            ranking = rank(suite.model_copy(update={"repeat": repeat}), records)
+            smallest = next(verdict for verdict in ranking.verdicts if verdict.name == "smallest_memory")
+            assert smallest.sure is sure
+            assert any(line.startswith("the control") for line in ranking.warnings) is sure
+            assert row(ranking, "down").dominated_by == (["one", "base"] if sure else ["one"])
+
     def test_it_stops_with_the_baseline(self) -> None:
         suite = self.suite()
         records = raced(suite, drawn({"base": 0, "one": 0.5, "down": -0.5, "control": -0.1}))
         assert rounds_of(records) == {"base": 3, "one": 3, "down": 3, "control": 3}
         assert reasons(rank(suite, records))["control"] == "stops with the baseline base, which it repeats"
-
-
-def heavy(made: Outcome, option: str) -> Outcome:
-    """The same, but that one option needs nine GiB."""
-
-    def outcome(name: str, seed: int) -> Record:
-        found = made(name, seed).outcome
-        if name != option:
-            return made(name, seed)
-        measurement = found.measurement.model_copy(update={"peak_pss_growth_bytes": 9 << 30})
-        changed = found.model_copy(update={"measurement": measurement})
-        return made(name, seed).model_copy(update={"outcome": changed})
-
-    return outcome
 
 
 class TestConstraints:
@@ -476,6 +343,8 @@ def test_a_suite_without_repeat_has_no_race() -> None:
 
 
 EFFECTS = st.lists(st.sampled_from([0.0, 0.004, 0.03, -0.03, 0.2]), min_size=2, max_size=3)
+
+
 FAILS = st.frozensets(st.tuples(st.integers(1, 3), st.integers(0, 4)), max_size=3)
 
 
@@ -508,8 +377,3 @@ def test_the_answer_is_the_records_alone(
     shuffled = draw.draw(st.permutations(records))
     assert open_options(suite, shuffled) == []
     assert rank(suite, shuffled) == rank(suite, records)
-
-
-def test_alpha_is_the_familys() -> None:
-    """The shares are of the level that the family declares."""
-    assert ALPHA / looks_at(Repeat(min=3, max=10), 10) == pytest.approx(0.025)
