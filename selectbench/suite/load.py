@@ -153,7 +153,7 @@ def _suite(
     content: SuiteFile | None = validate(SuiteFile, document, problems)
     names, rows = _rows(document, path.resolve().parent, from_command_line=bool(request.axes), problems=problems)
     check_accumulation(rows, document, device, problems)
-    check_distinct(rows, problems)
+    check_distinct(rows, document, problems)
     if require_files:
         check_interpreters(rows, problems)
     check_seeds(document, problems)
@@ -196,7 +196,8 @@ def _assembled(
     quick: bool,
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
-    job = _quickened(content.job) if quick else content.job
+    sizes = [c.global_batch_size or content.job.global_batch_size for _, c in rows]
+    job = _quickened(content.job, sizes) if quick else content.job
     apart = tokenizers_differ([c for _, c in rows], job)
     decide = _by_bytes(content.decide) if apart else content.decide
     options = [Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows]
@@ -220,8 +221,9 @@ def _by_bytes(decide: Decide) -> Decide:
     return decide.model_copy(update={k: v for k, v in defaults.items() if k not in decide.model_fields_set})
 
 
-def _quickened(job: Job) -> Job:
-    steps = min(job.max_steps, QUICK_STEPS)
+def _quickened(job: Job, sizes: Sequence[int]) -> Job:
+    """`sizes`: global batches of the options, for which the tokens must be the same."""
+    steps = job.steps_for_all(QUICK_STEPS, sizes)
     schedule = job.lr_schedule.model_copy(update={"warmup_steps": min(job.lr_schedule.warmup_steps, steps)})
     return job.model_copy(update={"eval": "none", "max_steps": steps, "lr_schedule": schedule})
 
