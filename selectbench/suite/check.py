@@ -9,7 +9,13 @@ from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
 from selectbench.suite.batch_size import batch_size_problem
-from selectbench.suite.constraint import GPU_METRICS, PER_TOKEN, QUALITY_METRICS, parse_constraint
+from selectbench.suite.constraint import (
+    GPU_METRICS,
+    NEED_EVALUATION,
+    PER_TOKEN,
+    SECONDS_TO_LOSS,
+    parse_constraint,
+)
 from selectbench.suite.data import Kind, needs_tokenizer
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.evaluate import OWN_SCORE, SCORES
@@ -149,6 +155,7 @@ def differences(choices: Choices, baseline: Choices) -> list[str]:
 def unmeasured_metrics(
     *,
     evaluates: bool,
+    on_the_way: bool,
     device: str,
     has_prices: bool,
     kind: Kind = "text",
@@ -164,8 +171,9 @@ def unmeasured_metrics(
     apart = dict.fromkeys(
         PER_TOKEN, "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
     )
-    needing = (*QUALITY_METRICS, "bytes_per_second")
-    quality = {} if evaluates else dict.fromkeys(needing, "job.eval is none")
+    quality = {} if evaluates else dict.fromkeys(NEED_EVALUATION, "job.eval is none")
+    at_end = "the loss is known at the end alone: give job.eval an every_steps below max_steps"
+    quality = {**({} if on_the_way else {SECONDS_TO_LOSS: at_end}), **quality}
     meters = dict.fromkeys(GPU_METRICS, "the job runs on the cpu, and only GPUs have meters and a price")
     prices = {"usd_per_billion_tokens": "no price is given: add `cost: {usd_per_gpu_hour: ...}`"}
     asked = {**{name: name for name in SCORES}, OWN_SCORE: '"package.module:function"'}
@@ -215,8 +223,7 @@ def without_quality(decide: Decide, *, other_tokens: bool) -> Decide:
 
     `other_tokens`: tokenizers differ, so that speed is that of a step: how much text it is, an evaluation tells.
     """
-    needing = QUALITY_METRICS | {"bytes_per_second"}
-    kept = [text for text in decide.constraints if parse_constraint(text).metric not in needing]
+    kept = [text for text in decide.constraints if parse_constraint(text).metric not in NEED_EVALUATION]
     speed = "step_time_median_seconds" if other_tokens else "tokens_per_second"
-    objective = speed if decide.objective in needing else decide.objective
+    objective = speed if decide.objective in NEED_EVALUATION else decide.objective
     return decide.model_copy(update={"constraints": kept, "objective": objective})

@@ -174,6 +174,12 @@ class Job(Strict):
         return self.global_batch_size // (micro_batch_size * world_size)
 
     @property
+    def evaluates_on_the_way(self) -> bool:
+        """Whether the held-out loss is known before the last step too."""
+        every = self.eval.every_steps if isinstance(self.eval, Eval) else None
+        return every is not None and every < self.max_steps
+
+    @property
     def evaluates(self) -> bool:
         """Whether the job yields figures of quality."""
         return self.eval != "none"

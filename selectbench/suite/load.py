@@ -161,7 +161,8 @@ def _suite(
     evaluates = quick or document.at(["job", "eval"]).value != "none"
     other_tokens = content is not None and tokenizers_differ([choices for _, choices in rows], content.job)
     unmeasured = unmeasured_metrics(
-        evaluates=evaluates, device=device, has_prices="cost" in document.mapping, other_tokens=other_tokens,
+        evaluates=evaluates, on_the_way=quick or content is None or content.job.evaluates_on_the_way, device=device,
+        has_prices="cost" in document.mapping, other_tokens=other_tokens,
         kind=kind_of(content.job.data) if content else "text",
         scored=content.job.scored if content else frozenset(),
     )  # fmt: skip
