@@ -20,7 +20,7 @@ from selectbench.suite.suite import Suite
 
 UNIT = {
     "tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte",
-    "excess_loss": " nats per token above the source",
+    "excess_loss": " nats per token above the source", SECONDS_TO_LOSS: " to the baseline's loss",
 }  # fmt: skip
 _PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
     "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
