@@ -113,7 +113,7 @@ _TIMES = (
     Metric("training_seconds", "training", "less", _of(lambda m: m.training_seconds), units.seconds,
            "trains in the shortest time", spoiled_by=_CLEAN_ONLY),
     Metric(SECONDS_TO_LOSS, "to baseline's loss", "less", _beside_the_baseline, units.seconds,
-           "is the first to reach the baseline's loss", quality=True, spoiled_by=_CLEAN_ONLY),
+           "is the first to reach the baseline's loss", spoiled_by=_CLEAN_ONLY),
     Metric("evaluation_seconds", "evaluation", "less", _of(lambda m: m.evaluation_seconds), units.seconds,
            "evaluates the fastest", spoiled_by=_CLEAN_ONLY),
     Metric("skipped_share", "skipped steps", "less", _of(formulas.skipped_share), units.significant,
