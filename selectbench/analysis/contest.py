@@ -14,8 +14,7 @@ from selectbench.analysis.formulas import finite
 from selectbench.analysis.judge import Asked, Judge
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
-from selectbench.analysis.summary import Summary, mean
-from selectbench.analysis.to_loss import other_tokens
+from selectbench.analysis.summary import Summary, mean, other_tokens
 from selectbench.suite.constraint import PER_TOKEN
 from selectbench.suite.suite import CONTROL, Suite
 

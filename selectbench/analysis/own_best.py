@@ -106,12 +106,12 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
 
 def _sizes(suite: Suite, attempts: Attempts) -> list[OwnBest]:
     assert suite.best_of is not None
-    job = speed_job(suite.job, suite.best_of)
     found = []
     for option in tuned_options(suite):
+        job = speed_job(suite).of(option.choices)
         own = _ordered(attempts.get(option.name, {}))
         chosen = fastest(attempts.get(option.name, {}))
-        on_edge = _end_of(own, chosen, suite.job)
+        on_edge = _end_of(own, chosen, suite.job.of(option.choices))
         found.append(
             OwnBest(
                 option=option.name,
@@ -145,7 +145,7 @@ def _tuned(suite: Suite, tune: Tune, option: Option, own: list[Attempt]) -> OwnB
     alone = axes[0] if len(axes) == 1 and len(own) > 1 else None
     low, high, is_open = flat_range(tune, alone, own) if alone else (None, None, False)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
-    job = tuning_job(suite.job, tune)
+    job = tuning_job(suite).of(option.choices)
     return OwnBest(
         option=option.name, metric=tune.metric, tried=[_tried(a, chosen) for a in own],
         chosen=chosen.values if chosen else None, extensions=max(0, len(own) - tune.first_trials),

@@ -17,8 +17,7 @@ from selectbench.analysis.distributions import Bools
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import all_pairs
 from selectbench.analysis.row import Row
-from selectbench.analysis.summary import Summary
-from selectbench.analysis.to_loss import other_tokens
+from selectbench.analysis.summary import Summary, other_tokens
 from selectbench.suite.constraint import PER_TOKEN
 
 _DIMENSIONS = (

@@ -105,7 +105,7 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
         constraints=constraints, constraint_failures=broken, identity=identity, notes=ranks.notes(summary),
         metrics={name: _metric(name, summary, None if identity.violations else contest) for name in METRICS},
         memory=ranks.memory(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
-        to_loss=to_loss(suite, summary, contest.baseline) if judged else None,
+        to_loss=to_loss(summary) if judged else None,
         failures=_failures(summary), gpu=gpus.gpu_row(summary), cost_unknown=gpus.cost_unknown(summary),
     )  # fmt: skip
 

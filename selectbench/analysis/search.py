@@ -101,7 +101,7 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
         too_large = [
             a.values[MICRO_BATCH_SIZE] for a in own.values() if a.failed is not None and a.failed.kind == "oom"
         ]
-        sizes = sizes_to_try(suite.best_of, suite.job, ranks[option.name])
+        sizes = sizes_to_try(suite.best_of, suite.job.of(option.choices), ranks[option.name])
         found[option.name] = [{MICRO_BATCH_SIZE: s} for s in sizes if not too_large or s <= min(too_large)]
     return found
 

@@ -101,7 +101,7 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, rate: float | None) -> fl
     """6 FLOPs per parameter and training token (Kaplan et al. 2020, arXiv:2001.08361), 2 per scored one."""
     if rate is None or plan.parameters is None:
         return None
-    job = plan.suite.job
+    job = plan.suite.job.of(planned.option.choices)
     flops = 6.0 * plan.parameters * plan.tokens
     if job.eval != "none":
         points = 1 + (job.max_steps - 1) // job.eval.every_steps if job.eval.every_steps else 1

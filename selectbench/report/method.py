@@ -32,7 +32,23 @@ def _job(suite: Suite) -> str:
         f"The job: {job.task} on the {suite.device}, model {markdown(model)}; {job.max_steps:,} optimizer steps of "
         f"{job.global_batch_size:,} sequences of {job.seq_len:,} tokens ({job.tokens_per_step:,} tokens a step, "
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
-        f"{job.lr_schedule.warmup_steps:,} steps of warm-up."
+        f"{job.lr_schedule.warmup_steps:,} steps of warm-up.{_own_batches(suite)}"
+    )
+
+
+def _own_batches(suite: Suite) -> str:
+    """What options that set a global batch of their own do instead."""
+    own = {o.name: suite.job.of(o.choices) for o in suite.options}
+    told = [
+        f"{markdown(name)} {job.max_steps:,} of {job.global_batch_size:,} after {job.lr_schedule.warmup_steps:,}"
+        for name, job in own.items()
+        if job.global_batch_size != suite.job.global_batch_size
+    ]
+    if not told:
+        return ""
+    return (
+        " Options with another global batch train on as many tokens, the same sequences in the same order, in "
+        f"steps of their own, with warm-up in proportion: {'; '.join(told)}."
     )
 
 

@@ -35,16 +35,18 @@ def plan_as_json(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCos
         "epochs": plan.epochs, "expected_seconds": total_seconds(costs),
         "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
-        "options": [_option_as_json(planned, estimate) for planned in plan.options],
+        "options": [_option_as_json(plan, planned, estimate) for planned in plan.options],
         "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
                    for p in plan.trials],
     }  # fmt: skip
     return json.dumps(content, indent=2)
 
 
-def _option_as_json(planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
+def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
+    job = plan.suite.job.of(planned.option.choices)
     return {
         "option": planned.option.name, "differs_in": planned.option.differs_in,
+        "global_batch_size": job.global_batch_size, "max_steps": job.max_steps,
         "micro_batch_size": planned.option.choices.micro_batch_size,
         "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
         "strategy": planned.option.choices.strategy.model_dump(mode="json"),
@@ -58,16 +60,15 @@ def print_plan(
     console: Console, plan: Plan, estimate: Estimate | None, notes: list[str], costs: Sequence[StageCost] = ()
 ) -> None:
     """What would run, for a person."""
-    suite, job = plan.suite, plan.suite.job
+    suite = plan.suite
     profile = f", profile {suite.profile}" if suite.profile else ""
     console.print(Text(f"{suite.name}: {suite.question}", style="bold"))
     console.print(Text(f"on the {suite.device}{profile}; baseline {suite.baseline}; seeds {_seeds(suite.seeds)}"))
     epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"
     console.print(
         Text(
-            f"model: {units.count(plan.parameters)} parameters; each trial: {job.max_steps} steps x "
-            f"{job.global_batch_size} sequences x {job.seq_len} tokens = {units.count(plan.tokens)} tokens, "
-            f"{epochs} epochs"
+            f"model: {units.count(plan.parameters)} parameters; each trial: {_work(plan)} = "
+            f"{units.count(plan.tokens)} tokens, {epochs} epochs"
         )
     )
     console.print(Text(f"decided by {suite.decide.objective}{_held(suite.decide.constraints)}"))
@@ -79,6 +80,13 @@ def print_plan(
         console.print(Text(line))
     for line in [*plan.warnings, *notes]:
         console.print(Text(f"note: {line}", style="yellow"))
+
+
+def _work(plan: Plan) -> str:
+    """`60 steps x 8 sequences x 128 tokens`; a product for each global batch where options set their own."""
+    jobs = [plan.suite.job.of(planned.option.choices) for planned in plan.options]
+    products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
+    return f"{' or '.join(products)} sequences x {plan.suite.job.seq_len} tokens"
 
 
 def _held(constraints: list[str]) -> str:

@@ -108,7 +108,7 @@ def _check_sizes(best_of: BestOf, job: Job, rows: Sequence[Choices], node: Node,
         problems.at(node, "a size is repeated")
     for item, size in zip(node.items, best_of.micro_batch_size, strict=True):
         ranks = {c.world_size for c in rows if c.world_size != "auto"}
-        if all(job.global_batch_size % (size * n) for n in ranks or {1}):
-            problems.at(
-                item, f"global_batch_size {job.global_batch_size} can't be cut into micro-batches of {size}"
-            )
+        wholes = sorted({job.of(c).global_batch_size for c in rows} or {job.global_batch_size})
+        if all(whole % (size * n) for n in ranks or {1} for whole in wholes):
+            told = " or ".join(map(str, wholes))
+            problems.at(item, f"global_batch_size {told} can't be cut into micro-batches of {size}")

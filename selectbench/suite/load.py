@@ -154,7 +154,7 @@ def _suite(
     content: SuiteFile | None = validate(SuiteFile, document, problems)
     names, rows = _rows(document, path.resolve().parent, from_command_line=bool(request.axes), problems=problems)
     check_accumulation(rows, document, device, problems)
-    check_distinct(rows, problems)
+    check_distinct(rows, document, problems)
     if require_files:
         check_interpreters(rows, problems)
     check_seeds(document, problems)
@@ -163,7 +163,8 @@ def _suite(
     evaluates = quick or document.at(["job", "eval"]).value != "none"
     other_tokens = content is not None and tokenizers_differ([choices for _, choices in rows], content.job)
     unmeasured = unmeasured_metrics(
-        evaluates=evaluates, device=device, has_prices="cost" in document.mapping, other_tokens=other_tokens,
+        evaluates=evaluates, on_the_way=quick or content is None or content.job.evaluates_on_the_way, device=device,
+        has_prices="cost" in document.mapping, other_tokens=other_tokens,
         kind=kind_of(content.job.data) if content else "text",
         scored=content.job.scored if content else frozenset(),
     )  # fmt: skip
@@ -198,7 +199,8 @@ def _assembled(
     quick: bool,
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
-    job = _quickened(content.job) if quick else content.job
+    sizes = [c.global_batch_size or content.job.global_batch_size for _, c in rows]
+    job = _quickened(content.job, sizes) if quick else content.job
     apart = tokenizers_differ([c for _, c in rows], job)
     decide = _by_bytes(content.decide) if apart else content.decide
     options = [Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows]
@@ -232,8 +234,9 @@ def _by_bytes(decide: Decide) -> Decide:
     return decide.model_copy(update={k: v for k, v in defaults.items() if k not in decide.model_fields_set})
 
 
-def _quickened(job: Job) -> Job:
-    steps = min(job.max_steps, QUICK_STEPS)
+def _quickened(job: Job, sizes: Sequence[int]) -> Job:
+    """`sizes`: global batches of the options, for which the tokens must be the same."""
+    steps = job.steps_for_all(QUICK_STEPS, sizes)
     schedule = job.lr_schedule.model_copy(update={"warmup_steps": min(job.lr_schedule.warmup_steps, steps)})
     return job.model_copy(update={"eval": "none", "max_steps": steps, "lr_schedule": schedule})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from selectbench.choices import Choices
@@ -10,7 +11,7 @@ from selectbench.suite.evaluate import Eval
 from selectbench.suite.job import Job
 from selectbench.suite.search_space import Values, with_values
 from selectbench.suite.suite import CONTROL, Option, Suite
-from selectbench.suite.tune import BestOf, Tune
+from selectbench.suite.tune import BestOf
 
 MICRO_BATCH_SIZE = "micro_batch_size"
 
@@ -23,19 +24,24 @@ def tuned_options(suite: Suite) -> list[Option]:
 def tuning_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
     """Trials for quality of these settings, by option; each completes its own, shorter schedule."""
     assert suite.tune is not None
-    return _stage(suite, tried, tuning_job(suite.job, suite.tune), suite.tune.seed)
+    return _stage(suite, tried, tuning_job(suite), suite.tune.seed)
 
 
 def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
     """Short trials of speed alone."""
     assert suite.best_of is not None
-    return _stage(suite, tried, speed_job(suite.job, suite.best_of), suite.best_of.seed)
+    return _stage(suite, tried, speed_job(suite), suite.best_of.seed)
 
 
-def tuning_job(job: Job, tune: Tune) -> Job:
-    """The job within the tuning's budget: warm-up in proportion, one evaluation, at the end."""
-    steps = tune.budget.steps(job.max_steps)
+def tuning_job(suite: Suite) -> Job:
+    """The job within the tuning's budget: warm-up in proportion, one evaluation, at the end.
+
+    Where options set global batches of their own, the budget is rounded up until all divide its tokens.
+    """
+    job, tune = suite.job, suite.tune
+    assert tune is not None
     assert isinstance(job.eval, Eval)
+    steps = job.steps_for_all(tune.budget.steps(job.max_steps), _global_batch_sizes(suite))
     scored = tune.metric in job.scored
     at_end = job.eval.model_copy(
         update={"every_steps": None, "at_start": False, **({} if scored else {"scores": []})}
@@ -43,9 +49,17 @@ def tuning_job(job: Job, tune: Tune) -> Job:
     return _shortened(job, steps).model_copy(update={"eval": at_end})
 
 
-def speed_job(job: Job, best_of: BestOf) -> Job:
-    """A few steps without an evaluation."""
-    return _shortened(job, min(job.max_steps, best_of.max_steps)).model_copy(update={"eval": "none"})
+def speed_job(suite: Suite) -> Job:
+    """A few steps without an evaluation: as many as asked for of the largest global batch, more of smaller ones."""
+    job, best_of = suite.job, suite.best_of
+    assert best_of is not None
+    sizes = _global_batch_sizes(suite)
+    steps = math.ceil(best_of.max_steps * max(sizes) / job.global_batch_size)
+    return _shortened(job, job.steps_for_all(steps, sizes)).model_copy(update={"eval": "none"})
+
+
+def _global_batch_sizes(suite: Suite) -> list[int]:
+    return [suite.job.of(option.choices).global_batch_size for option in suite.options]
 
 
 def _shortened(job: Job, steps: int) -> Job:
@@ -99,7 +113,7 @@ def _settled(choices: Choices, values: Values) -> Choices:
 
 
 def sizes_to_try(best_of: BestOf, job: Job, ranks: int) -> list[int]:
-    """Micro-batch sizes that cut the job's step for so many ranks, the smallest first."""
+    """Micro-batch sizes that cut the step of an option's job for so many ranks, the smallest first."""
     share = job.global_batch_size // ranks
     sizes = best_of.micro_batch_size
     if sizes == "auto":

@@ -23,7 +23,7 @@ class Decide(Strict):
 
     objective: Literal[
         "tokens_per_second", "bytes_per_second", "peak_memory_bytes", "final_loss", "final_perplexity",
-        "bits_per_byte", "excess_loss",
+        "bits_per_byte", "excess_loss", "seconds_to_baseline_loss",
         "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
         "step_time_median_seconds", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
     ] = "tokens_per_second"  # fmt: skip

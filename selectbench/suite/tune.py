@@ -52,7 +52,8 @@ class Budget(Strict):
     """What a tuning trial may take; it completes a schedule of its own within."""
 
     max_steps: Annotated[str, Field(pattern=_SHARE)] | Steps = "0.5x"
-    """Optimizer steps: `0.5x` is half of the job's, a number is so many."""
+    """Optimizer steps: `0.5x` is half of the job's, a number is so many; where options set global batches of their
+    own, as many more as make them divide the tokens."""
 
     def steps(self, max_steps: int) -> int:
         """Of a tuning trial, at least 1."""
@@ -103,8 +104,8 @@ class BestOf(Strict):
 
     micro_batch_size: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)] | Literal["auto"]
     """Sequences per forward pass and rank; auto: 1, 2, 4, ... as far as the step can be cut so. The global batch
-    stays the job's."""
+    stays the option's."""
     max_steps: Annotated[int, Field(ge=5, le=10_000)] = 20
-    """Optimizer steps of such a trial, at most the job's."""
+    """Optimizer steps of such a trial, at most the job's; where global batches differ, of the largest one."""
     seed: Seed = TUNING_SEED
     """Of these trials."""

@@ -124,7 +124,7 @@ def test_a_tuning_trial_is_the_job_with_a_schedule_of_its_own(tmp_path: Path) ->
     )
     suite = load_suite(str(write(tmp_path, changed(("max_steps: 30", schedule), more=TUNE))), device="cpu")
     assert suite.tune is not None
-    job = tuning_job(suite.job, suite.tune)
+    job = tuning_job(suite)
     assert (job.max_steps, job.lr_schedule.warmup_steps) == (15, 3)
     assert job.eval != "none"
     assert (job.eval.tokens, job.eval.every_steps, job.eval.at_start) == (64, None, False)
@@ -135,5 +135,5 @@ def test_a_tuning_trial_is_the_job_with_a_schedule_of_its_own(tmp_path: Path) ->
 def test_a_trial_of_speed_evaluates_nothing(tmp_path: Path) -> None:
     suite = load_suite(str(write(tmp_path, changed(more="best_of: {micro_batch_size: auto}\n"))), device="cpu")
     assert suite.best_of is not None
-    job = speed_job(suite.job, suite.best_of)
+    job = speed_job(suite)
     assert (job.eval, job.max_steps, job.global_batch_size) == ("none", 20, suite.job.global_batch_size)
