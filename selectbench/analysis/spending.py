@@ -5,12 +5,12 @@ union bound (Bonferroni's inequality; Dunn 1961, "Multiple comparisons among mea
 hold alpha where their levels sum to it, whatever the dependence between them and whatever stops at which of them,
 so that the boundaries of group sequential tests, which need the joint distribution (Jennison & Turnbull 2000,
 "Group Sequential Methods"), are not needed. Most is kept for the last look, as in the rule of Haybittle and Peto,
-so that what runs to the end is judged hardly more strictly than without looks. Of differences of 1.2 to 2 % at a
-spread of 1 %, judged after 3 to 10 rounds, a race then decides two thirds of those that the full grid decides, for
-87 % of its trials; with equal shares half of them, for 84 %. Holm's procedure within every look at its level is a
-group sequential Holm procedure (Tamhane, Xi & Gou 2021, doi:10.1002/sim.9128). That options are discarded in the
-course of blocked rounds is racing (Maron & Moore 1994, "Hoeffding races"; Birattari et al. 2002, "A racing
-algorithm for configuring metaheuristics").
+so that what runs to the end is judged hardly more strictly than without looks. Where true differences are 0, 1.2 or
+2 % at a spread of 1 % (250 simulated suites of five options, 3 to 10 rounds), a race then decides 66 % of the pairs
+that the full grid decides, for 87 % of its trials; with equal shares 56 %, for 84 %. Holm's procedure within every
+look at its level is a group sequential Holm procedure (Tamhane, Xi & Gou 2021, doi:10.1002/sim.9128). That options
+are discarded in the course of blocked rounds is racing (Maron & Moore 1994, "Hoeffding races"; Birattari et al.
+2002, "A racing algorithm for configuring metaheuristics").
 """
 
 from __future__ import annotations
