@@ -36,7 +36,7 @@ OTHER: dict[str, Any] = {
 HALVES: dict[str, Any] = {"global_batch_size": 8, "micro_batch_size": 8}
 IN_HALVES: dict[str, Any] = {
     "token_stream_sha256": "e" * 64, "tokens_per_step": 1024, "steps_requested": 120, "steps_applied": 120,
-    "learning_rate_shape_sha256": "e" * 64, "first_step_loss": 7.8, "first_step_gradient_norm": 1.9,
+    "learning_rate_shape_sha256": shape_sha256(shares(LrSchedule(), 120)), "first_step_loss": 7.8, "first_step_gradient_norm": 1.9,
 }  # fmt: skip
 """What a trial in steps of half the job's sequences is found to have."""
 

@@ -90,8 +90,8 @@ def test_the_suites_ask_about_what_they_are_named_after():
         "fp32", "tf32", "bf16_mixed", "fp16_mixed", "bf16_master", "bf16_pure",
     ]  # fmt: skip
     assert {o.choices.optimizer.name for o in optimizer.options} == {
-        "adamw", "sgd", "adam", "adafactor", "lion", "muon", "adamw_8bit", "paged_adamw_8bit", "lion_8bit",
-        "ademamix_8bit",
+        "adamw", "sgd", "adam", "adafactor", "lion", "muon", "adamw_8bit", "lion_8bit",
+        "ademamix_8bit", "schedule_free_adamw",
     }  # fmt: skip
     cuts = [accumulation.job.global_batch_size // o.choices.micro_batch_size for o in accumulation.options]
     assert cuts == [1, 2, 4, 8, 1]

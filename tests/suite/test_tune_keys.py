@@ -25,7 +25,7 @@ MISTAKES = {
     "not positive": (
         "tune: {parameters: {optimizer.lr: {log: [0, 1e-3]}}}\n",
         "mine.yaml:14:35: tune.parameters.optimizer.lr: a logarithmic range begins above 0, found [0, 0.001]: "
-        "such as [1e-4, 1e-2]",
+        "for example [1e-4, 1e-2]",
     ),
     "nothing to tune": ("tune: {parameters: {}}\n", "mine.yaml:14:20: tune.parameters: must have at least 1 entry"),
     "a setting that is not there": (
