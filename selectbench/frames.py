@@ -78,10 +78,11 @@ class Run:
         return {(r.trial.option, r.trial.seed): r for r in counted}
 
     def _trials(self) -> tuple[list[str], list[dict[str, Any]]]:
-        found = self._counting()
+        found, planned = self._counting(), {row.option: row.planned for row in self.ranking.rows}
         rows = [
             self._trial(option.name, seed, found.get((option.name, seed)))
-            for seed in self.suite.seeds for option in self.suite.options
+            for number, seed in enumerate(self.suite.seeds) for option in self.suite.options
+            if number < planned[option.name] or (option.name, seed) in found
         ]  # fmt: skip
         return [*_TRIAL, *METRICS], rows
 

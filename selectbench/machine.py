@@ -24,7 +24,7 @@ INSTALL = "pip install 'selectbench[train]'"
 TRAIN_PACKAGES = ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors")
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "bitsandbytes", "deepspeed", "numpy", "nvidia-ml-py", "flash-attn",
-    "triton", "safetensors", "accelerate",
+    "triton", "safetensors", "accelerate", "schedulefree",
 )  # fmt: skip
 """Distributions whose versions may explain a figure."""
 ANY_VERSION = "9999"

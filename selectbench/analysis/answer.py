@@ -11,6 +11,7 @@ from selectbench.analysis.family import ALPHA
 from selectbench.analysis.metrics import METRICS, Metric
 from selectbench.analysis.row import Failure, Row
 from selectbench.analysis.sanity import stalled
+from selectbench.analysis.spending import looks_of
 from selectbench.analysis.summary import Summary
 from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
@@ -235,7 +236,8 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
     tests = contest.tests
     if not tests:
         return f"({seeds}{few}.)"
-    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests.)"
+    looks = f" at all {looks_of(contest.suite.repeat)} looks" if contest.suite.repeat else ""
+    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests{looks}.)"
 
 
 def _barred(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import compress
 from operator import attrgetter, ne
 from typing import Any, Literal
 
 from selectbench.analysis.row import Certificate, Violation
 from selectbench.analysis.summary import Summary
-from selectbench.choices import Choice, is_own
+from selectbench.choices import Choice, Choices, is_own
 from selectbench.choices.decoders import Gpt2, Llama
 from selectbench.record.record import Identity
+from selectbench.suite.job import LrSchedule
+from selectbench.suite.schedule import shape_sha256, shares
 from selectbench.suite.suite import Option, Suite
 
 Status = Literal["same", "declared", "violation", "not_verified"]
@@ -147,6 +150,8 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
+    if any(_sets_shape(other.choices) for other in suite.options):  # then a difference is excused
+        asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
     asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
     if choices.global_batch_size is not None and not any(_skips(choice) for choice in choices.each().values()):
         asked["steps_applied"] = job.max_steps
@@ -154,9 +159,19 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     return {**asked, "gradient_accumulation_steps": steps}
 
 
+def _sets_shape(choices: Choices) -> bool:
+    """Whether an option's learning rates are others than the job's."""
+    return choices.optimizer.schedule_shape is not None or choices.global_batch_size is not None
+
+
 def _skips(choice: Choice) -> bool:
     """Whether a trial with the choice may leave steps out."""
     return "steps_applied" in choice.may_change
+
+
+@cache
+def _shape(schedule: LrSchedule, max_steps: int) -> str:
+    return shape_sha256(shares(schedule, max_steps))
 
 
 def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:
@@ -222,7 +237,7 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
     """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
     found = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
     rules = _Rules(suite)
-    for seed in baseline.planned:
+    for seed in dict.fromkeys(seed for summary in (baseline, *summaries) for seed in summary.planned):
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
         for summary in done.values():
             _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from selectbench.analysis.crossing import Crossing, crossing
 from selectbench.analysis.formulas import finite
@@ -15,6 +16,8 @@ from selectbench.record.record import Completed, Failed, Measurement, Record
 from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Option, Suite
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Summary:
@@ -22,7 +25,7 @@ class Summary:
 
     option: Option
     planned: list[int]
-    """The suite's seeds."""
+    """Seeds that it is asked to run."""
     completed: dict[int, Record] = field(default_factory=dict)
     measurements: dict[int, Measurement] = field(default_factory=dict)
     """Of the completed seeds."""
@@ -67,6 +70,16 @@ class Summary:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
         return " and ".join(sorted({self.states[seed].verdict for seed in self.spoiled[metric]}))
 
+    def within(self, seeds: Sequence[int]) -> Summary:
+        """The same of these seeds alone."""
+        asked = frozenset(seeds)
+        return Summary(
+            self.option, list(seeds), _of(asked, self.completed), _of(asked, self.measurements),
+            _of(asked, self.failed), _of(asked, self.observed), _of(asked, self.states),
+            {name: _of(asked, found) for name, found in self.values.items()},
+            {name: _of(asked, found) for name, found in self.spoiled.items()},
+        )  # fmt: skip
+
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
         return [seed for seed in self.values[metric] if seed in other.values[metric]]
@@ -75,6 +88,10 @@ class Summary:
         """Mean over these seeds (all that know the metric where not given)."""
         known = self.values[metric]
         return mean([known[seed] for seed in (known if seeds is None else seeds)])
+
+
+def _of(seeds: frozenset[int], found: Mapping[int, T]) -> dict[int, T]:
+    return {seed: value for seed, value in found.items() if seed in seeds}
 
 
 def mean(values: Sequence[float]) -> float | None:

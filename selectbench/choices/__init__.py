@@ -25,6 +25,7 @@ from selectbench.choices.loss import CrossEntropy, OwnLoss
 from selectbench.choices.model import Model
 from selectbench.choices.optimizer import Adafactor, Adam, AdamW, Muon, Sgd
 from selectbench.choices.optimizer_bitsandbytes import AdamW8bit, AdEMAMix8bit, Lion, Lion8bit, PagedAdamW8bit
+from selectbench.choices.optimizer_schedule_free import ScheduleFreeAdamW
 from selectbench.choices.own import OwnOptimizer
 from selectbench.choices.precision import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32
 from selectbench.choices.software import Interpreter
@@ -35,7 +36,7 @@ from selectbench.machine import Machine
 REGISTRY: dict[str, tuple[type[Choice], ...]] = {
     "optimizer": (
         Sgd, Adam, AdamW, Adafactor, Lion, Muon, AdamW8bit, PagedAdamW8bit, Lion8bit, AdEMAMix8bit,
-        OwnOptimizer,
+        ScheduleFreeAdamW, OwnOptimizer,
     ),
     "precision": (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Master, Bf16Pure),
     "attention": (Eager, Sdpa, FlashAttention2),
@@ -84,7 +85,7 @@ class Choices(BaseModel):
     framework: one_of(*REGISTRY["framework"]) = Native()  # type: ignore[valid-type]
     """Which training loop runs the job."""
     model: Model | None = None
-    """Another model than the job's: then the architecture is what is compared."""
+    """Another model than the job's, or fields of it that differ: then the architecture is what is compared."""
     tokenizer: Tokenizer | None = None
     """Another tokenizer than the job's: then losses and perplexities do not compare, bits per byte do."""
     global_batch_size: GlobalBatchSize | None = None

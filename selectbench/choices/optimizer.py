@@ -55,6 +55,8 @@ class OptimizerChoice(Choice):
     """Where the range comes from."""
     classes: ClassVar[tuple[str, ...]] = ()
     """Of the optimizers that `build` makes, without their implementation; empty: not known here."""
+    schedule_shape: ClassVar[Literal["constant"] | None] = None
+    """Of the learning rate after the warm-up, where the optimizer wants one of its own; None: the job's."""
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """The optimizers that together step every parameter of the model once."""

@@ -15,7 +15,7 @@ from selectbench.data.corpus import Corpus, keyed, open_corpus, require
 from selectbench.data.files import files_sha256
 from selectbench.data.pairs import open_pairs
 from selectbench.data.prepared import Prepared, check_enough, epochs
-from selectbench.data.pretrained import pretrained_key
+from selectbench.data.pretrained import pinned, pretrained_key
 from selectbench.data.write_text import TextWork, write_text
 from selectbench.data.write_tokens import write_markov, write_token_files
 from selectbench.errors import UserError
@@ -66,12 +66,15 @@ def _work(
         files = [one for one in pair if isinstance(one, TokenFile)]
         return files[0].tokens, _token_key(files), lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
+    if isinstance(tokenizer, PretrainedTokenizer):
+        require("transformers")
+        tokenizer = pinned(tokenizer)
     sources = [data.train, data.heldout] if isinstance(data, Apart) else [data]
     corpora = [_keyed(_opened(one, notify, code), cleaning, notify) for one in sources]
     work = TextWork(corpora, kind_of(data), tokenizer, cleaning, tuple(specials), notify)
     parts = [str(corpus.key) for corpus in corpora]
     parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
-    return " and ".join(c.description for c in corpora), parts, lambda key, folder: write_text(work, key, folder)
+    return work.described, parts, lambda key, folder: write_text(work, key, folder)
 
 
 def _opened(data: AnySource, notify: Notify, code: Sequence[str]) -> Corpus:

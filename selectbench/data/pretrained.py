@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from selectbench.choices.tokenizer import PretrainedTokenizer
 from selectbench.data.failures import first_line
+from selectbench.data.hub import snapshot
 from selectbench.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,33 +72,46 @@ def _unknown(found: Any, backend: Tokenizer) -> int | None:
 def _auto(spec: PretrainedTokenizer) -> Any:
     import transformers
 
-    where = f"tokenizer.pretrained: {spec.pretrained}"
-    folder = Path(spec.pretrained)
-    if folder.is_absolute() and not folder.is_dir():
-        raise UserError(f"{where}: there is no such folder")
-    if folder.is_dir() and not any((folder / name).is_file() for name in _FILES):
+    where, folder = f"tokenizer.pretrained: {spec.pretrained}", _folder(spec)
+    if not any((folder / name).is_file() for name in _FILES):
         raise UserError(f"{where} holds no tokenizer (none of {', '.join(_FILES[:6])})")
     try:
-        return transformers.AutoTokenizer.from_pretrained(
-            spec.pretrained, revision=spec.revision or "main", trust_remote_code=False
-        )
+        return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except Exception as error:  # a damaged file raises what its parser raises, `tokenizers` bare exceptions
         raise UserError(
-            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}{_offline(folder)}"
+            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}: is it a whole folder, as "
+            "transformers saves a tokenizer?"
         ) from None
 
 
-def _offline(folder: Path) -> str:
+def _folder(spec: PretrainedTokenizer) -> Path:
+    """Where its files lie; those of a hub id are fetched where they are not there."""
+    where, folder = f"tokenizer.pretrained: {spec.pretrained}", Path(spec.pretrained)
     if folder.is_dir():
-        return ": is it a whole folder, as transformers saves a tokenizer?"
-    return " (a hub id needs the network, or to be in the hub's cache: `hf download ID`; or give a folder)"
+        return folder
+    if folder.is_absolute():
+        raise UserError(f"{where}: there is no such folder")
+    try:
+        return snapshot(spec.pretrained, spec.revision, [f"*{suffix}" for suffix in (*_SUFFIXES, ".jinja")])
+    except Exception as error:  # the network's, and a dozen of the hub's own
+        raise UserError(
+            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)} (a hub id needs the network, "
+            "or to be in the hub's cache: `hf download ID`; or give a folder)"
+        ) from None
+
+
+def pinned(spec: PretrainedTokenizer) -> PretrainedTokenizer:
+    """The same; of a hub id the commit that it means now, so that what is named by its key is what is loaded.
+
+    Raises UserError where it can't be had.
+    """
+    folder = _folder(spec)
+    return spec if folder == Path(spec.pretrained) else spec.model_copy(update={"revision": folder.name})
 
 
 def pretrained_key(spec: PretrainedTokenizer) -> str:
-    """Names the content of a folder, or a hub id with its revision."""
-    folder = Path(spec.pretrained)
-    if not folder.is_dir():
-        return f"pretrained {spec.pretrained} {spec.revision}"
+    """Names the content of its files. Raises UserError where it can't be had."""
+    folder = _folder(spec)
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix in _SUFFIXES and path.is_file():

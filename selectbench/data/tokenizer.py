@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,8 @@ LONGEST_WORD = 64
 """Bytes of a word for WordPiece, longer ones are cut: its time grows with the cube of a word's length."""
 MOST_WORDS = 50_000
 """Words that a unigram model is trained on, the most frequent ones."""
+STRETCH = 1 << 23
+"""Characters of which such words are counted at once."""
 INSIDE = "\u2581"
 """Marks WordPiece's pieces inside of words; unlike BERT's ## it stands for no byte: no text can spell it."""
 
@@ -127,35 +130,54 @@ def _train_unigram(documents: Callable[[], Iterable[str]], vocab_size: int, spec
     from tokenizers import models
 
     alphabet = _alphabet()
-    pieces = train_pieces(_counted_words(documents), alphabet, vocab_size - len(alphabet) - 1)
+    pieces = train_pieces(_counted_words(documents()), alphabet, vocab_size - len(alphabet) - 1)
     tokenizer = _byte_level(models.Unigram([*((name, 0.0) for name in specials), *pieces]))
     tokenizer.add_special_tokens(specials)
     return tokenizer
 
 
-def _counted_words(documents: Callable[[], Iterable[str]]) -> dict[str, int]:
-    """The most frequent words of a text, spelt by bytes, with their numbers of occurrences."""
+def _counted_words(documents: Iterable[str]) -> dict[str, int]:
+    """The most frequent words of a text, spelt by bytes, with their numbers of occurrences.
+
+    Counted stretch by stretch, of each its own most frequent words: what is rare in all of them takes no memory, be
+    the text made of numbers, or of a script without blanks, where a whole clause is a word.
+    """
+    counts: Counter[str] = Counter()
+    for texts in _batches(documents, STRETCH):
+        counts.update(_counted(texts))
+        counts = _most_frequent(counts, 4 * MOST_WORDS)
+    return _most_frequent(counts, MOST_WORDS)
+
+
+def _counted(texts: list[str]) -> dict[str, int]:
     from tokenizers import models, trainers
 
     words = _byte_level(models.WordLevel(unk_token=UNKNOWN))
     trainer = trainers.WordLevelTrainer(vocab_size=MOST_WORDS, special_tokens=[UNKNOWN], show_progress=False)
-    interruptible(lambda: words.train_from_iterator(documents(), trainer))
+    interruptible(lambda: words.train_from_iterator(texts, trainer))
     counts = np.zeros(words.get_vocab_size(), np.int64)
-    for batch in _batches(documents()):
+    for batch in _batches(texts, 1 << 20):  # a vector as long as the vocabulary is added up for every one
         encodings = words.encode_batch_fast(batch, add_special_tokens=False)
         ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
         counts += np.bincount(np.fromiter(ids, np.int64), minlength=len(counts))
     return {word: int(counts[number]) for word, number in words.get_vocab().items() if word != UNKNOWN}
 
 
-def _batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """A million characters each: a vector as long as the vocabulary is added up for every one."""
+def _most_frequent(counts: Counter[str], most: int) -> Counter[str]:
+    if len(counts) <= most:
+        return counts
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return Counter(dict(ranked[:most]))
+
+
+def _batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """So many characters each, or a document more."""
     batch: list[str] = []
     size = 0
     for text in documents:
         batch.append(text)
         size += len(text)
-        if size > 1 << 20:
+        if size > characters:
             yield batch
             batch, size = [], 0
     yield batch

@@ -6,6 +6,8 @@ in the text once; this one is a function of the counted words alone.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -18,6 +20,8 @@ LONGEST_PIECE = 16
 """Characters, each of which stands for a byte."""
 LONGEST_WORD = 24
 """Longer ones are counted in parts."""
+MOST_PARTS = 50_000
+"""Words and parts of words that count, the most frequent ones: memory grows with their stretches."""
 SEEDS_PER_PIECE = 10
 LEAST = 1e-9
 """Probability of a byte that the text lacks: it must be possible, and 24 of them no underflow."""
@@ -76,7 +80,8 @@ def _words(counted: Mapping[str, int]) -> _Words:
     for word, count in counted.items():
         for start in range(0, len(word), LONGEST_WORD):
             parts[word[start : start + LONGEST_WORD]] += count
-    texts = sorted(parts, key=lambda word: (-len(word), word))
+    chosen = heapq.nsmallest(MOST_PARTS, parts, key=lambda word: (-parts[word], word))
+    texts = sorted(chosen, key=lambda word: (-len(word), word))
     counts = np.array([parts[word] for word in texts], float)
     return _Words(texts, counts, np.array([len(word) for word in texts], np.int64))
 
@@ -87,14 +92,10 @@ Ids = dict[tuple[int, int], Numbers]
 
 def _seeds(words: _Words, alphabet: list[str], most: int) -> tuple[list[str], Ids]:
     """The alphabet, and the stretches that cover most of the text among those that occur more than once."""
-    counts: Counter[str] = Counter()
-    for start, size, having in words.spans():
-        if size > 1:
-            for text, count in zip(words.texts[:having], words.counts.tolist(), strict=False):
-                counts[text[start : start + size]] += count
-    repeated = [piece for piece, count in counts.items() if count > 1]
-    repeated.sort(key=lambda piece: (-counts[piece] * len(piece), piece))
-    found = [*alphabet, *repeated[:most]]
+    best: list[tuple[float, str]] = []
+    for size in range(2, LONGEST_PIECE + 1):
+        best = heapq.nsmallest(most, itertools.chain(best, _of_size(words, size)))
+    found = [*alphabet, *(piece for _, piece in best)]
     number = {piece: place for place, piece in enumerate(found)}
     ids = {
         (start, size): np.array([number.get(text[start : start + size], -1) for text in words.texts[:having]], int)
@@ -102,6 +103,20 @@ def _seeds(words: _Words, alphabet: list[str], most: int) -> tuple[list[str], Id
         if having
     }
     return found, ids
+
+
+def _of_size(words: _Words, size: int) -> Iterator[tuple[float, str]]:
+    """Every stretch of a length that occurs more than once, after minus how much of the text it covers.
+
+    A length at a time: together they would take gigabytes where words are long.
+    """
+    counts: Counter[str] = Counter()
+    weights = words.counts.tolist()
+    for start in range(LONGEST_WORD - size + 1):
+        having = words.reaching(start + size)
+        for text, count in zip(words.texts[:having], weights, strict=False):
+            counts[text[start : start + size]] += count
+    return ((-count * size, piece) for piece, count in counts.items() if count > 1)
 
 
 def _maximised(words: _Words, ids: Ids, chances: Reals, alphabet: int) -> Reals:

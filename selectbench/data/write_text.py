@@ -13,6 +13,7 @@ import numpy as np
 from selectbench.choices.tokenizer import AnyTokenizer
 from selectbench.data.cleaning import Cleaner
 from selectbench.data.corpus import Corpus
+from selectbench.data.coverage import check_alphabet, check_unknown
 from selectbench.data.encode import Encoded, encode
 from selectbench.data.prepared import (
     FACTS,
@@ -38,8 +39,6 @@ from selectbench.suite.data import Cleaning, Kind
 SPOOL = "documents.tmp"
 TOKENIZER_BYTES = 256 << 20
 """A tokenizer is trained on so much of the training text, evenly spread: more changes it little and takes long."""
-MOST_UNKNOWN = 0.1
-"""Share of unknown tokens from which a tokenizer counts as one that can't encode the text."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,16 @@ class TextWork:
     def shape(self) -> Shape:
         """What the documents are made of."""
         return SHAPES[self.kind]
+
+    @property
+    def described(self) -> str:
+        """The text in words."""
+        return " and ".join(corpus.description for corpus in self.corpora)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the tokenizer is called in messages."""
+        return str(next(iter(self.tokenizer.model_dump().values())))
 
 
 @dataclass
@@ -81,10 +90,14 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
         raise UserError(f"data: {work.corpora[0].description} {_nothing(cleaner)}")
     tokenizer = make_tokenizer(work.tokenizer, _sample(work, spool, sides.training), work.specials)
     tokenizer.backend.save(str(folder / TOKENIZER))
+    texts = (
+        text for document in spool.documents(sides.training | sides.heldout) for text in _texts(work, document)
+    )
+    check_alphabet(tokenizer.backend, texts, work.tokenizer_name, work.described)
     train = _train(work, spool, sides, tokenizer, folder)
     heldout = _heldout(work, spool, sides, tokenizer, folder)
     spool.path.unlink()
-    _check_unknown(work, train.unknown + heldout.unknown, train.tokens + heldout.tokens)
+    check_unknown(train.unknown + heldout.unknown, train.tokens + heldout.tokens, work.tokenizer_name)
     prepared = Prepared(
         folder=folder, key=key, kind=work.kind, train_tokens=train.tokens, heldout_tokens=heldout.tokens,
         vocab_size=tokenizer.vocab_size, documents_in=cleaner.documents_in, removed=cleaner.removed,
@@ -236,15 +249,6 @@ def _text_bytes(work: TextWork, spool: Spool, chosen: Mask) -> int:
     if not work.shape.by_message:
         return int(spool.lengths[chosen].sum())
     return sum(len(text.encode()) for document in spool.documents(chosen) for text in _texts(work, document))
-
-
-def _check_unknown(work: TextWork, unknown: int, tokens: int) -> None:
-    if unknown > MOST_UNKNOWN * tokens:
-        name = next(iter(work.tokenizer.model_dump().values()))
-        raise UserError(
-            f"tokenizer: {name} can't encode this text: {unknown / tokens:.0%} of its tokens are the unknown one: "
-            "take one that was made for such text, or have one trained on it (`tokenizer: {bpe: 4096}`)"
-        )
 
 
 def _sizes(spool: Spool, chosen: Mask) -> list[int]:

@@ -15,6 +15,7 @@ from selectbench.launch.preparation import Preparation
 from selectbench.launch.stages import CONTEST, Ground, stages
 from selectbench.plan.estimate import past_records, stage_cost
 from selectbench.record.record import Record
+from selectbench.suite.suite import Repeat, Suite
 
 _UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _GRAMMAR = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(d|h|min|m|s)\s*")
@@ -58,11 +59,21 @@ def within(seconds: float, own: Ground, history: Sequence[Record]) -> tuple[Grou
             + (f" and what comes before {units.duration(before)}" if before else "")
             + "; a schedule is never cut: lower job.max_steps, or leave options out"
         )
-    kept = own.suite.seeds[:rounds]
-    suite = own.suite.model_copy(update={"seeds": kept, "resolved": {**own.suite.resolved, "seeds": kept}})
+    suite = _with_rounds(own.suite, rounds)
     expected = units.duration(before + rounds * each)
     head = f"--budget {units.duration(seconds)}: {rounds} of {planned} rounds, about {expected} in all"
     return own.of(suite), [head, told_with(own, rounds)]
+
+
+def _with_rounds(suite: Suite, rounds: int) -> Suite:
+    """The suite with its first rounds alone; of a race so many at most."""
+    seeds, repeat, resolved = suite.seeds[:rounds], suite.repeat, dict(suite.resolved)
+    if repeat is not None:
+        repeat = Repeat(min=min(repeat.min, rounds), max=rounds) if rounds >= 2 else None
+        resolved.pop("repeat", None)
+        resolved |= {"repeat": repeat.model_dump(mode="json")} if repeat else {}
+    resolved["seeds"] = seeds
+    return suite.model_copy(update={"seeds": seeds, "repeat": repeat, "resolved": resolved})
 
 
 def told_with(own: Ground, rounds: int) -> str:

@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 
 from selectbench.choices.model import OwnModel, PretrainedModel
+from selectbench.data.weights_content import pinned_model
 from selectbench.launch.preparation import Preparation
 from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial
 from selectbench.record.run_folder import TRIALS, WEIGHTS
 from selectbench.record.wire import Order
+from selectbench.suite.job import Job
 from selectbench.suite.suite import Option
 
 CUDA_TIMED_SECONDS = 10.0
@@ -25,7 +27,7 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
     world_size = preparation.plan.planned(planned.trial.option).world_size
     return Order(
         trial=planned.trial,
-        job=suite.job.of(choices),
+        job=_job_of(preparation, planned.trial.option),
         choices=choices,
         device=suite.device,
         threads=rank_threads(world_size),
@@ -36,6 +38,11 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
         code=suite.code,
         min_timed_seconds=stated if stated is not None else CUDA_TIMED_SECONDS if suite.device == "cuda" else 0.0,
     )
+
+
+def _job_of(preparation: Preparation, option: str) -> Job:
+    job = preparation.suite.job.of(preparation.suite.option(option).choices)
+    return job.model_copy(update={"model": pinned_model(job.model, preparation.plan.pretrained.get(option))})
 
 
 def rank_threads(world_size: int) -> int:

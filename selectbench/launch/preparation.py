@@ -94,6 +94,8 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
         environment = _environment(request, suite, claim.gpus)
         undo.pop_all()
     environment["data"] = data_facts(suite, prepared, plan)
+    if plan.pretrained:
+        environment["pretrained"] = plan.pretrained
     return Preparation(suite, machine, prepared, environment, plan, claim)
 
 

@@ -35,7 +35,7 @@ from selectbench.yaml_text import suite_yaml
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
-_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of")
+_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "repeat")
 """Keys that say nothing of an option by itself."""
 _BEST_HEAD = "# One option of a suite by itself; `selectbench run` takes it as it is.\n"
 
@@ -122,7 +122,8 @@ def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     kept = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
     every = suite.option(option).choices.model_dump(mode="json")
     choices = {key: value for key, value in every.items() if value is not None}
-    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option}
+    seeds = suite.seeds[: suite.repeat.min] if suite.repeat else suite.seeds
+    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option, "seeds": seeds}
 
 
 def ranking_text(ranking: Ranking) -> str:

@@ -83,7 +83,7 @@ def _run_trials(
         GpuWatch(preparation.claim.gpus, preparation.suite.meters, pause, lambda: bool(stop)) as watch,
     ):  # fmt: skip
         while not stop and (stage := next_stage(preparation, folder, retry_failed=retry_failed, ended=ended)):
-            _announce(stage, folder, display)
+            _announce(stage, folder, display, ended)
             bench = Bench(stage.preparation, folder, servers, watch, display, stop)
             ended |= _run_stage(bench, stage, stop)
 
@@ -91,25 +91,30 @@ def _run_trials(
 def _run_stage(bench: Bench, stage: Stage, stop: StopRequest) -> set[str]:
     """The ids of the trials that were run."""
     ended: set[str] = set()
-    first = len(stage.preparation.plan.trials) - len(stage.trials) + 1
-    for number, (planned, attempt) in enumerate(stage.trials, start=first):
+    of = stage.done + len(stage.trials)
+    for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
         if stop:
             break
-        bench.run(planned, attempt, number)
+        bench.run(planned, attempt, number, of)
         ended.add(planned.trial.trial_id)
     return ended
 
 
-def _announce(stage: Stage, folder: Path, display: Display) -> None:
-    trials, suite = stage.preparation.plan.trials, stage.preparation.suite
-    total, done = len(trials), len(trials) - len(stage.trials)
-    open_ids = {planned.trial.trial_id for planned, _ in stage.trials}
-    by_option = Counter(p.trial.option for p in trials if p.trial.trial_id not in open_ids)
-    display.run_started(suite, total, done, by_option)
+def _announce(stage: Stage, folder: Path, display: Display, ended: frozenset[str]) -> None:
+    """What is to be run now, and what was run before: by this process, or by one that was cut off."""
+    suite = stage.preparation.suite
+    rounds = 1 + max(planned.round for planned, _ in stage.trials)
+    still_open = Counter(planned.trial.option for planned, _ in stage.trials)
+    display.run_started(
+        suite.model_copy(update={"seeds": suite.seeds[:rounds]}), stage.done + len(stage.trials), stage.done,
+        {option.name: rounds - still_open[option.name] for option in suite.options},
+    )  # fmt: skip
     if stage.title != CONTEST:
         display.note(f"{stage.title}: {len(stage.trials)} trials before the contest")
-    if done:
-        display.note(f"resuming {folder}: {done} of {total} trials have an outcome")
+    if suite.repeat is not None and rounds > suite.repeat.min:
+        display.note(f"round {rounds} of at most {suite.repeat.max}, still open: {', '.join(still_open)}")
+    if stage.done and not ended:
+        display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 
 
 def _pause(display: Display, stop: StopRequest) -> Pause:

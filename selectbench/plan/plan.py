@@ -6,11 +6,12 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench.choices.model import resolved_vocab_size
 from selectbench.data.prepare import Prepared, epochs
+from selectbench.data.weights_content import contents_of
 from selectbench.errors import UserError
 from selectbench.interpreter import machine_for, worker_problem
 from selectbench.machine import Machine, usable_cores
@@ -64,6 +65,8 @@ class Plan:
     warnings: list[str]
     own_code_sha256: str | None = None
     """Of the suite's folders of own code; None: it has none."""
+    pretrained: dict[str, str] = field(default_factory=dict)
+    """By option, what a model that was trained before is: a commit of the hub, or its files' SHA-256."""
 
     def planned(self, option: str) -> PlannedOption:
         """The planned option of that name. Raises KeyError."""
@@ -74,16 +77,18 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
     """`prepared`: each option's data, where they could be prepared; `code_sha256`: of the package's own code.
 
     Raises UserError where an option's step can't be cut for the ranks that `auto` finds, an interpreter does
-    not start, or own code can't be read.
+    not start, or own code or a pretrained model can't be read.
     """
     own_code = own_code_sha256(suite.code)
+    pretrained = contents_of({option.name: suite.job.of(option.choices).model for option in suite.options})
     options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
     passes = epochs(prepared[suite.baseline], suite.job) if prepared else None
     common = {"device": suite.device, "code": code_sha256, "own_code": own_code}
     identities = {
         option.name: {
             "job": suite.job.of(option.choices).model_dump(mode="json"),
-            "data": prepared[option.name].key if prepared else None, **common,
+            "data": prepared[option.name].key if prepared else None, "pretrained": pretrained.get(option.name),
+            **common,
         }
         for option in suite.options
     }  # fmt: skip
@@ -96,6 +101,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
         epochs=passes,
         warnings=[*suite_warnings(suite, passes, usable_cores()), *_baseline_warnings(suite, options)],
         own_code_sha256=own_code,
+        pretrained=pretrained,
     )
 
 

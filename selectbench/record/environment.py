@@ -1,5 +1,8 @@
 """What the machine and the software were when trials ran. Every key of environment.json is documented here.
 
+Besides there are `data`, the facts of `Prepared`, and where a model was trained before `pretrained`: by option, its
+commit on the hub or the SHA-256 of its folder's files.
+
 Host and user names, folders and secrets stay out: only listed variables are read, and of paths in them
 only the last part is kept.
 """

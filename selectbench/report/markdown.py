@@ -22,6 +22,7 @@ from selectbench.report.learnt import learnt_section
 from selectbench.report.memory import device_memory, memory_by_rank
 from selectbench.report.method import method
 from selectbench.report.own_best import own_best_section
+from selectbench.report.race import race_section
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import to_loss_section, verdict_section
 from selectbench.suite.suite import Suite
@@ -49,6 +50,7 @@ def render(
         *question,
         f"**{markdown(ranking.answer)}**",
         "## Ranking", ranking_table(ranking), _table_notes(ranking),
+        *race_section(suite, ranking),
         *verdict_section(ranking),
         *learnt_section(ranking, counting(ranking, records)),
         *factor_section(ranking),

@@ -31,7 +31,8 @@ def check_tune(
 
 
 def _check_seed(seed: int, content: SuiteFile, node: Node, problems: Problems) -> None:
-    if seed in content.seeds:
+    rounds = content.repeat.max if content.repeat and "seeds" not in content.model_fields_set else 0
+    if seed in content.seeds or seed < rounds:
         problems.at(
             node.mapping.get("seed", node),
             f"the contest uses seed {seed} too: what was chosen on a seed is flattered by it; give another `seed`",

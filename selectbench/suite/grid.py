@@ -12,12 +12,14 @@ from pydantic import BaseModel
 from selectbench.choices import REGISTRY, Choices, tag_of
 from selectbench.errors import did_you_mean
 from selectbench.suite.document import Node, Place, Problems, plain
-from selectbench.suite.merge import merge_by_key, nest
+from selectbench.suite.merge import merge, merge_by_key, nest
 
 SINGLE = "job"
 """The name of the only option where a suite names none."""
 MOST_ROWS = 10_000
 DIMENSIONS = tuple(Choices.model_fields)
+JOBS_OWN = ("model", "tokenizer")
+"""Dimensions that the job has one of itself."""
 SAY_DIMENSION = frozenset(d for d, kinds in REGISTRY.items() if any(tag_of(kind) == "off" for kind in kinds))
 """Dimensions whose words (`off`) say nothing without the dimension's name."""
 
@@ -47,7 +49,10 @@ class Value:
 
 
 def rows_of(document: Node, problems: Problems) -> list[Row]:
-    """Every row in the file's order: options outermost, then the axes as they are written."""
+    """Every row in the file's order: options outermost, then the axes as they are written.
+
+    A row's model or tokenizer without a tag (`model.n_layer`) is the job's with those fields changed.
+    """
     shared = document.mapping.get("choices", Node({}, document.place, "choices"))
     axes = [_values(path, node, problems) for path, node in _entries(document, "axes", problems).items()]
     if math.prod(map(len, axes)) > MOST_ROWS:
@@ -57,16 +62,25 @@ def rows_of(document: Node, problems: Problems) -> list[Row]:
     if not isinstance(shared.value, dict):
         return []
     named = options or {("" if axes else SINGLE): Node({}, document.place, "choices")}
-    return [_row(name, node, values, shared) for name, node in named.items() for values in itertools.product(*axes)]
+    job = document.mapping.get("job", document)
+    grid = itertools.product(named.items(), itertools.product(*axes))
+    return [_row(name, node, values, shared, job) for (name, node), values in grid]
 
 
-def _row(name: str, partial: Node, values: tuple[Value, ...], shared: Node) -> Row:
+def _row(name: str, partial: Node, values: tuple[Value, ...], shared: Node, job: Node) -> Row:
     choices = merge_by_key(shared, partial)
     for value in values:
         choices = merge_by_key(choices, value.partial)
     origin = values[-1].partial if values and not name else partial
     label = " + ".join(filter(None, (name, *(value.label for value in values))))
-    return Row(label, choices, origin.place, origin.path)
+    return Row(label, _over_the_jobs_own(choices, job), origin.place, origin.path)
+
+
+def _over_the_jobs_own(choices: Node, job: Node) -> Node:
+    """The choices, their model and tokenizer laid over those of the job: where they have a tag they replace it."""
+    both = {key: merge(job.mapping[key], choices.mapping[key]) for key in JOBS_OWN
+            if key in job.mapping and key in choices.mapping}  # fmt: skip
+    return choices.with_entries(**both)
 
 
 def _entries(document: Node, key: str, problems: Problems) -> dict[str, Node]:

@@ -116,11 +116,13 @@ class Job(Strict):
         return None
 
     def of(self, choices: Choices) -> Job:
-        """The job as an option does it: with the model, the tokenizer and the global batch that it sets."""
+        """The job as an option does it: with the model, tokenizer, schedule's shape and global batch that it sets."""
         model = choices.model or self.model
         chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
         tokenizer = chosen if needs_tokenizer(self.data) else None
-        own = self.model_copy(update={"model": model, "tokenizer": tokenizer})
+        shape = choices.optimizer.schedule_shape or self.lr_schedule.name
+        schedule = self.lr_schedule.model_copy(update={"name": shape})
+        own = self.model_copy(update={"model": model, "tokenizer": tokenizer, "lr_schedule": schedule})
         return own.in_batches_of(choices.global_batch_size or self.global_batch_size)
 
     def in_batches_of(self, size: int) -> Job:

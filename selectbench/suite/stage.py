@@ -76,7 +76,14 @@ def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: Job, seed: 
         for name, every in tried.items() for values in every
     ]  # fmt: skip
     return suite.model_copy(
-        update={"job": job, "options": options, "baseline": options[0].name, "seeds": [seed], "control": False}
+        update={
+            "job": job,
+            "options": options,
+            "baseline": options[0].name,
+            "seeds": [seed],
+            "control": False,
+            "repeat": None,
+        }
     )
 
 

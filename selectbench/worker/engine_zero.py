@@ -17,6 +17,7 @@ import torch.distributed.distributed_c10d as c10d
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
+from selectbench.worker.evaluated_weights import switching
 from selectbench.worker.evaluation import Logits, evaluation_forward
 from selectbench.worker.identity import dtype_name
 from selectbench.worker.loss_scale import LossScale, first_scale
@@ -190,6 +191,11 @@ def _one_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimizer]
         raise NotImplementedError(
             f"optimizer {choices.optimizer.name}: it updates whole matrices with one optimizer and the rest with "
             "another, DeepSpeed has one and flattens the matrices"
+        )
+    if switching(optimizers):
+        raise NotImplementedError(
+            f"optimizer {choices.optimizer.name}: it is evaluated at other weights than it trains at, and "
+            "DeepSpeed keeps copies that it can't switch"
         )
     return optimizers
 

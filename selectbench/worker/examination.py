@@ -49,12 +49,14 @@ class Examination:
     folder: Path
 
     @classmethod
-    def of(cls, settings: Eval, data: Prepared, seq_len: int, at_once: int, folder: Path) -> Examination | None:
+    def of(
+        cls, settings: Eval, data: Prepared, seq_len: int, at_once: int, folder: Path, start_id: int | None
+    ) -> Examination | None:
         """None where no score is asked for."""
         lengths = data.heldout_lengths()
         if not settings.scores or lengths is None:
             return None
-        held_out = PairHeldOut.first(data, tokens=1 << 40, seq_len=seq_len)
+        held_out = PairHeldOut.first(data, tokens=1 << 40, seq_len=seq_len, start_id=start_id)
         chosen = fitting(lengths, seq_len)[: settings.generate]
         pairs = data.heldout_pairs()
         return cls(
@@ -81,7 +83,7 @@ class Examination:
             rows = np.arange(start, min(start + self.sequences_per_batch, len(self.texts)))
             batch = self.held_out.pairs.batch(rows).to(world.device)
             ids = generate_targets(
-                logits, batch, end_id=self.end_id, pad_id=self.held_out.pairs.pad_id, world=world
+                logits, batch, end_id=self.end_id, start_id=self.held_out.pairs.start_id, world=world
             )
             found += [self.tokenizer.decode(row) for row in ids]
         return found

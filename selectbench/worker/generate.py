@@ -15,13 +15,13 @@ from selectbench.worker.evaluation import Logits
 from selectbench.worker.world import World
 
 
-def generate_targets(logits: Logits, batch: Batch, *, end_id: int, pad_id: int, world: World) -> list[list[int]]:
+def generate_targets(logits: Logits, batch: Batch, *, end_id: int, start_id: int, world: World) -> list[list[int]]:
     """Token ids of the most likely target, token by token, of each source of a batch of pairs; without the end.
 
     Every rank makes the same calls with the same sources.
     """
     rows, most = batch.targets.shape
-    given = torch.full((rows, 1), pad_id, dtype=torch.int64, device=world.device)
+    given = torch.full((rows, 1), start_id, dtype=torch.int64, device=world.device)
     done = torch.zeros(rows, dtype=torch.bool, device=world.device)
     for _ in range(most):
         step = Batch(batch.tokens, (), {**batch.named, "decoder_input_ids": given}, batch.targets)

@@ -74,10 +74,10 @@ class Look:
 
     def _translations(self, held_out: PairHeldOut, forward: Forward, world: World) -> list[Sample]:
         batch = held_out.batch(0, min(SAMPLES, len(held_out))).to(world.device)
-        pad = held_out.pairs.pad_id
-        said = generate_targets(forward, batch, end_id=self.end_id, pad_id=pad, world=world)
+        start = held_out.pairs.start_id
+        said = generate_targets(forward, batch, end_id=self.end_id, start_id=start, world=world)
         width = batch.named["input_ids"].shape[1]
-        ends = (self.end_id, pad)
+        ends = (self.end_id, held_out.pairs.pad_id)
         return [
             Sample(
                 prompt=self.text([t for t in row[:width] if t not in ends]), said=self.text(ids),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 
 from selectbench.worker.engine import Engine
+from selectbench.worker.evaluated_weights import at_evaluated_weights, begin_training
 from selectbench.worker.evaluation import Logits
 from selectbench.worker.learning_rate import LearningRates
 from selectbench.worker.recorder import Recorder
@@ -85,11 +87,15 @@ def recorder_for(
     evaluation: Callable[[], AbstractContextManager[Logits]],
     optimizers: list[torch.optim.Optimizer],
 ) -> Recorder:
-    """The recorder of a trial; make it when optimizers have their peak learning rates and no step was made."""
+    """The recorder of a trial; make it when optimizers have their peak learning rates and no step was made.
+
+    All that is evaluated goes through it, so here optimizers are put to the weights that are.
+    """
     order = setting.order
+    begin_training(optimizers)
     setting.recorder = Recorder(
-        job=order.job, world=setting.world, evaluation=evaluation, held_out=setting.held_out,
-        examination=setting.examination, look=setting.look,
+        job=order.job, world=setting.world, evaluation=partial(at_evaluated_weights, optimizers, evaluation),
+        held_out=setting.held_out, examination=setting.examination, look=setting.look,
         sequences_per_batch=order.choices.micro_batch_size, min_timed_seconds=order.min_timed_seconds,
         emit=setting.emit, memory=setting.memory, learning_rates=LearningRates(optimizers),
         whereabouts=setting.whereabouts, count_compilations=setting.count_compilations,

@@ -14,13 +14,13 @@ from selectbench.record.meters import Architecture
 from selectbench.record.record import Identity, Measurement, RankMemory, decimate
 from selectbench.record.wire import Finished, Order, RankDevice
 from selectbench.suite.own_code import own_code_sha256
+from selectbench.suite.schedule import shape_sha256
 from selectbench.worker import identity as found
 from selectbench.worker.architecture import architecture_of
 from selectbench.worker.loop import Trained
 from selectbench.worker.model import weights_sha256
 from selectbench.worker.precision import tf32_allowed
 from selectbench.worker.recorder import Recorder
-from selectbench.worker.schedule import shape_sha256
 from selectbench.worker.series import RanksDisagreeError
 from selectbench.worker.setting import Setting
 from selectbench.worker.token_stream import stream_sha256

@@ -18,6 +18,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 from selectbench.choices.framework import OwnFramework
 from selectbench.data.prepared import Prepared
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
+from selectbench.suite.schedule import shares
 from selectbench.worker.compilation import compilations, private_caches
 from selectbench.worker.inside import Look
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
@@ -29,7 +30,6 @@ from selectbench.worker.own_loop import train_with
 from selectbench.worker.precision import set_tf32
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Emit
-from selectbench.worker.schedule import shares
 from selectbench.worker.seeds import derived_seed
 from selectbench.worker.series import Diverged
 from selectbench.worker.setting import Setting
@@ -127,14 +127,14 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         with unsupported_where_missing("activation_checkpointing"):
             enable_checkpointing(module)
     module.train()
-    batches, held_out = batches_of(order, data, world), held_out_of(order, data)
+    batches, held_out = batches_of(order, data, world, module), held_out_of(order, data, module)
     return Setting(
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
-        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out, examination=examination_of(order,
-        data), look=Look.of(held_out, data) if held_out else None, emit=emit, memory=memory,
-        whereabouts=whereabouts, count_compilations=compilations,
+        shares=shares(job.lr_schedule, job.max_steps), held_out=held_out,
+        examination=examination_of(order, data, module), look=Look.of(held_out, data) if held_out else None,
+        emit=emit, memory=memory, whereabouts=whereabouts, count_compilations=compilations,
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What two options' identities prove, and what they do not."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from evidence.readme_table import ROOT
@@ -15,6 +15,8 @@ from selectbench.analysis.summary import summarise
 from selectbench.choices import REGISTRY
 from selectbench.launch.publish import read_run
 from selectbench.record.record import Identity, Record
+from selectbench.suite.job import LrSchedule
+from selectbench.suite.schedule import shape_sha256, shares
 from selectbench.suite.suite import Suite
 
 NOTHING: frozenset[str] = frozenset()
@@ -34,7 +36,8 @@ OTHER: dict[str, Any] = {
 HALVES: dict[str, Any] = {"global_batch_size": 8, "micro_batch_size": 8}
 IN_HALVES: dict[str, Any] = {
     "token_stream_sha256": "e" * 64, "tokens_per_step": 1024, "steps_requested": 120, "steps_applied": 120,
-    "learning_rate_shape_sha256": "e" * 64, "first_step_loss": 7.8, "first_step_gradient_norm": 1.9,
+    "learning_rate_shape_sha256": shape_sha256(shares(LrSchedule(), 120)), "first_step_loss": 7.8,
+    "first_step_gradient_norm": 1.9,
 }  # fmt: skip
 """What a trial in steps of half the job's sequences is found to have."""
 
@@ -104,9 +107,12 @@ def test_a_difference_that_a_choice_declares(choices: dict[str, Any], changes: d
 @pytest.mark.parametrize(
     ("field", "found", "asked"),
     [("tokens_per_step", 2048, 1024), ("steps_requested", 60, 120), ("steps_applied", 119, 120),
-     ("gradient_accumulation_steps", 2, 1)],
+     ("gradient_accumulation_steps", 2, 1),
+     ("learning_rate_shape_sha256", "e" * 64, IN_HALVES["learning_rate_shape_sha256"])],
 )  # fmt: skip
-def test_another_global_batch_trains_on_all_the_tokens(field: str, found: int, asked: int) -> None:
+def test_another_global_batch_trains_on_all_the_tokens_by_its_own_schedule(
+    field: str, found: object, asked: object
+) -> None:
     (violation,) = against_fp32(HALVES, **{**IN_HALVES, field: found}).violations
     assert (violation.field, violation.asked, violation.option) == (field, asked, found)
 
@@ -122,6 +128,36 @@ def test_dropout_has_other_masks_in_another_global_batch() -> None:
     records = [make_record("fp32", s, identity={"dropout": 0.1}) for s in range(3)]
     records += [make_record("other", s, identity={**IN_HALVES, "dropout": 0.1}) for s in range(3)]
     assert certificates(suite, records)["other"].not_verified == [MASKS]
+
+
+SCHEDULE_FREE = {"optimizer": {"name": "schedule_free_adamw", "lr": 1e-3}}
+
+
+def shape(name: Literal["constant", "cosine"]) -> str:
+    return shape_sha256(shares(LrSchedule(name=name), 60))
+
+
+@pytest.mark.parametrize(
+    ("of_adamw", "of_schedule_free", "violating"),
+    [("cosine", "constant", []), ("cosine", "cosine", ["other"]), ("constant", "constant", ["fp32"])],
+)  # fmt: skip
+@pytest.mark.parametrize("baseline", ["fp32", "other"])
+def test_a_learning_rate_of_the_optimizer_s_own_excuses_no_other_shape(
+    of_adamw: Any, of_schedule_free: Any, violating: list[str], baseline: str
+) -> None:
+    options = ["fp32", ("other", SCHEDULE_FREE)]
+    suite = make_suite(*(options if baseline == "fp32" else options[::-1]))  # type: ignore[arg-type]
+    found = {
+        "fp32": {"learning_rate_shape_sha256": shape(of_adamw)},
+        "other": {"learning_rate_shape_sha256": shape(of_schedule_free), "optimizer": ["AdamWScheduleFree"]},
+    }
+    records = [make_record(name, seed, identity=changes) for name, changes in found.items() for seed in range(3)]
+    seen = certificates(suite, records)
+    wrong = {name: [v.field for v in certificate.violations] for name, certificate in seen.items()}
+    assert wrong == {name: ["learning_rate_shape_sha256"] * (name in violating) for name in found}
+    if not violating:
+        (other,) = found.keys() - {baseline}
+        assert set(seen[other].differs_as_declared) == {"learning_rate_shape_sha256", "optimizer"}
 
 
 def test_gradients_summed_in_another_dtype_are_a_violation_between_options_of_several_ranks() -> None:

@@ -48,6 +48,7 @@ def test_other_precisions_on_one_device(precision: str, bytes_per_parameter: flo
         ({"name": "lion_8bit", "lr": 1.0}, 1 + 4 / 256),
         ({"name": "ademamix_8bit", "lr": 1.0}, 3 + 12 / 256),
         ({"name": "adafactor", "lr": 1.0}, 0),
+        ({"name": "schedule_free_adamw", "lr": 1.0}, 8),
     ],
 )
 def test_optimizers_keep_what_their_papers_say(optimizer: object, state: float) -> None:

@@ -19,13 +19,13 @@ from selectbench.choices import Choices
 from selectbench.record.record import Trial
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
+from selectbench.suite.schedule import shares
 from selectbench.worker.batches import CausalBatches
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.engine_ddp import DdpEngine
 from selectbench.worker.loop import train_with_engine
 from selectbench.worker.memory import training_memory
 from selectbench.worker.model import new_model
-from selectbench.worker.schedule import shares
 from selectbench.worker.setting import Setting
 from selectbench.worker.token_stream import TokenStream
 from selectbench.worker.whereabouts import nowhere

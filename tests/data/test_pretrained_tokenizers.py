@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from selectbench.choices.tokenizer import PretrainedTokenizer
+from selectbench.data.coverage import check_alphabet
 from selectbench.data.encode import encode
 from selectbench.data.tokenizer import END_OF_TEXT, make_tokenizer
 from selectbench.errors import UserError
@@ -174,3 +175,87 @@ def test_every_file_of_a_folder_counts_for_the_key_but_its_weights(tmp_path):
     config = tmp_path / "bpe" / "tokenizer_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "split_special_tokens": True}))
     assert made(data, tokenizer=spec).key != key
+
+
+# Characters that no token stands for
+
+
+def of_characters(text, normalizer=None, pre_tokenizer=None, **config):
+    """BPE that knows these characters and no more."""
+    backend = Tokenizer(
+        models.BPE({"[SEP]": 0, **{c: n for n, c in enumerate(sorted(set(text)), 1)}}, [], **config)
+    )
+    backend.pre_tokenizer = pre_tokenizer or pre_tokenizers.Whitespace()
+    if normalizer is not None:
+        backend.normalizer = normalizer
+    return backend
+
+
+ALL_STORIES = "".join(STORIES)
+KNOWN = ALL_STORIES.replace("ö", "").replace("🗼", "").replace(":", "")
+
+
+@pytest.mark.parametrize("config", [{}, {"unk_token": "[UNK]"}], ids=["unnamed", "named in the settings alone"])
+def test_characters_that_are_left_out_are_told(config, tmp_path):
+    assert of_characters(KNOWN).encode("gröe").tokens == ["g", "r", "e"], "encoding says nothing of it"
+    spec = saved(tmp_path / "letters", of_characters(KNOWN), sep_token="[SEP]", **config)
+    refused(
+        spec, tmp_path, f"{tmp_path / 'letters'} leaves out 360 characters of {tmp_path / 'records.jsonl'}",
+        "':' (U+003A) 120 x", "'ö' (U+00F6) 120 x", "'🗼' (U+1F5FC) 120 x", "nor an unknown token", "{bpe: 4096}",
+    )  # fmt: skip
+
+
+def test_it_is_enough_that_every_character_has_a_token(tmp_path):
+    spec = saved(tmp_path / "letters", of_characters(ALL_STORIES), sep_token="[SEP]")
+    prepared = made(jsonl(tmp_path), tokenizer=spec)
+    assert prepared.train_documents + prepared.heldout_documents == len(STORIES)
+
+
+def lost_of(backend, *texts):
+    """What is told of them; "" where nothing is."""
+    try:
+        check_alphabet(backend, texts, "mine", "these")
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def over_bytes(letters):
+    backend = of_characters("".join(word for word, _ in SPELT.pre_tokenize_str(letters)))
+    backend.pre_tokenizer = SPELT
+    return backend
+
+
+SPELT = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("backend", "text", "lost"),
+    [
+        (of_characters("abé", normalizers.NFC()), "e\u0301ab", ""),
+        (of_characters("abé", normalizers.NFD()), "é", "'e' (U+0065)"),
+        (of_characters("ab", normalizers.Lowercase()), "AB \u2581", ""),
+        (of_characters("ab", pre_tokenizer=pre_tokenizers.Metaspace()), "a b\n", ""),
+        (of_characters("ab") , "a\x00", "'\\x00' (U+0000)"),
+        (over_bytes("aé"), "aéa", ""),
+        (over_bytes("aé"), "aèa", "'è' (U+00E8)"),
+        (Tokenizer(models.BPE({b: n for n, b in enumerate(BYTES)}, [], byte_fallback=True)), "aé", ""),
+        (Tokenizer(models.BPE({b: n for n, b in enumerate(BYTES[:128])}, [], byte_fallback=True)), "aé", "'é'"),
+        (Tokenizer(models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>")), "ab c", "'c'"),
+        (of_characters("a", unk_token="[SEP]"), "abc", ""),
+    ],
+    ids=["composed", "decomposed", "lower case", "blanks", "control", "bytes", "a missing byte", "fallback",
+         "half a fallback", "end of word", "unknown"],
+)  # fmt: skip
+def test_what_is_left_out_by_kind(backend, text, lost):
+    told = lost_of(backend, text, "a")
+    assert (lost in told) if lost else not told
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_trained_one_leaves_nothing_out_and_the_text_is_not_even_read(name):
+    def unread():
+        yield pytest.fail("read")
+
+    check_alphabet(trained(name).backend, unread(), "mine", "these")

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from selectbench.choices.tokenizer import Bpe, Bytes, Unigram, WordPiece
 from selectbench.data.encode import bytes_of_tokens, encode
-from selectbench.data.tokenizer import END_OF_TEXT, make_tokenizer
+from selectbench.data.tokenizer import END_OF_TEXT, _counted_words, make_tokenizer
+from selectbench.data.unigram import train_pieces
 from selectbench.errors import UserError
 
 SPECS = {
@@ -149,6 +150,27 @@ def test_bytes_of_tokens_reach_to_where_the_last_token_ends(text, data):
     ends = data.draw(st.lists(st.integers(0, len(text)), max_size=10))
     sizes = bytes_of_tokens(text, ends)
     assert sizes.sum() == len(text[: max(ends, default=0)].encode())
+
+
+def test_words_are_counted_stretch_by_stretch_and_rare_ones_left_out(monkeypatch):
+    texts = [*STORIES, *STORIES[:30], "once 1234 and 5678 again"]
+    whole = dict(_counted_words(texts))
+    assert whole["Ġravens"] == 2 * 150
+    monkeypatch.setattr("selectbench.data.tokenizer.STRETCH", 500)
+    assert dict(_counted_words(texts)) == whole
+    monkeypatch.setattr("selectbench.data.tokenizer.MOST_WORDS", 20)
+    few = _counted_words(texts)
+    assert len(few) == 20
+    assert few["Ġravens"] == 2 * 150
+    assert "Ġ1234" not in few
+
+
+def test_a_unigram_model_is_of_the_most_frequent_parts_of_words(monkeypatch):
+    """Long words have many parts, and each part many stretches that all would be held."""
+    monkeypatch.setattr("selectbench.data.unigram.MOST_PARTS", 2)
+    pieces = dict(train_pieces({"ab" * 12 + "xy" * 12: 5, "cd" * 12: 4, "ef": 3}, list("abcdefxy"), 40))
+    assert {"abab", "xyxy"} <= pieces.keys()
+    assert not {"cdcd", "ef"} & pieces.keys()
 
 
 @pytest.mark.parametrize("name", SPECS)

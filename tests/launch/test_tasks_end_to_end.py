@@ -30,7 +30,10 @@ options:
 seeds: [0]
 decide: {objective: excess_loss, constraints: []}
 """
-TOKENIZERS = TINY_SUITE[: TINY_SUITE.index("baseline:")] + "axes: {tokenizer.bpe: [280, 400]}\nbaseline: bpe=280\n"
+GRID = (
+    TINY_SUITE[: TINY_SUITE.index("baseline:")]
+    + "axes: {tokenizer.bpe: [280, 400], model.n_layer: [1, 2]}\nbaseline: bpe=280 + n_layer=1\n"
+)
 SEQ2SEQ = """\
 name: tiny
 code: [code]
@@ -112,20 +115,27 @@ def test_what_data_tells_of_a_source(markov):
     assert floor == pytest.approx(found["entropy_rate"], rel=0.2)
 
 
-def test_an_axis_over_the_tokenizer(tmp_path):
-    place = Workplace(tmp_path)
-    ranking = finished(place, TOKENIZERS)
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory):
+    place = Workplace(tmp_path_factory.mktemp("grid"))
+    return place, finished(place, GRID)
+
+
+SMALL, LARGE = ("bpe=280 + n_layer=1", "bpe=280 + n_layer=2"), ("bpe=400 + n_layer=1", "bpe=400 + n_layer=2")
+
+
+def test_an_axis_over_the_tokenizer(grid):
+    place, ranking = grid
     rows = rows_of(ranking)
-    assert set(rows) == {"bpe=280", "bpe=400"}
+    assert set(rows) == {*SMALL, *LARGE}
     for row in rows.values():
         assert row["identity"]["violations"] == []
         assert value(row, "bits_per_byte") > 0
         assert value(row, "bytes_per_second") > 0
-    assert value(rows["bpe=400"], "bytes_per_token") > value(rows["bpe=280"], "bytes_per_token") > 1
-    records = place.records()
-    assert {r["trial"]["option"] for r in records if r["outcome"]["status"] == "completed"} == set(rows)
+    assert value(rows[LARGE[0]], "bytes_per_token") > value(rows[SMALL[0]], "bytes_per_token") > 1
+    assert {r["trial"]["option"] for r in place.records() if r["outcome"]["status"] == "completed"} == set(rows)
     first, second = data_of(place)
-    assert {tuple(one["options"]) for one in (first, second)} == {("bpe=280",), ("bpe=400",)}
+    assert {tuple(sorted(one["options"])) for one in (first, second)} == {SMALL, LARGE}
     assert {one["vocab_size"] for one in (first, second)} == {280, 400}
     for count in ("documents_in", "train_documents", "heldout_documents", "train_bytes", "heldout_bytes"):
         assert first[count] == second[count], count
@@ -133,6 +143,17 @@ def test_an_axis_over_the_tokenizer(tmp_path):
         kept = one["train_documents"] + one["heldout_documents"] + one["removed_documents"]
         assert one["documents_in"] == kept + sum(one["removed"].values())
         assert one["train_bytes"] <= len(corpus().encode())
+
+
+def test_an_axis_over_a_field_of_the_jobs_model(grid):
+    place, ranking = grid
+    deeper = rows_of(ranking)[SMALL[1]]["identity"]
+    assert deeper["compared_with"] == [SMALL[0]]
+    assert {"initial_weights_sha256", "parameters", "first_step_loss"} <= set(deeper["differs_as_declared"])
+    assert not {"token_stream_sha256", "evaluation_set_sha256"} & set(deeper["differs_as_declared"])
+    identities = {record["trial"]["option"]: record["identity"] for record in place.records()}
+    block = 12 * 32 * 32 + 13 * 32  # of GPT-2, n_embd 32
+    assert identities[SMALL[1]]["parameters"] - identities[SMALL[0]]["parameters"] == block
 
 
 @pytest.fixture(scope="module")

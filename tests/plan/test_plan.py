@@ -107,6 +107,17 @@ def test_paging_on_a_cpu_is_said_to_be_none(suite_file: Path) -> None:
     assert suite_warnings(load_suite(str(suite_file), device="cuda", settings=paged), None) == []
 
 
+def test_a_learning_rate_that_does_not_follow_the_job_s_schedule_is_said(suite_file: Path) -> None:
+    axes = ["optimizer={name: adamw, lr: 1e-3},{name: schedule_free_adamw, lr: 1e-3}"]
+    suite = load_suite(str(suite_file), device="cpu", axes=axes)
+    (warning,) = suite_warnings(suite, None)
+    other, own = suite.options
+    assert warning.startswith(f"{own.name}: schedule_free_adamw keeps its learning rate after the warm-up")
+    assert suite.job.of(own.choices).lr_schedule.name == "constant"
+    assert suite.job.of(other.choices).lr_schedule == suite.job.lr_schedule
+    assert suite.job.of(own.choices).lr_schedule.warmup_steps == suite.job.lr_schedule.warmup_steps
+
+
 @pytest.mark.parametrize(
     ("choices", "reason"),
     [

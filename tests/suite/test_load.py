@@ -98,6 +98,38 @@ def test_labels_of_an_axis(axis, labels, tmp_path):
     assert rows(load(tmp_path, f"{GRID}axes: {{{axis}}}\nbaseline: {json.dumps(labels[0])}\n")) == labels
 
 
+def models(suite: Suite) -> dict[str, dict[str, Any]]:
+    found = {option.name: suite.job.of(option.choices).model for option in suite.options}
+    return {name: model.model_dump(exclude_defaults=True) for name, model in found.items()}
+
+
+def test_an_axis_over_a_field_is_the_jobs_model_with_that_field_changed(tmp_path):
+    axes = "axes: {model.n_layer: [2, 4]}\nbaseline: n_layer=2\n"
+    suite = load(tmp_path, GRID + axes)
+    assert models(suite) == {
+        "n_layer=2": {"n_layer": 2, "n_embd": 64, "n_head": 4},
+        "n_layer=4": {"n_layer": 4, "n_embd": 64, "n_head": 4},
+    }
+    assert [option.differs_in for option in suite.options] == [[], ["model"]]
+    assert suite.job.model.n_layer == 2
+    assert models(load(tmp_path, axes=["model.n_layer=2,4"])) == models(suite)
+
+
+def test_an_option_may_say_what_of_the_jobs_model_it_changes(tmp_path):
+    own = '{family: "ourlib.model:Net", settings: {wide: 8, deep: 2}}'
+    text = changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", own)).replace(
+        "{precision: bf16_mixed}", "{model: {settings: {deep: 3}}}"
+    )
+    suite = load(tmp_path, text)
+    assert models(suite)["bf16"]["settings"] == {"wide": 8, "deep": 3}
+    assert suite.option("fp32").choices.model is None
+
+
+def test_another_family_inherits_nothing_of_the_jobs_model(tmp_path):
+    suite = load(tmp_path, changed(("{precision: bf16_mixed}", "{model: {family: gpt2, n_embd: 96}}")))
+    assert models(suite)["bf16"] == {"n_embd": 96}
+
+
 def test_options_and_axes_are_multiplied(tmp_path):
     suite = load(
         tmp_path, changed(("baseline: fp32", "baseline: fp32 + sdpa"), more="axes: {attention: [sdpa, eager]}\n")
@@ -170,6 +202,45 @@ def test_an_axis_may_hold_mappings(tmp_path):
 
 def test_seeds_of_the_command_line(tmp_path):
     assert load(tmp_path, seeds="4,2").seeds == [4, 2]
+
+
+REPEAT = "repeat: {min: 3, max: 5, until: decided}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "seeds"),
+    [
+        ("", [0, 1, 2, 3, 4]),
+        ("seeds: [9, 8, 7, 6, 5]\n", [9, 8, 7, 6, 5]),
+        ("seeds: [6, 5, 4, 3, 2, 1]\n", [6, 5, 4, 3, 2]),
+    ],
+)
+def test_rounds_until_decided_have_a_seed_each(more, seeds, tmp_path):
+    suite = load(tmp_path, changed(more=more + REPEAT))
+    assert suite.repeat is not None
+    assert (suite.repeat.min, suite.repeat.max, suite.repeat.until, suite.seeds) == (3, 5, "decided", seeds)
+    assert suite.resolved["repeat"] == {"min": 3, "max": 5, "until": "decided"}
+    assert load(tmp_path, suite_text(suite)) == suite
+
+
+def test_a_suite_without_repeat_says_nothing_of_it(tmp_path):
+    suite = load(tmp_path)
+    assert suite.repeat is None
+    assert "repeat" not in suite.resolved
+
+
+def test_a_quick_run_has_one_round_whatever_repeat_says(tmp_path):
+    suite = load(tmp_path, changed(more=REPEAT), quick=True)
+    assert (suite.seeds, suite.repeat, suite.quick) == ([0], None, True)
+    assert load(tmp_path, suite_text(suite)) == suite
+    assert load(tmp_path, changed(more=REPEAT), quick=True, seeds="4").seeds == [4]
+
+
+def test_a_profile_and_the_command_line_change_repeat_by_key(tmp_path):
+    text = changed(more=f"{REPEAT}profiles: {{cuda: {{repeat: {{max: 4}}}}}}\n")
+    suite = load(tmp_path, text, device="cuda", settings=["repeat.min=2"])
+    assert suite.repeat is not None
+    assert (suite.repeat.min, suite.repeat.max, suite.seeds) == (2, 4, [0, 1, 2, 3])
 
 
 def test_quick_claims_nothing_of_quality(tmp_path):

@@ -26,6 +26,7 @@ from transformers.utils import logging
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
+from selectbench.worker.evaluated_weights import begin_training
 from selectbench.worker.precision import autocast
 from selectbench.worker.world import World
 
@@ -41,6 +42,7 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "paged_adamw_8bit": {"name": "paged_adamw_8bit", "lr": 3e-3},
     "lion_8bit": {"name": "lion_8bit", "lr": 1e-3},
     "ademamix_8bit": {"name": "ademamix_8bit", "lr": 3e-3},
+    "schedule_free_adamw": {"name": "schedule_free_adamw", "lr": 3e-3},
 }
 STRATEGIES: dict[str, dict[str, Any]] = {
     "single": {"name": "single"},
@@ -82,6 +84,7 @@ def train(choices: Choices, world: World) -> list[tuple[float, float]]:
     engine = getattr(importlib.import_module(module), class_name)(
         GPT2LMHeadModel(config).train(), job(), choices, world
     )
+    begin_training(engine.optimizers)
     tokens = torch.randint(0, VOCABULARY, (STEPS, BATCH, SEQ_LEN + 1))
     seen = []
     for step in range(STEPS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -51,7 +52,7 @@ class Trials:
         option: str = "o", code: Sequence[str] = (), device: Literal["cpu", "cuda"] = "cpu", **choices: Any,
     ) -> Order:  # fmt: skip
         settings = {"optimizer": ADAMW, "micro_batch_size": 8, **choices}
-        ranks = choices.get("world_size", 1)
+        ranks, made = choices.get("world_size", 1), Choices.model_validate(settings)
         content = {
             "model": GPT2, "data": {"text": ["unused"]}, "tokenizer": {"bpe": 300}, "seq_len": 32,
             "global_batch_size": 8, "max_steps": 8, "eval": {"tokens": 1000}, "timing": {"warmup_steps": 2},
@@ -59,7 +60,7 @@ class Trials:
         }  # fmt: skip
         return Order(
             trial=Trial(trial_id=option, option=option, seed=seed, settings=settings),
-            job=Job.model_validate(content), choices=Choices.model_validate(settings), device=device, threads=1,
+            job=Job.model_validate(content).of(made), choices=made, device=device, threads=1,
             data_folder=str(self.data_folder), trial_folder=str(self.trial_folder),
             min_timed_seconds=min_timed_seconds, world_size=ranks,
             weights_folder=str(self.trial_folder / "weights"), code=list(code),
@@ -104,7 +105,8 @@ class LaunchedTrials(Trials):
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialServer]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # where planted code lies
+        # Where planted code lies, and what the tests themselves were told to import.
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent), prepend=os.pathsep)
         modules = [
             "selectbench.worker.trial",
             "transformers.models.gpt2.modeling_gpt2",

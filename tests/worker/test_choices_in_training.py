@@ -28,6 +28,7 @@ OPTIMIZERS = [
     ({"name": "paged_adamw_8bit", "lr": 3e-3}, ["PagedAdamW8bit"], ["float32", "uint8"]),
     ({"name": "lion_8bit", "lr": 1e-3}, ["Lion8bit"], ["float32", "uint8"]),
     ({"name": "ademamix_8bit", "lr": 1e-3}, ["AdEMAMix8bit"], ["float32", "uint8"]),
+    ({"name": "schedule_free_adamw", "lr": 3e-3}, ["AdamWScheduleFree"], ["float32"]),
 ]  # fmt: skip
 LLAMA = {"family": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,
          "num_key_value_heads": 2, "intermediate_size": 64}  # fmt: skip

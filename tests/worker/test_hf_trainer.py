@@ -55,6 +55,12 @@ def test_what_the_environment_says_to_accelerate_is_not_taken(trials, monkeypatc
     assert trials.finished(framework="hf_trainer", job={"max_steps": 2}).identity.compute_dtype == "float32"
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16_mixed"])
+def test_an_optimizer_that_is_evaluated_at_other_weights(trials, precision):
+    optimizer = {"name": "schedule_free_adamw", "lr": 3e-3}
+    assert_the_same_job(trials, rel=1e-6, micro_batch_size=4, precision=precision, optimizer=optimizer)
+
+
 def test_bf16_autocast(trials):
     found = assert_the_same_job(trials, rel=1e-7, micro_batch_size=4, precision="bf16_mixed")
     assert found.identity.compute_dtype == "bfloat16"

@@ -123,6 +123,11 @@ def test_two_optimizers_and_steps_for_timing(trials, own):
     assert len(finished.identity.optimizer) == 2
 
 
+def test_an_optimizer_that_is_evaluated_at_other_weights(trials, own):
+    optimizer = {"name": "schedule_free_adamw", "lr": 3e-3}
+    assert_the_same_job(trials, own(LOOP), rel=1e-6, micro_batch_size=12, optimizer=optimizer)
+
+
 @pytest.mark.parametrize("where", ["one process", "two ranks"])
 def test_a_gradient_norm_that_is_not_told_is_not_known(trials, launched, own, where):
     if where == "one process":

@@ -256,7 +256,7 @@ def test_greedy_decoding_is_the_one_of_transformers(pairs: Prepared):
     model.eval()
     with torch.no_grad():
         ours = generate_targets(
-            lambda b: model(**b.named).logits, batch, end_id=pairs.end_id, pad_id=pad, world=ALONE
+            lambda b: model(**b.named).logits, batch, end_id=pairs.end_id, start_id=pad, world=ALONE
         )
         theirs = model.generate(
             input_ids=batch.named["input_ids"], attention_mask=batch.named["attention_mask"], num_beams=1,
@@ -293,12 +293,12 @@ def empty_batch(rows, length):
 
 def test_a_target_ends_at_its_end_or_at_the_longest_length():
     said = scripted([[5, 0, 7, 7], [5, 6, 7, 8], [0, 5, 5, 5], [5, 1, 6, 0]])
-    found = generate_targets(said, empty_batch(4, 4), end_id=0, pad_id=1, world=ALONE)
+    found = generate_targets(said, empty_batch(4, 4), end_id=0, start_id=1, world=ALONE)
     assert found == [[5], [5, 6, 7, 8], [], [5, 1, 6]], "a pad that is said is a token like any other"
 
 
 def test_a_tokenizer_whose_end_is_its_pad():
-    found = generate_targets(scripted([[5, 0, 7], [5, 6, 0]]), empty_batch(2, 3), end_id=0, pad_id=0, world=ALONE)
+    found = generate_targets(scripted([[5, 0, 7], [5, 6, 0]]), empty_batch(2, 3), end_id=0, start_id=0, world=ALONE)
     assert found == [[5], [5, 6]]
 
 
@@ -309,7 +309,7 @@ def test_decoding_stops_where_all_have_ended():
         calls.append(batch.named["decoder_input_ids"].shape[1])
         return scripted([[0, 5, 5, 5], [5, 0, 5, 5]])(batch)
 
-    generate_targets(logits, empty_batch(2, 4), end_id=0, pad_id=1, world=ALONE)
+    generate_targets(logits, empty_batch(2, 4), end_id=0, start_id=1, world=ALONE)
     assert calls == [1, 2]
 
 

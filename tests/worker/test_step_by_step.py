@@ -6,52 +6,24 @@ import math
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
-from transformers import GPT2Config, GPT2LMHeadModel
+from worker.plain_training import LENGTH, STEPS, decaying, plain_evaluation, plain_gpt2, plain_training
 
 from selectbench.data.prepared import Prepared
 from selectbench.worker.batches import CausalBatches
-from selectbench.worker.seeds import derived_seed
 
-STEPS, SEQUENCES, LENGTH = 8, 8, 32
 JOB = {"max_steps": STEPS, "lr_schedule": {"name": "linear", "warmup_steps": 2, "final_fraction": 0.1}}
 
 
-def plain_gpt2(seed):
-    torch.manual_seed(derived_seed(seed, "weights"))
-    config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=300, n_positions=LENGTH, resid_pdrop=0.0,
-                        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None)  # fmt: skip
-    return GPT2LMHeadModel._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
-
-
-def plain_training(data_folder, seed):
-    """What the tiny job is, written out: AdamW with decay on matrices, linear schedule, clipping at 1."""
-    tokens = torch.from_numpy(np.array(Prepared.open(data_folder).train(), dtype=np.int64))
-    order = np.random.Generator(np.random.PCG64(derived_seed(seed, "order", 0))).permutation(
-        (len(tokens) - 1) // LENGTH
-    )
+def trained_with_adamw(data_folder, seed):
+    """AdamW with decay on matrices, linear schedule: the model, its losses and gradient norms."""
     model = plain_gpt2(seed)
-    matrices = [p for p in model.parameters() if p.dim() >= 2]
-    vectors = [p for p in model.parameters() if p.dim() < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=3e-3, betas=(0.9, 0.95), fused=True)
-    losses, norms = [], []
-    for step in range(STEPS):
-        share = (step + 1) / 2 if step < 2 else 1 - 0.9 * (step - 1) / 6
+    optimizer = torch.optim.AdamW(decaying(model), lr=3e-3, betas=(0.9, 0.95), fused=True)
+
+    def scheduled(step):
         for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * share
-        rows = [
-            tokens[i * LENGTH : i * LENGTH + LENGTH + 1] for i in order[step * SEQUENCES : (step + 1) * SEQUENCES]
-        ]
-        batch = torch.stack(rows)
-        logits = model(input_ids=batch[:, :-1]).logits
-        loss = F.cross_entropy(logits.reshape(-1, 300), batch[:, 1:].reshape(-1))
-        optimizer.zero_grad()
-        loss.backward()
-        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
-        optimizer.step()
-        losses.append(loss.item())
-    return model, losses, norms
+            group["lr"] = 3e-3 * ((step + 1) / 2 if step < 2 else 1 - 0.9 * (step - 1) / 6)
+
+    return model, *plain_training(data_folder, seed, model, optimizer, scheduled)
 
 
 def series(trials):
@@ -60,7 +32,7 @@ def series(trials):
 
 def test_loss_and_gradient_norm_of_every_step(trials, data_folder):
     finished = trials.finished(seed=3, job=JOB)
-    model, losses, norms = plain_training(data_folder, 3)
+    model, losses, norms = trained_with_adamw(data_folder, 3)
     assert series(trials)["loss_nats_per_token"] == pytest.approx(losses, rel=1e-6)
     assert series(trials)["gradient_norm"] == pytest.approx(norms, rel=1e-5)
     assert finished.identity.parameters == sum(p.numel() for p in model.parameters())
@@ -69,17 +41,11 @@ def test_loss_and_gradient_norm_of_every_step(trials, data_folder):
 
 def test_evaluation_is_the_mean_over_the_first_held_out_tokens(trials, data_folder):
     finished = trials.finished(seed=3, job=JOB)
-    model, _, _ = plain_training(data_folder, 3)
-    data = Prepared.open(data_folder)
+    model, _, _ = trained_with_adamw(data_folder, 3)
+    assert finished.measurement.final_loss == pytest.approx(plain_evaluation(data_folder, model), rel=1e-6)
     count = math.ceil(1000 / LENGTH)
-    stream = torch.from_numpy(np.array(data.heldout()[: count * LENGTH + 1], dtype=np.int64))
-    inputs, targets = stream[:-1].view(count, LENGTH), stream[1:].view(count, LENGTH)
-    with torch.no_grad():
-        logits = model.eval()(input_ids=inputs).logits
-    loss = F.cross_entropy(logits.double().flatten(0, 1), targets.flatten())
-    assert finished.measurement.final_loss == pytest.approx(float(loss), rel=1e-6)
     assert finished.measurement.heldout_tokens == count * LENGTH == 1024
-    sizes = data.bytes_of_heldout()
+    sizes = Prepared.open(data_folder).bytes_of_heldout()
     assert finished.measurement.heldout_bytes == int(sizes[1 : count * LENGTH + 1].sum())
 
 

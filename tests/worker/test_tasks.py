@@ -49,7 +49,7 @@ def on(trials, data):
 def test_every_step_of_masked_lm(trials, prepared):
     data = prepared["masked_lm"]
     finished = on(trials, data).finished(seed=3, job=MASKED)
-    batches = batches_of(trials.order(seed=3, job=MASKED), data, ALONE)
+    batches = batches_of(trials.order(seed=3, job=MASKED), data, ALONE, None)
     tokens = np.array(data.train(), dtype=np.int64)
     order = jobs.order_of((len(tokens) - 1) // LENGTH, 3)
     plain = PlainTraining(jobs.plain_bert(data.vocab_size, 3))
@@ -195,7 +195,7 @@ def test_a_pair_has_the_same_loss_whatever_else_is_in_its_batch_and_however_wide
     assert together == pytest.approx(alone, rel=1e-5)
     tight = max(narrow.lengths[rows].ravel())
     assert tight < LENGTH
-    tighter = PairTokens(narrow.tokens, narrow.starts, narrow.lengths, int(tight), pad)
+    tighter = PairTokens(narrow.tokens, narrow.starts, narrow.lengths, int(tight), pad, pad)
     assert losses_of(model, tighter.batch(rows)) == pytest.approx(together, rel=1e-5)
 
 

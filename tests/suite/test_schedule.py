@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectbench.suite.job import LrSchedule
-from selectbench.worker.schedule import shape_sha256, shares
+from selectbench.suite.schedule import shape_sha256, shares
 
 NAMES = ("constant", "linear", "cosine", "warmup_stable_decay")
 
