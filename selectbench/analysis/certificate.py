@@ -150,7 +150,7 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
-    if any(_excuses_the_schedule(other.choices) for other in suite.options):
+    if any(_sets_shape(other.choices) for other in suite.options):  # then a difference is excused
         asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
     asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
     if choices.global_batch_size is not None and not any(_skips(choice) for choice in choices.each().values()):
@@ -159,19 +159,19 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     return {**asked, "gradient_accumulation_steps": steps}
 
 
-def _excuses_the_schedule(choices: Choices) -> bool:
-    """Whether the option may differ in the learning rates, which are then held to its own job's."""
+def _sets_shape(choices: Choices) -> bool:
+    """Whether an option's learning rates are others than the job's."""
     return choices.optimizer.schedule_shape is not None or choices.global_batch_size is not None
-
-
-@cache
-def _shape(schedule: LrSchedule, max_steps: int) -> str:
-    return shape_sha256(shares(schedule, max_steps))
 
 
 def _skips(choice: Choice) -> bool:
     """Whether a trial with the choice may leave steps out."""
     return "steps_applied" in choice.may_change
+
+
+@cache
+def _shape(schedule: LrSchedule, max_steps: int) -> str:
+    return shape_sha256(shares(schedule, max_steps))
 
 
 def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:

@@ -73,12 +73,14 @@ class Summary:
     def within(self, seeds: Sequence[int]) -> Summary:
         """The same of these seeds alone."""
         asked = frozenset(seeds)
-        return Summary(
+        cut = Summary(
             self.option, list(seeds), _of(asked, self.completed), _of(asked, self.measurements),
             _of(asked, self.failed), _of(asked, self.observed), _of(asked, self.states),
             {name: _of(asked, found) for name, found in self.values.items()},
-            {name: _of(asked, found) for name, found in self.spoiled.items()},
+            {name: _of(asked, found) for name, found in self.spoiled.items()}, _of(asked, self.reached),
         )  # fmt: skip
+        _tell_seconds(cut)  # where another seed did not get there, these have had no figure
+        return cut
 
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
@@ -129,15 +131,17 @@ def other_tokens(suite: Suite, option: Option) -> bool:
 
 
 def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
-    """Adds where each seed first had the baseline's final loss, and the time to it as a metric.
-
-    A seed that never had it leaves the option without the metric: the other seeds would flatter it.
-    """
+    """Adds where each seed first had the baseline's final loss, and the time to it as a metric."""
     targets = baseline.values["final_loss"]
     curves = {s: r.evaluation_curve for s, r in summary.completed.items() if s in targets and r.evaluation_curve}
     summary.reached.update({seed: crossing(curve, targets[seed] * margin) for seed, curve in curves.items()})
     diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged" and seed in targets]
     summary.reached.update(dict.fromkeys(diverged if summary.reached else []))
+    _tell_seconds(summary)
+
+
+def _tell_seconds(summary: Summary) -> None:
+    """A seed that never had the loss leaves the option without the metric: the other seeds would flatter it."""
     if not summary.not_reached:
         for seed, place in summary.reached.items():
             _keep(summary, seed, SECONDS_TO_LOSS, None if place is None else place.seconds)

@@ -116,7 +116,7 @@ class Job(Strict):
         return None
 
     def of(self, choices: Choices) -> Job:
-        """The job as an option does it: with its model, tokenizer, global batch and shape of the schedule."""
+        """The job as an option does it: with the model, tokenizer, schedule and global batch that it sets."""
         model = choices.model or self.model
         chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
         tokenizer = chosen if needs_tokenizer(self.data) else None

@@ -36,7 +36,8 @@ OTHER: dict[str, Any] = {
 HALVES: dict[str, Any] = {"global_batch_size": 8, "micro_batch_size": 8}
 IN_HALVES: dict[str, Any] = {
     "token_stream_sha256": "e" * 64, "tokens_per_step": 1024, "steps_requested": 120, "steps_applied": 120,
-    "learning_rate_shape_sha256": shape_sha256(shares(LrSchedule(), 120)), "first_step_loss": 7.8, "first_step_gradient_norm": 1.9,
+    "learning_rate_shape_sha256": shape_sha256(shares(LrSchedule(), 120)), "first_step_loss": 7.8,
+    "first_step_gradient_norm": 1.9,
 }  # fmt: skip
 """What a trial in steps of half the job's sequences is found to have."""
 
@@ -103,6 +104,32 @@ def test_a_difference_that_a_choice_declares(choices: dict[str, Any], changes: d
     assert found.not_verified == []
 
 
+@pytest.mark.parametrize(
+    ("field", "found", "asked"),
+    [("tokens_per_step", 2048, 1024), ("steps_requested", 60, 120), ("steps_applied", 119, 120),
+     ("gradient_accumulation_steps", 2, 1),
+     ("learning_rate_shape_sha256", "e" * 64, IN_HALVES["learning_rate_shape_sha256"])],
+)  # fmt: skip
+def test_another_global_batch_trains_on_all_the_tokens_by_its_own_schedule(
+    field: str, found: object, asked: object
+) -> None:
+    (violation,) = against_fp32(HALVES, **{**IN_HALVES, field: found}).violations
+    assert (violation.field, violation.asked, violation.option) == (field, asked, found)
+
+
+@pytest.mark.parametrize("field", ["initial_weights_sha256", "evaluation_set_sha256", "optimizer", "parameters"])
+def test_another_global_batch_declares_nothing_else(field: str) -> None:
+    (violation,) = against_fp32(HALVES, **{**IN_HALVES, field: OTHER[field]}).violations
+    assert violation.field == field
+
+
+def test_dropout_has_other_masks_in_another_global_batch() -> None:
+    suite = make_suite("fp32", ("other", HALVES))
+    records = [make_record("fp32", s, identity={"dropout": 0.1}) for s in range(3)]
+    records += [make_record("other", s, identity={**IN_HALVES, "dropout": 0.1}) for s in range(3)]
+    assert certificates(suite, records)["other"].not_verified == [MASKS]
+
+
 SCHEDULE_FREE = {"optimizer": {"name": "schedule_free_adamw", "lr": 1e-3}}
 
 
@@ -131,29 +158,6 @@ def test_a_learning_rate_of_the_optimizer_s_own_excuses_no_other_shape(
     if not violating:
         (other,) = found.keys() - {baseline}
         assert set(seen[other].differs_as_declared) == {"learning_rate_shape_sha256", "optimizer"}
-
-
-@pytest.mark.parametrize(
-    ("field", "found", "asked"),
-    [("tokens_per_step", 2048, 1024), ("steps_requested", 60, 120), ("steps_applied", 119, 120),
-     ("gradient_accumulation_steps", 2, 1)],
-)  # fmt: skip
-def test_another_global_batch_trains_on_all_the_tokens(field: str, found: int, asked: int) -> None:
-    (violation,) = against_fp32(HALVES, **{**IN_HALVES, field: found}).violations
-    assert (violation.field, violation.asked, violation.option) == (field, asked, found)
-
-
-@pytest.mark.parametrize("field", ["initial_weights_sha256", "evaluation_set_sha256", "optimizer", "parameters"])
-def test_another_global_batch_declares_nothing_else(field: str) -> None:
-    (violation,) = against_fp32(HALVES, **{**IN_HALVES, field: OTHER[field]}).violations
-    assert violation.field == field
-
-
-def test_dropout_has_other_masks_in_another_global_batch() -> None:
-    suite = make_suite("fp32", ("other", HALVES))
-    records = [make_record("fp32", s, identity={"dropout": 0.1}) for s in range(3)]
-    records += [make_record("other", s, identity={**IN_HALVES, "dropout": 0.1}) for s in range(3)]
-    assert certificates(suite, records)["other"].not_verified == [MASKS]
 
 
 def test_gradients_summed_in_another_dtype_are_a_violation_between_options_of_several_ranks() -> None:
