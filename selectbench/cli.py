@@ -40,6 +40,9 @@ QuickOption = Annotated[bool, typer.Option("--quick", help="Speed and memory onl
 GpusOption = Annotated[
     str | None, typer.Option("--gpus", metavar="LIST", help="GPUs by number or UUID, even in use; else idle ones.")
 ]
+BudgetOption = Annotated[
+    str | None, typer.Option("--budget", metavar="TIME", help="Cut rounds, never schedules, to fit: 2h, 90min.")
+]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
@@ -90,6 +93,7 @@ def run(
     seeds: SeedsOption = None,
     quick: QuickOption = False,
     gpus: GpusOption = None,
+    budget: BudgetOption = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until enough GPUs are free.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
@@ -97,14 +101,19 @@ def run(
 ) -> None:
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
     from selectbench.errors import ExitCode
+    from selectbench.launch.budget import budget_of, within_budget
     from selectbench.launch.display import make_display
     from selectbench.launch.preparation import prepare_all
     from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
 
     console = _stderr()
+    limit = None if budget is None else budget_of(budget)
     request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait)
-    preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
+    notify = partial(console.print, markup=False, highlight=False)
+    preparation = prepare_all(request, notify)
+    if limit is not None:
+        preparation = within_budget(preparation, limit, results, notify)
     result = run_suite(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
     )  # fmt: skip
@@ -125,18 +134,21 @@ def plan(
     seeds: SeedsOption = None,
     quick: QuickOption = False,
     gpus: GpusOption = None,
+    budget: BudgetOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
+    from selectbench.launch.budget import budget_of
     from selectbench.launch.preview import preview
     from selectbench.report.plan import plan_as_json, print_plan
 
     request = _request(suite, profile, settings, axes, seeds, quick, gpus)
-    outlook = preview(request, results, _stderr().print)
+    seconds = None if budget is None else budget_of(budget)
+    outlook = preview(request, results, _stderr().print, seconds)
     if as_json:
-        typer.echo(plan_as_json(outlook.plan, outlook.estimate))
+        typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs))
     else:
-        print_plan(_stdout(), outlook.plan, outlook.estimate, outlook.notes)
+        print_plan(_stdout(), outlook.plan, outlook.estimate, outlook.notes, outlook.costs)
 
 
 @app.command()

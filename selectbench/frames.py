@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from selectbench.analysis.comparison import ScoreDifference
+from selectbench.analysis.crossing import Crossing
 from selectbench.analysis.gpu_state import state_of
 from selectbench.analysis.metrics import METRICS, derive
 from selectbench.analysis.observed import observe
 from selectbench.analysis.ranking import Ranking
+from selectbench.analysis.summary import summarise
 from selectbench.launch.publish import StoredRun, read_run
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.record.store import last_attempts
+from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
 if TYPE_CHECKING:
@@ -75,10 +78,11 @@ class Run:
         return {(r.trial.option, r.trial.seed): r for r in counted}
 
     def _trials(self) -> tuple[list[str], list[dict[str, Any]]]:
-        found = self._counting()
+        found, planned = self._counting(), {row.option: row.planned for row in self.ranking.rows}
         rows = [
             self._trial(option.name, seed, found.get((option.name, seed)))
-            for seed in self.suite.seeds for option in self.suite.options
+            for number, seed in enumerate(self.suite.seeds) for option in self.suite.options
+            if number < planned[option.name] or (option.name, seed) in found
         ]  # fmt: skip
         return [*_TRIAL, *METRICS], rows
 
@@ -93,7 +97,13 @@ class Run:
         }  # fmt: skip
         if isinstance(record.outcome, Failed):
             return row | {"failure_kind": record.outcome.kind, "failure_detail": record.outcome.detail}
-        return row | derive(observe(record, self.suite))
+        place = self._reached.get(option, {}).get(seed)
+        seconds = None if place is None else place.seconds
+        return row | derive(observe(record, self.suite)) | {SECONDS_TO_LOSS: seconds}
+
+    @cached_property
+    def _reached(self) -> dict[str, dict[int, Crossing | None]]:
+        return {summary.name: summary.reached for summary in summarise(self.suite, self.records)[0]}
 
     def _options(self) -> tuple[list[str], list[dict[str, Any]]]:
         rows = []

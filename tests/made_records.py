@@ -6,6 +6,8 @@ from typing import Any
 
 from selectbench.record.meters import Architecture, GpuMeters, Meters
 from selectbench.record.record import Completed, Failed, Identity, Measurement, Record, Trial
+from selectbench.suite.job import LrSchedule
+from selectbench.suite.schedule import shape_sha256, shares
 from selectbench.suite.suite import Suite
 
 ADAMW = {"name": "adamw", "lr": 1e-3}
@@ -19,7 +21,8 @@ MEASUREMENT = Measurement(
 IDENTITY = Identity(
     initial_weights_sha256="a" * 64, token_stream_sha256="b" * 64, evaluation_set_sha256="c" * 64,
     parameters=1_000_000, tokens_per_step=2048, steps_requested=60, steps_applied=60,
-    gradient_accumulation_steps=1, learning_rate_shape_sha256="d" * 64, parameter_dtype="float32",
+    gradient_accumulation_steps=1, learning_rate_shape_sha256=shape_sha256(shares(LrSchedule(), 60)),
+    parameter_dtype="float32",
     gradient_dtype="float32", working_dtype="float32", compute_dtype="float32",
     optimizer_state_dtype=["float32"], matmul_tf32=False, attention="sdpa", optimizer=["AdamW(fused)"],
     compiled=False, first_step_loss=7.7,

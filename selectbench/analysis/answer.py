@@ -11,7 +11,9 @@ from selectbench.analysis.family import ALPHA
 from selectbench.analysis.metrics import METRICS, Metric
 from selectbench.analysis.row import Failure, Row
 from selectbench.analysis.sanity import stalled
+from selectbench.analysis.spending import looks_of
 from selectbench.analysis.summary import Summary
+from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
 _UNIT = {
@@ -60,7 +62,7 @@ def _unfinished(summaries: Iterable[Summary]) -> str:
 def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
     """Doubts about speed that a reader must not miss."""
     names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[metric.name])]
-    if not names or metric.name not in ("tokens_per_second", "step_time_median_seconds"):
+    if not names or metric.name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
         return ""
     return f"The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
 
@@ -234,7 +236,8 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
     tests = contest.tests
     if not tests:
         return f"({seeds}{few}.)"
-    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests.)"
+    looks = f" at all {looks_of(contest.suite.repeat)} looks" if contest.suite.repeat else ""
+    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests{looks}.)"
 
 
 def _barred(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
@@ -297,6 +300,8 @@ def _reason(metric: Metric, row: Row, summary: Summary) -> str:
         return _and(sorted({_failure(failure, summary) for failure in row.failures})) or "not run yet"
     if summary.only_spoiled(metric.name):
         return f"every trial was {summary.unclean_words(metric.name)}"
+    if metric.name == SECONDS_TO_LOSS and summary.not_reached:
+        return summary.not_reached_words()
     return ""
 
 

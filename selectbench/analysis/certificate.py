@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from selectbench.analysis.row import Certificate, Violation
 from selectbench.analysis.summary import Summary
-from selectbench.choices import is_own
+from selectbench.choices import Choice, Choices, is_own
 from selectbench.choices.decoders import Gpt2, Llama
 from selectbench.record.record import Identity
 from selectbench.suite.job import LrSchedule
@@ -48,6 +48,10 @@ _HIDDEN = attrgetter(*_MAY_HIDE)
 _FOLLOWS = {
     "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
     "world_size": frozenset({"gradient_accumulation_steps", "world_size"}),
+    "global_batch_size": frozenset({
+        "tokens_per_step", "steps_requested", "steps_applied", "gradient_accumulation_steps", "token_stream_sha256",
+        "learning_rate_shape_sha256", "first_step_loss", "first_step_gradient_norm",
+    }),
     "model": frozenset({
         "initial_weights_sha256", "parameters", "trainable_parameters", "attention", "dropout", "first_step_loss",
         "first_step_gradient_norm",
@@ -58,10 +62,14 @@ _FOLLOWS = {
         "first_step_gradient_norm",
     }),
 }  # fmt: skip
-"""What the dimensions that are no choices of the registry may change."""
+"""What the dimensions that are no choices of the registry may change.
+
+The token stream's digest has one sum for each optimizer step, over every token at its place in the step: another
+global batch has another digest, though it reads the same sequences in the same order."""
 
 _DRAWS_MASKS = (
-    "gradient_accumulation_steps", "world_size", "framework", "attention", "compiled", "compute_dtype",
+    "tokens_per_step", "gradient_accumulation_steps", "world_size", "framework", "attention", "compiled",
+    "compute_dtype",
 )  # fmt: skip
 """Fields on which the random numbers of dropout depend."""
 MASKS = "dropout: its masks depend on how a step is cut and computed"
@@ -142,11 +150,23 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
-    if any(other.choices.optimizer.schedule_shape for other in suite.options):  # then a difference is excused
+    if any(_sets_shape(other.choices) for other in suite.options):  # then a difference is excused
         asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
     asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
+    if choices.global_batch_size is not None and not any(_skips(choice) for choice in choices.each().values()):
+        asked["steps_applied"] = job.max_steps
     steps = job.gradient_accumulation_steps(choices.micro_batch_size, asked["world_size"])
     return {**asked, "gradient_accumulation_steps": steps}
+
+
+def _sets_shape(choices: Choices) -> bool:
+    """Whether an option's learning rates are others than the job's."""
+    return choices.optimizer.schedule_shape is not None or choices.global_batch_size is not None
+
+
+def _skips(choice: Choice) -> bool:
+    """Whether a trial with the choice may leave steps out."""
+    return "steps_applied" in choice.may_change
 
 
 @cache
@@ -217,7 +237,7 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
     """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
     found = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
     rules = _Rules(suite)
-    for seed in baseline.planned:
+    for seed in dict.fromkeys(seed for summary in (baseline, *summaries) for seed in summary.planned):
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
         for summary in done.values():
             _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from selectbench.analysis.blocks import Blocks, Difference, make_blocks
@@ -14,8 +14,7 @@ from selectbench.analysis.formulas import finite
 from selectbench.analysis.judge import Asked, Judge
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
-from selectbench.analysis.summary import Summary, mean
-from selectbench.analysis.to_loss import other_tokens
+from selectbench.analysis.summary import Summary, mean, other_tokens
 from selectbench.suite.constraint import PER_TOKEN
 from selectbench.suite.suite import CONTROL, Suite
 
@@ -33,6 +32,8 @@ class Contest:
     """By metric, of all comparable options."""
     round_seconds: float | None
     """Expected time of one more seed for every option."""
+    looks: float = 1
+    """Times at which the records are judged, which share alpha; or the inverse of this time's share."""
     differences: dict[str, Difference] = field(default_factory=dict)
     """By option: the objective over the baseline's."""
     judged: dict[Key, Judged] = field(default_factory=dict)
@@ -72,14 +73,20 @@ class Contest:
         judged = self.judged.get((option, ""))
         return self.compared(self.baseline.name, self.differences[option], judged, self.tests)
 
+    def decision(self, option: str) -> Decision | None:
+        """Of an option against the baseline; None: no seed of both."""
+        return self._decided(self.judged.get((option, ""))) if option in self.differences else None
+
+    def _decided(self, judged: Judged | None) -> Decision:
+        metric = METRICS[self.suite.decide.objective]
+        if judged is None:
+            return "undecided"
+        return decide(judged, self.suite.decide.threshold(metric.name), more_is_better=metric.better == "more")
+
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
-        metric = METRICS[self.suite.decide.objective]
-        threshold = self.suite.decide.threshold(metric.name)
-        decision: Decision = "undecided"
-        if judged is not None:
-            decision = decide(judged, threshold, more_is_better=metric.better == "more")
-        settling = None
+        threshold = self.suite.decide.threshold(self.suite.decide.objective)
+        decision, settling = self._decided(judged), None
         if decision == "undecided" and judged is not None:
             settling = self._settling(difference, _open_distance(difference.estimate, threshold), tests)
         return Comparison(
@@ -91,7 +98,7 @@ class Contest:
         )  # fmt: skip
 
     def _settling(self, difference: Difference, distance: float, tests: int | None = None) -> Settling | None:
-        seeds = seeds_to_settle(difference, max(1, tests or self.tests), distance)
+        seeds = seeds_to_settle(difference, max(1, tests or self.tests) * self.looks, distance)
         if seeds is None:
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
@@ -100,11 +107,16 @@ class Contest:
         """Ratio to the baseline with its ends: simultaneous for the objective, by itself for all others."""
         if option == self.baseline.name:
             return (1.0 if self.baseline.values[metric] else None), None, None
-        found = self.blocks[metric].difference(option, self.baseline.name) if metric in self.blocks else None
+        found = self._difference(option, metric)
         if found is None:
             return None, None, None
         low, high = self._ends(option, metric, found)
         return _ratio(found.estimate), _ratio(low), _ratio(high)
+
+    def _difference(self, option: str, metric: str) -> Difference | None:
+        if metric == self.suite.decide.objective:
+            return self.differences.get(option)
+        return self.blocks[metric].difference(option, self.baseline.name) if metric in self.blocks else None
 
     def _ends(self, option: str, metric: str, found: Difference) -> tuple[float | None, float | None]:
         judged = self.judged.get((option, ""))
@@ -118,9 +130,13 @@ class Contest:
         return found.estimate - half, found.estimate + half
 
 
-def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> Contest:
-    """All tests of the suite's family on the options that did the baseline's job.
+def hold_contest(
+    suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool], *, looks: float = 1,
+    metrics: Iterable[str] = METRICS,
+) -> Contest:  # fmt: skip
+    """All tests of the suite's family on the options that did the baseline's job; so many `looks` share alpha.
 
+    `metrics`: those to look at, what decides among them.
     Raises ValueError for a constraint that cannot be read.
     """
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
@@ -128,14 +144,14 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
     blocks = {
         name: make_blocks({s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)})
-        for name in METRICS
+        for name in metrics
     }
-    contest = Contest(suite, baseline, blocks, _round_seconds(summaries))
+    contest = Contest(suite, baseline, blocks, _round_seconds(summaries), looks)
     judge = Judge(baseline, suite.job.evaluates and not suite.quick, blocks)
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
         _ask(contest, judge, summary, tests)
-    contest.judged.update(judge_all(tests))
+    contest.judged.update(judge_all(tests, looks=looks))
     return contest
 
 

@@ -22,7 +22,8 @@ def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list
         return []
     names = [n for n in dict.fromkeys((contest.suite.decide.objective, *_WATCHED)) if n in contest.blocks]
     found = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
-    judged = judge_all({name: HypothesisTest(difference) for name, difference in found.items() if difference})
+    tests = {name: HypothesisTest(difference) for name, difference in found.items() if difference}
+    judged = judge_all(tests, looks=contest.looks)
     return [
         f"the control, which repeats the baseline, differs from it by {METRICS[name].name} "
         f"{units.ratio(_ratio(one.estimate))}: something besides the options moves the figures, so smaller "

@@ -32,7 +32,7 @@ FEWEST_TO_PROPOSE = 3
 ROUNDING = 1e-12
 """Of logarithms: a difference of just the threshold is not above it."""
 Key = TypeVar("Key", bound=Hashable)
-_Z_LIKELY = 0.8416
+Z_LIKELY = 0.8416
 """The normal distribution's quantile of LIKELY."""
 
 
@@ -66,11 +66,12 @@ class Judged:
         return self.p_adjusted <= ALPHA
 
 
-def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> dict[Key, Judged]:
+def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None, looks: float = 1) -> dict[Key, Judged]:
     """Of all tests whose spread is known; the others are none of the family.
 
     Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
-    family has, where not all are given.
+    family has, where not all are given. `looks`: at how many times the records are judged, or the inverse of this
+    time's share of alpha.
     """
     known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
     if not known:
@@ -78,9 +79,9 @@ def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> 
     estimates, errors, free, bounds = _columns(list(known.values()))
     p = p_values(estimates - bounds, errors, free)
     adjusted, by_chance = p.copy(), errors > 0
-    adjusted[by_chance] = holm(p[by_chance], total)
+    adjusted[by_chance] = holm(p[by_chance], total, looks)
     sharing = max(1, total or int(by_chance.sum()))
-    half = np.where(by_chance, quantile(ALPHA / sharing, free) * errors, 0.0)
+    half = np.where(by_chance, quantile(ALPHA / (sharing * looks), free) * errors, 0.0)
     low, high = _agreeing(estimates, half, bounds, adjusted)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
     return {key: Judged(*found) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
@@ -104,11 +105,11 @@ def p_values(distances: Floats, errors: Floats, free: Floats) -> Floats:
     return p
 
 
-def holm(p: Floats, tests: int | None = None) -> Floats:
-    """Adjusted p of each; `tests`: how many the family has, where not all are given."""
+def holm(p: Floats, tests: int | None = None, looks: float = 1) -> Floats:
+    """Adjusted p of each; `tests`: how many the family has, where not all are given; `looks` share alpha."""
     total = len(p) if tests is None else tests
     order = np.argsort(p, kind="stable")
-    stepped = np.minimum(1.0, p[order] * (total - np.arange(len(p))))
+    stepped = np.minimum(1.0, p[order] * ((total - np.arange(len(p))) * looks))
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(stepped)
     return adjusted
@@ -139,7 +140,7 @@ def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decisio
     return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
 
 
-def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int | None:
+def seeds_to_settle(difference: Difference, tests: float, distance: float) -> int | None:
     """More seeds until a distance so large would be told with a chance of LIKELY; None: more than MOST_SEEDS.
 
     `distance`: between the estimate and what it must be told from, as a logarithm. From the observed spread, with
@@ -152,7 +153,7 @@ def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int 
 
     def tells(seeds: int) -> bool:
         critical = float(quantile(ALPHA / tests, round(free_of_one * (seeds - 1), 1)))
-        return (critical + _Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
+        return (critical + Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
 
     low, high = difference.seeds, MOST_SEEDS
     if not tells(high):

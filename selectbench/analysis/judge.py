@@ -15,7 +15,7 @@ from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
 from selectbench.analysis.summary import Summary
-from selectbench.suite.constraint import GPU_METRICS, Constraint, parse_constraint
+from selectbench.suite.constraint import GPU_METRICS, SECONDS_TO_LOSS, Constraint, parse_constraint
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -91,6 +91,8 @@ class Judge:
         diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged"]
         if metric.quality and diverged:
             return _said(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
+        if metric.name == SECONDS_TO_LOSS and summary.not_reached:
+            return _said(text, "fails", summary.not_reached_words())
         if summary.only_spoiled(metric.name):
             return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
         if constraint.metric in GPU_METRICS and not summary.values[metric.name]:

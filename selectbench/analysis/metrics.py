@@ -20,6 +20,7 @@ from selectbench.analysis.gpu_state import GpuState
 from selectbench.analysis.mfu import share_of
 from selectbench.analysis.observed import Observed
 from selectbench.record.record import Measurement
+from selectbench.suite.constraint import SECONDS_TO_LOSS
 
 _CLEAN_ONLY: frozenset[GpuState] = frozenset({"throttled", "shared"})
 _UNSHARED: frozenset[GpuState] = frozenset({"shared"})
@@ -53,6 +54,10 @@ def _of(formula: Callable[[Measurement], float | None]) -> Callable[[Observed], 
 
 def _score(name: str) -> Callable[[Observed], float | None]:
     return lambda o: o.measurement.scores.get(name)
+
+
+def _beside_the_baseline(_: Observed) -> None:
+    """No trial tells it alone: `summary` does, once the baseline's are known."""
 
 
 def _text_speed(value: float | None) -> str:
@@ -107,6 +112,8 @@ _TIMES = (
            "compiles the fastest", spoiled_by=_CLEAN_ONLY),
     Metric("training_seconds", "training", "less", _of(lambda m: m.training_seconds), units.seconds,
            "trains in the shortest time", spoiled_by=_CLEAN_ONLY),
+    Metric(SECONDS_TO_LOSS, "to baseline's loss", "less", _beside_the_baseline, units.seconds,
+           "is the first to reach the baseline's loss", spoiled_by=_CLEAN_ONLY),
     Metric("evaluation_seconds", "evaluation", "less", _of(lambda m: m.evaluation_seconds), units.seconds,
            "evaluates the fastest", spoiled_by=_CLEAN_ONLY),
     Metric("skipped_share", "skipped steps", "less", _of(formulas.skipped_share), units.significant,

@@ -32,11 +32,14 @@ class Observed:
 
 
 def observe(record: Record, suite: Suite) -> Observed:
-    """What is known of a completed trial of the suite. Raises ValueError for a failed one."""
+    """What is known of a completed trial of the suite, one before the contest among them.
+
+    Raises ValueError for a failed one.
+    """
     if not isinstance(record.outcome, Completed):
         raise ValueError(f"trial {record.trial.trial_id} failed: it has no metrics")
     return Observed(
         measurement=record.outcome.measurement, meters=record.meters,
-        choices=suite.option(record.trial.option).choices, device=suite.device,
+        choices=suite.option(record.trial.tunes or record.trial.option).choices, device=suite.device,
         world_size=record.identity.world_size if record.identity else None, cost=suite.cost,
     )  # fmt: skip

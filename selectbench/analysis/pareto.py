@@ -17,8 +17,7 @@ from selectbench.analysis.distributions import Bools
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import all_pairs
 from selectbench.analysis.row import Row
-from selectbench.analysis.summary import Summary
-from selectbench.analysis.to_loss import other_tokens
+from selectbench.analysis.summary import Summary, other_tokens
 from selectbench.suite.constraint import PER_TOKEN
 
 _DIMENSIONS = (
@@ -76,7 +75,7 @@ def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], dive
     better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
     for name in over:
         threshold, more = contest.suite.decide.threshold(name), METRICS[name].better == "more"
-        pairs = all_pairs(contest.blocks[name], names)
+        pairs = all_pairs(contest.blocks[name], names, contest.looks)
         better = pairs.better(threshold, more_is_better=more)
         better_somewhere |= better
         worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T

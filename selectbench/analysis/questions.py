@@ -13,14 +13,14 @@ from selectbench.analysis.contest import Contest
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import counts, has_diverged
 from selectbench.analysis.row import Row
-from selectbench.analysis.summary import Summary, mean
-from selectbench.analysis.to_loss import other_tokens, price_by_seed
-from selectbench.suite.constraint import QUALITY_METRICS, parse_constraint
+from selectbench.analysis.summary import Summary, mean, other_tokens
+from selectbench.analysis.to_loss import price_by_seed
+from selectbench.suite.constraint import QUALITY_METRICS, SECONDS_TO_LOSS, parse_constraint
 from selectbench.suite.suite import Suite
 
 UNIT = {
     "tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte",
-    "excess_loss": " nats per token above the source",
+    "excess_loss": " nats per token above the source", SECONDS_TO_LOSS: " to the baseline's loss",
 }  # fmt: skip
 _PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
     "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
@@ -48,6 +48,8 @@ class Question:
     is_objective: bool = False
     open: Sequence[str] = ()
     """Options that may qualify: a constraint of theirs is undecided."""
+    looks: float = 1
+    """Times at which the records may be judged, which share alpha."""
 
 
 def questions(
@@ -70,11 +72,14 @@ def questions(
         else _by_metric(
             "smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes"
         ),
-        None if apart else _to_loss(suite, within, summaries, contest),
+        None if apart else _to_loss(within, summaries),
         _by_metric("best_quality", "Best quality", learnt, contest, quality),
     ]
     objective = suite.decide.objective
-    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in found if q]
+    return [
+        replace(q, open=_open(q, rows), is_objective=q.metric == objective, looks=contest.looks)
+        for q in found if q
+    ]  # fmt: skip
 
 
 def _within_limits(row: Row) -> bool:
@@ -144,20 +149,19 @@ def _against(contest: Contest, row: Row, metric: str) -> str:
     return f", {ratio} the baseline{f' {ends}' if ends else ''}"
 
 
-def _to_loss(
-    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
-) -> Question | None:
+def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question | None:
     """By money where it is known, else by energy, else by time."""
     there = [row for row in rows if row.to_loss and row.to_loss.seconds is not None]
     for price, (title, show, noun) in _PRICES.items():
         known = [row for row in there if getattr(row.to_loss, price) is not None]
         if known:
-            found = {r.option: price_by_seed(suite, summaries[r.option], contest.baseline, price) for r in known}
+            found = {r.option: price_by_seed(summaries[r.option], price) for r in known}
             values = {
                 option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None
             }
             return Question(
                 "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
                 lambda _, value, show=show, noun=noun: f"{show(value)} of {noun}", values,  # type: ignore[misc]
+                SECONDS_TO_LOSS if price == "seconds" else None,
             )  # fmt: skip
     return None

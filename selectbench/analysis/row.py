@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from selectbench.analysis.comparison import (
     Comparison,
     FactorView,
@@ -15,6 +17,8 @@ from selectbench.analysis.comparison import (
 )
 from selectbench.analysis.formulas import MemoryKind
 from selectbench.analysis.gpu_row import GpuRow, Unknown
+from selectbench.analysis.own_best import Search
+from selectbench.analysis.race_row import Raced
 from selectbench.analysis.shown import Shown
 from selectbench.record.record import FailureKind
 
@@ -152,7 +156,7 @@ class Row(Shown):
     n: int
     """Seeds completed."""
     planned: int
-    """Seeds of the suite."""
+    """Seeds that it was asked to run: the suite's, of a race those of its rounds."""
     missing_seeds: list[int]
     """Seeds without any record."""
     differs_in: list[str]
@@ -206,4 +210,14 @@ class Ranking(Shown):
     """None: the options are no grid."""
     score_differences: list[ScoreDifference] = []  # noqa: RUF012
     """Of every option with each score of generated text; empty: none was asked for, or long ago."""
+    search: Search | None = None
+    """How each option came to its own best; left out where nothing was searched."""
+    race: Raced | None = None
+    """How it went, of a suite with `repeat`; left out of others."""
     warnings: list[str]
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        without = [key for key in ("race", "search") if getattr(self, key) is None]
+        return {key: value for key, value in found.items() if key not in without}

@@ -73,7 +73,7 @@ class Standing:
     def _ordered(self, option: str, against: str, difference: Difference) -> Comparison:
         """With the interval of Bonferroni's level and the p that Holm adjusts over all pairs."""
         tests = max(1, len(self.pairs.first))
-        (judged,) = judge_all({"": HypothesisTest(difference)}, tests).values() or (None,)
+        (judged,) = judge_all({"": HypothesisTest(difference)}, tests, self.contest.looks).values() or (None,)
         place = self.pairs.place(option, against)
         if judged is not None:
             adjusted = float(self.pairs.p_adjusted[place])
@@ -96,7 +96,7 @@ def stand(contest: Contest, names: Sequence[str]) -> Standing:
     objective = METRICS[contest.suite.decide.objective]
     threshold = contest.suite.decide.threshold(objective.name)
     baseline = contest.baseline.name
-    pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline])
+    pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline], contest.looks)
     more = objective.better == "more"
     verdicts = pairs.better(threshold, more_is_better=more)
     gate = np.array([_told_from_baseline(contest, name) for name in pairs.names], bool)
@@ -119,10 +119,9 @@ def _with_baseline(contest: Contest, names: Sequence[str], pairs: Pairs, verdict
     if contest.baseline.name in order:
         own = order.index(contest.baseline.name)
         for name, place in zip(pairs.names, places, strict=True):
-            found = contest.against_baseline(name)
-            known[own, place] = known[place, own] = found is not None and found.p is not None
-            better[place, own] = found is not None and found.decision == "better"
-            better[own, place] = found is not None and found.decision == "worse"
+            found = contest.decision(name)
+            known[own, place] = known[place, own] = found is not None and (name, "") in contest.judged
+            better[place, own], better[own, place] = found == "better", found == "worse"
     return Standing(order, better, known, contest, pairs)
 
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+from selectbench.analysis.crossing import Crossing, crossing
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.gpu_state import State, state_of
 from selectbench.analysis.metrics import METRICS, derive
 from selectbench.analysis.observed import Observed, observe
 from selectbench.record.record import Completed, Failed, Measurement, Record
+from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Option, Suite
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -20,7 +25,7 @@ class Summary:
 
     option: Option
     planned: list[int]
-    """The suite's seeds."""
+    """Seeds that it is asked to run."""
     completed: dict[int, Record] = field(default_factory=dict)
     measurements: dict[int, Measurement] = field(default_factory=dict)
     """Of the completed seeds."""
@@ -33,6 +38,19 @@ class Summary:
     """Values that count, by metric and seed: known, and not spoiled by the state of the GPUs."""
     spoiled: dict[str, dict[int, float]] = field(default_factory=dict)
     """Known values that the state of the GPUs spoils: shown where there is no other, never compared."""
+
+    reached: dict[int, Crossing | None] = field(default_factory=dict)
+    """Of seeds that the baseline completed too, where the held-out loss first was the baseline's final one; None:
+    it never was, or the trial diverged. Empty: nothing to tell it by, or other tokens than the baseline's."""
+
+    @property
+    def not_reached(self) -> list[int]:
+        """Seeds that never had the baseline's final loss."""
+        return [seed for seed, place in self.reached.items() if place is None]
+
+    def not_reached_words(self) -> str:
+        """`the baseline's loss was not reached with 1 of 3 seeds`."""
+        return f"the baseline's loss was not reached with {len(self.not_reached)} of {len(self.reached)} seeds"
 
     @property
     def missing(self) -> list[int]:
@@ -52,6 +70,18 @@ class Summary:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
         return " and ".join(sorted({self.states[seed].verdict for seed in self.spoiled[metric]}))
 
+    def within(self, seeds: Sequence[int]) -> Summary:
+        """The same of these seeds alone."""
+        asked = frozenset(seeds)
+        cut = Summary(
+            self.option, list(seeds), _of(asked, self.completed), _of(asked, self.measurements),
+            _of(asked, self.failed), _of(asked, self.observed), _of(asked, self.states),
+            {name: _of(asked, found) for name, found in self.values.items()},
+            {name: _of(asked, found) for name, found in self.spoiled.items()}, _of(asked, self.reached),
+        )  # fmt: skip
+        _tell_seconds(cut)  # where another seed did not get there, these have had no figure
+        return cut
+
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
         return [seed for seed in self.values[metric] if seed in other.values[metric]]
@@ -60,6 +90,10 @@ class Summary:
         """Mean over these seeds (all that know the metric where not given)."""
         known = self.values[metric]
         return mean([known[seed] for seed in (known if seeds is None else seeds)])
+
+
+def _of(seeds: frozenset[int], found: Mapping[int, T]) -> dict[int, T]:
+    return {seed: value for seed, value in found.items() if seed in seeds}
 
 
 def mean(values: Sequence[float]) -> float | None:
@@ -82,7 +116,35 @@ def standard_deviation(values: Sequence[float]) -> float | None:
 def summarise(suite: Suite, records: Sequence[Record]) -> tuple[list[Summary], list[str]]:
     """One summary per option in the suite's order, and warnings about records that count for none."""
     counted, warnings = _counted(suite, records)
-    return [_summary(suite, option, counted) for option in suite.options], warnings
+    summaries = [_summary(suite, option, counted) for option in suite.options]
+    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
+    for summary in summaries:
+        if not other_tokens(suite, summary.option):
+            _hold_against(baseline, summary, 1 + suite.decide.threshold("final_loss"))
+    return summaries, warnings
+
+
+def other_tokens(suite: Suite, option: Option) -> bool:
+    """Whether a token is another thing to the option than to the baseline."""
+    baseline = suite.option(suite.baseline).choices
+    return suite.job.of(option.choices).tokenizer != suite.job.of(baseline).tokenizer
+
+
+def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
+    """Adds where each seed first had the baseline's final loss, and the time to it as a metric."""
+    targets = baseline.values["final_loss"]
+    curves = {s: r.evaluation_curve for s, r in summary.completed.items() if s in targets and r.evaluation_curve}
+    summary.reached.update({seed: crossing(curve, targets[seed] * margin) for seed, curve in curves.items()})
+    diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged" and seed in targets]
+    summary.reached.update(dict.fromkeys(diverged if summary.reached else []))
+    _tell_seconds(summary)
+
+
+def _tell_seconds(summary: Summary) -> None:
+    """A seed that never had the loss leaves the option without the metric: the other seeds would flatter it."""
+    if not summary.not_reached:
+        for seed, place in summary.reached.items():
+            _keep(summary, seed, SECONDS_TO_LOSS, None if place is None else place.seconds)
 
 
 def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, int], Record], list[str]]:
@@ -134,8 +196,12 @@ def _no_values() -> dict[str, dict[int, float]]:
 
 def _sort_in(summary: Summary, seed: int) -> None:
     """The trial's values, each among those that count or those that are spoiled."""
-    state = summary.states.get(seed)
     for name, value in derive(summary.observed[seed]).items():
-        if value is not None:
-            spoiled = state is not None and state.verdict in METRICS[name].spoiled_by
-            (summary.spoiled if spoiled else summary.values)[name][seed] = value
+        _keep(summary, seed, name, value)
+
+
+def _keep(summary: Summary, seed: int, name: str, value: float | None) -> None:
+    state = summary.states.get(seed)
+    if value is not None:
+        spoiled = state is not None and state.verdict in METRICS[name].spoiled_by
+        (summary.spoiled if spoiled else summary.values)[name][seed] = value

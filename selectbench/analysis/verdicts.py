@@ -37,7 +37,10 @@ def verdicts(
     """One for each question that the run has figures for. `rows` in the order of the ranking."""
     asked = questions(suite, rows, summaries, contest)
     found = [_answered(suite, rows, summaries, question) for question in asked]
-    return _with_files(suite, rows, [verdict for verdict in found if verdict.option or suite.job.evaluates])
+    objective = next((question.name for question in asked if question.is_objective), None)
+    return _with_files(
+        suite, rows, objective, [verdict for verdict in found if verdict.option or suite.job.evaluates]
+    )
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ def _answered(
 
 def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
     names = [row.option for row in rows if row.option in question.values]
-    pairs = all_pairs(question.blocks, names)
+    pairs = all_pairs(question.blocks, names, question.looks)
     more = question.more_is_better
     better = pairs.better(question.threshold, more_is_better=more)
     order = [row.option for row in rows if row.rank is not None and row.option in question.values]
@@ -180,11 +183,13 @@ def _hold(names: Sequence[str]) -> str:
     return "holds" if len(names) == 1 else "hold"
 
 
-def _with_files(suite: Suite, rows: Sequence[Row], found: Sequence[NamedVerdict]) -> list[NamedVerdict]:
+def _with_files(
+    suite: Suite, rows: Sequence[Row], objective: str | None, found: Sequence[NamedVerdict]
+) -> list[NamedVerdict]:
     """Each with the file of its option: `best.yaml` for what the objective asks for, one for every other option."""
     memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
     names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY_METRICS, "best_quality")}
-    asked = names.get(suite.decide.objective)
+    asked = names.get(suite.decide.objective, objective)
     first = rows[0].option if rows and rows[0].rank is not None else None
     best = next((v.option for v in found if v.name == asked), first)
     return [_with_file(v, BEST if v.option == best else f"best_{v.name.removeprefix('best_')}.yaml") for v in found]

@@ -29,7 +29,7 @@ from selectbench.choices.optimizer_schedule_free import ScheduleFreeAdamW
 from selectbench.choices.own import OwnOptimizer
 from selectbench.choices.precision import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32
 from selectbench.choices.software import Interpreter
-from selectbench.choices.strategy import Ddp, Fsdp, MicroBatchSize, Single, WorldSize, Zero
+from selectbench.choices.strategy import Ddp, Fsdp, GlobalBatchSize, MicroBatchSize, Single, WorldSize, Zero
 from selectbench.choices.tokenizer import Tokenizer
 from selectbench.machine import Machine
 
@@ -88,6 +88,9 @@ class Choices(BaseModel):
     """Another model than the job's, or fields of it that differ: then the architecture is what is compared."""
     tokenizer: Tokenizer | None = None
     """Another tokenizer than the job's: then losses and perplexities do not compare, bits per byte do."""
+    global_batch_size: GlobalBatchSize | None = None
+    """Another global batch than the job's, in sequences per optimizer step: then the steps are as many more or
+    fewer, so that every option trains on the same number of tokens."""
     python: Interpreter | None = None
     """Path of the interpreter that trains, relative to the suite: another virtual environment, another torch.
     The bench's own where not given."""

@@ -49,6 +49,10 @@ class OptimizerChoice(Choice):
     weight_decay: NonNegative = 0.1
     """Decay of matrices and embeddings; norms and biases have none."""
 
+    lr_range: ClassVar[tuple[float, float] | None] = None
+    """Peak learning rates between which tuning looks where the suite gives no range; None: it must give one."""
+    lr_range_source: ClassVar[str] = ""
+    """Where the range comes from."""
     classes: ClassVar[tuple[str, ...]] = ()
     """Of the optimizers that `build` makes, without their implementation; empty: not known here."""
     schedule_shape: ClassVar[Literal["constant"] | None] = None
@@ -85,6 +89,11 @@ class Sgd(OptimizerChoice):
     """L2 penalty on matrices and embeddings."""
     implementation: Implementation = "fused"
     """Which of torch's implementations; foreach adds about one parameter-size to peak memory."""
+    lr_range: ClassVar[tuple[float, float] | None] = (3e-2, 3.0)
+    lr_range_source: ClassVar[str] = (
+        "a hundred times AdamW's: its update is the gradient itself, far smaller than 1 (Zhao et al. 2024, "
+        "arXiv:2407.07972, tune SGD apart for that reason)"
+    )
     classes: ClassVar[tuple[str, ...]] = ("SGD",)
 
     def state_bytes(self, element_bytes: int) -> float | None:
@@ -119,6 +128,11 @@ class Adam(OptimizerChoice):
     implementation: Implementation = "fused"
     """Which of torch's implementations; foreach adds about one parameter-size to peak memory."""
 
+    lr_range: ClassVar[tuple[float, float] | None] = (3e-4, 3e-2)
+    lr_range_source: ClassVar[str] = (
+        "a decade either side of 3e-3: 125 M parameters take 6e-4 (Brown et al. 2020, arXiv:2005.14165, table 2.1) "
+        "and small models bear 1e-2 (Wortsman et al. 2023, arXiv:2309.14322, figure 1)"
+    )
     classes: ClassVar[tuple[str, ...]] = ("Adam",)
 
     def state_bytes(self, element_bytes: int) -> float | None:
@@ -163,6 +177,11 @@ class Adafactor(OptimizerChoice):
     weight_decay: NonNegative = 0.0
     """Decoupled decay of matrices and embeddings."""
 
+    lr_range: ClassVar[tuple[float, float] | None] = (3e-3, 3e-1)
+    lr_range_source: ClassVar[str] = (
+        "around the relative step of 1e-2 (Shazeer and Stern 2018, arXiv:1804.04235, section 8): it multiplies the "
+        "parameters' own size"
+    )
     classes: ClassVar[tuple[str, ...]] = ("Adafactor",)
 
     def state_bytes(self, element_bytes: int) -> float | None:
@@ -195,6 +214,10 @@ class Muon(OptimizerChoice):
     """Newton-Schulz iterations."""
     adamw_lr: LearningRate | None = None
     """Peak learning rate of the AdamW part; the same as `lr` where it is not given."""
+    lr_range: ClassVar[tuple[float, float] | None] = (3e-4, 3e-2)
+    lr_range_source: ClassVar[str] = (
+        "AdamW's, as the update has its size (Liu et al. 2025, arXiv:2502.16982, section 2.2)"
+    )
 
     def asks_for(self) -> dict[str, Any]:
         """Two optimizers."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from selectbench.choices.choice import Needs
-from selectbench.choices.optimizer import Fraction, NonNegative, OptimizerChoice, decay_groups, trainable
+from selectbench.choices.optimizer import AdamW, Fraction, NonNegative, OptimizerChoice, decay_groups, trainable
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,8 @@ class BitsAndBytesChoice(OptimizerChoice):
     states: ClassVar[int]
     """State elements per parameter."""
     eight_bit: ClassVar[bool] = True
+    lr_range: ClassVar[tuple[float, float] | None] = AdamW.lr_range
+    lr_range_source: ClassVar[str] = f"that of the 32-bit optimizer, whose steps it takes ({BLOCKWISE})"
 
     def asks_for(self) -> dict[str, Any]:
         """The library's class."""
@@ -85,6 +87,10 @@ class Lion(BitsAndBytesChoice):
     class_name: ClassVar[str] = "Lion32bit"
     states: ClassVar[int] = 1
     eight_bit: ClassVar[bool] = False
+    lr_range: ClassVar[tuple[float, float] | None] = (3e-5, 3e-3)
+    lr_range_source: ClassVar[str] = (
+        "a tenth of AdamW's: 3 to 10 times smaller is usual (Chen et al. 2023, arXiv:2302.06675, section 5)"
+    )
     name: Literal["lion"] = "lion"
     beta1: Fraction = 0.9
     """Weight of the momentum in the update."""
@@ -113,6 +119,9 @@ class AdEMAMix8bit(BitsAndBytesChoice):
     source: ClassVar[str] = "Pagliardini et al. 2024, arXiv:2409.03137; bitsandbytes.optim.AdEMAMix8bit"
     class_name: ClassVar[str] = "AdEMAMix8bit"
     states: ClassVar[int] = 3
+    lr_range_source: ClassVar[str] = (
+        "AdamW's, as in the paper's comparison (Pagliardini et al. 2024, arXiv:2409.03137)"
+    )
     name: Literal["ademamix_8bit"] = "ademamix_8bit"
     beta1: Fraction = 0.9
     """Decay of the fast first moment."""

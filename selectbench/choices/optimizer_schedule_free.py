@@ -37,6 +37,8 @@ class ScheduleFreeAdamW(OptimizerChoice):
     needs: ClassVar[Needs] = Needs(packages=("torch", "schedulefree>=1.4"), install=SCHEDULE_FREE_INSTALL)
     may_change: ClassVar[frozenset[str]] = OPTIMIZER_STATE | {"learning_rate_shape_sha256"}
     classes: ClassVar[tuple[str, ...]] = ("AdamWScheduleFree",)
+    lr_range: ClassVar[tuple[float, float] | None] = (1e-3, 1e-1)
+    lr_range_source: ClassVar[str] = "1 to 10 times AdamW's rate, as the authors advise (schedulefree's README)"
     schedule_shape: ClassVar[Literal["constant"] | None] = "constant"
     name: Literal["schedule_free_adamw"] = "schedule_free_adamw"
     lr: LearningRate

@@ -11,6 +11,7 @@ from selectbench.errors import did_you_mean
 from selectbench.machine import Machine
 
 MicroBatchSize = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]
+GlobalBatchSize = Annotated[int, Field(strict=True, ge=1, le=1 << 22)]
 WorldSize = Annotated[int, Field(strict=True, ge=1, le=1 << 16)] | Literal["auto"]
 
 LAYOUT = frozenset({"strategy", "world_size"})

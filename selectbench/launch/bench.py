@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from selectbench.analysis.gpu_state import state_of
 from selectbench.launch.attempts import is_rerun_due
@@ -39,9 +39,9 @@ class Bench:
     display: Display
     stop: StopRequest
 
-    def run(self, planned: PlannedTrial, attempt: int, number: int) -> None:
-        """Run the run's trial `number`, from 1, and once more where its GPUs spoiled it and the suite allows."""
-        record = self._attempt(planned, attempt, number)
+    def run(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> None:
+        """Run trial `number`, from 1, of so many; once more where its GPUs spoiled it and the suite allows."""
+        record = self._attempt(planned, attempt, number, of)
         if not self.stop and self._is_rerun_due(planned):
             state = state_of(record)
             assert state is not None, "only a state makes a trial unclean"
@@ -49,7 +49,7 @@ class Bench:
             self.display.note(
                 f"{trial.option}, seed {trial.seed}: the GPU was {state.verdict} ({state.detail}): run again"
             )
-            record = self._attempt(planned, attempt + 1, number)
+            record = self._attempt(planned, attempt + 1, number, of)
         with _terminal_may_be_gone(self.stop):
             self.display.trial_ended(record.trial.option, record.trial.seed, record.outcome, record.wall_seconds)
 
@@ -60,27 +60,25 @@ class Bench:
         attempts = [record for record in records if record.trial.trial_id == planned.trial.trial_id]
         return is_rerun_due(attempts, self.preparation.suite)
 
-    def _attempt(self, planned: PlannedTrial, attempt: int, number: int) -> Record:
+    def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> Record:
         reason = self.preparation.plan.planned(planned.trial.option).unsupported
         if reason is None:
-            record = self._launched(planned, attempt, number)
+            record = self._launched(planned, attempt, number, of)
         else:
             refused = Failed(kind="unsupported", detail=reason)
             record = Record(
-                trial=planned.trial, round=planned.round, attempt=attempt, wall_seconds=0.0, started_at=_now(),
-                outcome=refused,
+                trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt,
+                wall_seconds=0.0, started_at=_now(), outcome=refused,
             )  # fmt: skip
         append_record(self.folder / FILE_NAME, record)
         return record
 
-    def _launched(self, planned: PlannedTrial, attempt: int, number: int) -> Record:
-        self.display.trial_started(
-            planned.trial.option, planned.trial.seed, number, len(self.preparation.plan.trials)
-        )
+    def _launched(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> Record:
+        self.display.trial_started(planned.trial.option, planned.trial.seed, number, of)
         ready, started_at = self._ready(planned), _now()
         end, meters = self._metered(planned, ready)
         return Record(
-            trial=planned.trial, round=planned.round, attempt=attempt, outcome=end.outcome,
+            trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt, outcome=end.outcome,
             wall_seconds=end.wall_seconds, started_at=started_at, software=end.software, meters=meters,
             **(_certificate(end.completed) if end.completed else {}),
         )  # fmt: skip
@@ -101,6 +99,10 @@ class Bench:
         with self.watch.during(ready, Path(order.trial_folder)) as watching:
             end = runner.run(order)
         return end, watching.meters(end.completed)
+
+
+def _phase(planned: PlannedTrial) -> Literal["tune", "contest"]:
+    return "contest" if planned.trial.tunes is None else "tune"
 
 
 def _certificate(done: Finished) -> dict[str, Any]:

@@ -58,8 +58,11 @@ def _started(folder: Path) -> str | None:
 
 
 def _trials(path: Path) -> int:
-    """Trials with a record: their ids, as they stand in the lines."""
-    return len(set(_TRIAL.findall(path.read_bytes()))) if path.is_file() else 0
+    """Trials of the contest with a record: their ids, as they stand in the lines."""
+    if not path.is_file():
+        return 0
+    lines = [line for line in path.read_bytes().split(b"\n") if b'"phase":"tune"' not in line]
+    return len({trial for line in lines for trial in _TRIAL.findall(line)})
 
 
 def _hardware(device: object, environment: dict[str, Any]) -> str | None:

@@ -113,7 +113,7 @@ def prepare_data(suite: Suite, notify: Callable[[str], None]) -> dict[str, Prepa
                 code=suite.code,
                 notify=notify,
             )
-            check_enough(made[job.tokenizer], job)
+        check_enough(made[job.tokenizer], job)
     return {option.name: made[suite.job.of(option.choices).tokenizer] for option in suite.options}
 
 

@@ -8,10 +8,12 @@ from pathlib import Path
 
 from selectbench.data.prepared import Prepared
 from selectbench.errors import MissingPackageError, UserError
+from selectbench.launch.budget import within
 from selectbench.launch.gpu_claim import idle_now
 from selectbench.launch.preparation import Request, device_problem, prepare_data, resolve
+from selectbench.launch.stages import Ground, stages
 from selectbench.machine import INSTALL, Machine
-from selectbench.plan.estimate import Estimate, estimate, past_records
+from selectbench.plan.estimate import Estimate, StageCost, estimate, past_records, stage_cost
 from selectbench.plan.gpu_need import gpu_need
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import code_sha256
@@ -23,11 +25,16 @@ class Outlook:
     """A plan, what it would cost, and what could not be found out."""
 
     plan: Plan
+    """Of the contest, with what the suite gives the options before anything is searched."""
     estimate: Estimate | None
+    costs: list[StageCost]
+    """Of every stage in order, the contest the last."""
     notes: list[str]
 
 
-def preview(request: Request, results: Path, notify: Callable[[str], None]) -> Outlook:
+def preview(
+    request: Request, results: Path, notify: Callable[[str], None], budget_seconds: float | None = None
+) -> Outlook:
     """Raises UserError for a wrong suite or data; missing packages and GPUs in use are only noted."""
     suite, machine = resolve(request)
     notes = [reason] if (reason := device_problem(request, suite)) is not None else []
@@ -36,8 +43,13 @@ def preview(request: Request, results: Path, notify: Callable[[str], None]) -> O
         notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
         machine = machine.with_training()
     machine = _with_idle_gpus(request, suite, machine, notes)
-    plan = make_plan(suite, machine, prepared, code_sha256())
-    return Outlook(plan, estimate(plan, machine, past_records(results / suite.name)), notes)
+    history = past_records(results / suite.name)
+    own = Ground(suite, machine, prepared, make_plan(suite, machine, prepared, code_sha256()))
+    if budget_seconds is not None:
+        own, told = within(budget_seconds, own, history)
+        notes += told
+    costs = [stage_cost(title, stage.plan, machine, history) for title, stage in stages(own, [])]
+    return Outlook(own.plan, estimate(own.plan, machine, history), costs, notes)
 
 
 def _with_idle_gpus(request: Request, suite: Suite, machine: Machine, notes: list[str]) -> Machine:

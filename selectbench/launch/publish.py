@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from selectbench.analysis.own_best import search
 from selectbench.analysis.ranking import Ranking, rank
+from selectbench.analysis.settled import settled_by_records
 from selectbench.errors import UserError
 from selectbench.plan.plan import suite_warnings
 from selectbench.record.record import Record
@@ -33,6 +35,8 @@ from selectbench.yaml_text import suite_yaml
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
+_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "repeat")
+"""Keys that say nothing of an option by itself."""
 _BEST_HEAD = "# One option of a suite by itself; `selectbench run` takes it as it is.\n"
 
 
@@ -41,6 +45,9 @@ class StoredRun:
     """What a run folder holds."""
 
     suite: Suite
+    """As its contest ran it: options with what was found best for them."""
+    declared: Suite
+    """As its file says it."""
     records: list[Record]
     environment: dict[str, Any]
     notes: list[str]
@@ -52,7 +59,9 @@ class StoredRun:
         limits = (self.environment.get(key) for key in ("cores_by_affinity", "cores_by_cgroup"))
         cores = min((float(limit) for limit in limits if limit is not None), default=None)
         warnings = suite_warnings(self.suite, passes, cores)
-        return rank(self.suite, self.records, warnings=[*warnings, *self.notes])
+        ranking = rank(self.suite, self.records, warnings=[*warnings, *self.notes])
+        found = search(self.declared, self.suite, self.records)
+        return ranking if found is None else ranking.model_copy(update={"search": found})
 
 
 def read_run(folder: Path) -> StoredRun:
@@ -62,7 +71,7 @@ def read_run(folder: Path) -> StoredRun:
     environment = read_json(folder / ENVIRONMENT)
     records, notes = read_records(folder / FILE_NAME)
     suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
-    return StoredRun(suite, records, environment, notes)
+    return StoredRun(settled_by_records(suite, records), suite, records, environment, notes)
 
 
 def publish(folder: Path, stored: StoredRun) -> Ranking:
@@ -110,10 +119,11 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
 
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     """The suite as plain data with this option alone, which is its own baseline."""
-    kept = {key: value for key, value in suite.resolved.items() if key not in ("options", "control", "gate")}
+    kept = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
     every = suite.option(option).choices.model_dump(mode="json")
     choices = {key: value for key, value in every.items() if value is not None}
-    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option}
+    seeds = suite.seeds[: suite.repeat.min] if suite.repeat else suite.seeds
+    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option, "seeds": seeds}
 
 
 def ranking_text(ranking: Ranking) -> str:

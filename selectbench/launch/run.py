@@ -10,7 +10,6 @@ from pathlib import Path
 
 from selectbench.analysis.ranking import Ranking
 from selectbench.errors import ExitCode
-from selectbench.launch.attempts import pending
 from selectbench.launch.bench import Bench
 from selectbench.launch.display import Display
 from selectbench.launch.order import preload
@@ -18,9 +17,9 @@ from selectbench.launch.preparation import Preparation, check_cuda
 from selectbench.launch.publish import publish, read_run
 from selectbench.launch.server import TrialServers
 from selectbench.launch.signals import StopRequest
+from selectbench.launch.stages import CONTEST, Stage, next_stage
 from selectbench.meters.settle import Pause
 from selectbench.meters.watch import GpuWatch
-from selectbench.plan.plan import PlannedTrial
 from selectbench.record.record import Completed, Failed
 from selectbench.record.run_folder import RunLock, create_run, fingerprint, newest_run, weights_folder
 from selectbench.record.store import FILE_NAME, last_attempts, read_records
@@ -69,8 +68,7 @@ def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retr
     data = " ".join(dict.fromkeys(one.key for one in preparation.prepared.values()))
     mark = fingerprint(preparation.suite, preparation.environment, data, own_code)
     newest = None if fresh else newest_run(results, preparation.suite, mark)
-    trials = preparation.plan.trials
-    if newest is not None and pending(trials, preparation.suite, newest, retry_failed=retry_failed):
+    if newest is not None and next_stage(preparation, newest, retry_failed=retry_failed) is not None:
         return newest
     return create_run(results, preparation.suite, preparation.environment, mark)
 
@@ -78,28 +76,45 @@ def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retr
 def _run_trials(
     preparation: Preparation, folder: Path, display: Display, stop: StopRequest, *, retry_failed: bool
 ) -> None:
-    suite, trials = preparation.suite, preparation.plan.trials
-    still_open = pending(trials, suite, folder, retry_failed=retry_failed)
-    _announce_run(preparation, folder, display, [planned for planned, _ in still_open])
+    """Stage after stage, as the records of the one before ask."""
+    pause, ended = _pause(display, stop), frozenset[str]()
     with (
         weights_folder(folder), _servers(preparation, folder) as servers,
-        GpuWatch(preparation.claim.gpus, suite.meters, _pause(display, stop), lambda: bool(stop)) as watch,
+        GpuWatch(preparation.claim.gpus, preparation.suite.meters, pause, lambda: bool(stop)) as watch,
     ):  # fmt: skip
-        bench = Bench(preparation, folder, servers, watch, display, stop)
-        for number, (planned, attempt) in enumerate(still_open, start=len(trials) - len(still_open) + 1):
-            if stop:
-                return
-            bench.run(planned, attempt, number)
+        while not stop and (stage := next_stage(preparation, folder, retry_failed=retry_failed, ended=ended)):
+            _announce(stage, folder, display, ended)
+            bench = Bench(stage.preparation, folder, servers, watch, display, stop)
+            ended |= _run_stage(bench, stage, stop)
 
 
-def _announce_run(preparation: Preparation, folder: Path, display: Display, still_open: list[PlannedTrial]) -> None:
-    trials = preparation.plan.trials
-    total, done = len(trials), len(trials) - len(still_open)
-    open_ids = {planned.trial.trial_id for planned in still_open}
-    by_option = Counter(p.trial.option for p in trials if p.trial.trial_id not in open_ids)
-    display.run_started(preparation.suite, total, done, by_option)
-    if done:
-        display.note(f"resuming {folder}: {done} of {total} trials have an outcome")
+def _run_stage(bench: Bench, stage: Stage, stop: StopRequest) -> set[str]:
+    """The ids of the trials that were run."""
+    ended: set[str] = set()
+    of = stage.done + len(stage.trials)
+    for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
+        if stop:
+            break
+        bench.run(planned, attempt, number, of)
+        ended.add(planned.trial.trial_id)
+    return ended
+
+
+def _announce(stage: Stage, folder: Path, display: Display, ended: frozenset[str]) -> None:
+    """What is to be run now, and what was run before: by this process, or by one that was cut off."""
+    suite = stage.preparation.suite
+    rounds = 1 + max(planned.round for planned, _ in stage.trials)
+    still_open = Counter(planned.trial.option for planned, _ in stage.trials)
+    display.run_started(
+        suite.model_copy(update={"seeds": suite.seeds[:rounds]}), stage.done + len(stage.trials), stage.done,
+        {option.name: rounds - still_open[option.name] for option in suite.options},
+    )  # fmt: skip
+    if stage.title != CONTEST:
+        display.note(f"{stage.title}: {len(stage.trials)} trials before the contest")
+    if suite.repeat is not None and rounds > suite.repeat.min:
+        display.note(f"round {rounds} of at most {suite.repeat.max}, still open: {', '.join(still_open)}")
+    if stage.done and not ended:
+        display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 
 
 def _pause(display: Display, stop: StopRequest) -> Pause:

@@ -54,6 +54,34 @@ def estimate(plan: Plan, machine: Machine, history: Sequence[Record]) -> Estimat
     return Estimate(seconds, from_records=len(known.keys() & seconds.keys()))
 
 
+@dataclass(frozen=True)
+class StageCost:
+    """What one stage of a run takes."""
+
+    title: str
+    trials: int
+    """That can run here."""
+    seconds: float | None
+    """Of all of them; None: not foretold."""
+    usd: float | None
+    """Rent of the GPUs for that time at the suite's price; None: not foretold, or there is no price."""
+
+
+def stage_cost(title: str, plan: Plan, machine: Machine, history: Sequence[Record]) -> StageCost:
+    """From earlier trials of these very settings, else a rough reckoning."""
+    rounds = len(plan.suite.seeds)
+    able = [planned for planned in plan.options if planned.unsupported is None]
+    found = estimate(plan, machine, history)
+    if found is None:
+        return StageCost(title, rounds * len(able), None, None)
+    price = plan.suite.cost.usd_per_gpu_hour if plan.suite.cost and plan.suite.device == "cuda" else None
+    gpu_seconds = sum(found.seconds[planned.option.name] * planned.world_size for planned in able)
+    return StageCost(
+        title, rounds * len(able), rounds * sum(found.seconds.values()),
+        None if price is None else rounds * gpu_seconds / 3600 * price,
+    )  # fmt: skip
+
+
 def past_records(suite_folder: Path) -> list[Record]:
     """The records of all runs of a suite, newest run last."""
     return [r for path in sorted(suite_folder.glob(f"*/{FILE_NAME}")) for r in read_records(path)[0]]
@@ -73,7 +101,7 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, rate: float | None) -> fl
     """6 FLOPs per parameter and training token (Kaplan et al. 2020, arXiv:2001.08361), 2 per scored one."""
     if rate is None or plan.parameters is None:
         return None
-    job = plan.suite.job
+    job = plan.suite.job.of(planned.option.choices)
     flops = 6.0 * plan.parameters * plan.tokens
     if job.eval != "none":
         points = 1 + (job.max_steps - 1) // job.eval.every_steps if job.eval.every_steps else 1

@@ -59,7 +59,7 @@ class Plan:
     parameters: int | None
     """Of the baseline's model, as in `PlannedOption`."""
     tokens: int
-    """Training tokens of one trial."""
+    """Training tokens of one trial, the same for every option."""
     epochs: float | None
     """Passes over the training split with the baseline's tokenizer; None: the data isn't prepared."""
     warnings: list[str]
@@ -108,15 +108,15 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
 def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepared | None) -> PlannedOption:
     machine = machine_for(machine, option.choices.python)
     ranks = option.choices.ranks(machine)
-    micro_batch_size, global_batch_size = option.choices.micro_batch_size, suite.job.global_batch_size
-    if problem := accumulation_problem(global_batch_size, micro_batch_size, ranks):
+    job, micro_batch_size = suite.job.of(option.choices), option.choices.micro_batch_size
+    if problem := accumulation_problem(job.global_batch_size, micro_batch_size, ranks):
         raise UserError(
             f"suite {suite.name}: option {option.name}: {problem}"
         )  # world_size: auto is known only here
     return PlannedOption(
         option=option,
         world_size=ranks,
-        gradient_accumulation_steps=suite.job.gradient_accumulation_steps(micro_batch_size, ranks),
+        gradient_accumulation_steps=job.gradient_accumulation_steps(micro_batch_size, ranks),
         unsupported=worker_problem(machine)
         or option.choices.unsupported_reason(machine)
         or _task_reason(suite, option),
@@ -150,7 +150,10 @@ def _trial(option: Option, seed: int, identity: Mapping[str, Any]) -> Trial:
     settings = option.choices.model_dump(mode="json")
     content = {"option": option.name, "settings": settings, "seed": seed, **identity}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return Trial(trial_id=digest[:16], option=option.name, seed=seed, settings=settings)
+    return Trial(
+        trial_id=digest[:16], option=option.name, seed=seed, settings=settings, tunes=option.tunes,
+        tried=option.tried,
+    )  # fmt: skip
 
 
 def _parameters(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:

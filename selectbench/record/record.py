@@ -32,6 +32,10 @@ class Trial(Stored):
     """Draws initial weights and data order; never the split, the tokenizer or the evaluation set."""
     settings: dict[str, Any]
     """The option's choices, every dimension resolved, as a suite writes them."""
+    tunes: str | None = None
+    """The option that a trial before the contest tries settings of; None in the contest."""
+    tried: dict[str, int | float] = Field(default_factory=dict)
+    """Those settings, by path."""
 
 
 class RankMemory(Stored):

@@ -19,7 +19,7 @@ _SPOILED = (
 
 def method(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> str:
     """A list in Markdown; `done`: the completed records."""
-    lines = [_job(suite), _same_job(suite, ranking), *_deciding(ranking), _timing(suite, done)]
+    lines = [_job(suite), _same_job(suite, ranking), *_deciding(suite, ranking), _timing(suite, done)]
     lines += _evaluation(suite, done)
     lines += _meters(suite, ranking, done)
     return "\n".join(f"- {line}" for line in lines)
@@ -32,12 +32,29 @@ def _job(suite: Suite) -> str:
         f"The job: {job.task} on the {suite.device}, model {markdown(model)}; {job.max_steps:,} optimizer steps of "
         f"{job.global_batch_size:,} sequences of {job.seq_len:,} tokens ({job.tokens_per_step:,} tokens a step, "
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
-        f"{job.lr_schedule.warmup_steps:,} steps of warm-up."
+        f"{job.lr_schedule.warmup_steps:,} steps of warm-up.{_own_batches(suite)}"
+    )
+
+
+def _own_batches(suite: Suite) -> str:
+    """What options that set a global batch of their own do instead."""
+    own = {o.name: suite.job.of(o.choices) for o in suite.options}
+    told = [
+        f"{markdown(name)} {job.max_steps:,} of {job.global_batch_size:,} after {job.lr_schedule.warmup_steps:,}"
+        for name, job in own.items()
+        if job.global_batch_size != suite.job.global_batch_size
+    ]
+    if not told:
+        return ""
+    return (
+        " Options with another global batch train on as many tokens, the same sequences in the same order, in "
+        f"steps of their own, with warm-up in proportion: {'; '.join(told)}."
     )
 
 
 def _same_job(suite: Suite, ranking: Ranking) -> str:
-    rounds = f"{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
+    most = "at most " if suite.repeat else ""
+    rounds = f"{most}{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
     checked = "" if any(row.identity.violations for row in ranking.rows) else "; here no row differs undeclared"
     return (
         f"Every option trains the same job once per seed ({rounds}), each trial on its own, options interleaved; a "
@@ -50,7 +67,7 @@ def _same_job(suite: Suite, ranking: Ranking) -> str:
     )
 
 
-def _deciding(ranking: Ranking) -> list[str]:
+def _deciding(suite: Suite, ranking: Ranking) -> list[str]:
     """How claims are made, and how often they may be wrong."""
     family = ranking.family
     if family is None or not family.tests:
@@ -72,9 +89,14 @@ def _deciding(ranking: Ranking) -> list[str]:
             "matters, as a "
             f"share: {thresholds}. A constraint holds or fails when its interval lies on one side of the bound; "
             "otherwise "
-            "it is undecided. Ranks come from all pairs of options, adjusted likewise."
+            f"it is undecided. Ranks come from all pairs of options, adjusted likewise.{_looks(suite)}"
         ),
     ]
+
+
+def _looks(suite: Suite) -> str:
+    told = " All of it is adjusted for the looks of the race too: see how the race went."
+    return told if suite.repeat else ""
 
 
 def _timing(suite: Suite, done: Sequence[Record]) -> str:

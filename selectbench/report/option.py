@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from selectbench import units
 from selectbench.analysis.gpu_state import is_unclean, state_of
 from selectbench.analysis.metrics import METRICS, derive
 from selectbench.analysis.observed import observe
 from selectbench.analysis.row import Ranking
+from selectbench.analysis.summary import summarise
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.report.escape import block, markdown, table
 from selectbench.report.gpu import gpus_by_seed
 from selectbench.report.identity import not_the_same_job
 from selectbench.report.terminal import state
+from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
 _CURVE_POINTS = 12
@@ -42,7 +44,7 @@ def render(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str)
         f"{place[0].upper()}{place[1:]}; differs from the baseline {markdown(ranking.baseline)} in {differs}.{why}",
         "## Trials", _trials(own),
         *_gpus(list(last.values())),
-        *(["## Figures by seed", _figures(suite, done)] if done else []),
+        *(["## Figures by seed", _figures(suite, done, _seconds_to_loss(suite, records, name))] if done else []),
         *(["## Training loss by step", _training(done)] if done else []),
         *(["## Held-out loss by step", _heldout(done)] if any(r.evaluation_curve for r in done) else []),
         *(part for r in own if isinstance(r.outcome, Failed) and "\n" in r.outcome.detail.strip()
@@ -73,8 +75,14 @@ def _outcome(record: Record) -> tuple[str, str]:
     return "completed", markdown(f"{state.verdict}: {state.detail}", 120) if state else ""
 
 
-def _figures(suite: Suite, done: Sequence[Record]) -> str:
-    values = [derive(observe(record, suite)) for record in done]
+def _seconds_to_loss(suite: Suite, records: Sequence[Record], name: str) -> dict[int, float]:
+    """Of each seed that had the baseline's final loss."""
+    summary = next(summary for summary in summarise(suite, records)[0] if summary.name == name)
+    return {seed: place.seconds for seed, place in summary.reached.items() if place is not None}
+
+
+def _figures(suite: Suite, done: Sequence[Record], to_loss: Mapping[int, float]) -> str:
+    values = [derive(observe(record, suite)) | {SECONDS_TO_LOSS: to_loss.get(record.trial.seed)} for record in done]
     rows = [
         [name, *(METRICS[name].show(found[name]) for found in values)]
         for name in METRICS

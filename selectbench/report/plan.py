@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
@@ -10,32 +12,41 @@ from rich.table import Table
 from rich.text import Text
 
 from selectbench import units
-from selectbench.plan.estimate import Estimate
+from selectbench.analysis.search import EXTENSIONS
+from selectbench.plan.estimate import Estimate, StageCost
 from selectbench.plan.plan import Plan, PlannedOption
 
 
-def total_seconds(plan: Plan, estimate: Estimate | None) -> float | None:
+def total_seconds(costs: Sequence[StageCost]) -> float | None:
     """Expected seconds of the whole run."""
-    return sum(estimate.seconds.values()) * len(plan.suite.seeds) if estimate else None
+    return _sum([cost.seconds for cost in costs])
 
 
-def plan_as_json(plan: Plan, estimate: Estimate | None) -> str:
+def _sum(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def plan_as_json(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost] = ()) -> str:
     """The plan for other programs."""
     content: dict[str, Any] = {
         "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
         "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
-        "epochs": plan.epochs, "expected_seconds": total_seconds(plan, estimate),
+        "epochs": plan.epochs, "expected_seconds": total_seconds(costs),
+        "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
-        "options": [_option_as_json(planned, estimate) for planned in plan.options],
+        "options": [_option_as_json(plan, planned, estimate) for planned in plan.options],
         "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
                    for p in plan.trials],
     }  # fmt: skip
     return json.dumps(content, indent=2)
 
 
-def _option_as_json(planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
+def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
+    job = plan.suite.job.of(planned.option.choices)
     return {
         "option": planned.option.name, "differs_in": planned.option.differs_in,
+        "global_batch_size": job.global_batch_size, "max_steps": job.max_steps,
         "micro_batch_size": planned.option.choices.micro_batch_size,
         "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
         "strategy": planned.option.choices.strategy.model_dump(mode="json"),
@@ -45,18 +56,19 @@ def _option_as_json(planned: PlannedOption, estimate: Estimate | None) -> dict[s
     }  # fmt: skip
 
 
-def print_plan(console: Console, plan: Plan, estimate: Estimate | None, notes: list[str]) -> None:
+def print_plan(
+    console: Console, plan: Plan, estimate: Estimate | None, notes: list[str], costs: Sequence[StageCost] = ()
+) -> None:
     """What would run, for a person."""
-    suite, job = plan.suite, plan.suite.job
+    suite = plan.suite
     profile = f", profile {suite.profile}" if suite.profile else ""
     console.print(Text(f"{suite.name}: {suite.question}", style="bold"))
     console.print(Text(f"on the {suite.device}{profile}; baseline {suite.baseline}; seeds {_seeds(suite.seeds)}"))
     epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"
     console.print(
         Text(
-            f"model: {units.count(plan.parameters)} parameters; each trial: {job.max_steps} steps x "
-            f"{job.global_batch_size} sequences x {job.seq_len} tokens = {units.count(plan.tokens)} tokens, "
-            f"{epochs} epochs"
+            f"model: {units.count(plan.parameters)} parameters; each trial: {_work(plan)} = "
+            f"{units.count(plan.tokens)} tokens, {epochs} epochs"
         )
     )
     console.print(Text(f"decided by {suite.decide.objective}{_held(suite.decide.constraints)}"))
@@ -64,10 +76,17 @@ def print_plan(console: Console, plan: Plan, estimate: Estimate | None, notes: l
     for planned in plan.options:
         if planned.unsupported:
             console.print(Text(f"{planned.option.name}: unsupported: {planned.unsupported}", style="red"))
-    runs = sum(planned.unsupported is None for planned in plan.options) * len(suite.seeds)
-    console.print(Text(f"{runs} trials to run{_expected(plan, estimate)}"))
+    for line in _costs(plan, estimate, costs):
+        console.print(Text(line))
     for line in [*plan.warnings, *notes]:
         console.print(Text(f"note: {line}", style="yellow"))
+
+
+def _work(plan: Plan) -> str:
+    """`60 steps x 8 sequences x 128 tokens`; a product for each global batch where options set their own."""
+    jobs = [plan.suite.job.of(planned.option.choices) for planned in plan.options]
+    products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
+    return f"{' or '.join(products)} sequences x {plan.suite.job.seq_len} tokens"
 
 
 def _held(constraints: list[str]) -> str:
@@ -108,9 +127,23 @@ def _seeds(seeds: list[int]) -> str:
     return ", ".join(map(str, seeds))
 
 
-def _expected(plan: Plan, estimate: Estimate | None) -> str:
-    total = total_seconds(plan, estimate)
+def _costs(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost]) -> list[str]:
+    """A line for each stage where there are several, and one for all."""
+    parts = [_cost(f"{cost.title}: {cost.trials} trials", cost.seconds, cost.usd) for cost in costs[:-1]]
+    if parts:
+        last = costs[-1]
+        parts.append(_cost(f"{last.title}: {last.trials} trials", last.seconds, last.usd))
+    if plan.suite.tune is not None and len(plan.suite.tune.parameters) == 1:
+        parts.append(f"at most {EXTENSIONS} trials more of each option where a best setting lies on an edge")
+    total, usd = total_seconds(costs), _sum([cost.usd for cost in costs])
+    head = f"{sum(cost.trials for cost in costs)} trials to run"
     if estimate is None or total is None:
-        return "; the first round will tell how long they take"
+        return [*parts, f"{head}; the first round will tell how long they take"]
     source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else "a rough reckoning"
-    return f", about {units.duration(total)} in all ({source})"
+    return [*parts, f"{_cost(head, total, usd)} in all ({source})"]
+
+
+def _cost(head: str, seconds: float | None, usd: float | None) -> str:
+    parts = [head, f"about {units.duration(seconds)}" if seconds is not None else "",
+             units.usd(usd) if usd is not None else ""]  # fmt: skip
+    return ", ".join(filter(None, parts))

@@ -15,6 +15,8 @@ from selectbench.report.factors import factor_lines
 from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
 from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
+from selectbench.report.own_best import search_lines
+from selectbench.report.race import race_lines
 from selectbench.report.score_differences import difference_lines
 
 _BY_IMPORTANCE = (
@@ -34,8 +36,8 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
     console.print(Text(title, style="bold"))
     console.print(_table(ranking, console.width))
-    found = (*in_short(ranking), *notes(ranking), *_verdicts(ranking))
-    for line in (*found, *difference_lines(ranking), *factor_lines(ranking)):
+    parts = (in_short, notes, race_lines, _verdicts, difference_lines, factor_lines, search_lines)
+    for line in (line for part in parts for line in part(ranking)):
         console.print(Text(line, style="dim"))
     for warning in ranking.warnings:
         console.print(Text(f"warning: {one_line(warning)}", style="yellow"))

@@ -8,14 +8,21 @@ from selectbench.choices import Choice, Choices
 from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
-from selectbench.suite.constraint import GPU_METRICS, PER_TOKEN, QUALITY_METRICS, parse_constraint
+from selectbench.suite.batch_size import batch_size_problem
+from selectbench.suite.constraint import (
+    GPU_METRICS,
+    NEED_EVALUATION,
+    PER_TOKEN,
+    SECONDS_TO_LOSS,
+    parse_constraint,
+)
 from selectbench.suite.data import Kind, needs_tokenizer
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.evaluate import OWN_SCORE, SCORES
 from selectbench.suite.grid import Row
 from selectbench.suite.job import Job
 from selectbench.suite.own_code import own_code_problem
-from selectbench.suite.suite import CONTROL, Decide
+from selectbench.suite.suite import CONTROL, Decide, Repeat
 
 
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
@@ -30,21 +37,24 @@ def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_si
 
 def check_accumulation(rows: list[tuple[Row, Choices]], document: Node, device: str, problems: Problems) -> None:
     """Every row's step must be whole micro-batches; `auto` ranks are one on a CPU, else known when planning."""
-    size = document.at(["job", "global_batch_size"]).value
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        return
+    jobs = document.at(["job", "global_batch_size"]).value
     for row, choices in rows:
+        size = choices.global_batch_size or jobs
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            continue
         ranks = 1 if choices.world_size == "auto" and device == "cpu" else choices.world_size
         if ranks != "auto" and (problem := accumulation_problem(size, choices.micro_batch_size, ranks)):
-            problems.at(row.choices.at(["micro_batch_size"]), problem)
+            blamed = "micro_batch_size" if choices.global_batch_size is None else "global_batch_size"
+            problems.at(row.choices.at([blamed]), problem)
 
 
-def check_distinct(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
-    """No two rows may have the same name or the same choices."""
+def check_distinct(rows: list[tuple[Row, Choices]], document: Node, problems: Problems) -> None:
+    """No two rows may have the same name or the same choices, the job's global batch among them."""
+    size = document.at(["job", "global_batch_size"]).value
     seen: dict[str, str] = {}
     names: set[str] = set()
     for row, choices in rows:
-        key = choices.model_dump_json()
+        key = choices.model_copy(update={"global_batch_size": choices.global_batch_size or size}).model_dump_json()
         if row.name in names:
             problems.add(row.place, row.path, f"two options are called {row.name!r}")
         elif key in seen:
@@ -73,11 +83,14 @@ def _check_config(model: Node, problems: Problems) -> None:
 
 
 def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, problems: Problems) -> None:
-    """Every row must be able to do the job with the model and the tokenizer that it sets."""
+    """Every row must be able to do the job with the model, the tokenizer and the global batch that it sets."""
     is_text = needs_tokenizer(job.data)
     if is_text and any(job.of(choices).tokenizer is None for _, choices in rows):
         problems.at(document.at(["job"]), "required key 'tokenizer' is missing, as in {bpe: 2048}")
     for row, choices in rows:
+        size = choices.global_batch_size
+        if size is not None and (problem := batch_size_problem(job, size)):
+            problems.at(row.choices.at(["global_batch_size"]), problem)
         if choices.tokenizer is not None and not is_text:
             problems.at(row.choices.at(["tokenizer"]), "the data are tokens already: there is nothing to tokenise")
         elif choices.model is not None or choices.tokenizer is not None:
@@ -107,6 +120,16 @@ def check_seeds(document: Node, problems: Problems) -> None:
         if str(plain(node)) in seen:
             problems.at(node, f"the seed {plain(node)} is repeated")
         seen.add(str(plain(node)))
+
+
+def check_rounds(document: Node, repeat: Repeat | None, problems: Problems) -> None:
+    """Where seeds are given there must be one for every round that `repeat` may come to."""
+    seeds = document.mapping.get("seeds")
+    if repeat is None or seeds is None or len(seeds.items) >= repeat.max:
+        return
+    found = f"{len(seeds.items)} seed{'s' if len(seeds.items) != 1 else ''}"
+    way_out = f"list as many, or leave seeds out for 0 to {repeat.max - 1}"
+    problems.at(seeds, f"{found}, but repeat.max is {repeat.max} rounds: {way_out}")
 
 
 def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, problems: Problems) -> str:
@@ -142,6 +165,7 @@ def differences(choices: Choices, baseline: Choices) -> list[str]:
 def unmeasured_metrics(
     *,
     evaluates: bool,
+    on_the_way: bool,
     device: str,
     has_prices: bool,
     kind: Kind = "text",
@@ -157,8 +181,9 @@ def unmeasured_metrics(
     apart = dict.fromkeys(
         PER_TOKEN, "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
     )
-    needing = (*QUALITY_METRICS, "bytes_per_second")
-    quality = {} if evaluates else dict.fromkeys(needing, "job.eval is none")
+    quality = {} if evaluates else dict.fromkeys(NEED_EVALUATION, "job.eval is none")
+    at_end = "the loss is known at the end alone: give job.eval an every_steps below max_steps"
+    quality = {**({} if on_the_way else {SECONDS_TO_LOSS: at_end}), **quality}
     meters = dict.fromkeys(GPU_METRICS, "the job runs on the cpu, and only GPUs have meters and a price")
     prices = {"usd_per_billion_tokens": "no price is given: add `cost: {usd_per_gpu_hour: ...}`"}
     asked = {**{name: name for name in SCORES}, OWN_SCORE: '"package.module:function"'}
@@ -208,8 +233,7 @@ def without_quality(decide: Decide, *, other_tokens: bool) -> Decide:
 
     `other_tokens`: tokenizers differ, so that speed is that of a step: how much text it is, an evaluation tells.
     """
-    needing = QUALITY_METRICS | {"bytes_per_second"}
-    kept = [text for text in decide.constraints if parse_constraint(text).metric not in needing]
+    kept = [text for text in decide.constraints if parse_constraint(text).metric not in NEED_EVALUATION]
     speed = "step_time_median_seconds" if other_tokens else "tokens_per_second"
-    objective = speed if decide.objective in needing else decide.objective
+    objective = speed if decide.objective in NEED_EVALUATION else decide.objective
     return decide.model_copy(update={"constraints": kept, "objective": objective})

@@ -12,15 +12,19 @@ from selectbench.suite.evaluate import OWN_SCORE, SCORES
 
 Operator = Literal["<=", ">=", "<", ">"]
 Yardstick = Literal["baseline", "reference"]
+SECONDS_TO_LOSS = "seconds_to_baseline_loss"
+"""Training seconds until the held-out loss was the baseline's final one with the same seed."""
 METRICS = (
-    "tokens_per_second", "bytes_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss",
-    "final_perplexity",
+    "tokens_per_second", "bytes_per_second", "step_time_median_seconds", SECONDS_TO_LOSS, "peak_memory_bytes",
+    "final_loss", "final_perplexity",
     "bits_per_byte", "excess_loss", *SCORES, OWN_SCORE, "peak_device_memory_bytes", "joules_per_token",
     "usd_per_billion_tokens",
 )  # fmt: skip
 QUALITY_METRICS = frozenset({
     "final_loss", "final_perplexity", "bits_per_byte", "excess_loss", *SCORES, OWN_SCORE,
 })  # fmt: skip
+"""Those that say how well a model learnt."""
+NEED_EVALUATION = QUALITY_METRICS | {"bytes_per_second", SECONDS_TO_LOSS}
 """Those that need an evaluation."""
 GPU_METRICS = frozenset({"peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens"})
 """Those that only a run on GPUs has."""
@@ -30,12 +34,13 @@ LEAST_BARE_BYTES = 1 << 20
 """A bound in bytes without a unit below this is a unit forgotten."""
 PER_TOKEN = frozenset({
     "tokens_per_second", "final_loss", "final_perplexity", "joules_per_token", "usd_per_billion_tokens",
+    SECONDS_TO_LOSS,
 })  # fmt: skip
 """Those that say nothing where options have different tokenizers, and so mean different things by a token."""
 UTILIZATION_METRICS = ("mfu", "hfu", "matmul_rate_share")
 """Those that are shown and decide nothing."""
 THRESHOLDS = {
-    "tokens_per_second": 0.01, "bytes_per_second": 0.01, "step_time_median_seconds": 0.01,
+    "tokens_per_second": 0.01, "bytes_per_second": 0.01, "step_time_median_seconds": 0.01, SECONDS_TO_LOSS: 0.01,
     "peak_memory_bytes": 0.01,
     "peak_device_memory_bytes": 0.01, "joules_per_token": 0.01, "usd_per_billion_tokens": 0.01,
     "final_loss": 0.002, "final_perplexity": 0.01, "bits_per_byte": 0.002, "excess_loss": 0.05,
@@ -49,6 +54,7 @@ _SECONDS = {"s": 1, "ms": 1e-3, "us": 1e-6}
 _JOULES = {"J": 1, "mJ": 1e-3, "uJ": 1e-6}
 UNITS: dict[str, dict[str, float]] = {
     "peak_memory_bytes": _BYTES, "peak_device_memory_bytes": _BYTES, "step_time_median_seconds": _SECONDS,
+    SECONDS_TO_LOSS: {**_SECONDS, "min": 60, "h": 3600},
     "joules_per_token": _JOULES, "usd_per_billion_tokens": {"USD": 1}, "tokens_per_second": {"tokens/s": 1},
     "bytes_per_second": {"B/s": 1},
     "final_loss": {"nats": 1}, "excess_loss": {"nats": 1}, "bits_per_byte": {"bits": 1},
@@ -92,6 +98,11 @@ def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
     if metric not in METRICS:
         hint = did_you_mean(metric, METRICS) or f" (known: {', '.join(METRICS)})"
         raise ValueError(f"unknown metric {metric!r}{hint}")
+    if metric == SECONDS_TO_LOSS and against == "reference":
+        raise ValueError(
+            f"{metric} is to a loss of the run's own, so runs do not compare by it: take final_loss and "
+            "tokens_per_second"
+        )
     if times and yardstick != against:
         raise ValueError(f"{text!r}: expected `{number}x {against}`, found `{number}x {yardstick}`")
     value = _finite(number) * (_factor(metric, unit) if unit else 1)

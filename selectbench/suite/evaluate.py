@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 from selectbench.choices import OwnName
 from selectbench.strict import Strict
 
-Steps = Annotated[int, Field(ge=1, le=10_000_000)]
+MOST_STEPS = 10_000_000
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 BuiltInScore = Literal["bleu", "chrf", "rouge_l", "exact_match", "token_f1"]
 SCORES: tuple[str, ...] = ("bleu", "chrf", "rouge_l", "exact_match", "token_f1")
 """Scores of generated text against references, by name; all from 0 to 100, more is better."""

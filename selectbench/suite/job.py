@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -114,13 +116,39 @@ class Job(Strict):
         return None
 
     def of(self, choices: Choices) -> Job:
-        """The job as an option does it: with the model, the tokenizer and the schedule's shape that it sets."""
+        """The job as an option does it: with the model, tokenizer, schedule and global batch that it sets."""
         model = choices.model or self.model
         chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
         tokenizer = chosen if needs_tokenizer(self.data) else None
         shape = choices.optimizer.schedule_shape or self.lr_schedule.name
         schedule = self.lr_schedule.model_copy(update={"name": shape})
-        return self.model_copy(update={"model": model, "tokenizer": tokenizer, "lr_schedule": schedule})
+        own = self.model_copy(update={"model": model, "tokenizer": tokenizer, "lr_schedule": schedule})
+        return own.in_batches_of(choices.global_batch_size or self.global_batch_size)
+
+    def in_batches_of(self, size: int) -> Job:
+        """The same tokens in optimizer steps of `size` sequences.
+
+        Steps, warm-up of the learning rate and the steps between evaluations change in proportion, each to the
+        nearest whole number and at least 1 where it was; `suite.batch_size` refuses sizes for which steps and
+        evaluations are not whole. What timing leaves out is the machine's warm-up and stays in steps.
+        """
+        if size == self.global_batch_size:
+            return self
+
+        def scaled(steps: int) -> int:
+            return max(min(1, steps), round(steps * self.global_batch_size / size))
+
+        changed: dict[str, object] = {"global_batch_size": size, "max_steps": scaled(self.max_steps)}
+        warmup = scaled(self.lr_schedule.warmup_steps)
+        changed["lr_schedule"] = self.lr_schedule.model_copy(update={"warmup_steps": warmup})
+        if isinstance(self.eval, Eval) and self.eval.every_steps is not None:
+            changed["eval"] = self.eval.model_copy(update={"every_steps": scaled(self.eval.every_steps)})
+        return self.model_copy(update=changed)
+
+    def steps_for_all(self, steps: int, sizes: Iterable[int]) -> int:
+        """The least number of steps, `steps` or more and at most the job's, whose tokens all sizes divide."""
+        unit = math.lcm(*(size // math.gcd(size, self.global_batch_size) for size in sizes))
+        return min(self.max_steps, -(-steps // unit) * unit)
 
     @property
     def scored(self) -> frozenset[str]:
@@ -146,6 +174,12 @@ class Job(Strict):
     def gradient_accumulation_steps(self, micro_batch_size: int, world_size: int) -> int:
         """Micro-batches per optimizer step and rank; the suite's check has made sure that they are whole."""
         return self.global_batch_size // (micro_batch_size * world_size)
+
+    @property
+    def evaluates_on_the_way(self) -> bool:
+        """Whether the held-out loss is known before the last step too."""
+        every = self.eval.every_steps if isinstance(self.eval, Eval) else None
+        return every is not None and every < self.max_steps
 
     @property
     def evaluates(self) -> bool:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from selectbench.choices import Choices
 from selectbench.errors import did_you_mean
+from selectbench.suite.auto_size import with_sizes_searched
 from selectbench.suite.check import (
     check_accumulation,
     check_constraints,
@@ -24,6 +25,7 @@ from selectbench.suite.check import (
     check_gate,
     check_interpreters,
     check_jobs,
+    check_rounds,
     check_seeds,
     chosen_baseline,
     differences,
@@ -31,6 +33,7 @@ from selectbench.suite.check import (
     unmeasured_metrics,
     without_quality,
 )
+from selectbench.suite.check_tune import check_tune
 from selectbench.suite.data import kind_of
 from selectbench.suite.document import Node, Place, Problems, read_document
 from selectbench.suite.grid import Row, excluded, rows_of
@@ -127,7 +130,7 @@ def _prepared(top: Node, profile: str | None, path: Path, request: _Request | No
     named = (
         document if "name" in document.mapping else document.with_entries(name=Node(stem, document.place, "name"))
     )
-    return with_absolute_paths(named, path.resolve().parent)
+    return with_absolute_paths(with_sizes_searched(named, problems), path.resolve().parent)
 
 
 def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Problems) -> None:
@@ -151,15 +154,17 @@ def _suite(
     content: SuiteFile | None = validate(SuiteFile, document, problems)
     names, rows = _rows(document, path.resolve().parent, from_command_line=bool(request.axes), problems=problems)
     check_accumulation(rows, document, device, problems)
-    check_distinct(rows, problems)
+    check_distinct(rows, document, problems)
     if require_files:
         check_interpreters(rows, problems)
     check_seeds(document, problems)
     quick = request.quick or (content is not None and content.quick)
+    check_rounds(document, None if quick or content is None else content.repeat, problems)
     evaluates = quick or document.at(["job", "eval"]).value != "none"
     other_tokens = content is not None and tokenizers_differ([choices for _, choices in rows], content.job)
     unmeasured = unmeasured_metrics(
-        evaluates=evaluates, device=device, has_prices="cost" in document.mapping, other_tokens=other_tokens,
+        evaluates=evaluates, on_the_way=quick or content is None or content.job.evaluates_on_the_way, device=device,
+        has_prices="cost" in document.mapping, other_tokens=other_tokens,
         kind=kind_of(content.job.data) if content else "text",
         scored=content.job.scored if content else frozenset(),
     )  # fmt: skip
@@ -168,6 +173,8 @@ def _suite(
     check_constraints(document, problems, unmeasured)
     check_gate(document, problems, unmeasured)
     check_control(document, names, problems)
+    if content is not None:
+        check_tune(content, [choices for _, choices in rows], document, device, problems)
     baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
     if problems.found or content is None:
         return None
@@ -192,20 +199,33 @@ def _assembled(
     quick: bool,
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
-    job = _quickened(content.job) if quick else content.job
+    sizes = [c.global_batch_size or content.job.global_batch_size for _, c in rows]
+    job = _quickened(content.job, sizes) if quick else content.job
     apart = tokenizers_differ([c for _, c in rows], job)
     decide = _by_bytes(content.decide) if apart else content.decide
     options = [Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows]
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
         options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
-        baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
+        baseline=baseline, seeds=_seeds(content, quick=quick), repeat=None if quick else content.repeat,
         decide=decide if job.evaluates else without_quality(decide, other_tokens=apart),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
         control=content.control, gate=content.gate,
+        tune=None if quick else content.tune, best_of=None if quick else content.best_of,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate"}
+    given |= {key for key in ("tune", "best_of", "repeat") if getattr(suite, key) is not None}
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
+
+
+def _seeds(content: SuiteFile, *, quick: bool) -> list[int]:
+    """One for each round that there may be."""
+    if quick:
+        return content.seeds[:1]
+    if content.repeat is None:
+        return content.seeds
+    given = content.seeds if "seeds" in content.model_fields_set else list(range(content.repeat.max))
+    return given[: content.repeat.max]
 
 
 def _by_bytes(decide: Decide) -> Decide:
@@ -214,8 +234,9 @@ def _by_bytes(decide: Decide) -> Decide:
     return decide.model_copy(update={k: v for k, v in defaults.items() if k not in decide.model_fields_set})
 
 
-def _quickened(job: Job) -> Job:
-    steps = min(job.max_steps, QUICK_STEPS)
+def _quickened(job: Job, sizes: Sequence[int]) -> Job:
+    """`sizes`: global batches of the options, for which the tokens must be the same."""
+    steps = job.steps_for_all(QUICK_STEPS, sizes)
     schedule = job.lr_schedule.model_copy(update={"warmup_steps": min(job.lr_schedule.warmup_steps, steps)})
     return job.model_copy(update={"eval": "none", "max_steps": steps, "lr_schedule": schedule})
 

@@ -12,6 +12,7 @@ from pydantic.json_schema import models_json_schema
 
 from selectbench.choices import Choices
 from selectbench.documented import DescribedSchema
+from selectbench.suite.auto_size import AUTO
 from selectbench.suite.grid import DIMENSIONS
 from selectbench.suite.suitefile import SuiteFile
 
@@ -26,6 +27,9 @@ def json_schema() -> Schema:
     _, generated = models_json_schema(models, ref_template=template, schema_generator=DescribedSchema)  # type: ignore[arg-type]
     definitions = {name: _in_pieces(definition) for name, definition in generated["$defs"].items()}
     definitions["Choices"]["properties"]["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
+    sizes = definitions["Choices"]["properties"]
+    number = {key: sizes["micro_batch_size"].pop(key) for key in ("type", "minimum", "maximum")}
+    sizes["micro_batch_size"]["anyOf"] = [number, {"const": AUTO}]
     top = definitions.pop("SuiteFile")
     properties = top["properties"]
     for key, shape in _shapes(definitions["Choices"]).items():

@@ -11,10 +11,11 @@ from selectbench.errors import did_you_mean
 from selectbench.strict import Strict
 from selectbench.suite.constraint import METRICS, THRESHOLDS, undecidable_reason
 from selectbench.suite.job import Job
+from selectbench.suite.search_space import Values
+from selectbench.suite.tune import BestOf, Seed, Tune
 
 CONTROL = "control"
 """The name of the baseline's second row."""
-Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 
 
 class Decide(Strict):
@@ -22,7 +23,7 @@ class Decide(Strict):
 
     objective: Literal[
         "tokens_per_second", "bytes_per_second", "peak_memory_bytes", "final_loss", "final_perplexity",
-        "bits_per_byte", "excess_loss",
+        "bits_per_byte", "excess_loss", "seconds_to_baseline_loss",
         "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
         "step_time_median_seconds", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
     ] = "tokens_per_second"  # fmt: skip
@@ -53,6 +54,23 @@ class Decide(Strict):
                 hint = did_you_mean(metric, METRICS) or f" (known: {', '.join(METRICS)})"
                 raise ValueError(f"unknown metric {metric!r}{hint}")
         return thresholds
+
+
+class Repeat(Strict):
+    """Rounds until what is asked is decided: options about which everything is decided stop before the others."""
+
+    min: Annotated[int, Field(ge=2)]
+    """Rounds that every option runs; two at least, as one tells no spread."""
+    max: int
+    """Rounds after which it ends, whatever is still open."""
+    until: Literal["decided"] = "decided"
+    """What ends it sooner: every comparison is decided or shown equivalent within its threshold."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Repeat:
+        if self.max < self.min:
+            raise ValueError(f"max: {self.max} is less than min, {self.min}")
+        return self
 
 
 class Limits(Strict):
@@ -104,6 +122,10 @@ class Option(Strict):
     """Every dimension, resolved."""
     differs_in: list[str]
     """Dimensions in which it differs from the baseline, `optimizer.lr` where only a setting does."""
+    tunes: str | None = None
+    """The option that this one is a trial setting of, in the suite of a tuning stage; None: a row of its own."""
+    tried: Values = Field(default_factory=dict)
+    """What is tried then, by path."""
 
 
 class Suite(Strict):
@@ -126,7 +148,9 @@ class Suite(Strict):
     baseline: str
     """The option that the others are compared with."""
     seeds: list[Seed]
-    """One round each."""
+    """One round each; with `repeat` the most that there may be."""
+    repeat: Repeat | None = None
+    """When options stop before the last round; None: each runs every one."""
     decide: Decide
     """What decides."""
     limits: Limits
@@ -137,12 +161,22 @@ class Suite(Strict):
     """How the GPUs are watched."""
     control: bool = False
     """Whether the baseline runs a second time, as the option CONTROL."""
+    tune: Tune | None = None
+    """Settings that each option takes at their best; None: none."""
+    best_of: BestOf | None = None
+    """Settings that each option takes at their fastest; None: none."""
     gate: list[str] = Field(default_factory=list)
     """Limits that `selectbench gate` holds a run to."""
     code: list[str] = Field(default_factory=list)
     """Folders of own code, absolute."""
     resolved: dict[str, Any]
     """The merged file as plain data: loading it again gives this suite; written as `suite.yaml`."""
+
+    @model_validator(mode="after")
+    def _has_a_seed_for_every_round(self) -> Suite:
+        if self.repeat and len(self.seeds) != self.repeat.max:
+            raise ValueError(f"seeds: {len(self.seeds)} for at most {self.repeat.max} rounds")
+        return self
 
     def option(self, name: str) -> Option:
         """The option of that name. Raises KeyError."""

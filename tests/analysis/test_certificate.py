@@ -33,6 +33,15 @@ OTHER: dict[str, Any] = {
 }  # fmt: skip
 
 
+HALVES: dict[str, Any] = {"global_batch_size": 8, "micro_batch_size": 8}
+IN_HALVES: dict[str, Any] = {
+    "token_stream_sha256": "e" * 64, "tokens_per_step": 1024, "steps_requested": 120, "steps_applied": 120,
+    "learning_rate_shape_sha256": shape_sha256(shares(LrSchedule(), 120)), "first_step_loss": 7.8,
+    "first_step_gradient_norm": 1.9,
+}  # fmt: skip
+"""What a trial in steps of half the job's sequences is found to have."""
+
+
 def statuses(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:
     found = compare(ours, theirs, declared)
     return {name: found.get(name, "same") for name in FIELDS}
@@ -79,6 +88,7 @@ def test_an_undeclared_difference_is_named_with_both_values(field: str) -> None:
         ({"attention": {"name": "eager"}}, {"attention": "eager"}),
         ({"compile": {"name": "default"}}, {"compiled": True}),
         ({"micro_batch_size": 4}, {"gradient_accumulation_steps": 4}),
+        (HALVES, IN_HALVES),
         ({"framework": {"name": "hf_trainer"}}, {"framework": "transformers.Trainer"}),
         ({"micro_batch_size": 8, "world_size": 2, "strategy": {"name": "ddp"}},
          {"world_size": 2, "strategy": "DistributedDataParallel", "reduction_dtype": "float32"}),
@@ -92,6 +102,32 @@ def test_a_difference_that_a_choice_declares(choices: dict[str, Any], changes: d
     assert found.violations == []
     assert set(found.differs_as_declared) == changes.keys() - {"reduction_dtype"}
     assert found.not_verified == []
+
+
+@pytest.mark.parametrize(
+    ("field", "found", "asked"),
+    [("tokens_per_step", 2048, 1024), ("steps_requested", 60, 120), ("steps_applied", 119, 120),
+     ("gradient_accumulation_steps", 2, 1),
+     ("learning_rate_shape_sha256", "e" * 64, IN_HALVES["learning_rate_shape_sha256"])],
+)  # fmt: skip
+def test_another_global_batch_trains_on_all_the_tokens_by_its_own_schedule(
+    field: str, found: object, asked: object
+) -> None:
+    (violation,) = against_fp32(HALVES, **{**IN_HALVES, field: found}).violations
+    assert (violation.field, violation.asked, violation.option) == (field, asked, found)
+
+
+@pytest.mark.parametrize("field", ["initial_weights_sha256", "evaluation_set_sha256", "optimizer", "parameters"])
+def test_another_global_batch_declares_nothing_else(field: str) -> None:
+    (violation,) = against_fp32(HALVES, **{**IN_HALVES, field: OTHER[field]}).violations
+    assert violation.field == field
+
+
+def test_dropout_has_other_masks_in_another_global_batch() -> None:
+    suite = make_suite("fp32", ("other", HALVES))
+    records = [make_record("fp32", s, identity={"dropout": 0.1}) for s in range(3)]
+    records += [make_record("other", s, identity={**IN_HALVES, "dropout": 0.1}) for s in range(3)]
+    assert certificates(suite, records)["other"].not_verified == [MASKS]
 
 
 SCHEDULE_FREE = {"optimizer": {"name": "schedule_free_adamw", "lr": 1e-3}}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from made_records import make_failure, make_meters, make_record, make_suite, speed
 
+from selectbench.analysis.crossing import crossing
 from selectbench.analysis.ranking import Ranking, Row, rank
-from selectbench.analysis.to_loss import crossing
 from selectbench.record.record import EvaluationPoint, Record
 
 SAME = {"compute_dtype": "float32"}

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from selectbench.errors import UserError
 from selectbench.launch import order
+from selectbench.launch.preparation import prepare_data
 from selectbench.record.run_folder import WEIGHTS, weights_folder
+from selectbench.suite.load import load_suite
 
 
 @pytest.mark.parametrize(
@@ -45,3 +48,23 @@ def test_weights_are_gone_before_and_after_a_run_however_it_ends(tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         interrupted_run()
     assert not weights.exists()
+
+
+def test_the_text_must_be_enough_for_every_options_own_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.txt").write_text(
+        "\n\n".join(f"Document {n} has a line of its own, {n * n}." for n in range(400))
+    )
+    (tmp_path / "mine.yaml").write_text(
+        "job:\n  model: {family: gpt2, n_layer: 1, n_embd: 32, n_head: 2}\n  data: {text: [a.txt]}\n"
+        "  tokenizer: {bytes: true}\n  seq_len: 16\n  global_batch_size: 8\n  max_steps: 512\n"
+        "choices: {optimizer: {name: adamw, lr: 1e-3}, micro_batch_size: 8}\n"
+        "options: {small: {}, large: {global_batch_size: 4096}}\nbaseline: small\n"
+    )
+    suite = load_suite(str(tmp_path / "mine.yaml"), device="cpu")
+    with pytest.raises(UserError, match="less than one batch of global_batch_size 4096"):
+        prepare_data(suite, lambda _: None)
+    smaller = suite.model_copy(update={"options": suite.options[:1]})
+    assert list(prepare_data(smaller, lambda _: None)) == ["small"]

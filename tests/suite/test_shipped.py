@@ -13,13 +13,16 @@ from selectbench.suite.shipped import find, names, template
 CORPUS_TOKENS = 1_800_000
 """A low estimate of the corpus under a vocabulary of 512."""
 
+CORPUS_BYTES = 3_930_000
+"""The same of its text for training."""
+
 
 GPT2 = ["accumulation", "distributed", "framework", "optimizer", "precision", "scaling"]
 TASKS = ["architecture", "finetuning", "known_floor", "pretrained", "tokenizer", "translation"]
 
 
 def test_the_suites_that_are_shipped():
-    assert names() == sorted(GPT2 + TASKS)
+    assert names() == sorted(GPT2 + TASKS + ["batch_size"])
 
 
 @pytest.mark.parametrize("name", GPT2)
@@ -53,6 +56,24 @@ def test_the_suites_of_tasks_load_for_both_devices(name, device):
         assert suite.decide.objective == "bits_per_byte"
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_batch_size_trains_on_the_same_tokens_and_is_tuned(device):
+    suite = load_suite("batch_size", device=device)
+    jobs = [suite.job.of(o.choices) for o in suite.options]
+    assert len({job.max_steps * job.tokens_per_step for job in jobs}) == 1
+    sizes = {"cpu": [4, 8, 16, 32], "cuda": [16, 32, 64, 128, 256]}
+    assert sorted(job.global_batch_size for job in jobs) == sizes[device]
+    assert (suite.decide.objective, list(suite.tune.parameters)) == ("seconds_to_baseline_loss", ["optimizer.lr"])
+    evaluations = {job.max_steps / job.eval.every_steps for job in jobs}
+    assert evaluations == {12.0 if device == "cpu" else 7.0}
+
+
+def test_the_cuda_profile_of_batch_sizes_trains_gpt2_124m_within_four_epochs():
+    suite = load_suite("batch_size", device="cuda")
+    assert suite.job.model.parameters(50304, 1024) == pytest.approx(124e6, rel=0.01)
+    assert suite.job.max_steps * suite.job.tokens_per_step < 4 * CORPUS_BYTES
+
+
 def test_architectures_are_about_equally_large():
     for device, vocab_size in (("cpu", 2048), ("cuda", 2048)):
         suite = load_suite("architecture", device=device)
@@ -69,8 +90,8 @@ def test_the_suites_ask_about_what_they_are_named_after():
         "fp32", "tf32", "bf16_mixed", "fp16_mixed", "bf16_master", "bf16_pure",
     ]  # fmt: skip
     assert {o.choices.optimizer.name for o in optimizer.options} == {
-        "adamw", "sgd", "adam", "adafactor", "lion", "muon", "adamw_8bit", "paged_adamw_8bit", "lion_8bit",
-        "ademamix_8bit",
+        "adamw", "sgd", "adam", "adafactor", "lion", "muon", "adamw_8bit", "lion_8bit",
+        "ademamix_8bit", "schedule_free_adamw",
     }  # fmt: skip
     cuts = [accumulation.job.global_batch_size // o.choices.micro_batch_size for o in accumulation.options]
     assert cuts == [1, 2, 4, 8, 1]

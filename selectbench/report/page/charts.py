@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 
 from selectbench import units
@@ -13,21 +12,13 @@ from selectbench.record.record import EvaluationPoint, Record
 from selectbench.report.counting import Counting
 from selectbench.report.escape import one_line
 from selectbench.report.page import series
+from selectbench.report.page.chart import Chart
 from selectbench.report.page.pareto import NOTE, pareto_picture
+from selectbench.report.page.search import search_charts
 from selectbench.report.page.svg import Picture, wants_log, x_scale, y_scale
 
 _NAMES = 150.0
 """Room for options' names beside a picture."""
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A picture with its heading, its legend and a sentence on how to read it."""
-
-    heading: str
-    svg: str
-    legend: list[tuple[str, int]]
-    note: str
 
 
 def charts(ranking: Ranking, done: Counting) -> list[Chart]:
@@ -39,6 +30,7 @@ def charts(ranking: Ranking, done: Counting) -> list[Chart]:
         _loss(ranking, done, "Held-out loss against time", "training seconds, evaluation excluded",
               lambda p: p.training_seconds, lambda v: f"{v:g}"),
         _steps(ranking, done),
+        *search_charts(ranking),
         _meter(ranking, done, "Memory in use over a trial", "memory of the GPU", _memory, units.size),
         _meter(ranking, done, "Power over a trial", "power", _power, units.watts),
     ]  # fmt: skip

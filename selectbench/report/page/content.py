@@ -19,10 +19,12 @@ from selectbench.report.figures import against_baseline, figure, known_columns, 
 from selectbench.report.flat import flat
 from selectbench.report.identity import in_full
 from selectbench.report.method import method
+from selectbench.report.own_best import SEARCH_NOTE, search_cost, search_tables
 from selectbench.report.page.charts import charts
 from selectbench.report.page.interval import interval_bars
 from selectbench.report.page.learnt import learnt
 from selectbench.report.page.series import without_meters
+from selectbench.report.race import HEADS, race_notes, race_rows, race_summary
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import by_option, to_loss_figure
 from selectbench.suite.suite import Suite
@@ -51,8 +53,9 @@ def content(
         "facts": _facts(suite, ranking, environment), "verdicts": _verdicts(ranking),
         "settings": _settings(ranking),
         "warnings": [one_line(w) for w in ranking.warnings], "columns": _columns(ranking), "rows": _rows(ranking),
-        "notes": _notes(ranking), "open": _open(ranking), "failures": _failures(ranking),
-        "factors": _factors(ranking), "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
+        "race": _race(suite, ranking), "notes": _notes(ranking), "open": _open(ranking),
+        "failures": _failures(ranking), "factors": _factors(ranking), "search": _search(ranking),
+        "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
         "charts": charts(ranking, counted), "meters": "" if has_meters else without_meters(records),
         "learnt": learnt(ranking, counted), "text": cleaning_lines(environment.get("data") or {}),
         "identity": in_full(ranking), "certificates": _certificates(ranking),
@@ -163,6 +166,14 @@ def _open(ranking: Ranking) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
+def _race(suite: Suite, ranking: Ranking) -> dict[str, Any] | None:
+    if ranking.race is None or suite.repeat is None:
+        return None
+    rows = [[one_line(cell) for cell in cells] for cells in race_rows(ranking.race)]
+    notes = race_notes(suite.repeat, ranking.race)
+    return {"summary": race_summary(ranking.race), "heads": HEADS, "rows": rows, "notes": notes}
+
+
 def _failures(ranking: Ranking) -> list[dict[str, str]]:
     found: dict[tuple[str, str, str], list[str]] = {}
     for row in ranking.rows:
@@ -186,6 +197,18 @@ def _factors(ranking: Ranking) -> dict[str, Any] | None:
         "effects": [[one_line(e.factor), one_line(e.level), one_line(e.against), with_ends(e.ratio, e.low, e.high)]
                     for e in view.effects],
         "interactions": [[one_line(together(i)), with_ends(i.ratio, i.low, i.high)] for i in view.interactions],
+    }  # fmt: skip
+
+
+def _search(ranking: Ranking) -> dict[str, Any] | None:
+    if ranking.search is None:
+        return None
+    return {
+        "cost": search_cost(ranking.search), "note": SEARCH_NOTE,
+        "tables": [
+            {"title": title, "heads": heads, "rows": [[one_line(cell, 200) for cell in row] for row in rows]}
+            for title, heads, rows in search_tables(ranking.search)
+        ],
     }  # fmt: skip
 
 

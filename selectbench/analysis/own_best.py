@@ -1,0 +1,213 @@
+"""How each option came to its own best, as ranking.json says it. Every key is documented here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from selectbench.analysis.formulas import peak_memory_bytes
+from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.search import (
+    Attempt,
+    Attempts,
+    Key,
+    best,
+    edge,
+    fastest,
+    speed_attempts,
+    tuning_attempts,
+)
+from selectbench.analysis.shown import Shown
+from selectbench.record.record import Completed, FailureKind, Record
+from selectbench.suite.job import Job
+from selectbench.suite.search_space import Axis, axes_of
+from selectbench.suite.stage import MICRO_BATCH_SIZE, speed_job, tuned_options, tuning_job
+from selectbench.suite.suite import Option, Suite
+from selectbench.suite.tune import Tune
+
+FLAT = 0.01
+"""Share of the best within which a value is as good."""
+
+
+class Tried(Shown):
+    """One setting and what came of it."""
+
+    values: dict[str, int | float]
+    """By path."""
+    value: float | None
+    """Of the metric that is searched by; None: it failed."""
+    peak_memory_bytes: float | None
+    """Of the trial; None: not known."""
+    outcome: Literal["completed"] | FailureKind
+    """How the trial ended."""
+    chosen: bool
+    """Whether the contest takes it."""
+
+
+class OwnBest(Shown):
+    """One option's search."""
+
+    option: str
+    metric: str
+    """What is searched by."""
+    tried: list[Tried]
+    """In the order of the values."""
+    chosen: dict[str, int | float] | None
+    """What the contest takes; None: nothing worked, it takes what the suite says."""
+    extensions: int
+    """Values beyond, or between, those that were planned first."""
+    edge: Literal["low", "high"] | None
+    """The end of what was tried that the best lies on even so; None: it lies within."""
+    flat_low: float | None
+    """Lower end of the values within 1 % of the best, in straight lines between those tried; None: of several
+    settings at once."""
+    flat_high: float | None
+    """Its upper end."""
+    flat_is_open: bool
+    """Whether it reaches an end of what was tried: it may be wider."""
+    source: str | None
+    """Where the range comes from; None: the suite."""
+    trials: int
+    tokens: int
+    """That all the trials were to train on."""
+    wall_seconds: float
+    """Of all its trials."""
+
+
+class Search(Shown):
+    """Everything before the contest, and what it cost."""
+
+    sizes: list[OwnBest]
+    """The fastest micro-batch size of each option; empty: not searched."""
+    tuning: list[OwnBest]
+    """The best settings of each option; empty: not tuned."""
+    seed: int | None
+    """Of tuning, which the contest does not use; None: not tuned."""
+    wall_seconds: float
+    """Of all trials before the contest."""
+    contest_wall_seconds: float
+    """Of all trials of the contest."""
+
+
+def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search | None:
+    """Of a suite as declared; `sized`: the same with the chosen micro-batch sizes. None: nothing was searched."""
+    if declared.tune is None and declared.best_of is None:
+        return None
+    before = [r.wall_seconds for r in records if r.phase == "tune"]
+    contest = [r.wall_seconds for r in records if r.phase == "contest"]
+    return Search(
+        sizes=_sizes(declared, speed_attempts(declared, records)) if declared.best_of else [],
+        tuning=_tuning(sized, tuning_attempts(sized, records)) if declared.tune else [],
+        seed=declared.tune.seed if declared.tune else None,
+        wall_seconds=math.fsum(before), contest_wall_seconds=math.fsum(contest),
+    )  # fmt: skip
+
+
+def _sizes(suite: Suite, attempts: Attempts) -> list[OwnBest]:
+    assert suite.best_of is not None
+    found = []
+    for option in tuned_options(suite):
+        job = speed_job(suite).of(option.choices)
+        own = _ordered(attempts.get(option.name, {}))
+        chosen = fastest(attempts.get(option.name, {}))
+        on_edge = _end_of(own, chosen, suite.job.of(option.choices))
+        found.append(
+            OwnBest(
+                option=option.name,
+                metric="tokens_per_second",
+                tried=[_tried(a, chosen) for a in own],
+                chosen=chosen.values if chosen else None,
+                extensions=0,
+                edge=on_edge,
+                flat_low=None,
+                flat_high=None,
+                flat_is_open=False,
+                source=None,
+                trials=len(own),
+                tokens=len(own) * job.max_steps * job.tokens_per_step,
+                wall_seconds=_wall(own),
+            )
+        )
+    return found
+
+
+def _tuning(suite: Suite, attempts: Attempts) -> list[OwnBest]:
+    assert suite.tune is not None
+    return [
+        _tuned(suite, suite.tune, option, _ordered(attempts.get(option.name, {})))
+        for option in tuned_options(suite)
+    ]
+
+
+def _tuned(suite: Suite, tune: Tune, option: Option, own: list[Attempt]) -> OwnBest:
+    chosen, axes = best(tune, own), axes_of(tune, option.choices)
+    alone = axes[0] if len(axes) == 1 and len(own) > 1 else None
+    low, high, is_open = flat_range(tune, alone, own) if alone else (None, None, False)
+    from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
+    job = tuning_job(suite).of(option.choices)
+    return OwnBest(
+        option=option.name, metric=tune.metric, tried=[_tried(a, chosen) for a in own],
+        chosen=chosen.values if chosen else None, extensions=max(0, len(own) - tune.first_trials),
+        edge=edge(tune, alone, own) if alone and chosen else None, flat_low=low, flat_high=high,
+        flat_is_open=is_open, source=option.choices.optimizer.lr_range_source if from_class else None,
+        trials=len(own), tokens=len(own) * job.max_steps * job.tokens_per_step, wall_seconds=_wall(own),
+    )  # fmt: skip
+
+
+def _ordered(attempts: Mapping[Key, Attempt]) -> list[Attempt]:
+    return [attempts[key] for key in sorted(attempts)]
+
+
+def _wall(own: Sequence[Attempt]) -> float:
+    return math.fsum(a.record.wall_seconds for a in own)
+
+
+def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
+    outcome = attempt.record.outcome
+    done = isinstance(outcome, Completed)
+    return Tried(
+        values=attempt.values, value=attempt.value, chosen=attempt is chosen,
+        outcome="completed" if isinstance(outcome, Completed) else outcome.kind,
+        peak_memory_bytes=peak_memory_bytes(outcome.measurement) if done else None,  # type: ignore[union-attr]
+    )  # fmt: skip
+
+
+def _end_of(own: Sequence[Attempt], chosen: Attempt | None, job: Job) -> Literal["high"] | None:
+    """`high` where the largest was the fastest and one twice as large would cut the step too."""
+    if chosen is None or chosen is not own[-1]:
+        return None
+    ranks = chosen.record.identity.world_size if chosen.record.identity else 1
+    return None if job.global_batch_size % (2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks) else "high"
+
+
+def flat_range(tune: Tune, axis: Axis, own: Sequence[Attempt]) -> tuple[float | None, float | None, bool]:
+    """The values around the best whose figure is within FLAT of it, and whether that reaches an end.
+
+    Between two that were tried the figure is taken to change in a straight line over the axis's scale; a value that
+    failed ends the range at the one before it.
+    """
+    chosen = best(tune, own)
+    if chosen is None or chosen.value is None:
+        return None, None, False
+    sign = -1.0 if METRICS[tune.metric].better == "more" else 1.0
+    bound = sign * chosen.value + FLAT * abs(chosen.value)
+    place = own.index(chosen)
+    down, low_open = _reach(axis, own[: place + 1][::-1], sign, bound)
+    up, high_open = _reach(axis, own[place:], sign, bound)
+    return down, up, low_open or high_open
+
+
+def _reach(axis: Axis, path: Sequence[Attempt], sign: float, bound: float) -> tuple[float, bool]:
+    """How far along the path from the best the figure stays within the bound, and whether the path ends first."""
+    here = path[0]
+    for following in path[1:]:
+        if following.value is None:
+            return here.values[axis.path], False
+        assert here.value is not None
+        before, after = sign * here.value, sign * following.value
+        if after > bound:
+            ends = [axis.share(attempt.values[axis.path]) for attempt in (here, following)]
+            return axis.at(ends[0] + (bound - before) / (after - before) * (ends[1] - ends[0])), False
+        here = following
+    return here.values[axis.path], True

@@ -1,0 +1,114 @@
+"""What tuning and the search for the fastest ask of a suite: settings that options have, seeds of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from selectbench.choices import Choice, Choices
+from selectbench.errors import did_you_mean
+from selectbench.suite.document import Node, Problems
+from selectbench.suite.evaluate import OWN_SCORE, SCORES
+from selectbench.suite.grid import DIMENSIONS
+from selectbench.suite.job import Job
+from selectbench.suite.search_space import axis, has
+from selectbench.suite.suitefile import SuiteFile
+from selectbench.suite.tune import BestOf, Range, Tune
+
+
+def check_tune(
+    content: SuiteFile, rows: Sequence[Choices], document: Node, device: str, problems: Problems
+) -> None:
+    """Notes what is wrong, with its place."""
+    if content.tune is not None:
+        _check_seed(content.tune.seed, content, document.at(["tune"]), problems)
+        _check_quality(content, document.at(["tune"]), problems)
+        for path, found in content.tune.parameters.items():
+            _check_parameter(path, found, rows, document.at(["tune", "parameters"]).mapping[path], problems)
+        _check_every_row(content.tune, rows, document.at(["tune", "parameters"]), problems)
+    if content.best_of is not None:
+        _check_seed(content.best_of.seed, content, document.at(["best_of"]), problems)
+        _check_sizes(content.best_of, content.job, rows, document.at(["best_of", "micro_batch_size"]), problems)
+
+
+def _check_seed(seed: int, content: SuiteFile, node: Node, problems: Problems) -> None:
+    rounds = content.repeat.max if content.repeat and "seeds" not in content.model_fields_set else 0
+    if seed in content.seeds or seed < rounds:
+        problems.at(
+            node.mapping.get("seed", node),
+            f"the contest uses seed {seed} too: what was chosen on a seed is flattered by it; give another `seed`",
+        )
+
+
+def _check_quality(content: SuiteFile, node: Node, problems: Problems) -> None:
+    tune, job = content.tune, content.job
+    assert tune is not None
+    if not job.evaluates:
+        problems.at(node, "tuning needs an evaluation, but job.eval is none")
+    elif tune.metric in (*SCORES, OWN_SCORE) and tune.metric not in job.scored:
+        problems.at(node.mapping.get("metric", node), f"{tune.metric} is not among job.eval.scores")
+    steps = tune.budget.steps(job.max_steps)
+    if steps > job.max_steps:
+        place = node.at(["budget", "max_steps"]) if "budget" in node.mapping else node
+        problems.at(place, f"a tuning trial of {steps} steps is longer than the job's {job.max_steps}")
+
+
+def _check_parameter(path: str, found: Range, rows: Sequence[Choices], node: Node, problems: Problems) -> None:
+    dimension, _, setting = path.partition(".")
+    place = node.key_place or node.place
+    if dimension not in DIMENSIONS or not setting or "." in setting:
+        hint = did_you_mean(dimension, DIMENSIONS) or " (such as optimizer.lr)"
+        problems.add(place, node.path, f"{path!r} is no setting of a choice{hint}")
+        return
+    having = [choices for choices in rows if has(choices, path)]
+    if not having:
+        known = {name for c in rows for name in getattr(type(getattr(c, dimension)), "model_fields", {})}
+        problems.add(place, node.path, f"no option has {path}{did_you_mean(setting, sorted(known))}")
+    for choices in having:
+        _check_range(path, found, choices, node, problems)
+
+
+def _check_range(path: str, found: Range, choices: Choices, node: Node, problems: Problems) -> None:
+    dimension, _, setting = path.partition(".")
+    chosen = getattr(choices, dimension)
+    value = getattr(chosen, setting)
+    if not isinstance(chosen, Choice) or not isinstance(value, float):
+        problems.at(node, f"{path} is no number to tune, it is {value!r}")
+        return
+    try:
+        limits = axis(path, found, choices)
+    except ValueError as error:
+        problems.at(node, str(error))
+        return
+    for end in (limits.low, limits.high):
+        if problem := _refused(chosen, setting, end):
+            problems.at(node, f"{path} of {choices.optimizer.name}: {end:g} {problem}")
+
+
+def _refused(chosen: Choice, setting: str, value: float) -> str | None:
+    from pydantic import ValidationError
+
+    try:
+        type(chosen).model_validate({**chosen.model_dump(), setting: value})
+    except ValidationError as error:
+        return f"is out of its bounds: {error.errors()[0]['msg']}"
+    return None
+
+
+def _check_every_row(tune: Tune, rows: Sequence[Choices], node: Node, problems: Problems) -> None:
+    for choices in rows:
+        known = [path for path in tune.parameters if "." in path and any(has(c, path) for c in rows)]
+        if known and not any(has(choices, path) for path in known):
+            problems.at(node, f"{choices.optimizer.name} has none of {', '.join(tune.parameters)}: nothing to tune")
+
+
+def _check_sizes(best_of: BestOf, job: Job, rows: Sequence[Choices], node: Node, problems: Problems) -> None:
+    if best_of.micro_batch_size == "auto":
+        return
+    if len(set(best_of.micro_batch_size)) < len(best_of.micro_batch_size):
+        problems.at(node, "a size is repeated")
+    for item, size in zip(node.items, best_of.micro_batch_size, strict=True):
+        ranks = {c.world_size for c in rows if c.world_size != "auto"}
+        wholes = sorted({job.of(c).global_batch_size for c in rows} or {job.global_batch_size})
+        if all(whole % (size * n) for n in ranks or {1} for whole in wholes):
+            told = " or ".join(map(str, wholes))
+            problems.at(item, f"global_batch_size {told} can't be cut into micro-batches of {size}")

@@ -1,0 +1,139 @@
+"""`tune`, `best_of` and `micro_batch_size: auto` in a suite file: what they mean, and what is wrong with them."""
+
+# ruff: noqa: ISC004 (a message is compared whole)
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from suite_texts import changed, lines_of, write
+
+from selectbench.suite.load import load_suite
+from selectbench.suite.stage import sizes_to_try, speed_job, tuning_job
+
+TUNE = "tune: {parameters: {optimizer.lr: {n: 3}}}\n"
+MISTAKES = {
+    "upside down": (
+        "tune: {parameters: {optimizer.lr: {log: [1e-2, 1e-4]}}}\n",
+        "mine.yaml:14:35: tune.parameters.optimizer.lr: the range [0.01, 0.0001] is upside down: "
+        "write [smaller, larger]",
+    ),
+    "empty": (
+        "tune: {parameters: {optimizer.lr: {log: [1e-3, 1e-3]}}}\n",
+        "mine.yaml:14:35: tune.parameters.optimizer.lr: the range [0.001, 0.001] is empty: write [smaller, larger]",
+    ),
+    "not positive": (
+        "tune: {parameters: {optimizer.lr: {log: [0, 1e-3]}}}\n",
+        "mine.yaml:14:35: tune.parameters.optimizer.lr: a logarithmic range begins above 0, found [0, 0.001]: "
+        "for example [1e-4, 1e-2]",
+    ),
+    "nothing to tune": ("tune: {parameters: {}}\n", "mine.yaml:14:20: tune.parameters: must have at least 1 entry"),
+    "a setting that is not there": (
+        "tune: {parameters: {optimizer.lrr: {n: 3}}}\n",
+        "mine.yaml:14:21: tune.parameters.optimizer.lrr: no option has optimizer.lrr (did you mean 'lr'?)",
+    ),
+    "a setting of nothing": (
+        "tune: {parameters: {optimiser.lr: {n: 3}}}\n",
+        "mine.yaml:14:21: tune.parameters.optimiser.lr: 'optimiser.lr' is no setting of a choice "
+        "(did you mean 'optimizer'?)",
+    ),
+    "no range known": (
+        "tune: {parameters: {optimizer.beta2: {n: 3}}}\n",
+        "mine.yaml:14:38: tune.parameters.optimizer.beta2: no range is known for optimizer.beta2 of adamw: "
+        "give one, such as {log: [1e-4, 1e-2]}",
+    ),
+    "out of bounds": (
+        "tune: {parameters: {optimizer.beta2: {linear: [0.9, 1.5]}}}\n",
+        "mine.yaml:14:38: tune.parameters.optimizer.beta2: optimizer.beta2 of adamw: 1.5 is out of its bounds: "
+        "Input should be less than 1",
+    ),
+    "no number": (
+        "tune: {parameters: {optimizer.implementation: {log: [1, 2]}}}\n",
+        "mine.yaml:14:47: tune.parameters.optimizer.implementation: optimizer.implementation is no number to tune, "
+        "it is 'fused'",
+    ),
+    "the contest's seed": (
+        "tune: {parameters: {optimizer.lr: {n: 3}}, seed: 0}\n",
+        "mine.yaml:14:50: tune.seed: the contest uses seed 0 too: what was chosen on a seed is flattered by it; "
+        "give another `seed`",
+    ),
+    "several without a number": (
+        "tune: {parameters: {optimizer.lr: {}, optimizer.weight_decay: {log: [0.01, 1]}}}\n",
+        "mine.yaml:14:7: tune: trials: of several settings say how many trials each option gets, such as 16",
+    ),
+    "longer than the job": (
+        "tune: {parameters: {optimizer.lr: {n: 3}}, budget: {max_steps: 31}}\n",
+        "mine.yaml:14:64: tune.budget.max_steps: a tuning trial of 31 steps is longer than the job's 30",
+    ),
+    "a size that cuts nothing": (
+        "best_of: {micro_batch_size: [2, 3]}\n",
+        "mine.yaml:14:33: best_of.micro_batch_size[1]: global_batch_size 8 can't be cut into micro-batches of 3",
+    ),
+    "a size twice": (
+        "best_of: {micro_batch_size: [2, 2]}\n",
+        "mine.yaml:14:29: best_of.micro_batch_size: a size is repeated",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_told_with_its_line(name: str, tmp_path: Path) -> None:
+    more, expected = MISTAKES[name]
+    assert lines_of(write(tmp_path, changed(more=more))) == [expected]
+
+
+def test_tuning_needs_an_evaluation(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(("max_steps: 30", "max_steps: 30\n  eval: none"), more=TUNE))
+    assert lines_of(path) == ["mine.yaml:15:7: tune: tuning needs an evaluation, but job.eval is none"]
+
+
+def test_auto_is_a_search_for_all_options(tmp_path: Path) -> None:
+    suite = load_suite(str(write(tmp_path, changed(("size: 8\noptions", "size: auto\noptions")))), device="cpu")
+    assert suite.best_of is not None
+    assert suite.best_of.micro_batch_size == "auto"
+    assert sizes_to_try(suite.best_of, suite.job, 1) == [1, 2, 4, 8]
+    assert sizes_to_try(suite.best_of, suite.job, 2) == [1, 2, 4]
+
+
+def test_auto_of_one_option_is_a_mistake(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(("{precision: fp32}", "{precision: fp32, micro_batch_size: auto}")))
+    expected = "auto is said once for all options: choices: {micro_batch_size: auto}"
+    assert any(line.endswith(expected) and ":11:" in line for line in lines_of(path))
+
+
+def test_a_resolved_suite_loads_as_itself(tmp_path: Path) -> None:
+    import json
+
+    suite = load_suite(
+        str(write(tmp_path, changed(more=TUNE + "best_of: {micro_batch_size: auto}\n"))), device="cpu"
+    )
+    again = load_suite(str(write(tmp_path, json.dumps(suite.resolved), "again.yaml")), device="cpu")
+    assert again == suite
+
+
+def test_a_quick_run_searches_nothing(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(more=TUNE + "best_of: {micro_batch_size: auto}\n"))
+    suite = load_suite(str(path), device="cpu", quick=True)
+    assert (suite.tune, suite.best_of) == (None, None)
+    assert not {"tune", "best_of"} & suite.resolved.keys()
+
+
+def test_a_tuning_trial_is_the_job_with_a_schedule_of_its_own(tmp_path: Path) -> None:
+    schedule = (
+        "max_steps: 30\n  lr_schedule: {warmup_steps: 6}\n  eval: {tokens: 64, every_steps: 5, at_start: true}"
+    )
+    suite = load_suite(str(write(tmp_path, changed(("max_steps: 30", schedule), more=TUNE))), device="cpu")
+    assert suite.tune is not None
+    job = tuning_job(suite)
+    assert (job.max_steps, job.lr_schedule.warmup_steps) == (15, 3)
+    assert job.eval != "none"
+    assert (job.eval.tokens, job.eval.every_steps, job.eval.at_start) == (64, None, False)
+    same = ("model", "data", "tokenizer", "seq_len", "global_batch_size", "clip_norm")
+    assert all(getattr(job, key) == getattr(suite.job, key) for key in same)
+
+
+def test_a_trial_of_speed_evaluates_nothing(tmp_path: Path) -> None:
+    suite = load_suite(str(write(tmp_path, changed(more="best_of: {micro_batch_size: auto}\n"))), device="cpu")
+    assert suite.best_of is not None
+    job = speed_job(suite)
+    assert (job.eval, job.max_steps, job.global_batch_size) == ("none", 20, suite.job.global_batch_size)
