@@ -101,12 +101,12 @@ def _without_ranks(suite: Suite, metric: Metric, rows: Sequence[Row], summaries:
             f"{_figures(suite, metric, order[0])}."
         )
     return (
-        f"No verdict: {_no_order(eligible, shown)}. By the figures alone {order[0].option} comes first: "
+        f"No verdict: {_no_order(eligible, shown, metric)}. By the figures alone {order[0].option} comes first: "
         f"{_figures(suite, metric, order[0])}; next {order[1].option}: {_figures(suite, metric, order[1])}."
     )
 
 
-def _no_order(eligible: Sequence[Row], shown: Sequence[Row]) -> str:
+def _no_order(eligible: Sequence[Row], shown: Sequence[Row], metric: Metric) -> str:
     """Why no row has a rank though some have figures."""
     open_constraints = dict.fromkeys(
         c.constraint for row in shown if not row.eligible for c in row.constraints if c.verdict == "undecided"
@@ -117,6 +117,9 @@ def _no_order(eligible: Sequence[Row], shown: Sequence[Row]) -> str:
         return f"it is open whether the options hold {_and(list(open_constraints))}{way_out}"
     if max(row.n for row in shown) == 1:
         return "one seed tells no spread, so the order may be chance (run with more seeds: --seeds 0,1,2)"
+    nothing = [row.option for row in shown if not row.metrics[metric.name].value]
+    if nothing:
+        return f"{metric.title} is 0 for {_and(nothing)}, and of nothing no ratio can be taken"
     return "no two options share two seeds that both completed, so there is no spread to judge their difference by"
 
 

@@ -90,22 +90,20 @@ def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
     order = [row.option for row in rows if row.rank is not None and row.option in question.values]
     if question.is_objective and order:  # as the ranks have it
         ahead = best = order[0]
-        tied_in_rank = next(row for row in rows if row.option == best).tied_with
-        tied = [n for n in names if n != best and (n in tied_in_rank or n not in order)]
     else:
         ahead = names[_leader(pairs, better, more_is_better=more)]
         best = _first_of_equals(pairs, better, ahead, question.threshold)
-        tied = [
-            n
-            for n, shown in zip(names, better[names.index(best), :].tolist(), strict=True)
-            if n != best and not shown
-        ]
     if (
         suite.baseline in names
         and best != suite.baseline
         and not _beats_baseline(suite, rows, question, pairs, best)
     ):
-        best, tied = suite.baseline, [n for n in names if n in (ahead, *tied) and n != suite.baseline]
+        best = suite.baseline
+    beaten = better[names.index(best)].tolist()
+    tied = [n for n, shown in zip(names, beaten, strict=True) if n != best and (n == ahead or not shown)]
+    if question.is_objective and best in order:
+        in_rank = next(row for row in rows if row.option == best).tied_with
+        tied = [n for n in names if n in in_rank or (n in tied and n not in order)]
     same = pairs.same(question.threshold)[names.index(best)].tolist()
     known = bool(np.any(~np.isnan(pairs.p_adjusted)))
     return _Finding(best, tied, {name for name, alike in zip(names, same, strict=True) if alike}, ahead, known)

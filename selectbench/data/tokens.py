@@ -18,12 +18,14 @@ Tokens = npt.NDArray[np.unsignedinteger[Any]]
 BLOCK_TOKENS = 32
 """Held-out tokens that stand in training in this very order are taken out, block by block."""
 _CHUNK = 1 << 22
+_NPY = b"\x93NUMPY"
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 
 def open_tokens(source: TokenFile) -> Tokens:
     """The file, memory-mapped read-only. Raises UserError where it is missing, cut, or has ids too large."""
     path = named_file(Path(source.tokens), "data.tokens")
+    _refuse_a_header(path)
     width = np.dtype(source.dtype).itemsize
     size = path.stat().st_size
     if size % width:
@@ -42,6 +44,16 @@ def open_tokens(source: TokenFile) -> Tokens:
                 f"(another dtype than {source.dtype}?)"
             )
     return tokens
+
+
+def _refuse_a_header(path: Path) -> None:
+    """Ids and nothing else: the header of an array's file would be trained on."""
+    with path.open("rb") as stream:
+        if stream.read(len(_NPY)) == _NPY:
+            raise UserError(
+                f"data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
+                "as numpy's array.tofile(path) does"
+            )
 
 
 def split_tokens(tokens: Tokens) -> tuple[Tokens, Tokens]:

@@ -11,7 +11,7 @@ from selectbench.analysis.own_best import search
 from selectbench.analysis.ranking import Ranking, rank
 from selectbench.analysis.settled import settled_by_records
 from selectbench.errors import UserError
-from selectbench.plan.plan import suite_warnings
+from selectbench.plan.plan import suite_warnings, vocabulary_warnings
 from selectbench.record.record import Record
 from selectbench.record.run_folder import (
     BENCHMARK,
@@ -58,7 +58,10 @@ class StoredRun:
         passes = self.environment.get("data", {}).get("epochs")
         limits = (self.environment.get(key) for key in ("cores_by_affinity", "cores_by_cgroup"))
         cores = min((float(limit) for limit in limits if limit is not None), default=None)
-        warnings = suite_warnings(self.suite, passes, cores)
+        data = self.environment.get("data") or {}
+        others = data.get("by_option") or {}
+        entries = {o.name: others.get(o.name, data).get("vocab_size") for o in self.suite.options}
+        warnings = [*suite_warnings(self.suite, passes, cores), *vocabulary_warnings(self.suite, entries)]
         ranking = rank(self.suite, self.records, warnings=[*warnings, *self.notes])
         found = search(self.declared, self.suite, self.records)
         return ranking if found is None else ranking.model_copy(update={"search": found})

@@ -22,6 +22,10 @@ from selectbench.suite.job import vocabulary_of
 from selectbench.suite.own_code import own_code_sha256
 from selectbench.suite.suite import Option, Suite
 
+FEWEST_TO_TUNE = 10
+"""Steps of a tuning trial below which its choice is doubted."""
+NEARLY = 0.95
+"""Share of the entries asked for below which a vocabulary is told to be smaller."""
 MEMORISING_EPOCHS = 4.0
 """Muennighoff et al. 2023, arXiv:2305.16264: up to about four epochs repeated data is worth new data."""
 
@@ -99,7 +103,11 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
         parameters=next(p.parameters for p in options if p.option.name == suite.baseline),
         tokens=suite.job.max_steps * suite.job.tokens_per_step,
         epochs=passes,
-        warnings=[*suite_warnings(suite, passes, usable_cores()), *_baseline_warnings(suite, options)],
+        warnings=[
+            *suite_warnings(suite, passes, usable_cores()),
+            *vocabulary_warnings(suite, {name: one.vocab_size for name, one in (prepared or {}).items()}),
+            *_baseline_warnings(suite, options),
+        ],
         own_code_sha256=own_code,
         pretrained=pretrained,
     )
@@ -183,7 +191,26 @@ def suite_warnings(suite: Suite, passes: float | None, cores: float | None = Non
         for choice in option.choices.each().values()
         if (caveat := choice.caveat(suite.device))
     ]
-    return [*_repetition(suite, passes), *caveats, *_crowding(suite, cores)]
+    return [*_repetition(suite, passes), *caveats, *_crowding(suite, cores), *_short_tuning(suite)]
+
+
+def _short_tuning(suite: Suite) -> list[str]:
+    """So few steps say little of which setting serves the whole job."""
+    steps = suite.tune.budget.steps(suite.job.max_steps) if suite.tune else FEWEST_TO_TUNE
+    if steps >= FEWEST_TO_TUNE:
+        return []
+    return [f"a tuning trial has {steps} steps: what is best in so few may not be for the {suite.job.max_steps}"]
+
+
+def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list[str]:
+    """Tokenizers that came out much smaller than asked; `entries`: of each option's vocabulary."""
+    found = []
+    for option in suite.options:
+        tokenizer, made = suite.job.of(option.choices).tokenizer, entries.get(option.name)
+        asked = tokenizer.most_entries if tokenizer is not None else None
+        if asked is not None and made is not None and made < NEARLY * asked:
+            found.append(f"{option.name}: the text yields a vocabulary of {made:,}; {asked:,} were asked for")
+    return found
 
 
 def _crowding(suite: Suite, cores: float | None) -> list[str]:

@@ -34,6 +34,7 @@ from selectbench.suite.check import (
     without_quality,
 )
 from selectbench.suite.check_tune import check_tune
+from selectbench.suite.constraint import QUALITY_METRICS
 from selectbench.suite.data import kind_of
 from selectbench.suite.document import Node, Place, Problems, read_document
 from selectbench.suite.grid import Row, excluded, rows_of
@@ -202,7 +203,7 @@ def _assembled(
     sizes = [c.global_batch_size or content.job.global_batch_size for _, c in rows]
     job = _quickened(content.job, sizes) if quick else content.job
     apart = tokenizers_differ([c for _, c in rows], job)
-    decide = _by_bytes(content.decide) if apart else content.decide
+    decide = _of_quality(_by_bytes(content.decide) if apart else content.decide)
     options = [Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows]
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
@@ -226,6 +227,12 @@ def _seeds(content: SuiteFile, *, quick: bool) -> list[int]:
         return content.seeds
     given = content.seeds if "seeds" in content.model_fields_set else list(range(content.repeat.max))
     return given[: content.repeat.max]
+
+
+def _of_quality(decide: Decide) -> Decide:
+    """Where quality itself is the objective, nothing is asked of quality besides unless the suite says so."""
+    asks = "constraints" in decide.model_fields_set or decide.objective not in QUALITY_METRICS
+    return decide if asks else decide.model_copy(update={"constraints": []})
 
 
 def _by_bytes(decide: Decide) -> Decide:

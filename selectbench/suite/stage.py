@@ -28,9 +28,19 @@ def tuning_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
 
 
 def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
-    """Short trials of speed alone."""
+    """Short trials of speed alone, at rates that none diverges at: what a step takes does not depend on them."""
     assert suite.best_of is not None
-    return _stage(suite, tried, speed_job(suite), suite.best_of.seed)
+    stage = _stage(suite, tried, speed_job(suite), suite.best_of.seed)
+    return stage.model_copy(update={"options": [_at_a_safe_rate(option) for option in stage.options]})
+
+
+def _at_a_safe_rate(option: Option) -> Option:
+    """At the low end of its optimizer's range, where that is known and lower."""
+    optimizer = option.choices.optimizer
+    if optimizer.lr_range is None or optimizer.lr <= optimizer.lr_range[0]:
+        return option
+    slow = with_values(option.choices, {"optimizer.lr": optimizer.lr_range[0]})
+    return option if slow is None else option.model_copy(update={"choices": slow})
 
 
 def tuning_job(suite: Suite) -> Job:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from selectbench.strict import Strict
 from selectbench.suite.evaluate import Steps
@@ -51,9 +52,16 @@ class Range(Strict):
 class Budget(Strict):
     """What a tuning trial may take; it completes a schedule of its own within."""
 
-    max_steps: Annotated[str, Field(pattern=_SHARE)] | Steps = "0.5x"
+    max_steps: str | Steps = "0.5x"
     """Optimizer steps: `0.5x` is half of the job's, a number is so many; where options set global batches of their
     own, as many more as make them divide the tokens."""
+
+    @field_validator("max_steps")
+    @classmethod
+    def _is_a_share(cls, max_steps: str | int) -> str | int:
+        if isinstance(max_steps, str) and not re.match(_SHARE, max_steps):
+            raise ValueError(f"expected steps, or a share of the job's such as 0.5x, found {max_steps!r}")
+        return max_steps
 
     def steps(self, max_steps: int) -> int:
         """Of a tuning trial, at least 1."""

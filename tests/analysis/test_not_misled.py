@@ -306,3 +306,36 @@ class TestGateAndCompare:
         found = compare(read(self.suite, part), read(self.suite, self.records, "reference"))
         for change in found.changes:
             assert change.run == change.reference
+
+
+def test_an_option_that_is_as_good_as_the_baseline_is_named_beside_it() -> None:
+    suite = make_suite("a", "b", "c", decide={"constraints": []})
+    peaks = {"a": (100.0, 101.0, 99.0), "b": (100.2, 100.8, 99.0), "c": (99.9, 101.1, 98.8)}
+    records = [
+        make_record(name, seed, peak_pss_growth_bytes=int(peak * 1e6))
+        for name, values in peaks.items() for seed, peak in enumerate(values)
+    ]  # fmt: skip
+    found = next(v for v in rank(suite, records).verdicts if v.name == "smallest_memory")
+    assert (found.option, set(found.tied_with), found.sure) == ("a", {"b", "c"}, False)
+
+
+def test_an_unranked_option_that_is_shown_to_be_worse_is_no_tie() -> None:
+    bound = {"objective": "final_loss", "constraints": ["final_loss <= 1.01x baseline"]}
+    suite = make_suite("a", "twin", "worse", decide=bound)
+    losses = {"a": 5.0, "twin": 5.001, "worse": 6.0}
+    records = [
+        make_record(name, seed, final_loss=loss + 0.01 * seed) for name, loss in losses.items() for seed in range(3)
+    ]
+    found = next(v for v in rank(suite, records).verdicts if v.name == "best_quality")
+    assert "worse" not in found.tied_with
+    assert "worse" not in found.confidence
+
+
+def test_a_score_of_nothing_is_told_as_the_reason_of_no_verdict() -> None:
+    suite = make_suite("a", "b", decide={"objective": "bleu", "constraints": []})
+    records = [
+        make_record(name, seed, scores={"bleu": bleu})
+        for name, bleu in (("a", 0.0), ("b", 0.2))
+        for seed in (0, 1, 2)
+    ]
+    assert "BLEU is 0 for a, and of nothing no ratio can be taken" in rank(suite, records).answer

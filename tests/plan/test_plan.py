@@ -14,7 +14,7 @@ from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.machine import Machine
 from selectbench.plan.estimate import estimate
-from selectbench.plan.plan import Plan, make_plan, suite_warnings
+from selectbench.plan.plan import Plan, make_plan, suite_warnings, vocabulary_warnings
 from selectbench.record.record import Completed, Record
 from selectbench.report.plan import plan_as_json, print_plan
 from selectbench.suite.load import load_suite
@@ -242,3 +242,18 @@ def test_without_earlier_trials_more_work_takes_longer(suite_file: Path) -> None
         assert found.from_records == 0
         seconds.append(found.seconds["whole"])
     assert seconds[0] < seconds[1]
+
+
+def test_a_vocabulary_that_came_out_smaller_is_told(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu")
+    assert vocabulary_warnings(suite, {"whole": 300, "halves": 290}) == []
+    (line,) = vocabulary_warnings(suite, {"whole": 120, "halves": 300})
+    assert line == "whole: the text yields a vocabulary of 120; 300 were asked for"
+
+
+def test_tuning_in_a_few_steps_is_doubted(suite_file: Path) -> None:
+    tune = ["tune={parameters: {optimizer.lr: {n: 3}}}"]
+    (line,) = suite_warnings(load_suite(str(suite_file), device="cpu", settings=tune), None)
+    assert line.startswith("a tuning trial has 3 steps")
+    longer = load_suite(str(suite_file), device="cpu", settings=[*tune, "job.max_steps=20"])
+    assert suite_warnings(longer, None) == []

@@ -9,7 +9,7 @@ import pytest
 from suite_texts import changed, lines_of, write
 
 from selectbench.suite.load import load_suite
-from selectbench.suite.stage import sizes_to_try, speed_job, tuning_job
+from selectbench.suite.stage import sizes_to_try, speed_job, speed_suite, tuning_job
 
 TUNE = "tune: {parameters: {optimizer.lr: {n: 3}}}\n"
 MISTAKES = {
@@ -137,3 +137,27 @@ def test_a_trial_of_speed_evaluates_nothing(tmp_path: Path) -> None:
     assert suite.best_of is not None
     job = speed_job(suite)
     assert (job.eval, job.max_steps, job.global_batch_size) == ("none", 20, suite.job.global_batch_size)
+
+
+def test_a_share_that_is_none_is_told_in_its_own_words(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(more="tune: {parameters: {optimizer.lr: {n: 3}}, budget: {max_steps: 2x}}\n"))
+    (line,) = lines_of(path)
+    assert line.endswith("expected steps, or a share of the job's such as 0.5x, found '2x'")
+
+
+def test_speed_is_searched_at_a_rate_at_which_nothing_diverges(tmp_path: Path) -> None:
+    text = changed(("lr: 1e-3", "lr: 900.0"), more="best_of: {micro_batch_size: [4, 8]}\n")
+    suite = load_suite(str(write(tmp_path, text)), device="cpu")
+    stage = speed_suite(suite, {"fp32": [{"micro_batch_size": 4}, {"micro_batch_size": 8}]})
+    low = suite.options[0].choices.optimizer.lr_range
+    assert low is not None
+    assert {o.choices.optimizer.lr for o in stage.options} == {low[0]}
+    assert [o.choices.micro_batch_size for o in stage.options] == [4, 8]
+
+
+@pytest.mark.parametrize(("objective", "expected"), [("final_loss", 0), ("tokens_per_second", 1)])
+def test_only_a_suite_about_something_else_asks_for_equal_quality_unsaid(
+    objective: str, expected: int, tmp_path: Path
+) -> None:
+    path = write(tmp_path, changed(more=f"decide: {{objective: {objective}}}\n"))
+    assert len(load_suite(str(path), device="cpu").decide.constraints) == expected
