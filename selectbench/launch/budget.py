@@ -17,7 +17,7 @@ from selectbench.plan.estimate import past_records, stage_cost
 from selectbench.record.record import Record
 from selectbench.suite.suite import Repeat, Suite
 
-_UNITS = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _GRAMMAR = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(d|h|min|m|s)\s*")
 
 
@@ -33,7 +33,7 @@ def within_budget(
     preparation: Preparation, seconds: float, results: Path, notify: Callable[[str], None]
 ) -> Preparation:
     """What is run within the time, told line by line. Raises UserError where not one round fits."""
-    own = Ground(preparation.suite, preparation.machine, preparation.prepared, preparation.plan)
+    own = Ground.of_run(preparation)
     try:
         kept, told = within(seconds, own, past_records(results / own.suite.name))
     except UserError:

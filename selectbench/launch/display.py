@@ -122,7 +122,9 @@ class LiveDisplay:
     def run_started(
         self, suite: Suite, trials_planned: int, trials_done: int, done_by_option: Mapping[str, int] | None = None
     ) -> None:
-        """Starts drawing."""
+        """Starts drawing; of a further stage, over again."""
+        if self._live is not None:
+            self._live.stop()
         self._state.run_started(suite, trials_planned, trials_done, done_by_option)
         # Drawn only when something happens, without a thread; stdout stays free for the results.
         self._live = Live(

@@ -39,6 +39,11 @@ class Ground:
     """By option; None: the data could not be prepared."""
     plan: Plan
 
+    @classmethod
+    def of_run(cls, preparation: Preparation) -> Ground:
+        """Of a run that was prepared."""
+        return cls(preparation.suite, preparation.machine, preparation.prepared, preparation.plan)
+
     def of(self, suite: Suite) -> Ground:
         """The same for the suite of a stage."""
         prepared = self.prepared and {o.name: self.prepared[o.tunes or o.name] for o in suite.options}
@@ -65,7 +70,7 @@ def next_stage(
     `ended`: ids of trials that this process has run; one that failed is not tried again at once.
     """
     records, _ = read_records(folder / FILE_NAME)
-    own = Ground(preparation.suite, preparation.machine, preparation.prepared, preparation.plan)
+    own = Ground.of_run(preparation)
     for title, stage in stages(own, records):
         asked = _asked(stage, records)
         found = pending(asked, stage.suite, folder, retry_failed=retry_failed)

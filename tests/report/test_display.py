@@ -170,3 +170,20 @@ def test_progress_before_any_trial_and_closing_before_the_start_are_harmless() -
         display.progress(1, 2, None, None)
         display.tick()
         display.close()
+
+
+HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
+"""What a terminal is told of its cursor."""
+
+
+def test_every_stage_of_a_run_draws_and_the_terminal_is_given_back() -> None:
+    console = a_console(terminal=True)
+    display = LiveDisplay(console, Clock())
+    for stage in ("a lr=0.1", "a"):
+        display.run_started(make_suite(stage, seeds=[0]), 1, 0)
+        display.trial_started(stage, 0, 1, 1)
+        display.trial_ended(stage, 0, DONE, 1.0)
+    display.close()
+    text = output(console)
+    assert text.count(HIDE) == text.count(SHOW) == 2
+    assert text.rindex(SHOW) > text.rindex(HIDE)
