@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import compress
+from itertools import compress, repeat
 from operator import attrgetter, ne
 from typing import Any, Literal
 
@@ -42,7 +42,7 @@ HIDDEN_IF_NONE = frozenset({
     "first_step_gradient_norm", "dropout", "loss",
 })  # fmt: skip
 """Fields whose None says that the trial could not see them; in the others None is a value like any."""
-_MAY_HIDE = (*sorted(HIDDEN_IF_NONE), "reduction_dtype")
+_MAY_HIDE = tuple(sorted(HIDDEN_IF_NONE))
 _HIDDEN = attrgetter(*_MAY_HIDE)
 
 _FOLLOWS = {
@@ -100,10 +100,15 @@ def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[
 
 def _in_question(ours: Identity, theirs: Identity) -> list[str]:
     """Fields that are not simply the same: those that differ, and those that could not be seen."""
-    differing = list(compress(FIELDS, map(ne, _VALUES(ours), _VALUES(theirs))))
-    unseen = [name for name, value in zip(_MAY_HIDE, _HIDDEN(ours), strict=True) if value is None or value == ""]
-    masks = ["dropout"] if _other_masks(ours, theirs) else []
-    return list(dict.fromkeys([*differing, *unseen, *masks]))
+    mine, other, hidden = _VALUES(ours), _VALUES(theirs), _HIDDEN(ours)
+    found = [] if mine == other else list(compress(FIELDS, map(ne, mine, other)))
+    if None in hidden or "" in hidden:
+        found += [name for name, value in zip(_MAY_HIDE, hidden, strict=True) if value is None or value == ""]
+    if ours.world_size > 1 or theirs.world_size > 1:
+        found.append("reduction_dtype")
+    if _other_masks(ours, theirs):
+        found.append("dropout")
+    return list(dict.fromkeys(found))
 
 
 def _other_masks(ours: Identity, theirs: Identity) -> bool:
@@ -176,6 +181,8 @@ def _shape(schedule: LrSchedule, max_steps: int) -> str:
 
 def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:
     """What was asked for, of those fields in which the trial was found to be otherwise."""
+    if [*map(getattr, repeat(found), asked)] == [*asked.values()]:
+        return {}
     return {name: value for name, value in asked.items() if getattr(found, name) not in (None, value)}
 
 
@@ -259,10 +266,12 @@ def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, int
         into.unrecorded.append(seed)
         return
     statuses = compare(ours, theirs, rules.may_change(summary.option, reference.option))
-    into.declared |= _of(statuses, "declared")
-    into.not_verified |= _of(statuses, "not_verified")
     if any(is_own(identity.framework) for identity in (ours, theirs)):
         into.not_verified |= {OWN_LOOP, *(name for name in LEFT_TO_AN_OWN_LOOP if name not in statuses)}
+    if not statuses:  # as it is with most of thousands of trials
+        return
+    into.declared |= _of(statuses, "declared")
+    into.not_verified |= _of(statuses, "not_verified")
     if statuses.get("dropout") == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
         into.not_verified.add(MASKS)
     for name in _of(statuses, "violation") - asked.keys():

@@ -15,7 +15,7 @@ def finite(formula: Callable[..., float | None], *arguments: object) -> float | 
     """The formula's value, or None where it divides by zero or is more than a float holds."""
     try:
         value = formula(*arguments)
-        return None if value is None or not math.isfinite(value) else float(value)
+        return float(value) if value is not None and math.isfinite(value) else None
     except (OverflowError, ZeroDivisionError):
         return None
 

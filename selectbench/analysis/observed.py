@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from selectbench.choices import Choices
 from selectbench.record.meters import GpuMeters, Meters
@@ -11,8 +10,7 @@ from selectbench.record.record import Completed, Measurement, Record
 from selectbench.suite.suite import Cost, Suite
 
 
-@dataclass(frozen=True)
-class Observed:
+class Observed(NamedTuple):
     """One completed trial: raw values, and what of the suite a formula needs."""
 
     measurement: Measurement

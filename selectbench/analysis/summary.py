@@ -10,7 +10,7 @@ from typing import TypeVar
 from selectbench.analysis.crossing import Crossing, crossing
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.gpu_state import State, state_of
-from selectbench.analysis.metrics import METRICS, derive
+from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.observed import Observed, observe
 from selectbench.record.record import Completed, Failed, Measurement, Record
 from selectbench.suite.constraint import SECONDS_TO_LOSS
@@ -84,7 +84,8 @@ class Summary:
 
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
-        return [seed for seed in self.values[metric] if seed in other.values[metric]]
+        ours, theirs = self.values[metric], other.values[metric]
+        return list(ours) if ours.keys() == theirs.keys() else [seed for seed in ours if seed in theirs]
 
     def mean(self, metric: str, seeds: Iterable[int] | None = None) -> float | None:
         """Mean over these seeds (all that know the metric where not given)."""
@@ -98,7 +99,8 @@ def _of(seeds: frozenset[int], found: Mapping[int, T]) -> dict[int, T]:
 
 def mean(values: Sequence[float]) -> float | None:
     """Arithmetic mean; None of nothing. Each value is divided first, so that no sum overflows."""
-    return finite(lambda: math.fsum([v / len(values) for v in values])) if values else None
+    count = len(values)
+    return finite(lambda: math.fsum([v / count for v in values])) if count else None
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
@@ -184,9 +186,9 @@ def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record
             summary.completed[seed] = record
             summary.measurements[seed] = record.outcome.measurement
             summary.observed[seed] = observe(record, suite)
-            _sort_in(summary, seed)
         else:
             summary.failed[seed] = record.outcome
+    _sort_in(summary)
     return summary
 
 
@@ -194,14 +196,23 @@ def _no_values() -> dict[str, dict[int, float]]:
     return {name: {} for name in METRICS}
 
 
-def _sort_in(summary: Summary, seed: int) -> None:
-    """The trial's values, each among those that count or those that are spoiled."""
-    for name, value in derive(summary.observed[seed]).items():
-        _keep(summary, seed, name, value)
+def _sort_in(summary: Summary) -> None:
+    """The trials' values, each among those that count or those that are spoiled."""
+    for name, metric in METRICS.items():
+        known = summary.values[name]
+        for seed, observed in summary.observed.items():
+            value = finite(metric.derive, observed)
+            if value is not None:
+                known[seed] = value
+        for seed in [seed for seed in known if _is_spoiled(summary, seed, name)]:
+            summary.spoiled[name][seed] = known.pop(seed)
+
+
+def _is_spoiled(summary: Summary, seed: int, name: str) -> bool:
+    state = summary.states.get(seed)
+    return state is not None and state.verdict in METRICS[name].spoiled_by
 
 
 def _keep(summary: Summary, seed: int, name: str, value: float | None) -> None:
-    state = summary.states.get(seed)
     if value is not None:
-        spoiled = state is not None and state.verdict in METRICS[name].spoiled_by
-        (summary.spoiled if spoiled else summary.values)[name][seed] = value
+        (summary.spoiled if _is_spoiled(summary, seed, name) else summary.values)[name][seed] = value

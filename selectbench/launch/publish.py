@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from selectbench.analysis.own_best import search
 from selectbench.analysis.ranking import Ranking, rank
 from selectbench.analysis.settled import settled_by_records
 from selectbench.errors import UserError
+from selectbench.json_text import json_text
 from selectbench.plan.plan import suite_warnings, vocabulary_warnings
 from selectbench.record.record import Record
 from selectbench.record.run_folder import (
@@ -116,7 +116,7 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
             r.resolved_config for r in stored.records if r.trial.option == verdict.option and r.resolved_config
         ]
         if configs:
-            found[verdict.file.replace(".yaml", "_deepspeed.json")] = json.dumps(configs[-1], indent=2) + "\n"
+            found[verdict.file.replace(".yaml", "_deepspeed.json")] = json_text(configs[-1])
     return found
 
 
@@ -131,4 +131,4 @@ def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
 
 def ranking_text(ranking: Ranking) -> str:
     """ranking.json."""
-    return json.dumps(ranking.model_dump(mode="json"), indent=2) + "\n"
+    return json_text(ranking.model_dump(mode="json"))

@@ -6,7 +6,6 @@ The keys and the definitions of the statistics are those of pytest-benchmark 5 (
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from selectbench.analysis.row import Ranking, Row
+from selectbench.json_text import json_text
 from selectbench.record.record import Completed, Record
 from selectbench.record.store import last_attempts
 from selectbench.suite.suite import Suite
@@ -32,7 +32,7 @@ def benchmark_json(
         "benchmarks": [_benchmark(suite, row, rounds[row.option]) for row in ranking.rows if rounds[row.option]],
         "datetime": min((r.started_at for r in records), default="1970-01-01T00:00:00Z"), "version": "5.0.0",
     }  # fmt: skip
-    return json.dumps(content, indent=2) + "\n"
+    return json_text(content)
 
 
 def _rounds(suite: Suite, counted: Sequence[Record]) -> list[float]:

@@ -10,6 +10,8 @@ _SPECIAL = re.compile(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))")
 
 def clean(text: str) -> str:
     """The text without terminal escapes and control characters; line ends stay."""
+    if text.isprintable():  # so are most, and an escape begins with a character that is not
+        return text
     kept = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
     return "".join(c if c == "\n" or c.isprintable() else " " for c in kept)
 
