@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import sys
 import traceback
+from typing import NoReturn
 
 from selectbench.errors import ExitCode, UserError
 
@@ -13,26 +15,65 @@ _COLLECT_AFTER = 200_000
 """Objects between two looks for cycles: thousands of records are read at once, and hold none."""
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Entry point of the console script."""
     gc.set_threshold(_COLLECT_AFTER)
+    _leave(_run())
+
+
+def _run() -> int:
+    """The command's exit status."""
     try:
         from selectbench.cli import app
 
         app()
+    except SystemExit as end:  # as typer ends every command
+        return end.code if isinstance(end.code, int) else ExitCode.OK
     except UserError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
-        sys.exit(ExitCode.USER_ERROR)
+        return ExitCode.USER_ERROR
     except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
-    except BrokenPipeError:  # `selectbench report RUN | head`: the reader has what it wanted
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.OK)
+        return ExitCode.INTERRUPTED
+    except BrokenPipeError:
+        return _reader_left()
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            return _own_bug()
+        return _no_room(error)
     except Exception:
-        traceback.print_exc()
-        print("selectbench: this is a bug of selectbench's own; the records so far are kept.", file=sys.stderr)
-        sys.exit(ExitCode.OWN_BUG)
+        return _own_bug()
+    return ExitCode.OK
+
+
+def _own_bug() -> int:
+    traceback.print_exc()
+    print("selectbench: this is a bug of selectbench's own; the records so far are kept.", file=sys.stderr)
+    return ExitCode.OWN_BUG
+
+
+def _no_room(error: OSError) -> int:
+    """Files of ours are told of where they are written: this is the output."""
+    print(f"cannot write the output: {error.strerror}; what was run is kept", file=sys.stderr)
+    return ExitCode.USER_ERROR
+
+
+def _reader_left() -> int:
+    """`selectbench report RUN | head`: the reader has what it wanted."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return ExitCode.OK
+
+
+def _leave(status: int) -> NoReturn:
+    """Ends the process as it is: to take thousands of records apart first lasts as long as to read them."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        status = _reader_left()
+    except OSError as error:
+        status = _no_room(error)
+    sys.stderr.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
