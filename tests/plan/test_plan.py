@@ -251,9 +251,13 @@ def test_a_vocabulary_that_came_out_smaller_is_told(suite_file: Path) -> None:
     assert line == "whole: the text yields a vocabulary of 120; 300 were asked for"
 
 
-def test_tuning_in_a_few_steps_is_doubted(suite_file: Path) -> None:
-    tune = ["tune={parameters: {optimizer.lr: {n: 3}}}"]
-    (line,) = suite_warnings(load_suite(str(suite_file), device="cpu", settings=tune), None)
-    assert line.startswith("a tuning trial has 3 steps")
-    longer = load_suite(str(suite_file), device="cpu", settings=[*tune, "job.max_steps=20"])
-    assert suite_warnings(longer, None) == []
+@pytest.mark.parametrize(
+    ("whole", "share", "doubted"), [(6, "0.5x", True), (6, "1x", False), (198, "0.5x", True), (200, "0.5x", False)]
+)
+def test_tuning_in_few_steps_of_more_is_doubted(suite_file: Path, whole: int, share: str, doubted: bool) -> None:
+    tune = f"tune={{parameters: {{optimizer.lr: {{n: 3}}}}, budget: {{max_steps: {share}}}}}"
+    suite = load_suite(str(suite_file), device="cpu", settings=[tune, f"job.max_steps={whole}"])
+    found = suite_warnings(suite, None)
+    assert [f"a tuning trial has {whole // 2} of the job's {whole} steps" in line for line in found] == [
+        True
+    ] * doubted
