@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -134,6 +135,7 @@ def _flops_per_second(machine: Machine) -> float | None:
     return CUDA_EFFICIENCY * 2.0 * cores * clock if cores and clock else None
 
 
+@cache
 def _matmul_flops_per_second(size: int = 512, probe_seconds: float = 0.1) -> float:
     """The best of a tenth of a second: whatever else runs can only make it slower."""
     matrix = np.ones((size, size), dtype=np.float32)
