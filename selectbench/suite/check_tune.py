@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from selectbench.choices import Choice, Choices
 from selectbench.errors import did_you_mean
@@ -70,9 +71,8 @@ def _check_parameter(path: str, found: Range, rows: Sequence[Choices], node: Nod
 def _check_range(path: str, found: Range, choices: Choices, node: Node, problems: Problems) -> None:
     dimension, _, setting = path.partition(".")
     chosen = getattr(choices, dimension)
-    value = getattr(chosen, setting)
-    if not isinstance(chosen, Choice) or not isinstance(value, float):
-        problems.at(node, f"{path} is no number to tune, it is {value!r}")
+    if not isinstance(chosen, Choice) or not _takes_numbers(chosen, setting):
+        problems.at(node, f"{path} is no number to tune, it is {getattr(chosen, setting)!r}")
         return
     try:
         limits = axis(path, found, choices)
@@ -82,6 +82,12 @@ def _check_range(path: str, found: Range, choices: Choices, node: Node, problems
     for end in (limits.low, limits.high):
         if problem := _refused(chosen, setting, end):
             problems.at(node, f"{path} of {choices.optimizer.name}: {end:g} {problem}")
+
+
+def _takes_numbers(chosen: Choice, setting: str) -> bool:
+    """Whether its type is float, or float among others, as where None means that another value holds."""
+    annotation = type(chosen).model_fields[setting].annotation
+    return any(float in (kind, *get_args(kind)) for kind in (annotation, *get_args(annotation)))
 
 
 def _refused(chosen: Choice, setting: str, value: float) -> str | None:

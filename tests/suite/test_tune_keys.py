@@ -9,7 +9,8 @@ import pytest
 from suite_texts import changed, lines_of, write
 
 from selectbench.suite.load import load_suite
-from selectbench.suite.stage import sizes_to_try, speed_job, speed_suite, tuning_job
+from selectbench.suite.search_space import axes_of, first_values
+from selectbench.suite.stage import sizes_to_try, speed_job, speed_suite, tuning_job, tuning_suite
 
 TUNE = "tune: {parameters: {optimizer.lr: {n: 3}}}\n"
 MISTAKES = {
@@ -56,6 +57,11 @@ MISTAKES = {
         "tune: {parameters: {optimizer.lr: {n: 3}}, seed: 0}\n",
         "mine.yaml:14:50: tune.seed: the contest uses seed 0 too: what was chosen on a seed is flattered by it; "
         "give another `seed`",
+    ),
+    "a share of more than all": (
+        "tune: {parameters: {optimizer.warmup_fraction: {linear: [0, 1.5]}}}\n",
+        "mine.yaml:14:48: tune.parameters.optimizer.warmup_fraction: optimizer.warmup_fraction of adamw: 1.5 is "
+        "out of its bounds: Input should be less than or equal to 1",
     ),
     "several without a number": (
         "tune: {parameters: {optimizer.lr: {}, optimizer.weight_decay: {log: [0.01, 1]}}}\n",
@@ -109,6 +115,20 @@ def test_a_resolved_suite_loads_as_itself(tmp_path: Path) -> None:
     )
     again = load_suite(str(write(tmp_path, json.dumps(suite.resolved), "again.yaml")), device="cpu")
     assert again == suite
+
+
+@pytest.mark.parametrize("given", ["", ", warmup_fraction: 0.1"])
+def test_a_warm_up_is_tuned_whether_the_suite_gives_one_or_not(given: str, tmp_path: Path) -> None:
+    tune = "tune: {parameters: {optimizer.lr: {}, optimizer.warmup_fraction: {linear: [0, 0.2]}}, trials: 4}\n"
+    suite = load_suite(str(write(tmp_path, changed(("lr: 1e-3", f"lr: 1e-3{given}"), more=tune))), device="cpu")
+    assert suite.tune is not None
+    tried = first_values(suite.tune, axes_of(suite.tune, suite.options[0].choices))
+    stage = tuning_suite(suite, {"fp32": tried})
+    of_trials = [stage.job.of(option.choices) for option in stage.options]
+    assert [job.max_steps for job in of_trials] == [15] * 4
+    fractions = [values["optimizer.warmup_fraction"] for values in tried]
+    assert [job.lr_schedule.warmup_steps for job in of_trials] == [round(share * 15) for share in fractions]
+    assert ("warmup_fraction" in suite.resolved["choices"]["optimizer"]) == bool(given)
 
 
 def test_a_quick_run_searches_nothing(tmp_path: Path) -> None:
