@@ -21,13 +21,16 @@ from selectbench.analysis.search import (
 from selectbench.analysis.shown import Shown
 from selectbench.record.record import Completed, FailureKind, Record
 from selectbench.suite.job import Job
-from selectbench.suite.search_space import Axis, axes_of
+from selectbench.suite.search_space import Axis, axes_of, with_values
 from selectbench.suite.stage import MICRO_BATCH_SIZE, speed_job, tuned_options, tuning_job
 from selectbench.suite.suite import Option, Suite
 from selectbench.suite.tune import Tune
 
 FLAT = 0.01
 """Share of the best within which a value is as good."""
+
+JUST = 0.01
+"""Share of a range by which a value lies just beyond it."""
 
 
 class Tried(Shown):
@@ -57,8 +60,10 @@ class OwnBest(Shown):
     """What the contest takes; None: nothing worked, it takes what the suite says."""
     extensions: int
     """Values beyond, or between, those that were planned first."""
-    edge: Literal["low", "high"] | None
-    """The end of what was tried that the best lies on even so; None: it lies within."""
+    edges: dict[str, Literal["low", "high"]]
+    """By path, the end of what was tried that the best lies on even so, where the setting goes on beyond it."""
+    together: bool
+    """Whether several settings were looked for together, whose ranges are not extended."""
     flat_low: float | None
     """Lower end of the values within 1 % of the best, in straight lines between those tried; None: of several
     settings at once."""
@@ -119,7 +124,8 @@ def _sizes(suite: Suite, attempts: Attempts) -> list[OwnBest]:
                 tried=[_tried(a, chosen) for a in own],
                 chosen=chosen.values if chosen else None,
                 extensions=0,
-                edge=on_edge,
+                edges={MICRO_BATCH_SIZE: on_edge} if on_edge else {},
+                together=False,
                 flat_low=None,
                 flat_high=None,
                 flat_is_open=False,
@@ -149,10 +155,24 @@ def _tuned(suite: Suite, tune: Tune, option: Option, own: list[Attempt]) -> OwnB
     return OwnBest(
         option=option.name, metric=tune.metric, tried=[_tried(a, chosen) for a in own],
         chosen=chosen.values if chosen else None, extensions=max(0, len(own) - tune.first_trials),
-        edge=edge(tune, alone, own) if alone and chosen else None, flat_low=low, flat_high=high,
+        edges=_edges(tune, axes, own, option), together=len(tune.parameters) > 1, flat_low=low, flat_high=high,
         flat_is_open=is_open, source=option.choices.optimizer.lr_range_source if from_class else None,
         trials=len(own), tokens=len(own) * job.max_steps * job.tokens_per_step, wall_seconds=_wall(own),
     )  # fmt: skip
+
+
+def _edges(
+    tune: Tune, axes: Sequence[Axis], own: Sequence[Attempt], option: Option
+) -> dict[str, Literal["low", "high"]]:
+    """Of settings with values beyond: a share of 0 has none below it."""
+    if best(tune, own) is None or len(own) < 2:
+        return {}
+    sides = {axis: edge(tune, axis, own) for axis in axes}
+    past = {axis: axis.at(1 + JUST if side == "high" else -JUST) for axis, side in sides.items()}
+    return {
+        axis.path: side for axis, side in sides.items()
+        if side is not None and with_values(option.choices, {axis.path: past[axis]}) is not None
+    }  # fmt: skip
 
 
 def _ordered(attempts: Mapping[Key, Attempt]) -> list[Attempt]:

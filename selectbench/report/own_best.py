@@ -87,10 +87,22 @@ def width(own: OwnBest) -> str:
 def _edge_words(own: OwnBest, how: str) -> str:
     if own.chosen is None:
         return ""
-    if own.edge is not None:
-        beyond = f"{'smaller' if own.edge == 'low' else 'larger'} values may be as {how} or better"
-        return f"the best lies on the {own.edge} edge of what was tried: {beyond}"
+    if own.edges:
+        return f"the best lies on {_edges(own)}{_beyond(own, how)}"
     return f"{own.extensions} more than planned, as a best lay on an edge" if own.extensions else ""
+
+
+def _edges(own: OwnBest) -> str:
+    """`the high edge of what was tried`; which setting's, where there are several."""
+    of = {path: path.rpartition(".")[2] if own.together else "what was tried" for path in own.edges}
+    return " and ".join(f"the {side} edge of {of[path]}" for path, side in own.edges.items())
+
+
+def _beyond(own: OwnBest, how: str) -> str:
+    if own.together:
+        return "; not extended: several settings are tuned together; widen the range"
+    (side,) = own.edges.values()
+    return f": {'smaller' if side == 'low' else 'larger'} values may be as {how} or better"
 
 
 def search_lines(ranking: Ranking) -> Sequence[str]:
