@@ -17,17 +17,19 @@ from selectbench.suite.tune import BestOf, Range, Tune
 
 
 def check_tune(
-    content: SuiteFile, rows: Sequence[Choices], document: Node, device: str, problems: Problems
+    content: SuiteFile, rows: Sequence[Choices], document: Node, problems: Problems, *, complete: bool
 ) -> None:
-    """Notes what is wrong, with its place."""
+    """Notes what is wrong, with its place. Not `complete`: rows that are wrong themselves are not among `rows`."""
     if content.tune is not None:
         _check_seed(content.tune.seed, content, document.at(["tune"]), problems)
         _check_quality(content, document.at(["tune"]), problems)
         for path, found in content.tune.parameters.items():
-            _check_parameter(path, found, rows, document.at(["tune", "parameters"]).mapping[path], problems)
+            node = document.at(["tune", "parameters"]).mapping[path]
+            _check_parameter(path, found, rows, node, problems, complete=complete)
         _check_every_row(content.tune, rows, document.at(["tune", "parameters"]), problems)
     if content.best_of is not None:
         _check_seed(content.best_of.seed, content, document.at(["best_of"]), problems)
+    if content.best_of is not None and complete:
         _check_sizes(content.best_of, content.job, rows, document.at(["best_of", "micro_batch_size"]), problems)
 
 
@@ -53,7 +55,9 @@ def _check_quality(content: SuiteFile, node: Node, problems: Problems) -> None:
         problems.at(place, f"a tuning trial of {steps} steps is longer than the job's {job.max_steps}")
 
 
-def _check_parameter(path: str, found: Range, rows: Sequence[Choices], node: Node, problems: Problems) -> None:
+def _check_parameter(
+    path: str, found: Range, rows: Sequence[Choices], node: Node, problems: Problems, *, complete: bool
+) -> None:
     dimension, _, setting = path.partition(".")
     place = node.key_place or node.place
     if dimension not in DIMENSIONS or not setting or "." in setting:
@@ -61,7 +65,7 @@ def _check_parameter(path: str, found: Range, rows: Sequence[Choices], node: Nod
         problems.add(place, node.path, f"{path!r} is no setting of a choice{hint}")
         return
     having = [choices for choices in rows if has(choices, path)]
-    if not having:
+    if not having and complete:
         known = {name for c in rows for name in getattr(type(getattr(c, dimension)), "model_fields", {})}
         problems.add(place, node.path, f"no option has {path}{did_you_mean(setting, sorted(known))}")
     for choices in having:
@@ -112,9 +116,10 @@ def _check_sizes(best_of: BestOf, job: Job, rows: Sequence[Choices], node: Node,
         return
     if len(set(best_of.micro_batch_size)) < len(best_of.micro_batch_size):
         problems.at(node, "a size is repeated")
+    ranks = {c.world_size for c in rows if c.world_size != "auto"} or {1}
+    wholes = sorted({job.of(c).global_batch_size for c in rows})
+    shares = [whole // n for n in ranks for whole in wholes if whole % n == 0]  # else that is the mistake
+    told = " or ".join(map(str, wholes))
     for item, size in zip(node.items, best_of.micro_batch_size, strict=True):
-        ranks = {c.world_size for c in rows if c.world_size != "auto"}
-        wholes = sorted({job.of(c).global_batch_size for c in rows} or {job.global_batch_size})
-        if all(whole % (size * n) for n in ranks or {1} for whole in wholes):
-            told = " or ".join(map(str, wholes))
+        if shares and all(share % size for share in shares):
             problems.at(item, f"global_batch_size {told} can't be cut into micro-batches of {size}")

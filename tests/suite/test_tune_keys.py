@@ -3,6 +3,7 @@
 # ruff: noqa: ISC004 (a message is compared whole)
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,48 @@ def test_auto_is_a_search_for_all_options(tmp_path: Path) -> None:
     assert sizes_to_try(suite.best_of, suite.job, 2) == [1, 2, 4]
 
 
+WITHOUT_A_SIZE = ("\n  micro_batch_size: 8", "")
+
+
+def test_a_size_that_is_missing_is_the_only_mistake_told(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(WITHOUT_A_SIZE, more=TUNE))
+    assert lines_of(path) == ["mine.yaml:8:3: choices: required key 'micro_batch_size' is missing"]
+
+
+def test_a_row_that_is_wrong_hides_no_mistake_of_the_tuning_s_own(tmp_path: Path) -> None:
+    wrong = ("bf16_mixed", "bf16_mixed, attention: none")
+    lines = lines_of(write(tmp_path, changed(wrong, more=TUNE.replace("n: 3", "log: [1e-3, 1e6]"))))
+    assert [line.split(": ")[1] for line in lines] == ["options.bf16.attention", "tune.parameters.optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    ("best_of", "option", "begins"),
+    [
+        ("auto", "", 1), ("[4, 2]", "", 2), ("[4, 8]", ", global_batch_size: 4", 4),
+        ("[2, 4, 8]", ", strategy: ddp, world_size: 2", 2), ("[8, 4]", ", strategy: ddp, world_size: 2", 4),
+        ("[8, 5]", ", global_batch_size: 10", 1),
+    ],
+)  # fmt: skip
+def test_where_sizes_are_searched_none_needs_to_be_given(
+    best_of: str, option: str, begins: int, tmp_path: Path
+) -> None:
+    more = f"best_of: {{micro_batch_size: {best_of}}}\n"
+    text = changed(WITHOUT_A_SIZE, ("bf16_mixed}", f"bf16_mixed{option}}}"), more=more + TUNE)
+    suite = load_suite(str(write(tmp_path, text)), device="cpu")
+    assert [o.choices.micro_batch_size for o in suite.options] == [begins, begins]
+    again = load_suite(str(write(tmp_path, json.dumps(suite.resolved), "again.yaml")), device="cpu")
+    assert again == suite
+
+
+def test_ranks_that_cut_no_step_are_the_only_mistake_told(tmp_path: Path) -> None:
+    ranks = ("bf16_mixed}", "bf16_mixed, strategy: ddp, world_size: 3}")
+    more = "best_of: {micro_batch_size: [2, 4]}\n"
+    for text in (changed(WITHOUT_A_SIZE, ranks, more=more), changed(ranks, more=more)):
+        (line,) = lines_of(write(tmp_path, text))
+        assert "is not a multiple of micro_batch_size" in line
+        assert line.endswith("x world_size 3")
+
+
 def test_auto_of_one_option_is_a_mistake(tmp_path: Path) -> None:
     path = write(tmp_path, changed(("{precision: fp32}", "{precision: fp32, micro_batch_size: auto}")))
     expected = "auto is said once for all options: choices: {micro_batch_size: auto}"
@@ -108,8 +151,6 @@ def test_auto_of_one_option_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_a_resolved_suite_loads_as_itself(tmp_path: Path) -> None:
-    import json
-
     suite = load_suite(
         str(write(tmp_path, changed(more=TUNE + "best_of: {micro_batch_size: auto}\n"))), device="cpu"
     )
