@@ -21,25 +21,31 @@ def check_tune(
 ) -> None:
     """Notes what is wrong, with its place. Not `complete`: rows that are wrong themselves are not among `rows`."""
     if content.tune is not None:
-        _check_seed(content.tune.seed, content, document.at(["tune"]), problems)
+        _check_seed("tune", content.tune.seed, content, document, problems)
         _check_quality(content, document.at(["tune"]), problems)
         for path, found in content.tune.parameters.items():
             node = document.at(["tune", "parameters"]).mapping[path]
             _check_parameter(path, found, rows, node, problems, complete=complete)
         _check_every_row(content.tune, rows, document.at(["tune", "parameters"]), problems)
     if content.best_of is not None:
-        _check_seed(content.best_of.seed, content, document.at(["best_of"]), problems)
+        _check_seed("best_of", content.best_of.seed, content, document, problems)
     if content.best_of is not None and complete:
         _check_sizes(content.best_of, content.job, rows, document.at(["best_of", "micro_batch_size"]), problems)
 
 
-def _check_seed(seed: int, content: SuiteFile, node: Node, problems: Problems) -> None:
+def _check_seed(key: str, seed: int, content: SuiteFile, document: Node, problems: Problems) -> None:
+    """The command line is blamed where it gave the contest its seeds, else the search's own seed."""
     rounds = content.repeat.max if content.repeat and "seeds" not in content.model_fields_set else 0
-    if seed in content.seeds or seed < rounds:
-        problems.at(
-            node.mapping.get("seed", node),
-            f"the contest uses seed {seed} too: what was chosen on a seed is flattered by it; give another `seed`",
-        )
+    if seed not in content.seeds and seed >= rounds:
+        return
+    flattered = "too: what was chosen on a seed is flattered by it"
+    contests = document.at(["seeds", content.seeds.index(seed)] if seed in content.seeds else ["repeat", "max"])
+    if contests.place.line == 0:
+        problems.at(contests, f"{key} uses seed {seed} {flattered}; give the contest other seeds")
+        return
+    node = document.at([key])
+    own = node.mapping.get("seed", node)
+    problems.at(own, f"the contest uses seed {seed} {flattered}; give another `seed`")
 
 
 def _check_quality(content: SuiteFile, node: Node, problems: Problems) -> None:

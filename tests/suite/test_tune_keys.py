@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from suite_texts import changed, lines_of, write
@@ -87,6 +88,28 @@ MISTAKES = {
 def test_a_mistake_is_told_with_its_line(name: str, tmp_path: Path) -> None:
     more, expected = MISTAKES[name]
     assert lines_of(write(tmp_path, changed(more=more))) == [expected]
+
+
+OTHERS = "too: what was chosen on a seed is flattered by it; give the contest other seeds"
+ANOTHER = "too: what was chosen on a seed is flattered by it; give another `seed`"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"seeds": "0,1000"}, f"--seeds 0,1000: seeds[1]: tune uses seed 1000 {OTHERS}"),
+        ({"settings": ["seeds=[1000]"]}, f"--set seeds=[1000]: seeds[0]: tune uses seed 1000 {OTHERS}"),
+        ({"settings": ["repeat={min: 2, max: 2000}"]},
+         f"--set repeat={{min: 2, max: 2000}}: repeat.max: tune uses seed 1000 {OTHERS}"),
+        ({"settings": ["tune.seed=0"]}, f"--set tune.seed=0: tune.seed: the contest uses seed 0 {ANOTHER}"),
+        ({"seeds": "0,1"}, None),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_asked_for_is_blamed_by_its_argument(
+    asked: dict[str, Any], expected: str | None, tmp_path: Path
+) -> None:
+    path = write(tmp_path, changed(more=TUNE))
+    assert lines_of(path, **asked) == ([expected] if expected else [])
 
 
 def test_tuning_needs_an_evaluation(tmp_path: Path) -> None:
