@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from selectbench.analysis.as_fast import is_as_fast
 from selectbench.analysis.formulas import peak_memory_bytes
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.search import (
@@ -46,6 +47,8 @@ class Tried(Shown):
     """How the trial ended."""
     chosen: bool
     """Whether the contest takes it."""
+    as_fast: bool
+    """Of a trial of speed that was not chosen: whether it is as fast, as far as one short trial can tell."""
 
 
 class OwnBest(Shown):
@@ -189,8 +192,18 @@ def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
     return Tried(
         values=attempt.values, value=attempt.value, chosen=attempt is chosen,
         outcome="completed" if isinstance(outcome, Completed) else outcome.kind,
+        as_fast=attempt is not chosen and _is_as_fast(attempt, chosen),
         peak_memory_bytes=peak_memory_bytes(outcome.measurement) if done else None,  # type: ignore[union-attr]
     )  # fmt: skip
+
+
+def _is_as_fast(attempt: Attempt, fastest: Attempt | None) -> bool:
+    if fastest is None or set(attempt.values) != {MICRO_BATCH_SIZE}:
+        return False
+    ours, theirs = attempt.record.outcome, fastest.record.outcome
+    if not isinstance(ours, Completed) or not isinstance(theirs, Completed):
+        return False
+    return is_as_fast(ours.measurement, theirs.measurement)
 
 
 def _end_of(own: Sequence[Attempt], chosen: Attempt | None, job: Job) -> Literal["high"] | None:

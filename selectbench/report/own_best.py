@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
+from selectbench.analysis.as_fast import RULE
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.own_best import FLAT, OwnBest, Search, Tried
 from selectbench.analysis.row import Ranking
@@ -28,7 +29,13 @@ def own_best_section(ranking: Ranking) -> list[str]:
     parts = ["## Each option at its own best", markdown(search_cost(found))]
     for title, heads, rows in search_tables(found):
         parts += [f"{title}:", table(heads, [[markdown(cell) for cell in row] for row in rows], right=len(heads))]
-    return [*parts, SEARCH_NOTE] if found.tuning else parts
+    return [*parts, *search_notes(found)]
+
+
+def search_notes(found: Search) -> list[str]:
+    """What the tables' words mean, of what there is."""
+    tells = any(tried.as_fast for own in found.sizes for tried in own.tried)
+    return [*([RULE] if tells else []), *([SEARCH_NOTE] if found.tuning else [])]
 
 
 def search_cost(found: Search) -> str:
@@ -71,7 +78,7 @@ def _values(tried: Tried) -> str:
 def told(own: OwnBest, tried: Tried) -> str:
     """The figure, or how it failed."""
     shown = tried.outcome if tried.value is None else METRICS[own.metric].show(tried.value)
-    return f"{shown} (chosen)" if tried.chosen else shown
+    return f"{shown} (chosen)" if tried.chosen else f"{shown} (as fast)" if tried.as_fast else shown
 
 
 def width(own: OwnBest) -> str:
