@@ -113,32 +113,16 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
 
 
 def _sizes(suite: Suite, attempts: Attempts) -> list[OwnBest]:
-    assert suite.best_of is not None
-    found = []
-    for option in tuned_options(suite):
-        job = speed_job(suite).of(option.choices)
-        own = _ordered(attempts.get(option.name, {}))
-        chosen = fastest(attempts.get(option.name, {}))
-        on_edge = _end_of(own, chosen, suite.job.of(option.choices))
-        found.append(
-            OwnBest(
-                option=option.name,
-                metric="tokens_per_second",
-                tried=[_tried(a, chosen) for a in own],
-                chosen=chosen.values if chosen else None,
-                extensions=0,
-                edges={MICRO_BATCH_SIZE: on_edge} if on_edge else {},
-                together=False,
-                flat_low=None,
-                flat_high=None,
-                flat_is_open=False,
-                source=None,
-                trials=len(own),
-                tokens=len(own) * job.max_steps * job.tokens_per_step,
-                wall_seconds=_wall(own),
-            )
-        )
-    return found
+    return [_sized(suite, option, attempts.get(option.name, {})) for option in tuned_options(suite)]
+
+
+def _sized(suite: Suite, option: Option, attempts: Mapping[Key, Attempt]) -> OwnBest:
+    own, chosen = _ordered(attempts), fastest(attempts)
+    side = _end_of(own, chosen, suite.job.of(option.choices))
+    return _own_best(
+        option, "tokens_per_second", own, chosen, speed_job(suite),
+        edges={MICRO_BATCH_SIZE: side} if side else {},
+    )  # fmt: skip
 
 
 def _tuning(suite: Suite, attempts: Attempts) -> list[OwnBest]:
@@ -150,17 +134,31 @@ def _tuning(suite: Suite, attempts: Attempts) -> list[OwnBest]:
 
 
 def _tuned(suite: Suite, tune: Tune, option: Option, own: list[Attempt]) -> OwnBest:
-    chosen, axes = best(tune, own), axes_of(tune, option.choices)
+    axes = axes_of(tune, option.choices)
     alone = axes[0] if len(axes) == 1 and len(own) > 1 else None
     low, high, is_open = flat_range(tune, alone, own) if alone else (None, None, False)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
-    job = tuning_job(suite).of(option.choices)
+    return _own_best(
+        option, tune.metric, own, best(tune, own), tuning_job(suite),
+        extensions=max(0, len(own) - tune.first_trials), edges=_edges(tune, axes, own, option),
+        together=len(tune.parameters) > 1, flat_low=low, flat_high=high, flat_is_open=is_open,
+        source=option.choices.optimizer.lr_range_source if from_class else None,
+    )  # fmt: skip
+
+
+def _own_best(
+    option: Option, metric: str, own: list[Attempt], chosen: Attempt | None, job: Job, *, extensions: int = 0,
+    edges: dict[str, Literal["low", "high"]], together: bool = False, flat_low: float | None = None,
+    flat_high: float | None = None, flat_is_open: bool = False, source: str | None = None,
+) -> OwnBest:  # fmt: skip
+    """`own`: what was tried, in the order of the values; `job`: that of the stage."""
+    does = job.of(option.choices)
     return OwnBest(
-        option=option.name, metric=tune.metric, tried=[_tried(a, chosen) for a in own],
-        chosen=chosen.values if chosen else None, extensions=max(0, len(own) - tune.first_trials),
-        edges=_edges(tune, axes, own, option), together=len(tune.parameters) > 1, flat_low=low, flat_high=high,
-        flat_is_open=is_open, source=option.choices.optimizer.lr_range_source if from_class else None,
-        trials=len(own), tokens=len(own) * job.max_steps * job.tokens_per_step, wall_seconds=_wall(own),
+        option=option.name, metric=metric, tried=[_tried(attempt, chosen) for attempt in own],
+        chosen=chosen.values if chosen else None, extensions=extensions, edges=edges, together=together,
+        flat_low=flat_low, flat_high=flat_high, flat_is_open=flat_is_open, source=source, trials=len(own),
+        tokens=len(own) * does.max_steps * does.tokens_per_step,
+        wall_seconds=math.fsum(attempt.record.wall_seconds for attempt in own),
     )  # fmt: skip
 
 
@@ -180,10 +178,6 @@ def _edges(
 
 def _ordered(attempts: Mapping[Key, Attempt]) -> list[Attempt]:
     return [attempts[key] for key in sorted(attempts)]
-
-
-def _wall(own: Sequence[Attempt]) -> float:
-    return math.fsum(a.record.wall_seconds for a in own)
 
 
 def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
