@@ -89,7 +89,7 @@ def may_change(option: Option, other: Option) -> frozenset[str]:
     numbers = [
         fields for name, fields in _FOLLOWS.items() if getattr(option.choices, name) != getattr(other.choices, name)
     ]
-    return frozenset().union(*(choice.may_change for choice in changed), *numbers)
+    return frozenset().union(*(choice.excuses() for choice in changed), *numbers)
 
 
 def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:
@@ -166,7 +166,7 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
 
 def _sets_shape(choices: Choices) -> bool:
     """Whether an option's learning rates are others than the job's."""
-    return choices.optimizer.schedule_shape is not None or choices.global_batch_size is not None
+    return choices.optimizer.sets_schedule or choices.global_batch_size is not None
 
 
 def _skips(choice: Choice) -> bool:

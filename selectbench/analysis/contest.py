@@ -31,7 +31,7 @@ class Contest:
     blocks: dict[str, Blocks]
     """By metric, of all comparable options."""
     round_seconds: float | None
-    """Expected time of one more seed for every option."""
+    """Expected time of one more seed for every option that would run it."""
     looks: float = 1
     """Times at which the records are judged, which share alpha; or the inverse of this time's share."""
     differences: dict[str, Difference] = field(default_factory=dict)
@@ -146,7 +146,7 @@ def hold_contest(
         name: make_blocks({s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)})
         for name in metrics
     }
-    contest = Contest(suite, baseline, blocks, _round_seconds(summaries), looks)
+    contest = Contest(suite, baseline, blocks, round_seconds(summaries), looks)
     judge = Judge(baseline, suite.job.evaluates and not suite.quick, blocks)
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
@@ -184,7 +184,8 @@ def _open_distance(estimate: float, threshold: float) -> float:
     return abs(estimate) if abs(estimate) > matters else matters - abs(estimate)
 
 
-def _round_seconds(summaries: Sequence[Summary]) -> float | None:
+def round_seconds(summaries: Sequence[Summary]) -> float | None:
+    """Expected time of one more seed for each of these options, by its mean; None: none completed."""
     means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
     known = [value for value in means if value is not None]
     return math.fsum(known) if known else None

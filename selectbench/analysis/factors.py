@@ -21,6 +21,7 @@ from selectbench.analysis.family import ALPHA
 from selectbench.analysis.least_squares import fit
 from selectbench.analysis.row import Row
 from selectbench.analysis.summary import Summary
+from selectbench.choices.optimizer import OWN_WARMUP
 from selectbench.suite.suite import CONTROL, Option, Suite
 
 MOST_INTERACTIONS = 5
@@ -96,8 +97,9 @@ def _differing_settings(dimension: str, values: Mapping[str, Any]) -> list[tuple
     mappings = {name: value for name, value in values.items() if isinstance(value, dict)}
     if len(mappings) < len(values):
         return []
-    keys = [key for key in next(iter(mappings.values()), {}) if all(key in m for m in mappings.values())]
-    levels = {key: {name: str(m[key]) for name, m in mappings.items()} for key in keys if key != "name"}
+    in_one = dict.fromkeys(key for mapping in mappings.values() for key in mapping)
+    keys = [key for key in in_one if key == OWN_WARMUP or all(key in m for m in mappings.values())]
+    levels = {key: {name: str(m.get(key)) for name, m in mappings.items()} for key in keys if key != "name"}
     return [(f"{dimension}.{key}", found) for key, found in levels.items() if len(set(found.values())) > 1]
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from selectbench.analysis.as_fast import is_as_fast
 from selectbench.analysis.formulas import peak_memory_bytes
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.search import (
@@ -21,13 +22,16 @@ from selectbench.analysis.search import (
 from selectbench.analysis.shown import Shown
 from selectbench.record.record import Completed, FailureKind, Record
 from selectbench.suite.job import Job
-from selectbench.suite.search_space import Axis, axes_of
+from selectbench.suite.search_space import Axis, axes_of, with_values
 from selectbench.suite.stage import MICRO_BATCH_SIZE, speed_job, tuned_options, tuning_job
 from selectbench.suite.suite import Option, Suite
 from selectbench.suite.tune import Tune
 
 FLAT = 0.01
 """Share of the best within which a value is as good."""
+
+JUST = 0.01
+"""Share of a range by which a value lies just beyond it."""
 
 
 class Tried(Shown):
@@ -43,6 +47,8 @@ class Tried(Shown):
     """How the trial ended."""
     chosen: bool
     """Whether the contest takes it."""
+    as_fast: bool
+    """Of a trial of speed that was not chosen: whether it is as fast, as far as one short trial can tell."""
 
 
 class OwnBest(Shown):
@@ -57,8 +63,10 @@ class OwnBest(Shown):
     """What the contest takes; None: nothing worked, it takes what the suite says."""
     extensions: int
     """Values beyond, or between, those that were planned first."""
-    edge: Literal["low", "high"] | None
-    """The end of what was tried that the best lies on even so; None: it lies within."""
+    edges: dict[str, Literal["low", "high"]]
+    """By path, the end of what was tried that the best lies on even so, where the setting goes on beyond it."""
+    together: bool
+    """Whether several settings were looked for together, whose ranges are not extended."""
     flat_low: float | None
     """Lower end of the values within 1 % of the best, in straight lines between those tried; None: of several
     settings at once."""
@@ -105,31 +113,16 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
 
 
 def _sizes(suite: Suite, attempts: Attempts) -> list[OwnBest]:
-    assert suite.best_of is not None
-    found = []
-    for option in tuned_options(suite):
-        job = speed_job(suite).of(option.choices)
-        own = _ordered(attempts.get(option.name, {}))
-        chosen = fastest(attempts.get(option.name, {}))
-        on_edge = _end_of(own, chosen, suite.job.of(option.choices))
-        found.append(
-            OwnBest(
-                option=option.name,
-                metric="tokens_per_second",
-                tried=[_tried(a, chosen) for a in own],
-                chosen=chosen.values if chosen else None,
-                extensions=0,
-                edge=on_edge,
-                flat_low=None,
-                flat_high=None,
-                flat_is_open=False,
-                source=None,
-                trials=len(own),
-                tokens=len(own) * job.max_steps * job.tokens_per_step,
-                wall_seconds=_wall(own),
-            )
-        )
-    return found
+    return [_sized(suite, option, attempts.get(option.name, {})) for option in tuned_options(suite)]
+
+
+def _sized(suite: Suite, option: Option, attempts: Mapping[Key, Attempt]) -> OwnBest:
+    own, chosen = _ordered(attempts), fastest(attempts)
+    side = _end_of(own, chosen, suite.job.of(option.choices))
+    return _own_best(
+        option, "tokens_per_second", own, chosen, speed_job(suite),
+        edges={MICRO_BATCH_SIZE: side} if side else {},
+    )  # fmt: skip
 
 
 def _tuning(suite: Suite, attempts: Attempts) -> list[OwnBest]:
@@ -141,26 +134,50 @@ def _tuning(suite: Suite, attempts: Attempts) -> list[OwnBest]:
 
 
 def _tuned(suite: Suite, tune: Tune, option: Option, own: list[Attempt]) -> OwnBest:
-    chosen, axes = best(tune, own), axes_of(tune, option.choices)
+    axes = axes_of(tune, option.choices)
     alone = axes[0] if len(axes) == 1 and len(own) > 1 else None
     low, high, is_open = flat_range(tune, alone, own) if alone else (None, None, False)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
-    job = tuning_job(suite).of(option.choices)
-    return OwnBest(
-        option=option.name, metric=tune.metric, tried=[_tried(a, chosen) for a in own],
-        chosen=chosen.values if chosen else None, extensions=max(0, len(own) - tune.first_trials),
-        edge=edge(tune, alone, own) if alone and chosen else None, flat_low=low, flat_high=high,
-        flat_is_open=is_open, source=option.choices.optimizer.lr_range_source if from_class else None,
-        trials=len(own), tokens=len(own) * job.max_steps * job.tokens_per_step, wall_seconds=_wall(own),
+    return _own_best(
+        option, tune.metric, own, best(tune, own), tuning_job(suite),
+        extensions=max(0, len(own) - tune.first_trials), edges=_edges(tune, axes, own, option),
+        together=len(tune.parameters) > 1, flat_low=low, flat_high=high, flat_is_open=is_open,
+        source=option.choices.optimizer.lr_range_source if from_class else None,
     )  # fmt: skip
+
+
+def _own_best(
+    option: Option, metric: str, own: list[Attempt], chosen: Attempt | None, job: Job, *, extensions: int = 0,
+    edges: dict[str, Literal["low", "high"]], together: bool = False, flat_low: float | None = None,
+    flat_high: float | None = None, flat_is_open: bool = False, source: str | None = None,
+) -> OwnBest:  # fmt: skip
+    """`own`: what was tried, in the order of the values; `job`: that of the stage."""
+    does = job.of(option.choices)
+    return OwnBest(
+        option=option.name, metric=metric, tried=[_tried(attempt, chosen) for attempt in own],
+        chosen=chosen.values if chosen else None, extensions=extensions, edges=edges, together=together,
+        flat_low=flat_low, flat_high=flat_high, flat_is_open=flat_is_open, source=source, trials=len(own),
+        tokens=len(own) * does.max_steps * does.tokens_per_step,
+        wall_seconds=math.fsum(attempt.record.wall_seconds for attempt in own),
+    )  # fmt: skip
+
+
+def _edges(
+    tune: Tune, axes: Sequence[Axis], own: Sequence[Attempt], option: Option
+) -> dict[str, Literal["low", "high"]]:
+    """Of settings with values beyond: a share of 0 has none below it."""
+    if best(tune, own) is None or len(own) < 2:
+        return {}
+    sides = {axis: edge(tune, axis, own) for axis in axes}
+    past = {axis: axis.at(1 + JUST if side == "high" else -JUST) for axis, side in sides.items()}
+    return {
+        axis.path: side for axis, side in sides.items()
+        if side is not None and with_values(option.choices, {axis.path: past[axis]}) is not None
+    }  # fmt: skip
 
 
 def _ordered(attempts: Mapping[Key, Attempt]) -> list[Attempt]:
     return [attempts[key] for key in sorted(attempts)]
-
-
-def _wall(own: Sequence[Attempt]) -> float:
-    return math.fsum(a.record.wall_seconds for a in own)
 
 
 def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
@@ -169,8 +186,18 @@ def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
     return Tried(
         values=attempt.values, value=attempt.value, chosen=attempt is chosen,
         outcome="completed" if isinstance(outcome, Completed) else outcome.kind,
+        as_fast=attempt is not chosen and _is_as_fast(attempt, chosen),
         peak_memory_bytes=peak_memory_bytes(outcome.measurement) if done else None,  # type: ignore[union-attr]
     )  # fmt: skip
+
+
+def _is_as_fast(attempt: Attempt, fastest: Attempt | None) -> bool:
+    if fastest is None or set(attempt.values) != {MICRO_BATCH_SIZE}:
+        return False
+    ours, theirs = attempt.record.outcome, fastest.record.outcome
+    if not isinstance(ours, Completed) or not isinstance(theirs, Completed):
+        return False
+    return is_as_fast(ours.measurement, theirs.measurement)
 
 
 def _end_of(own: Sequence[Attempt], chosen: Attempt | None, job: Job) -> Literal["high"] | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
 from selectbench.analysis.comparison import Comparison
-from selectbench.analysis.contest import Contest, hold_contest
+from selectbench.analysis.contest import Contest, hold_contest, round_seconds
 from selectbench.analysis.kept import Kept
 from selectbench.analysis.race import Race, has_outcome
 from selectbench.analysis.race_row import Raced, RacedOption
@@ -17,6 +18,8 @@ from selectbench.analysis.spending import looks_at, looks_of
 from selectbench.analysis.standing import Standing, stand
 from selectbench.analysis.stopping import Stopping
 from selectbench.analysis.summary import Summary
+
+Told = TypeVar("Told", Comparison, ConstraintVerdict)
 
 
 @dataclass
@@ -27,22 +30,32 @@ class RacedContest(Contest):
 
     def constraints(self, option: str) -> list[ConstraintVerdict]:
         """Each as the look has it that decided it."""
-        return self.kept.verdicts(option)
+        return [self.timed(verdict) for verdict in self.kept.verdicts(option)]
 
     def against_baseline(self, option: str) -> Comparison | None:
         """By the objective."""
-        return self.kept.comparison(option, self.baseline.name) if option in self.differences else None
+        found = self.kept.comparison(option, self.baseline.name) if option in self.differences else None
+        return found and self.timed(found)
+
+    def timed(self, found: Told) -> Told:
+        """With the time of one more round as it would be now: a look knew not yet who would stop after it."""
+        if found.settling is None:
+            return found
+        seconds = None if self.round_seconds is None else found.settling.seeds * self.round_seconds
+        settling = found.settling.model_copy(update={"seconds": seconds})
+        return found.model_copy(update={"settling": settling})
 
 
 @dataclass(frozen=True)
 class RacedStanding(Standing):
     """Who was shown to be better than whom in a look that both ran to."""
 
-    kept: Kept = field(default_factory=Kept)
+    contest: RacedContest
 
     def comparison(self, option: str, against: str) -> Comparison | None:
         """The pair by the objective; None: no look compares the two."""
-        return self.kept.comparison(option, against)
+        found = self.contest.kept.comparison(option, against)
+        return found and self.contest.timed(found)
 
 
 def raced_contest(race: Race, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> Contest:
@@ -53,7 +66,8 @@ def raced_contest(race: Race, summaries: Sequence[Summary], comparable: Mapping[
     held = hold_contest(race.suite, summaries, comparable, looks=looks_at(race.repeat, race.repeat.min))
     if not race.looks:
         return held
-    contest = RacedContest(race.suite, held.baseline, held.blocks, held.round_seconds, held.looks, kept=race.kept)
+    one_round = round_seconds([summary for summary in summaries if summary.name in race.running])
+    contest = RacedContest(race.suite, held.baseline, held.blocks, one_round, held.looks, kept=race.kept)
     for option in held.differences:
         if look := race.kept.look(option, contest.baseline.name):
             contest.differences[option] = look.contest.differences[option]
@@ -66,7 +80,7 @@ def raced_contest(race: Race, summaries: Sequence[Summary], comparable: Mapping[
 def raced_standing(race: Race, contest: Contest, names: Sequence[str]) -> Standing:
     """Of the options of these names."""
     held = stand(contest, names)
-    if not race.looks:
+    if not isinstance(contest, RacedContest):
         return held
     better, known = np.zeros_like(held.better), np.zeros_like(held.known)
     for i, option in enumerate(held.names):
@@ -76,7 +90,7 @@ def raced_standing(race: Race, contest: Contest, names: Sequence[str]) -> Standi
                 found == "better",
                 found is not None and _has_spread(race.kept, option, against),
             )
-    return RacedStanding(held.names, better, known, contest, held.pairs, race.kept)
+    return RacedStanding(held.names, better, known, contest, held.pairs)
 
 
 def _has_spread(kept: Kept, option: str, against: str) -> bool:

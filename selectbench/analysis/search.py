@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
@@ -139,8 +140,8 @@ def _one_more(
     return {name: values for name, values in found.items() if values is not None}
 
 
-def edge(tune: Tune, axis: Axis, attempts: Sequence[Attempt]) -> str | None:
-    """`low` or `high` where the best lies on that edge of what was tried, or where all failed: `low`."""
+def edge(tune: Tune, axis: Axis, attempts: Sequence[Attempt]) -> Literal["low", "high"] | None:
+    """Where no value was tried beyond the best's; `low` where all failed."""
     found = best(tune, attempts)
     if found is None:
         return "low"

@@ -13,6 +13,7 @@ from selectbench.analysis.gpu_state import State, state_of
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.observed import Observed, observe
 from selectbench.record.record import Completed, Failed, Measurement, Record
+from selectbench.record.store import last_attempts
 from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Option, Suite
 
@@ -154,7 +155,8 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
     names = {option.name for option in suite.options}
     counted: dict[tuple[str, int], Record] = {}
     warnings: set[str] = set()
-    for record in sorted(_last_attempts(records), key=lambda r: (r.started_at, r.trial.trial_id)):
+    last = last_attempts([record for record in records if record.phase == "contest"]).values()
+    for record in sorted(last, key=lambda r: (r.started_at, r.trial.trial_id)):
         key = (record.trial.option, record.trial.seed)
         if key[0] not in names or key[1] not in suite.seeds:
             warnings.add(f"option {key[0]}, seed {key[1]}: a record of no trial of this suite is left out")
@@ -163,15 +165,6 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
             warnings.add(f"option {key[0]}, seed {key[1]}: records of two different trials; the latest counts")
         counted[key] = record
     return counted, sorted(warnings)
-
-
-def _last_attempts(records: Sequence[Record]) -> Iterable[Record]:
-    last: dict[str, Record] = {}
-    for record in (r for r in records if r.phase == "contest"):
-        rival = last.setdefault(record.trial.trial_id, record)
-        if (record.attempt, record.started_at) > (rival.attempt, rival.started_at):
-            last[record.trial.trial_id] = record
-    return last.values()
 
 
 def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record]) -> Summary:

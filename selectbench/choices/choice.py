@@ -68,6 +68,10 @@ class Choice(BaseModel):
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that are slow to import and that the trial server may import once for all trials."""
 
+    def excuses(self) -> frozenset[str]:
+        """Identity fields that may differ because of the choice as it is set: `may_change`, or more."""
+        return self.may_change
+
     def asks_for(self) -> dict[str, Any]:
         """Identity fields that the choice fixes, with the values that its trials must be found to have."""
         return {}

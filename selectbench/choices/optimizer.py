@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from selectbench.choices.choice import Choice, Needs
 
@@ -14,9 +14,13 @@ if TYPE_CHECKING:
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0, le=1000)]
+WarmupFraction = Annotated[float, Field(ge=0, le=1)]
 Implementation = Literal["fused", "foreach", "for_loop"]
 
 OPTIMIZER_STATE = frozenset({"optimizer", "optimizer_state_dtype"})
+OWN_WARMUP = "warmup_fraction"
+"""The setting that stands among an optimizer's only where it is given."""
+SCHEDULE = frozenset({"learning_rate_shape_sha256"})
 
 
 def decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
@@ -48,6 +52,8 @@ class OptimizerChoice(Choice):
     """Peak learning rate; the schedule scales it."""
     weight_decay: NonNegative = 0.1
     """Decay of matrices and embeddings; norms and biases have none."""
+    warmup_fraction: WarmupFraction | None = None
+    """Share of all optimizer steps in which the learning rate rises to its peak; the job's warm-up if not given."""
 
     lr_range: ClassVar[tuple[float, float] | None] = None
     """Peak learning rates between which tuning looks where the suite gives no range; None: it must give one."""
@@ -57,6 +63,23 @@ class OptimizerChoice(Choice):
     """Of the optimizers that `build` makes, without their implementation; empty: not known here."""
     schedule_shape: ClassVar[Literal["constant"] | None] = None
     """Of the learning rate after the warm-up, where the optimizer wants one of its own; None: the job's."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_the_jobs(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A warm-up that is not the optimizer's own is no setting of it."""
+        settings: dict[str, Any] = serialise(self)
+        if self.warmup_fraction is None:
+            settings.pop(OWN_WARMUP, None)
+        return settings
+
+    @property
+    def sets_schedule(self) -> bool:
+        """Whether the learning rate's shape is another than the job's."""
+        return self.schedule_shape is not None or self.warmup_fraction is not None
+
+    def excuses(self) -> frozenset[str]:
+        """A shape of the learning rate of its own too; the certificate holds it against the asked one."""
+        return self.may_change | (SCHEDULE if self.sets_schedule else frozenset())
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """The optimizers that together step every parameter of the model once."""

@@ -107,5 +107,13 @@ def _why_not(line: bytes, error: ValidationError) -> str:
 
 
 def last_attempts(records: list[Record]) -> dict[str, Record]:
-    """The record that counts for each trial_id: the last attempt in the file's order."""
-    return {record.trial.trial_id: record for record in records}
+    """The record that counts for each trial_id: the last attempt, whatever the order of the records.
+
+    Of attempts of one number the one that began last, as two runs of a copied folder have them; then the file's last.
+    """
+    last: dict[str, Record] = {}
+    for record in records:
+        rival = last.setdefault(record.trial.trial_id, record)
+        if (record.attempt, record.started_at) >= (rival.attempt, rival.started_at):
+            last[record.trial.trial_id] = record
+    return last

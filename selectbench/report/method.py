@@ -9,6 +9,7 @@ from selectbench.analysis import energy, flops, gpu_state, mfu, peaks
 from selectbench.analysis.row import Ranking
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import markdown
+from selectbench.report.warmup import own_warmups
 from selectbench.suite.suite import Suite
 
 _SPOILED = (
@@ -32,7 +33,7 @@ def _job(suite: Suite) -> str:
         f"The job: {job.task} on the {suite.device}, model {markdown(model)}; {job.max_steps:,} optimizer steps of "
         f"{job.global_batch_size:,} sequences of {job.seq_len:,} tokens ({job.tokens_per_step:,} tokens a step, "
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
-        f"{job.lr_schedule.warmup_steps:,} steps of warm-up.{_own_batches(suite)}"
+        f"{job.lr_schedule.warmup_steps:,} steps of warm-up.{_own_batches(suite)}{_own_warmups(suite)}"
     )
 
 
@@ -50,6 +51,11 @@ def _own_batches(suite: Suite) -> str:
         " Options with another global batch train on as many tokens, the same sequences in the same order, in "
         f"steps of their own, with warm-up in proportion: {'; '.join(told)}."
     )
+
+
+def _own_warmups(suite: Suite) -> str:
+    told = own_warmups(suite)
+    return f" With a warm-up of their own instead: {markdown(told)}." if told else ""
 
 
 def _same_job(suite: Suite, ranking: Ranking) -> str:

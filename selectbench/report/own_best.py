@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
+from selectbench.analysis.as_fast import RULE
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.own_best import FLAT, OwnBest, Search, Tried
 from selectbench.analysis.row import Ranking
@@ -28,7 +29,13 @@ def own_best_section(ranking: Ranking) -> list[str]:
     parts = ["## Each option at its own best", markdown(search_cost(found))]
     for title, heads, rows in search_tables(found):
         parts += [f"{title}:", table(heads, [[markdown(cell) for cell in row] for row in rows], right=len(heads))]
-    return [*parts, SEARCH_NOTE] if found.tuning else parts
+    return [*parts, *search_notes(found)]
+
+
+def search_notes(found: Search) -> list[str]:
+    """What the tables' words mean, of what there is."""
+    tells = any(tried.as_fast for own in found.sizes for tried in own.tried)
+    return [*([RULE] if tells else []), *([SEARCH_NOTE] if found.tuning else [])]
 
 
 def search_cost(found: Search) -> str:
@@ -71,7 +78,7 @@ def _values(tried: Tried) -> str:
 def told(own: OwnBest, tried: Tried) -> str:
     """The figure, or how it failed."""
     shown = tried.outcome if tried.value is None else METRICS[own.metric].show(tried.value)
-    return f"{shown} (chosen)" if tried.chosen else shown
+    return f"{shown} (chosen)" if tried.chosen else f"{shown} (as fast)" if tried.as_fast else shown
 
 
 def width(own: OwnBest) -> str:
@@ -87,10 +94,22 @@ def width(own: OwnBest) -> str:
 def _edge_words(own: OwnBest, how: str) -> str:
     if own.chosen is None:
         return ""
-    if own.edge is not None:
-        beyond = f"{'smaller' if own.edge == 'low' else 'larger'} values may be as {how} or better"
-        return f"the best lies on the {own.edge} edge of what was tried: {beyond}"
+    if own.edges:
+        return f"the best lies on {_edges(own)}{_beyond(own, how)}"
     return f"{own.extensions} more than planned, as a best lay on an edge" if own.extensions else ""
+
+
+def _edges(own: OwnBest) -> str:
+    """`the high edge of what was tried`; which setting's, where there are several."""
+    of = {path: path.rpartition(".")[2] if own.together else "what was tried" for path in own.edges}
+    return " and ".join(f"the {side} edge of {of[path]}" for path, side in own.edges.items())
+
+
+def _beyond(own: OwnBest, how: str) -> str:
+    if own.together:
+        return "; not extended: several settings are tuned together; widen the range"
+    (side,) = own.edges.values()
+    return f": {'smaller' if side == 'low' else 'larger'} values may be as {how} or better"
 
 
 def search_lines(ranking: Ranking) -> Sequence[str]:

@@ -15,6 +15,8 @@ from selectbench import units
 from selectbench.analysis.search import EXTENSIONS
 from selectbench.plan.estimate import Estimate, StageCost
 from selectbench.plan.plan import Plan, PlannedOption
+from selectbench.report.warmup import own_warmups
+from selectbench.suite.suite import Suite
 
 
 def total_seconds(costs: Sequence[StageCost]) -> float | None:
@@ -32,7 +34,8 @@ def plan_as_json(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCos
     content: dict[str, Any] = {
         "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
         "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
-        "epochs": plan.epochs, "expected_seconds": total_seconds(costs),
+        "epochs": plan.epochs, "tuned": list(plan.suite.tune.parameters) if plan.suite.tune else [],
+        "expected_seconds": total_seconds(costs),
         "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
         "options": [_option_as_json(plan, planned, estimate) for planned in plan.options],
@@ -47,6 +50,7 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
     return {
         "option": planned.option.name, "differs_in": planned.option.differs_in,
         "global_batch_size": job.global_batch_size, "max_steps": job.max_steps,
+        "warmup_steps": job.lr_schedule.warmup_steps,
         "micro_batch_size": planned.option.choices.micro_batch_size,
         "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
         "strategy": planned.option.choices.strategy.model_dump(mode="json"),
@@ -72,6 +76,8 @@ def print_plan(
         )
     )
     console.print(Text(f"decided by {suite.decide.objective}{_held(suite.decide.constraints)}"))
+    for line in _of_their_own(suite):
+        console.print(Text(line))
     console.print(_table(plan, estimate))
     for planned in plan.options:
         if planned.unsupported:
@@ -87,6 +93,13 @@ def _work(plan: Plan) -> str:
     jobs = [plan.suite.job.of(planned.option.choices) for planned in plan.options]
     products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
     return f"{' or '.join(products)} sequences x {plan.suite.job.seq_len} tokens"
+
+
+def _of_their_own(suite: Suite) -> list[str]:
+    """Settings that are looked for first, and warm-ups that the suite gives; one that is tuned is not known yet."""
+    tuned = f"tuned for each option first: {', '.join(suite.tune.parameters)}" if suite.tune else ""
+    warmups = own_warmups(suite)
+    return [line for line in (tuned, f"with a warm-up of their own: {warmups}" if warmups else "") if line]
 
 
 def _held(constraints: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import get_args
 
 from selectbench.choices import Choice, Choices
 from selectbench.errors import did_you_mean
@@ -16,27 +17,35 @@ from selectbench.suite.tune import BestOf, Range, Tune
 
 
 def check_tune(
-    content: SuiteFile, rows: Sequence[Choices], document: Node, device: str, problems: Problems
+    content: SuiteFile, rows: Sequence[Choices], document: Node, problems: Problems, *, complete: bool
 ) -> None:
-    """Notes what is wrong, with its place."""
+    """Notes what is wrong, with its place. Not `complete`: rows that are wrong themselves are not among `rows`."""
     if content.tune is not None:
-        _check_seed(content.tune.seed, content, document.at(["tune"]), problems)
+        _check_seed("tune", content.tune.seed, content, document, problems)
         _check_quality(content, document.at(["tune"]), problems)
         for path, found in content.tune.parameters.items():
-            _check_parameter(path, found, rows, document.at(["tune", "parameters"]).mapping[path], problems)
+            node = document.at(["tune", "parameters"]).mapping[path]
+            _check_parameter(path, found, rows, node, problems, complete=complete)
         _check_every_row(content.tune, rows, document.at(["tune", "parameters"]), problems)
     if content.best_of is not None:
-        _check_seed(content.best_of.seed, content, document.at(["best_of"]), problems)
+        _check_seed("best_of", content.best_of.seed, content, document, problems)
+    if content.best_of is not None and complete:
         _check_sizes(content.best_of, content.job, rows, document.at(["best_of", "micro_batch_size"]), problems)
 
 
-def _check_seed(seed: int, content: SuiteFile, node: Node, problems: Problems) -> None:
+def _check_seed(key: str, seed: int, content: SuiteFile, document: Node, problems: Problems) -> None:
+    """The command line is blamed where it gave the contest its seeds, else the search's own seed."""
     rounds = content.repeat.max if content.repeat and "seeds" not in content.model_fields_set else 0
-    if seed in content.seeds or seed < rounds:
-        problems.at(
-            node.mapping.get("seed", node),
-            f"the contest uses seed {seed} too: what was chosen on a seed is flattered by it; give another `seed`",
-        )
+    if seed not in content.seeds and seed >= rounds:
+        return
+    flattered = "too: what was chosen on a seed is flattered by it"
+    contests = document.at(["seeds", content.seeds.index(seed)] if seed in content.seeds else ["repeat", "max"])
+    if contests.place.line == 0:
+        problems.at(contests, f"{key} uses seed {seed} {flattered}; give the contest other seeds")
+        return
+    node = document.at([key])
+    own = node.mapping.get("seed", node)
+    problems.at(own, f"the contest uses seed {seed} {flattered}; give another `seed`")
 
 
 def _check_quality(content: SuiteFile, node: Node, problems: Problems) -> None:
@@ -52,7 +61,9 @@ def _check_quality(content: SuiteFile, node: Node, problems: Problems) -> None:
         problems.at(place, f"a tuning trial of {steps} steps is longer than the job's {job.max_steps}")
 
 
-def _check_parameter(path: str, found: Range, rows: Sequence[Choices], node: Node, problems: Problems) -> None:
+def _check_parameter(
+    path: str, found: Range, rows: Sequence[Choices], node: Node, problems: Problems, *, complete: bool
+) -> None:
     dimension, _, setting = path.partition(".")
     place = node.key_place or node.place
     if dimension not in DIMENSIONS or not setting or "." in setting:
@@ -60,7 +71,7 @@ def _check_parameter(path: str, found: Range, rows: Sequence[Choices], node: Nod
         problems.add(place, node.path, f"{path!r} is no setting of a choice{hint}")
         return
     having = [choices for choices in rows if has(choices, path)]
-    if not having:
+    if not having and complete:
         known = {name for c in rows for name in getattr(type(getattr(c, dimension)), "model_fields", {})}
         problems.add(place, node.path, f"no option has {path}{did_you_mean(setting, sorted(known))}")
     for choices in having:
@@ -70,9 +81,8 @@ def _check_parameter(path: str, found: Range, rows: Sequence[Choices], node: Nod
 def _check_range(path: str, found: Range, choices: Choices, node: Node, problems: Problems) -> None:
     dimension, _, setting = path.partition(".")
     chosen = getattr(choices, dimension)
-    value = getattr(chosen, setting)
-    if not isinstance(chosen, Choice) or not isinstance(value, float):
-        problems.at(node, f"{path} is no number to tune, it is {value!r}")
+    if not isinstance(chosen, Choice) or not _takes_numbers(chosen, setting):
+        problems.at(node, f"{path} is no number to tune, it is {getattr(chosen, setting)!r}")
         return
     try:
         limits = axis(path, found, choices)
@@ -82,6 +92,12 @@ def _check_range(path: str, found: Range, choices: Choices, node: Node, problems
     for end in (limits.low, limits.high):
         if problem := _refused(chosen, setting, end):
             problems.at(node, f"{path} of {choices.optimizer.name}: {end:g} {problem}")
+
+
+def _takes_numbers(chosen: Choice, setting: str) -> bool:
+    """Whether its type is float, or float among others, as where None means that another value holds."""
+    annotation = type(chosen).model_fields[setting].annotation
+    return any(float in (kind, *get_args(kind)) for kind in (annotation, *get_args(annotation)))
 
 
 def _refused(chosen: Choice, setting: str, value: float) -> str | None:
@@ -106,9 +122,10 @@ def _check_sizes(best_of: BestOf, job: Job, rows: Sequence[Choices], node: Node,
         return
     if len(set(best_of.micro_batch_size)) < len(best_of.micro_batch_size):
         problems.at(node, "a size is repeated")
+    ranks = {c.world_size for c in rows if c.world_size != "auto"} or {1}
+    wholes = sorted({job.of(c).global_batch_size for c in rows})
+    shares = [whole // n for n in ranks for whole in wholes if whole % n == 0]  # else that is the mistake
+    told = " or ".join(map(str, wholes))
     for item, size in zip(node.items, best_of.micro_batch_size, strict=True):
-        ranks = {c.world_size for c in rows if c.world_size != "auto"}
-        wholes = sorted({job.of(c).global_batch_size for c in rows} or {job.global_batch_size})
-        if all(whole % (size * n) for n in ranks or {1} for whole in wholes):
-            told = " or ".join(map(str, wholes))
+        if shares and all(share % size for share in shares):
             problems.at(item, f"global_batch_size {told} can't be cut into micro-batches of {size}")

@@ -116,14 +116,22 @@ class Job(Strict):
         return None
 
     def of(self, choices: Choices) -> Job:
-        """The job as an option does it: with the model, tokenizer, schedule and global batch that it sets."""
+        """The job as an option does it: model, tokenizer, schedule, warm-up and global batch where it sets them."""
         model = choices.model or self.model
         chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
         tokenizer = chosen if needs_tokenizer(self.data) else None
         shape = choices.optimizer.schedule_shape or self.lr_schedule.name
         schedule = self.lr_schedule.model_copy(update={"name": shape})
         own = self.model_copy(update={"model": model, "tokenizer": tokenizer, "lr_schedule": schedule})
-        return own.in_batches_of(choices.global_batch_size or self.global_batch_size)
+        in_batches = own.in_batches_of(choices.global_batch_size or self.global_batch_size)
+        return in_batches._warmed_up_over(choices.optimizer.warmup_fraction)
+
+    def _warmed_up_over(self, fraction: float | None) -> Job:
+        """With this share of the steps as warm-up, to the nearest whole number; None: with the job's own."""
+        if fraction is None:
+            return self
+        schedule = self.lr_schedule.model_copy(update={"warmup_steps": round(fraction * self.max_steps)})
+        return self.model_copy(update={"lr_schedule": schedule})
 
     def in_batches_of(self, size: int) -> Job:
         """The same tokens in optimizer steps of `size` sequences.

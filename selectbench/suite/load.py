@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from selectbench.choices import Choices
 from selectbench.errors import did_you_mean
-from selectbench.suite.auto_size import with_sizes_searched
+from selectbench.suite.auto_size import with_first_sizes, with_sizes_searched
 from selectbench.suite.check import (
     check_accumulation,
     check_constraints,
@@ -175,7 +175,7 @@ def _suite(
     check_gate(document, problems, unmeasured)
     check_control(document, names, problems)
     if content is not None:
-        check_tune(content, [choices for _, choices in rows], document, device, problems)
+        check_tune(content, [choices for _, choices in rows], document, problems, complete=len(rows) == len(names))
     baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
     if problems.found or content is None:
         return None
@@ -186,7 +186,8 @@ def _rows(
     document: Node, folder: Path, *, from_command_line: bool, problems: Problems
 ) -> tuple[list[str], list[tuple[Row, Choices]]]:
     """Names of all rows that are not excluded, and those rows that are valid."""
-    asked = [replace(row, choices=with_interpreter(row.choices, folder)) for row in rows_of(document, problems)]
+    begun = with_first_sizes(rows_of(document, problems), document)
+    asked = [replace(row, choices=with_interpreter(row.choices, folder)) for row in begun]
     validated = [(row, validate(Choices, row.choices, problems)) for row in asked]
     rows = [(row, choices) for row, choices in validated if choices is not None]
     gone: set[str] = set()

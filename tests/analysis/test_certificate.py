@@ -160,6 +160,30 @@ def test_a_learning_rate_of_the_optimizer_s_own_excuses_no_other_shape(
         assert set(seen[other].differs_as_declared) == {"learning_rate_shape_sha256", "optimizer"}
 
 
+def warmed_up(fraction: float) -> dict[str, Any]:
+    return {"optimizer": {"name": "adamw", "lr": 1e-3, "warmup_fraction": fraction}}
+
+
+@pytest.mark.parametrize(("steps", "violating"), [(6, False), (0, True), (12, True)])
+@pytest.mark.parametrize("baseline", ["fp32", "other"])
+def test_a_warm_up_of_the_optimizer_s_own_excuses_no_other_shape(
+    steps: int, violating: bool, baseline: str
+) -> None:
+    options = ["fp32", ("other", warmed_up(0.1))]
+    suite = make_suite(*(options if baseline == "fp32" else options[::-1]))  # type: ignore[arg-type]
+    found = {"learning_rate_shape_sha256": shape_sha256(shares(LrSchedule(warmup_steps=steps), 60))}
+    records = [make_record(name, seed, identity=found if name == "other" else {}) for name in ("fp32", "other")
+               for seed in range(3)]  # fmt: skip
+    seen = certificates(suite, records)
+    assert seen["fp32"].comparable
+    assert [(v.field, v.seeds) for v in seen["other"].violations] == (
+        [("learning_rate_shape_sha256", [0, 1, 2])] if violating else []
+    )
+    if not violating:
+        (other,) = {"fp32", "other"} - {baseline}
+        assert seen[other].differs_as_declared == ["learning_rate_shape_sha256"]
+
+
 def test_gradients_summed_in_another_dtype_are_a_violation_between_options_of_several_ranks() -> None:
     zero = {"strategy": {"name": "zero", "stage": 1}, "world_size": 2, "micro_batch_size": 8}
     suite = make_suite(("ddp", {**zero, "strategy": {"name": "ddp"}}), ("zero", zero), seeds=[0])

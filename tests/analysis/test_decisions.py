@@ -9,6 +9,7 @@ import pytest
 from made_records import make_failure, make_meters, make_record, make_suite, speed
 
 from selectbench.analysis.crossing import crossing
+from selectbench.analysis.factors import factors_of
 from selectbench.analysis.ranking import Ranking, Row, rank
 from selectbench.record.record import EvaluationPoint, Record
 
@@ -325,6 +326,15 @@ class TestFactors:
         assert first.factors == ["precision", "attention"]
         assert first.levels == ["bf16_mixed", "sdpa"]
         assert first.ratio == pytest.approx(1.1, rel=0.01)
+
+    def test_a_warm_up_of_its_own_is_a_factor_beside_the_job_s(self) -> None:
+        rows = [
+            (f"{precision} {share}", {"precision": {"name": precision}, "optimizer": {"name": "adamw", "lr": 1e-3,
+             **({} if share is None else {"warmup_fraction": share})}})
+            for precision in ("fp32", "bf16_mixed") for share in (None, 0.1)
+        ]  # fmt: skip
+        factors = factors_of(make_suite(*rows).options, "fp32 None")
+        assert {(f.name, f.base) for f in factors} == {("precision", "fp32"), ("optimizer.warmup_fraction", "None")}
 
     def test_named_options_are_no_grid(self) -> None:
         suite = make_suite("base", option("a", 1), option("b", 2), **FIVE)

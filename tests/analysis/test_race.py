@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_races import SAME, Outcome, drawn, heavy, race_of, raced, reasons, rounds_of, row
 from made_records import HOT, make_failure, make_meters, make_record, speed
 
+from selectbench import units
 from selectbench.analysis.race import open_options, open_trials, run_race
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.summary import summarise
@@ -57,6 +59,40 @@ def test_a_stopped_option_is_complete_with_the_rounds_that_it_ran() -> None:
     assert (ranking.race.ended, ranking.race.open) == (True, ["one", "two"])
     assert reasons(ranking)["two"].startswith("open after 5 rounds: undecided against the leader one: 1.00x (")
     assert {r.option: r.rank for r in ranking.rows} == {"one": 1, "two": 1, "base": 3, "down": 4}
+
+
+def test_more_seeds_take_the_time_of_the_options_that_run_on() -> None:
+    made = drawn({"base": 0, "one": 0.5, "two": 0.501, "down": -0.5})
+    seconds = {"base": 1000.0, "one": 5.0, "two": 7.0, "down": 2000.0}
+    suite = race_of("base", "one", "two", "down", most=5)
+    records = raced(suite, lambda name, seed: made(name, seed).model_copy(update={"wall_seconds": seconds[name]}))
+    ranking = rank(suite, records)
+    found = row(ranking, "two").against_best
+    assert found is not None
+    assert found.settling is not None
+    assert found.settling.seconds == found.settling.seeds * 12.0
+    assert f"{found.settling.seeds} more seeds, about {units.duration(found.settling.seconds)}," in ranking.answer
+
+
+def test_open_constraints_take_the_time_of_the_options_that_run_on() -> None:
+    made = drawn({"base": 0, "one": 0.1, "down": -0.5})
+    losses = np.random.default_rng(3).normal(5.5, 0.01, (2, 5))
+    decide = {"constraints": ["final_perplexity <= 1.01x baseline"]}
+    suite = race_of("base", "one", "down", most=5, decide=decide)
+
+    def outcome(name: str, seed: int) -> Record:
+        record = made(name, seed)
+        loss = 7.0 if name == "down" else losses[("base", "one").index(name), seed]
+        measurement = record.outcome.measurement.model_copy(update={"final_loss": loss})  # type: ignore[union-attr]
+        changed = record.outcome.model_copy(update={"measurement": measurement})
+        return record.model_copy(update={"outcome": changed, "wall_seconds": 100.0 if name == "down" else 3.0})
+
+    ranking = rank(suite, raced(suite, outcome))
+    assert ranking.race is not None
+    assert ranking.race.open == ["base", "one"]
+    (constraint,) = row(ranking, "one").constraints
+    assert constraint.settling is not None
+    assert constraint.settling.seconds == constraint.settling.seeds * 6.0
 
 
 def test_an_option_out_of_the_race_says_what_is_not_known_of_it() -> None:

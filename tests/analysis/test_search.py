@@ -22,6 +22,7 @@ from selectbench.analysis.search import (
 )
 from selectbench.analysis.settled import settled_by_records
 from selectbench.record.record import Completed, Failed, Record, Trial
+from selectbench.report.own_best import search_notes, search_tables
 from selectbench.suite.search_space import Values
 from selectbench.suite.stage import label
 from selectbench.suite.suite import Suite
@@ -29,6 +30,7 @@ from selectbench.suite.suite import Suite
 LR = "optimizer.lr"
 Loss = Callable[[str, Values], float | str]
 """Of an option with these values; a word is how it fails."""
+SIZE = "micro_batch_size"
 SGD = {"optimizer": {"name": "sgd", "lr": 0.1}}
 
 
@@ -85,7 +87,7 @@ def test_a_best_within_the_grid_is_taken_and_nothing_is_extended() -> None:
     assert counts(records) == {"adamw": 5, "sgd": 5}
     chosen = settled_by_records(suite, records)
     assert (chosen.option("adamw").choices.optimizer.lr, chosen.option("sgd").choices.optimizer.lr) == (3e-3, 0.3)
-    assert of(search(suite, chosen, records), "adamw").edge is None
+    assert of(search(suite, chosen, records), "adamw").edges == {}
 
 
 def test_a_best_on_the_edge_extends_the_grid_and_all_are_tried_equally_often() -> None:
@@ -94,7 +96,45 @@ def test_a_best_on_the_edge_extends_the_grid_and_all_are_tried_equally_often() -
     assert counts(records) == {"adamw": 7, "sgd": 7}
     found = of(search(suite, settled_by_records(suite, records), records), "adamw")
     assert found.chosen == {LR: pytest.approx(0.0948, rel=1e-2)}
-    assert (found.edge, found.extensions) == (None, 2)
+    assert (found.edges, found.extensions) == ({}, 2)
+
+
+DECAY = "optimizer.weight_decay"
+WARM_UP = "optimizer.warmup_fraction"
+
+
+BOTH = [(1e-3, 0.1), (1e-2, 1.0), (2e-3, 0.01), (5e-4, 0.3)]
+"""Tried together."""
+
+
+@pytest.mark.parametrize(
+    ("best", "told"),
+    [
+        (1, "the high edge of lr and the high edge of weight_decay"), (2, "the low edge of weight_decay"),
+        (3, "the low edge of lr"), (0, None),
+    ],
+)  # fmt: skip
+def test_of_several_settings_it_is_told_which_lies_on_an_edge_and_that_none_is_extended(
+    best: int, told: str | None
+) -> None:
+    box = {LR: {"log": [1e-4, 1e-2]}, DECAY: {"log": [1e-2, 1.0]}}
+    suite = make_suite("adamw", tune={"parameters": box, "trials": 4})
+    records = [
+        trial("adamw", {LR: lr, DECAY: decay}, 5.0 + (place != best)) for place, (lr, decay) in enumerate(BOTH)
+    ]
+    found = search(suite, settled_by_records(suite, records), records)
+    assert found is not None
+    ((*_, words),) = search_tables(found)[0][2]
+    rest = "not extended: several settings are tuned together; widen the range"
+    assert words == (f"the best lies on {told}; {rest}" if told else "")
+
+
+def test_an_edge_beyond_which_there_is_nothing_is_none() -> None:
+    for path, ends in ((WARM_UP, [0.0, 0.5]), (WARM_UP, [0.1, 0.5])):
+        suite = make_suite("adamw", tune={"parameters": {path: {"linear": ends, "n": 3}}})
+        (tried,) = tuning_candidates(suite, {}).values()
+        records = [trial("adamw", values, 5 + values[path]) for values in tried]
+        assert of(search(suite, suite, records), "adamw").edges == ({} if ends[0] == 0 else {path: "low"})
 
 
 def test_what_the_others_get_lies_beside_their_best() -> None:
@@ -111,7 +151,7 @@ def test_extending_ends() -> None:
     records = carried_out(suite, valley({"adamw": 1e3, "sgd": 0.3}))
     assert counts(records) == {"adamw": 5 + EXTENSIONS, "sgd": 5 + EXTENSIONS}
     found = of(search(suite, settled_by_records(suite, records), records), "adamw")
-    assert found.edge == "high"
+    assert found.edges == {LR: "high"}
 
 
 def test_a_rate_that_diverges_is_an_outcome_and_never_the_best() -> None:
@@ -122,7 +162,7 @@ def test_a_rate_that_diverges_is_an_outcome_and_never_the_best() -> None:
     found = of(search(suite, settled_by_records(suite, records), records), "adamw")
     assert found.chosen == {LR: pytest.approx(9.49e-4)}
     assert {t.outcome for t in found.tried} == {"completed", "diverged"}
-    assert found.edge is None, "what lies above was tried and diverged"
+    assert found.edges == {}, "what lies above was tried and diverged"
 
 
 def test_where_all_diverge_smaller_rates_are_tried() -> None:
@@ -204,6 +244,51 @@ def test_the_fastest_size_that_fits_is_taken_and_none_above_one_that_did_not() -
     assert found is not None
     assert [t.outcome for t in found.sizes[0].tried] == ["completed"] * 3 + ["oom"]
     assert (found.wall_seconds, found.contest_wall_seconds) == (8.0, 0.0)
+
+
+def sized(speed_of: dict[int, float], steps: list[float] | None = None) -> list[Record]:
+    """Trials of speed, whose steps vary as these shares of their mean."""
+    found = []
+    for size, value in speed_of.items():
+        record = trial("a", {SIZE: size}, value, metric="tokens_per_second")
+        assert isinstance(record.outcome, Completed)
+        m = record.outcome.measurement
+        own = [share * m.timed_seconds / m.timed_steps for share in (steps or [1.0, 1.0])]
+        changed = record.outcome.model_copy(update={"measurement": m.model_copy(update={"step_seconds": own})})
+        found.append(record.model_copy(update={"outcome": changed}))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("steps", "as_fast"),
+    [([1.0, 1.0], {2}), ([0.9, 1.1], {2, 4}), ([0.5, 1.5], {1, 2, 4})],
+)  # fmt: skip
+def test_sizes_that_one_short_trial_can_not_tell_apart_are_marked_and_the_fastest_is_taken(
+    steps: list[float], as_fast: set[int]
+) -> None:
+    suite = make_suite("a", best_of={"micro_batch_size": [1, 2, 4, 8, 16]})
+    records = [
+        *sized({1: 850.0, 2: 985.0, 4: 970.0, 8: 1000.0}, steps),
+        trial("a", {SIZE: 16}, "oom", metric="tokens_per_second"),
+    ]
+    found = search(suite, settled_by_records(suite, records), records)
+    assert found is not None
+    (own,) = found.sizes
+    assert own.chosen == {SIZE: 8}
+    assert {t.values[SIZE] for t in own.tried if t.as_fast} == as_fast
+    ((_, _, told, _),) = search_tables(found)[0][2]
+    assert "8: 1,000 (chosen)" in told
+    assert ("4: 970 (as fast)" in told) == (4 in as_fast)
+    assert any("as far as one short trial can tell" in note for note in search_notes(found))
+
+
+def test_trials_of_quality_are_never_told_to_be_as_fast() -> None:
+    suite = tuned()
+    records = carried_out(suite, valley({"adamw": 3e-3, "sgd": 0.3}))
+    found = search(suite, settled_by_records(suite, records), records)
+    assert found is not None
+    assert not any(t.as_fast for own in found.tuning for t in own.tried)
+    assert not any("short trial" in note for note in search_notes(found))
 
 
 def test_the_control_takes_what_the_baseline_takes() -> None:

@@ -8,6 +8,10 @@ from typing import Any
 import pytest
 from launch.harness import TINY_SUITE, Workplace, until
 
+from selectbench.suite.job import LrSchedule
+from selectbench.suite.load import load_suite
+from selectbench.suite.schedule import shape_sha256, shares
+
 BADLY_GUESSED = """\
 baseline: adamw
 options:
@@ -111,21 +115,57 @@ def test_a_rate_that_diverges_is_an_outcome(workplace: Workplace) -> None:
     assert "completed" in found
 
 
-def test_the_fastest_size_is_searched_at_the_same_global_batch(workplace: Workplace) -> None:
-    workplace.write(
-        HEAD.replace("micro_batch_size: 4", "micro_batch_size: auto") + "options:\n  one: {}\nseeds: [0]\n"
+WARM_UP = "optimizer.warmup_fraction"
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """One option, whose size is searched, then its rate and its warm-up at once."""
+    place = Workplace(tmp_path_factory.mktemp("searched"))
+    both = f"tune: {{parameters: {{optimizer.lr: {{}}, {WARM_UP}: {{linear: [0.1, 0.9]}}}}, trials: 2}}\n"
+    place.write(
+        HEAD.replace("micro_batch_size: 4", "micro_batch_size: auto") + "options:\n  one: {}\nseeds: [0]\n" + both
     )
-    done = workplace.call("run", "tiny.yaml")
+    done = place.call("run", "tiny.yaml")
     assert done.returncode == 0, done.stderr
-    records = workplace.records()
-    sizes = {r["trial"]["tried"].get("micro_batch_size"): r for r in records if r["phase"] == "tune"}
-    assert set(sizes) == {1, 2, 4}
+    return place
+
+
+def test_the_fastest_size_is_searched_at_the_same_global_batch(searched: Workplace) -> None:
+    records = searched.records()
+    sizes = [r["trial"]["tried"]["micro_batch_size"] for r in records if "micro_batch_size" in r["trial"]["tried"]]
+    assert sorted(sizes) == [1, 2, 4]
     assert {r["identity"]["tokens_per_step"] for r in records} == {64}
-    (own,) = ranking(workplace, "tiny")["search"]["sizes"]
+    (own,) = ranking(searched, "tiny")["search"]["sizes"]
     fastest = max(own["tried"], key=lambda t: t["value"])
     contest = next(r for r in records if r["phase"] == "contest")
     assert own["chosen"] == fastest["values"]
     assert contest["trial"]["settings"]["micro_batch_size"] == own["chosen"]["micro_batch_size"]
+
+
+def test_a_tuned_warm_up_is_what_the_trials_had(searched: Workplace) -> None:
+    shapes = []
+    for record in searched.records():
+        steps = {"contest": 30}.get(record["phase"], 15)
+        share = record["trial"]["settings"]["optimizer"].get("warmup_fraction")
+        if share is not None:
+            asked = shares(LrSchedule(warmup_steps=round(share * steps)), steps)
+            shapes.append(record["identity"]["learning_rate_shape_sha256"])
+            assert shapes[-1] == shape_sha256(asked)
+    assert len(set(shapes)) == 3
+    (row,) = ranking(searched, "tiny")["rows"]
+    assert row["identity"]["comparable"]
+
+
+def test_a_tuned_warm_up_is_in_the_report_and_in_the_best_suite(searched: Workplace) -> None:
+    (own,) = ranking(searched, "tiny")["search"]["tuning"]
+    (folder,) = searched.run_folders()
+    assert (
+        f"With a warm-up of their own instead: one {round(own['chosen'][WARM_UP] * 30)} of 30 steps."
+        in (folder / "report.md").read_text()
+    )
+    best = load_suite(str(folder / "best.yaml"), device="cpu")
+    assert best.options[0].choices.optimizer.warmup_fraction == own["chosen"][WARM_UP]
 
 
 def test_a_budget_cuts_rounds_and_says_what_can_be_told(workplace: Workplace) -> None:

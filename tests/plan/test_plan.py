@@ -214,6 +214,22 @@ def test_the_plan_shows_how_every_option_is_laid_out(suite_file: Path) -> None:
     assert (halves["strategy"]["stage"], halves["framework"], halves["python"]) == (3, "native", None)
 
 
+def test_the_plan_says_whose_warm_up_is_its_own_and_what_is_tuned(suite_file: Path) -> None:
+    settings = [
+        "options.halves={optimizer: {name: sgd, lr: 0.1, warmup_fraction: 0.5}}",
+        "tune={parameters: {optimizer.lr: {}, optimizer.warmup_fraction: {linear: [0, 0.2]}}, trials: 4}",
+    ]
+    plan = planned(load_suite(str(suite_file), device="cpu", settings=settings))
+    console = Console(width=160, record=True, color_system=None)
+    with console.capture() as captured:
+        print_plan(console, plan, None, [])
+    assert "with a warm-up of their own: halves 3 of 6 steps\n" in captured.get()
+    assert "tuned for each option first: optimizer.lr, optimizer.warmup_fraction\n" in captured.get()
+    content = json.loads(plan_as_json(plan, None))
+    assert [option["warmup_steps"] for option in content["options"]] == [2, 3]
+    assert content["tuned"] == ["optimizer.lr", "optimizer.warmup_fraction"]
+
+
 def test_earlier_trials_tell_the_time(suite_file: Path) -> None:
     suite = load_suite(str(suite_file), device="cpu")
     plan = planned(suite)

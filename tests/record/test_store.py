@@ -87,7 +87,10 @@ def test_where_nothing_can_be_written_it_says_so(tmp_path: Path) -> None:
 def test_the_last_attempt_counts(tmp_path: Path) -> None:
     first = make_record("a", 0)
     second = first.model_copy(update={"attempt": 2})
+    again = second.model_copy(update={"started_at": "2026-01-03T00:00:00Z"})
     assert list(last_attempts([first, second]).values()) == [second]
+    for order in ([first, second, again], [again, second, first], [second, again, first]):
+        assert list(last_attempts(order).values()) == [again]
 
 
 @given(st.lists(st.integers()), st.integers(min_value=2, max_value=50))

@@ -18,7 +18,7 @@ ONE_MISTAKE = {
     ),
     "key of another class's settings": (
         changed(("lr: 1e-3", "lr: 1e-3, momentum: 0.9")),
-        "mine.yaml:8:38: choices.optimizer.momentum: unknown key (known: lr, weight_decay, name, beta1, beta2, eps, implementation)",
+        "mine.yaml:8:38: choices.optimizer.momentum: unknown key (known: lr, weight_decay, warmup_fraction, name, beta1, beta2, eps, implementation)",
     ),
     "key of a model": (
         changed(("n_head: 4", "n_head: 4, n_heads: 4")),

@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_records import make_suite
 
 from selectbench.suite.job import LrSchedule
 from selectbench.suite.schedule import shape_sha256, shares
@@ -63,6 +64,18 @@ def test_no_step_after_the_warm_up_jumps(case):
     # The cosine is steepest in its middle, pi / 2 times as steep as the line.
     bound = math.pi / 2 / max(1, decaying) + 1e-9
     assert all(abs(a - b) <= bound for a, b in pairwise(values[max(0, warm - 1) :]))
+
+
+@given(st.floats(0, 1), st.integers(1, 300), st.sampled_from([None, 8, 32]))
+def test_a_warm_up_of_the_optimizer_s_own_is_a_share_of_its_steps(fraction, steps, own_batch):
+    chosen = {"optimizer": {"name": "sgd", "lr": 0.1, "warmup_fraction": fraction}, "global_batch_size": own_batch}
+    job = {"max_steps": 2 * steps, "lr_schedule": {"warmup_steps": steps}}
+    suite = make_suite("jobs", ("own", {k: v for k, v in chosen.items() if v is not None}), job=job)
+    own, jobs = (suite.job.of(suite.option(name).choices) for name in ("own", "jobs"))
+    assert jobs.lr_schedule.warmup_steps == steps
+    assert own.max_steps == 2 * steps * 16 // (own_batch or 16)
+    assert abs(own.lr_schedule.warmup_steps - fraction * own.max_steps) <= 0.5
+    assert own.lr_schedule.model_copy(update={"warmup_steps": steps}) == suite.job.lr_schedule
 
 
 def test_known_values():

@@ -3,13 +3,16 @@
 # ruff: noqa: ISC004 (a message is compared whole)
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from suite_texts import changed, lines_of, write
 
 from selectbench.suite.load import load_suite
-from selectbench.suite.stage import sizes_to_try, speed_job, speed_suite, tuning_job
+from selectbench.suite.search_space import axes_of, first_values
+from selectbench.suite.stage import sizes_to_try, speed_job, speed_suite, tuning_job, tuning_suite
 
 TUNE = "tune: {parameters: {optimizer.lr: {n: 3}}}\n"
 MISTAKES = {
@@ -57,6 +60,11 @@ MISTAKES = {
         "mine.yaml:14:50: tune.seed: the contest uses seed 0 too: what was chosen on a seed is flattered by it; "
         "give another `seed`",
     ),
+    "a share of more than all": (
+        "tune: {parameters: {optimizer.warmup_fraction: {linear: [0, 1.5]}}}\n",
+        "mine.yaml:14:48: tune.parameters.optimizer.warmup_fraction: optimizer.warmup_fraction of adamw: 1.5 is "
+        "out of its bounds: Input should be less than or equal to 1",
+    ),
     "several without a number": (
         "tune: {parameters: {optimizer.lr: {}, optimizer.weight_decay: {log: [0.01, 1]}}}\n",
         "mine.yaml:14:7: tune: trials: of several settings say how many trials each option gets, such as 16",
@@ -82,6 +90,28 @@ def test_a_mistake_is_told_with_its_line(name: str, tmp_path: Path) -> None:
     assert lines_of(write(tmp_path, changed(more=more))) == [expected]
 
 
+OTHERS = "too: what was chosen on a seed is flattered by it; give the contest other seeds"
+ANOTHER = "too: what was chosen on a seed is flattered by it; give another `seed`"
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ({"seeds": "0,1000"}, f"--seeds 0,1000: seeds[1]: tune uses seed 1000 {OTHERS}"),
+        ({"settings": ["seeds=[1000]"]}, f"--set seeds=[1000]: seeds[0]: tune uses seed 1000 {OTHERS}"),
+        ({"settings": ["repeat={min: 2, max: 2000}"]},
+         f"--set repeat={{min: 2, max: 2000}}: repeat.max: tune uses seed 1000 {OTHERS}"),
+        ({"settings": ["tune.seed=0"]}, f"--set tune.seed=0: tune.seed: the contest uses seed 0 {ANOTHER}"),
+        ({"seeds": "0,1"}, None),
+    ],
+)  # fmt: skip
+def test_what_the_command_line_asked_for_is_blamed_by_its_argument(
+    asked: dict[str, Any], expected: str | None, tmp_path: Path
+) -> None:
+    path = write(tmp_path, changed(more=TUNE))
+    assert lines_of(path, **asked) == ([expected] if expected else [])
+
+
 def test_tuning_needs_an_evaluation(tmp_path: Path) -> None:
     path = write(tmp_path, changed(("max_steps: 30", "max_steps: 30\n  eval: none"), more=TUNE))
     assert lines_of(path) == ["mine.yaml:15:7: tune: tuning needs an evaluation, but job.eval is none"]
@@ -95,6 +125,48 @@ def test_auto_is_a_search_for_all_options(tmp_path: Path) -> None:
     assert sizes_to_try(suite.best_of, suite.job, 2) == [1, 2, 4]
 
 
+WITHOUT_A_SIZE = ("\n  micro_batch_size: 8", "")
+
+
+def test_a_size_that_is_missing_is_the_only_mistake_told(tmp_path: Path) -> None:
+    path = write(tmp_path, changed(WITHOUT_A_SIZE, more=TUNE))
+    assert lines_of(path) == ["mine.yaml:8:3: choices: required key 'micro_batch_size' is missing"]
+
+
+def test_a_row_that_is_wrong_hides_no_mistake_of_the_tuning_s_own(tmp_path: Path) -> None:
+    wrong = ("bf16_mixed", "bf16_mixed, attention: none")
+    lines = lines_of(write(tmp_path, changed(wrong, more=TUNE.replace("n: 3", "log: [1e-3, 1e6]"))))
+    assert [line.split(": ")[1] for line in lines] == ["options.bf16.attention", "tune.parameters.optimizer.lr"]
+
+
+@pytest.mark.parametrize(
+    ("best_of", "option", "begins"),
+    [
+        ("auto", "", 1), ("[4, 2]", "", 2), ("[4, 8]", ", global_batch_size: 4", 4),
+        ("[2, 4, 8]", ", strategy: ddp, world_size: 2", 2), ("[8, 4]", ", strategy: ddp, world_size: 2", 4),
+        ("[8, 5]", ", global_batch_size: 10", 1),
+    ],
+)  # fmt: skip
+def test_where_sizes_are_searched_none_needs_to_be_given(
+    best_of: str, option: str, begins: int, tmp_path: Path
+) -> None:
+    more = f"best_of: {{micro_batch_size: {best_of}}}\n"
+    text = changed(WITHOUT_A_SIZE, ("bf16_mixed}", f"bf16_mixed{option}}}"), more=more + TUNE)
+    suite = load_suite(str(write(tmp_path, text)), device="cpu")
+    assert [o.choices.micro_batch_size for o in suite.options] == [begins, begins]
+    again = load_suite(str(write(tmp_path, json.dumps(suite.resolved), "again.yaml")), device="cpu")
+    assert again == suite
+
+
+def test_ranks_that_cut_no_step_are_the_only_mistake_told(tmp_path: Path) -> None:
+    ranks = ("bf16_mixed}", "bf16_mixed, strategy: ddp, world_size: 3}")
+    more = "best_of: {micro_batch_size: [2, 4]}\n"
+    for text in (changed(WITHOUT_A_SIZE, ranks, more=more), changed(ranks, more=more)):
+        (line,) = lines_of(write(tmp_path, text))
+        assert "is not a multiple of micro_batch_size" in line
+        assert line.endswith("x world_size 3")
+
+
 def test_auto_of_one_option_is_a_mistake(tmp_path: Path) -> None:
     path = write(tmp_path, changed(("{precision: fp32}", "{precision: fp32, micro_batch_size: auto}")))
     expected = "auto is said once for all options: choices: {micro_batch_size: auto}"
@@ -102,13 +174,25 @@ def test_auto_of_one_option_is_a_mistake(tmp_path: Path) -> None:
 
 
 def test_a_resolved_suite_loads_as_itself(tmp_path: Path) -> None:
-    import json
-
     suite = load_suite(
         str(write(tmp_path, changed(more=TUNE + "best_of: {micro_batch_size: auto}\n"))), device="cpu"
     )
     again = load_suite(str(write(tmp_path, json.dumps(suite.resolved), "again.yaml")), device="cpu")
     assert again == suite
+
+
+@pytest.mark.parametrize("given", ["", ", warmup_fraction: 0.1"])
+def test_a_warm_up_is_tuned_whether_the_suite_gives_one_or_not(given: str, tmp_path: Path) -> None:
+    tune = "tune: {parameters: {optimizer.lr: {}, optimizer.warmup_fraction: {linear: [0, 0.2]}}, trials: 4}\n"
+    suite = load_suite(str(write(tmp_path, changed(("lr: 1e-3", f"lr: 1e-3{given}"), more=tune))), device="cpu")
+    assert suite.tune is not None
+    tried = first_values(suite.tune, axes_of(suite.tune, suite.options[0].choices))
+    stage = tuning_suite(suite, {"fp32": tried})
+    of_trials = [stage.job.of(option.choices) for option in stage.options]
+    assert [job.max_steps for job in of_trials] == [15] * 4
+    fractions = [values["optimizer.warmup_fraction"] for values in tried]
+    assert [job.lr_schedule.warmup_steps for job in of_trials] == [round(share * 15) for share in fractions]
+    assert ("warmup_fraction" in suite.resolved["choices"]["optimizer"]) == bool(given)
 
 
 def test_a_quick_run_searches_nothing(tmp_path: Path) -> None:

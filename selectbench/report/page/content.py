@@ -19,7 +19,7 @@ from selectbench.report.figures import against_baseline, figure, known_columns, 
 from selectbench.report.flat import flat
 from selectbench.report.identity import in_full
 from selectbench.report.method import method
-from selectbench.report.own_best import SEARCH_NOTE, search_cost, search_tables
+from selectbench.report.own_best import search_cost, search_notes, search_tables
 from selectbench.report.page.charts import charts
 from selectbench.report.page.interval import interval_bars
 from selectbench.report.page.learnt import learnt
@@ -204,7 +204,7 @@ def _search(ranking: Ranking) -> dict[str, Any] | None:
     if ranking.search is None:
         return None
     return {
-        "cost": search_cost(ranking.search), "note": SEARCH_NOTE,
+        "cost": search_cost(ranking.search), "note": " ".join(search_notes(ranking.search)),
         "tables": [
             {"title": title, "heads": heads, "rows": [[one_line(cell, 200) for cell in row] for row in rows]}
             for title, heads, rows in search_tables(ranking.search)
