@@ -8,7 +8,7 @@ from pydantic import Field
 
 from selectbench.choices.choice import Needs
 from selectbench.choices.optimizer import (
-    OPTIMIZER_STATE,
+    OPTIMIZER_FIELDS,
     Fraction,
     LearningRate,
     NonNegative,
@@ -35,7 +35,7 @@ class ScheduleFreeAdamW(OptimizerChoice):
     )
     # Since 1.3 decay in the warm-up goes with the learning rate, as AdamW's.
     needs: ClassVar[Needs] = Needs(packages=("torch", "schedulefree>=1.4"), install=SCHEDULE_FREE_INSTALL)
-    may_change: ClassVar[frozenset[str]] = OPTIMIZER_STATE | {"learning_rate_shape_sha256"}
+    may_change: ClassVar[frozenset[str]] = OPTIMIZER_FIELDS | {"learning_rate_shape_sha256"}
     classes: ClassVar[tuple[str, ...]] = ("AdamWScheduleFree",)
     lr_range: ClassVar[tuple[float, float] | None] = (1e-3, 1e-1)
     lr_range_source: ClassVar[str] = "1 to 10 times AdamW's rate, as the authors advise (schedulefree's README)"
