@@ -9,6 +9,7 @@ import pytest
 from made_records import make_failure, make_meters, make_record, make_suite, speed
 
 from selectbench.analysis.crossing import crossing
+from selectbench.analysis.factors import factors_of
 from selectbench.analysis.ranking import Ranking, Row, rank
 from selectbench.record.record import EvaluationPoint, Record
 
@@ -325,6 +326,18 @@ class TestFactors:
         assert first.factors == ["precision", "attention"]
         assert first.levels == ["bf16_mixed", "sdpa"]
         assert first.ratio == pytest.approx(1.1, rel=0.01)
+
+    def test_levels_are_called_what_a_suite_calls_them(self) -> None:
+        options = [
+            ("base", {"tokenizer": {"bpe": 512}, "model": {"family": "gpt2", "n_layer": 2}}),
+            ("bytes", {"tokenizer": {"bytes": True}, "model": {"family": "gpt2", "n_layer": 2}}),
+            ("deep", {"tokenizer": {"bpe": 2048}, "model": {"family": "gpt2", "n_layer": 4}}),
+        ]
+        found = {factor.name: factor.levels for factor in factors_of(make_suite(*options).options, "base")}
+        assert found == {
+            "model.n_layer": {"base": "2", "bytes": "2", "deep": "4"},
+            "tokenizer": {"base": "bpe 512", "bytes": "bytes", "deep": "bpe 2048"},
+        }
 
     def test_named_options_are_no_grid(self) -> None:
         suite = make_suite("base", option("a", 1), option("b", 2), **FIVE)
