@@ -93,7 +93,9 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
         raise UserError(f"data: {work.corpora[0].description} {_nothing(cleaner)}")
     if work.evaluates and (reason := nothing_held_out(spool, sides, cleaner.removed.get("in_training", 0))):
         raise UserError(f"data: {work.described}: {reason}")
-    tokenizer = make_tokenizer(work.tokenizer, _sample(work, spool, sides.training), work.specials)
+    training = Progress("training the tokenizer", work.notify)
+    sample = _sample(work, spool, sides.training)
+    tokenizer = make_tokenizer(work.tokenizer, sample, work.specials, training.still)
     tokenizer.backend.save(str(folder / TOKENIZER))
     texts = (
         text for document in spool.documents(sides.training | sides.heldout) for text in _texts(work, document)

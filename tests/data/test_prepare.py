@@ -394,5 +394,13 @@ def test_text_of_which_nothing_can_be_held_out_is_refused_before_a_tokenizer_is_
     assert prepare(data, Bytes(), notify=said.append).heldout_tokens == 0
 
 
+def test_the_training_of_a_tokenizer_says_that_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("selectbench.data.progress.SECONDS_BETWEEN", 0.0)
+    (tmp_path / "a.txt").write_text("\n".join(TWICE))
+    said = []
+    prepare(texts(tmp_path / "a.txt"), BPE, notify=said.append)
+    assert any(re.fullmatch(r"training the tokenizer: \S+ (s|ms|min) so far", line) for line in said), said
+
+
 def test_epochs_count_sequences():
     assert epochs(sized(16 * 20 + 1, 0), job()) == 2.0
