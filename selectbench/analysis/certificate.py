@@ -19,7 +19,7 @@ from selectbench.choices import Choice, Choices, is_own
 from selectbench.choices.decoders import Gpt2, Llama
 from selectbench.record.record import Identity
 from selectbench.suite.job import LrSchedule
-from selectbench.suite.schedule import shape_sha256, shares
+from selectbench.suite.schedule import distinct_rates, shape_sha256, shares
 from selectbench.suite.suite import Option, Suite
 
 Status = Literal["same", "declared", "violation", "not_verified"]
@@ -50,7 +50,7 @@ _FOLLOWS = {
     "world_size": frozenset({"gradient_accumulation_steps", "world_size"}),
     "global_batch_size": frozenset({
         "tokens_per_step", "steps_requested", "steps_applied", "gradient_accumulation_steps", "token_stream_sha256",
-        "learning_rate_shape_sha256", "first_step_loss", "first_step_gradient_norm",
+        "learning_rate_shape_sha256", "peak_learning_rate", "first_step_loss", "first_step_gradient_norm",
     }),
     "model": frozenset({
         "initial_weights_sha256", "parameters", "trainable_parameters", "attention", "dropout", "first_step_loss",
@@ -78,7 +78,9 @@ MASKS = "dropout: its masks depend on how a step is cut and computed"
 
 OWN_LOOP = "an own loop's clipping, optimizer settings and further updates"
 """Stands among what is not verified where nobody saw what an own loop did besides."""
-LEFT_TO_AN_OWN_LOOP = ("token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256")
+LEFT_TO_AN_OWN_LOOP = (
+    "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256", "peak_learning_rate"
+)  # fmt: skip
 """Fields that say what an own loop was handed; what it made of it, it alone knows."""
 
 
@@ -157,6 +159,9 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
     if any(_sets_shape(other.choices) for other in suite.options):  # then a difference is excused
         asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
+    if (rates := choices.optimizer.peak_rates()) is not None:
+        largest = _largest_share(job.lr_schedule, job.max_steps)
+        asked["peak_learning_rate"] = distinct_rates(rate * largest for rate in rates)
     asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
     if choices.global_batch_size is not None and not any(_skips(choice) for choice in choices.each().values()):
         asked["steps_applied"] = job.max_steps
@@ -177,6 +182,12 @@ def _skips(choice: Choice) -> bool:
 @cache
 def _shape(schedule: LrSchedule, max_steps: int) -> str:
     return shape_sha256(shares(schedule, max_steps))
+
+
+@cache
+def _largest_share(schedule: LrSchedule, max_steps: int) -> float:
+    """Below 1 where the warm-up is longer than the job, or where a decay begins with the first step."""
+    return max(shares(schedule, max_steps))
 
 
 def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:
@@ -267,7 +278,8 @@ def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, int
         return
     statuses = compare(ours, theirs, rules.may_change(summary.option, reference.option))
     if any(is_own(identity.framework) for identity in (ours, theirs)):
-        into.not_verified |= {OWN_LOOP, *(name for name in LEFT_TO_AN_OWN_LOOP if name not in statuses)}
+        left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
+        into.not_verified |= {OWN_LOOP, *left}
     if not statuses:  # as it is with most of thousands of trials
         return
     into.declared |= _of(statuses, "declared")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -79,7 +79,8 @@ class Change(Shown):
     option: str
     metric: str
     reference: float | None
-    """Mean over the common seeds, over all of the reference's where fewer than two are common."""
+    """Geometric mean over the common seeds, over all of the reference's where fewer than two are common: `run` over
+    it is `ratio`."""
     run: float | None
     ratio: float | None
     """Geometric mean over common seeds of run over reference; of the means' logarithms where none are common."""
@@ -159,7 +160,8 @@ def _change(
         ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None
     )  # as `changes` pairs them
     return Change(
-        option=ours.name, metric=metric, reference=theirs.mean(metric, common), run=ours.mean(metric, common),
+        option=ours.name, metric=metric, reference=_centre(theirs, metric, common),
+        run=_centre(ours, metric, common),
         ratio=finite(lambda: math.exp(difference.estimate)),
         low=finite(lambda: math.exp(judged.low)) if judged else None,
         high=finite(lambda: math.exp(judged.high)) if judged else None,
@@ -167,6 +169,13 @@ def _change(
         decision=decide(judged, threshold, more_is_better=better) if judged else "undecided",
         seeds=difference.seeds,
     )  # fmt: skip
+
+
+def _centre(summary: Summary, metric: str, seeds: Collection[int] | None) -> float | None:
+    """Geometric mean over the seeds, all that know the metric where not given."""
+    known = summary.values[metric]
+    logs = [math.log(known[seed]) for seed in (known if seeds is None else seeds)]
+    return finite(lambda: math.exp(math.fsum(logs) / len(logs))) if logs else None
 
 
 def _notes(

@@ -104,7 +104,13 @@ def _differing_settings(dimension: str, values: Mapping[str, Any]) -> list[tuple
 
 
 def _word(value: Any) -> str:
-    return str(value.get("name", value)) if isinstance(value, dict) else str(value)
+    """What a suite selects the value by: `adamw`, `gpt2`, `bytes`, `bpe 2048`."""
+    if not isinstance(value, dict):
+        return str(value)
+    if named := value.get("name") or value.get("family"):
+        return str(named)
+    key, selected = next(iter(value.items()))
+    return key if selected is True else f"{key} {selected}"
 
 
 def _is_grid(options: Sequence[Option], factors: Sequence[Factor]) -> bool:

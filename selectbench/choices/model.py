@@ -12,6 +12,7 @@ from selectbench.choices.choice import OWN, OwnName, is_own
 from selectbench.choices.decoders import Gpt2, Llama, VocabularySize
 from selectbench.choices.encoders import T5, Bart, Bert
 from selectbench.choices.own import OwnSettings, free_of
+from selectbench.choices.pretrained_folder import folder_problem
 from selectbench.strict import Strict
 
 ENCODERS = frozenset({
@@ -110,17 +111,7 @@ class PretrainedModel(Strict):
     def problem(self) -> str | None:
         """What is wrong with a folder, or None; of a hub id nothing is known beforehand."""
         folder = Path(self.pretrained)
-        if not folder.is_absolute():
-            return None
-        if not folder.is_dir():
-            return f"there is no folder {folder}"
-        if not (folder / "config.json").is_file():
-            return f"{folder} holds no config.json, so it is no model that transformers saved"
-        if self.model_type is None:
-            return f"{folder / 'config.json'} is damaged: it names no model_type"
-        if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*.bin")):
-            return f"{folder} holds no weights (*.safetensors)"
-        return None
+        return folder_problem(folder) if folder.is_absolute() else None
 
     def _config(self) -> dict[str, Any]:
         return _mapping_in(Path(self.pretrained) / "config.json")

@@ -17,7 +17,8 @@ NonNegative = Annotated[float, Field(ge=0, le=1000)]
 WarmupFraction = Annotated[float, Field(ge=0, le=1)]
 Implementation = Literal["fused", "foreach", "for_loop"]
 
-OPTIMIZER_STATE = frozenset({"optimizer", "optimizer_state_dtype"})
+OPTIMIZER_FIELDS = frozenset({"optimizer", "optimizer_state_dtype", "peak_learning_rate"})
+"""Identity fields that follow from the optimizer."""
 OWN_WARMUP = "warmup_fraction"
 """The setting that stands among an optimizer's only where it is given."""
 SCHEDULE = frozenset({"learning_rate_shape_sha256"})
@@ -45,7 +46,7 @@ def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 class OptimizerChoice(Choice):
     """An optimizer and its settings."""
 
-    may_change: ClassVar[frozenset[str]] = OPTIMIZER_STATE
+    may_change: ClassVar[frozenset[str]] = OPTIMIZER_FIELDS
     needs: ClassVar[Needs] = Needs(packages=("torch",))
 
     lr: LearningRate
@@ -90,6 +91,10 @@ class OptimizerChoice(Choice):
         implementation = getattr(self, "implementation", None)
         suffix = f"({implementation})" if implementation else ""
         return {"optimizer": [name + suffix for name in self.classes]} if self.classes else {}
+
+    def peak_rates(self) -> tuple[float, ...] | None:
+        """What the parameter groups get as peak learning rates; None: own code decides."""
+        return (self.lr,)
 
     def state_bytes(self, element_bytes: int) -> float | None:
         """Bytes of state per parameter, master weights not among them; scalars count as nothing.
@@ -245,6 +250,10 @@ class Muon(OptimizerChoice):
     def asks_for(self) -> dict[str, Any]:
         """Two optimizers."""
         return {"optimizer": ["Muon", "AdamW(fused)"]}
+
+    def peak_rates(self) -> tuple[float, ...]:
+        """The matrices' and the rest's."""
+        return self.lr, self.adamw_lr or self.lr
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """torch.optim.Muon on hidden matrices and a fused torch.optim.AdamW on the rest."""

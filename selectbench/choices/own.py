@@ -66,6 +66,9 @@ class OwnOptimizer(OptimizerChoice):
     settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
     """More keyword arguments."""
 
+    def peak_rates(self) -> None:
+        """It may scale `lr` as it likes."""
+
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
         """The class's instance, or what the function returns. Raises OwnCodeError, TypeError."""
         import torch

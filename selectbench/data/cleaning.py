@@ -36,7 +36,7 @@ class Cleaner:
     def fault(self, message: str) -> None:
         """Something unreadable in a source. Raises UserError where the suite does not let it be dropped."""
         if self.spec.unreadable == "refuse":
-            raise UserError(f"{message} (`cleaning: {{unreadable: drop}}` leaves such out and counts them)")
+            raise UserError(f"{message} (`job.cleaning: {{unreadable: drop}}` leaves such out and counts them)")
         self.documents_in += 1
         self._remove("unreadable")
 

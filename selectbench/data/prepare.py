@@ -12,9 +12,10 @@ from selectbench.choices.tokenizer import AnyTokenizer, PretrainedTokenizer
 from selectbench.data.cache import cache_root, publish, remove
 from selectbench.data.cleaning import Cleaner
 from selectbench.data.corpus import Corpus, keyed, open_corpus, require
+from selectbench.data.enough import check_enough, epochs
 from selectbench.data.files import files_sha256
 from selectbench.data.pairs import open_pairs
-from selectbench.data.prepared import Prepared, check_enough, epochs
+from selectbench.data.prepared import Prepared
 from selectbench.data.pretrained import pinned, pretrained_key
 from selectbench.data.write_text import TextWork, write_text
 from selectbench.data.write_tokens import write_markov, write_token_files
@@ -33,16 +34,17 @@ def _silent(_: str) -> None:
 
 def prepare(
     data: AnyData, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None,
-    specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = _silent,
+    specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = _silent, evaluates: bool = False,
 ) -> Prepared:  # fmt: skip
     """A job's data as token files.
 
     `data`'s paths and globs are absolute. `tokenizer` None: the data are tokens already. `specials`: tokens that
     the task needs; `code`: folders of own code. `notify` gets a line for a person where something takes time or
-    is left out. Two runs may prepare the same data at once. Raises UserError for text that is missing or
-    unfit, a missing package, and a cache that cannot be written.
+    is left out. `evaluates`: text of which nothing can be held out is an error at once. Two runs may prepare
+    the same data at once. Raises UserError for text that is missing or unfit, a missing package, and a cache that
+    cannot be written.
     """
-    described, parts, write = _work(data, tokenizer, cleaning or Cleaning(), specials, code, notify)
+    described, parts, write = _work(data, tokenizer, cleaning or Cleaning(), specials, code, notify, evaluates)
     key = _key(parts)
     folder = cache_root() / "data" / key
     cached = _cached(folder)
@@ -55,7 +57,7 @@ def prepare(
 
 def _work(
     data: AnyData, tokenizer: AnyTokenizer | None, cleaning: Cleaning, specials: Sequence[str], code: Sequence[str],
-    notify: Notify,
+    notify: Notify, evaluates: bool,
 ) -> tuple[str, list[str], Write]:  # fmt: skip
     """What is prepared in words, what its key is made of, and how it is made."""
     if isinstance(data, MarkovSource):
@@ -71,7 +73,7 @@ def _work(
         tokenizer = pinned(tokenizer)
     sources = [data.train, data.heldout] if isinstance(data, Apart) else [data]
     corpora = [_keyed(_opened(one, notify, code), cleaning, notify) for one in sources]
-    work = TextWork(corpora, kind_of(data), tokenizer, cleaning, tuple(specials), notify)
+    work = TextWork(corpora, kind_of(data), tokenizer, cleaning, tuple(specials), notify, evaluates)
     parts = [str(corpus.key) for corpus in corpora]
     parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
     return work.described, parts, lambda key, folder: write_text(work, key, folder)

@@ -11,8 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from selectbench.data.tokenizer import token_dtype
-from selectbench.errors import UserError
-from selectbench.suite.job import Job
 
 TRAIN = "train.bin"
 """Token ids of the training documents, an end-of-text token after each; unsigned, 2 or 4 bytes, native order."""
@@ -188,51 +186,3 @@ def sequences(tokens: int, seq_len: int) -> int:
 def fitting(lengths: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[np.int64]:
     """Which pairs have no side longer than `seq_len` tokens; the others take no part."""
     return np.flatnonzero((lengths <= seq_len).all(axis=1))
-
-
-def training_sequences(prepared: Prepared, job: Job) -> int:
-    """Sequences of the job that there are to train on."""
-    lengths = prepared.train_lengths()
-    return sequences(prepared.train_tokens, job.seq_len) if lengths is None else len(fitting(lengths, job.seq_len))
-
-
-def _check_pairs(prepared: Prepared, job: Job) -> list[str]:
-    train, heldout = prepared.train_lengths(), prepared.heldout_lengths()
-    assert train is not None
-    assert heldout is not None
-    problems = []
-    if (found := len(fitting(train, job.seq_len))) < job.global_batch_size:
-        problems.append(
-            f"data: of {len(train)} training pairs {found} have no side longer than seq_len {job.seq_len}, less "
-            f"than one batch of global_batch_size {job.global_batch_size}: give more pairs, or raise seq_len"
-        )
-    if job.evaluates and not len(fitting(heldout, job.seq_len)):
-        problems.append(f"data: no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none")
-    return problems
-
-
-def check_enough(prepared: Prepared, job: Job) -> None:
-    """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
-    if prepared.kind == "pairs":
-        if problems := _check_pairs(prepared, job):
-            raise UserError(*problems)
-        return
-    problems = []
-    found = sequences(prepared.train_tokens, job.seq_len)
-    if found < job.global_batch_size:
-        problems.append(
-            f"data: {prepared.train_tokens} training tokens make {found} sequences of seq_len {job.seq_len}, less "
-            f"than one batch of global_batch_size {job.global_batch_size}: give more text, or lower either"
-        )
-    if job.evaluates and not sequences(prepared.heldout_tokens, job.seq_len):
-        problems.append(
-            f"data: {prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}: "
-            "give more text, lower seq_len, or set eval: none"
-        )
-    if problems:
-        raise UserError(*problems)
-
-
-def epochs(prepared: Prepared, job: Job) -> float:
-    """How often the job goes through its training sequences; `check_enough` must hold."""
-    return job.max_steps * job.global_batch_size / training_sequences(prepared, job)

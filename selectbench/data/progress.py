@@ -27,10 +27,17 @@ class Progress:
     def done(self, count: int) -> None:
         """So many bytes so far."""
         now = time.monotonic()
-        if now - self._last < SECONDS_BETWEEN:
-            return
-        self._last = now
-        self.notify(f"{self.stage}: {units.size(count)}{self._left(count, now)}")
+        self._tell(now, lambda: f"{units.size(count)}{self._left(count, now)}")
+
+    def still(self) -> None:
+        """It goes on, how far is not known."""
+        now = time.monotonic()
+        self._tell(now, lambda: f"{units.duration(now - self.began)} so far")
+
+    def _tell(self, now: float, words: Callable[[], str]) -> None:
+        if now - self._last >= SECONDS_BETWEEN:
+            self._last = now
+            self.notify(f"{self.stage}: {words()}")
 
     def _left(self, count: int, now: float) -> str:
         if not self.total or not count:

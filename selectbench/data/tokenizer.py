@@ -53,32 +53,36 @@ class TextTokenizer:
 
 
 def make_tokenizer(
-    spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: Sequence[str] = ()
-) -> TextTokenizer:
+    spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: Sequence[str] = (),
+    waiting: Callable[[], None] = lambda: None,
+) -> TextTokenizer:  # fmt: skip
     """`documents`: the training text, read where something is trained; `specials`: tokens that a task needs.
 
-    The same text gives the same tokenizer. Raises UserError where a pretrained one can't be had.
+    `waiting` is called many times a second while native code trains. The same text gives the same
+    tokenizer. Raises UserError where a pretrained one can't be had.
     """
     if isinstance(spec, PretrainedTokenizer):
         return TextTokenizer(*load_pretrained(spec, specials))
     named = [END_OF_TEXT, *(f"<|{name}|>" for name in specials)]
-    backend = _trained(spec, documents, named)
+    backend = _trained(spec, documents, named, waiting)
     # A document may spell a special token out; that is text like any other, and decodes to itself.
     backend.encode_special_tokens = True
     ids = {name: backend.get_vocab()[f"<|{name}|>"] for name in specials}
     return TextTokenizer(backend, backend.get_vocab()[END_OF_TEXT], backend.token_to_id(UNKNOWN), ids)
 
 
-def _trained(spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: list[str]) -> Tokenizer:
+def _trained(
+    spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: list[str], waiting: Callable[[], None]
+) -> Tokenizer:
     match spec:
         case Bytes():
             return _of_bytes(specials)
         case Unigram():
-            return _train_unigram(documents, spec.unigram, specials)
+            return _train_unigram(documents, spec.unigram, specials, waiting)
         case WordPiece():
-            return _train_wordpiece(documents(), spec.wordpiece, specials)
+            return _train_wordpiece(documents(), spec.wordpiece, specials, waiting)
         case Bpe():
-            return train_bpe(documents(), spec.bpe, specials)
+            return train_bpe(documents(), spec.bpe, specials, waiting)
         case _:
             raise AssertionError(spec)
 
@@ -99,7 +103,10 @@ def _alphabet() -> list[str]:
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
-def train_bpe(documents: Iterable[str], vocab_size: int, specials: Sequence[str] = (END_OF_TEXT,)) -> Tokenizer:
+def train_bpe(
+    documents: Iterable[str], vocab_size: int, specials: Sequence[str] = (END_OF_TEXT,),
+    waiting: Callable[[], None] = lambda: None,
+) -> Tokenizer:  # fmt: skip
     """Byte pair encoding over bytes, split into words as GPT-2 does.
 
     The vocabulary holds the special tokens, the 256 bytes and merges; it is smaller than `vocab_size` where the
@@ -112,7 +119,7 @@ def train_bpe(documents: Iterable[str], vocab_size: int, specials: Sequence[str]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=_alphabet(), show_progress=False
     )
-    interruptible(lambda: tokenizer.train_from_iterator(documents, trainer))
+    interruptible(lambda: tokenizer.train_from_iterator(documents, trainer), waiting)
     return tokenizer
 
 
@@ -125,18 +132,20 @@ def _of_bytes(specials: list[str]) -> Tokenizer:
     return tokenizer
 
 
-def _train_unigram(documents: Callable[[], Iterable[str]], vocab_size: int, specials: list[str]) -> Tokenizer:
+def _train_unigram(
+    documents: Callable[[], Iterable[str]], vocab_size: int, specials: list[str], waiting: Callable[[], None]
+) -> Tokenizer:
     """The special tokens, which no stretch of a text can be, then bytes and pieces."""
     from tokenizers import models
 
     alphabet = _alphabet()
-    pieces = train_pieces(_counted_words(documents()), alphabet, vocab_size - len(alphabet) - 1)
+    pieces = train_pieces(_counted_words(documents(), waiting), alphabet, vocab_size - len(alphabet) - 1)
     tokenizer = _byte_level(models.Unigram([*((name, 0.0) for name in specials), *pieces]))
     tokenizer.add_special_tokens(specials)
     return tokenizer
 
 
-def _counted_words(documents: Iterable[str]) -> dict[str, int]:
+def _counted_words(documents: Iterable[str], waiting: Callable[[], None] = lambda: None) -> dict[str, int]:
     """The most frequent words of a text, spelt by bytes, with their numbers of occurrences.
 
     Counted stretch by stretch, of each its own most frequent words: what is rare in all of them takes no memory, be
@@ -144,17 +153,17 @@ def _counted_words(documents: Iterable[str]) -> dict[str, int]:
     """
     counts: Counter[str] = Counter()
     for texts in _batches(documents, STRETCH):
-        counts.update(_counted(texts))
+        counts.update(_counted(texts, waiting))
         counts = _most_frequent(counts, 4 * MOST_WORDS)
     return _most_frequent(counts, MOST_WORDS)
 
 
-def _counted(texts: list[str]) -> dict[str, int]:
+def _counted(texts: list[str], waiting: Callable[[], None]) -> dict[str, int]:
     from tokenizers import models, trainers
 
     words = _byte_level(models.WordLevel(unk_token=UNKNOWN))
     trainer = trainers.WordLevelTrainer(vocab_size=MOST_WORDS, special_tokens=[UNKNOWN], show_progress=False)
-    interruptible(lambda: words.train_from_iterator(texts, trainer))
+    interruptible(lambda: words.train_from_iterator(texts, trainer), waiting)
     counts = np.zeros(words.get_vocab_size(), np.int64)
     for batch in _batches(texts, 1 << 20):  # a vector as long as the vocabulary is added up for every one
         encodings = words.encode_batch_fast(batch, add_special_tokens=False)
@@ -197,7 +206,9 @@ def _of_pieces(vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
-def _train_wordpiece(documents: Iterable[str], vocab_size: int, specials: list[str]) -> Tokenizer:
+def _train_wordpiece(
+    documents: Iterable[str], vocab_size: int, specials: list[str], waiting: Callable[[], None]
+) -> Tokenizer:
     """Every byte is a piece at the beginning and inside of words, so that nothing is unknown."""
     from tokenizers import trainers
 
@@ -215,14 +226,17 @@ def _train_wordpiece(documents: Iterable[str], vocab_size: int, specials: list[s
         vocab_size=max(vocab_size, len(named) + 2 * len(inside)), special_tokens=[*named, *inside],
         initial_alphabet=_alphabet(), continuing_subword_prefix=INSIDE, show_progress=False,
     )  # fmt: skip
-    interruptible(lambda: trained.train_from_iterator(documents, trainer))
+    interruptible(lambda: trained.train_from_iterator(documents, trainer), waiting)
     tokenizer = _of_pieces(trained.get_vocab())
     tokenizer.add_special_tokens(named)
     return tokenizer
 
 
-def interruptible(work: Callable[[], None]) -> None:
-    """Do work that keeps Ctrl-C waiting, since it is native code, in a thread that the process may leave behind."""
+def interruptible(work: Callable[[], None], waiting: Callable[[], None] = lambda: None) -> None:
+    """Do work that keeps Ctrl-C waiting, since it is native code, in a thread that the process may leave behind.
+
+    `waiting` is called many times a second meanwhile.
+    """
     failures: list[BaseException] = []
 
     def guarded() -> None:
@@ -235,6 +249,7 @@ def interruptible(work: Callable[[], None]) -> None:
     thread.start()
     while thread.is_alive():
         thread.join(timeout=0.05)  # a wait without a bound would not notice the signal
+        waiting()
     if failures:
         raise failures[0]
 

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from selectbench.choices.model import AnyModel, PretrainedModel
-from selectbench.data.files import files_sha256
 from selectbench.data.hub import cached_commit
+from selectbench.data.kept_digest import kept_sha256
+from selectbench.errors import UserError
 
 FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json")
 """What transformers makes a model of."""
@@ -38,5 +39,9 @@ def _content(model: PretrainedModel) -> str | None:
         return cached_commit(model.pretrained, model.revision)
     files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
     digest = hashlib.sha256("\0".join(path.name for path in files).encode())
-    digest.update(files_sha256(files, "model.pretrained").encode())
+    for path in files:
+        try:
+            digest.update(bytes.fromhex(kept_sha256(path)))
+        except OSError as error:
+            raise UserError(f"model.pretrained: {path} cannot be read: {error.strerror}") from error
     return digest.hexdigest()

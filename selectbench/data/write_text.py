@@ -15,6 +15,7 @@ from selectbench.data.cleaning import Cleaner
 from selectbench.data.corpus import Corpus
 from selectbench.data.coverage import check_alphabet, check_unknown
 from selectbench.data.encode import Encoded, encode
+from selectbench.data.held_out import nothing_held_out
 from selectbench.data.prepared import (
     FACTS,
     HELDOUT,
@@ -52,6 +53,8 @@ class TextWork:
     cleaning: Cleaning
     specials: tuple[str, ...]
     notify: Callable[[str], None]
+    evaluates: bool = False
+    """Whether there must be held-out text."""
 
     @property
     def shape(self) -> Shape:
@@ -88,7 +91,11 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
     sides = _sides(work, spool, cleaner)
     if not sides.training.any():
         raise UserError(f"data: {work.corpora[0].description} {_nothing(cleaner)}")
-    tokenizer = make_tokenizer(work.tokenizer, _sample(work, spool, sides.training), work.specials)
+    if work.evaluates and (reason := nothing_held_out(spool, sides, cleaner.removed.get("in_training", 0))):
+        raise UserError(f"data: {work.described}: {reason}")
+    training = Progress("training the tokenizer", work.notify)
+    sample = _sample(work, spool, sides.training)
+    tokenizer = make_tokenizer(work.tokenizer, sample, work.specials, training.still)
     tokenizer.backend.save(str(folder / TOKENIZER))
     texts = (
         text for document in spool.documents(sides.training | sides.heldout) for text in _texts(work, document)

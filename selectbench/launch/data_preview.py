@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from selectbench.data.enough import evaluable_tokens
 from selectbench.data.look import Look, look
 from selectbench.data.prepared import Prepared
 from selectbench.launch.preparation import Request, prepare_data, resolve
+from selectbench.plan.plan import heldout_warnings
 
 
 def prepared_data(request: Request, notify: Callable[[str], None]) -> list[tuple[Prepared, list[str], Look]]:
@@ -16,5 +18,8 @@ def prepared_data(request: Request, notify: Callable[[str], None]) -> list[tuple
     options: dict[str, list[str]] = {}
     for name, prepared in by_option.items():
         options.setdefault(prepared.key, []).append(name)
+    heldout = {name: evaluable_tokens(prepared, suite.job) for name, prepared in by_option.items()}
+    for line in heldout_warnings(suite, heldout):
+        notify(f"note: {line}")
     made = {prepared.key: prepared for prepared in by_option.values()}
     return [(made[key], names, look(made[key])) for key, names in options.items()]

@@ -43,8 +43,14 @@ class Display(Protocol):
     def tick(self) -> None:
         """Time has passed; at least once a second while a trial runs."""
 
-    def trial_ended(self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float) -> None:
-        """The trial has its outcome; one that was never launched too."""
+    def trial_ended(
+        self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
+        server_start_seconds: float = 0.0,
+    ) -> None:  # fmt: skip
+        """The trial has its outcome; one that was never launched too.
+
+        `server_start_seconds`: of the wall, what it waited for a trial server that others find ready.
+        """
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -90,9 +96,12 @@ class PlainDisplay:
             self._last = self._clock()
             self._say([running.figures(), self._state.left()])
 
-    def trial_ended(self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float) -> None:
+    def trial_ended(
+        self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
+        server_start_seconds: float = 0.0,
+    ) -> None:  # fmt: skip
         """One line with the outcome."""
-        self._state.trial_ended(option, outcome, wall_seconds)
+        self._state.trial_ended(option, outcome, wall_seconds, server_start_seconds)
         counts = f"{self._state.done} of {self._state.planned} done"
         parts = [f"{one_line(option)}, seed {seed}: {outcome_text(outcome)} in {units.duration(wall_seconds)}",
                  counts, self._state.left()]  # fmt: skip
@@ -151,9 +160,12 @@ class LiveDisplay:
         if self._clock() - self._drawn >= LIVE_INTERVAL_SECONDS:
             self._draw()
 
-    def trial_ended(self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float) -> None:
+    def trial_ended(
+        self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
+        server_start_seconds: float = 0.0,
+    ) -> None:  # fmt: skip
         """Counted; a failure leaves a line above the table."""
-        self._state.trial_ended(option, outcome, wall_seconds)
+        self._state.trial_ended(option, outcome, wall_seconds, server_start_seconds)
         if isinstance(outcome, Failed):
             self.note(f"{option}, seed {seed}: {outcome_text(outcome)}")
         self._draw()

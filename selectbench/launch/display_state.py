@@ -26,6 +26,8 @@ class Running:
     of: int
     since: float
     """The clock at its start."""
+    began: float | None = None
+    """The clock when its worker began with it; None: its server is still starting."""
     phase: str = "setup"
     step: int = 0
     steps: int = 0
@@ -85,6 +87,7 @@ class State:
         """The running trial goes over to another kind of work."""
         if self.running is not None:
             self.running.phase = phase
+            self.running.began = self.clock() if self.running.began is None else self.running.began
 
     def progress(self, step: int, of: int, loss: float | None, speed: float | None) -> None:
         """The latest known figures of the running trial; an unknown one keeps the last."""
@@ -95,7 +98,9 @@ class State:
         running.loss = running.loss if loss is None else loss
         running.tokens_per_second = running.tokens_per_second if speed is None else speed
 
-    def trial_ended(self, option: str, outcome: Completed | Failed, wall_seconds: float) -> None:
+    def trial_ended(
+        self, option: str, outcome: Completed | Failed, wall_seconds: float, server_start_seconds: float
+    ) -> None:
         """Counts the trial."""
         self.running = None
         if isinstance(outcome, Failed) and outcome.kind == "interrupted":
@@ -107,14 +112,16 @@ class State:
         speed = _speed(outcome)
         tally.speeds += [speed] if speed is not None else []
         unsupported = isinstance(outcome, Failed) and outcome.kind == "unsupported"
-        self.time_left.ended(option, wall_seconds, unsupported)
+        self.time_left.ended(option, wall_seconds - server_start_seconds, unsupported)
 
     def left(self) -> str:
         """`3 min 20 s left`, or '' while nothing is known."""
         running = self.running
-        elapsed = self.clock() - running.since if running else 0.0
+        now = self.clock()
+        elapsed = now - running.since if running else 0.0
+        starting = (now if running.began is None else running.began) - running.since if running else 0.0
         share = running.step / running.steps if running and running.steps else None
-        seconds = self.time_left.left(running.option if running else None, elapsed, share)
+        seconds = self.time_left.left(running.option if running else None, elapsed, share, starting)
         return "" if seconds is None else f"{units.duration(seconds)} left"
 
 

@@ -112,6 +112,7 @@ def prepare_data(suite: Suite, notify: Callable[[str], None]) -> dict[str, Prepa
                 specials=job.specials,
                 code=suite.code,
                 notify=notify,
+                evaluates=job.evaluates,
             )
         check_enough(made[job.tokenizer], job)
     return {option.name: made[suite.job.of(option.choices).tokenizer] for option in suite.options}

@@ -9,10 +9,11 @@ from typing import Any
 from selectbench.analysis.own_best import search
 from selectbench.analysis.ranking import Ranking, rank
 from selectbench.analysis.settled import settled_by_records
+from selectbench.data.enough import evaluable
 from selectbench.errors import UserError
 from selectbench.json_text import json_text
-from selectbench.plan.plan import suite_warnings, vocabulary_warnings
-from selectbench.record.record import Record
+from selectbench.plan.plan import heldout_warnings, suite_warnings, vocabulary_warnings
+from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import (
     BENCHMARK,
     ENVIRONMENT,
@@ -37,6 +38,7 @@ COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
 _OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "repeat")
 """Keys that say nothing of an option by itself."""
+SHORT = "There is less held-out text than was asked for (see the warnings)."
 _BEST_HEAD = "# One option of a suite by itself; `selectbench run` takes it as it is.\n"
 
 
@@ -61,10 +63,29 @@ class StoredRun:
         data = self.environment.get("data") or {}
         others = data.get("by_option") or {}
         entries = {o.name: others.get(o.name, data).get("vocab_size") for o in self.suite.options}
-        warnings = [*suite_warnings(self.suite, passes, cores), *vocabulary_warnings(self.suite, entries)]
+        short = heldout_warnings(self.suite, self._heldout_tokens())
+        warnings = [
+            *short, *suite_warnings(self.suite, passes, cores), *vocabulary_warnings(self.suite, entries)
+        ]  # fmt: skip
         ranking = rank(self.suite, self.records, warnings=[*warnings, *self.notes])
+        if short:
+            ranking = ranking.model_copy(update={"answer": f"{ranking.answer} {SHORT}"})
         found = search(self.declared, self.suite, self.records)
         return ranking if found is None else ranking.model_copy(update={"search": found})
+
+    def _heldout_tokens(self) -> dict[str, int | None]:
+        """All that there were to score, by option; of pairs as many as were scored."""
+        data = self.environment.get("data") or {}
+        facts = {option.name: (data.get("by_option") or {}).get(option.name, data) for option in self.suite.options}
+        found = {
+            name: None if one.get("heldout_tokens") is None or one.get("kind") == "pairs"
+            else evaluable(one["heldout_tokens"], self.suite.job.seq_len)
+            for name, one in facts.items()
+        }  # fmt: skip
+        for record in self.records:
+            if facts.get(record.trial.option, {}).get("kind") == "pairs" and isinstance(record.outcome, Completed):
+                found[record.trial.option] = record.outcome.measurement.heldout_tokens
+        return found
 
 
 def read_run(folder: Path) -> StoredRun:

@@ -66,9 +66,14 @@ class TrialServer:
             self._code.cleanup()
             self._code = None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether the next trial finds it started."""
+        return self.process is not None and self.process.poll() is None
+
     def start(self) -> None:
         """Start it where it isn't running. Returns at once: the imports go on in the server."""
-        if self.process is not None and self.process.poll() is None:
+        if self.is_running:
             return
         self.close()
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

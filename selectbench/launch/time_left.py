@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class TimeLeft:
-    """Walls of ended trials by option; all in seconds.
+    """Walls of ended trials by option, without the start of a trial server, which serves all; all in seconds.
 
     A trial to come takes as long as its option's took on average, else as long as the other options'
     took, else as long as the running one seems to.
@@ -33,16 +33,19 @@ class TimeLeft:
         means = [sum(w) / len(w) for name, w in self.walls.items() if name not in self._unsupported]
         return sum(means) / len(means) if means else None
 
-    def left(self, running: str | None, elapsed: float, share: float | None) -> float | None:
-        """Seconds until the run ends; `share` of the running trial's steps are done after `elapsed` seconds."""
-        projected = elapsed / share if share else None
+    def left(self, running: str | None, elapsed: float, share: float | None, starting: float = 0.0) -> float | None:
+        """Seconds until the run ends; `share` of the running trial's steps are done after `elapsed` seconds.
+
+        `starting`: of those, what went by before its worker began.
+        """
+        projected = (elapsed - starting) / share if share else None
         known = {name: self.expected(name) for name in self.remaining}
         walls = {name: projected if wall is None else wall for name, wall in known.items()}
         total = _weighted(self.remaining, walls)
         if total is None or running is None:
             return total
         own = walls.get(running) or 0.0
-        return total - min(own, elapsed)
+        return total - min(own, elapsed - starting)
 
 
 def _weighted(remaining: Mapping[str, int], walls: Mapping[str, float | None]) -> float | None:

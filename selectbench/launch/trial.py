@@ -38,6 +38,8 @@ class TrialEnd:
     finished: Finished | None
     software: dict[str, str | None]
     """Versions that the worker ran with; empty where it never started."""
+    server_start_seconds: float = 0.0
+    """Of the wall, the wait for a server that had to be started first."""
 
     @property
     def completed(self) -> Finished | None:
@@ -51,7 +53,9 @@ class Watch:
 
     started: float
     last_sign: float
+    starts_server: bool = False
     pid: int | None = None
+    server_start_seconds: float = 0.0
     exit_status: int | None = None
     verdict: Finished | GaveUp | None = None
     stopped: Failed | None = None
@@ -94,9 +98,11 @@ class TrialRunner:
             wall_seconds=time.monotonic() - watch.started,
             finished=watch.verdict if isinstance(watch.verdict, Finished) else None,
             software=watch.software,
+            server_start_seconds=watch.server_start_seconds,
         )
 
     def _run(self, watch: Watch, order: Order, log: Path, events: int, their_end: int) -> None:
+        watch.starts_server = not self.server.is_running
         try:
             self.server.submit(Path(order.trial_folder) / ORDER_NAME, log, their_end)
         finally:
@@ -120,6 +126,8 @@ class TrialRunner:
             selector.unregister(events)
         if self.server.control.fileno() in ready:
             reply = self.server.receive()
+            if watch.pid is None and "pid" in reply and watch.starts_server:
+                watch.server_start_seconds = time.monotonic() - watch.started
             watch.pid = reply.get("pid", watch.pid)
             watch.exit_status = reply.get("exit")
             if "ready" in reply:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -84,8 +85,20 @@ def stage_cost(title: str, plan: Plan, machine: Machine, history: Sequence[Recor
 
 
 def past_records(suite_folder: Path) -> list[Record]:
-    """The records of all runs of a suite, newest run last."""
-    return [r for path in sorted(suite_folder.glob(f"*/{FILE_NAME}")) for r in read_records(path)[0]]
+    """The records of all runs of a suite, newest run last, without trials that waited for a server to start."""
+    runs = (read_records(path)[0] for path in sorted(suite_folder.glob(f"*/{FILE_NAME}")))
+    return [record for records in runs for record in _without_starts(records)]
+
+
+def _without_starts(records: Sequence[Record]) -> list[Record]:
+    """Without the first trial of each interpreter, which waited for its imports, where its option has another.
+
+    Of a run that was resumed the first of its first part alone is known.
+    """
+    done = [record for record in records if isinstance(record.outcome, Completed)]
+    first = {record.trial.settings.get("python"): record for record in reversed(done)}.values()
+    alike = Counter(record.trial.option for record in done)
+    return [r for r in records if alike[r.trial.option] < 2 or not any(r is waited for waited in first)]
 
 
 def _known_seconds(plan: Plan, history: Sequence[Record]) -> dict[str, float]:

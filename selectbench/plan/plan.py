@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench.choices.model import resolved_vocab_size
-from selectbench.data.prepare import Prepared, epochs
+from selectbench.data.enough import epochs, evaluable_tokens
+from selectbench.data.prepare import Prepared
 from selectbench.data.weights_content import contents_of
 from selectbench.errors import UserError
 from selectbench.interpreter import machine_for, worker_problem
@@ -18,6 +19,7 @@ from selectbench.machine import Machine, usable_cores
 from selectbench.record.record import Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.data import kind_of
+from selectbench.suite.evaluate import Eval
 from selectbench.suite.job import vocabulary_of
 from selectbench.suite.own_code import own_code_sha256
 from selectbench.suite.suite import Option, Suite
@@ -87,6 +89,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
     pretrained = contents_of({option.name: suite.job.of(option.choices).model for option in suite.options})
     options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
     passes = epochs(prepared[suite.baseline], suite.job) if prepared else None
+    heldout = {name: evaluable_tokens(one, suite.job) for name, one in (prepared or {}).items()}
     common = {"device": suite.device, "code": code_sha256, "own_code": own_code}
     identities = {
         option.name: {
@@ -105,6 +108,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
         epochs=passes,
         warnings=[
             *suite_warnings(suite, passes, usable_cores()),
+            *heldout_warnings(suite, heldout),
             *vocabulary_warnings(suite, {name: one.vocab_size for name, one in (prepared or {}).items()}),
             *_baseline_warnings(suite, options),
         ],
@@ -205,8 +209,27 @@ def _short_tuning(suite: Suite) -> list[str]:
     if steps >= min(whole, FEWEST_TO_TUNE):
         return []
     return [
-        f"a tuning trial has {steps} of the job's {whole} steps: in so few larger learning rates are best, which may "
-        "lose in the contest; `tune: {budget: {max_steps: 1x}}` tunes over the whole schedule"
+        (
+            f"a tuning trial has {steps} of the job's {whole} steps: in so few larger learning rates are best, which "
+            "may lose in the contest; `tune: {budget: {max_steps: 1x}}` tunes over the whole schedule"
+        )
+    ]
+
+
+def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str]:
+    """Held-out text that is less than asked; `tokens`: all that there are to score, by option; None: unknown."""
+    if not isinstance(suite.job.eval, Eval):
+        return []
+    asked = suite.job.eval.tokens
+    short: dict[int, list[str]] = {}
+    for option in suite.options:
+        if (found := tokens.get(option.name)) is not None and found < asked:
+            short.setdefault(found, []).append(option.name)
+    every = len(suite.options) == sum(map(len, short.values())) and len(short) == 1
+    return [
+        f"{'' if every else ', '.join(names) + ': '}the held-out text gives {found:,} tokens, job.eval.tokens asks "
+        f"for {asked:,}: the final loss is of all there are, and less sure (give more text, or ask for fewer)"
+        for found, names in short.items()
     ]
 
 

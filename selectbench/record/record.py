@@ -191,6 +191,9 @@ class Identity(Stored):
     """Micro-batches per optimizer step and rank, the most of any step."""
     learning_rate_shape_sha256: str | None
     """Of the learning rates that the optimizer had in each step, as shares of their peak."""
+    peak_learning_rate: list[float] | None = None
+    """The largest rate that each parameter group had in any step, by distinct value, sorted; None in records that
+    are older than the key."""
     parameter_dtype: str
     """Of the parameters that are trained, master weights where there are such."""
     working_dtype: str | None = None

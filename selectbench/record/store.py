@@ -109,7 +109,8 @@ def _why_not(line: bytes, error: ValidationError) -> str:
 def last_attempts(records: list[Record]) -> dict[str, Record]:
     """The record that counts for each trial_id: the last attempt, whatever the order of the records.
 
-    Of attempts of one number the one that began last, as two runs of a copied folder have them; then the file's last.
+    Of attempts of one number the one that began last, as two runs of a copied folder have them; then the last in
+    the file.
     """
     last: dict[str, Record] = {}
     for record in records:

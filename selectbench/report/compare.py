@@ -17,6 +17,7 @@ from selectbench.report.escape import markdown, one_line, table
 _MOST = 25
 _HEADS = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
 _WORDS = {"better": "better", "worse": "worse", "no_difference": "no difference", "undecided": "undecided"}
+MEANS = "Reference and run are geometric means over their common seeds: their ratio is the change"
 _STYLES = {"better": "green", "worse": "bold red", "undecided": "yellow", "no_difference": ""}
 
 
@@ -28,6 +29,7 @@ def print_compared(console: Console, compared: Compared) -> None:
     for note in compared.notes:
         console.print(Text(f"note: {one_line(note)}", style="yellow"))
     console.print(_table(compared))
+    console.print(Text(MEANS, style="dim"))
     console.print(Text(summary(compared), style="bold"))
 
 
@@ -109,10 +111,8 @@ def compare_markdown(comparisons: Sequence[Compared]) -> str:
             table(list(_HEADS), [[markdown(cell) for cell in _cells(c)] for c in compared.changes], right=2)
         )
     told = (
-        "A change is the geometric mean of run over reference within common seeds, with an interval that holds "
-        "for all "
-        "tested changes together; p are adjusted by Holm, and a change must also be larger than the metric's "
-        "threshold. "
+        f"{MEANS}, with an interval that holds for all tested changes together; p are adjusted by Holm, and a "
+        "change must also be larger than the metric's threshold. "
         "What differs between whole runs, such as the day, is part of the change."
     )
     return "\n\n".join([*parts, told]) + "\n"

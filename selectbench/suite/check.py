@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selectbench.choices import Choice, Choices
+from pydantic import BaseModel
+
+from selectbench.choices import Choices
 from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
@@ -147,19 +149,32 @@ def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, proble
     return names[0] if names else ""
 
 
-def differences(choices: Choices, baseline: Choices) -> list[str]:
-    """Dimensions that differ, `optimizer.lr` where the class is the same and only a setting does."""
+def differences(job: Job, choices: Choices, baseline: Choices) -> list[str]:
+    """Dimensions that differ, `optimizer.lr` or `model.n_layer` where the class is the same and a setting is not.
+
+    A model or tokenizer that is not given is the job's own.
+    """
     found: list[str] = []
     for dimension in Choices.model_fields:
-        ours, theirs = getattr(choices, dimension), getattr(baseline, dimension)
+        ours, theirs = (_chosen(job, each, dimension) for each in (choices, baseline))
         if ours == theirs:
             continue
-        if isinstance(ours, Choice) and ours.name == theirs.name:  # type: ignore[attr-defined]
+        if isinstance(ours, BaseModel) and _class_of(ours) == _class_of(theirs):
             settings = type(ours).model_fields
             found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
         else:
             found.append(dimension)
     return found
+
+
+def _chosen(job: Job, choices: Choices, dimension: str) -> object:
+    own = getattr(choices, dimension)
+    return getattr(job, dimension) if own is None and dimension in ("model", "tokenizer") else own
+
+
+def _class_of(value: object) -> tuple[object, ...]:
+    """Of a choice or a model; own code of another name is another class."""
+    return type(value), getattr(value, "name", None), getattr(value, "family", None)
 
 
 def unmeasured_metrics(

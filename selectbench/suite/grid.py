@@ -78,7 +78,7 @@ def _row(name: str, partial: Node, values: tuple[Value, ...], shared: Node, job:
 
 def _over_the_jobs_own(choices: Node, job: Node) -> Node:
     """The choices, their model and tokenizer laid over those of the job: where they have a tag they replace it."""
-    both = {key: merge(job.mapping[key], choices.mapping[key]) for key in JOBS_OWN
+    both = {key: merge(job.mapping[key], choices.mapping[key], key) for key in JOBS_OWN
             if key in job.mapping and key in choices.mapping}  # fmt: skip
     return choices.with_entries(**both)
 

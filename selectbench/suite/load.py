@@ -205,7 +205,7 @@ def _assembled(
     job = _quickened(content.job, sizes) if quick else content.job
     apart = tokenizers_differ([c for _, c in rows], job)
     decide = _of_quality(_by_bytes(content.decide) if apart else content.decide)
-    options = [Option(name=r.name, choices=c, differs_in=differences(c, base)) for r, c in rows]
+    options = [Option(name=r.name, choices=c, differs_in=differences(job, c, base)) for r, c in rows]
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
         options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],

@@ -10,35 +10,49 @@ from dataclasses import replace
 
 from selectbench.suite.document import Node, Place
 
-TAGS = frozenset({
-    "name", "family", "config", "pretrained", "corpus", "text", "jsonl", "parquet", "dataset", "documents",
-    "tokens",
-    "markov", "chat", "pairs", "source_text", "train", "bpe", "unigram", "wordpiece", "bytes",
+_SOURCES = frozenset({
+    "corpus", "text", "jsonl", "parquet", "dataset", "documents", "tokens", "markov", "chat", "pairs",
+    "source_text", "train",
 })  # fmt: skip
-"""Keys that say which class a mapping is; `config` only where no mapping stands under it, as DeepSpeed's does."""
+_TAGS = {
+    "data": _SOURCES, "train": _SOURCES, "heldout": _SOURCES,
+    "model": frozenset({"family", "config", "pretrained"}),
+    "tokenizer": frozenset({"bpe", "unigram", "wordpiece", "bytes", "pretrained"}),
+    "eval": frozenset[str](), "settings": frozenset[str](), "config": frozenset[str](),
+}  # fmt: skip
+_NAMES = frozenset({"name"})
 
 
-def merge(base: Node, over: Node) -> Node:
-    """`over` laid over `base`; every value keeps its own place.
+def tags_of(key: str) -> frozenset[str]:
+    """Keys that say which class the mapping under `key` is; what stands under `settings` or `config` is the user's.
+
+    The same word is a tag in one mapping and a setting in another: `tokens` of `data` and of `eval`.
+    """
+    return _TAGS.get(key, _NAMES)
+
+
+def merge(base: Node, over: Node, key: str = "") -> Node:
+    """`over` laid over `base`, both found under `key`; every value keeps its own place.
 
     A mapping without a tag over a shorthand (`{lr: 0.1}` over `sgd`) adds settings to it.
     """
-    if not isinstance(over.value, dict) or _is_tagged(over.value):
+    if not isinstance(over.value, dict) or _replaces(over.value, base, key):
         return over
-    if isinstance(base.value, str):
+    if isinstance(base.value, str) and tags_of(key) == _NAMES:
         base = replace(base, value={"name": replace(base, path=f"{base.path}.name")})
     return merge_by_key(base, over) if isinstance(base.value, dict) else over
 
 
-def _is_tagged(mapping: dict[str, Node]) -> bool:
-    return any(key in TAGS and not (key == "config" and below.mapping) for key, below in mapping.items())
+def _replaces(mapping: dict[str, Node], base: Node, key: str) -> bool:
+    """Whether it is of a class of its own; other training text alone leaves the held-out text what it is."""
+    return any(tag in mapping and not (tag == "train" and tag in base.mapping) for tag in tags_of(key))
 
 
 def merge_by_key(base: Node, over: Node) -> Node:
     """Two mappings key by key, whatever their keys are called."""
     entries = dict(base.mapping)
     for key, node in over.mapping.items():
-        entries[key] = merge(entries[key], node) if key in entries else node
+        entries[key] = merge(entries[key], node, key) if key in entries else node
     return replace(base, value=entries)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from struct import pack
 
 from selectbench.suite.job import LrSchedule
@@ -38,6 +38,11 @@ def _progress(step: int, start: int, max_steps: int) -> float:
 def shares(schedule: LrSchedule, max_steps: int) -> list[float]:
     """The share of the peak for every step of the job."""
     return [share_of_peak(schedule, step, max_steps) for step in range(max_steps)]
+
+
+def distinct_rates(rates: Iterable[float]) -> list[float]:
+    """Learning rates by distinct value, sorted; to nine digits, below any effect and above libm's noise."""
+    return sorted({float(f"{rate:.9g}") for rate in rates})
 
 
 def shape_sha256(values: Sequence[float]) -> str:

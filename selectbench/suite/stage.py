@@ -110,7 +110,9 @@ def settled(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
     choices = {o.name: _settled(o.choices, own.get(o.name, {})) for o in suite.options}
     base = choices[suite.baseline]
     options = [
-        o.model_copy(update={"choices": choices[o.name], "differs_in": differences(choices[o.name], base)})
+        o.model_copy(
+            update={"choices": choices[o.name], "differs_in": differences(suite.job, choices[o.name], base)}
+        )
         for o in suite.options
     ]
     return suite.model_copy(update={"options": options})

@@ -24,6 +24,8 @@ class LearningRates:
         """Per step noted, of the first group."""
         self.all_shares: list[tuple[float, ...]] = []
         """Per step noted, those of all groups that differ: one where they agree."""
+        self.highest = [0.0] * len(self._groups)
+        """Of each group, in any step noted: below the peak where the schedule never comes to it."""
 
     def _see(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
         for group in optimizer.param_groups:
@@ -33,6 +35,7 @@ class LearningRates:
         """Notes the rates of the step that was just made: at its update, where there was one."""
         rates = [self._at_update.get(id(group), float(group["lr"])) for group in self._groups]
         self._at_update.clear()
+        self.highest = list(map(max, self.highest, rates))
         now = [rate / peak for rate, peak in zip(rates, self.peaks, strict=True)]
         self.shares.append(now[0])
         self.all_shares.append((now[0],) if max(now) - min(now) < AGREE_WITHIN else tuple(now))

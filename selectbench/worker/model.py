@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from selectbench.choices.model import OwnModel, PretrainedModel, resolved_vocab_size
+from selectbench.choices.pretrained_folder import AGAIN
 from selectbench.suite.job import Job
 from selectbench.worker.own_code import OwnCodeError, load
 
@@ -22,10 +23,14 @@ AUTO: dict[str, Any] = {
 """transformers' class of models for each task."""
 
 
+class PretrainedModelError(Exception):
+    """A folder or hub id that holds no whole model; one line with what is wrong and the fix."""
+
+
 def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str, empty: bool) -> Any:
     """A model that was trained before, in fp32, its dropout off.
 
-    Raises NotImplementedError where it can't be had.
+    Raises PretrainedModelError where it can't be loaded, NotImplementedError where it lacks the attention kernel.
     """
     where = f"model.pretrained: {model.pretrained}"
     try:
@@ -42,11 +47,13 @@ def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str, empty
                 attn_implementation=attention, output_loading_info=True,
             )  # fmt: skip
             if missing := sorted(found["missing_keys"]):
-                raise NotImplementedError(
-                    f"{where} holds no weights for {', '.join(missing[:3])}: another model's?"
-                )
+                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+                raise PretrainedModelError(f"{where} holds no weights for {', '.join(missing[:3])}{more}: {AGAIN}")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise NotImplementedError(f"{where} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+        said = str(error).strip().splitlines()[0]
+        if isinstance(error, ValueError) and "does not support" in said:  # what its class lacks
+            raise NotImplementedError(f"{where}: {said}") from error
+        raise PretrainedModelError(f"{where} cannot be loaded: {said}: {AGAIN}") from error
     module.config.use_cache = False
     return module
 

@@ -14,7 +14,7 @@ from selectbench.record.meters import Architecture
 from selectbench.record.record import Identity, Measurement, RankMemory, decimate
 from selectbench.record.wire import Finished, Order, RankDevice
 from selectbench.suite.own_code import own_code_sha256
-from selectbench.suite.schedule import shape_sha256
+from selectbench.suite.schedule import distinct_rates, shape_sha256
 from selectbench.worker import identity as found
 from selectbench.worker.architecture import architecture_of
 from selectbench.worker.loop import Trained
@@ -169,6 +169,7 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         steps_applied=sum(series.applied),
         gradient_accumulation_steps=max(series.micro_batches),
         learning_rate_shape_sha256=shape_sha256([share for step in rates.all_shares for share in step]),
+        peak_learning_rate=distinct_rates(rates.highest),
         parameter_dtype=found.updated_dtype(trained.optimizers),
         working_dtype=trained.working_dtype,
         gradient_dtype=found.dtype_name(gradients) if gradients else None,

@@ -23,7 +23,7 @@ from selectbench.worker.compilation import compilations, private_caches
 from selectbench.worker.inside import Look
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
 from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training_memory
-from selectbench.worker.model import enable_checkpointing
+from selectbench.worker.model import PretrainedModelError, enable_checkpointing
 from selectbench.worker.outcome import Before, finished
 from selectbench.worker.own_code import add_to_path, load
 from selectbench.worker.own_loop import train_with
@@ -81,6 +81,8 @@ def _failures_told(emit: Emit) -> Iterator[None]:
         yield
     except Diverged as reason:
         emit(GaveUp(kind="diverged", detail=str(reason)))
+    except PretrainedModelError as reason:
+        emit(GaveUp(kind="crashed", detail=str(reason)))
     except Unsupported as reason:
         emit(GaveUp(kind="unsupported", detail=str(reason)))
     except (RuntimeError, MemoryError) as error:

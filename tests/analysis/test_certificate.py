@@ -16,7 +16,7 @@ from selectbench.choices import REGISTRY
 from selectbench.launch.publish import read_run
 from selectbench.record.record import Identity, Record
 from selectbench.suite.job import LrSchedule
-from selectbench.suite.schedule import shape_sha256, shares
+from selectbench.suite.schedule import distinct_rates, shape_sha256, shares
 from selectbench.suite.suite import Suite
 
 NOTHING: frozenset[str] = frozenset()
@@ -27,7 +27,8 @@ OTHER: dict[str, Any] = {
     "working_dtype": "bfloat16",
     "gradient_dtype": "bfloat16", "compute_dtype": "bfloat16", "optimizer_state_dtype": ["bfloat16"],
     "matmul_tf32": True, "attention": "eager", "optimizer": ["SGD(fused)"], "compiled": True,
-    "trainable_parameters": 5, "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2,
+    "trainable_parameters": 5, "peak_learning_rate": [2e-3],
+    "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2,
     "strategy": "FSDPModule",
     "framework": "transformers.Trainer", "loss": "mine:Loss", "dropout": 0.1, "code_sha256": "f" * 64,
 }  # fmt: skip
@@ -182,6 +183,57 @@ def test_a_warm_up_of_the_optimizer_s_own_excuses_no_other_shape(
     if not violating:
         (other,) = {"fp32", "other"} - {baseline}
         assert seen[other].differs_as_declared == ["learning_rate_shape_sha256"]
+
+
+def rates(*peaks: float, schedule: LrSchedule | None = None) -> list[float]:
+    """What a trial of the made job has at most of each."""
+    return distinct_rates(peak * max(shares(schedule or LrSchedule(), 60)) for peak in peaks)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "found", "asked"),
+    [
+        ({"name": "adamw", "lr": 3e-3}, [3e-3], None),
+        ({"name": "adamw", "lr": 1e-3}, [3e-3], [1e-3]),
+        ({"name": "muon", "lr": 2e-3}, [2e-3], None),
+        ({"name": "muon", "lr": 2e-3, "adamw_lr": 1e-3}, [1e-3, 2e-3], None),
+        ({"name": "muon", "lr": 2e-3, "adamw_lr": 1e-3}, [2e-3], [1e-3, 2e-3]),
+        ({"name": "schedule_free_adamw", "lr": 1e-2}, [1e-2], None),
+        ({"name": "adamw_8bit", "lr": 1e-3}, [2e-3], [1e-3]),
+        ({"name": "mine:Optimizer", "lr": 1e-3}, [5e-4, 1e-3], None),
+    ],
+)  # fmt: skip
+def test_peak_learning_rates_are_those_asked_for(
+    optimizer: dict[str, Any], found: list[float], asked: list[float] | None
+) -> None:
+    suite = make_suite("fp32", ("other", {"optimizer": optimizer}))
+    option = suite.options[1]
+    schedule = suite.job.of(option.choices).lr_schedule
+    identity = {"peak_learning_rate": rates(*found, schedule=schedule)}
+    records = [make_record("fp32", s, identity={"peak_learning_rate": rates(1e-3)}) for s in range(3)]
+    records += [make_record("other", s, identity=identity) for s in range(3)]
+    certificate = certificates(suite, records)["other"]
+    violations = [(v.asked, v.option) for v in certificate.violations if v.field == "peak_learning_rate"]
+    if asked is None:
+        assert violations == []
+        assert ("peak_learning_rate" in certificate.differs_as_declared) is (found != [1e-3])
+    else:
+        assert violations == [(rates(*asked, schedule=schedule), identity["peak_learning_rate"])]
+
+
+def test_a_decay_from_the_first_step_never_comes_to_the_peak() -> None:
+    assert rates(1e-3)[0] < 1e-3
+    for found, asked in ((rates(1e-3), []), ([1e-3], [rates(1e-3)])):
+        records = [make_record("fp32", s, identity={"peak_learning_rate": found}) for s in range(3)]
+        violations = certificates(make_suite("fp32"), records)["fp32"].violations
+        assert [v.asked for v in violations] == asked
+
+
+@pytest.mark.parametrize("field", ["peak_learning_rate", "trainable_parameters"])
+def test_an_older_record_has_nothing_to_compare_and_says_nothing_of_it(field: str) -> None:
+    assert statuses(IDENTITY, IDENTITY, NOTHING)[field] == "same"
+    assert getattr(IDENTITY, field) is None
+    assert against_fp32({}).not_verified == []
 
 
 def test_gradients_summed_in_another_dtype_are_a_violation_between_options_of_several_ranks() -> None:
@@ -406,7 +458,7 @@ def test_either_of_two_choices_may_declare() -> None:
 def test_a_choice_that_both_share_declares_nothing() -> None:
     both = {"precision": {"name": "fp16_mixed"}}
     suite = make_suite(("a", both), ("b", {**both, "optimizer": {"name": "adamw", "lr": 2e-3}}))
-    assert may_change(*suite.options) == {"optimizer", "optimizer_state_dtype"}
+    assert may_change(*suite.options) == {"optimizer", "optimizer_state_dtype", "peak_learning_rate"}
 
 
 KEPT = sorted(path.parent for path in (ROOT / "results").glob("*/*/records.jsonl"))

@@ -138,6 +138,17 @@ def test_compare_says_what_differs_first_and_then_what_changed() -> None:
     assert (shown.p_adjusted, shown.ratio) == (None, pytest.approx(1.0))
 
 
+def test_the_means_that_are_shown_are_those_whose_ratio_is_shown() -> None:
+    """Arithmetic means may point the other way: 100 and 1 against 49 and 49."""
+    runs = [
+        read([make_record("fp32", seed, **speed(value)) for seed, value in enumerate(values)])
+        for values in ((100.0, 1.0), (49.0, 49.0))
+    ]
+    change = next(c for c in compare(*runs).changes if c.metric == "tokens_per_second")
+    assert (change.run, change.reference) == (pytest.approx(10.0), pytest.approx(49.0))
+    assert change.ratio == pytest.approx(change.run / change.reference)
+
+
 def test_runs_without_common_seeds_are_two_samples() -> None:
     draw = np.random.default_rng(5)
     a, b = draw.normal(0, 0.02, 4), draw.normal(0.1, 0.01, 6)

@@ -336,6 +336,18 @@ class TestFactors:
         factors = factors_of(make_suite(*rows).options, "fp32 None")
         assert {(f.name, f.base) for f in factors} == {("precision", "fp32"), ("optimizer.warmup_fraction", "None")}
 
+    def test_levels_are_called_what_a_suite_calls_them(self) -> None:
+        options = [
+            ("base", {"tokenizer": {"bpe": 512}, "model": {"family": "gpt2", "n_layer": 2}}),
+            ("bytes", {"tokenizer": {"bytes": True}, "model": {"family": "gpt2", "n_layer": 2}}),
+            ("deep", {"tokenizer": {"bpe": 2048}, "model": {"family": "gpt2", "n_layer": 4}}),
+        ]
+        found = {factor.name: factor.levels for factor in factors_of(make_suite(*options).options, "base")}
+        assert found == {
+            "model.n_layer": {"base": "2", "bytes": "2", "deep": "4"},
+            "tokenizer": {"base": "bpe 512", "bytes": "bytes", "deep": "bpe 2048"},
+        }
+
     def test_named_options_are_no_grid(self) -> None:
         suite = make_suite("base", option("a", 1), option("b", 2), **FIVE)
         assert rank(suite, trials("base", [100] * 5)).factors is None

@@ -45,7 +45,7 @@ BAD_LINES = {
 @pytest.mark.parametrize(("bad", "words"), BAD_LINES.values(), ids=BAD_LINES)
 def test_a_bad_line_of_jsonl_is_refused_or_dropped_and_counted(bad, words, tmp_path):
     data = records(tmp_path / "some.jsonl", *GOOD, bad, *GOOD[:3])
-    refused(data, tmp_path / "some.jsonl", "line 21", words, "`cleaning: {unreadable: drop}`")
+    refused(data, tmp_path / "some.jsonl", "line 21", words, "`job.cleaning: {unreadable: drop}`")
     prepared = made(data, cleaning=DROP)
     assert (prepared.documents_in, prepared.removed) == (24, {"unreadable": 1})
     assert prepared.train_documents + prepared.heldout_documents == 23

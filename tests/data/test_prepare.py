@@ -1,5 +1,6 @@
 """Preparing real text: files in, token files out, and each bad input in words."""
 
+import dataclasses
 import os
 import re
 import shutil
@@ -13,14 +14,14 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer as HfTokenizer
 
-from selectbench.choices.tokenizer import Bpe
+from selectbench.choices.tokenizer import Bpe, Bytes
 from selectbench.data.cache import ABANDONED_SECONDS, cache_root, publish
-from selectbench.data.prepare import prepare
-from selectbench.data.prepared import Prepared, check_enough, epochs
+from selectbench.data.prepare import check_enough, epochs, prepare
+from selectbench.data.prepared import Prepared
 from selectbench.data.split import SHORTEST_LEAK_CHARACTERS, normalised
 from selectbench.data.tokenizer import END_OF_TEXT
 from selectbench.errors import UserError
-from selectbench.suite.data import EmbeddedCorpus, TextFiles
+from selectbench.suite.data import Apart, EmbeddedCorpus, TextFiles
 from selectbench.suite.job import Job
 
 BPE = Bpe(bpe=400)
@@ -356,6 +357,49 @@ def test_the_text_must_fill_a_batch_and_an_evaluation(train, heldout, changes, w
     with pytest.raises(UserError, match=words):
         check_enough(sized(train, heldout), job(**changes))
     return None
+
+
+def test_what_the_training_text_has_too_is_told_where_too_little_is_left():
+    leaky = dataclasses.replace(sized(65, 3), removed_documents=4, removed_lines=90, removed={"in_training": 2})
+    with pytest.raises(UserError, match=r"3 held-out tokens .*6 held-out documents and 90 lines were taken out"):
+        check_enough(leaky, job())
+
+
+LONG_LINE = "ab" * 100_000
+TWICE = [f"Line {n} of a text that both sides have." for n in range(300)]
+
+
+@pytest.mark.parametrize(
+    ("train", "heldout", "words"),
+    [
+        (LONG_LINE, None, "it is a single document of 195 KiB without a place to cut it"),
+        ("\n".join(TWICE), "\n".join(TWICE[:100]), " (100 lines) taken out, and nothing is left to score"),
+        ("\n".join(TWICE[:50]), "\n".join(TWICE[:50]), "stands in the training text too: 1 document taken out"),
+    ],
+)
+def test_text_of_which_nothing_can_be_held_out_is_refused_before_a_tokenizer_is_trained(
+    train, heldout, words, tmp_path
+):
+    (tmp_path / "train.txt").write_text(train)
+    data = texts(tmp_path / "train.txt")
+    if heldout is not None:
+        (tmp_path / "heldout.txt").write_text(heldout)
+        data = Apart(train=data, heldout=texts(tmp_path / "heldout.txt"))
+    said = []
+    with pytest.raises(UserError) as caught:
+        prepare(data, BPE, notify=said.append, evaluates=True)
+    assert words in str(caught.value)
+    assert "eval: none" in str(caught.value)
+    assert "training the tokenizer" not in said
+    assert prepare(data, Bytes(), notify=said.append).heldout_tokens == 0
+
+
+def test_the_training_of_a_tokenizer_says_that_it_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr("selectbench.data.progress.SECONDS_BETWEEN", 0.0)
+    (tmp_path / "a.txt").write_text("\n".join(TWICE))
+    said = []
+    prepare(texts(tmp_path / "a.txt"), BPE, notify=said.append)
+    assert any(re.fullmatch(r"training the tokenizer: \S+ (s|ms|min) so far", line) for line in said), said
 
 
 def test_epochs_count_sequences():

@@ -198,6 +198,13 @@ def test_a_dead_server_costs_one_trial(bench: Bench) -> None:
     assert isinstance(bench.run("trains").outcome, Completed)
 
 
+def test_the_trial_that_has_the_server_started_says_what_it_waited(bench: Bench) -> None:
+    bench.server.close()
+    first, second = bench.run("waits"), bench.run("finds it ready")
+    assert 0 < first.server_start_seconds < first.wall_seconds
+    assert second.server_start_seconds == 0
+
+
 def test_trials_fork_from_one_server(bench: Bench) -> None:
     bench.run("trains")
     assert bench.server.process is not None

@@ -2,13 +2,17 @@
 
 import subprocess
 import sys
+import tomllib
 
 import pytest
+from evidence.readme_table import ROOT
 from packaging.requirements import Requirement
 from rich.console import Console
 
 from selectbench.choices import REGISTRY, tag_of
 from selectbench.doctor import (
+    EXTRAS,
+    OPTIONAL_PACKAGES,
     Finding,
     check_cache,
     check_compiler,
@@ -46,6 +50,14 @@ def test_the_packages_are_those_of_the_extra_train():
     subjects = {finding.subject for finding in check_packages()}
     assert {"torch", "transformers", "tokenizers", "bitsandbytes", "pythonbible"} <= subjects
     assert not subjects & {"pytest", "typer", "numpy"}
+
+
+def test_no_extra_is_forgotten_and_only_the_extra_train_can_be_needed_by_every_job():
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(EXTRAS) == set(declared) - {"dev"}
+    assert all(f"[{extra}]" in install for extra, install in EXTRAS.items())
+    optional = [Requirement(text).name for extra in set(EXTRAS) - {"train"} for text in declared[extra]]
+    assert set(optional) <= set(OPTIONAL_PACKAGES)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from rich.console import Console
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.machine import Machine
-from selectbench.plan.estimate import estimate
-from selectbench.plan.plan import Plan, make_plan, suite_warnings, vocabulary_warnings
+from selectbench.plan.estimate import estimate, past_records
+from selectbench.plan.plan import Plan, heldout_warnings, make_plan, suite_warnings, vocabulary_warnings
 from selectbench.record.record import Completed, Record
+from selectbench.record.store import FILE_NAME, append_record
 from selectbench.report.plan import plan_as_json, print_plan
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
@@ -243,6 +244,30 @@ def test_earlier_trials_tell_the_time(suite_file: Path) -> None:
     assert found is not None
     assert found.seconds == {"whole": 10.5, "halves": 10.5}
     assert found.from_records == 2
+
+
+def test_the_first_trial_of_an_earlier_run_waited_for_imports_and_tells_no_time(tmp_path: Path) -> None:
+    for run, seeds in (("a", 3), ("b", 1)):
+        (tmp_path / run).mkdir()
+        for seed in range(seeds):
+            wall = {"wall_seconds": 40.0 if seed == 0 else 10.0}
+            append_record(tmp_path / run / FILE_NAME, make_record("whole", seed).model_copy(update=wall))
+    assert [r.wall_seconds for r in past_records(tmp_path)] == [10.0, 10.0, 40.0], (
+        "where there is no other it stays"
+    )
+
+
+def test_held_out_text_that_is_less_than_asked_is_told(suite_file: Path) -> None:
+    suite = load_suite(str(suite_file), device="cpu", settings=["job.eval.tokens=100000"])
+    data = prepare(suite.job.data, suite.job.tokenizer)
+    (line,) = make_plan(suite, CPU, dict.fromkeys(["whole", "halves"], data), "code").warnings
+    scored = (data.heldout_tokens - 1) // suite.job.seq_len * suite.job.seq_len
+    assert line.startswith(f"the held-out text gives {scored:,} tokens, job.eval.tokens asks for 100,000")
+    assert heldout_warnings(suite, {"whole": 100_000, "halves": None}) == []
+    (line,) = heldout_warnings(suite, {"whole": 100_000, "halves": 99_999})
+    assert line.startswith("halves: the held-out text gives 99,999 tokens")
+    without = load_suite(str(suite_file), device="cpu", settings=["job.eval=none"])
+    assert heldout_warnings(without, {"whole": 1}) == []
 
 
 def test_without_earlier_trials_more_work_takes_longer(suite_file: Path) -> None:

@@ -92,6 +92,20 @@ def test_time_left_takes_each_options_own_mean_then_the_others_then_the_running_
     assert left.left(None, 0.0, None) == 100 + 10 + 55
 
 
+def test_the_start_of_a_trial_server_is_paid_once() -> None:
+    clock = Clock()
+    state = State(clock)
+    state.run_started(make_suite("a"), 3, 0, None)
+    state.trial_started("a", 0, 1, 3)
+    clock.now = 30.0  # of imports
+    state.phase_changed("train")
+    clock.now = 35.0
+    state.progress(30, 60, None, None)
+    assert state.left() == "25 s left"  # half of this trial, and two more of ten seconds
+    state.trial_ended("a", DONE, 40.0, 30.0)
+    assert state.left() == "20 s left"
+
+
 def test_trials_that_could_not_run_say_nothing_of_the_others() -> None:
     left = TimeLeft({"tf32": 2, "fp32": 2})
     left.ended("tf32", 0.0, True)

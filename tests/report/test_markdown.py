@@ -7,6 +7,7 @@ from made_records import make_failure, make_record, make_suite, speed
 
 from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
+from selectbench.launch.publish import SHORT, StoredRun, report_text
 from selectbench.record.record import EvaluationPoint, Record
 from selectbench.record.store import append_record, read_records
 from selectbench.report import option
@@ -31,6 +32,20 @@ def make_run(name: str = "bf16") -> tuple[Any, list[Record]]:
 def rendered(name: str = "bf16") -> str:
     suite, records = make_run(name)
     return render(suite, rank(suite, records), records, ENVIRONMENT, "selectbench run suites/precision.yaml")
+
+
+def test_less_held_out_text_than_asked_is_told_with_the_answer() -> None:
+    suite, records = make_run()
+    facts = {"kind": "text", "heldout_tokens": 3 * 128 + 1}
+    for data, told in ((facts, True), ({**facts, "heldout_tokens": 1 << 17}, False), ({}, False)):
+        stored = StoredRun(suite, suite, records, {**ENVIRONMENT, "data": data}, [])
+        ranking = stored.ranking()
+        text = report_text(stored, ranking)
+        assert (SHORT in ranking.answer) is told
+        assert (f"**{markdown(ranking.answer)}**" in text) is True
+        assert ("- the held-out text gives 384 tokens, job.eval.tokens asks for 65,536" in text) is told
+    pairs = StoredRun(suite, suite, records, {"data": {**facts, "kind": "pairs"}}, [])
+    assert "the held-out text gives 16,384 tokens" in pairs.ranking().warnings[0], "as many as were scored"
 
 
 def test_the_report_from_records_on_disk_is_the_same_byte_for_byte(tmp_path: Path) -> None:

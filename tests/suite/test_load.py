@@ -110,8 +110,10 @@ def test_an_axis_over_a_field_is_the_jobs_model_with_that_field_changed(tmp_path
         "n_layer=2": {"n_layer": 2, "n_embd": 64, "n_head": 4},
         "n_layer=4": {"n_layer": 4, "n_embd": 64, "n_head": 4},
     }
-    assert [option.differs_in for option in suite.options] == [[], ["model"]]
+    assert [option.differs_in for option in suite.options] == [[], ["model.n_layer"]]
     assert suite.job.model.n_layer == 2
+    inherited = load(tmp_path, GRID + "options: {whole: {}, deep: {model: {n_layer: 4}}}\nbaseline: whole\n")
+    assert [option.differs_in for option in inherited.options] == [[], ["model.n_layer"]]
     assert models(load(tmp_path, axes=["model.n_layer=2,4"])) == models(suite)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selectbench.suite.document import Node, Place, plain
-from selectbench.suite.merge import TAGS, merge, merge_document
+from selectbench.suite.merge import merge, merge_document, tags_of
 
 KEYS = st.sampled_from(["lr", "beta1", "max_steps", "tokens", "name", "family"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.sampled_from(["adamw", "sgd"])
@@ -16,6 +17,7 @@ TREES = st.recursive(
     SCALARS, lambda below: st.lists(below, max_size=2) | st.dictionaries(KEYS, below, max_size=4), max_leaves=12
 )
 MAPPINGS = st.dictionaries(KEYS, TREES, max_size=4)
+PLACES = st.sampled_from(["", "optimizer", "data", "model", "tokenizer", "eval", "settings"])
 
 
 def node(value: Any, source: str = "base", path: str = "") -> Node:
@@ -52,10 +54,10 @@ def test_what_is_laid_over_wins_and_keeps_its_place(base, over):
         assert value == {} or below.place == Place("over")
 
 
-@given(MAPPINGS, MAPPINGS)
-def test_a_mapping_with_a_tag_inherits_nothing_and_one_without_inherits_the_rest(base, over):
-    merged = plain(merge(node(base), node(over)))
-    if TAGS & over.keys():
+@given(MAPPINGS, MAPPINGS, PLACES)
+def test_a_mapping_with_a_tag_inherits_nothing_and_one_without_inherits_the_rest(base, over, key):
+    merged = plain(merge(node(base), node(over), key))
+    if tags_of(key) & over.keys():
         assert merged == over
     else:
         assert merged.keys() == base.keys() | over.keys()
@@ -64,6 +66,28 @@ def test_a_mapping_with_a_tag_inherits_nothing_and_one_without_inherits_the_rest
 
 def test_settings_over_a_name_alone_belong_to_that_name():
     assert plain(merge(node("sgd"), node({"lr": 0.1}))) == {"name": "sgd", "lr": 0.1}
+
+
+@pytest.mark.parametrize(
+    ("key", "base", "over", "merged"),
+    [
+        ("eval", {"tokens": 9, "every_steps": 5}, {"tokens": 4}, {"tokens": 4, "every_steps": 5}),
+        ("eval", "none", {"tokens": 4}, {"tokens": 4}),
+        ("settings", {"text": 1, "name": "a"}, {"name": "b"}, {"text": 1, "name": "b"}),
+        ("strategy", {"name": "zero", "config": {"a": 1}}, {"config": {"bytes": 2}},
+         {"name": "zero", "config": {"a": 1, "bytes": 2}}),
+        ("data", {"train": {"text": "a"}, "heldout": {"text": "b"}}, {"train": {"jsonl": "c"}},
+         {"train": {"jsonl": "c"}, "heldout": {"text": "b"}}),
+        ("data", {"train": {"text": "a"}, "heldout": {"text": "b"}}, {"text": "c"}, {"text": "c"}),
+        ("data", {"text": "c"}, {"train": {"text": "a"}, "heldout": {"text": "b"}},
+         {"train": {"text": "a"}, "heldout": {"text": "b"}}),
+        ("data", {"dataset": "a", "name": "en", "split": "test"}, {"name": "de"},
+         {"dataset": "a", "name": "de", "split": "test"}),
+        ("model", {"config": "a.json", "vocab_size": 9}, {"config": "b.json"}, {"config": "b.json"}),
+    ],
+)  # fmt: skip
+def test_a_word_is_a_tag_only_where_it_says_a_class(key, base, over, merged):
+    assert plain(merge(node(base), node(over), key)) == merged
 
 
 def test_a_name_alone_replaces_the_whole_mapping():

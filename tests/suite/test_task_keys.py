@@ -250,7 +250,7 @@ def test_an_axis_over_a_size_of_the_tokenizer(tmp_path):
     suite = suite_of(tmp_path, axes("axes: {tokenizer.bpe: [300, 400]}\nbaseline: bpe=300\n"))
     found = {option.name: suite.job.of(option.choices).tokenizer for option in suite.options}
     assert found == {"bpe=300": Bpe(bpe=300), "bpe=400": Bpe(bpe=400)}
-    assert [option.differs_in for option in suite.options] == [[], ["tokenizer"]]
+    assert [option.differs_in for option in suite.options] == [[], ["tokenizer.bpe"]]
     assert suite.decide.constraints == ["bits_per_byte <= 1.01x baseline"]
     again = suite_of(tmp_path, VALID, axes=["tokenizer.bpe=300,400"])
     assert {suite.job.of(option.choices).tokenizer for option in again.options} == set(found.values())

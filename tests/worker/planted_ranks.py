@@ -91,6 +91,9 @@ def _planted(option: str, setting):
         )
     elif option == "other_schedule":
         setting.shares = [share**2 for share in setting.shares]
+    elif option.startswith("three_times_the_rate"):
+        faster = order.choices.optimizer.model_copy(update={"lr": 3 * order.choices.optimizer.lr})
+        setting.order = order.model_copy(update={"choices": order.choices.model_copy(update={"optimizer": faster})})
     return setting
 
 

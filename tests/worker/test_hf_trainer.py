@@ -12,7 +12,8 @@ GPT2 = {"family": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
 
 JOB = {"global_batch_size": 12, "max_steps": 6, "clip_norm": 0.5, "eval": {"tokens": 1000, "every_steps": 3}}
 SAME = ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256", "tokens_per_step", "parameters",
-        "learning_rate_shape_sha256", "steps_applied", "gradient_accumulation_steps", "parameter_dtype",
+        "learning_rate_shape_sha256", "peak_learning_rate", "steps_applied", "gradient_accumulation_steps",
+        "parameter_dtype",
         "working_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "optimizer", "attention",
         "strategy", "world_size", "reduction_dtype", "dropout")  # fmt: skip
 

@@ -56,7 +56,8 @@ def train(trial):
     trial.batches
 """
 SAME = ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256", "tokens_per_step", "parameters",
-        "learning_rate_shape_sha256", "steps_applied", "gradient_accumulation_steps", "parameter_dtype",
+        "learning_rate_shape_sha256", "peak_learning_rate", "steps_applied", "gradient_accumulation_steps",
+        "parameter_dtype",
         "working_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "optimizer", "attention",
         "strategy", "world_size", "reduction_dtype")  # fmt: skip
 

@@ -36,6 +36,7 @@ PLANTED = {
     "one_more_parameter": {"parameters", "trainable_parameters", "initial_weights_sha256"},
     "other_evaluation_set": {"evaluation_set_sha256"},
     "other_schedule": {"learning_rate_shape_sha256"},
+    "three_times_the_rate": {"peak_learning_rate"},
     "fewer_steps_applied": {"steps_applied"},
 }
 

@@ -23,6 +23,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from selectbench.choices.pretrained_folder import AGAIN, INDEX, folder_problem
 from selectbench.choices.tokenizer import Bpe, PretrainedTokenizer
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared
@@ -156,7 +157,9 @@ def test_other_tasks_begin_with_their_model_too(trials, tmp_path, monkeypatch, t
 def gave_up(trials, model, **more):
     last = trials.events(job=job(model, **more))[-1]
     assert isinstance(last, GaveUp), last
-    assert last.kind == "unsupported"
+    assert last.kind == "crashed"
+    assert "attention" not in last.detail
+    assert "copy or download" in last.detail
     return last.detail
 
 
@@ -185,7 +188,7 @@ def test_a_folder_without_a_model(tmp_path):
 def test_a_folder_without_weights(trials, home, folder, tmp_path):
     (folder / "model.safetensors").unlink()
     (line,) = suite_of(folder, tmp_path)
-    assert line == f"mine.yaml:2:23: job.model.pretrained: {folder} holds no weights (*.safetensors)"
+    assert line == f"mine.yaml:2:23: job.model.pretrained: {folder} holds no weights (*.safetensors): {AGAIN}"
     detail = gave_up(on(trials, home), folder)
     assert "model.pretrained" in detail
     assert "model.safetensors" in detail
@@ -217,6 +220,39 @@ def test_weights_of_another_size(trials, home, folder):
     assert len(detail) < 400
 
 
+def test_what_is_wrong_with_a_folder_is_seen_without_torch(folder):
+    assert folder_problem(folder) is None
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    whole, settings = weights.read_bytes(), json.loads(config.read_text())
+    for content, words in [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (whole + b"\0", "is damaged: by its header"),
+        ((2).to_bytes(8, "little") + b"[]", "has a header that is none of safetensors'"),
+        ((5).to_bytes(8, "little") + b"hello", "has a header that is none of safetensors'"),
+    ]:
+        weights.write_bytes(content)
+        assert words in folder_problem(folder)
+    weights.write_bytes(whole)
+    config.write_text(json.dumps({**settings, "vocab_size": 512}))
+    assert "embedding of 512 x 32, model.embed_tokens.weight is 320 x 32" in folder_problem(folder)
+    config.write_text(json.dumps({**settings, "hidden_size": 64}))
+    assert "is of another model than the weights" in folder_problem(folder)
+    config.write_text("[]")
+    assert "config.json holds no mapping" in folder_problem(folder)
+
+
+def test_a_file_that_the_index_names_and_that_is_not_there(folder):
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "model-00001-of-00002.safetensors")
+    named = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / INDEX).write_text(json.dumps({"weight_map": named}))
+    assert f"{folder} lacks model-00002-of-00002.safetensors, which its {INDEX} names" in folder_problem(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"a": named["a"]}}))
+    assert folder_problem(folder) is None
+    (folder / INDEX).write_text("{")
+    assert f"{INDEX} is not JSON" in folder_problem(folder)
+
+
 def test_weights_that_are_missing_in_part(trials, home, folder):
     weights = load_file(folder / "model.safetensors")
     del weights["model.layers.1.mlp.up_proj.weight"]
@@ -226,9 +262,13 @@ def test_weights_that_are_missing_in_part(trials, home, folder):
 
 
 @pytest.mark.parametrize("cut", [0, 5, 1000, -100])
-def test_a_damaged_file_of_weights(trials, home, folder, cut):
+def test_a_damaged_file_of_weights(trials, home, folder, cut, tmp_path):
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:cut])
+    (line,) = suite_of(folder, tmp_path)
+    assert line.startswith(f"mine.yaml:2:23: job.model.pretrained: {path} is ")
+    assert "cut short" in line
+    assert line.endswith(AGAIN)
     detail = gave_up(on(trials, home), folder)
     assert str(folder) in detail
     assert "cannot be loaded" in detail

@@ -35,7 +35,8 @@ def test_two_ranks_train_what_one_process_trains(launched, strategy, accumulatio
     assert math.exp(found_final) == pytest.approx(math.exp(final), rel=1e-4)
     assert [p.step for p in shared.evaluation_curve] == [3, 6]
     for field in ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256", "tokens_per_step",
-                  "parameters", "learning_rate_shape_sha256", "parameter_dtype", "gradient_dtype",
+                  "parameters", "learning_rate_shape_sha256", "peak_learning_rate", "parameter_dtype",
+                  "gradient_dtype",
                   "optimizer_state_dtype", "optimizer", "compute_dtype"):  # fmt: skip
         assert getattr(shared.identity, field) == getattr(alone.identity, field), field
     assert shared.identity.world_size == 2
