@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_races import SAME, Outcome, drawn, heavy, race_of, raced, reasons, rounds_of, row
 from made_records import HOT, make_failure, make_meters, make_record, speed
+from msgspec.structs import replace
 
 from selectbench.analysis.race import open_options, open_trials, run_race
 from selectbench.analysis.ranking import rank
@@ -109,7 +110,7 @@ class TestFailures:
         records.append(make_failure("base", 2, "interrupted"))
         assert open_trials(suite, records) == [("base", 2)]
         assert open_options(suite, records) == ["base", "one", "two"]
-        again = self.OUT("base", 2).model_copy(update={"attempt": 2})
+        again = replace(self.OUT("base", 2), attempt=2)
         assert open_trials(suite, [*records, again]) == [("one", 3), ("two", 3)]
 
     @pytest.mark.parametrize("kind", ["oom", "unsupported", "diverged"])
@@ -171,10 +172,8 @@ class TestControl:
                 "peak_pss_growth_bytes": int(memory[name][seed] * (1 << 20)),
                 "final_loss": losses.get(name, [5.5, 5.51, 5.49])[seed],
             }
-            measurement = found.measurement.model_copy(update=own)
-            return made(name, seed).model_copy(
-                update={"outcome": found.model_copy(update={"measurement": measurement})}
-            )
+            measurement = replace(found.measurement, **own)
+            return replace(made(name, seed), outcome=replace(found, measurement=measurement))
 
         suite = self.suite(most=10)
         records = raced(suite, outcome)
@@ -260,8 +259,8 @@ def test_another_job_stops_at_the_first_look_and_later_too() -> None:
         def found(name: str, seed: int) -> Record:
             wrong = name == "other" and seed >= first
             record = made(name, seed)
-            changed = record.identity.model_copy(update={"token_stream_sha256": "9" * 64})
-            return record.model_copy(update={"identity": changed}) if wrong else record
+            changed = replace(record.identity, token_stream_sha256="9" * 64)
+            return replace(record, identity=changed) if wrong else record
 
         return found
 
@@ -310,7 +309,7 @@ def test_clean_rounds_are_waited_for() -> None:
 
     def outcome(name: str, seed: int) -> Record:
         meters = make_meters(HOT if name == "hot" and seed < 3 else {})
-        return made(name, seed).model_copy(update={"meters": meters})
+        return replace(made(name, seed), meters=meters)
 
     assert rounds_of(raced(suite, outcome)) == {"base": 4, "hot": 4}
 

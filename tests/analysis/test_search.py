@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_records import MEASUREMENT, make_suite, speed
+from msgspec import convert
+from msgspec.structs import replace
 
 from selectbench.analysis.own_best import OwnBest, Search, search
 from selectbench.analysis.search import (
@@ -41,8 +43,8 @@ def trial(option: str, values: Values, found: float | str, *, metric: str = "fin
     if metric == "tokens_per_second" and isinstance(found, float):
         own = dict(speed(found))
     outcome = (
-        Failed.model_validate({"kind": found, "detail": "what happened"}) if isinstance(found, str)
-        else Completed(measurement=MEASUREMENT.model_copy(update=own))
+        convert({"kind": found, "detail": "what happened"}, Failed) if isinstance(found, str)
+        else Completed(measurement=replace(MEASUREMENT, **own))
     )  # fmt: skip
     name = label(option, values)
     return Record(
