@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from msgspec.structs import asdict
+
 from selectbench.analysis.comparison import ScoreDifference
 from selectbench.analysis.crossing import Crossing
 from selectbench.analysis.gpu_state import state_of
@@ -92,11 +94,12 @@ class Run:
             return row
         state = state_of(record)
         row |= {
-            "round": record.round, "status": record.outcome.status, "gpu_state": state.verdict if state else None,
+            "round": record.round, "status": "completed", "gpu_state": state.verdict if state else None,
             "wall_seconds": record.wall_seconds, "started_at": record.started_at, "trial_id": record.trial.trial_id,
         }  # fmt: skip
         if isinstance(record.outcome, Failed):
-            return row | {"failure_kind": record.outcome.kind, "failure_detail": record.outcome.detail}
+            outcome = record.outcome
+            return row | {"status": "failed", "failure_kind": outcome.kind, "failure_detail": outcome.detail}
         place = self._reached.get(option, {}).get(seed)
         seconds = None if place is None else place.seconds
         return row | derive(observe(record, self.suite)) | {SECONDS_TO_LOSS: seconds}
@@ -126,7 +129,7 @@ class Run:
                 continue
             own = {"option": option, "seed": seed}
             rows += [{**own, "kind": "training", "step": step, "loss": loss} for step, loss in record.loss_curve]
-            rows += [{**own, "kind": "heldout", **point.model_dump()} for point in record.evaluation_curve]
+            rows += [{**own, "kind": "heldout", **asdict(point)} for point in record.evaluation_curve]
         return ["option", "seed", "kind", "step", "tokens", "training_seconds", "loss"], rows
 
 

@@ -20,7 +20,9 @@ from selectbench.machine import Machine, cuda_version_in, pip_install, unusable_
 from selectbench.nvml import gpus
 
 OLDEST_PYTHON = (3, 11)
-WORKER_PACKAGES = ("numpy", "nvidia-ml-py", "packaging", "pydantic", "safetensors", "torch", "transformers")
+WORKER_PACKAGES = (
+    "msgspec", "numpy", "nvidia-ml-py", "packaging", "pydantic", "safetensors", "torch", "transformers",
+)  # fmt: skip
 """What the worker imports whatever the choices are."""
 PROBE_SECONDS = 60
 ITS_OWN = (

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from made_records import make_record, make_suite, speed
+from msgspec.structs import replace
 
 from selectbench.analysis.race import open_trials
 from selectbench.analysis.ranking import Ranking, Row
@@ -50,9 +51,9 @@ def heavy(made: Outcome, option: str) -> Outcome:
         found = made(name, seed).outcome
         if name != option:
             return made(name, seed)
-        measurement = found.measurement.model_copy(update={"peak_pss_growth_bytes": 9 << 30})
-        changed = found.model_copy(update={"measurement": measurement})
-        return made(name, seed).model_copy(update={"outcome": changed})
+        measurement = replace(found.measurement, peak_pss_growth_bytes=9 << 30)
+        changed = replace(found, measurement=measurement)
+        return replace(made(name, seed), outcome=changed)
 
     return outcome
 

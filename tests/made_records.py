@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from msgspec import convert, to_builtins
+from msgspec.structs import replace
+
 from selectbench.record.meters import Architecture, GpuMeters, Meters
 from selectbench.record.record import Completed, Failed, Identity, Measurement, Record, Trial
 from selectbench.suite.job import LrSchedule
@@ -48,7 +51,7 @@ SHARED = {"other_processes": [{"pid": 4711, "name": "python", "memory_bytes": 5 
 
 def make_gpu(**changes: Any) -> GpuMeters:
     """A clean GPU; keywords replace its fields."""
-    return GpuMeters.model_validate({**GPU.model_dump(), **changes})
+    return convert({**to_builtins(GPU), **changes}, GpuMeters)
 
 
 def make_meters(*gpus: dict[str, Any], **changes: Any) -> Meters:
@@ -91,8 +94,8 @@ def make_record(
     """A completed trial; keywords replace fields of its measurement, `identity` those of its certificate."""
     return Record(
         trial=Trial(trial_id=trial_id or f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
-        attempt=attempt, outcome=Completed(measurement=MEASUREMENT.model_copy(update=measured)),
-        identity=IDENTITY.model_copy(update={"compute_dtype": _computes(option), **(identity or {})}),
+        attempt=attempt, outcome=Completed(measurement=replace(MEASUREMENT, **measured)),
+        identity=replace(IDENTITY, **{"compute_dtype": _computes(option), **(identity or {})}),
         meters=meters, evaluation_curve=[], loss_curve=[(0, 7.7), (30, 6.1), (59, 5.6)], wall_seconds=15.0,
         started_at=started_at,
     )  # fmt: skip
@@ -109,7 +112,7 @@ def make_failure(
     """A failed trial."""
     return Record(
         trial=Trial(trial_id=f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
-        attempt=attempt, outcome=Failed.model_validate({"kind": kind, "detail": detail}), wall_seconds=3.0,
+        attempt=attempt, outcome=convert({"kind": kind, "detail": detail}, Failed), wall_seconds=3.0,
         meters=meters, started_at="2026-01-02T03:04:05Z",
     )  # fmt: skip
 

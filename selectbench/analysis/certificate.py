@@ -24,7 +24,7 @@ from selectbench.suite.suite import Option, Suite
 
 Status = Literal["same", "declared", "violation", "not_verified"]
 
-FIELDS = tuple(Identity.model_fields)
+FIELDS = Identity.__struct_fields__
 _VALUES = attrgetter(*FIELDS)
 FIRST_STEP = ("first_step_loss", "first_step_gradient_norm")
 """Computed, not counted: compared within a tolerance."""

@@ -11,14 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pydantic import ValidationError
+import msgspec
 
 from selectbench.launch.cgroup import oom_kills
 from selectbench.launch.outcome import KERNEL_KILLED, LOG_NAME, Ending, outcome_of
 from selectbench.launch.server import ServerDiedError, TrialServer, log_tail
 from selectbench.launch.signals import StopRequest
 from selectbench.record.record import Completed, Failed
-from selectbench.record.wire import EVENT, Finished, GaveUp, Order, Phase, Progress, Started
+from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.suite import Limits
 
 ORDER_NAME = "order.json"
@@ -81,7 +81,7 @@ class TrialRunner:
         """Launch the trial and wait for its end; whatever it does, there is an outcome."""
         folder = Path(order.trial_folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / ORDER_NAME).write_text(order.model_dump_json(indent=1))
+        (folder / ORDER_NAME).write_bytes(msgspec.json.format(ORDERS.write(order), indent=1))
         log = folder / LOG_NAME
         now = time.monotonic()
         watch = Watch(started=now, last_sign=now)
@@ -147,8 +147,8 @@ class TrialRunner:
 
     def _take_event(self, watch: Watch, line: bytes) -> None:
         try:
-            event = EVENT.validate_json(line)
-        except ValidationError as error:
+            event = EVENTS.read(line)
+        except ValueError as error:
             detail = f"the worker sent an event that does not fit: {error}"
             watch.verdict = GaveUp(kind="crashed", detail=detail)
             return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -113,7 +114,7 @@ def _clock_limit_shares(state: Columns, stretches: Sequence[Stretch]) -> dict[st
     return {name: share for name, share in shares.items() if share}
 
 
-def _energies(state: Columns, timed: Sequence[Stretch]) -> dict[str, float | None]:
+def _energies(state: Columns, timed: Sequence[Stretch]) -> dict[str, Any]:
     """Sums over the stretches; None where one of them is not covered."""
     return {
         "counter_joules": _sum([_counted(*state.known("energy_joules"), each) for each in timed]),
@@ -163,7 +164,7 @@ def _by_average(times: Floats, watts: Floats, timed: Sequence[Stretch]) -> float
     return float(inside.mean()) * sum(end - begin for begin, end in timed) if len(inside) else None
 
 
-def _all_series(samples: GpuSamples, whole: Stretch) -> dict[str, Series]:
+def _all_series(samples: GpuSamples, whole: Stretch) -> dict[str, Any]:
     memory, state = samples.memory, samples.state
     return {
         "memory_series": _decimated(*memory.known("used_bytes"), whole, highest=True),

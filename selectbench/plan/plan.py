@@ -210,8 +210,8 @@ def _short_tuning(suite: Suite) -> list[str]:
         return []
     return [
         (
-            f"a tuning trial has {steps} of the job's {whole} steps: in so few larger learning rates are best, which "
-            "may lose in the contest; `tune: {budget: {max_steps: 1x}}` tunes over the whole schedule"
+            f"a tuning trial has {steps} of the job's {whole} steps: in so few larger learning rates are best, "
+            "which may lose in the contest; `tune: {budget: {max_steps: 1x}}` tunes over the whole schedule"
         )
     ]
 

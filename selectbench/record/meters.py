@@ -6,15 +6,15 @@ Every key is documented here. Raw values only: energy, state and utilisation of 
 
 from __future__ import annotations
 
-from pydantic import Field
+import msgspec
 
-from selectbench.record.stored import Stored
+from selectbench.record.recorded import Recorded
 
 Series = list[tuple[float, float]]
 """(seconds since the launch, value), decimated; all of it in the trial's meters.json."""
 
 
-class Architecture(Stored):
+class Architecture(Recorded, frozen=True, kw_only=True):
     """What of the model decides how much work a token is, counted on the live module."""
 
     matmul_parameters: int
@@ -29,7 +29,7 @@ class Architecture(Stored):
     """Tokens of a sequence."""
 
 
-class OtherProcess(Stored):
+class OtherProcess(Recorded, frozen=True, kw_only=True):
     """A process that was on the GPU and is none of the trial's."""
 
     pid: int
@@ -40,7 +40,7 @@ class OtherProcess(Stored):
     """The most that the driver said it holds; None: it does not say."""
 
 
-class GpuMeters(Stored):
+class GpuMeters(Recorded, frozen=True, kw_only=True):
     """One GPU over one trial. Unknown is None: the driver or the board has no such answer."""
 
     name: str
@@ -86,29 +86,29 @@ class GpuMeters(Stored):
     so that others would not show either."""
     problem: str | None = None
     """What went wrong with the readings."""
-    matmul_flops_per_second: dict[str, float] = Field(default_factory=dict)
+    matmul_flops_per_second: dict[str, float] = msgspec.field(default_factory=dict)
     """Rates of large matrix products measured on this GPU by `doctor --calibrate`, by dtype (`float32`, `tf32`,
     `bfloat16`, `float16`)."""
-    memory_series: Series = Field(default_factory=list)
+    memory_series: Series = msgspec.field(default_factory=list)
     """Bytes in use; the most within each piece."""
-    power_series: Series = Field(default_factory=list)
+    power_series: Series = msgspec.field(default_factory=list)
     """Watts."""
-    utilization_series: Series = Field(default_factory=list)
+    utilization_series: Series = msgspec.field(default_factory=list)
     """0 to 1."""
-    temperature_series: Series = Field(default_factory=list)
+    temperature_series: Series = msgspec.field(default_factory=list)
     """Degrees Celsius."""
-    sm_clock_series: Series = Field(default_factory=list)
+    sm_clock_series: Series = msgspec.field(default_factory=list)
     """Hertz."""
 
 
-class Meters(Stored):
+class Meters(Recorded, frozen=True, kw_only=True):
     """What the bench saw of a trial's GPUs, in the order of ranks."""
 
-    gpus: list[GpuMeters] = Field(default_factory=list)
+    gpus: list[GpuMeters] = msgspec.field(default_factory=list)
     """One for each rank; empty where there is a problem."""
     problem: str | None = None
     """Why there are none."""
     settled: bool | None = None
     """Whether memory had come back to what it was before the run's first trial; None: not known."""
-    timed_windows: list[tuple[float, float]] = Field(default_factory=list)
+    timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)
     """Begin and end of the timed stretches."""

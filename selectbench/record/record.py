@@ -6,14 +6,14 @@ are derived in `analysis`, so that a corrected formula needs no new run. Unknown
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field
+import msgspec
 
 from selectbench.record.inside import Inside
 from selectbench.record.meters import Architecture, Meters
+from selectbench.record.recorded import Recorded
 from selectbench.record.sentences import Sentences
-from selectbench.record.stored import Stored
 
 SCHEMA_VERSION = 1
 """Grows when a key's meaning changes; keys are added without it."""
@@ -21,7 +21,7 @@ SCHEMA_VERSION = 1
 FailureKind = Literal["oom", "diverged", "unsupported", "timeout", "crashed", "interrupted"]
 
 
-class Trial(Stored):
+class Trial(Recorded, frozen=True, kw_only=True):
     """Option x seed: what one isolated worker runs."""
 
     trial_id: str
@@ -34,11 +34,11 @@ class Trial(Stored):
     """The option's choices, every dimension resolved, as a suite writes them."""
     tunes: str | None = None
     """The option that a trial before the contest tries settings of; None in the contest."""
-    tried: dict[str, int | float] = Field(default_factory=dict)
+    tried: dict[str, int | float] = msgspec.field(default_factory=dict)
     """Those settings, by path."""
 
 
-class RankMemory(Stored):
+class RankMemory(Recorded, frozen=True, kw_only=True):
     """Memory of one rank; the keys of the peaks mean what they mean in a measurement."""
 
     rank: int
@@ -59,7 +59,7 @@ class RankMemory(Stored):
     """Optimizer state after an update, master weights among it; on whatever device it lies."""
 
 
-class Measurement(Stored):
+class Measurement(Recorded, frozen=True, kw_only=True):
     """What a completed trial observed."""
 
     tokens_per_step: int
@@ -102,11 +102,11 @@ class Measurement(Stored):
     """UTF-8 bytes of those tokens; None: they stand for no text."""
     initial_loss: float | None = None
     """Held-out loss before the first step; None: not asked for."""
-    scores: dict[str, float] = Field(default_factory=dict)
+    scores: dict[str, float] = msgspec.field(default_factory=dict)
     """Of what the model generated after the last step, by name; from 0 to 100."""
-    copy_scores: dict[str, float] = Field(default_factory=dict)
+    copy_scores: dict[str, float] = msgspec.field(default_factory=dict)
     """Of the sources, taken for what was generated: what no understanding at all scores."""
-    score_signatures: dict[str, str] = Field(default_factory=dict)
+    score_signatures: dict[str, str] = msgspec.field(default_factory=dict)
     """How each score was computed."""
     sentences: Sentences | None = None
     """What the scores are made of; None: there are none but own ones, or long ago."""
@@ -124,34 +124,32 @@ class Measurement(Stored):
     """CUDA: times the allocator had to free its cache to serve a request; above 0 is a silent slowdown."""
     peak_pss_growth_bytes: int | None = None
     """CPU: peak proportional set size while training, up to the first evaluation, over its value at the start."""
-    memory_by_rank: list[RankMemory] = Field(default_factory=list)
+    memory_by_rank: list[RankMemory] = msgspec.field(default_factory=list)
     """Every rank's, in order."""
     architecture: Architecture | None = None
     """What FLOPs are counted from; None: a model whose work is not known by its shape."""
 
 
-class Completed(Stored):
+class Completed(Recorded, frozen=True, kw_only=True, tag_field="status", tag="completed"):
     """The trial ran to its end."""
 
-    status: Literal["completed"] = "completed"
     measurement: Measurement
     """What was observed."""
 
 
-class Failed(Stored):
+class Failed(Recorded, frozen=True, kw_only=True, tag_field="status", tag="failed"):
     """The trial did not yield a measurement; it is a row, never a zero."""
 
-    status: Literal["failed"] = "failed"
     kind: FailureKind
     """oom, diverged, unsupported, timeout, crashed or interrupted."""
     detail: str
     """What happened, with the last lines of the log where it crashed."""
 
 
-Outcome = Annotated[Completed | Failed, Field(discriminator="status")]
+Outcome = Completed | Failed
 
 
-class EvaluationPoint(Stored):
+class EvaluationPoint(Recorded, frozen=True, kw_only=True):
     """One evaluation on held-out text."""
 
     step: int
@@ -164,7 +162,7 @@ class EvaluationPoint(Stored):
     """Held-out loss, fp32, nats per token."""
 
 
-class Identity(Stored):
+class Identity(Recorded, frozen=True, kw_only=True):
     """What proves that two trials did the same job: digests of what was used, and what was resolved.
 
     None: not verified, because the loop or the model is foreign and hides it. Everything is read from
@@ -232,7 +230,7 @@ class Identity(Stored):
     """Of the own code on the trial's path; None: there is none."""
 
 
-class Record(Stored):
+class Record(Recorded, frozen=True, kw_only=True):
     """One trial's end."""
 
     schema_version: int = SCHEMA_VERSION
@@ -249,17 +247,17 @@ class Record(Stored):
     """completed with its measurement, or failed with its kind."""
     identity: Identity | None = None
     """The certificate; None where the trial failed."""
-    software: dict[str, str | None] = Field(default_factory=dict)
+    software: dict[str, str | None] = msgspec.field(default_factory=dict)
     """Versions that the worker ran with: `python` and libraries; None: not installed there."""
     resolved_config: dict[str, Any] | None = None
     """DeepSpeed's configuration as it was used; None: no DeepSpeed."""
     meters: Meters | None = None
     """What the bench saw of the GPUs, of a failed trial too; None: the trial was not launched, or long ago."""
-    evaluation_curve: list[EvaluationPoint] = Field(default_factory=list)
+    evaluation_curve: list[EvaluationPoint] = msgspec.field(default_factory=list)
     """Held-out loss over the training."""
     inside: Inside | None = None
     """A look at what was learnt; None: not evaluated, or long ago."""
-    loss_curve: list[tuple[int, float]] = Field(default_factory=list)
+    loss_curve: list[tuple[int, float]] = msgspec.field(default_factory=list)
     """Training loss as (step, nats per token), decimated to at most 256 points; all in series.json."""
     wall_seconds: float
     """From the launch to the end of the trial, everything included."""

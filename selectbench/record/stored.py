@@ -1,4 +1,4 @@
-"""The settings that everything written to disk shares."""
+"""The settings that what is written beside the records shares."""
 
 from pydantic import BaseModel, ConfigDict
 

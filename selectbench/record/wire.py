@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import Field, TypeAdapter
+import msgspec
 
 from selectbench.choices import Choices
 from selectbench.record.inside import Inside
+from selectbench.record.lines import Lines
 from selectbench.record.record import EvaluationPoint, FailureKind, Identity, Measurement, Trial
-from selectbench.record.stored import Stored
+from selectbench.record.recorded import Recorded
 from selectbench.suite.job import Job
 
 
-class Order(Stored):
+class Order(Recorded, frozen=True, kw_only=True):
     """Everything a worker needs to run one trial; it reads nothing else of the suite."""
 
     trial: Trial
@@ -34,32 +35,29 @@ class Order(Stored):
     """Where the full series and the ranks' logs go."""
     weights_folder: str
     """Where initial weights are kept: drawn once per model and seed, mapped by every rank that needs them."""
-    code: list[str] = Field(default_factory=list)
+    code: list[str] = msgspec.field(default_factory=list)
     """Folders of own code, put on the worker's path in this order."""
     min_timed_seconds: float
     """Steps are added until so many seconds are timed."""
 
 
-class Started(Stored):
+class Started(Recorded, frozen=True, kw_only=True, tag_field="event", tag="started"):
     """The worker's first sign of life."""
 
-    event: Literal["started"] = "started"
-    software: dict[str, str | None] = Field(default_factory=dict)
+    software: dict[str, str | None] = msgspec.field(default_factory=dict)
     """Versions by name, as in the record."""
 
 
-class Phase(Stored):
+class Phase(Recorded, frozen=True, kw_only=True, tag_field="event", tag="phase"):
     """The trial goes over to another kind of work."""
 
-    event: Literal["phase"] = "phase"
     phase: Literal["setup", "train", "evaluate", "extra"]
     """`extra`: steps after the final evaluation, for timing only."""
 
 
-class Progress(Stored):
+class Progress(Recorded, frozen=True, kw_only=True, tag_field="event", tag="progress"):
     """Steps done, at most a few times a second."""
 
-    event: Literal["progress"] = "progress"
     step: int
     """Optimizer steps done."""
     of: int
@@ -70,7 +68,7 @@ class Progress(Stored):
     """Over the steps since the last such event."""
 
 
-class RankDevice(Stored):
+class RankDevice(Recorded, frozen=True, kw_only=True):
     """The GPU that a rank trained on, as torch knows it; None: this torch does not say."""
 
     uuid: str | None
@@ -79,31 +77,29 @@ class RankDevice(Stored):
     """`00000000:3B:00.0`."""
 
 
-class Finished(Stored):
+class Finished(Recorded, frozen=True, kw_only=True, tag_field="event", tag="finished"):
     """The trial ran to its end: what the record holds besides what the bench itself knows.
 
     Moments are by `time.perf_counter`, which on Linux is one clock for all processes.
     """
 
-    event: Literal["finished"] = "finished"
     measurement: Measurement
     identity: Identity
     evaluation_curve: list[EvaluationPoint]
     loss_curve: list[tuple[int, float]]
     inside: Inside | None = None
     resolved_config: dict[str, Any] | None = None
-    timed_windows: list[tuple[float, float]] = Field(default_factory=list)
+    timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)
     """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""
     training_window: tuple[float, float] | None = None
     """Training up to the first evaluation, in which memory counts; None: an own loop that did not say."""
-    devices: list[RankDevice] = Field(default_factory=list)
+    devices: list[RankDevice] = msgspec.field(default_factory=list)
     """Of each rank; empty on a CPU."""
 
 
-class GaveUp(Stored):
+class GaveUp(Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_up"):
     """The worker itself knows why the trial failed."""
 
-    event: Literal["gave_up"] = "gave_up"
     kind: FailureKind
     detail: str
     """What it knows; '' where the log says it."""
@@ -113,5 +109,7 @@ class GaveUp(Stored):
     """How that rank's process ended, negative for a signal; None: it reported its failure itself."""
 
 
-Event = Annotated[Started | Phase | Progress | Finished | GaveUp, Field(discriminator="event")]
-EVENT: TypeAdapter[Started | Phase | Progress | Finished | GaveUp] = TypeAdapter(Event)
+Event = Started | Phase | Progress | Finished | GaveUp
+
+ORDERS: Lines[Order] = Lines(Order)
+EVENTS: Lines[Event] = Lines(Event)

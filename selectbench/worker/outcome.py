@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 
@@ -59,7 +60,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
     """
     recorder = trained.recorder
     check_replicas(setting.world, trained)
-    memory = [RankMemory.model_validate(item) for item in setting.world.gathered(_rank_memory(setting, trained))]
+    memory = [msgspec.convert(item, RankMemory) for item in setting.world.gathered(_rank_memory(setting, trained))]
     devices = setting.world.gathered(_device(setting.world))
     return Finished(
         measurement=_measurement(setting, before, recorder, memory, began),
@@ -70,7 +71,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
         resolved_config=trained.resolved_config,
         timed_windows=recorder.timing.stretches,
         training_window=recorder.training_window,
-        devices=[RankDevice.model_validate(item) for item in devices if item],
+        devices=[msgspec.convert(item, RankDevice) for item in devices if item],
     )
 
 

@@ -23,10 +23,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 import torch.distributed as dist
 
-from selectbench.record.wire import EVENT, Finished, GaveUp, Order
+from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order
 from selectbench.worker.own_code import add_to_path
 from selectbench.worker.recorder import Emit
 from selectbench.worker.server import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
@@ -97,7 +98,7 @@ def _start(
     context: Any, order: Order, number: int, meeting: socket.socket, cells: Any, run_rank: RunRank, began: float
 ) -> Rank:
     ours, theirs = context.Pipe(duplex=False)
-    text = order.model_dump_json()
+    text = ORDERS.write(order)
     process = context.Process(target=_rank_main, args=(text, number, meeting, theirs, cells, run_rank, began))
     process.start()
     theirs.close()
@@ -150,7 +151,7 @@ def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
     if text == DONE:
         rank.done = True
         return None
-    event = EVENT.validate_json(text)
+    event = EVENTS.read(text)
     if isinstance(event, GaveUp):
         failures.append(Failure(may_be_victim=True, at=at, gave_up=event))
         return None
@@ -177,22 +178,22 @@ def _end(ranks: list[Rank]) -> None:
 
 
 def _rank_main(
-    text: str, number: int, meeting: socket.socket, messages: Connection, cells: Any, run_rank: RunRank,
+    text: bytes, number: int, meeting: socket.socket, messages: Connection, cells: Any, run_rank: RunRank,
     began: float,
 ) -> None:  # fmt: skip
     """A rank's whole life. Its last word is GaveUp where it failed."""
     set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
-    order = Order.model_validate_json(text)
+    order = ORDERS.read(text)
     redirect(str(Path(order.trial_folder) / f"rank{number}.log"))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGTERM, file=2, chain=True)
 
     def emit(event: Any) -> None:
         if isinstance(event, GaveUp):
-            event = event.model_copy(update={"rank": number})
+            event = msgspec.structs.replace(event, rank=number)
         elif number:
             return
-        messages.send_bytes(json.dumps([time.monotonic(), event.model_dump_json()]).encode())
+        messages.send_bytes(json.dumps([time.monotonic(), EVENTS.write(event).decode()]).encode())
 
     try:
         add_to_path(order.code)  # the process may be a new one

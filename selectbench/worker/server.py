@@ -225,10 +225,10 @@ def run_order(order: str, events: int, parent: int | None = None) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a new process takes the server's deafness over
     if parent is not None and os.getppid() != parent:
         sys.exit(1)  # the server died before the death signal was set
-    from selectbench.record.wire import Order
+    from selectbench.record.wire import EVENTS, ORDERS
     from selectbench.worker.trial import run_trial
 
-    parsed = Order.model_validate_json(Path(order).read_bytes())
+    parsed = ORDERS.read(Path(order).read_bytes())
     os.environ["OMP_NUM_THREADS"] = str(parsed.threads)  # of processes that the trial starts itself
     with os.fdopen(events, "w", buffering=1, encoding="utf-8") as stream:
-        run_trial(parsed, lambda event: print(event.model_dump_json(), file=stream, flush=True))
+        run_trial(parsed, lambda event: print(EVENTS.write(event).decode(), file=stream, flush=True))

@@ -8,6 +8,7 @@ from evidence.readme_table import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from made_records import IDENTITY, make_record, make_suite
+from msgspec.structs import replace
 
 from selectbench.analysis.certificate import FIELDS, MASKS, Status, certify, compare, may_change
 from selectbench.analysis.row import Certificate
@@ -297,18 +298,18 @@ def test_the_baseline_too_must_have_done_what_was_asked() -> None:
 def test_what_a_trial_could_not_see_is_not_verified_even_where_the_other_could_not_either(field: str) -> None:
     found = against_fp32({}, **{field: None})
     assert (found.comparable, found.not_verified) == (True, [field])
-    neither = IDENTITY.model_copy(update={field: None})
+    neither = replace(IDENTITY, **{field: None})
     assert statuses(neither, neither, NOTHING)[field] == "not_verified"
 
 
 def test_a_compute_dtype_that_nobody_saw_is_not_verified() -> None:
-    unseen = IDENTITY.model_copy(update={"compute_dtype": ""})
+    unseen = replace(IDENTITY, compute_dtype="")
     assert statuses(unseen, IDENTITY, NOTHING)["compute_dtype"] == "not_verified"
 
 
 @pytest.mark.parametrize("field", ["evaluation_set_sha256", "code_sha256", "reduction_dtype"])
 def test_none_on_both_sides_is_the_same_where_it_says_that_there_is_none(field: str) -> None:
-    neither = IDENTITY.model_copy(update={field: None})
+    neither = replace(IDENTITY, **{field: None})
     assert statuses(neither, neither, NOTHING)[field] == "same"
 
 
@@ -322,13 +323,13 @@ def test_dropout_is_not_verified_where_the_step_is_cut_otherwise() -> None:
 
 
 def test_dropout_with_the_same_masks_is_the_same() -> None:
-    dropping = IDENTITY.model_copy(update={"dropout": 0.1})
+    dropping = replace(IDENTITY, dropout=0.1)
     assert set(statuses(dropping, dropping, NOTHING).values()) == {"same"}
 
 
 def test_a_missing_identity_is_told_and_nothing_is_assumed() -> None:
     records = [make_record(o, s) for o in ("fp32", "other") for s in range(3)]
-    records[4] = records[4].model_copy(update={"identity": None})
+    records[4] = replace(records[4], identity=None)
     found = certificates(make_suite("fp32", "other"), records)["other"]
     assert (found.comparable, found.not_verified) == (True, ["identity: none recorded for seed 1"])
 
@@ -376,20 +377,18 @@ def test_the_first_step_agrees_as_far_as_the_dtypes_allow(
     changes: dict[str, Any], loss: float, norm: float, expected: list[str]
 ) -> None:
     other = {**changes, "first_step_loss": loss, "first_step_gradient_norm": norm}
-    found = statuses(IDENTITY.model_copy(update=other), IDENTITY, frozenset(changes))
+    found = statuses(replace(IDENTITY, **other), IDENTITY, frozenset(changes))
     assert [name for name, status in found.items() if status == "violation"] == expected
 
 
 def test_a_tolerance_is_of_the_larger_of_both() -> None:
-    one, other = (
-        IDENTITY.model_copy(update={"matmul_tf32": True, "first_step_gradient_norm": norm}) for norm in (1.0, 0.951)
-    )
+    one, other = (replace(IDENTITY, matmul_tf32=True, first_step_gradient_norm=norm) for norm in (1.0, 0.951))
     for pair in ((one, other), (other, one)):
         assert statuses(*pair, NOTHING)["first_step_gradient_norm"] == "same"
 
 
 def test_a_choice_that_computes_something_else_declares_the_first_step() -> None:
-    other = IDENTITY.model_copy(update={"loss": "mine:Loss", "first_step_loss": 1.0})
+    other = replace(IDENTITY, loss="mine:Loss", first_step_loss=1.0)
     found = statuses(other, IDENTITY, frozenset({"loss", "first_step_loss"}))
     assert (found["loss"], found["first_step_loss"]) == ("declared", "declared")
 
@@ -416,7 +415,7 @@ def changed() -> st.SearchStrategy[Identity]:
     values["attention"] = st.sampled_from(["sdpa", "eager", None])
     values["reduction_dtype"] = st.sampled_from([None, "float32", "bfloat16"])
     values["first_step_loss"] = st.floats(7.6, 7.8)
-    return st.fixed_dictionaries(values).map(lambda found: IDENTITY.model_copy(update=found))
+    return st.fixed_dictionaries(values).map(lambda found: replace(IDENTITY, **found))
 
 
 @given(changed(), changed(), st.sets(st.sampled_from(FIELDS)))
@@ -442,7 +441,7 @@ def test_swapping_baseline_and_option_keeps_what_they_differ_in(one: Identity, o
     def found(first: Identity, second: Identity) -> set[str]:
         suite = make_suite("a", "b", seeds=[0])
         records = [make_record("a", 0), make_record("b", 0)]
-        pair = [r.model_copy(update={"identity": i}) for r, i in zip(records, (first, second), strict=True)]
+        pair = [replace(r, identity=i) for r, i in zip(records, (first, second), strict=True)]
         named = certificates(suite, pair)
         return {v.field for certificate in named.values() for v in certificate.violations}
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_records import make_meters, make_record, make_suite
+from msgspec.structs import replace
 
 from selectbench.analysis.metrics import derive
 from selectbench.analysis.observed import observe
@@ -63,7 +64,7 @@ def test_without_prices_nothing_is_said() -> None:
 
 
 def test_a_price_that_cannot_be_applied_leaves_no_part_of_the_cost() -> None:
-    blind = metered().model_copy(update={"meters": make_meters({"metered_seconds": 3.0})})
+    blind = replace(metered(), meters=make_meters({"metered_seconds": 3.0}))
     assert costs(blind, {**RENT, **POWER}) == (None, None)
     ranking = rank(make_suite("fp32", device="cuda", cost={**RENT, **POWER}, seeds=[0]), [blind])
     reason = "usd_per_kwh: the energy is not known: metered for 3.00 s, less than 5 s"
@@ -72,12 +73,12 @@ def test_a_price_that_cannot_be_applied_leaves_no_part_of_the_cost() -> None:
 
 
 def test_rent_needs_no_meters() -> None:
-    old = metered().model_copy(update={"meters": None})
+    old = replace(metered(), meters=None)
     assert costs(old, RENT) == costs(metered(), RENT)
 
 
 def test_rent_without_a_number_of_gpus_is_unknown() -> None:
-    hidden = metered().model_copy(update={"identity": None})
+    hidden = replace(metered(), identity=None)
     assert costs(hidden, RENT) == (None, None)
     assert costs(hidden, POWER)[0] is not None
 
@@ -96,6 +97,6 @@ def test_cheapest_is_an_objective() -> None:
                        seeds=[0, 1, 2],
                        decide={"objective": "usd_per_billion_tokens", "constraints": []})  # fmt: skip
     meters = make_meters({"counter_joules": 1500.0, "instant_power_joules": None})
-    records = [metered().model_copy(update={"trial": make_record("fp32", s).trial}) for s in range(3)]
+    records = [replace(metered(), trial=make_record("fp32", s).trial) for s in range(3)]
     ranking = rank(suite, [*records, *(make_record("bf16", s, meters=meters) for s in range(3))])
     assert ranking.answer.startswith("bf16 is the cheapest: 1.02 USD per billion tokens, 0.50x the baseline")

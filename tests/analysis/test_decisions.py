@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_records import make_failure, make_meters, make_record, make_suite, speed
+from msgspec.structs import replace
 
 from selectbench.analysis.crossing import crossing
 from selectbench.analysis.factors import factors_of
@@ -217,8 +218,7 @@ class TestToTheBaselinesLoss:
         suite = make_suite("base", option("new"), option("poor", 2), seeds=[0, 1], decide={"constraints": []})
         curves = {"base": [6.0, 5.5], "new": [5.0, 4.5], "poor": [7.0, 6.0]}
         records = [
-            make_record(name, s, identity=SAME, final_loss=losses[-1]).model_copy(
-                update={"evaluation_curve": curve(*losses)})
+            replace(make_record(name, s, identity=SAME, final_loss=losses[-1]), evaluation_curve=curve(*losses))
             for name, losses in curves.items() for s in (0, 1)
         ]  # fmt: skip
         found = {r.option: r.to_loss for r in rank(suite, records).rows}
@@ -233,8 +233,9 @@ class TestToTheBaselinesLoss:
         suite = make_suite("base", option("new"), seeds=[0, 1], device="cuda", decide={"constraints": []},
                            cost={"usd_per_gpu_hour": 3.6})  # fmt: skip
         records = [
-            make_record(name, s, identity=SAME, final_loss=5.5, meters=make_meters()).model_copy(
-                update={"evaluation_curve": curve(6.0, 5.5)})
+            replace(
+                make_record(name, s, identity=SAME, final_loss=5.5, meters=make_meters()),
+                evaluation_curve=curve(6.0, 5.5))
             for name in ("base", "new") for s in (0, 1)
         ]  # fmt: skip
         ranking = rank(suite, records)

@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from selectbench.analysis.flops import hardware_flops_per_token, model_flops_per_token
 from selectbench.record.meters import Architecture
@@ -23,13 +24,13 @@ def test_gpt2_small_by_hand() -> None:
 
 @given(SHAPES)
 def test_recomputation_adds_a_forward_pass_of_the_blocks_and_never_a_backward_one(shape: Architecture) -> None:
-    only_blocks = shape.model_copy(update={"block_matmul_parameters": shape.matmul_parameters})
+    only_blocks = replace(shape, block_matmul_parameters=shape.matmul_parameters)
     assert 3 * hardware_flops_per_token(only_blocks, recomputed=True) == 4 * model_flops_per_token(shape)
     assert model_flops_per_token(only_blocks) == model_flops_per_token(shape)
 
 
 @given(SHAPES, st.integers(2, 8))
 def test_attention_alone_grows_with_the_sequence(shape: Architecture, times: int) -> None:
-    longer = shape.model_copy(update={"seq_len": shape.seq_len * times})
+    longer = replace(shape, seq_len=shape.seq_len * times)
     grown = model_flops_per_token(longer) - model_flops_per_token(shape)
     assert grown == 12.0 * shape.attention_width * shape.seq_len * (times - 1)

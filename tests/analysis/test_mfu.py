@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_records import ARCHITECTURE, make_meters, make_record, make_suite
+from msgspec.structs import replace
 
 from selectbench.analysis.flops import hardware_flops_per_token, model_flops_per_token
 from selectbench.analysis.metrics import METRICS
@@ -23,7 +24,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.choices import REGISTRY
 from selectbench.record.meters import Meters
 
-BIG = ARCHITECTURE.model_copy(update={"matmul_parameters": 10**9, "block_matmul_parameters": 8 * 10**8})
+BIG = replace(ARCHITECTURE, matmul_parameters=10**9, block_matmul_parameters=8 * 10**8)
 RATES = {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14, "float16": 8e14}
 UNMEASURED = "no bfloat16 rate was measured on NVIDIA H100 80GB HBM3 (doctor --calibrate does)"
 MEASURED = {"matmul_flops_per_second": RATES}
@@ -165,7 +166,7 @@ def test_the_row_gives_no_part_of_a_rate() -> None:
 
 @given(st.floats(1e-3, 1e6), st.integers(1, 10**12), st.integers(1, 8))
 def test_a_share_is_between_nought_and_one_or_not_known(seconds: float, parameters: int, gpus: int) -> None:
-    shape = ARCHITECTURE.model_copy(update={"matmul_parameters": parameters})
+    shape = replace(ARCHITECTURE, matmul_parameters=parameters)
     trial = observed(*[MEASURED] * gpus, architecture=shape, timed_seconds=seconds, choices=CHECKPOINTED)
     mfu, hfu = utilization(trial, "mfu").share, utilization(trial, "hfu").share
     assert mfu is None or 0 < mfu <= 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
+from msgspec.structs import replace
 
 from selectbench.analysis.compared import ReadRun, compare
 from selectbench.analysis.gate import hold_gate
@@ -39,7 +40,7 @@ def trials(name: str, speeds: Sequence[float | str] | Mapping[int, float | str],
         loss = record.outcome.measurement.final_loss  # type: ignore[union-attr]
         curve = [EvaluationPoint(step=s, tokens=s * 2048, training_seconds=s * 2048 / value,
                                  loss=(loss or 5.0) + 60 - s) for s in (20, 40, 60)]  # fmt: skip
-        found.append(record.model_copy(update={"evaluation_curve": curve}))
+        found.append(replace(record, evaluation_curve=curve))
     return found
 
 
@@ -287,7 +288,7 @@ class TestGateAndCompare:
 
     def test_other_data_is_refused(self) -> None:
         other = [
-            r.model_copy(update={"identity": r.identity.model_copy(update={"token_stream_sha256": "9" * 64})})
+            replace(r, identity=replace(r.identity, token_stream_sha256="9" * 64))
             for r in self.records if r.identity
         ]  # fmt: skip
         with pytest.raises(UserError, match="not the same data"):

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from made_races import SAME, Outcome, drawn, heavy, race_of, raced, reasons, rounds_of, row
 from made_records import HOT, make_failure, make_meters, make_record, speed
+from msgspec.structs import replace
 
 from selectbench import units
 from selectbench.analysis.race import open_options, open_trials, run_race
@@ -65,7 +66,7 @@ def test_more_seeds_take_the_time_of_the_options_that_run_on() -> None:
     made = drawn({"base": 0, "one": 0.5, "two": 0.501, "down": -0.5})
     seconds = {"base": 1000.0, "one": 5.0, "two": 7.0, "down": 2000.0}
     suite = race_of("base", "one", "two", "down", most=5)
-    records = raced(suite, lambda name, seed: made(name, seed).model_copy(update={"wall_seconds": seconds[name]}))
+    records = raced(suite, lambda name, seed: replace(made(name, seed), wall_seconds=seconds[name]))
     ranking = rank(suite, records)
     found = row(ranking, "two").against_best
     assert found is not None
@@ -83,9 +84,9 @@ def test_open_constraints_take_the_time_of_the_options_that_run_on() -> None:
     def outcome(name: str, seed: int) -> Record:
         record = made(name, seed)
         loss = 7.0 if name == "down" else losses[("base", "one").index(name), seed]
-        measurement = record.outcome.measurement.model_copy(update={"final_loss": loss})  # type: ignore[union-attr]
-        changed = record.outcome.model_copy(update={"measurement": measurement})
-        return record.model_copy(update={"outcome": changed, "wall_seconds": 100.0 if name == "down" else 3.0})
+        measurement = replace(record.outcome.measurement, final_loss=loss)  # type: ignore[union-attr]
+        changed = replace(record.outcome, measurement=measurement)
+        return replace(record, outcome=changed, wall_seconds=100.0 if name == "down" else 3.0)
 
     ranking = rank(suite, raced(suite, outcome))
     assert ranking.race is not None
@@ -145,7 +146,7 @@ class TestFailures:
         records.append(make_failure("base", 2, "interrupted"))
         assert open_trials(suite, records) == [("base", 2)]
         assert open_options(suite, records) == ["base", "one", "two"]
-        again = self.OUT("base", 2).model_copy(update={"attempt": 2})
+        again = replace(self.OUT("base", 2), attempt=2)
         assert open_trials(suite, [*records, again]) == [("one", 3), ("two", 3)]
 
     @pytest.mark.parametrize("kind", ["oom", "unsupported", "diverged"])
@@ -207,10 +208,8 @@ class TestControl:
                 "peak_pss_growth_bytes": int(memory[name][seed] * (1 << 20)),
                 "final_loss": losses.get(name, [5.5, 5.51, 5.49])[seed],
             }
-            measurement = found.measurement.model_copy(update=own)
-            return made(name, seed).model_copy(
-                update={"outcome": found.model_copy(update={"measurement": measurement})}
-            )
+            measurement = replace(found.measurement, **own)
+            return replace(made(name, seed), outcome=replace(found, measurement=measurement))
 
         suite = self.suite(most=10)
         records = raced(suite, outcome)
@@ -296,8 +295,8 @@ def test_another_job_stops_at_the_first_look_and_later_too() -> None:
         def found(name: str, seed: int) -> Record:
             wrong = name == "other" and seed >= first
             record = made(name, seed)
-            changed = record.identity.model_copy(update={"token_stream_sha256": "9" * 64})
-            return record.model_copy(update={"identity": changed}) if wrong else record
+            changed = replace(record.identity, token_stream_sha256="9" * 64)
+            return replace(record, identity=changed) if wrong else record
 
         return found
 
@@ -346,7 +345,7 @@ def test_clean_rounds_are_waited_for() -> None:
 
     def outcome(name: str, seed: int) -> Record:
         meters = make_meters(HOT if name == "hot" and seed < 3 else {})
-        return made(name, seed).model_copy(update={"meters": meters})
+        return replace(made(name, seed), meters=meters)
 
     assert rounds_of(raced(suite, outcome)) == {"base": 4, "hot": 4}
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_records import make_failure, make_record, make_suite, speed
+from msgspec.structs import replace
 
 from selectbench.analysis.ranking import Ranking, Row, rank
 from selectbench.record.record import Record
@@ -181,7 +182,7 @@ def test_the_last_attempt_counts() -> None:
 
 
 def test_tuning_counts_for_nothing() -> None:
-    record = make_record("fp32", 0).model_copy(update={"phase": "tune"})
+    record = replace(make_record("fp32", 0), phase="tune")
     assert rank(make_suite("fp32", seeds=[0]), [record]).rows[0].n == 0
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from made_records import make_failure, make_record, make_suite
 from made_sentences import hypotheses, measured, references
+from msgspec.structs import replace
 
 from selectbench.analysis.comparison import ScoreDifference
 from selectbench.analysis.ranking import rank
 from selectbench.record.record import Record
+from selectbench.record.store import RECORDS
 
 TRUTH = references(40)
 OPTIONS = ("base", "better", "same")
@@ -41,8 +43,8 @@ def differences(found: list[Record], *options: str) -> dict[tuple[str, str], Sco
 
 def without(one: Record, **changes: Any) -> Record:
     """With other fields of its measurement."""
-    measurement = one.outcome.measurement.model_copy(update=changes)  # type: ignore[union-attr]
-    return one.model_copy(update={"outcome": one.outcome.model_copy(update={"measurement": measurement})})
+    measurement = replace(one.outcome.measurement, **changes)  # type: ignore[union-attr]
+    return replace(one, outcome=replace(one.outcome, measurement=measurement))
 
 
 def test_every_option_and_score_against_the_baseline() -> None:
@@ -74,21 +76,21 @@ def test_ranking_json_holds_them_and_claims_nothing() -> None:
 
 
 def test_old_records_have_none() -> None:
-    old = [Record.model_validate_json(_without_key(one)) for one in records()]
+    old = [RECORDS.read(_without_key(one)) for one in records()]
     assert all(one.outcome.measurement.scores for one in old)  # type: ignore[union-attr]
     assert differences(old) == {}
 
 
 def _without_key(one: Record) -> str:
-    content = json.loads(one.model_dump_json())
+    content = json.loads(RECORDS.write(one))
     del content["outcome"]["measurement"]["sentences"]
     return json.dumps(content)
 
 
 def test_a_record_on_disk_keeps_its_sentences() -> None:
     first = records()[0]
-    line = first.model_dump_json()
-    assert Record.model_validate_json(line) == first
+    line = RECORDS.write(first)
+    assert RECORDS.read(line) == first
     kept = json.loads(line)["outcome"]["measurement"]["sentences"]
     assert all(isinstance(count, int) for row in kept["counts"]["chrf"] for count in row)
     assert set(map(type, kept["shares"]["exact_match"])) == {int}

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_records import MEASUREMENT, make_suite, speed
+from msgspec import convert
+from msgspec.structs import replace
 
 from selectbench.analysis.own_best import OwnBest, Search, search
 from selectbench.analysis.search import (
@@ -43,8 +45,8 @@ def trial(option: str, values: Values, found: float | str, *, metric: str = "fin
     if metric == "tokens_per_second" and isinstance(found, float):
         own = dict(speed(found))
     outcome = (
-        Failed.model_validate({"kind": found, "detail": "what happened"}) if isinstance(found, str)
-        else Completed(measurement=MEASUREMENT.model_copy(update=own))
+        convert({"kind": found, "detail": "what happened"}, Failed) if isinstance(found, str)
+        else Completed(measurement=replace(MEASUREMENT, **own))
     )  # fmt: skip
     name = label(option, values)
     return Record(
@@ -254,8 +256,8 @@ def sized(speed_of: dict[int, float], steps: list[float] | None = None) -> list[
         assert isinstance(record.outcome, Completed)
         m = record.outcome.measurement
         own = [share * m.timed_seconds / m.timed_steps for share in (steps or [1.0, 1.0])]
-        changed = record.outcome.model_copy(update={"measurement": m.model_copy(update={"step_seconds": own})})
-        found.append(record.model_copy(update={"outcome": changed}))
+        changed = replace(record.outcome, measurement=replace(m, step_seconds=own))
+        found.append(replace(record, outcome=changed))
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from made_records import HOT, make_failure, make_meters, make_record, make_suite
+from msgspec.structs import replace
 
 from selectbench.analysis.race import open_options
 from selectbench.analysis.ranking import rank
@@ -30,7 +31,7 @@ def curve(seconds: float, *losses: float) -> list[EvaluationPoint]:
 def trial(option: str, seed: int, seconds: float, *losses: float, **more: Any) -> Record:
     same = {"compute_dtype": "float32"}
     made = make_record(option, seed, identity=same, final_loss=losses[-1], **more)
-    return made.model_copy(update={"evaluation_curve": curve(seconds, *losses)})
+    return replace(made, evaluation_curve=curve(seconds, *losses))
 
 
 def suite_of(*names: str, **changes: Any) -> Suite:
@@ -124,8 +125,7 @@ def test_other_tokens_have_no_such_time() -> None:
     suite = make_suite("base", ("other", {"tokenizer": {"bpe": 1024}}), decide={"objective": "bits_per_byte"})
     other = {"token_stream_sha256": "9" * 64, "evaluation_set_sha256": "8" * 64}
     records = baseline() + [
-        trial("other", s, 1, 3.0).model_copy(update={"identity": make_record("other", s, identity=other).identity})
-        for s in SEEDS
+        replace(trial("other", s, 1, 3.0), identity=make_record("other", s, identity=other).identity) for s in SEEDS
     ]
     assert row(rank(suite, records), "other").metrics[METRIC].value is None
 

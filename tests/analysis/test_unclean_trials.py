@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_records import HOT, SHARED, make_failure, make_meters, make_record, make_suite, speed
+from msgspec.structs import replace
 
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.ranking import Ranking, Row, rank
@@ -187,7 +188,7 @@ def test_only_what_the_state_may_cause_is_excused(kind: str, gpu: dict[str, Any]
 
 
 def test_what_was_wrong_before_and_around_the_trial_is_told() -> None:
-    unsettled = make_meters().model_copy(update={"settled": False})
+    unsettled = replace(make_meters(), settled=False)
     records = [make_record("fp32", 0, meters=unsettled), make_record("fp32", 1, meters=Meters(problem="no driver"))]
     warnings = rank(suite_of("fp32", seeds=[0, 1]), records).warnings
     assert any("had not come back before the trial" in line and "(seed 0)" in line for line in warnings)

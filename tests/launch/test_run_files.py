@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from evidence.readme_table import kept_run
 from made_records import make_failure, make_record, make_suite, speed
+from msgspec.structs import replace
 from pytest_benchmark.stats import Stats
 
 import selectbench
@@ -196,7 +197,7 @@ def test_pytest_benchmark_reads_it(tmp_path: Path) -> None:
 def test_the_csv_reads_back_and_runs_no_formula() -> None:
     evil = '=cmd|"/c calc"!A1'
     suite = make_suite("fp32", (evil, BF16[1]), seeds=list(range(5)))
-    records = [r.model_copy(update={"trial": r.trial.model_copy(update={"option": evil})})
+    records = [replace(r, trial=replace(r.trial, option=evil))
                if r.trial.option == "bf16" else r for r in trials()]  # fmt: skip
     ranking = rank(suite, records)
     rows = list(csv.DictReader(render_csv(ranking).splitlines()))

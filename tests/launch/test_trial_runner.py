@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from launch.harness import all_pids, corpus, until
+from msgspec.structs import replace
 
 import selectbench.launch.trial as trial
 from selectbench.choices import Choices
@@ -131,7 +132,7 @@ def test_a_spawned_trial_is_asked_too(tmp_path: Path) -> None:
         runner = TrialRunner(bench.server, Limits(), bench.stop, time_is_up_in_training)
         order = bench.order("trains")
         long = order.job.model_copy(update={"max_steps": 10**6})
-        outcome = failure(runner.run(order.model_copy(update={"job": long})))
+        outcome = failure(runner.run(replace(order, job=long)))
         assert outcome.kind == "timeout"
         assert "loop.py" in outcome.detail
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from launch.harness import TINY_SUITE, corpus
 from made_records import make_record
+from msgspec.structs import replace
 from rich.console import Console
 
 from selectbench.data.prepare import prepare
@@ -251,7 +252,7 @@ def test_the_first_trial_of_an_earlier_run_waited_for_imports_and_tells_no_time(
         (tmp_path / run).mkdir()
         for seed in range(seeds):
             wall = {"wall_seconds": 40.0 if seed == 0 else 10.0}
-            append_record(tmp_path / run / FILE_NAME, make_record("whole", seed).model_copy(update=wall))
+            append_record(tmp_path / run / FILE_NAME, replace(make_record("whole", seed), **wall))
     assert [r.wall_seconds for r in past_records(tmp_path)] == [10.0, 10.0, 40.0], (
         "where there is no other it stays"
     )

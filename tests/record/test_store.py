@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_records import make_record
+from msgspec.structs import replace
 
 from selectbench.errors import UserError
 from selectbench.record.record import decimate
-from selectbench.record.store import append_record, last_attempts, read_records
+from selectbench.record.store import RECORDS, append_record, last_attempts, read_records
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
@@ -33,7 +34,7 @@ def test_a_torn_line_is_named_and_the_next_record_is_whole(tmp_path: Path, kept:
     first, second = make_record("a", 0), make_record("a", 1)
     append_record(path, first)
     with path.open("ab") as stream:
-        stream.write(second.model_dump_json().encode()[:kept])
+        stream.write(RECORDS.write(second)[:kept])
     append_record(path, second)
     records, notes = read_records(path)
     assert records == [first, second]
@@ -52,7 +53,7 @@ def test_foreign_lines_are_named(tmp_path: Path) -> None:
 
 def test_an_older_schema_is_read_and_named_or_left_out_and_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    old = json.loads(make_record("a", 0).model_dump_json())
+    old = json.loads(RECORDS.write(make_record("a", 0)))
     old["schema_version"] = 0
     older = {key: value for key, value in old.items() if key != "wall_seconds"}
     path.write_text(json.dumps(old) + "\n" + json.dumps(older) + "\n")
@@ -64,7 +65,7 @@ def test_an_older_schema_is_read_and_named_or_left_out_and_named(tmp_path: Path)
 
 def test_a_newer_schema_is_left_out_and_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    newer = {**json.loads(make_record("a", 0).model_dump_json()), "schema_version": 99}
+    newer = {**json.loads(RECORDS.write(make_record("a", 0))), "schema_version": 99}
     path.write_text(json.dumps(newer) + "\n")
     records, notes = read_records(path)
     assert records == []
@@ -73,7 +74,7 @@ def test_a_newer_schema_is_left_out_and_named(tmp_path: Path) -> None:
 
 def test_a_key_of_a_later_version_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    path.write_text(json.dumps({**json.loads(make_record("a", 0).model_dump_json()), "novelty": 1}) + "\n")
+    path.write_text(json.dumps({**json.loads(RECORDS.write(make_record("a", 0))), "novelty": 1}) + "\n")
     assert read_records(path) == ([make_record("a", 0)], [])
 
 
@@ -86,8 +87,8 @@ def test_where_nothing_can_be_written_it_says_so(tmp_path: Path) -> None:
 
 def test_the_last_attempt_counts(tmp_path: Path) -> None:
     first = make_record("a", 0)
-    second = first.model_copy(update={"attempt": 2})
-    again = second.model_copy(update={"started_at": "2026-01-03T00:00:00Z"})
+    second = replace(first, attempt=2)
+    again = replace(second, started_at="2026-01-03T00:00:00Z")
     assert list(last_attempts([first, second]).values()) == [second]
     for order in ([first, second, again], [again, second, first], [second, again, first]):
         assert list(last_attempts(order).values()) == [again]

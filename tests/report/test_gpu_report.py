@@ -14,6 +14,7 @@ from made_records import (
     make_suite,
     speed,
 )
+from msgspec.structs import replace
 from rich.console import Console
 
 from selectbench.analysis import flops, mfu
@@ -104,11 +105,11 @@ def test_an_unknown_state_and_energy_are_told_with_their_causes() -> None:
 def counted(run: tuple[Any, list[Record]], parameters: int = 10**11) -> tuple[Any, list[Record]]:
     """The same run of a model whose work is known."""
     suite, records = run
-    shape = ARCHITECTURE.model_copy(update={"matmul_parameters": parameters})
+    shape = replace(ARCHITECTURE, matmul_parameters=parameters)
     for number, record in enumerate(records):
-        measurement = record.outcome.measurement.model_copy(update={"architecture": shape})  # type: ignore[union-attr]
-        outcome = record.outcome.model_copy(update={"measurement": measurement})
-        records[number] = record.model_copy(update={"outcome": outcome})
+        measurement = replace(record.outcome.measurement, architecture=shape)  # type: ignore[union-attr]
+        outcome = replace(record.outcome, measurement=measurement)
+        records[number] = replace(record, outcome=outcome)
     return suite, records
 
 
@@ -203,7 +204,7 @@ def test_without_meters_nothing_is_added(device: str) -> None:
     for words in ("## Memory\n", "## GPU", "## Cost", "meters", "throttled"):
         assert words not in text
     problem = Meters(problem="the job runs on the cpu")
-    told = report(suite, [record.model_copy(update={"meters": problem}) for record in records])
+    told = report(suite, [replace(record, meters=problem) for record in records])
     added = [line for line in told.splitlines() if line not in text.splitlines()]
     main = "; peak memory is main memory" if device == "cpu" else ""
     assert len(added) == (1 if device == "cpu" else 3), added  # a warning with its heading on a GPU

@@ -2,6 +2,7 @@ import io
 from typing import Any
 
 from made_records import make_failure, make_record, make_suite, speed
+from msgspec.structs import replace
 from rich.console import Console
 
 from selectbench.analysis.ranking import Ranking, rank
@@ -82,7 +83,7 @@ def test_what_is_not_verified_is_said_and_not_claimed() -> None:
 
 
 def test_without_an_identity_nothing_is_said_to_be_the_same() -> None:
-    records = [make_record("fp32", 0), make_record("bf16", 0).model_copy(update={"identity": None})]
+    records = [make_record("fp32", 0), replace(make_record("bf16", 0), identity=None)]
     assert in_full(rank(make_suite("fp32", BF16, seeds=[0]), records)) == [
         "Not verified: identity: none recorded for seed 0 (bf16)."
     ]

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
+from msgspec.structs import replace
 
 from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
@@ -112,9 +113,7 @@ def test_a_quick_run_says_that_quality_was_not_measured() -> None:
 def test_one_option_in_detail() -> None:
     suite, records = make_run()
     points = [EvaluationPoint(step=20, tokens=1, training_seconds=1.0, loss=6.25)]
-    records[3] = records[3].model_copy(
-        update={"evaluation_curve": points, "loss_curve": [(i, 7.0 - i / 100) for i in range(100)]}
-    )
+    records[3] = replace(records[3], evaluation_curve=points, loss_curve=[(i, 7.0 - i / 100) for i in range(100)])
     text = option.render(suite, rank(suite, records), records, "bf16")
     assert "Rank 1 of 2" in text
     assert "| tokens_per_second | 200 | 201 |" in text

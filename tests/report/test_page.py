@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from evidence.readme_table import kept_run
 from made_records import make_failure, make_meters, make_record, make_suite, speed
+from msgspec.structs import replace
 
 from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
@@ -53,7 +54,7 @@ def trials(option: str, values: list[float], **more: Any) -> list[Record]:
         EvaluationPoint(step=s, tokens=s * 2048, training_seconds=s / 5, loss=7 - s / 40) for s in (20, 40, 60)
     ]
     return [
-        make_record(option, seed, **{**speed(value), **more}).model_copy(update={"evaluation_curve": curve})
+        replace(make_record(option, seed, **{**speed(value), **more}), evaluation_curve=curve)
         for seed, value in enumerate(values)
     ]
 

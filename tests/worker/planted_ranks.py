@@ -8,6 +8,7 @@ import time
 
 import torch
 import torch.distributed as dist
+from msgspec.structs import replace
 
 import selectbench.worker.engine as engine_module
 import selectbench.worker.engine_fsdp as engine_fsdp_module
@@ -110,8 +111,8 @@ def setting(order, *arguments):
     if order.trial.option == "fewer_steps_applied":
         _single.clip_and_step = _leaving_out_the_third(_single.clip_and_step)
     if order.trial.option == "other_initial_weights":
-        other = order.trial.model_copy(update={"seed": order.trial.seed + 1})
-        mapped = _setting(order.model_copy(update={"trial": other}), *arguments).module
+        other = replace(order.trial, seed=order.trial.seed + 1)
+        mapped = _setting(replace(order, trial=other), *arguments).module
         made = _setting(order, *arguments)
         made.module = mapped
         return made

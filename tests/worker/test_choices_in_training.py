@@ -9,6 +9,7 @@ import torch
 from selectbench.choices.execution import CompileOff
 from selectbench.choices.optimizer import AdamW
 from selectbench.choices.precision import Fp16Mixed, Fp32
+from selectbench.record.wire import Finished
 from selectbench.worker import trial as trial_module
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import CausalHeldOut, evaluation_forward, heldout_loss
@@ -88,7 +89,7 @@ def test_fp16_skips_a_step_whose_scaled_gradients_overflow(trials):
         patch.setattr(trial_module, "mapped_model", with_large_embeddings)
         trial_module.run_trial(order, events.append)
     finished = events[-1]
-    assert finished.event == "finished", finished
+    assert isinstance(finished, Finished), finished
     assert finished.measurement.steps_skipped > 0
     assert finished.measurement.steps_applied == finished.identity.steps_applied < 12
     assert finished.measurement.steps_applied + finished.measurement.steps_skipped == 12

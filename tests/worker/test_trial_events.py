@@ -4,8 +4,9 @@ import json
 import resource
 
 import pytest
+from msgspec.structs import replace
 
-from selectbench.record.wire import EVENT, Finished, GaveUp, Phase, Progress, Started
+from selectbench.record.wire import EVENTS, Finished, GaveUp, Phase, Progress, Started
 from selectbench.worker.trial import run_trial
 
 
@@ -17,7 +18,7 @@ def test_events_begin_with_started_and_end_with_finished(trials):
     assert phases == ["setup", "train", "evaluate"]
     progress = [event for event in events if isinstance(event, Progress)]
     assert progress[-1].step == progress[-1].of == 8
-    assert all(EVENT.validate_json(event.model_dump_json()) == event for event in events)
+    assert all(EVENTS.read(EVENTS.write(event)) == event for event in events)
 
 
 def test_loss_falls_and_series_are_written(trials, tmp_path):
@@ -94,6 +95,6 @@ def test_what_is_not_installed_is_unsupported(trials):
 
 
 def test_other_errors_are_the_callers(trials, tmp_path):
-    order = trials.order().model_copy(update={"data_folder": str(tmp_path / "nowhere")})
+    order = replace(trials.order(), data_folder=str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError):
         run_trial(order, lambda event: None)

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from msgspec.structs import replace
 
 from selectbench.worker import trial as trial_module
 from selectbench.worker.memory import is_out_of_memory
@@ -66,7 +67,7 @@ def test_a_recompilation_voids_its_window_and_is_made_up_for(trials):
     assert finished.measurement.recompilations == 1
     assert finished.measurement.timed_steps >= 10
     assert finished.measurement.final_loss == plain.measurement.final_loss
-    assert finished.identity == plain.identity.model_copy(update={"compiled": True})
+    assert finished.identity == replace(plain.identity, compiled=True)
 
 
 @pytest.mark.parametrize("loss", [math.nan, math.inf])

@@ -1,0 +1,157 @@
+"""Lines of JSON: what is written comes back as it was, and what would not is refused with its place."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_records import MEASUREMENT, make_failure, make_meters, make_record
+from msgspec import json
+from msgspec.structs import replace
+
+from selectbench.choices import Choices
+from selectbench.documented import field_texts
+from selectbench.record import inside, meters, record, sentences
+from selectbench.record.record import Completed, Record, Trial
+from selectbench.record.recorded import Recorded
+from selectbench.record.store import RECORDS, append_record, read_records
+from selectbench.record.wire import EVENTS, ORDERS, GaveUp, Order, Progress
+from selectbench.suite.job import Job
+
+LOSS = b'"final_loss":5.5'
+
+
+def measured(**changes: Any) -> Record:
+    return replace(make_record("a", 0), outcome=Completed(measurement=replace(MEASUREMENT, **changes)))
+
+
+def order() -> Order:
+    settings = {"optimizer": {"name": "adamw", "lr": 1e-3}, "micro_batch_size": 2}
+    job = {
+        "model": {"family": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}, "tokenizer": {"bpe": 300},
+        "seq_len": 16, "global_batch_size": 2, "max_steps": 8, "data": {"text": ["-"]},
+    }  # fmt: skip
+    return Order(
+        trial=Trial(trial_id="t", option="a", seed=0, settings=settings, tried={"optimizer.lr": 1}),
+        job=Job.model_validate(job), choices=Choices.model_validate(settings), device="cpu", threads=1,
+        world_size=1, data_folder="d", trial_folder="t", weights_folder="w", min_timed_seconds=0.0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("found", [make_record("a", 0, meters=make_meters({})), make_failure("a", 0, "oom")])
+def test_a_record_comes_back(found: Record) -> None:
+    assert RECORDS.read(RECORDS.write(found)) == found
+
+
+def test_an_order_comes_back_with_its_job_and_choices() -> None:
+    assert ORDERS.read(ORDERS.write(order())) == order()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("outcome.measurement.first_loss", lambda number: measured(first_loss=number)),
+        ("outcome.measurement.final_loss", lambda number: measured(final_loss=number)),
+        ("outcome.measurement.step_seconds[1]", lambda number: measured(step_seconds=[0.2, number])),
+        ("loss_curve[0][1]", lambda number: replace(make_record("a", 0), loss_curve=[(0, number)])),
+        ("resolved_config.clip", lambda number: replace(make_record("a", 0), resolved_config={"clip": number})),
+    ],
+)
+def test_no_number_that_is_not_finite_is_written(tmp_path: Path, number: float, place: str, found: Any) -> None:
+    with pytest.raises(ValueError) as raised:
+        append_record(tmp_path / "records.jsonl", found(number))
+    assert str(raised.value) == f"Record can't be written: {number} would be read back as None - at `$.{place}`"
+    assert not (tmp_path / "records.jsonl").exists()
+
+
+def test_no_event_or_order_with_such_a_number_is_sent() -> None:
+    with pytest.raises(ValueError, match=r"nan would be read back as None - at `\$\.loss`"):
+        EVENTS.write(Progress(step=1, of=2, loss=math.nan, tokens_per_second=None))
+    choices = order().choices
+    optimizer = choices.optimizer.model_copy(update={"lr": math.inf})
+    with pytest.raises(ValueError, match=r"inf would be read back as None - at `\$\.choices\.optimizer\.lr`"):
+        ORDERS.write(replace(order(), choices=choices.model_copy(update={"optimizer": optimizer})))
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        ("Expected `float`, got `str` - at `$.outcome.measurement.first_loss`", measured(first_loss="7.7")),
+        ("Expected `int`, got `float` - at `$.outcome.measurement.timed_steps`", measured(timed_steps=0.5)),
+        ("Invalid enum value 'tired' - at `$.outcome.kind`",
+         replace(make_record("a", 0), outcome=record.Failed(kind="tired", detail=""))),  # type: ignore[arg-type]
+    ],
+)  # fmt: skip
+def test_no_value_of_another_type_is_written(place: str, found: Record) -> None:
+    with pytest.raises(ValueError) as raised:
+        RECORDS.write(found)
+    assert str(raised.value) == place
+
+
+@pytest.mark.parametrize(
+    ("said", "instead"),
+    [
+        ("Number out of range - at `$.outcome.measurement.final_loss`", b"1e999"),
+        ("JSON is malformed: invalid character", b"NaN"),
+        ("JSON is malformed: invalid character", b"Infinity"),
+        ("Expected `float | null`, got `str` - at `$.outcome.measurement.final_loss`", b'"5.5"'),
+        ("Expected `float | null`, got `bool` - at `$.outcome.measurement.final_loss`", b"true"),
+    ],
+)
+def test_no_line_with_such_a_value_is_read(tmp_path: Path, said: str, instead: bytes) -> None:
+    line = RECORDS.write(make_record("a", 0))
+    assert line.count(LOSS) == 1
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(line.replace(LOSS, b'"final_loss":' + instead) + b"\n" + line + b"\n")
+    records, notes = read_records(path)
+    assert records == [make_record("a", 0)]
+    (note,) = notes
+    assert note.startswith(f"records.jsonl:1: left out: a record of schema version 1 that does not fit: {said}")
+
+
+def test_a_line_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(RECORDS.write(make_record("a", 0)).replace(b'"option":"a"', b'"option":"\xff"') + b"\n")
+    records, notes = read_records(path)
+    assert records == []
+    assert [note.startswith("records.jsonl:1: left out: not a whole line of JSON") for note in notes] == [True]
+
+
+def test_what_a_library_hands_over_is_written_as_plain_json() -> None:
+    numbers = measured(first_loss=np.float64(0.1), timed_steps=np.int64(50))
+    found = replace(numbers, resolved_config={"betas": (0.9, 0.99)})
+    read = RECORDS.read(RECORDS.write(found))
+    assert read.resolved_config == {"betas": [0.9, 0.99]}
+    measurement = read.outcome.measurement  # type: ignore[union-attr]
+    assert (type(measurement.first_loss), type(measurement.timed_steps)) == (float, int)
+    assert read.outcome == found.outcome
+    with pytest.raises(TypeError, match="a object can't be written as JSON"):
+        RECORDS.write(replace(found, software=object()))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"event":"slept"}', b'{"step":1}', b"[]", b'{"event":"gave_up","kind":"tired"}']
+)
+def test_what_is_no_event_is_refused(text: bytes) -> None:
+    with pytest.raises(ValueError):
+        EVENTS.read(text)
+    assert EVENTS.read(b'{"event":"gave_up","kind":"oom","detail":""}') == GaveUp(kind="oom", detail="")
+
+
+def test_the_kind_of_an_outcome_and_of_an_event_is_a_key() -> None:
+    assert json.decode(RECORDS.write(make_record("a", 0)))["outcome"]["status"] == "completed"
+    assert json.decode(RECORDS.write(make_failure("a", 0, "oom")))["outcome"]["status"] == "failed"
+    assert json.decode(EVENTS.write(GaveUp(kind="oom", detail="")))["event"] == "gave_up"
+
+
+def test_every_key_of_a_record_has_a_text() -> None:
+    modules = (inside, meters, record, sentences)
+    kinds = {kind for module in modules for kind in vars(module).values() if isinstance(kind, type)}
+    recorded = [kind for kind in kinds if issubclass(kind, Recorded) and kind is not Recorded]
+    assert {Record, Completed, Trial} < set(recorded)
+    for kind in recorded:
+        assert set(field_texts(kind)) == set(kind.__struct_fields__), kind
