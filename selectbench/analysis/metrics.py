@@ -41,6 +41,8 @@ class Metric:
     """Whether it says how well the model learnt; such a metric is never claimed by a quick run."""
     spoiled_by: frozenset[GpuState] = frozenset()
     """States of the GPUs in which a trial's value says nothing of the option."""
+    metered: bool = False
+    """Whether the GPUs' meters alone tell it."""
 
     def is_better(self, value: float, other: float) -> bool:
         """Whether `value` beats `other`."""
@@ -80,7 +82,7 @@ _MEMORY = (
     Metric("peak_memory_reserved_bytes", "reserved", "less", _of(lambda m: m.peak_memory_reserved_bytes),
            units.size, "reserves the least memory"),
     Metric("peak_device_memory_bytes", "device memory", "less", peak_device_memory_bytes, units.size,
-           "needs the least memory of a GPU", spoiled_by=_UNSHARED),
+           "needs the least memory of a GPU", spoiled_by=_UNSHARED, metered=True),
 )  # fmt: skip
 _QUALITY = (
     Metric("final_loss", "loss", "less", _of(lambda m: m.final_loss), units.significant,
@@ -121,9 +123,9 @@ _TIMES = (
 )  # fmt: skip
 _METERED = (
     Metric("joules_per_token", "energy/token", "less", joules_per_token, units.joules,
-           "takes the least energy per token", spoiled_by=_CLEAN_ONLY),
+           "takes the least energy per token", spoiled_by=_CLEAN_ONLY, metered=True),
     Metric("mean_power_watts", "power", "less", mean_power_watts, units.watts,
-           "draws the least power", spoiled_by=_CLEAN_ONLY),
+           "draws the least power", spoiled_by=_CLEAN_ONLY, metered=True),
     Metric("usd_per_billion_tokens", "cost per 1e9 tokens", "less", usd_per_billion_tokens, units.usd,
            "is the cheapest", spoiled_by=_CLEAN_ONLY),
     Metric("usd_of_job", "cost of the job", "less", usd_of_job, units.usd,
@@ -132,11 +134,11 @@ _METERED = (
 # Shown and never decided by: a share of one precision's rate says nothing of a share of another's.
 _UTILIZATION = (
     Metric("mfu", "MFU", "more", share_of("mfu"), units.share,
-           "uses most of the GPUs' peak", spoiled_by=_CLEAN_ONLY),
+           "uses most of the GPUs' peak", spoiled_by=_CLEAN_ONLY, metered=True),
     Metric("hfu", "HFU", "more", share_of("hfu"), units.share,
-           "uses most of the GPUs' peak, recomputation included", spoiled_by=_CLEAN_ONLY),
+           "uses most of the GPUs' peak, recomputation included", spoiled_by=_CLEAN_ONLY, metered=True),
     Metric("matmul_rate_share", "of measured matmul rate", "more", share_of("matmul_rate_share"), units.share,
-           "uses most of the measured matmul rate", spoiled_by=_CLEAN_ONLY),
+           "uses most of the measured matmul rate", spoiled_by=_CLEAN_ONLY, metered=True),
 )  # fmt: skip
 
 METRICS: dict[str, Metric] = {

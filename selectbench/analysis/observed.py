@@ -36,8 +36,11 @@ def observe(record: Record, suite: Suite) -> Observed:
     """
     if not isinstance(record.outcome, Completed):
         raise ValueError(f"trial {record.trial.trial_id} failed: it has no metrics")
-    return Observed(
-        measurement=record.outcome.measurement, meters=record.meters,
-        choices=suite.option(record.trial.tunes or record.trial.option).choices, device=suite.device,
-        world_size=record.identity.world_size if record.identity else None, cost=suite.cost,
-    )  # fmt: skip
+    choices = suite.option(record.trial.tunes or record.trial.option).choices
+    return observed(record, record.outcome.measurement, choices, suite)
+
+
+def observed(record: Record, measurement: Measurement, choices: Choices, suite: Suite) -> Observed:
+    """The same where the measurement and the option's choices are at hand."""
+    ranks = record.identity.world_size if record.identity else None
+    return Observed(measurement, record.meters, choices, suite.device, ranks, suite.cost)

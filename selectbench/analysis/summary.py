@@ -11,7 +11,7 @@ from selectbench.analysis.crossing import Crossing, crossing
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.gpu_state import State, state_of
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.observed import Observed, observe
+from selectbench.analysis.observed import Observed, observed
 from selectbench.record.record import Completed, Failed, Measurement, Record
 from selectbench.record.store import last_attempts
 from selectbench.suite.constraint import SECONDS_TO_LOSS
@@ -178,7 +178,7 @@ def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record
         if isinstance(record.outcome, Completed):
             summary.completed[seed] = record
             summary.measurements[seed] = record.outcome.measurement
-            summary.observed[seed] = observe(record, suite)
+            summary.observed[seed] = observed(record, record.outcome.measurement, option.choices, suite)
         else:
             summary.failed[seed] = record.outcome
     _sort_in(summary)
@@ -191,13 +191,16 @@ def _no_values() -> dict[str, dict[int, float]]:
 
 def _sort_in(summary: Summary) -> None:
     """The trials' values, each among those that count or those that are spoiled."""
+    metered = any(trial.gpus for trial in summary.observed.values())
     for name, metric in METRICS.items():
+        if metric.metered and not metered:
+            continue
         known = summary.values[name]
-        for seed, observed in summary.observed.items():
-            value = finite(metric.derive, observed)
+        for seed, trial in summary.observed.items():
+            value = finite(metric.derive, trial)
             if value is not None:
                 known[seed] = value
-        for seed in [seed for seed in known if _is_spoiled(summary, seed, name)]:
+        for seed in [seed for seed in summary.states if seed in known and _is_spoiled(summary, seed, name)]:
             summary.spoiled[name][seed] = known.pop(seed)
 
 
