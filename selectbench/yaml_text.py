@@ -13,8 +13,10 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 _WIDTH = 110
+_INDICATORS = (":", "?", "-")
 
 
 def suite_yaml(content: Mapping[str, Any]) -> str:
@@ -45,5 +47,17 @@ def _choice(entry: str) -> str:
 def _dumped(content: Any, flow: bool | None) -> str:
     stream, yaml = StringIO(), YAML()
     yaml.default_flow_style, yaml.width = flow, _WIDTH
-    yaml.dump(content, stream)
+    yaml.dump(_quoted(content), stream)
     return stream.getvalue()
+
+
+def _quoted(value: Any) -> Any:
+    """With quotes where ruamel leaves them out and then reads a key, or a list's item."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            value[key] = _quoted(part)
+    elif isinstance(value, list):
+        return [_quoted(part) for part in value]
+    elif isinstance(value, str) and value.startswith(_INDICATORS):
+        return DoubleQuotedScalarString(value)
+    return value

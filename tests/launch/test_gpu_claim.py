@@ -108,6 +108,7 @@ def test_letting_go_of_what_the_plan_does_not_use() -> None:
         ("memory_used", 2 << 30, ["2.00 GiB of its memory"]),
         ("lost", 1, []),
     ],
+    ids=["a process seen", "a process not seen", "at work", "memory taken", "lost"],
 )
 def test_a_gpu_in_use_is_passed_over(key: str, value: object, words: list[str], driver: StandIn) -> None:
     seen = gpus()

@@ -3,6 +3,7 @@
 from io import StringIO
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
@@ -10,7 +11,7 @@ from ruamel.yaml import YAML
 from selectbench.yaml_text import choices_yaml, suite_yaml
 
 KEYS = st.text("abcdefgh_", min_size=1, max_size=8)
-TEXTS = st.text("abcXYZ019 ._:/#'\"{}[],é漢", max_size=12)  # ruamel itself reads `?0` back as a key
+TEXTS = st.text("abcXYZ019 ._:?-/#'\"{}[],é漢", max_size=12)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS
 VALUES = st.recursive(
     SCALARS, lambda below: st.lists(below, max_size=4) | st.dictionaries(KEYS, below, max_size=4), max_leaves=12
@@ -28,6 +29,13 @@ def test_a_suite_is_read_back_as_it_was(content: dict[str, Any]) -> None:
 def test_choices_are_read_back_without_those_that_are_none(choices: dict[str, Any]) -> None:
     known = {key: value for key, value in choices.items() if value is not None}
     assert YAML(typ="safe", pure=True).load(choices_yaml(choices)) == {"choices": known}
+
+
+@pytest.mark.parametrize("text", [":0", "?0", "? a", "-", "- a", ":", "a: b", "-1"])
+def test_a_text_that_could_be_a_key_or_an_item_is_read_back(text: str) -> None:
+    content = {"a": {"b": text, "c": [text]}}
+    assert YAML(typ="safe", pure=True).load(choices_yaml(content)) == {"choices": content}
+    assert YAML(typ="safe", pure=True).load(suite_yaml(content)) == content
 
 
 def test_small_settings_share_a_line() -> None:
