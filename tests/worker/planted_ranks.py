@@ -94,7 +94,7 @@ def _planted(option: str, setting):
         setting.shares = [share**2 for share in setting.shares]
     elif option.startswith("three_times_the_rate"):
         faster = order.choices.optimizer.model_copy(update={"lr": 3 * order.choices.optimizer.lr})
-        setting.order = order.model_copy(update={"choices": order.choices.model_copy(update={"optimizer": faster})})
+        setting.order = replace(order, choices=order.choices.model_copy(update={"optimizer": faster}))
     return setting
 
 
