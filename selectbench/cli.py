@@ -57,6 +57,13 @@ def _request(
     return Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
 
 
+def _without_searches_for_cycles() -> None:
+    """Where records are read and no more: they have no cycles, and looking for some takes as long as reading."""
+    import gc
+
+    gc.disable()
+
+
 def _stderr() -> Console:
     from rich.console import Console
 
@@ -180,6 +187,7 @@ def report(
     from selectbench.errors import UserError
     from selectbench.launch.publish import publish, read_run, report_text
 
+    _without_searches_for_cycles()
     stored = read_run(run)
     if option is not None:
         _show_option(stored, option, as_json)
@@ -205,6 +213,7 @@ def compare(
     from selectbench.launch.side_by_side import compare_runs
     from selectbench.report.compare import compare_markdown, print_compared
 
+    _without_searches_for_cycles()
     compared = compare_runs(reference, runs)
     if as_json:
         import json
@@ -235,6 +244,7 @@ def gate(
     from selectbench.launch.side_by_side import GATE_EXIT, gate_run
     from selectbench.report.gate import gate_markdown, print_gate
 
+    _without_searches_for_cycles()
     found = gate_run(run, against, limits, any_machine=any_machine)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))

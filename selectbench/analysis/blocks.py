@@ -99,7 +99,7 @@ class Blocks:
 def make_blocks(values: Mapping[str, Mapping[int, float]]) -> Blocks:
     """From values by option and seed. Values that are not positive have no logarithm and count as holes."""
     names = list(values)
-    seeds = sorted({seed for known in values.values() for seed in known})
+    seeds = sorted(set[int]().union(*values.values()))
     logs = [list(map(_log, map(known.get, seeds))) for known in values.values()]
     return _fitted(names, np.array(logs).reshape(len(names), len(seeds)))
 

@@ -102,8 +102,8 @@ def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[
 
 def _in_question(ours: Identity, theirs: Identity) -> list[str]:
     """Fields that are not simply the same: those that differ, and those that could not be seen."""
-    mine, other, hidden = _VALUES(ours), _VALUES(theirs), _HIDDEN(ours)
-    found = [] if mine == other else list(compress(FIELDS, map(ne, mine, other)))
+    found = [] if ours == theirs else list(compress(FIELDS, map(ne, _VALUES(ours), _VALUES(theirs))))
+    hidden = _HIDDEN(ours)
     if None in hidden or "" in hidden:
         found += [name for name, value in zip(_MAY_HIDE, hidden, strict=True) if value is None or value == ""]
     if ours.world_size > 1 or theirs.world_size > 1:
@@ -277,7 +277,7 @@ def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, int
         into.unrecorded.append(seed)
         return
     statuses = compare(ours, theirs, rules.may_change(summary.option, reference.option))
-    if any(is_own(identity.framework) for identity in (ours, theirs)):
+    if is_own(ours.framework) or is_own(theirs.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
         into.not_verified |= {OWN_LOOP, *left}
     if not statuses:  # as it is with most of thousands of trials

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Union
 
-from packaging.requirements import Requirement
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
 from pydantic_core import CoreSchema
 
@@ -43,6 +42,8 @@ class Needs:
         return next(filter(None, (self._missing_package(text, machine) for text in self.packages)), None)
 
     def _missing_package(self, text: str, machine: Machine) -> str | None:
+        from packaging.requirements import Requirement  # slow to import, and of no use to a report
+
         requirement = Requirement(text)
         found = machine.package_version(requirement.name)
         if found is None:
