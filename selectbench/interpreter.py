@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
+from typing import TYPE_CHECKING, Any
 
 from selectbench.errors import UserError
 from selectbench.machine import Machine, cuda_version_in, pip_install, unusable_gpu_reason
 from selectbench.nvml import gpus
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 OLDEST_PYTHON = (3, 11)
 WORKER_PACKAGES = (
@@ -78,6 +78,8 @@ class Interpreter:
 @cache
 def inspect_interpreter(path: str) -> Interpreter:
     """Ask the interpreter. Raises UserError where it does not start, with what it printed."""
+    from packaging.utils import canonicalize_name  # slow to import, and of no use to a report
+
     found = _probe(path)
     versions = {str(canonicalize_name(name)): version for name, version in found["packages"].items()}
     return Interpreter(
@@ -149,6 +151,9 @@ def _gpu_problem(machine: Machine, found: Interpreter) -> str | None:
 
 def _requirements(names: Sequence[str]) -> list[Requirement]:
     """As the installed package itself states them; by name alone where it is not installed."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
     try:
         texts = metadata.requires("selectbench") or []
     except metadata.PackageNotFoundError:

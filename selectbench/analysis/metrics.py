@@ -43,6 +43,8 @@ class Metric:
     """States of the GPUs in which a trial's value says nothing of the option."""
     metered: bool = False
     """Whether the GPUs' meters alone tell it."""
+    scored: bool = False
+    """Whether it is a score of generated text."""
 
     def is_better(self, value: float, other: float) -> bool:
         """Whether `value` beats `other`."""
@@ -95,7 +97,8 @@ _QUALITY = (
            "comes closest to the source's entropy", quality=True),
 )  # fmt: skip
 _SCORES = tuple(
-    Metric(name, title, "more", _score(name), units.significant, f"reaches the highest {title}", quality=True)
+    Metric(name, title, "more", _score(name), units.significant, f"reaches the highest {title}", quality=True,
+           scored=True)
     for name, title in (
         ("bleu", "BLEU"), ("chrf", "chrF"), ("rouge_l", "ROUGE-L"), ("exact_match", "exact match"),
         ("token_f1", "token F1"), ("own_score", "own score"),

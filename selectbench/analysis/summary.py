@@ -192,8 +192,9 @@ def _no_values() -> dict[str, dict[int, float]]:
 def _sort_in(summary: Summary) -> None:
     """The trials' values, each among those that count or those that are spoiled."""
     metered = any(trial.gpus for trial in summary.observed.values())
+    scored = any(measured.scores for measured in summary.measurements.values())
     for name, metric in METRICS.items():
-        if metric.metered and not metered:
+        if (metric.metered and not metered) or (metric.scored and not scored):
             continue
         known = summary.values[name]
         for seed, trial in summary.observed.items():
