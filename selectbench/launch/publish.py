@@ -60,9 +60,7 @@ class StoredRun:
         passes = self.environment.get("data", {}).get("epochs")
         limits = (self.environment.get(key) for key in ("cores_by_affinity", "cores_by_cgroup"))
         cores = min((float(limit) for limit in limits if limit is not None), default=None)
-        data = self.environment.get("data") or {}
-        others = data.get("by_option") or {}
-        entries = {o.name: others.get(o.name, data).get("vocab_size") for o in self.suite.options}
+        entries = {name: facts.get("vocab_size") for name, facts in self._data_by_option().items()}
         short = heldout_warnings(self.suite, self._heldout_tokens())
         warnings = [
             *short, *suite_warnings(self.suite, passes, cores), *vocabulary_warnings(self.suite, entries)
@@ -73,10 +71,15 @@ class StoredRun:
         found = search(self.declared, self.suite, self.records)
         return ranking if found is None else ranking.model_copy(update={"search": found})
 
+    def _data_by_option(self) -> dict[str, dict[str, Any]]:
+        """What is known of the data of each option: of its own, or of the suite's."""
+        data = self.environment.get("data") or {}
+        others = data.get("by_option") or {}
+        return {option.name: others.get(option.name, data) for option in self.suite.options}
+
     def _heldout_tokens(self) -> dict[str, int | None]:
         """All that there were to score, by option; of pairs as many as were scored."""
-        data = self.environment.get("data") or {}
-        facts = {option.name: (data.get("by_option") or {}).get(option.name, data) for option in self.suite.options}
+        facts = self._data_by_option()
         found = {
             name: None if one.get("heldout_tokens") is None or one.get("kind") == "pairs"
             else evaluable(one["heldout_tokens"], self.suite.job.seq_len)
