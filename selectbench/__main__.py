@@ -11,13 +11,10 @@ from typing import NoReturn
 
 from selectbench.errors import ExitCode, UserError
 
-_COLLECT_AFTER = 200_000
-"""Objects between two looks for cycles: thousands of records are read at once, and hold none."""
-
 
 def main() -> NoReturn:
     """Entry point of the console script."""
-    gc.set_threshold(_COLLECT_AFTER)
+    gc.disable()  # thousands of records hold no cycles; a command that goes on for long enables it again
     _leave(_run())
 
 
@@ -65,7 +62,7 @@ def _reader_left() -> int:
 
 
 def _leave(status: int) -> NoReturn:
-    """Ends the process as it is: to take thousands of records apart first lasts as long as to read them."""
+    """Ends the process as it is: to let go of what was read and imported takes time, and serves nobody."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:

@@ -45,6 +45,8 @@ BudgetOption = Annotated[
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
+_KEPT: list[StoredRun] = []
+"""Not let go of before the process ends: to take thousands of records apart lasts as long as to read them."""
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 
 
@@ -57,11 +59,11 @@ def _request(
     return Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
 
 
-def _without_searches_for_cycles() -> None:
-    """Where records are read and no more: they have no cycles, and looking for some takes as long as reading."""
+def _goes_on_for_long() -> None:
+    """Then objects that hold each other are looked for; a command that ends soon does not (`__main__`)."""
     import gc
 
-    gc.disable()
+    gc.enable()
 
 
 def _stderr() -> Console:
@@ -114,6 +116,7 @@ def run(
     from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
 
+    _goes_on_for_long()
     console = _stderr()
     limit = None if budget is None else budget_of(budget)
     request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait)
@@ -149,6 +152,7 @@ def plan(
     from selectbench.launch.preview import preview
     from selectbench.report.plan import plan_as_json, print_plan
 
+    _goes_on_for_long()
     request = _request(suite, profile, settings, axes, seeds, quick, gpus)
     seconds = None if budget is None else budget_of(budget)
     outlook = preview(request, results, _stderr().print, seconds)
@@ -170,6 +174,7 @@ def data(
     from selectbench.launch.data_preview import prepared_data
     from selectbench.report.data import data_as_json, print_data
 
+    _goes_on_for_long()
     found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
     if as_json:
         typer.echo(data_as_json(found))
@@ -187,8 +192,8 @@ def report(
     from selectbench.errors import UserError
     from selectbench.launch.publish import publish, read_run, report_text
 
-    _without_searches_for_cycles()
     stored = read_run(run)
+    _KEPT.append(stored)
     if option is not None:
         _show_option(stored, option, as_json)
         return
@@ -213,7 +218,6 @@ def compare(
     from selectbench.launch.side_by_side import compare_runs
     from selectbench.report.compare import compare_markdown, print_compared
 
-    _without_searches_for_cycles()
     compared = compare_runs(reference, runs)
     if as_json:
         import json
@@ -244,7 +248,6 @@ def gate(
     from selectbench.launch.side_by_side import GATE_EXIT, gate_run
     from selectbench.report.gate import gate_markdown, print_gate
 
-    _without_searches_for_cycles()
     found = gate_run(run, against, limits, any_machine=any_machine)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
@@ -294,7 +297,7 @@ def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
 
 def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool) -> None:
     from selectbench.launch.publish import ranking_text
-    from selectbench.record.run_folder import PAGE, REPORT
+    from selectbench.record.run_files import PAGE, REPORT
     from selectbench.report.terminal import print_ranking
 
     if as_json:

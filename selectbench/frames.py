@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from msgspec.structs import asdict
 
 from selectbench.analysis.comparison import ScoreDifference
+from selectbench.analysis.counted import counted
 from selectbench.analysis.crossing import Crossing
 from selectbench.analysis.gpu_state import state_of
 from selectbench.analysis.metrics import METRICS, derive
@@ -18,7 +19,6 @@ from selectbench.analysis.ranking import Ranking
 from selectbench.analysis.summary import summarise
 from selectbench.launch.publish import StoredRun, read_run
 from selectbench.record.record import Completed, Failed, Record
-from selectbench.record.store import last_attempts
 from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
@@ -76,8 +76,7 @@ class Run:
         return f"Run({str(self.folder)!r}: {done} completed trials of {len(self.suite.options)} options)"
 
     def _counting(self) -> dict[tuple[str, int], Record]:
-        counted = last_attempts([r for r in self.records if r.phase == "contest"]).values()
-        return {(r.trial.option, r.trial.seed): r for r in counted}
+        return {(r.trial.option, r.trial.seed): r for r in counted(self.records)}
 
     def _trials(self) -> tuple[list[str], list[dict[str, Any]]]:
         found, planned = self._counting(), {row.option: row.planned for row in self.ranking.rows}
@@ -128,7 +127,9 @@ class Run:
             if not isinstance(record.outcome, Completed):
                 continue
             own = {"option": option, "seed": seed}
-            rows += [{**own, "kind": "training", "step": step, "loss": loss} for step, loss in record.loss_curve]
+            rows += [
+                {**own, "kind": "training", "step": step, "loss": loss} for step, loss in record.training_losses()
+            ]
             rows += [{**own, "kind": "heldout", **asdict(point)} for point in record.evaluation_curve]
         return ["option", "seed", "kind", "step", "tokens", "training_seconds", "loss"], rows
 

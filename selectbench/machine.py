@@ -15,9 +15,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from selectbench.nvml import Gpu, gpus
-from selectbench.nvml import problem as nvml_problem
+if TYPE_CHECKING:
+    from selectbench.nvml import Gpu
 
 INSTALL = "pip install 'selectbench[train]'"
 """The command that brings what trials need; in a clone, `pip install '.[train]'`."""
@@ -100,7 +101,7 @@ def inspect_machine(device: str | None = None) -> Machine:
     `device` None: `cuda` where NVML shows this process a GPU and the installed torch is built for CUDA,
     else `cpu`. A `cuda` machine without a visible GPU has a device_count of 0.
     """
-    visible = gpus() if device != "cpu" else []
+    visible = _visible_gpus() if device != "cpu" else []
     if device is None:
         device = "cuda" if visible and torch_cuda_version() else "cpu"
     on_gpu = device == "cuda"
@@ -111,6 +112,12 @@ def inspect_machine(device: str | None = None) -> Machine:
         compiler=find_compiler(),
         gpus=tuple(visible) if on_gpu else (),
     )
+
+
+def _visible_gpus() -> list[Gpu]:
+    from selectbench.nvml import gpus  # slow to import, and of no use to a report
+
+    return gpus()
 
 
 def torch_cuda_version() -> str | None:
@@ -146,7 +153,7 @@ def wrong_device_reason(device: str | None = None) -> str | None:
     `device` None: whatever the machine has. A GPU that torch cannot use is then a reason, because the run
     would silently be one on the CPU. `cpu` is always right.
     """
-    visible = gpus() if device != "cpu" else []
+    visible = _visible_gpus() if device != "cpu" else []
     if not visible:
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
         why = f": CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}" if hidden else nvml_words()
@@ -159,7 +166,9 @@ def wrong_device_reason(device: str | None = None) -> str | None:
 
 def nvml_words() -> str:
     """What NVML says where it cannot be asked, as the end of a sentence."""
-    said = nvml_problem()
+    from selectbench.nvml import problem
+
+    said = problem()
     return f": {said}" if said else ""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
+from selectbench.record.as_json import LOSSES, NOTHING
 from selectbench.record.meters import Architecture, GpuMeters, Meters
 from selectbench.record.record import Completed, Failed, Identity, Measurement, Record, Trial
 from selectbench.suite.job import LrSchedule
@@ -93,11 +94,11 @@ def make_record(
 ) -> Record:
     """A completed trial; keywords replace fields of its measurement, `identity` those of its certificate."""
     return Record(
-        trial=Trial(trial_id=trial_id or f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
-        attempt=attempt, outcome=Completed(measurement=replace(MEASUREMENT, **measured)),
+        trial=Trial(trial_id=trial_id or f"{option}-{seed}", option=option, seed=seed, settings=NOTHING),
+        round=seed, attempt=attempt, outcome=Completed(measurement=replace(MEASUREMENT, **measured)),
         identity=replace(IDENTITY, **{"compute_dtype": _computes(option), **(identity or {})}),
-        meters=meters, evaluation_curve=[], loss_curve=[(0, 7.7), (30, 6.1), (59, 5.6)], wall_seconds=15.0,
-        started_at=started_at,
+        meters=meters, evaluation_curve=[], loss_curve=LOSSES.keep([(0, 7.7), (30, 6.1), (59, 5.6)]),
+        wall_seconds=15.0, started_at=started_at,
     )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def make_failure(
 ) -> Record:
     """A failed trial."""
     return Record(
-        trial=Trial(trial_id=f"{option}-{seed}", option=option, seed=seed, settings={}), round=seed,
+        trial=Trial(trial_id=f"{option}-{seed}", option=option, seed=seed, settings=NOTHING), round=seed,
         attempt=attempt, outcome=convert({"kind": kind, "detail": detail}, Failed), wall_seconds=3.0,
         meters=meters, started_at="2026-01-02T03:04:05Z",
     )  # fmt: skip

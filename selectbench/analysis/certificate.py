@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import compress, repeat
+from itertools import compress
 from operator import attrgetter, ne
 from typing import Any, Literal
 
@@ -193,9 +193,8 @@ def _largest_share(schedule: LrSchedule, max_steps: int) -> float:
 
 def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:
     """What was asked for, of those fields in which the trial was found to be otherwise."""
-    if [*map(getattr, repeat(found), asked)] == [*asked.values()]:
-        return {}
-    return {name: value for name, value in asked.items() if getattr(found, name) not in (None, value)}
+    differing = [name for name, value in asked.items() if getattr(found, name) != value]
+    return {name: asked[name] for name in differing if getattr(found, name) is not None}
 
 
 @dataclass

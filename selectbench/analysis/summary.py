@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from selectbench.analysis.counted import contest_trials
 from selectbench.analysis.crossing import Crossing, crossing
-from selectbench.analysis.formulas import finite
+from selectbench.analysis.formulas import finite, finite_of_each
 from selectbench.analysis.gpu_state import State, state_of
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.observed import Observed, observed
 from selectbench.record.record import Completed, Failed, Measurement, Record
-from selectbench.record.store import last_attempts
 from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Option, Suite
 
@@ -155,8 +155,7 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
     names = {option.name for option in suite.options}
     counted: dict[tuple[str, int], Record] = {}
     warnings: set[str] = set()
-    last = last_attempts([record for record in records if record.phase == "contest"]).values()
-    for record in sorted(last, key=lambda r: (r.started_at, r.trial.trial_id)):
+    for record in contest_trials(records):
         key = (record.trial.option, record.trial.seed)
         if key[0] not in names or key[1] not in suite.seeds:
             warnings.add(f"option {key[0]}, seed {key[1]}: a record of no trial of this suite is left out")
@@ -196,11 +195,7 @@ def _sort_in(summary: Summary) -> None:
     for name, metric in METRICS.items():
         if (metric.metered and not metered) or (metric.scored and not scored):
             continue
-        known = summary.values[name]
-        for seed, trial in summary.observed.items():
-            value = finite(metric.derive, trial)
-            if value is not None:
-                known[seed] = value
+        known = summary.values[name] = finite_of_each(metric.derive, summary.observed)
         for seed in [seed for seed in summary.states if seed in known and _is_spoiled(summary, seed, name)]:
             summary.spoiled[name][seed] = known.pop(seed)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from selectbench.analysis.comparison import ToLoss
 from selectbench.analysis.cost import usd_for
 from selectbench.analysis.energy import joules_per_token
-from selectbench.analysis.formulas import finite
+from selectbench.analysis.formulas import finite_of_each
 from selectbench.analysis.observed import Observed
 from selectbench.analysis.summary import Summary, mean
 
@@ -36,7 +36,7 @@ def to_loss(summary: Summary) -> ToLoss | None:
     there = _reached(summary)
     if not there and not summary.not_reached:
         return None
-    every = [] if summary.not_reached else list(there.values())
+    every = {} if summary.not_reached else there
     means = {name: _mean(every, read) for name, read in PRICES.items()}
     return ToLoss(
         seconds=means["seconds"], tokens=means["tokens"], joules=means["joules"], usd=means["usd"],
@@ -55,8 +55,7 @@ def _reached(summary: Summary) -> dict[int, _Reached]:
 
 def price_by_seed(summary: Summary, price: str) -> dict[int, float]:
     """`seconds`, `tokens`, `joules` or `usd` of each seed that reached the loss and tells it."""
-    values = {seed: finite(PRICES[price], reached) for seed, reached in _reached(summary).items()}
-    return {seed: value for seed, value in values.items() if value is not None}
+    return finite_of_each(PRICES[price], _reached(summary))
 
 
 def _joules(reached: _Reached) -> float | None:
@@ -74,8 +73,7 @@ PRICES: dict[str, Callable[[_Reached], float | None]] = {
 }  # fmt: skip
 
 
-def _mean(reached: Sequence[_Reached], read: Callable[[_Reached], float | None]) -> float | None:
+def _mean(reached: Mapping[int, _Reached], read: Callable[[_Reached], float | None]) -> float | None:
     """None where one is not known."""
-    values = [finite(read, r) for r in reached]
-    known = [value for value in values if value is not None]
-    return mean(known) if len(known) == len(values) else None
+    known = finite_of_each(read, reached)
+    return mean(list(known.values())) if len(known) == len(reached) else None

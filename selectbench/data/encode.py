@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from selectbench.data.failures import first_line
-from selectbench.data.tokenizer import TextTokenizer, token_dtype
+from selectbench.data.prepared import token_dtype
+from selectbench.data.tokenizer import TextTokenizer
 from selectbench.errors import UserError
 
 BATCH_CHARACTERS = 1 << 20

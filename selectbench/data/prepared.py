@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from selectbench.data.tokenizer import token_dtype
-
 TRAIN = "train.bin"
 """Token ids of the training documents, an end-of-text token after each; unsigned, 2 or 4 bytes, native order."""
 HELDOUT = "heldout.bin"
@@ -176,6 +174,11 @@ class Prepared:
         if not entries:  # an empty file cannot be mapped
             return np.zeros(0, dtype=dtype)
         return np.memmap(self.folder / name, dtype=dtype, mode="r", shape=(entries,))
+
+
+def token_dtype(vocab_size: int) -> npt.DTypeLike:
+    """The narrowest unsigned type of 2 or 4 bytes that holds every token id."""
+    return np.uint16 if vocab_size <= 1 << 16 else np.uint32
 
 
 def sequences(tokens: int, seq_len: int) -> int:

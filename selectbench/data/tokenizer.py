@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
 from selectbench.choices.tokenizer import AnyTokenizer, Bpe, Bytes, PretrainedTokenizer, Unigram, WordPiece
 from selectbench.data.pretrained import load_pretrained
@@ -252,8 +251,3 @@ def interruptible(work: Callable[[], None], waiting: Callable[[], None] = lambda
         waiting()
     if failures:
         raise failures[0]
-
-
-def token_dtype(vocab_size: int) -> npt.DTypeLike:
-    """The narrowest unsigned type of 2 or 4 bytes that holds every token id."""
-    return np.uint16 if vocab_size <= 1 << 16 else np.uint32

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from selectbench.data.markov import emit, make_source
-from selectbench.data.prepared import FACTS, HELDOUT, HELDOUT_TRUTH, TRAIN, Prepared
+from selectbench.data.prepared import FACTS, HELDOUT, HELDOUT_TRUTH, TRAIN, Prepared, token_dtype
 from selectbench.data.split import HELDOUT_FRACTION
-from selectbench.data.tokenizer import token_dtype
 from selectbench.data.tokens import Tokens, open_tokens, split_tokens, without_leaks
 from selectbench.errors import UserError
 from selectbench.suite.data import MarkovSource, TokenFile

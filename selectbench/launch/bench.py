@@ -21,6 +21,7 @@ from selectbench.launch.trial import TrialEnd, TrialRunner
 from selectbench.meters.settle import Ready
 from selectbench.meters.watch import GpuWatch
 from selectbench.plan.plan import PlannedTrial
+from selectbench.record.as_json import SOFTWARE
 from selectbench.record.meters import Meters
 from selectbench.record.record import Failed, Record
 from selectbench.record.store import FILE_NAME, append_record, read_records
@@ -85,8 +86,8 @@ class Bench:
         end, meters = self._metered(planned, ready)
         return Record(
             trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt, outcome=end.outcome,
-            wall_seconds=end.wall_seconds, started_at=started_at, software=end.software, meters=meters,
-            **(_certificate(end.completed) if end.completed else {}),
+            wall_seconds=end.wall_seconds, started_at=started_at, software=SOFTWARE.keep(end.software),
+            meters=meters, **(_certificate(end.completed) if end.completed else {}),
         )  # fmt: skip
 
     def _ready(self, planned: PlannedTrial) -> Ready | None:

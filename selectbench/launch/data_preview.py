@@ -8,7 +8,7 @@ from selectbench.data.enough import evaluable_tokens
 from selectbench.data.look import Look, look
 from selectbench.data.prepared import Prepared
 from selectbench.launch.preparation import Request, prepare_data, resolve
-from selectbench.plan.plan import heldout_warnings
+from selectbench.plan.warnings import heldout_warnings
 
 
 def prepared_data(request: Request, notify: Callable[[str], None]) -> list[tuple[Prepared, list[str], Look]]:

@@ -12,7 +12,7 @@ from ruamel.yaml.error import YAMLError
 
 from selectbench.errors import UserError
 from selectbench.record.past_run import PastRun
-from selectbench.record.run_folder import ENVIRONMENT, RANKING, SUITE, read_json
+from selectbench.record.run_files import ENVIRONMENT, RANKING, SUITE, read_json
 from selectbench.record.store import FILE_NAME
 from selectbench.suite.suite import CONTROL
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from selectbench.analysis.counted import counted
 from selectbench.analysis.own_best import search
 from selectbench.analysis.ranking import Ranking, rank
 from selectbench.analysis.settled import settled_by_records
 from selectbench.data.enough import evaluable
 from selectbench.errors import UserError
 from selectbench.json_text import json_text
-from selectbench.plan.plan import heldout_warnings, suite_warnings, vocabulary_warnings
+from selectbench.plan.warnings import heldout_warnings, suite_warnings, vocabulary_warnings
 from selectbench.record.record import Completed, Record
-from selectbench.record.run_folder import (
+from selectbench.record.run_files import (
     BENCHMARK,
     ENVIRONMENT,
     PAGE,
@@ -54,6 +56,11 @@ class StoredRun:
     environment: dict[str, Any]
     notes: list[str]
     """A line about each line of the records that could not be used as it stands."""
+
+    @cached_property
+    def counted(self) -> list[Record]:
+        """Records that count."""
+        return counted(self.records)
 
     def ranking(self) -> Ranking:
         """The answer, computed anew."""
@@ -117,7 +124,7 @@ def publish(folder: Path, stored: StoredRun) -> Ranking:
 
 def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
     """Everything that follows from a run's records, by file name."""
-    parts = (stored.suite, ranking, stored.records, stored.environment)
+    parts = (stored.suite, ranking, stored.counted, stored.environment)
     return {
         RANKING: ranking_text(ranking), REPORT: report_text(stored, ranking), PAGE: render_page(*parts, COMMAND),
         TABLE: render_csv(ranking), BENCHMARK: benchmark_json(*parts), **best_files(stored, ranking),
@@ -126,7 +133,7 @@ def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
 
 def report_text(stored: StoredRun, ranking: Ranking) -> str:
     """report.md."""
-    return render(stored.suite, ranking, stored.records, stored.environment, COMMAND)
+    return render(stored.suite, ranking, stored.counted, stored.environment, COMMAND)
 
 
 def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
@@ -137,7 +144,7 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
             continue
         found[verdict.file] = _BEST_HEAD + suite_yaml(suite_of_option(stored.suite, verdict.option))
         configs = [
-            r.resolved_config for r in stored.records if r.trial.option == verdict.option and r.resolved_config
+            r.resolved_config for r in stored.counted if r.trial.option == verdict.option and r.resolved_config
         ]
         if configs:
             found[verdict.file.replace(".yaml", "_deepspeed.json")] = json_text(configs[-1])

@@ -96,7 +96,7 @@ def _without_starts(records: Sequence[Record]) -> list[Record]:
     Of a run that was resumed the first of its first part alone is known.
     """
     done = [record for record in records if isinstance(record.outcome, Completed)]
-    first = {record.trial.settings.get("python"): record for record in reversed(done)}.values()
+    first = {record.trial.every_setting().get("python"): record for record in reversed(done)}.values()
     alike = Counter(record.trial.option for record in done)
     return [r for r in records if alike[r.trial.option] < 2 or not any(r is waited for waited in first)]
 

@@ -24,13 +24,13 @@ class Lines(Generic[Content]):
         where a value is of another type than its field.
         """
         line = self._encoder.encode(content)
-        lost = _lost(msgspec.to_builtins(content, enc_hook=_plain), msgspec.json.decode(line), "$")
+        lost = _lost(content, msgspec.json.decode(line), "$")
         if lost:
             raise ValueError(f"{type(content).__name__} can't be written: {lost}")
         self.read(line)
         return line
 
-    def read(self, line: bytes | str) -> Content:
+    def read(self, line: bytes | memoryview | str) -> Content:
         """The line's content, its types checked.
 
         Raises ValueError: it is no JSON in UTF-8, or does not fit, at the place that is named.
@@ -54,12 +54,22 @@ def _made(kind: type, value: object) -> object:
     return kind.model_validate_json(msgspec.json.encode(value))  # strict models take a tuple from JSON alone
 
 
-def _lost(given: object, read: object, place: str) -> str | None:
+def _lost(content: object, read: object, place: str) -> str | None:
     """The first place where what was read differs from what was given; lists and tuples are alike."""
-    if isinstance(given, dict) and isinstance(read, dict) and given.keys() == read.keys():
+    given = _opened(content)
+    if isinstance(given, dict) and isinstance(read, dict) and given.keys() <= read.keys():  # a tag is only read
         parts = [(given[key], read[key], f"{place}.{key}") for key in given]
     elif isinstance(given, list | tuple) and isinstance(read, list) and len(given) == len(read):
         parts = [(*pair, f"{place}[{n}]") for n, pair in enumerate(zip(given, read, strict=True))]
     else:
         return None if given == read else f"{given!r} would be read back as {read!r} - at `{place}`"
     return next(filter(None, (_lost(*part) for part in parts)), None)
+
+
+def _opened(content: object) -> object:
+    """One level of it as JSON has it."""
+    if isinstance(content, msgspec.Struct):
+        return {name: getattr(content, name) for name in content.__struct_fields__}
+    if isinstance(content, msgspec.Raw):
+        return msgspec.json.decode(content)
+    return content.model_dump(mode="json") if isinstance(content, BaseModel) else content

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from selectbench.errors import UserError
+from selectbench.record.as_json import LOSSES, NO_LOSSES, NOTHING, SETTINGS, AsJson, Content, Kept
 from selectbench.record.inside import Inside
 from selectbench.record.meters import Architecture, Meters
 from selectbench.record.recorded import Recorded
@@ -30,12 +32,16 @@ class Trial(Recorded, frozen=True, kw_only=True):
     """The option's name in the suite."""
     seed: int
     """Draws initial weights and data order; never the split, the tokenizer or the evaluation set."""
-    settings: dict[str, Any]
+    settings: AsJson
     """The option's choices, every dimension resolved, as a suite writes them."""
     tunes: str | None = None
     """The option that a trial before the contest tries settings of; None in the contest."""
     tried: dict[str, int | float] = msgspec.field(default_factory=dict)
     """Those settings, by path."""
+
+    def every_setting(self) -> dict[str, Any]:
+        """What `settings` holds. Raises UserError where that is something else."""
+        return _opened(SETTINGS, self.settings, "settings", self)
 
 
 class RankMemory(Recorded, frozen=True, kw_only=True):
@@ -247,7 +253,7 @@ class Record(Recorded, frozen=True, kw_only=True):
     """completed with its measurement, or failed with its kind."""
     identity: Identity | None = None
     """The certificate; None where the trial failed."""
-    software: dict[str, str | None] = msgspec.field(default_factory=dict)
+    software: AsJson = NOTHING
     """Versions that the worker ran with: `python` and libraries; None: not installed there."""
     resolved_config: dict[str, Any] | None = None
     """DeepSpeed's configuration as it was used; None: no DeepSpeed."""
@@ -257,12 +263,26 @@ class Record(Recorded, frozen=True, kw_only=True):
     """Held-out loss over the training."""
     inside: Inside | None = None
     """A look at what was learnt; None: not evaluated, or long ago."""
-    loss_curve: list[tuple[int, float]] = msgspec.field(default_factory=list)
-    """Training loss as (step, nats per token), decimated to at most 256 points; all in series.json."""
+    loss_curve: AsJson = NO_LOSSES
+    """Training loss as [step, nats per token], decimated to at most 256 points; all in series.json."""
     wall_seconds: float
     """From the launch to the end of the trial, everything included."""
     started_at: str
     """UTC, ISO 8601."""
+
+    def training_losses(self) -> list[tuple[int, float]]:
+        """What `loss_curve` holds, as (step, nats per token). Raises UserError where that is something else."""
+        return _opened(LOSSES, self.loss_curve, "loss_curve", self.trial)
+
+
+def _opened(kind: Kept[Content], part: AsJson, name: str, trial: Trial) -> Content:
+    try:
+        return kind.read(part)
+    except ValueError as error:
+        raise UserError(
+            f"the record of option {trial.option}, seed {trial.seed} is damaged: `{name}` does not fit: {error}; "
+            "take its line out of records.jsonl"
+        ) from None
 
 
 def decimate(values: list[Any], most: int = 256) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +14,10 @@ from typing import Any
 
 from selectbench.errors import UserError
 from selectbench.record.environment import fingerprint_part
+from selectbench.record.run_files import ENVIRONMENT, SUITE, write_whole
 from selectbench.suite.suite import Suite
 from selectbench.yaml_text import suite_yaml
 
-SUITE = "suite.yaml"
-ENVIRONMENT = "environment.json"
-RANKING = "ranking.json"
-REPORT = "report.md"
-PAGE = "report.html"
-TABLE = "ranking.csv"
-BENCHMARK = "benchmark.json"
 TRIALS = "trials"
 WEIGHTS = "weights"
 
@@ -65,28 +58,6 @@ def suite_text(suite: Suite) -> str:
     """The resolved suite as YAML, with a line that says what it is."""
     head = "# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n"
     return head + suite_yaml(suite.resolved)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replace a file at once: a reader sees the old text or the new one. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping of a run folder. Raises UserError."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON mapping was expected")
-    return content
 
 
 @contextmanager

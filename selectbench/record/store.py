@@ -66,16 +66,27 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
     records: list[Record] = []
     notes: list[str] = []
     try:
-        with path.open("rb") as lines, _no_search_for_cycles():
-            for number, line in enumerate(lines, start=1):
-                record, note = _parse(line)
-                records += [record] if record else []
-                notes += [f"{path.name}:{number}: {note}"] if note else []
+        content = path.read_bytes()
     except FileNotFoundError:
         return [], []
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
+    with _no_search_for_cycles():
+        for number, line in enumerate(_lines(content), start=1):
+            record, note = _parse(line)
+            records += [record] if record else []
+            notes += [f"{path.name}:{number}: {note}"] if note else []
     return records, notes
+
+
+def _lines(content: bytes) -> Iterator[memoryview]:
+    """Without their ends, and without a copy: what is kept of a line as its JSON is a part of the whole."""
+    whole, start = memoryview(content), 0
+    while start < len(content):
+        end = content.find(b"\n", start)
+        end = len(content) if end < 0 else end
+        yield whole[start:end]
+        start = end + 1
 
 
 @contextlib.contextmanager
@@ -90,13 +101,11 @@ def _no_search_for_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def _parse(line: bytes) -> tuple[Record | None, str | None]:
-    if not line.strip():
-        return None, None
+def _parse(line: memoryview) -> tuple[Record | None, str | None]:
     try:
         record = RECORDS.read(line)
     except ValueError as error:
-        return None, _why_not(line, error)
+        return None, _why_not(bytes(line), error)
     if record.schema_version > SCHEMA_VERSION:
         return None, (
             f"left out: schema version {record.schema_version} is newer than this selectbench's {SCHEMA_VERSION}: "
@@ -107,7 +116,9 @@ def _parse(line: bytes) -> tuple[Record | None, str | None]:
     return record, None
 
 
-def _why_not(line: bytes, error: ValueError) -> str:
+def _why_not(line: bytes, error: ValueError) -> str | None:
+    if not line.strip():
+        return None
     try:
         content = json.loads(line)
     except ValueError:

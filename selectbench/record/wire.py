@@ -7,6 +7,7 @@ from typing import Any, Literal
 import msgspec
 
 from selectbench.choices import Choices
+from selectbench.record.as_json import AsJson
 from selectbench.record.inside import Inside
 from selectbench.record.lines import Lines
 from selectbench.record.record import EvaluationPoint, FailureKind, Identity, Measurement, Trial
@@ -86,7 +87,7 @@ class Finished(Recorded, frozen=True, kw_only=True, tag_field="event", tag="fini
     measurement: Measurement
     identity: Identity
     evaluation_curve: list[EvaluationPoint]
-    loss_curve: list[tuple[int, float]]
+    loss_curve: AsJson
     inside: Inside | None = None
     resolved_config: dict[str, Any] | None = None
     timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)

@@ -15,18 +15,15 @@ import numpy as np
 from selectbench.analysis.row import Ranking, Row
 from selectbench.json_text import json_text
 from selectbench.record.record import Completed, Record
-from selectbench.record.store import last_attempts
+from selectbench.report.counting import counting
 from selectbench.suite.suite import Suite
 
 
 def benchmark_json(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any]
 ) -> str:
-    """The same arguments give the same bytes: the time is that of the first trial."""
-    by_option: dict[str, list[Record]] = {row.option: [] for row in ranking.rows}
-    for record in last_attempts([r for r in records if r.phase == "contest"]).values():
-        by_option.setdefault(record.trial.option, []).append(record)
-    rounds = {row.option: _rounds(suite, by_option[row.option]) for row in ranking.rows}
+    """`records`: those that count. The same arguments give the same bytes: the time is that of the first trial."""
+    rounds = {option: _rounds(suite, own) for option, own in counting(ranking, records).items()}
     content = {
         "machine_info": _machine(environment), "commit_info": _commit(suite, environment),
         "benchmarks": [_benchmark(suite, row, rounds[row.option]) for row in ranking.rows if rounds[row.option]],
@@ -35,11 +32,11 @@ def benchmark_json(
     return json_text(content)
 
 
-def _rounds(suite: Suite, counted: Sequence[Record]) -> list[float]:
+def _rounds(suite: Suite, done: Sequence[Record]) -> list[float]:
     """Seconds per step of each completed seed of an option, in the suite's order."""
-    own = {r.trial.seed: r.outcome for r in counted}
-    done = [found.measurement for seed in suite.seeds if isinstance(found := own.get(seed), Completed)]
-    return [m.timed_seconds / m.timed_steps for m in done if m.timed_steps and m.timed_seconds > 0]
+    own = {r.trial.seed: r.outcome.measurement for r in done if isinstance(r.outcome, Completed)}
+    measured = [own[seed] for seed in suite.seeds if seed in own]
+    return [m.timed_seconds / m.timed_steps for m in measured if m.timed_steps and m.timed_seconds > 0]
 
 
 def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from selectbench import units
-from selectbench.data.look import Look
-from selectbench.data.prepared import Prepared
 from selectbench.report.escape import one_line
+
+if TYPE_CHECKING:
+    from selectbench.data.look import Look
+    from selectbench.data.prepared import Prepared
 
 _BAR = 40
 _WORDS = {

@@ -8,7 +8,7 @@ from typing import Any
 from selectbench import units
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
-from selectbench.record.record import Completed, Record
+from selectbench.record.record import Record
 from selectbench.report.cost import cost_section
 from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
@@ -40,7 +40,7 @@ _DETAIL_LINES = 20
 def render(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
 ) -> str:
-    """The whole report. `command` reproduces the run; `environment` is environment.json's mapping.
+    """The whole report. `records`: those that count; `command` repeats the run; `environment`: environment.json.
 
     The same arguments give the same bytes.
     """
@@ -64,7 +64,7 @@ def render(
         *_failures(ranking),
         *_section("## Warnings", ranking.warnings),
         *_section("## The text", cleaning_lines(environment.get("data") or {})),
-        "## How it was measured", method(suite, ranking, _done(records)),
+        "## How it was measured", method(suite, ranking, records),
         "## Run it again", block(command),
         "## Environment", table(["what", "value"], [list(pair) for pair in _flat(environment)], right=2),
         "## Options", _options(suite),
@@ -181,10 +181,6 @@ def _why_not(row: Row) -> list[str]:
 
 def _section(heading: str, lines: Sequence[str]) -> list[str]:
     return [heading, "\n".join(f"- {markdown(line)}" for line in lines)] if lines else []
-
-
-def _done(records: Sequence[Record]) -> list[Record]:
-    return [r for r in records if r.phase == "contest" and isinstance(r.outcome, Completed)]
 
 
 def _flat(value: object) -> Iterator[tuple[str, str]]:

@@ -18,8 +18,9 @@ _SPOILED = (
 )
 
 
-def method(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> str:
-    """A list in Markdown; `done`: the completed records."""
+def method(suite: Suite, ranking: Ranking, records: Sequence[Record]) -> str:
+    """A list in Markdown; `records`: those that count."""
+    done = [record for record in records if isinstance(record.outcome, Completed)]
     lines = [_job(suite), _same_job(suite, ranking), *_deciding(suite, ranking), _timing(suite, done)]
     lines += _evaluation(suite, done)
     lines += _meters(suite, ranking, done)

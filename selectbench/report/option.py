@@ -92,7 +92,7 @@ def _figures(suite: Suite, done: Sequence[Record], to_loss: Mapping[int, float])
 
 
 def _training(done: Sequence[Record]) -> str:
-    return _curves(done, [dict(record.loss_curve) for record in done])
+    return _curves(done, [dict(record.training_losses()) for record in done])
 
 
 def _heldout(done: Sequence[Record]) -> str:

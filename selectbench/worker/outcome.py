@@ -11,6 +11,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from selectbench.record.as_json import LOSSES
 from selectbench.record.meters import Architecture
 from selectbench.record.record import Identity, Measurement, RankMemory, decimate
 from selectbench.record.wire import Finished, Order, RankDevice
@@ -67,7 +68,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
         identity=_identity(setting, before, trained),
         evaluation_curve=recorder.evaluation_curve,
         inside=recorder.inside,
-        loss_curve=decimate(list(enumerate(recorder.series.losses))),
+        loss_curve=LOSSES.keep(decimate(list(enumerate(recorder.series.losses)))),
         resolved_config=trained.resolved_config,
         timed_windows=recorder.timing.stretches,
         training_window=recorder.training_window,

@@ -23,6 +23,7 @@ from selectbench.analysis.search import (
     tuning_candidates,
 )
 from selectbench.analysis.settled import settled_by_records
+from selectbench.record.as_json import NOTHING
 from selectbench.record.record import Completed, Failed, Record, Trial
 from selectbench.report.own_best import search_notes, search_tables
 from selectbench.suite.search_space import Values
@@ -50,8 +51,8 @@ def trial(option: str, values: Values, found: float | str, *, metric: str = "fin
     )  # fmt: skip
     name = label(option, values)
     return Record(
-        trial=Trial(trial_id=name, option=name, seed=1000, settings={}, tunes=option, tried=values), phase="tune",
-        round=0, outcome=outcome, wall_seconds=2.0, started_at="2026-01-02T03:04:05Z",
+        trial=Trial(trial_id=name, option=name, seed=1000, settings=NOTHING, tunes=option, tried=values),
+        phase="tune", round=0, outcome=outcome, wall_seconds=2.0, started_at="2026-01-02T03:04:05Z",
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 from selectbench.choices import Choices
+from selectbench.record.as_json import NOTHING
 from selectbench.record.record import Trial
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
@@ -46,7 +47,7 @@ TOKENS = np.random.Generator(np.random.PCG64(0)).integers(0, VOCABULARY, 200_000
 
 def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
     order = Order(
-        trial=Trial(trial_id="t", option="o", seed=0, settings={}), job=JOB, choices=choices, device="cpu",
+        trial=Trial(trial_id="t", option="o", seed=0, settings=NOTHING), job=JOB, choices=choices, device="cpu",
         threads=2, world_size=1, data_folder="", trial_folder="", weights_folder="", min_timed_seconds=0.0,
     )  # fmt: skip
 

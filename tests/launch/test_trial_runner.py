@@ -19,6 +19,7 @@ from selectbench.data.prepare import prepare
 from selectbench.launch.server import TrialServer
 from selectbench.launch.signals import StopRequest
 from selectbench.launch.trial import TrialEnd, TrialRunner
+from selectbench.record.as_json import NOTHING
 from selectbench.record.record import Completed, Failed, Trial
 from selectbench.record.wire import Order, Progress
 from selectbench.suite.data import TextFiles
@@ -50,7 +51,7 @@ class Bench:
             }
         )  # fmt: skip
         return Order(
-            trial=Trial(trial_id=option, option=option, seed=0, settings={}), job=job, choices=CHOICES,
+            trial=Trial(trial_id=option, option=option, seed=0, settings=NOTHING), job=job, choices=CHOICES,
             device="cpu", threads=1, world_size=1, data_folder=str(self.data.folder),
             trial_folder=str(self.folder / "trials" / option), weights_folder=str(self.folder / "weights"),
             min_timed_seconds=0.0,

@@ -12,6 +12,7 @@ from stand_in import StandIn
 
 from selectbench.meters.watch import GpuWatch
 from selectbench.nvml import gpus
+from selectbench.record.as_json import NO_LOSSES
 from selectbench.record.calibration import Calibration, Rate, store
 from selectbench.record.meters import Meters
 from selectbench.record.wire import Finished, RankDevice
@@ -27,8 +28,8 @@ def never() -> bool:
 def finished(*devices: RankDevice) -> Finished:
     now = time.perf_counter()
     return Finished(
-        measurement=MEASUREMENT, identity=IDENTITY, evaluation_curve=[], loss_curve=[], devices=list(devices),
-        timed_windows=[(now - 0.01, now)], training_window=(now - 0.01, now),
+        measurement=MEASUREMENT, identity=IDENTITY, evaluation_curve=[], loss_curve=NO_LOSSES,
+        devices=list(devices), timed_windows=[(now - 0.01, now)], training_window=(now - 0.01, now),
     )  # fmt: skip
 
 

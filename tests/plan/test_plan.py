@@ -15,7 +15,8 @@ from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.machine import Machine
 from selectbench.plan.estimate import estimate, past_records
-from selectbench.plan.plan import Plan, heldout_warnings, make_plan, suite_warnings, vocabulary_warnings
+from selectbench.plan.plan import Plan, make_plan
+from selectbench.plan.warnings import heldout_warnings, suite_warnings, vocabulary_warnings
 from selectbench.record.record import Completed, Record
 from selectbench.record.store import FILE_NAME, append_record
 from selectbench.report.plan import plan_as_json, print_plan

@@ -14,7 +14,9 @@ from msgspec.structs import replace
 
 from selectbench.choices import Choices
 from selectbench.documented import field_texts
+from selectbench.errors import UserError
 from selectbench.record import inside, meters, record, sentences
+from selectbench.record.as_json import LOSSES, SETTINGS
 from selectbench.record.record import Completed, Record, Trial
 from selectbench.record.recorded import Recorded
 from selectbench.record.store import RECORDS, append_record, read_records
@@ -35,7 +37,7 @@ def order() -> Order:
         "seq_len": 16, "global_batch_size": 2, "max_steps": 8, "data": {"text": ["-"]},
     }  # fmt: skip
     return Order(
-        trial=Trial(trial_id="t", option="a", seed=0, settings=settings, tried={"optimizer.lr": 1}),
+        trial=Trial(trial_id="t", option="a", seed=0, settings=SETTINGS.keep(settings), tried={"optimizer.lr": 1}),
         job=Job.model_validate(job), choices=Choices.model_validate(settings), device="cpu", threads=1,
         world_size=1, data_folder="d", trial_folder="t", weights_folder="w", min_timed_seconds=0.0,
     )  # fmt: skip
@@ -57,7 +59,6 @@ def test_an_order_comes_back_with_its_job_and_choices() -> None:
         ("outcome.measurement.first_loss", lambda number: measured(first_loss=number)),
         ("outcome.measurement.final_loss", lambda number: measured(final_loss=number)),
         ("outcome.measurement.step_seconds[1]", lambda number: measured(step_seconds=[0.2, number])),
-        ("loss_curve[0][1]", lambda number: replace(make_record("a", 0), loss_curve=[(0, number)])),
         ("resolved_config.clip", lambda number: replace(make_record("a", 0), resolved_config={"clip": number})),
     ],
 )
@@ -66,6 +67,25 @@ def test_no_number_that_is_not_finite_is_written(tmp_path: Path, number: float, 
         append_record(tmp_path / "records.jsonl", found(number))
     assert str(raised.value) == f"Record can't be written: {number} would be read back as None - at `$.{place}`"
     assert not (tmp_path / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+def test_no_loss_curve_with_such_a_number_is_made(number: float) -> None:
+    with pytest.raises(ValueError, match=r"would be read back as None - at `\$\[1\]\[1\]`"):
+        LOSSES.keep([(0, 7.5), (1, number)])
+
+
+def test_a_loss_curve_comes_back_and_a_damaged_one_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
+    points = [(0, 7.5), (3, 6.25)]
+    line = RECORDS.write(replace(make_record("a", 0), loss_curve=LOSSES.keep(points)))
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(line + b"\n" + line.replace(b"[3,6.25]", b"[3,6,25]") + b"\n")
+    (whole, damaged), notes = read_records(path)
+    assert (whole.training_losses(), notes) == (points, [])
+    with pytest.raises(UserError) as raised:
+        damaged.training_losses()
+    assert str(raised.value).startswith("the record of option a, seed 0 is damaged: `loss_curve`")
+    assert "`$[1]`" in str(raised.value)
 
 
 def test_no_event_or_order_with_such_a_number_is_sent() -> None:

@@ -74,7 +74,7 @@ def test_a_newer_schema_is_left_out_and_named(tmp_path: Path) -> None:
 
 def test_a_key_of_a_later_version_does_no_harm(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
-    path.write_text(json.dumps({**json.loads(RECORDS.write(make_record("a", 0))), "novelty": 1}) + "\n")
+    path.write_bytes(RECORDS.write(make_record("a", 0)).removesuffix(b"}") + b',"novelty":1}\n')
     assert read_records(path) == ([make_record("a", 0)], [])
 
 

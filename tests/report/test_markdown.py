@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
 from selectbench.launch.publish import SHORT, StoredRun, report_text
+from selectbench.record.as_json import LOSSES
 from selectbench.record.record import EvaluationPoint, Record
 from selectbench.record.store import append_record, read_records
 from selectbench.report import option
@@ -113,7 +114,8 @@ def test_a_quick_run_says_that_quality_was_not_measured() -> None:
 def test_one_option_in_detail() -> None:
     suite, records = make_run()
     points = [EvaluationPoint(step=20, tokens=1, training_seconds=1.0, loss=6.25)]
-    records[3] = replace(records[3], evaluation_curve=points, loss_curve=[(i, 7.0 - i / 100) for i in range(100)])
+    curve = LOSSES.keep([(i, 7.0 - i / 100) for i in range(100)])
+    records[3] = replace(records[3], evaluation_curve=points, loss_curve=curve)
     text = option.render(suite, rank(suite, records), records, "bf16")
     assert "Rank 1 of 2" in text
     assert "| tokens_per_second | 200 | 201 |" in text

@@ -16,6 +16,7 @@ from selectbench.data.prepare import prepare
 from selectbench.launch.server import TrialServer
 from selectbench.launch.signals import StopRequest
 from selectbench.launch.trial import TrialEnd, TrialRunner
+from selectbench.record.as_json import SETTINGS
 from selectbench.record.record import Trial
 from selectbench.record.wire import Finished, Order
 from selectbench.suite.data import TextFiles
@@ -59,7 +60,7 @@ class Trials:
             "lr_schedule": {"name": "cosine", "warmup_steps": 2}, **(job or {}),
         }  # fmt: skip
         return Order(
-            trial=Trial(trial_id=option, option=option, seed=seed, settings=settings),
+            trial=Trial(trial_id=option, option=option, seed=seed, settings=SETTINGS.keep(settings)),
             job=Job.model_validate(content).of(made), choices=made, device=device, threads=1,
             data_folder=str(self.data_folder), trial_folder=str(self.trial_folder),
             min_timed_seconds=min_timed_seconds, world_size=ranks,

@@ -15,7 +15,10 @@ from selectbench.suite.suite import Suite
 def render_page(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
 ) -> str:
-    """The whole page. The same arguments give the same bytes; every string of a suite or a log is escaped."""
+    """The whole page. `records`: those that count.
+
+    The same arguments give the same bytes; every string of a suite or a log is escaped.
+    """
     from jinja2 import Environment, StrictUndefined  # slow to import, and needed here alone
 
     own = files(__package__)

@@ -10,7 +10,7 @@ from selectbench import units
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.analysis.to_loss import RULE
-from selectbench.record.record import Completed, Record
+from selectbench.record.record import Record
 from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import clean, first_line, one_line
@@ -44,8 +44,7 @@ def content(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
 ) -> dict[str, Any]:
     """By the template's names. Strings are raw: the template escapes them."""
-    done = [r for r in records if r.phase == "contest" and isinstance(r.outcome, Completed)]
-    counted = counting(ranking, records)
+    done = counting(ranking, records)
     has_meters = any(row.gpu for row in ranking.rows)
     return {
         "name": one_line(ranking.suite), "question": one_line(ranking.question), "answer": one_line(ranking.answer),
@@ -56,10 +55,10 @@ def content(
         "race": _race(suite, ranking), "notes": _notes(ranking), "open": _open(ranking),
         "failures": _failures(ranking), "factors": _factors(ranking), "search": _search(ranking),
         "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
-        "charts": charts(ranking, counted), "meters": "" if has_meters else without_meters(records),
-        "learnt": learnt(ranking, counted), "text": cleaning_lines(environment.get("data") or {}),
+        "charts": charts(ranking, done), "meters": "" if has_meters else without_meters(records),
+        "learnt": learnt(ranking, done), "text": cleaning_lines(environment.get("data") or {}),
         "identity": in_full(ranking), "certificates": _certificates(ranking),
-        "method": [_bare(line) for line in method(suite, ranking, done).split("\n")],
+        "method": [_bare(line) for line in method(suite, ranking, records).split("\n")],
         "command": clean(command), "environment": list(flat(environment)), "options": _options(suite),
     }  # fmt: skip
 
