@@ -128,7 +128,7 @@ def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row]) -> str:
     names = _and([best.option, *(row.option for row in tied)])
     figures = "; ".join(f"{row.option} {_figures(suite, metric, row)}" for row in (best, *tied))
     pairs = [row.against_best for row in tied if row.against_best]
-    matters = units.share(suite.decide.threshold(metric.name))
+    matters = units.share(suite.threshold(metric.name))
     if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
         return f"No difference that matters between {names}: less than {matters} of {metric.name}: {figures}."
     apart = [row.option for row in tied if row.against_best is None]

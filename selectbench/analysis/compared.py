@@ -155,7 +155,7 @@ def _differences(
 def _change(
     suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: Judged | None
 ) -> Change:
-    better, threshold = METRICS[metric].better == "more", suite.decide.threshold(metric)
+    better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
     common = (
         ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None
     )  # as `changes` pairs them

@@ -41,10 +41,10 @@ class Contest:
 
     def family(self) -> Family:
         """What was declared."""
-        decided_by = self.suite.decide
+        decided_by, threshold = self.suite.decide, self.suite.threshold
         metrics = dict.fromkeys([decided_by.objective, *METRICS])
-        thresholds = {name: decided_by.threshold(name) for name in metrics if decided_by.threshold(name)}
-        thresholds.setdefault(decided_by.objective, decided_by.threshold(decided_by.objective))
+        thresholds = {name: threshold(name) for name in metrics if threshold(name)}
+        thresholds.setdefault(decided_by.objective, threshold(decided_by.objective))
         return Family(
             alpha=ALPHA, objective=decided_by.objective, constraints=decided_by.constraints,
             tests=self.tests, thresholds=thresholds,
@@ -81,11 +81,11 @@ class Contest:
         metric = METRICS[self.suite.decide.objective]
         if judged is None:
             return "undecided"
-        return decide(judged, self.suite.decide.threshold(metric.name), more_is_better=metric.better == "more")
+        return decide(judged, self.suite.threshold(metric.name), more_is_better=metric.better == "more")
 
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
-        threshold = self.suite.decide.threshold(self.suite.decide.objective)
+        threshold = self.suite.threshold(self.suite.decide.objective)
         decision, settling = self._decided(judged), None
         if decision == "undecided" and judged is not None:
             settling = self._settling(difference, _open_distance(difference.estimate, threshold), tests)

@@ -29,7 +29,7 @@ def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list
         f"{units.ratio(_ratio(one.estimate))}: something besides the options moves the figures, so smaller "
         "differences mean nothing"
         for name, one in judged.items()
-        if decide(one, contest.suite.decide.threshold(name), more_is_better=True) in ("better", "worse")
+        if decide(one, contest.suite.threshold(name), more_is_better=True) in ("better", "worse")
     ]
 
 

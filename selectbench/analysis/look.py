@@ -76,8 +76,8 @@ class Look:
 
     @cached_property
     def _same(self) -> Bools:
-        decide = self.contest.suite.decide
-        return self.standing.pairs.same(decide.threshold(decide.objective))
+        suite = self.contest.suite
+        return self.standing.pairs.same(suite.threshold(suite.decide.objective))
 
 
 def take_look(

@@ -74,7 +74,7 @@ def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], dive
     shape = (len(names), len(names))
     better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
     for name in over:
-        threshold, more = contest.suite.decide.threshold(name), METRICS[name].better == "more"
+        threshold, more = contest.suite.threshold(name), METRICS[name].better == "more"
         pairs = all_pairs(contest.blocks[name], names, contest.looks)
         better = pairs.better(threshold, more_is_better=more)
         better_somewhere |= better

@@ -123,7 +123,7 @@ def _by_metric(
         return f"{metric.show(value)}{UNIT.get(metric_name, '')}{_against(contest, row, metric_name)}"
 
     values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
-    threshold = contest.suite.decide.threshold(metric_name)
+    threshold = contest.suite.threshold(metric_name)
     return Question(
         name,
         title,

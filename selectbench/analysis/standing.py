@@ -94,7 +94,7 @@ class Standing:
 def stand(contest: Contest, names: Sequence[str]) -> Standing:
     """Of the options of these names, the baseline among them or not."""
     objective = METRICS[contest.suite.decide.objective]
-    threshold = contest.suite.decide.threshold(objective.name)
+    threshold = contest.suite.threshold(objective.name)
     baseline = contest.baseline.name
     pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline], contest.looks)
     more = objective.better == "more"

@@ -123,7 +123,7 @@ def summarise(suite: Suite, records: Sequence[Record]) -> tuple[list[Summary], l
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     for summary in summaries:
         if not other_tokens(suite, summary.option):
-            _hold_against(baseline, summary, 1 + suite.decide.threshold("final_loss"))
+            _hold_against(baseline, summary, 1 + suite.threshold("final_loss"))
     return summaries, warnings
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from selectbench.choices import Choices
 from selectbench.errors import did_you_mean
 from selectbench.strict import Strict
-from selectbench.suite.constraint import METRICS, THRESHOLDS, undecidable_reason
+from selectbench.suite.constraint import METRICS, default_threshold, undecidable_reason
 from selectbench.suite.job import Job
 from selectbench.suite.search_space import Values
 from selectbench.suite.tune import BestOf, Seed, Tune
@@ -32,10 +32,6 @@ class Decide(Strict):
     """What a row must hold to be ranked: `METRIC <= 1.01x baseline`, or `peak_memory_bytes <= 80 GiB`."""
     thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
     """Smallest difference that matters to you, as a share of the value, by metric: `{tokens_per_second: 0.02}`."""
-
-    def threshold(self, metric: str) -> float:
-        """Of the suite, or the default; 0 for a metric that decides nothing."""
-        return self.thresholds.get(metric, THRESHOLDS.get(metric, 0.0))
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -177,6 +173,10 @@ class Suite(Strict):
         if self.repeat and len(self.seeds) != self.repeat.max:
             raise ValueError(f"seeds: {len(self.seeds)} for at most {self.repeat.max} rounds")
         return self
+
+    def threshold(self, metric: str) -> float:
+        """Smallest difference that matters: the suite's, or the default; 0 for a metric that decides nothing."""
+        return self.decide.thresholds.get(metric, default_threshold(metric, self.device))
 
     def option(self, name: str) -> Option:
         """The option of that name. Raises KeyError."""

@@ -340,3 +340,24 @@ def test_a_score_of_nothing_is_told_as_the_reason_of_no_verdict() -> None:
         for seed in (0, 1, 2)
     ]
     assert "BLEU is 0 for a, and of nothing no ratio can be taken" in rank(suite, records).answer
+
+
+@pytest.mark.parametrize(("device", "decision"), [("cuda", "better"), ("cpu", "no_difference")])
+def test_pages_of_a_process_are_no_gain_in_memory(device: str, decision: str) -> None:
+    """3 % less in every seed is what an allocator on a GPU counts, and on a CPU what chance of pages does."""
+    key = "peak_memory_allocated_bytes" if device == "cuda" else "peak_pss_growth_bytes"
+    noise = [0, 1 << 20, 2 << 20, 1 << 20, 0]
+    records = [
+        record
+        for name, share in (("base", 1.0), ("b", 0.97))
+        for record in trials(name, [100.0] * 5, **{key: [int(share * ((1 << 30) + n)) for n in noise]})
+    ]
+    suite = suite_of("base", "b", device=device, decide={"objective": "peak_memory_bytes"})
+    ranking = rank(suite, records)
+    against = row(ranking, "b").against_baseline
+    assert against is not None
+    assert against.decision == decision
+    own = suite_of(
+        "base", "b", decide={"objective": "peak_memory_bytes", "thresholds": {"peak_memory_bytes": 0.01}}
+    )
+    assert row(rank(own, records), "b").against_baseline.decision == "better"  # type: ignore[union-attr]

@@ -18,7 +18,7 @@ AT_END = "the loss is known at the end alone: give job.eval an every_steps below
 def test_it_decides_and_less_is_better(tmp_path: Path) -> None:
     suite = load_suite(str(write(tmp_path, changed(EVERY, more=OBJECTIVE))), device="cpu")
     assert suite.decide.objective == "seconds_to_baseline_loss"
-    assert suite.decide.threshold("seconds_to_baseline_loss") == THRESHOLDS["seconds_to_baseline_loss"] == 0.01
+    assert suite.threshold("seconds_to_baseline_loss") == THRESHOLDS["seconds_to_baseline_loss"] == 0.01
     assert parse_constraint("seconds_to_baseline_loss <= 2 min").value == 120
 
 
