@@ -240,6 +240,8 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
     if not tests:
         return f"({seeds}{few}.)"
     looks = f" at all {looks_of(contest.suite.repeat)} looks" if contest.suite.repeat else ""
+    if tests == 1:
+        return f"({seeds}{few}; one test, with its {1 - ALPHA:.0%} interval{looks}.)"
     return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests{looks}.)"
 
 

@@ -9,6 +9,7 @@ from selectbench.analysis import energy, flops, gpu_state, mfu, peaks
 from selectbench.analysis.row import Ranking
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import markdown
+from selectbench.report.figures import known_columns
 from selectbench.report.warmup import own_warmups
 from selectbench.suite.suite import Suite
 
@@ -79,14 +80,16 @@ def _deciding(suite: Suite, ranking: Ranking) -> list[str]:
     family = ranking.family
     if family is None or not family.tests:
         return []
-    thresholds = ", ".join(f"{name} {share:.2g}" for name, share in family.thresholds.items())
+    known = known_columns(ranking, [*family.thresholds]) or [family.objective]
+    thresholds = ", ".join(f"{name} {family.thresholds[name]:.2g}" for name in known)
+    tests = "1 test was" if family.tests == 1 else f"{family.tests} tests was"
     return [
         (
             "Options are compared within seeds, as logarithms, so that a difference is a ratio. Where their "
             "spreads agree "
             "the spread is pooled over all of them, where they differ each pair leans on its own (moderated t, "
             "Smyth 2004). "
-            f"One family of {family.tests} tests was declared: every option against the baseline by "
+            f"One family of {tests} declared: every option against the baseline by "
             f"{family.objective}, "
             "and every constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios "
             "hold "

@@ -140,3 +140,22 @@ def test_records_with_holes(records: list[Record]) -> None:
     Outline(text)
     assert "nan" not in re.sub(r"<(script|style)>.*?</\1>", "", text, flags=re.S).lower().replace("dominan", "")
     assert "Infinity" not in text
+
+
+def test_where_the_time_to_a_loss_decides_it_has_one_column_and_says_who_never_got_there() -> None:
+    suite = make_suite("fp32", BF16, decide={"objective": "seconds_to_baseline_loss", "constraints": []})
+    records = trials("fp32", [100, 101, 103]) + trials("bf16", [200, 201, 206], final_loss=6.0)
+    far = [replace(point, loss=point.loss + 1) for point in records[3].evaluation_curve]
+    records[3:] = [replace(record, evaluation_curve=far) for record in records[3:]]
+    table = page(suite, records).split('<table class="sortable">')[1].split("</table>")[0]
+    assert len(re.findall(r"<th [^>]*>to (?:the )?baseline's loss", table.replace("&#39;", "'"))) == 1
+    assert table.count("not reached with 3 of 3 seeds") == 1
+
+
+def test_the_method_names_the_thresholds_of_what_was_measured() -> None:
+    records = two_options()
+    text = page(make_suite("fp32", BF16, decide={"constraints": []}), records)
+    assert "as a share: tokens_per_second 0.01" in text
+    assert "bleu 0.01" not in text
+    assert "One family of 1 test was declared" in text
+    assert "(3 seeds; one test, with its 95% interval.)" in text

@@ -27,6 +27,7 @@ from selectbench.report.page.series import without_meters
 from selectbench.report.race import HEADS, race_notes, race_rows, race_summary
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import by_option, to_loss_figure
+from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 from selectbench.yaml_text import choices_yaml
 
@@ -111,7 +112,7 @@ def _shown(ranking: Ranking) -> list[str]:
 
 def _rows(ranking: Ranking) -> list[dict[str, Any]]:
     bars = interval_bars(ranking)
-    reaches = any(row.to_loss for row in ranking.rows)
+    reaches = any(row.to_loss for row in ranking.rows) and ranking.objective != SECONDS_TO_LOSS
     return [
         {"place": place(row), "order": number, "option": one_line(row.option, 120), "kind": _kind(row),
          "differs": "the baseline" if row.option == ranking.baseline else one_line(", ".join(row.differs_in), 160),
@@ -130,11 +131,12 @@ def _kind(row: Row) -> str:
     return "first" if row.rank == 1 else "ranked" if row.rank else "failed" if row.n == 0 else "barred"
 
 
-def _cell(row: Row, name: str) -> dict[str, str]:
+def _cell(row: Row, name: str) -> dict[str, Any]:
     metric = row.metrics[name]
     deviation = metric.standard_deviation
+    text = to_loss_figure(row, "seconds") if name == SECONDS_TO_LOSS else figure(name, metric)
     spread = f"±{METRICS[name].show(deviation)}" if deviation else ""
-    return {"text": figure(name, metric), "spread": spread, "value": _sortable(metric.value)}
+    return {"text": text, "wraps": name == SECONDS_TO_LOSS, "spread": spread, "value": _sortable(metric.value)}
 
 
 def _sortable(value: float | None) -> str:
