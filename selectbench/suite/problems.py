@@ -155,9 +155,12 @@ def _untagged(detail: Any, node: Node) -> str:
 
 def _tags(detail: Any) -> list[str]:
     """Keys that tell the kinds of this field apart."""
-    if detail["loc"][-1] == "tokenizer":
+    field = detail["loc"][-1]
+    if field == "tokenizer":
         return [next(iter(kind.model_fields)) for kind in get_args(AnyTokenizer)]
-    return [tag_of_source(kind) for kind in SOURCES] if detail["loc"][-1] in ("data", "train", "heldout") else []
+    if field == "model":
+        return ["family", "config", "pretrained"]
+    return ["name"] if field in REGISTRY else [tag_of_source(kind) for kind in SOURCES]
 
 
 def _misspelt(detail: Any, node: Node) -> Node | None:

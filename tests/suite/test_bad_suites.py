@@ -11,6 +11,10 @@ ONE_MISTAKE = {
         changed(("max_steps: 30", "max_steps: 30\n  max_stepz: 3")),
         "mine.yaml:7:3: job.max_stepz: unknown key (did you mean 'max_steps'?)",
     ),
+    "the key that tells a model's kind": (
+        changed(("family: gpt2", "famly: gpt2")),
+        "mine.yaml:2:11: job.model.famly: unknown key (did you mean 'family'?)",
+    ),
     "key of the top": (changed(more="seedz: [1]\n"), "mine.yaml:14:1: seedz: unknown key (did you mean 'seeds'?)"),
     "key of a choice": (
         changed(("lr: 1e-3", "lr: 1e-3, beta_1: 0.9")),
@@ -261,7 +265,7 @@ ONE_MISTAKE = {
     ),
     "loss without a name": (
         changed(("{precision: bf16_mixed}", "{loss: {nam: 1}}")),
-        "mine.yaml:12:16: options.bf16.loss: required key is missing: name (cross_entropy or package.module:Name)",
+        "mine.yaml:12:17: options.bf16.loss.nam: unknown key (did you mean 'name'?)",
     ),
     "settings of a loss that has none": (
         changed(("{precision: bf16_mixed}", "{loss: {name: cross_entropy, settings: {}}}")),
