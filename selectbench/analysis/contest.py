@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from selectbench.analysis.blocks import Blocks, Difference, make_blocks
 from selectbench.analysis.comparison import Comparison, Decision, Family, Settling
-from selectbench.analysis.distributions import quantile
+from selectbench.analysis.distributions import one_quantile
 from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all, seeds_to_settle
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.judge import Asked, Judge
@@ -124,8 +124,8 @@ class Contest:
             return judged.low, judged.high
         if found.standard_error is None:
             return None, None
-        half = found.standard_error and found.standard_error * float(
-            quantile(ALPHA, found.degrees_of_freedom or math.inf)
+        half = found.standard_error and found.standard_error * one_quantile(
+            ALPHA, found.degrees_of_freedom or math.inf
         )
         return found.estimate - half, found.estimate + half
 

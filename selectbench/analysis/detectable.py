@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from selectbench.analysis.distributions import quantile
+from selectbench.analysis.distributions import one_quantile
 from selectbench.analysis.family import ALPHA, Z_LIKELY
 
 DEFAULT_SPREAD = 0.01
@@ -19,4 +19,4 @@ def detectable(rounds: int, options: int, tests: int, spread: float = DEFAULT_SP
     """
     free = max(1, (max(2, options) - 1) * (rounds - 1))
     error = spread * math.sqrt(2 / rounds)
-    return math.expm1((float(quantile(ALPHA / tests, free)) + Z_LIKELY) * error)
+    return math.expm1((one_quantile(ALPHA / tests, free) + Z_LIKELY) * error)

@@ -43,25 +43,34 @@ def f_tail(f: ArrayLike, numerator: ArrayLike, denominator: ArrayLike) -> Floats
 
 
 def quantile(two_sided: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
-    """The t that is exceeded, in absolute value, with probability `two_sided` (0 < `two_sided` < 1)."""
+    """`one_quantile`, elementwise."""
     p, df = np.broadcast_arrays(np.asarray(two_sided, float), np.asarray(degrees_of_freedom, float))
     pairs, places = np.unique(np.stack([p.ravel(), df.ravel()]), axis=1, return_inverse=True)
-    found = np.array([_quantile(float(a), float(b)) for a, b in pairs.T])
+    found = np.array([one_quantile(float(a), float(b)) for a, b in pairs.T])
     return found[places.ravel()].reshape(p.shape)
 
 
 @lru_cache(maxsize=65536)
-def _quantile(p: float, df: float) -> float:
-    """By bisection on a scale that reaches the heavy tail of one degree of freedom."""
-    low, high = 0.0, 1.0
-    while _one_p(high, df) > p:
-        low, high = high, high * 2
-    while high - low > 1e-13 * high:
-        middle = (low + high) / 2
-        low, high = (middle, high) if _one_p(middle, df) > p else (low, middle)
-        if middle in (low, high) and (low + high) / 2 == middle:
-            break
-    return (low + high) / 2
+def one_quantile(p: float, df: float) -> float:
+    """The t that is exceeded, in absolute value, with probability p (0 < p < 1).
+
+    By Newton's method from below, which never oversteps, as the tail is convex in t.
+    """
+    t = 1.0
+    while _one_p(2 * t, df) > p:
+        t *= 2
+    if _one_p(t, df) < p:
+        t = 0.0
+    while (step := (_one_p(t, df) - p) / (2 * _density(t, df))) > 1e-14 * t:
+        t += step
+    return t
+
+
+def _density(t: float, df: float) -> float:
+    if df > _NORMAL:
+        return math.exp(-t * t / 2) / math.sqrt(2 * math.pi)
+    front = math.lgamma((df + 1) / 2) - math.lgamma(df / 2) - math.log(df * math.pi) / 2
+    return math.exp(front - (df + 1) / 2 * math.log1p(t * t / df))
 
 
 def _one_p(t: float, df: float) -> float:

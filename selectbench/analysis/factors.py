@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from selectbench.analysis.comparison import Effect, FactorView, Interaction, Share
-from selectbench.analysis.distributions import Floats, quantile
+from selectbench.analysis.distributions import Floats, one_quantile
 from selectbench.analysis.family import ALPHA
 from selectbench.analysis.least_squares import fit
 from selectbench.analysis.row import Row
@@ -168,7 +168,7 @@ def _over_seeds(logarithms: Floats) -> dict[str, float | None]:
     if seeds < 2:
         return {"ratio": math.exp(centre), "low": None, "high": None}
     error = float(np.std(logarithms, ddof=1)) / math.sqrt(seeds)
-    half = error * float(quantile(ALPHA, seeds - 1))
+    half = error * one_quantile(ALPHA, seeds - 1)
     return {"ratio": math.exp(centre), "low": math.exp(centre - half), "high": math.exp(centre + half)}
 
 

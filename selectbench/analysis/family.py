@@ -19,7 +19,7 @@ import numpy as np
 
 from selectbench.analysis.blocks import Difference
 from selectbench.analysis.comparison import Decision
-from selectbench.analysis.distributions import Floats, quantile, two_sided_p
+from selectbench.analysis.distributions import Floats, one_quantile, quantile, two_sided_p
 
 ALPHA = 0.05
 """Probability of any false claim of a family."""
@@ -156,7 +156,7 @@ def seeds_to_settle(difference: Difference, tests: float, distance: float) -> in
     of_one_seed, free_of_one = error * math.sqrt(difference.seeds), free / (difference.seeds - 1)
 
     def tells(seeds: int) -> bool:
-        critical = float(quantile(ALPHA / tests, round(free_of_one * (seeds - 1), 1)))
+        critical = one_quantile(ALPHA / tests, round(free_of_one * (seeds - 1), 1))
         return (critical + Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
 
     low, high = difference.seeds, MOST_SEEDS
