@@ -230,7 +230,7 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
     """What the claims rest on."""
     if not rows:
         return ""
-    counts = [row.n - len(row.metrics[metric.name].left_out) for row in rows]
+    counts = [row.metrics[metric.name].n for row in rows]
     fewest, most = min(counts), max(counts)
     if most <= 1:
         return "(1 seed: there is no measure of spread, so a difference may be chance.)"

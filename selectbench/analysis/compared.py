@@ -181,7 +181,7 @@ def _centre(summary: Summary, metric: str, seeds: Collection[int] | None) -> flo
 def _notes(
     run: ReadRun, reference: ReadRun, ours: Mapping[str, Summary], theirs: Mapping[str, Summary]
 ) -> list[str]:
-    notes = [*reference.notes, *run.notes]
+    notes = [*_other_settings(run.suite, reference.suite), *reference.notes, *run.notes]
     if other := other_data(run, reference):
         notes.append(f"the runs did not read the same data: {other}")
     if run.suite.resolved.get("job") != reference.suite.resolved.get("job"):
@@ -194,6 +194,19 @@ def _notes(
         others = sorted(read.other_jobs())
         notes += [f"{read.name}: not the baseline's job: {', '.join(others)}"] if others else []
     return notes
+
+
+def _other_settings(run: Suite, reference: Suite) -> list[str]:
+    """Options of one name that do not mean the same."""
+    ours, theirs = (
+        {o.name: o.choices.model_dump(mode="json") for o in suite.options} for suite in (run, reference)
+    )
+    changed = {name: differing(ours[name], theirs[name]) for name in theirs if name in ours}
+    return [
+        f"{name} has other settings: {'; '.join(f'{d.path} {d.reference} -> {d.run}' for d in found[:4])}"
+        for name, found in changed.items()
+        if found
+    ]
 
 
 _DATA = ("evaluation_set_sha256", "token_stream_sha256")
@@ -219,7 +232,7 @@ def differing(run: Mapping[str, Any], reference: Mapping[str, Any]) -> list[Diff
     return [
         Differing(path=path, reference=theirs.get(path), run=ours.get(path))
         for path in dict.fromkeys([*theirs, *ours])
-        if theirs.get(path) != ours.get(path)
+        if theirs.get(path, "None") != ours.get(path, "None")  # a key that a version knows not says nothing
     ]
 
 

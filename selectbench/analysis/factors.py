@@ -50,7 +50,7 @@ def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[R
         r.option for r in rows if r.identity.comparable and not r.control and summaries[r.option].values[metric]
     ]
     options = [option for option in suite.options if option.name in names and option.name != CONTROL]
-    factors = factors_of(options, suite.baseline)
+    factors = factors_of(options, suite.baseline, besides=_searched(suite))
     if not _is_grid(options, factors):
         return None
     logs = {o.name: summaries[o.name].values[metric] for o in options}
@@ -64,12 +64,20 @@ def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[R
     )  # fmt: skip
 
 
-def factors_of(options: Sequence[Option], baseline: str) -> list[Factor]:
-    """Settings in which the options differ; those that cut the options alike are one factor."""
+def _searched(suite: Suite) -> frozenset[str]:
+    """Settings that each option has at its own best: they follow from the option, and are none of its factors."""
+    sizes = ["micro_batch_size"] if suite.best_of else []
+    return frozenset([*sizes, *(suite.tune.parameters if suite.tune else ())])
+
+
+def factors_of(options: Sequence[Option], baseline: str, besides: frozenset[str] = frozenset()) -> list[Factor]:
+    """Settings in which the options differ, but `besides`; those that cut the options alike are one factor."""
     if baseline not in [option.name for option in options]:
         return []
     found: dict[tuple[int, ...], Factor] = {}
     for name, levels in _differing(options):
+        if name in besides:
+            continue
         numbers = {level: number for number, level in enumerate(dict.fromkeys(levels.values()))}
         key = tuple(numbers[levels[option.name]] for option in options)
         if key not in found:
@@ -114,8 +122,10 @@ def _word(value: Any) -> str:
 
 
 def _is_grid(options: Sequence[Option], factors: Sequence[Factor]) -> bool:
-    """Whether there are more options than main effects alone would need."""
-    return len(factors) > 1 and len(options) > 1 + sum(len(factor.others) for factor in factors)
+    """Whether the factors tell all options apart, and there are more of these than main effects would need."""
+    levels = {tuple(factor.levels[option.name] for factor in factors) for option in options}
+    enough = len(options) > 1 + sum(len(factor.others) for factor in factors)
+    return len(factors) > 1 and enough and len(levels) == len(options)
 
 
 def _effects(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor]) -> list[Effect]:

@@ -10,7 +10,7 @@ from selectbench.analysis.blocks import of_one
 from selectbench.analysis.changes import changes
 from selectbench.analysis.compared import MACHINE, Differing, ReadRun, differing, other_data
 from selectbench.analysis.family import HypothesisTest, judge_all
-from selectbench.analysis.judge import Asked, directly
+from selectbench.analysis.judge import Asked, directly, gap_in
 from selectbench.analysis.row import ConstraintVerdict
 from selectbench.analysis.shown import Shown
 from selectbench.analysis.summary import Summary
@@ -45,7 +45,7 @@ class Gate(Shown):
     checks: list[Check]
     tests: int
     notes: list[str] = []  # noqa: RUF012 (pydantic copies it)
-    """Lines of either run's records that could not be used."""
+    """Options that were not gated, and lines of either run's records that could not be used."""
 
 
 def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_machine: bool = False) -> Gate:
@@ -76,8 +76,14 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
     return Gate(
         run=run.name, reference=reference.name, verdict=overall(checks), checks=checks,
-        tests=sum(not one.is_exact for one in judged.values()), notes=[*run.notes, *reference.notes],
+        tests=sum(not one.is_exact for one in judged.values()),
+        notes=[*_not_held(ours, held), *run.notes, *reference.notes],
     )  # fmt: skip
+
+
+def _not_held(ours: Mapping[str, Summary], held: Sequence[str]) -> list[str]:
+    strangers = [name for name in ours if name not in held]
+    return [f"not gated, as the reference completed no trial of them: {', '.join(strangers)}"] if strangers else []
 
 
 def overall(checks: Sequence[Check]) -> Verdict:
@@ -124,8 +130,13 @@ def _asked(
     values = ours[option].values[limit.metric] if option in ours else {}
     if not values:
         return _open(text, f"the run has no {limit.metric}")
-    if limit.value <= 0:
+    if gap := gap_in(text, limit.metric, ours[option]):
+        return gap
+    lost = ours[option].without_ratio(limit.metric)
+    if limit.value <= 0 or (lost and not limit.relative):
         return directly(text, limit, ours[option])
+    if lost or theirs[option].without_ratio(limit.metric):
+        return _open(text, f"{limit.metric} is not above 0 with every seed, so it has no ratio")
     if limit.against is None:
         found = of_one(values)
     else:

@@ -14,7 +14,7 @@ from selectbench.analysis.family import HypothesisTest, Judged
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
-from selectbench.analysis.summary import Summary
+from selectbench.analysis.summary import Summary, seeds_words
 from selectbench.suite.constraint import GPU_METRICS, SECONDS_TO_LOSS, Constraint, parse_constraint
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
@@ -95,6 +95,8 @@ class Judge:
             return _said(text, "fails", summary.not_reached_words())
         if summary.only_spoiled(metric.name):
             return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
+        if gap := gap_in(text, metric.name, summary):
+            return gap
         if constraint.metric in GPU_METRICS and not summary.values[metric.name]:
             return _said(text, "not_judged", f"no trial tells its {metric.name}")
         return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
@@ -115,6 +117,8 @@ class Judge:
             return _said(text, "not_judged", "no seed was clean with the baseline too")
         if found is None:
             return _said(text, "undecided", "no figure to compare for any seed of the baseline")
+        if lost := summary.without_ratio(name) or self.baseline.without_ratio(name):
+            return _said(text, "undecided", f"{name} is not above 0 with {seeds_words(lost)}, so it has no ratio")
         return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)))
 
     def _difference(self, metric: str, summary: Summary) -> Difference | None:
@@ -133,6 +137,15 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | Co
     distances = [math.log(value / constraint.value) for value in values.values()]
     far = min(distances) > math.log(FAR) or max(distances) < -math.log(FAR)
     return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)), is_far=far)
+
+
+def gap_in(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None:
+    """The answer where completed seeds have no value though others have: the others would flatter the option."""
+    if blown := summary.blown_up(metric):
+        return _said(text, "fails", f"no finite {metric} with {seeds_words(blown)}")
+    if unknown := summary.unknown(metric):
+        return _said(text, "undecided", f"no {metric} with {seeds_words(unknown)}")
+    return None
 
 
 def directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:

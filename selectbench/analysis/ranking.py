@@ -16,6 +16,7 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import with_pareto
 from selectbench.analysis.race import Race, run_race
 from selectbench.analysis.raced import beyond, raced_contest, raced_standing, told
+from selectbench.analysis.recorded_settings import other_settings
 from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
 from selectbench.analysis.score_differences import score_differences
 from selectbench.analysis.standing import Standing, stand
@@ -84,7 +85,8 @@ def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
     missing = [f"the run is incomplete: {absent} trials have no record"] if absent else []
     gloo = ranks.warnings(suite.device, summaries)
     metered = gpus.warnings(suite.device, summaries)
-    return missing + metered + sanity.trial_warnings(summaries) + gloo + sanity.memory_warnings(summaries)
+    doubtful = sanity.trial_warnings(summaries) + sanity.gap_warnings(suite, summaries)
+    return missing + metered + doubtful + gloo + sanity.memory_warnings(summaries)
 
 
 def _scaled(suite: Suite, row: Row, summary: Summary, baseline: Summary) -> Row:
@@ -96,12 +98,13 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
     suite, judged = contest.suite, identity.comparable is True
     constraints = contest.constraints(summary.name) if judged else []
     broken = [f"{c.constraint}: {c.detail}" for c in constraints if c.verdict == "fails"]
+    broken += filter(None, (sanity.broken_words(summary), other_settings(summary)))
     control = is_control(suite, summary.name)
     return Row(
         option=summary.name, rank=None, status=_status(summary, identity), control=control,
         n=len(summary.completed), planned=len(summary.planned), missing_seeds=summary.missing,
         differs_in=summary.option.differs_in,
-        eligible=judged and not control and all(c.verdict in ("holds", "not_judged") for c in constraints),
+        eligible=judged and not control and not broken and all(c.verdict != "undecided" for c in constraints),
         constraints=constraints, constraint_failures=broken, identity=identity, notes=ranks.notes(summary),
         metrics={name: _metric(name, summary, None if identity.violations else contest) for name in METRICS},
         memory=ranks.memory(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),

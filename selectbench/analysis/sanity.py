@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 
 from selectbench.analysis.formulas import MemoryKind, excess_loss, memory_kind, skipped_share
-from selectbench.analysis.summary import Summary
+from selectbench.analysis.summary import Summary, seeds_words
 from selectbench.record.record import Measurement
+from selectbench.suite.constraint import parse_constraint
+from selectbench.suite.suite import Suite
 
 STALLED_MEAN_OVER_MEDIAN = 1.5
 """Mean over median of a trial's step times from which its timing counts as disturbed."""
@@ -43,7 +44,7 @@ def _option_warnings(summary: Summary) -> list[str]:
             seed for seed, m in done if _skips(m)
         ],
     }
-    return [f"{summary.name}: {text} ({_seeds(seeds)})" for text, seeds in causes.items() if seeds]
+    return [f"{summary.name}: {text} ({seeds_words(seeds)})" for text, seeds in causes.items() if seeds]
 
 
 def stalled(measurement: Measurement) -> bool:
@@ -64,15 +65,30 @@ def below_the_floor(measurement: Measurement) -> bool:
     return excess is not None and error is not None and excess < -FLOOR_ERRORS * error
 
 
+def broken_words(summary: Summary) -> str | None:
+    """Why an option's quality can't be what was measured; None: nothing says so."""
+    seeds = [seed for seed, measured in summary.measurements.items() if below_the_floor(measured)]
+    return f"its loss is below the source's own entropy with {seeds_words(seeds)}: broken" if seeds else None
+
+
 def _skips(measurement: Measurement) -> bool:
     steps = measurement.steps_applied + measurement.steps_skipped
     share = skipped_share(measurement) if steps else None
     return share is not None and share > SKIPPED_SHARE_TOLERATED
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    shown = ", ".join(str(seed) for seed in islice(seeds, 8))
-    return f"seed{'s' if len(seeds) > 1 else ''} {shown}{', ...' if len(seeds) > 8 else ''}"
+def gap_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
+    """What decides and is not known, or has no ratio, of seeds that completed."""
+    constraints = [parse_constraint(text).metric for text in suite.decide.constraints]
+    deciding = dict.fromkeys([suite.decide.objective, *constraints])
+    return [line for summary in summaries for metric in deciding for line in _gaps(summary, metric)]
+
+
+def _gaps(summary: Summary, metric: str) -> list[str]:
+    unknown, without = summary.unknown(metric), summary.without_ratio(metric)
+    found = [f"no {metric} with {seeds_words(unknown)}, which completed: no mean has them"] if unknown else []
+    found += [f"{metric} is not above 0 with {seeds_words(without)}: no ratio has them"] if without else []
+    return [f"{summary.name}: {text}" for text in found]
 
 
 def memory_warnings(summaries: Sequence[Summary]) -> list[str]:

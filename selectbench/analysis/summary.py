@@ -67,6 +67,22 @@ class Summary:
         """Whether every known value of the metric is spoiled by the state of the GPUs."""
         return bool(self.spoiled[metric]) and not self.values[metric]
 
+    def unknown(self, metric: str) -> list[int]:
+        """Completed seeds without a value where others have one; meters may have gaps, losses not be reached."""
+        if METRICS[metric].metered or metric == SECONDS_TO_LOSS or not self.values[metric]:
+            return []
+        return [s for s in self.completed if s not in self.values[metric] and s not in self.spoiled[metric]]
+
+    def blown_up(self, metric: str) -> list[int]:
+        """Seeds whose loss is known, and its perplexity more than a float holds."""
+        if metric != "final_perplexity":
+            return []
+        return [s for s in self.unknown(metric) if self.measurements[s].final_loss is not None]
+
+    def without_ratio(self, metric: str) -> list[int]:
+        """Seeds whose value is not above 0."""
+        return [seed for seed, value in self.values[metric].items() if value <= 0]
+
     def unclean_words(self, metric: str) -> str:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
         return " and ".join(sorted({self.states[seed].verdict for seed in self.spoiled[metric]}))
@@ -96,6 +112,12 @@ class Summary:
 
 def _of(seeds: frozenset[int], found: Mapping[int, T]) -> dict[int, T]:
     return {seed: value for seed, value in found.items() if seed in seeds}
+
+
+def seeds_words(seeds: Sequence[int]) -> str:
+    """`seed 3`, `seeds 0, 1, 2`; of many the first few."""
+    shown = ", ".join(map(str, seeds[:8]))
+    return f"seed{'s' if len(seeds) > 1 else ''} {shown}{', ...' if len(seeds) > 8 else ''}"
 
 
 def mean(values: Sequence[float]) -> float | None:

@@ -32,6 +32,8 @@ MORE_IS_BETTER = frozenset({"tokens_per_second", "bytes_per_second", *SCORES, OW
 """Of the metrics, those of which more is better."""
 LEAST_BARE_BYTES = 1 << 20
 """A bound in bytes without a unit below this is a unit forgotten."""
+LEAST_BARE_SPEED = 10
+"""A bound on a speed without a unit below this is a factor whose yardstick was forgotten."""
 PER_TOKEN = frozenset({
     "tokens_per_second", "final_loss", "final_perplexity", "joules_per_token", "usd_per_billion_tokens",
     SECONDS_TO_LOSS,
@@ -123,6 +125,8 @@ def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against
         return f"{better} {metric} is better, so a bound is {wanted}= (found {operator})"
     if times and value <= 0:
         return f"the factor on the {against}'s value must be above 0"
+    if metric.endswith("_per_second") and not times and not unit and value < LEAST_BARE_SPEED:
+        return f"{number} {metric}: write what it is a factor of, as in `{number}x {against}`, or the unit"
     if metric.endswith("_bytes") and not times and not unit and value < LEAST_BARE_BYTES:
         return f"{number} bytes: write the unit, as in `{number} GiB`"
     return None

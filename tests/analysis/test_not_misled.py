@@ -11,12 +11,15 @@ from made_records import make_failure, make_record, make_suite, speed
 from msgspec.structs import replace
 
 from selectbench.analysis.compared import ReadRun, compare
+from selectbench.analysis.factors import _is_grid, factors_of
 from selectbench.analysis.gate import hold_gate
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.row import Ranking, Row
 from selectbench.errors import UserError
+from selectbench.record.as_json import SETTINGS
 from selectbench.record.record import EvaluationPoint, Record
 from selectbench.suite.suite import Suite
+from selectbench.suite.tune import BestOf
 
 FREE: list[str] = []
 QUALITY = ["final_perplexity <= 1.01x baseline"]
@@ -361,3 +364,116 @@ def test_pages_of_a_process_are_no_gain_in_memory(device: str, decision: str) ->
         "base", "b", decide={"objective": "peak_memory_bytes", "thresholds": {"peak_memory_bytes": 0.01}}
     )
     assert row(rank(own, records), "b").against_baseline.decision == "better"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("blown", [[0], [0, 1, 2]])
+def test_a_seed_whose_loss_blew_up_is_not_left_out_of_the_perplexity(blown: list[int]) -> None:
+    losses = [720.0 if seed in blown else 5.5 for seed in range(5)]
+    records = trials("base", [100.0] * 5) + trials("b", [200.0] * 5, final_loss=losses)
+    ranking = rank(suite_of("base", "b", constraints=QUALITY), records)
+    found = row(ranking, "b")
+    seeds = "seed 0" if len(blown) == 1 else "seeds 0, 1, 2"
+    assert not found.eligible
+    assert found.constraints[0].verdict == "fails"
+    assert found.constraints[0].detail == f"no finite final_perplexity with {seeds}"
+    assert any(f"b: no final_perplexity with {seeds}, which completed" in line for line in ranking.warnings)
+    gate = hold_gate(*_as_runs("b", records, trials("base", [100.0] * 5) + trials("b", [200.0] * 5)), QUALITY_LIMIT)
+    assert gate.verdict == "regression"
+
+
+QUALITY_LIMIT = ["final_perplexity <= 1.01x reference"]
+
+
+def _as_runs(other: str, *runs: list[Record]) -> list[ReadRun]:
+    suite = suite_of("base", other)
+    return [ReadRun(name, suite, records, {}) for name, records in zip(("run", "reference"), runs, strict=True)]
+
+
+def test_seeds_without_the_figure_leave_a_constraint_and_a_gate_open() -> None:
+    whole = trials("base", [100.0] * 5) + trials("b", [200.0] * 5)
+    without = trials("base", [100.0] * 5) + trials("b", [200.0] * 5, final_loss=[5.5, None, 5.5, None, 5.5])
+    ranking = rank(suite_of("base", "b", constraints=QUALITY), without)
+    assert row(ranking, "b").constraints[0].verdict == "undecided"
+    assert not row(ranking, "b").eligible
+    limits = ["final_loss <= 1.01x reference"]
+    assert hold_gate(*_as_runs("b", without, whole), limits).verdict == "inconclusive"
+    assert hold_gate(*_as_runs("b", whole, whole), limits).verdict == "pass"
+    untimed = trials("base", [100.0] * 5) + trials("b", [200.0] * 5, timed_steps=[50, 0, 50, 0, 0])
+    speeds = ["tokens_per_second >= 0.97x reference"]
+    assert hold_gate(*_as_runs("b", untimed, whole), speeds).verdict == "inconclusive"
+    assert "3 seeds" not in rank(suite_of("base", "b"), untimed).answer
+    assert "(2 to 5 seeds.)" in rank(suite_of("base", "b"), untimed).answer
+
+
+def test_a_loss_below_the_sources_own_never_ranks() -> None:
+    floor = {"source_loss": 5.0, "source_loss_error": 0.01}
+    records = trials("base", [100.0] * 3, final_loss=[6.0, 6.1, 6.2], **floor)
+    records += trials("b", [100.0] * 3, final_loss=[5.5, 4.5, 5.6], **floor)
+    ranking = rank(suite_of("base", "b", seeds=3, decide={"objective": "excess_loss"}), records)
+    assert [found.option for found in ranking.rows if found.rank] == ["base"]
+    assert "b: excess_loss is not above 0 with seed 1: no ratio has them" in ranking.warnings
+    assert "broken" in row(ranking, "b").constraint_failures[0]
+    gate = hold_gate(*_as_runs("b", records, trials("base", [100.0] * 3, final_loss=6.0, **floor)
+                               + trials("b", [100.0] * 3, final_loss=6.0, **floor)),
+                     ["excess_loss <= 1.01x reference"])  # fmt: skip
+    assert next(c for c in gate.checks if c.option == "b").verdict == "inconclusive"
+
+
+def test_a_suite_that_was_edited_does_not_lend_its_settings_to_the_records() -> None:
+    def with_lr(name: str, lr: float) -> list[Record]:
+        settings = {"optimizer": {"name": "adamw", "lr": lr}, "micro_batch_size": 16}
+        return [
+            replace(record, trial=replace(record.trial, settings=SETTINGS.keep(settings)))
+            for record in trials(name, [100.0, 101.0, 102.0])
+        ]
+
+    suite = suite_of("base", "b", seeds=3)
+    honest = rank(suite, with_lr("base", 1e-3) + with_lr("b", 2e-3))
+    assert [found.eligible for found in honest.rows] == [True, True]
+    edited = row(rank(suite, with_lr("base", 1e-3) + with_lr("b", 0.1)), "b")
+    assert not edited.eligible
+    assert "optimizer.lr 0.1, not 0.002" in edited.constraint_failures[0]
+
+
+def test_runs_whose_options_were_set_otherwise_say_so_first() -> None:
+    first = make_suite("base", ("b", {"micro_batch_size": 8}), seeds=[0, 1, 2])
+    second = make_suite("base", ("b", {"micro_batch_size": 4}), seeds=[0, 1, 2])
+    records = trials("base", [100.0] * 3) + trials("b", [200.0] * 3)
+    compared = compare(
+        ReadRun("run", second, records, {}), ReadRun("reference", first, records, {"data": {"a": None}})
+    )
+    assert compared.notes[0] == "b has other settings: micro_batch_size 8 -> 4"
+    assert compared.environment == []
+
+
+def test_a_gate_names_the_options_that_it_does_not_hold() -> None:
+    suite = suite_of("base", "b")
+    run = ReadRun("run", suite, trials("base", [100.0] * 5) + trials("b", [200.0] * 5), {})
+    gate = hold_gate(run, ReadRun("reference", suite, trials("base", [100.0] * 5), {}), QUALITY_LIMIT)
+    assert gate.notes == ["not gated, as the reference completed no trial of them: b"]
+
+
+def test_a_speed_without_a_unit_is_a_factor_whose_yardstick_was_forgotten() -> None:
+    suite = suite_of("base", "b")
+    runs = [ReadRun(name, suite, trials("base", [100.0] * 5), {}) for name in ("run", "reference")]
+    with pytest.raises(UserError, match=r"in `0.97x reference`, or the unit"):
+        hold_gate(*runs, ["tokens_per_second >= 0.97"])
+    assert hold_gate(*runs, ["tokens_per_second >= 0.97 tokens/s"]).verdict == "pass"
+
+
+def test_options_that_took_their_own_best_sizes_are_no_grid() -> None:
+    rows = [(f"{precision} {size}", {"precision": {"name": precision}, "micro_batch_size": size})
+            for precision in ("fp32", "bf16_mixed") for size in (16, 8)]  # fmt: skip
+    zero = [
+        {"strategy": {"name": "zero", "stage": stage}, "world_size": 2, "micro_batch_size": 8} for stage in (1, 2)
+    ]
+    grid = make_suite(*rows, seeds=[0, 1], decide={"constraints": []})
+    records = [
+        make_record(name, seed, identity={"compute_dtype": "float32" if "fp32" in name else "bfloat16",
+                    "gradient_accumulation_steps": 1 if name.endswith(" 16") else 2}, **speed(100.0 + seed))
+        for name, _ in rows for seed in (0, 1)
+    ]  # fmt: skip
+    assert rank(grid, records).factors is not None
+    assert rank(grid.model_copy(update={"best_of": BestOf(micro_batch_size=[8, 16])}), records).factors is None
+    alike = make_suite(*rows, ("one", zero[0]), ("two", zero[1]), seeds=[0, 1]).options
+    assert not _is_grid([alike[0], alike[4], alike[5], alike[1], alike[2]], factors_of([*alike], "fp32 16"))

@@ -212,6 +212,8 @@ class TestControl:
             return replace(made(name, seed), outcome=replace(found, measurement=measurement))
 
         suite = self.suite(most=10)
+        thresholds = {**suite.decide.thresholds, "peak_memory_bytes": 0.01}
+        suite = suite.model_copy(update={"decide": suite.decide.model_copy(update={"thresholds": thresholds})})
         records = raced(suite, outcome)
         for repeat, sure in ((suite.repeat, False), (None, True)):
             ranking = rank(suite.model_copy(update={"repeat": repeat}), records)
