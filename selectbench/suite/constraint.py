@@ -125,7 +125,7 @@ def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against
         return f"{better} {metric} is better, so a bound is {wanted}= (found {operator})"
     if times and value <= 0:
         return f"the factor on the {against}'s value must be above 0"
-    if metric.endswith("_per_second") and not times and not unit and value < LEAST_BARE_SPEED:
+    if metric.endswith("_per_second") and not times and not unit and 0 < value < LEAST_BARE_SPEED:
         return f"{number} {metric}: write what it is a factor of, as in `{number}x {against}`, or the unit"
     if metric.endswith("_bytes") and not times and not unit and value < LEAST_BARE_BYTES:
         return f"{number} bytes: write the unit, as in `{number} GiB`"

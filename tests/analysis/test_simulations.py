@@ -21,6 +21,7 @@ from selectbench.analysis.standing import stand
 from selectbench.analysis.summary import Summary
 from selectbench.suite.suite import Suite
 
+pytestmark = pytest.mark.slow
 NAMES = ("base", "a", "b", "c", "d")
 RUNS = 1000
 
