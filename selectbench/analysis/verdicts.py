@@ -76,7 +76,7 @@ def _answered(
         )
     return NamedVerdict(
         name=question.name, title=question.title, option=found.best, sentence=f"{shown}.",
-        confidence=_confidence(question, found), sure=found.known and not found.tied and not question.open,
+        confidence=f"{_confidence(question, found)}{_outdone(row, found)}", sure=found.known and not found.tied and not question.open,
         tied_with=found.tied, choices=summaries[found.best].option.choices.model_dump(mode="json"),
         file=None, command=None,
     )  # fmt: skip
@@ -175,6 +175,15 @@ def _confidence(question: Question, found: _Finding) -> str:
     parts += [f"not shown to differ from {_some(undecided)}"] if undecided else []
     told = "; ".join(parts)
     return f"{told[0].upper()}{told[1:]}.{is_open or ''}"
+
+
+def _outdone(row: Row, found: _Finding) -> str:
+    """Who can't be told from the option by what was asked, and dominates it."""
+    names = [name for name in found.tied if name in row.dominated_by]
+    if not names:
+        return ""
+    verb = "is" if len(names) == 1 else "are"
+    return f" {_some(names)} {verb} shown to be better in another figure and worse in none by more than matters."
 
 
 def _hold(names: Sequence[str]) -> str:

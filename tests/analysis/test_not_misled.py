@@ -477,3 +477,14 @@ def test_options_that_took_their_own_best_sizes_are_no_grid() -> None:
     assert rank(grid.model_copy(update={"best_of": BestOf(micro_batch_size=[8, 16])}), records).factors is None
     alike = make_suite(*rows, ("one", zero[0]), ("two", zero[1]), seeds=[0, 1]).options
     assert not _is_grid([alike[0], alike[4], alike[5], alike[1], alike[2]], factors_of([*alike], "fp32 16"))
+
+
+def test_a_card_says_who_among_equals_is_better_in_something_else() -> None:
+    memory = {"peak_pss_growth_bytes": [int((1 << 30) * share) for share in (1.0, 1.01, 1.02)]}
+    less = {"peak_pss_growth_bytes": [int((1 << 30) * share * 0.7) for share in (1.0, 1.01, 1.02)]}
+    records = trials("base", [100.0, 101.0, 102.0], **memory) + trials("b", [100.1, 100.9, 102.0], **less)
+    fastest = verdict(rank(suite_of("base", "b", seeds=3), records), "fastest")
+    assert fastest.option == "base"
+    assert fastest.confidence.endswith(
+        " b is shown to be better in another figure and worse in none by more than matters."
+    )
