@@ -76,7 +76,8 @@ def _answered(
         )
     return NamedVerdict(
         name=question.name, title=question.title, option=found.best, sentence=f"{shown}.",
-        confidence=f"{_confidence(question, found)}{_outdone(row, found)}", sure=found.known and not found.tied and not question.open,
+        confidence=f"{_confidence(question, found)}{_outdone(row, found)}",
+        sure=found.known and not found.tied and not question.open,
         tied_with=found.tied, choices=summaries[found.best].option.choices.model_dump(mode="json"),
         file=None, command=None,
     )  # fmt: skip
