@@ -14,7 +14,7 @@ from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import block, first_line, markdown, one_line, table
 from selectbench.report.factors import factor_section
-from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
+from selectbench.report.figures import against_baseline, figure, known_columns, place, ties_note, unclean_note
 from selectbench.report.flat import flat
 from selectbench.report.gpu import gpu_section
 from selectbench.report.identity import in_full
@@ -118,10 +118,8 @@ def _table_notes(ranking: Ranking) -> str:
         "main memory, which says nothing of GPU memory",
     }
     lines = [
-        (
-            f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint; "
-            "`=`: the rank is shared with rows that are not shown to be better or worse."
-        ),
+        f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint.",
+        *(f"{note}." for note in ties_note(ranking)),
         "Figures are means over the completed seeds, ± one standard deviation between seeds.",
         (
             '"vs baseline" is the geometric mean of the ratios within seeds that both completed, with its 95 % '

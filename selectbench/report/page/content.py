@@ -15,7 +15,7 @@ from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import clean, first_line, one_line
 from selectbench.report.factors import factor_lines, together, with_ends
-from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
+from selectbench.report.figures import against_baseline, figure, known_columns, place, ties_note, unclean_note
 from selectbench.report.flat import flat
 from selectbench.report.identity import in_full
 from selectbench.report.method import method
@@ -146,11 +146,8 @@ def _sortable(value: float | None) -> str:
 def _notes(ranking: Ranking) -> list[str]:
     objective = METRICS[ranking.objective]
     return [
-        (
-            f"Ranked by {objective.name} ({objective.better} is better). 1=: the rank is shared with rows that "
-            "are not shown "
-            "to be better or worse."
-        ),
+        f"Ranked by {objective.name} ({objective.better} is better).",
+        *ties_note(ranking),
         "Against the baseline: ratio with its simultaneous 95 % interval. ±: one standard deviation between seeds.",
         *(f"{one_line(row.option)}: {note}" for row in ranking.rows for note in row.notes),
         *unclean_note(ranking, _shown(ranking)),
