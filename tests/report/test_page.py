@@ -152,6 +152,16 @@ def test_where_the_time_to_a_loss_decides_it_has_one_column_and_says_who_never_g
     assert table.count("not reached with 3 of 3 seeds") == 1
 
 
+def test_the_interval_has_a_line_of_its_own_and_the_comparison_stands_beside_the_figure() -> None:
+    table = page(make_suite("fp32", BF16), two_options()).split('<table class="sortable">')[1]
+    row = next(part for part in table.split("<tr ") if ">bf16<" in part)
+    told = re.search(r"<td data-value=\"[\d.]+\">(2\.\d+x)<small>(\d\.\d+x to \d\.\d+x)</small><svg", row)
+    assert told
+    heads = re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", table.split("</thead>")[0])
+    assert heads[:5] == ["#", "option", "tokens/s", "against the baseline", "state"]
+    assert table.split("</thead>")[1].split("</tr>")[0].count("<td") + 1 == len(heads)
+
+
 def test_the_method_names_the_thresholds_of_what_was_measured() -> None:
     records = two_options()
     text = page(make_suite("fp32", BF16, decide={"constraints": []}), records)

@@ -8,7 +8,7 @@ from typing import Any
 
 from selectbench import units
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.row import MetricValue, Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Record
 from selectbench.report.counting import counting
@@ -116,7 +116,7 @@ def _rows(ranking: Ranking) -> list[dict[str, Any]]:
     return [
         {"place": place(row), "order": number, "option": one_line(row.option, 120), "kind": _kind(row),
          "differs": "the baseline" if row.option == ranking.baseline else one_line(", ".join(row.differs_in), 160),
-         "ratio": against_baseline(row.metrics[ranking.objective]), "bar": bars.get(row.option, ""),
+         **_ratio(row.metrics[ranking.objective]), "bar": bars.get(row.option, ""),
          "ratio_value": _sortable(row.metrics[ranking.objective].ratio_to_baseline),
          "scaling": scaling_cells(ranking, row), "cells": [_cell(row, name) for name in _shown(ranking)],
          "to_loss": {"text": to_loss_figure(row, "seconds"),
@@ -125,6 +125,12 @@ def _rows(ranking: Ranking) -> list[dict[str, Any]]:
          "dominated": ", ".join(row.dominated_by[:4])}
         for number, row in enumerate(ranking.rows, start=1)
     ]  # fmt: skip
+
+
+def _ratio(metric: MetricValue) -> dict[str, str]:
+    """The ratio, and its interval for a line of its own: on one line the two are the widest of all columns."""
+    ratio, _, ends = against_baseline(metric).partition(" (")
+    return {"ratio": ratio, "interval": ends.removesuffix(")")}
 
 
 def _kind(row: Row) -> str:
