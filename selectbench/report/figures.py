@@ -13,6 +13,10 @@ UNCLEAN_NOTE = (
     f"{UNCLEAN_MARK}: every trial that the figure comes from was throttled or shared; it is shown, and compared "
     "with nothing"
 )
+DOMINATION_NOTE = (
+    "Dominated: another option is shown to be better in speed, memory, energy or quality, and is worse in none of "
+    "them by more than matters"
+)
 
 
 def known_columns(ranking: Ranking, names: Sequence[str]) -> list[str]:

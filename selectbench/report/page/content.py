@@ -15,7 +15,15 @@ from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import clean, first_line, one_line
 from selectbench.report.factors import factor_lines, together, with_ends
-from selectbench.report.figures import against_baseline, figure, known_columns, place, ties_note, unclean_note
+from selectbench.report.figures import (
+    DOMINATION_NOTE,
+    against_baseline,
+    figure,
+    known_columns,
+    place,
+    ties_note,
+    unclean_note,
+)
 from selectbench.report.flat import flat
 from selectbench.report.identity import in_full
 from selectbench.report.method import method
@@ -153,8 +161,9 @@ def _notes(ranking: Ranking) -> list[str]:
     objective = METRICS[ranking.objective]
     return [
         f"Ranked by {objective.name} ({objective.better} is better).",
-        *ties_note(ranking),
+        *(f"{note}." for note in ties_note(ranking)),
         "Against the baseline: ratio with its simultaneous 95 % interval. ±: one standard deviation between seeds.",
+        *([f"{DOMINATION_NOTE}."] if any(row.dominated_by for row in ranking.rows) else []),
         *(f"{one_line(row.option)}: {note}" for row in ranking.rows for note in row.notes),
         *unclean_note(ranking, _shown(ranking)),
     ]
