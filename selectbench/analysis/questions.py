@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -147,6 +148,11 @@ def _against(contest: Contest, row: Row, metric: str) -> str:
     told = units.ratio_with_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
     ratio, _, ends = told.partition(" ")
     return f", {ratio} the baseline{f' {ends}' if ends else ''}"
+
+
+def bare(shown: str) -> str:
+    """A figure as `Question.show` has it without the interval, and without a ratio of 1: the baseline has none."""
+    return re.sub(r", 1\.0+x the baseline$", "", shown.partition(" (")[0])
 
 
 def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question | None:

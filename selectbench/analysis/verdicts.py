@@ -21,7 +21,7 @@ from selectbench.analysis.distributions import Bools
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pairs import Pairs, all_pairs
 from selectbench.analysis.pareto import counts
-from selectbench.analysis.questions import UNIT, Question, questions
+from selectbench.analysis.questions import UNIT, Question, bare, questions
 from selectbench.analysis.row import Row
 from selectbench.analysis.summary import Summary
 from selectbench.suite.constraint import QUALITY_METRICS
@@ -67,13 +67,10 @@ def _answered(
     if question.open and found.best == suite.baseline:
         return _nobody(question)
     row = next(row for row in rows if row.option == found.best)
-    shown = (
-        f"{found.best}: {question.show(found.best, question.values[found.best])}{_at_what(suite, question, row)}"
-    )
-    if found.ahead != found.best:
-        shown += (
-            f"; ahead by the figures: {found.ahead}, {question.show(found.ahead, question.values[found.ahead])}"
-        )
+    own, first = (question.show(name, question.values[name]) for name in (found.best, found.ahead))
+    shown = f"{found.best}: {own}{_at_what(suite, question, row)}"
+    if bare(first) != bare(own):  # else a reader would see the same figure twice
+        shown += f"; ahead by the figures: {found.ahead}, {first}"
     return NamedVerdict(
         name=question.name, title=question.title, option=found.best, sentence=f"{shown}.",
         confidence=f"{_confidence(question, found)}{_outdone(row, found)}",

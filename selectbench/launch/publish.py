@@ -32,6 +32,7 @@ from selectbench.report.benchmark_json import benchmark_json
 from selectbench.report.csv_table import render_csv
 from selectbench.report.markdown import render
 from selectbench.report.page import render_page
+from selectbench.report.verdicts import best_head
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 from selectbench.yaml_text import suite_yaml
@@ -41,7 +42,6 @@ COMMAND = "selectbench run suite.yaml"
 _OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "repeat")
 """Keys that say nothing of an option by itself."""
 SHORT = "There is less held-out text than was asked for (see the warnings)."
-_BEST_HEAD = "# One option of a suite by itself; `selectbench run` takes it as it is.\n"
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,8 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
     for verdict in ranking.verdicts:
         if verdict.option is None or verdict.file is None:
             continue
-        found[verdict.file] = _BEST_HEAD + suite_yaml(suite_of_option(stored.suite, verdict.option))
+        own = suite_yaml(suite_of_option(stored.suite, verdict.option))
+        found[verdict.file] = best_head(ranking, verdict.file) + own
         configs = [
             r.resolved_config for r in stored.counted if r.trial.option == verdict.option and r.resolved_config
         ]

@@ -13,6 +13,10 @@ UNCLEAN_NOTE = (
     f"{UNCLEAN_MARK}: every trial that the figure comes from was throttled or shared; it is shown, and compared "
     "with nothing"
 )
+DOMINATION_NOTE = (
+    "Dominated: another option is shown to be better in speed, memory, energy or quality, and is worse in none of "
+    "them by more than matters"
+)
 
 
 def known_columns(ranking: Ranking, names: Sequence[str]) -> list[str]:
@@ -36,8 +40,21 @@ def unclean_note(ranking: Ranking, names: list[str]) -> list[str]:
 
 
 def place(row: Row) -> str:
-    """The rank, `1=` where it is shared."""
-    return units.DASH if row.rank is None else f"{row.rank}=" if row.tied_with else str(row.rank)
+    """The rank, or all that it may be: `2-6`, as what is not told apart may stand in either order."""
+    if row.rank is None:
+        return units.DASH
+    return f"{row.rank}-{row.rank + len(row.tied_with)}" if row.tied_with else str(row.rank)
+
+
+def ties_note(ranking: Ranking) -> list[str]:
+    """What a range of ranks means, by the first row that has one."""
+    tied = next((row for row in ranking.rows if row.rank is not None and row.tied_with), None)
+    if tied is None or tied.rank is None:
+        return []
+    better, others = tied.rank - 1, len(tied.tied_with)
+    shown = f"{better or 'no'} {'row is' if better == 1 else 'rows are'} shown to be better"
+    open_ones = f"{others} {'is' if others == 1 else 'are'} shown to be neither better nor worse"
+    return [f"{place(tied)}: {shown} and {open_ones}, so its rank may be any of these"]
 
 
 def against_baseline(metric: MetricValue) -> str:

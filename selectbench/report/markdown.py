@@ -14,7 +14,15 @@ from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import block, first_line, markdown, one_line, table
 from selectbench.report.factors import factor_section
-from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
+from selectbench.report.figures import (
+    DOMINATION_NOTE,
+    against_baseline,
+    figure,
+    known_columns,
+    place,
+    ties_note,
+    unclean_note,
+)
 from selectbench.report.flat import flat
 from selectbench.report.gpu import gpu_section
 from selectbench.report.identity import in_full
@@ -118,10 +126,8 @@ def _table_notes(ranking: Ranking) -> str:
         "main memory, which says nothing of GPU memory",
     }
     lines = [
-        (
-            f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint; "
-            "`=`: the rank is shared with rows that are not shown to be better or worse."
-        ),
+        f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint.",
+        *(f"{note}." for note in ties_note(ranking)),
         "Figures are means over the completed seeds, ± one standard deviation between seeds.",
         (
             '"vs baseline" is the geometric mean of the ratios within seeds that both completed, with its 95 % '
@@ -143,11 +149,11 @@ def _table_notes(ranking: Ranking) -> str:
 
 
 def _domination(ranking: Ranking) -> list[str]:
-    """Rows that another one beats in speed, memory, energy or quality and is behind in none."""
+    """Rows that another one beats in speed, memory, energy or quality and is worse in none by more than matters."""
     rows = [row for row in ranking.rows if row.dominated_by]
     told = "; ".join(f"{markdown(row.option)} by {markdown(', '.join(row.dominated_by[:4]))}" for row in rows)
     over = "speed, memory, energy and quality, as far as they are known"
-    return [f"Dominated over {over}: {told}."] if rows else []
+    return [f"Dominated over {over}: {told}. {DOMINATION_NOTE}."] if rows else []
 
 
 def _failures(ranking: Ranking) -> Iterator[str]:

@@ -12,7 +12,7 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Failure, MetricValue, Ranking, Row
 from selectbench.report.escape import first_line, one_line
 from selectbench.report.factors import factor_lines
-from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
+from selectbench.report.figures import against_baseline, figure, known_columns, place, ties_note, unclean_note
 from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
 from selectbench.report.own_best import search_lines
@@ -36,7 +36,7 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
     console.print(Text(title, style="bold"))
     console.print(_table(ranking, console.width))
-    parts = (in_short, notes, race_lines, _verdicts, difference_lines, factor_lines, search_lines)
+    parts = (ties_note, in_short, notes, race_lines, _verdicts, difference_lines, factor_lines, search_lines)
     for line in (line for part in parts for line in part(ranking)):
         console.print(Text(line, style="dim"))
     for warning in ranking.warnings:
@@ -174,11 +174,12 @@ def _columns(ranking: Ranking, width: int) -> list[str]:
 
 def _fixed_width(ranking: Ranking, width: int) -> int:
     """Of rank, name, ratio, count and state, with the space between columns; long names and states wrap."""
+    rank = max([2, *(len(place(row)) for row in ranking.rows)]) + 2
     name = min(18 if width < 100 else 24, max(len(one_line(row.option, _NAME_MOST)) for row in ranking.rows))
     last = max(len(state(row)) for row in ranking.rows)
     cells = [_ratio(row.metrics[ranking.objective], width) for row in ranking.rows]
     ratio = max(len(_ratio_heading(ranking)), *map(len, cells)) + 2
-    return 4 + max(8, name + 2) + ratio + 3 + (min(10 if width < 100 else 24, last) + 2 if last else 0)
+    return rank + max(8, name + 2) + ratio + 3 + (min(10 if width < 100 else 24, last) + 2 if last else 0)
 
 
 def _width(ranking: Ranking, name: str) -> int:

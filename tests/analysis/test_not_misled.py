@@ -222,11 +222,22 @@ def test_a_limit_on_memory_bars_an_option_from_every_verdict() -> None:
 
 def test_nothing_better_than_the_baseline_leaves_it() -> None:
     """Ahead by the means alone is no reason to change; the one ahead is named all the same."""
-    records = trials("base", [100, 102, 98, 101, 99]) + trials("a", [101, 101, 100, 102, 98])
+    records = trials("base", [100, 102, 98, 101, 99]) + trials("a", [103, 101, 100, 105, 98])
     fastest = verdict(rank(suite_of("base", "a"), records), "fastest")
     assert fastest.option == "base"
     assert "ahead by the figures: a" in fastest.sentence
     assert not fastest.sure
+
+
+def test_one_that_is_ahead_by_less_than_the_figures_show_is_not_named_as_ahead() -> None:
+    """`5.500 ..., 1.0000x the baseline` beside `5.500 ...` tells a reader nothing."""
+    speeds = [100, 101, 99, 100, 102]
+    records = trials("base", speeds, final_loss=[5.5, 5.52, 5.48, 5.51, 5.49])
+    records += trials("a", speeds, final_loss=[5.49999, 5.51999, 5.47999, 5.51, 5.49])
+    quality = verdict(rank(suite_of("base", "a"), records), "best_quality")
+    assert quality.option == "base"
+    assert quality.sentence == "base: 5.500 nats per token (the baseline), at 100 tokens/s (1.00x)."
+    assert quality.confidence == "No difference that matters (less than 0.20%) to a."
 
 
 def test_of_options_that_hardly_differ_the_better_ranked_is_named() -> None:

@@ -15,6 +15,7 @@ from msgspec.structs import replace
 from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
 from selectbench.record.record import EvaluationPoint, Record
+from selectbench.report.markdown import render
 from selectbench.report.page import render_page
 from selectbench.suite.suite import Suite
 
@@ -150,6 +151,53 @@ def test_where_the_time_to_a_loss_decides_it_has_one_column_and_says_who_never_g
     table = page(suite, records).split('<table class="sortable">')[1].split("</table>")[0]
     assert len(re.findall(r"<th [^>]*>to (?:the )?baseline's loss", table.replace("&#39;", "'"))) == 1
     assert table.count("not reached with 3 of 3 seeds") == 1
+
+
+def test_the_interval_has_a_line_of_its_own_and_the_comparison_stands_beside_the_figure() -> None:
+    table = page(make_suite("fp32", BF16), two_options()).split('<table class="sortable">')[1]
+    row = next(part for part in table.split("<tr ") if ">bf16<" in part)
+    told = re.search(r"<td data-value=\"[\d.]+\">(2\.\d+x)<small>(\d\.\d+x to \d\.\d+x)</small><svg", row)
+    assert told
+    heads = re.findall(r"<th scope=\"col\"[^>]*>(.*?)</th>", table.split("</thead>")[0])
+    assert heads[:5] == ["#", "option", "tokens/s", "against the baseline", "state"]
+    assert table.split("</thead>")[1].split("</tr>")[0].count("<td") + 1 == len(heads)
+
+
+def picture_of(text: str) -> str:
+    return text.split("<h3>Speed against memory</h3>")[1].split("</figure>")[0]
+
+
+def markers(picture: str) -> dict[str, str]:
+    found = re.findall(r'class="marker (\w+)"[^>]*><title>([^:]*):', picture)
+    return {option: kind for kind, option in found}
+
+
+def test_what_may_not_be_taken_is_a_cross_and_never_a_filled_point() -> None:
+    """The fastest and smallest fails the constraint; of the others one dominates."""
+    suite = make_suite("fp32", BF16, ("barred", {"optimizer": {"name": "adamw", "lr": 0.1}}))
+    good = trials("fp32", [100, 101, 103]) + trials("bf16", [200, 201, 206])
+    picture = picture_of(page(suite, good + trials("barred", [400, 401, 406], final_loss=7.0)))
+    assert markers(picture) == {"fp32": "hollow", "bf16": "full", "barred": "cross"}
+    assert picture.count("<circle") == 2
+    assert "Cross: not eligible, as it fails a constraint" in picture
+    without = picture_of(page(make_suite("fp32", BF16), good))
+    assert markers(without) == {"fp32": "hollow", "bf16": "full"}
+    assert "Cross:" not in without
+
+
+def test_dominated_is_said_to_disregard_what_does_not_matter() -> None:
+    """The loss of the faster one is worse, by less than the threshold."""
+    suite, far = make_suite("fp32", BF16), "is worse in none of them by more than matters"
+    records = trials("fp32", [100, 101, 103], final_loss=5.5) + trials("bf16", [200, 201, 206], final_loss=5.5001)
+    ranking = rank(suite, records)
+    assert [row.dominated_by for row in ranking.rows] == [[], ["bf16"]]
+    text = page(suite, records)
+    assert "without being worse in another by more than matters" in picture_of(text)
+    assert far in text.split('<ul class="notes">')[1]
+    assert far in render(suite, ranking, records, {}, COMMAND)
+    alike = trials("fp32", [100, 101, 103]) + trials("bf16", [100, 101, 103])
+    assert far not in page(suite, alike)
+    assert far not in render(suite, rank(suite, alike), alike, {}, COMMAND)
 
 
 def test_the_method_names_the_thresholds_of_what_was_measured() -> None:

@@ -26,9 +26,13 @@ PROBE = """<script>addEventListener('load', () => {
   head.click();
   const first = page.querySelector('.sortable tbody tr th').textContent;
   const words = [...page.querySelectorAll('svg.picture text')].filter(t => t.textContent);
+  const table = page.querySelector('.sortable'), box = table.parentElement;
+  const compared = [...table.tHead.rows[0].cells].find(c => c.textContent.includes('against the baseline'));
   const small = words.map(t => t.getBoundingClientRect().height);
   document.body.dataset.found = JSON.stringify({
     scroll: page.documentElement.scrollWidth, client: page.documentElement.clientWidth, first,
+    table: box.scrollWidth, box: box.clientWidth, compared: compared.getBoundingClientRect().right,
+    edge: box.getBoundingClientRect().right,
     sort: head.parentElement.getAttribute('aria-sort'), smallest: Math.min(...small)});
 });</script>"""
 
@@ -105,6 +109,8 @@ def test_nothing_runs_over_the_edge_and_columns_sort(folder: Path, width: int) -
     assert told, found[-500:]
     facts = dict(re.findall(r"(\w+)&quot;:(?:&quot;)?([^,&}]+)", told[1]))
     assert int(facts["scroll"]) <= int(facts["client"]) == width
+    assert width < 1280 or int(facts["table"]) <= int(facts["box"])
+    assert float(facts["compared"]) <= float(facts["edge"])
     assert facts["sort"] == "ascending"
     assert facts["first"].startswith("fp16_mixed")
     assert float(facts["smallest"]) >= 9

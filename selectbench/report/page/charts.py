@@ -13,7 +13,7 @@ from selectbench.report.counting import Counting
 from selectbench.report.escape import one_line
 from selectbench.report.page import series
 from selectbench.report.page.chart import Chart
-from selectbench.report.page.pareto import NOTE, pareto_picture
+from selectbench.report.page.pareto import pareto
 from selectbench.report.page.search import search_charts
 from selectbench.report.page.svg import Picture, wants_log, x_scale, y_scale
 
@@ -35,12 +35,6 @@ def charts(ranking: Ranking, done: Counting) -> list[Chart]:
         _meter(ranking, done, "Power over a trial", "power", _power, units.watts),
     ]  # fmt: skip
     return [chart for chart in made if chart is not None]
-
-
-def pareto(ranking: Ranking) -> Chart | None:
-    """Speed against memory."""
-    svg = pareto_picture(ranking)
-    return None if svg is None else Chart("Speed against memory", svg, [], NOTE)
 
 
 def _escaped(text: str) -> str:

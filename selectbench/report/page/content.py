@@ -8,14 +8,22 @@ from typing import Any
 
 from selectbench import units
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.row import MetricValue, Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Record
 from selectbench.report.counting import counting
 from selectbench.report.data import cleaning_lines
 from selectbench.report.escape import clean, first_line, one_line
 from selectbench.report.factors import factor_lines, together, with_ends
-from selectbench.report.figures import against_baseline, figure, known_columns, place, unclean_note
+from selectbench.report.figures import (
+    DOMINATION_NOTE,
+    against_baseline,
+    figure,
+    known_columns,
+    place,
+    ties_note,
+    unclean_note,
+)
 from selectbench.report.flat import flat
 from selectbench.report.identity import in_full
 from selectbench.report.method import method
@@ -116,7 +124,7 @@ def _rows(ranking: Ranking) -> list[dict[str, Any]]:
     return [
         {"place": place(row), "order": number, "option": one_line(row.option, 120), "kind": _kind(row),
          "differs": "the baseline" if row.option == ranking.baseline else one_line(", ".join(row.differs_in), 160),
-         "ratio": against_baseline(row.metrics[ranking.objective]), "bar": bars.get(row.option, ""),
+         **_ratio(row.metrics[ranking.objective]), "bar": bars.get(row.option, ""),
          "ratio_value": _sortable(row.metrics[ranking.objective].ratio_to_baseline),
          "scaling": scaling_cells(ranking, row), "cells": [_cell(row, name) for name in _shown(ranking)],
          "to_loss": {"text": to_loss_figure(row, "seconds"),
@@ -125,6 +133,12 @@ def _rows(ranking: Ranking) -> list[dict[str, Any]]:
          "dominated": ", ".join(row.dominated_by[:4])}
         for number, row in enumerate(ranking.rows, start=1)
     ]  # fmt: skip
+
+
+def _ratio(metric: MetricValue) -> dict[str, str]:
+    """The ratio, and its interval for a line of its own: on one line the two are the widest of all columns."""
+    ratio, _, ends = against_baseline(metric).partition(" (")
+    return {"ratio": ratio, "interval": ends.removesuffix(")")}
 
 
 def _kind(row: Row) -> str:
@@ -146,12 +160,10 @@ def _sortable(value: float | None) -> str:
 def _notes(ranking: Ranking) -> list[str]:
     objective = METRICS[ranking.objective]
     return [
-        (
-            f"Ranked by {objective.name} ({objective.better} is better). 1=: the rank is shared with rows that "
-            "are not shown "
-            "to be better or worse."
-        ),
+        f"Ranked by {objective.name} ({objective.better} is better).",
+        *(f"{note}." for note in ties_note(ranking)),
         "Against the baseline: ratio with its simultaneous 95 % interval. ±: one standard deviation between seeds.",
+        *([f"{DOMINATION_NOTE}."] if any(row.dominated_by for row in ranking.rows) else []),
         *(f"{one_line(row.option)}: {note}" for row in ranking.rows for note in row.notes),
         *unclean_note(ranking, _shown(ranking)),
     ]

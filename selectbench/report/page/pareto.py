@@ -1,4 +1,4 @@
-"""Speed against memory: filled where no other row dominates."""
+"""Speed against memory: filled where no other row dominates, a cross where the row is not eligible."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from html import escape
 from selectbench import units
 from selectbench.analysis.row import Ranking, Row
 from selectbench.report.escape import one_line
+from selectbench.report.page.chart import Chart
 from selectbench.report.page.svg import LEFT, WIDTH, Picture, wants_log, x_scale, y_scale
 
-NOTE = (
+_NOTE = (
     "Up and to the left is better. Filled: no other option is shown to be better in speed, memory, energy or "
-    "quality "
-    "without being worse in another. Hollow: some option is."
+    "quality without being worse in another by more than matters. Hollow: some option is."
 )
-_RADIUS, _LINE, _LETTER = 6.0, 14.0, 7.2
+_CROSS = " Cross: not eligible, as it fails a constraint or it is open whether it holds one."
+_RADIUS, _ARM, _LINE, _LETTER = 6.0, 5.0, 14.0, 7.2
 _MOST_LABELS = 30
 Box = tuple[float, float, float, float]
 
@@ -35,7 +36,7 @@ class _Room:
         )
 
 
-def pareto_picture(ranking: Ranking) -> str | None:
+def pareto(ranking: Ranking) -> Chart | None:
     """The picture, or None where fewer than two options have both figures."""
     metric = "peak_device_memory_bytes"
     rows = [row for row in ranking.rows if row.n and row.identity.comparable and not row.control]
@@ -52,7 +53,8 @@ def pareto_picture(ranking: Ranking) -> str | None:
         lambda v: units.size(v * unit), units.short,
     )  # fmt: skip
     _draw(picture, [(m / unit, s, row) for m, s, row in points])
-    return picture.render()
+    note = _NOTE + ("" if all(row.eligible for _, _, row in points) else _CROSS)
+    return Chart("Speed against memory", picture.render(), [], note)
 
 
 def _speed(row: Row) -> float | None:
@@ -75,8 +77,12 @@ def _marker(x: float, y: float, row: Row) -> str:
     told = f"{row.option}: {units.count(_speed(row))} tokens/s, {units.size(metrics['peak_memory_bytes'].value)}"
     if metrics["final_loss"].value is not None:
         told += f", loss {units.significant(metrics['final_loss'].value)}"
-    kind = "full" if row.pareto else "hollow"
     title = f"<title>{escape(one_line(told))}</title>"
+    if not row.eligible:
+        left, right, top, bottom = x - _ARM, x + _ARM, y - _ARM, y + _ARM
+        lines = f"M{left:.1f} {top:.1f}L{right:.1f} {bottom:.1f}M{left:.1f} {bottom:.1f}L{right:.1f} {top:.1f}"
+        return f'<path class="marker cross" d="{lines}">{title}</path>'
+    kind = "full" if row.pareto else "hollow"
     return f'<circle class="marker {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{_RADIUS:g}">{title}</circle>'
 
 
