@@ -87,8 +87,8 @@ def _deciding(suite: Suite, ranking: Ranking) -> list[str]:
         (
             "Options are compared within seeds, as logarithms, so that a difference is a ratio. Where their "
             "spreads agree "
-            "the spread is pooled over all of them, where they differ each pair leans on its own (moderated t, "
-            "Smyth 2004). "
+            "the spread is pooled over all of them, where they differ each pair leans the more on its own "
+            "(moderated t, Smyth 2004), though a noisy option still widens all intervals. "
             f"One family of {tests} declared: every option against the baseline by "
             f"{family.objective}, "
             "and every constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios "
