@@ -79,6 +79,15 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
     return records, notes
 
 
+def require_records(folder: Path) -> None:
+    """Raises UserError where a run's folder has no records: a report made of none would replace that of them."""
+    if not (folder / FILE_NAME).is_file():
+        raise UserError(
+            f"{folder}: it has no {FILE_NAME}, so there is nothing to report, and nothing was written: "
+            "put the file back if it was moved, else run the suite again"
+        )
+
+
 def _lines(content: bytes) -> Iterator[memoryview]:
     """Without their ends, and without a copy: what is kept of a line as its JSON is a part of the whole."""
     whole, start = memoryview(content), 0

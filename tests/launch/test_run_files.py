@@ -26,6 +26,7 @@ from selectbench.errors import UserError
 from selectbench.launch.job_summary import MOST_BYTES, add_to_job_summary
 from selectbench.launch.past_runs import past_runs
 from selectbench.launch.publish import read_run
+from selectbench.launch.side_by_side import compare_runs, gate_run
 from selectbench.record.record import Record
 from selectbench.report.benchmark_json import benchmark_json
 from selectbench.report.csv_table import render_csv
@@ -133,6 +134,29 @@ def test_wrong_use_ends_with_two(kept: Path, tmp_path: Path, words: list[str], m
     assert done.returncode == 2
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_reports_are_not_replaced_by_those_of_no_records(kept: Path, tmp_path: Path) -> None:
+    same = shutil.copytree(kept, tmp_path / "same")
+    (kept / "records.jsonl").unlink()
+    (kept / "ranking.json").write_text("of the records that were there")
+    done = command("report", kept)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{kept}: it has no records.jsonl")
+    assert (kept / "ranking.json").read_text() == "of the records that were there"
+    with pytest.raises(UserError, match=r"has no records\.jsonl"):
+        compare_runs(same, [kept])
+    with pytest.raises(UserError, match=r"has no records\.jsonl"):
+        gate_run(kept, same, ["tokens_per_second > 1x reference"], any_machine=False)
+
+
+def test_a_report_that_cannot_be_written_is_shown_and_ends_with_two(kept: Path) -> None:
+    (kept / "report.html").mkdir()
+    done = command("report", kept)
+    assert done.returncode == 2
+    assert f"{kept}: cannot write the report: " in done.stderr
+    assert "bf16_mixed" in done.stdout
+    assert "report:" not in done.stdout
 
 
 def test_the_suites_own_gate_counts(kept: Path, tmp_path: Path) -> None:
