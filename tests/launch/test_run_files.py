@@ -281,6 +281,15 @@ class TestList:
         assert "".join(str(kept).split()) in "".join(shown.stdout.split())
         assert len(json.loads(command("list", "--results", kept.parents[1], "--json").stdout)) == 2
 
+    def test_only_planned_trials_with_a_whole_record_are_done(self, kept: Path) -> None:
+        path = kept / "records.jsonl"
+        whole = path.read_bytes().splitlines(keepends=True)
+        stray = whole[0].replace(b'"seed":0', b'"seed":99')
+        path.write_bytes(b"".join([stray, whole[0], *whole[:-1], whole[-1][:-400]]))
+        assert stray != whole[0]
+        (run,) = past_runs(kept)
+        assert (run.trials_done, run.trials_planned) == (29, 30)
+
     def test_a_broken_folder_is_a_line_and_no_end(self, kept: Path) -> None:
         for name, text in (("a", ":\n- ["), ("b", "seeds: 3"), ("c", "[]")):
             broken = kept.parent / f"20200101T000000.000Z-{name}"

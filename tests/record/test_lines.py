@@ -171,7 +171,7 @@ def test_a_line_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
     path.write_bytes(RECORDS.write(make_record("a", 0)).replace(b'"option":"a"', b'"option":"\xff"') + b"\n")
     records, notes = read_records(path)
     assert records == []
-    assert [note.startswith("records.jsonl:1: left out: not a whole line of JSON") for note in notes] == [True]
+    assert [note.startswith("records.jsonl:1: left out: not JSON") for note in notes] == [True]
 
 
 def test_what_a_library_hands_over_is_written_as_plain_json() -> None:
