@@ -74,10 +74,9 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
         return [], []
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
-    ended = content.count(b"\n")
     with _no_search_for_cycles():
-        for number, line in enumerate(_lines(content), start=1):
-            record, note = _parse(line, is_torn=number > ended)
+        for number, (line, is_ended) in enumerate(_lines(content), start=1):
+            record, note = _parse(line, is_ended=is_ended)
             records += [record] if record else []
             notes += [f"{path.name}:{number}: {note}"] if note else []
     return records, _first(notes, path.name)
@@ -97,13 +96,16 @@ def require_records(folder: Path) -> None:
         )
 
 
-def _lines(content: bytes) -> Iterator[memoryview]:
-    """Without their ends, and without a copy: what is kept of a line as its JSON is a part of the whole."""
+def _lines(content: bytes) -> Iterator[tuple[memoryview, bool]]:
+    """Without their ends, and whether they have one.
+
+    Without a copy: what is kept of a line as its JSON is a part of the whole.
+    """
     whole, start = memoryview(content), 0
     while start < len(content):
         end = content.find(b"\n", start)
-        end = len(content) if end < 0 else end
-        yield whole[start:end]
+        is_ended, end = end >= 0, len(content) if end < 0 else end
+        yield whole[start:end], is_ended
         start = end + 1
 
 
@@ -119,11 +121,11 @@ def _no_search_for_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def _parse(line: memoryview, *, is_torn: bool) -> tuple[Record | None, str | None]:
+def _parse(line: memoryview, *, is_ended: bool) -> tuple[Record | None, str | None]:
     try:
         record = RECORDS.read(line)
     except ValueError as error:
-        return None, _why_not(bytes(line), error, is_torn=is_torn)
+        return None, _why_not(bytes(line), error, is_ended=is_ended)
     if record.schema_version > SCHEMA_VERSION:
         return None, (
             f"left out: schema version {record.schema_version} is newer than this selectbench's {SCHEMA_VERSION}: "
@@ -134,14 +136,14 @@ def _parse(line: memoryview, *, is_torn: bool) -> tuple[Record | None, str | Non
     return record, None
 
 
-def _why_not(line: bytes, error: ValueError, *, is_torn: bool) -> str | None:
+def _why_not(line: bytes, error: ValueError, *, is_ended: bool) -> str | None:
     if not line.strip():
         return None
     try:
         content = json.loads(line)
     except ValueError:
         stopped = " (the process that wrote it was stopped while writing)"
-        return f"left out: not a whole line of JSON{stopped}" if is_torn else "left out: not JSON"
+        return "left out: not JSON" if is_ended else f"left out: not a whole line of JSON{stopped}"
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version is None:
         return "left out: not a record of selectbench"
