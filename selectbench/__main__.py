@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import gc
+import io
 import os
 import sys
 import traceback
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, TextIO
 
 from selectbench.errors import ExitCode, UserError
 
@@ -15,7 +17,17 @@ from selectbench.errors import ExitCode, UserError
 def main() -> NoReturn:
     """Entry point of the console script."""
     gc.disable()  # thousands of records hold no cycles; a command that goes on for long enables it again
+    sys.stdout, sys.stderr = _takes_all(sys.stdout), _takes_all(sys.stderr)
     _leave(_run())
+
+
+def _takes_all(stream: TextIO | None) -> TextIO:
+    """The stream, with what its encoding lacks written as escapes; one to nowhere if it was closed (`>&-`)."""
+    if stream is None:
+        return Path(os.devnull).open("w", encoding="utf-8")  # on the closed descriptor: no file of ours gets it
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
+    return stream
 
 
 def _run() -> int:

@@ -189,10 +189,12 @@ def report(
     as_json: JsonOption = False,
 ) -> None:
     """Render a run's ranking and report again, from its records alone."""
-    from selectbench.errors import UserError
+    from selectbench.errors import ExitCode, UserError
     from selectbench.launch.publish import publish, read_run, report_text
+    from selectbench.record.store import require_records
 
     stored = read_run(run)
+    require_records(run)
     _KEPT.append(stored)
     if option is not None:
         _show_option(stored, option, as_json)
@@ -205,6 +207,8 @@ def report(
         _stderr().print(str(error), markup=False, soft_wrap=True)
     _show_ranking(folder, ranking, as_json)
     _summarise(lambda: report_text(stored, ranking))
+    if folder is None:
+        raise typer.Exit(ExitCode.USER_ERROR)
 
 
 @app.command()

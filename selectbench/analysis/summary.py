@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from selectbench.analysis.counted import contest_trials
+from selectbench.analysis.counted import contest_trials, contradicted
 from selectbench.analysis.crossing import Crossing, crossing
 from selectbench.analysis.formulas import finite, finite_of_each
 from selectbench.analysis.gpu_state import State, state_of
@@ -18,6 +19,8 @@ from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Option, Suite
 
 T = TypeVar("T")
+NAMED = 5
+"""Trials that a warning names, of as many as it is about."""
 
 
 @dataclass(frozen=True)
@@ -176,16 +179,28 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
     """The last attempt of every trial of the contest, by option and seed; strangers are named."""
     names = {option.name for option in suite.options}
     counted: dict[tuple[str, int], Record] = {}
-    warnings: set[str] = set()
+    said: dict[str, set[tuple[str, int]]] = defaultdict(set)
     for record in contest_trials(records):
         key = (record.trial.option, record.trial.seed)
         if key[0] not in names or key[1] not in suite.seeds:
-            warnings.add(f"option {key[0]}, seed {key[1]}: a record of no trial of this suite is left out")
+            said["a record of no trial of this suite is left out"].add(key)
             continue
         if key in counted:
-            warnings.add(f"option {key[0]}, seed {key[1]}: records of two different trials; the latest counts")
+            said["records of two different trials; the latest counts"].add(key)
         counted[key] = record
-    return counted, sorted(warnings)
+    for record in contradicted(list(counted.values()), records):
+        said[f"two records of attempt {record.attempt} differ; the later counts"].add(
+            (record.trial.option, record.trial.seed)
+        )
+    return counted, sorted(line for what, keys in said.items() for line in _lines(what, sorted(keys)))
+
+
+def _lines(what: str, keys: Sequence[tuple[str, int]]) -> list[str]:
+    """One for each option and seed that this is to be said of; of many, one that names the first."""
+    names = [f"option {option}, seed {seed}" for option, seed in keys]
+    if len(names) <= NAMED:
+        return [f"{name}: {what}" for name in names]
+    return [f"{'; '.join(names[:NAMED])} and {len(names) - NAMED:,} more: {what}"]
 
 
 def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record]) -> Summary:

@@ -1,4 +1,4 @@
-"""Past runs of a results folder, found without reading their records whole."""
+"""Past runs of a results folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from ruamel.yaml.error import YAMLError
 from selectbench.errors import UserError
 from selectbench.record.past_run import PastRun
 from selectbench.record.run_files import ENVIRONMENT, RANKING, SUITE, read_json
-from selectbench.record.store import FILE_NAME
+from selectbench.record.store import FILE_NAME, read_records
 from selectbench.suite.suite import CONTROL
 
-_TRIAL = re.compile(rb'"trial_id":"([0-9a-zA-Z_.-]+)"')
 _NAME = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)")
 
 
@@ -37,8 +36,9 @@ def _past_run(folder: Path) -> PastRun:
     try:
         suite = YAML(typ="safe", pure=True).load(folder / SUITE)
         environment = read_json(folder / ENVIRONMENT)
-        options = len(suite["options"]) + bool(suite.get("control") and CONTROL not in suite["options"])
-        planned, done = options * len(suite["seeds"]), _trials(folder / FILE_NAME)
+        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])}
+        planned = {(option, seed) for option in options for seed in suite["seeds"]}
+        done = planned & _trials(folder / FILE_NAME)
     except (OSError, YAMLError, UserError, KeyError, TypeError, AttributeError) as error:
         return PastRun(
             folder=str(folder), suite=folder.parent.name, started_at=_started(folder), device=None, hardware=None,
@@ -47,8 +47,8 @@ def _past_run(folder: Path) -> PastRun:
         )  # fmt: skip
     return PastRun(
         folder=str(folder), suite=str(suite.get("name") or folder.parent.name), started_at=_started(folder),
-        device=suite.get("device"), hardware=_hardware(suite.get("device"), environment), trials_done=done,
-        trials_planned=planned, answer=_answer(folder / RANKING), note=None,
+        device=suite.get("device"), hardware=_hardware(suite.get("device"), environment), trials_done=len(done),
+        trials_planned=len(planned), answer=_answer(folder / RANKING), note=None,
     )  # fmt: skip
 
 
@@ -57,12 +57,11 @@ def _started(folder: Path) -> str | None:
     return None if found is None else "{}-{}-{} {}:{}".format(*found.groups())
 
 
-def _trials(path: Path) -> int:
-    """Trials of the contest with a record: their ids, as they stand in the lines."""
-    if not path.is_file():
-        return 0
-    lines = [line for line in path.read_bytes().split(b"\n") if b'"phase":"tune"' not in line]
-    return len({trial for line in lines for trial in _TRIAL.findall(line)})
+def _trials(path: Path) -> set[tuple[str, int]]:
+    """Option and seed of the contest's trials with a whole record."""
+    return {
+        (record.trial.option, record.trial.seed) for record in read_records(path)[0] if record.phase == "contest"
+    }
 
 
 def _hardware(device: object, environment: dict[str, Any]) -> str | None:

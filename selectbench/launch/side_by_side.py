@@ -9,6 +9,7 @@ from selectbench.analysis.compared import Compared, ReadRun, compare
 from selectbench.analysis.gate import Gate, hold_gate
 from selectbench.errors import ExitCode, UserError
 from selectbench.launch.publish import read_run
+from selectbench.record.store import require_records
 
 GATE_EXIT = {
     "pass": ExitCode.OK, "regression": ExitCode.REGRESSION, "inconclusive": ExitCode.INCONCLUSIVE,
@@ -33,6 +34,7 @@ def gate_run(run: Path, against: Path, limits: Sequence[str], *, any_machine: bo
 
 def _read(folder: Path) -> ReadRun:
     stored = read_run(folder)
+    require_records(folder)
     return ReadRun(str(folder), stored.suite, stored.records, stored.environment, stored.notes)
 
 

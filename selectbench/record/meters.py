@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import msgspec
 
-from selectbench.record.recorded import Recorded
+from selectbench.record.recorded import Amount, Count, Recorded
 
 Series = list[tuple[float, float]]
 """(seconds since the launch, value), decimated; all of it in the trial's meters.json."""
@@ -17,15 +17,15 @@ Series = list[tuple[float, float]]
 class Architecture(Recorded, frozen=True, kw_only=True):
     """What of the model decides how much work a token is, counted on the live module."""
 
-    matmul_parameters: int
+    matmul_parameters: Count
     """Parameters that are matrices multiplied with activations, the output head among them even where it is
     tied; embeddings that are only looked up, norms and biases are not."""
-    block_matmul_parameters: int
+    block_matmul_parameters: Count
     """Those of them that activation checkpointing computes twice: of the repeated blocks, a block's last one left
     out where the backward pass does not need its output."""
-    attention_width: int
+    attention_width: Count
     """Sum over the layers of query heads x their width."""
-    seq_len: int
+    seq_len: Count
     """Tokens of a sequence."""
 
 
@@ -36,7 +36,7 @@ class OtherProcess(Recorded, frozen=True, kw_only=True):
     """As the driver numbers it."""
     name: str | None
     """Of its command; None: it can't be seen from here."""
-    memory_bytes: int | None
+    memory_bytes: Count | None
     """The most that the driver said it holds; None: it does not say."""
 
 
@@ -49,37 +49,37 @@ class GpuMeters(Recorded, frozen=True, kw_only=True):
     """Of the board."""
     is_mig: bool
     """Whether it is a slice of a board; power, energy, clocks and throttling are then the whole board's."""
-    memory_total_bytes: int | None
+    memory_total_bytes: Count | None
     """Of the slice, where it is one."""
-    idle_memory_bytes: int | None
+    idle_memory_bytes: Count | None
     """In use right before the trial."""
-    idle_utilization: float | None
+    idle_utilization: Amount | None
     """Highest share of time, 0 to 1, that something ran on it right before the trial."""
-    peak_device_memory_bytes: int | None
+    peak_device_memory_bytes: Count | None
     """Most in use, by whomever: while training up to the first evaluation; over the whole trial where it failed."""
-    driver_reserved_bytes: int | None
+    driver_reserved_bytes: Count | None
     """Kept by the driver itself, in no other figure."""
-    memory_readings: int
+    memory_readings: Count
     """How many readings that peak was taken from."""
-    readings: int
+    readings: Count
     """Readings of all else inside the timed windows; over the whole trial where it failed."""
-    metered_seconds: float
+    metered_seconds: Amount
     """Length of the timed windows that the energies below are for; 0 where the trial failed."""
-    counter_joules: float | None
+    counter_joules: Amount | None
     """By the board's energy counter."""
-    instant_power_joules: float | None
+    instant_power_joules: Amount | None
     """Integral of instant power."""
-    average_power_joules: float | None
+    average_power_joules: Amount | None
     """Mean of the power that the driver averages over about a second, first second left out, times the length."""
-    mean_utilization: float | None
+    mean_utilization: Amount | None
     """Share of time that something ran on it, inside the timed windows."""
-    mean_sm_clock_hertz: float | None
+    mean_sm_clock_hertz: Amount | None
     """Inside the timed windows."""
-    mean_memory_clock_hertz: float | None
+    mean_memory_clock_hertz: Amount | None
     """Inside the timed windows."""
     highest_temperature_celsius: float | None
     """Over the whole trial."""
-    clock_limit_shares: dict[str, float] | None
+    clock_limit_shares: dict[str, Amount] | None
     """By reason that held the clocks down, the share of those readings in which it did; names as in nvidia-smi."""
     other_processes: list[OtherProcess] | None
     """Processes that computed on it besides the trial, the first eight; None: the driver shows none of ours,

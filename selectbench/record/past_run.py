@@ -16,7 +16,7 @@ class PastRun(Stored):
     hardware: str | None
     """GPUs' names, or the CPU's."""
     trials_done: int | None
-    """With a record, failed ones among them."""
+    """Of those planned, with a whole record, failed ones among them."""
     trials_planned: int | None
     answer: str | None
     """Of its ranking.json; None: there is none yet."""

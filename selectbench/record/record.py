@@ -14,7 +14,7 @@ from selectbench.errors import UserError
 from selectbench.record.as_json import LOSSES, NO_LOSSES, NOTHING, SETTINGS, AsJson, Content, Kept
 from selectbench.record.inside import Inside
 from selectbench.record.meters import Architecture, Meters
-from selectbench.record.recorded import Recorded
+from selectbench.record.recorded import Amount, Count, Recorded
 from selectbench.record.sentences import Sentences
 
 SCHEMA_VERSION = 1
@@ -47,66 +47,66 @@ class Trial(Recorded, frozen=True, kw_only=True):
 class RankMemory(Recorded, frozen=True, kw_only=True):
     """Memory of one rank; the keys of the peaks mean what they mean in a measurement."""
 
-    rank: int
+    rank: Count
     """From 0."""
-    peak_memory_allocated_bytes: int | None = None
+    peak_memory_allocated_bytes: Count | None = None
     """CUDA: peak of allocated memory."""
-    peak_memory_reserved_bytes: int | None = None
+    peak_memory_reserved_bytes: Count | None = None
     """CUDA: peak of reserved memory."""
-    num_alloc_retries: int | None = None
+    num_alloc_retries: Count | None = None
     """CUDA: times the allocator had to free its cache."""
-    peak_pss_growth_bytes: int | None = None
+    peak_pss_growth_bytes: Count | None = None
     """CPU: peak growth of the proportional set size."""
-    parameter_bytes: int | None = None
+    parameter_bytes: Count | None = None
     """The model's parameters as this rank keeps them between steps: its shard where they are sharded."""
-    gradient_bytes: int | None = None
+    gradient_bytes: Count | None = None
     """Gradients as they are kept after the last backward pass of a step, before the update."""
-    optimizer_state_bytes: int | None = None
+    optimizer_state_bytes: Count | None = None
     """Optimizer state after an update, master weights among it; on whatever device it lies."""
 
 
 class Measurement(Recorded, frozen=True, kw_only=True):
     """What a completed trial observed."""
 
-    tokens_per_step: int
+    tokens_per_step: Count
     """Tokens of one optimizer step, over all ranks."""
-    steps_applied: int
+    steps_applied: Count
     """Optimizer steps of the job that changed the weights."""
-    steps_skipped: int
+    steps_skipped: Count
     """Optimizer steps of the job that fp16's gradient scaling skipped."""
-    timed_steps: int
+    timed_steps: Count
     """Steps inside the timed windows: after warm-up, those added for timing among them."""
-    timed_seconds: float
+    timed_seconds: Amount
     """Sum of the timed windows, synchronised at both edges; evaluation and logging lie outside."""
-    step_seconds: list[float]
+    step_seconds: list[Amount]
     """Durations of the timed steps, decimated to at most 256 evenly spaced ones; all in series.json."""
-    step_time_median_seconds: float | None
+    step_time_median_seconds: Amount | None
     """Median duration of all timed steps."""
-    step_time_iqr_seconds: float | None
+    step_time_iqr_seconds: Amount | None
     """Distance between the quartiles of all timed steps' durations."""
-    warmup_seconds: float
+    warmup_seconds: Amount
     """Time of the warm-up steps without compilation."""
-    startup_seconds: float
+    startup_seconds: Amount
     """To the first step: ranks, weights, data, optimizer; not drawing the weights, which one trial does for all."""
-    compile_seconds: float | None
+    compile_seconds: Amount | None
     """Time of compiling, within the steps that compiled; None where nothing is compiled."""
-    recompilations: int
+    recompilations: Count
     """Compilations that voided a timed window."""
-    training_seconds: float
+    training_seconds: Amount
     """Time of all the job's steps, warm-up and compilation among them, without evaluation."""
-    evaluation_seconds: float
+    evaluation_seconds: Amount
     """Time of all evaluations."""
     first_loss: float
     """Training loss of the first step, before any update; nats per token."""
     last_loss: float
     """Training loss of the job's last step; nats per token."""
-    final_loss: float | None
+    final_loss: Amount | None
     """Held-out loss after the last step, in fp32; nats per token; None: not evaluated."""
-    heldout_tokens: int | None
+    heldout_tokens: Count | None
     """Tokens that final_loss is a mean over."""
-    heldout_bytes: int | None
+    heldout_bytes: Count | None
     """UTF-8 bytes of those tokens; None: they stand for no text."""
-    initial_loss: float | None = None
+    initial_loss: Amount | None = None
     """Held-out loss before the first step; None: not asked for."""
     scores: dict[str, float] = msgspec.field(default_factory=dict)
     """Of what the model generated after the last step, by name; from 0 to 100."""
@@ -116,19 +116,19 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """How each score was computed."""
     sentences: Sentences | None = None
     """What the scores are made of; None: there are none but own ones, or long ago."""
-    source_loss: float | None = None
+    source_loss: Amount | None = None
     """Of the true source on the same tokens, nats per token; None: it is not known."""
-    source_loss_error: float | None = None
+    source_loss_error: Amount | None = None
     """Standard error of that mean, for tokens drawn from the source."""
-    peak_memory_allocated_bytes: int | None = None
+    peak_memory_allocated_bytes: Count | None = None
     """CUDA: the allocator's peak of allocated memory while training, evaluation excluded.
 
     This and the three keys below are the largest of any rank."""
-    peak_memory_reserved_bytes: int | None = None
+    peak_memory_reserved_bytes: Count | None = None
     """CUDA: the allocator's peak of reserved memory while training, up to the first evaluation."""
-    num_alloc_retries: int | None = None
+    num_alloc_retries: Count | None = None
     """CUDA: times the allocator had to free its cache to serve a request; above 0 is a silent slowdown."""
-    peak_pss_growth_bytes: int | None = None
+    peak_pss_growth_bytes: Count | None = None
     """CPU: peak proportional set size while training, up to the first evaluation, over its value at the start."""
     memory_by_rank: list[RankMemory] = msgspec.field(default_factory=list)
     """Every rank's, in order."""
@@ -158,13 +158,13 @@ Outcome = Completed | Failed
 class EvaluationPoint(Recorded, frozen=True, kw_only=True):
     """One evaluation on held-out text."""
 
-    step: int
+    step: Count
     """Optimizer steps done."""
-    tokens: int
+    tokens: Count
     """Training tokens consumed."""
-    training_seconds: float
+    training_seconds: Amount
     """Training time so far, evaluation excluded."""
-    loss: float
+    loss: Amount
     """Held-out loss, fp32, nats per token."""
 
 
@@ -181,17 +181,17 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Of every optimizer step's tokens, from the tensors the model consumed, however the step was cut."""
     evaluation_set_sha256: str | None
     """Of the held-out tokens scored; None: not evaluated."""
-    parameters: int
+    parameters: Count
     """Number of parameters, tied ones once."""
-    trainable_parameters: int | None = None
+    trainable_parameters: Count | None = None
     """Those that are trained; None in records that are older than the key."""
-    tokens_per_step: int | None
+    tokens_per_step: Count | None
     """Tokens that the model consumed per optimizer step, over all ranks; of the step furthest from the job's."""
-    steps_requested: int
+    steps_requested: Count
     """Optimizer steps of the job that were made."""
-    steps_applied: int
+    steps_applied: Count
     """Those that changed the weights."""
-    gradient_accumulation_steps: int
+    gradient_accumulation_steps: Count
     """Micro-batches per optimizer step and rank, the most of any step."""
     learning_rate_shape_sha256: str | None
     """Of the learning rates that the optimizer had in each step, as shares of their peak."""
@@ -220,7 +220,7 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Loss of step 0; nats per token."""
     first_step_gradient_norm: float | None
     """Global gradient norm of step 0, before clipping; None where fp16's scaling overflowed in it."""
-    world_size: int = 1
+    world_size: Count = 1
     """Ranks that took part, as the process group counts them."""
     strategy: str = "single"
     """What wrapped the model: `single`, `DistributedDataParallel`, `FSDPModule`, `DeepSpeedEngine zero 2`."""
@@ -245,9 +245,9 @@ class Record(Recorded, frozen=True, kw_only=True):
     """What was run."""
     phase: Literal["tune", "contest"] = "contest"
     """Whether the trial tuned a setting or counts in the ranking."""
-    round: int
+    round: Count
     """The round, from 0: every option once."""
-    attempt: int = 1
+    attempt: Count = 1
     """Counts the trial's launches; the last attempt is the one that counts."""
     outcome: Outcome
     """completed with its measurement, or failed with its kind."""
@@ -265,7 +265,7 @@ class Record(Recorded, frozen=True, kw_only=True):
     """A look at what was learnt; None: not evaluated, or long ago."""
     loss_curve: AsJson = NO_LOSSES
     """Training loss as [step, nats per token], decimated to at most 256 points; all in series.json."""
-    wall_seconds: float
+    wall_seconds: Amount
     """From the launch to the end of the trial, everything included."""
     started_at: str
     """UTC, ISO 8601."""

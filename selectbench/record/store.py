@@ -15,6 +15,8 @@ from selectbench.record.record import SCHEMA_VERSION, Record
 
 FILE_NAME = "records.jsonl"
 RECORDS: Lines[Record] = Lines(Record)
+MOST_NOTES = 10
+"""Lines that `read_records` tells of one by one."""
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -59,9 +61,10 @@ def _cannot_write(path: Path, error: OSError) -> UserError:
 
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:
-    """The file's records in order, and a line about each that could not be used as it stands.
+    """The file's records in order, and a note on each line that could not be used as it stands.
 
-    A missing file has no records. Raises UserError where the file can't be read at all.
+    Of many such lines all but the first MOST_NOTES have one note together. A missing file has no records. Raises
+    UserError where the file can't be read at all.
     """
     records: list[Record] = []
     notes: list[str] = []
@@ -72,20 +75,37 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
     with _no_search_for_cycles():
-        for number, line in enumerate(_lines(content), start=1):
-            record, note = _parse(line)
+        for number, (line, is_ended) in enumerate(_lines(content), start=1):
+            record, note = _parse(line, is_ended=is_ended)
             records += [record] if record else []
             notes += [f"{path.name}:{number}: {note}"] if note else []
-    return records, notes
+    return records, _first(notes, path.name)
 
 
-def _lines(content: bytes) -> Iterator[memoryview]:
-    """Without their ends, and without a copy: what is kept of a line as its JSON is a part of the whole."""
+def _first(notes: list[str], name: str) -> list[str]:
+    more = len(notes) - MOST_NOTES
+    return notes if more <= 1 else [*notes[:MOST_NOTES], f"{name}: and {more:,} more lines that do not fit"]
+
+
+def require_records(folder: Path) -> None:
+    """Raises UserError where a run's folder has no records: a report made of none would replace that of them."""
+    if not (folder / FILE_NAME).is_file():
+        raise UserError(
+            f"{folder}: it has no {FILE_NAME}, so there is nothing to report, and nothing was written: "
+            "put the file back if it was moved, else run the suite again"
+        )
+
+
+def _lines(content: bytes) -> Iterator[tuple[memoryview, bool]]:
+    """Without their ends, and whether they have one.
+
+    Without a copy: what is kept of a line as its JSON is a part of the whole.
+    """
     whole, start = memoryview(content), 0
     while start < len(content):
         end = content.find(b"\n", start)
-        end = len(content) if end < 0 else end
-        yield whole[start:end]
+        is_ended, end = end >= 0, len(content) if end < 0 else end
+        yield whole[start:end], is_ended
         start = end + 1
 
 
@@ -101,11 +121,11 @@ def _no_search_for_cycles() -> Iterator[None]:
             gc.enable()
 
 
-def _parse(line: memoryview) -> tuple[Record | None, str | None]:
+def _parse(line: memoryview, *, is_ended: bool) -> tuple[Record | None, str | None]:
     try:
         record = RECORDS.read(line)
     except ValueError as error:
-        return None, _why_not(bytes(line), error)
+        return None, _why_not(bytes(line), error, is_ended=is_ended)
     if record.schema_version > SCHEMA_VERSION:
         return None, (
             f"left out: schema version {record.schema_version} is newer than this selectbench's {SCHEMA_VERSION}: "
@@ -116,13 +136,14 @@ def _parse(line: memoryview) -> tuple[Record | None, str | None]:
     return record, None
 
 
-def _why_not(line: bytes, error: ValueError) -> str | None:
+def _why_not(line: bytes, error: ValueError, *, is_ended: bool) -> str | None:
     if not line.strip():
         return None
     try:
         content = json.loads(line)
     except ValueError:
-        return "left out: not a whole line of JSON (the process that wrote it was stopped while writing)"
+        stopped = " (the process that wrote it was stopped while writing)"
+        return "left out: not JSON" if is_ended else f"left out: not a whole line of JSON{stopped}"
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version is None:
         return "left out: not a record of selectbench"

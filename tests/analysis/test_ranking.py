@@ -191,6 +191,28 @@ def test_strangers_are_named_and_left_out() -> None:
     assert ranking.warnings == ["option other, seed 0: a record of no trial of this suite is left out"]
 
 
+def test_many_strangers_are_one_warning() -> None:
+    strangers = [make_record("other", seed) for seed in range(2000)]
+    (warning,) = rank(make_suite("fp32", seeds=[0]), [make_record("fp32", 0), *strangers]).warnings
+    assert warning == (
+        "option other, seed 0; option other, seed 1; option other, seed 2; option other, seed 3; option other, "
+        "seed 4 and 1,995 more: a record of no trial of this suite is left out"
+    )
+
+
+def test_two_records_of_one_attempt_are_told_of_where_they_differ() -> None:
+    first, again = make_record("fp32", 1, **speed(100)), make_record("fp32", 1, **speed(200))
+    suite = make_suite("fp32", seeds=[1])
+    assert rank(suite, [first, again]).rows[0].metrics["tokens_per_second"].value == pytest.approx(200)
+    assert rank(suite, [first, again]).warnings == [
+        "option fp32, seed 1: two records of attempt 1 differ; the later counts"
+    ]
+    same = make_record("fp32", 1, **speed(100))
+    assert rank(suite, [first, same]).warnings == []
+    assert rank(suite, [first, again, replace(same, attempt=2)]).warnings == []
+    assert rank(suite, [first, replace(again, phase="tune")]).warnings == []
+
+
 def test_two_trials_for_one_place_the_latest_counts() -> None:
     old = make_record("fp32", 0, trial_id="z", attempt=9, started_at="2026-01-01T00:00:00Z", **speed(1))
     new = make_record("fp32", 0, trial_id="a", attempt=1, started_at="2026-01-02T00:00:00Z", **speed(2))

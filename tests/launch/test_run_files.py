@@ -26,6 +26,7 @@ from selectbench.errors import UserError
 from selectbench.launch.job_summary import MOST_BYTES, add_to_job_summary
 from selectbench.launch.past_runs import past_runs
 from selectbench.launch.publish import read_run
+from selectbench.launch.side_by_side import compare_runs, gate_run
 from selectbench.record.record import Record
 from selectbench.report.benchmark_json import benchmark_json
 from selectbench.report.csv_table import render_csv
@@ -133,6 +134,29 @@ def test_wrong_use_ends_with_two(kept: Path, tmp_path: Path, words: list[str], m
     assert done.returncode == 2
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+def test_reports_are_not_replaced_by_those_of_no_records(kept: Path, tmp_path: Path) -> None:
+    same = shutil.copytree(kept, tmp_path / "same")
+    (kept / "records.jsonl").unlink()
+    (kept / "ranking.json").write_text("of the records that were there")
+    done = command("report", kept)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"{kept}: it has no records.jsonl")
+    assert (kept / "ranking.json").read_text() == "of the records that were there"
+    with pytest.raises(UserError, match=r"has no records\.jsonl"):
+        compare_runs(same, [kept])
+    with pytest.raises(UserError, match=r"has no records\.jsonl"):
+        gate_run(kept, same, ["tokens_per_second > 1x reference"], any_machine=False)
+
+
+def test_a_report_that_cannot_be_written_is_shown_and_ends_with_two(kept: Path) -> None:
+    (kept / "report.html").mkdir()
+    done = command("report", kept)
+    assert done.returncode == 2
+    assert f"{kept}: cannot write the report: " in done.stderr
+    assert "bf16_mixed" in done.stdout
+    assert "report:" not in done.stdout
 
 
 def test_the_suites_own_gate_counts(kept: Path, tmp_path: Path) -> None:
@@ -256,6 +280,15 @@ class TestList:
         assert shown.returncode == 0
         assert "".join(str(kept).split()) in "".join(shown.stdout.split())
         assert len(json.loads(command("list", "--results", kept.parents[1], "--json").stdout)) == 2
+
+    def test_only_planned_trials_with_a_whole_record_are_done(self, kept: Path) -> None:
+        path = kept / "records.jsonl"
+        whole = path.read_bytes().splitlines(keepends=True)
+        stray = whole[0].replace(b'"seed":0', b'"seed":99')
+        path.write_bytes(b"".join([stray, whole[0], *whole[:-1], whole[-1][:-400]]))
+        assert stray != whole[0]
+        (run,) = past_runs(kept)
+        assert (run.trials_done, run.trials_planned) == (29, 30)
 
     def test_a_broken_folder_is_a_line_and_no_end(self, kept: Path) -> None:
         for name, text in (("a", ":\n- ["), ("b", "seeds: 3"), ("c", "[]")):

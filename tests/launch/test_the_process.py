@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -51,3 +52,30 @@ selectbench.__main__.main()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == status
     assert ("selectbench's own" in done.stderr) == (status == ExitCode.OWN_BUG)
+
+
+@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_what_a_stream_cannot_write_is_escaped(environment: dict[str, str]) -> None:
+    code = """
+import selectbench.cli, selectbench.__main__
+from selectbench.errors import UserError
+def app():
+    selectbench.cli._stdout().print('option \\U0001f680')
+    raise UserError('no \\U0001f680')
+selectbench.cli.app = app
+selectbench.__main__.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False,
+        env={**os.environ, "PYTHONCOERCECLOCALE": "0", **environment},
+    )  # fmt: skip
+    assert (done.stdout, done.stderr) == (b"option \\U0001f680\n", b"no \\U0001f680\n")
+    assert done.returncode == ExitCode.USER_ERROR
+
+
+@pytest.mark.parametrize(("closed", "said"), [(">&-", ""), ("2>&-", "{"), (">&- 2>&- <&-", "")])
+def test_a_closed_stream_is_no_error(closed: str, said: str) -> None:
+    shell = f"{' '.join(REPORT)} {closed}"
+    done = subprocess.run(["bash", "-c", shell], capture_output=True, text=True, check=True)
+    assert done.stdout[:1] == said
+    assert done.stderr == ""

@@ -133,12 +133,45 @@ def test_no_line_with_such_a_value_is_read(tmp_path: Path, said: str, instead: b
     assert note.startswith(f"records.jsonl:1: left out: a record of schema version 1 that does not fit: {said}")
 
 
+@pytest.mark.parametrize(
+    ("place", "key", "least"),
+    [
+        ("outcome.measurement.timed_seconds", b'"timed_seconds":10.0', b"0.0"),
+        ("outcome.measurement.peak_pss_growth_bytes", b'"peak_pss_growth_bytes":314572800', b"0"),
+        ("outcome.measurement.final_loss", b'"final_loss":5.5', b"0.0"),
+        ("outcome.measurement.step_seconds[0]", b'"step_seconds":[0.2', b"0.0"),
+        ("evaluation_curve[0].loss", b'"loss":6.5', b"0.0"),
+        ("meters.gpus[0].peak_device_memory_bytes", b'"peak_device_memory_bytes":9663676416', b"0"),
+    ],
+)
+def test_no_amount_below_nothing_is_read(tmp_path: Path, place: str, key: bytes, least: bytes) -> None:
+    point = record.EvaluationPoint(step=60, tokens=122880, training_seconds=12.5, loss=6.5)
+    line = RECORDS.write(replace(make_record("a", 0, meters=make_meters({})), evaluation_curve=[point]))
+    assert line.count(key) == 1
+    name = key[: key.rindex(b":") + 1] + b"[" * key.count(b"[")
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(line.replace(key, name + least) + b"\n" + line.replace(key, name + b"-1") + b"\n")
+    records, notes = read_records(path)
+    assert len(records) == 1
+    (note,) = notes
+    assert note.startswith("records.jsonl:2: left out: a record of schema version 1 that does not fit: Expected")
+    assert note.endswith(f" - at `$.{place}`")
+    assert ">= 0" in note
+
+
+def test_no_amount_below_nothing_is_written_but_a_loss_of_own_code_may_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r">= 0.* - at `\$\.outcome\.measurement\.training_seconds`"):
+        append_record(tmp_path / "records.jsonl", measured(training_seconds=-1e-9))
+    own = measured(first_loss=-1.0, last_loss=-2.0)
+    assert RECORDS.read(RECORDS.write(own)) == own
+
+
 def test_a_line_that_is_no_utf_8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     path.write_bytes(RECORDS.write(make_record("a", 0)).replace(b'"option":"a"', b'"option":"\xff"') + b"\n")
     records, notes = read_records(path)
     assert records == []
-    assert [note.startswith("records.jsonl:1: left out: not a whole line of JSON") for note in notes] == [True]
+    assert [note.startswith("records.jsonl:1: left out: not JSON") for note in notes] == [True]
 
 
 def test_what_a_library_hands_over_is_written_as_plain_json() -> None:

@@ -51,6 +51,27 @@ def test_foreign_lines_are_named(tmp_path: Path) -> None:
     assert "not a record of selectbench" in notes[0]
 
 
+def test_only_a_last_line_without_an_end_was_torn(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    line = RECORDS.write(make_record("a", 0))
+    path.write_bytes(b"rubbish\n" + line + b"\n" + line[:40])
+    assert read_records(path)[1] == [
+        "records.jsonl:1: left out: not JSON",
+        "records.jsonl:3: left out: not a whole line of JSON (the process that wrote it was stopped while writing)",
+    ]
+
+
+def test_many_lines_that_do_not_fit_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    path.write_bytes(b"rubbish\n" * 5000 + RECORDS.write(make_record("a", 0)) + b"\n")
+    records, notes = read_records(path)
+    assert len(records) == 1
+    assert notes[9:] == [
+        "records.jsonl:10: left out: not JSON",
+        "records.jsonl: and 4,990 more lines that do not fit",
+    ]
+
+
 def test_an_older_schema_is_read_and_named_or_left_out_and_named(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     old = json.loads(RECORDS.write(make_record("a", 0)))
