@@ -134,8 +134,8 @@ class Row(Shown):
 
     option: str
     rank: int | None
-    """1 and the number of eligible rows shown to be better by the objective, so that ties share a rank; None: not
-    eligible, or no measure of spread to tell ranks by."""
+    """1 and the number of eligible rows shown to be better by the objective; it may be lower by as many as it is
+    tied with. None: not eligible, or no measure of spread to tell ranks by."""
     tied_with: list[str] = []  # noqa: RUF012 (pydantic copies it)
     """Other ranked rows that it was shown to be neither better nor worse than."""
     control: bool = False
@@ -148,7 +148,7 @@ class Row(Shown):
     """Whether no other row dominates it over speed, memory, energy and quality, as far as they are known; None: not
     comparable or not completed."""
     dominated_by: list[str] = []  # noqa: RUF012
-    """Rows that are shown to be better in one of these, and are worse in none."""
+    """Rows that are shown to be better in one of these, and are worse in none by more than matters."""
     to_loss: ToLoss | None = None
     """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
     status: Literal["completed", "partial", "failed", "not_comparable"]
