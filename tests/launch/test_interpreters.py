@@ -54,6 +54,7 @@ def suite_with(**pythons: Path) -> str:
     return TINY_SUITE[: TINY_SUITE.index("  halves")] + options + "seeds: [0]\n"
 
 
+@pytest.mark.slow
 def test_trials_run_in_both_and_the_record_tells(workplace: Workplace, other: Path) -> None:
     workplace.write(suite_with(there=other))
     temporary, planted, prefixes = (workplace.folder / name for name in ("tmp", "planted", "prefixes"))

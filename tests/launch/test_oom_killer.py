@@ -49,6 +49,7 @@ def small_cgroup() -> Iterator[Path]:
     group.rmdir()
 
 
+@pytest.mark.slow
 def test_a_trial_that_the_kernel_kills_is_oom(workplace: Workplace, small_cgroup: Path) -> None:
     enter = f"open('{small_cgroup / 'cgroup.procs'}', 'w').write(str(__import__('os').getpid()))"
     arguments = ["run", "tiny.yaml", "--seeds", "0", "--axis", "micro_batch_size=4"]

@@ -9,6 +9,7 @@ from launch.harness import TINY_SUITE, Workplace, corpus
 
 import selectbench
 
+pytestmark = pytest.mark.slow
 MARKOV = """\
 name: tiny
 job:

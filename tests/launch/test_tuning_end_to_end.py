@@ -12,6 +12,7 @@ from selectbench.suite.job import LrSchedule
 from selectbench.suite.load import load_suite
 from selectbench.suite.schedule import shape_sha256, shares
 
+pytestmark = pytest.mark.slow
 BADLY_GUESSED = """\
 baseline: adamw
 options:
