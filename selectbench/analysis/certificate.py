@@ -13,7 +13,9 @@ from itertools import compress
 from operator import attrgetter, ne
 from typing import Any, Literal
 
+from selectbench.analysis.recorded_settings import other_settings, told
 from selectbench.analysis.row import Certificate, Violation
+from selectbench.analysis.sanity import below_the_floor
 from selectbench.analysis.summary import Summary
 from selectbench.choices import Choice, Choices, is_own
 from selectbench.choices.decoders import Gpt2, Llama
@@ -26,6 +28,8 @@ Status = Literal["same", "declared", "violation", "not_verified"]
 
 FIELDS = Identity.__struct_fields__
 _VALUES = attrgetter(*FIELDS)
+BESIDES = ("settings", "final_loss")
+"""What is no field of an identity and is held against what was asked, and against what there is to know."""
 FIRST_STEP = ("first_step_loss", "first_step_gradient_norm")
 """Computed, not counted: compared within a tolerance."""
 
@@ -242,7 +246,7 @@ class _Findings:
             comparable=None if not self.seeds else not self.violations,
             compared_with=list(self.references),
             differs_as_declared=[n for n in FIELDS if n in self.declared and n not in self.violations],
-            violations=[self.violations[name] for name in FIELDS if name in self.violations],
+            violations=[self.violations[name] for name in (*FIELDS, *BESIDES) if name in self.violations],
             not_verified=[
                 *reasons,
                 *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
@@ -259,7 +263,23 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
         for summary in done.values():
             _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])
+    for summary in summaries:
+        _look_besides(summary, suite.baseline, found[summary.name])
     return {name: findings.certificate() for name, findings in found.items()}
+
+
+def _look_besides(summary: Summary, baseline: str, into: _Findings) -> None:
+    """Other settings than the suite's, and a loss that nothing can have."""
+    for seed, differing in other_settings(summary).items():
+        into.violate(
+            "settings", seed, asked=told(differing, 2), option=told(differing, 1), baseline=None, against=baseline
+        )
+    for seed, measured in summary.measurements.items():
+        if below_the_floor(measured):
+            floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
+            into.violate(
+                "final_loss", seed, asked=floor, option=measured.final_loss, baseline=None, against=baseline
+            )
 
 
 def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, into: _Findings) -> None:

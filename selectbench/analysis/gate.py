@@ -10,7 +10,7 @@ from selectbench.analysis.blocks import of_one
 from selectbench.analysis.changes import changes
 from selectbench.analysis.compared import MACHINE, Differing, ReadRun, differing, other_data
 from selectbench.analysis.family import HypothesisTest, judge_all
-from selectbench.analysis.judge import Asked, directly, gap_in
+from selectbench.analysis.judge import Asked, directly, gap_in, seed_by_seed
 from selectbench.analysis.row import ConstraintVerdict
 from selectbench.analysis.shown import Shown
 from selectbench.analysis.summary import Summary
@@ -128,15 +128,17 @@ def _asked(
     text: str, limit: Constraint, option: str, ours: Mapping[str, Summary], theirs: Mapping[str, Summary]
 ) -> Asked | ConstraintVerdict:
     values = ours[option].values[limit.metric] if option in ours else {}
+    gap = gap_in(text, limit.metric, ours[option]) if option in ours else None
+    if gap:
+        both = theirs[option].blown_up(limit.metric) == ours[option].blown_up(limit.metric) != []
+        return _open(text, f"{gap.detail}, in both runs") if both else gap
     if not values:
         return _open(text, f"the run has no {limit.metric}")
-    if gap := gap_in(text, limit.metric, ours[option]):
-        return gap
     lost = ours[option].without_ratio(limit.metric)
     if limit.value <= 0 or (lost and not limit.relative):
         return directly(text, limit, ours[option])
     if lost or theirs[option].without_ratio(limit.metric):
-        return _open(text, f"{limit.metric} is not above 0 with every seed, so it has no ratio")
+        return seed_by_seed(text, limit, ours[option], theirs[option])
     if limit.against is None:
         found = of_one(values)
     else:

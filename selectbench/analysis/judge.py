@@ -109,16 +109,18 @@ class Judge:
         if not self.baseline.values[name]:
             return _said(text, "not_judged", f"the baseline {self.baseline.name} has no {name}")
         if not summary.values[name]:
-            return _said(text, "fails", f"no finite {name}")
+            return _without_figure(text, name)
         if constraint.value <= 0:
             return directly(text, constraint, summary)
+        if summary.name != self.baseline.name and (
+            summary.without_ratio(name) or self.baseline.without_ratio(name)
+        ):
+            return seed_by_seed(text, constraint, summary, self.baseline)
         found = self._difference(name, summary)
         if found is None and (self.baseline.spoiled[name] or summary.spoiled[name]):
             return _said(text, "not_judged", "no seed was clean with the baseline too")
         if found is None:
             return _said(text, "undecided", "no figure to compare for any seed of the baseline")
-        if lost := summary.without_ratio(name) or self.baseline.without_ratio(name):
-            return _said(text, "undecided", f"{name} is not above 0 with {seeds_words(lost)}, so it has no ratio")
         return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)))
 
     def _difference(self, metric: str, summary: Summary) -> Difference | None:
@@ -130,7 +132,7 @@ class Judge:
 def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
     values = summary.values[constraint.metric]
     if not values:
-        return _said(text, "fails", f"no finite {constraint.metric}")
+        return _without_figure(text, constraint.metric)
     found = of_one(values)
     if found is None or constraint.value <= 0 or min(values.values()) <= 0:
         return directly(text, constraint, summary)
@@ -146,6 +148,27 @@ def gap_in(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None
     if unknown := summary.unknown(metric):
         return _said(text, "undecided", f"no {metric} with {seeds_words(unknown)}")
     return None
+
+
+def _without_figure(text: str, metric: str) -> ConstraintVerdict:
+    if metric == "peak_memory_bytes":
+        return _said(text, "not_judged", "memory grew by less than can be measured")
+    return _said(text, "fails", f"no finite {metric}")
+
+
+def seed_by_seed(text: str, constraint: Constraint, ours: Summary, theirs: Summary) -> ConstraintVerdict:
+    """Where a value has no logarithm: what all common seeds say, if they agree; below 0 a factor says nothing."""
+    metric = constraint.metric
+    pairs = [(ours.values[metric][seed], theirs.values[metric][seed]) for seed in ours.common(theirs, metric)]
+    answers = {_COMPARE[constraint.operator](mine, constraint.value * other) for mine, other in pairs}
+    clear = len(answers) == 1 and min(map(min, pairs)) >= 0
+    verdict = ("holds" if True in answers else "fails") if clear else "undecided"
+    means = [METRICS[metric].show(summary.mean(metric)) for summary in (ours, theirs)]
+    return _said(
+        text,
+        verdict,
+        f"{metric} is {means[0]}, {means[1]} for the {constraint.against}, of which a value is 0 or less",
+    )
 
 
 def directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:

@@ -11,6 +11,7 @@ from selectbench.analysis.comparison import Comparison, Decision
 from selectbench.analysis.contest import Contest, hold_contest, is_control
 from selectbench.analysis.distributions import Bools
 from selectbench.analysis.row import Certificate, ConstraintVerdict
+from selectbench.analysis.sanity import objective_gap
 from selectbench.analysis.standing import Standing, stand
 from selectbench.analysis.summary import Summary
 from selectbench.suite.constraint import parse_constraint
@@ -105,4 +106,5 @@ def _is_candidate(contest: Contest, summary: Summary) -> bool:
     """Whether it has a figure that counts and no constraint is shown to fail; the control is none."""
     fails = any(found.verdict == "fails" for found in contest.constraints(summary.name))
     known = summary.values[contest.suite.decide.objective]
-    return bool(known) and not fails and not is_control(contest.suite, summary.name)
+    whole = bool(known) and objective_gap(contest.suite, summary) is None
+    return whole and not fails and not is_control(contest.suite, summary.name)

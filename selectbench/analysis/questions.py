@@ -114,7 +114,7 @@ def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
 def _by_metric(
     name: VerdictName, title: str, rows: Sequence[Row], contest: Contest, metric_name: str
 ) -> Question | None:
-    known = [row for row in rows if counts(row, metric_name)]
+    known = [row for row in rows if counts(row, metric_name) and not _has_gap(row, metric_name)]
     if rows and not known:
         return None
     metric = METRICS[metric_name]
@@ -136,6 +136,12 @@ def _by_metric(
         values,
         metric_name,
     )
+
+
+def _has_gap(row: Row, metric: str) -> bool:
+    """Whether seeds that completed lack the figure, which the others would flatter."""
+    found = row.metrics[metric]
+    return metric in QUALITY_METRICS and found.n + len(found.left_out) < row.n
 
 
 def _against(contest: Contest, row: Row, metric: str) -> str:

@@ -16,7 +16,6 @@ from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import with_pareto
 from selectbench.analysis.race import Race, run_race
 from selectbench.analysis.raced import beyond, raced_contest, raced_standing, told
-from selectbench.analysis.recorded_settings import other_settings
 from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
 from selectbench.analysis.score_differences import score_differences
 from selectbench.analysis.standing import Standing, stand
@@ -98,7 +97,7 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
     suite, judged = contest.suite, identity.comparable is True
     constraints = contest.constraints(summary.name) if judged else []
     broken = [f"{c.constraint}: {c.detail}" for c in constraints if c.verdict == "fails"]
-    broken += filter(None, (sanity.broken_words(summary), other_settings(summary)))
+    broken += [gap] if judged and (gap := sanity.objective_gap(suite, summary)) else []
     control = is_control(suite, summary.name)
     return Row(
         option=summary.name, rank=None, status=_status(summary, identity), control=control,

@@ -79,7 +79,7 @@ class Violation(Shown):
     """An undeclared difference of an option's job, or something else than was asked for."""
 
     field: str
-    """The identity's field, as `record/record.py` explains it."""
+    """The identity's field, as `record/record.py` explains it; or `settings`, or a loss below its source's."""
     baseline: Any
     """What `against` had, with the first of the seeds."""
     option: Any

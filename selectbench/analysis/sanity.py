@@ -65,16 +65,20 @@ def below_the_floor(measurement: Measurement) -> bool:
     return excess is not None and error is not None and excess < -FLOOR_ERRORS * error
 
 
-def broken_words(summary: Summary) -> str | None:
-    """Why an option's quality can't be what was measured; None: nothing says so."""
-    seeds = [seed for seed, measured in summary.measurements.items() if below_the_floor(measured)]
-    return f"its loss is below the source's own entropy with {seeds_words(seeds)}: broken" if seeds else None
-
-
 def _skips(measurement: Measurement) -> bool:
     steps = measurement.steps_applied + measurement.steps_skipped
     share = skipped_share(measurement) if steps else None
     return share is not None and share > SKIPPED_SHARE_TOLERATED
+
+
+def objective_gap(suite: Suite, summary: Summary) -> str | None:
+    """Why an option can't be ranked by the seeds that have the figure; None: all that completed have one."""
+    metric = suite.decide.objective
+    if unknown := summary.unknown(metric):
+        return f"no {metric} with {seeds_words(unknown)}"
+    without = summary.without_ratio(metric)
+    some = 0 < len(without) < len(summary.values[metric])  # where all are so, nothing is left to rank by
+    return f"{metric} is not above 0 with {seeds_words(without)}" if some else None
 
 
 def gap_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:

@@ -19,6 +19,8 @@ from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Option, Suite
 
 T = TypeVar("T")
+MAY_LACK = frozenset({SECONDS_TO_LOSS, "peak_memory_bytes"})
+"""Metrics that a good trial may lack: the loss was not reached, or memory grew by less than can be measured."""
 NAMED = 5
 """Trials that a warning names, of as many as it is about."""
 
@@ -72,7 +74,7 @@ class Summary:
 
     def unknown(self, metric: str) -> list[int]:
         """Completed seeds without a value where others have one; meters may have gaps, losses not be reached."""
-        if METRICS[metric].metered or metric == SECONDS_TO_LOSS or not self.values[metric]:
+        if METRICS[metric].metered or metric in MAY_LACK or not (self.values[metric] or self.spoiled[metric]):
             return []
         return [s for s in self.completed if s not in self.values[metric] and s not in self.spoiled[metric]]
 
@@ -80,7 +82,8 @@ class Summary:
         """Seeds whose loss is known, and its perplexity more than a float holds."""
         if metric != "final_perplexity":
             return []
-        return [s for s in self.unknown(metric) if self.measurements[s].final_loss is not None]
+        known = {**self.values[metric], **self.spoiled[metric]}
+        return [s for s, m in self.measurements.items() if s not in known and m.final_loss is not None]
 
     def without_ratio(self, metric: str) -> list[int]:
         """Seeds whose value is not above 0."""
