@@ -75,10 +75,10 @@ def objective_gap(suite: Suite, summary: Summary) -> str | None:
     """Why an option can't be ranked by the seeds that have the figure; None: all that completed have one."""
     metric = suite.decide.objective
     if unknown := summary.unknown(metric):
-        return f"no {metric} with {seeds_words(unknown)}"
+        return f"{metric} of every seed: none with {seeds_words(unknown)}"
     without = summary.without_ratio(metric)
     some = 0 < len(without) < len(summary.values[metric])  # where all are so, nothing is left to rank by
-    return f"{metric} is not above 0 with {seeds_words(without)}" if some else None
+    return f"{metric} above 0 with every seed: not with {seeds_words(without)}" if some else None
 
 
 def gap_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:

@@ -415,7 +415,7 @@ def test_seeds_without_the_figure_leave_a_constraint_and_a_gate_open() -> None:
     assert hold_gate(*_as_runs("b", untimed, whole), speeds).verdict == "inconclusive"
     unranked = rank(suite_of("base", "b"), untimed)
     assert [found.option for found in unranked.rows if found.rank] == ["base"]
-    assert row(unranked, "b").constraint_failures == ["no tokens_per_second with seeds 1, 3, 4"]
+    assert row(unranked, "b").constraint_failures == ["tokens_per_second of every seed: none with seeds 1, 3, 4"]
 
 
 def test_a_loss_below_the_sources_own_never_ranks() -> None:
