@@ -70,7 +70,8 @@ def _answered(
     own, first = (question.show(name, question.values[name]) for name in (found.best, found.ahead))
     shown = f"{found.best}: {own}{_at_what(suite, question, row)}"
     if bare(first) != bare(own):  # else a reader would see the same figure twice
-        shown += f"; ahead by the figures: {found.ahead}, {first}"
+        opening = "none is shown to be better than " if found.best == suite.baseline else ""
+        shown = f"{opening}{shown}; ahead by the figures: {found.ahead}, {first}"
     return NamedVerdict(
         name=question.name, title=question.title, option=found.best, sentence=f"{shown}.",
         confidence=f"{_confidence(question, found)}{_outdone(row, found)}",

@@ -226,6 +226,7 @@ def test_nothing_better_than_the_baseline_leaves_it() -> None:
     records = trials("base", [100, 102, 98, 101, 99]) + trials("a", [103, 101, 100, 105, 98])
     fastest = verdict(rank(suite_of("base", "a"), records), "fastest")
     assert fastest.option == "base"
+    assert fastest.sentence.startswith("none is shown to be better than base: ")
     assert "ahead by the figures: a" in fastest.sentence
     assert not fastest.sure
 
