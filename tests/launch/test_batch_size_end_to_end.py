@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from launch.harness import TINY_SUITE, Workplace
 
+pytestmark = pytest.mark.slow
 SIZES = """\
 baseline: global_batch_size=4
 axes: {global_batch_size: [4, 2, 8]}

@@ -26,6 +26,7 @@ from selectbench.record.meters import GpuMeters
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.record.store import read_records
 
+pytestmark = pytest.mark.slow
 GIB = 1 << 30
 SUITE = TINY_SUITE.split("baseline:")[0] + "seeds: [0]\n"
 QUIET: tuple[Value, ...] = (
