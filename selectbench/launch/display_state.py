@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from selectbench import units
 from selectbench.analysis.formulas import finite, tokens_per_second
-from selectbench.launch.time_left import TimeLeft
+from selectbench.launch.time_left import Pace, RunningTrial, TimeLeft
 from selectbench.record.record import Completed, Failed
 from selectbench.report.escape import first_line, one_line
 from selectbench.suite.suite import Suite
@@ -31,6 +31,8 @@ class Running:
     phase: str = "setup"
     step: int = 0
     steps: int = 0
+    pace: Pace = field(default_factory=Pace)
+    """Of its steps."""
     loss: float | None = None
     tokens_per_second: float | None = None
 
@@ -95,6 +97,7 @@ class State:
         if running is None:
             return
         running.step, running.steps = step, of
+        running.pace.note(step, of, self.clock())
         running.loss = running.loss if loss is None else loss
         running.tokens_per_second = running.tokens_per_second if speed is None else speed
 
@@ -102,7 +105,7 @@ class State:
         self, option: str, outcome: Completed | Failed, wall_seconds: float, server_start_seconds: float
     ) -> None:
         """Counts the trial."""
-        self.running = None
+        running, self.running = self.running, None
         if isinstance(outcome, Failed) and outcome.kind == "interrupted":
             return  # it runs again when the run is resumed
         self.done += 1
@@ -111,17 +114,20 @@ class State:
         tally.failed += isinstance(outcome, Failed)
         speed = _speed(outcome)
         tally.speeds += [speed] if speed is not None else []
-        unsupported = isinstance(outcome, Failed) and outcome.kind == "unsupported"
-        self.time_left.ended(option, wall_seconds - server_start_seconds, unsupported)
+        done = running.pace.finished if running else None
+        self.time_left.ended(
+            option, wall_seconds - server_start_seconds, completed=isinstance(outcome, Completed),
+            tail_seconds=None if done is None or isinstance(outcome, Failed) else self.clock() - done,
+        )  # fmt: skip
 
     def left(self) -> str:
         """`3 min 20 s left`, or '' while nothing is known."""
-        running = self.running
-        now = self.clock()
-        elapsed = now - running.since if running else 0.0
-        starting = (now if running.began is None else running.began) - running.since if running else 0.0
-        share = running.step / running.steps if running and running.steps else None
-        seconds = self.time_left.left(running.option if running else None, elapsed, share, starting)
+        running, now = self.running, self.clock()
+        if running is None:
+            seconds = self.time_left.left(None)
+        else:
+            elapsed = 0.0 if running.began is None else now - running.began
+            seconds = self.time_left.left(RunningTrial(running.option, elapsed, running.pace, now))
         return "" if seconds is None else f"{units.duration(seconds)} left"
 
 

@@ -1,13 +1,15 @@
 import io
+from collections.abc import Callable
 
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
 from rich.console import Console
 
+from selectbench import units
 from selectbench.launch.display import LiveDisplay, PlainDisplay, make_display
 from selectbench.launch.display_state import State
 from selectbench.launch.picture import picture
-from selectbench.launch.time_left import TimeLeft
+from selectbench.launch.time_left import Pace, RunningTrial, TimeLeft
 
 DONE = make_record("a", 0, **speed(11_420)).outcome
 OOM = make_failure("a", 0, "oom", "CUDA out of memory [red]\nmore").outcome
@@ -24,8 +26,9 @@ class Clock:
         return self.now
 
 
-def suite_of(count: int) -> object:
-    return make_suite(*((f"o{i}", {"optimizer": {"name": "adamw", "lr": 1e-3 * (i + 1)}}) for i in range(count)))
+def suite_of(count: int, **more: object) -> object:
+    options = ((f"o{i}", {"optimizer": {"name": "adamw", "lr": 1e-3 * (i + 1)}}) for i in range(count))
+    return make_suite(*options, **more)
 
 
 def a_console(width: int = 80, height: int = 24, terminal: bool = False) -> Console:
@@ -78,18 +81,113 @@ def test_trials_to_come_after_a_resume(before: dict[str, int] | None, left: floa
     state = State(Clock())
     state.run_started(suite_of(2), 6, 4, before)  # type: ignore[arg-type]
     state.time_left.walls = {"o0": [10.0], "o1": [10.0]}
-    assert state.time_left.left(None, 0.0, None) == left
+    assert state.time_left.left(None) == left
+
+
+def running(option: str, elapsed: float, *reports: tuple[int, float], of: int = 100) -> RunningTrial:
+    """A trial whose clock began with it; `reports`: steps done and the moment."""
+    pace = Pace()
+    for done, at in reports:
+        pace.note(done, of, at)
+    return RunningTrial(option, elapsed, pace, now=elapsed)
 
 
 def test_time_left_takes_each_options_own_mean_then_the_others_then_the_running_trial() -> None:
     left = TimeLeft({"slow": 2, "fast": 2, "new": 1})
-    assert left.left("slow", 0.0, None) is None
-    assert left.left("slow", 30.0, 0.5) == 5 * 60 - 30
-    left.ended("slow", 100.0, False)
-    left.ended("fast", 10.0, False)
-    assert left.left("slow", 40.0, 0.5) == (100 - 40) + 10 + 55
-    assert left.left("slow", 400.0, 0.5) == 0 + 10 + 55
-    assert left.left(None, 0.0, None) == 100 + 10 + 55
+    assert left.left(running("slow", 0.0)) is None
+    assert left.left(running("slow", 30.0, (0, 0.0), (50, 30.0))) == 5 * 60 - 30
+    left.ended("slow", 100.0, completed=True)
+    left.ended("fast", 10.0, completed=True)
+    assert left.left(running("slow", 0.0)) == 100 + 10 + 55
+    # Half done after 40 s: 40 s more, and what slow trials take is 90 s on average.
+    assert left.left(running("slow", 40.0, (0, 0.0), (50, 40.0))) == 40 + 10 + (90 + 10) / 2
+    assert left.left(None) == 100 + 10 + 55
+
+
+def slow_run(state: State, clock: Clock, seconds_per_step: float, told: Callable[[], None]) -> None:
+    """Two options with a trial of 24 s each, then one of 60 steps that take so long each, told as they end."""
+    for option in ("o0", "o1"):
+        state.trial_started(option, 0, 1, 3)
+        state.phase_changed("train")
+        clock.now += 24
+        state.trial_ended(option, DONE, 24.0, 0.0)
+    state.trial_started("o2", 0, 3, 3)
+    state.phase_changed("train")
+    start = clock.now
+    for second in range(int(60 * seconds_per_step)):
+        clock.now = start + second
+        if second % seconds_per_step == 0:
+            state.progress(int(second // seconds_per_step), 60, 5.0, 100.0)
+        told()
+
+
+def test_a_trial_ten_times_slower_than_the_others_tells_its_own_time_left() -> None:
+    clock = Clock()
+    state = State(clock)
+    state.run_started(suite_of(3, seeds=[0]), 3, 0, None)  # type: ignore[arg-type]
+    said: list[str] = []
+    slow_run(state, clock, 4.0, lambda: said.append(state.left()))
+    # From its second report on, four seconds after the first, what is left of 240 s; never the others' 24 s.
+    assert [text for second, text in enumerate(said) if second % 4 == 0 and second > 0] == [
+        f"{units.duration(240 - second)} left" for second in range(4, 240, 4)
+    ]
+    # Before that it can't be known; the others' time counts down, and what is over it counts up again.
+    assert said[0] == "24 s left"
+
+
+def test_plain_lines_tell_a_slow_trial_its_own_time_left() -> None:
+    console, clock = a_console(), Clock()
+    display = PlainDisplay(console, clock)
+    display.run_started(suite_of(3, seeds=[0]), 3, 0)  # type: ignore[arg-type]
+    slow_run(display._state, clock, 40.0, display.tick)
+    lines = [line.rpartition("; ")[2] for line in output(console).splitlines() if "train" in line]
+    assert len(lines) > 200
+    # 60 steps of 40 s, a line every 10 s.
+    assert [lines[i] for i in (8, 61, 121)] == [f"{units.duration(2400 - 10 * i)} left" for i in (8, 61, 121)]
+
+
+def test_a_report_that_is_overdue_slows_the_pace_down() -> None:
+    pace = Pace()
+    pace.note(0, 100, 0.0)
+    pace.note(10, 100, 10.0)
+    assert pace.steps_left_seconds(10.0) == 90
+    assert pace.steps_left_seconds(20.0) == 80
+    # At 60 s of which 10 were told: 20 steps at most in 60 s, so 80 more in 240 s.
+    assert pace.steps_left_seconds(60.0) == 240
+
+
+def test_compiling_before_the_first_report_is_no_part_of_the_pace() -> None:
+    left = TimeLeft({"a": 2})
+    trial = running("a", 103.0, (3, 93.0), (13, 103.0))
+    assert left.left(trial) == 87 + (103 + 87)
+
+
+def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> None:
+    clock = Clock()
+    state = State(clock)
+    state.run_started(make_suite("a"), 3, 0, None)
+    state.trial_started("a", 0, 1, 3)
+    state.phase_changed("train")
+    state.progress(0, 60, None, None)
+    clock.now = 30.0
+    state.progress(60, 60, None, None)
+    state.phase_changed("evaluate")
+    clock.now = 40.0
+    state.trial_ended("a", DONE, 40.0, 0.0)
+    state.trial_started("a", 1, 2, 3)
+    state.phase_changed("train")
+    state.progress(0, 60, None, None)
+    clock.now = 55.0
+    state.progress(30, 60, None, None)
+    assert state.left() == "1 min 05 s left"  # 15 s of steps, 10 of evaluation, and a third trial of 40
+    clock.now = 70.0
+    state.progress(60, 60, None, None)
+    clock.now = 76.0
+    assert state.left() == "44 s left"
+    state.progress(60, 60, None, None)  # of steps added for timing: told, and no further step
+    clock.now = 100.0
+    # 30 s since the last step where 10 are usual: as many more as it is over its time, and a third of the mean.
+    assert state.left() == f"{units.duration(20 + (40 + 80) / 2)} left"
 
 
 def test_the_start_of_a_trial_server_is_paid_once() -> None:
@@ -108,10 +206,10 @@ def test_the_start_of_a_trial_server_is_paid_once() -> None:
 
 def test_trials_that_could_not_run_say_nothing_of_the_others() -> None:
     left = TimeLeft({"tf32": 2, "fp32": 2})
-    left.ended("tf32", 0.0, True)
-    assert left.left(None, 0.0, None) is None
-    left.ended("fp32", 10.0, False)
-    assert left.left(None, 0.0, None) == 10.0
+    left.ended("tf32", 0.0, completed=False)
+    assert left.left(None) is None
+    left.ended("fp32", 10.0, completed=True)
+    assert left.left(None) == 10.0
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 40), (30, 8), (12, 6)])
