@@ -12,11 +12,11 @@ from selectbench.analysis.mfu import (
     Share,
     flops_per_second,
     flops_per_token,
-    matmul_dtype,
     utilization,
 )
 from selectbench.analysis.observed import Observed
 from selectbench.analysis.summary import Summary, mean
+from selectbench.plan.peaks import matmul_dtype
 
 
 def arithmetic(summary: Summary, counting: Sequence[Observed]) -> Arithmetic:

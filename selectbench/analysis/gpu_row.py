@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from selectbench.analysis.energy import Method
 from selectbench.analysis.gpu_state import Verdict
 from selectbench.analysis.mfu import Share
-from selectbench.analysis.peaks import MatmulDtype
 from selectbench.analysis.shown import Shown
+from selectbench.plan.peaks import MatmulDtype
 
 
 class TrialState(Shown):

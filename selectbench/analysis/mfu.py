@@ -13,8 +13,8 @@ from typing import Literal
 from selectbench.analysis.flops import hardware_flops_per_token, model_flops_per_token
 from selectbench.analysis.formulas import finite, tokens_per_second
 from selectbench.analysis.observed import Observed
-from selectbench.analysis.peaks import MatmulDtype, peak_flops_per_second
-from selectbench.choices import Choices, is_own
+from selectbench.choices import is_own
+from selectbench.plan.peaks import matmul_dtype, peak_flops_per_second
 from selectbench.record.meters import GpuMeters
 
 Share = Literal["mfu", "hfu", "matmul_rate_share"]
@@ -39,15 +39,6 @@ class Utilization:
 
     share: float | None
     reason: str | None
-
-
-def matmul_dtype(choices: Choices) -> MatmulDtype:
-    """What the matrix products of a precision run in: under autocast, of a working copy or of the weights."""
-    precision = choices.precision
-    found: Literal["float32", "bfloat16", "float16"] = (
-        precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
-    )
-    return "tf32" if found == "float32" and precision.tf32 else found
 
 
 def flops_per_token(o: Observed, share: Share) -> float | None:

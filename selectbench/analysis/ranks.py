@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from selectbench.analysis.model_states import expected
 from selectbench.analysis.row import MemoryByRank, Scaling
 from selectbench.analysis.summary import Summary, mean
+from selectbench.plan.model_states import expected
 from selectbench.record.record import Identity, RankMemory
 
 ONE_RANK = "no evidence about sharding at one rank"

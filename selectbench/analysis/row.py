@@ -113,7 +113,7 @@ class MemoryByRank(Shown):
     peak_bytes_by_rank: list[float | None]
     """In the order of ranks; peak_memory_bytes is the largest of a trial. Empty: seeds differ in ranks."""
     expected_model_state_bytes: float | None
-    """Parameters, gradients and optimizer state of one rank by `analysis/model_states.py`; None: no formula."""
+    """Parameters, gradients and optimizer state of one rank by `plan/model_states.py`; None: no formula."""
     measured_model_state_bytes: float | None
     """The same as found, of the rank that keeps most; None: a part is hidden."""
 

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selectbench import units
-from selectbench.analysis.peaks import MatmulDtype, peak_flops_per_second
+from selectbench.plan.peaks import MatmulDtype, peak_flops_per_second
 from selectbench.record.calibration import Calibration
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
-from selectbench.analysis import energy, flops, gpu_state, mfu, peaks
+from selectbench.analysis import energy, flops, gpu_state, mfu
 from selectbench.analysis.row import Ranking
+from selectbench.plan import peaks
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import markdown
 from selectbench.report.figures import known_columns

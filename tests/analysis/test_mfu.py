@@ -16,12 +16,12 @@ from selectbench.analysis.mfu import (
     SHARES,
     Share,
     Utilization,
-    matmul_dtype,
     utilization,
 )
 from selectbench.analysis.observed import Observed, observe
 from selectbench.analysis.ranking import rank
 from selectbench.choices import REGISTRY
+from selectbench.plan.peaks import matmul_dtype
 from selectbench.record.meters import Meters
 
 BIG = replace(ARCHITECTURE, matmul_parameters=10**9, block_matmul_parameters=8 * 10**8)

@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_in import StandIn
 
-from selectbench.analysis.peaks import peak_flops_per_second
 from selectbench.errors import UserError
 from selectbench.launch import calibrate as module
 from selectbench.launch.calibrate import calibrate
 from selectbench.nvml import gpus
+from selectbench.plan.peaks import peak_flops_per_second
 from selectbench.record.calibration import FILE_NAME, Calibration, Rate, store, stored, stored_rates
 
 

@@ -19,8 +19,8 @@ from rich.console import Console
 
 from selectbench.analysis import flops, mfu
 from selectbench.analysis.gpu_state import RULE
-from selectbench.analysis.peaks import source
 from selectbench.analysis.ranking import rank
+from selectbench.plan.peaks import source
 from selectbench.record.meters import Meters
 from selectbench.record.record import Record
 from selectbench.report import option

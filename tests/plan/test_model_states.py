@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectbench.analysis.model_states import expected
 from selectbench.choices import Choices
+from selectbench.plan.model_states import expected
 
 PSI, RANKS = 1_000_000, 8
 ADAMW = {"name": "adamw", "lr": 1e-3}

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from selectbench.choices import Choices
+
 MatmulDtype = Literal["float32", "tf32", "bfloat16", "float16"]
 
 _TERA = 1e12
@@ -79,6 +81,15 @@ _SHEETS = {
     "B200": Sheet(f"{_PRODUCT}/hgx/", None, None, 2250, 2250),
 }
 """By the driver's name; drivers before 470 leave `NVIDIA` out of it, and Tesla boards never had it."""
+
+
+def matmul_dtype(choices: Choices) -> MatmulDtype:
+    """What the matrix products of a precision run in: under autocast, of a working copy or of the weights."""
+    precision = choices.precision
+    found: Literal["float32", "bfloat16", "float16"] = (
+        precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
+    )
+    return "tf32" if found == "float32" and precision.tf32 else found
 
 
 def peak_flops_per_second(gpu_name: str, dtype: MatmulDtype) -> float | None:
