@@ -50,6 +50,8 @@ class Machine:
     """The other interpreter that trials run in; None: this one."""
     gpus: tuple[Gpu, ...] = ()
     """Those that trials may use; empty on a CPU."""
+    cpu_units: tuple[str, ...] = ()
+    """Half precisions, `bfloat16` and `float16`, that the CPU has instructions for."""
 
     def on(self, gpus: Sequence[Gpu]) -> Machine:
         """The same machine with these GPUs and no others."""
@@ -111,6 +113,7 @@ def inspect_machine(device: str | None = None) -> Machine:
         device_count=len(visible) if on_gpu else 1,
         compiler=find_compiler(),
         gpus=tuple(visible) if on_gpu else (),
+        cpu_units=cpu_units(),
     )
 
 
@@ -223,6 +226,25 @@ def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
         (set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set()
     )
     return [name for name in _CPU_FEATURES if name in listed]
+
+
+_UNITS = {
+    "bfloat16": frozenset({"avx512_bf16", "amx_bf16", "bf16"}),
+    "float16": frozenset({"avx512_fp16", "amx_fp16"}),
+}  # fmt: skip
+"""By half precision, the kernel's names of instructions for it."""
+_WITHOUT_BF16 = frozenset({
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+})  # fmt: skip
+_LOWER_ISAS = {"bfloat16": _WITHOUT_BF16, "float16": _WITHOUT_BF16 | {"AVX512_CORE_BF16"}}
+"""Values of ONEDNN_MAX_CPU_ISA under which oneDNN leaves them unused (oneDNN's developer guide, CPU dispatcher)."""
+
+
+def cpu_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """The half precisions, by torch's names, that the CPU has instructions for and oneDNN may use."""
+    found = set(cpu_features(cpuinfo))
+    most = (os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "").upper()
+    return tuple(dtype for dtype, units in _UNITS.items() if found & units and most not in _LOWER_ISAS[dtype])
 
 
 def memory_total_bytes(meminfo: Path = Path("/proc/meminfo")) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,9 +12,9 @@ from selectbench import units
 from selectbench.analysis.detectable import DEFAULT_SPREAD, detectable
 from selectbench.errors import UserError
 from selectbench.launch.preparation import Preparation
-from selectbench.launch.stages import CONTEST, Ground, stages
-from selectbench.plan.estimate import past_records, stage_cost
-from selectbench.record.record import Record
+from selectbench.launch.stages import Ground, stages
+from selectbench.plan.estimate import stage_costs
+from selectbench.plan.history import History, past_trials
 from selectbench.suite.suite import Repeat, Suite
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
@@ -35,7 +35,7 @@ def within_budget(
     """What is run within the time, told line by line. Raises UserError where not one round fits."""
     own = Ground.of_run(preparation)
     try:
-        kept, told = within(seconds, own, past_records(results / own.suite.name))
+        kept, told = within(seconds, own, past_trials(results / own.suite.name, own.machine))
     except UserError:
         preparation.claim.release()
         raise
@@ -44,14 +44,16 @@ def within_budget(
     return replace(preparation, suite=kept.suite, plan=kept.plan)
 
 
-def within(seconds: float, own: Ground, history: Sequence[Record]) -> tuple[Ground, list[str]]:
+def within(seconds: float, own: Ground, history: History) -> tuple[Ground, list[str]]:
     """The suite with as many rounds as fit, and what can be told with them. Raises UserError where not one fits."""
-    costs = {title: stage_cost(title, s.plan, own.machine, history).seconds for title, s in stages(own, [])}
-    contest = costs.pop(CONTEST)
+    costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], own.machine, history)
+    known = [cost.seconds for cost in costs if cost.seconds is not None]
     planned = len(own.suite.seeds)
-    if contest is None or None in costs.values():
+    if len(known) < len(costs):
         return own, ["--budget: how long trials take is not known here; run once with --quick, then ask again"]
-    before, each = math.fsum(value or 0.0 for value in costs.values()), contest / planned
+    *_, contest = costs
+    each = (known[-1] - contest.start_seconds) / planned
+    before = math.fsum([*known[:-1], contest.start_seconds])
     rounds = min(planned, math.floor((seconds - before) / each)) if each else planned
     if rounds < 1:
         raise UserError(

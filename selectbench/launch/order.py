@@ -15,15 +15,11 @@ from selectbench.record.wire import Order
 from selectbench.suite.job import Job
 from selectbench.suite.suite import Option
 
-CUDA_TIMED_SECONDS = 10.0
-"""Least timed duration on CUDA where the suite states none: short windows on fast GPUs mislead."""
-
 
 def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:
     """What the worker is told."""
     suite = preparation.suite
     choices = suite.option(planned.trial.option).choices
-    stated = suite.job.timing.min_timed_seconds
     world_size = preparation.plan.planned(planned.trial.option).world_size
     return Order(
         trial=planned.trial,
@@ -36,7 +32,7 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
         trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
         weights_folder=str((folder / WEIGHTS).resolve()),
         code=suite.code,
-        min_timed_seconds=stated if stated is not None else CUDA_TIMED_SECONDS if suite.device == "cuda" else 0.0,
+        min_timed_seconds=suite.job.timing.least_seconds(suite.device),
     )
 
 

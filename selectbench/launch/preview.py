@@ -13,8 +13,9 @@ from selectbench.launch.gpu_claim import idle_now
 from selectbench.launch.preparation import Request, device_problem, prepare_data, resolve
 from selectbench.launch.stages import Ground, stages
 from selectbench.machine import INSTALL, Machine
-from selectbench.plan.estimate import Estimate, StageCost, estimate, past_records, stage_cost
+from selectbench.plan.estimate import Estimate, StageCost, estimate, stage_costs
 from selectbench.plan.gpu_need import gpu_need
+from selectbench.plan.history import past_trials
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import code_sha256
 from selectbench.suite.suite import Suite
@@ -43,12 +44,12 @@ def preview(
         notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
         machine = machine.with_training()
     machine = _with_idle_gpus(request, suite, machine, notes)
-    history = past_records(results / suite.name)
+    history = past_trials(results / suite.name, machine)
     own = Ground(suite, machine, prepared, make_plan(suite, machine, prepared, code_sha256()))
     if budget_seconds is not None:
         own, told = within(budget_seconds, own, history)
         notes += told
-    costs = [stage_cost(title, stage.plan, machine, history) for title, stage in stages(own, [])]
+    costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], machine, history)
     return Outlook(own.plan, estimate(own.plan, machine, history), costs, notes)
 
 

@@ -1,34 +1,27 @@
-"""How long a run will take: from earlier trials of the same option and job, else a rough reckoning."""
+"""How long a run will take: from earlier trials on this machine, else a rough reckoning."""
 
 from __future__ import annotations
 
-import time
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from dataclasses import dataclass, replace
 from statistics import fmean
 
-import numpy as np
-
 from selectbench.machine import Machine
+from selectbench.plan.history import History, does_like_work, scored_tokens, seconds_of
+from selectbench.plan.peaks import matmul_dtype
 from selectbench.plan.plan import Plan, PlannedOption
-from selectbench.record.record import Completed, Record
-from selectbench.record.store import FILE_NAME, read_records
+from selectbench.plan.rates import training_flops_per_second
+from selectbench.record.record import Completed
 
-CPU_EFFICIENCY = 0.5
-"""Share of a plain matrix product's rate that a small model's training reaches; seen on two-core machines."""
-CPU_WITHOUT_UNITS_COST = {"bfloat16": 4.5, "float16": 15.0}
-"""How much slower a half precision is on a CPU that has no instructions for it; seen likewise."""
-CPU_UNITS = {"bfloat16": ("avx512_bf16", "amx_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
-"""The flags in /proc/cpuinfo of instructions for it."""
-TRIAL_SECONDS = 0.2
-"""What a trial costs beyond its steps and evaluations."""
+TRIAL_SECONDS = {"cpu": 0.2, "cuda": 3.0}
+"""What a trial costs beyond its steps and evaluations: on CUDA its context, the libraries' handles and the kernels,
+which are loaded when they are first used. The latter is a guess until a trial has told it."""
 COMPILE_SECONDS = 30.0
 """What torch.compile costs once per trial; seen with small models."""
-CUDA_EFFICIENCY = 0.4
-"""Share of the fp32 peak (cores x 2 x clock) that training reaches."""
+IMPORT_SECONDS = 7.0
+"""What the first trial of an interpreter waits for torch and transformers: five to ten seconds (worker.server)."""
+SETTLE_SECONDS = {"cpu": 0.0, "cuda": 1.0}
+"""Before each trial, until the GPU is seen idle: the driver's utilisation is of up to the last second."""
 
 
 @dataclass(frozen=True)
@@ -40,20 +33,22 @@ class Estimate:
     """Options whose figure comes from earlier trials; the others' are rough."""
 
 
-def estimate(plan: Plan, machine: Machine, history: Sequence[Record]) -> Estimate | None:
+def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
     """None where neither earlier trials nor the machine's rate say anything."""
     seconds: dict[str, float] = {}
-    known = _known_seconds(plan, history)
-    rate = None if len(known) == len(plan.options) else _flops_per_second(machine)
+    told = 0
+    same = _of_these_trials(plan, history)
     for planned in plan.options:
-        name = planned.option.name
         if planned.unsupported:
             continue
-        guess = known.get(name) or _rough_seconds(plan, planned, rate)
+        name = planned.option.name
+        known = same[name] if name in same else _of_like_trials(plan, planned, history)
+        told += known is not None
+        guess = _rough_seconds(plan, planned, machine) if known is None else known
         if guess is None:
             return None
-        seconds[name] = guess
-    return Estimate(seconds, from_records=len(known.keys() & seconds.keys()))
+        seconds[name] = guess + SETTLE_SECONDS[plan.suite.device]
+    return Estimate(seconds, from_records=told)
 
 
 @dataclass(frozen=True)
@@ -67,10 +62,23 @@ class StageCost:
     """Of all of them; None: not foretold."""
     usd: float | None
     """Rent of the GPUs for that time at the suite's price; None: not foretold, or there is no price."""
+    start_seconds: float = 0.0
+    """Of those seconds, what is waited for the interpreters' imports, once in a run."""
 
 
-def stage_cost(title: str, plan: Plan, machine: Machine, history: Sequence[Record]) -> StageCost:
-    """From earlier trials of these very settings, else a rough reckoning."""
+def stage_costs(stages: Sequence[tuple[str, Plan]], machine: Machine, history: History) -> list[StageCost]:
+    """Of every stage of a run, by title and plan in order; the first one waits for the imports."""
+    costs = [_stage_cost(title, plan, machine, history) for title, plan in stages]
+    first, *others = costs
+    if first.seconds is None or not first.trials:
+        return costs
+    (_, plan), start = stages[0], history.start_seconds
+    pythons = {planned.option.choices.python for planned in plan.options if planned.unsupported is None}
+    waited = len(pythons) * (IMPORT_SECONDS if start is None else start)
+    return [replace(first, seconds=first.seconds + waited, start_seconds=waited), *others]
+
+
+def _stage_cost(title: str, plan: Plan, machine: Machine, history: History) -> StageCost:
     rounds = len(plan.suite.seeds)
     able = [planned for planned in plan.options if planned.unsupported is None]
     found = estimate(plan, machine, history)
@@ -84,77 +92,47 @@ def stage_cost(title: str, plan: Plan, machine: Machine, history: Sequence[Recor
     )  # fmt: skip
 
 
-def past_records(suite_folder: Path) -> list[Record]:
-    """The records of all runs of a suite, newest run last, without trials that waited for a server to start."""
-    runs = (read_records(path)[0] for path in sorted(suite_folder.glob(f"*/{FILE_NAME}")))
-    return [record for records in runs for record in _without_starts(records)]
-
-
-def _without_starts(records: Sequence[Record]) -> list[Record]:
-    """Without the first trial of each interpreter, which waited for its imports, where its option has another.
-
-    Of a run that was resumed the first of its first part alone is known.
-    """
-    done = [record for record in records if isinstance(record.outcome, Completed)]
-    first = {record.trial.every_setting().get("python"): record for record in reversed(done)}.values()
-    alike = Counter(record.trial.option for record in done)
-    return [r for r in records if alike[r.trial.option] < 2 or not any(r is waited for waited in first)]
-
-
-def _known_seconds(plan: Plan, history: Sequence[Record]) -> dict[str, float]:
+def _of_these_trials(plan: Plan, history: History) -> dict[str, float]:
+    """By option, what its very trials took: this code, these settings, one of the suite's seeds."""
     ids = {planned.trial.trial_id: planned.trial.option for planned in plan.trials}
     walls: dict[str, list[float]] = {}
-    for record in history:
+    for record in history.trials:
         name = ids.get(record.trial.trial_id)
         if name and isinstance(record.outcome, Completed):
             walls.setdefault(name, []).append(record.wall_seconds)
     return {name: fmean(values) for name, values in walls.items()}
 
 
-def _rough_seconds(plan: Plan, planned: PlannedOption, rate: float | None) -> float | None:
-    """6 FLOPs per parameter and training token (Kaplan et al. 2020, arXiv:2001.08361), 2 per scored one."""
-    if rate is None or plan.parameters is None:
+def _of_like_trials(plan: Plan, planned: PlannedOption, history: History) -> float | None:
+    """From trials of other seeds, rates or lengths, scaled to the option's job; None: there are none."""
+    choices = planned.option.choices
+    settings, job = choices.model_dump(mode="json"), plan.suite.job.of(choices)
+    least = job.timing.least_seconds(plan.suite.device)
+    found = [
+        seconds_of(job, record, least)
+        for record in history.trials
+        if does_like_work(record, settings, planned.parameters)
+    ]
+    return fmean(found) if found else None
+
+
+def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine) -> float | None:
+    """6 FLOPs per parameter and training token (Kaplan et al. 2020, arXiv:2001.08361), 2 in fp32 per scored one."""
+    choices, device = planned.option.choices, plan.suite.device
+    compiled = choices.compile.mode is not None
+    rate = training_flops_per_second(machine, matmul_dtype(choices), compiled=compiled)
+    scoring_rate = training_flops_per_second(machine, "float32", compiled=False)
+    if rate is None or scoring_rate is None or planned.parameters is None:
         return None
-    job = plan.suite.job.of(planned.option.choices)
-    flops = 6.0 * plan.parameters * plan.tokens
-    if job.eval != "none":
-        points = 1 + (job.max_steps - 1) // job.eval.every_steps if job.eval.every_steps else 1
-        flops += 2.0 * plan.parameters * job.eval.tokens * points
-    precision = planned.option.choices.precision
-    half = precision.autocast_dtype or precision.parameter_dtype
-    cost = _half_precision_cost(half) if plan.suite.device == "cpu" else 1.0
-    compiling = COMPILE_SECONDS if planned.option.choices.compile.mode else 0.0
+    job = plan.suite.job.of(choices)
+    # On a CPU the ranks share the cores.
+    ranks = planned.world_size if device == "cuda" else 1
+    step = 6.0 * planned.parameters * job.tokens_per_step / rate / ranks
+    timed = max(0.0, (job.max_steps - job.timing.warmup_steps) * step)
     return (
-        TRIAL_SECONDS
-        + compiling
-        + cost * flops / rate
-        + (job.timing.min_timed_seconds or (10.0 if plan.suite.device == "cuda" else 0.0))
+        TRIAL_SECONDS[device]
+        + (COMPILE_SECONDS if compiled else 0.0)
+        + job.max_steps * step
+        + max(0.0, job.timing.least_seconds(device) - timed)
+        + 2.0 * planned.parameters * scored_tokens(job) / scoring_rate / ranks
     )
-
-
-def _half_precision_cost(dtype: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> float:
-    try:
-        flags = set(cpuinfo.read_text().split())
-    except OSError:
-        flags = set()
-    return 1.0 if flags & set(CPU_UNITS.get(dtype, ())) else CPU_WITHOUT_UNITS_COST.get(dtype, 1.0)
-
-
-def _flops_per_second(machine: Machine) -> float | None:
-    if machine.device == "cpu":
-        return CPU_EFFICIENCY * _matmul_flops_per_second()
-    first = next(iter(machine.gpus), None)
-    cores, clock = (first.cores, first.max_sm_clock_hertz) if first else (None, None)
-    return CUDA_EFFICIENCY * 2.0 * cores * clock if cores and clock else None
-
-
-@cache
-def _matmul_flops_per_second(size: int = 512, probe_seconds: float = 0.1) -> float:
-    """The best of a tenth of a second: whatever else runs can only make it slower."""
-    matrix = np.ones((size, size), dtype=np.float32)
-    fastest, end = float("inf"), time.perf_counter() + probe_seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        matrix @ matrix
-        fastest = min(fastest, time.perf_counter() - start)
-    return 2.0 * size**3 / fastest

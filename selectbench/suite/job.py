@@ -38,6 +38,10 @@ class LrSchedule(Strict):
     """Share of all steps that decay (warmup_stable_decay only)."""
 
 
+CUDA_TIMED_SECONDS = 10.0
+"""Least timed duration on CUDA where the suite states none: short windows on fast GPUs mislead."""
+
+
 class Timing(Strict):
     """What of a trial is timed."""
 
@@ -45,6 +49,12 @@ class Timing(Strict):
     """First steps that train but enter no figure of speed."""
     min_timed_seconds: Annotated[float, Field(ge=0, le=86400)] | None = None
     """Steps are added after the final evaluation until so many seconds are timed; 10 on CUDA, else 0."""
+
+    def least_seconds(self, device: str) -> float:
+        """That must be timed on this device."""
+        if self.min_timed_seconds is not None:
+            return self.min_timed_seconds
+        return CUDA_TIMED_SECONDS if device == "cuda" else 0.0
 
 
 class Job(Strict):

@@ -11,6 +11,7 @@ from selectbench.machine import (
     cgroup_folders,
     cgroup_memory_limit_bytes,
     cpu_model,
+    cpu_units,
     inspect_machine,
     memory_total_bytes,
     usable_cores,
@@ -100,6 +101,32 @@ def test_memory_and_processor_of_the_kernels_files(tmp_path):
     assert cpu_model(tmp_path / "cpuinfo") == "A Chip @ 2.0GHz"
     assert memory_total_bytes(tmp_path / "none") is None
     assert cpu_model(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "most", "found"),
+    [
+        ("avx2 avx512_bf16", None, ("bfloat16",)),
+        ("avx512_bf16 amx_bf16 avx512_fp16", None, ("bfloat16", "float16")),
+        ("avx2 fma", None, ()),
+        ("avx512_bf16 avx512_fp16", "AVX2", ()),
+        ("avx512_bf16 avx512_fp16", "avx512_core_bf16", ("bfloat16",)),
+        ("avx512_bf16", "DEFAULT", ("bfloat16",)),
+    ],
+)
+def test_half_precisions_that_the_processor_may_use(tmp_path, monkeypatch, flags, most, found):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    monkeypatch.delenv("DNNL_MAX_CPU_ISA", raising=False)
+    if most is not None:
+        monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", most)
+    (tmp_path / "cpuinfo").write_text(f"flags : {flags}\n")
+    assert cpu_units(tmp_path / "cpuinfo") == found
+
+
+def test_an_arm_processor_lists_bf16_among_its_features(tmp_path, monkeypatch):
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    (tmp_path / "cpuinfo").write_text("Features : asimd sve bf16 i8mm\n")
+    assert cpu_units(tmp_path / "cpuinfo") == ("bfloat16",)
 
 
 def test_this_machine_has_memory_and_cores():

@@ -7,18 +7,15 @@ from pathlib import Path
 
 import pytest
 from launch.harness import TINY_SUITE, corpus
-from made_records import make_record
-from msgspec.structs import replace
 from rich.console import Console
 
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.machine import Machine
-from selectbench.plan.estimate import estimate, past_records
+from selectbench.plan.estimate import estimate
+from selectbench.plan.history import History
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.plan.warnings import heldout_warnings, suite_warnings, vocabulary_warnings
-from selectbench.record.record import Completed, Record
-from selectbench.record.store import FILE_NAME, append_record
 from selectbench.report.plan import plan_as_json, print_plan
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
@@ -197,7 +194,7 @@ def test_an_own_model_is_planned_without_knowing_its_size(suite_file: Path) -> N
     settings = ['job.model={family: "ourlib.model:Net", settings: {wide: 8}}']
     plan = planned(load_suite(str(suite_file), device="cpu", settings=settings))
     assert plan.parameters is None
-    assert estimate(plan, CPU, []) is None
+    assert estimate(plan, CPU, History()) is None
     assert [p.unsupported for p in plan.options] == [None, None]
 
 
@@ -233,32 +230,6 @@ def test_the_plan_says_whose_warm_up_is_its_own_and_what_is_tuned(suite_file: Pa
     assert content["tuned"] == ["optimizer.lr", "optimizer.warmup_fraction"]
 
 
-def test_earlier_trials_tell_the_time(suite_file: Path) -> None:
-    suite = load_suite(str(suite_file), device="cpu")
-    plan = planned(suite)
-    outcome = make_record("whole", 0).outcome
-    assert isinstance(outcome, Completed)
-    history = [
-        Record(trial=p.trial, round=p.round, outcome=outcome, wall_seconds=10.0 + p.trial.seed, started_at="")
-        for p in plan.trials
-    ]
-    found = estimate(plan, CPU, history)
-    assert found is not None
-    assert found.seconds == {"whole": 10.5, "halves": 10.5}
-    assert found.from_records == 2
-
-
-def test_the_first_trial_of_an_earlier_run_waited_for_imports_and_tells_no_time(tmp_path: Path) -> None:
-    for run, seeds in (("a", 3), ("b", 1)):
-        (tmp_path / run).mkdir()
-        for seed in range(seeds):
-            wall = {"wall_seconds": 40.0 if seed == 0 else 10.0}
-            append_record(tmp_path / run / FILE_NAME, replace(make_record("whole", seed), **wall))
-    assert [r.wall_seconds for r in past_records(tmp_path)] == [10.0, 10.0, 40.0], (
-        "where there is no other it stays"
-    )
-
-
 def test_held_out_text_that_is_less_than_asked_is_told(suite_file: Path) -> None:
     suite = load_suite(str(suite_file), device="cpu", settings=["job.eval.tokens=100000"])
     data = prepare(suite.job.data, suite.job.tokenizer)
@@ -270,21 +241,6 @@ def test_held_out_text_that_is_less_than_asked_is_told(suite_file: Path) -> None
     assert line.startswith("halves: the held-out text gives 99,999 tokens")
     without = load_suite(str(suite_file), device="cpu", settings=["job.eval=none"])
     assert heldout_warnings(without, {"whole": 1}) == []
-
-
-def test_without_earlier_trials_more_work_takes_longer(suite_file: Path) -> None:
-    job = load_suite(str(suite_file), device="cpu").job
-    data = prepare(job.data, job.tokenizer)
-    seconds = []
-    for steps in (10, 100000):
-        suite = load_suite(str(suite_file), device="cpu", settings=[f"job.max_steps={steps}"])
-        found = estimate(
-            make_plan(suite, CPU, dict.fromkeys([o.name for o in suite.options], data), "code"), CPU, []
-        )
-        assert found is not None
-        assert found.from_records == 0
-        seconds.append(found.seconds["whole"])
-    assert seconds[0] < seconds[1]
 
 
 def test_a_vocabulary_that_came_out_smaller_is_told(suite_file: Path) -> None:

@@ -163,6 +163,17 @@ def test_the_interval_has_a_line_of_its_own_and_the_comparison_stands_beside_the
     assert table.split("</thead>")[1].split("</tr>")[0].count("<td") + 1 == len(heads)
 
 
+def test_an_interval_that_is_too_wide_for_numbers_is_drawn_to_both_edges() -> None:
+    records = trials("fp32", [100, 100]) + trials("bf16", [200, 2e102])
+    suite = make_suite("fp32", BF16, seeds=[0, 1])
+    found = next(row for row in rank(suite, records).rows if row.option == "bf16").metrics["tokens_per_second"]
+    assert (found.ratio_low, found.ratio_high) == (0.0, None)  # e to the power of -1,300 and of 1,600
+    row = next(part for part in page(suite, records).split("<tr ") if ">bf16<" in part)
+    ends = re.search(r'class="span" x1="([\d.]+)" y1="9.0" x2="([\d.]+)"', row)
+    assert ends is not None
+    assert [float(end) for end in ends.groups()] == [4.0, 126.0]
+
+
 def picture_of(text: str) -> str:
     return text.split("<h3>Speed against memory</h3>")[1].split("</figure>")[0]
 

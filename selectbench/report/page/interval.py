@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html import escape
 
 from selectbench.analysis.row import MetricValue, Ranking
@@ -25,8 +26,11 @@ def interval_bars(ranking: Ranking) -> dict[str, str]:
 
 
 def _ends(metric: MetricValue) -> tuple[float, float]:
+    """Of the interval: an end that is too large for a number lies at infinity; without an interval the ratio."""
     ratio = metric.ratio_to_baseline or 1.0
-    return metric.ratio_low or ratio, metric.ratio_high or ratio
+    if metric.ratio_low is None:
+        return ratio, ratio
+    return metric.ratio_low, math.inf if metric.ratio_high is None else metric.ratio_high
 
 
 def _bar(scale: Scale, metric: MetricValue) -> str:
