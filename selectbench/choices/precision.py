@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from selectbench.choices.choice import Choice, Needs
+from selectbench.machine import Machine
 
 AUTOCAST = "Micikevicius et al. 2018, arXiv:1710.03740; docs.pytorch.org/docs/stable/amp.html"
 DTYPES = frozenset({"compute_dtype", "matmul_tf32"})
@@ -23,6 +24,7 @@ class PrecisionChoice(Choice):
     """Whether the loss is scaled, and steps with infinite gradients are skipped."""
     working_dtype: ClassVar[str | None] = None
     """Of the copy of the parameters that forward and backward pass use; None: the parameters themselves."""
+    name: str
 
     def asks_for(self) -> dict[str, Any]:
         """The dtypes that the optimizer updates and that the passes use, and TF32."""
@@ -93,3 +95,23 @@ class Bf16Pure(PrecisionChoice):
     }  # fmt: skip
     parameter_dtype: ClassVar[str] = "bfloat16"
     name: Literal["bf16_pure"] = "bf16_pure"
+
+
+def precision_for(machine: Machine) -> tuple[PrecisionChoice, str]:
+    """The half precision that the machine has units for, else fp32 on a CPU; and why, as a clause.
+
+    fp16 is mixed with gradient scaling, which every GPU can do. Where nothing tells the GPUs' compute capability
+    they are taken to have bf16.
+    """
+    if machine.device == "cpu":
+        if "bfloat16" in machine.cpu_units:
+            return Bf16Mixed(), "the processor has instructions for bf16"
+        return Fp32(), "the processor has no instructions for bf16"
+    least, found = Bf16Mixed.needs.compute_capability, machine.compute_capability
+    assert least is not None
+    if found is None:
+        return Bf16Mixed(), "no GPU tells its compute capability"
+    words = ".".join(map(str, found))
+    if found >= least:
+        return Bf16Mixed(), f"compute capability {words} has bf16"
+    return Fp16Mixed(), f"compute capability {words} has no bf16, which needs {'.'.join(map(str, least))}"

@@ -27,7 +27,13 @@ def snapshot(name: str, revision: str | None, files: Sequence[str], *, fetch: bo
 
 def cached_commit(name: str, revision: str | None) -> str | None:
     """The commit that transformers loads without a network; None: it has none."""
+    found = cached_folder(name, revision)
+    return None if found is None else found.name
+
+
+def cached_folder(name: str, revision: str | None) -> Path | None:
+    """Where the files of that commit lie, its config.json among them where it has one; None: it has none."""
     try:
-        return snapshot(name, revision, ["config.json"], fetch=False).name
+        return snapshot(name, revision, ["config.json"], fetch=False)
     except (ImportError, OSError, ValueError):
         return None

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from selectbench.choices.model import AnyModel, PretrainedModel
-from selectbench.data.hub import cached_commit
+from selectbench.data.hub import cached_commit, cached_folder
 from selectbench.data.kept_digest import kept_sha256
 from selectbench.errors import UserError
 
@@ -24,6 +26,17 @@ def contents_of(models: Mapping[str, AnyModel]) -> dict[str, str]:
     asked = {option: model for option, model in models.items() if isinstance(model, PretrainedModel)}
     found = {model: _content(model) for model in dict.fromkeys(asked.values())}
     return {option: content for option, model in asked.items() if (content := found[model]) is not None}
+
+
+def configuration_of(model: PretrainedModel) -> dict[str, Any] | None:
+    """What its config.json holds; None: there is no such file, or the hub's cache has none."""
+    folder = Path(model.pretrained)
+    found = folder if folder.is_dir() else cached_folder(model.pretrained, model.revision)
+    try:
+        content = json.loads((found / "config.json").read_text(encoding="utf-8")) if found else None
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
 
 
 def pinned_model(model: AnyModel, content: str | None) -> AnyModel:

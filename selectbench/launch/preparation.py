@@ -19,6 +19,7 @@ from selectbench.nvml import Gpu
 from selectbench.nvml.same_device import first_difference
 from selectbench.nvml.torch_devices import PROBE, read_probe
 from selectbench.plan.gpu_need import GpuNeed, gpu_need, gpus_used
+from selectbench.plan.machine_choices import settled_for
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.suite.load import load_suite
@@ -86,9 +87,11 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     prepared = prepare_data(suite, notify)
     with ExitStack() as undo:
-        claim = undo.enter_context(_claim(request, gpu_need(suite, machine), suite.device, notify))
+        need = gpu_need(settled_for(suite, machine, prepared), machine)
+        claim = undo.enter_context(_claim(request, need, suite.device, notify))
         if suite.device == "cuda":
             machine = machine.on(claim.gpus)
+        suite = settled_for(suite, machine, prepared)
         plan = make_plan(suite, machine, prepared, code_sha256())
         claim.keep(gpus_used(plan))
         environment = _environment(request, suite, claim.gpus)
@@ -96,6 +99,8 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
     environment["data"] = data_facts(suite, prepared, plan)
     if plan.pretrained:
         environment["pretrained"] = plan.pretrained
+    if suite.left_open.machine_choices:
+        environment["machine_choices"] = [one.model_dump(mode="json") for one in suite.left_open.machine_choices]
     return Preparation(suite, machine, prepared, environment, plan, claim)
 
 

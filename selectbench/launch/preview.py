@@ -16,6 +16,7 @@ from selectbench.machine import INSTALL, Machine
 from selectbench.plan.estimate import Estimate, StageCost, estimate, stage_costs
 from selectbench.plan.gpu_need import gpu_need
 from selectbench.plan.history import past_trials
+from selectbench.plan.machine_choices import settled_for
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import code_sha256
 from selectbench.suite.suite import Suite
@@ -43,7 +44,8 @@ def preview(
     if not machine.trains:
         notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
         machine = machine.with_training()
-    machine = _with_idle_gpus(request, suite, machine, notes)
+    machine = _with_idle_gpus(request, settled_for(suite, machine, prepared), machine, notes)
+    suite = settled_for(suite, machine, prepared)
     history = past_trials(results / suite.name, machine)
     own = Ground(suite, machine, prepared, make_plan(suite, machine, prepared, code_sha256()))
     if budget_seconds is not None:

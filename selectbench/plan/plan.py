@@ -9,19 +9,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from selectbench.choices.model import resolved_vocab_size
+from selectbench import units
 from selectbench.data.enough import epochs, evaluable_tokens
 from selectbench.data.prepare import Prepared
 from selectbench.data.weights_content import contents_of
 from selectbench.errors import UserError
 from selectbench.interpreter import machine_for, worker_problem
 from selectbench.machine import Machine, usable_cores
+from selectbench.plan.configuration import vocab_size_of
+from selectbench.plan.machine_choices import expected_peak_bytes, smallest_gpu
 from selectbench.plan.warnings import heldout_warnings, suite_warnings, vocabulary_warnings
 from selectbench.record.as_json import SETTINGS
 from selectbench.record.record import Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.data import kind_of
-from selectbench.suite.job import vocabulary_of
 from selectbench.suite.own_code import own_code_sha256
 from selectbench.suite.suite import Option, Suite
 
@@ -38,6 +39,8 @@ class PlannedOption:
     """Why it can't run here, or None."""
     parameters: int | None = None
     """Of the model; None before it is built, for a configuration file or own code."""
+    peak_bytes: int | None = None
+    """Of each GPU's memory, as formulas expect it; None: on a CPU, or of a model that they do not know."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +79,11 @@ class Plan:
 def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None, code_sha256: str) -> Plan:
     """`prepared`: each option's data, where they could be prepared; `code_sha256`: of the package's own code.
 
-    Raises UserError where an option's step can't be cut for the ranks that `auto` finds, an interpreter does
-    not start, or own code or a pretrained model can't be read.
+    The suite is one that leaves nothing open: `plan.machine_choices` settles it. Raises UserError where an option's
+    step can't be cut for the ranks that `auto` finds, an interpreter does not start, or own code or a pretrained
+    model can't be read.
     """
+    assert not suite.left_open.settings, "settled before"
     own_code = own_code_sha256(suite.code)
     pretrained = contents_of({option.name: suite.job.of(option.choices).model for option in suite.options})
     options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
@@ -105,6 +110,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
             *heldout_warnings(suite, heldout),
             *vocabulary_warnings(suite, {name: one.vocab_size for name, one in (prepared or {}).items()}),
             *_baseline_warnings(suite, options),
+            *_memory_warnings(suite, options, machine),
         ],
         own_code_sha256=own_code,
         pretrained=pretrained,
@@ -127,6 +133,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         or option.choices.unsupported_reason(machine)
         or _task_reason(suite, option),
         parameters=_parameters(suite, option, prepared),
+        peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),
     )
 
 
@@ -163,19 +170,8 @@ def _trial(option: Option, seed: int, identity: Mapping[str, Any]) -> Trial:
 
 
 def _parameters(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
-    job = suite.job.of(option.choices)
-    entries = prepared.vocab_size if prepared else vocabulary_of(job.data)
-    if entries is None and job.tokenizer is not None:
-        entries = job.tokenizer.most_entries
-    if entries is None:
-        return None
-    try:
-        vocab_size = resolved_vocab_size(job.model, entries)
-    except (
-        ValueError
-    ) as error:  # a configuration file or a tokenizer states its own; others were checked on loading
-        raise UserError(f"suite {suite.name}: option {option.name}: model: {error}") from None
-    return job.model.parameters(vocab_size, job.seq_len)
+    job, vocab_size = suite.job.of(option.choices), vocab_size_of(suite, option, prepared)
+    return None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len)
 
 
 def _baseline_warnings(suite: Suite, options: list[PlannedOption]) -> list[str]:
@@ -183,3 +179,17 @@ def _baseline_warnings(suite: Suite, options: list[PlannedOption]) -> list[str]:
     return (
         [f"the baseline {suite.baseline} cannot run here: {baseline.unsupported}"] if baseline.unsupported else []
     )
+
+
+def _memory_warnings(suite: Suite, options: list[PlannedOption], machine: Machine) -> list[str]:
+    """Options that are expected not to fit; where sizes are searched, their trials tell."""
+    gpu = smallest_gpu(machine)
+    if gpu is None or suite.best_of is not None:
+        return []
+    name, total = gpu
+    return [
+        f"{planned.option.name} is expected to take {units.size(planned.peak_bytes)} of memory, and {name} has "
+        f"{units.size(total)}: it may run out of memory"
+        for planned in options
+        if planned.unsupported is None and planned.peak_bytes is not None and planned.peak_bytes > total
+    ]

@@ -1,7 +1,8 @@
 """What the machine and the software were when trials ran. Every key of environment.json is documented here.
 
-Besides there are `data`, the facts of `Prepared`, and where a model was trained before `pretrained`: by option, its
-commit on the hub or the SHA-256 of its folder's files.
+Besides there are `data`, the facts of `Prepared`, where a model was trained before `pretrained`: by option, its
+commit on the hub or the SHA-256 of its folder's files, and where the suite left something to the machine
+`machine_choices`: what was asked, what was taken and why (`suite.left_open.MachineChoice`).
 
 Host and user names, folders and secrets stay out: only listed variables are read, and of paths in them
 only the last part is kept.
@@ -180,10 +181,12 @@ def collect_environment(
 def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
     """What must be equal for a run to be resumed.
 
-    All but the commit of the suite's repository, as the suite itself is compared, and with the machine's
-    memory in whole GiB, as what the kernel keeps for itself varies a little from boot to boot.
+    All but the commit of the suite's repository and what the machine decided, as the settled suite itself is
+    compared, and with the machine's memory in whole GiB, as what the kernel keeps for itself varies a little from
+    boot to boot.
     """
-    part = {key: value for key, value in environment.items() if key not in ("git_revision", "git_dirty")}
+    apart = ("git_revision", "git_dirty", "machine_choices")
+    part = {key: value for key, value in environment.items() if key not in apart}
     memory = part["memory_total_bytes"]
     return {**part, "memory_total_bytes": None if memory is None else round(memory / (1 << 30)) << 30}
 

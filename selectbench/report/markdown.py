@@ -72,7 +72,7 @@ def render(
         *_failures(ranking),
         *_section("## Warnings", ranking.warnings),
         *_section("## The text", cleaning_lines(environment.get("data") or {})),
-        "## How it was measured", method(suite, ranking, records),
+        "## How it was measured", method(suite, ranking, records, environment),
         "## Run it again", block(command),
         "## Environment", table(["what", "value"], [list(pair) for pair in _flat(environment)], right=2),
         "## Options", _options(suite),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from selectbench import units
 from selectbench.analysis import energy, flops, gpu_state, mfu
@@ -11,7 +12,9 @@ from selectbench.plan import peaks
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import markdown
 from selectbench.report.figures import known_columns
+from selectbench.report.plan import choice_text
 from selectbench.report.warmup import own_warmups
+from selectbench.suite.left_open import MachineChoice
 from selectbench.suite.suite import Suite
 
 _SPOILED = (
@@ -20,10 +23,11 @@ _SPOILED = (
 )
 
 
-def method(suite: Suite, ranking: Ranking, records: Sequence[Record]) -> str:
-    """A list in Markdown; `records`: those that count."""
+def method(suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any]) -> str:
+    """A list in Markdown; `records`: those that count; `environment`: environment.json."""
     done = [record for record in records if isinstance(record.outcome, Completed)]
-    lines = [_job(suite), _same_job(suite, ranking), *_deciding(suite, ranking), _timing(suite, done)]
+    lines = [_job(suite), *machine_choice_lines(environment), _same_job(suite, ranking)]
+    lines += [*_deciding(suite, ranking), _timing(suite, done)]
     lines += _evaluation(suite, done)
     lines += _meters(suite, ranking, done)
     return "\n".join(f"- {line}" for line in lines)
@@ -38,6 +42,14 @@ def _job(suite: Suite) -> str:
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
         f"{job.lr_schedule.warmup_steps:,} steps of warm-up.{_own_batches(suite)}{_own_warmups(suite)}"
     )
+
+
+def machine_choice_lines(environment: Mapping[str, Any]) -> list[str]:
+    """What the suite left to the machine, and what that took; nothing where it left nothing."""
+    keys, stored = MachineChoice.model_fields, environment.get("machine_choices") or []
+    found = [MachineChoice(**{key: str(one.get(key, "")) for key in keys}) for one in stored]
+    told = [f"{markdown(choice_text(one))}." for one in found]
+    return [f"Left to the machine, and the same for every option: {' '.join(told)}"] if told else []
 
 
 def _own_batches(suite: Suite) -> str:

@@ -16,6 +16,7 @@ from selectbench.analysis.search import EXTENSIONS
 from selectbench.plan.estimate import Estimate, StageCost
 from selectbench.plan.plan import Plan, PlannedOption
 from selectbench.report.warmup import own_warmups
+from selectbench.suite.left_open import MachineChoice
 from selectbench.suite.suite import Suite
 
 
@@ -35,6 +36,7 @@ def plan_as_json(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCos
         "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
         "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
         "epochs": plan.epochs, "tuned": list(plan.suite.tune.parameters) if plan.suite.tune else [],
+        "machine_choices": [one.model_dump(mode="json") for one in plan.suite.left_open.machine_choices],
         "expected_seconds": total_seconds(costs),
         "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
@@ -51,7 +53,9 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
         "option": planned.option.name, "differs_in": planned.option.differs_in,
         "global_batch_size": job.global_batch_size, "max_steps": job.max_steps,
         "warmup_steps": job.lr_schedule.warmup_steps,
+        "precision": planned.option.choices.precision.name,
         "micro_batch_size": planned.option.choices.micro_batch_size,
+        "expected_peak_memory_bytes": planned.peak_bytes,
         "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
         "strategy": planned.option.choices.strategy.model_dump(mode="json"),
         "framework": planned.option.choices.framework.name, "python": planned.option.choices.python,
@@ -76,6 +80,8 @@ def print_plan(
         )
     )
     console.print(Text(f"decided by {suite.decide.objective}{_held(suite.decide.constraints)}"))
+    for choice in suite.left_open.machine_choices:
+        console.print(Text(choice_text(choice)))
     for line in _of_their_own(suite):
         console.print(Text(line))
     console.print(_table(plan, estimate))
@@ -86,6 +92,11 @@ def print_plan(
         console.print(Text(line))
     for line in [*plan.warnings, *notes]:
         console.print(Text(f"note: {line}", style="yellow"))
+
+
+def choice_text(choice: MachineChoice) -> str:
+    """`precision: fp16_mixed, as compute capability 7.5 has no bf16, which needs 8.0 (asked: auto)`."""
+    return f"{choice.setting}: {choice.taken}, as {choice.why} (asked: {choice.asked})"
 
 
 def _work(plan: Plan) -> str:
@@ -110,7 +121,8 @@ def _table(plan: Plan, estimate: Estimate | None) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in ("option", "differs in", "runs as"):
         table.add_column(heading, overflow="fold")
-    for heading in ("micro-batch", "accumulation", "per trial"):
+    has_memory = any(planned.peak_bytes is not None for planned in plan.options)
+    for heading in ("micro-batch", "accumulation", *(["memory"] if has_memory else []), "per trial"):
         table.add_column(heading, justify="right", no_wrap=True)
     for planned in plan.options:
         seconds = estimate.seconds.get(planned.option.name) if estimate else None
@@ -121,6 +133,7 @@ def _table(plan: Plan, estimate: Estimate | None) -> Table:
             Text(_layout(planned)),
             str(planned.option.choices.micro_batch_size),
             f"x {planned.gradient_accumulation_steps}",
+            *([units.size(planned.peak_bytes)] if has_memory else []),
             "unsupported" if planned.unsupported else units.duration(seconds),
             style="dim" if planned.unsupported else "",
         )

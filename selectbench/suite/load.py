@@ -39,6 +39,7 @@ from selectbench.suite.data import kind_of
 from selectbench.suite.document import Node, Place, Problems, read_document
 from selectbench.suite.grid import Row, excluded, rows_of
 from selectbench.suite.job import Job
+from selectbench.suite.left_open import LeftOpen, of_these_rows, taken_out, with_placeholders
 from selectbench.suite.merge import merge_document
 from selectbench.suite.overrides import apply_axes, apply_seeds, apply_settings
 from selectbench.suite.paths import with_absolute_paths, with_interpreter
@@ -142,6 +143,7 @@ def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Pro
             continue
         found = Problems()
         document = _prepared(top, name, path, None, found)
+        _, document = taken_out(document, found)
         validate(SuiteFile, document, found, own_only=True)
         for row in rows_of(document, found):
             validate(Choices, row.choices, found, own_only=True)
@@ -152,8 +154,11 @@ def _suite(
     document: Node, path: Path, profile: str | None, device: Device, request: _Request, problems: Problems, *,
     require_files: bool,
 ) -> Suite | None:  # fmt: skip
+    asked, document = taken_out(document, problems)
     content: SuiteFile | None = validate(SuiteFile, document, problems)
-    names, rows = _rows(document, path.resolve().parent, from_command_line=bool(request.axes), problems=problems)
+    names, rows, left_open = _rows(
+        document, path.resolve().parent, asked, from_command_line=bool(request.axes), problems=problems
+    )
     check_accumulation(rows, document, device, problems)
     check_distinct(rows, document, problems)
     if require_files:
@@ -179,26 +184,29 @@ def _suite(
     baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
     if problems.found or content is None:
         return None
-    return _assembled(content, rows, baseline, profile or content.profile, device, quick=quick)
+    return _assembled(content, rows, left_open, baseline, profile or content.profile, device, quick=quick)
 
 
 def _rows(
-    document: Node, folder: Path, *, from_command_line: bool, problems: Problems
-) -> tuple[list[str], list[tuple[Row, Choices]]]:
-    """Names of all rows that are not excluded, and those rows that are valid."""
-    begun = with_first_sizes(rows_of(document, problems), document)
+    document: Node, folder: Path, open_choices: LeftOpen, *, from_command_line: bool, problems: Problems
+) -> tuple[list[str], list[tuple[Row, Choices]], LeftOpen]:
+    """Names of all rows that are not excluded, those rows that are valid, and what they leave open."""
+    written = rows_of(document, problems)
+    left_open = of_these_rows(open_choices, written, document, problems)
+    begun = with_placeholders(with_first_sizes(written, document), left_open)
     asked = [replace(row, choices=with_interpreter(row.choices, folder)) for row in begun]
     validated = [(row, validate(Choices, row.choices, problems)) for row in asked]
     rows = [(row, choices) for row, choices in validated if choices is not None]
     gone: set[str] = set()
     if "exclude" in document.mapping and len(rows) == len(asked):
         gone = excluded(rows, document.mapping["exclude"], problems, strict=not from_command_line)
-    return [row.name for row in asked if row.name not in gone], [pair for pair in rows if pair[0].name not in gone]
+    kept = [pair for pair in rows if pair[0].name not in gone]
+    return [row.name for row in asked if row.name not in gone], kept, left_open
 
 
 def _assembled(
-    content: SuiteFile, rows: list[tuple[Row, Choices]], baseline: str, profile: str | None, device: Device, *,
-    quick: bool,
+    content: SuiteFile, rows: list[tuple[Row, Choices]], left_open: LeftOpen, baseline: str, profile: str | None,
+    device: Device, *, quick: bool,
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
     sizes = [c.global_batch_size or content.job.global_batch_size for _, c in rows]
@@ -212,7 +220,7 @@ def _assembled(
         baseline=baseline, seeds=_seeds(content, quick=quick), repeat=None if quick else content.repeat,
         decide=decide if job.evaluates else without_quality(decide, other_tokens=apart),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
-        control=content.control, gate=content.gate,
+        control=content.control, gate=content.gate, left_open=left_open,
         tune=None if quick else content.tune, best_of=None if quick else content.best_of,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate"}
@@ -261,6 +269,6 @@ def _resolved(suite: Suite, given: set[str]) -> dict[str, Any]:
     own = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}
     return {
         **suite.model_dump(mode="json", include={"name", "question", "device", "profile", "quick", "job", "code"}),
-        "choices": shared, "options": own,
+        "choices": {**shared, **suite.left_open.settings}, "options": own,
         **suite.model_dump(mode="json", include={"baseline", "seeds", "decide", "limits", *given}),
     }  # fmt: skip

@@ -18,6 +18,7 @@ _TAGS = {
     "data": _SOURCES, "train": _SOURCES, "heldout": _SOURCES,
     "model": frozenset({"family", "config", "pretrained"}),
     "tokenizer": frozenset({"bpe", "unigram", "wordpiece", "bytes", "pretrained"}),
+    "micro_batch_size": frozenset({"at_most"}),
     "eval": frozenset[str](), "settings": frozenset[str](), "config": frozenset[str](),
 }  # fmt: skip
 _NAMES = frozenset({"name"})

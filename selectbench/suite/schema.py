@@ -12,24 +12,32 @@ from pydantic.json_schema import models_json_schema
 
 from selectbench.choices import Choices
 from selectbench.documented import DescribedSchema
-from selectbench.suite.auto_size import AUTO
+from selectbench.suite.auto_size import AUTO as SEARCHED
 from selectbench.suite.grid import DIMENSIONS
+from selectbench.suite.left_open import AUTO as LEFT_TO_THE_MACHINE
+from selectbench.suite.left_open import SizeThatFits
 from selectbench.suite.suitefile import SuiteFile
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
+_PRECISIONS = (
+    "auto: bf16_mixed where the machine has units for it, else fp16_mixed on a GPU and fp32 on a CPU; the same for "
+    "every option."
+)
+_SIZES = (
+    "auto: each option at its own fastest, found in short trials. {at_most: 16}: the largest size up to 16 that is "
+    "expected to fit into the GPU, the same for every option."
+)
 
 
 def json_schema() -> Schema:
     """The schema as plain data."""
     template = "#/$defs/{model}"
-    models = [(SuiteFile, "validation"), (Choices, "validation")]
+    models = [(SuiteFile, "validation"), (Choices, "validation"), (SizeThatFits, "validation")]
     _, generated = models_json_schema(models, ref_template=template, schema_generator=DescribedSchema)  # type: ignore[arg-type]
     definitions = {name: _in_pieces(definition) for name, definition in generated["$defs"].items()}
     definitions["Choices"]["properties"]["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
-    sizes = definitions["Choices"]["properties"]
-    number = {key: sizes["micro_batch_size"].pop(key) for key in ("type", "minimum", "maximum")}
-    sizes["micro_batch_size"]["anyOf"] = [number, {"const": AUTO}]
+    definitions["SharedChoices"] = _shared(definitions["Choices"])
     top = definitions.pop("SuiteFile")
     properties = top["properties"]
     for key, shape in _shapes(definitions["Choices"]).items():
@@ -39,11 +47,24 @@ def json_schema() -> Schema:
     return {"$schema": DIALECT, **top, "title": "selectbench suite", "$defs": definitions}
 
 
+def _shared(choices: Schema) -> Schema:
+    """Choices of all options, some of which may be left to the machine or be searched."""
+    own = choices["properties"]
+    size = {key: value for key, value in own["micro_batch_size"].items() if key != "description"}
+    sizes = [size, {"const": SEARCHED}, {"$ref": "#/$defs/SizeThatFits"}]
+    precisions = [*own["precision"]["anyOf"], {"const": LEFT_TO_THE_MACHINE}]
+    shared = {
+        "micro_batch_size": {"description": f"{own['micro_batch_size']['description']} {_SIZES}", "anyOf": sizes},
+        "precision": {"description": f"{own['precision']['description']} {_PRECISIONS}", "anyOf": precisions},
+    }
+    return {**choices, "properties": {**own, **shared}}
+
+
 def _shapes(choices: Schema) -> dict[str, Schema]:
     """Keys that hold choices in pieces."""
     piece = {"$ref": "#/$defs/Choices"}
     return {
-        "choices": piece,
+        "choices": {"$ref": "#/$defs/SharedChoices"},
         "options": _mapping_of(_or_null(piece)),
         "axes": _axes(choices),
         "exclude": {"type": "array", "items": piece},

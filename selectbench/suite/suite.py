@@ -11,6 +11,7 @@ from selectbench.errors import did_you_mean
 from selectbench.strict import Strict
 from selectbench.suite.constraint import METRICS, default_threshold, undecidable_reason
 from selectbench.suite.job import Job
+from selectbench.suite.left_open import LeftOpen
 from selectbench.suite.search_space import Values
 from selectbench.suite.tune import BestOf, Seed, Tune
 
@@ -165,6 +166,8 @@ class Suite(Strict):
     """Limits that `selectbench gate` holds a run to."""
     code: list[str] = Field(default_factory=list)
     """Folders of own code, absolute."""
+    left_open: LeftOpen = LeftOpen()
+    """Shared choices that the machine settles; a plan takes suites in which nothing is open."""
     resolved: dict[str, Any]
     """The merged file as plain data: loading it again gives this suite; written as `suite.yaml`."""
 

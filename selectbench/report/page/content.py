@@ -67,7 +67,7 @@ def content(
         "charts": charts(ranking, done), "meters": "" if has_meters else without_meters(records),
         "learnt": learnt(ranking, done), "text": cleaning_lines(environment.get("data") or {}),
         "identity": in_full(ranking), "certificates": _certificates(ranking),
-        "method": [_bare(line) for line in method(suite, ranking, records).split("\n")],
+        "method": [_bare(line) for line in method(suite, ranking, records, environment).split("\n")],
         "command": clean(command), "environment": list(flat(environment)), "options": _options(suite),
     }  # fmt: skip
 
