@@ -13,7 +13,7 @@ from typing import Any
 
 from selectbench.choices import Choices
 from selectbench.choices.optimizer import AdamW
-from selectbench.plan.layout import Layout, Regime, layout_of
+from selectbench.plan.layout import Layout, Regime, Stack, layout_of
 from selectbench.plan.model_states import BYTES, expected
 from selectbench.suite.job import Job
 
@@ -64,8 +64,7 @@ def memory_need(job: Job, choices: Choices, config: Mapping[str, Any], ranks: in
     tokens = choices.micro_batch_size * job.seq_len
     copies = BYTES[products] * layout.matrix_parameters if regime.autocast else 0
     kept = tokens * _kept_of_a_token(layout, choices, weights, BYTES[products])
-    block = tokens * max(stack.saved.bytes_in(weights, BYTES[products]) for stack in layout.stacks)
-    on_the_way = 2 * block if choices.activation_checkpointing.enabled else block
+    on_the_way = tokens * max(_on_the_way(stack, choices, weights, BYTES[products]) for stack in layout.stacks)
     accumulates = job.gradient_accumulation_steps(choices.micro_batch_size, ranks) > 1
     return MemoryNeed(
         states=_states(choices, layout, ranks, accumulates=accumulates), activations=copies + kept,
@@ -81,6 +80,17 @@ def _kept_of_a_token(layout: Layout, choices: Choices, weights: int, products: i
         stack.blocks * (stack.width * weights if recomputed else stack.saved.bytes_in(weights, products))
         for stack in layout.stacks
     )
+
+
+def _on_the_way(stack: Stack, choices: Choices, weights: int, products: int) -> float:
+    """Bytes of a token while a block is passed back.
+
+    Gradients of its widest layer, of what goes in and what comes out, and of the stream; where the block is
+    computed again, all that it saves too.
+    """
+    gradients = 2 * products * max(max(sides) for sides in stack.matrices) + 4 * weights * stack.width
+    recomputed = choices.activation_checkpointing.enabled
+    return gradients + (stack.saved.bytes_in(weights, products) if recomputed else 0)
 
 
 def _states(choices: Choices, layout: Layout, ranks: int, *, accumulates: bool) -> float:
@@ -120,8 +130,9 @@ def _gathered(choices: Choices, layout: Layout, ranks: int, accumulates: bool) -
     if strategy.name == "ddp":
         return 0.0 if strategy.gradient_as_bucket_view else float(updated * parameters)
     if strategy.name == "fsdp":
-        blocks = max(2 * stack.parameters / stack.blocks for stack in layout.stacks)
-        whole = layout.embedding + (blocks if strategy.reshard_after_forward else layout.matrix_parameters)
+        two_blocks = max(2 * stack.parameters / stack.blocks for stack in layout.stacks)
+        outside = parameters - sum(stack.parameters for stack in layout.stacks)
+        whole = outside + two_blocks if strategy.reshard_after_forward else parameters
         return kept * whole + (kept * parameters if accumulates else 0)
     if strategy.name == "zero":
         master = 0.0 if choices.precision.working_dtype else updated * parameters / ranks
