@@ -143,7 +143,7 @@ class ZeroEngine:
         """With all weights at hand; stage 3 gathers them module by module where it computes in fp32 anyway."""
         if self._gathers_itself:
             return self._evaluation_of_shards()
-        return evaluation_forward(self._empty, dict(self._whole_weights()))
+        return evaluation_forward(self._empty, dict(self._whole_weights()) | dict(self.module.named_buffers()))
 
     @contextmanager
     def _evaluation_of_shards(self) -> Iterator[Logits]:

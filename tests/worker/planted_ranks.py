@@ -56,7 +56,29 @@ def mapped_model(order, *arguments):
     if order.trial.option == "large_embeddings":
         # Hidden states' gradients, scaled by the first 65536, then exceed fp16's 65504.
         module.transformer.wte.weight.data = module.transformer.wte.weight.data * 10_000
+    if order.trial.option == "buffers_elsewhere":
+        for part in module.modules():
+            part._buffers |= {name: Elsewhere(buffer) for name, buffer in part._buffers.items()}
     return module
+
+
+class Elsewhere(torch.Tensor):
+    """A buffer in memory that the world's device can't reach: it can be copied from there, and nothing else."""
+
+    @staticmethod
+    def __new__(cls, value):
+        return torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device="cuda")
+
+    def __init__(self, value):
+        self.value = value
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._to_copy.default, torch.ops.aten.empty_like.default) and "device" in kwargs:
+            return function(args[0].value, **kwargs)
+        if function in (torch.ops.aten.clone.default, torch.ops.aten.detach.default):
+            return cls(args[0].value)
+        raise RuntimeError(f"{function}: expected all tensors to be on the same device")
 
 
 def run_rank(order, *arguments):
