@@ -31,6 +31,9 @@ def _misbehave(what: str, rank: int) -> None:
         dist.recv(torch.zeros(1), src=0)  # which nobody sends
     elif what == "rank_out_of_memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB (planted)")
+    elif what == "rank_ended_by_library":
+        os.write(2, b"Error out of memory at line 88 in file /src/csrc/ops.cu\n")  # as bitsandbytes does
+        os._exit(1)
     elif what == "rank_raises":
         print("rank 1 says goodbye", flush=True)
         raise ValueError("planted failure of a rank")
@@ -81,6 +84,13 @@ class Elsewhere(torch.Tensor):
         raise RuntimeError(f"{function}: expected all tensors to be on the same device")
 
 
+def _without_memory(*_, **__):
+    raise dist.DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error, NCCL 2.29.3\nncclUnhandledCudaError: "
+        "Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+    )
+
+
 def run_rank(order, *arguments):
     os.environ["PLANTED"] = order.trial.option
     _rank(order, *arguments)
@@ -94,6 +104,8 @@ trial_module.run_rank = run_rank
 def run_ranks(order, *arguments):
     if order.trial.option == "ranks_started_anew":
         ranks_module.is_fork_safe = lambda: False
+    if order.trial.option == "no_memory_to_meet":
+        ranks_module.dist.init_process_group = _without_memory
     _ranks(order, *arguments)
 
 
