@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from selectbench.choices.combinations import accumulation_reason
 from selectbench.choices.model import resolved_vocab_size
 from selectbench.data.enough import epochs, evaluable_tokens
 from selectbench.data.prepare import Prepared
@@ -119,12 +120,14 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         raise UserError(
             f"suite {suite.name}: option {option.name}: {problem}"
         )  # world_size: auto is known only here
+    micro_batches = job.gradient_accumulation_steps(micro_batch_size, ranks)
     return PlannedOption(
         option=option,
         world_size=ranks,
-        gradient_accumulation_steps=job.gradient_accumulation_steps(micro_batch_size, ranks),
+        gradient_accumulation_steps=micro_batches,
         unsupported=worker_problem(machine)
         or option.choices.unsupported_reason(machine)
+        or accumulation_reason(option.choices, machine.device, micro_batches)
         or _task_reason(suite, option),
         parameters=_parameters(suite, option, prepared),
     )
