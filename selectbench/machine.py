@@ -43,7 +43,7 @@ class Machine:
     device_count: int = 1
     """GPUs that trials may use; 1 on a CPU."""
     compiler: str | None = None
-    """The C++ compiler's path."""
+    """Path of what generated code is compiled with on this device."""
     packages: dict[str, str] | None = field(default=None, hash=False)
     """Versions by distribution name; None: those of this interpreter."""
     python: str | None = None
@@ -91,10 +91,33 @@ def pip_install(python: str, requirements: Sequence[str]) -> str:
     return shlex.join([python, "-m", "pip", "install", *requirements])
 
 
-def find_compiler() -> str | None:
-    """The C++ compiler that generated CPU code would use: $CXX, else g++ or clang++."""
-    named = os.environ.get("CXX")
-    return shutil.which(named) if named else shutil.which("g++") or shutil.which("clang++")
+@dataclass(frozen=True)
+class Compiler:
+    """What generated code for a device is compiled with."""
+
+    language: str
+    """`C` or `C++`."""
+    variable: str
+    """Of the environment, that names another one."""
+    names: tuple[str, ...]
+    """Commands, the first that is there is taken."""
+
+    def find(self) -> str | None:
+        """Its path, or None."""
+        named = os.environ.get(self.variable)
+        return next(filter(None, map(shutil.which, [named] if named else self.names)), None)
+
+    @property
+    def remedy(self) -> str:
+        """How to get one."""
+        return f"install {self.names[0]}, or set {self.variable}"
+
+
+COMPILERS = {
+    "cpu": Compiler("C++", "CXX", ("g++", "clang++")),
+    "cuda": Compiler("C", "CC", ("gcc", "clang")),
+}
+"""Inductor's code for a CPU is C++; what launches Triton's kernels is built in C (`triton.runtime.build`)."""
 
 
 def inspect_machine(device: str | None = None) -> Machine:
@@ -111,7 +134,7 @@ def inspect_machine(device: str | None = None) -> Machine:
         device=device,
         compute_capability=visible[0].compute_capability if on_gpu and visible else None,
         device_count=len(visible) if on_gpu else 1,
-        compiler=find_compiler(),
+        compiler=COMPILERS[device].find(),
         gpus=tuple(visible) if on_gpu else (),
         cpu_units=cpu_units(),
     )

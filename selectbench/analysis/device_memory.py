@@ -9,8 +9,9 @@ from selectbench.record.meters import GpuMeters
 def peak_device_memory_bytes(o: Observed) -> float | None:
     """The most in use while training less what was in use right before the trial, of the GPU that needed most.
 
-    The CUDA context, libraries' workspaces and fragments are in it, which no allocator counts. None where any
-    GPU does not tell, or its memory was not idle before: more was freed by others than the trial took.
+    The CUDA context, libraries' workspaces and fragments are in it, which no allocator counts, and so is managed
+    memory: every update brings it onto the GPU, where it stays until the GPU is full. None where any GPU does not
+    tell, or its memory was not idle before: more was freed by others than the trial took.
     """
     found = [_over_idle(gpu) for gpu in o.gpus]
     known = [value for value in found if value is not None and value >= 0]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Literal, TypeVar
 
-from selectbench.record.record import Measurement
+from selectbench.record.record import Measurement, RankMemory
 
 T = TypeVar("T")
 MemoryKind = Literal["cuda_allocated", "cpu_pss_growth"]
@@ -36,12 +36,25 @@ def tokens_per_second(m: Measurement) -> float | None:
 
 
 def peak_memory_bytes(m: Measurement) -> float | None:
-    """CUDA: the allocator's peak of allocated bytes. CPU: peak growth of the proportional set size.
+    """CUDA: the allocator's peak of allocated bytes and managed state. CPU: peak growth of proportional set size.
 
     No growth at all is less than can be measured, and so not known: a training that takes no memory there is not.
     """
-    allocated = m.peak_memory_allocated_bytes
+    allocated = with_managed_state(m.peak_memory_allocated_bytes, m)
     return (allocated if allocated is not None else m.peak_pss_growth_bytes) or None
+
+
+def peak_memory_reserved_bytes(m: Measurement) -> float | None:
+    """CUDA: the allocator's peak of reserved bytes, and managed state."""
+    return with_managed_state(m.peak_memory_reserved_bytes, m)
+
+
+def with_managed_state(allocator_bytes: int | None, m: Measurement | RankMemory) -> int | None:
+    """A figure of torch's allocator and the optimizer state in managed memory, which it does not count.
+
+    The state is there from the first update on, as an allocator's own would be, and the later steps have the peak.
+    """
+    return None if allocator_bytes is None else allocator_bytes + (m.managed_state_bytes or 0)
 
 
 def memory_kind(m: Measurement) -> MemoryKind | None:

@@ -81,7 +81,7 @@ _SPEED = (
 _MEMORY = (
     Metric("peak_memory_bytes", "memory", "less", _of(formulas.peak_memory_bytes), units.size,
            "needs the least memory"),
-    Metric("peak_memory_reserved_bytes", "reserved", "less", _of(lambda m: m.peak_memory_reserved_bytes),
+    Metric("peak_memory_reserved_bytes", "reserved", "less", _of(formulas.peak_memory_reserved_bytes),
            units.size, "reserves the least memory"),
     Metric("peak_device_memory_bytes", "device memory", "less", peak_device_memory_bytes, units.size,
            "needs the least memory of a GPU", spoiled_by=_UNSHARED, metered=True),

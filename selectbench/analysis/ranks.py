@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from selectbench import units
+from selectbench.analysis.formulas import with_managed_state
 from selectbench.analysis.row import MemoryByRank, Scaling
 from selectbench.analysis.summary import Summary, mean
 from selectbench.plan.model_states import expected
 from selectbench.record.record import Identity, RankMemory
 
 ONE_RANK = "no evidence about sharding at one rank"
+MANAGED = (
+    "{} of its optimizer's state lies in managed memory, which the driver moves between GPU and host: memory, "
+    "allocated and reserved, counts all of it, the device's own figure what was on the GPU"
+)
 GLOO = (
     "several ranks on a CPU share its cores and exchange gradients over gloo: their speeds are a functional check "
     "and say nothing of NCCL on GPUs"
@@ -29,7 +35,9 @@ def _identities(summary: Summary) -> list[Identity]:
 def notes(summary: Summary) -> list[str]:
     """What a reader of this row must not conclude from it."""
     shards = summary.option.choices.strategy.sharded()
-    return [ONE_RANK] if shards and world_size(summary) == 1 else []
+    alone = [ONE_RANK] if shards and world_size(summary) == 1 else []
+    managed = max((m.managed_state_bytes or 0 for m in summary.measurements.values()), default=0)
+    return [*alone, *([MANAGED.format(units.size(managed))] if managed else [])]
 
 
 def warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
@@ -61,7 +69,7 @@ def _peaks(seeds: Sequence[Sequence[RankMemory]]) -> list[float | None]:
 
 
 def _peak(rank: RankMemory) -> int | None:
-    allocated = rank.peak_memory_allocated_bytes
+    allocated = with_managed_state(rank.peak_memory_allocated_bytes, rank)
     return allocated if allocated is not None else rank.peak_pss_growth_bytes
 
 

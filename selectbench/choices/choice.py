@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Union
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
 from pydantic_core import CoreSchema
 
-from selectbench.machine import INSTALL, Machine
+from selectbench.machine import COMPILERS, INSTALL, Machine
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Needs:
     install: str = INSTALL
     """The command that brings the packages."""
     compiler: bool = False
-    """A C++ compiler on the path, for generated CPU code."""
+    """What generated code is compiled with on the job's device, as `machine.COMPILERS` has it."""
 
     def missing(self, machine: Machine) -> str | None:
         """Why this machine can't serve, with the remedy where there is one; None where it can."""
@@ -37,8 +37,9 @@ class Needs:
         if self.compute_capability and capability and capability < self.compute_capability:
             wanted, found = (".".join(map(str, pair)) for pair in (self.compute_capability, capability))
             return f"needs compute capability {wanted}, this GPU has {found}"
-        if self.compiler and machine.device == "cpu" and not machine.compiler:
-            return "needs a C++ compiler (install g++, or set CXX)"
+        if self.compiler and not machine.compiler:
+            compiler = COMPILERS[machine.device]
+            return f"needs a {compiler.language} compiler ({compiler.remedy})"
         return next(filter(None, (self._missing_package(text, machine) for text in self.packages)), None)
 
     def _missing_package(self, text: str, machine: Machine) -> str | None:

@@ -115,3 +115,23 @@ def combination_reason(choices: Choices) -> str | None:
         "offload_optimizer" if found.offloaded else None,
     ]
     return f"{', '.join(filter(None, conditions))} with strategy {strategy_of(choices)}: {found.reason}"
+
+
+def accumulation_reason(choices: Choices, device: str, micro_batches: int) -> str | None:
+    """Why these choices can't be had with so many micro-batches a step on a device, `cpu` or `cuda`, or None.
+
+    A CUDA graph's gradient lies in the graph's own memory, which its next run overwrites: it must be added to one
+    that exists already (torch._inductor.cudagraph_trees, the message on gradients). `SingleEngine` and DDP have
+    such ones; FSDP, ZeRO-1 and the Trainer begin each step without. No GPU has shown yet that it goes well there.
+    """
+    if device != "cuda" or choices.compile.name != "max-autotune" or micro_batches == 1:
+        return None
+    trainer = choices.framework.name == "hf_trainer"
+    strategy = strategy_of(choices)
+    if not trainer and strategy not in ("fsdp", "zero 1"):
+        return None
+    holder = "framework hf_trainer" if trainer else f"strategy {strategy}"
+    return (
+        f"compile max-autotune with {holder} and {micro_batches} micro-batches a step: it keeps gradients in "
+        "memory that CUDA graphs may overwrite: take compile default, or a micro_batch_size of a rank's whole part"
+    )

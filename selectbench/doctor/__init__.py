@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from uuid import uuid4
@@ -25,16 +25,17 @@ from selectbench.doctor.finding import Finding, Status
 from selectbench.doctor.gpu import check_calibration, check_gpu, check_meters
 from selectbench.errors import UserError
 from selectbench.machine import (
+    COMPILERS,
     INSTALL,
     Machine,
     cgroup_memory_limit_bytes,
-    find_compiler,
     installed_version,
     memory_total_bytes,
     torch_cuda_version,
     usable_cores,
     wrong_device_reason,
 )
+from selectbench.nvml import gpus
 
 EXTRAS = {
     "train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL,
@@ -66,7 +67,7 @@ def diagnose() -> list[Finding]:
         check_gpu(),
         *check_meters(),
         *check_calibration(),
-        check_compiler(),
+        *check_compilers(("cpu", "cuda") if gpus() else ("cpu",)),
         check_python_headers(),
         check_shared_memory(),
         check_cache(),
@@ -115,12 +116,14 @@ def check_torch() -> Finding:
     return Finding("torch and GPU", "broken", what, fix)
 
 
-def check_compiler() -> Finding:
-    """What compile on a CPU needs; on a GPU Triton needs a C compiler too."""
-    compiler = find_compiler()
-    if compiler:
-        return Finding("C++ compiler", "ok", compiler)
-    return Finding("C++ compiler", "limited", "none: no compile", "install g++ or clang, or set CXX")
+def check_compilers(devices: Sequence[str]) -> Iterator[Finding]:
+    """What compile needs on each of these devices."""
+    for device in devices:
+        wanted, on = COMPILERS[device], "CPU" if device == "cpu" else "GPU"
+        if compiler := wanted.find():
+            yield Finding(f"{wanted.language} compiler", "ok", compiler)
+        else:
+            yield Finding(f"{wanted.language} compiler", "limited", f"none: no compile on a {on}", wanted.remedy)
 
 
 def check_python_headers(include: Path | None = None) -> Finding:

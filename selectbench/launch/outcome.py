@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from selectbench.launch.server import log_tail
-from selectbench.record.record import Completed, Failed
+from selectbench.out_of_memory import says_out_of_memory
+from selectbench.record.record import Completed, Failed, FailureKind
 from selectbench.record.wire import Finished, GaveUp
 
 LOG_NAME = "log.txt"
@@ -47,7 +48,7 @@ def outcome_of(end: Ending) -> Completed | Failed:
         return _gave_up(end, end.verdict)
     if end.exit_status == -signal.SIGKILL and end.oom_killed:
         return Failed(kind="oom", detail=f"{KERNEL_KILLED} the trial (host memory)")
-    return Failed(kind="crashed", detail=_crash("", end.exit_status, log_tail(end.folder / LOG_NAME)))
+    return _crashed("", "", end.exit_status, end.folder / LOG_NAME)
 
 
 def rank_log(folder: Path, rank: int | None) -> Path:
@@ -70,8 +71,19 @@ def _gave_up(end: Ending, verdict: GaveUp) -> Failed:
     if verdict.exit_status == -signal.SIGKILL and end.oom_killed:
         return Failed(kind="oom", detail=f"{prefix}{KERNEL_KILLED} it (host memory)")
     status = end.exit_status if verdict.rank is None else verdict.exit_status
-    tail = log_tail(rank_log(end.folder, verdict.rank))
-    return Failed(kind="crashed", detail=prefix + _crash(verdict.detail, status, tail))
+    return _crashed(prefix, verdict.detail, status, rank_log(end.folder, verdict.rank))
+
+
+def _crashed(prefix: str, known: str, status: int | None, log: Path) -> Failed:
+    tail = log_tail(log)
+    kind: FailureKind = "oom" if _was_ended_for_memory(status, tail) else "crashed"
+    return Failed(kind=kind, detail=prefix + _crash(known, status, tail))
+
+
+def _was_ended_for_memory(status: int | None, tail: str) -> bool:
+    """Whether a library's C++ code ended the process without an exception, its last words that memory was short."""
+    raised = any(EXCEPTION.match(line) for line in tail.splitlines())  # which the worker has judged
+    return status in (1, -signal.SIGABRT) and not raised and says_out_of_memory(tail)
 
 
 def _crash(known: str, status: int | None, tail: str) -> str:

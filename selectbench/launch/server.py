@@ -169,8 +169,15 @@ def server_environment(python: str | None = None, device: str = "cpu", gpus: Seq
     outer = dict(os.environ) if python is None else foreign_environment(python)
     own = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": device}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    chosen = {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in gpus)} if gpus else {}
-    return {**outer, **SINGLE_THREADED, **own, **offline, **chosen, **_extensions(python)}
+    return {**outer, **SINGLE_THREADED, **own, **offline, **_shown(gpus), **_extensions(python)}
+
+
+def _shown(gpus: Sequence[Gpu]) -> dict[str, str]:
+    """By UUID, which means one GPU under every CUDA_DEVICE_ORDER and of a MIG slice too."""
+    if not gpus:
+        return {}
+    # Where this is set, Inductor reads the UUIDs as numbers and crashes; without it a rank measures on its own GPU.
+    return {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in gpus), "TORCHINDUCTOR_AUTOTUNE_MULTI_DEVICE": "0"}
 
 
 def _extensions(python: str | None) -> dict[str, str]:

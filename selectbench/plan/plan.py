@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench import units
+from selectbench.choices.combinations import accumulation_reason
 from selectbench.data.enough import epochs, evaluable_tokens
 from selectbench.data.prepare import Prepared
 from selectbench.data.weights_content import contents_of
@@ -125,12 +126,14 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         raise UserError(
             f"suite {suite.name}: option {option.name}: {problem}"
         )  # world_size: auto is known only here
+    micro_batches = job.gradient_accumulation_steps(micro_batch_size, ranks)
     return PlannedOption(
         option=option,
         world_size=ranks,
-        gradient_accumulation_steps=job.gradient_accumulation_steps(micro_batch_size, ranks),
+        gradient_accumulation_steps=micro_batches,
         unsupported=worker_problem(machine)
         or option.choices.unsupported_reason(machine)
+        or accumulation_reason(option.choices, machine.device, micro_batches)
         or _task_reason(suite, option),
         parameters=_parameters(suite, option, prepared),
         peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),

@@ -63,6 +63,8 @@ class RankMemory(Recorded, frozen=True, kw_only=True):
     """Gradients as they are kept after the last backward pass of a step, before the update."""
     optimizer_state_bytes: Count | None = None
     """Optimizer state after an update, master weights among it; on whatever device it lies."""
+    managed_state_bytes: Count | None = None
+    """CUDA: what of it is in managed memory."""
 
 
 class Measurement(Recorded, frozen=True, kw_only=True):
@@ -123,13 +125,16 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     peak_memory_allocated_bytes: Count | None = None
     """CUDA: the allocator's peak of allocated memory while training, evaluation excluded.
 
-    This and the three keys below are the largest of any rank."""
+    This and the four keys below are the largest of any rank."""
     peak_memory_reserved_bytes: Count | None = None
     """CUDA: the allocator's peak of reserved memory while training, up to the first evaluation."""
     num_alloc_retries: Count | None = None
     """CUDA: times the allocator had to free its cache to serve a request; above 0 is a silent slowdown."""
     peak_pss_growth_bytes: Count | None = None
     """CPU: peak proportional set size while training, up to the first evaluation, over its value at the start."""
+    managed_state_bytes: Count | None = None
+    """CUDA: optimizer state in managed memory, which the driver moves between GPU and host and no allocator of
+    torch's counts; None: there is none."""
     memory_by_rank: list[RankMemory] = msgspec.field(default_factory=list)
     """Every rank's, in order."""
     architecture: Architecture | None = None

@@ -121,7 +121,8 @@ def _spread(name: str, deviation: float | None) -> str:
 def _table_notes(ranking: Ranking) -> str:
     objective = METRICS[ranking.objective]
     kind = {
-        "cuda_allocated": "the CUDA allocator's peak of allocated memory while training",
+        "cuda_allocated": "the CUDA allocator's peak of allocated memory while training, and optimizer state in "
+        "managed memory, which it does not count",
         "cpu_pss_growth": "the growth of the process's proportional set size up to the first evaluation: "
         "main memory, which says nothing of GPU memory",
     }

@@ -20,9 +20,9 @@ _NOTE = (
 
 _FIGURES = (
     "Allocated and reserved are the CUDA allocator's own peaks, of the rank with most: the tensors, and the "
-    "blocks that it keeps for them. Device peak is what the GPU itself had in use, the CUDA context, libraries' "
-    "workspaces and fragments among it, over what it held right before the trial. All while training, "
-    "evaluation excluded."
+    "blocks that it keeps for them, each with what optimizer state lies in managed memory beside it. Device peak "
+    "is what the GPU itself had in use, the CUDA context, libraries' workspaces and fragments among it, over what "
+    "it held right before the trial. All while training, evaluation excluded."
 )
 _FITS = (
     "Whether an option fits in so many GiB is told by `must fit`: the device peak and what the GPU holds when "

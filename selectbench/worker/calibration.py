@@ -10,7 +10,7 @@ from statistics import median
 
 import torch
 
-from selectbench.worker.memory import is_out_of_memory
+from selectbench.worker.out_of_memory import is_out_of_memory
 from selectbench.worker.precision import set_tf32
 
 SIZES = {"cuda": (4096, 8192, 16384), "cpu": (1024,)}
@@ -54,7 +54,7 @@ def _best(device: str, name: str, sizes: Sequence[int], measured_seconds: float)
     for size in sizes:
         try:
             found.append((_flops_per_second(device, dtype, size, measured_seconds), size))
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
     return max(found, default=None)

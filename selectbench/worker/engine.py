@@ -183,7 +183,11 @@ class SingleEngine:
 
     def evaluation(self) -> AbstractContextManager[Logits]:
         """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout."""
-        return evaluation_forward(self.module)
+        if self._working is None:
+            return evaluation_forward(self.module)
+        # What the passes write into buffers stands in the copy that they use.
+        buffers = dict(self._working.module.named_buffers())
+        return evaluation_forward(self.module, dict(self.module.named_parameters()) | buffers)
 
     def kept_parameters(self) -> list[torch.Tensor]:
         """The model's parameters as this rank keeps them between steps."""

@@ -82,7 +82,7 @@ class FsdpEngine(SingleEngine):
         if self._policy.param_dtype is None and all(p.dtype == torch.float32 for p in self.parameters):
             return self._evaluation_of_shards()
         weights = {name: _whole(p).float() for name, p in self.module.named_parameters()}
-        return evaluation_forward(self._empty, weights)
+        return evaluation_forward(self._empty, weights | dict(self.module.named_buffers()))
 
     @contextmanager
     def _evaluation_of_shards(self) -> Iterator[Logits]:

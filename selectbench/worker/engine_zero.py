@@ -17,6 +17,7 @@ import torch.distributed.distributed_c10d as c10d
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
+from selectbench.worker.deepspeed_memory import take_free_memory_from_cuda
 from selectbench.worker.evaluated_weights import switching
 from selectbench.worker.evaluation import Logits, evaluation_forward
 from selectbench.worker.identity import dtype_name
@@ -28,6 +29,7 @@ for _loaded_late in ("stage3", "muon.muon_optimizer"):
     # DeepSpeed imports these when an engine is made, the second with all of torch's compiler: over a second.
     with contextlib.suppress(ImportError):
         importlib.import_module(f"deepspeed.runtime.zero.{_loaded_late}")
+take_free_memory_from_cuda()
 
 
 class ZeroEngine:
@@ -141,7 +143,7 @@ class ZeroEngine:
         """With all weights at hand; stage 3 gathers them module by module where it computes in fp32 anyway."""
         if self._gathers_itself:
             return self._evaluation_of_shards()
-        return evaluation_forward(self._empty, dict(self._whole_weights()))
+        return evaluation_forward(self._empty, dict(self._whole_weights()) | dict(self.module.named_buffers()))
 
     @contextmanager
     def _evaluation_of_shards(self) -> Iterator[Logits]:

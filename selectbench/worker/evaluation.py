@@ -186,8 +186,8 @@ def _nats(logits: Logits, batch: Batch) -> torch.Tensor:
 def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = None) -> Iterator[Logits]:
     """Batches to logits with fp32 weights, sdpa attention and no dropout; the module is left as it was.
 
-    `weights`: all of them in fp32 by name, where the module's own can't serve. Otherwise its parameters in
-    less than fp32 are copied for the time of the evaluation.
+    `weights`: all of them in fp32 by name, and the buffers, where the module's own can't serve. Otherwise its
+    parameters in less than fp32 are copied for the time of the evaluation.
     """
     with evaluating(module), torch.no_grad(), without_tf32():
         yield Forward(module, fp32_copies(module) if weights is None else weights)

@@ -54,6 +54,14 @@ def optimizer_state_bytes(
     return storage_bytes(_states(optimizers)) + storage_bytes(masters)
 
 
+def managed_state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int | None:
+    """Bytes of state that bitsandbytes allocated as CUDA's managed memory, past torch's allocator; None: no such.
+
+    To torch these are tensors of the CPU (`bitsandbytes.functional.get_paged`); the library marks them itself.
+    """
+    return storage_bytes([state for state in _states(optimizers) if getattr(state, "is_paged", False)]) or None
+
+
 def optimizer_names(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
     """Classes with the implementation that their parameter groups ask for, `AdamW(fused)`."""
     return [f"{type(optimizer).__name__}{_implementation(optimizer.param_groups)}" for optimizer in optimizers]

@@ -21,17 +21,19 @@ class WorkingCopy:
         """Rounds the master's weights to `dtype` first: both begin from the same values."""
         self.module: Any = copy.deepcopy(master)
         cast_parameters(self.module, dtype)
-        self._pairs = list(zip(master.parameters(), self.module.parameters(), strict=True))
-        for kept, working in self._pairs:
+        self._kept: list[torch.Tensor] = []
+        self._working: list[torch.Tensor] = []
+        for kept, working in zip(master.parameters(), self.module.parameters(), strict=True):
             kept.data.copy_(working.data)
             if working.requires_grad:
                 working.register_post_accumulate_grad_hook(_handing_over_to(kept))
+                self._kept.append(kept)
+                self._working.append(working)
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Rounds the updated master weights into the working copy."""
-        for kept, working in self._pairs:
-            working.copy_(kept)
+        """Rounds the updated master weights into the working copy: one kernel on a GPU, not one for each tensor."""
+        torch._foreach_copy_(self._working, self._kept)
 
 
 def _handing_over_to(kept: torch.nn.Parameter) -> Any:

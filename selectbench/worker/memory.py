@@ -11,20 +11,6 @@ from typing import Protocol
 
 import torch
 
-OUT_OF_MEMORY_MESSAGES = (
-    "can't allocate memory",
-    "not enough memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDA out of memory",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory could not be had; torch's CPU allocator raises a RuntimeError."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_MESSAGES)
-
 
 class TrainingMemory(Protocol):
     """Told by the loop when stretches of training begin and end."""

@@ -136,8 +136,9 @@ def cast_parameters(
 
 
 def empty_copy(module: torch.nn.Module) -> Any:
-    """The same module without memory for its parameters, to be called with weights given by name."""
-    known = {id(parameter): _empty(parameter) for parameter in module.parameters()}
+    """The same module without memory for parameters and buffers, to be called with all of them given by name."""
+    known: dict[int, Any] = {id(parameter): _empty(parameter) for parameter in module.parameters()}
+    known |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
     return copy.deepcopy(module, memo=known)
 
 

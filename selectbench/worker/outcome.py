@@ -106,12 +106,14 @@ def _rank_memory(setting: Setting, trained: Trained) -> dict[str, int | None]:
         "parameter_bytes": None if kept is None else found.storage_bytes(kept),
         "gradient_bytes": trained.first_gradients.bytes if trained.first_gradients else None,
         "optimizer_state_bytes": found.optimizer_state_bytes(trained.optimizers, kept or []),
+        "managed_state_bytes": found.managed_state_bytes(trained.optimizers),
     }
 
 
 def _largest(memory: Sequence[RankMemory]) -> dict[str, int | None]:
     keys = (
         "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries", "peak_pss_growth_bytes",
+        "managed_state_bytes",
     )  # fmt: skip
     known = {key: [value for rank in memory if (value := getattr(rank, key)) is not None] for key in keys}
     return {key: max(values, default=None) for key, values in known.items()}

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 
 from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order
+from selectbench.worker.out_of_memory import is_out_of_memory
 from selectbench.worker.own_code import add_to_path
 from selectbench.worker.recorder import Emit
 from selectbench.worker.server import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
@@ -200,8 +201,10 @@ def _rank_main(
         with _process_group(order, number, meeting) as world:
             run_rank(order, world, emit, Whereabouts(cells, number), began)
         messages.send_bytes(json.dumps([time.monotonic(), DONE]).encode())
-    except BaseException:
-        emit(GaveUp(kind="crashed", detail=""))
+    except BaseException as error:
+        # Also what the process group needs, before and after the training.
+        oom = is_out_of_memory(error)
+        emit(GaveUp(kind="oom", detail=str(error)) if oom else GaveUp(kind="crashed", detail=""))
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)

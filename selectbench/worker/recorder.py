@@ -22,7 +22,8 @@ from selectbench.worker.evaluation import HeldOut, Logits, heldout_loss
 from selectbench.worker.examination import Examination, Scores
 from selectbench.worker.inside import Look
 from selectbench.worker.learning_rate import LearningRates
-from selectbench.worker.memory import TrainingMemory, is_out_of_memory
+from selectbench.worker.memory import TrainingMemory
+from selectbench.worker.out_of_memory import is_out_of_memory
 from selectbench.worker.series import Diverged, Series
 from selectbench.worker.step import StepTensors
 from selectbench.worker.whereabouts import Whereabouts
@@ -198,7 +199,7 @@ class Recorder:
                     self.scores = self.examination.run(logits, self.world)
                 if self.look and self.steps_done >= self.job.max_steps:
                     self.inside = self.look.inside(logits, self.world)
-        except (RuntimeError, MemoryError) as error:
+        except Exception as error:
             if not is_out_of_memory(error):
                 raise
             raise MemoryError(f"in the evaluation, the training itself went well: {error}") from error

@@ -17,13 +17,15 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
 from selectbench.choices.framework import OwnFramework
 from selectbench.data.prepared import Prepared
+from selectbench.record.record import FailureKind
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
 from selectbench.suite.schedule import shares
 from selectbench.worker.compilation import compilations, private_caches
 from selectbench.worker.inside import Look
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
-from selectbench.worker.memory import TrainingMemory, is_out_of_memory, training_memory
+from selectbench.worker.memory import TrainingMemory, training_memory
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing
+from selectbench.worker.out_of_memory import is_out_of_memory
 from selectbench.worker.outcome import Before, finished
 from selectbench.worker.own_code import add_to_path, load
 from selectbench.worker.own_loop import train_with
@@ -79,16 +81,19 @@ def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, b
 def _failures_told(emit: Emit) -> Iterator[None]:
     try:
         yield
-    except Diverged as reason:
-        emit(GaveUp(kind="diverged", detail=str(reason)))
-    except PretrainedModelError as reason:
-        emit(GaveUp(kind="crashed", detail=str(reason)))
-    except Unsupported as reason:
-        emit(GaveUp(kind="unsupported", detail=str(reason)))
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except Exception as error:
+        kind: FailureKind | None = "oom" if is_out_of_memory(error) else _kind(error)
+        if kind is None:
             raise
-        emit(GaveUp(kind="oom", detail=str(error) or type(error).__name__))
+        emit(GaveUp(kind=kind, detail=str(error) or type(error).__name__))
+
+
+def _kind(error: Exception) -> FailureKind | None:
+    """Of what the worker itself says of a trial; None: its exception is the caller's."""
+    kinds: dict[type[Exception], FailureKind] = {
+        Diverged: "diverged", PretrainedModelError: "crashed", Unsupported: "unsupported",
+    }  # fmt: skip
+    return next((kind for known, kind in kinds.items() if isinstance(error, known)), None)
 
 
 def _train(

@@ -4,7 +4,7 @@ import pytest
 from made_records import make_record, make_suite, speed
 
 from selectbench.analysis.ranking import Ranking, rank
-from selectbench.analysis.ranks import GLOO, ONE_RANK
+from selectbench.analysis.ranks import GLOO, MANAGED, ONE_RANK
 from selectbench.record.record import RankMemory
 
 FSDP = {"strategy": {"name": "fsdp"}}
@@ -122,3 +122,56 @@ def test_a_row_that_differs_in_more_than_ranks_has_no_efficiency() -> None:
     ]
     records = [make_record("native", 0), make_record("other", 0, identity={"world_size": 2})]
     assert all(row.scaling is None for row in rank(make_suite(*options, seeds=[0]), records).rows)
+
+
+GIB = 1 << 30
+CLASSES = {"plain": "AdamW8bit", "paged": "PagedAdamW8bit"}
+
+
+def eight_bit(managed_bytes: int | None) -> Ranking:
+    """Two optimizers on a GPU, the second with so much of its state outside torch's allocator."""
+    suite = make_suite(
+        ("plain", {"optimizer": {"name": "adamw_8bit", "lr": 1e-3}}),
+        ("paged", {"optimizer": {"name": "paged_adamw_8bit", "lr": 1e-3}}),
+        seeds=[0, 1, 2], device="cuda",
+        decide={"objective": "peak_memory_bytes", "constraints": ["peak_memory_bytes <= 5.2 GiB"]},
+    )  # fmt: skip
+    records = []
+    for option, allocated, managed in (("plain", 5 * GIB, None), ("paged", 4 * GIB, managed_bytes)):
+        for seed in range(3):
+            peaks = {
+                "peak_memory_allocated_bytes": allocated + seed, "peak_memory_reserved_bytes": allocated + GIB,
+                "managed_state_bytes": managed,
+            }  # fmt: skip
+            made = make_record(
+                option, seed, peak_pss_growth_bytes=None, memory_by_rank=[RankMemory(rank=0, **peaks)],
+                identity={"optimizer": [CLASSES[option]]}, **speed(100), **peaks,
+            )  # fmt: skip
+            records.append(made)
+    return rank(suite, records)
+
+
+def test_state_in_managed_memory_counts_as_memory() -> None:
+    """A gigabyte and a half beside the allocator makes the option that seems smallest the largest."""
+    found = eight_bit(3 * GIB // 2)
+    rows = {row.option: row for row in found.rows}
+    paged = rows["paged"]
+    assert paged.metrics["peak_memory_bytes"].value == pytest.approx(5.5 * GIB)
+    assert paged.metrics["peak_memory_reserved_bytes"].value == pytest.approx(6.5 * GIB)
+    assert paged.memory is not None
+    assert paged.memory.peak_bytes_by_rank == pytest.approx([5.5 * GIB])
+    assert [c.verdict for c in paged.constraints] == ["fails"]
+    assert paged.notes == [MANAGED.format("1.50 GiB")]
+    assert paged.pareto is False
+    assert rows["plain"].notes == []
+    (smallest,) = [v for v in found.verdicts if v.name == "smallest_memory"]
+    assert smallest.option == "plain"
+
+
+def test_state_that_the_allocator_counts_is_not_counted_twice() -> None:
+    found = eight_bit(None)
+    rows = {row.option: row for row in found.rows}
+    assert rows["paged"].metrics["peak_memory_bytes"].value == pytest.approx(4 * GIB)
+    assert rows["paged"].notes == []
+    (smallest,) = [v for v in found.verdicts if v.name == "smallest_memory"]
+    assert smallest.option == "paged"

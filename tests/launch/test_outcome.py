@@ -49,5 +49,35 @@ def test_a_worker_that_gave_up_without_a_word_is_told_by_its_log(tmp_path: Path)
     assert ended(tmp_path, 1, GaveUp(kind="crashed", detail="")).detail.startswith("RuntimeError: seven\n")
 
 
+BITSANDBYTES = "Error out of memory at line 532 in file /src/csrc/ops.cu\n"
+FLASH_ATTENTION = "CUDA error (/src/flash_fwd_launch_template.h:88): out of memory\n"
+UNCAUGHT = (
+    "terminate called after throwing an instance of 'c10::AcceleratorError'\n  what():  CUDA error: out of memory\n"
+)
+OTHER = "Error invalid argument at line 532 in file /src/csrc/ops.cu\n"
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "kind"),
+    [
+        (BITSANDBYTES, 1, "oom"),
+        (FLASH_ATTENTION, 1, "oom"),
+        (UNCAUGHT, -signal.SIGABRT, "oom"),
+        (OTHER, 1, "crashed"),
+        (BITSANDBYTES, -signal.SIGKILL, "crashed"),
+        (BITSANDBYTES + "KeyError: 'x'\n", 1, "crashed"),
+    ],
+)
+def test_a_library_that_ends_the_process_says_in_the_log_that_memory_was_short(
+    tmp_path: Path, said: str, status: int, kind: str
+) -> None:
+    (tmp_path / "log.txt").write_text(said)
+    (tmp_path / "rank2.log").write_text(said)
+    alone = ended(tmp_path, status)
+    rank = ended(tmp_path, 0, GaveUp(kind="crashed", detail="", rank=2, exit_status=status))
+    assert (alone.kind, rank.kind) == (kind, kind)
+    assert said.strip() in alone.detail
+
+
 def test_a_signal_without_a_name(tmp_path: Path) -> None:
     assert "signal 40" in ended(tmp_path, -40).detail

@@ -1,5 +1,6 @@
 """The doctor: what it finds, what it advises, and that its tables fit a terminal."""
 
+import dataclasses
 import subprocess
 import sys
 import tomllib
@@ -15,7 +16,7 @@ from selectbench.doctor import (
     OPTIONAL_PACKAGES,
     Finding,
     check_cache,
-    check_compiler,
+    check_compilers,
     check_package,
     check_packages,
     check_python_headers,
@@ -25,7 +26,7 @@ from selectbench.doctor import (
     supported_choices,
 )
 from selectbench.doctor.gpu import check_calibration, check_meters
-from selectbench.machine import Machine
+from selectbench.machine import Machine, inspect_machine
 from selectbench.record.calibration import Calibration, Rate, store
 
 ASDICT = "asdict(doctor.{}())"
@@ -134,14 +135,30 @@ def test_a_calibration_is_shown_where_there_is_one(stand_in, tmp_path, monkeypat
     assert "damaged" in next(check_calibration()).found
 
 
-def test_compiler_and_headers(monkeypatch, tmp_path):
+@pytest.mark.parametrize(
+    ("device", "language", "variable", "commands"),
+    [("cpu", "C++", "CXX", ("clang++", "g++")), ("cuda", "C", "CC", ("clang", "gcc"))],
+)
+def test_a_compiler_for_each_device(monkeypatch, tmp_path, device, language, variable, commands):
+    """The last of the commands goes before the others, and a named one before all."""
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    assert check_compiler().status == "limited"
-    tool = tmp_path / "g++"
-    tool.write_text("#!/bin/sh\n")
-    tool.chmod(0o755)
-    assert check_compiler() == Finding("C++ compiler", "ok", str(tool))
+    monkeypatch.delenv(variable, raising=False)
+    (none,) = check_compilers([device])
+    assert none.subject == f"{language} compiler"
+    assert none.status == "limited"
+    assert none.fix == f"install {commands[-1]}, or set {variable}"
+    for name in (*commands, "own"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+        if name == "own":
+            monkeypatch.setenv(variable, name)
+        assert list(check_compilers([device])) == [Finding(f"{language} compiler", "ok", str(tmp_path / name))]
+        assert inspect_machine(device).compiler == str(tmp_path / name)
+    monkeypatch.setenv(variable, "gone")
+    assert [finding.status for finding in check_compilers([device])] == ["limited"]
+
+
+def test_python_headers(tmp_path):
     assert check_python_headers(tmp_path).status == "limited"
     (tmp_path / "Python.h").touch()
     assert check_python_headers(tmp_path).status == "ok"
@@ -162,6 +179,16 @@ def test_the_cache_is_tried_by_writing(monkeypatch, tmp_path):
     finding = check_cache()
     assert finding.status == "broken"
     assert "SELECTBENCH_CACHE" in finding.fix
+
+
+def test_compile_needs_a_compiler_on_every_device():
+    for device, language in (("cpu", "C++"), ("cuda", "C")):
+        machine = Machine(device, compute_capability=(9, 0), packages={"torch": "2.9.0"})
+        for mode in ("default", "max-autotune"):
+            reasons = {(dimension, tag): reason for dimension, tag, reason in supported_choices(machine)}
+            assert reasons["compile", mode].startswith(f"needs a {language} compiler (install ")
+        found = dataclasses.replace(machine, compiler="/usr/bin/compiler")
+        assert ("compile", "default", None) in supported_choices(found)
 
 
 def test_every_choice_has_its_verdict():

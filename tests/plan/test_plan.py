@@ -155,6 +155,37 @@ def test_flash_attention_needs_a_half_precision_of_any_regime(
     assert (plan.planned("whole").unsupported is None) is runs
 
 
+AUTOTUNED = "compile: max-autotune"
+
+
+@pytest.mark.parametrize(
+    ("device", "option", "holder"),
+    [
+        ("cuda", f"{{{AUTOTUNED}, strategy: fsdp, world_size: 2, micro_batch_size: 1}}", "strategy fsdp"),
+        ("cuda", f"{{{AUTOTUNED}, strategy: {{name: zero, stage: 1}}, micro_batch_size: 2}}", "strategy zero 1"),
+        ("cuda", f"{{{AUTOTUNED}, framework: hf_trainer, micro_batch_size: 2}}", "framework hf_trainer"),
+        ("cuda", f"{{{AUTOTUNED}, strategy: fsdp, world_size: 2, micro_batch_size: 2}}", None),
+        ("cuda", "{compile: default, strategy: fsdp, micro_batch_size: 2}", None),
+        ("cuda", f"{{{AUTOTUNED}, micro_batch_size: 2}}", None),
+        ("cuda", f"{{{AUTOTUNED}, strategy: ddp, micro_batch_size: 2}}", None),
+        ("cpu", f"{{{AUTOTUNED}, strategy: fsdp, micro_batch_size: 2}}", None),
+    ],
+)
+def test_gradients_in_the_memory_of_cuda_graphs_are_not_accumulated(
+    suite_file: Path, device: str, option: str, holder: str | None
+) -> None:
+    """Four sequences a step; what begins a step without gradients would add to those that the graph overwrites."""
+    packages = {**PACKAGES, "accelerate": "1.15", "deepspeed": "0.19"}
+    machine = Machine(device, compute_capability=(9, 0), device_count=2, compiler="gcc", packages=packages)
+    suite = load_suite(str(suite_file), device=device, settings=[f"options.whole={option}"])
+    reason = planned(suite, machine).planned("whole").unsupported
+    if holder is None:
+        assert reason is None
+    else:
+        assert reason is not None
+        assert reason.startswith(f"compile max-autotune with {holder} and 2 micro-batches a step: ")
+
+
 def test_what_the_trainer_needs_is_named_with_its_command(suite_file: Path) -> None:
     suite = load_suite(str(suite_file), device="cpu", settings=["options.whole={framework: hf_trainer}"])
     reason = planned(suite).planned("whole").unsupported

@@ -31,6 +31,9 @@ def _misbehave(what: str, rank: int) -> None:
         dist.recv(torch.zeros(1), src=0)  # which nobody sends
     elif what == "rank_out_of_memory":
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB (planted)")
+    elif what == "rank_ended_by_library":
+        os.write(2, b"Error out of memory at line 88 in file /src/csrc/ops.cu\n")  # as bitsandbytes does
+        os._exit(1)
     elif what == "rank_raises":
         print("rank 1 says goodbye", flush=True)
         raise ValueError("planted failure of a rank")
@@ -56,7 +59,36 @@ def mapped_model(order, *arguments):
     if order.trial.option == "large_embeddings":
         # Hidden states' gradients, scaled by the first 65536, then exceed fp16's 65504.
         module.transformer.wte.weight.data = module.transformer.wte.weight.data * 10_000
+    if order.trial.option == "buffers_elsewhere":
+        for part in module.modules():
+            part._buffers |= {name: Elsewhere(buffer) for name, buffer in part._buffers.items()}
     return module
+
+
+class Elsewhere(torch.Tensor):
+    """A buffer in memory that the world's device can't reach: it can be copied from there, and nothing else."""
+
+    @staticmethod
+    def __new__(cls, value):
+        return torch.Tensor._make_wrapper_subclass(cls, value.shape, dtype=value.dtype, device="cuda")
+
+    def __init__(self, value):
+        self.value = value
+
+    @classmethod
+    def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
+        if function in (torch.ops.aten._to_copy.default, torch.ops.aten.empty_like.default) and "device" in kwargs:
+            return function(args[0].value, **kwargs)
+        if function in (torch.ops.aten.clone.default, torch.ops.aten.detach.default):
+            return cls(args[0].value)
+        raise RuntimeError(f"{function}: expected all tensors to be on the same device")
+
+
+def _without_memory(*_, **__):
+    raise dist.DistBackendError(
+        "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error, NCCL 2.29.3\nncclUnhandledCudaError: "
+        "Call to CUDA function failed.\nLast error:\nCuda failure 2 'out of memory'"
+    )
 
 
 def run_rank(order, *arguments):
@@ -72,6 +104,8 @@ trial_module.run_rank = run_rank
 def run_ranks(order, *arguments):
     if order.trial.option == "ranks_started_anew":
         ranks_module.is_fork_safe = lambda: False
+    if order.trial.option == "no_memory_to_meet":
+        ranks_module.dist.init_process_group = _without_memory
     _ranks(order, *arguments)
 
 

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from selectbench.launch.server import TrialServer
+from selectbench.nvml import gpus
+from selectbench.nvml.same_device import first_difference
+from selectbench.nvml.torch_devices import TorchDevice
 
 pytestmark = [
     pytest.mark.gpu,
@@ -23,9 +26,10 @@ TOLERANCES = {"fp32": 1e-5, "bf16_mixed": 2e-3, "fp16_mixed": 2e-3, "bf16_pure":
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """A server whose trials run on CUDA."""
+    """A server whose trials run on CUDA, told its GPUs by UUID as a run tells them."""
     modules = ["selectbench.worker.trial", "transformers.models.gpt2.modeling_gpt2"]
-    with TrialServer(modules, tmp_path_factory.mktemp("server") / "log.txt", device="cuda") as started:
+    log = tmp_path_factory.mktemp("server") / "log.txt"
+    with TrialServer(modules, log, device="cuda", gpus=gpus()[:RANKS]) as started:
         yield started
 
 
@@ -51,6 +55,7 @@ def test_strategies_agree_with_one_process(launched, strategy, precision):
     assert shared.identity.token_stream_sha256 == alone.identity.token_stream_sha256
     assert len(shared.measurement.memory_by_rank) == RANKS
     assert all(rank.peak_memory_allocated_bytes > 0 for rank in shared.measurement.memory_by_rank)
+    assert first_difference([TorchDevice(d.uuid, d.pci_bus_id) for d in shared.devices], gpus()[:RANKS]) is None
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16_master"])

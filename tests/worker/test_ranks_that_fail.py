@@ -44,6 +44,15 @@ def test_a_rank_out_of_memory_is_an_oom_of_that_rank(launched):
     assert "20.00 GiB" in end.outcome.detail
 
 
+def test_so_is_one_that_a_library_ended_and_one_that_had_no_memory_to_meet_the_others(launched):
+    ended = failed(launched, "rank_ended_by_library", "ddp")
+    assert ended.outcome.kind == "oom"
+    assert ended.outcome.detail.startswith("rank 1: ended with exit status 1\nError out of memory at line 88")
+    alone = failed(launched, "no_memory_to_meet", "ddp")
+    assert alone.outcome.kind == "oom"
+    assert "Cuda failure 2 'out of memory'" in alone.outcome.detail
+
+
 @pytest.mark.parametrize("option", ["rank_hangs", "rank_hangs_in_collective"])
 def test_a_rank_that_hangs_is_named_at_the_limit_with_its_stack(launched, option):
     launched.finished(job={"max_steps": 1, "eval": "none", "lr_schedule": {}})  # the server's imports are done

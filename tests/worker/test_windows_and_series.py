@@ -7,7 +7,6 @@ import torch
 from msgspec.structs import replace
 
 from selectbench.worker import trial as trial_module
-from selectbench.worker.memory import is_out_of_memory
 from selectbench.worker.series import Diverged, Series
 from selectbench.worker.step import StepTensors
 from selectbench.worker.windows import ClosedWindow, CpuMarks, Timing, Window
@@ -90,10 +89,3 @@ def test_infinite_gradients_diverge_unless_the_step_was_skipped():
     series.read(steps([5.0], norm=math.inf, applied=False), ALONE)
     with pytest.raises(Diverged, match="gradient norm of step 1"):
         series.read(steps([5.0], norm=math.inf), ALONE)
-
-
-def test_what_counts_as_out_of_memory():
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert is_out_of_memory(MemoryError())
-    assert not is_out_of_memory(RuntimeError("shapes do not match"))
-    assert not is_out_of_memory(ValueError("can't allocate memory"))
