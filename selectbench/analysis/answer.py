@@ -11,7 +11,6 @@ from selectbench.analysis.family import ALPHA
 from selectbench.analysis.metrics import METRICS, Metric
 from selectbench.analysis.row import Failure, Row
 from selectbench.analysis.sanity import stalled
-from selectbench.analysis.spending import looks_of
 from selectbench.analysis.summary import Summary
 from selectbench.suite.constraint import SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
@@ -80,7 +79,7 @@ def _verdict(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mappi
     if tied:
         return _tie(suite, metric, best, tied)
     return (
-        f"{best.option} {metric.superlative}{_within(suite, best)}: {_figures(suite, metric, best)}; "
+        f"{best.option} {metric.superlative}{_within(best)}: {_figures(suite, metric, best)}; "
         f"next {ranked[1].option}: {_figures(suite, metric, ranked[1])}."
     )
 
@@ -175,7 +174,7 @@ def _counts(row: Row, metric: Metric) -> bool:
     return found.value is not None and not found.unclean
 
 
-def _within(suite: Suite, row: Row) -> str:
+def _within(row: Row) -> str:
     held = [c.constraint for c in row.constraints if c.verdict == "holds"]
     return f" of those that hold {_and(held)}" if held else ""
 
@@ -239,10 +238,9 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
     tests = contest.tests
     if not tests:
         return f"({seeds}{few}.)"
-    looks = f" at all {looks_of(contest.suite.repeat)} looks" if contest.suite.repeat else ""
     if tests == 1:
-        return f"({seeds}{few}; one test, with its {1 - ALPHA:.0%} interval{looks}.)"
-    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests{looks}.)"
+        return f"({seeds}{few}; one test, with its {1 - ALPHA:.0%} interval.)"
+    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests.)"
 
 
 def _barred(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:

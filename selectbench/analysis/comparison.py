@@ -15,7 +15,7 @@ class Settling(Shown):
     """What would probably settle an open question."""
 
     seeds: int
-    """More seeds for every option; of a race for those that run on."""
+    """More seeds for every option."""
     seconds: float | None
     """Expected time of these rounds; None: not known."""
 

@@ -70,12 +70,11 @@ class Judged:
         return self.p_adjusted <= ALPHA
 
 
-def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None, looks: float = 1) -> dict[Key, Judged]:
+def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> dict[Key, Judged]:
     """Of all tests whose spread is known; the others are none of the family.
 
     Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
-    family has, where not all are given. `looks`: at how many times the records are judged, or the inverse of this
-    time's share of alpha.
+    family has, where not all are given.
     """
     known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
     if not known:
@@ -83,9 +82,9 @@ def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None, loo
     estimates, errors, free, bounds = _columns(list(known.values()))
     p = p_values(estimates - bounds, errors, free)
     adjusted, by_chance = p.copy(), errors > 0
-    adjusted[by_chance] = holm(p[by_chance], total, looks)
+    adjusted[by_chance] = holm(p[by_chance], total)
     sharing = max(1, total or int(by_chance.sum()))
-    half = np.where(by_chance, quantile(ALPHA / (sharing * looks), free) * errors, 0.0)
+    half = np.where(by_chance, quantile(ALPHA / sharing, free) * errors, 0.0)
     low, high = _agreeing(estimates, half, bounds, adjusted)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
     return {key: Judged(*found) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
@@ -109,11 +108,11 @@ def p_values(distances: Floats, errors: Floats, free: Floats) -> Floats:
     return p
 
 
-def holm(p: Floats, tests: int | None = None, looks: float = 1) -> Floats:
-    """Adjusted p of each; `tests`: how many the family has, where not all are given; `looks` share alpha."""
+def holm(p: Floats, tests: int | None = None) -> Floats:
+    """Adjusted p of each; `tests`: how many the family has, where not all are given."""
     total = len(p) if tests is None else tests
     order = np.argsort(p, kind="stable")
-    stepped = np.minimum(1.0, p[order] * ((total - np.arange(len(p))) * looks))
+    stepped = np.minimum(1.0, p[order] * (total - np.arange(len(p))))
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(stepped)
     return adjusted
@@ -144,7 +143,7 @@ def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decisio
     return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
 
 
-def seeds_to_settle(difference: Difference, tests: float, distance: float) -> int | None:
+def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int | None:
     """More seeds until a distance so large would be told with a chance of LIKELY; None: more than MOST_SEEDS.
 
     `distance`: between the estimate and what it must be told from, as a logarithm. From the observed spread, with

@@ -30,8 +30,6 @@ class Pairs:
     """The same adjusted for all pairs."""
     half_widths: Floats
     """Of the simultaneous intervals (Bonferroni's over all pairs); NaN where there is no measure of spread."""
-    looks: float
-    """Times at which the records are judged, which share alpha; p_adjusted and half_widths are adjusted for it."""
 
     def place(self, option: str, other: str) -> int:
         """Of the pair of these two, in whichever order."""
@@ -48,7 +46,7 @@ class Pairs:
         gain = signed if more_is_better else -signed
         if math.isnan(p) or gain <= math.log1p(threshold) + ROUNDING:
             return False
-        return float(holm(np.array(known), looks=self.looks)[known.index(p)]) <= ALPHA
+        return float(holm(np.array(known))[known.index(p)]) <= ALPHA
 
     def better(self, threshold: float, *, more_is_better: bool, families: int = 1) -> Bools:
         """[i, j]: whether i is shown to be better than j by both gates; `families` share alpha."""
@@ -84,8 +82,8 @@ class Pairs:
         return found
 
 
-def all_pairs(blocks: Blocks, names: Sequence[str], looks: float = 1) -> Pairs:
-    """Among the options of these names, in their order; so many `looks` share alpha."""
+def all_pairs(blocks: Blocks, names: Sequence[str]) -> Pairs:
+    """Among the options of these names, in their order."""
     places = {name: number for number, name in enumerate(blocks.names)}
     logs = blocks.logs[[places[name] for name in names]]
     first, second = np.triu_indices(len(names), 1)
@@ -96,11 +94,11 @@ def all_pairs(blocks: Blocks, names: Sequence[str], looks: float = 1) -> Pairs:
     spread = known & (errors > 0)
     p = np.full(len(first), np.nan)
     p[known] = adjusted[known] = p_values(estimates[known], errors[known], free[known])
-    adjusted[spread] = holm(p[spread], looks=looks)
+    adjusted[spread] = holm(p[spread])
     widths = np.full(len(first), np.nan)
     widths[known] = 0.0
-    widths[spread] = quantile(ALPHA / (max(1, int(spread.sum())) * looks), free[spread]) * errors[spread]
-    return Pairs(names, first, second, estimates, p, adjusted, widths, looks)
+    widths[spread] = quantile(ALPHA / max(1, int(spread.sum())), free[spread]) * errors[spread]
+    return Pairs(names, first, second, estimates, p, adjusted, widths)
 
 
 def _differences(

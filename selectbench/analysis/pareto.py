@@ -75,7 +75,7 @@ def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], dive
     better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
     for name in over:
         threshold, more = contest.suite.threshold(name), METRICS[name].better == "more"
-        pairs = all_pairs(contest.blocks[name], names, contest.looks)
+        pairs = all_pairs(contest.blocks[name], names)
         better = pairs.better(threshold, more_is_better=more)
         better_somewhere |= better
         worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T

@@ -49,8 +49,6 @@ class Question:
     is_objective: bool = False
     open: Sequence[str] = ()
     """Options that may qualify: a constraint of theirs is undecided."""
-    looks: float = 1
-    """Times at which the records may be judged, which share alpha."""
 
 
 def questions(
@@ -77,10 +75,7 @@ def questions(
         _by_metric("best_quality", "Best quality", learnt, contest, quality),
     ]
     objective = suite.decide.objective
-    return [
-        replace(q, open=_open(q, rows), is_objective=q.metric == objective, looks=contest.looks)
-        for q in found if q
-    ]  # fmt: skip
+    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in found if q]
 
 
 def _within_limits(row: Row) -> bool:

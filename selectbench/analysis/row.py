@@ -18,7 +18,6 @@ from selectbench.analysis.comparison import (
 from selectbench.analysis.formulas import MemoryKind
 from selectbench.analysis.gpu_row import GpuRow, Unknown
 from selectbench.analysis.own_best import Search
-from selectbench.analysis.race_row import Raced
 from selectbench.analysis.shown import Shown
 from selectbench.record.record import FailureKind
 
@@ -156,7 +155,7 @@ class Row(Shown):
     n: int
     """Seeds completed."""
     planned: int
-    """Seeds that it was asked to run: the suite's, of a race those of its rounds."""
+    """Seeds of the suite."""
     missing_seeds: list[int]
     """Seeds without any record."""
     differs_in: list[str]
@@ -212,12 +211,9 @@ class Ranking(Shown):
     """Of every option with each score of generated text; empty: none was asked for, or long ago."""
     search: Search | None = None
     """How each option came to its own best; left out where nothing was searched."""
-    race: Raced | None = None
-    """How it went, of a suite with `repeat`; left out of others."""
     warnings: list[str]
 
     @model_serializer(mode="wrap")
     def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = dump(self)
-        without = [key for key in ("race", "search") if getattr(self, key) is None]
-        return {key: value for key, value in found.items() if key not in without}
+        return {key: value for key, value in found.items() if key != "search" or value is not None}

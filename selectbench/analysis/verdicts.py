@@ -83,7 +83,7 @@ def _answered(
 
 def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
     names = [row.option for row in rows if row.option in question.values]
-    pairs = all_pairs(question.blocks, names, question.looks)
+    pairs = all_pairs(question.blocks, names)
     more = question.more_is_better
     better = pairs.better(question.threshold, more_is_better=more)
     order = [row.option for row in rows if row.rank is not None and row.option in question.values]

@@ -30,7 +30,6 @@ from selectbench.report.learnt import learnt_section
 from selectbench.report.memory import device_memory, memory_by_rank
 from selectbench.report.method import method
 from selectbench.report.own_best import own_best_section
-from selectbench.report.race import race_section
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import to_loss_section, verdict_section
 from selectbench.suite.suite import Suite
@@ -58,7 +57,6 @@ def render(
         *question,
         f"**{markdown(ranking.answer)}**",
         "## Ranking", ranking_table(ranking), _table_notes(ranking),
-        *race_section(suite, ranking),
         *verdict_section(ranking),
         *learnt_section(ranking, counting(ranking, records)),
         *factor_section(ranking),
@@ -67,7 +65,7 @@ def render(
         *_section("## Whether it was the same job", in_full(ranking)),
         *device_memory(ranking),
         *memory_by_rank(ranking),
-        *gpu_section(suite, ranking),
+        *gpu_section(ranking),
         *cost_section(suite, ranking),
         *_failures(ranking),
         *_section("## Warnings", ranking.warnings),

@@ -16,7 +16,6 @@ from selectbench.report.figures import against_baseline, figure, known_columns, 
 from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
 from selectbench.report.own_best import search_lines
-from selectbench.report.race import race_lines
 from selectbench.report.score_differences import difference_lines
 
 _BY_IMPORTANCE = (
@@ -36,7 +35,7 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
     console.print(Text(title, style="bold"))
     console.print(_table(ranking, console.width))
-    parts = (ties_note, in_short, notes, race_lines, _verdicts, difference_lines, factor_lines, search_lines)
+    parts = (ties_note, in_short, notes, _verdicts, difference_lines, factor_lines, search_lines)
     for line in (line for part in parts for line in part(ranking)):
         console.print(Text(line, style="dim"))
     for warning in ranking.warnings:

@@ -24,7 +24,7 @@ from selectbench.suite.evaluate import OWN_SCORE, SCORES
 from selectbench.suite.grid import Row
 from selectbench.suite.job import Job
 from selectbench.suite.own_code import own_code_problem
-from selectbench.suite.suite import CONTROL, Decide, Repeat
+from selectbench.suite.suite import CONTROL, Decide
 
 
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
@@ -122,16 +122,6 @@ def check_seeds(document: Node, problems: Problems) -> None:
         if str(plain(node)) in seen:
             problems.at(node, f"the seed {plain(node)} is repeated")
         seen.add(str(plain(node)))
-
-
-def check_rounds(document: Node, repeat: Repeat | None, problems: Problems) -> None:
-    """Where seeds are given there must be one for every round that `repeat` may come to."""
-    seeds = document.mapping.get("seeds")
-    if repeat is None or seeds is None or len(seeds.items) >= repeat.max:
-        return
-    found = f"{len(seeds.items)} seed{'s' if len(seeds.items) != 1 else ''}"
-    way_out = f"list as many, or leave seeds out for 0 to {repeat.max - 1}"
-    problems.at(seeds, f"{found}, but repeat.max is {repeat.max} rounds: {way_out}")
 
 
 def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, problems: Problems) -> str:

@@ -25,7 +25,6 @@ from selectbench.suite.check import (
     check_gate,
     check_interpreters,
     check_jobs,
-    check_rounds,
     check_seeds,
     chosen_baseline,
     differences,
@@ -160,7 +159,6 @@ def _suite(
         check_interpreters(rows, problems)
     check_seeds(document, problems)
     quick = request.quick or (content is not None and content.quick)
-    check_rounds(document, None if quick or content is None else content.repeat, problems)
     evaluates = quick or document.at(["job", "eval"]).value != "none"
     other_tokens = content is not None and tokenizers_differ([choices for _, choices in rows], content.job)
     unmeasured = unmeasured_metrics(
@@ -209,25 +207,15 @@ def _assembled(
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
         options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
-        baseline=baseline, seeds=_seeds(content, quick=quick), repeat=None if quick else content.repeat,
+        baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
         decide=decide if job.evaluates else without_quality(decide, other_tokens=apart),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
         control=content.control, gate=content.gate,
         tune=None if quick else content.tune, best_of=None if quick else content.best_of,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate"}
-    given |= {key for key in ("tune", "best_of", "repeat") if getattr(suite, key) is not None}
+    given |= {key for key in ("tune", "best_of") if getattr(suite, key) is not None}
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
-
-
-def _seeds(content: SuiteFile, *, quick: bool) -> list[int]:
-    """One for each round that there may be."""
-    if quick:
-        return content.seeds[:1]
-    if content.repeat is None:
-        return content.seeds
-    given = content.seeds if "seeds" in content.model_fields_set else list(range(content.repeat.max))
-    return given[: content.repeat.max]
 
 
 def _of_quality(decide: Decide) -> Decide:

@@ -52,23 +52,6 @@ class Decide(Strict):
         return thresholds
 
 
-class Repeat(Strict):
-    """Rounds until what is asked is decided: options about which everything is decided stop before the others."""
-
-    min: Annotated[int, Field(ge=2)]
-    """Rounds that every option runs; two at least, as one tells no spread."""
-    max: int
-    """Rounds after which it ends, whatever is still open."""
-    until: Literal["decided"] = "decided"
-    """What ends it sooner: every comparison is decided or shown equivalent within its threshold."""
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Repeat:
-        if self.max < self.min:
-            raise ValueError(f"max: {self.max} is less than min, {self.min}")
-        return self
-
-
 class Limits(Strict):
     """When a trial is given up."""
 
@@ -144,9 +127,7 @@ class Suite(Strict):
     baseline: str
     """The option that the others are compared with."""
     seeds: list[Seed]
-    """One round each; with `repeat` the most that there may be."""
-    repeat: Repeat | None = None
-    """When options stop before the last round; None: each runs every one."""
+    """One round each."""
     decide: Decide
     """What decides."""
     limits: Limits
@@ -167,12 +148,6 @@ class Suite(Strict):
     """Folders of own code, absolute."""
     resolved: dict[str, Any]
     """The merged file as plain data: loading it again gives this suite; written as `suite.yaml`."""
-
-    @model_validator(mode="after")
-    def _has_a_seed_for_every_round(self) -> Suite:
-        if self.repeat and len(self.seeds) != self.repeat.max:
-            raise ValueError(f"seeds: {len(self.seeds)} for at most {self.repeat.max} rounds")
-        return self
 
     def threshold(self, metric: str) -> float:
         """Smallest difference that matters: the suite's, or the default; 0 for a metric that decides nothing."""
