@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from selectbench.analysis.blocks import Difference
 from selectbench.analysis.certificate import certify
-from selectbench.analysis.changes import changes
 from selectbench.analysis.comparison import Decision
 from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.shown import Shown
+from selectbench.analysis.statistics import Difference, changes
 from selectbench.analysis.summary import Summary, summarise
 from selectbench.record.record import Record
 from selectbench.suite.suite import Suite

@@ -6,14 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from selectbench.analysis.blocks import Blocks, Difference, make_blocks
 from selectbench.analysis.comparison import Comparison, Decision, Family, Settling
-from selectbench.analysis.distributions import one_quantile
 from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all, seeds_to_settle
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.judge import Asked, Judge
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
+from selectbench.analysis.statistics import Blocks, Difference, make_blocks, quantile
 from selectbench.analysis.summary import Summary, mean, other_tokens
 from selectbench.suite.constraint import PER_TOKEN
 from selectbench.suite.suite import CONTROL, Suite
@@ -117,9 +116,8 @@ class Contest:
             return judged.low, judged.high
         if found.standard_error is None:
             return None, None
-        half = found.standard_error and found.standard_error * one_quantile(
-            ALPHA, found.degrees_of_freedom or math.inf
-        )
+        critical = float(quantile(ALPHA, found.degrees_of_freedom or math.inf))
+        half = found.standard_error * critical
         return found.estimate - half, found.estimate + half
 
 

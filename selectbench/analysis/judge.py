@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from selectbench import units
-from selectbench.analysis.blocks import Blocks, Difference, of_one
 from selectbench.analysis.comparison import Settling
 from selectbench.analysis.family import HypothesisTest, Judged
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
+from selectbench.analysis.statistics import Blocks, Difference, of_one
 from selectbench.analysis.summary import Summary, seeds_words
 from selectbench.suite.constraint import GPU_METRICS, SECONDS_TO_LOSS, Constraint, parse_constraint
 

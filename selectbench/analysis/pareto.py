@@ -13,10 +13,10 @@ import numpy as np
 
 from selectbench.analysis import ranks
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.distributions import Bools
+from selectbench.analysis.family import all_pairs
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.pairs import all_pairs
 from selectbench.analysis.row import Row
+from selectbench.analysis.statistics import Bools
 from selectbench.analysis.summary import Summary, other_tokens
 from selectbench.suite.constraint import PER_TOKEN
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 
 from selectbench import units
 from selectbench.analysis import ranks
-from selectbench.analysis.blocks import Blocks, make_blocks
 from selectbench.analysis.comparison import VerdictName
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import counts, has_diverged
 from selectbench.analysis.row import Row
+from selectbench.analysis.statistics import Blocks, make_blocks
 from selectbench.analysis.summary import Summary, mean, other_tokens
 from selectbench.analysis.to_loss import price_by_seed
 from selectbench.suite.constraint import QUALITY_METRICS, SECONDS_TO_LOSS, parse_constraint

@@ -14,14 +14,12 @@ from functools import cached_property
 
 import numpy as np
 
-from selectbench.analysis.blocks import Difference
 from selectbench.analysis.comparison import Comparison, Decision
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.distributions import Bools
-from selectbench.analysis.family import HypothesisTest, agreeing_ends, judge_all
+from selectbench.analysis.family import HypothesisTest, Pairs, agreeing_ends, all_pairs, judge_all
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.pairs import Pairs, all_pairs
+from selectbench.analysis.statistics import Bools, Difference
 
 PAST_THE_GATE = 10
 """Share of alpha, as its inverse, at which a pair needs no gate."""

@@ -17,12 +17,12 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.comparison import NamedVerdict
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.distributions import Bools
+from selectbench.analysis.family import Pairs, all_pairs
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.pairs import Pairs, all_pairs
 from selectbench.analysis.pareto import counts
 from selectbench.analysis.questions import UNIT, Question, bare, questions
 from selectbench.analysis.row import Row
+from selectbench.analysis.statistics import Bools
 from selectbench.analysis.summary import Summary
 from selectbench.suite.constraint import QUALITY_METRICS
 from selectbench.suite.suite import Suite

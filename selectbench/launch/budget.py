@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from selectbench import units
-from selectbench.analysis.detectable import DEFAULT_SPREAD, detectable
+from selectbench.analysis.family import DEFAULT_SPREAD, detectable
 from selectbench.errors import UserError
 from selectbench.launch.preparation import Preparation
 from selectbench.launch.stages import CONTEST, Ground, stages
