@@ -13,7 +13,7 @@ from selectbench.analysis.comparison import Decision
 from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.shown import Shown
+from selectbench.analysis.shown import Number, Shown
 from selectbench.analysis.statistics import Difference, changes
 from selectbench.analysis.summary import Summary, summarise
 from selectbench.record.record import Record
@@ -77,16 +77,16 @@ class Change(Shown):
 
     option: str
     metric: str
-    reference: float | None
+    reference: Number | None
     """Geometric mean over the common seeds, over all of the reference's where fewer than two are common: `run` over
     it is `ratio`."""
-    run: float | None
-    ratio: float | None
+    run: Number | None
+    ratio: Number | None
     """Geometric mean over common seeds of run over reference; of the means' logarithms where none are common."""
-    low: float | None
+    low: Number | None
     """Of the interval, simultaneous over all tested changes; None: no measure of spread."""
-    high: float | None
-    p_adjusted: float | None
+    high: Number | None
+    p_adjusted: Number | None
     """By Holm over all tested changes; None: shown, not tested, or no measure of spread."""
     decision: Decision
     """For the run: better, worse, no_difference or undecided; by the metric's threshold."""
