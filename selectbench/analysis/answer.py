@@ -8,19 +8,11 @@ from selectbench import units
 from selectbench.analysis.comparison import Settling
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import ALPHA
-from selectbench.analysis.metrics import METRICS, Metric
 from selectbench.analysis.row import Failure, Row
 from selectbench.analysis.sanity import stalled
 from selectbench.analysis.summary import Summary
-from selectbench.suite.constraint import SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
-
-_UNIT = {
-    "tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte",
-    "excess_loss": " nats per token above the source",
-    "peak_device_memory_bytes": " of a GPU", "joules_per_token": " per token",
-    "usd_per_billion_tokens": " per billion tokens",
-}  # fmt: skip
 
 
 def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
@@ -180,7 +172,8 @@ def _within(row: Row) -> str:
 
 
 def _figure(metric: Metric, row: Row) -> str:
-    return metric.show(row.metrics[metric.name].value) + _UNIT.get(metric.name, "")
+    told_before = metric.name == SECONDS_TO_LOSS  # by the superlative
+    return metric.show(row.metrics[metric.name].value) + ("" if told_before else metric.after_figure)
 
 
 def _figures(suite: Suite, metric: Metric, row: Row) -> str:

@@ -12,19 +12,16 @@ from selectbench.analysis.certificate import certify
 from selectbench.analysis.comparison import Decision
 from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.shown import Number, Shown
 from selectbench.analysis.statistics import Difference, changes
 from selectbench.analysis.summary import Summary, summarise
 from selectbench.record.record import Record
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 
-COMPARED = (
-    "tokens_per_second", "peak_memory_bytes", "peak_device_memory_bytes", "final_loss", "final_perplexity",
-    "joules_per_token", "usd_per_billion_tokens",
-)  # fmt: skip
-"""Metrics whose changes are tested; final_perplexity goes with final_loss and is shown only."""
-_SHOWN_ONLY = frozenset({"final_perplexity"})
+COMPARED = tuple(name for name, metric in METRICS.items() if metric.comparison)
+"""Metrics whose changes are shown; all are tested but final_perplexity, which goes with final_loss."""
+_SHOWN_ONLY = frozenset(name for name in COMPARED if METRICS[name].comparison == "shown")
 _PASSING = ("git_", "data.seconds", "memory_total_bytes")
 """Of the environment, by beginning: what moves no figure."""
 MACHINE = (

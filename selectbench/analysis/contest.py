@@ -10,11 +10,10 @@ from selectbench.analysis.comparison import Comparison, Decision, Family, Settli
 from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all, seeds_to_settle
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.judge import Asked, Judge
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
 from selectbench.analysis.statistics import Blocks, Difference, make_blocks, quantile
 from selectbench.analysis.summary import Summary, mean, other_tokens
-from selectbench.suite.constraint import PER_TOKEN
+from selectbench.suite.metrics import METRICS, PER_TOKEN
 from selectbench.suite.suite import CONTROL, Suite
 
 Key = tuple[str, str]

@@ -9,11 +9,11 @@ from selectbench import units
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import HypothesisTest, decide, judge_all
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.summary import Summary
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import CONTROL
 
-_WATCHED = ("tokens_per_second", "peak_memory_bytes", "final_loss", "joules_per_token")
+_WATCHED = tuple(name for name, metric in METRICS.items() if metric.watched)
 
 
 def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list[str]:

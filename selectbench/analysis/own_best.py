@@ -8,7 +8,6 @@ from typing import Literal
 
 from selectbench.analysis.as_fast import is_as_fast
 from selectbench.analysis.formulas import peak_memory_bytes
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.search import (
     Attempt,
     Attempts,
@@ -22,6 +21,7 @@ from selectbench.analysis.search import (
 from selectbench.analysis.shown import Number, Shown
 from selectbench.record.record import Completed, FailureKind, Record
 from selectbench.suite.job import Job
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.search_space import Axis, axes_of, with_values
 from selectbench.suite.stage import MICRO_BATCH_SIZE, speed_job, tuned_options, tuning_job
 from selectbench.suite.suite import Option, Suite

@@ -12,7 +12,6 @@ from selectbench.analysis.certificate import certify
 from selectbench.analysis.contest import Contest, hold_contest, is_control
 from selectbench.analysis.control import control_warnings
 from selectbench.analysis.factors import factor_view
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import with_pareto
 from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
 from selectbench.analysis.score_differences import score_differences
@@ -21,6 +20,7 @@ from selectbench.analysis.summary import Summary, mean, standard_deviation, summ
 from selectbench.analysis.to_loss import to_loss
 from selectbench.analysis.verdicts import verdicts
 from selectbench.record.record import Record
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 
 

@@ -18,8 +18,8 @@ from selectbench.analysis.comparison import Comparison, Decision
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import HypothesisTest, Pairs, agreeing_ends, all_pairs, judge_all
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.statistics import Bools, Difference
+from selectbench.suite.metrics import METRICS
 
 PAST_THE_GATE = 10
 """Share of alpha, as its inverse, at which a pair needs no gate."""

@@ -11,14 +11,12 @@ from selectbench.analysis.counted import contest_trials, contradicted
 from selectbench.analysis.crossing import Crossing, crossing
 from selectbench.analysis.formulas import finite, finite_of_each
 from selectbench.analysis.gpu_state import State, state_of
-from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.metrics import FORMULAS
 from selectbench.analysis.observed import Observed, observed
 from selectbench.record.record import Completed, Failed, Measurement, Record
-from selectbench.suite.constraint import SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Option, Suite
 
-MAY_LACK = frozenset({SECONDS_TO_LOSS, "peak_memory_bytes"})
-"""Metrics that a good trial may lack: the loss was not reached, or memory grew by less than can be measured."""
 NAMED = 5
 """Trials that a warning names, of as many as it is about."""
 
@@ -72,7 +70,8 @@ class Summary:
 
     def unknown(self, metric: str) -> list[int]:
         """Completed seeds without a value where others have one; meters may have gaps, losses not be reached."""
-        if METRICS[metric].metered or metric in MAY_LACK or not (self.values[metric] or self.spoiled[metric]):
+        known = METRICS[metric]
+        if known.metered or known.may_be_missing or not (self.values[metric] or self.spoiled[metric]):
             return []
         return [s for s in self.completed if s not in self.values[metric] and s not in self.spoiled[metric]]
 
@@ -215,7 +214,7 @@ def _sort_in(summary: Summary) -> None:
     for name, metric in METRICS.items():
         if (metric.metered and not metered) or (metric.scored and not scored):
             continue
-        known = summary.values[name] = finite_of_each(metric.derive, summary.observed)
+        known = summary.values[name] = finite_of_each(FORMULAS[name], summary.observed)
         for seed in [seed for seed in summary.states if seed in known and _is_spoiled(summary, seed, name)]:
             summary.spoiled[name][seed] = known.pop(seed)
 

@@ -33,12 +33,12 @@ from selectbench.suite.check import (
     without_quality,
 )
 from selectbench.suite.check_tune import check_tune
-from selectbench.suite.constraint import QUALITY_METRICS
 from selectbench.suite.data import kind_of
 from selectbench.suite.document import Node, Place, Problems, read_document
 from selectbench.suite.grid import Row, excluded, rows_of
 from selectbench.suite.job import Job
 from selectbench.suite.merge import merge_document
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.overrides import apply_axes, apply_seeds, apply_settings
 from selectbench.suite.paths import with_absolute_paths, with_interpreter
 from selectbench.suite.problems import validate
@@ -220,7 +220,7 @@ def _assembled(
 
 def _of_quality(decide: Decide) -> Decide:
     """Where quality itself is the objective, nothing is asked of quality besides unless the suite says so."""
-    asks = "constraints" in decide.model_fields_set or decide.objective not in QUALITY_METRICS
+    asks = "constraints" in decide.model_fields_set or not METRICS[decide.objective].quality
     return decide if asks else decide.model_copy(update={"constraints": []})
 
 

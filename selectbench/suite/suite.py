@@ -9,8 +9,8 @@ from pydantic import Field, field_validator, model_validator
 from selectbench.choices import Choices
 from selectbench.errors import did_you_mean
 from selectbench.strict import Strict
-from selectbench.suite.constraint import METRICS, default_threshold, undecidable_reason
 from selectbench.suite.job import Job
+from selectbench.suite.metrics import DECIDING, Objective, default_threshold, undecidable_reason
 from selectbench.suite.search_space import Values
 from selectbench.suite.tune import BestOf, Seed, Tune
 
@@ -21,12 +21,7 @@ CONTROL = "control"
 class Decide(Strict):
     """What decides between the options."""
 
-    objective: Literal[
-        "tokens_per_second", "bytes_per_second", "peak_memory_bytes", "final_loss", "final_perplexity",
-        "bits_per_byte", "excess_loss", "seconds_to_baseline_loss",
-        "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
-        "step_time_median_seconds", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
-    ] = "tokens_per_second"  # fmt: skip
+    objective: Objective = "tokens_per_second"
     """The metric to rank by; whether more or less is better follows from it."""
     constraints: list[str] = Field(default_factory=lambda: ["final_perplexity <= 1.01x baseline"])
     """What a row must hold to be ranked: `METRIC <= 1.01x baseline`, or `peak_memory_bytes <= 80 GiB`."""
@@ -46,8 +41,8 @@ class Decide(Strict):
         for metric in thresholds:
             if reason := undecidable_reason(metric):
                 raise ValueError(reason)
-            if metric not in METRICS:
-                hint = did_you_mean(metric, METRICS) or f" (known: {', '.join(METRICS)})"
+            if metric not in DECIDING:
+                hint = did_you_mean(metric, DECIDING) or f" (known: {', '.join(DECIDING)})"
                 raise ValueError(f"unknown metric {metric!r}{hint}")
         return thresholds
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selectbench import units
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import MetricValue, Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Record
@@ -34,15 +33,11 @@ from selectbench.report.page.learnt import learnt
 from selectbench.report.page.series import without_meters
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import by_option, to_loss_figure
-from selectbench.suite.constraint import SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, columns_of
 from selectbench.suite.suite import Suite
 from selectbench.yaml_text import choices_yaml
 
-_COLUMNS = (
-    "tokens_per_second", "peak_memory_bytes", "peak_device_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte", "excess_loss", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
-    "initial_loss", "bytes_per_token", "joules_per_token", "usd_per_billion_tokens", "step_time_median_seconds",
-)  # fmt: skip
+_COLUMNS = columns_of("page")
 
 
 _SAME_JOB = {True: "same job", False: "not the same job", None: "nothing to compare"}
