@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,6 @@ def load(folder: str | Path) -> Run:
 
     Raises selectbench.errors.UserError where the folder holds no run.
     """
-    from selectbench import frames  # what it needs would slow every command down
-
-    return frames.load(folder)
+    frames = import_module("selectbench.frames")  # what it needs would slow every command down
+    run: Run = frames.load(folder)
+    return run

@@ -13,13 +13,13 @@ from selectbench.analysis.comparison import ScoreDifference
 from selectbench.analysis.counted import counted
 from selectbench.analysis.crossing import Crossing
 from selectbench.analysis.gpu_state import state_of
-from selectbench.analysis.metrics import METRICS, derive
+from selectbench.analysis.metrics import derive
 from selectbench.analysis.observed import observe
 from selectbench.analysis.ranking import Ranking
 from selectbench.analysis.summary import summarise
 from selectbench.launch.publish import StoredRun, read_run
 from selectbench.record.record import Completed, Failed, Record
-from selectbench.suite.constraint import SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
 if TYPE_CHECKING:

@@ -82,6 +82,11 @@ def size(value: float | None) -> str:
     return f"{value:,.0f} {_BINARY[power]}" if abs(value) >= 100 else f"{significant(value, 3)} {_BINARY[power]}"
 
 
+def size_per_second(value: float | None) -> str:
+    """A rate of bytes: `1.50 MiB/s`."""
+    return DASH if value is None else f"{size(value)}/s"
+
+
 def seconds(value: float | None) -> str:
     """A measured time of seconds or less: `1.23 ms`, `4.56 s`; from 100 s on as `duration`."""
     if value is None:

@@ -8,20 +8,11 @@ from selectbench import units
 from selectbench.analysis.comparison import Settling
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import ALPHA
-from selectbench.analysis.metrics import METRICS, Metric
 from selectbench.analysis.row import Failure, Row
 from selectbench.analysis.sanity import stalled
-from selectbench.analysis.spending import looks_of
 from selectbench.analysis.summary import Summary
-from selectbench.suite.constraint import SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
-
-_UNIT = {
-    "tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte",
-    "excess_loss": " nats per token above the source",
-    "peak_device_memory_bytes": " of a GPU", "joules_per_token": " per token",
-    "usd_per_billion_tokens": " per billion tokens",
-}  # fmt: skip
 
 
 def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
@@ -80,7 +71,7 @@ def _verdict(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mappi
     if tied:
         return _tie(suite, metric, best, tied)
     return (
-        f"{best.option} {metric.superlative}{_within(suite, best)}: {_figures(suite, metric, best)}; "
+        f"{best.option} {metric.superlative}{_within(best)}: {_figures(suite, metric, best)}; "
         f"next {ranked[1].option}: {_figures(suite, metric, ranked[1])}."
     )
 
@@ -175,13 +166,14 @@ def _counts(row: Row, metric: Metric) -> bool:
     return found.value is not None and not found.unclean
 
 
-def _within(suite: Suite, row: Row) -> str:
+def _within(row: Row) -> str:
     held = [c.constraint for c in row.constraints if c.verdict == "holds"]
     return f" of those that hold {_and(held)}" if held else ""
 
 
 def _figure(metric: Metric, row: Row) -> str:
-    return metric.show(row.metrics[metric.name].value) + _UNIT.get(metric.name, "")
+    told_before = metric.name == SECONDS_TO_LOSS  # by the superlative
+    return metric.show(row.metrics[metric.name].value) + ("" if told_before else metric.after_figure)
 
 
 def _figures(suite: Suite, metric: Metric, row: Row) -> str:
@@ -239,10 +231,9 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
     tests = contest.tests
     if not tests:
         return f"({seeds}{few}.)"
-    looks = f" at all {looks_of(contest.suite.repeat)} looks" if contest.suite.repeat else ""
     if tests == 1:
-        return f"({seeds}{few}; one test, with its {1 - ALPHA:.0%} interval{looks}.)"
-    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests{looks}.)"
+        return f"({seeds}{few}; one test, with its {1 - ALPHA:.0%} interval.)"
+    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests.)"
 
 
 def _barred(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:

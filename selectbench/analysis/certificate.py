@@ -259,7 +259,7 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
     """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
     found = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
     rules = _Rules(suite)
-    for seed in dict.fromkeys(seed for summary in (baseline, *summaries) for seed in summary.planned):
+    for seed in baseline.planned:
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
         for summary in done.values():
             _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])

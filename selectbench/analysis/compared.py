@@ -8,24 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from selectbench.analysis.blocks import Difference
 from selectbench.analysis.certificate import certify
-from selectbench.analysis.changes import changes
 from selectbench.analysis.comparison import Decision
 from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.shown import Shown
+from selectbench.analysis.shown import Number, Shown
+from selectbench.analysis.statistics import Difference, changes
 from selectbench.analysis.summary import Summary, summarise
 from selectbench.record.record import Record
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 
-COMPARED = (
-    "tokens_per_second", "peak_memory_bytes", "peak_device_memory_bytes", "final_loss", "final_perplexity",
-    "joules_per_token", "usd_per_billion_tokens",
-)  # fmt: skip
-"""Metrics whose changes are tested; final_perplexity goes with final_loss and is shown only."""
-_SHOWN_ONLY = frozenset({"final_perplexity"})
+COMPARED = tuple(name for name, metric in METRICS.items() if metric.comparison)
+"""Metrics whose changes are shown; all are tested but final_perplexity, which goes with final_loss."""
+_SHOWN_ONLY = frozenset(name for name in COMPARED if METRICS[name].comparison == "shown")
 _PASSING = ("git_", "data.seconds", "memory_total_bytes", "machine_choices")
 """Of the environment, by beginning: what moves no figure, or is told of the suite."""
 MACHINE = (
@@ -78,16 +74,16 @@ class Change(Shown):
 
     option: str
     metric: str
-    reference: float | None
+    reference: Number | None
     """Geometric mean over the common seeds, over all of the reference's where fewer than two are common: `run` over
     it is `ratio`."""
-    run: float | None
-    ratio: float | None
+    run: Number | None
+    ratio: Number | None
     """Geometric mean over common seeds of run over reference; of the means' logarithms where none are common."""
-    low: float | None
+    low: Number | None
     """Of the interval, simultaneous over all tested changes; None: no measure of spread."""
-    high: float | None
-    p_adjusted: float | None
+    high: Number | None
+    p_adjusted: Number | None
     """By Holm over all tested changes; None: shown, not tested, or no measure of spread."""
     decision: Decision
     """For the run: better, worse, no_difference or undecided; by the metric's threshold."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from selectbench.analysis.shown import Shown
+from selectbench.analysis.shown import Number, Shown
 
 Decision = Literal["better", "worse", "no_difference", "undecided"]
 Spread = Literal["pooled", "moderated", "own", "none", "unknown"]
@@ -15,8 +15,8 @@ class Settling(Shown):
     """What would probably settle an open question."""
 
     seeds: int
-    """More seeds for every option; of a race for those that run on."""
-    seconds: float | None
+    """More seeds for every option."""
+    seconds: Number | None
     """Expected time of these rounds; None: not known."""
 
 
@@ -25,16 +25,16 @@ class Comparison(Shown):
 
     against: str
     """The other option."""
-    ratio: float | None
+    ratio: Number | None
     """Geometric mean, over those seeds, of this option's value over the other's with the same seed; None: more or
     less than a float holds."""
-    low: float | None
+    low: Number | None
     """Lower end of the simultaneous 95 % interval of the ratio; None: one seed, no measure of spread."""
-    high: float | None
+    high: Number | None
     """Its upper end."""
-    p: float | None
+    p: Number | None
     """Two-sided probability of such a difference by chance, by itself; None: no measure of spread."""
-    p_adjusted: float | None
+    p_adjusted: Number | None
     """The same adjusted for all tests of its family (Holm 1979)."""
     decision: Decision
     """`better` or `worse`: p_adjusted is at most alpha, and the difference is above the metric's threshold;
@@ -42,7 +42,7 @@ class Comparison(Shown):
     spread: Spread
     """Whose: `pooled` over all options, `moderated` between that and the pair's own, `own` of this pair, `none`:
     all seeds show the very same difference, so that the threshold alone decides; `unknown`: one seed."""
-    degrees_of_freedom: float | None
+    degrees_of_freedom: Number | None
     """Of the spread; None where there is none."""
     seeds: int
     """Seeds that both completed."""
@@ -65,13 +65,13 @@ class ScoreDifference(Shown):
     """Those that both completed; the figures are of the mean over them."""
     sentences: int | None = None
     """How many were drawn from; None, as the four figures: not compared."""
-    difference: float | None = None
+    difference: Number | None = None
     """This option's score less the baseline's."""
-    low: float | None = None
+    low: Number | None = None
     """Lower end of its 95 % interval, by itself."""
-    high: float | None = None
+    high: Number | None = None
     """Its upper end."""
-    p: float | None = None
+    p: Number | None = None
     """Two-sided, by itself."""
     not_compared: str | None = None
     """Why not."""
@@ -95,13 +95,13 @@ class Family(Shown):
 class ToLoss(Shown):
     """What an option took until its held-out loss was the baseline's final one; means over `seeds`."""
 
-    seconds: float | None
+    seconds: Number | None
     """Training time, warm-up and compilation among it, evaluation not."""
-    tokens: float | None
+    tokens: Number | None
     """Training tokens."""
-    joules: float | None
+    joules: Number | None
     """Energy of the GPUs; None: not known."""
-    usd: float | None
+    usd: Number | None
     """Rent and electricity at the suite's prices; None: not known."""
     reached: list[int]
     """Seeds with which it got there."""
@@ -140,11 +140,11 @@ class Effect(Shown):
     level: str
     against: str
     """The baseline's level."""
-    ratio: float
+    ratio: Number
     """Of the objective, averaged over the other factors' levels (geometric)."""
-    low: float | None
+    low: Number | None
     """Of its own 95 % interval over seeds; None below two seeds."""
-    high: float | None
+    high: Number | None
 
 
 class Interaction(Shown):
@@ -152,10 +152,10 @@ class Interaction(Shown):
 
     factors: list[str]
     levels: list[str]
-    ratio: float
+    ratio: Number
     """Of the objective over what the main effects alone would give."""
-    low: float | None
-    high: float | None
+    low: Number | None
+    high: Number | None
 
 
 class Share(Shown):
@@ -163,7 +163,7 @@ class Share(Shown):
 
     factor: str
     level: str
-    ratio: float
+    ratio: Number
 
 
 class FactorView(Shown):
@@ -175,9 +175,9 @@ class FactorView(Shown):
     """The strongest."""
     best: str | None
     """The row whose gain is taken apart."""
-    best_ratio: float | None
+    best_ratio: Number | None
     """Its ratio to the baseline by the means."""
     shares: list[Share]
     """Their product with `together` is best_ratio."""
-    together: float | None
+    together: Number | None
     """What the factors do beyond the product of their main effects."""

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from selectbench.analysis.blocks import Blocks, Difference, make_blocks
 from selectbench.analysis.comparison import Comparison, Decision, Family, Settling
-from selectbench.analysis.distributions import one_quantile
 from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all, seeds_to_settle
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.judge import Asked, Judge
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
+from selectbench.analysis.statistics import Blocks, Difference, make_blocks, quantile
 from selectbench.analysis.summary import Summary, mean, other_tokens
-from selectbench.suite.constraint import PER_TOKEN
+from selectbench.suite.metrics import METRICS, PER_TOKEN
 from selectbench.suite.suite import CONTROL, Suite
 
 Key = tuple[str, str]
@@ -31,9 +29,7 @@ class Contest:
     blocks: dict[str, Blocks]
     """By metric, of all comparable options."""
     round_seconds: float | None
-    """Expected time of one more seed for every option that would run it."""
-    looks: float = 1
-    """Times at which the records are judged, which share alpha; or the inverse of this time's share."""
+    """Expected time of one more seed for every option; None: no trial completed."""
     differences: dict[str, Difference] = field(default_factory=dict)
     """By option: the objective over the baseline's."""
     judged: dict[Key, Judged] = field(default_factory=dict)
@@ -98,7 +94,7 @@ class Contest:
         )  # fmt: skip
 
     def _settling(self, difference: Difference, distance: float, tests: int | None = None) -> Settling | None:
-        seeds = seeds_to_settle(difference, max(1, tests or self.tests) * self.looks, distance)
+        seeds = seeds_to_settle(difference, max(1, tests or self.tests), distance)
         if seeds is None:
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
@@ -107,16 +103,11 @@ class Contest:
         """Ratio to the baseline with its ends: simultaneous for the objective, by itself for all others."""
         if option == self.baseline.name:
             return (1.0 if self.baseline.values[metric] else None), None, None
-        found = self._difference(option, metric)
+        found = self.blocks[metric].difference(option, self.baseline.name)
         if found is None:
             return None, None, None
         low, high = self._ends(option, metric, found)
         return _ratio(found.estimate), _ratio(low), _ratio(high)
-
-    def _difference(self, option: str, metric: str) -> Difference | None:
-        if metric == self.suite.decide.objective:
-            return self.differences.get(option)
-        return self.blocks[metric].difference(option, self.baseline.name) if metric in self.blocks else None
 
     def _ends(self, option: str, metric: str, found: Difference) -> tuple[float | None, float | None]:
         judged = self.judged.get((option, ""))
@@ -124,19 +115,14 @@ class Contest:
             return judged.low, judged.high
         if found.standard_error is None:
             return None, None
-        half = found.standard_error and found.standard_error * one_quantile(
-            ALPHA, found.degrees_of_freedom or math.inf
-        )
+        critical = float(quantile(ALPHA, found.degrees_of_freedom or math.inf))
+        half = found.standard_error * critical
         return found.estimate - half, found.estimate + half
 
 
-def hold_contest(
-    suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool], *, looks: float = 1,
-    metrics: Iterable[str] = METRICS,
-) -> Contest:  # fmt: skip
-    """All tests of the suite's family on the options that did the baseline's job; so many `looks` share alpha.
+def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> Contest:
+    """All tests of the suite's family on the options that did the baseline's job.
 
-    `metrics`: those to look at, what decides among them.
     Raises ValueError for a constraint that cannot be read.
     """
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
@@ -144,14 +130,14 @@ def hold_contest(
     same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
     blocks = {
         name: make_blocks({s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)})
-        for name in metrics
+        for name in METRICS
     }
-    contest = Contest(suite, baseline, blocks, round_seconds(summaries), looks)
+    contest = Contest(suite, baseline, blocks, _round_seconds(summaries))
     judge = Judge(baseline, suite.job.evaluates and not suite.quick, blocks)
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
         _ask(contest, judge, summary, tests)
-    contest.judged.update(judge_all(tests, looks=looks))
+    contest.judged.update(judge_all(tests))
     return contest
 
 
@@ -184,8 +170,7 @@ def _open_distance(estimate: float, threshold: float) -> float:
     return abs(estimate) if abs(estimate) > matters else matters - abs(estimate)
 
 
-def round_seconds(summaries: Sequence[Summary]) -> float | None:
-    """Expected time of one more seed for each of these options, by its mean; None: none completed."""
+def _round_seconds(summaries: Sequence[Summary]) -> float | None:
     means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
     known = [value for value in means if value is not None]
     return math.fsum(known) if known else None

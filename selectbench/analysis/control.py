@@ -9,21 +9,21 @@ from selectbench import units
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import HypothesisTest, decide, judge_all
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.summary import Summary
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import CONTROL
 
-_WATCHED = ("tokens_per_second", "peak_memory_bytes", "final_loss", "joules_per_token")
+_WATCHED = tuple(name for name, metric in METRICS.items() if metric.watched)
 
 
 def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list[str]:
     """A line for each metric in which the control differs from the baseline, by tests that share alpha."""
     if not contest.suite.control or not summaries[CONTROL].completed:
         return []
-    names = [n for n in dict.fromkeys((contest.suite.decide.objective, *_WATCHED)) if n in contest.blocks]
+    names = dict.fromkeys((contest.suite.decide.objective, *_WATCHED))
     found = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
     tests = {name: HypothesisTest(difference) for name, difference in found.items() if difference}
-    judged = judge_all(tests, looks=contest.looks)
+    judged = judge_all(tests)
     return [
         f"the control, which repeats the baseline, differs from it by {METRICS[name].name} "
         f"{units.ratio(_ratio(one.estimate))}: something besides the options moves the figures, so smaller "

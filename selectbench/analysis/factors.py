@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 
 from selectbench.analysis.comparison import Effect, FactorView, Interaction, Share
-from selectbench.analysis.distributions import Floats, one_quantile
 from selectbench.analysis.family import ALPHA
-from selectbench.analysis.least_squares import fit
 from selectbench.analysis.row import Row
+from selectbench.analysis.statistics import Floats, quantile
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
 from selectbench.suite.suite import CONTROL, Option, Suite
@@ -166,8 +165,8 @@ def _by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[
         names = [name for name, values in logs.items() if values.get(seed, 0) > 0]
         design = np.array([[1.0, *(column[name] for column in columns)] for name in names])
         target = np.array([math.log(logs[name][seed]) for name in names])
-        coefficients = fit(design, target) if len(names) else None
-        if coefficients is not None:
+        coefficients, _, rank, _ = np.linalg.lstsq(design, target, rcond=None)
+        if rank == design.shape[1]:
             found.append(coefficients[1:])
     return np.array(found)
 
@@ -178,7 +177,7 @@ def _over_seeds(logarithms: Floats) -> dict[str, float | None]:
     if seeds < 2:
         return {"ratio": math.exp(centre), "low": None, "high": None}
     error = float(np.std(logarithms, ddof=1)) / math.sqrt(seeds)
-    half = error * one_quantile(ALPHA, seeds - 1)
+    half = error * float(quantile(ALPHA, seeds - 1))
     return {"ratio": math.exp(centre), "low": math.exp(centre - half), "high": math.exp(centre + half)}
 
 

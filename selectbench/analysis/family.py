@@ -11,15 +11,14 @@ only where such a rejection is false.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 
-from selectbench.analysis.blocks import Difference
 from selectbench.analysis.comparison import Decision
-from selectbench.analysis.distributions import Floats, one_quantile, quantile, two_sided_p
+from selectbench.analysis.statistics import Blocks, Bools, Difference, Floats, Integers, quantile, two_sided_p
 
 ALPHA = 0.05
 """Probability of any false claim of a family."""
@@ -38,6 +37,8 @@ ROUNDING = 1e-12
 Key = TypeVar("Key", bound=Hashable)
 Z_LIKELY = 0.8416
 """The normal distribution's quantile of LIKELY."""
+DEFAULT_SPREAD = 0.01
+"""Of one trial's figure, as a share: what speed varies by between runs on an idle machine."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,11 @@ class Judged:
         return self.p_adjusted <= ALPHA
 
 
-def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None, looks: float = 1) -> dict[Key, Judged]:
+def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> dict[Key, Judged]:
     """Of all tests whose spread is known; the others are none of the family.
 
     Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
-    family has, where not all are given. `looks`: at how many times the records are judged, or the inverse of this
-    time's share of alpha.
+    family has, where not all are given.
     """
     known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
     if not known:
@@ -83,9 +83,9 @@ def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None, loo
     estimates, errors, free, bounds = _columns(list(known.values()))
     p = p_values(estimates - bounds, errors, free)
     adjusted, by_chance = p.copy(), errors > 0
-    adjusted[by_chance] = holm(p[by_chance], total, looks)
+    adjusted[by_chance] = holm(p[by_chance], total)
     sharing = max(1, total or int(by_chance.sum()))
-    half = np.where(by_chance, quantile(ALPHA / (sharing * looks), free) * errors, 0.0)
+    half = np.where(by_chance, quantile(ALPHA / sharing, free) * errors, 0.0)
     low, high = _agreeing(estimates, half, bounds, adjusted)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
     return {key: Judged(*found) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
@@ -109,11 +109,11 @@ def p_values(distances: Floats, errors: Floats, free: Floats) -> Floats:
     return p
 
 
-def holm(p: Floats, tests: int | None = None, looks: float = 1) -> Floats:
-    """Adjusted p of each; `tests`: how many the family has, where not all are given; `looks` share alpha."""
+def holm(p: Floats, tests: int | None = None) -> Floats:
+    """Adjusted p of each; `tests`: how many the family has, where not all are given."""
     total = len(p) if tests is None else tests
     order = np.argsort(p, kind="stable")
-    stepped = np.minimum(1.0, p[order] * ((total - np.arange(len(p))) * looks))
+    stepped = np.minimum(1.0, p[order] * (total - np.arange(len(p))))
     adjusted = np.empty(len(p))
     adjusted[order] = np.maximum.accumulate(stepped)
     return adjusted
@@ -144,7 +144,7 @@ def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decisio
     return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
 
 
-def seeds_to_settle(difference: Difference, tests: float, distance: float) -> int | None:
+def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int | None:
     """More seeds until a distance so large would be told with a chance of LIKELY; None: more than MOST_SEEDS.
 
     `distance`: between the estimate and what it must be told from, as a logarithm. From the observed spread, with
@@ -156,7 +156,7 @@ def seeds_to_settle(difference: Difference, tests: float, distance: float) -> in
     of_one_seed, free_of_one = error * math.sqrt(difference.seeds), free / (difference.seeds - 1)
 
     def tells(seeds: int) -> bool:
-        critical = one_quantile(ALPHA / tests, round(free_of_one * (seeds - 1), 1))
+        critical = float(quantile(ALPHA / tests, free_of_one * (seeds - 1)))
         return (critical + Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
 
     low, high = difference.seeds, MOST_SEEDS
@@ -166,3 +166,99 @@ def seeds_to_settle(difference: Difference, tests: float, distance: float) -> in
         middle = (low + high) // 2
         low, high = (low, middle) if tells(middle) else (middle, high)
     return high - difference.seeds
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Of n options the n (n - 1) / 2 pairs, each as (first, second) with first < second."""
+
+    names: Sequence[str]
+    first: Integers
+    second: Integers
+    estimates: Floats
+    """Logarithm of first over second; NaN where no seed has both."""
+    p: Floats
+    """Of each by itself; NaN where there is no measure of spread."""
+    p_adjusted: Floats
+    """The same adjusted for all pairs."""
+    half_widths: Floats
+    """Of the simultaneous intervals (Bonferroni's over all pairs); NaN where there is no measure of spread."""
+
+    def place(self, option: str, other: str) -> int:
+        """Of the pair of these two, in whichever order."""
+        low, high = sorted((self.names.index(option), self.names.index(other)))
+        return low * len(self.names) - low * (low + 1) // 2 + high - low - 1
+
+    def beats(self, option: str, yardstick: str, threshold: float, *, more_is_better: bool) -> bool:
+        """Whether it is shown to be better than the yardstick, adjusted for all options against that one."""
+        place = self.place(option, yardstick)
+        others = [self.place(name, yardstick) for name in self.names if name != yardstick]
+        known = [p for p in self.p[others].tolist() if not math.isnan(p)]
+        p, ahead = float(self.p[place]), float(self.estimates[place])
+        signed = ahead if self.names.index(option) < self.names.index(yardstick) else -ahead
+        gain = signed if more_is_better else -signed
+        if math.isnan(p) or gain <= math.log1p(threshold) + ROUNDING:
+            return False
+        return float(holm(np.array(known))[known.index(p)]) <= ALPHA
+
+    def better(self, threshold: float, *, more_is_better: bool, families: int = 1) -> Bools:
+        """[i, j]: whether i is shown to be better than j by both gates; `families` share alpha."""
+        told = self.p_adjusted <= ALPHA / families
+        told &= np.abs(self.estimates) > math.log1p(threshold) + ROUNDING
+        ahead = (self.estimates > 0) == more_is_better
+        found = np.zeros((len(self.names), len(self.names)), bool)
+        found[self.first[told & ahead], self.second[told & ahead]] = True
+        found[self.second[told & ~ahead], self.first[told & ~ahead]] = True
+        return found
+
+    def same(self, threshold: float) -> Bools:
+        """[i, j]: whether the whole interval lies within the threshold."""
+        with np.errstate(invalid="ignore"):
+            told = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold) + ROUNDING
+        found = np.zeros((len(self.names), len(self.names)), bool)
+        found[self.first[told], self.second[told]] = found[self.second[told], self.first[told]] = True
+        return found
+
+    def known(self) -> Bools:
+        """[i, j]: whether there is a measure of spread."""
+        found = np.zeros((len(self.names), len(self.names)), bool)
+        told = ~np.isnan(self.p_adjusted)
+        found[self.first[told], self.second[told]] = found[self.second[told], self.first[told]] = True
+        return found
+
+    def ahead_by_means(self, *, more_is_better: bool, by: float = 0.0) -> Bools:
+        """[i, j]: whether i's estimate is better than j's by more than the share `by`; no claim."""
+        signed = self.estimates if more_is_better else -self.estimates
+        found = np.zeros((len(self.names), len(self.names)), bool)
+        found[self.first, self.second] = signed > math.log1p(by)
+        found[self.second, self.first] = -signed > math.log1p(by)
+        return found
+
+
+def all_pairs(blocks: Blocks, names: Sequence[str]) -> Pairs:
+    """Among the options of these names, in their order: the tests of `statistics`, adjusted by Holm."""
+    first, second = np.triu_indices(len(names), 1)
+    places = blocks.places(names)
+    found = blocks.differences(places[first], places[second])
+    estimates, errors, free = found.estimates, found.standard_errors, found.degrees_of_freedom
+    adjusted = np.full(len(first), np.nan)
+    known = ~np.isnan(errors)
+    spread = known & (errors > 0)
+    p = np.full(len(first), np.nan)
+    p[known] = adjusted[known] = p_values(estimates[known], errors[known], free[known])
+    adjusted[spread] = holm(p[spread])
+    widths = np.full(len(first), np.nan)
+    widths[known] = 0.0
+    widths[spread] = quantile(ALPHA / max(1, int(spread.sum())), free[spread]) * errors[spread]
+    return Pairs(names, first, second, estimates, p, adjusted, widths)
+
+
+def detectable(rounds: int, options: int, tests: int, spread: float = DEFAULT_SPREAD) -> float:
+    """The share by which two options must differ to be told apart with a chance of 80 %.
+
+    For a variance that is pooled over the options, at Bonferroni's level for `tests`: the sum of the t quantile and
+    the normal one of 0.8, in standard errors of a difference (Cohen 1988, chapter 2, in its normal approximation).
+    """
+    free = max(1, (max(2, options) - 1) * (rounds - 1))
+    error = spread * math.sqrt(2 / rounds)
+    return math.expm1((float(quantile(ALPHA / tests, free)) + Z_LIKELY) * error)

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
-from selectbench.analysis.blocks import of_one
-from selectbench.analysis.changes import changes
 from selectbench.analysis.compared import MACHINE, Differing, ReadRun, differing, other_data
 from selectbench.analysis.family import HypothesisTest, judge_all
 from selectbench.analysis.judge import Asked, directly, gap_in, seed_by_seed
 from selectbench.analysis.row import ConstraintVerdict
-from selectbench.analysis.shown import Shown
+from selectbench.analysis.shown import Number, Shown
+from selectbench.analysis.statistics import changes, of_one
 from selectbench.analysis.summary import Summary
 from selectbench.errors import UserError
 from selectbench.suite.constraint import Constraint, parse_constraint
@@ -31,7 +30,7 @@ class Check(Shown):
     verdict: Verdict
     detail: str
     """The figure with its simultaneous interval, or why there is none."""
-    p_adjusted: float | None = None
+    p_adjusted: Number | None = None
     """By Holm over all checks of the gate; None: no test was made."""
 
 

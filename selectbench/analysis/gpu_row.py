@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from selectbench.analysis.energy import Method
 from selectbench.analysis.gpu_state import Verdict
 from selectbench.analysis.mfu import Share
-from selectbench.analysis.shown import Shown
+from selectbench.analysis.shown import Number, Shown
 from selectbench.plan.peaks import MatmulDtype
 
 
@@ -43,15 +43,15 @@ class DeviceMemory(Shown):
     Means over the completed seeds that were not shared and tell it, or over all that tell it where each was.
     """
 
-    peak_bytes: float | None
+    peak_bytes: Number | None
     """The most in use while training, what was in use before among it: what must fit."""
-    peak_over_idle_bytes: float | None
+    peak_over_idle_bytes: Number | None
     """The most in use less what was in use right before the trial."""
-    idle_bytes: float | None
+    idle_bytes: Number | None
     """In use right before the trial."""
-    total_bytes: float | None
+    total_bytes: Number | None
     """Of the smallest of the GPUs."""
-    driver_reserved_bytes: float | None
+    driver_reserved_bytes: Number | None
     """Kept by the driver itself, in no other figure."""
 
 
@@ -63,13 +63,13 @@ class Arithmetic(Shown):
 
     dtype: MatmulDtype
     """That the matrix products run in."""
-    model_flops_per_token: float | None
+    model_flops_per_token: Number | None
     """Forward and backward pass; None: the model's work does not follow from its shape."""
-    hardware_flops_per_token: float | None
+    hardware_flops_per_token: Number | None
     """The same with what activation checkpointing computes again."""
-    peak_flops_per_second: float | None
+    peak_flops_per_second: Number | None
     """By data sheet, dense, in this dtype, of a trial's GPUs together; None: not known of each."""
-    matmul_flops_per_second: float | None
+    matmul_flops_per_second: Number | None
     """The same, as measured on them by `doctor --calibrate`."""
     unknown: dict[Share, list[Unknown]]
     """Why a seed's share is not known, by metric; those that are known throughout are left out."""
@@ -94,13 +94,13 @@ class GpuRow(Shown):
     """Why a seed's energy is not known."""
     memory: DeviceMemory
     arithmetic: Arithmetic
-    mean_utilization: float | None
+    mean_utilization: Number | None
     """Share of time that something ran, inside the timed windows."""
-    mean_sm_clock_hertz: float | None
+    mean_sm_clock_hertz: Number | None
     """Inside the timed windows."""
-    mean_memory_clock_hertz: float | None
+    mean_memory_clock_hertz: Number | None
     """Inside the timed windows."""
-    highest_temperature_celsius: float | None
+    highest_temperature_celsius: Number | None
     """Of any GPU and seed."""
-    clock_limit_shares: dict[str, float] | None
+    clock_limit_shares: dict[str, Number] | None
     """By reason that held the clocks down, the share of readings in which it did; None: not known."""

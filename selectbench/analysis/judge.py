@@ -8,14 +8,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from selectbench import units
-from selectbench.analysis.blocks import Blocks, Difference, of_one
 from selectbench.analysis.comparison import Settling
 from selectbench.analysis.family import HypothesisTest, Judged
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import ConstraintVerdict
+from selectbench.analysis.statistics import Blocks, Difference, of_one
 from selectbench.analysis.summary import Summary, seeds_words
-from selectbench.suite.constraint import GPU_METRICS, SECONDS_TO_LOSS, Constraint, parse_constraint
+from selectbench.suite.constraint import Constraint, parse_constraint
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
@@ -97,7 +97,7 @@ class Judge:
             return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
         if gap := gap_in(text, metric.name, summary):
             return gap
-        if constraint.metric in GPU_METRICS and not summary.values[metric.name]:
+        if "gpu" in metric.needs and not summary.values[metric.name]:
             return _said(text, "not_judged", f"no trial tells its {metric.name}")
         return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
 

@@ -8,7 +8,6 @@ from typing import Literal
 
 from selectbench.analysis.as_fast import is_as_fast
 from selectbench.analysis.formulas import peak_memory_bytes
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.search import (
     Attempt,
     Attempts,
@@ -19,9 +18,10 @@ from selectbench.analysis.search import (
     speed_attempts,
     tuning_attempts,
 )
-from selectbench.analysis.shown import Shown
+from selectbench.analysis.shown import Number, Shown
 from selectbench.record.record import Completed, FailureKind, Record
 from selectbench.suite.job import Job
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.search_space import Axis, axes_of, with_values
 from selectbench.suite.stage import MICRO_BATCH_SIZE, speed_job, tuned_options, tuning_job
 from selectbench.suite.suite import Option, Suite
@@ -39,9 +39,9 @@ class Tried(Shown):
 
     values: dict[str, int | float]
     """By path."""
-    value: float | None
+    value: Number | None
     """Of the metric that is searched by; None: it failed."""
-    peak_memory_bytes: float | None
+    peak_memory_bytes: Number | None
     """Of the trial; None: not known."""
     outcome: Literal["completed"] | FailureKind
     """How the trial ended."""
@@ -67,10 +67,10 @@ class OwnBest(Shown):
     """By path, the end of what was tried that the best lies on even so, where the setting goes on beyond it."""
     together: bool
     """Whether several settings were looked for together, whose ranges are not extended."""
-    flat_low: float | None
+    flat_low: Number | None
     """Lower end of the values within 1 % of the best, in straight lines between those tried; None: of several
     settings at once."""
-    flat_high: float | None
+    flat_high: Number | None
     """Its upper end."""
     flat_is_open: bool
     """Whether it reaches an end of what was tried: it may be wider."""
@@ -79,7 +79,7 @@ class OwnBest(Shown):
     trials: int
     tokens: int
     """That all the trials were to train on."""
-    wall_seconds: float
+    wall_seconds: Number
     """Of all its trials."""
 
 
@@ -92,9 +92,9 @@ class Search(Shown):
     """The best settings of each option; empty: not tuned."""
     seed: int | None
     """Of tuning, which the contest does not use; None: not tuned."""
-    wall_seconds: float
+    wall_seconds: Number
     """Of all trials before the contest."""
-    contest_wall_seconds: float
+    contest_wall_seconds: Number
     """Of all trials of the contest."""
 
 

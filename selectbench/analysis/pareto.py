@@ -13,18 +13,17 @@ import numpy as np
 
 from selectbench.analysis import ranks
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.distributions import Bools
-from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.pairs import all_pairs
+from selectbench.analysis.family import all_pairs
 from selectbench.analysis.row import Row
+from selectbench.analysis.statistics import Bools
 from selectbench.analysis.summary import Summary, other_tokens
-from selectbench.suite.constraint import PER_TOKEN
+from selectbench.suite.metrics import METRICS, PER_TOKEN
 
-_DIMENSIONS = (
-    ("tokens_per_second", "bytes_per_second"), ("peak_device_memory_bytes", "peak_memory_bytes"),
-    ("joules_per_token",),
-    ("final_loss", "bits_per_byte"),
-)  # fmt: skip
+_BY_DIMENSION = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
+_DIMENSIONS = {
+    dimension: [m.name for m in _BY_DIMENSION if m.dimension and m.dimension[0] == dimension]
+    for dimension in ("speed", "memory", "energy", "quality")
+}
 """Of each the first metric that all rows know."""
 
 
@@ -32,7 +31,7 @@ def dimensions(rows: Sequence[Row], without: frozenset[str] = frozenset()) -> li
     """The metrics that the set is over: those that every one of these rows knows; `without`: what tells nothing."""
     known = [
         next((name for name in names if name not in without and all(counts(row, name) for row in rows)), None)
-        for names in _DIMENSIONS
+        for names in _DIMENSIONS.values()
     ]
     return [name for name in known if name is not None]
 
@@ -75,7 +74,7 @@ def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], dive
     better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
     for name in over:
         threshold, more = contest.suite.threshold(name), METRICS[name].better == "more"
-        pairs = all_pairs(contest.blocks[name], names, contest.looks)
+        pairs = all_pairs(contest.blocks[name], names)
         better = pairs.better(threshold, more_is_better=more)
         better_somewhere |= better
         worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T

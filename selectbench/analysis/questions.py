@@ -8,21 +8,17 @@ from dataclasses import dataclass, replace
 
 from selectbench import units
 from selectbench.analysis import ranks
-from selectbench.analysis.blocks import Blocks, make_blocks
 from selectbench.analysis.comparison import VerdictName
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import counts, has_diverged
 from selectbench.analysis.row import Row
+from selectbench.analysis.statistics import Blocks, make_blocks
 from selectbench.analysis.summary import Summary, mean, other_tokens
 from selectbench.analysis.to_loss import price_by_seed
-from selectbench.suite.constraint import QUALITY_METRICS, SECONDS_TO_LOSS, parse_constraint
+from selectbench.suite.constraint import parse_constraint
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
-UNIT = {
-    "tokens_per_second": " tokens/s", "final_loss": " nats per token", "bits_per_byte": " bits per byte",
-    "excess_loss": " nats per token above the source", SECONDS_TO_LOSS: " to the baseline's loss",
-}  # fmt: skip
 _PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
     "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
     "seconds": ("Soonest", units.seconds, "time"),
@@ -49,8 +45,6 @@ class Question:
     is_objective: bool = False
     open: Sequence[str] = ()
     """Options that may qualify: a constraint of theirs is undecided."""
-    looks: float = 1
-    """Times at which the records may be judged, which share alpha."""
 
 
 def questions(
@@ -64,7 +58,7 @@ def questions(
     memory = "peak_device_memory_bytes" if all(counts(r, "peak_device_memory_bytes") for r in equal) else None
     apart = any(other_tokens(suite, summary.option) for summary in summaries.values())
     quality = "bits_per_byte" if apart else "final_loss"
-    quality = suite.decide.objective if suite.decide.objective in QUALITY_METRICS else quality
+    quality = suite.decide.objective if METRICS[suite.decide.objective].quality else quality
     speed = "bytes_per_second" if apart else "tokens_per_second"
     found = [
         _by_metric("fastest", f"Fastest{words}", equal, contest, speed),
@@ -77,15 +71,12 @@ def questions(
         _by_metric("best_quality", "Best quality", learnt, contest, quality),
     ]
     objective = suite.decide.objective
-    return [
-        replace(q, open=_open(q, rows), is_objective=q.metric == objective, looks=contest.looks)
-        for q in found if q
-    ]  # fmt: skip
+    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in found if q]
 
 
 def _within_limits(row: Row) -> bool:
     """Whether it did the job and holds every limit that is not on quality."""
-    limits = [c for c in row.constraints if parse_constraint(c.constraint).metric not in QUALITY_METRICS]
+    limits = [c for c in row.constraints if not METRICS[parse_constraint(c.constraint).metric].quality]
     done = row.n and row.identity.comparable and not row.control
     return bool(done) and all(c.verdict in ("holds", "not_judged") for c in limits)
 
@@ -104,10 +95,10 @@ def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
     """What may be said of quality in the titles."""
     if suite.quick or not suite.job.evaluates:
         return " (quality was not measured)"
-    held = [c for row in rows for c in row.constraints if parse_constraint(c.constraint).metric in QUALITY_METRICS]
+    held = [c for row in rows for c in row.constraints if METRICS[parse_constraint(c.constraint).metric].quality]
     if any(c.verdict != "holds" for c in held):
         return " (equal quality could not be judged)"
-    asked = any(parse_constraint(text).metric in QUALITY_METRICS for text in suite.decide.constraints)
+    asked = any(METRICS[parse_constraint(text).metric].quality for text in suite.decide.constraints)
     return " at equal quality" if asked else " (whatever the quality: no constraint is on it)"
 
 
@@ -121,7 +112,7 @@ def _by_metric(
 
     def show(option: str, value: float) -> str:
         row = next(row for row in known if row.option == option)
-        return f"{metric.show(value)}{UNIT.get(metric_name, '')}{_against(contest, row, metric_name)}"
+        return f"{metric.show(value)}{metric.after_figure}{_against(contest, row, metric_name)}"
 
     values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
     threshold = contest.suite.threshold(metric_name)
@@ -141,7 +132,7 @@ def _by_metric(
 def _has_gap(row: Row, metric: str) -> bool:
     """Whether seeds that completed lack the figure, which the others would flatter."""
     found = row.metrics[metric]
-    return metric in QUALITY_METRICS and found.n + len(found.left_out) < row.n
+    return METRICS[metric].quality and found.n + len(found.left_out) < row.n
 
 
 def _against(contest: Contest, row: Row, metric: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,10 +12,7 @@ from selectbench.analysis.certificate import certify
 from selectbench.analysis.contest import Contest, hold_contest, is_control
 from selectbench.analysis.control import control_warnings
 from selectbench.analysis.factors import factor_view
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.pareto import with_pareto
-from selectbench.analysis.race import Race, run_race
-from selectbench.analysis.raced import beyond, raced_contest, raced_standing, told
 from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
 from selectbench.analysis.score_differences import score_differences
 from selectbench.analysis.standing import Standing, stand
@@ -23,6 +20,7 @@ from selectbench.analysis.summary import Summary, mean, standard_deviation, summ
 from selectbench.analysis.to_loss import to_loss
 from selectbench.analysis.verdicts import verdicts
 from selectbench.record.record import Record
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 
 
@@ -43,11 +41,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     here. Raises ValueError for a constraint that cannot be read.
     """
     summaries, strays = summarise(suite, records)
-    race = run_race(suite, summaries) if suite.repeat else None
-    if race:
-        strays += beyond(race, summaries)
-        summaries = [summary.within(race.asked(summary.name)) for summary in summaries]
-    found = _rows(suite, summaries, race)
+    found = _rows(suite, summaries)
     kinds = sanity.memory_kinds(summaries)
     by_name = {summary.name: summary for summary in summaries}
     named = verdicts(suite, found.rows, by_name, found.contest)
@@ -59,20 +53,18 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         verdicts=named, factors=factor_view(suite, by_name, found.rows),
         score_differences=score_differences(found.contest.baseline, found.rows, by_name),
         warnings=[*warnings, *strays, *_found(suite, summaries), *control_warnings(found.contest, by_name)],
-        race=told(race, summaries) if race else None,
     )  # fmt: skip
 
 
-def _rows(suite: Suite, summaries: list[Summary], race: Race | None) -> _Ranked:
+def _rows(suite: Suite, summaries: list[Summary]) -> _Ranked:
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     certificates = certify(suite, summaries, baseline)
     comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
-    contest = raced_contest(race, summaries, comparable) if race else hold_contest(suite, summaries, comparable)
+    contest = hold_contest(suite, summaries, comparable)
     rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries]
     if ranks.is_about_scaling(summaries):
         rows = [_scaled(suite, row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
-    names = [row.option for row in rows if _placeable(suite, row)]
-    standing = raced_standing(race, contest, names) if race else stand(contest, names)
+    standing = stand(contest, [row.option for row in rows if _placeable(suite, row)])
     rows = _in_order(suite, [_placed(standing, row) for row in rows])
     rows = [_against_best(standing, row, rows[0]) for row in rows]
     by_name = {summary.name: summary for summary in summaries}
@@ -160,22 +152,12 @@ def _against_best(standing: Standing, row: Row, best: Row) -> Row:
 def _in_order(suite: Suite, rows: list[Row]) -> list[Row]:
     """By rank, then by the objective; then what could not be ranked, by how far it came."""
     sign = -1 if METRICS[suite.decide.objective].better == "more" else 1
-    figure = _figure_of(suite, rows)
 
     def place(row: Row) -> tuple[int, int, float]:
-        value = figure(row)
+        value = row.metrics[suite.decide.objective].value
         return _group(suite, row), row.rank or 0, 0.0 if value is None else sign * value
 
     return sorted(rows, key=place)
-
-
-def _figure_of(suite: Suite, rows: list[Row]) -> Callable[[Row], float | None]:
-    """What orders rows of one rank: the mean, or the ratio within rounds where options ran different ones."""
-    objective = suite.decide.objective
-    ranked = [row for row in rows if row.rank is not None]
-    if suite.repeat and all(row.metrics[objective].ratio_to_baseline for row in ranked):
-        return lambda row: row.metrics[objective].ratio_to_baseline
-    return lambda row: row.metrics[objective].value
 
 
 def _group(suite: Suite, row: Row) -> int:

@@ -18,8 +18,7 @@ from selectbench.analysis.comparison import (
 from selectbench.analysis.formulas import MemoryKind
 from selectbench.analysis.gpu_row import GpuRow, Unknown
 from selectbench.analysis.own_best import Search
-from selectbench.analysis.race_row import Raced
-from selectbench.analysis.shown import Shown
+from selectbench.analysis.shown import Number, Shown
 from selectbench.record.record import FailureKind
 
 SCHEMA_VERSION = 1
@@ -29,18 +28,18 @@ SCHEMA_VERSION = 1
 class MetricValue(Shown):
     """One metric of one option over its completed seeds."""
 
-    value: float | None
+    value: Number | None
     """Mean over the completed seeds of the trials' own values (so perplexity is the mean of perplexities).
 
     Seeds whose GPUs were in a state that spoils the metric are left out where there are others."""
-    ratio_to_baseline: float | None
+    ratio_to_baseline: Number | None
     """Geometric mean, over the seeds that both completed, of this option's value over the baseline's."""
-    ratio_low: float | None = None
+    ratio_low: Number | None = None
     """Lower end of the ratio's 95 % interval: of the objective the simultaneous one, of all other metrics the
     interval by itself, with which nothing is claimed. None: the baseline itself, or no measure of spread."""
-    ratio_high: float | None = None
+    ratio_high: Number | None = None
     """Its upper end."""
-    standard_deviation: float | None
+    standard_deviation: Number | None
     """Of one seed to the next (n - 1 in the denominator); None below two seeds."""
     n: int
     """Seeds that `value` is a mean over."""
@@ -69,7 +68,7 @@ class ConstraintVerdict(Shown):
     """`holds` and `fails` are claims; `undecided`: the figures allow neither; `not_judged`: there are none."""
     detail: str
     """The figure it was judged by with its simultaneous interval, or why it could not be."""
-    p_adjusted: float | None = None
+    p_adjusted: Number | None = None
     """Probability of such a distance from the bound by chance, adjusted for the family; None: no test was made."""
     settling: Settling | None = None
     """What would probably decide it, where it is undecided and spread is known."""
@@ -110,11 +109,11 @@ class Certificate(Shown):
 class MemoryByRank(Shown):
     """Memory of an option's ranks, means over the completed seeds."""
 
-    peak_bytes_by_rank: list[float | None]
+    peak_bytes_by_rank: list[Number | None]
     """In the order of ranks; peak_memory_bytes is the largest of a trial. Empty: seeds differ in ranks."""
-    expected_model_state_bytes: float | None
+    expected_model_state_bytes: Number | None
     """Parameters, gradients and optimizer state of one rank by `plan/model_states.py`; None: no formula."""
-    measured_model_state_bytes: float | None
+    measured_model_state_bytes: Number | None
     """The same as found, of the rank that keeps most; None: a part is hidden."""
 
 
@@ -123,9 +122,9 @@ class Scaling(Shown):
 
     world_size: int
     """Ranks."""
-    speedup: float | None
+    speedup: Number | None
     """Tokens per second over the baseline's."""
-    efficiency: float | None
+    efficiency: Number | None
     """The speed-up over the ratio of ranks; 1 is ideal."""
 
 
@@ -156,7 +155,7 @@ class Row(Shown):
     n: int
     """Seeds completed."""
     planned: int
-    """Seeds that it was asked to run: the suite's, of a race those of its rounds."""
+    """Seeds of the suite."""
     missing_seeds: list[int]
     """Seeds without any record."""
     differs_in: list[str]
@@ -212,12 +211,9 @@ class Ranking(Shown):
     """Of every option with each score of generated text; empty: none was asked for, or long ago."""
     search: Search | None = None
     """How each option came to its own best; left out where nothing was searched."""
-    race: Raced | None = None
-    """How it went, of a suite with `repeat`; left out of others."""
     warnings: list[str]
 
     @model_serializer(mode="wrap")
     def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = dump(self)
-        without = [key for key in ("race", "search") if getattr(self, key) is None]
-        return {key: value for key, value in found.items() if key not in without}
+        return {key: value for key, value in found.items() if key != "search" or value is not None}

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.metrics import FORMULAS
 from selectbench.analysis.observed import observe
 from selectbench.record.record import Completed, Failed, Record
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.search_space import Axis, Values, axes_of, between, beyond, first_values, with_values
 from selectbench.suite.stage import MICRO_BATCH_SIZE, sizes_to_try, tuned_options
 from selectbench.suite.suite import Option, Suite
@@ -69,7 +70,7 @@ def _attempts(suite: Suite, records: Sequence[Record], metric: str) -> Attempts:
         if record.phase == "tune" and record.trial.tunes in names and not _was_interrupted(record):
             value = None
             if isinstance(record.outcome, Completed):
-                value = finite(METRICS[metric].derive, observe(record, suite))
+                value = finite(FORMULAS[metric], observe(record, suite))
             attempt = Attempt(dict(record.trial.tried), value, record)
             found.setdefault(record.trial.tunes, {})[key_of(record.trial.tried)] = attempt
     return found

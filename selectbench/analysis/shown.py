@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+SIGNIFICANT_DIGITS = 12
+
+
+def rounded(value: float) -> float:
+    """To what a figure is worth: later digits are rounding, and differ between processors."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+Number = Annotated[float, AfterValidator(rounded)]
 
 
 class Shown(BaseModel):

@@ -14,14 +14,12 @@ from functools import cached_property
 
 import numpy as np
 
-from selectbench.analysis.blocks import Difference
 from selectbench.analysis.comparison import Comparison, Decision
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.distributions import Bools
-from selectbench.analysis.family import HypothesisTest, agreeing_ends, judge_all
+from selectbench.analysis.family import HypothesisTest, Pairs, agreeing_ends, all_pairs, judge_all
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.pairs import Pairs, all_pairs
+from selectbench.analysis.statistics import Bools, Difference
+from selectbench.suite.metrics import METRICS
 
 PAST_THE_GATE = 10
 """Share of alpha, as its inverse, at which a pair needs no gate."""
@@ -66,14 +64,14 @@ class Standing:
             return self.contest.against_baseline(option)
         if option == self.contest.baseline.name:
             found = self.contest.against_baseline(against)
-            return None if found is None else _turned(found, option, against)
+            return None if found is None else _turned(found, against)
         difference = self.contest.blocks[self.contest.suite.decide.objective].difference(option, against)
         return None if difference is None else self._ordered(option, against, difference)
 
     def _ordered(self, option: str, against: str, difference: Difference) -> Comparison:
         """With the interval of Bonferroni's level and the p that Holm adjusts over all pairs."""
         tests = max(1, len(self.pairs.first))
-        (judged,) = judge_all({"": HypothesisTest(difference)}, tests, self.contest.looks).values() or (None,)
+        (judged,) = judge_all({"": HypothesisTest(difference)}, tests).values() or (None,)
         place = self.pairs.place(option, against)
         if judged is not None:
             adjusted = float(self.pairs.p_adjusted[place])
@@ -96,7 +94,7 @@ def stand(contest: Contest, names: Sequence[str]) -> Standing:
     objective = METRICS[contest.suite.decide.objective]
     threshold = contest.suite.threshold(objective.name)
     baseline = contest.baseline.name
-    pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline], contest.looks)
+    pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline])
     more = objective.better == "more"
     verdicts = pairs.better(threshold, more_is_better=more)
     gate = np.array([_told_from_baseline(contest, name) for name in pairs.names], bool)
@@ -125,7 +123,7 @@ def _with_baseline(contest: Contest, names: Sequence[str], pairs: Pairs, verdict
     return Standing(order, better, known, contest, pairs)
 
 
-def _turned(found: Comparison, option: str, against: str) -> Comparison:
+def _turned(found: Comparison, against: str) -> Comparison:
     """The same pair seen from the other side."""
     turned: dict[Decision, Decision] = {"better": "worse", "worse": "better"}
     return found.model_copy(

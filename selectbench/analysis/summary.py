@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from selectbench.analysis.counted import contest_trials, contradicted
 from selectbench.analysis.crossing import Crossing, crossing
 from selectbench.analysis.formulas import finite, finite_of_each
 from selectbench.analysis.gpu_state import State, state_of
-from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.metrics import FORMULAS
 from selectbench.analysis.observed import Observed, observed
 from selectbench.record.record import Completed, Failed, Measurement, Record
-from selectbench.suite.constraint import SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Option, Suite
 
-T = TypeVar("T")
-MAY_LACK = frozenset({SECONDS_TO_LOSS, "peak_memory_bytes"})
-"""Metrics that a good trial may lack: the loss was not reached, or memory grew by less than can be measured."""
 NAMED = 5
 """Trials that a warning names, of as many as it is about."""
 
@@ -31,7 +27,7 @@ class Summary:
 
     option: Option
     planned: list[int]
-    """Seeds that it is asked to run."""
+    """The suite's seeds."""
     completed: dict[int, Record] = field(default_factory=dict)
     measurements: dict[int, Measurement] = field(default_factory=dict)
     """Of the completed seeds."""
@@ -74,7 +70,8 @@ class Summary:
 
     def unknown(self, metric: str) -> list[int]:
         """Completed seeds without a value where others have one; meters may have gaps, losses not be reached."""
-        if METRICS[metric].metered or metric in MAY_LACK or not (self.values[metric] or self.spoiled[metric]):
+        known = METRICS[metric]
+        if known.metered or known.may_be_missing or not (self.values[metric] or self.spoiled[metric]):
             return []
         return [s for s in self.completed if s not in self.values[metric] and s not in self.spoiled[metric]]
 
@@ -93,18 +90,6 @@ class Summary:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
         return " and ".join(sorted({self.states[seed].verdict for seed in self.spoiled[metric]}))
 
-    def within(self, seeds: Sequence[int]) -> Summary:
-        """The same of these seeds alone."""
-        asked = frozenset(seeds)
-        cut = Summary(
-            self.option, list(seeds), _of(asked, self.completed), _of(asked, self.measurements),
-            _of(asked, self.failed), _of(asked, self.observed), _of(asked, self.states),
-            {name: _of(asked, found) for name, found in self.values.items()},
-            {name: _of(asked, found) for name, found in self.spoiled.items()}, _of(asked, self.reached),
-        )  # fmt: skip
-        _tell_seconds(cut)  # where another seed did not get there, these have had no figure
-        return cut
-
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
         ours, theirs = self.values[metric], other.values[metric]
@@ -114,10 +99,6 @@ class Summary:
         """Mean over these seeds (all that know the metric where not given)."""
         known = self.values[metric]
         return mean([known[seed] for seed in (known if seeds is None else seeds)])
-
-
-def _of(seeds: frozenset[int], found: Mapping[int, T]) -> dict[int, T]:
-    return {seed: value for seed, value in found.items() if seed in seeds}
 
 
 def seeds_words(seeds: Sequence[int]) -> str:
@@ -162,17 +143,15 @@ def other_tokens(suite: Suite, option: Option) -> bool:
 
 
 def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
-    """Adds where each seed first had the baseline's final loss, and the time to it as a metric."""
+    """Adds where each seed first had the baseline's final loss, and the time to it as a metric.
+
+    A seed that never had it leaves the option without the metric: the other seeds would flatter it.
+    """
     targets = baseline.values["final_loss"]
     curves = {s: r.evaluation_curve for s, r in summary.completed.items() if s in targets and r.evaluation_curve}
     summary.reached.update({seed: crossing(curve, targets[seed] * margin) for seed, curve in curves.items()})
     diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged" and seed in targets]
     summary.reached.update(dict.fromkeys(diverged if summary.reached else []))
-    _tell_seconds(summary)
-
-
-def _tell_seconds(summary: Summary) -> None:
-    """A seed that never had the loss leaves the option without the metric: the other seeds would flatter it."""
     if not summary.not_reached:
         for seed, place in summary.reached.items():
             _keep(summary, seed, SECONDS_TO_LOSS, None if place is None else place.seconds)
@@ -235,7 +214,7 @@ def _sort_in(summary: Summary) -> None:
     for name, metric in METRICS.items():
         if (metric.metered and not metered) or (metric.scored and not scored):
             continue
-        known = summary.values[name] = finite_of_each(metric.derive, summary.observed)
+        known = summary.values[name] = finite_of_each(FORMULAS[name], summary.observed)
         for seed in [seed for seed in summary.states if seed in known and _is_spoiled(summary, seed, name)]:
             summary.spoiled[name][seed] = known.pop(seed)
 

@@ -17,14 +17,13 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.comparison import NamedVerdict
 from selectbench.analysis.contest import Contest
-from selectbench.analysis.distributions import Bools
-from selectbench.analysis.metrics import METRICS
-from selectbench.analysis.pairs import Pairs, all_pairs
+from selectbench.analysis.family import Pairs, all_pairs
 from selectbench.analysis.pareto import counts
-from selectbench.analysis.questions import UNIT, Question, bare, questions
+from selectbench.analysis.questions import Question, bare, questions
 from selectbench.analysis.row import Row
+from selectbench.analysis.statistics import Bools
 from selectbench.analysis.summary import Summary
-from selectbench.suite.constraint import QUALITY_METRICS
+from selectbench.suite.metrics import METRICS, QUALITY
 from selectbench.suite.suite import Suite
 
 BEST = "best.yaml"
@@ -83,7 +82,7 @@ def _answered(
 
 def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
     names = [row.option for row in rows if row.option in question.values]
-    pairs = all_pairs(question.blocks, names, question.looks)
+    pairs = all_pairs(question.blocks, names)
     more = question.more_is_better
     better = pairs.better(question.threshold, more_is_better=more)
     order = [row.option for row in rows if row.rank is not None and row.option in question.values]
@@ -141,7 +140,7 @@ def _at_what(suite: Suite, question: Question, row: Row) -> str:
         return ""
     found = row.metrics[objective.name]
     ratio = "" if found.ratio_to_baseline is None else f" ({units.ratio(found.ratio_to_baseline)})"
-    return f", at {objective.show(found.value)}{UNIT.get(objective.name, '')}{ratio}"
+    return f", at {objective.show(found.value)}{objective.after_figure}{ratio}"
 
 
 def _nobody(question: Question) -> NamedVerdict:
@@ -194,7 +193,7 @@ def _with_files(
 ) -> list[NamedVerdict]:
     """Each with the file of its option: `best.yaml` for what the objective asks for, one for every other option."""
     memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
-    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY_METRICS, "best_quality")}
+    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY, "best_quality")}
     asked = names.get(suite.decide.objective, objective)
     first = rows[0].option if rows and rows[0].rank is not None else None
     best = next((v.option for v in found if v.name == asked), first)

@@ -40,7 +40,7 @@ from selectbench.nvml import gpus
 EXTRAS = {
     "train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL,
     "schedulefree": SCHEDULE_FREE_INSTALL,
-    **{extra: f"pip install 'selectbench[{extra}]'" for extra in ("peft", "eval", "tune", "data")},
+    **{extra: f"pip install 'selectbench[{extra}]'" for extra in ("peft", "eval", "data")},
 }  # fmt: skip
 """Extras of the package but those of its developers, with the command that brings each."""
 OPTIONAL_PACKAGES = {
@@ -48,7 +48,7 @@ OPTIONAL_PACKAGES = {
     "bitsandbytes": "8-bit optimizers", "datasets": "data sets of the hub", "deepspeed": "strategy zero",
     "peft": "adaptation lora or qlora", "pyarrow": "Parquet files", "pythonbible": "embedded corpus",
     "rouge-score": "score rouge_l", "sacrebleu": "scores bleu and chrf",
-    "schedulefree": "optimizer schedule_free_adamw", "scipy": "tuning of several settings at once",
+    "schedulefree": "optimizer schedule_free_adamw",
 }  # fmt: skip
 """What is lost without each; no job runs without the other packages."""
 SMALLEST_SHM_BYTES = 1 << 30

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from selectbench import units
-from selectbench.analysis.detectable import DEFAULT_SPREAD, detectable
+from selectbench.analysis.family import DEFAULT_SPREAD, detectable
 from selectbench.errors import UserError
 from selectbench.launch.preparation import Preparation
 from selectbench.launch.stages import Ground, stages
 from selectbench.plan.estimate import stage_costs
 from selectbench.plan.history import History, past_trials
-from selectbench.suite.suite import Repeat, Suite
+from selectbench.suite.suite import Suite
 
 _UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _GRAMMAR = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(d|h|min|m|s)\s*")
@@ -68,14 +68,9 @@ def within(seconds: float, own: Ground, history: History) -> tuple[Ground, list[
 
 
 def _with_rounds(suite: Suite, rounds: int) -> Suite:
-    """The suite with its first rounds alone; of a race so many at most."""
-    seeds, repeat, resolved = suite.seeds[:rounds], suite.repeat, dict(suite.resolved)
-    if repeat is not None:
-        repeat = Repeat(min=min(repeat.min, rounds), max=rounds) if rounds >= 2 else None
-        resolved.pop("repeat", None)
-        resolved |= {"repeat": repeat.model_dump(mode="json")} if repeat else {}
-    resolved["seeds"] = seeds
-    return suite.model_copy(update={"seeds": seeds, "repeat": repeat, "resolved": resolved})
+    """The suite with its first rounds alone."""
+    seeds = suite.seeds[:rounds]
+    return suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}})
 
 
 def told_with(own: Ground, rounds: int) -> str:

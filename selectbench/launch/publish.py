@@ -39,7 +39,7 @@ from selectbench.yaml_text import suite_yaml
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
-_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "repeat")
+_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of")
 """Keys that say nothing of an option by itself."""
 SHORT = "There is less held-out text than was asked for (see the warnings)."
 
@@ -157,8 +157,7 @@ def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     kept = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
     every = suite.option(option).choices.model_dump(mode="json")
     choices = {key: value for key, value in every.items() if value is not None}
-    seeds = suite.seeds[: suite.repeat.min] if suite.repeat else suite.seeds
-    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option, "seeds": seeds}
+    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option}
 
 
 def ranking_text(ranking: Ranking) -> str:

@@ -103,16 +103,13 @@ def _run_stage(bench: Bench, stage: Stage, stop: StopRequest) -> set[str]:
 def _announce(stage: Stage, folder: Path, display: Display, ended: frozenset[str]) -> None:
     """What is to be run now, and what was run before: by this process, or by one that was cut off."""
     suite = stage.preparation.suite
-    rounds = 1 + max(planned.round for planned, _ in stage.trials)
     still_open = Counter(planned.trial.option for planned, _ in stage.trials)
     display.run_started(
-        suite.model_copy(update={"seeds": suite.seeds[:rounds]}), stage.done + len(stage.trials), stage.done,
-        {option.name: rounds - still_open[option.name] for option in suite.options},
+        suite, stage.done + len(stage.trials), stage.done,
+        {option.name: len(suite.seeds) - still_open[option.name] for option in suite.options},
     )  # fmt: skip
     if stage.title != CONTEST:
         display.note(f"{stage.title}: {len(stage.trials)} trials before the contest")
-    if suite.repeat is not None and rounds > suite.repeat.min:
-        display.note(f"round {rounds} of at most {suite.repeat.max}, still open: {', '.join(still_open)}")
     if stage.done and not ended:
         display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from selectbench.analysis.race import open_trials
 from selectbench.analysis.search import speed_attempts, speed_candidates, tuning_attempts, tuning_candidates
 from selectbench.analysis.settled import settled_by_records, settled_sizes
 from selectbench.data.prepared import Prepared
@@ -72,26 +71,13 @@ def next_stage(
     records, _ = read_records(folder / FILE_NAME)
     own = Ground.of_run(preparation)
     for title, stage in stages(own, records):
-        asked = _asked(stage, records)
-        found = pending(asked, stage.suite, folder, retry_failed=retry_failed)
+        found = pending(stage.plan.trials, stage.suite, folder, retry_failed=retry_failed)
         still_open = [(trial, attempt) for trial, attempt in found if trial.trial.trial_id not in ended]
         if still_open:
             prepared = stage.prepared or {}
             own_part = replace(preparation, suite=stage.suite, prepared=prepared, plan=stage.plan)
-            return Stage(title, own_part, still_open, len(asked) - len(still_open))
+            return Stage(title, own_part, still_open, len(stage.plan.trials) - len(still_open))
     return None
-
-
-def _asked(stage: Ground, records: Sequence[Record]) -> list[PlannedTrial]:
-    """The stage's trials; of a race those that were run, and those that the records so far ask for."""
-    if stage.suite.repeat is None:
-        return stage.plan.trials
-    run = {record.trial.trial_id for record in records}
-    asked = set(open_trials(stage.suite, records))
-    return [
-        planned for planned in stage.plan.trials
-        if planned.trial.trial_id in run or (planned.trial.option, planned.trial.seed) in asked
-    ]  # fmt: skip
 
 
 def stages(own: Ground, records: Sequence[Record]) -> list[tuple[str, Ground]]:

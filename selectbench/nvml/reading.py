@@ -127,11 +127,6 @@ def problem_of(handle: Any) -> str | None:
     return None
 
 
-def clock_limit_names(bits: int) -> list[str]:
-    """What holds the clocks down, by nvidia-smi's names."""
-    return [name for name, bit in CLOCK_LIMITS.items() if bits & bit]
-
-
 def _clock_limits(board: Any) -> int | None:
     bits = ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, board)
     if bits is None:  # the call's name before driver 535

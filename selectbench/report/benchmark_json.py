@@ -16,6 +16,7 @@ from selectbench.analysis.row import Ranking, Row
 from selectbench.json_text import json_text
 from selectbench.record.record import Completed, Record
 from selectbench.report.counting import counting
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 
 
@@ -56,8 +57,7 @@ def _commit(suite: Suite, environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _benchmark(suite: Suite, row: Row, data: Sequence[float]) -> dict[str, Any]:
-    metrics = ("tokens_per_second", "peak_memory_bytes", "final_loss", "final_perplexity", "joules_per_token")
-    extra = {name: row.metrics[name].value for name in metrics}
+    extra = {name: row.metrics[name].value for name, metric in METRICS.items() if metric.exported}
     return {
         "group": suite.name, "name": row.option, "fullname": f"{suite.name}::{row.option}", "params": None,
         "param": None, "extra_info": {"rank": row.rank, "eligible": row.eligible, **extra},

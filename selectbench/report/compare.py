@@ -11,8 +11,8 @@ from rich.text import Text
 
 from selectbench import units
 from selectbench.analysis.compared import Change, Compared, Differing
-from selectbench.analysis.metrics import METRICS
 from selectbench.report.escape import markdown, one_line, table
+from selectbench.suite.metrics import METRICS
 
 _MOST = 25
 _HEADS = ("option", "metric", "reference", "run", "change", "verdict", "seeds")

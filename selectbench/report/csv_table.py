@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 from io import StringIO
 
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import MetricValue, Ranking, Row
 from selectbench.report.escape import one_line
+from selectbench.suite.metrics import METRICS
 
 _FIRST = ("rank", "option", "differs_in", "status", "eligible", "n", "planned")
 _LAST = ("pareto", "tied_with", "dominated_by", "constraints", "failures")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import MetricValue, Ranking, Row
+from selectbench.suite.metrics import METRICS
 
 UNCLEAN_MARK = "†"
 UNCLEAN_NOTE = (

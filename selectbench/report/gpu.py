@@ -13,7 +13,6 @@ from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Record
 from selectbench.report.escape import markdown, table
 from selectbench.report.figures import figure
-from selectbench.suite.suite import Suite
 
 _METHODS: dict[Method, str] = {
     "counter": "energy counter", "instant_power": "instant power", "average_power": "averaged power",
@@ -23,7 +22,7 @@ _SHARES: dict[Share, str] = {
 }  # fmt: skip
 
 
-def gpu_section(suite: Suite, ranking: Ranking) -> list[str]:
+def gpu_section(ranking: Ranking) -> list[str]:
     """The section, or nothing where no trial had GPU meters."""
     rows = [(row, row.gpu) for row in ranking.rows if row.gpu is not None]
     if not rows:

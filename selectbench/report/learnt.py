@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from selectbench import units
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking
 from selectbench.analysis.summary import mean
 from selectbench.record.inside import Inside
@@ -15,6 +14,7 @@ from selectbench.report.counting import Counting
 from selectbench.report.escape import markdown, one_line, table
 from selectbench.report.score_differences import difference_section
 from selectbench.suite.evaluate import OWN_SCORE, SCORES
+from selectbench.suite.metrics import METRICS
 
 COPY = "copying the source"
 MOST_OPTIONS = 8

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from selectbench import units
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import Record
 from selectbench.report.cost import cost_section
@@ -30,18 +29,13 @@ from selectbench.report.learnt import learnt_section
 from selectbench.report.memory import device_memory, memory_by_rank
 from selectbench.report.method import method
 from selectbench.report.own_best import own_best_section
-from selectbench.report.race import race_section
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import to_loss_section, verdict_section
+from selectbench.suite.metrics import METRICS, columns_of
 from selectbench.suite.suite import Suite
 
-_COLUMNS = (
-    "tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte", "excess_loss", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
-    "initial_loss",
-    "bytes_per_token", "joules_per_token", "usd_per_billion_tokens", "startup_seconds", "compile_seconds",
-)  # fmt: skip
-_RATIOS = ("tokens_per_second", "peak_memory_bytes", "final_perplexity")
+_COLUMNS = columns_of("markdown")
+_RATIOS = [name for name, metric in METRICS.items() if metric.shows_ratio]
 _DETAIL_LINES = 20
 
 
@@ -58,7 +52,6 @@ def render(
         *question,
         f"**{markdown(ranking.answer)}**",
         "## Ranking", ranking_table(ranking), _table_notes(ranking),
-        *race_section(suite, ranking),
         *verdict_section(ranking),
         *learnt_section(ranking, counting(ranking, records)),
         *factor_section(ranking),
@@ -67,7 +60,7 @@ def render(
         *_section("## Whether it was the same job", in_full(ranking)),
         *device_memory(ranking),
         *memory_by_rank(ranking),
-        *gpu_section(suite, ranking),
+        *gpu_section(ranking),
         *cost_section(suite, ranking),
         *_failures(ranking),
         *_section("## Warnings", ranking.warnings),
@@ -112,7 +105,7 @@ def _spread(name: str, deviation: float | None) -> str:
     """Two digits are enough where the unit is not part of the figure."""
     if deviation is None:
         return ""
-    show = METRICS[name].show
+    show = METRICS[name].unit.show
     if deviation == 0 or show in (units.count, units.significant):
         return f" ±{units.significant(deviation, 2)}"
     return f" ±{show(deviation)}"

@@ -27,7 +27,7 @@ def method(suite: Suite, ranking: Ranking, records: Sequence[Record], environmen
     """A list in Markdown; `records`: those that count; `environment`: environment.json."""
     done = [record for record in records if isinstance(record.outcome, Completed)]
     lines = [_job(suite), *machine_choice_lines(environment), _same_job(suite, ranking)]
-    lines += [*_deciding(suite, ranking), _timing(suite, done)]
+    lines += [*_deciding(ranking), _timing(suite, done)]
     lines += _evaluation(suite, done)
     lines += _meters(suite, ranking, done)
     return "\n".join(f"- {line}" for line in lines)
@@ -74,8 +74,7 @@ def _own_warmups(suite: Suite) -> str:
 
 
 def _same_job(suite: Suite, ranking: Ranking) -> str:
-    most = "at most " if suite.repeat else ""
-    rounds = f"{most}{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
+    rounds = f"{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
     checked = "" if any(row.identity.violations for row in ranking.rows) else "; here no row differs undeclared"
     return (
         f"Every option trains the same job once per seed ({rounds}), each trial on its own, options interleaved; a "
@@ -88,7 +87,7 @@ def _same_job(suite: Suite, ranking: Ranking) -> str:
     )
 
 
-def _deciding(suite: Suite, ranking: Ranking) -> list[str]:
+def _deciding(ranking: Ranking) -> list[str]:
     """How claims are made, and how often they may be wrong."""
     family = ranking.family
     if family is None or not family.tests:
@@ -112,14 +111,9 @@ def _deciding(suite: Suite, ranking: Ranking) -> list[str]:
             "matters, as a "
             f"share: {thresholds}. A constraint holds or fails when its interval lies on one side of the bound; "
             "otherwise "
-            f"it is undecided. Ranks come from all pairs of options, adjusted likewise.{_looks(suite)}"
+            f"it is undecided. Ranks come from all pairs of options, adjusted likewise."
         ),
     ]
-
-
-def _looks(suite: Suite) -> str:
-    told = " All of it is adjusted for the looks of the race too: see how the race went."
-    return told if suite.repeat else ""
 
 
 def _timing(suite: Suite, done: Sequence[Record]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from selectbench import units
 from selectbench.analysis.gpu_state import is_unclean, state_of
-from selectbench.analysis.metrics import METRICS, derive
+from selectbench.analysis.metrics import derive
 from selectbench.analysis.observed import observe
 from selectbench.analysis.row import Ranking
 from selectbench.analysis.summary import summarise
@@ -16,7 +16,7 @@ from selectbench.report.escape import block, markdown, table
 from selectbench.report.gpu import gpus_by_seed
 from selectbench.report.identity import not_the_same_job
 from selectbench.report.terminal import state
-from selectbench.suite.constraint import SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
 _CURVE_POINTS = 12

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from selectbench import units
 from selectbench.analysis.as_fast import RULE
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.own_best import FLAT, OwnBest, Search, Tried
 from selectbench.analysis.row import Ranking
 from selectbench.report.escape import markdown, table
+from selectbench.suite.metrics import METRICS
 
 SEARCH_NOTE = (
     "Every option had as many trials and tokens as the others, on a seed that the contest does not use; each trial "

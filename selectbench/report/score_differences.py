@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from selectbench import units
 from selectbench.analysis.comparison import ScoreDifference
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.paired_bootstrap import RESAMPLES, SEED
 from selectbench.analysis.row import Ranking
 from selectbench.report.escape import markdown, one_line, table
 from selectbench.suite.evaluate import OWN_SCORE
+from selectbench.suite.metrics import METRICS
 
 HEADS = ["option", "score", "difference", "95 % interval", "p", "sentences", "seeds"]
 _MEANING = (

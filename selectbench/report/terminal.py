@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from selectbench import units
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import Failure, MetricValue, Ranking, Row
 from selectbench.report.escape import first_line, one_line
 from selectbench.report.factors import factor_lines
@@ -16,15 +15,10 @@ from selectbench.report.figures import against_baseline, figure, known_columns, 
 from selectbench.report.gpu import unknown_states
 from selectbench.report.identity import in_short, not_the_same_job
 from selectbench.report.own_best import search_lines
-from selectbench.report.race import race_lines
 from selectbench.report.score_differences import difference_lines
+from selectbench.suite.metrics import METRICS, columns_of
 
-_BY_IMPORTANCE = (
-    "tokens_per_second", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score", "excess_loss",
-    "bytes_per_token", "initial_loss", "final_perplexity", "peak_memory_bytes", "step_time_median_seconds",
-    "final_loss",
-    "joules_per_token", "usd_per_billion_tokens", "bits_per_byte", "startup_seconds", "compile_seconds",
-)  # fmt: skip
+_BY_IMPORTANCE = columns_of("terminal")
 _NAME_MOST = 40
 _OPEN = {"not_judged": "not judged", "undecided": "undecided"}
 _INTERVAL_FROM = 100
@@ -36,7 +30,7 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     title = f"{one_line(ranking.suite)}: {one_line(ranking.question)}" if ranking.question else ranking.suite
     console.print(Text(title, style="bold"))
     console.print(_table(ranking, console.width))
-    parts = (ties_note, in_short, notes, race_lines, _verdicts, difference_lines, factor_lines, search_lines)
+    parts = (ties_note, in_short, notes, _verdicts, difference_lines, factor_lines, search_lines)
     for line in (line for part in parts for line in part(ranking)):
         console.print(Text(line, style="dim"))
     for warning in ranking.warnings:

@@ -11,20 +11,15 @@ from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.choices.software import interpreter_problem
 from selectbench.errors import did_you_mean
 from selectbench.suite.batch_size import batch_size_problem
-from selectbench.suite.constraint import (
-    GPU_METRICS,
-    NEED_EVALUATION,
-    PER_TOKEN,
-    SECONDS_TO_LOSS,
-    parse_constraint,
-)
+from selectbench.suite.constraint import parse_constraint
 from selectbench.suite.data import Kind, needs_tokenizer
 from selectbench.suite.document import Node, Problems, plain
-from selectbench.suite.evaluate import OWN_SCORE, SCORES
+from selectbench.suite.evaluate import OWN_SCORE
 from selectbench.suite.grid import Row
 from selectbench.suite.job import Job
+from selectbench.suite.metrics import DECIDING, METRICS, Need
 from selectbench.suite.own_code import own_code_problem
-from selectbench.suite.suite import CONTROL, Decide, Repeat
+from selectbench.suite.suite import CONTROL, Decide
 
 
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
@@ -124,16 +119,6 @@ def check_seeds(document: Node, problems: Problems) -> None:
         seen.add(str(plain(node)))
 
 
-def check_rounds(document: Node, repeat: Repeat | None, problems: Problems) -> None:
-    """Where seeds are given there must be one for every round that `repeat` may come to."""
-    seeds = document.mapping.get("seeds")
-    if repeat is None or seeds is None or len(seeds.items) >= repeat.max:
-        return
-    found = f"{len(seeds.items)} seed{'s' if len(seeds.items) != 1 else ''}"
-    way_out = f"list as many, or leave seeds out for 0 to {repeat.max - 1}"
-    problems.at(seeds, f"{found}, but repeat.max is {repeat.max} rounds: {way_out}")
-
-
 def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, problems: Problems) -> str:
     """The baseline's name; the first row where there is one only, or `fall_back` and the file's is gone."""
     node = document.mapping.get("baseline")
@@ -188,23 +173,33 @@ def unmeasured_metrics(
     scored: frozenset[str] = frozenset(),
 ) -> dict[str, str]:
     """Why the job will not yield a metric that decides, by those that it won't."""
-    has_text = kind in ("text", "chat", "pairs")
-    no_text = (
-        {} if has_text else dict.fromkeys(("bits_per_byte", "bytes_per_second"), "the data are tokens, of no text")
-    )
-    no_floor = {} if kind == "markov" else {"excess_loss": "only a markov source says what loss can be reached"}
-    apart = dict.fromkeys(
-        PER_TOKEN, "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
-    )
-    quality = {} if evaluates else dict.fromkeys(NEED_EVALUATION, "job.eval is none")
-    at_end = "the loss is known at the end alone: give job.eval an every_steps below max_steps"
-    quality = {**({} if on_the_way else {SECONDS_TO_LOSS: at_end}), **quality}
-    meters = dict.fromkeys(GPU_METRICS, "the job runs on the cpu, and only GPUs have meters and a price")
-    prices = {"usd_per_billion_tokens": "no price is given: add `cost: {usd_per_gpu_hour: ...}`"}
-    asked = {**{name: name for name in SCORES}, OWN_SCORE: '"package.module:function"'}
-    unscored = {name: f"add `eval: {{scores: [{key}]}}`" for name, key in asked.items() if name not in scored}
-    quality = {**no_text, **no_floor, **unscored, **(apart if other_tokens else {}), **quality}
-    return {**quality, **({} if has_prices else prices), **(meters if device == "cpu" else {})}
+    lacking: dict[Need, str] = {}  # what would explain most stands first
+    if device == "cpu":
+        lacking["gpu"] = "the job runs on the cpu, and only GPUs have meters and a price"
+    if not has_prices:
+        lacking["price"] = "no price is given: add `cost: {usd_per_gpu_hour: ...}`"
+    if not evaluates:
+        lacking["evaluation"] = "job.eval is none"
+    if not on_the_way:
+        told = "the loss is known at the end alone: give job.eval an every_steps below max_steps"
+        lacking["evaluations_on_the_way"] = told
+    if other_tokens:
+        told = "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
+        lacking["same_tokens"] = told
+    if kind != "markov":
+        lacking["known_entropy"] = "only a markov source says what loss can be reached"
+    if kind not in ("text", "chat", "pairs"):
+        lacking["text"] = "the data are tokens, of no text"
+    found = {
+        name: next((lacking[need] for need in lacking if need in METRICS[name].needs), None) for name in DECIDING
+    }
+    unscored = {name: _how_to_score(name) for name in DECIDING if METRICS[name].scored and name not in scored}
+    return {name: reason for name in DECIDING if (reason := found[name] or unscored.get(name))}
+
+
+def _how_to_score(name: str) -> str:
+    key = '"package.module:function"' if name == OWN_SCORE else name
+    return f"add `eval: {{scores: [{key}]}}`"
 
 
 def check_constraints(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
@@ -248,7 +243,7 @@ def without_quality(decide: Decide, *, other_tokens: bool) -> Decide:
 
     `other_tokens`: tokenizers differ, so that speed is that of a step: how much text it is, an evaluation tells.
     """
-    kept = [text for text in decide.constraints if parse_constraint(text).metric not in NEED_EVALUATION]
+    kept = [text for text in decide.constraints if "evaluation" not in METRICS[parse_constraint(text).metric].needs]
     speed = "step_time_median_seconds" if other_tokens else "tokens_per_second"
-    objective = speed if decide.objective in NEED_EVALUATION else decide.objective
+    objective = speed if "evaluation" in METRICS[decide.objective].needs else decide.objective
     return decide.model_copy(update={"constraints": kept, "objective": objective})

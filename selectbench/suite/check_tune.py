@@ -35,11 +35,10 @@ def check_tune(
 
 def _check_seed(key: str, seed: int, content: SuiteFile, document: Node, problems: Problems) -> None:
     """The command line is blamed where it gave the contest its seeds, else the search's own seed."""
-    rounds = content.repeat.max if content.repeat and "seeds" not in content.model_fields_set else 0
-    if seed not in content.seeds and seed >= rounds:
+    if seed not in content.seeds:
         return
     flattered = "too: what was chosen on a seed is flattered by it"
-    contests = document.at(["seeds", content.seeds.index(seed)] if seed in content.seeds else ["repeat", "max"])
+    contests = document.at(["seeds", content.seeds.index(seed)])
     if contests.place.line == 0:
         problems.at(contests, f"{key} uses seed {seed} {flattered}; give the contest other seeds")
         return

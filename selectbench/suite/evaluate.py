@@ -16,8 +16,6 @@ SCORES: tuple[str, ...] = ("bleu", "chrf", "rouge_l", "exact_match", "token_f1")
 """Scores of generated text against references, by name; all from 0 to 100, more is better."""
 OWN_SCORE = "own_score"
 """The name of a score of own code in reports and in `decide`."""
-NEEDS = {"bleu": "sacrebleu", "chrf": "sacrebleu", "rouge_l": "rouge-score"}
-"""The package that a score is computed by."""
 
 
 class Eval(Strict):

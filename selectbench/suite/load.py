@@ -25,7 +25,6 @@ from selectbench.suite.check import (
     check_gate,
     check_interpreters,
     check_jobs,
-    check_rounds,
     check_seeds,
     chosen_baseline,
     differences,
@@ -34,13 +33,13 @@ from selectbench.suite.check import (
     without_quality,
 )
 from selectbench.suite.check_tune import check_tune
-from selectbench.suite.constraint import QUALITY_METRICS
 from selectbench.suite.data import kind_of
 from selectbench.suite.document import Node, Place, Problems, read_document
 from selectbench.suite.grid import Row, excluded, rows_of
 from selectbench.suite.job import Job
 from selectbench.suite.left_open import LeftOpen, of_these_rows, taken_out, with_placeholders
 from selectbench.suite.merge import merge_document
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.overrides import apply_axes, apply_seeds, apply_settings
 from selectbench.suite.paths import with_absolute_paths, with_interpreter
 from selectbench.suite.problems import validate
@@ -165,7 +164,6 @@ def _suite(
         check_interpreters(rows, problems)
     check_seeds(document, problems)
     quick = request.quick or (content is not None and content.quick)
-    check_rounds(document, None if quick or content is None else content.repeat, problems)
     evaluates = quick or document.at(["job", "eval"]).value != "none"
     other_tokens = content is not None and tokenizers_differ([choices for _, choices in rows], content.job)
     unmeasured = unmeasured_metrics(
@@ -217,30 +215,20 @@ def _assembled(
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
         options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
-        baseline=baseline, seeds=_seeds(content, quick=quick), repeat=None if quick else content.repeat,
+        baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
         decide=decide if job.evaluates else without_quality(decide, other_tokens=apart),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
         control=content.control, gate=content.gate, left_open=left_open,
         tune=None if quick else content.tune, best_of=None if quick else content.best_of,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate"}
-    given |= {key for key in ("tune", "best_of", "repeat") if getattr(suite, key) is not None}
+    given |= {key for key in ("tune", "best_of") if getattr(suite, key) is not None}
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
-
-
-def _seeds(content: SuiteFile, *, quick: bool) -> list[int]:
-    """One for each round that there may be."""
-    if quick:
-        return content.seeds[:1]
-    if content.repeat is None:
-        return content.seeds
-    given = content.seeds if "seeds" in content.model_fields_set else list(range(content.repeat.max))
-    return given[: content.repeat.max]
 
 
 def _of_quality(decide: Decide) -> Decide:
     """Where quality itself is the objective, nothing is asked of quality besides unless the suite says so."""
-    asks = "constraints" in decide.model_fields_set or decide.objective not in QUALITY_METRICS
+    asks = "constraints" in decide.model_fields_set or not METRICS[decide.objective].quality
     return decide if asks else decide.model_copy(update={"constraints": []})
 
 

@@ -29,6 +29,8 @@ EXPECTED = {
     "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false", "list_type": "a list",
     "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
 }  # fmt: skip
+FORMER = {"repeat": " (every option runs one round for each seed: write `seeds: [0, 1, 2]`)"}
+"""What is to be written in place of a key that suites once had."""
 WORDS = {"eval": "none or ", "world_size": "auto or ", **dict.fromkeys(REGISTRY, "a name or ")}
 """What a field takes besides: said before the rest."""
 BOUNDS = {
@@ -73,7 +75,7 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
     node = root.at(keys)
     if detail["type"] == "extra_forbidden":
         place, known = node.key_place or node.place, field_names(kind, detail["loc"][:-1])
-        problems.add(place, node.path, f"unknown key{_nearest(keys[-1], known)}")
+        problems.add(place, node.path, f"unknown key{FORMER.get(node.path) or _nearest(keys[-1], known)}")
     elif detail["type"] == "missing":
         problems.at(node, _missing(node, str(keys[-1])))
     elif detail["type"] == "value_error":

@@ -9,14 +9,12 @@ from dataclasses import dataclass
 from pydantic import ValidationError
 
 from selectbench.choices import Choice, Choices
-from selectbench.errors import MissingPackageError
 from selectbench.suite.tune import DEFAULT_N, Range, Tune
 
 Values = dict[str, int | float]
 """By path."""
 _DIGITS = 3
 """Significant ones of a value: a learning rate is not known better."""
-EXTRA = "pip install 'selectbench[tune]'"
 
 
 @dataclass(frozen=True)
@@ -94,14 +92,9 @@ def first_values(tune: Tune, axes: Sequence[Axis]) -> list[Values]:
 
 
 def _sequence(axes: Sequence[Axis], trials: int, seed: int) -> list[Values]:
-    """A scrambled Sobol sequence (Sobol 1967; Owen 1998), as scipy draws it.
+    """A scrambled Sobol sequence (Sobol 1967; Owen 1998), as scipy draws it."""
+    from scipy.stats import qmc  # half a second that most suites need not pay
 
-    Raises MissingPackageError.
-    """
-    try:
-        from scipy.stats import qmc
-    except ImportError:
-        raise MissingPackageError(f"tuning several settings needs scipy, which is not installed: {EXTRA}") from None
     sampler = qmc.Sobol(len(axes), scramble=True, seed=seed)
     points = sampler.random_base2(math.ceil(math.log2(trials)))[:trials]
     return [{a.path: a.at(float(s)) for a, s in zip(axes, point, strict=True)} for point in points]

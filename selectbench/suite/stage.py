@@ -92,7 +92,6 @@ def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: Job, seed: 
             "baseline": options[0].name,
             "seeds": [seed],
             "control": False,
-            "repeat": None,
         }
     )
 

@@ -9,9 +9,9 @@ from pydantic import Field, field_validator, model_validator
 from selectbench.choices import Choices
 from selectbench.errors import did_you_mean
 from selectbench.strict import Strict
-from selectbench.suite.constraint import METRICS, default_threshold, undecidable_reason
 from selectbench.suite.job import Job
 from selectbench.suite.left_open import LeftOpen
+from selectbench.suite.metrics import DECIDING, Objective, default_threshold, undecidable_reason
 from selectbench.suite.search_space import Values
 from selectbench.suite.tune import BestOf, Seed, Tune
 
@@ -22,12 +22,7 @@ CONTROL = "control"
 class Decide(Strict):
     """What decides between the options."""
 
-    objective: Literal[
-        "tokens_per_second", "bytes_per_second", "peak_memory_bytes", "final_loss", "final_perplexity",
-        "bits_per_byte", "excess_loss", "seconds_to_baseline_loss",
-        "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
-        "step_time_median_seconds", "peak_device_memory_bytes", "joules_per_token", "usd_per_billion_tokens",
-    ] = "tokens_per_second"  # fmt: skip
+    objective: Objective = "tokens_per_second"
     """The metric to rank by; whether more or less is better follows from it."""
     constraints: list[str] = Field(default_factory=lambda: ["final_perplexity <= 1.01x baseline"])
     """What a row must hold to be ranked: `METRIC <= 1.01x baseline`, or `peak_memory_bytes <= 80 GiB`."""
@@ -47,27 +42,10 @@ class Decide(Strict):
         for metric in thresholds:
             if reason := undecidable_reason(metric):
                 raise ValueError(reason)
-            if metric not in METRICS:
-                hint = did_you_mean(metric, METRICS) or f" (known: {', '.join(METRICS)})"
+            if metric not in DECIDING:
+                hint = did_you_mean(metric, DECIDING) or f" (known: {', '.join(DECIDING)})"
                 raise ValueError(f"unknown metric {metric!r}{hint}")
         return thresholds
-
-
-class Repeat(Strict):
-    """Rounds until what is asked is decided: options about which everything is decided stop before the others."""
-
-    min: Annotated[int, Field(ge=2)]
-    """Rounds that every option runs; two at least, as one tells no spread."""
-    max: int
-    """Rounds after which it ends, whatever is still open."""
-    until: Literal["decided"] = "decided"
-    """What ends it sooner: every comparison is decided or shown equivalent within its threshold."""
-
-    @model_validator(mode="after")
-    def _is_a_range(self) -> Repeat:
-        if self.max < self.min:
-            raise ValueError(f"max: {self.max} is less than min, {self.min}")
-        return self
 
 
 class Limits(Strict):
@@ -145,9 +123,7 @@ class Suite(Strict):
     baseline: str
     """The option that the others are compared with."""
     seeds: list[Seed]
-    """One round each; with `repeat` the most that there may be."""
-    repeat: Repeat | None = None
-    """When options stop before the last round; None: each runs every one."""
+    """One round each."""
     decide: Decide
     """What decides."""
     limits: Limits
@@ -170,12 +146,6 @@ class Suite(Strict):
     """Shared choices that the machine settles; a plan takes suites in which nothing is open."""
     resolved: dict[str, Any]
     """The merged file as plain data: loading it again gives this suite; written as `suite.yaml`."""
-
-    @model_validator(mode="after")
-    def _has_a_seed_for_every_round(self) -> Suite:
-        if self.repeat and len(self.seeds) != self.repeat.max:
-            raise ValueError(f"seeds: {len(self.seeds)} for at most {self.repeat.max} rounds")
-        return self
 
     def threshold(self, metric: str) -> float:
         """Smallest difference that matters: the suite's, or the default; 0 for a metric that decides nothing."""

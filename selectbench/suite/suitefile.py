@@ -8,7 +8,7 @@ from pydantic import Field
 
 from selectbench.strict import Strict
 from selectbench.suite.job import Job
-from selectbench.suite.suite import Cost, Decide, Limits, MeterSettings, Repeat
+from selectbench.suite.suite import Cost, Decide, Limits, MeterSettings
 from selectbench.suite.tune import BestOf, Seed, Tune
 
 
@@ -39,9 +39,6 @@ class SuiteFile(Strict):
     """Run the baseline a second time as the option `control`: how far the two lie apart is what chance does."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]  # noqa: RUF012 (pydantic copies it)
     """One round each; a seed draws initial weights and data order."""
-    repeat: Repeat | None = None
-    """Rounds until what is asked is decided, instead of one for every seed: `{min: 3, max: 10, until: decided}`.
-    `seeds` may be left out, and is then 0, 1, 2 and so on."""
     profiles: dict[str, Any] = Field(default_factory=dict)
     """Pieces laid over the file: the one named after the device, or `--profile NAME`."""
     tune: Tune | None = None

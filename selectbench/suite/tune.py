@@ -10,15 +10,12 @@ from pydantic import Field, field_validator, model_validator
 
 from selectbench.strict import Strict
 from selectbench.suite.evaluate import Steps
+from selectbench.suite.metrics import QualityMetric
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 TUNING_SEED = 1000
 """Of tuning trials where the suite states none; the contest may not use it."""
 Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
-QualityMetric = Literal[
-    "final_loss", "final_perplexity", "bits_per_byte", "excess_loss",
-    "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
-]  # fmt: skip
 _SHARE = r"^(0?\.[0-9]+|1(\.0*)?)x$"
 
 

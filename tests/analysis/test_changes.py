@@ -10,9 +10,9 @@ import pytest
 from made_records import make_failure, make_record, make_suite, speed
 from scipy import stats
 
-from selectbench.analysis.changes import changes
 from selectbench.analysis.compared import ReadRun, compare
 from selectbench.analysis.gate import Gate, hold_gate
+from selectbench.analysis.statistics import changes
 from selectbench.errors import UserError
 from selectbench.record.record import Record
 from selectbench.suite.suite import Suite

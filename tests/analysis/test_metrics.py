@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from made_records import make_failure, make_record, make_suite
 
 from selectbench.analysis.formulas import memory_kind
-from selectbench.analysis.metrics import METRICS
+from selectbench.analysis.metrics import FORMULAS
 from selectbench.analysis.metrics import derive as derive_observed
 from selectbench.analysis.observed import observe
 from selectbench.analysis.summary import mean, standard_deviation
-from selectbench.record.record import Completed, Record
+from selectbench.record.record import Completed, Measurement, Record
+from selectbench.suite.metrics import METRICS
 
 
 def derive(record: Record) -> dict[str, float | None]:
@@ -86,3 +87,15 @@ def test_mean_and_deviation_of_huge_numbers_stay_finite() -> None:
     assert standard_deviation([5.0]) is None
     assert standard_deviation([5.0, 5.0]) == 0
     assert mean([]) is None
+
+
+def test_every_metric_of_the_catalogue_has_one_formula() -> None:
+    assert set(FORMULAS) == set(METRICS)
+    for name, metric in METRICS.items():
+        assert metric.measured_as is None or metric.measured_as in Measurement.__struct_fields__, name
+
+
+@pytest.mark.parametrize("report", ["terminal", "markdown", "page"])
+def test_no_two_columns_of_a_table_have_one_place(report: str) -> None:
+    places = [metric.columns[report] for metric in METRICS.values() if report in metric.columns]
+    assert sorted(places) == list(range(len(places)))

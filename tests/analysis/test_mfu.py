@@ -9,7 +9,6 @@ from made_records import ARCHITECTURE, make_meters, make_record, make_suite
 from msgspec.structs import replace
 
 from selectbench.analysis.flops import hardware_flops_per_token, model_flops_per_token
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.mfu import (
     IMPOSSIBLE,
     IMPOSSIBLE_RATE,
@@ -23,6 +22,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.choices import REGISTRY
 from selectbench.plan.peaks import matmul_dtype
 from selectbench.record.meters import Meters
+from selectbench.suite.metrics import METRICS
 
 BIG = replace(ARCHITECTURE, matmul_parameters=10**9, block_matmul_parameters=8 * 10**8)
 RATES = {"float32": 5e13, "tf32": 4e14, "bfloat16": 8e14, "float16": 8e14}

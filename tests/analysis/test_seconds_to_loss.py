@@ -8,7 +8,6 @@ import pytest
 from made_records import HOT, make_failure, make_meters, make_record, make_suite
 from msgspec.structs import replace
 
-from selectbench.analysis.race import open_options
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.row import Ranking, Row
 from selectbench.record.record import EvaluationPoint, Record
@@ -137,19 +136,3 @@ def test_the_soonest_is_what_the_ranks_say() -> None:
     assert (soonest.title, soonest.option) == ("Soonest to the baseline's loss", "new")
     assert soonest.file == "best.yaml"
     assert soonest.confidence == "Shown to be better than every other option that qualifies."
-
-
-def test_a_look_of_a_race_says_what_its_rounds_say() -> None:
-    """The option that is decided after three rounds, though a later trial of it did not get there."""
-    seeds = range(8)
-    suite = suite_of("base", "new", repeat={"min": 3, "max": 8}, seeds=list(seeds))
-    records = [trial("base", s, 10 + 0.01 * (s % 3), 6.0, 5.0, 4.0) for s in seeds]
-    records += [trial("new", s, 5 + 0.01 * (s % 2), 6.0, 4.5 if s == 7 else 3.0) for s in seeds]
-    early = [record for record in records if record.trial.seed < 3]
-    assert open_options(suite, early) == open_options(suite, records) == []
-    ranking = rank(suite, records)
-    assert (ranking.rows[0].option, row(ranking, "new").n) == ("new", 3)
-    poor = [trial("new", s, 5 + 0.01 * s, 6.0, 4.5 if s == 1 else 3.0) for s in seeds]
-    ranking = rank(suite, [record for record in records if record.trial.option != "new"] + poor)
-    assert row(ranking, "new").rank is None
-    assert "new (the baseline's loss was not reached with 1 of 3 seeds)" in ranking.answer

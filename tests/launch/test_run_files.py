@@ -20,7 +20,6 @@ from msgspec.structs import replace
 from pytest_benchmark.stats import Stats
 
 import selectbench
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
 from selectbench.launch.job_summary import MOST_BYTES, add_to_job_summary
@@ -31,6 +30,7 @@ from selectbench.record.record import Record
 from selectbench.report.benchmark_json import benchmark_json
 from selectbench.report.csv_table import render_csv
 from selectbench.suite.load import load_suite
+from selectbench.suite.metrics import METRICS
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
 

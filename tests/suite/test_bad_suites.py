@@ -137,34 +137,9 @@ ONE_MISTAKE = {
         changed(("{precision: bf16_mixed}", "bf16_mixed")),
         "mine.yaml:12:9: options.bf16: expected a mapping of choices, as in {precision: fp32}",
     ),
-    "one round": (
-        changed(more="repeat: {min: 1, max: 3}\n"),
-        "mine.yaml:14:15: repeat.min: found 1, must be at least 2",
-    ),
-    "fewer rounds than the least": (
-        changed(more="repeat: {min: 3, max: 2}\n"),
-        "mine.yaml:14:23: repeat.max: 2 is less than min, 3",
-    ),
-    "no most rounds": (changed(more="repeat: {min: 3}\n"), "mine.yaml:14:9: repeat: required key 'max' is missing"),
-    "rounds as text": (
-        changed(more="repeat: {min: 3, max: ten}\n"),
-        'mine.yaml:14:23: repeat.max: found "ten", expected a whole number',
-    ),
-    "another end of rounds": (
-        changed(more="repeat: {min: 3, max: 4, until: decidd}\n"),
-        "mine.yaml:14:33: repeat.until: unknown value 'decidd' (did you mean 'decided'?)",
-    ),
-    "key of repeat": (
-        changed(more="repeat: {min: 3, max: 4, most: 4}\n"),
-        "mine.yaml:14:26: repeat.most: unknown key (known: min, max, until)",
-    ),
-    "repeat as a number": (
-        changed(more="repeat: 3\n"),
-        "mine.yaml:14:9: repeat: found 3, expected a mapping",
-    ),
-    "fewer seeds than rounds": (
-        changed(more="seeds: [5]\nrepeat: {min: 3, max: 10}\n"),
-        "mine.yaml:14:8: seeds: 1 seed, but repeat.max is 10 rounds: list as many, or leave seeds out for 0 to 9",
+    "rounds until all is decided, which suites once had": (
+        changed(more="repeat: {min: 3, max: 10}\n"),
+        "mine.yaml:14:1: repeat: unknown key (every option runs one round for each seed: write `seeds: [0, 1, 2]`)",
     ),
     "repeated seed": (changed(more="seeds: [1, 2, 1]\n"), "mine.yaml:14:15: seeds[2]: the seed 1 is repeated"),
     "no seeds": (changed(more="seeds: []\n"), "mine.yaml:14:8: seeds: must have at least 1 entry"),
@@ -450,8 +425,6 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path):
         ({"seeds": "0,x"}, '--seeds 0,x: seeds[1]: found "x", expected a whole number'),
         ({"seeds": "3,3"}, "--seeds 3,3: seeds[1]: the seed 3 is repeated"),
         ({"seeds": ""}, "--seeds : seeds: must have at least 1 entry"),
-        ({"settings": ["repeat={min: 2, max: 4}"], "seeds": "0,1"},
-         "--seeds 0,1: seeds: 2 seeds, but repeat.max is 4 rounds: list as many, or leave seeds out for 0 to 3"),
         ({"profile": "fast"}, "--profile fast: the suite has no such profile (known: cpu, cuda)"),
     ],
 )  # fmt: skip

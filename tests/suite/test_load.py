@@ -206,45 +206,6 @@ def test_seeds_of_the_command_line(tmp_path):
     assert load(tmp_path, seeds="4,2").seeds == [4, 2]
 
 
-REPEAT = "repeat: {min: 3, max: 5, until: decided}\n"
-
-
-@pytest.mark.parametrize(
-    ("more", "seeds"),
-    [
-        ("", [0, 1, 2, 3, 4]),
-        ("seeds: [9, 8, 7, 6, 5]\n", [9, 8, 7, 6, 5]),
-        ("seeds: [6, 5, 4, 3, 2, 1]\n", [6, 5, 4, 3, 2]),
-    ],
-)
-def test_rounds_until_decided_have_a_seed_each(more, seeds, tmp_path):
-    suite = load(tmp_path, changed(more=more + REPEAT))
-    assert suite.repeat is not None
-    assert (suite.repeat.min, suite.repeat.max, suite.repeat.until, suite.seeds) == (3, 5, "decided", seeds)
-    assert suite.resolved["repeat"] == {"min": 3, "max": 5, "until": "decided"}
-    assert load(tmp_path, suite_text(suite)) == suite
-
-
-def test_a_suite_without_repeat_says_nothing_of_it(tmp_path):
-    suite = load(tmp_path)
-    assert suite.repeat is None
-    assert "repeat" not in suite.resolved
-
-
-def test_a_quick_run_has_one_round_whatever_repeat_says(tmp_path):
-    suite = load(tmp_path, changed(more=REPEAT), quick=True)
-    assert (suite.seeds, suite.repeat, suite.quick) == ([0], None, True)
-    assert load(tmp_path, suite_text(suite)) == suite
-    assert load(tmp_path, changed(more=REPEAT), quick=True, seeds="4").seeds == [4]
-
-
-def test_a_profile_and_the_command_line_change_repeat_by_key(tmp_path):
-    text = changed(more=f"{REPEAT}profiles: {{cuda: {{repeat: {{max: 4}}}}}}\n")
-    suite = load(tmp_path, text, device="cuda", settings=["repeat.min=2"])
-    assert suite.repeat is not None
-    assert (suite.repeat.min, suite.repeat.max, suite.seeds) == (2, 4, [0, 1, 2, 3])
-
-
 def test_quick_claims_nothing_of_quality(tmp_path):
     text = changed(
         ("seq_len: 64", "seq_len: 64\n  lr_schedule: {warmup_steps: 25}"),

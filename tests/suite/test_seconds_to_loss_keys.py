@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from suite_texts import changed, lines_of, write
 
-from selectbench.suite.constraint import THRESHOLDS, parse_constraint
+from selectbench.suite.constraint import parse_constraint
 from selectbench.suite.load import load_suite
+from selectbench.suite.metrics import METRICS
 
 OBJECTIVE = "decide: {objective: seconds_to_baseline_loss, constraints: []}\n"
 EVERY = ("max_steps: 30", "max_steps: 30\n  eval: {every_steps: 10}")
@@ -18,7 +19,7 @@ AT_END = "the loss is known at the end alone: give job.eval an every_steps below
 def test_it_decides_and_less_is_better(tmp_path: Path) -> None:
     suite = load_suite(str(write(tmp_path, changed(EVERY, more=OBJECTIVE))), device="cpu")
     assert suite.decide.objective == "seconds_to_baseline_loss"
-    assert suite.threshold("seconds_to_baseline_loss") == THRESHOLDS["seconds_to_baseline_loss"] == 0.01
+    assert suite.threshold("seconds_to_baseline_loss") == METRICS["seconds_to_baseline_loss"].threshold == 0.01
     assert parse_constraint("seconds_to_baseline_loss <= 2 min").value == 120
 
 

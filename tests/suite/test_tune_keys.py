@@ -99,8 +99,6 @@ ANOTHER = "too: what was chosen on a seed is flattered by it; give another `seed
     [
         ({"seeds": "0,1000"}, f"--seeds 0,1000: seeds[1]: tune uses seed 1000 {OTHERS}"),
         ({"settings": ["seeds=[1000]"]}, f"--set seeds=[1000]: seeds[0]: tune uses seed 1000 {OTHERS}"),
-        ({"settings": ["repeat={min: 2, max: 2000}"]},
-         f"--set repeat={{min: 2, max: 2000}}: repeat.max: tune uses seed 1000 {OTHERS}"),
         ({"settings": ["tune.seed=0"]}, f"--set tune.seed=0: tune.seed: the contest uses seed 0 {ANOTHER}"),
         ({"seeds": "0,1"}, None),
     ],

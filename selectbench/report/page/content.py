@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from selectbench import units
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.row import MetricValue, Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Record
@@ -32,18 +31,13 @@ from selectbench.report.page.charts import charts
 from selectbench.report.page.interval import interval_bars
 from selectbench.report.page.learnt import learnt
 from selectbench.report.page.series import without_meters
-from selectbench.report.race import HEADS, race_notes, race_rows, race_summary
 from selectbench.report.terminal import scaling_cells, scaling_headings, state
 from selectbench.report.verdicts import by_option, to_loss_figure
-from selectbench.suite.constraint import SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, columns_of
 from selectbench.suite.suite import Suite
 from selectbench.yaml_text import choices_yaml
 
-_COLUMNS = (
-    "tokens_per_second", "peak_memory_bytes", "peak_device_memory_bytes", "final_loss", "final_perplexity",
-    "bits_per_byte", "excess_loss", "bleu", "chrf", "rouge_l", "exact_match", "token_f1", "own_score",
-    "initial_loss", "bytes_per_token", "joules_per_token", "usd_per_billion_tokens", "step_time_median_seconds",
-)  # fmt: skip
+_COLUMNS = columns_of("page")
 
 
 _SAME_JOB = {True: "same job", False: "not the same job", None: "nothing to compare"}
@@ -61,7 +55,7 @@ def content(
         "facts": _facts(suite, ranking, environment), "verdicts": _verdicts(ranking),
         "settings": _settings(ranking),
         "warnings": [one_line(w) for w in ranking.warnings], "columns": _columns(ranking), "rows": _rows(ranking),
-        "race": _race(suite, ranking), "notes": _notes(ranking), "open": _open(ranking),
+        "notes": _notes(ranking), "open": _open(ranking),
         "failures": _failures(ranking), "factors": _factors(ranking), "search": _search(ranking),
         "to_loss_rule": RULE if any(r.to_loss for r in ranking.rows) else "",
         "charts": charts(ranking, done), "meters": "" if has_meters else without_meters(records),
@@ -177,14 +171,6 @@ def _open(ranking: Ranking) -> list[dict[str, str]]:
          "detail": one_line(c.detail), "more": f"{c.settling.seeds} more seeds" if c.settling else ""}
         for row in ranking.rows for c in row.constraints
     ]  # fmt: skip
-
-
-def _race(suite: Suite, ranking: Ranking) -> dict[str, Any] | None:
-    if ranking.race is None or suite.repeat is None:
-        return None
-    rows = [[one_line(cell) for cell in cells] for cells in race_rows(ranking.race)]
-    notes = race_notes(suite.repeat, ranking.race)
-    return {"summary": race_summary(ranking.race), "heads": HEADS, "rows": rows, "notes": notes}
 
 
 def _failures(ranking: Ranking) -> list[dict[str, str]]:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from html import escape
 
 from selectbench import units
-from selectbench.analysis.metrics import METRICS
 from selectbench.analysis.own_best import OwnBest
 from selectbench.analysis.row import Ranking
 from selectbench.report.escape import one_line
@@ -14,6 +13,7 @@ from selectbench.report.own_best import told
 from selectbench.report.page.chart import Chart
 from selectbench.report.page.series import drawn
 from selectbench.report.page.svg import Picture, wants_log, x_scale, y_scale
+from selectbench.suite.metrics import METRICS
 
 _NOTE = "Ringed: what the contest took. Values that failed are left out."
 

@@ -1,0 +1,389 @@
+"""Differences between options within rounds, and between runs, with one rule for their variance.
+
+A seed is a block, every option once in it.
+
+Values are compared as logarithms, so that a difference is a ratio and a spread a share. The additive model is
+log(value) = option + seed + chance; chance is what two-way residuals show. Where the options' spreads agree, the
+variance is pooled over them, which is what makes few seeds enough; where they do not, each pair falls back on the
+spread of its own differences (the blocked counterpart of Welch's test). An option that is noisier than the others
+beyond doubt (an F test at 0.001, shared among the options) is no part of the pool, so that it does not widen the
+others' intervals; its own pairs have their own spread. So do those of an option with half the seeds of the
+others or fewer, or with two where others have more: whether its spread is theirs can't be seen. Between pooled
+and own the weights follow the moderated t of Smyth 2004, "Linear models and empirical Bayes methods",
+doi:10.2202/1544-6115.1027, section 6: the prior degrees of freedom are estimated from how much more the options'
+log variances differ than chance makes them. With few options that estimate says little, so the variance of the
+log variances is taken larger by one and a half of its standard errors, a share of
+sqrt(2 / (options - 1)) each. What that leaves, with options of equal
+speed whose spreads differ up to five times: a false "better" in 1 to 4 % of simulated runs, and any false claim
+in 3 to 8 % with five seeds, in 3 to 9 % with three, most where the baseline is the noisy one
+(tests/analysis/test_simulations.py). The variance that a pair's own is mixed with is the pooled one, to which the
+noisiest contribute most: a pair that shows a thousandth of another's spread still has wide intervals beside it.
+Smyth's own prior variance, a geometric mean, would narrow them by a third, and raise the false "better" of three
+seeds to 5.5 to 6 % (400 simulated runs each), above what is promised. Correlation between an option's seeds beyond
+the block is left out.
+
+Between two runs an option's change is the mean over seeds of log(value in the run / value in the reference with the
+same seed): the seed's initial weights and data order drop out. What a run did to all options of a round (a warm
+machine, a busy disk) does not, so seeds are a random effect: with MS_seeds and MS_rest of the two-way table options
+x seeds, the variance of one difference is (MS_seeds + (options - 1) MS_rest) / options, with Satterthwaite's (1946)
+degrees of freedom. Without common seeds it is Welch's test of two samples. What differs between whole runs, such as
+the day, is within the change itself: one run of each tells nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from selectbench.analysis.comparison import Spread
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Integers = NDArray[np.int64]
+Values = Mapping[str, Mapping[int, float]]
+"""By option and seed."""
+_EQUAL = 1e-13
+"""Differences of logarithms that are closer than this are the same: it is the rounding of the logarithm."""
+_CAUTION = 1.5
+"""Standard errors by which spreads are taken to differ more than they seem to."""
+_BEYOND_DOUBT = 0.001
+"""Probability, shared among the options, of leaving one out of the pool though it is as noisy as the others."""
+_SINGULAR = 1e-10
+"""Of the largest singular value: a smaller one is rounding."""
+_FAINTEST = 1e-12
+"""Of the largest variance: what an option without any spread is taken to have where spreads are compared."""
+
+
+def two_sided_p(t: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
+    """P(|T| >= |t|) of Student's t; infinite degrees of freedom give the normal distribution's."""
+    from scipy import special  # not at import: a plan needs no statistics
+
+    tail: Floats = special.stdtr(degrees_of_freedom, -np.abs(t))
+    return 2 * tail
+
+
+def quantile(two_sided: ArrayLike, degrees_of_freedom: ArrayLike) -> Floats:
+    """The t that is exceeded, in absolute value, with probability `two_sided` (above 0, below 1), elementwise."""
+    from scipy import special
+
+    lower: Floats = special.stdtrit(degrees_of_freedom, np.asarray(two_sided) / 2)
+    return -lower
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A logarithm that was estimated over seeds: of a ratio, or of one option's value."""
+
+    estimate: float
+    standard_error: float | None
+    """None: no measure of spread; 0: all seeds show the very same."""
+    degrees_of_freedom: float | None
+    seeds: int
+    spread: Spread
+
+
+@dataclass(frozen=True)
+class PooledVariance:
+    """What the options whose spreads agree say of the variance of one seed's difference."""
+
+    variance: float
+    degrees_of_freedom: float
+    prior_degrees_of_freedom: float
+    """What it weighs against a pair's own variance; infinite where spreads agree."""
+
+
+@dataclass(frozen=True)
+class Differences:
+    """Several differences at once: arrays of one length."""
+
+    estimates: Floats
+    """NaN: no seed has both values."""
+    standard_errors: Floats
+    """NaN: no measure of spread; 0: all seeds show the very same."""
+    degrees_of_freedom: Floats
+    seeds: Integers
+    pooled: Bools
+    """Where the pooled variance had a part in it."""
+    is_moderated: bool
+    """Whether the pooled variance was mixed with a pair's own."""
+
+    def one(self, place: int) -> Difference | None:
+        """The difference at this place; None where no seed has both values."""
+        seeds, error = int(self.seeds[place]), float(self.standard_errors[place])
+        if not seeds:
+            return None
+        estimate = float(self.estimates[place])
+        if math.isnan(error):
+            return Difference(estimate, None, None, seeds, "unknown")
+        if error == 0:
+            return Difference(estimate, 0.0, None, seeds, "none")
+        shared: Spread = "moderated" if self.is_moderated else "pooled"
+        spread = shared if self.pooled[place] else "own"
+        return Difference(estimate, error, float(self.degrees_of_freedom[place]), seeds, spread)
+
+
+def differences_over_seeds(gaps: Floats, pooled: Bools, pool: PooledVariance | None) -> Differences:
+    """The rule of variance. `gaps`: logarithms, (differences, seeds), NaN where a seed has none.
+
+    `pooled`: (differences,), which of them the pooled variance speaks for.
+    """
+    present = ~np.isnan(gaps)
+    seeds = present.sum(axis=1)
+    values = np.where(present, gaps, 0.0)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        estimates = values.sum(axis=1) / seeds
+        own = (np.where(present, gaps - estimates[:, None], 0.0) ** 2).sum(axis=1) / (seeds - 1)
+        variances, free = _moderated(own, seeds - 1.0, pool)
+        errors = np.sqrt(np.where(pooled, variances, own) / seeds)
+    widest = np.where(present, gaps, -np.inf).max(axis=1, initial=-np.inf)
+    narrowest = np.where(present, gaps, np.inf).min(axis=1, initial=np.inf)
+    errors = np.where(widest - narrowest <= _EQUAL, 0.0, errors)
+    moderated = pool is not None and not math.isinf(pool.prior_degrees_of_freedom)
+    return Differences(
+        estimates, np.where(seeds < 2, np.nan, errors), np.where(pooled, free, seeds - 1.0), seeds,
+        pooled & (pool is not None), moderated,
+    )  # fmt: skip
+
+
+def _moderated(own: Floats, free: Floats, pool: PooledVariance | None) -> tuple[Floats, Floats]:
+    """Own variances mixed with the pooled one by their degrees of freedom, and those of the mixture."""
+    if pool is None:
+        return own, free
+    prior = pool.prior_degrees_of_freedom
+    if math.isinf(prior):
+        return np.full(own.shape, pool.variance), np.full(own.shape, pool.degrees_of_freedom)
+    mixed = (prior * pool.variance + free * own) / (prior + free)
+    return mixed, np.minimum(prior + free, pool.degrees_of_freedom)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """The logarithms of one metric with what is known of their spread."""
+
+    names: Sequence[str]
+    logs: Floats
+    """(options, seeds); NaN where there is no value."""
+    members: Bools
+    """(options,): whose spreads are pooled; none where fewer than three would be."""
+    pool: PooledVariance | None
+    """None where no residual is left."""
+    _places: dict[str, int] = field(default_factory=dict)
+    _against: dict[str, Differences] = field(default_factory=dict)
+    """Of all options against one, once somebody asked."""
+
+    def __post_init__(self) -> None:
+        self._places.update({name: number for number, name in enumerate(self.names)})
+
+    def places(self, names: Sequence[str]) -> Integers:
+        """The rows of these options. Raises KeyError."""
+        return np.array([self._places[name] for name in names], int)
+
+    def differences(self, first: Integers, second: Integers) -> Differences:
+        """Of the options at the places `first` over those at `second`, arrays of one length."""
+        gaps = self.logs[first] - self.logs[second]
+        return differences_over_seeds(gaps, self.members[first] & self.members[second], self.pool)
+
+    def difference(self, option: str, against: str) -> Difference | None:
+        """Of `option` over `against`; None where no seed has both."""
+        if option not in self._places or against not in self._places:
+            return None
+        if against not in self._against:
+            everyone = np.arange(len(self.names))
+            self._against[against] = self.differences(everyone, np.full(len(everyone), self._places[against]))
+        return self._against[against].one(self._places[option])
+
+
+def make_blocks(values: Values) -> Blocks:
+    """From values by option and seed. Values that are not positive have no logarithm and count as holes."""
+    names = list(values)
+    logs = _table({name: _logs(known) for name, known in values.items()})
+    members, residuals, free = agreeing(logs)
+    if free < 1:
+        return Blocks(names, logs, np.zeros(len(names), bool), None)
+    variance = float(np.nansum(residuals**2)) / free
+    return Blocks(names, logs, members, PooledVariance(2 * variance, free, prior_of(residuals)))
+
+
+def _logs(values: Mapping[int, float]) -> dict[int, float]:
+    """By seed, of the values that have one."""
+    return {seed: math.log(value) for seed, value in values.items() if value > 0}
+
+
+def _table(logs: Values) -> Floats:
+    """(options, seeds in their order); NaN where there is none."""
+    seeds = sorted(set[int]().union(*logs.values()))
+    rows = [[known.get(seed, math.nan) for seed in seeds] for known in logs.values()]
+    return np.array(rows).reshape(len(logs), len(seeds))
+
+
+def agreeing(logs: Floats) -> tuple[Bools, Floats, int]:
+    """Options without those noisier beyond doubt, and the residuals of their fit with the degrees of freedom.
+
+    No degrees of freedom where fewer than three are left.
+    """
+    seeds = (~np.isnan(logs)).sum(axis=1)
+    most = int(seeds.max(initial=0))
+    # The spread of an option with far fewer seeds than the others can't be told from theirs, nor lent to it.
+    members: Bools = (seeds > 0) & (2 * seeds > most) & (seeds >= min(3, most))
+    while members.sum() >= 3:
+        residuals, free = residuals_of(logs[members])
+        noisy = _noisiest(residuals, free)
+        if noisy is None:
+            return members, residuals, free
+        members[np.flatnonzero(members)[noisy]] = False
+    return np.zeros(len(logs), bool), np.empty((0, logs.shape[1])), 0
+
+
+def _noisiest(residuals: Floats, free: int) -> int | None:
+    """The option whose spread around the others is too large to be theirs, or None."""
+    from scipy import special
+
+    squares, own = _around_the_others(residuals)
+    total, known = float(np.nansum(residuals**2)), (own >= 1) & (free - own >= 1)
+    if not known.any() or total <= 0:
+        return None
+    rest = np.maximum(total - squares[known], total * _FAINTEST)
+    ratios = squares[known] / own[known] / (rest / (free - own[known]))
+    p = special.fdtrc(own[known], free - own[known], ratios)
+    place = int(p.argmin())
+    return int(np.flatnonzero(known)[place]) if p[place] < _BEYOND_DOUBT / len(residuals) else None
+
+
+def residuals_of(logs: Floats) -> tuple[Floats, int]:
+    """Of the least-squares fit option + seed, and their degrees of freedom; NaN where there is no value."""
+    present = ~np.isnan(logs)
+    if present.all():
+        return _residuals_of_a_whole(logs)
+    if not present.any():
+        return np.full(logs.shape, np.nan), 0
+    if logs.shape[1] > logs.shape[0]:
+        turned, free = _residuals_by_column(logs.T)
+        return turned.T, free
+    return _residuals_by_column(logs)
+
+
+def _residuals_of_a_whole(logs: Floats) -> tuple[Floats, int]:
+    """Where no value is missing the fit is the two means."""
+    options, seeds = logs.shape
+    by_option, by_seed = logs.sum(axis=1) / seeds, logs.sum(axis=0) / options
+    residuals = logs - by_option[:, None] - (by_seed - by_seed.sum() / seeds)[None, :]
+    return residuals, (options - 1) * (seeds - 1)
+
+
+def _residuals_by_column(logs: Floats) -> tuple[Floats, int]:
+    """The normal equations with the rows' effects eliminated: one unknown for each column."""
+    present = ~np.isnan(logs)
+    counts = present.sum(axis=1)
+    shares = present / np.maximum(counts, 1)[:, None]
+    y = np.where(present, logs, 0.0)
+    centred = np.where(present, y - (y.sum(axis=1) / np.maximum(counts, 1))[:, None], 0.0)
+    shared = (present[:, :, None] * shares[:, None, :]).sum(axis=0)
+    products = np.diag(present.sum(axis=0).astype(float)) - shared
+    effects, _, rank, _ = np.linalg.lstsq(products, centred.sum(axis=0), rcond=_SINGULAR)
+    own = (shares * effects[None, :]).sum(axis=1)
+    residuals = centred - np.where(present, effects - own[:, None], 0.0)
+    free = int(present.sum() - (counts > 0).sum() - rank)
+    return np.where(present, residuals, np.nan), free
+
+
+def prior_of(residuals: Floats) -> float:
+    """Prior degrees of freedom of the pooled variance; infinite where the options' variances agree."""
+    from scipy import special
+
+    squares, own = _around_the_others(residuals)
+    variances, free = squares[own >= 1] / own[own >= 1], own[own >= 1]
+    if len(variances) < 3 or not variances.any():
+        return math.inf
+    floored = np.maximum(variances, _FAINTEST * variances.max())
+    logs = np.log(floored) - special.digamma(free / 2) + np.log(free / 2)
+    by_chance = float(special.polygamma(1, free / 2).mean())
+    caution = 1 + _CAUTION * math.sqrt(2 / (len(logs) - 1))
+    excess = float(np.var(logs, ddof=1)) * caution - by_chance
+    return 2 * trigamma_inverse(excess) if excess > 1e-6 else math.inf
+
+
+def _around_the_others(residuals: Floats) -> tuple[Floats, Floats]:
+    """Of each option the squares around the others' seed means, and their degrees of freedom.
+
+    Exact where no value is missing.
+    """
+    present = ~np.isnan(residuals)
+    others = present.sum(axis=0)
+    usable = present & (others >= 2)
+    weights = np.where(others >= 2, others / np.maximum(others - 1, 1), 0.0)
+    squares = np.where(usable, np.where(present, residuals, 0.0) ** 2 * weights, 0.0).sum(axis=1)
+    return squares, usable.sum(axis=1) - 1.0
+
+
+def trigamma_inverse(value: float) -> float:
+    """The x > 0 with psi'(x) = `value`, for a value from 1e-6 to 1e7, by Newton's method (Smyth 2004, appendix)."""
+    from scipy import special
+
+    x = 0.5 + 1 / value
+    for _ in range(50):
+        slope = float(special.polygamma(1, x))
+        step = slope * (1 - slope / value) / float(special.polygamma(2, x))
+        x += step
+        if -step / x < 1e-12:
+            break
+    return x
+
+
+def of_one(values: Mapping[int, float]) -> Difference | None:
+    """The logarithm of one option's own value over its seeds; None where none is positive."""
+    logs = np.array([list(_logs(values).values())])
+    return differences_over_seeds(logs, np.zeros(1, bool), None).one(0)
+
+
+def changes(run: Values, reference: Values) -> dict[str, Difference]:
+    """How the run's values differ from the reference's, by option that both know.
+
+    Values that are not positive count as holes.
+    """
+    ours = {name: logs for name in reference if (logs := _logs(run.get(name, {})))}
+    theirs = {name: logs for name in ours if (logs := _logs(reference[name]))}
+    within = {
+        name: {seed: log - theirs[name][seed] for seed, log in ours[name].items() if seed in theirs[name]}
+        for name in theirs
+    }
+    paired = {name: logs for name, logs in within.items() if len(logs) > 1}
+    table = _table(paired)
+    members, pool = _pooled_over_runs(table)
+    over_seeds = differences_over_seeds(table, members, pool)
+    found = {name: over_seeds.one(place) for place, name in enumerate(paired)}
+    return {name: found.get(name) or _two_samples(ours[name], theirs[name]) for name in theirs}
+
+
+def _pooled_over_runs(table: Floats) -> tuple[Bools, PooledVariance | None]:
+    """Options whose spreads agree, and what they say together; nothing of fewer than three."""
+    nobody = np.zeros(len(table), bool)
+    if len(table) < 3:
+        return nobody, None
+    members, residuals, rest = agreeing(table)
+    within = float(np.nansum(residuals**2))
+    if rest < 1 or not within:
+        return nobody, None
+    pooled = table[members]
+    around_own = float(np.nansum((pooled - np.nanmean(pooled, axis=1, keepdims=True)) ** 2))
+    total = float((~np.isnan(pooled)).sum() - len(pooled))
+    between = max(0.0, around_own - within)
+    parts = (between / total) ** 2 / max(1.0, total - rest) + (within / total) ** 2 / rest
+    variance = (between + within) / total
+    return members, PooledVariance(variance, variance**2 / parts, prior_of(residuals))
+
+
+def _two_samples(run: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
+    """Welch 1947: unequal variances, no pairs."""
+    ours, theirs = (np.array(list(logs.values())) for logs in (run, reference))
+    estimate, seeds = float(ours.mean() - theirs.mean()), min(len(ours), len(theirs))
+    if seeds < 2:
+        return Difference(estimate, None, None, seeds, "unknown")
+    first, second = float(ours.var(ddof=1)) / len(ours), float(theirs.var(ddof=1)) / len(theirs)
+    if first + second <= _EQUAL**2:
+        return Difference(estimate, 0.0, None, seeds, "none")
+    free = (first + second) ** 2 / (first**2 / (len(ours) - 1) + second**2 / (len(theirs) - 1))
+    return Difference(estimate, math.sqrt(first + second), free, seeds, "own")

@@ -1,0 +1,257 @@
+"""The catalogue of metrics: one entry each, which constraints, decisions, tuning, gates and all reports read.
+
+To add a metric that the worker measures already, add its entry, with `measured_as` naming the key of the
+measurement. One that has a formula of its own gets that in `selectbench.analysis.metrics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from selectbench import units
+from selectbench.suite.evaluate import OWN_SCORE, SCORES
+
+Better = Literal["more", "less"]
+Report = Literal["terminal", "markdown", "page"]
+Dimension = Literal["speed", "memory", "energy", "quality"]
+Need = Literal[
+    "gpu", "price", "evaluation", "evaluations_on_the_way", "same_tokens", "score", "known_entropy", "text"
+]
+"""What a job must have for a metric to be known."""
+SECONDS_TO_LOSS = "seconds_to_baseline_loss"
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How a figure is shown, and which units a suite may write behind a number."""
+
+    show: Callable[[float | None], str]
+    written: Mapping[str, float] = field(default_factory=dict)
+    """By unit, how many of the metric's own it is; a number without a unit is in the metric's own."""
+
+
+_BYTES = Unit(units.size, {
+    "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "kB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12,
+})  # fmt: skip
+_SECONDS = Unit(units.seconds, {"s": 1, "ms": 1e-3, "us": 1e-6})
+_HOURS = Unit(units.seconds, {**_SECONDS.written, "min": 60, "h": 3600})
+_TOKENS_PER_SECOND = Unit(units.count, {"tokens/s": 1})
+_BYTES_PER_SECOND = Unit(units.size_per_second, {"B/s": 1})
+_NATS = Unit(units.significant, {"nats": 1})
+_BITS = Unit(units.significant, {"bits": 1})
+_NUMBER = Unit(units.significant)
+_JOULES = Unit(units.joules, {"J": 1, "mJ": 1e-3, "uJ": 1e-6})
+_WATTS = Unit(units.watts)
+_USD = Unit(units.usd, {"USD": 1})
+_SHARE = Unit(units.share)
+_THROTTLED_OR_SHARED = frozenset({"throttled", "shared"})
+_SHARED = frozenset({"shared"})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One figure of an option."""
+
+    name: str
+    """In suites, ranking.json, ranking.csv and data frames; the unit is in it."""
+    title: str
+    """The heading of its column."""
+    better: Better
+    unit: Unit
+    superlative: str
+    """Completes the sentence "OPTION ..." for the best row."""
+    threshold: float | None = None
+    """Smallest difference that matters, as a share, where the suite does not say; None: it decides nothing."""
+    threshold_on_cpu: float | None = None
+    """The same on a CPU, where it is another."""
+    measured_as: str | None = None
+    """The key of the measurement that it is; None: it has a formula."""
+    quality: bool = False
+    """Whether it says how well the model learnt; such a metric is never claimed by a quick run."""
+    scored: bool = False
+    """Whether it is a score of generated text."""
+    metered: bool = False
+    """Whether the GPUs' meters alone tell it."""
+    needs: frozenset[Need] = frozenset()
+    """What a job must have for it to be known, or to mean the same for all options."""
+    spoiled_by: frozenset[str] = frozenset()
+    """States of the GPUs in which a trial's value says nothing of the option."""
+    may_be_missing: bool = False
+    """Whether a good trial may lack it."""
+    after_figure: str = ""
+    """What follows the figure in a sentence."""
+    columns: Mapping[Report, int] = field(default_factory=dict)
+    """Its place among the columns of each table that shows it."""
+    shows_ratio: bool = False
+    """Whether the Markdown table has its ratio to the baseline although it does not decide."""
+    dimension: tuple[Dimension, int] | None = None
+    """The dimension of the Pareto set that it stands for, and its turn where several metrics are known."""
+    comparison: Literal["tested", "shown"] | None = None
+    """What a comparison of runs does with it."""
+    watched: bool = False
+    """Whether the control row is tested by it."""
+    exported: bool = False
+    """Whether benchmark.json has it."""
+
+    def show(self, value: float | None) -> str:
+        """The figure with its unit; a dash where it is unknown."""
+        return self.unit.show(value)
+
+    def is_better(self, value: float, other: float) -> bool:
+        """Whether `value` beats `other`."""
+        return value > other if self.better == "more" else value < other
+
+    @property
+    def decides(self) -> bool:
+        """Whether a suite may decide by it."""
+        return self.threshold is not None
+
+    @property
+    def per_token(self) -> bool:
+        """Whether it says nothing where tokenizers differ, and with them what a token is."""
+        return "same_tokens" in self.needs
+
+
+def _needs(*needs: Need) -> frozenset[Need]:
+    return frozenset(needs)
+
+
+_SPEED = (
+    Metric("tokens_per_second", "tokens/s", "more", _TOKENS_PER_SECOND, "is the fastest", 0.01,
+           needs=_needs("same_tokens"), spoiled_by=_THROTTLED_OR_SHARED, after_figure=" tokens/s",
+           columns={"terminal": 0, "markdown": 0, "page": 0}, shows_ratio=True, dimension=("speed", 0),
+           comparison="tested", watched=True, exported=True),
+    Metric("bytes_per_second", "text/s", "more", _BYTES_PER_SECOND, "reads the most text", 0.01,
+           needs=_needs("evaluation", "text"), spoiled_by=_THROTTLED_OR_SHARED, dimension=("speed", 1)),
+    Metric("step_time_median_seconds", "median step", "less", _SECONDS, "has the shortest step", 0.01,
+           measured_as="step_time_median_seconds", spoiled_by=_THROTTLED_OR_SHARED,
+           columns={"terminal": 12, "markdown": 1, "page": 17}),
+    Metric("step_time_iqr_seconds", "step IQR", "less", _SECONDS, "has the steadiest step",
+           measured_as="step_time_iqr_seconds", spoiled_by=_THROTTLED_OR_SHARED),
+)  # fmt: skip
+_MEMORY = (
+    # Which pages the process happens to hold moves its peak on a CPU, for one option in every seed alike: Adam's is
+    # 4 % below AdamW's, and momentum's above both, though it keeps half their state (kept run of `optimizer`).
+    Metric("peak_memory_bytes", "memory", "less", _BYTES, "needs the least memory", 0.01, threshold_on_cpu=0.05,
+           may_be_missing=True, columns={"terminal": 11, "markdown": 2, "page": 1}, shows_ratio=True,
+           dimension=("memory", 1), comparison="tested", watched=True, exported=True),
+    Metric("peak_memory_reserved_bytes", "reserved", "less", _BYTES, "reserves the least memory"),
+    Metric("peak_device_memory_bytes", "device memory", "less", _BYTES, "needs the least memory of a GPU", 0.01,
+           metered=True, needs=_needs("gpu"), spoiled_by=_SHARED, after_figure=" of a GPU", columns={"page": 2},
+           dimension=("memory", 0), comparison="tested"),
+)  # fmt: skip
+_QUALITY = (
+    Metric("final_loss", "loss", "less", _NATS, "reaches the lowest held-out loss", 0.002, measured_as="final_loss",
+           quality=True, needs=_needs("evaluation", "same_tokens"), after_figure=" nats per token",
+           columns={"terminal": 13, "markdown": 3, "page": 3}, dimension=("quality", 0), comparison="tested",
+           watched=True, exported=True),
+    Metric("final_perplexity", "perplexity", "less", _NUMBER, "reaches the lowest perplexity", 0.01, quality=True,
+           needs=_needs("evaluation", "same_tokens"), columns={"terminal": 10, "markdown": 4, "page": 4},
+           shows_ratio=True, comparison="shown", exported=True),
+    Metric("bits_per_byte", "bits/byte", "less", _BITS, "reaches the fewest bits per byte", 0.002, quality=True,
+           needs=_needs("evaluation", "text"), after_figure=" bits per byte",
+           columns={"terminal": 16, "markdown": 5, "page": 5}, dimension=("quality", 1)),
+    Metric("excess_loss", "excess loss", "less", _NATS, "comes closest to the source's entropy", 0.05, quality=True,
+           needs=_needs("evaluation", "known_entropy"), after_figure=" nats per token above the source",
+           columns={"terminal": 7, "markdown": 6, "page": 6}),
+)  # fmt: skip
+_SCORE_TITLES = {
+    "bleu": "BLEU", "chrf": "chrF", "rouge_l": "ROUGE-L", "exact_match": "exact match", "token_f1": "token F1",
+    OWN_SCORE: "own score",
+}  # fmt: skip
+_SCORES = tuple(
+    Metric(name, _SCORE_TITLES[name], "more", _NUMBER, f"reaches the highest {_SCORE_TITLES[name]}", 0.01,
+           quality=True, scored=True, needs=_needs("evaluation", "score"),
+           columns={"terminal": 1 + number, "markdown": 7 + number, "page": 7 + number})
+    for number, name in enumerate((*SCORES, OWN_SCORE))
+)  # fmt: skip
+_TEXT = (
+    Metric("initial_loss", "loss at start", "less", _NATS, "has the lowest loss before training",
+           measured_as="initial_loss", quality=True, columns={"terminal": 9, "markdown": 13, "page": 13}),
+    Metric("bytes_per_token", "bytes/token", "more", _NUMBER, "packs most text into a token",
+           columns={"terminal": 8, "markdown": 14, "page": 14}),
+)  # fmt: skip
+_TIMES = (
+    Metric("startup_seconds", "start-up", "less", _SECONDS, "starts the soonest", measured_as="startup_seconds",
+           spoiled_by=_THROTTLED_OR_SHARED, columns={"terminal": 17, "markdown": 17}),
+    Metric("compile_seconds", "compile", "less", _SECONDS, "compiles the fastest",
+           measured_as="compile_seconds", spoiled_by=_THROTTLED_OR_SHARED,
+           columns={"terminal": 18, "markdown": 18}),
+    Metric("training_seconds", "training", "less", _SECONDS, "trains in the shortest time",
+           measured_as="training_seconds", spoiled_by=_THROTTLED_OR_SHARED),
+    # Until the held-out loss was the baseline's final one with the same seed: no trial tells it alone.
+    Metric(SECONDS_TO_LOSS, "to baseline's loss", "less", _HOURS, "is the first to reach the baseline's loss", 0.01,
+           needs=_needs("evaluation", "evaluations_on_the_way", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           may_be_missing=True, after_figure=" to the baseline's loss"),
+    Metric("evaluation_seconds", "evaluation", "less", _SECONDS, "evaluates the fastest",
+           measured_as="evaluation_seconds", spoiled_by=_THROTTLED_OR_SHARED),
+    Metric("skipped_share", "skipped steps", "less", _NUMBER, "skips the fewest steps"),
+)  # fmt: skip
+_METERED = (
+    Metric("joules_per_token", "energy/token", "less", _JOULES, "takes the least energy per token", 0.01,
+           metered=True, needs=_needs("gpu", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           after_figure=" per token", columns={"terminal": 14, "markdown": 15, "page": 15}, dimension=("energy", 0),
+           comparison="tested", watched=True, exported=True),
+    Metric("mean_power_watts", "power", "less", _WATTS, "draws the least power", metered=True,
+           spoiled_by=_THROTTLED_OR_SHARED),
+    Metric("usd_per_billion_tokens", "cost per 1e9 tokens", "less", _USD, "is the cheapest", 0.01,
+           needs=_needs("gpu", "price", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           after_figure=" per billion tokens", columns={"terminal": 15, "markdown": 16, "page": 16},
+           comparison="tested"),
+    Metric("usd_of_job", "cost of the job", "less", _USD, "makes the job cheapest",
+           spoiled_by=_THROTTLED_OR_SHARED),
+)  # fmt: skip
+# Shown and never decided by: a share of one precision's rate says nothing of a share of another's.
+_UTILIZATION = (
+    Metric("mfu", "MFU", "more", _SHARE, "uses most of the GPUs' peak", metered=True,
+           spoiled_by=_THROTTLED_OR_SHARED),
+    Metric("hfu", "HFU", "more", _SHARE, "uses most of the GPUs' peak, recomputation included", metered=True,
+           spoiled_by=_THROTTLED_OR_SHARED),
+    Metric("matmul_rate_share", "of measured matmul rate", "more", _SHARE, "uses most of the measured matmul rate",
+           metered=True, spoiled_by=_THROTTLED_OR_SHARED),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (*_SPEED, *_MEMORY, *_QUALITY, *_SCORES, *_TEXT, *_TIMES, *_METERED, *_UTILIZATION)
+}
+"""Every metric by name, in the order of ranking.json."""
+DECIDING = tuple(name for name, metric in METRICS.items() if metric.decides)
+"""Those that a suite may decide by."""
+QUALITY = tuple(name for name in DECIDING if METRICS[name].quality)
+"""Of these, those that say how well a model learnt."""
+PER_TOKEN = frozenset(name for name in DECIDING if METRICS[name].per_token)
+"""Of these, those that say nothing where tokenizers differ."""
+if TYPE_CHECKING:
+    Objective = str
+    QualityMetric = str
+else:  # what a suite may write
+    Objective = Literal[DECIDING]
+    QualityMetric = Literal[QUALITY]
+
+
+def columns_of(report: Report) -> list[str]:
+    """The metrics that a report's table shows where they are known, in the table's order."""
+    return sorted(
+        (name for name, m in METRICS.items() if report in m.columns), key=lambda n: METRICS[n].columns[report]
+    )
+
+
+def default_threshold(metric: str, device: str) -> float:
+    """Smallest difference that matters on the device, as a share; 0 for a metric that decides nothing."""
+    known = METRICS[metric]
+    if device == "cpu" and known.threshold_on_cpu is not None:
+        return known.threshold_on_cpu
+    return known.threshold or 0.0
+
+
+def undecidable_reason(metric: object) -> str | None:
+    """Why a metric that is known may not decide, or None."""
+    if metric not in {known.name for known in _UTILIZATION}:
+        return None
+    return (
+        f"{metric} is shown and decides nothing: a share of one precision's rate says nothing of a share of "
+        "another's; take tokens_per_second"
+    )
