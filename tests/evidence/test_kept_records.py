@@ -13,7 +13,10 @@ from selectbench.record.record import Completed
 from selectbench.record.run_files import ENVIRONMENT, SUITE
 from selectbench.record.store import FILE_NAME
 
-SUITES = ("precision", "optimizer", "accumulation", "distributed", "scaling", "framework")
+SUITES = (
+    "precision", "optimizer", "accumulation", "distributed", "scaling", "framework", "architecture", "batch_size",
+    "tokenizer",
+)  # fmt: skip
 
 
 def test_the_readme_shows_the_kept_run() -> None:
