@@ -205,7 +205,6 @@ BOARD = Gpu(
     memory_total_bytes=80 << 30, compute_capability=(9, 0), power_limit_watts=700.0, ecc_enabled=True,
     max_sm_clock_hertz=1.98e9, cores=16896, driver_version="570.124.06", cuda_driver_version=(12, 8),
 )  # fmt: skip
-HALF_COST = {"bfloat16": 4.5, "float16": 15.0}
 TWO_GPUS = Machine(device="cuda", packages=PACKAGES, compiler="/usr/bin/c++").on([BOARD, BOARD])
 
 
@@ -221,8 +220,7 @@ def on(machine: Machine, *, has_data: bool = False) -> Iterator[None]:
         "selectbench.launch.preparation.wrong_device_reason": lambda device=None: None,
         "selectbench.launch.preview.idle_now": lambda asked, need: (list(machine.gpus), []),
         "selectbench.plan.plan.usable_cores": lambda: 2.0,
-        "selectbench.plan.estimate._matmul_flops_per_second": lambda: 1e11,
-        "selectbench.plan.estimate._half_precision_cost": lambda dtype: HALF_COST.get(dtype, 1.0),
+        "selectbench.plan.rates._matmul_flops_per_second": lambda: 1e11,
         "selectbench.data.weights_content.cached_commit": lambda name, revision: None,
         **({} if has_data else {"selectbench.launch.preview.prepare_data": no_data}),
     }  # fmt: skip
