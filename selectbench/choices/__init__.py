@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from selectbench.choices.adaptation import FullTraining, Lora, Qlora
 from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own, one_of, tag_of
-from selectbench.choices.combinations import combination_reason
+from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import (
     CheckpointingFull,
     CheckpointingOff,
@@ -104,34 +104,25 @@ class Choices(BaseModel):
         """The number of ranks; `auto` is one for each GPU that the run has taken, which are the idle ones."""
         return machine.device_count if self.world_size == "auto" else self.world_size
 
-    def unsupported_reason(self, machine: Machine) -> str | None:
-        """The first reason why this machine can't run the option, or None."""
+    def unsupported_reason(
+        self, machine: Machine, *, micro_batches: int = 1, task: str = "causal_lm", data: str = "text"
+    ) -> str | None:
+        """The first reason why this machine can't run the option, or None.
+
+        `micro_batches`: of a step on each rank; `task`, `data`: the job's task and the kind of its data.
+        """
         reasons = (self._reason(name, choice, machine) for name, choice in self.each().items())
-        return next(filter(None, reasons), None) or self._combination_reason(machine)
+        situation = Situation(self, machine.device, micro_batches, task, data)
+        return (
+            next(filter(None, reasons), None)
+            or combination_reason(situation)
+            or self.strategy.unsupported_world_size(self.ranks(machine), machine)
+        )
 
     @staticmethod
     def _reason(dimension: str, choice: Any, machine: Machine) -> str | None:
         reason = choice.unsupported_reason(machine)
         return f"{dimension} {choice.name}: {reason}" if reason else None
-
-    def _combination_reason(self, machine: Machine) -> str | None:
-        reasons: tuple[str | None, ...] = (
-            self._attention_reason(),
-            self.adaptation.unsupported_with(self.strategy.name, self.framework.name, self.precision.name),
-            combination_reason(self),
-            self.framework.unsupported_with(
-                self.strategy.name, self.precision.name, self.optimizer.name, machine.device
-            ),
-            self.strategy.unsupported_world_size(self.ranks(machine), machine),
-        )
-        return next(filter(None, reasons), None)
-
-    def _attention_reason(self) -> str | None:
-        precision = self.precision
-        half = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
-        if self.attention.name == "flash_attention_2" and half not in ("float16", "bfloat16"):
-            return f"attention flash_attention_2: needs fp16 or bf16, precision is {precision.name}"
-        return None
 
 
 __all__ = ["OWN", "REGISTRY", "Choice", "Choices", "Needs", "OwnName", "is_own", "tag_of"]

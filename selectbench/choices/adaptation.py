@@ -22,10 +22,6 @@ class AdaptationChoice(Choice):
         """The model to train; what is not trained needs no gradient. Worker only; may draw random numbers."""
         return model
 
-    def unsupported_with(self, strategy: str, framework: str, precision: str) -> str | None:
-        """Why it does not go with these, or None."""
-        return None
-
 
 class FullTraining(AdaptationChoice):
     """Every weight is trained."""
@@ -72,14 +68,6 @@ class Lora(AdaptationChoice):
         adapted: torch.nn.Module = inject_adapter_in_model(config, model)
         return adapted
 
-    def unsupported_with(self, strategy: str, framework: str, precision: str) -> str | None:
-        """Strategies that shard weights have not been shown to train these alone."""
-        if strategy not in ("single", "ddp"):
-            return f"adaptation {self.name} with strategy {strategy}: take single or ddp"
-        if framework != "native":
-            return f"adaptation {self.name} with framework {framework}: take native"
-        return None
-
 
 class Qlora(Lora):
     """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): LoRA over linear layers in 4 bits (NF4, quantised twice)."""
@@ -111,12 +99,6 @@ class Qlora(Lora):
     def asks_for(self) -> dict[str, Any]:
         """Its weights are kept in bytes of two each, beside those that stay in fp32."""
         return {"working_dtype": "float32+uint8"}
-
-    def unsupported_with(self, strategy: str, framework: str, precision: str) -> str | None:
-        """A copy of the weights in another dtype would undo the 4 bits."""
-        if precision in ("bf16_master", "bf16_pure"):
-            return f"adaptation qlora with precision {precision}: take fp32, bf16_mixed or fp16_mixed"
-        return super().unsupported_with(strategy, framework, precision)
 
 
 def _in_four_bits(linear: torch.nn.Linear, device: str) -> torch.nn.Module:

@@ -1,95 +1,152 @@
-"""What goes with what: combinations of optimizer, strategy and precision that can't be had, and why.
+"""What goes with what: one table of combinations that can't be had, and why. `unsupported` is said from it alone.
 
-The table is not declared but found: a test runs every combination on two ranks and compares it with one
-process; what it sees raise, or train another algorithm, is what stands here.
+What it says of optimizers, strategies and precisions is not declared but found: a test runs every combination on
+two ranks and compares it with one process; what it sees raise, or train another algorithm, is what stands here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+
+from selectbench.choices.choice import is_own
 
 if TYPE_CHECKING:
     from selectbench.choices import Choices
 
 BITSANDBYTES = frozenset({"lion", "adamw_8bit", "paged_adamw_8bit", "lion_8bit", "ademamix_8bit"})
 ZERO = frozenset({"zero 1", "zero 2", "zero 3"})
+SHARDED = ZERO | {"fsdp"}
+WITHOUT_FP32_WEIGHTS = frozenset({"bf16_master", "bf16_pure"})
+OTHER_TASKS = frozenset({"masked_lm", "seq2seq"})
+OWN_CODE = "own code"
+"""What a rule calls any framework of own code."""
+Fact = Literal[
+    "adaptation", "framework", "attention", "optimizer", "implementation", "precision", "compile",
+    "offload_optimizer", "static_graph", "strategy", "accumulation", "task", "data", "device",
+]  # fmt: skip
+_YES = frozenset({"yes"})
+_SETTINGS = frozenset({"offload_optimizer", "static_graph"})
+_UNNAMED = frozenset({"implementation", "accumulation", "device"})
+"""What a reason says in its own words."""
+
+
+_OVERWRITTEN = (
+    "gradients that are accumulated lie in memory that CUDA graphs may overwrite: take compile default, or a "
+    "micro_batch_size of a rank's whole part"
+)
 
 
 @dataclass(frozen=True)
-class Exclusion:
-    """Options that agree with every condition given can't be had."""
+class Situation:
+    """What a rule may look at: the choices of an option and the job that it does with them."""
 
-    strategies: frozenset[str]
-    """`ddp`, `fsdp`, `zero 1`: as `strategy_of` writes them."""
-    finding: Literal["raises", "differs"]
-    """What happens where it is tried: an error, or silently another algorithm."""
+    choices: Choices
+    device: str = "cpu"
+    micro_batches: int = 1
+    """Of an optimizer step on each rank."""
+    task: str = "causal_lm"
+    data: str = "text"
+    """The kind of the job's data, `chat` for instance."""
+
+    def facts(self) -> dict[Fact, str]:
+        """By the names that rules use."""
+        chosen = self.choices
+        return {
+            "adaptation": chosen.adaptation.name,
+            "framework": OWN_CODE if is_own(chosen.framework.name) else chosen.framework.name,
+            "attention": chosen.attention.name, "optimizer": chosen.optimizer.name,
+            "implementation": str(getattr(chosen.optimizer, "implementation", None)),
+            "precision": chosen.precision.name, "compile": chosen.compile.name,
+            "offload_optimizer": _yes(getattr(chosen.strategy, "offload_optimizer", False)),
+            "static_graph": _yes(getattr(chosen.strategy, "static_graph", False)),
+            "strategy": strategy_of(chosen), "accumulation": _yes(self.micro_batches > 1),
+            "task": self.task, "data": self.data, "device": self.device,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A situation in which every condition holds can't be had."""
+
+    conditions: dict[Fact, Collection[str]]
+    """By fact, the values of which one must be there."""
     reason: str
     """Why, with what to take instead where there is something."""
-    optimizers: frozenset[str] | None = None
-    """By name; None: all."""
-    implementation: str | None = None
-    """Of an optimizer of torch; None: all."""
-    precisions: frozenset[str] | None = None
-    """By name; None: all."""
-    compiled: bool | None = None
-    """Whether the model is compiled; None: either."""
-    offloaded: bool | None = None
-    """Whether the optimizer's state is in host memory; None: either."""
+    finding: Literal["raises", "differs", "not shown"] = "raises"
+    """What happens where it is tried: an error, another algorithm without a word, or nobody has seen it go well."""
 
-    def excludes(self, choices: Choices) -> bool:
-        """Whether these choices agree with every condition."""
-        return (
-            strategy_of(choices) in self.strategies
-            and (self.optimizers is None or choices.optimizer.name in self.optimizers)
-            and self.implementation in (None, getattr(choices.optimizer, "implementation", None))
-            and (self.precisions is None or choices.precision.name in self.precisions)
-            and self.compiled in (None, choices.compile.mode is not None)
-            and self.offloaded in (None, getattr(choices.strategy, "offload_optimizer", False))
-        )
+    def excludes(self, facts: dict[Fact, str]) -> bool:
+        """Whether every condition holds."""
+        return all(facts[name] in values for name, values in self.conditions.items())
+
+    def explained(self, situation: Situation) -> str:
+        """`optimizer muon with strategy zero 1: ...`."""
+        facts = situation.facts() | {"framework": situation.choices.framework.name}
+        named = [_named(name, facts[name]) for name in facts if name in self.conditions and name not in _UNNAMED]
+        first, *others = named
+        return f"{first} with {' and '.join(others)}: {self.reason}" if others else f"{first}: {self.reason}"
 
 
-EXCLUSIONS: tuple[Exclusion, ...] = (
-    Exclusion(
-        strategies=frozenset({"ddp"}), precisions=frozenset({"bf16_master"}), finding="raises",
-        reason="DDP keeps no master weights beside the copy that it reduces: fsdp and zero do",
-    ),
-    Exclusion(
-        strategies=frozenset({"fsdp"}), optimizers=BITSANDBYTES, finding="raises",
-        reason="bitsandbytes can't update FSDP2's sharded tensors: zero works",
-    ),
-    Exclusion(
-        strategies=frozenset({"fsdp"}), optimizers=frozenset({"adafactor"}), finding="raises",
-        reason="torch's Adafactor can't update FSDP2's sharded tensors",
-    ),
-    Exclusion(
-        strategies=frozenset({"fsdp"}), optimizers=frozenset({"sgd"}), implementation="fused", finding="raises",
-        reason="torch's fused SGD can't update FSDP2's sharded tensors: set implementation: foreach",
-    ),
-    Exclusion(
-        strategies=ZERO, optimizers=frozenset({"muon"}), finding="raises",
-        reason="DeepSpeed flattens the matrices that muon orthogonalises: ddp and fsdp work",
-    ),
-    Exclusion(
-        strategies=ZERO, optimizers=frozenset({"adafactor"}), finding="differs",
-        reason="DeepSpeed flattens the matrices whose rows and columns adafactor averages, which makes it another "
-        "algorithm: ddp works",
-    ),
-    Exclusion(
-        strategies=ZERO, optimizers=frozenset({"schedule_free_adamw"}), finding="raises",
-        reason="DeepSpeed keeps copies of the weights that its optimizer can't switch to the averaged ones, which "
-        "are to be evaluated: ddp and fsdp work",
-    ),
-    Exclusion(
-        strategies=frozenset({"zero 3"}), compiled=True, finding="raises",
-        reason="torch.compile compiles ZeRO-3's gathering anew for every module until it gives up: zero 1, 2 work",
-    ),
-    Exclusion(
-        strategies=ZERO, precisions=frozenset({"bf16_pure"}), offloaded=True, finding="raises",
-        reason="where there are no fp32 master weights DeepSpeed offloads its own Adam only: without "
-        "offload_optimizer it works",
-    ),
+RULES: tuple[Rule, ...] = (
+    Rule({"attention": {"flash_attention_2"}, "precision": {"fp32", "tf32"}}, "its kernel takes fp16 or bf16"),
+    Rule({"adaptation": {"qlora"}, "precision": WITHOUT_FP32_WEIGHTS},
+         "a copy of the weights in another dtype undoes the 4 bits: take fp32, bf16_mixed or fp16_mixed"),
+    Rule({"adaptation": {"lora", "qlora"}, "strategy": SHARDED}, "take single or ddp", "not shown"),
+    Rule({"adaptation": {"lora", "qlora"}, "framework": {"hf_trainer", OWN_CODE}}, "take native", "not shown"),
+    Rule({"strategy": {"ddp"}, "precision": {"bf16_master"}},
+         "DDP keeps no master weights beside the copy that it reduces: fsdp and zero do"),
+    Rule({"strategy": {"fsdp"}, "optimizer": BITSANDBYTES},
+         "bitsandbytes can't update FSDP2's sharded tensors: zero works"),
+    Rule({"strategy": {"fsdp"}, "optimizer": {"adafactor"}},
+         "torch's Adafactor can't update FSDP2's sharded tensors"),
+    Rule({"strategy": {"fsdp"}, "optimizer": {"sgd"}, "implementation": {"fused"}},
+         "torch's fused SGD can't update FSDP2's sharded tensors: set implementation: foreach"),
+    Rule({"strategy": ZERO, "optimizer": {"muon"}},
+         "DeepSpeed flattens the matrices that muon orthogonalises: ddp and fsdp work"),
+    Rule({"strategy": ZERO, "optimizer": {"adafactor"}},
+         "DeepSpeed flattens the matrices whose rows and columns adafactor averages, which makes it another "
+         "algorithm: ddp works", "differs"),
+    Rule({"strategy": ZERO, "optimizer": {"schedule_free_adamw"}},
+         "DeepSpeed keeps copies of the weights that its optimizer can't switch to the averaged ones, which are to "
+         "be evaluated: ddp and fsdp work"),
+    Rule({"strategy": {"zero 3"}, "compile": {"default", "max-autotune"}},
+         "torch.compile compiles ZeRO-3's gathering anew for every module until it gives up: zero 1, 2 work"),
+    Rule({"strategy": ZERO, "precision": {"bf16_pure"}, "offload_optimizer": _YES},
+         "where there are no fp32 master weights DeepSpeed offloads its own Adam only: without offload_optimizer "
+         "it works"),
+    Rule({"framework": {"hf_trainer", OWN_CODE}, "strategy": SHARDED}, "take single or ddp"),
+    Rule({"framework": {"hf_trainer"}, "precision": WITHOUT_FP32_WEIGHTS},
+         "it trains fp32 weights, with or without autocast: take fp32, tf32, bf16_mixed or fp16_mixed"),
+    Rule({"framework": {OWN_CODE}, "precision": {"bf16_master"}},
+         "its master weights need an update that only the native loop makes"),
+    Rule({"framework": {"hf_trainer"}, "optimizer": {"muon"}},
+         "it takes one optimizer, muon needs a second one for the rest"),
+    Rule({"framework": {"hf_trainer"}, "precision": {"fp16_mixed"}, "device": {"cpu"}},
+         "on a CPU accelerate passes over fp16 without a word", "differs"),
+    # DDP records the graph in the first step, and then leaves out a reduction (pytorch#143580).
+    Rule({"framework": {"hf_trainer"}, "strategy": {"ddp"}, "static_graph": _YES, "accumulation": _YES},
+         "gradients that are accumulated come out wrong", "differs"),
+    Rule({"framework": {"hf_trainer", OWN_CODE}, "task": OTHER_TASKS}, "the native loop alone trains it"),
+    Rule({"framework": {"hf_trainer", OWN_CODE}, "data": {"chat"}},
+         "only the native loop trains on a chat's answers alone"),
+    # A CUDA graph's gradient lies in the graph's own memory, which its next run overwrites: it must be added to one
+    # that exists already (torch._inductor.cudagraph_trees, the message on gradients). `SingleEngine` and DDP have
+    # such ones; FSDP, ZeRO-1 and the Trainer begin each step without. No GPU has shown yet that it goes well there.
+    Rule({"compile": {"max-autotune"}, "framework": {"hf_trainer"}, "accumulation": _YES, "device": {"cuda"}},
+         _OVERWRITTEN, "not shown"),
+    Rule({"compile": {"max-autotune"}, "strategy": {"fsdp", "zero 1"}, "accumulation": _YES, "device": {"cuda"}},
+         _OVERWRITTEN, "not shown"),
 )  # fmt: skip
+
+
+def _yes(fact: bool) -> str:
+    return "yes" if fact else "no"
+
+
+def _named(name: Fact, value: str) -> str:
+    return name if name in _SETTINGS else f"{name} {value}"
 
 
 def strategy_of(choices: Choices) -> str:
@@ -98,40 +155,13 @@ def strategy_of(choices: Choices) -> str:
     return str(choices.strategy.name) if stage is None else f"{choices.strategy.name} {stage}"
 
 
-def exclusion_of(choices: Choices) -> Exclusion | None:
-    """The first that excludes these choices."""
-    return next((e for e in EXCLUSIONS if e.excludes(choices)), None)
+def rule_against(situation: Situation) -> Rule | None:
+    """The first that excludes the situation."""
+    facts = situation.facts()
+    return next((rule for rule in RULES if rule.excludes(facts)), None)
 
 
-def combination_reason(choices: Choices) -> str | None:
-    """Why these choices can't be had together, on any device and number of ranks, or None."""
-    found = exclusion_of(choices)
-    if found is None:
-        return None
-    conditions = [
-        f"optimizer {choices.optimizer.name}" if found.optimizers else None,
-        f"precision {choices.precision.name}" if found.precisions else None,
-        f"compile {choices.compile.name}" if found.compiled else None,
-        "offload_optimizer" if found.offloaded else None,
-    ]
-    return f"{', '.join(filter(None, conditions))} with strategy {strategy_of(choices)}: {found.reason}"
-
-
-def accumulation_reason(choices: Choices, device: str, micro_batches: int) -> str | None:
-    """Why these choices can't be had with so many micro-batches a step on a device, `cpu` or `cuda`, or None.
-
-    A CUDA graph's gradient lies in the graph's own memory, which its next run overwrites: it must be added to one
-    that exists already (torch._inductor.cudagraph_trees, the message on gradients). `SingleEngine` and DDP have
-    such ones; FSDP, ZeRO-1 and the Trainer begin each step without. No GPU has shown yet that it goes well there.
-    """
-    if device != "cuda" or choices.compile.name != "max-autotune" or micro_batches == 1:
-        return None
-    trainer = choices.framework.name == "hf_trainer"
-    strategy = strategy_of(choices)
-    if not trainer and strategy not in ("fsdp", "zero 1"):
-        return None
-    holder = "framework hf_trainer" if trainer else f"strategy {strategy}"
-    return (
-        f"compile max-autotune with {holder} and {micro_batches} micro-batches a step: it keeps gradients in "
-        "memory that CUDA graphs may overwrite: take compile default, or a micro_batch_size of a rank's whole part"
-    )
+def combination_reason(situation: Situation) -> str | None:
+    """Why what is asked for can't be had together, or None."""
+    rule = rule_against(situation)
+    return None if rule is None else rule.explained(situation)

@@ -14,20 +14,6 @@ class FrameworkChoice(Choice):
 
     needs: ClassVar[Needs] = Needs(packages=("torch",))
     may_change: ClassVar[frozenset[str]] = frozenset({"framework"})
-    strategies: ClassVar[tuple[str, ...] | None] = None
-    """Strategies under which the loop runs; None: all."""
-    precisions: ClassVar[tuple[str, ...] | None] = None
-    """Precisions in which it trains; None: all."""
-
-    def unsupported_with(self, strategy: str, precision: str, optimizer: str, device: str) -> str | None:
-        """Why the loop can't be had with these, or None."""
-        for dimension, known, chosen in (
-            ("strategy", self.strategies, strategy),
-            ("precision", self.precisions, precision),
-        ):
-            if known is not None and chosen not in known:
-                return f"framework {self.name}: runs with {dimension} {_either(known)}, not with {chosen}"  # type: ignore[attr-defined]
-        return None
 
 
 class Native(FrameworkChoice):
@@ -51,18 +37,8 @@ class HfTrainer(FrameworkChoice):
     )
     # accelerate imports DeepSpeed wherever it is installed.
     preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.hf_trainer", "selectbench.worker.engine_zero")
-    strategies: ClassVar[tuple[str, ...] | None] = ("single", "ddp")
-    precisions: ClassVar[tuple[str, ...] | None] = ("fp32", "tf32", "bf16_mixed", "fp16_mixed")
     loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"
     name: Literal["hf_trainer"] = "hf_trainer"
-
-    def unsupported_with(self, strategy: str, precision: str, optimizer: str, device: str) -> str | None:
-        """Besides strategy and precision: one optimizer only, and fp16 on GPUs only."""
-        if optimizer == "muon":
-            return "framework hf_trainer: takes one optimizer, muon needs a second one for the rest"
-        if precision == "fp16_mixed" and device == "cpu":
-            return "framework hf_trainer: on a CPU accelerate passes over fp16 without a word"
-        return super().unsupported_with(strategy, precision, optimizer, device)
 
     def asks_for(self) -> dict[str, Any]:
         """The class that ran the steps."""
@@ -73,7 +49,6 @@ class OwnFramework(FrameworkChoice):
     """A training loop of your own, given the trial's model, batches and recorder."""
 
     source: ClassVar[str] = "your own code"
-    strategies: ClassVar[tuple[str, ...] | None] = ("single", "ddp")
     name: OwnName
     """`package.module:function`, importable from a folder of the suite's `code`, or installed."""
 
@@ -81,7 +56,3 @@ class OwnFramework(FrameworkChoice):
     def loop(self) -> str:
         """The name itself."""
         return self.name
-
-
-def _either(words: tuple[str, ...]) -> str:
-    return f"{', '.join(words[:-1])} or {words[-1]}"

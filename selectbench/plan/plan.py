@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench import units
-from selectbench.choices.combinations import accumulation_reason
 from selectbench.data.enough import epochs, evaluable_tokens
 from selectbench.data.prepare import Prepared
 from selectbench.data.weights_content import contents_of
@@ -132,24 +131,12 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         world_size=ranks,
         gradient_accumulation_steps=micro_batches,
         unsupported=worker_problem(machine)
-        or option.choices.unsupported_reason(machine)
-        or accumulation_reason(option.choices, machine.device, micro_batches)
-        or _task_reason(suite, option),
+        or option.choices.unsupported_reason(
+            machine, micro_batches=micro_batches, task=suite.job.task, data=kind_of(suite.job.data)
+        ),
         parameters=_parameters(suite, option, prepared),
         peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),
     )
-
-
-def _task_reason(suite: Suite, option: Option) -> str | None:
-    """Why an option can't train on the job's data."""
-    framework, kind = option.choices.framework.name, kind_of(suite.job.data)
-    if framework == "native":
-        return None
-    if suite.job.task != "causal_lm":
-        return f"framework {framework}: task {suite.job.task} is trained by the native loop alone"
-    if kind == "chat":
-        return f"framework {framework}: only the native loop trains on a chat's answers alone"
-    return None
 
 
 def _in_order(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[PlannedTrial]:

@@ -19,13 +19,6 @@ class DdpEngine(SingleEngine):
 
     strategy = "DistributedDataParallel"
 
-    def _trained_module(self, choices: Choices) -> Any:
-        if choices.precision.working_dtype is not None:
-            raise NotImplementedError(
-                "DDP keeps no master weights beside the copy that it reduces: fsdp and zero do"
-            )
-        return super()._trained_module(choices)
-
     def _compiled(self, module: Any, choices: Choices) -> Any:
         return module  # DDP inside: compiled as one it is split at the buckets, so that reductions overlap
 

@@ -18,7 +18,6 @@ from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
 from selectbench.worker.deepspeed_memory import take_free_memory_from_cuda
-from selectbench.worker.evaluated_weights import switching
 from selectbench.worker.evaluation import Logits, evaluation_forward
 from selectbench.worker.identity import dtype_name
 from selectbench.worker.loss_scale import LossScale, first_scale
@@ -37,14 +36,13 @@ class ZeroEngine:
 
     def __init__(self, module: Any, job: Job, choices: Choices, world: World) -> None:
         """As `Engine` says."""
-        _refuse_what_deepspeed_cannot(choices)
         # DeepSpeed calls collectives by names that newer versions of torch rename.
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         self.world = world
         self.module = module
         precision = choices.precision
         self._empty = empty_copy(module)
-        self.optimizers = _one_optimizer(module, choices)
+        self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(module)
         self._groups = self.optimizers[0].param_groups
         self._peaks = [group["lr"] for group in self._groups]
         with complaints_in_words():
@@ -174,32 +172,6 @@ class ZeroEngine:
         """From the ZeRO optimizer's buffers, each tensor once."""
         found = {tensor.data_ptr(): tensor for tensor in _gradients(self._zero) if tensor.numel()}
         return list(found.values()) or None
-
-
-def _refuse_what_deepspeed_cannot(choices: Choices) -> None:
-    """Raises NotImplementedError where it fails late or not at all."""
-    strategy = choices.strategy
-    if strategy.stage == 3 and choices.compile.mode is not None:
-        raise NotImplementedError("compile: torch.compile compiles ZeRO-3's gathering anew for every module")
-    if strategy.offload_optimizer and choices.precision.parameter_dtype != "float32":
-        raise NotImplementedError(
-            "offload_optimizer: without fp32 master weights DeepSpeed takes its own Adam only"
-        )
-
-
-def _one_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimizer]:
-    optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(module)
-    if len(optimizers) > 1:
-        raise NotImplementedError(
-            f"optimizer {choices.optimizer.name}: it updates whole matrices with one optimizer and the rest with "
-            "another, DeepSpeed has one and flattens the matrices"
-        )
-    if switching(optimizers):
-        raise NotImplementedError(
-            f"optimizer {choices.optimizer.name}: it is evaluated at other weights than it trains at, and "
-            "DeepSpeed keeps copies that it can't switch"
-        )
-    return optimizers
 
 
 def _without_compiled_communication() -> None:

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainingArguments
 
 from selectbench.worker.batches import causal
 from selectbench.worker.identity import dtype_name
-from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
+from selectbench.worker.loop import Trained, unsupported_where_missing
 from selectbench.worker.loss_scale import first_scale
 from selectbench.worker.model import cast_parameters
 from selectbench.worker.precision import set_tf32
@@ -31,17 +31,11 @@ MORE_STEPS_THAN_ANY = 1 << 40
 
 def train(setting: Setting) -> Trained:
     """The whole job, then the steps that timing still needs. Raises Diverged and Unsupported."""
-    if reason := unsupported_reason(setting):
-        raise Unsupported(f"framework hf_trainer: {reason}")
     module, choices = setting.module, setting.order.choices
     cast_parameters(module, torch.float32, setting.world.device)
     optimizers = choices.optimizer.build(module)
-    if len(optimizers) > 1:
-        names = ", ".join(type(optimizer).__name__ for optimizer in optimizers)
-        raise Unsupported(
-            f"framework hf_trainer: takes one optimizer, {choices.optimizer.name} needs two ({names})"
-        )
-    watch = Watch(setting, optimizers[0])
+    (optimizer,) = optimizers
+    watch = Watch(setting, optimizer)
     watch.note_compute_dtype()
     with unsupported_where_missing("framework hf_trainer"):
         trainer = _trainer(setting, watch)
@@ -53,23 +47,6 @@ def train(setting: Setting) -> Trained:
         list(module.parameters()), watch.first_gradients,
         dtype if setting.world.size > 1 else None, watch.compute_dtype, working_dtype=dtype,
     )  # fmt: skip
-
-
-def unsupported_reason(setting: Setting) -> str | None:
-    """What of the trial's choices the Trainer can't do, or None."""
-    choices, device = setting.order.choices, setting.world.device_type
-    precision, strategy = choices.precision, choices.strategy
-    if strategy.name not in ("single", "ddp"):
-        return f"strategy {strategy.name}: it is driven under single and ddp only"
-    if precision.parameter_dtype != "float32" or precision.working_dtype is not None:
-        return f"precision {precision.name}: it trains fp32 weights, with or without autocast"
-    if precision.gradient_scaling and device == "cpu":
-        # accelerate passes over `fp16=True` on a CPU without a word and trains in fp32.
-        return f"precision {precision.name}: accelerate has no fp16 on a CPU"
-    if strategy.name == "ddp" and strategy.static_graph and accumulation_of(setting) > 1:
-        # DDP records the graph in the first step, and then leaves out a reduction (pytorch#143580).
-        return "ddp with static_graph: wrong gradients where they are accumulated"
-    return None
 
 
 def _trainer(setting: Setting, watch: Watch) -> Any:

@@ -26,7 +26,7 @@ import torch
 
 from selectbench.worker.batches import causal
 from selectbench.worker.engine import Engine
-from selectbench.worker.loop import Trained, Unsupported, engine_for, recorder_for
+from selectbench.worker.loop import Trained, engine_for, recorder_for
 from selectbench.worker.loss_scale import first_scale
 from selectbench.worker.precision import autocast
 from selectbench.worker.recorder import Recorder
@@ -229,12 +229,7 @@ def train_with(function: Callable[[OwnTrial], object]) -> Callable[[Setting], Tr
     """
 
     def train(setting: Setting) -> Trained:
-        choices = setting.order.choices
-        name = choices.framework.name
-        if choices.strategy.name not in ("single", "ddp"):
-            raise Unsupported(f"framework {name}: an own loop runs under strategy single or ddp")
-        if choices.precision.working_dtype is not None:
-            raise Unsupported(f"framework {name}: precision {choices.precision.name} needs an update of our own")
+        name = setting.order.choices.framework.name
         trial = _trial(setting, name)
         function(trial)
         trial._check_end()

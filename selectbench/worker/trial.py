@@ -15,10 +15,12 @@ import torch
 # A second's work that the trial server does once, before it forks: transformers loads families on demand.
 from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
+from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.framework import OwnFramework
 from selectbench.data.prepared import Prepared
 from selectbench.record.record import FailureKind
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
+from selectbench.suite.data import kind_of
 from selectbench.suite.schedule import shares
 from selectbench.worker.compilation import compilations, private_caches
 from selectbench.worker.inside import Look
@@ -55,6 +57,7 @@ def run_trial(order: Order, emit: Emit) -> None:
     emit(Phase(phase="setup"))
     add_to_path(order.code)
     with _failures_told(emit), private_caches(Path(order.trial_folder)):
+        _refuse_what_cannot_be_had(order)
         # Which trial is the first to need them is chance: drawing them is no part of an option's start-up.
         with unsupported_where_missing(f"attention {order.choices.attention.name}"):
             ensure_weights(order, Prepared.open(Path(order.data_folder)).vocab_size)
@@ -63,6 +66,15 @@ def run_trial(order: Order, emit: Emit) -> None:
             run_ranks(order, emit, run_rank, began)
         else:
             run_rank(order, World(0, 1, order.device), emit, nowhere(), began)
+
+
+def _refuse_what_cannot_be_had(order: Order) -> None:
+    """As the plan does before; an order may come from elsewhere."""
+    job, choices = order.job, order.choices
+    micro_batches = job.gradient_accumulation_steps(choices.micro_batch_size, order.world_size)
+    situation = Situation(choices, order.device, micro_batches, job.task, kind_of(job.data))
+    if reason := combination_reason(situation):
+        raise Unsupported(reason)
 
 
 def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, began: float) -> None:

@@ -10,7 +10,7 @@ import pytest
 from worker.combination_ranks import NO_REPLY, OPTIMIZERS, PRECISIONS, STRATEGIES, choices_of
 
 from selectbench.choices import Choices
-from selectbench.choices.combinations import combination_reason, exclusion_of
+from selectbench.choices.combinations import Situation, combination_reason, rule_against
 from selectbench.machine import Machine
 
 pytest.importorskip("deepspeed")
@@ -71,7 +71,7 @@ def test_the_table_is_what_two_ranks_show(cells, strategy):
     table = {}
     for optimizer in OPTIMIZERS:
         for precision in PRECISIONS:
-            excluded = exclusion_of(choices_of(optimizer, strategy, precision))
+            excluded = rule_against(Situation(choices_of(optimizer, strategy, precision)))
             table[optimizer, precision] = excluded.finding if excluded else "agrees"
     assert findings(cells, strategy) == table
 
@@ -87,27 +87,31 @@ def choices(**settings):
     return Choices.model_validate({"optimizer": OPTIMIZERS["adamw"], "micro_batch_size": 1, **settings})
 
 
+def situation(**settings):
+    return Situation(choices(**settings))
+
+
 def test_a_reason_names_the_settings_and_the_way_out():
-    reason = combination_reason(choices(optimizer=OPTIMIZERS["sgd"], strategy="fsdp", world_size=2))
+    reason = combination_reason(situation(optimizer=OPTIMIZERS["sgd"], strategy="fsdp", world_size=2))
     assert reason == (
         "optimizer sgd with strategy fsdp: torch's fused SGD can't update FSDP2's sharded tensors: "
         "set implementation: foreach"
     )
-    assert combination_reason(choices(optimizer=OPTIMIZERS["sgd foreach"], strategy="fsdp", world_size=2)) is None
+    assert combination_reason(situation(optimizer=OPTIMIZERS["sgd foreach"], strategy="fsdp", world_size=2)) is None
 
 
 def test_compilation_under_zero_3_only():
     stage_3 = {"strategy": {"name": "zero", "stage": 3}, "compile": "default"}
-    assert (combination_reason(choices(**stage_3)) or "").startswith("compile default with strategy zero 3: ")
-    assert combination_reason(choices(strategy={"name": "zero", "stage": 2}, compile="default")) is None
-    assert combination_reason(choices(strategy={"name": "zero", "stage": 3})) is None
+    assert (combination_reason(situation(**stage_3)) or "").startswith("compile default with strategy zero 3: ")
+    assert combination_reason(situation(strategy={"name": "zero", "stage": 2}, compile="default")) is None
+    assert combination_reason(situation(strategy={"name": "zero", "stage": 3})) is None
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_bf16_without_masters_is_not_offloaded(stage):
     offloaded = {"strategy": {"name": "zero", "stage": stage, "offload_optimizer": True}}
-    assert "offload_optimizer" in (combination_reason(choices(**offloaded, precision="bf16_pure")) or "")
-    assert combination_reason(choices(**offloaded, precision="bf16_master")) is None
+    assert "offload_optimizer" in (combination_reason(situation(**offloaded, precision="bf16_pure")) or "")
+    assert combination_reason(situation(**offloaded, precision="bf16_master")) is None
 
 
 def test_plan_reads_the_table():
