@@ -17,6 +17,7 @@ import selectbench
 from selectbench.data.cache import cache_root
 from selectbench.interpreter import foreign_environment
 from selectbench.nvml import Gpu
+from selectbench.openmp import short_wait
 
 PACKET_BYTES = 1 << 16
 
@@ -170,7 +171,8 @@ def server_environment(python: str | None = None, device: str = "cpu", gpus: Seq
     own = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": device}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
     chosen = {"CUDA_VISIBLE_DEVICES": ",".join(gpu.uuid for gpu in gpus)} if gpus else {}
-    return {**outer, **SINGLE_THREADED, **own, **offline, **chosen, **_extensions(python)}
+    waiting = short_wait(outer, device)
+    return {**outer, **SINGLE_THREADED, **own, **offline, **chosen, **waiting, **_extensions(python)}
 
 
 def _extensions(python: str | None) -> dict[str, str]:
