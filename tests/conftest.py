@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from pathlib import Path
 
+import processes
 import pytest
 from stand_in import StandIn, built_driver
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None]:
+    """What a test started ends with it, however the test ended."""
+    try:
+        return (yield)
+    finally:
+        processes.end_all()
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,12 @@ class ReadRun:
         """By option."""
         return {summary.name: summary for summary in summarise(self.suite, self.records)[0]}
 
+    @property
+    def where(self) -> dict[str, Any]:
+        """The environment, with the OpenMP libraries that trials met where records tell. Raises UserError."""
+        found = {library for record in self.records if (library := record.openmp()) is not None}
+        return {**self.environment, **({"openmp": ", ".join(sorted(found))} if found else {})}
+
     def other_jobs(self) -> set[str]:
         """Options that did not do the job of this run's own baseline."""
         summaries = list(self.summaries.values())
@@ -123,9 +129,7 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
     judged = judge_all(tests)
     return Compared(
         run=run.name, reference=reference.name, suite=differing(run.suite.resolved, reference.suite.resolved),
-        environment=[
-            d for d in differing(run.environment, reference.environment) if not d.path.startswith(_PASSING)
-        ],
+        environment=_elsewhere(run, reference),
         lost={n: _loss_of(ours[n]) for n in common if theirs[n].completed and not ours[n].completed},
         changes=[
             _change(run.suite, ours[option], theirs[option], metric, differences[metric][option],
@@ -136,6 +140,12 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
         only_in_reference=[n for n in theirs if n not in ours],
         only_in_run=[n for n in ours if n not in theirs], notes=_notes(run, reference, ours, theirs),
     )  # fmt: skip
+
+
+def _elsewhere(run: ReadRun, reference: ReadRun) -> list[Differing]:
+    """Records did not always tell the OpenMP library: what one run lacks says nothing."""
+    found = [d for d in differing(run.where, reference.where) if not d.path.startswith(_PASSING)]
+    return [d for d in found if d.path != "openmp" or None not in (d.reference, d.run)]
 
 
 def _loss_of(ours: Summary) -> str:

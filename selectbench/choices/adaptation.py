@@ -112,6 +112,9 @@ def _in_four_bits(linear: torch.nn.Linear, device: str) -> torch.nn.Module:
     made.weight = bnb.nn.Params4bit(
         linear.weight.detach().clone(), requires_grad=False, compress_statistics=True, quant_type="nf4"
     )
+    # On a CPU with AVX-512's bf16 units the library would repack the weights in the first evaluation, and multiply
+    # in bf16. Evaluations are in fp32, and leave the weights as they are.
+    made.support_avx512bf16_for_cpu = False
     if linear.bias is not None:
         made.bias = linear.bias
     quantised: torch.nn.Module = made.to(device)

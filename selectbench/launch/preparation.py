@@ -129,7 +129,7 @@ def _claim(request: Request, need: GpuNeed, device: str, notify: Callable[[str],
 
 def _environment(request: Request, suite: Suite, taken: Sequence[Gpu]) -> dict[str, Any]:
     interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
-    return collect_environment(find(request.suite).parent, interpreters, taken)
+    return collect_environment(find(request.suite).parent, interpreters, taken, suite.device)
 
 
 def device_problem(request: Request, suite: Suite) -> str | None:

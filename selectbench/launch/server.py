@@ -17,6 +17,7 @@ import selectbench
 from selectbench.data.cache import cache_root
 from selectbench.interpreter import foreign_environment
 from selectbench.nvml import Gpu
+from selectbench.openmp import short_wait
 
 PACKET_BYTES = 1 << 16
 
@@ -169,7 +170,8 @@ def server_environment(python: str | None = None, device: str = "cpu", gpus: Seq
     outer = dict(os.environ) if python is None else foreign_environment(python)
     own = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false", "DS_ACCELERATOR": device}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    return {**outer, **SINGLE_THREADED, **own, **offline, **_shown(gpus), **_extensions(python)}
+    waiting = short_wait(outer, device)
+    return {**outer, **SINGLE_THREADED, **own, **offline, **_shown(gpus), **waiting, **_extensions(python)}
 
 
 def _shown(gpus: Sequence[Gpu]) -> dict[str, str]:

@@ -16,6 +16,9 @@ class StopRequest:
     `descriptor` becomes readable when a signal arrives, so that a loop that waits on files wakes up.
     Nothing is lost at the second one: records are flushed one by one, and the trial server kills its
     trial when this process is gone.
+
+    What the process was started to ignore stays ignored, as SIGINT is in a script's background and SIGHUP under
+    nohup: a Ctrl-C, or a terminal that closes, is then not meant for it. SIGTERM always stops it.
     """
 
     def __init__(self) -> None:
@@ -31,7 +34,8 @@ class StopRequest:
         select.select([self.descriptor], [], [], 0.0 if self else seconds)
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._handle) for number in STOPPING}
+        heard = [n for n in STOPPING if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._handle) for number in heard}
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         return self
 

@@ -33,6 +33,7 @@ from selectbench.machine import (
     torch_cuda_version,
 )
 from selectbench.nvml import Gpu, gpus, topology
+from selectbench.openmp import WAIT_VARIABLES, short_wait
 from selectbench.record.stored import Stored
 
 ALLOCATOR_VARIABLES = (
@@ -41,9 +42,9 @@ ALLOCATOR_VARIABLES = (
     "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD",
 )  # fmt: skip
 THREAD_VARIABLES = (
-    "OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "OMP_SCHEDULE", "OMP_WAIT_POLICY", "GOMP_CPU_AFFINITY",
-    "KMP_AFFINITY", "KMP_BLOCKTIME", "KMP_SETTINGS", "MKL_NUM_THREADS", "MKL_DYNAMIC", "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM",
+    *WAIT_VARIABLES, "OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "OMP_SCHEDULE", "GOMP_CPU_AFFINITY",
+    "KMP_AFFINITY", "KMP_SETTINGS", "MKL_NUM_THREADS", "MKL_DYNAMIC", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
+    "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
 SWITCH_VARIABLES = (
     "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "CUDA_DEVICE_MAX_CONNECTIONS", "CUDA_DEVICE_ORDER",
@@ -123,7 +124,8 @@ class Environment(Stored):
     allocator: dict[str, str]
     """Variables that change how memory is allocated, those that are set; of paths only the last part."""
     threads: dict[str, str]
-    """Variables that change numbers or placement of threads, those that are set."""
+    """Variables that change numbers or placement of threads or how they wait, those that are set, or that trials on
+    the CPU are given (`openmp.SHORT_WAIT`); each record says which OpenMP library read them."""
     switches: dict[str, str]
     """Variables that change which kernels run, those that are set."""
     libraries: dict[str, str | None]
@@ -140,11 +142,12 @@ def collect_environment(
     suite_folder: Path | None,
     interpreters: Mapping[str, str] | None = None,
     taken: Sequence[Gpu] | None = None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """The keys of `Environment` as JSON-able data. `suite_folder` None: a suite that lies in no folder.
 
     `interpreters`: the path of each option that names one; `taken`: the run's GPUs, None for all that are
-    visible. Raises UserError where an interpreter does not start.
+    visible; `device`: cpu or cuda, what its trials run on. Raises UserError where an interpreter does not start.
     """
     visible = gpus() if taken is None else list(taken)
     revision, dirty = _git(suite_folder) if suite_folder else (None, None)
@@ -168,7 +171,7 @@ def collect_environment(
         gpu_topology=topology(visible),
         torch_cuda_version=torch_cuda_version(),
         allocator=_set_variables(ALLOCATOR_VARIABLES),
-        threads=_set_variables(THREAD_VARIABLES),
+        threads=_set_variables(THREAD_VARIABLES) | short_wait(os.environ, device),
         switches=_set_variables(SWITCH_VARIABLES),
         libraries={name: installed_version(name) for name in LIBRARIES},
         interpreters={option: _interpreter(path) for option, path in (interpreters or {}).items()},

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import msgspec
 
 from selectbench.errors import UserError
-from selectbench.record.as_json import LOSSES, NO_LOSSES, NOTHING, SETTINGS, AsJson, Content, Kept
+from selectbench.record.as_json import LOSSES, NO_LOSSES, NOTHING, SETTINGS, SOFTWARE, AsJson, Content, Kept
 from selectbench.record.inside import Inside
 from selectbench.record.meters import Architecture, Meters
 from selectbench.record.recorded import Amount, Count, Recorded
@@ -259,7 +259,8 @@ class Record(Recorded, frozen=True, kw_only=True):
     identity: Identity | None = None
     """The certificate; None where the trial failed."""
     software: AsJson = NOTHING
-    """Versions that the worker ran with: `python` and libraries; None: not installed there."""
+    """Versions that the worker ran with: `python` and libraries, None: not installed there. `openmp`: file names of
+    the OpenMP libraries that it had loaded, None: none."""
     resolved_config: dict[str, Any] | None = None
     """DeepSpeed's configuration as it was used; None: no DeepSpeed."""
     meters: Meters | None = None
@@ -274,6 +275,10 @@ class Record(Recorded, frozen=True, kw_only=True):
     """From the launch to the end of the trial, everything included."""
     started_at: str
     """UTC, ISO 8601."""
+
+    def openmp(self) -> str | None:
+        """The worker's OpenMP libraries, None: not known. Raises UserError where `software` is something else."""
+        return _opened(SOFTWARE, self.software, "software", self.trial).get("openmp")
 
     def training_losses(self) -> list[tuple[int, float]]:
         """What `loss_curve` holds, as (step, nats per token). Raises UserError where that is something else."""

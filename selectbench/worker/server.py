@@ -32,6 +32,7 @@ from typing import NoReturn
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 PACKET_BYTES = 1 << 16
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 FORK_UNSAFE = "SELECTBENCH_FORK_UNSAFE"
 """Set in the environment of a server that found forking unsafe and started itself again."""
 
@@ -72,7 +73,7 @@ class Server:
     def serve(self) -> None:
         """Until the bench closes the socket or dies."""
         set_process_control(PR_SET_CHILD_SUBREAPER, 1)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)  # the bench decides when a trial ends
         if self.forks:
             self._import_modules()
@@ -132,8 +133,7 @@ class Server:
         try:
             os.setsid()
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD):
-                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.control.close()
             redirect(log)
             run_order(order, events, server)
@@ -222,7 +222,8 @@ def run_order(order: str, events: int, parent: int | None = None) -> None:
     The process dies with its parent: the server, whose pid is `parent` where it was known before forking.
     """
     set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a new process takes the server's deafness over
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_DFL)  # forked or new, the process takes the server's deafness over
     if parent is not None and os.getppid() != parent:
         sys.exit(1)  # the server died before the death signal was set
     from selectbench.record.wire import EVENTS, ORDERS

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
+from msgspec.structs import replace
 from scipy import stats
 
 from selectbench.analysis.compared import ReadRun, compare
 from selectbench.analysis.gate import Gate, hold_gate
 from selectbench.analysis.statistics import changes
 from selectbench.errors import UserError
+from selectbench.record.as_json import SOFTWARE
 from selectbench.record.record import Record
 from selectbench.suite.suite import Suite
 
@@ -119,6 +121,19 @@ def test_other_jobs_and_other_machines_are_refused() -> None:
     )
     with pytest.raises(UserError, match=r"not the same job.*job.a: 2 there, 1 here"):
         hold_gate(read(records), longer, [LIMIT])
+
+
+def test_compare_says_how_threads_waited_and_in_which_library() -> None:
+    def read_with(openmp: str | None, name: str, **threads: str) -> ReadRun:
+        records = trials(np.random.default_rng(0), dict.fromkeys(NAMES, 1.0))
+        software = SOFTWARE.keep({"torch": "2.13", **({"openmp": openmp} if openmp else {})})
+        return read([replace(record, software=software) for record in records], name, {"threads": threads})
+
+    before = read_with("libgomp.so.1", "a", GOMP_SPINCOUNT="1000")
+    waits = {("threads.GOMP_SPINCOUNT", "1000", None), ("threads.OMP_WAIT_POLICY", None, "ACTIVE")}
+    for openmp, more in (("libomp.so", {("openmp", "libgomp.so.1", "libomp.so")}), (None, set())):
+        found = compare(read_with(openmp, "b", OMP_WAIT_POLICY="ACTIVE"), before)
+        assert {(d.path, d.reference, d.run) for d in found.environment} == waits | more
 
 
 def test_compare_says_what_differs_first_and_then_what_changed() -> None:

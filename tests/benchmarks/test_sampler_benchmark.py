@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.test_loop_benchmark import JOB, SETTINGS, VOCABULARY, compare, our_loop
+from processes import start
 from stand_in import StandIn
 
 from selectbench.choices import Choices
@@ -48,8 +49,8 @@ class Bench:
     """Samples while asked to."""
 
     def __init__(self, driver: StandIn) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", BENCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        self.process = start(
+            [sys.executable, "-c", BENCH], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             env={**os.environ, **driver.environment()},
         )  # fmt: skip
 

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from data.made import STORIES, chat, decoded, in_cache, jsonl, made, parquet
+from processes import start
 
 from selectbench.choices.tokenizer import Bpe
 from selectbench.data.cache import cache_root
@@ -25,9 +26,9 @@ print(prepared.folder, int(prepared.train().sum()), int(prepared.heldout().sum()
 
 def begun(data):
     """A process that waits for a line before it prepares."""
-    return subprocess.Popen(
+    return start(
         [sys.executable, "-c", CODE.format(kind=type(data).__name__), data.model_dump_json()],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ import pytest
 from data.made import in_cache
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import start
 
 from selectbench.data.markov import Source, emit, make_source
 from selectbench.data.prepare import prepare
@@ -141,10 +142,7 @@ def test_two_runs_at_once_agree():
         "from selectbench.data.prepare import prepare; from selectbench.suite.data import MarkovSource; input(); "
         "p = prepare(MarkovSource(markov=8, train_tokens=100_000), None); print(p.key, p.train().sum())"
     )
-    runs = [
-        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
+    runs = [start([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]
     for run in runs:
         run.stdin.write("go\n")
         run.stdin.flush()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import start
 from tokenizers import Tokenizer as HfTokenizer
 
 from selectbench.choices.tokenizer import Bpe, Bytes
@@ -126,10 +127,7 @@ def test_processes_that_prepare_at_once_agree(story, cache):
         "from selectbench.suite.data import TextFiles; from selectbench.choices.tokenizer import Bpe; input(); "
         f"p = prepare(TextFiles(text=[{str(story)!r}]), Bpe(bpe=400)); print(p.folder, p.train().sum())"
     )
-    runs = [
-        subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
+    runs = [start([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
     for run in runs:
         run.stdin.write("go\n")
         run.stdin.flush()

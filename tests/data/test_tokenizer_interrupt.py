@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import start
 
 from selectbench.data.tokenizer import interruptible
 
@@ -18,14 +19,12 @@ train_bpe(documents(), 512)
 
 
 def test_ctrl_c_ends_the_training_of_a_tokenizer():
-    with subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert b"KeyboardInterrupt" in errors
+    process = start([sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert "KeyboardInterrupt" in errors
 
 
 def test_what_fails_inside_fails_outside():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import processes
 
 TINY_SUITE = """\
 name: tiny
@@ -75,10 +78,12 @@ class Workplace:
         # One thread: on a machine that is busy with something else, threads of tiny steps wait for each other.
         return {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
 
-    def start(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "selectbench", *arguments], cwd=self.folder, stdin=subprocess.DEVNULL, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.environment(**environment),
+    def start(
+        self, *arguments: str, ignores: Collection[signal.Signals] = (), **environment: str
+    ) -> processes.Process:
+        return processes.start(
+            [sys.executable, "-m", "selectbench", *arguments], cwd=self.folder, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self.environment(**environment), ignores=ignores,
         )  # fmt: skip
 
     def call(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:

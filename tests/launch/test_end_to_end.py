@@ -109,6 +109,18 @@ class TestInterruption:
         assert [kind for _, _, kind in outcomes(workplace)] == ["interrupted"]
         assert (workplace.run_folders()[-1] / "report.md").exists()
 
+    def test_what_it_was_started_to_ignore_does_not_end_it(self, workplace: Workplace) -> None:
+        """As in the background of a script (SIGINT), and under nohup (SIGHUP)."""
+        ignored = [signal.SIGINT, signal.SIGHUP]
+        process = workplace.start("run", "tiny.yaml", *LONG, ignores=ignored)
+        until(trial_is_running(workplace))
+        for number in (*ignored, signal.SIGTERM):
+            process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        (record,) = workplace.records()
+        assert record["outcome"]["detail"] == "SIGTERM to selectbench"
+
     def test_the_second_ctrl_c_ends_it_at_once(self, workplace: Workplace) -> None:
         process = workplace.start("run", "tiny.yaml", *LONG)
         until(trial_is_running(workplace))

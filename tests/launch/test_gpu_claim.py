@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from fake_torch import FakeTorch
 from launch.harness import TINY_SUITE, Workplace, until
+from processes import Process, start
 from stand_in import StandIn
 
 from selectbench.errors import UserError
@@ -270,14 +272,14 @@ def test_a_look_takes_nothing(driver: StandIn) -> None:
         assert "another selectbench run" in notes[2]
 
 
-def start_claim(count: int, driver: StandIn, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", CLAIM, str(count), *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+def start_claim(count: int, driver: StandIn, *more: str) -> Process:
+    return start(
+        [sys.executable, "-c", CLAIM, str(count), *more], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         env={**os.environ, **driver.environment()},
     )  # fmt: skip
 
 
-def answer(process: subprocess.Popen[str]) -> list[str]:
+def answer(process: Process) -> list[str]:
     assert process.stdout is not None
     found: list[str] = json.loads(process.stdout.readline())
     return found
@@ -386,18 +388,26 @@ def test_a_run_that_finds_no_idle_gpu(driver: StandIn, torch: FakeTorch, tmp_pat
     assert "GPU 1 (Board 1): pid" in done.stderr
 
 
-def test_ctrl_c_ends_a_run_that_waits(driver: StandIn, torch: FakeTorch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("ignores", "number", "status"),
+    [([], signal.SIGINT, 130), ([signal.SIGINT], signal.SIGTERM, -signal.SIGTERM)],
+    ids=["Ctrl-C", "SIGTERM in the background"],
+)
+def test_a_signal_ends_a_run_that_waits(
+    driver: StandIn, torch: FakeTorch, tmp_path: Path, ignores: list[signal.Signals], number: int, status: int
+) -> None:
     driver.set("gpu0.utilization", 50)
     driver.set("gpu1.utilization", 50)
     place = Workplace(tmp_path)
     place.write(DDP_SUITE)
-    process = place.start("run", "tiny.yaml", "--wait", **driver.environment(), PYTHONPATH=str(torch.folder))
+    variables = {**driver.environment(), "PYTHONPATH": str(torch.folder)}
+    process = place.start("run", "tiny.yaml", "--wait", ignores=ignores, **variables)
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
     assert any("waiting for 1 idle GPU" in line for line in lines)
-    process.send_signal(2)
+    process.send_signal(number)
     process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == status
     assert place.run_folders() == []
 
 
@@ -424,11 +434,11 @@ sys.stdin.read()
 
 def prepare(
     suite: str, driver: StandIn, torch: FakeTorch, tmp_path: Path, **request: object
-) -> tuple[dict[str, Any], subprocess.Popen[str]]:
+) -> tuple[dict[str, Any], Process]:
     place = Workplace(tmp_path)
     place.write(suite)
-    process = subprocess.Popen(
-        [sys.executable, "-c", PREPARE, json.dumps(request)], cwd=tmp_path, stdin=subprocess.PIPE, text=True,
+    process = start(
+        [sys.executable, "-c", PREPARE, json.dumps(request)], cwd=tmp_path, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, env=place.environment(**driver.environment(), PYTHONPATH=str(torch.folder)),
     )  # fmt: skip
     assert process.stdout is not None

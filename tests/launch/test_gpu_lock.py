@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import Process, start
 
 from selectbench.errors import UserError
 from selectbench.launch import gpu_lock
@@ -29,10 +30,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "locks"
 
 
-def hold(uuid: str) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, uuid], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+def hold(uuid: str) -> Process:
+    process = start([sys.executable, "-c", HOLD, uuid], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
@@ -75,15 +74,15 @@ def test_a_killed_process_holds_nothing() -> None:
 def test_children_do_not_inherit_a_lock() -> None:
     lock = try_lock("GPU-a")
     assert lock is not None
-    child = subprocess.Popen(
+    child = start(
         [sys.executable, "-c", "print('up', flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         close_fds=False,
     )  # fmt: skip
     assert child.stdout is not None
-    assert child.stdout.readline() == b"up\n"
+    assert child.stdout.readline() == "up\n"
     lock.release()
     left = is_locked("GPU-a")
-    child.communicate(b"\n")
+    child.communicate("\n")
     assert not left
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from launch.harness import until
+from processes import start
 from stand_in import StandIn
 
 from selectbench.meters import sampler as sampler_module
@@ -142,7 +143,7 @@ def test_the_shortest_trial_is_read_at_least_once(stand_in: StandIn) -> None:
 
 def test_own_processes_are_told_from_others(stand_in: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampler_module, "PROCESSES_SECONDS", 0.0)
-    child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    child = start(["cat"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         stand_in.set("gpu0.processes", f"{child.pid}:{GIB},{os.getppid()}:{2 * GIB}")
         with sampling() as (first, second):
@@ -156,7 +157,7 @@ def test_own_processes_are_told_from_others(stand_in: StandIn, monkeypatch: pyte
 
 
 def test_a_process_descends_from_all_above_it_and_no_other() -> None:
-    shell = subprocess.Popen(["sh", "-c", "sh -c 'cat; :'; :"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    shell = start(["sh", "-c", "sh -c 'cat; :'; :"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:
         children = Path(f"/proc/{shell.pid}/task/{shell.pid}/children")
         until(lambda: children.read_text().split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -15,6 +16,7 @@ import selectbench.worker.engine_fsdp as engine_fsdp_module
 import selectbench.worker.ranks as ranks_module
 import selectbench.worker.step as step_module
 import selectbench.worker.trial as trial_module
+from selectbench.openmp import WAIT_VARIABLES
 
 AT_STEP = 3
 
@@ -93,6 +95,8 @@ def _without_memory(*_, **__):
 
 def run_rank(order, *arguments):
     os.environ["PLANTED"] = order.trial.option
+    if order.trial.option == "shows_how_it_waits":
+        print("waits:", json.dumps({name: os.environ.get(name) for name in WAIT_VARIABLES}), flush=True)
     _rank(order, *arguments)
 
 

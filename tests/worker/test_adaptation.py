@@ -6,9 +6,11 @@ import itertools
 import json
 import math
 
+import bitsandbytes as bnb
 import pytest
 import task_jobs as jobs
 import torch
+from plain_training import plain_evaluation
 
 from selectbench.choices import Choices
 from selectbench.choices.adaptation import Lora, Qlora
@@ -223,6 +225,46 @@ def test_qlora_keeps_linear_layers_in_less_than_a_third(trials, monkeypatch):
     assert kept + extra < before / 3
     assert all(after[name].dtype == torch.uint8 for name in linear)
     assert {p.dtype for name, p in after.items() if name not in linear} == {torch.float32}
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "avx512_bf16"])
+def has_bf16_units(request, monkeypatch):
+    """What bitsandbytes is told of the CPU: where it has the units, it repacks weights in evaluation mode."""
+    monkeypatch.setattr(bnb.nn.modules, "has_avx512bf16", lambda: request.param)
+
+
+def without_four_bits(order, module):
+    """A plain model of fp32 with the weights that the 4 bits stand for, and the additions added to them."""
+    plain = new_model(order.job, 300, attention="sdpa")
+    others = {name: weight for name, weight in module.state_dict().items() if name in plain.state_dict()}
+    plain.load_state_dict(others, strict=False)
+    for name, part in module.named_modules():
+        if hasattr(part, "base_layer"):
+            stored = part.base_layer.weight
+            known = bnb.functional.dequantize_4bit(stored.data, stored.quant_state)
+            added = part.lora_B["default"].weight @ part.lora_A["default"].weight
+            plain.get_submodule(name).weight.data = known + 8 / 4 * added.detach()
+    return plain
+
+
+@pytest.mark.parametrize("width", [32, 128], ids=["narrower than a block", "wider"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16_mixed"])
+@pytest.mark.usefixtures("has_bf16_units")
+def test_qlora_is_evaluated_in_fp32_and_keeps_its_weights_on_every_cpu(trials, monkeypatch, width, precision):
+    seen = watched(monkeypatch)
+    model, enough_to_time = {**LLAMA, "hidden_size": width}, {"max_steps": 12, "timing": {"warmup_steps": 2}}
+    job = {**JOB, **enough_to_time, "model": model, "eval": {"tokens": 1000, "every_steps": 3}}
+    finished = trials.finished(job=job, adaptation=QLORA, precision=precision)
+    plain = plain_evaluation(trials.data_folder, without_four_bits(trials.order(job=job), seen["module"]))
+    # Thirteen products follow each other: attention's four and two of the MLP in each layer, and the head.
+    assert finished.measurement.final_loss == pytest.approx(plain, rel=13 * torch.finfo(torch.float32).eps)
+    kept = {n.replace(".base_layer", ""): p for n, p in seen["module"].named_parameters() if ".base_layer." in n}
+    for name, weight in kept.items():
+        initial = seen["before"][name]
+        fresh, state = bnb.functional.quantize_4bit(initial, quant_type="nf4", compress_statistics=True)
+        assert torch.equal(weight.data, fresh)
+        assert weight.quant_state.nested
+        assert torch.equal(weight.quant_state.absmax, state.absmax)
 
 
 def test_qlora_of_a_model_without_linear_layers_is_unsupported_with_its_reason(trials):
