@@ -94,7 +94,8 @@ def tell(summary: Summary, run: Path) -> None:
 
     from selectbench.launch.publish import read_run
 
-    ranking = read_run(run).ranking()
+    stored = read_run(run)
+    ranking = stored.ranking()
     summary.say("", f"== {run}", ranking.answer, "option | " + " | ".join(SHOWN))
     for row in ranking.rows:
         figures = [value(row, name) for name in SHOWN]
@@ -103,7 +104,7 @@ def tell(summary: Summary, run: Path) -> None:
         failures = "; ".join(f"seed {f.seed} {f.kind}: {f.detail.splitlines()[0]}" for f in row.failures)
         summary.say(f"{row.option} | {told} | {states} {failures}")
     summary.say(*(f"warning: {warning}" for warning in ranking.warnings))
-    for check in checks(ranking):
+    for check in checks(stored.suite, ranking):
         summary.say(str(check))
         if not check.holds:
             summary.failed.append(f"{run.parent.name}: {check}")

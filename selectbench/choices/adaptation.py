@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -101,11 +102,33 @@ class Qlora(Lora):
         return {"working_dtype": "float32+uint8"}
 
 
+@cache
+def _four_bit_layer() -> Any:
+    """The library's layer that computes as other matrix products do: in autocast's dtype, in fp32 outside of it.
+
+    Its own would compute in one dtype for ever, the evaluation too, and round its bias to that in place.
+    """
+    import bitsandbytes as bnb
+    import torch
+
+    class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            device = x.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+            bias = None if self.bias is None else self.bias.to(dtype)
+            product: torch.Tensor = bnb.matmul_4bit(
+                x.to(dtype), self.weight, bias=bias, quant_state=self.weight.quant_state
+            )
+            return product
+
+    return Linear4bit
+
+
 def _in_four_bits(linear: torch.nn.Linear, device: str) -> torch.nn.Module:
     import bitsandbytes as bnb
     import torch
 
-    made = bnb.nn.Linear4bit(
+    made = _four_bit_layer()(
         linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=torch.float32,
         compress_statistics=True, quant_type="nf4",
     )  # fmt: skip

@@ -33,7 +33,7 @@ class Calibration(Stored):
     name: str
     """As the driver calls it."""
     rates: dict[str, Rate]
-    """By dtype of the products, accumulated in fp32: `float32`, `tf32`, `bfloat16`, `float16`."""
+    """By dtype of the products, with the settings that trials have: `float32`, `tf32`, `bfloat16`, `float16`."""
     torch_version: str
     """Whose kernels it was measured with; a rate counts for runs with another one too."""
     measured_at: str

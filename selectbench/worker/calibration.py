@@ -28,9 +28,6 @@ def calibrate(device: str, sizes: Sequence[int] = (), measured_seconds: float = 
 
     `device`: cpu or cuda; `sizes`: SIZES' unless given. A dtype that can't be had has a problem and no rate.
     """
-    # Sums in fp32, as in training; torch's default lets them be less for the 16-bit types.
-    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     for name in DTYPES[device]:
         problem = _lacks(device, name)
         found = None if problem else _best(device, name, sizes or SIZES[device], measured_seconds)
@@ -47,7 +44,11 @@ def _lacks(device: str, name: str) -> str | None:
 
 
 def _best(device: str, name: str, sizes: Sequence[int], measured_seconds: float) -> tuple[float, int] | None:
-    """The highest rate and its size; None: not even the smallest fits."""
+    """The highest rate and its size; None: not even the smallest fits.
+
+    TF32 is switched as a trial's precision switches it, and how sums of 16-bit products may be rounded is left to
+    torch, as trials leave it.
+    """
     set_tf32(name == "tf32")
     dtype = torch.float32 if name == "tf32" else getattr(torch, name)
     found = []

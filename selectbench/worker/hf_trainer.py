@@ -55,6 +55,8 @@ def _trainer(setting: Setting, watch: Watch) -> Any:
         watch, model=setting.module, args=_arguments(setting), train_dataset=JobSequences(setting),
         callbacks=[watch], compute_loss_func=watch.loss, optimizers=(watch.optimizer, schedule),
     )  # fmt: skip
+    # Where the model is to be compiled the arguments switch TF32 on, and in fp32 on a GPU accelerate does so again.
+    set_tf32(setting.order.choices.precision.tf32)
     trainer.remove_callback(PrinterCallback)
     accelerator = trainer.accelerator
     watch.note_gradient_norm(accelerator)
@@ -100,7 +102,6 @@ def _arguments(setting: Setting) -> Any:
     )
     if device == "cuda" and arguments.device is not None:
         arguments._n_gpu = 1  # the Trainer would spread one process over all visible GPUs
-    set_tf32(choices.precision.tf32)  # which torch_compile switches on
     return arguments
 
 

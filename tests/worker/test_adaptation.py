@@ -12,6 +12,7 @@ import task_jobs as jobs
 import torch
 from plain_training import plain_evaluation
 
+import selectbench.choices.adaptation as adaptation_module
 from selectbench.choices import Choices
 from selectbench.choices.adaptation import Lora, Qlora
 from selectbench.data.prepared import Prepared
@@ -274,6 +275,44 @@ def test_qlora_of_a_model_without_linear_layers_is_unsupported_with_its_reason(t
     assert last.detail.startswith(
         "adaptation qlora: the model has no torch.nn.Linear to keep in 4 bits (gpt2 has none"
     )
+
+
+@pytest.mark.parametrize(
+    ("precision", "trained_in"),
+    [("fp32", torch.float32), ("bf16_mixed", torch.bfloat16), ("fp16_mixed", torch.float16)],
+)
+def test_qlora_multiplies_in_the_precisions_dtype_and_is_evaluated_in_fp32(
+    trials, monkeypatch, precision, trained_in
+):
+    multiply, dtypes = bnb.matmul_4bit, {}
+
+    def noting(given, *arguments, **settings):
+        dtypes.setdefault(torch.is_grad_enabled(), set()).add(given.dtype)
+        product = multiply(given, *arguments, **settings)
+        assert product.dtype == given.dtype
+        return product
+
+    monkeypatch.setattr(bnb, "matmul_4bit", noting)
+    plain = trials.finished(job=JOB, adaptation=QLORA)
+    dtypes.clear()
+    found = trials.finished(job=JOB, adaptation=QLORA, precision=precision)
+    assert dtypes == {True: {trained_in}, False: {torch.float32}}
+    assert found.measurement.final_loss == pytest.approx(plain.measurement.final_loss, rel=5e-3)
+
+
+def test_a_layer_in_four_bits_leaves_its_bias_as_it_is():
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(64, 48)
+    bias, given = linear.bias.detach().clone(), torch.randn(5, 64)
+    layer = adaptation_module._in_four_bits(linear, "cpu")
+    weight = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = layer(given)
+        expected = torch.nn.functional.linear(given, weight, bias)
+    assert rounded.dtype == expected.dtype == torch.bfloat16
+    torch.testing.assert_close(rounded, expected, rtol=2e-2, atol=2e-2)
+    assert layer.bias.equal(bias)
+    torch.testing.assert_close(layer(given), torch.nn.functional.linear(given, weight, bias))
 
 
 def test_a_tied_head_stays_as_it_is(trials):

@@ -5,6 +5,7 @@ import math
 import sys
 
 import pytest
+import torch
 
 from selectbench.record.wire import GaveUp
 from selectbench.worker import hf_trainer, trial
@@ -55,6 +56,24 @@ def test_two_ranks(launched, accumulation):
 def test_what_the_environment_says_to_accelerate_is_not_taken(trials, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     assert trials.finished(framework="hf_trainer", job={"max_steps": 2}).identity.compute_dtype == "float32"
+
+
+def test_tf32_is_not_switched_on_by_accelerate(trials, monkeypatch):
+    """As its state does on a GPU where the model is to be compiled and the precision is fp32."""
+    accelerate = pytest.importorskip("accelerate")
+    state = accelerate.state.AcceleratorState
+    state._reset_state(reset_partial_state=True)
+    init, switched = state.__init__, []
+
+    def with_tf32(self, *arguments, **settings):
+        if not state._shared_state:
+            torch.backends.cuda.matmul.allow_tf32 = True
+            switched.append(True)
+        init(self, *arguments, **settings)
+
+    monkeypatch.setattr(state, "__init__", with_tf32)
+    assert trials.finished(framework="hf_trainer", job={"max_steps": 2}).identity.matmul_tf32 is False
+    assert switched
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16_mixed"])
