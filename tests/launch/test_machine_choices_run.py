@@ -62,16 +62,21 @@ def test_the_report_says_it_and_is_the_same_where_the_machine_would_choose_other
     assert SAID.count("asked") == len(shown.environment["machine_choices"])
 
 
-def test_a_run_that_was_cut_off_goes_on_with_what_it_took(done: Workplace) -> None:
+@pytest.mark.parametrize("suite", ["tiny.yaml", "stored"])
+def test_a_run_that_was_cut_off_goes_on_with_what_it_took(done: Workplace, suite: str) -> None:
+    """By the same line, and by its own suite.yaml, which names it."""
     (folder,) = done.run_folders()
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
     (folder / "records.jsonl").write_text("".join(lines[:-1]))
-    resumed = done.call("run", "tiny.yaml", **WITHOUT_BF16)
+    resumed = done.call("run", str(folder / "suite.yaml") if suite == "stored" else suite, **WITHOUT_BF16)
     assert resumed.returncode == 0, resumed.stderr
     assert "3 of 4 trials have an outcome" in resumed.stderr
     assert done.run_folders() == [folder]
     assert json.loads(lines[-1])["trial"] == done.records()[-1]["trial"]
-    # The stored suite names what was taken: the same trials, of the same run.
+
+
+def test_the_stored_suite_names_what_was_taken_and_its_trials_are_those_of_the_run(done: Workplace) -> None:
+    (folder,) = done.run_folders()
     planned = done.call("plan", str(folder / "suite.yaml"), "--json", **WITHOUT_BF16)
     plan = json.loads(planned.stdout)
     assert plan["machine_choices"] == []
