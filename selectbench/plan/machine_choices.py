@@ -100,7 +100,8 @@ def _size_that_fits(
         if demand.peak_bytes <= FITTING_SHARE * total:
             told = f"{demand.option} is expected to take {units.size(demand.peak_bytes)}, at most {bound}"
             return size, f"{told}{larger}"
-        larger = f"; with {size} sequences {demand.option} would take {units.size(demand.peak_bytes)}"
+        many = f"{size} sequence{'s' if size > 1 else ''}"
+        larger = f"; with {many} {demand.option} would take {units.size(demand.peak_bytes)}"
     return sizes[-1], f"none fits into {bound}{larger}, so that trials may run out of memory"
 
 

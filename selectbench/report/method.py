@@ -12,9 +12,8 @@ from selectbench.plan import peaks
 from selectbench.record.record import Completed, Record
 from selectbench.report.escape import markdown
 from selectbench.report.figures import known_columns
-from selectbench.report.plan import choice_text
+from selectbench.report.machine_choices import machine_choice_lines
 from selectbench.report.warmup import own_warmups
-from selectbench.suite.left_open import MachineChoice
 from selectbench.suite.suite import Suite
 
 _SPOILED = (
@@ -42,14 +41,6 @@ def _job(suite: Suite) -> str:
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
         f"{job.lr_schedule.warmup_steps:,} steps of warm-up.{_own_batches(suite)}{_own_warmups(suite)}"
     )
-
-
-def machine_choice_lines(environment: Mapping[str, Any]) -> list[str]:
-    """What the suite left to the machine, and what that took; nothing where it left nothing."""
-    keys, stored = MachineChoice.model_fields, environment.get("machine_choices") or []
-    found = [MachineChoice(**{key: str(one.get(key, "")) for key in keys}) for one in stored]
-    told = [f"{markdown(choice_text(one))}." for one in found]
-    return [f"Left to the machine, and the same for every option: {' '.join(told)}"] if told else []
 
 
 def _own_batches(suite: Suite) -> str:

@@ -15,8 +15,8 @@ from selectbench import units
 from selectbench.analysis.search import EXTENSIONS
 from selectbench.plan.estimate import Estimate, StageCost
 from selectbench.plan.plan import Plan, PlannedOption
+from selectbench.report.machine_choices import choice_text
 from selectbench.report.warmup import own_warmups
-from selectbench.suite.left_open import MachineChoice
 from selectbench.suite.suite import Suite
 
 
@@ -92,11 +92,6 @@ def print_plan(
         console.print(Text(line))
     for line in [*plan.warnings, *notes]:
         console.print(Text(f"note: {line}", style="yellow"))
-
-
-def choice_text(choice: MachineChoice) -> str:
-    """`precision: fp16_mixed, as compute capability 7.5 has no bf16, which needs 8.0 (asked: auto)`."""
-    return f"{choice.setting}: {choice.taken}, as {choice.why} (asked: {choice.asked})"
 
 
 def _work(plan: Plan) -> str:
