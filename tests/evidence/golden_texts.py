@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 from evidence.golden_pairs import compared_runs, gated_runs, listed_runs
-from evidence.golden_runs import LR, RUNS, SIZE, small_runs
+from evidence.golden_runs import LR, RUNS, SIZE
+from evidence.golden_small import small_runs
 from evidence.golden_trials import Run, by_rate, suite_of, trial, tried
 from made_sentences import WORDS
 from msgspec.structs import replace
