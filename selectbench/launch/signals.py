@@ -7,8 +7,6 @@ import select
 import signal
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class StopRequest:
     """Set by the first signal; the second ends the process at once.
@@ -31,7 +29,8 @@ class StopRequest:
         select.select([self.descriptor], [], [], 0.0 if self else seconds)
 
     def __enter__(self) -> StopRequest:
-        self._before = {number: signal.signal(number, self._handle) for number in STOPPING}
+        stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        self._before = {number: signal.signal(number, self._handle) for number in stopping}
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         return self
 
