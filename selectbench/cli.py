@@ -364,7 +364,7 @@ def init(
 
     text = template(source)
     try:
-        with path.open("x", encoding="utf-8") as stream:
+        with path.open("x", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
     except FileExistsError:
         raise UserError(f"{path}: exists already; name another file") from None

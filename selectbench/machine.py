@@ -10,6 +10,7 @@ import importlib.util
 import os
 import shlex
 import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -28,6 +29,8 @@ LIBRARIES = (
     "triton", "safetensors", "accelerate", "schedulefree",
 )  # fmt: skip
 """Distributions whose versions may explain a figure."""
+SYSTEMS = {"darwin": ("macOS", "a Linux container"), "win32": ("Windows", "WSL 2")}
+"""Systems that can do all but train, by Python's name: what people call each, and where Linux runs in it."""
 ANY_VERSION = "9999"
 """Later than every lower bound."""
 
@@ -118,6 +121,14 @@ COMPILERS = {
     "cuda": Compiler("C", "CC", ("gcc", "clang")),
 }
 """Inductor's code for a CPU is C++; what launches Triton's kernels is built in C (`triton.runtime.build`)."""
+
+
+def wrong_system_reason(platform: str = sys.platform) -> str | None:
+    """Why no trial runs on this operating system, with the fix; None on Linux. `platform`: as Python names it."""
+    if platform == "linux":
+        return None
+    name, within = SYSTEMS.get(platform, (platform, "a Linux container"))
+    return f"training needs Linux, and this is {name}: run it on a Linux machine or in {within}"
 
 
 def inspect_machine(device: str | None = None) -> Machine:
@@ -218,9 +229,16 @@ def unusable_gpu_reason(gpu: Gpu, torch: str, cuda: str | None) -> str | None:
 
 def usable_cores() -> float:
     """Cores that this process may use at once: its affinity, cut by the cgroup's CPU quota."""
-    affinity = float(len(os.sched_getaffinity(0)))
+    affinity = float(cores_by_affinity())
     quota = cgroup_cpu_quota()
     return affinity if quota is None else min(affinity, quota)
+
+
+def cores_by_affinity() -> int:
+    """Cores that this process may be scheduled on: all where the system keeps no affinity, as macOS."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:

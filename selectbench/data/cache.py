@@ -76,7 +76,7 @@ def _rename(unfinished: Path, final: Path) -> None:
 def _flush(folder: Path) -> None:
     """Brings the files to the disk before their folder gets its name, so that a power cut leaves no torn one."""
     for path in folder.iterdir():
-        with path.open("rb") as file:
+        with path.open("r+b") as file:  # Windows flushes no file that is open for reading alone
             os.fsync(file.fileno())
 
 

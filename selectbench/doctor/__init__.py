@@ -34,6 +34,7 @@ from selectbench.machine import (
     torch_cuda_version,
     usable_cores,
     wrong_device_reason,
+    wrong_system_reason,
 )
 from selectbench.nvml import gpus
 
@@ -61,19 +62,33 @@ COLOURS: dict[Status, str] = {"ok": "green", "limited": "yellow", "broken": "red
 def diagnose() -> list[Finding]:
     """Everything that decides what this machine can run, in the order in which to mend it."""
     return [
+        check_system(),
         Finding("Python", "ok", f"{platform.python_implementation()} {platform.python_version()}"),
-        *check_packages(),
-        check_torch(),
-        check_gpu(),
-        *check_meters(),
-        *check_calibration(),
-        *check_compilers(("cpu", "cuda") if gpus() else ("cpu",)),
-        check_python_headers(),
-        check_shared_memory(),
+        *(check_training() if wrong_system_reason() is None else ()),
         check_cache(),
         check_cores(),
-        check_memory(),
     ]
+
+
+def check_system() -> Finding:
+    """Whether trials can run on this operating system at all."""
+    if (reason := wrong_system_reason()) is None:
+        return Finding("system", "ok", f"{platform.system()} {platform.release()}")
+    what, _, fix = reason.rpartition(": ")
+    return Finding("system", "broken", f"{what}; plans, data, reports and gates work here", fix)
+
+
+def check_training() -> Iterator[Finding]:
+    """What trials alone need, on a system that can run them."""
+    yield from check_packages()
+    yield check_torch()
+    yield check_gpu()
+    yield from check_meters()
+    yield from check_calibration()
+    yield from check_compilers(("cpu", "cuda") if gpus() else ("cpu",))
+    yield check_python_headers()
+    yield check_shared_memory()
+    yield check_memory()
 
 
 def check_packages() -> Iterator[Finding]:
@@ -185,7 +200,12 @@ def check_memory() -> Finding:
 
 
 def supported_choices(machine: Machine) -> list[tuple[str, str, str | None]]:
-    """Every dimension and tag of the registry, with the reason why this machine cannot run it, or None."""
+    """Every dimension and tag of the registry, with the reason why this machine cannot run it, or None.
+
+    Empty on a system that runs none of them.
+    """
+    if wrong_system_reason() is not None:
+        return []
     return [
         (dimension, tag_of(choice), choice.needs.missing(machine))
         for dimension, classes in REGISTRY.items()
@@ -194,8 +214,9 @@ def supported_choices(machine: Machine) -> list[tuple[str, str, str | None]]:
 
 
 def render(findings: list[Finding], choices: list[tuple[str, str, str | None]]) -> RenderableType:
-    """Two tables, tidy from 60 columns on; their cells fold, none is cut."""
-    return Group(_findings_table(findings), Text(), _choices_table(choices))
+    """A table of each that is not empty, tidy from 60 columns on; their cells fold, none is cut."""
+    found = _findings_table(findings)
+    return Group(found, Text(), _choices_table(choices)) if choices else found
 
 
 def _findings_table(findings: list[Finding]) -> Table:

@@ -15,7 +15,7 @@ from selectbench.errors import MissingPackageError, UserError
 from selectbench.launch.gpu_claim import claim_gpus
 from selectbench.launch.preparation import check_torch_shows
 from selectbench.launch.server import server_environment
-from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_device_reason
+from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.nvml import Gpu, gpus
 from selectbench.plan.gpu_need import GpuNeed
 from selectbench.record.calibration import Calibration, Rate, store
@@ -39,6 +39,8 @@ def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> l
 
     `sizes`: of the square matrices; the worker's own unless given.
     """
+    if (reason := wrong_system_reason()) is not None:
+        raise UserError(reason)
     if not inspect_machine().trains:
         raise MissingPackageError(f"calibrating needs torch, which is not installed: {INSTALL}")
     if (reason := wrong_device_reason()) is not None:

@@ -7,7 +7,6 @@ they share.
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from selectbench.errors import UserError
+from selectbench.file_lock import lock
 
 DEFAULT_FOLDER = Path("/tmp/selectbench-locks")
 FOLDER_MODE = 0o1777
@@ -47,17 +47,17 @@ class GpuLock:
 @contextmanager
 def my_turn() -> Iterator[None]:
     """Alone among all runs while inside: choosing and locking take milliseconds. Raises UserError."""
-    lock = _lock(TURN, fcntl.LOCK_EX)
-    assert lock is not None
+    turn = _lock(TURN, wait=True)
+    assert turn is not None
     try:
         yield
     finally:
-        lock.release()
+        turn.release()
 
 
 def try_lock(uuid: str) -> GpuLock | None:
     """The GPU's lock, or None where another run has it. Raises UserError where the folder can't be used."""
-    return _lock(uuid, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return _lock(uuid, wait=False)
 
 
 def is_locked(uuid: str) -> bool:
@@ -65,10 +65,10 @@ def is_locked(uuid: str) -> bool:
     if not _path(uuid).exists():
         return False
     with my_turn():  # nobody fails to get the lock because it is looked at
-        lock = try_lock(uuid)
-    if lock is not None:
-        lock.release()
-    return lock is None
+        free = try_lock(uuid)
+    if free is not None:
+        free.release()
+    return free is None
 
 
 def holder_pid(uuid: str) -> int | None:
@@ -83,7 +83,7 @@ def _path(name: str) -> Path:
     return lock_folder() / f"{name.replace('/', '_')}.lock"
 
 
-def _lock(name: str, operation: int) -> GpuLock | None:
+def _lock(name: str, *, wait: bool) -> GpuLock | None:
     path = _path(name)
     while True:
         try:
@@ -91,25 +91,24 @@ def _lock(name: str, operation: int) -> GpuLock | None:
         except OSError as error:
             fix = "set SELECTBENCH_LOCKS to a folder that every user may write to"
             raise UserError(f"{path}: cannot lock: {error.strerror}; {fix}") from None
-        if not _flock(descriptor, operation):
+        if not _flock(descriptor, wait=wait):
             return None
         if _is_at(descriptor, path):  # else it was tidied away in between, and the next run would make a new one
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
             return GpuLock(descriptor)
         os.close(descriptor)
 
 
-def _flock(descriptor: int, operation: int) -> bool:
+def _flock(descriptor: int, *, wait: bool) -> bool:
+    """Whether it is locked; closed where it is not."""
+    is_ours = False
     try:
-        fcntl.flock(descriptor, operation)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    except BaseException:
-        os.close(descriptor)
-        raise
-    return True
+        is_ours = lock(descriptor, wait=wait)
+    finally:
+        if not is_ours:
+            os.close(descriptor)
+    return is_ours
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -124,7 +123,7 @@ def _open(path: Path) -> int:
 
     Opened without O_CREAT first: a kernel with fs.protected_regular refuses O_CREAT on another user's file.
     """
-    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
     with _every_user_may():
         path.parent.mkdir(FOLDER_MODE, exist_ok=True)
         while True:

@@ -14,7 +14,7 @@ from selectbench.data.prepare import Prepared, check_enough, prepare
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.launch.gpu_claim import GpuClaim, candidates, claim_gpus
 from selectbench.launch.server import server_environment
-from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason
+from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.nvml import Gpu
 from selectbench.nvml.same_device import first_difference
 from selectbench.nvml.torch_devices import PROBE, read_probe
@@ -80,6 +80,8 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
 
 def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
     """Settle everything and take the GPUs; nothing is launched. Raises UserError, with no GPU taken."""
+    if (reason := wrong_system_reason()) is not None:
+        raise UserError(reason)
     suite, machine = resolve(request)
     if (reason := device_problem(request, suite)) is not None:
         raise UserError(reason)

@@ -12,7 +12,7 @@ from selectbench.launch.budget import within
 from selectbench.launch.gpu_claim import idle_now
 from selectbench.launch.preparation import Request, device_problem, prepare_data, resolve
 from selectbench.launch.stages import Ground, stages
-from selectbench.machine import INSTALL, Machine
+from selectbench.machine import INSTALL, Machine, wrong_system_reason
 from selectbench.plan.estimate import Estimate, StageCost, estimate, stage_costs
 from selectbench.plan.gpu_need import gpu_need
 from selectbench.plan.history import past_trials
@@ -37,13 +37,11 @@ class Outlook:
 def preview(
     request: Request, results: Path, notify: Callable[[str], None], budget_seconds: float | None = None
 ) -> Outlook:
-    """Raises UserError for a wrong suite or data; missing packages and GPUs in use are only noted."""
+    """Raises UserError for a wrong suite or data; what is missing or in use here are only noted."""
     suite, machine = resolve(request)
     notes = [reason] if (reason := device_problem(request, suite)) is not None else []
     prepared = _prepare_if_possible(suite, notify, notes)
-    if not machine.trains:
-        notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
-        machine = machine.with_training()
+    machine = _as_if_it_trained(machine, notes)
     machine = _with_idle_gpus(request, settled_for(suite, machine, prepared), machine, notes)
     suite = settled_for(suite, machine, prepared)
     history = past_trials(results / suite.name, machine)
@@ -53,6 +51,17 @@ def preview(
         notes += told
     costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], machine, history)
     return Outlook(own.plan, estimate(own.plan, machine, history), costs, notes)
+
+
+def _as_if_it_trained(machine: Machine, notes: list[str]) -> Machine:
+    """The machine as it would be for training, with a note on what it lacks."""
+    if (reason := wrong_system_reason()) is not None:
+        notes.append(f"{reason}; planned as if this machine could, with what {INSTALL} brings")
+    elif not machine.trains:
+        notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
+    else:
+        return machine
+    return machine.with_training()
 
 
 def _with_idle_gpus(request: Request, suite: Suite, machine: Machine, notes: list[str]) -> Machine:

@@ -7,8 +7,6 @@ import select
 import signal
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
 
 class StopRequest:
     """Set by the first signal; the second ends the process at once.
@@ -34,7 +32,8 @@ class StopRequest:
         select.select([self.descriptor], [], [], 0.0 if self else seconds)
 
     def __enter__(self) -> StopRequest:
-        heard = [n for n in STOPPING if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
+        stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        heard = [n for n in stopping if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._handle) for number in heard}
         self._wakeup = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
         return self

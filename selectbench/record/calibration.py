@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from selectbench.data.cache import cache_root
 from selectbench.errors import UserError
+from selectbench.file_lock import lock
 from selectbench.record.stored import Stored
 
 FILE_NAME = "calibration.json"
@@ -96,10 +96,10 @@ def _read_or_nothing() -> _File:
 
 
 @contextmanager
-def _alone(lock: Path) -> Iterator[None]:
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+def _alone(file: Path) -> Iterator[None]:
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

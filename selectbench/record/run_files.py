@@ -22,7 +22,7 @@ def write_whole(path: Path, text: str) -> None:
     """Replace a file at once: a reader sees the old text or the new one. Raises OSError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on every system
         temporary.replace(path)
     except OSError:
         temporary.unlink(missing_ok=True)

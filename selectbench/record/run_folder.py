@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from selectbench.errors import UserError
+from selectbench.file_lock import lock
 from selectbench.record.environment import fingerprint_part
 from selectbench.record.run_files import ENVIRONMENT, SUITE, write_whole
 from selectbench.suite.suite import Suite
@@ -79,14 +79,15 @@ class RunLock:
     def __enter__(self) -> RunLock:
         try:
             self._stream = self.path.open("w")
-            fcntl.flock(self._stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            is_ours = lock(self._stream.fileno(), wait=False)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot lock: {error.strerror}; choose another --results DIR") from None
+        if not is_ours:
+            self._stream.close()
             raise UserError(
                 f"{self.path.parent}: another selectbench is running this; wait for it, or start one of its own "
                 "beside it with --fresh (its speed would suffer from the other's)"
-            ) from None
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot lock: {error.strerror}; choose another --results DIR") from None
+            )
         return self
 
     def __exit__(self, *_: object) -> None:

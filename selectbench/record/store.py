@@ -40,7 +40,7 @@ def append_record(path: Path, record: Record) -> None:
 
 def _write_whole(descriptor: int, line: bytes) -> None:
     size = os.fstat(descriptor).st_size
-    if size and os.pread(descriptor, 1, size - 1) != b"\n":
+    if size and _last_byte(descriptor) != b"\n":
         line = b"\n" + line
     try:
         written = 0
@@ -51,6 +51,11 @@ def _write_whole(descriptor: int, line: bytes) -> None:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, size)
         raise
+
+
+def _last_byte(descriptor: int) -> bytes:
+    os.lseek(descriptor, -1, os.SEEK_END)
+    return os.read(descriptor, 1)
 
 
 def _cannot_write(path: Path, error: OSError) -> UserError:

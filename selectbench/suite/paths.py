@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import glob
 import os
+import posixpath
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -97,6 +98,8 @@ def _each(node: Node, change: Callable[[Node], Node]) -> Node:
 def _absolute(node: Node, folder: Path, *, pattern: bool = False) -> Node:
     if not isinstance(node.value, str) or not node.value:
         return node
+    if node.value.startswith("/"):  # on Windows too, where it is no absolute path: a run from Linux reads the same
+        return replace(node, value=posixpath.normpath(node.value))
     # What the command line says, it says from where the user stands.
     base = str(folder if node.place.line else Path.cwd())
     # The folder is no pattern, even where its name holds a bracket. Not Path: a pattern's `..` must be resolved

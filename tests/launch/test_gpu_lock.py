@@ -115,10 +115,10 @@ def test_a_file_that_is_tidied_away_meanwhile_is_made_anew(monkeypatch: pytest.M
     real = gpu_lock._flock
     left = [folder / "GPU-a.lock"]
 
-    def lose_it(descriptor: int, operation: int) -> bool:
+    def lose_it(descriptor: int, *, wait: bool) -> bool:
         if left:
             left.pop().unlink()
-        return real(descriptor, operation)
+        return real(descriptor, wait=wait)
 
     monkeypatch.setattr(gpu_lock, "_flock", lose_it)
     lock = try_lock("GPU-a")

@@ -35,7 +35,7 @@ ASDICT = "asdict(doctor.{}())"
 def test_every_finding_that_is_not_ok_has_a_fix():
     findings = diagnose()
     assert all(finding.fix for finding in findings if finding.status != "ok")
-    assert {"Python", "torch", "GPU", "C++ compiler", "/dev/shm", "cache", "cores", "memory"} <= {
+    assert {"system", "Python", "torch", "GPU", "C++ compiler", "/dev/shm", "cache", "cores", "memory"} <= {
         finding.subject for finding in findings
     }
 

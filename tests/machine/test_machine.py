@@ -10,12 +10,14 @@ from selectbench.machine import (
     cgroup_cpu_quota,
     cgroup_folders,
     cgroup_memory_limit_bytes,
+    cores_by_affinity,
     cpu_model,
     cpu_units,
     inspect_machine,
     memory_total_bytes,
     usable_cores,
     wrong_device_reason,
+    wrong_system_reason,
 )
 
 INSPECT = "asdict(machine.inspect_machine())"
@@ -132,6 +134,21 @@ def test_an_arm_processor_lists_bf16_among_its_features(tmp_path, monkeypatch):
 def test_this_machine_has_memory_and_cores():
     assert memory_total_bytes() > 1 << 28
     assert 0 < usable_cores() <= len(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="there is no affinity to hide")
+def test_without_an_affinity_all_cores_count(monkeypatch):
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert cores_by_affinity() == os.cpu_count()
+
+
+def test_only_linux_trains():
+    assert wrong_system_reason("linux") is None
+    assert wrong_system_reason("darwin") == (
+        "training needs Linux, and this is macOS: run it on a Linux machine or in a Linux container"
+    )
+    assert wrong_system_reason("win32").endswith("this is Windows: run it on a Linux machine or in WSL 2")
+    assert "this is freebsd14" in wrong_system_reason("freebsd14")
 
 
 def test_cpu_is_what_it_is_asked_to_be():

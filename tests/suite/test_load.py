@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import ntpath
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from suite_texts import VALID, changed, write
 
 from selectbench.record.run_folder import suite_text
+from selectbench.suite import paths
 from selectbench.suite.data import TextFiles
 from selectbench.suite.load import load_suite
 from selectbench.suite.shipped import names
@@ -278,3 +281,15 @@ def test_paths_of_the_command_line_are_those_of_the_working_directory(tmp_path, 
     job = load(tmp_path, VALID, settings=settings).job
     assert job.model.config == str(elsewhere / "model")
     assert job.data.text == [f"{tmp_path}/else[[]where]/a*.txt"]
+
+
+def test_a_run_from_linux_keeps_its_paths_on_windows(tmp_path, monkeypatch):
+    text = changed(
+        ("  seq_len: 64", "  data: {text: [/corpora/../text/*.txt]}\n  seq_len: 64"),
+        ("precision: fp32}", "precision: fp32, python: /venvs/old/bin/python}"), more="code: [/home/code]\n",
+    )  # fmt: skip
+    here = load(tmp_path, text, require_files=False).resolved
+    monkeypatch.setattr(paths, "os", SimpleNamespace(path=ntpath))
+    there = load(tmp_path, text, require_files=False).resolved
+    assert there == here
+    assert there["job"]["data"] == {"text": ["/text/*.txt"]}
