@@ -126,7 +126,7 @@ def layout_of(config: Config, regime: Regime) -> Layout | None:
         if "encoder_ffn_dim" in config:
             return _bart(config, regime)
         return _llama(config, regime)
-    except KeyError:
+    except (KeyError, TypeError, ZeroDivisionError):  # a key is missing, or holds no number that makes sense
         return None
 
 

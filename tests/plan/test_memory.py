@@ -121,6 +121,9 @@ def test_low_rank_additions_are_trained_over_frozen_weights() -> None:
         {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 100},
         {**LLAMA, "model_type": "mixtral", "num_local_experts": 8},
         {"model_type": "llama"},
+        {**LLAMA, "hidden_size": None},
+        {**LLAMA, "hidden_size": "256"},
+        {**LLAMA, "num_attention_heads": 0},
         {},
     ],
 )
