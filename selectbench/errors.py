@@ -40,6 +40,14 @@ class MissingPackageError(UserError):
     """A package that this command cannot do without is not installed; the message says how to get it."""
 
 
+class UnreachableError(UserError):
+    """Something of the Hugging Face hub can't be had: no network, no such name, or none that is open to all."""
+
+
+class NotDownloadedError(UserError):
+    """Data that a plan does not download; a run would."""
+
+
 def did_you_mean(wrong: object, candidates: Sequence[str]) -> str:
     """' (did you mean X?)' for the nearest candidate, or '' where none is near."""
     near = get_close_matches(str(wrong), candidates, n=1, cutoff=0.6)

@@ -12,7 +12,7 @@ from selectbench.data.files import files_sha256, find_files
 from selectbench.data.lines import Fault, read_lines
 from selectbench.data.own_documents import own_documents
 from selectbench.data.records import chat_documents, json_documents, parquet_documents
-from selectbench.data.rows import column, load_rows, rows_key
+from selectbench.data.rows import column, load_rows, rows_key, streamed_key
 from selectbench.data.split import blocks
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.machine import INSTALL, installed_version
@@ -117,6 +117,12 @@ def _chapters() -> Iterator[str]:
 
 def _dataset(data: Dataset) -> Corpus:
     version = require("datasets", INSTALL_DATA)
+    if data.rows is not None:  # what is prepared already asks nothing of the network
+        key = streamed_key(data)
+        described = f"the first {data.rows:,} rows of {data.dataset}, split {data.split}"
+        return Corpus(
+            key and f"{key} datasets {version}", lambda fault: column(load_rows(data), data, fault), described
+        )
     rows = load_rows(data)
     key = rows_key(rows, data)
     return Corpus(

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 MAIN = "main"
 """The branch that a name without a revision means."""
+Kind = Literal["model", "dataset"]
 
 
-def snapshot(name: str, revision: str | None, files: Sequence[str], *, fetch: bool = True) -> Path:
+def snapshot(
+    name: str, revision: str | None, files: Sequence[str], *, fetch: bool = True, kind: Kind = "model"
+) -> Path:
     """The folder of the hub's cache that holds one commit, and is named after it.
 
     `files`: patterns of those that are fetched where they are missing. Without a network, or where `fetch` is
@@ -20,7 +24,7 @@ def snapshot(name: str, revision: str | None, files: Sequence[str], *, fetch: bo
     # Left alone: whatever lies in folders of its own, such as the same weights in other formats.
     found = snapshot_download(
         name, revision=revision or MAIN, allow_patterns=list(files), ignore_patterns=["*/*"],
-        local_files_only=not fetch,
+        local_files_only=not fetch, repo_type=kind,
     )  # fmt: skip
     return Path(found)
 

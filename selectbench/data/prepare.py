@@ -19,8 +19,8 @@ from selectbench.data.prepared import Prepared
 from selectbench.data.pretrained import pinned, pretrained_key
 from selectbench.data.write_text import TextWork, write_text
 from selectbench.data.write_tokens import write_markov, write_token_files
-from selectbench.errors import UserError
-from selectbench.suite.data import AnyData, AnySource, Apart, Cleaning, MarkovSource, TokenFile, kind_of
+from selectbench.errors import NotDownloadedError, UserError
+from selectbench.suite.data import AnyData, AnySource, Apart, Cleaning, Dataset, MarkovSource, TokenFile, kind_of
 
 __all__ = ["Prepared", "check_enough", "epochs", "prepare"]
 Notify = Callable[[str], None]
@@ -35,24 +35,34 @@ def _silent(_: str) -> None:
 def prepare(
     data: AnyData, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None,
     specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = _silent, evaluates: bool = False,
+    downloads: bool = True,
 ) -> Prepared:  # fmt: skip
     """A job's data as token files.
 
     `data`'s paths and globs are absolute. `tokenizer` None: the data are tokens already. `specials`: tokens that
     the task needs; `code`: folders of own code. `notify` gets a line for a person where something takes time or
     is left out. `evaluates`: text of which nothing can be held out is an error at once. Two runs may prepare
-    the same data at once. Raises UserError for text that is missing or unfit, a missing package, and a cache that
-    cannot be written.
+    the same data at once. `downloads` False: rows that would be read as they are downloaded are left to a run.
+    Raises NotDownloadedError for these, UserError for text that is missing or unfit, a missing package, and a cache
+    that cannot be written.
     """
     described, parts, write = _work(data, tokenizer, cleaning or Cleaning(), specials, code, notify, evaluates)
     key = _key(parts)
     folder = cache_root() / "data" / key
     cached = _cached(folder)
     if cached is None:
+        if not downloads and (missing := streamed(data)):
+            raise NotDownloadedError(*(f"data.dataset: {one.dataset} is not downloaded yet" for one in missing))
         notify(f"preparing {described} once, in {folder}")
         publish(folder, partial(write, key))
         cached = Prepared.open(folder)
     return cached
+
+
+def streamed(data: AnyData) -> list[Dataset]:
+    """Those of the sources that are read as they are downloaded from the hub."""
+    sources = [data.train, data.heldout] if isinstance(data, Apart) else [data]
+    return [s for s in sources if isinstance(s, Dataset) and s.rows and not Path(s.dataset).exists()]
 
 
 def _work(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from selectbench.choices.tokenizer import PretrainedTokenizer
 from selectbench.data.failures import first_line
 from selectbench.data.hub import snapshot
-from selectbench.errors import UserError
+from selectbench.errors import UnreachableError, UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -94,7 +94,7 @@ def _folder(spec: PretrainedTokenizer) -> Path:
     try:
         return snapshot(spec.pretrained, spec.revision, [f"*{suffix}" for suffix in (*_SUFFIXES, ".jinja")])
     except Exception as error:  # the network's, and a dozen of the hub's own
-        raise UserError(
+        raise UnreachableError(
             f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)} (a hub id needs the network, "
             "or to be in the hub's cache: `hf download ID`; or give a folder)"
         ) from None

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from selectbench.data.failures import first_line, root_cause
 from selectbench.data.files import files_sha256
+from selectbench.data.hub import snapshot
 from selectbench.data.lines import Fault
 from selectbench.data.records import ROWS_AT_ONCE, below, found_instead
-from selectbench.errors import UserError
+from selectbench.errors import UnreachableError, UserError
 from selectbench.suite.data import Dataset
 
 
@@ -19,19 +21,72 @@ def load_rows(data: Dataset) -> Any:
     import datasets
 
     datasets.disable_progress_bars()
-    try:
+    with _had(data):
         rows = _saved(data) if _is_saved(data) else _loaded(data)
-    except UserError:
-        raise
-    except Exception as error:  # pyarrow's, the network's and a dozen of the library's own
-        raise UserError(
-            f"data.dataset: {data.dataset} cannot be had: {first_line(root_cause(error))} "
-            "(a local folder needs no network; without one, a hub id must be in the hub's cache)"
-        ) from None
+        if data.rows is not None:
+            rows = _first_rows(rows, data.rows)
     first = data.field.split(".")[0]
     if first not in rows.column_names:
         raise UserError(f"data.dataset: {data.dataset} has no column {first!r} (it has {_some(rows.column_names)})")
     return rows
+
+
+@contextmanager
+def _had(data: Dataset) -> Iterator[None]:
+    """Says in a line why a data set can't be had."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow's, the network's and a dozen of the library's own
+        kind = UserError if Path(data.dataset).exists() else UnreachableError
+        raise kind(
+            f"data.dataset: {data.dataset} cannot be had: {first_line(root_cause(error))} "
+            "(a local folder needs no network; without one, a hub id must be in the hub's cache)"
+        ) from None
+
+
+def _first_rows(rows: Any, number: int) -> Any:
+    first = rows.take(number)
+    return first if first.column_names is not None else first._resolve_features()
+
+
+def dataset_commit(data: Dataset) -> str | None:
+    """The commit of the hub that the data set's name means now, or meant when it was last asked; None: a folder.
+
+    Raises UnreachableError where the hub was never asked and can't be.
+    """
+    if Path(data.dataset).exists():
+        return None
+    with _had(data):
+        return snapshot(data.dataset, data.revision, ["README.md"], kind="dataset").name
+
+
+def download_bytes(data: Dataset) -> float:
+    """What the first rows take of the network, by the size of a row in the first of the files that hold them.
+
+    Raises UserError where these can't be asked.
+    """
+    import datasets
+    import fsspec
+    import pyarrow.parquet
+
+    assert data.rows is not None, "of a data set without `rows` all is downloaded"
+    with _had(data):
+        builder = datasets.load_dataset_builder(data.dataset, data.name, revision=data.revision)
+        first = builder.config.data_files[data.split][0]
+        with fsspec.open(first) as file:
+            rows = pyarrow.parquet.ParquetFile(file).metadata.num_rows
+            return float(data.rows * file.size / rows)
+
+
+def streamed_key(data: Dataset) -> str | None:
+    """What the first rows of a data set are, by its commit; None: a folder, whose content alone tells.
+
+    Raises UnreachableError.
+    """
+    commit = dataset_commit(data)
+    return commit and f"dataset {data.dataset} {commit} {data.name} {data.split} {data.rows} {data.field}"
 
 
 def rows_key(rows: Any, data: Dataset) -> str | None:
@@ -49,7 +104,7 @@ def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
     """The field of every row, in order; what is no text goes to `fault`."""
     first, *names = data.field.split(".")
     number = 0
-    for batch in rows.select_columns([first]).iter(batch_size=ROWS_AT_ONCE):
+    for batch in _batches(rows.select_columns([first]), data):
         for value in batch[first]:
             found = below(value, names)
             if isinstance(found, str):
@@ -60,6 +115,17 @@ def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
             number += 1
 
 
+def _batches(rows: Any, data: Dataset) -> Iterator[Any]:
+    """Rows that are downloaded as they are read may break off."""
+    batches = rows.iter(batch_size=ROWS_AT_ONCE)
+    while True:
+        with _had(data):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
 def _is_saved(data: Dataset) -> bool:
     return any((Path(data.dataset) / name).is_file() for name in ("state.json", "dataset_dict.json"))
 
@@ -67,7 +133,10 @@ def _is_saved(data: Dataset) -> bool:
 def _loaded(data: Dataset) -> Any:
     import datasets
 
-    return datasets.load_dataset(data.dataset, data.name, split=data.split, revision=data.revision)
+    revision = data.revision if data.rows is None else dataset_commit(data)
+    return datasets.load_dataset(
+        data.dataset, data.name, split=data.split, revision=revision, streaming=data.rows is not None
+    )
 
 
 def _saved(data: Dataset) -> Any:

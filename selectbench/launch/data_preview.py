@@ -7,14 +7,15 @@ from collections.abc import Callable
 from selectbench.data.enough import evaluable_tokens
 from selectbench.data.look import Look, look
 from selectbench.data.prepared import Prepared
-from selectbench.launch.preparation import Request, prepare_data, resolve
+from selectbench.launch.preparation import Request, prepare_data, resolve, way_without_network
 from selectbench.plan.warnings import heldout_warnings
 
 
 def prepared_data(request: Request, notify: Callable[[str], None]) -> list[tuple[Prepared, list[str], Look]]:
     """Each distinct preparation with the options that read it. Raises UserError for a wrong suite or unfit data."""
     suite, _ = resolve(request)
-    by_option = prepare_data(suite, notify)
+    with way_without_network(request):
+        by_option = prepare_data(suite, notify)
     options: dict[str, list[str]] = {}
     for name, prepared in by_option.items():
         options.setdefault(prepared.key, []).append(name)

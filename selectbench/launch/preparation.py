@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench.choices.tokenizer import AnyTokenizer
-from selectbench.data.prepare import Prepared, check_enough, prepare
-from selectbench.errors import MissingPackageError, UserError
+from selectbench.data.prepare import Prepared, check_enough, prepare, streamed
+from selectbench.data.rows import dataset_commit
+from selectbench.errors import MissingPackageError, UnreachableError, UserError
 from selectbench.launch.gpu_claim import GpuClaim, candidates, claim_gpus
 from selectbench.launch.server import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
@@ -25,6 +26,8 @@ from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.suite.load import load_suite
 from selectbench.suite.shipped import find
 from selectbench.suite.suite import Suite
+
+_OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,8 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
         raise UserError(reason)
     if not machine.trains:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
-    prepared = prepare_data(suite, notify)
+    with way_without_network(request):
+        prepared = prepare_data(suite, notify)
     with ExitStack() as undo:
         need = gpu_need(settled_for(suite, machine, prepared), machine)
         claim = undo.enter_context(_claim(request, need, suite.device, notify))
@@ -106,8 +110,22 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
     return Preparation(suite, machine, prepared, environment, plan, claim)
 
 
-def prepare_data(suite: Suite, notify: Callable[[str], None]) -> dict[str, Prepared]:
-    """Each option's data. Raises UserError where they can't be had, or are too few."""
+@contextmanager
+def way_without_network(request: Request) -> Iterator[None]:
+    """Where the hub can't be reached, says what works without it."""
+    try:
+        yield
+    except UnreachableError as error:
+        other = f"selectbench run {request.suite}" if request.profile else _OWN_TEXT
+        told = f"without a network this works: {other}"
+        raise UserError(*(f"{problem}; {told}" for problem in error.problems)) from None
+
+
+def prepare_data(suite: Suite, notify: Callable[[str], None], *, downloads: bool = True) -> dict[str, Prepared]:
+    """Each option's data. Raises UserError where they can't be had, or are too few.
+
+    `downloads` False: raises NotDownloadedError for rows that would be read as they are downloaded.
+    """
     made: dict[AnyTokenizer | None, Prepared] = {}
     for option in suite.options:
         job = suite.job.of(option.choices)
@@ -120,6 +138,7 @@ def prepare_data(suite: Suite, notify: Callable[[str], None]) -> dict[str, Prepa
                 code=suite.code,
                 notify=notify,
                 evaluates=job.evaluates,
+                downloads=downloads,
             )
         check_enough(made[job.tokenizer], job)
     return {option.name: made[suite.job.of(option.choices).tokenizer] for option in suite.options}
@@ -145,8 +164,10 @@ def device_problem(request: Request, suite: Suite) -> str | None:
 def data_facts(suite: Suite, prepared: Mapping[str, Prepared], plan: Plan) -> dict[str, Any]:
     """What environment.json says of the data: counts and content key, no path; the baseline's, and what differs."""
     own = prepared[suite.baseline]
+    commits = {one.dataset: dataset_commit(one) for one in streamed(suite.job.data)}
     others = {name: one.facts() for name, one in prepared.items() if one.key != own.key}
-    return {**own.facts(), "epochs": plan.epochs, **({"by_option": others} if others else {})}
+    more = {"commits": commits, "by_option": others}
+    return {**own.facts(), "epochs": plan.epochs, **{key: value for key, value in more.items() if value}}
 
 
 def check_cuda(plan: Plan, gpus: Sequence[Gpu]) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from selectbench import units
+from selectbench.data.prepare import streamed
 from selectbench.data.prepared import Prepared
-from selectbench.errors import MissingPackageError, UserError
+from selectbench.data.rows import download_bytes
+from selectbench.errors import MissingPackageError, NotDownloadedError, UserError
 from selectbench.launch.budget import within
 from selectbench.launch.gpu_claim import idle_now
-from selectbench.launch.preparation import Request, device_problem, prepare_data, resolve
+from selectbench.launch.preparation import Request, device_problem, prepare_data, resolve, way_without_network
 from selectbench.launch.stages import Ground, stages
 from selectbench.machine import INSTALL, Machine, wrong_system_reason
 from selectbench.plan.estimate import Estimate, StageCost, estimate, stage_costs
@@ -19,6 +22,7 @@ from selectbench.plan.history import past_trials
 from selectbench.plan.machine_choices import settled_for
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import code_sha256
+from selectbench.suite.data import Dataset
 from selectbench.suite.suite import Suite
 
 
@@ -40,7 +44,8 @@ def preview(
     """Raises UserError for a wrong suite or data; what is missing or in use here are only noted."""
     suite, machine = resolve(request)
     notes = [reason] if (reason := device_problem(request, suite)) is not None else []
-    prepared = _prepare_if_possible(suite, notify, notes)
+    with way_without_network(request):
+        prepared = _prepare_if_possible(suite, notify, notes)
     machine = _as_if_it_trained(machine, notes)
     machine = _with_idle_gpus(request, settled_for(suite, machine, prepared), machine, notes)
     suite = settled_for(suite, machine, prepared)
@@ -81,7 +86,14 @@ def _prepare_if_possible(
     suite: Suite, notify: Callable[[str], None], notes: list[str]
 ) -> dict[str, Prepared] | None:
     try:
-        return prepare_data(suite, notify)
+        return prepare_data(suite, notify, downloads=False)
     except MissingPackageError as error:
         notes += error.problems
-        return None
+    except NotDownloadedError:
+        notes += [_download(one) for one in streamed(suite.job.data)]
+    return None
+
+
+def _download(data: Dataset) -> str:
+    """What a run would download first."""
+    return f"a run first downloads about {units.size(download_bytes(data))} of {data.dataset} and keeps its tokens"

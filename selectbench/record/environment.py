@@ -1,6 +1,7 @@
 """What the machine and the software were when trials ran. Every key of environment.json is documented here.
 
-Besides there are `data`, the facts of `Prepared`, where a model was trained before `pretrained`: by option, its
+Besides there are `data`, the facts of `Prepared` (with `commits`: of data sets that were read as they were
+downloaded, the hub's commit), where a model was trained before `pretrained`: by option, its
 commit on the hub or the SHA-256 of its folder's files, and where the suite left something to the machine
 `machine_choices`: what was asked, what was taken and why (`suite.left_open.MachineChoice`).
 

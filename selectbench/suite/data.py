@@ -66,8 +66,17 @@ class Dataset(Strict):
     """Commit or branch on the hub; give a commit, so that the data can't change under you."""
     split: str = "train"
     """Which split; slices such as `train[:1%]` are understood."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """The first so many rows of the split alone, read as they are downloaded: no more than they need is. All of
+    them, downloaded whole, where not given."""
     field: FieldName = "text"
     """Column of the text; dots reach into structs."""
+
+    @model_validator(mode="after")
+    def _one_way_of_cutting(self) -> Dataset:
+        if self.rows is not None and "[" in self.split:
+            raise ValueError(f"rows {self.rows} and the slice {self.split!r}: give one of them")
+        return self
 
 
 def _free(settings: dict[str, Any]) -> dict[str, Any]:
