@@ -213,7 +213,7 @@ TWO_GPUS = Machine(device="cuda", packages=PACKAGES, compiler="/usr/bin/c++").on
 def on(machine: Machine, *, has_data: bool = False) -> Iterator[None]:
     """What a plan asks of the machine, answered the same everywhere; without data none are prepared."""
 
-    def no_data(*_: Any, *, downloads: bool = True) -> None:
+    def no_data(*_: Any, downloads: bool = True) -> None:
         raise MissingPackageError("the data were not prepared for this plan")
 
     stand_ins = {
