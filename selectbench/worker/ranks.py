@@ -30,8 +30,8 @@ import torch.distributed as dist
 from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order
 from selectbench.worker.out_of_memory import is_out_of_memory
 from selectbench.worker.own_code import add_to_path
+from selectbench.worker.processes import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
 from selectbench.worker.recorder import Emit
-from selectbench.worker.server import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
 from selectbench.worker.whereabouts import CELLS_PER_RANK, Whereabouts, describe
 from selectbench.worker.world import PATIENCE, World
 

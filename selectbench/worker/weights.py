@@ -19,8 +19,8 @@ from safetensors.torch import save_file
 from selectbench.choices.model import PretrainedModel
 from selectbench.record.wire import Order
 from selectbench.worker.model import new_model
+from selectbench.worker.processes import is_fork_safe
 from selectbench.worker.seeds import derived_seed
-from selectbench.worker.server import is_fork_safe
 
 BUFFER = "buffer "
 """Before the name of what is no parameter: buffers are kept too, those that a state dict leaves out among them."""
