@@ -5,7 +5,8 @@ from typing import Any, ClassVar, Literal
 from selectbench.choices.choice import Choice, Needs
 
 AUTOCAST = "Micikevicius et al. 2018, arXiv:1710.03740; docs.pytorch.org/docs/stable/amp.html"
-DTYPES = frozenset({"compute_dtype", "matmul_tf32"})
+DTYPES = frozenset({"compute_dtype", "matmul_tf32", "sdpa_backends"})
+"""Flash attention takes half precision alone: on a GPU a precision decides on the backend too."""
 
 
 class PrecisionChoice(Choice):

@@ -42,6 +42,8 @@ def train(setting: Setting) -> Trained:
             f"framework hf_trainer: takes one optimizer, {choices.optimizer.name} needs two ({names})"
         )
     watch = Watch(setting, optimizers[0])
+    if choices.compile.mode is None:
+        setting.sdpa.watch_first_forward(module)
     watch.note_compute_dtype()
     with unsupported_where_missing("framework hf_trainer"):
         trainer = _trainer(setting, watch)

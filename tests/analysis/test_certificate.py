@@ -28,8 +28,8 @@ OTHER: dict[str, Any] = {
     "gradient_accumulation_steps": 2, "learning_rate_shape_sha256": "f" * 64, "parameter_dtype": "bfloat16",
     "working_dtype": "bfloat16",
     "gradient_dtype": "bfloat16", "compute_dtype": "bfloat16", "optimizer_state_dtype": ["bfloat16"],
-    "matmul_tf32": True, "attention": "eager", "optimizer": ["SGD(fused)"], "compiled": True,
-    "trainable_parameters": 5, "peak_learning_rate": [2e-3],
+    "matmul_tf32": True, "attention": "eager", "sdpa_backends": ["math"], "optimizer": ["SGD(fused)"],
+    "compiled": True, "trainable_parameters": 5, "peak_learning_rate": [2e-3],
     "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2,
     "strategy": "FSDPModule",
     "framework": "transformers.Trainer", "loss": "mine:Loss", "dropout": 0.1, "code_sha256": "f" * 64,
@@ -452,7 +452,9 @@ def test_swapping_baseline_and_option_keeps_what_they_differ_in(one: Identity, o
 def test_either_of_two_choices_may_declare() -> None:
     both = ("bf16", {"precision": {"name": "bf16_mixed"}}), ("fp16", {"precision": {"name": "fp16_mixed"}})
     for pair in (both, both[::-1]):
-        assert may_change(*make_suite(*pair).options) == {"compute_dtype", "matmul_tf32", "steps_applied"}
+        assert may_change(*make_suite(*pair).options) == {
+            "compute_dtype", "matmul_tf32", "sdpa_backends", "steps_applied",
+        }  # fmt: skip
 
 
 def test_a_choice_that_both_share_declares_nothing() -> None:
