@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 MATH = "math"
-_FUSED = re.compile(r"_scaled_dot_product_(?:fused_)?(\w+?)_attention(?:_for_\w+|_overrideable)?$")
+_FUSED = re.compile(r"_scaled_dot_product_(\w+?)_attention(?:_for_[a-z]+|_overrideable)?")
 """Forward operations: `_scaled_dot_product_flash_attention`, `_scaled_dot_product_flash_attention_for_cpu`,
 `_scaled_dot_product_efficient_attention`, `_scaled_dot_product_cudnn_attention`."""
 

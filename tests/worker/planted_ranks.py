@@ -6,9 +6,11 @@ import os
 import signal
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
 from msgspec.structs import replace
+from watched_logits import Logits
 
 import selectbench.worker.engine as engine_module
 import selectbench.worker.engine_fsdp as engine_fsdp_module
@@ -61,6 +63,8 @@ def mapped_model(order, *arguments):
 
 def run_rank(order, *arguments):
     os.environ["PLANTED"] = order.trial.option
+    if order.trial.option == "logits_are_to_be_gone":
+        Logits(pytest.MonkeyPatch()).must_be_gone()
     _rank(order, *arguments)
 
 
