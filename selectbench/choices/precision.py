@@ -63,6 +63,7 @@ class Fp16Mixed(PrecisionChoice):
 
     source: ClassVar[str] = AUTOCAST
     may_change: ClassVar[frozenset[str]] = DTYPES | {"steps_applied"}
+    waits: ClassVar[str | None] = "once in every step, unless the optimizer is fused"  # GradScaler.step
     autocast_dtype: ClassVar[str | None] = "float16"
     gradient_scaling: ClassVar[bool] = True
     name: Literal["fp16_mixed"] = "fp16_mixed"
