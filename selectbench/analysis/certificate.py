@@ -19,6 +19,7 @@ from selectbench.analysis.sanity import below_the_floor
 from selectbench.analysis.summary import Summary
 from selectbench.choices import Choice, Choices, is_own
 from selectbench.choices.decoders import Gpt2, Llama
+from selectbench.choices.model import OwnModel
 from selectbench.record.record import Identity
 from selectbench.suite.job import LrSchedule
 from selectbench.suite.schedule import distinct_rates, shape_sha256, shares
@@ -43,8 +44,8 @@ fp32 by 2e-5 in the loss and 2.2e-3 in the norm at most (kept runs); the rest is
 
 HIDDEN_IF_NONE = frozenset({
     "initial_weights_sha256", "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256",
-    "gradient_dtype", "working_dtype", "compute_dtype", "optimizer_state_dtype", "attention", "optimizer",
-    "first_step_gradient_norm", "dropout", "loss",
+    "gradient_dtype", "working_dtype", "compute_dtype", "optimizer_state_dtype", "attention", "sdpa_backends",
+    "optimizer", "first_step_gradient_norm", "dropout", "loss",
 })  # fmt: skip
 """Fields whose None says that the trial could not see them; in the others None is a value like any."""
 _MAY_HIDE = tuple(sorted(HIDDEN_IF_NONE))
@@ -58,14 +59,15 @@ _FOLLOWS = {
         "learning_rate_shape_sha256", "peak_learning_rate", "first_step_loss", "first_step_gradient_norm",
     }),
     "model": frozenset({
-        "initial_weights_sha256", "parameters", "trainable_parameters", "attention", "dropout", "first_step_loss",
-        "first_step_gradient_norm",
+        "initial_weights_sha256", "parameters", "trainable_parameters", "attention", "sdpa_backends", "dropout",
+        "first_step_loss", "first_step_gradient_norm",
     }),
     "tokenizer": frozenset({
         "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters",
         "trainable_parameters", "first_step_loss",
         "first_step_gradient_norm",
     }),
+    "python": frozenset({"sdpa_backends"}),
 }  # fmt: skip
 """What the dimensions that are no choices of the registry may change.
 
@@ -73,8 +75,8 @@ The token stream's digest has one sum for each optimizer step, over every token 
 global batch has another digest, though it reads the same sequences in the same order."""
 
 _DRAWS_MASKS = (
-    "tokens_per_step", "gradient_accumulation_steps", "world_size", "framework", "attention", "compiled",
-    "compute_dtype",
+    "tokens_per_step", "gradient_accumulation_steps", "world_size", "framework", "attention", "sdpa_backends",
+    "compiled", "compute_dtype",
 )  # fmt: skip
 """Fields on which the random numbers of dropout depend."""
 MASKS = "dropout: its masks depend on how a step is cut and computed"
@@ -159,6 +161,8 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
     for choice in choices.each().values():
         asked |= choice.asks_for()
+    if isinstance(job.model, OwnModel):  # its kernel is its own
+        asked.pop("sdpa_backends", None)
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype

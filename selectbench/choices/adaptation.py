@@ -75,7 +75,9 @@ class Qlora(Lora):
 
     source: ClassVar[str] = "https://huggingface.co/docs/bitsandbytes/reference/nn/linear4bit"
     needs: ClassVar[Needs] = Needs(packages=("peft", "bitsandbytes"), install=INSTALL)
-    may_change: ClassVar[frozenset[str]] = _CHANGES | {"first_step_loss", "working_dtype", "compute_dtype"}
+    may_change: ClassVar[frozenset[str]] = _CHANGES | {
+        "first_step_loss", "working_dtype", "compute_dtype", "sdpa_backends",
+    }  # fmt: skip
     preload: ClassVar[tuple[str, ...]] = ("peft", "bitsandbytes")
     name: Literal["qlora"] = "qlora"  # type: ignore[assignment]
 

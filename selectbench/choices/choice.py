@@ -67,6 +67,8 @@ class Choice(BaseModel):
 
     The loss and the gradient norm of step 0 are named only by a choice that changes what is computed, such as
     another loss: for one that rounds otherwise they are compared within the dtypes' tolerance."""
+    waits: ClassVar[str | None] = None
+    """How often its library makes the host wait for a GPU, whatever loop is around it; None: never."""
     preload: ClassVar[tuple[str, ...]] = ()
     """Modules that are slow to import and that the trial server may import once for all trials."""
 

@@ -19,7 +19,7 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Gpt2(Strict):
-    """GPT-2 (Radford et al. 2019): learned positions, GELU, tied embeddings; dropout is off unless set."""
+    """GPT-2 (Radford et al. 2019): learned positions, GELU by tanh, tied embeddings; dropout is off unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
     family: Literal["gpt2"] = "gpt2"
@@ -61,6 +61,8 @@ class Gpt2(Strict):
             "n_inner": self.n_inner, "vocab_size": vocab_size, "n_positions": self.n_positions or seq_len,
             "resid_pdrop": self.dropout, "embd_pdrop": self.dropout, "attn_pdrop": self.dropout,
             "bos_token_id": None, "eos_token_id": None,
+            # The same function as transformers' `gelu_new`, in one kernel that keeps its input alone.
+            "activation_function": "gelu_pytorch_tanh",
         }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ class AttentionChoice(Choice):
     """Which kernel computes attention while training; evaluation always uses sdpa in fp32."""
 
     needs: ClassVar[Needs] = Needs(packages=("torch", "transformers"))
-    may_change: ClassVar[frozenset[str]] = frozenset({"attention"})
+    may_change: ClassVar[frozenset[str]] = frozenset({"attention", "sdpa_backends"})
     name: str
 
     def asks_for(self) -> dict[str, Any]:
@@ -23,9 +23,13 @@ class Eager(AttentionChoice):
     source: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
     name: Literal["eager"] = "eager"
 
+    def asks_for(self) -> dict[str, Any]:
+        """The formula itself, which a compiler may replace by a fused kernel."""
+        return {**super().asks_for(), "sdpa_backends": []}
+
 
 class Sdpa(AttentionChoice):
-    """torch's scaled_dot_product_attention, which picks a fused kernel."""
+    """torch's scaled_dot_product_attention, which picks a fused kernel: the certificate says which."""
 
     source: ClassVar[str] = "docs.pytorch.org: torch.nn.functional.scaled_dot_product_attention"
     name: Literal["sdpa"] = "sdpa"
@@ -45,7 +49,11 @@ class FlashAttention2(AttentionChoice):
 
 
 class CompileChoice(Choice):
-    """Whether torch.compile compiles the model."""
+    """Whether torch.compile compiles the model, and the built-in losses with it.
+
+    A loss of your own runs as it is: where it is to be compiled, put `torch.compile` around it. It may not
+    change the kernel of attention unnoticed: `sdpa_backends` is none of what it declares.
+    """
 
     mode: ClassVar[str | None] = None
     """torch.compile's mode; None: the model runs as it is."""

@@ -35,6 +35,7 @@ class HfTrainer(FrameworkChoice):
     needs: ClassVar[Needs] = Needs(
         packages=("torch", "transformers", "accelerate>=1.1"), install=ACCELERATE_INSTALL
     )
+    waits: ClassVar[str | None] = "twice for every micro-batch"  # logging_nan_inf_filter, on by default
     # accelerate imports DeepSpeed wherever it is installed.
     preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.hf_trainer", "selectbench.worker.engine_zero")
     loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"

@@ -25,6 +25,8 @@ class LossChoice(Choice):
 
     needs: ClassVar[Needs] = Needs(packages=("torch",))
     may_change: ClassVar[frozenset[str]] = frozenset({"loss", "first_step_loss", "first_step_gradient_norm"})
+    is_compiled: ClassVar[bool] = False
+    """Whether `compile` compiles it with the model."""
 
     def build(self) -> SummedLoss:
         """A function of logits and targets.
@@ -40,6 +42,7 @@ class CrossEntropy(LossChoice):
     """Cross-entropy of the next token."""
 
     source: ClassVar[str] = "torch.nn.functional.cross_entropy"
+    is_compiled: ClassVar[bool] = True
     name: Literal["cross_entropy"] = "cross_entropy"
 
     def build(self) -> SummedLoss:
@@ -56,7 +59,8 @@ def _free(settings: dict[str, Any]) -> dict[str, Any]:
 class OwnLoss(LossChoice):
     """A loss of your own: `function(logits, targets, **settings)` returns the sum of the tokens' losses.
 
-    Logits are float, (sequences, seq_len, vocabulary); targets are int64, (sequences, seq_len).
+    Logits are float, (sequences, seq_len, vocabulary); targets are int64, (sequences, seq_len). `compile` leaves
+    it as it is: put `torch.compile` around it where it is to be compiled.
     """
 
     source: ClassVar[str] = "your own code"

@@ -197,6 +197,7 @@ class Adafactor(OptimizerChoice):
 
     source: ClassVar[str] = "Shazeer and Stern 2018, arXiv:1804.04235; torch.optim.Adafactor"
     needs: ClassVar[Needs] = Needs(packages=("torch>=2.5",))
+    waits: ClassVar[str | None] = "twice for every parameter in every step"  # its norm's and its update's .item()
     name: Literal["adafactor"] = "adafactor"
     beta2_decay: Annotated[float, Field(ge=-1, le=0)] = -0.8
     """Exponent of the step number in the second moment's decay."""

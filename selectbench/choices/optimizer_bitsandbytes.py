@@ -21,6 +21,7 @@ class BitsAndBytesChoice(OptimizerChoice):
     """An optimizer of bitsandbytes; tensors under 4,096 elements keep 32-bit state, as the library does."""
 
     needs: ClassVar[Needs] = Needs(packages=("bitsandbytes>=0.46",))
+    waits: ClassVar[str | None] = "after every parameter in every step"  # Optimizer8bit.step's sync_gpu
     preload: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
     class_name: ClassVar[str]
     states: ClassVar[int]
@@ -72,6 +73,7 @@ class PagedAdamW8bit(AdamW8bit):
     """AdamW with 8-bit moments in pages that can move to host memory; on a CPU nothing is paged."""
 
     source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314; bitsandbytes.optim.PagedAdamW8bit"
+    waits: ClassVar[str | None] = "after every parameter in every step, and once more at its end"
     class_name: ClassVar[str] = "PagedAdamW8bit"
     name: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"  # type: ignore[assignment]
 

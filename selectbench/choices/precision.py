@@ -6,7 +6,8 @@ from selectbench.choices.choice import Choice, Needs
 from selectbench.machine import Machine
 
 AUTOCAST = "Micikevicius et al. 2018, arXiv:1710.03740; docs.pytorch.org/docs/stable/amp.html"
-DTYPES = frozenset({"compute_dtype", "matmul_tf32"})
+DTYPES = frozenset({"compute_dtype", "matmul_tf32", "sdpa_backends"})
+"""Flash attention takes half precision alone: on a GPU a precision decides on the backend too."""
 
 
 class PrecisionChoice(Choice):
@@ -64,6 +65,7 @@ class Fp16Mixed(PrecisionChoice):
 
     source: ClassVar[str] = AUTOCAST
     may_change: ClassVar[frozenset[str]] = DTYPES | {"steps_applied"}
+    waits: ClassVar[str | None] = "once in every step, unless the optimizer is fused"  # GradScaler.step
     autocast_dtype: ClassVar[str | None] = "float16"
     gradient_scaling: ClassVar[bool] = True
     name: Literal["fp16_mixed"] = "fp16_mixed"

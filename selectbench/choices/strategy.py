@@ -112,6 +112,7 @@ class Zero(StrategyChoice):
 
     source: ClassVar[str] = "Rajbhandari et al. 2020, arXiv:1910.02054; deepspeed.ai/docs/config-json"
     needs: ClassVar[Needs] = Needs(packages=("deepspeed>=0.17",), install=DEEPSPEED_INSTALL)
+    waits: ClassVar[str | None] = "one to three times in every step"  # for overflows, by stage
     preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.engine_zero",)
     engine: ClassVar[str] = "selectbench.worker.engine_zero:ZeroEngine"
     wrapper: ClassVar[str] = "DeepSpeedEngine zero"

@@ -217,6 +217,10 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Whether fp32 products may use TF32."""
     attention: str | None
     """As the model reports it."""
+    sdpa_backends: list[str] | None = msgspec.field(default_factory=list)
+    """Backends that torch's scaled_dot_product_attention used while training, as seen in a forward pass or in the
+    compiled graph, sorted: `flash`, `efficient`, `cudnn`, `math`. Empty: it was not called, or the record is older
+    than the key."""
     optimizer: list[str] | None
     """Classes of the optimizers with their implementation, `AdamW(fused)`."""
     compiled: bool

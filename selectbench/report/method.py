@@ -27,6 +27,7 @@ def method(suite: Suite, ranking: Ranking, records: Sequence[Record], environmen
     done = [record for record in records if isinstance(record.outcome, Completed)]
     lines = [_job(suite), *machine_choice_lines(environment), _same_job(suite, ranking)]
     lines += [*_deciding(ranking), _timing(suite, done)]
+    lines += _waits(suite, done)
     lines += _evaluation(suite, done)
     lines += _meters(suite, ranking, done)
     return "\n".join(f"- {line}" for line in lines)
@@ -115,6 +116,23 @@ def _timing(suite: Suite, done: Sequence[Record]) -> str:
         "evaluation, logging and compilation lie outside. Steps added only to lengthen the timing count for no "
         "figure of quality."
     )
+
+
+def _waits(suite: Suite, done: Sequence[Record]) -> list[str]:
+    """What keeps the host from running ahead of a GPU, of the options that completed a trial."""
+    if suite.device != "cuda":
+        return []
+    completed = {record.trial.option for record in done}
+    choices = [pair for o in suite.options if o.name in completed for pair in o.choices.each().items()]
+    found: dict[str, dict[str, None]] = {}
+    for dimension, choice in choices:
+        if choice.waits:
+            found.setdefault(choice.waits, {})[f"{dimension} {choice.name}"] = None  # type: ignore[attr-defined]
+    told = "; ".join(f"{', '.join(names)} {often}" for often, names in found.items())
+    if not told:
+        return []
+    opening = "Some libraries make the host wait for the device, whatever loop is around them; their rows bear it: "
+    return [f"{opening}{markdown(told)}."]
 
 
 def _evaluation(suite: Suite, done: Sequence[Record]) -> list[str]:

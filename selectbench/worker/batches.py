@@ -30,10 +30,10 @@ class Batch:
     """Token ids, int64, a row for each row of logits; NOT_COUNTED where the loss leaves them out."""
 
     def to(self, device: str) -> Batch:
-        """On a device."""
+        """On a device, of tensors on the CPU."""
         return Batch(
-            self.tokens.to(device), tuple(tensor.to(device) for tensor in self.arguments),
-            {name: tensor.to(device) for name, tensor in self.named.items()}, self.targets.to(device),
+            moved(self.tokens, device), tuple(moved(tensor, device) for tensor in self.arguments),
+            {name: moved(tensor, device) for name, tensor in self.named.items()}, moved(self.targets, device),
         )  # fmt: skip
 
 
@@ -108,23 +108,21 @@ class CausalBatches(SampleOrder):
 
     def batch_at(self, indices: npt.NDArray[np.int64], step: int) -> Batch:
         """These sequences on the device."""
-        found = self.sequences_at(indices)
-        return Batch(found, (found[:, :-1].contiguous(),), {}, self._targets(indices, found))
+        if self._trained is None:
+            found = self.sequences_at(indices)
+            return Batch(found, (found[:, :-1].contiguous(),), {}, found[:, 1:].contiguous())
+        ids = self.token_ids(indices)
+        targets = np.where(self._of(self._trained, indices)[:, 1:] != 0, ids[:, 1:], NOT_COUNTED)
+        known = torch.from_numpy(ids)
+        return Batch(known, (known[:, :-1].contiguous(),), {}, torch.from_numpy(targets)).to(self.device)
 
     def sequences_at(self, indices: npt.NDArray[np.int64]) -> torch.Tensor:
         """Token ids as int64 on the device, shape (len(indices), seq_len + 1)."""
-        return to_device(self._of(self._tokens, indices).astype(np.int64), self.device)
+        return moved(torch.from_numpy(self.token_ids(indices)), self.device)
 
     def token_ids(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The same in host memory."""
         return self._of(self._tokens, indices).astype(np.int64)
-
-    def _targets(self, indices: npt.NDArray[np.int64], found: torch.Tensor) -> torch.Tensor:
-        targets = found[:, 1:].contiguous()
-        if self._trained is None:
-            return targets
-        left_out = torch.from_numpy(self._of(self._trained, indices)[:, 1:] == 0).to(targets.device)
-        return targets.masked_fill(left_out, NOT_COUNTED)
 
     def _of(self, values: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         starts = indices * (len(self._offsets) - 1)
@@ -137,7 +135,6 @@ def causal(batches: Batches) -> CausalBatches:
     return batches
 
 
-def to_device(values: npt.NDArray[np.int64], device: str) -> torch.Tensor:
-    """A tensor on the device; the copy to a GPU does not hold up the host."""
-    tensor = torch.from_numpy(values)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor
+def moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A CPU's tensor on the device; the copy to a GPU is from pinned memory and does not hold up the host."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)

@@ -16,6 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.forward_loss import ForwardLoss, SummedLoss, compiled_as_asked, forward_with_loss
 from selectbench.worker.identity import dtype_name
 from selectbench.worker.loss_scale import first_scale
 from selectbench.worker.master_weights import WorkingCopy
@@ -34,7 +35,7 @@ class Engine(Protocol):
     strategy: str
     """What wraps the model, for the certificate."""
     forward: Any
-    """What the training calls with token ids of shape (sequences, seq_len)."""
+    """What a loop of a user's calls with token ids of shape (sequences, seq_len)."""
     optimizers: list[torch.optim.Optimizer]
     """Those of torch that update this rank's part of the weights, whatever wraps them."""
     reduction_dtype: str | None
@@ -47,6 +48,9 @@ class Engine(Protocol):
 
     def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
         """Entered before the forward pass; `is_last`: gradients are complete after this backward pass."""
+
+    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+        """Forward pass and loss of a micro-batch, compiled as the choices say."""
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the loss's gradient.
@@ -93,7 +97,9 @@ class SingleEngine:
         self.world = world
         self._working: WorkingCopy | None = None
         self.module = self._prepared(module, choices)
-        self.forward = self._wrapped(self._compiled(self._trained_module(choices), choices), choices)
+        self._choices = choices
+        self._uncompiled = self._wrapped(self._trained_module(choices), choices)
+        self.forward = self._compiled(self._uncompiled, choices)
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(self.module)
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
@@ -120,8 +126,7 @@ class SingleEngine:
         return self._working.module
 
     def _compiled(self, module: Any, choices: Choices) -> Any:
-        mode = choices.compile.mode
-        return module if mode is None else torch.compile(module, mode=mode)
+        return compiled_as_asked(module, choices)
 
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         return module
@@ -137,6 +142,10 @@ class SingleEngine:
     def micro_batch(self, is_last: bool) -> Iterator[None]:
         """Entered before the forward pass; `is_last`: gradients are complete after this backward pass."""
         yield
+
+    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+        """Compiled together: one graph from the token ids to the loss, as nanoGPT has it."""
+        return forward_with_loss(self.forward, self._uncompiled, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the loss's gradient; losses of a step sum up to its token losses over its tokens."""

@@ -11,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from selectbench.choices import Choices
 from selectbench.worker.engine import SingleEngine
+from selectbench.worker.forward_loss import ForwardLoss, SummedLoss, forward_then_loss
 from selectbench.worker.identity import dtype_name
 
 
@@ -18,9 +19,6 @@ class DdpEngine(SingleEngine):
     """torch's DistributedDataParallel around what one process would train."""
 
     strategy = "DistributedDataParallel"
-
-    def _compiled(self, module: Any, choices: Choices) -> Any:
-        return module  # DDP inside: compiled as one it is split at the buckets, so that reductions overlap
 
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
@@ -34,7 +32,11 @@ class DdpEngine(SingleEngine):
             gradient_as_bucket_view=choices.strategy.gradient_as_bucket_view,
             static_graph=choices.strategy.static_graph,
         )
-        return super()._compiled(self._replica, choices)
+        return self._replica
+
+    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+        """The loss apart: DDP is compiled as one, split at the buckets, so that reductions overlap."""
+        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
 
     @property
     def reduction_dtype(self) -> str | None:  # type: ignore[override]

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from selectbench.choices import Choices
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.forward_loss import ForwardLoss, SummedLoss, forward_then_loss
 from selectbench.worker.identity import dtype_name, local_part
 from selectbench.worker.model import blocks_of, cast_parameters, empty_copy
 
@@ -47,6 +48,10 @@ class FsdpEngine(SingleEngine):
 
     def _compiled(self, module: Any, choices: Choices) -> Any:
         return module  # block by block, before they were sharded
+
+    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+        """The loss apart: the root, around the compiled blocks, gathers its parameters between graphs."""
+        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
 
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:

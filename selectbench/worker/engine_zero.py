@@ -19,6 +19,7 @@ from selectbench.suite.job import Job
 from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
 from selectbench.worker.deepspeed_memory import take_free_memory_from_cuda
 from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.forward_loss import ForwardLoss, SummedLoss, forward_then_loss
 from selectbench.worker.identity import dtype_name
 from selectbench.worker.loss_scale import LossScale, first_scale
 from selectbench.worker.model import blocks_of, cast_parameters, empty_copy
@@ -39,6 +40,7 @@ class ZeroEngine:
         # DeepSpeed calls collectives by names that newer versions of torch rename.
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         self.world = world
+        self._choices = choices
         self.module = module
         precision = choices.precision
         self._empty = empty_copy(module)
@@ -103,6 +105,10 @@ class ZeroEngine:
         """Entered before the forward pass; `is_last`: gradients are complete after this backward pass."""
         self._engine.set_gradient_accumulation_boundary(is_last)
         yield
+
+    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+        """The loss apart: DeepSpeed compiles the module inside of its engine."""
+        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the loss's gradient: not divided by the micro-batches, and DeepSpeed's mean over ranks undone."""

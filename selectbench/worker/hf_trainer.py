@@ -36,6 +36,8 @@ def train(setting: Setting) -> Trained:
     optimizers = choices.optimizer.build(module)
     (optimizer,) = optimizers
     watch = Watch(setting, optimizer)
+    if choices.compile.mode is None:
+        setting.sdpa.watch_first_forward(module)
     watch.note_compute_dtype()
     with unsupported_where_missing("framework hf_trainer"):
         trainer = _trainer(setting, watch)

@@ -60,6 +60,8 @@ def engine_for(setting: Setting) -> Engine:
         engine: Engine = getattr(import_module(module), attribute)(
             setting.module, order.job, order.choices, setting.world
         )
+    if order.choices.compile.mode is None:
+        setting.sdpa.watch_first_forward(engine.forward)
     return engine
 
 
@@ -69,7 +71,7 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
     recorder = recorder_for(setting, engine.evaluation, engine.optimizers)
     step = OptimizerStep(
         engine=engine, loss=setting.loss, batches=setting.batches, stream=setting.stream,
-        precision=order.choices.precision, world=setting.world, whereabouts=setting.whereabouts,
+        world=setting.world, whereabouts=setting.whereabouts,
         micro_batch_size=order.choices.micro_batch_size, clip_norm=order.job.clip_norm,
         tokens_per_sequence=order.job.tokens_per_sequence,
     )  # fmt: skip

@@ -181,6 +181,7 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         optimizer_state_dtype=found.optimizer_state_dtypes(trained.optimizers),
         matmul_tf32=tf32_allowed(),
         attention=before.attention,
+        sdpa_backends=setting.sdpa.found,
         optimizer=found.optimizer_names(trained.optimizers),
         compiled=recorder.compilations > 0,
         first_step_loss=series.losses[0],

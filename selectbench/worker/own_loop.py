@@ -8,6 +8,7 @@ def train(trial):
                 with trial.autocast():
                     logits = trial.model(inputs).logits
                 part = trial.loss(logits, targets) / trial.tokens_per_step
+                del logits  # the largest tensor of all would live through the backward pass
                 (part * trial.world_size).backward()
             loss += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(trial.parameters, trial.clip_norm)
@@ -26,6 +27,7 @@ import torch
 
 from selectbench.worker.batches import causal
 from selectbench.worker.engine import Engine
+from selectbench.worker.forward_loss import loss_alone
 from selectbench.worker.loop import Trained, engine_for, recorder_for
 from selectbench.worker.loss_scale import first_scale
 from selectbench.worker.precision import autocast
@@ -78,6 +80,7 @@ class OwnTrial:
         scales = order.choices.precision.gradient_scaling
         self.gradient_scaler = torch.amp.GradScaler(world.device_type, init_scale=scale) if scales else None
         self._setting, self._engine, self._recorder, self._name = setting, engine, recorder, name
+        self._loss_of_logits = loss_alone(setting.loss, order.choices)
         self._compute_dtype: torch.dtype | None = None
         self._first_gradients: FirstGradients | None = None
         self._step: OwnStep | None = None
@@ -100,7 +103,7 @@ class OwnTrial:
         `logits`: (sequences, seq_len, vocabulary); `targets`: (sequences, seq_len).
         """
         self._compute_dtype = logits.dtype
-        return self._setting.loss(logits.float(), targets)
+        return self._loss_of_logits(logits, targets)
 
     def steps(self) -> Iterator[OwnStep]:
         """The job's optimizer steps, then those that timing still needs: gradients cleared, learning rates set."""
@@ -196,12 +199,18 @@ class OwnStep:
             StepTensors(
                 loss.detach().float(),
                 gradient_norm if gradient_norm is None else gradient_norm.detach(),
-                torch.as_tensor(applied, dtype=torch.bool, device=self._trial.device),
+                self._on_device(applied),
                 torch.stack(self._sums).sum(),
                 self._tokens,
                 len(self._sums),
             )
         )
+
+    def _on_device(self, applied: torch.Tensor | bool) -> torch.Tensor:
+        """As a boolean scalar; one that is made here is filled there, not copied there, which would wait."""
+        if isinstance(applied, torch.Tensor):
+            return applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True)
+        return torch.full((), applied, dtype=torch.bool, device=self._trial.device)
 
     def _check(self, loss: object, applied: object) -> None:
         fail, where = self._trial._fail, f"step {self.number}"

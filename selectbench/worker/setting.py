@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench.record.wire import Order
 from selectbench.worker.batches import Batches
 from selectbench.worker.evaluation import HeldOut
 from selectbench.worker.examination import Examination
+from selectbench.worker.forward_loss import SummedLoss
 from selectbench.worker.inside import Look
 from selectbench.worker.memory import TrainingMemory
 from selectbench.worker.recorder import Emit, Recorder
-from selectbench.worker.step import SummedLoss
+from selectbench.worker.sdpa_backends import SdpaBackends
 from selectbench.worker.token_stream import TokenStream
 from selectbench.worker.whereabouts import Whereabouts
 from selectbench.worker.world import World
@@ -39,6 +40,8 @@ class Setting:
     memory: TrainingMemory
     whereabouts: Whereabouts
     count_compilations: Callable[[], int]
+    sdpa: SdpaBackends = field(default_factory=SdpaBackends)
+    """What the training's attention is seen to use."""
     trainable_parameters: int | None = None
     """Once it is settled what is trained."""
     recorder: Recorder | None = None

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 
-from selectbench.choices.precision import PrecisionChoice
 from selectbench.worker.batches import Batch, Batches
 from selectbench.worker.engine import Engine
-from selectbench.worker.model import check_shape, logits_of
-from selectbench.worker.precision import autocast
+from selectbench.worker.forward_loss import SummedLoss
 from selectbench.worker.token_stream import TokenStream
 from selectbench.worker.whereabouts import Whereabouts
 from selectbench.worker.world import World
-
-SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-"""Logits (sequences, seq_len, vocabulary) in fp32 and targets (sequences, seq_len) to the sum of token losses."""
 
 
 class StepTensors(NamedTuple):
@@ -62,7 +57,6 @@ class OptimizerStep:
     loss: SummedLoss
     batches: Batches
     stream: TokenStream
-    precision: PrecisionChoice
     world: World
     whereabouts: Whereabouts
     micro_batch_size: int
@@ -73,6 +67,9 @@ class OptimizerStep:
     compute_dtype: torch.dtype | None = None
     """Of the logits, once a step has run."""
     first_gradients: FirstGradients | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        self._forward_loss = self.engine.forward_loss(self.loss)
 
     def run(self, step: int, share_of_peak: float) -> StepTensors:
         """Trains on this rank's sequences of optimizer step `step` at this share of the peak learning rate."""
@@ -100,12 +97,8 @@ class OptimizerStep:
         `counted`: targets of the whole step, of all ranks and micro-batches.
         """
         with self.engine.micro_batch(is_last):
-            with autocast(self.precision, self.world.device_type):
-                logits = logits_of(self.engine.forward(*batch.arguments, **batch.named))
-            if self.compute_dtype is None:
-                check_shape(logits, batch.targets)
-            self.compute_dtype = logits.dtype
-            loss = self.loss(logits.float(), batch.targets) / counted
+            summed, self.compute_dtype = self._forward_loss(batch)
+            loss = summed / counted
             self.whereabouts.enter("backward pass", step)
             self.engine.backward(loss)
         return loss.detach()

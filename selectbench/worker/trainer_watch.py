@@ -12,6 +12,7 @@ import torch
 from transformers import TrainerCallback
 
 from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.forward_loss import loss_alone
 from selectbench.worker.loop import recorder_for
 from selectbench.worker.model import logits_of
 from selectbench.worker.recorder import Recorder
@@ -33,6 +34,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.recorder: Recorder | None = None
         self.first_gradients: FirstGradients | None = None
         self.compute_dtype: torch.dtype | None = None
+        self._loss_of_logits = loss_alone(setting.loss, setting.order.choices)
         self._norm: torch.Tensor | None = None
         self._yes = torch.ones((), dtype=torch.bool, device=setting.world.device)
         self._losses: list[torch.Tensor] = []
@@ -82,7 +84,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
         The Trainer's own count of items leaves one out of each sequence, as if labels were still to be shifted.
         """
-        summed = self.setting.loss(logits_of(outputs).float(), labels)
+        summed = self._loss_of_logits(logits_of(outputs), labels)
         loss = summed / self.setting.order.job.tokens_per_step
         self._losses.append(loss.detach().clone())  # the Trainer multiplies in place
         return loss

@@ -6,7 +6,7 @@ import faulthandler
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
@@ -17,11 +17,13 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.framework import OwnFramework
+from selectbench.choices.model import OwnModel
 from selectbench.data.prepared import Prepared
 from selectbench.record.record import FailureKind
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
 from selectbench.suite.data import kind_of
 from selectbench.suite.schedule import shares
+from selectbench.worker.attention_masks import masks_by_shape
 from selectbench.worker.compilation import compilations, private_caches
 from selectbench.worker.inside import Look
 from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
@@ -120,11 +122,22 @@ def _train(
     # Dropout draws from torch's global generator.
     torch.manual_seed(derived_seed(order.trial.seed, "dropout", world.rank))
     try:
-        trained: Trained = loop(setting)
+        with _masks(order), _graphs_seen(setting):
+            trained: Trained = loop(setting)
     finally:
         if setting.recorder is not None and world.is_first:
             setting.recorder.write_series(Path(order.trial_folder) / "series.json")
     return finished(setting, before, trained, began)
+
+
+def _masks(order: Order) -> AbstractContextManager[None]:
+    """A model of own code may pack sequences, and build on transformers' masks."""
+    return nullcontext() if isinstance(order.job.model, OwnModel) else masks_by_shape()
+
+
+def _graphs_seen(setting: Setting) -> AbstractContextManager[None]:
+    compiles = setting.order.choices.compile.mode is not None
+    return setting.sdpa.in_compiled_graphs() if compiles else nullcontext()
 
 
 def _adapt(setting: Setting) -> None:

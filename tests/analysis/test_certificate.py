@@ -28,8 +28,8 @@ OTHER: dict[str, Any] = {
     "gradient_accumulation_steps": 2, "learning_rate_shape_sha256": "f" * 64, "parameter_dtype": "bfloat16",
     "working_dtype": "bfloat16",
     "gradient_dtype": "bfloat16", "compute_dtype": "bfloat16", "optimizer_state_dtype": ["bfloat16"],
-    "matmul_tf32": True, "attention": "eager", "optimizer": ["SGD(fused)"], "compiled": True,
-    "trainable_parameters": 5, "peak_learning_rate": [2e-3],
+    "matmul_tf32": True, "attention": "eager", "sdpa_backends": ["math"], "optimizer": ["SGD(fused)"],
+    "compiled": True, "trainable_parameters": 5, "peak_learning_rate": [2e-3],
     "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2,
     "strategy": "FSDPModule",
     "framework": "transformers.Trainer", "loss": "mine:Loss", "dropout": 0.1, "code_sha256": "f" * 64,
@@ -80,7 +80,8 @@ def test_an_undeclared_difference_is_named_with_both_values(field: str) -> None:
 @pytest.mark.parametrize(
     ("choices", "changes"),
     [
-        ({"precision": {"name": "bf16_mixed"}}, {"compute_dtype": "bfloat16"}),
+        ({"precision": {"name": "bf16_mixed"}}, {"compute_dtype": "bfloat16", "sdpa_backends": ["flash"]}),
+        ({"python": "/opt/other/bin/python"}, {"sdpa_backends": ["flash"]}),
         ({"precision": {"name": "tf32"}}, {"matmul_tf32": True}),
         ({"precision": {"name": "fp16_mixed"}}, {"compute_dtype": "float16", "steps_applied": 59}),
         ({"precision": {"name": "bf16_pure"}},
@@ -452,7 +453,9 @@ def test_swapping_baseline_and_option_keeps_what_they_differ_in(one: Identity, o
 def test_either_of_two_choices_may_declare() -> None:
     both = ("bf16", {"precision": {"name": "bf16_mixed"}}), ("fp16", {"precision": {"name": "fp16_mixed"}})
     for pair in (both, both[::-1]):
-        assert may_change(*make_suite(*pair).options) == {"compute_dtype", "matmul_tf32", "steps_applied"}
+        assert may_change(*make_suite(*pair).options) == {
+            "compute_dtype", "matmul_tf32", "sdpa_backends", "steps_applied",
+        }  # fmt: skip
 
 
 def test_a_choice_that_both_share_declares_nothing() -> None:
@@ -489,3 +492,43 @@ def test_in_a_kept_run_the_first_step_of_another_seed_would_be_found(folder: Pat
     for one, other in pairs:
         told = statuses(one, other, NOTHING)
         assert "violation" in (told["first_step_loss"], told["first_step_gradient_norm"])
+
+
+def backends(choices: dict[str, Any], found: list[str] | None, baseline: list[str], **job: Any) -> Certificate:
+    """Of an option whose attention went through other backends than the baseline's."""
+    suite = make_suite("fp32", ("other", choices), **({"job": job} if job else {}))
+    name = choices.get("attention", {}).get("name", "sdpa")
+    records = [
+        *(make_record("fp32", s, identity={"sdpa_backends": baseline}) for s in range(3)),
+        *(make_record("other", s, identity={"sdpa_backends": found, "attention": name, "compiled": True})
+          for s in range(3)),
+    ]  # fmt: skip
+    return certificates(suite, records)["other"]
+
+
+COMPILED = {"compile": {"name": "default"}}
+
+
+def test_compiling_does_not_excuse_another_backend() -> None:
+    found = backends(COMPILED, ["efficient"], ["flash"])
+    assert [(v.field, v.option, v.baseline) for v in found.violations] == [
+        ("sdpa_backends", ["efficient"], ["flash"])
+    ]
+    assert backends(COMPILED, ["flash"], ["flash"]).differs_as_declared == ["compiled"]
+
+
+def test_a_compiler_that_replaces_the_eager_formula_is_named() -> None:
+    eager = {**COMPILED, "attention": {"name": "eager"}}
+    (violation,) = backends(eager, ["efficient"], ["flash"]).violations
+    assert (violation.field, violation.asked, violation.option) == ("sdpa_backends", [], ["efficient"])
+    assert backends(eager, [], ["flash"]).violations == []
+
+
+def test_a_model_of_own_code_has_a_kernel_of_its_own() -> None:
+    eager = {**COMPILED, "attention": {"name": "eager"}}
+    assert backends(eager, ["flash"], ["flash"], model={"family": "mine:Model"}).violations == []
+
+
+def test_attention_that_was_not_seen_is_not_verified() -> None:
+    found = backends(COMPILED, None, ["flash"])
+    assert (found.violations, found.not_verified) == ([], ["sdpa_backends"])

@@ -7,12 +7,16 @@ import os
 import signal
 import time
 
+import pytest
 import torch
 import torch.distributed as dist
+from device_waits import Waits
 from msgspec.structs import replace
+from watched_logits import Logits
 
 import selectbench.worker.engine as engine_module
 import selectbench.worker.engine_fsdp as engine_fsdp_module
+import selectbench.worker.engine_zero as engine_zero_module
 import selectbench.worker.ranks as ranks_module
 import selectbench.worker.step as step_module
 import selectbench.worker.trial as trial_module
@@ -97,6 +101,10 @@ def run_rank(order, *arguments):
     os.environ["PLANTED"] = order.trial.option
     if order.trial.option == "shows_how_it_waits":
         print("waits:", json.dumps({name: os.environ.get(name) for name in WAIT_VARIABLES}), flush=True)
+    if order.trial.option == "logits_are_to_be_gone":
+        Logits(pytest.MonkeyPatch()).must_be_gone()
+    if order.trial.option == "waits_one_to_three_times":
+        engine_zero_module.ZeroEngine.clip_and_step = _waiting(engine_zero_module.ZeroEngine.clip_and_step)
     _rank(order, *arguments)
 
 
@@ -155,6 +163,16 @@ def setting(order, *arguments):
         made.module = mapped
         return made
     return _planted(order.trial.option, _setting(order, *arguments))
+
+
+def _waiting(step):
+    def clip_and_step(self, max_norm):
+        with Waits() as waits:
+            result = step(self, max_norm)
+        assert 1 <= len(waits.found) <= 3, waits.found
+        return result
+
+    return clip_and_step
 
 
 def _with_state_in_bf16(step):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from transformers import (
@@ -61,6 +62,18 @@ def prepared_chats(folder: Path) -> Prepared:
     path = folder / "chats.jsonl"
     path.write_text("".join(json.dumps({"messages": one}) + "\n" for one in turns))
     return prepare(Chat(chat=[str(path)]), Bpe(bpe=300))
+
+
+def prepared_tasks(root: Path) -> dict[str, Prepared]:
+    """The data of `masked_lm`, `t5`, `bart` and `chat`."""
+    makers = {"masked_lm": prepared_masked, "t5": prepared_pairs, "chat": prepared_chats}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELECTBENCH_CACHE", str(root / "cache"))
+        made = {}
+        for name, maker in makers.items():
+            (root / name).mkdir()
+            made[name] = maker(root / name)
+    return {**made, "bart": made["t5"]}
 
 
 def job(task: str, model: dict[str, Any], data: dict[str, Any], **more: Any) -> dict[str, Any]:

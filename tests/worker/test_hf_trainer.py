@@ -17,7 +17,7 @@ SAME = ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256"
         "learning_rate_shape_sha256", "peak_learning_rate", "steps_applied", "gradient_accumulation_steps",
         "parameter_dtype",
         "working_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "optimizer", "attention",
-        "strategy", "world_size", "reduction_dtype", "dropout")  # fmt: skip
+        "sdpa_backends", "strategy", "world_size", "reduction_dtype", "dropout")  # fmt: skip
 
 
 def run(trials, **settings):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 import pytest
+import task_jobs as jobs
 import torch
+from worker.test_device_waits import DATA, SHORT, TASKS
 
 from selectbench.launch.server import TrialServer
 from selectbench.nvml import gpus
 from selectbench.nvml.same_device import first_difference
 from selectbench.nvml.torch_devices import TorchDevice
+from selectbench.worker.step import OptimizerStep
 
 pytestmark = [
     pytest.mark.gpu,
@@ -64,3 +67,51 @@ def test_regimes_of_one_gpu(launched, precision):
     found = launched.finished(job=JOB, micro_batch_size=8, precision=precision, device="cuda")
     assert found.measurement.last_loss == pytest.approx(reference.measurement.last_loss, rel=1e-2)
     assert found.identity.matmul_tf32 == (precision == "tf32")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    return jobs.prepared_tasks(tmp_path_factory.mktemp("tasks"))
+
+
+@pytest.fixture
+def waiting_is_an_error(monkeypatch):
+    """From the second step on, inside of every step: the driver itself says what waits."""
+    run = OptimizerStep.run
+
+    def strict(self, step, share):
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            return run(self, step, share)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(OptimizerStep, "run", strict)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_no_step_of_any_task_waits_for_the_gpu(trials, prepared, waiting_is_an_error, task):
+    if task in DATA:
+        trials.data_folder = prepared[DATA[task]].folder
+    trials.finished(job={**TASKS[task], **SHORT}, micro_batch_size=4, device="cuda")
+
+
+@pytest.mark.parametrize("precision", ["tf32", "bf16_mixed", "fp16_mixed", "bf16_master", "bf16_pure"])
+def test_no_precision_waits_for_the_gpu(trials, waiting_is_an_error, precision):
+    trials.finished(job=SHORT, precision=precision, device="cuda")
+
+
+def test_a_step_that_waits_is_seen(trials, waiting_is_an_error):
+    with pytest.raises(RuntimeError, match="synchronizing CUDA operation"):
+        trials.finished(job=SHORT, optimizer={"name": "adafactor", "lr": 1e-2}, device="cuda")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_mixed"])
+def test_compiling_keeps_the_kernel_of_attention(launched, precision):
+    eager = launched.finished(job=JOB, micro_batch_size=8, precision=precision, device="cuda").identity
+    compiled = launched.finished(
+        job=JOB, micro_batch_size=8, precision=precision, compile="default", device="cuda"
+    ).identity
+    assert compiled.compiled
+    assert compiled.sdpa_backends == eager.sdpa_backends
+    assert set(eager.sdpa_backends) <= ({"efficient"} if precision == "fp32" else {"flash", "cudnn"})

@@ -37,7 +37,7 @@ def test_two_ranks_train_what_one_process_trains(launched, strategy, accumulatio
     for field in ("initial_weights_sha256", "token_stream_sha256", "evaluation_set_sha256", "tokens_per_step",
                   "parameters", "learning_rate_shape_sha256", "peak_learning_rate", "parameter_dtype",
                   "gradient_dtype",
-                  "optimizer_state_dtype", "optimizer", "compute_dtype"):  # fmt: skip
+                  "optimizer_state_dtype", "optimizer", "compute_dtype", "sdpa_backends"):  # fmt: skip
         assert getattr(shared.identity, field) == getattr(alone.identity, field), field
     assert shared.identity.world_size == 2
     assert shared.identity.gradient_accumulation_steps == accumulation
@@ -70,7 +70,8 @@ def test_a_precision_means_one_thing_under_every_strategy(launched, strategy, pr
     assert found_losses == pytest.approx(losses, rel=of_losses)
     assert found_norms == pytest.approx(norms, rel=of_norms)
     assert math.exp(found_final) == pytest.approx(math.exp(final), rel=of_perplexity)
-    for field in ("parameter_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "steps_applied"):
+    for field in ("parameter_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype", "steps_applied",
+                  "sdpa_backends"):  # fmt: skip
         assert getattr(shared.identity, field) == getattr(alone.identity, field), field
     assert shared.identity.reduction_dtype == ("bfloat16" if precision == "bf16_pure" else "float32")
 
@@ -128,5 +129,6 @@ def test_compiled_ranks_agree_too(launched, strategy):
     compiled = launched.finished(**shared, compile="default")
     assert compiled.identity.compiled
     assert compiled.measurement.recompilations == 0
+    assert compiled.identity.sdpa_backends == plain.identity.sdpa_backends == ["flash"]
     assert launched.series()["loss_nats_per_token"] == pytest.approx(losses, rel=1e-5)
     assert compiled.identity.token_stream_sha256 == plain.identity.token_stream_sha256

@@ -25,15 +25,7 @@ JOBS = {"masked_lm": MASKED, "t5": T5_PAIRS, "bart": BART_PAIRS, "chat": CHATS}
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory):
-    root = tmp_path_factory.mktemp("tasks")
-    makers = {"masked_lm": jobs.prepared_masked, "t5": jobs.prepared_pairs, "chat": jobs.prepared_chats}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SELECTBENCH_CACHE", str(root / "cache"))
-        made = {}
-        for name, maker in makers.items():
-            (root / name).mkdir()
-            made[name] = maker(root / name)
-        return {**made, "bart": made["t5"]}
+    return jobs.prepared_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 def series(trials):

@@ -12,6 +12,7 @@ def train(trial) -> None:
                 with trial.autocast():
                     logits = trial.model(inputs)
                 part = trial.loss(logits, targets) / trial.tokens_per_step
+                del logits  # the largest tensor of all would live through the backward pass
                 (part * trial.world_size).backward()  # ranks average their gradients
             loss += part.detach()
         norm = torch.nn.utils.clip_grad_norm_(trial.parameters, trial.clip_norm)
