@@ -287,10 +287,11 @@ def _summarise(text: Callable[[], str]) -> None:
 def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
     from rich.markdown import Markdown
 
-    from selectbench.report.option import render
+    from selectbench.report.markdown import render
+    from selectbench.report.option import option_report
 
     ranking = stored.ranking()
-    text = render(stored.suite, ranking, stored.records, option)
+    text = render(option_report(stored.suite, ranking, stored.records, option))
     if as_json:
         (row,) = (row for row in ranking.rows if row.option == option)
         typer.echo(row.model_dump_json(indent=2))

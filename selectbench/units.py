@@ -141,6 +141,18 @@ def share(value: float | None) -> str:
     return f"{value:.1%}" if abs(value) >= 0.01 or value == 0 else f"{significant(value * 100, 2)}%"
 
 
+def whole_percent(value: float | None) -> str:
+    """A share of 1 as a whole percentage: `41%`."""
+    return DASH if value is None else f"{value:.0%}"
+
+
+def score_difference(value: float | None) -> str:
+    """`+1.23`: scores lie between 0 and 100, and a hundredth is as fine as they are read; just none is `0`."""
+    if value is None:
+        return DASH
+    return f"{value:+.2f}" if value else "0"
+
+
 def flops(value: float | None) -> str:
     """An amount of arithmetic: `600.0 GFLOP`, `137.5 kFLOP`."""
     if value is None:

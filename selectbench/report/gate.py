@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from selectbench.analysis.gate import Check, Gate
-from selectbench.report.escape import markdown, one_line, table
+from selectbench.report.document import Column, Listing, Paragraph, Table
+from selectbench.report.escape import one_line
+from selectbench.report.markdown import render_blocks
+from selectbench.report.terminal import rich_table
 
 _STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
 _HEADS = ["option", "limit", "verdict", "found"]
@@ -16,12 +17,7 @@ _HEADS = ["option", "limit", "verdict", "found"]
 
 def print_gate(console: Console, gate: Gate) -> None:
     """The checks, worst first, and the verdict last."""
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in _HEADS:
-        found.add_column(heading, overflow="fold")
-    for check in _worst_first(gate):
-        found.add_row(*map(Text, _cells(check)), style=_STYLES[check.verdict])
-    console.print(found)
+    console.print(rich_table(_table(gate), [_STYLES[check.verdict] for check in _worst_first(gate)]))
     for note in gate.notes:
         console.print(Text(f"note: {one_line(note)}", style="yellow"))
     console.print(Text(verdict_line(gate), style="bold"))
@@ -38,10 +34,13 @@ def verdict_line(gate: Gate) -> str:
 
 def gate_markdown(gate: Gate) -> str:
     """For a pull request or a job's summary."""
-    rows = [[markdown(cell) for cell in _cells(check)] for check in _worst_first(gate)]
     told = "A limit holds or fails where the 95 % interval, simultaneous over all checks, lies on one side of it."
-    notes = ["\n".join(f"- {markdown(note)}" for note in gate.notes)] if gate.notes else []
-    return "\n\n".join([f"**{markdown(verdict_line(gate))}**", table(_HEADS, rows, right=4), *notes, told]) + "\n"
+    verdict = Paragraph(verdict_line(gate), is_strong=True)
+    return render_blocks([verdict, _table(gate), Listing(gate.notes), Paragraph(told)]) + "\n"
+
+
+def _table(gate: Gate) -> Table:
+    return Table([Column(head) for head in _HEADS], [_cells(check) for check in _worst_first(gate)], "Every check")
 
 
 def _worst_first(gate: Gate) -> list[Check]:

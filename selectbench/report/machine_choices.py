@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from selectbench.report.escape import markdown
 from selectbench.suite.left_open import MachineChoice
 
 
@@ -18,5 +17,5 @@ def machine_choice_lines(environment: Mapping[str, Any]) -> list[str]:
     """What the suite left to the machine, and what that took; nothing where it left nothing."""
     keys, stored = MachineChoice.model_fields, environment.get("machine_choices") or []
     found = [MachineChoice(**{key: str(one.get(key, "")) for key in keys}) for one in stored]
-    told = [f"{markdown(choice_text(one))}." for one in found]
+    told = [f"{choice_text(one)}." for one in found]
     return [f"Left to the machine, and the same for every option: {' '.join(told)}"] if told else []
