@@ -29,10 +29,8 @@ from selectbench.record.run_files import (
 )
 from selectbench.record.store import FILE_NAME, read_records
 from selectbench.report import html, markdown
-from selectbench.report.benchmark_json import benchmark_json
-from selectbench.report.csv_table import render_csv
+from selectbench.report.files import benchmark_json, best_head, render_csv
 from selectbench.report.sections import report
-from selectbench.report.verdicts import best_head
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 from selectbench.yaml_text import suite_yaml

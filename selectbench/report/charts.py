@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -15,13 +15,14 @@ from selectbench.analysis.row import Ranking, Row
 from selectbench.record.inside import Inside
 from selectbench.record.meters import Series
 from selectbench.record.record import Completed, EvaluationPoint, Record
-from selectbench.report.counting import Counting
 from selectbench.report.document import Chart
 from selectbench.report.escape import one_line
 from selectbench.report.own_best import told
 from selectbench.report.svg import LEFT, WIDTH, Picture, wants_log, x_scale, y_scale
 from selectbench.suite.metrics import METRICS
 
+Counting = Mapping[str, list[Record]]
+"""Completed trials that count, by option in the ranking's order, in the order of seeds."""
 _NAMES = 150.0
 """Room for options' names beside a picture."""
 MOST_DRAWN = 8
@@ -38,6 +39,15 @@ _SEARCH_NOTE = "Ringed: what the contest took. Values that failed are left out."
 _SQUARE, _MAP_LEFT, _MAP_TOP = 16.0, 110.0, 96.0
 _WORD = 14
 _Box = tuple[float, float, float, float]
+
+
+def counting(ranking: Ranking, records: Sequence[Record]) -> Counting:
+    """Of every row; empty for one without any. `records`: those that count."""
+    found: dict[str, list[Record]] = {row.option: [] for row in ranking.rows}
+    for record in records:
+        if isinstance(record.outcome, Completed) and record.trial.option in found:
+            found[record.trial.option].append(record)
+    return {option: sorted(own, key=lambda r: r.trial.seed) for option, own in found.items()}
 
 
 def charts(ranking: Ranking, done: Counting) -> list[Chart]:

@@ -1,4 +1,4 @@
-"""Two runs side by side, for a terminal and as Markdown: what differs around them, then every change. Pure."""
+"""Runs against each other, for a terminal and as Markdown: `compare` with every change, `gate` with its verdict."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from rich.text import Text
 
 from selectbench import units
 from selectbench.analysis.compared import Change, Compared, Differing
+from selectbench.analysis.gate import Check, Gate
 from selectbench.report.document import Amount, Block, Cell, Column, Figure, Listing, Paragraph, Ratio, Table
 from selectbench.report.escape import one_line
 from selectbench.report.markdown import escape, render_blocks
 from selectbench.report.terminal import rich_table
 from selectbench.suite.metrics import METRICS
 
+_GATE_STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
+_GATE_HEADS = ["option", "limit", "verdict", "found"]
 _MOST = 25
 _HEADS = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
 _WORDED = ("option", "metric", "verdict")
@@ -112,3 +115,44 @@ def compare_markdown(comparisons: Sequence[Compared]) -> str:
         "What differs between whole runs, such as the day, is part of the change."
     )
     return "\n\n".join([*parts, told]) + "\n"
+
+
+def print_gate(console: Console, gate: Gate) -> None:
+    """The checks, worst first, and the verdict last."""
+    console.print(rich_table(_gate_table(gate), [_GATE_STYLES[check.verdict] for check in _worst_first(gate)]))
+    for note in gate.notes:
+        console.print(Text(f"note: {one_line(note)}", style="yellow"))
+    console.print(Text(verdict_line(gate), style="bold"))
+
+
+def verdict_line(gate: Gate) -> str:
+    """`regression: RUN against REFERENCE: 1 of 6 checks fails, ...`."""
+    counts = {
+        kind: sum(check.verdict == kind for check in gate.checks) for kind in ("regression", "inconclusive", "pass")
+    }
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return f"{gate.verdict}: {one_line(gate.run)} against {one_line(gate.reference)}: {told or 'no checks'}"
+
+
+def gate_markdown(gate: Gate) -> str:
+    """For a pull request or a job's summary."""
+    told = "A limit holds or fails where the 95 % interval, simultaneous over all checks, lies on one side of it."
+    verdict = Paragraph(verdict_line(gate), is_strong=True)
+    return render_blocks([verdict, _gate_table(gate), Listing(gate.notes), Paragraph(told)]) + "\n"
+
+
+def _gate_table(gate: Gate) -> Table:
+    return Table(
+        [Column(head) for head in _GATE_HEADS], [_gate_cells(check) for check in _worst_first(gate)], "Every check"
+    )
+
+
+def _worst_first(gate: Gate) -> list[Check]:
+    order = list(_GATE_STYLES)
+    ranks = {"regression": 0, "inconclusive": 1, "pass": 2}
+    assert set(ranks) == set(order)
+    return sorted(gate.checks, key=lambda check: ranks[check.verdict])
+
+
+def _gate_cells(check: Check) -> list[str]:
+    return [one_line(check.option, 60), one_line(check.limit), check.verdict, one_line(check.detail, 200)]

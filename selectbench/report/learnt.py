@@ -11,8 +11,7 @@ from selectbench.analysis.row import Ranking
 from selectbench.analysis.summary import mean
 from selectbench.record.inside import Inside
 from selectbench.record.record import Completed, Measurement, Record
-from selectbench.report.charts import attention_chart
-from selectbench.report.counting import Counting
+from selectbench.report.charts import Counting, attention_chart
 from selectbench.report.document import (
     Amount,
     Block,

@@ -10,9 +10,8 @@ from selectbench.analysis import energy, flops, gpu_state, mfu
 from selectbench.analysis.row import Ranking
 from selectbench.plan import peaks
 from selectbench.record.record import Completed, Record
-from selectbench.report.machine_choices import machine_choice_lines
+from selectbench.report.plan import machine_choice_lines, own_warmups
 from selectbench.report.ranking import known_columns
-from selectbench.report.warmup import own_warmups
 from selectbench.suite.suite import Suite
 
 _SPOILED = (

@@ -14,10 +14,8 @@ from selectbench.analysis.comparison import FactorView, Share
 from selectbench.analysis.row import Ranking, Row
 from selectbench.analysis.to_loss import RULE
 from selectbench.record.record import Record
-from selectbench.report.charts import charts, without_meters
+from selectbench.report.charts import Counting, charts, counting, without_meters
 from selectbench.report.conditions import cost_section, gpu_section, memory_by_rank, memory_section
-from selectbench.report.counting import Counting, counting
-from selectbench.report.data import cleaning_lines
 from selectbench.report.document import (
     Block,
     Card,
@@ -35,13 +33,13 @@ from selectbench.report.document import (
     Table,
 )
 from selectbench.report.escape import first_line, one_line
-from selectbench.report.flat import flat
+from selectbench.report.files import by_option
 from selectbench.report.identity import in_full, in_short
 from selectbench.report.learnt import difference_lines, learnt_sections
 from selectbench.report.method import method
 from selectbench.report.own_best import own_best_section, search_lines
+from selectbench.report.plan import cleaning_lines
 from selectbench.report.ranking import causes, noted, ranking_table, table_notes, ties_note, to_loss
-from selectbench.report.verdicts import by_option
 from selectbench.suite.suite import Suite
 from selectbench.yaml_text import choices_yaml
 
@@ -74,7 +72,7 @@ def report(
         *_listed("text", "The text", cleaning_lines(environment.get("data") or {})),
         *_listed("method", "How it was measured", method(suite, ranking, records, environment)),
         Section("again", "Run it again", [Code(command)]),
-        Section("environment", "Environment", [_pairs("what", flat(environment), "Where it ran")], is_folded=True),
+        Section("environment", "Environment", [_pairs("what", _flat(environment), "Where it ran")], is_folded=True),
         Section("options", "Options", _options(suite), is_folded=True),
     ]
     return Document(
@@ -264,7 +262,7 @@ def _why_not(row: Row) -> list[str]:
 
 def _options(suite: Suite) -> list[Block]:
     """Every setting of every option: a column each where options differ, the shared ones once."""
-    settings = {option.name: dict(flat(option.choices.model_dump(mode="json"))) for option in suite.options}
+    settings = {option.name: dict(_flat(option.choices.model_dump(mode="json"))) for option in suite.options}
     paths = list(dict.fromkeys(path for found in settings.values() for path in found))
     differing = [path for path in paths if len({found.get(path) for found in settings.values()}) > 1]
     first = settings[suite.options[0].name]
@@ -294,3 +292,17 @@ def _other_verdicts(ranking: Ranking) -> list[str]:
         for found in ranking.verdicts
         if found.option not in (None, best)
     ]
+
+
+def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    """Pairs on one line each, not escaped for any language; empty parts left out."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _flat(part, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
+        for number, part in enumerate(value):
+            yield from _flat(part, f"{path}[{number}]")
+    elif isinstance(value, (list, tuple)):
+        yield one_line(path), one_line(", ".join(map(str, value))) or units.DASH
+    else:
+        yield one_line(path), units.DASH if value is None else one_line(str(value)) or units.DASH
