@@ -172,7 +172,7 @@ def data(
 ) -> None:
     """Prepare a suite's data alone and show them: documents in and out, tokens, samples, hashes."""
     from selectbench.launch.data_preview import prepared_data
-    from selectbench.report.data import data_as_json, print_data
+    from selectbench.report.plan import data_as_json, print_data
 
     _goes_on_for_long()
     found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
@@ -250,7 +250,7 @@ def gate(
 ) -> None:
     """Hold a run to limits against another: exits with 0 pass, 1 regression, 4 inconclusive, 2 wrong use."""
     from selectbench.launch.side_by_side import GATE_EXIT, gate_run
-    from selectbench.report.gate import gate_markdown, print_gate
+    from selectbench.report.compare import gate_markdown, print_gate
 
     found = gate_run(run, against, limits, any_machine=any_machine)
     if as_json:
@@ -287,10 +287,11 @@ def _summarise(text: Callable[[], str]) -> None:
 def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
     from rich.markdown import Markdown
 
-    from selectbench.report.option import render
+    from selectbench.report.markdown import render
+    from selectbench.report.option import option_report
 
     ranking = stored.ranking()
-    text = render(stored.suite, ranking, stored.records, option)
+    text = render(option_report(stored.suite, ranking, stored.records, option))
     if as_json:
         (row,) = (row for row in ranking.rows if row.option == option)
         typer.echo(row.model_dump_json(indent=2))
@@ -337,7 +338,7 @@ def doctor(
 
 def _calibrate(gpus: str | None) -> None:
     from selectbench.launch.calibrate import calibrate
-    from selectbench.report.calibration import calibration_table
+    from selectbench.report.past_runs import calibration_table
 
     notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
     _stdout().print(calibration_table([(found.calibration, found.kept) for found in calibrate(gpus, notify)]))

@@ -49,25 +49,22 @@ def ratio(value: float | None) -> str:
     return f"{value:.2f}x" if 0.1 <= abs(value) < 1e4 or value == 0 else f"{significant(value, 3)}x"
 
 
-def ratio_range(low: float | None, high: float | None) -> str:
-    """`1.20x to 1.31x`, with as many decimals as keep the ends apart."""
-    if low is None or high is None:
-        return DASH
-    for digits in (2, 3, 4):
-        ends = [f"{end:.{digits}f}x" if 0.1 <= abs(end) < 1e4 else ratio(end) for end in (low, high)]
-        if ends[0] != ends[1]:
-            break
-    return " to ".join(ends)
+def ratio_and_range(value: float | None, low: float | None, high: float | None) -> tuple[str, str]:
+    """`1.25x` and `1.20x to 1.31x`, with as many decimals as keep the ends apart; no range without an interval."""
+    if value is None or low is None or high is None or low == high:
+        return ratio(value), ""
+    digits = next((n for n in (2, 3, 4) if _end(low, n) != _end(high, n)), 4)
+    return _end(value, digits), f"{_end(low, digits)} to {_end(high, digits)}"
+
+
+def _end(value: float, digits: int) -> str:
+    return f"{value:.{digits}f}x" if 0.1 <= abs(value) < 1e4 else ratio(value)
 
 
 def ratio_with_range(value: float | None, low: float | None, high: float | None) -> str:
-    """`1.25x (1.20x to 1.31x)`, all with as many decimals; the ratio alone without an interval."""
-    if value is None or low is None or high is None or low == high:
-        return ratio(value)
-    ends = ratio_range(low, high)
-    decimals = len(ends.partition("x")[0].partition(".")[2])
-    point = f"{value:.{decimals}f}x" if 0.1 <= abs(value) < 1e4 else ratio(value)
-    return f"{point} ({ends})"
+    """`1.25x (1.20x to 1.31x)`; the ratio alone without an interval."""
+    point, ends = ratio_and_range(value, low, high)
+    return f"{point} ({ends})" if ends else point
 
 
 def size(value: float | None) -> str:
@@ -142,6 +139,18 @@ def share(value: float | None) -> str:
     if value is None:
         return DASH
     return f"{value:.1%}" if abs(value) >= 0.01 or value == 0 else f"{significant(value * 100, 2)}%"
+
+
+def whole_percent(value: float | None) -> str:
+    """A share of 1 as a whole percentage: `41%`."""
+    return DASH if value is None else f"{value:.0%}"
+
+
+def score_difference(value: float | None) -> str:
+    """`+1.23`: scores lie between 0 and 100, and a hundredth is as fine as they are read; just none is `0`."""
+    if value is None:
+        return DASH
+    return f"{value:+.2f}" if value else "0"
 
 
 def flops(value: float | None) -> str:

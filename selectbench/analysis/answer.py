@@ -183,9 +183,8 @@ def _figures(suite: Suite, metric: Metric, row: Row) -> str:
         return f"{_figure(metric, row)} (the baseline)"
     if found.ratio_to_baseline is None:
         return _figure(metric, row)
-    told = units.ratio_with_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
-    ratio, _, ends = told.partition(" ")
-    return f"{_figure(metric, row)}, {ratio} the baseline{f' {ends}' if ends else ''}"
+    ratio, ends = units.ratio_and_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
+    return f"{_figure(metric, row)}, {ratio} the baseline{f' ({ends})' if ends else ''}"
 
 
 def _no_baseline(suite: Suite, rows: Sequence[Row]) -> str:

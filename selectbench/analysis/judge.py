@@ -60,13 +60,14 @@ class Asked:
         return _COMPARE[self.constraint.operator](estimate, self.test.bound)
 
     def _end(self, logarithm: float) -> str:
-        return self._shown(logarithm).removesuffix(f" {self.constraint.against}")
-
-    def _shown(self, logarithm: float) -> str:
         value = finite(lambda: math.exp(logarithm))
         if self.constraint.relative:
-            return units.DASH if value is None else f"{value:.4g}x {self.constraint.against}"
+            return units.DASH if value is None else f"{value:.4g}x"
         return METRICS[self.constraint.metric].show(value)
+
+    def _shown(self, logarithm: float) -> str:
+        is_ratio = self.constraint.relative and finite(lambda: math.exp(logarithm)) is not None
+        return f"{self._end(logarithm)} {self.constraint.against}" if is_ratio else self._end(logarithm)
 
 
 @dataclass(frozen=True)

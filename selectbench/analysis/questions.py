@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -26,6 +25,31 @@ _PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
 
 
 @dataclass(frozen=True)
+class Told:
+    """An option's figure, with its unit, beside the baseline's."""
+
+    figure: str
+    ratio: str = ""
+    """Empty: the baseline's own, or not known."""
+    interval: str = ""
+    is_one: bool = False
+    """Whether the ratio is shown as 1."""
+    is_baseline: bool = False
+
+    def __str__(self) -> str:
+        """`200 tokens/s, 1.25x the baseline (1.20x to 1.31x)`."""
+        if self.is_baseline:
+            return f"{self.figure} (the baseline)"
+        ratio = f", {self.ratio} the baseline" if self.ratio else ""
+        return f"{self.figure}{ratio}{f' ({self.interval})' if self.interval else ''}"
+
+    def looks_like(self, other: Told) -> bool:
+        """Whether a reader would see the same figure twice; a ratio of 1 says no more than the baseline's none."""
+        ratios = ["" if one.is_one else one.ratio for one in (self, other)]
+        return self.figure == other.figure and ratios[0] == ratios[1]
+
+
+@dataclass(frozen=True)
 class Question:
     """One way of asking which option is best."""
 
@@ -36,7 +60,7 @@ class Question:
     blocks: Blocks
     threshold: float
     more_is_better: bool
-    show: Callable[[str, float], str]
+    show: Callable[[str, float], Told]
     """Option and mean value to a figure with its unit."""
     values: Mapping[str, float]
     """Means, by option."""
@@ -110,9 +134,8 @@ def _by_metric(
         return None
     metric = METRICS[metric_name]
 
-    def show(option: str, value: float) -> str:
-        row = next(row for row in known if row.option == option)
-        return f"{metric.show(value)}{metric.after_figure}{_against(contest, row, metric_name)}"
+    def show(option: str, value: float) -> Told:
+        return _told(contest, next(row for row in known if row.option == option), metric_name, value)
 
     values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
     threshold = contest.suite.threshold(metric_name)
@@ -135,21 +158,14 @@ def _has_gap(row: Row, metric: str) -> bool:
     return METRICS[metric].quality and found.n + len(found.left_out) < row.n
 
 
-def _against(contest: Contest, row: Row, metric: str) -> str:
-    """`, 1.25x the baseline (1.20x to 1.31x)`."""
-    found = row.metrics[metric]
+def _told(contest: Contest, row: Row, metric_name: str, value: float) -> Told:
+    metric, found = METRICS[metric_name], row.metrics[metric_name]
+    shown = f"{metric.show(value)}{metric.after_figure}"
+    ratio, ends = units.ratio_and_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
+    one, _ = units.ratio_and_range(1.0, found.ratio_low, found.ratio_high)
     if row.option == contest.baseline.name:
-        return " (the baseline)"
-    if found.ratio_to_baseline is None:
-        return ""
-    told = units.ratio_with_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
-    ratio, _, ends = told.partition(" ")
-    return f", {ratio} the baseline{f' {ends}' if ends else ''}"
-
-
-def bare(shown: str) -> str:
-    """A figure as `Question.show` has it without the interval, and without a ratio of 1: the baseline has none."""
-    return re.sub(r", 1\.0+x the baseline$", "", shown.partition(" (")[0])
+        return Told(shown, is_baseline=True)
+    return Told(shown) if found.ratio_to_baseline is None else Told(shown, ratio, ends, is_one=ratio == one)
 
 
 def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question | None:
@@ -164,7 +180,7 @@ def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question 
             }
             return Question(
                 "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
-                lambda _, value, show=show, noun=noun: f"{show(value)} of {noun}", values,  # type: ignore[misc]
+                lambda _, value, show=show, noun=noun: Told(f"{show(value)} of {noun}"), values,  # type: ignore[misc]
                 SECONDS_TO_LOSS if price == "seconds" else None,
             )  # fmt: skip
     return None

@@ -19,7 +19,7 @@ from selectbench.analysis.comparison import NamedVerdict
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import Pairs, all_pairs
 from selectbench.analysis.pareto import counts
-from selectbench.analysis.questions import Question, bare, questions
+from selectbench.analysis.questions import Question, questions
 from selectbench.analysis.row import Row
 from selectbench.analysis.statistics import Bools
 from selectbench.analysis.summary import Summary
@@ -68,7 +68,7 @@ def _answered(
     row = next(row for row in rows if row.option == found.best)
     own, first = (question.show(name, question.values[name]) for name in (found.best, found.ahead))
     shown = f"{found.best}: {own}{_at_what(suite, question, row)}"
-    if bare(first) != bare(own):  # else a reader would see the same figure twice
+    if not first.looks_like(own):  # else a reader would see the same figure twice
         opening = "none is shown to be better than " if found.best == suite.baseline else ""
         shown = f"{opening}{shown}; ahead by the figures: {found.ahead}, {first}"
     return NamedVerdict(

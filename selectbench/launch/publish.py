@@ -28,11 +28,9 @@ from selectbench.record.run_files import (
     write_whole,
 )
 from selectbench.record.store import FILE_NAME, read_records
-from selectbench.report.benchmark_json import benchmark_json
-from selectbench.report.csv_table import render_csv
-from selectbench.report.markdown import render
-from selectbench.report.page import render_page
-from selectbench.report.verdicts import best_head
+from selectbench.report import html, markdown
+from selectbench.report.files import benchmark_json, best_head, render_csv
+from selectbench.report.sections import report
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 from selectbench.yaml_text import suite_yaml
@@ -126,14 +124,16 @@ def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
     """Everything that follows from a run's records, by file name."""
     parts = (stored.suite, ranking, stored.counted, stored.environment)
     return {
-        RANKING: ranking_text(ranking), REPORT: report_text(stored, ranking), PAGE: render_page(*parts, COMMAND),
+        RANKING: ranking_text(ranking), REPORT: report_text(stored, ranking),
+        PAGE: html.render(report(*parts, COMMAND, "page")),
         TABLE: render_csv(ranking), BENCHMARK: benchmark_json(*parts), **best_files(stored, ranking),
     }  # fmt: skip
 
 
 def report_text(stored: StoredRun, ranking: Ranking) -> str:
     """report.md."""
-    return render(stored.suite, ranking, stored.counted, stored.environment, COMMAND)
+    parts = (stored.suite, ranking, stored.counted, stored.environment, COMMAND)
+    return markdown.render(report(*parts, "markdown"))
 
 
 def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:

@@ -1,21 +1,26 @@
-"""Two runs side by side, for a terminal and as Markdown: what differs around them, then every change. Pure."""
+"""Runs against each other, for a terminal and as Markdown: `compare` with every change, `gate` with its verdict."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from selectbench import units
 from selectbench.analysis.compared import Change, Compared, Differing
-from selectbench.report.escape import markdown, one_line, table
+from selectbench.analysis.gate import Check, Gate
+from selectbench.report.document import Amount, Block, Cell, Column, Figure, Listing, Paragraph, Ratio, Table
+from selectbench.report.escape import one_line
+from selectbench.report.markdown import escape, render_blocks
+from selectbench.report.terminal import rich_table
 from selectbench.suite.metrics import METRICS
 
+_GATE_STYLES = {"pass": "green", "regression": "bold red", "inconclusive": "yellow"}
+_GATE_HEADS = ["option", "limit", "verdict", "found"]
 _MOST = 25
 _HEADS = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
+_WORDED = ("option", "metric", "verdict")
 _WORDS = {"better": "better", "worse": "worse", "no_difference": "no difference", "undecided": "undecided"}
 MEANS = "Reference and run are geometric means over their common seeds: their ratio is the change"
 _STYLES = {"better": "green", "worse": "bold red", "undecided": "yellow", "no_difference": ""}
@@ -28,7 +33,8 @@ def print_compared(console: Console, compared: Compared) -> None:
         console.print(Text(line, style="dim"))
     for note in compared.notes:
         console.print(Text(f"note: {one_line(note)}", style="yellow"))
-    console.print(_table(compared))
+    styles = [_STYLES[change.decision] for change in compared.changes]
+    console.print(rich_table(_table(compared), styles))
     console.print(Text(MEANS, style="dim"))
     console.print(Text(summary(compared), style="bold"))
 
@@ -55,30 +61,25 @@ def _told(differing: Differing) -> str:
 
 
 def _table(compared: Compared) -> Table:
-    found = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading in _HEADS:
-        right = heading in ("reference", "run", "seeds")
-        found.add_column(heading, justify="right" if right else "left", overflow="fold")
-    for change in compared.changes:
-        found.add_row(*map(Text, _cells(change)), style=_STYLES[change.decision])
-    return found
+    columns = [Column(head, "left" if head in _WORDED else "right") for head in _HEADS]
+    return Table(columns, [_cells(change) for change in compared.changes], "Every change")
 
 
-def _cells(change: Change) -> list[str]:
-    metric = METRICS[change.metric]
+def _cells(change: Change) -> list[Cell]:
     verdict = _WORDS[change.decision] if change.p_adjusted is not None else _untested(change)
     return [
-        one_line(change.option, 40), metric.title, metric.show(change.reference), metric.show(change.run),
-        _ratio(change), verdict, str(change.seeds),
+        one_line(change.option, 40), METRICS[change.metric].title, Figure(change.metric, change.reference),
+        Figure(change.metric, change.run), Ratio(change.ratio, change.low, change.high), verdict,
+        Amount(change.seeds, units.count),
     ]  # fmt: skip
-
-
-def _ratio(change: Change) -> str:
-    return units.ratio_with_range(change.ratio, change.low, change.high)
 
 
 def _untested(change: Change) -> str:
     return "one seed, no spread" if change.seeds < 2 else "shown only"
+
+
+def _ratio(change: Change) -> str:
+    return units.ratio_with_range(change.ratio, change.low, change.high)
 
 
 def summary(compared: Compared) -> str:
@@ -104,15 +105,54 @@ def compare_markdown(comparisons: Sequence[Compared]) -> str:
     """All of it to paste into an issue."""
     parts: list[str] = []
     for compared in comparisons:
-        parts.append(f"# {markdown(compared.run)} against {markdown(compared.reference)}")
-        parts.append(f"**{markdown(summary(compared))}**")
-        parts.append("\n".join(f"- {markdown(line)}" for line in (*_around(compared), *compared.notes)))
-        parts.append(
-            table(list(_HEADS), [[markdown(cell) for cell in _cells(c)] for c in compared.changes], right=2)
-        )
+        title = f"# {escape(compared.run)} against {escape(compared.reference)}"
+        around = Listing([*_around(compared), *compared.notes])
+        blocks: list[Block] = [Paragraph(summary(compared), is_strong=True), around, _table(compared)]
+        parts += [title, render_blocks(blocks)]
     told = (
         f"{MEANS}, with an interval that holds for all tested changes together; p are adjusted by Holm, and a "
         "change must also be larger than the metric's threshold. "
         "What differs between whole runs, such as the day, is part of the change."
     )
     return "\n\n".join([*parts, told]) + "\n"
+
+
+def print_gate(console: Console, gate: Gate) -> None:
+    """The checks, worst first, and the verdict last."""
+    console.print(rich_table(_gate_table(gate), [_GATE_STYLES[check.verdict] for check in _worst_first(gate)]))
+    for note in gate.notes:
+        console.print(Text(f"note: {one_line(note)}", style="yellow"))
+    console.print(Text(verdict_line(gate), style="bold"))
+
+
+def verdict_line(gate: Gate) -> str:
+    """`regression: RUN against REFERENCE: 1 of 6 checks fails, ...`."""
+    counts = {
+        kind: sum(check.verdict == kind for check in gate.checks) for kind in ("regression", "inconclusive", "pass")
+    }
+    told = ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+    return f"{gate.verdict}: {one_line(gate.run)} against {one_line(gate.reference)}: {told or 'no checks'}"
+
+
+def gate_markdown(gate: Gate) -> str:
+    """For a pull request or a job's summary."""
+    told = "A limit holds or fails where the 95 % interval, simultaneous over all checks, lies on one side of it."
+    verdict = Paragraph(verdict_line(gate), is_strong=True)
+    return render_blocks([verdict, _gate_table(gate), Listing(gate.notes), Paragraph(told)]) + "\n"
+
+
+def _gate_table(gate: Gate) -> Table:
+    return Table(
+        [Column(head) for head in _GATE_HEADS], [_gate_cells(check) for check in _worst_first(gate)], "Every check"
+    )
+
+
+def _worst_first(gate: Gate) -> list[Check]:
+    order = list(_GATE_STYLES)
+    ranks = {"regression": 0, "inconclusive": 1, "pass": 2}
+    assert set(ranks) == set(order)
+    return sorted(gate.checks, key=lambda check: ranks[check.verdict])
+
+
+def _gate_cells(check: Check) -> list[str]:
+    return [one_line(check.option, 60), one_line(check.limit), check.verdict, one_line(check.detail, 200)]

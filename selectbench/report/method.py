@@ -10,10 +10,8 @@ from selectbench.analysis import energy, flops, gpu_state, mfu
 from selectbench.analysis.row import Ranking
 from selectbench.plan import peaks
 from selectbench.record.record import Completed, Record
-from selectbench.report.escape import markdown
-from selectbench.report.figures import known_columns
-from selectbench.report.machine_choices import machine_choice_lines
-from selectbench.report.warmup import own_warmups
+from selectbench.report.plan import machine_choice_lines, own_warmups
+from selectbench.report.ranking import known_columns
 from selectbench.suite.suite import Suite
 
 _SPOILED = (
@@ -22,22 +20,22 @@ _SPOILED = (
 )
 
 
-def method(suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any]) -> str:
-    """A list in Markdown; `records`: those that count; `environment`: environment.json."""
+def method(suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any]) -> list[str]:
+    """Sentences; `records`: those that count; `environment`: environment.json."""
     done = [record for record in records if isinstance(record.outcome, Completed)]
     lines = [_job(suite), *machine_choice_lines(environment), _same_job(suite, ranking)]
     lines += [*_deciding(ranking), _timing(suite, done)]
     lines += _waits(suite, done)
     lines += _evaluation(suite, done)
     lines += _meters(suite, ranking, done)
-    return "\n".join(f"- {line}" for line in lines)
+    return lines
 
 
 def _job(suite: Suite) -> str:
     job = suite.job
     model = ", ".join(f"{k} {v}" for k, v in job.model.model_dump(exclude_none=True).items())
     return (
-        f"The job: {job.task} on the {suite.device}, model {markdown(model)}; {job.max_steps:,} optimizer steps of "
+        f"The job: {job.task} on the {suite.device}, model {model}; {job.max_steps:,} optimizer steps of "
         f"{job.global_batch_size:,} sequences of {job.seq_len:,} tokens ({job.tokens_per_step:,} tokens a step, "
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
         f"{job.lr_schedule.warmup_steps:,} steps of warm-up.{_own_batches(suite)}{_own_warmups(suite)}"
@@ -48,7 +46,7 @@ def _own_batches(suite: Suite) -> str:
     """What options that set a global batch of their own do instead."""
     own = {o.name: suite.job.of(o.choices) for o in suite.options}
     told = [
-        f"{markdown(name)} {job.max_steps:,} of {job.global_batch_size:,} after {job.lr_schedule.warmup_steps:,}"
+        f"{name} {job.max_steps:,} of {job.global_batch_size:,} after {job.lr_schedule.warmup_steps:,}"
         for name, job in own.items()
         if job.global_batch_size != suite.job.global_batch_size
     ]
@@ -62,7 +60,7 @@ def _own_batches(suite: Suite) -> str:
 
 def _own_warmups(suite: Suite) -> str:
     told = own_warmups(suite)
-    return f" With a warm-up of their own instead: {markdown(told)}." if told else ""
+    return f" With a warm-up of their own instead: {told}." if told else ""
 
 
 def _same_job(suite: Suite, ranking: Ranking) -> str:
@@ -132,7 +130,7 @@ def _waits(suite: Suite, done: Sequence[Record]) -> list[str]:
     if not told:
         return []
     opening = "Some libraries make the host wait for the device, whatever loop is around them; their rows bear it: "
-    return [f"{opening}{markdown(told)}."]
+    return [f"{opening}{told}."]
 
 
 def _evaluation(suite: Suite, done: Sequence[Record]) -> list[str]:
@@ -150,11 +148,11 @@ def _evaluation(suite: Suite, done: Sequence[Record]) -> list[str]:
 def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> list[str]:
     """How the GPUs were watched, or why not; nothing of records that are older than the meters."""
     if any(row.gpu for row in ranking.rows):
-        state = f"State of the GPUs: {markdown(gpu_state.RULE)} {_SPOILED}"
-        return [_watching(suite), state, markdown(energy.RULE), *_arithmetic(ranking)]
+        state = f"State of the GPUs: {gpu_state.RULE} {_SPOILED}"
+        return [_watching(suite), state, energy.RULE, *_arithmetic(ranking)]
     problems = dict.fromkeys(r.meters.problem for r in done if r.meters and r.meters.problem)
     main = "; peak memory is main memory" if suite.device == "cpu" else ""
-    return [f"No GPU meters: {markdown(problem)}{main}." for problem in problems if problem]
+    return [f"No GPU meters: {problem}{main}." for problem in problems if problem]
 
 
 def _arithmetic(ranking: Ranking) -> list[str]:
@@ -163,7 +161,7 @@ def _arithmetic(ranking: Ranking) -> list[str]:
     sheets = {name: peaks.source(name) for gpu in rows for name in gpu.names}
     sources = "; ".join(f"{name}: {source}" for name, source in sheets.items() if source)
     told = f" Data sheets: {sources}." if sources else ""
-    return [markdown(flops.RULE), markdown(f"{mfu.RULE}{told}")] if rows else []
+    return [flops.RULE, f"{mfu.RULE}{told}"] if rows else []
 
 
 def _watching(suite: Suite) -> str:

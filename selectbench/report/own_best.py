@@ -8,7 +8,7 @@ from selectbench import units
 from selectbench.analysis.as_fast import RULE
 from selectbench.analysis.own_best import FLAT, OwnBest, Search, Tried
 from selectbench.analysis.row import Ranking
-from selectbench.report.escape import markdown, table
+from selectbench.report.document import Block, Column, Paragraph, Section, Table
 from selectbench.suite.metrics import METRICS
 
 SEARCH_NOTE = (
@@ -17,19 +17,17 @@ SEARCH_NOTE = (
     f"other options got one more value beside their best. The width is that of the values within {FLAT:.0%} of the "
     "best, straight lines between those tried: the wider, the less it matters to hit the best."
 )
-_SIZES, _TUNING = "The fastest micro-batch size", "The best settings"
-Table = tuple[str, list[str], list[list[str]]]
+_SIZES, _TUNING = "The fastest micro-batch size:", "The best settings:"
 
 
-def own_best_section(ranking: Ranking) -> list[str]:
-    """The section in Markdown, or nothing where nothing was searched."""
+def own_best_section(ranking: Ranking) -> list[Section]:
+    """The section, or nothing where nothing was searched."""
     found = ranking.search
     if found is None:
         return []
-    parts = ["## Each option at its own best", markdown(search_cost(found))]
-    for title, heads, rows in search_tables(found):
-        parts += [f"{title}:", table(heads, [[markdown(cell) for cell in row] for row in rows], right=len(heads))]
-    return [*parts, *search_notes(found)]
+    notes = map(Paragraph, search_notes(found))
+    blocks: list[Block] = [Paragraph(search_cost(found)), *search_tables(found), *notes]
+    return [Section("own-best", "Each option at its own best", blocks)]
 
 
 def search_notes(found: Search) -> list[str]:
@@ -49,16 +47,20 @@ def search_cost(found: Search) -> str:
 
 
 def search_tables(found: Search) -> list[Table]:
-    """Title, headings and rows of each search that there was."""
-    tables: list[Table] = []
+    """A table of each search that there was."""
+    tables = []
     if found.sizes:
         rows = [[own.option, _chosen(own), _all_tried(own), _edge_words(own, "fast")] for own in found.sizes]
-        tables.append((_SIZES, ["option", "chosen", "tokens/s of each", ""], rows))
+        tables.append(_table(_SIZES, ["option", "chosen", "tokens/s of each", ""], rows))
     if found.tuning:
         heads = ["option", "chosen", f"{METRICS[found.tuning[0].metric].title} of each", "width", ""]
         rows = [[o.option, _chosen(o), _all_tried(o), width(o), _edge_words(o, "good")] for o in found.tuning]
-        tables.append((_TUNING, heads, rows))
+        tables.append(_table(_TUNING, heads, rows))
     return tables
+
+
+def _table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    return Table([Column(head) for head in heads], rows, caption, is_titled=True)
 
 
 def _chosen(own: OwnBest) -> str:

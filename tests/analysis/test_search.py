@@ -127,7 +127,7 @@ def test_of_several_settings_it_is_told_which_lies_on_an_edge_and_that_none_is_e
     ]
     found = search(suite, settled_by_records(suite, records), records)
     assert found is not None
-    ((*_, words),) = search_tables(found)[0][2]
+    ((*_, words),) = search_tables(found)[0].rows
     rest = "not extended: several settings are tuned together; widen the range"
     assert words == (f"the best lies on {told}; {rest}" if told else "")
 
@@ -279,7 +279,7 @@ def test_sizes_that_one_short_trial_can_not_tell_apart_are_marked_and_the_fastes
     (own,) = found.sizes
     assert own.chosen == {SIZE: 8}
     assert {t.values[SIZE] for t in own.tried if t.as_fast} == as_fast
-    ((_, _, told, _),) = search_tables(found)[0][2]
+    ((_, _, told, _),) = search_tables(found)[0].rows
     assert "8: 1,000 (chosen)" in told
     assert ("4: 970 (as fast)" in told) == (4 in as_fast)
     assert any("as far as one short trial can tell" in note for note in search_notes(found))

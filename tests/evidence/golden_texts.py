@@ -44,7 +44,7 @@ from selectbench.record.run_files import ENVIRONMENT as ENVIRONMENT_FILE
 from selectbench.record.run_files import PAGE
 from selectbench.record.run_files import SUITE as SUITE_FILE
 from selectbench.record.store import FILE_NAME
-from selectbench.report.calibration import calibration_table
+from selectbench.report.past_runs import calibration_table
 from selectbench.suite.load import load_suite
 from selectbench.suite.shipped import names as shipped_names
 from selectbench.suite.suite import Option

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from selectbench.launch.publish import read_run
-from selectbench.report.markdown import ranking_table
+from selectbench.report.markdown import table
+from selectbench.report.ranking import ranking_table
 
 ROOT = Path(__file__).parents[2]
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
@@ -25,7 +26,7 @@ def section() -> str:
     return (
         f"`suites/precision.yaml`, profile {stored.suite.profile}, on {facts['cores_by_affinity']} cores of "
         f"{facts['cpu_model']}, torch {facts['libraries']['torch']} (`{folder}`):\n\n"
-        f"> {ranking.answer}\n\n{ranking_table(ranking)}\n\n"
+        f"> {ranking.answer}\n\n{table(ranking_table(ranking, 'markdown'))}\n\n"
     )
 
 

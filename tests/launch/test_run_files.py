@@ -27,8 +27,7 @@ from selectbench.launch.past_runs import past_runs
 from selectbench.launch.publish import read_run
 from selectbench.launch.side_by_side import compare_runs, gate_run
 from selectbench.record.record import Record
-from selectbench.report.benchmark_json import benchmark_json
-from selectbench.report.csv_table import render_csv
+from selectbench.report.files import benchmark_json, render_csv
 from selectbench.suite.load import load_suite
 from selectbench.suite.metrics import METRICS
 

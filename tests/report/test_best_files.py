@@ -9,7 +9,7 @@ from evidence.readme_table import kept_run
 from ruamel.yaml import YAML
 
 from selectbench.launch.publish import StoredRun, best_files, read_run
-from selectbench.report.verdicts import best_head
+from selectbench.report.files import best_head
 
 
 @pytest.fixture(scope="module")

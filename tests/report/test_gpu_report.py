@@ -15,6 +15,7 @@ from made_records import (
     speed,
 )
 from msgspec.structs import replace
+from report.rendered import render, render_option
 from rich.console import Console
 
 from selectbench.analysis import flops, mfu
@@ -23,9 +24,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.plan.peaks import source
 from selectbench.record.meters import Meters
 from selectbench.record.record import Record
-from selectbench.report import option
-from selectbench.report.escape import markdown
-from selectbench.report.markdown import render
+from selectbench.report.markdown import escape as markdown
 from selectbench.report.terminal import print_ranking
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
@@ -155,8 +154,8 @@ def test_a_share_above_one_is_withheld_in_every_report() -> None:
     assert told in terminal(*run, 300)
     assert "| fp32 | float32 | 1.200 TFLOP | 66.90 TFLOP/s | - | - | - | - |" in text
     suite, records = run
-    assert "| mfu |" not in option.render(suite, rank(suite, records), records, "fp32")
-    assert "| mfu | 24.3% |" in option.render(suite, rank(suite, records), records, "bf16")
+    assert "| mfu |" not in render_option(suite, rank(suite, records), records, "fp32")
+    assert "| mfu | 24.3% |" in render_option(suite, rank(suite, records), records, "bf16")
 
 
 def test_the_rules_stand_under_how_it_was_measured() -> None:
@@ -189,7 +188,7 @@ def test_one_option_shows_each_trials_gpu_and_an_unclean_attempt_that_was_repeat
     suite, records = make_run([{}, {}, HOT])
     again = make_record("bf16", 2, attempt=2, meters=make_meters(), **CUDA, **speed(202))
     records = [*records, again]
-    text = option.render(suite, rank(suite, records), records, "bf16")
+    text = render_option(suite, rank(suite, records), records, "bf16")
     assert "| 2 | 1 | contest | completed | throttled: hardware thermal slowdown in 31% of the readings |" in text
     assert "| 2 | 2 | contest | completed |  |" in text
     assert "| 2 | 0 | clean |  | 1,755 MHz | 61 °C | 40.0% | 9.00 GiB | 1.00 GiB |" in text

@@ -3,12 +3,12 @@ from typing import Any
 
 from made_records import make_failure, make_record, make_suite, speed
 from msgspec.structs import replace
+from report.rendered import render
 from rich.console import Console
 
 from selectbench.analysis.ranking import Ranking, rank
 from selectbench.record.record import RankMemory
 from selectbench.report.identity import in_full, in_short
-from selectbench.report.markdown import render
 from selectbench.report.terminal import print_ranking
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})

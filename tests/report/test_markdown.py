@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
 from msgspec.structs import replace
+from report.rendered import render, render_option
 
 from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
@@ -12,9 +13,7 @@ from selectbench.launch.publish import SHORT, StoredRun, report_text
 from selectbench.record.as_json import LOSSES
 from selectbench.record.record import EvaluationPoint, Record
 from selectbench.record.store import append_record, read_records
-from selectbench.report import option
-from selectbench.report.escape import markdown
-from selectbench.report.markdown import render
+from selectbench.report.markdown import escape as markdown
 
 EVIL = "[red]|<b>`x`"
 ENVIRONMENT: dict[str, Any] = {
@@ -116,7 +115,7 @@ def test_one_option_in_detail() -> None:
     points = [EvaluationPoint(step=20, tokens=1, training_seconds=1.0, loss=6.25)]
     curve = LOSSES.keep([(i, 7.0 - i / 100) for i in range(100)])
     records[3] = replace(records[3], evaluation_curve=points, loss_curve=curve)
-    text = option.render(suite, rank(suite, records), records, "bf16")
+    text = render_option(suite, rank(suite, records), records, "bf16")
     assert "Rank 1 of 2" in text
     assert "| tokens_per_second | 200 | 201 |" in text
     assert "| 20 | 6.250 | - |" in text
@@ -128,4 +127,4 @@ def test_one_option_in_detail() -> None:
 def test_an_option_that_is_not_there() -> None:
     suite, records = make_run()
     with pytest.raises(UserError, match=r"no option 'bf15'.*did you mean 'bf16'"):
-        option.render(suite, rank(suite, records), records, "bf15")
+        render_option(suite, rank(suite, records), records, "bf15")

@@ -11,12 +11,11 @@ import pytest
 from evidence.readme_table import kept_run
 from made_records import make_failure, make_meters, make_record, make_suite, speed
 from msgspec.structs import replace
+from report.rendered import render, render_page
 
 from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
 from selectbench.record.record import EvaluationPoint, Record
-from selectbench.report.markdown import render
-from selectbench.report.page import render_page
 from selectbench.suite.suite import Suite
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}</title></svg>"

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 from evidence.readme_table import kept_run
+from report.rendered import render_page
 
 from selectbench.launch.publish import COMMAND, read_run
-from selectbench.report.page import render_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")

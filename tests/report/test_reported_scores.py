@@ -9,13 +9,12 @@ from typing import Any
 import pytest
 from made_records import make_record, make_suite
 from made_sentences import hypotheses, measured, references
+from report.rendered import render, render_page
 from rich.console import Console
 
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.row import Ranking
 from selectbench.record.record import Record
-from selectbench.report.markdown import render
-from selectbench.report.page import render_page
 from selectbench.report.terminal import print_ranking
 
 EVIL = "[red]|<b>`x`"

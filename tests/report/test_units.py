@@ -50,3 +50,17 @@ def test_unknown_is_a_dash(show: object) -> None:
 def test_arithmetic(value, shown):
     assert units.flops(value) == shown
     assert units.flops_per_second(value) == (shown if value is None else f"{shown}/s")
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ((1.2, 1.31), "1.25x (1.20x to 1.31x)"), ((1.2461, 1.2539), "1.250x (1.246x to 1.254x)"),
+        ((None, 1.31), "1.25x"), ((5.15e-10, 2.94e7), "1.25x (5.15e-10x to 2.94e+07x)"),
+        ((0.05, 1.31), "1.25x (0.0500x to 1.31x)"),
+    ],
+)  # fmt: skip
+def test_a_ratio_has_as_many_decimals_as_keep_the_ends_apart(
+    ends: tuple[float | None, float | None], text: str
+) -> None:
+    assert units.ratio_with_range(1.25, *ends) == text

@@ -1,4 +1,4 @@
-"""Pictures as SVG text: scales with round ticks, a frame with axes, lines, bands, points, boxes.
+"""SVG text: scales with round ticks, a frame with axes, lines, bands, points, boxes, the bars of intervals.
 
 Colours and fonts come from the page's style sheet by class, so that a picture follows light, dark and print.
 """
@@ -10,11 +10,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from selectbench.report.document import Ratio
 from selectbench.report.escape import one_line
+from selectbench.report.figures import shown
 
 WIDTH, HEIGHT = 520.0, 330.0
 LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 16.0, 14.0, 46.0
 Point = tuple[float, float]
+_BAR_WIDTH, _BAR_HEIGHT, _BAR_EDGE = 130.0, 18.0, 4.0
+_FARTHEST = 4.0
+"""Ratios beyond this, or below its inverse, stand at the edge: one far row would flatten all others."""
 
 
 @dataclass(frozen=True)
@@ -168,3 +173,33 @@ def y_scale(
 ) -> Scale:
     """Up a picture, bottom to top."""
     return scale_over(values, height - _BOTTOM, _TOP, is_log=is_log, from_zero=from_zero)
+
+
+def interval_bars(ratios: Sequence[Ratio]) -> list[str]:
+    """A small picture of each ratio with its interval, all on one scale; empty where there is none."""
+    known = [ratio for ratio in ratios if ratio.value]
+    if not known:
+        return ["" for _ in ratios]
+    ends = [end for ratio in known for end in _ends(ratio)]
+    low, high = max(1 / _FARTHEST, min(*ends, 0.98)), min(_FARTHEST, max(*ends, 1.02))
+    scale = Scale(low, high, _BAR_EDGE, _BAR_WIDTH - _BAR_EDGE, is_log=True)
+    return [_bar(scale, ratio) if ratio.value else "" for ratio in ratios]
+
+
+def _ends(ratio: Ratio) -> tuple[float, float]:
+    """Of the interval: an end that is too large for a number lies at infinity; without an interval the ratio."""
+    if ratio.low is None:
+        return ratio.value or 1.0, ratio.value or 1.0
+    return ratio.low, math.inf if ratio.high is None else ratio.high
+
+
+def _bar(scale: Scale, ratio: Ratio) -> str:
+    low, high = map(scale, _ends(ratio))
+    at, one, middle = scale(ratio.value or 1.0), scale(1.0), _BAR_HEIGHT / 2
+    return (
+        f'<svg class="interval" viewBox="0 0 {_BAR_WIDTH:.0f} {_BAR_HEIGHT:.0f}" role="img">'
+        f"<title>{escape(shown(ratio))} the baseline</title>"
+        f'<line class="one" x1="{one:.1f}" y1="0" x2="{one:.1f}" y2="{_BAR_HEIGHT:.0f}"/>'
+        f'<line class="span" x1="{low:.1f}" y1="{middle}" x2="{high:.1f}" y2="{middle}"/>'
+        f'<circle class="at" cx="{at:.1f}" cy="{middle}" r="4"/></svg>'
+    )

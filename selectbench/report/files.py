@@ -1,23 +1,69 @@
-"""benchmark.json: the run as pytest-benchmark writes its results, for `pytest-benchmark compare` and others.
-
-One benchmark for each option; a round is a completed trial, its time the mean seconds of a timed optimizer step.
-The keys and the definitions of the statistics are those of pytest-benchmark 5 (pytest_benchmark/stats.py).
-"""
+"""The files of a run beside its reports: ranking.csv, benchmark.json, and the head of an option's suite. Pure."""
 
 from __future__ import annotations
 
+import csv
 import statistics
 from collections.abc import Mapping, Sequence
+from io import StringIO
+from textwrap import fill
 from typing import Any
 
 import numpy as np
 
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.comparison import NamedVerdict
+from selectbench.analysis.row import MetricValue, Ranking, Row
 from selectbench.json_text import json_text
 from selectbench.record.record import Completed, Record
-from selectbench.report.counting import counting
+from selectbench.report.charts import counting
+from selectbench.report.escape import one_line
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
+
+_FIRST = ("rank", "option", "differs_in", "status", "eligible", "n", "planned")
+_LAST = ("pareto", "tied_with", "dominated_by", "constraints", "failures")
+_OF_A_METRIC = ("", "_standard_deviation", "_ratio_to_baseline", "_ratio_low", "_ratio_high")
+_FORMULA = ("=", "+", "-", "@")
+
+
+def render_csv(ranking: Ranking) -> str:
+    """Rows in the ranking's order; unknown is an empty cell, a number is written so that it reads back the same.
+
+    Words that a spreadsheet would take for a formula get an apostrophe in front.
+    """
+    stream = StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([*_FIRST, *(f"{name}{part}" for name in METRICS for part in _OF_A_METRIC), *_LAST])
+    for row in ranking.rows:
+        figures = [figure for name in METRICS for figure in _figures(row.metrics[name])]
+        writer.writerow([*_first(row), *figures, *_last(row)])
+    return stream.getvalue()
+
+
+def _first(row: Row) -> list[object]:
+    differs = "; ".join(row.differs_in)
+    return [_number(row.rank), _words(row.option), _words(differs), row.status, row.eligible, row.n, row.planned]
+
+
+def _figures(metric: MetricValue) -> list[str]:
+    known = (metric.value, metric.standard_deviation, metric.ratio_to_baseline, metric.ratio_low, metric.ratio_high)
+    return [_number(value) for value in known]
+
+
+def _last(row: Row) -> list[str]:
+    constraints = "; ".join(f"{c.constraint}: {c.verdict}" for c in row.constraints)
+    failures = "; ".join(f"{f.kind} with seed {f.seed}" for f in row.failures)
+    pareto = "" if row.pareto is None else str(row.pareto)
+    return [pareto, *map(_words, ("; ".join(row.tied_with), "; ".join(row.dominated_by), constraints, failures))]
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _words(text: str) -> str:
+    told = one_line(text)
+    return f"'{told}" if told.startswith(_FORMULA) else told
 
 
 def benchmark_json(
@@ -83,3 +129,27 @@ def _stats(data: Sequence[float]) -> dict[str, Any]:
         "hd15iqr": max(v for v in ordered if v <= within[1]), "ops": len(data) / sum(data), "total": sum(data),
         "data": list(data), "iterations": 1,
     }  # fmt: skip
+
+
+def by_option(ranking: Ranking) -> list[NamedVerdict]:
+    """The first verdict of each option that is named."""
+    first: dict[str, NamedVerdict] = {}
+    for found in ranking.verdicts:
+        if found.option is not None:
+            first.setdefault(found.option, found)
+    return list(first.values())
+
+
+def best_head(ranking: Ranking, file: str) -> str:
+    """The comment that a file of a verdict's option begins with: what it answers, and how sure that is."""
+    lines = ["One option of a suite by itself; `selectbench run` takes it as it is. Its run answered with it:"]
+    lines += [f"{v.title}: {v.option}. {v.confidence}" for v in ranking.verdicts if v.file == file]
+    return "".join(f"{_comment(line)}\n" for line in lines)
+
+
+def _comment(text: str) -> str:
+    """YAML's, indented where it goes on: names of options are on one line, so that none breaks out of it."""
+    return fill(
+        one_line(text), 110, initial_indent="# ", subsequent_indent="#   ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip

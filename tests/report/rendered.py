@@ -1,0 +1,32 @@
+"""A report as Markdown and as a page, from what it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from selectbench.analysis.row import Ranking
+from selectbench.record.record import Record
+from selectbench.report import html, markdown
+from selectbench.report.option import option_report
+from selectbench.report.sections import report
+from selectbench.suite.suite import Suite
+
+
+def render(
+    suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
+) -> str:
+    """report.md."""
+    return markdown.render(report(suite, ranking, records, environment, command, "markdown"))
+
+
+def render_page(
+    suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
+) -> str:
+    """report.html."""
+    return html.render(report(suite, ranking, records, environment, command, "page"))
+
+
+def render_option(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> str:
+    """One option in detail, in Markdown."""
+    return markdown.render(option_report(suite, ranking, records, name))
