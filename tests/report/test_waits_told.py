@@ -21,9 +21,7 @@ def told(device: str, *failed: str) -> str:
         make_failure(name, seed, "oom") if name in failed else make_record(name, seed)
         for name, _ in OPTIONS for seed in suite.seeds
     ]  # fmt: skip
-    return "\n".join(
-        line for line in method(suite, rank(suite, records), records, {}).splitlines() if "wait" in line
-    )
+    return "\n".join(line for line in method(suite, rank(suite, records), records, {}) if "wait" in line)
 
 
 def test_each_choice_by_how_often_it_waits():
