@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from selectbench.choices.tokenizer import AnyTokenizer, PretrainedTokenizer
+from selectbench.choices.tokenizer import AnyTokenizer, PretrainedTokenizer, Unigram
 from selectbench.data.cache import cache_root, publish, remove
 from selectbench.data.cleaning import Cleaner
 from selectbench.data.corpus import Corpus, keyed, open_corpus, require
@@ -112,7 +112,8 @@ def _tokenizer_key(tokenizer: AnyTokenizer) -> str:
     version = f"tokenizers {require('tokenizers')}"
     if isinstance(tokenizer, PretrainedTokenizer):
         return f"{pretrained_key(tokenizer)} transformers {require('transformers')} {version}"
-    return f"{tokenizer.model_dump_json()} {version}"
+    trained_by = f" sentencepiece {require('sentencepiece')}" if isinstance(tokenizer, Unigram) else ""
+    return f"{tokenizer.model_dump_json()} {version}{trained_by}"
 
 
 def _key(parts: Sequence[str]) -> str:

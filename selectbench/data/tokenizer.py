@@ -137,8 +137,9 @@ def _train_unigram(
     """The special tokens, which no stretch of a text can be, then bytes and pieces."""
     from tokenizers import models
 
-    alphabet = _alphabet()
-    pieces = train_pieces(_counted_words(documents(), waiting), alphabet, vocab_size - len(alphabet) - 1)
+    alphabet, pieces = _alphabet(), list[tuple[str, float]]()
+    words = _counted_words(documents(), waiting)
+    interruptible(lambda: pieces.extend(train_pieces(words, alphabet, vocab_size - len(alphabet) - 1)), waiting)
     tokenizer = _byte_level(models.Unigram([*((name, 0.0) for name in specials), *pieces]))
     tokenizer.add_special_tokens(specials)
     return tokenizer
@@ -163,6 +164,7 @@ def _counted(texts: list[str], waiting: Callable[[], None]) -> dict[str, int]:
     words = _byte_level(models.WordLevel(unk_token=UNKNOWN))
     trainer = trainers.WordLevelTrainer(vocab_size=MOST_WORDS, special_tokens=[UNKNOWN], show_progress=False)
     interruptible(lambda: words.train_from_iterator(texts, trainer), waiting)
+    words.encode_special_tokens = True  # a text that spells the unknown out is of words like any other
     counts = np.zeros(words.get_vocab_size(), np.int64)
     for batch in _batches(texts, 1 << 20):  # a vector as long as the vocabulary is added up for every one
         encodings = words.encode_batch_fast(batch, add_special_tokens=False)

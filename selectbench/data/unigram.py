@@ -1,20 +1,21 @@
 """Training of a unigram language model over pieces of words (Kudo 2018, arXiv:1804.10959, section 3.2).
 
-The trainer of the package `tokenizers` gives another vocabulary at each call, and weighs every word as if it stood
-in the text once; this one is a function of the counted words alone.
+Expectation maximisation and pruning are sentencepiece's, in one thread: with several, the last digits of its sums
+and so its choice among nearly equal pieces depend on how many they are. What it chooses from is found here, because
+sentencepiece weighs every counted word as if it stood in the text once, and overlooks pieces that are always the
+end of a word. The trainer of the package `tokenizers` gives another vocabulary at each call. The same words give
+the same pieces from run to run; on a processor of another kind nearly equal pieces may fall out otherwise.
 """
 
 from __future__ import annotations
 
 import heapq
+import io
 import itertools
 import math
+import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 LONGEST_PIECE = 16
 """Characters, each of which stands for a byte."""
@@ -22,152 +23,103 @@ LONGEST_WORD = 24
 """Longer ones are counted in parts."""
 MOST_PARTS = 50_000
 """Words and parts of words that count, the most frequent ones: memory grows with their stretches."""
-SEEDS_PER_PIECE = 10
-LEAST = 1e-9
-"""Probability of a byte that the text lacks: it must be possible, and 24 of them no underflow."""
-KEPT = 0.75
-"""Share of the pieces that a round of pruning leaves."""
-STEPS = 2
-"""Of expectation maximisation between two prunings."""
+CANDIDATES_PER_PIECE = 10
 DECIMALS = 6
-"""Of what pieces are ordered by: sums of floats differ in their last digits from machine to machine."""
+"""Of log probabilities, by which pieces are numbered."""
+ABSENT = -20.0
+"""Log probability of a byte that the text lacks, or that is rarer than one in ten million, which sentencepiece
+leaves out. It is in no longer piece, so that there is one way to write it, however likely it is."""
+_NO_PIECE = "\u2047"
+"""Sentencepiece insists on a piece for the unknown: this one is no byte's character, so no text can spell it."""
 
-Numbers = npt.NDArray[np.int64]
-Reals = npt.NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class _Words:
-    """Distinct words, the longest first, so that those with a place at a position are the first so many."""
-
-    texts: list[str]
-    counts: Reals
-    lengths: Numbers
-
-    def reaching(self, end: int) -> int:
-        """How many words are at least so long."""
-        return int(np.searchsorted(-self.lengths, -end, side="right"))
-
-    def spans(self) -> Iterator[tuple[int, int, int]]:
-        """Start, length, and how many words have it, of every stretch that may be a piece."""
-        for end in range(1, LONGEST_WORD + 1):
-            for size in range(1, min(end, LONGEST_PIECE) + 1):
-                yield end - size, size, self.reaching(end)
+Counted = Sequence[tuple[str, int]]
 
 
-def train_pieces(counted: Mapping[str, int], alphabet: list[str], pieces: int) -> list[tuple[str, float]]:
-    """The alphabet and at most so many pieces besides, each with its log probability, the likeliest first."""
-    if not counted:
+def train_pieces(counted: Mapping[str, int], alphabet: Sequence[str], pieces: int) -> list[tuple[str, float]]:
+    """The alphabet and at most so many pieces besides, each with its log probability, the likeliest first.
+
+    `counted`: words spelt in the alphabet, one character for each byte, with their numbers of occurrences.
+    """
+    if not counted or not pieces:  # there is one way to write a text, whatever the probabilities
         return [(byte, round(-math.log(len(alphabet)), DECIMALS)) for byte in alphabet]
-    words = _words(counted)
-    found, ids = _seeds(words, alphabet, SEEDS_PER_PIECE * pieces)
-    chances = np.full(len(found), 1 / len(found))
-    while True:
-        for _ in range(STEPS):
-            chances = _maximised(words, ids, chances, len(alphabet))
-        room = len(alphabet) + pieces
-        if len(found) <= room:
-            break
-        kept = _kept(words, found, ids, chances, len(alphabet), max(room, int(len(found) * KEPT)))
-        found, chances = [found[number] for number in kept], chances[kept]
-        ids = _renumbered(ids, kept, len(chances))
-    scored = zip(found, np.round(np.log(chances), DECIMALS).tolist(), strict=True)
-    return sorted(scored, key=lambda item: (-item[1], item[0]))
+    parts = _parts(counted)
+    single = _single(parts)
+    candidates = [*single, *_candidates(parts, CANDIDATES_PER_PIECE * pieces)]
+    found = _trained(parts, candidates, len(single) + pieces)
+    every_byte = {byte: found.pop(byte, ABSENT) for byte in alphabet}
+    return _likeliest_first([*every_byte.items(), *_likeliest_first(found.items())[:pieces]])
 
 
-def _words(counted: Mapping[str, int]) -> _Words:
+def _likeliest_first(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    return sorted(scored, key=lambda one: (-one[1], one[0]))
+
+
+def _parts(counted: Mapping[str, int]) -> Counted:
     parts: Counter[str] = Counter()
     for word, count in counted.items():
         for start in range(0, len(word), LONGEST_WORD):
             parts[word[start : start + LONGEST_WORD]] += count
-    chosen = heapq.nsmallest(MOST_PARTS, parts, key=lambda word: (-parts[word], word))
-    texts = sorted(chosen, key=lambda word: (-len(word), word))
-    counts = np.array([parts[word] for word in texts], float)
-    return _Words(texts, counts, np.array([len(word) for word in texts], np.int64))
+    return heapq.nsmallest(MOST_PARTS, parts.items(), key=lambda one: (-one[1], one[0]))
 
 
-Ids = dict[tuple[int, int], Numbers]
-"""By start and length: of each word that has such a stretch, the number of the piece that it is; -1: of none."""
+def _single(parts: Counted) -> Counted:
+    counts: Counter[str] = Counter()
+    for text, count in parts:
+        for character in text:
+            counts[character] += count
+    return sorted(counts.items())
 
 
-def _seeds(words: _Words, alphabet: list[str], most: int) -> tuple[list[str], Ids]:
-    """The alphabet, and the stretches that cover most of the text among those that occur more than once."""
-    best: list[tuple[float, str]] = []
+def _candidates(parts: Counted, most: int) -> Iterator[tuple[str, int]]:
+    """The stretches that cover most of the text among those that occur more than once, with how much they cover."""
+    best: list[tuple[int, str]] = []
     for size in range(2, LONGEST_PIECE + 1):
-        best = heapq.nsmallest(most, itertools.chain(best, _of_size(words, size)))
-    found = [*alphabet, *(piece for _, piece in best)]
-    number = {piece: place for place, piece in enumerate(found)}
-    ids = {
-        (start, size): np.array([number.get(text[start : start + size], -1) for text in words.texts[:having]], int)
-        for start, size, having in words.spans()
-        if having
-    }
-    return found, ids
+        best = heapq.nsmallest(most, itertools.chain(best, _of_size(parts, size)))
+    return ((piece, -covered) for covered, piece in best)
 
 
-def _of_size(words: _Words, size: int) -> Iterator[tuple[float, str]]:
+def _of_size(parts: Counted, size: int) -> Iterator[tuple[int, str]]:
     """Every stretch of a length that occurs more than once, after minus how much of the text it covers.
 
     A length at a time: together they would take gigabytes where words are long.
     """
     counts: Counter[str] = Counter()
-    weights = words.counts.tolist()
-    for start in range(LONGEST_WORD - size + 1):
-        having = words.reaching(start + size)
-        for text, count in zip(words.texts[:having], weights, strict=False):
+    for text, count in parts:
+        for start in range(len(text) - size + 1):
             counts[text[start : start + size]] += count
     return ((-count * size, piece) for piece, count in counts.items() if count > 1)
 
 
-def _maximised(words: _Words, ids: Ids, chances: Reals, alphabet: int) -> Reals:
-    """Probabilities that make the text likelier: how often each piece is expected under those before."""
-    known = np.append(chances, 0.0)  # -1, no piece, has none
-    before = np.zeros((LONGEST_WORD + 1, len(words.texts)))
-    before[0] = 1.0
-    for (start, size), own in ids.items():  # by ends, from the beginning on
-        before[start + size, : len(own)] += before[start, : len(own)] * known[own]
-    after = np.zeros_like(before)
-    after[words.lengths, np.arange(len(words.texts))] = 1.0
-    for (start, size), own in sorted(ids.items(), key=lambda item: -item[0][0]):
-        after[start, : len(own)] += after[start + size, : len(own)] * known[own]
-    weight = words.counts / after[0]
-    expected = np.zeros(len(known))
-    for (start, size), own in ids.items():
-        shares = before[start, : len(own)] * known[own] * after[start + size, : len(own)] * weight[: len(own)]
-        expected += np.bincount(own + 1, shares, len(known))
-    # Rounded away: what is expected by nothing but rounding, and differs between machines.
-    found: Reals = np.round(expected[1:], DECIMALS)
-    found /= found.sum()
-    found[:alphabet] = np.maximum(found[:alphabet], LEAST)
-    found[alphabet:] = np.maximum(found[alphabet:], LEAST * 1e-3)
-    return found
+def _trained(parts: Counted, candidates: Counted, pieces: int) -> dict[str, float]:
+    """At most so many pieces, all single characters of the words among them, with their log probabilities."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    model = io.BytesIO()
+    with tempfile.TemporaryFile("w", encoding="utf-8") as listed:
+        listed.writelines(_lines(candidates))
+        listed.flush()
+        SentencePieceTrainer.train(
+            model_type="unigram", vocab_size=1 + pieces, hard_vocab_limit=False, num_threads=1, minloglevel=2,
+            sentence_iterator=_lines(parts, _times(parts, candidates)), input_format="tsv", model_writer=model,
+            seed_sentencepieces_file=f"/proc/self/fd/{listed.fileno()}",  # it has no name to be left behind by
+            max_sentencepiece_length=LONGEST_PIECE, character_coverage=1.0,
+            # Words are spelt bytes, cut already: nothing in them is a blank, a digit or of a script.
+            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+            split_by_unicode_script=False, split_by_number=False,
+            unk_id=0, unk_piece=_NO_PIECE, bos_id=-1, eos_id=-1, pad_id=-1,
+        )  # fmt: skip
+    trained = SentencePieceProcessor(model_proto=model.getvalue())
+    ids = range(1, trained.get_piece_size())
+    return {trained.id_to_piece(one): round(trained.get_score(one), DECIMALS) for one in ids}
 
 
-def _kept(words: _Words, found: list[str], ids: Ids, chances: Reals, alphabet: int, most: int) -> Numbers:
-    """The alphabet, and those without which the text would become unlikeliest."""
-    number = {piece: place for place, piece in enumerate(found)}
-    logs = np.log(chances).tolist()
-    losses = {
-        place: round(chances[place] * (logs[place] - _best_otherwise(found[place], number, logs)), DECIMALS + 6)
-        for place in range(alphabet, len(found))
-    }
-    ranked = sorted(losses, key=lambda place: (-losses[place], found[place]))
-    return np.array([*range(alphabet), *sorted(ranked[: most - alphabet])], int)
+def _times(parts: Counted, candidates: Counted) -> int:
+    """How often a text must stand there to have a word for each candidate.
+
+    What is expected less than half a time is left out: of a text with fewer words that could be everything.
+    """
+    return -(-len(candidates) // sum(count for _, count in parts))
 
 
-def _best_otherwise(piece: str, number: Mapping[str, int], logs: list[float]) -> float:
-    """Log probability of the likeliest way to write a piece with other pieces."""
-    best = [0.0] + [-np.inf] * len(piece)
-    for end in range(1, len(piece) + 1):
-        for start in range(1 if end == len(piece) else 0, end):
-            place = number.get(piece[start:end])
-            if place is not None and best[start] + logs[place] > best[end]:
-                best[end] = best[start] + logs[place]
-    return best[-1]
-
-
-def _renumbered(ids: Ids, kept: Numbers, count: int) -> Ids:
-    numbers = np.full(int(kept.max()) + 1, -1)
-    numbers[kept] = np.arange(count)
-    longer = np.append(numbers, -1)
-    return {span: longer[np.where(own >= len(numbers), -1, own)] for span, own in ids.items()}
+def _lines(counted: Counted, times: int = 1) -> Iterator[str]:
+    return (f"{text}\t{count * times}\n" for text, count in counted)

@@ -1,5 +1,8 @@
 """Tokenizers: nothing is lost or unknown, the same text gives the same one, and bytes are counted to the last."""
 
+import os
+import subprocess
+import sys
 from functools import cache
 
 import numpy as np
@@ -153,9 +156,10 @@ def test_bytes_of_tokens_reach_to_where_the_last_token_ends(text, data):
 
 
 def test_words_are_counted_stretch_by_stretch_and_rare_ones_left_out(monkeypatch):
-    texts = [*STORIES, *STORIES[:30], "once 1234 and 5678 again"]
+    texts = [*STORIES, *STORIES[:30], "once 1234 and 5678 again", "<|unknown|> <|unknown|>"]
     whole = dict(_counted_words(texts))
     assert whole["Ġravens"] == 2 * 150
+    assert whole["unknown"] == 2
     monkeypatch.setattr("selectbench.data.tokenizer.STRETCH", 500)
     assert dict(_counted_words(texts)) == whole
     monkeypatch.setattr("selectbench.data.tokenizer.MOST_WORDS", 20)
@@ -169,8 +173,51 @@ def test_a_unigram_model_is_of_the_most_frequent_parts_of_words(monkeypatch):
     """Long words have many parts, and each part many stretches that all would be held."""
     monkeypatch.setattr("selectbench.data.unigram.MOST_PARTS", 2)
     pieces = dict(train_pieces({"ab" * 12 + "xy" * 12: 5, "cd" * 12: 4, "ef": 3}, list("abcdefxy"), 40))
-    assert {"abab", "xyxy"} <= pieces.keys()
-    assert not {"cdcd", "ef"} & pieces.keys()
+    assert {character for piece in pieces if len(piece) > 1 for character in piece} == set("abxy")
+    assert set("abcdefxy") <= pieces.keys()
+
+
+@pytest.mark.parametrize("pieces", [0, 1, 40])
+def test_a_unigram_model_has_every_byte_and_no_more_than_was_asked_for(pieces):
+    """Also those that the text lacks or hardly has; and nothing of what stands for the unknown in sentencepiece."""
+    alphabet = list("abcdeunk<>")
+    found = train_pieces({"ab" * 8: 10**12, "c": 5, "<unk>": 10**12}, alphabet, pieces)
+    assert len(dict(found)) == len(found) <= len(alphabet) + pieces
+    assert set(alphabet) <= dict(found).keys()
+    assert set("".join(dict(found))) == set(alphabet)
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+
+
+IDS_OF_THE_BIBLE = """
+import hashlib, itertools, sys
+from selectbench.choices.tokenizer import Bpe, Unigram, WordPiece
+from selectbench.data.corpus import open_corpus
+from selectbench.data.tokenizer import make_tokenizer
+from selectbench.suite.data import EmbeddedCorpus
+kind = {"bpe": Bpe, "unigram": Unigram, "wordpiece": WordPiece}[sys.argv[1]]
+text = open_corpus(EmbeddedCorpus(corpus="bible"), print).documents(print)
+chapters = list(itertools.islice(text, 100))
+backend = make_tokenizer(kind.model_validate({sys.argv[1]: 2048}), lambda: chapters).backend
+ids = [encoding.ids for encoding in backend.encode_batch(chapters)]
+print(sum(map(len, ids)), hashlib.sha256(repr((backend.get_vocab_size(), ids)).encode()).hexdigest())
+"""
+
+
+@pytest.mark.parametrize("name", ["bpe", "unigram", "wordpiece"])
+def test_another_process_gives_the_same_ids(name):
+    """Whatever order it hashes in, and however many threads it is told to have."""
+    digests = {ids_of_the_bible(name, seed, threads) for seed, threads in (("1", "1"), ("2", "7"))}
+    assert len(digests) == 1
+
+
+def ids_of_the_bible(name, hash_seed, threads):
+    environment = {
+        **os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": threads, "RAYON_NUM_THREADS": threads,
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", IDS_OF_THE_BIBLE, name], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
 
 
 @pytest.mark.parametrize("name", SPECS)
