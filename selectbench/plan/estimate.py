@@ -1,4 +1,4 @@
-"""How long a run will take: from earlier trials on this machine, else a rough reckoning."""
+"""How long a run will take: from earlier trials on this machine, else a rough estimate."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def _costs(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost]) ->
     head = f"{sum(cost.trials for cost in costs)} trials to run"
     if estimate is None or total is None:
         return [*parts, f"{head}; the first round will tell how long they take"]
-    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else "a rough reckoning"
+    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else "a rough estimate"
     return [*parts, f"{_cost(head, total, usd)} in all ({source})"]
 
 

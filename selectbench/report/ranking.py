@@ -226,9 +226,9 @@ def table_notes(ranking: Ranking) -> list[Text]:
         f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint.",
         *(f"{note}." for note in ties_note(ranking)),
         "Figures are means over the completed seeds, ± one standard deviation between seeds.",
-        ('"vs baseline" is the geometric mean of the ratios within seeds that both completed, with its 95 % '
-        f"interval: of {objective.name} the one that holds for the whole family of tests, of the others each by "
-        "itself, with which nothing is claimed."),
+        ("A ratio to the baseline is the geometric mean of the ratios within seeds that both completed, with its "
+        f"95 % interval: of {objective.name} the one that holds for the whole family of tests, of the others each "
+        "by itself, with which nothing is claimed."),
         *_domination(ranking),
     ]  # fmt: skip
     if ranking.memory_kind:
