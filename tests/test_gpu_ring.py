@@ -117,7 +117,7 @@ def test_a_program_that_is_not_there_is_said(ring: Ring) -> None:
 ENDLESS = """
 import signal, subprocess
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # for what it starts as well
-subprocess.run(["sh", "-c", "echo begun; sleep 60"], stderr=open({held!r}, "w"))
+subprocess.run(["sh", "-c", "sleep 60"], stderr=open({held!r}, "w"))
 """
 
 
@@ -134,15 +134,14 @@ def test_a_slice_that_takes_too_long_is_ended_with_all_that_it_started(ring: Rin
     finally:
         os.close(reading)
     assert ring.ran() == ["endless", "second"]
-    assert "begun" in ring.said()
     assert "endless took more than 1.5 s" in ring.said()
     assert ring.call(stand_in("endless"), SECOND) == 0
 
 
 def test_a_slice_that_takes_too_long_first_hears_ctrl_c(ring: Ring) -> None:
-    waits = "try:\n import time; time.sleep(60)\nexcept KeyboardInterrupt:\n print('records are closed')"
+    waits = "try:\n import time; time.sleep(60)\nexcept KeyboardInterrupt:\n print('records', 'closed')"
     assert ring.call(stand_in("waits", waits, bound_seconds=3.0)) == 3
-    assert "records are closed" in ring.said()
+    assert "records closed" in ring.said()
 
 
 KEPT = sorted((ROOT / "results" / "precision").glob("*Z-*"))[-1]
@@ -224,8 +223,9 @@ code = """if True:
     import os, time
     ring = os.getppid()
     print("begun", flush=True)
-    while os.getppid() == ring:
-        time.sleep(0.01)
+    for _ in range(3000):
+        if os.getppid() == ring:
+            time.sleep(0.01)
 """
 gpu_ring.SLICES = (gpu_ring.Slice("waits", "", ("-c", code)),)
 sys.exit(gpu_ring.main(["--results", {results!r}]))
