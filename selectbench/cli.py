@@ -14,7 +14,7 @@ from selectbench import __version__
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from selectbench.analysis.row import Ranking
+    from selectbench.analysis.result import Ranking
     from selectbench.launch.preparation import Request
     from selectbench.launch.publish import StoredRun
 
@@ -110,11 +110,11 @@ def run(
 ) -> None:
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
     from selectbench.errors import ExitCode
-    from selectbench.launch.budget import budget_of, within_budget
     from selectbench.launch.display import make_display
     from selectbench.launch.preparation import prepare_all
     from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
+    from selectbench.launch.stages import budget_of, within_budget
 
     _goes_on_for_long()
     console = _stderr()
@@ -148,8 +148,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
-    from selectbench.launch.budget import budget_of
     from selectbench.launch.preview import preview
+    from selectbench.launch.stages import budget_of
     from selectbench.report.plan import plan_as_json, print_plan
 
     _goes_on_for_long()
@@ -171,7 +171,7 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare a suite's data alone and show them: documents in and out, tokens, samples, hashes."""
-    from selectbench.launch.data_preview import prepared_data
+    from selectbench.launch.preview import prepared_data
     from selectbench.report.plan import data_as_json, print_data
 
     _goes_on_for_long()
@@ -219,7 +219,7 @@ def compare(
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, to paste.")] = False,
 ) -> None:
     """Say what differs between runs of a suite, and how every option's figures changed."""
-    from selectbench.launch.side_by_side import compare_runs
+    from selectbench.launch.publish import compare_runs
     from selectbench.report.compare import compare_markdown, print_compared
 
     compared = compare_runs(reference, runs)
@@ -249,7 +249,7 @@ def gate(
     as_json: JsonOption = False,
 ) -> None:
     """Hold a run to limits against another: exits with 0 pass, 1 regression, 4 inconclusive, 2 wrong use."""
-    from selectbench.launch.side_by_side import GATE_EXIT, gate_run
+    from selectbench.launch.publish import GATE_EXIT, gate_run
     from selectbench.report.compare import gate_markdown, print_gate
 
     found = gate_run(run, against, limits, any_machine=any_machine)
@@ -264,7 +264,7 @@ def gate(
 @app.command("list")
 def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
     """Find past runs, the newest first."""
-    from selectbench.launch.past_runs import past_runs
+    from selectbench.launch.publish import past_runs
     from selectbench.report.past_runs import print_runs
 
     runs = past_runs(results)
@@ -278,7 +278,7 @@ def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
 
 def _summarise(text: Callable[[], str]) -> None:
     """Into the CI job's summary, where there is one."""
-    from selectbench.launch.job_summary import add_to_job_summary, is_asked_for
+    from selectbench.launch.publish import add_to_job_summary, is_asked_for
 
     if is_asked_for() and (problem := add_to_job_summary(text())):
         _stderr().print(problem, markup=False, soft_wrap=True)
@@ -302,7 +302,7 @@ def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
 
 def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool) -> None:
     from selectbench.launch.publish import ranking_text
-    from selectbench.record.run_files import PAGE, REPORT
+    from selectbench.record.run_folder import PAGE, REPORT
     from selectbench.report.terminal import print_ranking
 
     if as_json:
@@ -349,7 +349,7 @@ def schema() -> None:
     """Print the JSON Schema of suite files, for editors."""
     import json
 
-    from selectbench.suite.schema import json_schema
+    from selectbench.suite.load import json_schema
 
     typer.echo(json.dumps(json_schema(), indent=2))
 
@@ -361,7 +361,7 @@ def init(
 ) -> None:
     """Write a commented suite to start from; an existing file is left alone."""
     from selectbench.errors import UserError
-    from selectbench.suite.shipped import template
+    from selectbench.suite.load import template
 
     text = template(source)
     try:

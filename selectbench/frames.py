@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import asdict
 
-from selectbench.analysis.comparison import ScoreDifference
-from selectbench.analysis.counted import counted
-from selectbench.analysis.crossing import Crossing
-from selectbench.analysis.gpu_state import state_of
-from selectbench.analysis.metrics import derive
-from selectbench.analysis.observed import observe
-from selectbench.analysis.ranking import Ranking
-from selectbench.analysis.summary import summarise
+from selectbench.analysis.formulas import observe
+from selectbench.analysis.metrics import derive, state_of
+from selectbench.analysis.result import Ranking, ScoreDifference
+from selectbench.analysis.summary import Crossing, counted, summarise
 from selectbench.launch.publish import StoredRun, read_run
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS

@@ -24,7 +24,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from bare_loop import FULL, TINY, Size  # noqa: E402
+from bare_loop import FULL, TINY, Size  # noqa: E402  # noqa: E402
 
 AIM, PAIRS = 0.98, 5
 PROBE = """

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from selectbench.analysis.mfu import matmul_dtype
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.result import Ranking, Row
+from selectbench.plan.duration import matmul_dtype
 from selectbench.suite.suite import Suite
 
 MOST_MFU = {

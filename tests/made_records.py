@@ -7,11 +7,20 @@ from typing import Any
 from msgspec import convert, to_builtins
 from msgspec.structs import replace
 
-from selectbench.record.as_json import LOSSES, NOTHING
-from selectbench.record.meters import Architecture, GpuMeters, Meters
-from selectbench.record.record import Completed, Failed, Identity, Measurement, Record, Trial
-from selectbench.suite.job import LrSchedule
-from selectbench.suite.schedule import shape_sha256, shares
+from selectbench.record.record import (
+    LOSSES,
+    NOTHING,
+    Architecture,
+    Completed,
+    Failed,
+    GpuMeters,
+    Identity,
+    Measurement,
+    Meters,
+    Record,
+    Trial,
+)
+from selectbench.suite.job import LrSchedule, shape_sha256, shares
 from selectbench.suite.suite import Suite
 
 ADAMW = {"name": "adamw", "lr": 1e-3}

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from selectbench.record.sentences import Sentences
-from selectbench.suite.evaluate import SCORES
-from selectbench.worker.scores import score
+from selectbench.record.record import Sentences
+from selectbench.suite.job import SCORES
+from selectbench.worker.examination import score
 
 WORDS = ("nul", "een", "twee", "drie", "vier", "vijf", "zes", "zeven", "acht", "negen")
 

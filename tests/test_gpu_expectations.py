@@ -10,8 +10,8 @@ from made_records import ARCHITECTURE, make_meters, make_record, make_suite, spe
 from msgspec.structs import replace
 
 from selectbench.analysis.ranking import rank
-from selectbench.analysis.row import Ranking
-from selectbench.record.meters import Architecture
+from selectbench.analysis.result import Ranking
+from selectbench.record.record import Architecture
 from selectbench.suite.suite import Suite
 
 

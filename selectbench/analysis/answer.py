@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from selectbench import units
-from selectbench.analysis.comparison import Settling
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import ALPHA
-from selectbench.analysis.row import Failure, Row
-from selectbench.analysis.sanity import stalled
-from selectbench.analysis.summary import Summary
+from selectbench.analysis.result import Failure, Row, Settling
+from selectbench.analysis.summary import Summary, stalled
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
 

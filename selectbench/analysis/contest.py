@@ -1,20 +1,204 @@
-"""The declared family: every option against the baseline by the objective, and every constraint."""
+"""Whether an option holds the suite's constraints: tests of non-inferiority with three answers."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from selectbench.analysis.comparison import Comparison, Decision, Family, Settling
-from selectbench.analysis.family import ALPHA, HypothesisTest, Judged, decide, judge_all, seeds_to_settle
+import numpy as np
+
+from selectbench import units
+from selectbench.analysis.family import (
+    ALPHA,
+    HypothesisTest,
+    Judged,
+    Pairs,
+    agreeing_ends,
+    all_pairs,
+    decide,
+    judge_all,
+    seeds_to_settle,
+)
 from selectbench.analysis.formulas import finite
-from selectbench.analysis.judge import Asked, Judge
-from selectbench.analysis.row import ConstraintVerdict
-from selectbench.analysis.statistics import Blocks, Difference, make_blocks, quantile
-from selectbench.analysis.summary import Summary, mean, other_tokens
-from selectbench.suite.metrics import METRICS, PER_TOKEN
+from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
+from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, quantile
+from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words
+from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
+
+_COMPARE: dict[str, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
+
+FAR = 2.0
+"""An absolute bound that all values are so many times away from is decided without a measure of spread: no figure
+of one job varies that much from seed to seed."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A constraint on one option that a test must answer."""
+
+    text: str
+    constraint: Constraint
+    test: HypothesisTest
+    """Against the bound."""
+    is_far: bool = False
+    """Whether every seed's value lies beyond `FAR` times an absolute bound, or below its inverse."""
+
+    def concluded(self, judged: Judged | None, settling: Settling | None) -> ConstraintVerdict:
+        """`judged`: the test among its family; None: no measure of spread."""
+        verdict, shown = "undecided", f"{self.constraint.metric} is {self._shown(self.test.difference.estimate)}"
+        if judged is None and self.is_far:
+            verdict = "holds" if self._holds(self.test.difference.estimate) else "fails"
+            return _said(self.text, verdict, f"{shown}, far from the bound")
+        if judged is None:
+            return _said(self.text, "undecided", f"{shown} with 1 seed, which tells no spread")
+        if judged.rejected or judged.is_exact or self.is_far:
+            verdict = "holds" if self._holds(judged.estimate) else "fails"
+        if judged.low < judged.high:
+            shown += f" ({self._end(judged.low)} to {self._end(judged.high)})"
+        return ConstraintVerdict.model_validate(
+            {"constraint": self.text, "verdict": verdict, "detail": shown, "p_adjusted": judged.p_adjusted,
+             "settling": settling if verdict == "undecided" else None}
+        )  # fmt: skip
+
+    def _holds(self, estimate: float) -> bool:
+        if math.isclose(estimate, self.test.bound, rel_tol=0.0, abs_tol=1e-12):  # the rounding of logarithms
+            return self.constraint.operator in ("<=", ">=")
+        return _COMPARE[self.constraint.operator](estimate, self.test.bound)
+
+    def _end(self, logarithm: float) -> str:
+        value = finite(lambda: math.exp(logarithm))
+        if self.constraint.relative:
+            return units.DASH if value is None else f"{value:.4g}x"
+        return METRICS[self.constraint.metric].show(value)
+
+    def _shown(self, logarithm: float) -> str:
+        is_ratio = self.constraint.relative and finite(lambda: math.exp(logarithm)) is not None
+        return f"{self._end(logarithm)} {self.constraint.against}" if is_ratio else self._end(logarithm)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Holds what every row is judged against."""
+
+    baseline: Summary
+    measures_quality: bool
+    """False for a quick run and for `eval: none`: then nothing is said of quality."""
+    blocks: Mapping[str, Blocks]
+    """By metric, of all comparable options."""
+
+    def ask(self, text: str, summary: Summary) -> Asked | ConstraintVerdict:
+        """One constraint of one option that completed a seed: a test, or the answer where none is needed.
+
+        Raises ValueError for a wrong text.
+        """
+        constraint = parse_constraint(text)
+        metric = METRICS[constraint.metric]
+        if metric.quality and not self.measures_quality:
+            return _said(text, "not_judged", "quality was not measured")
+        diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged"]
+        if metric.quality and diverged:
+            return _said(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
+        if metric.name == SECONDS_TO_LOSS and summary.not_reached:
+            return _said(text, "fails", summary.not_reached_words())
+        if summary.only_spoiled(metric.name):
+            return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
+        if gap := gap_in(text, metric.name, summary):
+            return gap
+        if "gpu" in metric.needs and not summary.values[metric.name]:
+            return _said(text, "not_judged", f"no trial tells its {metric.name}")
+        return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
+
+    def _relative(self, text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
+        name = constraint.metric
+        if self.baseline.only_spoiled(name):
+            words = self.baseline.unclean_words(name)
+            return _said(text, "not_judged", f"every trial of the baseline {self.baseline.name} was {words}")
+        if not self.baseline.values[name]:
+            return _said(text, "not_judged", f"the baseline {self.baseline.name} has no {name}")
+        if not summary.values[name]:
+            return _without_figure(text, name)
+        if constraint.value <= 0:
+            return directly(text, constraint, summary)
+        if summary.name != self.baseline.name and (
+            summary.without_ratio(name) or self.baseline.without_ratio(name)
+        ):
+            return seed_by_seed(text, constraint, summary, self.baseline)
+        found = self._difference(name, summary)
+        if found is None and (self.baseline.spoiled[name] or summary.spoiled[name]):
+            return _said(text, "not_judged", "no seed was clean with the baseline too")
+        if found is None:
+            return _said(text, "undecided", "no figure to compare for any seed of the baseline")
+        return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)))
+
+    def _difference(self, metric: str, summary: Summary) -> Difference | None:
+        if summary.name == self.baseline.name:
+            return Difference(0.0, 0.0, None, len(summary.values[metric]), "none")
+        return self.blocks[metric].difference(summary.name, self.baseline.name)
+
+
+def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
+    values = summary.values[constraint.metric]
+    if not values:
+        return _without_figure(text, constraint.metric)
+    found = of_one(values)
+    if found is None or constraint.value <= 0 or min(values.values()) <= 0:
+        return directly(text, constraint, summary)
+    distances = [math.log(value / constraint.value) for value in values.values()]
+    far = min(distances) > math.log(FAR) or max(distances) < -math.log(FAR)
+    return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)), is_far=far)
+
+
+def gap_in(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None:
+    """The answer where completed seeds have no value though others have: the others would flatter the option."""
+    if blown := summary.blown_up(metric):
+        return _said(text, "fails", f"no finite {metric} with {seeds_words(blown)}")
+    if unknown := summary.unknown(metric):
+        return _said(text, "undecided", f"no {metric} with {seeds_words(unknown)}")
+    return None
+
+
+def _without_figure(text: str, metric: str) -> ConstraintVerdict:
+    if metric == "peak_memory_bytes":
+        return _said(text, "not_judged", "memory grew by less than can be measured")
+    return _said(text, "fails", f"no finite {metric}")
+
+
+def seed_by_seed(text: str, constraint: Constraint, ours: Summary, theirs: Summary) -> ConstraintVerdict:
+    """Where a value has no logarithm: what all common seeds say, if they agree; below 0 a factor says nothing."""
+    metric = constraint.metric
+    pairs = [(ours.values[metric][seed], theirs.values[metric][seed]) for seed in ours.common(theirs, metric)]
+    answers = {_COMPARE[constraint.operator](mine, constraint.value * other) for mine, other in pairs}
+    clear = len(answers) == 1 and min(map(min, pairs)) >= 0
+    verdict = ("holds" if True in answers else "fails") if clear else "undecided"
+    means = [METRICS[metric].show(summary.mean(metric)) for summary in (ours, theirs)]
+    return _said(
+        text,
+        verdict,
+        f"{metric} is {means[0]}, {means[1]} for the {constraint.against}, of which a value is 0 or less",
+    )
+
+
+def directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
+    """Where a value or the bound has no logarithm: what all seeds say, if they agree."""
+    compare = _COMPARE[constraint.operator]
+    answers = {compare(value, constraint.value) for value in summary.values[constraint.metric].values()}
+    verdict = "undecided" if len(answers) > 1 else "holds" if True in answers else "fails"
+    shown = METRICS[constraint.metric].show(summary.mean(constraint.metric))
+    return _said(text, verdict, f"{constraint.metric} is {shown}")
+
+
+def _said(text: str, verdict: str, detail: str) -> ConstraintVerdict:
+    return ConstraintVerdict.model_validate({"constraint": text, "verdict": verdict, "detail": detail})
+
+
+# The declared family: every option against the baseline by the objective, and every constraint.
+
 
 Key = tuple[str, str]
 """Option and constraint; the objective's constraint is ''."""
@@ -178,3 +362,156 @@ def _round_seconds(summaries: Sequence[Summary]) -> float | None:
 
 def _ratio(logarithm: float | None) -> float | None:
     return None if logarithm is None else finite(lambda: math.exp(logarithm))
+
+
+# The order of the rows by the objective: ranks that ties share.
+#
+# A second family: all pairs of options besides the baseline. Two options are put in order only where one of them at
+# least was told from the baseline in the declared family (a gate, so that where all options are equal hardly more
+# than the declared level of claims is false), or where the pair itself is told apart at a tenth of that level, as a
+# noisy baseline tells nothing from itself. A pair with the baseline is decided in the declared family.
+
+
+PAST_THE_GATE = 10
+"""Share of alpha, as its inverse, at which a pair needs no gate."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Who is shown to be better than whom."""
+
+    names: Sequence[str]
+    better: Bools
+    """[i, j]: whether i is shown to be better than j."""
+    known: Bools
+    """[i, j]: whether there is a measure of spread for the pair."""
+    contest: Contest
+    pairs: Pairs
+    """Of the options besides the baseline."""
+
+    @cached_property
+    def ranked(self) -> list[str]:
+        """Those with a measure of spread for some pair; one that is alone needs a spread of its own."""
+        if len(self.names) == 1:
+            suite, (name,) = self.contest.suite, self.names
+            seeds = (~np.isnan(self.contest.blocks[suite.decide.objective].logs)).sum(axis=1)
+            known = dict(zip(self.contest.blocks[suite.decide.objective].names, seeds.tolist(), strict=True))
+            return [name] if len(suite.options) == 1 or known[name] > 1 else []
+        return [name for i, name in enumerate(self.names) if self.known[i].any()]
+
+    def rank(self, option: str, among: Sequence[str]) -> int:
+        """1 and the number of others shown to be better."""
+        place, others = self._places(option, among)
+        return 1 + int(self.better[others, place].sum())
+
+    def ties(self, option: str, among: Sequence[str]) -> list[str]:
+        """Others that it is shown to be neither better nor worse than."""
+        place, others = self._places(option, among)
+        return [self.names[o] for o in others if not self.better[o, place] and not self.better[place, o]]
+
+    def comparison(self, option: str, against: str) -> Comparison | None:
+        """The pair by the objective; with the baseline as the declared family has it. None: no seed of both."""
+        if against == self.contest.baseline.name:
+            return self.contest.against_baseline(option)
+        if option == self.contest.baseline.name:
+            found = self.contest.against_baseline(against)
+            return None if found is None else _turned(found, against)
+        difference = self.contest.blocks[self.contest.suite.decide.objective].difference(option, against)
+        return None if difference is None else self._ordered(option, against, difference)
+
+    def _ordered(self, option: str, against: str, difference: Difference) -> Comparison:
+        """With the interval of Bonferroni's level and the p that Holm adjusts over all pairs."""
+        tests = max(1, len(self.pairs.first))
+        (judged,) = judge_all({"": HypothesisTest(difference)}, tests).values() or (None,)
+        place = self.pairs.place(option, against)
+        if judged is not None:
+            adjusted = float(self.pairs.p_adjusted[place])
+            ends = (np.array(v) for v in (judged.low, judged.high, judged.estimate, 0.0, adjusted))
+            low, high = agreeing_ends(*ends)
+            judged = replace(judged, p_adjusted=adjusted, low=float(low), high=float(high))
+        found = self.contest.compared(against, difference, judged, tests)
+        mine, other = self.names.index(option), self.names.index(against)
+        if found.decision in ("better", "worse") and not (self.better[mine, other] or self.better[other, mine]):
+            return found.model_copy(update={"decision": "undecided"})  # the gate
+        return found
+
+    def _places(self, option: str, among: Sequence[str]) -> tuple[int, list[int]]:
+        number = {name: i for i, name in enumerate(self.names)}
+        return number[option], [number[name] for name in among if name != option]
+
+
+def stand(contest: Contest, names: Sequence[str]) -> Standing:
+    """Of the options of these names, the baseline among them or not."""
+    objective = METRICS[contest.suite.decide.objective]
+    threshold = contest.suite.threshold(objective.name)
+    baseline = contest.baseline.name
+    pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline])
+    more = objective.better == "more"
+    verdicts = pairs.better(threshold, more_is_better=more)
+    gate = np.array([_told_from_baseline(contest, name) for name in pairs.names], bool)
+    beyond = pairs.better(threshold, more_is_better=more, families=PAST_THE_GATE)
+    return _with_baseline(contest, names, pairs, verdicts & (gate[:, None] | gate[None, :]) | beyond)
+
+
+def _told_from_baseline(contest: Contest, option: str) -> bool:
+    """Whether the declared family tells the two apart; there is no gate where it could not."""
+    judged = contest.judged.get((option, ""))
+    return judged is None or judged.rejected
+
+
+def _with_baseline(contest: Contest, names: Sequence[str], pairs: Pairs, verdicts: Bools) -> Standing:
+    order = list(names)
+    better, known = np.zeros((len(order), len(order)), bool), np.zeros((len(order), len(order)), bool)
+    places = [order.index(name) for name in pairs.names]
+    better[np.ix_(places, places)] = verdicts
+    known[np.ix_(places, places)] = pairs.known()
+    if contest.baseline.name in order:
+        own = order.index(contest.baseline.name)
+        for name, place in zip(pairs.names, places, strict=True):
+            found = contest.decision(name)
+            known[own, place] = known[place, own] = found is not None and (name, "") in contest.judged
+            better[place, own], better[own, place] = found == "better", found == "worse"
+    return Standing(order, better, known, contest, pairs)
+
+
+def _turned(found: Comparison, against: str) -> Comparison:
+    """The same pair seen from the other side."""
+    turned: dict[Decision, Decision] = {"better": "worse", "worse": "better"}
+    return found.model_copy(
+        update={
+            "against": against, "decision": turned.get(found.decision, found.decision),
+            "ratio": _inverse(found.ratio),
+            "low": _inverse(found.high), "high": _inverse(found.low),
+        }
+    )  # fmt: skip
+
+
+def _inverse(ratio: float | None) -> float | None:
+    return None if not ratio else finite(lambda: 1 / ratio)
+
+
+# The control, the baseline's second row: two names for one thing should not differ.
+
+
+_WATCHED = tuple(name for name, metric in METRICS.items() if metric.watched)
+
+
+def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list[str]:
+    """A line for each metric in which the control differs from the baseline, by tests that share alpha."""
+    if not contest.suite.control or not summaries[CONTROL].completed:
+        return []
+    names = dict.fromkeys((contest.suite.decide.objective, *_WATCHED))
+    found = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
+    tests = {name: HypothesisTest(difference) for name, difference in found.items() if difference}
+    judged = judge_all(tests)
+    return [
+        f"the control, which repeats the baseline, differs from it by {METRICS[name].name} "
+        f"{units.ratio(_control_ratio(one.estimate))}: something besides the options moves the figures, so smaller "
+        "differences mean nothing"
+        for name, one in judged.items()
+        if decide(one, contest.suite.threshold(name), more_is_better=True) in ("better", "worse")
+    ]
+
+
+def _control_ratio(logarithm: float) -> float | None:
+    return finite(lambda: math.exp(logarithm))

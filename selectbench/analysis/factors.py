@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from selectbench.analysis.comparison import Effect, FactorView, Interaction, Share
 from selectbench.analysis.family import ALPHA
-from selectbench.analysis.row import Row
+from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Share
 from selectbench.analysis.statistics import Floats, quantile
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from selectbench.analysis.comparison import Decision
+from selectbench.analysis.result import Decision
 from selectbench.analysis.statistics import Blocks, Bools, Difference, Floats, Integers, quantile, two_sided_p
 
 ALPHA = 0.05

@@ -1,20 +1,262 @@
-"""A run held to limits against a reference: pass, regression or inconclusive, for each option and over all."""
+"""Two runs of a suite side by side: what differs in suite and environment, and how every figure changed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
 
-from selectbench.analysis.compared import MACHINE, Differing, ReadRun, differing, other_data
-from selectbench.analysis.family import HypothesisTest, judge_all
-from selectbench.analysis.judge import Asked, directly, gap_in, seed_by_seed
-from selectbench.analysis.row import ConstraintVerdict
-from selectbench.analysis.shown import Number, Shown
-from selectbench.analysis.statistics import changes, of_one
-from selectbench.analysis.summary import Summary
+from selectbench.analysis.contest import Asked, directly, gap_in, seed_by_seed
+from selectbench.analysis.family import HypothesisTest, Judged, decide, judge_all
+from selectbench.analysis.formulas import finite
+from selectbench.analysis.identity import certify
+from selectbench.analysis.metrics import Number, Shown
+from selectbench.analysis.result import ConstraintVerdict, Decision
+from selectbench.analysis.statistics import Difference, changes, of_one
+from selectbench.analysis.summary import Summary, summarise
 from selectbench.errors import UserError
-from selectbench.suite.constraint import Constraint, parse_constraint
+from selectbench.record.record import Record
+from selectbench.suite.metrics import METRICS, Constraint, parse_constraint
+from selectbench.suite.suite import Suite
+
+COMPARED = tuple(name for name, metric in METRICS.items() if metric.comparison)
+"""Metrics whose changes are shown; all are tested but final_perplexity, which goes with final_loss."""
+_SHOWN_ONLY = frozenset(name for name in COMPARED if METRICS[name].comparison == "shown")
+_PASSING = ("git_", "data.seconds", "memory_total_bytes", "machine_choices")
+"""Of the environment, by beginning: what moves no figure, or is told of the suite."""
+MACHINE = (
+    "cpu_model",
+    "cpu_features",
+    "cores_by_affinity",
+    "cores_by_cgroup",
+    "gpus",
+    "memory_limit_bytes",
+    "threads",
+)
+"""Of the environment, by beginning: what makes it another machine."""
+
+
+@dataclass(frozen=True)
+class ReadRun:
+    """A run to compare."""
+
+    name: str
+    suite: Suite
+    records: Sequence[Record]
+    environment: Mapping[str, Any]
+    notes: Sequence[str] = ()
+    """About lines of the records that could not be used."""
+
+    @cached_property
+    def summaries(self) -> dict[str, Summary]:
+        """By option."""
+        return {summary.name: summary for summary in summarise(self.suite, self.records)[0]}
+
+    @property
+    def where(self) -> dict[str, Any]:
+        """The environment, with the OpenMP libraries that trials met where records tell. Raises UserError."""
+        found = {library for record in self.records if (library := record.openmp()) is not None}
+        return {**self.environment, **({"openmp": ", ".join(sorted(found))} if found else {})}
+
+    def other_jobs(self) -> set[str]:
+        """Options that did not do the job of this run's own baseline."""
+        summaries = list(self.summaries.values())
+        baseline = next(summary for summary in summaries if summary.name == self.suite.baseline)
+        found = certify(self.suite, summaries, baseline)
+        return {name for name, certificate in found.items() if certificate.violations}
+
+
+class Differing(Shown):
+    """A key with two values."""
+
+    path: str
+    reference: str | None
+    """None: it has no such key."""
+    run: str | None
+
+
+class Change(Shown):
+    """One metric of one option in the run against the reference."""
+
+    option: str
+    metric: str
+    reference: Number | None
+    """Geometric mean over the common seeds, over all of the reference's where fewer than two are common: `run` over
+    it is `ratio`."""
+    run: Number | None
+    ratio: Number | None
+    """Geometric mean over common seeds of run over reference; of the means' logarithms where none are common."""
+    low: Number | None
+    """Of the interval, simultaneous over all tested changes; None: no measure of spread."""
+    high: Number | None
+    p_adjusted: Number | None
+    """By Holm over all tested changes; None: shown, not tested, or no measure of spread."""
+    decision: Decision
+    """For the run: better, worse, no_difference or undecided; by the metric's threshold."""
+    seeds: int
+    """Common ones; of the smaller run where none are common."""
+
+
+class Compared(Shown):
+    """A run against the reference."""
+
+    run: str
+    reference: str
+    suite: list[Differing]
+    """What differs in the suite; the seeds too."""
+    environment: list[Differing]
+    """What differs where they ran, but for what moves no figure."""
+    changes: list[Change]
+    tests: int
+    only_in_reference: list[str]
+    only_in_run: list[str]
+    lost: dict[str, str]
+    """Options that the reference completed with some seed and the run with none, with why."""
+    notes: list[str]
+    """What makes the comparison doubtful."""
+
+
+def compare(run: ReadRun, reference: ReadRun) -> Compared:
+    """Every option that both have, by every metric that both know."""
+    ours, theirs = run.summaries, reference.summaries
+    common = [name for name in theirs if name in ours]
+    differences = {metric: _differences(ours, theirs, common, metric) for metric in COMPARED}
+    tests = {
+        (option, metric): HypothesisTest(difference)
+        for metric, found in differences.items() if metric not in _SHOWN_ONLY
+        for option, difference in found.items()
+    }  # fmt: skip
+    judged = judge_all(tests)
+    return Compared(
+        run=run.name, reference=reference.name, suite=differing(run.suite.resolved, reference.suite.resolved),
+        environment=_elsewhere(run, reference),
+        lost={n: _loss_of(ours[n]) for n in common if theirs[n].completed and not ours[n].completed},
+        changes=[
+            _change(run.suite, ours[option], theirs[option], metric, differences[metric][option],
+                    judged.get((option, metric)))
+            for option in common for metric in COMPARED if option in differences[metric]
+        ],
+        tests=sum(not one.is_exact for one in judged.values()),
+        only_in_reference=[n for n in theirs if n not in ours],
+        only_in_run=[n for n in ours if n not in theirs], notes=_notes(run, reference, ours, theirs),
+    )  # fmt: skip
+
+
+def _elsewhere(run: ReadRun, reference: ReadRun) -> list[Differing]:
+    """Records did not always tell the OpenMP library: what one run lacks says nothing."""
+    found = [d for d in differing(run.where, reference.where) if not d.path.startswith(_PASSING)]
+    return [d for d in found if d.path != "openmp" or None not in (d.reference, d.run)]
+
+
+def _loss_of(ours: Summary) -> str:
+    return ", ".join(sorted({failure.kind for failure in ours.failed.values()})) or "no outcome"
+
+
+def _differences(
+    ours: Mapping[str, Summary], theirs: Mapping[str, Summary], common: Sequence[str], metric: str
+) -> dict[str, Difference]:
+    return changes({n: ours[n].values[metric] for n in common}, {n: theirs[n].values[metric] for n in common})
+
+
+def _change(
+    suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: Judged | None
+) -> Change:
+    better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
+    common = (
+        ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None
+    )  # as `changes` pairs them
+    return Change(
+        option=ours.name, metric=metric, reference=_centre(theirs, metric, common),
+        run=_centre(ours, metric, common),
+        ratio=finite(lambda: math.exp(difference.estimate)),
+        low=finite(lambda: math.exp(judged.low)) if judged else None,
+        high=finite(lambda: math.exp(judged.high)) if judged else None,
+        p_adjusted=judged.p_adjusted if judged else None,
+        decision=decide(judged, threshold, more_is_better=better) if judged else "undecided",
+        seeds=difference.seeds,
+    )  # fmt: skip
+
+
+def _centre(summary: Summary, metric: str, seeds: Collection[int] | None) -> float | None:
+    """Geometric mean over the seeds, all that know the metric where not given."""
+    known = summary.values[metric]
+    logs = [math.log(known[seed]) for seed in (known if seeds is None else seeds)]
+    return finite(lambda: math.exp(math.fsum(logs) / len(logs))) if logs else None
+
+
+def _notes(
+    run: ReadRun, reference: ReadRun, ours: Mapping[str, Summary], theirs: Mapping[str, Summary]
+) -> list[str]:
+    notes = [*_other_settings(run.suite, reference.suite), *reference.notes, *run.notes]
+    if other := other_data(run, reference):
+        notes.append(f"the runs did not read the same data: {other}")
+    if run.suite.resolved.get("job") != reference.suite.resolved.get("job"):
+        notes.append("the jobs differ: the changes are not those of a machine or a version alone")
+    if not set(run.suite.seeds) & set(reference.suite.seeds):
+        notes.append("no common seeds: initial weights and data order differ, and are part of the spread")
+    for read, summaries in ((reference, theirs), (run, ours)):
+        broken = [f"{n} ({len(s.failed)} of {len(s.planned)})" for n, s in summaries.items() if s.failed]
+        notes += [f"failed trials in {read.name}: {', '.join(broken)}"] if broken else []
+        others = sorted(read.other_jobs())
+        notes += [f"{read.name}: not the baseline's job: {', '.join(others)}"] if others else []
+    return notes
+
+
+def _other_settings(run: Suite, reference: Suite) -> list[str]:
+    """Options of one name that do not mean the same."""
+    ours, theirs = (
+        {o.name: o.choices.model_dump(mode="json") for o in suite.options} for suite in (run, reference)
+    )
+    changed = {name: differing(ours[name], theirs[name]) for name in theirs if name in ours}
+    return [
+        f"{name} has other settings: {'; '.join(f'{d.path} {d.reference} -> {d.run}' for d in found[:4])}"
+        for name, found in changed.items()
+        if found
+    ]
+
+
+_DATA = ("evaluation_set_sha256", "token_stream_sha256")
+
+
+def other_data(run: ReadRun, reference: ReadRun) -> str | None:
+    """How the data of an option with the same seed differ, from the certificates; None where they do not."""
+    for name, theirs in reference.summaries.items():
+        ours = run.summaries.get(name)
+        for seed in sorted(theirs.completed.keys() & (ours.completed.keys() if ours else set())):
+            assert ours is not None
+            pair = (ours.completed[seed].identity, theirs.completed[seed].identity)
+            for field in _DATA:
+                digests = [getattr(identity, field, None) for identity in pair]
+                if None not in digests and digests[0] != digests[1]:
+                    return f"{field} of {name} with seed {seed}"
+    return None
+
+
+def differing(run: Mapping[str, Any], reference: Mapping[str, Any]) -> list[Differing]:
+    """Keys, as dotted paths, whose values are not the same; in the reference's order."""
+    ours, theirs = dict(_paths(run)), dict(_paths(reference))
+    return [
+        Differing(path=path, reference=theirs.get(path), run=ours.get(path))
+        for path in dict.fromkeys([*theirs, *ours])
+        if theirs.get(path, "None") != ours.get(path, "None")  # a key that a version knows not says nothing
+    ]
+
+
+def _paths(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _paths(part, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
+        for number, part in enumerate(value):
+            yield from _paths(part, f"{path}[{number}]")
+    else:
+        yield path, str(value)
+
+
+# A run held to limits against a reference: pass, regression or inconclusive, for each option and over all.
+
 
 Verdict = Literal["pass", "regression", "inconclusive"]
 _VERDICTS: Mapping[str, Verdict] = {"holds": "pass", "fails": "regression"}

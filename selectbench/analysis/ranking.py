@@ -6,19 +6,36 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selectbench.analysis import gpus, ranks, sanity
 from selectbench.analysis.answer import answer
-from selectbench.analysis.certificate import certify
-from selectbench.analysis.contest import Contest, hold_contest, is_control
-from selectbench.analysis.control import control_warnings
+from selectbench.analysis.contest import Contest, Standing, control_warnings, hold_contest, is_control, stand
 from selectbench.analysis.factors import factor_view
-from selectbench.analysis.pareto import with_pareto
-from selectbench.analysis.row import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
-from selectbench.analysis.score_differences import score_differences
-from selectbench.analysis.standing import Standing, stand
-from selectbench.analysis.summary import Summary, mean, standard_deviation, summarise
-from selectbench.analysis.to_loss import to_loss
-from selectbench.analysis.verdicts import verdicts
+from selectbench.analysis.hardware import (
+    cost_unknown,
+    failure_note,
+    gpu_row,
+    gpu_warnings,
+    is_about_scaling,
+    memory_by_rank,
+    rank_notes,
+    rank_warnings,
+    ranks_in_answer,
+    scaling,
+)
+from selectbench.analysis.identity import certify
+from selectbench.analysis.recommendation import to_loss, verdicts, with_pareto
+from selectbench.analysis.result import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
+from selectbench.analysis.scores import score_differences
+from selectbench.analysis.summary import (
+    Summary,
+    gap_warnings,
+    mean,
+    memory_kinds,
+    memory_warnings,
+    objective_gap,
+    standard_deviation,
+    summarise,
+    trial_warnings,
+)
 from selectbench.record.record import Record
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
@@ -42,12 +59,12 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     """
     summaries, strays = summarise(suite, records)
     found = _rows(suite, summaries)
-    kinds = sanity.memory_kinds(summaries)
+    kinds = memory_kinds(summaries)
     by_name = {summary.name: summary for summary in summaries}
     named = verdicts(suite, found.rows, by_name, found.contest)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(found.contest, found.rows, by_name)}{ranks.in_answer(suite.device, summaries)}",
+        answer=f"{answer(found.contest, found.rows, by_name)}{ranks_in_answer(suite.device, summaries)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=found.rows, family=found.contest.family(),
         verdicts=named, factors=factor_view(suite, by_name, found.rows),
@@ -62,7 +79,7 @@ def _rows(suite: Suite, summaries: list[Summary]) -> _Ranked:
     comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
     contest = hold_contest(suite, summaries, comparable)
     rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries]
-    if ranks.is_about_scaling(summaries):
+    if is_about_scaling(summaries):
         rows = [_scaled(suite, row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
     standing = stand(contest, [row.option for row in rows if _placeable(suite, row)])
     rows = _in_order(suite, [_placed(standing, row) for row in rows])
@@ -74,39 +91,39 @@ def _rows(suite: Suite, summaries: list[Summary]) -> _Ranked:
 def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
     absent = sum(len(summary.missing) for summary in summaries)
     missing = [f"the run is incomplete: {absent} trials have no record"] if absent else []
-    gloo = ranks.warnings(suite.device, summaries)
-    metered = gpus.warnings(suite.device, summaries)
-    doubtful = sanity.trial_warnings(summaries) + sanity.gap_warnings(suite, summaries)
-    return missing + metered + doubtful + gloo + sanity.memory_warnings(summaries)
+    gloo = rank_warnings(suite.device, summaries)
+    metered = gpu_warnings(suite.device, summaries)
+    doubtful = trial_warnings(summaries) + gap_warnings(suite, summaries)
+    return missing + metered + doubtful + gloo + memory_warnings(summaries)
 
 
 def _scaled(suite: Suite, row: Row, summary: Summary, baseline: Summary) -> Row:
     ratio = row.metrics["tokens_per_second"].ratio_to_baseline
-    return row.model_copy(update={"scaling": ranks.scaling(suite.device, summary, baseline, ratio)})
+    return row.model_copy(update={"scaling": scaling(suite.device, summary, baseline, ratio)})
 
 
 def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
     suite, judged = contest.suite, identity.comparable is True
     constraints = contest.constraints(summary.name) if judged else []
     broken = [f"{c.constraint}: {c.detail}" for c in constraints if c.verdict == "fails"]
-    broken += [gap] if judged and (gap := sanity.objective_gap(suite, summary)) else []
+    broken += [gap] if judged and (gap := objective_gap(suite, summary)) else []
     control = is_control(suite, summary.name)
     return Row(
         option=summary.name, rank=None, status=_status(summary, identity), control=control,
         n=len(summary.completed), planned=len(summary.planned), missing_seeds=summary.missing,
         differs_in=summary.option.differs_in,
         eligible=judged and not control and not broken and all(c.verdict != "undecided" for c in constraints),
-        constraints=constraints, constraint_failures=broken, identity=identity, notes=ranks.notes(summary),
+        constraints=constraints, constraint_failures=broken, identity=identity, notes=rank_notes(summary),
         metrics={name: _metric(name, summary, None if identity.violations else contest) for name in METRICS},
-        memory=ranks.memory(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
+        memory=memory_by_rank(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
         to_loss=to_loss(summary) if judged else None,
-        failures=_failures(summary), gpu=gpus.gpu_row(summary), cost_unknown=gpus.cost_unknown(summary),
+        failures=_failures(summary), gpu=gpu_row(summary), cost_unknown=cost_unknown(summary),
     )  # fmt: skip
 
 
 def _failures(summary: Summary) -> list[Failure]:
     return [
-        Failure(seed=seed, kind=f.kind, detail=f.detail, note=gpus.failure_note(f, summary.states.get(seed)))
+        Failure(seed=seed, kind=f.kind, detail=f.detail, note=failure_note(f, summary.states.get(seed)))
         for seed, f in summary.failed.items()
     ]
 

@@ -39,7 +39,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selectbench.analysis.comparison import Spread
+from selectbench.analysis.result import Spread
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

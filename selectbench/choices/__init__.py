@@ -7,30 +7,52 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from selectbench.choices.adaptation import FullTraining, Lora, Qlora
 from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own, one_of, tag_of
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import (
+    Bf16Master,
+    Bf16Mixed,
+    Bf16Pure,
     CheckpointingFull,
     CheckpointingOff,
     CompileDefault,
     CompileMaxAutotune,
     CompileOff,
+    CrossEntropy,
+    Ddp,
     Eager,
     FlashAttention2,
+    Fp16Mixed,
+    Fp32,
+    Fsdp,
+    GlobalBatchSize,
+    HfTrainer,
+    Interpreter,
+    MicroBatchSize,
+    Native,
+    OwnFramework,
+    OwnLoss,
     Sdpa,
+    Single,
+    Tf32,
+    WorldSize,
+    Zero,
 )
-from selectbench.choices.framework import HfTrainer, Native, OwnFramework
-from selectbench.choices.loss import CrossEntropy, OwnLoss
-from selectbench.choices.model import Model
-from selectbench.choices.optimizer import Adafactor, Adam, AdamW, Muon, Sgd
-from selectbench.choices.optimizer_bitsandbytes import AdamW8bit, AdEMAMix8bit, Lion, Lion8bit, PagedAdamW8bit
-from selectbench.choices.optimizer_schedule_free import ScheduleFreeAdamW
-from selectbench.choices.own import OwnOptimizer
-from selectbench.choices.precision import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32
-from selectbench.choices.software import Interpreter
-from selectbench.choices.strategy import Ddp, Fsdp, GlobalBatchSize, MicroBatchSize, Single, WorldSize, Zero
-from selectbench.choices.tokenizer import Tokenizer
+from selectbench.choices.model import FullTraining, Lora, Model, Qlora, Tokenizer
+from selectbench.choices.optimizer import (
+    Adafactor,
+    Adam,
+    AdamW,
+    AdamW8bit,
+    AdEMAMix8bit,
+    Lion,
+    Lion8bit,
+    Muon,
+    OwnOptimizer,
+    PagedAdamW8bit,
+    ScheduleFreeAdamW,
+    Sgd,
+)
 from selectbench.machine import Machine
 
 REGISTRY: dict[str, tuple[type[Choice], ...]] = {

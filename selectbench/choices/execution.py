@@ -1,8 +1,141 @@
-"""How the model's arithmetic is carried out: attention kernel, compilation, checkpointing."""
+"""Precisions. A mixed precision is autocast over fp32 parameters with fp32 gradients and reductions."""
 
-from typing import Any, ClassVar, Literal
+from __future__ import annotations
 
-from selectbench.choices.choice import Choice, Needs
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, Field, field_validator
+
+from selectbench.choices.choice import Choice, Needs, OwnName
+from selectbench.choices.optimizer import OwnSettings, free_of, load
+from selectbench.errors import did_you_mean
+from selectbench.machine import Machine
+
+if TYPE_CHECKING:
+    import torch
+
+    SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+AUTOCAST = "Micikevicius et al. 2018, arXiv:1710.03740; docs.pytorch.org/docs/stable/amp.html"
+DTYPES = frozenset({"compute_dtype", "matmul_tf32", "sdpa_backends"})
+"""Flash attention takes half precision alone: on a GPU a precision decides on the backend too."""
+
+
+class PrecisionChoice(Choice):
+    """How numbers are kept and multiplied, as torch's dtype names."""
+
+    needs: ClassVar[Needs] = Needs(packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = DTYPES
+    parameter_dtype: ClassVar[str] = "float32"
+    """Of parameters, gradients and (unless the optimizer quantises it) optimizer state."""
+    autocast_dtype: ClassVar[str | None] = None
+    """Of matrix products under autocast; None: no autocast."""
+    tf32: ClassVar[bool] = False
+    """Whether fp32 matrix products may use TF32 tensor cores."""
+    gradient_scaling: ClassVar[bool] = False
+    """Whether the loss is scaled, and steps with infinite gradients are skipped."""
+    working_dtype: ClassVar[str | None] = None
+    """Of the copy of the parameters that forward and backward pass use; None: the parameters themselves."""
+    name: str
+
+    def asks_for(self) -> dict[str, Any]:
+        """The dtypes that the optimizer updates and that the passes use, and TF32."""
+        working = self.working_dtype or self.parameter_dtype
+        return {"parameter_dtype": self.parameter_dtype, "working_dtype": working, "matmul_tf32": self.tf32}
+
+
+class Fp32(PrecisionChoice):
+    """Single precision throughout, TF32 off."""
+
+    source: ClassVar[str] = "IEEE 754 binary32; torch.backends.cuda.matmul.fp32_precision = 'ieee'"
+    name: Literal["fp32"] = "fp32"
+
+
+class Tf32(PrecisionChoice):
+    """Single precision whose matrix products round their inputs to 10 bits of mantissa."""
+
+    source: ClassVar[str] = (
+        "docs.nvidia.com, TF32 in the Ampere architecture; torch.backends.cuda.matmul.fp32_precision"
+    )
+    needs: ClassVar[Needs] = Needs(device="cuda", compute_capability=(8, 0), packages=("torch",))
+    tf32: ClassVar[bool] = True
+    name: Literal["tf32"] = "tf32"
+
+
+class Bf16Mixed(PrecisionChoice):
+    """bfloat16 autocast over fp32 parameters."""
+
+    source: ClassVar[str] = AUTOCAST
+    needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
+    autocast_dtype: ClassVar[str | None] = "bfloat16"
+    name: Literal["bf16_mixed"] = "bf16_mixed"
+
+
+class Fp16Mixed(PrecisionChoice):
+    """float16 autocast over fp32 parameters with dynamic gradient scaling; skipped steps are counted."""
+
+    source: ClassVar[str] = AUTOCAST
+    may_change: ClassVar[frozenset[str]] = DTYPES | {"steps_applied"}
+    waits: ClassVar[str | None] = "once in every step, unless the optimizer is fused"  # GradScaler.step
+    autocast_dtype: ClassVar[str | None] = "float16"
+    gradient_scaling: ClassVar[bool] = True
+    name: Literal["fp16_mixed"] = "fp16_mixed"
+
+
+class Bf16Master(PrecisionChoice):
+    """bfloat16 working parameters and activations over fp32 master weights, which the optimizer updates.
+
+    Gradients of a micro-batch are bfloat16, accumulated and reduced over ranks in fp32. The master weights
+    begin as the initial weights rounded to bfloat16, as every implementation can have them.
+    """
+
+    source: ClassVar[str] = f"{AUTOCAST}; DeepSpeed's bf16, FSDP2's MixedPrecisionPolicy(param_dtype, reduce_dtype)"
+    needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = DTYPES | {"working_dtype"}
+    working_dtype: ClassVar[str | None] = "bfloat16"
+    name: Literal["bf16_master"] = "bf16_master"
+
+
+class Bf16Pure(PrecisionChoice):
+    """Everything in bfloat16: parameters, gradients and optimizer state, without fp32 master weights."""
+
+    source: ClassVar[str] = (
+        "Kalamkar et al. 2019, arXiv:1905.12322 (the format); no master weights is this choice's point"
+    )
+    needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = DTYPES | {
+        "parameter_dtype", "working_dtype", "gradient_dtype", "optimizer_state_dtype", "reduction_dtype",
+    }  # fmt: skip
+    parameter_dtype: ClassVar[str] = "bfloat16"
+    name: Literal["bf16_pure"] = "bf16_pure"
+
+
+def precision_for(machine: Machine) -> tuple[PrecisionChoice, str]:
+    """The half precision that the machine has units for, else fp32 on a CPU; and why, as a clause.
+
+    fp16 is mixed with gradient scaling, which every GPU can do. Where nothing tells the GPUs' compute capability
+    they are taken to have bf16.
+    """
+    if machine.device == "cpu":
+        if "bfloat16" in machine.cpu_units:
+            return Bf16Mixed(), "the processor has instructions for bf16"
+        return Fp32(), "the processor has no instructions for bf16"
+    least, found = Bf16Mixed.needs.compute_capability, machine.compute_capability
+    assert least is not None
+    if found is None:
+        return Bf16Mixed(), "no GPU tells its compute capability"
+    words = ".".join(map(str, found))
+    if found >= least:
+        return Bf16Mixed(), f"compute capability {words} has bf16"
+    return Fp16Mixed(), f"compute capability {words} has no bf16, which needs {'.'.join(map(str, least))}"
+
+
+# How the model's arithmetic is carried out: attention kernel, compilation, checkpointing.
 
 
 class AttentionChoice(Choice):
@@ -105,3 +238,310 @@ class CheckpointingFull(CheckpointingChoice):
 
     enabled: ClassVar[bool] = True
     name: Literal["full"] = "full"
+
+
+# What the training minimises. The evaluation on held-out text is cross-entropy whatever the training loss.
+
+
+SUM_TOLERANCE = 1e-2
+"""Relative difference between a loss and the sum of its halves' that is rounding."""
+
+
+class LossChoice(Choice):
+    """A training loss."""
+
+    needs: ClassVar[Needs] = Needs(packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = frozenset({"loss", "first_step_loss", "first_step_gradient_norm"})
+    is_compiled: ClassVar[bool] = False
+    """Whether `compile` compiles it with the model."""
+
+    def build(self) -> SummedLoss:
+        """A function of logits and targets.
+
+        Logits: float, (sequences, seq_len, vocabulary); targets: int64, (sequences, seq_len), already the
+        next token of each position. It returns a scalar: the sum of the tokens' losses in nats, not their
+        mean, so that it does not depend on how a step is cut.
+        """
+        raise NotImplementedError
+
+
+class CrossEntropy(LossChoice):
+    """Cross-entropy of the next token."""
+
+    source: ClassVar[str] = "torch.nn.functional.cross_entropy"
+    is_compiled: ClassVar[bool] = True
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+    def build(self) -> SummedLoss:
+        """The function of torch, summed."""
+        from torch.nn.functional import cross_entropy
+
+        return lambda logits, targets: cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def _free(settings: dict[str, Any]) -> dict[str, Any]:
+    return free_of(settings, ("logits", "targets"))
+
+
+class OwnLoss(LossChoice):
+    """A loss of your own: `function(logits, targets, **settings)` returns the sum of the tokens' losses.
+
+    Logits are float, (sequences, seq_len, vocabulary); targets are int64, (sequences, seq_len). `compile` leaves
+    it as it is: put `torch.compile` around it where it is to be compiled.
+    """
+
+    source: ClassVar[str] = "your own code"
+    name: OwnName
+    """`package.module:function`, importable from a folder of the suite's `code`, or installed."""
+    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    """More keyword arguments."""
+
+    def build(self) -> SummedLoss:
+        """The function with its settings; it raises TypeError where no scalar comes back. Raises OwnCodeError."""
+        import torch
+
+        function = load(self.name, "loss")
+        checked = False
+
+        def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            loss = function(logits, targets, **self.settings)
+            if not isinstance(loss, torch.Tensor) or loss.ndim:
+                found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+                raise TypeError(f"loss {self.name}: expected a scalar tensor, the sum over tokens; found {found}")
+            if not checked:
+                check(logits.detach(), targets, loss.detach())
+            return loss
+
+        def check(logits: torch.Tensor, targets: torch.Tensor, whole: torch.Tensor) -> None:
+            """Once: a sum over tokens is the sum of the sums over two parts of them."""
+            nonlocal checked
+            checked = True
+            half = (logits.shape[1] + 1) // 2
+            parts = [(logits[:, :half], targets[:, :half]), (logits[:, half:], targets[:, half:])]
+            with torch.no_grad():
+                of_parts = sum(function(*part, **self.settings) for part in parts)
+            if not torch.allclose(of_parts.float(), whole.float(), rtol=SUM_TOLERANCE):
+                raise TypeError(
+                    f"loss {self.name}: expected the sum over tokens; of all of them it is {float(whole):.6g}, of "
+                    f"the first and the last half together {float(of_parts):.6g} (a mean? sum instead)"
+                )
+
+        return summed
+
+
+# Which training loop runs the job. Each class names a function of the worker, `module:function`.
+
+
+ACCELERATE_INSTALL = "pip install 'selectbench[accelerate]'"
+
+
+class FrameworkChoice(Choice):
+    """A training loop."""
+
+    needs: ClassVar[Needs] = Needs(packages=("torch",))
+    may_change: ClassVar[frozenset[str]] = frozenset({"framework"})
+
+
+class Native(FrameworkChoice):
+    """selectbench's own loop."""
+
+    source: ClassVar[str] = "a plain PyTorch training loop"
+    loop: ClassVar[str] = "selectbench.worker.loop:train"
+    name: Literal["native"] = "native"
+
+    def asks_for(self) -> dict[str, Any]:
+        """As the loop calls itself."""
+        return {"framework": "native"}
+
+
+class HfTrainer(FrameworkChoice):
+    """transformers' Trainer, on the same token stream, schedule and evaluation."""
+
+    source: ClassVar[str] = "huggingface.co/docs/transformers/main_classes/trainer"
+    needs: ClassVar[Needs] = Needs(
+        packages=("torch", "transformers", "accelerate>=1.1"), install=ACCELERATE_INSTALL
+    )
+    waits: ClassVar[str | None] = "twice for every micro-batch"  # logging_nan_inf_filter, on by default
+    # accelerate imports DeepSpeed wherever it is installed.
+    preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.hf_trainer", "selectbench.worker.engine_zero")
+    loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"
+    name: Literal["hf_trainer"] = "hf_trainer"
+
+    def asks_for(self) -> dict[str, Any]:
+        """The class that ran the steps."""
+        return {"framework": "transformers.Trainer"}
+
+
+class OwnFramework(FrameworkChoice):
+    """A training loop of your own, given the trial's model, batches and recorder."""
+
+    source: ClassVar[str] = "your own code"
+    name: OwnName
+    """`package.module:function`, importable from a folder of the suite's `code`, or installed."""
+
+    @property
+    def loop(self) -> str:
+        """The name itself."""
+        return self.name
+
+
+# How the job is laid out over ranks. Each class names the engine of the worker that carries it out.
+
+
+MicroBatchSize = Annotated[int, Field(strict=True, ge=1, le=1 << 20)]
+GlobalBatchSize = Annotated[int, Field(strict=True, ge=1, le=1 << 22)]
+WorldSize = Annotated[int, Field(strict=True, ge=1, le=1 << 16)] | Literal["auto"]
+
+LAYOUT = frozenset({"strategy", "world_size"})
+DEEPSPEED_INSTALL = "pip install 'selectbench[deepspeed]'"
+
+
+class StrategyChoice(Choice):
+    """A way of sharing the work between ranks."""
+
+    may_change: ClassVar[frozenset[str]] = LAYOUT
+    engine: ClassVar[str]
+    """The worker's class, `module:Class`; a string because the bench never imports it."""
+    wrapper: ClassVar[str]
+    """What a trial finds around its model, as the certificate names it."""
+    shards: ClassVar[frozenset[str]] = frozenset()
+    """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`."""
+
+    def asks_for(self) -> dict[str, Any]:
+        """What wraps the model."""
+        return {"strategy": self.wrapper}
+
+    def sharded(self) -> frozenset[str]:
+        """Which model states this strategy divides among the ranks."""
+        return self.shards
+
+    def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
+        """Why this strategy can't run so many ranks here, or None."""
+        if machine.device == "cuda" and world_size > machine.device_count:
+            return f"world_size {world_size} needs as many GPUs, this run has {machine.device_count}"
+        return None
+
+
+class Single(StrategyChoice):
+    """One process on one device."""
+
+    source: ClassVar[str] = "a plain PyTorch training loop"
+    engine: ClassVar[str] = "selectbench.worker.engine:SingleEngine"
+    wrapper: ClassVar[str] = "single"
+    name: Literal["single"] = "single"
+
+    def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
+        """Only one rank."""
+        return None if world_size == 1 else f"strategy single runs one rank, world_size is {world_size}"
+
+
+class Ddp(StrategyChoice):
+    """Every rank holds the whole model; gradients are averaged in buckets during the backward pass."""
+
+    source: ClassVar[str] = "Li et al. 2020, arXiv:2006.15704; torch.nn.parallel.DistributedDataParallel"
+    needs: ClassVar[Needs] = Needs(packages=("torch",))
+    engine: ClassVar[str] = "selectbench.worker.engine_sharded:DdpEngine"
+    wrapper: ClassVar[str] = "DistributedDataParallel"
+    name: Literal["ddp"] = "ddp"
+    bucket_cap_mb: Annotated[float, Field(gt=0, le=1 << 20)] = 25.0
+    """Size of a gradient bucket in MiB, as torch names it."""
+    gradient_as_bucket_view: bool = True
+    """Gradients live in the buckets themselves: one copy of them less in memory."""
+    static_graph: bool = False
+    """Promise that every step uses the same parameters in the same order."""
+
+
+class Fsdp(StrategyChoice):
+    """FSDP2: parameters, gradients and optimizer state sharded by block, gathered where they are used."""
+
+    source: ClassVar[str] = "Zhao et al. 2023, arXiv:2304.11277; torch.distributed.fsdp.fully_shard"
+    needs: ClassVar[Needs] = Needs(packages=("torch>=2.6",))
+    engine: ClassVar[str] = "selectbench.worker.engine_sharded:FsdpEngine"
+    wrapper: ClassVar[str] = "FSDPModule"
+    shards: ClassVar[frozenset[str]] = frozenset({"parameters", "gradients", "optimizer_state"})
+    name: Literal["fsdp"] = "fsdp"
+    reshard_after_forward: bool = True
+    """Free gathered parameters after the forward pass and gather them again for the backward pass."""
+
+
+SET_BY_THE_JOB = frozenset({
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping",
+    "optimizer", "scheduler", "fp16", "bf16", "torch_autocast", "amp", "communication_data_type", "data_types",
+    "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "seq_parallel_communication_data_type",
+})  # fmt: skip
+"""Keys of DeepSpeed's configuration that follow from the job and the other choices."""
+SECTIONS = frozenset({
+    "activation_checkpointing", "aio", "check_overflow", "checkpoint", "comms_logger", "compile", "csv_monitor",
+    "disable_allgather", "disable_python_gc", "dump_state", "flops_profiler", "gradient_allreduce_op",
+    "gradient_predivide_factor", "graph_harvesting", "log_level", "managed_gradient_accumulation",
+    "memory_breakdown", "prescale_gradients", "sparse_gradients", "steps_per_print", "tensorboard", "timers",
+    "wall_clock_breakdown", "zero_optimization",
+})  # fmt: skip
+"""Keys that DeepSpeed reads besides; it passes over others without a word."""
+STAGES = {
+    1: frozenset({"optimizer_state"}),
+    2: frozenset({"optimizer_state", "gradients"}),
+    3: frozenset({"optimizer_state", "gradients", "parameters"}),
+}
+
+
+class Zero(StrategyChoice):
+    """DeepSpeed ZeRO: optimizer state (1), gradients too (2), parameters too (3) divided among the ranks."""
+
+    source: ClassVar[str] = "Rajbhandari et al. 2020, arXiv:1910.02054; deepspeed.ai/docs/config-json"
+    needs: ClassVar[Needs] = Needs(packages=("deepspeed>=0.17",), install=DEEPSPEED_INSTALL)
+    waits: ClassVar[str | None] = "one to three times in every step"  # for overflows, by stage
+    preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.engine_zero",)
+    engine: ClassVar[str] = "selectbench.worker.engine_zero:ZeroEngine"
+    wrapper: ClassVar[str] = "DeepSpeedEngine zero"
+    name: Literal["zero"] = "zero"
+    stage: Literal[1, 2, 3]
+    """ZeRO's stage."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in host memory and update there."""
+    config: dict[str, Any] = Field(default_factory=dict)
+    """More of DeepSpeed's own configuration, laid over ours key by key; batch sizes, clipping, precision and
+    optimizer follow from the job and may not be given."""
+
+    @field_validator("config")
+    @classmethod
+    def _leaves_the_job_alone(cls, config: dict[str, Any]) -> dict[str, Any]:
+        zero = config.get("zero_optimization")
+        inside = {"zero_optimization.stage"} if isinstance(zero, dict) and "stage" in zero else set()
+        if taken := sorted((SET_BY_THE_JOB & config.keys()) | inside):
+            raise ValueError(f"config may not set {', '.join(taken)}: the suite's own keys decide that")
+        if unknown := sorted(config.keys() - SECTIONS):
+            known = f" (ZeRO's own settings stand under zero_optimization; known: {', '.join(sorted(SECTIONS))})"
+            hint = did_you_mean(unknown[0], sorted(SECTIONS)) or known
+            raise ValueError(f"config: DeepSpeed knows no {unknown[0]}{hint}")
+        return config
+
+    def asks_for(self) -> dict[str, Any]:
+        """The engine with its stage."""
+        return {"strategy": f"{self.wrapper} {self.stage}"}
+
+    def sharded(self) -> frozenset[str]:
+        """Grows with the stage."""
+        return STAGES[self.stage]
+
+
+# The software stack: the interpreter that runs the worker, so that two virtual environments can be compared.
+
+
+Interpreter = Annotated[str, Field(min_length=1)]
+
+
+def interpreter_problem(path: str) -> str | None:
+    """Why this absolute path can't be run as an interpreter, with the nearest fix, or None."""
+    found = Path(path)
+    if found.is_dir():
+        inside = next((p for p in (found / "bin" / "python", found / "python") if p.is_file()), None)
+        return f"{path} is a folder, expected an interpreter{_meant(inside)}"
+    if not found.is_file():
+        on_path = shutil.which(found.name)
+        return f"there is no interpreter {path}{_meant(Path(on_path) if on_path else None)}"
+    return None if os.access(path, os.X_OK) else f"{path} is not executable"
+
+
+def _meant(path: Path | None) -> str:
+    return f" (did you mean '{path}'?)" if path else ""

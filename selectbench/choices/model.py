@@ -1,19 +1,429 @@
-"""Models: families of transformers for each task, a configuration file or weights of any family, own code."""
+"""Decoders of transformers for `task: causal_lm`: GPT-2 and Llama.
+
+The parameter counts are the families' own formulas, so that `plan` needs no torch; a test holds them
+against the real models.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
-from selectbench.choices.choice import OWN, OwnName, is_own
-from selectbench.choices.decoders import Gpt2, Llama, VocabularySize
-from selectbench.choices.encoders import T5, Bart, Bert
-from selectbench.choices.own import OwnSettings, free_of
-from selectbench.choices.pretrained_folder import folder_problem
-from selectbench.strict import Strict
+from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own
+from selectbench.choices.optimizer import OwnSettings, free_of
+from selectbench.text import Strict
+
+if TYPE_CHECKING:
+    import torch
+
+
+Width = Annotated[int, Field(ge=1, le=1 << 17)]
+Layers = Annotated[int, Field(ge=1, le=4096)]
+VocabularySize = Annotated[int, Field(ge=2, le=1 << 24)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Gpt2(Strict):
+    """GPT-2 (Radford et al. 2019): learned positions, GELU by tanh, tied embeddings; dropout is off unless set."""
+
+    TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
+    family: Literal["gpt2"] = "gpt2"
+    n_layer: Layers = 12
+    """Transformer blocks."""
+    n_embd: Width = 768
+    """Width of the residual stream."""
+    n_head: Width = 12
+    """Attention heads; must divide n_embd."""
+    n_inner: Width | None = None
+    """Width of the feed-forward layer; 4 x n_embd where not given."""
+    vocab_size: VocabularySize | None = None
+    """Rows of the embedding; the tokenizer's size where not given, never less."""
+    n_positions: Width | None = None
+    """Longest sequence; the job's seq_len where not given."""
+    dropout: Dropout = 0.0
+    """Of embeddings, attention and residuals."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Gpt2:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_head must divide n_embd, found n_embd {self.n_embd} and n_head {self.n_head}")
+        return self
+
+    def longest_sequence(self) -> int | None:
+        """Positions that the model has; None: as many as the job needs."""
+        return self.n_positions
+
+    def parameters(self, vocab_size: int, seq_len: int) -> int:
+        """Number of parameters, tied ones once."""
+        wide, inner = self.n_embd, self.n_inner or 4 * self.n_embd
+        block = 4 * wide * wide + 4 * wide + 2 * wide * inner + wide + inner + 4 * wide
+        return (vocab_size + (self.n_positions or seq_len)) * wide + self.n_layer * block + 2 * wide
+
+    def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
+        """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
+        return {
+            "model_type": "gpt2", "n_layer": self.n_layer, "n_embd": self.n_embd, "n_head": self.n_head,
+            "n_inner": self.n_inner, "vocab_size": vocab_size, "n_positions": self.n_positions or seq_len,
+            "resid_pdrop": self.dropout, "embd_pdrop": self.dropout, "attn_pdrop": self.dropout,
+            "bos_token_id": None, "eos_token_id": None,
+            # The same function as transformers' `gelu_new`, in one kernel that keeps its input alone.
+            "activation_function": "gelu_pytorch_tanh",
+        }  # fmt: skip
+
+
+class Llama(Strict):
+    """Llama (Touvron et al. 2023, arXiv:2302.13971): rotary positions, RMSNorm, SwiGLU, no biases."""
+
+    TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
+    family: Literal["llama"] = "llama"
+    num_hidden_layers: Layers = 12
+    """Transformer blocks."""
+    hidden_size: Width = 768
+    """Width of the residual stream."""
+    num_attention_heads: Width = 12
+    """Attention heads; must divide hidden_size into even parts."""
+    num_key_value_heads: Width | None = None
+    """Key and value heads; must divide num_attention_heads; as many as those where not given."""
+    intermediate_size: Width | None = None
+    """Width of the feed-forward layer; 8/3 x hidden_size rounded up to a multiple of 64 where not given."""
+    vocab_size: VocabularySize | None = None
+    """Rows of the embedding; the tokenizer's size where not given, never less."""
+    tie_word_embeddings: bool = False
+    """Whether the output head is the embedding."""
+    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
+    """Base of the rotary frequencies."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Llama:
+        heads, keys = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
+        if self.hidden_size % heads or (self.hidden_size // heads) % 2:
+            raise ValueError(
+                "num_attention_heads must divide hidden_size into even parts, "
+                f"found hidden_size {self.hidden_size} and num_attention_heads {heads}"
+            )
+        if heads % keys:
+            raise ValueError(
+                "num_key_value_heads must divide num_attention_heads, "
+                f"found num_attention_heads {heads} and num_key_value_heads {keys}"
+            )
+        return self
+
+    def inner(self) -> int:
+        """Width of the feed-forward layer."""
+        return self.intermediate_size or -(-8 * self.hidden_size // 3 // 64) * 64
+
+    def longest_sequence(self) -> int | None:
+        """Rotary positions have no bound here."""
+        return None
+
+    def parameters(self, vocab_size: int, seq_len: int) -> int:
+        """Number of parameters, tied ones once."""
+        wide = self.hidden_size
+        keys = wide // self.num_attention_heads * (self.num_key_value_heads or self.num_attention_heads)
+        block = 2 * wide * wide + 2 * wide * keys + 3 * wide * self.inner() + 2 * wide
+        embeddings = vocab_size * wide * (1 if self.tie_word_embeddings else 2)
+        return embeddings + self.num_hidden_layers * block + wide
+
+    def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
+        """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
+        return {
+            "model_type": "llama", "num_hidden_layers": self.num_hidden_layers, "hidden_size": self.hidden_size,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads or self.num_attention_heads,
+            "intermediate_size": self.inner(), "vocab_size": vocab_size, "max_position_embeddings": seq_len,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "rope_parameters": {"rope_type": "default", "rope_theta": self.rope_theta},
+            "attention_dropout": 0.0, "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+        }  # fmt: skip
+
+
+# Models of transformers with an encoder: BERT for `task: masked_lm`, T5 and BART for `task: seq2seq`.
+#
+# The parameter counts are the families' own formulas, so that `plan` needs no torch; a test holds them against the
+# real models.
+
+
+class Bert(Strict):
+    """BERT (Devlin et al. 2019, arXiv:1810.04805), an encoder for `task: masked_lm`; dropout is off unless set."""
+
+    TASKS: ClassVar[tuple[str, ...]] = ("masked_lm",)
+    family: Literal["bert"] = "bert"
+    num_hidden_layers: Layers = 12
+    """Transformer blocks."""
+    hidden_size: Width = 768
+    """Width of the residual stream."""
+    num_attention_heads: Width = 12
+    """Attention heads; must divide hidden_size."""
+    intermediate_size: Width | None = None
+    """Width of the feed-forward layer; 4 x hidden_size where not given."""
+    vocab_size: VocabularySize | None = None
+    """Rows of the embedding; the tokenizer's size where not given, never less."""
+    dropout: Dropout = 0.0
+    """Of embeddings, attention and residuals."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Bert:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"num_attention_heads must divide hidden_size, found hidden_size {self.hidden_size} and "
+                f"num_attention_heads {self.num_attention_heads}"
+            )
+        return self
+
+    def longest_sequence(self) -> int | None:
+        """As many positions as the job needs."""
+        return None
+
+    def parameters(self, vocab_size: int, seq_len: int) -> int:
+        """Number of parameters, tied ones once."""
+        wide, inner = self.hidden_size, self.intermediate_size or 4 * self.hidden_size
+        block = 4 * wide * wide + 4 * wide + 2 * wide * inner + inner + wide + 4 * wide
+        head = wide * wide + wide + 2 * wide + vocab_size
+        return (vocab_size + seq_len + 2) * wide + 2 * wide + self.num_hidden_layers * block + head
+
+    def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
+        """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
+        return {
+            "model_type": "bert", "num_hidden_layers": self.num_hidden_layers, "hidden_size": self.hidden_size,
+            "num_attention_heads": self.num_attention_heads, "vocab_size": vocab_size,
+            "intermediate_size": self.intermediate_size or 4 * self.hidden_size,
+            "max_position_embeddings": seq_len, "hidden_dropout_prob": self.dropout,
+            "attention_probs_dropout_prob": self.dropout, "pad_token_id": None,
+        }  # fmt: skip
+
+
+class T5(Strict):
+    """T5 (Raffel et al. 2020, arXiv:1910.10683), encoder and decoder for `task: seq2seq`; no dropout unless set."""
+
+    TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    family: Literal["t5"] = "t5"
+    num_layers: Layers = 6
+    """Blocks of the encoder, and of the decoder."""
+    d_model: Width = 512
+    """Width of the residual streams."""
+    num_heads: Width = 8
+    """Attention heads."""
+    d_kv: Width | None = None
+    """Width of a head; d_model / num_heads where not given."""
+    d_ff: Width | None = None
+    """Width of the feed-forward layers; 4 x d_model where not given."""
+    vocab_size: VocabularySize | None = None
+    """Rows of the embedding; the tokenizer's size where not given, never less."""
+    dropout: Dropout = 0.0
+    """Of embeddings, attention and residuals."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> T5:
+        if self.d_kv is None and self.d_model % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide d_model where d_kv is not given, found d_model {self.d_model} "
+                f"and num_heads {self.num_heads}"
+            )
+        return self
+
+    def longest_sequence(self) -> int | None:
+        """Relative positions have no bound."""
+        return None
+
+    def parameters(self, vocab_size: int, seq_len: int) -> int:
+        """Number of parameters, tied ones once."""
+        wide, inner = self.d_model, self.d_ff or 4 * self.d_model
+        attention = 4 * wide * (self.d_kv or wide // self.num_heads) * self.num_heads
+        encoder = attention + 2 * wide * inner + 2 * wide
+        decoder = 2 * attention + 2 * wide * inner + 3 * wide
+        positions = 2 * _T5_BUCKETS * self.num_heads
+        return vocab_size * wide + self.num_layers * (encoder + decoder) + positions + 2 * wide
+
+    def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
+        """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
+        return {
+            "model_type": "t5", "num_layers": self.num_layers, "num_decoder_layers": self.num_layers,
+            "d_model": self.d_model, "num_heads": self.num_heads,
+            "d_kv": self.d_kv or self.d_model // self.num_heads,
+            "d_ff": self.d_ff or 4 * self.d_model, "vocab_size": vocab_size, "dropout_rate": self.dropout,
+            "relative_attention_num_buckets": _T5_BUCKETS, "pad_token_id": None, "eos_token_id": None,
+            "decoder_start_token_id": None,
+        }  # fmt: skip
+
+
+_T5_BUCKETS = 32
+
+
+class Bart(Strict):
+    """BART (Lewis et al. 2020, arXiv:1910.13461), encoder and decoder (`task: seq2seq`); no dropout unless set."""
+
+    TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    family: Literal["bart"] = "bart"
+    num_layers: Layers = 6
+    """Blocks of the encoder, and of the decoder."""
+    d_model: Width = 512
+    """Width of the residual streams."""
+    num_heads: Width = 8
+    """Attention heads; must divide d_model."""
+    ffn_dim: Width | None = None
+    """Width of the feed-forward layers; 4 x d_model where not given."""
+    vocab_size: VocabularySize | None = None
+    """Rows of the embedding; the tokenizer's size where not given, never less."""
+    dropout: Dropout = 0.0
+    """Of embeddings and residuals."""
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Bart:
+        if self.d_model % self.num_heads:
+            raise ValueError(
+                f"num_heads must divide d_model, found d_model {self.d_model} and num_heads {self.num_heads}"
+            )
+        return self
+
+    def longest_sequence(self) -> int | None:
+        """As many positions as the job needs."""
+        return None
+
+    def parameters(self, vocab_size: int, seq_len: int) -> int:
+        """Number of parameters, tied ones once; BART's positions have two rows more than sequences are long."""
+        wide, inner = self.d_model, self.ffn_dim or 4 * self.d_model
+        attention = 4 * wide * wide + 4 * wide
+        forward = 2 * wide * inner + inner + wide
+        encoder, decoder = attention + forward + 4 * wide, 2 * attention + forward + 6 * wide
+        return vocab_size * wide + 2 * (seq_len + 2) * wide + 4 * wide + self.num_layers * (encoder + decoder)
+
+    def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
+        """Keyword arguments of transformers' `AutoConfig.for_model`, `model_type` among them."""
+        inner = self.ffn_dim or 4 * self.d_model
+        return {
+            "model_type": "bart", "encoder_layers": self.num_layers, "decoder_layers": self.num_layers,
+            "d_model": self.d_model, "encoder_attention_heads": self.num_heads,
+            "decoder_attention_heads": self.num_heads, "encoder_ffn_dim": inner, "decoder_ffn_dim": inner,
+            "vocab_size": vocab_size, "max_position_embeddings": seq_len, "dropout": self.dropout,
+            "attention_dropout": 0.0, "activation_dropout": 0.0, "pad_token_id": None, "bos_token_id": None,
+            "eos_token_id": None, "decoder_start_token_id": None, "forced_eos_token_id": None,
+        }  # fmt: skip
+
+
+# Whether a folder holds a whole model as transformers saves one, as far as that is seen without torch.
+#
+# The form of safetensors files (huggingface.co/docs/safetensors, "Format"): eight bytes of the header's length,
+# little-endian, the header as JSON, then the tensors, which end with the file.
+
+
+INDEX = "model.safetensors.index.json"
+AGAIN = "copy or download the folder again, with the config.json that belongs to its weights"
+LONGEST_HEADER_BYTES = 100_000_000
+"""What the library itself refuses to read more than."""
+_POINTER = b"version https://git-lfs"
+_EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight", "shared.weight")
+"""How the names end that families of transformers give the matrix with a row for each token."""
+_WIDTHS = ("n_embd", "hidden_size", "d_model")
+_OTHER_WIDTHS = frozenset({"embedding_size", "word_embed_proj_dim"})
+"""Keys of families whose embeddings are not as wide as their blocks."""
+
+
+def folder_problem(folder: Path) -> str | None:
+    """What is missing or broken, with the path and the fix, or None."""
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    if not (folder / "config.json").is_file():
+        return f"{folder} holds no config.json, so it is no model that transformers saved"
+    config = _json_in(folder / "config.json")
+    if isinstance(config, str):
+        return f"{config}: {AGAIN}"
+    if not isinstance(config.get("model_type"), str):
+        return f"{folder / 'config.json'} is damaged: it names no model_type: {AGAIN}"
+    return _weights_problem(folder, config)
+
+
+def _json_in(path: Path) -> dict[str, Any] | str:
+    """The mapping, or what is wrong with the file."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    except ValueError as error:
+        return f"{path} is not JSON ({error})"
+    return content if isinstance(content, dict) else f"{path} holds no mapping"
+
+
+def _weights_problem(folder: Path, config: dict[str, Any]) -> str | None:
+    shapes: dict[str, list[int]] = {}
+    files = _files(folder)
+    if isinstance(files, str):
+        return files
+    for path in files:
+        found = header_of(path) if path.is_file() else f"{folder} lacks {path.name}, which its {INDEX} names"
+        if isinstance(found, str):
+            return f"{found}: {AGAIN}"
+        shapes |= found
+    return _another_models(folder, config, shapes)
+
+
+def _files(folder: Path) -> list[Path] | str:
+    """The safetensors files that transformers would read, none where it reads others; or what is wrong."""
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    if (folder / INDEX).is_file():
+        index = _json_in(folder / INDEX)
+        named = index.get("weight_map") if isinstance(index, dict) else None
+        if isinstance(named, dict) and named:
+            return [folder / str(name) for name in sorted(set(named.values()))]
+        return f"{index if isinstance(index, str) else f'{folder / INDEX} names no files'}: {AGAIN}"
+    found = sorted(folder.glob("*.safetensors"))
+    if not found and not any(folder.glob("pytorch_model*.bin")):
+        return f"{folder} holds no weights (*.safetensors): {AGAIN}"
+    return found
+
+
+def header_of(path: Path) -> dict[str, list[int]] | str:
+    """The shape of every tensor in a safetensors file, or what is wrong with the file."""
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if start + file.read(len(_POINTER) - 8) == _POINTER:
+                return f"{path} is a pointer of Git LFS and not the weights (git lfs pull fetches them)"
+            if len(start) < 8 or length > min(size - 8, LONGEST_HEADER_BYTES):
+                return f"{path} is no safetensors file or cut short: its {size:,} bytes hold no whole header"
+            file.seek(8)
+            header = json.loads(file.read(length))
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        shapes = {name: list(tensor["shape"]) for name, tensor in tensors.items()}
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        return f"{path} has a header that is none of safetensors'"
+    if whole != size:
+        short = "cut short" if size < whole else "damaged"
+        return f"{path} is {short}: by its header it has {whole:,} bytes, it has {size:,}"
+    return shapes
+
+
+def _another_models(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> str | None:
+    """Whether the embedding is of another size than the configuration says."""
+    found = {name: shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS) and len(shape) == 2}
+    rows, width = config.get("vocab_size"), next((config[key] for key in _WIDTHS if key in config), None)
+    if _OTHER_WIDTHS & config.keys():
+        width = None
+    if (
+        not found
+        or not isinstance(rows, int)
+        or any(s[0] == rows and width in (None, s[1]) for s in found.values())
+    ):
+        return None
+    name, shape = next(iter(found.items()))
+    asked = f"{rows} x {width}" if width is not None else f"{rows} rows"
+    return (
+        f"{folder / 'config.json'} is of another model than the weights: it says an embedding of {asked}, "
+        f"{name} is {shape[0]} x {shape[1]}: {AGAIN}"
+    )
+
+
+# Models: families of transformers for each task, a configuration file or weights of any family, own code.
+
 
 ENCODERS = frozenset({
     "bert", "big_bird", "camembert", "data2vec-text", "electra", "ernie", "megatron-bert", "reformer", "rembert",
@@ -201,3 +611,224 @@ def resolved_vocab_size(model: AnyModel, tokenizer_size: int) -> int:
     if size < tokenizer_size:
         raise ValueError(f"the model's vocab_size {size} is less than the tokenizer's {tokenizer_size}")
     return size
+
+
+# How text becomes tokens: a tokenizer trained on the job's own training split, or one that exists.
+
+
+Entries = Annotated[int, Field(ge=257, le=1 << 20)]
+
+
+class Bpe(Strict):
+    """Byte-level byte pair encoding (Radford et al. 2019, section 2.2), trained on the training split."""
+
+    bpe: Entries
+    """Vocabulary size: 256 bytes, one end-of-text token, and merges."""
+
+    @property
+    def most_entries(self) -> int | None:
+        """Entries that it has at most, special tokens of a task besides; None: known when it is read."""
+        return self.bpe
+
+
+class Unigram(Strict):
+    """A unigram model over pieces of words (Kudo 2018, arXiv:1804.10959), trained on the training split."""
+
+    unigram: Entries
+    """Vocabulary size: 256 bytes, special tokens, and pieces."""
+
+    @property
+    def most_entries(self) -> int | None:
+        """Entries that it has at most."""
+        return self.unigram
+
+
+class WordPiece(Strict):
+    """WordPiece (Devlin et al. 2019, arXiv:1810.04805), over bytes, trained on the training split."""
+
+    wordpiece: Annotated[int, Field(ge=514, le=1 << 20)]
+    """Vocabulary size: 256 bytes twice, at the beginning and inside of words, special tokens, and pieces."""
+
+    @property
+    def most_entries(self) -> int | None:
+        """Entries that it has at most."""
+        return self.wordpiece
+
+
+class Bytes(Strict):
+    """Every byte is a token (as in ByT5, Xue et al. 2022, arXiv:2105.13626): nothing is trained."""
+
+    bytes: Literal[True] = True
+    """The vocabulary is 256 bytes and one end-of-text token."""
+
+    @property
+    def most_entries(self) -> int | None:
+        """Entries that it has."""
+        return 257
+
+
+class PretrainedTokenizer(Strict):
+    """A tokenizer that exists, as transformers saves it."""
+
+    pretrained: Annotated[str, Field(min_length=1)]
+    """A folder, relative to the suite, or a hub id."""
+    revision: str | None = None
+    """Commit or branch on the hub."""
+
+    @property
+    def most_entries(self) -> int | None:
+        """Known when it is read."""
+        return None
+
+
+def _tag(value: object) -> str | None:
+    has = value.__contains__ if isinstance(value, dict) else lambda key: hasattr(value, key)
+    return next((key for key in ("bpe", "unigram", "wordpiece", "bytes", "pretrained") if has(key)), None)
+
+
+Tokenizer = Annotated[
+    Annotated[Bpe, Tag("bpe")]
+    | Annotated[Unigram, Tag("unigram")]
+    | Annotated[WordPiece, Tag("wordpiece")]
+    | Annotated[Bytes, Tag("bytes")]
+    | Annotated[PretrainedTokenizer, Tag("pretrained")],
+    Discriminator(_tag),
+]
+AnyTokenizer = Bpe | Unigram | WordPiece | Bytes | PretrainedTokenizer
+
+
+# What of the model is trained: all of it, or low-rank additions to its matrices.
+
+
+INSTALL = "pip install 'selectbench[peft]'"
+_CHANGES = frozenset({"trainable_parameters", "first_step_gradient_norm"})
+
+
+class AdaptationChoice(Choice):
+    """How the weights that the job starts from are trained."""
+
+    def apply(self, model: torch.nn.Module, device: str) -> torch.nn.Module:
+        """The model to train; what is not trained needs no gradient. Worker only; may draw random numbers."""
+        return model
+
+
+class FullTraining(AdaptationChoice):
+    """Every weight is trained."""
+
+    source: ClassVar[str] = "https://docs.pytorch.org/docs/stable/optim.html"
+    may_change: ClassVar[frozenset[str]] = _CHANGES
+    name: Literal["full"] = "full"
+
+
+Rank = Annotated[int, Field(ge=1, le=4096)]
+
+
+class Lora(AdaptationChoice):
+    """LoRA (Hu et al. 2021, arXiv:2106.09685): the product of two thin matrices is added to every linear layer.
+
+    The head and the embeddings stay as they are. The additions are zero at first, so that training starts from the
+    model itself.
+    """
+
+    source: ClassVar[str] = "https://huggingface.co/docs/peft/package_reference/lora"
+    needs: ClassVar[Needs] = Needs(packages=("peft",), install=INSTALL)
+    may_change: ClassVar[frozenset[str]] = _CHANGES
+    preload: ClassVar[tuple[str, ...]] = ("peft",)
+    name: Literal["lora"] = "lora"
+    r: Rank = 8
+    """Rank of the additions."""
+    alpha: Annotated[float, Field(gt=0)] = 16.0
+    """The additions are scaled by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of what goes into the additions."""
+
+    def apply(self, model: torch.nn.Module, device: str) -> torch.nn.Module:
+        """With additions to every linear layer but the head's."""
+        from peft import LoraConfig, inject_adapter_in_model
+        from transformers.pytorch_utils import Conv1D
+
+        transposed = any(isinstance(part, Conv1D) for part in model.modules())
+        config = LoraConfig(
+            r=self.r, lora_alpha=self.alpha, lora_dropout=self.dropout, target_modules="all-linear",
+            fan_in_fan_out=transposed,
+        )  # fmt: skip
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
+        adapted: torch.nn.Module = inject_adapter_in_model(config, model)
+        return adapted
+
+
+class Qlora(Lora):
+    """QLoRA (Dettmers et al. 2023, arXiv:2305.14314): LoRA over linear layers in 4 bits (NF4, quantised twice)."""
+
+    source: ClassVar[str] = "https://huggingface.co/docs/bitsandbytes/reference/nn/linear4bit"
+    needs: ClassVar[Needs] = Needs(packages=("peft", "bitsandbytes"), install=INSTALL)
+    may_change: ClassVar[frozenset[str]] = _CHANGES | {
+        "first_step_loss", "working_dtype", "compute_dtype", "sdpa_backends",
+    }  # fmt: skip
+    preload: ClassVar[tuple[str, ...]] = ("peft", "bitsandbytes")
+    name: Literal["qlora"] = "qlora"  # type: ignore[assignment]
+
+    def apply(self, model: torch.nn.Module, device: str) -> torch.nn.Module:
+        """With its linear layers in 4 bits, but the head's, and additions to them."""
+        import torch
+
+        head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+        linear = [
+            (name, part) for name, part in model.named_modules()
+            if type(part) is torch.nn.Linear and part is not head
+        ]  # fmt: skip
+        if not linear:
+            raise NotImplementedError(
+                "the model has no torch.nn.Linear to keep in 4 bits (gpt2 has none, llama has)"
+            )
+        for name, part in linear:
+            parent = model.get_submodule(name.rpartition(".")[0])
+            setattr(parent, name.rpartition(".")[2], _in_four_bits(part, device))
+        return super().apply(model, device)
+
+    def asks_for(self) -> dict[str, Any]:
+        """Its weights are kept in bytes of two each, beside those that stay in fp32."""
+        return {"working_dtype": "float32+uint8"}
+
+
+@cache
+def _four_bit_layer() -> Any:
+    """The library's layer that computes as other matrix products do: in autocast's dtype, in fp32 outside of it.
+
+    Its own would compute in one dtype for ever, the evaluation too, and round its bias to that in place.
+    """
+    import bitsandbytes as bnb
+    import torch
+
+    class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            device = x.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else torch.float32
+            bias = None if self.bias is None else self.bias.to(dtype)
+            product: torch.Tensor = bnb.matmul_4bit(
+                x.to(dtype), self.weight, bias=bias, quant_state=self.weight.quant_state
+            )
+            return product
+
+    return Linear4bit
+
+
+def _in_four_bits(linear: torch.nn.Linear, device: str) -> torch.nn.Module:
+    import bitsandbytes as bnb
+    import torch
+
+    made = _four_bit_layer()(
+        linear.in_features, linear.out_features, bias=linear.bias is not None, compute_dtype=torch.float32,
+        compress_statistics=True, quant_type="nf4",
+    )  # fmt: skip
+    made.weight = bnb.nn.Params4bit(
+        linear.weight.detach().clone(), requires_grad=False, compress_statistics=True, quant_type="nf4"
+    )
+    # On a CPU with AVX-512's bf16 units the library would repack the weights in the first evaluation, and multiply
+    # in bf16. Evaluations are in fp32, and leave the weights as they are.
+    made.support_avx512bf16_for_cpu = False
+    if linear.bias is not None:
+        made.bias = linear.bias
+    quantised: torch.nn.Module = made.to(device)
+    return quantised

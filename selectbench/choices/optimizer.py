@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from selectbench.choices.choice import Choice, Needs
+from selectbench.choices.choice import Choice, Needs, OwnName
 
 if TYPE_CHECKING:
     import torch
+
 
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -285,3 +288,272 @@ def hidden_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 def _switches(implementation: Implementation) -> dict[str, bool]:
     """Torch's two switches; both False is the plain loop over parameters."""
     return {"fused": implementation == "fused", "foreach": implementation == "foreach"}
+
+
+# Optimizers of bitsandbytes: Lion, and optimizers whose state is kept in 8-bit blocks.
+
+
+BLOCKWISE = "Dettmers et al. 2022, arXiv:2110.02861"
+BLOCK = 256
+"""State elements that share a scale, in the versions that are asked for."""
+
+
+class BitsAndBytesChoice(OptimizerChoice):
+    """An optimizer of bitsandbytes; tensors under 4,096 elements keep 32-bit state, as the library does."""
+
+    needs: ClassVar[Needs] = Needs(packages=("bitsandbytes>=0.46",))
+    waits: ClassVar[str | None] = "after every parameter in every step"  # Optimizer8bit.step's sync_gpu
+    preload: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
+    class_name: ClassVar[str]
+    states: ClassVar[int]
+    """State elements per parameter."""
+    eight_bit: ClassVar[bool] = True
+    lr_range: ClassVar[tuple[float, float] | None] = AdamW.lr_range
+    lr_range_source: ClassVar[str] = f"that of the 32-bit optimizer, whose steps it takes ({BLOCKWISE})"
+
+    def asks_for(self) -> dict[str, Any]:
+        """The library's class."""
+        return {"optimizer": [self.class_name]}
+
+    def state_bytes(self, element_bytes: int) -> float | None:
+        """A byte an element and an fp32 scale for each block, or fp32 whatever dtype is updated."""
+        return self.states * (1 + 4 / BLOCK if self.eight_bit else 4)
+
+    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """The library's class with this choice's settings."""
+        import bitsandbytes
+
+        kind: Any = getattr(bitsandbytes.optim, self.class_name)
+        return [kind(decay_groups(trainable(model), self.weight_decay), lr=self.lr, **self.settings())]
+
+    def settings(self) -> dict[str, object]:
+        """Keyword arguments besides parameters, learning rate and weight decay."""
+        raise NotImplementedError
+
+
+class AdamW8bit(BitsAndBytesChoice):
+    """AdamW with 8-bit moments."""
+
+    source: ClassVar[str] = f"{BLOCKWISE}; bitsandbytes.optim.AdamW8bit"
+    class_name: ClassVar[str] = "AdamW8bit"
+    states: ClassVar[int] = 2
+    name: Literal["adamw_8bit"] = "adamw_8bit"
+    beta1: Fraction = 0.9
+    """Decay of the first moment."""
+    beta2: Fraction = 0.95
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the root of the second moment."""
+
+    def settings(self) -> dict[str, object]:
+        """Moments' decays and eps."""
+        return {"betas": (self.beta1, self.beta2), "eps": self.eps}
+
+
+class PagedAdamW8bit(AdamW8bit):
+    """AdamW with 8-bit moments in pages that can move to host memory; on a CPU nothing is paged."""
+
+    source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314; bitsandbytes.optim.PagedAdamW8bit"
+    waits: ClassVar[str | None] = "after every parameter in every step, and once more at its end"
+    class_name: ClassVar[str] = "PagedAdamW8bit"
+    name: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"  # type: ignore[assignment]
+
+    def caveat(self, device: str) -> str | None:
+        """Paging is between GPU and host memory."""
+        return "nothing is paged on a CPU: its figures are adamw_8bit's" if device == "cpu" else None
+
+
+class Lion(BitsAndBytesChoice):
+    """Lion: the sign of an interpolated momentum; one 32-bit state per parameter."""
+
+    source: ClassVar[str] = "Chen et al. 2023, arXiv:2302.06675; bitsandbytes.optim.Lion32bit"
+    class_name: ClassVar[str] = "Lion32bit"
+    states: ClassVar[int] = 1
+    eight_bit: ClassVar[bool] = False
+    lr_range: ClassVar[tuple[float, float] | None] = (3e-5, 3e-3)
+    lr_range_source: ClassVar[str] = (
+        "a tenth of AdamW's: 3 to 10 times smaller is usual (Chen et al. 2023, arXiv:2302.06675, section 5)"
+    )
+    name: Literal["lion"] = "lion"
+    beta1: Fraction = 0.9
+    """Weight of the momentum in the update."""
+    beta2: Fraction = 0.99
+    """Decay of the momentum."""
+    weight_decay: NonNegative = 1.0
+    """Decoupled decay; the paper uses 3 to 10 times AdamW's with a learning rate as much smaller."""
+
+    def settings(self) -> dict[str, object]:
+        """The two interpolation weights."""
+        return {"betas": (self.beta1, self.beta2)}
+
+
+class Lion8bit(Lion):
+    """Lion with 8-bit momentum."""
+
+    source: ClassVar[str] = f"Chen et al. 2023, arXiv:2302.06675; {BLOCKWISE}; bitsandbytes.optim.Lion8bit"
+    class_name: ClassVar[str] = "Lion8bit"
+    eight_bit: ClassVar[bool] = True
+    name: Literal["lion_8bit"] = "lion_8bit"  # type: ignore[assignment]
+
+
+class AdEMAMix8bit(BitsAndBytesChoice):
+    """AdEMAMix with 8-bit moments: AdamW with a second, slow average of the gradient."""
+
+    source: ClassVar[str] = "Pagliardini et al. 2024, arXiv:2409.03137; bitsandbytes.optim.AdEMAMix8bit"
+    class_name: ClassVar[str] = "AdEMAMix8bit"
+    states: ClassVar[int] = 3
+    lr_range_source: ClassVar[str] = (
+        "AdamW's, as in the paper's comparison (Pagliardini et al. 2024, arXiv:2409.03137)"
+    )
+    name: Literal["ademamix_8bit"] = "ademamix_8bit"
+    beta1: Fraction = 0.9
+    """Decay of the fast first moment."""
+    beta2: Fraction = 0.999
+    """Decay of the second moment."""
+    beta3: Fraction = 0.9999
+    """Decay of the slow first moment."""
+    alpha: NonNegative = 5.0
+    """Weight of the slow moment."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the root of the second moment."""
+
+    def settings(self) -> dict[str, object]:
+        """Three decays, the slow moment's weight and eps."""
+        return {"betas": (self.beta1, self.beta2, self.beta3), "alpha": self.alpha, "eps": self.eps}
+
+
+# Schedule-free AdamW: an average of the weights stands in for the decay of the learning rate.
+
+
+SCHEDULE_FREE_INSTALL = "pip install 'selectbench[schedulefree]'"
+
+
+class ScheduleFreeAdamW(OptimizerChoice):
+    """AdamW whose gradients are taken between its iterates and their average, which is what is evaluated.
+
+    After the job's warm-up the learning rate stays at its peak, whatever the job's lr_schedule. Every
+    evaluation is of the average. A model with batch norm has its statistics from the training alone.
+    """
+
+    source: ClassVar[str] = (
+        "Defazio et al. 2024, arXiv:2405.15682; schedulefree.AdamWScheduleFree, its defaults but for weight_decay"
+    )
+    # Since 1.3 decay in the warm-up goes with the learning rate, as AdamW's.
+    needs: ClassVar[Needs] = Needs(packages=("torch", "schedulefree>=1.4"), install=SCHEDULE_FREE_INSTALL)
+    classes: ClassVar[tuple[str, ...]] = ("AdamWScheduleFree",)
+    lr_range: ClassVar[tuple[float, float] | None] = (1e-3, 1e-1)
+    lr_range_source: ClassVar[str] = "1 to 10 times AdamW's rate, as the authors advise (schedulefree's README)"
+    schedule_shape: ClassVar[Literal["constant"] | None] = "constant"
+    name: Literal["schedule_free_adamw"] = "schedule_free_adamw"
+    lr: LearningRate
+    """Learning rate from the end of the warm-up on; 1 to 10 times AdamW's peak, by the library's authors."""
+    beta1: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Share of the average in the point at which gradients are taken; 0.95 or 0.98 for very long trainings."""
+    beta2: Fraction = 0.999
+    """Decay of the second moment."""
+    eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: NonNegative = 0.1
+    """Decay of matrices and embeddings, of the point at which gradients are taken."""
+
+    def caveat(self, device: str) -> str | None:
+        """Its schedule is another one, and its training losses are of other weights than its evaluations."""
+        return (
+            "schedule_free_adamw keeps its learning rate after the warm-up, where others follow the job's "
+            "lr_schedule; evaluations are of its averaged weights, losses in training of those that it trains at"
+        )
+
+    def state_bytes(self, element_bytes: int) -> float | None:
+        """The iterate that the gradients move and the second moment; the average is not kept beside them."""
+        return 2 * element_bytes
+
+    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """schedulefree.AdamWScheduleFree, without a warm-up of its own."""
+        import schedulefree
+
+        return [
+            schedulefree.AdamWScheduleFree(
+                decay_groups(trainable(model), self.weight_decay),
+                lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
+            )
+        ]  # fmt: skip
+
+
+# Own code: `package.module:Name` wherever a name selects something built in.
+#
+# The bench keeps the string and never imports it; only a worker does, in `build()`.
+
+
+LOADER = "selectbench.worker.runtime"
+"""A string, as everything of the worker is to the bench."""
+
+
+def load(name: str, setting: str) -> Any:
+    """What `package.module:Name` names; `setting` is the key that named it. Worker only.
+
+    Raises OwnCodeError where there is no such module or attribute; what the module itself raises passes.
+    """
+    return import_module(LOADER).load(name, setting)
+
+
+def _finite(value: Any) -> Any:
+    """Raises ValueError for NaN and infinity, however deep: records and hashes are JSON."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for below in inside:
+        _finite(below)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"settings must be finite, found {value}")
+    return value
+
+
+OwnSettings = Annotated[dict[str, Any], AfterValidator(_finite)]
+
+
+def free_of(settings: dict[str, Any], given: tuple[str, ...]) -> dict[str, Any]:
+    """The settings. Raises ValueError where they name an argument that is given already."""
+    if taken := [key for key in given if key in settings]:
+        raise ValueError(f"settings may not set {', '.join(taken)}: given besides ({', '.join(given)} are)")
+    return settings
+
+
+def _free(settings: dict[str, Any]) -> dict[str, Any]:
+    return free_of(settings, ("params", "lr", "weight_decay"))
+
+
+class OwnOptimizer(OptimizerChoice):
+    """An optimizer of your own: `Class(parameter_groups, lr=lr, **settings)`.
+
+    The groups carry weight_decay, as torch's optimizers take it. A function that returns an optimizer, or a
+    list of them that together step every parameter once, serves too.
+    """
+
+    source: ClassVar[str] = "your own code"
+    name: OwnName
+    """`package.module:Class`, importable from a folder of the suite's `code`, or installed."""
+    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    """More keyword arguments."""
+
+    def peak_rates(self) -> None:
+        """It may scale `lr` as it likes."""
+
+    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
+        """The class's instance, or what the function returns. Raises OwnCodeError, TypeError."""
+        import torch
+
+        groups = decay_groups(trainable(model), self.weight_decay)
+        made = load(self.name, "optimizer")(groups, lr=self.lr, **self.settings)
+        optimizers = list(made) if isinstance(made, list | tuple) else [made]
+        for optimizer in optimizers:
+            if not isinstance(optimizer, torch.optim.Optimizer):
+                kind = type(optimizer).__name__
+                raise TypeError(f"optimizer {self.name}: expected a torch.optim.Optimizer, it made a {kind}")
+        self._check_covers(optimizers, [id(p) for p in trainable(model)])
+        return optimizers
+
+    def _check_covers(self, optimizers: list[torch.optim.Optimizer], expected: list[int]) -> None:
+        given = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
+        if sorted(given) != sorted(expected):
+            raise TypeError(
+                f"optimizer {self.name}: every parameter must be stepped once; of {len(expected)} it has "
+                f"{len(set(given) & set(expected))}, {len(given)} entries in all"
+            )

@@ -8,19 +8,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from selectbench.choices.tokenizer import AnyTokenizer, PretrainedTokenizer, Unigram
-from selectbench.data.cache import cache_root, publish, remove
-from selectbench.data.cleaning import Cleaner
-from selectbench.data.corpus import Corpus, keyed, open_corpus, require
-from selectbench.data.enough import check_enough, epochs
-from selectbench.data.files import files_sha256
-from selectbench.data.pairs import open_pairs
-from selectbench.data.prepared import Prepared
-from selectbench.data.pretrained import pinned, pretrained_key
-from selectbench.data.write_text import TextWork, write_text
-from selectbench.data.write_tokens import write_markov, write_token_files
+from selectbench.choices.model import AnyTokenizer, PretrainedTokenizer, Unigram
+from selectbench.data.prepared import Prepared, cache_root, check_enough, epochs, publish, remove
+from selectbench.data.reading import Cleaner, files_sha256
+from selectbench.data.sources import Corpus, keyed, open_corpus, open_pairs, require
+from selectbench.data.tokenizer import pinned, pretrained_key
+from selectbench.data.write import TextWork, write_markov, write_text, write_token_files
 from selectbench.errors import NotDownloadedError, UserError
-from selectbench.suite.data import AnyData, AnySource, Apart, Cleaning, Dataset, MarkovSource, TokenFile, kind_of
+from selectbench.suite.sources import AnyData, AnySource, Apart, Cleaning, Dataset, MarkovSource, TokenFile, kind_of
 
 __all__ = ["Prepared", "check_enough", "epochs", "prepare"]
 Notify = Callable[[str], None]

@@ -1,14 +1,147 @@
-"""What preparing leaves in the cache, and how a worker reads it: memory-mapped token files, no torch."""
+"""The cache folder: where it lies, and how a folder of files appears in it all at once or not at all."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
+
+from selectbench.choices.model import AnyModel, PretrainedModel
+from selectbench.data.reading import cached_commit, cached_folder
+from selectbench.errors import UserError
+from selectbench.suite.job import Job
+
+ABANDONED_SECONDS = 86_400
+"""A half-written folder older than this was left by a run that was killed."""
+
+
+def cache_root() -> Path:
+    """SELECTBENCH_CACHE, else selectbench/ in the XDG cache folder, which is ~/.cache by default.
+
+    Raises UserError where none of them names a folder: no variable set, and no home folder known.
+    """
+    if named := os.environ.get("SELECTBENCH_CACHE"):
+        return Path(named).expanduser().absolute()
+    # The XDG specification says that a relative path is to be ignored.
+    if (xdg := os.environ.get("XDG_CACHE_HOME")) and Path(xdg).is_absolute():
+        return Path(xdg) / "selectbench"
+    try:
+        return Path.home() / ".cache" / "selectbench"
+    except RuntimeError:
+        raise UserError("cache: this user has no home folder: set SELECTBENCH_CACHE to a writable folder") from None
+
+
+def publish(final: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill an empty folder beside `final` and renames it to `final` when it is whole.
+
+    Where another run published the same folder first, that one stays: the name is a hash of what made
+    it, so both hold the same. Raises UserError where the folder cannot be written or the disk is full.
+    """
+    # Made by mkdir, not by mkdtemp, so that other users of a shared cache may read it as the umask says.
+    unfinished = final.with_name(f".unfinished-{uuid4().hex}")
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(final.parent)
+        unfinished.mkdir()
+        write(unfinished)
+        _flush(unfinished)
+        _rename(unfinished, final)
+    except OSError as error:
+        raise UserError(
+            f"cache: cannot write {final.parent}: {error.strerror or error}: "
+            "set SELECTBENCH_CACHE to a folder that is writable and has room"
+        ) from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def remove(folder: Path) -> None:
+    """Takes a damaged folder out of the cache; it is gone under its name before its files go."""
+    aside = folder.with_name(f".unfinished-{uuid4().hex}")
+    with suppress(OSError):
+        folder.rename(aside)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def _rename(unfinished: Path, final: Path) -> None:
+    try:
+        unfinished.rename(final)
+    except OSError:
+        # Renaming onto a folder that has files fails: another run was first.
+        if not final.is_dir():
+            raise
+
+
+def _flush(folder: Path) -> None:
+    """Brings the files to the disk before their folder gets its name, so that a power cut leaves no torn one."""
+    for path in folder.iterdir():
+        with path.open("r+b") as file:  # Windows flushes no file that is open for reading alone
+            os.fsync(file.fileno())
+
+
+def _sweep(parent: Path) -> None:
+    """Removes what killed runs left behind."""
+    for left in parent.glob(".unfinished-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+# Digests of large files that do not change between runs, kept in the cache so that they are read once.
+
+
+SETTLED_NS = 2_000_000_000
+"""A file that was changed more lately than this may change again within one tick of its clock: nothing is kept."""
+
+
+def kept_sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal digits. Raises OSError where it can't be read.
+
+    It is known again by path, inode, size and both times, of which no program sets the second (ctime): a file that
+    was written to, replaced or given another's time is read anew. A cache that can't be used keeps nothing.
+    """
+    with path.open("rb") as file:
+        found = os.fstat(file.fileno())
+        place = _place(path, found)
+        with suppress(OSError, ValueError):
+            digest = place.read_text(encoding="ascii")
+            if len(digest) == 64:
+                return digest
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        after = os.fstat(file.fileno())
+    if _place(path, after) == place and time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > SETTLED_NS:
+        with suppress(OSError):
+            _keep(place, digest)
+    return digest
+
+
+def _place(path: Path, found: os.stat_result) -> Path:
+    mark = (
+        str(path.resolve()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+    )  # fmt: skip
+    return cache_root() / "digests" / hashlib.sha256(repr(mark).encode()).hexdigest()
+
+
+def _keep(place: Path, digest: str) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = place.with_name(f".unfinished-{uuid4().hex}")
+    unfinished.write_text(digest, encoding="ascii")
+    unfinished.replace(place)
+
+
+# What preparing leaves in the cache, and how a worker reads it: memory-mapped token files, no torch.
+
 
 TRAIN = "train.bin"
 """Token ids of the training documents, an end-of-text token after each; unsigned, 2 or 4 bytes, native order."""
@@ -189,3 +322,191 @@ def sequences(tokens: int, seq_len: int) -> int:
 def fitting(lengths: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[np.int64]:
     """Which pairs have no side longer than `seq_len` tokens; the others take no part."""
     return np.flatnonzero((lengths <= seq_len).all(axis=1))
+
+
+# What a model that was trained before really is: its commit on the hub, or its files' content.
+
+
+FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.json")
+"""What transformers makes a model of."""
+
+
+def contents_of(models: Mapping[str, AnyModel]) -> dict[str, str]:
+    """By option, of a model that was trained before: of a hub id its commit, of a folder its files' SHA-256.
+
+    Other models, and a hub id that is not in the hub's cache, are left out. Raises UserError where a file can't
+    be read.
+    """
+    asked = {option: model for option, model in models.items() if isinstance(model, PretrainedModel)}
+    found = {model: _content(model) for model in dict.fromkeys(asked.values())}
+    return {option: content for option, model in asked.items() if (content := found[model]) is not None}
+
+
+def configuration_of(model: PretrainedModel) -> dict[str, Any] | None:
+    """What its config.json holds; None: there is no such file, or the hub's cache has none."""
+    folder = Path(model.pretrained)
+    found = folder if folder.is_dir() else cached_folder(model.pretrained, model.revision)
+    try:
+        content = json.loads((found / "config.json").read_text(encoding="utf-8")) if found else None
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def pinned_model(model: AnyModel, content: str | None) -> AnyModel:
+    """The same model; of a hub id the commit that was found, whatever the name means by then."""
+    if content is None or not isinstance(model, PretrainedModel) or Path(model.pretrained).is_dir():
+        return model
+    return model.model_copy(update={"revision": content})
+
+
+def _content(model: PretrainedModel) -> str | None:
+    folder = Path(model.pretrained)
+    if not folder.is_dir():
+        return cached_commit(model.pretrained, model.revision)
+    files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
+    digest = hashlib.sha256("\0".join(path.name for path in files).encode())
+    for path in files:
+        try:
+            digest.update(bytes.fromhex(kept_sha256(path)))
+        except OSError as error:
+            raise UserError(f"model.pretrained: {path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+# Whether prepared data are enough for a job: its batches, its evaluation, its epochs.
+
+
+def training_sequences(prepared: Prepared, job: Job) -> int:
+    """Sequences of the job that there are to train on."""
+    lengths = prepared.train_lengths()
+    return sequences(prepared.train_tokens, job.seq_len) if lengths is None else len(fitting(lengths, job.seq_len))
+
+
+def evaluable(tokens: int, seq_len: int) -> int:
+    """Tokens of a stream that whole sequences score."""
+    return sequences(tokens, seq_len) * seq_len
+
+
+def evaluable_tokens(prepared: Prepared, job: Job) -> int:
+    """Held-out tokens that an evaluation of the job may read: whole sequences, or the targets of pairs that fit."""
+    lengths = prepared.heldout_lengths()
+    if lengths is None:
+        return evaluable(prepared.heldout_tokens, job.seq_len)
+    return int(lengths[fitting(lengths, job.seq_len), 1].sum())
+
+
+def _check_pairs(prepared: Prepared, job: Job) -> list[str]:
+    train, heldout = prepared.train_lengths(), prepared.heldout_lengths()
+    assert train is not None
+    assert heldout is not None
+    problems = []
+    if (found := len(fitting(train, job.seq_len))) < job.global_batch_size:
+        problems.append(
+            f"data: of {len(train)} training pairs {found} have no side longer than seq_len {job.seq_len}, less "
+            f"than one batch of global_batch_size {job.global_batch_size}: give more pairs, or raise seq_len"
+        )
+    if job.evaluates and not len(fitting(heldout, job.seq_len)):
+        problems.append(f"data: no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none")
+    return problems
+
+
+def check_enough(prepared: Prepared, job: Job) -> None:
+    """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
+    if prepared.kind == "pairs":
+        if problems := _check_pairs(prepared, job):
+            raise UserError(*problems)
+        return
+    problems = []
+    found = sequences(prepared.train_tokens, job.seq_len)
+    if found < job.global_batch_size:
+        problems.append(
+            f"data: {prepared.train_tokens} training tokens make {found} sequences of seq_len {job.seq_len}, less "
+            f"than one batch of global_batch_size {job.global_batch_size}: give more text, or lower either"
+        )
+    if job.evaluates and not sequences(prepared.heldout_tokens, job.seq_len):
+        problems.append(
+            f"data: {prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}"
+            f"{_taken_out(prepared)}: give more text, lower seq_len, or set eval: none"
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def _taken_out(prepared: Prepared) -> str:
+    """What the held-out side lost because the training text has it, in words; '' where that is nothing."""
+    documents = prepared.removed_documents + prepared.removed.get("in_training", 0)
+    if not documents and not prepared.removed_lines:
+        return ""
+    return (
+        f" ({documents:,} held-out documents and {prepared.removed_lines:,} lines were taken out, as the training "
+        "text has them)"
+    )
+
+
+def epochs(prepared: Prepared, job: Job) -> float:
+    """How often the job goes through its training sequences; `check_enough` must hold."""
+    return job.max_steps * job.global_batch_size / training_sequences(prepared, job)
+
+
+# A look at prepared data: some of its text, and the tokens that it is made of.
+
+
+SAMPLE_TOKENS = 80
+SAMPLES = 2
+LONGEST_PIECES = 12
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a person wants to see besides the counts."""
+
+    training_samples: list[str]
+    heldout_samples: list[str]
+    longest_pieces: list[str]
+    """Of the vocabulary, as text."""
+    sha256: dict[str, str]
+    """Of the files of tokens."""
+
+
+def look(prepared: Prepared) -> Look:
+    """Reads beginnings of both sides, and every token once for the digests."""
+    decode = _decoder(prepared)
+    return Look(
+        [decode(part) for part in _samples(prepared.train())],
+        [decode(part) for part in _samples(prepared.heldout())],
+        _pieces(prepared), {name: _sha256(prepared, name) for name in (TRAIN, HELDOUT)},
+    )  # fmt: skip
+
+
+def _samples(tokens: npt.NDArray[Any]) -> Iterator[list[int]]:
+    """From evenly spread places."""
+    for number in range(SAMPLES):
+        start = len(tokens) * number // SAMPLES
+        part: list[int] = np.asarray(tokens[start : start + SAMPLE_TOKENS]).tolist()
+        if part:
+            yield part
+
+
+def _decoder(prepared: Prepared) -> Any:
+    if not prepared.has_text:
+        return lambda ids: " ".join(map(str, ids))
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def _pieces(prepared: Prepared) -> list[str]:
+    if not prepared.has_text:
+        return []
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
+    texts = {tokenizer.decode([number]) for number in tokenizer.get_vocab().values()}
+    return sorted(texts, key=lambda text: (-len(text), text))[:LONGEST_PIECES]
+
+
+def _sha256(prepared: Prepared, name: str) -> str:
+    with (prepared.folder / name).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

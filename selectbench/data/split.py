@@ -9,12 +9,16 @@ from __future__ import annotations
 import hashlib
 import json
 import unicodedata
+from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from selectbench import units
 
 HELDOUT_FRACTION = 0.05
 """Share of the blocks that is held out."""
@@ -150,3 +154,107 @@ def decontaminated(spool: Documents, pieces: Pieces, kept: Mask, heldout: Mask) 
     for text in spool.documents(training):
         met.update(value for piece in pieces.of(text) if (value := leak_hash(piece)) in asked and value is not None)
     return Sides(training, heldout, frozenset(met), pieces)
+
+
+# Documents on disk between reading and encoding: read from their source once, then as often as needed.
+#
+# Own iterators, compressed files and data sets are slow to read or can be read once only. Only numbers are held in
+# memory: eight bytes of hash and eight of length for a document.
+
+
+Indices = npt.NDArray[np.int64]
+READ_BYTES = 1 << 20
+
+
+class Spool:
+    """Documents in order of arrival, with the hash of each."""
+
+    def __init__(self, path: Path, named_by: Callable[[str], str] = lambda document: document) -> None:
+        """`path`: of the file to be written; it must not exist. `named_by`: what of a document is hashed."""
+        self.path = path
+        self._named_by = named_by
+        self._lengths = array("q")
+        self._hashes = array("Q")
+        self.bytes = 0
+        """UTF-8 bytes of all documents."""
+
+    def fill(self, documents: Iterable[str], written: Callable[[int], None]) -> None:
+        """Writes documents as they come; `written` is told the bytes so far after each."""
+        with self.path.open("ab") as file:
+            for text in documents:
+                raw = text.encode()
+                file.write(raw)
+                self._lengths.append(len(raw))
+                self._hashes.append(side_hash(self._named_by(text)))
+                self.bytes += len(raw)
+                written(self.bytes)
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """`side_hash` of each document."""
+        return np.frombuffer(self._hashes, dtype=np.uint64) if self._hashes else np.zeros(0, np.uint64)
+
+    @property
+    def lengths(self) -> Indices:
+        """UTF-8 bytes of each document."""
+        return np.frombuffer(self._lengths, dtype=np.int64) if self._lengths else np.zeros(0, np.int64)
+
+    def documents(self, chosen: Mask) -> Iterator[str]:
+        """Those that are chosen, in order."""
+        with self.path.open("rb", buffering=READ_BYTES) as file:
+            for length, wanted in zip(self._lengths, chosen.tolist(), strict=True):
+                if wanted:
+                    yield file.read(length).decode()
+                else:
+                    file.seek(length, 1)
+
+    def first_of_equals(self) -> Mask:
+        """Which documents are the first of those that are equal but for case, form and white space."""
+        first = np.zeros(len(self), bool)
+        first[np.unique(self.hashes, return_index=True)[1]] = True
+        return first
+
+
+# Why a text leaves nothing to evaluate on, told before a tokenizer is trained.
+
+
+FIX = "give held-out text of its own (job.data: {train: ..., heldout: ...}), or set eval: none"
+
+
+def nothing_held_out(spool: Spool, sides: Sides, in_training: int) -> str | None:
+    """The reason with its counts and a fix, or None where something is left.
+
+    `in_training`: held-out documents that were left out already, as the training text has them whole.
+    """
+    if not sides.heldout.any():
+        return _all_in_training(in_training, 0) if in_training else _one_block(spool, sides)
+    leaked = 0
+    for document in spool.documents(sides.heldout):
+        if sides.without_leaks(document):
+            return None
+        leaked += sides.leaks(document)
+    return _all_in_training(in_training + int(sides.heldout.sum()), leaked)
+
+
+def _one_block(spool: Spool, sides: Sides) -> str:
+    documents, size = int(sides.training.sum()), units.size(int(spool.lengths[sides.training].sum()))
+    if documents == 1:
+        return (
+            f"it is a single document of {size} without a place to cut it, so nothing can be held out (text is cut "
+            f"at the ends of its lines): put line breaks into it, or {FIX}"
+        )
+    same = len(np.unique(spool.hashes[sides.training])) == 1
+    why = "all have the same text" if same else "have no line that another one does not have too"
+    return f"its {documents:,} documents ({size}) {why}, so nothing can be held out: {FIX}"
+
+
+def _all_in_training(documents: int, pieces: int) -> str:
+    lines = f" ({pieces:,} lines)" if pieces else ""
+    taken = "1 document" if documents == 1 else f"{documents:,} documents"
+    return (
+        f"all of the held-out text stands in the training text too: {taken}{lines} taken out, "
+        "and nothing is left to score: give held-out text that is not trained on, or set eval: none"
+    )

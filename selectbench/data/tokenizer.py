@@ -1,24 +1,256 @@
-"""Tokenizers: trained on a job's own training split, or read from a folder or the hub."""
+"""A tokenizer that exists: a folder that transformers saved, or a hub id."""
 
 from __future__ import annotations
 
+import hashlib
+import heapq
+import io
 import itertools
+import json
+import math
+import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from selectbench.choices.tokenizer import AnyTokenizer, Bpe, Bytes, PretrainedTokenizer, Unigram, WordPiece
-from selectbench.data.pretrained import load_pretrained
-from selectbench.data.unigram import train_pieces
-from selectbench.errors import UserError
+from selectbench.choices.model import AnyTokenizer, Bpe, Bytes, PretrainedTokenizer, Unigram, WordPiece
+from selectbench.data.reading import first_line, snapshot
+from selectbench.errors import UnreachableError, UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+
+_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "vocab.txt", "special_tokens_map.json",
+    "tokenizer.model", "spiece.model", "added_tokens.json",
+)  # fmt: skip
+_SUFFIXES = (".json", ".txt", ".model", ".spm", ".bpe", ".tiktoken")
+"""Of all files that a tokenizer may be made of, config.json among them; weights have others."""
+
+
+def load_pretrained(
+    spec: PretrainedTokenizer, specials: Sequence[str]
+) -> tuple[Tokenizer, int, int | None, dict[str, int]]:
+    """The fast tokenizer, the ids of its end-of-text and unknown tokens, and those of `specials`.
+
+    Raises UserError where it can't be had, is no fast tokenizer, or lacks a token that is needed.
+    """
+    found = _auto(spec)
+    where = f"tokenizer.pretrained: {spec.pretrained}"
+    backend = getattr(found, "backend_tokenizer", None)
+    if backend is None:
+        raise UserError(f"{where} has no fast tokenizer (tokenizer.json), and none can be made of its files")
+    ends = (found.eos_token_id, found.sep_token_id, found.pad_token_id)
+    end = next((token for token in ends if token is not None), None)
+    if end is None:
+        raise UserError(
+            f"{where} has no end-of-text token: no eos, sep or pad token is set in its tokenizer_config.json"
+        )
+    ids = {name: getattr(found, f"{name}_token_id", None) for name in specials}
+    if "pad" in ids and ids["pad"] is None:
+        ids["pad"] = end
+    missing = [name for name, number in ids.items() if number is None]
+    if missing:
+        raise UserError(f"{where} has no {' and no '.join(missing)} token, which this task needs")
+    # As the folder says: by default a special token that a document spells out is that token, as in transformers.
+    backend.encode_special_tokens = bool(getattr(found, "split_special_tokens", False))
+    backend.no_truncation()
+    backend.no_padding()
+    return backend, int(end), _unknown(found, backend), {name: int(n) for name, n in ids.items() if n is not None}
+
+
+def _unknown(found: Any, backend: Tokenizer) -> int | None:
+    """The model's own, which tokenizer_config.json need not name.
+
+    GPT-2 names its end of text as the unknown token too, though nothing is unknown to it.
+    """
+    number = found.unk_token_id
+    if number is None:
+        model = json.loads(backend.to_str())["model"]
+        number = model.get("unk_id")
+        if number is None and model.get("unk_token"):
+            number = backend.token_to_id(model["unk_token"])
+    return None if number is None or number == found.eos_token_id else int(number)
+
+
+def _auto(spec: PretrainedTokenizer) -> Any:
+    import transformers
+
+    where, folder = f"tokenizer.pretrained: {spec.pretrained}", _folder(spec)
+    if not any((folder / name).is_file() for name in _FILES):
+        raise UserError(f"{where} holds no tokenizer (none of {', '.join(_FILES[:6])})")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    except Exception as error:  # a damaged file raises what its parser raises, `tokenizers` bare exceptions
+        raise UserError(
+            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)}: is it a whole folder, as "
+            "transformers saves a tokenizer?"
+        ) from None
+
+
+def _folder(spec: PretrainedTokenizer) -> Path:
+    """Where its files lie; those of a hub id are fetched where they are not there."""
+    where, folder = f"tokenizer.pretrained: {spec.pretrained}", Path(spec.pretrained)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute():
+        raise UserError(f"{where}: there is no such folder")
+    try:
+        return snapshot(spec.pretrained, spec.revision, [f"*{suffix}" for suffix in (*_SUFFIXES, ".jinja")])
+    except Exception as error:  # the network's, and a dozen of the hub's own
+        raise UnreachableError(
+            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)} (a hub id needs the network, "
+            "or to be in the hub's cache: `hf download ID`; or give a folder)"
+        ) from None
+
+
+def pinned(spec: PretrainedTokenizer) -> PretrainedTokenizer:
+    """The same; of a hub id the commit that it means now, so that what is named by its key is what is loaded.
+
+    Raises UserError where it can't be had.
+    """
+    folder = _folder(spec)
+    return spec if folder == Path(spec.pretrained) else spec.model_copy(update={"revision": folder.name})
+
+
+def pretrained_key(spec: PretrainedTokenizer) -> str:
+    """Names the content of its files. Raises UserError where it can't be had."""
+    folder = _folder(spec)
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _SUFFIXES and path.is_file():
+            content = path.read_bytes()
+            digest.update(f"{path.name}\0{len(content)}\0".encode() + content)
+    return f"pretrained {digest.hexdigest()}"
+
+
+# Training of a unigram language model over pieces of words (Kudo 2018, arXiv:1804.10959, section 3.2).
+#
+# Expectation maximisation and pruning are sentencepiece's, in one thread: with several, the last digits of its sums
+# and so its choice among nearly equal pieces depend on how many they are. What it chooses from is found here,
+# because sentencepiece weighs every counted word as if it stood in the text once, and overlooks pieces that are
+# always the end of a word. The trainer of the package `tokenizers` gives another vocabulary at each call. The same
+# words give the same pieces from run to run; on a processor of another kind nearly equal pieces may fall out
+# otherwise.
+
+
+LONGEST_PIECE = 16
+"""Characters, each of which stands for a byte."""
+LONGEST_UNIGRAM_WORD = 24
+"""Longer ones are counted in parts."""
+MOST_PARTS = 50_000
+"""Words and parts of words that count, the most frequent ones: memory grows with their stretches."""
+CANDIDATES_PER_PIECE = 10
+DECIMALS = 6
+"""Of log probabilities, by which pieces are numbered."""
+ABSENT = -20.0
+"""Log probability of a byte that the text lacks, or that is rarer than one in ten million, which sentencepiece
+leaves out. It is in no longer piece, so that there is one way to write it, however likely it is."""
+_NO_PIECE = "\u2047"
+"""Sentencepiece insists on a piece for the unknown: this one is no byte's character, so no text can spell it."""
+
+Counted = Sequence[tuple[str, int]]
+
+
+def train_pieces(counted: Mapping[str, int], alphabet: Sequence[str], pieces: int) -> list[tuple[str, float]]:
+    """The alphabet and at most so many pieces besides, each with its log probability, the likeliest first.
+
+    `counted`: words spelt in the alphabet, one character for each byte, with their numbers of occurrences.
+    """
+    if not counted or not pieces:  # there is one way to write a text, whatever the probabilities
+        return [(byte, round(-math.log(len(alphabet)), DECIMALS)) for byte in alphabet]
+    parts = _parts(counted)
+    single = _single(parts)
+    candidates = [*single, *_candidates(parts, CANDIDATES_PER_PIECE * pieces)]
+    found = _trained(parts, candidates, len(single) + pieces)
+    every_byte = {byte: found.pop(byte, ABSENT) for byte in alphabet}
+    return _likeliest_first([*every_byte.items(), *_likeliest_first(found.items())[:pieces]])
+
+
+def _likeliest_first(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
+    return sorted(scored, key=lambda one: (-one[1], one[0]))
+
+
+def _parts(counted: Mapping[str, int]) -> Counted:
+    parts: Counter[str] = Counter()
+    for word, count in counted.items():
+        for start in range(0, len(word), LONGEST_UNIGRAM_WORD):
+            parts[word[start : start + LONGEST_UNIGRAM_WORD]] += count
+    return heapq.nsmallest(MOST_PARTS, parts.items(), key=lambda one: (-one[1], one[0]))
+
+
+def _single(parts: Counted) -> Counted:
+    counts: Counter[str] = Counter()
+    for text, count in parts:
+        for character in text:
+            counts[character] += count
+    return sorted(counts.items())
+
+
+def _candidates(parts: Counted, most: int) -> Iterator[tuple[str, int]]:
+    """The stretches that cover most of the text among those that occur more than once, with how much they cover."""
+    best: list[tuple[int, str]] = []
+    for size in range(2, LONGEST_PIECE + 1):
+        best = heapq.nsmallest(most, itertools.chain(best, _of_size(parts, size)))
+    return ((piece, -covered) for covered, piece in best)
+
+
+def _of_size(parts: Counted, size: int) -> Iterator[tuple[int, str]]:
+    """Every stretch of a length that occurs more than once, after minus how much of the text it covers.
+
+    A length at a time: together they would take gigabytes where words are long.
+    """
+    counts: Counter[str] = Counter()
+    for text, count in parts:
+        for start in range(len(text) - size + 1):
+            counts[text[start : start + size]] += count
+    return ((-count * size, piece) for piece, count in counts.items() if count > 1)
+
+
+def _trained(parts: Counted, candidates: Counted, pieces: int) -> dict[str, float]:
+    """At most so many pieces, all single characters of the words among them, with their log probabilities."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    model = io.BytesIO()
+    with tempfile.TemporaryFile("w", encoding="utf-8") as listed:
+        listed.writelines(_lines(candidates))
+        listed.flush()
+        SentencePieceTrainer.train(
+            model_type="unigram", vocab_size=1 + pieces, hard_vocab_limit=False, num_threads=1, minloglevel=2,
+            sentence_iterator=_lines(parts, _times(parts, candidates)), input_format="tsv", model_writer=model,
+            seed_sentencepieces_file=f"/proc/self/fd/{listed.fileno()}",  # it has no name to be left behind by
+            max_sentencepiece_length=LONGEST_PIECE, character_coverage=1.0,
+            # Words are spelt bytes, cut already: nothing in them is a blank, a digit or of a script.
+            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+            split_by_unicode_script=False, split_by_number=False,
+            unk_id=0, unk_piece=_NO_PIECE, bos_id=-1, eos_id=-1, pad_id=-1,
+        )  # fmt: skip
+    trained = SentencePieceProcessor(model_proto=model.getvalue())
+    ids = range(1, trained.get_piece_size())
+    return {trained.id_to_piece(one): round(trained.get_score(one), DECIMALS) for one in ids}
+
+
+def _times(parts: Counted, candidates: Counted) -> int:
+    """How often a text must stand there to have a word for each candidate.
+
+    What is expected less than half a time is left out: of a text with fewer words that could be everything.
+    """
+    return -(-len(candidates) // sum(count for _, count in parts))
+
+
+def _lines(counted: Counted, times: int = 1) -> Iterator[str]:
+    return (f"{text}\t{count * times}\n" for text, count in counted)
+
+
+# Tokenizers: trained on a job's own training split, or read from a folder or the hub.
+
 
 END_OF_TEXT = "<|endoftext|>"
 """Follows every document; token 0 of a trained tokenizer."""
@@ -63,14 +295,14 @@ def make_tokenizer(
     if isinstance(spec, PretrainedTokenizer):
         return TextTokenizer(*load_pretrained(spec, specials))
     named = [END_OF_TEXT, *(f"<|{name}|>" for name in specials)]
-    backend = _trained(spec, documents, named, waiting)
+    backend = _tokenizer_trained(spec, documents, named, waiting)
     # A document may spell a special token out; that is text like any other, and decodes to itself.
     backend.encode_special_tokens = True
     ids = {name: backend.get_vocab()[f"<|{name}|>"] for name in specials}
     return TextTokenizer(backend, backend.get_vocab()[END_OF_TEXT], backend.token_to_id(UNKNOWN), ids)
 
 
-def _trained(
+def _tokenizer_trained(
     spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: list[str], waiting: Callable[[], None]
 ) -> Tokenizer:
     match spec:
@@ -253,3 +485,112 @@ def interruptible(work: Callable[[], None], waiting: Callable[[], None] = lambda
         waiting()
     if failures:
         raise failures[0]
+
+
+# What of a text a tokenizer has no tokens for: what it leaves out, and what is unknown to it.
+#
+# Byte pair encoding without an unknown token leaves out what its vocabulary lacks, and says nothing. Any other
+# model of the package `tokenizers` raises or gives its unknown token, and one with all 256 bytes can write
+# everything.
+
+
+BLANK = "\u2581"
+"""What sentencepiece writes for white space."""
+EXAMPLES = 3
+MOST_UNKNOWN = 0.1
+"""Share of unknown tokens from which a tokenizer counts as one that can't encode the text."""
+OTHERS = "take one that was made for such text, or have one trained on it (`tokenizer: {bpe: 4096}`)"
+Spellings = Callable[[str], list[list[str]]]
+"""The ways in which a model may write a character: entries of its vocabulary."""
+
+
+def check_alphabet(backend: Tokenizer, texts: Iterable[str], name: str, described: str) -> None:
+    """Raises UserError where the tokenizer of this name would leave out characters of the described text.
+
+    White space apart, which many tokenizers mean to drop, and what a normalizer takes out or writes otherwise, such
+    as accents. The text is read only where something may be left out.
+    """
+    spellings = _spellings(backend)
+    lost = Counter[str]() if spellings is None else _left_out(backend, texts, spellings)
+    if not lost:
+        return
+    first = ", ".join(f"{c!r} (U+{ord(c):04X}) {count:,} x" for c, count in lost.most_common(EXAMPLES))
+    more = f" and {len(lost) - EXAMPLES:,} others" if len(lost) > EXAMPLES else ""
+    raise UserError(
+        f"tokenizer: {name} leaves out {lost.total():,} characters of {described}, having neither tokens for them "
+        f"nor an unknown token: {first}{more}: {OTHERS}; one over bytes leaves nothing out"
+    )
+
+
+def check_unknown(unknown: int, tokens: int, name: str) -> None:
+    """Raises UserError where too many of the tokens are the unknown one."""
+    if unknown > MOST_UNKNOWN * tokens:
+        raise UserError(
+            f"tokenizer: {name} can't encode this text: {unknown / tokens:.0%} of its tokens are the unknown one: "
+            f"{OTHERS}"
+        )
+
+
+def _left_out(backend: Tokenizer, texts: Iterable[str], spellings: Spellings) -> Counter[str]:
+    """Characters that get no token, with their occurrences; each distinct one is looked at once."""
+    normalized = str if backend.normalizer is None else backend.normalizer.normalize_str
+    vocabulary = backend.get_vocab()
+
+    def is_known(character: str) -> bool:
+        known = any(all(entry in vocabulary for entry in entries) for entries in spellings(character))
+        return known or character.isspace() or character == BLANK
+
+    seen: set[str] = set()
+    lost: Counter[str] = Counter()
+    for text in texts:
+        # A normalizer is slow, and does to ASCII in a text what it does to each character alone.
+        written = text if text.isascii() else normalized(text)
+        found = set(written)
+        lost.update({character: 0 for character in found - seen if not all(map(is_known, normalized(character)))})
+        seen |= found
+        lost.update({character: written.count(character) for character in found & lost.keys()})
+    return lost
+
+
+def _spellings(backend: Tokenizer) -> Spellings | None:
+    """Of the tokenizer's model; None: it leaves nothing out."""
+    from tokenizers import pre_tokenizers
+
+    content = json.loads(backend.to_str())
+    model, vocabulary = content["model"], backend.get_vocab().keys()
+    if model["type"] != "BPE" or model.get("unk_token") is not None:
+        return None
+    splits = set(_kinds(content["pre_tokenizer"]))
+    over_bytes = "ByteLevel" in splits.union(_kinds(content["normalizer"]))
+    if over_bytes and vocabulary >= set(pre_tokenizers.ByteLevel.alphabet()):
+        return None
+    if model.get("byte_fallback") and vocabulary >= set(_fallback(bytes(range(256)))):
+        return None
+    return _by_bytes() if "ByteLevel" in splits else lambda character: _by_characters(model, character)
+
+
+def _kinds(part: Mapping[str, Any] | None) -> Iterator[str]:
+    """Of a normalizer or a pre-tokenizer, as tokenizer.json has them: its kind, and those in its sequence."""
+    if part is not None:
+        yield part["type"]
+        for inner in (*part.get("normalizers", ()), *part.get("pretokenizers", ())):
+            yield from _kinds(inner)
+
+
+def _by_bytes() -> Spellings:
+    from tokenizers import pre_tokenizers
+
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return lambda character: [[byte for word, _ in byte_level.pre_tokenize_str(character) for byte in word]]
+
+
+def _by_characters(model: Mapping[str, Any], character: str) -> list[list[str]]:
+    """Inside of words and at their end some models write a character otherwise: one way that they know will do."""
+    inside, end = (model.get(name) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+    forms = [[f"{before}{character}{after}"] for before in {"", inside} for after in {"", end}]
+    return [*forms, _fallback(character.encode())] if model.get("byte_fallback") else forms
+
+
+def _fallback(raw: bytes) -> list[str]:
+    """Bytes as sentencepiece's vocabularies have them."""
+    return [f"<0x{byte:02X}>" for byte in raw]

@@ -12,13 +12,13 @@ from typing import Any
 
 from selectbench import units
 from selectbench.errors import MissingPackageError, UserError
-from selectbench.launch.gpu_claim import claim_gpus
+from selectbench.gpu.devices import Gpu, gpus
+from selectbench.launch.gpus import claim_gpus
 from selectbench.launch.preparation import check_torch_shows
 from selectbench.launch.server import server_environment
 from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_device_reason, wrong_system_reason
-from selectbench.nvml import Gpu, gpus
-from selectbench.plan.gpu_need import GpuNeed
-from selectbench.record.calibration import Calibration, Rate, store
+from selectbench.plan.plan import GpuNeed
+from selectbench.record.environment import Calibration, Rate, store
 
 Notify = Callable[[str], None]
 

@@ -1,21 +1,374 @@
-"""What a person sees while trials run, on stderr: a live table, or plain lines where there is no terminal."""
+"""How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Protocol
 
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 from selectbench import units
-from selectbench.launch.display_state import Clock, State, outcome_text
-from selectbench.launch.picture import picture
+from selectbench.analysis.formulas import finite, tokens_per_second
 from selectbench.record.record import Completed, Failed
-from selectbench.report.escape import one_line
+from selectbench.record.wire import Phase, Progress
+from selectbench.report.figures import first_line, one_line
 from selectbench.suite.suite import Suite
+
+
+@dataclass
+class Pace:
+    """How fast the running trial does its steps, from its reports; moments in seconds of one clock."""
+
+    steps: int = 0
+    """Optimizer steps of the job; 0: there was no report yet."""
+    finished: float | None = None
+    """When all of them were done."""
+    _reports: list[tuple[int, float]] = field(default_factory=list)
+    """Steps done and the moment: of the first report, the one before the last, and the last."""
+
+    def note(self, done: int, of: int, now: float) -> None:
+        """A report; one that tells of no further step says nothing of the pace."""
+        self.steps = of
+        if self._reports and done <= self._reports[-1][0]:
+            return
+        self._reports = [*self._reports[:1], *self._reports[1:][-1:], (done, now)]
+        if done >= of and self.finished is None:
+            self.finished = now
+
+    @property
+    def share(self) -> float:
+        """Of the steps that are done."""
+        return self._reports[-1][0] / self.steps if self._reports and self.steps else 0.0
+
+    def steps_left_seconds(self, now: float) -> float | None:
+        """Until all steps are done, at the pace since the first report; None: there were not two yet.
+
+        What came before the first report, compiling and the first allocations, is no part of it. A report that is
+        overdue slows the pace down: it will tell of as many steps as the one before it, and did not come yet.
+        """
+        if len(self._reports) < 2:
+            return None
+        (first, began), (before, _), (last, at) = self._reports[0], self._reports[-2], self._reports[-1]
+        due = min(self.steps, last + (last - before))
+        pace = max((at - began) / (last - first), (now - began) / (due - first))
+        return max((self.steps - last) * pace - (now - at), (self.steps - due) * pace)
+
+
+@dataclass(frozen=True)
+class RunningTrial:
+    """The trial that runs."""
+
+    option: str
+    elapsed: float
+    """Seconds since its worker began with it."""
+    pace: Pace
+    now: float
+    """By the clock of the pace."""
+
+
+@dataclass
+class TimeLeft:
+    """Walls of ended trials by option, without the start of a trial server, which serves all; all in seconds.
+
+    A trial to come takes as long as its option's took on average, the running one as it seems among them, else as
+    long as the other options'.
+    """
+
+    remaining: dict[str, int]
+    """Trials to come by option, the running one among them."""
+    walls: dict[str, list[float]] = field(default_factory=dict)
+    tails: dict[str, list[float]] = field(default_factory=dict)
+    """What completed trials took after their last step: evaluating, and steps for timing alone."""
+    _failed: set[str] = field(default_factory=set)
+
+    def ended(
+        self, option: str, wall_seconds: float, *, completed: bool, tail_seconds: float | None = None
+    ) -> None:
+        """A trial of the option is over. Of an option that never completed one nothing follows for the others."""
+        self.remaining[option] = max(0, self.remaining.get(option, 0) - 1)
+        self.walls.setdefault(option, []).append(wall_seconds)
+        if tail_seconds is not None:
+            self.tails.setdefault(option, []).append(tail_seconds)
+        if completed:
+            self._failed.discard(option)
+        elif len(self.walls[option]) == 1:
+            self._failed.add(option)
+
+    def left(self, running: RunningTrial | None) -> float | None:
+        """Seconds until the run ends; None: not known yet."""
+        if running is None:
+            return self._to_come(self.remaining, self.walls)
+        own = self._of(running)
+        if own is None:
+            return None
+        seen = {**self.walls, running.option: [*self.walls.get(running.option, []), running.elapsed + own]}
+        others = {name: count - (name == running.option) for name, count in self.remaining.items()}
+        rest = self._to_come(others, seen)
+        return None if rest is None else own + rest
+
+    def _of(self, running: RunningTrial) -> float | None:
+        """What the running trial still takes."""
+        tail = _expected(self.tails, running.option) or 0.0
+        if running.pace.finished is not None:
+            return _rest(tail, running.now - running.pace.finished)
+        steps = running.pace.steps_left_seconds(running.now)
+        if steps is not None:
+            return steps + tail
+        expected = _expected(self.walls, running.option, self._failed)
+        if expected is not None:
+            return _rest(expected, running.elapsed)
+        share = running.pace.share
+        return running.elapsed / share - running.elapsed if share else None
+
+    def _to_come(self, trials: Mapping[str, int], walls: Mapping[str, Sequence[float]]) -> float | None:
+        total = 0.0
+        for name, count in trials.items():
+            wall = _expected(walls, name, self._failed)
+            if count > 0 and wall is None:
+                return None
+            total += max(0, count) * (wall or 0.0)
+        return total
+
+
+def _rest(expected: float, spent: float) -> float:
+    """Of something whose progress is not seen: what is over its time is taken to need as much again."""
+    return abs(expected - spent)
+
+
+def _expected(known: Mapping[str, Sequence[float]], option: str, silent: Collection[str] = ()) -> float | None:
+    """The option's mean, else the mean of the others'; `silent`: those that say nothing of another."""
+    if option in known:
+        return fmean(known[option])
+    means = [fmean(values) for name, values in known.items() if name not in silent]
+    return fmean(means) if means else None
+
+
+# What the displays know of a run: counts by option, the running trial, the time left.
+
+
+Clock = Callable[[], float]
+
+
+@dataclass
+class Running:
+    """The trial that runs."""
+
+    option: str
+    seed: int
+    number: int
+    of: int
+    since: float
+    """The clock at its start."""
+    began: float | None = None
+    """The clock when its worker began with it; None: its server is still starting."""
+    phase: str = "setup"
+    step: int = 0
+    steps: int = 0
+    pace: Pace = field(default_factory=Pace)
+    """Of its steps."""
+    loss: float | None = None
+    tokens_per_second: float | None = None
+
+    def name(self) -> str:
+        """`trial 3 of 20: bf16, seed 1`."""
+        return f"trial {self.number} of {self.of}: {one_line(self.option, 40)}, seed {self.seed}"
+
+    def figures(self) -> str:
+        """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it, after how long."""
+        parts = [f"{self.phase} {self.step}/{self.steps}" if self.steps else self.phase]
+        parts += [f"loss {units.significant(self.loss)}"] if self.loss is not None else []
+        parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
+        return ", ".join(parts)
+
+
+@dataclass
+class Tally:
+    """One option's trials so far."""
+
+    done: int = 0
+    failed: int = 0
+    speeds: list[float] = field(default_factory=list)
+    """Tokens per second of the completed trials."""
+
+    def mean_speed(self) -> float | None:
+        """Mean tokens per second so far, or None."""
+        return sum(self.speeds) / len(self.speeds) if self.speeds else None
+
+
+class State:
+    """What both displays know: counts by option, the running trial, the time left."""
+
+    def __init__(self, clock: Clock = time.monotonic) -> None:
+        self.clock = clock
+        self.tallies: dict[str, Tally] = {}
+        self.planned, self.done, self.per_option = 0, 0, 0
+        self.running: Running | None = None
+        self.time_left = TimeLeft({})
+
+    def run_started(
+        self, suite: Suite, trials_planned: int, trials_done: int, done_by_option: Mapping[str, int] | None
+    ) -> None:
+        """Sets the counts from which the trials count on."""
+        before = done_by_option or _spread_evenly(trials_done, [option.name for option in suite.options])
+        self.planned, self.done, self.per_option = trials_planned, trials_done, len(suite.seeds)
+        self.tallies = {option.name: Tally(before.get(option.name, 0)) for option in suite.options}
+        self.time_left = TimeLeft({name: max(0, self.per_option - t.done) for name, t in self.tallies.items()})
+
+    def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
+        """The clock of the trial starts."""
+        self.running = Running(option, seed, number, of, self.clock())
+
+    def phase_changed(self, phase: str) -> None:
+        """The running trial goes over to another kind of work."""
+        if self.running is not None:
+            self.running.phase = phase
+            self.running.began = self.clock() if self.running.began is None else self.running.began
+
+    def progress(self, step: int, of: int, loss: float | None, speed: float | None) -> None:
+        """The latest known figures of the running trial; an unknown one keeps the last."""
+        running = self.running
+        if running is None:
+            return
+        running.step, running.steps = step, of
+        running.pace.note(step, of, self.clock())
+        running.loss = running.loss if loss is None else loss
+        running.tokens_per_second = running.tokens_per_second if speed is None else speed
+
+    def trial_ended(
+        self, option: str, outcome: Completed | Failed, wall_seconds: float, server_start_seconds: float
+    ) -> None:
+        """Counts the trial."""
+        running, self.running = self.running, None
+        if isinstance(outcome, Failed) and outcome.kind == "interrupted":
+            return  # it runs again when the run is resumed
+        self.done += 1
+        tally = self.tallies.setdefault(option, Tally())
+        tally.done += 1
+        tally.failed += isinstance(outcome, Failed)
+        speed = _speed(outcome)
+        tally.speeds += [speed] if speed is not None else []
+        done = running.pace.finished if running else None
+        self.time_left.ended(
+            option, wall_seconds - server_start_seconds, completed=isinstance(outcome, Completed),
+            tail_seconds=None if done is None or isinstance(outcome, Failed) else self.clock() - done,
+        )  # fmt: skip
+
+    def left(self) -> str:
+        """`3 min 20 s left`, or '' while nothing is known."""
+        running, now = self.running, self.clock()
+        if running is None:
+            seconds = self.time_left.left(None)
+        else:
+            elapsed = 0.0 if running.began is None else now - running.began
+            seconds = self.time_left.left(RunningTrial(running.option, elapsed, running.pace, now))
+        return "" if seconds is None else f"{units.duration(seconds)} left"
+
+
+def _spread_evenly(trials: int, names: list[str]) -> dict[str, int]:
+    """Rounds interleave the options, so that trials done before are spread over them."""
+    return {name: trials // len(names) + (at < trials % len(names)) for at, name in enumerate(names)}
+
+
+def _speed(outcome: Completed | Failed) -> float | None:
+    if isinstance(outcome, Failed):
+        return None
+    return finite(lambda: tokens_per_second(outcome.measurement))
+
+
+def outcome_text(outcome: Completed | Failed) -> str:
+    """`completed, 11,420 tokens/s, loss 5.43`, or `failed: oom: ...`, on one line."""
+    if isinstance(outcome, Failed):
+        return f"failed: {outcome.kind}: {first_line(outcome.detail, 200)}"
+    speed, loss = _speed(outcome), outcome.measurement.final_loss
+    parts = ["completed", f"{units.count(speed)} tokens/s"]
+    return ", ".join(parts + ([f"loss {units.significant(loss)}"] if loss is not None else []))
+
+
+# The live table as rich draws it: never wider or taller than the terminal.
+
+
+_LINES_BESIDE_OPTIONS = 7
+"""Heading, "more options", the running trial (2), the bar, and two lines that stay free."""
+_NARROW = 48
+"""Columns below which the table shows counts only."""
+
+
+def picture(state: State, width: int, height: int) -> RenderableType:
+    """The live table for a terminal of so many columns and lines; at most `height` - 1 lines of it.
+
+    A terminal too low for the table gets the running trial and the bar only.
+    """
+    lines = [*_running_lines(state, width), _bar(state, width)]
+    room = height - _LINES_BESIDE_OPTIONS
+    if room < 1:
+        return Group(*lines)
+    names = _neighbourhood(state, room)
+    hidden = len(state.tallies) - len(names)
+    more = [_cut(f"  ... {hidden} more options", width, "dim")] if hidden else []
+    return Group(_options(state, names, width), *more, *lines)
+
+
+def _options(state: State, names: list[str], width: int) -> Table:
+    heads = ["done", "failed", "tokens/s"] if width >= _NARROW else ["done"]
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(
+        "option", no_wrap=True, overflow="ellipsis", max_width=max(4, width - (30 if len(heads) > 1 else 8))
+    )
+    for head in heads:
+        table.add_column(head, justify="right", no_wrap=True)
+    for name in names:
+        tally = state.tallies[name]
+        current = state.running is not None and state.running.option == name
+        cells = [f"{tally.done}/{state.per_option}", str(tally.failed or ""), units.count(tally.mean_speed())]
+        mark = Text("> " if current else "  ") + Text(one_line(name))
+        table.add_row(mark, *map(Text, cells[: len(heads)]), style="bold" if current else "")
+    return table
+
+
+def _neighbourhood(state: State, most: int) -> list[str]:
+    """At most so many options: all, or those around the running one in the suite's order."""
+    names = list(state.tallies)
+    at = names.index(state.running.option) if state.running and state.running.option in names else 0
+    first = max(0, min(at - most // 2, len(names) - most))
+    return names[first : first + most]
+
+
+def _running_lines(state: State, width: int) -> list[Text]:
+    if state.running is None:
+        return []
+    return [_cut(state.running.name(), width), _cut(state.running.figures(), width)]
+
+
+def _bar(state: State, width: int) -> RenderableType:
+    left = state.left()
+    words = _cut(f"{state.done}/{state.planned} trials" + (f", {left}" if left else ""), width)
+    running = state.running
+    share = running.step / running.steps if running and running.steps else 0.0
+    bar_width = min(40, width // 3)
+    if cell_len(words.plain) + bar_width >= width:
+        return words
+    grid = Table.grid(padding=(0, 1))
+    grid.add_row(ProgressBar(total=max(1, state.planned), completed=state.done + share, width=bar_width), words)
+    return grid
+
+
+def _cut(text: str, width: int, style: str = "") -> Text:
+    line = Text(text, style=style)
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+# What a person sees while trials run, on stderr: a live table, or plain lines where there is no terminal.
+
 
 PLAIN_INTERVAL_SECONDS = 10.0
 """Between two plain lines of progress."""
@@ -197,3 +550,22 @@ def make_display(console: Console, clock: Clock = time.monotonic) -> Display:
     """A live table on a terminal that can draw over itself, else plain lines; `console` writes to stderr."""
     live = console.is_terminal and not console.is_dumb_terminal
     return LiveDisplay(console, clock) if live else PlainDisplay(console, clock)
+
+
+# A trial's events, told on the display.
+
+
+class Narrator:
+    """Passes a trial's events on to the display; a terminal that is gone does not end the trial."""
+
+    def __init__(self, display: Display) -> None:
+        self._display = display
+
+    def __call__(self, event: Phase | Progress | None) -> None:
+        """None: time has passed."""
+        with contextlib.suppress(OSError):
+            if isinstance(event, Progress):
+                self._display.progress(event.step, event.of, event.loss, event.tokens_per_second)
+            elif isinstance(event, Phase):
+                self._display.phase_changed(event.phase)
+            self._display.tick()

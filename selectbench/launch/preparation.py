@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from selectbench.choices.tokenizer import AnyTokenizer
-from selectbench.data.prepare import Prepared, check_enough, prepare, streamed
-from selectbench.data.rows import dataset_commit
+from selectbench.choices.model import AnyTokenizer, OwnModel, PretrainedModel
+from selectbench.data.prepare import prepare, streamed
+from selectbench.data.prepared import Prepared, check_enough, pinned_model
+from selectbench.data.reading import dataset_commit
 from selectbench.errors import MissingPackageError, UnreachableError, UserError
-from selectbench.launch.gpu_claim import GpuClaim, candidates, claim_gpus
+from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
+from selectbench.launch.gpus import GpuClaim, candidates, claim_gpus
 from selectbench.launch.server import server_environment
-from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
-from selectbench.nvml import Gpu
-from selectbench.nvml.same_device import first_difference
-from selectbench.nvml.torch_devices import PROBE, read_probe
-from selectbench.plan.gpu_need import GpuNeed, gpu_need, gpus_used
-from selectbench.plan.machine_choices import settled_for
-from selectbench.plan.plan import Plan, make_plan
+from selectbench.machine import (
+    INSTALL,
+    Machine,
+    inspect_machine,
+    usable_cores,
+    wrong_device_reason,
+    wrong_system_reason,
+)
+from selectbench.plan.plan import GpuNeed, Plan, PlannedTrial, gpu_need, gpus_used, make_plan, settled_for
 from selectbench.record.environment import code_sha256, collect_environment
-from selectbench.suite.load import load_suite
-from selectbench.suite.shipped import find
-from selectbench.suite.suite import Suite
+from selectbench.record.run_folder import TRIALS, WEIGHTS
+from selectbench.record.wire import Order
+from selectbench.suite.job import Job
+from selectbench.suite.load import find, load_suite
+from selectbench.suite.suite import Option, Suite
 
 _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 
@@ -205,3 +213,59 @@ def _cuda_refused(python: str | None, stderr: str) -> str:
         + (f": {said}" if said else "")
         + " (`selectbench doctor` says what is missing; --profile cpu runs on the CPU instead)"
     )
+
+
+# What a trial and its server are told.
+
+
+def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:
+    """What the worker is told."""
+    suite = preparation.suite
+    choices = suite.option(planned.trial.option).choices
+    world_size = preparation.plan.planned(planned.trial.option).world_size
+    return Order(
+        trial=planned.trial,
+        job=_job_of(preparation, planned.trial.option),
+        choices=choices,
+        device=suite.device,
+        threads=rank_threads(world_size),
+        world_size=world_size,
+        data_folder=str(preparation.prepared[planned.trial.option].folder),
+        trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
+        weights_folder=str((folder / WEIGHTS).resolve()),
+        code=suite.code,
+        min_timed_seconds=suite.job.timing.least_seconds(suite.device),
+    )
+
+
+def _job_of(preparation: Preparation, option: str) -> Job:
+    job = preparation.suite.job.of(preparation.suite.option(option).choices)
+    return job.model_copy(update={"model": pinned_model(job.model, preparation.plan.pretrained.get(option))})
+
+
+def rank_threads(world_size: int) -> int:
+    """Threads of a rank's CPU operations: OMP_NUM_THREADS where the user set it, else its share of the cores."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return int(stated) if stated.isdigit() and int(stated) > 0 else max(1, int(usable_cores()) // world_size)
+
+
+def preload(preparation: Preparation, python: str | None) -> list[str]:
+    """What an interpreter's server imports once: the worker, the model's family, what the choices name."""
+    modules = ["selectbench.worker.trial"]
+    for planned in preparation.plan.options:
+        choices = planned.option.choices
+        if planned.unsupported is None and choices.python == python:
+            modules += _model_modules(preparation, planned.option)
+            modules += [name for choice in choices.each().values() for name in choice.preload]
+    return list(dict.fromkeys(modules))
+
+
+def _model_modules(preparation: Preparation, option: Option) -> list[str]:
+    model, vocab_size = preparation.suite.job.of(option.choices).model, preparation.prepared[option.name].vocab_size
+    if isinstance(model, OwnModel):  # own code is imported in the trial alone: what it does is the trial's
+        return []
+    if isinstance(model, PretrainedModel):
+        family = model.model_type
+        return [f"transformers.models.{family}.modeling_{family}"] if family else []
+    family = model.transformers_config(vocab_size, preparation.suite.job.seq_len)["model_type"]
+    return [f"transformers.models.{family}.modeling_{family}"]

@@ -1,4 +1,4 @@
-"""What `plan` shows: the run that would be, without launching anything."""
+"""What `data` shows: a suite's data, prepared by themselves."""
 
 from __future__ import annotations
 
@@ -8,22 +8,36 @@ from pathlib import Path
 
 from selectbench import units
 from selectbench.data.prepare import streamed
-from selectbench.data.prepared import Prepared
-from selectbench.data.rows import download_bytes
+from selectbench.data.prepared import Look, Prepared, evaluable_tokens, look
+from selectbench.data.reading import download_bytes
 from selectbench.errors import MissingPackageError, NotDownloadedError, UserError
-from selectbench.launch.budget import within
-from selectbench.launch.gpu_claim import idle_now
+from selectbench.launch.gpus import idle_now
 from selectbench.launch.preparation import Request, device_problem, prepare_data, resolve, way_without_network
-from selectbench.launch.stages import Ground, stages
+from selectbench.launch.stages import Ground, stages, within
 from selectbench.machine import INSTALL, Machine, wrong_system_reason
-from selectbench.plan.estimate import Estimate, StageCost, estimate, stage_costs
-from selectbench.plan.gpu_need import gpu_need
-from selectbench.plan.history import past_trials
-from selectbench.plan.machine_choices import settled_for
-from selectbench.plan.plan import Plan, make_plan
+from selectbench.plan.duration import Estimate, StageCost, estimate, past_trials, stage_costs
+from selectbench.plan.plan import Plan, gpu_need, heldout_warnings, make_plan, settled_for
 from selectbench.record.environment import code_sha256
-from selectbench.suite.data import Dataset
+from selectbench.suite.sources import Dataset
 from selectbench.suite.suite import Suite
+
+
+def prepared_data(request: Request, notify: Callable[[str], None]) -> list[tuple[Prepared, list[str], Look]]:
+    """Each distinct preparation with the options that read it. Raises UserError for a wrong suite or unfit data."""
+    suite, _ = resolve(request)
+    with way_without_network(request):
+        by_option = prepare_data(suite, notify)
+    options: dict[str, list[str]] = {}
+    for name, prepared in by_option.items():
+        options.setdefault(prepared.key, []).append(name)
+    heldout = {name: evaluable_tokens(prepared, suite.job) for name, prepared in by_option.items()}
+    for line in heldout_warnings(suite, heldout):
+        notify(f"note: {line}")
+    made = {prepared.key: prepared for prepared in by_option.values()}
+    return [(made[key], names, look(made[key])) for key, names in options.items()]
+
+
+# What `plan` shows: the run that would be, without launching anything.
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,29 @@
-"""From a run folder's records alone to its ranking.json and its reports."""
+"""Past runs of a results folder."""
 
 from __future__ import annotations
 
+import json
+import os
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from selectbench.analysis.counted import counted
-from selectbench.analysis.own_best import search
-from selectbench.analysis.ranking import Ranking, rank
-from selectbench.analysis.settled import settled_by_records
-from selectbench.data.enough import evaluable
-from selectbench.errors import UserError
-from selectbench.json_text import json_text
-from selectbench.plan.warnings import heldout_warnings, suite_warnings, vocabulary_warnings
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from selectbench.analysis.gate import Compared, Gate, ReadRun, compare, hold_gate
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import Ranking
+from selectbench.analysis.summary import counted
+from selectbench.analysis.tuning import search, settled_by_records
+from selectbench.data.prepared import evaluable
+from selectbench.errors import ExitCode, UserError
+from selectbench.plan.plan import heldout_warnings, suite_warnings, vocabulary_warnings
 from selectbench.record.record import Completed, Record
-from selectbench.record.run_files import (
+from selectbench.record.run_folder import (
     BENCHMARK,
     ENVIRONMENT,
     PAGE,
@@ -24,16 +31,80 @@ from selectbench.record.run_files import (
     REPORT,
     SUITE,
     TABLE,
+    PastRun,
     read_json,
     write_whole,
 )
-from selectbench.record.store import FILE_NAME, read_records
+from selectbench.record.store import FILE_NAME, read_records, require_records
 from selectbench.report import html, markdown
 from selectbench.report.files import benchmark_json, best_head, render_csv
 from selectbench.report.sections import report
 from selectbench.suite.load import load_suite
-from selectbench.suite.suite import Suite
-from selectbench.yaml_text import suite_yaml
+from selectbench.suite.suite import CONTROL, Suite
+from selectbench.text import json_text, suite_yaml
+
+_NAME = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)")
+
+
+def past_runs(results: Path) -> list[PastRun]:
+    """Every folder RESULTS/SUITE/RUN that holds a suite, the newest first; RESULTS may be one of the inner folders.
+
+    Raises UserError where there is no such folder.
+    """
+    if not results.is_dir():
+        raise UserError(f"{results}: there is no such folder; runs are kept where `run --results DIR` put them")
+    depths = ("", "*/", "*/*/")  # a run, a folder of runs, or folders of these
+    folders = [suite.parent for depth in depths for suite in results.glob(f"{depth}{SUITE}")]
+    return [_past_run(folder) for folder in sorted(folders, key=lambda f: f.name, reverse=True)]
+
+
+def _past_run(folder: Path) -> PastRun:
+    """What a look tells; whatever is broken is said in its note."""
+    try:
+        suite = YAML(typ="safe", pure=True).load(folder / SUITE)
+        environment = read_json(folder / ENVIRONMENT)
+        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])}
+        planned = {(option, seed) for option in options for seed in suite["seeds"]}
+        done = planned & _trials(folder / FILE_NAME)
+    except (OSError, YAMLError, UserError, KeyError, TypeError, AttributeError) as error:
+        return PastRun(
+            folder=str(folder), suite=folder.parent.name, started_at=_started(folder), device=None, hardware=None,
+            trials_done=None, trials_planned=None, answer=None,
+            note=f"cannot be read: {str(error).splitlines()[0]}",
+        )  # fmt: skip
+    return PastRun(
+        folder=str(folder), suite=str(suite.get("name") or folder.parent.name), started_at=_started(folder),
+        device=suite.get("device"), hardware=_hardware(suite.get("device"), environment), trials_done=len(done),
+        trials_planned=len(planned), answer=_answer(folder / RANKING), note=None,
+    )  # fmt: skip
+
+
+def _started(folder: Path) -> str | None:
+    found = _NAME.match(folder.name)
+    return None if found is None else "{}-{}-{} {}:{}".format(*found.groups())
+
+
+def _trials(path: Path) -> set[tuple[str, int]]:
+    """Option and seed of the contest's trials with a whole record."""
+    return {
+        (record.trial.option, record.trial.seed) for record in read_records(path)[0] if record.phase == "contest"
+    }
+
+
+def _hardware(device: object, environment: dict[str, Any]) -> str | None:
+    gpus = dict.fromkeys(str(gpu.get("name")) for gpu in environment.get("gpus") or [])
+    return ", ".join(gpus) if device == "cuda" and gpus else environment.get("cpu_model")
+
+
+def _answer(path: Path) -> str | None:
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["answer"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+# From a run folder's records alone to its ranking.json and its reports.
+
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
@@ -163,3 +234,73 @@ def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
 def ranking_text(ranking: Ranking) -> str:
     """ranking.json."""
     return json_text(ranking.model_dump(mode="json"))
+
+
+# The summary of a CI job: Markdown appended to the file that GITHUB_STEP_SUMMARY names.
+
+
+MOST_BYTES = 1_000_000
+"""GitHub takes no more than 1 MiB a step: docs.github.com, "Workflow commands", adding a job summary."""
+VARIABLE = "GITHUB_STEP_SUMMARY"
+
+
+def is_asked_for() -> bool:
+    """Whether the variable is set."""
+    return bool(os.environ.get(VARIABLE))
+
+
+def add_to_job_summary(text: str) -> str | None:
+    """Appends where the variable is set. Returns why it could not, as that must fail no run; else None."""
+    name = os.environ.get(VARIABLE)
+    if not name:
+        return None
+    try:
+        path = Path(name)
+        room = MOST_BYTES - (path.stat().st_size if path.exists() else 0)
+        told = text.encode()
+        if len(told) > room:
+            told = told[: max(0, room - 100)].rsplit(b"\n", 1)[0] + b"\n\n(cut: the summary is full)\n"
+        with path.open("ab") as stream:
+            stream.write(told if len(told) <= max(0, room) else b"")
+    except OSError as error:
+        return f"{VARIABLE}: cannot write {name}: {error.strerror}"
+    return None
+
+
+# Run folders side by side: read, compared, gated.
+
+
+GATE_EXIT = {
+    "pass": ExitCode.OK, "regression": ExitCode.REGRESSION, "inconclusive": ExitCode.INCONCLUSIVE,
+}  # fmt: skip
+"""The process's status by the gate's verdict."""
+
+
+def compare_runs(reference: Path, runs: Sequence[Path]) -> list[Compared]:
+    """Each of the runs against the reference. Raises UserError for a folder that is none, or of another suite."""
+    first = _read(reference)
+    return [compare(_of_the_same_suite(_read(run), first), first) for run in runs]
+
+
+def gate_run(run: Path, against: Path, limits: Sequence[str], *, any_machine: bool) -> Gate:
+    """The limits given, else those of the run's suite, else of the reference's. Raises UserError for wrong use."""
+    ours, reference = _read(run), _read(against)
+    if run.resolve() == against.resolve():
+        raise UserError(f"{run}: a run against itself shows nothing; name the reference with --against")
+    _of_the_same_suite(ours, reference)
+    return hold_gate(ours, reference, limits or ours.suite.gate or reference.suite.gate, any_machine=any_machine)
+
+
+def _read(folder: Path) -> ReadRun:
+    stored = read_run(folder)
+    require_records(folder)
+    return ReadRun(str(folder), stored.suite, stored.records, stored.environment, stored.notes)
+
+
+def _of_the_same_suite(run: ReadRun, reference: ReadRun) -> ReadRun:
+    common = {option.name for option in run.suite.options} & {option.name for option in reference.suite.options}
+    if not common:
+        raise UserError(
+            f"{run.name} and {reference.name} have no option in common: they answer different questions"
+        )
+    return run

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import selectbench
-from selectbench.data.cache import cache_root
-from selectbench.interpreter import foreign_environment
-from selectbench.nvml import Gpu
-from selectbench.openmp import short_wait
+from selectbench.data.prepared import cache_root
+from selectbench.gpu.devices import Gpu
+from selectbench.machine import foreign_environment, short_wait
 
 PACKET_BYTES = 1 << 16
 

@@ -1,21 +1,342 @@
-"""How much of a GPU's memory a training is expected to take at its peak, from formulas.
-
-Model states by `plan.model_states`, what the backward pass needs by `plan.layout`, and the loss: together the peak
-where the backward pass begins. Compiled models and fused losses take less. What is told is an expectation: whether
-an option fits, its trial shows.
-"""
+"""What is known of an option's model before it is built: rows of its embedding, and transformers' configuration."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from selectbench.choices import Choices
+from selectbench.choices.model import ENCODERS, AnyModel, OwnModel, PretrainedModel, resolved_vocab_size
 from selectbench.choices.optimizer import AdamW
-from selectbench.plan.layout import Layout, Regime, Stack, layout_of
-from selectbench.plan.model_states import BYTES, expected
-from selectbench.suite.job import Job
+from selectbench.data.prepared import Prepared, configuration_of
+from selectbench.errors import UserError
+from selectbench.suite.job import Job, vocabulary_of
+from selectbench.suite.suite import Option, Suite
+
+
+def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
+    """Rows of the option's embedding; None: a tokenizer that is not at hand decides.
+
+    Raises UserError where the model has fewer than the tokenizer.
+    """
+    job = suite.job.of(option.choices)
+    entries = prepared.vocab_size if prepared else vocabulary_of(job.data)
+    if entries is None and job.tokenizer is not None:
+        entries = job.tokenizer.most_entries
+    if entries is None:
+        return None
+    try:
+        return resolved_vocab_size(job.model, entries)
+    except ValueError as error:
+        # A configuration file or a tokenizer states its own; others were checked on loading.
+        raise UserError(f"suite {suite.name}: option {option.name}: model: {error}") from None
+
+
+def config_of(model: AnyModel, vocab_size: int | None, seq_len: int) -> dict[str, Any] | None:
+    """The keys by which transformers builds the model; None: own code, or nobody can tell yet."""
+    if isinstance(model, OwnModel):
+        return None
+    if isinstance(model, PretrainedModel):
+        return configuration_of(model)
+    return None if vocab_size is None else model.transformers_config(vocab_size, seq_len)
+
+
+# What of a model its memory follows from: its matrices, and what each token leaves behind for the backward pass.
+#
+# By families of transformers, from the keys of their configurations; counted on the tensors that autograd saves,
+# and held against them by a test. Kernels that keep no attention scores (flash, memory-efficient) are the rule.
+
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Elements that one token leaves behind, by what they are kept in."""
+
+    full: float = 0.0
+    """In fp32 in every precision: what norms and softmaxes compute in."""
+    residual: float = 0.0
+    """In the dtype of the weights, as the stream between the blocks has it."""
+    compute: float = 0.0
+    """In the dtype of the matrix products."""
+    masks: float = 0.0
+    """In a byte: which elements dropout kept."""
+
+    def __add__(self, other: Saved) -> Saved:
+        return Saved(
+            self.full + other.full, self.residual + other.residual, self.compute + other.compute,
+            self.masks + other.masks,
+        )  # fmt: skip
+
+    def bytes_in(self, weights: int, products: int) -> float:
+        """With so many bytes for an element of the weights and of the products."""
+        return 4 * self.full + weights * self.residual + products * self.compute + self.masks
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Equal blocks, one after the other."""
+
+    blocks: int
+    saved: Saved
+    """Of a token in one block."""
+    width: int
+    """Of the stream between the blocks: what a token leaves behind where a block is computed again."""
+    matrices: Sequence[tuple[int, int]]
+    """Sides of the matrices of one block, input first."""
+
+    @property
+    def parameters(self) -> int:
+        """Of the matrices of all blocks."""
+        return self.blocks * sum(a * b for a, b in self.matrices)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A model; every sequence is as long on either side, where it has two."""
+
+    stacks: Sequence[Stack]
+    outside: Saved
+    """Of a token, outside the blocks and without the logits."""
+    embedding: int
+    """Parameters of what tokens and positions are looked up in."""
+    head: int
+    """Of the matrix that makes logits, tied or not."""
+    is_tied: bool
+    """Whether that is one of the former."""
+    vocab_size: int
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Of all matrix products, the head's among them."""
+        return self.head + sum(stack.parameters for stack in self.stacks)
+
+    @property
+    def parameters(self) -> int:
+        """Of the whole, but for biases and norms."""
+        return self.embedding + self.matrix_parameters - (self.head if self.is_tied else 0)
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How the model is run, as far as it changes what is kept."""
+
+    seq_len: int
+    autocast: bool
+    """Whether products run in less than the weights: each has a copy of its input."""
+    half: bool
+    """Whether they run in 16 bits."""
+    eager: bool
+    """Whether attention keeps its scores."""
+
+    def scores(self, heads: int) -> Saved:
+        """Of a token in one attention: the softmax in fp32, and the weights in the products' dtype."""
+        kept = float(heads * self.seq_len) if self.eager else 0.0
+        return Saved(full=kept, compute=kept if self.half else 0.0)
+
+
+FORMULA_ACTIVATIONS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_python_tanh", "quick_gelu"})
+"""Written out in Python by transformers: autograd keeps their parts."""
+_PARTS = 3
+"""So many more times the layer's width, in fp32, as autocast raises to a power in fp32."""
+
+
+_NORMS_OF_HEADS = frozenset({"qwen3", "gemma3_text"})
+"""Families that norm queries and keys too."""
+
+
+def layout_of(config: Config, regime: Regime) -> Layout | None:
+    """Of the model of a configuration, as transformers has it; None: its kind is not known here."""
+    kind = str(config.get("model_type"))
+    if any("expert" in key for key in config):
+        return None
+    try:
+        if "n_embd" in config:
+            return _gpt2(config, regime)
+        if kind in ENCODERS:
+            return _bert(config, regime)
+        if "d_ff" in config:
+            return _t5(config, regime)
+        if "encoder_ffn_dim" in config:
+            return _bart(config, regime)
+        return _llama(config, regime)
+    except (KeyError, TypeError, ZeroDivisionError):  # a key is missing, or holds no number that makes sense
+        return None
+
+
+def _activation(config: Config, inner: int) -> Saved:
+    names = (config.get(key) for key in ("activation_function", "hidden_act", "dense_act_fn"))
+    name = next((name for name in names if name is not None), "gelu_new" if "n_embd" in config else None)
+    return Saved(full=_PARTS * inner if name in FORMULA_ACTIVATIONS else 0.0)
+
+
+def _dropout(config: Config, elements: float) -> Saved:
+    """The masks of so many elements, where there is any dropout."""
+    keys = ("resid_pdrop", "hidden_dropout_prob", "dropout", "dropout_rate")
+    return Saved(masks=elements if any((config.get(key) or 0) > 0 for key in keys) else 0.0)
+
+
+def _gpt2(c: Config, regime: Regime) -> Layout:
+    """Two layer norms, one product for query, key and value, and two around the activation."""
+    wide, heads, inner = c["n_embd"], c["n_head"], c.get("n_inner") or 4 * c["n_embd"]
+    saved = Saved(full=4 + heads, residual=2 * wide, compute=6 * wide + 2 * inner)
+    saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * wide)
+    stack = Stack(c["n_layer"], saved, wide, [(wide, 3 * wide), (wide, wide), (wide, inner), (inner, wide)])
+    outside = Saved(full=2, residual=wide, compute=wide) + _dropout(c, wide)
+    rows, positions = c["vocab_size"], c.get("n_positions", regime.seq_len)
+    return Layout([stack], outside, (rows + positions) * wide, rows * wide, _is_tied(c), rows)
+
+
+def _llama(c: Config, regime: Regime) -> Layout:
+    """RMS norms, which compute in fp32, rotated queries and keys, and a gate beside the feed-forward layer."""
+    wide, heads, inner = c["hidden_size"], c["num_attention_heads"], _inner_of(c)
+    head = c.get("head_dim") or wide // heads
+    queries, keys = heads * head, (c.get("num_key_value_heads") or heads) * head
+    inputs = 5 if regime.autocast else 2
+    shared = queries - keys if regime.eager else 0  # keys and values are repeated for the heads that share them
+    saved = Saved(
+        full=2 * wide + 2 + heads, residual=2 * wide,
+        compute=inputs * wide + 2 * queries + 2 * (keys + shared) + 4 * inner,
+    ) + regime.scores(heads)  # fmt: skip
+    if str(c.get("model_type")) in _NORMS_OF_HEADS:
+        saved += Saved(full=queries + keys, residual=queries + keys)
+    matrices = [(wide, queries), (wide, keys), (wide, keys), (queries, wide), *[(wide, inner)] * 2, (inner, wide)]
+    rows = c["vocab_size"]
+    outside = Saved(full=wide + 1, residual=wide, compute=wide)
+    stack = Stack(c["num_hidden_layers"], saved, wide, matrices)
+    return Layout([stack], outside, rows * wide, rows * wide, c.get("tie_word_embeddings", False), rows)
+
+
+def _bert(c: Config, regime: Regime) -> Layout:
+    """Layer norms after the sums; an encoder whose head is a layer of its own before the embedding."""
+    wide, heads, inner = c["hidden_size"], c["num_attention_heads"], _inner_of(c)
+    inputs = 5 if regime.autocast else 3
+    saved = Saved(full=4 + heads, residual=2 * wide, compute=(inputs + 3) * wide + 2 * inner)
+    saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * wide)
+    stack = Stack(c["num_hidden_layers"], saved, wide, [*[(wide, wide)] * 4, (wide, inner), (inner, wide)])
+    outside = Saved(full=4, residual=2 * wide, compute=4 * wide) + _dropout(c, wide)
+    rows, positions = c["vocab_size"], c.get("max_position_embeddings", regime.seq_len)
+    return Layout([stack], outside, (rows + positions) * wide, (rows + wide) * wide, _is_tied(c), rows)
+
+
+def _t5(c: Config, regime: Regime) -> Layout:
+    """Llama's norms; the bias of the positions is learnt, so that attention over it keeps its weights."""
+    wide, heads, rows = c["d_model"], c["num_heads"], c["vocab_size"]
+    wide_heads, weights = heads * (c.get("d_kv") or wide // heads), float(heads * regime.seq_len)
+    forward, matrices = _t5_forward(c, regime)
+    inputs = 4 if regime.autocast else 2
+    encoder = forward + Saved(
+        full=2 * wide + 2 + weights, residual=2 * wide, compute=inputs * wide + 4 * wide_heads
+    ) + _dropout(c, 2 * wide)  # fmt: skip
+    inputs = 7 if regime.autocast else 3
+    decoder = forward + regime.scores(heads) + _dropout(c, 3 * wide) + Saved(
+        full=3 * wide + 3 + weights, residual=3 * wide, compute=inputs * wide + 8 * wide_heads + weights
+    )  # fmt: skip
+    attention = [(wide, wide_heads)] * 3 + [(wide_heads, wide)]
+    layers = c["num_layers"]
+    stacks = [
+        Stack(layers, encoder, wide, [*attention, *matrices]),
+        Stack(c.get("num_decoder_layers") or layers, decoder, wide, [*attention * 2, *matrices]),
+    ]
+    outside = Saved(full=2 * wide + 2, residual=2 * wide, compute=2 * wide) + _dropout(c, 4 * wide)
+    return Layout(stacks, outside, rows * wide, rows * wide, _is_tied(c), rows)
+
+
+def _t5_forward(c: Config, regime: Regime) -> tuple[Saved, list[tuple[int, int]]]:
+    """The feed-forward layer; what it activates is cast to the weights' dtype and back."""
+    wide, inner = c["d_model"], c["d_ff"]
+    is_gated = str(c.get("feed_forward_proj")).startswith("gated")
+    copies = (2 if regime.autocast else 1) + (3 if is_gated else 0)
+    masks = _dropout(c, inner)
+    saved = Saved(compute=copies * inner + masks.masks) + masks + (_activation(c, inner) if is_gated else Saved())
+    return saved, [*[(wide, inner)] * (2 if is_gated else 1), (inner, wide)]
+
+
+def _bart(c: Config, regime: Regime) -> Layout:
+    """Layer norms after the sums; padding is hidden by a mask of its own in every attention."""
+    wide, rows = c["d_model"], c["vocab_size"]
+    attention = [(wide, wide)] * 4
+
+    def stack(side: str, attentions: int, inputs: int) -> Stack:
+        inner, heads = c[f"{side}_ffn_dim"], c[f"{side}_attention_heads"]
+        saved = _activation(c, inner) + _dropout(c, (attentions + 1) * wide) + Saved(
+            full=2 * (attentions + 1) + attentions * heads, residual=(attentions + 1) * wide,
+            compute=(inputs + 3 * attentions) * wide + 2 * inner + regime.seq_len,
+        )  # fmt: skip
+        for _ in range(attentions):
+            saved += regime.scores(heads)
+        matrices = [*attention * attentions, (wide, inner), (inner, wide)]
+        return Stack(c[f"{side}_layers"], saved, wide, matrices)
+
+    stacks = [
+        stack("encoder", 1, 5 if regime.autocast else 3),
+        stack("decoder", 2, 9 if regime.autocast else 5),
+    ]
+    outside = Saved(full=4, residual=2 * wide, compute=2 * wide) + _dropout(c, 2 * wide)
+    positions = 2 * c.get("max_position_embeddings", regime.seq_len)
+    return Layout(stacks, outside, (rows + positions) * wide, rows * wide, _is_tied(c), rows)
+
+
+def _inner_of(c: Config) -> int:
+    """Width of the feed-forward layer. Raises KeyError."""
+    return int(c["ffn_dim"] if "ffn_dim" in c else c["intermediate_size"])
+
+
+def _is_tied(c: Config) -> bool:
+    return bool(c.get("tie_word_embeddings", True))
+
+
+# How many bytes of model states a rank keeps, by the formulas of the literature.
+#
+# Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1 and section 5. With psi parameters over N ranks,
+# mixed-precision Adam keeps 2 psi of parameters, 2 psi of gradients and 12 psi of optimizer state (fp32 master
+# weights and two moments); what a strategy shards is divided by N. Activations, buffers and fragments are left out,
+# and so are gradients that an implementation keeps in fp32 beside half-precision weights.
+
+
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """Bytes of one rank, where shards are equal."""
+
+    parameters: float
+    gradients: float
+    optimizer_state: float
+    """Master weights among it."""
+
+    @property
+    def total(self) -> float:
+        """All three."""
+        return self.parameters + self.gradients + self.optimizer_state
+
+
+def expected(choices: Choices, parameters: int, world_size: int) -> ModelStates | None:
+    """Of a rank that trains so many parameters; None: the optimizer's state can't be told from their number."""
+    precision, sharded = choices.precision, choices.strategy.sharded()
+    updated = BYTES[precision.parameter_dtype]
+    kept = BYTES[precision.working_dtype or precision.parameter_dtype]
+    state = choices.optimizer.state_bytes(updated)
+    if state is None:
+        return None
+    master = updated if precision.working_dtype else 0
+    ranks = {name: world_size if name in sharded else 1 for name in ("parameters", "gradients", "optimizer_state")}
+    return ModelStates(
+        parameters=kept * parameters / ranks["parameters"],
+        gradients=kept * parameters / ranks["gradients"],
+        optimizer_state=(master + state) * parameters / ranks["optimizer_state"],
+    )
+
+
+# How much of a GPU's memory a training is expected to take at its peak, from formulas.
+#
+# Model states and what the backward pass needs, as above, and the loss: together the
+# peak where the backward pass begins. Compiled models and fused losses take less. What is told is an expectation:
+# whether an option fits, its trial shows.
+
 
 LOSS_COPIES = 3
 """In fp32, of the size of the logits, at the beginning of the backward pass: the log-softmax that the loss has

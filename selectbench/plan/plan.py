@@ -1,30 +1,127 @@
-"""A suite to its trials in run order, with what each option comes to and what cannot run here."""
+"""What a reader of a suite's figures must know, before its run and after."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench import units
-from selectbench.data.enough import epochs, evaluable_tokens
-from selectbench.data.prepare import Prepared
-from selectbench.data.weights_content import contents_of
+from selectbench.choices.execution import precision_for
+from selectbench.data.prepared import Prepared, contents_of, epochs, evaluable_tokens
 from selectbench.errors import UserError
-from selectbench.interpreter import machine_for, worker_problem
-from selectbench.machine import Machine, usable_cores
-from selectbench.plan.configuration import vocab_size_of
-from selectbench.plan.machine_choices import expected_peak_bytes, smallest_gpu
-from selectbench.plan.warnings import heldout_warnings, suite_warnings, vocabulary_warnings
-from selectbench.record.as_json import SETTINGS
-from selectbench.record.record import Trial
+from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
+from selectbench.plan.memory import config_of, memory_need, vocab_size_of
+from selectbench.record.record import SETTINGS, Trial
 from selectbench.suite.check import accumulation_problem
-from selectbench.suite.data import kind_of
+from selectbench.suite.job import Eval
 from selectbench.suite.own_code import own_code_sha256
-from selectbench.suite.suite import Option, Suite
+from selectbench.suite.sources import kind_of
+from selectbench.suite.suite import (
+    AT_MOST,
+    AUTO,
+    MICRO_BATCH_SIZE,
+    PRECISION,
+    LeftOpen,
+    MachineChoice,
+    Option,
+    Suite,
+)
+
+FEWEST_TO_TUNE = 100
+"""Steps of a tuning trial below which its choice is doubted."""
+NEARLY = 0.95
+"""Share of the entries asked for below which a vocabulary is told to be smaller."""
+MEMORISING_EPOCHS = 4.0
+"""Muennighoff et al. 2023, arXiv:2305.16264: up to about four epochs repeated data is worth new data."""
+
+
+def suite_warnings(suite: Suite, passes: float | None, cores: float | None = None) -> list[str]:
+    """What a reader of the figures must know beforehand.
+
+    `passes`: epochs; `cores`: that trials may use, where the job runs; None: unknown.
+    """
+    caveats = [
+        f"{option.name}: {caveat}"
+        for option in suite.options
+        for choice in option.choices.each().values()
+        if (caveat := choice.caveat(suite.device))
+    ]
+    return [*_repetition(suite, passes), *caveats, *_crowding(suite, cores), *_short_tuning(suite)]
+
+
+def _short_tuning(suite: Suite) -> list[str]:
+    """So few steps say little of which setting serves the whole job.
+
+    The best learning rate falls with the length of the training (Bjorck et al. 2024, arXiv:2409.19913), most among
+    short ones: Lion's 0.0095, the best of 24 steps, loses 0.4 nats to 0.001 over 60.
+    """
+    whole = suite.job.max_steps
+    steps = suite.tune.budget.steps(whole) if suite.tune else whole
+    if steps >= min(whole, FEWEST_TO_TUNE):
+        return []
+    return [
+        (
+            f"a tuning trial has {steps} of the job's {whole} steps: in so few larger learning rates are best, "
+            "which may lose in the contest; `tune: {budget: {max_steps: 1x}}` tunes over the whole schedule"
+        )
+    ]
+
+
+def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str]:
+    """Held-out text that is less than asked; `tokens`: all that there are to score, by option; None: unknown."""
+    if not isinstance(suite.job.eval, Eval):
+        return []
+    asked = suite.job.eval.tokens
+    short: dict[int, list[str]] = {}
+    for option in suite.options:
+        if (found := tokens.get(option.name)) is not None and found < asked:
+            short.setdefault(found, []).append(option.name)
+    every = len(suite.options) == sum(map(len, short.values())) and len(short) == 1
+    return [
+        f"{'' if every else ', '.join(names) + ': '}the held-out text gives {found:,} tokens, job.eval.tokens asks "
+        f"for {asked:,}: the final loss is of all there are, and less sure (give more text, or ask for fewer)"
+        for found, names in short.items()
+    ]
+
+
+def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list[str]:
+    """Tokenizers that came out much smaller than asked; `entries`: of each option's vocabulary."""
+    found = []
+    for option in suite.options:
+        tokenizer, made = suite.job.of(option.choices).tokenizer, entries.get(option.name)
+        asked = tokenizer.most_entries if tokenizer is not None else None
+        if asked is not None and made is not None and made < NEARLY * asked:
+            found.append(f"{option.name}: the text yields a vocabulary of {made:,}; {asked:,} were asked for")
+    return found
+
+
+def _crowding(suite: Suite, cores: float | None) -> list[str]:
+    """Ranks on a CPU are processes: more of them than cores take turns."""
+    if suite.device != "cpu" or cores is None:
+        return []
+    sizes = [(option.name, option.choices.world_size) for option in suite.options]
+    return [
+        f"{name}: {ranks} ranks share {cores:g} cores and take turns: not the speed of ranks on cores of their own"
+        for name, ranks in sizes
+        if ranks != "auto" and ranks > cores
+    ]
+
+
+def _repetition(suite: Suite, passes: float | None) -> list[str]:
+    if passes is None or passes <= 1:
+        return []
+    if passes > MEMORISING_EPOCHS and suite.job.evaluates:
+        effect = "final losses measure memorising too; no verdict of quality should rest on them"
+        return [f"the corpus is repeated {passes:.1f} times: {effect} (more text, or fewer max_steps)"]
+    return [f"the corpus is repeated: {passes:.2f} epochs"]
+
+
+# A suite to its trials in run order, with what each option comes to and what cannot run here.
 
 
 @dataclass(frozen=True)
@@ -79,7 +176,7 @@ class Plan:
 def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None, code_sha256: str) -> Plan:
     """`prepared`: each option's data, where they could be prepared; `code_sha256`: of the package's own code.
 
-    The suite is one that leaves nothing open: `plan.machine_choices` settles it. Raises UserError where an option's
+    The suite is one that leaves nothing open: `settled_for` settles it. Raises UserError where an option's
     step can't be cut for the ranks that `auto` finds, an interpreter does not start, or own code or a pretrained
     model can't be read.
     """
@@ -183,3 +280,147 @@ def _memory_warnings(suite: Suite, options: list[PlannedOption], machine: Machin
         for planned in options
         if planned.unsupported is None and planned.peak_bytes is not None and planned.peak_bytes > total
     ]
+
+
+# How many GPUs a suite takes.
+
+
+@dataclass(frozen=True)
+class GpuNeed:
+    """Whole numbers of GPUs."""
+
+    least: int
+    """Without so many some option that could run here would not."""
+    most: int | None
+    """None: as many as there are (`world_size: auto`)."""
+
+
+def gpu_need(suite: Suite, machine: Machine) -> GpuNeed:
+    """What the options take that can run where all of this machine's GPUs are free; at least one."""
+    wanted = [option.choices.world_size for option in suite.options if _runs(option, machine)]
+    least = max((ranks for ranks in wanted if ranks != "auto"), default=1)
+    return GpuNeed(least, None if "auto" in wanted else least)
+
+
+def _runs(option: Option, machine: Machine) -> bool:
+    return option.choices.unsupported_reason(machine_for(machine, option.choices.python)) is None
+
+
+def gpus_used(plan: Plan) -> int:
+    """The most that one of the plan's trials takes; at least one."""
+    return max((planned.world_size for planned in plan.options if planned.unsupported is None), default=1)
+
+
+# What a suite leaves to the machine, settled for the GPUs that a run has taken: once, for all options.
+
+
+FITTING_SHARE = 0.85
+"""Of a GPU's memory, what an option is expected to take at most: the rest is for what formulas do not see, such as
+fragments of the allocator's blocks."""
+
+
+def settled_for(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None) -> Suite:
+    """The suite with nothing left open; `prepared`: each option's data, where they could be prepared.
+
+    Raises UserError where nothing tells how much memory a model takes, or an interpreter does not start.
+    """
+    found: list[MachineChoice] = []
+    asked = suite.left_open
+    if asked.precision:
+        precision, why = precision_for(machine)
+        suite = _with(suite, PRECISION, precision, precision.model_dump(mode="json"))
+        found.append(MachineChoice(setting=PRECISION, asked=AUTO, taken=precision.name, why=why))
+    if asked.micro_batch_size is not None:
+        most = asked.micro_batch_size.at_most
+        size, why = _size_that_fits(suite, most, machine, prepared)
+        suite = _with(suite, MICRO_BATCH_SIZE, size, size)
+        words = f"{AT_MOST} {most}"
+        found.append(MachineChoice(setting=MICRO_BATCH_SIZE, asked=words, taken=str(size), why=why))
+    return suite.model_copy(update={"left_open": LeftOpen(machine_choices=found)}) if found else suite
+
+
+def _with(suite: Suite, setting: str, value: object, plain: object) -> Suite:
+    """Every option with this value, which the shared choices of the resolved file say as `plain`."""
+    options = [
+        option.model_copy(update={"choices": option.choices.model_copy(update={setting: value})})
+        for option in suite.options
+    ]
+    resolved = {**suite.resolved, "choices": {**suite.resolved.get("choices", {}), setting: plain}}
+    return suite.model_copy(update={"options": options, "resolved": resolved})
+
+
+def expected_peak_bytes(suite: Suite, option: Option, ranks: int, prepared: Prepared | None) -> int | None:
+    """Of a GPU's memory; None: on a CPU, or of a model that is not known here."""
+    if suite.device != "cuda":
+        return None
+    job = suite.job.of(option.choices)
+    config = config_of(job.model, vocab_size_of(suite, option, prepared), job.seq_len)
+    need = None if config is None else memory_need(job, option.choices, config, ranks)
+    return None if need is None else need.total
+
+
+def smallest_gpu(machine: Machine) -> tuple[str, int] | None:
+    """Name and memory in bytes of the GPU that has least; None: none tells."""
+    known = [(gpu.memory_total_bytes, gpu.name) for gpu in machine.gpus if gpu.memory_total_bytes is not None]
+    return min(((name, total) for total, name in known), key=lambda found: found[1], default=None)
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """The option that takes most."""
+
+    option: str
+    peak_bytes: int
+
+
+def _size_that_fits(
+    suite: Suite, at_most: int, machine: Machine, prepared: Mapping[str, Prepared] | None
+) -> tuple[int, str]:
+    """The size, and why it is that one."""
+    sizes = _sizes(suite, at_most, machine)
+    gpu = smallest_gpu(machine) if suite.device == "cuda" else None
+    if gpu is None:
+        return sizes[0], "on a CPU memory sets no bound" if suite.device == "cpu" else "no GPU tells its memory"
+    (name, total), larger = gpu, ""
+    bound = f"{FITTING_SHARE:.0%} of the {units.size(total)} of {name}"
+    for size in sizes:
+        demand = _most_demanding(suite, size, machine, prepared or {})
+        if isinstance(demand, str) and prepared is None:
+            return sizes[0], f"what {demand} takes is not known before the data are prepared"
+        if isinstance(demand, str):
+            raise UserError(
+                f"suite {suite.name}: option {demand}: choices.micro_batch_size: {{{AT_MOST}: {at_most}}}: how "
+                "much memory this model takes is not known: give a number, as in --set choices.micro_batch_size=4, "
+                f"or {AUTO}, which tries sizes"
+            )
+        if demand.peak_bytes <= FITTING_SHARE * total:
+            told = f"{demand.option} is expected to take {units.size(demand.peak_bytes)}, at most {bound}"
+            return size, f"{told}{larger}"
+        many = f"{size} sequence{'s' if size > 1 else ''}"
+        larger = f"; with {many} {demand.option} would take {units.size(demand.peak_bytes)}"
+    return sizes[-1], f"none fits into {bound}{larger}, so that trials may run out of memory"
+
+
+def _sizes(suite: Suite, at_most: int, machine: Machine) -> list[int]:
+    """Those that cut every option's step into whole micro-batches, the largest first."""
+    shares = []
+    for option in suite.options:
+        step, ranks = suite.job.of(option.choices).global_batch_size, option.choices.ranks(machine)
+        shares.append(step // ranks if ranks and step % ranks == 0 else 1)
+    common = math.gcd(*shares)
+    return [size for size in range(min(at_most, common), 0, -1) if common % size == 0]
+
+
+def _most_demanding(suite: Suite, size: int, machine: Machine, prepared: Mapping[str, Prepared]) -> _Demand | str:
+    """Of those that can run here, of all where none can; or the name of one whose memory is not known."""
+    cut: dict[str, Any] = {MICRO_BATCH_SIZE: size}
+    options = [o.model_copy(update={"choices": o.choices.model_copy(update=cut)}) for o in suite.options]
+    able = [o for o in options if o.choices.unsupported_reason(machine_for(machine, o.choices.python)) is None]
+    demands = []
+    for option in able or options:
+        ranks = option.choices.ranks(machine)
+        peak = expected_peak_bytes(suite, option, ranks, prepared.get(option.name))
+        if peak is None:
+            return option.name
+        demands.append(_Demand(option.name, peak))
+    return max(demands, key=lambda demand: demand.peak_bytes)

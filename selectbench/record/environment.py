@@ -1,13 +1,4 @@
-"""What the machine and the software were when trials ran. Every key of environment.json is documented here.
-
-Besides there are `data`, the facts of `Prepared` (with `commits`: of data sets that were read as they were
-downloaded, the hub's commit), where a model was trained before `pretrained`: by option, its
-commit on the hub or the SHA-256 of its folder's files, and where the suite left something to the machine
-`machine_choices`: what was asked, what was taken and why (`suite.left_open.MachineChoice`).
-
-Host and user names, folders and secrets stay out: only listed variables are read, and of paths in them
-only the last part is kept.
-"""
+"""The settings that what is written beside the records shares."""
 
 from __future__ import annotations
 
@@ -16,27 +7,52 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import selectbench
-from selectbench.interpreter import inspect_interpreter
+from selectbench.data.prepared import cache_root
+from selectbench.errors import UserError
+from selectbench.file_lock import lock
+from selectbench.gpu.devices import Gpu, gpus, topology
 from selectbench.machine import (
     LIBRARIES,
+    WAIT_VARIABLES,
     cgroup_cpu_quota,
     cgroup_memory_limit_bytes,
     cores_by_affinity,
     cpu_features,
     cpu_model,
+    inspect_interpreter,
     installed_version,
     memory_total_bytes,
+    short_wait,
     torch_cuda_version,
 )
-from selectbench.nvml import Gpu, gpus, topology
-from selectbench.openmp import WAIT_VARIABLES, short_wait
-from selectbench.record.stored import Stored
+
+
+class Stored(BaseModel):
+    """A mapping that is written to disk: NaN and infinity are refused, later versions' keys are kept out."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")
+
+
+# What the machine and the software were when trials ran. Every key of environment.json is documented here.
+#
+# Besides there are `data`, the facts of `Prepared` (with `commits`: of data sets that were read as they were
+# downloaded, the hub's commit), where a model was trained before `pretrained`: by option, its commit on the hub or
+# the SHA-256 of its folder's files, and where the suite left something to the machine `machine_choices`: what was
+# asked, what was taken and why (`suite.suite.MachineChoice`).
+#
+# Host and user names, folders and secrets stay out: only listed variables are read, and of paths in them only the
+# last part is kept.
+
 
 ALLOCATOR_VARIABLES = (
     "PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_NO_CUDA_MEMORY_CACHING", "MALLOC_ARENA_MAX",
@@ -101,7 +117,7 @@ class Environment(Stored):
     """C library and its version, '' where unknown."""
     cpu_model: str | None
     """As the kernel names it."""
-    cpu_features: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    cpu_features: list[str] = []
     """Which vector and matrix instructions it has, of those that decide the speed of training; empty: not known."""
     cpu_count: int | None
     """Logical cores of the machine."""
@@ -250,3 +266,96 @@ def _git_output(folder: Path, *arguments: str) -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()
+
+
+# How fast large matrix products ran on each GPU of this machine, kept for later runs.
+
+
+FILE_NAME = "calibration.json"
+
+
+class Rate(Stored):
+    """The best of several sizes."""
+
+    flops_per_second: float = Field(gt=0)
+    """2 x size^3 a product."""
+    size: int
+    """Of the square matrices."""
+
+
+class Calibration(Stored):
+    """One device's."""
+
+    name: str
+    """As the driver calls it."""
+    rates: dict[str, Rate]
+    """By dtype of the products, with the settings that trials have: `float32`, `tf32`, `bfloat16`, `float16`."""
+    torch_version: str
+    """Whose kernels it was measured with; a rate counts for runs with another one too."""
+    measured_at: str
+    """UTC, ISO 8601."""
+
+
+class _File(Stored):
+    by_uuid: dict[str, Calibration] = Field(default_factory=dict)
+
+
+def path() -> Path:
+    """Where calibrations are kept. Raises UserError where there is no cache folder."""
+    return cache_root() / FILE_NAME
+
+
+def stored(uuid: str) -> Calibration | None:
+    """A GPU's; None: it was never calibrated here. Raises UserError where the file is damaged."""
+    return _read().by_uuid.get(uuid)
+
+
+def stored_rates(uuid: str) -> dict[str, float]:
+    """FLOP/s by dtype; empty where the GPU was never calibrated or the file can't be read."""
+    try:
+        found = stored(uuid)
+    except UserError:  # doctor says so
+        return {}
+    return {dtype: rate.flops_per_second for dtype, rate in found.rates.items()} if found else {}
+
+
+def store(uuid: str, calibration: Calibration) -> None:
+    """Keep a GPU's in place of its last; another's stay, whoever writes at the same time. Raises UserError."""
+    file = path()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(file.with_suffix(".lock")):
+            kept = _read_or_nothing().by_uuid | {uuid: calibration}
+            unfinished = file.with_name(f".{FILE_NAME}-{uuid4().hex}")
+            unfinished.write_text(_File(by_uuid=kept).model_dump_json(indent=1), encoding="utf-8")
+            unfinished.replace(file)
+    except OSError as error:
+        raise UserError(f"{file}: cannot write: {error.strerror or error}") from None
+
+
+def _read() -> _File:
+    file = path()
+    try:
+        return _File.model_validate_json(file.read_bytes())
+    except FileNotFoundError:
+        return _File()
+    except (OSError, ValidationError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is damaged"
+        raise UserError(f"{file}: cannot read: {what}; `selectbench doctor --calibrate` writes it anew") from None
+
+
+def _read_or_nothing() -> _File:
+    try:
+        return _read()
+    except UserError:
+        return _File()
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        lock(descriptor, wait=True)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,21 +1,296 @@
-"""One line of records.jsonl, and the words it uses. Every key is documented here and nowhere else.
-
-Raw values only, in SI units that the names state. Ratios (tokens per second, perplexity, bits per byte)
-are derived in `analysis`, so that a corrected formula needs no new run. Unknown is None.
-"""
+"""What every part of a record is, and of what passes between the bench and a worker."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import msgspec
+from pydantic import BaseModel
 
 from selectbench.errors import UserError
-from selectbench.record.as_json import LOSSES, NO_LOSSES, NOTHING, SETTINGS, SOFTWARE, AsJson, Content, Kept
-from selectbench.record.inside import Inside
-from selectbench.record.meters import Architecture, Meters
-from selectbench.record.recorded import Amount, Count, Recorded
-from selectbench.record.sentences import Sentences
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+"""Of things: tokens, steps, bytes."""
+Amount = Annotated[float, msgspec.Meta(ge=0)]
+"""Of what is not counted: seconds, joules, hertz, nats of discrete tokens."""
+
+
+class Recorded(msgspec.Struct, frozen=True, kw_only=True):
+    """A mapping that is written as JSON; later versions' keys are ignored when it is read.
+
+    Making one checks nothing: types, NaN, infinity and what is below 0 where nothing is are refused where it is
+    written and read, by `Lines`.
+    """
+
+
+# Recorded values to lines of JSON and back; what would not come back as it was is refused.
+
+
+Content = TypeVar("Content")
+
+
+class Lines(Generic[Content]):
+    """Lines of one class, or of one union of classes."""
+
+    def __init__(self, kind: Any) -> None:
+        self._encoder = msgspec.json.Encoder(enc_hook=_plain)
+        self._decoder: msgspec.json.Decoder[Content] = msgspec.json.Decoder(kind, dec_hook=_made)
+
+    def write(self, content: Content) -> bytes:
+        """One line without its end.
+
+        Raises ValueError, which names the place, where a number is NaN or infinite, which JSON does not have, and
+        where a value is of another type than its field.
+        """
+        line = self._encoder.encode(content)
+        lost = _lost(content, msgspec.json.decode(line), "$")
+        if lost:
+            raise ValueError(f"{type(content).__name__} can't be written: {lost}")
+        self.read(line)
+        return line
+
+    def read(self, line: bytes | memoryview | str) -> Content:
+        """The line's content, its types checked.
+
+        Raises ValueError: it is no JSON in UTF-8, or does not fit, at the place that is named.
+        """
+        try:
+            return self._decoder.decode(line)
+        except msgspec.DecodeError as error:
+            raise ValueError(str(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return value.model_dump(mode="json")
+    if hasattr(value, "item"):  # a number of numpy's or torch's
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} can't be written as JSON")
+
+
+def _made(kind: type, value: object) -> object:
+    assert issubclass(kind, BaseModel)
+    return kind.model_validate_json(msgspec.json.encode(value))  # strict models take a tuple from JSON alone
+
+
+def _lost(content: object, read: object, place: str) -> str | None:
+    """The first place where what was read differs from what was given; lists and tuples are alike."""
+    given = _opened_line(content)
+    if isinstance(given, dict) and isinstance(read, dict) and given.keys() <= read.keys():  # a tag is only read
+        parts = [(given[key], read[key], f"{place}.{key}") for key in given]
+    elif isinstance(given, list | tuple) and isinstance(read, list) and len(given) == len(read):
+        parts = [(*pair, f"{place}[{n}]") for n, pair in enumerate(zip(given, read, strict=True))]
+    else:
+        return None if given == read else f"{given!r} would be read back as {read!r} - at `{place}`"
+    return next(filter(None, (_lost(*part) for part in parts)), None)
+
+
+def _opened_line(content: object) -> object:
+    """One level of it as JSON has it."""
+    if isinstance(content, msgspec.Struct):
+        return {name: getattr(content, name) for name in content.__struct_fields__}
+    if isinstance(content, msgspec.Raw):
+        return msgspec.json.decode(content)
+    return content.model_dump(mode="json") if isinstance(content, BaseModel) else content
+
+
+# Parts of a record that are kept as their JSON until they are asked for: a report on thousands never does.
+
+
+AsJson = msgspec.Raw
+
+
+class Kept(Generic[Content]):
+    """Parts of one class."""
+
+    def __init__(self, kind: Any) -> None:
+        self._lines: Lines[Content] = Lines(kind)
+
+    def keep(self, content: Content) -> AsJson:
+        """Raises ValueError where a number is NaN or infinite, or a value of another type."""
+        return AsJson(self._lines.write(content))
+
+    def read(self, kept: AsJson) -> Content:
+        """Raises ValueError where the JSON is of something else: reading a record does not look into it."""
+        return self._lines.read(memoryview(kept))
+
+
+SETTINGS: Kept[dict[str, Any]] = Kept(dict[str, Any])
+"""An option's choices, as a suite writes them."""
+SOFTWARE: Kept[dict[str, str | None]] = Kept(dict[str, str | None])
+"""Versions by name; None: not installed."""
+LOSSES: Kept[list[tuple[int, float]]] = Kept(list[tuple[int, float]])
+"""Training loss as (step, nats per token)."""
+NOTHING, NO_LOSSES = AsJson(b"{}"), AsJson(b"[]")
+
+
+# A look at what a trial learnt, for people: kept small, and no figure comes from it.
+
+
+class Sample(Recorded, frozen=True, kw_only=True):
+    """Something that the trained model said."""
+
+    prompt: str
+    """What it was given: a beginning of held-out text, or a source."""
+    said: str
+    """Its most likely continuation, or target, token by token."""
+    reference: str | None
+    """How the text really goes on, or the target; None: there is none."""
+
+
+class Inside(Recorded, frozen=True, kw_only=True):
+    """Of one trained model, on the same held-out text for every option."""
+
+    samples: list[Sample] = msgspec.field(default_factory=list)
+    """A few, from the same prompts for every option with the same tokenizer."""
+    tokens: list[str] = msgspec.field(default_factory=list)
+    """Text of the first scored tokens, one by one."""
+    token_losses: list[float] = msgspec.field(default_factory=list)
+    """Nats of each of these tokens."""
+    attention: list[list[float]] = msgspec.field(default_factory=list)
+    """Of the last layer, averaged over its heads: how much each of the first tokens (row) attends to each
+    (column); of
+    an encoder and decoder, how the target attends to the source. Drawn with the eager kernel; empty: not to be
+    had."""
+    attention_rows: list[str] = msgspec.field(default_factory=list)
+    """Text of the tokens that attend."""
+    attention_columns: list[str] = msgspec.field(default_factory=list)
+    """Text of those attended to."""
+
+
+# What was seen of the GPUs during a trial, by the bench through NVML and of the model for counting its work.
+#
+# Every key is documented here. Raw values only: energy, state and utilisation of the hardware are judged in
+# `analysis`. Times of series and stretches are seconds since the trial was launched.
+
+
+Series = list[tuple[float, float]]
+"""(seconds since the launch, value), decimated; all of it in the trial's meters.json."""
+
+
+class Architecture(Recorded, frozen=True, kw_only=True):
+    """What of the model decides how much work a token is, counted on the live module."""
+
+    matmul_parameters: Count
+    """Parameters that are matrices multiplied with activations, the output head among them even where it is
+    tied; embeddings that are only looked up, norms and biases are not."""
+    block_matmul_parameters: Count
+    """Those of them that activation checkpointing computes twice: of the repeated blocks, a block's last one left
+    out where the backward pass does not need its output."""
+    attention_width: Count
+    """Sum over the layers of query heads x their width."""
+    seq_len: Count
+    """Tokens of a sequence."""
+
+
+class OtherProcess(Recorded, frozen=True, kw_only=True):
+    """A process that was on the GPU and is none of the trial's."""
+
+    pid: int
+    """As the driver numbers it."""
+    name: str | None
+    """Of its command; None: it can't be seen from here."""
+    memory_bytes: Count | None
+    """The most that the driver said it holds; None: it does not say."""
+
+
+class GpuMeters(Recorded, frozen=True, kw_only=True):
+    """One GPU over one trial. Unknown is None: the driver or the board has no such answer."""
+
+    name: str
+    """As the driver calls it."""
+    pci_bus_id: str | None
+    """Of the board."""
+    is_mig: bool
+    """Whether it is a slice of a board; power, energy, clocks and throttling are then the whole board's."""
+    memory_total_bytes: Count | None
+    """Of the slice, where it is one."""
+    idle_memory_bytes: Count | None
+    """In use right before the trial."""
+    idle_utilization: Amount | None
+    """Highest share of time, 0 to 1, that something ran on it right before the trial."""
+    peak_device_memory_bytes: Count | None
+    """Most in use, by whomever: while training up to the first evaluation; over the whole trial where it failed."""
+    driver_reserved_bytes: Count | None
+    """Kept by the driver itself, in no other figure."""
+    memory_readings: Count
+    """How many readings that peak was taken from."""
+    readings: Count
+    """Readings of all else inside the timed windows; over the whole trial where it failed."""
+    metered_seconds: Amount
+    """Length of the timed windows that the energies below are for; 0 where the trial failed."""
+    counter_joules: Amount | None
+    """By the board's energy counter."""
+    instant_power_joules: Amount | None
+    """Integral of instant power."""
+    average_power_joules: Amount | None
+    """Mean of the power that the driver averages over about a second, first second left out, times the length."""
+    mean_utilization: Amount | None
+    """Share of time that something ran on it, inside the timed windows."""
+    mean_sm_clock_hertz: Amount | None
+    """Inside the timed windows."""
+    mean_memory_clock_hertz: Amount | None
+    """Inside the timed windows."""
+    highest_temperature_celsius: float | None
+    """Over the whole trial."""
+    clock_limit_shares: dict[str, Amount] | None
+    """By reason that held the clocks down, the share of those readings in which it did; names as in nvidia-smi."""
+    other_processes: list[OtherProcess] | None
+    """Processes that computed on it besides the trial, the first eight; None: the driver shows none of ours,
+    so that others would not show either."""
+    problem: str | None = None
+    """What went wrong with the readings."""
+    matmul_flops_per_second: dict[str, float] = msgspec.field(default_factory=dict)
+    """Rates of large matrix products measured on this GPU by `doctor --calibrate`, by dtype (`float32`, `tf32`,
+    `bfloat16`, `float16`)."""
+    memory_series: Series = msgspec.field(default_factory=list)
+    """Bytes in use; the most within each piece."""
+    power_series: Series = msgspec.field(default_factory=list)
+    """Watts."""
+    utilization_series: Series = msgspec.field(default_factory=list)
+    """0 to 1."""
+    temperature_series: Series = msgspec.field(default_factory=list)
+    """Degrees Celsius."""
+    sm_clock_series: Series = msgspec.field(default_factory=list)
+    """Hertz."""
+
+
+class Meters(Recorded, frozen=True, kw_only=True):
+    """What the bench saw of a trial's GPUs, in the order of ranks."""
+
+    gpus: list[GpuMeters] = msgspec.field(default_factory=list)
+    """One for each rank; empty where there is a problem."""
+    problem: str | None = None
+    """Why there are none."""
+    settled: bool | None = None
+    """Whether memory had come back to what it was before the run's first trial; None: not known."""
+    timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)
+    """Begin and end of the timed stretches."""
+
+
+# What the scores of generated text are made of, sentence by sentence: enough to score any choice of them anew.
+
+
+class Sentences(Recorded, frozen=True, kw_only=True):
+    """Of the sentences that a trial generated for, in their order. A score of own code is known as a whole only."""
+
+    references_sha256: str
+    """Digest of the references: with it, two trials are known to have been scored on the same sentences."""
+    counts: dict[str, list[list[int]]] = msgspec.field(default_factory=dict)
+    """Of each sentence what is summed over the text before the score is computed, in sacrebleu's order.
+
+    bleu: words of the hypothesis, words of the reference, n-grams of 1 to 4 words that match, and those of the
+    hypothesis. chrf: for n-grams of 1 to 6 characters each those of the hypothesis (0 where the reference is too
+    short to have any), those of the reference, and those that match."""
+    shares: dict[str, list[int | float]] = msgspec.field(default_factory=dict)
+    """Of each sentence its own score, from 0 to 1: rouge_l, exact_match, token_f1; the whole's is their mean."""
+
+
+# One line of records.jsonl, and the words it uses. Every key is documented here and nowhere else.
+#
+# Raw values only, in SI units that the names state. Ratios (tokens per second, perplexity, bits per byte) are
+# derived in `analysis`, so that a corrected formula needs no new run. Unknown is None.
+
 
 SCHEMA_VERSION = 1
 """Grows when a key's meaning changes; keys are added without it."""

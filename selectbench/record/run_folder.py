@@ -1,9 +1,10 @@
-"""A run's folder: found again where it is incomplete, locked while it is written, whole at every moment."""
+"""The files of a run's folder besides its records and its trials: their names, how they are read and written."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,10 +14,65 @@ from typing import Any
 
 from selectbench.errors import UserError
 from selectbench.file_lock import lock
-from selectbench.record.environment import fingerprint_part
-from selectbench.record.run_files import ENVIRONMENT, SUITE, write_whole
+from selectbench.record.environment import Stored, fingerprint_part
 from selectbench.suite.suite import Suite
-from selectbench.yaml_text import suite_yaml
+from selectbench.text import suite_yaml
+
+SUITE = "suite.yaml"
+ENVIRONMENT = "environment.json"
+RANKING = "ranking.json"
+REPORT = "report.md"
+PAGE = "report.html"
+TABLE = "ranking.csv"
+BENCHMARK = "benchmark.json"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Replace a file at once: a reader sees the old text or the new one. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on every system
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping of a run folder. Raises UserError."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a JSON mapping was expected")
+    return content
+
+
+# What a look at a run's folder tells.
+
+
+class PastRun(Stored):
+    """One run; unknown is None."""
+
+    folder: str
+    suite: str
+    started_at: str | None
+    """UTC, to the minute."""
+    device: str | None
+    hardware: str | None
+    """GPUs' names, or the CPU's."""
+    trials_done: int | None
+    """Of those planned, with a whole record, failed ones among them."""
+    trials_planned: int | None
+    answer: str | None
+    """Of its ranking.json; None: there is none yet."""
+    note: str | None
+    """What is wrong with the folder."""
+
+
+# A run's folder: found again where it is incomplete, locked while it is written, whole at every moment.
+
 
 TRIALS = "trials"
 WEIGHTS = "weights"

@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from selectbench.errors import UserError
-from selectbench.record.lines import Lines
-from selectbench.record.record import SCHEMA_VERSION, Record
+from selectbench.record.record import SCHEMA_VERSION, Lines, Record
 
 FILE_NAME = "records.jsonl"
 RECORDS: Lines[Record] = Lines(Record)

@@ -7,11 +7,17 @@ from typing import Any, Literal
 import msgspec
 
 from selectbench.choices import Choices
-from selectbench.record.as_json import AsJson
-from selectbench.record.inside import Inside
-from selectbench.record.lines import Lines
-from selectbench.record.record import EvaluationPoint, FailureKind, Identity, Measurement, Trial
-from selectbench.record.recorded import Recorded
+from selectbench.record.record import (
+    AsJson,
+    EvaluationPoint,
+    FailureKind,
+    Identity,
+    Inside,
+    Lines,
+    Measurement,
+    Recorded,
+    Trial,
+)
 from selectbench.suite.job import Job
 
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from selectbench.analysis.comparison import NamedVerdict
-from selectbench.analysis.row import MetricValue, Ranking, Row
-from selectbench.json_text import json_text
+from selectbench.analysis.result import MetricValue, NamedVerdict, Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.charts import counting
-from selectbench.report.escape import one_line
+from selectbench.report.figures import one_line
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
+from selectbench.text import json_text
 
 _FIRST = ("rank", "option", "differs_in", "status", "eligible", "n", "planned")
 _LAST = ("pareto", "tied_with", "dominated_by", "constraints", "failures")

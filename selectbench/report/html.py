@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from selectbench import units
+from selectbench.report.charts import interval_bars
 from selectbench.report.document import (
     Block,
     Cell,
@@ -20,9 +21,7 @@ from selectbench.report.document import (
     Stack,
     Table,
 )
-from selectbench.report.escape import clean, one_line
-from selectbench.report.figures import shown, sort_key, spread
-from selectbench.report.svg import interval_bars
+from selectbench.report.figures import clean, one_line, shown, sort_key, spread
 
 _NAME_MOST, _CELL_MOST = 120, 300
 """Characters of a cell."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from selectbench.analysis.row import Ranking, Row, Violation
-from selectbench.report.escape import one_line
+from selectbench.analysis.result import Ranking, Row, Violation
+from selectbench.report.figures import one_line
 
 _THE_JOB = {
     "initial_weights_sha256": "weights", "token_stream_sha256": "tokens", "evaluation_set_sha256": "evaluation set",

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from selectbench import units
-from selectbench.analysis.comparison import ScoreDifference
-from selectbench.analysis.paired_bootstrap import RESAMPLES, SEED
-from selectbench.analysis.row import Ranking
+from selectbench.analysis.result import Ranking, ScoreDifference
+from selectbench.analysis.scores import RESAMPLES, SEED
 from selectbench.analysis.summary import mean
-from selectbench.record.inside import Inside
-from selectbench.record.record import Completed, Measurement, Record
+from selectbench.record.record import Completed, Inside, Measurement, Record
 from selectbench.report.charts import Counting, attention_chart
 from selectbench.report.document import (
     Amount,
@@ -25,8 +23,8 @@ from selectbench.report.document import (
     Shaded,
     Table,
 )
-from selectbench.report.escape import clean, one_line
-from selectbench.suite.evaluate import OWN_SCORE, SCORES
+from selectbench.report.figures import clean, one_line
+from selectbench.suite.job import OWN_SCORE, SCORES
 from selectbench.suite.metrics import METRICS
 
 _COPY = "copying the source"

@@ -22,8 +22,7 @@ from selectbench.report.document import (
     Table,
     Text,
 )
-from selectbench.report.escape import clean, one_line
-from selectbench.report.figures import shown, spread
+from selectbench.report.figures import clean, one_line, shown, spread
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))")
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from selectbench import units
-from selectbench.analysis.gpu_state import is_unclean, state_of
-from selectbench.analysis.metrics import derive
-from selectbench.analysis.observed import observe
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.formulas import observe
+from selectbench.analysis.metrics import derive, is_unclean, state_of
+from selectbench.analysis.result import Ranking, Row
 from selectbench.analysis.summary import summarise
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Record
-from selectbench.report.conditions import gpus_by_seed
 from selectbench.report.document import (
     Amount,
     Block,
@@ -27,7 +25,8 @@ from selectbench.report.document import (
     Section,
     Table,
 )
-from selectbench.report.escape import one_line
+from selectbench.report.evidence import gpus_by_seed
+from selectbench.report.figures import one_line
 from selectbench.report.identity import not_the_same_job
 from selectbench.report.ranking import state
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS

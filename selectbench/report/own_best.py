@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
-from selectbench.analysis.as_fast import RULE
-from selectbench.analysis.own_best import FLAT, OwnBest, Search, Tried
-from selectbench.analysis.row import Ranking
+from selectbench.analysis.result import Ranking
+from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT, OwnBest, Search, Tried
 from selectbench.report.document import Block, Column, Paragraph, Section, Table
 from selectbench.suite.metrics import METRICS
 
@@ -33,7 +32,7 @@ def own_best_section(ranking: Ranking) -> list[Section]:
 def search_notes(found: Search) -> list[str]:
     """What the tables' words mean, of what there is."""
     tells = any(tried.as_fast for own in found.sizes for tried in own.tried)
-    return [*([RULE] if tells else []), *([SEARCH_NOTE] if found.tuning else [])]
+    return [*([EQUAL_SPEED_RULE] if tells else []), *([SEARCH_NOTE] if found.tuning else [])]
 
 
 def search_cost(found: Search) -> str:

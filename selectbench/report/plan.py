@@ -12,16 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from selectbench import units
-from selectbench.analysis.search import EXTENSIONS
-from selectbench.plan.estimate import Estimate, StageCost
+from selectbench.analysis.tuning import EXTENSIONS
+from selectbench.plan.duration import Estimate, StageCost
 from selectbench.plan.plan import Plan, PlannedOption
-from selectbench.report.escape import one_line
-from selectbench.suite.left_open import MachineChoice
-from selectbench.suite.suite import Suite
+from selectbench.report.figures import one_line
+from selectbench.suite.suite import MachineChoice, Suite
 
 if TYPE_CHECKING:
-    from selectbench.data.look import Look
-    from selectbench.data.prepared import Prepared
+    from selectbench.data.prepared import Look, Prepared
 
 _BAR = 40
 _WORDS = {

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from selectbench import units
-from selectbench.analysis.row import Failure, Ranking, Row
+from selectbench.analysis.result import Failure, Ranking, Row
 from selectbench.report.document import (
     Amount,
     Cell,
@@ -24,8 +24,7 @@ from selectbench.report.document import (
     Text,
     Value,
 )
-from selectbench.report.escape import first_line, one_line
-from selectbench.report.figures import UNCLEAN_MARK, shown
+from selectbench.report.figures import UNCLEAN_MARK, first_line, one_line, shown
 from selectbench.report.identity import not_the_same_job
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Report, columns_of
 

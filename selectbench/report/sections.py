@@ -10,12 +10,10 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from selectbench import units
-from selectbench.analysis.comparison import FactorView, Share
-from selectbench.analysis.row import Ranking, Row
-from selectbench.analysis.to_loss import RULE
+from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
+from selectbench.analysis.result import FactorView, Ranking, Row, Share
 from selectbench.record.record import Record
 from selectbench.report.charts import Counting, charts, counting, without_meters
-from selectbench.report.conditions import cost_section, gpu_section, memory_by_rank, memory_section
 from selectbench.report.document import (
     Block,
     Card,
@@ -32,16 +30,16 @@ from selectbench.report.document import (
     Section,
     Table,
 )
-from selectbench.report.escape import first_line, one_line
+from selectbench.report.evidence import cost_section, gpu_section, memory_by_rank, memory_section, method
+from selectbench.report.figures import first_line, one_line
 from selectbench.report.files import by_option
 from selectbench.report.identity import in_full, in_short
 from selectbench.report.learnt import difference_lines, learnt_sections
-from selectbench.report.method import method
 from selectbench.report.own_best import own_best_section, search_lines
 from selectbench.report.plan import cleaning_lines
 from selectbench.report.ranking import causes, noted, ranking_table, table_notes, ties_note, to_loss
 from selectbench.suite.suite import Suite
-from selectbench.yaml_text import choices_yaml
+from selectbench.text import choices_yaml
 
 Medium = Literal["markdown", "page"]
 _DETAIL_LINES = 20
@@ -212,7 +210,7 @@ def _to_loss(ranking: Ranking) -> Iterator[Section]:
         columns = [Column("option"), *(Column(_PRICES[name], "right") for name in known)]
         cells = [[row.option, *(to_loss(row, name) for name in known)] for row in rows]
         table = Table(columns, cells, "What it takes to reach the loss that the baseline ends with")
-        yield Section("to-loss", "To the baseline's final loss", [table, Paragraph(RULE)])
+        yield Section("to-loss", "To the baseline's final loss", [table, Paragraph(TIME_TO_LOSS_RULE)])
 
 
 def _same_job(ranking: Ranking) -> Section:

@@ -10,10 +10,9 @@ from rich.table import Table as RichTable
 from rich.text import Text as RichText
 
 from selectbench import units
-from selectbench.analysis.row import Ranking
+from selectbench.analysis.result import Ranking
 from selectbench.report.document import Cell, Column, Document, Listing, Ratio, Stack, Table
-from selectbench.report.escape import one_line
-from selectbench.report.figures import shown
+from selectbench.report.figures import one_line, shown
 from selectbench.report.sections import summary
 
 _NAME_MOST = 40

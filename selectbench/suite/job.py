@@ -1,18 +1,28 @@
-"""The job: the work that is identical for every option of a suite."""
+"""How a trained model is judged: held-out loss always, and scores of what it generates where a suite asks."""
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from struct import pack
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from selectbench.choices import Choices
-from selectbench.choices.model import AnyModel, ConfigFile, Model, PretrainedModel, resolved_vocab_size
-from selectbench.choices.tokenizer import AnyTokenizer, PretrainedTokenizer, Tokenizer
-from selectbench.strict import Strict
-from selectbench.suite.data import (
+from selectbench.choices.choice import OwnName
+from selectbench.choices.model import (
+    AnyModel,
+    AnyTokenizer,
+    ConfigFile,
+    Model,
+    PretrainedModel,
+    PretrainedTokenizer,
+    Tokenizer,
+    resolved_vocab_size,
+)
+from selectbench.suite.sources import (
     Apart,
     Cleaning,
     Data,
@@ -22,7 +32,45 @@ from selectbench.suite.data import (
     kind_of,
     needs_tokenizer,
 )
-from selectbench.suite.evaluate import OWN_SCORE, SCORES, Eval, Steps
+from selectbench.text import Strict
+
+MOST_STEPS = 10_000_000
+Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
+BuiltInScore = Literal["bleu", "chrf", "rouge_l", "exact_match", "token_f1"]
+SCORES: tuple[str, ...] = ("bleu", "chrf", "rouge_l", "exact_match", "token_f1")
+"""Scores of generated text against references, by name; all from 0 to 100, more is better."""
+OWN_SCORE = "own_score"
+"""The name of a score of own code in reports and in `decide`."""
+
+
+class Eval(Strict):
+    """Evaluation on held-out text, always in fp32."""
+
+    tokens: Annotated[int, Field(ge=1, le=1 << 40)] = 65536
+    """Held-out tokens to score, rounded up to whole sequences; all of them where there are fewer."""
+    every_steps: Steps | None = None
+    """Evaluate after every so many steps too; only at the end where not given."""
+    at_start: bool = False
+    """Evaluate before the first step too: what a pretrained model brings with it."""
+    scores: list[BuiltInScore | OwnName] = Field(default_factory=list)
+    """Of what the model generates after the last step, against the references: bleu and chrf (sacrebleu), rouge_l,
+    exact_match, token_f1, or `package.module:function` of your own, called with hypotheses, references and sources
+    (lists of text), which returns a number; one of your own at most. For `task: seq2seq`."""
+    generate: Annotated[int, Field(ge=1, le=1_000_000)] = 200
+    """Held-out pairs to generate for, greedily, each target up to seq_len tokens."""
+
+    @field_validator("scores")
+    @classmethod
+    def _once_each(cls, scores: list[str]) -> list[str]:
+        own = [name for name in scores if name not in SCORES]
+        if again := next((name for name in scores if scores.count(name) > 1), None):
+            raise ValueError(f"{again} is repeated")
+        if len(own) > 1:
+            raise ValueError(f"one score of your own at most, found {', '.join(own)}")
+        return scores
+
+
+# The job: the work that is identical for every option of a suite.
 
 
 class LrSchedule(Strict):
@@ -147,7 +195,7 @@ class Job(Strict):
         """The same tokens in optimizer steps of `size` sequences.
 
         Steps, warm-up of the learning rate and the steps between evaluations change in proportion, each to the
-        nearest whole number and at least 1 where it was; `suite.batch_size` refuses sizes for which steps and
+        nearest whole number and at least 1 where it was; `batch_size_problem` refuses sizes for which steps and
         evaluations are not whole. What timing leaves out is the machine's warm-up and stays in steps.
         """
         if size == self.global_batch_size:
@@ -216,3 +264,79 @@ def vocabulary_of(data: Data) -> int | None:
     """Entries of the vocabulary that comes with the data; None: a tokenizer makes it."""
     one = data.train if isinstance(data, Apart) else data
     return one.vocab_size if isinstance(one, TokenFile | MarkovSource) else None
+
+
+# The learning rate over the steps, as a share of its peak.
+
+
+def share_of_peak(schedule: LrSchedule, step: int, max_steps: int) -> float:
+    """Share of the peak learning rate, in [0, 1], for optimizer step `step` of 0 .. max_steps - 1.
+
+    The warm-up rises as (step + 1) / warmup_steps, so that step 0 already trains and the peak is met at
+    its last step. Sources: cosine, Loshchilov and Hutter 2017, arXiv:1608.03983, without restarts;
+    warmup_stable_decay, Hu et al. 2024, arXiv:2404.06395, with a linear decay (Haegele et al. 2024,
+    arXiv:2405.18392). Decays end at final_fraction in the last step.
+    """
+    if step < schedule.warmup_steps:
+        return (step + 1) / schedule.warmup_steps
+    final = schedule.final_fraction
+    if schedule.name == "constant":
+        return 1.0
+    if schedule.name == "cosine":
+        done = _progress(step, schedule.warmup_steps, max_steps)
+        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
+    start = schedule.warmup_steps
+    if schedule.name == "warmup_stable_decay":
+        start = max(start, max_steps - round(schedule.decay_fraction * max_steps))
+    return 1 - (1 - final) * _progress(step, start, max_steps)
+
+
+def _progress(step: int, start: int, max_steps: int) -> float:
+    """From 0 at the step before `start` to 1 at the last step."""
+    return min(1.0, max(0.0, (step - start + 1) / max(1, max_steps - start)))
+
+
+def shares(schedule: LrSchedule, max_steps: int) -> list[float]:
+    """The share of the peak for every step of the job."""
+    return [share_of_peak(schedule, step, max_steps) for step in range(max_steps)]
+
+
+def distinct_rates(rates: Iterable[float]) -> list[float]:
+    """Learning rates by distinct value, sorted; to nine digits, below any effect and above libm's noise."""
+    return sorted({float(f"{rate:.9g}") for rate in rates})
+
+
+def shape_sha256(values: Sequence[float]) -> str:
+    """Digest of the schedule's shape; shares are rounded to 1e-9, below any effect and above libm's noise."""
+    return hashlib.sha256(b"".join(pack("<d", round(value, 9)) for value in values)).hexdigest()
+
+
+# Global batches that options set: they must divide the job's tokens, as all options train on the same number.
+
+
+MOST_SEQUENCES = 1 << 22
+"""Of one optimizer step."""
+
+
+def batch_size_problem(job: Job, size: int) -> str | None:
+    """Why the job can't be done in optimizer steps of `size` sequences, or None; with the nearest that can."""
+    whole, said = job.max_steps * job.global_batch_size, f"the job's global_batch_size {job.global_batch_size}"
+    every = job.eval.every_steps if isinstance(job.eval, Eval) else None
+    between = whole if every is None else every * job.global_batch_size
+    if whole % size:
+        what = f"the job's {whole} sequences (max_steps {job.max_steps} x {said})"
+    elif between % size:
+        what = f"the {between} sequences from one evaluation to the next (eval.every_steps {every} x {said})"
+    elif whole // size > MOST_STEPS:
+        return f"the job's tokens are {whole // size} steps of {size} sequences, at most {MOST_STEPS} are allowed"
+    else:
+        return None
+    nearest = " or ".join(map(str, _nearest(math.gcd(whole, between), size)))
+    return f"steps of {size} sequences do not divide {what} evenly: the nearest sizes that do: {nearest}"
+
+
+def _nearest(sequences: int, size: int) -> list[int]:
+    """The next divisors below and above."""
+    below = (n for n in range(min(size - 1, sequences), 0, -1) if sequences % n == 0)
+    above = (n for n in range(size + 1, min(sequences, MOST_SEQUENCES) + 1) if sequences % n == 0)
+    return [n for n in (next(below, None), next(above, None)) if n is not None]

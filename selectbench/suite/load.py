@@ -1,21 +1,18 @@
-"""From a suite file and the command line to a Suite. Every mistake is collected and told with its place.
-
-Order: the file, then its profile, then `--set`, then `--axis` and `--seeds`, then `--quick`. Relative
-paths of the file (text globs, a model's configuration, own code, interpreters) are relative to the suite's
-folder; the suite holds them absolute, so that a worker anywhere, and a run's own suite.yaml, find them.
-"""
+"""What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic.json_schema import models_json_schema
+
+import selectbench
 from selectbench.choices import Choices
-from selectbench.errors import did_you_mean
-from selectbench.suite.auto_size import with_first_sizes, with_sizes_searched
+from selectbench.errors import UserError, did_you_mean
 from selectbench.suite.check import (
     check_accumulation,
     check_constraints,
@@ -26,26 +23,254 @@ from selectbench.suite.check import (
     check_interpreters,
     check_jobs,
     check_seeds,
+    check_tune,
     chosen_baseline,
     differences,
     tokenizers_differ,
     unmeasured_metrics,
     without_quality,
 )
-from selectbench.suite.check_tune import check_tune
-from selectbench.suite.data import kind_of
-from selectbench.suite.document import Node, Place, Problems, read_document
-from selectbench.suite.grid import Row, excluded, rows_of
+from selectbench.suite.document import (
+    Node,
+    Place,
+    Problems,
+    merge_document,
+    nest,
+    parse_value,
+    read_document,
+    with_absolute_paths,
+    with_interpreter,
+)
+from selectbench.suite.grid import AUTO as SEARCHED
+from selectbench.suite.grid import DIMENSIONS, Row, excluded, rows_of, with_first_sizes, with_sizes_searched
 from selectbench.suite.job import Job
-from selectbench.suite.left_open import LeftOpen, of_these_rows, taken_out, with_placeholders
-from selectbench.suite.merge import merge_document
 from selectbench.suite.metrics import METRICS
-from selectbench.suite.overrides import apply_axes, apply_seeds, apply_settings
-from selectbench.suite.paths import with_absolute_paths, with_interpreter
 from selectbench.suite.problems import validate
-from selectbench.suite.shipped import find
-from selectbench.suite.suite import CONTROL, Decide, Option, Suite
-from selectbench.suite.suitefile import SuiteFile
+from selectbench.suite.sources import kind_of
+from selectbench.suite.suite import AUTO as LEFT_TO_THE_MACHINE
+from selectbench.suite.suite import (
+    CONTROL,
+    Decide,
+    LeftOpen,
+    Option,
+    SizeThatFits,
+    Suite,
+    SuiteFile,
+    of_these_rows,
+    taken_out,
+    with_placeholders,
+)
+from selectbench.text import DescribedSchema
+
+SETTABLE = tuple(key for key in SuiteFile.model_fields if key not in ("profiles", "device", "profile", "quick"))
+"""What `--set` may begin with."""
+
+
+def apply_settings(document: Node, settings: Iterable[str], problems: Problems) -> Node:
+    """Lays each `PATH=VALUE` over the document, in the order given; VALUE is read as YAML."""
+    for setting in settings:
+        flag = f"--set {setting}"
+        keys, text = _split(setting, flag, document, problems)
+        if not keys:
+            continue
+        if keys[0] not in SETTABLE:
+            hint = did_you_mean(keys[0], SETTABLE) or f" (known: {', '.join(SETTABLE)})"
+            problems.add(Place(flag), "", f"unknown key {keys[0]!r}{hint}")
+            continue
+        node = parse_value(text, flag, ".".join(keys), problems)
+        if node is not None:
+            document = merge_document(document, nest(keys, node, Place(flag)))
+    return document
+
+
+def apply_axes(document: Node, axes: Iterable[str], problems: Problems) -> Node:
+    """Each `PATH=A,B` takes the place of the file's options and of its axis of that path."""
+    for axis in axes:
+        flag = f"--axis {axis}"
+        path, equals, text = axis.partition("=")
+        if not equals or not path.strip() or not text.strip():
+            problems.add(Place(flag), "", "expected PATH=VALUE,VALUE as in precision=fp32,bf16_mixed")
+            continue
+        values = parse_value(f"[{text}]", flag, path.strip(), problems)
+        if values is not None:
+            values = replace(values, key_place=Place(flag))
+            present = document.mapping.get("axes", Node({}, Place(flag)))
+            others = present if isinstance(present.value, dict) else Node({}, Place(flag))
+            document = document.without("options").with_entries(axes=others.with_entries(**{path.strip(): values}))
+    return document
+
+
+def apply_seeds(document: Node, seeds: str | None, problems: Problems) -> Node:
+    """The document with the seeds of `0,1` in place of its own."""
+    if seeds is None:
+        return document
+    node = parse_value(f"[{seeds}]", f"--seeds {seeds}", "seeds", problems)
+    return document if node is None else document.with_entries(seeds=node)
+
+
+def _split(setting: str, flag: str, document: Node, problems: Problems) -> tuple[list[str], str]:
+    path, equals, text = setting.partition("=")
+    keys = _keys(path.strip(), document)
+    if not equals or not all(keys):
+        problems.add(Place(flag), "", "expected PATH=VALUE as in job.max_steps=20")
+        return [], ""
+    return keys, text
+
+
+def _keys(path: str, document: Node) -> list[str]:
+    """The path's keys; an option's name may hold dots of its own."""
+    head, _, rest = path.partition(".")
+    names = document.at(["options"]).mapping if head == "options" else {}
+    for name in sorted(names, key=len, reverse=True):
+        if f"{rest}.".startswith(f"{name}."):
+            return [head, name, *filter(None, rest[len(name) + 1 :].split("."))]
+    return path.split(".")
+
+
+# The suites that come with selectbench, and where a suite is found by path or name.
+
+
+TEMPLATE = Path(__file__).parent / "template.yaml"
+
+
+def folder() -> Path:
+    """The folder of the shipped suites: inside an installed package, at the top of a checkout."""
+    package = Path(selectbench.__file__).parent
+    installed = package / "suites"
+    return installed if installed.is_dir() else package.parent / "suites"
+
+
+def names() -> list[str]:
+    """The shipped suites' names, sorted."""
+    return sorted(path.stem for path in folder().glob("*.yaml"))
+
+
+def find(reference: str) -> Path:
+    """The file that a path or a shipped suite's name means. Raises UserError where there is none."""
+    path = Path(reference)
+    if path.is_file():
+        return path
+    if reference in names():
+        return folder() / f"{reference}.yaml"
+    if path.is_dir():
+        inside = path / "suite.yaml"
+        raise UserError(f"{reference}: is a folder" + (f" (did you mean '{inside}'?)" if inside.is_file() else ""))
+    if path.exists():
+        raise UserError(f"{reference}: is not a regular file")
+    hint = did_you_mean(path.stem, names()) or f" (shipped suites: {', '.join(names())})"
+    raise UserError(f"{reference}: there is no such file or shipped suite{hint}")
+
+
+def template(name: str | None = None) -> str:
+    """The text of a commented suite to start from: a shipped one, or a general one. Raises UserError."""
+    if name is None:
+        return TEMPLATE.read_text(encoding="utf-8")
+    if name not in names():
+        hint = did_you_mean(name, names()) or f" (shipped: {', '.join(names())})"
+        raise UserError(f"--from {name}: there is no shipped suite of that name{hint}")
+    return (folder() / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+# The JSON Schema of a suite file, for editors: completion, descriptions and misspelt keys.
+#
+# A file may say a thing in pieces (shared choices, options, profiles), so a required key may be missing in any one
+# of them: the schema requires none, and `load` checks the whole after merging.
+
+
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+Schema = dict[str, Any]
+_PRECISIONS = (
+    "auto: bf16_mixed where the machine has units for it, else fp16_mixed on a GPU and fp32 on a CPU; the same for "
+    "every option."
+)
+_SIZES = (
+    "auto: each option at its own fastest, found in short trials. {at_most: 16}: the largest size up to 16 that is "
+    "expected to fit into the GPU, the same for every option."
+)
+
+
+def json_schema() -> Schema:
+    """The schema as plain data."""
+    template = "#/$defs/{model}"
+    models = [(SuiteFile, "validation"), (Choices, "validation"), (SizeThatFits, "validation")]
+    _, generated = models_json_schema(models, ref_template=template, schema_generator=DescribedSchema)  # type: ignore[arg-type]
+    definitions = {name: _in_pieces(definition) for name, definition in generated["$defs"].items()}
+    definitions["Choices"]["properties"]["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
+    definitions["SharedChoices"] = _shared(definitions["Choices"])
+    top = definitions.pop("SuiteFile")
+    properties = top["properties"]
+    for key, shape in _shapes(definitions["Choices"]).items():
+        properties[key] = {**shape, "description": properties[key]["description"]}
+    within = {key: value for key, value in properties.items() if key != "profiles"}
+    definitions["Profile"] = {"type": "object", "additionalProperties": False, "properties": within}
+    return {"$schema": DIALECT, **top, "title": "selectbench suite", "$defs": definitions}
+
+
+def _shared(choices: Schema) -> Schema:
+    """Choices of all options, some of which may be left to the machine or be searched."""
+    own = choices["properties"]
+    size = {key: value for key, value in own["micro_batch_size"].items() if key != "description"}
+    sizes = [size, {"const": SEARCHED}, {"$ref": "#/$defs/SizeThatFits"}]
+    precisions = [*own["precision"]["anyOf"], {"const": LEFT_TO_THE_MACHINE}]
+    shared = {
+        "micro_batch_size": {"description": f"{own['micro_batch_size']['description']} {_SIZES}", "anyOf": sizes},
+        "precision": {"description": f"{own['precision']['description']} {_PRECISIONS}", "anyOf": precisions},
+    }
+    return {**choices, "properties": {**own, **shared}}
+
+
+def _shapes(choices: Schema) -> dict[str, Schema]:
+    """Keys that hold choices in pieces."""
+    piece = {"$ref": "#/$defs/Choices"}
+    return {
+        "choices": {"$ref": "#/$defs/SharedChoices"},
+        "options": _mapping_of(_or_null(piece)),
+        "axes": _axes(choices),
+        "exclude": {"type": "array", "items": piece},
+        "profiles": _mapping_of(_or_null({"$ref": "#/$defs/Profile"})),
+    }
+
+
+def _in_pieces(schema: Any) -> Any:
+    """The same with no key required, and unions by `anyOf`, as a piece without its tag fits several."""
+    if isinstance(schema, list):
+        return [_in_pieces(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {
+        k: _in_pieces(v) for k, v in schema.items() if k not in ("required", "discriminator", "oneOf", "default")
+    }
+    return {**kept, "anyOf": _in_pieces(schema["oneOf"])} if "oneOf" in schema else kept
+
+
+def _axes(choices: Schema) -> Schema:
+    """Each dimension with a list of its values or labelled ones; `dimension.setting` with any values."""
+    named = {name: _list_or_labelled(shape) for name, shape in choices["properties"].items()}
+    dotted = rf"^({'|'.join(DIMENSIONS)})\.[A-Za-z0-9_.]+$"
+    return {
+        "type": "object", "properties": named, "patternProperties": {dotted: _list_or_labelled({})},
+        "additionalProperties": False,
+    }  # fmt: skip
+
+
+def _list_or_labelled(shape: Schema) -> Schema:
+    return {"anyOf": [{"type": "array", "items": shape, "minItems": 1}, _mapping_of(shape)]}
+
+
+def _mapping_of(shape: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": shape}
+
+
+def _or_null(shape: Schema) -> Schema:
+    return {"anyOf": [shape, {"type": "null"}]}
+
+
+# From a suite file and the command line to a Suite. Every mistake is collected and told with its place.
+#
+# Order: the file, then its profile, then `--set`, then `--axis` and `--seeds`, then `--quick`. Relative paths of
+# the file (text globs, a model's configuration, own code, interpreters) are relative to the suite's folder; the
+# suite holds them absolute, so that a worker anywhere, and a run's own suite.yaml, find them.
+
 
 QUICK_STEPS = 20
 """Most optimizer steps of a `--quick` trial."""

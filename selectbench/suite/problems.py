@@ -7,13 +7,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from selectbench.choices import OWN, REGISTRY, is_own, tag_of
-from selectbench.choices.choice import OWN_PATTERN, Choice
-from selectbench.choices.model import FAMILIES
-from selectbench.choices.tokenizer import AnyTokenizer
+from selectbench.choices import REGISTRY
+from selectbench.choices.choice import OWN, OWN_PATTERN, Choice, is_own, tag_of
+from selectbench.choices.model import FAMILIES, AnyTokenizer
 from selectbench.errors import did_you_mean
-from selectbench.suite.data import SOURCES, tag_of_source
 from selectbench.suite.document import Node, Problems, describe, plain
+from selectbench.suite.sources import SOURCES, tag_of_source
 
 Location = tuple[str | int, ...]
 

@@ -10,8 +10,7 @@ from statistics import median
 
 import torch
 
-from selectbench.worker.out_of_memory import is_out_of_memory
-from selectbench.worker.precision import set_tf32
+from selectbench.worker.runtime import is_out_of_memory, set_tf32
 
 SIZES = {"cuda": (4096, 8192, 16384), "cpu": (1024,)}
 """Small ones don't fill a large GPU; the largest may not fit a small one, and is then left out."""

@@ -1,11 +1,8 @@
-"""What an optimizer step is made of besides the forward pass; one class per way of sharing the work.
-
-The loop calls, per step: `begin_step`, then per micro-batch `micro_batch` around forward pass and
-`backward`, then `clip_and_step`. On one device nothing here waits for it.
-"""
+"""The loss scale of fp16, for engines that skip a step by themselves."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
@@ -16,12 +13,85 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.evaluation import Logits, evaluation_forward
-from selectbench.worker.forward_loss import ForwardLoss, SummedLoss, compiled_as_asked, forward_with_loss
-from selectbench.worker.identity import dtype_name
-from selectbench.worker.loss_scale import first_scale
-from selectbench.worker.master_weights import WorkingCopy
-from selectbench.worker.model import cast_parameters
-from selectbench.worker.world import World
+from selectbench.worker.model import ForwardLoss, SummedLoss, cast_parameters, compiled_as_asked, forward_with_loss
+from selectbench.worker.runtime import World, dtype_name
+
+
+def first_scale(world_size: int) -> float:
+    """torch.amp.GradScaler's first scale over the number of ranks.
+
+    Libraries that average over ranks are given a loss as many times larger: what overflows is then the same at
+    every number of ranks.
+    """
+    return 2.0**16 / world_size
+
+
+class LossScale:
+    """Doubled after 2,000 applied steps in a row, halved where one was skipped: torch.amp.GradScaler's rule."""
+
+    def __init__(self, value: float = 65536.0, growth_interval: int = 2000) -> None:
+        self.value = value
+        """What the loss is multiplied with."""
+        self._growth_interval = growth_interval
+        self._applied_in_a_row = 0
+
+    def update(self, applied: bool) -> None:
+        """After every step; `applied`: its gradients were finite on all ranks."""
+        if not applied:
+            self.value /= 2
+            self._applied_in_a_row = 0
+            return
+        self._applied_in_a_row += 1
+        if self._applied_in_a_row == self._growth_interval:
+            self.value *= 2
+            self._applied_in_a_row = 0
+
+
+# fp32 master weights with a working copy in less precision, on one device.
+
+
+class WorkingCopy:
+    """A copy of a model for forward and backward pass, whose gradients go to the master's in fp32.
+
+    A gradient is added to the master's as soon as autograd has it and then freed, so that micro-batches are
+    accumulated in fp32 and no second set of gradients is kept.
+    """
+
+    def __init__(self, master: torch.nn.Module, dtype: torch.dtype) -> None:
+        """Rounds the master's weights to `dtype` first: both begin from the same values."""
+        self.module: Any = copy.deepcopy(master)
+        cast_parameters(self.module, dtype)
+        self._kept: list[torch.Tensor] = []
+        self._working: list[torch.Tensor] = []
+        for kept, working in zip(master.parameters(), self.module.parameters(), strict=True):
+            kept.data.copy_(working.data)
+            if working.requires_grad:
+                working.register_post_accumulate_grad_hook(_handing_over_to(kept))
+                self._kept.append(kept)
+                self._working.append(working)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Rounds the updated master weights into the working copy: one kernel on a GPU, not one for each tensor."""
+        torch._foreach_copy_(self._working, self._kept)
+
+
+def _handing_over_to(kept: torch.nn.Parameter) -> Any:
+    def hand_over(working: torch.Tensor) -> None:
+        gradient, working.grad = working.grad, None
+        assert gradient is not None
+        if kept.grad is None:
+            kept.grad = gradient.float()
+        else:
+            kept.grad += gradient
+
+    return hand_over
+
+
+# What an optimizer step is made of besides the forward pass; one class per way of sharing the work.
+#
+# The loop calls, per step: `begin_step`, then per micro-batch `micro_batch` around forward pass and `backward`,
+# then `clip_and_step`. On one device nothing here waits for it.
 
 
 class Engine(Protocol):

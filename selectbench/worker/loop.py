@@ -1,23 +1,61 @@
-"""Our own training loop: the same for every way of sharing the work."""
+"""What a training loop is given: everything of a trial that is ready before its first step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 import torch
 
+from selectbench.record.wire import Order
+from selectbench.worker.attention import SdpaBackends
+from selectbench.worker.batches import Batches, TokenStream
 from selectbench.worker.engine import Engine
-from selectbench.worker.evaluated_weights import at_evaluated_weights, begin_training
-from selectbench.worker.evaluation import Logits
-from selectbench.worker.learning_rate import LearningRates
-from selectbench.worker.recorder import Recorder
-from selectbench.worker.setting import Setting
+from selectbench.worker.evaluation import HeldOut, Logits, Look, at_evaluated_weights, begin_training
+from selectbench.worker.examination import Examination
+from selectbench.worker.model import SummedLoss
+from selectbench.worker.recorder import Emit, LearningRates, Recorder
+from selectbench.worker.runtime import TrainingMemory, Whereabouts, World
 from selectbench.worker.step import FirstGradients, OptimizerStep
+
+
+@dataclass
+class Setting:
+    """One rank's part of a trial, before an engine or a framework has touched the model."""
+
+    order: Order
+    world: World
+    module: Any
+    """The model on the CPU: initial weights in fp32, mapped and not to be written to; training mode."""
+    loss: SummedLoss
+    batches: Batches
+    stream: TokenStream
+    shares: list[float]
+    """Of the peak learning rate, per step of the job."""
+    held_out: HeldOut | None
+    examination: Examination | None
+    look: Look | None
+    emit: Emit
+    memory: TrainingMemory
+    whereabouts: Whereabouts
+    count_compilations: Callable[[], int]
+    sdpa: SdpaBackends = field(default_factory=SdpaBackends)
+    """What the training's attention is seen to use."""
+    trainable_parameters: int | None = None
+    """Once it is settled what is trained."""
+    recorder: Recorder | None = None
+    """Once the loop has made one: what is known is kept even where the training fails."""
+
+    def share_at(self, step: int) -> float:
+        """The share of the peak; a step added for timing trains on at the job's last one."""
+        return self.shares[min(step, len(self.shares) - 1)]
+
+
+# Our own training loop: the same for every way of sharing the work.
 
 
 class Unsupported(Exception):  # noqa: N818 - an outcome, not an error

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import multiprocessing
+import os
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from selectbench.choices.model import OwnModel, PretrainedModel, resolved_vocab_size
-from selectbench.choices.pretrained_folder import AGAIN
+from selectbench.choices import Choices
+from selectbench.choices.model import AGAIN, OwnModel, PretrainedModel, resolved_vocab_size
+from selectbench.record.wire import Order
 from selectbench.suite.job import Job
-from selectbench.worker.own_code import OwnCodeError, load
+from selectbench.worker.batches import Batch
+from selectbench.worker.processes import is_fork_safe
+from selectbench.worker.runtime import OwnCodeError, autocast, derived_seed, load
 
 AUTO: dict[str, Any] = {
     "causal_lm": AutoModelForCausalLM, "masked_lm": AutoModelForMaskedLM, "seq2seq": AutoModelForSeq2SeqLM,
@@ -176,3 +185,161 @@ def check_shape(logits: torch.Tensor, targets: torch.Tensor) -> None:
     if logits.ndim != 3 or logits.shape[:2] != targets.shape:
         expected = f"({', '.join(map(str, targets.shape))}, vocabulary)"
         raise OwnCodeError(f"the model's logits must have the shape {expected}, found {tuple(logits.shape)}")
+
+
+# Initial weights: drawn once per model and seed, kept in a file, mapped by every process that needs them.
+#
+# Ranks that map one file share its pages, so that host memory does not grow with their number.
+
+
+BUFFER = "buffer "
+"""Before the name of what is no parameter: buffers are kept too, those that a state dict leaves out among them."""
+
+
+def ensure_weights(order: Order, vocab_size: int) -> Path:
+    """The file of the trial's initial weights in fp32, drawn where there is none yet.
+
+    Drawn in a process of its own where one can be forked, so that a trial that draws uses no more memory
+    than one that finds them drawn.
+    """
+    path = Path(order.weights_folder) / f"{_key(order, vocab_size)}.safetensors"
+    if not path.exists() and is_fork_safe():
+        child = multiprocessing.get_context("fork").Process(target=_draw, args=(order, vocab_size, path))
+        child.start()
+        child.join()
+    if not path.exists():  # what failed in the child is raised here
+        _draw(order, vocab_size, path)
+    return path
+
+
+def _key(order: Order, vocab_size: int) -> str:
+    content = [
+        order.job.task,
+        order.job.model.model_dump(mode="json"),
+        vocab_size,
+        order.job.seq_len,
+        None if isinstance(order.job.model, PretrainedModel) else order.trial.seed,
+    ]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _draw(order: Order, vocab_size: int, path: Path) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derived_seed(order.trial.seed, "weights"))
+        module = new_model(order.job, vocab_size, attention="sdpa")
+    content = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
+    content |= {f"{BUFFER}{name}": buffer for name, buffer in module.named_buffers()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(f".{os.getpid()}")
+    save_file({name: _on_its_own(tensor) for name, tensor in content.items()}, unfinished)
+    unfinished.replace(path)
+
+
+def _on_its_own(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, or a copy where it is a view of something larger or laid out otherwise."""
+    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def mapped_model(order: Order, vocab_size: int, weights: Path) -> Any:
+    """The job's model on the CPU, its parameters mapped from the file: not to be written to."""
+    attention = order.choices.attention.name
+    with torch.random.fork_rng(devices=[]):
+        module = new_model(order.job, vocab_size, attention=attention, empty=True)
+        if _hides_meta_tensors(module):
+            module = new_model(order.job, vocab_size, attention=attention)
+    with safe_open(weights, framework="pt") as stored:
+        _replace_parameters(module, stored)
+        _replace_buffers(module, stored)
+    return module
+
+
+def _hides_meta_tensors(module: torch.nn.Module) -> bool:
+    """Whether a part holds a tensor without memory that is neither parameter nor buffer."""
+    held = (value for part in module.modules() for value in vars(part).values())
+    return any(isinstance(value, torch.Tensor) and value.is_meta for value in held)
+
+
+def _replace_parameters(module: torch.nn.Module, stored: Any) -> None:
+    # By identity: tied parameters are one object under several names, of which the file has the first.
+    found = {
+        id(parameter): torch.nn.Parameter(stored.get_tensor(name), requires_grad=parameter.requires_grad)
+        for name, parameter in module.named_parameters()
+    }
+    for part in module.modules():
+        for name, parameter in part._parameters.items():
+            if parameter is not None:
+                part._parameters[name] = found[id(parameter)]
+
+
+def _replace_buffers(module: torch.nn.Module, stored: Any) -> None:
+    found = {id(buffer): stored.get_tensor(f"{BUFFER}{name}").clone() for name, buffer in module.named_buffers()}
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None:
+                part._buffers[name] = found[id(buffer)]
+
+
+# Forward pass and loss of a micro-batch as one function: torch.compile sees both, and no logits outlive it.
+
+
+SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""Logits (sequences, seq_len, vocabulary) and targets (sequences, seq_len) to the sum of token losses."""
+ForwardLoss = Callable[[Batch], tuple[torch.Tensor, torch.dtype]]
+"""A batch to the sum of its token losses, and the dtype of the logits."""
+
+
+def compiled_as_asked(function: Any, choices: Choices) -> Any:
+    """By torch.compile where the choices say so."""
+    mode = choices.compile.mode
+    return function if mode is None else torch.compile(function, mode=mode)
+
+
+def loss_alone(loss: SummedLoss, choices: Choices) -> SummedLoss:
+    """The loss of logits of any dtype, for a loop that calls the model by itself or through a wrapper.
+
+    A wrapper ends the model's graph: the loss is then a graph of its own, in which what is done to the logits,
+    the largest tensors of a step, becomes one pass over them. In torch.compile's default mode: with
+    CUDA graphs, as in max-autotune, the logits would be copied into the graph's own memory first.
+    """
+    in_fp32 = _in_fp32(loss)
+    return torch.compile(in_fp32) if _is_compiled(choices) else in_fp32
+
+
+def forward_then_loss(forward: Any, loss: SummedLoss, choices: Choices, device_type: str) -> ForwardLoss:
+    """For a model in a wrapper of torch's or DeepSpeed's, compiled or not: one after the other."""
+    both = _both(forward, loss_alone(loss, choices), choices, device_type)
+    return lambda batch: both(batch.arguments, batch.named, batch.targets)
+
+
+def forward_with_loss(
+    forward: Any, uncompiled: Any, loss: SummedLoss, choices: Choices, device_type: str
+) -> ForwardLoss:
+    """For a bare model: compiled together where both may be compiled, of whatever is around it `uncompiled`."""
+    if not _is_compiled(choices):
+        return forward_then_loss(forward, loss, choices, device_type)
+    both = compiled_as_asked(_both(uncompiled, _in_fp32(loss), choices, device_type), choices)
+    return lambda batch: both(batch.arguments, batch.named, batch.targets)
+
+
+def _is_compiled(choices: Choices) -> bool:
+    return choices.compile.mode is not None and choices.loss.is_compiled
+
+
+def _in_fp32(loss: SummedLoss) -> SummedLoss:
+    return lambda logits, targets: loss(logits.float(), targets)
+
+
+def _both(forward: Any, loss: SummedLoss, choices: Choices, device_type: str) -> Any:
+    """The loss is taken outside of autocast; logits are gone when the function returns."""
+    precision = choices.precision
+
+    def both(
+        arguments: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor], targets: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.dtype]:
+        with autocast(precision, device_type):
+            logits = logits_of(forward(*arguments, **named))
+        check_shape(logits, targets)
+        return loss(logits, targets), logits.dtype
+
+    return both

@@ -26,13 +26,11 @@ from typing import Any, NoReturn
 import torch
 
 from selectbench.worker.batches import causal
-from selectbench.worker.engine import Engine
-from selectbench.worker.forward_loss import loss_alone
-from selectbench.worker.loop import Trained, engine_for, recorder_for
-from selectbench.worker.loss_scale import first_scale
-from selectbench.worker.precision import autocast
+from selectbench.worker.engine import Engine, first_scale
+from selectbench.worker.loop import Setting, Trained, engine_for, recorder_for
+from selectbench.worker.model import loss_alone
 from selectbench.worker.recorder import Recorder
-from selectbench.worker.setting import Setting
+from selectbench.worker.runtime import autocast
 from selectbench.worker.step import FirstGradients, StepTensors
 
 Batch = tuple[torch.Tensor, torch.Tensor, bool]

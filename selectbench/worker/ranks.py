@@ -28,12 +28,17 @@ import torch
 import torch.distributed as dist
 
 from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order
-from selectbench.worker.out_of_memory import is_out_of_memory
-from selectbench.worker.own_code import add_to_path
 from selectbench.worker.processes import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
 from selectbench.worker.recorder import Emit
-from selectbench.worker.whereabouts import CELLS_PER_RANK, Whereabouts, describe
-from selectbench.worker.world import PATIENCE, World
+from selectbench.worker.runtime import (
+    CELLS_PER_RANK,
+    PATIENCE,
+    Whereabouts,
+    World,
+    add_to_path,
+    describe,
+    is_out_of_memory,
+)
 
 DUMPING_SECONDS = 2.0
 """For all ranks to write their stacks; the bench waits a little longer."""

@@ -1,34 +1,322 @@
-"""Watches a training, whoever drives it: windows of steps, evaluations, then steps for timing alone.
-
-The driver, our own loop or a foreign one, asks `wants_step` and tells `step_done`; everything that is
-measured, read or evaluated happens in between, the same for every driver.
-"""
+"""The learning rates that optimizers really have, step by step."""
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
+from typing import Any
 
-from selectbench.record.inside import Inside
-from selectbench.record.record import EvaluationPoint
+import numpy as np
+import torch
+
+from selectbench.record.record import EvaluationPoint, Inside
 from selectbench.record.wire import Finished, GaveUp, Phase, Progress, Started
-from selectbench.suite.evaluate import Eval
-from selectbench.suite.job import Job
-from selectbench.worker.evaluation import HeldOut, Logits, heldout_loss
+from selectbench.suite.job import Eval, Job
+from selectbench.worker.evaluation import HeldOut, Logits, Look, heldout_loss
 from selectbench.worker.examination import Examination, Scores
-from selectbench.worker.inside import Look
-from selectbench.worker.learning_rate import LearningRates
-from selectbench.worker.memory import TrainingMemory
-from selectbench.worker.out_of_memory import is_out_of_memory
-from selectbench.worker.series import Diverged, Series
+from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, is_out_of_memory
 from selectbench.worker.step import StepTensors
-from selectbench.worker.whereabouts import Whereabouts
-from selectbench.worker.windows import ClosedWindow, Timing, Window, marks_of
-from selectbench.worker.world import World
+
+AGREE_WITHIN = 1e-9
+"""Difference of shares that is rounding."""
+
+
+class LearningRates:
+    """Reads every parameter group's learning rate as a share of the peak it was built with."""
+
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Call before any schedule has touched the optimizers."""
+        self._groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self.peaks = [float(group["lr"]) for group in self._groups]
+        self._at_update: dict[int, float] = {}
+        for optimizer in optimizers:
+            optimizer.register_step_pre_hook(self._see)
+        self.shares: list[float] = []
+        """Per step noted, of the first group."""
+        self.all_shares: list[tuple[float, ...]] = []
+        """Per step noted, those of all groups that differ: one where they agree."""
+        self.highest = [0.0] * len(self._groups)
+        """Of each group, in any step noted: below the peak where the schedule never comes to it."""
+
+    def _see(self, optimizer: torch.optim.Optimizer, *_: object) -> None:
+        for group in optimizer.param_groups:
+            self._at_update.setdefault(id(group), float(group["lr"]))
+
+    def note(self) -> None:
+        """Notes the rates of the step that was just made: at its update, where there was one."""
+        rates = [self._at_update.get(id(group), float(group["lr"])) for group in self._groups]
+        self._at_update.clear()
+        self.highest = list(map(max, self.highest, rates))
+        now = [rate / peak for rate, peak in zip(rates, self.peaks, strict=True)]
+        self.shares.append(now[0])
+        self.all_shares.append((now[0],) if max(now) - min(now) < AGREE_WITHIN else tuple(now))
+
+
+# Timing of optimizer steps in windows whose edges wait for the device, and no step inside does.
+
+
+ADJACENT_SECONDS = 0.1
+"""Between two windows that meters of power and energy may take for one: no finer do they tell."""
+
+
+class CpuMarks:
+    """Moments between steps: a CPU's work is done when the call returns."""
+
+    def mark(self) -> float:
+        """The moment of the call, in seconds."""
+        return time.perf_counter()
+
+    def synchronize(self) -> None:
+        """Nothing is under way."""
+
+    def seconds_between(self, marks: list[float]) -> list[float]:
+        """Durations between consecutive marks."""
+        return [b - a for a, b in pairwise(marks)]
+
+
+class CudaMarks:
+    """Moments between steps as the device sees them: events in its queue, read after a window's end."""
+
+    def mark(self) -> Any:
+        """An event in the queue."""
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def synchronize(self) -> None:
+        """Waits for all queued work."""
+        torch.cuda.synchronize()
+
+    def seconds_between(self, marks: list[Any]) -> list[float]:
+        """Durations between consecutive marks; the queue must have been waited for."""
+        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
+
+
+def marks_of(device: str) -> CpuMarks | CudaMarks:
+    """The clock of a device."""
+    return CudaMarks() if device == "cuda" else CpuMarks()
+
+
+class Window:
+    """A stretch of steps between two synchronised edges."""
+
+    def __init__(self, marks: CpuMarks | CudaMarks) -> None:
+        """Opens the window: waits for the device and marks its first edge."""
+        self._marks = marks
+        marks.synchronize()
+        self.opened = time.perf_counter()
+        self._points = [marks.mark()]
+        self._compiled: list[bool] = []
+
+    def step_done(self, compiled: bool) -> None:
+        """Marks the end of a step; `compiled`: something was compiled in it."""
+        self._points.append(self._marks.mark())
+        self._compiled.append(compiled)
+
+    def __len__(self) -> int:
+        """Steps done in it."""
+        return len(self._compiled)
+
+    def close(self) -> ClosedWindow:
+        """Waits for the device and reads the durations."""
+        self._marks.synchronize()
+        seconds = time.perf_counter() - self.opened
+        return ClosedWindow(self.opened, seconds, self._marks.seconds_between(self._points), self._compiled)
+
+
+@dataclass(frozen=True)
+class ClosedWindow:
+    """What a window has seen."""
+
+    opened: float
+    """By `time.perf_counter`."""
+    seconds: float
+    """Between its synchronised edges."""
+    step_seconds: list[float]
+    """Duration of each step."""
+    compiled: list[bool]
+    """Whether each step compiled something."""
+
+
+@dataclass
+class Timing:
+    """All windows of a trial, sorted into warm-up, timed and voided ones."""
+
+    timed_seconds: float = 0.0
+    recompilations: int = 0
+    training_seconds: float = 0.0
+    timed_steps: list[float] = field(default_factory=list)
+    warmup_steps: list[float] = field(default_factory=list)
+    compiling_steps: list[float] = field(default_factory=list)
+    stretches: list[tuple[float, float]] = field(default_factory=list)
+    """Begin and end of the timed windows by `time.perf_counter`, those less than ADJACENT_SECONDS apart as one."""
+
+    def add(self, window: ClosedWindow, *, timed: bool, of_the_job: bool) -> None:
+        """`timed`: the warm-up is over; `of_the_job`: the steps are not those added for timing alone."""
+        if of_the_job:
+            self.training_seconds += window.seconds
+        pairs = list(zip(window.step_seconds, window.compiled, strict=True))
+        self.compiling_steps += [seconds for seconds, compiled in pairs if compiled]
+        if not timed:
+            self.warmup_steps += [seconds for seconds, compiled in pairs if not compiled]
+        elif any(window.compiled):
+            self.recompilations += sum(window.compiled)
+        else:
+            self.timed_seconds += window.seconds
+            self.timed_steps += window.step_seconds
+            self._extend_stretches(window)
+
+    def _extend_stretches(self, window: ClosedWindow) -> None:
+        begin, end = window.opened, window.opened + window.seconds
+        if self.stretches and begin - self.stretches[-1][1] < ADJACENT_SECONDS:
+            begin = self.stretches.pop()[0]
+        self.stretches.append((begin, end))
+
+    def median_seconds(self) -> float | None:
+        """Median duration of the timed steps."""
+        return median(self.timed_steps) if self.timed_steps else None
+
+    def iqr_seconds(self) -> float | None:
+        """Distance between the quartiles of the timed steps' durations."""
+        if not self.timed_steps:
+            return None
+        low, high = np.quantile(self.timed_steps, (0.25, 0.75))
+        return float(high - low)
+
+    def compile_seconds(self) -> float | None:
+        """Time that the steps which compiled took beyond a median step; None where none did."""
+        usual = self.median_seconds()
+        if not self.compiling_steps or usual is None:
+            return None
+        return max(0.0, sum(self.compiling_steps) - usual * len(self.compiling_steps))
+
+    def warmup_seconds(self) -> float:
+        """Time of the warm-up steps; those that compiled count as a median step."""
+        inside = self.median_seconds() or 0.0
+        return sum(self.warmup_steps) + inside * (len(self.compiling_steps) - self.recompilations)
+
+
+# The full series of a trial: what every step left behind, read from the device at window edges.
+
+
+DIVERGED_ABOVE = 2.0
+"""Times the first loss. A fresh model starts near ln(vocabulary), the loss of a uniform guess: twice that
+is far worse than knowing nothing, and no warm-up or restart of a healthy run gets there."""
+DIVERGED_OVER_STEPS = 10
+"""Steps whose mean loss is judged, so that one bad batch is not a divergence."""
+
+
+NORM_TOLERANCE = 1e-3
+"""Relative difference of a rank's gradient norm from all ranks' mean: sums in another order stay far below."""
+
+
+class RanksDisagreeError(RuntimeError):
+    """Gradients were not brought together over the ranks."""
+
+
+class Diverged(Exception):  # noqa: N818 - an outcome, not an error
+    """The training left the numbers in which it can come back."""
+
+
+class Series:
+    """Per optimizer step of the job, in order: loss, gradient norm, whether applied, stream sum, tokens, seconds.
+
+    Losses, stream sums and tokens are those of all ranks.
+    """
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.gradient_norms: list[float | None] = []
+        self.applied: list[bool] = []
+        self.stream_sums: list[int] = []
+        self.tokens: list[int] = []
+        self.micro_batches: list[int] = []
+        self.step_seconds: list[float] = []
+        self.extra_step_seconds: list[float] = []
+
+    def read(self, steps: Sequence[StepTensors], world: World) -> None:
+        """Fetches the steps' scalars from the device; waits for it and for the other ranks. Raises Diverged."""
+        known = len(self.losses)
+        unknown = torch.full((), math.nan, device=world.device)
+        norms = torch.stack([unknown if s.gradient_norm is None else s.gradient_norm for s in steps]).double()
+        losses = torch.stack([s.loss for s in steps]).double()
+        tokens = torch.tensor([s.tokens for s in steps], dtype=torch.int64, device=world.device)
+        # Two exchanges for all of the window's steps.
+        summed_losses, summed_norms = world.total(torch.stack([losses, norms.nan_to_num(0.0, 0.0, 0.0)])).tolist()
+        streams, summed_tokens = world.total(torch.stack([torch.stack([s.stream for s in steps]), tokens])).tolist()
+        found = norms.tolist()
+        _check_agreement(found, summed_norms, known, world)
+        self.losses += summed_losses
+        self.gradient_norms += [None if s.gradient_norm is None else n for s, n in zip(steps, found, strict=True)]
+        self.applied += torch.stack([s.applied for s in steps]).tolist()
+        self.stream_sums += streams
+        self.tokens += summed_tokens
+        self.micro_batches += [s.micro_batches for s in steps]
+        for step in range(known, len(self.losses)):
+            self._check(step)
+
+    def _check(self, step: int) -> None:
+        loss = self.losses[step]
+        if not math.isfinite(loss):
+            raise Diverged(f"the loss of step {step} is {loss}")
+        norm = self.gradient_norms[step]
+        if self.applied[step] and norm is not None and not math.isfinite(norm):
+            raise Diverged(f"the gradient norm of step {step} is {norm}, its loss {loss:.4f}")
+        recent = self.losses[max(0, step + 1 - DIVERGED_OVER_STEPS) : step + 1]
+        mean = sum(recent) / len(recent)
+        if len(recent) == DIVERGED_OVER_STEPS and mean > DIVERGED_ABOVE * self.losses[0]:
+            raise Diverged(
+                f"the mean loss of the {DIVERGED_OVER_STEPS} steps to step {step} is {mean:.4f}, "
+                f"more than {DIVERGED_ABOVE:g} times the first loss, {self.losses[0]:.4f}"
+            )
+
+    def write(self, path: Path, *, shares: Sequence[float], peak_learning_rates: Sequence[float]) -> None:
+        """As JSON; numbers that are not finite become null.
+
+        `shares`: of the peak learning rate, per step; `peak_learning_rates`: per parameter group.
+        """
+        content = {
+            "loss_nats_per_token": _storable(self.losses),
+            "gradient_norm": _storable(self.gradient_norms),
+            "applied": self.applied,
+            "learning_rate_share_of_peak": list(shares[: len(self.losses)]),
+            "peak_learning_rates": list(peak_learning_rates),
+            "step_seconds": self.step_seconds,
+            "extra_step_seconds": self.extra_step_seconds,
+        }
+        path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+
+
+def _check_agreement(norms: list[float], sums: list[float], first_step: int, world: World) -> None:
+    """Every rank must have found one gradient norm: a reduction left out would show here.
+
+    `sums`: over the ranks, those that are not finite as 0. Raises RanksDisagreeError.
+    """
+    for step, (own, total) in enumerate(zip(norms, sums, strict=True), first_step):
+        here, mean = own if math.isfinite(own) else 0.0, total / world.size
+        if abs(here - mean) > NORM_TOLERANCE * abs(mean):
+            raise RanksDisagreeError(
+                f"the gradient norm of step {step} is {here:.6g} on rank {world.rank} and {mean:.6g} on average: "
+                "the ranks do not train one model"
+            )
+
+
+def _storable(values: Sequence[float | None]) -> list[float | None]:
+    return [value if value is not None and math.isfinite(value) else None for value in values]
+
+
+# Watches a training, whoever drives it: windows of steps, evaluations, then steps for timing alone.
+#
+# The driver, our own loop or a foreign one, asks `wants_step` and tells `step_done`; everything that is measured,
+# read or evaluated happens in between, the same for every driver.
+
 
 Emit = Callable[[Started | Phase | Progress | Finished | GaveUp], None]
 

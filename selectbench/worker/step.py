@@ -8,12 +8,10 @@ from typing import NamedTuple
 
 import torch
 
-from selectbench.worker.batches import Batch, Batches
+from selectbench.worker.batches import Batch, Batches, TokenStream
 from selectbench.worker.engine import Engine
-from selectbench.worker.forward_loss import SummedLoss
-from selectbench.worker.token_stream import TokenStream
-from selectbench.worker.whereabouts import Whereabouts
-from selectbench.worker.world import World
+from selectbench.worker.model import SummedLoss
+from selectbench.worker.runtime import Whereabouts, World
 
 
 class StepTensors(NamedTuple):

@@ -13,38 +13,41 @@ from pathlib import Path
 import torch
 
 # A second's work that the trial server does once, before it forks: transformers loads families on demand.
-from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
+from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401  # noqa: F401
 
 from selectbench.choices.combinations import Situation, combination_reason
-from selectbench.choices.framework import OwnFramework
+from selectbench.choices.execution import OwnFramework
 from selectbench.choices.model import OwnModel
 from selectbench.data.prepared import Prepared
 from selectbench.record.record import FailureKind
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
-from selectbench.suite.data import kind_of
-from selectbench.suite.schedule import shares
-from selectbench.worker.attention_masks import masks_by_shape
-from selectbench.worker.compilation import compilations, private_caches
-from selectbench.worker.inside import Look
-from selectbench.worker.loop import Trained, Unsupported, unsupported_where_missing
-from selectbench.worker.memory import TrainingMemory, training_memory
-from selectbench.worker.model import PretrainedModelError, enable_checkpointing
-from selectbench.worker.out_of_memory import is_out_of_memory
+from selectbench.suite.job import shares
+from selectbench.suite.sources import kind_of
+from selectbench.worker.attention import masks_by_shape
+from selectbench.worker.batches import TokenStream
+from selectbench.worker.evaluation import Look
+from selectbench.worker.loop import Setting, Trained, Unsupported, unsupported_where_missing
+from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
 from selectbench.worker.outcome import Before, finished
-from selectbench.worker.own_code import add_to_path, load
 from selectbench.worker.own_loop import train_with
-from selectbench.worker.precision import set_tf32
 from selectbench.worker.ranks import run_ranks
-from selectbench.worker.recorder import Emit
-from selectbench.worker.seeds import derived_seed
-from selectbench.worker.series import Diverged
-from selectbench.worker.setting import Setting
-from selectbench.worker.software import versions
-from selectbench.worker.task import batches_of, examination_of, held_out_of
-from selectbench.worker.token_stream import TokenStream
-from selectbench.worker.weights import ensure_weights, mapped_model
-from selectbench.worker.whereabouts import Whereabouts, nowhere
-from selectbench.worker.world import World
+from selectbench.worker.recorder import Diverged, Emit
+from selectbench.worker.runtime import (
+    TrainingMemory,
+    Whereabouts,
+    World,
+    add_to_path,
+    compilations,
+    derived_seed,
+    is_out_of_memory,
+    load,
+    nowhere,
+    private_caches,
+    set_tf32,
+    training_memory,
+    versions,
+)
+from selectbench.worker.tasks import batches_of, examination_of, held_out_of
 
 
 def run_trial(order: Order, emit: Emit) -> None:

@@ -11,14 +11,13 @@ from hypothesis import strategies as st
 from made_records import IDENTITY, make_record, make_suite
 from msgspec.structs import replace
 
-from selectbench.analysis.certificate import FIELDS, MASKS, Status, certify, compare, may_change
-from selectbench.analysis.row import Certificate
+from selectbench.analysis.identity import FIELDS, MASKS, Status, certify, compare, may_change
+from selectbench.analysis.result import Certificate
 from selectbench.analysis.summary import summarise
 from selectbench.choices import REGISTRY
 from selectbench.launch.publish import read_run
 from selectbench.record.record import Identity, Record
-from selectbench.suite.job import LrSchedule
-from selectbench.suite.schedule import distinct_rates, shape_sha256, shares
+from selectbench.suite.job import LrSchedule, distinct_rates, shape_sha256, shares
 from selectbench.suite.suite import Suite
 
 NOTHING: frozenset[str] = frozenset()

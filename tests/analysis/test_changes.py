@@ -11,12 +11,10 @@ from made_records import make_failure, make_record, make_suite, speed
 from msgspec.structs import replace
 from scipy import stats
 
-from selectbench.analysis.compared import ReadRun, compare
-from selectbench.analysis.gate import Gate, hold_gate
+from selectbench.analysis.gate import Gate, ReadRun, compare, hold_gate
 from selectbench.analysis.statistics import changes
 from selectbench.errors import UserError
-from selectbench.record.as_json import SOFTWARE
-from selectbench.record.record import Record
+from selectbench.record.record import SOFTWARE, Record
 from selectbench.suite.suite import Suite
 
 NAMES = ("fp32", "bf16", "fp16", "lr2", "lr3")

@@ -9,9 +9,10 @@ import pytest
 from made_records import make_failure, make_meters, make_record, make_suite, speed
 from msgspec.structs import replace
 
-from selectbench.analysis.crossing import crossing
 from selectbench.analysis.factors import factors_of
-from selectbench.analysis.ranking import Ranking, Row, rank
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import Ranking, Row
+from selectbench.analysis.summary import crossing
 from selectbench.record.record import EvaluationPoint, Record
 
 SAME = {"compute_dtype": "float32"}

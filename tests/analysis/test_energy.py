@@ -7,10 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_records import make_meters, make_record, make_suite
 
-from selectbench.analysis.energy import Energy, energy
+from selectbench.analysis.formulas import Energy, energy, observe
 from selectbench.analysis.metrics import derive
-from selectbench.analysis.observed import observe
-from selectbench.record.meters import Meters
+from selectbench.record.record import Meters
 
 NO_COUNTER: dict[str, Any] = {"counter_joules": None}
 AVERAGE_ONLY: dict[str, Any] = {"counter_joules": None, "instant_power_joules": None}

@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from selectbench.analysis.flops import hardware_flops_per_token, model_flops_per_token
-from selectbench.record.meters import Architecture
+from selectbench.analysis.formulas import hardware_flops_per_token, model_flops_per_token
+from selectbench.record.record import Architecture
 
 PARAMETERS = st.integers(1, 10**12)
 SHAPES = st.builds(Architecture, matmul_parameters=PARAMETERS, block_matmul_parameters=PARAMETERS,

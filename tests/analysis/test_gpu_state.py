@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_records import HOT, SHARED, make_failure, make_meters, make_record
 
-from selectbench.analysis.gpu_state import RULE, SLOWDOWNS, State, is_unclean, state_of
-from selectbench.record.meters import Meters
+from selectbench.analysis.metrics import GPU_STATE_RULE, SLOWDOWNS, State, is_unclean, state_of
+from selectbench.record.record import Meters
 
 
 def state(*gpus: dict[str, Any], **changes: Any) -> State:
@@ -43,7 +43,7 @@ def test_each_slowdown_throttles_above_two_percent_and_not_at_it(reason: str) ->
 def test_shares_of_different_reasons_are_not_added_up() -> None:
     # A hardware thermal slowdown is told as a hardware slowdown too: their sum would count it twice.
     assert state(limits(hw_slowdown=0.015, hw_thermal_slowdown=0.015)).verdict == "clean"
-    assert "the largest share of any" in RULE
+    assert "the largest share of any" in GPU_STATE_RULE
 
 
 @pytest.mark.parametrize("reason", ["sw_power_cap", "gpu_idle", "applications_clocks_setting", "sync_boost",

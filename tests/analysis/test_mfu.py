@@ -8,20 +8,22 @@ from hypothesis import strategies as st
 from made_records import ARCHITECTURE, make_meters, make_record, make_suite
 from msgspec.structs import replace
 
-from selectbench.analysis.flops import hardware_flops_per_token, model_flops_per_token
-from selectbench.analysis.mfu import (
+from selectbench.analysis.formulas import (
     IMPOSSIBLE,
     IMPOSSIBLE_RATE,
     SHARES,
-    Share,
+    Observed,
     Utilization,
+    UtilizationName,
+    hardware_flops_per_token,
+    model_flops_per_token,
+    observe,
     utilization,
 )
-from selectbench.analysis.observed import Observed, observe
 from selectbench.analysis.ranking import rank
 from selectbench.choices import REGISTRY
-from selectbench.plan.peaks import matmul_dtype
-from selectbench.record.meters import Meters
+from selectbench.plan.duration import matmul_dtype
+from selectbench.record.record import Meters
 from selectbench.suite.metrics import METRICS
 
 BIG = replace(ARCHITECTURE, matmul_parameters=10**9, block_matmul_parameters=8 * 10**8)
@@ -97,7 +99,7 @@ def test_no_precision_was_forgotten() -> None:
         ("mfu", {"timed_seconds": 0.5}, IMPOSSIBLE),
     ],
 )  # fmt: skip
-def test_what_is_not_known_says_why(share: Share, changes: dict[str, Any], reason: str) -> None:
+def test_what_is_not_known_says_why(share: UtilizationName, changes: dict[str, Any], reason: str) -> None:
     assert utilization(observed({}, **changes), share) == Utilization(None, reason)
 
 
@@ -112,7 +114,9 @@ def test_what_is_not_known_says_why(share: Share, changes: dict[str, Any], reaso
         ({"matmul_flops_per_second": {"bfloat16": 1e12}}, "matmul_rate_share", None),
     ],
 )  # fmt: skip
-def test_one_unknown_gpu_makes_the_whole_unknown(gpu: dict[str, Any], share: Share, reason: str | None) -> None:
+def test_one_unknown_gpu_makes_the_whole_unknown(
+    gpu: dict[str, Any], share: UtilizationName, reason: str | None
+) -> None:
     for gpus in ((MEASURED, gpu), (gpu, MEASURED), (gpu,)):
         found = utilization(observed(*gpus, timed_seconds=1000.0), share)
         assert found.reason == reason

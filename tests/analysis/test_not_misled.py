@@ -10,14 +10,12 @@ import pytest
 from made_records import make_failure, make_record, make_suite, speed
 from msgspec.structs import replace
 
-from selectbench.analysis.compared import ReadRun, compare
 from selectbench.analysis.factors import _is_grid, factors_of
-from selectbench.analysis.gate import hold_gate
+from selectbench.analysis.gate import ReadRun, compare, hold_gate
 from selectbench.analysis.ranking import rank
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.result import Ranking, Row
 from selectbench.errors import UserError
-from selectbench.record.as_json import SETTINGS
-from selectbench.record.record import EvaluationPoint, Record
+from selectbench.record.record import SETTINGS, EvaluationPoint, Record
 from selectbench.report.identity import violation_text
 from selectbench.suite.suite import Suite
 from selectbench.suite.tune import BestOf

@@ -6,7 +6,7 @@ import pytest
 from made_records import make_record, make_suite, speed
 
 from selectbench.analysis.ranking import rank
-from selectbench.analysis.row import Ranking
+from selectbench.analysis.result import Ranking
 
 OTHER = {"token_stream_sha256": "9" * 64, "evaluation_set_sha256": "8" * 64, "initial_weights_sha256": "7" * 64,
          "parameters": 5, "first_step_loss": 6.0, "compute_dtype": "float32"}  # fmt: skip

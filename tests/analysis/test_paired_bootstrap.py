@@ -12,11 +12,10 @@ from made_sentences import hypotheses, measured, references
 from sacrebleu.metrics import BLEU, CHRF
 from sacrebleu.significance import PairedTest, _compute_p_value, estimate_ci
 
-from selectbench.analysis.corpus_score import corpus_score, table_of
-from selectbench.analysis.paired_bootstrap import RESAMPLES, SEED, Paired, Scores, paired, resampled
-from selectbench.record.sentences import Sentences
-from selectbench.suite.evaluate import SCORES
-from selectbench.worker.scores import score
+from selectbench.analysis.scores import RESAMPLES, SEED, Paired, Scores, corpus_score, paired, resampled, table_of
+from selectbench.record.record import Sentences
+from selectbench.suite.job import SCORES
+from selectbench.worker.examination import score
 
 TRUTH = references(40)
 LIBRARY = {"bleu": BLEU, "chrf": CHRF}

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from made_records import make_failure, make_record, make_suite, speed
 from msgspec.structs import replace
 
-from selectbench.analysis.ranking import Ranking, Row, rank
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import Record
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})

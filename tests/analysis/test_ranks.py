@@ -3,8 +3,9 @@ from typing import Any
 import pytest
 from made_records import make_record, make_suite, speed
 
-from selectbench.analysis.ranking import Ranking, rank
-from selectbench.analysis.ranks import GLOO, MANAGED, ONE_RANK
+from selectbench.analysis.hardware import GLOO, MANAGED, ONE_RANK
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import Ranking
 from selectbench.record.record import RankMemory
 
 FSDP = {"strategy": {"name": "fsdp"}}

@@ -11,8 +11,8 @@ from made_records import make_failure, make_record, make_suite
 from made_sentences import hypotheses, measured, references
 from msgspec.structs import replace
 
-from selectbench.analysis.comparison import ScoreDifference
 from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import ScoreDifference
 from selectbench.record.record import Record
 from selectbench.record.store import RECORDS
 

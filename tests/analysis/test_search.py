@@ -14,21 +14,22 @@ from made_records import MEASUREMENT, make_suite, speed
 from msgspec import convert
 from msgspec.structs import replace
 
-from selectbench.analysis.own_best import OwnBest, Search, search
-from selectbench.analysis.search import (
+from selectbench.analysis.tuning import (
     EXTENSIONS,
+    OwnBest,
+    Search,
+    search,
+    settled_by_records,
     speed_attempts,
     speed_candidates,
     tuning_attempts,
     tuning_candidates,
 )
-from selectbench.analysis.settled import settled_by_records
-from selectbench.record.as_json import NOTHING
-from selectbench.record.record import Completed, Failed, Record, Trial
+from selectbench.record.record import NOTHING, Completed, Failed, Record, Trial
 from selectbench.report.own_best import search_notes, search_tables
-from selectbench.suite.search_space import Values
-from selectbench.suite.stage import label
+from selectbench.suite.stages import label
 from selectbench.suite.suite import Suite
+from selectbench.suite.tune import Values
 
 LR = "optimizer.lr"
 Loss = Callable[[str, Values], float | str]

@@ -9,7 +9,7 @@ from made_records import HOT, make_failure, make_meters, make_record, make_suite
 from msgspec.structs import replace
 
 from selectbench.analysis.ranking import rank
-from selectbench.analysis.row import Ranking, Row
+from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import EvaluationPoint, Record
 from selectbench.suite.suite import Suite
 

@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from made_records import make_record, make_suite, speed
 
-from selectbench.analysis.comparison import Comparison
-from selectbench.analysis.contest import hold_contest
+from selectbench.analysis.contest import hold_contest, stand
 from selectbench.analysis.ranking import rank
-from selectbench.analysis.standing import stand
+from selectbench.analysis.result import Comparison
 from selectbench.analysis.summary import Summary
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from made_records import HOT, SHARED, make_failure, make_meters, make_record, make_suite, speed
 from msgspec.structs import replace
 
-from selectbench.analysis.ranking import Ranking, Row, rank
-from selectbench.record.meters import Meters
-from selectbench.record.record import Record
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import Ranking, Row
+from selectbench.record.record import Meters, Record
 from selectbench.suite.metrics import METRICS
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})

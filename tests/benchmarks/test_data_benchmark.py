@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from selectbench.choices.tokenizer import Bpe
-from selectbench.data.corpus import open_corpus
-from selectbench.data.encode import encode
+from selectbench.choices.model import Bpe
+from selectbench.data.sources import open_corpus
 from selectbench.data.tokenizer import TextTokenizer, make_tokenizer
-from selectbench.suite.data import EmbeddedCorpus
+from selectbench.data.write import encode
+from selectbench.suite.sources import EmbeddedCorpus
 
 TEXT_BYTES = 20_000_000
 PAIRS = 7
@@ -33,9 +33,9 @@ MOST_MEGABYTES = 500
 CHILD = """\
 import resource, sys, time
 import tokenizers
-from selectbench.choices.tokenizer import Bpe
+from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
-from selectbench.suite.data import JsonLines
+from selectbench.suite.sources import JsonLines
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 imports, began = peak(), time.perf_counter()
 made = prepare(JsonLines(jsonl=sys.argv[1:]), Bpe(bpe=8192), notify=lambda line: print(line, file=sys.stderr))

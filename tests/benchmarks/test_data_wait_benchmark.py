@@ -14,11 +14,11 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from selectbench.launch.order import make_order
-from selectbench.launch.preparation import Request, prepare_all
+from selectbench.launch.preparation import Request, make_order, prepare_all
 from selectbench.record.wire import Finished
-from selectbench.worker import task, trial
+from selectbench.worker import trial
 from selectbench.worker.batches import Batch, Batches
+from selectbench.worker.tasks import batches_of
 
 TARGET = 0.01
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -55,7 +55,7 @@ def test_the_loop_does_not_wait_for_data(
     made: list[Timed] = []
 
     def timed(*arguments: Any) -> Timed:
-        made.append(Timed(task.batches_of(*arguments)))
+        made.append(Timed(batches_of(*arguments)))
         return made[-1]
 
     monkeypatch.setattr(trial, "batches_of", timed)

@@ -12,25 +12,19 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 
 from selectbench.choices import Choices
-from selectbench.record.as_json import NOTHING
-from selectbench.record.record import Trial
+from selectbench.record.record import NOTHING, Trial
 from selectbench.record.wire import Order
-from selectbench.suite.job import Job
-from selectbench.suite.schedule import shares
-from selectbench.worker.batches import CausalBatches
+from selectbench.suite.job import Job, shares
+from selectbench.worker.batches import CausalBatches, TokenStream
 from selectbench.worker.engine import SingleEngine
-from selectbench.worker.engine_ddp import DdpEngine
-from selectbench.worker.loop import train_with_engine
-from selectbench.worker.memory import training_memory
+from selectbench.worker.engine_sharded import DdpEngine
+from selectbench.worker.loop import Setting, train_with_engine
 from selectbench.worker.model import new_model
-from selectbench.worker.setting import Setting
-from selectbench.worker.token_stream import TokenStream
-from selectbench.worker.whereabouts import nowhere
-from selectbench.worker.world import ALONE
+from selectbench.worker.runtime import ALONE, nowhere, training_memory
 
 PAIRS, STEPS, SEQUENCES, LENGTH, VOCABULARY = 9, 60, 16, 128, 2048
 JOB = Job.model_validate(

@@ -24,13 +24,13 @@ from stand_in import StandIn
 from selectbench.choices import Choices
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.model import new_model
-from selectbench.worker.world import ALONE
+from selectbench.worker.runtime import ALONE
 
 BENCH = """\
 import sys, time
-from selectbench.meters.sampler import Sampler
-from selectbench.nvml import gpus
-from selectbench.nvml.idle import use_of
+from selectbench.gpu.sampler import Sampler
+from selectbench.gpu.devices import gpus
+from selectbench.gpu.reading import use_of
 from selectbench.suite.suite import MeterSettings
 found = gpus()
 for _ in sys.stdin:

@@ -16,12 +16,21 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
-from selectbench.choices.tokenizer import Bpe
+from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared
 from selectbench.data.tokenizer import END_OF_TEXT
 from selectbench.errors import UserError
-from selectbench.suite.data import Chat, Cleaning, Dataset, JsonLines, OwnDocuments, Parquet, TextFiles, TokenFile
+from selectbench.suite.sources import (
+    Chat,
+    Cleaning,
+    Dataset,
+    JsonLines,
+    OwnDocuments,
+    Parquet,
+    TextFiles,
+    TokenFile,
+)
 
 BPE = Bpe(bpe=300)
 REFRAIN = "and all of the ravens came home again in the evening"

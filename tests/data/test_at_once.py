@@ -9,14 +9,14 @@ import pytest
 from data.made import STORIES, chat, decoded, in_cache, jsonl, made, parquet
 from processes import start
 
-from selectbench.choices.tokenizer import Bpe
-from selectbench.data.cache import cache_root
+from selectbench.choices.model import Bpe
+from selectbench.data.prepared import cache_root
 
 CODE = """
 import sys
-from selectbench.choices.tokenizer import Bpe
+from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
-from selectbench.suite.data import {kind}
+from selectbench.suite.sources import {kind}
 data = {kind}.model_validate_json(sys.argv[1])
 input()
 prepared = prepare(data, Bpe(bpe=300), notify=lambda line: print(line, file=sys.stderr, flush=True))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data.made import chat, made, own, refused, token_file, turns
 
-from selectbench.suite.data import Apart, Chat, Cleaning, TokenFile
+from selectbench.suite.sources import Apart, Chat, Cleaning, TokenFile
 
 DROP = Cleaning(unreadable="drop")
 

@@ -11,10 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 from data.made import STORIES, dataset, jsonl, made, parquet, refused
 
-from selectbench.data import lines
-from selectbench.data.tokens import open_tokens
+from selectbench.data import reading as lines
+from selectbench.data.sources import open_tokens
 from selectbench.errors import UserError
-from selectbench.suite.data import Cleaning, Dataset, JsonLines, Parquet, TextFiles, TokenFile
+from selectbench.suite.sources import Cleaning, Dataset, JsonLines, Parquet, TextFiles, TokenFile
 
 DROP = Cleaning(unreadable="drop")
 

@@ -9,10 +9,10 @@ from data.made import STORIES, chat, decoded, jsonl, made, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectbench.choices.tokenizer import Bytes, Unigram, WordPiece
-from selectbench.data.encode import conversation, encode
+from selectbench.choices.model import Bytes, Unigram, WordPiece
 from selectbench.data.tokenizer import make_tokenizer
-from selectbench.suite.data import Chat
+from selectbench.data.write import conversation, encode
+from selectbench.suite.sources import Chat
 
 BYTES = make_tokenizer(Bytes(), list)
 

@@ -8,10 +8,10 @@ from data.made import BPE, TEXTS, chat, decoded, jsonl, made, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectbench.data.cleaning import Cleaner, _steps, with_single_blanks, without_control_characters
 from selectbench.data.prepare import prepare
+from selectbench.data.reading import Cleaner, _steps, with_single_blanks, without_control_characters
 from selectbench.errors import UserError
-from selectbench.suite.data import Cleaning
+from selectbench.suite.sources import Cleaning
 
 ODD = st.sampled_from(
     [

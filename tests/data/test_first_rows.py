@@ -12,13 +12,13 @@ from data.made import made
 from hub_cache import FIRST, NAME, SECOND, commit, moved
 
 from selectbench.data.prepare import streamed
-from selectbench.data.rows import download_bytes
+from selectbench.data.reading import download_bytes
 from selectbench.errors import NotDownloadedError, UserError
 from selectbench.launch.preparation import data_facts
 from selectbench.machine import Machine
 from selectbench.plan.plan import make_plan
-from selectbench.suite.data import Dataset
 from selectbench.suite.load import load_suite
+from selectbench.suite.sources import Dataset
 
 DOCUMENTS = [f"story {n}\nof {n * 7 % 13} people who went {n * 5 % 11} ways" for n in range(2000)]
 ROWS = 600

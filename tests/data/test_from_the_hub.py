@@ -10,9 +10,9 @@ from data.test_pretrained_tokenizers import saved
 from hub_cache import FIRST, NAME, SECOND, commit, moved
 from tokenizers import Tokenizer
 
-from selectbench.choices.tokenizer import Bpe, PretrainedTokenizer
+from selectbench.choices.model import Bpe, PretrainedTokenizer
 from selectbench.data.tokenizer import END_OF_TEXT, make_tokenizer
-from selectbench.suite.data import Dataset
+from selectbench.suite.sources import Dataset
 
 
 @pytest.fixture

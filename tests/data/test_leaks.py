@@ -6,9 +6,9 @@ from data.made import REFRAIN, STORIES, TEXTS, chat, decoded, made, token_file
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from selectbench.data.sources import BLOCK_TOKENS, open_tokens, split_tokens, without_leaks
 from selectbench.data.split import HELDOUT_FRACTION, SHORTEST_LEAK_CHARACTERS, normalised
-from selectbench.data.tokens import BLOCK_TOKENS, open_tokens, split_tokens, without_leaks
-from selectbench.suite.data import Apart
+from selectbench.suite.sources import Apart
 
 LEAKY = [
     *STORIES,
@@ -127,7 +127,7 @@ def test_no_block_of_held_out_tokens_is_in_training(training, heldout, copies):
 
 
 def test_blocks_are_found_across_chunks_of_the_training_tokens(monkeypatch):
-    monkeypatch.setattr("selectbench.data.tokens._CHUNK", 50)
+    monkeypatch.setattr("selectbench.data.sources._CHUNK", 50)
     training = np.random.default_rng(0).integers(0, 60_000, 500)
     for start in range(500 - BLOCK_TOKENS + 1):
         _, taken = without_leaks(

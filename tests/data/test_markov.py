@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from processes import start
 
-from selectbench.data.markov import Source, emit, make_source
 from selectbench.data.prepare import prepare
-from selectbench.suite.data import MarkovSource
+from selectbench.data.sources import Source, emit, make_source
+from selectbench.suite.sources import MarkovSource
 
 SPECS = st.builds(
     MarkovSource, markov=st.integers(2, 6), vocab_size=st.integers(6, 60), branches=st.integers(2, 6),
@@ -139,7 +139,8 @@ def test_sizes_and_facts():
 
 def test_two_runs_at_once_agree():
     code = (
-        "from selectbench.data.prepare import prepare; from selectbench.suite.data import MarkovSource; input(); "
+        "from selectbench.data.prepare import prepare; from selectbench.suite.sources import MarkovSource; "
+        "input(); "
         "p = prepare(MarkovSource(markov=8, train_tokens=100_000), None); print(p.key, p.train().sum())"
     )
     runs = [start([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(2)]

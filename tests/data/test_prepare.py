@@ -15,15 +15,14 @@ import pytest
 from processes import start
 from tokenizers import Tokenizer as HfTokenizer
 
-from selectbench.choices.tokenizer import Bpe, Bytes
-from selectbench.data.cache import ABANDONED_SECONDS, cache_root, publish
-from selectbench.data.prepare import check_enough, epochs, prepare
-from selectbench.data.prepared import Prepared
+from selectbench.choices.model import Bpe, Bytes
+from selectbench.data.prepare import prepare
+from selectbench.data.prepared import ABANDONED_SECONDS, Prepared, cache_root, check_enough, epochs, publish
 from selectbench.data.split import SHORTEST_LEAK_CHARACTERS, normalised
 from selectbench.data.tokenizer import END_OF_TEXT
 from selectbench.errors import UserError
-from selectbench.suite.data import Apart, EmbeddedCorpus, TextFiles
 from selectbench.suite.job import Job
+from selectbench.suite.sources import Apart, EmbeddedCorpus, TextFiles
 
 BPE = Bpe(bpe=400)
 
@@ -88,7 +87,7 @@ def test_no_line_of_the_bible_is_held_out_and_trained_on():
 def test_the_second_time_comes_from_the_cache_without_reading_the_bible():
     code = (
         "import sys; from selectbench.data.prepare import prepare; "
-        "from selectbench.suite.data import EmbeddedCorpus; from selectbench.choices.tokenizer import Bpe; "
+        "from selectbench.suite.sources import EmbeddedCorpus; from selectbench.choices.model import Bpe; "
         "p = prepare(EmbeddedCorpus(), Bpe(bpe=300), notify=print); "
         "print(p.key, sorted({'pythonbible', 'tokenizers', 'torch'} & set(sys.modules)))"
     )
@@ -124,7 +123,7 @@ def test_the_key_follows_content_and_tokenizer_not_the_name(story, tmp_path):
 def test_processes_that_prepare_at_once_agree(story, cache):
     code = (
         "import sys; from selectbench.data.prepare import prepare; "
-        "from selectbench.suite.data import TextFiles; from selectbench.choices.tokenizer import Bpe; input(); "
+        "from selectbench.suite.sources import TextFiles; from selectbench.choices.model import Bpe; input(); "
         f"p = prepare(TextFiles(text=[{str(story)!r}]), Bpe(bpe=400)); print(p.folder, p.train().sum())"
     )
     runs = [start([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(3)]
@@ -302,7 +301,7 @@ def test_a_user_without_rights_reads_the_cache_but_cannot_write_one(story, open_
         "import os\n"
         "from selectbench.data.prepare import prepare\n"
         "from selectbench.errors import UserError\n"
-        "from selectbench.suite.data import TextFiles; from selectbench.choices.tokenizer import Bpe\n"
+        "from selectbench.suite.sources import TextFiles; from selectbench.choices.model import Bpe\n"
         f"data = TextFiles(text=[{str(text)!r}])\n"
         "prepare(data, Bpe(bpe=400))\n"  # imports all: others may not read the interpreter
         "os.setuid(65534)\n"
@@ -393,7 +392,7 @@ def test_text_of_which_nothing_can_be_held_out_is_refused_before_a_tokenizer_is_
 
 
 def test_the_training_of_a_tokenizer_says_that_it_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("selectbench.data.progress.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("selectbench.data.write.SECONDS_BETWEEN", 0.0)
     (tmp_path / "a.txt").write_text("\n".join(TWICE))
     said = []
     prepare(texts(tmp_path / "a.txt"), BPE, notify=said.append)

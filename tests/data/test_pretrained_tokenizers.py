@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-from selectbench.choices.tokenizer import PretrainedTokenizer
-from selectbench.data.coverage import check_alphabet
-from selectbench.data.encode import encode
-from selectbench.data.tokenizer import END_OF_TEXT, make_tokenizer
+from selectbench.choices.model import PretrainedTokenizer
+from selectbench.data.tokenizer import END_OF_TEXT, check_alphabet, make_tokenizer
+from selectbench.data.write import encode
 from selectbench.errors import UserError
 
 

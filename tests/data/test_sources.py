@@ -23,10 +23,10 @@ from data.made import (
     parquet,
 )
 
-from selectbench.choices.tokenizer import Bpe
+from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
-from selectbench.suite.data import Apart, Chat, Dataset, JsonLines, OwnDocuments, Parquet
+from selectbench.suite.sources import Apart, Chat, Dataset, JsonLines, OwnDocuments, Parquet
 
 RECORDS = {name: write for name, write in TEXTS.items() if name != "text"}
 

@@ -11,10 +11,9 @@ from data.made import STORIES, decoded, jsonl, made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectbench.choices.tokenizer import Bpe, Bytes, Unigram, WordPiece
-from selectbench.data.encode import bytes_of_tokens, encode
-from selectbench.data.tokenizer import END_OF_TEXT, _counted_words, make_tokenizer
-from selectbench.data.unigram import train_pieces
+from selectbench.choices.model import Bpe, Bytes, Unigram, WordPiece
+from selectbench.data.tokenizer import END_OF_TEXT, _counted_words, make_tokenizer, train_pieces
+from selectbench.data.write import bytes_of_tokens, encode
 from selectbench.errors import UserError
 
 SPECS = {
@@ -171,7 +170,7 @@ def test_words_are_counted_stretch_by_stretch_and_rare_ones_left_out(monkeypatch
 
 def test_a_unigram_model_is_of_the_most_frequent_parts_of_words(monkeypatch):
     """Long words have many parts, and each part many stretches that all would be held."""
-    monkeypatch.setattr("selectbench.data.unigram.MOST_PARTS", 2)
+    monkeypatch.setattr("selectbench.data.tokenizer.MOST_PARTS", 2)
     pieces = dict(train_pieces({"ab" * 12 + "xy" * 12: 5, "cd" * 12: 4, "ef": 3}, list("abcdefxy"), 40))
     assert {character for piece in pieces if len(piece) > 1 for character in piece} == set("abxy")
     assert set("abcdefxy") <= pieces.keys()
@@ -190,10 +189,10 @@ def test_a_unigram_model_has_every_byte_and_no_more_than_was_asked_for(pieces):
 
 IDS_OF_THE_BIBLE = """
 import hashlib, itertools, sys
-from selectbench.choices.tokenizer import Bpe, Unigram, WordPiece
-from selectbench.data.corpus import open_corpus
+from selectbench.choices.model import Bpe, Unigram, WordPiece
+from selectbench.data.sources import open_corpus
 from selectbench.data.tokenizer import make_tokenizer
-from selectbench.suite.data import EmbeddedCorpus
+from selectbench.suite.sources import EmbeddedCorpus
 kind = {"bpe": Bpe, "unigram": Unigram, "wordpiece": WordPiece}[sys.argv[1]]
 text = open_corpus(EmbeddedCorpus(corpus="bible"), print).documents(print)
 chapters = list(itertools.islice(text, 100))
@@ -223,7 +222,7 @@ def ids_of_the_bible(name, hash_seed, threads):
 @pytest.mark.parametrize("name", SPECS)
 def test_batches_are_the_same_as_one_by_one(name, monkeypatch):
     """Documents of several batches, encoded with and without bytes, give the tokens of each alone."""
-    monkeypatch.setattr("selectbench.data.encode.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("selectbench.data.write.BATCH_CHARACTERS", 500)
     tokenizer = trained(name)
     fast = [batch.ids for batch in encode(tokenizer, STORIES)]
     assert len(fast) > 10

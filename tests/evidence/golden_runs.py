@@ -35,12 +35,9 @@ from evidence.golden_trials import (
 from made_records import HOT, SHARED, make_meters
 from msgspec.structs import replace
 
-from selectbench.record.inside import Inside, Sample
-from selectbench.record.meters import Architecture, Meters
-from selectbench.record.record import RankMemory, Record
+from selectbench.record.record import Architecture, Inside, Meters, RankMemory, Record, Sample
 from selectbench.record.store import RECORDS
-from selectbench.suite.job import LrSchedule
-from selectbench.suite.schedule import shape_sha256, shares
+from selectbench.suite.job import LrSchedule, shape_sha256, shares
 
 SHAPE = Architecture(
     matmul_parameters=10**11, block_matmul_parameters=9 * 10**10, attention_width=4096, seq_len=128

@@ -8,7 +8,7 @@ from typing import Any
 
 from made_sentences import WORDS
 
-from selectbench.record.sentences import Sentences
+from selectbench.record.record import Sentences
 
 
 def sentences(count: int, wrong: int) -> tuple[list[str], list[str]]:

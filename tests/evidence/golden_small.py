@@ -20,8 +20,7 @@ from evidence.golden_trials import (
 )
 from made_records import HOT, make_meters
 
-from selectbench.suite.job import LrSchedule
-from selectbench.suite.schedule import shape_sha256, shares
+from selectbench.suite.job import LrSchedule, shape_sha256, shares
 
 
 def mixed_states() -> Run:

@@ -34,19 +34,19 @@ from typer.testing import CliRunner
 
 from selectbench.cli import app
 from selectbench.errors import ExitCode, MissingPackageError, UserError
+from selectbench.gpu.devices import Gpu
 from selectbench.launch.stages import Ground, stages
 from selectbench.machine import Machine
-from selectbench.nvml import Gpu
 from selectbench.plan.plan import make_plan
-from selectbench.record.calibration import Calibration, Rate
+from selectbench.record.environment import Calibration, Rate
 from selectbench.record.record import Record
-from selectbench.record.run_files import ENVIRONMENT as ENVIRONMENT_FILE
-from selectbench.record.run_files import PAGE
-from selectbench.record.run_files import SUITE as SUITE_FILE
+from selectbench.record.run_folder import ENVIRONMENT as ENVIRONMENT_FILE
+from selectbench.record.run_folder import PAGE
+from selectbench.record.run_folder import SUITE as SUITE_FILE
 from selectbench.record.store import FILE_NAME
 from selectbench.report.past_runs import calibration_table
 from selectbench.suite.load import load_suite
-from selectbench.suite.shipped import names as shipped_names
+from selectbench.suite.load import names as shipped_names
 from selectbench.suite.suite import Option
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -221,8 +221,8 @@ def on(machine: Machine, *, has_data: bool = False) -> Iterator[None]:
         "selectbench.launch.preparation.wrong_device_reason": lambda device=None: None,
         "selectbench.launch.preview.idle_now": lambda asked, need: (list(machine.gpus), []),
         "selectbench.plan.plan.usable_cores": lambda: 2.0,
-        "selectbench.plan.rates._matmul_flops_per_second": lambda: 1e11,
-        "selectbench.data.weights_content.cached_commit": lambda name, revision: None,
+        "selectbench.plan.duration._matmul_flops_per_second": lambda: 1e11,
+        "selectbench.data.prepared.cached_commit": lambda name, revision: None,
         **({} if has_data else {"selectbench.launch.preview.prepare_data": no_data}),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:

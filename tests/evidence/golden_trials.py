@@ -15,10 +15,9 @@ from typing import Any
 from made_records import make_failure, make_meters, make_record, speed
 from msgspec.structs import replace
 
-from selectbench.record.as_json import LOSSES, SETTINGS
-from selectbench.record.record import EvaluationPoint, Record
-from selectbench.record.run_files import ENVIRONMENT as ENVIRONMENT_FILE
-from selectbench.record.run_files import SUITE as SUITE_FILE
+from selectbench.record.record import LOSSES, SETTINGS, EvaluationPoint, Record
+from selectbench.record.run_folder import ENVIRONMENT as ENVIRONMENT_FILE
+from selectbench.record.run_folder import SUITE as SUITE_FILE
 from selectbench.record.run_folder import suite_text
 from selectbench.record.store import FILE_NAME, RECORDS
 from selectbench.suite.load import load_suite

@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from selectbench.launch.publish import files, read_run
 from selectbench.record.record import Completed
-from selectbench.record.run_files import ENVIRONMENT, SUITE
+from selectbench.record.run_folder import ENVIRONMENT, SUITE
 from selectbench.record.store import FILE_NAME
 
 SUITES = (

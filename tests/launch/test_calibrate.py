@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from stand_in import StandIn
 
 from selectbench.errors import UserError
+from selectbench.gpu.devices import gpus
 from selectbench.launch import calibrate as module
 from selectbench.launch.calibrate import calibrate
-from selectbench.nvml import gpus
-from selectbench.plan.peaks import peak_flops_per_second
-from selectbench.record.calibration import FILE_NAME, Calibration, Rate, store, stored, stored_rates
+from selectbench.plan.duration import peak_flops_per_second
+from selectbench.record.environment import FILE_NAME, Calibration, Rate, store, stored, stored_rates
 
 
 @pytest.fixture(autouse=True)

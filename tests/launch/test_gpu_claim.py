@@ -18,13 +18,12 @@ from processes import Process, start
 from stand_in import StandIn
 
 from selectbench.errors import UserError
-from selectbench.launch import gpu_claim
-from selectbench.launch.gpu_claim import GpuClaim, claim_gpus, idle_now
-from selectbench.launch.gpu_lock import TURN, GpuLock, try_lock
+from selectbench.gpu.devices import gpus
+from selectbench.gpu.reading import use_of
+from selectbench.launch import gpus as gpu_claim
+from selectbench.launch.gpus import TURN, GpuClaim, GpuLock, claim_gpus, idle_now, try_lock
 from selectbench.launch.server import TrialServers, server_environment
-from selectbench.nvml import gpus
-from selectbench.nvml.idle import use_of
-from selectbench.plan.gpu_need import GpuNeed
+from selectbench.plan.plan import GpuNeed
 
 A, B = "GPU-aaaa0000-0000-0000-0000-000000000000", "GPU-bbbb0000-0000-0000-0000-000000000000"
 ONE, BOTH, ALL = GpuNeed(1, 1), GpuNeed(2, 2), GpuNeed(1, None)
@@ -32,8 +31,8 @@ ONE, BOTH, ALL = GpuNeed(1, 1), GpuNeed(2, 2), GpuNeed(1, None)
 CLAIM = """\
 import json, sys
 from selectbench.errors import UserError
-from selectbench.launch.gpu_claim import claim_gpus
-from selectbench.plan.gpu_need import GpuNeed
+from selectbench.launch.gpus import claim_gpus
+from selectbench.plan.plan import GpuNeed
 count = int(sys.argv[1])
 try:
     claim = claim_gpus(None, GpuNeed(count, count), wait="wait" in sys.argv, notify=lambda _: None)

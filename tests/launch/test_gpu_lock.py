@@ -12,12 +12,12 @@ import pytest
 from processes import Process, start
 
 from selectbench.errors import UserError
-from selectbench.launch import gpu_lock
-from selectbench.launch.gpu_lock import DEFAULT_FOLDER, TURN, holder_pid, is_locked, lock_folder, my_turn, try_lock
+from selectbench.launch import gpus as gpu_lock
+from selectbench.launch.gpus import DEFAULT_FOLDER, TURN, holder_pid, is_locked, lock_folder, my_turn, try_lock
 
 HOLD = """\
 import sys
-from selectbench.launch.gpu_lock import try_lock
+from selectbench.launch.gpus import try_lock
 lock = try_lock(sys.argv[1])
 print("held" if lock else "refused", flush=True)
 sys.stdin.read()

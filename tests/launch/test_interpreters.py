@@ -13,9 +13,8 @@ import pytest
 from launch.harness import TINY_SUITE, Workplace
 
 from selectbench.errors import UserError
-from selectbench.interpreter import inspect_interpreter, machine_for, worker_problem
 from selectbench.launch.server import server_environment
-from selectbench.machine import Machine
+from selectbench.machine import Machine, inspect_interpreter, machine_for, worker_problem
 
 MARK = "0.0.99"
 """The version of a distribution that only the other environment has."""
@@ -141,7 +140,7 @@ def test_the_packages_asked_for_are_all_that_the_worker_imports(tmp_path: Path) 
     code = (
         "from importlib import metadata\n"
         "from packaging.requirements import Requirement\n"
-        "from selectbench.interpreter import WORKER_PACKAGES\n"
+        "from selectbench.machine import WORKER_PACKAGES\n"
         "seen, todo = set(), list(WORKER_PACKAGES)\n"
         "while todo:\n"
         "    name = todo.pop()\n"

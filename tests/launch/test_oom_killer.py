@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from launch.harness import Workplace
 
-from selectbench.launch.cgroup import oom_kills
+from selectbench.launch.trial import oom_kills
 
 LIMIT_BYTES = 1 << 30
 MEMORY_V1 = Path("/sys/fs/cgroup/memory")

@@ -10,7 +10,7 @@ import pytest
 from launch.test_trial_runner import a_bench
 
 from selectbench.launch.server import TrialServer, server_environment
-from selectbench.openmp import SHORT_WAIT, WAIT_VARIABLES
+from selectbench.machine import SHORT_WAIT, WAIT_VARIABLES
 from selectbench.record.environment import collect_environment
 from selectbench.record.record import Completed
 

@@ -17,7 +17,7 @@ from other_system import is_there, missing
 
 import selectbench
 from selectbench.errors import ExitCode
-from selectbench.record.run_files import ENVIRONMENT, SUITE
+from selectbench.record.run_folder import ENVIRONMENT, SUITE
 from selectbench.record.store import FILE_NAME
 
 SYSTEMS = {"darwin": "macOS", "win32": "Windows"}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from selectbench.launch.outcome import Ending, outcome_of
+from selectbench.launch.trial import Ending, outcome_of
 from selectbench.record.record import Failed
 from selectbench.record.wire import GaveUp
 

@@ -14,9 +14,8 @@ from launch.harness import TINY_SUITE, corpus
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from selectbench.data.kept_digest import kept_sha256
-from selectbench.launch.order import make_order
-from selectbench.launch.preparation import Preparation, Request, prepare_all
+from selectbench.data.prepared import kept_sha256
+from selectbench.launch.preparation import Preparation, Request, make_order, prepare_all
 from selectbench.record.run_folder import fingerprint
 from selectbench.record.wire import Finished
 from selectbench.worker.model import weights_sha256
@@ -98,7 +97,7 @@ def test_weights_are_read_once_until_they_change(
     first = kept_sha256(path)
     assert first == kept_sha256(path) == hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(read) == 2, "it was written a moment ago: its clock may not tell the next change"
-    monkeypatch.setattr("selectbench.data.kept_digest.SETTLED_NS", 0)
+    monkeypatch.setattr("selectbench.data.prepared.SETTLED_NS", 0)
     assert first == kept_sha256(path) == kept_sha256(path)
     assert len(read) == 3
     times = path.stat()

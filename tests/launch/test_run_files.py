@@ -22,10 +22,7 @@ from pytest_benchmark.stats import Stats
 import selectbench
 from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
-from selectbench.launch.job_summary import MOST_BYTES, add_to_job_summary
-from selectbench.launch.past_runs import past_runs
-from selectbench.launch.publish import read_run
-from selectbench.launch.side_by_side import compare_runs, gate_run
+from selectbench.launch.publish import MOST_BYTES, add_to_job_summary, compare_runs, gate_run, past_runs, read_run
 from selectbench.record.record import Record
 from selectbench.report.files import benchmark_json, render_csv
 from selectbench.suite.load import load_suite

@@ -14,16 +14,14 @@ from msgspec.structs import replace
 
 import selectbench.launch.trial as trial
 from selectbench.choices import Choices
-from selectbench.choices.tokenizer import Bpe
+from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.launch.server import TrialServer
-from selectbench.launch.signals import StopRequest
-from selectbench.launch.trial import TrialEnd, TrialRunner
-from selectbench.record.as_json import NOTHING
-from selectbench.record.record import Completed, Failed, Trial
+from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner
+from selectbench.record.record import NOTHING, Completed, Failed, Trial
 from selectbench.record.wire import Order, Progress
-from selectbench.suite.data import TextFiles
 from selectbench.suite.job import Job
+from selectbench.suite.sources import TextFiles
 from selectbench.suite.suite import Limits
 
 CHOICES = Choices.model_validate({"optimizer": {"name": "adamw", "lr": 1e-3}, "micro_batch_size": 2})

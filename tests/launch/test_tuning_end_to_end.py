@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 from launch.harness import TINY_SUITE, Workplace, until
 
-from selectbench.suite.job import LrSchedule
+from selectbench.suite.job import LrSchedule, shape_sha256, shares
 from selectbench.suite.load import load_suite
-from selectbench.suite.schedule import shape_sha256, shares
 
 pytestmark = pytest.mark.slow
 BADLY_GUESSED = """\

@@ -10,13 +10,16 @@ from evidence.readme_table import ROOT
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from selectbench.choices import REGISTRY, tag_of
+from selectbench.choices import REGISTRY
+from selectbench.choices.choice import tag_of
 from selectbench.doctor import (
     EXTRAS,
     OPTIONAL_PACKAGES,
     Finding,
     check_cache,
+    check_calibration,
     check_compilers,
+    check_meters,
     check_package,
     check_packages,
     check_python_headers,
@@ -25,9 +28,8 @@ from selectbench.doctor import (
     render,
     supported_choices,
 )
-from selectbench.doctor.gpu import check_calibration, check_meters
 from selectbench.machine import Machine, inspect_machine
-from selectbench.record.calibration import Calibration, Rate, store
+from selectbench.record.environment import Calibration, Rate, store
 
 ASDICT = "asdict(doctor.{}())"
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from selectbench.documented import field_texts
 from selectbench.record.environment import (
     Environment,
     code_sha256,
@@ -18,6 +17,7 @@ from selectbench.record.environment import (
     fingerprint_part,
     without_folders,
 )
+from selectbench.text import field_texts
 
 
 def test_every_key_is_documented_and_the_whole_is_json():

@@ -10,7 +10,7 @@ import pynvml
 import pytest
 from stand_in import StandIn
 
-from selectbench import nvml
+from selectbench.gpu import devices as nvml
 
 ENERGY = pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION
 INSTANT, AVERAGE = pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_FI_DEV_POWER_AVERAGE

@@ -8,9 +8,7 @@ import pytest
 from fake_torch import FakeTorch
 from stand_in import StandIn
 
-from selectbench.nvml import Gpu, gpus, torch_devices
-from selectbench.nvml.same_device import first_difference
-from selectbench.nvml.torch_devices import TorchDevice, read_probe
+from selectbench.gpu.devices import Gpu, TorchDevice, _ask, first_difference, gpus, read_probe
 
 A, B = "GPU-aaaa0000-0000-0000-0000-000000000000", "GPU-bbbb0000-0000-0000-0000-000000000000"
 A_PLACE, B_PLACE = (0, 0x3B, 0), (0, 0xAF, 0)
@@ -39,7 +37,7 @@ def sliced(driver: StandIn) -> StandIn:
 
 @pytest.fixture
 def torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeTorch:
-    torch_devices._ask.cache_clear()
+    _ask.cache_clear()
     found = FakeTorch(tmp_path / "site")
     monkeypatch.setenv("PYTHONPATH", str(found.folder))
     return found
@@ -169,7 +167,7 @@ def test_numbers_are_nvmls_where_torch_does_not_say(
 ) -> None:
     torch.shows("cccc0000-0000-0000-0000-000000000000")
     assert uuids(monkeypatch, "0,1") == [A, B]
-    torch_devices._ask.cache_clear()
+    _ask.cache_clear()
     (torch.folder / "torch" / "__init__.py").write_text("raise RuntimeError('broken')\n")
     assert uuids(monkeypatch, "0,1") == [A, B]
 

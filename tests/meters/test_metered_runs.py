@@ -13,17 +13,15 @@ import pytest
 from launch.harness import TINY_SUITE, all_pids, corpus
 from stand_in import StandIn, Value
 
-from selectbench.analysis.energy import energy
-from selectbench.analysis.gpu_state import state_of
-from selectbench.launch.attempts import pending
-from selectbench.launch.gpu_claim import GpuClaim
+from selectbench.analysis.formulas import energy
+from selectbench.analysis.metrics import state_of
+from selectbench.gpu.devices import gpus
+from selectbench.gpu.sampler import FILE_NAME, descends_from
+from selectbench.launch.gpus import GpuClaim
 from selectbench.launch.preparation import Preparation, Request, prepare_all
 from selectbench.launch.run import Result, run
-from selectbench.meters.samples import FILE_NAME
-from selectbench.meters.tenancy import descends_from
-from selectbench.nvml import gpus
-from selectbench.record.meters import GpuMeters
-from selectbench.record.record import Completed, Failed, Record
+from selectbench.launch.stages import pending
+from selectbench.record.record import Completed, Failed, GpuMeters, Record
 from selectbench.record.store import read_records
 
 pytestmark = pytest.mark.slow

@@ -14,14 +14,12 @@ import pytest
 import torch
 from launch.harness import Workplace
 
-from selectbench.meters.reduction import Moments, gpu_meters
-from selectbench.meters.sampler import Sampler
-from selectbench.meters.settle import TOLERANCE_BYTES, settle
-from selectbench.nvml import gpus
-from selectbench.nvml.idle import use_of
-from selectbench.nvml.same_device import first_difference
-from selectbench.nvml.torch_devices import devices_of_torch
-from selectbench.record.meters import GpuMeters
+from selectbench.gpu.devices import devices_of_torch, first_difference, gpus
+from selectbench.gpu.meters import TOLERANCE_BYTES, settle
+from selectbench.gpu.reading import use_of
+from selectbench.gpu.reduction import Moments, gpu_meters
+from selectbench.gpu.sampler import Sampler
+from selectbench.record.record import GpuMeters
 from selectbench.suite.suite import MeterSettings
 
 pytestmark = [

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectbench.meters.reduction import POINTS, Moments, gpu_meters
-from selectbench.meters.samples import GpuSamples
-from selectbench.nvml import Gpu
-from selectbench.nvml.idle import Tenant, Use
-from selectbench.nvml.reading import MemoryReading, ProcessReading, StateReading
-from selectbench.record.meters import GpuMeters
+from selectbench.gpu.devices import Gpu
+from selectbench.gpu.reading import MemoryReading, ProcessReading, StateReading, Tenant, Use
+from selectbench.gpu.reduction import POINTS, Moments, gpu_meters
+from selectbench.gpu.sampler import GpuSamples
+from selectbench.record.record import GpuMeters
 
 GIB = 1 << 30
 GPU = Gpu(

@@ -15,12 +15,10 @@ from launch.harness import until
 from processes import start
 from stand_in import StandIn
 
-from selectbench.meters import sampler as sampler_module
-from selectbench.meters.sampler import Sampler
-from selectbench.meters.samples import FILE_NAME, GpuSamples, write_samples
-from selectbench.meters.tenancy import descends_from
-from selectbench.nvml import gpus
-from selectbench.nvml.idle import Use
+from selectbench.gpu import sampler as sampler_module
+from selectbench.gpu.devices import gpus
+from selectbench.gpu.reading import Use
+from selectbench.gpu.sampler import FILE_NAME, GpuSamples, Sampler, descends_from, write_samples
 from selectbench.suite.suite import MeterSettings
 
 QUICK = MeterSettings(memory_interval_seconds=0.01, interval_seconds=0.01)

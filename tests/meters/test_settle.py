@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 
 from stand_in import StandIn, Value
 
-from selectbench.meters.settle import TOLERANCE_BYTES, Ready, settle
-from selectbench.nvml import gpus
-from selectbench.nvml.idle import use_of
+from selectbench.gpu.devices import gpus
+from selectbench.gpu.meters import TOLERANCE_BYTES, Ready, settle
+from selectbench.gpu.reading import use_of
 
 MIB, GIB = 1 << 20, 1 << 30
 

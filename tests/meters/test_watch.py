@@ -10,11 +10,10 @@ import pytest
 from made_records import IDENTITY, MEASUREMENT
 from stand_in import StandIn
 
-from selectbench.meters.watch import GpuWatch
-from selectbench.nvml import gpus
-from selectbench.record.as_json import NO_LOSSES
-from selectbench.record.calibration import Calibration, Rate, store
-from selectbench.record.meters import Meters
+from selectbench.gpu.devices import gpus
+from selectbench.gpu.meters import GpuWatch
+from selectbench.record.environment import Calibration, Rate, store
+from selectbench.record.record import NO_LOSSES, Meters
 from selectbench.record.wire import Finished, RankDevice
 from selectbench.suite.suite import MeterSettings
 

@@ -12,25 +12,25 @@ from made_records import make_record
 from msgspec.structs import replace
 
 from selectbench.data.prepare import prepare
+from selectbench.gpu.devices import Gpu
 from selectbench.machine import Machine, cpu_model, usable_cores
-from selectbench.nvml import Gpu
-from selectbench.plan.estimate import (
+from selectbench.plan.duration import (
     COMPILE_SECONDS,
     IMPORT_SECONDS,
     SETTLE_SECONDS,
     TRIAL_SECONDS,
+    History,
     estimate,
+    past_trials,
     stage_costs,
 )
-from selectbench.plan.history import History, past_trials
 from selectbench.plan.plan import Plan, make_plan
-from selectbench.record.as_json import SETTINGS
-from selectbench.record.calibration import Calibration, Rate, store
-from selectbench.record.record import Record
-from selectbench.record.run_files import ENVIRONMENT
+from selectbench.record.environment import Calibration, Rate, store
+from selectbench.record.record import SETTINGS, Record
+from selectbench.record.run_folder import ENVIRONMENT
 from selectbench.record.store import FILE_NAME, append_record
 from selectbench.suite.load import load_suite
-from selectbench.suite.stage import speed_suite
+from selectbench.suite.stages import speed_suite
 from selectbench.suite.suite import Suite
 
 PACKAGES = {"torch": "2.13.0", "transformers": "5.23.0"}

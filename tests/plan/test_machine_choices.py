@@ -13,15 +13,13 @@ from rich.console import Console
 from stand_in import StandIn
 
 from selectbench.errors import UserError
+from selectbench.gpu.devices import Gpu
 from selectbench.launch.publish import suite_of_option
 from selectbench.machine import Machine, inspect_machine
-from selectbench.nvml import Gpu
-from selectbench.plan.machine_choices import FITTING_SHARE, settled_for
-from selectbench.plan.plan import Plan, make_plan
+from selectbench.plan.plan import FITTING_SHARE, Plan, make_plan, settled_for
 from selectbench.record.run_folder import suite_text
 from selectbench.report.plan import plan_as_json, print_plan
-from selectbench.suite.load import load_suite
-from selectbench.suite.shipped import names
+from selectbench.suite.load import load_suite, names
 from selectbench.suite.suite import Suite
 
 EVERYTHING = dict.fromkeys(

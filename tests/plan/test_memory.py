@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from selectbench.choices import Choices
-from selectbench.plan.layout import Regime, layout_of
-from selectbench.plan.memory import COMMUNICATION_BYTES, CONTEXT_BYTES, MemoryNeed, memory_need
+from selectbench.plan.memory import COMMUNICATION_BYTES, CONTEXT_BYTES, MemoryNeed, Regime, layout_of, memory_need
 from selectbench.suite.job import Job
 
 GPT2 = {

@@ -12,10 +12,8 @@ from rich.console import Console
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.machine import Machine
-from selectbench.plan.estimate import estimate
-from selectbench.plan.history import History
-from selectbench.plan.plan import Plan, make_plan
-from selectbench.plan.warnings import heldout_warnings, suite_warnings, vocabulary_warnings
+from selectbench.plan.duration import History, estimate
+from selectbench.plan.plan import Plan, heldout_warnings, make_plan, suite_warnings, vocabulary_warnings
 from selectbench.report.plan import plan_as_json, print_plan
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite

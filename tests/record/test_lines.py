@@ -13,15 +13,16 @@ from msgspec import json
 from msgspec.structs import replace
 
 from selectbench.choices import Choices
-from selectbench.documented import field_texts
 from selectbench.errors import UserError
-from selectbench.record import inside, meters, record, sentences
-from selectbench.record.as_json import LOSSES, SETTINGS
-from selectbench.record.record import Completed, Record, Trial
-from selectbench.record.recorded import Recorded
+from selectbench.record import record
+from selectbench.record import record as inside
+from selectbench.record import record as meters
+from selectbench.record import record as sentences
+from selectbench.record.record import LOSSES, SETTINGS, Completed, Record, Recorded, Trial
 from selectbench.record.store import RECORDS, append_record, read_records
 from selectbench.record.wire import EVENTS, ORDERS, GaveUp, Order, Progress
 from selectbench.suite.job import Job
+from selectbench.text import field_texts
 
 LOSS = b'"final_loss":5.5'
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from selectbench.analysis.row import Ranking
+from selectbench.analysis.result import Ranking
 from selectbench.record.record import Record
 from selectbench.report import html, markdown
 from selectbench.report.option import option_report

@@ -6,10 +6,16 @@ from made_records import make_failure, make_record, make_suite, speed
 from rich.console import Console
 
 from selectbench import units
-from selectbench.launch.display import LiveDisplay, PlainDisplay, make_display
-from selectbench.launch.display_state import State
-from selectbench.launch.picture import picture
-from selectbench.launch.time_left import Pace, RunningTrial, TimeLeft
+from selectbench.launch.display import (
+    LiveDisplay,
+    Pace,
+    PlainDisplay,
+    RunningTrial,
+    State,
+    TimeLeft,
+    make_display,
+    picture,
+)
 
 DONE = make_record("a", 0, **speed(11_420)).outcome
 OOM = make_failure("a", 0, "oom", "CUDA out of memory [red]\nmore").outcome

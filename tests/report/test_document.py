@@ -35,8 +35,7 @@ from selectbench.report.document import (
     Table,
     Text,
 )
-from selectbench.report.escape import one_line
-from selectbench.report.figures import shown
+from selectbench.report.figures import one_line, shown
 from selectbench.report.sections import report
 from selectbench.report.terminal import print_document
 from selectbench.units import size

@@ -18,12 +18,11 @@ from msgspec.structs import replace
 from report.rendered import render, render_option
 from rich.console import Console
 
-from selectbench.analysis import flops, mfu
-from selectbench.analysis.gpu_state import RULE
+from selectbench.analysis.formulas import FLOPS_RULE, IMPOSSIBLE, MFU_RULE
+from selectbench.analysis.metrics import GPU_STATE_RULE
 from selectbench.analysis.ranking import rank
-from selectbench.plan.peaks import source
-from selectbench.record.meters import Meters
-from selectbench.record.record import Record
+from selectbench.plan.duration import source
+from selectbench.record.record import Meters, Record
 from selectbench.report.markdown import escape as markdown
 from selectbench.report.terminal import print_ranking
 
@@ -129,11 +128,11 @@ def test_the_share_of_the_arithmetic_with_what_it_is_a_share_of() -> None:
 
 def test_the_formula_and_the_data_sheet_stand_under_how_it_was_measured() -> None:
     text = section(report(*counted(make_run([{}] * 3))), "How it was measured")
-    assert markdown(flops.RULE) in text
-    assert markdown(mfu.RULE) in text
+    assert markdown(FLOPS_RULE) in text
+    assert markdown(MFU_RULE) in text
     assert f"Data sheets: NVIDIA H100 80GB HBM3: {markdown(str(source('NVIDIA H100 80GB HBM3')))}." in text
     without = section(report(*make_run([{}] * 3)), "How it was measured")
-    assert markdown(flops.RULE) not in without
+    assert markdown(FLOPS_RULE) not in without
 
 
 def test_unknown_shares_are_told_once_with_the_cause() -> None:
@@ -148,7 +147,7 @@ def test_unknown_shares_are_told_once_with_the_cause() -> None:
 
 def test_a_share_above_one_is_withheld_in_every_report() -> None:
     run = counted(make_run([{}] * 3), parameters=2 * 10**11)
-    told = f"fp32: utilisation {mfu.IMPOSSIBLE}, so it is withheld (seed 0, 1, 2)"
+    told = f"fp32: utilisation {IMPOSSIBLE}, so it is withheld (seed 0, 1, 2)"
     text = report(*run)
     assert told in text
     assert told in terminal(*run, 300)
@@ -160,7 +159,7 @@ def test_a_share_above_one_is_withheld_in_every_report() -> None:
 
 def test_the_rules_stand_under_how_it_was_measured() -> None:
     text = section(report(*make_run([{}] * 3, meters={"memory_interval_seconds": 0.02})), "How it was measured")
-    assert markdown(RULE) in text
+    assert markdown(GPU_STATE_RULE) in text
     assert "It is read from the boards' energy counters" in text
     assert "their memory every 0.02 s and all else every 0.1 s" in text
 

@@ -6,7 +6,8 @@ from msgspec.structs import replace
 from report.rendered import render
 from rich.console import Console
 
-from selectbench.analysis.ranking import Ranking, rank
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import Ranking
 from selectbench.record.record import RankMemory
 from selectbench.report.identity import in_full, in_short
 from selectbench.report.terminal import print_ranking

@@ -10,8 +10,7 @@ from report.rendered import render, render_option
 from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
 from selectbench.launch.publish import SHORT, StoredRun, report_text
-from selectbench.record.as_json import LOSSES
-from selectbench.record.record import EvaluationPoint, Record
+from selectbench.record.record import LOSSES, EvaluationPoint, Record
 from selectbench.record.store import append_record, read_records
 from selectbench.report.markdown import escape as markdown
 

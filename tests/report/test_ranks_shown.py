@@ -10,7 +10,8 @@ from made_records import make_record, make_suite, speed
 from report.rendered import render, render_page
 from rich.console import Console
 
-from selectbench.analysis.ranking import Ranking, rank
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import Ranking
 from selectbench.launch.publish import COMMAND
 from selectbench.record.record import Record
 from selectbench.report.figures import shown

@@ -13,7 +13,7 @@ from report.rendered import render, render_page
 from rich.console import Console
 
 from selectbench.analysis.ranking import rank
-from selectbench.analysis.row import Ranking
+from selectbench.analysis.result import Ranking
 from selectbench.record.record import Record
 from selectbench.report.terminal import print_ranking
 

@@ -4,7 +4,8 @@ import pytest
 from made_records import make_failure, make_record, make_suite, speed
 from rich.console import Console
 
-from selectbench.analysis.ranking import Ranking, rank
+from selectbench.analysis.ranking import rank
+from selectbench.analysis.result import Ranking
 from selectbench.report.terminal import print_ranking
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})

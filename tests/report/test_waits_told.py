@@ -5,7 +5,7 @@ from __future__ import annotations
 from made_records import make_failure, make_record, make_suite
 
 from selectbench.analysis.ranking import rank
-from selectbench.report.method import method
+from selectbench.report.evidence import method
 
 OPTIONS = (
     ("plain", {}), ("lion", {"optimizer": {"name": "lion", "lr": 1e-4}}),

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from selectbench.yaml_text import choices_yaml, suite_yaml
+from selectbench.text import choices_yaml, suite_yaml
 
 KEYS = st.text("abcdefgh_", min_size=1, max_size=8)
 TEXTS = st.text("abcXYZ019 ._:?-/#'\"{}[],é漢", max_size=12)

@@ -10,7 +10,7 @@ import yaml
 from suite_texts import changed, lines_of, write
 
 from selectbench.suite.load import load_suite
-from selectbench.suite.stage import sizes_to_try, speed_job, tuning_job
+from selectbench.suite.stages import sizes_to_try, speed_job, tuning_job
 from selectbench.suite.suite import Suite
 
 JOB = (

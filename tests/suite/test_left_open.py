@@ -9,9 +9,8 @@ from jsonschema import Draft202012Validator
 from suite_texts import changed, lines_of, write
 
 from selectbench.suite.document import plain, read_document
-from selectbench.suite.load import load_suite
-from selectbench.suite.schema import json_schema
-from selectbench.yaml_text import suite_yaml
+from selectbench.suite.load import json_schema, load_suite
+from selectbench.text import suite_yaml
 
 OPEN = changed(
     ("  micro_batch_size: 8\n", "  precision: auto\n  micro_batch_size: {at_most: 8}\n"),

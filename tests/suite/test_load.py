@@ -13,10 +13,9 @@ import pytest
 from suite_texts import VALID, changed, write
 
 from selectbench.record.run_folder import suite_text
-from selectbench.suite import paths
-from selectbench.suite.data import TextFiles
-from selectbench.suite.load import load_suite
-from selectbench.suite.shipped import names
+from selectbench.suite import document as paths
+from selectbench.suite.load import load_suite, names
+from selectbench.suite.sources import TextFiles
 from selectbench.suite.suite import Suite
 
 

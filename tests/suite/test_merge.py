@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectbench.suite.document import Node, Place, plain
-from selectbench.suite.merge import merge, merge_document, tags_of
+from selectbench.suite.document import Node, Place, merge, merge_document, plain, tags_of
 
 KEYS = st.sampled_from(["lr", "beta1", "max_steps", "tokens", "name", "family"])
 SCALARS = st.none() | st.booleans() | st.integers() | st.sampled_from(["adamw", "sgd"])

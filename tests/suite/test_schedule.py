@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_records import make_suite
 
-from selectbench.suite.job import LrSchedule
-from selectbench.suite.schedule import shape_sha256, shares
+from selectbench.suite.job import LrSchedule, shape_sha256, shares
 
 NAMES = ("constant", "linear", "cosine", "warmup_stable_decay")
 

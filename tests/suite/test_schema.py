@@ -8,11 +8,10 @@ import pytest
 from jsonschema import Draft202012Validator
 from suite_texts import VALID, changed, write
 
-from selectbench.choices import REGISTRY, tag_of
+from selectbench.choices import REGISTRY
+from selectbench.choices.choice import tag_of
 from selectbench.suite.document import plain, read_document
-from selectbench.suite.load import load_suite
-from selectbench.suite.schema import json_schema
-from selectbench.suite.shipped import find, names, template
+from selectbench.suite.load import find, json_schema, load_suite, names, template
 
 SCHEMA = Draft202012Validator(json_schema())
 

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from suite_texts import changed, lines_of, write
 
-from selectbench.suite.constraint import parse_constraint
 from selectbench.suite.load import load_suite
-from selectbench.suite.metrics import METRICS
+from selectbench.suite.metrics import METRICS, parse_constraint
 
 OBJECTIVE = "decide: {objective: seconds_to_baseline_loss, constraints: []}\n"
 EVERY = ("max_steps: 30", "max_steps: 30\n  eval: {every_steps: 10}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 from suite_texts import VALID, write
 
-from selectbench.choices.decoders import Gpt2
+from selectbench.choices.model import Gpt2
 from selectbench.errors import UserError
-from selectbench.suite.load import load_suite
-from selectbench.suite.shipped import find, names, template
+from selectbench.suite.load import find, load_suite, names, template
 
 CORPUS_TOKENS = 1_800_000
 """A low estimate of the corpus under a vocabulary of 512."""

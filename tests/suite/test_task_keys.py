@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from suite_texts import VALID, changed, lines_of, write
 
-from selectbench.choices.tokenizer import Bpe, Bytes
+from selectbench.choices.model import Bpe, Bytes
 from selectbench.suite.load import load_suite
 
 GPT2 = "model: {family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}"

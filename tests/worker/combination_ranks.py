@@ -26,9 +26,8 @@ from transformers.utils import logging
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
-from selectbench.worker.evaluated_weights import begin_training
-from selectbench.worker.precision import autocast
-from selectbench.worker.world import World
+from selectbench.worker.evaluation import begin_training
+from selectbench.worker.runtime import World, autocast
 
 OPTIMIZERS: dict[str, dict[str, Any]] = {
     "sgd": {"name": "sgd", "lr": 0.3},
@@ -176,7 +175,7 @@ def run_cells(cells: list[list[str]], size: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     logging.set_verbosity_error()
-    for module in ("bitsandbytes", "selectbench.worker.engine_zero", "selectbench.worker.engine_fsdp"):
+    for module in ("bitsandbytes", "selectbench.worker.engine_zero", "selectbench.worker.engine_sharded"):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()

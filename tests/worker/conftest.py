@@ -11,16 +11,14 @@ from typing import Any, Literal
 import pytest
 
 from selectbench.choices import Choices
-from selectbench.choices.tokenizer import Bpe
+from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.launch.server import TrialServer
-from selectbench.launch.signals import StopRequest
-from selectbench.launch.trial import TrialEnd, TrialRunner
-from selectbench.record.as_json import SETTINGS
-from selectbench.record.record import Trial
+from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner
+from selectbench.record.record import SETTINGS, Trial
 from selectbench.record.wire import Finished, Order
-from selectbench.suite.data import TextFiles
 from selectbench.suite.job import Job
+from selectbench.suite.sources import TextFiles
 from selectbench.suite.suite import Limits
 from selectbench.worker.trial import run_trial
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from selectbench.data.prepared import Prepared
-from selectbench.worker.seeds import derived_seed
+from selectbench.worker.runtime import derived_seed
 
 STEPS, SEQUENCES, LENGTH, VOCABULARY = 8, 8, 32, 300
 

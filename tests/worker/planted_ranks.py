@@ -8,6 +8,7 @@ import signal
 import time
 
 import pytest
+import selectbench.worker.engine_fsdp as engine_fsdp_module
 import torch
 import torch.distributed as dist
 from device_waits import Waits
@@ -15,12 +16,11 @@ from msgspec.structs import replace
 from watched_logits import Logits
 
 import selectbench.worker.engine as engine_module
-import selectbench.worker.engine_fsdp as engine_fsdp_module
 import selectbench.worker.engine_zero as engine_zero_module
 import selectbench.worker.ranks as ranks_module
 import selectbench.worker.step as step_module
 import selectbench.worker.trial as trial_module
-from selectbench.openmp import WAIT_VARIABLES
+from selectbench.machine import WAIT_VARIABLES
 
 AT_STEP = 3
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -19,11 +19,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from selectbench.choices.tokenizer import Bpe
+from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared
-from selectbench.suite.data import Chat, Pairs, TextFiles
-from selectbench.worker.seeds import derived_seed
+from selectbench.suite.sources import Chat, Pairs, TextFiles
+from selectbench.worker.runtime import derived_seed
 
 BERT = {"family": "bert", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2}
 T5 = {"family": "t5", "num_layers": 2, "d_model": 32, "num_heads": 2}

@@ -8,20 +8,19 @@ import math
 
 import bitsandbytes as bnb
 import pytest
+import selectbench.choices.adaptation as adaptation_module
 import task_jobs as jobs
 import torch
 from plain_training import plain_evaluation
 
-import selectbench.choices.adaptation as adaptation_module
 from selectbench.choices import Choices
-from selectbench.choices.adaptation import Lora, Qlora
+from selectbench.choices.model import Lora, Qlora
 from selectbench.data.prepared import Prepared
 from selectbench.machine import inspect_machine
 from selectbench.record.wire import GaveUp
 from selectbench.worker import trial as trial_module
-from selectbench.worker.identity import storage_bytes
-from selectbench.worker.model import new_model
-from selectbench.worker.weights import ensure_weights, mapped_model
+from selectbench.worker.model import ensure_weights, mapped_model, new_model
+from selectbench.worker.runtime import storage_bytes
 
 GPT2 = {"family": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
 LLAMA = {"family": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,

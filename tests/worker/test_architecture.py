@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from selectbench.analysis.flops import hardware_flops_per_token, model_flops_per_token
+from selectbench.analysis.formulas import hardware_flops_per_token, model_flops_per_token
 from selectbench.suite.job import Job
-from selectbench.worker.architecture import FAMILIES, NORM, architecture_of
 from selectbench.worker.model import enable_checkpointing, new_model
+from selectbench.worker.outcome import FAMILIES, NORM, architecture_of
 
 SEQUENCES, SEQ_LEN = 2, 12
 SIZES: dict[str, Any] = {

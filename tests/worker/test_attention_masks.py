@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import task_jobs as jobs
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from torch.overrides import TorchFunctionMode
 from transformers import MistralConfig, MistralForCausalLM, masking_utils
 from worker.conftest import GPT2, LLAMA
 
-from selectbench.worker.attention_masks import masks_by_shape
-from selectbench.worker.pairs import PairBatches
+from selectbench.worker.attention import masks_by_shape
+from selectbench.worker.batches import PairBatches
 
 LENGTH, WINDOW, STEPS = 32, 8, 6
 Given = tuple[torch.Tensor | None, bool]

@@ -10,7 +10,7 @@ import torch
 
 from selectbench.worker.calibration import calibrate
 from selectbench.worker.engine import SingleEngine
-from selectbench.worker.precision import set_tf32
+from selectbench.worker.runtime import set_tf32
 
 
 @pytest.fixture(autouse=True)

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from selectbench.choices.execution import CompileOff
+from selectbench.choices.execution import CompileOff, Fp16Mixed, Fp32
 from selectbench.choices.optimizer import AdamW
-from selectbench.choices.precision import Fp16Mixed, Fp32
 from selectbench.record.wire import Finished
 from selectbench.worker import trial as trial_module
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import CausalHeldOut, evaluation_forward, heldout_loss
 from selectbench.worker.model import cast_parameters, new_model
-from selectbench.worker.world import ALONE
+from selectbench.worker.runtime import ALONE
 
 OPTIMIZERS = [
     ({"name": "sgd", "lr": 0.3}, ["SGD(fused)"], ["float32"]),

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from selectbench.worker.memory import CpuMemory
+from selectbench.worker.runtime import CpuMemory
 
 MIB = 1 << 20
 
 SCRIPT = """
 import torch
-from selectbench.worker.memory import CpuMemory
+from selectbench.worker.runtime import CpuMemory
 MIB = 1 << 20
 def touch(mebibytes):
     return torch.ones(mebibytes * MIB, dtype=torch.uint8)

@@ -14,9 +14,8 @@ from tokenizers import Tokenizer
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from selectbench.data.prepared import TOKENIZER, Prepared
-from selectbench.worker.batches import Batch
+from selectbench.worker.batches import Batch, PairHeldOut, PairTokens, decoder_start_id
 from selectbench.worker.examination import HYPOTHESES
-from selectbench.worker.pairs import PairHeldOut, PairTokens, decoder_start_id
 
 SEED, GENERATED, TOKENS = 3, 5, 300
 

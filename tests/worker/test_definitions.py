@@ -11,15 +11,15 @@ import torch
 from made_records import make_record, make_suite
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from selectbench.analysis.formulas import observe
 from selectbench.analysis.metrics import derive
-from selectbench.analysis.observed import observe
-from selectbench.choices.loss import CrossEntropy
-from selectbench.data.markov import make_source
+from selectbench.choices.execution import CrossEntropy
 from selectbench.data.prepare import prepare
-from selectbench.suite.data import MarkovSource
+from selectbench.data.sources import make_source
+from selectbench.suite.sources import MarkovSource
 from selectbench.worker.batches import Batch
 from selectbench.worker.evaluation import CausalHeldOut, heldout_loss
-from selectbench.worker.world import ALONE
+from selectbench.worker.runtime import ALONE
 
 WIDTH, HEADS, LENGTH = 32, 4, 11
 
@@ -149,8 +149,8 @@ def test_the_source_itself_has_no_excess_loss(source):
 OWN = """
 import math
 import torch
-from selectbench.data.markov import make_source
-from selectbench.suite.data import MarkovSource
+from selectbench.data.sources import make_source
+from selectbench.suite.sources import MarkovSource
 
 
 class Source(torch.nn.Module):

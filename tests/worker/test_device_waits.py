@@ -17,9 +17,9 @@ from selectbench.choices import REGISTRY
 from selectbench.worker.batches import Batch
 from selectbench.worker.model import new_model
 from selectbench.worker.own_loop import OwnStep
+from selectbench.worker.runtime import ALONE, World
 from selectbench.worker.step import OptimizerStep
-from selectbench.worker.task import batches_of
-from selectbench.worker.world import ALONE, World
+from selectbench.worker.tasks import batches_of
 
 SHORT = {"max_steps": 6, "eval": "none", "timing": {"warmup_steps": 1}}
 TASKS = {

@@ -12,11 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from selectbench.choices import Choices
-from selectbench.choices.decoders import Gpt2, Llama
-from selectbench.choices.encoders import T5, Bart, Bert
-from selectbench.choices.model import AnyModel
-from selectbench.plan.layout import Layout, Regime, layout_of
-from selectbench.plan.memory import memory_need
+from selectbench.choices.model import T5, AnyModel, Bart, Bert, Gpt2, Llama
+from selectbench.plan.memory import Layout, Regime, layout_of, memory_need
 from selectbench.suite.job import Job
 from selectbench.worker.model import enable_checkpointing
 

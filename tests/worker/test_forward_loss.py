@@ -13,15 +13,14 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from watched_logits import Logits
 from worker.test_own_loop import LOOP
 
 from selectbench.record.wire import Finished
 from selectbench.worker import own_loop
+from selectbench.worker.runtime import World, nowhere
 from selectbench.worker.trial import run_rank
-from selectbench.worker.whereabouts import nowhere
-from selectbench.worker.world import World
 
 JOB = {"max_steps": 6, "eval": "none", "timing": {"warmup_steps": 1}}
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from stand_in import StandIn
 
+from selectbench.gpu.devices import gpus
 from selectbench.launch.server import server_environment
-from selectbench.nvml import gpus
 
 GIB = 1 << 30
 FREE_BYTES = [[3 * GIB, 80 * GIB], [5 * GIB, 16 * GIB]]

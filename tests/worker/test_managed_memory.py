@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from selectbench.worker.identity import managed_state_bytes, optimizer_state_bytes
+from selectbench.worker.runtime import managed_state_bytes, optimizer_state_bytes
 
 SHAPE = (400, 512)
 ON_A_GPU = SimpleNamespace(shape=SHAPE, numel=lambda: SHAPE[0] * SHAPE[1], device=torch.device("cuda", 0))

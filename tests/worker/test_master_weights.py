@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from selectbench.worker.master_weights import WorkingCopy
+from selectbench.worker.engine import WorkingCopy
 
 
 class Called(TorchDispatchMode):

@@ -9,10 +9,8 @@ import task_jobs as jobs
 import torch
 from worker.test_device_waits import DATA, SHORT, TASKS
 
+from selectbench.gpu.devices import TorchDevice, first_difference, gpus
 from selectbench.launch.server import TrialServer
-from selectbench.nvml import gpus
-from selectbench.nvml.same_device import first_difference
-from selectbench.nvml.torch_devices import TorchDevice
 from selectbench.worker.step import OptimizerStep
 
 pytestmark = [

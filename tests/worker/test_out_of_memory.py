@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch._inductor.exc import InductorError
 
-from selectbench.worker.out_of_memory import is_out_of_memory
+from selectbench.worker.runtime import is_out_of_memory
 
 MIB, GIB = 1 << 20, 1 << 30
 NCCL = "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled cuda error\nLast error:\n"

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from selectbench.choices.decoders import Gpt2, Llama
+from selectbench.choices.model import Gpt2, Llama
 
 
 def real_parameters(model, vocab_size, seq_len):

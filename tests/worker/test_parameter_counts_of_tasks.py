@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from selectbench.choices.encoders import T5, Bart, Bert
+from selectbench.choices.model import T5, Bart, Bert
 from selectbench.worker.model import AUTO
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import task_jobs as jobs
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from safetensors.torch import load_file, save_file
 from suite.suite_texts import VALID, lines_of, write
 from transformers import (
@@ -23,13 +23,12 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from selectbench.choices.pretrained_folder import AGAIN, INDEX, folder_problem
-from selectbench.choices.tokenizer import Bpe, PretrainedTokenizer
+from selectbench.choices.model import AGAIN, INDEX, Bpe, PretrainedTokenizer, folder_problem
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared
 from selectbench.record.wire import GaveUp
-from selectbench.suite.data import TextFiles
 from selectbench.suite.load import load_suite
+from selectbench.suite.sources import TextFiles
 
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 64}  # fmt: skip

@@ -8,14 +8,12 @@ import pytest
 import torch
 from worker.plain_training import decaying, plain_evaluation, plain_gpt2, plain_training
 
-from selectbench.choices.execution import CompileOff
-from selectbench.choices.optimizer_schedule_free import ScheduleFreeAdamW
-from selectbench.choices.precision import Fp16Mixed
-from selectbench.suite.job import LrSchedule
-from selectbench.suite.schedule import shape_sha256, shares
+from selectbench.choices.execution import CompileOff, Fp16Mixed
+from selectbench.choices.optimizer import ScheduleFreeAdamW
+from selectbench.suite.job import LrSchedule, shape_sha256, shares
 from selectbench.worker.engine import SingleEngine
-from selectbench.worker.evaluated_weights import begin_training
-from selectbench.worker.world import ALONE
+from selectbench.worker.evaluation import begin_training
+from selectbench.worker.runtime import ALONE
 
 schedulefree = pytest.importorskip("schedulefree")
 

@@ -15,16 +15,13 @@ from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 from task_jobs import LENGTH, T5_PAIRS
 
-from selectbench.analysis.corpus_score import corpus_score, table_of
+from selectbench.analysis.scores import corpus_score, table_of
 from selectbench.data.prepared import Prepared
-from selectbench.suite.evaluate import SCORES
-from selectbench.worker.batches import NOT_COUNTED, Batch
-from selectbench.worker.examination import HYPOTHESES
-from selectbench.worker.generate import continue_tokens, generate_targets
-from selectbench.worker.own_code import OwnCodeError, add_to_path
-from selectbench.worker.pairs import PairTokens
-from selectbench.worker.scores import score
-from selectbench.worker.world import ALONE
+from selectbench.suite.job import SCORES
+from selectbench.worker.batches import NOT_COUNTED, Batch, PairTokens
+from selectbench.worker.evaluation import continue_tokens, generate_targets
+from selectbench.worker.examination import HYPOTHESES, score
+from selectbench.worker.runtime import ALONE, OwnCodeError, add_to_path
 
 REFERENCES = ["The cat sat on the mat.", "Yes, he does not know.", "A dog runs in the park today", "Fine weather"]
 HYPOTHESES_MADE = ["the cat is on the mat", "Yes, he does not know!", "dogs running in a park today", ""]

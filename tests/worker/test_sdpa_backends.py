@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import default_partition
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from worker.conftest import LLAMA
 
-from selectbench.worker.sdpa_backends import SdpaBackends, _backend, backends_of
+from selectbench.worker.attention import SdpaBackends, _backend, backends_of
 
 JOB = {"max_steps": 2, "eval": {"tokens": 200, "at_start": True}, "timing": {"warmup_steps": 1}}
 FORCED = {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH}

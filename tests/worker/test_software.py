@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from selectbench.openmp import SHORT_WAIT, WAIT_VARIABLES
-from selectbench.worker.software import openmp, versions
+from selectbench.machine import SHORT_WAIT, WAIT_VARIABLES
+from selectbench.worker.runtime import openmp, versions
 
 
 class SymbolInfo(ctypes.Structure):

@@ -9,16 +9,14 @@ import numpy as np
 import pytest
 import task_jobs as jobs
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from task_jobs import BART_PAIRS, CHATS, LENGTH, MASKED, SEQUENCES, STEPS, T5_PAIRS, PlainTraining
 
 from selectbench.data.prepared import Prepared
-from selectbench.worker.batches import NOT_COUNTED, CausalBatches
+from selectbench.worker.batches import NOT_COUNTED, CausalBatches, PairHeldOut, PairTokens
 from selectbench.worker.evaluation import CausalHeldOut
-from selectbench.worker.masked import MaskedBatches, MaskedHeldOut, hidden
-from selectbench.worker.pairs import PairHeldOut, PairTokens
-from selectbench.worker.task import batches_of
-from selectbench.worker.world import ALONE
+from selectbench.worker.runtime import ALONE
+from selectbench.worker.tasks import MaskedBatches, MaskedHeldOut, batches_of, hidden
 
 JOBS = {"masked_lm": MASKED, "t5": T5_PAIRS, "bart": BART_PAIRS, "chat": CHATS}
 

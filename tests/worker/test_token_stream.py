@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectbench.worker.token_stream import TokenStream, stream_sha256
+from selectbench.worker.batches import TokenStream, stream_sha256
 
 STREAM = TokenStream(8, 4 + 1, "cpu")
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from selectbench.worker.model import weights_sha256
-from selectbench.worker.weights import ensure_weights, mapped_model
+from selectbench.worker.model import ensure_weights, mapped_model, weights_sha256
 
 VOCABULARY = 300
 LLAMA = {"family": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,

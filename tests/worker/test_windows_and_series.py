@@ -7,10 +7,9 @@ import torch
 from msgspec.structs import replace
 
 from selectbench.worker import trial as trial_module
-from selectbench.worker.series import Diverged, Series
+from selectbench.worker.recorder import ClosedWindow, CpuMarks, Diverged, Series, Timing, Window
+from selectbench.worker.runtime import ALONE
 from selectbench.worker.step import StepTensors
-from selectbench.worker.windows import ClosedWindow, CpuMarks, Timing, Window
-from selectbench.worker.world import ALONE
 
 
 def steps(losses, norm=1.0, applied=True):

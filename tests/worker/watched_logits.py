@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from selectbench.worker import forward_loss
+from selectbench.worker import model as forward_loss
 
 
 class Logits:

@@ -1,0 +1,325 @@
+"""What a row says of its ranks: how many, the memory of each, how speed grew with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from selectbench import units
+from selectbench.analysis.formulas import (
+    BY_TRUST,
+    IMPOSSIBLE,
+    IMPOSSIBLE_RATE,
+    SHARES,
+    Observed,
+    UtilizationName,
+    energy,
+    flops_per_second,
+    flops_per_token,
+    unpriced,
+    utilization,
+    with_managed_state,
+)
+from selectbench.analysis.metrics import State, Verdict
+from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
+from selectbench.analysis.summary import Summary, mean
+from selectbench.plan.duration import matmul_dtype
+from selectbench.plan.memory import expected
+from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
+
+ONE_RANK = "no evidence about sharding at one rank"
+MANAGED = (
+    "{} of its optimizer's state lies in managed memory, which the driver moves between GPU and host: memory, "
+    "allocated and reserved, counts all of it, the device's own figure what was on the GPU"
+)
+GLOO = (
+    "several ranks on a CPU share its cores and exchange gradients over gloo: their speeds are a functional check "
+    "and say nothing of NCCL on GPUs"
+)
+
+
+def world_size(summary: Summary) -> int | None:
+    """Ranks that took part; None where no trial says so or trials differ."""
+    found = {identity.world_size for identity in _identities(summary)}
+    return found.pop() if len(found) == 1 else None
+
+
+def _identities(summary: Summary) -> list[Identity]:
+    return [record.identity for record in summary.completed.values() if record.identity]
+
+
+def rank_notes(summary: Summary) -> list[str]:
+    """What a reader of this row must not conclude from it."""
+    shards = summary.option.choices.strategy.sharded()
+    alone = [ONE_RANK] if shards and world_size(summary) == 1 else []
+    managed = max((m.managed_state_bytes or 0 for m in summary.measurements.values()), default=0)
+    return [*alone, *([MANAGED.format(units.size(managed))] if managed else [])]
+
+
+def rank_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
+    """One line where ranks shared a CPU."""
+    several = any(identity.world_size > 1 for summary in summaries for identity in _identities(summary))
+    return [GLOO] if device == "cpu" and several else []
+
+
+def memory_by_rank(summary: Summary) -> MemoryByRank | None:
+    """Means over the seeds; None where nothing was measured by rank."""
+    seeds = [m.memory_by_rank for m in summary.measurements.values() if m.memory_by_rank]
+    if not seeds:
+        return None
+    identity = next(iter(_identities(summary)), None)
+    choices = summary.option.choices
+    states = expected(choices, identity.parameters, identity.world_size) if identity else None
+    return MemoryByRank(
+        peak_bytes_by_rank=_peaks(seeds),
+        expected_model_state_bytes=states.total if states else None,
+        measured_model_state_bytes=_known_mean([_largest_state(ranks) for ranks in seeds]),
+    )
+
+
+def _peaks(seeds: Sequence[Sequence[RankMemory]]) -> list[float | None]:
+    """Of each rank in order; empty where seeds had different numbers of ranks."""
+    if len({len(ranks) for ranks in seeds}) > 1:
+        return []
+    return [_known_mean([_peak(rank) for rank in same]) for same in zip(*seeds, strict=True)]
+
+
+def _peak(rank: RankMemory) -> int | None:
+    allocated = with_managed_state(rank.peak_memory_allocated_bytes, rank)
+    return allocated if allocated is not None else rank.peak_pss_growth_bytes
+
+
+def _largest_state(ranks: Sequence[RankMemory]) -> int | None:
+    """Of the rank that keeps most; None where any of them hides a part."""
+    parts = [(r.parameter_bytes, r.gradient_bytes, r.optimizer_state_bytes) for r in ranks]
+    sums = [sum(known) for rank in parts if len(known := [part for part in rank if part is not None]) == 3]
+    return max(sums) if len(sums) == len(parts) else None
+
+
+def _known_mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
+
+
+def ranks_in_answer(device: str, summaries: Sequence[Summary]) -> str:
+    """What the answer must not be read without, with a space before it; '' where there is nothing."""
+    return (
+        " Over gloo on a CPU: a functional check, no finding about GPUs."
+        if rank_warnings(device, summaries)
+        else ""
+    )
+
+
+def share_main_memory(device: str, summaries: Sequence[Summary]) -> bool:
+    """Whether options have different numbers of ranks in one main memory, so that one rank's part says little."""
+    return device == "cpu" and len({world_size(summary) for summary in summaries} - {None}) > 1
+
+
+def is_about_scaling(summaries: Sequence[Summary]) -> bool:
+    """Whether rows differ in their number of ranks, and in nothing that would make a speed-up another thing."""
+    differing = {name.partition(".")[0] for summary in summaries for name in summary.option.differs_in}
+    sizes = {world_size(summary) for summary in summaries} - {None}
+    return len(sizes) > 1 and differing <= {"world_size", "micro_batch_size", "strategy"}
+
+
+def scaling(device: str, summary: Summary, baseline: Summary, speed_ratio: float | None) -> Scaling | None:
+    """Speed-up over the baseline, and per rank; None where a number of ranks is not known.
+
+    No efficiency on a CPU, whose ranks share its cores: half of it would be no loss.
+    `speed_ratio`: tokens per second over the baseline's, of the same job (strong scaling, Amdahl 1967).
+    """
+    ours, theirs = world_size(summary), world_size(baseline)
+    if ours is None or theirs is None:
+        return None
+    shares_cores = device == "cpu" and ours != theirs
+    efficiency = None if speed_ratio is None or shares_cores else speed_ratio * theirs / ours
+    return Scaling(world_size=ours, speedup=speed_ratio, efficiency=efficiency)
+
+
+# What a row says of its matrix products: their work, the GPUs' rates, and why a share of these is not known.
+
+
+def arithmetic(summary: Summary, counting: Sequence[Observed]) -> Arithmetic:
+    """Of an option with GPU meters; `counting`: the trials that its figures are means over."""
+    unknown = {share: Unknown.by_reason(reasons) for share, reasons in _reasons(summary).items()}
+    return Arithmetic(
+        dtype=matmul_dtype(summary.option.choices),
+        model_flops_per_token=_of_all(flops_per_token(o, "mfu") for o in counting),
+        hardware_flops_per_token=_of_all(flops_per_token(o, "hfu") for o in counting),
+        peak_flops_per_second=_of_all(flops_per_second(o, "mfu") for o in counting),
+        matmul_flops_per_second=_of_all(flops_per_second(o, "matmul_rate_share") for o in counting),
+        unknown={share: found for share, found in unknown.items() if found},
+    )
+
+
+def _reasons(summary: Summary) -> dict[UtilizationName, dict[int, str | None]]:
+    """By share and seed that was metered, why it is not known."""
+    metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
+    return {share: {seed: utilization(o, share).reason for seed, o in metered.items()} for share in SHARES}
+
+
+def _of_all(values: Iterable[float | None]) -> float | None:
+    """The mean; None where one is not known."""
+    found = list(values)
+    known = [value for value in found if value is not None]
+    return mean(known) if len(known) == len(found) else None
+
+
+def impossible(summary: Summary) -> list[str]:
+    """One line for each cause of a share above 1, which is withheld."""
+    reasons = list(_reasons(summary).values())
+    metered = [seed for seed in summary.planned if any(seed in found for found in reasons)]
+    lines = []
+    for cause in (IMPOSSIBLE, IMPOSSIBLE_RATE):
+        seeds = [str(seed) for seed in metered if any(found[seed] == cause for found in reasons)]
+        if seeds:
+            lines.append(f"{summary.name}: utilisation {cause}, so it is withheld (seed {', '.join(seeds)})")
+    return lines
+
+
+# What a row says of its GPUs: their state, memory and clocks, and why energy or cost is not known.
+
+
+_MAY_CAUSE = {"shared": ("oom", "timeout", "crashed"), "throttled": ("timeout",)}
+"""Failures that are no finding about the option in these states."""
+
+Trials = list[list[GpuMeters]]
+"""GPUs by trial."""
+
+
+def gpu_row(summary: Summary) -> GpuRow | None:
+    """None where no trial of the option had GPU meters."""
+    if not summary.states:
+        return None
+    counting = _counting(summary)
+    trials = [observed.gpus for observed in counting]
+    energies = {seed: energy(o.meters) for seed, o in summary.observed.items() if o.gpus}
+    methods = [found.method for found in energies.values() if found.method]
+    return GpuRow(
+        names=list(dict.fromkeys(gpu.name for trial in trials for gpu in trial)),
+        states=_counted(summary.states.values()),
+        by_seed=[TrialState(seed=s, verdict=f.verdict, detail=f.detail) for s, f in summary.states.items()],
+        energy_method=max(methods, key=BY_TRUST.index) if methods else None,
+        energy_unknown=Unknown.by_reason({seed: found.reason for seed, found in energies.items()}),
+        memory=_memory(summary), arithmetic=arithmetic(summary, counting),
+        mean_utilization=_mean(trials, lambda gpu: gpu.mean_utilization),
+        mean_sm_clock_hertz=_mean(trials, lambda gpu: gpu.mean_sm_clock_hertz),
+        mean_memory_clock_hertz=_mean(trials, lambda gpu: gpu.mean_memory_clock_hertz),
+        highest_temperature_celsius=max(_all(trials, lambda gpu: gpu.highest_temperature_celsius), default=None),
+        clock_limit_shares=_limits(trials),
+    )  # fmt: skip
+
+
+def _counted(states: Iterable[State]) -> dict[Verdict, int]:
+    found = [state.verdict for state in states]
+    order: tuple[Verdict, ...] = ("clean", "throttled", "shared", "unknown")
+    return {verdict: found.count(verdict) for verdict in order if verdict in found}
+
+
+def _counting(summary: Summary) -> list[Observed]:
+    """The completed trials that were neither throttled nor shared; all where there is none."""
+    metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
+    clean = [o for seed, o in metered.items() if summary.states[seed].verdict in ("clean", "unknown")]
+    return clean or list(metered.values())
+
+
+def _memory(summary: Summary) -> DeviceMemory:
+    """Of the completed trials that were not shared; of all where there is none."""
+    name = "peak_device_memory_bytes"
+    over_idle = summary.values[name] or summary.spoiled[name]
+    trials = [summary.observed[seed].gpus for seed in over_idle]
+    return DeviceMemory(
+        peak_bytes=_mean_of_largest(trials, lambda gpu: gpu.peak_device_memory_bytes),
+        peak_over_idle_bytes=mean(list(over_idle.values())),
+        idle_bytes=_mean_of_largest(trials, lambda gpu: gpu.idle_memory_bytes),
+        total_bytes=min(_all(trials, lambda gpu: gpu.memory_total_bytes), default=None),
+        driver_reserved_bytes=_mean_of_largest(trials, lambda gpu: gpu.driver_reserved_bytes),
+    )
+
+
+def _limits(trials: Trials) -> dict[str, float] | None:
+    """Means over all GPUs; None where any does not tell."""
+    shares = [gpu.clock_limit_shares for trial in trials for gpu in trial]
+    known = [share for share in shares if share is not None]
+    if not known or len(known) < len(shares):
+        return None
+    reasons = dict.fromkeys(reason for share in known for reason in share)
+    return {reason: sum(share.get(reason, 0.0) for share in known) / len(known) for reason in reasons}
+
+
+def _all(trials: Trials, read: Callable[[GpuMeters], float | None]) -> list[float]:
+    found = (read(gpu) for trial in trials for gpu in trial)
+    return [value for value in found if value is not None]
+
+
+def _mean(trials: Trials, read: Callable[[GpuMeters], float | None]) -> float | None:
+    return mean(_all(trials, read))
+
+
+def _mean_of_largest(trials: Trials, read: Callable[[GpuMeters], float | None]) -> float | None:
+    """Of each trial the GPU with the most, then the mean; None where one does not tell."""
+    if not trials or len(_all(trials, read)) < sum(map(len, trials)):
+        return None
+    return mean([max(_all([trial], read)) for trial in trials])
+
+
+def cost_unknown(summary: Summary) -> list[Unknown]:
+    """Why a price of the suite can't be applied to some of the option's trials."""
+    return Unknown.by_reason({seed: unpriced(observed) for seed, observed in summary.observed.items()})
+
+
+def failure_note(failed: Failed, state: State | None) -> str | None:
+    """Why a failed trial is no finding about the option; None where its GPUs did not cause it."""
+    if state is None or failed.kind not in _MAY_CAUSE.get(state.verdict, ()):
+        return None
+    return f"no finding about the option: the GPU was {state.verdict}: {state.detail}"
+
+
+def gpu_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
+    """What of the GPUs makes figures doubtful."""
+    found = [
+        line for summary in summaries for line in (*_unclean(summary), *_unsettled(summary), *impossible(summary))
+    ]
+    return [*(_unmetered(summaries) if device == "cuda" else []), *found, *_without_cost(summaries)]
+
+
+def _unclean(summary: Summary) -> list[str]:
+    """One line with the findings of every seed that was throttled or shared."""
+    found = [
+        f"seed {seed}{_end(summary, seed)} {state.verdict}: {state.detail}"
+        for seed, state in summary.states.items()
+        if state.verdict in ("throttled", "shared")
+    ]
+    return [f"{summary.name}: {'; '.join(found)}{_consequence(summary)}"] if found else []
+
+
+def _end(summary: Summary, seed: int) -> str:
+    return f" ({summary.failed[seed].kind})" if seed in summary.failed else ""
+
+
+def _consequence(summary: Summary) -> str:
+    if not summary.spoiled["tokens_per_second"]:
+        return ""
+    if summary.only_spoiled("tokens_per_second"):
+        return "; as there is no clean trial, its figures of speed, energy and cost are compared with nothing"
+    return "; left out of speed, energy and cost"
+
+
+def _unsettled(summary: Summary) -> list[str]:
+    trials = {seed: observed.meters for seed, observed in summary.observed.items()}
+    seeds = [str(seed) for seed, meters in trials.items() if meters and meters.settled is False]
+    told = "the GPU's memory had not come back before the trial to what it was before the first one"
+    return [f"{summary.name}: {told} (seed {', '.join(seeds)})"] if seeds else []
+
+
+def _unmetered(summaries: Sequence[Summary]) -> list[str]:
+    meters = [o.meters for summary in summaries for o in summary.observed.values()]
+    problems = dict.fromkeys(m.problem for m in meters if m and m.problem and not m.gpus)
+    return [f"no GPU meters, so device memory, energy and the GPUs' state are not known: {p}" for p in problems]
+
+
+def _without_cost(summaries: Sequence[Summary]) -> list[str]:
+    names: dict[str, list[str]] = {}
+    for summary in summaries:
+        for unknown in cost_unknown(summary):
+            names.setdefault(unknown.reason, []).append(summary.name)
+    return [f"cost is not known: {reason} ({', '.join(found)})" for reason, found in names.items()]

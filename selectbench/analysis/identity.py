@@ -1,0 +1,357 @@
+"""Whether an option's records were trained with the settings that its suite says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import compress
+from operator import attrgetter, ne
+from typing import Any, Literal
+
+from selectbench.analysis.result import Certificate, Violation
+from selectbench.analysis.summary import Summary, below_the_floor
+from selectbench.choices import Choices
+from selectbench.choices.choice import Choice, is_own
+from selectbench.choices.model import Gpt2, Llama, OwnModel
+from selectbench.record.record import Identity
+from selectbench.suite.job import LrSchedule, distinct_rates, shape_sha256, shares
+from selectbench.suite.suite import Option, Suite
+
+Differing = list[tuple[str, object, object]]
+"""Path, what was recorded, and what the suite says."""
+
+
+def other_settings(summary: Summary) -> dict[int, Differing]:
+    """By completed seed; empty: the records agree, as far as records of their age say.
+
+    Raises UserError where a record's settings are no mapping.
+    """
+    asked = summary.option.choices.model_dump(mode="json")
+    by_text: dict[bytes, Differing] = {}
+    for record in summary.completed.values():
+        if (text := bytes(record.trial.settings)) not in by_text:
+            by_text[text] = list(_differing(record.trial.every_setting(), asked))
+    found = {seed: by_text[bytes(record.trial.settings)] for seed, record in summary.completed.items()}
+    return {seed: differing for seed, differing in found.items() if differing}
+
+
+def told(differing: Differing, place: int) -> str:
+    """`optimizer.lr 0.001`; place 1: what was recorded, 2: what the suite says."""
+    return ", ".join(f"{entry[0]} {_shown(entry[place])}" for entry in differing[:3])
+
+
+def _differing(
+    recorded: Mapping[str, Any], asked: Mapping[str, Any], path: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """Of keys that were recorded; later versions have more."""
+    for key, value in recorded.items():
+        wanted = asked.get(key)
+        if isinstance(value, Mapping) and isinstance(wanted, Mapping):
+            yield from _differing(value, wanted, f"{path}{key}.")
+        elif value != wanted:
+            yield f"{path}{key}", value, wanted
+
+
+def _shown(value: object) -> str:
+    named = value.get("name") if isinstance(value, Mapping) else None
+    return str(value if named is None else named)
+
+
+# Whether the options did the same job: every field of two trials' identities held against each other.
+#
+# A field is the same, differs as declared (a choice in which the two options differ names it in `may_change`),
+# differs undeclared (a violation), or is not verified because a trial could not see it. Comparing is symmetric.
+
+
+Status = Literal["same", "declared", "violation", "not_verified"]
+
+FIELDS = Identity.__struct_fields__
+_VALUES = attrgetter(*FIELDS)
+BESIDES = ("settings", "final_loss")
+"""What is no field of an identity and is held against what was asked, and against what there is to know."""
+FIRST_STEP = ("first_step_loss", "first_step_gradient_norm")
+"""Computed, not counted: compared within a tolerance."""
+
+FP32_TOLERANCE = {"first_step_loss": 1e-4, "first_step_gradient_norm": 1e-3}
+"""Relative, where both trials compute in fp32 without TF32: sums in another order. Cuts of a step into 1 to 8
+micro-batches differ by 2e-7 at most (kept runs, GPT-2 of 1 M parameters), other seeds' losses by 1.3e-4 and more
+but for one pair, by chance 1.8e-5, whose norms differ by 3 %."""
+HALF_TOLERANCE = {"first_step_loss": 1e-2, "first_step_gradient_norm": 5e-2}
+"""Relative, where one of them rounds to fewer bits: bf16 keeps 8, 0.4 % a rounding. bf16 and fp16 differ from
+fp32 by 2e-5 in the loss and 2.2e-3 in the norm at most (kept runs); the rest is room for larger models."""
+
+HIDDEN_IF_NONE = frozenset({
+    "initial_weights_sha256", "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256",
+    "gradient_dtype", "working_dtype", "compute_dtype", "optimizer_state_dtype", "attention", "sdpa_backends",
+    "optimizer", "first_step_gradient_norm", "dropout", "loss",
+})  # fmt: skip
+"""Fields whose None says that the trial could not see them; in the others None is a value like any."""
+_MAY_HIDE = tuple(sorted(HIDDEN_IF_NONE))
+_HIDDEN = attrgetter(*_MAY_HIDE)
+
+_FOLLOWS = {
+    "micro_batch_size": frozenset({"gradient_accumulation_steps"}),
+    "world_size": frozenset({"gradient_accumulation_steps", "world_size"}),
+    "global_batch_size": frozenset({
+        "tokens_per_step", "steps_requested", "steps_applied", "gradient_accumulation_steps", "token_stream_sha256",
+        "learning_rate_shape_sha256", "peak_learning_rate", "first_step_loss", "first_step_gradient_norm",
+    }),
+    "model": frozenset({
+        "initial_weights_sha256", "parameters", "trainable_parameters", "attention", "sdpa_backends", "dropout",
+        "first_step_loss", "first_step_gradient_norm",
+    }),
+    "tokenizer": frozenset({
+        "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters",
+        "trainable_parameters", "first_step_loss",
+        "first_step_gradient_norm",
+    }),
+    "python": frozenset({"sdpa_backends"}),
+}  # fmt: skip
+"""What the dimensions that are no choices of the registry may change.
+
+The token stream's digest has one sum for each optimizer step, over every token at its place in the step: another
+global batch has another digest, though it reads the same sequences in the same order."""
+
+_DRAWS_MASKS = (
+    "tokens_per_step", "gradient_accumulation_steps", "world_size", "framework", "attention", "sdpa_backends",
+    "compiled", "compute_dtype",
+)  # fmt: skip
+"""Fields on which the random numbers of dropout depend."""
+MASKS = "dropout: its masks depend on how a step is cut and computed"
+"""Stands among what is not verified where the trials dropped different activations."""
+
+
+OWN_LOOP = "an own loop's clipping, optimizer settings and further updates"
+"""Stands among what is not verified where nobody saw what an own loop did besides."""
+LEFT_TO_AN_OWN_LOOP = (
+    "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256", "peak_learning_rate"
+)  # fmt: skip
+"""Fields that say what an own loop was handed; what it made of it, it alone knows."""
+
+
+def may_change(option: Option, other: Option) -> frozenset[str]:
+    """Identity fields that the choices in which two options differ may legitimately change."""
+    ours, theirs = option.choices.each(), other.choices.each()
+    changed = [choice for name in ours if ours[name] != theirs[name] for choice in (ours[name], theirs[name])]
+    numbers = [
+        fields for name, fields in _FOLLOWS.items() if getattr(option.choices, name) != getattr(other.choices, name)
+    ]
+    return frozenset().union(*(choice.excuses() for choice in changed), *numbers)
+
+
+def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:
+    """The status of each field of two trials of one seed that is not `same`; `declared` may differ."""
+    found = {name: _status(name, ours, theirs, name in declared) for name in _in_question(ours, theirs)}
+    return {name: status for name, status in found.items() if status != "same"}
+
+
+def _in_question(ours: Identity, theirs: Identity) -> list[str]:
+    """Fields that are not simply the same: those that differ, and those that could not be seen."""
+    found = [] if ours == theirs else list(compress(FIELDS, map(ne, _VALUES(ours), _VALUES(theirs))))
+    hidden = _HIDDEN(ours)
+    if None in hidden or "" in hidden:
+        found += [name for name, value in zip(_MAY_HIDE, hidden, strict=True) if value is None or value == ""]
+    if ours.world_size > 1 or theirs.world_size > 1:
+        found.append("reduction_dtype")
+    if _other_masks(ours, theirs):
+        found.append("dropout")
+    return list(dict.fromkeys(found))
+
+
+def _other_masks(ours: Identity, theirs: Identity) -> bool:
+    """Whether the two dropped different activations."""
+    return bool(ours.dropout or theirs.dropout) and any(
+        getattr(ours, name) != getattr(theirs, name) for name in _DRAWS_MASKS
+    )
+
+
+def _status(name: str, ours: Identity, theirs: Identity, declared: bool) -> Status:
+    mine, other = getattr(ours, name), getattr(theirs, name)
+    if name in HIDDEN_IF_NONE and any(value is None or value == "" for value in (mine, other)):
+        return "not_verified"
+    if name == "reduction_dtype" and any(i.world_size > 1 and i.reduction_dtype is None for i in (ours, theirs)):
+        return "not_verified"
+    if _agrees(name, ours, theirs):
+        return "not_verified" if name == "dropout" and _other_masks(ours, theirs) else "same"
+    if declared:
+        return "declared"
+    return "not_verified" if name in FIRST_STEP and _other_masks(ours, theirs) else "violation"
+
+
+def _agrees(name: str, ours: Identity, theirs: Identity) -> bool:
+    mine, other = getattr(ours, name), getattr(theirs, name)
+    if name in FIRST_STEP:
+        tolerance = (FP32_TOLERANCE if _is_fp32(ours) and _is_fp32(theirs) else HALF_TOLERANCE)[name]
+        return bool(abs(mine - other) <= tolerance * max(abs(mine), abs(other)))
+    if name == "reduction_dtype" and 1 in (ours.world_size, theirs.world_size):
+        return True  # One rank sums nothing.
+    return bool(mine == other)
+
+
+def _is_fp32(identity: Identity) -> bool:
+    dtypes = {identity.parameter_dtype, identity.compute_dtype, identity.gradient_dtype or "float32"}
+    return dtypes == {"float32"} and not identity.matmul_tf32
+
+
+def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
+    """What a trial of the option must have found, by identity field: what the job and single choices fix."""
+    job, choices = suite.job.of(option.choices), option.choices
+    asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
+    for choice in choices.each().values():
+        asked |= choice.asks_for()
+    if isinstance(job.model, OwnModel):  # its kernel is its own
+        asked.pop("sdpa_backends", None)
+    if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
+        precision = choices.precision
+        asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
+    if any(_sets_shape(other.choices) for other in suite.options):  # then a difference is excused
+        asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
+    if (rates := choices.optimizer.peak_rates()) is not None:
+        largest = _largest_share(job.lr_schedule, job.max_steps)
+        asked["peak_learning_rate"] = distinct_rates(rate * largest for rate in rates)
+    asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
+    if choices.global_batch_size is not None and not any(_skips(choice) for choice in choices.each().values()):
+        asked["steps_applied"] = job.max_steps
+    steps = job.gradient_accumulation_steps(choices.micro_batch_size, asked["world_size"])
+    return {**asked, "gradient_accumulation_steps": steps}
+
+
+def _sets_shape(choices: Choices) -> bool:
+    """Whether an option's learning rates are others than the job's."""
+    return choices.optimizer.sets_schedule or choices.global_batch_size is not None
+
+
+def _skips(choice: Choice) -> bool:
+    """Whether a trial with the choice may leave steps out."""
+    return "steps_applied" in choice.may_change
+
+
+@cache
+def _shape(schedule: LrSchedule, max_steps: int) -> str:
+    return shape_sha256(shares(schedule, max_steps))
+
+
+@cache
+def _largest_share(schedule: LrSchedule, max_steps: int) -> float:
+    """Below 1 where the warm-up is longer than the job, or where a decay begins with the first step."""
+    return max(shares(schedule, max_steps))
+
+
+def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:
+    """What was asked for, of those fields in which the trial was found to be otherwise."""
+    differing = [name for name, value in asked.items() if getattr(found, name) != value]
+    return {name: asked[name] for name in differing if getattr(found, name) is not None}
+
+
+@dataclass
+class _Rules:
+    """What holds for all seeds of an option, worked out once."""
+
+    suite: Suite
+    _asked: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
+    _declared: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
+
+    def asked_for(self, option: Option, found: Identity) -> dict[str, Any]:
+        key = (option.name, found.world_size)
+        if key not in self._asked:
+            self._asked[key] = asked_for(self.suite, option, found)
+        return self._asked[key]
+
+    def may_change(self, option: Option, other: Option) -> frozenset[str]:
+        key = (option.name, other.name)
+        if key not in self._declared:
+            self._declared[key] = may_change(option, other)
+        return self._declared[key]
+
+
+@dataclass
+class _Findings:
+    """Of one option, collected over its seeds."""
+
+    declared: set[str] = field(default_factory=set)
+    violations: dict[str, Violation] = field(default_factory=dict)
+    not_verified: set[str] = field(default_factory=set)
+    unrecorded: list[int] = field(default_factory=list)
+    references: dict[str, None] = field(default_factory=dict)
+    seeds: int = 0
+
+    def violate(self, name: str, seed: int, **values: Any) -> None:
+        """The values of the first seed are shown; the others' are in the records."""
+        before = self.violations.setdefault(name, Violation(field=name, seeds=[], **values))
+        self.violations[name] = before.model_copy(update={"seeds": [*before.seeds, seed]})
+
+    def certificate(self) -> Certificate:
+        unseen = [name for name in FIELDS if name in self.not_verified and name not in self.violations]
+        reasons = [MASKS if name == "dropout" and MASKS in self.not_verified else name for name in unseen]
+        missing = ", ".join(map(str, self.unrecorded))
+        return Certificate(
+            comparable=None if not self.seeds else not self.violations,
+            compared_with=list(self.references),
+            differs_as_declared=[n for n in FIELDS if n in self.declared and n not in self.violations],
+            violations=[self.violations[name] for name in (*FIELDS, *BESIDES) if name in self.violations],
+            not_verified=[
+                *reasons,
+                *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
+                *([f"identity: none recorded for seed {missing}"] if missing else []),
+            ],
+        )
+
+
+def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> dict[str, Certificate]:
+    """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
+    found = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
+    rules = _Rules(suite)
+    for seed in baseline.planned:
+        done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
+        for summary in done.values():
+            _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])
+    for summary in summaries:
+        _look_besides(summary, suite.baseline, found[summary.name])
+    return {name: findings.certificate() for name, findings in found.items()}
+
+
+def _look_besides(summary: Summary, baseline: str, into: _Findings) -> None:
+    """Other settings than the suite's, and a loss that nothing can have."""
+    for seed, differing in other_settings(summary).items():
+        into.violate(
+            "settings", seed, asked=told(differing, 2), option=told(differing, 1), baseline=None, against=baseline
+        )
+    for seed, measured in summary.measurements.items():
+        if below_the_floor(measured):
+            floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
+            into.violate(
+                "final_loss", seed, asked=floor, option=measured.final_loss, baseline=None, against=baseline
+            )
+
+
+def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, into: _Findings) -> None:
+    ours, theirs = summary.completed[seed].identity, reference.completed[seed].identity
+    asked = unmet(rules.asked_for(summary.option, ours), ours) if ours else {}
+    for name, value in asked.items():
+        into.violate(
+            name, seed, asked=value, option=getattr(ours, name), baseline=getattr(theirs, name, None),
+            against=reference.name,
+        )  # fmt: skip
+    if summary is reference:
+        return
+    into.references[reference.name] = None
+    if ours is None or theirs is None:
+        into.unrecorded.append(seed)
+        return
+    statuses = compare(ours, theirs, rules.may_change(summary.option, reference.option))
+    if is_own(ours.framework) or is_own(theirs.framework):
+        left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
+        into.not_verified |= {OWN_LOOP, *left}
+    if not statuses:  # as it is with most of thousands of trials
+        return
+    into.declared |= _of(statuses, "declared")
+    into.not_verified |= _of(statuses, "not_verified")
+    if statuses.get("dropout") == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
+        into.not_verified.add(MASKS)
+    for name in _of(statuses, "violation") - asked.keys():
+        into.violate(name, seed, option=getattr(ours, name), baseline=getattr(theirs, name), against=reference.name)
+
+
+def _of(statuses: Mapping[str, Status], status: Status) -> set[str]:
+    return {name for name, found in statuses.items() if found == status}

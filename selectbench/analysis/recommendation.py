@@ -1,0 +1,518 @@
+"""What an option took until its held-out loss was the baseline's final one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+
+from selectbench import units
+from selectbench.analysis.contest import Contest
+from selectbench.analysis.family import Pairs, all_pairs
+from selectbench.analysis.formulas import Observed, finite_of_each, joules_per_token, usd_for
+from selectbench.analysis.hardware import share_main_memory
+from selectbench.analysis.result import NamedVerdict, Row, ToLoss, VerdictName
+from selectbench.analysis.statistics import Blocks, Bools, make_blocks
+from selectbench.analysis.summary import Summary, mean, other_tokens
+from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, parse_constraint
+from selectbench.suite.suite import Suite
+
+TIME_TO_LOSS_RULE = (
+    "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the "
+    "baseline's final "
+    "one with the same seed, plus the share of the loss that the suite calls too small to matter; for the baseline "
+    "too. Between evaluations the loss is taken to fall in a straight line; where it is there at the first "
+    "evaluation already, that one counts. Seconds are of training alone. An option that gets there early does "
+    "so in "
+    "the midst of its own schedule: one made for fewer steps would get there otherwise."
+)
+
+
+class _Reached(NamedTuple):
+    """Where one trial was when its loss was low enough."""
+
+    seconds: float
+    tokens: float
+    observed: Observed
+
+
+def to_loss(summary: Summary) -> ToLoss | None:
+    """Means over the seeds that the baseline completed too; trials on throttled or shared GPUs are left out."""
+    there = _reached(summary)
+    if not there and not summary.not_reached:
+        return None
+    every = {} if summary.not_reached else there
+    means = {name: _mean(every, read) for name, read in PRICES.items()}
+    return ToLoss(
+        seconds=means["seconds"], tokens=means["tokens"], joules=means["joules"], usd=means["usd"],
+        reached=list(there), not_reached=summary.not_reached,
+    )  # fmt: skip
+
+
+def _reached(summary: Summary) -> dict[int, _Reached]:
+    """Of the seeds that got there, those whose time counts."""
+    return {
+        seed: _Reached(*place, summary.observed[seed])
+        for seed, place in summary.reached.items()
+        if place is not None and seed in summary.values["training_seconds"]
+    }
+
+
+def price_by_seed(summary: Summary, price: str) -> dict[int, float]:
+    """`seconds`, `tokens`, `joules` or `usd` of each seed that reached the loss and tells it."""
+    return finite_of_each(PRICES[price], _reached(summary))
+
+
+def _joules(reached: _Reached) -> float | None:
+    each = joules_per_token(reached.observed)
+    return None if each is None else each * reached.tokens
+
+
+def _usd(reached: _Reached) -> float | None:
+    return usd_for(reached.observed, seconds=lambda: reached.seconds, tokens=reached.tokens)
+
+
+PRICES: dict[str, Callable[[_Reached], float | None]] = {
+    "seconds": lambda reached: reached.seconds, "tokens": lambda reached: reached.tokens,
+    "joules": _joules, "usd": _usd,
+}  # fmt: skip
+
+
+def _mean(reached: Mapping[int, _Reached], read: Callable[[_Reached], float | None]) -> float | None:
+    """None where one is not known."""
+    known = finite_of_each(read, reached)
+    return mean(list(known.values())) if len(known) == len(reached) else None
+
+
+# Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
+#
+# A row is dominated only where another is shown to be better in one of them (two-sided tests of all pairs, adjusted
+# by Holm for each metric, and the metric's threshold) and is worse in none: not shown to be, and by the means not
+# by more than the threshold. A picture of the field beside the declared family, not a claim of it.
+
+
+_BY_DIMENSION = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
+_DIMENSIONS = {
+    dimension: [m.name for m in _BY_DIMENSION if m.dimension and m.dimension[0] == dimension]
+    for dimension in ("speed", "memory", "energy", "quality")
+}
+"""Of each the first metric that all rows know."""
+
+
+def dimensions(rows: Sequence[Row], without: frozenset[str] = frozenset()) -> list[str]:
+    """The metrics that the set is over: those that every one of these rows knows; `without`: what tells nothing."""
+    known = [
+        next((name for name in names if name not in without and all(counts(row, name) for row in rows)), None)
+        for names in _DIMENSIONS.values()
+    ]
+    return [name for name in known if name is not None]
+
+
+def has_diverged(row: Row) -> bool:
+    """Whether it did with any seed: what the other seeds learnt flatters it."""
+    return any(failure.kind == "diverged" for failure in row.failures)
+
+
+def counts(row: Row, metric: str) -> bool:
+    """Whether its figure is known, and of clean trials."""
+    found = row.metrics[metric]
+    return found.value is not None and not found.unclean
+
+
+def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Row]:
+    """The rows with `pareto` and `dominated_by` told for those that completed and did the baseline's job."""
+    taking_part = [row for row in rows if row.n and row.identity.comparable and not row.control]
+    apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
+    over = dimensions(taking_part, PER_TOKEN if apart else frozenset())
+    if share_main_memory(contest.suite.device, list(summaries.values())):
+        over = [name for name in over if name != "peak_memory_bytes"]
+    if not taking_part or not over:
+        return list(rows)
+    names = [row.option for row in taking_part]
+    diverged = np.array([has_diverged(row) for row in taking_part])
+    found = _dominates(contest, names, over, diverged)
+    by = {name: [names[j] for j in np.flatnonzero(found[:, i])] for i, name in enumerate(names)}
+    return [
+        row.model_copy(update={"pareto": not by[row.option], "dominated_by": by[row.option]})
+        if row.option in by
+        else row
+        for row in rows
+    ]
+
+
+def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], diverged: Bools) -> Bools:
+    """[i, j]: whether i dominates j; one that diverged with a seed dominates none."""
+    shape = (len(names), len(names))
+    better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
+    for name in over:
+        threshold, more = contest.suite.threshold(name), METRICS[name].better == "more"
+        pairs = all_pairs(contest.blocks[name], names)
+        better = pairs.better(threshold, more_is_better=more)
+        better_somewhere |= better
+        worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
+    return better_somewhere & ~worse_somewhere & ~diverged[:, None]
+
+
+# What is asked of a ranking besides its objective: the questions, and which rows may answer each.
+
+
+_PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
+    "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
+    "seconds": ("Soonest", units.seconds, "time"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Told:
+    """An option's figure, with its unit, beside the baseline's."""
+
+    figure: str
+    ratio: str = ""
+    """Empty: the baseline's own, or not known."""
+    interval: str = ""
+    is_one: bool = False
+    """Whether the ratio is shown as 1."""
+    is_baseline: bool = False
+
+    def __str__(self) -> str:
+        """`200 tokens/s, 1.25x the baseline (1.20x to 1.31x)`."""
+        if self.is_baseline:
+            return f"{self.figure} (the baseline)"
+        ratio = f", {self.ratio} the baseline" if self.ratio else ""
+        return f"{self.figure}{ratio}{f' ({self.interval})' if self.interval else ''}"
+
+    def looks_like(self, other: Told) -> bool:
+        """Whether a reader would see the same figure twice; a ratio of 1 says no more than the baseline's none."""
+        ratios = ["" if one.is_one else one.ratio for one in (self, other)]
+        return self.figure == other.figure and ratios[0] == ratios[1]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One way of asking which option is best."""
+
+    name: VerdictName
+    title: str
+    rows: Sequence[Row]
+    """Those that qualify."""
+    blocks: Blocks
+    threshold: float
+    more_is_better: bool
+    show: Callable[[str, float], Told]
+    """Option and mean value to a figure with its unit."""
+    values: Mapping[str, float]
+    """Means, by option."""
+    metric: str | None = None
+    """None: none of a trial's own."""
+    is_objective: bool = False
+    open: Sequence[str] = ()
+    """Options that may qualify: a constraint of theirs is undecided."""
+
+
+def questions(
+    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
+) -> list[Question]:
+    """Those that the run has figures for. `rows` in the order of the ranking."""
+    equal = [row for row in rows if row.eligible and row.n]
+    within = [row for row in rows if _within_limits(row)]
+    learnt = [row for row in within if not has_diverged(row)]
+    words = _at_equal_quality(suite, equal)
+    memory = "peak_device_memory_bytes" if all(counts(r, "peak_device_memory_bytes") for r in equal) else None
+    apart = any(other_tokens(suite, summary.option) for summary in summaries.values())
+    quality = "bits_per_byte" if apart else "final_loss"
+    quality = suite.decide.objective if METRICS[suite.decide.objective].quality else quality
+    speed = "bytes_per_second" if apart else "tokens_per_second"
+    found = [
+        _by_metric("fastest", f"Fastest{words}", equal, contest, speed),
+        None
+        if share_main_memory(suite.device, list(summaries.values()))
+        else _by_metric(
+            "smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes"
+        ),
+        None if apart else _to_loss(within, summaries),
+        _by_metric("best_quality", "Best quality", learnt, contest, quality),
+    ]
+    objective = suite.decide.objective
+    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in found if q]
+
+
+def _within_limits(row: Row) -> bool:
+    """Whether it did the job and holds every limit that is not on quality."""
+    limits = [c for c in row.constraints if not METRICS[parse_constraint(c.constraint).metric].quality]
+    done = row.n and row.identity.comparable and not row.control
+    return bool(done) and all(c.verdict in ("holds", "not_judged") for c in limits)
+
+
+def _open(question: Question, rows: Sequence[Row]) -> list[str]:
+    """Rows that would qualify if it were known that they hold their constraints."""
+    return [
+        row.option for row in rows
+        if row.option not in question.values and row.n and row.identity.comparable and not row.control
+        and not row.constraint_failures and any(c.verdict == "undecided" for c in row.constraints)
+        and not (question.name == "best_quality" and has_diverged(row))
+    ]  # fmt: skip
+
+
+def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
+    """What may be said of quality in the titles."""
+    if suite.quick or not suite.job.evaluates:
+        return " (quality was not measured)"
+    held = [c for row in rows for c in row.constraints if METRICS[parse_constraint(c.constraint).metric].quality]
+    if any(c.verdict != "holds" for c in held):
+        return " (equal quality could not be judged)"
+    asked = any(METRICS[parse_constraint(text).metric].quality for text in suite.decide.constraints)
+    return " at equal quality" if asked else " (whatever the quality: no constraint is on it)"
+
+
+def _by_metric(
+    name: VerdictName, title: str, rows: Sequence[Row], contest: Contest, metric_name: str
+) -> Question | None:
+    known = [row for row in rows if counts(row, metric_name) and not _has_gap(row, metric_name)]
+    if rows and not known:
+        return None
+    metric = METRICS[metric_name]
+
+    def show(option: str, value: float) -> Told:
+        return _told(contest, next(row for row in known if row.option == option), metric_name, value)
+
+    values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
+    threshold = contest.suite.threshold(metric_name)
+    return Question(
+        name,
+        title,
+        known,
+        contest.blocks[metric_name],
+        threshold,
+        metric.better == "more",
+        show,
+        values,
+        metric_name,
+    )
+
+
+def _has_gap(row: Row, metric: str) -> bool:
+    """Whether seeds that completed lack the figure, which the others would flatter."""
+    found = row.metrics[metric]
+    return METRICS[metric].quality and found.n + len(found.left_out) < row.n
+
+
+def _told(contest: Contest, row: Row, metric_name: str, value: float) -> Told:
+    metric, found = METRICS[metric_name], row.metrics[metric_name]
+    shown = f"{metric.show(value)}{metric.after_figure}"
+    ratio, ends = units.ratio_and_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
+    one, _ = units.ratio_and_range(1.0, found.ratio_low, found.ratio_high)
+    if row.option == contest.baseline.name:
+        return Told(shown, is_baseline=True)
+    return Told(shown) if found.ratio_to_baseline is None else Told(shown, ratio, ends, is_one=ratio == one)
+
+
+def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question | None:
+    """By money where it is known, else by energy, else by time."""
+    there = [row for row in rows if row.to_loss and row.to_loss.seconds is not None]
+    for price, (title, show, noun) in _PRICES.items():
+        known = [row for row in there if getattr(row.to_loss, price) is not None]
+        if known:
+            found = {r.option: price_by_seed(summaries[r.option], price) for r in known}
+            values = {
+                option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None
+            }
+            return Question(
+                "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
+                lambda _, value, show=show, noun=noun: Told(f"{show(value)} of {noun}"), values,  # type: ignore[misc]
+                SECONDS_TO_LOSS if price == "seconds" else None,
+            )  # fmt: skip
+    return None
+
+
+# Named verdicts: which option to take, by what is asked, with how sure that is and the settings to take.
+#
+# An option is named that none is shown to be better than. The baseline stays unless the option that is ahead is
+# shown to be better than it: a change needs a reason. The objective's claims are the declared family's; every other
+# question is judged by itself, its pairs adjusted by Holm, so that several questions have several chances of error.
+
+
+BEST = "best.yaml"
+"""The suite of the first row alone."""
+
+
+def verdicts(
+    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
+) -> list[NamedVerdict]:
+    """One for each question that the run has figures for. `rows` in the order of the ranking."""
+    asked = questions(suite, rows, summaries, contest)
+    found = [_answered(suite, rows, summaries, question) for question in asked]
+    objective = next((question.name for question in asked if question.is_objective), None)
+    return _with_files(
+        suite, rows, objective, [verdict for verdict in found if verdict.option or suite.job.evaluates]
+    )
+
+
+@dataclass(frozen=True)
+class _Finding:
+    """What the tests say of one question's options."""
+
+    best: str
+    tied: list[str]
+    """Others that it is not shown to be better than."""
+    same: set[str]
+    """Those of them that hardly differ."""
+    ahead: str
+    """The first by the figures, which `best` is not where nothing is shown to be better than the baseline."""
+    known: bool
+    """Whether there is a measure of spread."""
+
+
+def _answered(
+    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], question: Question
+) -> NamedVerdict:
+    if not question.values:
+        return _nobody(question)
+    found = _finding(suite, rows, question)
+    if question.open and found.best == suite.baseline:
+        return _nobody(question)
+    row = next(row for row in rows if row.option == found.best)
+    own, first = (question.show(name, question.values[name]) for name in (found.best, found.ahead))
+    shown = f"{found.best}: {own}{_at_what(suite, question, row)}"
+    if not first.looks_like(own):  # else a reader would see the same figure twice
+        opening = "none is shown to be better than " if found.best == suite.baseline else ""
+        shown = f"{opening}{shown}; ahead by the figures: {found.ahead}, {first}"
+    return NamedVerdict(
+        name=question.name, title=question.title, option=found.best, sentence=f"{shown}.",
+        confidence=f"{_confidence(question, found)}{_outdone(row, found)}",
+        sure=found.known and not found.tied and not question.open,
+        tied_with=found.tied, choices=summaries[found.best].option.choices.model_dump(mode="json"),
+        file=None, command=None,
+    )  # fmt: skip
+
+
+def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
+    names = [row.option for row in rows if row.option in question.values]
+    pairs = all_pairs(question.blocks, names)
+    more = question.more_is_better
+    better = pairs.better(question.threshold, more_is_better=more)
+    order = [row.option for row in rows if row.rank is not None and row.option in question.values]
+    if question.is_objective and order:  # as the ranks have it
+        ahead = best = order[0]
+    else:
+        ahead = names[_leader(pairs, better, more_is_better=more)]
+        best = _first_of_equals(pairs, better, ahead, question.threshold)
+    if (
+        suite.baseline in names
+        and best != suite.baseline
+        and not _beats_baseline(suite, rows, question, pairs, best)
+    ):
+        best = suite.baseline
+    beaten = better[names.index(best)].tolist()
+    tied = [n for n, shown in zip(names, beaten, strict=True) if n != best and (n == ahead or not shown)]
+    if question.is_objective and best in order:
+        in_rank = next(row for row in rows if row.option == best).tied_with
+        tied = [n for n in names if n in in_rank or (n in tied and n not in order)]
+    same = pairs.same(question.threshold)[names.index(best)].tolist()
+    known = bool(np.any(~np.isnan(pairs.p_adjusted)))
+    return _Finding(best, tied, {name for name, alike in zip(names, same, strict=True) if alike}, ahead, known)
+
+
+def _beats_baseline(suite: Suite, rows: Sequence[Row], question: Question, pairs: Pairs, best: str) -> bool:
+    if question.is_objective:
+        found = next(row for row in rows if row.option == best).against_baseline
+        return found is not None and found.decision == "better"
+    return pairs.beats(best, suite.baseline, question.threshold, more_is_better=question.more_is_better)
+
+
+def _leader(pairs: Pairs, better: Bools, *, more_is_better: bool) -> int:
+    """Of those that none is shown to be better than, the one that is ahead of most others within seeds."""
+    ahead = pairs.ahead_by_means(more_is_better=more_is_better).sum(axis=1)
+    beaten = better.any(axis=0)
+    return int(np.argmax(np.where(beaten & ~beaten.all(), -1, ahead)))
+
+
+def _first_of_equals(pairs: Pairs, better: Bools, leader: str, threshold: float) -> str:
+    """The leader, or an option better in rank that it is ahead of by less than matters."""
+    beaten = [bool(better[:, number].any()) for number in range(len(pairs.names))]
+    for number, name in enumerate(pairs.names):
+        if name == leader:
+            break
+        distance = abs(float(pairs.estimates[pairs.place(name, leader)]))
+        if distance <= math.log1p(threshold) and not beaten[number]:
+            return name
+    return leader
+
+
+def _at_what(suite: Suite, question: Question, row: Row) -> str:
+    """What the option is by the objective, where something else was asked: `, at 1,040 tokens/s (0.068x)`."""
+    objective = METRICS[suite.decide.objective]
+    if question.metric == objective.name or not counts(row, objective.name):
+        return ""
+    found = row.metrics[objective.name]
+    ratio = "" if found.ratio_to_baseline is None else f" ({units.ratio(found.ratio_to_baseline)})"
+    return f", at {objective.show(found.value)}{objective.after_figure}{ratio}"
+
+
+def _nobody(question: Question) -> NamedVerdict:
+    told = "No option qualifies."
+    if question.open:
+        told = f"Open: whether {_some(question.open)} {_hold(question.open)} the constraints is undecided."
+    return NamedVerdict(
+        name=question.name, title=question.title, option=None, sentence=told,
+        confidence="", sure=False, tied_with=[], choices={}, file=None, command=None,
+    )  # fmt: skip
+
+
+def _confidence(question: Question, found: _Finding) -> str:
+    is_open = question.open and f" Open: whether {_some(question.open)} {_hold(question.open)} the constraints."
+    if len(question.values) == 1:
+        only = "The only option that qualifies."
+        return f"The only option shown to qualify.{is_open}" if is_open else only
+    if not found.known:
+        return f"No measure of spread: the order may be chance.{is_open or ''}"
+    if not found.tied:
+        own = "" if question.is_objective else ", by this question's own tests"
+        return f"Shown to be better than every other option that qualifies{own}.{is_open or ''}"
+    same = [name for name in found.tied if name in found.same]
+    undecided = [name for name in found.tied if name not in found.same]
+    parts = (
+        [f"no difference that matters (less than {units.share(question.threshold)}) to {_some(same)}"]
+        if same
+        else []
+    )
+    parts += [f"not shown to differ from {_some(undecided)}"] if undecided else []
+    told = "; ".join(parts)
+    return f"{told[0].upper()}{told[1:]}.{is_open or ''}"
+
+
+def _outdone(row: Row, found: _Finding) -> str:
+    """Who can't be told from the option by what was asked, and dominates it."""
+    names = [name for name in found.tied if name in row.dominated_by]
+    if not names:
+        return ""
+    verb = "is" if len(names) == 1 else "are"
+    return f" {_some(names)} {verb} shown to be better in another figure and worse in none by more than matters."
+
+
+def _hold(names: Sequence[str]) -> str:
+    return "holds" if len(names) == 1 else "hold"
+
+
+def _with_files(
+    suite: Suite, rows: Sequence[Row], objective: str | None, found: Sequence[NamedVerdict]
+) -> list[NamedVerdict]:
+    """Each with the file of its option: `best.yaml` for what the objective asks for, one for every other option."""
+    memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
+    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY, "best_quality")}
+    asked = names.get(suite.decide.objective, objective)
+    first = rows[0].option if rows and rows[0].rank is not None else None
+    best = next((v.option for v in found if v.name == asked), first)
+    return [_with_file(v, BEST if v.option == best else f"best_{v.name.removeprefix('best_')}.yaml") for v in found]
+
+
+def _with_file(verdict: NamedVerdict, file: str) -> NamedVerdict:
+    if verdict.option is None:
+        return verdict
+    return verdict.model_copy(update={"file": file, "command": f"selectbench run {file}"})
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

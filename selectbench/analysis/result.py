@@ -1,0 +1,489 @@
+"""What ranking.json says of differences between options. Every key is documented here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
+from selectbench.analysis.formulas import MemoryKind, Method, UtilizationName
+from selectbench.analysis.metrics import Number, Shown, Verdict
+from selectbench.analysis.tuning import Search
+from selectbench.plan.duration import MatmulDtype
+from selectbench.record.record import FailureKind
+
+Decision = Literal["better", "worse", "no_difference", "undecided"]
+Spread = Literal["pooled", "moderated", "own", "none", "unknown"]
+VerdictName = Literal["fastest", "smallest_memory", "cheapest", "best_quality"]
+
+
+class Settling(Shown):
+    """What would probably settle an open question."""
+
+    seeds: int
+    """More seeds for every option."""
+    seconds: Number | None
+    """Expected time of these rounds; None: not known."""
+
+
+class Comparison(Shown):
+    """One option's metric against another's, over the seeds that both completed."""
+
+    against: str
+    """The other option."""
+    ratio: Number | None
+    """Geometric mean, over those seeds, of this option's value over the other's with the same seed; None: more or
+    less than a float holds."""
+    low: Number | None
+    """Lower end of the simultaneous 95 % interval of the ratio; None: one seed, no measure of spread."""
+    high: Number | None
+    """Its upper end."""
+    p: Number | None
+    """Two-sided probability of such a difference by chance, by itself; None: no measure of spread."""
+    p_adjusted: Number | None
+    """The same adjusted for all tests of its family (Holm 1979)."""
+    decision: Decision
+    """`better` or `worse`: p_adjusted is at most alpha, and the difference is above the metric's threshold;
+    `no_difference`: the whole interval lies within the threshold; else `undecided`."""
+    spread: Spread
+    """Whose: `pooled` over all options, `moderated` between that and the pair's own, `own` of this pair, `none`:
+    all seeds show the very same difference, so that the threshold alone decides; `unknown`: one seed."""
+    degrees_of_freedom: Number | None
+    """Of the spread; None where there is none."""
+    seeds: int
+    """Seeds that both completed."""
+    settling: Settling | None = None
+    """What would probably decide it, where it is undecided and spread is known."""
+
+
+class ScoreDifference(Shown):
+    """One option's score of generated text against the baseline's, over the choice of the test sentences.
+
+    By `analysis/scores.py`. It says nothing of other seeds, and no claim is made with it.
+    """
+
+    score: str
+    """`bleu`, `chrf`, `rouge_l`, `exact_match` or `token_f1`."""
+    option: str
+    against: str
+    """The baseline."""
+    seeds: int
+    """Those that both completed; the figures are of the mean over them."""
+    sentences: int | None = None
+    """How many were drawn from; None, as the four figures: not compared."""
+    difference: Number | None = None
+    """This option's score less the baseline's."""
+    low: Number | None = None
+    """Lower end of its 95 % interval, by itself."""
+    high: Number | None = None
+    """Its upper end."""
+    p: Number | None = None
+    """Two-sided, by itself."""
+    not_compared: str | None = None
+    """Why not."""
+
+
+class Family(Shown):
+    """The tests whose joint error is held."""
+
+    alpha: float
+    """Probability that any claim of the family is false, at most."""
+    objective: str
+    """Every option against the baseline on this metric ..."""
+    constraints: list[str]
+    """... and every option on each of these constraints."""
+    tests: int
+    """How many that were: options without figures, and values without any spread, take no part."""
+    thresholds: dict[str, float]
+    """Smallest difference that matters, as a share, by metric."""
+
+
+class ToLoss(Shown):
+    """What an option took until its held-out loss was the baseline's final one; means over `seeds`."""
+
+    seconds: Number | None
+    """Training time, warm-up and compilation among it, evaluation not."""
+    tokens: Number | None
+    """Training tokens."""
+    joules: Number | None
+    """Energy of the GPUs; None: not known."""
+    usd: Number | None
+    """Rent and electricity at the suite's prices; None: not known."""
+    reached: list[int]
+    """Seeds with which it got there."""
+    not_reached: list[int]
+    """Seeds with which it did not, or diverged; any makes the four figures None: the others would flatter it."""
+
+
+class NamedVerdict(Shown):
+    """One answer to one way of asking which option is best."""
+
+    name: VerdictName
+    title: str
+    """`Fastest at equal quality`."""
+    option: str | None
+    """The best by the means among the rows that qualify; None: no row qualifies."""
+    sentence: str
+    confidence: str
+    """How sure that is, in words."""
+    sure: bool
+    """Whether it was shown to be better than every other row that qualifies."""
+    tied_with: list[str]
+    """Rows that qualify and that it was not shown to be better than."""
+    choices: dict[str, Any]
+    """The option's settings, every dimension, as a suite writes them."""
+    file: str | None
+    """The suite of this option alone, in the run's folder."""
+    command: str | None
+    """What trains it."""
+
+
+class Effect(Shown):
+    """How much a factor's level changes the objective."""
+
+    factor: str
+    """A dimension or a setting, `optimizer.lr`; aliases of one another are joined by ` = `."""
+    level: str
+    against: str
+    """The baseline's level."""
+    ratio: Number
+    """Of the objective, averaged over the other factors' levels (geometric)."""
+    low: Number | None
+    """Of its own 95 % interval over seeds; None below two seeds."""
+    high: Number | None
+
+
+class Interaction(Shown):
+    """What two levels do together beyond what each does alone."""
+
+    factors: list[str]
+    levels: list[str]
+    ratio: Number
+    """Of the objective over what the main effects alone would give."""
+    low: Number | None
+    high: Number | None
+
+
+class Share(Shown):
+    """One factor's part in the gain of the best row over the baseline."""
+
+    factor: str
+    level: str
+    ratio: Number
+
+
+class FactorView(Shown):
+    """A grid taken apart: main effects and the strongest interactions, shown without a claim."""
+
+    effects: list[Effect]
+    """By factor, strongest first."""
+    interactions: list[Interaction]
+    """The strongest."""
+    best: str | None
+    """The row whose gain is taken apart."""
+    best_ratio: Number | None
+    """Its ratio to the baseline by the means."""
+    shares: list[Share]
+    """Their product with `together` is best_ratio."""
+    together: Number | None
+    """What the factors do beyond the product of their main effects."""
+
+
+# What ranking.json says of an option's GPUs. Every key is documented here.
+
+
+class TrialState(Shown):
+    """The verdict on the GPUs of one trial, by the rule of `analysis/metrics.py`."""
+
+    seed: int
+    verdict: Verdict
+    detail: str
+    """What was found; '' where they were clean."""
+
+
+class Unknown(Shown):
+    """Why a figure is not known."""
+
+    reason: str
+    seeds: list[int]
+    """Of the trials that it is true of."""
+
+    @classmethod
+    def by_reason(cls, reasons: Mapping[int, str | None]) -> list[Unknown]:
+        """One for each reason that some seed has; seeds without one are left out."""
+        seeds: dict[str, list[int]] = {}
+        for seed, reason in reasons.items():
+            if reason:
+                seeds.setdefault(reason, []).append(seed)
+        return [cls(reason=reason, seeds=found) for reason, found in seeds.items()]
+
+
+class DeviceMemory(Shown):
+    """Memory by the devices' own account, of the GPU with the largest figure.
+
+    Means over the completed seeds that were not shared and tell it, or over all that tell it where each was.
+    """
+
+    peak_bytes: Number | None
+    """The most in use while training, what was in use before among it: what must fit."""
+    peak_over_idle_bytes: Number | None
+    """The most in use less what was in use right before the trial."""
+    idle_bytes: Number | None
+    """In use right before the trial."""
+    total_bytes: Number | None
+    """Of the smallest of the GPUs."""
+    driver_reserved_bytes: Number | None
+    """Kept by the driver itself, in no other figure."""
+
+
+class Arithmetic(Shown):
+    """What the matrix products of one option's training take, and what its GPUs could do.
+
+    The shares themselves are the metrics `mfu`, `hfu` and `matmul_rate_share`.
+    """
+
+    dtype: MatmulDtype
+    """That the matrix products run in."""
+    model_flops_per_token: Number | None
+    """Forward and backward pass; None: the model's work does not follow from its shape."""
+    hardware_flops_per_token: Number | None
+    """The same with what activation checkpointing computes again."""
+    peak_flops_per_second: Number | None
+    """By data sheet, dense, in this dtype, of a trial's GPUs together; None: not known of each."""
+    matmul_flops_per_second: Number | None
+    """The same, as measured on them by `doctor --calibrate`."""
+    unknown: dict[UtilizationName, list[Unknown]]
+    """Why a seed's share is not known, by metric; those that are known throughout are left out."""
+
+
+class GpuRow(Shown):
+    """The GPUs of one option.
+
+    Means are over its completed seeds that were neither throttled nor shared, or over all where there is none;
+    over a trial's GPUs too, where nothing else is said.
+    """
+
+    names: list[str]
+    """As the driver calls them, each once."""
+    states: dict[Verdict, int]
+    """Trials by verdict, failed ones among them."""
+    by_seed: list[TrialState]
+    """The same, each with what was found."""
+    energy_method: Method | None
+    """The least direct way in which a seed's energy was found; None: no seed's is known."""
+    energy_unknown: list[Unknown]
+    """Why a seed's energy is not known."""
+    memory: DeviceMemory
+    arithmetic: Arithmetic
+    mean_utilization: Number | None
+    """Share of time that something ran, inside the timed windows."""
+    mean_sm_clock_hertz: Number | None
+    """Inside the timed windows."""
+    mean_memory_clock_hertz: Number | None
+    """Inside the timed windows."""
+    highest_temperature_celsius: Number | None
+    """Of any GPU and seed."""
+    clock_limit_shares: dict[str, Number] | None
+    """By reason that held the clocks down, the share of readings in which it did; None: not known."""
+
+
+# The answer as data: what ranking.json holds. Every key is documented here.
+
+
+SCHEMA_VERSION = 1
+"""Grows when a key's meaning changes; keys are added without it."""
+
+
+class MetricValue(Shown):
+    """One metric of one option over its completed seeds."""
+
+    value: Number | None
+    """Mean over the completed seeds of the trials' own values (so perplexity is the mean of perplexities).
+
+    Seeds whose GPUs were in a state that spoils the metric are left out where there are others."""
+    ratio_to_baseline: Number | None
+    """Geometric mean, over the seeds that both completed, of this option's value over the baseline's."""
+    ratio_low: Number | None = None
+    """Lower end of the ratio's 95 % interval: of the objective the simultaneous one, of all other metrics the
+    interval by itself, with which nothing is claimed. None: the baseline itself, or no measure of spread."""
+    ratio_high: Number | None = None
+    """Its upper end."""
+    standard_deviation: Number | None
+    """Of one seed to the next (n - 1 in the denominator); None below two seeds."""
+    n: int
+    """Seeds that `value` is a mean over."""
+    left_out: list[int] = []  # noqa: RUF012 (pydantic copies it)
+    """Seeds whose value the state of the GPUs spoils."""
+    unclean: bool = False
+    """Whether every seed was spoiled: `value` is then of those, is shown, and is compared with nothing."""
+
+
+class Failure(Shown):
+    """A trial that yielded no measurement."""
+
+    seed: int
+    kind: FailureKind
+    detail: str
+    note: str | None = None
+    """Why it is no finding about the option: the state of the GPUs may have caused it."""
+
+
+class ConstraintVerdict(Shown):
+    """What the measurements say of one constraint: a test of non-inferiority in the suite's family."""
+
+    constraint: str
+    """As the suite writes it."""
+    verdict: Literal["holds", "fails", "undecided", "not_judged"]
+    """`holds` and `fails` are claims; `undecided`: the figures allow neither; `not_judged`: there are none."""
+    detail: str
+    """The figure it was judged by with its simultaneous interval, or why it could not be."""
+    p_adjusted: Number | None = None
+    """Probability of such a distance from the bound by chance, adjusted for the family; None: no test was made."""
+    settling: Settling | None = None
+    """What would probably decide it, where it is undecided and spread is known."""
+
+
+class Violation(Shown):
+    """An undeclared difference of an option's job, or something else than was asked for."""
+
+    field: str
+    """The identity's field, as `record/record.py` explains it; or `settings`, or a loss below its source's."""
+    baseline: Any
+    """What `against` had, with the first of the seeds."""
+    option: Any
+    """What this option had, with the first of the seeds."""
+    against: str
+    """The option compared with: the baseline, or the first one that completed where it did not."""
+    asked: Any = None
+    """What the suite asks for and the trial did not do; None: the difference is from `against`."""
+    seeds: list[int]
+    """With which it was found."""
+
+
+class Certificate(Shown):
+    """Whether an option did the baseline's job."""
+
+    comparable: bool | None
+    """Whether there is no violation; None: no seed completed, so there is nothing to compare."""
+    compared_with: list[str]
+    """The baseline, or what took its place in seeds that it did not complete; empty: nothing but itself."""
+    differs_as_declared: list[str]
+    """Identity fields that differ and that a choice in which the options differ may change."""
+    violations: list[Violation]
+    """By field; any takes the row out of the ranking."""
+    not_verified: list[str]
+    """Identity fields that a trial could not see, or `field: reason`; never assumed to be equal."""
+
+
+class MemoryByRank(Shown):
+    """Memory of an option's ranks, means over the completed seeds."""
+
+    peak_bytes_by_rank: list[Number | None]
+    """In the order of ranks; peak_memory_bytes is the largest of a trial. Empty: seeds differ in ranks."""
+    expected_model_state_bytes: Number | None
+    """Parameters, gradients and optimizer state of one rank by `plan/memory.py`; None: no formula."""
+    measured_model_state_bytes: Number | None
+    """The same as found, of the rank that keeps most; None: a part is hidden."""
+
+
+class Scaling(Shown):
+    """How speed grew with the number of ranks."""
+
+    world_size: int
+    """Ranks."""
+    speedup: Number | None
+    """Tokens per second over the baseline's."""
+    efficiency: Number | None
+    """The speed-up over the ratio of ranks; 1 is ideal."""
+
+
+class Row(Shown):
+    """One option."""
+
+    option: str
+    rank: int | None
+    """1 and the number of eligible rows shown to be better by the objective; it may be lower by as many as it is
+    tied with. None: not eligible, or no measure of spread to tell ranks by."""
+    tied_with: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    """Other ranked rows that it was shown to be neither better nor worse than."""
+    control: bool = False
+    """Whether it is the baseline's second row, which only tells how far chance goes."""
+    against_baseline: Comparison | None = None
+    """By the objective; None: the baseline itself, or no seed that both completed."""
+    against_best: Comparison | None = None
+    """By the objective, of an eligible row against the first one; adjusted for the order of all rows."""
+    pareto: bool | None = None
+    """Whether no other row dominates it over speed, memory, energy and quality, as far as they are known; None: not
+    comparable or not completed."""
+    dominated_by: list[str] = []  # noqa: RUF012
+    """Rows that are shown to be better in one of these, and are worse in none by more than matters."""
+    to_loss: ToLoss | None = None
+    """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
+    status: Literal["completed", "partial", "failed", "not_comparable"]
+    """partial: some seeds failed or are missing; failed: every seed failed; not_comparable: another job."""
+    n: int
+    """Seeds completed."""
+    planned: int
+    """Seeds of the suite."""
+    missing_seeds: list[int]
+    """Seeds without any record."""
+    differs_in: list[str]
+    """Dimensions in which it differs from the baseline."""
+    eligible: bool
+    """Whether it may be ranked: it completed a seed, did the same job, fails no constraint and is no control."""
+    constraints: list[ConstraintVerdict]
+    """One each, in the suite's order; empty where nothing completed or the job was another."""
+    constraint_failures: list[str]
+    """Why it is not eligible though it completed."""
+    identity: Certificate
+    """Whether it did the baseline's job."""
+    notes: list[str]
+    """What must not be concluded from it."""
+    metrics: dict[str, MetricValue]
+    memory: MemoryByRank | None
+    """None: not measured by rank."""
+    scaling: Scaling | None
+    """None where all rows have as many ranks, or its number is not known."""
+    failures: list[Failure]
+    gpu: GpuRow | None = None
+    """What was seen of its GPUs; None: no trial of it had GPU meters."""
+    cost_unknown: list[Unknown] = []  # noqa: RUF012 (pydantic copies it)
+    """Why a price of the suite can't be applied; empty: each can, or there is none."""
+
+
+class Ranking(Shown):
+    """The answer to a suite's question."""
+
+    schema_version: int = SCHEMA_VERSION
+    suite: str
+    baseline: str
+    question: str
+    answer: str
+    """One or more sentences: what to take, how sure that is, and what was not answered."""
+    objective: str
+    """The metric that ranks."""
+    device: Literal["cpu", "cuda"]
+    quick: bool
+    """Speed and memory only."""
+    seeds: list[int]
+    memory_kind: MemoryKind | None
+    """What peak_memory_bytes is; None where no trial measured it."""
+    rows: list[Row]
+    """Ranked rows by rank, then those that fail a constraint, did another job, are missing, failed."""
+    family: Family | None = None
+    """The tests that were declared; None in files of an older selectbench."""
+    verdicts: list[NamedVerdict] = []  # noqa: RUF012
+    """Which option to take, by what is asked."""
+    factors: FactorView | None = None
+    """None: the options are no grid."""
+    score_differences: list[ScoreDifference] = []  # noqa: RUF012
+    """Of every option with each score of generated text; empty: none was asked for, or long ago."""
+    search: Search | None = None
+    """How each option came to its own best; left out where nothing was searched."""
+    warnings: list[str]
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        return {key: value for key, value in found.items() if key != "search" or value is not None}

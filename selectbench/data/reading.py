@@ -1,0 +1,675 @@
+"""What an error of a library or of own code says, in a line."""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import hashlib
+import json
+import re
+import sys
+import traceback
+import unicodedata
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module, invalidate_caches
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from selectbench.errors import UnreachableError, UserError
+from selectbench.suite.sources import Cleaning, Dataset, OwnDocuments
+
+
+def first_line(error: BaseException) -> str:
+    """The beginning of what it says; its type where it says nothing."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else repr(error)
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that others were raised from: `datasets` says only that something failed."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+def with_place(error: BaseException) -> str:
+    """Type, words, and the file and line that raised it."""
+    said = f"{type(error).__name__}: {first_line(error)}"
+    if isinstance(error, SyntaxError):
+        return f"{said} ({error.filename}, line {error.lineno})"
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
+
+
+# The files that paths and globs of a suite name.
+
+
+def find_files(patterns: Sequence[str], notify: Callable[[str], None], setting: str = "data.text") -> list[Path]:
+    """The files, each once, sorted within a glob, in the order of the patterns.
+
+    An empty file that a path names is an error; one that a glob merely met is left out, and `notify` says
+    so. `setting`: the suite's key, for messages. Raises UserError with a line for every pattern that names
+    nothing readable.
+    """
+    found: dict[Path, None] = {}
+    problems: list[str] = []
+    for pattern in patterns:
+        try:
+            found.update(dict.fromkeys(_matches(pattern, notify, setting)))
+        except UserError as error:
+            problems += error.problems
+        except OSError as error:
+            problems.append(f"{setting}: {pattern} cannot be read: {error.strerror}")
+    if problems:
+        raise UserError(*problems)
+    return list(found)
+
+
+def _matches(pattern: str, notify: Callable[[str], None], setting: str) -> list[Path]:
+    if not glob.has_magic(pattern) or Path(pattern).exists():
+        return [named_file(Path(pattern), setting)]
+    names = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    files = [path for path in map(Path, names) if path.is_file()]
+    if not files:
+        raise UserError(f"{setting}: no file matches {pattern}")
+    full = [path for path in files if path.stat().st_size]
+    if not full:
+        raise UserError(f"{setting}: every file that matches {pattern} is empty")
+    if len(full) < len(files):
+        notify(f"{len(files) - len(full)} empty files that match {pattern} are left out")
+    return full
+
+
+def named_file(path: Path, setting: str) -> Path:
+    """The path, where it is a file with something in it. Raises UserError."""
+    if path.is_dir() and setting == "data.tokens":
+        raise UserError(f"{setting}: {path} is a folder: name the file of token ids in it")
+    if path.is_dir():
+        kind = {"jsonl": "jsonl", "chat": "jsonl", "parquet": "parquet"}.get(setting.rpartition(".")[2], "txt")
+        raise UserError(f"{setting}: {path} is a folder: write {path}/**/*.{kind} for the {kind} files in it")
+    if not path.exists():
+        raise UserError(f"{setting}: {path} does not exist")
+    if not path.is_file():
+        raise UserError(f"{setting}: {path} is not a regular file")
+    if not path.stat().st_size:
+        raise UserError(f"{setting}: {path} is empty")
+    return path
+
+
+def files_sha256(files: Sequence[Path], setting: str) -> str:
+    """Digest of the files' contents in order, whatever their names. Raises UserError."""
+    digest = hashlib.sha256()
+    for path in files:
+        try:
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise UserError(f"{setting}: {path} cannot be read: {error.strerror}") from error
+    return digest.hexdigest()
+
+
+# Lines of text files, gzip or not: bounded in length, decoded one by one, faults told with file and line.
+
+
+LONGEST_LINE_BYTES = 64 << 20
+"""A longer line is no line of text; it would have to be held in memory as a whole."""
+_GZIP = b"\x1f\x8b"
+Fault = Callable[[str], None]
+"""Is told of something unreadable: raises, or counts it and lets the reading go on."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line, decoded; where it stood for messages."""
+
+    path: Path
+    number: int
+    """From 1."""
+    text: str
+    """With its line feed, where it has one."""
+
+    @property
+    def place(self) -> str:
+        """`corpus.jsonl, line 3`."""
+        return f"{self.path}, line {self.number}"
+
+
+def read_lines(path: Path, setting: str, fault: Fault) -> Iterator[Line]:
+    """Every line that is UTF-8; a byte order mark goes, CR LF and CR become LF. Raises UserError.
+
+    `setting`: the suite's key that named the file, for messages. `fault` gets lines that are no text.
+    """
+    number = offset = 0
+    with _opened(path, setting) as stream:
+        while raw := _next(stream, path, setting, number + 1):
+            number += 1
+            text = _decoded(raw, path, number, offset, setting, fault)
+            offset += len(raw)
+            if text is not None:
+                yield Line(path, number, text)
+
+
+@contextmanager
+def _opened(path: Path, setting: str) -> Iterator[IO[bytes]]:
+    try:
+        with path.open("rb") as plain:
+            packed = plain.read(2) == _GZIP
+            plain.seek(0)
+            if not packed:
+                yield plain
+                return
+            with gzip.open(plain) as stream:
+                yield stream  # type: ignore[misc]
+    except OSError as error:
+        raise UserError(f"{setting}: {path} cannot be read: {error.strerror or error}") from error
+
+
+def _next(stream: IO[bytes], path: Path, setting: str, number: int) -> bytes:
+    try:
+        raw = stream.readline(LONGEST_LINE_BYTES + 1)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{setting}: {path}, line {number}: the gzip file is damaged: {error}") from error
+    if len(raw) > LONGEST_LINE_BYTES:
+        raise UserError(
+            f"{setting}: {path}, line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file "
+            "with line ends?"
+        )
+    return raw
+
+
+def _decoded(raw: bytes, path: Path, number: int, offset: int, setting: str, fault: Fault) -> str | None:
+    """None where it is no text and `fault` let that pass."""
+    body = raw[3:] if number == 1 and raw.startswith(b"\xef\xbb\xbf") else raw
+    nul = raw.find(0)
+    try:
+        text = body.decode("utf-8")
+        position, what = nul, "a NUL byte (a binary file, or UTF-16)"
+    except UnicodeDecodeError as error:
+        at = error.start + len(raw) - len(body)
+        position, what = (nul, "a NUL byte (a binary file, or UTF-16)") if 0 <= nul < at else (at, _NOT_UTF8)
+    if position >= 0:
+        fault(f"{setting}: {path} is not a text file: {what} at byte offset {offset + position}, line {number}")
+        return None
+    return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
+
+
+_NOT_UTF8 = "bytes that are not UTF-8"
+
+
+# Repositories of the Hugging Face hub: which commit a name means now, and where that commit's files lie.
+
+
+MAIN = "main"
+"""The branch that a name without a revision means."""
+Kind = Literal["model", "dataset"]
+
+
+def snapshot(
+    name: str, revision: str | None, files: Sequence[str], *, fetch: bool = True, kind: Kind = "model"
+) -> Path:
+    """The folder of the hub's cache that holds one commit, and is named after it.
+
+    `files`: patterns of those that are fetched where they are missing. Without a network, or where `fetch` is
+    False, the commit is the one that was met last. Raises what huggingface_hub raises.
+    """
+    from huggingface_hub import snapshot_download
+
+    # Left alone: whatever lies in folders of its own, such as the same weights in other formats.
+    found = snapshot_download(
+        name, revision=revision or MAIN, allow_patterns=list(files), ignore_patterns=["*/*"],
+        local_files_only=not fetch, repo_type=kind,
+    )  # fmt: skip
+    return Path(found)
+
+
+def cached_commit(name: str, revision: str | None) -> str | None:
+    """The commit that transformers loads without a network; None: it has none."""
+    found = cached_folder(name, revision)
+    return None if found is None else found.name
+
+
+def cached_folder(name: str, revision: str | None) -> Path | None:
+    """Where the files of that commit lie, its config.json among them where it has one; None: it has none."""
+    try:
+        return snapshot(name, revision, ["config.json"], fetch=False)
+    except (ImportError, OSError, ValueError):
+        return None
+
+
+# Documents out of records: a field of JSON lines or parquet rows, and whole conversations.
+
+
+ROLES = ("system", "user", "assistant")
+ROWS_AT_ONCE = 1024
+
+
+def json_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
+    """The field of every line's object, in order; what has none goes to `fault`. Blank lines are passed over."""
+    for place, value in _fields(files, "data.jsonl", field, fault):
+        if isinstance(value, str):
+            yield value
+        else:
+            fault(f"data.jsonl: {place}: {found_instead(field, value)}, text was expected")
+
+
+def chat_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
+    """Every line's conversation as JSON: a list of [role, content] pairs, with an answer in it."""
+    for place, value in _fields(files, "data.chat", field, fault):
+        problem, messages = _conversation(value)
+        if problem:
+            fault(f"data.chat: {place}: {field}: {problem}")
+        else:
+            yield json.dumps(messages, ensure_ascii=False)
+
+
+def _conversation(value: object) -> tuple[str | None, list[tuple[str, str]]]:
+    """What is wrong with it, and its messages."""
+    if not isinstance(value, list) or not value:
+        return f"{_kind(value)} was found, a list of messages was expected", []
+    messages: list[tuple[str, str]] = []
+    for number, message in enumerate(value):
+        role = message.get("role") if isinstance(message, dict) else None
+        content = message.get("content") if isinstance(message, dict) else None
+        if role not in ROLES:
+            return f"message {number} has the role {role!r}, expected one of {', '.join(ROLES)}", []
+        if not isinstance(content, str):
+            return f"message {number} has {_kind(content)} as its content, text was expected", []
+        messages.append((str(role), content))
+    if not any(role == "assistant" and content.strip() for role, content in messages):
+        return "no message of the assistant: there would be nothing to learn", []
+    return None, messages
+
+
+def _fields(files: Sequence[Path], setting: str, field: str, fault: Fault) -> Iterator[tuple[str, object]]:
+    names = field.split(".")
+    for path in files:
+        for line in read_lines(path, setting, fault):
+            if line.text.isspace():
+                continue
+            try:
+                value: Any = json.loads(line.text)
+            except (ValueError, RecursionError) as error:
+                fault(f"{setting}: {line.place} is not JSON: {error}")
+                continue
+            if not isinstance(value, dict):
+                fault(f"{setting}: {line.place}: {_kind(value)} was found, an object was expected")
+                continue
+            yield line.place, below(value, names)
+
+
+def below(value: Any, names: Sequence[str]) -> object:
+    """What the names lead to, each a key of the object before; a stand-in for nothing where one is not there."""
+    for name in names:
+        if not isinstance(value, dict) or name not in value:
+            return _MISSING
+        value = value[name]
+    return value
+
+
+class _Missing:
+    """Stands for a field that is not there."""
+
+
+_MISSING = _Missing()
+
+
+def found_instead(field: str, value: object) -> str:
+    """What was met where the text of a field was expected, for messages."""
+    return f"there is no field {field!r}" if value is _MISSING else f"the field {field!r} is {_kind(value)}"
+
+
+def _kind(value: object) -> str:
+    names = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", str: "text",
+             list: "a list", dict: "an object", _Missing: "nothing"}  # fmt: skip
+    return names.get(type(value), type(value).__name__)
+
+
+def parquet_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
+    """The column of every row, in order; a few rows at a time are in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    first = field.split(".")[0]
+    for path in files:
+        try:
+            with pq.ParquetFile(path) as file:
+                if first not in file.schema_arrow.names:
+                    known = ", ".join(file.schema_arrow.names[:8])
+                    raise UserError(f"data.parquet: {path} has no column {first!r} (it has {known})")
+                yield from _rows(file, path, field, fault)
+        except (pa.ArrowException, OSError) as error:
+            raise UserError(f"data.parquet: {path} cannot be read: {first_line(error)}") from error
+
+
+def _rows(file: Any, path: Path, field: str, fault: Fault) -> Iterator[str]:
+    first, *names = field.split(".")
+    number = 0
+    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[first]):
+        for value in batch.column(0).to_pylist():
+            found = below(value, names)
+            if isinstance(found, str):
+                yield found
+            else:
+                fault(f"data.parquet: {path}, row {number}: {found_instead(field, found)}, text was expected")
+            number += 1
+
+
+# Rows of a data set that the library `datasets` reads: from the hub, a folder of files, or a folder it saved.
+
+
+def load_rows(data: Dataset) -> Any:
+    """The split that is asked for. Raises UserError where it can't be had: no such folder, id, split or column."""
+    import datasets
+
+    datasets.disable_progress_bars()
+    with _had(data):
+        rows = _saved(data) if _is_saved(data) else _loaded(data)
+        if data.rows is not None:
+            rows = _first_rows(rows, data.rows)
+    first = data.field.split(".")[0]
+    if first not in rows.column_names:
+        raise UserError(f"data.dataset: {data.dataset} has no column {first!r} (it has {_some(rows.column_names)})")
+    return rows
+
+
+@contextmanager
+def _had(data: Dataset) -> Iterator[None]:
+    """Says in a line why a data set can't be had."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # pyarrow's, the network's and a dozen of the library's own
+        kind = UserError if Path(data.dataset).exists() else UnreachableError
+        raise kind(
+            f"data.dataset: {data.dataset} cannot be had: {first_line(root_cause(error))} "
+            "(a local folder needs no network; without one, a hub id must be in the hub's cache)"
+        ) from None
+
+
+def _first_rows(rows: Any, number: int) -> Any:
+    first = rows.take(number)
+    return first if first.column_names is not None else first._resolve_features()
+
+
+def dataset_commit(data: Dataset) -> str | None:
+    """The commit of the hub that the data set's name means now, or meant when it was last asked; None: a folder.
+
+    Raises UnreachableError where the hub was never asked and can't be.
+    """
+    if Path(data.dataset).exists():
+        return None
+    with _had(data):
+        return snapshot(data.dataset, data.revision, ["README.md"], kind="dataset").name
+
+
+def download_bytes(data: Dataset) -> float:
+    """What the first rows take of the network, by the size of a row in the first of the files that hold them.
+
+    Raises UserError where these can't be asked.
+    """
+    import datasets
+    import fsspec
+    import pyarrow.parquet
+
+    assert data.rows is not None, "of a data set without `rows` all is downloaded"
+    with _had(data):
+        builder = datasets.load_dataset_builder(data.dataset, data.name, revision=data.revision)
+        first = builder.config.data_files[data.split][0]
+        with fsspec.open(first) as file:
+            rows = pyarrow.parquet.ParquetFile(file).metadata.num_rows
+            return float(data.rows * file.size / rows)
+
+
+def streamed_key(data: Dataset) -> str | None:
+    """What the first rows of a data set are, by its commit; None: a folder, whose content alone tells.
+
+    Raises UnreachableError.
+    """
+    commit = dataset_commit(data)
+    return commit and f"dataset {data.dataset} {commit} {data.name} {data.split} {data.rows} {data.field}"
+
+
+def rows_key(rows: Any, data: Dataset) -> str | None:
+    """Digest of the files that the rows lie in, and which rows and what of them is read; None: they lie in memory.
+
+    The library's own fingerprint would not do: it is saved beside the rows, and stays when they are exchanged.
+    """
+    files = [Path(file["filename"]) for file in rows.cache_files]
+    if not files:
+        return None
+    return f"dataset {files_sha256(files, 'data.dataset')} {data.split} {len(rows)} {data.field}"
+
+
+def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
+    """The field of every row, in order; what is no text goes to `fault`."""
+    first, *names = data.field.split(".")
+    number = 0
+    for batch in _batches(rows.select_columns([first]), data):
+        for value in batch[first]:
+            found = below(value, names)
+            if isinstance(found, str):
+                yield found
+            else:
+                what = found_instead(data.field, found)
+                fault(f"data.dataset: {data.dataset}, row {number}: {what}, text was expected")
+            number += 1
+
+
+def _batches(rows: Any, data: Dataset) -> Iterator[Any]:
+    """Rows that are downloaded as they are read may break off."""
+    batches = rows.iter(batch_size=ROWS_AT_ONCE)
+    while True:
+        with _had(data):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _is_saved(data: Dataset) -> bool:
+    return any((Path(data.dataset) / name).is_file() for name in ("state.json", "dataset_dict.json"))
+
+
+def _loaded(data: Dataset) -> Any:
+    import datasets
+
+    revision = data.revision if data.rows is None else dataset_commit(data)
+    return datasets.load_dataset(
+        data.dataset, data.name, split=data.split, revision=revision, streaming=data.rows is not None
+    )
+
+
+def _saved(data: Dataset) -> Any:
+    """`save_to_disk` leaves one split, or several by name; slices are cut here as the library would."""
+    import datasets
+
+    whole = datasets.load_from_disk(data.dataset)
+    if isinstance(whole, datasets.Dataset):
+        whole = {str(whole.split or "train"): whole}
+    sizes = {name: len(rows) for name, rows in whole.items()}
+    try:
+        cuts = datasets.ReadInstruction.from_spec(data.split).to_absolute(sizes)
+    except (ValueError, AssertionError, KeyError):
+        raise UserError(
+            f"data.dataset: {data.dataset} has no split {data.split!r} (it has {_some(list(sizes))})"
+        ) from None
+    return datasets.concatenate_datasets([whole[c.splitname].select(range(c.from_, c.to)) for c in cuts])
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:8]) + (" and more" if len(names) > 8 else "")
+
+
+# Documents that own code yields: `Name(**settings)`, read in this process.
+
+
+def own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
+    """What it yields, in order; `code`: the suite's folders of own code.
+
+    Raises UserError where it can't be imported, fails, or yields something that is no text.
+    """
+    with _importable(code):
+        iterator, number = _begun(data), 0
+        while True:
+            try:
+                document = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:  # whatever own code raises is for its author to see
+                raise UserError(
+                    f"data.documents: {data.documents} failed at document {number}: {with_place(error)}"
+                ) from error
+            if not isinstance(document, str):
+                raise UserError(
+                    f"data.documents: {data.documents} yielded a {type(document).__name__} as document {number}, "
+                    "text was expected: yield strings"
+                )
+            yield document
+            number += 1
+
+
+def _begun(data: OwnDocuments) -> Iterator[Any]:
+    module, _, name = data.documents.partition(":")
+    try:
+        made: Any = import_module(module)
+        for part in name.split("."):
+            made = getattr(made, part)
+        made = made(**data.settings)
+        if isinstance(made, str | bytes):
+            raise TypeError(f"it gave one {type(made).__name__}, an iterable of documents was expected")
+        return iter(made)
+    except Exception as error:
+        raise UserError(
+            f"data.documents: {data.documents} cannot be used: {with_place(error)}: it must name a class or "
+            "function in a folder of `code` or an installed package, which takes `settings` and gives an iterable "
+            "of strings"
+        ) from error
+
+
+@contextmanager
+def _importable(code: Sequence[str]) -> Iterator[None]:
+    """With the folders on the path; what was imported of them is forgotten again, as it may be edited."""
+    folders = [folder if Path(folder).is_dir() else str(Path(folder).parent) for folder in code]
+    before, known = list(sys.path), set(sys.modules)
+    sys.path[:0] = folders
+    invalidate_caches()  # a file that was written a moment ago is seen
+    try:
+        yield
+    finally:
+        sys.path[:] = before
+        for name in set(sys.modules) - known:
+            file = getattr(sys.modules[name], "__file__", None)
+            if file and any(Path(file).is_relative_to(folder) for folder in folders):
+                del sys.modules[name]
+
+
+# Declared, counted steps between reading a document and keeping it.
+
+
+_OTHER = re.compile(r"[^\t\n\x20-\x7e]")
+_BLANKS = re.compile(r"[^\S\n]+")
+_MANY_LINES = re.compile(r"\n{3,}")
+_REMOVABLE = frozenset({"Cc", "Co", "Cn", "Cs"})
+Change = Callable[[str], str]
+
+
+@dataclass
+class Cleaner:
+    """Passes documents through the steps and counts what each did; documents in = kept + removed."""
+
+    spec: Cleaning
+    is_chat: bool = False
+    """Documents are conversations as JSON: changes are made message by message."""
+    documents_in: int = 0
+    """Read, unreadable ones among them."""
+    removed: dict[str, int] = field(default_factory=dict)
+    """Documents that a step removed, by its name."""
+    changed: dict[str, int] = field(default_factory=dict)
+    """Documents that a step changed, by its name."""
+
+    def fault(self, message: str) -> None:
+        """Something unreadable in a source. Raises UserError where the suite does not let it be dropped."""
+        if self.spec.unreadable == "refuse":
+            raise UserError(f"{message} (`job.cleaning: {{unreadable: drop}}` leaves such out and counts them)")
+        self.documents_in += 1
+        self._remove("unreadable")
+
+    def kept(self, documents: Iterator[str]) -> Iterator[str]:
+        """The documents that stay, changed as declared."""
+        steps = _steps(self.spec)
+        for document in documents:
+            self.documents_in += 1
+            text = self._changed(document, steps)
+            reason = self._reason(_words(text) if self.is_chat else text)
+            if reason is None:
+                yield text
+            else:
+                self._remove(reason)
+
+    def _remove(self, reason: str) -> None:
+        self.removed[reason] = self.removed.get(reason, 0) + 1
+
+    def _changed(self, text: str, steps: dict[str, Change]) -> str:
+        for name, step in steps.items():
+            after = _by_message(text, step) if self.is_chat else step(text)
+            if after != text:
+                self.changed[name] = self.changed.get(name, 0) + 1
+                text = after
+        return text
+
+    def _reason(self, text: str) -> str | None:
+        if not text or text.isspace():
+            return "empty"
+        if len(text) < self.spec.min_characters:
+            return "too_short"
+        if self.spec.max_characters is not None and len(text) > self.spec.max_characters:
+            return "too_long"
+        return None
+
+
+def _words(document: str) -> str:
+    """All that is said; '' where no answer, or one side of a pair, has any text left: it would teach nothing."""
+    messages = json.loads(document)
+    said = {role for role, content in messages if content.strip()}
+    is_whole = "assistant" in said or {"source", "target"} <= said
+    return "".join(content for _, content in messages) if is_whole else ""
+
+
+def _by_message(document: str, step: Change) -> str:
+    messages = [(role, step(content)) for role, content in json.loads(document)]
+    return json.dumps(messages, ensure_ascii=False)
+
+
+def _steps(spec: Cleaning) -> dict[str, Change]:
+    """In the order in which they are made; lone surrogates, which no file can hold, are replaced always."""
+    steps: dict[str, Change] = {"surrogates": _without_surrogates}
+    if spec.control_characters == "remove":
+        steps["control_characters"] = without_control_characters
+    if spec.unicode != "none":  # after what may have stood between a letter and its accent is gone
+        steps["unicode"] = partial(unicodedata.normalize, spec.unicode)
+    if spec.white_space == "collapse":
+        steps["white_space"] = with_single_blanks
+    return steps
+
+
+def _without_surrogates(text: str) -> str:
+    """JSON can spell half a surrogate pair, which is no character."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def without_control_characters(text: str) -> str:
+    """Without what has no meaning in text: control (but tab and line feed), private-use, unassigned characters."""
+    return _OTHER.sub(lambda found: "" if unicodedata.category(found[0]) in _REMOVABLE else found[0], text)
+
+
+def with_single_blanks(text: str) -> str:
+    """Runs of blanks as one, none at the ends of lines, at most one blank line in a row."""
+    lines = (_BLANKS.sub(" ", line).strip() for line in text.split("\n"))
+    return _MANY_LINES.sub("\n\n", "\n".join(lines)).strip("\n")

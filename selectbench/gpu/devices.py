@@ -1,0 +1,435 @@
+"""Talking to the driver's management library (NVML), which creates no CUDA context: a process stays fit to fork."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import pynvml
+
+_NO_ANSWER: tuple[type[Exception], ...] = (
+    pynvml.NVMLError,
+    # Newer bindings' way to say that the driver is too old for a call's current version.
+    getattr(pynvml, "NVMLLibraryMismatchError", pynvml.NVMLError),
+)
+
+
+@contextmanager
+def started() -> Iterator[None]:
+    """The library is loaded inside. Raises pynvml.NVMLError where there is no driver."""
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def problem() -> str | None:
+    """Why NVML cannot be asked, in the driver's words, or None where it can."""
+    try:
+        with started():
+            return None
+    except pynvml.NVMLError as error:
+        return str(error)
+
+
+def board_of(handle: Any) -> Any:
+    """The whole GPU behind a MIG slice; the handle itself where it is no slice."""
+    parent = ask(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle)
+    return handle if parent is None else parent
+
+
+def ask(call: Callable[..., Any], *arguments: Any) -> Any | None:
+    """The answer, or None where this GPU or this driver has none."""
+    try:
+        answer = call(*arguments)
+    except _NO_ANSWER:
+        return None
+    return tuple(answer) if isinstance(answer, list) else answer
+
+
+# What torch's CUDA devices are, asked of torch in a process of its own: this one stays without torch and CUDA.
+#
+# CUDA numbers boards by speed, or by bus under CUDA_DEVICE_ORDER=PCI_BUS_ID; NVML always by bus. Where a number
+# alone does not say which board is meant, UUID and bus id do.
+
+
+PROBE = """\
+import json
+import torch
+def facts(found):
+    place = [getattr(found, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    uuid = getattr(found, "uuid", None)
+    return [None if uuid is None else str(uuid), None if None in place else "{:08X}:{:02X}:{:02X}.0".format(*place)]
+there = torch.cuda.is_available()
+devices = [facts(torch.cuda.get_device_properties(i)) for i in range(torch.cuda.device_count())] if there else []
+print("\\n" + json.dumps(devices))
+"""
+"""Prints, on its last line, UUID and bus id of each device; runs under any Python that holds torch."""
+FOR_CUDA_ONLY = """\
+import runpy, sys
+from importlib.util import find_spec
+from pathlib import Path
+torch = find_spec("torch")
+if torch is None or not runpy.run_path(str(Path(torch.origin).with_name("version.py"))).get("cuda"):
+    sys.exit("torch is not built for CUDA")
+"""
+"""Ends before importing torch takes its seconds for nothing."""
+PROBE_SECONDS = 120
+
+
+@dataclass(frozen=True)
+class TorchDevice:
+    """One of torch's CUDA devices; None: this torch does not say."""
+
+    uuid: str | None
+    """Without `GPU-`; that of the slice or of its board where MIG is on."""
+    pci_bus_id: str | None
+    """`00000000:3B:00.0`."""
+
+    def __str__(self) -> str:
+        return " at ".join(filter(None, (self.uuid, self.pci_bus_id))) or "a device that torch does not name"
+
+
+def read_probe(output: str) -> list[TorchDevice] | None:
+    """The devices that the probe printed, in torch's order; None: it did not come to its end."""
+    try:
+        return [TorchDevice(*facts) for facts in json.loads(output.rstrip().rpartition("\n")[2])]
+    except (ValueError, TypeError):
+        return None
+
+
+def devices_of_torch() -> list[TorchDevice] | None:
+    """What this interpreter's torch shows here, in its order; None: no torch built for CUDA, or it fails."""
+    return _ask(os.environ.get("CUDA_VISIBLE_DEVICES"), os.environ.get("CUDA_DEVICE_ORDER"))
+
+
+@cache
+def _ask(_visible: str | None, _order: str | None) -> list[TorchDevice] | None:
+    """Once for each value of the two variables, as torch takes seconds to start."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", FOR_CUDA_ONLY + PROBE], capture_output=True, text=True, check=False,
+            timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return read_probe(done.stdout) or None if done.returncode == 0 else None
+
+
+def same_uuid(device: TorchDevice, uuids: Sequence[str]) -> bool:
+    """Whether torch's device has one of these UUIDs of NVML's; torch leaves out the `GPU-` or `MIG-` before it."""
+    return device.uuid is not None and device.uuid.lower() in {u.partition("-")[2].lower() for u in uuids}
+
+
+def same_bus_id(device: TorchDevice, bus_id: str | None) -> bool:
+    """Whether torch's device is on NVML's place of the PCI bus."""
+    if device.pci_bus_id is None or bus_id is None:
+        return False
+    domain, _, rest = bus_id.upper().partition(":")
+    return device.pci_bus_id.upper() == f"{domain:0>8}:{rest}"  # older drivers tell four digits of the domain
+
+
+# Which of NVML's devices CUDA would show this process, and in which order.
+#
+# By CUDA's programming guide (CUDA_VISIBLE_DEVICES) and the MIG user guide (CUDA device enumeration): a board with
+# MIG on is not usable itself, only its slices are. Drivers before 570 show a process one slice and no other device
+# beside it; later ones show a slice of every GPU instance.
+
+
+SEVERAL_SLICES_DRIVER = 570
+"""The first driver that shows a process more than one slice."""
+
+
+def visible_handles() -> list[Any]:
+    """Handles of boards without MIG and of slices. Call while NVML is started; raises pynvml.NVMLError.
+
+    CUDA_VISIBLE_DEVICES is honoured as a list of indices, UUIDs or beginnings of UUIDs; as CUDA does, everything
+    from the first unknown entry on is hidden, and everything where a device is named twice. Numbers are CUDA's
+    own: where they may differ from NVML's, torch is asked; where that fails they are taken for NVML's. A number,
+    or a whole board's UUID, stands for the board's first slice where it has MIG on.
+    """
+    boards = _boards()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return _shown_together([device for board in boards for device in devices_on(board)])
+    entries = [entry.strip() for entry in named.split(",") if entry.strip()]
+    if _numbers_are_unsure(entries, boards) and (shown := devices_of_torch()):
+        found = in_torch_order(shown, [device for board in boards for device in devices_on(board)])
+        if found is not None:
+            return found
+    return _shown_together(_named(entries, boards))
+
+
+def _boards() -> list[Any | None]:
+    """By NVML's index; None in the place of one that has fallen off the bus."""
+    return [ask(pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(pynvml.nvmlDeviceGetCount())]
+
+
+def devices_on(board: Any | None) -> list[Any]:
+    """The board itself, or its slices where it has MIG on, or nothing where it does not answer."""
+    if board is None or ask(pynvml.nvmlDeviceGetUUID, board) is None:
+        return []
+    if not has_mig_on(board):
+        return [board]
+    most = ask(pynvml.nvmlDeviceGetMaxMigDeviceCount, board) or 0
+    slices = [ask(pynvml.nvmlDeviceGetMigDeviceHandleByIndex, board, index) for index in range(most)]
+    return [handle for handle in slices if handle is not None]
+
+
+def has_mig_on(board: Any) -> bool:
+    """Whether the board is cut into slices now; a mode that waits for a reset does not count."""
+    mode = ask(pynvml.nvmlDeviceGetMigMode, board)
+    return mode is not None and mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE
+
+
+def is_slice(handle: Any) -> bool:
+    """Whether the handle is a MIG slice's."""
+    return ask(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) is not None
+
+
+def _named(entries: list[str], boards: list[Any | None]) -> list[Any]:
+    chosen: list[Any] = []
+    for entry in entries:
+        handle = _find(entry, boards)
+        if handle is None:
+            break
+        chosen.append(handle)
+    uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in chosen]
+    return chosen if len(set(uuids)) == len(uuids) else []
+
+
+def _find(entry: str, boards: list[Any | None]) -> Any | None:
+    if entry.isdecimal():
+        return _first(devices_on(boards[int(entry)])) if int(entry) < len(boards) else None
+    slices = [device for board in boards for device in devices_on(board) if is_slice(device)]
+    if (found := _by_beginning(entry, slices)) is not None:
+        return found
+    if entry.startswith("MIG-"):  # or MIG-GPU-<uuid of the board>/<GPU instance>/<compute instance>, before R470
+        return ask(pynvml.nvmlDeviceGetHandleByUUID, entry)
+    return _first(devices_on(_by_beginning(entry, boards)))
+
+
+def _by_beginning(entry: str, handles: list[Any | None]) -> Any | None:
+    uuids = {i: ask(pynvml.nvmlDeviceGetUUID, handle) for i, handle in enumerate(handles) if handle is not None}
+    matching = [i for i, uuid in uuids.items() if uuid is not None and uuid.startswith(entry)]
+    return handles[matching[0]] if len(matching) == 1 else None
+
+
+def _first(devices: list[Any]) -> Any | None:
+    return devices[0] if devices else None
+
+
+def _shown_together(devices: list[Any]) -> list[Any]:
+    """What of these one process gets to see."""
+    slices = [device for device in devices if is_slice(device)]
+    if not slices:
+        return devices
+    version = ask(pynvml.nvmlSystemGetDriverVersion) or ""
+    major = version.partition(".")[0]
+    if not (major.isdecimal() and int(major) >= SEVERAL_SLICES_DRIVER):
+        return slices[:1]
+    kept = {_instance(device): device for device in reversed(devices)}  # the first of each instance stays
+    return [device for device in devices if kept[_instance(device)] is device]
+
+
+def _instance(device: Any) -> tuple[str, int | str | None]:
+    """The GPU instance that a slice is in, by its board; a device is its own where the driver does not say."""
+    own = pynvml.nvmlDeviceGetUUID(device)
+    number = ask(pynvml.nvmlDeviceGetGpuInstanceId, device) if is_slice(device) else None
+    return (own, None) if number is None else (pynvml.nvmlDeviceGetUUID(board_of(device)), number)
+
+
+def _numbers_are_unsure(entries: list[str], boards: list[Any | None]) -> bool:
+    if not any(entry.isdecimal() for entry in entries):
+        return False
+    present = [board for board in boards if board is not None]
+    kinds = {ask(pynvml.nvmlDeviceGetName, board) for board in present}
+    by_speed = os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+    return (len(kinds) > 1 and by_speed) or any(map(has_mig_on, present))
+
+
+def in_torch_order(shown: list[TorchDevice], devices: list[Any]) -> list[Any] | None:
+    """NVML's handle of each of torch's devices; None: not all could be told."""
+    left = list(devices)
+    found = []
+    for device in shown:
+        # Slices of one board share its bus id, so a UUID that fits goes first.
+        fitting = [handle for handle in left if same_uuid(device, uuids_of(handle))]
+        fitting += [handle for handle in left if same_bus_id(device, bus_id_of(handle))]
+        if not fitting:
+            return None
+        found.append(fitting[0])
+        left.remove(fitting[0])
+    return found
+
+
+def uuids_of(handle: Any) -> list[str]:
+    """The device's own UUID and its board's, which differ where it is a slice."""
+    found = [ask(pynvml.nvmlDeviceGetUUID, each) for each in (handle, board_of(handle))]
+    return [uuid for uuid in found if uuid is not None]
+
+
+def bus_id_of(handle: Any) -> str | None:
+    """The board's, `00000000:3B:00.0`."""
+    pci = ask(pynvml.nvmlDeviceGetPciInfo, board_of(handle))
+    bus_id = pci.busId if pci else None
+    return bus_id.decode() if isinstance(bus_id, bytes) else bus_id
+
+
+# The GPUs that this process may use, as the driver's management library (NVML) describes them.
+#
+# NVML creates no CUDA context, so asking it is free and leaves a process fit to fork. What a GPU or an older driver
+# does not answer is None.
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU, or one MIG slice of a GPU."""
+
+    name: str
+    """As the driver calls it, `NVIDIA H200`."""
+    uuid: str
+    """`GPU-...` or `MIG-...`."""
+    index: int | None
+    """NVML's and nvidia-smi's number of the board."""
+    is_mig: bool
+    """Whether it is a slice of a board."""
+    pci_bus_id: str | None
+    """`00000000:3B:00.0`."""
+    memory_total_bytes: int | None
+    """Of the slice, where it is one."""
+    compute_capability: tuple[int, int] | None
+    """(9, 0) for Hopper."""
+    power_limit_watts: float | None
+    """What the board may draw as it is set now."""
+    ecc_enabled: bool | None
+    """Whether memory errors are corrected, which costs bandwidth on some boards."""
+    max_sm_clock_hertz: float | None
+    """The highest clock of the streaming multiprocessors."""
+    cores: int | None
+    """CUDA cores of the whole GPU."""
+    driver_version: str | None
+    """`570.124.06`."""
+    cuda_driver_version: tuple[int, int] | None
+    """The newest CUDA that the driver runs, (12, 8)."""
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that CUDA would show this process, by `visible_handles`. No driver: no GPU.
+
+    In NVML's order (by PCI bus, as nvidia-smi) unless CUDA_VISIBLE_DEVICES names them in another.
+    """
+    try:
+        with started():
+            return [_describe(handle) for handle in visible_handles()]
+    except pynvml.NVMLError:
+        return []
+
+
+def _describe(handle: Any) -> Gpu:
+    board = board_of(handle)
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    clock_megahertz = ask(pynvml.nvmlDeviceGetMaxClockInfo, board, pynvml.NVML_CLOCK_SM)
+    power_milliwatts = ask(pynvml.nvmlDeviceGetEnforcedPowerLimit, board)
+    ecc = ask(pynvml.nvmlDeviceGetEccMode, board)
+    cuda = ask(pynvml.nvmlSystemGetCudaDriverVersion_v2)  # 12080 is 12.8
+    return Gpu(
+        name=pynvml.nvmlDeviceGetName(handle),
+        uuid=pynvml.nvmlDeviceGetUUID(handle),
+        index=ask(pynvml.nvmlDeviceGetIndex, board),
+        is_mig=is_slice(handle),
+        pci_bus_id=bus_id_of(handle),
+        memory_total_bytes=memory.total if memory else None,
+        compute_capability=ask(pynvml.nvmlDeviceGetCudaComputeCapability, board),
+        power_limit_watts=None if power_milliwatts is None else power_milliwatts / 1e3,
+        ecc_enabled=None if ecc is None else ecc[0] == pynvml.NVML_FEATURE_ENABLED,
+        max_sm_clock_hertz=None if clock_megahertz is None else clock_megahertz * 1e6,
+        cores=ask(pynvml.nvmlDeviceGetNumGpuCores, board),
+        driver_version=ask(pynvml.nvmlSystemGetDriverVersion),
+        cuda_driver_version=None if cuda is None else (cuda // 1000, cuda % 1000 // 10),
+    )
+
+
+# Whether torch's devices are the GPUs that NVML named.
+
+
+def first_difference(shown: Sequence[TorchDevice], gpus: Sequence[Gpu]) -> str | None:
+    """The first place where torch shows another device than NVML's GPU, naming both; None: there is none.
+
+    A device that torch tells neither UUID nor bus id of is only counted.
+    """
+    for number in range(max(len(shown), len(gpus))):
+        device = shown[number] if number < len(shown) else None
+        gpu = gpus[number] if number < len(gpus) else None
+        if device is None or gpu is None or not _same(device, gpu):
+            ours = "no GPU was taken" if gpu is None else f"{gpu.name}, {gpu.uuid} at {gpu.pci_bus_id}, was taken"
+            return f"its cuda:{number} is {'not there' if device is None else device}, and {ours}"
+    return None
+
+
+def _same(device: TorchDevice, gpu: Gpu) -> bool:
+    if device.uuid is None and (device.pci_bus_id is None or gpu.pci_bus_id is None):
+        return True
+    return same_uuid(device, [gpu.uuid, *_board_uuid(gpu)]) or same_bus_id(device, gpu.pci_bus_id)
+
+
+def _board_uuid(gpu: Gpu) -> list[str]:
+    """Of the board that a slice is on, where NVML still knows it."""
+    try:
+        with started():
+            return [pynvml.nvmlDeviceGetUUID(board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)))]
+    except pynvml.NVMLError:
+        return []
+
+
+# How GPUs reach each other.
+
+
+TOPOLOGY_LEVELS = {
+    pynvml.NVML_TOPOLOGY_INTERNAL: "PIX",
+    pynvml.NVML_TOPOLOGY_SINGLE: "PIX",
+    pynvml.NVML_TOPOLOGY_MULTIPLE: "PXB",
+    pynvml.NVML_TOPOLOGY_HOSTBRIDGE: "PHB",
+    pynvml.NVML_TOPOLOGY_NODE: "NODE",
+    pynvml.NVML_TOPOLOGY_SYSTEM: "SYS",
+}
+"""How two GPUs reach each other over PCIe, in the words of `nvidia-smi topo -m`."""
+
+
+def topology(these: list[Gpu]) -> list[list[str | None]]:
+    """How each GPU reaches each other: `NVL`, `PIX`, `PXB`, `PHB`, `NODE`, `SYS`, `X` for itself, None unknown.
+
+    Shape (GPUs, GPUs). The words are those of `nvidia-smi topo -m`, from near to far.
+    """
+    if not these:
+        return []
+    try:
+        with started():
+            handles = [board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in these]
+            return [
+                ["X" if row == column else _path(a, b) for column, b in enumerate(handles)]
+                for row, a in enumerate(handles)
+            ]
+    except pynvml.NVMLError:
+        return [["X" if row == column else None for column in range(len(these))] for row in range(len(these))]
+
+
+def _path(a: Any, b: Any) -> str | None:
+    if ask(pynvml.nvmlDeviceGetP2PStatus, a, b, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) == pynvml.NVML_P2P_STATUS_OK:
+        return "NVL"
+    level = ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, a, b)
+    return None if level is None else TOPOLOGY_LEVELS.get(level)
+
+
+# GPUs as the driver's management library (NVML) describes them. Nothing here imports torch.
+
+
+__all__ = ["Gpu", "gpus", "problem", "topology"]

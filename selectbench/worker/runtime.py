@@ -1,0 +1,533 @@
+"""Independent random streams of one trial: weights, data order, dropout."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Iterator, MutableSequence, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from importlib import import_module, invalidate_caches, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor
+
+from selectbench.choices.execution import PrecisionChoice
+from selectbench.errors import did_you_mean, may_want_bytes, says_out_of_memory
+from selectbench.machine import LIBRARIES
+
+
+def derived_seed(seed: int, purpose: str, *parts: int) -> int:
+    """A 63-bit seed for one purpose, so that drawing more weights never shifts the data order."""
+    text = "/".join(map(str, (seed, purpose, *parts)))
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8]) >> 1
+
+
+# What a trial really used, read from the live objects rather than from the order.
+
+
+def dtype_name(dtypes: set[torch.dtype]) -> str:
+    """`float32`, or all names sorted and joined where there are several."""
+    return "+".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+
+
+def updated_dtype(optimizers: Sequence[torch.optim.Optimizer]) -> str:
+    """Of all parameters that the optimizers update: master weights where there are such."""
+    return dtype_name({p.dtype for p in _updated(optimizers)})
+
+
+def _updated(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+
+
+def optimizer_state_dtypes(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
+    """Of all state tensors of more than one element, sorted; scalars are step counters."""
+    found = {t.dtype for t in _states(optimizers) if t.numel() > 1}
+    return sorted(str(dtype).removeprefix("torch.") for dtype in found)
+
+
+def _states(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    values = (v for o in optimizers for state in o.state.values() for v in state.values())
+    return [local_part(v) for v in values if isinstance(v, torch.Tensor)]
+
+
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """A sharded tensor's part on this rank; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def storage_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    """Bytes of the tensors' elements, those that share memory (tied, or views of one buffer) once."""
+    unique = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in tensors if t.numel()}
+    return sum(unique.values())
+
+
+def optimizer_state_bytes(
+    optimizers: Sequence[torch.optim.Optimizer], kept_parameters: Sequence[torch.Tensor]
+) -> int:
+    """Bytes of this rank's optimizer state, master weights beside the model's own among it."""
+    own = {t.data_ptr() for t in kept_parameters}
+    masters = [local for p in _updated(optimizers) if (local := local_part(p)).data_ptr() not in own]
+    return storage_bytes(_states(optimizers)) + storage_bytes(masters)
+
+
+def managed_state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int | None:
+    """Bytes of state that bitsandbytes allocated as CUDA's managed memory, past torch's allocator; None: no such.
+
+    To torch these are tensors of the CPU (`bitsandbytes.functional.get_paged`); the library marks them itself.
+    """
+    return storage_bytes([state for state in _states(optimizers) if getattr(state, "is_paged", False)]) or None
+
+
+def optimizer_names(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
+    """Classes with the implementation that their parameter groups ask for, `AdamW(fused)`."""
+    return [f"{type(optimizer).__name__}{_implementation(optimizer.param_groups)}" for optimizer in optimizers]
+
+
+def _implementation(groups: list[dict[str, Any]]) -> str:
+    if not any("fused" in group for group in groups):
+        return ""
+    found = {"fused" if g.get("fused") else "foreach" if g.get("foreach") else "for_loop" for g in groups}
+    return f"({'+'.join(sorted(found))})"
+
+
+def attention(module: Any) -> str | None:
+    """The kernel as a transformers model's configuration reports it; None for any other model."""
+    return getattr(getattr(module, "config", None), "_attn_implementation", None)
+
+
+def largest_dropout(module: torch.nn.Module) -> float:
+    """The largest of all dropout layers and of all numbers that parts keep under a name with `dropout` in it."""
+    layers = [part.p for part in module.modules() if isinstance(part, torch.nn.modules.dropout._DropoutNd)]
+    kept = [
+        float(value)
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if "dropout" in name and isinstance(value, float)
+    ]
+    return max([0.0, *layers, *kept])
+
+
+# Importing `package.module:Name` from the suite's folders of own code, or from what is installed.
+
+
+_folders: list[str] = []
+"""What `add_to_path` put on the path, for messages; a trial's process has one suite."""
+
+
+class OwnCodeError(RuntimeError):
+    """A name of the suite that leads to no module, or to nothing in it; one line, ready to print."""
+
+
+def add_to_path(folders: Sequence[str]) -> None:
+    """Puts the suite's folders of own code first on the path, in their order.
+
+    A file stands for its folder. A folder that is itself a package (it has an `__init__.py`) stands for the
+    folder around it, from which the package is imported.
+    """
+    roots = [str(_import_root(Path(folder))) for folder in folders]
+    _folders[:] = list(dict.fromkeys(roots))
+    sys.path[:] = [*_folders, *(entry for entry in sys.path if entry not in _folders)]
+    invalidate_caches()
+
+
+def _import_root(path: Path) -> Path:
+    folder = path.parent if path.is_file() else path
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
+def load(name: str, setting: str = "own code") -> Any:
+    """What `package.module:Name` or `package.module:Class.method` names; `setting` is the key that named it.
+
+    Raises OwnCodeError where there is no such module or attribute, or where the module lacks another that it
+    imports: an ImportError would say that the machine lacks what selectbench needs. Whatever else the module
+    raises while it is imported passes with its own traceback.
+    """
+    module_name, _, attributes = name.partition(":")
+    try:
+        found = import_module(module_name)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and _is_part_of(error.name, module_name):
+            raise OwnCodeError(_no_module(f"{setting} {name}", module_name, error.name or module_name)) from None
+        raise OwnCodeError(f"{setting} {name}: importing {module_name}: {error}") from error
+    for attribute in attributes.split("."):
+        if not hasattr(found, attribute):
+            raise OwnCodeError(_no_attribute(f"{setting} {name}", found, attribute))
+        found = getattr(found, attribute)
+    return found
+
+
+def _is_part_of(missing: str | None, module_name: str) -> bool:
+    """Whether what was not found is the module asked for or a package around it, not something it imports."""
+    return missing is not None and f"{module_name}.".startswith(f"{missing}.")
+
+
+def _no_module(subject: str, module_name: str, missing: str) -> str:
+    inside, _, last = missing.rpartition(".")
+    return f"{subject}: there is no module {missing}{_near_module(inside, last)} {_where(module_name)}"
+
+
+def _near_module(package: str, name: str) -> str:
+    spec = find_spec(package) if package else None
+    folders = (spec.submodule_search_locations if spec else None) if package else _folders
+    # A folder without an `__init__.py` is a package too.
+    names = [p.stem for f in folders or () for p in Path(f).iterdir() if p.is_dir() or p.suffix == ".py"]
+    return did_you_mean(name, names)
+
+
+def _where(module_name: str) -> str:
+    top = module_name.partition(".")[0]
+    if around := next((Path(f).parent for f in _folders if Path(f).name == top), None):
+        return (
+            f"in {', '.join(_folders)}: to import {top} as a package, name the folder around it, code: [{around}]"
+        )
+    if _folders:
+        return f"in {', '.join(_folders)} (the suite's `code`), nor is it installed"
+    return "installed, and the suite has no `code: [folder]`"
+
+
+def _no_attribute(subject: str, owner: Any, attribute: str) -> str:
+    names = [word for word in vars(owner) if not word.startswith("_")] if hasattr(owner, "__dict__") else []
+    place = getattr(owner, "__file__", None) or getattr(owner, "__qualname__", None) or type(owner).__name__
+    hint = did_you_mean(attribute, names) or (f" (it has {', '.join(names[:8])})" if names else "")
+    return f"{subject}: {place} has no {attribute}{hint}"
+
+
+# The ranks of a trial, as one of them sees them.
+
+
+PATIENCE = timedelta(days=7)
+"""Of collectives: a rank that hangs is ended by the bench's limits, which know which one it is."""
+
+
+@dataclass(frozen=True)
+class World:
+    """A rank's place. With one rank nothing is exchanged, nor need there be a process group."""
+
+    rank: int
+    """From 0."""
+    size: int
+    """Ranks."""
+    device: str
+    """`cpu`, or this rank's `cuda:N`."""
+
+    @property
+    def device_type(self) -> str:
+        """`cpu` or `cuda`."""
+        return self.device.partition(":")[0]
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank reports for all."""
+        return self.rank == 0
+
+    def total(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks, in place; waits for the others."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def from_first(self, number: int) -> int:
+        """The first rank's number, on all; waits for it."""
+        if self.size == 1:
+            return number
+        shared = torch.tensor(number, dtype=torch.int64, device=self.device)
+        dist.broadcast(shared, src=0)
+        return int(shared)
+
+    def gathered(self, item: object) -> list[object]:
+        """Every rank's picklable item, in order, on all; waits for the others."""
+        if self.size == 1:
+            return [item]
+        items: list[object] = [None] * self.size
+        dist.all_gather_object(items, item)
+        return items
+
+
+ALONE = World(rank=0, size=1, device="cpu")
+
+
+# torch's switches for a precision: TF32 and autocast.
+
+
+def set_tf32(allowed: bool) -> None:
+    """Lets fp32 matrix products use TF32, or forbids it.
+
+    Always through this one call: torch keeps its older and newer flags consistent in it, whereas after
+    `torch.backends.cuda.matmul.fp32_precision = "tf32"` every read of the older ones raises, and
+    Inductor reads them.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
+def tf32_allowed() -> bool:
+    """Whether fp32 matrix products may use TF32."""
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+@contextmanager
+def without_tf32() -> Iterator[None]:
+    """True fp32 products inside, whatever the precision of the training."""
+    before = tf32_allowed()
+    set_tf32(False)
+    try:
+        yield
+    finally:
+        set_tf32(before)
+
+
+def autocast(precision: PrecisionChoice, device: str) -> AbstractContextManager[object]:
+    """The context of the forward pass; enter a new one each time."""
+    if precision.autocast_dtype is None:
+        return nullcontext()
+    return torch.autocast(device, dtype=getattr(torch, precision.autocast_dtype))
+
+
+# Whether an exception means that memory could not be had.
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it, or what it was raised from, says so; call it before memory is given back to the device.
+
+    Where its words may mean something else as well, what the device has free decides.
+    """
+    cause = error.__cause__
+    return _is(error) or (cause is not None and is_out_of_memory(cause))
+
+
+def _is(error: BaseException) -> bool:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if not isinstance(error, RuntimeError):
+        return False
+    return says_out_of_memory(str(error)) or _is_for_want_of_memory(str(error))
+
+
+def _is_for_want_of_memory(text: str) -> bool:
+    wanted = may_want_bytes(text)
+    if wanted is None or not torch.cuda.is_initialized():
+        return False
+    try:
+        free, _ = torch.cuda.mem_get_info()
+    except RuntimeError:  # an earlier error has ended the context: every call fails, whatever is free
+        return False
+    return free <= wanted
+
+
+# Memory while training, as seen from inside the worker: the CUDA allocator's peaks, or the process's own.
+#
+# Both count the stretch of training before the first evaluation where one is spoiled by what an evaluation leaves
+# behind: the CUDA allocator and the C library keep freed memory, which would pass for the training's.
+
+
+class TrainingMemory(Protocol):
+    """Told by the loop when stretches of training begin and end."""
+
+    def start(self) -> None:
+        """A stretch of training begins: peaks count from here."""
+
+    def stop(self) -> None:
+        """The stretch ends: its peaks are kept."""
+
+    def peaks(self) -> dict[str, int | None]:
+        """The measurement's keys of memory and their values, in bytes; keys that are left out are unknown."""
+
+
+class CudaMemory:
+    """Peaks of the CUDA allocator."""
+
+    def __init__(self) -> None:
+        self.allocated_bytes: int | None = None
+        self.reserved_bytes: int | None = None
+        self.alloc_retries: int | None = None
+        self._retries_before = 0
+
+    def start(self) -> None:
+        """A stretch of training begins: peaks count from here."""
+        if self.allocated_bytes is None:
+            torch.cuda.empty_cache()  # what casting and sharding have left behind is not the training's
+        torch.cuda.reset_peak_memory_stats()
+        self._retries_before = torch.cuda.memory_stats().get("num_alloc_retries", 0)
+
+    def stop(self) -> None:
+        """The stretch ends: its peaks are kept; of reserved memory the first stretch's only."""
+        self.allocated_bytes = max(self.allocated_bytes or 0, torch.cuda.max_memory_allocated())
+        self.reserved_bytes = self.reserved_bytes or torch.cuda.max_memory_reserved()
+        retries = torch.cuda.memory_stats().get("num_alloc_retries", 0) - self._retries_before
+        self.alloc_retries = (self.alloc_retries or 0) + retries
+
+    def peaks(self) -> dict[str, int | None]:
+        """Allocated, reserved, and how often the allocator had to free its cache."""
+        return {
+            "peak_memory_allocated_bytes": self.allocated_bytes,
+            "peak_memory_reserved_bytes": self.reserved_bytes,
+            "num_alloc_retries": self.alloc_retries,
+        }
+
+
+class CpuMemory:
+    """Peak proportional set size (PSS) of this process in the first stretch, over its value at the start.
+
+    PSS counts a page shared by n processes as 1/n, so what a forked trial shares with its server is not
+    charged to it. The kernel keeps no peak of PSS but an exact one of the resident set (VmHWM, reset by
+    writing 5 to clear_refs: proc(5)); what lies between that peak and the present resident set was the
+    process's own and is added to the present PSS. Nothing is sampled, so nothing is missed between samples.
+    """
+
+    def __init__(self, proc: Path = Path("/proc/self")) -> None:
+        self._proc = proc
+        self._base = self._pss_bytes()
+        self._counting = False
+        self.growth_bytes: int | None = None
+
+    def start(self) -> None:
+        """The first stretch begins: the kernel forgets the peak of what came before."""
+        if self.growth_bytes is not None:
+            return
+        try:
+            (self._proc / "clear_refs").write_text("5")
+            self._counting = True
+        except OSError:
+            self._counting = False  # a peak that includes the set-up would mislead: it stays unknown
+
+    def stop(self) -> None:
+        """The first stretch ends: its peak is kept."""
+        if self._counting and self.growth_bytes is None:
+            resident, highest = self._status_bytes("VmRSS"), self._status_bytes("VmHWM")
+            self.growth_bytes = max(0, self._pss_bytes() + max(0, highest - resident) - self._base)
+
+    def peaks(self) -> dict[str, int | None]:
+        """Growth of the proportional set size."""
+        return {"peak_pss_growth_bytes": self.growth_bytes}
+
+    def _pss_bytes(self) -> int:
+        return _kibibytes(self._proc / "smaps_rollup", "Pss") * 1024
+
+    def _status_bytes(self, key: str) -> int:
+        return _kibibytes(self._proc / "status", key) * 1024
+
+
+def _kibibytes(path: Path, key: str) -> int:
+    with path.open() as lines:
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+def training_memory(device: str) -> TrainingMemory:
+    """The device's; make it first of all, since CPU memory counts from its making."""
+    return CudaMemory() if device == "cuda" else CpuMemory()
+
+
+# Versions of what a worker runs with.
+
+
+_OPENMP = re.compile(r"/(lib(?:gomp|iomp5|omp)\b[^/]*)$")
+
+
+def versions() -> dict[str, str | None]:
+    """Of this interpreter and its libraries by distribution name, None: not installed; and its `openmp`."""
+    found: dict[str, str | None] = {"python": platform.python_version(), "openmp": openmp()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def openmp(maps: Path = Path("/proc/self/maps")) -> str | None:
+    """Files of the OpenMP libraries that are loaded, by commas; None: none. `maps`: as proc(5) has it."""
+    found = {match[1] for line in maps.read_text().splitlines() if (match := _OPENMP.search(line))}
+    return ", ".join(sorted(found)) or None
+
+
+# torch.compile's caches, private to a trial, and its count of compiled graphs.
+
+
+CACHES = ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+
+
+@contextmanager
+def private_caches(folder: Path) -> Iterator[None]:
+    """Empty caches in `folder` inside, so that every trial pays for its own compilation; gone afterwards."""
+    before = {name: os.environ.get(name) for name in CACHES}
+    try:
+        for name in CACHES:
+            os.environ[name] = str((folder / name.lower()).absolute())
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+            shutil.rmtree(folder / name.lower(), ignore_errors=True)
+
+
+def compilations() -> int:
+    """Graphs that this process has compiled so far, whoever asked for it; the compiler is not imported for that."""
+    dynamo = sys.modules.get("torch._dynamo.utils")
+    return int(dynamo.counters["stats"]["unique_graphs"]) if dynamo else 0
+
+
+# Where each rank of a trial is, readable from outside while a rank hangs.
+
+
+Stage = Literal["set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation"]
+STAGES: tuple[Stage, ...] = (
+    "set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation",
+)  # fmt: skip
+CELLS_PER_RANK = 3
+"""Stages entered so far, the optimizer step, the number of the stage."""
+
+
+class Whereabouts:
+    """A rank's own note of how far it came, in memory shared with the process that watches the ranks."""
+
+    def __init__(self, cells: MutableSequence[int], rank: int = 0) -> None:
+        """`cells`: CELLS_PER_RANK whole numbers per rank, zero at first."""
+        self._cells = cells
+        self._first = rank * CELLS_PER_RANK
+
+    def enter(self, stage: Stage, step: int) -> None:
+        """The rank goes over to a stage of optimizer step `step`."""
+        cells, first = self._cells, self._first
+        cells[first + 1], cells[first + 2] = step, STAGES.index(stage)
+        cells[first] += 1
+
+
+def nowhere() -> Whereabouts:
+    """For a trial without ranks: nobody reads it."""
+    return Whereabouts([0] * CELLS_PER_RANK)
+
+
+def describe(cells: MutableSequence[int]) -> tuple[int | None, str]:
+    """The rank that is furthest behind, None where several are, and a sentence on where all ranks are."""
+    counts = list(cells[::CELLS_PER_RANK])
+    behind = [rank for rank, count in enumerate(counts) if count == min(counts)]
+    if len(behind) == len(counts):
+        return (0, f"rank 0 is in the {_place(cells, 0)}") if len(counts) == 1 else (
+            None, f"no rank is behind the others: all are in the {_place(cells, 0)}"
+        )  # fmt: skip
+    ahead = counts.index(max(counts))
+    named = f"rank {behind[0]} is" if len(behind) == 1 else f"ranks {', '.join(map(str, behind))} are"
+    sentence = f"{named} in the {_place(cells, behind[0])}, rank {ahead} waits in the {_place(cells, ahead)}"
+    return (behind[0] if len(behind) == 1 else None), sentence
+
+
+def _place(cells: MutableSequence[int], rank: int) -> str:
+    step, stage = cells[rank * CELLS_PER_RANK + 1 : rank * CELLS_PER_RANK + 3]
+    return STAGES[stage] if stage == 0 else f"{STAGES[stage]} of step {step}"
