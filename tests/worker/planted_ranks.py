@@ -8,7 +8,6 @@ import signal
 import time
 
 import pytest
-import selectbench.worker.engine_fsdp as engine_fsdp_module
 import torch
 import torch.distributed as dist
 from device_waits import Waits
@@ -16,6 +15,7 @@ from msgspec.structs import replace
 from watched_logits import Logits
 
 import selectbench.worker.engine as engine_module
+import selectbench.worker.engine_sharded as engine_fsdp_module
 import selectbench.worker.engine_zero as engine_zero_module
 import selectbench.worker.ranks as ranks_module
 import selectbench.worker.step as step_module

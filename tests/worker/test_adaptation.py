@@ -8,11 +8,11 @@ import math
 
 import bitsandbytes as bnb
 import pytest
-import selectbench.choices.adaptation as adaptation_module
 import task_jobs as jobs
 import torch
 from plain_training import plain_evaluation
 
+import selectbench.choices.model as adaptation_module
 from selectbench.choices import Choices
 from selectbench.choices.model import Lora, Qlora
 from selectbench.data.prepared import Prepared
