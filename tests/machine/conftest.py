@@ -19,7 +19,8 @@ def with_driver(driver_library, tmp_path):
         base = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
         code = (
             "import json\nfrom dataclasses import asdict\n"
-            "from selectbench import nvml, machine, doctor\nfrom selectbench.record import environment\n"
+            "from selectbench import machine, doctor\nfrom selectbench.gpu import devices\n"
+            "from selectbench.record import environment\n"
             f"print(json.dumps({expression}))"
         )
         paths = {**driver.environment(), "PYTHONPATH": os.pathsep.join(map(str, path))}

@@ -2,12 +2,12 @@
 
 import pytest
 
-NAMES = "[gpu.name for gpu in nvml.gpus()]"
+NAMES = "[gpu.name for gpu in devices.gpus()]"
 H100, OLD = "NVIDIA H100", "Old Board"
 
 
 def test_a_gpu_that_answers_everything(with_driver):
-    assert with_driver("asdict(nvml.gpus()[0])") == {
+    assert with_driver("asdict(devices.gpus()[0])") == {
         "name": H100,
         "uuid": "GPU-aaaa1111-0000",
         "index": 0,
@@ -25,11 +25,11 @@ def test_a_gpu_that_answers_everything(with_driver):
 
 
 def test_what_a_driver_is_too_old_for_is_none(with_driver):
-    assert with_driver("nvml.gpus()[0].cores", script={"gpu0.cores": "missing"}) is None
+    assert with_driver("devices.gpus()[0].cores", script={"gpu0.cores": "missing"}) is None
 
 
 def test_what_a_board_does_not_answer_is_none(with_driver):
-    old = with_driver("asdict(nvml.gpus()[1])")
+    old = with_driver("asdict(devices.gpus()[1])")
     unknown = {"memory_total_bytes", "power_limit_watts", "ecc_enabled", "max_sm_clock_hertz", "cores"}
     assert {key for key, value in old.items() if value is None} == unknown
 
@@ -59,24 +59,24 @@ def test_all_are_visible_where_nothing_is_named(with_driver):
 
 
 def test_topology(with_driver):
-    matrix = "nvml.topology(nvml.gpus())"
+    matrix = "devices.topology(devices.gpus())"
     assert with_driver(matrix) == [["X", "SYS"], ["SYS", "X"]]
     assert with_driver(matrix, script={"nvlink": 1}) == [["X", "NVL"], ["NVL", "X"]]
-    assert with_driver("nvml.topology([])") == []
+    assert with_driver("devices.topology([])") == []
 
 
 def test_topology_of_a_gpu_that_left(with_driver):
     assert with_driver(
-        "nvml.topology([__import__('dataclasses').replace(gpu, uuid='GPU-gone') for gpu in nvml.gpus()])"
+        "devices.topology([__import__('dataclasses').replace(gpu, uuid='GPU-gone') for gpu in devices.gpus()])"
     ) == [["X", None], [None, "X"]]
 
 
 def test_a_driver_that_is_not_loaded(with_driver):
-    assert with_driver("[nvml.gpus(), nvml.problem()]", STAND_IN_SCRIPT="") == [[], "Driver Not Loaded"]
-    assert with_driver("nvml.problem()") is None
+    assert with_driver("[devices.gpus(), devices.problem()]", STAND_IN_SCRIPT="") == [[], "Driver Not Loaded"]
+    assert with_driver("devices.problem()") is None
 
 
 def test_no_driver_at_all(with_driver, tmp_path):
-    found = with_driver("[nvml.gpus(), nvml.problem(), nvml.topology([])]", LD_LIBRARY_PATH=str(tmp_path))
+    found = with_driver("[devices.gpus(), devices.problem(), devices.topology([])]", LD_LIBRARY_PATH=str(tmp_path))
     assert found[0] == found[2] == []
     assert "Not Found" in found[1]
