@@ -102,17 +102,19 @@ class Workplace:
 
     def trial_pids(self) -> list[int]:
         """Processes that have this folder's run on their command line or as their log: server and trials."""
-        return [pid for pid in all_pids() if self._belongs(pid)]
-
-    def _belongs(self, pid: int) -> bool:
-        try:
-            return str(self.folder) in str(Path(f"/proc/{pid}/fd/1").readlink())
-        except OSError:
-            return False
+        return [pid for pid in all_pids() if str(self.folder) in output_of(pid)]
 
 
 def all_pids() -> list[int]:
     return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def output_of(pid: int) -> str:
+    """The file that a process's standard output goes to; '' where it is none, or the process has ended."""
+    try:
+        return str(Path(f"/proc/{pid}/fd/1").readlink())
+    except OSError:
+        return ""
 
 
 def until(condition: Callable[[], object], seconds: float = 120) -> None:
@@ -125,7 +127,7 @@ def until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 def running_trials(workplace: Workplace) -> list[int]:
     """The process ids of trials (not of the server) that run now."""
-    return [pid for pid in workplace.trial_pids() if "/trials/" in str(Path(f"/proc/{pid}/fd/1").readlink())]
+    return [pid for pid in workplace.trial_pids() if "/trials/" in output_of(pid)]
 
 
 def trial_is_running(workplace: Workplace) -> Callable[[], bool]:
