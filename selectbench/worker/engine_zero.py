@@ -19,7 +19,7 @@ from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
 from selectbench.worker.engine import LossScale, first_scale
-from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.evaluation import Logits, evaluation_forward, switching
 from selectbench.worker.model import (
     ForwardLoss,
     SummedLoss,
@@ -68,7 +68,7 @@ class ZeroEngine:
         self.module = module
         precision = choices.precision
         self._empty = empty_copy(module)
-        self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(module)
+        self.optimizers = _one_optimizer(module, choices)
         self._groups = self.optimizers[0].param_groups
         self._peaks = [group["lr"] for group in self._groups]
         with complaints_in_words():
@@ -202,6 +202,19 @@ class ZeroEngine:
         """From the ZeRO optimizer's buffers, each tensor once."""
         found = {tensor.data_ptr(): tensor for tensor in _gradients(self._zero) if tensor.numel()}
         return list(found.values()) or None
+
+
+def _one_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimizer]:
+    """What optimizers of own code are is seen only here. Raises NotImplementedError."""
+    optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(module)
+    if len(optimizers) > 1:
+        raise NotImplementedError(f"optimizer {choices.optimizer.name}: DeepSpeed has one, this makes several")
+    if switching(optimizers):
+        raise NotImplementedError(
+            f"optimizer {choices.optimizer.name}: it is evaluated at other weights than it trains at, and "
+            "DeepSpeed keeps copies that it can't switch"
+        )
+    return optimizers
 
 
 def _without_compiled_communication() -> None:

@@ -21,7 +21,8 @@ STEPS, SEQUENCES, LENGTH, VOCABULARY = 8, 8, 32, 300
 def plain_gpt2(seed: int) -> Any:
     torch.manual_seed(derived_seed(seed, "weights"))
     config = GPT2Config(n_layer=2, n_embd=32, n_head=2, vocab_size=VOCABULARY, n_positions=LENGTH, resid_pdrop=0.0,
-                        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None)  # fmt: skip
+                        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=None, eos_token_id=None,
+                        activation_function="gelu_pytorch_tanh")  # fmt: skip
     return GPT2LMHeadModel._from_config(config, attn_implementation="sdpa", dtype=torch.float32)
 
 
