@@ -31,6 +31,11 @@ class DdpEngine(SingleEngine):
 
     strategy = "DistributedDataParallel"
 
+    def _trained_module(self, choices: Choices) -> Any:
+        if choices.precision.working_dtype is not None:  # as the table of combinations was found to say
+            raise NotImplementedError("DDP keeps no master weights beside the copy that it reduces")
+        return super()._trained_module(choices)
+
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
         # One more does no harm: the average of what is averaged already, and of new gradients, is their sum's.

@@ -152,7 +152,8 @@ def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
         said_why = any(failure.gave_up.rank == number for failure in failures)
         if not said_why and (status or not rank.done):
             gone = GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
-            failures.append(Failure(status != -signal.SIGKILL, time.monotonic(), gone))
+            # A victim of another rank's end raises, and says so; a library's own exit says nothing.
+            failures.append(Failure(status not in (1, -signal.SIGKILL), time.monotonic(), gone))
         return None
     if text == DONE:
         rank.done = True

@@ -62,7 +62,8 @@ def test_trials_and_ranks_hold_how_threads_wait(launched, strategy):
         job={"max_steps": 2, "eval": "none"},
     )  # fmt: skip
     assert end.finished is not None, end.outcome
-    assert end.software["openmp"] == versions()["openmp"]
+    # This process may have loaded others besides, as other tests import more.
+    assert end.software["openmp"] in versions()["openmp"]
     logs = [launched.trial_folder / name for name in ("log.txt", "rank0.log", "rank1.log")]
     lines = [line for log in logs if log.exists() for line in log.read_text().splitlines()]
     told = [json.loads(line.removeprefix("waits:")) for line in lines if line.startswith("waits:")]
