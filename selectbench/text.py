@@ -5,20 +5,13 @@ Written key by key, and each text kept: options of a run share most of their set
 
 from __future__ import annotations
 
-import ast
-import inspect
 import json
-import textwrap
 from collections.abc import Mapping
 from functools import lru_cache
 from io import StringIO
-from itertools import pairwise
 from typing import Any
 
 import msgspec
-from pydantic import BaseModel, ConfigDict
-from pydantic.json_schema import GenerateJsonSchema
-from pydantic_core.core_schema import ModelSchema
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
@@ -80,47 +73,3 @@ def json_text(content: object) -> str:
     Raises ValueError for NaN and infinity, which are no JSON, and TypeError for what is no plain data.
     """
     return msgspec.json.format(json.dumps(content, allow_nan=False), indent=2) + "\n"
-
-
-# The texts under a class's fields, read from its source when they are wanted: importing stays quick.
-
-
-def field_texts(kind: type) -> dict[str, str]:
-    """The text under each annotated field of a class whose source is at hand, those it inherits among them."""
-    found: dict[str, str] = {}
-    for ancestor in reversed([c for c in kind.__mro__ if c.__module__.partition(".")[0] == __package__]):
-        found |= _own_texts(ancestor)
-    return found
-
-
-def _own_texts(kind: type) -> dict[str, str]:
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        field.target.id: inspect.cleandoc(text.value.value)
-        for field, text in pairwise(tree.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-    }  # fmt: skip
-
-
-class DescribedSchema(GenerateJsonSchema):
-    """Pydantic's JSON Schema of a model with those texts as descriptions."""
-
-    def model_schema(self, schema: ModelSchema) -> dict[str, Any]:
-        """One model's schema; a field that is described already keeps its description."""
-        found = super().model_schema(schema)
-        texts: Mapping[str, str] = field_texts(schema["cls"])
-        for name, shape in found.get("properties", {}).items():
-            if name in texts:
-                shape.setdefault("description", texts[name])
-        return found
-
-
-# The settings that every mapping of a suite file shares.
-
-
-class Strict(BaseModel):
-    """Unknown keys, silent conversions, NaN and infinity are refused; texts under fields describe them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)

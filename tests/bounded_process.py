@@ -36,10 +36,15 @@ def run_bounded(
     """
     grace_seconds = min(30.0, bound_seconds / 10)
     summary.say(f"$ {' '.join(command)}")
-    process = subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
-    )  # fmt: skip
+    # What is started in the background inherits that Ctrl-C is ignored: the command is to hear it all the same.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(
+            command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+        )  # fmt: skip
+    finally:
+        signal.signal(signal.SIGINT, before)
     # Read beside the wait: what has left the group may hold the pipe for longer than the command runs.
     reader = Thread(target=_pass_on, args=(process, summary), daemon=True)
     reader.start()

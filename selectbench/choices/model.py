@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own
 from selectbench.choices.optimizer import OwnSettings, free_of
-from selectbench.text import Strict
+from selectbench.settings import Strict
 
 if TYPE_CHECKING:
     import torch

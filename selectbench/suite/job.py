@@ -22,6 +22,7 @@ from selectbench.choices.model import (
     Tokenizer,
     resolved_vocab_size,
 )
+from selectbench.settings import Strict
 from selectbench.suite.sources import (
     Apart,
     Cleaning,
@@ -32,7 +33,6 @@ from selectbench.suite.sources import (
     kind_of,
     needs_tokenizer,
 )
-from selectbench.text import Strict
 
 MOST_STEPS = 10_000_000
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]

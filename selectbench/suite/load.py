@@ -13,6 +13,7 @@ from pydantic.json_schema import models_json_schema
 import selectbench
 from selectbench.choices import Choices
 from selectbench.errors import UserError, did_you_mean
+from selectbench.settings import DescribedSchema
 from selectbench.suite.check import (
     check_accumulation,
     check_constraints,
@@ -60,7 +61,6 @@ from selectbench.suite.suite import (
     taken_out,
     with_placeholders,
 )
-from selectbench.text import DescribedSchema
 
 SETTABLE = tuple(key for key in SuiteFile.model_fields if key not in ("profiles", "device", "profile", "quick"))
 """What `--set` may begin with."""

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from selectbench.choices.choice import OwnName
 from selectbench.choices.optimizer import OwnSettings, free_of
-from selectbench.text import Strict
+from selectbench.settings import Strict
 
 
 def _as_list(value: object) -> object:

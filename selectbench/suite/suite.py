@@ -15,13 +15,13 @@ from pydantic import Field, field_validator, model_validator
 from selectbench.choices import Choices
 from selectbench.choices.execution import MicroBatchSize
 from selectbench.errors import did_you_mean
+from selectbench.settings import Strict
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import Row
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import DECIDING, Objective, default_threshold, undecidable_reason
 from selectbench.suite.problems import validate
 from selectbench.suite.tune import BestOf, Seed, Tune, Values
-from selectbench.text import Strict
 
 AUTO = "auto"
 AT_MOST = "at_most"

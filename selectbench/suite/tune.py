@@ -12,9 +12,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 
 from selectbench.choices import Choices
 from selectbench.choices.choice import Choice
+from selectbench.settings import Strict
 from selectbench.suite.job import Steps
 from selectbench.suite.metrics import QualityMetric
-from selectbench.text import Strict
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 TUNING_SEED = 1000

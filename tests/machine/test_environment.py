@@ -17,7 +17,7 @@ from selectbench.record.environment import (
     fingerprint_part,
     without_folders,
 )
-from selectbench.text import field_texts
+from selectbench.settings import field_texts
 
 
 def test_every_key_is_documented_and_the_whole_is_json():

@@ -21,8 +21,8 @@ from selectbench.record import record as sentences
 from selectbench.record.record import LOSSES, SETTINGS, Completed, Record, Recorded, Trial
 from selectbench.record.store import RECORDS, append_record, read_records
 from selectbench.record.wire import EVENTS, ORDERS, GaveUp, Order, Progress
+from selectbench.settings import field_texts
 from selectbench.suite.job import Job
-from selectbench.text import field_texts
 
 LOSS = b'"final_loss":5.5'
 
