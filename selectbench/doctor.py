@@ -1,4 +1,4 @@
-"""One thing that doctor looked at."""
+"""What this machine can run, what limits it, and how to mend that. No torch is imported."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What a user got wrong, said once and without a traceback.
-
-A command ends with one of the exit codes below; `UserError` carries the messages of exit code 2.
-"""
+"""Mistakes of a user, said once and without a traceback, and the words of libraries whose memory ran out."""
 
 from __future__ import annotations
 
@@ -9,6 +6,10 @@ import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from enum import IntEnum
+
+# What a user got wrong, said once and without a traceback.
+#
+# A command ends with one of the exit codes below; `UserError` carries the messages of exit code 2.
 
 
 class ExitCode(IntEnum):

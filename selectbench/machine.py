@@ -1,4 +1,4 @@
-"""How long threads of an OpenMP library wait awake for their next piece of work, which other processes pay for."""
+"""What this machine offers, its OpenMP settings, and other Python interpreters on it. No torch is imported."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
     from selectbench.gpu.devices import Gpu
+
+
+# How long threads of an OpenMP library wait awake for their next piece of work, which other processes pay for.
 
 
 SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}

@@ -1,7 +1,4 @@
-"""Plain data as the YAML that a suite file is written in.
-
-Written key by key, and each text kept: options of a run share most of their settings.
-"""
+"""Plain data as the YAML of suite files and as JSON that people read."""
 
 from __future__ import annotations
 
@@ -15,6 +12,11 @@ import msgspec
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+# Plain data as the YAML that a suite file is written in.
+#
+# Written key by key, and each text kept: options of a run share most of their settings.
+
 
 _WIDTH = 110
 _INDICATORS = (":", "?", "-")

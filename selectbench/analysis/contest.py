@@ -1,4 +1,4 @@
-"""Whether an option holds the suite's constraints: tests of non-inferiority with three answers."""
+"""The contest: every option is tested against the baseline and the suite's constraints, then ranked with ties."""
 
 from __future__ import annotations
 
@@ -28,6 +28,9 @@ from selectbench.analysis.statistics import Blocks, Bools, Difference, make_bloc
 from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words
 from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
+
+# Whether an option holds the suite's constraints: tests of non-inferiority with three answers.
+
 
 _COMPARE: dict[str, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,

@@ -1,4 +1,4 @@
-"""Formulas over what the worker itself measured. What cannot be computed is None, never infinity and never zero."""
+"""The formulas of all metrics: speed, memory, quality, energy, cost and utilisation of the hardware."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from selectbench.choices.choice import is_own
 from selectbench.plan.duration import matmul_dtype, peak_flops_per_second
 from selectbench.record.record import Architecture, Completed, GpuMeters, Measurement, Meters, RankMemory, Record
 from selectbench.suite.suite import Cost, Suite
+
+# Formulas over what the worker itself measured. What cannot be computed is None, never infinity and never zero.
+
 
 T = TypeVar("T")
 MemoryKind = Literal["cuda_allocated", "cpu_pss_growth"]

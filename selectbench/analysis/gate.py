@@ -1,4 +1,4 @@
-"""Two runs of a suite side by side: what differs in suite and environment, and how every figure changed."""
+"""Two runs of a suite compared, and a run held to limits against a reference."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from selectbench.errors import UserError
 from selectbench.record.record import Record
 from selectbench.suite.metrics import METRICS, Constraint, parse_constraint
 from selectbench.suite.suite import Suite
+
+# Two runs of a suite side by side: what differs in suite and environment, and how every figure changed.
+
 
 COMPARED = tuple(name for name, metric in METRICS.items() if metric.comparison)
 """Metrics whose changes are shown; all are tested but final_perplexity, which goes with final_loss."""

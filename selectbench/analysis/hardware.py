@@ -1,4 +1,4 @@
-"""What a row says of its ranks: how many, the memory of each, how speed grew with them."""
+"""What a row of the ranking says of its ranks and of its GPUs."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ from selectbench.analysis.summary import Summary, mean
 from selectbench.plan.duration import matmul_dtype
 from selectbench.plan.memory import expected
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
+
+# What a row says of its ranks: how many, the memory of each, how speed grew with them.
+
 
 ONE_RANK = "no evidence about sharding at one rank"
 MANAGED = (

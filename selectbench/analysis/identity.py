@@ -1,4 +1,4 @@
-"""Whether an option's records were trained with the settings that its suite says."""
+"""Whether the options did the same job: settings and identities of their trials held against each other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every mapping of ranking.json shares."""
+"""The formula of each metric of the catalogue, and which trials' GPUs were in a state to be believed."""
 
 from __future__ import annotations
 

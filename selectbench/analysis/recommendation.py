@@ -1,4 +1,4 @@
-"""What an option took until its held-out loss was the baseline's final one."""
+"""Which option to take by each question that a reader may ask, and which options no other one beats."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ from selectbench.analysis.statistics import Blocks, Bools, make_blocks
 from selectbench.analysis.summary import Summary, mean, other_tokens
 from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, parse_constraint
 from selectbench.suite.suite import Suite
+
+# What an option took until its held-out loss was the baseline's final one.
+
 
 TIME_TO_LOSS_RULE = (
     "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the "

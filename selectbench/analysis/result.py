@@ -1,4 +1,4 @@
-"""What ranking.json says of differences between options. Every key is documented here."""
+"""What ranking.json holds. Every key is documented here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of a text from what its sentences add to them, as a record keeps it."""
+"""Scores of generated text, and whether other test sentences would have shown the same order."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from selectbench.analysis.result import Row, ScoreDifference
 from selectbench.analysis.summary import Summary
 from selectbench.record.record import Sentences
 from selectbench.suite.job import SCORES
+
+# Scores of a text from what its sentences add to them, as a record keeps it.
+
 
 Table = npt.NDArray[np.int64]
 """What each sentence adds to a score's sums, shape (sentences, columns): its counts, or its share in units of

@@ -1,4 +1,4 @@
-"""Which of a run's records count."""
+"""A run's records sorted to one summary per option, and what a reader must know before trusting the figures."""
 
 from __future__ import annotations
 

@@ -1,9 +1,4 @@
-"""What tuning and the search for the fastest found: pure functions on the records of trials before the contest.
-
-The grid of one setting is extended where the best value lies on its edge, up to EXTENSIONS times; whenever any
-option's is, every other option gets one more value too, between its best and the better neighbour of that, so that
-all are tried equally often. What has failed or diverged is never best.
-"""
+"""What the trials before the contest found: micro-batch sizes, tuned settings, and how each option was chosen."""
 
 from __future__ import annotations
 
@@ -21,6 +16,13 @@ from selectbench.suite.metrics import METRICS
 from selectbench.suite.stages import MICRO_BATCH_SIZE, settled, sizes_to_try, speed_job, tuned_options, tuning_job
 from selectbench.suite.suite import Option, Suite
 from selectbench.suite.tune import Axis, Tune, Values, axes_of, between, beyond, first_values, with_values
+
+# What tuning and the search for the fastest found: pure functions on the records of trials before the contest.
+#
+# The grid of one setting is extended where the best value lies on its edge, up to EXTENSIONS times; whenever any
+# option's is, every other option gets one more value too, between its best and the better neighbour of that, so
+# that all are tried equally often. What has failed or diverged is never best.
+
 
 EXTENSIONS = 3
 """Most values beyond a grid's edge."""

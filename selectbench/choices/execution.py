@@ -1,4 +1,4 @@
-"""Precisions. A mixed precision is autocast over fp32 parameters with fp32 gradients and reductions."""
+"""How a job is run: precision, attention kernel, compilation, loss, training loop, strategy, interpreter."""
 
 from __future__ import annotations
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import torch
 
     SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+# Precisions. A mixed precision is autocast over fp32 parameters with fp32 gradients and reductions.
 
 
 AUTOCAST = "Micikevicius et al. 2018, arXiv:1710.03740; docs.pytorch.org/docs/stable/amp.html"

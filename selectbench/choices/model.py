@@ -1,8 +1,4 @@
-"""Decoders of transformers for `task: causal_lm`: GPT-2 and Llama.
-
-The parameter counts are the families' own formulas, so that `plan` needs no torch; a test holds them
-against the real models.
-"""
+"""What is trained: models by family, configuration file, pretrained weights, own code; tokenizers, adaptations."""
 
 from __future__ import annotations
 
@@ -19,6 +15,12 @@ from selectbench.settings import Strict
 
 if TYPE_CHECKING:
     import torch
+
+
+# Decoders of transformers for `task: causal_lm`: GPT-2 and Llama.
+#
+# The parameter counts are the families' own formulas, so that `plan` needs no torch; a test holds them against the
+# real models.
 
 
 Width = Annotated[int, Field(ge=1, le=1 << 17)]

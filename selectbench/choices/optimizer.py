@@ -1,4 +1,4 @@
-"""Optimizers of torch. Weight decay applies to matrices and embeddings only, never to norms and biases."""
+"""Optimizers: of torch, of bitsandbytes, schedule-free, and of own code."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from selectbench.choices.choice import Choice, Needs, OwnName
 
 if TYPE_CHECKING:
     import torch
+
+
+# Optimizers of torch. Weight decay applies to matrices and embeddings only, never to norms and biases.
 
 
 LearningRate = Annotated[float, Field(gt=0, le=1000)]

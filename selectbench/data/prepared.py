@@ -1,4 +1,4 @@
-"""The cache folder: where it lies, and how a folder of files appears in it all at once or not at all."""
+"""Prepared data in the cache: how they get in whole, how they are read, and whether they are enough for a job."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ from selectbench.choices.model import AnyModel, PretrainedModel
 from selectbench.data.reading import cached_commit, cached_folder
 from selectbench.errors import UserError
 from selectbench.suite.job import Job
+
+# The cache folder: where it lies, and how a folder of files appears in it all at once or not at all.
+
 
 ABANDONED_SECONDS = 86_400
 """A half-written folder older than this was left by a run that was killed."""

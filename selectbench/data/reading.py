@@ -1,4 +1,4 @@
-"""What an error of a library or of own code says, in a line."""
+"""Reading documents: from files, lines, records, data sets of the hub, own code; and their cleaning."""
 
 from __future__ import annotations
 

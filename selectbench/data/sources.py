@@ -1,4 +1,4 @@
-"""Corpora: where documents come from, and a key that names their content without tokenising it."""
+"""The sources that a job may name: corpora of text, pairs, token files, and a source of known entropy."""
 
 from __future__ import annotations
 
@@ -49,6 +49,9 @@ from selectbench.suite.sources import (
     TextFiles,
     TokenFile,
 )
+
+# Corpora: where documents come from, and a key that names their content without tokenising it.
+
 
 TextSource = EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat
 INSTALL_DATA = "pip install 'selectbench[data]'"

@@ -1,8 +1,4 @@
-"""Blocks of text, and which of them are held out.
-
-The side of a block is a function of its own text alone, so that the same text twice, in one file or in
-two, lies on one side; what still occurs on both sides, line by line, is taken out of the held-out side.
-"""
+"""The held-out split: which blocks of text are held out, by hashes, and what training text is taken out of them."""
 
 from __future__ import annotations
 
@@ -19,6 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from selectbench import units
+
+# Blocks of text, and which of them are held out.
+#
+# The side of a block is a function of its own text alone, so that the same text twice, in one file or in two, lies
+# on one side; what still occurs on both sides, line by line, is taken out of the held-out side.
+
 
 HELDOUT_FRACTION = 0.05
 """Share of the blocks that is held out."""

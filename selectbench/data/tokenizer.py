@@ -1,4 +1,4 @@
-"""A tokenizer that exists: a folder that transformers saved, or a hub id."""
+"""Tokenizers: those that exist, those that are trained, and whether they can write the whole text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lines on how far a long preparation is and how long it will take, a few seconds apart."""
+"""Writing token files: documents are cleaned, split, encoded on all cores and written."""
 
 from __future__ import annotations
 
@@ -59,6 +59,9 @@ from selectbench.data.split import (
 from selectbench.data.tokenizer import TextTokenizer, check_alphabet, check_unknown, make_tokenizer
 from selectbench.errors import UserError
 from selectbench.suite.sources import Cleaning, Kind, MarkovSource, TokenFile
+
+# Lines on how far a long preparation is and how long it will take, a few seconds apart.
+
 
 SECONDS_BETWEEN = 5.0
 

@@ -1,4 +1,4 @@
-"""Talking to the driver's management library (NVML), which creates no CUDA context: a process stays fit to fork."""
+"""The GPUs that this process may use, as the driver's management library (NVML) and torch describe them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from functools import cache
 from typing import Any
 
 import pynvml
+
+# Talking to the driver's management library (NVML), which creates no CUDA context: a process stays fit to fork.
+
 
 _NO_ANSWER: tuple[type[Exception], ...] = (
     pynvml.NVMLError,

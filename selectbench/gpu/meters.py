@@ -1,4 +1,4 @@
-"""What holds a GPU, in words."""
+"""The meters of a run's GPUs: waiting until they are idle, watching them before, during and after each trial."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""What a GPU says of itself at one moment. Whatever the board or the driver does not answer is None.
-
-A slice of a board (MIG) has memory and processes of its own; power, energy, temperature and clocks are the
-board's, and utilisation nobody's.
-"""
+"""What a GPU says of itself at one moment, and whether anything else uses it."""
 
 from __future__ import annotations
 
@@ -13,6 +9,12 @@ from typing import Any
 import pynvml
 
 from selectbench.gpu.devices import Gpu, ask, board_of, started
+
+# What a GPU says of itself at one moment. Whatever the board or the driver does not answer is None.
+#
+# A slice of a board (MIG) has memory and processes of its own; power, energy, temperature and clocks are the
+# board's, and utilisation nobody's.
+
 
 CLOCK_LIMITS = {
     "gpu_idle": 0x1,

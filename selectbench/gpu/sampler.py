@@ -1,4 +1,4 @@
-"""Watching a run's GPUs from outside the worker: before, during and after each trial."""
+"""Reading the GPUs while a trial runs: by whom they are used, what was read, and the thread that reads."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ from selectbench.gpu.reading import (
 )
 from selectbench.record.record import OtherProcess
 from selectbench.suite.suite import MeterSettings
+
+# Watching a run's GPUs from outside the worker: before, during and after each trial.
+
 
 # Who computed on a GPU while a trial ran: the trial's own processes and others.
 

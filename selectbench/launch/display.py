@@ -1,4 +1,4 @@
-"""How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure."""
+"""What a person sees while trials run: a live table or plain lines, with the progress and the time left."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import Phase, Progress
 from selectbench.report.figures import first_line, one_line
 from selectbench.suite.suite import Suite
+
+# How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
 
 
 @dataclass

@@ -1,9 +1,4 @@
-"""One lock for each GPU, between the runs of this tool on one machine, whoever's they are.
-
-A lock is a file named after the GPU's UUID, held by flock: the kernel lets go of it when the process ends, however
-it ends. Containers that share a GPU but no folder do not see each other's locks; SELECTBENCH_LOCKS names one that
-they share.
-"""
+"""Which GPUs a run takes, and the locks that keep other runs of this tool from taking them too."""
 
 from __future__ import annotations
 
@@ -24,6 +19,13 @@ from selectbench.gpu.devices import Gpu, gpus, started
 from selectbench.gpu.meters import tenant_text
 from selectbench.gpu.reading import Use, use_of
 from selectbench.plan.plan import GpuNeed
+
+# One lock for each GPU, between the runs of this tool on one machine, whoever's they are.
+#
+# A lock is a file named after the GPU's UUID, held by flock: the kernel lets go of it when the process ends,
+# however it ends. Containers that share a GPU but no folder do not see each other's locks; SELECTBENCH_LOCKS names
+# one that they share.
+
 
 DEFAULT_FOLDER = Path("/tmp/selectbench-locks")
 FOLDER_MODE = 0o1777

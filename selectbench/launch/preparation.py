@@ -1,4 +1,4 @@
-"""Everything that is settled before a trial is launched: suite, device, data, environment, plan."""
+"""Everything that is settled before a trial is launched: suite, device, data, environment, plan and orders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `data` shows: a suite's data, prepared by themselves."""
+"""What `plan` and `data` show without launching anything."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Past runs of a results folder."""
+"""A run's folder from its records alone: past runs, ranking and reports, comparisons, a CI job's summary."""
 
 from __future__ import annotations
 

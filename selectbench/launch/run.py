@@ -1,4 +1,4 @@
-"""One planned trial from waiting for its GPUs to its record on disk."""
+"""A run: every planned trial that has no outcome yet, from waiting for its GPUs to its record, then the report."""
 
 from __future__ import annotations
 
@@ -25,6 +25,8 @@ from selectbench.record.record import SOFTWARE, Completed, Failed, Meters, Recor
 from selectbench.record.run_folder import RunLock, create_run, fingerprint, newest_run, weights_folder
 from selectbench.record.store import FILE_NAME, append_record, last_attempts, read_records
 from selectbench.record.wire import Finished
+
+# One planned trial from waiting for its GPUs to its record on disk.
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Which trials are still to be run, and which a second time."""
+"""The stages of a run: which trials are still to be run, what follows from the records, and a budget of time."""
 
 from __future__ import annotations
 

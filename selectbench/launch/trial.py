@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and SIGHUP end the trial at hand, not the record of it."""
+"""One trial from launch to its end: signals, events, limits, and what its end means."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from selectbench.launch.server import ServerDiedError, TrialServer, log_tail
 from selectbench.record.record import Completed, Failed, FailureKind
 from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.suite import Limits
+
+# Ctrl-C, SIGTERM and SIGHUP end the trial at hand, not the record of it.
 
 
 class StopRequest:

@@ -1,9 +1,4 @@
-"""What a GPU's matrix products could reach by its data sheet, by the name that the driver gives it.
-
-Dense figures only: where a sheet counts structured sparsity in, half of it stands here. Tensor cores that add up
-in fp32, as torch has them do; float32 is without tensor cores. SXM, PCIe and NVL boards of one chip differ, and
-so do their names. A figure that could not be confirmed is left out, and so is every GPU whose sheet is not known.
-"""
+"""How long a run will take: from earlier trials on such hardware, else from the rates of matrix products."""
 
 from __future__ import annotations
 
@@ -28,6 +23,13 @@ from selectbench.record.record import Completed, Measurement, Record
 from selectbench.record.run_folder import ENVIRONMENT, read_json
 from selectbench.record.store import FILE_NAME, read_records
 from selectbench.suite.job import Eval, Job
+
+# What a GPU's matrix products could reach by its data sheet, by the name that the driver gives it.
+#
+# Dense figures only: where a sheet counts structured sparsity in, half of it stands here. Tensor cores that add up
+# in fp32, as torch has them do; float32 is without tensor cores. SXM, PCIe and NVL boards of one chip differ, and
+# so do their names. A figure that could not be confirmed is left out, and so is every GPU whose sheet is not known.
+
 
 MatmulDtype = Literal["float32", "tf32", "bfloat16", "float16"]
 

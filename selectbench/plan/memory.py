@@ -1,4 +1,4 @@
-"""What is known of an option's model before it is built: rows of its embedding, and transformers' configuration."""
+"""How much of a GPU's memory an option will take: model states, saved activations, and the loss."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from selectbench.data.prepared import Prepared, configuration_of
 from selectbench.errors import UserError
 from selectbench.suite.job import Job, vocabulary_of
 from selectbench.suite.suite import Option, Suite
+
+# What is known of an option's model before it is built: rows of its embedding, and transformers' configuration.
 
 
 def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:

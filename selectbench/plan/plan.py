@@ -1,4 +1,4 @@
-"""What a reader of a suite's figures must know, before its run and after."""
+"""A suite to its trials in run order: what the machine decides, what cannot run here, and what to warn of."""
 
 from __future__ import annotations
 
@@ -31,6 +31,9 @@ from selectbench.suite.suite import (
     Option,
     Suite,
 )
+
+# What a reader of a suite's figures must know, before its run and after.
+
 
 FEWEST_TO_TUNE = 100
 """Steps of a tuning trial below which its choice is doubted."""

@@ -1,4 +1,4 @@
-"""The settings that what is written beside the records shares."""
+"""What the machine and the software were when trials ran, and the rates that were measured on its GPUs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every part of a record is, and of what passes between the bench and a worker."""
+"""One line of records.jsonl with all its parts, and how it is written and read. Every key is documented here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The files of a run's folder besides its records and its trials: their names, how they are read and written."""
+"""A run's folder: its files, what a look at it tells, how it is found again, and its lock."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ from selectbench.file_lock import lock
 from selectbench.record.environment import Stored, fingerprint_part
 from selectbench.suite.suite import Suite
 from selectbench.text import suite_yaml
+
+# The files of a run's folder besides its records and its trials: their names, how they are read and written.
+
 
 SUITE = "suite.yaml"
 ENVIRONMENT = "environment.json"

@@ -1,7 +1,4 @@
-"""SVG text: scales with round ticks, a frame with axes, lines, bands, points, boxes, the bars of intervals.
-
-Colours and fonts come from the page's style sheet by class, so that a picture follows light, dark and print.
-"""
+"""The pictures of a report, as SVG."""
 
 from __future__ import annotations
 
@@ -20,6 +17,11 @@ from selectbench.report.document import Chart, Ratio
 from selectbench.report.figures import one_line, shown
 from selectbench.report.own_best import told
 from selectbench.suite.metrics import METRICS
+
+# SVG text: scales with round ticks, a frame with axes, lines, bands, points, boxes, the bars of intervals.
+#
+# Colours and fonts come from the page's style sheet by class, so that a picture follows light, dark and print.
+
 
 WIDTH, HEIGHT = 520.0, 330.0
 LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 16.0, 14.0, 46.0

@@ -1,4 +1,4 @@
-"""Sections on what the options ran under: the state of the GPUs, memory, arithmetic, cost. Pure."""
+"""The sections on what the options ran under and on how the figures came about. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names and log lines come from users: made harmless before they stand in a terminal or a report."""
+"""Names made harmless and figures with their units, as cells of any table."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import re
 from selectbench import units
 from selectbench.report.document import Amount, Figure, Interval, NotReached, Place, Ratio, Seeds, Value
 from selectbench.suite.metrics import METRICS
+
+# Names and log lines come from users: made harmless before they stand in a terminal or a report.
+
 
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 

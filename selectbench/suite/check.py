@@ -1,4 +1,4 @@
-"""What pydantic cannot see: rows against each other, against the job and against the baseline."""
+"""What pydantic cannot see in a suite: rows against each other, against the job, and what tuning asks for."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ from selectbench.suite.own_code import own_code_problem
 from selectbench.suite.sources import Kind, needs_tokenizer
 from selectbench.suite.suite import CONTROL, Decide, SuiteFile
 from selectbench.suite.tune import BestOf, Range, Tune, axis, has
+
+# What pydantic cannot see: rows against each other, against the job and against the baseline.
 
 
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:

@@ -1,7 +1,4 @@
-"""A YAML document whose every value knows where it was written, and what is wrong said with that place.
-
-YAML 1.2 by ruamel: `1e-3` is a number and `no` is a word. Keys given twice are refused.
-"""
+"""A YAML document whose every value knows where it was written; how files merge and paths become absolute."""
 
 from __future__ import annotations
 
@@ -18,6 +15,11 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
 from selectbench.errors import UserError
+
+# A YAML document whose every value knows where it was written, and what is wrong said with that place.
+#
+# YAML 1.2 by ruamel: `1e-3` is a number and `no` is a word. Keys given twice are refused.
+
 
 MOST_NODES = 100_000
 """Values that a suite may have; aliases of aliases can ask for billions."""

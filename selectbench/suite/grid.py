@@ -1,4 +1,4 @@
-"""The rows of a suite: its named options, the full grid of its axes, or both multiplied."""
+"""The rows of a suite: its named options, the full grid of its axes, or both multiplied; searched sizes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a trained model is judged: held-out loss always, and scores of what it generates where a suite asks."""
+"""The job, which is identical for every option: model, data, steps, schedule, batch sizes and evaluation."""
 
 from __future__ import annotations
 
@@ -33,6 +33,9 @@ from selectbench.suite.sources import (
     kind_of,
     needs_tokenizer,
 )
+
+# How a trained model is judged: held-out loss always, and scores of what it generates where a suite asks.
+
 
 MOST_STEPS = 10_000_000
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]

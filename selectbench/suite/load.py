@@ -1,4 +1,4 @@
-"""What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`."""
+"""From a suite file and the command line to a Suite, and the JSON Schema of suite files."""
 
 from __future__ import annotations
 
@@ -61,6 +61,9 @@ from selectbench.suite.suite import (
     taken_out,
     with_placeholders,
 )
+
+# What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`.
+
 
 SETTABLE = tuple(key for key in SuiteFile.model_fields if key not in ("profiles", "device", "profile", "quick"))
 """What `--set` may begin with."""

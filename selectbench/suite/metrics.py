@@ -1,8 +1,4 @@
-"""The catalogue of metrics: one entry each, which constraints, decisions, tuning, gates and all reports read.
-
-To add a metric that the worker measures already, add its entry, with `measured_as` naming the key of the
-measurement. One that has a formula of its own gets that in `selectbench.analysis.metrics`.
-"""
+"""The catalogue of metrics, and bounds on them."""
 
 from __future__ import annotations
 
@@ -15,6 +11,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 from selectbench import units
 from selectbench.errors import did_you_mean
 from selectbench.suite.job import OWN_SCORE, SCORES
+
+# The catalogue of metrics: one entry each, which constraints, decisions, tuning, gates and all reports read.
+#
+# To add a metric that the worker measures already, add its entry, with `measured_as` naming the key of the
+# measurement. One that has a formula of its own gets that in `selectbench.analysis.metrics`.
+
 
 Better = Literal["more", "less"]
 Report = Literal["terminal", "markdown", "page"]

@@ -1,8 +1,4 @@
-"""Shared choices that a suite leaves to the machine: `precision: auto` and `micro_batch_size: {at_most: 16}`.
-
-A plan settles them, once for all options: were they an option's own, its difference from the others would be
-another one on every machine.
-"""
+"""A suite with everything resolved, the keys of its file, and what it leaves to the machine."""
 
 from __future__ import annotations
 
@@ -22,6 +18,12 @@ from selectbench.suite.job import Job
 from selectbench.suite.metrics import DECIDING, Objective, default_threshold, undecidable_reason
 from selectbench.suite.problems import validate
 from selectbench.suite.tune import BestOf, Seed, Tune, Values
+
+# Shared choices that a suite leaves to the machine: `precision: auto` and `micro_batch_size: {at_most: 16}`.
+#
+# A plan settles them, once for all options: were they an option's own, its difference from the others would be
+# another one on every machine.
+
 
 AUTO = "auto"
 AT_MOST = "at_most"

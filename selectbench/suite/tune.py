@@ -1,4 +1,4 @@
-"""What a suite looks for before the contest: each option's own best settings. Declared here, run nowhere."""
+"""Tuning: what a suite declares, and the values that are tried."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from selectbench.choices.choice import Choice
 from selectbench.settings import Strict
 from selectbench.suite.job import Steps
 from selectbench.suite.metrics import QualityMetric
+
+# What a suite looks for before the contest: each option's own best settings. Declared here, run nowhere.
+
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
 TUNING_SEED = 1000

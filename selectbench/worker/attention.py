@@ -1,10 +1,4 @@
-"""transformers' attention masks, decided by shapes and by what the model was given, never by tensors' values.
-
-Left alone a model looks whether several sequences were packed into a row, whether a padding mask hides anything and
-whether padding was not told. Each look waits for the device. And where torch.compile traces, nothing can be looked
-at: in case sequences are packed a whole mask is built, `is_causal` is lost, and with it flash attention. Our jobs
-pack nothing, and pad the encoder's side alone, where the model is given the mask.
-"""
+"""transformers' attention masks, decided by shapes, and which backend computed the attention."""
 
 from __future__ import annotations
 
@@ -18,6 +12,14 @@ import torch.nn.functional as F  # noqa: N812
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, masking_utils
+
+# transformers' attention masks, decided by shapes and by what the model was given, never by tensors' values.
+#
+# Left alone a model looks whether several sequences were packed into a row, whether a padding mask hides anything
+# and whether padding was not told. Each look waits for the device. And where torch.compile traces, nothing can be
+# looked at: in case sequences are packed a whole mask is built, `is_causal` is lost, and with it flash attention.
+# Our jobs pack nothing, and pad the encoder's side alone, where the model is given the mask.
+
 
 Mask = Callable[..., torch.Tensor | None]
 _MASKS: Any = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS

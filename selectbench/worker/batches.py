@@ -1,4 +1,4 @@
-"""The order in which a job reads its training tokens, and the tensors that the model gets."""
+"""The order in which a job reads its training data, the tensors that the model gets, and their digest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loss scale of fp16, for engines that skip a step by themselves."""
+"""What an optimizer step is made of besides the forward pass: the engine of one process, and what engines share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole model on every rank, gradients averaged in buckets while the backward pass runs."""
+"""Engines of torch for several ranks: DDP and FSDP2."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Held-out loss, the same for every option: fp32 weights and products, sdpa attention, no dropout."""
+"""Evaluating a model, the same for every option: held-out loss, greedy decoding, and a look inside."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from selectbench.record.record import Inside, Sample
 from selectbench.worker.batches import NOT_COUNTED, Batch, PairHeldOut
 from selectbench.worker.model import logits_of
 from selectbench.worker.runtime import World, attention, without_tf32
+
+# Held-out loss, the same for every option: fp32 weights and products, sdpa attention, no dropout.
 
 
 @dataclass(frozen=True)

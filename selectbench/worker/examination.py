@@ -1,4 +1,4 @@
-"""Scores of generated text against references, each by its library, and what each sentence adds to them."""
+"""After the last step: what the model generates for held-out sources, and its scores."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from selectbench.suite.job import OWN_SCORE, Eval
 from selectbench.worker.batches import PairHeldOut
 from selectbench.worker.evaluation import Logits, generate_targets
 from selectbench.worker.runtime import OwnCodeError, World, load
+
+# Scores of generated text against references, each by its library, and what each sentence adds to them.
+
 
 Texts = Sequence[str]
 _MOST_CHARACTERS = 6

@@ -1,4 +1,4 @@
-"""Between transformers' Trainer and the recorder: what each step of the Trainer leaves behind."""
+"""The job trained by transformers' Trainer, and what each of its steps leaves behind for the recorder."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from selectbench.worker.model import cast_parameters, logits_of, loss_alone
 from selectbench.worker.recorder import Recorder
 from selectbench.worker.runtime import Stage, dtype_name, set_tf32
 from selectbench.worker.step import FirstGradients, StepTensors
+
+# Between transformers' Trainer and the recorder: what each step of the Trainer leaves behind.
 
 
 class Watch(TrainerCallback):  # type: ignore[misc]

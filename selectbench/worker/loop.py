@@ -1,4 +1,4 @@
-"""What a training loop is given: everything of a trial that is ready before its first step."""
+"""Our own training loop, the same for every strategy, and what any loop is given."""
 
 from __future__ import annotations
 

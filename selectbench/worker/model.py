@@ -1,4 +1,4 @@
-"""The model of a trial as the job states it, and what every way of training does to it."""
+"""The model of a trial, its initial weights, and its forward pass with the loss."""
 
 from __future__ import annotations
 

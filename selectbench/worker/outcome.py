@@ -1,9 +1,4 @@
-"""What of a model decides how much work a token is, counted on the live module.
-
-The formula in the bench counts dense matrix products and full attention. Which decoders of transformers do
-just that is known from counting their real forward and backward passes, one by one: a family is named here
-once a test has done so, and for any other model nothing is said.
-"""
+"""The measurement and the certificate of a completed trial, and how much work its model does for a token."""
 
 from __future__ import annotations
 
@@ -31,6 +26,13 @@ from selectbench.worker.loop import Setting, Trained
 from selectbench.worker.model import weights_sha256
 from selectbench.worker.recorder import RanksDisagreeError, Recorder
 from selectbench.worker.runtime import World, tf32_allowed
+
+# What of a model decides how much work a token is, counted on the live module.
+#
+# The formula in the bench counts dense matrix products and full attention. Which decoders of transformers do just
+# that is known from counting their real forward and backward passes, one by one: a family is named here once a test
+# has done so, and for any other model nothing is said.
+
 
 NORM = "norm"
 """A norm stands between a block's last matrix product and the block's output."""

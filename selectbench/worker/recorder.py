@@ -1,4 +1,4 @@
-"""The learning rates that optimizers really have, step by step."""
+"""Watching a training, whoever drives it: learning rates, timed windows, series of steps, evaluations."""
 
 from __future__ import annotations
 

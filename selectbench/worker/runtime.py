@@ -1,4 +1,4 @@
-"""Independent random streams of one trial: weights, data order, dropout."""
+"""What every part of a worker needs: seeds, dtypes, own code, ranks, precision, memory, versions, whereabouts."""
 
 from __future__ import annotations
 

@@ -1,10 +1,4 @@
-"""Masked language modelling: some tokens are hidden from the model, and it must say which they were.
-
-Of a sequence's tokens 15 % are chosen; of these 80 % are replaced by the mask token, 10 % by any token, 10 % stay
-(Devlin et al. 2019, arXiv:1810.04805, section 3.1). Which they are follows from the seed,
-the step and the sequence,
-not from how a step is cut; for the held-out text from the sequence alone, so that every evaluation asks the same.
-"""
+"""What each task trains on and is scored on."""
 
 from __future__ import annotations
 
@@ -31,6 +25,14 @@ from selectbench.worker.batches import (
 from selectbench.worker.evaluation import CausalHeldOut, HeldOut
 from selectbench.worker.examination import Examination
 from selectbench.worker.runtime import World, derived_seed
+
+# Masked language modelling: some tokens are hidden from the model, and it must say which they were.
+#
+# Of a sequence's tokens 15 % are chosen; of these 80 % are replaced by the mask token, 10 % by any token, 10 % stay
+# (Devlin et al. 2019, arXiv:1810.04805, section 3.1). Which they are follows from the seed, the step and the
+# sequence, not from how a step is cut; for the held-out text from the sequence alone, so that every evaluation asks
+# the same.
+
 
 CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1
 Ids = npt.NDArray[np.int64]
