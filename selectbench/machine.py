@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectbench.errors import UserError
-from selectbench.gpu.devices import gpus
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -507,7 +506,7 @@ def worker_problem(machine: Machine) -> str | None:
 
 
 def _gpu_problem(machine: Machine, found: Interpreter) -> str | None:
-    visible = gpus() if machine.device == "cuda" else []
+    visible = _visible_gpus() if machine.device == "cuda" else []
     if not visible:
         return None
     reason = unusable_gpu_reason(visible[0], found.packages["torch"], found.torch_cuda_version)

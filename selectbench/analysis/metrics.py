@@ -44,7 +44,6 @@ class Shown(BaseModel):
 
 
 Verdict = Literal["clean", "throttled", "shared", "unknown"]
-GpuState = Literal["throttled", "shared"]
 
 SLOWDOWNS = {
     "hw_slowdown": "hardware slowdown", "hw_thermal_slowdown": "hardware thermal slowdown",
