@@ -154,7 +154,7 @@ OPTIONAL_PACKAGES = {
     "bitsandbytes": "8-bit optimizers", "datasets": "data sets of the hub", "deepspeed": "strategy zero",
     "peft": "adaptation lora or qlora", "pyarrow": "Parquet files", "pythonbible": "embedded corpus",
     "rouge-score": "score rouge_l", "sacrebleu": "scores bleu and chrf",
-    "schedulefree": "optimizer schedule_free_adamw",
+    "schedulefree": "optimizer schedule_free_adamw", "sentencepiece": "unigram tokenizers",
 }  # fmt: skip
 """What is lost without each; no job runs without the other packages."""
 SMALLEST_SHM_BYTES = 1 << 30
