@@ -45,8 +45,6 @@ BudgetOption = Annotated[
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
-_KEPT: list[StoredRun] = []
-"""Not let go of before the process ends: to take thousands of records apart lasts as long as to read them."""
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 
 
@@ -57,13 +55,6 @@ def _request(
     from selectbench.launch.preparation import Request
 
     return Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
-
-
-def _goes_on_for_long() -> None:
-    """Then objects that hold each other are looked for; a command that ends soon does not (`__main__`)."""
-    import gc
-
-    gc.enable()
 
 
 def _stderr() -> Console:
@@ -116,7 +107,6 @@ def run(
     from selectbench.launch.run import run as run_suite
     from selectbench.launch.stages import budget_of, within_budget
 
-    _goes_on_for_long()
     console = _stderr()
     limit = None if budget is None else budget_of(budget)
     request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait)
@@ -152,7 +142,6 @@ def plan(
     from selectbench.launch.stages import budget_of
     from selectbench.report.plan import plan_as_json, print_plan
 
-    _goes_on_for_long()
     request = _request(suite, profile, settings, axes, seeds, quick, gpus)
     seconds = None if budget is None else budget_of(budget)
     outlook = preview(request, results, _stderr().print, seconds)
@@ -174,7 +163,6 @@ def data(
     from selectbench.launch.preview import prepared_data
     from selectbench.report.plan import data_as_json, print_data
 
-    _goes_on_for_long()
     found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
     if as_json:
         typer.echo(data_as_json(found))
@@ -195,7 +183,6 @@ def report(
 
     stored = read_run(run)
     require_records(run)
-    _KEPT.append(stored)
     if option is not None:
         _show_option(stored, option, as_json)
         return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 from collections.abc import Iterator
@@ -78,11 +77,10 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
         return [], []
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
-    with _no_search_for_cycles():
-        for number, (line, is_ended) in enumerate(_lines(content), start=1):
-            record, note = _parse(line, is_ended=is_ended)
-            records += [record] if record else []
-            notes += [f"{path.name}:{number}: {note}"] if note else []
+    for number, (line, is_ended) in enumerate(_lines(content), start=1):
+        record, note = _parse(line, is_ended=is_ended)
+        records += [record] if record else []
+        notes += [f"{path.name}:{number}: {note}"] if note else []
     return records, _first(notes, path.name)
 
 
@@ -111,18 +109,6 @@ def _lines(content: bytes) -> Iterator[tuple[memoryview, bool]]:
         is_ended, end = end >= 0, len(content) if end < 0 else end
         yield whole[start:end], is_ended
         start = end + 1
-
-
-@contextlib.contextmanager
-def _no_search_for_cycles() -> Iterator[None]:
-    """What comes from JSON has no cycles, and looking for them again and again takes as long as reading it."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def _parse(line: memoryview, *, is_ended: bool) -> tuple[Record | None, str | None]:

@@ -19,7 +19,7 @@ MOST_SECONDS, MOST_BYTES = 2.0, 500e6
 
 
 def big_run(folder: Path, options: int, seeds: int, slower: float = 1.0) -> Path:
-    """The records of a real trial of 40 steps, repeated with varied times."""
+    """The records of a real trial of 40 steps, repeated with varied times: options that all did the same job."""
     kept = kept_run("precision")
     folder.mkdir(parents=True)
     lines = [json.loads(line) for line in (kept / "records.jsonl").read_text().splitlines()]
@@ -36,6 +36,7 @@ def big_run(folder: Path, options: int, seeds: int, slower: float = 1.0) -> Path
     seconds = record["outcome"]["measurement"]["timed_seconds"]
     with (folder / "records.jsonl").open("w") as stream:
         for option in range(options):
+            record["trial"]["settings"]["optimizer"]["lr"] = 1e-3 * (1 + option)
             for seed in range(seeds):
                 record["trial"] |= {"option": f"lr{option}", "seed": seed, "trial_id": f"{option}-{seed}"}
                 varied = 1 + 0.01 * ((option * 7 + seed * 13) % 11) / 11 + 0.0001 * option
