@@ -36,6 +36,12 @@ from selectbench.machine import (
     torch_cuda_version,
 )
 
+PACKAGE = Path(selectbench.__file__).parent
+_FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t].*\n|\n)+", re.MULTILINE)
+_IMPORT = re.compile(
+    r"^[ \t]*(?:from (selectbench[\w.]*) import (\([^)]*\)|.*)|import (selectbench[\w.]*))", re.MULTILINE
+)
+
 
 class Stored(BaseModel):
     """A mapping that is written to disk: NaN and infinity are refused, later versions' keys are kept out."""
@@ -106,7 +112,7 @@ class Environment(Stored):
     selectbench_version: str
     """Of the package."""
     code_sha256: str
-    """Of the package's own .py files, names and content."""
+    """Of the package's own .py files that a trial executes, names and content."""
     python: str
     """Implementation and version, `CPython 3.11.7`."""
     system: str
@@ -213,14 +219,46 @@ def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 @cache
-def code_sha256() -> str:
-    """Hash of the package's own .py files, names and content."""
-    root = Path(selectbench.__file__).parent
+def code_sha256(package: Path = PACKAGE) -> str:
+    """Hash of the package's code that a trial executes: names and content of its files."""
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+    for path in trial_files(package):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0")
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def trial_files(package: Path = PACKAGE) -> list[Path]:
+    """All of the worker, as settings name engines and loops by strings, and what of the package it imports.
+
+    At any depth and inside functions too, so that what a trial imports only sometimes is always among them.
+    """
+    found: set[Path] = set()
+    waiting = list((package / "worker").rglob("*.py"))
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += [file for name in _imported(path) for file in _files(package, name)]
+    return sorted(found)
+
+
+def _imported(path: Path) -> set[str]:
+    """Modules of the package and names in them that a file imports when it runs.
+
+    Found by patterns: to parse so many files would take longer than all else that `plan` does.
+    """
+    found: set[str] = set()
+    for module, names, whole in _IMPORT.findall(_FOR_TYPES.sub("", path.read_text(encoding="utf-8"))):
+        found |= {whole} if whole else {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
+    return found
+
+
+def _files(package: Path, name: str) -> Iterator[Path]:
+    """Of a module, and of the packages that it lies in, which are imported before it."""
+    places = [package.joinpath(*name.split(".")[1:depth]) for depth in range(1, 1 + len(name.split(".")))]
+    files = [*(place / "__init__.py" for place in places), places[-1].with_suffix(".py")]
+    return (file for file in files if file.is_file())
 
 
 def _facts(gpu: Gpu) -> GpuFacts:

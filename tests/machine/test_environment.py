@@ -141,6 +141,6 @@ def test_gpus_and_their_driver(with_driver):
     assert "GPU-aaaa" not in json.dumps(found)
 
 
-def test_code_sha256_is_of_the_packages_files():
+def test_code_sha256_is_told():
     assert len(code_sha256()) == 64
     assert collect_environment(None)["code_sha256"] == code_sha256()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,6 +108,8 @@ def run_rank(order, *arguments):
     if order.trial.option == "waits_one_to_three_times":
         engine_zero_module.ZeroEngine.clip_and_step = _waiting(engine_zero_module.ZeroEngine.clip_and_step)
     _rank(order, *arguments)
+    loaded = sorted(name for name in sys.modules if name.partition(".")[0] == "selectbench")
+    Path(order.trial_folder, f"loaded{os.getpid()}.json").write_text(json.dumps(loaded))
 
 
 step_module.OptimizerStep.run = run
