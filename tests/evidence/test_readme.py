@@ -29,13 +29,3 @@ def test_the_suite_that_it_shows_is_one(tmp_path: Path) -> None:
     suite = load_suite(str(tmp_path / "mine.yaml"), device="cpu")
     assert len(suite.options) == 4
     assert suite.baseline in {option.name for option in suite.options}
-
-
-def test_the_keys_that_decide_are_understood(tmp_path: Path) -> None:
-    (decide,) = [block for block in blocks("yaml") if block.startswith("decide:")]
-    (whole,) = [block for block in blocks("yaml") if block.startswith("name: mine")]
-    (tmp_path / "mine.yaml").write_text(whole.split("decide:")[0] + decide)
-    suite = load_suite(str(tmp_path / "mine.yaml"), device="cpu")
-    assert suite.control
-    assert suite.decide.constraints[1] == "peak_memory_bytes <= 80 GiB"
-    assert suite.gate == ["tokens_per_second >= 0.97x reference"]
