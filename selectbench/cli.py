@@ -179,7 +179,7 @@ def report(
     """Render a run's ranking and report again, from its records alone."""
     from selectbench.errors import ExitCode, UserError
     from selectbench.launch.publish import publish, read_run, report_text
-    from selectbench.record.store import require_records
+    from selectbench.record.run_folder import require_records
 
     stored = read_run(run)
     require_records(run)

@@ -20,7 +20,7 @@ from selectbench.analysis.formulas import (
 )
 from selectbench.analysis.metrics import FORMULAS, State, state_of
 from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record
-from selectbench.record.store import last_attempts
+from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, parse_constraint
 from selectbench.suite.suite import Option, Suite
 

@@ -28,14 +28,16 @@ from selectbench.record.run_folder import (
     ENVIRONMENT,
     PAGE,
     RANKING,
+    RECORDS_FILE,
     REPORT,
     SUITE,
     TABLE,
     PastRun,
     read_json,
+    read_records,
+    require_records,
     write_whole,
 )
-from selectbench.record.store import FILE_NAME, read_records, require_records
 from selectbench.report import html, markdown
 from selectbench.report.files import benchmark_json, best_head, render_csv
 from selectbench.report.sections import report
@@ -65,7 +67,7 @@ def _past_run(folder: Path) -> PastRun:
         environment = read_json(folder / ENVIRONMENT)
         options = {*suite["options"], *([CONTROL] if suite.get("control") else [])}
         planned = {(option, seed) for option in options for seed in suite["seeds"]}
-        done = planned & _trials(folder / FILE_NAME)
+        done = planned & _trials(folder / RECORDS_FILE)
     except (OSError, YAMLError, UserError, KeyError, TypeError, AttributeError) as error:
         return PastRun(
             folder=str(folder), suite=folder.parent.name, started_at=_started(folder), device=None, hardware=None,
@@ -172,7 +174,7 @@ def read_run(folder: Path) -> StoredRun:
     if not (folder / SUITE).is_file():
         raise UserError(f"{folder}: not a run folder: it has no {SUITE} (see `selectbench run --help`)")
     environment = read_json(folder / ENVIRONMENT)
-    records, notes = read_records(folder / FILE_NAME)
+    records, notes = read_records(folder / RECORDS_FILE)
     suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
     return StoredRun(settled_by_records(suite, records), suite, records, environment, notes)
 

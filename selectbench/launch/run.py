@@ -22,8 +22,17 @@ from selectbench.launch.stages import CONTEST, Stage, is_rerun_due, next_stage
 from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner
 from selectbench.plan.plan import PlannedTrial
 from selectbench.record.record import SOFTWARE, Completed, Failed, Meters, Record
-from selectbench.record.run_folder import RunLock, create_run, fingerprint, newest_run, weights_folder
-from selectbench.record.store import FILE_NAME, append_record, last_attempts, read_records
+from selectbench.record.run_folder import (
+    RECORDS_FILE,
+    RunLock,
+    append_record,
+    create_run,
+    fingerprint,
+    last_attempts,
+    newest_run,
+    read_records,
+    weights_folder,
+)
 from selectbench.record.wire import Finished
 
 # One planned trial from waiting for its GPUs to its record on disk.
@@ -63,7 +72,7 @@ class Bench:
     def _is_rerun_due(self, planned: PlannedTrial) -> bool:
         if not self.preparation.suite.meters.rerun_unclean:
             return False
-        records, _ = read_records(self.folder / FILE_NAME)
+        records, _ = read_records(self.folder / RECORDS_FILE)
         attempts = [record for record in records if record.trial.trial_id == planned.trial.trial_id]
         return is_rerun_due(attempts, self.preparation.suite)
 
@@ -78,7 +87,7 @@ class Bench:
                 trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt,
                 wall_seconds=0.0, started_at=_now(), outcome=refused,
             )  # fmt: skip
-        append_record(self.folder / FILE_NAME, record)
+        append_record(self.folder / RECORDS_FILE, record)
         return record
 
     def _launched(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> Record:
@@ -245,7 +254,7 @@ def _servers(preparation: Preparation, folder: Path) -> TrialServers:
 
 def exit_code(preparation: Preparation, folder: Path) -> ExitCode:
     """From the records: what the process's status says of a run that went to its end."""
-    records, _ = read_records(folder / FILE_NAME)
+    records, _ = read_records(folder / RECORDS_FILE)
     last = last_attempts(records).values()
     broken = any(isinstance(r.outcome, Failed) and r.outcome.kind in ("crashed", "timeout") for r in last)
     baseline = preparation.suite.baseline

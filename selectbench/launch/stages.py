@@ -27,7 +27,7 @@ from selectbench.plan.duration import History, past_trials, stage_costs
 from selectbench.plan.plan import Plan, PlannedTrial, make_plan
 from selectbench.record.environment import code_sha256
 from selectbench.record.record import Completed, Failed, Record
-from selectbench.record.store import FILE_NAME, read_records
+from selectbench.record.run_folder import RECORDS_FILE, read_records
 from selectbench.suite.stages import speed_suite, tuning_suite
 from selectbench.suite.suite import Suite
 from selectbench.suite.tune import Values
@@ -40,7 +40,7 @@ def pending(
     trials: Sequence[PlannedTrial], suite: Suite, folder: Path, *, retry_failed: bool
 ) -> list[tuple[PlannedTrial, int]]:
     """The trials to run, in order, each with the number of its attempt."""
-    records, _ = read_records(folder / FILE_NAME)
+    records, _ = read_records(folder / RECORDS_FILE)
     attempts: dict[str, list[Record]] = {}
     for record in records:
         attempts.setdefault(record.trial.trial_id, []).append(record)
@@ -127,7 +127,7 @@ def next_stage(
 
     `ended`: ids of trials that this process has run; one that failed is not tried again at once.
     """
-    records, _ = read_records(folder / FILE_NAME)
+    records, _ = read_records(folder / RECORDS_FILE)
     own = Ground.of_run(preparation)
     for title, stage in stages(own, records):
         found = pending(stage.plan.trials, stage.suite, folder, retry_failed=retry_failed)

@@ -20,8 +20,7 @@ from selectbench.machine import Machine, cpu_model, usable_cores
 from selectbench.plan.plan import Plan, PlannedOption
 from selectbench.record.environment import stored_rates
 from selectbench.record.record import Completed, Measurement, Record
-from selectbench.record.run_folder import ENVIRONMENT, read_json
-from selectbench.record.store import FILE_NAME, read_records
+from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, read_json, read_records
 from selectbench.suite.job import Eval, Job
 
 # What a GPU's matrix products could reach by its data sheet, by the name that the driver gives it.
@@ -206,7 +205,7 @@ class History:
 def past_trials(suite_folder: Path, machine: Machine) -> History:
     """Of all runs of a suite that ran on hardware of this machine's kind; what can't be read says nothing."""
     trials, starts = [], []
-    for path in sorted(suite_folder.glob(f"*/{FILE_NAME}")):
+    for path in sorted(suite_folder.glob(f"*/{RECORDS_FILE}")):
         if not _is_alike(path.parent, machine):
             continue
         done = [record for record in read_records(path)[0] if isinstance(record.outcome, Completed)]

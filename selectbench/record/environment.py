@@ -7,8 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,11 @@ from uuid import uuid4
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import selectbench
+from selectbench import machine
 from selectbench.data.prepared import cache_root
 from selectbench.errors import UserError
 from selectbench.file_lock import lock
 from selectbench.gpu.devices import Gpu, gpus, topology
-from selectbench.machine import (
-    LIBRARIES,
-    WAIT_VARIABLES,
-    cgroup_cpu_quota,
-    cgroup_memory_limit_bytes,
-    cores_by_affinity,
-    cpu_features,
-    cpu_model,
-    inspect_interpreter,
-    installed_version,
-    memory_total_bytes,
-    short_wait,
-    torch_cuda_version,
-)
 
 PACKAGE = Path(selectbench.__file__).parent
 _FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t].*\n|\n)+", re.MULTILINE)
@@ -66,7 +52,7 @@ ALLOCATOR_VARIABLES = (
     "MALLOC_TOP_PAD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES", "LD_PRELOAD",
 )  # fmt: skip
 THREAD_VARIABLES = (
-    *WAIT_VARIABLES, "OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "OMP_SCHEDULE", "GOMP_CPU_AFFINITY",
+    *machine.WAIT_VARIABLES, "OMP_NUM_THREADS", "OMP_PLACES", "OMP_PROC_BIND", "OMP_SCHEDULE", "GOMP_CPU_AFFINITY",
     "KMP_AFFINITY", "KMP_SETTINGS", "MKL_NUM_THREADS", "MKL_DYNAMIC", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS",
     "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM",
 )  # fmt: skip
@@ -182,40 +168,27 @@ def collect_environment(
         system=f"{platform.system()} {platform.machine()}",
         kernel=platform.release(),
         libc=" ".join(platform.libc_ver()).strip(),
-        cpu_model=cpu_model(),
-        cpu_features=cpu_features(),
+        cpu_model=machine.cpu_model(),
+        cpu_features=machine.cpu_features(),
         cpu_count=os.cpu_count(),
-        cores_by_affinity=cores_by_affinity(),
-        cores_by_cgroup=cgroup_cpu_quota(),
-        memory_total_bytes=memory_total_bytes(),
-        memory_limit_bytes=cgroup_memory_limit_bytes(),
-        gpus=[_facts(gpu) for gpu in visible],
+        cores_by_affinity=machine.cores_by_affinity(),
+        cores_by_cgroup=machine.cgroup_cpu_quota(),
+        memory_total_bytes=machine.memory_total_bytes(),
+        memory_limit_bytes=machine.cgroup_memory_limit_bytes(),
+        gpus=[GpuFacts.model_validate(gpu, from_attributes=True) for gpu in visible],
         driver_version=visible[0].driver_version if visible else None,
         cuda_driver_version=visible[0].cuda_driver_version if visible else None,
         gpu_topology=topology(visible),
-        torch_cuda_version=torch_cuda_version(),
+        torch_cuda_version=machine.torch_cuda_version(),
         allocator=_set_variables(ALLOCATOR_VARIABLES),
-        threads=_set_variables(THREAD_VARIABLES) | short_wait(os.environ, device),
+        threads=_set_variables(THREAD_VARIABLES) | machine.short_wait(os.environ, device),
         switches=_set_variables(SWITCH_VARIABLES),
-        libraries={name: installed_version(name) for name in LIBRARIES},
+        libraries={name: machine.installed_version(name) for name in machine.LIBRARIES},
         interpreters={option: _interpreter(path) for option, path in (interpreters or {}).items()},
         git_revision=revision,
         git_dirty=dirty,
     )
     return environment.model_dump(mode="json")
-
-
-def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
-    """What must be equal for a run to be resumed.
-
-    All but the commit of the suite's repository and what the machine decided, as the settled suite itself is
-    compared, and with the machine's memory in whole GiB, as what the kernel keeps for itself varies a little from
-    boot to boot.
-    """
-    apart = ("git_revision", "git_dirty", "machine_choices")
-    part = {key: value for key, value in environment.items() if key not in apart}
-    memory = part["memory_total_bytes"]
-    return {**part, "memory_total_bytes": None if memory is None else round(memory / (1 << 30)) << 30}
 
 
 @cache
@@ -233,14 +206,19 @@ def trial_files(package: Path = PACKAGE) -> list[Path]:
 
     At any depth and inside functions too, so that what a trial imports only sometimes is always among them.
     """
-    found: set[Path] = set()
+    reached: set[Path] = set()
     waiting = list((package / "worker").rglob("*.py"))
     while waiting:
         path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += [file for name in _imported(path) for file in _files(package, name)]
-    return sorted(found)
+        if path in reached or not path.is_file():
+            continue
+        reached.add(path)
+        for name in _imported(path):
+            # Of a module, and of the packages that it lies in, which are imported before it.
+            _, *parts = name.split(".")
+            places = [package.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+            waiting += [*(place / "__init__.py" for place in places), places[-1].with_suffix(".py")]
+    return sorted(reached)
 
 
 def _imported(path: Path) -> set[str]:
@@ -254,22 +232,11 @@ def _imported(path: Path) -> set[str]:
     return found
 
 
-def _files(package: Path, name: str) -> Iterator[Path]:
-    """Of a module, and of the packages that it lies in, which are imported before it."""
-    places = [package.joinpath(*name.split(".")[1:depth]) for depth in range(1, 1 + len(name.split(".")))]
-    files = [*(place / "__init__.py" for place in places), places[-1].with_suffix(".py")]
-    return (file for file in files if file.is_file())
-
-
-def _facts(gpu: Gpu) -> GpuFacts:
-    return GpuFacts.model_validate({name: getattr(gpu, name) for name in GpuFacts.model_fields})
-
-
 def _interpreter(path: str) -> InterpreterFacts:
-    found = inspect_interpreter(path)
+    found = machine.inspect_interpreter(path)
     return InterpreterFacts(
         python=found.python,
-        libraries={name: found.packages.get(name) for name in LIBRARIES},
+        libraries={name: found.packages.get(name) for name in machine.LIBRARIES},
         torch_cuda_version=found.torch_cuda_version,
     )
 
@@ -334,66 +301,48 @@ class Calibration(Stored):
     """UTC, ISO 8601."""
 
 
-class _File(Stored):
+class _Calibrations(Stored):
     by_uuid: dict[str, Calibration] = Field(default_factory=dict)
-
-
-def path() -> Path:
-    """Where calibrations are kept. Raises UserError where there is no cache folder."""
-    return cache_root() / FILE_NAME
 
 
 def stored(uuid: str) -> Calibration | None:
     """A GPU's; None: it was never calibrated here. Raises UserError where the file is damaged."""
-    return _read().by_uuid.get(uuid)
+    return _calibrations(cache_root() / FILE_NAME).by_uuid.get(uuid)
 
 
 def stored_rates(uuid: str) -> dict[str, float]:
     """FLOP/s by dtype; empty where the GPU was never calibrated or the file can't be read."""
     try:
-        found = stored(uuid)
+        calibration = stored(uuid)
     except UserError:  # doctor says so
         return {}
-    return {dtype: rate.flops_per_second for dtype, rate in found.rates.items()} if found else {}
+    return {dtype: rate.flops_per_second for dtype, rate in calibration.rates.items()} if calibration else {}
 
 
 def store(uuid: str, calibration: Calibration) -> None:
     """Keep a GPU's in place of its last; another's stay, whoever writes at the same time. Raises UserError."""
-    file = path()
+    file = cache_root() / FILE_NAME
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(file.with_suffix(".lock")):
-            kept = _read_or_nothing().by_uuid | {uuid: calibration}
+        with file.with_suffix(".lock").open("a") as alone:
+            lock(alone.fileno(), wait=True)
+            try:
+                by_uuid = _calibrations(file).by_uuid
+            except UserError:  # a damaged file is written anew
+                by_uuid = {}
             unfinished = file.with_name(f".{FILE_NAME}-{uuid4().hex}")
-            unfinished.write_text(_File(by_uuid=kept).model_dump_json(indent=1), encoding="utf-8")
+            whole = _Calibrations(by_uuid=by_uuid | {uuid: calibration})
+            unfinished.write_text(whole.model_dump_json(indent=1), encoding="utf-8")
             unfinished.replace(file)
     except OSError as error:
         raise UserError(f"{file}: cannot write: {error.strerror or error}") from None
 
 
-def _read() -> _File:
-    file = path()
+def _calibrations(file: Path) -> _Calibrations:
     try:
-        return _File.model_validate_json(file.read_bytes())
+        return _Calibrations.model_validate_json(file.read_bytes())
     except FileNotFoundError:
-        return _File()
+        return _Calibrations()
     except (OSError, ValidationError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise UserError(f"{file}: cannot read: {what}; `selectbench doctor --calibrate` writes it anew") from None
-
-
-def _read_or_nothing() -> _File:
-    try:
-        return _read()
-    except UserError:
-        return _File()
-
-
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        lock(descriptor, wait=True)
-        yield
-    finally:
-        os.close(descriptor)

@@ -1,4 +1,9 @@
-"""One line of records.jsonl with all its parts, and how it is written and read. Every key is documented here."""
+"""One line of records.jsonl with all its parts, and how it is written and read. Every key is documented here.
+
+Raw values only, in SI units that the names state: ratios (tokens per second, perplexity, bits per byte) are derived
+and state and energy of GPUs judged in `analysis`, so that a corrected formula needs no new run. Unknown is None.
+Times of series and windows of GPUs are seconds since the trial was launched.
+"""
 
 from __future__ import annotations
 
@@ -23,14 +28,13 @@ class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     """
 
 
-# Recorded values to lines of JSON and back; what would not come back as it was is refused.
-
-
 Content = TypeVar("Content")
+AsJson = msgspec.Raw
+"""A part of a record that stays JSON until it is asked for: a report on thousands of records never does."""
 
 
 class Lines(Generic[Content]):
-    """Lines of one class, or of one union of classes."""
+    """Lines of JSON of one class, or of one union of classes; what would not come back as it was is refused."""
 
     def __init__(self, kind: Any) -> None:
         self._encoder = msgspec.json.Encoder(enc_hook=_plain)
@@ -49,13 +53,17 @@ class Lines(Generic[Content]):
         self.read(line)
         return line
 
-    def read(self, line: bytes | memoryview | str) -> Content:
+    def keep(self, content: Content) -> AsJson:
+        """The same as a part of a record that stays JSON."""
+        return AsJson(self.write(content))
+
+    def read(self, line: bytes | memoryview | str | AsJson) -> Content:
         """The line's content, its types checked.
 
         Raises ValueError: it is no JSON in UTF-8, or does not fit, at the place that is named.
         """
         try:
-            return self._decoder.decode(line)
+            return self._decoder.decode(memoryview(line) if isinstance(line, AsJson) else line)
         except msgspec.DecodeError as error:
             raise ValueError(str(error)) from None
 
@@ -75,7 +83,13 @@ def _made(kind: type, value: object) -> object:
 
 def _lost(content: object, read: object, place: str) -> str | None:
     """The first place where what was read differs from what was given; lists and tuples are alike."""
-    given = _opened_line(content)
+    given = content
+    if isinstance(content, msgspec.Struct):
+        given = {name: getattr(content, name) for name in content.__struct_fields__}
+    elif isinstance(content, msgspec.Raw):
+        given = msgspec.json.decode(content)
+    elif isinstance(content, BaseModel):
+        given = content.model_dump(mode="json")
     if isinstance(given, dict) and isinstance(read, dict) and given.keys() <= read.keys():  # a tag is only read
         parts = [(given[key], read[key], f"{place}.{key}") for key in given]
     elif isinstance(given, list | tuple) and isinstance(read, list) and len(given) == len(read):
@@ -85,46 +99,16 @@ def _lost(content: object, read: object, place: str) -> str | None:
     return next(filter(None, (_lost(*part) for part in parts)), None)
 
 
-def _opened_line(content: object) -> object:
-    """One level of it as JSON has it."""
-    if isinstance(content, msgspec.Struct):
-        return {name: getattr(content, name) for name in content.__struct_fields__}
-    if isinstance(content, msgspec.Raw):
-        return msgspec.json.decode(content)
-    return content.model_dump(mode="json") if isinstance(content, BaseModel) else content
-
-
-# Parts of a record that are kept as their JSON until they are asked for: a report on thousands never does.
-
-
-AsJson = msgspec.Raw
-
-
-class Kept(Generic[Content]):
-    """Parts of one class."""
-
-    def __init__(self, kind: Any) -> None:
-        self._lines: Lines[Content] = Lines(kind)
-
-    def keep(self, content: Content) -> AsJson:
-        """Raises ValueError where a number is NaN or infinite, or a value of another type."""
-        return AsJson(self._lines.write(content))
-
-    def read(self, kept: AsJson) -> Content:
-        """Raises ValueError where the JSON is of something else: reading a record does not look into it."""
-        return self._lines.read(memoryview(kept))
-
-
-SETTINGS: Kept[dict[str, Any]] = Kept(dict[str, Any])
+SETTINGS: Lines[dict[str, Any]] = Lines(dict[str, Any])
 """An option's choices, as a suite writes them."""
-SOFTWARE: Kept[dict[str, str | None]] = Kept(dict[str, str | None])
+SOFTWARE: Lines[dict[str, str | None]] = Lines(dict[str, str | None])
 """Versions by name; None: not installed."""
-LOSSES: Kept[list[tuple[int, float]]] = Kept(list[tuple[int, float]])
+LOSSES: Lines[list[tuple[int, float]]] = Lines(list[tuple[int, float]])
 """Training loss as (step, nats per token)."""
 NOTHING, NO_LOSSES = AsJson(b"{}"), AsJson(b"[]")
 
 
-# A look at what a trial learnt, for people: kept small, and no figure comes from it.
+# What a trial learnt, for people to look at: it is small, and no figure comes from it.
 
 
 class Sample(Recorded, frozen=True, kw_only=True):
@@ -148,20 +132,15 @@ class Inside(Recorded, frozen=True, kw_only=True):
     token_losses: list[float] = msgspec.field(default_factory=list)
     """Nats of each of these tokens."""
     attention: list[list[float]] = msgspec.field(default_factory=list)
-    """Of the last layer, averaged over its heads: how much each of the first tokens (row) attends to each
-    (column); of
-    an encoder and decoder, how the target attends to the source. Drawn with the eager kernel; empty: not to be
-    had."""
+    """Of the last layer, averaged over its heads: how much each of the first tokens (row) attends to each (column);
+    of an encoder and decoder, how the target attends to the source. By the eager kernel; empty: not available."""
     attention_rows: list[str] = msgspec.field(default_factory=list)
     """Text of the tokens that attend."""
     attention_columns: list[str] = msgspec.field(default_factory=list)
     """Text of those attended to."""
 
 
-# What was seen of the GPUs during a trial, by the bench through NVML and of the model for counting its work.
-#
-# Every key is documented here. Raw values only: energy, state and utilisation of the hardware are judged in
-# `analysis`. Times of series and stretches are seconds since the trial was launched.
+# What the bench read of the GPUs through NVML during a trial, and what the work of the model is counted from.
 
 
 Series = list[tuple[float, float]]
@@ -172,11 +151,11 @@ class Architecture(Recorded, frozen=True, kw_only=True):
     """What of the model decides how much work a token is, counted on the live module."""
 
     matmul_parameters: Count
-    """Parameters that are matrices multiplied with activations, the output head among them even where it is
-    tied; embeddings that are only looked up, norms and biases are not."""
+    """Parameters that are matrices multiplied with activations, the output head among them even where it is tied;
+    not embeddings that are only looked up, norms and biases."""
     block_matmul_parameters: Count
-    """Those of them that activation checkpointing computes twice: of the repeated blocks, a block's last one left
-    out where the backward pass does not need its output."""
+    """Those that activation checkpointing computes twice: of the repeated blocks, but for a block's last one where
+    the backward pass does not need its output."""
     attention_width: Count
     """Sum over the layers of query heads x their width."""
     seq_len: Count
@@ -236,13 +215,11 @@ class GpuMeters(Recorded, frozen=True, kw_only=True):
     clock_limit_shares: dict[str, Amount] | None
     """By reason that held the clocks down, the share of those readings in which it did; names as in nvidia-smi."""
     other_processes: list[OtherProcess] | None
-    """Processes that computed on it besides the trial, the first eight; None: the driver shows none of ours,
-    so that others would not show either."""
+    """The first eight that computed on it besides the trial; None: the driver does not even show the trial's."""
     problem: str | None = None
     """What went wrong with the readings."""
     matmul_flops_per_second: dict[str, float] = msgspec.field(default_factory=dict)
-    """Rates of large matrix products measured on this GPU by `doctor --calibrate`, by dtype (`float32`, `tf32`,
-    `bfloat16`, `float16`)."""
+    """By dtype (`float32`, `tf32`, `bfloat16`, `float16`), as `doctor --calibrate` measured products on it."""
     memory_series: Series = msgspec.field(default_factory=list)
     """Bytes in use; the most within each piece."""
     power_series: Series = msgspec.field(default_factory=list)
@@ -268,11 +245,8 @@ class Meters(Recorded, frozen=True, kw_only=True):
     """Begin and end of the timed stretches."""
 
 
-# What the scores of generated text are made of, sentence by sentence: enough to score any choice of them anew.
-
-
 class Sentences(Recorded, frozen=True, kw_only=True):
-    """Of the sentences that a trial generated for, in their order. A score of own code is known as a whole only."""
+    """What scores are made of, by sentence in order: any subset can be scored anew, but by a score of own code."""
 
     references_sha256: str
     """Digest of the references: with it, two trials are known to have been scored on the same sentences."""
@@ -286,10 +260,7 @@ class Sentences(Recorded, frozen=True, kw_only=True):
     """Of each sentence its own score, from 0 to 1: rouge_l, exact_match, token_f1; the whole's is their mean."""
 
 
-# One line of records.jsonl, and the words it uses. Every key is documented here and nowhere else.
-#
-# Raw values only, in SI units that the names state. Ratios (tokens per second, perplexity, bits per byte) are
-# derived in `analysis`, so that a corrected formula needs no new run. Unknown is None.
+# One line of records.jsonl.
 
 
 SCHEMA_VERSION = 1
@@ -398,9 +369,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     source_loss_error: Amount | None = None
     """Standard error of that mean, for tokens drawn from the source."""
     peak_memory_allocated_bytes: Count | None = None
-    """CUDA: the allocator's peak of allocated memory while training, evaluation excluded.
-
-    This and the four keys below are the largest of any rank."""
+    """CUDA: the allocator's peak while training, evaluation excluded; this and the four below: of any rank."""
     peak_memory_reserved_bytes: Count | None = None
     """CUDA: the allocator's peak of reserved memory while training, up to the first evaluation."""
     num_alloc_retries: Count | None = None
@@ -408,8 +377,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     peak_pss_growth_bytes: Count | None = None
     """CPU: peak proportional set size while training, up to the first evaluation, over its value at the start."""
     managed_state_bytes: Count | None = None
-    """CUDA: optimizer state in managed memory, which the driver moves between GPU and host and no allocator of
-    torch's counts; None: there is none."""
+    """CUDA: optimizer state in managed memory, which torch's allocator does not count; None: there is none."""
     memory_by_rank: list[RankMemory] = msgspec.field(default_factory=list)
     """Every rank's, in order."""
     architecture: Architecture | None = None
@@ -476,8 +444,7 @@ class Identity(Recorded, frozen=True, kw_only=True):
     learning_rate_shape_sha256: str | None
     """Of the learning rates that the optimizer had in each step, as shares of their peak."""
     peak_learning_rate: list[float] | None = None
-    """The largest rate that each parameter group had in any step, by distinct value, sorted; None in records that
-    are older than the key."""
+    """The largest rate of each parameter group in any step, distinct and sorted; None: older than the key."""
     parameter_dtype: str
     """Of the parameters that are trained, master weights where there are such."""
     working_dtype: str | None = None
@@ -493,9 +460,8 @@ class Identity(Recorded, frozen=True, kw_only=True):
     attention: str | None
     """As the model reports it."""
     sdpa_backends: list[str] | None = msgspec.field(default_factory=list)
-    """Backends that torch's scaled_dot_product_attention used while training, as seen in a forward pass or in the
-    compiled graph, sorted: `flash`, `efficient`, `cudnn`, `math`. Empty: it was not called, or the record is older
-    than the key."""
+    """Backends that torch's scaled_dot_product_attention used while training, in a forward pass or the compiled
+    graph, sorted: `flash`, `efficient`, `cudnn`, `math`. Empty: it was not called, or older than the key."""
     optimizer: list[str] | None
     """Classes of the optimizers with their implementation, `AdamW(fused)`."""
     compiled: bool
@@ -538,8 +504,7 @@ class Record(Recorded, frozen=True, kw_only=True):
     identity: Identity | None = None
     """The certificate; None where the trial failed."""
     software: AsJson = NOTHING
-    """Versions that the worker ran with: `python` and libraries, None: not installed there. `openmp`: file names of
-    the OpenMP libraries that it had loaded, None: none."""
+    """Versions that the worker ran with, `python` and libraries; `openmp`: files of the OpenMP libraries loaded."""
     resolved_config: dict[str, Any] | None = None
     """DeepSpeed's configuration as it was used; None: no DeepSpeed."""
     meters: Meters | None = None
@@ -564,7 +529,7 @@ class Record(Recorded, frozen=True, kw_only=True):
         return _opened(LOSSES, self.loss_curve, "loss_curve", self.trial)
 
 
-def _opened(kind: Kept[Content], part: AsJson, name: str, trial: Trial) -> Content:
+def _opened(kind: Lines[Content], part: AsJson, name: str, trial: Trial) -> Content:
     try:
         return kind.read(part)
     except ValueError as error:

@@ -1,33 +1,54 @@
-"""A run's folder: its files, what a look at it tells, how it is found again, and its lock."""
+"""A run's folder: its files and how they are written whole, records.jsonl, how it is resumed, and its lock."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from selectbench.errors import UserError
 from selectbench.file_lock import lock
-from selectbench.record.environment import Stored, fingerprint_part
+from selectbench.record.record import SCHEMA_VERSION, Lines, Record
 from selectbench.suite.suite import Suite
 from selectbench.text import suite_yaml
 
-# The files of a run's folder besides its records and its trials: their names, how they are read and written.
-
-
 SUITE = "suite.yaml"
 ENVIRONMENT = "environment.json"
+RECORDS_FILE = "records.jsonl"
 RANKING = "ranking.json"
 REPORT = "report.md"
 PAGE = "report.html"
 TABLE = "ranking.csv"
 BENCHMARK = "benchmark.json"
+TRIALS = "trials"
+WEIGHTS = "weights"
+
+
+class PastRun(BaseModel, frozen=True):
+    """What the list of runs says of one; unknown is None."""
+
+    folder: str
+    suite: str
+    started_at: str | None
+    """UTC, to the minute."""
+    device: str | None
+    hardware: str | None
+    """GPUs' names, or the CPU's."""
+    trials_done: int | None
+    """Of those planned, with a whole record, failed ones among them."""
+    trials_planned: int | None
+    answer: str | None
+    """Of its ranking.json; None: there is none yet."""
+    note: str | None
+    """What is wrong with the folder."""
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -52,33 +73,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-# What a look at a run's folder tells.
-
-
-class PastRun(Stored):
-    """One run; unknown is None."""
-
-    folder: str
-    suite: str
-    started_at: str | None
-    """UTC, to the minute."""
-    device: str | None
-    hardware: str | None
-    """GPUs' names, or the CPU's."""
-    trials_done: int | None
-    """Of those planned, with a whole record, failed ones among them."""
-    trials_planned: int | None
-    answer: str | None
-    """Of its ranking.json; None: there is none yet."""
-    note: str | None
-    """What is wrong with the folder."""
-
-
-# A run's folder: found again where it is incomplete, locked while it is written, whole at every moment.
-
-
-TRIALS = "trials"
-WEIGHTS = "weights"
+# A run's folder is found again where it is incomplete, and locked while it is written.
 
 
 def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str, own_code: str | None = None) -> str:
@@ -91,6 +86,19 @@ def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str, own_co
         "own_code": own_code,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
+    """What of the environment must be equal for a run to be resumed.
+
+    All but the commit of the suite's repository and what the machine decided, as the settled suite itself is
+    compared, and with the machine's memory in whole GiB, as what the kernel keeps for itself varies a little from
+    boot to boot.
+    """
+    apart = ("git_revision", "git_dirty", "machine_choices")
+    part = {key: value for key, value in environment.items() if key not in apart}
+    memory = part["memory_total_bytes"]
+    return {**part, "memory_total_bytes": None if memory is None else round(memory / (1 << 30)) << 30}
 
 
 def newest_run(results: Path, suite: Suite, mark: str) -> Path | None:
@@ -119,7 +127,7 @@ def suite_text(suite: Suite) -> str:
     return head + suite_yaml(suite.resolved)
 
 
-@contextmanager
+@contextlib.contextmanager
 def weights_folder(folder: Path) -> Iterator[None]:
     """The run's folder of initial weights: empty at first, gone at the end, as it can be many times the rest."""
     shutil.rmtree(folder / WEIGHTS, ignore_errors=True)  # what a killed run left
@@ -151,3 +159,121 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+
+# records.jsonl: appended to and flushed to disk record by record; read without losing or hiding a line.
+
+
+RECORDS: Lines[Record] = Lines(Record)
+MOST_NOTES = 10
+"""Lines that `read_records` tells of one by one."""
+
+
+def append_record(path: Path, record: Record) -> None:
+    """Add one line and wait until it is on the disk.
+
+    A line that an earlier crash tore is closed first, so that it stays visible and spoils no other. Where
+    the disk is full nothing of the new line stays. Raises UserError, and ValueError as `Lines.write` does.
+    """
+    line = RECORDS.write(record) + b"\n"
+    try:
+        with path.open("a+b", buffering=0) as stream:
+            size = stream.seek(0, os.SEEK_END)
+            if size:
+                stream.seek(size - 1)
+                line = line if stream.read(1) == b"\n" else b"\n" + line
+            try:
+                written = 0
+                while written < len(line):
+                    written += stream.write(line[written:])
+                os.fsync(stream.fileno())
+            except OSError:
+                with contextlib.suppress(OSError):
+                    stream.truncate(size)
+                raise
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write: {error.strerror}; every record before this one is kept: "
+            "make room or choose another --results folder, and run the same command again"
+        ) from None
+
+
+def read_records(path: Path) -> tuple[list[Record], list[str]]:
+    """The file's records in order, and a note on each line that could not be used as it stands.
+
+    Of many such lines all but the first MOST_NOTES have one note together. A missing file has no records. Raises
+    UserError where the file can't be read at all.
+    """
+    records: list[Record] = []
+    notes: list[str] = []
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return [], []
+    except OSError as error:
+        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+    # Without a copy: what is kept of a line as its JSON is a part of the whole.
+    whole, start, number = memoryview(content), 0, 0
+    while start < len(content):
+        found, number = content.find(b"\n", start), number + 1
+        end = len(content) if found < 0 else found
+        record, note = _parse(whole[start:end], is_ended=found >= 0)
+        records += [record] if record else []
+        notes += [f"{path.name}:{number}: {note}"] if note else []
+        start = end + 1
+    if (more := len(notes) - MOST_NOTES) > 1:
+        notes = [*notes[:MOST_NOTES], f"{path.name}: and {more:,} more lines that do not fit"]
+    return records, notes
+
+
+def require_records(folder: Path) -> None:
+    """Raises UserError where a run's folder has no records: a report made of none would replace that of them."""
+    if not (folder / RECORDS_FILE).is_file():
+        raise UserError(
+            f"{folder}: it has no {RECORDS_FILE}, so there is nothing to report, and nothing was written: "
+            "put the file back if it was moved, else run the suite again"
+        )
+
+
+def _parse(line: memoryview, *, is_ended: bool) -> tuple[Record | None, str | None]:
+    """The record, if the line is one, and what is to be said of the line."""
+    try:
+        record = RECORDS.read(line)
+    except ValueError as error:
+        return None, _why_left_out(bytes(line), error, is_ended=is_ended)
+    if record.schema_version > SCHEMA_VERSION:
+        return None, (
+            f"left out: schema version {record.schema_version} is newer than this selectbench's {SCHEMA_VERSION}: "
+            "read it with the selectbench that wrote it"
+        )
+    if record.schema_version != SCHEMA_VERSION:
+        return record, f"schema version {record.schema_version}, read as version {SCHEMA_VERSION}"
+    return record, None
+
+
+def _why_left_out(line: bytes, error: ValueError, *, is_ended: bool) -> str | None:
+    if not line.strip():
+        return None
+    try:
+        content = json.loads(line)
+    except ValueError:
+        stopped = " (the process that wrote it was stopped while writing)"
+        return "left out: not JSON" if is_ended else f"left out: not a whole line of JSON{stopped}"
+    version = content.get("schema_version") if isinstance(content, dict) else None
+    if version is None:
+        return "left out: not a record of selectbench"
+    return f"left out: a record of schema version {version} that does not fit: {error}"
+
+
+def last_attempts(records: list[Record]) -> dict[str, Record]:
+    """The record that counts for each trial_id: the last attempt, whatever the order of the records.
+
+    Of attempts of one number the one that began last, as two runs of a copied folder have them; then the last in
+    the file.
+    """
+    last: dict[str, Record] = {}
+    for record in records:
+        rival = last.setdefault(record.trial.trial_id, record)
+        if (record.attempt, record.started_at) >= (rival.attempt, rival.started_at):
+            last[record.trial.trial_id] = record
+    return last

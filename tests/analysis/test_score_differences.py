@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import ScoreDifference
 from selectbench.record.record import Record
-from selectbench.record.store import RECORDS
+from selectbench.record.run_folder import RECORDS
 
 TRUTH = references(40)
 OPTIONS = ("base", "better", "same")

@@ -36,7 +36,7 @@ from made_records import HOT, SHARED, make_meters
 from msgspec.structs import replace
 
 from selectbench.record.record import Architecture, Inside, Meters, RankMemory, Record, Sample
-from selectbench.record.store import RECORDS
+from selectbench.record.run_folder import RECORDS
 from selectbench.suite.job import LrSchedule, shape_sha256, shares
 
 SHAPE = Architecture(

@@ -41,9 +41,8 @@ from selectbench.plan.plan import make_plan
 from selectbench.record.environment import Calibration, Rate
 from selectbench.record.record import Record
 from selectbench.record.run_folder import ENVIRONMENT as ENVIRONMENT_FILE
-from selectbench.record.run_folder import PAGE
+from selectbench.record.run_folder import PAGE, RECORDS_FILE
 from selectbench.record.run_folder import SUITE as SUITE_FILE
-from selectbench.record.store import FILE_NAME
 from selectbench.report.past_runs import calibration_table
 from selectbench.suite.load import load_suite
 from selectbench.suite.load import names as shipped_names
@@ -57,7 +56,7 @@ MOST_LINES = 200
 SUMMARY = "summary.md"
 _BESIDE = ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "CUDA_VISIBLE_DEVICES", "LINES")
 """Variables under which rich or selectbench would print otherwise."""
-INPUTS = (FILE_NAME, ENVIRONMENT_FILE)
+INPUTS = (RECORDS_FILE, ENVIRONMENT_FILE)
 """What a report is made of, besides the suite."""
 Texts = dict[str, str]
 """By the name of their file."""

@@ -17,9 +17,8 @@ from msgspec.structs import replace
 
 from selectbench.record.record import LOSSES, SETTINGS, EvaluationPoint, Record
 from selectbench.record.run_folder import ENVIRONMENT as ENVIRONMENT_FILE
+from selectbench.record.run_folder import RECORDS, RECORDS_FILE, suite_text
 from selectbench.record.run_folder import SUITE as SUITE_FILE
-from selectbench.record.run_folder import suite_text
-from selectbench.record.store import FILE_NAME, RECORDS
 from selectbench.suite.load import load_suite
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -66,7 +65,7 @@ class Run:
         (folder / SUITE_FILE).write_text(suite_text(resolved))
         (folder / ENVIRONMENT_FILE).write_text(json.dumps(self.environment, indent=2, sort_keys=True) + "\n")
         lines = [RECORDS.write(record).decode() + "\n" for record in self.records]
-        (folder / FILE_NAME).write_text("".join(lines) + "\n".join(self.more_lines))
+        (folder / RECORDS_FILE).write_text("".join(lines) + "\n".join(self.more_lines))
 
 
 def suite_of(options: Mapping[str, Any], **changes: Any) -> dict[str, Any]:

@@ -10,8 +10,7 @@ from msgspec.structs import replace
 
 from selectbench.launch.publish import files, read_run
 from selectbench.record.record import Completed
-from selectbench.record.run_folder import ENVIRONMENT, SUITE
-from selectbench.record.store import FILE_NAME
+from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, SUITE
 
 SUITES = (
     "precision", "optimizer", "accumulation", "distributed", "scaling", "framework", "architecture", "batch_size",
@@ -34,7 +33,7 @@ def test_every_report_follows_from_the_records_byte_for_byte(suite: str) -> None
     for name, text in made.items():
         assert (folder / name).read_text() == text, name
     kept = {path.name for path in folder.iterdir()} - set(made)
-    assert kept == {SUITE, ENVIRONMENT, FILE_NAME}
+    assert kept == {SUITE, ENVIRONMENT, RECORDS_FILE}
 
 
 @pytest.mark.parametrize("suite", SUITES)

@@ -17,8 +17,7 @@ from other_system import is_there, missing
 
 import selectbench
 from selectbench.errors import ExitCode
-from selectbench.record.run_folder import ENVIRONMENT, SUITE
-from selectbench.record.store import FILE_NAME
+from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, SUITE
 
 SYSTEMS = {"darwin": "macOS", "win32": "Windows"}
 KEPT = str(kept_run("precision"))
@@ -33,18 +32,18 @@ def place(tmp_path: Path) -> Path:
     (tmp_path / "tiny.yaml").write_text(TINY_SUITE)
     (tmp_path / "corpus.txt").write_text(corpus() + "ünïcödé lines → too\n" * 3, encoding="utf-8")
     run = _copied(tmp_path / SLOWER)
-    records = [json.loads(line) for line in (run / FILE_NAME).read_text().splitlines()]
+    records = [json.loads(line) for line in (run / RECORDS_FILE).read_text().splitlines()]
     for record in records:
         if record["outcome"]["status"] == "completed":
             record["outcome"]["measurement"]["timed_seconds"] *= 2
-    (run / FILE_NAME).write_text("".join(json.dumps(record) + "\n" for record in records))
+    (run / RECORDS_FILE).write_text("".join(json.dumps(record) + "\n" for record in records))
     return tmp_path
 
 
 def _copied(folder: Path) -> Path:
     """The kept run without what follows from it."""
     folder.mkdir(parents=True)
-    for name in (SUITE, ENVIRONMENT, FILE_NAME):
+    for name in (SUITE, ENVIRONMENT, RECORDS_FILE):
         shutil.copy(Path(KEPT) / name, folder / name)
     return folder
 

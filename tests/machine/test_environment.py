@@ -10,13 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from selectbench.record.environment import (
-    Environment,
-    code_sha256,
-    collect_environment,
-    fingerprint_part,
-    without_folders,
-)
+from selectbench.record.environment import Environment, code_sha256, collect_environment, without_folders
+from selectbench.record.run_folder import fingerprint_part
 from selectbench.settings import field_texts
 
 

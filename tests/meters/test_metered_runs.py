@@ -22,7 +22,7 @@ from selectbench.launch.preparation import Preparation, Request, prepare_all
 from selectbench.launch.run import Result, run
 from selectbench.launch.stages import pending
 from selectbench.record.record import Completed, Failed, GpuMeters, Record
-from selectbench.record.store import read_records
+from selectbench.record.run_folder import read_records
 
 pytestmark = pytest.mark.slow
 GIB = 1 << 30

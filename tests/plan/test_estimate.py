@@ -27,8 +27,7 @@ from selectbench.plan.duration import (
 from selectbench.plan.plan import Plan, make_plan
 from selectbench.record.environment import Calibration, Rate, store
 from selectbench.record.record import SETTINGS, Record
-from selectbench.record.run_folder import ENVIRONMENT
-from selectbench.record.store import FILE_NAME, append_record
+from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, append_record
 from selectbench.suite.load import load_suite
 from selectbench.suite.stages import speed_suite
 from selectbench.suite.suite import Suite
@@ -238,7 +237,7 @@ def a_run(folder: Path, environment: dict[str, Any], walls: list[float]) -> None
         settings = SETTINGS.keep({"precision": {"name": "fp32"}})
         record = make_record("whole", seed)
         trial = replace(record.trial, settings=settings)
-        append_record(folder / FILE_NAME, replace(record, trial=trial, wall_seconds=wall))
+        append_record(folder / RECORDS_FILE, replace(record, trial=trial, wall_seconds=wall))
 
 
 HERE = {"cpu_model": cpu_model(), "cores_by_affinity": usable_cores(), "cores_by_cgroup": None, "gpus": []}

@@ -19,7 +19,7 @@ from selectbench.record import record as inside
 from selectbench.record import record as meters
 from selectbench.record import record as sentences
 from selectbench.record.record import LOSSES, SETTINGS, Completed, Record, Recorded, Trial
-from selectbench.record.store import RECORDS, append_record, read_records
+from selectbench.record.run_folder import RECORDS, append_record, read_records
 from selectbench.record.wire import EVENTS, ORDERS, GaveUp, Order, Progress
 from selectbench.settings import field_texts
 from selectbench.suite.job import Job

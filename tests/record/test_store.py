@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from selectbench.errors import UserError
 from selectbench.record.record import decimate
-from selectbench.record.store import RECORDS, append_record, last_attempts, read_records
+from selectbench.record.run_folder import RECORDS, append_record, last_attempts, read_records
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:

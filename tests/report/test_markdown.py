@@ -11,7 +11,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
 from selectbench.launch.publish import SHORT, StoredRun, report_text
 from selectbench.record.record import LOSSES, EvaluationPoint, Record
-from selectbench.record.store import append_record, read_records
+from selectbench.record.run_folder import append_record, read_records
 from selectbench.report.markdown import escape as markdown
 
 EVIL = "[red]|<b>`x`"
