@@ -1,36 +1,96 @@
-"""A job's data as token files: from the cache where they were made before, else made and published there."""
+"""A job's data as token files: from the cache where they were made before, else made and published there.
+
+Documents are read once, cleaned and split, a tokenizer is trained on them, and they are encoded on all cores.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Callable, Sequence
-from functools import partial
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
+
+from selectbench import units
 from selectbench.choices.model import AnyTokenizer, PretrainedTokenizer, Unigram
-from selectbench.data.prepared import Prepared, cache_root, check_enough, epochs, publish, remove
-from selectbench.data.reading import Cleaner, files_sha256
-from selectbench.data.sources import Corpus, keyed, open_corpus, open_pairs, require
-from selectbench.data.tokenizer import pinned, pretrained_key
-from selectbench.data.write import TextWork, write_markov, write_text, write_token_files
+from selectbench.data.prepared import (
+    HELDOUT,
+    HELDOUT_PAIRS,
+    TOKENIZER,
+    TRAIN,
+    Prepared,
+    cache_root,
+    publish,
+    remove,
+    token_dtype,
+)
+from selectbench.data.reading import Cleaner, files_sha256, first_line
+from selectbench.data.sources import (
+    TARGETS,
+    Corpus,
+    emit,
+    keyed,
+    make_source,
+    open_corpus,
+    open_pairs,
+    open_tokens,
+    pair_of,
+    require,
+    source_of,
+    split_tokens,
+    without_leaks,
+)
+from selectbench.data.split import (
+    ANSWERS,
+    HELDOUT_FRACTION,
+    LINES,
+    Mask,
+    Pieces,
+    Sides,
+    Spool,
+    decontaminated,
+    nothing_held_out,
+    split,
+)
+from selectbench.data.tokenizer import (
+    TextTokenizer,
+    batches,
+    check_alphabet,
+    check_unknown,
+    make_tokenizer,
+    pinned,
+    pretrained_key,
+)
 from selectbench.errors import NotDownloadedError, UserError
-from selectbench.suite.sources import AnyData, AnySource, Apart, Cleaning, Dataset, MarkovSource, TokenFile, kind_of
+from selectbench.suite.sources import (
+    AnyData,
+    AnySource,
+    Apart,
+    Cleaning,
+    Dataset,
+    Kind,
+    MarkovSource,
+    TokenFile,
+    kind_of,
+)
 
-__all__ = ["Prepared", "check_enough", "epochs", "prepare"]
 Notify = Callable[[str], None]
 Write = Callable[[str, Path], None]
 """Fills an empty folder with the data of a key."""
 
 
-def _silent(_: str) -> None:
-    """Says nothing."""
-
-
 def prepare(
     data: AnyData, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None,
-    specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = _silent, evaluates: bool = False,
-    downloads: bool = True,
+    specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = lambda _: None,
+    evaluates: bool = False, downloads: bool = True,
 ) -> Prepared:  # fmt: skip
     """A job's data as token files.
 
@@ -49,7 +109,7 @@ def prepare(
         if not downloads and (missing := streamed(data)):
             raise NotDownloadedError(*(f"data.dataset: {one.dataset} is not downloaded yet" for one in missing))
         notify(f"preparing {described} once, in {folder}")
-        publish(folder, partial(write, key))
+        publish(folder, lambda unfinished: write(key, unfinished))
         cached = Prepared.open(folder)
     return cached
 
@@ -97,9 +157,7 @@ def _keyed(corpus: Corpus, cleaning: Cleaning, notify: Notify) -> Corpus:
 
 
 def _token_key(files: Sequence[TokenFile]) -> list[str]:
-    paths = [Path(one.tokens) for one in files]
-    present = [path for path in paths if path.is_file()]
-    digest = files_sha256(present, "data.tokens")
+    digest = files_sha256([path for one in files if (path := Path(one.tokens)).is_file()], "data.tokens")
     return ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
 
 
@@ -133,3 +191,421 @@ def _cached(folder: Path) -> Prepared | None:
             f"cache: cannot read {folder}: {error.strerror}: set SELECTBENCH_CACHE to a folder of your own"
         ) from error
     return None
+
+
+# Lines on how far a long preparation is and how long it will take, a few seconds apart.
+
+
+SECONDS_BETWEEN = 5.0
+
+
+@dataclass
+class Progress:
+    """Of one stage; `done` may be told as often as one likes."""
+
+    stage: str
+    notify: Callable[[str], None]
+    total: int | None = None
+    """Bytes in all; None: not known beforehand."""
+    began: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._last = self.began
+
+    def done(self, count: int | None = None) -> None:
+        """So many bytes so far; None: it goes on, how far is not known."""
+        now = time.monotonic()
+        if now - self._last < SECONDS_BETWEEN:
+            return
+        self._last, spent = now, now - self.began
+        words = f"{units.duration(spent)} so far" if count is None else units.size(count)
+        if self.total and count:
+            left = max(0.0, spent * (self.total - count) / count)
+            words += f" of {units.size(self.total)}, about {units.duration(left)} left"
+        self.notify(f"{self.stage}: {words}")
+
+
+# Documents to token ids, on all cores: the tokenizer works on one batch while the one before it is written.
+
+
+BATCH_CHARACTERS = 1 << 20
+"""Text that is encoded at once: much more than the threads need to share it evenly."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Some documents, each with the end-of-text token after it, as one run of tokens."""
+
+    ids: npt.NDArray[np.unsignedinteger[Any]]
+    trained: npt.NDArray[np.uint8] | None
+    """Of each token, whether it is to be predicted; None: all are."""
+    bytes: npt.NDArray[np.uint32] | None
+    """Of each token, the UTF-8 bytes of text that it stands for; None: not asked for. They sum up to the text."""
+    lengths: npt.NDArray[np.int64]
+    """Tokens of each document, its end among them."""
+    unknown: int
+    """Tokens that stand for what the tokenizer could not encode."""
+    text_bytes: int
+    """UTF-8 bytes of what was encoded."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A stretch of a document that is encoded by itself."""
+
+    text: str
+    trained: bool = True
+
+
+Parts = Callable[[str], list[Part]]
+
+
+def whole(document: str) -> list[Part]:
+    """Running text is one part."""
+    return [Part(document)]
+
+
+def conversation(document: str) -> list[Part]:
+    """A chat's messages, each after its role; the answers and what ends them are trained."""
+    parts: list[Part] = []
+    for role, content in json.loads(document):
+        parts += [Part(f"<|{role}|>\n", False), Part(f"{content}\n", role == "assistant")]
+    return parts
+
+
+def encode(
+    tokenizer: TextTokenizer, documents: Iterable[str], parts_of: Parts = whole, *, with_bytes: bool = False
+) -> Iterator[Encoded]:
+    """Batches of documents in order."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting: tuple[list[list[Part]], Future[list[Any]]] | None = None
+        for batch in ([*map(parts_of, some)] for some in batches(documents, BATCH_CHARACTERS)):
+            texts = [part.text for document in batch for part in document]
+            work = tokenizer.backend.encode_batch if with_bytes else tokenizer.backend.encode_batch_fast
+            started = pool.submit(work, texts, add_special_tokens=False)
+            if waiting is not None:
+                yield _joined(tokenizer, *waiting, with_bytes=with_bytes)
+            waiting = batch, started
+        if waiting is not None:
+            yield _joined(tokenizer, *waiting, with_bytes=with_bytes)
+
+
+def _joined(
+    tokenizer: TextTokenizer, batch: list[list[Part]], future: Future[list[Any]], *, with_bytes: bool
+) -> Encoded:
+    try:
+        encodings = future.result()
+    except Exception as error:  # `tokenizers` raises bare exceptions
+        raise UserError(
+            f"tokenizer: it can't encode this text: {first_line(error)}: take one that was made for such text, or "
+            "have one trained on it (`tokenizer: {bpe: 4096}`)"
+        ) from error
+    dtype = token_dtype(tokenizer.vocab_size)
+    lists = [encoding.ids for encoding in encodings]
+    lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+    flat = np.fromiter(itertools.chain.from_iterable(lists), dtype, int(lengths.sum()))
+    ends = np.cumsum([len(document) for document in batch])
+    places = np.cumsum(lengths)[ends - 1]  # where each document's end-of-text goes
+    ids = np.insert(flat, places, np.array(tokenizer.end_id, dtype))
+    unknown = 0 if tokenizer.unknown_id is None else int((flat == tokenizer.unknown_id).sum())
+    return Encoded(
+        ids=ids, trained=_trained(batch, lengths, places), lengths=np.diff(places, prepend=0) + 1, unknown=unknown,
+        bytes=_bytes(batch, encodings, ends, places) if with_bytes else None,
+        text_bytes=sum(len(part.text.encode()) for document in batch for part in document),
+    )  # fmt: skip
+
+
+def _trained(
+    batch: list[list[Part]], lengths: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint8] | None:
+    flags = [part.trained for document in batch for part in document]
+    if all(flags):
+        return None
+    last = np.array([document[-1].trained for document in batch], np.uint8)
+    return np.insert(np.repeat(np.array(flags, np.uint8), lengths), places, last)
+
+
+def _bytes(
+    batch: list[list[Part]], encodings: list[Any], ends: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
+) -> npt.NDArray[np.uint32]:
+    """What a tokenizer leaves out at the end of a part counts for the end-of-text token."""
+    texts = [part.text for document in batch for part in document]
+    found, left = [], np.zeros(len(texts), np.int64)
+    for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
+        own = bytes_of_tokens(text, [end for _, end in encoding.offsets])
+        left[number] = utf8_lengths(text)[-1] - own.sum()
+        found.append(own)
+    flat = np.concatenate(found) if found else np.zeros(0, np.uint32)
+    rests = np.add.reduceat(left, np.concatenate([[0], ends[:-1]])) if len(left) else left
+    return np.insert(flat, places, rests.astype(np.uint32))
+
+
+def bytes_of_tokens(text: str, ends: list[int]) -> npt.NDArray[np.uint32]:
+    """UTF-8 bytes from where the tokens before it ended to where each ends; `ends` in characters.
+
+    Of tokens that share a character the first has all its bytes.
+    """
+    if not ends:
+        return np.zeros(0, np.uint32)
+    reached = np.maximum.accumulate(np.array(ends, np.int64))
+    return np.diff(utf8_lengths(text)[reached], prepend=0).astype(np.uint32)
+
+
+def utf8_lengths(text: str) -> npt.NDArray[np.int64]:
+    """Bytes of the first 0, 1, ... len(text) characters."""
+    if text.isascii():
+        return np.arange(len(text) + 1)
+    points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
+    return np.concatenate([[0], np.cumsum(sizes)])
+
+
+# What a kind of document is made of: running text, a conversation, a pair.
+
+
+def _source_and_target(document: str) -> Iterable[str]:
+    pair = pair_of(document)
+    return [pair.source, pair.target]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How documents of a kind are split, cleaned and encoded."""
+
+    pieces: Pieces
+    """What of a document may not stand on both sides of the split."""
+    named_by: Callable[[str], str]
+    """What of a document decides on which side it lies."""
+    by_message: bool
+    """Whether a document is JSON, a list of roles with their text."""
+    texts: Callable[[str], Iterable[str]]
+    """What of it is encoded with an end-of-text token after it."""
+    parts: Parts
+    """What of such a text is encoded by itself."""
+
+    def encoded(self, document: str) -> Iterator[str]:
+        """All that is encoded of a document."""
+        return (part.text for text in self.texts(document) for part in self.parts(text))
+
+
+SHAPES: dict[Kind, Shape] = {
+    "text": Shape(LINES, str, False, lambda document: [document], whole),
+    "chat": Shape(ANSWERS, str, True, lambda document: [document], conversation),
+    "pairs": Shape(TARGETS, source_of, True, _source_and_target, whole),
+}
+
+
+# Text to token files: read once, clean, split, train the tokenizer, encode.
+
+
+SPOOL = "documents.tmp"
+TOKENIZER_BYTES = 256 << 20
+"""A tokenizer is trained on so much of the training text, evenly spread: more changes it little and takes long."""
+
+
+@dataclass(frozen=True)
+class TextWork:
+    """What is to be made."""
+
+    corpora: Sequence[Corpus]
+    """The text, or training and held-out text apart."""
+    kind: Kind
+    tokenizer: AnyTokenizer
+    cleaning: Cleaning
+    specials: tuple[str, ...]
+    notify: Callable[[str], None]
+    evaluates: bool = False
+    """Whether there must be held-out text."""
+
+    @property
+    def shape(self) -> Shape:
+        """What the documents are made of."""
+        return SHAPES[self.kind]
+
+    @property
+    def described(self) -> str:
+        """The text in words."""
+        return " and ".join(corpus.description for corpus in self.corpora)
+
+
+@dataclass
+class _Side:
+    """What was written of one side."""
+
+    tokens: int = 0
+    documents: int = 0
+    bytes: int = 0
+    unknown: int = 0
+    removed_documents: int = 0
+    removed_lines: int = 0
+
+
+def write_text(work: TextWork, key: str, folder: Path) -> None:
+    """Fills the folder. Raises UserError for text that is unfit, and a tokenizer that can't encode it."""
+    spool = Spool(folder / SPOOL, work.shape.named_by)
+    cleaner = Cleaner(work.cleaning, is_chat=work.shape.by_message)
+    sides = _sides(work, spool, cleaner)
+    if not sides.training.any():
+        why = "has no text, only white space"
+        if not set(cleaner.removed) <= {"empty"}:
+            counts = ", ".join(f"{count} {step}" for step, count in cleaner.removed.items())
+            why = f"has no text left: cleaning removed all {cleaner.documents_in} documents ({counts})"
+        raise UserError(f"data: {work.corpora[0].description} {why}")
+    if work.evaluates and (reason := nothing_held_out(spool, sides, cleaner.removed.get("in_training", 0))):
+        raise UserError(f"data: {work.described}: {reason}")
+    training = Progress("training the tokenizer", work.notify)
+    tokenizer = make_tokenizer(
+        work.tokenizer, _tokenizer_sample(work, spool, sides.training), work.specials, training.done
+    )
+    tokenizer.backend.save(str(folder / TOKENIZER))
+    name, both = str(next(iter(work.tokenizer.model_dump().values()))), sides.training | sides.heldout
+    texts = itertools.chain.from_iterable(map(work.shape.encoded, spool.documents(both)))
+    check_alphabet(tokenizer.backend, texts, name, work.described)
+    train, heldout = _Side(documents=int(sides.training.sum())), _Side()
+    _write_side(TRAIN, train, work, tokenizer, _training_texts(work, spool, sides), folder)
+    with ExitStack() as opened:
+        pairs = opened.enter_context((folder / HELDOUT_PAIRS).open("wb")) if work.kind == "pairs" else None
+        _write_side(HELDOUT, heldout, work, tokenizer, _heldout_texts(work, spool, sides, heldout, pairs), folder)
+    spool.path.unlink()
+    check_unknown(train.unknown + heldout.unknown, train.tokens + heldout.tokens, name)
+    lengths = spool.lengths[both]
+    Prepared(
+        folder=folder, key=key, kind=work.kind, train_tokens=train.tokens, heldout_tokens=heldout.tokens,
+        vocab_size=tokenizer.vocab_size, documents_in=cleaner.documents_in, removed=cleaner.removed,
+        changed=cleaner.changed, train_documents=train.documents, heldout_documents=heldout.documents,
+        removed_documents=heldout.removed_documents, removed_lines=heldout.removed_lines, train_bytes=train.bytes,
+        heldout_bytes=heldout.bytes, unknown_tokens=train.unknown + heldout.unknown,
+        end_id=tokenizer.end_id, special_ids=tokenizer.special_ids,
+        document_sizes=np.bincount(np.frexp(lengths.astype(float))[1]).tolist() if len(lengths) else [],
+    ).save()  # fmt: skip
+
+
+def _sides(work: TextWork, spool: Spool, cleaner: Cleaner) -> Sides:
+    """Reads everything into the spool and splits it."""
+    ends = []
+    for corpus in work.corpora:
+        progress = Progress(f"reading {corpus.description}", work.notify)
+        spool.fill(cleaner.kept(corpus.documents(cleaner.fault)), progress.done)
+        ends.append(len(spool))
+    kept = np.ones(len(spool), bool)
+    if work.cleaning.duplicates == "remove":
+        kept = spool.first_of_equals()
+        cleaner.remove("duplicate", int((~kept).sum()))
+    pieces = work.shape.pieces
+    work.notify("looking for what is in both the training and the held-out text")
+    if len(work.corpora) == 1:
+        return split(spool, pieces, kept)
+    heldout = np.arange(len(spool)) >= ends[0]
+    again = heldout & kept & np.isin(spool.hashes, spool.hashes[kept & ~heldout])
+    cleaner.remove("in_training", int(again.sum()))
+    return decontaminated(spool, pieces, kept & ~again, heldout)
+
+
+def _tokenizer_sample(work: TextWork, spool: Spool, training: Mask) -> Callable[[], Iterator[str]]:
+    """What a tokenizer is trained on."""
+    size = int(spool.lengths[training].sum())
+    chosen = training
+    if size > TOKENIZER_BYTES:
+        chosen = training & (spool.hashes % np.uint64(1 << 32) < np.uint64(TOKENIZER_BYTES / size * 2**32))
+        work.notify(f"the tokenizer is trained on {TOKENIZER_BYTES >> 20} MiB of the training text, evenly spread")
+
+    def texts() -> Iterator[str]:
+        work.notify("training the tokenizer")
+        for document in spool.documents(chosen):
+            yield from work.shape.encoded(document)
+
+    return texts
+
+
+def _training_texts(work: TextWork, spool: Spool, sides: Sides) -> Iterator[str]:
+    """What is encoded of the training documents."""
+    progress = Progress("encoding", work.notify, int(spool.lengths[sides.training].sum()))
+    read = 0
+    for document in spool.documents(sides.training):
+        read += len(document)
+        progress.done(read)
+        yield from work.shape.texts(document)
+
+
+def _heldout_texts(
+    work: TextWork, spool: Spool, sides: Sides, side: _Side, pairs: BinaryIO | None
+) -> Iterator[str]:
+    """What is encoded of the held-out documents, counted, once what training has is taken out."""
+    for document in spool.documents(sides.heldout):
+        side.removed_lines += sides.leaks(document)
+        scored = sides.without_leaks(document)
+        if not scored:
+            side.removed_documents += 1
+            continue
+        side.documents += 1
+        texts = list(work.shape.texts(scored))
+        if pairs is not None:
+            pairs.write(json.dumps(texts, ensure_ascii=False).encode() + b"\n")
+        yield from texts
+
+
+def _write_side(
+    name: str, side: _Side, work: TextWork, tokenizer: TextTokenizer, texts: Iterator[str], folder: Path
+) -> None:
+    """Encodes the texts into the files of a side and counts what they hold."""
+    with ExitStack() as opened:
+
+        def created(suffix: str, *, wanted: bool = True) -> BinaryIO | None:
+            return opened.enter_context((folder / f"{name}{suffix}").open("wb")) if wanted else None
+
+        ids, mask = created(".bin"), created("_mask.bin", wanted=work.kind == "chat")
+        lengths = created("_lengths.bin", wanted=work.kind == "pairs")
+        sizes = created("_bytes.bin", wanted=name == HELDOUT)
+        for batch in encode(tokenizer, texts, work.shape.parts, with_bytes=sizes is not None):
+            trained = np.ones(len(batch.ids), np.uint8) if batch.trained is None else batch.trained
+            for file, array in ((ids, batch.ids), (mask, trained), (lengths, batch.lengths), (sizes, batch.bytes)):
+                if file is not None:
+                    assert array is not None
+                    file.write(array.tobytes())
+            side.tokens += len(batch.ids)
+            side.unknown += batch.unknown
+            side.bytes += batch.text_bytes
+
+
+# Data that needs no tokenizer: token files made elsewhere, and a source whose probabilities are known.
+
+
+_CHUNK = 1 << 22
+
+
+def write_token_files(files: Sequence[TokenFile], key: str, folder: Path) -> None:
+    """One file, whose end is held out, or one for training and one to score."""
+    first, *rest = (open_tokens(one) for one in files)
+    training, heldout = (first, rest[0]) if rest else split_tokens(first)
+    kept, blocks = without_leaks(training, heldout)
+    vocab_size = files[0].vocab_size
+    for name, tokens in ((TRAIN, training), (HELDOUT, kept)):
+        with (folder / f"{name}.bin").open("wb") as file:
+            for start in range(0, len(tokens), _CHUNK):
+                file.write(np.asarray(tokens[start : start + _CHUNK]).astype(token_dtype(vocab_size)).tobytes())
+    _finish(folder, key, "tokens", len(training), len(kept), vocab_size, removed_lines=blocks)
+
+
+def write_markov(spec: MarkovSource, key: str, folder: Path) -> None:
+    """Training and held-out tokens are two walks; no stretch of one is looked for in the other: both are chance."""
+    source = make_source(spec)
+    training, _ = emit(source, spec.train_tokens, [spec.seed, 2])
+    heldout, truth = emit(source, max(1000, int(spec.train_tokens * HELDOUT_FRACTION)), [spec.seed, 3])
+    training.tofile(folder / f"{TRAIN}.bin")
+    heldout.tofile(folder / f"{HELDOUT}.bin")
+    truth.tofile(folder / f"{HELDOUT}_truth.bin")
+    rate = source.entropy_rate()
+    _finish(folder, key, "markov", len(training), len(heldout), spec.vocab_size, entropy_rate=rate)
+
+
+def _finish(
+    folder: Path, key: str, kind: str, train_tokens: int, heldout_tokens: int, vocab_size: int, *,
+    removed_lines: int = 0, entropy_rate: float | None = None,
+) -> None:  # fmt: skip
+    if not train_tokens:
+        raise UserError("data.tokens: there is nothing to train on")
+    Prepared(
+        folder=folder, key=key, kind=kind, train_tokens=train_tokens, heldout_tokens=heldout_tokens,
+        vocab_size=vocab_size, documents_in=0, removed={}, changed={}, train_documents=0, heldout_documents=0,
+        removed_documents=0, removed_lines=removed_lines, train_bytes=0, heldout_bytes=0, entropy_rate=entropy_rate,
+    ).save()  # fmt: skip

@@ -55,11 +55,21 @@ def publish(final: Path, write: Callable[[Path], None]) -> None:
     unfinished = final.with_name(f".unfinished-{uuid4().hex}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final.parent)
+        for left in final.parent.glob(".unfinished-*"):
+            with suppress(OSError):
+                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
         unfinished.mkdir()
         write(unfinished)
-        _flush(unfinished)
-        _rename(unfinished, final)
+        for path in unfinished.iterdir():  # to the disk before the name, so that a power cut leaves no torn folder
+            with path.open("r+b") as file:  # Windows flushes no file that is open for reading alone
+                os.fsync(file.fileno())
+        try:
+            unfinished.rename(final)
+        except OSError:
+            # Renaming onto a folder that has files fails: another run was first.
+            if not final.is_dir():
+                raise
     except OSError as error:
         raise UserError(
             f"cache: cannot write {final.parent}: {error.strerror or error}: "
@@ -77,30 +87,6 @@ def remove(folder: Path) -> None:
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def _rename(unfinished: Path, final: Path) -> None:
-    try:
-        unfinished.rename(final)
-    except OSError:
-        # Renaming onto a folder that has files fails: another run was first.
-        if not final.is_dir():
-            raise
-
-
-def _flush(folder: Path) -> None:
-    """Brings the files to the disk before their folder gets its name, so that a power cut leaves no torn one."""
-    for path in folder.iterdir():
-        with path.open("r+b") as file:  # Windows flushes no file that is open for reading alone
-            os.fsync(file.fileno())
-
-
-def _sweep(parent: Path) -> None:
-    """Removes what killed runs left behind."""
-    for left in parent.glob(".unfinished-*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
-
-
 # Digests of large files that do not change between runs, kept in the cache so that they are read once.
 
 
@@ -115,8 +101,7 @@ def kept_sha256(path: Path) -> str:
     was written to, replaced or given another's time is read anew. A cache that can't be used keeps nothing.
     """
     with path.open("rb") as file:
-        found = os.fstat(file.fileno())
-        place = _place(path, found)
+        place = _place(path, os.fstat(file.fileno()))
         with suppress(OSError, ValueError):
             digest = place.read_text(encoding="ascii")
             if len(digest) == 64:
@@ -125,45 +110,25 @@ def kept_sha256(path: Path) -> str:
         after = os.fstat(file.fileno())
     if _place(path, after) == place and time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > SETTLED_NS:
         with suppress(OSError):
-            _keep(place, digest)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = place.with_name(f".unfinished-{uuid4().hex}")
+            unfinished.write_text(digest, encoding="ascii")
+            unfinished.replace(place)
     return digest
 
 
-def _place(path: Path, found: os.stat_result) -> Path:
-    mark = (
-        str(path.resolve()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-    )  # fmt: skip
+def _place(path: Path, file: os.stat_result) -> Path:
+    mark = (str(path.resolve()), file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns)
     return cache_root() / "digests" / hashlib.sha256(repr(mark).encode()).hexdigest()
-
-
-def _keep(place: Path, digest: str) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f".unfinished-{uuid4().hex}")
-    unfinished.write_text(digest, encoding="ascii")
-    unfinished.replace(place)
 
 
 # What preparing leaves in the cache, and how a worker reads it: memory-mapped token files, no torch.
 
 
-TRAIN = "train.bin"
-"""Token ids of the training documents, an end-of-text token after each; unsigned, 2 or 4 bytes, native order."""
-HELDOUT = "heldout.bin"
-"""Token ids of the held-out documents, in the same form."""
-TRAIN_MASK = "train_mask.bin"
-"""Of chats: a byte per training token, 1 where it is to be predicted."""
-HELDOUT_MASK = "heldout_mask.bin"
-"""The same of the held-out tokens."""
-TRAIN_LENGTHS = "train_lengths.bin"
-"""Of pairs: tokens of each source and each target in turn, int64, an end-of-text token among them."""
-HELDOUT_LENGTHS = "heldout_lengths.bin"
-"""The same of the held-out pairs."""
+TRAIN, HELDOUT = "train", "heldout"
+"""What the names of the two sides' files begin with."""
 HELDOUT_PAIRS = "heldout_pairs.jsonl"
 """Of pairs: the held-out text, a list of source and target a line."""
-HELDOUT_BYTES = "heldout_bytes.bin"
-"""Of text: bytes of UTF-8 that each held-out token stands for, uint32; they sum up to the text."""
-HELDOUT_TRUTH = "heldout_truth.bin"
-"""Of a source whose probabilities are known: nats of each held-out token under the source itself, float64."""
 TOKENIZER = "tokenizer.json"
 """The tokenizer, as the package `tokenizers` writes it."""
 FACTS = "prepared.json"
@@ -220,33 +185,40 @@ class Prepared:
         if not isinstance(facts, dict) or set(facts) != names:
             raise ValueError(f"{folder / FACTS}: not what this version of selectbench writes")
         prepared = cls(folder=folder, **facts)
-        prepared._check_sizes()
+        for name, (entries, dtype) in prepared.files().items():
+            size, written = (folder / name).stat().st_size, entries * np.dtype(dtype).itemsize
+            if size != written:
+                raise ValueError(f"{folder / name}: has {size} bytes, {written} were written")
+        if prepared.has_text and not (folder / TOKENIZER).stat().st_size:
+            raise ValueError(f"{folder}: the tokenizer is empty")
         return prepared
 
-    def _check_sizes(self) -> None:
-        for name, entries, dtype in self._files():
-            found, written = (self.folder / name).stat().st_size, entries * np.dtype(dtype).itemsize
-            if found != written:
-                raise ValueError(f"{self.folder / name}: has {found} bytes, {written} were written")
-        if self.has_text and not (self.folder / TOKENIZER).stat().st_size:
-            raise ValueError(f"{self.folder}: the tokenizer is empty")
+    def save(self) -> None:
+        """Writes its facts beside the files."""
+        (self.folder / FACTS).write_text(json.dumps(self.facts(), indent=1) + "\n", encoding="utf-8")
 
-    def _files(self) -> list[tuple[str, int, npt.DTypeLike]]:
-        """Name, entries and type of each file of numbers."""
-        ids = token_dtype(self.vocab_size)
-        found: list[tuple[str, int, npt.DTypeLike]] = [
-            (TRAIN, self.train_tokens, ids), (HELDOUT, self.heldout_tokens, ids),
-        ]  # fmt: skip
-        if self.kind == "chat":
-            found += [(TRAIN_MASK, self.train_tokens, np.uint8), (HELDOUT_MASK, self.heldout_tokens, np.uint8)]
-        if self.kind == "pairs":
-            found += [(TRAIN_LENGTHS, 2 * self.train_documents, np.int64),
-                      (HELDOUT_LENGTHS, 2 * self.heldout_documents, np.int64)]  # fmt: skip
+    def files(self) -> dict[str, tuple[int, npt.DTypeLike]]:
+        """Entries and type of each file of numbers, by name; in native order.
+
+        `train.bin`, `heldout.bin`: token ids, an end-of-text token after each document. Of chats `_mask`: 1 where
+        the token is to be predicted. Of pairs `_lengths`: tokens of each source and each target in turn, their ends
+        among them. `heldout_bytes`: bytes of UTF-8 that each token stands for; they sum up to the text. Of a source
+        whose probabilities are known `heldout_truth`: nats of each token under the source itself.
+        """
+        files: dict[str, tuple[int, npt.DTypeLike]] = {}
+        for side, tokens, documents in (
+            (TRAIN, self.train_tokens, self.train_documents), (HELDOUT, self.heldout_tokens, self.heldout_documents)
+        ):  # fmt: skip
+            files[f"{side}.bin"] = tokens, token_dtype(self.vocab_size)
+            if self.kind == "chat":
+                files[f"{side}_mask.bin"] = tokens, np.uint8
+            if self.kind == "pairs":
+                files[f"{side}_lengths.bin"] = 2 * documents, np.int64
         if self.has_text:
-            found.append((HELDOUT_BYTES, self.heldout_tokens, np.uint32))
+            files[f"{HELDOUT}_bytes.bin"] = self.heldout_tokens, np.uint32
         if self.kind == "markov":
-            found.append((HELDOUT_TRUTH, self.heldout_tokens, np.float64))
-        return found
+            files[f"{HELDOUT}_truth.bin"] = self.heldout_tokens, np.float64
+        return files
 
     @property
     def has_text(self) -> bool:
@@ -259,33 +231,29 @@ class Prepared:
 
     def train(self) -> npt.NDArray[np.unsignedinteger]:
         """The training tokens, memory-mapped read-only, shape (train_tokens,)."""
-        tokens: npt.NDArray[np.unsignedinteger] = self._mapped(TRAIN)
-        return tokens
+        return self._mapped(f"{TRAIN}.bin")
 
     def heldout(self) -> npt.NDArray[np.unsignedinteger]:
         """The held-out tokens, memory-mapped read-only, shape (heldout_tokens,)."""
-        tokens: npt.NDArray[np.unsignedinteger] = self._mapped(HELDOUT)
-        return tokens
+        return self._mapped(f"{HELDOUT}.bin")
 
     def train_mask(self) -> npt.NDArray[np.uint8] | None:
         """1 for each training token that is to be predicted; None: all are."""
-        found: npt.NDArray[np.uint8] | None = self._if_there(TRAIN_MASK)
-        return found
+        return self._mapped_if_there(f"{TRAIN}_mask.bin")
 
     def heldout_mask(self) -> npt.NDArray[np.uint8] | None:
         """The same of the held-out tokens."""
-        found: npt.NDArray[np.uint8] | None = self._if_there(HELDOUT_MASK)
-        return found
+        return self._mapped_if_there(f"{HELDOUT}_mask.bin")
 
     def train_lengths(self) -> npt.NDArray[np.int64] | None:
         """Tokens of each source and target, (pairs, 2); None: the data are no pairs."""
-        found: npt.NDArray[np.int64] | None = self._if_there(TRAIN_LENGTHS)
-        return None if found is None else found.reshape(-1, 2)
+        lengths = self._mapped_if_there(f"{TRAIN}_lengths.bin")
+        return None if lengths is None else lengths.reshape(-1, 2)
 
     def heldout_lengths(self) -> npt.NDArray[np.int64] | None:
         """The same of the held-out pairs."""
-        found: npt.NDArray[np.int64] | None = self._if_there(HELDOUT_LENGTHS)
-        return None if found is None else found.reshape(-1, 2)
+        lengths = self._mapped_if_there(f"{HELDOUT}_lengths.bin")
+        return None if lengths is None else lengths.reshape(-1, 2)
 
     def heldout_pairs(self) -> list[tuple[str, str]]:
         """Source and target of every held-out pair, as text."""
@@ -294,19 +262,17 @@ class Prepared:
 
     def bytes_of_heldout(self) -> npt.NDArray[np.uint32] | None:
         """Bytes of UTF-8 that each held-out token stands for; None: there is no text."""
-        found: npt.NDArray[np.uint32] | None = self._if_there(HELDOUT_BYTES)
-        return found
+        return self._mapped_if_there(f"{HELDOUT}_bytes.bin")
 
     def truth_of_heldout(self) -> npt.NDArray[np.float64] | None:
         """Nats of each held-out token under the source itself; None: not known."""
-        found: npt.NDArray[np.float64] | None = self._if_there(HELDOUT_TRUTH)
-        return found
+        return self._mapped_if_there(f"{HELDOUT}_truth.bin")
 
-    def _if_there(self, name: str) -> Any:
-        return self._mapped(name) if any(name == known for known, _, _ in self._files()) else None
+    def _mapped_if_there(self, name: str) -> npt.NDArray[Any] | None:
+        return self._mapped(name) if name in self.files() else None
 
-    def _mapped(self, name: str) -> Any:
-        entries, dtype = next((count, kind) for known, count, kind in self._files() if known == name)
+    def _mapped(self, name: str) -> npt.NDArray[Any]:
+        entries, dtype = self.files()[name]
         if not entries:  # an empty file cannot be mapped
             return np.zeros(0, dtype=dtype)
         return np.memmap(self.folder / name, dtype=dtype, mode="r", shape=(entries,))
@@ -399,39 +365,28 @@ def evaluable_tokens(prepared: Prepared, job: Job) -> int:
     return int(lengths[fitting(lengths, job.seq_len), 1].sum())
 
 
-def _check_pairs(prepared: Prepared, job: Job) -> list[str]:
-    train, heldout = prepared.train_lengths(), prepared.heldout_lengths()
-    assert train is not None
-    assert heldout is not None
-    problems = []
-    if (found := len(fitting(train, job.seq_len))) < job.global_batch_size:
-        problems.append(
-            f"data: of {len(train)} training pairs {found} have no side longer than seq_len {job.seq_len}, less "
-            f"than one batch of global_batch_size {job.global_batch_size}: give more pairs, or raise seq_len"
-        )
-    if job.evaluates and not len(fitting(heldout, job.seq_len)):
-        problems.append(f"data: no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none")
-    return problems
-
-
 def check_enough(prepared: Prepared, job: Job) -> None:
     """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
-    if prepared.kind == "pairs":
-        if problems := _check_pairs(prepared, job):
-            raise UserError(*problems)
-        return
-    problems = []
-    found = sequences(prepared.train_tokens, job.seq_len)
-    if found < job.global_batch_size:
-        problems.append(
-            f"data: {prepared.train_tokens} training tokens make {found} sequences of seq_len {job.seq_len}, less "
-            f"than one batch of global_batch_size {job.global_batch_size}: give more text, or lower either"
+    pairs, found = prepared.train_lengths(), training_sequences(prepared, job)
+    less = f"less than one batch of global_batch_size {job.global_batch_size}"
+    if pairs is None:
+        too_few = (
+            f"{prepared.train_tokens} training tokens make {found} sequences of seq_len {job.seq_len}, {less}: "
+            "give more text, or lower either"
         )
-    if job.evaluates and not sequences(prepared.heldout_tokens, job.seq_len):
-        problems.append(
-            f"data: {prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}"
+        none_held_out = (
+            f"{prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}"
             f"{_taken_out(prepared)}: give more text, lower seq_len, or set eval: none"
         )
+    else:
+        too_few = (
+            f"of {len(pairs)} training pairs {found} have no side longer than seq_len {job.seq_len}, {less}: "
+            "give more pairs, or raise seq_len"
+        )
+        none_held_out = f"no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none"
+    problems = [f"data: {too_few}"] if found < job.global_batch_size else []
+    if job.evaluates and not evaluable_tokens(prepared, job):
+        problems.append(f"data: {none_held_out}")
     if problems:
         raise UserError(*problems)
 
@@ -474,12 +429,25 @@ class Look:
 
 def look(prepared: Prepared) -> Look:
     """Reads beginnings of both sides, and every token once for the digests."""
-    decode = _decoder(prepared)
-    return Look(
-        [decode(part) for part in _samples(prepared.train())],
-        [decode(part) for part in _samples(prepared.heldout())],
-        _pieces(prepared), {name: _sha256(prepared, name) for name in (TRAIN, HELDOUT)},
-    )  # fmt: skip
+    tokenizer, pieces = None, []
+    if prepared.has_text:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
+        texts = {tokenizer.decode([number]) for number in tokenizer.get_vocab().values()}
+        pieces = sorted(texts, key=lambda text: (-len(text), text))[:LONGEST_PIECES]
+
+    def decode(ids: list[int]) -> str:
+        return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)
+
+    digests = {}
+    for name in (f"{TRAIN}.bin", f"{HELDOUT}.bin"):
+        with (prepared.folder / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    training, heldout = (
+        [decode(part) for part in _samples(tokens)] for tokens in (prepared.train(), prepared.heldout())
+    )
+    return Look(training, heldout, pieces, digests)
 
 
 def _samples(tokens: npt.NDArray[Any]) -> Iterator[list[int]]:
@@ -489,27 +457,3 @@ def _samples(tokens: npt.NDArray[Any]) -> Iterator[list[int]]:
         part: list[int] = np.asarray(tokens[start : start + SAMPLE_TOKENS]).tolist()
         if part:
             yield part
-
-
-def _decoder(prepared: Prepared) -> Any:
-    if not prepared.has_text:
-        return lambda ids: " ".join(map(str, ids))
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
-    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
-
-
-def _pieces(prepared: Prepared) -> list[str]:
-    if not prepared.has_text:
-        return []
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
-    texts = {tokenizer.decode([number]) for number in tokenizer.get_vocab().values()}
-    return sorted(texts, key=lambda text: (-len(text), text))[:LONGEST_PIECES]
-
-
-def _sha256(prepared: Prepared, name: str) -> str:
-    with (prepared.folder / name).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

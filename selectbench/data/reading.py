@@ -597,7 +597,7 @@ class Cleaner:
         if self.spec.unreadable == "refuse":
             raise UserError(f"{message} (`job.cleaning: {{unreadable: drop}}` leaves such out and counts them)")
         self.documents_in += 1
-        self._remove("unreadable")
+        self.remove("unreadable")
 
     def kept(self, documents: Iterator[str]) -> Iterator[str]:
         """The documents that stay, changed as declared."""
@@ -609,10 +609,12 @@ class Cleaner:
             if reason is None:
                 yield text
             else:
-                self._remove(reason)
+                self.remove(reason)
 
-    def _remove(self, reason: str) -> None:
-        self.removed[reason] = self.removed.get(reason, 0) + 1
+    def remove(self, step: str, documents: int = 1) -> None:
+        """Count documents that a step removed."""
+        if documents:
+            self.removed[step] = self.removed.get(step, 0) + documents
 
     def _changed(self, text: str, steps: dict[str, Change]) -> str:
         for name, step in steps.items():

@@ -9,7 +9,6 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -54,17 +53,6 @@ LINES = Pieces(lambda text: text.split("\n"), _without_lines)
 """Of running text: its lines."""
 ANSWERS = Pieces(_answers, lambda text, leaked: "" if any(map(leaked, _answers(text))) else text)
 """Of a conversation: the answers; one that leaks takes the whole conversation with it."""
-
-
-class Documents(Protocol):
-    """What a split needs of a spool."""
-
-    @property
-    def hashes(self) -> npt.NDArray[np.uint64]:
-        """`side_hash` of each document."""
-
-    def documents(self, chosen: Mask) -> Iterator[str]:
-        """Those that are chosen, in order."""
 
 
 def blocks(lines: Iterable[str]) -> Iterator[str]:
@@ -129,7 +117,7 @@ def leak_hash(line: str) -> int | None:
     return int.from_bytes(hashlib.blake2b(form.encode(), digest_size=8).digest())
 
 
-def split(spool: Documents, pieces: Pieces, kept: Mask) -> Sides:
+def split(spool: Spool, pieces: Pieces, kept: Mask) -> Sides:
     """Holds out the documents whose hash falls under HELDOUT_FRACTION, of those that are kept.
 
     Where that leaves nothing to evaluate on, the 1, 2, 4, ... documents of the lowest hashes are held out
@@ -146,7 +134,7 @@ def split(spool: Documents, pieces: Pieces, kept: Mask) -> Sides:
     return Sides(kept, np.zeros(len(kept), bool), frozenset(), pieces)
 
 
-def decontaminated(spool: Documents, pieces: Pieces, kept: Mask, heldout: Mask) -> Sides:
+def decontaminated(spool: Spool, pieces: Pieces, kept: Mask, heldout: Mask) -> Sides:
     """With what occurs on both sides. Only held-out lines are kept in memory, a twentieth of the text."""
     heldout, training = kept & heldout, kept & ~heldout
     asked = {value for text in spool.documents(heldout) for piece in pieces.of(text) if (value := leak_hash(piece))}
@@ -164,7 +152,6 @@ def decontaminated(spool: Documents, pieces: Pieces, kept: Mask, heldout: Mask) 
 # memory: eight bytes of hash and eight of length for a document.
 
 
-Indices = npt.NDArray[np.int64]
 READ_BYTES = 1 << 20
 
 
@@ -200,7 +187,7 @@ class Spool:
         return np.frombuffer(self._hashes, dtype=np.uint64) if self._hashes else np.zeros(0, np.uint64)
 
     @property
-    def lengths(self) -> Indices:
+    def lengths(self) -> npt.NDArray[np.int64]:
         """UTF-8 bytes of each document."""
         return np.frombuffer(self._lengths, dtype=np.int64) if self._lengths else np.zeros(0, np.int64)
 

@@ -384,7 +384,7 @@ def _counted_words(documents: Iterable[str], waiting: Callable[[], None] = lambd
     the text made of numbers, or of a script without blanks, where a whole clause is a word.
     """
     counts: Counter[str] = Counter()
-    for texts in _batches(documents, STRETCH):
+    for texts in batches(documents, STRETCH):
         counts.update(_counted(texts, waiting))
         counts = _most_frequent(counts, 4 * MOST_WORDS)
     return _most_frequent(counts, MOST_WORDS)
@@ -398,7 +398,7 @@ def _counted(texts: list[str], waiting: Callable[[], None]) -> dict[str, int]:
     interruptible(lambda: words.train_from_iterator(texts, trainer), waiting)
     words.encode_special_tokens = True  # a text that spells the unknown out is of words like any other
     counts = np.zeros(words.get_vocab_size(), np.int64)
-    for batch in _batches(texts, 1 << 20):  # a vector as long as the vocabulary is added up for every one
+    for batch in batches(texts, 1 << 20):  # a vector as long as the vocabulary is added up for every one
         encodings = words.encode_batch_fast(batch, add_special_tokens=False)
         ids = itertools.chain.from_iterable(encoding.ids for encoding in encodings)
         counts += np.bincount(np.fromiter(ids, np.int64), minlength=len(counts))
@@ -412,8 +412,8 @@ def _most_frequent(counts: Counter[str], most: int) -> Counter[str]:
     return Counter(dict(ranked[:most]))
 
 
-def _batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
-    """So many characters each, or a document more."""
+def batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
+    """Documents in order, so many that each batch but the last has more than these characters."""
     batch: list[str] = []
     size = 0
     for text in documents:
@@ -422,7 +422,8 @@ def _batches(documents: Iterable[str], characters: int) -> Iterator[list[str]]:
         if size > characters:
             yield batch
             batch, size = [], 0
-    yield batch
+    if batch:
+        yield batch
 
 
 def _of_pieces(vocabulary: dict[str, int]) -> Tokenizer:

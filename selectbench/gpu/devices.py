@@ -1,4 +1,8 @@
-"""The GPUs that this process may use, as the driver's management library (NVML) and torch describe them."""
+"""The GPUs that this process may use, as the driver's management library (NVML) and torch describe them.
+
+NVML creates no CUDA context, so asking it is free and leaves a process fit to fork. What a GPU or an older driver
+does not answer is None. Torch is asked in another process: nothing here imports it.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import permutations, takewhile
 from typing import Any
 
 import pynvml
-
-# Talking to the driver's management library (NVML), which creates no CUDA context: a process stays fit to fork.
-
 
 _NO_ANSWER: tuple[type[Exception], ...] = (
     pynvml.NVMLError,
@@ -159,21 +161,20 @@ def visible_handles() -> list[Any]:
     own: where they may differ from NVML's, torch is asked; where that fails they are taken for NVML's. A number,
     or a whole board's UUID, stands for the board's first slice where it has MIG on.
     """
-    boards = _boards()
+    # By NVML's index; None in the place of one that has fallen off the bus.
+    boards = [ask(pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(pynvml.nvmlDeviceGetCount())]
+    devices = [device for board in boards for device in devices_on(board)]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is None:
-        return _shown_together([device for board in boards for device in devices_on(board)])
+        return _shown_together(devices)
     entries = [entry.strip() for entry in named.split(",") if entry.strip()]
     if _numbers_are_unsure(entries, boards) and (shown := devices_of_torch()):
-        found = in_torch_order(shown, [device for board in boards for device in devices_on(board)])
-        if found is not None:
-            return found
-    return _shown_together(_named(entries, boards))
-
-
-def _boards() -> list[Any | None]:
-    """By NVML's index; None in the place of one that has fallen off the bus."""
-    return [ask(pynvml.nvmlDeviceGetHandleByIndex, index) for index in range(pynvml.nvmlDeviceGetCount())]
+        ordered = in_torch_order(shown, devices)
+        if ordered is not None:
+            return ordered
+    chosen = list(takewhile(lambda handle: handle is not None, (_find(entry, boards) for entry in entries)))
+    uuids = {pynvml.nvmlDeviceGetUUID(handle) for handle in chosen}
+    return _shown_together(chosen if len(uuids) == len(chosen) else [])
 
 
 def devices_on(board: Any | None) -> list[Any]:
@@ -198,36 +199,22 @@ def is_slice(handle: Any) -> bool:
     return ask(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) is not None
 
 
-def _named(entries: list[str], boards: list[Any | None]) -> list[Any]:
-    chosen: list[Any] = []
-    for entry in entries:
-        handle = _find(entry, boards)
-        if handle is None:
-            break
-        chosen.append(handle)
-    uuids = [pynvml.nvmlDeviceGetUUID(handle) for handle in chosen]
-    return chosen if len(set(uuids)) == len(uuids) else []
-
-
 def _find(entry: str, boards: list[Any | None]) -> Any | None:
+    """The device that an entry of CUDA_VISIBLE_DEVICES names; of a board with MIG on its first slice."""
     if entry.isdecimal():
-        return _first(devices_on(boards[int(entry)])) if int(entry) < len(boards) else None
+        return next(iter(devices_on(boards[int(entry)])), None) if int(entry) < len(boards) else None
     slices = [device for board in boards for device in devices_on(board) if is_slice(device)]
     if (found := _by_beginning(entry, slices)) is not None:
         return found
     if entry.startswith("MIG-"):  # or MIG-GPU-<uuid of the board>/<GPU instance>/<compute instance>, before R470
         return ask(pynvml.nvmlDeviceGetHandleByUUID, entry)
-    return _first(devices_on(_by_beginning(entry, boards)))
+    return next(iter(devices_on(_by_beginning(entry, boards))), None)
 
 
 def _by_beginning(entry: str, handles: list[Any | None]) -> Any | None:
-    uuids = {i: ask(pynvml.nvmlDeviceGetUUID, handle) for i, handle in enumerate(handles) if handle is not None}
-    matching = [i for i, uuid in uuids.items() if uuid is not None and uuid.startswith(entry)]
-    return handles[matching[0]] if len(matching) == 1 else None
-
-
-def _first(devices: list[Any]) -> Any | None:
-    return devices[0] if devices else None
+    present = [handle for handle in handles if handle is not None]
+    matching = [each for each in present if (ask(pynvml.nvmlDeviceGetUUID, each) or "").startswith(entry)]
+    return matching[0] if len(matching) == 1 else None
 
 
 def _shown_together(devices: list[Any]) -> list[Any]:
@@ -285,12 +272,6 @@ def bus_id_of(handle: Any) -> str | None:
     pci = ask(pynvml.nvmlDeviceGetPciInfo, board_of(handle))
     bus_id = pci.busId if pci else None
     return bus_id.decode() if isinstance(bus_id, bytes) else bus_id
-
-
-# The GPUs that this process may use, as the driver's management library (NVML) describes them.
-#
-# NVML creates no CUDA context, so asking it is free and leaves a process fit to fork. What a GPU or an older driver
-# does not answer is None.
 
 
 @dataclass(frozen=True)
@@ -361,9 +342,6 @@ def _describe(handle: Any) -> Gpu:
     )
 
 
-# Whether torch's devices are the GPUs that NVML named.
-
-
 def first_difference(shown: Sequence[TorchDevice], gpus: Sequence[Gpu]) -> str | None:
     """The first place where torch shows another device than NVML's GPU, naming both; None: there is none.
 
@@ -381,19 +359,10 @@ def first_difference(shown: Sequence[TorchDevice], gpus: Sequence[Gpu]) -> str |
 def _same(device: TorchDevice, gpu: Gpu) -> bool:
     if device.uuid is None and (device.pci_bus_id is None or gpu.pci_bus_id is None):
         return True
-    return same_uuid(device, [gpu.uuid, *_board_uuid(gpu)]) or same_bus_id(device, gpu.pci_bus_id)
-
-
-def _board_uuid(gpu: Gpu) -> list[str]:
-    """Of the board that a slice is on, where NVML still knows it."""
-    try:
-        with started():
-            return [pynvml.nvmlDeviceGetUUID(board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)))]
-    except pynvml.NVMLError:
-        return []
-
-
-# How GPUs reach each other.
+    uuids = [gpu.uuid]
+    with suppress(pynvml.NVMLError), started():  # of a slice the board's too, where NVML still knows it
+        uuids += uuids_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+    return same_uuid(device, uuids) or same_bus_id(device, gpu.pci_bus_id)
 
 
 TOPOLOGY_LEVELS = {
@@ -412,27 +381,18 @@ def topology(these: list[Gpu]) -> list[list[str | None]]:
 
     Shape (GPUs, GPUs). The words are those of `nvidia-smi topo -m`, from near to far.
     """
+    ways: list[list[str | None]] = [["X" if a is b else None for b in these] for a in these]
     if not these:
-        return []
-    try:
-        with started():
-            handles = [board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in these]
-            return [
-                ["X" if row == column else _path(a, b) for column, b in enumerate(handles)]
-                for row, a in enumerate(handles)
-            ]
-    except pynvml.NVMLError:
-        return [["X" if row == column else None for column in range(len(these))] for row in range(len(these))]
+        return ways
+    with suppress(pynvml.NVMLError), started():
+        handles = [board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in these]
+        for row, column in permutations(range(len(these)), 2):
+            ways[row][column] = _way(handles[row], handles[column])
+    return ways
 
 
-def _path(a: Any, b: Any) -> str | None:
+def _way(a: Any, b: Any) -> str | None:
     if ask(pynvml.nvmlDeviceGetP2PStatus, a, b, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) == pynvml.NVML_P2P_STATUS_OK:
         return "NVL"
     level = ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, a, b)
     return None if level is None else TOPOLOGY_LEVELS.get(level)
-
-
-# GPUs as the driver's management library (NVML) describes them. Nothing here imports torch.
-
-
-__all__ = ["Gpu", "gpus", "problem", "topology"]

@@ -1,4 +1,4 @@
-"""The meters of a run's GPUs: waiting until they are idle, watching them before, during and after each trial."""
+"""The meters of a run's GPUs: waiting until they are idle, watching a trial, and what its record says of them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pynvml
+from numpy.typing import NDArray
 
 from selectbench import units
 from selectbench.gpu.devices import Gpu, TorchDevice, first_difference, started
-from selectbench.gpu.reading import Tenant, Use, use_of
-from selectbench.gpu.reduction import Moments, gpu_meters
-from selectbench.gpu.sampler import GpuSamples, Sampler, write_samples
+from selectbench.gpu.reading import CLOCK_LIMITS, Tenant, Use, use_of
+from selectbench.gpu.sampler import Columns, Floats, GpuSamples, Sampler, write_samples
 from selectbench.record.environment import stored_rates
-from selectbench.record.record import Meters
+from selectbench.record.record import GpuMeters, Meters, Series
 from selectbench.record.wire import Finished
 from selectbench.suite.suite import MeterSettings
 
@@ -29,18 +30,13 @@ def tenant_text(tenant: Tenant) -> str:
     return f"pid {tenant.pid}{name}{holds}"
 
 
-def tenants_text(use: Use) -> str:
-    """Everyone on it, or that nobody can be seen."""
-    return ", ".join(map(tenant_text, use.tenants)) or "held by what can't be seen from here"
-
-
 # Waiting until the GPUs are as they were before the first trial, so that no trial pays for the one before.
 
 
 TOLERANCE_BYTES = 64 << 20
 """By which a GPU's memory may differ and still be the same: drivers keep a little more or less."""
-LOOK_SECONDS = 0.2
-"""Between two looks; the driver's utilisation is of up to the last second."""
+SETTLE_INTERVAL_SECONDS = 0.2
+"""Between two readings; the driver's utilisation is of up to the last second."""
 
 Clock = Callable[[], float]
 Pause = Callable[[float], object]
@@ -73,10 +69,20 @@ def settle(
     while True:
         uses = [use_of(gpu) for gpu in gpus]
         pairs = list(zip(uses, baseline, strict=True))
-        waiting = any(_holds_more(*pair) or _computes_now(*pair) for pair in pairs)
-        if not waiting or gave_up() or clock() >= until:
-            return Ready(uses, _settled(pairs), _held(gpus, pairs))
-        pause(LOOK_SECONDS)
+        holding = [_holds_more(use, before) for use, before in pairs]
+        computing = any(use.computes and not before.computes for use, before in pairs)
+        if not (any(holding) or computing) or gave_up() or clock() >= until:
+            break
+        pause(SETTLE_INTERVAL_SECONDS)
+    held = [
+        f"GPU {gpu.index if gpu.index is not None else gpu.uuid} ({gpu.name}): {units.size(use.memory_used_bytes)} "
+        f"of its memory in use, {units.size(before.memory_used_bytes)} before the first trial: "
+        + (", ".join(map(tenant_text, use.tenants)) or "held by what can't be seen from here")
+        for gpu, (use, before), holds_more in zip(gpus, pairs, holding, strict=True)
+        if holds_more
+    ]
+    is_known = all(use.memory_used_bytes is not None for pair in pairs for use in pair)
+    return Ready(uses, not held if is_known else None, held)
 
 
 def _holds_more(use: Use, baseline: Use) -> bool:
@@ -84,29 +90,10 @@ def _holds_more(use: Use, baseline: Use) -> bool:
     return now is not None and before is not None and now > before + TOLERANCE_BYTES
 
 
-def _computes_now(use: Use, baseline: Use) -> bool:
-    return use.computes and not baseline.computes
-
-
-def _settled(pairs: Sequence[tuple[Use, Use]]) -> bool | None:
-    if any(use.memory_used_bytes is None or before.memory_used_bytes is None for use, before in pairs):
-        return None
-    return not any(_holds_more(*pair) for pair in pairs)
-
-
-def _held(gpus: Sequence[Gpu], pairs: Sequence[tuple[Use, Use]]) -> list[str]:
-    return [
-        f"GPU {gpu.index if gpu.index is not None else gpu.uuid} ({gpu.name}): {units.size(use.memory_used_bytes)} "
-        f"of its memory in use, {units.size(before.memory_used_bytes)} before the first trial: {tenants_text(use)}"
-        for gpu, (use, before) in zip(gpus, pairs, strict=True)
-        if _holds_more(use, before)
-    ]
-
-
 # The meters of a run's GPUs: before, during and after each trial.
 
 
-FIRST_LOOK_SECONDS = 5.0
+FIRST_SETTLE_SECONDS = 5.0
 """Longest wait for GPUs to be idle before the first trial; one that is then at work is so for somebody else."""
 ON_THE_CPU = "trained on the CPU"
 
@@ -126,26 +113,23 @@ class GpuWatch:
         self._settings = settings
         self._baseline: list[Use] = []
         self._problem = None if gpus else ON_THE_CPU
-        self._held = ExitStack()
+        self._library = ExitStack()
 
     def __enter__(self) -> GpuWatch:
         """Notes what the GPUs hold before the first trial."""
         if self._gpus:
             try:
-                self._held.enter_context(started())
-                self._baseline = self._first_look()
+                self._library.enter_context(started())
+                # The driver still tells of the second before, in which torch was asked for its devices.
+                idle = [Use(utilization=0.0) for _ in self._gpus]
+                most_seconds = min(FIRST_SETTLE_SECONDS, self._settings.settle_seconds)
+                self._baseline = settle(self._gpus, idle, most_seconds, self._pause, self._gave_up).uses
             except pynvml.NVMLError as error:
                 self._problem = f"the driver can't be asked: {error}"
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._held.close()
-
-    def _first_look(self) -> list[Use]:
-        """The driver still tells of the second before, in which torch was asked for its devices."""
-        idle = [Use(utilization=0.0) for _ in self._gpus]
-        most_seconds = min(FIRST_LOOK_SECONDS, self._settings.settle_seconds)
-        return settle(self._gpus, idle, most_seconds, self._pause, self._gave_up).uses
+        self._library.close()
 
     def settle(self, world_size: int) -> Ready | None:
         """Wait for the GPUs of the next trial to be as before the first one; None: there is nothing to see."""
@@ -168,7 +152,10 @@ class GpuWatch:
         finally:
             sampler.stop()
             watching.ended = time.perf_counter()
-            _keep(sampler.samples, folder, watching.launched)
+            try:
+                write_samples(folder, sampler.samples, watching.launched)
+            except OSError as error:  # told among the meters: the trial's own result may still find room
+                sampler.spoil(f"the readings can't be kept: {error.strerror or error}")
 
 
 @dataclass
@@ -185,9 +172,11 @@ class Watching:
 
     def meters(self, done: Finished | None) -> Meters:
         """What the record says, once the trial has ended; `done`: what a completed one has told."""
-        problem = self.problem or (_wrong_devices(done, self.samples) if done else None)
-        if problem is not None:
-            return Meters(problem=problem)
+        if self.problem is not None:
+            return Meters(problem=self.problem)
+        devices = [TorchDevice(device.uuid, device.pci_bus_id) for device in done.devices] if done else []
+        if devices and (difference := first_difference(devices, [each.gpu for each in self.samples])):
+            return Meters(problem=f"torch trained on other GPUs than those that were metered: {difference}")
         moments = Moments(
             self.launched, self.ended, done.timed_windows if done else [], done.training_window if done else None
         )
@@ -201,17 +190,162 @@ class Watching:
         )
 
 
-def _keep(samples: Sequence[GpuSamples], folder: Path, launched: float) -> None:
-    """A full disk is told among the meters: the trial's own result may still find room."""
-    try:
-        write_samples(folder, samples, launched)
-    except OSError as error:
-        for each in samples:
-            each.problem = each.problem or f"the readings can't be kept: {error.strerror or error}"
+# From the readings of a trial's GPUs to what its record says of them; pure.
+#
+# A figure over the timed stretches is None unless readings cover each of them without a gap. Energy by the counter
+# is its difference between a stretch's edges, linear between readings; by power it is the trapezoidal integral.
 
 
-def _wrong_devices(done: Finished, samples: Sequence[GpuSamples]) -> str | None:
-    """Why the readings are of other GPUs than torch's; None: they are not, or nothing ran on one."""
-    devices = [TorchDevice(device.uuid, device.pci_bus_id) for device in done.devices]
-    difference = first_difference(devices, [each.gpu for each in samples]) if devices else None
-    return difference and f"torch trained on other GPUs than those that were metered: {difference}"
+LONGEST_GAP_SECONDS = 1.0
+"""Between two readings that a figure may rest on, and from a stretch's edge to the nearest one."""
+LAG_SECONDS = 1.0
+"""Over which the driver averages its average power: so long it still tells of the time before a stretch."""
+POINTS = 64
+"""Of a series in the record, at most; all readings are in the trial's folder."""
+
+Stretch = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """When what happened, by `time.perf_counter`."""
+
+    launched: float
+    ended: float
+    timed: list[Stretch]
+    """The timed windows, those that follow each other as one; none where the trial failed."""
+    training: Stretch | None
+    """Training up to the first evaluation; None where the trial failed."""
+
+
+def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[str, float]) -> GpuMeters:
+    """One GPU's part of the record.
+
+    `before`: right before the trial; `rates`: of large matrix products on it, FLOP/s by dtype.
+    """
+    memory, state, whole = samples.memory, samples.state, (moments.launched, moments.ended)
+    instant = state.known("instant_power_watts")
+    timed = moments.timed or [whole]  # the state of a failed trial's GPU is that of its whole life
+    return GpuMeters(
+        name=samples.gpu.name, pci_bus_id=samples.gpu.pci_bus_id, is_mig=samples.gpu.is_mig,
+        memory_total_bytes=_whole(_last(memory, "total_bytes")) or samples.gpu.memory_total_bytes,
+        idle_memory_bytes=before.memory_used_bytes, idle_utilization=before.utilization,
+        peak_device_memory_bytes=_whole(_highest(memory, "used_bytes", moments.training or whole)),
+        driver_reserved_bytes=_whole(_last(memory, "reserved_bytes")),
+        memory_readings=len(_values(memory, "used_bytes", [moments.training or whole])),
+        readings=int(_inside(state.times(), timed).sum()),
+        metered_seconds=sum(end - begin for begin, end in moments.timed),
+        counter_joules=_sum([_counted(*state.known("energy_joules"), each) for each in moments.timed]),
+        instant_power_joules=_sum(
+            [_integral(*state.known("instant_power_watts"), each) for each in moments.timed]
+        ),
+        average_power_joules=_by_average(*state.known("average_power_watts"), moments.timed),
+        mean_utilization=_mean(state, "utilization", timed),
+        mean_sm_clock_hertz=_mean(state, "sm_clock_hertz", timed),
+        mean_memory_clock_hertz=_mean(state, "memory_clock_hertz", timed),
+        highest_temperature_celsius=_highest(state, "temperature_celsius", whole),
+        clock_limit_shares=_clock_limit_shares(state, timed),
+        other_processes=samples.tenancy.others(), problem=samples.problem, matmul_flops_per_second=rates,
+        memory_series=_decimated(*memory.known("used_bytes"), whole, highest=True),
+        power_series=_decimated(*(instant if len(instant[0]) else state.known("average_power_watts")), whole),
+        utilization_series=_decimated(*state.known("utilization"), whole),
+        temperature_series=_decimated(*state.known("temperature_celsius"), whole),
+        sm_clock_series=_decimated(*state.known("sm_clock_hertz"), whole),
+    )  # fmt: skip
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else int(value)
+
+
+def _inside(times: Floats, stretches: Sequence[Stretch]) -> NDArray[np.bool_]:
+    """Mask of shape (times,)."""
+    inside = np.zeros(len(times), dtype=np.bool_)
+    for begin, end in stretches:
+        inside |= (times >= begin) & (times <= end)
+    return inside
+
+
+def _values(columns: Columns, name: str, stretches: Sequence[Stretch]) -> Floats:
+    times, values = columns.known(name)
+    inside: Floats = values[_inside(times, stretches)]
+    return inside
+
+
+def _mean(columns: Columns, name: str, stretches: Sequence[Stretch]) -> float | None:
+    values = _values(columns, name, stretches)
+    return float(values.mean()) if len(values) else None
+
+
+def _highest(columns: Columns, name: str, stretch: Stretch) -> float | None:
+    values = _values(columns, name, [stretch])
+    return float(values.max()) if len(values) else None
+
+
+def _last(columns: Columns, name: str) -> float | None:
+    values = columns.known(name)[1]
+    return float(values[-1]) if len(values) else None
+
+
+def _clock_limit_shares(state: Columns, stretches: Sequence[Stretch]) -> dict[str, float] | None:
+    """Reasons that were never there are left out; {}: nothing held the clocks down."""
+    bits = _values(state, "clock_limits", stretches).astype(np.int64)
+    if not len(bits):
+        return None
+    shares = {name: float(((bits & bit) != 0).mean()) for name, bit in CLOCK_LIMITS.items()}
+    return {name: share for name, share in shares.items() if share}
+
+
+def _sum(parts: Sequence[float | None]) -> float | None:
+    """None where there are no stretches, or one of them is not covered."""
+    known = [part for part in parts if part is not None]
+    return sum(known) if parts and len(known) == len(parts) else None
+
+
+def _is_covered(times: Floats, stretch: Stretch) -> bool:
+    """Whether readings span the stretch with no gap longer than LONGEST_GAP_SECONDS."""
+    around = np.concatenate(([stretch[0]], times[_inside(times, [stretch])], [stretch[1]]))
+    before, after = times[times <= stretch[0]], times[times >= stretch[1]]
+    if not len(before) or not len(after):
+        return False
+    around[0], around[-1] = before[-1], after[0]
+    return bool(np.diff(around).max() <= LONGEST_GAP_SECONDS)
+
+
+def _counted(times: Floats, joules: Floats, stretch: Stretch) -> float | None:
+    """The counter's growth; None: it is not covered, or was set back meanwhile."""
+    if not _is_covered(times, stretch) or (np.diff(joules) < 0).any():
+        return None
+    begin, end = np.interp(stretch, times, joules)
+    return float(end - begin)
+
+
+def _integral(times: Floats, watts: Floats, stretch: Stretch) -> float | None:
+    if not _is_covered(times, stretch):
+        return None
+    inside = times[_inside(times, [stretch])]
+    points = np.concatenate(([stretch[0]], inside, [stretch[1]]))
+    heights = np.interp(points, times, watts)
+    return float(((heights[1:] + heights[:-1]) / 2 * np.diff(points)).sum())
+
+
+def _by_average(times: Floats, watts: Floats, timed: Sequence[Stretch]) -> float | None:
+    """Mean over the stretches without their first LAG_SECONDS, times their whole length."""
+    late = [(begin + LAG_SECONDS, end) for begin, end in timed if end - begin > LAG_SECONDS]
+    if not late or not all(_is_covered(times, stretch) for stretch in late):
+        return None
+    inside = watts[_inside(times, late)]
+    return float(inside.mean()) * sum(end - begin for begin, end in timed) if len(inside) else None
+
+
+def _decimated(times: Floats, values: Floats, whole: Stretch, *, highest: bool = False) -> Series:
+    """At most POINTS pieces of equal length: mean time, and mean or highest value; times from the launch."""
+    if not len(times):
+        return []
+    length = max(whole[1], times[-1]) - whole[0]
+    piece = np.clip((times - whole[0]) / length * POINTS, 0, POINTS - 1).astype(int)
+    starts = np.flatnonzero(np.diff(piece, prepend=-1))
+    counts = np.diff(np.append(starts, len(times)))
+    when = np.add.reduceat(times - whole[0], starts) / counts
+    what = np.maximum.reduceat(values, starts) if highest else np.add.reduceat(values, starts) / counts
+    return [(round(float(t), 3), round(float(v), 3)) for t, v in zip(when, what, strict=True)]

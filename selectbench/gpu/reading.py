@@ -1,20 +1,18 @@
-"""What a GPU says of itself at one moment, and whether anything else uses it."""
+"""What a GPU says of itself at one moment, and whether anything else uses it.
+
+Whatever the board or the driver does not answer is None. A slice of a board (MIG) has memory and processes of its
+own; power, energy, temperature and clocks are the board's, and utilisation nobody's.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pynvml
 
 from selectbench.gpu.devices import Gpu, ask, board_of, started
-
-# What a GPU says of itself at one moment. Whatever the board or the driver does not answer is None.
-#
-# A slice of a board (MIG) has memory and processes of its own; power, energy, temperature and clocks are the
-# board's, and utilisation nobody's.
-
 
 CLOCK_LIMITS = {
     "gpu_idle": 0x1,
@@ -42,11 +40,6 @@ class MemoryReading:
     reserved_bytes: int | None
     """Kept by the driver itself; None: it does not tell the two apart."""
 
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Of the quantities, in order."""
-        return tuple(field.name for field in fields(cls))
-
 
 @dataclass(frozen=True)
 class StateReading:
@@ -65,20 +58,17 @@ class StateReading:
     clock_limits: int | None
     """What holds the clocks down: bits of CLOCK_LIMITS."""
 
-    @classmethod
-    def names(cls) -> tuple[str, ...]:
-        """Of the quantities, in order."""
-        return tuple(field.name for field in fields(cls))
-
 
 @dataclass(frozen=True)
-class ProcessReading:
-    """A process that computes on a device."""
+class Tenant:
+    """A process that computes on a GPU."""
 
     pid: int
     """As the driver numbers it, in a container not as the container does."""
     memory_bytes: int | None
     """What it holds; None: the driver does not say."""
+    name: str | None = None
+    """Of its command; None: it was not asked for, or can't be seen from here."""
 
 
 def read_memory(handle: Any) -> MemoryReading | None:
@@ -96,6 +86,9 @@ def read_state(handle: Any) -> StateReading:
     rates = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     instant, average = _fields(board, INSTANT_POWER, AVERAGE_POWER)
     average = ask(pynvml.nvmlDeviceGetPowerUsage, board) if average is None else average
+    limits = ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, board)
+    if limits is None:  # the call's name before driver 535
+        limits = ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, board)
     return StateReading(
         utilization=None if rates is None else rates.gpu / 100,
         instant_power_watts=_scaled(instant, 1e-3),
@@ -104,11 +97,11 @@ def read_state(handle: Any) -> StateReading:
         temperature_celsius=_scaled(ask(pynvml.nvmlDeviceGetTemperature, board, pynvml.NVML_TEMPERATURE_GPU), 1.0),
         sm_clock_hertz=_scaled(ask(pynvml.nvmlDeviceGetClockInfo, board, pynvml.NVML_CLOCK_SM), 1e6),
         memory_clock_hertz=_scaled(ask(pynvml.nvmlDeviceGetClockInfo, board, pynvml.NVML_CLOCK_MEM), 1e6),
-        clock_limits=_clock_limits(board),
+        clock_limits=limits,
     )
 
 
-def read_processes(handle: Any) -> list[ProcessReading] | None:
+def read_processes(handle: Any) -> list[Tenant] | None:
     """Whatever computes on it, MPS clients among them; None: the driver does not say.
 
     In most containers the list is empty, whoever is there.
@@ -117,8 +110,8 @@ def read_processes(handle: Any) -> list[ProcessReading] | None:
     clients = ask(pynvml.nvmlDeviceGetMPSComputeRunningProcesses, handle) or ()
     if listed is None:
         return None
-    found = {process.pid: ProcessReading(process.pid, process.usedGpuMemory) for process in (*listed, *clients)}
-    return list(found.values())
+    tenants = {process.pid: Tenant(process.pid, process.usedGpuMemory) for process in (*listed, *clients)}
+    return list(tenants.values())
 
 
 def problem_of(handle: Any) -> str | None:
@@ -128,13 +121,6 @@ def problem_of(handle: Any) -> str | None:
     except pynvml.NVMLError as error:
         return str(error)
     return None
-
-
-def _clock_limits(board: Any) -> int | None:
-    bits = ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, board)
-    if bits is None:  # the call's name before driver 535
-        bits = ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, board)
-    return bits
 
 
 def _fields(board: Any, *numbers: int) -> list[int | None]:
@@ -159,18 +145,6 @@ IDLE_MEMORY_BYTES = 1 << 30
 """Most memory in use, or the next figure where that is more: what a desktop takes."""
 IDLE_MEMORY_SHARE = 0.02
 """Of the device's memory: contexts and reserves grow with the board."""
-
-
-@dataclass(frozen=True)
-class Tenant:
-    """A process that computes on a GPU."""
-
-    pid: int
-    """As the driver numbers it, in a container not as the container does."""
-    memory_bytes: int | None
-    """What it holds; None: the driver does not say."""
-    name: str | None
-    """Of its command; None: it can't be seen from here."""
 
 
 @dataclass(frozen=True)
@@ -210,21 +184,17 @@ def use_of(gpu: Gpu) -> Use:
     try:
         with started():
             handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-            return Use(problem=lost) if (lost := problem_of(handle)) else _use(handle)
+            if lost := problem_of(handle):
+                return Use(problem=lost)
+            memory, rates = read_memory(handle), ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+            tenants = [replace(one, name=command_name(one.pid)) for one in read_processes(handle) or ()]
     except pynvml.NVMLError as error:
         return Use(problem=str(error))
-
-
-def _use(handle: Any) -> Use:
-    memory, rates = read_memory(handle), ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
     return Use(
         memory_used_bytes=memory.used_bytes if memory else None,
         memory_total_bytes=memory.total_bytes if memory else None,
         utilization=rates.gpu / 100 if rates else None,
-        tenants=tuple(
-            Tenant(process.pid, process.memory_bytes, command_name(process.pid))
-            for process in read_processes(handle) or ()
-        ),
+        tenants=tuple(tenants),
     )
 
 

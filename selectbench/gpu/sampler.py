@@ -10,7 +10,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from selectbench.gpu.devices import Gpu, started
 from selectbench.gpu.reading import (
     MemoryReading,
-    ProcessReading,
     StateReading,
     Tenant,
     Use,
@@ -33,9 +32,6 @@ from selectbench.gpu.reading import (
 )
 from selectbench.record.record import OtherProcess
 from selectbench.suite.suite import MeterSettings
-
-# Watching a run's GPUs from outside the worker: before, during and after each trial.
-
 
 # Who computed on a GPU while a trial ran: the trial's own processes and others.
 
@@ -67,14 +63,15 @@ class Tenancy:
         """Who was on it right before the trial."""
         self._before = frozenset(tenant.pid for tenant in tenants)
 
-    def note(self, listed: Iterable[ProcessReading] | None, own: Iterable[int]) -> None:
+    def note(self, listed: Iterable[Tenant] | None, own: Iterable[int]) -> None:
         """`listed`: by the driver, None where it does not say; `own`: those of them that are ours."""
         self._own.update(own)
         for process in listed or ():
             seen = self._seen.setdefault(
                 process.pid, Seen(command_name(process.pid), None, process.pid in self._before)
             )
-            seen.memory_bytes = _larger(seen.memory_bytes, process.memory_bytes)
+            known = [held for held in (seen.memory_bytes, process.memory_bytes) if held is not None]
+            seen.memory_bytes = max(known, default=None)
 
     def others(self) -> list[OtherProcess] | None:
         """Processes that are none of the trial's; None: nothing was listed, so that others would not be either.
@@ -93,27 +90,16 @@ class Tenancy:
         return [OtherProcess(pid=pid, name=seen.name, memory_bytes=seen.memory_bytes) for pid, seen in named]
 
 
-def _larger(a: int | None, b: int | None) -> int | None:
-    known = [value for value in (a, b) if value is not None]
-    return max(known, default=None)
-
-
 def descends_from(pid: int, ancestor: int) -> bool:
     """Whether the process is the ancestor or anywhere below it; False where it is gone or not to be seen."""
-    current: int | None = pid
-    while current and current != ancestor:
-        current = _parent(current)
-    return current == ancestor
-
-
-def _parent(pid: int) -> int | None:
-    """None: there is no such process here; 0 above the first one."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
-    except OSError:
-        return None
-    # pid (command) state ppid; a command may hold anything (proc(5)).
-    return int(text.rpartition(")")[2].split()[1])
+    while pid and pid != ancestor:  # 0 is above the first one
+        try:
+            text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        except OSError:
+            return False
+        # pid (command) state ppid; a command may hold anything (proc(5)).
+        pid = int(text.rpartition(")")[2].split()[1])
+    return pid == ancestor
 
 
 # All that was read of one GPU over one trial, in columns, and the file that keeps it.
@@ -126,9 +112,9 @@ Floats = NDArray[np.float64]
 class Columns:
     """Readings with their times by `time.perf_counter`; eight bytes a value, so that a day fits in memory."""
 
-    def __init__(self, names: Sequence[str]) -> None:
+    def __init__(self, kind: type[MemoryReading | StateReading]) -> None:
         self._times = array("d")
-        self._values = {name: array("d") for name in names}
+        self._values = {field.name: array("d") for field in fields(kind)}
 
     def __len__(self) -> int:
         return len(self._times)
@@ -152,14 +138,13 @@ class Columns:
 
     def as_json(self, since: float) -> dict[str, list[float | None]]:
         """Times in seconds since `since`, and each column that knows anything; null: unknown."""
-        times: dict[str, list[float | None]] = {"seconds": [round(at - since, 4) for at in self._times]}
-        told = {name: _plain(values) for name, values in self._values.items()}
-        return {**times, **{name: values for name, values in told.items() if any(v is not None for v in values)}}
-
-
-def _plain(values: array[float]) -> list[float | None]:
-    """Whole numbers without their `.0`: a fifth of the file."""
-    return [None if math.isnan(v) else int(v) if v.is_integer() else round(v, 4) for v in values]
+        columns: dict[str, list[float | None]] = {"seconds": [round(at - since, 4) for at in self._times]}
+        for name, values in self._values.items():
+            # Whole numbers without their `.0`: a fifth of the file.
+            plain = [None if math.isnan(v) else int(v) if v.is_integer() else round(v, 4) for v in values]
+            if any(value is not None for value in plain):
+                columns[name] = plain
+        return columns
 
 
 @dataclass
@@ -167,8 +152,8 @@ class GpuSamples:
     """One GPU over one trial."""
 
     gpu: Gpu
-    memory: Columns = field(default_factory=lambda: Columns(MemoryReading.names()))
-    state: Columns = field(default_factory=lambda: Columns(StateReading.names()))
+    memory: Columns = field(default_factory=lambda: Columns(MemoryReading))
+    state: Columns = field(default_factory=lambda: Columns(StateReading))
     tenancy: Tenancy = field(default_factory=Tenancy)
     problem: str | None = None
     """What ended or spoiled the readings."""
@@ -177,15 +162,13 @@ class GpuSamples:
 def write_samples(folder: Path, samples: Sequence[GpuSamples], launched: float) -> None:
     """All readings into the trial's folder; times in seconds since the launch, units as the names say."""
     folder.mkdir(parents=True, exist_ok=True)  # a trial whose server could not start has none
+    content = [
+        {"uuid": each.gpu.uuid, "name": each.gpu.name, "problem": each.problem,
+         "memory": each.memory.as_json(launched), "state": each.state.as_json(launched)}
+        for each in samples
+    ]  # fmt: skip
     with gzip.open(folder / FILE_NAME, "wt", encoding="utf-8") as stream:
-        json.dump([_as_json(each, launched) for each in samples], stream, allow_nan=False)
-
-
-def _as_json(samples: GpuSamples, launched: float) -> dict[str, Any]:
-    return {
-        "uuid": samples.gpu.uuid, "name": samples.gpu.name, "problem": samples.problem,
-        "memory": samples.memory.as_json(launched), "state": samples.state.as_json(launched),
-    }  # fmt: skip
+        json.dump(content, stream, allow_nan=False)
 
 
 # Reads the GPUs while a trial runs, in a thread of the bench: the worker pays nothing, and may die meanwhile.
@@ -218,7 +201,7 @@ class Sampler:
         self._ending.set()
         self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
-            self._spoil(f"the driver did not answer for {PATIENCE_SECONDS:g} s")
+            self.spoil(f"the driver did not answer for {PATIENCE_SECONDS:g} s")
         return self.samples
 
     def _run(self) -> None:
@@ -226,9 +209,10 @@ class Sampler:
             with started():
                 self._read_until_told([_handle(samples) for samples in self.samples])
         except Exception as error:  # told in the record: a trial's outcome does not hang on its meters
-            self._spoil(f"reading the GPU failed: {error}")
+            self.spoil(f"reading the GPU failed: {error}")
 
-    def _spoil(self, problem: str) -> None:
+    def spoil(self, problem: str) -> None:
+        """Say of each GPU what is wrong with its readings, but of one where something was before."""
         for samples in self.samples:
             samples.problem = samples.problem or problem
 

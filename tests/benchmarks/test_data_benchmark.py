@@ -19,9 +19,9 @@ import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from selectbench.choices.model import Bpe
+from selectbench.data.prepare import encode
 from selectbench.data.sources import open_corpus
 from selectbench.data.tokenizer import TextTokenizer, make_tokenizer
-from selectbench.data.write import encode
 from selectbench.suite.sources import EmbeddedCorpus
 
 TEXT_BYTES = 20_000_000

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selectbench.choices.model import Bytes, Unigram, WordPiece
+from selectbench.data.prepare import conversation, encode
 from selectbench.data.tokenizer import make_tokenizer
-from selectbench.data.write import conversation, encode
 from selectbench.suite.sources import Chat
 
 BYTES = make_tokenizer(Bytes(), list)

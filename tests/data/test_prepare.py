@@ -392,7 +392,7 @@ def test_text_of_which_nothing_can_be_held_out_is_refused_before_a_tokenizer_is_
 
 
 def test_the_training_of_a_tokenizer_says_that_it_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("selectbench.data.write.SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr("selectbench.data.prepare.SECONDS_BETWEEN", 0.0)
     (tmp_path / "a.txt").write_text("\n".join(TWICE))
     said = []
     prepare(texts(tmp_path / "a.txt"), BPE, notify=said.append)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 from selectbench.choices.model import PretrainedTokenizer
+from selectbench.data.prepare import encode
 from selectbench.data.tokenizer import END_OF_TEXT, check_alphabet, make_tokenizer
-from selectbench.data.write import encode
 from selectbench.errors import UserError
 
 

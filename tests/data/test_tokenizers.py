@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from selectbench.choices.model import Bpe, Bytes, Unigram, WordPiece
+from selectbench.data.prepare import bytes_of_tokens, encode
 from selectbench.data.tokenizer import END_OF_TEXT, _counted_words, make_tokenizer, train_pieces
-from selectbench.data.write import bytes_of_tokens, encode
 from selectbench.errors import UserError
 
 SPECS = {
@@ -222,7 +222,7 @@ def ids_of_the_bible(name, hash_seed, threads):
 @pytest.mark.parametrize("name", SPECS)
 def test_batches_are_the_same_as_one_by_one(name, monkeypatch):
     """Documents of several batches, encoded with and without bytes, give the tokens of each alone."""
-    monkeypatch.setattr("selectbench.data.write.BATCH_CHARACTERS", 500)
+    monkeypatch.setattr("selectbench.data.prepare.BATCH_CHARACTERS", 500)
     tokenizer = trained(name)
     fast = [batch.ids for batch in encode(tokenizer, STORIES)]
     assert len(fast) > 10

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from selectbench.gpu.devices import Gpu
-from selectbench.gpu.reading import MemoryReading, ProcessReading, StateReading, Tenant, Use
-from selectbench.gpu.reduction import POINTS, Moments, gpu_meters
+from selectbench.gpu.meters import POINTS, Moments, gpu_meters
+from selectbench.gpu.reading import MemoryReading, StateReading, Tenant, Use
 from selectbench.gpu.sampler import GpuSamples
 from selectbench.record.record import GpuMeters
 
@@ -21,7 +22,7 @@ GPU = Gpu(
     memory_total_bytes=80 * GIB, compute_capability=(9, 0), power_limit_watts=700.0, ecc_enabled=True,
     max_sm_clock_hertz=1.98e9, cores=16896, driver_version="550.54.15", cuda_driver_version=(12, 4),
 )  # fmt: skip
-NOTHING = dict.fromkeys(StateReading.names())
+NOTHING = dict.fromkeys(field.name for field in fields(StateReading))
 IDLE = Use(memory_used_bytes=GIB, memory_total_bytes=80 * GIB, utilization=0.0)
 LAUNCHED = 1000.0
 
@@ -179,8 +180,8 @@ def test_a_power_that_is_only_told_as_an_average_is_the_series() -> None:
     assert {value for _, value in series} == {250.0}
 
 
-def processes(*pids: int) -> list[ProcessReading]:
-    return [ProcessReading(pid, pid << 20) for pid in pids]
+def processes(*pids: int) -> list[Tenant]:
+    return [Tenant(pid, pid << 20) for pid in pids]
 
 
 OURS = {100, 101, 102}
@@ -216,7 +217,7 @@ def test_who_else_was_on_the_gpu(
 def test_another_process_is_told_with_the_most_that_it_held() -> None:
     samples = readings(20)
     for held in (3, 9, 5):
-        samples.tenancy.note([*processes(101), ProcessReading(1, held * GIB)], OURS)
+        samples.tenancy.note([*processes(101), Tenant(1, held * GIB)], OURS)
     found = reduced(samples).other_processes
     assert found is not None
     assert [(p.pid, p.memory_bytes) for p in found] == [(1, 9 * GIB)]
