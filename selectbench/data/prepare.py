@@ -61,6 +61,7 @@ from selectbench.data.split import (
     split,
 )
 from selectbench.data.tokenizer import (
+    OTHERS,
     TextTokenizer,
     batches,
     check_alphabet,
@@ -181,10 +182,7 @@ def _key(parts: Sequence[str]) -> str:
 def _cached(folder: Path) -> Prepared | None:
     try:
         return Prepared.open(folder)
-    except FileNotFoundError:
-        if folder.exists():
-            remove(folder)
-    except ValueError:
+    except (FileNotFoundError, ValueError):  # it is not there, or not whole
         remove(folder)
     except OSError as error:
         raise UserError(
@@ -193,15 +191,12 @@ def _cached(folder: Path) -> Prepared | None:
     return None
 
 
-# Lines on how far a long preparation is and how long it will take, a few seconds apart.
-
-
 SECONDS_BETWEEN = 5.0
 
 
 @dataclass
 class Progress:
-    """Of one stage; `done` may be told as often as one likes."""
+    """Says how far a long stage is and how long it will take, every few seconds, however often `done` is called."""
 
     stage: str
     notify: Callable[[str], None]
@@ -296,10 +291,7 @@ def _joined(
     try:
         encodings = future.result()
     except Exception as error:  # `tokenizers` raises bare exceptions
-        raise UserError(
-            f"tokenizer: it can't encode this text: {first_line(error)}: take one that was made for such text, or "
-            "have one trained on it (`tokenizer: {bpe: 4096}`)"
-        ) from error
+        raise UserError(f"tokenizer: it can't encode this text: {first_line(error)}: {OTHERS}") from error
     dtype = token_dtype(tokenizer.vocab_size)
     lists = [encoding.ids for encoding in encodings]
     lengths = np.fromiter(map(len, lists), np.int64, len(lists))
@@ -308,21 +300,15 @@ def _joined(
     places = np.cumsum(lengths)[ends - 1]  # where each document's end-of-text goes
     ids = np.insert(flat, places, np.array(tokenizer.end_id, dtype))
     unknown = 0 if tokenizer.unknown_id is None else int((flat == tokenizer.unknown_id).sum())
+    flags, trained = [part.trained for document in batch for part in document], None
+    if not all(flags):
+        last = np.array([document[-1].trained for document in batch], np.uint8)
+        trained = np.insert(np.repeat(np.array(flags, np.uint8), lengths), places, last)
     return Encoded(
-        ids=ids, trained=_trained(batch, lengths, places), lengths=np.diff(places, prepend=0) + 1, unknown=unknown,
+        ids=ids, trained=trained, lengths=np.diff(places, prepend=0) + 1, unknown=unknown,
         bytes=_bytes(batch, encodings, ends, places) if with_bytes else None,
         text_bytes=sum(len(part.text.encode()) for document in batch for part in document),
     )  # fmt: skip
-
-
-def _trained(
-    batch: list[list[Part]], lengths: npt.NDArray[np.int64], places: npt.NDArray[np.int64]
-) -> npt.NDArray[np.uint8] | None:
-    flags = [part.trained for document in batch for part in document]
-    if all(flags):
-        return None
-    last = np.array([document[-1].trained for document in batch], np.uint8)
-    return np.insert(np.repeat(np.array(flags, np.uint8), lengths), places, last)
 
 
 def _bytes(
@@ -330,12 +316,12 @@ def _bytes(
 ) -> npt.NDArray[np.uint32]:
     """What a tokenizer leaves out at the end of a part counts for the end-of-text token."""
     texts = [part.text for document in batch for part in document]
-    found, left = [], np.zeros(len(texts), np.int64)
+    sizes, left = [], np.zeros(len(texts), np.int64)
     for number, (text, encoding) in enumerate(zip(texts, encodings, strict=True)):
         own = bytes_of_tokens(text, [end for _, end in encoding.offsets])
         left[number] = utf8_lengths(text)[-1] - own.sum()
-        found.append(own)
-    flat = np.concatenate(found) if found else np.zeros(0, np.uint32)
+        sizes.append(own)
+    flat = np.concatenate(sizes) if sizes else np.zeros(0, np.uint32)
     rests = np.add.reduceat(left, np.concatenate([[0], ends[:-1]])) if len(left) else left
     return np.insert(flat, places, rests.astype(np.uint32))
 
@@ -358,9 +344,6 @@ def utf8_lengths(text: str) -> npt.NDArray[np.int64]:
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     return np.concatenate([[0], np.cumsum(sizes)])
-
-
-# What a kind of document is made of: running text, a conversation, a pair.
 
 
 def _source_and_target(document: str) -> Iterable[str]:
@@ -485,20 +468,20 @@ def _sides(work: TextWork, spool: Spool, cleaner: Cleaner) -> Sides:
     ends = []
     for corpus in work.corpora:
         progress = Progress(f"reading {corpus.description}", work.notify)
-        spool.fill(cleaner.kept(corpus.documents(cleaner.fault)), progress.done)
+        spool.fill(cleaner.cleaned(corpus.documents(cleaner.fault)), progress.done)
         ends.append(len(spool))
-    kept = np.ones(len(spool), bool)
+    used = np.ones(len(spool), bool)
     if work.cleaning.duplicates == "remove":
-        kept = spool.first_of_equals()
-        cleaner.remove("duplicate", int((~kept).sum()))
+        used = spool.first_of_equals()
+        cleaner.remove("duplicate", int((~used).sum()))
     pieces = work.shape.pieces
     work.notify("looking for what is in both the training and the held-out text")
     if len(work.corpora) == 1:
-        return split(spool, pieces, kept)
+        return split(spool, pieces, used)
     heldout = np.arange(len(spool)) >= ends[0]
-    again = heldout & kept & np.isin(spool.hashes, spool.hashes[kept & ~heldout])
+    again = heldout & used & np.isin(spool.hashes, spool.hashes[used & ~heldout])
     cleaner.remove("in_training", int(again.sum()))
-    return decontaminated(spool, pieces, kept & ~again, heldout)
+    return decontaminated(spool, pieces, used & ~again, heldout)
 
 
 def _tokenizer_sample(work: TextWork, spool: Spool, training: Mask) -> Callable[[], Iterator[str]]:
@@ -577,13 +560,18 @@ def write_token_files(files: Sequence[TokenFile], key: str, folder: Path) -> Non
     """One file, whose end is held out, or one for training and one to score."""
     first, *rest = (open_tokens(one) for one in files)
     training, heldout = (first, rest[0]) if rest else split_tokens(first)
-    kept, blocks = without_leaks(training, heldout)
+    scored, blocks = without_leaks(training, heldout)
     vocab_size = files[0].vocab_size
-    for name, tokens in ((TRAIN, training), (HELDOUT, kept)):
+    for name, tokens in ((TRAIN, training), (HELDOUT, scored)):
         with (folder / f"{name}.bin").open("wb") as file:
             for start in range(0, len(tokens), _CHUNK):
                 file.write(np.asarray(tokens[start : start + _CHUNK]).astype(token_dtype(vocab_size)).tobytes())
-    _finish(folder, key, "tokens", len(training), len(kept), vocab_size, removed_lines=blocks)
+    if not len(training):
+        raise UserError("data.tokens: there is nothing to train on")
+    Prepared(
+        folder=folder, key=key, kind="tokens", train_tokens=len(training), heldout_tokens=len(scored),
+        vocab_size=vocab_size, removed_lines=blocks,
+    ).save()  # fmt: skip
 
 
 def write_markov(spec: MarkovSource, key: str, folder: Path) -> None:
@@ -594,18 +582,7 @@ def write_markov(spec: MarkovSource, key: str, folder: Path) -> None:
     training.tofile(folder / f"{TRAIN}.bin")
     heldout.tofile(folder / f"{HELDOUT}.bin")
     truth.tofile(folder / f"{HELDOUT}_truth.bin")
-    rate = source.entropy_rate()
-    _finish(folder, key, "markov", len(training), len(heldout), spec.vocab_size, entropy_rate=rate)
-
-
-def _finish(
-    folder: Path, key: str, kind: str, train_tokens: int, heldout_tokens: int, vocab_size: int, *,
-    removed_lines: int = 0, entropy_rate: float | None = None,
-) -> None:  # fmt: skip
-    if not train_tokens:
-        raise UserError("data.tokens: there is nothing to train on")
     Prepared(
-        folder=folder, key=key, kind=kind, train_tokens=train_tokens, heldout_tokens=heldout_tokens,
-        vocab_size=vocab_size, documents_in=0, removed={}, changed={}, train_documents=0, heldout_documents=0,
-        removed_documents=0, removed_lines=removed_lines, train_bytes=0, heldout_bytes=0, entropy_rate=entropy_rate,
+        folder=folder, key=key, kind="markov", train_tokens=len(training), heldout_tokens=len(heldout),
+        vocab_size=spec.vocab_size, entropy_rate=source.entropy_rate(),
     ).save()  # fmt: skip

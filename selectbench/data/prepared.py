@@ -122,9 +122,6 @@ def _place(path: Path, file: os.stat_result) -> Path:
     return cache_root() / "digests" / hashlib.sha256(repr(mark).encode()).hexdigest()
 
 
-# What preparing leaves in the cache, and how a worker reads it: memory-mapped token files, no torch.
-
-
 TRAIN, HELDOUT = "train", "heldout"
 """What the names of the two sides' files begin with."""
 HELDOUT_PAIRS = "heldout_pairs.jsonl"
@@ -149,21 +146,21 @@ class Prepared:
     heldout_tokens: int
     vocab_size: int
     """Entries that the tokenizer really has, at most those asked for."""
-    documents_in: int
+    documents_in: int = 0
     """Documents read, unreadable ones among them."""
-    removed: dict[str, int]
+    removed: dict[str, int] = field(default_factory=dict)
     """Documents that cleaning removed, by step."""
-    changed: dict[str, int]
+    changed: dict[str, int] = field(default_factory=dict)
     """Documents that cleaning changed, by step."""
-    train_documents: int
-    heldout_documents: int
-    removed_documents: int
+    train_documents: int = 0
+    heldout_documents: int = 0
+    removed_documents: int = 0
     """Held-out documents that were dropped whole, as they occur in training."""
-    removed_lines: int
+    removed_lines: int = 0
     """Held-out lines (of a chat: answers; of tokens: blocks of 32) that were dropped, as they occur in training."""
-    train_bytes: int
+    train_bytes: int = 0
     """UTF-8 bytes of the training documents; 0 where there is no text."""
-    heldout_bytes: int
+    heldout_bytes: int = 0
     """UTF-8 bytes of the held-out documents."""
     unknown_tokens: int = 0
     """Training and held-out tokens that stand for what the tokenizer could not encode."""
@@ -307,16 +304,16 @@ def contents_of(models: Mapping[str, AnyModel]) -> dict[str, str]:
     be read.
     """
     asked = {option: model for option, model in models.items() if isinstance(model, PretrainedModel)}
-    found = {model: _content(model) for model in dict.fromkeys(asked.values())}
-    return {option: content for option, model in asked.items() if (content := found[model]) is not None}
+    contents = {model: _content(model) for model in dict.fromkeys(asked.values())}
+    return {option: content for option, model in asked.items() if (content := contents[model]) is not None}
 
 
 def configuration_of(model: PretrainedModel) -> dict[str, Any] | None:
     """What its config.json holds; None: there is no such file, or the hub's cache has none."""
     folder = Path(model.pretrained)
-    found = folder if folder.is_dir() else cached_folder(model.pretrained, model.revision)
+    snapshot = folder if folder.is_dir() else cached_folder(model.pretrained, model.revision)
     try:
-        content = json.loads((found / "config.json").read_text(encoding="utf-8")) if found else None
+        content = json.loads((snapshot / "config.json").read_text(encoding="utf-8")) if snapshot else None
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None
@@ -367,47 +364,39 @@ def evaluable_tokens(prepared: Prepared, job: Job) -> int:
 
 def check_enough(prepared: Prepared, job: Job) -> None:
     """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
-    pairs, found = prepared.train_lengths(), training_sequences(prepared, job)
+    pairs, whole = prepared.train_lengths(), training_sequences(prepared, job)
     less = f"less than one batch of global_batch_size {job.global_batch_size}"
     if pairs is None:
+        documents, taken_out = prepared.removed_documents + prepared.removed.get("in_training", 0), ""
+        if documents or prepared.removed_lines:
+            taken_out = (
+                f" ({documents:,} held-out documents and {prepared.removed_lines:,} lines were taken out, as the "
+                "training text has them)"
+            )
         too_few = (
-            f"{prepared.train_tokens} training tokens make {found} sequences of seq_len {job.seq_len}, {less}: "
+            f"{prepared.train_tokens} training tokens make {whole} sequences of seq_len {job.seq_len}, {less}: "
             "give more text, or lower either"
         )
         none_held_out = (
             f"{prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}"
-            f"{_taken_out(prepared)}: give more text, lower seq_len, or set eval: none"
+            f"{taken_out}: give more text, lower seq_len, or set eval: none"
         )
     else:
         too_few = (
-            f"of {len(pairs)} training pairs {found} have no side longer than seq_len {job.seq_len}, {less}: "
+            f"of {len(pairs)} training pairs {whole} have no side longer than seq_len {job.seq_len}, {less}: "
             "give more pairs, or raise seq_len"
         )
         none_held_out = f"no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none"
-    problems = [f"data: {too_few}"] if found < job.global_batch_size else []
+    problems = [f"data: {too_few}"] if whole < job.global_batch_size else []
     if job.evaluates and not evaluable_tokens(prepared, job):
         problems.append(f"data: {none_held_out}")
     if problems:
         raise UserError(*problems)
 
 
-def _taken_out(prepared: Prepared) -> str:
-    """What the held-out side lost because the training text has it, in words; '' where that is nothing."""
-    documents = prepared.removed_documents + prepared.removed.get("in_training", 0)
-    if not documents and not prepared.removed_lines:
-        return ""
-    return (
-        f" ({documents:,} held-out documents and {prepared.removed_lines:,} lines were taken out, as the training "
-        "text has them)"
-    )
-
-
 def epochs(prepared: Prepared, job: Job) -> float:
     """How often the job goes through its training sequences; `check_enough` must hold."""
     return job.max_steps * job.global_batch_size / training_sequences(prepared, job)
-
-
-# A look at prepared data: some of its text, and the tokens that it is made of.
 
 
 SAMPLE_TOKENS = 80
@@ -417,7 +406,7 @@ LONGEST_PIECES = 12
 
 @dataclass(frozen=True)
 class Look:
-    """What a person wants to see besides the counts."""
+    """What a person wants to see of prepared data besides the counts."""
 
     training_samples: list[str]
     heldout_samples: list[str]

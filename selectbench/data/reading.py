@@ -11,7 +11,7 @@ import sys
 import traceback
 import unicodedata
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,13 +29,6 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0] if text else repr(error)
 
 
-def root_cause(error: BaseException) -> BaseException:
-    """The error that others were raised from: `datasets` says only that something failed."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
-
-
 def with_place(error: BaseException) -> str:
     """Type, words, and the file and line that raised it."""
     said = f"{type(error).__name__}: {first_line(error)}"
@@ -45,9 +38,6 @@ def with_place(error: BaseException) -> str:
     return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
 
 
-# The files that paths and globs of a suite name.
-
-
 def find_files(patterns: Sequence[str], notify: Callable[[str], None], setting: str = "data.text") -> list[Path]:
     """The files, each once, sorted within a glob, in the order of the patterns.
 
@@ -55,18 +45,18 @@ def find_files(patterns: Sequence[str], notify: Callable[[str], None], setting: 
     so. `setting`: the suite's key, for messages. Raises UserError with a line for every pattern that names
     nothing readable.
     """
-    found: dict[Path, None] = {}
+    files: dict[Path, None] = {}
     problems: list[str] = []
     for pattern in patterns:
         try:
-            found.update(dict.fromkeys(_matches(pattern, notify, setting)))
+            files.update(dict.fromkeys(_matches(pattern, notify, setting)))
         except UserError as error:
             problems += error.problems
         except OSError as error:
             problems.append(f"{setting}: {pattern} cannot be read: {error.strerror}")
     if problems:
         raise UserError(*problems)
-    return list(found)
+    return list(files)
 
 
 def _matches(pattern: str, notify: Callable[[str], None], setting: str) -> list[Path]:
@@ -145,8 +135,19 @@ def read_lines(path: Path, setting: str, fault: Fault) -> Iterator[Line]:
     """
     number = offset = 0
     with _opened(path, setting) as stream:
-        while raw := _next(stream, path, setting, number + 1):
+        while True:
             number += 1
+            try:
+                raw = stream.readline(LONGEST_LINE_BYTES + 1)
+            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+                raise UserError(f"{setting}: {path}, line {number}: the gzip file is damaged: {error}") from error
+            if not raw:
+                return
+            if len(raw) > LONGEST_LINE_BYTES:
+                raise UserError(
+                    f"{setting}: {path}, line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text "
+                    "file with line ends?"
+                )
             text = _decoded(raw, path, number, offset, setting, fault)
             offset += len(raw)
             if text is not None:
@@ -168,43 +169,25 @@ def _opened(path: Path, setting: str) -> Iterator[IO[bytes]]:
         raise UserError(f"{setting}: {path} cannot be read: {error.strerror or error}") from error
 
 
-def _next(stream: IO[bytes], path: Path, setting: str, number: int) -> bytes:
-    try:
-        raw = stream.readline(LONGEST_LINE_BYTES + 1)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{setting}: {path}, line {number}: the gzip file is damaged: {error}") from error
-    if len(raw) > LONGEST_LINE_BYTES:
-        raise UserError(
-            f"{setting}: {path}, line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file "
-            "with line ends?"
-        )
-    return raw
-
-
 def _decoded(raw: bytes, path: Path, number: int, offset: int, setting: str, fault: Fault) -> str | None:
     """None where it is no text and `fault` let that pass."""
     body = raw[3:] if number == 1 and raw.startswith(b"\xef\xbb\xbf") else raw
-    nul = raw.find(0)
+    position, what = raw.find(0), "a NUL byte (a binary file, or UTF-16)"
     try:
         text = body.decode("utf-8")
-        position, what = nul, "a NUL byte (a binary file, or UTF-16)"
     except UnicodeDecodeError as error:
         at = error.start + len(raw) - len(body)
-        position, what = (nul, "a NUL byte (a binary file, or UTF-16)") if 0 <= nul < at else (at, _NOT_UTF8)
+        if not 0 <= position < at:
+            position, what = at, "bytes that are not UTF-8"
     if position >= 0:
         fault(f"{setting}: {path} is not a text file: {what} at byte offset {offset + position}, line {number}")
         return None
     return text.replace("\r\n", "\n").replace("\r", "\n") if "\r" in text else text
 
 
-_NOT_UTF8 = "bytes that are not UTF-8"
-
-
 # Repositories of the Hugging Face hub: which commit a name means now, and where that commit's files lie.
 
 
-MAIN = "main"
-"""The branch that a name without a revision means."""
 Kind = Literal["model", "dataset"]
 
 
@@ -219,17 +202,17 @@ def snapshot(
     from huggingface_hub import snapshot_download
 
     # Left alone: whatever lies in folders of its own, such as the same weights in other formats.
-    found = snapshot_download(
-        name, revision=revision or MAIN, allow_patterns=list(files), ignore_patterns=["*/*"],
+    folder = snapshot_download(
+        name, revision=revision or "main", allow_patterns=list(files), ignore_patterns=["*/*"],
         local_files_only=not fetch, repo_type=kind,
     )  # fmt: skip
-    return Path(found)
+    return Path(folder)
 
 
 def cached_commit(name: str, revision: str | None) -> str | None:
     """The commit that transformers loads without a network; None: it has none."""
-    found = cached_folder(name, revision)
-    return None if found is None else found.name
+    folder = cached_folder(name, revision)
+    return None if folder is None else folder.name
 
 
 def cached_folder(name: str, revision: str | None) -> Path | None:
@@ -249,11 +232,17 @@ ROWS_AT_ONCE = 1024
 
 def json_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """The field of every line's object, in order; what has none goes to `fault`. Blank lines are passed over."""
-    for place, value in _fields(files, "data.jsonl", field, fault):
+    yield from _texts(_fields(files, "data.jsonl", field, fault), field, fault)
+
+
+def _texts(values: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
+    """Those of the values that are text, in order; `values` come after their places."""
+    for place, value in values:
         if isinstance(value, str):
             yield value
         else:
-            fault(f"data.jsonl: {place}: {found_instead(field, value)}, text was expected")
+            what = f"there is no field {field!r}" if value is _MISSING else f"the field {field!r} is {_kind(value)}"
+            fault(f"{place}: {what}, text was expected")
 
 
 def chat_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
@@ -261,7 +250,7 @@ def chat_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[
     for place, value in _fields(files, "data.chat", field, fault):
         problem, messages = _conversation(value)
         if problem:
-            fault(f"data.chat: {place}: {field}: {problem}")
+            fault(f"{place}: {field}: {problem}")
         else:
             yield json.dumps(messages, ensure_ascii=False)
 
@@ -285,6 +274,7 @@ def _conversation(value: object) -> tuple[str | None, list[tuple[str, str]]]:
 
 
 def _fields(files: Sequence[Path], setting: str, field: str, fault: Fault) -> Iterator[tuple[str, object]]:
+    """The field of every line's object, after the line's place."""
     names = field.split(".")
     for path in files:
         for line in read_lines(path, setting, fault):
@@ -298,11 +288,14 @@ def _fields(files: Sequence[Path], setting: str, field: str, fault: Fault) -> It
             if not isinstance(value, dict):
                 fault(f"{setting}: {line.place}: {_kind(value)} was found, an object was expected")
                 continue
-            yield line.place, below(value, names)
+            yield f"{setting}: {line.place}", _below(value, names)
 
 
-def below(value: Any, names: Sequence[str]) -> object:
-    """What the names lead to, each a key of the object before; a stand-in for nothing where one is not there."""
+_MISSING = object()
+
+
+def _below(value: Any, names: Sequence[str]) -> object:
+    """What the names lead to, each a key of the object before; _MISSING where one is not there."""
     for name in names:
         if not isinstance(value, dict) or name not in value:
             return _MISSING
@@ -310,52 +303,33 @@ def below(value: Any, names: Sequence[str]) -> object:
     return value
 
 
-class _Missing:
-    """Stands for a field that is not there."""
-
-
-_MISSING = _Missing()
-
-
-def found_instead(field: str, value: object) -> str:
-    """What was met where the text of a field was expected, for messages."""
-    return f"there is no field {field!r}" if value is _MISSING else f"the field {field!r} is {_kind(value)}"
-
-
 def _kind(value: object) -> str:
     names = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", str: "text",
-             list: "a list", dict: "an object", _Missing: "nothing"}  # fmt: skip
+             list: "a list", dict: "an object", type(_MISSING): "nothing"}  # fmt: skip
     return names.get(type(value), type(value).__name__)
 
 
 def parquet_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """The column of every row, in order; a few rows at a time are in memory."""
+    yield from _texts(_parquet_values(files, field), field, fault)
+
+
+def _parquet_values(files: Sequence[Path], field: str) -> Iterator[tuple[str, object]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first = field.split(".")[0]
+    first, *names = field.split(".")
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
                 if first not in file.schema_arrow.names:
                     known = ", ".join(file.schema_arrow.names[:8])
                     raise UserError(f"data.parquet: {path} has no column {first!r} (it has {known})")
-                yield from _rows(file, path, field, fault)
+                batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[first])
+                for number, value in enumerate(value for batch in batches for value in batch.column(0).to_pylist()):
+                    yield f"data.parquet: {path}, row {number}", _below(value, names)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"data.parquet: {path} cannot be read: {first_line(error)}") from error
-
-
-def _rows(file: Any, path: Path, field: str, fault: Fault) -> Iterator[str]:
-    first, *names = field.split(".")
-    number = 0
-    for batch in file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[first]):
-        for value in batch.column(0).to_pylist():
-            found = below(value, names)
-            if isinstance(found, str):
-                yield found
-            else:
-                fault(f"data.parquet: {path}, row {number}: {found_instead(field, found)}, text was expected")
-            number += 1
 
 
 # Rows of a data set that the library `datasets` reads: from the hub, a folder of files, or a folder it saved.
@@ -367,9 +341,16 @@ def load_rows(data: Dataset) -> Any:
 
     datasets.disable_progress_bars()
     with _had(data):
-        rows = _saved(data) if _is_saved(data) else _loaded(data)
+        if any((Path(data.dataset) / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            rows = _saved(data)
+        else:
+            revision = data.revision if data.rows is None else dataset_commit(data)
+            rows = datasets.load_dataset(
+                data.dataset, data.name, split=data.split, revision=revision, streaming=data.rows is not None
+            )
         if data.rows is not None:
-            rows = _first_rows(rows, data.rows)
+            rows = rows.take(data.rows)
+            rows = rows if rows.column_names is not None else rows._resolve_features()
     first = data.field.split(".")[0]
     if first not in rows.column_names:
         raise UserError(f"data.dataset: {data.dataset} has no column {first!r} (it has {_some(rows.column_names)})")
@@ -384,16 +365,14 @@ def _had(data: Dataset) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # pyarrow's, the network's and a dozen of the library's own
+        cause: BaseException = error  # `datasets` itself says only that something failed
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
         kind = UserError if Path(data.dataset).exists() else UnreachableError
         raise kind(
-            f"data.dataset: {data.dataset} cannot be had: {first_line(root_cause(error))} "
+            f"data.dataset: {data.dataset} cannot be had: {first_line(cause)} "
             "(a local folder needs no network; without one, a hub id must be in the hub's cache)"
         ) from None
-
-
-def _first_rows(rows: Any, number: int) -> Any:
-    first = rows.take(number)
-    return first if first.column_names is not None else first._resolve_features()
 
 
 def dataset_commit(data: Dataset) -> str | None:
@@ -448,16 +427,11 @@ def rows_key(rows: Any, data: Dataset) -> str | None:
 def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
     """The field of every row, in order; what is no text goes to `fault`."""
     first, *names = data.field.split(".")
-    number = 0
-    for batch in _batches(rows.select_columns([first]), data):
-        for value in batch[first]:
-            found = below(value, names)
-            if isinstance(found, str):
-                yield found
-            else:
-                what = found_instead(data.field, found)
-                fault(f"data.dataset: {data.dataset}, row {number}: {what}, text was expected")
-            number += 1
+    values = (value for batch in _batches(rows.select_columns([first]), data) for value in batch[first])
+    rows_read = (
+        (f"data.dataset: {data.dataset}, row {number}", _below(value, names)) for number, value in enumerate(values)
+    )
+    yield from _texts(rows_read, data.field, fault)
 
 
 def _batches(rows: Any, data: Dataset) -> Iterator[Any]:
@@ -469,19 +443,6 @@ def _batches(rows: Any, data: Dataset) -> Iterator[Any]:
         if batch is None:
             return
         yield batch
-
-
-def _is_saved(data: Dataset) -> bool:
-    return any((Path(data.dataset) / name).is_file() for name in ("state.json", "dataset_dict.json"))
-
-
-def _loaded(data: Dataset) -> Any:
-    import datasets
-
-    revision = data.revision if data.rows is None else dataset_commit(data)
-    return datasets.load_dataset(
-        data.dataset, data.name, split=data.split, revision=revision, streaming=data.rows is not None
-    )
 
 
 def _saved(data: Dataset) -> Any:
@@ -580,7 +541,7 @@ Change = Callable[[str], str]
 
 @dataclass
 class Cleaner:
-    """Passes documents through the steps and counts what each did; documents in = kept + removed."""
+    """Passes documents through the steps and counts what each did; documents in = cleaned + removed."""
 
     spec: Cleaning
     is_chat: bool = False
@@ -599,39 +560,29 @@ class Cleaner:
         self.documents_in += 1
         self.remove("unreadable")
 
-    def kept(self, documents: Iterator[str]) -> Iterator[str]:
+    def cleaned(self, documents: Iterator[str]) -> Iterator[str]:
         """The documents that stay, changed as declared."""
         steps = _steps(self.spec)
-        for document in documents:
+        for text in documents:
             self.documents_in += 1
-            text = self._changed(document, steps)
-            reason = self._reason(_words(text) if self.is_chat else text)
-            if reason is None:
-                yield text
+            for name, step in steps.items():
+                before, text = text, _by_message(text, step) if self.is_chat else step(text)
+                if text != before:
+                    self.changed[name] = self.changed.get(name, 0) + 1
+            said = _words(text) if self.is_chat else text
+            if not said or said.isspace():
+                self.remove("empty")
+            elif len(said) < self.spec.min_characters:
+                self.remove("too_short")
+            elif self.spec.max_characters is not None and len(said) > self.spec.max_characters:
+                self.remove("too_long")
             else:
-                self.remove(reason)
+                yield text
 
     def remove(self, step: str, documents: int = 1) -> None:
         """Count documents that a step removed."""
         if documents:
             self.removed[step] = self.removed.get(step, 0) + documents
-
-    def _changed(self, text: str, steps: dict[str, Change]) -> str:
-        for name, step in steps.items():
-            after = _by_message(text, step) if self.is_chat else step(text)
-            if after != text:
-                self.changed[name] = self.changed.get(name, 0) + 1
-                text = after
-        return text
-
-    def _reason(self, text: str) -> str | None:
-        if not text or text.isspace():
-            return "empty"
-        if len(text) < self.spec.min_characters:
-            return "too_short"
-        if self.spec.max_characters is not None and len(text) > self.spec.max_characters:
-            return "too_long"
-        return None
 
 
 def _words(document: str) -> str:
@@ -668,7 +619,7 @@ def _without_surrogates(text: str) -> str:
 
 def without_control_characters(text: str) -> str:
     """Without what has no meaning in text: control (but tab and line feed), private-use, unassigned characters."""
-    return _OTHER.sub(lambda found: "" if unicodedata.category(found[0]) in _REMOVABLE else found[0], text)
+    return _OTHER.sub(lambda match: "" if unicodedata.category(match[0]) in _REMOVABLE else match[0], text)
 
 
 def with_single_blanks(text: str) -> str:

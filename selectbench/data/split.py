@@ -1,4 +1,8 @@
-"""The held-out split: which blocks of text are held out, by hashes, and what training text is taken out of them."""
+"""The held-out split: which blocks of text are held out, by hashes, and what training text is taken out of them.
+
+The side of a block is a function of its own text alone, so that the same text twice, in one file or in two, lies on
+one side; what still occurs on both sides, line by line, is taken out of the held-out side.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,6 @@ import numpy as np
 import numpy.typing as npt
 
 from selectbench import units
-
-# Blocks of text, and which of them are held out.
-#
-# The side of a block is a function of its own text alone, so that the same text twice, in one file or in two, lies
-# on one side; what still occurs on both sides, line by line, is taken out of the held-out side.
-
 
 HELDOUT_FRACTION = 0.05
 """Share of the blocks that is held out."""
@@ -117,26 +115,26 @@ def leak_hash(line: str) -> int | None:
     return int.from_bytes(hashlib.blake2b(form.encode(), digest_size=8).digest())
 
 
-def split(spool: Spool, pieces: Pieces, kept: Mask) -> Sides:
-    """Holds out the documents whose hash falls under HELDOUT_FRACTION, of those that are kept.
+def split(spool: Spool, pieces: Pieces, used: Mask) -> Sides:
+    """Holds out the documents whose hash falls under HELDOUT_FRACTION, of those that are `used`.
 
     Where that leaves nothing to evaluate on, the 1, 2, 4, ... documents of the lowest hashes are held out
     instead, up to half of them. A text that occurs only once in several copies gives no held-out side.
     """
-    hashes = np.unique(spool.hashes[kept])
+    hashes = np.unique(spool.hashes[used])
     below = int(np.searchsorted(hashes, np.uint64(HELDOUT_FRACTION * 2**64)))
     sizes = [below, *(2**power for power in range(len(hashes).bit_length()))]
     for size in sizes:
         if 0 < size <= max(1, len(hashes) // 2) and size < len(hashes):
-            sides = decontaminated(spool, pieces, kept, kept & (spool.hashes < hashes[size]))
+            sides = decontaminated(spool, pieces, used, used & (spool.hashes < hashes[size]))
             if any(map(sides.without_leaks, spool.documents(sides.heldout))):
                 return sides
-    return Sides(kept, np.zeros(len(kept), bool), frozenset(), pieces)
+    return Sides(used, np.zeros(len(used), bool), frozenset(), pieces)
 
 
-def decontaminated(spool: Spool, pieces: Pieces, kept: Mask, heldout: Mask) -> Sides:
+def decontaminated(spool: Spool, pieces: Pieces, used: Mask, heldout: Mask) -> Sides:
     """With what occurs on both sides. Only held-out lines are kept in memory, a twentieth of the text."""
-    heldout, training = kept & heldout, kept & ~heldout
+    heldout, training = used & heldout, used & ~heldout
     asked = {value for text in spool.documents(heldout) for piece in pieces.of(text) if (value := leak_hash(piece))}
     if not asked:
         return Sides(training, heldout, frozenset(), pieces)
@@ -146,17 +144,14 @@ def decontaminated(spool: Spool, pieces: Pieces, kept: Mask, heldout: Mask) -> S
     return Sides(training, heldout, frozenset(met), pieces)
 
 
-# Documents on disk between reading and encoding: read from their source once, then as often as needed.
-#
-# Own iterators, compressed files and data sets are slow to read or can be read once only. Only numbers are held in
-# memory: eight bytes of hash and eight of length for a document.
-
-
 READ_BYTES = 1 << 20
 
 
 class Spool:
-    """Documents in order of arrival, with the hash of each."""
+    """Documents on disk in order of arrival: sources are slow or can be read only once, this as often as needed.
+
+    In memory are only eight bytes of hash and eight of length for a document.
+    """
 
     def __init__(self, path: Path, named_by: Callable[[str], str] = lambda document: document) -> None:
         """`path`: of the file to be written; it must not exist. `named_by`: what of a document is hashed."""
@@ -207,28 +202,26 @@ class Spool:
         return first
 
 
-# Why a text leaves nothing to evaluate on, told before a tokenizer is trained.
-
-
 FIX = "give held-out text of its own (job.data: {train: ..., heldout: ...}), or set eval: none"
 
 
 def nothing_held_out(spool: Spool, sides: Sides, in_training: int) -> str | None:
-    """The reason with its counts and a fix, or None where something is left.
+    """Why a text leaves nothing to evaluate on, with its counts and a fix; None where something is left.
 
     `in_training`: held-out documents that were left out already, as the training text has them whole.
     """
-    if not sides.heldout.any():
-        return _all_in_training(in_training, 0) if in_training else _one_block(spool, sides)
-    leaked = 0
+    lines = 0
     for document in spool.documents(sides.heldout):
         if sides.without_leaks(document):
             return None
-        leaked += sides.leaks(document)
-    return _all_in_training(in_training + int(sides.heldout.sum()), leaked)
-
-
-def _one_block(spool: Spool, sides: Sides) -> str:
+        lines += sides.leaks(document)
+    if taken_out := in_training + int(sides.heldout.sum()):
+        return (
+            "all of the held-out text stands in the training text too: "
+            f"{'1 document' if taken_out == 1 else f'{taken_out:,} documents'}"
+            f"{f' ({lines:,} lines)' if lines else ''} taken out, and nothing is left to score: give held-out text "
+            "that is not trained on, or set eval: none"
+        )
     documents, size = int(sides.training.sum()), units.size(int(spool.lengths[sides.training].sum()))
     if documents == 1:
         return (
@@ -238,12 +231,3 @@ def _one_block(spool: Spool, sides: Sides) -> str:
     same = len(np.unique(spool.hashes[sides.training])) == 1
     why = "all have the same text" if same else "have no line that another one does not have too"
     return f"its {documents:,} documents ({size}) {why}, so nothing can be held out: {FIX}"
-
-
-def _all_in_training(documents: int, pieces: int) -> str:
-    lines = f" ({pieces:,} lines)" if pieces else ""
-    taken = "1 document" if documents == 1 else f"{documents:,} documents"
-    return (
-        f"all of the held-out text stands in the training text too: {taken}{lines} taken out, "
-        "and nothing is left to score: give held-out text that is not trained on, or set eval: none"
-    )

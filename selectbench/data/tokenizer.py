@@ -35,49 +35,45 @@ _SUFFIXES = (".json", ".txt", ".model", ".spm", ".bpe", ".tiktoken")
 """Of all files that a tokenizer may be made of, config.json among them; weights have others."""
 
 
-def load_pretrained(
-    spec: PretrainedTokenizer, specials: Sequence[str]
-) -> tuple[Tokenizer, int, int | None, dict[str, int]]:
-    """The fast tokenizer, the ids of its end-of-text and unknown tokens, and those of `specials`.
-
-    Raises UserError where it can't be had, is no fast tokenizer, or lacks a token that is needed.
-    """
-    found = _auto(spec)
+def load_pretrained(spec: PretrainedTokenizer, specials: Sequence[str]) -> TextTokenizer:
+    """Raises UserError where it can't be had, is no fast tokenizer, or lacks a token that is needed."""
+    fast = _auto(spec)
     where = f"tokenizer.pretrained: {spec.pretrained}"
-    backend = getattr(found, "backend_tokenizer", None)
+    backend = getattr(fast, "backend_tokenizer", None)
     if backend is None:
         raise UserError(f"{where} has no fast tokenizer (tokenizer.json), and none can be made of its files")
-    ends = (found.eos_token_id, found.sep_token_id, found.pad_token_id)
+    ends = (fast.eos_token_id, fast.sep_token_id, fast.pad_token_id)
     end = next((token for token in ends if token is not None), None)
     if end is None:
         raise UserError(
             f"{where} has no end-of-text token: no eos, sep or pad token is set in its tokenizer_config.json"
         )
-    ids = {name: getattr(found, f"{name}_token_id", None) for name in specials}
+    ids = {name: getattr(fast, f"{name}_token_id", None) for name in specials}
     if "pad" in ids and ids["pad"] is None:
         ids["pad"] = end
     missing = [name for name, number in ids.items() if number is None]
     if missing:
         raise UserError(f"{where} has no {' and no '.join(missing)} token, which this task needs")
     # As the folder says: by default a special token that a document spells out is that token, as in transformers.
-    backend.encode_special_tokens = bool(getattr(found, "split_special_tokens", False))
+    backend.encode_special_tokens = bool(getattr(fast, "split_special_tokens", False))
     backend.no_truncation()
     backend.no_padding()
-    return backend, int(end), _unknown(found, backend), {name: int(n) for name, n in ids.items() if n is not None}
+    special_ids = {name: int(number) for name, number in ids.items() if number is not None}
+    return TextTokenizer(backend, int(end), _unknown(fast, backend), special_ids)
 
 
-def _unknown(found: Any, backend: Tokenizer) -> int | None:
+def _unknown(fast: Any, backend: Tokenizer) -> int | None:
     """The model's own, which tokenizer_config.json need not name.
 
     GPT-2 names its end of text as the unknown token too, though nothing is unknown to it.
     """
-    number = found.unk_token_id
+    number = fast.unk_token_id
     if number is None:
         model = json.loads(backend.to_str())["model"]
         number = model.get("unk_id")
         if number is None and model.get("unk_token"):
             number = backend.token_to_id(model["unk_token"])
-    return None if number is None or number == found.eos_token_id else int(number)
+    return None if number is None or number == fast.eos_token_id else int(number)
 
 
 def _auto(spec: PretrainedTokenizer) -> Any:
@@ -167,11 +163,14 @@ def train_pieces(counted: Mapping[str, int], alphabet: Sequence[str], pieces: in
     if not counted or not pieces:  # there is one way to write a text, whatever the probabilities
         return [(byte, round(-math.log(len(alphabet)), DECIMALS)) for byte in alphabet]
     parts = _parts(counted)
-    single = _single(parts)
-    candidates = [*single, *_candidates(parts, CANDIDATES_PER_PIECE * pieces)]
-    found = _trained(parts, candidates, len(single) + pieces)
-    every_byte = {byte: found.pop(byte, ABSENT) for byte in alphabet}
-    return _likeliest_first([*every_byte.items(), *_likeliest_first(found.items())[:pieces]])
+    single: Counter[str] = Counter()
+    for text, count in parts:
+        for character in text:
+            single[character] += count
+    candidates = [*sorted(single.items()), *_candidates(parts, CANDIDATES_PER_PIECE * pieces)]
+    trained = _trained(parts, candidates, len(single) + pieces)
+    every_byte = {byte: trained.pop(byte, ABSENT) for byte in alphabet}
+    return _likeliest_first([*every_byte.items(), *_likeliest_first(trained.items())[:pieces]])
 
 
 def _likeliest_first(scored: Iterable[tuple[str, float]]) -> list[tuple[str, float]]:
@@ -186,45 +185,35 @@ def _parts(counted: Mapping[str, int]) -> Counted:
     return heapq.nsmallest(MOST_PARTS, parts.items(), key=lambda one: (-one[1], one[0]))
 
 
-def _single(parts: Counted) -> Counted:
-    counts: Counter[str] = Counter()
-    for text, count in parts:
-        for character in text:
-            counts[character] += count
-    return sorted(counts.items())
-
-
 def _candidates(parts: Counted, most: int) -> Iterator[tuple[str, int]]:
     """The stretches that cover most of the text among those that occur more than once, with how much they cover."""
     best: list[tuple[int, str]] = []
-    for size in range(2, LONGEST_PIECE + 1):
-        best = heapq.nsmallest(most, itertools.chain(best, _of_size(parts, size)))
+    for size in range(
+        2, LONGEST_PIECE + 1
+    ):  # a length at a time: together they take gigabytes where words are long
+        counts: Counter[str] = Counter()
+        for text, count in parts:
+            for start in range(len(text) - size + 1):
+                counts[text[start : start + size]] += count
+        of_size = ((-count * size, piece) for piece, count in counts.items() if count > 1)
+        best = heapq.nsmallest(most, itertools.chain(best, of_size))
     return ((piece, -covered) for covered, piece in best)
-
-
-def _of_size(parts: Counted, size: int) -> Iterator[tuple[int, str]]:
-    """Every stretch of a length that occurs more than once, after minus how much of the text it covers.
-
-    A length at a time: together they would take gigabytes where words are long.
-    """
-    counts: Counter[str] = Counter()
-    for text, count in parts:
-        for start in range(len(text) - size + 1):
-            counts[text[start : start + size]] += count
-    return ((-count * size, piece) for piece, count in counts.items() if count > 1)
 
 
 def _trained(parts: Counted, candidates: Counted, pieces: int) -> dict[str, float]:
     """At most so many pieces, all single characters of the words among them, with their log probabilities."""
     from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
+    # A text must stand there so often that it has a word for each candidate: what is expected less than half a time
+    # is left out, and of a text with fewer words that could be everything.
+    times = -(-len(candidates) // sum(count for _, count in parts))
     model = io.BytesIO()
     with tempfile.TemporaryFile("w", encoding="utf-8") as listed:
         listed.writelines(_lines(candidates))
         listed.flush()
         SentencePieceTrainer.train(
             model_type="unigram", vocab_size=1 + pieces, hard_vocab_limit=False, num_threads=1, minloglevel=2,
-            sentence_iterator=_lines(parts, _times(parts, candidates)), input_format="tsv", model_writer=model,
+            sentence_iterator=_lines(parts, times), input_format="tsv", model_writer=model,
             seed_sentencepieces_file=f"/proc/self/fd/{listed.fileno()}",  # it has no name to be left behind by
             max_sentencepiece_length=LONGEST_PIECE, character_coverage=1.0,
             # Words are spelt bytes, cut already: nothing in them is a blank, a digit or of a script.
@@ -237,19 +226,8 @@ def _trained(parts: Counted, candidates: Counted, pieces: int) -> dict[str, floa
     return {trained.id_to_piece(one): round(trained.get_score(one), DECIMALS) for one in ids}
 
 
-def _times(parts: Counted, candidates: Counted) -> int:
-    """How often a text must stand there to have a word for each candidate.
-
-    What is expected less than half a time is left out: of a text with fewer words that could be everything.
-    """
-    return -(-len(candidates) // sum(count for _, count in parts))
-
-
 def _lines(counted: Counted, times: int = 1) -> Iterator[str]:
     return (f"{text}\t{count * times}\n" for text, count in counted)
-
-
-# Tokenizers: trained on a job's own training split, or read from a folder or the hub.
 
 
 END_OF_TEXT = "<|endoftext|>"
@@ -293,29 +271,23 @@ def make_tokenizer(
     tokenizer. Raises UserError where a pretrained one can't be had.
     """
     if isinstance(spec, PretrainedTokenizer):
-        return TextTokenizer(*load_pretrained(spec, specials))
+        return load_pretrained(spec, specials)
     named = [END_OF_TEXT, *(f"<|{name}|>" for name in specials)]
-    backend = _tokenizer_trained(spec, documents, named, waiting)
+    match spec:
+        case Bytes():
+            backend = _of_bytes(named)
+        case Unigram():
+            backend = _train_unigram(documents, spec.unigram, named, waiting)
+        case WordPiece():
+            backend = _train_wordpiece(documents(), spec.wordpiece, named, waiting)
+        case Bpe():
+            backend = train_bpe(documents(), spec.bpe, named, waiting)
+        case _:
+            raise AssertionError(spec)
     # A document may spell a special token out; that is text like any other, and decodes to itself.
     backend.encode_special_tokens = True
     ids = {name: backend.get_vocab()[f"<|{name}|>"] for name in specials}
     return TextTokenizer(backend, backend.get_vocab()[END_OF_TEXT], backend.token_to_id(UNKNOWN), ids)
-
-
-def _tokenizer_trained(
-    spec: AnyTokenizer, documents: Callable[[], Iterable[str]], specials: list[str], waiting: Callable[[], None]
-) -> Tokenizer:
-    match spec:
-        case Bytes():
-            return _of_bytes(specials)
-        case Unigram():
-            return _train_unigram(documents, spec.unigram, specials, waiting)
-        case WordPiece():
-            return _train_wordpiece(documents(), spec.wordpiece, specials, waiting)
-        case Bpe():
-            return train_bpe(documents(), spec.bpe, specials, waiting)
-        case _:
-            raise AssertionError(spec)
 
 
 def _byte_level(model: Any) -> Tokenizer:
@@ -546,10 +518,10 @@ def _left_out(backend: Tokenizer, texts: Iterable[str], spellings: Spellings) ->
     for text in texts:
         # A normalizer is slow, and does to ASCII in a text what it does to each character alone.
         written = text if text.isascii() else normalized(text)
-        found = set(written)
-        lost.update({character: 0 for character in found - seen if not all(map(is_known, normalized(character)))})
-        seen |= found
-        lost.update({character: written.count(character) for character in found & lost.keys()})
+        met = set(written)
+        lost.update({character: 0 for character in met - seen if not all(map(is_known, normalized(character)))})
+        seen |= met
+        lost.update({character: written.count(character) for character in met & lost.keys()})
     return lost
 
 
@@ -567,7 +539,10 @@ def _spellings(backend: Tokenizer) -> Spellings | None:
         return None
     if model.get("byte_fallback") and vocabulary >= set(_fallback(bytes(range(256)))):
         return None
-    return _by_bytes() if "ByteLevel" in splits else lambda character: _by_characters(model, character)
+    if "ByteLevel" in splits:
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return lambda character: [[byte for word, _ in byte_level.pre_tokenize_str(character) for byte in word]]
+    return lambda character: _by_characters(model, character)
 
 
 def _kinds(part: Mapping[str, Any] | None) -> Iterator[str]:
@@ -576,13 +551,6 @@ def _kinds(part: Mapping[str, Any] | None) -> Iterator[str]:
         yield part["type"]
         for inner in (*part.get("normalizers", ()), *part.get("pretokenizers", ())):
             yield from _kinds(inner)
-
-
-def _by_bytes() -> Spellings:
-    from tokenizers import pre_tokenizers
-
-    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    return lambda character: [[byte for word, _ in byte_level.pre_tokenize_str(character) for byte in word]]
 
 
 def _by_characters(model: Mapping[str, Any], character: str) -> list[list[str]]:

@@ -204,8 +204,8 @@ def _find(entry: str, boards: list[Any | None]) -> Any | None:
     if entry.isdecimal():
         return next(iter(devices_on(boards[int(entry)])), None) if int(entry) < len(boards) else None
     slices = [device for board in boards for device in devices_on(board) if is_slice(device)]
-    if (found := _by_beginning(entry, slices)) is not None:
-        return found
+    if (one := _by_beginning(entry, slices)) is not None:
+        return one
     if entry.startswith("MIG-"):  # or MIG-GPU-<uuid of the board>/<GPU instance>/<compute instance>, before R470
         return ask(pynvml.nvmlDeviceGetHandleByUUID, entry)
     return next(iter(devices_on(_by_beginning(entry, boards))), None)
@@ -226,8 +226,8 @@ def _shown_together(devices: list[Any]) -> list[Any]:
     major = version.partition(".")[0]
     if not (major.isdecimal() and int(major) >= SEVERAL_SLICES_DRIVER):
         return slices[:1]
-    kept = {_instance(device): device for device in reversed(devices)}  # the first of each instance stays
-    return [device for device in devices if kept[_instance(device)] is device]
+    first = {_instance(device): device for device in reversed(devices)}  # the first of each instance stays
+    return [device for device in devices if first[_instance(device)] is device]
 
 
 def _instance(device: Any) -> tuple[str, int | str | None]:
@@ -249,22 +249,22 @@ def _numbers_are_unsure(entries: list[str], boards: list[Any | None]) -> bool:
 def in_torch_order(shown: list[TorchDevice], devices: list[Any]) -> list[Any] | None:
     """NVML's handle of each of torch's devices; None: not all could be told."""
     left = list(devices)
-    found = []
+    handles = []
     for device in shown:
         # Slices of one board share its bus id, so a UUID that fits goes first.
         fitting = [handle for handle in left if same_uuid(device, uuids_of(handle))]
         fitting += [handle for handle in left if same_bus_id(device, bus_id_of(handle))]
         if not fitting:
             return None
-        found.append(fitting[0])
+        handles.append(fitting[0])
         left.remove(fitting[0])
-    return found
+    return handles
 
 
 def uuids_of(handle: Any) -> list[str]:
     """The device's own UUID and its board's, which differ where it is a slice."""
-    found = [ask(pynvml.nvmlDeviceGetUUID, each) for each in (handle, board_of(handle))]
-    return [uuid for uuid in found if uuid is not None]
+    uuids = [ask(pynvml.nvmlDeviceGetUUID, each) for each in (handle, board_of(handle))]
+    return [uuid for uuid in uuids if uuid is not None]
 
 
 def bus_id_of(handle: Any) -> str | None:

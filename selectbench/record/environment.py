@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,6 +20,7 @@ from selectbench.data.prepared import cache_root
 from selectbench.errors import UserError
 from selectbench.file_lock import lock
 from selectbench.gpu.devices import Gpu, gpus, topology
+from selectbench.record.run_folder import write_whole
 
 PACKAGE = Path(selectbench.__file__).parent
 _FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t].*\n|\n)+", re.MULTILINE)
@@ -226,18 +226,18 @@ def _imported(path: Path) -> set[str]:
 
     Found by patterns: to parse so many files would take longer than all else that `plan` does.
     """
-    found: set[str] = set()
+    modules: set[str] = set()
     for module, names, whole in _IMPORT.findall(_FOR_TYPES.sub("", path.read_text(encoding="utf-8"))):
-        found |= {whole} if whole else {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
-    return found
+        modules |= {whole} if whole else {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
+    return modules
 
 
 def _interpreter(path: str) -> InterpreterFacts:
-    found = machine.inspect_interpreter(path)
+    facts = machine.inspect_interpreter(path)
     return InterpreterFacts(
-        python=found.python,
-        libraries={name: found.packages.get(name) for name in machine.LIBRARIES},
-        torch_cuda_version=found.torch_cuda_version,
+        python=facts.python,
+        libraries={name: facts.packages.get(name) for name in machine.LIBRARIES},
+        torch_cuda_version=facts.torch_cuda_version,
     )
 
 
@@ -330,10 +330,7 @@ def store(uuid: str, calibration: Calibration) -> None:
                 by_uuid = _calibrations(file).by_uuid
             except UserError:  # a damaged file is written anew
                 by_uuid = {}
-            unfinished = file.with_name(f".{FILE_NAME}-{uuid4().hex}")
-            whole = _Calibrations(by_uuid=by_uuid | {uuid: calibration})
-            unfinished.write_text(whole.model_dump_json(indent=1), encoding="utf-8")
-            unfinished.replace(file)
+            write_whole(file, _Calibrations(by_uuid=by_uuid | {uuid: calibration}).model_dump_json(indent=1))
     except OSError as error:
         raise UserError(f"{file}: cannot write: {error.strerror or error}") from None
 

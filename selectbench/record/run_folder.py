@@ -212,12 +212,12 @@ def read_records(path: Path) -> tuple[list[Record], list[str]]:
         return [], []
     except OSError as error:
         raise UserError(f"{path}: cannot read: {error.strerror}") from None
-    # Without a copy: what is kept of a line as its JSON is a part of the whole.
+    # Without a copy: what stays of a line as its JSON is a part of the whole.
     whole, start, number = memoryview(content), 0, 0
     while start < len(content):
-        found, number = content.find(b"\n", start), number + 1
-        end = len(content) if found < 0 else found
-        record, note = _parse(whole[start:end], is_ended=found >= 0)
+        line_feed, number = content.find(b"\n", start), number + 1
+        end = len(content) if line_feed < 0 else line_feed
+        record, note = _parse(whole[start:end], is_ended=line_feed >= 0)
         records += [record] if record else []
         notes += [f"{path.name}:{number}: {note}"] if note else []
         start = end + 1

@@ -35,7 +35,7 @@ EVERYTHING = Cleaning(unicode="NFKC", control_characters="remove", white_space="
 
 def cleaned(spec, documents, **settings):
     cleaner = Cleaner(spec, **settings)
-    return list(cleaner.kept(iter(documents))), cleaner
+    return list(cleaner.cleaned(iter(documents))), cleaner
 
 
 @given(SPECS, st.lists(TEXT, max_size=8))
