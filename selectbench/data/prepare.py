@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -446,9 +446,7 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
     check_alphabet(tokenizer.backend, texts, name, work.described)
     train, heldout = _Side(documents=int(sides.training.sum())), _Side()
     _write_side(TRAIN, train, work, tokenizer, _training_texts(work, spool, sides), folder)
-    with ExitStack() as opened:
-        pairs = opened.enter_context((folder / HELDOUT_PAIRS).open("wb")) if work.kind == "pairs" else None
-        _write_side(HELDOUT, heldout, work, tokenizer, _heldout_texts(work, spool, sides, heldout, pairs), folder)
+    _write_side(HELDOUT, heldout, work, tokenizer, _heldout_texts(work, spool, sides, heldout, folder), folder)
     spool.path.unlink()
     check_unknown(train.unknown + heldout.unknown, train.tokens + heldout.tokens, name)
     lengths = spool.lengths[both]
@@ -510,21 +508,20 @@ def _training_texts(work: TextWork, spool: Spool, sides: Sides) -> Iterator[str]
         yield from work.shape.texts(document)
 
 
-def _heldout_texts(
-    work: TextWork, spool: Spool, sides: Sides, side: _Side, pairs: BinaryIO | None
-) -> Iterator[str]:
-    """What is encoded of the held-out documents, counted, once what training has is taken out."""
-    for document in spool.documents(sides.heldout):
-        side.removed_lines += sides.leaks(document)
-        scored = sides.without_leaks(document)
-        if not scored:
-            side.removed_documents += 1
-            continue
-        side.documents += 1
-        texts = list(work.shape.texts(scored))
-        if pairs is not None:
-            pairs.write(json.dumps(texts, ensure_ascii=False).encode() + b"\n")
-        yield from texts
+def _heldout_texts(work: TextWork, spool: Spool, sides: Sides, side: _Side, folder: Path) -> Iterator[str]:
+    """What is encoded of the held-out documents, counted, without what training has; pairs are written."""
+    with (folder / HELDOUT_PAIRS).open("wb") if work.kind == "pairs" else nullcontext() as pairs:
+        for document in spool.documents(sides.heldout):
+            side.removed_lines += sides.leaks(document)
+            scored = sides.without_leaks(document)
+            if not scored:
+                side.removed_documents += 1
+                continue
+            side.documents += 1
+            texts = list(work.shape.texts(scored))
+            if pairs is not None:
+                pairs.write(json.dumps(texts, ensure_ascii=False).encode() + b"\n")
+            yield from texts
 
 
 def _write_side(

@@ -30,10 +30,7 @@ ABANDONED_SECONDS = 86_400
 
 
 def cache_root() -> Path:
-    """SELECTBENCH_CACHE, else selectbench/ in the XDG cache folder, which is ~/.cache by default.
-
-    Raises UserError where none of them names a folder: no variable set, and no home folder known.
-    """
+    """SELECTBENCH_CACHE, else selectbench/ in XDG's cache folder, ~/.cache by default. Raises UserError."""
     if named := os.environ.get("SELECTBENCH_CACHE"):
         return Path(named).expanduser().absolute()
     # The XDG specification says that a relative path is to be ignored.

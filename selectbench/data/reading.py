@@ -376,10 +376,7 @@ def _had(data: Dataset) -> Iterator[None]:
 
 
 def dataset_commit(data: Dataset) -> str | None:
-    """The commit of the hub that the data set's name means now, or meant when it was last asked; None: a folder.
-
-    Raises UnreachableError where the hub was never asked and can't be.
-    """
+    """The commit that the name means on the hub now, or last meant; None: a folder. Raises UnreachableError."""
     if Path(data.dataset).exists():
         return None
     with _had(data):
@@ -387,10 +384,7 @@ def dataset_commit(data: Dataset) -> str | None:
 
 
 def download_bytes(data: Dataset) -> float:
-    """What the first rows take of the network, by the size of a row in the first of the files that hold them.
-
-    Raises UserError where these can't be asked.
-    """
+    """What the first rows take of the network, by the size of a row in the first file. Raises UserError."""
     import datasets
     import fsspec
     import pyarrow.parquet
@@ -405,10 +399,7 @@ def download_bytes(data: Dataset) -> float:
 
 
 def streamed_key(data: Dataset) -> str | None:
-    """What the first rows of a data set are, by its commit; None: a folder, whose content alone tells.
-
-    Raises UnreachableError.
-    """
+    """What the first rows are, by their commit; None: a folder, only its content tells. Raises UnreachableError."""
     commit = dataset_commit(data)
     return commit and f"dataset {data.dataset} {commit} {data.name} {data.split} {data.rows} {data.field}"
 
@@ -470,10 +461,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
-    """What it yields, in order; `code`: the suite's folders of own code.
-
-    Raises UserError where it can't be imported, fails, or yields something that is no text.
-    """
+    """What it yields, in order; `code`: folders of own code. Raises UserError where it fails or yields no text."""
     with _importable(code):
         iterator, number = _begun(data), 0
         while True:

@@ -63,10 +63,7 @@ def load_pretrained(spec: PretrainedTokenizer, specials: Sequence[str]) -> TextT
 
 
 def _unknown(fast: Any, backend: Tokenizer) -> int | None:
-    """The model's own, which tokenizer_config.json need not name.
-
-    GPT-2 names its end of text as the unknown token too, though nothing is unknown to it.
-    """
+    """The model's own; GPT-2 names its end of text as the unknown token too, though nothing is unknown to it."""
     number = fast.unk_token_id
     if number is None:
         model = json.loads(backend.to_str())["model"]
@@ -108,10 +105,7 @@ def _folder(spec: PretrainedTokenizer) -> Path:
 
 
 def pinned(spec: PretrainedTokenizer) -> PretrainedTokenizer:
-    """The same; of a hub id the commit that it means now, so that what is named by its key is what is loaded.
-
-    Raises UserError where it can't be had.
-    """
+    """The same at the commit that a hub id means now, so that what its key names is loaded. Raises UserError."""
     folder = _folder(spec)
     return spec if folder == Path(spec.pretrained) else spec.model_copy(update={"revision": folder.name})
 
@@ -439,10 +433,7 @@ def _train_wordpiece(
 
 
 def interruptible(work: Callable[[], None], waiting: Callable[[], None] = lambda: None) -> None:
-    """Do work that keeps Ctrl-C waiting, since it is native code, in a thread that the process may leave behind.
-
-    `waiting` is called many times a second meanwhile.
-    """
+    """Do native work, which keeps Ctrl-C waiting, in a thread that may be left behind; calls `waiting` often."""
     failures: list[BaseException] = []
 
     def guarded() -> None:

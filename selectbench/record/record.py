@@ -41,11 +41,7 @@ class Lines(Generic[Content]):
         self._decoder: msgspec.json.Decoder[Content] = msgspec.json.Decoder(kind, dec_hook=_made)
 
     def write(self, content: Content) -> bytes:
-        """One line without its end.
-
-        Raises ValueError, which names the place, where a number is NaN or infinite, which JSON does not have, and
-        where a value is of another type than its field.
-        """
+        """One line without its end. Raises ValueError with the place of what is not finite, or of a wrong type."""
         line = self._encoder.encode(content)
         lost = _lost(content, msgspec.json.decode(line), "$")
         if lost:
@@ -58,10 +54,7 @@ class Lines(Generic[Content]):
         return AsJson(self.write(content))
 
     def read(self, line: bytes | memoryview | str | AsJson) -> Content:
-        """The line's content, its types checked.
-
-        Raises ValueError: it is no JSON in UTF-8, or does not fit, at the place that is named.
-        """
+        """The line's content. Raises ValueError: no JSON in UTF-8, or a value that does not fit, with its place."""
         try:
             return self._decoder.decode(memoryview(line) if isinstance(line, AsJson) else line)
         except msgspec.DecodeError as error:

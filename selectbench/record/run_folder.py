@@ -77,10 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str, own_code: str | None = None) -> str:
-    """Equal for runs that may be continued by one another: same suite, environment, code and data.
-
-    `own_code`: the digest of the suite's folders of own code; None: it has none.
-    """
+    """Equal for runs that may continue each other; `own_code`: the digest of own code, None: there is none."""
     content = {
         "suite": suite.resolved, "environment": fingerprint_part(environment), "data": data_key,
         "own_code": own_code,
