@@ -174,9 +174,11 @@ def _scaled_seconds(plan: Plan, planned: PlannedOption, history: History) -> lis
     return [
         _seconds_of(job, record, least)
         for record in history.trials
-        if record.identity is not None and planned.parameters is not None
-        and record.identity.parameters == planned.parameters and _work(record.trial.every_setting()) == work
-    ]  # fmt: skip
+        if record.identity is not None
+        and planned.parameters is not None
+        and record.identity.parameters == planned.parameters
+        and _work(record.trial.every_setting()) == work
+    ]
 
 
 def _work(settings: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 import selectbench
 from selectbench.data.prepared import cache_root
 from selectbench.errors import UserError
-from selectbench.file_lock import lock
 from selectbench.gpu.devices import Gpu, gpus, topology
 from selectbench.machine import (
     LIBRARIES,
@@ -31,6 +30,7 @@ from selectbench.machine import (
     cpu_model,
     inspect_interpreter,
     installed_version,
+    lock,
     memory_total_bytes,
     short_wait,
     torch_cuda_version,

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from selectbench.errors import UserError
-from selectbench.file_lock import lock
+from selectbench.machine import lock
 from selectbench.record.environment import Stored, fingerprint_part
 from selectbench.suite.suite import Suite
 from selectbench.text import suite_yaml
