@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,10 +12,10 @@ import typer
 from selectbench import __version__
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console
 
     from selectbench.analysis.result import Ranking
-    from selectbench.launch.preparation import Request
     from selectbench.launch.publish import StoredRun
 
 app = typer.Typer(
@@ -48,25 +48,16 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 
 
-def _request(
-    suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
-    gpus: str | None, wait: bool = False,
-) -> Request:  # fmt: skip
-    from selectbench.launch.preparation import Request
+def _stdout() -> Console:
+    from rich.console import Console
 
-    return Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
+    return Console()
 
 
 def _stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
-
-
-def _stdout() -> Console:
-    from rich.console import Console
-
-    return Console()
 
 
 def _version(asked: bool) -> None:
@@ -102,14 +93,14 @@ def run(
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
     from selectbench.errors import ExitCode
     from selectbench.launch.display import make_display
-    from selectbench.launch.preparation import prepare_all
+    from selectbench.launch.preparation import Request, prepare_all
     from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
     from selectbench.launch.stages import budget_of, within_budget
 
     console = _stderr()
     limit = None if budget is None else budget_of(budget)
-    request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait)
+    request = Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
     notify = partial(console.print, markup=False, highlight=False)
     preparation = prepare_all(request, notify)
     if limit is not None:
@@ -138,11 +129,12 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
+    from selectbench.launch.preparation import Request
     from selectbench.launch.preview import preview
     from selectbench.launch.stages import budget_of
     from selectbench.report.plan import plan_as_json, print_plan
 
-    request = _request(suite, profile, settings, axes, seeds, quick, gpus)
+    request = Request(suite, profile, settings, axes, seeds, quick, gpus)
     seconds = None if budget is None else budget_of(budget)
     outlook = preview(request, results, _stderr().print, seconds)
     if as_json:
@@ -160,10 +152,11 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare a suite's data alone and show them: documents in and out, tokens, samples, hashes."""
+    from selectbench.launch.preparation import Request
     from selectbench.launch.preview import prepared_data
     from selectbench.report.plan import data_as_json, print_data
 
-    found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
+    found = prepared_data(Request(suite, profile, settings, axes), _stderr().print)
     if as_json:
         typer.echo(data_as_json(found))
     else:
@@ -211,9 +204,7 @@ def compare(
 
     compared = compare_runs(reference, runs)
     if as_json:
-        import json
-
-        typer.echo(json.dumps([found.model_dump(mode="json") for found in compared], indent=2))
+        _echo_json(compared)
     elif as_markdown:
         typer.echo(compare_markdown(compared), nl=False)
     else:
@@ -256,11 +247,15 @@ def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
 
     runs = past_runs(results)
     if as_json:
-        import json
-
-        typer.echo(json.dumps([found.model_dump(mode="json") for found in runs], indent=2))
+        _echo_json(runs)
         return
     print_runs(_stdout(), runs, results)
+
+
+def _echo_json(found: Sequence[BaseModel]) -> None:
+    import json
+
+    typer.echo(json.dumps([each.model_dump(mode="json") for each in found], indent=2))
 
 
 def _summarise(text: Callable[[], str]) -> None:
@@ -314,21 +309,17 @@ def doctor(
     from selectbench.machine import inspect_machine
 
     if calibrate:
-        _calibrate(gpus)
+        from selectbench.launch.calibrate import calibrate as measure
+        from selectbench.report.past_runs import calibration_table
+
+        notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
+        _stdout().print(calibration_table([(each.calibration, each.kept) for each in measure(gpus, notify)]))
         return
     if gpus is not None:
         raise UserError(f"--gpus {gpus}: only --calibrate takes GPUs; doctor looks at all that are visible")
     findings = diagnose()
     _stdout().print(render(findings, supported_choices(inspect_machine())))
     raise typer.Exit(2 if any(finding.status == "broken" for finding in findings) else 0)
-
-
-def _calibrate(gpus: str | None) -> None:
-    from selectbench.launch.calibrate import calibrate
-    from selectbench.report.past_runs import calibration_table
-
-    notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
-    _stdout().print(calibration_table([(found.calibration, found.kept) for found in calibrate(gpus, notify)]))
 
 
 @app.command()
