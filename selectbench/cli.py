@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from selectbench.analysis.result import Ranking
+    from selectbench.launch.preparation import Request
     from selectbench.launch.publish import StoredRun
 
 app = typer.Typer(
@@ -48,16 +49,25 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
 
 
-def _stdout() -> Console:
-    from rich.console import Console
+def _request(
+    suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
+    gpus: str | None, wait: bool = False,
+) -> Request:  # fmt: skip
+    from selectbench.launch.preparation import Request
 
-    return Console()
+    return Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
 
 
 def _stderr() -> Console:
     from rich.console import Console
 
     return Console(stderr=True)
+
+
+def _stdout() -> Console:
+    from rich.console import Console
+
+    return Console()
 
 
 def _version(asked: bool) -> None:
@@ -93,14 +103,14 @@ def run(
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
     from selectbench.errors import ExitCode
     from selectbench.launch.display import make_display
-    from selectbench.launch.preparation import Request, prepare_all
+    from selectbench.launch.preparation import prepare_all
     from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
     from selectbench.launch.stages import budget_of, within_budget
 
     console = _stderr()
     limit = None if budget is None else budget_of(budget)
-    request = Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
+    request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait)
     notify = partial(console.print, markup=False, highlight=False)
     preparation = prepare_all(request, notify)
     if limit is not None:
@@ -129,12 +139,11 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
-    from selectbench.launch.preparation import Request
     from selectbench.launch.preview import preview
     from selectbench.launch.stages import budget_of
     from selectbench.report.plan import plan_as_json, print_plan
 
-    request = Request(suite, profile, settings, axes, seeds, quick, gpus)
+    request = _request(suite, profile, settings, axes, seeds, quick, gpus)
     seconds = None if budget is None else budget_of(budget)
     outlook = preview(request, results, _stderr().print, seconds)
     if as_json:
@@ -152,11 +161,10 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare a suite's data alone and show them: documents in and out, tokens, samples, hashes."""
-    from selectbench.launch.preparation import Request
     from selectbench.launch.preview import prepared_data
     from selectbench.report.plan import data_as_json, print_data
 
-    found = prepared_data(Request(suite, profile, settings, axes), _stderr().print)
+    found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
     if as_json:
         typer.echo(data_as_json(found))
     else:
@@ -309,17 +317,21 @@ def doctor(
     from selectbench.machine import inspect_machine
 
     if calibrate:
-        from selectbench.launch.calibrate import calibrate as measure
-        from selectbench.report.past_runs import calibration_table
-
-        notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
-        _stdout().print(calibration_table([(each.calibration, each.kept) for each in measure(gpus, notify)]))
+        _calibrate(gpus)
         return
     if gpus is not None:
         raise UserError(f"--gpus {gpus}: only --calibrate takes GPUs; doctor looks at all that are visible")
     findings = diagnose()
     _stdout().print(render(findings, supported_choices(inspect_machine())))
     raise typer.Exit(2 if any(finding.status == "broken" for finding in findings) else 0)
+
+
+def _calibrate(gpus: str | None) -> None:
+    from selectbench.launch.calibrate import calibrate
+    from selectbench.report.past_runs import calibration_table
+
+    notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
+    _stdout().print(calibration_table([(found.calibration, found.kept) for found in calibrate(gpus, notify)]))
 
 
 @app.command()

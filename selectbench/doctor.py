@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
 import pynvml
@@ -26,7 +26,7 @@ from selectbench.choices.optimizer import SCHEDULE_FREE_INSTALL
 from selectbench.data.prepared import cache_root
 from selectbench.errors import UserError
 from selectbench.gpu.devices import gpus, problem, started
-from selectbench.gpu.reading import MemoryReading, StateReading, read_memory, read_processes, read_state
+from selectbench.gpu.reading import read_memory, read_processes, read_state
 from selectbench.machine import (
     COMPILERS,
     INSTALL,
@@ -96,27 +96,23 @@ def check_meters() -> Iterator[Finding]:
         subject = f"meters of GPU {number}"
         try:
             with started():
-                told = _told(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+                handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+                memory, state, processes = read_memory(handle), read_state(handle), read_processes(handle)
         except pynvml.NVMLError as error:
             yield Finding(subject, "limited", f"it does not answer: {error}", "look at nvidia-smi")
             continue
-        lost = [name + (f" ({COSTS[name]})" if COSTS[name] else "") for name, there in told.items() if not there]
-        there = ", ".join(name for name, known in told.items() if known) or "nothing"
+        readings = (
+            memory, memory and memory.reserved_bytes, state.utilization, state.instant_power_watts,
+            state.average_power_watts, state.energy_joules, state.temperature_celsius, state.sm_clock_hertz,
+            state.clock_limits, processes,
+        )  # fmt: skip
+        known = {name: reading is not None for name, reading in zip(COSTS, readings, strict=True)}
+        told = ", ".join(name for name in COSTS if known[name]) or "nothing"
+        lost = [name + (f" ({cost})" if cost else "") for name, cost in COSTS.items() if not known[name]]
         if lost:
-            yield Finding(subject, "limited", f"{there}; not told: {', '.join(lost)}", NEWER)
+            yield Finding(subject, "limited", f"{told}; not told: {', '.join(lost)}", NEWER)
         else:
-            yield Finding(subject, "ok", there)
-
-
-def _told(handle: Any) -> dict[str, bool]:
-    memory: MemoryReading | None = read_memory(handle)
-    state: StateReading = read_state(handle)
-    known = (
-        memory, memory and memory.reserved_bytes, state.utilization, state.instant_power_watts,
-        state.average_power_watts, state.energy_joules, state.temperature_celsius, state.sm_clock_hertz,
-        state.clock_limits, read_processes(handle),
-    )  # fmt: skip
-    return {name: value is not None for name, value in zip(COSTS, known, strict=True)}
+            yield Finding(subject, "ok", told)
 
 
 def check_calibration() -> Iterator[Finding]:

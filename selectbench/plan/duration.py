@@ -42,7 +42,7 @@ FIRST_TENSOR_CORES = (7, 0)
 """Compute capability."""
 TRIAL_SECONDS = {"cpu": 0.2, "cuda": 3.0}
 """What a trial costs beyond its steps and evaluations: on CUDA its context, the libraries' handles and the kernels,
-which are loaded when they are first used. The latter is a guess until a trial has told it."""
+which are loaded when they are first used. The latter is a guess until a trial has been measured."""
 COMPILE_SECONDS = 30.0
 """What torch.compile costs once per trial; seen with small models."""
 IMPORT_SECONDS = 7.0
@@ -135,9 +135,9 @@ class StageCost:
     trials: int
     """That can run here."""
     seconds: float | None
-    """Of all of them; None: not foretold."""
+    """Of all of them; None: unknown."""
     usd: float | None
-    """Rent of the GPUs for that time at the suite's price; None: not foretold, or there is no price."""
+    """Rent of the GPUs for that time at the suite's price; None: unknown, or there is no price."""
     start_seconds: float = 0.0
     """Of those seconds, what is waited for the interpreters' imports, once in a run."""
 

@@ -35,7 +35,7 @@ from selectbench.suite.suite import (
 FEWEST_TO_TUNE = 100
 """Steps of a tuning trial below which its choice is doubted."""
 NEARLY = 0.95
-"""Share of the entries asked for below which a vocabulary is told to be smaller."""
+"""Share of the entries asked for below which a vocabulary is reported to be smaller."""
 MEMORISING_EPOCHS = 4.0
 """Muennighoff et al. 2023, arXiv:2305.16264: up to about four epochs repeated data is worth new data."""
 
@@ -45,32 +45,32 @@ def suite_warnings(suite: Suite, passes: float | None, cores: float | None = Non
 
     `passes`: epochs; `cores`: that trials may use, where the job runs; None: unknown.
     """
-    found = []
+    warnings = []
     if passes is not None and passes > 1:
         if passes > MEMORISING_EPOCHS and suite.job.evaluates:
             effect = "final losses measure memorising too; no verdict of quality should rest on them"
-            found.append(f"the corpus is repeated {passes:.1f} times: {effect} (more text, or fewer max_steps)")
+            warnings.append(f"the corpus is repeated {passes:.1f} times: {effect} (more text, or fewer max_steps)")
         else:
-            found.append(f"the corpus is repeated: {passes:.2f} epochs")
+            warnings.append(f"the corpus is repeated: {passes:.2f} epochs")
     for option in suite.options:
         caveats = [choice.caveat(suite.device) for choice in option.choices.each().values()]
-        found += [f"{option.name}: {caveat}" for caveat in caveats if caveat]
+        warnings += [f"{option.name}: {caveat}" for caveat in caveats if caveat]
     for option in suite.options:
         ranks = option.choices.world_size
         # Ranks on a CPU are processes.
         if suite.device == "cpu" and cores is not None and ranks != "auto" and ranks > cores:
             slower = "take turns: not the speed of ranks on cores of their own"
-            found.append(f"{option.name}: {ranks} ranks share {cores:g} cores and {slower}")
+            warnings.append(f"{option.name}: {ranks} ranks share {cores:g} cores and {slower}")
     # The best learning rate falls with the length of the training (Bjorck et al. 2024, arXiv:2409.19913), most
     # among short ones: Lion's 0.0095, the best of 24 steps, loses 0.4 nats to 0.001 over 60.
     whole = suite.job.max_steps
     steps = suite.tune.budget.steps(whole) if suite.tune else whole
     if steps < min(whole, FEWEST_TO_TUNE):
-        found.append(
+        warnings.append(
             f"a tuning trial has {steps} of the job's {whole} steps: in so few larger learning rates are best, "
             "which may lose in the contest; `tune: {budget: {max_steps: 1x}}` tunes over the whole schedule"
         )
-    return found
+    return warnings
 
 
 def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str]:
@@ -92,13 +92,13 @@ def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str
 
 def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list[str]:
     """Tokenizers that came out much smaller than asked; `entries`: of each option's vocabulary."""
-    found = []
+    warnings = []
     for option in suite.options:
         tokenizer, made = suite.job.of(option.choices).tokenizer, entries.get(option.name)
         asked = tokenizer.most_entries if tokenizer is not None else None
         if asked is not None and made is not None and made < NEARLY * asked:
-            found.append(f"{option.name}: the text yields a vocabulary of {made:,}; {asked:,} were asked for")
-    return found
+            warnings.append(f"{option.name}: the text yields a vocabulary of {made:,}; {asked:,} were asked for")
+    return warnings
 
 
 @dataclass(frozen=True)
@@ -233,16 +233,16 @@ def _in_order(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list
 
 def _option_warnings(suite: Suite, options: list[PlannedOption], machine: Machine) -> list[str]:
     """A baseline that cannot run, and options that are expected not to fit; not where trials search sizes."""
-    found = [
+    warnings = [
         f"the baseline {suite.baseline} cannot run here: {planned.unsupported}"
         for planned in options
         if planned.option.name == suite.baseline and planned.unsupported
     ]
     gpu = smallest_gpu(machine)
     if gpu is None or suite.best_of is not None:
-        return found
+        return warnings
     name, total = gpu
-    return found + [
+    return warnings + [
         f"{planned.option.name} is expected to take {units.size(planned.peak_bytes)} of memory, and {name} has "
         f"{units.size(total)}: it may run out of memory"
         for planned in options
@@ -286,19 +286,19 @@ def settled_for(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared]
 
     Raises UserError where nothing tells how much memory a model takes, or an interpreter does not start.
     """
-    found: list[MachineChoice] = []
+    choices: list[MachineChoice] = []
     asked = suite.left_open
     if asked.precision:
         precision, why = precision_for(machine)
         suite = _with(suite, PRECISION, precision, precision.model_dump(mode="json"))
-        found.append(MachineChoice(setting=PRECISION, asked=AUTO, taken=precision.name, why=why))
+        choices.append(MachineChoice(setting=PRECISION, asked=AUTO, taken=precision.name, why=why))
     if asked.micro_batch_size is not None:
         most = asked.micro_batch_size.at_most
         size, why = _size_that_fits(suite, most, machine, prepared)
         suite = _with(suite, MICRO_BATCH_SIZE, size, size)
         words = f"{AT_MOST} {most}"
-        found.append(MachineChoice(setting=MICRO_BATCH_SIZE, asked=words, taken=str(size), why=why))
-    return suite.model_copy(update={"left_open": LeftOpen(machine_choices=found)}) if found else suite
+        choices.append(MachineChoice(setting=MICRO_BATCH_SIZE, asked=words, taken=str(size), why=why))
+    return suite.model_copy(update={"left_open": LeftOpen(machine_choices=choices)}) if choices else suite
 
 
 def _with(suite: Suite, setting: str, value: object, plain: object) -> Suite:
