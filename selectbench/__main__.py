@@ -54,19 +54,13 @@ def _run() -> int:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
         return _reader_left()
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            return _own_bug()
-        return _no_room(error)
-    except Exception:
-        return _own_bug()
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            return _no_room(error)
+        traceback.print_exc()
+        print("selectbench: this is a bug of selectbench's own; the records so far are kept.", file=sys.stderr)
+        return ExitCode.OWN_BUG
     return ExitCode.OK
-
-
-def _own_bug() -> int:
-    traceback.print_exc()
-    print("selectbench: this is a bug of selectbench's own; the records so far are kept.", file=sys.stderr)
-    return ExitCode.OWN_BUG
 
 
 def _no_room(error: OSError) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +12,7 @@ import typer
 from selectbench import __version__
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
     from rich.console import Console
 
     from selectbench.analysis.result import Ranking
@@ -211,9 +212,7 @@ def compare(
 
     compared = compare_runs(reference, runs)
     if as_json:
-        import json
-
-        typer.echo(json.dumps([found.model_dump(mode="json") for found in compared], indent=2))
+        _echo_json(compared)
     elif as_markdown:
         typer.echo(compare_markdown(compared), nl=False)
     else:
@@ -256,11 +255,15 @@ def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
 
     runs = past_runs(results)
     if as_json:
-        import json
-
-        typer.echo(json.dumps([found.model_dump(mode="json") for found in runs], indent=2))
+        _echo_json(runs)
         return
     print_runs(_stdout(), runs, results)
+
+
+def _echo_json(found: Sequence[BaseModel]) -> None:
+    import json
+
+    typer.echo(json.dumps([each.model_dump(mode="json") for each in found], indent=2))
 
 
 def _summarise(text: Callable[[], str]) -> None:

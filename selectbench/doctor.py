@@ -8,9 +8,8 @@ import shutil
 import sysconfig
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 from uuid import uuid4
 
 import pynvml
@@ -26,8 +25,8 @@ from selectbench.choices.execution import ACCELERATE_INSTALL, DEEPSPEED_INSTALL
 from selectbench.choices.optimizer import SCHEDULE_FREE_INSTALL
 from selectbench.data.prepared import cache_root
 from selectbench.errors import UserError
-from selectbench.gpu.devices import Gpu, gpus, problem, started
-from selectbench.gpu.reading import MemoryReading, StateReading, read_memory, read_processes, read_state
+from selectbench.gpu.devices import gpus, problem, started
+from selectbench.gpu.reading import read_memory, read_processes, read_state
 from selectbench.machine import (
     COMPILERS,
     INSTALL,
@@ -35,6 +34,7 @@ from selectbench.machine import (
     cgroup_memory_limit_bytes,
     installed_version,
     memory_total_bytes,
+    own_requirements,
     torch_cuda_version,
     usable_cores,
     wrong_device_reason,
@@ -57,9 +57,6 @@ class Finding:
     """What is there."""
     fix: str | None = None
     """What to do about it."""
-
-
-# The GPUs, what their driver tells of them while they work, and how fast they were found to be.
 
 
 CALIBRATE = "selectbench doctor --calibrate"
@@ -99,48 +96,41 @@ def check_meters() -> Iterator[Finding]:
         subject = f"meters of GPU {number}"
         try:
             with started():
-                told = _told(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid))
+                handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+                memory, state, processes = read_memory(handle), read_state(handle), read_processes(handle)
         except pynvml.NVMLError as error:
             yield Finding(subject, "limited", f"it does not answer: {error}", "look at nvidia-smi")
             continue
-        lost = [name + (f" ({COSTS[name]})" if COSTS[name] else "") for name, there in told.items() if not there]
-        there = ", ".join(name for name, known in told.items() if known) or "nothing"
+        readings = (
+            memory, memory and memory.reserved_bytes, state.utilization, state.instant_power_watts,
+            state.average_power_watts, state.energy_joules, state.temperature_celsius, state.sm_clock_hertz,
+            state.clock_limits, processes,
+        )  # fmt: skip
+        known = {name: reading is not None for name, reading in zip(COSTS, readings, strict=True)}
+        told = ", ".join(name for name in COSTS if known[name]) or "nothing"
+        lost = [name + (f" ({cost})" if cost else "") for name, cost in COSTS.items() if not known[name]]
         if lost:
-            yield Finding(subject, "limited", f"{there}; not told: {', '.join(lost)}", NEWER)
+            yield Finding(subject, "limited", f"{told}; not told: {', '.join(lost)}", NEWER)
         else:
-            yield Finding(subject, "ok", there)
-
-
-def _told(handle: Any) -> dict[str, bool]:
-    memory: MemoryReading | None = read_memory(handle)
-    state: StateReading = read_state(handle)
-    known = (
-        memory, memory and memory.reserved_bytes, state.utilization, state.instant_power_watts,
-        state.average_power_watts, state.energy_joules, state.temperature_celsius, state.sm_clock_hertz,
-        state.clock_limits, read_processes(handle),
-    )  # fmt: skip
-    return {name: value is not None for name, value in zip(COSTS, known, strict=True)}
+            yield Finding(subject, "ok", told)
 
 
 def check_calibration() -> Iterator[Finding]:
     """For each GPU, the rates of matrix products that were measured on it."""
     for number, gpu in enumerate(gpus()):
-        yield _calibration_of(f"calibration of GPU {number}", gpu)
-
-
-def _calibration_of(subject: str, gpu: Gpu) -> Finding:
-    try:
-        found = stored(gpu.uuid)
-    except UserError as error:
-        return Finding(subject, "limited", str(error), CALIBRATE)
-    if found is None:
-        lost = "none: the share of a measured matrix product's rate is not known"
-        return Finding(subject, "limited", lost, CALIBRATE)
-    rates = ", ".join(f"{dtype} {units.flops_per_second(r.flops_per_second)}" for dtype, r in found.rates.items())
-    return Finding(subject, "ok", f"{rates}; by torch {found.torch_version} on {found.measured_at[:10]}")
-
-
-# What this machine can run, what limits it, and how to mend that. No torch is imported.
+        subject = f"calibration of GPU {number}"
+        try:
+            found = stored(gpu.uuid)
+        except UserError as error:
+            yield Finding(subject, "limited", str(error), CALIBRATE)
+            continue
+        if found is None:
+            lost = "none: the share of a measured matrix product's rate is not known"
+            yield Finding(subject, "limited", lost, CALIBRATE)
+        else:
+            rates = [f"{dtype} {units.flops_per_second(r.flops_per_second)}" for dtype, r in found.rates.items()]
+            measured = f"{', '.join(rates)}; by torch {found.torch_version} on {found.measured_at[:10]}"
+            yield Finding(subject, "ok", measured)
 
 
 EXTRAS = {
@@ -199,18 +189,10 @@ def check_training() -> Iterator[Finding]:
 def check_packages() -> Iterator[Finding]:
     """The packages of the extras that trials use, as the installed package itself requires them."""
     for extra, install in EXTRAS.items():
-        for requirement in map(Requirement, _requirements()):
+        for requirement in map(Requirement, own_requirements()):
             if requirement.marker and requirement.marker.evaluate({"extra": extra}):
                 # Without the extra the marker does not hold: what the core requires is there already.
                 yield check_package(requirement, installed_version(requirement.name), install)
-
-
-def _requirements() -> list[str]:
-    """The package's own; none where it runs from its sources without being installed."""
-    try:
-        return metadata.requires("selectbench") or []
-    except metadata.PackageNotFoundError:
-        return []
 
 
 def check_package(requirement: Requirement, found: str | None, install: str = INSTALL) -> Finding:
@@ -320,24 +302,17 @@ def supported_choices(machine: Machine) -> list[tuple[str, str, str | None]]:
 
 def render(findings: list[Finding], choices: list[tuple[str, str, str | None]]) -> RenderableType:
     """A table of each that is not empty, tidy from 60 columns on; their cells fold, none is cut."""
-    found = _findings_table(findings)
-    return Group(found, Text(), _choices_table(choices)) if choices else found
-
-
-def _findings_table(findings: list[Finding]) -> Table:
-    table = Table(title="This machine", title_justify="left", box=None, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("found", overflow="fold")
+    here = Table(title="This machine", title_justify="left", box=None, pad_edge=False)
+    here.add_column("", no_wrap=True)
+    here.add_column("", no_wrap=True)
+    here.add_column("found", overflow="fold")
     for finding in findings:
         cell = Text(finding.found)
         if finding.fix:
             cell.append(f"\n-> {finding.fix}", style="bold")
-        table.add_row(finding.subject, Text(finding.status, style=COLOURS[finding.status]), cell)
-    return table
-
-
-def _choices_table(choices: list[tuple[str, str, str | None]]) -> Table:
+        here.add_row(finding.subject, Text(finding.status, style=COLOURS[finding.status]), cell)
+    if not choices:
+        return here
     table = Table(title="Choices", title_justify="left", box=None, pad_edge=False)
     table.add_column("dimension", no_wrap=True)
     table.add_column("runs here", overflow="fold")
@@ -347,7 +322,7 @@ def _choices_table(choices: list[tuple[str, str, str | None]]) -> Table:
         runs = ", ".join(tag for tag, reason in own if reason is None)
         lacks = "\n".join(f"{tag}: {reason}" for tag, reason in own if reason is not None)
         table.add_row(dimension, Text(runs or "-"), Text(lacks or "-"))
-    return table
+    return Group(here, Text(), table)
 
 
 def _gib(size: int) -> str:

@@ -7,10 +7,6 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from enum import IntEnum
 
-# What a user got wrong, said once and without a traceback.
-#
-# A command ends with one of the exit codes below; `UserError` carries the messages of exit code 2.
-
 
 class ExitCode(IntEnum):
     """What the process's exit status means."""
@@ -58,13 +54,6 @@ def did_you_mean(wrong: object, candidates: Sequence[str]) -> str:
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 
-# What libraries say where memory could not be had.
-#
-# The words of torch (c10's allocators, CUDAException, ProcessGroupNCCL), the CUDA libraries' names of their
-# statuses, NCCL (src/include/checks.h), Triton's driver, bitsandbytes and flash-attn (their C++ code's CUDA
-# checks).
-
-
 _SAYS_SO = re.compile(
     r"""
     can't\ allocate\ memory | not\ enough\ memory           # torch's CPU allocator
@@ -79,6 +68,8 @@ _SAYS_SO = re.compile(
     """,
     re.VERBOSE,
 )
+"""Words of torch (c10's allocators, CUDAException, ProcessGroupNCCL), the CUDA libraries' names of their statuses,
+NCCL (src/include/checks.h), Triton's driver, bitsandbytes and flash-attn (their C++ code's CUDA checks)."""
 _FOR_WANT_OF = re.compile(
     r"""
     CU(?:BLAS|SOLVER|SPARSE|DNN)_STATUS_NOT_INITIALIZED     # a handle that a full device has no room for

@@ -76,32 +76,29 @@ class Run:
 
     def _trials(self) -> tuple[list[str], list[dict[str, Any]]]:
         found, planned = self._counting(), {row.option: row.planned for row in self.ranking.rows}
-        rows = [
-            self._trial(option.name, seed, found.get((option.name, seed)))
-            for number, seed in enumerate(self.suite.seeds) for option in self.suite.options
-            if number < planned[option.name] or (option.name, seed) in found
-        ]  # fmt: skip
+        reached = {summary.name: summary.reached for summary in summarise(self.suite, self.records)[0]}
+        rows: list[dict[str, Any]] = []
+        for number, seed in enumerate(self.suite.seeds):
+            for option in [option.name for option in self.suite.options]:
+                if (option, seed) in found:
+                    crossing = reached.get(option, {}).get(seed)
+                    rows.append(self._trial(found[option, seed], crossing))
+                elif number < planned[option]:
+                    rows.append({"option": option, "seed": seed, "status": "missing"})
         return [*_TRIAL, *METRICS], rows
 
-    def _trial(self, option: str, seed: int, record: Record | None) -> dict[str, Any]:
-        row: dict[str, Any] = {"option": option, "seed": seed, "status": "missing"}
-        if record is None:
-            return row
+    def _trial(self, record: Record, crossing: Crossing | None) -> dict[str, Any]:
         state = state_of(record)
-        row |= {
-            "round": record.round, "status": "completed", "gpu_state": state.verdict if state else None,
-            "wall_seconds": record.wall_seconds, "started_at": record.started_at, "trial_id": record.trial.trial_id,
+        row: dict[str, Any] = {
+            "option": record.trial.option, "seed": record.trial.seed, "round": record.round, "status": "completed",
+            "gpu_state": state.verdict if state else None, "wall_seconds": record.wall_seconds,
+            "started_at": record.started_at, "trial_id": record.trial.trial_id,
         }  # fmt: skip
         if isinstance(record.outcome, Failed):
             outcome = record.outcome
             return row | {"status": "failed", "failure_kind": outcome.kind, "failure_detail": outcome.detail}
-        place = self._reached.get(option, {}).get(seed)
-        seconds = None if place is None else place.seconds
+        seconds = None if crossing is None else crossing.seconds
         return row | derive(observe(record, self.suite)) | {SECONDS_TO_LOSS: seconds}
-
-    @cached_property
-    def _reached(self) -> dict[str, dict[int, Crossing | None]]:
-        return {summary.name: summary.reached for summary in summarise(self.suite, self.records)[0]}
 
     def _options(self) -> tuple[list[str], list[dict[str, Any]]]:
         rows = []

@@ -1,4 +1,7 @@
-"""What this machine offers, its OpenMP settings, and other Python interpreters on it. No torch is imported."""
+"""What this machine offers, its OpenMP settings, and other Python interpreters on it. No torch is imported.
+
+Cores count as what this process may use: its affinity, cut by the cgroup's quota; memory likewise.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +28,6 @@ if TYPE_CHECKING:
     from selectbench.gpu.devices import Gpu
 
 
-# How long threads of an OpenMP library wait awake for their next piece of work, which other processes pay for.
-
-
 SHORT_WAIT = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
 """What CPU trials are given: turns of libgomp's waiting loop, some microseconds in all, and whole milliseconds of
 libomp and libiomp5.
@@ -37,22 +37,6 @@ that waits awake for one that is not being run takes the core that this one need
 """
 WAIT_VARIABLES = ("OMP_WAIT_POLICY", *SHORT_WAIT)
 """Each of them settles how threads wait."""
-
-
-def short_wait(environment: Mapping[str, str], device: str) -> dict[str, str]:
-    """What trials on `device`, cpu or cuda, get beside this environment; nothing where the user has settled it.
-
-    Libraries read it when they are loaded: it has to be there before torch is imported.
-    """
-    settled = any(name in environment for name in WAIT_VARIABLES)
-    return dict(SHORT_WAIT) if device == "cpu" and not settled else {}
-
-
-# What this machine offers, found without importing torch.
-#
-# Cores count as what this process may use: its affinity, cut by the cgroup's quota; memory likewise.
-
-
 INSTALL = "pip install 'selectbench[train]'"
 """The command that brings what trials need; in a clone, `pip install '.[train]'`."""
 TRAIN_PACKAGES = ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors")
@@ -63,8 +47,15 @@ LIBRARIES = (
 """Distributions whose versions may explain a figure."""
 SYSTEMS = {"darwin": ("macOS", "a Linux container"), "win32": ("Windows", "WSL 2")}
 """Systems that can do all but train, by Python's name: what people call each, and where Linux runs in it."""
-ANY_VERSION = "9999"
-"""Later than every lower bound."""
+
+
+def short_wait(environment: Mapping[str, str], device: str) -> dict[str, str]:
+    """What trials on `device`, cpu or cuda, get beside this environment; nothing where the user has settled it.
+
+    Libraries read it when they are loaded: it has to be there before torch is imported.
+    """
+    settled = any(name in environment for name in WAIT_VARIABLES)
+    return dict(SHORT_WAIT) if device == "cpu" and not settled else {}
 
 
 @dataclass(frozen=True)
@@ -101,7 +92,7 @@ class Machine:
 
     def with_training(self) -> Machine:
         """The same machine as if what `[train]` brings were installed: for a plan made on another one."""
-        return replace(self, packages=dict.fromkeys(TRAIN_PACKAGES, ANY_VERSION))
+        return replace(self, packages=dict.fromkeys(TRAIN_PACKAGES, "9999"))  # later than every lower bound
 
     def package_version(self, name: str) -> str | None:
         """The installed version of a distribution, or None."""
@@ -192,26 +183,22 @@ def _visible_gpus() -> list[Gpu]:
 def torch_cuda_version() -> str | None:
     """The CUDA version that the installed torch is built for, `12.8`; None: built without, or no torch."""
     spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        return None
-    return cuda_version_in(Path(spec.origin))
+    return None if spec is None or spec.origin is None else cuda_version_in(Path(spec.origin))
 
 
 def cuda_version_in(torch: Path) -> str | None:
-    """The CUDA version that a torch is built for, from its `__init__.py`; None: built without."""
-    return _assigned_text(torch.with_name("version.py"), "cuda")
+    """The CUDA version that a torch is built for, from its `__init__.py`; None: built without.
 
-
-def _assigned_text(path: Path, name: str) -> str | None:
-    """The string that a module assigns to a name at its top level, read without running it."""
+    It is what `version.py` beside it assigns to `cuda`, read without running it.
+    """
     try:
-        statements = ast.parse(path.read_text(encoding="utf-8")).body
+        statements = ast.parse(torch.with_name("version.py").read_text(encoding="utf-8")).body
     except (OSError, SyntaxError):
         return None
     for statement in statements:
         targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
         value = getattr(statement, "value", None)
-        if any(isinstance(t, ast.Name) and t.id == name for t in targets) and isinstance(value, ast.Constant):
+        if any(isinstance(t, ast.Name) and t.id == "cuda" for t in targets) and isinstance(value, ast.Constant):
             return value.value if isinstance(value.value, str) else None
     return None
 
@@ -224,21 +211,17 @@ def wrong_device_reason(device: str | None = None) -> str | None:
     """
     visible = _visible_gpus() if device != "cpu" else []
     if not visible:
-        hidden = os.environ.get("CUDA_VISIBLE_DEVICES") is not None
-        why = f": CUDA_VISIBLE_DEVICES is {os.environ['CUDA_VISIBLE_DEVICES']!r}" if hidden else nvml_words()
-        return f"device cuda: no GPU is visible{why}" if device == "cuda" else None
+        if device != "cuda":
+            return None
+        from selectbench.gpu.devices import problem
+
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = problem() if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
+        return f"device cuda: no GPU is visible{f': {why}' if why else ''}"
     torch = installed_version("torch")
     if torch is None:
         return f"device cuda: torch is not installed: {INSTALL}" if device == "cuda" else None
     return unusable_gpu_reason(visible[0], torch, torch_cuda_version())
-
-
-def nvml_words() -> str:
-    """What NVML says where it cannot be asked, as the end of a sentence."""
-    from selectbench.gpu.devices import problem
-
-    said = problem()
-    return f": {said}" if said else ""
 
 
 def unusable_gpu_reason(gpu: Gpu, torch: str, cuda: str | None) -> str | None:
@@ -275,12 +258,7 @@ def cores_by_affinity() -> int:
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     """The processor as the kernel names it, or None where it does not."""
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return None
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "Model")))
-    return next(filter(None, named), None)
+    return _first_value(cpuinfo, "model name", "Model") or None
 
 
 _CPU_FEATURES = (
@@ -291,14 +269,18 @@ _CPU_FEATURES = (
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     """Vector and matrix instructions that the kernel lists, of those that decide how fast a training runs."""
+    listed = set(_first_value(cpuinfo, "flags", "Features").split())
+    return [name for name in _CPU_FEATURES if name in listed]
+
+
+def _first_value(cpuinfo: Path, *keys: str) -> str:
+    """Of the lines that begin with one of the keys; '' where there is none."""
     try:
         lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return []
-    listed = next(
-        (set(line.partition(":")[2].split()) for line in lines if line.startswith(("flags", "Features"))), set()
-    )
-    return [name for name in _CPU_FEATURES if name in listed]
+        return ""
+    values = (line.partition(":")[2].strip() for line in lines if line.startswith(keys))
+    return next(filter(None, values), "")
 
 
 _UNITS = {
@@ -380,9 +362,6 @@ def _number(path: Path, *, over: bool = False) -> float | None:
         return None
 
 
-# Another Python interpreter that trials may run in: what it holds, asked of itself once. No torch is imported.
-
-
 OLDEST_PYTHON = (3, 11)
 WORKER_PACKAGES = (
     "msgspec", "numpy", "nvidia-ml-py", "packaging", "pydantic", "safetensors", "torch", "transformers",
@@ -444,18 +423,6 @@ def inspect_interpreter(path: str) -> Interpreter:
     """Ask the interpreter. Raises UserError where it does not start, with what it printed."""
     from packaging.utils import canonicalize_name  # slow to import, and of no use to a report
 
-    found = _probe(path)
-    versions = {str(canonicalize_name(name)): version for name, version in found["packages"].items()}
-    return Interpreter(
-        path=path,
-        python=f"{found['implementation']} {'.'.join(map(str, found['version']))}",
-        version=(found["version"][0], found["version"][1]),
-        packages=versions,
-        torch_cuda_version=cuda_version_in(Path(found["torch"])) if found["torch"] else None,
-    )
-
-
-def _probe(path: str) -> dict[str, Any]:
     try:
         done = subprocess.run(
             [path, "-c", PROBE], capture_output=True, text=True, errors="replace", timeout=PROBE_SECONDS,
@@ -471,7 +438,14 @@ def _probe(path: str) -> dict[str, Any]:
         said = "\n".join((done.stderr.strip() or done.stdout.strip()).splitlines()[-3:])
         status = f"exit status {done.returncode}"
         raise UserError(f"python {path}: is no Python that works ({status}){f': {said}' if said else ''}") from None
-    return found
+    versions = {str(canonicalize_name(name)): version for name, version in found["packages"].items()}
+    return Interpreter(
+        path=path,
+        python=f"{found['implementation']} {'.'.join(map(str, found['version']))}",
+        version=(found["version"][0], found["version"][1]),
+        packages=versions,
+        torch_cuda_version=cuda_version_in(Path(found["torch"])) if found["torch"] else None,
+    )
 
 
 def foreign_environment(path: str) -> dict[str, str]:
@@ -498,37 +472,45 @@ def worker_problem(machine: Machine) -> str | None:
     if found.version < OLDEST_PYTHON:
         oldest = ".".join(map(str, OLDEST_PYTHON))
         return f"python {machine.python}: is {found.python}, Python {oldest} or later is needed"
-    lacking = [r for r in _requirements(WORKER_PACKAGES) if not _satisfies(found.packages.get(r.name), r)]
+    words, lacking = [], []
+    for requirement in _worker_requirements():
+        version = found.packages.get(requirement.name)
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            words.append(f"{requirement.name} is {version or 'not installed'}")
+            lacking.append(str(requirement))
     if lacking:
-        words = ", ".join(_lack(requirement, found.packages.get(requirement.name)) for requirement in lacking)
-        return f"python {machine.python}: {words}: {pip_install(machine.python, [str(r) for r in lacking])}"
-    return _gpu_problem(machine, found)
-
-
-def _gpu_problem(machine: Machine, found: Interpreter) -> str | None:
+        return f"python {machine.python}: {', '.join(words)}: {pip_install(machine.python, lacking)}"
     visible = _visible_gpus() if machine.device == "cuda" else []
-    if not visible:
-        return None
-    reason = unusable_gpu_reason(visible[0], found.packages["torch"], found.torch_cuda_version)
-    return reason and f"python {found.path}: {reason}"
+    if visible and (reason := unusable_gpu_reason(visible[0], found.packages["torch"], found.torch_cuda_version)):
+        return f"python {found.path}: {reason}"
+    return None
 
 
-def _requirements(names: Sequence[str]) -> list[Requirement]:
+def _worker_requirements() -> list[Requirement]:
     """As the installed package itself states them; by name alone where it is not installed."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
+    stated = {canonicalize_name(r.name): r.specifier for r in map(Requirement, own_requirements())}
+    return [Requirement(f"{name}{stated.get(canonicalize_name(name), '')}") for name in WORKER_PACKAGES]
+
+
+def own_requirements() -> list[str]:
+    """What the installed package says that it needs; nothing where it runs from its sources."""
     try:
-        texts = metadata.requires("selectbench") or []
+        return metadata.requires("selectbench") or []
     except metadata.PackageNotFoundError:
-        texts = []
-    stated = {canonicalize_name(r.name): r.specifier for r in map(Requirement, texts)}
-    return [Requirement(f"{name}{stated.get(canonicalize_name(name), '')}") for name in names]
+        return []
 
 
-def _satisfies(version: str | None, requirement: Requirement) -> bool:
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
+def lock(descriptor: int, *, wait: bool) -> bool:
+    """Lock the open file (flock) until its descriptor is closed, or its process ends, however it ends.
 
-
-def _lack(requirement: Requirement, version: str | None) -> str:
-    return f"{requirement.name} is not installed" if version is None else f"{requirement.name} is {version}"
+    `wait`: for whoever has it, else False is returned then. Only what trains takes one. Raises OSError.
+    """
+    fcntl = import_module("fcntl")  # Windows has none
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -22,19 +22,16 @@ def field_texts(kind: type) -> dict[str, str]:
     """The text under each annotated field of a class whose source is at hand, those it inherits among them."""
     found: dict[str, str] = {}
     for ancestor in reversed([c for c in kind.__mro__ if c.__module__.partition(".")[0] == __package__]):
-        found |= _own_texts(ancestor)
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body
+        assert isinstance(tree, ast.ClassDef)
+        found |= {
+            field.target.id: inspect.cleandoc(text.value.value)
+            for field, text in pairwise(tree.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }  # fmt: skip
     return found
-
-
-def _own_texts(kind: type) -> dict[str, str]:
-    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(tree, ast.ClassDef)
-    return {
-        field.target.id: inspect.cleandoc(text.value.value)
-        for field, text in pairwise(tree.body)
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(text, ast.Expr)
-        and isinstance(text.value, ast.Constant) and isinstance(text.value.value, str)
-    }  # fmt: skip
 
 
 class DescribedSchema(GenerateJsonSchema):
@@ -48,9 +45,6 @@ class DescribedSchema(GenerateJsonSchema):
             if name in texts:
                 shape.setdefault("description", texts[name])
         return found
-
-
-# The settings that every mapping of a suite file shares.
 
 
 class Strict(BaseModel):

@@ -13,17 +13,15 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
-# Plain data as the YAML that a suite file is written in.
-#
-# Written key by key, and each text kept: options of a run share most of their settings.
-
-
 _WIDTH = 110
 _INDICATORS = (":", "?", "-")
 
 
 def suite_yaml(content: Mapping[str, Any]) -> str:
-    """A whole suite, every value on a line of its own."""
+    """A whole suite, every value on a line of its own.
+
+    Written key by key, and each text kept: options of a run share most of their settings.
+    """
     return "".join(_block(json.dumps({key: value})) for key, value in content.items())
 
 
@@ -64,9 +62,6 @@ def _quoted(value: Any) -> Any:
     elif isinstance(value, str) and value.startswith(_INDICATORS):
         return DoubleQuotedScalarString(value)
     return value
-
-
-# Plain data as JSON that people read, indented.
 
 
 def json_text(content: object) -> str:

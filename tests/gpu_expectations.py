@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from selectbench.analysis.result import Ranking, Row
-from selectbench.plan.duration import matmul_dtype
+from selectbench.plan.peaks import matmul_dtype
 from selectbench.suite.suite import Suite
 
 MOST_MFU = {

@@ -11,9 +11,24 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 PACKAGE = "selectbench"
+WAY = (
+    "cli.run",
+    "launch.run.run", "launch.run._run_in", "launch.run._run_trials", "launch.run._run_stage",
+    "launch.run.Bench.run", "launch.run.Bench._attempt", "launch.run.Bench._launched", "launch.run.Bench._metered",
+    "launch.trial.TrialRunner.run", "launch.trial.TrialRunner._run",
+    "launch.server.TrialServer.submit",
+    "~worker.server.Server._take_request", "worker.server.Server._fork", "worker.server.Server._become_trial",
+    "worker.server.run_order",
+    "worker.trial.run_trial", "worker.trial.run_rank", "worker.trial._train",
+    "~worker.loop.train", "worker.loop.train_with_engine",
+    "worker.step.OptimizerStep.run",
+)  # fmt: skip
+"""From the command to the first optimizer step, each called by the one before it; `~`: reached through a message to
+another process, or by a name that a choice has as a string."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +122,41 @@ class Structure:
         return known[name]
 
 
+def function(found: Structure, name: str) -> ast.FunctionDef | None:
+    """The function or method of a name such as `launch.run.Bench.run`; None: there is none."""
+    file = _file_of(found, name)
+    node: ast.AST | None = found.modules[file].tree
+    for part in f"{PACKAGE}.{name}".removeprefix(f"{file}.").split("."):
+        inside = [n for n in getattr(node, "body", []) if isinstance(n, ast.FunctionDef | ast.ClassDef)]
+        node = next((n for n in inside if n.name == part), None)
+    return node if isinstance(node, ast.FunctionDef) else None
+
+
+def _file_of(found: Structure, name: str) -> str:
+    """The innermost module or package that a name is in."""
+    return max((module for module in found.modules if f"{PACKAGE}.{name}".startswith(f"{module}.")), key=len)
+
+
+def broken_links(found: Structure) -> list[str]:
+    """What is wrong with the way to the first step: functions that are not there, calls that are not made."""
+    steps = {name: function(found, name.lstrip("~")) for name in WAY}
+    problems = [f"{name} is not there" for name, step in steps.items() if step is None]
+    for caller, called in pairwise(WAY):
+        step = steps[caller]
+        if step is not None and not called.startswith("~") and called.rpartition(".")[2] not in _uses(step):
+            problems.append(f"{caller} does not call {called}")
+    return problems
+
+
+def _uses(step: ast.FunctionDef) -> set[str]:
+    """Names that a function uses, by those under which they are defined where it imports them itself."""
+    imports = [node for node in ast.walk(step) if isinstance(node, ast.ImportFrom)]
+    own_names = {alias.asname: alias.name for node in imports for alias in node.names if alias.asname}
+    names = {node.id for node in ast.walk(step) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(step) if isinstance(node, ast.Attribute)}
+    return {own_names.get(name, name) for name in names}
+
+
 def structure(checkout: Path) -> Structure:
     """Of the package in a checkout."""
     root = checkout / PACKAGE
@@ -129,6 +179,8 @@ def figures(found: Structure) -> dict[str, int]:
         "imports between files": sum(map(len, found.imports.values())),
         "files with one importer": sum(len(importers) == 1 for importers in found.importers.values()),
         "deepest chain of imports": len(found.deepest) if not found.circle() else 0,
+        "files to the first step": len({_file_of(found, name.lstrip("~")) for name in WAY}),
+        "calls to the first step": len(WAY) - 1,
     }
 
 
@@ -160,6 +212,8 @@ def main() -> None:
         )
     for package, modules in packages.items():
         print(f"  {package or '(top)':26}{sum(m.lines for m in modules):>8,} lines in {len(modules)} files")
+    for problem in broken_links(found):
+        print(f"the way to the first step: {problem}")
     circle = found.circle()
     print("circle: " + " > ".join(circle) if circle else "deepest: " + " > ".join(found.deepest))
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from structure import Structure, figures, structure
+from structure import Structure, broken_links, figures, structure
 
 ROOT = Path(__file__).parents[1]
 LIMITS = {"files": 124, "lines": 32_700, "deepest chain of imports": 27}
@@ -26,6 +26,10 @@ def test_imports_run_in_no_circle(found: Structure) -> None:
 def test_it_grows_no_further(found: Structure) -> None:
     now = figures(found)
     assert {name: now[name] for name in LIMITS if now[name] > LIMITS[name]} == {}
+
+
+def test_the_way_from_the_command_to_the_first_step_is_the_one_that_is_listed(found: Structure) -> None:
+    assert broken_links(found) == []
 
 
 def defined(tree: ast.Module) -> set[str]:

@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 from selectbench import units
 from selectbench.choices import Choices
 from selectbench.choices.choice import is_own
-from selectbench.plan.duration import matmul_dtype, peak_flops_per_second
+from selectbench.plan.peaks import matmul_dtype, peak_flops_per_second
 from selectbench.record.record import Architecture, Completed, GpuMeters, Measurement, Meters, RankMemory, Record
 from selectbench.suite.suite import Cost, Suite
 

@@ -22,8 +22,8 @@ from selectbench.analysis.formulas import (
 from selectbench.analysis.metrics import State, Verdict
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
 from selectbench.analysis.summary import Summary, mean
-from selectbench.plan.duration import matmul_dtype
 from selectbench.plan.memory import expected
+from selectbench.plan.peaks import matmul_dtype
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
 
 # What a row says of its ranks: how many, the memory of each, how speed grew with them.

@@ -10,7 +10,7 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 from selectbench.analysis.formulas import MemoryKind, Method, UtilizationName
 from selectbench.analysis.metrics import Number, Shown, Verdict
 from selectbench.analysis.tuning import Search
-from selectbench.plan.duration import MatmulDtype
+from selectbench.plan.peaks import MatmulDtype
 from selectbench.record.record import FailureKind
 
 Decision = Literal["better", "worse", "no_difference", "undecided"]

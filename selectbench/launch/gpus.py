@@ -14,10 +14,10 @@ import pynvml
 
 from selectbench import units
 from selectbench.errors import UserError
-from selectbench.file_lock import lock
 from selectbench.gpu.devices import Gpu, gpus, started
 from selectbench.gpu.meters import tenant_text
 from selectbench.gpu.reading import Use, use_of
+from selectbench.machine import lock
 from selectbench.plan.plan import GpuNeed
 
 # One lock for each GPU, between the runs of this tool on one machine, whoever's they are.

@@ -1,4 +1,8 @@
-"""How much of a GPU's memory an option will take: model states, saved activations, and the loss."""
+"""How much of a GPU's memory an option is expected to take: model states, saved activations, and the loss.
+
+Together they are the peak where the backward pass begins. Compiled models and fused losses take less. It is an
+expectation from formulas: whether an option fits, its trial shows.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from selectbench.errors import UserError
 from selectbench.suite.job import Job, vocabulary_of
 from selectbench.suite.suite import Option, Suite
 
-# What is known of an option's model before it is built: rows of its embedding, and transformers' configuration.
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
@@ -51,6 +55,12 @@ def config_of(model: AnyModel, vocab_size: int | None, seq_len: int) -> dict[str
 
 
 Config = Mapping[str, Any]
+FORMULA_ACTIVATIONS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_python_tanh", "quick_gelu"})
+"""Written out in Python by transformers: autograd keeps their parts."""
+_PARTS = 3
+"""So many more times the layer's width, in fp32, as autocast raises to a power in fp32."""
+_NORMS_OF_HEADS = frozenset({"qwen3", "gemma3_text"})
+"""Families that norm queries and keys too."""
 
 
 @dataclass(frozen=True)
@@ -139,16 +149,6 @@ class Regime:
         return Saved(full=kept, compute=kept if self.half else 0.0)
 
 
-FORMULA_ACTIVATIONS = frozenset({"gelu_new", "gelu_fast", "gelu_python", "gelu_python_tanh", "quick_gelu"})
-"""Written out in Python by transformers: autograd keeps their parts."""
-_PARTS = 3
-"""So many more times the layer's width, in fp32, as autocast raises to a power in fp32."""
-
-
-_NORMS_OF_HEADS = frozenset({"qwen3", "gemma3_text"})
-"""Families that norm queries and keys too."""
-
-
 def layout_of(config: Config, regime: Regime) -> Layout | None:
     """Of the model of a configuration, as transformers has it; None: its kind is not known here."""
     kind = str(config.get("model_type"))
@@ -227,7 +227,13 @@ def _t5(c: Config, regime: Regime) -> Layout:
     """Llama's norms; the bias of the positions is learnt, so that attention over it keeps its weights."""
     wide, heads, rows = c["d_model"], c["num_heads"], c["vocab_size"]
     wide_heads, weights = heads * (c.get("d_kv") or wide // heads), float(heads * regime.seq_len)
-    forward, matrices = _t5_forward(c, regime)
+    # What the feed-forward layer activates is cast to the weights' dtype and back.
+    inner, is_gated = c["d_ff"], str(c.get("feed_forward_proj")).startswith("gated")
+    copies, masks = (2 if regime.autocast else 1) + (3 if is_gated else 0), _dropout(c, c["d_ff"])
+    forward = Saved(compute=copies * inner + masks.masks) + masks
+    if is_gated:
+        forward += _activation(c, inner)
+    matrices = [*[(wide, inner)] * (2 if is_gated else 1), (inner, wide)]
     inputs = 4 if regime.autocast else 2
     encoder = forward + Saved(
         full=2 * wide + 2 + weights, residual=2 * wide, compute=inputs * wide + 4 * wide_heads
@@ -244,16 +250,6 @@ def _t5(c: Config, regime: Regime) -> Layout:
     ]
     outside = Saved(full=2 * wide + 2, residual=2 * wide, compute=2 * wide) + _dropout(c, 4 * wide)
     return Layout(stacks, outside, rows * wide, rows * wide, _is_tied(c), rows)
-
-
-def _t5_forward(c: Config, regime: Regime) -> tuple[Saved, list[tuple[int, int]]]:
-    """The feed-forward layer; what it activates is cast to the weights' dtype and back."""
-    wide, inner = c["d_model"], c["d_ff"]
-    is_gated = str(c.get("feed_forward_proj")).startswith("gated")
-    copies = (2 if regime.autocast else 1) + (3 if is_gated else 0)
-    masks = _dropout(c, inner)
-    saved = Saved(compute=copies * inner + masks.masks) + masks + (_activation(c, inner) if is_gated else Saved())
-    return saved, [*[(wide, inner)] * (2 if is_gated else 1), (inner, wide)]
 
 
 def _bart(c: Config, regime: Regime) -> Layout:
@@ -290,20 +286,15 @@ def _is_tied(c: Config) -> bool:
     return bool(c.get("tie_word_embeddings", True))
 
 
-# How many bytes of model states a rank keeps, by the formulas of the literature.
-#
-# Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1 and section 5. With psi parameters over N ranks,
-# mixed-precision Adam keeps 2 psi of parameters, 2 psi of gradients and 12 psi of optimizer state (fp32 master
-# weights and two moments); what a strategy shards is divided by N. Activations, buffers and fragments are left out,
-# and so are gradients that an implementation keeps in fp32 beside half-precision weights.
-
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
 @dataclass(frozen=True)
 class ModelStates:
-    """Bytes of one rank, where shards are equal."""
+    """Bytes of one rank, where shards are equal, by the formulas of the literature.
+
+    Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1 and section 5. With psi parameters over N ranks,
+    mixed-precision Adam keeps 2 psi of parameters, 2 psi of gradients and 12 psi of optimizer state (fp32 master
+    weights and two moments); what a strategy shards is divided by N. Activations, buffers and fragments are left
+    out, and so are gradients that an implementation keeps in fp32 beside half-precision weights.
+    """
 
     parameters: float
     gradients: float
@@ -318,26 +309,23 @@ class ModelStates:
 
 def expected(choices: Choices, parameters: int, world_size: int) -> ModelStates | None:
     """Of a rank that trains so many parameters; None: the optimizer's state can't be told from their number."""
-    precision, sharded = choices.precision, choices.strategy.sharded()
-    updated = BYTES[precision.parameter_dtype]
-    kept = BYTES[precision.working_dtype or precision.parameter_dtype]
-    state = choices.optimizer.state_bytes(updated)
+    updated, used = _weight_bytes(choices)
+    state, sharded = choices.optimizer.state_bytes(updated), choices.strategy.sharded()
     if state is None:
         return None
-    master = updated if precision.working_dtype else 0
+    master = updated if choices.precision.working_dtype else 0
     ranks = {name: world_size if name in sharded else 1 for name in ("parameters", "gradients", "optimizer_state")}
     return ModelStates(
-        parameters=kept * parameters / ranks["parameters"],
-        gradients=kept * parameters / ranks["gradients"],
+        parameters=used * parameters / ranks["parameters"],
+        gradients=used * parameters / ranks["gradients"],
         optimizer_state=(master + state) * parameters / ranks["optimizer_state"],
     )
 
 
-# How much of a GPU's memory a training is expected to take at its peak, from formulas.
-#
-# Model states and what the backward pass needs, as above, and the loss: together the
-# peak where the backward pass begins. Compiled models and fused losses take less. What is told is an expectation:
-# whether an option fits, its trial shows.
+def _weight_bytes(choices: Choices) -> tuple[int, int]:
+    """Of an element that the optimizer updates, and of one that the passes use."""
+    precision = choices.precision
+    return BYTES[precision.parameter_dtype], BYTES[precision.working_dtype or precision.parameter_dtype]
 
 
 LOSS_COPIES = 3
@@ -374,46 +362,34 @@ class MemoryNeed:
 
 def memory_need(job: Job, choices: Choices, config: Mapping[str, Any], ranks: int) -> MemoryNeed | None:
     """Of an option's job, whose model transformers builds from this configuration; None: it is not known here."""
-    precision = choices.precision
-    products = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
-    weights = BYTES[precision.working_dtype or precision.parameter_dtype]
+    autocast = choices.precision.autocast_dtype
+    _, weights = _weight_bytes(choices)
+    products = BYTES[autocast] if autocast else weights
     regime = Regime(
-        job.seq_len, autocast=precision.autocast_dtype is not None, half=BYTES[products] == 2,
-        eager=choices.attention.name == "eager",
-    )  # fmt: skip
+        job.seq_len, autocast=autocast is not None, half=products == 2, eager=choices.attention.name == "eager"
+    )
     layout = layout_of(config, regime)
     if layout is None:
         return None
     tokens = choices.micro_batch_size * job.seq_len
-    copies = BYTES[products] * layout.matrix_parameters if regime.autocast else 0
-    kept = tokens * _kept_of_a_token(layout, choices, weights, BYTES[products])
-    on_the_way = tokens * max(_on_the_way(stack, choices, weights, BYTES[products]) for stack in layout.stacks)
+    recomputed = choices.activation_checkpointing.enabled
+    copies = products * layout.matrix_parameters if autocast else 0
+    # Of a token: what is kept for the backward pass without the logits, and what a block takes while it is passed
+    # back: gradients of its widest layer, of what goes in and what comes out, and of the stream; where the block
+    # is computed again, all that it saves too.
+    kept, passed_back = layout.outside.bytes_in(weights, products), 0.0
+    for stack in layout.stacks:
+        saved = stack.saved.bytes_in(weights, products)
+        gradients = 2 * products * max(max(sides) for sides in stack.matrices) + 4 * weights * stack.width
+        kept += stack.blocks * (stack.width * weights if recomputed else saved)
+        passed_back = max(passed_back, gradients + (saved if recomputed else 0))
     accumulates = job.gradient_accumulation_steps(choices.micro_batch_size, ranks) > 1
     return MemoryNeed(
-        states=_states(choices, layout, ranks, accumulates=accumulates), activations=copies + kept,
-        loss=max(LOSS_COPIES * 4.0 * tokens * layout.vocab_size, on_the_way),
+        states=_states(choices, layout, ranks, accumulates=accumulates),
+        activations=copies + tokens * kept,
+        loss=max(LOSS_COPIES * 4.0 * tokens * layout.vocab_size, tokens * passed_back),
         beside=CONTEXT_BYTES + (COMMUNICATION_BYTES if ranks > 1 else 0),
-    )  # fmt: skip
-
-
-def _kept_of_a_token(layout: Layout, choices: Choices, weights: int, products: int) -> float:
-    """Bytes, the logits not among them."""
-    recomputed = choices.activation_checkpointing.enabled
-    return layout.outside.bytes_in(weights, products) + sum(
-        stack.blocks * (stack.width * weights if recomputed else stack.saved.bytes_in(weights, products))
-        for stack in layout.stacks
     )
-
-
-def _on_the_way(stack: Stack, choices: Choices, weights: int, products: int) -> float:
-    """Bytes of a token while a block is passed back.
-
-    Gradients of its widest layer, of what goes in and what comes out, and of the stream; where the block is
-    computed again, all that it saves too.
-    """
-    gradients = 2 * products * max(max(sides) for sides in stack.matrices) + 4 * weights * stack.width
-    recomputed = choices.activation_checkpointing.enabled
-    return gradients + (stack.saved.bytes_in(weights, products) if recomputed else 0)
 
 
 def _states(choices: Choices, layout: Layout, ranks: int, *, accumulates: bool) -> float:
@@ -436,28 +412,22 @@ def _of_trained(choices: Choices, parameters: int, ranks: int) -> float:
     assert found is not None
     offloaded = getattr(choices.strategy, "offload_optimizer", False)
     # Gradients are accumulated in the dtype of what is updated, though half as large in the backward pass.
-    updated, kept = (BYTES[d] for d in _dtypes(choices))
-    return found.parameters + found.gradients * updated / kept + (0.0 if offloaded else found.optimizer_state)
-
-
-def _dtypes(choices: Choices) -> tuple[str, str]:
-    """Of what the optimizer updates, and of what the passes use."""
-    precision = choices.precision
-    return precision.parameter_dtype, precision.working_dtype or precision.parameter_dtype
+    updated, used = _weight_bytes(choices)
+    return found.parameters + found.gradients * updated / used + (0.0 if offloaded else found.optimizer_state)
 
 
 def _gathered(choices: Choices, layout: Layout, ranks: int, accumulates: bool) -> float:
     """What a strategy holds for a while beside its share of the model states."""
     strategy, parameters = choices.strategy, layout.parameters
-    updated, kept = (BYTES[d] for d in _dtypes(choices))
+    updated, used = _weight_bytes(choices)
     if strategy.name == "ddp":
         return 0.0 if strategy.gradient_as_bucket_view else float(updated * parameters)
     if strategy.name == "fsdp":
         two_blocks = max(2 * stack.parameters / stack.blocks for stack in layout.stacks)
         outside = parameters - sum(stack.parameters for stack in layout.stacks)
         whole = outside + two_blocks if strategy.reshard_after_forward else parameters
-        return kept * whole + (kept * parameters if accumulates else 0)
+        return used * whole + (used * parameters if accumulates else 0)
     if strategy.name == "zero":
         master = 0.0 if choices.precision.working_dtype else updated * parameters / ranks
-        return master + 2.0 * kept * min(parameters, BUCKET_ELEMENTS)
+        return master + 2.0 * used * min(parameters, BUCKET_ELEMENTS)
     return 0.0

@@ -32,13 +32,10 @@ from selectbench.suite.suite import (
     Suite,
 )
 
-# What a reader of a suite's figures must know, before its run and after.
-
-
 FEWEST_TO_TUNE = 100
 """Steps of a tuning trial below which its choice is doubted."""
 NEARLY = 0.95
-"""Share of the entries asked for below which a vocabulary is told to be smaller."""
+"""Share of the entries asked for below which a vocabulary is reported to be smaller."""
 MEMORISING_EPOCHS = 4.0
 """Muennighoff et al. 2023, arXiv:2305.16264: up to about four epochs repeated data is worth new data."""
 
@@ -48,31 +45,32 @@ def suite_warnings(suite: Suite, passes: float | None, cores: float | None = Non
 
     `passes`: epochs; `cores`: that trials may use, where the job runs; None: unknown.
     """
-    caveats = [
-        f"{option.name}: {caveat}"
-        for option in suite.options
-        for choice in option.choices.each().values()
-        if (caveat := choice.caveat(suite.device))
-    ]
-    return [*_repetition(suite, passes), *caveats, *_crowding(suite, cores), *_short_tuning(suite)]
-
-
-def _short_tuning(suite: Suite) -> list[str]:
-    """So few steps say little of which setting serves the whole job.
-
-    The best learning rate falls with the length of the training (Bjorck et al. 2024, arXiv:2409.19913), most among
-    short ones: Lion's 0.0095, the best of 24 steps, loses 0.4 nats to 0.001 over 60.
-    """
+    warnings = []
+    if passes is not None and passes > 1:
+        if passes > MEMORISING_EPOCHS and suite.job.evaluates:
+            effect = "final losses measure memorising too; no verdict of quality should rest on them"
+            warnings.append(f"the corpus is repeated {passes:.1f} times: {effect} (more text, or fewer max_steps)")
+        else:
+            warnings.append(f"the corpus is repeated: {passes:.2f} epochs")
+    for option in suite.options:
+        caveats = [choice.caveat(suite.device) for choice in option.choices.each().values()]
+        warnings += [f"{option.name}: {caveat}" for caveat in caveats if caveat]
+    for option in suite.options:
+        ranks = option.choices.world_size
+        # Ranks on a CPU are processes.
+        if suite.device == "cpu" and cores is not None and ranks != "auto" and ranks > cores:
+            slower = "take turns: not the speed of ranks on cores of their own"
+            warnings.append(f"{option.name}: {ranks} ranks share {cores:g} cores and {slower}")
+    # The best learning rate falls with the length of the training (Bjorck et al. 2024, arXiv:2409.19913), most
+    # among short ones: Lion's 0.0095, the best of 24 steps, loses 0.4 nats to 0.001 over 60.
     whole = suite.job.max_steps
     steps = suite.tune.budget.steps(whole) if suite.tune else whole
-    if steps >= min(whole, FEWEST_TO_TUNE):
-        return []
-    return [
-        (
+    if steps < min(whole, FEWEST_TO_TUNE):
+        warnings.append(
             f"a tuning trial has {steps} of the job's {whole} steps: in so few larger learning rates are best, "
             "which may lose in the contest; `tune: {budget: {max_steps: 1x}}` tunes over the whole schedule"
         )
-    ]
+    return warnings
 
 
 def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str]:
@@ -94,37 +92,13 @@ def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str
 
 def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list[str]:
     """Tokenizers that came out much smaller than asked; `entries`: of each option's vocabulary."""
-    found = []
+    warnings = []
     for option in suite.options:
         tokenizer, made = suite.job.of(option.choices).tokenizer, entries.get(option.name)
         asked = tokenizer.most_entries if tokenizer is not None else None
         if asked is not None and made is not None and made < NEARLY * asked:
-            found.append(f"{option.name}: the text yields a vocabulary of {made:,}; {asked:,} were asked for")
-    return found
-
-
-def _crowding(suite: Suite, cores: float | None) -> list[str]:
-    """Ranks on a CPU are processes: more of them than cores take turns."""
-    if suite.device != "cpu" or cores is None:
-        return []
-    sizes = [(option.name, option.choices.world_size) for option in suite.options]
-    return [
-        f"{name}: {ranks} ranks share {cores:g} cores and take turns: not the speed of ranks on cores of their own"
-        for name, ranks in sizes
-        if ranks != "auto" and ranks > cores
-    ]
-
-
-def _repetition(suite: Suite, passes: float | None) -> list[str]:
-    if passes is None or passes <= 1:
-        return []
-    if passes > MEMORISING_EPOCHS and suite.job.evaluates:
-        effect = "final losses measure memorising too; no verdict of quality should rest on them"
-        return [f"the corpus is repeated {passes:.1f} times: {effect} (more text, or fewer max_steps)"]
-    return [f"the corpus is repeated: {passes:.2f} epochs"]
-
-
-# A suite to its trials in run order, with what each option comes to and what cannot run here.
+            warnings.append(f"{option.name}: the text yields a vocabulary of {made:,}; {asked:,} were asked for")
+    return warnings
 
 
 @dataclass(frozen=True)
@@ -209,8 +183,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
             *suite_warnings(suite, passes, usable_cores()),
             *heldout_warnings(suite, heldout),
             *vocabulary_warnings(suite, {name: one.vocab_size for name, one in (prepared or {}).items()}),
-            *_baseline_warnings(suite, options),
-            *_memory_warnings(suite, options, machine),
+            *_option_warnings(suite, options, machine),
         ],
         own_code_sha256=own_code,
         pretrained=pretrained,
@@ -222,10 +195,10 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
     ranks = option.choices.ranks(machine)
     job, micro_batch_size = suite.job.of(option.choices), option.choices.micro_batch_size
     if problem := accumulation_problem(job.global_batch_size, micro_batch_size, ranks):
-        raise UserError(
-            f"suite {suite.name}: option {option.name}: {problem}"
-        )  # world_size: auto is known only here
+        # world_size: auto is known only here
+        raise UserError(f"suite {suite.name}: option {option.name}: {problem}")
     micro_batches = job.gradient_accumulation_steps(micro_batch_size, ranks)
+    vocab_size = vocab_size_of(suite, option, prepared)
     return PlannedOption(
         option=option,
         world_size=ranks,
@@ -234,7 +207,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         or option.choices.unsupported_reason(
             machine, micro_batches=micro_batches, task=suite.job.task, data=kind_of(suite.job.data)
         ),
-        parameters=_parameters(suite, option, prepared),
+        parameters=None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len),
         peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),
     )
 
@@ -245,47 +218,36 @@ def _in_order(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list
     for number, seed in enumerate(suite.seeds):
         names = [option.name for option in suite.options]
         shuffle.shuffle(names)
-        planned += [PlannedTrial(_trial(suite.option(name), seed, identities[name]), number) for name in names]
+        for name in names:
+            option = suite.option(name)
+            settings = option.choices.model_dump(mode="json")
+            content = {"option": name, "settings": settings, "seed": seed, **identities[name]}
+            digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+            trial = Trial(
+                trial_id=digest[:16], option=name, seed=seed, settings=SETTINGS.keep(settings), tunes=option.tunes,
+                tried=option.tried,
+            )  # fmt: skip
+            planned.append(PlannedTrial(trial, number))
     return planned
 
 
-def _trial(option: Option, seed: int, identity: Mapping[str, Any]) -> Trial:
-    settings = option.choices.model_dump(mode="json")
-    content = {"option": option.name, "settings": settings, "seed": seed, **identity}
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return Trial(
-        trial_id=digest[:16], option=option.name, seed=seed, settings=SETTINGS.keep(settings), tunes=option.tunes,
-        tried=option.tried,
-    )  # fmt: skip
-
-
-def _parameters(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
-    job, vocab_size = suite.job.of(option.choices), vocab_size_of(suite, option, prepared)
-    return None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len)
-
-
-def _baseline_warnings(suite: Suite, options: list[PlannedOption]) -> list[str]:
-    baseline = next(planned for planned in options if planned.option.name == suite.baseline)
-    return (
-        [f"the baseline {suite.baseline} cannot run here: {baseline.unsupported}"] if baseline.unsupported else []
-    )
-
-
-def _memory_warnings(suite: Suite, options: list[PlannedOption], machine: Machine) -> list[str]:
-    """Options that are expected not to fit; where sizes are searched, their trials tell."""
+def _option_warnings(suite: Suite, options: list[PlannedOption], machine: Machine) -> list[str]:
+    """A baseline that cannot run, and options that are expected not to fit; not where trials search sizes."""
+    warnings = [
+        f"the baseline {suite.baseline} cannot run here: {planned.unsupported}"
+        for planned in options
+        if planned.option.name == suite.baseline and planned.unsupported
+    ]
     gpu = smallest_gpu(machine)
     if gpu is None or suite.best_of is not None:
-        return []
+        return warnings
     name, total = gpu
-    return [
+    return warnings + [
         f"{planned.option.name} is expected to take {units.size(planned.peak_bytes)} of memory, and {name} has "
         f"{units.size(total)}: it may run out of memory"
         for planned in options
         if planned.unsupported is None and planned.peak_bytes is not None and planned.peak_bytes > total
     ]
-
-
-# How many GPUs a suite takes.
 
 
 @dataclass(frozen=True)
@@ -314,9 +276,6 @@ def gpus_used(plan: Plan) -> int:
     return max((planned.world_size for planned in plan.options if planned.unsupported is None), default=1)
 
 
-# What a suite leaves to the machine, settled for the GPUs that a run has taken: once, for all options.
-
-
 FITTING_SHARE = 0.85
 """Of a GPU's memory, what an option is expected to take at most: the rest is for what formulas do not see, such as
 fragments of the allocator's blocks."""
@@ -327,19 +286,19 @@ def settled_for(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared]
 
     Raises UserError where nothing tells how much memory a model takes, or an interpreter does not start.
     """
-    found: list[MachineChoice] = []
+    choices: list[MachineChoice] = []
     asked = suite.left_open
     if asked.precision:
         precision, why = precision_for(machine)
         suite = _with(suite, PRECISION, precision, precision.model_dump(mode="json"))
-        found.append(MachineChoice(setting=PRECISION, asked=AUTO, taken=precision.name, why=why))
+        choices.append(MachineChoice(setting=PRECISION, asked=AUTO, taken=precision.name, why=why))
     if asked.micro_batch_size is not None:
         most = asked.micro_batch_size.at_most
         size, why = _size_that_fits(suite, most, machine, prepared)
         suite = _with(suite, MICRO_BATCH_SIZE, size, size)
         words = f"{AT_MOST} {most}"
-        found.append(MachineChoice(setting=MICRO_BATCH_SIZE, asked=words, taken=str(size), why=why))
-    return suite.model_copy(update={"left_open": LeftOpen(machine_choices=found)}) if found else suite
+        choices.append(MachineChoice(setting=MICRO_BATCH_SIZE, asked=words, taken=str(size), why=why))
+    return suite.model_copy(update={"left_open": LeftOpen(machine_choices=choices)}) if choices else suite
 
 
 def _with(suite: Suite, setting: str, value: object, plain: object) -> Suite:
@@ -368,14 +327,6 @@ def smallest_gpu(machine: Machine) -> tuple[str, int] | None:
     return min(((name, total) for total, name in known), key=lambda found: found[1], default=None)
 
 
-@dataclass(frozen=True)
-class _Demand:
-    """The option that takes most."""
-
-    option: str
-    peak_bytes: int
-
-
 def _size_that_fits(
     suite: Suite, at_most: int, machine: Machine, prepared: Mapping[str, Prepared] | None
 ) -> tuple[int, str]:
@@ -387,20 +338,19 @@ def _size_that_fits(
     (name, total), larger = gpu, ""
     bound = f"{FITTING_SHARE:.0%} of the {units.size(total)} of {name}"
     for size in sizes:
-        demand = _most_demanding(suite, size, machine, prepared or {})
-        if isinstance(demand, str) and prepared is None:
-            return sizes[0], f"what {demand} takes is not known before the data are prepared"
-        if isinstance(demand, str):
+        option, peak = _most_demanding(suite, size, machine, prepared or {})
+        if peak is None and prepared is None:
+            return sizes[0], f"what {option} takes is not known before the data are prepared"
+        if peak is None:
             raise UserError(
-                f"suite {suite.name}: option {demand}: choices.micro_batch_size: {{{AT_MOST}: {at_most}}}: how "
+                f"suite {suite.name}: option {option}: choices.micro_batch_size: {{{AT_MOST}: {at_most}}}: how "
                 "much memory this model takes is not known: give a number, as in --set choices.micro_batch_size=4, "
                 f"or {AUTO}, which tries sizes"
             )
-        if demand.peak_bytes <= FITTING_SHARE * total:
-            told = f"{demand.option} is expected to take {units.size(demand.peak_bytes)}, at most {bound}"
-            return size, f"{told}{larger}"
+        if peak <= FITTING_SHARE * total:
+            return size, f"{option} is expected to take {units.size(peak)}, at most {bound}{larger}"
         many = f"{size} sequence{'s' if size > 1 else ''}"
-        larger = f"; with {many} {demand.option} would take {units.size(demand.peak_bytes)}"
+        larger = f"; with {many} {option} would take {units.size(peak)}"
     return sizes[-1], f"none fits into {bound}{larger}, so that trials may run out of memory"
 
 
@@ -414,16 +364,20 @@ def _sizes(suite: Suite, at_most: int, machine: Machine) -> list[int]:
     return [size for size in range(min(at_most, common), 0, -1) if common % size == 0]
 
 
-def _most_demanding(suite: Suite, size: int, machine: Machine, prepared: Mapping[str, Prepared]) -> _Demand | str:
-    """Of those that can run here, of all where none can; or the name of one whose memory is not known."""
+def _most_demanding(
+    suite: Suite, size: int, machine: Machine, prepared: Mapping[str, Prepared]
+) -> tuple[str, int | None]:
+    """The option that takes most and its bytes, of those that can run here, of all where none can.
+
+    None: of this option nobody can tell.
+    """
     cut: dict[str, Any] = {MICRO_BATCH_SIZE: size}
     options = [o.model_copy(update={"choices": o.choices.model_copy(update=cut)}) for o in suite.options]
-    able = [o for o in options if o.choices.unsupported_reason(machine_for(machine, o.choices.python)) is None]
-    demands = []
-    for option in able or options:
+    demands: list[tuple[str, int]] = []
+    for option in [o for o in options if _runs(o, machine)] or options:
         ranks = option.choices.ranks(machine)
         peak = expected_peak_bytes(suite, option, ranks, prepared.get(option.name))
         if peak is None:
-            return option.name
-        demands.append(_Demand(option.name, peak))
-    return max(demands, key=lambda demand: demand.peak_bytes)
+            return option.name, None
+        demands.append((option.name, peak))
+    return max(demands, key=lambda demand: demand[1])

@@ -18,7 +18,6 @@ import selectbench
 from selectbench import machine
 from selectbench.data.prepared import cache_root
 from selectbench.errors import UserError
-from selectbench.file_lock import lock
 from selectbench.gpu.devices import Gpu, gpus, topology
 from selectbench.record.run_folder import write_whole
 
@@ -325,7 +324,7 @@ def store(uuid: str, calibration: Calibration) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with file.with_suffix(".lock").open("a") as alone:
-            lock(alone.fileno(), wait=True)
+            machine.lock(alone.fileno(), wait=True)
             try:
                 by_uuid = _calibrations(file).by_uuid
             except UserError:  # a damaged file is written anew

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from selectbench.errors import UserError
-from selectbench.file_lock import lock
+from selectbench.machine import lock
 from selectbench.record.record import SCHEMA_VERSION, Lines, Record
 from selectbench.suite.suite import Suite
 from selectbench.text import suite_yaml

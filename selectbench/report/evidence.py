@@ -9,7 +9,7 @@ from selectbench import units
 from selectbench.analysis.formulas import COST_RULE, ENERGY_RULE, FLOPS_RULE, MFU_RULE, Method, UtilizationName
 from selectbench.analysis.metrics import GPU_STATE_RULE, POWER_CAP, state_of
 from selectbench.analysis.result import GpuRow, MemoryByRank, Ranking, Row, Unknown
-from selectbench.plan.duration import source
+from selectbench.plan.peaks import source
 from selectbench.record.record import Completed, Record
 from selectbench.report.document import (
     Amount,

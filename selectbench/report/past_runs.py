@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selectbench import units
-from selectbench.plan.duration import MatmulDtype, peak_flops_per_second
+from selectbench.plan.peaks import MatmulDtype, peak_flops_per_second
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report.figures import one_line

@@ -22,7 +22,7 @@ from selectbench.analysis.formulas import (
 )
 from selectbench.analysis.ranking import rank
 from selectbench.choices import REGISTRY
-from selectbench.plan.duration import matmul_dtype
+from selectbench.plan.peaks import matmul_dtype
 from selectbench.record.record import Meters
 from selectbench.suite.metrics import METRICS
 

@@ -19,7 +19,7 @@ from selectbench.errors import UserError
 from selectbench.gpu.devices import gpus
 from selectbench.launch import calibrate as module
 from selectbench.launch.calibrate import calibrate
-from selectbench.plan.duration import peak_flops_per_second
+from selectbench.plan.peaks import peak_flops_per_second
 from selectbench.record.environment import FILE_NAME, Calibration, Rate, store, stored, stored_rates
 
 

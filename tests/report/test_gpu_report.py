@@ -21,7 +21,7 @@ from rich.console import Console
 from selectbench.analysis.formulas import FLOPS_RULE, IMPOSSIBLE, MFU_RULE
 from selectbench.analysis.metrics import GPU_STATE_RULE
 from selectbench.analysis.ranking import rank
-from selectbench.plan.duration import source
+from selectbench.plan.peaks import source
 from selectbench.record.record import Meters, Record
 from selectbench.report.markdown import escape as markdown
 from selectbench.report.terminal import print_ranking
