@@ -15,7 +15,7 @@ from selectbench.errors import MissingPackageError, UserError
 from selectbench.gpu.devices import Gpu, gpus
 from selectbench.launch.gpus import claim_gpus
 from selectbench.launch.preparation import check_torch_shows
-from selectbench.launch.server import server_environment
+from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.plan import GpuNeed
 from selectbench.record.environment import Calibration, Rate, store

@@ -18,7 +18,7 @@ from selectbench.data.reading import dataset_commit
 from selectbench.errors import MissingPackageError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
 from selectbench.launch.gpus import GpuClaim, candidates, claim_gpus
-from selectbench.launch.server import server_environment
+from selectbench.launch.trial import server_environment
 from selectbench.machine import (
     INSTALL,
     Machine,

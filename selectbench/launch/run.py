@@ -17,9 +17,8 @@ from selectbench.gpu.meters import GpuWatch, Pause, Ready
 from selectbench.launch.display import Display, Narrator
 from selectbench.launch.preparation import Preparation, check_cuda, make_order, preload
 from selectbench.launch.publish import publish, read_run
-from selectbench.launch.server import TrialServers
 from selectbench.launch.stages import CONTEST, Stage, is_rerun_due, next_stage
-from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner
+from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.plan.plan import PlannedTrial
 from selectbench.record.record import SOFTWARE, Completed, Failed, Meters, Record
 from selectbench.record.run_folder import RunLock, create_run, fingerprint, newest_run, weights_folder
@@ -88,7 +87,7 @@ class Bench:
         return Record(
             trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt, outcome=end.outcome,
             wall_seconds=end.wall_seconds, started_at=started_at, software=SOFTWARE.keep(end.software),
-            meters=meters, **(_certificate(end.completed) if end.completed else {}),
+            meters=meters, **(_certificate(end.finished) if end.finished else {}),
         )  # fmt: skip
 
     def _ready(self, planned: PlannedTrial) -> Ready | None:
@@ -107,7 +106,7 @@ class Bench:
         with self.watch.during(ready, Path(order.trial_folder)) as watching:
             end = runner.run(order)
         self.server_start_seconds = end.server_start_seconds
-        return end, watching.meters(end.completed)
+        return end, watching.meters(end.finished)
 
 
 def _phase(planned: PlannedTrial) -> Literal["tune", "contest"]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from launch.test_trial_runner import a_bench
 
-from selectbench.launch.server import TrialServer, server_environment
+from selectbench.launch.trial import TrialServer, server_environment
 from selectbench.machine import SHORT_WAIT, WAIT_VARIABLES
 from selectbench.record.environment import collect_environment
 from selectbench.record.record import Completed

@@ -13,8 +13,7 @@ import pytest
 from selectbench.choices import Choices
 from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
-from selectbench.launch.server import TrialServer
-from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner
+from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServer
 from selectbench.record.record import SETTINGS, Trial
 from selectbench.record.wire import Finished, Order
 from selectbench.suite.job import Job
@@ -85,11 +84,17 @@ def trials(data_folder: Path, tmp_path: Path) -> Trials:
 class LaunchedTrials(Trials):
     """Runs the orders as the bench does: in processes forked from a trial server."""
 
-    runner: TrialRunner
+    server: TrialServer
+    stop: StopRequest
+    limits = Limits(trial_seconds=120)
+
+    def run(self, order: Order) -> TrialEnd:
+        """How the trial ended, whatever the outcome."""
+        return TrialRunner(self.server, self.limits, self.stop, lambda event: None).run(order)
 
     def end(self, **settings: Any) -> TrialEnd:
-        """How the trial ended, whatever the outcome."""
-        return self.runner.run(self.order(**settings))
+        """The same for an order of these settings."""
+        return self.run(self.order(**settings))
 
     def finished(self, **settings: Any) -> Finished:
         end = self.end(**settings)
@@ -121,5 +126,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialServer]:
 def launched(data_folder: Path, tmp_path: Path, server: TrialServer) -> Iterator[LaunchedTrials]:
     made = LaunchedTrials(data_folder, tmp_path)
     with StopRequest() as stop:
-        made.runner = TrialRunner(server, Limits(trial_seconds=120), stop, lambda event: None)
+        made.server, made.stop = server, stop
         yield made

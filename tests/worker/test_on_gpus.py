@@ -10,7 +10,7 @@ import torch
 from worker.test_device_waits import DATA, SHORT, TASKS
 
 from selectbench.gpu.devices import TorchDevice, first_difference, gpus
-from selectbench.launch.server import TrialServer
+from selectbench.launch.trial import TrialServer
 from selectbench.worker.step import OptimizerStep
 
 pytestmark = [
