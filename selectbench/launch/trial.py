@@ -413,9 +413,12 @@ class TrialRunner:
         (folder / ORDER_NAME).write_bytes(msgspec.json.format(ORDERS.write(order), indent=1))
         self._oom_kills_before = oom_kills()
         self._started = self._last_sign = time.monotonic()
+        starts_server = not self.server.is_running
         events, their_end = os.pipe()
         try:
-            self._launch_and_watch(folder, events, their_end)
+            with os.fdopen(their_end, "wb"):  # closed as soon as the server has it, so that the trial's is the last
+                self.server.submit(folder / ORDER_NAME, folder / LOG_NAME, their_end)
+            self._watch(events, starts_server=starts_server)
         except ServerDiedError as error:
             self._stopped = self._server_died(str(error), folder / LOG_NAME)
         finally:
@@ -432,13 +435,8 @@ class TrialRunner:
             server_start_seconds=self._server_start_seconds,
         )
 
-    def _launch_and_watch(self, folder: Path, events: int, their_end: int) -> None:
+    def _watch(self, events: int, *, starts_server: bool) -> None:
         """Until the server tells of the trial's end. Raises ServerDiedError."""
-        starts_server = not self.server.is_running
-        try:
-            self.server.submit(folder / ORDER_NAME, folder / LOG_NAME, their_end)
-        finally:
-            os.close(their_end)
         control = self.server.control
         assert control is not None
         with selectors.DefaultSelector() as selector:
