@@ -18,7 +18,7 @@ from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import pinned_model
 from selectbench.errors import ExitCode
 from selectbench.gpu.meters import GpuWatch
-from selectbench.launch.display import Display, Narrator
+from selectbench.launch.display import Display
 from selectbench.launch.preparation import CONTEST, Preparation, check_cuda, stages
 from selectbench.launch.publish import publish, read_run
 from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServers
@@ -112,13 +112,11 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
     """What is to be run now, and what was run before: by this process, or by one that was cut off."""
     suite = stage.preparation.suite
     still_open = Counter(planned.trial.option for planned, _ in stage.trials)
-    of = stage.done + len(stage.trials)
-    done = {option.name: len(suite.seeds) - still_open[option.name] for option in suite.options}
-    display.run_started(suite, of, stage.done, done)
+    display.run_started(suite, {o.name: len(suite.seeds) - still_open[o.name] for o in suite.options})
     if stage.title != CONTEST:
         display.note(f"{stage.title}: {len(stage.trials)} trials before the contest")
     if stage.done and is_first:
-        display.note(f"resuming {folder}: {stage.done} of {of} trials have an outcome")
+        display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 
 
 def exit_code(preparation: Preparation, folder: Path) -> ExitCode:
@@ -258,7 +256,7 @@ class Bench:
                 self.display.note(f"memory has not come back: {sentence}")
             started_at = _now()
             server = self.servers.of(option.option.choices.python)
-            runner = TrialRunner(server, self.preparation.suite.limits, self.stop, Narrator(self.display))
+            runner = TrialRunner(server, self.preparation.suite.limits, self.stop, self.display.hear)
             order = make_order(self.preparation, planned, self.folder)
             with self.watch.during(ready, Path(order.trial_folder)) as watching:
                 end = runner.run(order)

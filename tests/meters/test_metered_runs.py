@@ -17,6 +17,7 @@ from selectbench.analysis.formulas import energy
 from selectbench.analysis.metrics import state_of
 from selectbench.gpu.devices import gpus
 from selectbench.gpu.sampler import FILE_NAME, descends_from
+from selectbench.launch.display import Display
 from selectbench.launch.gpus import GpuClaim
 from selectbench.launch.preparation import Preparation, Request, prepare_all
 from selectbench.launch.run import Result, pending, run
@@ -33,7 +34,7 @@ QUIET: tuple[Value, ...] = (
 """Of an idle GPU that answers everything."""
 
 
-class Scenario:
+class Scenario(Display):
     """A display that has the driver follow the trials: what it shows is no matter here."""
 
     def __init__(self, driver: StandIn, acts: Mapping[tuple[str, str], tuple[Value, ...]]) -> None:
