@@ -259,9 +259,9 @@ def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
 
 def _summarise(text: Callable[[], str]) -> None:
     """Into the CI job's summary, where there is one."""
-    from selectbench.launch.publish import add_to_job_summary, is_asked_for
+    from selectbench.launch.publish import add_to_job_summary
 
-    if is_asked_for() and (problem := add_to_job_summary(text())):
+    if (problem := add_to_job_summary(text)) is not None:
         _stderr().print(problem, markup=False, soft_wrap=True)
 
 
@@ -322,7 +322,7 @@ def _calibrate(gpus: str | None) -> None:
     from selectbench.report.past_runs import calibration_table
 
     notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
-    _stdout().print(calibration_table([(found.calibration, found.kept) for found in calibrate(gpus, notify)]))
+    _stdout().print(calibration_table(calibrate(gpus, notify)))
 
 
 @app.command()

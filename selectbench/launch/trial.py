@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
@@ -45,25 +45,23 @@ class ServerDiedError(Exception):
     """The server itself ended, and with it the trial."""
 
 
+@dataclass(eq=False)
 class TrialServer:
     """One server process; started at the first trial, and again where it died."""
 
-    def __init__(
-        self, modules: Sequence[str], log: Path, python: str | None = None, device: str = "cpu",
-        gpus: Sequence[Gpu] = (),
-    ) -> None:  # fmt: skip
-        """`modules`: imported once, before forking; `log`: the server's output; `python`: None for the bench's.
-
-        `device`: cpu or cuda, what its trials run on; `gpus`: in the order of ranks, none for all that are visible.
-        """
-        self.device = device
-        self.gpus = list(gpus)
-        self.modules = list(modules)
-        self.log = log
-        self.python = python
-        self.control: socket.socket | None = None
-        self.process: subprocess.Popen[bytes] | None = None
-        self._code: tempfile.TemporaryDirectory[str] | None = None
+    modules: Sequence[str]
+    """Imported once, before forking."""
+    log: Path
+    """Of the server's output."""
+    python: str | None = None
+    """None: the bench's."""
+    device: str = "cpu"
+    """cpu or cuda, what its trials run on."""
+    gpus: Sequence[Gpu] = ()
+    """In the order of ranks; none for all that are visible."""
+    control: socket.socket | None = field(default=None, init=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _code: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
 
     def __enter__(self) -> TrialServer:
         return self
@@ -143,21 +141,18 @@ class TrialServer:
         return f"the trial server ended with status {status}\n{log_tail(self.log)}"
 
 
+@dataclass(eq=False)
 class TrialServers:
     """A server for each interpreter that trials run in, started when it is first needed."""
 
-    def __init__(
-        self, preload: Callable[[str | None], Sequence[str]], folder: Path, device: str, gpus: Sequence[Gpu] = ()
-    ) -> None:
-        """`preload`: the modules to import in an interpreter; `folder`: where the servers' logs go.
-
-        `gpus`: those of the run, in the order of ranks; none for all that are visible.
-        """
-        self._device = device
-        self._gpus = list(gpus)
-        self._preload = preload
-        self._folder = folder
-        self._servers: dict[str | None, TrialServer] = {}
+    preload: Callable[[str | None], Sequence[str]]
+    """The modules to import in an interpreter."""
+    folder: Path
+    """Where the servers' logs go."""
+    device: str
+    gpus: Sequence[Gpu] = ()
+    """Those of the run, in the order of ranks; none for all that are visible."""
+    _servers: dict[str | None, TrialServer] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> TrialServers:
         return self
@@ -170,8 +165,8 @@ class TrialServers:
         """The interpreter's server; None: the bench's own interpreter."""
         if python not in self._servers:
             number = 1 + len(self._servers.keys() - {None})
-            log = self._folder / ("server.log" if python is None else f"server-python{number}.log")
-            self._servers[python] = TrialServer(self._preload(python), log, python, self._device, self._gpus)
+            log = self.folder / ("server.log" if python is None else f"server-python{number}.log")
+            self._servers[python] = TrialServer(self.preload(python), log, python, self.device, self.gpus)
         return self._servers[python]
 
 
