@@ -5,21 +5,19 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from selectbench import units
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.gpu.devices import Gpu, gpus
-from selectbench.launch.gpus import claim_gpus
+from selectbench.launch.gpus import Notify, claim_gpus
 from selectbench.launch.preparation import check_torch_shows
-from selectbench.launch.trial import server_environment
+from selectbench.launch.trial import SINGLE_THREADED, server_environment
 from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.plan import GpuNeed
 from selectbench.record.environment import Calibration, Rate, store
-
-Notify = Callable[[str], None]
 
 
 def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[tuple[Calibration, bool]]:
@@ -66,8 +64,8 @@ def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What the measuring process says, line by line; it ends with this one. Raises UserError where it fails."""
     device = "cpu" if gpu is None else "cuda"
     environment = server_environment(device=device, gpus=[] if gpu is None else [gpu])
-    for single in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment.pop(single)  # it need not stay fit to fork
+    for name in SINGLE_THREADED:
+        environment.pop(name)  # it need not stay fit to fork
     command = [sys.executable, "-P", "-m", "selectbench.worker", "calibrate", device, *map(str, sizes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         assert process.stdout is not None

@@ -300,7 +300,8 @@ def picture(run: Display, width: int, height: int) -> RenderableType:
 
     A terminal too low for the table gets the running trial and the bar only.
     """
-    lines = [*_running_lines(run, width), _bar(run, width)]
+    running = [_cut(line, width) for line in (run.running.name(), run.running.figures())] if run.running else []
+    lines = [*running, _bar(run, width)]
     room = height - _LINES_BESIDE_OPTIONS
     if room < 1:
         return Group(*lines)
@@ -333,12 +334,6 @@ def _neighbourhood(run: Display, most: int) -> list[str]:
     at = names.index(run.running.option) if run.running and run.running.option in names else 0
     first = max(0, min(at - most // 2, len(names) - most))
     return names[first : first + most]
-
-
-def _running_lines(run: Display, width: int) -> list[Text]:
-    if run.running is None:
-        return []
-    return [_cut(run.running.name(), width), _cut(run.running.figures(), width)]
 
 
 def _bar(run: Display, width: int) -> RenderableType:
@@ -399,8 +394,8 @@ class PlainDisplay(Display):
     ) -> None:  # fmt: skip
         """One line with the outcome."""
         super().trial_ended(option, seed, outcome, wall_seconds, server_start_seconds)
-        told = f"{one_line(option)}, seed {seed}: {outcome_text(outcome)} in {units.duration(wall_seconds)}"
-        self.note("; ".join(filter(None, [told, f"{self.done} of {self.planned} done", self.left()])))
+        ended = f"{one_line(option)}, seed {seed}: {outcome_text(outcome)} in {units.duration(wall_seconds)}"
+        self.note("; ".join(filter(None, [ended, f"{self.done} of {self.planned} done", self.left()])))
 
     def note(self, text: str) -> None:
         """One line."""

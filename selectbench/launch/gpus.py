@@ -147,6 +147,9 @@ def _open(path: Path) -> int:
 
 POLL_SECONDS = 1.0
 
+Notify = Callable[[str], None]
+"""Takes a line for the user."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -174,16 +177,15 @@ class Busy:
             pid = holder_pid(self.candidate.gpu.uuid)
             return f"{self.candidate}: another selectbench run has it" + (f" (pid {pid})" if pid else "")
         use = self.use
-        found = [tenant_text(tenant) for tenant in use.tenants]
+        uses = [tenant_text(tenant) for tenant in use.tenants]
         if use.problem is not None:
-            found.append(f"does not answer: {use.problem}")
+            uses.append(f"does not answer: {use.problem}")
         if use.holds_memory and not use.tenants:
-            found.append(
-                f"{units.size(use.memory_used_bytes)} of its memory in use by what can't be seen from here"
-            )
+            size = units.size(use.memory_used_bytes)
+            uses.append(f"{size} of its memory in use by what can't be seen from here")
         if use.computes and use.utilization is not None:
-            found.append(f"utilization {use.utilization:.0%}")
-        return f"{self.candidate}: {', '.join(found)}"
+            uses.append(f"utilization {use.utilization:.0%}")
+        return f"{self.candidate}: {', '.join(uses)}"
 
     @property
     def holders(self) -> tuple[str, bool, frozenset[int]]:
@@ -240,9 +242,9 @@ def _chosen(entry: str, visible: list[Candidate]) -> Candidate:
         fitting = [candidate for candidate in visible if entry and candidate.gpu.uuid.startswith(entry)]
     if len(fitting) == 1:
         return fitting[0]
-    found = "fits several GPUs" if fitting else "is no visible GPU"
+    problem = "fits several GPUs" if fitting else "is no visible GPU"
     there = ", ".join(f"{candidate.number} {candidate.gpu.uuid} ({candidate.gpu.name})" for candidate in visible)
-    raise UserError(f"--gpus: {entry!r} {found}; there are {there or 'none'}")
+    raise UserError(f"--gpus: {entry!r} {problem}; there are {there or 'none'}")
 
 
 def claim_gpus(
@@ -250,7 +252,7 @@ def claim_gpus(
     need: GpuNeed,
     *,
     wait: bool,
-    notify: Callable[[str], None],
+    notify: Notify,
     pause: Callable[[], object] = lambda: time.sleep(POLL_SECONDS),
 ) -> GpuClaim:
     """Take the first idle GPUs, or all of those that `--gpus` names, whether in use or not.
@@ -260,7 +262,7 @@ def claim_gpus(
     """
     offered = candidates(asked)
     named = asked is not None
-    told: list[object] | None = None
+    reported: list[object] | None = None
     while True:
         claim, busy = _attempt(offered, need, named=named)
         if claim is not None:
@@ -269,7 +271,7 @@ def claim_gpus(
             return claim
         if not wait:
             raise UserError(*_shortage(offered, busy, need, named=named))
-        if told != (told := [each.holders for each in busy]):
+        if reported != (reported := [each.holders for each in busy]):
             notify(f"waiting for {_wanted(offered, busy, need, named=named)}: {'; '.join(map(str, busy))}")
         pause()
 
@@ -341,5 +343,5 @@ def _shortage(offered: list[Candidate], busy: list[Busy], need: GpuNeed, *, name
         fixes.append(f"take GPUs in use all the same with --gpus {taken} (their trials are then marked shared)")
     if need.least > 1:
         fixes.append("ask for fewer ranks")
-    told = [f"  {each}" for each in busy]
-    return [f"this suite needs {_wanted(offered, busy, need, named=False)}", *told, f"fix: {', or '.join(fixes)}"]
+    head = f"this suite needs {_wanted(offered, busy, need, named=False)}"
+    return [head, *(f"  {each}" for each in busy), f"fix: {', or '.join(fixes)}"]

@@ -6,7 +6,7 @@ import math
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +28,7 @@ from selectbench.data.prepared import Look, Prepared, check_enough, evaluable_to
 from selectbench.data.reading import dataset_commit, download_bytes
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
-from selectbench.launch.gpus import GpuClaim, candidates, claim_gpus, idle_now
+from selectbench.launch.gpus import GpuClaim, Notify, candidates, claim_gpus, idle_now
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
@@ -39,8 +39,6 @@ from selectbench.suite.load import find, load_suite
 from selectbench.suite.stages import speed_suite, tuning_suite
 from selectbench.suite.suite import Suite
 from selectbench.suite.tune import Values
-
-Notify = Callable[[str], None]
 
 _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 
@@ -167,8 +165,7 @@ def way_without_network(request: Request) -> Iterator[None]:
         yield
     except UnreachableError as error:
         other = f"selectbench run {request.suite}" if request.profile else _OWN_TEXT
-        told = f"without a network this works: {other}"
-        raise UserError(*(f"{problem}; {told}" for problem in error.problems)) from None
+        raise UserError(*(f"{p}; without a network this works: {other}" for p in error.problems)) from None
 
 
 def prepare_data(suite: Suite, notify: Notify, *, downloads: bool = True) -> dict[str, Prepared]:
@@ -253,19 +250,19 @@ CONTEST = "contest"
 
 def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
     """Every stage as far as the records tell it, with its title; `own`: the suite as its file declares it."""
-    suite, found = own.suite, []
+    suite, before_contest = own.suite, []
     if suite.best_of is not None:
         ranks = {planned.option.name: planned.world_size for planned in own.plan.options}
         sizes = _supported(own.plan, speed_candidates(suite, ranks, speed_attempts(suite, records)))
         if sizes:
-            found.append(("micro-batch size", own.of(speed_suite(suite, sizes))))
+            before_contest.append(("micro-batch size", own.of(speed_suite(suite, sizes))))
     if suite.tune is not None:
         sized = settled_sizes(suite, records)
         values = _supported(own.plan, tuning_candidates(sized, tuning_attempts(sized, records)))
         if values:
-            found.append(("tuning", own.of(tuning_suite(sized, values))))
+            before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
     settled = settled_by_records(suite, records)
-    return [*found, (CONTEST, own if settled is suite else own.of(settled))]
+    return [*before_contest, (CONTEST, own if settled is suite else own.of(settled))]
 
 
 def _supported(plan: Plan, candidates: Mapping[str, Sequence[Values]]) -> dict[str, Sequence[Values]]:
@@ -316,9 +313,8 @@ def _power_of(own: Planned, rounds: int) -> str:
     """Which differences so many rounds can tell, and which not."""
     if rounds < 2:
         return "one round tells no verdict: there is no measure of spread, and figures are only shown"
-    suite = own.suite
     able = sum(planned.unsupported is None for planned in own.plan.options)
-    tests = max(1, (able - 1) + able * len(suite.decide.constraints))
+    tests = max(1, (able - 1) + able * len(own.suite.decide.constraints))
     least = detectable(rounds, able, tests)
     return (
         f"{rounds} rounds tell differences from about {least:.1%} on (with a chance of 80 %, if a trial's figures "
@@ -365,18 +361,18 @@ def preview(request: Request, notify: Notify) -> Outlook:
     settled = settled_for(suite, machine, prepared)
     if machine.gpus:
         try:
-            idle, told = idle_now(request.gpus, gpu_need(settled, machine))
+            idle, busy = idle_now(request.gpus, gpu_need(settled, machine))
         except UserError as error:  # the folder of locks
             notes += error.problems
         else:
-            notes += told
+            notes += busy
             machine = machine.on(idle)
             settled = settled_for(suite, machine, prepared)
     own = Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256()))
     history = past_trials(request.results / suite.name, machine)
     if request.budget_seconds is not None:
-        own, told = within(request.budget_seconds, own, history)
-        notes += told
+        own, rounds = within(request.budget_seconds, own, history)
+        notes += rounds
     costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], machine, history)
     return Outlook(own.plan, estimate(own.plan, machine, history), costs, notes)
 

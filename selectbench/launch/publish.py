@@ -58,7 +58,7 @@ def past_runs(results: Path) -> list[PastRun]:
 
 
 def _past_run(folder: Path) -> PastRun:
-    """What a look tells; whatever is broken is said in its note."""
+    """What `list` says of the run; whatever is broken is said in its note."""
     named = _NAME.match(folder.name)
     started_at = "{}-{}-{} {}:{}".format(*named.groups()) if named else None
     try:
@@ -102,7 +102,7 @@ class StoredRun:
     """What a run folder holds."""
 
     suite: Suite
-    """As its contest ran it: options with what was found best for them."""
+    """As its contest ran it: options with the settings that were chosen for them."""
     declared: Suite
     """As its file says it."""
     records: list[Record]
@@ -209,10 +209,10 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
 
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     """The suite as plain data with this option alone, which is its own baseline."""
-    kept = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
+    job = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
     every = suite.option(option).choices.model_dump(mode="json")
     choices = {key: value for key, value in every.items() if value is not None}
-    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option}
+    return {**job, "choices": choices, "options": {option: {}}, "baseline": option}
 
 
 def ranking_text(ranking: Ranking) -> str:

@@ -171,12 +171,12 @@ def pending(
     attempts: dict[str, list[Record]] = {}
     for record in records:
         attempts.setdefault(record.trial.trial_id, []).append(record)
-    found = []
+    still_open = []
     for planned in trials:
         before = attempts.get(planned.trial.trial_id, [])
         if _is_open(before, suite, retry_failed=retry_failed):
-            found.append((planned, before[-1].attempt + 1 if before else 1))
-    return found
+            still_open.append((planned, before[-1].attempt + 1 if before else 1))
+    return still_open
 
 
 def _is_open(attempts: Sequence[Record], suite: Suite, *, retry_failed: bool) -> bool:
@@ -280,11 +280,11 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-# What a trial and its server are told.
+# What a worker gets of it: a trial's order, and the modules that its server imports.
 
 
 def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:
-    """What the worker is told."""
+    """The order of a trial in the run's folder."""
     suite, name = preparation.suite, planned.trial.option
     choices = suite.option(name).choices
     job = suite.job.of(choices)

@@ -63,12 +63,6 @@ class TrialServer:
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _code: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
 
-    def __enter__(self) -> TrialServer:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def close(self) -> None:
         """End the server and everything below it."""
         if self.control is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,7 @@ def test_the_library_of_a_server_has_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str | None
 ) -> None:
     monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")
-    with TrialServer(["selectbench.worker.trial"], tmp_path / "log.txt", python) as server:
+    with closing(TrialServer(["selectbench.worker.trial"], tmp_path / "log.txt", python)) as server:
         server.start()
         assert server.receive()["forks"]
     found = found_by_the_library(tmp_path / "log.txt")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -118,7 +119,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialServer]:
             "selectbench.worker.engine_zero",
             "planted_ranks",
         ]
-        with TrialServer(modules, tmp_path_factory.mktemp("server") / "log.txt") as started:
+        with closing(TrialServer(modules, tmp_path_factory.mktemp("server") / "log.txt")) as started:
             yield started
 
 
