@@ -51,11 +51,12 @@ RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder
 
 def _request(
     suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
-    gpus: str | None, wait: bool = False,
+    gpus: str | None, wait: bool = False, budget: str | None = None, results: Path = Path("results"),
 ) -> Request:  # fmt: skip
-    from selectbench.launch.preparation import Request
+    from selectbench.launch.preparation import Request, budget_of
 
-    return Request(suite, profile, settings, axes, seeds, quick, gpus, wait)
+    seconds = None if budget is None else budget_of(budget)
+    return Request(suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results)
 
 
 def _stderr() -> Console:
@@ -106,15 +107,10 @@ def run(
     from selectbench.launch.preparation import prepare_all
     from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
-    from selectbench.launch.stages import budget_of, within_budget
 
     console = _stderr()
-    limit = None if budget is None else budget_of(budget)
-    request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait)
-    notify = partial(console.print, markup=False, highlight=False)
-    preparation = prepare_all(request, notify)
-    if limit is not None:
-        preparation = within_budget(preparation, limit, results, notify)
+    request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait, budget, results)
+    preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
     result = run_suite(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
     )  # fmt: skip
@@ -139,13 +135,11 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
-    from selectbench.launch.preview import preview
-    from selectbench.launch.stages import budget_of
+    from selectbench.launch.preparation import preview
     from selectbench.report.plan import plan_as_json, print_plan
 
-    request = _request(suite, profile, settings, axes, seeds, quick, gpus)
-    seconds = None if budget is None else budget_of(budget)
-    outlook = preview(request, results, _stderr().print, seconds)
+    request = _request(suite, profile, settings, axes, seeds, quick, gpus, budget=budget, results=results)
+    outlook = preview(request, _stderr().print)
     if as_json:
         typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs))
     else:
@@ -161,7 +155,7 @@ def data(
     as_json: JsonOption = False,
 ) -> None:
     """Prepare a suite's data alone and show them: documents in and out, tokens, samples, hashes."""
-    from selectbench.launch.preview import prepared_data
+    from selectbench.launch.preparation import prepared_data
     from selectbench.report.plan import data_as_json, print_data
 
     found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
@@ -268,9 +262,9 @@ def _echo_json(found: Sequence[BaseModel]) -> None:
 
 def _summarise(text: Callable[[], str]) -> None:
     """Into the CI job's summary, where there is one."""
-    from selectbench.launch.publish import add_to_job_summary, is_asked_for
+    from selectbench.launch.publish import add_to_job_summary
 
-    if is_asked_for() and (problem := add_to_job_summary(text())):
+    if (problem := add_to_job_summary(text)) is not None:
         _stderr().print(problem, markup=False, soft_wrap=True)
 
 
@@ -331,7 +325,7 @@ def _calibrate(gpus: str | None) -> None:
     from selectbench.report.past_runs import calibration_table
 
     notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
-    _stdout().print(calibration_table([(found.calibration, found.kept) for found in calibrate(gpus, notify)]))
+    _stdout().print(calibration_table(calibrate(gpus, notify)))
 
 
 @app.command()

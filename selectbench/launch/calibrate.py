@@ -5,39 +5,26 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from selectbench import units
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.gpu.devices import Gpu, gpus
-from selectbench.launch.gpus import claim_gpus
+from selectbench.launch.gpus import Notify, claim_gpus
 from selectbench.launch.preparation import check_torch_shows
-from selectbench.launch.server import server_environment
+from selectbench.launch.trial import SINGLE_THREADED, server_environment
 from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.plan import GpuNeed
 from selectbench.record.environment import Calibration, Rate, store
 
-Notify = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class Calibrated:
-    """What was measured on one device."""
-
-    calibration: Calibration
-    problems: dict[str, str]
-    """By dtype that has no rate, why."""
-    kept: bool
-    """Whether later runs will find it; a CPU's rate is only shown."""
-
-
-def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[Calibrated]:
+def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[tuple[Calibration, bool]]:
     """Measure every idle GPU, or those that `asked` names; without a GPU the CPU. Raises UserError.
 
-    `sizes`: of the square matrices; the worker's own unless given.
+    Each with whether later runs will find it: a CPU's rates are not stored. `sizes`: of the square matrices; the
+    worker's own unless given.
     """
     if (reason := wrong_system_reason()) is not None:
         raise UserError(reason)
@@ -48,40 +35,37 @@ def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> l
     if not gpus():
         if asked is not None:
             raise UserError(f"--gpus {asked}: there is no GPU to calibrate; leave --gpus out to measure the CPU")
-        return [_measured(cpu_model() or "CPU", None, notify, sizes)]
+        return [(_measured(None, notify, sizes), False)]
     with claim_gpus(asked, GpuNeed(1, None), wait=False, notify=notify) as claim:
-        return [_calibrated(gpu, notify, sizes) for gpu in claim.gpus]
+        return [(_measured(gpu, notify, sizes), True) for gpu in claim.gpus]
 
 
-def _calibrated(gpu: Gpu, notify: Notify, sizes: Sequence[int]) -> Calibrated:
-    check_torch_shows([gpu], None)
-    found = _measured(gpu.name, gpu, notify, sizes)
-    store(gpu.uuid, found.calibration)
-    return found
-
-
-def _measured(name: str, gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> Calibrated:
+def _measured(gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> Calibration:
+    """The rates of a GPU, which are stored, or of the CPU."""
+    if gpu is not None:
+        check_torch_shows([gpu], None)
+    name = gpu.name if gpu else cpu_model() or "CPU"
     notify(f"{name}: measuring matrix products")
-    told = []
+    rates: dict[str, Rate] = {}
+    torch_version = ""
     for line in _lines(gpu, sizes):
-        told.append(line)
-        notify(f"{name}: {line['dtype']}: {line['problem'] or units.flops_per_second(line['flops_per_second'])}")
-    good = {line["dtype"]: line for line in told if line["problem"] is None}
-    rates = {dtype: Rate(flops_per_second=t["flops_per_second"], size=t["size"]) for dtype, t in good.items()}
+        dtype, rate, torch_version = line["dtype"], line["flops_per_second"], line["torch"]
+        notify(f"{name}: {dtype}: {line['problem'] or units.flops_per_second(rate)}")
+        if line["problem"] is None:
+            rates[dtype] = Rate(flops_per_second=rate, size=line["size"])
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    return Calibrated(
-        Calibration(name=name, rates=rates, torch_version=told[0]["torch"], measured_at=now),
-        {line["dtype"]: line["problem"] for line in told if line["problem"] is not None},
-        kept=gpu is not None,
-    )
+    calibration = Calibration(name=name, rates=rates, torch_version=torch_version, measured_at=now)
+    if gpu is not None:
+        store(gpu.uuid, calibration)
+    return calibration
 
 
 def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     """What the measuring process says, line by line; it ends with this one. Raises UserError where it fails."""
     device = "cpu" if gpu is None else "cuda"
     environment = server_environment(device=device, gpus=[] if gpu is None else [gpu])
-    for single in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        environment.pop(single)  # it need not stay fit to fork
+    for name in SINGLE_THREADED:
+        environment.pop(name)  # it need not stay fit to fork
     command = [sys.executable, "-P", "-m", "selectbench.worker", "calibrate", device, *map(str, sizes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
         assert process.stdout is not None

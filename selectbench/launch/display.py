@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Protocol
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -65,16 +64,33 @@ class Pace:
         return max((self.steps - last) * pace - (now - at), (self.steps - due) * pace)
 
 
-@dataclass(frozen=True)
-class RunningTrial:
-    """The trial that runs."""
+@dataclass
+class Running:
+    """The trial that runs; moments by the display's clock."""
 
     option: str
-    elapsed: float
-    """Seconds since its worker began with it."""
-    pace: Pace
-    now: float
-    """By the clock of the pace."""
+    seed: int
+    number: int
+    of: int
+    began: float | None = None
+    """When its worker began with it; None: its server is still starting."""
+    phase: str = "setup"
+    step: int = 0
+    pace: Pace = field(default_factory=Pace)
+    """Of its steps."""
+    loss: float | None = None
+    tokens_per_second: float | None = None
+
+    def name(self) -> str:
+        """`trial 3 of 20: bf16, seed 1`."""
+        return f"trial {self.number} of {self.of}: {one_line(self.option, 40)}, seed {self.seed}"
+
+    def figures(self) -> str:
+        """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it."""
+        parts = [f"{self.phase} {self.step}/{self.pace.steps}" if self.pace.steps else self.phase]
+        parts += [f"loss {units.significant(self.loss)}"] if self.loss is not None else []
+        parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
+        return ", ".join(parts)
 
 
 @dataclass
@@ -105,31 +121,32 @@ class TimeLeft:
         elif len(self.walls[option]) == 1:
             self._failed.add(option)
 
-    def left(self, running: RunningTrial | None) -> float | None:
-        """Seconds until the run ends; None: not known yet."""
+    def left(self, running: Running | None = None, now: float = 0.0) -> float | None:
+        """Seconds until the run ends; None: not known yet. `now`: the moment, by the running trial's clock."""
         if running is None:
             return self._to_come(self.remaining, self.walls)
-        own = self._of(running)
+        elapsed = 0.0 if running.began is None else now - running.began
+        own = self._rest_of(running, elapsed, now)
         if own is None:
             return None
-        seen = {**self.walls, running.option: [*self.walls.get(running.option, []), running.elapsed + own]}
+        seen = {**self.walls, running.option: [*self.walls.get(running.option, []), elapsed + own]}
         others = {name: count - (name == running.option) for name, count in self.remaining.items()}
         rest = self._to_come(others, seen)
         return None if rest is None else own + rest
 
-    def _of(self, running: RunningTrial) -> float | None:
-        """What the running trial still takes."""
+    def _rest_of(self, running: Running, elapsed: float, now: float) -> float | None:
+        """What the running trial still takes; of what isn't seen, time over the expected is as much again."""
         tail = _expected(self.tails, running.option) or 0.0
         if running.pace.finished is not None:
-            return _rest(tail, running.now - running.pace.finished)
-        steps = running.pace.steps_left_seconds(running.now)
+            return abs(tail - (now - running.pace.finished))
+        steps = running.pace.steps_left_seconds(now)
         if steps is not None:
             return steps + tail
         expected = _expected(self.walls, running.option, self._failed)
         if expected is not None:
-            return _rest(expected, running.elapsed)
+            return abs(expected - elapsed)
         share = running.pace.share
-        return running.elapsed / share - running.elapsed if share else None
+        return elapsed / share - elapsed if share else None
 
     def _to_come(self, trials: Mapping[str, int], walls: Mapping[str, Sequence[float]]) -> float | None:
         total = 0.0
@@ -139,11 +156,6 @@ class TimeLeft:
                 return None
             total += max(0, count) * (wall or 0.0)
         return total
-
-
-def _rest(expected: float, spent: float) -> float:
-    """Of something whose progress is not seen: what is over its time is taken to need as much again."""
-    return abs(expected - spent)
 
 
 def _expected(known: Mapping[str, Sequence[float]], option: str, silent: Collection[str] = ()) -> float | None:
@@ -161,38 +173,6 @@ Clock = Callable[[], float]
 
 
 @dataclass
-class Running:
-    """The trial that runs."""
-
-    option: str
-    seed: int
-    number: int
-    of: int
-    since: float
-    """The clock at its start."""
-    began: float | None = None
-    """The clock when its worker began with it; None: its server is still starting."""
-    phase: str = "setup"
-    step: int = 0
-    steps: int = 0
-    pace: Pace = field(default_factory=Pace)
-    """Of its steps."""
-    loss: float | None = None
-    tokens_per_second: float | None = None
-
-    def name(self) -> str:
-        """`trial 3 of 20: bf16, seed 1`."""
-        return f"trial {self.number} of {self.of}: {one_line(self.option, 40)}, seed {self.seed}"
-
-    def figures(self) -> str:
-        """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it, after how long."""
-        parts = [f"{self.phase} {self.step}/{self.steps}" if self.steps else self.phase]
-        parts += [f"loss {units.significant(self.loss)}"] if self.loss is not None else []
-        parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
-        return ", ".join(parts)
-
-
-@dataclass
 class Tally:
     """One option's trials so far."""
 
@@ -206,8 +186,8 @@ class Tally:
         return sum(self.speeds) / len(self.speeds) if self.speeds else None
 
 
-class State:
-    """What both displays know: counts by option, the running trial, the time left."""
+class Display:
+    """What a run tells of itself, in order, and what follows from it; shows nothing itself."""
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
@@ -216,39 +196,54 @@ class State:
         self.running: Running | None = None
         self.time_left = TimeLeft({})
 
-    def run_started(
-        self, suite: Suite, trials_planned: int, trials_done: int, done_by_option: Mapping[str, int] | None
-    ) -> None:
-        """Sets the counts from which the trials count on."""
-        before = done_by_option or _spread_evenly(trials_done, [option.name for option in suite.options])
-        self.planned, self.done, self.per_option = trials_planned, trials_done, len(suite.seeds)
-        self.tallies = {option.name: Tally(before.get(option.name, 0)) for option in suite.options}
+    def run_started(self, suite: Suite, done: Mapping[str, int]) -> None:
+        """A run begins, or a further stage of it; `done`: by option, trials that have an outcome from before."""
+        self.per_option = len(suite.seeds)
+        self.tallies = {option.name: Tally(done.get(option.name, 0)) for option in suite.options}
+        self.planned, self.done = self.per_option * len(self.tallies), sum(done.values())
         self.time_left = TimeLeft({name: max(0, self.per_option - t.done) for name, t in self.tallies.items()})
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
-        """The clock of the trial starts."""
-        self.running = Running(option, seed, number, of, self.clock())
+        """Trial `number`, from 1, of `of` is launched."""
+        self.running = Running(option, seed, number, of)
+
+    def hear(self, event: Phase | Progress | None) -> None:
+        """An event of the running trial; None: time has passed. A terminal that is gone does not end the trial."""
+        with contextlib.suppress(OSError):
+            if isinstance(event, Progress):
+                self.progress(event.step, event.of, event.loss, event.tokens_per_second)
+            elif isinstance(event, Phase):
+                self.phase_changed(event.phase)
+            self.tick()
 
     def phase_changed(self, phase: str) -> None:
-        """The running trial goes over to another kind of work."""
+        """The running trial goes over to another kind of work: setup, train, evaluate, extra."""
         if self.running is not None:
             self.running.phase = phase
             self.running.began = self.clock() if self.running.began is None else self.running.began
 
-    def progress(self, step: int, of: int, loss: float | None, speed: float | None) -> None:
-        """The latest known figures of the running trial; an unknown one keeps the last."""
+    def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
+        """The running trial did `step` of `of` steps; loss in nats per token. What is not known stays as it was."""
         running = self.running
         if running is None:
             return
-        running.step, running.steps = step, of
+        running.step = step
         running.pace.note(step, of, self.clock())
         running.loss = running.loss if loss is None else loss
-        running.tokens_per_second = running.tokens_per_second if speed is None else speed
+        if tokens_per_second is not None:
+            running.tokens_per_second = tokens_per_second
+
+    def tick(self) -> None:
+        """Time has passed; at least once a second while a trial runs."""
 
     def trial_ended(
-        self, option: str, outcome: Completed | Failed, wall_seconds: float, server_start_seconds: float
-    ) -> None:
-        """Counts the trial."""
+        self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
+        server_start_seconds: float = 0.0,
+    ) -> None:  # fmt: skip
+        """The trial has its outcome; one that was never launched too.
+
+        `server_start_seconds`: of the wall, what it waited for a trial server that others find ready.
+        """
         running, self.running = self.running, None
         if isinstance(outcome, Failed) and outcome.kind == "interrupted":
             return  # it runs again when the run is resumed
@@ -264,20 +259,16 @@ class State:
             tail_seconds=None if done is None or isinstance(outcome, Failed) else self.clock() - done,
         )  # fmt: skip
 
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+    def close(self) -> None:
+        """The last call; harmless when repeated."""
+
     def left(self) -> str:
         """`3 min 20 s left`, or '' while nothing is known."""
-        running, now = self.running, self.clock()
-        if running is None:
-            seconds = self.time_left.left(None)
-        else:
-            elapsed = 0.0 if running.began is None else now - running.began
-            seconds = self.time_left.left(RunningTrial(running.option, elapsed, running.pace, now))
+        seconds = self.time_left.left(self.running, self.clock())
         return "" if seconds is None else f"{units.duration(seconds)} left"
-
-
-def _spread_evenly(trials: int, names: list[str]) -> dict[str, int]:
-    """Rounds interleave the options, so that trials done before are spread over them."""
-    return {name: trials // len(names) + (at < trials % len(names)) for at, name in enumerate(names)}
 
 
 def _speed(outcome: Completed | Failed) -> float | None:
@@ -304,22 +295,23 @@ _NARROW = 48
 """Columns below which the table shows counts only."""
 
 
-def picture(state: State, width: int, height: int) -> RenderableType:
+def picture(run: Display, width: int, height: int) -> RenderableType:
     """The live table for a terminal of so many columns and lines; at most `height` - 1 lines of it.
 
     A terminal too low for the table gets the running trial and the bar only.
     """
-    lines = [*_running_lines(state, width), _bar(state, width)]
+    running = [_cut(line, width) for line in (run.running.name(), run.running.figures())] if run.running else []
+    lines = [*running, _bar(run, width)]
     room = height - _LINES_BESIDE_OPTIONS
     if room < 1:
         return Group(*lines)
-    names = _neighbourhood(state, room)
-    hidden = len(state.tallies) - len(names)
+    names = _neighbourhood(run, room)
+    hidden = len(run.tallies) - len(names)
     more = [_cut(f"  ... {hidden} more options", width, "dim")] if hidden else []
-    return Group(_options(state, names, width), *more, *lines)
+    return Group(_options(run, names, width), *more, *lines)
 
 
-def _options(state: State, names: list[str], width: int) -> Table:
+def _options(run: Display, names: list[str], width: int) -> Table:
     heads = ["done", "failed", "tokens/s"] if width >= _NARROW else ["done"]
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column(
@@ -328,38 +320,32 @@ def _options(state: State, names: list[str], width: int) -> Table:
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
     for name in names:
-        tally = state.tallies[name]
-        current = state.running is not None and state.running.option == name
-        cells = [f"{tally.done}/{state.per_option}", str(tally.failed or ""), units.count(tally.mean_speed())]
+        tally = run.tallies[name]
+        current = run.running is not None and run.running.option == name
+        cells = [f"{tally.done}/{run.per_option}", str(tally.failed or ""), units.count(tally.mean_speed())]
         mark = Text("> " if current else "  ") + Text(one_line(name))
         table.add_row(mark, *map(Text, cells[: len(heads)]), style="bold" if current else "")
     return table
 
 
-def _neighbourhood(state: State, most: int) -> list[str]:
+def _neighbourhood(run: Display, most: int) -> list[str]:
     """At most so many options: all, or those around the running one in the suite's order."""
-    names = list(state.tallies)
-    at = names.index(state.running.option) if state.running and state.running.option in names else 0
+    names = list(run.tallies)
+    at = names.index(run.running.option) if run.running and run.running.option in names else 0
     first = max(0, min(at - most // 2, len(names) - most))
     return names[first : first + most]
 
 
-def _running_lines(state: State, width: int) -> list[Text]:
-    if state.running is None:
-        return []
-    return [_cut(state.running.name(), width), _cut(state.running.figures(), width)]
-
-
-def _bar(state: State, width: int) -> RenderableType:
-    left = state.left()
-    words = _cut(f"{state.done}/{state.planned} trials" + (f", {left}" if left else ""), width)
-    running = state.running
-    share = running.step / running.steps if running and running.steps else 0.0
+def _bar(run: Display, width: int) -> RenderableType:
+    left = run.left()
+    words = _cut(f"{run.done}/{run.planned} trials" + (f", {left}" if left else ""), width)
+    running = run.running
+    share = running.step / running.pace.steps if running and running.pace.steps else 0.0
     bar_width = min(40, width // 3)
     if cell_len(words.plain) + bar_width >= width:
         return words
     grid = Table.grid(padding=(0, 1))
-    grid.add_row(ProgressBar(total=max(1, state.planned), completed=state.done + share, width=bar_width), words)
+    grid.add_row(ProgressBar(total=max(1, run.planned), completed=run.done + share, width=bar_width), words)
     return grid
 
 
@@ -378,118 +364,63 @@ LIVE_INTERVAL_SECONDS = 1 / 8
 """Between two drawings of the live table."""
 
 
-class Display(Protocol):
-    """What the run tells of itself, in order."""
-
-    def run_started(
-        self, suite: Suite, trials_planned: int, trials_done: int, done_by_option: Mapping[str, int] | None = None
-    ) -> None:
-        """`trials_done` of `trials_planned` have an outcome from before; how many of each option."""
-
-    def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
-        """Trial `number`, from 1, of `of` is launched."""
-
-    def phase_changed(self, phase: str) -> None:
-        """The running trial goes over to another kind of work: setup, train, evaluate, extra."""
-
-    def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
-        """The running trial did `step` of `of` steps; loss in nats per token."""
-
-    def tick(self) -> None:
-        """Time has passed; at least once a second while a trial runs."""
-
-    def trial_ended(
-        self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
-        server_start_seconds: float = 0.0,
-    ) -> None:  # fmt: skip
-        """The trial has its outcome; one that was never launched too.
-
-        `server_start_seconds`: of the wall, what it waited for a trial server that others find ready.
-        """
-
-    def note(self, text: str) -> None:
-        """Something worth a line."""
-
-    def close(self) -> None:
-        """The last call; harmless when repeated."""
-
-
-class PlainDisplay:
+class PlainDisplay(Display):
     """A line at the start and the end of each trial, and one of progress at most every ten seconds."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
-        self._console, self._clock = console, clock
-        self._state = State(clock)
+        super().__init__(clock)
+        self._console = console
         self._last = clock()
 
-    def run_started(
-        self, suite: Suite, trials_planned: int, trials_done: int, done_by_option: Mapping[str, int] | None = None
-    ) -> None:
+    def run_started(self, suite: Suite, done: Mapping[str, int]) -> None:
         """One line with the size of the run."""
-        self._state.run_started(suite, trials_planned, trials_done, done_by_option)
-        before = f", {trials_done} of them done before" if trials_done else ""
-        self.note(f"{one_line(suite.name)}: {trials_planned} trials{before}")
+        super().run_started(suite, done)
+        before = f", {self.done} of them done before" if self.done else ""
+        self.note(f"{one_line(suite.name)}: {self.planned} trials{before}")
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """One line."""
-        self._state.trial_started(option, seed, number, of)
-        self._last = self._clock()
-        self._say(["started", self._state.left()])
-
-    def phase_changed(self, phase: str) -> None:
-        """Said with the next line."""
-        self._state.phase_changed(phase)
-
-    def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
-        """Said with the next line."""
-        self._state.progress(step, of, loss, tokens_per_second)
+        super().trial_started(option, seed, number, of)
+        self._say("started")
 
     def tick(self) -> None:
         """A line, unless the last one is too recent."""
-        running = self._state.running
-        if running and self._clock() - self._last >= PLAIN_INTERVAL_SECONDS:
-            self._last = self._clock()
-            self._say([running.figures(), self._state.left()])
+        if self.running and self.clock() - self._last >= PLAIN_INTERVAL_SECONDS:
+            self._say(self.running.figures())
 
     def trial_ended(
         self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
         server_start_seconds: float = 0.0,
     ) -> None:  # fmt: skip
         """One line with the outcome."""
-        self._state.trial_ended(option, outcome, wall_seconds, server_start_seconds)
-        counts = f"{self._state.done} of {self._state.planned} done"
-        parts = [f"{one_line(option)}, seed {seed}: {outcome_text(outcome)} in {units.duration(wall_seconds)}",
-                 counts, self._state.left()]  # fmt: skip
-        self.note("; ".join(filter(None, parts)))
+        super().trial_ended(option, seed, outcome, wall_seconds, server_start_seconds)
+        ended = f"{one_line(option)}, seed {seed}: {outcome_text(outcome)} in {units.duration(wall_seconds)}"
+        self.note("; ".join(filter(None, [ended, f"{self.done} of {self.planned} done", self.left()])))
 
     def note(self, text: str) -> None:
         """One line."""
         self._console.print(Text(one_line(text)), soft_wrap=True)
 
-    def close(self) -> None:
-        """Nothing is held."""
-
-    def _say(self, parts: list[str]) -> None:
-        assert self._state.running is not None
-        self.note("; ".join(filter(None, [f"{self._state.running.name()}: {parts[0]}", *parts[1:]])))
+    def _say(self, what: str) -> None:
+        assert self.running is not None
+        self._last = self.clock()
+        self.note("; ".join(filter(None, [f"{self.running.name()}: {what}", self.left()])))
 
 
-class LiveDisplay:
+class LiveDisplay(Display):
     """A table that is drawn over: a row per option, the running trial, the bar of the whole run."""
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
-        self._console, self._clock = console, clock
-        self._state = State(clock)
+        super().__init__(clock)
+        self._console = console
         self._live: Live | None = None
         self._drawn = float("-inf")
 
-    def run_started(
-        self, suite: Suite, trials_planned: int, trials_done: int, done_by_option: Mapping[str, int] | None = None
-    ) -> None:
+    def run_started(self, suite: Suite, done: Mapping[str, int]) -> None:
         """Starts drawing; of a further stage, over again."""
         if self._live is not None:
             self._live.stop()
-        self._state.run_started(suite, trials_planned, trials_done, done_by_option)
+        super().run_started(suite, done)
         # Drawn only when something happens, without a thread; stdout stays free for the results.
         self._live = Live(
             console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False
@@ -499,20 +430,12 @@ class LiveDisplay:
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Shown at once."""
-        self._state.trial_started(option, seed, number, of)
+        super().trial_started(option, seed, number, of)
         self._draw()
-
-    def phase_changed(self, phase: str) -> None:
-        """Shown with the next drawing."""
-        self._state.phase_changed(phase)
-
-    def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
-        """Shown with the next drawing."""
-        self._state.progress(step, of, loss, tokens_per_second)
 
     def tick(self) -> None:
         """Draws, unless the last drawing is too recent."""
-        if self._clock() - self._drawn >= LIVE_INTERVAL_SECONDS:
+        if self.clock() - self._drawn >= LIVE_INTERVAL_SECONDS:
             self._draw()
 
     def trial_ended(
@@ -520,7 +443,7 @@ class LiveDisplay:
         server_start_seconds: float = 0.0,
     ) -> None:  # fmt: skip
         """Counted; a failure leaves a line above the table."""
-        self._state.trial_ended(option, outcome, wall_seconds, server_start_seconds)
+        super().trial_ended(option, seed, outcome, wall_seconds, server_start_seconds)
         if isinstance(outcome, Failed):
             self.note(f"{option}, seed {seed}: {outcome_text(outcome)}")
         self._draw()
@@ -535,39 +458,19 @@ class LiveDisplay:
             return
         self._live.stop()
         self._live = None
-        failed = sum(tally.failed for tally in self._state.tallies.values())
+        failed = sum(tally.failed for tally in self.tallies.values())
         self.note(
-            f"{self._state.done} of {self._state.planned} trials have an outcome"
-            + (f", {failed} failed" if failed else "")
+            f"{self.done} of {self.planned} trials have an outcome" + (f", {failed} failed" if failed else "")
         )
 
     def _draw(self) -> None:
         if self._live is None:
             return
-        self._drawn = self._clock()
-        self._live.update(picture(self._state, self._console.width, self._console.height), refresh=True)
+        self._drawn = self.clock()
+        self._live.update(picture(self, self._console.width, self._console.height), refresh=True)
 
 
 def make_display(console: Console, clock: Clock = time.monotonic) -> Display:
     """A live table on a terminal that can draw over itself, else plain lines; `console` writes to stderr."""
     live = console.is_terminal and not console.is_dumb_terminal
     return LiveDisplay(console, clock) if live else PlainDisplay(console, clock)
-
-
-# A trial's events, told on the display.
-
-
-class Narrator:
-    """Passes a trial's events on to the display; a terminal that is gone does not end the trial."""
-
-    def __init__(self, display: Display) -> None:
-        self._display = display
-
-    def __call__(self, event: Phase | Progress | None) -> None:
-        """None: time has passed."""
-        with contextlib.suppress(OSError):
-            if isinstance(event, Progress):
-                self._display.progress(event.step, event.of, event.loss, event.tokens_per_second)
-            elif isinstance(event, Phase):
-                self._display.phase_changed(event.phase)
-            self._display.tick()

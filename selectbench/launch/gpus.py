@@ -102,31 +102,19 @@ def _lock(name: str, *, wait: bool) -> GpuLock | None:
         except OSError as error:
             fix = "set SELECTBENCH_LOCKS to a folder that every user may write to"
             raise UserError(f"{path}: cannot lock: {error.strerror}; {fix}") from None
-        if not _flock(descriptor, wait=wait):
-            return None
-        if _is_at(descriptor, path):  # else it was tidied away in between, and the next run would make a new one
-            os.truncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
-            return GpuLock(descriptor)
-        os.close(descriptor)
-
-
-def _flock(descriptor: int, *, wait: bool) -> bool:
-    """Whether it is locked; closed where it is not."""
-    is_ours = False
-    try:
-        is_ours = lock(descriptor, wait=wait)
-    finally:
-        if not is_ours:
-            os.close(descriptor)
-    return is_ours
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
-    except FileNotFoundError:
-        return False
+        with ExitStack() as undo:
+            undo.callback(os.close, descriptor)
+            if not lock(descriptor, wait=wait):
+                return None
+            try:
+                is_there = os.path.samestat(os.fstat(descriptor), path.stat(follow_symlinks=False))
+            except FileNotFoundError:
+                is_there = False
+            if is_there:  # else it was tidied away in between, and the next run would make a new one
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"{os.getpid()}\n".encode())
+                undo.pop_all()
+                return GpuLock(descriptor)
 
 
 def _open(path: Path) -> int:
@@ -135,39 +123,32 @@ def _open(path: Path) -> int:
     Opened without O_CREAT first: a kernel with fs.protected_regular refuses O_CREAT on another user's file.
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
-    with _every_user_may():
+    umask = os.umask(0)  # every user may: modes are as stated
+    try:
         path.parent.mkdir(FOLDER_MODE, exist_ok=True)
         while True:
             try:
-                return _regular(os.open(path, flags))
+                descriptor = os.open(path, flags)
             except FileNotFoundError:
                 try:
                     return os.open(path, flags | os.O_CREAT | os.O_EXCL, FILE_MODE)
                 except FileExistsError:
                     continue  # another run was faster
-
-
-def _regular(descriptor: int) -> int:
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    raise OSError(0, "it is not a file")
-
-
-@contextmanager
-def _every_user_may() -> Iterator[None]:
-    """Modes are as stated, not cut by the user's umask."""
-    before = os.umask(0)
-    try:
-        yield
+            if stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return descriptor
+            os.close(descriptor)
+            raise OSError(0, "it is not a file")
     finally:
-        os.umask(before)
+        os.umask(umask)
 
 
 # Which GPUs a run takes, and that no other run of this tool takes them too.
 
 
 POLL_SECONDS = 1.0
+
+Notify = Callable[[str], None]
+"""Takes a line for the user."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +173,19 @@ class Busy:
     """By another run of this tool."""
 
     def __str__(self) -> str:
-        return f"{self.candidate}: {', '.join(_holders(self))}"
+        if self.locked:
+            pid = holder_pid(self.candidate.gpu.uuid)
+            return f"{self.candidate}: another selectbench run has it" + (f" (pid {pid})" if pid else "")
+        use = self.use
+        uses = [tenant_text(tenant) for tenant in use.tenants]
+        if use.problem is not None:
+            uses.append(f"does not answer: {use.problem}")
+        if use.holds_memory and not use.tenants:
+            size = units.size(use.memory_used_bytes)
+            uses.append(f"{size} of its memory in use by what can't be seen from here")
+        if use.computes and use.utilization is not None:
+            uses.append(f"utilization {use.utilization:.0%}")
+        return f"{self.candidate}: {', '.join(uses)}"
 
     @property
     def holders(self) -> tuple[str, bool, frozenset[int]]:
@@ -249,13 +242,9 @@ def _chosen(entry: str, visible: list[Candidate]) -> Candidate:
         fitting = [candidate for candidate in visible if entry and candidate.gpu.uuid.startswith(entry)]
     if len(fitting) == 1:
         return fitting[0]
-    found = "fits several GPUs" if fitting else "is no visible GPU"
+    problem = "fits several GPUs" if fitting else "is no visible GPU"
     there = ", ".join(f"{candidate.number} {candidate.gpu.uuid} ({candidate.gpu.name})" for candidate in visible)
-    raise UserError(f"--gpus: {entry!r} {found}; there are {there or 'none'}")
-
-
-def _a_while() -> None:
-    time.sleep(POLL_SECONDS)
+    raise UserError(f"--gpus: {entry!r} {problem}; there are {there or 'none'}")
 
 
 def claim_gpus(
@@ -263,8 +252,8 @@ def claim_gpus(
     need: GpuNeed,
     *,
     wait: bool,
-    notify: Callable[[str], None],
-    pause: Callable[[], object] = _a_while,
+    notify: Notify,
+    pause: Callable[[], object] = lambda: time.sleep(POLL_SECONDS),
 ) -> GpuClaim:
     """Take the first idle GPUs, or all of those that `--gpus` names, whether in use or not.
 
@@ -273,7 +262,7 @@ def claim_gpus(
     """
     offered = candidates(asked)
     named = asked is not None
-    told: list[object] | None = None
+    reported: list[object] | None = None
     while True:
         claim, busy = _attempt(offered, need, named=named)
         if claim is not None:
@@ -282,7 +271,7 @@ def claim_gpus(
             return claim
         if not wait:
             raise UserError(*_shortage(offered, busy, need, named=named))
-        if told != (told := [each.holders for each in busy]):
+        if reported != (reported := [each.holders for each in busy]):
             notify(f"waiting for {_wanted(offered, busy, need, named=named)}: {'; '.join(map(str, busy))}")
         pause()
 
@@ -333,21 +322,6 @@ def _uses(offered: list[Candidate]) -> list[Use]:
         return [Use(problem=str(error)) for _ in offered]
 
 
-def _holders(busy: Busy) -> list[str]:
-    use = busy.use
-    if busy.locked:
-        pid = holder_pid(busy.candidate.gpu.uuid)
-        return ["another selectbench run has it" + (f" (pid {pid})" if pid else "")]
-    found = [tenant_text(tenant) for tenant in use.tenants]
-    if use.problem is not None:
-        found.append(f"does not answer: {use.problem}")
-    if use.holds_memory and not use.tenants:
-        found.append(f"{units.size(use.memory_used_bytes)} of its memory in use by what can't be seen from here")
-    if use.computes and use.utilization is not None:
-        found.append(f"utilization {use.utilization:.0%}")
-    return found
-
-
 def _wanted(offered: list[Candidate], busy: list[Busy], need: GpuNeed, *, named: bool) -> str:
     if named:
         return "the GPUs that --gpus names"
@@ -369,5 +343,5 @@ def _shortage(offered: list[Candidate], busy: list[Busy], need: GpuNeed, *, name
         fixes.append(f"take GPUs in use all the same with --gpus {taken} (their trials are then marked shared)")
     if need.least > 1:
         fixes.append("ask for fewer ranks")
-    told = [f"  {each}" for each in busy]
-    return [f"this suite needs {_wanted(offered, busy, need, named=False)}", *told, f"fix: {', or '.join(fixes)}"]
+    head = f"this suite needs {_wanted(offered, busy, need, named=False)}"
+    return [head, *(f"  {each}" for each in busy), f"fix: {', or '.join(fixes)}"]

@@ -1,39 +1,44 @@
-"""Everything that is settled before a trial is launched: suite, device, data, environment, plan and orders."""
+"""What is decided before trials are launched: suite, data, GPUs, the stages and their plans, a budget of time."""
 
 from __future__ import annotations
 
-import os
+import math
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self, TypeVar
 
-from selectbench.choices.model import AnyTokenizer, OwnModel, PretrainedModel
-from selectbench.data.prepare import prepare, streamed
-from selectbench.data.prepared import Prepared, check_enough, pinned_model
-from selectbench.data.reading import dataset_commit
-from selectbench.errors import MissingPackageError, UnreachableError, UserError
-from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
-from selectbench.launch.gpus import GpuClaim, candidates, claim_gpus
-from selectbench.launch.server import server_environment
-from selectbench.machine import (
-    INSTALL,
-    Machine,
-    inspect_machine,
-    usable_cores,
-    wrong_device_reason,
-    wrong_system_reason,
+from selectbench import units
+from selectbench.analysis.family import DEFAULT_SPREAD, detectable
+from selectbench.analysis.tuning import (
+    settled_by_records,
+    settled_sizes,
+    speed_attempts,
+    speed_candidates,
+    tuning_attempts,
+    tuning_candidates,
 )
-from selectbench.plan.plan import GpuNeed, Plan, PlannedTrial, gpu_need, gpus_used, make_plan, settled_for
+from selectbench.choices.model import AnyTokenizer
+from selectbench.data.prepare import prepare, streamed
+from selectbench.data.prepared import Look, Prepared, check_enough, evaluable_tokens, look
+from selectbench.data.reading import dataset_commit, download_bytes
+from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
+from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
+from selectbench.launch.gpus import GpuClaim, Notify, candidates, claim_gpus, idle_now
+from selectbench.launch.trial import server_environment
+from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
+from selectbench.plan.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
+from selectbench.plan.plan import Plan, gpu_need, gpus_used, heldout_warnings, make_plan, settled_for
 from selectbench.record.environment import code_sha256, collect_environment
-from selectbench.record.run_folder import TRIALS, WEIGHTS
-from selectbench.record.wire import Order
-from selectbench.suite.job import Job
+from selectbench.record.record import Record
 from selectbench.suite.load import find, load_suite
-from selectbench.suite.suite import Option, Suite
+from selectbench.suite.stages import speed_suite, tuning_suite
+from selectbench.suite.suite import Suite
+from selectbench.suite.tune import Values
 
 _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 
@@ -55,18 +60,42 @@ class Request:
     """Numbers, UUIDs or beginnings of UUIDs, by commas; None: the idle ones."""
     wait: bool = False
     """For GPUs to become free."""
+    budget_seconds: float | None = None
+    """For all trials; rounds that do not fit into it are left out."""
+    results: Path = Path("results")
+    """Where earlier runs are, which tell how long trials take."""
 
 
 @dataclass(frozen=True)
-class Preparation:
+class Planned:
+    """A suite's plan and what it was made from."""
+
+    machine: Machine
+    prepared: Mapping[str, Prepared] | None
+    """By option, as tokenizers may differ; None: the data could not be prepared."""
+    plan: Plan
+
+    @property
+    def suite(self) -> Suite:
+        """The planned one."""
+        return self.plan.suite
+
+    def of(self, suite: Suite) -> Self:
+        """What another suite comes to here: a stage's, of candidates, or one with fewer rounds."""
+        prepared = self.prepared and {o.name: self.prepared[o.tunes or o.name] for o in suite.options}
+        plan = make_plan(suite, self.machine, prepared, code_sha256())
+        return replace(self, prepared=prepared, plan=plan)
+
+
+AnyPlanned = TypeVar("AnyPlanned", bound=Planned)
+
+
+@dataclass(frozen=True)
+class Preparation(Planned):
     """What a run starts from."""
 
-    suite: Suite
-    machine: Machine
     prepared: Mapping[str, Prepared]
-    """By option: tokenizers may differ."""
     environment: dict[str, Any]
-    plan: Plan
     claim: GpuClaim
     """The GPUs that trials run on, to be released at the end; none of them on a CPU."""
 
@@ -89,8 +118,11 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
     return suite, machine.on([candidate.gpu for candidate in candidates(request.gpus)])
 
 
-def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
-    """Settle everything and take the GPUs; nothing is launched. Raises UserError, with no GPU taken."""
+def prepare_all(request: Request, notify: Notify) -> Preparation:
+    """Settle everything and take the GPUs; nothing is launched.
+
+    Raises UserError, with no GPU taken, also where not one round fits the budget.
+    """
     if (reason := wrong_system_reason()) is not None:
         raise UserError(reason)
     suite, machine = resolve(request)
@@ -101,21 +133,29 @@ def prepare_all(request: Request, notify: Callable[[str], None]) -> Preparation:
     with way_without_network(request):
         prepared = prepare_data(suite, notify)
     with ExitStack() as undo:
-        need = gpu_need(settled_for(suite, machine, prepared), machine)
-        claim = undo.enter_context(_claim(request, need, suite.device, notify))
+        claim = GpuClaim()
         if suite.device == "cuda":
+            need = gpu_need(settled_for(suite, machine, prepared), machine)
+            claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
             machine = machine.on(claim.gpus)
         suite = settled_for(suite, machine, prepared)
         plan = make_plan(suite, machine, prepared, code_sha256())
         claim.keep(gpus_used(plan))
-        environment = _environment(request, suite, claim.gpus)
+        interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
+        environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
+        environment["data"] = data_facts(suite, prepared, plan)
+        if plan.pretrained:
+            environment["pretrained"] = plan.pretrained
+        if choices := suite.left_open.machine_choices:
+            environment["machine_choices"] = [choice.model_dump(mode="json") for choice in choices]
+        preparation = Preparation(machine, prepared, plan, environment, claim)
+        if request.budget_seconds is not None:
+            history = past_trials(request.results / suite.name, machine)
+            preparation, notes = within(request.budget_seconds, preparation, history)
+            for line in notes:
+                notify(line)
         undo.pop_all()
-    environment["data"] = data_facts(suite, prepared, plan)
-    if plan.pretrained:
-        environment["pretrained"] = plan.pretrained
-    if suite.left_open.machine_choices:
-        environment["machine_choices"] = [one.model_dump(mode="json") for one in suite.left_open.machine_choices]
-    return Preparation(suite, machine, prepared, environment, plan, claim)
+    return preparation
 
 
 @contextmanager
@@ -125,11 +165,10 @@ def way_without_network(request: Request) -> Iterator[None]:
         yield
     except UnreachableError as error:
         other = f"selectbench run {request.suite}" if request.profile else _OWN_TEXT
-        told = f"without a network this works: {other}"
-        raise UserError(*(f"{problem}; {told}" for problem in error.problems)) from None
+        raise UserError(*(f"{p}; without a network this works: {other}" for p in error.problems)) from None
 
 
-def prepare_data(suite: Suite, notify: Callable[[str], None], *, downloads: bool = True) -> dict[str, Prepared]:
+def prepare_data(suite: Suite, notify: Notify, *, downloads: bool = True) -> dict[str, Prepared]:
     """Each option's data. Raises UserError where they can't be had, or are too few.
 
     `downloads` False: raises NotDownloadedError for rows that would be read as they are downloaded.
@@ -150,15 +189,6 @@ def prepare_data(suite: Suite, notify: Callable[[str], None], *, downloads: bool
             )
         check_enough(made[job.tokenizer], job)
     return {option.name: made[suite.job.of(option.choices).tokenizer] for option in suite.options}
-
-
-def _claim(request: Request, need: GpuNeed, device: str, notify: Callable[[str], None]) -> GpuClaim:
-    return claim_gpus(request.gpus, need, wait=request.wait, notify=notify) if device == "cuda" else GpuClaim()
-
-
-def _environment(request: Request, suite: Suite, taken: Sequence[Gpu]) -> dict[str, Any]:
-    interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
-    return collect_environment(find(request.suite).parent, interpreters, taken, suite.device)
 
 
 def device_problem(request: Request, suite: Suite) -> str | None:
@@ -195,77 +225,168 @@ def check_torch_shows(gpus: Sequence[Gpu], python: str | None) -> None:
         [python or sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, check=False,
         env=server_environment(python, "cuda", gpus),
     )  # fmt: skip
+    torch = f"torch of python {python}" if python else "torch"
     shown = read_probe(probe.stdout) if probe.returncode == 0 else None
     if not shown:
-        raise UserError(_cuda_refused(python, probe.stderr))
+        said = "\n".join(probe.stderr.strip().splitlines()[-3:])
+        raise UserError(
+            f"this job runs on CUDA, but {torch} cannot use the GPU"
+            + (f": {said}" if said else "")
+            + " (`selectbench doctor` says what is missing; --profile cpu runs on the CPU instead)"
+        )
     if (difference := first_difference(shown, gpus)) is not None:
-        raise UserError(f"torch{_of(python)} does not run on the GPUs that were taken: {difference}")
+        raise UserError(f"{torch} does not run on the GPUs that were taken: {difference}")
 
 
-def _of(python: str | None) -> str:
-    return f" of python {python}" if python else ""
+# The stages of a run: settings that make each option fastest, then those that make it best, then the contest.
+#
+# Each stage is a suite of its own, planned as any other. What was chosen follows from the records alone, so that a
+# run that was cut off goes on where it was.
 
 
-def _cuda_refused(python: str | None, stderr: str) -> str:
-    said = "\n".join(stderr.strip().splitlines()[-3:])
+CONTEST = "contest"
+"""The title of the last stage."""
+
+
+def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
+    """Every stage as far as the records tell it, with its title; `own`: the suite as its file declares it."""
+    suite, before_contest = own.suite, []
+    if suite.best_of is not None:
+        ranks = {planned.option.name: planned.world_size for planned in own.plan.options}
+        sizes = _supported(own.plan, speed_candidates(suite, ranks, speed_attempts(suite, records)))
+        if sizes:
+            before_contest.append(("micro-batch size", own.of(speed_suite(suite, sizes))))
+    if suite.tune is not None:
+        sized = settled_sizes(suite, records)
+        values = _supported(own.plan, tuning_candidates(sized, tuning_attempts(sized, records)))
+        if values:
+            before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
+    settled = settled_by_records(suite, records)
+    return [*before_contest, (CONTEST, own if settled is suite else own.of(settled))]
+
+
+def _supported(plan: Plan, candidates: Mapping[str, Sequence[Values]]) -> dict[str, Sequence[Values]]:
+    """Without options that this machine can't run, which the contest tells of, and those with nothing to try."""
+    return {name: values for name, values in candidates.items() if values and not plan.planned(name).unsupported}
+
+
+# The best use of a given time: rounds are cut, schedules never.
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_GRAMMAR = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(d|h|min|m|s)\s*")
+
+
+def budget_of(text: str) -> float:
+    """Seconds of `2h`, `90min`, `45 s`. Raises UserError."""
+    found = _GRAMMAR.fullmatch(text)
+    if found is None or float(found[1]) <= 0:
+        raise UserError(f"--budget {text}: expected a time with its unit, such as 2h, 90min or 45s")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def within(seconds: float, own: AnyPlanned, history: History) -> tuple[AnyPlanned, list[str]]:
+    """The suite with as many rounds as fit, and notes on them. Raises UserError where not one fits."""
+    costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], own.machine, history)
+    known = [cost.seconds for cost in costs if cost.seconds is not None]
+    planned = len(own.suite.seeds)
+    if len(known) < len(costs):
+        return own, ["--budget: how long trials take is not known here; run once with --quick, then ask again"]
+    *_, contest = costs
+    each = (known[-1] - contest.start_seconds) / planned
+    before = math.fsum([*known[:-1], contest.start_seconds])
+    rounds = min(planned, math.floor((seconds - before) / each)) if each else planned
+    if rounds < 1:
+        raise UserError(
+            f"--budget: {units.duration(seconds)} is too short: one round takes about {units.duration(each)}"
+            + (f" and what comes before {units.duration(before)}" if before else "")
+            + "; a schedule is never cut: lower job.max_steps, or leave options out"
+        )
+    seeds = own.suite.seeds[:rounds]
+    suite = own.suite.model_copy(update={"seeds": seeds, "resolved": {**own.suite.resolved, "seeds": seeds}})
+    expected = units.duration(before + rounds * each)
+    head = f"--budget {units.duration(seconds)}: {rounds} of {planned} rounds, about {expected} in all"
+    return own.of(suite), [head, _power_of(own, rounds)]
+
+
+def _power_of(own: Planned, rounds: int) -> str:
+    """Which differences so many rounds can tell, and which not."""
+    if rounds < 2:
+        return "one round tells no verdict: there is no measure of spread, and figures are only shown"
+    able = sum(planned.unsupported is None for planned in own.plan.options)
+    tests = max(1, (able - 1) + able * len(own.suite.decide.constraints))
+    least = detectable(rounds, able, tests)
     return (
-        f"this job runs on CUDA, but torch{_of(python)} cannot use the GPU"
-        + (f": {said}" if said else "")
-        + " (`selectbench doctor` says what is missing; --profile cpu runs on the CPU instead)"
+        f"{rounds} rounds tell differences from about {least:.1%} on (with a chance of 80 %, if a trial's figures "
+        f"vary by {DEFAULT_SPREAD:.0%}, as speed does on an idle machine); smaller ones, and constraints nearer to "
+        "their bound, will stay undecided"
     )
 
 
-# What a trial and its server are told.
+# What `plan` and `data` show: the run that would be, without launching anything, and its data.
 
 
-def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:
-    """What the worker is told."""
-    suite = preparation.suite
-    choices = suite.option(planned.trial.option).choices
-    world_size = preparation.plan.planned(planned.trial.option).world_size
-    return Order(
-        trial=planned.trial,
-        job=_job_of(preparation, planned.trial.option),
-        choices=choices,
-        device=suite.device,
-        threads=rank_threads(world_size),
-        world_size=world_size,
-        data_folder=str(preparation.prepared[planned.trial.option].folder),
-        trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
-        weights_folder=str((folder / WEIGHTS).resolve()),
-        code=suite.code,
-        min_timed_seconds=suite.job.timing.least_seconds(suite.device),
-    )
+@dataclass(frozen=True)
+class Outlook:
+    """A plan, what it would cost, and what could not be found out."""
+
+    plan: Plan
+    """Of the contest, with what the suite gives the options before anything is searched."""
+    estimate: Estimate | None
+    costs: list[StageCost]
+    """Of every stage in order, the contest the last."""
+    notes: list[str]
 
 
-def _job_of(preparation: Preparation, option: str) -> Job:
-    job = preparation.suite.job.of(preparation.suite.option(option).choices)
-    return job.model_copy(update={"model": pinned_model(job.model, preparation.plan.pretrained.get(option))})
+def preview(request: Request, notify: Notify) -> Outlook:
+    """Raises UserError for a wrong suite or data; what is missing or in use here are only noted."""
+    suite, machine = resolve(request)
+    notes = [reason] if (reason := device_problem(request, suite)) is not None else []
+    prepared = None
+    with way_without_network(request):
+        try:
+            prepared = prepare_data(suite, notify, downloads=False)
+        except MissingPackageError as error:
+            notes += error.problems
+        except NotDownloadedError:
+            for one in streamed(suite.job.data):
+                size = units.size(download_bytes(one))
+                notes.append(f"a run first downloads about {size} of {one.dataset} and keeps its tokens")
+    if (reason := wrong_system_reason()) is not None:
+        notes.append(f"{reason}; planned as if this machine could, with what {INSTALL} brings")
+        machine = machine.with_training()
+    elif not machine.trains:
+        notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
+        machine = machine.with_training()
+    settled = settled_for(suite, machine, prepared)
+    if machine.gpus:
+        try:
+            idle, busy = idle_now(request.gpus, gpu_need(settled, machine))
+        except UserError as error:  # the folder of locks
+            notes += error.problems
+        else:
+            notes += busy
+            machine = machine.on(idle)
+            settled = settled_for(suite, machine, prepared)
+    own = Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256()))
+    history = past_trials(request.results / suite.name, machine)
+    if request.budget_seconds is not None:
+        own, rounds = within(request.budget_seconds, own, history)
+        notes += rounds
+    costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], machine, history)
+    return Outlook(own.plan, estimate(own.plan, machine, history), costs, notes)
 
 
-def rank_threads(world_size: int) -> int:
-    """Threads of a rank's CPU operations: OMP_NUM_THREADS where the user set it, else its share of the cores."""
-    stated = os.environ.get("OMP_NUM_THREADS", "")
-    return int(stated) if stated.isdigit() and int(stated) > 0 else max(1, int(usable_cores()) // world_size)
-
-
-def preload(preparation: Preparation, python: str | None) -> list[str]:
-    """What an interpreter's server imports once: the worker, the model's family, what the choices name."""
-    modules = ["selectbench.worker.trial"]
-    for planned in preparation.plan.options:
-        choices = planned.option.choices
-        if planned.unsupported is None and choices.python == python:
-            modules += _model_modules(preparation, planned.option)
-            modules += [name for choice in choices.each().values() for name in choice.preload]
-    return list(dict.fromkeys(modules))
-
-
-def _model_modules(preparation: Preparation, option: Option) -> list[str]:
-    model, vocab_size = preparation.suite.job.of(option.choices).model, preparation.prepared[option.name].vocab_size
-    if isinstance(model, OwnModel):  # own code is imported in the trial alone: what it does is the trial's
-        return []
-    if isinstance(model, PretrainedModel):
-        family = model.model_type
-        return [f"transformers.models.{family}.modeling_{family}"] if family else []
-    family = model.transformers_config(vocab_size, preparation.suite.job.seq_len)["model_type"]
-    return [f"transformers.models.{family}.modeling_{family}"]
+def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list[str], Look]]:
+    """Each distinct preparation with the options that read it. Raises UserError for a wrong suite or unfit data."""
+    suite, _ = resolve(request)
+    with way_without_network(request):
+        by_option = prepare_data(suite, notify)
+    options: dict[str, list[str]] = {}
+    for name, prepared in by_option.items():
+        options.setdefault(prepared.key, []).append(name)
+    heldout = {name: evaluable_tokens(prepared, suite.job) for name, prepared in by_option.items()}
+    for line in heldout_warnings(suite, heldout):
+        notify(f"note: {line}")
+    made = {prepared.key: prepared for prepared in by_option.values()}
+    return [(made[key], names, look(made[key])) for key, names in options.items()]

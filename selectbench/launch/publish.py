@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,48 +60,33 @@ def past_runs(results: Path) -> list[PastRun]:
 
 
 def _past_run(folder: Path) -> PastRun:
-    """What a look tells; whatever is broken is said in its note."""
+    """What `list` says of the run; whatever is broken is said in its note."""
+    named = _NAME.match(folder.name)
+    started_at = "{}-{}-{} {}:{}".format(*named.groups()) if named else None
     try:
         suite = YAML(typ="safe", pure=True).load(folder / SUITE)
         environment = read_json(folder / ENVIRONMENT)
         options = {*suite["options"], *([CONTROL] if suite.get("control") else [])}
         planned = {(option, seed) for option in options for seed in suite["seeds"]}
-        done = planned & _trials(folder / RECORDS_FILE)
+        records, _ = read_records(folder / RECORDS_FILE)
+        done = planned & {(one.trial.option, one.trial.seed) for one in records if one.phase == "contest"}
     except (OSError, YAMLError, UserError, KeyError, TypeError, AttributeError) as error:
         return PastRun(
-            folder=str(folder), suite=folder.parent.name, started_at=_started(folder), device=None, hardware=None,
+            folder=str(folder), suite=folder.parent.name, started_at=started_at, device=None, hardware=None,
             trials_done=None, trials_planned=None, answer=None,
             note=f"cannot be read: {str(error).splitlines()[0]}",
         )  # fmt: skip
-    return PastRun(
-        folder=str(folder), suite=str(suite.get("name") or folder.parent.name), started_at=_started(folder),
-        device=suite.get("device"), hardware=_hardware(suite.get("device"), environment), trials_done=len(done),
-        trials_planned=len(planned), answer=_answer(folder / RANKING), note=None,
-    )  # fmt: skip
-
-
-def _started(folder: Path) -> str | None:
-    found = _NAME.match(folder.name)
-    return None if found is None else "{}-{}-{} {}:{}".format(*found.groups())
-
-
-def _trials(path: Path) -> set[tuple[str, int]]:
-    """Option and seed of the contest's trials with a whole record."""
-    return {
-        (record.trial.option, record.trial.seed) for record in read_records(path)[0] if record.phase == "contest"
-    }
-
-
-def _hardware(device: object, environment: dict[str, Any]) -> str | None:
     gpus = dict.fromkeys(str(gpu.get("name")) for gpu in environment.get("gpus") or [])
-    return ", ".join(gpus) if device == "cuda" and gpus else environment.get("cpu_model")
-
-
-def _answer(path: Path) -> str | None:
+    on_gpus = suite.get("device") == "cuda" and gpus
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["answer"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        answer = str(read_json(folder / RANKING)["answer"])
+    except (UserError, KeyError, TypeError):
+        answer = None
+    return PastRun(
+        folder=str(folder), suite=str(suite.get("name") or folder.parent.name), started_at=started_at,
+        device=suite.get("device"), hardware=", ".join(gpus) if on_gpus else environment.get("cpu_model"),
+        trials_done=len(done), trials_planned=len(planned), answer=answer, note=None,
+    )  # fmt: skip
 
 
 # From a run folder's records alone to its ranking.json and its reports.
@@ -120,7 +104,7 @@ class StoredRun:
     """What a run folder holds."""
 
     suite: Suite
-    """As its contest ran it: options with what was found best for them."""
+    """As its contest ran it: options with the settings that were chosen for them."""
     declared: Suite
     """As its file says it."""
     records: list[Record]
@@ -227,10 +211,10 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
 
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     """The suite as plain data with this option alone, which is its own baseline."""
-    kept = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
+    job = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
     every = suite.option(option).choices.model_dump(mode="json")
     choices = {key: value for key, value in every.items() if value is not None}
-    return {**kept, "choices": choices, "options": {option: {}}, "baseline": option}
+    return {**job, "choices": choices, "options": {option: {}}, "baseline": option}
 
 
 def ranking_text(ranking: Ranking) -> str:
@@ -246,24 +230,19 @@ MOST_BYTES = 1_000_000
 VARIABLE = "GITHUB_STEP_SUMMARY"
 
 
-def is_asked_for() -> bool:
-    """Whether the variable is set."""
-    return bool(os.environ.get(VARIABLE))
-
-
-def add_to_job_summary(text: str) -> str | None:
+def add_to_job_summary(make_text: Callable[[], str]) -> str | None:
     """Appends where the variable is set. Returns why it could not, as that must fail no run; else None."""
     name = os.environ.get(VARIABLE)
     if not name:
         return None
+    text = make_text().encode()
     try:
         path = Path(name)
         room = MOST_BYTES - (path.stat().st_size if path.exists() else 0)
-        told = text.encode()
-        if len(told) > room:
-            told = told[: max(0, room - 100)].rsplit(b"\n", 1)[0] + b"\n\n(cut: the summary is full)\n"
+        if len(text) > room:
+            text = text[: max(0, room - 100)].rsplit(b"\n", 1)[0] + b"\n\n(cut: the summary is full)\n"
         with path.open("ab") as stream:
-            stream.write(told if len(told) <= max(0, room) else b"")
+            stream.write(text if len(text) <= max(0, room) else b"")
     except OSError as error:
         return f"{VARIABLE}: cannot write {name}: {error.strerror}"
     return None

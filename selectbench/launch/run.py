@@ -1,29 +1,34 @@
-"""A run: every planned trial that has no outcome yet, from waiting for its GPUs to its record, then the report."""
+"""A run: stage after stage every trial that has no outcome yet, from its order to its record, then the report."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from selectbench.analysis.metrics import state_of
+from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.result import Ranking
+from selectbench.choices.model import OwnModel, PretrainedModel
+from selectbench.data.prepared import pinned_model
 from selectbench.errors import ExitCode
-from selectbench.gpu.meters import GpuWatch, Pause, Ready
-from selectbench.launch.display import Display, Narrator
-from selectbench.launch.preparation import Preparation, check_cuda, make_order, preload
+from selectbench.gpu.meters import GpuWatch
+from selectbench.launch.display import Display
+from selectbench.launch.preparation import CONTEST, Preparation, check_cuda, stages
 from selectbench.launch.publish import publish, read_run
-from selectbench.launch.server import TrialServers
-from selectbench.launch.stages import CONTEST, Stage, is_rerun_due, next_stage
-from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner
+from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServers
+from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial
-from selectbench.record.record import SOFTWARE, Completed, Failed, Meters, Record
+from selectbench.record.record import SOFTWARE, Completed, Failed, Record
 from selectbench.record.run_folder import (
     RECORDS_FILE,
+    TRIALS,
+    WEIGHTS,
     RunLock,
     append_record,
     create_run,
@@ -33,120 +38,8 @@ from selectbench.record.run_folder import (
     read_records,
     weights_folder,
 )
-from selectbench.record.wire import Finished
-
-# One planned trial from waiting for its GPUs to its record on disk.
-
-
-@dataclass
-class Bench:
-    """What every trial of a run is launched with."""
-
-    preparation: Preparation
-    folder: Path
-    """The run's."""
-    servers: TrialServers
-    watch: GpuWatch
-    display: Display
-    stop: StopRequest
-    server_start_seconds: float = 0.0
-    """What the latest attempt waited for a trial server to start."""
-
-    def run(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> None:
-        """Run trial `number`, from 1, of so many; once more where its GPUs spoiled it and the suite allows."""
-        record = self._attempt(planned, attempt, number, of)
-        if not self.stop and self._is_rerun_due(planned):
-            state = state_of(record)
-            assert state is not None, "only a state makes a trial unclean"
-            trial = record.trial
-            self.display.note(
-                f"{trial.option}, seed {trial.seed}: the GPU was {state.verdict} ({state.detail}): run again"
-            )
-            record = self._attempt(planned, attempt + 1, number, of)
-        with _terminal_may_be_gone(self.stop):
-            self.display.trial_ended(
-                record.trial.option, record.trial.seed, record.outcome, record.wall_seconds,
-                self.server_start_seconds,
-            )  # fmt: skip
-
-    def _is_rerun_due(self, planned: PlannedTrial) -> bool:
-        if not self.preparation.suite.meters.rerun_unclean:
-            return False
-        records, _ = read_records(self.folder / RECORDS_FILE)
-        attempts = [record for record in records if record.trial.trial_id == planned.trial.trial_id]
-        return is_rerun_due(attempts, self.preparation.suite)
-
-    def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> Record:
-        self.server_start_seconds = 0.0
-        reason = self.preparation.plan.planned(planned.trial.option).unsupported
-        if reason is None:
-            record = self._launched(planned, attempt, number, of)
-        else:
-            refused = Failed(kind="unsupported", detail=reason)
-            record = Record(
-                trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt,
-                wall_seconds=0.0, started_at=_now(), outcome=refused,
-            )  # fmt: skip
-        append_record(self.folder / RECORDS_FILE, record)
-        return record
-
-    def _launched(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> Record:
-        self.display.trial_started(planned.trial.option, planned.trial.seed, number, of)
-        ready, started_at = self._ready(planned), _now()
-        end, meters = self._metered(planned, ready)
-        return Record(
-            trial=planned.trial, phase=_phase(planned), round=planned.round, attempt=attempt, outcome=end.outcome,
-            wall_seconds=end.wall_seconds, started_at=started_at, software=SOFTWARE.keep(end.software),
-            meters=meters, **(_certificate(end.completed) if end.completed else {}),
-        )  # fmt: skip
-
-    def _ready(self, planned: PlannedTrial) -> Ready | None:
-        """The trial's GPUs as they are when they have come to rest, or when waiting has taken long enough."""
-        world_size = self.preparation.plan.planned(planned.trial.option).world_size
-        ready = self.watch.settle(world_size)
-        for sentence in ready.held if ready and not self.stop else []:
-            self.display.note(f"memory has not come back: {sentence}")
-        return ready
-
-    def _metered(self, planned: PlannedTrial, ready: Ready | None) -> tuple[TrialEnd, Meters]:
-        suite = self.preparation.suite
-        server = self.servers.of(suite.option(planned.trial.option).choices.python)
-        runner = TrialRunner(server, suite.limits, self.stop, Narrator(self.display))
-        order = make_order(self.preparation, planned, self.folder)
-        with self.watch.during(ready, Path(order.trial_folder)) as watching:
-            end = runner.run(order)
-        self.server_start_seconds = end.server_start_seconds
-        return end, watching.meters(end.completed)
-
-
-def _phase(planned: PlannedTrial) -> Literal["tune", "contest"]:
-    return "contest" if planned.trial.tunes is None else "tune"
-
-
-def _certificate(done: Finished) -> dict[str, Any]:
-    return {
-        "identity": done.identity,
-        "evaluation_curve": done.evaluation_curve,
-        "loss_curve": done.loss_curve,
-        "inside": done.inside,
-        "resolved_config": done.resolved_config,
-    }
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-@contextlib.contextmanager
-def _terminal_may_be_gone(stop: StopRequest) -> Iterator[None]:
-    try:
-        yield
-    except OSError:
-        if not stop:
-            raise
-
-
-# A run: every planned trial that has no outcome yet, then the ranking and the report.
+from selectbench.record.wire import Order
+from selectbench.suite.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -170,21 +63,15 @@ def run(
     with preparation.claim:
         check_cuda(preparation.plan, preparation.claim.gpus)
         folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retry_failed)
-        return _run_in(folder, preparation, make_display, retry_failed=retry_failed)
-
-
-def _run_in(
-    folder: Path, preparation: Preparation, make_display: Callable[[], Display], *, retry_failed: bool
-) -> Result:
-    with RunLock(folder), StopRequest() as stop:
-        display = make_display()
-        try:
-            _run_trials(preparation, folder, display, stop, retry_failed=retry_failed)
-        finally:
-            with contextlib.suppress(OSError):  # after SIGHUP there is no terminal to restore
-                display.close()
-        ranking = publish(folder, read_run(folder))
-        return Result(folder, ranking, ExitCode.INTERRUPTED if stop else exit_code(preparation, folder))
+        with RunLock(folder), StopRequest() as stop:
+            display = make_display()
+            try:
+                _run_stages(preparation, folder, display, stop, retry_failed=retry_failed)
+            finally:
+                with contextlib.suppress(OSError):  # after SIGHUP there is no terminal to restore
+                    display.close()
+            ranking = publish(folder, read_run(folder))
+            return Result(folder, ranking, ExitCode.INTERRUPTED if stop else exit_code(preparation, folder))
 
 
 def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retry_failed: bool) -> Path:
@@ -197,59 +84,42 @@ def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retr
     return create_run(results, preparation.suite, preparation.environment, mark)
 
 
-def _run_trials(
+def _run_stages(
     preparation: Preparation, folder: Path, display: Display, stop: StopRequest, *, retry_failed: bool
 ) -> None:
     """Stage after stage, as the records of the one before ask."""
-    pause, ended = _pause(display, stop), frozenset[str]()
-    with (
-        weights_folder(folder), _servers(preparation, folder) as servers,
-        GpuWatch(preparation.claim.gpus, preparation.suite.meters, pause, lambda: bool(stop)) as watch,
-    ):  # fmt: skip
-        while not stop and (stage := next_stage(preparation, folder, retry_failed=retry_failed, ended=ended)):
-            _announce(stage, folder, display, ended)
-            bench = Bench(stage.preparation, folder, servers, watch, display, stop)
-            ended |= _run_stage(bench, stage, stop)
 
-
-def _run_stage(bench: Bench, stage: Stage, stop: StopRequest) -> set[str]:
-    """The ids of the trials that were run."""
-    ended: set[str] = set()
-    of = stage.done + len(stage.trials)
-    for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
-        if stop:
-            break
-        bench.run(planned, attempt, number, of)
-        ended.add(planned.trial.trial_id)
-    return ended
-
-
-def _announce(stage: Stage, folder: Path, display: Display, ended: frozenset[str]) -> None:
-    """What is to be run now, and what was run before: by this process, or by one that was cut off."""
-    suite = stage.preparation.suite
-    still_open = Counter(planned.trial.option for planned, _ in stage.trials)
-    display.run_started(
-        suite, stage.done + len(stage.trials), stage.done,
-        {option.name: len(suite.seeds) - still_open[option.name] for option in suite.options},
-    )  # fmt: skip
-    if stage.title != CONTEST:
-        display.note(f"{stage.title}: {len(stage.trials)} trials before the contest")
-    if stage.done and not ended:
-        display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
-
-
-def _pause(display: Display, stop: StopRequest) -> Pause:
     def pause(seconds: float) -> None:
         with contextlib.suppress(OSError):  # a terminal that is gone
             display.tick()
         stop.wait(seconds)
 
-    return pause
+    suite, gpus, ended = preparation.suite, preparation.claim.gpus, set[str]()
+    with (
+        weights_folder(folder),
+        TrialServers(partial(preload, preparation), folder, suite.device, gpus) as servers,
+        GpuWatch(gpus, suite.meters, pause, lambda: bool(stop)) as watch,
+    ):
+        while not stop and (stage := next_stage(preparation, folder, retry_failed=retry_failed, ended=ended)):
+            _announce(stage, folder, display, is_first=not ended)
+            bench = Bench(stage.preparation, folder, servers, watch, display, stop)
+            of = stage.done + len(stage.trials)
+            for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
+                if stop:
+                    break
+                bench.run(planned, attempt, number, of)
+                ended.add(planned.trial.trial_id)
 
 
-def _servers(preparation: Preparation, folder: Path) -> TrialServers:
-    device, gpus = preparation.suite.device, preparation.claim.gpus
-    return TrialServers(lambda python: preload(preparation, python), folder, device, gpus)
+def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
+    """What is to be run now, and what was run before: by this process, or by one that was cut off."""
+    suite = stage.preparation.suite
+    still_open = Counter(planned.trial.option for planned, _ in stage.trials)
+    display.run_started(suite, {o.name: len(suite.seeds) - still_open[o.name] for o in suite.options})
+    if stage.title != CONTEST:
+        display.note(f"{stage.title}: {len(stage.trials)} trials before the contest")
+    if stage.done and is_first:
+        display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 
 
 def exit_code(preparation: Preparation, folder: Path) -> ExitCode:
@@ -260,3 +130,204 @@ def exit_code(preparation: Preparation, folder: Path) -> ExitCode:
     baseline = preparation.suite.baseline
     has_baseline = any(r.trial.option == baseline and isinstance(r.outcome, Completed) for r in last)
     return ExitCode.TRIALS_FAILED if broken or not has_baseline else ExitCode.OK
+
+
+# Which trials a run still has to do, from the records alone.
+
+
+STATE_MAY_MATTER = ("oom", "timeout", "crashed")
+"""Failures that a busy or hot GPU may have caused; what diverged or can't be had here stays so."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Trials that can be run now, with what they are launched from."""
+
+    title: str
+    preparation: Preparation
+    trials: list[tuple[PlannedTrial, int]]
+    """In order, each with the number of its attempt."""
+    done: int
+    """Trials of the stage that have an outcome."""
+
+
+def next_stage(
+    preparation: Preparation, folder: Path, *, retry_failed: bool, ended: Collection[str] = ()
+) -> Stage | None:
+    """The first stage with trials to run; None: the run is complete.
+
+    `ended`: ids of trials that this process has run; one that failed is not tried again at once.
+    """
+    records, _ = read_records(folder / RECORDS_FILE)
+    for title, stage in stages(preparation, records):
+        trials = [planned for planned in stage.plan.trials if planned.trial.trial_id not in ended]
+        still_open = pending(trials, stage.suite, records, retry_failed=retry_failed)
+        if still_open:
+            return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open))
+    return None
+
+
+def pending(
+    trials: Sequence[PlannedTrial], suite: Suite, records: Sequence[Record], *, retry_failed: bool
+) -> list[tuple[PlannedTrial, int]]:
+    """The trials to run, in order, each with the number of its attempt."""
+    attempts: dict[str, list[Record]] = {}
+    for record in records:
+        attempts.setdefault(record.trial.trial_id, []).append(record)
+    still_open = []
+    for planned in trials:
+        before = attempts.get(planned.trial.trial_id, [])
+        if _is_open(before, suite, retry_failed=retry_failed):
+            still_open.append((planned, before[-1].attempt + 1 if before else 1))
+    return still_open
+
+
+def _is_open(attempts: Sequence[Record], suite: Suite, *, retry_failed: bool) -> bool:
+    if not attempts or _is_rerun_due(attempts, suite):
+        return True
+    outcome = attempts[-1].outcome
+    if isinstance(outcome, Completed):
+        return False
+    return outcome.kind == "interrupted" or (retry_failed and outcome.kind != "unsupported")
+
+
+def _is_rerun_due(attempts: Sequence[Record], suite: Suite) -> bool:
+    """Whether the trial's last attempt, the first such, had GPUs that were throttled or shared.
+
+    `attempts`: all of one trial, in order. Always False where the suite does not ask for it.
+    """
+    if not suite.meters.rerun_unclean or not _matters(attempts[-1]):
+        return False
+    return sum(_matters(record) for record in attempts) == 1
+
+
+def _matters(record: Record) -> bool:
+    outcome = record.outcome
+    fits = outcome.kind in STATE_MAY_MATTER if isinstance(outcome, Failed) else True
+    return fits and is_unclean(record)
+
+
+# One planned trial from waiting for its GPUs to its record on disk.
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every trial of a stage is launched with."""
+
+    preparation: Preparation
+    """The stage's."""
+    folder: Path
+    """The run's."""
+    servers: TrialServers
+    watch: GpuWatch
+    display: Display
+    stop: StopRequest
+
+    def run(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> None:
+        """Run trial `number`, from 1, of so many; once more where its GPUs spoiled it and the suite allows."""
+        trial, suite = planned.trial, self.preparation.suite
+        record, server_start_seconds = self._attempt(planned, attempt, number, of)
+        if not self.stop and suite.meters.rerun_unclean:
+            records, _ = read_records(self.folder / RECORDS_FILE)
+            if _is_rerun_due([one for one in records if one.trial.trial_id == trial.trial_id], suite):
+                state = state_of(record)
+                assert state is not None, "only a state makes a trial unclean"
+                self.display.note(
+                    f"{trial.option}, seed {trial.seed}: the GPU was {state.verdict} ({state.detail}): run again"
+                )
+                record, server_start_seconds = self._attempt(planned, attempt + 1, number, of)
+        try:
+            self.display.trial_ended(
+                trial.option, trial.seed, record.outcome, record.wall_seconds, server_start_seconds
+            )
+        except OSError:  # after SIGHUP the terminal may be gone
+            if not self.stop:
+                raise
+
+    def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> tuple[Record, float]:
+        """The record, which is on disk, and of its wall the seconds that a trial server took to start."""
+        trial = planned.trial
+        option = self.preparation.plan.planned(trial.option)
+        meters = None
+        if option.unsupported is not None:
+            started_at = _now()
+            end = TrialEnd(Failed(kind="unsupported", detail=option.unsupported), 0.0, finished=None, software={})
+        else:
+            self.display.trial_started(trial.option, trial.seed, number, of)
+            ready = self.watch.settle(option.world_size)
+            for sentence in ready.held if ready and not self.stop else []:
+                self.display.note(f"memory has not come back: {sentence}")
+            started_at = _now()
+            server = self.servers.of(option.option.choices.python)
+            runner = TrialRunner(server, self.preparation.suite.limits, self.stop, self.display.hear)
+            order = make_order(self.preparation, planned, self.folder)
+            with self.watch.during(ready, Path(order.trial_folder)) as watching:
+                end = runner.run(order)
+            meters = watching.meters(end.finished)
+        certificate: dict[str, Any] = {}
+        if (done := end.finished) is not None:
+            certificate = {
+                "identity": done.identity, "evaluation_curve": done.evaluation_curve, "loss_curve": done.loss_curve,
+                "inside": done.inside, "resolved_config": done.resolved_config,
+            }  # fmt: skip
+        record = Record(
+            trial=trial, phase="contest" if trial.tunes is None else "tune", round=planned.round, attempt=attempt,
+            outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
+            software=SOFTWARE.keep(end.software), meters=meters, **certificate,
+        )  # fmt: skip
+        append_record(self.folder / RECORDS_FILE, record)
+        return record, end.server_start_seconds
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+# What a worker gets of it: a trial's order, and the modules that its server imports.
+
+
+def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:
+    """The order of a trial in the run's folder."""
+    suite, name = preparation.suite, planned.trial.option
+    choices = suite.option(name).choices
+    job = suite.job.of(choices)
+    world_size = preparation.plan.planned(name).world_size
+    return Order(
+        trial=planned.trial,
+        job=job.model_copy(update={"model": pinned_model(job.model, preparation.plan.pretrained.get(name))}),
+        choices=choices,
+        device=suite.device,
+        threads=rank_threads(world_size),
+        world_size=world_size,
+        data_folder=str(preparation.prepared[name].folder),
+        trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
+        weights_folder=str((folder / WEIGHTS).resolve()),
+        code=suite.code,
+        min_timed_seconds=suite.job.timing.least_seconds(suite.device),
+    )
+
+
+def rank_threads(world_size: int) -> int:
+    """Threads of a rank's CPU operations: OMP_NUM_THREADS where the user set it, else its share of the cores."""
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    return int(stated) if stated.isdigit() and int(stated) > 0 else max(1, int(usable_cores()) // world_size)
+
+
+def preload(preparation: Preparation, python: str | None) -> list[str]:
+    """What an interpreter's server imports once: the worker, the model's family, what the choices name."""
+    modules = ["selectbench.worker.trial"]
+    for planned in preparation.plan.options:
+        option, choices = planned.option, planned.option.choices
+        if planned.unsupported is not None or choices.python != python:
+            continue
+        job = preparation.suite.job.of(choices)
+        if isinstance(job.model, OwnModel):  # own code is imported in the trial alone: what it does is the trial's
+            family = None
+        elif isinstance(job.model, PretrainedModel):
+            family = job.model.model_type
+        else:
+            vocab_size = preparation.prepared[option.name].vocab_size
+            family = job.model.transformers_config(vocab_size, job.seq_len)["model_type"]
+        modules += [f"transformers.models.{family}.modeling_{family}"] if family else []
+        modules += [name for choice in choices.each().values() for name in choice.preload]
+    return list(dict.fromkeys(modules))

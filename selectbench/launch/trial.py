@@ -1,26 +1,207 @@
-"""One trial from launch to its end: signals, events, limits, and what its end means."""
+"""One trial from launch to its end: the server that starts it, signals, events, limits, and what its end means."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import select
 import selectors
 import signal
+import socket
+import subprocess
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import msgspec
 
+import selectbench
+from selectbench.data.prepared import cache_root
 from selectbench.errors import says_out_of_memory
-from selectbench.launch.server import ServerDiedError, TrialServer, log_tail
-from selectbench.record.record import Completed, Failed, FailureKind
+from selectbench.gpu.devices import Gpu
+from selectbench.machine import foreign_environment, short_wait
+from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.suite import Limits
+
+# The bench's end of the trial servers: starting one, handing it a trial, hearing how the trial ended.
+
+
+PACKET_BYTES = 1 << 16
+
+SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+"""A server that forks must have one thread; each trial sets its own number after the fork."""
+
+
+class ServerDiedError(Exception):
+    """The server itself ended, and with it the trial."""
+
+
+@dataclass(eq=False)
+class TrialServer:
+    """One server process; started at the first trial, and again where it died."""
+
+    modules: Sequence[str]
+    """Imported once, before forking."""
+    log: Path
+    """Of the server's output."""
+    python: str | None = None
+    """None: the bench's."""
+    device: str = "cpu"
+    """cpu or cuda, what its trials run on."""
+    gpus: Sequence[Gpu] = ()
+    """In the order of ranks; none for all that are visible."""
+    control: socket.socket | None = field(default=None, init=False)
+    process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+    _code: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
+
+    def close(self) -> None:
+        """End the server and everything below it."""
+        if self.control is not None:
+            self.control.close()
+            self.control = None
+        if self.process is not None:
+            self.process.wait()
+            self.process = None
+        if self._code is not None:
+            self._code.cleanup()
+            self._code = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the next trial finds it started."""
+        return self.process is not None and self.process.poll() is None
+
+    def start(self) -> None:
+        """Start it where it isn't running. Returns at once: the imports go on in the server."""
+        if self.is_running:
+            return
+        self.close()
+        self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        interpreter = self.python or sys.executable
+        arguments = [interpreter, "-P", "-m", "selectbench.worker", "server", str(theirs.fileno()), *self.modules]
+        environment = server_environment(self.python, self.device, self.gpus)
+        if self.python is not None:
+            # Another interpreter finds this very code, and nothing else of what is installed beside it.
+            self._code = tempfile.TemporaryDirectory(prefix="selectbench-")
+            (Path(self._code.name) / "selectbench").symlink_to(Path(selectbench.__file__).parent.resolve())
+            environment["PYTHONPATH"] = self._code.name
+        with self.log.open("ab") as output, theirs:
+            self.process = subprocess.Popen(
+                arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+                pass_fds=[theirs.fileno()], env=environment,
+            )  # fmt: skip
+
+    def kill(self) -> None:
+        """End the server at once; its trial dies with it."""
+        if self.process is not None:
+            self.process.kill()
+        self.close()
+
+    def submit(self, order: Path, log: Path, events: int) -> None:
+        """Have a trial started; `events` is the writing end of its event pipe. Raises ServerDiedError."""
+        self.start()
+        assert self.control is not None
+        request = json.dumps({"order": str(order), "log": str(log)}).encode()
+        try:
+            socket.send_fds(self.control, [request], [events])
+        except OSError:
+            raise ServerDiedError(self.obituary()) from None
+
+    def receive(self) -> dict[str, Any]:
+        """The next reply; call when the control socket is readable. Raises ServerDiedError."""
+        assert self.control is not None
+        try:
+            packet = self.control.recv(PACKET_BYTES)
+        except OSError:
+            packet = b""
+        if not packet:
+            raise ServerDiedError(self.obituary())
+        reply: dict[str, Any] = json.loads(packet)
+        return reply
+
+    def obituary(self) -> str:
+        """Why the server ended, with the last lines of its log."""
+        assert self.process is not None
+        status = self.process.wait()
+        return f"the trial server ended with status {status}\n{log_tail(self.log)}"
+
+
+@dataclass(eq=False)
+class TrialServers:
+    """A server for each interpreter that trials run in, started when it is first needed."""
+
+    preload: Callable[[str | None], Sequence[str]]
+    """The modules to import in an interpreter."""
+    folder: Path
+    """Where the servers' logs go."""
+    device: str
+    gpus: Sequence[Gpu] = ()
+    """Those of the run, in the order of ranks; none for all that are visible."""
+    _servers: dict[str | None, TrialServer] = field(default_factory=dict, init=False)
+
+    def __enter__(self) -> TrialServers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for server in self._servers.values():
+            server.close()
+
+    def of(self, python: str | None) -> TrialServer:
+        """The interpreter's server; None: the bench's own interpreter."""
+        if python not in self._servers:
+            number = 1 + len(self._servers.keys() - {None})
+            log = self.folder / ("server.log" if python is None else f"server-python{number}.log")
+            self._servers[python] = TrialServer(self.preload(python), log, python, self.device, self.gpus)
+        return self._servers[python]
+
+
+def server_environment(python: str | None = None, device: str = "cpu", gpus: Sequence[Gpu] = ()) -> dict[str, str]:
+    """The environment of a server and, from there, of the trials.
+
+    `python`: another interpreter; `device`: cpu or cuda, which DeepSpeed would choose for itself; `gpus`: rank i
+    is on the i-th, none for all that are visible.
+    """
+    outer = dict(os.environ) if python is None else foreign_environment(python)
+    environment = {
+        **outer,
+        **SINGLE_THREADED,
+        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": device,
+        "HF_HUB_OFFLINE": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+        **short_wait(outer, device),
+    }
+    if gpus:  # by UUID, which means one GPU under every CUDA_DEVICE_ORDER and of a MIG slice too
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
+        # Otherwise Inductor reads the UUIDs as numbers and crashes; so a rank measures on its own GPU.
+        environment["TORCHINDUCTOR_AUTOTUNE_MULTI_DEVICE"] = "0"
+    if python is not None:  # torch builds C++ extensions into one folder for all torches of a Python version
+        root = os.environ.get("TORCH_EXTENSIONS_DIR") or str(cache_root() / "torch_extensions")
+        environment["TORCH_EXTENSIONS_DIR"] = str(Path(root) / sha256(python.encode()).hexdigest()[:12])
+    return environment
+
+
+def log_tail(path: Path, lines: int = 15, most_bytes: int = 8192) -> str:
+    """The last lines of a log, the home folder's path left out; '' where there is none."""
+    try:
+        with path.open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - most_bytes))
+            text = stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+    return "\n".join(text.replace(str(Path.home()), "~").splitlines()[-lines:])
+
 
 # Ctrl-C, SIGTERM and SIGHUP end the trial at hand, not the record of it.
 
@@ -68,39 +249,6 @@ class StopRequest:
         self.signal = signal.Signals(number)
 
 
-# Whether the kernel's out-of-memory killer struck in this process's memory cgroup.
-
-
-def oom_kills(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """How often it has, so far: `memory.events` (cgroup v2) or `memory.oom_control` (v1); None: unknown.
-
-    Source: the kernel's admin-guide, cgroup-v2 and cgroup-v1/memory.
-    """
-    for path in _candidates(cgroups, root):
-        try:
-            counts = dict(line.split() for line in path.read_text().splitlines() if len(line.split()) == 2)
-            return int(counts["oom_kill"])
-        except (OSError, KeyError, ValueError):
-            continue
-    return None
-
-
-def _candidates(cgroups: Path, root: Path) -> list[Path]:
-    try:
-        lines = cgroups.read_text().splitlines()
-    except OSError:
-        return []
-    found: list[Path] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            found += [root / path.lstrip("/") / "memory.events", root / "memory.events"]
-        elif "memory" in controllers.split(","):
-            v1 = root / "memory"
-            found += [v1 / path.lstrip("/") / "memory.oom_control", v1 / "memory.oom_control"]
-    return found
-
-
 # What a trial's end means: from its last word, its exit status and its logs to an outcome.
 
 
@@ -112,6 +260,32 @@ EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)
 STACK_LINES = 40
 """Of a log that ends with the stacks of a trial that was asked where it is."""
 KERNEL_KILLED = "the kernel's out-of-memory killer ended"
+
+
+def oom_kills(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """How often the kernel's out-of-memory killer struck in this process's memory cgroup; None: unknown.
+
+    Source: the kernel's admin-guide, cgroup-v2 (`memory.events`) and cgroup-v1/memory (`memory.oom_control`).
+    """
+    try:
+        lines = cgroups.read_text().splitlines()
+    except OSError:
+        return None
+    files: list[Path] = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            files += [root / path.lstrip("/") / "memory.events", root / "memory.events"]
+        elif "memory" in controllers.split(","):
+            v1 = root / "memory"
+            files += [v1 / path.lstrip("/") / "memory.oom_control", v1 / "memory.oom_control"]
+    for file in files:
+        try:
+            counts = dict(line.split() for line in file.read_text().splitlines() if len(line.split()) == 2)
+            return int(counts["oom_kill"])
+        except (OSError, KeyError, ValueError):
+            continue
+    return None
 
 
 @dataclass(frozen=True)
@@ -134,72 +308,45 @@ def outcome_of(end: Ending) -> Completed | Failed:
     """Every end has one outcome."""
     if isinstance(end.verdict, Finished) and end.exit_status == 0:
         return Completed(measurement=end.verdict.measurement)
-    if end.stopped is not None:
-        return _timed_out(end, end.stopped) if end.stopped.kind == "timeout" else end.stopped
-    if isinstance(end.verdict, GaveUp):
-        return _gave_up(end, end.verdict)
-    if end.exit_status == -signal.SIGKILL and end.oom_killed:
-        return Failed(kind="oom", detail=f"{KERNEL_KILLED} the trial (host memory)")
-    return _crashed("", "", end.exit_status, end.folder / LOG_NAME)
-
-
-def rank_log(folder: Path, rank: int | None) -> Path:
-    """Where a rank's output goes; None: the trial has no ranks, or it is their leader's."""
-    return folder / (LOG_NAME if rank is None else f"rank{rank}.log")
-
-
-def _timed_out(end: Ending, stopped: Failed) -> Failed:
-    """The limit's sentence, where the worker says it is, and the stacks that it left in its log."""
+    if end.stopped is not None and end.stopped.kind != "timeout":
+        return end.stopped
     said = end.verdict if isinstance(end.verdict, GaveUp) else None
-    tail = log_tail(rank_log(end.folder, said.rank if said else None), STACK_LINES)
-    head = "; ".join(filter(None, [stopped.detail, said.detail if said else ""]))
-    return Failed(kind="timeout", detail=f"{head}\n{tail}".strip())
-
-
-def _gave_up(end: Ending, verdict: GaveUp) -> Failed:
-    prefix = "" if verdict.rank is None else f"rank {verdict.rank}: "
-    if verdict.kind != "crashed" or (verdict.rank is None and verdict.detail):
-        return Failed(kind=verdict.kind, detail=prefix + verdict.detail)
-    if verdict.exit_status == -signal.SIGKILL and end.oom_killed:
-        return Failed(kind="oom", detail=f"{prefix}{KERNEL_KILLED} it (host memory)")
-    status = end.exit_status if verdict.rank is None else verdict.exit_status
-    return _crashed(prefix, verdict.detail, status, rank_log(end.folder, verdict.rank))
+    rank, known = (said.rank, said.detail) if said else (None, "")
+    log = end.folder / (LOG_NAME if rank is None else f"rank{rank}.log")
+    if end.stopped is not None:  # the limit, where the worker says it is, and the stacks that it left in its log
+        head = "; ".join(filter(None, [end.stopped.detail, known]))
+        return Failed(kind="timeout", detail=f"{head}\n{log_tail(log, STACK_LINES)}".strip())
+    prefix = "" if rank is None else f"rank {rank}: "
+    if said and (said.kind != "crashed" or (rank is None and known)):
+        return Failed(kind=said.kind, detail=prefix + known)
+    if (said.exit_status if said else end.exit_status) == -signal.SIGKILL and end.oom_killed:
+        return Failed(kind="oom", detail=f"{prefix}{KERNEL_KILLED} {'it' if said else 'the trial'} (host memory)")
+    return _crashed(prefix, known, said.exit_status if said and rank is not None else end.exit_status, log)
 
 
 def _crashed(prefix: str, known: str, status: int | None, log: Path) -> Failed:
-    tail = log_tail(log)
-    kind: FailureKind = "oom" if _was_ended_for_memory(status, tail) else "crashed"
-    return Failed(kind=kind, detail=prefix + _crash(known, status, tail))
-
-
-def _was_ended_for_memory(status: int | None, tail: str) -> bool:
-    """Whether a library's C++ code ended the process without an exception, its last words that memory was short."""
-    raised = any(EXCEPTION.match(line) for line in tail.splitlines())  # which the worker has judged
-    return status in (1, -signal.SIGABRT) and not raised and says_out_of_memory(tail)
-
-
-def _crash(known: str, status: int | None, tail: str) -> str:
     """The exception's own line first, then what else is known, how the process ended, the log's last lines."""
+    tail = log_tail(log)
     raised = next((line for line in reversed(tail.splitlines()) if EXCEPTION.match(line)), "")
-    # What raised an exception ends with status 1: no news.
+    # A library's C++ code may end the process with the last words that memory is short. Where an exception was
+    # raised, the worker has judged it, and that the process ended with status 1 is no news.
+    lacks_memory = status in (1, -signal.SIGABRT) and not raised and says_out_of_memory(tail)
     ending = "" if raised and status == 1 else _ending(status)
     heads = dict.fromkeys(filter(None, [OUR_MODULES.sub("", raised), known, ending]))
-    return f"{'; '.join(heads)}\n{tail}".strip()
+    detail = prefix + f"{'; '.join(heads)}\n{tail}".strip()
+    return Failed(kind="oom" if lacks_memory else "crashed", detail=detail)
 
 
 def _ending(status: int | None) -> str:
     if status is None:
         return ""
-    if status < 0:
-        return f"ended by {_signal_name(-status)}, which nothing here sent"
-    return f"ended with exit status {status}"
-
-
-def _signal_name(number: int) -> str:
+    if status >= 0:
+        return f"ended with exit status {status}"
     try:
-        return signal.Signals(number).name
+        name = signal.Signals(-status).name
     except ValueError:  # a real-time signal has no name
-        return f"signal {number}"
+        name = f"signal {-status}"
+    return f"ended by {name}, which nothing here sent"
 
 
 # One trial from launch to its end: its events and its limits.
@@ -220,191 +367,170 @@ class TrialEnd:
     outcome: Completed | Failed
     wall_seconds: float
     finished: Finished | None
+    """The worker's result; None where the trial failed."""
     software: dict[str, str | None]
     """Versions that the worker ran with; empty where it never started."""
     server_start_seconds: float = 0.0
     """Of the wall, the wait for a server that had to be started first."""
 
-    @property
-    def completed(self) -> Finished | None:
-        """The worker's result, where it counts."""
-        return self.finished if isinstance(self.outcome, Completed) else None
-
-
-@dataclass
-class Watch:
-    """What is known of a running trial."""
-
-    started: float
-    last_sign: float
-    starts_server: bool = False
-    pid: int | None = None
-    server_start_seconds: float = 0.0
-    exit_status: int | None = None
-    verdict: Finished | GaveUp | None = None
-    stopped: Failed | None = None
-    """Why the bench itself ended the trial."""
-    grace_ends: float | None = None
-    """When a trial that was asked where it is will be killed; None: it was not asked."""
-    killed: bool = False
-    software: dict[str, str | None] = field(default_factory=dict)
-    buffer: bytes = b""
-    oom_kills_before: int | None = field(default_factory=oom_kills)
-
 
 class TrialRunner:
-    """Runs trials one after the other through a server."""
+    """Launches one trial through a server, hears its events and enforces its limits."""
 
     def __init__(self, server: TrialServer, limits: Limits, stop: StopRequest, listener: Listener) -> None:
         self.server = server
         self.limits = limits
         self.stop = stop
         self.listener = listener
+        self._pid: int | None = None
+        self._exit_status: int | None = None
+        self._verdict: Finished | GaveUp | None = None
+        self._stopped: Failed | None = None
+        """Why the bench itself ended the trial."""
+        self._grace_ends: float | None = None
+        """When a trial that was asked where it is will be killed; None: it was not asked."""
+        self._killed = False
+        self._software: dict[str, str | None] = {}
+        self._server_start_seconds = 0.0
+        self._unread = b""
+        """The beginning of an event whose end has not come yet."""
 
     def run(self, order: Order) -> TrialEnd:
         """Launch the trial and wait for its end; whatever it does, there is an outcome."""
         folder = Path(order.trial_folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ORDER_NAME).write_bytes(msgspec.json.format(ORDERS.write(order), indent=1))
-        log = folder / LOG_NAME
-        now = time.monotonic()
-        watch = Watch(started=now, last_sign=now)
+        self._oom_kills_before = oom_kills()
+        self._started = self._last_sign = time.monotonic()
+        starts_server = not self.server.is_running
         events, their_end = os.pipe()
         try:
-            self._run(watch, order, log, events, their_end)
+            with os.fdopen(their_end, "wb"):  # closed as soon as the server has it, so that the trial's is the last
+                self.server.submit(folder / ORDER_NAME, folder / LOG_NAME, their_end)
+            self._watch(events, starts_server=starts_server)
         except ServerDiedError as error:
-            watch.stopped = self._server_died(watch, str(error), log)
+            self._stopped = self._server_died(str(error), folder / LOG_NAME)
         finally:
             os.close(events)
-        ending = Ending(folder, watch.exit_status, watch.verdict, watch.stopped, self._oom_killed(watch))
+        outcome = outcome_of(
+            Ending(folder, self._exit_status, self._verdict, self._stopped, self._was_oom_killed())
+        )
+        finished = self._verdict if isinstance(self._verdict, Finished) else None
         return TrialEnd(
-            outcome=outcome_of(ending),
-            wall_seconds=time.monotonic() - watch.started,
-            finished=watch.verdict if isinstance(watch.verdict, Finished) else None,
-            software=watch.software,
-            server_start_seconds=watch.server_start_seconds,
+            outcome=outcome,
+            wall_seconds=time.monotonic() - self._started,
+            finished=finished if isinstance(outcome, Completed) else None,
+            software=self._software,
+            server_start_seconds=self._server_start_seconds,
         )
 
-    def _run(self, watch: Watch, order: Order, log: Path, events: int, their_end: int) -> None:
-        watch.starts_server = not self.server.is_running
-        try:
-            self.server.submit(Path(order.trial_folder) / ORDER_NAME, log, their_end)
-        finally:
-            os.close(their_end)
-        assert self.server.control is not None
+    def _watch(self, events: int, *, starts_server: bool) -> None:
+        """Until the server tells of the trial's end. Raises ServerDiedError."""
+        control = self.server.control
+        assert control is not None
         with selectors.DefaultSelector() as selector:
-            for source in (self.server.control, events, self.stop.descriptor):
+            for source in (control, events, self.stop.descriptor):
                 selector.register(source, selectors.EVENT_READ)
-            while watch.exit_status is None:
-                ready = {key.fd for key, _ in selector.select(self._patience(watch))}
-                self._handle(ready, watch, events, selector)
-                self._enforce(watch)
+            while self._exit_status is None:
+                ready = {key.fd for key, _ in selector.select(self._patience())}
+                if self.stop.descriptor in ready:
+                    os.read(self.stop.descriptor, 4096)
+                if events in ready and not self._read_events(events):
+                    selector.unregister(events)
+                if control.fileno() in ready:
+                    reply = self.server.receive()
+                    if self._pid is None and "pid" in reply and starts_server:
+                        self._server_start_seconds = time.monotonic() - self._started
+                    self._pid = reply.get("pid", self._pid)
+                    self._exit_status = reply.get("exit")
+                    if "ready" in reply:
+                        self._last_sign = time.monotonic()
+                self._enforce()
                 self.listener(None)
-            self._drain(watch, events)
-
-    def _handle(self, ready: set[int], watch: Watch, events: int, selector: selectors.BaseSelector) -> None:
-        assert self.server.control is not None
-        if self.stop.descriptor in ready:
-            os.read(self.stop.descriptor, 4096)
-        if events in ready and not self._read_events(watch, events):
-            selector.unregister(events)
-        if self.server.control.fileno() in ready:
-            reply = self.server.receive()
-            if watch.pid is None and "pid" in reply and watch.starts_server:
-                watch.server_start_seconds = time.monotonic() - watch.started
-            watch.pid = reply.get("pid", watch.pid)
-            watch.exit_status = reply.get("exit")
-            if "ready" in reply:
-                watch.last_sign = time.monotonic()
-
-    def _read_events(self, watch: Watch, events: int) -> bool:
-        chunk = os.read(events, 1 << 16)
-        *lines, watch.buffer = (watch.buffer + chunk).split(b"\n")
-        for line in lines:
-            self._take_event(watch, line)
-        return bool(chunk)
-
-    def _drain(self, watch: Watch, events: int) -> None:
         # Every process that held the writing end is dead by now, so this ends.
-        while self._read_events(watch, events):
+        while self._read_events(events):
             pass
 
-    def _take_event(self, watch: Watch, line: bytes) -> None:
-        try:
-            event = EVENTS.read(line)
-        except ValueError as error:
-            detail = f"the worker sent an event that does not fit: {error}"
-            watch.verdict = GaveUp(kind="crashed", detail=detail)
-            return
-        watch.last_sign = time.monotonic()
-        if isinstance(event, Finished | GaveUp):
-            watch.verdict = event
-        elif isinstance(event, Started):
-            watch.software = event.software
-        else:
-            self.listener(event)
+    def _read_events(self, events: int) -> bool:
+        """What has come; False where nobody holds the writing end any more."""
+        chunk = os.read(events, 1 << 16)
+        *lines, self._unread = (self._unread + chunk).split(b"\n")
+        for line in lines:
+            try:
+                event = EVENTS.read(line)
+            except ValueError as error:
+                detail = f"the worker sent an event that does not fit: {error}"
+                self._verdict = GaveUp(kind="crashed", detail=detail)
+                continue
+            self._last_sign = time.monotonic()
+            if isinstance(event, Finished | GaveUp):
+                self._verdict = event
+            elif isinstance(event, Started):
+                self._software = event.software
+            else:
+                self.listener(event)
+        return bool(chunk)
 
-    def _patience(self, watch: Watch) -> float:
-        if watch.killed:
+    def _patience(self) -> float:
+        if self._killed:
             return 1.0
-        until = self._deadline(watch)[0] if watch.grace_ends is None else watch.grace_ends
+        until = self._deadline()[0] if self._grace_ends is None else self._grace_ends
         return max(0.0, min(1.0, until - time.monotonic()))
 
-    def _deadline(self, watch: Watch) -> tuple[float, str]:
+    def _deadline(self) -> tuple[float, str]:
         stall = self.limits.stall_seconds
-        deadlines = [(watch.last_sign + stall, f"no sign of life for {stall:g} s (limits.stall_seconds)")]
+        deadlines = [(self._last_sign + stall, f"no sign of life for {stall:g} s (limits.stall_seconds)")]
         if (whole := self.limits.trial_seconds) is not None:
-            deadlines.append((watch.started + whole, f"not done after {whole:g} s (limits.trial_seconds)"))
+            deadlines.append((self._started + whole, f"not done after {whole:g} s (limits.trial_seconds)"))
         return min(deadlines)
 
-    def _enforce(self, watch: Watch) -> None:
+    def _enforce(self) -> None:
         """End a trial whose time is up or whose run was asked to stop; the server reports its exit."""
-        if watch.exit_status is not None:
+        if self._exit_status is not None:
             return
         now = time.monotonic()
-        deadline, why = self._deadline(watch)
+        deadline, why = self._deadline()
         if self.stop:
             assert self.stop.signal is not None
             interrupted = Failed(kind="interrupted", detail=f"{self.stop.signal.name} to selectbench")
-            watch.stopped = watch.stopped or interrupted
-            self._kill(watch)
-        elif watch.grace_ends is not None:
-            if now >= watch.grace_ends:
-                self._kill(watch)
+            self._stopped = self._stopped or interrupted
+            self._kill()
+        elif self._grace_ends is not None:
+            if now >= self._grace_ends:
+                self._kill()
         elif now >= deadline:  # also one that has said its last word and does not end
-            if not isinstance(watch.verdict, GaveUp):  # that is the reason then
-                watch.stopped = Failed(kind="timeout", detail=why)
-            self._ask(watch)
+            if not isinstance(self._verdict, GaveUp):  # that is the reason then
+                self._stopped = Failed(kind="timeout", detail=why)
+            self._ask()
 
-    def _ask(self, watch: Watch) -> None:
+    def _ask(self) -> None:
         """Have the trial say where it is: a leader answers with an event, others with stacks in their log."""
-        if watch.pid is None:
-            self._kill(watch)
+        if self._pid is None:
+            self._kill()
             return
-        watch.grace_ends = time.monotonic() + TERM_GRACE_SECONDS
+        self._grace_ends = time.monotonic() + TERM_GRACE_SECONDS
         with contextlib.suppress(ProcessLookupError):
-            os.kill(watch.pid, signal.SIGTERM)
+            os.kill(self._pid, signal.SIGTERM)
 
-    def _kill(self, watch: Watch) -> None:
-        if watch.pid is None:  # still importing: the server itself is ended, and with it whatever it starts
+    def _kill(self) -> None:
+        if self._pid is None:  # still importing: the server itself is ended, and with it whatever it starts
             self.server.kill()
             raise ServerDiedError("ended while it was starting")
-        watch.killed = True
+        self._killed = True
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(watch.pid, signal.SIGKILL)
+            os.killpg(self._pid, signal.SIGKILL)
 
-    def _server_died(self, watch: Watch, why: str, log: Path) -> Failed:
+    def _server_died(self, why: str, log: Path) -> Failed:
         self.server.kill()
-        if watch.pid is not None:  # what the trial started lives on in its process group
+        if self._pid is not None:  # what the trial started lives on in its process group
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(watch.pid, signal.SIGKILL)
-        if watch.stopped is not None:
-            return watch.stopped
-        if self._oom_killed(watch):
+                os.killpg(self._pid, signal.SIGKILL)
+        if self._stopped is not None:
+            return self._stopped
+        if self._was_oom_killed():
             return Failed(kind="oom", detail=f"{KERNEL_KILLED} the trial server; {why}")
         return Failed(kind="crashed", detail=f"{why}\n{log_tail(log)}".strip())
 
-    @staticmethod
-    def _oom_killed(watch: Watch) -> bool:
+    def _was_oom_killed(self) -> bool:
         now = oom_kills()
-        return now is not None and watch.oom_kills_before is not None and now > watch.oom_kills_before
+        return now is not None and self._oom_kills_before is not None and now > self._oom_kills_before

@@ -14,7 +14,8 @@ import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from selectbench.launch.preparation import Request, make_order, prepare_all
+from selectbench.launch.preparation import Request, prepare_all
+from selectbench.launch.run import make_order
 from selectbench.record.wire import Finished
 from selectbench.worker import trial
 from selectbench.worker.batches import Batch, Batches

@@ -35,7 +35,7 @@ from typer.testing import CliRunner
 from selectbench.cli import app
 from selectbench.errors import ExitCode, MissingPackageError, UserError
 from selectbench.gpu.devices import Gpu
-from selectbench.launch.stages import Ground, stages
+from selectbench.launch.preparation import Planned, stages
 from selectbench.machine import Machine
 from selectbench.plan.plan import make_plan
 from selectbench.record.environment import Calibration, Rate
@@ -218,11 +218,11 @@ def on(machine: Machine, *, has_data: bool = False) -> Iterator[None]:
     stand_ins = {
         "selectbench.launch.preparation.inspect_machine": lambda device=None: CPU if device == "cpu" else machine,
         "selectbench.launch.preparation.wrong_device_reason": lambda device=None: None,
-        "selectbench.launch.preview.idle_now": lambda asked, need: (list(machine.gpus), []),
+        "selectbench.launch.preparation.idle_now": lambda asked, need: (list(machine.gpus), []),
         "selectbench.plan.plan.usable_cores": lambda: 2.0,
         "selectbench.plan.duration._matmul_flops_per_second": lambda: 1e11,
         "selectbench.data.prepared.cached_commit": lambda name, revision: None,
-        **({} if has_data else {"selectbench.launch.preview.prepare_data": no_data}),
+        **({} if has_data else {"selectbench.launch.preparation.prepare_data": no_data}),
     }  # fmt: skip
     with contextlib.ExitStack() as stack:
         for name, stand_in in stand_ins.items():
@@ -346,7 +346,7 @@ def search_texts() -> Texts:
     lines: list[str] = []
     with on(CPU):
         declared = load_suite("search.yaml", device="cpu")
-        own = Ground(declared, CPU, None, make_plan(declared, CPU, None, "code"))
+        own = Planned(CPU, None, make_plan(declared, CPU, None, "code"))
         while asked := _open_trials(own, records):
             lines.append("; ".join(f"{title}: {option.name}" for title, option in asked))
             records += [_found(title, option) for title, option in asked]
@@ -357,7 +357,7 @@ def search_texts() -> Texts:
     return {"search.txt": "\n".join(lines) + "\n"}
 
 
-def _open_trials(own: Ground, records: Sequence[Record]) -> list[tuple[str, Option]]:
+def _open_trials(own: Planned, records: Sequence[Record]) -> list[tuple[str, Option]]:
     """Title of the stage and option of each trial without a record; of the first stage that has some."""
     done = [(record.trial.tunes, record.trial.tried) for record in records]
     for title, stage in stages(own, records)[:-1]:

@@ -22,7 +22,7 @@ from selectbench.gpu.devices import gpus
 from selectbench.gpu.reading import use_of
 from selectbench.launch import gpus as gpu_claim
 from selectbench.launch.gpus import TURN, GpuClaim, GpuLock, claim_gpus, idle_now, try_lock
-from selectbench.launch.server import TrialServers, server_environment
+from selectbench.launch.trial import TrialServers, server_environment
 from selectbench.plan.plan import GpuNeed
 
 A, B = "GPU-aaaa0000-0000-0000-0000-000000000000", "GPU-bbbb0000-0000-0000-0000-000000000000"

@@ -112,7 +112,7 @@ def test_a_file_made_without_o_creat_where_it_is_there(folder: Path, monkeypatch
 
 
 def test_a_file_that_is_tidied_away_meanwhile_is_made_anew(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    real = gpu_lock._flock
+    real = gpu_lock.lock
     left = [folder / "GPU-a.lock"]
 
     def lose_it(descriptor: int, *, wait: bool) -> bool:
@@ -120,7 +120,7 @@ def test_a_file_that_is_tidied_away_meanwhile_is_made_anew(monkeypatch: pytest.M
             left.pop().unlink()
         return real(descriptor, wait=wait)
 
-    monkeypatch.setattr(gpu_lock, "_flock", lose_it)
+    monkeypatch.setattr(gpu_lock, "lock", lose_it)
     lock = try_lock("GPU-a")
     assert lock is not None
     assert try_lock("GPU-a") is None  # both looked at the file that is there now

@@ -13,7 +13,7 @@ import pytest
 from launch.harness import TINY_SUITE, Workplace
 
 from selectbench.errors import UserError
-from selectbench.launch.server import server_environment
+from selectbench.launch.trial import server_environment
 from selectbench.machine import Machine, inspect_interpreter, machine_for, worker_problem
 
 MARK = "0.0.99"

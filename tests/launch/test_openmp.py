@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from launch.test_trial_runner import a_bench
 
-from selectbench.launch.server import TrialServer, server_environment
+from selectbench.launch.trial import TrialServer, server_environment
 from selectbench.machine import SHORT_WAIT, WAIT_VARIABLES
 from selectbench.record.environment import collect_environment
 from selectbench.record.record import Completed
@@ -35,7 +36,7 @@ def test_the_library_of_a_server_has_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str | None
 ) -> None:
     monkeypatch.setenv("OMP_DISPLAY_ENV", "verbose")
-    with TrialServer(["selectbench.worker.trial"], tmp_path / "log.txt", python) as server:
+    with closing(TrialServer(["selectbench.worker.trial"], tmp_path / "log.txt", python)) as server:
         server.start()
         assert server.receive()["forks"]
     found = found_by_the_library(tmp_path / "log.txt")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from selectbench.errors import UserError
-from selectbench.launch import preparation as order
+from selectbench.launch import run as order
 from selectbench.launch.preparation import prepare_data
 from selectbench.record.run_folder import WEIGHTS, weights_folder
 from selectbench.suite.load import load_suite

@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from selectbench.data.prepared import kept_sha256
-from selectbench.launch.preparation import Preparation, Request, make_order, prepare_all
+from selectbench.launch.preparation import Preparation, Request, prepare_all
+from selectbench.launch.run import make_order
 from selectbench.record.run_folder import fingerprint
 from selectbench.record.wire import Finished
 from selectbench.worker.model import weights_sha256

@@ -16,8 +16,7 @@ import selectbench.launch.trial as trial
 from selectbench.choices import Choices
 from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
-from selectbench.launch.server import TrialServer
-from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner
+from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServer
 from selectbench.record.record import NOTHING, Completed, Failed, Trial
 from selectbench.record.wire import Order, Progress
 from selectbench.suite.job import Job

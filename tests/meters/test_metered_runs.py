@@ -16,11 +16,11 @@ from stand_in import StandIn, Value
 from selectbench.analysis.formulas import energy
 from selectbench.analysis.metrics import state_of
 from selectbench.gpu.devices import gpus
-from selectbench.gpu.sampler import FILE_NAME, descends_from
+from selectbench.gpu.sampler import RECORDS_FILE, descends_from
+from selectbench.launch.display import Display
 from selectbench.launch.gpus import GpuClaim
 from selectbench.launch.preparation import Preparation, Request, prepare_all
-from selectbench.launch.run import Result, run
-from selectbench.launch.stages import pending
+from selectbench.launch.run import Result, pending, run
 from selectbench.record.record import Completed, Failed, GpuMeters, Record
 from selectbench.record.run_folder import read_records
 
@@ -34,7 +34,7 @@ QUIET: tuple[Value, ...] = (
 """Of an idle GPU that answers everything."""
 
 
-class Scenario:
+class Scenario(Display):
     """A display that has the driver follow the trials: what it shows is no matter here."""
 
     def __init__(self, driver: StandIn, acts: Mapping[tuple[str, str], tuple[Value, ...]]) -> None:
@@ -213,7 +213,7 @@ def test_a_gpu_that_vanishes_leaves_the_trials_result_and_what_was_read(whole_ru
 def test_all_readings_lie_in_the_trials_folder(whole_run: Any) -> None:
     result, records = whole_run
     for record in records.values():
-        assert (result.folder / "trials" / record.trial.trial_id / FILE_NAME).stat().st_size > 100
+        assert (result.folder / "trials" / record.trial.trial_id / RECORDS_FILE).stat().st_size > 100
 
 
 def test_the_report_leaves_unclean_trials_out_and_says_so(whole_run: Any) -> None:
@@ -250,7 +250,7 @@ def test_an_unclean_trial_runs_once_more_where_the_suite_asks_for_it(driver: Sta
     assert [state_of(record).verdict for record in hot] == ["throttled", "unknown"]  # type: ignore[union-attr]
     assert any("throttled" in note and "run again" in note for note in scenario.notes)
     # The second attempt counts, however it went.
-    left = pending(preparation.plan.trials, preparation.suite, result.folder, retry_failed=True)
+    left = pending(preparation.plan.trials, preparation.suite, records_of(result), retry_failed=True)
     assert left == []
 
 

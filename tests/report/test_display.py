@@ -7,11 +7,11 @@ from rich.console import Console
 
 from selectbench import units
 from selectbench.launch.display import (
+    Display,
     LiveDisplay,
     Pace,
     PlainDisplay,
-    RunningTrial,
-    State,
+    Running,
     TimeLeft,
     make_display,
     picture,
@@ -49,7 +49,7 @@ def output(console: Console) -> str:
 def test_plain_lines_name_start_progress_and_end() -> None:
     console, clock = a_console(), Clock()
     display = PlainDisplay(console, clock)
-    display.run_started(make_suite("a", seeds=[0, 1]), 2, 0)
+    display.run_started(make_suite("a", seeds=[0, 1]), {})
     display.trial_started("a", 0, 1, 2)
     display.phase_changed("train")
     for second in range(25):
@@ -75,48 +75,48 @@ def test_plain_lines_name_start_progress_and_end() -> None:
 def test_a_resumed_run_counts_what_was_done_before() -> None:
     console = a_console()
     display = PlainDisplay(console, Clock())
-    display.run_started(make_suite("a", ("b", {"precision": {"name": "tf32"}})), 6, 4, {"a": 3, "b": 1})
+    display.run_started(make_suite("a", ("b", {"precision": {"name": "tf32"}})), {"a": 3, "b": 1})
     display.trial_started("b", 1, 5, 6)
     display.trial_ended("b", 1, DONE, 7.0)
     assert "precision: 6 trials, 4 of them done before" in output(console)
     assert "5 of 6 done; 7 s left" in output(console)
 
 
-@pytest.mark.parametrize(("before", "left"), [(None, 20.0), ({"o0": 3, "o1": 1}, 20.0), ({"o0": 2, "o1": 2}, 20.0)])
-def test_trials_to_come_after_a_resume(before: dict[str, int] | None, left: float) -> None:
-    state = State(Clock())
-    state.run_started(suite_of(2), 6, 4, before)  # type: ignore[arg-type]
+@pytest.mark.parametrize(("before", "left"), [({"o0": 3, "o1": 1}, 20.0), ({"o0": 2, "o1": 2}, 20.0)])
+def test_trials_to_come_after_a_resume(before: dict[str, int], left: float) -> None:
+    state = Display(Clock())
+    state.run_started(suite_of(2), before)  # type: ignore[arg-type]
     state.time_left.walls = {"o0": [10.0], "o1": [10.0]}
-    assert state.time_left.left(None) == left
+    assert state.time_left.left() == left
 
 
-def running(option: str, elapsed: float, *reports: tuple[int, float], of: int = 100) -> RunningTrial:
-    """A trial whose clock began with it; `reports`: steps done and the moment."""
+def running(option: str, elapsed: float, *reports: tuple[int, float], of: int = 100) -> tuple[Running, float]:
+    """A trial whose clock began with it, and the moment; `reports`: steps done and the moment."""
     pace = Pace()
     for done, at in reports:
         pace.note(done, of, at)
-    return RunningTrial(option, elapsed, pace, now=elapsed)
+    return Running(option, seed=0, number=1, of=1, began=0.0, pace=pace), elapsed
 
 
 def test_time_left_takes_each_options_own_mean_then_the_others_then_the_running_trial() -> None:
     left = TimeLeft({"slow": 2, "fast": 2, "new": 1})
-    assert left.left(running("slow", 0.0)) is None
-    assert left.left(running("slow", 30.0, (0, 0.0), (50, 30.0))) == 5 * 60 - 30
+    assert left.left(*running("slow", 0.0)) is None
+    assert left.left(*running("slow", 30.0, (0, 0.0), (50, 30.0))) == 5 * 60 - 30
     left.ended("slow", 100.0, completed=True)
     left.ended("fast", 10.0, completed=True)
-    assert left.left(running("slow", 0.0)) == 100 + 10 + 55
+    assert left.left(*running("slow", 0.0)) == 100 + 10 + 55
     # Half done after 40 s: 40 s more, and what slow trials take is 90 s on average.
-    assert left.left(running("slow", 40.0, (0, 0.0), (50, 40.0))) == 40 + 10 + (90 + 10) / 2
-    assert left.left(None) == 100 + 10 + 55
+    assert left.left(*running("slow", 40.0, (0, 0.0), (50, 40.0))) == 40 + 10 + (90 + 10) / 2
+    assert left.left() == 100 + 10 + 55
 
 
-def slow_run(state: State, clock: Clock, seconds_per_step: float, told: Callable[[], None]) -> None:
+def slow_run(state: Display, clock: Clock, seconds_per_step: float, told: Callable[[], None]) -> None:
     """Two options with a trial of 24 s each, then one of 60 steps that take so long each, told as they end."""
     for option in ("o0", "o1"):
         state.trial_started(option, 0, 1, 3)
         state.phase_changed("train")
         clock.now += 24
-        state.trial_ended(option, DONE, 24.0, 0.0)
+        state.trial_ended(option, 0, DONE, 24.0, 0.0)
     state.trial_started("o2", 0, 3, 3)
     state.phase_changed("train")
     start = clock.now
@@ -129,8 +129,8 @@ def slow_run(state: State, clock: Clock, seconds_per_step: float, told: Callable
 
 def test_a_trial_ten_times_slower_than_the_others_tells_its_own_time_left() -> None:
     clock = Clock()
-    state = State(clock)
-    state.run_started(suite_of(3, seeds=[0]), 3, 0, None)  # type: ignore[arg-type]
+    state = Display(clock)
+    state.run_started(suite_of(3, seeds=[0]), {})  # type: ignore[arg-type]
     said: list[str] = []
     slow_run(state, clock, 4.0, lambda: said.append(state.left()))
     # From its second report on, four seconds after the first, what is left of 240 s; never the others' 24 s.
@@ -144,12 +144,12 @@ def test_a_trial_ten_times_slower_than_the_others_tells_its_own_time_left() -> N
 def test_plain_lines_tell_a_slow_trial_its_own_time_left() -> None:
     console, clock = a_console(), Clock()
     display = PlainDisplay(console, clock)
-    display.run_started(suite_of(3, seeds=[0]), 3, 0)  # type: ignore[arg-type]
-    slow_run(display._state, clock, 40.0, display.tick)
+    display.run_started(suite_of(3, seeds=[0]), {})  # type: ignore[arg-type]
+    slow_run(display, clock, 40.0, display.tick)
     lines = [line.rpartition("; ")[2] for line in output(console).splitlines() if "train" in line]
     assert len(lines) > 200
-    # 60 steps of 40 s, a line every 10 s.
-    assert [lines[i] for i in (8, 61, 121)] == [f"{units.duration(2400 - 10 * i)} left" for i in (8, 61, 121)]
+    # 60 steps of 40 s, a line every 10 s after the start.
+    assert [lines[i - 1] for i in (8, 61, 121)] == [f"{units.duration(2400 - 10 * i)} left" for i in (8, 61, 121)]
 
 
 def test_a_report_that_is_overdue_slows_the_pace_down() -> None:
@@ -165,13 +165,13 @@ def test_a_report_that_is_overdue_slows_the_pace_down() -> None:
 def test_compiling_before_the_first_report_is_no_part_of_the_pace() -> None:
     left = TimeLeft({"a": 2})
     trial = running("a", 103.0, (3, 93.0), (13, 103.0))
-    assert left.left(trial) == 87 + (103 + 87)
+    assert left.left(*trial) == 87 + (103 + 87)
 
 
 def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> None:
     clock = Clock()
-    state = State(clock)
-    state.run_started(make_suite("a"), 3, 0, None)
+    state = Display(clock)
+    state.run_started(make_suite("a"), {})
     state.trial_started("a", 0, 1, 3)
     state.phase_changed("train")
     state.progress(0, 60, None, None)
@@ -179,7 +179,7 @@ def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> 
     state.progress(60, 60, None, None)
     state.phase_changed("evaluate")
     clock.now = 40.0
-    state.trial_ended("a", DONE, 40.0, 0.0)
+    state.trial_ended("a", 0, DONE, 40.0, 0.0)
     state.trial_started("a", 1, 2, 3)
     state.phase_changed("train")
     state.progress(0, 60, None, None)
@@ -198,32 +198,32 @@ def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> 
 
 def test_the_start_of_a_trial_server_is_paid_once() -> None:
     clock = Clock()
-    state = State(clock)
-    state.run_started(make_suite("a"), 3, 0, None)
+    state = Display(clock)
+    state.run_started(make_suite("a"), {})
     state.trial_started("a", 0, 1, 3)
     clock.now = 30.0  # of imports
     state.phase_changed("train")
     clock.now = 35.0
     state.progress(30, 60, None, None)
     assert state.left() == "25 s left"  # half of this trial, and two more of ten seconds
-    state.trial_ended("a", DONE, 40.0, 30.0)
+    state.trial_ended("a", 0, DONE, 40.0, 30.0)
     assert state.left() == "20 s left"
 
 
 def test_trials_that_could_not_run_say_nothing_of_the_others() -> None:
     left = TimeLeft({"tf32": 2, "fp32": 2})
     left.ended("tf32", 0.0, completed=False)
-    assert left.left(None) is None
+    assert left.left() is None
     left.ended("fp32", 10.0, completed=True)
-    assert left.left(None) == 10.0
+    assert left.left() == 10.0
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 40), (30, 8), (12, 6)])
 @pytest.mark.parametrize("options", [1, 3, 200])
 def test_the_picture_fits_the_terminal(width: int, height: int, options: int) -> None:
     clock = Clock()
-    state = State(clock)
-    state.run_started(suite_of(options), 3 * options, 0, None)  # type: ignore[arg-type]
+    state = Display(clock)
+    state.run_started(suite_of(options), {})  # type: ignore[arg-type]
     running = f"o{options // 2}"
     state.trial_started(running, 2, 1, 3 * options)
     clock.now = 10
@@ -244,7 +244,7 @@ def test_the_picture_fits_the_terminal(width: int, height: int, options: int) ->
 def test_the_live_table_counts_and_keeps_failures_and_leaves_one_line() -> None:
     console, clock = a_console(terminal=True), Clock()
     display = LiveDisplay(console, clock)
-    display.run_started(make_suite("a", seeds=[0, 1]), 2, 0)
+    display.run_started(make_suite("a", seeds=[0, 1]), {})
     display.trial_started("a", 0, 1, 2)
     display.trial_ended("a", 0, OOM, 1.0)
     display.trial_started("a", 1, 2, 2)
@@ -265,7 +265,7 @@ def test_the_live_table_counts_and_keeps_failures_and_leaves_one_line() -> None:
 def test_the_live_table_is_drawn_at_most_eight_times_a_second() -> None:
     console, clock = a_console(terminal=True), Clock()
     display = LiveDisplay(console, clock)
-    display.run_started(make_suite("a", seeds=[0]), 1, 0)
+    display.run_started(make_suite("a", seeds=[0]), {})
     display.trial_started("a", 0, 1, 1)
     for step in range(1000):
         clock.now = step / 1000
@@ -298,7 +298,7 @@ def test_every_stage_of_a_run_draws_and_the_terminal_is_given_back() -> None:
     console = a_console(terminal=True)
     display = LiveDisplay(console, Clock())
     for stage in ("a lr=0.1", "a"):
-        display.run_started(make_suite(stage, seeds=[0]), 1, 0)
+        display.run_started(make_suite(stage, seeds=[0]), {})
         display.trial_started(stage, 0, 1, 1)
         display.trial_ended(stage, 0, DONE, 1.0)
     display.close()

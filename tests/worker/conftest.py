@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,7 @@ import pytest
 from selectbench.choices import Choices
 from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
-from selectbench.launch.server import TrialServer
-from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner
+from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServer
 from selectbench.record.record import SETTINGS, Trial
 from selectbench.record.wire import Finished, Order
 from selectbench.suite.job import Job
@@ -85,11 +85,17 @@ def trials(data_folder: Path, tmp_path: Path) -> Trials:
 class LaunchedTrials(Trials):
     """Runs the orders as the bench does: in processes forked from a trial server."""
 
-    runner: TrialRunner
+    server: TrialServer
+    stop: StopRequest
+    limits = Limits(trial_seconds=120)
+
+    def run(self, order: Order) -> TrialEnd:
+        """How the trial ended, whatever the outcome."""
+        return TrialRunner(self.server, self.limits, self.stop, lambda event: None).run(order)
 
     def end(self, **settings: Any) -> TrialEnd:
-        """How the trial ended, whatever the outcome."""
-        return self.runner.run(self.order(**settings))
+        """The same for an order of these settings."""
+        return self.run(self.order(**settings))
 
     def finished(self, **settings: Any) -> Finished:
         end = self.end(**settings)
@@ -113,7 +119,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialServer]:
             "selectbench.worker.engine_zero",
             "planted_ranks",
         ]
-        with TrialServer(modules, tmp_path_factory.mktemp("server") / "log.txt") as started:
+        with closing(TrialServer(modules, tmp_path_factory.mktemp("server") / "log.txt")) as started:
             yield started
 
 
@@ -121,5 +127,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialServer]:
 def launched(data_folder: Path, tmp_path: Path, server: TrialServer) -> Iterator[LaunchedTrials]:
     made = LaunchedTrials(data_folder, tmp_path)
     with StopRequest() as stop:
-        made.runner = TrialRunner(server, Limits(trial_seconds=120), stop, lambda event: None)
+        made.server, made.stop = server, stop
         yield made

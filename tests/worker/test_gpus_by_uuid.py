@@ -12,7 +12,7 @@ import pytest
 from stand_in import StandIn
 
 from selectbench.gpu.devices import gpus
-from selectbench.launch.server import server_environment
+from selectbench.launch.trial import server_environment
 
 GIB = 1 << 30
 FREE_BYTES = [[3 * GIB, 80 * GIB], [5 * GIB, 16 * GIB]]

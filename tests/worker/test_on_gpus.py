@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 
 import pytest
 import task_jobs as jobs
@@ -10,7 +11,7 @@ import torch
 from worker.test_device_waits import DATA, SHORT, TASKS
 
 from selectbench.gpu.devices import TorchDevice, first_difference, gpus
-from selectbench.launch.server import TrialServer
+from selectbench.launch.trial import TrialServer
 from selectbench.worker.step import OptimizerStep
 
 pytestmark = [
@@ -30,7 +31,7 @@ def server(tmp_path_factory):
     """A server whose trials run on CUDA, told its GPUs by UUID as a run tells them."""
     modules = ["selectbench.worker.trial", "transformers.models.gpt2.modeling_gpt2"]
     log = tmp_path_factory.mktemp("server") / "log.txt"
-    with TrialServer(modules, log, device="cuda", gpus=gpus()[:RANKS]) as started:
+    with closing(TrialServer(modules, log, device="cuda", gpus=gpus()[:RANKS])) as started:
         yield started
 
 

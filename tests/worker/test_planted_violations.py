@@ -15,7 +15,7 @@ def ranking_of(launched, options):
     rows, records = [], []
     for name, choices in options.items():
         order = launched.order(job=JOB, option=name, **choices)
-        end = launched.runner.run(order)
+        end = launched.run(order)
         assert isinstance(end.outcome, Completed), end.outcome
         rows.append(Option(name=name, choices=order.choices, differs_in=[]))
         records.append(Record(trial=order.trial, round=0, outcome=end.outcome, identity=end.finished.identity,

@@ -17,7 +17,7 @@ def children(pid):
 def failed(launched, option, strategy, **settings):
     end = launched.end(option=option, strategy={"name": strategy}, **RANKS, **settings)
     assert isinstance(end.outcome, Failed), end.outcome
-    assert children(launched.runner.server.process.pid) == []
+    assert children(launched.server.process.pid) == []
     return end
 
 
@@ -56,7 +56,7 @@ def test_so_is_one_that_a_library_ended_and_one_that_had_no_memory_to_meet_the_o
 @pytest.mark.parametrize("option", ["rank_hangs", "rank_hangs_in_collective"])
 def test_a_rank_that_hangs_is_named_at_the_limit_with_its_stack(launched, option):
     launched.finished(job={"max_steps": 1, "eval": "none", "lr_schedule": {}})  # the server's imports are done
-    launched.runner.limits = Limits(stall_seconds=2)
+    launched.limits = Limits(stall_seconds=2)
     end = failed(launched, option, "ddp")
     assert end.outcome.kind == "timeout"
     assert "no sign of life for 2 s" in end.outcome.detail
