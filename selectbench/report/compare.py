@@ -9,8 +9,18 @@ from rich.text import Text
 
 from selectbench import units
 from selectbench.analysis.gate import Change, Check, Compared, Differing, Gate
-from selectbench.report.document import Amount, Block, Cell, Column, Figure, Listing, Paragraph, Ratio, Table
-from selectbench.report.figures import one_line
+from selectbench.report.document import (
+    Amount,
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Listing,
+    Paragraph,
+    Ratio,
+    Table,
+    one_line,
+)
 from selectbench.report.markdown import escape, render_blocks
 from selectbench.report.terminal import rich_table
 from selectbench.suite.metrics import METRICS

@@ -14,7 +14,7 @@ import numpy as np
 from selectbench.analysis.result import MetricValue, NamedVerdict, Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.charts import counting
-from selectbench.report.figures import one_line
+from selectbench.report.document import one_line
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 from selectbench.text import json_text

@@ -20,8 +20,12 @@ from selectbench.report.document import (
     Section,
     Stack,
     Table,
+    clean,
+    one_line,
+    shown,
+    sort_key,
+    spread,
 )
-from selectbench.report.figures import clean, one_line, shown, sort_key, spread
 
 _NAME_MOST, _CELL_MOST = 120, 300
 """Characters of a cell."""

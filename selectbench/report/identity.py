@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from selectbench.analysis.result import Ranking, Row, Violation
-from selectbench.report.figures import one_line
+from selectbench.report.document import one_line
 
 _THE_JOB = {
     "initial_weights_sha256": "weights", "token_stream_sha256": "tokens", "evaluation_set_sha256": "evaluation set",

@@ -12,18 +12,19 @@ from selectbench.record.record import Completed, Inside, Measurement, Record
 from selectbench.report.charts import Counting, attention_chart
 from selectbench.report.document import (
     Amount,
+    Amounts,
     Block,
     Cell,
     Charts,
     Column,
     Details,
-    Interval,
     Listing,
     Section,
     Shaded,
     Table,
+    clean,
+    one_line,
 )
-from selectbench.report.figures import clean, one_line
 from selectbench.suite.job import OWN_SCORE, SCORES
 from selectbench.suite.metrics import METRICS
 
@@ -99,13 +100,10 @@ def _differences(ranking: Ranking) -> Iterator[Block]:
 def _difference_cells(found: ScoreDifference) -> list[Cell]:
     return [
         found.option, METRICS[found.score].title, Amount(found.difference, units.score_difference),
-        units.DASH if found.difference is None else _interval(found), Amount(found.p, _two_digits),
+        Amounts(() if found.difference is None else (found.low, found.high), units.score_difference),
+        Amount(found.p, _two_digits),
         Amount(found.sentences, units.count), str(found.seeds),
     ]  # fmt: skip
-
-
-def _interval(found: ScoreDifference) -> Interval:
-    return Interval(found.low, found.high, units.score_difference)
 
 
 def _two_digits(value: float | None) -> str:

@@ -21,8 +21,11 @@ from selectbench.report.document import (
     Stack,
     Table,
     Text,
+    clean,
+    one_line,
+    shown,
+    spread,
 )
-from selectbench.report.figures import clean, one_line, shown, spread
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))")
 

@@ -24,9 +24,9 @@ from selectbench.report.document import (
     Paragraph,
     Section,
     Table,
+    one_line,
 )
 from selectbench.report.evidence import gpus_by_seed
-from selectbench.report.figures import one_line
 from selectbench.report.identity import not_the_same_job
 from selectbench.report.ranking import state
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from selectbench import units
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT, OwnBest, Search, Tried
+from selectbench.report.charts import tried_text
 from selectbench.report.document import Block, Column, Paragraph, Section, Table
 from selectbench.suite.metrics import METRICS
 
@@ -69,17 +70,11 @@ def _chosen(own: OwnBest) -> str:
 
 
 def _all_tried(own: OwnBest) -> str:
-    return "; ".join(f"{_values(tried)}: {told(own, tried)}" for tried in own.tried)
+    return "; ".join(f"{_values(tried)}: {tried_text(own, tried)}" for tried in own.tried)
 
 
 def _values(tried: Tried) -> str:
     return ", ".join(f"{value:g}" for value in tried.values.values())
-
-
-def told(own: OwnBest, tried: Tried) -> str:
-    """The figure, or how it failed."""
-    shown = tried.outcome if tried.value is None else METRICS[own.metric].show(tried.value)
-    return f"{shown} (chosen)" if tried.chosen else f"{shown} (as fast)" if tried.as_fast else shown
 
 
 def width(own: OwnBest) -> str:

@@ -14,7 +14,7 @@ from selectbench import units
 from selectbench.plan.duration import MatmulDtype, peak_flops_per_second
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
-from selectbench.report.figures import one_line
+from selectbench.report.document import one_line
 
 _ANSWER_MOST = 150
 

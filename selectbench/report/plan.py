@@ -15,7 +15,7 @@ from selectbench import units
 from selectbench.analysis.tuning import EXTENSIONS
 from selectbench.plan.duration import Estimate, StageCost
 from selectbench.plan.plan import Plan, PlannedOption
-from selectbench.report.figures import one_line
+from selectbench.report.document import one_line
 from selectbench.suite.suite import MachineChoice, Suite
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ from typing import Literal
 from selectbench import units
 from selectbench.analysis.result import Failure, Ranking, Row
 from selectbench.report.document import (
+    UNCLEAN_MARK,
     Amount,
     Cell,
     Column,
@@ -23,8 +24,10 @@ from selectbench.report.document import (
     Table,
     Text,
     Value,
+    first_line,
+    one_line,
+    shown,
 )
-from selectbench.report.figures import UNCLEAN_MARK, first_line, one_line, shown
 from selectbench.report.identity import not_the_same_job
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Report, columns_of
 

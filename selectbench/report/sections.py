@@ -29,9 +29,10 @@ from selectbench.report.document import (
     Ratio,
     Section,
     Table,
+    first_line,
+    one_line,
 )
 from selectbench.report.evidence import cost_section, gpu_section, memory_by_rank, memory_section, method
-from selectbench.report.figures import first_line, one_line
 from selectbench.report.files import by_option
 from selectbench.report.identity import in_full, in_short
 from selectbench.report.learnt import difference_lines, learnt_sections

@@ -11,8 +11,7 @@ from rich.text import Text as RichText
 
 from selectbench import units
 from selectbench.analysis.result import Ranking
-from selectbench.report.document import Cell, Column, Document, Listing, Ratio, Stack, Table
-from selectbench.report.figures import one_line, shown
+from selectbench.report.document import Cell, Column, Document, Listing, Ratio, Stack, Table, one_line, shown
 from selectbench.report.sections import summary
 
 _NAME_MOST = 40

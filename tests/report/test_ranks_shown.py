@@ -14,7 +14,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.launch.publish import COMMAND
 from selectbench.record.record import Record
-from selectbench.report.figures import shown
+from selectbench.report.document import shown
 from selectbench.report.ranking import place, ties_note
 from selectbench.report.terminal import print_ranking
 from selectbench.suite.suite import Suite
