@@ -27,8 +27,7 @@ from selectbench.report.document import (
     one_line,
 )
 from selectbench.report.evidence import gpus_by_seed
-from selectbench.report.identity import not_the_same_job
-from selectbench.report.ranking import state
+from selectbench.report.ranking import not_the_same_job, state
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 

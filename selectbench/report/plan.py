@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,38 +16,13 @@ from selectbench.analysis.tuning import EXTENSIONS
 from selectbench.plan.duration import Estimate, StageCost
 from selectbench.plan.plan import Plan, PlannedOption
 from selectbench.report.document import one_line
-from selectbench.suite.suite import MachineChoice, Suite
+from selectbench.report.evidence import CLEANING, choice_text, own_warmups
+from selectbench.suite.suite import Suite
 
 if TYPE_CHECKING:
     from selectbench.data.prepared import Look, Prepared
 
 _BAR = 40
-_WORDS = {
-    "unreadable": "not readable", "empty": "empty", "too_short": "too short", "too_long": "too long",
-    "duplicate": "the same as another", "in_training": "held out, but in the training text as a whole",
-    "surrogates": "broken characters replaced", "unicode": "Unicode normalised",
-    "control_characters": "control characters removed", "white_space": "white space collapsed",
-}  # fmt: skip
-
-
-def choice_text(choice: MachineChoice) -> str:
-    """`precision: fp16_mixed, as compute capability 7.5 has no bf16, which needs 8.0 (asked: auto)`."""
-    return f"{choice.setting}: {choice.taken}, as {choice.why} (asked: {choice.asked})"
-
-
-def machine_choice_lines(environment: Mapping[str, Any]) -> list[str]:
-    """What the suite left to the machine, and what that took; nothing where it left nothing."""
-    keys, stored = MachineChoice.model_fields, environment.get("machine_choices") or []
-    found = [MachineChoice(**{key: str(one.get(key, "")) for key in keys}) for one in stored]
-    told = [f"{choice_text(one)}." for one in found]
-    return [f"Left to the machine, and the same for every option: {' '.join(told)}"] if told else []
-
-
-def own_warmups(suite: Suite) -> str:
-    """`adamw 12 of 60 steps; sgd 3 of 60 steps`; empty where every option has the job's."""
-    own = [option for option in suite.options if option.choices.optimizer.warmup_fraction is not None]
-    jobs = [(option.name, suite.job.of(option.choices)) for option in own]
-    return "; ".join(f"{name} {job.lr_schedule.warmup_steps:,} of {job.max_steps:,} steps" for name, job in jobs)
 
 
 def total_seconds(costs: Sequence[StageCost]) -> float | None:
@@ -244,12 +219,12 @@ def _documents(prepared: Prepared) -> list[str]:
         f"{prepared.heldout_documents:,} held out) + {gone:,} removed"
     )
     found = [told]
-    found += [f"  removed: {count:,} {_WORDS.get(step, step)}" for step, count in prepared.removed.items()]
+    found += [f"  removed: {count:,} {CLEANING.get(step, step)}" for step, count in prepared.removed.items()]
     if prepared.removed_documents:
         found.append(
             f"  removed: {prepared.removed_documents:,} held out, all of whose lines are in the training text"
         )
-    found += [f"  changed: {count:,} {_WORDS.get(step, step)}" for step, count in prepared.changed.items()]
+    found += [f"  changed: {count:,} {CLEANING.get(step, step)}" for step, count in prepared.changed.items()]
     if prepared.removed_lines:
         found.append(f"  held-out lines taken out, as they are in the training text: {prepared.removed_lines:,}")
     return found
@@ -287,23 +262,3 @@ def _histogram(sizes: Sequence[int]) -> list[str]:
         for power in range(first, last + 1)
     ]
     return ["size of the documents that were kept:", *rows]
-
-
-def cleaning_lines(facts: Mapping[str, Any]) -> list[str]:
-    """What environment.json's `data` says of cleaning, for a report; nothing of runs that are older than it."""
-    removed, changed = facts.get("removed") or {}, facts.get("changed") or {}
-    if "documents_in" not in facts or not facts["documents_in"]:
-        return []
-    told = [f"{count:,} {_WORDS.get(step, step)}" for step, count in removed.items()]
-    if facts.get("removed_documents"):
-        told.append(f"{facts['removed_documents']:,} held out, all of whose lines are in the training text")
-    altered = [f"{count:,} {_WORDS.get(step, step)}" for step, count in changed.items()]
-    parts = [f"{facts['documents_in']:,} documents were read"]
-    parts += [f"removed: {', '.join(told)}" if told else "none was removed"]
-    parts += [f"changed: {', '.join(altered)}"] if altered else []
-    parts += [f"{facts['train_documents']:,} are trained on and {facts['heldout_documents']:,} held out"]
-    if facts.get("removed_lines"):
-        parts.append(f"{facts['removed_lines']:,} held-out lines were taken out as the training text has them")
-    if facts.get("unknown_tokens"):
-        parts.append(f"{facts['unknown_tokens']:,} tokens are unknown to the tokenizer, so that their text is lost")
-    return [f"The text: {'; '.join(parts)}."]

@@ -32,13 +32,20 @@ from selectbench.report.document import (
     first_line,
     one_line,
 )
-from selectbench.report.evidence import cost_section, gpu_section, memory_by_rank, memory_section, method
+from selectbench.report.evidence import cleaning_lines, cost_section, gpu_section, memory_sections, method
 from selectbench.report.files import by_option
-from selectbench.report.identity import in_full, in_short
 from selectbench.report.learnt import difference_lines, learnt_sections
 from selectbench.report.own_best import own_best_section, search_lines
-from selectbench.report.plan import cleaning_lines
-from selectbench.report.ranking import causes, noted, ranking_table, table_notes, ties_note, to_loss
+from selectbench.report.ranking import (
+    causes,
+    in_full,
+    in_short,
+    noted,
+    ranking_table,
+    table_notes,
+    ties_note,
+    to_loss,
+)
 from selectbench.suite.suite import Suite
 from selectbench.text import choices_yaml
 
@@ -91,8 +98,7 @@ def _found(ranking: Ranking, records: Sequence[Record], done: Counting, medium: 
     yield from own_best_section(ranking)
     yield from _to_loss(ranking)
     yield _same_job(ranking)
-    yield from memory_section(ranking)
-    yield from memory_by_rank(ranking)
+    yield from memory_sections(ranking)
 
 
 def _is_decided(ranking: Ranking) -> bool:
