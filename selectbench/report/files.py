@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from selectbench.analysis.result import MetricValue, NamedVerdict, Ranking, Row
+from selectbench.analysis.result import MetricValue, Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.charts import counting
 from selectbench.report.document import one_line
@@ -128,15 +128,6 @@ def _stats(data: Sequence[float]) -> dict[str, Any]:
         "hd15iqr": max(v for v in ordered if v <= within[1]), "ops": len(data) / sum(data), "total": sum(data),
         "data": list(data), "iterations": 1,
     }  # fmt: skip
-
-
-def by_option(ranking: Ranking) -> list[NamedVerdict]:
-    """The first verdict of each option that is named."""
-    first: dict[str, NamedVerdict] = {}
-    for found in ranking.verdicts:
-        if found.option is not None:
-            first.setdefault(found.option, found)
-    return list(first.values())
 
 
 def best_head(ranking: Ranking, file: str) -> str:
