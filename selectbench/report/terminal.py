@@ -11,7 +11,18 @@ from rich.text import Text as RichText
 
 from selectbench import units
 from selectbench.analysis.result import Ranking
-from selectbench.report.document import Cell, Column, Document, Listing, Ratio, Stack, Table, one_line, shown
+from selectbench.report.document import (
+    Cell,
+    Column,
+    Document,
+    Listing,
+    Ratio,
+    RowKind,
+    Stack,
+    Table,
+    one_line,
+    shown,
+)
 from selectbench.report.sections import summary
 
 _NAME_MOST = 40
@@ -19,7 +30,10 @@ _INTERVAL_FROM = 100
 """Columns of a terminal from which a ratio has its interval, and names and remarks have more room."""
 _FIRST = 4
 """Room for two digits of rank and a space to each side: ten rows show the columns that nine show."""
-_STYLES: Mapping[str, str] = {"first": "bold green", "ranked": "", "failed": "red", "barred": "yellow"}
+_STYLES: Mapping[RowKind, str] = {
+    "first": "bold green", "failed": "red", "barred": "yellow",
+    "better": "green", "worse": "bold red", "undecided": "yellow",
+}  # fmt: skip
 
 
 def print_ranking(console: Console, ranking: Ranking) -> None:
@@ -35,43 +49,39 @@ def print_document(console: Console, document: Document) -> None:
         if isinstance(block, Table):
             console.print(_table(block, console.width))
         elif isinstance(block, Listing):
-            _print_list(console, block)
+            opening, style = ("warning: ", "yellow") if block.is_warning else ("", "dim")
+            for item in block.items:
+                parts = [item] if isinstance(item, str) else [p if isinstance(p, str) else p.text for p in item]
+                console.print(RichText(f"{opening}{one_line(''.join(parts))}", style=style))
     console.print()
     console.print(RichText(one_line(document.answer), style="bold"))
-
-
-def _print_list(console: Console, listing: Listing) -> None:
-    opening, style = ("warning: ", "yellow") if listing.is_warning else ("", "dim")
-    for item in listing.items:
-        parts = [item] if isinstance(item, str) else [part if isinstance(part, str) else part.text for part in item]
-        console.print(RichText(f"{opening}{one_line(''.join(parts))}", style=style))
 
 
 def _table(table: Table, width: int) -> RichTable:
     cells = [[_cell(cell, column, width) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
-    kept = _columns_that_fit(table.columns, cells, width)
-    found = _frame()
-    for column in (table.columns[place] for place in kept):
+    places = _columns_that_fit(table.columns, cells, width)
+    rich = _frame()
+    for column in (table.columns[place] for place in places):
         is_number = column.align == "right"
-        found.add_column(
+        rich.add_column(
             column.heading, justify=column.align, no_wrap=is_number, overflow="ellipsis" if is_number else "fold",
             min_width=6 if column.names_row else None,
         )  # fmt: skip
     for row, kind in zip(cells, table.kinds, strict=True):
-        found.add_row(*(RichText(row[place]) for place in kept), style=_STYLES[kind])
-    return found
+        rich.add_row(*(RichText(row[place]) for place in places), style=_STYLES.get(kind, ""))
+    return rich
 
 
-def rich_table(table: Table, styles: Sequence[str]) -> RichTable:
-    """A table whose every cell wraps where there is no room, with a style for each row."""
-    found = _frame()
+def rich_table(table: Table) -> RichTable:
+    """A table whose every cell wraps where there is no room."""
+    rich = _frame()
     for column in table.columns:
-        found.add_column(column.heading, justify=column.align, overflow="fold")
-    for row, style in zip(table.rows, styles, strict=True):
+        rich.add_column(column.heading, justify=column.align, overflow="fold")
+    for row, kind in zip(table.rows, table.kinds, strict=True):
         cells = (cell.value if isinstance(cell, Stack) else cell for cell in row)
-        found.add_row(*(RichText(shown(cell)) for cell in cells), style=style)
-    return found
+        rich.add_row(*(RichText(shown(cell)) for cell in cells), style=_STYLES.get(kind, ""))
+    return rich
 
 
 def _frame() -> RichTable:
@@ -91,14 +101,14 @@ def _columns_that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]],
     needs = [_width(column, [row[place] for row in cells], wide) for place, column in enumerate(columns)]
     needs[0] = max(needs[0], _FIRST)
     left = width - sum(need for need, column in zip(needs, columns, strict=True) if not column.droppable)
-    kept, has_room = [], True
+    places, has_room = [], True
     for place, column in enumerate(columns):
         if column.droppable:
             left -= needs[place]
             has_room = has_room and left >= 0
         if has_room or not column.droppable:
-            kept.append(place)
-    return kept
+            places.append(place)
+    return places
 
 
 def _width(column: Column, cells: Sequence[str], wide: bool) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from selectbench.analysis.result import Ranking
 from selectbench.record.record import Record
 from selectbench.report import html, markdown
-from selectbench.report.option import option_report
+from selectbench.report.commands import option_report
 from selectbench.report.sections import report
 from selectbench.suite.suite import Suite
 
