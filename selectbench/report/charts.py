@@ -16,7 +16,7 @@ from selectbench import units
 from selectbench.analysis.result import Ranking, Row
 from selectbench.analysis.tuning import OwnBest, Tried
 from selectbench.record.record import Completed, EvaluationPoint, GpuMeters, Inside, Record, Series
-from selectbench.report.document import Chart, Ratio, one_line, shown
+from selectbench.report.document import Chart, Ratio, one_line, value_text
 from selectbench.suite.metrics import METRICS
 
 WIDTH, HEIGHT = 520.0, 330.0
@@ -219,7 +219,7 @@ def _bar(scale: Scale, ratio: Ratio) -> str:
     at, one, middle = scale(ratio.value or 1.0), scale(1.0), _BAR_HEIGHT / 2
     return (
         f'<svg class="interval" viewBox="0 0 {_BAR_WIDTH} {_BAR_HEIGHT}" role="img">'
-        f"{_titled(f'{shown(ratio)} the baseline')}{_line('one', (one, 0), (one, _BAR_HEIGHT))}"
+        f"{_titled(f'{value_text(ratio)} the baseline')}{_line('one', (one, 0), (one, _BAR_HEIGHT))}"
         f"{_line('span', (low, middle), (high, middle))}{_element('circle', 'at', cx=at, cy=middle, r=4)}</svg>"
     )
 

@@ -282,7 +282,7 @@ def first_line(text: str, most: int | None = None) -> str:
     return one_line(text.strip().partition("\n")[0], most)
 
 
-def shown(value: Value) -> str:
+def value_text(value: Value) -> str:
     """Text is made harmless and put on one line; what is not known is a dash."""
     match value:
         case str():

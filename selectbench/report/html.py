@@ -20,9 +20,9 @@ from selectbench.report.document import (
     Table,
     clean,
     one_line,
-    shown,
     sort_key,
     spread,
+    value_text,
 )
 
 _NAME_MOST, _CELL_MOST = 120, 300
@@ -72,7 +72,7 @@ def _rows(table: Table) -> list[list[dict[str, Any]]]:
 def _cell(cell: Cell, column: Column, names_row: bool) -> dict[str, Any]:
     """A ratio's interval has a line of its own: on one line the two are the widest of all columns."""
     value, remark = (cell.value, cell.remark) if isinstance(cell, Stack) else (cell, "")
-    text, below = one_line(shown(value), _NAME_MOST if names_row else _CELL_MOST), one_line(remark, _CELL_MOST)
+    text, below = one_line(value_text(value), _NAME_MOST if names_row else _CELL_MOST), one_line(remark, _CELL_MOST)
     if isinstance(value, Ratio) and column.has_bars:
         text, below = units.ratio_and_range(value.value, value.low, value.high)
     if isinstance(value, Figure):

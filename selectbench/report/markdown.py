@@ -20,8 +20,8 @@ from selectbench.report.document import (
     Text,
     clean,
     one_line,
-    shown,
     spread,
+    value_text,
 )
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))")
@@ -76,10 +76,10 @@ def _table(heads: Sequence[str], rules: Sequence[str], rows: Sequence[Sequence[s
 
 def _cell(cell: Cell) -> str:
     if isinstance(cell, Stack):
-        return escape(" ".join(filter(None, (shown(cell.value), cell.remark))))
+        return escape(" ".join(filter(None, (value_text(cell.value), cell.remark))))
     if isinstance(cell, Figure):
-        return " ".join(filter(None, (shown(cell), spread(cell))))
-    return escape(cell) if isinstance(cell, str) else shown(cell)
+        return " ".join(filter(None, (value_text(cell), spread(cell))))
+    return escape(cell) if isinstance(cell, str) else value_text(cell)
 
 
 def prose(text: Text) -> str:

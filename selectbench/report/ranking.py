@@ -24,7 +24,7 @@ from selectbench.report.document import (
     Value,
     first_line,
     one_line,
-    shown,
+    value_text,
 )
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Report, columns_of
 
@@ -86,14 +86,9 @@ def _in_markdown(ranking: Ranking) -> list[_Made]:
 
 def _on_page(ranking: Ranking) -> list[_Made]:
     """The comparison and the state stand beside the objective: all else may run over the edge of a screen."""
-    objective, *others = (
-        (column, lambda row: to_loss(row, "seconds")) if name == SECONDS_TO_LOSS else (column, cell)
-        for name in _metrics(ranking, "page") for column, cell in [_metric_column(name)]
-    )  # fmt: skip
-    if any(row.to_loss for row in ranking.rows) and ranking.objective != SECONDS_TO_LOSS:
-        reached: list[_Made] = [(Column("to the baseline's loss", "right"), lambda row: to_loss(row, "seconds"))]
-    else:
-        reached = []
+    objective, *others = (_metric_column(name, says_not_reached=True) for name in _metrics(ranking, "page"))
+    seconds: list[_Made] = [(Column("to the baseline's loss", "right"), lambda row: to_loss(row, "seconds"))]
+    is_told = ranking.objective != SECONDS_TO_LOSS and any(row.to_loss for row in ranking.rows)
     return [
         (Column("#", "right"), _place_cell(ranking)),
         (Column("option", names_row=True), lambda row: Stack(row.option, _differs(ranking, row))),
@@ -102,7 +97,7 @@ def _on_page(ranking: Ranking) -> list[_Made]:
         (Column("state"), lambda row: Stack(state(row), _dominated(row))),
         *others,
         *_scaling_columns(ranking),
-        *reached,
+        *(seconds if is_told else ()),
         (Column("seeds", "right"), lambda row: Seeds(row.n, row.planned)),
     ]
 
@@ -130,9 +125,12 @@ def _place_cell(ranking: Ranking) -> Callable[[Row], Cell]:
     return lambda row: place(row, numbers[row.option])
 
 
-def _metric_column(name: str, *, droppable: bool = False) -> _Made:
+def _metric_column(name: str, *, droppable: bool = False, says_not_reached: bool = False) -> _Made:
+    """`says_not_reached`: whether there is room to say who never got to a loss."""
     metric = METRICS[name]
     column = Column(metric.title, "right", f"{name}; {metric.better} is better", droppable=droppable)
+    if says_not_reached and name == SECONDS_TO_LOSS:
+        return column, lambda row: to_loss(row, "seconds")
     return column, lambda row: figure(row, name)
 
 
@@ -251,7 +249,7 @@ def ties_note(ranking: Ranking) -> list[str]:
     better, others = tied.rank - 1, len(tied.tied_with)
     before = f"{better or 'no'} {'row is' if better == 1 else 'rows are'} shown to be better"
     open_ones = f"{others} {'is' if others == 1 else 'are'} shown to be neither better nor worse"
-    return [f"{shown(place(tied))}: {before} and {open_ones}, so its rank may be any of these"]
+    return [f"{value_text(place(tied))}: {before} and {open_ones}, so its rank may be any of these"]
 
 
 def _unclean_note(ranking: Ranking, names: Sequence[str]) -> list[str]:
@@ -275,7 +273,7 @@ def causes(ranking: Ranking) -> list[str]:
     lines = []
     for row in ranking.rows:
         lines += not_the_same_job(row)
-        failed = {f"{f.kind}: {first_line(f.detail, 160)}{noted(f)}": None for f in row.failures}
+        failed = {f"{f.kind}: {first_line(f.detail, 160)}{note_in_brackets(f)}": None for f in row.failures}
         unjudged = [
             f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict in _OPEN
         ]
@@ -284,7 +282,7 @@ def causes(ranking: Ranking) -> list[str]:
     return [*lines, *unknown_states(ranking), *_unclean_note(ranking, columns_of("terminal"))]
 
 
-def noted(failure: Failure) -> str:
+def note_in_brackets(failure: Failure) -> str:
     """Its note in brackets, or nothing."""
     return f" ({one_line(failure.note)})" if failure.note else ""
 
@@ -299,13 +297,13 @@ def in_full(ranking: Ranking) -> list[str]:
         found = row.identity
         key = (*found.compared_with, *found.differs_as_declared, *found.not_verified, *_dimensions([row]))
         groups.setdefault(key, []).append(row)
-    sentences = [line for rows in groups.values() for line in _said(ranking, rows, one_group=len(groups) == 1)]
+    sentences = [line for rows in groups.values() for line in _job_lines(ranking, rows, one_group=len(groups) == 1)]
     return sentences + [line for row in ranking.rows for line in not_the_same_job(row)]
 
 
 def in_short(ranking: Ranking) -> list[str]:
     """The same in one line for all rows that are comparable, and one for what was not verified."""
-    return _said(ranking, _compared(ranking), one_group=True)
+    return _job_lines(ranking, _compared(ranking), one_group=True)
 
 
 def not_the_same_job(row: Row) -> list[str]:
@@ -326,7 +324,7 @@ def _compared(ranking: Ranking) -> list[Row]:
     return [row for row in ranking.rows if row.identity.comparable and row.identity.compared_with]
 
 
-def _said(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> list[str]:
+def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> list[str]:
     """The sentence for these rows, and a line for what of them could not be seen."""
     hidden = _united(row.identity.not_verified for row in rows)
     others = {*hidden, *_united(row.identity.differs_as_declared for row in rows)}

@@ -1,4 +1,4 @@
-"""The whole report of a run as a document: what was measured of the options, section by section. Pure.
+"""The whole report of a run as a document, section by section, and that of one option. Pure.
 
 What they ran under (GPUs, memory, cost, the job itself) is in `evidence`, the ranking's table in `ranking`.
 """
@@ -6,15 +6,19 @@ What they ran under (GPUs, memory, cost, the job itself) is in `evidence`, the r
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 from selectbench import units
+from selectbench.analysis.formulas import observe
+from selectbench.analysis.metrics import derive, is_unclean, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
 from selectbench.analysis.result import NamedVerdict, Ranking, Row, ScoreDifference
 from selectbench.analysis.scores import RESAMPLES, SEED
-from selectbench.analysis.summary import mean
+from selectbench.analysis.summary import mean, summarise
 from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT, OwnBest, Search
-from selectbench.record.record import Completed, Inside, Measurement, Record
+from selectbench.errors import UserError, did_you_mean
+from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
 from selectbench.report.charts import Counting, attention_chart, charts, counting, tried_text, without_meters
 from selectbench.report.document import (
     Amount,
@@ -27,6 +31,7 @@ from selectbench.report.document import (
     Code,
     Details,
     Document,
+    Figure,
     Listing,
     Literally,
     Paragraph,
@@ -39,23 +44,33 @@ from selectbench.report.document import (
     one_line,
     table,
 )
-from selectbench.report.evidence import cleaning_lines, cost_section, gpu_section, memory_sections, method
+from selectbench.report.evidence import (
+    cleaning_lines,
+    cost_section,
+    gpu_section,
+    gpus_by_seed,
+    memory_sections,
+    method,
+)
 from selectbench.report.ranking import (
     causes,
     in_full,
     in_short,
-    noted,
+    not_the_same_job,
+    note_in_brackets,
     ranking_table,
+    state,
     table_notes,
     ties_note,
     to_loss,
 )
 from selectbench.suite.job import OWN_SCORE, SCORES
-from selectbench.suite.metrics import METRICS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 from selectbench.text import choices_yaml
 
 _DETAIL_LINES = 20
+_CURVE_POINTS = 12
 _FACTORS = (
     "Each factor's effect is on the objective, against the baseline's level, averaged over the other factors' "
     "levels within every seed; an interaction is what two levels do together beyond their effects. Intervals are "
@@ -452,7 +467,7 @@ def _failures(ranking: Ranking) -> Iterator[Section]:
     seeds: dict[tuple[str, str, str], list[str]] = {}
     texts: dict[str, dict[str, None]] = {}
     for name, f in failed:
-        seeds.setdefault((name, f.kind, first_line(f.detail, 200) + noted(f)), []).append(str(f.seed))
+        seeds.setdefault((name, f.kind, first_line(f.detail, 200) + note_in_brackets(f)), []).append(str(f.seed))
         if one_line(f.detail) != first_line(f.detail, 200):  # the table does not hold all of it
             texts.setdefault(f.detail, {})[f"{one_line(name)}, seed {f.seed}"] = None
     rows = ([name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items())
@@ -494,3 +509,83 @@ def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
         yield one_line(path), one_line(", ".join(map(str, value))) or units.DASH
     else:
         yield one_line(path), units.DASH if value is None else one_line(str(value)) or units.DASH
+
+
+# One option in detail: its trials and its curves, as numbers.
+
+
+def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> Document:
+    """Every trial with all attempts, metrics per seed, curves.
+
+    Raises UserError where the suite has no such option.
+    """
+    row = next((row for row in ranking.rows if row.option == name), None)
+    if row is None:
+        names = [option.name for option in suite.options]
+        raise UserError(f"the run has no option {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}")
+    own = sorted((r for r in records if r.trial.option == name), key=lambda r: (r.trial.seed, r.attempt))
+    last = {r.trial.seed: r for r in own if r.phase == "contest"}
+    done = [r for r in last.values() if isinstance(r.outcome, Completed)]
+    heads = ("seed", "attempt", "phase", "outcome", "detail", "wall time", "started", "trial")
+    trials = table("Every attempt", heads, (), map(_attempt_cells, own))
+    sections = [
+        Section("trials", "Trials", [trials]),
+        *gpus_by_seed(list(last.values())),
+        *(_figures(suite, done, records) if done else ()),
+    ]
+    logs = [
+        Code(r.outcome.detail, f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:")
+        for r in own if isinstance(r.outcome, Failed) and "\n" in r.outcome.detail.strip()
+    ]  # fmt: skip
+    sections[-1] = replace(sections[-1], blocks=[*sections[-1].blocks, *logs])
+    return Document(
+        f"{one_line(ranking.suite)}: {one_line(name)}", sections, opening=_place_in_ranking(ranking, row)
+    )
+
+
+def _place_in_ranking(ranking: Ranking, row: Row) -> list[Block]:
+    """Where it is in the ranking, and why."""
+    ranked = sum(other.rank is not None for other in ranking.rows)
+    place = f"Rank {row.rank} of {ranked} ranked" if row.rank else f"Not ranked ({state(row) or row.status})"
+    differs = ", ".join(row.differs_in) or "nothing"
+    opening = f"{place}; differs from the baseline {one_line(ranking.baseline)} in {differs}."
+    return [Paragraph(opening), Listing([*row.constraint_failures, *not_the_same_job(row), *row.notes])]
+
+
+def _attempt_cells(record: Record) -> list[Cell]:
+    kind, detail = "completed", ""
+    if isinstance(record.outcome, Failed):
+        kind, detail = record.outcome.kind, record.outcome.detail
+    elif is_unclean(record) and (gpus := state_of(record)):
+        detail = f"{gpus.verdict}: {gpus.detail}"
+    return [
+        str(record.trial.seed), str(record.attempt), record.phase, kind, one_line(detail, 120),
+        Amount(record.wall_seconds, units.duration), record.started_at, record.trial.trial_id,
+    ]  # fmt: skip
+
+
+def _figures(suite: Suite, done: Sequence[Record], records: Sequence[Record]) -> Iterator[Section]:
+    """The metrics and the curves of an option's completed trials, a column for each. `records`: of all options."""
+    of_option = next(own for own in summarise(suite, records)[0] if own.name == done[0].trial.option)
+    seconds = {seed: place.seconds for seed, place in of_option.reached.items() if place is not None}
+    values = [derive(observe(record, suite)) | {SECONDS_TO_LOSS: seconds.get(record.trial.seed)} for record in done]
+    known = [name for name in METRICS if any(own[name] is not None for own in values)]
+    seeds = [f"seed {record.trial.seed}" for record in done]
+    rows: Iterator[list[Cell]] = ([name, *(Figure(name, own[name]) for own in values)] for name in known)
+    yield Section("figures", "Figures by seed", [table("Figures by seed", ("metric",), seeds, rows)])
+    training = [dict(record.training_losses()) for record in done]
+    yield Section("training", "Training loss by step", [_curves(seeds, training, "Training loss")])
+    heldout = [{point.step: point.loss for point in record.evaluation_curve} for record in done]
+    if any(heldout):
+        yield Section("heldout", "Held-out loss by step", [_curves(seeds, heldout, "Held-out loss")])
+
+
+def _curves(seeds: Sequence[str], curves: Sequence[dict[int, float]], caption: str) -> Table:
+    """A row per step, a dozen of all steps evenly spaced, nats per token."""
+    steps = sorted({step for curve in curves for step in curve})
+    if len(steps) > _CURVE_POINTS:
+        steps = [steps[round(i * (len(steps) - 1) / (_CURVE_POINTS - 1))] for i in range(_CURVE_POINTS)]
+    rows: Iterator[list[Cell]] = (
+        [str(step), *(Amount(curve.get(step), units.significant) for curve in curves)] for step in steps
+    )
+    return table(f"{caption} in nats per token", (), ("step", *seeds), rows)

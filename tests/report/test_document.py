@@ -35,7 +35,7 @@ from selectbench.report.document import (
     Table,
     Text,
     one_line,
-    shown,
+    value_text,
 )
 from selectbench.report.sections import report
 from selectbench.report.terminal import print_document
@@ -97,7 +97,7 @@ def test_what_the_markdown_says_stands_on_the_page(suite: str) -> None:
                 assert re.sub(r"\s", "", plain(text)) in re.sub(r"\s", "", seen)
             if isinstance(block, Table) and section.name != "ranking":
                 cells = [cell for row in block.rows for cell in row if not isinstance(cell, Stack)]
-                assert all(one_line(shown(cell), 300) in seen for cell in cells)
+                assert all(one_line(value_text(cell), 300) in seen for cell in cells)
 
 
 def test_failures_and_their_logs_stand_on_the_page() -> None:
