@@ -26,6 +26,8 @@ _FARTHEST = 4.0
 """Ratios beyond this, or below its inverse, stand at the edge: one far row would flatten all others."""
 _FAR_APART = 20.0
 """Largest value over the smallest from which a linear axis would hide the small ones."""
+_TICKS = 5
+"""About so many of an axis."""
 _NAMES = 150.0
 """Room for options' names beside a picture."""
 MOST_DRAWN = 8
@@ -84,28 +86,28 @@ class Scale:
         share = (at - low) / (high - low) if high > low else 0.5
         return self.begin + min(1.0, max(0.0, share)) * (self.end - self.begin)
 
-    def ticks(self, most: int = 5) -> list[float]:
+    def ticks(self) -> list[float]:
         """Round values within the scale."""
-        return _log_ticks(self.low, self.high, most) if self.is_log else _ticks(self.low, self.high, most)
+        return _log_ticks(self.low, self.high) if self.is_log else _ticks(self.low, self.high)
 
 
 def _log(value: float) -> float:
     return math.log10(max(value, 1e-300))
 
 
-def _ticks(low: float, high: float, most: int) -> list[float]:
+def _ticks(low: float, high: float) -> list[float]:
     span = high - low
     if span <= 0 or not math.isfinite(span):
         return [low]
-    raw = span / most
+    raw = span / _TICKS
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [number * step for number in range(first, last + 1)][: most + 2]
+    return [number * step for number in range(first, last + 1)][: _TICKS + 2]
 
 
-def _log_ticks(low: float, high: float, most: int) -> list[float]:
+def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(_log(low)), math.ceil(_log(high)) + 1)
     ticks: list[float] = []
     for factors in ((1,), (1, 3), (1, 2, 5)):
@@ -113,7 +115,7 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
         ticks = [tick for tick in candidates if low <= tick <= high]
         if len(ticks) >= 3:
             break
-    every = max(1, math.ceil(len(ticks) / (most + 1)))
+    every = max(1, math.ceil(len(ticks) / (_TICKS + 1)))
     return ticks[::every] or [low]
 
 

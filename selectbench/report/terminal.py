@@ -40,7 +40,6 @@ from selectbench.report.document import (
 )
 from selectbench.report.evidence import CLEANING, choice_text, own_warmups
 from selectbench.report.markdown import escape, render_blocks
-from selectbench.report.sections import summary
 from selectbench.suite.metrics import METRICS
 
 if TYPE_CHECKING:
@@ -70,6 +69,8 @@ def _say(console: Console, lines: Iterable[str], style: str = "") -> None:
 
 def print_ranking(console: Console, ranking: Ranking) -> None:
     """The ranking, causes of what was not ranked, warnings, and the answer last, where the eye ends."""
+    from selectbench.report.sections import summary  # its pictures and scores; most commands need none of it
+
     print_document(console, summary(ranking))
 
 
@@ -79,7 +80,7 @@ def print_document(console: Console, document: Document) -> None:
     _say(console, [": ".join(map(one_line, title))], "bold")
     for block in document.opening:
         if isinstance(block, Table):
-            console.print(_table(block, console.width))
+            console.print(_rich(block, console.width))
         elif isinstance(block, Listing):
             opening, style = ("warning: ", "yellow") if block.is_warning else ("", "dim")
             for item in block.items:
@@ -89,40 +90,26 @@ def print_document(console: Console, document: Document) -> None:
     _say(console, [one_line(document.answer)], "bold")
 
 
-def _table(table: Table, width: int) -> RichTable:
+def _rich(table: Table, width: int | None = None) -> RichTable:
+    """`width`: of the terminal that has room for some of the columns; None: all are shown, and every cell wraps."""
     cells = [[_cell(cell, column, width) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
-    places = _columns_that_fit(table.columns, cells, width)
-    rich = _frame()
+    places = range(len(table.columns)) if width is None else _columns_that_fit(table.columns, cells, width)
+    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in (table.columns[place] for place in places):
-        is_number = column.align == "right"
+        is_unbroken = column.align == "right" and width is not None
         rich.add_column(
-            column.heading, justify=column.align, no_wrap=is_number, overflow="ellipsis" if is_number else "fold",
-            min_width=6 if column.names_row else None,
+            column.heading, justify=column.align, no_wrap=is_unbroken,
+            overflow="ellipsis" if is_unbroken else "fold", min_width=6 if column.names_row else None,
         )  # fmt: skip
     for row, kind in zip(cells, table.kinds, strict=True):
         rich.add_row(*(Text(row[place]) for place in places), style=_STYLES.get(kind, ""))
     return rich
 
 
-def rich_table(table: Table) -> RichTable:
-    """A table whose every cell wraps where there is no room."""
-    rich = _frame()
-    for column in table.columns:
-        rich.add_column(column.heading, justify=column.align, overflow="fold")
-    for row, kind in zip(table.rows, table.kinds, strict=True):
-        cells = (cell.value if isinstance(cell, Stack) else cell for cell in row)
-        rich.add_row(*(Text(value_text(cell)) for cell in cells), style=_STYLES.get(kind, ""))
-    return rich
-
-
-def _frame() -> RichTable:
-    return RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-
-
-def _cell(cell: Cell, column: Column, width: int) -> str:
+def _cell(cell: Cell, column: Column, width: int | None) -> str:
     value = cell.value if isinstance(cell, Stack) else cell
-    if isinstance(value, Ratio) and width < _INTERVAL_FROM:
+    if isinstance(value, Ratio) and width is not None and width < _INTERVAL_FROM:
         return units.ratio(value.value)
     return one_line(value_text(value), _NAME_MOST) if column.names_row else value_text(value)
 
@@ -403,7 +390,7 @@ def print_compared(console: Console, compared: Compared) -> None:
     _say(console, [f"{one_line(compared.run)} against {one_line(compared.reference)}"], "bold")
     _say(console, _around(compared), "dim")
     _say(console, [f"note: {one_line(note)}" for note in compared.notes], "yellow")
-    console.print(rich_table(_changes(compared)))
+    console.print(_rich(_changes(compared)))
     _say(console, [_MEANS], "dim")
     _say(console, [_summary(compared)], "bold")
 
@@ -482,7 +469,7 @@ def _counted(verdicts: Sequence[str], order: Iterable[str]) -> str:
 
 def print_gate(console: Console, gate: Gate) -> None:
     """The checks, worst first, and the verdict last."""
-    console.print(rich_table(_checks(gate)))
+    console.print(_rich(_checks(gate)))
     _say(console, [f"note: {one_line(note)}" for note in gate.notes], "yellow")
     _say(console, [_verdict_line(gate)], "bold")
 
