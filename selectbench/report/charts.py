@@ -335,12 +335,6 @@ def _meter(
     )  # fmt: skip
 
 
-def without_meters(records: Sequence[Record]) -> str:
-    """Why there are no meters, as the records say it."""
-    problems = dict.fromkeys(r.meters.problem for r in records if r.meters and r.meters.problem)
-    return "; ".join(p for p in problems if p) or "the records have none"
-
-
 def _steps(ranking: Ranking, done: Counting) -> Chart | None:
     """Quantiles of each option's timed steps in seconds, all seeds together, as boxes."""
     quantiles: dict[str, list[float]] = {}

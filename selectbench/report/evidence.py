@@ -323,9 +323,8 @@ def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
 def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> Iterator[str]:
     """How the GPUs were watched, or why not; nothing of records that are older than the meters."""
     if not any(row.gpu for row in ranking.rows):
-        problems = dict.fromkeys(r.meters.problem for r in done if r.meters and r.meters.problem)
         main = "; peak memory is main memory" if suite.device == "cpu" else ""
-        yield from (f"No GPU meters: {problem}{main}." for problem in problems)
+        yield from (f"No GPU meters: {problem}{main}." for problem in meter_problems(done))
         return
     settings = suite.meters
     yield (
@@ -341,6 +340,11 @@ def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> Iterator[
     if rows:
         yield FLOPS_RULE
         yield f"{MFU_RULE} Data sheets: {sources}." if sources else MFU_RULE
+
+
+def meter_problems(records: Sequence[Record]) -> list[str]:
+    """Why there were no meters, each cause once."""
+    return list(dict.fromkeys(r.meters.problem for r in records if r.meters and r.meters.problem))
 
 
 def cleaning_lines(facts: Mapping[str, Any]) -> list[str]:

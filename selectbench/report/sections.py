@@ -19,7 +19,7 @@ from selectbench.analysis.summary import mean, summarise
 from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT, OwnBest, Search
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
-from selectbench.report.charts import Counting, attention_chart, charts, counting, tried_text, without_meters
+from selectbench.report.charts import Counting, attention_chart, charts, counting, tried_text
 from selectbench.report.document import (
     Amount,
     Amounts,
@@ -50,6 +50,7 @@ from selectbench.report.evidence import (
     gpu_section,
     gpus_by_seed,
     memory_sections,
+    meter_problems,
     method,
 )
 from selectbench.report.ranking import (
@@ -148,8 +149,13 @@ def summary(ranking: Ranking) -> Document:
     lines = [
         *ties_note(ranking), *in_short(ranking), *causes(ranking),
         *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
-        *_difference_lines(ranking), *_factor_lines(ranking), *_search_lines(ranking),
+        *_difference_lines(ranking), *_factor_lines(ranking),
     ]  # fmt: skip
+    if search := ranking.search:
+        lines += [
+            _search_cost(search),
+            *(f"{own.option}: {_chosen(own)}" for own in (*search.sizes, *search.tuning)),
+        ]
     blocks = (ranking_table(ranking, "terminal"), Listing(lines), Listing(ranking.warnings, is_warning=True))
     return Document(ranking.suite, (), ranking.question, ranking.answer, _is_decided(ranking), opening=blocks)
 
@@ -204,7 +210,8 @@ def _verdicts(ranking: Ranking) -> Iterator[Section]:
 def _pictures(ranking: Ranking, records: Sequence[Record], done: Counting) -> Iterator[Section]:
     drawn: list[Block] = [Charts(charts(ranking, done))]
     if not any(row.gpu for row in ranking.rows):
-        drawn.append(Paragraph(f"Memory and power over time are not drawn: {without_meters(records)}."))
+        why = "; ".join(meter_problems(records)) or "the records have none"
+        drawn.append(Paragraph(f"Memory and power over time are not drawn: {why}."))
     yield Section("pictures", "Pictures", drawn)
 
 
@@ -421,14 +428,6 @@ def _edge_words(own: OwnBest, how: str) -> str:
         return f"the best lies on {edges}; not extended: several settings are tuned together; widen the range"
     (side,) = own.edges.values()
     return f"the best lies on {edges}: {'smaller' if side == 'low' else 'larger'} values may be as {how} or better"
-
-
-def _search_lines(ranking: Ranking) -> Sequence[str]:
-    """For the terminal: a line for each option."""
-    found = ranking.search
-    if found is None:
-        return []
-    return [_search_cost(found), *(f"{own.option}: {_chosen(own)}" for own in (*found.sizes, *found.tuning))]
 
 
 def _to_loss(ranking: Ranking) -> Iterator[Section]:
