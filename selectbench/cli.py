@@ -136,7 +136,7 @@ def plan(
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
     from selectbench.launch.preparation import preview
-    from selectbench.report.plan import plan_as_json, print_plan
+    from selectbench.report.terminal import plan_as_json, print_plan
 
     request = _request(suite, profile, settings, axes, seeds, quick, gpus, budget=budget, results=results)
     outlook = preview(request, _stderr().print)
@@ -156,7 +156,7 @@ def data(
 ) -> None:
     """Prepare a suite's data alone and show them: documents in and out, tokens, samples, hashes."""
     from selectbench.launch.preparation import prepared_data
-    from selectbench.report.plan import data_as_json, print_data
+    from selectbench.report.terminal import data_as_json, print_data
 
     found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
     if as_json:
@@ -202,7 +202,7 @@ def compare(
 ) -> None:
     """Say what differs between runs of a suite, and how every option's figures changed."""
     from selectbench.launch.publish import compare_runs
-    from selectbench.report.compare import compare_markdown, print_compared
+    from selectbench.report.terminal import compare_markdown, print_compared
 
     compared = compare_runs(reference, runs)
     if as_json:
@@ -230,7 +230,7 @@ def gate(
 ) -> None:
     """Hold a run to limits against another: exits with 0 pass, 1 regression, 4 inconclusive, 2 wrong use."""
     from selectbench.launch.publish import GATE_EXIT, gate_run
-    from selectbench.report.compare import gate_markdown, print_gate
+    from selectbench.report.terminal import gate_markdown, print_gate
 
     found = gate_run(run, against, limits, any_machine=any_machine)
     if as_json:
@@ -245,7 +245,7 @@ def gate(
 def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = False) -> None:
     """Find past runs, the newest first."""
     from selectbench.launch.publish import past_runs
-    from selectbench.report.past_runs import print_runs
+    from selectbench.report.terminal import print_runs
 
     runs = past_runs(results)
     if as_json:
@@ -272,7 +272,7 @@ def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
     from rich.markdown import Markdown
 
     from selectbench.report.markdown import render
-    from selectbench.report.option import option_report
+    from selectbench.report.sections import option_report
 
     ranking = stored.ranking()
     text = render(option_report(stored.suite, ranking, stored.records, option))
@@ -322,7 +322,7 @@ def doctor(
 
 def _calibrate(gpus: str | None) -> None:
     from selectbench.launch.calibrate import calibrate
-    from selectbench.report.past_runs import calibration_table
+    from selectbench.report.terminal import calibration_table
 
     notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
     _stdout().print(calibration_table(calibrate(gpus, notify)))

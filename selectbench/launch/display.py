@@ -19,7 +19,7 @@ from selectbench import units
 from selectbench.analysis.formulas import finite, tokens_per_second
 from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import Phase, Progress
-from selectbench.report.figures import first_line, one_line
+from selectbench.report.document import first_line, one_line
 from selectbench.suite.suite import Suite
 
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.

@@ -1,16 +1,22 @@
-"""A report as blocks of plain values, which every renderer shows in its own way.
+"""A report as blocks of plain values, and how each value reads, which is the same for every renderer.
 
 Text is raw: names and log lines are made harmless, and figures get their units, where a renderer writes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-RowKind = Literal["first", "ranked", "barred", "failed", ""]
-"""How a row of the ranking stands there: `barred` completed without a rank."""
+from selectbench import units
+from selectbench.suite.metrics import METRICS
+
+UNCLEAN_MARK = "†"
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+RowKind = Literal["first", "ranked", "barred", "failed", "better", "worse", "undecided", ""]
+"""How a row of a table stands out; in the ranking `barred` completed without a rank."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +60,12 @@ class Amount:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """Two ends; None: not known."""
+class Amounts:
+    """Several numbers in one cell, such as the two ends of an interval; none at all: not known."""
 
-    low: float | None
-    high: float | None
+    values: Sequence[float | None]
     show: Callable[[float | None], str]
+    between: str = " to "
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ class NotReached:
     seeds: int
 
 
-Value = str | Figure | Ratio | Amount | Interval | Place | Seeds | NotReached
+Value = str | Figure | Ratio | Amount | Amounts | Place | Seeds | NotReached
 
 
 @dataclass(frozen=True)
@@ -132,6 +138,19 @@ class Table:
     """Whether a reader may want the rows in another order."""
     kinds: Sequence[RowKind] = ()
     """Of each row; empty: none stands out."""
+
+
+def table(
+    caption: str,
+    left: Iterable[str],
+    right: Iterable[str],
+    rows: Iterable[Sequence[Cell]],
+    *,
+    is_titled: bool = False,
+) -> Table:
+    """A table with plain columns. `left`, `right`: the headings of the columns by how their cells stand."""
+    columns = [*(Column(heading) for heading in left), *(Column(heading, "right") for heading in right)]
+    return Table(columns, list(rows), caption, is_titled)
 
 
 @dataclass(frozen=True)
@@ -239,3 +258,71 @@ class Document:
     """What a reader wants to know of the run first."""
     opening: Sequence[Block] = ()
     """Before the first section."""
+
+
+# Names and log lines come from users: made harmless before they stand in a terminal or a report.
+
+
+def clean(text: str) -> str:
+    """The text without terminal escapes and control characters; line ends stay."""
+    if text.isprintable():  # so are most, and an escape begins with a character that is not
+        return text
+    kept = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c if c == "\n" or c.isprintable() else " " for c in kept)
+
+
+def one_line(text: str, most: int | None = None) -> str:
+    """The text on one line, cut to `most` characters with an ellipsis."""
+    line = " ".join(clean(text).split())
+    return line if most is None or len(line) <= most else line[: max(0, most - 3)] + "..."
+
+
+def first_line(text: str, most: int | None = None) -> str:
+    """What a detail says before its traceback or log."""
+    return one_line(text.strip().partition("\n")[0], most)
+
+
+def value_text(value: Value) -> str:
+    """Text is made harmless and put on one line; what is not known is a dash."""
+    match value:
+        case str():
+            return one_line(value)
+        case Figure():
+            return METRICS[value.metric].show(value.value) + (f" {UNCLEAN_MARK}" if value.is_unclean else "")
+        case Ratio():
+            return units.ratio_with_range(value.value, value.low, value.high)
+        case Amount():
+            return value.show(value.value)
+        case Amounts():
+            return value.between.join(map(value.show, value.values)) or units.DASH
+        case Place(rank=int(first)):  # all that it may be: what is not told apart may stand in either order
+            return f"{first}-{first + value.ties}" if value.ties else str(first)
+        case Place():
+            return units.DASH
+        case Seeds():
+            return str(value.done) if value.planned is None else f"{value.done} of {value.planned}"
+        case NotReached():
+            return f"not reached with {value.missed} of {value.seeds} seeds"
+
+
+def spread(figure: Figure) -> str:
+    """`±0.71`; two digits are enough where the unit is not part of the figure. Empty where it is not known."""
+    deviation, show = figure.standard_deviation, METRICS[figure.metric].unit.show
+    if deviation is None:
+        return ""
+    if deviation == 0 or show in (units.count, units.significant):
+        return f"±{units.significant(deviation, 2)}"
+    return f"±{show(deviation)}"
+
+
+def sort_key(value: Value) -> float | int | None:
+    """What a reader who sorts a column sorts by; None: the text, or nothing is known."""
+    match value:
+        case Place():
+            return value.number
+        case Seeds():
+            return value.done
+        case Figure() | Ratio() | Amount():
+            return value.value
+        case _:
+            return None

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from selectbench.analysis.result import MetricValue, NamedVerdict, Ranking, Row
+from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.charts import counting
-from selectbench.report.figures import one_line
+from selectbench.report.document import one_line
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 from selectbench.text import json_text
@@ -34,35 +34,29 @@ def render_csv(ranking: Ranking) -> str:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*_FIRST, *(f"{name}{part}" for name in METRICS for part in _OF_A_METRIC), *_LAST])
     for row in ranking.rows:
-        figures = [figure for name in METRICS for figure in _figures(row.metrics[name])]
-        writer.writerow([*_first(row), *figures, *_last(row)])
+        metrics = [row.metrics[name] for name in METRICS]
+        figures = [
+            _number(value)
+            for m in metrics
+            for value in (m.value, m.standard_deviation, m.ratio_to_baseline, m.ratio_low, m.ratio_high)
+        ]
+        constraints = [f"{c.constraint}: {c.verdict}" for c in row.constraints]
+        failures = [f"{f.kind} with seed {f.seed}" for f in row.failures]
+        writer.writerow([
+            _number(row.rank), _words([row.option]), _words(row.differs_in), row.status, row.eligible, row.n,
+            row.planned, *figures, "" if row.pareto is None else row.pareto,
+            *map(_words, (row.tied_with, row.dominated_by, constraints, failures)),
+        ])  # fmt: skip
     return stream.getvalue()
-
-
-def _first(row: Row) -> list[object]:
-    differs = "; ".join(row.differs_in)
-    return [_number(row.rank), _words(row.option), _words(differs), row.status, row.eligible, row.n, row.planned]
-
-
-def _figures(metric: MetricValue) -> list[str]:
-    known = (metric.value, metric.standard_deviation, metric.ratio_to_baseline, metric.ratio_low, metric.ratio_high)
-    return [_number(value) for value in known]
-
-
-def _last(row: Row) -> list[str]:
-    constraints = "; ".join(f"{c.constraint}: {c.verdict}" for c in row.constraints)
-    failures = "; ".join(f"{f.kind} with seed {f.seed}" for f in row.failures)
-    pareto = "" if row.pareto is None else str(row.pareto)
-    return [pareto, *map(_words, ("; ".join(row.tied_with), "; ".join(row.dominated_by), constraints, failures))]
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else repr(value)
 
 
-def _words(text: str) -> str:
-    told = one_line(text)
-    return f"'{told}" if told.startswith(_FORMULA) else told
+def _words(parts: Sequence[str]) -> str:
+    text = one_line("; ".join(parts))
+    return f"'{text}" if text.startswith(_FORMULA) else text
 
 
 def benchmark_json(
@@ -70,8 +64,18 @@ def benchmark_json(
 ) -> str:
     """`records`: those that count. The same arguments give the same bytes: the time is that of the first trial."""
     rounds = {option: _rounds(suite, own) for option, own in counting(ranking, records).items()}
+    cpu, system = environment.get("cpu_model") or "", environment.get("system") or ""
     content = {
-        "machine_info": _machine(environment), "commit_info": _commit(suite, environment),
+        "machine_info": {
+            "node": "", "processor": cpu, "machine": system,
+            "python_version": environment.get("python") or "", "system": system,
+            "cpu": {"brand_raw": cpu, "count": environment.get("cpu_count")},
+            "gpus": environment.get("gpus") or [], "libraries": environment.get("libraries") or {},
+        },
+        "commit_info": {
+            "id": environment.get("git_revision") or "unversioned", "dirty": bool(environment.get("git_dirty")),
+            "project": suite.name, "time": None, "author_time": None, "branch": "",
+        },
         "benchmarks": [_benchmark(suite, row, rounds[row.option]) for row in ranking.rows if rounds[row.option]],
         "datetime": min((r.started_at for r in records), default="1970-01-01T00:00:00Z"), "version": "5.0.0",
     }  # fmt: skip
@@ -83,22 +87,6 @@ def _rounds(suite: Suite, done: Sequence[Record]) -> list[float]:
     own = {r.trial.seed: r.outcome.measurement for r in done if isinstance(r.outcome, Completed)}
     measured = [own[seed] for seed in suite.seeds if seed in own]
     return [m.timed_seconds / m.timed_steps for m in measured if m.timed_steps and m.timed_seconds > 0]
-
-
-def _machine(environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "node": "", "processor": environment.get("cpu_model") or "", "machine": environment.get("system") or "",
-        "python_version": environment.get("python") or "", "system": environment.get("system") or "",
-        "cpu": {"brand_raw": environment.get("cpu_model") or "", "count": environment.get("cpu_count")},
-        "gpus": environment.get("gpus") or [], "libraries": environment.get("libraries") or {},
-    }  # fmt: skip
-
-
-def _commit(suite: Suite, environment: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "id": environment.get("git_revision") or "unversioned", "dirty": bool(environment.get("git_dirty")),
-        "project": suite.name, "time": None, "author_time": None, "branch": "",
-    }  # fmt: skip
 
 
 def _benchmark(suite: Suite, row: Row, data: Sequence[float]) -> dict[str, Any]:
@@ -130,25 +118,13 @@ def _stats(data: Sequence[float]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def by_option(ranking: Ranking) -> list[NamedVerdict]:
-    """The first verdict of each option that is named."""
-    first: dict[str, NamedVerdict] = {}
-    for found in ranking.verdicts:
-        if found.option is not None:
-            first.setdefault(found.option, found)
-    return list(first.values())
-
-
 def best_head(ranking: Ranking, file: str) -> str:
     """The comment that a file of a verdict's option begins with: what it answers, and how sure that is."""
     lines = ["One option of a suite by itself; `selectbench run` takes it as it is. Its run answered with it:"]
     lines += [f"{v.title}: {v.option}. {v.confidence}" for v in ranking.verdicts if v.file == file]
-    return "".join(f"{_comment(line)}\n" for line in lines)
-
-
-def _comment(text: str) -> str:
-    """YAML's, indented where it goes on: names of options are on one line, so that none breaks out of it."""
-    return fill(
-        one_line(text), 110, initial_indent="# ", subsequent_indent="#   ",
+    # names of options are on one line, so that none breaks out of YAML's comment
+    comments = (fill(
+        one_line(line), 110, initial_indent="# ", subsequent_indent="#   ",
         break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+    ) for line in lines)  # fmt: skip
+    return "".join(f"{comment}\n" for comment in comments)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
 
 from selectbench import units
 from selectbench.report.charts import interval_bars
 from selectbench.report.document import (
-    Block,
     Cell,
     Column,
     Document,
@@ -20,8 +18,12 @@ from selectbench.report.document import (
     Section,
     Stack,
     Table,
+    clean,
+    one_line,
+    sort_key,
+    spread,
+    value_text,
 )
-from selectbench.report.figures import clean, one_line, shown, sort_key, spread
 
 _NAME_MOST, _CELL_MOST = 120, 300
 """Characters of a cell."""
@@ -33,26 +35,30 @@ def render(document: Document) -> str:
 
     own = files(__package__)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"kind": _kind, "view": _view, "line": one_line, "clean": clean}
+    environment.filters |= {
+        "kind": lambda block: type(block).__name__,
+        "rows": _rows,
+        "line": one_line,
+        "clean": clean,
+    }
     template = environment.from_string(own.joinpath("page.html.j2").read_text(encoding="utf-8"))
     style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     warnings = [section for section in document.sections if _warns(section)]
     others = [section for section in document.sections if not _warns(section)]
-    return template.render(style=style, script=script, document=document, warnings=warnings, sections=others) + "\n"
+    page = template.render(style=style, script=script, document=document, warnings=warnings, sections=others)
+    return page + "\n"
 
 
 def _warns(section: Section) -> bool:
     return any(isinstance(block, Listing) and block.is_warning for block in section.blocks)
 
 
-def _kind(block: Block) -> str:
-    return type(block).__name__
-
-
-def _view(table: Table) -> list[list[dict[str, Any]]]:
-    """Rows of cells by the template's names."""
-    columns = list(zip(*table.rows, strict=True)) if table.rows else [()] * len(table.columns)
-    bars = [_bars(column, cells) for column, cells in zip(table.columns, columns, strict=True)]
+def _rows(table: Table) -> list[list[dict[str, Any]]]:
+    """Rows of cells by the template's names, each ratio of a column with bars with its own."""
+    bars: list[list[str]] = []
+    for place, column in enumerate(table.columns):
+        ratios = [row[place] for row in table.rows] if column.has_bars else []
+        bars.append(interval_bars([cell for cell in ratios if isinstance(cell, Ratio)]))
     names = {place for place, column in enumerate(table.columns) if column.names_row} or {0}
     return [
         [
@@ -63,14 +69,10 @@ def _view(table: Table) -> list[list[dict[str, Any]]]:
     ]
 
 
-def _bars(column: Column, cells: Sequence[Cell]) -> list[str]:
-    return interval_bars([cell for cell in cells if isinstance(cell, Ratio)]) if column.has_bars else []
-
-
 def _cell(cell: Cell, column: Column, names_row: bool) -> dict[str, Any]:
     """A ratio's interval has a line of its own: on one line the two are the widest of all columns."""
     value, remark = (cell.value, cell.remark) if isinstance(cell, Stack) else (cell, "")
-    text, below = one_line(shown(value), _NAME_MOST if names_row else _CELL_MOST), one_line(remark, _CELL_MOST)
+    text, below = one_line(value_text(value), _NAME_MOST if names_row else _CELL_MOST), one_line(remark, _CELL_MOST)
     if isinstance(value, Ratio) and column.has_bars:
         text, below = units.ratio_and_range(value.value, value.low, value.high)
     if isinstance(value, Figure):

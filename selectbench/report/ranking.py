@@ -1,14 +1,13 @@
-"""The table of the ranking for every medium, what its figures mean, and what the terminal says below it."""
+"""The ranking for every medium: its table, what the figures mean, what bars rows, whether they did the same job."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Sequence
 
 from selectbench import units
-from selectbench.analysis.result import Failure, Ranking, Row
+from selectbench.analysis.result import Failure, Ranking, Row, Violation
 from selectbench.report.document import (
+    UNCLEAN_MARK,
     Amount,
     Cell,
     Column,
@@ -23,9 +22,10 @@ from selectbench.report.document import (
     Table,
     Text,
     Value,
+    first_line,
+    one_line,
+    value_text,
 )
-from selectbench.report.figures import UNCLEAN_MARK, first_line, one_line, shown
-from selectbench.report.identity import not_the_same_job
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Report, columns_of
 
 _UNCLEAN = (
@@ -43,85 +43,95 @@ _MEMORY = {
     "main memory, which says nothing of GPU memory",
 }
 _OPEN = {"not_judged": "not judged", "undecided": "undecided"}
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A column and how its cell follows from a row."""
-
-    column: Column
-    cell: Callable[[Row], Cell]
+_TO_LOSS = {"seconds": units.seconds, "tokens": units.count, "joules": units.joules, "usd": units.usd}
+_THE_JOB = {
+    "initial_weights_sha256": "weights", "token_stream_sha256": "tokens", "evaluation_set_sha256": "evaluation set",
+    "learning_rate_shape_sha256": "schedule", "steps_applied": "step count",
+}  # fmt: skip
+"""What a reader calls the job, by identity field."""
+_MOST_NAMES = 12
+_Made = tuple[Column, Callable[[Row], Cell]]
+"""A column and how its cell follows from a row."""
 
 
 def ranking_table(ranking: Ranking, medium: Report) -> Table:
     """The ranking with the columns of a medium, every metric of it that some row knows."""
-    made = list({"markdown": _in_markdown, "page": _on_page, "terminal": _in_terminal}[medium](ranking))
+    made = {"markdown": _in_markdown, "page": _on_page, "terminal": _in_terminal}[medium](ranking)
     return Table(
-        [one.column for one in made], [[one.cell(row) for one in made] for row in ranking.rows],
+        [column for column, _ in made], [[cell(row) for _, cell in made] for row in ranking.rows],
         "Every option, the best first", is_sortable=True, kinds=[_kind(row) for row in ranking.rows],
     )  # fmt: skip
 
 
-def _in_markdown(ranking: Ranking) -> Iterator[_Made]:
-    with_ratio = {ranking.objective, *(name for name, metric in METRICS.items() if metric.shows_ratio)}
-    yield _place_column(ranking, "left")
-    yield _Made(Column("option", names_row=True), lambda row: row.option)
-    yield _Made(Column("differs in"), lambda row: _differs(ranking, row))
-    yield _Made(Column("seeds"), lambda row: Seeds(row.n, row.planned))
-    yield _Made(Column(""), state)
+def _kind(row: Row) -> RowKind:
+    return "first" if row.rank == 1 else "ranked" if row.rank else "failed" if row.n == 0 else "barred"
+
+
+def _in_markdown(ranking: Ranking) -> list[_Made]:
+    metrics: list[_Made] = []
     for name in _metrics(ranking, "markdown"):
-        yield _metric_column(name)
-        if name in with_ratio:
-            yield _ratio_column("vs baseline", name)
-    yield from _scaling_columns(ranking)
+        metrics.append(_metric_column(name))
+        if name == ranking.objective or METRICS[name].shows_ratio:
+            metrics.append(_ratio_column("vs baseline", name))
+    return [
+        (Column("#"), _place_cell(ranking)),
+        (Column("option", names_row=True), lambda row: row.option),
+        (Column("differs in"), lambda row: _differs(ranking, row)),
+        (Column("seeds"), lambda row: Seeds(row.n, row.planned)),
+        (Column(""), state),
+        *metrics,
+        *_scaling_columns(ranking),
+    ]
 
 
-def _on_page(ranking: Ranking) -> Iterator[_Made]:
+def _on_page(ranking: Ranking) -> list[_Made]:
     """The comparison and the state stand beside the objective: all else may run over the edge of a screen."""
-    yield _place_column(ranking)
-    yield _Made(Column("option", names_row=True), lambda row: Stack(row.option, _differs(ranking, row)))
-    objective, *others = _metrics(ranking, "page")
-    yield _metric_on_page(objective)
-    yield _ratio_column("against the baseline", ranking.objective)
-    yield _Made(Column("state"), lambda row: Stack(state(row), _dominated(row)))
-    yield from map(_metric_on_page, others)
-    yield from _scaling_columns(ranking)
-    if any(row.to_loss for row in ranking.rows) and ranking.objective != SECONDS_TO_LOSS:
-        yield _Made(Column("to the baseline's loss", "right"), lambda row: to_loss(row, "seconds"))
-    yield _Made(Column("seeds", "right"), lambda row: Seeds(row.n, row.planned))
+    objective, *others = (_metric_column(name, says_not_reached=True) for name in _metrics(ranking, "page"))
+    seconds: list[_Made] = [(Column("to the baseline's loss", "right"), lambda row: to_loss(row, "seconds"))]
+    is_told = ranking.objective != SECONDS_TO_LOSS and any(row.to_loss for row in ranking.rows)
+    return [
+        (Column("#", "right"), _place_cell(ranking)),
+        (Column("option", names_row=True), lambda row: Stack(row.option, _differs(ranking, row))),
+        objective,
+        _ratio_column("against the baseline", ranking.objective),
+        (Column("state"), lambda row: Stack(state(row), _dominated(row))),
+        *others,
+        *_scaling_columns(ranking),
+        *(seconds if is_told else ()),
+        (Column("seeds", "right"), lambda row: Seeds(row.n, row.planned)),
+    ]
 
 
-def _in_terminal(ranking: Ranking) -> Iterator[_Made]:
+def _in_terminal(ranking: Ranking) -> list[_Made]:
     """Few columns: what there is no room for is left out from the end of the metrics."""
-    is_speedup = ranking.objective == "tokens_per_second" and any(row.scaling for row in ranking.rows)
-    yield _place_column(ranking)
-    yield _Made(Column("option", names_row=True), lambda row: row.option)
+    scaling = _scaling_columns(ranking)
+    is_speedup = ranking.objective == "tokens_per_second" and bool(scaling)
     objective, *others = _metrics(ranking, "terminal")
-    yield _metric_column(objective)
-    yield _ratio_column("speed-up" if is_speedup else "vs base", ranking.objective)
-    yield from (_metric_column(name, droppable=True) for name in others)
-    scaling = list(_scaling_columns(ranking))
-    yield from [scaling[0], scaling[2]] if is_speedup else scaling
-    yield _Made(Column("n", "right"), lambda row: Seeds(row.n))
-    if any(state(row) for row in ranking.rows):
-        yield _Made(Column(""), state)
+    states: list[_Made] = [(Column(""), state)] if any(state(row) for row in ranking.rows) else []
+    return [
+        (Column("#", "right"), _place_cell(ranking)),
+        (Column("option", names_row=True), lambda row: row.option),
+        _metric_column(objective),
+        _ratio_column("speed-up" if is_speedup else "vs base", ranking.objective),
+        *(_metric_column(name, droppable=True) for name in others),
+        *([scaling[0], scaling[2]] if is_speedup else scaling),
+        (Column("n", "right"), lambda row: Seeds(row.n)),
+        *states,
+    ]
 
 
-def _place_column(ranking: Ranking, align: Literal["left", "right"] = "right") -> _Made:
+def _place_cell(ranking: Ranking) -> Callable[[Row], Cell]:
     numbers = {row.option: number for number, row in enumerate(ranking.rows, start=1)}
-    return _Made(Column("#", align), lambda row: place(row, numbers[row.option]))
+    return lambda row: place(row, numbers[row.option])
 
 
-def _metric_column(name: str, *, droppable: bool = False) -> _Made:
+def _metric_column(name: str, *, droppable: bool = False, says_not_reached: bool = False) -> _Made:
+    """`says_not_reached`: whether there is room to say who never got to a loss."""
     metric = METRICS[name]
     column = Column(metric.title, "right", f"{name}; {metric.better} is better", droppable=droppable)
-    return _Made(column, lambda row: figure(row, name))
-
-
-def _metric_on_page(name: str) -> _Made:
-    """Where the time to a loss decides, a page has room to say who never got there."""
-    made = _metric_column(name)
-    return _Made(made.column, lambda row: to_loss(row, "seconds")) if name == SECONDS_TO_LOSS else made
+    if says_not_reached and name == SECONDS_TO_LOSS:
+        return column, lambda row: to_loss(row, "seconds")
+    return column, lambda row: figure(row, name)
 
 
 def _ratio_column(heading: str, name: str) -> _Made:
@@ -129,25 +139,19 @@ def _ratio_column(heading: str, name: str) -> _Made:
         found = row.metrics[name]
         return Ratio(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
 
-    return _Made(Column(heading, "right", has_bars=True), ratio)
+    return Column(heading, "right", has_bars=True), ratio
 
 
-def _scaling_columns(ranking: Ranking) -> Iterator[_Made]:
+def _scaling_columns(ranking: Ranking) -> list[_Made]:
     """Only where rows have different numbers of ranks."""
     if not any(row.scaling for row in ranking.rows):
-        return
-    yield _Made(
-        Column("ranks", "right"), lambda r: Amount(r.scaling.world_size if r.scaling else None, units.count)
-    )
-    yield _Made(Column("speed-up", "right"), lambda row: Ratio(row.scaling.speedup if row.scaling else None))
-    yield _Made(
-        Column("efficiency", "right"),
-        lambda row: Amount(row.scaling.efficiency if row.scaling else None, units.whole_percent),
-    )
-
-
-def _ranks(row: Row) -> Amount:
-    return Amount(row.scaling.world_size if row.scaling else None, units.count)
+        return []
+    percent = units.whole_percent
+    return [
+        (Column("ranks", "right"), lambda r: Amount(r.scaling.world_size if r.scaling else None, units.count)),
+        (Column("speed-up", "right"), lambda r: Ratio(r.scaling.speedup if r.scaling else None)),
+        (Column("efficiency", "right"), lambda r: Amount(r.scaling.efficiency if r.scaling else None, percent)),
+    ]
 
 
 def _metrics(ranking: Ranking, medium: Report) -> list[str]:
@@ -163,12 +167,7 @@ def known_columns(ranking: Ranking, names: Sequence[str]) -> list[str]:
     values = {name: {row.metrics[name].value for row in ranking.rows} - {None} for name in names}
     per_bytes = {row.metrics["bytes_per_token"].value for row in ranking.rows} - {None}
     apart = len({round(value, 6) for value in per_bytes if value is not None}) > 1
-    hidden = set() if apart else {"bytes_per_token"}
-    return [name for name in names if values[name] and name not in hidden]
-
-
-def _kind(row: Row) -> RowKind:
-    return "first" if row.rank == 1 else "ranked" if row.rank else "failed" if row.n == 0 else "barred"
+    return [name for name in names if values[name] and (apart or name != "bytes_per_token")]
 
 
 def _differs(ranking: Ranking, row: Row) -> str:
@@ -195,8 +194,7 @@ def to_loss(row: Row, name: str) -> Value:
     found = row.to_loss
     if found is not None and found.not_reached:
         return NotReached(len(found.not_reached), len(found.reached) + len(found.not_reached))
-    show = {"seconds": units.seconds, "tokens": units.count, "joules": units.joules, "usd": units.usd}[name]
-    return Amount(getattr(found, name, None), show)
+    return Amount(getattr(found, name, None), _TO_LOSS[name])
 
 
 def state(row: Row) -> str:
@@ -205,8 +203,8 @@ def state(row: Row) -> str:
     counted = [f"{kinds.count(kind)} {kind}" if row.n else kind for kind in dict.fromkeys(kinds)]
     if row.missing_seeds:
         counted.append(f"{len(row.missing_seeds)} missing")
-    found = row.gpu.states if row.gpu else {}
-    counted += [f"{found[verdict]} {verdict}" for verdict in ("throttled", "shared") if verdict in found]
+    states = row.gpu.states if row.gpu else {}
+    counted += [f"{states[verdict]} {verdict}" for verdict in ("throttled", "shared") if verdict in states]
     if row.identity.violations:
         counted.insert(0, "not comparable")
     if row.constraint_failures:
@@ -228,8 +226,12 @@ def table_notes(ranking: Ranking) -> list[Text]:
         ("A ratio to the baseline is the geometric mean of the ratios within seeds that both completed, with its "
         f"95 % interval: of {objective.name} the one that holds for the whole family of tests, of the others each "
         "by itself, with which nothing is claimed."),
-        *_domination(ranking),
     ]  # fmt: skip
+    if dominated := [
+        f"{row.option} by {', '.join(row.dominated_by[:4])}" for row in ranking.rows if row.dominated_by
+    ]:
+        over = "speed, memory, energy and quality, as far as they are known"
+        lines.append(f"Dominated over {over}: {'; '.join(dominated)}. {_DOMINATED}.")
     if ranking.memory_kind:
         lines.append(f"Peak memory is {_MEMORY[ranking.memory_kind]}.")
     if any(row.scaling for row in ranking.rows):
@@ -247,32 +249,23 @@ def ties_note(ranking: Ranking) -> list[str]:
     better, others = tied.rank - 1, len(tied.tied_with)
     before = f"{better or 'no'} {'row is' if better == 1 else 'rows are'} shown to be better"
     open_ones = f"{others} {'is' if others == 1 else 'are'} shown to be neither better nor worse"
-    return [f"{shown(place(tied))}: {before} and {open_ones}, so its rank may be any of these"]
-
-
-def _domination(ranking: Ranking) -> list[str]:
-    """Rows that another one beats in speed, memory, energy or quality and is worse in none by more than matters."""
-    rows = [row for row in ranking.rows if row.dominated_by]
-    told = "; ".join(f"{row.option} by {', '.join(row.dominated_by[:4])}" for row in rows)
-    over = "speed, memory, energy and quality, as far as they are known"
-    return [f"Dominated over {over}: {told}. {_DOMINATED}."] if rows else []
+    return [f"{value_text(place(tied))}: {before} and {open_ones}, so its rank may be any of these"]
 
 
 def _unclean_note(ranking: Ranking, names: Sequence[str]) -> list[str]:
     """What the mark means, where one of these figures has it."""
-    marked = any(row.metrics[name].unclean for row in ranking.rows for name in names)
-    return [_UNCLEAN] if marked else []
+    return [_UNCLEAN] if any(row.metrics[name].unclean for row in ranking.rows for name in names) else []
 
 
 def unknown_states(ranking: Ranking) -> list[str]:
     """A line for each cause why the state of GPUs is not known."""
-    causes: dict[str, int] = {}
-    for row in ranking.rows:
-        for found in row.gpu.by_seed if row.gpu else []:
-            if found.verdict == "unknown":
-                causes[found.detail] = causes.get(found.detail, 0) + 1
-    trials = {cause: f"{count} trial{'s' if count > 1 else ''}" for cause, count in causes.items()}
-    return [f"The state of the GPUs is not known in {number}: {cause}" for cause, number in trials.items()]
+    states = [state for row in ranking.rows if row.gpu for state in row.gpu.by_seed]
+    causes = [state.detail for state in states if state.verdict == "unknown"]
+    counts = {cause: causes.count(cause) for cause in dict.fromkeys(causes)}
+    return [
+        f"The state of the GPUs is not known in {count} trial{'s' if count > 1 else ''}: {cause}"
+        for cause, count in counts.items()
+    ]
 
 
 def causes(ranking: Ranking) -> list[str]:
@@ -280,7 +273,7 @@ def causes(ranking: Ranking) -> list[str]:
     lines = []
     for row in ranking.rows:
         lines += not_the_same_job(row)
-        failed = {f"{f.kind}: {first_line(f.detail, 160)}{noted(f)}": None for f in row.failures}
+        failed = {f"{f.kind}: {first_line(f.detail, 160)}{note_in_brackets(f)}": None for f in row.failures}
         unjudged = [
             f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict in _OPEN
         ]
@@ -289,6 +282,112 @@ def causes(ranking: Ranking) -> list[str]:
     return [*lines, *unknown_states(ranking), *_unclean_note(ranking, columns_of("terminal"))]
 
 
-def noted(failure: Failure) -> str:
+def note_in_brackets(failure: Failure) -> str:
     """Its note in brackets, or nothing."""
     return f" ({one_line(failure.note)})" if failure.note else ""
+
+
+# Whether the rows did the same job, in a few plain lines.
+
+
+def in_full(ranking: Ranking) -> list[str]:
+    """A sentence for each group of rows that differ from the baseline alike, then every violation."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in _compared(ranking):
+        found = row.identity
+        key = (*found.compared_with, *found.differs_as_declared, *found.not_verified, *_dimensions([row]))
+        groups.setdefault(key, []).append(row)
+    sentences = [line for rows in groups.values() for line in _job_lines(ranking, rows, one_group=len(groups) == 1)]
+    return sentences + [line for row in ranking.rows for line in not_the_same_job(row)]
+
+
+def in_short(ranking: Ranking) -> list[str]:
+    """The same in one line for all rows that are comparable, and one for what was not verified."""
+    return _job_lines(ranking, _compared(ranking), one_group=True)
+
+
+def not_the_same_job(row: Row) -> list[str]:
+    """A line for each violation: field and both values."""
+    return [f"{one_line(row.option)}: not the same job: {violation_text(v)}" for v in row.identity.violations]
+
+
+def violation_text(violation: Violation) -> str:
+    """`attention: asked eager, found sdpa (seed 0)`, or the option's value and the one compared with."""
+    option, other = _brief(violation.option), _brief(violation.baseline)
+    seeds = f"seed{'s' if len(violation.seeds) > 1 else ''} {', '.join(map(str, violation.seeds))}"
+    if violation.asked is not None:
+        return f"{violation.field}: asked {_brief(violation.asked)}, found {option} ({seeds})"
+    return f"{violation.field} is {option}, {other} for {one_line(violation.against)} ({seeds})"
+
+
+def _compared(ranking: Ranking) -> list[Row]:
+    return [row for row in ranking.rows if row.identity.comparable and row.identity.compared_with]
+
+
+def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> list[str]:
+    """The sentence for these rows, and a line for what of them could not be seen."""
+    hidden = _united(row.identity.not_verified for row in rows)
+    others = {*hidden, *_united(row.identity.differs_as_declared for row in rows)}
+    if not any(row.metrics["final_loss"].value is not None for row in ranking.rows):
+        others.add("evaluation_set_sha256")
+    is_known = not any(entry.startswith("identity:") for entry in others)
+    same = [part for field, part in _THE_JOB.items() if is_known and field not in others]
+    lines = []
+    if rows and same:
+        opening = "Same job, as far as verified" if hidden else "Same job"
+        verb = "is" if len(same) == 1 else "are"
+        lines.append(f"{opening}: {_difference(ranking, rows, one_group)}; {_and(same)} {verb} the same.")
+    if hidden:
+        by_entry = {entry: [row for row in rows if entry in row.identity.not_verified] for entry in hidden}
+        said = [f"{_field_words(entry)} ({_names(of_entry)})" for entry, of_entry in by_entry.items()]
+        lines.append(f"Not verified: {'; '.join(said)}.")
+    return lines
+
+
+def _difference(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> str:
+    every = one_group and len(rows) > 1
+    who = "every other row" if every else _names(rows)
+    verb = "differs" if every or len(rows) == 1 else "differ"
+    references = _united(row.identity.compared_with for row in rows)
+    against = f"{who} {verb} from {_and([one_line(name) for name in references])}"
+    fields = _united(row.identity.differs_as_declared for row in rows)
+    if not fields:
+        return f"{against} in nothing that was checked"
+    alike = all(row.identity.differs_as_declared == fields for row in rows)
+    is_baseline = references == [ranking.baseline]
+    declared = f" (declared: {', '.join(_dimensions(rows))})" if is_baseline else ", as declared"
+    return (
+        f"{against} {'only' if alike else 'at most'} in {_and([_field_words(field) for field in fields])}{declared}"
+    )
+
+
+def _dimensions(rows: Sequence[Row]) -> list[str]:
+    return _united([path.partition(".")[0] for path in row.differs_in] for row in rows)
+
+
+def _united(lists: Iterable[list[str]]) -> list[str]:
+    """Every member once, in order."""
+    return list(dict.fromkeys(member for members in lists for member in members))
+
+
+def _names(rows: Sequence[Row]) -> str:
+    names = [one_line(row.option) for row in rows]
+    more = len(names) - _MOST_NAMES
+    return _and(names) if more <= 0 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
+
+
+def _field_words(entry: str) -> str:
+    """A field's name as words; a reason stays."""
+    name, colon, reason = entry.partition(":")
+    return name.removesuffix("_sha256").replace("_", " ") + colon + reason
+
+
+def _brief(value: object) -> str:
+    """Digests by their first twelve digits, lists by their members, the rest whole."""
+    if isinstance(value, list):
+        return one_line("+".join(map(str, value))) or "none"
+    return value[:12] if isinstance(value, str) and len(value) == 64 else one_line(str(value))
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

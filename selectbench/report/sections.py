@@ -1,6 +1,6 @@
-"""The whole report of a run as a document, and what was found about the options, section by section. Pure.
+"""The whole report of a run as a document, section by section, and that of one option. Pure.
 
-What it was found under (GPUs, memory, cost, the job itself) is in `conditions`, the ranking's table in `ranking`.
+What they ran under (GPUs, memory, cost, the job itself) is in `evidence`, the ranking's table in `ranking`.
 """
 
 from __future__ import annotations
@@ -10,39 +10,68 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from selectbench import units
+from selectbench.analysis.formulas import observe
+from selectbench.analysis.metrics import derive, is_unclean, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
-from selectbench.analysis.result import FactorView, Ranking, Row, Share
-from selectbench.record.record import Record
-from selectbench.report.charts import Counting, charts, counting, without_meters
+from selectbench.analysis.result import NamedVerdict, Ranking, Row, ScoreDifference
+from selectbench.analysis.scores import RESAMPLES, SEED
+from selectbench.analysis.summary import mean, summarise
+from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT, OwnBest, Search
+from selectbench.errors import UserError, did_you_mean
+from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
+from selectbench.report.charts import Counting, attention_chart, charts, counting, tried_text
 from selectbench.report.document import (
+    Amount,
+    Amounts,
     Block,
     Card,
     Cards,
+    Cell,
     Charts,
     Code,
-    Column,
     Details,
     Document,
+    Figure,
     Listing,
     Literally,
     Paragraph,
     Ratio,
     Section,
+    Shaded,
     Table,
+    clean,
+    first_line,
+    one_line,
+    table,
 )
-from selectbench.report.evidence import cost_section, gpu_section, memory_by_rank, memory_section, method
-from selectbench.report.figures import first_line, one_line
-from selectbench.report.files import by_option
-from selectbench.report.identity import in_full, in_short
-from selectbench.report.learnt import difference_lines, learnt_sections
-from selectbench.report.own_best import own_best_section, search_lines
-from selectbench.report.plan import cleaning_lines
-from selectbench.report.ranking import causes, noted, ranking_table, table_notes, ties_note, to_loss
+from selectbench.report.evidence import (
+    cleaning_lines,
+    cost_section,
+    gpu_section,
+    gpus_by_seed,
+    memory_sections,
+    meter_problems,
+    method,
+)
+from selectbench.report.ranking import (
+    causes,
+    in_full,
+    in_short,
+    not_the_same_job,
+    note_in_brackets,
+    ranking_table,
+    state,
+    table_notes,
+    ties_note,
+    to_loss,
+)
+from selectbench.suite.job import OWN_SCORE, SCORES
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 from selectbench.text import choices_yaml
 
-Medium = Literal["markdown", "page"]
 _DETAIL_LINES = 20
+_CURVE_POINTS = 12
 _FACTORS = (
     "Each factor's effect is on the objective, against the baseline's level, averaged over the other factors' "
     "levels within every seed; an interaction is what two levels do together beyond their effects. Intervals are "
@@ -50,27 +79,61 @@ _FACTORS = (
 )
 _SAME_JOB = {True: "same job", False: "not the same job", None: "nothing to compare"}
 _PRICES = {"seconds": "time", "tokens": "tokens", "joules": "energy", "usd": "cost"}
+_SEARCH_NOTE = (
+    "Every option had as many trials and tokens as the others, on a seed that the contest does not use; each trial "
+    "completed a schedule of its own. Where the best of a grid lay on its edge the grid was extended, and the "
+    f"other options got one more value beside their best. The width is that of the values within {FLAT:.0%} of the "
+    "best, straight lines between those tried: the wider, the less it matters to hit the best."
+)
+_MOST_OPTIONS = 8
+_MOST_MAPS = 3
+_DARKEST_NATS = 8.0
+_LONGEST = 240
+_MEANING = (
+    "They say whether other test sentences would have shown the same order; they say nothing of other seeds, which "
+    "the ranking's own intervals do."
+)
+_METHOD = (
+    f"Paired bootstrap (Koehn 2004): {RESAMPLES:,} draws of the test sentences with replacement, the same for all "
+    f"options and seeds (generator's seed {SEED}), each scored as a whole; mean over the seeds that both "
+    "completed. Interval and two-sided p are of each comparison by itself, not adjusted for the others; "
+    "nothing is claimed with them."
+)
 
 
 def report(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str,
-    medium: Medium,
+    medium: Literal["markdown", "page"],
 ) -> Document:  # fmt: skip
     """The whole report. `records`: those that count; `command` repeats the run; `environment`: environment.json.
 
     `medium` decides the columns of the ranking, and pictures are drawn for a page alone.
     """
     done = counting(ranking, records)
+    listings = {
+        ("text", "The text"): cleaning_lines(environment.get("data") or {}),
+        ("method", "How it was measured"): method(suite, ranking, records, environment),
+    }
+    where = table("Where it ran", ("what", "value"), (), _flat(environment))
+    results = [ranking_table(ranking, medium), Listing(table_notes(ranking)), *_constraints(ranking)]
     sections = [
-        *_found(ranking, records, done, medium),
+        Section("ranking", "Ranking", results),
+        *_verdicts(ranking),
+        *(_pictures(ranking, records, done) if medium == "page" else ()),
+        *_scores(ranking, done),
+        *_learnt(done),
+        *_factors(ranking),
+        *_own_best(ranking),
+        *_to_loss(ranking),
+        _same_job(ranking),
+        *memory_sections(ranking),
         *gpu_section(ranking),
         *cost_section(suite, ranking),
         *_failures(ranking),
-        *_listed("warnings", "Warnings", ranking.warnings, is_warning=True),
-        *_listed("text", "The text", cleaning_lines(environment.get("data") or {})),
-        *_listed("method", "How it was measured", method(suite, ranking, records, environment)),
+        *([Section("warnings", "Warnings", [Listing(ranking.warnings, True)])] if ranking.warnings else []),
+        *(Section(name, heading, [Listing(lines)]) for (name, heading), lines in listings.items() if lines),
         Section("again", "Run it again", [Code(command)]),
-        Section("environment", "Environment", [_pairs("what", _flat(environment), "Where it ran")], is_folded=True),
+        Section("environment", "Environment", [where], is_folded=True),
         Section("options", "Options", _options(suite), is_folded=True),
     ]
     return Document(
@@ -79,19 +142,22 @@ def report(
     )  # fmt: skip
 
 
-def _found(ranking: Ranking, records: Sequence[Record], done: Counting, medium: Medium) -> Iterator[Section]:
-    table = ranking_table(ranking, medium)
-    yield Section("ranking", "Ranking", [table, Listing(table_notes(ranking)), *_constraints(ranking)])
-    yield from _verdicts(ranking)
-    if medium == "page":
-        yield _pictures(ranking, records, done)
-    yield from learnt_sections(ranking, done)
-    yield from _factors(ranking)
-    yield from own_best_section(ranking)
-    yield from _to_loss(ranking)
-    yield _same_job(ranking)
-    yield from memory_section(ranking)
-    yield from memory_by_rank(ranking)
+def summary(ranking: Ranking) -> Document:
+    """For a terminal: the table, causes of what was not ranked, and warnings; the answer is said last."""
+    best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
+    others = [verdict for verdict in ranking.verdicts if verdict.option not in (None, best)]
+    lines = [
+        *ties_note(ranking), *in_short(ranking), *causes(ranking),
+        *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
+        *_difference_lines(ranking), *_factor_lines(ranking),
+    ]  # fmt: skip
+    if search := ranking.search:
+        lines += [
+            _search_cost(search),
+            *(f"{own.option}: {_chosen(own)}" for own in (*search.sizes, *search.tuning)),
+        ]
+    blocks = (ranking_table(ranking, "terminal"), Listing(lines), Listing(ranking.warnings, is_warning=True))
+    return Document(ranking.suite, (), ranking.question, ranking.answer, _is_decided(ranking), opening=blocks)
 
 
 def _is_decided(ranking: Ranking) -> bool:
@@ -102,34 +168,25 @@ def _is_decided(ranking: Ranking) -> bool:
 def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     gpus = environment.get("gpus") or []
     names = dict.fromkeys(str(gpu.get("name")) for gpu in gpus if isinstance(gpu, Mapping))
-    hardware = ", ".join(names) if suite.device == "cuda" and names else environment.get("cpu_model")
-    torch = (environment.get("libraries") or {}).get("torch")
-    facts = [
-        ("baseline", ranking.baseline), ("ranked by", ranking.objective), ("device", ranking.device),
-        ("hardware", hardware), ("torch", torch), ("seeds", ", ".join(map(str, ranking.seeds[:12]))),
-        ("constraints", "; ".join(suite.decide.constraints)),
-    ]  # fmt: skip
-    return [(key, one_line(str(value), 160)) for key, value in facts if value]
-
-
-def _listed(name: str, heading: str, lines: Sequence[str], *, is_warning: bool = False) -> list[Section]:
-    return [Section(name, heading, [Listing(lines, is_warning)])] if lines else []
-
-
-def _pairs(head: str, pairs: Iterator[tuple[str, str]], caption: str) -> Table:
-    return Table([Column(head), Column("value")], [list(pair) for pair in pairs], caption)
+    facts = {
+        "baseline": ranking.baseline, "ranked by": ranking.objective, "device": ranking.device,
+        "hardware": ", ".join(names) if suite.device == "cuda" and names else environment.get("cpu_model"),
+        "torch": (environment.get("libraries") or {}).get("torch"),
+        "seeds": ", ".join(map(str, ranking.seeds[:12])), "constraints": "; ".join(suite.decide.constraints),
+    }  # fmt: skip
+    return [(key, one_line(str(value), 160)) for key, value in facts.items() if value]
 
 
 def _constraints(ranking: Ranking) -> list[Block]:
     """What was tested of each row."""
-    heads = ("option", "constraint", "verdict", "found", "to settle it")
     rows = [
         [row.option, c.constraint, c.verdict.replace("_", " "), c.detail,
          f"{c.settling.seeds} more seeds" if c.settling else ""]
         for row in ranking.rows for c in row.constraints
     ]  # fmt: skip
-    table = Table([Column(head) for head in heads], rows, "What was tested of each row")
-    return [Details("Constraints, row by row", [table])] if rows else []
+    heads = ("option", "constraint", "verdict", "found", "to settle it")
+    tested = table("What was tested of each row", heads, (), rows)
+    return [Details("Constraints, row by row", [tested])] if rows else []
 
 
 def _verdicts(ranking: Ranking) -> Iterator[Section]:
@@ -137,48 +194,144 @@ def _verdicts(ranking: Ranking) -> Iterator[Section]:
     if not ranking.verdicts:
         return
     cards = [Card(v.title, v.option, v.sentence, v.confidence, v.sure) for v in ranking.verdicts]
+    by_option: dict[str, NamedVerdict] = {}
+    for verdict in ranking.verdicts:
+        if verdict.option is not None:
+            by_option.setdefault(verdict.option, verdict)
     settings = [
         Code(choices_yaml(v.choices), (
             f"Settings of {v.option}, in ", Literally(str(v.file)), " of the run's folder; typed there, ",
             Literally(str(v.command)), " trains it:"))
-        for v in by_option(ranking)
+        for v in by_option.values()
     ]  # fmt: skip
     yield Section("verdicts", "Which to take", [Cards(cards), *settings])
 
 
-def _pictures(ranking: Ranking, records: Sequence[Record], done: Counting) -> Section:
+def _pictures(ranking: Ranking, records: Sequence[Record], done: Counting) -> Iterator[Section]:
     drawn: list[Block] = [Charts(charts(ranking, done))]
     if not any(row.gpu for row in ranking.rows):
-        drawn.append(Paragraph(f"Memory and power over time are not drawn: {without_meters(records)}."))
-    return Section("pictures", "Pictures", drawn)
+        why = "; ".join(meter_problems(records)) or "the records have none"
+        drawn.append(Paragraph(f"Memory and power over time are not drawn: {why}."))
+    yield Section("pictures", "Pictures", drawn)
 
 
-def factor_lines(ranking: Ranking) -> list[str]:
+# What was learnt, to look at: scores of generated text, samples side by side, where the loss lies.
+
+
+def _measurements(own: Sequence[Record]) -> list[Measurement]:
+    return [record.outcome.measurement for record in own if isinstance(record.outcome, Completed)]
+
+
+def _scores(ranking: Ranking, done: Counting) -> Iterator[Section]:
+    """Means over seeds, a row for each option and one for copying the source, and how they were computed."""
+    every = [m for own in done.values() for m in _measurements(own)]
+    names = [name for name in (*SCORES, OWN_SCORE) if any(name in m.scores for m in every)]
+    if not names:
+        return
+
+    def means(first: str, scores: Sequence[Mapping[str, float | None]]) -> list[Cell]:
+        known = ([value for own in scores if (value := own.get(name)) is not None] for name in names)
+        return [first, *(Amount(mean(values), units.significant) for values in known)]
+
+    rows = [means(option, [m.scores for m in _measurements(own)]) for option, own in done.items() if own]
+    rows.append(means("copying the source", [m.copy_scores for m in every]))
+    caption = "Scores of what was generated, means over seeds; the last row is what no understanding at all scores"
+    signed = dict.fromkeys((n, m.score_signatures[n]) for m in every for n in names if n in m.score_signatures)
+    signatures = Listing([f"{METRICS[name].title}: {signature}" for name, signature in signed])
+    scores = table(caption, ("option",), (METRICS[name].title for name in names), rows)
+    yield Section("scores", "Scores of what was generated", [scores, signatures, *_differences(ranking)])
+
+
+def _differences(ranking: Ranking) -> Iterator[Block]:
+    """Differences of scores over the choice of the test sentences, and what they say and do not."""
+    if not ranking.score_differences:
+        return
+    right = ("difference", "95 % interval", "p", "sentences", "seeds")
+    rows = map(_difference_cells, ranking.score_differences)
+    caption = "Scores against the baseline's, over the choice of the test sentences"
+    yield table(caption, ("option", "score"), right, rows)
+    reasons = {(found.option, found.not_compared): None for found in ranking.score_differences}
+    missing = [f"{option} is not compared: {reason}." for option, reason in reasons if reason]
+    if any(row.metrics[OWN_SCORE].value is not None for row in ranking.rows):
+        missing.append("A score of own code is known as a whole only: it is not drawn anew.")
+    from_baseline = f"Differences are from the baseline {one_line(ranking.baseline)}. {_MEANING}"
+    yield Listing([from_baseline, _METHOD, *missing])
+
+
+def _difference_cells(found: ScoreDifference) -> list[Cell]:
+    ends = () if found.difference is None else (found.low, found.high)
+    return [
+        found.option, METRICS[found.score].title, Amount(found.difference, units.score_difference),
+        Amounts(ends, units.score_difference), Amount(found.p, lambda p: units.significant(p, 2)),
+        Amount(found.sentences, units.count), str(found.seeds),
+    ]  # fmt: skip
+
+
+def _difference_lines(ranking: Ranking) -> list[str]:
+    """A line of a terminal for each score."""
+    by_score: dict[str, list[str]] = {}
+    for found in ranking.score_differences:
+        if found.difference is not None:
+            difference, low, high = map(units.score_difference, (found.difference, found.low, found.high))
+            words = f"{one_line(found.option)} {difference} ({low} to {high})"
+            by_score.setdefault(METRICS[found.score].title, []).append(words)
+    against = f"against {one_line(ranking.baseline)}, 95 % over other test sentences, not over seeds"
+    return [f"{title} {against}: {', '.join(lines)}" for title, lines in by_score.items()]
+
+
+def _learnt(done: Counting) -> Iterator[Section]:
+    """What each option's first seed says and attends to; nothing for runs that are older."""
+    first = {option: next((r.inside for r in own if r.inside), None) for option, own in done.items() if own}
+    looks = {option: inside for option, inside in list(first.items())[:_MOST_OPTIONS] if inside}
+    blocks: list[Block] = [*_samples(looks)]
+    if shaded := [_shaded(option, inside) for option, inside in looks.items() if inside.tokens]:
+        blocks.append(Details("Where the loss lies: held-out text, the darker the worse it was foretold", shaded))
+    attending = [(option, inside) for option, inside in looks.items() if inside.attention][:_MOST_MAPS]
+    if maps := [attention_chart(option, inside) for option, inside in attending]:
+        blocks.append(Details("What is attended to: last layer, mean over heads", [Charts(maps)]))
+    if blocks:
+        yield Section("learnt", "What the trained models say", blocks)
+
+
+def _samples(looks: Mapping[str, Inside]) -> Iterator[Table]:
+    """Samples side by side; of options with other tokenizers prompts differ, and stand by themselves."""
+    by_prompt: dict[tuple[str, str], list[tuple[str, str]]] = {}
+    for option, inside in looks.items():
+        for sample in inside.samples:
+            by_prompt.setdefault((sample.prompt, sample.reference or ""), []).append((option, sample.said))
+    for (prompt, reference), said in by_prompt.items():
+        itself = [("(the text itself)", reference)] if reference else []
+        rows = [[option, one_line(words, _LONGEST)] for option, words in (*itself, *said)]
+        yield table(f"Given: {one_line(prompt, _LONGEST)}", ("option", "goes on"), (), rows, is_titled=True)
+
+
+def _shaded(option: str, inside: Inside) -> Shaded:
+    """Each token with the share of the darkest colour."""
+    average = units.significant(sum(inside.token_losses) / len(inside.token_losses), 3)
+    visible = (clean(word.replace("\n", "\u21b5")).replace("\n", " ")[:40] for word in inside.tokens)
+    words = [
+        (word, min(1.0, nats / _DARKEST_NATS), f"{nats:.2f} nats")
+        for word, nats in zip(visible, inside.token_losses, strict=True)
+    ]
+    return Shaded(f"{one_line(option, 120)} (mean {average} nats)", words)
+
+
+def _factor_lines(ranking: Ranking) -> list[str]:
     """The gain of the first row taken apart, or nothing where the options are no grid."""
     view = ranking.factors
     if view is None or view.best is None or not view.shares:
         return []
-    parts = [
-        f"{units.ratio(share.ratio)} from {_named(share.factor, share.level)}{_doubt(view, share)}"
-        for share in view.shares
-    ]
+    parts = []
+    for share in view.shares:
+        first, *others = share.factor.split(" = ")  # factors that always change together share one effect
+        beside = f" (with {one_line(', '.join(others))})" if others else ""
+        effect = next(e for e in view.effects if (e.factor, e.level) == (share.factor, share.level))
+        differs = effect.low is not None and effect.high is not None and not effect.low <= 1 <= effect.high
+        doubt = "" if differs else " (not told from none)"
+        parts.append(f"{units.ratio(share.ratio)} from {one_line(first)} {one_line(share.level)}{beside}{doubt}")
     more = view.together
     rest = f", and {units.ratio(more)} from what they do together" if more is not None and len(parts) > 1 else ""
     return [f"{one_line(view.best)} is {units.ratio(view.best_ratio)} the baseline: {', '.join(parts)}{rest}"]
-
-
-def _named(factor: str, level: str) -> str:
-    """`precision bf16_mixed`; of factors that always change together the first, with the others beside it."""
-    first, *others = factor.split(" = ")
-    beside = f" (with {one_line(', '.join(others))})" if others else ""
-    return f"{one_line(first)} {one_line(level)}{beside}"
-
-
-def _doubt(view: FactorView, share: Share) -> str:
-    """Said where the effect's own interval does not leave 1 out."""
-    found = next(e for e in view.effects if (e.factor, e.level) == (share.factor, share.level))
-    told = found.low is not None and found.high is not None and not found.low <= 1 <= found.high
-    return "" if told else " (not told from none)"
 
 
 def _factors(ranking: Ranking) -> Iterator[Section]:
@@ -186,20 +339,95 @@ def _factors(ranking: Ranking) -> Iterator[Section]:
     view = ranking.factors
     if view is None:
         return
-    effects = Table(
-        [Column("factor"), Column("level"), Column("against"), Column("objective", "right")],
-        [[e.factor, e.level, e.against, Ratio(e.ratio, e.low, e.high)] for e in view.effects],
+    effects = table(
         "Effect on the objective, averaged over the other factors; intervals each by itself",
-    )
-    together = Table(
-        [Column("strongest interactions"), Column("beyond their effects", "right")],
-        [[" and ".join(f"{f}={level}" for f, level in zip(i.factors, i.levels, strict=True)),
-          Ratio(i.ratio, i.low, i.high)] for i in view.interactions],
-        "Strongest interactions: beyond what each does alone",
+        ("factor", "level", "against"), ("objective",),
+        ([e.factor, e.level, e.against, Ratio(e.ratio, e.low, e.high)] for e in view.effects),
     )  # fmt: skip
-    lines = [Paragraph(f"{line}.") for line in factor_lines(ranking)]
-    tables = [effects, *([together] if view.interactions else [])]
+    together = table(
+        "Strongest interactions: beyond what each does alone",
+        ("strongest interactions",), ("beyond their effects",),
+        ([" and ".join(f"{f}={level}" for f, level in zip(i.factors, i.levels, strict=True)),
+          Ratio(i.ratio, i.low, i.high)] for i in view.interactions),
+    )  # fmt: skip
+    lines = [Paragraph(f"{line}.") for line in _factor_lines(ranking)]
+    tables = [effects, together] if view.interactions else [effects]
     yield Section("factors", "Factors", [*lines, *tables, Paragraph(_FACTORS)])
+
+
+# How each option came to its own best: what was tried and chosen, how much that matters, what it cost.
+
+
+def _own_best(ranking: Ranking) -> Iterator[Section]:
+    """The section, or nothing where nothing was searched."""
+    found = ranking.search
+    if found is not None:
+        notes = map(Paragraph, search_notes(found))
+        blocks: list[Block] = [Paragraph(_search_cost(found)), *search_tables(found), *notes]
+        yield Section("own-best", "Each option at its own best", blocks)
+
+
+def search_notes(found: Search) -> list[str]:
+    """What the tables' words mean, of what there is."""
+    tells = any(tried.as_fast for own in found.sizes for tried in own.tried)
+    return [*([EQUAL_SPEED_RULE] if tells else []), *([_SEARCH_NOTE] if found.tuning else [])]
+
+
+def _search_cost(found: Search) -> str:
+    """What the trials before the contest took, apart from the contest's."""
+    trials = sum(own.trials for own in (*found.sizes, *found.tuning))
+    seed = f", seed {found.seed}" if found.seed is not None else ""
+    return (
+        f"Before the contest: {trials} trials in {units.duration(found.wall_seconds)}{seed}. "
+        f"The contest itself: {units.duration(found.contest_wall_seconds)}."
+    )
+
+
+def search_tables(found: Search) -> list[Table]:
+    """A table of each search that there was."""
+    sizes = [[own.option, _chosen(own), _all_tried(own), _edge_words(own, "fast")] for own in found.sizes]
+    tuning = [[o.option, _chosen(o), _all_tried(o), _width(o), _edge_words(o, "good")] for o in found.tuning]
+    metric = METRICS[found.tuning[0].metric].title if found.tuning else ""
+    tables = [
+        ("The fastest micro-batch size:", ["option", "chosen", "tokens/s of each", ""], sizes),
+        ("The best settings:", ["option", "chosen", f"{metric} of each", "width", ""], tuning),
+    ]
+    return [table(caption, heads, (), rows, is_titled=True) for caption, heads, rows in tables if rows]
+
+
+def _chosen(own: OwnBest) -> str:
+    if own.chosen is None:
+        return "nothing worked: the suite's own"
+    return ", ".join(f"{path.rpartition('.')[2]} {value:g}" for path, value in own.chosen.items())
+
+
+def _all_tried(own: OwnBest) -> str:
+    values = [", ".join(f"{value:g}" for value in tried.values.values()) for tried in own.tried]
+    return "; ".join(f"{value}: {tried_text(own, t)}" for value, t in zip(values, own.tried, strict=True))
+
+
+def _width(own: OwnBest) -> str:
+    """`7.4x (0.0011 to 0.0081)`; a dash for several settings at once."""
+    low, high = own.flat_low, own.flat_high
+    if low is None or high is None:
+        return units.DASH
+    at_least = "at least " if own.flat_is_open else ""
+    span = f"{high / low:.2g}x" if low > 0 else f"{high - low:.2g}"
+    return f"{at_least}{span} ({low:g} to {high:g})"
+
+
+def _edge_words(own: OwnBest, how: str) -> str:
+    """`the best lies on the high edge of what was tried`, or of which setting, where there are several."""
+    if own.chosen is None:
+        return ""
+    if not own.edges:
+        return f"{own.extensions} more than planned, as a best lay on an edge" if own.extensions else ""
+    of = {path: path.rpartition(".")[2] if own.together else "what was tried" for path in own.edges}
+    edges = " and ".join(f"the {side} edge of {of[path]}" for path, side in own.edges.items())
+    if own.together:
+        return f"the best lies on {edges}; not extended: several settings are tuned together; widen the range"
+    (side,) = own.edges.values()
+    return f"the best lies on {edges}: {'smaller' if side == 'low' else 'larger'} values may be as {how} or better"
 
 
 def _to_loss(ranking: Ranking) -> Iterator[Section]:
@@ -207,49 +435,47 @@ def _to_loss(ranking: Ranking) -> Iterator[Section]:
     rows = [row for row in ranking.rows if row.to_loss]
     known = [name for name in _PRICES if any(getattr(row.to_loss, name) is not None for row in rows)]
     if known:
-        columns = [Column("option"), *(Column(_PRICES[name], "right") for name in known)]
-        cells = [[row.option, *(to_loss(row, name) for name in known)] for row in rows]
-        table = Table(columns, cells, "What it takes to reach the loss that the baseline ends with")
-        yield Section("to-loss", "To the baseline's final loss", [table, Paragraph(TIME_TO_LOSS_RULE)])
+        cells = ([row.option, *(to_loss(row, name) for name in known)] for row in rows)
+        caption = "What it takes to reach the loss that the baseline ends with"
+        prices = table(caption, ("option",), (_PRICES[name] for name in known), cells)
+        yield Section("to-loss", "To the baseline's final loss", [prices, Paragraph(TIME_TO_LOSS_RULE)])
 
 
 def _same_job(ranking: Ranking) -> Section:
     heads = ("option", "verdict", "differs as declared", "violations", "not verified")
-    rows = [
+    rows = (
         [row.option, _SAME_JOB[row.identity.comparable],
          ", ".join(row.identity.differs_as_declared) or units.DASH,
          ", ".join(v.field for v in row.identity.violations) or "none",
          "; ".join(row.identity.not_verified) or "nothing"]
         for row in ranking.rows
-    ]  # fmt: skip
-    table = Table([Column(head) for head in heads], rows, "What differs from the baseline")
-    blocks: list[Block] = [Listing(in_full(ranking)), Details("The certificate, row by row", [table])]
-    return Section("identity", "Whether it was the same job", blocks)
+    )  # fmt: skip
+    details = Details("The certificate, row by row", [table("What differs from the baseline", heads, (), rows)])
+    return Section("identity", "Whether it was the same job", [Listing(in_full(ranking)), details])
 
 
 def _failures(ranking: Ranking) -> Iterator[Section]:
     """Rows that fail constraints, then every failed trial with its detail."""
     barred = [[row.option, why] for row in ranking.rows for why in _why_not(row)]
     if barred:
-        table = Table([Column("option"), Column("why")], barred, "Rows that may not be ranked")
-        yield Section("not-eligible", "Not eligible", [table])
+        not_eligible = table("Rows that may not be ranked", ("option", "why"), (), barred)
+        yield Section("not-eligible", "Not eligible", [not_eligible])
     failed = [(row.option, failure) for row in ranking.rows for failure in row.failures]
     if not failed:
         return
     seeds: dict[tuple[str, str, str], list[str]] = {}
+    texts: dict[str, dict[str, None]] = {}
     for name, f in failed:
-        seeds.setdefault((name, f.kind, first_line(f.detail, 200) + noted(f)), []).append(str(f.seed))
-    rows = [[name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items()]
-    table = Table([Column(head) for head in ("option", "seeds", "kind", "detail")], rows, "Failed trials")
-    yield Section("failures", "Failed trials", [table, *_details(ranking)])
-
-
-def _details(ranking: Ranking) -> Iterator[Code]:
-    """The end of what a failed trial said, where the table does not hold all of it."""
-    failed = [(row.option, f) for row in ranking.rows for f in row.failures]
-    for text in dict.fromkeys(f.detail for _, f in failed if one_line(f.detail) != first_line(f.detail, 200)):
-        names = dict.fromkeys(f"{one_line(name)}, seed {f.seed}" for name, f in failed if f.detail == text)
-        yield Code("\n".join(text.strip().splitlines()[-_DETAIL_LINES:]), f"In full: {'; '.join(names)}")
+        seeds.setdefault((name, f.kind, first_line(f.detail, 200) + note_in_brackets(f)), []).append(str(f.seed))
+        if one_line(f.detail) != first_line(f.detail, 200):  # the table does not hold all of it
+            texts.setdefault(f.detail, {})[f"{one_line(name)}, seed {f.seed}"] = None
+    rows = ([name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items())
+    trials = table("Failed trials", ("option", "seeds", "kind", "detail"), (), rows)
+    ends = [
+        Code("\n".join(text.strip().splitlines()[-_DETAIL_LINES:]), f"In full: {'; '.join(names)}")
+        for text, names in texts.items()
+    ]
+    yield Section("failures", "Failed trials", [trials, *ends])
 
 
 def _why_not(row: Row) -> list[str]:
@@ -261,35 +487,13 @@ def _why_not(row: Row) -> list[str]:
 def _options(suite: Suite) -> list[Block]:
     """Every setting of every option: a column each where options differ, the shared ones once."""
     settings = {option.name: dict(_flat(option.choices.model_dump(mode="json"))) for option in suite.options}
-    paths = list(dict.fromkeys(path for found in settings.values() for path in found))
-    differing = [path for path in paths if len({found.get(path) for found in settings.values()}) > 1]
+    paths = list(dict.fromkeys(path for own in settings.values() for path in own))
+    differing = [path for path in paths if len({own.get(path) for own in settings.values()}) > 1]
     first = settings[suite.options[0].name]
     shared = ((path, first[path]) for path in paths if path not in differing)
-    own = [[name, *(found.get(path, units.DASH) for path in differing)] for name, found in settings.items()]
-    blocks: list[Block] = []
-    if differing:
-        blocks.append(Table([Column(head) for head in ("option", *differing)], own, "Where options differ"))
-    return [*blocks, replace(_pairs("setting", shared, "Every option:"), is_titled=True)]
-
-
-def summary(ranking: Ranking) -> Document:
-    """For a terminal: the table, causes of what was not ranked, and warnings; the answer is said last."""
-    lines = [
-        *ties_note(ranking), *in_short(ranking), *causes(ranking), *_other_verdicts(ranking),
-        *difference_lines(ranking), *factor_lines(ranking), *search_lines(ranking),
-    ]  # fmt: skip
-    blocks = (ranking_table(ranking, "terminal"), Listing(lines), Listing(ranking.warnings, is_warning=True))
-    return Document(ranking.suite, (), ranking.question, ranking.answer, _is_decided(ranking), opening=blocks)
-
-
-def _other_verdicts(ranking: Ranking) -> list[str]:
-    """A line for each question whose answer is another option than the first row."""
-    best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
-    return [
-        f"{found.title}: {found.sentence} {found.confidence}"
-        for found in ranking.verdicts
-        if found.option not in (None, best)
-    ]
+    own = ([name, *(found.get(path, units.DASH) for path in differing)] for name, found in settings.items())
+    blocks: list[Block] = [table("Where options differ", ("option", *differing), (), own)] if differing else []
+    return [*blocks, table("Every option:", ("setting", "value"), (), shared, is_titled=True)]
 
 
 def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
@@ -304,3 +508,83 @@ def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
         yield one_line(path), one_line(", ".join(map(str, value))) or units.DASH
     else:
         yield one_line(path), units.DASH if value is None else one_line(str(value)) or units.DASH
+
+
+# One option in detail: its trials and its curves, as numbers.
+
+
+def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> Document:
+    """Every trial with all attempts, metrics per seed, curves.
+
+    Raises UserError where the suite has no such option.
+    """
+    row = next((row for row in ranking.rows if row.option == name), None)
+    if row is None:
+        names = [option.name for option in suite.options]
+        raise UserError(f"the run has no option {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}")
+    own = sorted((r for r in records if r.trial.option == name), key=lambda r: (r.trial.seed, r.attempt))
+    last = {r.trial.seed: r for r in own if r.phase == "contest"}
+    done = [r for r in last.values() if isinstance(r.outcome, Completed)]
+    heads = ("seed", "attempt", "phase", "outcome", "detail", "wall time", "started", "trial")
+    trials = table("Every attempt", heads, (), map(_attempt_cells, own))
+    sections = [
+        Section("trials", "Trials", [trials]),
+        *gpus_by_seed(list(last.values())),
+        *(_figures(suite, done, records) if done else ()),
+    ]
+    logs = [
+        Code(r.outcome.detail, f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:")
+        for r in own if isinstance(r.outcome, Failed) and "\n" in r.outcome.detail.strip()
+    ]  # fmt: skip
+    sections[-1] = replace(sections[-1], blocks=[*sections[-1].blocks, *logs])
+    return Document(
+        f"{one_line(ranking.suite)}: {one_line(name)}", sections, opening=_place_in_ranking(ranking, row)
+    )
+
+
+def _place_in_ranking(ranking: Ranking, row: Row) -> list[Block]:
+    """Where it is in the ranking, and why."""
+    ranked = sum(other.rank is not None for other in ranking.rows)
+    place = f"Rank {row.rank} of {ranked} ranked" if row.rank else f"Not ranked ({state(row) or row.status})"
+    differs = ", ".join(row.differs_in) or "nothing"
+    opening = f"{place}; differs from the baseline {one_line(ranking.baseline)} in {differs}."
+    return [Paragraph(opening), Listing([*row.constraint_failures, *not_the_same_job(row), *row.notes])]
+
+
+def _attempt_cells(record: Record) -> list[Cell]:
+    kind, detail = "completed", ""
+    if isinstance(record.outcome, Failed):
+        kind, detail = record.outcome.kind, record.outcome.detail
+    elif is_unclean(record) and (gpus := state_of(record)):
+        detail = f"{gpus.verdict}: {gpus.detail}"
+    return [
+        str(record.trial.seed), str(record.attempt), record.phase, kind, one_line(detail, 120),
+        Amount(record.wall_seconds, units.duration), record.started_at, record.trial.trial_id,
+    ]  # fmt: skip
+
+
+def _figures(suite: Suite, done: Sequence[Record], records: Sequence[Record]) -> Iterator[Section]:
+    """The metrics and the curves of an option's completed trials, a column for each. `records`: of all options."""
+    of_option = next(own for own in summarise(suite, records)[0] if own.name == done[0].trial.option)
+    seconds = {seed: place.seconds for seed, place in of_option.reached.items() if place is not None}
+    values = [derive(observe(record, suite)) | {SECONDS_TO_LOSS: seconds.get(record.trial.seed)} for record in done]
+    known = [name for name in METRICS if any(own[name] is not None for own in values)]
+    seeds = [f"seed {record.trial.seed}" for record in done]
+    rows: Iterator[list[Cell]] = ([name, *(Figure(name, own[name]) for own in values)] for name in known)
+    yield Section("figures", "Figures by seed", [table("Figures by seed", ("metric",), seeds, rows)])
+    training = [dict(record.training_losses()) for record in done]
+    yield Section("training", "Training loss by step", [_curves(seeds, training, "Training loss")])
+    heldout = [{point.step: point.loss for point in record.evaluation_curve} for record in done]
+    if any(heldout):
+        yield Section("heldout", "Held-out loss by step", [_curves(seeds, heldout, "Held-out loss")])
+
+
+def _curves(seeds: Sequence[str], curves: Sequence[dict[int, float]], caption: str) -> Table:
+    """A row per step, a dozen of all steps evenly spaced, nats per token."""
+    steps = sorted({step for curve in curves for step in curve})
+    if len(steps) > _CURVE_POINTS:
+        steps = [steps[round(i * (len(steps) - 1) / (_CURVE_POINTS - 1))] for i in range(_CURVE_POINTS)]
+    rows: Iterator[list[Cell]] = (
+        [str(step), *(Amount(curve.get(step), units.significant) for curve in curves)] for step in steps
+    )
+    return table(f"{caption} in nats per token", (), ("step", *seeds), rows)

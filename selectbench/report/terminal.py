@@ -1,89 +1,118 @@
-"""A document in a terminal: a table that drops columns where there is no room, then notes, the answer last."""
+"""What commands print: rankings, plans, data, past runs, measured rates, comparisons and gates."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
-from rich.text import Text as RichText
+from rich.text import Text
 
 from selectbench import units
+from selectbench.analysis.gate import Change, Check, Compared, Gate
 from selectbench.analysis.result import Ranking
-from selectbench.report.document import Cell, Column, Document, Listing, Ratio, Stack, Table
-from selectbench.report.figures import one_line, shown
-from selectbench.report.sections import summary
+from selectbench.analysis.tuning import EXTENSIONS
+from selectbench.plan.duration import Estimate, StageCost
+from selectbench.plan.peaks import MatmulDtype, peak_flops_per_second
+from selectbench.plan.plan import Plan, PlannedOption
+from selectbench.record.environment import Calibration
+from selectbench.record.run_folder import PastRun
+from selectbench.report.document import (
+    Amount,
+    Block,
+    Cell,
+    Column,
+    Document,
+    Figure,
+    Listing,
+    Paragraph,
+    Ratio,
+    RowKind,
+    Stack,
+    Table,
+    one_line,
+    table,
+    value_text,
+)
+from selectbench.report.evidence import CLEANING, choice_text, own_warmups
+from selectbench.report.markdown import escape, render_blocks
+from selectbench.suite.metrics import METRICS
+
+if TYPE_CHECKING:
+    from selectbench.data.prepared import Look, Prepared
 
 _NAME_MOST = 40
 _INTERVAL_FROM = 100
 """Columns of a terminal from which a ratio has its interval, and names and remarks have more room."""
 _FIRST = 4
 """Room for two digits of rank and a space to each side: ten rows show the columns that nine show."""
-_STYLES: Mapping[str, str] = {"first": "bold green", "ranked": "", "failed": "red", "barred": "yellow"}
+_STYLES: Mapping[RowKind, str] = {
+    "first": "bold green", "failed": "red", "barred": "yellow",
+    "better": "green", "worse": "bold red", "undecided": "yellow",
+}  # fmt: skip
+_BAR = 40
+_ANSWER_MOST = 150
+_MOST_DIFFERENCES = 25
+_GATE_KINDS: Mapping[str, RowKind] = {"regression": "worse", "inconclusive": "undecided", "pass": "better"}
+"""Of each verdict, the worst first."""
+_MEANS = "Reference and run are geometric means over their common seeds: their ratio is the change"
+
+
+def _say(console: Console, lines: Iterable[str], style: str = "") -> None:
+    for line in lines:
+        console.print(Text(line, style=style))
 
 
 def print_ranking(console: Console, ranking: Ranking) -> None:
     """The ranking, causes of what was not ranked, warnings, and the answer last, where the eye ends."""
+    from selectbench.report.sections import summary  # its pictures and scores; most commands need none of it
+
     print_document(console, summary(ranking))
 
 
 def print_document(console: Console, document: Document) -> None:
     """Title, tables and lists before the first section, and the answer."""
     title = [document.title, document.question] if document.question else [document.title]
-    console.print(RichText(": ".join(map(one_line, title)), style="bold"))
+    _say(console, [": ".join(map(one_line, title))], "bold")
     for block in document.opening:
         if isinstance(block, Table):
-            console.print(_table(block, console.width))
+            console.print(_rich(block, console.width))
         elif isinstance(block, Listing):
-            _print_list(console, block)
+            opening, style = ("warning: ", "yellow") if block.is_warning else ("", "dim")
+            for item in block.items:
+                parts = [item] if isinstance(item, str) else [p if isinstance(p, str) else p.text for p in item]
+                _say(console, [f"{opening}{one_line(''.join(parts))}"], style)
     console.print()
-    console.print(RichText(one_line(document.answer), style="bold"))
+    _say(console, [one_line(document.answer)], "bold")
 
 
-def _print_list(console: Console, listing: Listing) -> None:
-    opening, style = ("warning: ", "yellow") if listing.is_warning else ("", "dim")
-    for item in listing.items:
-        parts = [item] if isinstance(item, str) else [part if isinstance(part, str) else part.text for part in item]
-        console.print(RichText(f"{opening}{one_line(''.join(parts))}", style=style))
-
-
-def _table(table: Table, width: int) -> RichTable:
+def _rich(table: Table, width: int | None = None) -> RichTable:
+    """`width`: of the terminal that has room for some of the columns; None: all are shown, and every cell wraps."""
     cells = [[_cell(cell, column, width) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
-    kept = _columns_that_fit(table.columns, cells, width)
-    found = _frame()
-    for column in (table.columns[place] for place in kept):
-        is_number = column.align == "right"
-        found.add_column(
-            column.heading, justify=column.align, no_wrap=is_number, overflow="ellipsis" if is_number else "fold",
-            min_width=6 if column.names_row else None,
+    places = range(len(table.columns)) if width is None else _columns_that_fit(table.columns, cells, width)
+    rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in (table.columns[place] for place in places):
+        is_unbroken = column.align == "right" and width is not None
+        rich.add_column(
+            column.heading, justify=column.align, no_wrap=is_unbroken,
+            overflow="ellipsis" if is_unbroken else "fold", min_width=6 if column.names_row else None,
         )  # fmt: skip
     for row, kind in zip(cells, table.kinds, strict=True):
-        found.add_row(*(RichText(row[place]) for place in kept), style=_STYLES[kind])
-    return found
+        rich.add_row(*(Text(row[place]) for place in places), style=_STYLES.get(kind, ""))
+    return rich
 
 
-def rich_table(table: Table, styles: Sequence[str]) -> RichTable:
-    """A table whose every cell wraps where there is no room, with a style for each row."""
-    found = _frame()
-    for column in table.columns:
-        found.add_column(column.heading, justify=column.align, overflow="fold")
-    for row, style in zip(table.rows, styles, strict=True):
-        cells = (cell.value if isinstance(cell, Stack) else cell for cell in row)
-        found.add_row(*(RichText(shown(cell)) for cell in cells), style=style)
-    return found
-
-
-def _frame() -> RichTable:
-    return RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-
-
-def _cell(cell: Cell, column: Column, width: int) -> str:
+def _cell(cell: Cell, column: Column, width: int | None) -> str:
     value = cell.value if isinstance(cell, Stack) else cell
-    if isinstance(value, Ratio) and width < _INTERVAL_FROM:
+    if isinstance(value, Ratio) and width is not None and width < _INTERVAL_FROM:
         return units.ratio(value.value)
-    return one_line(shown(value), _NAME_MOST) if column.names_row else shown(value)
+    return one_line(value_text(value), _NAME_MOST) if column.names_row else value_text(value)
 
 
 def _columns_that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> list[int]:
@@ -92,14 +121,14 @@ def _columns_that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]],
     needs = [_width(column, [row[place] for row in cells], wide) for place, column in enumerate(columns)]
     needs[0] = max(needs[0], _FIRST)
     left = width - sum(need for need, column in zip(needs, columns, strict=True) if not column.droppable)
-    kept, has_room = [], True
+    places, has_room = [], True
     for place, column in enumerate(columns):
         if column.droppable:
             left -= needs[place]
             has_room = has_room and left >= 0
         if has_room or not column.droppable:
-            kept.append(place)
-    return kept
+            places.append(place)
+    return places
 
 
 def _width(column: Column, cells: Sequence[str], wide: bool) -> int:
@@ -110,3 +139,362 @@ def _width(column: Column, cells: Sequence[str], wide: bool) -> int:
     if column.align == "left":
         return 2 + min(24 if wide else 10, longest)
     return longest + 2
+
+
+# What would run: a plan, and what the suite leaves open.
+
+
+def _sum(values: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None
+
+
+def plan_as_json(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost] = ()) -> str:
+    """The plan for other programs."""
+    content: dict[str, Any] = {
+        "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
+        "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
+        "epochs": plan.epochs, "tuned": list(plan.suite.tune.parameters) if plan.suite.tune else [],
+        "machine_choices": [one.model_dump(mode="json") for one in plan.suite.left_open.machine_choices],
+        "expected_seconds": _sum([cost.seconds for cost in costs]),
+        "stages": [asdict(cost) for cost in costs],
+        "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
+        "options": [_option_as_json(plan, planned, estimate) for planned in plan.options],
+        "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
+                   for p in plan.trials],
+    }  # fmt: skip
+    return json.dumps(content, indent=2)
+
+
+def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
+    job = plan.suite.job.of(planned.option.choices)
+    return {
+        "option": planned.option.name, "differs_in": planned.option.differs_in,
+        "global_batch_size": job.global_batch_size, "max_steps": job.max_steps,
+        "warmup_steps": job.lr_schedule.warmup_steps,
+        "precision": planned.option.choices.precision.name,
+        "micro_batch_size": planned.option.choices.micro_batch_size,
+        "expected_peak_memory_bytes": planned.peak_bytes,
+        "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
+        "strategy": planned.option.choices.strategy.model_dump(mode="json"),
+        "framework": planned.option.choices.framework.name, "python": planned.option.choices.python,
+        "unsupported": planned.unsupported,
+        "expected_seconds_per_trial": estimate.seconds.get(planned.option.name) if estimate else None,
+    }  # fmt: skip
+
+
+def print_plan(
+    console: Console, plan: Plan, estimate: Estimate | None, notes: list[str], costs: Sequence[StageCost] = ()
+) -> None:
+    """What would run, for a person."""
+    _say(console, [f"{plan.suite.name}: {plan.suite.question}"], "bold")
+    _say(console, _plan_lines(plan))
+    console.print(_plan_table(plan, estimate))
+    _say(console, [f"{o.option.name}: unsupported: {o.unsupported}" for o in plan.options if o.unsupported], "red")
+    _say(console, _cost_lines(plan, estimate, costs))
+    _say(console, [f"note: {line}" for line in (*plan.warnings, *notes)], "yellow")
+
+
+def _plan_lines(plan: Plan) -> Iterator[str]:
+    """The job, what decides, what the machine chose, and what options have of their own."""
+    suite = plan.suite
+    profile = f", profile {suite.profile}" if suite.profile else ""
+    yield f"on the {suite.device}{profile}; baseline {suite.baseline}; seeds {', '.join(map(str, suite.seeds))}"
+    jobs = [suite.job.of(planned.option.choices) for planned in plan.options]
+    products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
+    epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"
+    yield (
+        f"model: {units.count(plan.parameters)} parameters; each trial: {' or '.join(products)} sequences x "
+        f"{suite.job.seq_len} tokens = {units.count(plan.tokens)} tokens, {epochs} epochs"
+    )
+    held = " and ".join(suite.decide.constraints)
+    constraints = f", of the options that hold {held}" if held else ", without any constraint"
+    yield f"decided by {suite.decide.objective}{constraints}"
+    yield from map(choice_text, suite.left_open.machine_choices)
+    if suite.tune:
+        yield f"tuned for each option first: {', '.join(suite.tune.parameters)}"
+    if warmups := own_warmups(suite):  # one that is tuned is not known yet
+        yield f"with a warm-up of their own: {warmups}"
+
+
+def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:
+    has_memory = any(planned.peak_bytes is not None for planned in plan.options)
+    plans = RichTable(box=None, pad_edge=False, header_style="bold")
+    for heading in ("option", "differs in", "runs as"):
+        plans.add_column(heading, overflow="fold")
+    for heading in ("micro-batch", "accumulation", *(["memory"] if has_memory else []), "per trial"):
+        plans.add_column(heading, justify="right", no_wrap=True)
+    for planned in plan.options:
+        seconds = estimate.seconds.get(planned.option.name) if estimate else None
+        differs = ", ".join(planned.option.differs_in) or "(baseline)"
+        plans.add_row(
+            Text(planned.option.name),
+            Text(differs),
+            Text(_layout(planned)),
+            str(planned.option.choices.micro_batch_size),
+            f"x {planned.gradient_accumulation_steps}",
+            *([units.size(planned.peak_bytes)] if has_memory else []),
+            "unsupported" if planned.unsupported else units.duration(seconds),
+            style="dim" if planned.unsupported else "",
+        )
+    return plans
+
+
+def _layout(planned: PlannedOption) -> str:
+    """`single`, `zero 2 x 4 ranks`, `ddp x 2 ranks, hf_trainer`."""
+    choices, ranks = planned.option.choices, planned.world_size
+    stage = getattr(choices.strategy, "stage", None)
+    strategy = f"{choices.strategy.name} {stage}" if stage else str(choices.strategy.name)
+    counted = strategy if strategy == "single" else f"{strategy} x {ranks} rank{'s' if ranks != 1 else ''}"
+    return counted if choices.framework.name == "native" else f"{counted}, {choices.framework.name}"
+
+
+def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost]) -> Iterator[str]:
+    """A line for each stage where there are several, and one for all."""
+    for cost in costs if len(costs) > 1 else ():
+        yield _cost(f"{cost.title}: {cost.trials} trials", cost.seconds, cost.usd)
+    if plan.suite.tune is not None and len(plan.suite.tune.parameters) == 1:
+        yield f"at most {EXTENSIONS} trials more of each option where a best setting lies on an edge"
+    head = f"{sum(cost.trials for cost in costs)} trials to run"
+    seconds, usd = _sum([cost.seconds for cost in costs]), _sum([cost.usd for cost in costs])
+    if estimate is None or seconds is None:
+        yield f"{head}; the first round will tell how long they take"
+        return
+    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else "a rough estimate"
+    yield f"{_cost(head, seconds, usd)} in all ({source})"
+
+
+def _cost(head: str, seconds: float | None, usd: float | None) -> str:
+    parts = [head, f"about {units.duration(seconds)}" if seconds is not None else "",
+             units.usd(usd) if usd is not None else ""]  # fmt: skip
+    return ", ".join(filter(None, parts))
+
+
+# Prepared data: what was read, kept and removed.
+
+
+def data_as_json(prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> str:
+    """For other programs: data, the options that use it, a look at it."""
+    content = [
+        {**prepared.facts(), "options": options, "training_samples": look.training_samples,
+         "heldout_samples": look.heldout_samples, "sha256": look.sha256}
+        for prepared, options, look in prepared_data
+    ]  # fmt: skip
+    return json.dumps(content, indent=2, ensure_ascii=False)
+
+
+def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> None:
+    """Each distinct preparation; most suites have one."""
+
+    def headed(heading: str, text: str) -> None:
+        console.print(Text(heading, style="bold") + Text(one_line(text, 300), style="dim"))
+
+    for prepared, options, look in prepared_data:
+        if len(prepared_data) > 1:
+            _say(console, [f"{one_line(', '.join(options), 200)}:"], "bold")
+        _say(console, [*_documents(prepared), *_tokens(prepared), *_histogram(prepared.document_sizes)])
+        for sample in look.training_samples:
+            headed("training: ", sample)
+        for sample in look.heldout_samples:
+            headed("held out: ", sample)
+        if look.longest_pieces:
+            headed("longest pieces: ", ", ".join(map(repr, look.longest_pieces)))
+        digests = [f"sha256 of {name}: {digest}" for name, digest in look.sha256.items()]
+        for line in (*digests, f"in {prepared.folder}"):
+            console.print(Text(line, style="dim"), soft_wrap=True)
+
+
+def _documents(prepared: Prepared) -> Iterator[str]:
+    """How many were read, kept, removed and changed, in words."""
+    if not prepared.has_text:
+        return
+    kept = prepared.train_documents + prepared.heldout_documents
+    gone = sum(prepared.removed.values()) + prepared.removed_documents
+    yield (
+        f"documents: {prepared.documents_in:,} read = {kept:,} kept ({prepared.train_documents:,} to train on, "
+        f"{prepared.heldout_documents:,} held out) + {gone:,} removed"
+    )
+    yield from (f"  removed: {count:,} {CLEANING.get(step, step)}" for step, count in prepared.removed.items())
+    if prepared.removed_documents:
+        yield f"  removed: {prepared.removed_documents:,} held out, all of whose lines are in the training text"
+    yield from (f"  changed: {count:,} {CLEANING.get(step, step)}" for step, count in prepared.changed.items())
+    if prepared.removed_lines:
+        yield f"  held-out lines taken out, as they are in the training text: {prepared.removed_lines:,}"
+
+
+def _tokens(prepared: Prepared) -> Iterator[str]:
+    yield (
+        f"tokens: {prepared.train_tokens:,} to train on, {prepared.heldout_tokens:,} held out; vocabulary of "
+        f"{prepared.vocab_size:,}"
+    )
+    if prepared.has_text and prepared.train_tokens:
+        yield (
+            f"  {units.significant(prepared.train_bytes / prepared.train_tokens, 3)} bytes a token "
+            f"({units.size(prepared.train_bytes)} to train on, {units.size(prepared.heldout_bytes)} held out)"
+        )
+    if prepared.unknown_tokens:
+        yield f"  unknown to the tokenizer: {prepared.unknown_tokens:,} tokens, whose text is lost"
+    if prepared.entropy_rate is not None:
+        yield f"  entropy of the source: {units.significant(prepared.entropy_rate, 6)} nats per token"
+    if not prepared.has_text and prepared.removed_lines:
+        yield f"  held-out blocks taken out, as they are in the training tokens: {prepared.removed_lines:,}"
+
+
+def _histogram(sizes: Sequence[int]) -> Iterator[str]:
+    """A bar for each power of two."""
+    powers = [power for power, count in enumerate(sizes) if count]
+    if powers:
+        yield "size of the documents that were kept:"
+        for power in range(powers[0], powers[-1] + 1):
+            bar = "#" * round(_BAR * sizes[power] / max(sizes))
+            yield f"  below {units.size(2.0**power):>9}  {bar:<{_BAR}} {sizes[power]:,}"
+
+
+# Past runs, and measured rates.
+
+
+def print_runs(console: Console, runs: Sequence[PastRun], results: Path) -> None:
+    """Each run's folder in one unbroken line, as the other commands take it, then what it was and said."""
+    if not runs:
+        console.print(f"{results}: no runs yet", markup=False, soft_wrap=True)
+    for run in runs:
+        console.print(Text(one_line(run.folder, 1000), style="bold"), soft_wrap=True)
+        trials = None if run.trials_done is None else f"{run.trials_done} of {run.trials_planned} trials"
+        facts = [run.suite, run.started_at, run.hardware, trials]
+        _say(console, [f"  {', '.join(one_line(fact, 60) for fact in facts if fact)}"], "dim")
+        _say(console, [f"  {one_line(run.note or run.answer or 'no ranking yet', _ANSWER_MOST)}"])
+
+
+def calibration_table(calibrations: Sequence[tuple[Calibration, bool]]) -> RichTable:
+    """A row for each device and dtype; the flag says whether later runs will find it."""
+    rates = RichTable(title="Large matrix products", title_justify="left", box=None, pad_edge=False)
+    for heading in ("device", "dtype", "rate", "of data sheet", "size"):
+        rates.add_column(heading, overflow="fold", justify="left" if heading in ("device", "dtype") else "right")
+    for calibration, is_stored in calibrations:
+        name = calibration.name + ("" if is_stored else " (shown only: shares are of GPUs)")
+        for dtype in get_args(MatmulDtype):
+            if (rate := calibration.rates.get(dtype)) is not None:
+                peak = peak_flops_per_second(calibration.name, dtype)
+                share = units.share(None if peak is None else rate.flops_per_second / peak)
+                rated = units.flops_per_second(rate.flops_per_second)
+                rates.add_row(Text(name), dtype, rated, share, str(rate.size))
+                name = ""
+    return rates
+
+
+# Runs against each other: `compare` with every change, `gate` with its verdict.
+
+
+def print_compared(console: Console, compared: Compared) -> None:
+    """The differences around the runs, the table, and a line that sums it up last."""
+    _say(console, [f"{one_line(compared.run)} against {one_line(compared.reference)}"], "bold")
+    _say(console, _around(compared), "dim")
+    _say(console, [f"note: {one_line(note)}" for note in compared.notes], "yellow")
+    console.print(_rich(_changes(compared)))
+    _say(console, [_MEANS], "dim")
+    _say(console, [_summary(compared)], "bold")
+
+
+def compare_markdown(comparisons: Sequence[Compared]) -> str:
+    """All of it to paste into an issue."""
+    parts: list[str] = []
+    for compared in comparisons:
+        title = f"# {escape(compared.run)} against {escape(compared.reference)}"
+        around = Listing([*_around(compared), *compared.notes])
+        blocks: list[Block] = [Paragraph(_summary(compared), is_strong=True), around, _changes(compared)]
+        parts += [title, render_blocks(blocks)]
+    told = (
+        f"{_MEANS}, with an interval that holds for all tested changes together; p are adjusted by Holm, and a "
+        "change must also be larger than the metric's threshold. "
+        "What differs between whole runs, such as the day, is part of the change."
+    )
+    return "\n\n".join([*parts, told]) + "\n"
+
+
+def _around(compared: Compared) -> list[str]:
+    lines = []
+    for name, found in (("suite", compared.suite), ("environment", compared.environment)):
+        lines += [f"{name}: nothing differs"] if not found else []
+        for differing in found[:_MOST_DIFFERENCES]:
+            values = (differing.reference, differing.run)
+            before, after = (units.DASH if value is None else one_line(value, 120) for value in values)
+            lines.append(f"{name}: {one_line(differing.path)}: {before} -> {after}")
+        more = len(found) - _MOST_DIFFERENCES
+        lines += [f"{name}: and {more} more"] if more > 0 else []
+    for name, why in compared.lost.items():
+        lines.append(f"lost: {one_line(name)} completed in the reference and not in the run ({why})")
+    only = {"only in the reference": compared.only_in_reference, "only in the run": compared.only_in_run}
+    return [*lines, *(f"{words}: {one_line(', '.join(names))}" for words, names in only.items() if names)]
+
+
+def _changes(compared: Compared) -> Table:
+    heads = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
+    columns = [Column(head, "left" if head in ("option", "metric", "verdict") else "right") for head in heads]
+    kinds: list[RowKind] = ["" if c.decision == "no_difference" else c.decision for c in compared.changes]
+    return Table(columns, [_change_cells(change) for change in compared.changes], "Every change", kinds=kinds)
+
+
+def _change_cells(change: Change) -> list[Cell]:
+    untested = "one seed, no spread" if change.seeds < 2 else "shown only"
+    return [
+        one_line(change.option, 40), METRICS[change.metric].title, Figure(change.metric, change.reference),
+        Figure(change.metric, change.run), Ratio(change.ratio, change.low, change.high),
+        untested if change.p_adjusted is None else change.decision.replace("_", " "),
+        Amount(change.seeds, units.count),
+    ]  # fmt: skip
+
+
+def _summary(compared: Compared) -> str:
+    """`2 worse, 1 better, 5 undecided of 12 tested changes`."""
+    lost = [f"{one_line(name, 40)} ({why})" for name, why in compared.lost.items()]
+    gone = f"completed in the reference and not here: {', '.join(lost)}; " if lost else ""
+    tested = [change for change in compared.changes if change.p_adjusted is not None]
+    if not tested and not compared.changes:
+        return f"{gone}nothing to compare: no option has a figure in both runs."
+    if not tested:
+        return f"{gone}nothing could be tested: one seed tells no spread."
+    counts = _counted([change.decision for change in tested], ("worse", "better", "undecided"))
+    worst = [
+        f"{one_line(c.option, 40)} {METRICS[c.metric].title} {units.ratio_with_range(c.ratio, c.low, c.high)}"
+        for c in tested if c.decision == "worse"
+    ]  # fmt: skip
+    more = f"; worse: {'; '.join(worst)}" if worst else ""
+    return f"{gone}{counts or 'no change that matters'} of {len(tested)} tested changes{more}"
+
+
+def _counted(verdicts: Sequence[str], order: Iterable[str]) -> str:
+    """`2 worse, 1 better`."""
+    return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in order if kind in verdicts)
+
+
+def print_gate(console: Console, gate: Gate) -> None:
+    """The checks, worst first, and the verdict last."""
+    console.print(_rich(_checks(gate)))
+    _say(console, [f"note: {one_line(note)}" for note in gate.notes], "yellow")
+    _say(console, [_verdict_line(gate)], "bold")
+
+
+def gate_markdown(gate: Gate) -> str:
+    """For a pull request or a job's summary."""
+    told = "A limit holds or fails where the 95 % interval, simultaneous over all checks, lies on one side of it."
+    verdict = Paragraph(_verdict_line(gate), is_strong=True)
+    return render_blocks([verdict, _checks(gate), Listing(gate.notes), Paragraph(told)]) + "\n"
+
+
+def _verdict_line(gate: Gate) -> str:
+    """`regression: RUN against REFERENCE: 1 regression, 5 pass`."""
+    counts = _counted([check.verdict for check in gate.checks], _GATE_KINDS)
+    return f"{gate.verdict}: {one_line(gate.run)} against {one_line(gate.reference)}: {counts or 'no checks'}"
+
+
+def _checks(gate: Gate) -> Table:
+    """The worst first."""
+
+    def badness(check: Check) -> int:
+        return [*_GATE_KINDS].index(check.verdict)
+
+    checks = sorted(gate.checks, key=badness)
+    rows = ([one_line(c.option, 60), one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
+    every = table("Every check", ("option", "limit", "verdict", "found"), (), rows)
+    return replace(every, kinds=[_GATE_KINDS[check.verdict] for check in checks])

@@ -16,7 +16,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking, Row
 from selectbench.errors import UserError
 from selectbench.record.record import SETTINGS, EvaluationPoint, Record
-from selectbench.report.identity import violation_text
+from selectbench.report.ranking import violation_text
 from selectbench.suite.suite import Suite
 from selectbench.suite.tune import BestOf
 

@@ -26,7 +26,7 @@ from selectbench.analysis.tuning import (
     tuning_candidates,
 )
 from selectbench.record.record import NOTHING, Completed, Failed, Record, Trial
-from selectbench.report.own_best import search_notes, search_tables
+from selectbench.report.sections import search_notes, search_tables
 from selectbench.suite.stages import label
 from selectbench.suite.suite import Suite
 from selectbench.suite.tune import Values

@@ -43,7 +43,7 @@ from selectbench.record.record import Record
 from selectbench.record.run_folder import ENVIRONMENT as ENVIRONMENT_FILE
 from selectbench.record.run_folder import PAGE, RECORDS_FILE
 from selectbench.record.run_folder import SUITE as SUITE_FILE
-from selectbench.report.past_runs import calibration_table
+from selectbench.report.terminal import calibration_table
 from selectbench.suite.load import load_suite
 from selectbench.suite.load import names as shipped_names
 from selectbench.suite.suite import Option

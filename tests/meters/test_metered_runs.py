@@ -16,7 +16,7 @@ from stand_in import StandIn, Value
 from selectbench.analysis.formulas import energy
 from selectbench.analysis.metrics import state_of
 from selectbench.gpu.devices import gpus
-from selectbench.gpu.sampler import RECORDS_FILE, descends_from
+from selectbench.gpu.sampler import FILE_NAME, descends_from
 from selectbench.launch.display import Display
 from selectbench.launch.gpus import GpuClaim
 from selectbench.launch.preparation import Preparation, Request, prepare_all
@@ -213,7 +213,7 @@ def test_a_gpu_that_vanishes_leaves_the_trials_result_and_what_was_read(whole_ru
 def test_all_readings_lie_in_the_trials_folder(whole_run: Any) -> None:
     result, records = whole_run
     for record in records.values():
-        assert (result.folder / "trials" / record.trial.trial_id / RECORDS_FILE).stat().st_size > 100
+        assert (result.folder / "trials" / record.trial.trial_id / FILE_NAME).stat().st_size > 100
 
 
 def test_the_report_leaves_unclean_trials_out_and_says_so(whole_run: Any) -> None:

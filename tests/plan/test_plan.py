@@ -14,7 +14,7 @@ from selectbench.errors import UserError
 from selectbench.machine import Machine
 from selectbench.plan.duration import History, estimate
 from selectbench.plan.plan import Plan, heldout_warnings, make_plan, suite_warnings, vocabulary_warnings
-from selectbench.report.plan import plan_as_json, print_plan
+from selectbench.report.terminal import plan_as_json, print_plan
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 

@@ -8,8 +8,7 @@ from typing import Any
 from selectbench.analysis.result import Ranking
 from selectbench.record.record import Record
 from selectbench.report import html, markdown
-from selectbench.report.option import option_report
-from selectbench.report.sections import report
+from selectbench.report.sections import option_report, report
 from selectbench.suite.suite import Suite
 
 

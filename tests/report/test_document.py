@@ -17,12 +17,12 @@ from selectbench.launch.publish import COMMAND, read_run
 from selectbench.report import html, markdown
 from selectbench.report.document import (
     Amount,
+    Amounts,
     Block,
     Cell,
     Column,
     Document,
     Figure,
-    Interval,
     Listing,
     Literally,
     NotReached,
@@ -34,8 +34,9 @@ from selectbench.report.document import (
     Stack,
     Table,
     Text,
+    one_line,
+    value_text,
 )
-from selectbench.report.figures import one_line, shown
 from selectbench.report.sections import report
 from selectbench.report.terminal import print_document
 from selectbench.units import size
@@ -45,7 +46,8 @@ PAIRS: list[tuple[Cell, str]] = [
     (Figure("tokens_per_second", 11_420.3, 12.0), "11,420 ±12"), (Figure("mfu", None), "-"),
     (Figure("peak_memory_bytes", 2**30, is_unclean=True), "1.00 GiB †"),
     (Ratio(1.25, 1.2, 1.31), "1.25x (1.20x to 1.31x)"), (Ratio(None), "-"),
-    (Amount(2048, size), "2.00 KiB"), (Interval(1024, 2048, size), "1.00 KiB to 2.00 KiB"),
+    (Amount(2048, size), "2.00 KiB"), (Amounts((1024, 2048), size), "1.00 KiB to 2.00 KiB"),
+    (Amounts((), size), "-"), (Amounts((1024, None), size, " / "), "1.00 KiB / -"),
     (Place(3, 2, 4), "2-6"), (Place(1, 1), "1"), (Place(7, None), "-"),
     (Seeds(2, 3), "2 of 3"), (Seeds(2), "2"), (NotReached(1, 3), "not reached with 1 of 3 seeds"),
     (Stack("state", "remark"), "state remark"),
@@ -95,7 +97,7 @@ def test_what_the_markdown_says_stands_on_the_page(suite: str) -> None:
                 assert re.sub(r"\s", "", plain(text)) in re.sub(r"\s", "", seen)
             if isinstance(block, Table) and section.name != "ranking":
                 cells = [cell for row in block.rows for cell in row if not isinstance(cell, Stack)]
-                assert all(one_line(shown(cell), 300) in seen for cell in cells)
+                assert all(one_line(value_text(cell), 300) in seen for cell in cells)
 
 
 def test_failures_and_their_logs_stand_on_the_page() -> None:

@@ -9,7 +9,7 @@ from rich.console import Console
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.record.record import RankMemory
-from selectbench.report.identity import in_full, in_short
+from selectbench.report.ranking import in_full, in_short
 from selectbench.report.terminal import print_ranking
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
