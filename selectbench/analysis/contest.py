@@ -22,7 +22,7 @@ from selectbench.analysis.family import (
     judge_all,
     seeds_to_settle,
 )
-from selectbench.analysis.formulas import finite
+from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
 from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, quantile
 from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words

@@ -10,10 +10,9 @@ from typing import Any, Literal
 
 from selectbench.analysis.contest import Asked, directly, gap_in, seed_by_seed
 from selectbench.analysis.family import HypothesisTest, Judged, decide, judge_all
-from selectbench.analysis.formulas import finite
 from selectbench.analysis.identity import certify
-from selectbench.analysis.metrics import Number, Shown
-from selectbench.analysis.result import ConstraintVerdict, Decision
+from selectbench.analysis.metrics import finite
+from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.statistics import Difference, changes, of_one
 from selectbench.analysis.summary import Summary, summarise
 from selectbench.errors import UserError

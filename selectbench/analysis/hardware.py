@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from selectbench import units
-from selectbench.analysis.formulas import (
+from selectbench.analysis.metrics import (
     BY_TRUST,
     IMPOSSIBLE,
     IMPOSSIBLE_RATE,
     SHARES,
     Observed,
+    State,
     UtilizationName,
+    Verdict,
     energy,
     flops_per_second,
     flops_per_token,
@@ -19,7 +21,6 @@ from selectbench.analysis.formulas import (
     utilization,
     with_managed_state,
 )
-from selectbench.analysis.metrics import State, Verdict
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
 from selectbench.analysis.summary import Summary, mean
 from selectbench.plan.duration import matmul_dtype

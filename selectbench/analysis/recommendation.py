@@ -12,8 +12,8 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import Pairs, all_pairs
-from selectbench.analysis.formulas import Observed, finite_of_each, joules_per_token, usd_for
 from selectbench.analysis.hardware import share_main_memory
+from selectbench.analysis.metrics import Observed, finite_of_each, joules_per_token, usd_for
 from selectbench.analysis.result import NamedVerdict, Row, ToLoss, VerdictName
 from selectbench.analysis.statistics import Blocks, Bools, make_blocks
 from selectbench.analysis.summary import Summary, mean, other_tokens

@@ -8,17 +8,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from selectbench.analysis.formulas import (
+from selectbench.analysis.metrics import (
+    FORMULAS,
     MemoryKind,
     Observed,
+    State,
     excess_loss,
     finite,
     finite_of_each,
     memory_kind,
     observed,
     skipped_share,
+    state_of,
 )
-from selectbench.analysis.metrics import FORMULAS, State, state_of
 from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record
 from selectbench.record.store import last_attempts
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, parse_constraint

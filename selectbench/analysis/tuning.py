@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selectbench.analysis.formulas import finite, observe, peak_memory_bytes, tokens_per_second
-from selectbench.analysis.metrics import FORMULAS, Number, Shown
+from selectbench.analysis.metrics import FORMULAS, finite, observe, peak_memory_bytes, tokens_per_second
+from selectbench.analysis.result import OwnBest, Search, Tried
 from selectbench.analysis.summary import mean, standard_deviation
-from selectbench.record.record import Completed, Failed, FailureKind, Measurement, Record
+from selectbench.record.record import Completed, Failed, Measurement, Record
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.stages import MICRO_BATCH_SIZE, settled, sizes_to_try, speed_job, tuned_options, tuning_job
@@ -243,7 +243,7 @@ def _relative_error(m: Measurement) -> float:
     return spread / centre / math.sqrt(m.timed_steps) if spread and centre else 0.0
 
 
-# How each option came to its own best, as ranking.json says it. Every key is documented here.
+# How each option came to its own best, as ranking.json says it.
 
 
 FLAT = 0.01
@@ -251,70 +251,6 @@ FLAT = 0.01
 
 JUST = 0.01
 """Share of a range by which a value lies just beyond it."""
-
-
-class Tried(Shown):
-    """One setting and what came of it."""
-
-    values: dict[str, int | float]
-    """By path."""
-    value: Number | None
-    """Of the metric that is searched by; None: it failed."""
-    peak_memory_bytes: Number | None
-    """Of the trial; None: not known."""
-    outcome: Literal["completed"] | FailureKind
-    """How the trial ended."""
-    chosen: bool
-    """Whether the contest takes it."""
-    as_fast: bool
-    """Of a trial of speed that was not chosen: whether it is as fast, as far as one short trial can tell."""
-
-
-class OwnBest(Shown):
-    """One option's search."""
-
-    option: str
-    metric: str
-    """What is searched by."""
-    tried: list[Tried]
-    """In the order of the values."""
-    chosen: dict[str, int | float] | None
-    """What the contest takes; None: nothing worked, it takes what the suite says."""
-    extensions: int
-    """Values beyond, or between, those that were planned first."""
-    edges: dict[str, Literal["low", "high"]]
-    """By path, the end of what was tried that the best lies on even so, where the setting goes on beyond it."""
-    together: bool
-    """Whether several settings were looked for together, whose ranges are not extended."""
-    flat_low: Number | None
-    """Lower end of the values within 1 % of the best, in straight lines between those tried; None: of several
-    settings at once."""
-    flat_high: Number | None
-    """Its upper end."""
-    flat_is_open: bool
-    """Whether it reaches an end of what was tried: it may be wider."""
-    source: str | None
-    """Where the range comes from; None: the suite."""
-    trials: int
-    tokens: int
-    """That all the trials were to train on."""
-    wall_seconds: Number
-    """Of all its trials."""
-
-
-class Search(Shown):
-    """Everything before the contest, and what it cost."""
-
-    sizes: list[OwnBest]
-    """The fastest micro-batch size of each option; empty: not searched."""
-    tuning: list[OwnBest]
-    """The best settings of each option; empty: not tuned."""
-    seed: int | None
-    """Of tuning, which the contest does not use; None: not tuned."""
-    wall_seconds: Number
-    """Of all trials before the contest."""
-    contest_wall_seconds: Number
-    """Of all trials of the contest."""
 
 
 def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search | None:

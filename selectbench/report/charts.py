@@ -10,8 +10,7 @@ from html import escape
 import numpy as np
 
 from selectbench import units
-from selectbench.analysis.result import Ranking, Row
-from selectbench.analysis.tuning import OwnBest
+from selectbench.analysis.result import OwnBest, Ranking, Row
 from selectbench.record.record import Completed, EvaluationPoint, Inside, Record, Series
 from selectbench.report.document import Chart, Ratio
 from selectbench.report.figures import one_line, shown

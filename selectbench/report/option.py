@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from selectbench import units
-from selectbench.analysis.formulas import observe
-from selectbench.analysis.metrics import derive, is_unclean, state_of
+from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.result import Ranking, Row
 from selectbench.analysis.summary import summarise
 from selectbench.errors import UserError, did_you_mean

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from selectbench import units
-from selectbench.analysis.result import Ranking
-from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT, OwnBest, Search, Tried
+from selectbench.analysis.result import OwnBest, Ranking, Search, Tried
+from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT
 from selectbench.report.document import Block, Column, Paragraph, Section, Table
 from selectbench.suite.metrics import METRICS
 
