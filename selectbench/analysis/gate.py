@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from selectbench.analysis.contest import Asked, directly, gap_in, seed_by_seed
+from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, seed_by_seed
 from selectbench.analysis.family import HypothesisTest, Judged, decide, judge_all
 from selectbench.analysis.identity import certify
-from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.statistics import Difference, changes, of_one
 from selectbench.analysis.summary import Summary, summarise
@@ -172,9 +171,9 @@ def _change(
     return Change(
         option=ours.name, metric=metric, reference=_centre(theirs, metric, common),
         run=_centre(ours, metric, common),
-        ratio=finite(lambda: math.exp(difference.estimate)),
-        low=finite(lambda: math.exp(judged.low)) if judged else None,
-        high=finite(lambda: math.exp(judged.high)) if judged else None,
+        ratio=ratio_of(difference.estimate),
+        low=ratio_of(judged.low if judged else None),
+        high=ratio_of(judged.high if judged else None),
         p_adjusted=judged.p_adjusted if judged else None,
         decision=decide(judged, threshold, more_is_better=better) if judged else "undecided",
         seeds=difference.seeds,
@@ -185,7 +184,7 @@ def _centre(summary: Summary, metric: str, seeds: Collection[int] | None) -> flo
     """Geometric mean over the seeds, all that know the metric where not given."""
     known = summary.values[metric]
     logs = [math.log(known[seed]) for seed in (known if seeds is None else seeds)]
-    return finite(lambda: math.exp(math.fsum(logs) / len(logs))) if logs else None
+    return ratio_of(math.fsum(logs) / len(logs)) if logs else None
 
 
 def _notes(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, NamedTuple, TypeVar
@@ -18,7 +18,6 @@ from selectbench.record.record import (
     GpuMeters,
     Measurement,
     Meters,
-    OtherProcess,
     RankMemory,
     Record,
 )
@@ -173,14 +172,9 @@ def peak_device_memory_bytes(o: Observed) -> float | None:
     memory: every update brings it onto the GPU, where it stays until the GPU is full. None where any GPU does not
     tell, or its memory was not idle before: more was freed by others than the trial took.
     """
-    found = [_over_idle(gpu) for gpu in o.gpus]
-    known = [value for value in found if value is not None and value >= 0]
-    return max(known) if known and len(known) == len(found) else None
-
-
-def _over_idle(gpu: GpuMeters) -> int | None:
-    peak, idle = gpu.peak_device_memory_bytes, gpu.idle_memory_bytes
-    return None if peak is None or idle is None else peak - idle
+    pairs = [(gpu.peak_device_memory_bytes, gpu.idle_memory_bytes) for gpu in o.gpus]
+    known = [peak - idle for peak, idle in pairs if peak is not None and idle is not None and peak >= idle]
+    return max(known) if known and len(known) == len(pairs) else None
 
 
 # The energy of a trial's GPUs inside its timed windows, and which of the driver's figures it comes from.
@@ -223,47 +217,33 @@ class Energy:
 def energy(meters: Meters | None) -> Energy:
     """The energy that the trial's GPUs took inside the timed windows."""
     gpus = meters.gpus if meters else []
-    if not gpus:
-        return _unknown((meters and meters.problem) or "the trial's GPUs were not metered")
-    reason = next(filter(None, map(_reason, gpus)), None)
-    return _unknown(reason) if reason else _known(gpus)
-
-
-def _known(gpus: Sequence[GpuMeters]) -> Energy:
-    found = [(gpu.metered_seconds, *_best(gpu)) for gpu in gpus]
+    reason = None if gpus else (meters and meters.problem) or "the trial's GPUs were not metered"
+    if reason := reason or next(filter(None, map(_energy_unknown, gpus)), None):
+        return Energy(None, None, None, reason)
+    best = [(gpu.metered_seconds, *next(iter(_energy_figures(gpu).items()))) for gpu in gpus]
     return Energy(
-        joules=sum(joules for _, joules, _ in found),
-        mean_power_watts=sum(joules / seconds for seconds, joules, _ in found),
-        method=max((method for _, _, method in found), key=BY_TRUST.index),
+        joules=sum(joules for _, _, joules in best),
+        mean_power_watts=sum(joules / seconds for seconds, _, joules in best),
+        method=max((method for _, method, _ in best), key=BY_TRUST.index),
         reason=None,
     )
 
 
-def _unknown(reason: str) -> Energy:
-    return Energy(None, None, None, reason)
-
-
-def _figures(gpu: GpuMeters) -> dict[Method, float]:
-    """What the driver tells of it, the most direct first."""
+def _energy_figures(gpu: GpuMeters) -> dict[Method, float]:
+    """The joules that the driver tells of it, the most direct figure first."""
     figures = (gpu.counter_joules, gpu.instant_power_joules, gpu.average_power_joules)
     return {method: value for method, value in zip(BY_TRUST, figures, strict=True) if value is not None}
 
 
-def _best(gpu: GpuMeters) -> tuple[float, Method]:
-    method, joules = next(iter(_figures(gpu).items()))
-    return joules, method
-
-
-def _reason(gpu: GpuMeters) -> str | None:
+def _energy_unknown(gpu: GpuMeters) -> str | None:
     """Why one GPU's energy is not known, or None where it is."""
     if gpu.is_mig:
         return "a MIG slice has no meters of its own: the board's are for all its slices"
     if gpu.metered_seconds < SHORTEST_SECONDS:
         return f"metered for {units.seconds(gpu.metered_seconds)}, less than {SHORTEST_SECONDS:g} s"
-    figures = _figures(gpu)
-    if not figures:
+    if not _energy_figures(gpu):
         return "the driver tells neither energy nor power"
-    counter, power = figures.get("counter"), figures.get("instant_power")
+    counter, power = gpu.counter_joules, gpu.instant_power_joules
     if counter is not None and power is not None and abs(counter - power) > AGREEMENT * max(counter, power):
         return f"the energy counter says {units.joules(counter)}, integrated power {units.joules(power)}"
     return None
@@ -271,7 +251,7 @@ def _reason(gpu: GpuMeters) -> str | None:
 
 def mean_power_watts(o: Observed) -> float | None:
     """Mean power of all the trial's GPUs inside the timed windows."""
-    return energy(o.meters).mean_power_watts if o.gpus else None
+    return energy(o.meters).mean_power_watts
 
 
 def joules_per_token(o: Observed) -> float | None:
@@ -298,25 +278,23 @@ COST_RULE = (
 def usd_per_billion_tokens(o: Observed) -> float | None:
     """GPUs x 1e9 / tokens_per_second / 3600 x usd_per_gpu_hour + joules_per_token x 1e9 / 3.6e6 x usd_per_kwh."""
     speed = tokens_per_second(o.measurement)
-    return None if not speed else usd_for(o, seconds=lambda: _BILLION / speed, tokens=_BILLION)
+    return None if not speed else usd_for(o, seconds=_BILLION / speed, tokens=_BILLION)
 
 
 def usd_of_job(o: Observed) -> float | None:
     """The same for the job's own training_seconds and its tokens_per_step x (applied + skipped steps)."""
     m = o.measurement
-    return usd_for(
-        o, seconds=lambda: m.training_seconds, tokens=m.tokens_per_step * (m.steps_applied + m.steps_skipped)
-    )
+    return usd_for(o, seconds=m.training_seconds, tokens=m.tokens_per_step * (m.steps_applied + m.steps_skipped))
 
 
-def usd_for(o: Observed, *, seconds: Callable[[], float], tokens: float) -> float | None:
+def usd_for(o: Observed, *, seconds: float, tokens: float) -> float | None:
     """Of so many seconds of the trial's GPUs and so many tokens; None where a price can't be applied."""
     if o.cost is None or unpriced(o):
         return None
     rent = electricity = 0.0
     if o.cost.usd_per_gpu_hour is not None:
         assert o.world_size is not None  # else unpriced() had a reason
-        rent = o.world_size * seconds() / 3600 * o.cost.usd_per_gpu_hour
+        rent = o.world_size * seconds / 3600 * o.cost.usd_per_gpu_hour
     if o.cost.usd_per_kwh is not None:
         each = joules_per_token(o)
         if each is None:
@@ -430,49 +408,41 @@ def _rate(o: Observed, gpu: GpuMeters, share: UtilizationName) -> float | None:
 
 def utilization(o: Observed, share: UtilizationName) -> Utilization:
     """tokens_per_second x flops_per_token / flops_per_second of the trial."""
-    if reason := _unknown_work(o) or _unknown_rate(o, share):
+    if reason := _utilization_unknown(o, share):
         return Utilization(None, reason)
     speed = finite(lambda: tokens_per_second(o.measurement))
     work, rate = flops_per_token(o, share), flops_per_second(o, share)
     if speed is None or work is None or rate is None:
         return Utilization(None, "no step was timed")
-    found = speed * work / rate
-    if found > 1:
+    if speed * work / rate > 1:
         return Utilization(None, IMPOSSIBLE_RATE if share == "matmul_rate_share" else IMPOSSIBLE)
-    return Utilization(found, None)
+    return Utilization(speed * work / rate, None)
 
 
-def _unknown_work(o: Observed) -> str | None:
+def _utilization_unknown(o: Observed, share: UtilizationName) -> str | None:
+    """Why the work or the rate is not known, or None where both are."""
     if is_own(o.choices.framework.name):
         return "what an own training loop computes is not seen"
     if o.measurement.architecture is None:
         return "this model's work does not follow from its shape"
-    return None
-
-
-def _unknown_rate(o: Observed, share: UtilizationName) -> str | None:
-    """Why the rate is not known, or None where it is."""
     if not o.gpus:
         return (o.meters and o.meters.problem) or "the trial's GPUs were not metered"
     if o.world_size is not None and o.world_size != len(o.gpus):
         return f"{len(o.gpus)} GPUs of {o.world_size} ranks were metered"
-    return next(filter(None, (_mfu_unknown(o, gpu, share) for gpu in o.gpus)), None)
-
-
-def _mfu_unknown(o: Observed, gpu: GpuMeters, share: UtilizationName) -> str | None:
-    if _rate(o, gpu, share):
+    gpu = next((gpu for gpu in o.gpus if not _rate(o, gpu, share)), None)
+    if gpu is None:
         return None
     dtype = matmul_dtype(o.choices)
     if share == "matmul_rate_share":
         return f"no {dtype} rate was measured on {gpu.name} (doctor --calibrate does)"
-    if gpu.is_mig:
-        return "a MIG slice has no data sheet"
-    return f"no data sheet's peak of {gpu.name} in {dtype} is known"
+    return (
+        "a MIG slice has no data sheet" if gpu.is_mig else f"no data sheet's peak of {gpu.name} in {dtype} is known"
+    )
 
 
 def share_of(share: UtilizationName) -> Callable[[Observed], float | None]:
     """The share alone, as a metric's formula."""
-    return lambda o: utilization(o, share).share if o.gpus else None
+    return lambda o: utilization(o, share).share
 
 
 # Whether a trial's GPUs were in a state in which its figures may be believed, by a rule fixed in advance.
@@ -540,36 +510,25 @@ def is_unclean(record: Record) -> bool:
 
 
 def _findings(gpu: GpuMeters) -> list[tuple[Verdict, str]]:
-    """Everything that speaks against one GPU."""
+    """Everything that speaks against one GPU, and what could not be seen of it."""
     found: list[tuple[Verdict, str]] = []
     if gpu.other_processes:
-        found.append(("shared", f"also used by {', '.join(map(_process, gpu.other_processes))}"))
+        processes = [f"process {p.pid}" + (f" ({p.name})" if p.name else "") for p in gpu.other_processes]
+        found.append(("shared", f"also used by {', '.join(processes)}"))
     if gpu.idle_utilization is not None and gpu.idle_utilization > BUSY_BEFORE:
         found.append(("shared", f"at work {gpu.idle_utilization:.0%} of the time before the trial"))
     for name, words in SLOWDOWNS.items():
         share = (gpu.clock_limit_shares or {}).get(name, 0.0)
-        if share > THROTTLED_SHARE:
-            found.append(("throttled", f"{words} in {_percent(share)} of the readings"))
-    return found + [("unknown", words) for words in _hidden(gpu)]
-
-
-def _hidden(gpu: GpuMeters) -> list[str]:
-    """What could not be seen of it."""
-    gaps = {
+        if share > THROTTLED_SHARE:  # in tenths of a per cent: 2.04 % must not read as if it were within the bound
+            percent = f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+            found.append(("throttled", f"{words} in {percent} of the readings"))
+    hidden = {
         "no readings while it was timed": not gpu.readings,
         "the reasons that hold the clocks down can't be read": gpu.readings > 0 and gpu.clock_limit_shares is None,
         "the list of processes shows not even the trial's own, as in most containers": gpu.other_processes is None,
+        gpu.problem or "": bool(gpu.problem),
     }
-    return [words for words, missing in gaps.items() if missing] + ([gpu.problem] if gpu.problem else [])
-
-
-def _process(process: OtherProcess) -> str:
-    return f"process {process.pid}" + (f" ({process.name})" if process.name else "")
-
-
-def _percent(share: float) -> str:
-    """So that 2.04 % does not read as if it were within the bound."""
-    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+    return found + [("unknown", words) for words, missing in hidden.items() if missing]
 
 
 # The formula of each metric, from what a completed trial observed.
@@ -590,23 +549,17 @@ def _score(name: str) -> Formula:
     return lambda observed: observed.measurement.scores.get(name)
 
 
-def _of_no_trial(_: Observed) -> None:
-    """No trial tells it alone: `summary` does, once the baseline's are known."""
-
-
 FORMULAS: dict[str, Formula] = {
     **{name: attrgetter(f"measurement.{m.measured_as}") for name, m in METRICS.items() if m.measured_as},
     **{name: _score(name) for name, metric in METRICS.items() if metric.scored},
     "tokens_per_second": _of(tokens_per_second), "bytes_per_second": _of(bytes_per_second),
-    "peak_memory_bytes": _of(peak_memory_bytes),
-    "peak_memory_reserved_bytes": _of(peak_memory_reserved_bytes),
-    "peak_device_memory_bytes": peak_device_memory_bytes,
-    "final_perplexity": _of(final_perplexity), "bits_per_byte": _of(bits_per_byte),
-    "excess_loss": _of(excess_loss), "bytes_per_token": _of(bytes_per_token),
-    "skipped_share": _of(skipped_share), SECONDS_TO_LOSS: _of_no_trial,
-    "joules_per_token": joules_per_token, "mean_power_watts": mean_power_watts,
-    "usd_per_billion_tokens": usd_per_billion_tokens, "usd_of_job": usd_of_job,
-    "mfu": share_of("mfu"), "hfu": share_of("hfu"), "matmul_rate_share": share_of("matmul_rate_share"),
+    "peak_memory_bytes": _of(peak_memory_bytes), "peak_memory_reserved_bytes": _of(peak_memory_reserved_bytes),
+    "peak_device_memory_bytes": peak_device_memory_bytes, "final_perplexity": _of(final_perplexity),
+    "bits_per_byte": _of(bits_per_byte), "excess_loss": _of(excess_loss), "bytes_per_token": _of(bytes_per_token),
+    "skipped_share": _of(skipped_share), "joules_per_token": joules_per_token,
+    "mean_power_watts": mean_power_watts, "usd_per_billion_tokens": usd_per_billion_tokens,
+    "usd_of_job": usd_of_job, **{share: share_of(share) for share in SHARES},
+    SECONDS_TO_LOSS: lambda _: None,  # no trial tells it alone: `summary` does, once the baseline's are known
 }  # fmt: skip
 """By metric; a metric of `METRICS` without `measured_as` has its own here."""
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Literal
 
 from selectbench import units
-from selectbench.analysis.contest import Contest, Standing, control_warnings, hold_contest, is_control, stand
+from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, stand
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import ALPHA
 from selectbench.analysis.hardware import (
@@ -23,7 +22,7 @@ from selectbench.analysis.hardware import (
     scaling,
 )
 from selectbench.analysis.identity import certify
-from selectbench.analysis.recommendation import to_loss, verdicts, with_pareto
+from selectbench.analysis.recommendation import counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling
 from selectbench.analysis.scores import score_differences
 from selectbench.analysis.summary import (
@@ -43,16 +42,6 @@ from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
 
 
-@dataclass(frozen=True)
-class _Ranked:
-    """Everything that the parts of a ranking are made from."""
-
-    suite: Suite
-    summaries: list[Summary]
-    contest: Contest
-    rows: list[Row]
-
-
 def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) -> Ranking:
     """The ranking of a run's records, whatever their order.
 
@@ -60,48 +49,45 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     here. Raises ValueError for a constraint that cannot be read.
     """
     summaries, strays = summarise(suite, records)
-    found = _rows(suite, summaries)
-    kinds = memory_kinds(summaries)
     by_name = {summary.name: summary for summary in summaries}
-    named = verdicts(suite, found.rows, by_name, found.contest)
+    certificates = certify(suite, summaries, by_name[suite.baseline])
+    comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
+    contest = hold_contest(suite, summaries, comparable)
+    rows = _rows(contest, by_name, certificates)
+    kinds = memory_kinds(summaries)
+    absent = sum(len(summary.missing) for summary in summaries)
+    doubts = [
+        *([f"the run is incomplete: {absent} trials have no record"] if absent else []),
+        *gpu_warnings(suite.device, summaries), *trial_warnings(summaries), *gap_warnings(suite, summaries),
+        *rank_warnings(suite.device, summaries), *memory_warnings(summaries), *control_warnings(contest, by_name),
+    ]  # fmt: skip
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(found.contest, found.rows, by_name)}{ranks_in_answer(suite.device, summaries)}",
+        answer=f"{answer(contest, rows, by_name)}{ranks_in_answer(suite.device, summaries)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
-        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=found.rows, family=found.contest.family(),
-        verdicts=named, factors=factor_view(suite, by_name, found.rows),
-        score_differences=score_differences(found.contest.baseline, found.rows, by_name),
-        warnings=[*warnings, *strays, *_found(suite, summaries), *control_warnings(found.contest, by_name)],
+        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.family(),
+        verdicts=verdicts(suite, rows, by_name, contest), factors=factor_view(suite, by_name, rows),
+        score_differences=score_differences(contest.baseline, rows, by_name),
+        warnings=[*warnings, *strays, *doubts],
     )  # fmt: skip
 
 
-def _rows(suite: Suite, summaries: list[Summary]) -> _Ranked:
-    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
-    certificates = certify(suite, summaries, baseline)
-    comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
-    contest = hold_contest(suite, summaries, comparable)
-    rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries]
-    if is_about_scaling(summaries):
-        rows = [_scaled(suite, row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
+def _rows(contest: Contest, summaries: Mapping[str, Summary], certificates: Mapping[str, Certificate]) -> list[Row]:
+    """In the order of the ranking."""
+    suite = contest.suite
+    rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries.values()]
+    if is_about_scaling(list(summaries.values())):
+        ratios = {row.option: row.metrics["tokens_per_second"].ratio_to_baseline for row in rows}
+        grown = {n: scaling(suite.device, s, contest.baseline, ratios[n]) for n, s in summaries.items()}
+        rows = [row.model_copy(update={"scaling": grown[row.option]}) for row in rows]
     standing = stand(contest, [row.option for row in rows if _placeable(suite, row)])
-    rows = _in_order(suite, [_placed(standing, row) for row in rows])
-    rows = [_against_best(standing, row, rows[0]) for row in rows]
-    by_name = {summary.name: summary for summary in summaries}
-    return _Ranked(suite, summaries, contest, with_pareto(contest, rows, by_name))
-
-
-def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
-    absent = sum(len(summary.missing) for summary in summaries)
-    missing = [f"the run is incomplete: {absent} trials have no record"] if absent else []
-    gloo = rank_warnings(suite.device, summaries)
-    metered = gpu_warnings(suite.device, summaries)
-    doubtful = trial_warnings(summaries) + gap_warnings(suite, summaries)
-    return missing + metered + doubtful + gloo + memory_warnings(summaries)
-
-
-def _scaled(suite: Suite, row: Row, summary: Summary, baseline: Summary) -> Row:
-    ratio = row.metrics["tokens_per_second"].ratio_to_baseline
-    return row.model_copy(update={"scaling": scaling(suite.device, summary, baseline, ratio)})
+    ranked = standing.ranked
+    places = {n: {"rank": standing.rank(n, ranked), "tied_with": standing.ties(n, ranked)} for n in ranked}
+    rows = _in_order(suite, [row.model_copy(update=places.get(row.option, {})) for row in rows])
+    best = rows[0].option
+    against = {n: {"against_best": standing.comparison(n, best)} for n in ranked if n != best}
+    rows = [row.model_copy(update=against.get(row.option, {})) for row in rows]
+    return with_pareto(contest, rows, summaries)
 
 
 def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
@@ -119,15 +105,12 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
         metrics={name: _metric(name, summary, None if identity.violations else contest) for name in METRICS},
         memory=memory_by_rank(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
         to_loss=to_loss(summary) if judged else None,
-        failures=_failures(summary), gpu=gpu_row(summary), cost_unknown=cost_unknown(summary),
+        failures=[
+            Failure(seed=seed, kind=f.kind, detail=f.detail, note=failure_note(f, summary.states.get(seed)))
+            for seed, f in summary.failed.items()
+        ],
+        gpu=gpu_row(summary), cost_unknown=cost_unknown(summary),
     )  # fmt: skip
-
-
-def _failures(summary: Summary) -> list[Failure]:
-    return [
-        Failure(seed=seed, kind=f.kind, detail=f.detail, note=failure_note(f, summary.states.get(seed)))
-        for seed, f in summary.failed.items()
-    ]
 
 
 def _status(summary: Summary, identity: Certificate) -> Literal["completed", "partial", "failed", "not_comparable"]:
@@ -151,21 +134,7 @@ def _metric(name: str, summary: Summary, contest: Contest | None) -> MetricValue
 
 def _placeable(suite: Suite, row: Row) -> bool:
     """Whether a row can have a rank: eligible, and its figure counts."""
-    objective = row.metrics[suite.decide.objective]
-    return row.eligible and objective.value is not None and not objective.unclean
-
-
-def _placed(standing: Standing, row: Row) -> Row:
-    if row.option not in standing.ranked:
-        return row
-    ties = standing.ties(row.option, standing.ranked)
-    return row.model_copy(update={"rank": standing.rank(row.option, standing.ranked), "tied_with": ties})
-
-
-def _against_best(standing: Standing, row: Row, best: Row) -> Row:
-    if row.option == best.option or row.rank is None:
-        return row
-    return row.model_copy(update={"against_best": standing.comparison(row.option, best.option)})
+    return row.eligible and counts(row, suite.decide.objective)
 
 
 def _in_order(suite: Suite, rows: list[Row]) -> list[Row]:
@@ -209,13 +178,10 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         _verdict(suite, metric, rows, summaries),
         _open(metric, placed, rows),
         _disturbed(metric, summaries.values()),
-        _no_baseline(suite, rows),
-        _unclean_baseline(summaries[suite.baseline]),
+        *_about_the_baseline(suite, summaries[suite.baseline]),
         _quality(suite, rows),
         _certainty(contest, metric, placed or [row for row in rows if row.n]),
-        _barred(metric, placed, rows),
-        _failed_seeds(placed),
-        _seeds_left_out(metric, placed, summaries),
+        *_beside_the_ranks(metric, placed, rows, summaries),
         _left_out(metric, rows, summaries, bool(placed)),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
@@ -245,21 +211,22 @@ def _verdict(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mappi
         return _without_ranks(suite, metric, rows, summaries)
     best = ranked[0]
     if len(suite.options) == 1:
-        return f"{best.option}: {_figure(metric, best)}; there is no other option to compare it with."
+        return f"{best.option}: {figure(metric, best)}; there is no other option to compare it with."
     if len(ranked) == 1:
-        return f"{best.option} is the only option that could be ranked: {_figures(suite, metric, best)}."
-    tied = [row for row in ranked[1:] if row.option in best.tied_with]
-    if tied:
+        return f"{best.option} is the only option that could be ranked: {with_ratio(suite, metric, best)}."
+    if tied := [row for row in ranked[1:] if row.option in best.tied_with]:
         return _tie(suite, metric, best, tied)
+    held = [c.constraint for c in best.constraints if c.verdict == "holds"]
+    within = f" of those that hold {_and(held)}" if held else ""
     return (
-        f"{best.option} {metric.superlative}{_within(best)}: {_figures(suite, metric, best)}; "
-        f"next {ranked[1].option}: {_figures(suite, metric, ranked[1])}."
+        f"{best.option} {metric.superlative}{within}: {with_ratio(suite, metric, best)}; "
+        f"next {ranked[1].option}: {with_ratio(suite, metric, ranked[1])}."
     )
 
 
 def _without_ranks(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
     """Where there is no measure of spread, or nothing that could be ranked."""
-    shown = [row for row in rows if row.n and _counts(row, metric) and not row.identity.violations]
+    shown = [row for row in rows if row.n and counts(row, metric.name) and not row.identity.violations]
     shown = [row for row in shown if not row.constraint_failures and not row.control]
     eligible = [row for row in shown if row.eligible]
     if not shown:
@@ -270,11 +237,11 @@ def _without_ranks(suite: Suite, metric: Metric, rows: Sequence[Row], summaries:
     if len(order) == 1:
         return (
             f"{order[0].option} is the only option with a figure that fails no constraint: "
-            f"{_figures(suite, metric, order[0])}."
+            f"{with_ratio(suite, metric, order[0])}."
         )
     return (
         f"No verdict: {_no_order(eligible, shown, metric)}. By the figures alone {order[0].option} comes first: "
-        f"{_figures(suite, metric, order[0])}; next {order[1].option}: {_figures(suite, metric, order[1])}."
+        f"{with_ratio(suite, metric, order[0])}; next {order[1].option}: {with_ratio(suite, metric, order[1])}."
     )
 
 
@@ -298,23 +265,19 @@ def _no_order(eligible: Sequence[Row], shown: Sequence[Row], metric: Metric) -> 
 def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row]) -> str:
     """Rows that share the first rank: because they do not differ, or because that is open."""
     names = _and([best.option, *(row.option for row in tied)])
-    figures = "; ".join(f"{row.option} {_figures(suite, metric, row)}" for row in (best, *tied))
+    figures = "; ".join(f"{row.option} {with_ratio(suite, metric, row)}" for row in (best, *tied))
     pairs = [row.against_best for row in tied if row.against_best]
     matters = units.share(suite.threshold(metric.name))
     if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
         return f"No difference that matters between {names}: less than {matters} of {metric.name}: {figures}."
+    more = ""
+    if known := [pair.settling for pair in pairs if pair.settling]:
+        least = min(known, key=lambda settling: settling.seeds)
+        what = "it" if len(pairs) == 1 else "one of these pairs"
+        more = f" If the difference is what it looks like, {_seeds_more(least)} would probably settle {what}."
     apart = [row.option for row in tied if row.against_best is None]
     alone = f" {_and(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
-    return f"Too close to call between {names}: {figures}.{_settling([pair.settling for pair in pairs])}{alone}"
-
-
-def _settling(open_questions: Sequence[Settling | None]) -> str:
-    known = [settling for settling in open_questions if settling]
-    if not known:
-        return ""
-    least = min(known, key=lambda settling: settling.seeds)
-    what = "it" if len(open_questions) == 1 else "one of these pairs"
-    return f" If the difference is what it looks like, {_seeds_more(least)} would probably settle {what}."
+    return f"Too close to call between {names}: {figures}.{more}{alone}"
 
 
 def _seeds_more(settling: Settling) -> str:
@@ -337,65 +300,31 @@ def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
         more = f"; {_seeds_more(most)} would probably settle it" if most else ""
         details = _and([f"{c.constraint} ({c.detail})" for c in undecided])
         lines.append(
-            f"{row.option} ({_figure(metric, row)}) may be better, but it is open whether it holds {details}{more}."
+            f"{row.option} ({figure(metric, row)}) may be better, but it is open whether it holds {details}{more}."
         )
     return " ".join(lines)
 
 
-def _counts(row: Row, metric: Metric) -> bool:
-    found = row.metrics[metric.name]
-    return found.value is not None and not found.unclean
-
-
-def _within(row: Row) -> str:
-    held = [c.constraint for c in row.constraints if c.verdict == "holds"]
-    return f" of those that hold {_and(held)}" if held else ""
-
-
-def _figure(metric: Metric, row: Row) -> str:
-    told_before = metric.name == SECONDS_TO_LOSS  # by the superlative
-    return metric.show(row.metrics[metric.name].value) + ("" if told_before else metric.after_figure)
-
-
-def _figures(suite: Suite, metric: Metric, row: Row) -> str:
-    """`11,420 tokens/s, 1.07x the baseline (1.05x to 1.09x)`, without the ratio where there is none."""
-    found = row.metrics[metric.name]
-    if row.option == suite.baseline:
-        return f"{_figure(metric, row)} (the baseline)"
-    if found.ratio_to_baseline is None:
-        return _figure(metric, row)
-    ratio, ends = units.ratio_and_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
-    return f"{_figure(metric, row)}, {ratio} the baseline{f' ({ends})' if ends else ''}"
-
-
-def _no_baseline(suite: Suite, rows: Sequence[Row]) -> str:
-    row = next(row for row in rows if row.option == suite.baseline)
-    if row.n:
-        return ""
-    kinds = sorted({failure.kind for failure in row.failures})
-    why = f" ({_and(kinds)})" if kinds else " (it has not run yet)"
-    return f"No comparison: the baseline {suite.baseline} did not complete{why}."
-
-
-def _unclean_baseline(baseline: Summary) -> str:
-    """Why nothing that the GPUs' state spoils has a ratio."""
-    if not baseline.only_spoiled("tokens_per_second"):
-        return ""
-    words = baseline.unclean_words("tokens_per_second")
-    return (
-        f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was {words}, so there is "
-        "nothing to compare with."
-    )
+def _about_the_baseline(suite: Suite, baseline: Summary) -> list[str]:
+    """Why nothing is compared with it, or nothing that the GPUs' state spoils has a ratio."""
+    told = []
+    if not baseline.completed:
+        kinds = sorted({failure.kind for failure in baseline.failed.values()})
+        why = f" ({_and(kinds)})" if kinds else " (it has not run yet)"
+        told.append(f"No comparison: the baseline {suite.baseline} did not complete{why}.")
+    if baseline.only_spoiled("tokens_per_second"):
+        told.append(
+            f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was "
+            f"{baseline.unclean_words('tokens_per_second')}, so there is nothing to compare with."
+        )
+    return told
 
 
 def _quality(suite: Suite, rows: Sequence[Row]) -> str:
     if suite.quick or not suite.job.evaluates:
         return "Speed and memory only: quality was not measured and nothing is said of it."
     unjudged = [c for row in rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
-    if unjudged:
-        first = unjudged[0]
-        return f"Whether the rows hold {first.constraint} is not known: {first.detail}."
-    return ""
+    return f"Whether the rows hold {unjudged[0].constraint} is not known: {unjudged[0].detail}." if unjudged else ""
 
 
 def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
@@ -408,62 +337,55 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
         return "(1 seed: there is no measure of spread, so a difference may be chance.)"
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
     few = "; with so few only large differences can be told" if most == 2 else ""
-    tests = contest.tests
-    if not tests:
+    if not contest.tests:
         return f"({seeds}{few}.)"
-    if tests == 1:
+    if contest.tests == 1:
         return f"({seeds}{few}; one test, with its {1 - ALPHA:.0%} interval.)"
-    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {tests} tests.)"
-
-
-def _barred(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
-    """Names rows that would have been first had they held the constraints."""
-    best = ranked[0].metrics[metric.name].value if ranked else None
-    found = [
-        f"{row.option} ({_figure(metric, row)}) fails {_and(row.constraint_failures)}"
-        for row in rows
-        if row.constraint_failures and _beats(metric, row, best)
-    ]
-    return f"Better by {metric.name} but not eligible: {'; '.join(found)}." if found else ""
-
-
-def _failed_seeds(ranked: Sequence[Row]) -> str:
-    """Ranked rows that did not complete with every seed: what they reached with the others may flatter them."""
-    found = [
-        f"{row.option} with {len(row.failures)} of {row.planned} seeds "
-        f"({_and(sorted({failure.kind for failure in row.failures}))})"
-        for row in ranked
-        if row.failures
-    ]
-    return f"Failed, though ranked: {'; '.join(found)}." if found else ""
+    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {contest.tests} tests.)"
 
 
 def _beats(metric: Metric, row: Row, best: float | None) -> bool:
-    found = row.metrics[metric.name]
-    value = None if found.unclean else found.value
-    return value is not None and (best is None or metric.is_better(value, best))
+    value = row.metrics[metric.name].value
+    return value is not None and counts(row, metric.name) and (best is None or metric.is_better(value, best))
 
 
-def _seeds_left_out(metric: Metric, ranked: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
-    """Which ranked figures are of fewer trials than there are, as the GPUs' state spoilt the others."""
-    found = [
-        f"{row.option} {len(row.metrics[metric.name].left_out)} of {row.n} trials "
-        f"({summaries[row.option].unclean_words(metric.name)})"
-        for row in ranked
-        if row.metrics[metric.name].left_out
-    ]
-    return f"Left out for the state of the GPUs: {'; '.join(found)}." if found else ""
+def _beside_the_ranks(
+    metric: Metric, ranked: Sequence[Row], rows: Sequence[Row], summaries: Mapping[str, Summary]
+) -> list[str]:
+    """Rows that would have been first had they held the constraints, and ranked rows that lack trials.
+
+    What a row reached without the seeds that failed may flatter it.
+    """
+    best = ranked[0].metrics[metric.name].value if ranked else None
+    told = {
+        f"Better by {metric.name} but not eligible": [
+            f"{row.option} ({figure(metric, row)}) fails {_and(row.constraint_failures)}"
+            for row in rows
+            if row.constraint_failures and _beats(metric, row, best)
+        ],
+        "Failed, though ranked": [
+            f"{row.option} with {len(row.failures)} of {row.planned} seeds "
+            f"({_and(sorted({failure.kind for failure in row.failures}))})"
+            for row in ranked
+            if row.failures
+        ],
+        "Left out for the state of the GPUs": [
+            f"{row.option} {len(row.metrics[metric.name].left_out)} of {row.n} trials "
+            f"({summaries[row.option].unclean_words(metric.name)})"
+            for row in ranked
+            if row.metrics[metric.name].left_out
+        ],
+    }
+    return [f"{what}: {'; '.join(names)}." for what, names in told.items() if names]
 
 
 def _left_out(
     metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary], others_are_ranked: bool
 ) -> str:
     why = {row.option: _reason(metric, row, summaries[row.option]) for row in rows}
-    if others_are_ranked:
-        alone = [row for row in rows if row.eligible and row.rank is None and not why[row.option]]
-        why |= {
-            row.option: f"{row.n} seed{'s' if row.n > 1 else ''}, no spread to tell its rank by" for row in alone
-        }
+    for row in rows:
+        if others_are_ranked and row.eligible and row.rank is None and not why[row.option]:
+            why[row.option] = f"{row.n} seed{'s' if row.n > 1 else ''}, no spread to tell its rank by"
     told = [f"{name} ({reason})" for name, reason in why.items() if reason]
     return f"Not ranked: {', '.join(told)}." if told else ""
 
@@ -473,18 +395,18 @@ def _reason(metric: Metric, row: Row, summary: Summary) -> str:
     if row.identity.violations:
         return f"not the same job: {_and([violation.field for violation in row.identity.violations])}"
     if row.n == 0:
-        return _and(sorted({_failure(failure, summary) for failure in row.failures})) or "not run yet"
+        failures = {
+            f"{failure.kind} on a {summary.states[failure.seed].verdict} GPU, which is no finding"
+            if failure.note
+            else failure.kind
+            for failure in row.failures
+        }
+        return _and(sorted(failures)) or "not run yet"
     if summary.only_spoiled(metric.name):
         return f"every trial was {summary.unclean_words(metric.name)}"
     if metric.name == SECONDS_TO_LOSS and summary.not_reached:
         return summary.not_reached_words()
     return ""
-
-
-def _failure(failure: Failure, summary: Summary) -> str:
-    if not failure.note:
-        return failure.kind
-    return f"{failure.kind} on a {summary.states[failure.seed].verdict} GPU, which is no finding"
 
 
 def _and(words: Sequence[str]) -> str:
