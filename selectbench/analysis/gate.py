@@ -123,17 +123,23 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
     """Every option that both have, by every metric that both know."""
     ours, theirs = run.summaries, reference.summaries
     common = [name for name in theirs if name in ours]
-    differences = {metric: _differences(ours, theirs, common, metric) for metric in COMPARED}
+    differences = {
+        metric: changes({n: ours[n].values[metric] for n in common}, {n: theirs[n].values[metric] for n in common})
+        for metric in COMPARED
+    }
     tests = {
         (option, metric): HypothesisTest(difference)
         for metric, found in differences.items() if metric not in _SHOWN_ONLY
         for option, difference in found.items()
     }  # fmt: skip
     judged = judge_all(tests)
+    lost = [name for name in common if theirs[name].completed and not ours[name].completed]
+    elsewhere = [d for d in differing(run.where, reference.where) if not d.path.startswith(_PASSING)]
     return Compared(
         run=run.name, reference=reference.name, suite=differing(run.suite.resolved, reference.suite.resolved),
-        environment=_elsewhere(run, reference),
-        lost={n: _loss_of(ours[n]) for n in common if theirs[n].completed and not ours[n].completed},
+        # Records did not always tell the OpenMP library: what one run lacks says nothing.
+        environment=[d for d in elsewhere if d.path != "openmp" or None not in (d.reference, d.run)],
+        lost={n: ", ".join(sorted({f.kind for f in ours[n].failed.values()})) or "no outcome" for n in lost},
         changes=[
             _change(run.suite, ours[option], theirs[option], metric, differences[metric][option],
                     judged.get((option, metric)))
@@ -145,29 +151,12 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
     )  # fmt: skip
 
 
-def _elsewhere(run: ReadRun, reference: ReadRun) -> list[Differing]:
-    """Records did not always tell the OpenMP library: what one run lacks says nothing."""
-    found = [d for d in differing(run.where, reference.where) if not d.path.startswith(_PASSING)]
-    return [d for d in found if d.path != "openmp" or None not in (d.reference, d.run)]
-
-
-def _loss_of(ours: Summary) -> str:
-    return ", ".join(sorted({failure.kind for failure in ours.failed.values()})) or "no outcome"
-
-
-def _differences(
-    ours: Mapping[str, Summary], theirs: Mapping[str, Summary], common: Sequence[str], metric: str
-) -> dict[str, Difference]:
-    return changes({n: ours[n].values[metric] for n in common}, {n: theirs[n].values[metric] for n in common})
-
-
 def _change(
     suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: Judged | None
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
-    common = (
-        ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None
-    )  # as `changes` pairs them
+    common = ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None  # as `changes` does
+
     return Change(
         option=ours.name, metric=metric, reference=_centre(theirs, metric, common),
         run=_centre(ours, metric, common),
@@ -353,17 +342,15 @@ def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machi
     other = other_data(run, reference)
     if other:
         raise UserError(f"not the same data, so there is nothing to gate: {other}")
-    machines = [d for d in differing(run.environment, reference.environment) if _is_of_machine(d)]
+    # Older records say nothing of the processor's features.
+    machines = [
+        d
+        for d in differing(run.environment, reference.environment)
+        if d.path.startswith(MACHINE) and not (d.path == "cpu_features" and None in (d.reference, d.run))
+    ]
     if machines and not any_machine:
         told = "; ".join(f"{d.path}: {d.reference} there, {d.run} here" for d in machines[:3])
         raise UserError(f"not the same machine: {told}; --any-machine gates all the same")
-
-
-def _is_of_machine(found: Differing) -> bool:
-    """Older records say nothing of the processor's features."""
-    if found.path == "cpu_features" and None in (found.reference, found.run):
-        return False
-    return found.path.startswith(MACHINE)
 
 
 def _asked(

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import compress
 from operator import attrgetter, ne
 from typing import Any, Literal
 
 from selectbench.analysis.result import Certificate, Violation
 from selectbench.analysis.summary import Summary, below_the_floor
-from selectbench.choices import Choices
-from selectbench.choices.choice import Choice, is_own
+from selectbench.choices.choice import is_own
 from selectbench.choices.model import Gpt2, Llama, OwnModel
 from selectbench.record.record import Identity
 from selectbench.suite.job import LrSchedule, distinct_rates, shape_sha256, shares
@@ -103,8 +102,7 @@ _FOLLOWS = {
     }),
     "tokenizer": frozenset({
         "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters",
-        "trainable_parameters", "first_step_loss",
-        "first_step_gradient_norm",
+        "trainable_parameters", "first_step_loss", "first_step_gradient_norm",
     }),
     "python": frozenset({"sdpa_backends"}),
 }  # fmt: skip
@@ -172,21 +170,16 @@ def _status(name: str, ours: Identity, theirs: Identity, declared: bool) -> Stat
         return "not_verified"
     if name == "reduction_dtype" and any(i.world_size > 1 and i.reduction_dtype is None for i in (ours, theirs)):
         return "not_verified"
-    if _agrees(name, ours, theirs):
+    if name in FIRST_STEP:
+        tolerance = (FP32_TOLERANCE if _is_fp32(ours) and _is_fp32(theirs) else HALF_TOLERANCE)[name]
+        agrees = abs(mine - other) <= tolerance * max(abs(mine), abs(other))
+    else:  # one rank sums nothing, whatever the dtype
+        agrees = mine == other or (name == "reduction_dtype" and 1 in (ours.world_size, theirs.world_size))
+    if agrees:
         return "not_verified" if name == "dropout" and _other_masks(ours, theirs) else "same"
     if declared:
         return "declared"
     return "not_verified" if name in FIRST_STEP and _other_masks(ours, theirs) else "violation"
-
-
-def _agrees(name: str, ours: Identity, theirs: Identity) -> bool:
-    mine, other = getattr(ours, name), getattr(theirs, name)
-    if name in FIRST_STEP:
-        tolerance = (FP32_TOLERANCE if _is_fp32(ours) and _is_fp32(theirs) else HALF_TOLERANCE)[name]
-        return bool(abs(mine - other) <= tolerance * max(abs(mine), abs(other)))
-    if name == "reduction_dtype" and 1 in (ours.world_size, theirs.world_size):
-        return True  # One rank sums nothing.
-    return bool(mine == other)
 
 
 def _is_fp32(identity: Identity) -> bool:
@@ -205,26 +198,18 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
-    if any(_sets_shape(other.choices) for other in suite.options):  # then a difference is excused
+    others = [other.choices for other in suite.options]
+    if any(o.optimizer.sets_schedule or o.global_batch_size is not None for o in others):  # a difference is excused
         asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
     if (rates := choices.optimizer.peak_rates()) is not None:
         largest = _largest_share(job.lr_schedule, job.max_steps)
         asked["peak_learning_rate"] = distinct_rates(rate * largest for rate in rates)
     asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
-    if choices.global_batch_size is not None and not any(_skips(choice) for choice in choices.each().values()):
+    may_skip = any("steps_applied" in choice.may_change for choice in choices.each().values())
+    if choices.global_batch_size is not None and not may_skip:
         asked["steps_applied"] = job.max_steps
     steps = job.gradient_accumulation_steps(choices.micro_batch_size, asked["world_size"])
     return {**asked, "gradient_accumulation_steps": steps}
-
-
-def _sets_shape(choices: Choices) -> bool:
-    """Whether an option's learning rates are others than the job's."""
-    return choices.optimizer.sets_schedule or choices.global_batch_size is not None
-
-
-def _skips(choice: Choice) -> bool:
-    """Whether a trial with the choice may leave steps out."""
-    return "steps_applied" in choice.may_change
 
 
 @cache
@@ -300,29 +285,21 @@ class _Findings:
 
 def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> dict[str, Certificate]:
     """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
-    found = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
+    findings = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
     rules = _Rules(suite)
     for seed in baseline.planned:
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
         for summary in done.values():
-            _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])
-    for summary in summaries:
-        _look_besides(summary, suite.baseline, found[summary.name])
-    return {name: findings.certificate() for name, findings in found.items()}
-
-
-def _look_besides(summary: Summary, baseline: str, into: _Findings) -> None:
-    """Other settings than the suite's, and a loss that nothing can have."""
-    for seed, differing in other_settings(summary).items():
-        into.violate(
-            "settings", seed, asked=told(differing, 2), option=told(differing, 1), baseline=None, against=baseline
-        )
-    for seed, measured in summary.measurements.items():
-        if below_the_floor(measured):
-            floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
-            into.violate(
-                "final_loss", seed, asked=floor, option=measured.final_loss, baseline=None, against=baseline
-            )
+            _examine(rules, summary, next(iter(done.values())), seed, findings[summary.name])
+    for summary in summaries:  # besides, other settings than the suite's, and a loss that nothing can have
+        violate = partial(findings[summary.name].violate, baseline=None, against=suite.baseline)
+        for seed, differing in other_settings(summary).items():
+            violate("settings", seed, asked=told(differing, 2), option=told(differing, 1))
+        for seed, measured in summary.measurements.items():
+            if below_the_floor(measured):
+                floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
+                violate("final_loss", seed, asked=floor, option=measured.final_loss)
+    return {name: found.certificate() for name, found in findings.items()}
 
 
 def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, into: _Findings) -> None:

@@ -43,14 +43,17 @@ class _Reached(NamedTuple):
 
 
 def to_loss(summary: Summary) -> ToLoss | None:
-    """Means over the seeds that the baseline completed too; trials on throttled or shared GPUs are left out."""
+    """Means over the seeds that the baseline completed too; trials on throttled or shared GPUs are left out.
+
+    A mean is None where one seed's value is not known.
+    """
     there = _reached(summary)
     if not there and not summary.not_reached:
         return None
-    every = {} if summary.not_reached else there
-    means = {name: _mean(every, read) for name, read in PRICES.items()}
+    known = {} if summary.not_reached else {price: price_by_seed(summary, price) for price in PRICES}
+    means = {price: mean(list(v.values())) for price, v in known.items() if len(v) == len(there)}
     return ToLoss(
-        seconds=means["seconds"], tokens=means["tokens"], joules=means["joules"], usd=means["usd"],
+        seconds=means.get("seconds"), tokens=means.get("tokens"), joules=means.get("joules"), usd=means.get("usd"),
         reached=list(there), not_reached=summary.not_reached,
     )  # fmt: skip
 
@@ -74,20 +77,10 @@ def _joules(reached: _Reached) -> float | None:
     return None if each is None else each * reached.tokens
 
 
-def _usd(reached: _Reached) -> float | None:
-    return usd_for(reached.observed, seconds=reached.seconds, tokens=reached.tokens)
-
-
 PRICES: dict[str, Callable[[_Reached], float | None]] = {
-    "seconds": lambda reached: reached.seconds, "tokens": lambda reached: reached.tokens,
-    "joules": _joules, "usd": _usd,
+    "seconds": lambda reached: reached.seconds, "tokens": lambda reached: reached.tokens, "joules": _joules,
+    "usd": lambda reached: usd_for(reached.observed, seconds=reached.seconds, tokens=reached.tokens),
 }  # fmt: skip
-
-
-def _mean(reached: Mapping[int, _Reached], read: Callable[[_Reached], float | None]) -> float | None:
-    """None where one is not known."""
-    known = finite_of_each(read, reached)
-    return mean(list(known.values())) if len(known) == len(reached) else None
 
 
 # Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
@@ -135,28 +128,23 @@ def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, S
     if not taking_part or not over:
         return list(rows)
     names = [row.option for row in taking_part]
-    diverged = np.array([has_diverged(row) for row in taking_part])
-    found = _dominates(contest, names, over, diverged)
-    by = {name: [names[j] for j in np.flatnonzero(found[:, i])] for i, name in enumerate(names)}
+    shape = (len(names), len(names))
+    better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
+    for metric in over:
+        threshold, more = contest.suite.threshold(metric), METRICS[metric].better == "more"
+        pairs = all_pairs(contest.blocks[metric], names)
+        better = pairs.better(threshold, more_is_better=more)
+        better_somewhere |= better
+        worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
+    diverged = np.array([has_diverged(row) for row in taking_part])  # such a row dominates none
+    dominates = better_somewhere & ~worse_somewhere & ~diverged[:, None]
+    by = {name: [names[j] for j in np.flatnonzero(dominates[:, i])] for i, name in enumerate(names)}
     return [
         row.model_copy(update={"pareto": not by[row.option], "dominated_by": by[row.option]})
         if row.option in by
         else row
         for row in rows
     ]
-
-
-def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], diverged: Bools) -> Bools:
-    """[i, j]: whether i dominates j; one that diverged with a seed dominates none."""
-    shape = (len(names), len(names))
-    better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
-    for name in over:
-        threshold, more = contest.suite.threshold(name), METRICS[name].better == "more"
-        pairs = all_pairs(contest.blocks[name], names)
-        better = pairs.better(threshold, more_is_better=more)
-        better_somewhere |= better
-        worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
-    return better_somewhere & ~worse_somewhere & ~diverged[:, None]
 
 
 # What is asked of a ranking besides its objective: the questions, and which rows may answer each.
@@ -228,18 +216,15 @@ def questions(
     quality = "bits_per_byte" if apart else "final_loss"
     quality = suite.decide.objective if METRICS[suite.decide.objective].quality else quality
     speed = "bytes_per_second" if apart else "tokens_per_second"
-    found = [
-        _by_metric("fastest", f"Fastest{words}", equal, contest, speed),
-        None
-        if share_main_memory(suite.device, list(summaries.values()))
-        else _by_metric(
-            "smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes"
-        ),
-        None if apart else _to_loss(within, summaries),
-        _by_metric("best_quality", "Best quality", learnt, contest, quality),
-    ]
+    asked = [_by_metric("fastest", f"Fastest{words}", equal, contest, speed)]
+    if not share_main_memory(suite.device, list(summaries.values())):
+        asked.append(
+            _by_metric("smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes")
+        )
+    asked += [] if apart else [_to_loss(within, summaries)]
+    asked.append(_by_metric("best_quality", "Best quality", learnt, contest, quality))
     objective = suite.decide.objective
-    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in found if q]
+    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in asked if q]
 
 
 def _within_limits(row: Row) -> bool:
@@ -273,33 +258,22 @@ def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
 def _by_metric(
     name: VerdictName, title: str, rows: Sequence[Row], contest: Contest, metric_name: str
 ) -> Question | None:
-    known = [row for row in rows if counts(row, metric_name) and not _has_gap(row, metric_name)]
-    if rows and not known:
-        return None
     metric = METRICS[metric_name]
 
-    def show(option: str, value: float) -> Told:
-        return with_ratio(contest.suite, metric, next(row for row in known if row.option == option))
+    def has_gap(row: Row) -> bool:
+        """Whether seeds that completed lack the figure, which the others would flatter."""
+        measured = row.metrics[metric_name]
+        return metric.quality and measured.n + len(measured.left_out) < row.n
 
-    values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
-    threshold = contest.suite.threshold(metric_name)
+    known = {row.option: row for row in rows if counts(row, metric_name) and not has_gap(row)}
+    if rows and not known:
+        return None
+    means = {option: row.metrics[metric_name].value for option, row in known.items()}
     return Question(
-        name,
-        title,
-        known,
-        contest.blocks[metric_name],
-        threshold,
-        metric.better == "more",
-        show,
-        values,
-        metric_name,
-    )
-
-
-def _has_gap(row: Row, metric: str) -> bool:
-    """Whether seeds that completed lack the figure, which the others would flatter."""
-    found = row.metrics[metric]
-    return METRICS[metric].quality and found.n + len(found.left_out) < row.n
+        name, title, list(known.values()), contest.blocks[metric_name], contest.suite.threshold(metric_name),
+        metric.better == "more", lambda option, _: with_ratio(contest.suite, metric, known[option]),
+        {option: value for option, value in means.items() if value is not None}, metric_name,
+    )  # fmt: skip
 
 
 def figure(metric: Metric, row: Row) -> str:
@@ -350,13 +324,24 @@ BEST = "best.yaml"
 def verdicts(
     suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
 ) -> list[NamedVerdict]:
-    """One for each question that the run has figures for. `rows` in the order of the ranking."""
+    """One for each question that the run has figures for. `rows` in the order of the ranking.
+
+    Each has the file of its option: `best.yaml` for what the objective asks for, one for every other option.
+    """
     asked = questions(suite, rows, summaries, contest)
-    found = [_answered(suite, rows, summaries, question) for question in asked]
-    objective = next((question.name for question in asked if question.is_objective), None)
-    return _with_files(
-        suite, rows, objective, [verdict for verdict in found if verdict.option or suite.job.evaluates]
-    )
+    answers = [_answered(suite, rows, summaries, question) for question in asked]
+    answers = [verdict for verdict in answers if verdict.option or suite.job.evaluates]
+    memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
+    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY, "best_quality")}
+    by_objective = next((question.name for question in asked if question.is_objective), None)
+    decisive = names.get(suite.decide.objective, by_objective)
+    first = rows[0].option if rows and rows[0].rank is not None else None
+    best = next((v.option for v in answers if v.name == decisive), first)
+    files = [BEST if v.option == best else f"best_{v.name.removeprefix('best_')}.yaml" for v in answers]
+    return [
+        v.model_copy(update={"file": file, "command": f"selectbench run {file}"}) if v.option else v
+        for v, file in zip(answers, files, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -408,12 +393,8 @@ def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
     else:
         ahead = names[_leader(pairs, better, more_is_better=more)]
         best = _first_of_equals(pairs, better, ahead, question.threshold)
-    if (
-        suite.baseline in names
-        and best != suite.baseline
-        and not _beats_baseline(suite, rows, question, pairs, best)
-    ):
-        best = suite.baseline
+    if suite.baseline in names and best != suite.baseline:
+        best = best if _beats_baseline(suite, rows, question, pairs, best) else suite.baseline
     beaten = better[names.index(best)].tolist()
     tied = [n for n, shown in zip(names, beaten, strict=True) if n != best and (n == ahead or not shown)]
     if question.is_objective and best in order:
@@ -463,7 +444,7 @@ def _at_what(suite: Suite, question: Question, row: Row) -> str:
 def _nobody(question: Question) -> NamedVerdict:
     told = "No option qualifies."
     if question.open:
-        told = f"Open: whether {_some(question.open)} {_hold(question.open)} the constraints is undecided."
+        told = f"Open: whether {_some_hold(question.open)} the constraints is undecided."
     return NamedVerdict(
         name=question.name, title=question.title, option=None, sentence=told,
         confidence="", sure=False, tied_with=[], choices={}, file=None, command=None,
@@ -471,25 +452,21 @@ def _nobody(question: Question) -> NamedVerdict:
 
 
 def _confidence(question: Question, found: _Finding) -> str:
-    is_open = question.open and f" Open: whether {_some(question.open)} {_hold(question.open)} the constraints."
+    is_open = f" Open: whether {_some_hold(question.open)} the constraints." if question.open else ""
     if len(question.values) == 1:
-        only = "The only option that qualifies."
-        return f"The only option shown to qualify.{is_open}" if is_open else only
+        return f"The only option shown to qualify.{is_open}" if is_open else "The only option that qualifies."
     if not found.known:
-        return f"No measure of spread: the order may be chance.{is_open or ''}"
+        return f"No measure of spread: the order may be chance.{is_open}"
     if not found.tied:
         own = "" if question.is_objective else ", by this question's own tests"
-        return f"Shown to be better than every other option that qualifies{own}.{is_open or ''}"
+        return f"Shown to be better than every other option that qualifies{own}.{is_open}"
     same = [name for name in found.tied if name in found.same]
     undecided = [name for name in found.tied if name not in found.same]
-    parts = (
-        [f"no difference that matters (less than {units.share(question.threshold)}) to {_some(same)}"]
-        if same
-        else []
-    )
+    matters = units.share(question.threshold)
+    parts = [f"no difference that matters (less than {matters}) to {_some(same)}"] if same else []
     parts += [f"not shown to differ from {_some(undecided)}"] if undecided else []
     told = "; ".join(parts)
-    return f"{told[0].upper()}{told[1:]}.{is_open or ''}"
+    return f"{told[0].upper()}{told[1:]}.{is_open}"
 
 
 def _outdone(row: Row, found: _Finding) -> str:
@@ -501,26 +478,8 @@ def _outdone(row: Row, found: _Finding) -> str:
     return f" {_some(names)} {verb} shown to be better in another figure and worse in none by more than matters."
 
 
-def _hold(names: Sequence[str]) -> str:
-    return "holds" if len(names) == 1 else "hold"
-
-
-def _with_files(
-    suite: Suite, rows: Sequence[Row], objective: str | None, found: Sequence[NamedVerdict]
-) -> list[NamedVerdict]:
-    """Each with the file of its option: `best.yaml` for what the objective asks for, one for every other option."""
-    memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
-    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY, "best_quality")}
-    asked = names.get(suite.decide.objective, objective)
-    first = rows[0].option if rows and rows[0].rank is not None else None
-    best = next((v.option for v in found if v.name == asked), first)
-    return [_with_file(v, BEST if v.option == best else f"best_{v.name.removeprefix('best_')}.yaml") for v in found]
-
-
-def _with_file(verdict: NamedVerdict, file: str) -> NamedVerdict:
-    if verdict.option is None:
-        return verdict
-    return verdict.model_copy(update={"file": file, "command": f"selectbench run {file}"})
+def _some_hold(names: Sequence[str]) -> str:
+    return f"{_some(names)} {'holds' if len(names) == 1 else 'hold'}"
 
 
 def _some(names: Sequence[str]) -> str:

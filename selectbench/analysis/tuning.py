@@ -70,18 +70,14 @@ def _attempts(suite: Suite, records: Sequence[Record], metric: str) -> Attempts:
     names = {option.name for option in suite.options}
     found: dict[str, dict[Key, Attempt]] = {}
     for record in records:
-        if record.phase == "tune" and record.trial.tunes in names and not _was_interrupted(record):
-            value = None
-            if isinstance(record.outcome, Completed):
-                value = finite(FORMULAS[metric], observe(record, suite))
-            attempt = Attempt(dict(record.trial.tried), value, record)
-            found.setdefault(record.trial.tunes, {})[key_of(record.trial.tried)] = attempt
+        interrupted = isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
+        if record.phase != "tune" or record.trial.tunes not in names or interrupted:  # the last is run again
+            continue
+        completed = isinstance(record.outcome, Completed)
+        value = finite(FORMULAS[metric], observe(record, suite)) if completed else None
+        attempt = Attempt(dict(record.trial.tried), value, record)
+        found.setdefault(record.trial.tunes, {})[key_of(record.trial.tried)] = attempt
     return found
-
-
-def _was_interrupted(record: Record) -> bool:
-    """Such a trial is run again, and says nothing."""
-    return isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
 
 
 def fastest(attempts: Mapping[Key, Attempt]) -> Attempt | None:
@@ -233,14 +229,11 @@ def is_as_fast(trial: Measurement, fastest: Measurement) -> bool:
     speeds = tokens_per_second(trial), tokens_per_second(fastest)
     if speeds[0] is None or not speeds[1]:
         return False
-    error = math.sqrt(_relative_error(trial) ** 2 + _relative_error(fastest) ** 2)
-    return 1 - speeds[0] / speeds[1] <= max(SHARE, ERRORS * error)
-
-
-def _relative_error(m: Measurement) -> float:
-    """Of the mean step time, as a share of it; 0 where fewer than two steps are known."""
-    spread, centre = standard_deviation(m.step_seconds), mean(m.step_seconds)
-    return spread / centre / math.sqrt(m.timed_steps) if spread and centre else 0.0
+    squares = 0.0
+    for m in (trial, fastest):
+        spread, centre = standard_deviation(m.step_seconds), mean(m.step_seconds)
+        squares += (spread / centre / math.sqrt(m.timed_steps)) ** 2 if spread and centre else 0.0
+    return 1 - speeds[0] / speeds[1] <= max(SHARE, ERRORS * math.sqrt(squares))
 
 
 # How each option came to its own best, as ranking.json says it.
@@ -259,39 +252,30 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
         return None
     before = [r.wall_seconds for r in records if r.phase == "tune"]
     contest = [r.wall_seconds for r in records if r.phase == "contest"]
+    sizes, tuning = speed_attempts(declared, records), tuning_attempts(sized, records)
     return Search(
-        sizes=_sizes(declared, speed_attempts(declared, records)) if declared.best_of else [],
-        tuning=_tuning(sized, tuning_attempts(sized, records)) if declared.tune else [],
+        sizes=[_sized(declared, o, sizes) for o in tuned_options(declared)] if declared.best_of else [],
+        tuning=[_tuned(sized, declared.tune, o, tuning) for o in tuned_options(sized)] if declared.tune else [],
         seed=declared.tune.seed if declared.tune else None,
         wall_seconds=math.fsum(before), contest_wall_seconds=math.fsum(contest),
     )  # fmt: skip
 
 
-def _sizes(suite: Suite, attempts: Attempts) -> list[OwnBest]:
-    return [_sized(suite, option, attempts.get(option.name, {})) for option in tuned_options(suite)]
+def _sized(suite: Suite, option: Option, attempts: Attempts) -> OwnBest:
+    own, chosen = _ordered(attempts, option), fastest(attempts.get(option.name, {}))
+    edges: dict[str, Literal["low", "high"]] = {}
+    if chosen is not None and chosen is own[-1]:  # the largest: one twice as large would cut the step too
+        ranks = chosen.record.identity.world_size if chosen.record.identity else 1
+        twice = 2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks
+        edges = {} if suite.job.of(option.choices).global_batch_size % twice else {MICRO_BATCH_SIZE: "high"}
+    return _own_best(option, "tokens_per_second", own, chosen, speed_job(suite), edges=edges)
 
 
-def _sized(suite: Suite, option: Option, attempts: Mapping[Key, Attempt]) -> OwnBest:
-    own, chosen = _ordered(attempts), fastest(attempts)
-    side = _end_of(own, chosen, suite.job.of(option.choices))
-    return _own_best(
-        option, "tokens_per_second", own, chosen, speed_job(suite),
-        edges={MICRO_BATCH_SIZE: side} if side else {},
-    )  # fmt: skip
-
-
-def _tuning(suite: Suite, attempts: Attempts) -> list[OwnBest]:
-    assert suite.tune is not None
-    return [
-        _tuned(suite, suite.tune, option, _ordered(attempts.get(option.name, {})))
-        for option in tuned_options(suite)
-    ]
-
-
-def _tuned(suite: Suite, tune: Tune, option: Option, own: list[Attempt]) -> OwnBest:
-    axes = axes_of(tune, option.choices)
-    alone = axes[0] if len(axes) == 1 and len(own) > 1 else None
-    low, high, is_open = flat_range(tune, alone, own) if alone else (None, None, False)
+def _tuned(suite: Suite, tune: Tune, option: Option, attempts: Attempts) -> OwnBest:
+    own, axes = _ordered(attempts, option), axes_of(tune, option.choices)
+    low, high, is_open = None, None, False
+    if len(axes) == 1 and len(own) > 1:
+        low, high, is_open = flat_range(tune, axes[0], own)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
     return _own_best(
         option, tune.metric, own, best(tune, own), tuning_job(suite),
@@ -331,36 +315,22 @@ def _edges(
     }  # fmt: skip
 
 
-def _ordered(attempts: Mapping[Key, Attempt]) -> list[Attempt]:
-    return [attempts[key] for key in sorted(attempts)]
+def _ordered(attempts: Attempts, option: Option) -> list[Attempt]:
+    return [attempt for _, attempt in sorted(attempts.get(option.name, {}).items(), key=lambda entry: entry[0])]
 
 
 def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
     outcome = attempt.record.outcome
-    done = isinstance(outcome, Completed)
+    completed = outcome if isinstance(outcome, Completed) else None
+    first = chosen.record.outcome if chosen and set(attempt.values) == {MICRO_BATCH_SIZE} else None
+    as_fast = False
+    if completed and isinstance(first, Completed) and attempt is not chosen:
+        as_fast = is_as_fast(completed.measurement, first.measurement)
     return Tried(
-        values=attempt.values, value=attempt.value, chosen=attempt is chosen,
+        values=attempt.values, value=attempt.value, chosen=attempt is chosen, as_fast=as_fast,
         outcome="completed" if isinstance(outcome, Completed) else outcome.kind,
-        as_fast=attempt is not chosen and _is_as_fast(attempt, chosen),
-        peak_memory_bytes=peak_memory_bytes(outcome.measurement) if done else None,  # type: ignore[union-attr]
+        peak_memory_bytes=peak_memory_bytes(completed.measurement) if completed else None,
     )  # fmt: skip
-
-
-def _is_as_fast(attempt: Attempt, fastest: Attempt | None) -> bool:
-    if fastest is None or set(attempt.values) != {MICRO_BATCH_SIZE}:
-        return False
-    ours, theirs = attempt.record.outcome, fastest.record.outcome
-    if not isinstance(ours, Completed) or not isinstance(theirs, Completed):
-        return False
-    return is_as_fast(ours.measurement, theirs.measurement)
-
-
-def _end_of(own: Sequence[Attempt], chosen: Attempt | None, job: Job) -> Literal["high"] | None:
-    """`high` where the largest was the fastest and one twice as large would cut the step too."""
-    if chosen is None or chosen is not own[-1]:
-        return None
-    ranks = chosen.record.identity.world_size if chosen.record.identity else 1
-    return None if job.global_batch_size % (2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks) else "high"
 
 
 def flat_range(tune: Tune, axis: Axis, own: Sequence[Attempt]) -> tuple[float | None, float | None, bool]:
