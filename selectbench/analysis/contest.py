@@ -20,11 +20,12 @@ from selectbench.analysis.family import (
     all_pairs,
     decide,
     judge_all,
+    own_interval,
     seeds_to_settle,
 )
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
-from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, quantile
+from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one
 from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words
 from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
@@ -275,14 +276,10 @@ class Contest:
         difference = self.blocks[metric].difference(option, self.baseline.name)
         if difference is None:
             return None, None, None
-        centre, error = difference.estimate, difference.standard_error
-        judged = self.judged.get((option, ""))
-        if metric == self.suite.decide.objective and judged is not None:
-            return ratio_of(centre), ratio_of(judged.low), ratio_of(judged.high)
-        if error is None:
-            return ratio_of(centre), None, None
-        half = error * float(quantile(ALPHA, difference.degrees_of_freedom or math.inf))
-        return ratio_of(centre), ratio_of(centre - half), ratio_of(centre + half)
+        judged = self.judged.get((option, "")) if metric == self.suite.decide.objective else None
+        ends = (judged.low, judged.high) if judged else own_interval(difference)
+        low, high = ends or (None, None)
+        return ratio_of(difference.estimate), ratio_of(low), ratio_of(high)
 
 
 def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> Contest:
@@ -349,7 +346,7 @@ PAST_THE_GATE = 10
 
 
 @dataclass(frozen=True)
-class Standing:
+class Ranks:
     """Who is shown to be better than whom."""
 
     names: Sequence[str]
@@ -371,15 +368,15 @@ class Standing:
             return [name] if len(suite.options) == 1 or known[name] > 1 else []
         return [name for i, name in enumerate(self.names) if self.known[i].any()]
 
-    def rank(self, option: str, among: Sequence[str]) -> int:
+    def rank(self, option: str) -> int:
         """1 and the number of others shown to be better."""
-        place, others = self._places(option, among)
-        return 1 + int(self.better[others, place].sum())
+        return 1 + int(self.better[:, self.names.index(option)].sum())
 
-    def ties(self, option: str, among: Sequence[str]) -> list[str]:
-        """Others that it is shown to be neither better nor worse than."""
-        place, others = self._places(option, among)
-        return [self.names[o] for o in others if not self.better[o, place] and not self.better[place, o]]
+    def ties(self, option: str) -> list[str]:
+        """Others with a rank that it is shown to be neither better nor worse than."""
+        place = self.names.index(option)
+        told_apart = dict(zip(self.names, (self.better[place] | self.better[:, place]).tolist(), strict=True))
+        return [name for name in self.ranked if name != option and not told_apart[name]]
 
     def comparison(self, option: str, against: str) -> Comparison | None:
         """The pair by the objective; with the baseline as the declared family has it. None: no seed of both.
@@ -408,12 +405,8 @@ class Standing:
             return comparison.model_copy(update={"decision": "undecided"})
         return comparison
 
-    def _places(self, option: str, among: Sequence[str]) -> tuple[int, list[int]]:
-        number = {name: i for i, name in enumerate(self.names)}
-        return number[option], [number[name] for name in among if name != option]
 
-
-def stand(contest: Contest, names: Sequence[str]) -> Standing:
+def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     """Of the options of these names, the baseline among them or not."""
     objective, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
     threshold, more = contest.suite.threshold(objective.name), objective.better == "more"
@@ -434,7 +427,7 @@ def stand(contest: Contest, names: Sequence[str]) -> Standing:
             decision = contest.decision(one) if name in contest.differences else None
             known[own, place] = known[place, own] = decision is not None and one is not None
             better[place, own], better[own, place] = decision == "better", decision == "worse"
-    return Standing(order, better, known, contest, pairs)
+    return Ranks(order, better, known, contest, pairs)
 
 
 def _turned(seen: Comparison, against: str) -> Comparison:

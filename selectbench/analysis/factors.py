@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from selectbench.analysis.family import ALPHA
+from selectbench.analysis.family import own_interval
 from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Share
-from selectbench.analysis.statistics import Floats, quantile
+from selectbench.analysis.statistics import Floats, differences_over_seeds
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
 from selectbench.suite.suite import CONTROL, Option, Suite
@@ -57,11 +57,12 @@ def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[R
     effects = _effects(logs, factors)
     if not effects:
         return None
+    sizes: dict[str, float] = {}
+    for effect in effects:
+        sizes[effect.factor] = max(sizes.get(effect.factor, 0.0), abs(math.log(effect.ratio)))
+    effects.sort(key=lambda e: (-sizes[e.factor], e.factor, -abs(math.log(e.ratio))))
     shares = _shares(rows, factors, effects)
-    return FactorView(
-        effects=sorted(effects, key=lambda e: (-_size(effects, e.factor), e.factor, -abs(math.log(e.ratio)))),
-        interactions=_interactions(logs, factors), **shares,
-    )  # fmt: skip
+    return FactorView(effects=effects, interactions=_interactions(logs, factors), **shares)
 
 
 def factors_of(options: Sequence[Option], baseline: str, besides: frozenset[str] = frozenset()) -> list[Factor]:
@@ -164,16 +165,11 @@ def _by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[
 
 def _over_seeds(logarithms: Floats) -> dict[str, float | None]:
     """Ratio with the ends of its own interval."""
-    centre, seeds = float(np.mean(logarithms)), len(logarithms)
-    if seeds < 2:
-        return {"ratio": math.exp(centre), "low": None, "high": None}
-    error = float(np.std(logarithms, ddof=1)) / math.sqrt(seeds)
-    half = error * float(quantile(ALPHA, seeds - 1))
-    return {"ratio": math.exp(centre), "low": math.exp(centre - half), "high": math.exp(centre + half)}
-
-
-def _size(effects: Sequence[Effect], factor: str) -> float:
-    return max(abs(math.log(effect.ratio)) for effect in effects if effect.factor == factor)
+    mean = differences_over_seeds(logarithms[None, :], np.zeros(1, bool), None).one(0)
+    assert mean is not None
+    ends = own_interval(mean)
+    low, high = map(math.exp, ends) if ends else (None, None)
+    return {"ratio": math.exp(mean.estimate), "low": low, "high": high}
 
 
 def _shares(rows: Sequence[Row], factors: Sequence[Factor], effects: Sequence[Effect]) -> dict[str, Any]:

@@ -133,6 +133,14 @@ def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decisio
     return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
 
 
+def own_interval(difference: Difference) -> tuple[float, float] | None:
+    """Ends of its 95 % interval by itself, as logarithms; None: no measure of spread."""
+    if difference.standard_error is None:
+        return None
+    half = difference.standard_error * float(quantile(ALPHA, difference.degrees_of_freedom or math.inf))
+    return difference.estimate - half, difference.estimate + half
+
+
 def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int | None:
     """More seeds until a distance so large would be told with a chance of LIKELY; None: more than MOST_SEEDS.
 

@@ -300,21 +300,26 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
         (option, text): _asked(text, limit, option, ours, theirs)
         for option in held for text, limit in parsed.items()
     }  # fmt: skip
+    strangers = ", ".join(name for name in ours if name not in held)
+    told = [f"not gated, as the reference completed no trial of them: {strangers}"] if strangers else []
     judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, Asked)})
     others = run.other_jobs()
     concluded = {key: a.concluded(judged.get(key), None) if isinstance(a, Asked) else a for key, a in asked.items()}
-    checks = [_check(option, found, others) for (option, _), found in concluded.items()]
+    checks = [
+        Check(option=option, limit=found.constraint, verdict="inconclusive", detail="not the baseline's job")
+        if option in others
+        else Check(
+            option=option, limit=found.constraint, verdict=_VERDICTS.get(found.verdict, "inconclusive"),
+            detail=found.detail, p_adjusted=found.p_adjusted,
+        )
+        for (option, _), found in concluded.items()
+    ]  # fmt: skip
     checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
     return Gate(
         run=run.name, reference=reference.name, verdict=overall(checks), checks=checks,
         tests=sum(not one.is_exact for one in judged.values()),
-        notes=[*_not_held(ours, held), *run.notes, *reference.notes],
+        notes=[*told, *run.notes, *reference.notes],
     )  # fmt: skip
-
-
-def _not_held(ours: Mapping[str, Summary], held: Sequence[str]) -> list[str]:
-    strangers = [name for name in ours if name not in held]
-    return [f"not gated, as the reference completed no trial of them: {', '.join(strangers)}"] if strangers else []
 
 
 def overall(checks: Sequence[Check]) -> Verdict:
@@ -359,8 +364,8 @@ def _asked(
     values = ours[option].values[limit.metric] if option in ours else {}
     gap = gap_in(text, limit.metric, ours[option]) if option in ours else None
     if gap:
-        both = theirs[option].blown_up(limit.metric) == ours[option].blown_up(limit.metric) != []
-        return _open(text, f"{gap.detail}, in both runs") if both else gap
+        in_both = theirs[option].blown_up(limit.metric) == ours[option].blown_up(limit.metric) != []
+        return _open(text, f"{gap.detail}, in both runs") if in_both else gap
     if not values:
         return _open(text, f"the run has no {limit.metric}")
     lost = ours[option].without_ratio(limit.metric)
@@ -368,13 +373,11 @@ def _asked(
         return directly(text, limit, ours[option])
     if lost or theirs[option].without_ratio(limit.metric):
         return seed_by_seed(text, limit, ours[option], theirs[option])
-    if limit.against is None:
-        found = of_one(values)
-    else:
+    found = of_one(values)
+    if limit.against is not None:
         common = [name for name in theirs if name in ours]
-        found = changes(
-            {n: ours[n].values[limit.metric] for n in common}, {n: theirs[n].values[limit.metric] for n in common}
-        ).get(option)
+        both = [{name: run[name].values[limit.metric] for name in common} for run in (ours, theirs)]
+        found = changes(*both).get(option)
     if found is None:
         return _open(text, f"the reference has no {limit.metric}")
     return Asked(text, limit, HypothesisTest(found, math.log(limit.value)))
@@ -384,27 +387,16 @@ def _open(text: str, detail: str) -> ConstraintVerdict:
     return ConstraintVerdict(constraint=text, verdict="undecided", detail=detail)
 
 
-def _check(option: str, found: ConstraintVerdict, others: set[str]) -> Check:
-    verdict = _VERDICTS.get(found.verdict, "inconclusive")
-    if option in others:
-        return Check(option=option, limit=found.constraint, verdict="inconclusive", detail="not the baseline's job")
-    return Check(
-        option=option, limit=found.constraint, verdict=verdict, detail=found.detail, p_adjusted=found.p_adjusted
-    )
-
-
 def _failed(option: str, ours: Summary | None, theirs: Summary) -> Check | None:
     """An option that fails with seeds that the reference completed."""
     if ours is None:
         return Check(option=option, limit="completes", verdict="inconclusive", detail="the run does not have it")
     failed = {s: f for s, f in ours.failed.items() if s in theirs.completed}
     missing = [seed for seed in theirs.completed if seed not in ours.completed and seed not in ours.failed]
-    if missing and not failed:
-        detail = f"no outcome for seed {', '.join(map(str, missing))}, which the reference completed"
-        return Check(option=option, limit="completes", verdict="inconclusive", detail=detail)
-    if not failed:
+    if not failed and not missing:
         return None
-    kinds = ", ".join(sorted({failure.kind for failure in failed.values()}))
+    what = ", ".join(sorted({failure.kind for failure in failed.values()})) or "no outcome for"
+    seeds = f"{'with ' if failed else ''}seed {', '.join(map(str, failed or missing))}"
     sure = any(failure.kind not in _NO_FINDING for failure in failed.values())
-    detail = f"{kinds} with seed {', '.join(map(str, failed))}, which the reference completed"
+    detail = f"{what} {seeds}, which the reference completed"
     return Check(option=option, limit="completes", verdict="regression" if sure else "inconclusive", detail=detail)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from selectbench import units
-from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, stand
+from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, ranks_of
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import ALPHA
 from selectbench.analysis.hardware import (
@@ -80,12 +80,11 @@ def _rows(contest: Contest, summaries: Mapping[str, Summary], certificates: Mapp
         ratios = {row.option: row.metrics["tokens_per_second"].ratio_to_baseline for row in rows}
         grown = {n: scaling(suite.device, s, contest.baseline, ratios[n]) for n, s in summaries.items()}
         rows = [row.model_copy(update={"scaling": grown[row.option]}) for row in rows]
-    standing = stand(contest, [row.option for row in rows if _placeable(suite, row)])
-    ranked = standing.ranked
-    places = {n: {"rank": standing.rank(n, ranked), "tied_with": standing.ties(n, ranked)} for n in ranked}
+    ranks = ranks_of(contest, [row.option for row in rows if _placeable(suite, row)])
+    places = {n: {"rank": ranks.rank(n), "tied_with": ranks.ties(n)} for n in ranks.ranked}
     rows = _in_order(suite, [row.model_copy(update=places.get(row.option, {})) for row in rows])
     best = rows[0].option
-    against = {n: {"against_best": standing.comparison(n, best)} for n in ranked if n != best}
+    against = {n: {"against_best": ranks.comparison(n, best)} for n in ranks.ranked if n != best}
     rows = [row.model_copy(update=against.get(row.option, {})) for row in rows]
     return with_pareto(contest, rows, summaries)
 

@@ -24,13 +24,11 @@ from selectbench.suite.suite import Suite
 
 
 TIME_TO_LOSS_RULE = (
-    "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the "
-    "baseline's final "
-    "one with the same seed, plus the share of the loss that the suite calls too small to matter; for the baseline "
-    "too. Between evaluations the loss is taken to fall in a straight line; where it is there at the first "
-    "evaluation already, that one counts. Seconds are of training alone. An option that gets there early does "
-    "so in "
-    "the midst of its own schedule: one made for fewer steps would get there otherwise."
+    "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the baseline's "
+    "final one with the same seed, plus the share of the loss that the suite calls too small to matter; for the "
+    "baseline too. Between evaluations the loss is taken to fall in a straight line; where it is there at the "
+    "first evaluation already, that one counts. Seconds are of training alone. An option that gets there early "
+    "does so in the midst of its own schedule: one made for fewer steps would get there otherwise."
 )
 
 
@@ -120,7 +118,7 @@ def counts(row: Row, metric: str) -> bool:
 
 def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Row]:
     """The rows with `pareto` and `dominated_by` told for those that completed and did the baseline's job."""
-    taking_part = [row for row in rows if row.n and row.identity.comparable and not row.control]
+    taking_part = [row for row in rows if _did_the_job(row)]
     apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
     over = dimensions(taking_part, PER_TOKEN if apart else frozenset())
     if share_main_memory(contest.suite.device, list(summaries.values())):
@@ -157,7 +155,7 @@ _PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
 
 
 @dataclass(frozen=True)
-class Told:
+class Figure:
     """An option's figure, with its unit, beside the baseline's."""
 
     figure: str
@@ -175,7 +173,7 @@ class Told:
         ratio = f", {self.ratio} the baseline" if self.ratio else ""
         return f"{self.figure}{ratio}{f' ({self.interval})' if self.interval else ''}"
 
-    def looks_like(self, other: Told) -> bool:
+    def looks_like(self, other: Figure) -> bool:
         """Whether a reader would see the same figure twice; a ratio of 1 says no more than the baseline's none."""
         ratios = ["" if one.is_one else one.ratio for one in (self, other)]
         return self.figure == other.figure and ratios[0] == ratios[1]
@@ -187,15 +185,11 @@ class Question:
 
     name: VerdictName
     title: str
-    rows: Sequence[Row]
-    """Those that qualify."""
     blocks: Blocks
     threshold: float
     more_is_better: bool
-    show: Callable[[str, float], Told]
-    """Option and mean value to a figure with its unit."""
-    values: Mapping[str, float]
-    """Means, by option."""
+    figures: Mapping[str, Figure]
+    """Mean values with their units, of the options that qualify."""
     metric: str | None = None
     """None: none of a trial's own."""
     is_objective: bool = False
@@ -227,19 +221,22 @@ def questions(
     return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in asked if q]
 
 
+def _did_the_job(row: Row) -> bool:
+    return bool(row.n and row.identity.comparable and not row.control)
+
+
 def _within_limits(row: Row) -> bool:
     """Whether it did the job and holds every limit that is not on quality."""
     limits = [c for c in row.constraints if not METRICS[parse_constraint(c.constraint).metric].quality]
-    done = row.n and row.identity.comparable and not row.control
-    return bool(done) and all(c.verdict in ("holds", "not_judged") for c in limits)
+    return _did_the_job(row) and all(c.verdict in ("holds", "not_judged") for c in limits)
 
 
 def _open(question: Question, rows: Sequence[Row]) -> list[str]:
     """Rows that would qualify if it were known that they hold their constraints."""
     return [
         row.option for row in rows
-        if row.option not in question.values and row.n and row.identity.comparable and not row.control
-        and not row.constraint_failures and any(c.verdict == "undecided" for c in row.constraints)
+        if row.option not in question.figures and _did_the_job(row) and not row.constraint_failures
+        and any(c.verdict == "undecided" for c in row.constraints)
         and not (question.name == "best_quality" and has_diverged(row))
     ]  # fmt: skip
 
@@ -268,11 +265,9 @@ def _by_metric(
     known = {row.option: row for row in rows if counts(row, metric_name) and not has_gap(row)}
     if rows and not known:
         return None
-    means = {option: row.metrics[metric_name].value for option, row in known.items()}
     return Question(
-        name, title, list(known.values()), contest.blocks[metric_name], contest.suite.threshold(metric_name),
-        metric.better == "more", lambda option, _: with_ratio(contest.suite, metric, known[option]),
-        {option: value for option, value in means.items() if value is not None}, metric_name,
+        name, title, contest.blocks[metric_name], contest.suite.threshold(metric_name), metric.better == "more",
+        {option: with_ratio(contest.suite, metric, row) for option, row in known.items()}, metric_name,
     )  # fmt: skip
 
 
@@ -282,29 +277,27 @@ def figure(metric: Metric, row: Row) -> str:
     return metric.show(row.metrics[metric.name].value) + ("" if said_before else metric.after_figure)
 
 
-def with_ratio(suite: Suite, metric: Metric, row: Row) -> Told:
+def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
     """`11,420 tokens/s, 1.07x the baseline (1.05x to 1.09x)`, without the ratio where there is none."""
     measured = row.metrics[metric.name]
     if row.option == suite.baseline or measured.ratio_to_baseline is None:
-        return Told(figure(metric, row), is_baseline=row.option == suite.baseline)
+        return Figure(figure(metric, row), is_baseline=row.option == suite.baseline)
     ratio, ends = units.ratio_and_range(measured.ratio_to_baseline, measured.ratio_low, measured.ratio_high)
     one, _ = units.ratio_and_range(1.0, measured.ratio_low, measured.ratio_high)
-    return Told(figure(metric, row), ratio, ends, is_one=ratio == one)
+    return Figure(figure(metric, row), ratio, ends, is_one=ratio == one)
 
 
 def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question | None:
     """By money where it is known, else by energy, else by time."""
     there = [row for row in rows if row.to_loss and row.to_loss.seconds is not None]
     for price, (title, show, noun) in _PRICES.items():
-        known = [row for row in there if getattr(row.to_loss, price) is not None]
+        known = [row.option for row in there if getattr(row.to_loss, price) is not None]
         if known:
-            found = {r.option: price_by_seed(summaries[r.option], price) for r in known}
-            values = {
-                option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None
-            }
+            by_seed = {option: price_by_seed(summaries[option], price) for option in known}
+            means = {option: mean(list(values.values())) for option, values in by_seed.items()}
             return Question(
-                "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
-                lambda _, value, show=show, noun=noun: Told(f"{show(value)} of {noun}"), values,  # type: ignore[misc]
+                "cheapest", f"{title} to the baseline's loss", make_blocks(by_seed), 0.01, False,
+                {name: Figure(f"{show(value)} of {noun}") for name, value in means.items() if value is not None},
                 SECONDS_TO_LOSS if price == "seconds" else None,
             )  # fmt: skip
     return None
@@ -362,13 +355,13 @@ class _Finding:
 def _answered(
     suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], question: Question
 ) -> NamedVerdict:
-    if not question.values:
+    if not question.figures:
         return _nobody(question)
     found = _finding(suite, rows, question)
     if question.open and found.best == suite.baseline:
         return _nobody(question)
     row = next(row for row in rows if row.option == found.best)
-    own, first = (question.show(name, question.values[name]) for name in (found.best, found.ahead))
+    own, first = (question.figures[name] for name in (found.best, found.ahead))
     shown = f"{found.best}: {own}{_at_what(suite, question, row)}"
     if not first.looks_like(own):  # else a reader would see the same figure twice
         opening = "none is shown to be better than " if found.best == suite.baseline else ""
@@ -383,11 +376,11 @@ def _answered(
 
 
 def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
-    names = [row.option for row in rows if row.option in question.values]
+    names = [row.option for row in rows if row.option in question.figures]
     pairs = all_pairs(question.blocks, names)
     more = question.more_is_better
     better = pairs.better(question.threshold, more_is_better=more)
-    order = [row.option for row in rows if row.rank is not None and row.option in question.values]
+    order = [row.option for row in rows if row.rank is not None and row.option in question.figures]
     if question.is_objective and order:  # as the ranks have it
         ahead = best = order[0]
     else:
@@ -453,7 +446,7 @@ def _nobody(question: Question) -> NamedVerdict:
 
 def _confidence(question: Question, found: _Finding) -> str:
     is_open = f" Open: whether {_some_hold(question.open)} the constraints." if question.open else ""
-    if len(question.values) == 1:
+    if len(question.figures) == 1:
         return f"The only option shown to qualify.{is_open}" if is_open else "The only option that qualifies."
     if not found.known:
         return f"No measure of spread: the order may be chance.{is_open}"

@@ -33,14 +33,6 @@ def contest_trials(records: Sequence[Record]) -> list[Record]:
     return sorted(last, key=lambda record: (record.started_at, record.trial.trial_id))
 
 
-def contradicted(counting: Sequence[Record], records: Sequence[Record]) -> list[Record]:
-    """Those that count although another record of the same trial and attempt says otherwise."""
-    last = {(record.trial.trial_id, record.attempt): record for record in counting}
-    pairs = [(last.get((r.trial.trial_id, r.attempt)), r) for r in records if r.phase == "contest"]
-    found = [ours for ours, other in pairs if ours is not None and ours is not other and ours != other]
-    return list({record.trial.trial_id: record for record in found}.values())
-
-
 def counted(records: Sequence[Record]) -> list[Record]:
     """One of each option and seed: of two trials, as two runs of a copied folder have them, the later one."""
     return list({(r.trial.option, r.trial.seed): r for r in contest_trials(records)}.values())
@@ -233,19 +225,21 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
         if key in counted:
             said["records of two different trials; the latest counts"].add(key)
         counted[key] = record
-    for record in contradicted(list(counted.values()), records):
-        said[f"two records of attempt {record.attempt} differ; the later counts"].add(
-            (record.trial.option, record.trial.seed)
-        )
-    return counted, sorted(line for what, keys in said.items() for line in _lines(what, sorted(keys)))
-
-
-def _lines(what: str, keys: Sequence[tuple[str, int]]) -> list[str]:
-    """One for each option and seed that this is to be said of; of many, one that names the first."""
-    names = [f"option {option}, seed {seed}" for option, seed in keys]
-    if len(names) <= NAMED:
-        return [f"{name}: {what}" for name in names]
-    return [f"{'; '.join(names[:NAMED])} and {len(names) - NAMED:,} more: {what}"]
+    # Another record of the same trial and attempt may say otherwise.
+    counting = {(record.trial.trial_id, record.attempt): record for record in counted.values()}
+    for other in records:
+        ours = counting.get((other.trial.trial_id, other.attempt)) if other.phase == "contest" else None
+        if ours is not None and ours is not other and ours != other:
+            key = (ours.trial.option, ours.trial.seed)
+            said[f"two records of attempt {ours.attempt} differ; the later counts"].add(key)
+    lines = []
+    for what, keys in said.items():
+        trials = [f"option {option}, seed {seed}" for option, seed in sorted(keys)]
+        if len(trials) <= NAMED:
+            lines += [f"{trial}: {what}" for trial in trials]
+        else:
+            lines.append(f"{'; '.join(trials[:NAMED])} and {len(trials) - NAMED:,} more: {what}")
+    return counted, sorted(lines)
 
 
 def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record]) -> Summary:

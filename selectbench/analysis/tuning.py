@@ -48,8 +48,7 @@ Attempts = Mapping[str, Mapping[Key, Attempt]]
 """By option and values."""
 
 
-def key_of(values: Values) -> Key:
-    """Values as a key."""
+def _key(values: Values) -> Key:
     return tuple(sorted(values.items()))
 
 
@@ -76,7 +75,7 @@ def _attempts(suite: Suite, records: Sequence[Record], metric: str) -> Attempts:
         completed = isinstance(record.outcome, Completed)
         value = finite(FORMULAS[metric], observe(record, suite)) if completed else None
         attempt = Attempt(dict(record.trial.tried), value, record)
-        found.setdefault(record.trial.tunes, {})[key_of(record.trial.tried)] = attempt
+        found.setdefault(record.trial.tunes, {})[_key(record.trial.tried)] = attempt
     return found
 
 
@@ -129,7 +128,7 @@ def _one_more(
     tried: Mapping[str, Sequence[Values]], attempts: Attempts,
 ) -> dict[str, Values] | None:  # fmt: skip
     """One more for each option; None: some have no outcome yet, or no option's best lies on an edge."""
-    own = {name: [attempts.get(name, {}).get(key_of(values)) for values in every] for name, every in tried.items()}
+    own = {name: [attempts.get(name, {}).get(_key(values)) for values in every] for name, every in tried.items()}
     if any(attempt is None for every in own.values() for attempt in every):
         return None
     known = {name: [a for a in every if a is not None] for name, every in own.items()}
@@ -173,34 +172,28 @@ def _in_between(tune: Tune, axis: Axis, attempts: Sequence[Attempt]) -> Values |
     return {axis.path: between(axis, found.values[axis.path], other.values[axis.path])}
 
 
-def chosen_sizes(attempts: Attempts) -> dict[str, Values]:
-    """The fastest of each option that has one."""
-    found = {name: fastest(own) for name, own in attempts.items()}
-    return {name: attempt.values for name, attempt in found.items() if attempt is not None}
-
-
-def chosen_values(suite: Suite, attempts: Attempts) -> dict[str, Values]:
-    """The best of each option that has one."""
-    if suite.tune is None:
-        return {}
-    found = {name: best(suite.tune, list(own.values())) for name, own in attempts.items()}
-    return {name: attempt.values for name, attempt in found.items() if attempt is not None}
-
-
 # The suite as its contest runs it: every option with what the trials before found best for it.
 
 
 def settled_sizes(suite: Suite, records: Sequence[Record]) -> Suite:
     """With the fastest micro-batch sizes; the very suite where nothing was searched."""
-    chosen = chosen_sizes(speed_attempts(suite, records)) if suite.best_of else {}
-    return settled(suite, chosen) if chosen else suite
+    if suite.best_of is None:
+        return suite
+    return _settled(suite, {name: fastest(own) for name, own in speed_attempts(suite, records).items()})
 
 
 def settled_by_records(suite: Suite, records: Sequence[Record]) -> Suite:
     """With all that was found; an option for which nothing worked keeps what the suite gives it."""
     sized = settled_sizes(suite, records)
-    chosen = chosen_values(sized, tuning_attempts(sized, records))
-    return settled(sized, chosen) if chosen else sized
+    if sized.tune is None:
+        return sized
+    tune, attempts = sized.tune, tuning_attempts(sized, records)
+    return _settled(sized, {name: best(tune, list(own.values())) for name, own in attempts.items()})
+
+
+def _settled(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
+    values = {name: attempt.values for name, attempt in chosen.items() if attempt is not None}
+    return settled(suite, values) if values else suite
 
 
 # Whether a trial of speed is as fast as the fastest, as far as one short trial of each can tell.
