@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from msgspec.structs import asdict
 
-from selectbench.analysis.formulas import observe
-from selectbench.analysis.metrics import derive, state_of
+from selectbench.analysis.metrics import derive, observe, state_of
 from selectbench.analysis.result import Ranking, ScoreDifference
 from selectbench.analysis.summary import Crossing, counted, summarise
 from selectbench.launch.publish import StoredRun, read_run

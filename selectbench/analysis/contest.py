@@ -20,11 +20,12 @@ from selectbench.analysis.family import (
     all_pairs,
     decide,
     judge_all,
+    own_interval,
     seeds_to_settle,
 )
-from selectbench.analysis.formulas import finite
+from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
-from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, quantile
+from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one
 from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words
 from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
@@ -75,86 +76,26 @@ class Asked:
         return _COMPARE[self.constraint.operator](estimate, self.test.bound)
 
     def _end(self, logarithm: float) -> str:
-        value = finite(lambda: math.exp(logarithm))
+        value = ratio_of(logarithm)
         if self.constraint.relative:
             return units.DASH if value is None else f"{value:.4g}x"
         return METRICS[self.constraint.metric].show(value)
 
     def _shown(self, logarithm: float) -> str:
-        is_ratio = self.constraint.relative and finite(lambda: math.exp(logarithm)) is not None
+        is_ratio = self.constraint.relative and ratio_of(logarithm) is not None
         return f"{self._end(logarithm)} {self.constraint.against}" if is_ratio else self._end(logarithm)
-
-
-@dataclass(frozen=True)
-class Judge:
-    """Holds what every row is judged against."""
-
-    baseline: Summary
-    measures_quality: bool
-    """False for a quick run and for `eval: none`: then nothing is said of quality."""
-    blocks: Mapping[str, Blocks]
-    """By metric, of all comparable options."""
-
-    def ask(self, text: str, summary: Summary) -> Asked | ConstraintVerdict:
-        """One constraint of one option that completed a seed: a test, or the answer where none is needed.
-
-        Raises ValueError for a wrong text.
-        """
-        constraint = parse_constraint(text)
-        metric = METRICS[constraint.metric]
-        if metric.quality and not self.measures_quality:
-            return _said(text, "not_judged", "quality was not measured")
-        diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged"]
-        if metric.quality and diverged:
-            return _said(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
-        if metric.name == SECONDS_TO_LOSS and summary.not_reached:
-            return _said(text, "fails", summary.not_reached_words())
-        if summary.only_spoiled(metric.name):
-            return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
-        if gap := gap_in(text, metric.name, summary):
-            return gap
-        if "gpu" in metric.needs and not summary.values[metric.name]:
-            return _said(text, "not_judged", f"no trial tells its {metric.name}")
-        return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
-
-    def _relative(self, text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
-        name = constraint.metric
-        if self.baseline.only_spoiled(name):
-            words = self.baseline.unclean_words(name)
-            return _said(text, "not_judged", f"every trial of the baseline {self.baseline.name} was {words}")
-        if not self.baseline.values[name]:
-            return _said(text, "not_judged", f"the baseline {self.baseline.name} has no {name}")
-        if not summary.values[name]:
-            return _without_figure(text, name)
-        if constraint.value <= 0:
-            return directly(text, constraint, summary)
-        if summary.name != self.baseline.name and (
-            summary.without_ratio(name) or self.baseline.without_ratio(name)
-        ):
-            return seed_by_seed(text, constraint, summary, self.baseline)
-        found = self._difference(name, summary)
-        if found is None and (self.baseline.spoiled[name] or summary.spoiled[name]):
-            return _said(text, "not_judged", "no seed was clean with the baseline too")
-        if found is None:
-            return _said(text, "undecided", "no figure to compare for any seed of the baseline")
-        return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)))
-
-    def _difference(self, metric: str, summary: Summary) -> Difference | None:
-        if summary.name == self.baseline.name:
-            return Difference(0.0, 0.0, None, len(summary.values[metric]), "none")
-        return self.blocks[metric].difference(summary.name, self.baseline.name)
 
 
 def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
     values = summary.values[constraint.metric]
     if not values:
         return _without_figure(text, constraint.metric)
-    found = of_one(values)
-    if found is None or constraint.value <= 0 or min(values.values()) <= 0:
+    estimate = of_one(values)
+    if estimate is None or constraint.value <= 0 or min(values.values()) <= 0:
         return directly(text, constraint, summary)
     distances = [math.log(value / constraint.value) for value in values.values()]
     far = min(distances) > math.log(FAR) or max(distances) < -math.log(FAR)
-    return Asked(text, constraint, HypothesisTest(found, math.log(constraint.value)), is_far=far)
+    return Asked(text, constraint, HypothesisTest(estimate, math.log(constraint.value)), is_far=far)
 
 
 def gap_in(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None:
@@ -180,11 +121,8 @@ def seed_by_seed(text: str, constraint: Constraint, ours: Summary, theirs: Summa
     clear = len(answers) == 1 and min(map(min, pairs)) >= 0
     verdict = ("holds" if True in answers else "fails") if clear else "undecided"
     means = [METRICS[metric].show(summary.mean(metric)) for summary in (ours, theirs)]
-    return _said(
-        text,
-        verdict,
-        f"{metric} is {means[0]}, {means[1]} for the {constraint.against}, of which a value is 0 or less",
-    )
+    shown = f"{metric} is {means[0]}, {means[1]} for the {constraint.against}, of which a value is 0 or less"
+    return _said(text, verdict, shown)
 
 
 def directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
@@ -238,29 +176,72 @@ class Contest:
         """How many share alpha."""
         return sum(not judged.is_exact for judged in self.judged.values())
 
+    def ask(self, text: str, summary: Summary) -> Asked | ConstraintVerdict:
+        """One constraint of one option that completed a seed: a test, or the answer where none is needed.
+
+        Raises ValueError for a wrong text.
+        """
+        constraint = parse_constraint(text)
+        metric = METRICS[constraint.metric]
+        if metric.quality and (self.suite.quick or not self.suite.job.evaluates):
+            return _said(text, "not_judged", "quality was not measured")
+        diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged"]
+        if metric.quality and diverged:
+            return _said(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
+        if metric.name == SECONDS_TO_LOSS and summary.not_reached:
+            return _said(text, "fails", summary.not_reached_words())
+        if summary.only_spoiled(metric.name):
+            return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
+        if gap := gap_in(text, metric.name, summary):
+            return gap
+        if "gpu" in metric.needs and not summary.values[metric.name]:
+            return _said(text, "not_judged", f"no trial tells its {metric.name}")
+        return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
+
+    def _relative(self, text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
+        name, baseline = constraint.metric, self.baseline
+        if baseline.only_spoiled(name):
+            words = baseline.unclean_words(name)
+            return _said(text, "not_judged", f"every trial of the baseline {baseline.name} was {words}")
+        if not baseline.values[name]:
+            return _said(text, "not_judged", f"the baseline {baseline.name} has no {name}")
+        if not summary.values[name]:
+            return _without_figure(text, name)
+        if constraint.value <= 0:
+            return directly(text, constraint, summary)
+        if summary.name == baseline.name:
+            difference: Difference | None = Difference(0.0, 0.0, None, len(summary.values[name]), "none")
+        elif summary.without_ratio(name) or baseline.without_ratio(name):
+            return seed_by_seed(text, constraint, summary, baseline)
+        else:
+            difference = self.blocks[name].difference(summary.name, baseline.name)
+        if difference is None and (baseline.spoiled[name] or summary.spoiled[name]):
+            return _said(text, "not_judged", "no seed was clean with the baseline too")
+        if difference is None:
+            return _said(text, "undecided", "no figure to compare for any seed of the baseline")
+        return Asked(text, constraint, HypothesisTest(difference, math.log(constraint.value)))
+
     def constraints(self, option: str) -> list[ConstraintVerdict]:
         """One each in the suite's order; empty for an option that was not asked."""
-        found = [(text, self.asked.get((option, text))) for text in self.suite.decide.constraints]
-        return [self._concluded((option, text), asked) for text, asked in found if asked is not None]
-
-    def _concluded(self, key: Key, asked: Asked | ConstraintVerdict) -> ConstraintVerdict:
-        if isinstance(asked, ConstraintVerdict):
-            return asked
-        distance = abs(asked.test.difference.estimate - asked.test.bound)
-        return asked.concluded(self.judged.get(key), self._settling(asked.test.difference, distance))
+        verdicts = []
+        for text in self.suite.decide.constraints:
+            asked = self.asked.get((option, text))
+            if isinstance(asked, Asked):
+                distance = abs(asked.test.difference.estimate - asked.test.bound)
+                settling = self._settling(asked.test.difference, distance, self.tests)
+                asked = asked.concluded(self.judged.get((option, text)), settling)
+            verdicts += [asked] if asked is not None else []
+        return verdicts
 
     def against_baseline(self, option: str) -> Comparison | None:
-        """By the objective."""
+        """By the objective; None: no seed of both."""
         if option not in self.differences:
             return None
         judged = self.judged.get((option, ""))
         return self.compared(self.baseline.name, self.differences[option], judged, self.tests)
 
-    def decision(self, option: str) -> Decision | None:
-        """Of an option against the baseline; None: no seed of both."""
-        return self._decided(self.judged.get((option, ""))) if option in self.differences else None
-
-    def _decided(self, judged: Judged | None) -> Decision:
+    def decision(self, judged: Judged | None) -> Decision:
+        """By the objective and its threshold; `judged` None: no measure of spread."""
         metric = METRICS[self.suite.decide.objective]
         if judged is None:
             return "undecided"
@@ -268,20 +249,22 @@ class Contest:
 
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
-        threshold = self.suite.threshold(self.suite.decide.objective)
-        decision, settling = self._decided(judged), None
+        decision, settling = self.decision(judged), None
         if decision == "undecided" and judged is not None:
-            settling = self._settling(difference, _open_distance(difference.estimate, threshold), tests)
+            estimate = abs(difference.estimate)
+            matters = math.log1p(self.suite.threshold(self.suite.decide.objective))
+            # It must be told from none at all, or from the threshold.
+            settling = self._settling(difference, estimate if estimate > matters else matters - estimate, tests)
         return Comparison(
-            against=against, ratio=_ratio(difference.estimate),
-            low=_ratio(judged.low) if judged else None, high=_ratio(judged.high) if judged else None,
+            against=against, ratio=ratio_of(difference.estimate),
+            low=ratio_of(judged.low) if judged else None, high=ratio_of(judged.high) if judged else None,
             p=judged.p if judged else None, p_adjusted=judged.p_adjusted if judged else None,
             decision=decision, spread=difference.spread, degrees_of_freedom=difference.degrees_of_freedom,
             seeds=difference.seeds, settling=settling,
         )  # fmt: skip
 
-    def _settling(self, difference: Difference, distance: float, tests: int | None = None) -> Settling | None:
-        seeds = seeds_to_settle(difference, max(1, tests or self.tests), distance)
+    def _settling(self, difference: Difference, distance: float, tests: int) -> Settling | None:
+        seeds = seeds_to_settle(difference, max(1, tests), distance)
         if seeds is None:
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
@@ -290,21 +273,13 @@ class Contest:
         """Ratio to the baseline with its ends: simultaneous for the objective, by itself for all others."""
         if option == self.baseline.name:
             return (1.0 if self.baseline.values[metric] else None), None, None
-        found = self.blocks[metric].difference(option, self.baseline.name)
-        if found is None:
+        difference = self.blocks[metric].difference(option, self.baseline.name)
+        if difference is None:
             return None, None, None
-        low, high = self._ends(option, metric, found)
-        return _ratio(found.estimate), _ratio(low), _ratio(high)
-
-    def _ends(self, option: str, metric: str, found: Difference) -> tuple[float | None, float | None]:
-        judged = self.judged.get((option, ""))
-        if metric == self.suite.decide.objective and judged is not None:
-            return judged.low, judged.high
-        if found.standard_error is None:
-            return None, None
-        critical = float(quantile(ALPHA, found.degrees_of_freedom or math.inf))
-        half = found.standard_error * critical
-        return found.estimate - half, found.estimate + half
+        judged = self.judged.get((option, "")) if metric == self.suite.decide.objective else None
+        ends = (judged.low, judged.high) if judged else own_interval(difference)
+        low, high = ends or (None, None)
+        return ratio_of(difference.estimate), ratio_of(low), ratio_of(high)
 
 
 def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> Contest:
@@ -319,31 +294,33 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
         name: make_blocks({s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)})
         for name in METRICS
     }
-    contest = Contest(suite, baseline, blocks, _round_seconds(summaries))
-    judge = Judge(baseline, suite.job.evaluates and not suite.quick, blocks)
+    means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
+    known = [value for value in means if value is not None]
+    contest = Contest(suite, baseline, blocks, math.fsum(known) if known else None)
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
-        _ask(contest, judge, summary, tests)
+        _declare(contest, summary, tests)
     contest.judged.update(judge_all(tests))
     return contest
 
 
-def _ask(contest: Contest, judge: Judge, summary: Summary, tests: dict[Key, HypothesisTest]) -> None:
+def _declare(contest: Contest, summary: Summary, tests: dict[Key, HypothesisTest]) -> None:
     """Puts an option's tests among the family's. The control and the baseline itself are no candidates."""
-    suite = contest.suite
-    candidate = summary.name != suite.baseline and not is_control(suite, summary.name)
-    for text in [] if is_control(suite, summary.name) else suite.decide.constraints:
-        contest.asked[summary.name, text] = asked = judge.ask(text, summary)
+    suite, is_baseline = contest.suite, summary.name == contest.suite.baseline
+    control = is_control(suite, summary.name)
+    for text in [] if control else suite.decide.constraints:
+        contest.asked[summary.name, text] = asked = contest.ask(text, summary)
         if not isinstance(asked, Asked):
             continue
-        if summary.name == suite.baseline and asked.constraint.relative:  # to itself
+        if is_baseline and asked.constraint.relative:  # to itself
             contest.asked[summary.name, text] = asked.concluded(Judged(0.0, 0.0, 0.0, 1.0, 1.0), None)
         else:
             tests[summary.name, text] = asked.test
-    found = contest.blocks[suite.decide.objective].difference(summary.name, suite.baseline)
-    if summary.name != suite.baseline and found is not None:
-        contest.differences[summary.name] = found
-        tests.update({(summary.name, ""): HypothesisTest(found)} if candidate else {})
+    difference = contest.blocks[suite.decide.objective].difference(summary.name, suite.baseline)
+    if not is_baseline and difference is not None:
+        contest.differences[summary.name] = difference
+        if not control:
+            tests[summary.name, ""] = HypothesisTest(difference)
 
 
 def is_control(suite: Suite, option: str) -> bool:
@@ -351,20 +328,9 @@ def is_control(suite: Suite, option: str) -> bool:
     return suite.control and option == CONTROL
 
 
-def _open_distance(estimate: float, threshold: float) -> float:
-    """How far an open difference lies from what it must be told from: from none at all, or from the threshold."""
-    matters = math.log1p(threshold)
-    return abs(estimate) if abs(estimate) > matters else matters - abs(estimate)
-
-
-def _round_seconds(summaries: Sequence[Summary]) -> float | None:
-    means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
-    known = [value for value in means if value is not None]
-    return math.fsum(known) if known else None
-
-
-def _ratio(logarithm: float | None) -> float | None:
-    return None if logarithm is None else finite(lambda: math.exp(logarithm))
+def ratio_of(logarithm: float | None) -> float | None:
+    """None where it is more than a float holds."""
+    return None if logarithm is None else finite(math.exp, logarithm)
 
 
 # The order of the rows by the objective: ranks that ties share.
@@ -380,7 +346,7 @@ PAST_THE_GATE = 10
 
 
 @dataclass(frozen=True)
-class Standing:
+class Ranks:
     """Who is shown to be better than whom."""
 
     names: Sequence[str]
@@ -402,95 +368,76 @@ class Standing:
             return [name] if len(suite.options) == 1 or known[name] > 1 else []
         return [name for i, name in enumerate(self.names) if self.known[i].any()]
 
-    def rank(self, option: str, among: Sequence[str]) -> int:
+    def rank(self, option: str) -> int:
         """1 and the number of others shown to be better."""
-        place, others = self._places(option, among)
-        return 1 + int(self.better[others, place].sum())
+        return 1 + int(self.better[:, self.names.index(option)].sum())
 
-    def ties(self, option: str, among: Sequence[str]) -> list[str]:
-        """Others that it is shown to be neither better nor worse than."""
-        place, others = self._places(option, among)
-        return [self.names[o] for o in others if not self.better[o, place] and not self.better[place, o]]
+    def ties(self, option: str) -> list[str]:
+        """Others with a rank that it is shown to be neither better nor worse than."""
+        place = self.names.index(option)
+        told_apart = dict(zip(self.names, (self.better[place] | self.better[:, place]).tolist(), strict=True))
+        return [name for name in self.ranked if name != option and not told_apart[name]]
 
     def comparison(self, option: str, against: str) -> Comparison | None:
-        """The pair by the objective; with the baseline as the declared family has it. None: no seed of both."""
+        """The pair by the objective; with the baseline as the declared family has it. None: no seed of both.
+
+        Any other pair has the interval of Bonferroni's level and the p that Holm adjusts over all pairs.
+        """
         if against == self.contest.baseline.name:
             return self.contest.against_baseline(option)
         if option == self.contest.baseline.name:
-            found = self.contest.against_baseline(against)
-            return None if found is None else _turned(found, against)
+            turned = self.contest.against_baseline(against)
+            return None if turned is None else _turned(turned, against)
         difference = self.contest.blocks[self.contest.suite.decide.objective].difference(option, against)
-        return None if difference is None else self._ordered(option, against, difference)
-
-    def _ordered(self, option: str, against: str, difference: Difference) -> Comparison:
-        """With the interval of Bonferroni's level and the p that Holm adjusts over all pairs."""
+        if difference is None:
+            return None
         tests = max(1, len(self.pairs.first))
         (judged,) = judge_all({"": HypothesisTest(difference)}, tests).values() or (None,)
-        place = self.pairs.place(option, against)
         if judged is not None:
-            adjusted = float(self.pairs.p_adjusted[place])
+            adjusted = float(self.pairs.p_adjusted[self.pairs.place(option, against)])
             ends = (np.array(v) for v in (judged.low, judged.high, judged.estimate, 0.0, adjusted))
             low, high = agreeing_ends(*ends)
             judged = replace(judged, p_adjusted=adjusted, low=float(low), high=float(high))
-        found = self.contest.compared(against, difference, judged, tests)
+        comparison = self.contest.compared(against, difference, judged, tests)
         mine, other = self.names.index(option), self.names.index(against)
-        if found.decision in ("better", "worse") and not (self.better[mine, other] or self.better[other, mine]):
-            return found.model_copy(update={"decision": "undecided"})  # the gate
-        return found
-
-    def _places(self, option: str, among: Sequence[str]) -> tuple[int, list[int]]:
-        number = {name: i for i, name in enumerate(self.names)}
-        return number[option], [number[name] for name in among if name != option]
+        told_apart = self.better[mine, other] or self.better[other, mine]
+        if comparison.decision in ("better", "worse") and not told_apart:  # the gate
+            return comparison.model_copy(update={"decision": "undecided"})
+        return comparison
 
 
-def stand(contest: Contest, names: Sequence[str]) -> Standing:
+def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     """Of the options of these names, the baseline among them or not."""
-    objective = METRICS[contest.suite.decide.objective]
-    threshold = contest.suite.threshold(objective.name)
-    baseline = contest.baseline.name
-    pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline])
-    more = objective.better == "more"
-    verdicts = pairs.better(threshold, more_is_better=more)
-    gate = np.array([_told_from_baseline(contest, name) for name in pairs.names], bool)
-    beyond = pairs.better(threshold, more_is_better=more, families=PAST_THE_GATE)
-    return _with_baseline(contest, names, pairs, verdicts & (gate[:, None] | gate[None, :]) | beyond)
-
-
-def _told_from_baseline(contest: Contest, option: str) -> bool:
-    """Whether the declared family tells the two apart; there is no gate where it could not."""
-    judged = contest.judged.get((option, ""))
-    return judged is None or judged.rejected
-
-
-def _with_baseline(contest: Contest, names: Sequence[str], pairs: Pairs, verdicts: Bools) -> Standing:
+    objective, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
+    threshold, more = contest.suite.threshold(objective.name), objective.better == "more"
     order = list(names)
+    pairs = all_pairs(contest.blocks[objective.name], [name for name in order if name != baseline])
+    judged = [contest.judged.get((name, "")) for name in pairs.names]
+    # Who is told from the baseline by the declared family; there is no gate where it could not tell.
+    gate = np.array([one is None or one.rejected for one in judged], bool)
+    past_the_gate = pairs.better(threshold, more_is_better=more, families=PAST_THE_GATE)
+    gated = pairs.better(threshold, more_is_better=more) & (gate[:, None] | gate[None, :])
     better, known = np.zeros((len(order), len(order)), bool), np.zeros((len(order), len(order)), bool)
     places = [order.index(name) for name in pairs.names]
-    better[np.ix_(places, places)] = verdicts
+    better[np.ix_(places, places)] = gated | past_the_gate
     known[np.ix_(places, places)] = pairs.known()
-    if contest.baseline.name in order:
-        own = order.index(contest.baseline.name)
-        for name, place in zip(pairs.names, places, strict=True):
-            found = contest.decision(name)
-            known[own, place] = known[place, own] = found is not None and (name, "") in contest.judged
-            better[place, own], better[own, place] = found == "better", found == "worse"
-    return Standing(order, better, known, contest, pairs)
+    if baseline in order:
+        own = order.index(baseline)
+        for name, place, one in zip(pairs.names, places, judged, strict=True):
+            decision = contest.decision(one) if name in contest.differences else None
+            known[own, place] = known[place, own] = decision is not None and one is not None
+            better[place, own], better[own, place] = decision == "better", decision == "worse"
+    return Ranks(order, better, known, contest, pairs)
 
 
-def _turned(found: Comparison, against: str) -> Comparison:
+def _turned(seen: Comparison, against: str) -> Comparison:
     """The same pair seen from the other side."""
-    turned: dict[Decision, Decision] = {"better": "worse", "worse": "better"}
-    return found.model_copy(
-        update={
-            "against": against, "decision": turned.get(found.decision, found.decision),
-            "ratio": _inverse(found.ratio),
-            "low": _inverse(found.high), "high": _inverse(found.low),
-        }
-    )  # fmt: skip
-
-
-def _inverse(ratio: float | None) -> float | None:
-    return None if not ratio else finite(lambda: 1 / ratio)
+    decisions: dict[Decision, Decision] = {"better": "worse", "worse": "better"}
+    ratio, high, low = (finite(lambda v: 1 / v, v) if v else None for v in (seen.ratio, seen.low, seen.high))
+    decision = decisions.get(seen.decision, seen.decision)
+    return seen.model_copy(
+        update={"against": against, "decision": decision, "ratio": ratio, "low": low, "high": high}
+    )
 
 
 # The control, the baseline's second row: two names for one thing should not differ.
@@ -504,17 +451,12 @@ def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list
     if not contest.suite.control or not summaries[CONTROL].completed:
         return []
     names = dict.fromkeys((contest.suite.decide.objective, *_WATCHED))
-    found = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
-    tests = {name: HypothesisTest(difference) for name, difference in found.items() if difference}
-    judged = judge_all(tests)
+    differences = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
+    judged = judge_all({name: HypothesisTest(one) for name, one in differences.items() if one})
     return [
         f"the control, which repeats the baseline, differs from it by {METRICS[name].name} "
-        f"{units.ratio(_control_ratio(one.estimate))}: something besides the options moves the figures, so smaller "
+        f"{units.ratio(ratio_of(one.estimate))}: something besides the options moves the figures, so smaller "
         "differences mean nothing"
         for name, one in judged.items()
         if decide(one, contest.suite.threshold(name), more_is_better=True) in ("better", "worse")
     ]
-
-
-def _control_ratio(logarithm: float) -> float | None:
-    return finite(lambda: math.exp(logarithm))

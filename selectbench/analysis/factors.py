@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from selectbench.analysis.family import ALPHA
+from selectbench.analysis.family import own_interval
 from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Share
-from selectbench.analysis.statistics import Floats, quantile
+from selectbench.analysis.statistics import Floats, differences_over_seeds
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
 from selectbench.suite.suite import CONTROL, Option, Suite
@@ -48,24 +48,21 @@ def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[R
         r.option for r in rows if r.identity.comparable and not r.control and summaries[r.option].values[metric]
     ]
     options = [option for option in suite.options if option.name in names and option.name != CONTROL]
-    factors = factors_of(options, suite.baseline, besides=_searched(suite))
+    # Settings that each option has at its own best follow from the option, and are none of its factors.
+    searched = [*(["micro_batch_size"] if suite.best_of else []), *(suite.tune.parameters if suite.tune else ())]
+    factors = factors_of(options, suite.baseline, besides=frozenset(searched))
     if not _is_grid(options, factors):
         return None
     logs = {o.name: summaries[o.name].values[metric] for o in options}
     effects = _effects(logs, factors)
     if not effects:
         return None
+    sizes: dict[str, float] = {}
+    for effect in effects:
+        sizes[effect.factor] = max(sizes.get(effect.factor, 0.0), abs(math.log(effect.ratio)))
+    effects.sort(key=lambda e: (-sizes[e.factor], e.factor, -abs(math.log(e.ratio))))
     shares = _shares(rows, factors, effects)
-    return FactorView(
-        effects=sorted(effects, key=lambda e: (-_size(effects, e.factor), e.factor, -abs(math.log(e.ratio)))),
-        interactions=_interactions(logs, factors), **shares,
-    )  # fmt: skip
-
-
-def _searched(suite: Suite) -> frozenset[str]:
-    """Settings that each option has at its own best: they follow from the option, and are none of its factors."""
-    sizes = ["micro_batch_size"] if suite.best_of else []
-    return frozenset([*sizes, *(suite.tune.parameters if suite.tune else ())])
+    return FactorView(effects=effects, interactions=_interactions(logs, factors), **shares)
 
 
 def factors_of(options: Sequence[Option], baseline: str, besides: frozenset[str] = frozenset()) -> list[Factor]:
@@ -94,19 +91,15 @@ def _differing(options: Sequence[Option]) -> list[tuple[str, dict[str, str]]]:
         words = {name: _word(value) for name, value in values.items()}
         if len(set(words.values())) > 1:
             found.append((dimension, words))
-        found += _differing_settings(dimension, values)
+        mappings = {name: value for name, value in values.items() if isinstance(value, dict)}
+        if len(mappings) < len(values):
+            continue
+        # Of a choice that all options make, those settings that they make differently.
+        in_one = dict.fromkeys(key for mapping in mappings.values() for key in mapping)
+        keys = [key for key in in_one if key == OWN_WARMUP or all(key in m for m in mappings.values())]
+        levels = {key: {name: str(m.get(key)) for name, m in mappings.items()} for key in keys if key != "name"}
+        found += [(f"{dimension}.{key}", own) for key, own in levels.items() if len(set(own.values())) > 1]
     return found
-
-
-def _differing_settings(dimension: str, values: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
-    """Of a choice that all options make, those that they set differently."""
-    mappings = {name: value for name, value in values.items() if isinstance(value, dict)}
-    if len(mappings) < len(values):
-        return []
-    in_one = dict.fromkeys(key for mapping in mappings.values() for key in mapping)
-    keys = [key for key in in_one if key == OWN_WARMUP or all(key in m for m in mappings.values())]
-    levels = {key: {name: str(m.get(key)) for name, m in mappings.items()} for key in keys if key != "name"}
-    return [(f"{dimension}.{key}", found) for key, found in levels.items() if len(set(found.values())) > 1]
 
 
 def _word(value: Any) -> str:
@@ -172,16 +165,11 @@ def _by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[
 
 def _over_seeds(logarithms: Floats) -> dict[str, float | None]:
     """Ratio with the ends of its own interval."""
-    centre, seeds = float(np.mean(logarithms)), len(logarithms)
-    if seeds < 2:
-        return {"ratio": math.exp(centre), "low": None, "high": None}
-    error = float(np.std(logarithms, ddof=1)) / math.sqrt(seeds)
-    half = error * float(quantile(ALPHA, seeds - 1))
-    return {"ratio": math.exp(centre), "low": math.exp(centre - half), "high": math.exp(centre + half)}
-
-
-def _size(effects: Sequence[Effect], factor: str) -> float:
-    return max(abs(math.log(effect.ratio)) for effect in effects if effect.factor == factor)
+    mean = differences_over_seeds(logarithms[None, :], np.zeros(1, bool), None).one(0)
+    assert mean is not None
+    ends = own_interval(mean)
+    low, high = map(math.exp, ends) if ends else (None, None)
+    return {"ratio": math.exp(mean.estimate), "low": low, "high": high}
 
 
 def _shares(rows: Sequence[Row], factors: Sequence[Factor], effects: Sequence[Effect]) -> dict[str, Any]:

@@ -80,25 +80,19 @@ def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> 
     known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
     if not known:
         return {}
-    estimates, errors, free, bounds = _columns(list(known.values()))
+    differences = [test.difference for test in known.values()]
+    estimates = np.array([d.estimate for d in differences])
+    errors = np.array([d.standard_error or 0.0 for d in differences])
+    free = np.array([d.degrees_of_freedom or math.inf for d in differences])
+    bounds = np.array([test.bound for test in known.values()])
     p = p_values(estimates - bounds, errors, free)
     adjusted, by_chance = p.copy(), errors > 0
     adjusted[by_chance] = holm(p[by_chance], total)
     sharing = max(1, total or int(by_chance.sum()))
     half = np.where(by_chance, quantile(ALPHA / sharing, free) * errors, 0.0)
-    low, high = _agreeing(estimates, half, bounds, adjusted)
+    low, high = agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
     return {key: Judged(*found) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
-
-
-def _columns(tests: list[HypothesisTest]) -> tuple[Floats, Floats, Floats, Floats]:
-    differences = [test.difference for test in tests]
-    return (
-        np.array([d.estimate for d in differences]),
-        np.array([d.standard_error or 0.0 for d in differences]),
-        np.array([d.degrees_of_freedom or math.inf for d in differences]),
-        np.array([test.bound for test in tests]),
-    )
 
 
 def p_values(distances: Floats, errors: Floats, free: Floats) -> Floats:
@@ -119,11 +113,6 @@ def holm(p: Floats, tests: int | None = None) -> Floats:
     return adjusted
 
 
-def _agreeing(estimates: Floats, half: Floats, bounds: Floats, adjusted: Floats) -> tuple[Floats, Floats]:
-    """Ends of intervals of these half widths that agree with the adjusted p."""
-    return agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted)
-
-
 def agreeing_ends(
     low: Floats, high: Floats, estimates: Floats, bounds: Floats, adjusted: Floats
 ) -> tuple[Floats, Floats]:
@@ -142,6 +131,14 @@ def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decisio
         return "better" if (judged.estimate > 0) is more_is_better else "worse"
     within = -matters <= judged.low and judged.high <= matters
     return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
+
+
+def own_interval(difference: Difference) -> tuple[float, float] | None:
+    """Ends of its 95 % interval by itself, as logarithms; None: no measure of spread."""
+    if difference.standard_error is None:
+        return None
+    half = difference.standard_error * float(quantile(ALPHA, difference.degrees_of_freedom or math.inf))
+    return difference.estimate - half, difference.estimate + half
 
 
 def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int | None:
@@ -206,33 +203,30 @@ class Pairs:
         told = self.p_adjusted <= ALPHA / families
         told &= np.abs(self.estimates) > math.log1p(threshold) + ROUNDING
         ahead = (self.estimates > 0) == more_is_better
-        found = np.zeros((len(self.names), len(self.names)), bool)
-        found[self.first[told & ahead], self.second[told & ahead]] = True
-        found[self.second[told & ~ahead], self.first[told & ~ahead]] = True
-        return found
+        return self._square(told & ahead, told & ~ahead)
 
     def same(self, threshold: float) -> Bools:
         """[i, j]: whether the whole interval lies within the threshold."""
         with np.errstate(invalid="ignore"):
-            told = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold) + ROUNDING
-        found = np.zeros((len(self.names), len(self.names)), bool)
-        found[self.first[told], self.second[told]] = found[self.second[told], self.first[told]] = True
-        return found
+            within = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold) + ROUNDING
+        return self._square(within, within)
 
     def known(self) -> Bools:
         """[i, j]: whether there is a measure of spread."""
-        found = np.zeros((len(self.names), len(self.names)), bool)
-        told = ~np.isnan(self.p_adjusted)
-        found[self.first[told], self.second[told]] = found[self.second[told], self.first[told]] = True
-        return found
+        known = ~np.isnan(self.p_adjusted)
+        return self._square(known, known)
 
     def ahead_by_means(self, *, more_is_better: bool, by: float = 0.0) -> Bools:
         """[i, j]: whether i's estimate is better than j's by more than the share `by`; no claim."""
         signed = self.estimates if more_is_better else -self.estimates
-        found = np.zeros((len(self.names), len(self.names)), bool)
-        found[self.first, self.second] = signed > math.log1p(by)
-        found[self.second, self.first] = -signed > math.log1p(by)
-        return found
+        return self._square(signed > math.log1p(by), -signed > math.log1p(by))
+
+    def _square(self, of_first: Bools, of_second: Bools) -> Bools:
+        """[i, j] from what is true of each pair's first option over its second, and the other way round."""
+        square = np.zeros((len(self.names), len(self.names)), bool)
+        square[self.first, self.second] = of_first
+        square[self.second, self.first] = of_second
+        return square
 
 
 def all_pairs(blocks: Blocks, names: Sequence[str]) -> Pairs:

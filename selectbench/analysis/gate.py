@@ -8,12 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
-from selectbench.analysis.contest import Asked, directly, gap_in, seed_by_seed
+from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, seed_by_seed
 from selectbench.analysis.family import HypothesisTest, Judged, decide, judge_all
-from selectbench.analysis.formulas import finite
 from selectbench.analysis.identity import certify
-from selectbench.analysis.metrics import Number, Shown
-from selectbench.analysis.result import ConstraintVerdict, Decision
+from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.statistics import Difference, changes, of_one
 from selectbench.analysis.summary import Summary, summarise
 from selectbench.errors import UserError
@@ -125,17 +123,23 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
     """Every option that both have, by every metric that both know."""
     ours, theirs = run.summaries, reference.summaries
     common = [name for name in theirs if name in ours]
-    differences = {metric: _differences(ours, theirs, common, metric) for metric in COMPARED}
+    differences = {
+        metric: changes({n: ours[n].values[metric] for n in common}, {n: theirs[n].values[metric] for n in common})
+        for metric in COMPARED
+    }
     tests = {
         (option, metric): HypothesisTest(difference)
         for metric, found in differences.items() if metric not in _SHOWN_ONLY
         for option, difference in found.items()
     }  # fmt: skip
     judged = judge_all(tests)
+    lost = [name for name in common if theirs[name].completed and not ours[name].completed]
+    elsewhere = [d for d in differing(run.where, reference.where) if not d.path.startswith(_PASSING)]
     return Compared(
         run=run.name, reference=reference.name, suite=differing(run.suite.resolved, reference.suite.resolved),
-        environment=_elsewhere(run, reference),
-        lost={n: _loss_of(ours[n]) for n in common if theirs[n].completed and not ours[n].completed},
+        # Records did not always tell the OpenMP library: what one run lacks says nothing.
+        environment=[d for d in elsewhere if d.path != "openmp" or None not in (d.reference, d.run)],
+        lost={n: ", ".join(sorted({f.kind for f in ours[n].failed.values()})) or "no outcome" for n in lost},
         changes=[
             _change(run.suite, ours[option], theirs[option], metric, differences[metric][option],
                     judged.get((option, metric)))
@@ -147,35 +151,18 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
     )  # fmt: skip
 
 
-def _elsewhere(run: ReadRun, reference: ReadRun) -> list[Differing]:
-    """Records did not always tell the OpenMP library: what one run lacks says nothing."""
-    found = [d for d in differing(run.where, reference.where) if not d.path.startswith(_PASSING)]
-    return [d for d in found if d.path != "openmp" or None not in (d.reference, d.run)]
-
-
-def _loss_of(ours: Summary) -> str:
-    return ", ".join(sorted({failure.kind for failure in ours.failed.values()})) or "no outcome"
-
-
-def _differences(
-    ours: Mapping[str, Summary], theirs: Mapping[str, Summary], common: Sequence[str], metric: str
-) -> dict[str, Difference]:
-    return changes({n: ours[n].values[metric] for n in common}, {n: theirs[n].values[metric] for n in common})
-
-
 def _change(
     suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: Judged | None
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
-    common = (
-        ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None
-    )  # as `changes` pairs them
+    common = ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None  # as `changes` does
+
     return Change(
         option=ours.name, metric=metric, reference=_centre(theirs, metric, common),
         run=_centre(ours, metric, common),
-        ratio=finite(lambda: math.exp(difference.estimate)),
-        low=finite(lambda: math.exp(judged.low)) if judged else None,
-        high=finite(lambda: math.exp(judged.high)) if judged else None,
+        ratio=ratio_of(difference.estimate),
+        low=ratio_of(judged.low if judged else None),
+        high=ratio_of(judged.high if judged else None),
         p_adjusted=judged.p_adjusted if judged else None,
         decision=decide(judged, threshold, more_is_better=better) if judged else "undecided",
         seeds=difference.seeds,
@@ -186,7 +173,7 @@ def _centre(summary: Summary, metric: str, seeds: Collection[int] | None) -> flo
     """Geometric mean over the seeds, all that know the metric where not given."""
     known = summary.values[metric]
     logs = [math.log(known[seed]) for seed in (known if seeds is None else seeds)]
-    return finite(lambda: math.exp(math.fsum(logs) / len(logs))) if logs else None
+    return ratio_of(math.fsum(logs) / len(logs)) if logs else None
 
 
 def _notes(
@@ -313,21 +300,26 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
         (option, text): _asked(text, limit, option, ours, theirs)
         for option in held for text, limit in parsed.items()
     }  # fmt: skip
+    strangers = ", ".join(name for name in ours if name not in held)
+    told = [f"not gated, as the reference completed no trial of them: {strangers}"] if strangers else []
     judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, Asked)})
     others = run.other_jobs()
     concluded = {key: a.concluded(judged.get(key), None) if isinstance(a, Asked) else a for key, a in asked.items()}
-    checks = [_check(option, found, others) for (option, _), found in concluded.items()]
+    checks = [
+        Check(option=option, limit=found.constraint, verdict="inconclusive", detail="not the baseline's job")
+        if option in others
+        else Check(
+            option=option, limit=found.constraint, verdict=_VERDICTS.get(found.verdict, "inconclusive"),
+            detail=found.detail, p_adjusted=found.p_adjusted,
+        )
+        for (option, _), found in concluded.items()
+    ]  # fmt: skip
     checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
     return Gate(
         run=run.name, reference=reference.name, verdict=overall(checks), checks=checks,
         tests=sum(not one.is_exact for one in judged.values()),
-        notes=[*_not_held(ours, held), *run.notes, *reference.notes],
+        notes=[*told, *run.notes, *reference.notes],
     )  # fmt: skip
-
-
-def _not_held(ours: Mapping[str, Summary], held: Sequence[str]) -> list[str]:
-    strangers = [name for name in ours if name not in held]
-    return [f"not gated, as the reference completed no trial of them: {', '.join(strangers)}"] if strangers else []
 
 
 def overall(checks: Sequence[Check]) -> Verdict:
@@ -355,17 +347,15 @@ def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machi
     other = other_data(run, reference)
     if other:
         raise UserError(f"not the same data, so there is nothing to gate: {other}")
-    machines = [d for d in differing(run.environment, reference.environment) if _is_of_machine(d)]
+    # Older records say nothing of the processor's features.
+    machines = [
+        d
+        for d in differing(run.environment, reference.environment)
+        if d.path.startswith(MACHINE) and not (d.path == "cpu_features" and None in (d.reference, d.run))
+    ]
     if machines and not any_machine:
         told = "; ".join(f"{d.path}: {d.reference} there, {d.run} here" for d in machines[:3])
         raise UserError(f"not the same machine: {told}; --any-machine gates all the same")
-
-
-def _is_of_machine(found: Differing) -> bool:
-    """Older records say nothing of the processor's features."""
-    if found.path == "cpu_features" and None in (found.reference, found.run):
-        return False
-    return found.path.startswith(MACHINE)
 
 
 def _asked(
@@ -374,8 +364,8 @@ def _asked(
     values = ours[option].values[limit.metric] if option in ours else {}
     gap = gap_in(text, limit.metric, ours[option]) if option in ours else None
     if gap:
-        both = theirs[option].blown_up(limit.metric) == ours[option].blown_up(limit.metric) != []
-        return _open(text, f"{gap.detail}, in both runs") if both else gap
+        in_both = theirs[option].blown_up(limit.metric) == ours[option].blown_up(limit.metric) != []
+        return _open(text, f"{gap.detail}, in both runs") if in_both else gap
     if not values:
         return _open(text, f"the run has no {limit.metric}")
     lost = ours[option].without_ratio(limit.metric)
@@ -383,13 +373,11 @@ def _asked(
         return directly(text, limit, ours[option])
     if lost or theirs[option].without_ratio(limit.metric):
         return seed_by_seed(text, limit, ours[option], theirs[option])
-    if limit.against is None:
-        found = of_one(values)
-    else:
+    found = of_one(values)
+    if limit.against is not None:
         common = [name for name in theirs if name in ours]
-        found = changes(
-            {n: ours[n].values[limit.metric] for n in common}, {n: theirs[n].values[limit.metric] for n in common}
-        ).get(option)
+        both = [{name: run[name].values[limit.metric] for name in common} for run in (ours, theirs)]
+        found = changes(*both).get(option)
     if found is None:
         return _open(text, f"the reference has no {limit.metric}")
     return Asked(text, limit, HypothesisTest(found, math.log(limit.value)))
@@ -399,27 +387,16 @@ def _open(text: str, detail: str) -> ConstraintVerdict:
     return ConstraintVerdict(constraint=text, verdict="undecided", detail=detail)
 
 
-def _check(option: str, found: ConstraintVerdict, others: set[str]) -> Check:
-    verdict = _VERDICTS.get(found.verdict, "inconclusive")
-    if option in others:
-        return Check(option=option, limit=found.constraint, verdict="inconclusive", detail="not the baseline's job")
-    return Check(
-        option=option, limit=found.constraint, verdict=verdict, detail=found.detail, p_adjusted=found.p_adjusted
-    )
-
-
 def _failed(option: str, ours: Summary | None, theirs: Summary) -> Check | None:
     """An option that fails with seeds that the reference completed."""
     if ours is None:
         return Check(option=option, limit="completes", verdict="inconclusive", detail="the run does not have it")
     failed = {s: f for s, f in ours.failed.items() if s in theirs.completed}
     missing = [seed for seed in theirs.completed if seed not in ours.completed and seed not in ours.failed]
-    if missing and not failed:
-        detail = f"no outcome for seed {', '.join(map(str, missing))}, which the reference completed"
-        return Check(option=option, limit="completes", verdict="inconclusive", detail=detail)
-    if not failed:
+    if not failed and not missing:
         return None
-    kinds = ", ".join(sorted({failure.kind for failure in failed.values()}))
+    what = ", ".join(sorted({failure.kind for failure in failed.values()})) or "no outcome for"
+    seeds = f"{'with ' if failed else ''}seed {', '.join(map(str, failed or missing))}"
     sure = any(failure.kind not in _NO_FINDING for failure in failed.values())
-    detail = f"{kinds} with seed {', '.join(map(str, failed))}, which the reference completed"
+    detail = f"{what} {seeds}, which the reference completed"
     return Check(option=option, limit="completes", verdict="regression" if sure else "inconclusive", detail=detail)

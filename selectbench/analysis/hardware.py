@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from selectbench import units
-from selectbench.analysis.formulas import (
+from selectbench.analysis.metrics import (
     BY_TRUST,
     IMPOSSIBLE,
     IMPOSSIBLE_RATE,
     SHARES,
     Observed,
+    State,
     UtilizationName,
+    Verdict,
     energy,
     flops_per_second,
     flops_per_token,
@@ -19,7 +21,6 @@ from selectbench.analysis.formulas import (
     utilization,
     with_managed_state,
 )
-from selectbench.analysis.metrics import State, Verdict
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
 from selectbench.analysis.summary import Summary, mean
 from selectbench.plan.memory import expected
@@ -72,18 +73,12 @@ def memory_by_rank(summary: Summary) -> MemoryByRank | None:
     identity = next(iter(_identities(summary)), None)
     choices = summary.option.choices
     states = expected(choices, identity.parameters, identity.world_size) if identity else None
+    alike = len({len(ranks) for ranks in seeds}) == 1
     return MemoryByRank(
-        peak_bytes_by_rank=_peaks(seeds),
+        peak_bytes_by_rank=[_known_mean(map(_peak, rank)) for rank in zip(*seeds, strict=True)] if alike else [],
         expected_model_state_bytes=states.total if states else None,
-        measured_model_state_bytes=_known_mean([_largest_state(ranks) for ranks in seeds]),
+        measured_model_state_bytes=_known_mean(map(_largest_state, seeds)),
     )
-
-
-def _peaks(seeds: Sequence[Sequence[RankMemory]]) -> list[float | None]:
-    """Of each rank in order; empty where seeds had different numbers of ranks."""
-    if len({len(ranks) for ranks in seeds}) > 1:
-        return []
-    return [_known_mean([_peak(rank) for rank in same]) for same in zip(*seeds, strict=True)]
 
 
 def _peak(rank: RankMemory) -> int | None:
@@ -98,18 +93,17 @@ def _largest_state(ranks: Sequence[RankMemory]) -> int | None:
     return max(sums) if len(sums) == len(parts) else None
 
 
-def _known_mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if len(known) == len(values) else None
+def _known_mean(values: Iterable[float | None]) -> float | None:
+    """The mean; None where one is not known."""
+    every = list(values)
+    known = [value for value in every if value is not None]
+    return mean(known) if len(known) == len(every) else None
 
 
 def ranks_in_answer(device: str, summaries: Sequence[Summary]) -> str:
     """What the answer must not be read without, with a space before it; '' where there is nothing."""
-    return (
-        " Over gloo on a CPU: a functional check, no finding about GPUs."
-        if rank_warnings(device, summaries)
-        else ""
-    )
+    functional = bool(rank_warnings(device, summaries))
+    return " Over gloo on a CPU: a functional check, no finding about GPUs." if functional else ""
 
 
 def share_main_memory(device: str, summaries: Sequence[Summary]) -> bool:
@@ -146,11 +140,11 @@ def arithmetic(summary: Summary, counting: Sequence[Observed]) -> Arithmetic:
     unknown = {share: Unknown.by_reason(reasons) for share, reasons in _reasons(summary).items()}
     return Arithmetic(
         dtype=matmul_dtype(summary.option.choices),
-        model_flops_per_token=_of_all(flops_per_token(o, "mfu") for o in counting),
-        hardware_flops_per_token=_of_all(flops_per_token(o, "hfu") for o in counting),
-        peak_flops_per_second=_of_all(flops_per_second(o, "mfu") for o in counting),
-        matmul_flops_per_second=_of_all(flops_per_second(o, "matmul_rate_share") for o in counting),
-        unknown={share: found for share, found in unknown.items() if found},
+        model_flops_per_token=_known_mean(flops_per_token(o, "mfu") for o in counting),
+        hardware_flops_per_token=_known_mean(flops_per_token(o, "hfu") for o in counting),
+        peak_flops_per_second=_known_mean(flops_per_second(o, "mfu") for o in counting),
+        matmul_flops_per_second=_known_mean(flops_per_second(o, "matmul_rate_share") for o in counting),
+        unknown={share: reasons for share, reasons in unknown.items() if reasons},
     )
 
 
@@ -160,20 +154,13 @@ def _reasons(summary: Summary) -> dict[UtilizationName, dict[int, str | None]]:
     return {share: {seed: utilization(o, share).reason for seed, o in metered.items()} for share in SHARES}
 
 
-def _of_all(values: Iterable[float | None]) -> float | None:
-    """The mean; None where one is not known."""
-    found = list(values)
-    known = [value for value in found if value is not None]
-    return mean(known) if len(known) == len(found) else None
-
-
 def impossible(summary: Summary) -> list[str]:
     """One line for each cause of a share above 1, which is withheld."""
     reasons = list(_reasons(summary).values())
-    metered = [seed for seed in summary.planned if any(seed in found for found in reasons)]
+    metered = [seed for seed in summary.planned if any(seed in by_seed for by_seed in reasons)]
     lines = []
     for cause in (IMPOSSIBLE, IMPOSSIBLE_RATE):
-        seeds = [str(seed) for seed in metered if any(found[seed] == cause for found in reasons)]
+        seeds = [str(seed) for seed in metered if any(by_seed[seed] == cause for by_seed in reasons)]
         if seeds:
             lines.append(f"{summary.name}: utilisation {cause}, so it is withheld (seed {', '.join(seeds)})")
     return lines
@@ -193,36 +180,27 @@ def gpu_row(summary: Summary) -> GpuRow | None:
     """None where no trial of the option had GPU meters."""
     if not summary.states:
         return None
-    counting = _counting(summary)
+    metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
+    clean = [o for seed, o in metered.items() if summary.states[seed].verdict in ("clean", "unknown")]
+    counting = clean or list(metered.values())
     trials = [observed.gpus for observed in counting]
-    energies = {seed: energy(o.meters) for seed, o in summary.observed.items() if o.gpus}
-    methods = [found.method for found in energies.values() if found.method]
+    energies = {seed: energy(o.meters) for seed, o in metered.items()}
+    methods = [one.method for one in energies.values() if one.method]
+    found = [state.verdict for state in summary.states.values()]
+    order: tuple[Verdict, ...] = ("clean", "throttled", "shared", "unknown")
     return GpuRow(
         names=list(dict.fromkeys(gpu.name for trial in trials for gpu in trial)),
-        states=_counted(summary.states.values()),
+        states={verdict: found.count(verdict) for verdict in order if verdict in found},
         by_seed=[TrialState(seed=s, verdict=f.verdict, detail=f.detail) for s, f in summary.states.items()],
         energy_method=max(methods, key=BY_TRUST.index) if methods else None,
-        energy_unknown=Unknown.by_reason({seed: found.reason for seed, found in energies.items()}),
+        energy_unknown=Unknown.by_reason({seed: one.reason for seed, one in energies.items()}),
         memory=_memory(summary), arithmetic=arithmetic(summary, counting),
-        mean_utilization=_mean(trials, lambda gpu: gpu.mean_utilization),
-        mean_sm_clock_hertz=_mean(trials, lambda gpu: gpu.mean_sm_clock_hertz),
-        mean_memory_clock_hertz=_mean(trials, lambda gpu: gpu.mean_memory_clock_hertz),
+        mean_utilization=mean(_all(trials, lambda gpu: gpu.mean_utilization)),
+        mean_sm_clock_hertz=mean(_all(trials, lambda gpu: gpu.mean_sm_clock_hertz)),
+        mean_memory_clock_hertz=mean(_all(trials, lambda gpu: gpu.mean_memory_clock_hertz)),
         highest_temperature_celsius=max(_all(trials, lambda gpu: gpu.highest_temperature_celsius), default=None),
         clock_limit_shares=_limits(trials),
     )  # fmt: skip
-
-
-def _counted(states: Iterable[State]) -> dict[Verdict, int]:
-    found = [state.verdict for state in states]
-    order: tuple[Verdict, ...] = ("clean", "throttled", "shared", "unknown")
-    return {verdict: found.count(verdict) for verdict in order if verdict in found}
-
-
-def _counting(summary: Summary) -> list[Observed]:
-    """The completed trials that were neither throttled nor shared; all where there is none."""
-    metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
-    clean = [o for seed, o in metered.items() if summary.states[seed].verdict in ("clean", "unknown")]
-    return clean or list(metered.values())
 
 
 def _memory(summary: Summary) -> DeviceMemory:
@@ -250,12 +228,8 @@ def _limits(trials: Trials) -> dict[str, float] | None:
 
 
 def _all(trials: Trials, read: Callable[[GpuMeters], float | None]) -> list[float]:
-    found = (read(gpu) for trial in trials for gpu in trial)
-    return [value for value in found if value is not None]
-
-
-def _mean(trials: Trials, read: Callable[[GpuMeters], float | None]) -> float | None:
-    return mean(_all(trials, read))
+    values = (read(gpu) for trial in trials for gpu in trial)
+    return [value for value in values if value is not None]
 
 
 def _mean_of_largest(trials: Trials, read: Callable[[GpuMeters], float | None]) -> float | None:
@@ -279,32 +253,34 @@ def failure_note(failed: Failed, state: State | None) -> str | None:
 
 def gpu_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
     """What of the GPUs makes figures doubtful."""
-    found = [
-        line for summary in summaries for line in (*_unclean(summary), *_unsettled(summary), *impossible(summary))
-    ]
-    return [*(_unmetered(summaries) if device == "cuda" else []), *found, *_without_cost(summaries)]
+    lines: list[str] = []
+    if device == "cuda":
+        meters = [o.meters for summary in summaries for o in summary.observed.values()]
+        problems = dict.fromkeys(m.problem for m in meters if m and m.problem and not m.gpus)
+        told = "no GPU meters, so device memory, energy and the GPUs' state are not known"
+        lines += [f"{told}: {problem}" for problem in problems]
+    without_cost: dict[str, list[str]] = {}
+    for summary in summaries:
+        lines += [*_unclean(summary), *_unsettled(summary), *impossible(summary)]
+        for unknown in cost_unknown(summary):
+            without_cost.setdefault(unknown.reason, []).append(summary.name)
+    return lines + [f"cost is not known: {why} ({', '.join(names)})" for why, names in without_cost.items()]
 
 
 def _unclean(summary: Summary) -> list[str]:
     """One line with the findings of every seed that was throttled or shared."""
-    found = [
-        f"seed {seed}{_end(summary, seed)} {state.verdict}: {state.detail}"
+    ends = {seed: f" ({failure.kind})" for seed, failure in summary.failed.items()}
+    seeds = [
+        f"seed {seed}{ends.get(seed, '')} {state.verdict}: {state.detail}"
         for seed, state in summary.states.items()
         if state.verdict in ("throttled", "shared")
     ]
-    return [f"{summary.name}: {'; '.join(found)}{_consequence(summary)}"] if found else []
-
-
-def _end(summary: Summary, seed: int) -> str:
-    return f" ({summary.failed[seed].kind})" if seed in summary.failed else ""
-
-
-def _consequence(summary: Summary) -> str:
-    if not summary.spoiled["tokens_per_second"]:
-        return ""
+    consequence = "; left out of speed, energy and cost" if summary.spoiled["tokens_per_second"] else ""
     if summary.only_spoiled("tokens_per_second"):
-        return "; as there is no clean trial, its figures of speed, energy and cost are compared with nothing"
-    return "; left out of speed, energy and cost"
+        consequence = (
+            "; as there is no clean trial, its figures of speed, energy and cost are compared with nothing"
+        )
+    return [f"{summary.name}: {'; '.join(seeds)}{consequence}"] if seeds else []
 
 
 def _unsettled(summary: Summary) -> list[str]:
@@ -312,17 +288,3 @@ def _unsettled(summary: Summary) -> list[str]:
     seeds = [str(seed) for seed, meters in trials.items() if meters and meters.settled is False]
     told = "the GPU's memory had not come back before the trial to what it was before the first one"
     return [f"{summary.name}: {told} (seed {', '.join(seeds)})"] if seeds else []
-
-
-def _unmetered(summaries: Sequence[Summary]) -> list[str]:
-    meters = [o.meters for summary in summaries for o in summary.observed.values()]
-    problems = dict.fromkeys(m.problem for m in meters if m and m.problem and not m.gpus)
-    return [f"no GPU meters, so device memory, energy and the GPUs' state are not known: {p}" for p in problems]
-
-
-def _without_cost(summaries: Sequence[Summary]) -> list[str]:
-    names: dict[str, list[str]] = {}
-    for summary in summaries:
-        for unknown in cost_unknown(summary):
-            names.setdefault(unknown.reason, []).append(summary.name)
-    return [f"cost is not known: {reason} ({', '.join(found)})" for reason, found in names.items()]

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from itertools import compress
 from operator import attrgetter, ne
 from typing import Any, Literal
 
 from selectbench.analysis.result import Certificate, Violation
 from selectbench.analysis.summary import Summary, below_the_floor
-from selectbench.choices import Choices
-from selectbench.choices.choice import Choice, is_own
+from selectbench.choices.choice import is_own
 from selectbench.choices.model import Gpt2, Llama, OwnModel
 from selectbench.record.record import Identity
 from selectbench.suite.job import LrSchedule, distinct_rates, shape_sha256, shares
@@ -36,7 +35,7 @@ def other_settings(summary: Summary) -> dict[int, Differing]:
     return {seed: differing for seed, differing in found.items() if differing}
 
 
-def told(differing: Differing, place: int) -> str:
+def settings_in_words(differing: Differing, place: int) -> str:
     """`optimizer.lr 0.001`; place 1: what was recorded, 2: what the suite says."""
     return ", ".join(f"{entry[0]} {_shown(entry[place])}" for entry in differing[:3])
 
@@ -103,8 +102,7 @@ _FOLLOWS = {
     }),
     "tokenizer": frozenset({
         "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters",
-        "trainable_parameters", "first_step_loss",
-        "first_step_gradient_norm",
+        "trainable_parameters", "first_step_loss", "first_step_gradient_norm",
     }),
     "python": frozenset({"sdpa_backends"}),
 }  # fmt: skip
@@ -172,21 +170,16 @@ def _status(name: str, ours: Identity, theirs: Identity, declared: bool) -> Stat
         return "not_verified"
     if name == "reduction_dtype" and any(i.world_size > 1 and i.reduction_dtype is None for i in (ours, theirs)):
         return "not_verified"
-    if _agrees(name, ours, theirs):
+    if name in FIRST_STEP:
+        tolerance = (FP32_TOLERANCE if _is_fp32(ours) and _is_fp32(theirs) else HALF_TOLERANCE)[name]
+        agrees = abs(mine - other) <= tolerance * max(abs(mine), abs(other))
+    else:  # one rank sums nothing, whatever the dtype
+        agrees = mine == other or (name == "reduction_dtype" and 1 in (ours.world_size, theirs.world_size))
+    if agrees:
         return "not_verified" if name == "dropout" and _other_masks(ours, theirs) else "same"
     if declared:
         return "declared"
     return "not_verified" if name in FIRST_STEP and _other_masks(ours, theirs) else "violation"
-
-
-def _agrees(name: str, ours: Identity, theirs: Identity) -> bool:
-    mine, other = getattr(ours, name), getattr(theirs, name)
-    if name in FIRST_STEP:
-        tolerance = (FP32_TOLERANCE if _is_fp32(ours) and _is_fp32(theirs) else HALF_TOLERANCE)[name]
-        return bool(abs(mine - other) <= tolerance * max(abs(mine), abs(other)))
-    if name == "reduction_dtype" and 1 in (ours.world_size, theirs.world_size):
-        return True  # One rank sums nothing.
-    return bool(mine == other)
 
 
 def _is_fp32(identity: Identity) -> bool:
@@ -194,8 +187,8 @@ def _is_fp32(identity: Identity) -> bool:
     return dtypes == {"float32"} and not identity.matmul_tf32
 
 
-def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
-    """What a trial of the option must have found, by identity field: what the job and single choices fix."""
+def asked_for(suite: Suite, option: Option, ranks: int) -> dict[str, Any]:
+    """What a trial of the option on so many ranks must have found, by identity field: what job and choices fix."""
     job, choices = suite.job.of(option.choices), option.choices
     asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
     for choice in choices.each().values():
@@ -205,26 +198,18 @@ def asked_for(suite: Suite, option: Option, found: Identity) -> dict[str, Any]:
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
-    if any(_sets_shape(other.choices) for other in suite.options):  # then a difference is excused
+    others = [other.choices for other in suite.options]
+    if any(o.optimizer.sets_schedule or o.global_batch_size is not None for o in others):  # a difference is excused
         asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
     if (rates := choices.optimizer.peak_rates()) is not None:
         largest = _largest_share(job.lr_schedule, job.max_steps)
         asked["peak_learning_rate"] = distinct_rates(rate * largest for rate in rates)
-    asked["world_size"] = found.world_size if choices.world_size == "auto" else choices.world_size
-    if choices.global_batch_size is not None and not any(_skips(choice) for choice in choices.each().values()):
+    asked["world_size"] = ranks if choices.world_size == "auto" else choices.world_size
+    may_skip = any("steps_applied" in choice.may_change for choice in choices.each().values())
+    if choices.global_batch_size is not None and not may_skip:
         asked["steps_applied"] = job.max_steps
     steps = job.gradient_accumulation_steps(choices.micro_batch_size, asked["world_size"])
     return {**asked, "gradient_accumulation_steps": steps}
-
-
-def _sets_shape(choices: Choices) -> bool:
-    """Whether an option's learning rates are others than the job's."""
-    return choices.optimizer.sets_schedule or choices.global_batch_size is not None
-
-
-def _skips(choice: Choice) -> bool:
-    """Whether a trial with the choice may leave steps out."""
-    return "steps_applied" in choice.may_change
 
 
 @cache
@@ -242,27 +227,6 @@ def unmet(asked: Mapping[str, Any], found: Identity) -> dict[str, Any]:
     """What was asked for, of those fields in which the trial was found to be otherwise."""
     differing = [name for name, value in asked.items() if getattr(found, name) != value]
     return {name: asked[name] for name in differing if getattr(found, name) is not None}
-
-
-@dataclass
-class _Rules:
-    """What holds for all seeds of an option, worked out once."""
-
-    suite: Suite
-    _asked: dict[tuple[str, int], dict[str, Any]] = field(default_factory=dict)
-    _declared: dict[tuple[str, str], frozenset[str]] = field(default_factory=dict)
-
-    def asked_for(self, option: Option, found: Identity) -> dict[str, Any]:
-        key = (option.name, found.world_size)
-        if key not in self._asked:
-            self._asked[key] = asked_for(self.suite, option, found)
-        return self._asked[key]
-
-    def may_change(self, option: Option, other: Option) -> frozenset[str]:
-        key = (option.name, other.name)
-        if key not in self._declared:
-            self._declared[key] = may_change(option, other)
-        return self._declared[key]
 
 
 @dataclass
@@ -300,34 +264,41 @@ class _Findings:
 
 def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> dict[str, Certificate]:
     """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
-    found = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
-    rules = _Rules(suite)
+    findings = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
+    options = {summary.name: summary.option for summary in (baseline, *summaries)}
+
+    @cache
+    def asked_of(name: str, ranks: int) -> dict[str, Any]:
+        return asked_for(suite, options[name], ranks)
+
+    @cache
+    def excused(name: str, other: str) -> frozenset[str]:
+        return may_change(options[name], options[other])
+
     for seed in baseline.planned:
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
         for summary in done.values():
-            _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])
-    for summary in summaries:
-        _look_besides(summary, suite.baseline, found[summary.name])
-    return {name: findings.certificate() for name, findings in found.items()}
+            identity, reference = summary.completed[seed].identity, next(iter(done.values()))
+            asked = unmet(asked_of(summary.name, identity.world_size), identity) if identity else {}
+            declared = excused(summary.name, reference.name)
+            _examine(summary, reference, seed, asked, declared, findings[summary.name])
+    for summary in summaries:  # besides, other settings than the suite's, and a loss that nothing can have
+        violate = partial(findings[summary.name].violate, baseline=None, against=suite.baseline)
+        for seed, differing in other_settings(summary).items():
+            violate("settings", seed, asked=settings_in_words(differing, 2), option=settings_in_words(differing, 1))
+        for seed, measured in summary.measurements.items():
+            if below_the_floor(measured):
+                floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
+                violate("final_loss", seed, asked=floor, option=measured.final_loss)
+    return {name: found.certificate() for name, found in findings.items()}
 
 
-def _look_besides(summary: Summary, baseline: str, into: _Findings) -> None:
-    """Other settings than the suite's, and a loss that nothing can have."""
-    for seed, differing in other_settings(summary).items():
-        into.violate(
-            "settings", seed, asked=told(differing, 2), option=told(differing, 1), baseline=None, against=baseline
-        )
-    for seed, measured in summary.measurements.items():
-        if below_the_floor(measured):
-            floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
-            into.violate(
-                "final_loss", seed, asked=floor, option=measured.final_loss, baseline=None, against=baseline
-            )
-
-
-def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, into: _Findings) -> None:
+def _examine(
+    summary: Summary, reference: Summary, seed: int, asked: Mapping[str, Any], declared: frozenset[str],
+    into: _Findings,
+) -> None:  # fmt: skip
+    """`asked`: what was asked for and the trial did not do; `declared`: the fields that may differ."""
     ours, theirs = summary.completed[seed].identity, reference.completed[seed].identity
-    asked = unmet(rules.asked_for(summary.option, ours), ours) if ours else {}
     for name, value in asked.items():
         into.violate(
             name, seed, asked=value, option=getattr(ours, name), baseline=getattr(theirs, name, None),
@@ -339,7 +310,7 @@ def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, int
     if ours is None or theirs is None:
         into.unrecorded.append(seed)
         return
-    statuses = compare(ours, theirs, rules.may_change(summary.option, reference.option))
+    statuses = compare(ours, theirs, declared)
     if is_own(ours.framework) or is_own(theirs.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
         into.not_verified |= {OWN_LOOP, *left}

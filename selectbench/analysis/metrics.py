@@ -2,42 +2,447 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Literal, NamedTuple, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
-
-from selectbench.analysis import formulas
-from selectbench.analysis.formulas import (
-    Observed,
-    finite,
-    joules_per_token,
-    mean_power_watts,
-    peak_device_memory_bytes,
-    share_of,
-    usd_of_job,
-    usd_per_billion_tokens,
+from selectbench import units
+from selectbench.choices import Choices
+from selectbench.choices.choice import is_own
+from selectbench.plan.peaks import matmul_dtype, peak_flops_per_second
+from selectbench.record.record import (
+    Architecture,
+    Completed,
+    GpuMeters,
+    Measurement,
+    Meters,
+    RankMemory,
+    Record,
 )
-from selectbench.record.record import GpuMeters, Measurement, OtherProcess, Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
+from selectbench.suite.suite import Cost, Suite
 
-SIGNIFICANT_DIGITS = 12
-
-
-def rounded(value: float) -> float:
-    """To what a figure is worth: later digits are rounding, and differ between processors."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+# Formulas over what the worker itself measured. What cannot be computed is None, never infinity and never zero.
 
 
-Number = Annotated[float, AfterValidator(rounded)]
+T = TypeVar("T")
+MemoryKind = Literal["cuda_allocated", "cpu_pss_growth"]
 
 
-class Shown(BaseModel):
-    """A mapping of ranking.json: no NaN, no infinity, unknown is None."""
+def finite(formula: Callable[..., float | None], *arguments: object) -> float | None:
+    """The formula's value, or None where it divides by zero or is more than a float holds."""
+    try:
+        value = formula(*arguments)
+        return float(value) if value is not None and math.isfinite(value) else None
+    except (OverflowError, ZeroDivisionError):
+        return None
 
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+def finite_of_each(formula: Callable[[T], float | None], trials: Mapping[int, T]) -> dict[int, float]:
+    """`finite` of each trial by its seed, those without a value left out; quick where nothing goes wrong."""
+    try:
+        found = {seed: formula(trial) for seed, trial in trials.items()}
+    except (OverflowError, ZeroDivisionError):
+        found = {seed: finite(formula, trial) for seed, trial in trials.items()}
+    return {seed: float(value) for seed, value in found.items() if value is not None and math.isfinite(value)}
+
+
+def tokens_per_second(m: Measurement) -> float | None:
+    """timed_steps x tokens_per_step / timed_seconds: tokens trained per second by the whole job."""
+    return m.timed_steps * m.tokens_per_step / m.timed_seconds if m.timed_steps else None
+
+
+def peak_memory_bytes(m: Measurement) -> float | None:
+    """CUDA: the allocator's peak of allocated bytes and managed state. CPU: peak growth of proportional set size.
+
+    No growth at all is less than can be measured, and so not known: a training that takes no memory there is not.
+    """
+    allocated = with_managed_state(m.peak_memory_allocated_bytes, m)
+    return (allocated if allocated is not None else m.peak_pss_growth_bytes) or None
+
+
+def peak_memory_reserved_bytes(m: Measurement) -> float | None:
+    """CUDA: the allocator's peak of reserved bytes, and managed state."""
+    return with_managed_state(m.peak_memory_reserved_bytes, m)
+
+
+def with_managed_state(allocator_bytes: int | None, m: Measurement | RankMemory) -> int | None:
+    """A figure of torch's allocator and the optimizer state in managed memory, which it does not count.
+
+    The state is there from the first update on, as an allocator's own would be, and the later steps have the peak.
+    """
+    return None if allocator_bytes is None else allocator_bytes + (m.managed_state_bytes or 0)
+
+
+def memory_kind(m: Measurement) -> MemoryKind | None:
+    """Which of the two `peak_memory_bytes` is; None where neither was measured."""
+    if m.peak_memory_allocated_bytes is not None:
+        return "cuda_allocated"
+    return "cpu_pss_growth" if m.peak_pss_growth_bytes is not None else None
+
+
+def final_perplexity(m: Measurement) -> float | None:
+    """exp(final_loss), per token of the job's own tokenizer (Jelinek et al. 1977)."""
+    return None if m.final_loss is None else math.exp(m.final_loss)
+
+
+def excess_loss(m: Measurement) -> float | None:
+    """final_loss less what the true source has on the same tokens; nats per token.
+
+    Cross-entropy is entropy and divergence (Cover and Thomas 2006, theorem 5.4.3), and a divergence is not below 0:
+    on a sample the difference may be, by chance.
+    """
+    return None if m.final_loss is None or m.source_loss is None else m.final_loss - m.source_loss
+
+
+def bytes_per_second(m: Measurement) -> float | None:
+    """Training tokens per second by the bytes of text that a held-out token stands for."""
+    speed, size = tokens_per_second(m), bytes_per_token(m)
+    return None if speed is None or size is None else speed * size
+
+
+def bytes_per_token(m: Measurement) -> float | None:
+    """UTF-8 bytes of held-out text that a token stands for: how well the tokenizer fits the text."""
+    return None if not m.heldout_bytes or not m.heldout_tokens else m.heldout_bytes / m.heldout_tokens
+
+
+def bits_per_byte(m: Measurement) -> float | None:
+    """final_loss x heldout_tokens / (heldout_bytes x ln 2): bits per UTF-8 byte of held-out text.
+
+    Source: Gao et al. 2020, arXiv:2101.00027, section 3.1; it does not depend on the tokenizer.
+    """
+    if m.final_loss is None or m.heldout_tokens is None or m.heldout_bytes is None:
+        return None
+    return m.final_loss * m.heldout_tokens / (m.heldout_bytes * math.log(2))
+
+
+def skipped_share(m: Measurement) -> float | None:
+    """Share of the job's optimizer steps that fp16's gradient scaling skipped, 0 to 1."""
+    return m.steps_skipped / (m.steps_applied + m.steps_skipped)
+
+
+# Everything that a metric may be derived from, of one completed trial.
+
+
+class Observed(NamedTuple):
+    """One completed trial: raw values, and what of the suite a formula needs."""
+
+    measurement: Measurement
+    meters: Meters | None
+    choices: Choices
+    """The option's."""
+    device: Literal["cpu", "cuda"]
+    world_size: int | None
+    """Ranks that took part, one GPU each; None: the trial does not say."""
+    cost: Cost | None
+    """The suite's prices."""
+
+    @property
+    def gpus(self) -> list[GpuMeters]:
+        """The trial's GPUs as they were metered; empty where they were not."""
+        return self.meters.gpus if self.meters else []
+
+
+def observe(record: Record, suite: Suite) -> Observed:
+    """What is known of a completed trial of the suite, one before the contest among them.
+
+    Raises ValueError for a failed one.
+    """
+    if not isinstance(record.outcome, Completed):
+        raise ValueError(f"trial {record.trial.trial_id} failed: it has no metrics")
+    choices = suite.option(record.trial.tunes or record.trial.option).choices
+    return observed(record, record.outcome.measurement, choices, suite)
+
+
+def observed(record: Record, measurement: Measurement, choices: Choices, suite: Suite) -> Observed:
+    """The same where the measurement and the option's choices are at hand."""
+    ranks = record.identity.world_size if record.identity else None
+    return Observed(measurement, record.meters, choices, suite.device, ranks, suite.cost)
+
+
+# What a trial took of its GPUs' memory, by the devices' own account and apart from the allocator's.
+
+
+def peak_device_memory_bytes(o: Observed) -> float | None:
+    """The most in use while training less what was in use right before the trial, of the GPU that needed most.
+
+    The CUDA context, libraries' workspaces and fragments are in it, which no allocator counts, and so is managed
+    memory: every update brings it onto the GPU, where it stays until the GPU is full. None where any GPU does not
+    tell, or its memory was not idle before: more was freed by others than the trial took.
+    """
+    pairs = [(gpu.peak_device_memory_bytes, gpu.idle_memory_bytes) for gpu in o.gpus]
+    known = [peak - idle for peak, idle in pairs if peak is not None and idle is not None and peak >= idle]
+    return max(known) if known and len(known) == len(pairs) else None
+
+
+# The energy of a trial's GPUs inside its timed windows, and which of the driver's figures it comes from.
+
+
+Method = Literal["counter", "instant_power", "average_power"]
+
+SHORTEST_SECONDS = 5.0
+"""Metered for less, the counter's step of about 0.1 s and the power readings' lag weigh too much."""
+AGREEMENT = 0.10
+"""Counter and integrated instant power must agree so closely, as a share of the larger."""
+
+ENERGY_RULE = (
+    "Energy is what the GPUs' own meters count inside the timed windows, the sum over the trial's GPUs; the "
+    "rest of the machine is not in it. It is read from the boards' energy counters; where a board has none its "
+    "instant power is integrated, and where it has only the power that the driver averages over about a second, "
+    f"that is taken. It is not known where less than {SHORTEST_SECONDS:g} s were metered, where counter and "
+    f"integrated power differ by more than {AGREEMENT:.0%}, and on a slice of a board (MIG), whose meters are "
+    "the whole board's. Joules per token are the mean power over the tokens per second."
+)
+
+BY_TRUST: tuple[Method, ...] = ("counter", "instant_power", "average_power")
+"""From the most direct figure to the least."""
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Of one trial. Either the figures are known or the reason why not."""
+
+    joules: float | None
+    """Sum over the GPUs, each for its metered seconds."""
+    mean_power_watts: float | None
+    """Sum over the GPUs of joules over metered seconds: the whole job's."""
+    method: Method | None
+    """The least direct that any GPU's figure comes from."""
+    reason: str | None
+    """Why nothing is known."""
+
+
+def energy(meters: Meters | None) -> Energy:
+    """The energy that the trial's GPUs took inside the timed windows."""
+    gpus = meters.gpus if meters else []
+    reason = None if gpus else (meters and meters.problem) or "the trial's GPUs were not metered"
+    if reason := reason or next(filter(None, map(_energy_unknown, gpus)), None):
+        return Energy(None, None, None, reason)
+    best = [(gpu.metered_seconds, *next(iter(_energy_figures(gpu).items()))) for gpu in gpus]
+    return Energy(
+        joules=sum(joules for _, _, joules in best),
+        mean_power_watts=sum(joules / seconds for seconds, _, joules in best),
+        method=max((method for _, method, _ in best), key=BY_TRUST.index),
+        reason=None,
+    )
+
+
+def _energy_figures(gpu: GpuMeters) -> dict[Method, float]:
+    """The joules that the driver tells of it, the most direct figure first."""
+    figures = (gpu.counter_joules, gpu.instant_power_joules, gpu.average_power_joules)
+    return {method: value for method, value in zip(BY_TRUST, figures, strict=True) if value is not None}
+
+
+def _energy_unknown(gpu: GpuMeters) -> str | None:
+    """Why one GPU's energy is not known, or None where it is."""
+    if gpu.is_mig:
+        return "a MIG slice has no meters of its own: the board's are for all its slices"
+    if gpu.metered_seconds < SHORTEST_SECONDS:
+        return f"metered for {units.seconds(gpu.metered_seconds)}, less than {SHORTEST_SECONDS:g} s"
+    if not _energy_figures(gpu):
+        return "the driver tells neither energy nor power"
+    counter, power = gpu.counter_joules, gpu.instant_power_joules
+    if counter is not None and power is not None and abs(counter - power) > AGREEMENT * max(counter, power):
+        return f"the energy counter says {units.joules(counter)}, integrated power {units.joules(power)}"
+    return None
+
+
+def mean_power_watts(o: Observed) -> float | None:
+    """Mean power of all the trial's GPUs inside the timed windows."""
+    return energy(o.meters).mean_power_watts
+
+
+def joules_per_token(o: Observed) -> float | None:
+    """Mean power over tokens per second: the energy of the metered seconds over the tokens of as many seconds."""
+    power = mean_power_watts(o)
+    speed = None if power is None else tokens_per_second(o.measurement)
+    return None if power is None or speed is None else power / speed
+
+
+# What the job costs at the suite's prices: rent of the GPUs by their time, and the energy that they took.
+
+
+_JOULES_PER_KWH = 3.6e6
+_BILLION = 1e9
+
+COST_RULE = (
+    "Cost is the rent of the job's GPUs for their time and the energy that the GPUs took, as far as the suite "
+    "gives a price for each. A billion tokens are reckoned at the timed speed; the job at its training time, "
+    "warm-up and compilation among it, start-up and evaluation not. Where one of the prices can't be applied, "
+    "nothing is said rather than a part."
+)
+
+
+def usd_per_billion_tokens(o: Observed) -> float | None:
+    """GPUs x 1e9 / tokens_per_second / 3600 x usd_per_gpu_hour + joules_per_token x 1e9 / 3.6e6 x usd_per_kwh."""
+    speed = tokens_per_second(o.measurement)
+    return None if not speed else usd_for(o, seconds=_BILLION / speed, tokens=_BILLION)
+
+
+def usd_of_job(o: Observed) -> float | None:
+    """The same for the job's own training_seconds and its tokens_per_step x (applied + skipped steps)."""
+    m = o.measurement
+    return usd_for(o, seconds=m.training_seconds, tokens=m.tokens_per_step * (m.steps_applied + m.steps_skipped))
+
+
+def usd_for(o: Observed, *, seconds: float, tokens: float) -> float | None:
+    """Of so many seconds of the trial's GPUs and so many tokens; None where a price can't be applied."""
+    if o.cost is None or unpriced(o):
+        return None
+    rent = electricity = 0.0
+    if o.cost.usd_per_gpu_hour is not None:
+        assert o.world_size is not None  # else unpriced() had a reason
+        rent = o.world_size * seconds / 3600 * o.cost.usd_per_gpu_hour
+    if o.cost.usd_per_kwh is not None:
+        each = joules_per_token(o)
+        if each is None:
+            return None
+        electricity = each * tokens / _JOULES_PER_KWH * o.cost.usd_per_kwh
+    return rent + electricity
+
+
+def unpriced(o: Observed) -> str | None:
+    """Why one of the suite's prices can't be applied to the trial, or None where each can or there is none."""
+    if o.cost is None:
+        return None
+    if o.device == "cpu":
+        return "the job ran on the cpu, and the suite's prices are those of GPUs"
+    if o.cost.usd_per_gpu_hour is not None and o.world_size is None:
+        return "usd_per_gpu_hour: the trial does not say how many GPUs took part"
+    if o.cost.usd_per_kwh is not None and (reason := energy(o.meters).reason):
+        return f"usd_per_kwh: the energy is not known: {reason}"
+    return None
+
+
+# Floating-point operations of training on one token, from the model's shape.
+#
+# A multiplication and an addition are two operations. Only matrix products count: embeddings that are looked up,
+# norms, activations, the softmax, the loss and the optimizer's own arithmetic do not.
+
+
+FLOPS_RULE = (
+    "A token's FLOPs are 6 x the parameters of the matrix products (the output head among them) + 12 x sequence "
+    "length x the heads' width summed over the layers: two for each multiplication and addition of the forward "
+    "pass, twice as many for the backward pass (Chowdhery et al. 2022, arXiv:2204.02311, appendix B). Attention "
+    "counts in full, without the half that a causal mask leaves out, so a kernel that skips it does less than is "
+    "counted. Embeddings, norms, softmax, loss and optimizer are left out."
+)
+
+
+def model_flops_per_token(a: Architecture) -> float:
+    """6 x matmul_parameters + 12 x attention_width x seq_len, forward and backward pass.
+
+    Source: Chowdhery et al. 2022, arXiv:2204.02311 (PaLM), appendix B: 6N + 12LHQT. Two operations for each
+    parameter forward and four backward; scores and their product with the values are 4 x width x seq_len
+    forward and twice that backward. There is no discount for a causal mask, and recomputation is left out.
+    """
+    return 6.0 * a.matmul_parameters + 12.0 * a.attention_width * a.seq_len
+
+
+def hardware_flops_per_token(a: Architecture, recomputed: bool) -> float:
+    """The same and, where activations are `recomputed`, the second forward pass through the blocks.
+
+    That adds 2 x block_matmul_parameters + 4 x attention_width x seq_len: the head is outside the blocks, and
+    torch ends a block's second pass once all that the backward pass needs is there. What a fused attention
+    kernel or torch.compile computes again of its own accord is left out.
+    """
+    again = 2.0 * a.block_matmul_parameters + 4.0 * a.attention_width * a.seq_len
+    return model_flops_per_token(a) + (again if recomputed else 0.0)
+
+
+# How much of the GPUs' arithmetic a trial used: of the data sheet's peak, and of a rate measured on them.
+#
+# A share of a peak in one precision says nothing of a share in another: it is shown beside the figures and never
+# decides between options.
+
+
+UtilizationName = Literal["mfu", "hfu", "matmul_rate_share"]
+SHARES: tuple[UtilizationName, ...] = ("mfu", "hfu", "matmul_rate_share")
+
+MFU_RULE = (
+    "MFU is tokens per second x a token's FLOPs, over the sum of the GPUs' peaks in the dtype that the matrix "
+    "products run in; HFU counts what activation checkpointing computes again, too. Peaks are those of the data "
+    "sheets, dense, without the boost of structured sparsity. The share of the measured rate is the same FLOPs as "
+    "MFU's over what large matrix products reached on these very GPUs (doctor --calibrate). Each is a share of "
+    "one precision's rate: rows of different precisions are not to be compared by it. Nothing is said above 100 %, "
+    "of a slice of a board (MIG) by a data sheet, of a GPU whose sheet is not known, of models whose work does "
+    "not follow from their shape, and of own training loops."
+)
+IMPOSSIBLE = "above 100 %: the peak or the formula does not fit this GPU"
+IMPOSSIBLE_RATE = "above 100 %: the measured rate or the formula does not fit this GPU"
+
+
+@dataclass(frozen=True)
+class Utilization:
+    """Of one trial's GPUs together: the share, or the reason why it is not known."""
+
+    share: float | None
+    reason: str | None
+
+
+def flops_per_token(o: Observed, share: UtilizationName) -> float | None:
+    """What a token's training takes; None: the model's work does not follow from its shape."""
+    shape = o.measurement.architecture
+    if shape is None:
+        return None
+    if share == "hfu":
+        return hardware_flops_per_token(shape, o.choices.activation_checkpointing.enabled)
+    return model_flops_per_token(shape)
+
+
+def flops_per_second(o: Observed, share: UtilizationName) -> float | None:
+    """The rate that the share is of, all GPUs together; None: one is not known, or there are none."""
+    rates = [_rate(o, gpu, share) for gpu in o.gpus]
+    known = [rate for rate in rates if rate]
+    return sum(known) if known and len(known) == len(rates) else None
+
+
+def _rate(o: Observed, gpu: GpuMeters, share: UtilizationName) -> float | None:
+    dtype = matmul_dtype(o.choices)
+    if share == "matmul_rate_share":
+        return gpu.matmul_flops_per_second.get(dtype)
+    return None if gpu.is_mig else peak_flops_per_second(gpu.name, dtype)
+
+
+def utilization(o: Observed, share: UtilizationName) -> Utilization:
+    """tokens_per_second x flops_per_token / flops_per_second of the trial."""
+    if reason := _utilization_unknown(o, share):
+        return Utilization(None, reason)
+    speed = finite(lambda: tokens_per_second(o.measurement))
+    work, rate = flops_per_token(o, share), flops_per_second(o, share)
+    if speed is None or work is None or rate is None:
+        return Utilization(None, "no step was timed")
+    if speed * work / rate > 1:
+        return Utilization(None, IMPOSSIBLE_RATE if share == "matmul_rate_share" else IMPOSSIBLE)
+    return Utilization(speed * work / rate, None)
+
+
+def _utilization_unknown(o: Observed, share: UtilizationName) -> str | None:
+    """Why the work or the rate is not known, or None where both are."""
+    if is_own(o.choices.framework.name):
+        return "what an own training loop computes is not seen"
+    if o.measurement.architecture is None:
+        return "this model's work does not follow from its shape"
+    if not o.gpus:
+        return (o.meters and o.meters.problem) or "the trial's GPUs were not metered"
+    if o.world_size is not None and o.world_size != len(o.gpus):
+        return f"{len(o.gpus)} GPUs of {o.world_size} ranks were metered"
+    gpu = next((gpu for gpu in o.gpus if not _rate(o, gpu, share)), None)
+    if gpu is None:
+        return None
+    dtype = matmul_dtype(o.choices)
+    if share == "matmul_rate_share":
+        return f"no {dtype} rate was measured on {gpu.name} (doctor --calibrate does)"
+    return (
+        "a MIG slice has no data sheet" if gpu.is_mig else f"no data sheet's peak of {gpu.name} in {dtype} is known"
+    )
+
+
+def share_of(share: UtilizationName) -> Callable[[Observed], float | None]:
+    """The share alone, as a metric's formula."""
+    return lambda o: utilization(o, share).share
 
 
 # Whether a trial's GPUs were in a state in which its figures may be believed, by a rule fixed in advance.
@@ -105,36 +510,25 @@ def is_unclean(record: Record) -> bool:
 
 
 def _findings(gpu: GpuMeters) -> list[tuple[Verdict, str]]:
-    """Everything that speaks against one GPU."""
+    """Everything that speaks against one GPU, and what could not be seen of it."""
     found: list[tuple[Verdict, str]] = []
     if gpu.other_processes:
-        found.append(("shared", f"also used by {', '.join(map(_process, gpu.other_processes))}"))
+        processes = [f"process {p.pid}" + (f" ({p.name})" if p.name else "") for p in gpu.other_processes]
+        found.append(("shared", f"also used by {', '.join(processes)}"))
     if gpu.idle_utilization is not None and gpu.idle_utilization > BUSY_BEFORE:
         found.append(("shared", f"at work {gpu.idle_utilization:.0%} of the time before the trial"))
     for name, words in SLOWDOWNS.items():
         share = (gpu.clock_limit_shares or {}).get(name, 0.0)
-        if share > THROTTLED_SHARE:
-            found.append(("throttled", f"{words} in {_percent(share)} of the readings"))
-    return found + [("unknown", words) for words in _hidden(gpu)]
-
-
-def _hidden(gpu: GpuMeters) -> list[str]:
-    """What could not be seen of it."""
-    gaps = {
+        if share > THROTTLED_SHARE:  # in tenths of a per cent: 2.04 % must not read as if it were within the bound
+            percent = f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+            found.append(("throttled", f"{words} in {percent} of the readings"))
+    hidden = {
         "no readings while it was timed": not gpu.readings,
         "the reasons that hold the clocks down can't be read": gpu.readings > 0 and gpu.clock_limit_shares is None,
         "the list of processes shows not even the trial's own, as in most containers": gpu.other_processes is None,
+        gpu.problem or "": bool(gpu.problem),
     }
-    return [words for words, missing in gaps.items() if missing] + ([gpu.problem] if gpu.problem else [])
-
-
-def _process(process: OtherProcess) -> str:
-    return f"process {process.pid}" + (f" ({process.name})" if process.name else "")
-
-
-def _percent(share: float) -> str:
-    """So that 2.04 % does not read as if it were within the bound."""
-    return f"{share:.1%}" if share < 0.1 else f"{share:.0%}"
+    return found + [("unknown", words) for words, missing in hidden.items() if missing]
 
 
 # The formula of each metric, from what a completed trial observed.
@@ -155,23 +549,17 @@ def _score(name: str) -> Formula:
     return lambda observed: observed.measurement.scores.get(name)
 
 
-def _of_no_trial(_: Observed) -> None:
-    """No trial tells it alone: `summary` does, once the baseline's are known."""
-
-
 FORMULAS: dict[str, Formula] = {
     **{name: attrgetter(f"measurement.{m.measured_as}") for name, m in METRICS.items() if m.measured_as},
     **{name: _score(name) for name, metric in METRICS.items() if metric.scored},
-    "tokens_per_second": _of(formulas.tokens_per_second), "bytes_per_second": _of(formulas.bytes_per_second),
-    "peak_memory_bytes": _of(formulas.peak_memory_bytes),
-    "peak_memory_reserved_bytes": _of(formulas.peak_memory_reserved_bytes),
-    "peak_device_memory_bytes": peak_device_memory_bytes,
-    "final_perplexity": _of(formulas.final_perplexity), "bits_per_byte": _of(formulas.bits_per_byte),
-    "excess_loss": _of(formulas.excess_loss), "bytes_per_token": _of(formulas.bytes_per_token),
-    "skipped_share": _of(formulas.skipped_share), SECONDS_TO_LOSS: _of_no_trial,
-    "joules_per_token": joules_per_token, "mean_power_watts": mean_power_watts,
-    "usd_per_billion_tokens": usd_per_billion_tokens, "usd_of_job": usd_of_job,
-    "mfu": share_of("mfu"), "hfu": share_of("hfu"), "matmul_rate_share": share_of("matmul_rate_share"),
+    "tokens_per_second": _of(tokens_per_second), "bytes_per_second": _of(bytes_per_second),
+    "peak_memory_bytes": _of(peak_memory_bytes), "peak_memory_reserved_bytes": _of(peak_memory_reserved_bytes),
+    "peak_device_memory_bytes": peak_device_memory_bytes, "final_perplexity": _of(final_perplexity),
+    "bits_per_byte": _of(bits_per_byte), "excess_loss": _of(excess_loss), "bytes_per_token": _of(bytes_per_token),
+    "skipped_share": _of(skipped_share), "joules_per_token": joules_per_token,
+    "mean_power_watts": mean_power_watts, "usd_per_billion_tokens": usd_per_billion_tokens,
+    "usd_of_job": usd_of_job, **{share: share_of(share) for share in SHARES},
+    SECONDS_TO_LOSS: lambda _: None,  # no trial tells it alone: `summary` does, once the baseline's are known
 }  # fmt: skip
 """By metric; a metric of `METRICS` without `measured_as` has its own here."""
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
-from selectbench.analysis.answer import answer
-from selectbench.analysis.contest import Contest, Standing, control_warnings, hold_contest, is_control, stand
+from selectbench import units
+from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, ranks_of
 from selectbench.analysis.factors import factor_view
+from selectbench.analysis.family import ALPHA
 from selectbench.analysis.hardware import (
     cost_unknown,
     failure_note,
@@ -22,8 +22,8 @@ from selectbench.analysis.hardware import (
     scaling,
 )
 from selectbench.analysis.identity import certify
-from selectbench.analysis.recommendation import to_loss, verdicts, with_pareto
-from selectbench.analysis.result import Certificate, ConstraintVerdict, Failure, MetricValue, Ranking, Row
+from selectbench.analysis.recommendation import counts, figure, to_loss, verdicts, with_pareto, with_ratio
+from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling
 from selectbench.analysis.scores import score_differences
 from selectbench.analysis.summary import (
     Summary,
@@ -32,23 +32,14 @@ from selectbench.analysis.summary import (
     memory_kinds,
     memory_warnings,
     objective_gap,
+    stalled,
     standard_deviation,
     summarise,
     trial_warnings,
 )
 from selectbench.record.record import Record
-from selectbench.suite.metrics import METRICS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
-
-
-@dataclass(frozen=True)
-class _Ranked:
-    """Everything that the parts of a ranking are made from."""
-
-    suite: Suite
-    summaries: list[Summary]
-    contest: Contest
-    rows: list[Row]
 
 
 def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) -> Ranking:
@@ -58,48 +49,44 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     here. Raises ValueError for a constraint that cannot be read.
     """
     summaries, strays = summarise(suite, records)
-    found = _rows(suite, summaries)
-    kinds = memory_kinds(summaries)
     by_name = {summary.name: summary for summary in summaries}
-    named = verdicts(suite, found.rows, by_name, found.contest)
+    certificates = certify(suite, summaries, by_name[suite.baseline])
+    comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
+    contest = hold_contest(suite, summaries, comparable)
+    rows = _rows(contest, by_name, certificates)
+    kinds = memory_kinds(summaries)
+    absent = sum(len(summary.missing) for summary in summaries)
+    doubts = [
+        *([f"the run is incomplete: {absent} trials have no record"] if absent else []),
+        *gpu_warnings(suite.device, summaries), *trial_warnings(summaries), *gap_warnings(suite, summaries),
+        *rank_warnings(suite.device, summaries), *memory_warnings(summaries), *control_warnings(contest, by_name),
+    ]  # fmt: skip
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(found.contest, found.rows, by_name)}{ranks_in_answer(suite.device, summaries)}",
+        answer=f"{answer(contest, rows, by_name)}{ranks_in_answer(suite.device, summaries)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
-        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=found.rows, family=found.contest.family(),
-        verdicts=named, factors=factor_view(suite, by_name, found.rows),
-        score_differences=score_differences(found.contest.baseline, found.rows, by_name),
-        warnings=[*warnings, *strays, *_found(suite, summaries), *control_warnings(found.contest, by_name)],
+        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.family(),
+        verdicts=verdicts(suite, rows, by_name, contest), factors=factor_view(suite, by_name, rows),
+        score_differences=score_differences(contest.baseline, rows, by_name),
+        warnings=[*warnings, *strays, *doubts],
     )  # fmt: skip
 
 
-def _rows(suite: Suite, summaries: list[Summary]) -> _Ranked:
-    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
-    certificates = certify(suite, summaries, baseline)
-    comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
-    contest = hold_contest(suite, summaries, comparable)
-    rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries]
-    if is_about_scaling(summaries):
-        rows = [_scaled(suite, row, summary, baseline) for row, summary in zip(rows, summaries, strict=True)]
-    standing = stand(contest, [row.option for row in rows if _placeable(suite, row)])
-    rows = _in_order(suite, [_placed(standing, row) for row in rows])
-    rows = [_against_best(standing, row, rows[0]) for row in rows]
-    by_name = {summary.name: summary for summary in summaries}
-    return _Ranked(suite, summaries, contest, with_pareto(contest, rows, by_name))
-
-
-def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
-    absent = sum(len(summary.missing) for summary in summaries)
-    missing = [f"the run is incomplete: {absent} trials have no record"] if absent else []
-    gloo = rank_warnings(suite.device, summaries)
-    metered = gpu_warnings(suite.device, summaries)
-    doubtful = trial_warnings(summaries) + gap_warnings(suite, summaries)
-    return missing + metered + doubtful + gloo + memory_warnings(summaries)
-
-
-def _scaled(suite: Suite, row: Row, summary: Summary, baseline: Summary) -> Row:
-    ratio = row.metrics["tokens_per_second"].ratio_to_baseline
-    return row.model_copy(update={"scaling": scaling(suite.device, summary, baseline, ratio)})
+def _rows(contest: Contest, summaries: Mapping[str, Summary], certificates: Mapping[str, Certificate]) -> list[Row]:
+    """In the order of the ranking."""
+    suite = contest.suite
+    rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries.values()]
+    if is_about_scaling(list(summaries.values())):
+        ratios = {row.option: row.metrics["tokens_per_second"].ratio_to_baseline for row in rows}
+        grown = {n: scaling(suite.device, s, contest.baseline, ratios[n]) for n, s in summaries.items()}
+        rows = [row.model_copy(update={"scaling": grown[row.option]}) for row in rows]
+    ranks = ranks_of(contest, [row.option for row in rows if _placeable(suite, row)])
+    places = {n: {"rank": ranks.rank(n), "tied_with": ranks.ties(n)} for n in ranks.ranked}
+    rows = _in_order(suite, [row.model_copy(update=places.get(row.option, {})) for row in rows])
+    best = rows[0].option
+    against = {n: {"against_best": ranks.comparison(n, best)} for n in ranks.ranked if n != best}
+    rows = [row.model_copy(update=against.get(row.option, {})) for row in rows]
+    return with_pareto(contest, rows, summaries)
 
 
 def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
@@ -117,15 +104,12 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
         metrics={name: _metric(name, summary, None if identity.violations else contest) for name in METRICS},
         memory=memory_by_rank(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
         to_loss=to_loss(summary) if judged else None,
-        failures=_failures(summary), gpu=gpu_row(summary), cost_unknown=cost_unknown(summary),
+        failures=[
+            Failure(seed=seed, kind=f.kind, detail=f.detail, note=failure_note(f, summary.states.get(seed)))
+            for seed, f in summary.failed.items()
+        ],
+        gpu=gpu_row(summary), cost_unknown=cost_unknown(summary),
     )  # fmt: skip
-
-
-def _failures(summary: Summary) -> list[Failure]:
-    return [
-        Failure(seed=seed, kind=f.kind, detail=f.detail, note=failure_note(f, summary.states.get(seed)))
-        for seed, f in summary.failed.items()
-    ]
 
 
 def _status(summary: Summary, identity: Certificate) -> Literal["completed", "partial", "failed", "not_comparable"]:
@@ -149,21 +133,7 @@ def _metric(name: str, summary: Summary, contest: Contest | None) -> MetricValue
 
 def _placeable(suite: Suite, row: Row) -> bool:
     """Whether a row can have a rank: eligible, and its figure counts."""
-    objective = row.metrics[suite.decide.objective]
-    return row.eligible and objective.value is not None and not objective.unclean
-
-
-def _placed(standing: Standing, row: Row) -> Row:
-    if row.option not in standing.ranked:
-        return row
-    ties = standing.ties(row.option, standing.ranked)
-    return row.model_copy(update={"rank": standing.rank(row.option, standing.ranked), "tied_with": ties})
-
-
-def _against_best(standing: Standing, row: Row, best: Row) -> Row:
-    if row.option == best.option or row.rank is None:
-        return row
-    return row.model_copy(update={"against_best": standing.comparison(row.option, best.option)})
+    return row.eligible and counts(row, suite.decide.objective)
 
 
 def _in_order(suite: Suite, rows: list[Row]) -> list[Row]:
@@ -191,4 +161,252 @@ def _group(suite: Suite, row: Row) -> int:
     return 4 if row.constraint_failures else 3
 
 
-__all__ = ["ConstraintVerdict", "Failure", "MetricValue", "Ranking", "Row", "rank"]
+# The sentence that answers the suite's question, and what it must not claim.
+
+
+def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+    """One paragraph: what is best and by how much, how sure that is, and what was left out.
+
+    `rows` in the order of the ranking.
+    """
+    suite = contest.suite
+    metric = METRICS[suite.decide.objective]
+    placed = [row for row in rows if row.rank is not None]
+    sentences = [
+        _unfinished(summaries.values()),
+        _verdict(suite, metric, rows, summaries),
+        _open(metric, placed, rows),
+        _disturbed(metric, summaries.values()),
+        *_about_the_baseline(suite, summaries[suite.baseline]),
+        _quality(suite, rows),
+        _certainty(contest, metric, placed or [row for row in rows if row.n]),
+        *_beside_the_ranks(metric, placed, rows, summaries),
+        _left_out(metric, rows, summaries, bool(placed)),
+    ]
+    return " ".join(sentence for sentence in sentences if sentence)
+
+
+def _unfinished(summaries: Iterable[Summary]) -> str:
+    """What an interrupted run's answer begins with."""
+    planned, done = 0, 0
+    for summary in summaries:
+        planned += len(summary.planned)
+        interrupted = sum(failure.kind == "interrupted" for failure in summary.failed.values())
+        done += len(summary.completed) + len(summary.failed) - interrupted
+    return "" if done == planned else f"Incomplete, {done} of {planned} trials have an outcome; so far:"
+
+
+def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
+    """Doubts about speed that a reader must not miss."""
+    names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[metric.name])]
+    if not names or metric.name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
+        return ""
+    return f"The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
+
+
+def _verdict(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+    ranked = [row for row in rows if row.rank is not None]
+    if not ranked:
+        return _without_ranks(suite, metric, rows, summaries)
+    best = ranked[0]
+    if len(suite.options) == 1:
+        return f"{best.option}: {figure(metric, best)}; there is no other option to compare it with."
+    if len(ranked) == 1:
+        return f"{best.option} is the only option that could be ranked: {with_ratio(suite, metric, best)}."
+    if tied := [row for row in ranked[1:] if row.option in best.tied_with]:
+        return _tie(suite, metric, best, tied)
+    held = [c.constraint for c in best.constraints if c.verdict == "holds"]
+    within = f" of those that hold {_and(held)}" if held else ""
+    return (
+        f"{best.option} {metric.superlative}{within}: {with_ratio(suite, metric, best)}; "
+        f"next {ranked[1].option}: {with_ratio(suite, metric, ranked[1])}."
+    )
+
+
+def _without_ranks(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+    """Where there is no measure of spread, or nothing that could be ranked."""
+    shown = [row for row in rows if row.n and counts(row, metric.name) and not row.identity.violations]
+    shown = [row for row in shown if not row.constraint_failures and not row.control]
+    eligible = [row for row in shown if row.eligible]
+    if not shown:
+        clean = "clean " if any(summary.only_spoiled(metric.name) for summary in summaries.values()) else ""
+        return f"No answer: no option completed with a {clean}{metric.name} and held the constraints."
+    sign = -1 if metric.better == "more" else 1
+    order = sorted(shown, key=lambda row: sign * (row.metrics[metric.name].value or 0.0))
+    if len(order) == 1:
+        return (
+            f"{order[0].option} is the only option with a figure that fails no constraint: "
+            f"{with_ratio(suite, metric, order[0])}."
+        )
+    return (
+        f"No verdict: {_no_order(eligible, shown, metric)}. By the figures alone {order[0].option} comes first: "
+        f"{with_ratio(suite, metric, order[0])}; next {order[1].option}: {with_ratio(suite, metric, order[1])}."
+    )
+
+
+def _no_order(eligible: Sequence[Row], shown: Sequence[Row], metric: Metric) -> str:
+    """Why no row has a rank though some have figures."""
+    open_constraints = dict.fromkeys(
+        c.constraint for row in shown if not row.eligible for c in row.constraints if c.verdict == "undecided"
+    )
+    if open_constraints and len(eligible) < 2:
+        one_seed = max(row.n for row in shown) == 1
+        way_out = ", as one seed tells no spread (run with more seeds: --seeds 0,1,2)" if one_seed else ""
+        return f"it is open whether the options hold {_and(list(open_constraints))}{way_out}"
+    if max(row.n for row in shown) == 1:
+        return "one seed tells no spread, so the order may be chance (run with more seeds: --seeds 0,1,2)"
+    nothing = [row.option for row in shown if not row.metrics[metric.name].value]
+    if nothing:
+        return f"{metric.title} is 0 for {_and(nothing)}, and of nothing no ratio can be taken"
+    return "no two options share two seeds that both completed, so there is no spread to judge their difference by"
+
+
+def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row]) -> str:
+    """Rows that share the first rank: because they do not differ, or because that is open."""
+    names = _and([best.option, *(row.option for row in tied)])
+    figures = "; ".join(f"{row.option} {with_ratio(suite, metric, row)}" for row in (best, *tied))
+    pairs = [row.against_best for row in tied if row.against_best]
+    matters = units.share(suite.threshold(metric.name))
+    if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
+        return f"No difference that matters between {names}: less than {matters} of {metric.name}: {figures}."
+    more = ""
+    if known := [pair.settling for pair in pairs if pair.settling]:
+        least = min(known, key=lambda settling: settling.seeds)
+        what = "it" if len(pairs) == 1 else "one of these pairs"
+        more = f" If the difference is what it looks like, {_seeds_more(least)} would probably settle {what}."
+    apart = [row.option for row in tied if row.against_best is None]
+    alone = f" {_and(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
+    return f"Too close to call between {names}: {figures}.{more}{alone}"
+
+
+def _seeds_more(settling: Settling) -> str:
+    time = "" if settling.seconds is None else f", about {units.duration(settling.seconds)},"
+    return f"{settling.seeds} more seed{'s' if settling.seeds > 1 else ''}{time}"
+
+
+def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
+    """Rows that might come first, if it were known whether they hold a constraint."""
+    if not ranked:
+        return ""  # that the constraints are open is said already
+    best = ranked[0].metrics[metric.name].value
+    lines = []
+    for row in rows:
+        undecided = [c for c in row.constraints if c.verdict == "undecided"]
+        if not undecided or row.constraint_failures or row.control or not _beats(metric, row, best):
+            continue
+        needed = [c.settling for c in undecided if c.settling]
+        most = max(needed, key=lambda s: s.seeds) if len(needed) == len(undecided) else None
+        more = f"; {_seeds_more(most)} would probably settle it" if most else ""
+        details = _and([f"{c.constraint} ({c.detail})" for c in undecided])
+        lines.append(
+            f"{row.option} ({figure(metric, row)}) may be better, but it is open whether it holds {details}{more}."
+        )
+    return " ".join(lines)
+
+
+def _about_the_baseline(suite: Suite, baseline: Summary) -> list[str]:
+    """Why nothing is compared with it, or nothing that the GPUs' state spoils has a ratio."""
+    told = []
+    if not baseline.completed:
+        kinds = sorted({failure.kind for failure in baseline.failed.values()})
+        why = f" ({_and(kinds)})" if kinds else " (it has not run yet)"
+        told.append(f"No comparison: the baseline {suite.baseline} did not complete{why}.")
+    if baseline.only_spoiled("tokens_per_second"):
+        told.append(
+            f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was "
+            f"{baseline.unclean_words('tokens_per_second')}, so there is nothing to compare with."
+        )
+    return told
+
+
+def _quality(suite: Suite, rows: Sequence[Row]) -> str:
+    if suite.quick or not suite.job.evaluates:
+        return "Speed and memory only: quality was not measured and nothing is said of it."
+    unjudged = [c for row in rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
+    return f"Whether the rows hold {unjudged[0].constraint} is not known: {unjudged[0].detail}." if unjudged else ""
+
+
+def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
+    """What the claims rest on."""
+    if not rows:
+        return ""
+    counts = [row.metrics[metric.name].n for row in rows]
+    fewest, most = min(counts), max(counts)
+    if most <= 1:
+        return "(1 seed: there is no measure of spread, so a difference may be chance.)"
+    seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    few = "; with so few only large differences can be told" if most == 2 else ""
+    if not contest.tests:
+        return f"({seeds}{few}.)"
+    if contest.tests == 1:
+        return f"({seeds}{few}; one test, with its {1 - ALPHA:.0%} interval.)"
+    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {contest.tests} tests.)"
+
+
+def _beats(metric: Metric, row: Row, best: float | None) -> bool:
+    value = row.metrics[metric.name].value
+    return value is not None and counts(row, metric.name) and (best is None or metric.is_better(value, best))
+
+
+def _beside_the_ranks(
+    metric: Metric, ranked: Sequence[Row], rows: Sequence[Row], summaries: Mapping[str, Summary]
+) -> list[str]:
+    """Rows that would have been first had they held the constraints, and ranked rows that lack trials.
+
+    What a row reached without the seeds that failed may flatter it.
+    """
+    best = ranked[0].metrics[metric.name].value if ranked else None
+    told = {
+        f"Better by {metric.name} but not eligible": [
+            f"{row.option} ({figure(metric, row)}) fails {_and(row.constraint_failures)}"
+            for row in rows
+            if row.constraint_failures and _beats(metric, row, best)
+        ],
+        "Failed, though ranked": [
+            f"{row.option} with {len(row.failures)} of {row.planned} seeds "
+            f"({_and(sorted({failure.kind for failure in row.failures}))})"
+            for row in ranked
+            if row.failures
+        ],
+        "Left out for the state of the GPUs": [
+            f"{row.option} {len(row.metrics[metric.name].left_out)} of {row.n} trials "
+            f"({summaries[row.option].unclean_words(metric.name)})"
+            for row in ranked
+            if row.metrics[metric.name].left_out
+        ],
+    }
+    return [f"{what}: {'; '.join(names)}." for what, names in told.items() if names]
+
+
+def _left_out(
+    metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary], others_are_ranked: bool
+) -> str:
+    why = {row.option: _reason(metric, row, summaries[row.option]) for row in rows}
+    for row in rows:
+        if others_are_ranked and row.eligible and row.rank is None and not why[row.option]:
+            why[row.option] = f"{row.n} seed{'s' if row.n > 1 else ''}, no spread to tell its rank by"
+    told = [f"{name} ({reason})" for name, reason in why.items() if reason]
+    return f"Not ranked: {', '.join(told)}." if told else ""
+
+
+def _reason(metric: Metric, row: Row, summary: Summary) -> str:
+    """Why a row has no place, where no constraint says so; '' where nothing does."""
+    if row.identity.violations:
+        return f"not the same job: {_and([violation.field for violation in row.identity.violations])}"
+    if row.n == 0:
+        failures = {
+            f"{failure.kind} on a {summary.states[failure.seed].verdict} GPU, which is no finding"
+            if failure.note
+            else failure.kind
+            for failure in row.failures
+        }
+        return _and(sorted(failures)) or "not run yet"
+    if summary.only_spoiled(metric.name):
+        return f"every trial was {summary.unclean_words(metric.name)}"
+    if metric.name == SECONDS_TO_LOSS and summary.not_reached:
+        return summary.not_reached_words()
+    return ""
+
+
+def _and(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

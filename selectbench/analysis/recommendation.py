@@ -12,25 +12,23 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import Pairs, all_pairs
-from selectbench.analysis.formulas import Observed, finite_of_each, joules_per_token, usd_for
 from selectbench.analysis.hardware import share_main_memory
+from selectbench.analysis.metrics import Observed, finite_of_each, joules_per_token, usd_for
 from selectbench.analysis.result import NamedVerdict, Row, ToLoss, VerdictName
 from selectbench.analysis.statistics import Blocks, Bools, make_blocks
 from selectbench.analysis.summary import Summary, mean, other_tokens
-from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, parse_constraint
+from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, Metric, parse_constraint
 from selectbench.suite.suite import Suite
 
 # What an option took until its held-out loss was the baseline's final one.
 
 
 TIME_TO_LOSS_RULE = (
-    "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the "
-    "baseline's final "
-    "one with the same seed, plus the share of the loss that the suite calls too small to matter; for the baseline "
-    "too. Between evaluations the loss is taken to fall in a straight line; where it is there at the first "
-    "evaluation already, that one counts. Seconds are of training alone. An option that gets there early does "
-    "so in "
-    "the midst of its own schedule: one made for fewer steps would get there otherwise."
+    "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the baseline's "
+    "final one with the same seed, plus the share of the loss that the suite calls too small to matter; for the "
+    "baseline too. Between evaluations the loss is taken to fall in a straight line; where it is there at the "
+    "first evaluation already, that one counts. Seconds are of training alone. An option that gets there early "
+    "does so in the midst of its own schedule: one made for fewer steps would get there otherwise."
 )
 
 
@@ -43,14 +41,17 @@ class _Reached(NamedTuple):
 
 
 def to_loss(summary: Summary) -> ToLoss | None:
-    """Means over the seeds that the baseline completed too; trials on throttled or shared GPUs are left out."""
+    """Means over the seeds that the baseline completed too; trials on throttled or shared GPUs are left out.
+
+    A mean is None where one seed's value is not known.
+    """
     there = _reached(summary)
     if not there and not summary.not_reached:
         return None
-    every = {} if summary.not_reached else there
-    means = {name: _mean(every, read) for name, read in PRICES.items()}
+    known = {} if summary.not_reached else {price: price_by_seed(summary, price) for price in PRICES}
+    means = {price: mean(list(v.values())) for price, v in known.items() if len(v) == len(there)}
     return ToLoss(
-        seconds=means["seconds"], tokens=means["tokens"], joules=means["joules"], usd=means["usd"],
+        seconds=means.get("seconds"), tokens=means.get("tokens"), joules=means.get("joules"), usd=means.get("usd"),
         reached=list(there), not_reached=summary.not_reached,
     )  # fmt: skip
 
@@ -74,20 +75,10 @@ def _joules(reached: _Reached) -> float | None:
     return None if each is None else each * reached.tokens
 
 
-def _usd(reached: _Reached) -> float | None:
-    return usd_for(reached.observed, seconds=lambda: reached.seconds, tokens=reached.tokens)
-
-
 PRICES: dict[str, Callable[[_Reached], float | None]] = {
-    "seconds": lambda reached: reached.seconds, "tokens": lambda reached: reached.tokens,
-    "joules": _joules, "usd": _usd,
+    "seconds": lambda reached: reached.seconds, "tokens": lambda reached: reached.tokens, "joules": _joules,
+    "usd": lambda reached: usd_for(reached.observed, seconds=reached.seconds, tokens=reached.tokens),
 }  # fmt: skip
-
-
-def _mean(reached: Mapping[int, _Reached], read: Callable[[_Reached], float | None]) -> float | None:
-    """None where one is not known."""
-    known = finite_of_each(read, reached)
-    return mean(list(known.values())) if len(known) == len(reached) else None
 
 
 # Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
@@ -127,7 +118,7 @@ def counts(row: Row, metric: str) -> bool:
 
 def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Row]:
     """The rows with `pareto` and `dominated_by` told for those that completed and did the baseline's job."""
-    taking_part = [row for row in rows if row.n and row.identity.comparable and not row.control]
+    taking_part = [row for row in rows if _did_the_job(row)]
     apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
     over = dimensions(taking_part, PER_TOKEN if apart else frozenset())
     if share_main_memory(contest.suite.device, list(summaries.values())):
@@ -135,28 +126,23 @@ def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, S
     if not taking_part or not over:
         return list(rows)
     names = [row.option for row in taking_part]
-    diverged = np.array([has_diverged(row) for row in taking_part])
-    found = _dominates(contest, names, over, diverged)
-    by = {name: [names[j] for j in np.flatnonzero(found[:, i])] for i, name in enumerate(names)}
+    shape = (len(names), len(names))
+    better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
+    for metric in over:
+        threshold, more = contest.suite.threshold(metric), METRICS[metric].better == "more"
+        pairs = all_pairs(contest.blocks[metric], names)
+        better = pairs.better(threshold, more_is_better=more)
+        better_somewhere |= better
+        worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
+    diverged = np.array([has_diverged(row) for row in taking_part])  # such a row dominates none
+    dominates = better_somewhere & ~worse_somewhere & ~diverged[:, None]
+    by = {name: [names[j] for j in np.flatnonzero(dominates[:, i])] for i, name in enumerate(names)}
     return [
         row.model_copy(update={"pareto": not by[row.option], "dominated_by": by[row.option]})
         if row.option in by
         else row
         for row in rows
     ]
-
-
-def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], diverged: Bools) -> Bools:
-    """[i, j]: whether i dominates j; one that diverged with a seed dominates none."""
-    shape = (len(names), len(names))
-    better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
-    for name in over:
-        threshold, more = contest.suite.threshold(name), METRICS[name].better == "more"
-        pairs = all_pairs(contest.blocks[name], names)
-        better = pairs.better(threshold, more_is_better=more)
-        better_somewhere |= better
-        worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
-    return better_somewhere & ~worse_somewhere & ~diverged[:, None]
 
 
 # What is asked of a ranking besides its objective: the questions, and which rows may answer each.
@@ -169,7 +155,7 @@ _PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
 
 
 @dataclass(frozen=True)
-class Told:
+class Figure:
     """An option's figure, with its unit, beside the baseline's."""
 
     figure: str
@@ -187,7 +173,7 @@ class Told:
         ratio = f", {self.ratio} the baseline" if self.ratio else ""
         return f"{self.figure}{ratio}{f' ({self.interval})' if self.interval else ''}"
 
-    def looks_like(self, other: Told) -> bool:
+    def looks_like(self, other: Figure) -> bool:
         """Whether a reader would see the same figure twice; a ratio of 1 says no more than the baseline's none."""
         ratios = ["" if one.is_one else one.ratio for one in (self, other)]
         return self.figure == other.figure and ratios[0] == ratios[1]
@@ -199,15 +185,11 @@ class Question:
 
     name: VerdictName
     title: str
-    rows: Sequence[Row]
-    """Those that qualify."""
     blocks: Blocks
     threshold: float
     more_is_better: bool
-    show: Callable[[str, float], Told]
-    """Option and mean value to a figure with its unit."""
-    values: Mapping[str, float]
-    """Means, by option."""
+    figures: Mapping[str, Figure]
+    """Mean values with their units, of the options that qualify."""
     metric: str | None = None
     """None: none of a trial's own."""
     is_objective: bool = False
@@ -228,33 +210,33 @@ def questions(
     quality = "bits_per_byte" if apart else "final_loss"
     quality = suite.decide.objective if METRICS[suite.decide.objective].quality else quality
     speed = "bytes_per_second" if apart else "tokens_per_second"
-    found = [
-        _by_metric("fastest", f"Fastest{words}", equal, contest, speed),
-        None
-        if share_main_memory(suite.device, list(summaries.values()))
-        else _by_metric(
-            "smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes"
-        ),
-        None if apart else _to_loss(within, summaries),
-        _by_metric("best_quality", "Best quality", learnt, contest, quality),
-    ]
+    asked = [_by_metric("fastest", f"Fastest{words}", equal, contest, speed)]
+    if not share_main_memory(suite.device, list(summaries.values())):
+        asked.append(
+            _by_metric("smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes")
+        )
+    asked += [] if apart else [_to_loss(within, summaries)]
+    asked.append(_by_metric("best_quality", "Best quality", learnt, contest, quality))
     objective = suite.decide.objective
-    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in found if q]
+    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in asked if q]
+
+
+def _did_the_job(row: Row) -> bool:
+    return bool(row.n and row.identity.comparable and not row.control)
 
 
 def _within_limits(row: Row) -> bool:
     """Whether it did the job and holds every limit that is not on quality."""
     limits = [c for c in row.constraints if not METRICS[parse_constraint(c.constraint).metric].quality]
-    done = row.n and row.identity.comparable and not row.control
-    return bool(done) and all(c.verdict in ("holds", "not_judged") for c in limits)
+    return _did_the_job(row) and all(c.verdict in ("holds", "not_judged") for c in limits)
 
 
 def _open(question: Question, rows: Sequence[Row]) -> list[str]:
     """Rows that would qualify if it were known that they hold their constraints."""
     return [
         row.option for row in rows
-        if row.option not in question.values and row.n and row.identity.comparable and not row.control
-        and not row.constraint_failures and any(c.verdict == "undecided" for c in row.constraints)
+        if row.option not in question.figures and _did_the_job(row) and not row.constraint_failures
+        and any(c.verdict == "undecided" for c in row.constraints)
         and not (question.name == "best_quality" and has_diverged(row))
     ]  # fmt: skip
 
@@ -273,58 +255,49 @@ def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
 def _by_metric(
     name: VerdictName, title: str, rows: Sequence[Row], contest: Contest, metric_name: str
 ) -> Question | None:
-    known = [row for row in rows if counts(row, metric_name) and not _has_gap(row, metric_name)]
-    if rows and not known:
-        return None
     metric = METRICS[metric_name]
 
-    def show(option: str, value: float) -> Told:
-        return _told(contest, next(row for row in known if row.option == option), metric_name, value)
+    def has_gap(row: Row) -> bool:
+        """Whether seeds that completed lack the figure, which the others would flatter."""
+        measured = row.metrics[metric_name]
+        return metric.quality and measured.n + len(measured.left_out) < row.n
 
-    values = {row.option: value for row in known if (value := row.metrics[metric_name].value) is not None}
-    threshold = contest.suite.threshold(metric_name)
+    known = {row.option: row for row in rows if counts(row, metric_name) and not has_gap(row)}
+    if rows and not known:
+        return None
     return Question(
-        name,
-        title,
-        known,
-        contest.blocks[metric_name],
-        threshold,
-        metric.better == "more",
-        show,
-        values,
-        metric_name,
-    )
+        name, title, contest.blocks[metric_name], contest.suite.threshold(metric_name), metric.better == "more",
+        {option: with_ratio(contest.suite, metric, row) for option, row in known.items()}, metric_name,
+    )  # fmt: skip
 
 
-def _has_gap(row: Row, metric: str) -> bool:
-    """Whether seeds that completed lack the figure, which the others would flatter."""
-    found = row.metrics[metric]
-    return METRICS[metric].quality and found.n + len(found.left_out) < row.n
+def figure(metric: Metric, row: Row) -> str:
+    """`11,420 tokens/s`; seconds to the loss alone, as what they are is said where they are named."""
+    said_before = metric.name == SECONDS_TO_LOSS
+    return metric.show(row.metrics[metric.name].value) + ("" if said_before else metric.after_figure)
 
 
-def _told(contest: Contest, row: Row, metric_name: str, value: float) -> Told:
-    metric, found = METRICS[metric_name], row.metrics[metric_name]
-    shown = f"{metric.show(value)}{metric.after_figure}"
-    ratio, ends = units.ratio_and_range(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
-    one, _ = units.ratio_and_range(1.0, found.ratio_low, found.ratio_high)
-    if row.option == contest.baseline.name:
-        return Told(shown, is_baseline=True)
-    return Told(shown) if found.ratio_to_baseline is None else Told(shown, ratio, ends, is_one=ratio == one)
+def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
+    """`11,420 tokens/s, 1.07x the baseline (1.05x to 1.09x)`, without the ratio where there is none."""
+    measured = row.metrics[metric.name]
+    if row.option == suite.baseline or measured.ratio_to_baseline is None:
+        return Figure(figure(metric, row), is_baseline=row.option == suite.baseline)
+    ratio, ends = units.ratio_and_range(measured.ratio_to_baseline, measured.ratio_low, measured.ratio_high)
+    one, _ = units.ratio_and_range(1.0, measured.ratio_low, measured.ratio_high)
+    return Figure(figure(metric, row), ratio, ends, is_one=ratio == one)
 
 
 def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question | None:
     """By money where it is known, else by energy, else by time."""
     there = [row for row in rows if row.to_loss and row.to_loss.seconds is not None]
     for price, (title, show, noun) in _PRICES.items():
-        known = [row for row in there if getattr(row.to_loss, price) is not None]
+        known = [row.option for row in there if getattr(row.to_loss, price) is not None]
         if known:
-            found = {r.option: price_by_seed(summaries[r.option], price) for r in known}
-            values = {
-                option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None
-            }
+            by_seed = {option: price_by_seed(summaries[option], price) for option in known}
+            means = {option: mean(list(values.values())) for option, values in by_seed.items()}
             return Question(
-                "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
-                lambda _, value, show=show, noun=noun: Told(f"{show(value)} of {noun}"), values,  # type: ignore[misc]
+                "cheapest", f"{title} to the baseline's loss", make_blocks(by_seed), 0.01, False,
+                {name: Figure(f"{show(value)} of {noun}") for name, value in means.items() if value is not None},
                 SECONDS_TO_LOSS if price == "seconds" else None,
             )  # fmt: skip
     return None
@@ -344,13 +317,24 @@ BEST = "best.yaml"
 def verdicts(
     suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
 ) -> list[NamedVerdict]:
-    """One for each question that the run has figures for. `rows` in the order of the ranking."""
+    """One for each question that the run has figures for. `rows` in the order of the ranking.
+
+    Each has the file of its option: `best.yaml` for what the objective asks for, one for every other option.
+    """
     asked = questions(suite, rows, summaries, contest)
-    found = [_answered(suite, rows, summaries, question) for question in asked]
-    objective = next((question.name for question in asked if question.is_objective), None)
-    return _with_files(
-        suite, rows, objective, [verdict for verdict in found if verdict.option or suite.job.evaluates]
-    )
+    answers = [_answered(suite, rows, summaries, question) for question in asked]
+    answers = [verdict for verdict in answers if verdict.option or suite.job.evaluates]
+    memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
+    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY, "best_quality")}
+    by_objective = next((question.name for question in asked if question.is_objective), None)
+    decisive = names.get(suite.decide.objective, by_objective)
+    first = rows[0].option if rows and rows[0].rank is not None else None
+    best = next((v.option for v in answers if v.name == decisive), first)
+    files = [BEST if v.option == best else f"best_{v.name.removeprefix('best_')}.yaml" for v in answers]
+    return [
+        v.model_copy(update={"file": file, "command": f"selectbench run {file}"}) if v.option else v
+        for v, file in zip(answers, files, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -371,13 +355,13 @@ class _Finding:
 def _answered(
     suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], question: Question
 ) -> NamedVerdict:
-    if not question.values:
+    if not question.figures:
         return _nobody(question)
     found = _finding(suite, rows, question)
     if question.open and found.best == suite.baseline:
         return _nobody(question)
     row = next(row for row in rows if row.option == found.best)
-    own, first = (question.show(name, question.values[name]) for name in (found.best, found.ahead))
+    own, first = (question.figures[name] for name in (found.best, found.ahead))
     shown = f"{found.best}: {own}{_at_what(suite, question, row)}"
     if not first.looks_like(own):  # else a reader would see the same figure twice
         opening = "none is shown to be better than " if found.best == suite.baseline else ""
@@ -392,22 +376,18 @@ def _answered(
 
 
 def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
-    names = [row.option for row in rows if row.option in question.values]
+    names = [row.option for row in rows if row.option in question.figures]
     pairs = all_pairs(question.blocks, names)
     more = question.more_is_better
     better = pairs.better(question.threshold, more_is_better=more)
-    order = [row.option for row in rows if row.rank is not None and row.option in question.values]
+    order = [row.option for row in rows if row.rank is not None and row.option in question.figures]
     if question.is_objective and order:  # as the ranks have it
         ahead = best = order[0]
     else:
         ahead = names[_leader(pairs, better, more_is_better=more)]
         best = _first_of_equals(pairs, better, ahead, question.threshold)
-    if (
-        suite.baseline in names
-        and best != suite.baseline
-        and not _beats_baseline(suite, rows, question, pairs, best)
-    ):
-        best = suite.baseline
+    if suite.baseline in names and best != suite.baseline:
+        best = best if _beats_baseline(suite, rows, question, pairs, best) else suite.baseline
     beaten = better[names.index(best)].tolist()
     tied = [n for n, shown in zip(names, beaten, strict=True) if n != best and (n == ahead or not shown)]
     if question.is_objective and best in order:
@@ -457,7 +437,7 @@ def _at_what(suite: Suite, question: Question, row: Row) -> str:
 def _nobody(question: Question) -> NamedVerdict:
     told = "No option qualifies."
     if question.open:
-        told = f"Open: whether {_some(question.open)} {_hold(question.open)} the constraints is undecided."
+        told = f"Open: whether {_some_hold(question.open)} the constraints is undecided."
     return NamedVerdict(
         name=question.name, title=question.title, option=None, sentence=told,
         confidence="", sure=False, tied_with=[], choices={}, file=None, command=None,
@@ -465,25 +445,21 @@ def _nobody(question: Question) -> NamedVerdict:
 
 
 def _confidence(question: Question, found: _Finding) -> str:
-    is_open = question.open and f" Open: whether {_some(question.open)} {_hold(question.open)} the constraints."
-    if len(question.values) == 1:
-        only = "The only option that qualifies."
-        return f"The only option shown to qualify.{is_open}" if is_open else only
+    is_open = f" Open: whether {_some_hold(question.open)} the constraints." if question.open else ""
+    if len(question.figures) == 1:
+        return f"The only option shown to qualify.{is_open}" if is_open else "The only option that qualifies."
     if not found.known:
-        return f"No measure of spread: the order may be chance.{is_open or ''}"
+        return f"No measure of spread: the order may be chance.{is_open}"
     if not found.tied:
         own = "" if question.is_objective else ", by this question's own tests"
-        return f"Shown to be better than every other option that qualifies{own}.{is_open or ''}"
+        return f"Shown to be better than every other option that qualifies{own}.{is_open}"
     same = [name for name in found.tied if name in found.same]
     undecided = [name for name in found.tied if name not in found.same]
-    parts = (
-        [f"no difference that matters (less than {units.share(question.threshold)}) to {_some(same)}"]
-        if same
-        else []
-    )
+    matters = units.share(question.threshold)
+    parts = [f"no difference that matters (less than {matters}) to {_some(same)}"] if same else []
     parts += [f"not shown to differ from {_some(undecided)}"] if undecided else []
     told = "; ".join(parts)
-    return f"{told[0].upper()}{told[1:]}.{is_open or ''}"
+    return f"{told[0].upper()}{told[1:]}.{is_open}"
 
 
 def _outdone(row: Row, found: _Finding) -> str:
@@ -495,26 +471,8 @@ def _outdone(row: Row, found: _Finding) -> str:
     return f" {_some(names)} {verb} shown to be better in another figure and worse in none by more than matters."
 
 
-def _hold(names: Sequence[str]) -> str:
-    return "holds" if len(names) == 1 else "hold"
-
-
-def _with_files(
-    suite: Suite, rows: Sequence[Row], objective: str | None, found: Sequence[NamedVerdict]
-) -> list[NamedVerdict]:
-    """Each with the file of its option: `best.yaml` for what the objective asks for, one for every other option."""
-    memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
-    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY, "best_quality")}
-    asked = names.get(suite.decide.objective, objective)
-    first = rows[0].option if rows and rows[0].rank is not None else None
-    best = next((v.option for v in found if v.name == asked), first)
-    return [_with_file(v, BEST if v.option == best else f"best_{v.name.removeprefix('best_')}.yaml") for v in found]
-
-
-def _with_file(verdict: NamedVerdict, file: str) -> NamedVerdict:
-    if verdict.option is None:
-        return verdict
-    return verdict.model_copy(update={"file": file, "command": f"selectbench run {file}"})
+def _some_hold(names: Sequence[str]) -> str:
+    return f"{_some(names)} {'holds' if len(names) == 1 else 'hold'}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -3,19 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
-from selectbench.analysis.formulas import MemoryKind, Method, UtilizationName
-from selectbench.analysis.metrics import Number, Shown, Verdict
-from selectbench.analysis.tuning import Search
+from selectbench.analysis.metrics import MemoryKind, Method, UtilizationName, Verdict
 from selectbench.plan.peaks import MatmulDtype
 from selectbench.record.record import FailureKind
 
 Decision = Literal["better", "worse", "no_difference", "undecided"]
 Spread = Literal["pooled", "moderated", "own", "none", "unknown"]
 VerdictName = Literal["fastest", "smallest_memory", "cheapest", "best_quality"]
+
+
+SIGNIFICANT_DIGITS = 12
+
+
+def rounded(value: float) -> float:
+    """To what a figure is worth: later digits are rounding, and differ between processors."""
+    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+
+
+Number = Annotated[float, AfterValidator(rounded)]
+
+
+class Shown(BaseModel):
+    """A mapping of ranking.json: no NaN, no infinity, unknown is None."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class Settling(Shown):
@@ -190,7 +205,7 @@ class FactorView(Shown):
     """What the factors do beyond the product of their main effects."""
 
 
-# What ranking.json says of an option's GPUs. Every key is documented here.
+# What is said of an option's GPUs.
 
 
 class TrialState(Shown):
@@ -288,7 +303,74 @@ class GpuRow(Shown):
     """By reason that held the clocks down, the share of readings in which it did; None: not known."""
 
 
-# The answer as data: what ranking.json holds. Every key is documented here.
+# How each option came to its own best.
+
+
+class Tried(Shown):
+    """One setting and what came of it."""
+
+    values: dict[str, int | float]
+    """By path."""
+    value: Number | None
+    """Of the metric that is searched by; None: it failed."""
+    peak_memory_bytes: Number | None
+    """Of the trial; None: not known."""
+    outcome: Literal["completed"] | FailureKind
+    """How the trial ended."""
+    chosen: bool
+    """Whether the contest takes it."""
+    as_fast: bool
+    """Of a trial of speed that was not chosen: whether it is as fast, as far as one short trial can tell."""
+
+
+class OwnBest(Shown):
+    """One option's search."""
+
+    option: str
+    metric: str
+    """What is searched by."""
+    tried: list[Tried]
+    """In the order of the values."""
+    chosen: dict[str, int | float] | None
+    """What the contest takes; None: nothing worked, it takes what the suite says."""
+    extensions: int
+    """Values beyond, or between, those that were planned first."""
+    edges: dict[str, Literal["low", "high"]]
+    """By path, the end of what was tried that the best lies on even so, where the setting goes on beyond it."""
+    together: bool
+    """Whether several settings were looked for together, whose ranges are not extended."""
+    flat_low: Number | None
+    """Lower end of the values within 1 % of the best, in straight lines between those tried; None: of several
+    settings at once."""
+    flat_high: Number | None
+    """Its upper end."""
+    flat_is_open: bool
+    """Whether it reaches an end of what was tried: it may be wider."""
+    source: str | None
+    """Where the range comes from; None: the suite."""
+    trials: int
+    tokens: int
+    """That all the trials were to train on."""
+    wall_seconds: Number
+    """Of all its trials."""
+
+
+class Search(Shown):
+    """Everything before the contest, and what it cost."""
+
+    sizes: list[OwnBest]
+    """The fastest micro-batch size of each option; empty: not searched."""
+    tuning: list[OwnBest]
+    """The best settings of each option; empty: not tuned."""
+    seed: int | None
+    """Of tuning, which the contest does not use; None: not tuned."""
+    wall_seconds: Number
+    """Of all trials before the contest."""
+    contest_wall_seconds: Number
+    """Of all trials of the contest."""
+
+
+# The answer as data.
 
 
 SCHEMA_VERSION = 1
@@ -313,7 +395,7 @@ class MetricValue(Shown):
     """Of one seed to the next (n - 1 in the denominator); None below two seeds."""
     n: int
     """Seeds that `value` is a mean over."""
-    left_out: list[int] = []  # noqa: RUF012 (pydantic copies it)
+    left_out: list[int] = []
     """Seeds whose value the state of the GPUs spoils."""
     unclean: bool = False
     """Whether every seed was spoiled: `value` is then of those, is shown, and is compared with nothing."""
@@ -405,7 +487,7 @@ class Row(Shown):
     rank: int | None
     """1 and the number of eligible rows shown to be better by the objective; it may be lower by as many as it is
     tied with. None: not eligible, or no measure of spread to tell ranks by."""
-    tied_with: list[str] = []  # noqa: RUF012 (pydantic copies it)
+    tied_with: list[str] = []
     """Other ranked rows that it was shown to be neither better nor worse than."""
     control: bool = False
     """Whether it is the baseline's second row, which only tells how far chance goes."""
@@ -416,7 +498,7 @@ class Row(Shown):
     pareto: bool | None = None
     """Whether no other row dominates it over speed, memory, energy and quality, as far as they are known; None: not
     comparable or not completed."""
-    dominated_by: list[str] = []  # noqa: RUF012
+    dominated_by: list[str] = []
     """Rows that are shown to be better in one of these, and are worse in none by more than matters."""
     to_loss: ToLoss | None = None
     """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
@@ -448,7 +530,7 @@ class Row(Shown):
     failures: list[Failure]
     gpu: GpuRow | None = None
     """What was seen of its GPUs; None: no trial of it had GPU meters."""
-    cost_unknown: list[Unknown] = []  # noqa: RUF012 (pydantic copies it)
+    cost_unknown: list[Unknown] = []
     """Why a price of the suite can't be applied; empty: each can, or there is none."""
 
 
@@ -473,11 +555,11 @@ class Ranking(Shown):
     """Ranked rows by rank, then those that fail a constraint, did another job, are missing, failed."""
     family: Family | None = None
     """The tests that were declared; None in files of an older selectbench."""
-    verdicts: list[NamedVerdict] = []  # noqa: RUF012
+    verdicts: list[NamedVerdict] = []
     """Which option to take, by what is asked."""
     factors: FactorView | None = None
     """None: the options are no grid."""
-    score_differences: list[ScoreDifference] = []  # noqa: RUF012
+    score_differences: list[ScoreDifference] = []
     """Of every option with each score of generated text; empty: none was asked for, or long ago."""
     search: Search | None = None
     """How each option came to its own best; left out where nothing was searched."""

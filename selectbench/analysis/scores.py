@@ -176,14 +176,24 @@ def score_differences(
 ) -> list[ScoreDifference]:
     """By score, then by option in the order of rows; empty where no option's sentences are known."""
     others = [row for row in rows if row.option != baseline.name and row.n]
-    found: list[ScoreDifference] = []
+    differences: list[ScoreDifference] = []
     for name in SCORES:
         texts = {row.option: _texts(name, by_name[row.option]) for row in others}
-        if any(texts.values()):
-            theirs = _texts(name, baseline)
-            drawn = {seed: resampled(name, text.table) for seed, text in theirs.items()}
-            found += [_difference(name, baseline.name, row, texts[row.option], theirs, drawn) for row in others]
-    return found
+        if not any(texts.values()):
+            continue
+        theirs = _texts(name, baseline)
+        drawn = {seed: resampled(name, text.table) for seed, text in theirs.items()}
+        for row in others:
+            ours = {seed: text for seed, text in texts[row.option].items() if seed in theirs}
+            said = ScoreDifference(score=name, option=row.option, against=baseline.name, seeds=len(ours))
+            both = [text for seed in ours for text in (ours[seed], theirs[seed])]
+            reason = "it did another job" if row.identity.violations else _refused(name, both)
+            told: dict[str, object] = {"not_compared": reason}
+            if not reason:
+                own = [resampled(name, text.table) for text in ours.values()]
+                told = {"sentences": len(both[0].table), **paired(own, [drawn[seed] for seed in ours])._asdict()}
+            differences.append(said.model_copy(update=told))
+    return differences
 
 
 def _texts(name: str, summary: Summary) -> dict[int, _Text]:
@@ -194,19 +204,6 @@ def _texts(name: str, summary: Summary) -> dict[int, _Text]:
         if kept is not None and (table := table_of(name, kept)) is not None:
             found[seed] = _Text(kept.references_sha256, measured.scores[name], table)
     return found
-
-
-def _difference(
-    name: str, baseline: str, row: Row, ours: Mapping[int, _Text], theirs: Mapping[int, _Text],
-    drawn: Mapping[int, Scores],
-) -> ScoreDifference:  # fmt: skip
-    seeds = [seed for seed in ours if seed in theirs]
-    said = ScoreDifference(score=name, option=row.option, against=baseline, seeds=len(seeds))
-    texts = [text[seed] for seed in seeds for text in (ours, theirs)]
-    if reason := "it did another job" if row.identity.violations else _refused(name, texts):
-        return said.model_copy(update={"not_compared": reason})
-    found = paired([resampled(name, ours[seed].table) for seed in seeds], [drawn[seed] for seed in seeds])
-    return said.model_copy(update={"sentences": len(ours[seeds[0]].table), **found._asdict()})
 
 
 def _refused(name: str, texts: Sequence[_Text]) -> str:

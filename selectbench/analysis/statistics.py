@@ -256,22 +256,17 @@ def _noisiest(residuals: Floats, free: int) -> int | None:
 def residuals_of(logs: Floats) -> tuple[Floats, int]:
     """Of the least-squares fit option + seed, and their degrees of freedom; NaN where there is no value."""
     present = ~np.isnan(logs)
-    if present.all():
-        return _residuals_of_a_whole(logs)
+    if present.all():  # then the fit is the two means
+        options, seeds = logs.shape
+        by_option, by_seed = logs.sum(axis=1) / seeds, logs.sum(axis=0) / options
+        residuals = logs - by_option[:, None] - (by_seed - by_seed.sum() / seeds)[None, :]
+        return residuals, (options - 1) * (seeds - 1)
     if not present.any():
         return np.full(logs.shape, np.nan), 0
     if logs.shape[1] > logs.shape[0]:
         turned, free = _residuals_by_column(logs.T)
         return turned.T, free
     return _residuals_by_column(logs)
-
-
-def _residuals_of_a_whole(logs: Floats) -> tuple[Floats, int]:
-    """Where no value is missing the fit is the two means."""
-    options, seeds = logs.shape
-    by_option, by_seed = logs.sum(axis=1) / seeds, logs.sum(axis=0) / options
-    residuals = logs - by_option[:, None] - (by_seed - by_seed.sum() / seeds)[None, :]
-    return residuals, (options - 1) * (seeds - 1)
 
 
 def _residuals_by_column(logs: Floats) -> tuple[Floats, int]:

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from selectbench.analysis.formulas import (
+from selectbench.analysis.metrics import (
+    FORMULAS,
     MemoryKind,
     Observed,
+    State,
     excess_loss,
     finite,
     finite_of_each,
     memory_kind,
     observed,
     skipped_share,
+    state_of,
 )
-from selectbench.analysis.metrics import FORMULAS, State, state_of
 from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, parse_constraint
@@ -29,14 +31,6 @@ def contest_trials(records: Sequence[Record]) -> list[Record]:
     """The last attempt of every trial of the contest, in the order in which they began."""
     last = last_attempts([record for record in records if record.phase == "contest"]).values()
     return sorted(last, key=lambda record: (record.started_at, record.trial.trial_id))
-
-
-def contradicted(counting: Sequence[Record], records: Sequence[Record]) -> list[Record]:
-    """Those that count although another record of the same trial and attempt says otherwise."""
-    last = {(record.trial.trial_id, record.attempt): record for record in counting}
-    pairs = [(last.get((r.trial.trial_id, r.attempt)), r) for r in records if r.phase == "contest"]
-    found = [ours for ours, other in pairs if ours is not None and ours is not other and ours != other]
-    return list({record.trial.trial_id: record for record in found}.values())
 
 
 def counted(records: Sequence[Record]) -> list[Record]:
@@ -213,7 +207,9 @@ def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
     summary.reached.update(dict.fromkeys(diverged if summary.reached else []))
     if not summary.not_reached:
         for seed, place in summary.reached.items():
-            _keep(summary, seed, SECONDS_TO_LOSS, None if place is None else place.seconds)
+            if place is not None:
+                spoiled = _is_spoiled(summary, seed, SECONDS_TO_LOSS)
+                (summary.spoiled if spoiled else summary.values)[SECONDS_TO_LOSS][seed] = place.seconds
 
 
 def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, int], Record], list[str]]:
@@ -229,23 +225,26 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
         if key in counted:
             said["records of two different trials; the latest counts"].add(key)
         counted[key] = record
-    for record in contradicted(list(counted.values()), records):
-        said[f"two records of attempt {record.attempt} differ; the later counts"].add(
-            (record.trial.option, record.trial.seed)
-        )
-    return counted, sorted(line for what, keys in said.items() for line in _lines(what, sorted(keys)))
-
-
-def _lines(what: str, keys: Sequence[tuple[str, int]]) -> list[str]:
-    """One for each option and seed that this is to be said of; of many, one that names the first."""
-    names = [f"option {option}, seed {seed}" for option, seed in keys]
-    if len(names) <= NAMED:
-        return [f"{name}: {what}" for name in names]
-    return [f"{'; '.join(names[:NAMED])} and {len(names) - NAMED:,} more: {what}"]
+    # Another record of the same trial and attempt may say otherwise.
+    counting = {(record.trial.trial_id, record.attempt): record for record in counted.values()}
+    for other in records:
+        ours = counting.get((other.trial.trial_id, other.attempt)) if other.phase == "contest" else None
+        if ours is not None and ours is not other and ours != other:
+            key = (ours.trial.option, ours.trial.seed)
+            said[f"two records of attempt {ours.attempt} differ; the later counts"].add(key)
+    lines = []
+    for what, keys in said.items():
+        trials = [f"option {option}, seed {seed}" for option, seed in sorted(keys)]
+        if len(trials) <= NAMED:
+            lines += [f"{trial}: {what}" for trial in trials]
+        else:
+            lines.append(f"{'; '.join(trials[:NAMED])} and {len(trials) - NAMED:,} more: {what}")
+    return counted, sorted(lines)
 
 
 def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record]) -> Summary:
-    summary = Summary(option, suite.seeds, values=_no_values(), spoiled=_no_values())
+    """The trials' values are each among those that count or those that are spoiled."""
+    summary = Summary(option, suite.seeds, values={m: {} for m in METRICS}, spoiled={m: {} for m in METRICS})
     for seed in suite.seeds:
         record = counted.get((option.name, seed))
         if record is None:
@@ -258,16 +257,6 @@ def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record
             summary.observed[seed] = observed(record, record.outcome.measurement, option.choices, suite)
         else:
             summary.failed[seed] = record.outcome
-    _sort_in(summary)
-    return summary
-
-
-def _no_values() -> dict[str, dict[int, float]]:
-    return {name: {} for name in METRICS}
-
-
-def _sort_in(summary: Summary) -> None:
-    """The trials' values, each among those that count or those that are spoiled."""
     metered = any(trial.gpus for trial in summary.observed.values())
     scored = any(measured.scores for measured in summary.measurements.values())
     for name, metric in METRICS.items():
@@ -276,16 +265,12 @@ def _sort_in(summary: Summary) -> None:
         known = summary.values[name] = finite_of_each(FORMULAS[name], summary.observed)
         for seed in [seed for seed in summary.states if seed in known and _is_spoiled(summary, seed, name)]:
             summary.spoiled[name][seed] = known.pop(seed)
+    return summary
 
 
 def _is_spoiled(summary: Summary, seed: int, name: str) -> bool:
     state = summary.states.get(seed)
     return state is not None and state.verdict in METRICS[name].spoiled_by
-
-
-def _keep(summary: Summary, seed: int, name: str, value: float | None) -> None:
-    if value is not None:
-        (summary.spoiled if _is_spoiled(summary, seed, name) else summary.values)[name][seed] = value
 
 
 # What a reader must know before trusting the figures, the certificate apart.
@@ -303,29 +288,25 @@ SKIPPED_SHARE_TOLERATED = 0.01
 
 def trial_warnings(summaries: Sequence[Summary]) -> list[str]:
     """What makes single options' figures doubtful, one line per option and cause."""
-    return [line for summary in summaries for line in _option_warnings(summary)]
-
-
-def _option_warnings(summary: Summary) -> list[str]:
-    done = summary.measurements.items()
-    causes = {
-        "a recompilation voided a timed window": [seed for seed, m in done if m.recompilations],
-        "the allocator ran short and retried, which slows training": [
-            seed for seed, m in done if m.num_alloc_retries
-        ],
+    causes: dict[str, Callable[[Measurement], object]] = {
+        "a recompilation voided a timed window": lambda m: m.recompilations,
+        "the allocator ran short and retried, which slows training": lambda m: m.num_alloc_retries,
         "timing disturbed: the mean step took more than "
-        f"{STALLED_MEAN_OVER_MEDIAN:g} times the median one; is the machine idle otherwise?": [
-            seed for seed, m in done if stalled(m)
-        ],
+        f"{STALLED_MEAN_OVER_MEDIAN:g} times the median one; is the machine idle otherwise?": stalled,
         f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences "
-        "(job.timing.min_timed_seconds)": [seed for seed, m in done if m.timed_seconds < SHORTEST_TIMED_SECONDS],
+        "(job.timing.min_timed_seconds)": lambda m: m.timed_seconds < SHORTEST_TIMED_SECONDS,
         "ALARM: its loss is below the source's own entropy by more than chance makes it: the loss, the optimizer "
-        "or the precision is broken": [seed for seed, m in done if below_the_floor(m)],
-        f"more than {SKIPPED_SHARE_TOLERATED:.0%} of the optimizer steps were skipped": [
-            seed for seed, m in done if _skips(m)
-        ],
+        "or the precision is broken": below_the_floor,
+        f"more than {SKIPPED_SHARE_TOLERATED:.0%} of the optimizer steps were skipped": lambda m: (
+            (finite(skipped_share, m) or 0.0) > SKIPPED_SHARE_TOLERATED
+        ),
     }
-    return [f"{summary.name}: {text} ({seeds_words(seeds)})" for text, seeds in causes.items() if seeds]
+    return [
+        f"{summary.name}: {text} ({seeds_words(seeds)})"
+        for summary in summaries
+        for text, doubtful in causes.items()
+        if (seeds := [seed for seed, m in summary.measurements.items() if doubtful(m)])
+    ]
 
 
 def stalled(measurement: Measurement) -> bool:
@@ -346,12 +327,6 @@ def below_the_floor(measurement: Measurement) -> bool:
     return excess is not None and error is not None and excess < -FLOOR_ERRORS * error
 
 
-def _skips(measurement: Measurement) -> bool:
-    steps = measurement.steps_applied + measurement.steps_skipped
-    share = skipped_share(measurement) if steps else None
-    return share is not None and share > SKIPPED_SHARE_TOLERATED
-
-
 def objective_gap(suite: Suite, summary: Summary) -> str | None:
     """Why an option can't be ranked by the seeds that have the figure; None: all that completed have one."""
     metric = suite.decide.objective
@@ -365,15 +340,16 @@ def objective_gap(suite: Suite, summary: Summary) -> str | None:
 def gap_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
     """What decides and is not known, or has no ratio, of seeds that completed."""
     constraints = [parse_constraint(text).metric for text in suite.decide.constraints]
-    deciding = dict.fromkeys([suite.decide.objective, *constraints])
-    return [line for summary in summaries for metric in deciding for line in _gaps(summary, metric)]
-
-
-def _gaps(summary: Summary, metric: str) -> list[str]:
-    unknown, without = summary.unknown(metric), summary.without_ratio(metric)
-    found = [f"no {metric} with {seeds_words(unknown)}, which completed: no mean has them"] if unknown else []
-    found += [f"{metric} is not above 0 with {seeds_words(without)}: no ratio has them"] if without else []
-    return [f"{summary.name}: {text}" for text in found]
+    lines = []
+    for summary in summaries:
+        for metric in dict.fromkeys([suite.decide.objective, *constraints]):
+            if unknown := summary.unknown(metric):
+                told = f"no {metric} with {seeds_words(unknown)}, which completed: no mean has them"
+                lines.append(f"{summary.name}: {told}")
+            if without := summary.without_ratio(metric):
+                told = f"{metric} is not above 0 with {seeds_words(without)}: no ratio has them"
+                lines.append(f"{summary.name}: {told}")
+    return lines
 
 
 def memory_warnings(summaries: Sequence[Summary]) -> list[str]:

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from selectbench.analysis.formulas import finite, observe, peak_memory_bytes, tokens_per_second
-from selectbench.analysis.metrics import FORMULAS, Number, Shown
+from selectbench.analysis.metrics import FORMULAS, finite, observe, peak_memory_bytes, tokens_per_second
+from selectbench.analysis.result import OwnBest, Search, Tried
 from selectbench.analysis.summary import mean, standard_deviation
-from selectbench.record.record import Completed, Failed, FailureKind, Measurement, Record
+from selectbench.record.record import Completed, Failed, Measurement, Record
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.stages import MICRO_BATCH_SIZE, settled, sizes_to_try, speed_job, tuned_options, tuning_job
@@ -48,8 +48,7 @@ Attempts = Mapping[str, Mapping[Key, Attempt]]
 """By option and values."""
 
 
-def key_of(values: Values) -> Key:
-    """Values as a key."""
+def _key(values: Values) -> Key:
     return tuple(sorted(values.items()))
 
 
@@ -70,18 +69,14 @@ def _attempts(suite: Suite, records: Sequence[Record], metric: str) -> Attempts:
     names = {option.name for option in suite.options}
     found: dict[str, dict[Key, Attempt]] = {}
     for record in records:
-        if record.phase == "tune" and record.trial.tunes in names and not _was_interrupted(record):
-            value = None
-            if isinstance(record.outcome, Completed):
-                value = finite(FORMULAS[metric], observe(record, suite))
-            attempt = Attempt(dict(record.trial.tried), value, record)
-            found.setdefault(record.trial.tunes, {})[key_of(record.trial.tried)] = attempt
+        interrupted = isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
+        if record.phase != "tune" or record.trial.tunes not in names or interrupted:  # the last is run again
+            continue
+        completed = isinstance(record.outcome, Completed)
+        value = finite(FORMULAS[metric], observe(record, suite)) if completed else None
+        attempt = Attempt(dict(record.trial.tried), value, record)
+        found.setdefault(record.trial.tunes, {})[_key(record.trial.tried)] = attempt
     return found
-
-
-def _was_interrupted(record: Record) -> bool:
-    """Such a trial is run again, and says nothing."""
-    return isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
 
 
 def fastest(attempts: Mapping[Key, Attempt]) -> Attempt | None:
@@ -133,7 +128,7 @@ def _one_more(
     tried: Mapping[str, Sequence[Values]], attempts: Attempts,
 ) -> dict[str, Values] | None:  # fmt: skip
     """One more for each option; None: some have no outcome yet, or no option's best lies on an edge."""
-    own = {name: [attempts.get(name, {}).get(key_of(values)) for values in every] for name, every in tried.items()}
+    own = {name: [attempts.get(name, {}).get(_key(values)) for values in every] for name, every in tried.items()}
     if any(attempt is None for every in own.values() for attempt in every):
         return None
     known = {name: [a for a in every if a is not None] for name, every in own.items()}
@@ -177,34 +172,28 @@ def _in_between(tune: Tune, axis: Axis, attempts: Sequence[Attempt]) -> Values |
     return {axis.path: between(axis, found.values[axis.path], other.values[axis.path])}
 
 
-def chosen_sizes(attempts: Attempts) -> dict[str, Values]:
-    """The fastest of each option that has one."""
-    found = {name: fastest(own) for name, own in attempts.items()}
-    return {name: attempt.values for name, attempt in found.items() if attempt is not None}
-
-
-def chosen_values(suite: Suite, attempts: Attempts) -> dict[str, Values]:
-    """The best of each option that has one."""
-    if suite.tune is None:
-        return {}
-    found = {name: best(suite.tune, list(own.values())) for name, own in attempts.items()}
-    return {name: attempt.values for name, attempt in found.items() if attempt is not None}
-
-
 # The suite as its contest runs it: every option with what the trials before found best for it.
 
 
 def settled_sizes(suite: Suite, records: Sequence[Record]) -> Suite:
     """With the fastest micro-batch sizes; the very suite where nothing was searched."""
-    chosen = chosen_sizes(speed_attempts(suite, records)) if suite.best_of else {}
-    return settled(suite, chosen) if chosen else suite
+    if suite.best_of is None:
+        return suite
+    return _settled(suite, {name: fastest(own) for name, own in speed_attempts(suite, records).items()})
 
 
 def settled_by_records(suite: Suite, records: Sequence[Record]) -> Suite:
     """With all that was found; an option for which nothing worked keeps what the suite gives it."""
     sized = settled_sizes(suite, records)
-    chosen = chosen_values(sized, tuning_attempts(sized, records))
-    return settled(sized, chosen) if chosen else sized
+    if sized.tune is None:
+        return sized
+    tune, attempts = sized.tune, tuning_attempts(sized, records)
+    return _settled(sized, {name: best(tune, list(own.values())) for name, own in attempts.items()})
+
+
+def _settled(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
+    values = {name: attempt.values for name, attempt in chosen.items() if attempt is not None}
+    return settled(suite, values) if values else suite
 
 
 # Whether a trial of speed is as fast as the fastest, as far as one short trial of each can tell.
@@ -233,17 +222,14 @@ def is_as_fast(trial: Measurement, fastest: Measurement) -> bool:
     speeds = tokens_per_second(trial), tokens_per_second(fastest)
     if speeds[0] is None or not speeds[1]:
         return False
-    error = math.sqrt(_relative_error(trial) ** 2 + _relative_error(fastest) ** 2)
-    return 1 - speeds[0] / speeds[1] <= max(SHARE, ERRORS * error)
+    squares = 0.0
+    for m in (trial, fastest):
+        spread, centre = standard_deviation(m.step_seconds), mean(m.step_seconds)
+        squares += (spread / centre / math.sqrt(m.timed_steps)) ** 2 if spread and centre else 0.0
+    return 1 - speeds[0] / speeds[1] <= max(SHARE, ERRORS * math.sqrt(squares))
 
 
-def _relative_error(m: Measurement) -> float:
-    """Of the mean step time, as a share of it; 0 where fewer than two steps are known."""
-    spread, centre = standard_deviation(m.step_seconds), mean(m.step_seconds)
-    return spread / centre / math.sqrt(m.timed_steps) if spread and centre else 0.0
-
-
-# How each option came to its own best, as ranking.json says it. Every key is documented here.
+# How each option came to its own best, as ranking.json says it.
 
 
 FLAT = 0.01
@@ -253,109 +239,36 @@ JUST = 0.01
 """Share of a range by which a value lies just beyond it."""
 
 
-class Tried(Shown):
-    """One setting and what came of it."""
-
-    values: dict[str, int | float]
-    """By path."""
-    value: Number | None
-    """Of the metric that is searched by; None: it failed."""
-    peak_memory_bytes: Number | None
-    """Of the trial; None: not known."""
-    outcome: Literal["completed"] | FailureKind
-    """How the trial ended."""
-    chosen: bool
-    """Whether the contest takes it."""
-    as_fast: bool
-    """Of a trial of speed that was not chosen: whether it is as fast, as far as one short trial can tell."""
-
-
-class OwnBest(Shown):
-    """One option's search."""
-
-    option: str
-    metric: str
-    """What is searched by."""
-    tried: list[Tried]
-    """In the order of the values."""
-    chosen: dict[str, int | float] | None
-    """What the contest takes; None: nothing worked, it takes what the suite says."""
-    extensions: int
-    """Values beyond, or between, those that were planned first."""
-    edges: dict[str, Literal["low", "high"]]
-    """By path, the end of what was tried that the best lies on even so, where the setting goes on beyond it."""
-    together: bool
-    """Whether several settings were looked for together, whose ranges are not extended."""
-    flat_low: Number | None
-    """Lower end of the values within 1 % of the best, in straight lines between those tried; None: of several
-    settings at once."""
-    flat_high: Number | None
-    """Its upper end."""
-    flat_is_open: bool
-    """Whether it reaches an end of what was tried: it may be wider."""
-    source: str | None
-    """Where the range comes from; None: the suite."""
-    trials: int
-    tokens: int
-    """That all the trials were to train on."""
-    wall_seconds: Number
-    """Of all its trials."""
-
-
-class Search(Shown):
-    """Everything before the contest, and what it cost."""
-
-    sizes: list[OwnBest]
-    """The fastest micro-batch size of each option; empty: not searched."""
-    tuning: list[OwnBest]
-    """The best settings of each option; empty: not tuned."""
-    seed: int | None
-    """Of tuning, which the contest does not use; None: not tuned."""
-    wall_seconds: Number
-    """Of all trials before the contest."""
-    contest_wall_seconds: Number
-    """Of all trials of the contest."""
-
-
 def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search | None:
     """Of a suite as declared; `sized`: the same with the chosen micro-batch sizes. None: nothing was searched."""
     if declared.tune is None and declared.best_of is None:
         return None
     before = [r.wall_seconds for r in records if r.phase == "tune"]
     contest = [r.wall_seconds for r in records if r.phase == "contest"]
+    sizes, tuning = speed_attempts(declared, records), tuning_attempts(sized, records)
     return Search(
-        sizes=_sizes(declared, speed_attempts(declared, records)) if declared.best_of else [],
-        tuning=_tuning(sized, tuning_attempts(sized, records)) if declared.tune else [],
+        sizes=[_sized(declared, o, sizes) for o in tuned_options(declared)] if declared.best_of else [],
+        tuning=[_tuned(sized, declared.tune, o, tuning) for o in tuned_options(sized)] if declared.tune else [],
         seed=declared.tune.seed if declared.tune else None,
         wall_seconds=math.fsum(before), contest_wall_seconds=math.fsum(contest),
     )  # fmt: skip
 
 
-def _sizes(suite: Suite, attempts: Attempts) -> list[OwnBest]:
-    return [_sized(suite, option, attempts.get(option.name, {})) for option in tuned_options(suite)]
+def _sized(suite: Suite, option: Option, attempts: Attempts) -> OwnBest:
+    own, chosen = _ordered(attempts, option), fastest(attempts.get(option.name, {}))
+    edges: dict[str, Literal["low", "high"]] = {}
+    if chosen is not None and chosen is own[-1]:  # the largest: one twice as large would cut the step too
+        ranks = chosen.record.identity.world_size if chosen.record.identity else 1
+        twice = 2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks
+        edges = {} if suite.job.of(option.choices).global_batch_size % twice else {MICRO_BATCH_SIZE: "high"}
+    return _own_best(option, "tokens_per_second", own, chosen, speed_job(suite), edges=edges)
 
 
-def _sized(suite: Suite, option: Option, attempts: Mapping[Key, Attempt]) -> OwnBest:
-    own, chosen = _ordered(attempts), fastest(attempts)
-    side = _end_of(own, chosen, suite.job.of(option.choices))
-    return _own_best(
-        option, "tokens_per_second", own, chosen, speed_job(suite),
-        edges={MICRO_BATCH_SIZE: side} if side else {},
-    )  # fmt: skip
-
-
-def _tuning(suite: Suite, attempts: Attempts) -> list[OwnBest]:
-    assert suite.tune is not None
-    return [
-        _tuned(suite, suite.tune, option, _ordered(attempts.get(option.name, {})))
-        for option in tuned_options(suite)
-    ]
-
-
-def _tuned(suite: Suite, tune: Tune, option: Option, own: list[Attempt]) -> OwnBest:
-    axes = axes_of(tune, option.choices)
-    alone = axes[0] if len(axes) == 1 and len(own) > 1 else None
-    low, high, is_open = flat_range(tune, alone, own) if alone else (None, None, False)
+def _tuned(suite: Suite, tune: Tune, option: Option, attempts: Attempts) -> OwnBest:
+    own, axes = _ordered(attempts, option), axes_of(tune, option.choices)
+    low, high, is_open = None, None, False
+    if len(axes) == 1 and len(own) > 1:
+        low, high, is_open = flat_range(tune, axes[0], own)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
     return _own_best(
         option, tune.metric, own, best(tune, own), tuning_job(suite),
@@ -395,36 +308,22 @@ def _edges(
     }  # fmt: skip
 
 
-def _ordered(attempts: Mapping[Key, Attempt]) -> list[Attempt]:
-    return [attempts[key] for key in sorted(attempts)]
+def _ordered(attempts: Attempts, option: Option) -> list[Attempt]:
+    return [attempt for _, attempt in sorted(attempts.get(option.name, {}).items(), key=lambda entry: entry[0])]
 
 
 def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
     outcome = attempt.record.outcome
-    done = isinstance(outcome, Completed)
+    completed = outcome if isinstance(outcome, Completed) else None
+    first = chosen.record.outcome if chosen and set(attempt.values) == {MICRO_BATCH_SIZE} else None
+    as_fast = False
+    if completed and isinstance(first, Completed) and attempt is not chosen:
+        as_fast = is_as_fast(completed.measurement, first.measurement)
     return Tried(
-        values=attempt.values, value=attempt.value, chosen=attempt is chosen,
+        values=attempt.values, value=attempt.value, chosen=attempt is chosen, as_fast=as_fast,
         outcome="completed" if isinstance(outcome, Completed) else outcome.kind,
-        as_fast=attempt is not chosen and _is_as_fast(attempt, chosen),
-        peak_memory_bytes=peak_memory_bytes(outcome.measurement) if done else None,  # type: ignore[union-attr]
+        peak_memory_bytes=peak_memory_bytes(completed.measurement) if completed else None,
     )  # fmt: skip
-
-
-def _is_as_fast(attempt: Attempt, fastest: Attempt | None) -> bool:
-    if fastest is None or set(attempt.values) != {MICRO_BATCH_SIZE}:
-        return False
-    ours, theirs = attempt.record.outcome, fastest.record.outcome
-    if not isinstance(ours, Completed) or not isinstance(theirs, Completed):
-        return False
-    return is_as_fast(ours.measurement, theirs.measurement)
-
-
-def _end_of(own: Sequence[Attempt], chosen: Attempt | None, job: Job) -> Literal["high"] | None:
-    """`high` where the largest was the fastest and one twice as large would cut the step too."""
-    if chosen is None or chosen is not own[-1]:
-        return None
-    ranks = chosen.record.identity.world_size if chosen.record.identity else 1
-    return None if job.global_batch_size % (2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks) else "high"
 
 
 def flat_range(tune: Tune, axis: Axis, own: Sequence[Attempt]) -> tuple[float | None, float | None, bool]:

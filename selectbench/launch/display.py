@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from selectbench import units
-from selectbench.analysis.formulas import finite, tokens_per_second
+from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import Phase, Progress
 from selectbench.report.document import first_line, one_line

@@ -13,8 +13,7 @@ from html import escape
 import numpy as np
 
 from selectbench import units
-from selectbench.analysis.result import Ranking, Row
-from selectbench.analysis.tuning import OwnBest, Tried
+from selectbench.analysis.result import OwnBest, Ranking, Row, Tried
 from selectbench.record.record import Completed, EvaluationPoint, GpuMeters, Inside, Record, Series
 from selectbench.report.document import Chart, Ratio, one_line, value_text
 from selectbench.suite.metrics import METRICS

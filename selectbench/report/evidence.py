@@ -6,8 +6,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from selectbench import units
-from selectbench.analysis.formulas import COST_RULE, ENERGY_RULE, FLOPS_RULE, MFU_RULE, Method, UtilizationName
-from selectbench.analysis.metrics import GPU_STATE_RULE, POWER_CAP, state_of
+from selectbench.analysis.metrics import (
+    COST_RULE,
+    ENERGY_RULE,
+    FLOPS_RULE,
+    GPU_STATE_RULE,
+    MFU_RULE,
+    POWER_CAP,
+    Method,
+    UtilizationName,
+    state_of,
+)
 from selectbench.analysis.result import GpuRow, Ranking, Row, Unknown
 from selectbench.plan.peaks import source
 from selectbench.record.record import Completed, Record

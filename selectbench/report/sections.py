@@ -10,13 +10,12 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from selectbench import units
-from selectbench.analysis.formulas import observe
-from selectbench.analysis.metrics import derive, is_unclean, state_of
+from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
-from selectbench.analysis.result import NamedVerdict, Ranking, Row, ScoreDifference
+from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Row, ScoreDifference, Search
 from selectbench.analysis.scores import RESAMPLES, SEED
 from selectbench.analysis.summary import mean, summarise
-from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT, OwnBest, Search
+from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
 from selectbench.report.charts import Counting, attention_chart, charts, counting, tried_text

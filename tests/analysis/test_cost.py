@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 from made_records import make_meters, make_record, make_suite
 from msgspec.structs import replace
 
-from selectbench.analysis.formulas import observe
-from selectbench.analysis.metrics import derive
+from selectbench.analysis.metrics import derive, observe
 from selectbench.analysis.ranking import rank
 from selectbench.record.record import Record
 

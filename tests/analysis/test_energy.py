@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_records import make_meters, make_record, make_suite
 
-from selectbench.analysis.formulas import Energy, energy, observe
-from selectbench.analysis.metrics import derive
+from selectbench.analysis.metrics import Energy, derive, energy, observe
 from selectbench.record.record import Meters
 
 NO_COUNTER: dict[str, Any] = {"counter_joules": None}

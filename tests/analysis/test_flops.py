@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from selectbench.analysis.formulas import hardware_flops_per_token, model_flops_per_token
+from selectbench.analysis.metrics import hardware_flops_per_token, model_flops_per_token
 from selectbench.record.record import Architecture
 
 PARAMETERS = st.integers(1, 10**12)

@@ -5,8 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_records import make_failure, make_record, make_suite
 
-from selectbench.analysis.formulas import memory_kind, observe
-from selectbench.analysis.metrics import FORMULAS
+from selectbench.analysis.metrics import FORMULAS, memory_kind, observe
 from selectbench.analysis.metrics import derive as derive_observed
 from selectbench.analysis.summary import mean, standard_deviation
 from selectbench.record.record import Completed, Measurement, Record

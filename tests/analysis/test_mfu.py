@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from made_records import ARCHITECTURE, make_meters, make_record, make_suite
 from msgspec.structs import replace
 
-from selectbench.analysis.formulas import (
+from selectbench.analysis.metrics import (
     IMPOSSIBLE,
     IMPOSSIBLE_RATE,
     SHARES,

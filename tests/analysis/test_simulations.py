@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from made_records import make_record, make_suite, speed
 
-from selectbench.analysis.contest import hold_contest, stand
+from selectbench.analysis.contest import hold_contest, ranks_of
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Comparison
 from selectbench.analysis.summary import Summary
@@ -68,9 +68,9 @@ def judged(suite: Suite, speeds: np.ndarray) -> Run:
         values = {name: {} for name in METRICS} | {"tokens_per_second": known(row)}
         summaries.append(Summary(option, suite.seeds, values=values, spoiled={name: {} for name in METRICS}))
     contest = hold_contest(suite, summaries, dict.fromkeys(NAMES, True))
-    standing = stand(contest, NAMES)
+    ranks = ranks_of(contest, NAMES)
     pairs = {name: contest.against_baseline(name) for name in NAMES[1:]}
-    return Run(pairs, {name: standing.rank(name, standing.ranked) for name in standing.ranked})
+    return Run(pairs, {name: ranks.rank(name) for name in ranks.ranked})
 
 
 def test_the_simulation_judges_as_rank_does() -> None:

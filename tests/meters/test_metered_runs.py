@@ -13,8 +13,7 @@ import pytest
 from launch.harness import TINY_SUITE, all_pids, corpus
 from stand_in import StandIn, Value
 
-from selectbench.analysis.formulas import energy
-from selectbench.analysis.metrics import state_of
+from selectbench.analysis.metrics import energy, state_of
 from selectbench.gpu.devices import gpus
 from selectbench.gpu.sampler import FILE_NAME, descends_from
 from selectbench.launch.display import Display

@@ -18,8 +18,7 @@ from msgspec.structs import replace
 from report.rendered import render, render_option
 from rich.console import Console
 
-from selectbench.analysis.formulas import FLOPS_RULE, IMPOSSIBLE, MFU_RULE
-from selectbench.analysis.metrics import GPU_STATE_RULE
+from selectbench.analysis.metrics import FLOPS_RULE, GPU_STATE_RULE, IMPOSSIBLE, MFU_RULE
 from selectbench.analysis.ranking import rank
 from selectbench.plan.peaks import source
 from selectbench.record.record import Meters, Record

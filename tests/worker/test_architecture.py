@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from selectbench.analysis.formulas import hardware_flops_per_token, model_flops_per_token
+from selectbench.analysis.metrics import hardware_flops_per_token, model_flops_per_token
 from selectbench.suite.job import Job
 from selectbench.worker.model import enable_checkpointing, new_model
 from selectbench.worker.outcome import FAMILIES, NORM, architecture_of

@@ -11,8 +11,7 @@ import torch
 from made_records import make_record, make_suite
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from selectbench.analysis.formulas import observe
-from selectbench.analysis.metrics import derive
+from selectbench.analysis.metrics import derive, observe
 from selectbench.choices.execution import CrossEntropy
 from selectbench.data.prepare import prepare
 from selectbench.data.sources import make_source
