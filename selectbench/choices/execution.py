@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from selectbench.choices.choice import Choice, Needs, OwnName
-from selectbench.choices.optimizer import OwnSettings, free_of, load
+from selectbench.choices.choice import Choice, Needs, OwnName, OwnSettings, free_of, load
 from selectbench.errors import did_you_mean
 from selectbench.machine import Machine
 
@@ -282,10 +281,6 @@ class CrossEntropy(LossChoice):
         return lambda logits, targets: cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def _free(settings: dict[str, Any]) -> dict[str, Any]:
-    return free_of(settings, ("logits", "targets"))
-
-
 class OwnLoss(LossChoice):
     """A loss of your own: `function(logits, targets, **settings)` returns the sum of the tokens' losses.
 
@@ -296,7 +291,7 @@ class OwnLoss(LossChoice):
     source: ClassVar[str] = "your own code"
     name: OwnName
     """`package.module:function`, importable from a folder of the suite's `code`, or installed."""
-    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    settings: Annotated[OwnSettings, free_of("logits", "targets")] = Field(default_factory=dict)
     """More keyword arguments."""
 
     def build(self) -> SummedLoss:

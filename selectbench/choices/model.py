@@ -7,10 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own
-from selectbench.choices.optimizer import OwnSettings, free_of
+from selectbench.choices.choice import OWN, Choice, Needs, OwnName, OwnSettings, free_of, is_own
 from selectbench.settings import Strict
 
 if TYPE_CHECKING:
@@ -550,10 +549,6 @@ def config_file(path: str) -> Path:
     return Path(path) / "config.json" if Path(path).is_dir() else Path(path)
 
 
-def _free(settings: dict[str, Any]) -> dict[str, Any]:
-    return free_of(settings, ("vocab_size", "seq_len"))
-
-
 class OwnModel(Strict):
     """A model of your own: `Class(vocab_size=..., seq_len=..., **settings)` makes a `torch.nn.Module`.
 
@@ -564,7 +559,7 @@ class OwnModel(Strict):
     TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
     family: OwnName
     """`package.module:Class`, importable from a folder of the suite's `code`, or installed."""
-    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    settings: Annotated[OwnSettings, free_of("vocab_size", "seq_len")] = Field(default_factory=dict)
     """More keyword arguments."""
     vocab_size: VocabularySize | None = None
     """Rows of the embedding; the tokenizer's size where not given, never less."""

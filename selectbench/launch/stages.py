@@ -29,8 +29,7 @@ from selectbench.record.environment import code_sha256
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.record.store import FILE_NAME, read_records
 from selectbench.suite.stages import speed_suite, tuning_suite
-from selectbench.suite.suite import Suite
-from selectbench.suite.tune import Values
+from selectbench.suite.suite import Suite, Values
 
 STATE_MAY_MATTER = ("oom", "timeout", "crashed")
 """Failures that a busy or hot GPU may have caused; what diverged or can't be had here stays so."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench import units
+from selectbench.choices.choice import own_code_sha256
 from selectbench.choices.execution import precision_for
 from selectbench.data.prepared import Prepared, contents_of, epochs, evaluable_tokens
 from selectbench.errors import UserError
@@ -19,7 +20,6 @@ from selectbench.plan.memory import config_of, memory_need, vocab_size_of
 from selectbench.record.record import SETTINGS, Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.job import Eval
-from selectbench.suite.own_code import own_code_sha256
 from selectbench.suite.sources import kind_of
 from selectbench.suite.suite import (
     AT_MOST,

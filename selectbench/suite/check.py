@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from pydantic import BaseModel
-
 from selectbench.choices import Choices
-from selectbench.choices.choice import Choice
+from selectbench.choices.choice import Choice, own_code_problem
 from selectbench.choices.execution import interpreter_problem
 from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.errors import did_you_mean
@@ -16,10 +14,9 @@ from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import DIMENSIONS, Row
 from selectbench.suite.job import OWN_SCORE, SCORES, Job, batch_size_problem
 from selectbench.suite.metrics import DECIDING, METRICS, Need, parse_constraint
-from selectbench.suite.own_code import own_code_problem
 from selectbench.suite.sources import Kind, needs_tokenizer
-from selectbench.suite.suite import CONTROL, Decide, SuiteFile
-from selectbench.suite.tune import BestOf, Range, Tune, axis, has
+from selectbench.suite.stages import axis, has
+from selectbench.suite.suite import CONTROL, BestOf, Decide, Range, SuiteFile, Tune
 
 # What pydantic cannot see: rows against each other, against the job and against the baseline.
 
@@ -134,34 +131,6 @@ def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, proble
         hint = did_you_mean(node.value, names) or f" (known: {', '.join(names[:8])})"
         problems.at(node, f"{node.value!r} is not an option{hint}")
     return names[0] if names else ""
-
-
-def differences(job: Job, choices: Choices, baseline: Choices) -> list[str]:
-    """Dimensions that differ, `optimizer.lr` or `model.n_layer` where the class is the same and a setting is not.
-
-    A model or tokenizer that is not given is the job's own.
-    """
-    found: list[str] = []
-    for dimension in Choices.model_fields:
-        ours, theirs = (_chosen(job, each, dimension) for each in (choices, baseline))
-        if ours == theirs:
-            continue
-        if isinstance(ours, BaseModel) and _class_of(ours) == _class_of(theirs):
-            settings = type(ours).model_fields
-            found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
-        else:
-            found.append(dimension)
-    return found
-
-
-def _chosen(job: Job, choices: Choices, dimension: str) -> object:
-    own = getattr(choices, dimension)
-    return getattr(job, dimension) if own is None and dimension in ("model", "tokenizer") else own
-
-
-def _class_of(value: object) -> tuple[object, ...]:
-    """Of a choice or a model; own code of another name is another class."""
-    return type(value), getattr(value, "name", None), getattr(value, "family", None)
 
 
 def unmeasured_metrics(

@@ -72,6 +72,14 @@ class Node:
             node = below
         return node
 
+    def below(self, key: str) -> dict[str, Node]:
+        """The entries of the mapping under this key; none where there is no such mapping."""
+        return self.mapping[key].mapping if key in self.mapping else {}
+
+    def items_below(self, key: str) -> list[Node]:
+        """The items of the list under this key; none where there is no such list."""
+        return self.mapping[key].items if key in self.mapping else []
+
     def with_entries(self, **entries: Node) -> Node:
         """A mapping with these entries put in."""
         return replace(self, value={**self.mapping, **entries})

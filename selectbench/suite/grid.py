@@ -14,6 +14,8 @@ from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import tag_of
 from selectbench.errors import did_you_mean
 from selectbench.suite.document import Node, Place, Problems, merge, merge_by_key, nest, plain
+from selectbench.suite.problems import validate
+from selectbench.suite.suite import AT_MOST, AUTO, MICRO_BATCH_SIZE, PRECISION, LeftOpen, SizeThatFits
 
 SINGLE = "job"
 """The name of the only option where a suite names none."""
@@ -37,6 +39,10 @@ class Row:
     """Where the row was asked for."""
     path: str
     """The key that asked for it."""
+
+    def with_choice(self, dimension: str, node: Node) -> Row:
+        """The row with this choice put in."""
+        return replace(self, choices=self.choices.with_entries(**{dimension: node}))
 
 
 @dataclass(frozen=True)
@@ -190,27 +196,23 @@ def _matches(pattern: Any, value: Any) -> bool:
     return bool(pattern == value)
 
 
-# Micro-batch sizes that are searched: `micro_batch_size: auto`, and what the options begin with.
-
-
-AUTO = "auto"
-_KEY = "micro_batch_size"
+# Shared choices that a suite leaves open: micro-batch sizes that are searched, and what the machine chooses.
 
 
 def with_sizes_searched(document: Node, problems: Problems) -> Node:
-    """The document with `best_of` in place of the word; an option's own `auto` is a mistake."""
-    for name in document.at(["options"]).mapping:
-        node = document.at(["options", name, _KEY])
-        if node.value == AUTO:
+    """The document with `best_of` in place of `micro_batch_size: auto`; an option's own `auto` is a mistake."""
+    for option in document.below("options").values():
+        if (node := option.at([MICRO_BATCH_SIZE])).value == AUTO:
             problems.at(node, "auto is said once for all options: choices: {micro_batch_size: auto}")
-    node = document.at(["choices", _KEY])
+    node = document.at(["choices", MICRO_BATCH_SIZE])
     if node.value != AUTO:
         return document
     if "best_of" in document.mapping:
         problems.at(node, "auto and best_of say the same twice: leave one out")
         return document
-    best_of = Node({_KEY: replace(node, path=f"best_of.{_KEY}")}, node.place, "best_of")
-    return document.with_entries(choices=document.mapping["choices"].without(_KEY), best_of=best_of)
+    sizes = replace(node, path=f"best_of.{MICRO_BATCH_SIZE}")
+    best_of = Node({MICRO_BATCH_SIZE: sizes}, node.place, "best_of")
+    return document.with_entries(choices=document.mapping["choices"].without(MICRO_BATCH_SIZE), best_of=best_of)
 
 
 def with_first_sizes(rows: Sequence[Row], document: Node) -> list[Row]:
@@ -218,24 +220,87 @@ def with_first_sizes(rows: Sequence[Row], document: Node) -> list[Row]:
 
     With 1 where none does, and for `auto`.
     """
-    searched = document.mapping.get("best_of", document).mapping.get(_KEY)
+    searched = document.below("best_of").get(MICRO_BATCH_SIZE)
     if searched is None:
         return list(rows)
-    unset = [row for row in rows if _KEY not in row.choices.mapping]
-    sizes = sorted(size for item in searched.items if (size := _number(item)))
+    unset = [row for row in rows if MICRO_BATCH_SIZE not in row.choices.mapping]
     jobs = _number(document.at(["job", "global_batch_size"]))
-    first = next((size for size in sizes if all(_cuts(size, row, jobs) for row in unset)), 1)
-    begin = replace(searched, value=first)
-    return [replace(r, choices=r.choices.with_entries(**{_KEY: begin})) if r in unset else r for r in rows]
 
+    def cuts(size: int, row: Row) -> bool:
+        """Whether whole micro-batches of the size make the row's step, as far as its ranks are known."""
+        own = {key: _number(node) for key, node in row.choices.mapping.items()}
+        step = own.get("global_batch_size") or jobs
+        return step is not None and step % (size * (own.get("world_size") or 1)) == 0
 
-def _cuts(size: int, row: Row, jobs: int | None) -> bool:
-    """Whether whole micro-batches of the size make the row's step, as far as its ranks are known."""
-    own = {key: _number(node) for key, node in row.choices.mapping.items()}
-    step = own.get("global_batch_size") or jobs
-    return step is not None and step % (size * (own.get("world_size") or 1)) == 0
+    sizes = sorted(size for item in searched.items if (size := _number(item)))
+    first = replace(searched, value=next((size for size in sizes if all(cuts(size, row) for row in unset)), 1))
+    return [row.with_choice(MICRO_BATCH_SIZE, first) if row in unset else row for row in rows]
 
 
 def _number(node: Node) -> int | None:
     value = node.value
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _leaves_open(setting: str, node: Node) -> bool:
+    if setting == PRECISION:
+        return plain(node) in (AUTO, {"name": AUTO})
+    return setting == MICRO_BATCH_SIZE and isinstance(node.value, dict)
+
+
+def taken_out(document: Node, problems: Problems) -> tuple[LeftOpen, Node]:
+    """What the shared choices leave to the machine, and the document without it; anywhere else it is a mistake."""
+    for setting in (PRECISION, MICRO_BATCH_SIZE):
+        document = _refused_elsewhere(document, setting, problems)
+    found = {key: node for key, node in document.below("choices").items() if _leaves_open(key, node)}
+    if not found:
+        return LeftOpen(), document
+    size = None
+    if MICRO_BATCH_SIZE in found:
+        size = validate(SizeThatFits, found[MICRO_BATCH_SIZE], problems) or SizeThatFits(at_most=1)
+    left_open = LeftOpen(precision=PRECISION in found, micro_batch_size=size)
+    return left_open, document.with_entries(choices=document.mapping["choices"].without(*found))
+
+
+def _refused_elsewhere(document: Node, setting: str, problems: Problems) -> Node:
+    """The document without options that leave it open, each told; values of an axis are told."""
+    options = document.below("options")
+    own = {name: option.mapping[setting] for name, option in options.items() if setting in option.mapping}
+    axis = document.below("axes").get(setting)
+    values = [] if axis is None else [*axis.mapping.values(), *axis.items]
+    said, instead = (
+        (AUTO, "name a precision here") if setting == PRECISION else (f"{{{AT_MOST}: ...}}", "give a number here")
+    )
+    for node in (*own.values(), *values):
+        if _leaves_open(setting, node):
+            problems.at(node, f"{said} is said once for all options, under choices: {instead}")
+    kept = {name: options[name].without(setting) for name, node in own.items() if _leaves_open(setting, node)}
+    return document.with_entries(options=document.mapping["options"].with_entries(**kept)) if kept else document
+
+
+def of_these_rows(asked: LeftOpen, rows: Sequence[Row], document: Node, problems: Problems) -> LeftOpen:
+    """Without what every row sets itself; some rows alone may not.
+
+    `rows`: as options and axes have them, without what is left open.
+    """
+    update: dict[str, object] = {}
+    for setting in asked.settings:
+        left = f"choices.{setting} leaves it to the machine"
+        own = [row.choices.mapping[setting] for row in rows if setting in row.choices.mapping]
+        if not own:
+            for entry in document.items_below("exclude"):
+                if setting in entry.mapping:
+                    problems.at(entry.mapping[setting], f"{left}: there is nothing to exclude by it")
+            continue
+        update[setting] = LeftOpen.model_fields[setting].default
+        if len(own) < len(rows):
+            problems.at(own[0], f"{left}: set it in every option, or in none of them")
+    return asked.model_copy(update=update)
+
+
+def with_placeholders(rows: Sequence[Row], asked: LeftOpen) -> list[Row]:
+    """Rows that can be validated: with micro-batches of one sequence, and the default precision."""
+    if asked.micro_batch_size is None:
+        return list(rows)
+    one = f"choices.{MICRO_BATCH_SIZE}"
+    return [row.with_choice(MICRO_BATCH_SIZE, Node(1, row.place, one)) for row in rows]

@@ -26,7 +26,6 @@ from selectbench.suite.check import (
     check_seeds,
     check_tune,
     chosen_baseline,
-    differences,
     tokenizers_differ,
     unmeasured_metrics,
     without_quality,
@@ -42,14 +41,23 @@ from selectbench.suite.document import (
     with_absolute_paths,
     with_interpreter,
 )
-from selectbench.suite.grid import AUTO as SEARCHED
-from selectbench.suite.grid import DIMENSIONS, Row, excluded, rows_of, with_first_sizes, with_sizes_searched
+from selectbench.suite.grid import (
+    DIMENSIONS,
+    Row,
+    excluded,
+    of_these_rows,
+    rows_of,
+    taken_out,
+    with_first_sizes,
+    with_placeholders,
+    with_sizes_searched,
+)
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.problems import validate
 from selectbench.suite.sources import kind_of
-from selectbench.suite.suite import AUTO as LEFT_TO_THE_MACHINE
 from selectbench.suite.suite import (
+    AUTO,
     CONTROL,
     Decide,
     LeftOpen,
@@ -57,9 +65,7 @@ from selectbench.suite.suite import (
     SizeThatFits,
     Suite,
     SuiteFile,
-    of_these_rows,
-    taken_out,
-    with_placeholders,
+    differences,
 )
 
 # What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`.
@@ -213,8 +219,8 @@ def _shared(choices: Schema) -> Schema:
     """Choices of all options, some of which may be left to the machine or be searched."""
     own = choices["properties"]
     size = {key: value for key, value in own["micro_batch_size"].items() if key != "description"}
-    sizes = [size, {"const": SEARCHED}, {"$ref": "#/$defs/SizeThatFits"}]
-    precisions = [*own["precision"]["anyOf"], {"const": LEFT_TO_THE_MACHINE}]
+    sizes = [size, {"const": AUTO}, {"$ref": "#/$defs/SizeThatFits"}]
+    precisions = [*own["precision"]["anyOf"], {"const": AUTO}]
     shared = {
         "micro_batch_size": {"description": f"{own['micro_batch_size']['description']} {_SIZES}", "anyOf": sizes},
         "precision": {"description": f"{own['precision']['description']} {_PRECISIONS}", "anyOf": precisions},

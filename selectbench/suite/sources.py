@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from selectbench.choices.choice import OwnName
-from selectbench.choices.optimizer import OwnSettings, free_of
+from selectbench.choices.choice import OwnName, OwnSettings
 from selectbench.settings import Strict
 
 
@@ -79,16 +78,12 @@ class Dataset(Strict):
         return self
 
 
-def _free(settings: dict[str, Any]) -> dict[str, Any]:
-    return free_of(settings, ())
-
-
 class OwnDocuments(Strict):
     """An iterator of your own: `Name(**settings)` yields documents, each a string."""
 
     documents: OwnName
     """`package.module:Name`, importable from a folder of the suite's `code`, or installed."""
-    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    settings: OwnSettings = Field(default_factory=dict)
     """Keyword arguments."""
 
 
