@@ -20,7 +20,6 @@ from selectbench.plan.memory import config_of, memory_need, vocab_size_of
 from selectbench.record.record import SETTINGS, Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.job import Eval
-from selectbench.suite.sources import kind_of
 from selectbench.suite.suite import (
     AT_MOST,
     AUTO,
@@ -232,7 +231,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         gradient_accumulation_steps=micro_batches,
         unsupported=worker_problem(machine)
         or option.choices.unsupported_reason(
-            machine, micro_batches=micro_batches, task=suite.job.task, data=kind_of(suite.job.data)
+            machine, micro_batches=micro_batches, task=suite.job.task, data=suite.job.data.kind
         ),
         parameters=_parameters(suite, option, prepared),
         peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),

@@ -10,11 +10,12 @@ from selectbench.choices.choice import Choice, own_code_problem
 from selectbench.choices.execution import interpreter_problem
 from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.errors import did_you_mean
+from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import DIMENSIONS, Row
 from selectbench.suite.job import OWN_SCORE, SCORES, Job, batch_size_problem
 from selectbench.suite.metrics import DECIDING, METRICS, Need, parse_constraint
-from selectbench.suite.sources import Kind, needs_tokenizer
+from selectbench.suite.sources import Kind
 from selectbench.suite.stages import axis, has
 from selectbench.suite.suite import CONTROL, BestOf, Decide, Range, SuiteFile, Tune
 
@@ -80,7 +81,7 @@ def _check_config(model: Node, problems: Problems) -> None:
 
 def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, problems: Problems) -> None:
     """Every row must be able to do the job with the model, the tokenizer and the global batch that it sets."""
-    is_text = needs_tokenizer(job.data)
+    is_text = job.data.needs_tokenizer
     if is_text and any(job.of(choices).tokenizer is None for _, choices in rows):
         problems.at(document.at(["job"]), "required key 'tokenizer' is missing, as in {bpe: 2048}")
     for row, choices in rows:
@@ -93,8 +94,11 @@ def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, proble
             key = "model" if choices.model is not None else "tokenizer"
             _check_config(row.choices.at(["model"]), problems)
             own = job.of(choices)
-            if problem := job.problem_with(own.model, own.tokenizer):
-                problems.at(row.choices.at([key]), problem.removeprefix(f"{key}: "))
+            try:
+                job.check_fits(own.model, own.tokenizer)
+            except ValueError as error:
+                reason = error.reason if isinstance(error, WrongValueError) else str(error)
+                problems.at(row.choices.at([key]), reason)
 
 
 def tokenizers_differ(choices: Sequence[Choices], job: Job) -> bool:

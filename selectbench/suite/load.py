@@ -55,7 +55,6 @@ from selectbench.suite.grid import (
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.problems import validate
-from selectbench.suite.sources import kind_of
 from selectbench.suite.suite import (
     AUTO,
     CONTROL,
@@ -403,7 +402,7 @@ def _suite(
     unmeasured = unmeasured_metrics(
         evaluates=evaluates, on_the_way=quick or content is None or content.job.evaluates_on_the_way, device=device,
         has_prices="cost" in document.mapping, other_tokens=other_tokens,
-        kind=kind_of(content.job.data) if content else "text",
+        kind=content.job.data.kind if content else "text",
         scored=content.job.scored if content else frozenset(),
     )  # fmt: skip
     if content is not None:

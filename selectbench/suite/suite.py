@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from selectbench.choices import Choices
 from selectbench.choices.execution import MicroBatchSize
 from selectbench.errors import did_you_mean
-from selectbench.settings import Strict
+from selectbench.settings import Strict, WrongValueError
 from selectbench.suite.job import Job, Steps
 from selectbench.suite.metrics import DECIDING, Objective, QualityMetric, default_threshold, undecidable_reason
 
@@ -87,7 +87,7 @@ class Range(Strict):
     @model_validator(mode="after")
     def _is_a_range(self) -> Range:
         if self.log is not None and self.linear is not None:
-            raise ValueError("log or linear, not both")
+            raise WrongValueError("log", "log or linear, not both")
         low, high = self.log or self.linear or (1.0, 2.0)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ValueError(f"the ends must be finite, found [{low:g}, {high:g}]")
@@ -141,11 +141,13 @@ class Tune(Strict):
         several = len(self.parameters) > 1
         counted = [path for path, found in self.parameters.items() if found.n is not None]
         if several and counted:
-            raise ValueError(f"parameters.{counted[0]}.n: of several settings `trials` says how many in all")
+            wrong = "of several settings `trials` says how many in all"
+            raise WrongValueError(f"parameters.{counted[0]}.n", wrong, says_key=False)
         if several and self.trials is None:
-            raise ValueError("trials: of several settings say how many trials each option gets, such as 16")
+            wrong = "of several settings say how many trials each option gets, such as 16"
+            raise WrongValueError("trials", wrong, says_key=False)
         if not several and self.trials is not None:
-            raise ValueError("trials: of one setting `n` says how many: {n: 5}")
+            raise WrongValueError("trials", "of one setting `n` says how many: {n: 5}", says_key=False)
         return self
 
     @property
@@ -204,7 +206,7 @@ class Decide(Strict):
     def _of_known_metrics(cls, thresholds: dict[str, float]) -> dict[str, float]:
         for metric in thresholds:
             if reason := undecidable_reason(metric):
-                raise ValueError(reason)
+                raise WrongValueError(metric, reason)
             if metric not in DECIDING:
                 hint = did_you_mean(metric, DECIDING) or f" (known: {', '.join(DECIDING)})"
                 raise ValueError(f"unknown metric {metric!r}{hint}")
