@@ -117,6 +117,9 @@ class Bf16Pure(PrecisionChoice):
     name: Literal["bf16_pure"] = "bf16_pure"
 
 
+PRECISIONS: tuple[type[Choice], ...] = (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Master, Bf16Pure)
+
+
 def precision_for(machine: Machine) -> tuple[PrecisionChoice, str]:
     """The half precision that the machine has units for, else fp32 on a CPU; and why, as a clause.
 
@@ -183,6 +186,9 @@ class FlashAttention2(AttentionChoice):
     name: Literal["flash_attention_2"] = "flash_attention_2"
 
 
+ATTENTIONS: tuple[type[Choice], ...] = (Eager, Sdpa, FlashAttention2)
+
+
 class CompileChoice(Choice):
     """Whether torch.compile compiles the model, and the built-in losses with it.
 
@@ -222,6 +228,9 @@ class CompileMaxAutotune(CompileDefault):
     name: Literal["max-autotune"] = "max-autotune"  # type: ignore[assignment]
 
 
+COMPILATIONS: tuple[type[Choice], ...] = (CompileOff, CompileDefault, CompileMaxAutotune)
+
+
 class CheckpointingChoice(Choice):
     """Whether activations are recomputed in the backward pass."""
 
@@ -240,6 +249,9 @@ class CheckpointingFull(CheckpointingChoice):
 
     enabled: ClassVar[bool] = True
     name: Literal["full"] = "full"
+
+
+CHECKPOINTINGS: tuple[type[Choice], ...] = (CheckpointingOff, CheckpointingFull)
 
 
 # What the training minimises. The evaluation on held-out text is cross-entropy whatever the training loss.
@@ -327,6 +339,9 @@ class OwnLoss(LossChoice):
         return summed
 
 
+LOSSES: tuple[type[Choice], ...] = (CrossEntropy, OwnLoss)
+
+
 # Which training loop runs the job. Each class names a function of the worker, `module:function`.
 
 
@@ -381,6 +396,9 @@ class OwnFramework(FrameworkChoice):
     def loop(self) -> str:
         """The name itself."""
         return self.name
+
+
+FRAMEWORKS: tuple[type[Choice], ...] = (Native, HfTrainer, OwnFramework)
 
 
 # How the job is laid out over ranks. Each class names the engine of the worker that carries it out.
@@ -521,6 +539,9 @@ class Zero(StrategyChoice):
     def sharded(self) -> frozenset[str]:
         """Grows with the stage."""
         return STAGES[self.stage]
+
+
+STRATEGIES: tuple[type[Choice], ...] = (Single, Ddp, Fsdp, Zero)
 
 
 # The software stack: the interpreter that runs the worker, so that two virtual environments can be compared.

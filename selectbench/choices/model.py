@@ -748,6 +748,9 @@ class Qlora(Lora):
         return {"working_dtype": "float32+uint8"}
 
 
+ADAPTATIONS: tuple[type[Choice], ...] = (FullTraining, Lora, Qlora)
+
+
 @cache
 def _four_bit_layer() -> Any:
     """The library's layer that computes as other matrix products do: in autocast's dtype, in fp32 outside of it.

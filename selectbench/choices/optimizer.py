@@ -517,3 +517,9 @@ class OwnOptimizer(OptimizerChoice):
                 f"optimizer {self.name}: every parameter must be stepped once; of {len(expected)} it has "
                 f"{len(set(given) & set(expected))}, {len(given)} entries in all"
             )
+
+
+OPTIMIZERS: tuple[type[Choice], ...] = (
+    Sgd, Adam, AdamW, Adafactor, Lion, Muon, AdamW8bit, PagedAdamW8bit, Lion8bit, AdEMAMix8bit,
+    ScheduleFreeAdamW, OwnOptimizer,
+)  # fmt: skip

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import tag_of
 from selectbench.errors import did_you_mean
-from selectbench.suite.document import Node, Place, Problems, merge, merge_by_key, nest, plain
+from selectbench.suite.document import Node, Place, Problems, merge, merge_by_key, nest, plain, show
 from selectbench.suite.problems import validate
 from selectbench.suite.suite import AT_MOST, AUTO, MICRO_BATCH_SIZE, PRECISION, LeftOpen, SizeThatFits
 
@@ -70,24 +70,20 @@ def rows_of(document: Node, problems: Problems) -> list[Row]:
         return []
     named = options or {("" if axes else SINGLE): Node({}, document.place, "choices")}
     job = document.mapping.get("job", document)
-    grid = itertools.product(named.items(), itertools.product(*axes))
-    return [_row(name, node, values, shared, job) for (name, node), values in grid]
-
-
-def _row(name: str, partial: Node, values: tuple[Value, ...], shared: Node, job: Node) -> Row:
-    choices = merge_by_key(shared, partial)
-    for value in values:
-        choices = merge_by_key(choices, value.partial)
-    origin = values[-1].partial if values and not name else partial
-    label = " + ".join(filter(None, (name, *(value.label for value in values))))
-    return Row(label, _over_the_jobs_own(choices, job), origin.place, origin.path)
-
-
-def _over_the_jobs_own(choices: Node, job: Node) -> Node:
-    """The choices, their model and tokenizer laid over those of the job: where they have a tag they replace it."""
-    both = {key: merge(job.mapping[key], choices.mapping[key], key) for key in JOBS_OWN
-            if key in job.mapping and key in choices.mapping}  # fmt: skip
-    return choices.with_entries(**both)
+    rows: list[Row] = []
+    for (name, partial), values in itertools.product(named.items(), itertools.product(*axes)):
+        choices = merge_by_key(shared, partial)
+        for value in values:
+            choices = merge_by_key(choices, value.partial)
+        # A model or tokenizer is laid over the job's, which it replaces where it has a tag.
+        choices = choices.with_entries(**{
+            key: merge(job.mapping[key], choices.mapping[key], key)
+            for key in JOBS_OWN if key in job.mapping and key in choices.mapping
+        })  # fmt: skip
+        origin = values[-1].partial if values and not name else partial
+        label = " + ".join(filter(None, (name, *(value.label for value in values))))
+        rows.append(Row(label, choices, origin.place, origin.path))
+    return rows
 
 
 def _entries(document: Node, key: str, problems: Problems) -> dict[str, Node]:
@@ -116,7 +112,9 @@ def _values(path: str, node: Node, problems: Problems) -> list[Value]:
         hint = did_you_mean(keys[0], DIMENSIONS) or f" (known: {', '.join(DIMENSIONS)})"
         problems.add(place, node.path, f"unknown dimension {keys[0]!r}{hint}")
         return []
-    labelled = _labelled(keys, node)
+    items = [plain(item) for item in node.items]
+    labelled = [(_label(keys, value, items), item) for value, item in zip(items, node.items, strict=True)]
+    labelled += node.mapping.items()
     if not labelled:
         problems.at(node, "expected a list of values, or a mapping of labels to values")
     unique: dict[str, Value] = {}
@@ -127,13 +125,6 @@ def _values(path: str, node: Node, problems: Problems) -> list[Value]:
     return list(unique.values())
 
 
-def _labelled(keys: list[str], node: Node) -> list[tuple[str, Node]]:
-    if isinstance(node.value, dict):
-        return list(node.value.items())
-    values = [plain(item) for item in node.items]
-    return [(_label(keys, value, values), item) for value, item in zip(values, node.items, strict=True)]
-
-
 def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
     """`adamw`, `adamw lr=0.001` where a sibling has the same name, `micro_batch_size=4`, `lr=0.001`."""
     if not isinstance(value, dict):
@@ -142,28 +133,31 @@ def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
     name = value.get("name")
     head = keys[-1] if name is None else f"{keys[0]}={name}" if keys[0] in SAY_DIMENSION else str(name)
     same = [s for s in siblings if isinstance(s, dict) and s.get("name") == name]
-    told = [k for k in value if k != "name" and (len(same) > 1 or name is None) and not _shared(k, same)]
-    return " ".join([head, *(f"{k}={_text(value[k])}" for k in told)])
-
-
-def _shared(key: str, siblings: list[dict[str, Any]]) -> bool:
-    first = siblings[0].get(key)
-    return len(siblings) > 1 and all(key in s and s[key] == first for s in siblings)
+    told: list[str] = []
+    if len(same) > 1 or name is None:
+        first, *others = same
+        shared = {key for key in first if others and all(key in o and o[key] == first[key] for o in others)}
+        told = [f"{key}={_text(value[key])}" for key in value if key != "name" and key not in shared]
+    return " ".join([head, *told])
 
 
 def _text(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return show(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def excluded(rows: list[tuple[Row, Choices]], exclude: Node, problems: Problems, *, strict: bool) -> set[str]:
     """Names of the rows that the list leaves out; `strict`: an entry that leaves none out is a mistake."""
     gone: set[str] = set()
     for entry in exclude.items:
-        if not _names_dimensions(entry, problems):
+        if not entry.mapping:
+            problems.at(entry, "expected a mapping of choices, as in {precision: fp32}")
+        unknown = entry.mapping.keys() - set(DIMENSIONS)
+        for key in unknown:
+            node = entry.mapping[key]
+            problems.add(node.key_place or node.place, node.path, f"unknown key{did_you_mean(key, DIMENSIONS)}")
+        if unknown or not entry.mapping:
             continue
-        pattern = {d: _complete(d, value) for d, value in plain(entry).items()}
+        pattern = {dimension: _complete(dimension, value) for dimension, value in plain(entry).items()}
         out = {row.name for row, choices in rows if _matches(pattern, choices)}
         gone |= out
         if not out and strict:
@@ -171,15 +165,6 @@ def excluded(rows: list[tuple[Row, Choices]], exclude: Node, problems: Problems,
     if rows and len(gone) == len(rows):
         problems.at(exclude, "leaves out every row")
     return gone
-
-
-def _names_dimensions(entry: Node, problems: Problems) -> bool:
-    if not entry.mapping:
-        problems.at(entry, "expected a mapping of choices, as in {precision: fp32}")
-    unknown = [(key, node) for key, node in entry.mapping.items() if key not in DIMENSIONS]
-    for key, node in unknown:
-        problems.add(node.key_place or node.place, node.path, f"unknown key{did_you_mean(key, DIMENSIONS)}")
-    return bool(entry.mapping) and not unknown
 
 
 def _complete(dimension: str, value: Any) -> Any:

@@ -173,15 +173,11 @@ class Job(Strict):
         shape = choices.optimizer.schedule_shape or self.lr_schedule.name
         schedule = self.lr_schedule.model_copy(update={"name": shape})
         own = self.model_copy(update={"model": model, "tokenizer": tokenizer, "lr_schedule": schedule})
-        in_batches = own.in_batches_of(choices.global_batch_size or self.global_batch_size)
-        return in_batches._warmed_up_over(choices.optimizer.warmup_fraction)
-
-    def _warmed_up_over(self, fraction: float | None) -> Job:
-        """With this share of the steps as warm-up, to the nearest whole number; None: with the job's own."""
-        if fraction is None:
-            return self
-        schedule = self.lr_schedule.model_copy(update={"warmup_steps": round(fraction * self.max_steps)})
-        return self.model_copy(update={"lr_schedule": schedule})
+        own = own.in_batches_of(choices.global_batch_size or self.global_batch_size)
+        if (fraction := choices.optimizer.warmup_fraction) is None:
+            return own
+        warmup = round(fraction * own.max_steps)
+        return own.model_copy(update={"lr_schedule": own.lr_schedule.model_copy(update={"warmup_steps": warmup})})
 
     def in_batches_of(self, size: int) -> Job:
         """The same tokens in optimizer steps of `size` sequences.
@@ -265,21 +261,16 @@ def share_of_peak(schedule: LrSchedule, step: int, max_steps: int) -> float:
     """
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
-    final = schedule.final_fraction
     if schedule.name == "constant":
         return 1.0
-    if schedule.name == "cosine":
-        done = _progress(step, schedule.warmup_steps, max_steps)
-        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
-    start = schedule.warmup_steps
+    start, final = schedule.warmup_steps, schedule.final_fraction
     if schedule.name == "warmup_stable_decay":
         start = max(start, max_steps - round(schedule.decay_fraction * max_steps))
-    return 1 - (1 - final) * _progress(step, start, max_steps)
-
-
-def _progress(step: int, start: int, max_steps: int) -> float:
-    """From 0 at the step before `start` to 1 at the last step."""
-    return min(1.0, max(0.0, (step - start + 1) / max(1, max_steps - start)))
+    # From 0 at the step before `start` to 1 at the last step.
+    progress = min(1.0, max(0.0, (step - start + 1) / max(1, max_steps - start)))
+    if schedule.name == "cosine":
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    return 1 - (1 - final) * progress
 
 
 def shares(schedule: LrSchedule, max_steps: int) -> list[float]:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast
 
 from selectbench import units
 from selectbench.errors import did_you_mean
@@ -316,10 +316,19 @@ def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
         )
     if times and yardstick != against:
         raise ValueError(f"{text!r}: expected `{number}x {against}`, found `{number}x {yardstick}`")
-    value = _finite(number) * (_factor(metric, unit) if unit else 1)
+    known = METRICS[metric].unit.written
+    if unit and unit not in known:
+        hint = did_you_mean(unit, list(known)) or (f" (known: {', '.join(known)})" if known else "; it has none")
+        raise ValueError(f"{unit!r} is no unit of {metric}{hint}")
+    try:
+        value = float(number) * (known[unit] if unit else 1)
+    except ValueError:
+        raise ValueError(f"{number!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{number!r} is too large a number")
     if reason := _senseless(metric, matched.groups(), value, against):
         raise ValueError(f"{text!r}: {reason}")
-    return Constraint(metric, _operator(operator), value, against if times else None)
+    return Constraint(metric, cast("Operator", operator), value, against if times else None)
 
 
 def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against: Yardstick) -> str | None:
@@ -336,25 +345,3 @@ def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against
     if metric.endswith("_bytes") and not times and not unit and value < LEAST_BARE_BYTES:
         return f"{number} bytes: write the unit, as in `{number} GiB`"
     return None
-
-
-def _factor(metric: str, unit: str) -> float:
-    known = METRICS[metric].unit.written
-    if unit in known:
-        return known[unit]
-    hint = did_you_mean(unit, list(known)) or (f" (known: {', '.join(known)})" if known else "; it has none")
-    raise ValueError(f"{unit!r} is no unit of {metric}{hint}")
-
-
-def _operator(text: str) -> Operator:
-    return next(known for known in get_args(Operator) if known == text)
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is too large a number")
-    return value

@@ -133,16 +133,13 @@ def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
     """Short trials of speed alone, at rates that none diverges at: what a step takes does not depend on them."""
     assert suite.best_of is not None
     stage = _stage(suite, tried, speed_job(suite), suite.best_of.seed)
-    return stage.model_copy(update={"options": [_at_a_safe_rate(option) for option in stage.options]})
-
-
-def _at_a_safe_rate(option: Option) -> Option:
-    """At the low end of its optimizer's range, where that is known and lower."""
-    optimizer = option.choices.optimizer
-    if optimizer.lr_range is None or optimizer.lr <= optimizer.lr_range[0]:
-        return option
-    slow = with_values(option.choices, {"optimizer.lr": optimizer.lr_range[0]})
-    return option if slow is None else option.model_copy(update={"choices": slow})
+    options: list[Option] = []
+    for option in stage.options:
+        optimizer = option.choices.optimizer
+        lowest = optimizer.lr if optimizer.lr_range is None else min(optimizer.lr, optimizer.lr_range[0])
+        slow = with_values(option.choices, {"optimizer.lr": lowest})
+        options.append(option.model_copy(update={"choices": slow or option.choices}))
+    return stage.model_copy(update={"options": options})
 
 
 def tuning_job(suite: Suite) -> Job:
@@ -187,15 +184,8 @@ def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: Job, seed: 
                tunes=name, tried=values)
         for name, every in tried.items() for values in every
     ]  # fmt: skip
-    return suite.model_copy(
-        update={
-            "job": job,
-            "options": options,
-            "baseline": options[0].name,
-            "seeds": [seed],
-            "control": False,
-        }
-    )
+    update = {"job": job, "options": options, "baseline": options[0].name, "seeds": [seed], "control": False}
+    return suite.model_copy(update=update)
 
 
 def label(option: str, values: Values) -> str:
@@ -210,12 +200,11 @@ def settled(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
         own[CONTROL] = own[suite.baseline]
     choices = {o.name: _settled(o.choices, own.get(o.name, {})) for o in suite.options}
     base = choices[suite.baseline]
-    options = [
-        o.model_copy(
-            update={"choices": choices[o.name], "differs_in": differences(suite.job, choices[o.name], base)}
-        )
-        for o in suite.options
-    ]
+    options: list[Option] = []
+    for option in suite.options:
+        own_choices = choices[option.name]
+        update = {"choices": own_choices, "differs_in": differences(suite.job, own_choices, base)}
+        options.append(option.model_copy(update=update))
     return suite.model_copy(update={"options": options})
 
 

@@ -329,27 +329,23 @@ def differences(job: Job, choices: Choices, baseline: Choices) -> list[str]:
 
     A model or tokenizer that is not given is the job's own.
     """
+
+    def class_of(value: object) -> tuple[object, ...]:
+        """Of a choice or a model; own code of another name is another class."""
+        return type(value), getattr(value, "name", None), getattr(value, "family", None)
+
     found: list[str] = []
     for dimension in Choices.model_fields:
-        ours, theirs = (_chosen(job, each, dimension) for each in (choices, baseline))
+        own = getattr(job, dimension) if dimension in ("model", "tokenizer") else None
+        ours, theirs = (own if (value := getattr(c, dimension)) is None else value for c in (choices, baseline))
         if ours == theirs:
             continue
-        if isinstance(ours, BaseModel) and _class_of(ours) == _class_of(theirs):
+        if isinstance(ours, BaseModel) and class_of(ours) == class_of(theirs):
             settings = type(ours).model_fields
             found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
         else:
             found.append(dimension)
     return found
-
-
-def _chosen(job: Job, choices: Choices, dimension: str) -> object:
-    own = getattr(choices, dimension)
-    return getattr(job, dimension) if own is None and dimension in ("model", "tokenizer") else own
-
-
-def _class_of(value: object) -> tuple[object, ...]:
-    """Of a choice or a model; own code of another name is another class."""
-    return type(value), getattr(value, "name", None), getattr(value, "family", None)
 
 
 # The keys of a suite file, after a profile and the command line were laid over it.
