@@ -56,17 +56,15 @@ class Needs:
         if self.compiler and not machine.compiler:
             compiler = COMPILERS[machine.device]
             return f"needs a {compiler.language} compiler ({compiler.remedy})"
-        return next(filter(None, (self._missing_package(text, machine) for text in self.packages)), None)
-
-    def _missing_package(self, text: str, machine: Machine) -> str | None:
         from packaging.requirements import Requirement  # slow to import, and of no use to a report
 
-        requirement = Requirement(text)
-        found = machine.package_version(requirement.name)
-        if found is None:
-            return f"the package {requirement.name} is not installed: {machine.install_command(text, self.install)}"
-        if not requirement.specifier.contains(found, prereleases=True):
-            return f"needs {text}, found {requirement.name} {found}: {machine.install_command(text, self.install)}"
+        for text in self.packages:
+            requirement, install = Requirement(text), machine.install_command(text, self.install)
+            version = machine.package_version(requirement.name)
+            if version is None:
+                return f"the package {requirement.name} is not installed: {install}"
+            if not requirement.specifier.contains(version, prereleases=True):
+                return f"needs {text}, found {requirement.name} {version}: {install}"
         return None
 
 
@@ -271,13 +269,10 @@ def _walk(top: Path) -> Iterator[Path]:
     seen = {top.resolve()}
     for folder, below, names in os.walk(top, followlinks=True, onerror=_raise):
         below[:] = [name for name in below if _counts(Path(folder, name), seen)]
-        yield from (Path(folder, name) for name in names if not name.startswith(".") and _is_there(folder, name))
-
-
-def _is_there(folder: str, name: str) -> bool:
-    """Whether it is no compiled copy beside its source and no broken link."""
-    compiled = name.endswith(".pyc") and Path(folder, name).with_suffix(".py").exists()
-    return not compiled and Path(folder, name).exists()
+        for file in (Path(folder, name) for name in names if not name.startswith(".")):
+            compiled = file.suffix == ".pyc" and file.with_suffix(".py").exists()
+            if not compiled and file.exists():  # a broken link is there and does not exist
+                yield file
 
 
 def _counts(folder: Path, seen: set[Path]) -> bool:

@@ -314,20 +314,17 @@ class OwnLoss(LossChoice):
         checked = False
 
         def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            nonlocal checked
             loss = function(logits, targets, **self.settings)
             if not isinstance(loss, torch.Tensor) or loss.ndim:
                 found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise TypeError(f"loss {self.name}: expected a scalar tensor, the sum over tokens; found {found}")
-            if not checked:
-                check(logits.detach(), targets, loss.detach())
-            return loss
-
-        def check(logits: torch.Tensor, targets: torch.Tensor, whole: torch.Tensor) -> None:
-            """Once: a sum over tokens is the sum of the sums over two parts of them."""
-            nonlocal checked
+            if checked:
+                return loss
+            # Once: a sum over tokens is the sum of the sums over two parts of them.
             checked = True
-            half = (logits.shape[1] + 1) // 2
-            parts = [(logits[:, :half], targets[:, :half]), (logits[:, half:], targets[:, half:])]
+            whole, known, half = loss.detach(), logits.detach(), (logits.shape[1] + 1) // 2
+            parts = [(known[:, :half], targets[:, :half]), (known[:, half:], targets[:, half:])]
             with torch.no_grad():
                 of_parts = sum(function(*part, **self.settings) for part in parts)
             if not torch.allclose(of_parts.float(), whole.float(), rtol=SUM_TOLERANCE):
@@ -335,6 +332,7 @@ class OwnLoss(LossChoice):
                     f"loss {self.name}: expected the sum over tokens; of all of them it is {float(whole):.6g}, of "
                     f"the first and the last half together {float(of_parts):.6g} (a mean? sum instead)"
                 )
+            return loss
 
         return summed
 
@@ -553,14 +551,12 @@ Interpreter = Annotated[str, Field(min_length=1)]
 def interpreter_problem(path: str) -> str | None:
     """Why this absolute path can't be run as an interpreter, with the nearest fix, or None."""
     found = Path(path)
+    meant: Path | str | None
     if found.is_dir():
-        inside = next((p for p in (found / "bin" / "python", found / "python") if p.is_file()), None)
-        return f"{path} is a folder, expected an interpreter{_meant(inside)}"
-    if not found.is_file():
-        on_path = shutil.which(found.name)
-        return f"there is no interpreter {path}{_meant(Path(on_path) if on_path else None)}"
-    return None if os.access(path, os.X_OK) else f"{path} is not executable"
-
-
-def _meant(path: Path | None) -> str:
-    return f" (did you mean '{path}'?)" if path else ""
+        wrong = f"{path} is a folder, expected an interpreter"
+        meant = next((p for p in (found / "bin" / "python", found / "python") if p.is_file()), None)
+    elif not found.is_file():
+        wrong, meant = f"there is no interpreter {path}", shutil.which(found.name)
+    else:
+        return None if os.access(path, os.X_OK) else f"{path} is not executable"
+    return wrong + (f" (did you mean '{meant}'?)" if meant else "")

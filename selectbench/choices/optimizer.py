@@ -33,11 +33,9 @@ def decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> l
 
     The field's habit since GPT-2 (nanoGPT's `configure_optimizers`); empty groups are left out.
     """
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
     groups: list[dict[str, object]] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -507,16 +505,14 @@ class OwnOptimizer(OptimizerChoice):
             if not isinstance(optimizer, torch.optim.Optimizer):
                 kind = type(optimizer).__name__
                 raise TypeError(f"optimizer {self.name}: expected a torch.optim.Optimizer, it made a {kind}")
-        self._check_covers(optimizers, [id(p) for p in trainable(model)])
-        return optimizers
-
-    def _check_covers(self, optimizers: list[torch.optim.Optimizer], expected: list[int]) -> None:
+        expected = [id(p) for p in trainable(model)]
         given = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
         if sorted(given) != sorted(expected):
             raise TypeError(
                 f"optimizer {self.name}: every parameter must be stepped once; of {len(expected)} it has "
                 f"{len(set(given) & set(expected))}, {len(given)} entries in all"
             )
+        return optimizers
 
 
 OPTIMIZERS: tuple[type[Choice], ...] = (

@@ -331,7 +331,12 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 def open_tokens(source: TokenFile) -> Tokens:
     """The file, memory-mapped read-only. Raises UserError where it is missing, cut, or has ids too large."""
     path = named_file(Path(source.tokens), "data.tokens")
-    _refuse_a_header(path)
+    with path.open("rb") as stream:
+        if stream.read(len(_NPY)) == _NPY:  # ids and nothing else: a header would be trained on
+            raise UserError(
+                f"data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
+                "as numpy's array.tofile(path) does"
+            )
     width = np.dtype(source.dtype).itemsize
     size = path.stat().st_size
     if size % width:
@@ -350,16 +355,6 @@ def open_tokens(source: TokenFile) -> Tokens:
                 f"(another dtype than {source.dtype}?)"
             )
     return tokens
-
-
-def _refuse_a_header(path: Path) -> None:
-    """Ids and nothing else: the header of an array's file would be trained on."""
-    with path.open("rb") as stream:
-        if stream.read(len(_NPY)) == _NPY:
-            raise UserError(
-                f"data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
-                "as numpy's array.tofile(path) does"
-            )
 
 
 def split_tokens(tokens: Tokens) -> tuple[Tokens, Tokens]:

@@ -235,8 +235,7 @@ class _Reader:
         if kind == "bool":
             return bool(raw.value.lower() == "true")
         if kind in ("int", "float"):
-            build = self.yaml.constructor
-            return build.construct_yaml_int(raw) if kind == "int" else build.construct_yaml_float(raw)  # type: ignore[no-any-return]
+            return getattr(self.yaml.constructor, f"construct_yaml_{kind}")(raw)  # type: ignore[no-any-return]
         self.problems.add(self.place(raw.start_mark), path, f"the YAML tag {raw.tag} is not known here")
         return None
 

@@ -33,6 +33,7 @@ class DataSource(Strict):
     paths: ClassVar[Mapping[str, PathKind]] = {}
     """The keys that hold paths."""
     documents_are: ClassVar[Kind] = "text"
+    """What its documents are, whatever its settings."""
 
     @classmethod
     def tag(cls) -> str:
