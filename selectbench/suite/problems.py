@@ -97,9 +97,12 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
         case "literal_error":
             words = _words_of(kind, location)
             if isinstance(node.value, str):
-                problems.at(node, f"unknown value {node.value!r}{_nearest(node.value, words)}")
+                problems.at(
+                    node, f"unknown value {node.value!r}{_nearest(node.value, [str(word) for word in words])}"
+                )
             else:
-                problems.at(node, f"found {describe(node)}, expected {_either(words)}")
+                shown = [word if isinstance(word, str) else show(word) for word in words]
+                problems.at(node, f"found {describe(node)}, expected {_either(shown)}")
         case _:
             problems.at(node, _message(detail, node))
 
@@ -180,13 +183,13 @@ def classes_at(kind: type[BaseModel], location: Location) -> list[type[BaseModel
     return classes
 
 
-def _words_of(kind: type[BaseModel], location: Location) -> list[str]:
+def _words_of(kind: type[BaseModel], location: Location) -> list[object]:
     """The words that the last field of pydantic's location may be."""
-    found: list[str] = []
+    found: list[object] = []
     for end, segment in enumerate(location):
         if (annotation := _annotation(classes_at(kind, location[:end]), segment)) is not None:
             literals = [part for part in _parts(annotation) if get_origin(part) is Literal]
-            found = [word if isinstance(word, str) else show(word) for part in literals for word in get_args(part)]
+            found = [word for part in literals for word in get_args(part)]
     return found
 
 
