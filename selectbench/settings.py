@@ -51,3 +51,12 @@ class Strict(BaseModel):
     """Unknown keys, silent conversions, NaN and infinity are refused; texts under fields describe them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class WrongValueError(ValueError):
+    """What a class refuses because of the value under one of its keys, where the suite's messages point to."""
+
+    def __init__(self, key: str, reason: str, *, says_key: bool = True) -> None:
+        """`key` may have dots; `says_key`: the reason is a sentence that names it already."""
+        super().__init__(reason if says_key else f"{key}: {reason}")
+        self.key, self.reason = key, reason

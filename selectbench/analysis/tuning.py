@@ -13,9 +13,20 @@ from selectbench.analysis.summary import mean, standard_deviation
 from selectbench.record.record import Completed, Failed, Measurement, Record
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
-from selectbench.suite.stages import MICRO_BATCH_SIZE, settled, sizes_to_try, speed_job, tuned_options, tuning_job
-from selectbench.suite.suite import Option, Suite
-from selectbench.suite.tune import Axis, Tune, Values, axes_of, between, beyond, first_values, with_values
+from selectbench.suite.stages import (
+    Axis,
+    axes_of,
+    between,
+    beyond,
+    first_values,
+    settled,
+    sizes_to_try,
+    speed_job,
+    tuned_options,
+    tuning_job,
+    with_values,
+)
+from selectbench.suite.suite import MICRO_BATCH_SIZE, Option, Suite, Tune, Values
 
 # What tuning and the search for the fastest found: pure functions on the records of trials before the contest.
 #

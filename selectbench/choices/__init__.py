@@ -1,82 +1,31 @@
 """Every dimension that an option may vary, and the registry of what each can be.
 
-To add a choice, write its class in the module of its dimension and name it in the union below.
+To add a choice, write its class in the module of its dimension and name it in that module's tuple.
 """
 
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own, one_of, tag_of
+from selectbench.choices import execution
+from selectbench.choices.choice import Choice, one_of
 from selectbench.choices.combinations import Situation, combination_reason
-from selectbench.choices.execution import (
-    Bf16Master,
-    Bf16Mixed,
-    Bf16Pure,
-    CheckpointingFull,
-    CheckpointingOff,
-    CompileDefault,
-    CompileMaxAutotune,
-    CompileOff,
-    CrossEntropy,
-    Ddp,
-    Eager,
-    FlashAttention2,
-    Fp16Mixed,
-    Fp32,
-    Fsdp,
-    GlobalBatchSize,
-    HfTrainer,
-    Interpreter,
-    MicroBatchSize,
-    Native,
-    OwnFramework,
-    OwnLoss,
-    Sdpa,
-    Single,
-    Tf32,
-    WorldSize,
-    Zero,
-)
-from selectbench.choices.model import FullTraining, Lora, Model, Qlora, Tokenizer
-from selectbench.choices.optimizer import (
-    Adafactor,
-    Adam,
-    AdamW,
-    AdamW8bit,
-    AdEMAMix8bit,
-    Lion,
-    Lion8bit,
-    Muon,
-    OwnOptimizer,
-    PagedAdamW8bit,
-    ScheduleFreeAdamW,
-    Sgd,
-)
+from selectbench.choices.model import ADAPTATIONS, FullTraining, Model, Tokenizer
+from selectbench.choices.optimizer import OPTIMIZERS
 from selectbench.machine import Machine
 
 REGISTRY: dict[str, tuple[type[Choice], ...]] = {
-    "optimizer": (
-        Sgd, Adam, AdamW, Adafactor, Lion, Muon, AdamW8bit, PagedAdamW8bit, Lion8bit, AdEMAMix8bit,
-        ScheduleFreeAdamW, OwnOptimizer,
-    ),
-    "precision": (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Master, Bf16Pure),
-    "attention": (Eager, Sdpa, FlashAttention2),
-    "compile": (CompileOff, CompileDefault, CompileMaxAutotune),
-    "activation_checkpointing": (CheckpointingOff, CheckpointingFull),
-    "loss": (CrossEntropy, OwnLoss),
-    "adaptation": (FullTraining, Lora, Qlora),
-    "strategy": (Single, Ddp, Fsdp, Zero),
-    "framework": (Native, HfTrainer, OwnFramework),
+    "optimizer": OPTIMIZERS, "precision": execution.PRECISIONS, "attention": execution.ATTENTIONS,
+    "compile": execution.COMPILATIONS, "activation_checkpointing": execution.CHECKPOINTINGS,
+    "loss": execution.LOSSES, "adaptation": ADAPTATIONS, "strategy": execution.STRATEGIES,
+    "framework": execution.FRAMEWORKS,
 }  # fmt: skip
-
-
-def _switch(value: object) -> object:
-    """`true` and `false` as words for on and off."""
-    return {True: "full", False: "off"}[value] if isinstance(value, bool) else value
+"""What each dimension can be."""
 
 
 _CHECKPOINTING: Any = one_of(*REGISTRY["activation_checkpointing"])
+_SWITCH = BeforeValidator(lambda value: ("full" if value else "off") if isinstance(value, bool) else value)
+"""`true` and `false` as words for on and off."""
 
 
 class Choices(BaseModel):
@@ -86,34 +35,34 @@ class Choices(BaseModel):
 
     optimizer: one_of(*REGISTRY["optimizer"])  # type: ignore[valid-type]
     """Which optimizer, with its learning rate."""
-    precision: one_of(*REGISTRY["precision"]) = Fp32()  # type: ignore[valid-type]
+    precision: one_of(*REGISTRY["precision"]) = execution.Fp32()  # type: ignore[valid-type]
     """How numbers are kept and multiplied."""
-    micro_batch_size: MicroBatchSize
+    micro_batch_size: execution.MicroBatchSize
     """Sequences per forward pass and rank; gradient accumulation steps follow from it."""
-    activation_checkpointing: Annotated[_CHECKPOINTING, BeforeValidator(_switch)] = CheckpointingOff()
+    activation_checkpointing: Annotated[_CHECKPOINTING, _SWITCH] = execution.CheckpointingOff()
     """Whether activations are recomputed in the backward pass (true or false)."""
-    attention: one_of(*REGISTRY["attention"]) = Sdpa()  # type: ignore[valid-type]
+    attention: one_of(*REGISTRY["attention"]) = execution.Sdpa()  # type: ignore[valid-type]
     """Which kernel computes attention."""
-    compile: one_of(*REGISTRY["compile"]) = CompileOff()  # type: ignore[valid-type]
+    compile: one_of(*REGISTRY["compile"]) = execution.CompileOff()  # type: ignore[valid-type]
     """Whether torch.compile compiles the model."""
-    loss: one_of(*REGISTRY["loss"]) = CrossEntropy()  # type: ignore[valid-type]
+    loss: one_of(*REGISTRY["loss"]) = execution.CrossEntropy()  # type: ignore[valid-type]
     """What the training minimises."""
     adaptation: one_of(*REGISTRY["adaptation"]) = FullTraining()  # type: ignore[valid-type]
     """What of the model is trained."""
-    strategy: one_of(*REGISTRY["strategy"]) = Single()  # type: ignore[valid-type]
+    strategy: one_of(*REGISTRY["strategy"]) = execution.Single()  # type: ignore[valid-type]
     """How the job is laid out over ranks."""
-    world_size: WorldSize = 1
+    world_size: execution.WorldSize = 1
     """Ranks: a number, or auto for one per idle GPU."""
-    framework: one_of(*REGISTRY["framework"]) = Native()  # type: ignore[valid-type]
+    framework: one_of(*REGISTRY["framework"]) = execution.Native()  # type: ignore[valid-type]
     """Which training loop runs the job."""
     model: Model | None = None
     """Another model than the job's, or fields of it that differ: then the architecture is what is compared."""
     tokenizer: Tokenizer | None = None
     """Another tokenizer than the job's: then losses and perplexities do not compare, bits per byte do."""
-    global_batch_size: GlobalBatchSize | None = None
+    global_batch_size: execution.GlobalBatchSize | None = None
     """Another global batch than the job's, in sequences per optimizer step: then the steps are as many more or
     fewer, so that every option trains on the same number of tokens."""
-    python: Interpreter | None = None
+    python: execution.Interpreter | None = None
     """Path of the interpreter that trains, relative to the suite: another virtual environment, another torch.
     The bench's own where not given."""
 
@@ -133,18 +82,8 @@ class Choices(BaseModel):
 
         `micro_batches`: of a step on each rank; `task`, `data`: the job's task and the kind of its data.
         """
-        reasons = (self._reason(name, choice, machine) for name, choice in self.each().items())
+        for dimension, choice in self.each().items():
+            if reason := choice.unsupported_reason(machine):
+                return f"{dimension} {getattr(choice, 'name', '')}: {reason}"
         situation = Situation(self, machine.device, micro_batches, task, data)
-        return (
-            next(filter(None, reasons), None)
-            or combination_reason(situation)
-            or self.strategy.unsupported_world_size(self.ranks(machine), machine)
-        )
-
-    @staticmethod
-    def _reason(dimension: str, choice: Any, machine: Machine) -> str | None:
-        reason = choice.unsupported_reason(machine)
-        return f"{dimension} {choice.name}: {reason}" if reason else None
-
-
-__all__ = ["OWN", "REGISTRY", "Choice", "Choices", "Needs", "OwnName", "is_own", "tag_of"]
+        return combination_reason(situation) or self.strategy.unsupported_world_size(self.ranks(machine), machine)

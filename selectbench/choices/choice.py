@@ -1,16 +1,32 @@
-"""What every choice is: a class that says what it does, where that comes from and what it needs.
+"""What every choice is: a class that says what it does, where that comes from and what it needs; and own code.
 
 A choice is added in one place, as one class. Validation, the JSON schema, `plan`, `doctor` and the
 tests all read the class itself.
 """
 
-from collections.abc import Callable
+import hashlib
+import math
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Union
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, GetJsonSchemaHandler, Tag
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+)
 from pydantic_core import CoreSchema
 
+from selectbench.errors import UserError, did_you_mean
 from selectbench.machine import COMPILERS, INSTALL, Machine
 
 
@@ -40,17 +56,15 @@ class Needs:
         if self.compiler and not machine.compiler:
             compiler = COMPILERS[machine.device]
             return f"needs a {compiler.language} compiler ({compiler.remedy})"
-        return next(filter(None, (self._missing_package(text, machine) for text in self.packages)), None)
-
-    def _missing_package(self, text: str, machine: Machine) -> str | None:
         from packaging.requirements import Requirement  # slow to import, and of no use to a report
 
-        requirement = Requirement(text)
-        found = machine.package_version(requirement.name)
-        if found is None:
-            return f"the package {requirement.name} is not installed: {machine.install_command(text, self.install)}"
-        if not requirement.specifier.contains(found, prereleases=True):
-            return f"needs {text}, found {requirement.name} {found}: {machine.install_command(text, self.install)}"
+        for text in self.packages:
+            requirement, install = Requirement(text), machine.install_command(text, self.install)
+            version = machine.package_version(requirement.name)
+            if version is None:
+                return f"the package {requirement.name} is not installed: {install}"
+            if not requirement.specifier.contains(version, prereleases=True):
+                return f"needs {text}, found {requirement.name} {version}: {install}"
         return None
 
 
@@ -90,7 +104,7 @@ class Choice(BaseModel):
 
 
 OWN = "package.module:Name"
-"""How own code is written, and the tag of its class in every union."""
+"""How own code is written wherever a name selects something built in, and the tag of its class in every union."""
 WORD = "[A-Za-z_][A-Za-z0-9_]*"
 OWN_PATTERN = rf"^{WORD}(\.{WORD})*:{WORD}(\.{WORD})*$"
 OwnName = Annotated[str, Field(pattern=OWN_PATTERN)]
@@ -138,3 +152,137 @@ def one_of(*classes: type[Choice]) -> Any:
     to_mapping: Callable[[object], object] = lambda v: {"name": v} if isinstance(v, str) else v  # noqa: E731
     tagged: Any = Union[tuple(Annotated[kind, Tag(tag_of(kind))] for kind in classes)]  # noqa: UP007
     return Annotated[tagged, Discriminator(_tag_in), BeforeValidator(to_mapping), _Shorthand(classes)]
+
+
+# Own code. The bench keeps the name and never imports it; only a worker does, in `build()`.
+
+
+LOADER = "selectbench.worker.runtime"
+"""A string, as everything of the worker is to the bench."""
+
+
+def load(name: str, setting: str) -> Any:
+    """What `package.module:Name` names; `setting` is the key that named it. Worker only.
+
+    Raises OwnCodeError where there is no such module or attribute; what the module itself raises passes.
+    """
+    return import_module(LOADER).load(name, setting)
+
+
+def _finite(value: Any) -> Any:
+    """Raises ValueError for NaN and infinity, however deep: records and hashes are JSON."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    for below in inside:
+        _finite(below)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"settings must be finite, found {value}")
+    return value
+
+
+OwnSettings = Annotated[dict[str, Any], AfterValidator(_finite)]
+
+
+def free_of(*given: str) -> AfterValidator:
+    """Refuses settings that name an argument which the worker gives already."""
+
+    def checked(settings: dict[str, Any]) -> dict[str, Any]:
+        if taken := [key for key in given if key in settings]:
+            raise ValueError(f"settings may not set {', '.join(taken)}: given besides ({', '.join(given)} are)")
+        return settings
+
+    return AfterValidator(checked)
+
+
+# Folders of own code: whether they can serve, and what their content was.
+#
+# Everything in them counts but caches and what a run writes: a kernel's source or a JSON file beside a module
+# changes the training as much as the module does.
+
+
+MOST_BYTES = 100 * 10**6
+MOST_FILES = 20_000
+LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages"})
+"""Folders of copies and caches; hidden ones and virtual environments are left out too."""
+OF_A_RUN = ("suite.yaml", "environment.json")
+"""Both lie in a run's folder: results beside the code must not make the next run another one."""
+MODULES = (".py", ".pyc", ".so", ".pyd")
+
+
+def own_code_sha256(paths: Sequence[str]) -> str | None:
+    """Digest of names and contents of all files under these folders; None: there are no folders.
+
+    A file stands for its folder. Raises UserError where a folder is gone, cannot be read or is too large.
+    """
+    digest = hashlib.sha256()
+    for path in paths:
+        try:
+            for name, file in _files(path):
+                content = file.read_bytes()
+                digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
+                digest.update(content)
+        except (OSError, ValueError) as error:
+            raise UserError(f"code: {_words(error)}") from None
+        digest.update(b"\0")
+    return digest.hexdigest() if paths else None
+
+
+def own_code_problem(path: str) -> str | None:
+    """Why this absolute path cannot serve as own code, with the fix, or None. Contents are not read."""
+    found = Path(path)
+    if not found.exists():
+        beside = [p.name for p in found.parent.iterdir() if p.is_dir()] if found.parent.is_dir() else []
+        return f"there is no folder {path}{did_you_mean(found.name, beside)}"
+    if found.is_file() and found.suffix != ".py":
+        return f"{path} is a file, expected a folder that holds Python modules, or a .py file"
+    try:
+        holds_code = any(name.endswith(MODULES) for name, _ in _files(path))
+    except (OSError, ValueError) as error:
+        return _words(error)
+    return None if holds_code else f"{path} holds no Python module"
+
+
+def _words(error: Exception) -> str:
+    return f"cannot read {error.filename}: {error.strerror}" if isinstance(error, OSError) else str(error)
+
+
+def _files(path: str) -> list[tuple[str, Path]]:
+    """Relative name and path of every file that counts, sorted. Raises OSError, and ValueError above a limit."""
+    top = Path(path).parent if Path(path).is_file() else Path(path)
+    files: list[tuple[str, Path]] = []
+    size = 0
+    for file in _walk(top):
+        state = file.stat()
+        if not stat.S_ISREG(state.st_mode):
+            continue
+        files.append((file.relative_to(top).as_posix(), file))
+        size += state.st_size
+        if size > MOST_BYTES or len(files) > MOST_FILES:
+            raise ValueError(
+                f"{top} holds more than {MOST_BYTES // 10**6} MB or {MOST_FILES} files: name the folder of "
+                "the package itself, without data, checkpoints or results"
+            )
+    return sorted(files)
+
+
+def _walk(top: Path) -> Iterator[Path]:
+    """Every file below that is no cache; links are followed, each folder is entered once."""
+    seen = {top.resolve()}
+    for folder, below, names in os.walk(top, followlinks=True, onerror=_raise):
+        below[:] = [name for name in below if _counts(Path(folder, name), seen)]
+        for file in (Path(folder, name) for name in names if not name.startswith(".")):
+            compiled = file.suffix == ".pyc" and file.with_suffix(".py").exists()
+            if not compiled and file.exists():  # a broken link is there and does not exist
+                yield file
+
+
+def _counts(folder: Path, seen: set[Path]) -> bool:
+    if folder.name.startswith(".") or folder.name in LEFT_OUT or (folder / "pyvenv.cfg").exists():
+        return False
+    if all((folder / name).exists() for name in OF_A_RUN) or folder.resolve() in seen:
+        return False
+    seen.add(folder.resolve())
+    return True
+
+
+def _raise(error: OSError) -> None:
+    raise error

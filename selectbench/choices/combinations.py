@@ -52,16 +52,22 @@ class Situation:
 
     def facts(self) -> dict[Fact, str]:
         """By the names that rules use."""
-        chosen = self.choices
+        chosen, strategy = self.choices, self.choices.strategy
+        stage = getattr(strategy, "stage", None)
+
+        def yes(fact: bool) -> str:
+            return "yes" if fact else "no"
+
         return {
             "adaptation": chosen.adaptation.name,
             "framework": OWN_CODE if is_own(chosen.framework.name) else chosen.framework.name,
             "attention": chosen.attention.name, "optimizer": chosen.optimizer.name,
             "implementation": str(getattr(chosen.optimizer, "implementation", None)),
             "precision": chosen.precision.name, "compile": chosen.compile.name,
-            "offload_optimizer": _yes(getattr(chosen.strategy, "offload_optimizer", False)),
-            "static_graph": _yes(getattr(chosen.strategy, "static_graph", False)),
-            "strategy": strategy_of(chosen), "accumulation": _yes(self.micro_batches > 1),
+            "offload_optimizer": yes(getattr(strategy, "offload_optimizer", False)),
+            "static_graph": yes(getattr(strategy, "static_graph", False)),
+            "strategy": strategy.name if stage is None else f"{strategy.name} {stage}",
+            "accumulation": yes(self.micro_batches > 1),
             "task": self.task, "data": self.data, "device": self.device,
         }  # fmt: skip
 
@@ -84,8 +90,8 @@ class Rule:
     def explained(self, situation: Situation) -> str:
         """`optimizer muon with strategy zero 1: ...`."""
         facts = situation.facts() | {"framework": situation.choices.framework.name}
-        named = [_named(name, facts[name]) for name in facts if name in self.conditions and name not in _UNNAMED]
-        first, *others = named
+        named = [name for name in facts if name in self.conditions and name not in _UNNAMED]
+        first, *others = [name if name in _SETTINGS else f"{name} {facts[name]}" for name in named]
         return f"{first} with {' and '.join(others)}: {self.reason}" if others else f"{first}: {self.reason}"
 
 
@@ -139,20 +145,6 @@ RULES: tuple[Rule, ...] = (
     Rule({"compile": {"max-autotune"}, "strategy": {"fsdp", "zero 1"}, "accumulation": _YES, "device": {"cuda"}},
          _OVERWRITTEN, "not shown"),
 )  # fmt: skip
-
-
-def _yes(fact: bool) -> str:
-    return "yes" if fact else "no"
-
-
-def _named(name: Fact, value: str) -> str:
-    return name if name in _SETTINGS else f"{name} {value}"
-
-
-def strategy_of(choices: Choices) -> str:
-    """The strategy's name, with its stage where it has stages."""
-    stage = getattr(choices.strategy, "stage", None)
-    return str(choices.strategy.name) if stage is None else f"{choices.strategy.name} {stage}"
 
 
 def rule_against(situation: Situation) -> Rule | None:

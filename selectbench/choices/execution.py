@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, field_validator
+from pydantic import Field, field_validator
 
-from selectbench.choices.choice import Choice, Needs, OwnName
-from selectbench.choices.optimizer import OwnSettings, free_of, load
+from selectbench.choices.choice import Choice, Needs, OwnName, OwnSettings, free_of, load
 from selectbench.errors import did_you_mean
 from selectbench.machine import Machine
 
@@ -118,6 +117,9 @@ class Bf16Pure(PrecisionChoice):
     name: Literal["bf16_pure"] = "bf16_pure"
 
 
+PRECISIONS: tuple[type[Choice], ...] = (Fp32, Tf32, Bf16Mixed, Fp16Mixed, Bf16Master, Bf16Pure)
+
+
 def precision_for(machine: Machine) -> tuple[PrecisionChoice, str]:
     """The half precision that the machine has units for, else fp32 on a CPU; and why, as a clause.
 
@@ -184,6 +186,9 @@ class FlashAttention2(AttentionChoice):
     name: Literal["flash_attention_2"] = "flash_attention_2"
 
 
+ATTENTIONS: tuple[type[Choice], ...] = (Eager, Sdpa, FlashAttention2)
+
+
 class CompileChoice(Choice):
     """Whether torch.compile compiles the model, and the built-in losses with it.
 
@@ -223,6 +228,9 @@ class CompileMaxAutotune(CompileDefault):
     name: Literal["max-autotune"] = "max-autotune"  # type: ignore[assignment]
 
 
+COMPILATIONS: tuple[type[Choice], ...] = (CompileOff, CompileDefault, CompileMaxAutotune)
+
+
 class CheckpointingChoice(Choice):
     """Whether activations are recomputed in the backward pass."""
 
@@ -241,6 +249,9 @@ class CheckpointingFull(CheckpointingChoice):
 
     enabled: ClassVar[bool] = True
     name: Literal["full"] = "full"
+
+
+CHECKPOINTINGS: tuple[type[Choice], ...] = (CheckpointingOff, CheckpointingFull)
 
 
 # What the training minimises. The evaluation on held-out text is cross-entropy whatever the training loss.
@@ -282,10 +293,6 @@ class CrossEntropy(LossChoice):
         return lambda logits, targets: cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
 
 
-def _free(settings: dict[str, Any]) -> dict[str, Any]:
-    return free_of(settings, ("logits", "targets"))
-
-
 class OwnLoss(LossChoice):
     """A loss of your own: `function(logits, targets, **settings)` returns the sum of the tokens' losses.
 
@@ -296,7 +303,7 @@ class OwnLoss(LossChoice):
     source: ClassVar[str] = "your own code"
     name: OwnName
     """`package.module:function`, importable from a folder of the suite's `code`, or installed."""
-    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    settings: Annotated[OwnSettings, free_of("logits", "targets")] = Field(default_factory=dict)
     """More keyword arguments."""
 
     def build(self) -> SummedLoss:
@@ -307,20 +314,17 @@ class OwnLoss(LossChoice):
         checked = False
 
         def summed(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            nonlocal checked
             loss = function(logits, targets, **self.settings)
             if not isinstance(loss, torch.Tensor) or loss.ndim:
                 found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
                 raise TypeError(f"loss {self.name}: expected a scalar tensor, the sum over tokens; found {found}")
-            if not checked:
-                check(logits.detach(), targets, loss.detach())
-            return loss
-
-        def check(logits: torch.Tensor, targets: torch.Tensor, whole: torch.Tensor) -> None:
-            """Once: a sum over tokens is the sum of the sums over two parts of them."""
-            nonlocal checked
+            if checked:
+                return loss
+            # Once: a sum over tokens is the sum of the sums over two parts of them.
             checked = True
-            half = (logits.shape[1] + 1) // 2
-            parts = [(logits[:, :half], targets[:, :half]), (logits[:, half:], targets[:, half:])]
+            whole, known, half = loss.detach(), logits.detach(), (logits.shape[1] + 1) // 2
+            parts = [(known[:, :half], targets[:, :half]), (known[:, half:], targets[:, half:])]
             with torch.no_grad():
                 of_parts = sum(function(*part, **self.settings) for part in parts)
             if not torch.allclose(of_parts.float(), whole.float(), rtol=SUM_TOLERANCE):
@@ -328,8 +332,12 @@ class OwnLoss(LossChoice):
                     f"loss {self.name}: expected the sum over tokens; of all of them it is {float(whole):.6g}, of "
                     f"the first and the last half together {float(of_parts):.6g} (a mean? sum instead)"
                 )
+            return loss
 
         return summed
+
+
+LOSSES: tuple[type[Choice], ...] = (CrossEntropy, OwnLoss)
 
 
 # Which training loop runs the job. Each class names a function of the worker, `module:function`.
@@ -386,6 +394,9 @@ class OwnFramework(FrameworkChoice):
     def loop(self) -> str:
         """The name itself."""
         return self.name
+
+
+FRAMEWORKS: tuple[type[Choice], ...] = (Native, HfTrainer, OwnFramework)
 
 
 # How the job is laid out over ranks. Each class names the engine of the worker that carries it out.
@@ -528,6 +539,9 @@ class Zero(StrategyChoice):
         return STAGES[self.stage]
 
 
+STRATEGIES: tuple[type[Choice], ...] = (Single, Ddp, Fsdp, Zero)
+
+
 # The software stack: the interpreter that runs the worker, so that two virtual environments can be compared.
 
 
@@ -537,14 +551,12 @@ Interpreter = Annotated[str, Field(min_length=1)]
 def interpreter_problem(path: str) -> str | None:
     """Why this absolute path can't be run as an interpreter, with the nearest fix, or None."""
     found = Path(path)
+    meant: Path | str | None
     if found.is_dir():
-        inside = next((p for p in (found / "bin" / "python", found / "python") if p.is_file()), None)
-        return f"{path} is a folder, expected an interpreter{_meant(inside)}"
-    if not found.is_file():
-        on_path = shutil.which(found.name)
-        return f"there is no interpreter {path}{_meant(Path(on_path) if on_path else None)}"
-    return None if os.access(path, os.X_OK) else f"{path} is not executable"
-
-
-def _meant(path: Path | None) -> str:
-    return f" (did you mean '{path}'?)" if path else ""
+        wrong = f"{path} is a folder, expected an interpreter"
+        meant = next((p for p in (found / "bin" / "python", found / "python") if p.is_file()), None)
+    elif not found.is_file():
+        wrong, meant = f"there is no interpreter {path}", shutil.which(found.name)
+    else:
+        return None if os.access(path, os.X_OK) else f"{path} is not executable"
+    return wrong + (f" (did you mean '{meant}'?)" if meant else "")

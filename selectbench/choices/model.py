@@ -7,17 +7,16 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from selectbench.choices.choice import OWN, Choice, Needs, OwnName, is_own
-from selectbench.choices.optimizer import OwnSettings, free_of
-from selectbench.settings import Strict
+from selectbench.choices.choice import OWN, Choice, Needs, OwnName, OwnSettings, free_of, is_own
+from selectbench.settings import Strict, WrongValueError
 
 if TYPE_CHECKING:
     import torch
 
 
-# Decoders of transformers for `task: causal_lm`: GPT-2 and Llama.
+# Models of transformers: GPT-2 and Llama for `task: causal_lm`, BERT for `masked_lm`, T5 and BART for `seq2seq`.
 #
 # The parameter counts are the families' own formulas, so that `plan` needs no torch; a test holds them against the
 # real models.
@@ -29,7 +28,24 @@ VocabularySize = Annotated[int, Field(ge=2, le=1 << 24)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Gpt2(Strict):
+class Architecture(Strict):
+    """What is trained, of which some things are known without torch."""
+
+    def longest_sequence(self) -> int | None:
+        """Positions that the model has; None: as many as the job needs, or unknown before it is built."""
+        return None
+
+    def parameters(self, vocab_size: int, seq_len: int) -> int | None:
+        """Number of parameters, tied ones once; None: unknown before the model is built."""
+        return None
+
+    def must_divide(self, part: str, whole: str, how: str = "") -> WrongValueError:
+        """The error where one setting does not divide another."""
+        found = f"found {whole} {getattr(self, whole)} and {part} {getattr(self, part)}"
+        return WrongValueError(part, f"{part} must divide {whole}{how}, {found}")
+
+
+class Gpt2(Architecture):
     """GPT-2 (Radford et al. 2019): learned positions, GELU by tanh, tied embeddings; dropout is off unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
@@ -52,7 +68,7 @@ class Gpt2(Strict):
     @model_validator(mode="after")
     def _heads_divide(self) -> Gpt2:
         if self.n_embd % self.n_head:
-            raise ValueError(f"n_head must divide n_embd, found n_embd {self.n_embd} and n_head {self.n_head}")
+            raise self.must_divide("n_head", "n_embd")
         return self
 
     def longest_sequence(self) -> int | None:
@@ -77,7 +93,7 @@ class Gpt2(Strict):
         }  # fmt: skip
 
 
-class Llama(Strict):
+class Llama(Architecture):
     """Llama (Touvron et al. 2023, arXiv:2302.13971): rotary positions, RMSNorm, SwiGLU, no biases."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
@@ -103,24 +119,14 @@ class Llama(Strict):
     def _heads_divide(self) -> Llama:
         heads, keys = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         if self.hidden_size % heads or (self.hidden_size // heads) % 2:
-            raise ValueError(
-                "num_attention_heads must divide hidden_size into even parts, "
-                f"found hidden_size {self.hidden_size} and num_attention_heads {heads}"
-            )
+            raise self.must_divide("num_attention_heads", "hidden_size", " into even parts")
         if heads % keys:
-            raise ValueError(
-                "num_key_value_heads must divide num_attention_heads, "
-                f"found num_attention_heads {heads} and num_key_value_heads {keys}"
-            )
+            raise self.must_divide("num_key_value_heads", "num_attention_heads")
         return self
 
     def inner(self) -> int:
         """Width of the feed-forward layer."""
         return self.intermediate_size or -(-8 * self.hidden_size // 3 // 64) * 64
-
-    def longest_sequence(self) -> int | None:
-        """Rotary positions have no bound here."""
-        return None
 
     def parameters(self, vocab_size: int, seq_len: int) -> int:
         """Number of parameters, tied ones once."""
@@ -143,13 +149,7 @@ class Llama(Strict):
         }  # fmt: skip
 
 
-# Models of transformers with an encoder: BERT for `task: masked_lm`, T5 and BART for `task: seq2seq`.
-#
-# The parameter counts are the families' own formulas, so that `plan` needs no torch; a test holds them against the
-# real models.
-
-
-class Bert(Strict):
+class Bert(Architecture):
     """BERT (Devlin et al. 2019, arXiv:1810.04805), an encoder for `task: masked_lm`; dropout is off unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("masked_lm",)
@@ -170,15 +170,8 @@ class Bert(Strict):
     @model_validator(mode="after")
     def _heads_divide(self) -> Bert:
         if self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads must divide hidden_size, found hidden_size {self.hidden_size} and "
-                f"num_attention_heads {self.num_attention_heads}"
-            )
+            raise self.must_divide("num_attention_heads", "hidden_size")
         return self
-
-    def longest_sequence(self) -> int | None:
-        """As many positions as the job needs."""
-        return None
 
     def parameters(self, vocab_size: int, seq_len: int) -> int:
         """Number of parameters, tied ones once."""
@@ -198,7 +191,7 @@ class Bert(Strict):
         }  # fmt: skip
 
 
-class T5(Strict):
+class T5(Architecture):
     """T5 (Raffel et al. 2020, arXiv:1910.10683), encoder and decoder for `task: seq2seq`; no dropout unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
@@ -221,15 +214,8 @@ class T5(Strict):
     @model_validator(mode="after")
     def _heads_divide(self) -> T5:
         if self.d_kv is None and self.d_model % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide d_model where d_kv is not given, found d_model {self.d_model} "
-                f"and num_heads {self.num_heads}"
-            )
+            raise self.must_divide("num_heads", "d_model", " where d_kv is not given")
         return self
-
-    def longest_sequence(self) -> int | None:
-        """Relative positions have no bound."""
-        return None
 
     def parameters(self, vocab_size: int, seq_len: int) -> int:
         """Number of parameters, tied ones once."""
@@ -255,7 +241,7 @@ class T5(Strict):
 _T5_BUCKETS = 32
 
 
-class Bart(Strict):
+class Bart(Architecture):
     """BART (Lewis et al. 2020, arXiv:1910.13461), encoder and decoder (`task: seq2seq`); no dropout unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
@@ -276,14 +262,8 @@ class Bart(Strict):
     @model_validator(mode="after")
     def _heads_divide(self) -> Bart:
         if self.d_model % self.num_heads:
-            raise ValueError(
-                f"num_heads must divide d_model, found d_model {self.d_model} and num_heads {self.num_heads}"
-            )
+            raise self.must_divide("num_heads", "d_model")
         return self
-
-    def longest_sequence(self) -> int | None:
-        """As many positions as the job needs."""
-        return None
 
     def parameters(self, vocab_size: int, seq_len: int) -> int:
         """Number of parameters, tied ones once; BART's positions have two rows more than sequences are long."""
@@ -335,7 +315,16 @@ def folder_problem(folder: Path) -> str | None:
         return f"{config}: {AGAIN}"
     if not isinstance(config.get("model_type"), str):
         return f"{folder / 'config.json'} is damaged: it names no model_type: {AGAIN}"
-    return _weights_problem(folder, config)
+    files = _files(folder)
+    if isinstance(files, str):
+        return files
+    shapes: dict[str, list[int]] = {}
+    for path in files:
+        found = header_of(path) if path.is_file() else f"{folder} lacks {path.name}, which its {INDEX} names"
+        if isinstance(found, str):
+            return f"{found}: {AGAIN}"
+        shapes |= found
+    return _another_models(folder, config, shapes)
 
 
 def _json_in(path: Path) -> dict[str, Any] | str:
@@ -347,19 +336,6 @@ def _json_in(path: Path) -> dict[str, Any] | str:
     except ValueError as error:
         return f"{path} is not JSON ({error})"
     return content if isinstance(content, dict) else f"{path} holds no mapping"
-
-
-def _weights_problem(folder: Path, config: dict[str, Any]) -> str | None:
-    shapes: dict[str, list[int]] = {}
-    files = _files(folder)
-    if isinstance(files, str):
-        return files
-    for path in files:
-        found = header_of(path) if path.is_file() else f"{folder} lacks {path.name}, which its {INDEX} names"
-        if isinstance(found, str):
-            return f"{found}: {AGAIN}"
-        shapes |= found
-    return _another_models(folder, config, shapes)
 
 
 def _files(folder: Path) -> list[Path] | str:
@@ -442,14 +418,11 @@ def _tasks_of(content: dict[str, Any]) -> tuple[str, ...]:
 
 def _mapping_in(path: Path) -> dict[str, Any]:
     """What a configuration file holds; {} where it can't be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    content = _json_in(path)
     return content if isinstance(content, dict) else {}
 
 
-class ConfigFile(Strict):
+class ConfigFile(Architecture):
     """Any model that transformers can build from a configuration file (`config.json`)."""
 
     DROPOUTS: ClassVar[tuple[str, ...]] = (
@@ -490,17 +463,13 @@ class ConfigFile(Strict):
         found = content.get("n_positions", content.get("max_position_embeddings"))
         return found if isinstance(found, int) else None
 
-    def parameters(self, vocab_size: int, seq_len: int) -> int | None:
-        """Unknown before the model is built."""
-        return None
-
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
         """The file's mapping with dropout off and this vocabulary size."""
         off = {key: 0.0 for key in self.DROPOUTS if isinstance(self.read().get(key), float)}
         return {**self.read(), **off, "vocab_size": vocab_size}
 
 
-class PretrainedModel(Strict):
+class PretrainedModel(Architecture):
     """A model that was trained before, as transformers saves it: configuration and weights; dropout is off."""
 
     DROPOUTS: ClassVar[tuple[str, ...]] = ConfigFile.DROPOUTS
@@ -540,21 +509,13 @@ class PretrainedModel(Strict):
         found = content.get("n_positions", content.get("max_position_embeddings"))
         return found if isinstance(found, int) else None
 
-    def parameters(self, vocab_size: int, seq_len: int) -> int | None:
-        """Unknown before the model is loaded."""
-        return None
-
 
 def config_file(path: str) -> Path:
     """The configuration file that a path means: itself, or the config.json of a folder."""
     return Path(path) / "config.json" if Path(path).is_dir() else Path(path)
 
 
-def _free(settings: dict[str, Any]) -> dict[str, Any]:
-    return free_of(settings, ("vocab_size", "seq_len"))
-
-
-class OwnModel(Strict):
+class OwnModel(Architecture):
     """A model of your own: `Class(vocab_size=..., seq_len=..., **settings)` makes a `torch.nn.Module`.
 
     Its forward takes token ids, int64, (sequences, seq_len), and returns logits, (sequences, seq_len,
@@ -564,18 +525,10 @@ class OwnModel(Strict):
     TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
     family: OwnName
     """`package.module:Class`, importable from a folder of the suite's `code`, or installed."""
-    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    settings: Annotated[OwnSettings, free_of("vocab_size", "seq_len")] = Field(default_factory=dict)
     """More keyword arguments."""
     vocab_size: VocabularySize | None = None
     """Rows of the embedding; the tokenizer's size where not given, never less."""
-
-    def longest_sequence(self) -> int | None:
-        """Unknown before the model is built."""
-        return None
-
-    def parameters(self, vocab_size: int, seq_len: int) -> int | None:
-        """Unknown before the model is built."""
-        return None
 
 
 def _model_tag(value: object) -> str | None:
@@ -597,6 +550,8 @@ Model = Annotated[
     | Annotated[OwnModel, Tag(OWN)],
     Discriminator(_model_tag),
 ]
+MODEL_TAGS = ("family", "config", "pretrained")
+"""Keys of which each makes a mapping another model."""
 FAMILIES = ("gpt2", "llama", "bert", "t5", "bart", OWN)
 """What `family` may be."""
 
@@ -621,40 +576,35 @@ def resolved_vocab_size(model: AnyModel, tokenizer_size: int) -> int:
 Entries = Annotated[int, Field(ge=257, le=1 << 20)]
 
 
-class Bpe(Strict):
+class Trained(Strict):
+    """A tokenizer that is trained on the training split, to the size under its key."""
+
+    @property
+    def most_entries(self) -> int | None:
+        """Entries that it has at most, special tokens of a task besides; None: known when it is read."""
+        size: int = getattr(self, next(iter(type(self).model_fields)))
+        return size
+
+
+class Bpe(Trained):
     """Byte-level byte pair encoding (Radford et al. 2019, section 2.2), trained on the training split."""
 
     bpe: Entries
     """Vocabulary size: 256 bytes, one end-of-text token, and merges."""
 
-    @property
-    def most_entries(self) -> int | None:
-        """Entries that it has at most, special tokens of a task besides; None: known when it is read."""
-        return self.bpe
 
-
-class Unigram(Strict):
+class Unigram(Trained):
     """A unigram model over pieces of words (Kudo 2018, arXiv:1804.10959), trained on the training split."""
 
     unigram: Entries
     """Vocabulary size: 256 bytes, special tokens, and pieces."""
 
-    @property
-    def most_entries(self) -> int | None:
-        """Entries that it has at most."""
-        return self.unigram
 
-
-class WordPiece(Strict):
+class WordPiece(Trained):
     """WordPiece (Devlin et al. 2019, arXiv:1810.04805), over bytes, trained on the training split."""
 
     wordpiece: Annotated[int, Field(ge=514, le=1 << 20)]
     """Vocabulary size: 256 bytes twice, at the beginning and inside of words, special tokens, and pieces."""
-
-    @property
-    def most_entries(self) -> int | None:
-        """Entries that it has at most."""
-        return self.wordpiece
 
 
 class Bytes(Strict):
@@ -683,9 +633,13 @@ class PretrainedTokenizer(Strict):
         return None
 
 
+TOKENIZER_TAGS = ("bpe", "unigram", "wordpiece", "bytes", "pretrained")
+"""Keys of which each makes a mapping another tokenizer."""
+
+
 def _tag(value: object) -> str | None:
     has = value.__contains__ if isinstance(value, dict) else lambda key: hasattr(value, key)
-    return next((key for key in ("bpe", "unigram", "wordpiece", "bytes", "pretrained") if has(key)), None)
+    return next((key for key in TOKENIZER_TAGS if has(key)), None)
 
 
 Tokenizer = Annotated[
@@ -792,6 +746,9 @@ class Qlora(Lora):
     def asks_for(self) -> dict[str, Any]:
         """Its weights are kept in bytes of two each, beside those that stay in fp32."""
         return {"working_dtype": "float32+uint8"}
+
+
+ADAPTATIONS: tuple[type[Choice], ...] = (FullTraining, Lora, Qlora)
 
 
 @cache

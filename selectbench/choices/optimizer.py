@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from selectbench.choices.choice import Choice, Needs, OwnName
+from selectbench.choices.choice import Choice, Needs, OwnName, OwnSettings, free_of, load
 
 if TYPE_CHECKING:
     import torch
@@ -35,11 +33,9 @@ def decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> l
 
     The field's habit since GPT-2 (nanoGPT's `configure_optimizers`); empty groups are left out.
     """
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
     groups: list[dict[str, object]] = [
-        {"params": matrices, "weight_decay": weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
 
@@ -482,47 +478,6 @@ class ScheduleFreeAdamW(OptimizerChoice):
         ]  # fmt: skip
 
 
-# Own code: `package.module:Name` wherever a name selects something built in.
-#
-# The bench keeps the string and never imports it; only a worker does, in `build()`.
-
-
-LOADER = "selectbench.worker.runtime"
-"""A string, as everything of the worker is to the bench."""
-
-
-def load(name: str, setting: str) -> Any:
-    """What `package.module:Name` names; `setting` is the key that named it. Worker only.
-
-    Raises OwnCodeError where there is no such module or attribute; what the module itself raises passes.
-    """
-    return import_module(LOADER).load(name, setting)
-
-
-def _finite(value: Any) -> Any:
-    """Raises ValueError for NaN and infinity, however deep: records and hashes are JSON."""
-    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    for below in inside:
-        _finite(below)
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"settings must be finite, found {value}")
-    return value
-
-
-OwnSettings = Annotated[dict[str, Any], AfterValidator(_finite)]
-
-
-def free_of(settings: dict[str, Any], given: tuple[str, ...]) -> dict[str, Any]:
-    """The settings. Raises ValueError where they name an argument that is given already."""
-    if taken := [key for key in given if key in settings]:
-        raise ValueError(f"settings may not set {', '.join(taken)}: given besides ({', '.join(given)} are)")
-    return settings
-
-
-def _free(settings: dict[str, Any]) -> dict[str, Any]:
-    return free_of(settings, ("params", "lr", "weight_decay"))
-
-
 class OwnOptimizer(OptimizerChoice):
     """An optimizer of your own: `Class(parameter_groups, lr=lr, **settings)`.
 
@@ -533,7 +488,7 @@ class OwnOptimizer(OptimizerChoice):
     source: ClassVar[str] = "your own code"
     name: OwnName
     """`package.module:Class`, importable from a folder of the suite's `code`, or installed."""
-    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    settings: Annotated[OwnSettings, free_of("params", "lr", "weight_decay")] = Field(default_factory=dict)
     """More keyword arguments."""
 
     def peak_rates(self) -> None:
@@ -550,13 +505,17 @@ class OwnOptimizer(OptimizerChoice):
             if not isinstance(optimizer, torch.optim.Optimizer):
                 kind = type(optimizer).__name__
                 raise TypeError(f"optimizer {self.name}: expected a torch.optim.Optimizer, it made a {kind}")
-        self._check_covers(optimizers, [id(p) for p in trainable(model)])
-        return optimizers
-
-    def _check_covers(self, optimizers: list[torch.optim.Optimizer], expected: list[int]) -> None:
+        expected = [id(p) for p in trainable(model)]
         given = [id(p) for o in optimizers for group in o.param_groups for p in group["params"]]
         if sorted(given) != sorted(expected):
             raise TypeError(
                 f"optimizer {self.name}: every parameter must be stepped once; of {len(expected)} it has "
                 f"{len(set(given) & set(expected))}, {len(given)} entries in all"
             )
+        return optimizers
+
+
+OPTIMIZERS: tuple[type[Choice], ...] = (
+    Sgd, Adam, AdamW, Adafactor, Lion, Muon, AdamW8bit, PagedAdamW8bit, Lion8bit, AdEMAMix8bit,
+    ScheduleFreeAdamW, OwnOptimizer,
+)  # fmt: skip

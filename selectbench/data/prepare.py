@@ -40,7 +40,6 @@ from selectbench.data.sources import (
     keyed,
     make_source,
     open_corpus,
-    open_pairs,
     open_tokens,
     pair_of,
     require,
@@ -72,15 +71,12 @@ from selectbench.data.tokenizer import (
 )
 from selectbench.errors import NotDownloadedError, UserError
 from selectbench.suite.sources import (
-    AnyData,
-    AnySource,
-    Apart,
     Cleaning,
     Dataset,
+    DataSource,
     Kind,
     MarkovSource,
     TokenFile,
-    kind_of,
 )
 
 Notify = Callable[[str], None]
@@ -89,7 +85,7 @@ Write = Callable[[str, Path], None]
 
 
 def prepare(
-    data: AnyData, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None,
+    data: DataSource, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None,
     specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = lambda _: None,
     evaluates: bool = False, downloads: bool = True,
 ) -> Prepared:  # fmt: skip
@@ -115,40 +111,31 @@ def prepare(
     return cached
 
 
-def streamed(data: AnyData) -> list[Dataset]:
+def streamed(data: DataSource) -> list[Dataset]:
     """Those of the sources that are read as they are downloaded from the hub."""
-    sources = [data.train, data.heldout] if isinstance(data, Apart) else [data]
-    return [s for s in sources if isinstance(s, Dataset) and s.rows and not Path(s.dataset).exists()]
+    return [s for s in data.parts if isinstance(s, Dataset) and s.rows and not Path(s.dataset).exists()]
 
 
 def _work(
-    data: AnyData, tokenizer: AnyTokenizer | None, cleaning: Cleaning, specials: Sequence[str], code: Sequence[str],
-    notify: Notify, evaluates: bool,
+    data: DataSource, tokenizer: AnyTokenizer | None, cleaning: Cleaning, specials: Sequence[str],
+    code: Sequence[str], notify: Notify, evaluates: bool,
 ) -> tuple[str, list[str], Write]:  # fmt: skip
     """What is prepared in words, what its key is made of, and how it is made."""
     if isinstance(data, MarkovSource):
         source = data
         return "a made-up source", [source.model_dump_json()], lambda key, folder: write_markov(source, key, folder)
-    if kind_of(data) == "tokens":
-        pair = (data.train, data.heldout) if isinstance(data, Apart) else (data, None)
-        files = [one for one in pair if isinstance(one, TokenFile)]
+    if data.kind == "tokens":
+        files = [part for part in data.parts if isinstance(part, TokenFile)]
         return files[0].tokens, _token_key(files), lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
     if isinstance(tokenizer, PretrainedTokenizer):
         require("transformers")
         tokenizer = pinned(tokenizer)
-    sources = [data.train, data.heldout] if isinstance(data, Apart) else [data]
-    corpora = [_keyed(_opened(one, notify, code), cleaning, notify) for one in sources]
-    work = TextWork(corpora, kind_of(data), tokenizer, cleaning, tuple(specials), notify, evaluates)
+    corpora = [_keyed(open_corpus(part, notify, code), cleaning, notify) for part in data.parts]
+    work = TextWork(corpora, data.kind, tokenizer, cleaning, tuple(specials), notify, evaluates)
     parts = [str(corpus.key) for corpus in corpora]
     parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
     return work.described, parts, lambda key, folder: write_text(work, key, folder)
-
-
-def _opened(data: AnySource, notify: Notify, code: Sequence[str]) -> Corpus:
-    if kind_of(data) == "pairs":
-        return open_pairs(data, notify)  # type: ignore[arg-type]
-    return open_corpus(data, notify, code)  # type: ignore[arg-type]
 
 
 def _keyed(corpus: Corpus, cleaning: Cleaning, notify: Notify) -> Corpus:

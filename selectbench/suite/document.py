@@ -5,8 +5,9 @@ from __future__ import annotations
 import glob
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 
+from selectbench.choices.model import MODEL_TAGS, TOKENIZER_TAGS
 from selectbench.errors import UserError
+from selectbench.suite.sources import PATHS, TAGS, PathKind
 
-# A YAML document whose every value knows where it was written, and what is wrong said with that place.
-#
 # YAML 1.2 by ruamel: `1e-3` is a number and `no` is a word. Keys given twice are refused.
 
 
@@ -66,11 +67,22 @@ class Node:
         """The node under these keys, or the nearest one above where a key is absent."""
         node = self
         for key in keys:
-            below = node.mapping.get(str(key)) if isinstance(node.value, dict) else _item(node, key)
+            if isinstance(node.value, list):
+                below = node.items[key] if isinstance(key, int) and key < len(node.items) else None
+            else:
+                below = node.mapping.get(str(key))
             if below is None:
                 return node
             node = below
         return node
+
+    def below(self, key: str) -> dict[str, Node]:
+        """The entries of the mapping under this key; none where there is no such mapping."""
+        return self.mapping[key].mapping if key in self.mapping else {}
+
+    def items_below(self, key: str) -> list[Node]:
+        """The items of the list under this key; none where there is no such list."""
+        return self.mapping[key].items if key in self.mapping else []
 
     def with_entries(self, **entries: Node) -> Node:
         """A mapping with these entries put in."""
@@ -79,10 +91,6 @@ class Node:
     def without(self, *keys: str) -> Node:
         """A mapping without these entries."""
         return replace(self, value={k: v for k, v in self.mapping.items() if k not in keys})
-
-
-def _item(node: Node, key: str | int) -> Node | None:
-    return node.items[key] if isinstance(key, int) and key < len(node.items) else None
 
 
 def plain(node: Node) -> Any:
@@ -227,8 +235,7 @@ class _Reader:
         if kind == "bool":
             return bool(raw.value.lower() == "true")
         if kind in ("int", "float"):
-            build = self.yaml.constructor
-            return build.construct_yaml_int(raw) if kind == "int" else build.construct_yaml_float(raw)  # type: ignore[no-any-return]
+            return getattr(self.yaml.constructor, f"construct_yaml_{kind}")(raw)  # type: ignore[no-any-return]
         self.problems.add(self.place(raw.start_mark), path, f"the YAML tag {raw.tag} is not known here")
         return None
 
@@ -239,18 +246,14 @@ class _Reader:
 # optimizer never inherits the first one's learning rate. Lists and scalars replace.
 
 
-_SOURCES = frozenset({
-    "corpus", "text", "jsonl", "parquet", "dataset", "documents", "tokens", "markov", "chat", "pairs",
-    "source_text", "train",
-})  # fmt: skip
+_NAMES = frozenset({"name"})
+_SOURCES = frozenset({*TAGS, "train"})
 _TAGS = {
     "data": _SOURCES, "train": _SOURCES, "heldout": _SOURCES,
-    "model": frozenset({"family", "config", "pretrained"}),
-    "tokenizer": frozenset({"bpe", "unigram", "wordpiece", "bytes", "pretrained"}),
+    "model": frozenset(MODEL_TAGS), "tokenizer": frozenset(TOKENIZER_TAGS),
     "micro_batch_size": frozenset({"at_most"}),
     "eval": frozenset[str](), "settings": frozenset[str](), "config": frozenset[str](),
 }  # fmt: skip
-_NAMES = frozenset({"name"})
 
 
 def tags_of(key: str) -> frozenset[str]:
@@ -264,18 +267,15 @@ def tags_of(key: str) -> frozenset[str]:
 def merge(base: Node, over: Node, key: str = "") -> Node:
     """`over` laid over `base`, both found under `key`; every value keeps its own place.
 
-    A mapping without a tag over a shorthand (`{lr: 0.1}` over `sgd`) adds settings to it.
+    A mapping without a tag over a shorthand (`{lr: 0.1}` over `sgd`) adds settings to it; other training text alone
+    leaves the held-out text what it is.
     """
-    if not isinstance(over.value, dict) or _replaces(over.value, base, key):
+    tags = tags_of(key) & over.mapping.keys()
+    if not isinstance(over.value, dict) or tags - ({"train"} if "train" in base.mapping else set()):
         return over
     if isinstance(base.value, str) and tags_of(key) == _NAMES:
         base = replace(base, value={"name": replace(base, path=f"{base.path}.name")})
     return merge_by_key(base, over) if isinstance(base.value, dict) else over
-
-
-def _replaces(mapping: dict[str, Node], base: Node, key: str) -> bool:
-    """Whether it is of a class of its own; other training text alone leaves the held-out text what it is."""
-    return any(tag in mapping and not (tag == "train" and tag in base.mapping) for tag in tags_of(key))
 
 
 def merge_by_key(base: Node, over: Node) -> Node:
@@ -311,78 +311,42 @@ def nest(keys: list[str], node: Node, place: Place) -> Node:
 # folder.
 
 
+_MODEL_PATHS: dict[str, PathKind] = {"config": "file", "pretrained": "folder or hub id"}
+
+
 def with_absolute_paths(document: Node, folder: Path) -> Node:
     """The document with every path of it absolute, but the interpreters of rows; `folder`: the suite's."""
-    job, code = document.mapping.get("job"), document.mapping.get("code")
-    if job is not None and isinstance(job.value, dict):
-        document = document.with_entries(job=_job_with_absolute_paths(job, folder))
-    if code is not None:
-        document = document.with_entries(code=_each(code, lambda node: _absolute(node, folder)))
-    if "exclude" in document.mapping:
-        # Compared with rows, whose interpreters are absolute by then; an axis keeps its labels as written.
-        patterns = _each(document.mapping["exclude"], lambda node: with_interpreter(node, folder))
-        document = document.with_entries(exclude=patterns)
-    return document
+
+    def job_with_paths(job: Node) -> Node:
+        return with_model_paths(_within(job, "data", partial(_with_source_paths, folder=folder)), folder)
+
+    document = _within(document, "job", job_with_paths)
+    document = _within(document, "code", partial(_each, change=partial(_absolute, folder=folder)))
+    # Compared with rows, whose interpreters are absolute by then; an axis keeps its labels as written.
+    return _within(document, "exclude", partial(_each, change=partial(with_interpreter, folder=folder)))
 
 
-GLOBS = ("text", "jsonl", "parquet", "chat", "pairs")
-"""Keys of a source that hold paths or globs."""
-FILES = ("tokens", "source_text", "target_text")
-"""Keys of a source that hold one path."""
-
-
-def _job_with_absolute_paths(job: Node, folder: Path) -> Node:
-    data = job.mapping.get("data")
-    if data is not None and isinstance(data.value, dict):
-        job = job.with_entries(data=_data_with_absolute_paths(data, folder))
-    return with_model_paths(job, folder)
-
-
-def _data_with_absolute_paths(data: Node, folder: Path) -> Node:
-    entries: dict[str, Node] = {}
-    for key, node in data.mapping.items():
-        if key in GLOBS and not data.mapping.keys() & {"family"}:
-            entries[key] = _each(node, lambda item: _absolute(item, folder, pattern=True))
-            if isinstance(node.value, str):
-                entries[key] = _absolute(node, folder, pattern=True)
-        elif key in FILES:
-            entries[key] = _absolute(node, folder)
-        elif key == "dataset":
-            entries[key] = _absolute_if_there(node, folder)
-        elif key in ("train", "heldout") and isinstance(node.value, dict):
-            entries[key] = _data_with_absolute_paths(node, folder)
-    return data.with_entries(**entries)
+def _with_source_paths(data: Node, folder: Path) -> Node:
+    for part in ("train", "heldout"):
+        data = _within(data, part, partial(_with_source_paths, folder=folder))
+    return _with_paths(data, PATHS, folder)
 
 
 def with_model_paths(holder: Node, folder: Path) -> Node:
     """A job, or a mapping of choices, with the paths of its model and its tokenizer absolute."""
-    model, tokenizer = holder.mapping.get("model"), holder.mapping.get("tokenizer")
-    if model is not None and "pretrained" in model.mapping:
-        named = _absolute_if_there(model.mapping["pretrained"], folder)
-        holder = holder.with_entries(model=model.with_entries(pretrained=named))
-    if model is not None and "config" in model.mapping:
-        config = _absolute(model.mapping["config"], folder)
-        holder = holder.with_entries(model=model.with_entries(config=config))
-    if tokenizer is not None and "pretrained" in tokenizer.mapping:
-        named = _absolute_if_there(tokenizer.mapping["pretrained"], folder)
-        holder = holder.with_entries(tokenizer=tokenizer.with_entries(pretrained=named))
+    for key in ("model", "tokenizer"):
+        holder = _within(holder, key, partial(_with_paths, paths=_MODEL_PATHS, folder=folder))
     return holder
-
-
-def _absolute_if_there(node: Node, folder: Path) -> Node:
-    """A folder's path; a hub id, which looks alike, where there is no such folder."""
-    found = _absolute(node, folder)
-    is_path = isinstance(node.value, str) and (
-        node.value.startswith((".", "~", "/")) or Path(str(found.value)).exists()
-    )
-    return found if is_path else node
 
 
 def with_interpreter(choices: Node, folder: Path) -> Node:
     """A mapping of choices with the paths of its interpreter, model and tokenizer absolute."""
-    choices = with_model_paths(choices, folder)
-    python = choices.mapping.get("python")
-    return choices if python is None else choices.with_entries(python=_absolute(python, folder))
+    return _with_paths(with_model_paths(choices, folder), {"python": "file"}, folder)
+
+
+def _within(mapping: Node, key: str, change: Callable[[Node], Node]) -> Node:
+    """The mapping with what is under the key changed; anything else as it is."""
+    return mapping.with_entries(**{key: change(mapping.mapping[key])}) if key in mapping.mapping else mapping
 
 
 def _each(node: Node, change: Callable[[Node], Node]) -> Node:
@@ -390,7 +354,15 @@ def _each(node: Node, change: Callable[[Node], Node]) -> Node:
     return replace(node, value=[change(item) for item in node.items]) if isinstance(node.value, list) else node
 
 
-def _absolute(node: Node, folder: Path, *, pattern: bool = False) -> Node:
+def _with_paths(mapping: Node, paths: Mapping[str, PathKind], folder: Path) -> Node:
+    """The mapping with what is under these keys absolute: a path, or a list of them."""
+    for key in paths.keys() & mapping.mapping.keys():
+        absolute = partial(_absolute, folder=folder, kind=paths[key])
+        mapping = mapping.with_entries(**{key: absolute(_each(mapping.mapping[key], absolute))})
+    return mapping
+
+
+def _absolute(node: Node, folder: Path, kind: PathKind = "file") -> Node:
     if not isinstance(node.value, str) or not node.value:
         return node
     if node.value.startswith("/"):  # on Windows too, where it is no absolute path: a run from Linux reads the same
@@ -399,5 +371,8 @@ def _absolute(node: Node, folder: Path, *, pattern: bool = False) -> Node:
     base = str(folder if node.place.line else Path.cwd())
     # The folder is no pattern, even where its name holds a bracket. Not Path: a pattern's `..` must be resolved
     # as text, before any glob.
-    joined = os.path.join(glob.escape(base) if pattern else base, os.path.expanduser(node.value))  # noqa: PTH111, PTH118
-    return replace(node, value=os.path.normpath(joined))
+    start = glob.escape(base) if kind == "globs" else base
+    path = os.path.normpath(os.path.join(start, os.path.expanduser(node.value)))  # noqa: PTH111, PTH118
+    # A hub id looks like a folder, and is one where there is no such folder.
+    is_hub_id = kind == "folder or hub id" and not node.value.startswith((".", "~")) and not Path(path).exists()
+    return node if is_hub_id else replace(node, value=path)

@@ -13,7 +13,9 @@ from pydantic import BaseModel
 from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import tag_of
 from selectbench.errors import did_you_mean
-from selectbench.suite.document import Node, Place, Problems, merge, merge_by_key, nest, plain
+from selectbench.suite.document import Node, Place, Problems, merge, merge_by_key, nest, plain, show
+from selectbench.suite.problems import validate
+from selectbench.suite.suite import AT_MOST, AUTO, MICRO_BATCH_SIZE, PRECISION, LeftOpen, SizeThatFits
 
 SINGLE = "job"
 """The name of the only option where a suite names none."""
@@ -37,6 +39,10 @@ class Row:
     """Where the row was asked for."""
     path: str
     """The key that asked for it."""
+
+    def with_choice(self, dimension: str, node: Node) -> Row:
+        """The row with this choice put in."""
+        return replace(self, choices=self.choices.with_entries(**{dimension: node}))
 
 
 @dataclass(frozen=True)
@@ -64,24 +70,20 @@ def rows_of(document: Node, problems: Problems) -> list[Row]:
         return []
     named = options or {("" if axes else SINGLE): Node({}, document.place, "choices")}
     job = document.mapping.get("job", document)
-    grid = itertools.product(named.items(), itertools.product(*axes))
-    return [_row(name, node, values, shared, job) for (name, node), values in grid]
-
-
-def _row(name: str, partial: Node, values: tuple[Value, ...], shared: Node, job: Node) -> Row:
-    choices = merge_by_key(shared, partial)
-    for value in values:
-        choices = merge_by_key(choices, value.partial)
-    origin = values[-1].partial if values and not name else partial
-    label = " + ".join(filter(None, (name, *(value.label for value in values))))
-    return Row(label, _over_the_jobs_own(choices, job), origin.place, origin.path)
-
-
-def _over_the_jobs_own(choices: Node, job: Node) -> Node:
-    """The choices, their model and tokenizer laid over those of the job: where they have a tag they replace it."""
-    both = {key: merge(job.mapping[key], choices.mapping[key], key) for key in JOBS_OWN
-            if key in job.mapping and key in choices.mapping}  # fmt: skip
-    return choices.with_entries(**both)
+    rows: list[Row] = []
+    for (name, partial), values in itertools.product(named.items(), itertools.product(*axes)):
+        choices = merge_by_key(shared, partial)
+        for value in values:
+            choices = merge_by_key(choices, value.partial)
+        # A model or tokenizer is laid over the job's, which it replaces where it has a tag.
+        choices = choices.with_entries(**{
+            key: merge(job.mapping[key], choices.mapping[key], key)
+            for key in JOBS_OWN if key in job.mapping and key in choices.mapping
+        })  # fmt: skip
+        origin = values[-1].partial if values and not name else partial
+        label = " + ".join(filter(None, (name, *(value.label for value in values))))
+        rows.append(Row(label, choices, origin.place, origin.path))
+    return rows
 
 
 def _entries(document: Node, key: str, problems: Problems) -> dict[str, Node]:
@@ -110,7 +112,9 @@ def _values(path: str, node: Node, problems: Problems) -> list[Value]:
         hint = did_you_mean(keys[0], DIMENSIONS) or f" (known: {', '.join(DIMENSIONS)})"
         problems.add(place, node.path, f"unknown dimension {keys[0]!r}{hint}")
         return []
-    labelled = _labelled(keys, node)
+    items = [plain(item) for item in node.items]
+    labelled = [(_label(keys, value, items), item) for value, item in zip(items, node.items, strict=True)]
+    labelled += node.mapping.items()
     if not labelled:
         problems.at(node, "expected a list of values, or a mapping of labels to values")
     unique: dict[str, Value] = {}
@@ -121,13 +125,6 @@ def _values(path: str, node: Node, problems: Problems) -> list[Value]:
     return list(unique.values())
 
 
-def _labelled(keys: list[str], node: Node) -> list[tuple[str, Node]]:
-    if isinstance(node.value, dict):
-        return list(node.value.items())
-    values = [plain(item) for item in node.items]
-    return [(_label(keys, value, values), item) for value, item in zip(values, node.items, strict=True)]
-
-
 def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
     """`adamw`, `adamw lr=0.001` where a sibling has the same name, `micro_batch_size=4`, `lr=0.001`."""
     if not isinstance(value, dict):
@@ -136,28 +133,31 @@ def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
     name = value.get("name")
     head = keys[-1] if name is None else f"{keys[0]}={name}" if keys[0] in SAY_DIMENSION else str(name)
     same = [s for s in siblings if isinstance(s, dict) and s.get("name") == name]
-    told = [k for k in value if k != "name" and (len(same) > 1 or name is None) and not _shared(k, same)]
-    return " ".join([head, *(f"{k}={_text(value[k])}" for k in told)])
-
-
-def _shared(key: str, siblings: list[dict[str, Any]]) -> bool:
-    first = siblings[0].get(key)
-    return len(siblings) > 1 and all(key in s and s[key] == first for s in siblings)
+    told: list[str] = []
+    if len(same) > 1 or name is None:
+        first, *others = same
+        shared = {key for key in first if others and all(key in o and o[key] == first[key] for o in others)}
+        told = [f"{key}={_text(value[key])}" for key in value if key != "name" and key not in shared]
+    return " ".join([head, *told])
 
 
 def _text(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return str(value)
+    return show(value) if value is None or isinstance(value, bool) else str(value)
 
 
 def excluded(rows: list[tuple[Row, Choices]], exclude: Node, problems: Problems, *, strict: bool) -> set[str]:
     """Names of the rows that the list leaves out; `strict`: an entry that leaves none out is a mistake."""
     gone: set[str] = set()
     for entry in exclude.items:
-        if not _names_dimensions(entry, problems):
+        if not entry.mapping:
+            problems.at(entry, "expected a mapping of choices, as in {precision: fp32}")
+        unknown = entry.mapping.keys() - set(DIMENSIONS)
+        for key in unknown:
+            node = entry.mapping[key]
+            problems.add(node.key_place or node.place, node.path, f"unknown key{did_you_mean(key, DIMENSIONS)}")
+        if unknown or not entry.mapping:
             continue
-        pattern = {d: _complete(d, value) for d, value in plain(entry).items()}
+        pattern = {dimension: _complete(dimension, value) for dimension, value in plain(entry).items()}
         out = {row.name for row, choices in rows if _matches(pattern, choices)}
         gone |= out
         if not out and strict:
@@ -165,15 +165,6 @@ def excluded(rows: list[tuple[Row, Choices]], exclude: Node, problems: Problems,
     if rows and len(gone) == len(rows):
         problems.at(exclude, "leaves out every row")
     return gone
-
-
-def _names_dimensions(entry: Node, problems: Problems) -> bool:
-    if not entry.mapping:
-        problems.at(entry, "expected a mapping of choices, as in {precision: fp32}")
-    unknown = [(key, node) for key, node in entry.mapping.items() if key not in DIMENSIONS]
-    for key, node in unknown:
-        problems.add(node.key_place or node.place, node.path, f"unknown key{did_you_mean(key, DIMENSIONS)}")
-    return bool(entry.mapping) and not unknown
 
 
 def _complete(dimension: str, value: Any) -> Any:
@@ -190,27 +181,23 @@ def _matches(pattern: Any, value: Any) -> bool:
     return bool(pattern == value)
 
 
-# Micro-batch sizes that are searched: `micro_batch_size: auto`, and what the options begin with.
-
-
-AUTO = "auto"
-_KEY = "micro_batch_size"
+# Shared choices that a suite leaves open: micro-batch sizes that are searched, and what the machine chooses.
 
 
 def with_sizes_searched(document: Node, problems: Problems) -> Node:
-    """The document with `best_of` in place of the word; an option's own `auto` is a mistake."""
-    for name in document.at(["options"]).mapping:
-        node = document.at(["options", name, _KEY])
-        if node.value == AUTO:
+    """The document with `best_of` in place of `micro_batch_size: auto`; an option's own `auto` is a mistake."""
+    for option in document.below("options").values():
+        if (node := option.at([MICRO_BATCH_SIZE])).value == AUTO:
             problems.at(node, "auto is said once for all options: choices: {micro_batch_size: auto}")
-    node = document.at(["choices", _KEY])
+    node = document.at(["choices", MICRO_BATCH_SIZE])
     if node.value != AUTO:
         return document
     if "best_of" in document.mapping:
         problems.at(node, "auto and best_of say the same twice: leave one out")
         return document
-    best_of = Node({_KEY: replace(node, path=f"best_of.{_KEY}")}, node.place, "best_of")
-    return document.with_entries(choices=document.mapping["choices"].without(_KEY), best_of=best_of)
+    sizes = replace(node, path=f"best_of.{MICRO_BATCH_SIZE}")
+    best_of = Node({MICRO_BATCH_SIZE: sizes}, node.place, "best_of")
+    return document.with_entries(choices=document.mapping["choices"].without(MICRO_BATCH_SIZE), best_of=best_of)
 
 
 def with_first_sizes(rows: Sequence[Row], document: Node) -> list[Row]:
@@ -218,24 +205,87 @@ def with_first_sizes(rows: Sequence[Row], document: Node) -> list[Row]:
 
     With 1 where none does, and for `auto`.
     """
-    searched = document.mapping.get("best_of", document).mapping.get(_KEY)
+    searched = document.below("best_of").get(MICRO_BATCH_SIZE)
     if searched is None:
         return list(rows)
-    unset = [row for row in rows if _KEY not in row.choices.mapping]
-    sizes = sorted(size for item in searched.items if (size := _number(item)))
+    unset = [row for row in rows if MICRO_BATCH_SIZE not in row.choices.mapping]
     jobs = _number(document.at(["job", "global_batch_size"]))
-    first = next((size for size in sizes if all(_cuts(size, row, jobs) for row in unset)), 1)
-    begin = replace(searched, value=first)
-    return [replace(r, choices=r.choices.with_entries(**{_KEY: begin})) if r in unset else r for r in rows]
 
+    def cuts(size: int, row: Row) -> bool:
+        """Whether whole micro-batches of the size make the row's step, as far as its ranks are known."""
+        own = {key: _number(node) for key, node in row.choices.mapping.items()}
+        step = own.get("global_batch_size") or jobs
+        return step is not None and step % (size * (own.get("world_size") or 1)) == 0
 
-def _cuts(size: int, row: Row, jobs: int | None) -> bool:
-    """Whether whole micro-batches of the size make the row's step, as far as its ranks are known."""
-    own = {key: _number(node) for key, node in row.choices.mapping.items()}
-    step = own.get("global_batch_size") or jobs
-    return step is not None and step % (size * (own.get("world_size") or 1)) == 0
+    sizes = sorted(size for item in searched.items if (size := _number(item)))
+    first = replace(searched, value=next((size for size in sizes if all(cuts(size, row) for row in unset)), 1))
+    return [row.with_choice(MICRO_BATCH_SIZE, first) if row in unset else row for row in rows]
 
 
 def _number(node: Node) -> int | None:
     value = node.value
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _leaves_open(setting: str, node: Node) -> bool:
+    if setting == PRECISION:
+        return plain(node) in (AUTO, {"name": AUTO})
+    return setting == MICRO_BATCH_SIZE and isinstance(node.value, dict)
+
+
+def taken_out(document: Node, problems: Problems) -> tuple[LeftOpen, Node]:
+    """What the shared choices leave to the machine, and the document without it; anywhere else it is a mistake."""
+    for setting in (PRECISION, MICRO_BATCH_SIZE):
+        document = _refused_elsewhere(document, setting, problems)
+    found = {key: node for key, node in document.below("choices").items() if _leaves_open(key, node)}
+    if not found:
+        return LeftOpen(), document
+    size = None
+    if MICRO_BATCH_SIZE in found:
+        size = validate(SizeThatFits, found[MICRO_BATCH_SIZE], problems) or SizeThatFits(at_most=1)
+    left_open = LeftOpen(precision=PRECISION in found, micro_batch_size=size)
+    return left_open, document.with_entries(choices=document.mapping["choices"].without(*found))
+
+
+def _refused_elsewhere(document: Node, setting: str, problems: Problems) -> Node:
+    """The document without options that leave it open, each told; values of an axis are told."""
+    options = document.below("options")
+    own = {name: option.mapping[setting] for name, option in options.items() if setting in option.mapping}
+    axis = document.below("axes").get(setting)
+    values = [] if axis is None else [*axis.mapping.values(), *axis.items]
+    said, instead = (
+        (AUTO, "name a precision here") if setting == PRECISION else (f"{{{AT_MOST}: ...}}", "give a number here")
+    )
+    for node in (*own.values(), *values):
+        if _leaves_open(setting, node):
+            problems.at(node, f"{said} is said once for all options, under choices: {instead}")
+    kept = {name: options[name].without(setting) for name, node in own.items() if _leaves_open(setting, node)}
+    return document.with_entries(options=document.mapping["options"].with_entries(**kept)) if kept else document
+
+
+def of_these_rows(asked: LeftOpen, rows: Sequence[Row], document: Node, problems: Problems) -> LeftOpen:
+    """Without what every row sets itself; some rows alone may not.
+
+    `rows`: as options and axes have them, without what is left open.
+    """
+    update: dict[str, object] = {}
+    for setting in asked.settings:
+        left = f"choices.{setting} leaves it to the machine"
+        own = [row.choices.mapping[setting] for row in rows if setting in row.choices.mapping]
+        if not own:
+            for entry in document.items_below("exclude"):
+                if setting in entry.mapping:
+                    problems.at(entry.mapping[setting], f"{left}: there is nothing to exclude by it")
+            continue
+        update[setting] = LeftOpen.model_fields[setting].default
+        if len(own) < len(rows):
+            problems.at(own[0], f"{left}: set it in every option, or in none of them")
+    return asked.model_copy(update=update)
+
+
+def with_placeholders(rows: Sequence[Row], asked: LeftOpen) -> list[Row]:
+    """Rows that can be validated: with micro-batches of one sequence, and the default precision."""
+    if asked.micro_batch_size is None:
+        return list(rows)
+    one = f"choices.{MICRO_BATCH_SIZE}"
+    return [row.with_choice(MICRO_BATCH_SIZE, Node(1, row.place, one)) for row in rows]

@@ -22,17 +22,8 @@ from selectbench.choices.model import (
     Tokenizer,
     resolved_vocab_size,
 )
-from selectbench.settings import Strict
-from selectbench.suite.sources import (
-    Apart,
-    Cleaning,
-    Data,
-    EmbeddedCorpus,
-    MarkovSource,
-    TokenFile,
-    kind_of,
-    needs_tokenizer,
-)
+from selectbench.settings import Strict, WrongValueError
+from selectbench.suite.sources import Cleaning, Data, EmbeddedCorpus
 
 # How a trained model is judged: held-out loss always, and scores of what it generates where a suite asks.
 
@@ -140,59 +131,53 @@ class Job(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Job:
-        is_pairs, kind = self.task == "seq2seq", kind_of(self.data)
+        is_pairs, kind = self.task == "seq2seq", self.data.kind
         if is_pairs != (kind == "pairs"):
             found = f"found {kind}" if is_pairs else "pairs are for task seq2seq"
-            raise ValueError(f"data: task {self.task} needs {'pairs' if is_pairs else 'running text'}, {found}")
+            wrong = f"task {self.task} needs {'pairs' if is_pairs else 'running text'}, {found}"
+            raise WrongValueError("data", wrong, says_key=False)
         if self.task == "masked_lm" and kind != "text":
-            raise ValueError(f"data: task masked_lm needs running text, found {kind}")
+            raise WrongValueError("data", f"task masked_lm needs running text, found {kind}", says_key=False)
         if isinstance(self.eval, Eval) and self.eval.scores and not is_pairs:
-            raise ValueError(f"eval.scores: only task seq2seq generates what can be scored, found {self.task}")
-        if self.tokenizer is not None and not needs_tokenizer(self.data):
-            raise ValueError("tokenizer: the data are tokens already, with a vocabulary of their own: leave it out")
-        if problem := self.problem_with(self.model, self.tokenizer):
-            raise ValueError(problem)
-        if self.lr_schedule.warmup_steps > self.max_steps:
-            raise ValueError(
-                f"lr_schedule.warmup_steps {self.lr_schedule.warmup_steps} is more than max_steps {self.max_steps}"
-            )
+            wrong = f"only task seq2seq generates what can be scored, found {self.task}"
+            raise WrongValueError("eval.scores", wrong, says_key=False)
+        if self.tokenizer is not None and not self.data.needs_tokenizer:
+            wrong = "the data are tokens already, with a vocabulary of their own: leave it out"
+            raise WrongValueError("tokenizer", wrong, says_key=False)
+        self.check_fits(self.model, self.tokenizer)
+        if (steps := self.lr_schedule.warmup_steps) > self.max_steps:
+            key = "lr_schedule.warmup_steps"
+            raise WrongValueError(key, f"{key} {steps} is more than max_steps {self.max_steps}")
         return self
 
-    def problem_with(self, model: AnyModel, tokenizer: AnyTokenizer | None) -> str | None:
-        """Why the job can't be done with these, or None; what a file that is gone would tell is not told."""
+    def check_fits(self, model: AnyModel, tokenizer: AnyTokenizer | None) -> None:
+        """Raises ValueError where the job can't be done with these, as far as the files that are there tell."""
         if isinstance(model, ConfigFile) and not model.path.exists():
-            return None  # A run's report must not need the file; `load` asks for it before a run.
+            return  # A run's report must not need the file; `load` asks for it before a run.
         if self.task not in model.TASKS:
             name = getattr(model, "family", "this model")
-            return f"model: {name} is for task {' or '.join(model.TASKS)}, the job's task is {self.task}"
-        entries = tokenizer.most_entries if tokenizer else vocabulary_of(self.data)
-        try:
-            if entries is not None:
-                resolved_vocab_size(model, entries)
-            longest = model.longest_sequence()
-        except ValueError as error:
-            return str(error)
+            wrong = f"{name} is for task {' or '.join(model.TASKS)}, the job's task is {self.task}"
+            raise WrongValueError("model", wrong, says_key=False)
+        entries = tokenizer.most_entries if tokenizer else self.data.vocabulary
+        if entries is not None:
+            resolved_vocab_size(model, entries)
+        longest = model.longest_sequence()
         if longest is not None and self.seq_len > longest:
-            return f"seq_len {self.seq_len} is more than the model's {longest} positions"
-        return None
+            raise WrongValueError("seq_len", f"seq_len {self.seq_len} is more than the model's {longest} positions")
 
     def of(self, choices: Choices) -> Job:
         """The job as an option does it: model, tokenizer, schedule, warm-up and global batch where it sets them."""
         model = choices.model or self.model
         chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
-        tokenizer = chosen if needs_tokenizer(self.data) else None
+        tokenizer = chosen if self.data.needs_tokenizer else None
         shape = choices.optimizer.schedule_shape or self.lr_schedule.name
         schedule = self.lr_schedule.model_copy(update={"name": shape})
         own = self.model_copy(update={"model": model, "tokenizer": tokenizer, "lr_schedule": schedule})
-        in_batches = own.in_batches_of(choices.global_batch_size or self.global_batch_size)
-        return in_batches._warmed_up_over(choices.optimizer.warmup_fraction)
-
-    def _warmed_up_over(self, fraction: float | None) -> Job:
-        """With this share of the steps as warm-up, to the nearest whole number; None: with the job's own."""
-        if fraction is None:
-            return self
-        schedule = self.lr_schedule.model_copy(update={"warmup_steps": round(fraction * self.max_steps)})
-        return self.model_copy(update={"lr_schedule": schedule})
+        own = own.in_batches_of(choices.global_batch_size or self.global_batch_size)
+        if (fraction := choices.optimizer.warmup_fraction) is None:
+            return own
+        warmup = round(fraction * own.max_steps)
+        return own.model_copy(update={"lr_schedule": own.lr_schedule.model_copy(update={"warmup_steps": warmup})})
 
     def in_batches_of(self, size: int) -> Job:
         """The same tokens in optimizer steps of `size` sequences.
@@ -263,12 +248,6 @@ def _tokenizer_of(model: AnyModel | None) -> AnyTokenizer | None:
     return PretrainedTokenizer(pretrained=model.pretrained, revision=model.revision)
 
 
-def vocabulary_of(data: Data) -> int | None:
-    """Entries of the vocabulary that comes with the data; None: a tokenizer makes it."""
-    one = data.train if isinstance(data, Apart) else data
-    return one.vocab_size if isinstance(one, TokenFile | MarkovSource) else None
-
-
 # The learning rate over the steps, as a share of its peak.
 
 
@@ -282,21 +261,16 @@ def share_of_peak(schedule: LrSchedule, step: int, max_steps: int) -> float:
     """
     if step < schedule.warmup_steps:
         return (step + 1) / schedule.warmup_steps
-    final = schedule.final_fraction
     if schedule.name == "constant":
         return 1.0
-    if schedule.name == "cosine":
-        done = _progress(step, schedule.warmup_steps, max_steps)
-        return final + (1 - final) * (1 + math.cos(math.pi * done)) / 2
-    start = schedule.warmup_steps
+    start, final = schedule.warmup_steps, schedule.final_fraction
     if schedule.name == "warmup_stable_decay":
         start = max(start, max_steps - round(schedule.decay_fraction * max_steps))
-    return 1 - (1 - final) * _progress(step, start, max_steps)
-
-
-def _progress(step: int, start: int, max_steps: int) -> float:
-    """From 0 at the step before `start` to 1 at the last step."""
-    return min(1.0, max(0.0, (step - start + 1) / max(1, max_steps - start)))
+    # From 0 at the step before `start` to 1 at the last step.
+    progress = min(1.0, max(0.0, (step - start + 1) / max(1, max_steps - start)))
+    if schedule.name == "cosine":
+        return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+    return 1 - (1 - final) * progress
 
 
 def shares(schedule: LrSchedule, max_steps: int) -> list[float]:

@@ -12,24 +12,20 @@ from pydantic.json_schema import models_json_schema
 
 import selectbench
 from selectbench.choices import Choices
+from selectbench.choices.execution import interpreter_problem
 from selectbench.errors import UserError, did_you_mean
 from selectbench.settings import DescribedSchema
 from selectbench.suite.check import (
     check_accumulation,
-    check_constraints,
-    check_control,
+    check_bounds,
     check_distinct,
     check_files,
-    check_gate,
-    check_interpreters,
     check_jobs,
     check_seeds,
     check_tune,
     chosen_baseline,
-    differences,
     tokenizers_differ,
     unmeasured_metrics,
-    without_quality,
 )
 from selectbench.suite.document import (
     Node,
@@ -42,14 +38,22 @@ from selectbench.suite.document import (
     with_absolute_paths,
     with_interpreter,
 )
-from selectbench.suite.grid import AUTO as SEARCHED
-from selectbench.suite.grid import DIMENSIONS, Row, excluded, rows_of, with_first_sizes, with_sizes_searched
+from selectbench.suite.grid import (
+    DIMENSIONS,
+    Row,
+    excluded,
+    of_these_rows,
+    rows_of,
+    taken_out,
+    with_first_sizes,
+    with_placeholders,
+    with_sizes_searched,
+)
 from selectbench.suite.job import Job
-from selectbench.suite.metrics import METRICS
+from selectbench.suite.metrics import METRICS, parse_constraint
 from selectbench.suite.problems import validate
-from selectbench.suite.sources import kind_of
-from selectbench.suite.suite import AUTO as LEFT_TO_THE_MACHINE
 from selectbench.suite.suite import (
+    AUTO,
     CONTROL,
     Decide,
     LeftOpen,
@@ -57,9 +61,7 @@ from selectbench.suite.suite import (
     SizeThatFits,
     Suite,
     SuiteFile,
-    of_these_rows,
-    taken_out,
-    with_placeholders,
+    differences,
 )
 
 # What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`.
@@ -72,52 +74,17 @@ SETTABLE = tuple(key for key in SuiteFile.model_fields if key not in ("profiles"
 def apply_settings(document: Node, settings: Iterable[str], problems: Problems) -> Node:
     """Lays each `PATH=VALUE` over the document, in the order given; VALUE is read as YAML."""
     for setting in settings:
-        flag = f"--set {setting}"
-        keys, text = _split(setting, flag, document, problems)
-        if not keys:
-            continue
-        if keys[0] not in SETTABLE:
+        place = Place(f"--set {setting}")
+        path, equals, text = setting.partition("=")
+        keys = _keys(path.strip(), document)
+        if not equals or not all(keys):
+            problems.add(place, "", "expected PATH=VALUE as in job.max_steps=20")
+        elif keys[0] not in SETTABLE:
             hint = did_you_mean(keys[0], SETTABLE) or f" (known: {', '.join(SETTABLE)})"
-            problems.add(Place(flag), "", f"unknown key {keys[0]!r}{hint}")
-            continue
-        node = parse_value(text, flag, ".".join(keys), problems)
-        if node is not None:
-            document = merge_document(document, nest(keys, node, Place(flag)))
+            problems.add(place, "", f"unknown key {keys[0]!r}{hint}")
+        elif (node := parse_value(text, place.source, ".".join(keys), problems)) is not None:
+            document = merge_document(document, nest(keys, node, place))
     return document
-
-
-def apply_axes(document: Node, axes: Iterable[str], problems: Problems) -> Node:
-    """Each `PATH=A,B` takes the place of the file's options and of its axis of that path."""
-    for axis in axes:
-        flag = f"--axis {axis}"
-        path, equals, text = axis.partition("=")
-        if not equals or not path.strip() or not text.strip():
-            problems.add(Place(flag), "", "expected PATH=VALUE,VALUE as in precision=fp32,bf16_mixed")
-            continue
-        values = parse_value(f"[{text}]", flag, path.strip(), problems)
-        if values is not None:
-            values = replace(values, key_place=Place(flag))
-            present = document.mapping.get("axes", Node({}, Place(flag)))
-            others = present if isinstance(present.value, dict) else Node({}, Place(flag))
-            document = document.without("options").with_entries(axes=others.with_entries(**{path.strip(): values}))
-    return document
-
-
-def apply_seeds(document: Node, seeds: str | None, problems: Problems) -> Node:
-    """The document with the seeds of `0,1` in place of its own."""
-    if seeds is None:
-        return document
-    node = parse_value(f"[{seeds}]", f"--seeds {seeds}", "seeds", problems)
-    return document if node is None else document.with_entries(seeds=node)
-
-
-def _split(setting: str, flag: str, document: Node, problems: Problems) -> tuple[list[str], str]:
-    path, equals, text = setting.partition("=")
-    keys = _keys(path.strip(), document)
-    if not equals or not all(keys):
-        problems.add(Place(flag), "", "expected PATH=VALUE as in job.max_steps=20")
-        return [], ""
-    return keys, text
 
 
 def _keys(path: str, document: Node) -> list[str]:
@@ -128,6 +95,27 @@ def _keys(path: str, document: Node) -> list[str]:
         if f"{rest}.".startswith(f"{name}."):
             return [head, name, *filter(None, rest[len(name) + 1 :].split("."))]
     return path.split(".")
+
+
+def apply_axes(document: Node, axes: Iterable[str], problems: Problems) -> Node:
+    """Each `PATH=A,B` takes the place of the file's options and of its axis of that path."""
+    for axis in axes:
+        place = Place(f"--axis {axis}")
+        path, equals, text = (part.strip() for part in axis.partition("="))
+        if not equals or not path or not text:
+            problems.add(place, "", "expected PATH=VALUE,VALUE as in precision=fp32,bf16_mixed")
+        elif (values := parse_value(f"[{text}]", place.source, path, problems)) is not None:
+            present = document.mapping.get("axes")
+            others = present if present is not None and isinstance(present.value, dict) else Node({}, place)
+            axis_of_path = others.with_entries(**{path: replace(values, key_place=place)})
+            document = document.without("options").with_entries(axes=axis_of_path)
+    return document
+
+
+def apply_seeds(document: Node, seeds: str | None, problems: Problems) -> Node:
+    """The document with the seeds of `0,1` in place of its own."""
+    node = None if seeds is None else parse_value(f"[{seeds}]", f"--seeds {seeds}", "seeds", problems)
+    return document if node is None else document.with_entries(seeds=node)
 
 
 # The suites that come with selectbench, and where a suite is found by path or name.
@@ -198,39 +186,39 @@ def json_schema() -> Schema:
     models = [(SuiteFile, "validation"), (Choices, "validation"), (SizeThatFits, "validation")]
     _, generated = models_json_schema(models, ref_template=template, schema_generator=DescribedSchema)  # type: ignore[arg-type]
     definitions = {name: _in_pieces(definition) for name, definition in generated["$defs"].items()}
-    definitions["Choices"]["properties"]["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
-    definitions["SharedChoices"] = _shared(definitions["Choices"])
+    own = definitions["Choices"]["properties"]
+    own["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
+    definitions["SharedChoices"] = {**definitions["Choices"], "properties": {**own, **_left_open(own)}}
     top = definitions.pop("SuiteFile")
     properties = top["properties"]
-    for key, shape in _shapes(definitions["Choices"]).items():
+    piece = {"$ref": "#/$defs/Choices"}
+    shapes = {
+        "choices": {"$ref": "#/$defs/SharedChoices"},
+        "options": _mapping_of({"anyOf": [piece, {"type": "null"}]}),
+        # Each dimension with a list of its values or labelled ones; `dimension.setting` with any values.
+        "axes": {
+            "type": "object", "properties": {name: _list_or_labelled(shape) for name, shape in own.items()},
+            "patternProperties": {rf"^({'|'.join(DIMENSIONS)})\.[A-Za-z0-9_.]+$": _list_or_labelled({})},
+            "additionalProperties": False,
+        },
+        "exclude": {"type": "array", "items": piece},
+        "profiles": _mapping_of({"anyOf": [{"$ref": "#/$defs/Profile"}, {"type": "null"}]}),
+    }  # fmt: skip
+    for key, shape in shapes.items():
         properties[key] = {**shape, "description": properties[key]["description"]}
     within = {key: value for key, value in properties.items() if key != "profiles"}
     definitions["Profile"] = {"type": "object", "additionalProperties": False, "properties": within}
     return {"$schema": DIALECT, **top, "title": "selectbench suite", "$defs": definitions}
 
 
-def _shared(choices: Schema) -> Schema:
-    """Choices of all options, some of which may be left to the machine or be searched."""
-    own = choices["properties"]
+def _left_open(own: Schema) -> Schema:
+    """Choices of all options that may be left to the machine or be searched, from the shapes of an option's own."""
     size = {key: value for key, value in own["micro_batch_size"].items() if key != "description"}
-    sizes = [size, {"const": SEARCHED}, {"$ref": "#/$defs/SizeThatFits"}]
-    precisions = [*own["precision"]["anyOf"], {"const": LEFT_TO_THE_MACHINE}]
-    shared = {
+    sizes = [size, {"const": AUTO}, {"$ref": "#/$defs/SizeThatFits"}]
+    precisions = [*own["precision"]["anyOf"], {"const": AUTO}]
+    return {
         "micro_batch_size": {"description": f"{own['micro_batch_size']['description']} {_SIZES}", "anyOf": sizes},
         "precision": {"description": f"{own['precision']['description']} {_PRECISIONS}", "anyOf": precisions},
-    }
-    return {**choices, "properties": {**own, **shared}}
-
-
-def _shapes(choices: Schema) -> dict[str, Schema]:
-    """Keys that hold choices in pieces."""
-    piece = {"$ref": "#/$defs/Choices"}
-    return {
-        "choices": {"$ref": "#/$defs/SharedChoices"},
-        "options": _mapping_of(_or_null(piece)),
-        "axes": _axes(choices),
-        "exclude": {"type": "array", "items": piece},
-        "profiles": _mapping_of(_or_null({"$ref": "#/$defs/Profile"})),
     }
 
 
@@ -246,26 +234,12 @@ def _in_pieces(schema: Any) -> Any:
     return {**kept, "anyOf": _in_pieces(schema["oneOf"])} if "oneOf" in schema else kept
 
 
-def _axes(choices: Schema) -> Schema:
-    """Each dimension with a list of its values or labelled ones; `dimension.setting` with any values."""
-    named = {name: _list_or_labelled(shape) for name, shape in choices["properties"].items()}
-    dotted = rf"^({'|'.join(DIMENSIONS)})\.[A-Za-z0-9_.]+$"
-    return {
-        "type": "object", "properties": named, "patternProperties": {dotted: _list_or_labelled({})},
-        "additionalProperties": False,
-    }  # fmt: skip
-
-
 def _list_or_labelled(shape: Schema) -> Schema:
     return {"anyOf": [{"type": "array", "items": shape, "minItems": 1}, _mapping_of(shape)]}
 
 
 def _mapping_of(shape: Schema) -> Schema:
     return {"type": "object", "additionalProperties": shape}
-
-
-def _or_null(shape: Schema) -> Schema:
-    return {"anyOf": [shape, {"type": "null"}]}
 
 
 # From a suite file and the command line to a Suite. Every mistake is collected and told with its place.
@@ -281,18 +255,13 @@ Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True)
-class _Request:
-    """What the command line asks of a suite."""
+class _CommandLine:
+    """What the command line changes in a suite."""
 
-    profile: str | None
-    settings: Sequence[str]
-    axes: Sequence[str]
-    seeds: str | None
-    quick: bool
-
-    def applied(self, document: Node, problems: Problems) -> Node:
-        document = apply_settings(document, self.settings, problems)
-        return apply_seeds(apply_axes(document, self.axes, problems), self.seeds, problems)
+    settings: Sequence[str] = ()
+    axes: Sequence[str] = ()
+    seeds: str | None = None
+    quick: bool = False
 
 
 def load_suite(
@@ -309,23 +278,19 @@ def load_suite(
     path = find(reference)
     top = read_document(path)
     problems = Problems()
-    request = _Request(profile, settings, axes, seeds, quick)
-    chosen_device = _device(top, profile, device)
+    asked = _CommandLine(settings, axes, seeds, quick)
+    stated = top.mapping["device"].value if "device" in top.mapping else None
+    wanted = next((name for name in (profile, stated, device) if name in ("cpu", "cuda")), "cpu")
+    chosen_device: Device = "cuda" if wanted == "cuda" else "cpu"
     used = _profile_name(top, profile, chosen_device, problems)
-    document = _prepared(top, used, path, request, problems)
+    document = _prepared(top, used, path, asked, problems)
     if require_files:
         check_files(document, problems)
-    suite = _suite(document, path, used, chosen_device, request, problems, require_files=require_files)
+    suite = _suite(document, path, used, chosen_device, asked, problems, require_files=require_files)
     _check_other_profiles(top, used, path, problems)
     problems.raise_if_any()
     assert suite is not None
     return suite
-
-
-def _device(top: Node, profile: str | None, device: str) -> Device:
-    stated = top.mapping["device"].value if "device" in top.mapping else None
-    asked = profile if profile in ("cpu", "cuda") else stated if stated in ("cpu", "cuda") else device
-    return "cuda" if asked == "cuda" else "cpu"
 
 
 def _profile_name(top: Node, asked: str | None, device: Device, problems: Problems) -> str | None:
@@ -341,7 +306,7 @@ def _profile_name(top: Node, asked: str | None, device: Device, problems: Proble
     return None
 
 
-def _prepared(top: Node, profile: str | None, path: Path, request: _Request | None, problems: Problems) -> Node:
+def _prepared(top: Node, profile: str | None, path: Path, asked: _CommandLine, problems: Problems) -> Node:
     """The file with the profile and the command line laid over it, its name and absolute paths put in."""
     document = top.without("profiles")
     if profile is not None:
@@ -351,63 +316,55 @@ def _prepared(top: Node, profile: str | None, path: Path, request: _Request | No
         if "profiles" in over.mapping:
             problems.at(over.mapping["profiles"], "a profile has no profiles of its own")
         document = merge_document(document, over.without("profiles") if over.mapping else replace(over, value={}))
-    if request is not None:
-        document = request.applied(document, problems)
+    document = apply_settings(document, asked.settings, problems)
+    document = apply_seeds(apply_axes(document, asked.axes, problems), asked.seeds, problems)
     # A key without a value (`axes:`) is one that is not given.
     document = document.without(*(key for key, node in document.mapping.items() if node.value is None))
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "suite"
-    named = (
-        document if "name" in document.mapping else document.with_entries(name=Node(stem, document.place, "name"))
-    )
-    return with_absolute_paths(with_sizes_searched(named, problems), path.resolve().parent)
+    if "name" not in document.mapping:
+        document = document.with_entries(name=Node(stem, document.place, "name"))
+    return with_absolute_paths(with_sizes_searched(document, problems), path.resolve().parent)
 
 
 def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Problems) -> None:
     """A misspelt key in the profile of another machine is told here already."""
-    profiles = top.mapping["profiles"].mapping if "profiles" in top.mapping else {}
-    for name in profiles:
-        if name == used:
-            continue
-        found = Problems()
-        document = _prepared(top, name, path, None, found)
-        _, document = taken_out(document, found)
-        validate(SuiteFile, document, found, own_only=True)
-        for row in rows_of(document, found):
-            validate(Choices, row.choices, found, own_only=True)
-        problems.extend(found)
+    for name in top.below("profiles").keys() - {used}:
+        _, document = taken_out(_prepared(top, name, path, _CommandLine(), problems), problems)
+        validate(SuiteFile, document, problems, own_only=True)
+        for row in rows_of(document, problems):
+            validate(Choices, row.choices, problems, own_only=True)
 
 
 def _suite(
-    document: Node, path: Path, profile: str | None, device: Device, request: _Request, problems: Problems, *,
+    document: Node, path: Path, profile: str | None, device: Device, asked: _CommandLine, problems: Problems, *,
     require_files: bool,
 ) -> Suite | None:  # fmt: skip
-    asked, document = taken_out(document, problems)
+    open_choices, document = taken_out(document, problems)
     content: SuiteFile | None = validate(SuiteFile, document, problems)
     names, rows, left_open = _rows(
-        document, path.resolve().parent, asked, from_command_line=bool(request.axes), problems=problems
+        document, path.resolve().parent, open_choices, from_command_line=bool(asked.axes), problems=problems
     )
+    chosen = [choices for _, choices in rows]
     check_accumulation(rows, document, device, problems)
     check_distinct(rows, document, problems)
-    if require_files:
-        check_interpreters(rows, problems)
     check_seeds(document, problems)
-    quick = request.quick or (content is not None and content.quick)
-    evaluates = quick or document.at(["job", "eval"]).value != "none"
-    other_tokens = content is not None and tokenizers_differ([choices for _, choices in rows], content.job)
+    for row, choices in rows if require_files else ():
+        if choices.python is not None and (problem := interpreter_problem(choices.python)):
+            problems.at(row.choices.at(["python"]), problem)
+    quick = asked.quick or (content is not None and content.quick)
     unmeasured = unmeasured_metrics(
-        evaluates=evaluates, on_the_way=quick or content is None or content.job.evaluates_on_the_way, device=device,
-        has_prices="cost" in document.mapping, other_tokens=other_tokens,
-        kind=kind_of(content.job.data) if content else "text",
-        scored=content.job.scored if content else frozenset(),
+        content.job if content else None, device, quick=quick, has_prices="cost" in document.mapping,
+        evaluates=quick or document.at(["job", "eval"]).value != "none",
+        other_tokens=content is not None and tokenizers_differ(chosen, content.job),
     )  # fmt: skip
+    check_bounds(document, problems, unmeasured)
+    control = document.at(["control"])
+    if control.value is True and CONTROL in names:
+        problems.at(control, f"an option is called {CONTROL!r}, the name of the baseline's repetition")
     if content is not None:
         check_jobs(rows, content.job, document, problems)
-    check_constraints(document, problems, unmeasured)
-    check_gate(document, problems, unmeasured)
-    check_control(document, names, problems)
-    if content is not None:
-        check_tune(content, [choices for _, choices in rows], document, problems, complete=len(rows) == len(names))
-    baseline = chosen_baseline(document, names, fall_back=bool(request.axes), problems=problems)
+        check_tune(content, chosen, document, problems, complete=len(rows) == len(names))
+    baseline = chosen_baseline(document, names, fall_back=bool(asked.axes), problems=problems)
     if problems.found or content is None:
         return None
     return _assembled(content, rows, left_open, baseline, profile or content.profile, device, quick=quick)
@@ -437,14 +394,13 @@ def _assembled(
     base = next(choices for row, choices in rows if row.name == baseline)
     sizes = [c.global_batch_size or content.job.global_batch_size for _, c in rows]
     job = _quickened(content.job, sizes) if quick else content.job
-    apart = tokenizers_differ([c for _, c in rows], job)
-    decide = _of_quality(_by_bytes(content.decide) if apart else content.decide)
+    other_tokens = tokenizers_differ([c for _, c in rows], job)
     options = [Option(name=r.name, choices=c, differs_in=differences(job, c, base)) for r, c in rows]
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
         options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
         baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
-        decide=decide if job.evaluates else without_quality(decide, other_tokens=apart),
+        decide=_decides(content.decide, job, other_tokens=other_tokens),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
         control=content.control, gate=content.gate, left_open=left_open,
         tune=None if quick else content.tune, best_of=None if quick else content.best_of,
@@ -454,16 +410,27 @@ def _assembled(
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
 
 
-def _of_quality(decide: Decide) -> Decide:
-    """Where quality itself is the objective, nothing is asked of quality besides unless the suite says so."""
-    asks = "constraints" in decide.model_fields_set or not METRICS[decide.objective].quality
-    return decide if asks else decide.model_copy(update={"constraints": []})
+def _decides(given: Decide, job: Job, *, other_tokens: bool) -> Decide:
+    """What decides, with defaults that suit the job; `other_tokens`: the options' tokenizers differ.
 
-
-def _by_bytes(decide: Decide) -> Decide:
-    """Where tokenizers differ a suite decides by default on text, not on tokens."""
-    defaults = {"constraints": ["bits_per_byte <= 1.01x baseline"], "objective": "bytes_per_second"}
-    return decide.model_copy(update={k: v for k, v in defaults.items() if k not in decide.model_fields_set})
+    Where tokenizers differ a suite decides by default on text, not on tokens. Else, where quality itself is the
+    objective, nothing is asked of quality besides unless the suite says so. A job of speed and memory only asks
+    nothing of quality and ranks by speed: where tokenizers differ by that of a step, as only an evaluation tells
+    how much text a step is.
+    """
+    objective, constraints = given.objective, given.constraints
+    if other_tokens and "objective" not in given.model_fields_set:
+        objective = "bytes_per_second"
+    if "constraints" not in given.model_fields_set:
+        if other_tokens:
+            constraints = ["bits_per_byte <= 1.01x baseline"]
+        elif METRICS[objective].quality:
+            constraints = []
+    if not job.evaluates:
+        constraints = [c for c in constraints if "evaluation" not in METRICS[parse_constraint(c).metric].needs]
+        if "evaluation" in METRICS[objective].needs:
+            objective = "step_time_median_seconds" if other_tokens else "tokens_per_second"
+    return given.model_copy(update={"objective": objective, "constraints": constraints})
 
 
 def _quickened(job: Job, sizes: Sequence[int]) -> Job:

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast
 
 from selectbench import units
 from selectbench.errors import did_you_mean
@@ -79,7 +79,7 @@ class Metric:
     """Whether it is a score of generated text."""
     metered: bool = False
     """Whether the GPUs' meters alone tell it."""
-    needs: frozenset[Need] = frozenset()
+    needs: tuple[Need, ...] = ()
     """What a job must have for it to be known, or to mean the same for all options."""
     spoiled_by: frozenset[str] = frozenset()
     """States of the GPUs in which a trial's value says nothing of the option."""
@@ -119,17 +119,13 @@ class Metric:
         return "same_tokens" in self.needs
 
 
-def _needs(*needs: Need) -> frozenset[Need]:
-    return frozenset(needs)
-
-
 _SPEED = (
     Metric("tokens_per_second", "tokens/s", "more", _TOKENS_PER_SECOND, "is the fastest", 0.01,
-           needs=_needs("same_tokens"), spoiled_by=_THROTTLED_OR_SHARED, after_figure=" tokens/s",
+           needs=("same_tokens",), spoiled_by=_THROTTLED_OR_SHARED, after_figure=" tokens/s",
            columns={"terminal": 0, "markdown": 0, "page": 0}, shows_ratio=True, dimension=("speed", 0),
            comparison="tested", watched=True, exported=True),
     Metric("bytes_per_second", "text/s", "more", _BYTES_PER_SECOND, "reads the most text", 0.01,
-           needs=_needs("evaluation", "text"), spoiled_by=_THROTTLED_OR_SHARED, dimension=("speed", 1)),
+           needs=("evaluation", "text"), spoiled_by=_THROTTLED_OR_SHARED, dimension=("speed", 1)),
     Metric("step_time_median_seconds", "median step", "less", _SECONDS, "has the shortest step", 0.01,
            measured_as="step_time_median_seconds", spoiled_by=_THROTTLED_OR_SHARED,
            columns={"terminal": 12, "markdown": 1, "page": 17}),
@@ -144,22 +140,22 @@ _MEMORY = (
            dimension=("memory", 1), comparison="tested", watched=True, exported=True),
     Metric("peak_memory_reserved_bytes", "reserved", "less", _BYTES, "reserves the least memory"),
     Metric("peak_device_memory_bytes", "device memory", "less", _BYTES, "needs the least memory of a GPU", 0.01,
-           metered=True, needs=_needs("gpu"), spoiled_by=_SHARED, after_figure=" of a GPU", columns={"page": 2},
+           metered=True, needs=("gpu",), spoiled_by=_SHARED, after_figure=" of a GPU", columns={"page": 2},
            dimension=("memory", 0), comparison="tested"),
 )  # fmt: skip
 _QUALITY = (
     Metric("final_loss", "loss", "less", _NATS, "reaches the lowest held-out loss", 0.002, measured_as="final_loss",
-           quality=True, needs=_needs("evaluation", "same_tokens"), after_figure=" nats per token",
+           quality=True, needs=("evaluation", "same_tokens"), after_figure=" nats per token",
            columns={"terminal": 13, "markdown": 3, "page": 3}, dimension=("quality", 0), comparison="tested",
            watched=True, exported=True),
     Metric("final_perplexity", "perplexity", "less", _NUMBER, "reaches the lowest perplexity", 0.01, quality=True,
-           needs=_needs("evaluation", "same_tokens"), columns={"terminal": 10, "markdown": 4, "page": 4},
+           needs=("evaluation", "same_tokens"), columns={"terminal": 10, "markdown": 4, "page": 4},
            shows_ratio=True, comparison="shown", exported=True),
     Metric("bits_per_byte", "bits/byte", "less", _BITS, "reaches the fewest bits per byte", 0.002, quality=True,
-           needs=_needs("evaluation", "text"), after_figure=" bits per byte",
+           needs=("evaluation", "text"), after_figure=" bits per byte",
            columns={"terminal": 16, "markdown": 5, "page": 5}, dimension=("quality", 1)),
     Metric("excess_loss", "excess loss", "less", _NATS, "comes closest to the source's entropy", 0.05, quality=True,
-           needs=_needs("evaluation", "known_entropy"), after_figure=" nats per token above the source",
+           needs=("evaluation", "known_entropy"), after_figure=" nats per token above the source",
            columns={"terminal": 7, "markdown": 6, "page": 6}),
 )  # fmt: skip
 _SCORE_TITLES = {
@@ -168,7 +164,7 @@ _SCORE_TITLES = {
 }  # fmt: skip
 _SCORES = tuple(
     Metric(name, _SCORE_TITLES[name], "more", _NUMBER, f"reaches the highest {_SCORE_TITLES[name]}", 0.01,
-           quality=True, scored=True, needs=_needs("evaluation", "score"),
+           quality=True, scored=True, needs=("evaluation", "score"),
            columns={"terminal": 1 + number, "markdown": 7 + number, "page": 7 + number})
     for number, name in enumerate((*SCORES, OWN_SCORE))
 )  # fmt: skip
@@ -188,7 +184,7 @@ _TIMES = (
            measured_as="training_seconds", spoiled_by=_THROTTLED_OR_SHARED),
     # Until the held-out loss was the baseline's final one with the same seed: no trial tells it alone.
     Metric(SECONDS_TO_LOSS, "to baseline's loss", "less", _HOURS, "is the first to reach the baseline's loss", 0.01,
-           needs=_needs("evaluation", "evaluations_on_the_way", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           needs=("evaluation", "evaluations_on_the_way", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
            may_be_missing=True, after_figure=" to the baseline's loss"),
     Metric("evaluation_seconds", "evaluation", "less", _SECONDS, "evaluates the fastest",
            measured_as="evaluation_seconds", spoiled_by=_THROTTLED_OR_SHARED),
@@ -196,13 +192,13 @@ _TIMES = (
 )  # fmt: skip
 _METERED = (
     Metric("joules_per_token", "energy/token", "less", _JOULES, "takes the least energy per token", 0.01,
-           metered=True, needs=_needs("gpu", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           metered=True, needs=("gpu", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
            after_figure=" per token", columns={"terminal": 14, "markdown": 15, "page": 15}, dimension=("energy", 0),
            comparison="tested", watched=True, exported=True),
     Metric("mean_power_watts", "power", "less", _WATTS, "draws the least power", metered=True,
            spoiled_by=_THROTTLED_OR_SHARED),
     Metric("usd_per_billion_tokens", "cost per 1e9 tokens", "less", _USD, "is the cheapest", 0.01,
-           needs=_needs("gpu", "price", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           needs=("gpu", "price", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
            after_figure=" per billion tokens", columns={"terminal": 15, "markdown": 16, "page": 16},
            comparison="tested"),
     Metric("usd_of_job", "cost of the job", "less", _USD, "makes the job cheapest",
@@ -316,10 +312,19 @@ def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
         )
     if times and yardstick != against:
         raise ValueError(f"{text!r}: expected `{number}x {against}`, found `{number}x {yardstick}`")
-    value = _finite(number) * (_factor(metric, unit) if unit else 1)
+    known = METRICS[metric].unit.written
+    if unit and unit not in known:
+        hint = did_you_mean(unit, list(known)) or (f" (known: {', '.join(known)})" if known else "; it has none")
+        raise ValueError(f"{unit!r} is no unit of {metric}{hint}")
+    try:
+        value = float(number) * (known[unit] if unit else 1)
+    except ValueError:
+        raise ValueError(f"{number!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{number!r} is too large a number")
     if reason := _senseless(metric, matched.groups(), value, against):
         raise ValueError(f"{text!r}: {reason}")
-    return Constraint(metric, _operator(operator), value, against if times else None)
+    return Constraint(metric, cast("Operator", operator), value, against if times else None)
 
 
 def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against: Yardstick) -> str | None:
@@ -336,25 +341,3 @@ def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against
     if metric.endswith("_bytes") and not times and not unit and value < LEAST_BARE_BYTES:
         return f"{number} bytes: write the unit, as in `{number} GiB`"
     return None
-
-
-def _factor(metric: str, unit: str) -> float:
-    known = METRICS[metric].unit.written
-    if unit in known:
-        return known[unit]
-    hint = did_you_mean(unit, list(known)) or (f" (known: {', '.join(known)})" if known else "; it has none")
-    raise ValueError(f"{unit!r} is no unit of {metric}{hint}")
-
-
-def _operator(text: str) -> Operator:
-    return next(known for known in get_args(Operator) if known == text)
-
-
-def _finite(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not a number") from None
-    if not math.isfinite(value):
-        raise ValueError(f"{text!r} is too large a number")
-    return value

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from selectbench.choices import REGISTRY
 from selectbench.choices.choice import OWN, OWN_PATTERN, Choice, is_own, tag_of
-from selectbench.choices.model import FAMILIES, AnyTokenizer
+from selectbench.choices.model import FAMILIES, MODEL_TAGS, TOKENIZER_TAGS
 from selectbench.errors import did_you_mean
-from selectbench.suite.document import Node, Problems, describe, plain
-from selectbench.suite.sources import SOURCES, tag_of_source
+from selectbench.settings import WrongValueError
+from selectbench.suite.document import Node, Problems, describe, plain, show
+from selectbench.suite.sources import TAGS
 
 Location = tuple[str | int, ...]
 
+KINDS: dict[str, Sequence[str]] = {
+    "model": MODEL_TAGS, "data": TAGS, "train": TAGS, "heldout": TAGS, "tokenizer": TOKENIZER_TAGS,
+}  # fmt: skip
+"""By field, the keys that tell its classes apart; those of choices have a name."""
 UNIONS = frozenset(
-    {"model", "data", "train", "heldout", "tokenizer", "eval", "world_size"}
-    | {d for d, kinds in REGISTRY.items() if len(kinds) > 1}
+    {*KINDS, "eval", "world_size"} | {dimension for dimension, kinds in REGISTRY.items() if len(kinds) > 1}
 )
 """Fields after whose name pydantic's location names a branch of the union, which is no key of the file."""
 
@@ -46,48 +50,61 @@ def validate(kind: type[BaseModel], node: Node, problems: Problems, *, own_only:
     try:
         return TypeAdapter(kind).validate_python(plain(node))
     except ValidationError as error:
-        for detail in _without_union_echo(error.errors()):
-            if not (own_only and detail["type"] in ("value_error", "missing")):
+        for detail in error.errors():
+            if not _is_echo(detail) and not (own_only and detail["type"] in ("value_error", "missing")):
                 _note(kind, node, detail, problems)
         return None
 
 
-def _without_union_echo(errors: Sequence[Any]) -> Iterator[Any]:
-    """Plain unions fail once per branch: the branches that do not fit the value's kind are left out."""
-    for detail in errors:
-        if detail["type"] == "literal_error" and detail["loc"][-1] in ("literal['none']", "literal['auto']"):
-            if isinstance(detail["input"], str):
-                yield detail
-        elif not _is_echo(detail):
-            yield detail
-
-
 def _is_echo(detail: Any) -> bool:
-    """Whether it says that a value does not fit a branch that it was not meant for."""
+    """Whether it says of a plain union, which fails once per branch, that a value fits a branch of no like kind."""
+    is_text, branch = isinstance(detail["input"], str), detail["loc"][-1]
+    if detail["type"] == "literal_error" and branch in ("literal['none']", "literal['auto']"):
+        return not is_text
     if "scores" in detail["loc"]:
         return is_own(detail["input"]) != bool(detail["type"] == "string_pattern_mismatch")
-    return detail["loc"][-1] in ("Eval", "constrained-int", "int") and isinstance(detail["input"], str)
+    return is_text and branch in ("Eval", "constrained-int", "int")
 
 
 def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) -> None:
-    keys = real_keys(detail["loc"])
+    location, field = detail["loc"], str(detail["loc"][-1])
+    keys = real_keys(location)
     node = root.at(keys)
-    if detail["type"] == "extra_forbidden":
-        place, known = node.key_place or node.place, field_names(kind, detail["loc"][:-1])
-        problems.add(place, node.path, f"unknown key{FORMER.get(node.path) or _nearest(keys[-1], known)}")
-    elif detail["type"] == "missing":
-        problems.at(node, _missing(node, str(keys[-1])))
-    elif detail["type"] == "value_error":
-        message = str(detail["ctx"]["error"])
-        blamed, named = _blamed(node, message), _named(node, message)
-        problems.at(named or blamed, message.partition(": ")[2] if named else message)
-    elif detail["type"] == "union_tag_not_found" and (wrong := _misspelt(detail, node)) is not None:
-        problems.add(
-            wrong.key_place or wrong.place, wrong.path, f"unknown key{_nearest(_last(wrong), _tags(detail))}"
-        )
-    else:
-        inner = next((node.mapping[k] for k in ("name", "family") if k in node.mapping), node)
-        problems.at(inner if detail["type"] == "union_tag_invalid" else node, message_of(detail, node))
+    match detail["type"]:
+        case "extra_forbidden":
+            known = list(classes_at(kind, location[:-1])[0].model_fields)
+            hint = FORMER.get(node.path) or _nearest(keys[-1], known)
+            problems.add(node.key_place or node.place, node.path, f"unknown key{hint}")
+        case "missing":
+            problems.at(node, _missing(node, str(keys[-1])))
+        case "value_error":
+            error = detail["ctx"]["error"]
+            blamed = node.at(error.key.split(".")) if isinstance(error, WrongValueError) else node
+            problems.at(blamed, str(error) if blamed.path == node.path else error.reason)
+        case "union_tag_invalid":
+            known = list(FAMILIES) if field == "model" else [tag_of(choice) for choice in REGISTRY[field]]
+            named = next((node.mapping[k] for k in ("name", "family") if k in node.mapping), node)
+            tag = detail["ctx"]["tag"]
+            problems.at(named, f"unknown name {tag!r}{_nearest(tag, known)}")
+        case "union_tag_not_found":
+            tags = KINDS.get(field, ["name"])
+            wrong = next((entry for key, entry in node.mapping.items() if did_you_mean(key, tags)), None)
+            if wrong is None:
+                problems.at(node, _untagged(field, node))
+            else:
+                hint = _nearest(wrong.path.rpartition(".")[2], tags)
+                problems.add(wrong.key_place or wrong.place, wrong.path, f"unknown key{hint}")
+        case "literal_error":
+            words = _words_of(kind, location)
+            if isinstance(node.value, str):
+                problems.at(
+                    node, f"unknown value {node.value!r}{_nearest(node.value, [str(word) for word in words])}"
+                )
+            else:
+                shown = [word if isinstance(word, str) else show(word) for word in words]
+                problems.at(node, f"found {describe(node)}, expected {_either(shown)}")
+        case _:
+            problems.at(node, _message(detail, node))
 
 
 def real_keys(location: Location) -> list[str | int]:
@@ -101,7 +118,7 @@ def real_keys(location: Location) -> list[str | int]:
     return keys
 
 
-def message_of(detail: Any, node: Node) -> str:
+def _message(detail: Any, node: Node) -> str:
     """What is wrong, in plain words: what was found and what was expected."""
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in EXPECTED:
@@ -110,22 +127,6 @@ def message_of(detail: Any, node: Node) -> str:
     if kind in BOUNDS:
         key, words = BOUNDS[kind]
         return f"found {describe(node)}, must be {words} {context[key]}"
-    if kind == "union_tag_invalid":
-        tags = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
-        known = FAMILIES if detail["loc"][-1] == "model" else tags
-        return f"unknown name {context['tag']!r}{_nearest(context['tag'], known)}"
-    if kind == "union_tag_not_found":
-        return _untagged(detail, node)
-    return _other_message(kind, context, detail, node)
-
-
-def _other_message(kind: str, context: dict[str, Any], detail: Any, node: Node) -> str:
-    if kind == "literal_error":
-        known = [word.strip("'") for word in context["expected"].replace(" or ", ", ").split(", ")]
-        if isinstance(node.value, str):
-            return f"unknown value {node.value!r}{_nearest(node.value, known)}"
-        words = {"True": "true", "False": "false"}
-        return f"found {describe(node)}, expected {_either([words.get(word, word) for word in known])}"
     if kind == "too_short":
         return f"must have at least {context['min_length']} entry"
     if kind == "string_too_short":
@@ -136,49 +137,22 @@ def _other_message(kind: str, context: dict[str, Any], detail: Any, node: Node) 
         return f"found {describe(node)}, expected {OWN}, a dotted module, a colon and a name in it"
     if kind == "string_pattern_mismatch":
         return f"found {describe(node)}: only letters, digits, dot, underscore and dash, a letter or digit first"
-    return str(detail["msg"]).removeprefix("Input ")
+    return str(detail["msg"])
 
 
-def _untagged(detail: Any, node: Node) -> str:
-    names = {
-        "model": f"family ({_either(FAMILIES)}), config (a file or its folder) or pretrained (a folder or hub id)",
-        "data": f"one of {_either([tag_of_source(kind) for kind in SOURCES])}, or train and heldout",
-        "tokenizer": "bpe, unigram or wordpiece (a size), bytes (true) or pretrained (a folder or hub id)",
-        **dict.fromkeys(("train", "heldout"), f"one of {_either([tag_of_source(kind) for kind in SOURCES])}"),
-    }  # fmt: skip
-    dimension = str(detail["loc"][-1])
-    wanted = names.get(dimension) or f"name ({_either([tag_of(kind) for kind in REGISTRY[dimension]])})"
+def _untagged(field: str, node: Node) -> str:
+    """That nothing tells which class is meant, with what would."""
+    if field == "model":
+        wanted = f"family ({_either(FAMILIES)}), config (a file or its folder) or pretrained (a folder or hub id)"
+    elif field == "tokenizer":
+        wanted = "bpe, unigram or wordpiece (a size), bytes (true) or pretrained (a folder or hub id)"
+    elif field in KINDS:
+        wanted = f"one of {_either(KINDS[field])}{', or train and heldout' if field == 'data' else ''}"
+    else:
+        wanted = f"name ({_either([tag_of(choice) for choice in REGISTRY[field]])})"
     if isinstance(node.value, dict):
         return f"required key is missing: {wanted}"
-    word = "a name or " if dimension in REGISTRY else ""
-    return f"found {describe(node)}, expected {word}a mapping with {wanted}"
-
-
-def _tags(detail: Any) -> list[str]:
-    """Keys that tell the kinds of this field apart."""
-    field = detail["loc"][-1]
-    if field == "tokenizer":
-        return [next(iter(kind.model_fields)) for kind in get_args(AnyTokenizer)]
-    if field == "model":
-        return ["family", "config", "pretrained"]
-    return ["name"] if field in REGISTRY else [tag_of_source(kind) for kind in SOURCES]
-
-
-def _misspelt(detail: Any, node: Node) -> Node | None:
-    """The key that was meant to tell the kind, where one is like it."""
-    tags = _tags(detail)
-    return next((entry for key, entry in node.mapping.items() if tags and did_you_mean(key, tags)), None)
-
-
-def _last(node: Node) -> str:
-    return node.path.rpartition(".")[2]
-
-
-def _named(node: Node, message: str) -> Node | None:
-    """The key below this node that a message begins with, before a colon; None where there is none."""
-    key, colon, _ = message.partition(": ")
-    found = node.at(key.split(".")) if colon and " " not in key else node
-    return None if found.path == node.path else found
+    return f"found {describe(node)}, expected {'a name or ' if field in REGISTRY else ''}a mapping with {wanted}"
 
 
 def _missing(node: Node, key: str) -> str:
@@ -189,11 +163,6 @@ def _missing(node: Node, key: str) -> str:
     return f"required key {key!r}{of} is missing"
 
 
-def _blamed(node: Node, message: str) -> Node:
-    """The key that a sentence begins with, where the mapping has it."""
-    return node.at(message.split()[0].split("."))
-
-
 def _nearest(wrong: object, known: Sequence[str]) -> str:
     return did_you_mean(wrong, known) or f" (known: {', '.join(known)})"
 
@@ -202,32 +171,46 @@ def _either(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
-def field_names(kind: type[BaseModel], location: Location) -> list[str]:
-    """The keys of the class that pydantic's location leads to; branch names choose among a union's classes."""
+def classes_at(kind: type[BaseModel], location: Location) -> list[type[BaseModel]]:
+    """The classes that pydantic's location leads to; branch names choose among a union's classes."""
     classes: list[type[BaseModel]] = [kind]
     for segment in location:
-        owner = next((c for c in classes if segment in c.model_fields), None)
         chosen = [c for c in classes if _is_branch(c, segment)]
         if chosen and len(classes) > 1:
             classes = chosen
-        elif owner is not None:
-            classes = list(_classes_in(owner, str(segment)))
-    return [name for c in classes[:1] for name in c.model_fields]
+        elif (annotation := _annotation(classes, segment)) is not None:
+            classes = [a for a in _parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return classes
+
+
+def _words_of(kind: type[BaseModel], location: Location) -> list[object]:
+    """The words that the last field of pydantic's location may be."""
+    found: list[object] = []
+    for end, segment in enumerate(location):
+        if (annotation := _annotation(classes_at(kind, location[:end]), segment)) is not None:
+            literals = [part for part in _parts(annotation) if get_origin(part) is Literal]
+            found = [word for part in literals for word in get_args(part)]
+    return found
+
+
+def _annotation(classes: Sequence[type[BaseModel]], field: str | int) -> Any:
+    """Of a field of the first of these classes that has it; None: none has."""
+    return next((c.model_fields[str(field)].annotation for c in classes if field in c.model_fields), None)
 
 
 def _is_branch(kind: type[BaseModel], segment: str | int) -> bool:
+    """Whether pydantic calls this class of a union so: by its tag, or by its own name."""
     if issubclass(kind, Choice):
         return segment in (tag_of(kind), kind.__name__)
-    family = kind.model_fields.get("family")
-    if family is None:
-        return segment == kind.__name__ or segment in kind.model_fields
-    return segment in (OWN if family.is_required() else family.default, kind.__name__)
+    tag, field = next(iter(kind.model_fields.items()))
+    if tag == "family":
+        tag = OWN if field.is_required() else field.default
+    return segment in (tag, kind.__name__)
 
 
-def _classes_in(kind: type[BaseModel], name: str) -> Iterator[type[BaseModel]]:
-    queue: list[Any] = [kind.model_fields[name].annotation]
-    while queue:
-        annotation = queue.pop(0)
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            yield annotation
-        queue.extend(get_args(annotation))
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
+    if get_origin(annotation) is not Literal:
+        for part in get_args(annotation):
+            yield from _parts(part)

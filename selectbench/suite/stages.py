@@ -1,17 +1,121 @@
-"""What runs before the contest, as suites of their own: every option there is one setting that is tried."""
+"""What runs before the contest: the values that tuning tries, and its stages as suites of their own."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pydantic import ValidationError
 
 from selectbench.choices import Choices
-from selectbench.suite.check import differences
+from selectbench.choices.choice import Choice
 from selectbench.suite.job import Eval, Job
-from selectbench.suite.suite import CONTROL, Option, Suite
-from selectbench.suite.tune import BestOf, Values, with_values
+from selectbench.suite.suite import CONTROL, DEFAULT_N, BestOf, Option, Range, Suite, Tune, Values, differences
 
-MICRO_BATCH_SIZE = "micro_batch_size"
+# The values that tuning tries: grids, what lies beyond or between them, and sequences over several settings.
+
+
+_DIGITS = 3
+"""Significant ones of a value: a learning rate is not known better."""
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Where an option's setting is looked for."""
+
+    path: str
+    low: float
+    high: float
+    logarithmic: bool
+
+    def at(self, share: float) -> float:
+        """The value at a share of the way from the low end, 0, to the high one, 1; beyond them too."""
+        if self.logarithmic:
+            return rounded(self.low * (self.high / self.low) ** share)
+        return rounded(self.low + share * (self.high - self.low))
+
+    def share(self, value: float) -> float:
+        """Where a value lies."""
+        if self.logarithmic:
+            return math.log(value / self.low) / math.log(self.high / self.low)
+        return (value - self.low) / (self.high - self.low)
+
+
+def rounded(value: float) -> float:
+    """With three significant digits."""
+    return float(f"{value:.{_DIGITS}g}")
+
+
+def axes_of(tune: Tune, choices: Choices) -> list[Axis]:
+    """Of the settings that the option has. Raises ValueError for one whose range is not known."""
+    return [axis(path, found, choices) for path, found in tune.parameters.items() if has(choices, path)]
+
+
+def has(choices: Choices, path: str) -> bool:
+    """Whether the option has the setting."""
+    dimension, _, setting = path.partition(".")
+    return setting in getattr(type(getattr(choices, dimension, None)), "model_fields", {})
+
+
+def axis(path: str, found: Range, choices: Choices) -> Axis:
+    """The range of the suite, or the one of the option's class. Raises ValueError where there is neither."""
+    if ends := found.log or found.linear:
+        return Axis(path, ends[0], ends[1], found.log is not None)
+    chosen = choices.optimizer if path == "optimizer.lr" else None
+    if chosen is None or chosen.lr_range is None:
+        name = getattr(getattr(choices, path.partition(".")[0]), "name", "")
+        raise ValueError(f"no range is known for {path} of {name}: give one, such as {{log: [1e-4, 1e-2]}}")
+    low, high = chosen.lr_range
+    return Axis(path, low, high, True)
+
+
+def with_values(choices: Choices, values: Values) -> Choices | None:
+    """The option with these settings; None where one is out of its setting's bounds."""
+    for path, value in values.items():
+        dimension, _, setting = path.partition(".")
+        before = getattr(choices, dimension)
+        try:
+            after: object = value
+            if isinstance(before, Choice):
+                after = type(before).model_validate({**before.model_dump(), setting: value})
+        except ValidationError:
+            return None
+        choices = choices.model_copy(update={dimension: after})
+    return choices
+
+
+def first_values(tune: Tune, axes: Sequence[Axis]) -> list[Values]:
+    """Of one setting a grid, of several a sequence that fills their box evenly."""
+    if len(axes) > 1:
+        return _sequence(axes, tune.first_trials, tune.seed)
+    (only,) = axes
+    n = tune.first_trials if len(tune.parameters) == 1 else tune.trials or DEFAULT_N
+    return [{only.path: only.at(i / (n - 1))} for i in range(n)]
+
+
+def _sequence(axes: Sequence[Axis], trials: int, seed: int) -> list[Values]:
+    """A scrambled Sobol sequence (Sobol 1967; Owen 1998), as scipy draws it."""
+    from scipy.stats import qmc  # half a second that most suites need not pay
+
+    sampler = qmc.Sobol(len(axes), scramble=True, seed=seed)
+    points = sampler.random_base2(math.ceil(math.log2(trials)))[:trials]
+    return [{a.path: a.at(float(s)) for a, s in zip(axes, point, strict=True)} for point in points]
+
+
+def beyond(axis: Axis, tried: Sequence[float], *, upwards: bool) -> float:
+    """One more value past an end of those tried, as far as the two at that end lie apart."""
+    shares = sorted(map(axis.share, tried))
+    last, before = (shares[-1], shares[-2]) if upwards else (shares[0], shares[1])
+    return axis.at(2 * last - before)
+
+
+def between(axis: Axis, value: float, other: float) -> float:
+    """The value half-way between two."""
+    return axis.at((axis.share(value) + axis.share(other)) / 2)
+
+
+# The stages: in their suites every option is one setting that is tried.
 
 
 def tuned_options(suite: Suite) -> list[Option]:
@@ -29,16 +133,13 @@ def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
     """Short trials of speed alone, at rates that none diverges at: what a step takes does not depend on them."""
     assert suite.best_of is not None
     stage = _stage(suite, tried, speed_job(suite), suite.best_of.seed)
-    return stage.model_copy(update={"options": [_at_a_safe_rate(option) for option in stage.options]})
-
-
-def _at_a_safe_rate(option: Option) -> Option:
-    """At the low end of its optimizer's range, where that is known and lower."""
-    optimizer = option.choices.optimizer
-    if optimizer.lr_range is None or optimizer.lr <= optimizer.lr_range[0]:
-        return option
-    slow = with_values(option.choices, {"optimizer.lr": optimizer.lr_range[0]})
-    return option if slow is None else option.model_copy(update={"choices": slow})
+    options: list[Option] = []
+    for option in stage.options:
+        optimizer = option.choices.optimizer
+        lowest = optimizer.lr if optimizer.lr_range is None else min(optimizer.lr, optimizer.lr_range[0])
+        slow = with_values(option.choices, {"optimizer.lr": lowest})
+        options.append(option.model_copy(update={"choices": slow or option.choices}))
+    return stage.model_copy(update={"options": options})
 
 
 def tuning_job(suite: Suite) -> Job:
@@ -83,15 +184,8 @@ def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: Job, seed: 
                tunes=name, tried=values)
         for name, every in tried.items() for values in every
     ]  # fmt: skip
-    return suite.model_copy(
-        update={
-            "job": job,
-            "options": options,
-            "baseline": options[0].name,
-            "seeds": [seed],
-            "control": False,
-        }
-    )
+    update = {"job": job, "options": options, "baseline": options[0].name, "seeds": [seed], "control": False}
+    return suite.model_copy(update=update)
 
 
 def label(option: str, values: Values) -> str:
@@ -106,12 +200,11 @@ def settled(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
         own[CONTROL] = own[suite.baseline]
     choices = {o.name: _settled(o.choices, own.get(o.name, {})) for o in suite.options}
     base = choices[suite.baseline]
-    options = [
-        o.model_copy(
-            update={"choices": choices[o.name], "differs_in": differences(suite.job, choices[o.name], base)}
-        )
-        for o in suite.options
-    ]
+    options: list[Option] = []
+    for option in suite.options:
+        own_choices = choices[option.name]
+        update = {"choices": own_choices, "differs_in": differences(suite.job, own_choices, base)}
+        options.append(option.model_copy(update=update))
     return suite.model_copy(update={"options": options})
 
 

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import math
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from selectbench.choices import Choices
 from selectbench.choices.execution import MicroBatchSize
 from selectbench.errors import did_you_mean
-from selectbench.settings import Strict
-from selectbench.suite.document import Node, Problems, plain
-from selectbench.suite.grid import Row
-from selectbench.suite.job import Job
-from selectbench.suite.metrics import DECIDING, Objective, default_threshold, undecidable_reason
-from selectbench.suite.problems import validate
-from selectbench.suite.tune import BestOf, Seed, Tune, Values
+from selectbench.settings import Strict, WrongValueError
+from selectbench.suite.job import Job, Steps
+from selectbench.suite.metrics import DECIDING, Objective, QualityMetric, default_threshold, undecidable_reason
 
 # Shared choices that a suite leaves to the machine: `precision: auto` and `micro_batch_size: {at_most: 16}`.
 #
@@ -28,7 +24,6 @@ from selectbench.suite.tune import BestOf, Seed, Tune, Values
 AUTO = "auto"
 AT_MOST = "at_most"
 PRECISION, MICRO_BATCH_SIZE = "precision", "micro_batch_size"
-_IN_PLACE_OF = {PRECISION: "name a precision here", MICRO_BATCH_SIZE: "give a number here"}
 
 
 class SizeThatFits(Strict):
@@ -69,82 +64,117 @@ class LeftOpen(Strict):
         return found | ({MICRO_BATCH_SIZE: self.micro_batch_size.model_dump()} if self.micro_batch_size else {})
 
 
-def taken_out(document: Node, problems: Problems) -> tuple[LeftOpen, Node]:
-    """What the shared choices leave open, and the document without it; anywhere else it is a mistake."""
-    for setting in (PRECISION, MICRO_BATCH_SIZE):
-        document = _refused_elsewhere(document, setting, problems)
-    shared = document.mapping.get("choices")
-    if shared is None:
-        return LeftOpen(), document
-    found = {s: node for s, node in shared.mapping.items() if _leaves_open(s, node)}
-    size = None
-    if MICRO_BATCH_SIZE in found:
-        size = validate(SizeThatFits, found[MICRO_BATCH_SIZE], problems) or SizeThatFits(at_most=1)
-    opened = LeftOpen(precision=PRECISION in found, micro_batch_size=size)
-    return opened, document.with_entries(choices=shared.without(*found)) if found else document
+# What a suite looks for before the contest: each option's own best settings. Declared here, run nowhere.
 
 
-def _refused_elsewhere(document: Node, setting: str, problems: Problems) -> Node:
-    """The document without options that leave it open, each told; values of an axis are told."""
-    options = _entries(document, "options")
-    own = {name: option.mapping[setting] for name, option in options.items() if setting in option.mapping}
-    axis = _entries(document, "axes").get(setting)
-    values = [] if axis is None else [*axis.mapping.values(), *axis.items]
-    for node in (node for node in (*own.values(), *values) if _leaves_open(setting, node)):
-        said = AUTO if setting == PRECISION else f"{{{AT_MOST}: ...}}"
-        problems.at(node, f"{said} is said once for all options, under choices: {_IN_PLACE_OF[setting]}")
-    kept = {name: options[name].without(setting) for name, node in own.items() if _leaves_open(setting, node)}
-    if not kept:
-        return document
-    return document.with_entries(options=document.mapping["options"].with_entries(**kept))
+Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
+TUNING_SEED = 1000
+"""Of tuning trials where the suite states none; the contest may not use it."""
+Ends = Annotated[list[float], Field(min_length=2, max_length=2)]
+_SHARE = r"^(0?\.[0-9]+|1(\.0*)?)x$"
 
 
-def _leaves_open(setting: str, node: Node) -> bool:
-    if setting == PRECISION:
-        return plain(node) in (AUTO, {"name": AUTO})
-    return setting == MICRO_BATCH_SIZE and isinstance(node.value, dict)
+class Range(Strict):
+    """Where one setting is looked for; without ends, where the optimizer's class says."""
+
+    log: Ends | None = None
+    """Both ends; values are a constant factor apart: `[1e-4, 1e-2]`."""
+    linear: Ends | None = None
+    """Both ends; values are a constant distance apart."""
+    n: Annotated[int, Field(ge=2, le=100)] | None = None
+    """How many values, where this setting alone is tuned."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Range:
+        if self.log is not None and self.linear is not None:
+            raise WrongValueError("log", "log or linear, not both")
+        low, high = self.log or self.linear or (1.0, 2.0)
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ValueError(f"the ends must be finite, found [{low:g}, {high:g}]")
+        if self.log is not None and low <= 0:
+            raise ValueError(
+                f"a logarithmic range begins above 0, found [{low:g}, {high:g}]: for example [1e-4, 1e-2]"
+            )
+        if low >= high:
+            found = "is empty" if low == high else "is upside down"
+            raise ValueError(f"the range [{low:g}, {high:g}] {found}: write [smaller, larger]")
+        return self
 
 
-def _entries(document: Node, key: str) -> dict[str, Node]:
-    node = document.mapping.get(key)
-    return {} if node is None else node.mapping
+class Budget(Strict):
+    """What a tuning trial may take; it completes a schedule of its own within."""
+
+    max_steps: str | Steps = "0.5x"
+    """Optimizer steps: `0.5x` is half of the job's, a number is so many; where options set global batches of their
+    own, as many more as make them divide the tokens."""
+
+    @field_validator("max_steps")
+    @classmethod
+    def _is_a_share(cls, max_steps: str | int) -> str | int:
+        if isinstance(max_steps, str) and not re.match(_SHARE, max_steps):
+            raise ValueError(f"expected steps, or a share of the job's such as 0.5x, found {max_steps!r}")
+        return max_steps
+
+    def steps(self, max_steps: int) -> int:
+        """Of a tuning trial, at least 1."""
+        if isinstance(self.max_steps, int):
+            return self.max_steps
+        return max(1, math.ceil(float(self.max_steps.removesuffix("x")) * max_steps))
 
 
-def of_these_rows(asked: LeftOpen, rows: Sequence[Row], document: Node, problems: Problems) -> LeftOpen:
-    """Without what every row sets itself; some rows alone may not.
+class Tune(Strict):
+    """Tuning for quality: every option gets as many trials and tokens, on a seed that the contest does not use."""
 
-    `rows`: as options and axes have them, without what is left open.
-    """
-    update: dict[str, object] = {}
-    for setting in asked.settings:
-        own = [row.choices.mapping[setting] for row in rows if setting in row.choices.mapping]
-        if not own:
-            _check_exclude(setting, document, problems)
-            continue
-        update[setting] = LeftOpen.model_fields[setting].default
-        if len(own) < len(rows):
-            wrong = f"choices.{setting} leaves it to the machine: set it in every option, or in none of them"
-            problems.at(own[0], wrong)
-    return asked.model_copy(update=update)
+    parameters: Annotated[dict[str, Range], Field(min_length=1)]
+    """Settings by their path, `optimizer.lr`, each with its range."""
+    trials: Annotated[int, Field(ge=2, le=1000)] | None = None
+    """Trials of each option where several settings are tuned; one alone says `n`."""
+    budget: Budget = Budget()
+    """What one trial may take."""
+    seed: Seed = TUNING_SEED
+    """Of every tuning trial."""
+    metric: QualityMetric = "final_loss"
+    """What the best setting is best by."""
+
+    @model_validator(mode="after")
+    def _says_how_many(self) -> Tune:
+        several = len(self.parameters) > 1
+        counted = [path for path, found in self.parameters.items() if found.n is not None]
+        if several and counted:
+            wrong = "of several settings `trials` says how many in all"
+            raise WrongValueError(f"parameters.{counted[0]}.n", wrong, says_key=False)
+        if several and self.trials is None:
+            wrong = "of several settings say how many trials each option gets, such as 16"
+            raise WrongValueError("trials", wrong, says_key=False)
+        if not several and self.trials is not None:
+            raise WrongValueError("trials", "of one setting `n` says how many: {n: 5}", says_key=False)
+        return self
+
+    @property
+    def first_trials(self) -> int:
+        """Trials of each option before any range is extended."""
+        (alone, *_) = self.parameters.values()
+        return self.trials or alone.n or DEFAULT_N
 
 
-def _check_exclude(setting: str, document: Node, problems: Problems) -> None:
-    exclude = document.mapping.get("exclude")
-    for entry in exclude.items if exclude is not None else []:
-        if setting in entry.mapping:
-            wrong = f"choices.{setting} leaves it to the machine: there is nothing to exclude by it"
-            problems.at(entry.mapping[setting], wrong)
+DEFAULT_N = 5
+"""Values of a single setting where the suite does not say."""
 
 
-def with_placeholders(rows: Sequence[Row], asked: LeftOpen) -> list[Row]:
-    """Rows that can be validated: with micro-batches of one sequence, and the default precision."""
-    if asked.micro_batch_size is None:
-        return list(rows)
-    return [replace(row, choices=row.choices.with_entries(micro_batch_size=_one(row))) for row in rows]
+class BestOf(Strict):
+    """Settings that each option takes at their fastest, found in short trials of speed alone."""
+
+    micro_batch_size: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=2)] | Literal["auto"]
+    """Sequences per forward pass and rank; auto: 1, 2, 4, ... as far as the step can be cut so. The global batch
+    stays the option's."""
+    max_steps: Annotated[int, Field(ge=5, le=10_000)] = 20
+    """Optimizer steps of such a trial, at most the job's; where global batches differ, of the largest one."""
+    seed: Seed = TUNING_SEED
+    """Of these trials."""
 
 
-def _one(row: Row) -> Node:
-    return Node(1, row.place, f"choices.{MICRO_BATCH_SIZE}")
+Values = dict[str, int | float]
+"""Settings of an option that tuning tries, by path."""
 
 
 # A suite: one question, with everything resolved. `load` makes it from a file.
@@ -176,7 +206,7 @@ class Decide(Strict):
     def _of_known_metrics(cls, thresholds: dict[str, float]) -> dict[str, float]:
         for metric in thresholds:
             if reason := undecidable_reason(metric):
-                raise ValueError(reason)
+                raise WrongValueError(metric, reason)
             if metric not in DECIDING:
                 hint = did_you_mean(metric, DECIDING) or f" (known: {', '.join(DECIDING)})"
                 raise ValueError(f"unknown metric {metric!r}{hint}")
@@ -292,6 +322,30 @@ class Suite(Strict):
             if option.name == name:
                 return option
         raise KeyError(name)
+
+
+def differences(job: Job, choices: Choices, baseline: Choices) -> list[str]:
+    """Dimensions that differ, `optimizer.lr` or `model.n_layer` where the class is the same and a setting is not.
+
+    A model or tokenizer that is not given is the job's own.
+    """
+
+    def class_of(value: object) -> tuple[object, ...]:
+        """Of a choice or a model; own code of another name is another class."""
+        return type(value), getattr(value, "name", None), getattr(value, "family", None)
+
+    found: list[str] = []
+    for dimension in Choices.model_fields:
+        own = getattr(job, dimension) if dimension in ("model", "tokenizer") else None
+        ours, theirs = (own if (value := getattr(c, dimension)) is None else value for c in (choices, baseline))
+        if ours == theirs:
+            continue
+        if isinstance(ours, BaseModel) and class_of(ours) == class_of(theirs):
+            settings = type(ours).model_fields
+            found += [f"{dimension}.{s}" for s in settings if getattr(ours, s) != getattr(theirs, s)]
+        else:
+            found.append(dimension)
+    return found
 
 
 # The keys of a suite file, after a profile and the command line were laid over it.

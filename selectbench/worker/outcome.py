@@ -16,10 +16,10 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from selectbench.choices.choice import own_code_sha256
 from selectbench.record.record import LOSSES, Architecture, Identity, Measurement, RankMemory, decimate
 from selectbench.record.wire import Finished, Order, RankDevice
 from selectbench.suite.job import distinct_rates, shape_sha256
-from selectbench.suite.own_code import own_code_sha256
 from selectbench.worker import runtime as found
 from selectbench.worker.batches import stream_sha256
 from selectbench.worker.loop import Setting, Trained

@@ -22,7 +22,6 @@ from selectbench.data.prepared import Prepared
 from selectbench.record.record import FailureKind
 from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
 from selectbench.suite.job import shares
-from selectbench.suite.sources import kind_of
 from selectbench.worker.attention import masks_by_shape
 from selectbench.worker.batches import TokenStream
 from selectbench.worker.evaluation import Look
@@ -77,7 +76,7 @@ def _refuse_what_cannot_be_had(order: Order) -> None:
     """As the plan does before; an order may come from elsewhere."""
     job, choices = order.job, order.choices
     micro_batches = job.gradient_accumulation_steps(choices.micro_batch_size, order.world_size)
-    situation = Situation(choices, order.device, micro_batches, job.task, kind_of(job.data))
+    situation = Situation(choices, order.device, micro_batches, job.task, job.data.kind)
     if reason := combination_reason(situation):
         raise Unsupported(reason)
 

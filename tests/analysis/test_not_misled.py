@@ -17,8 +17,7 @@ from selectbench.analysis.result import Ranking, Row
 from selectbench.errors import UserError
 from selectbench.record.record import SETTINGS, EvaluationPoint, Record
 from selectbench.report.ranking import violation_text
-from selectbench.suite.suite import Suite
-from selectbench.suite.tune import BestOf
+from selectbench.suite.suite import BestOf, Suite
 
 FREE: list[str] = []
 QUALITY = ["final_perplexity <= 1.01x baseline"]

@@ -28,8 +28,7 @@ from selectbench.analysis.tuning import (
 from selectbench.record.record import NOTHING, Completed, Failed, Record, Trial
 from selectbench.report.sections import search_notes, search_tables
 from selectbench.suite.stages import label
-from selectbench.suite.suite import Suite
-from selectbench.suite.tune import Values
+from selectbench.suite.suite import Suite, Values
 
 LR = "optimizer.lr"
 Loss = Callable[[str, Values], float | str]

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 from suite_texts import VALID, changed, lines_of, write
 
+from selectbench.choices import choice
+from selectbench.choices.choice import own_code_problem, own_code_sha256
 from selectbench.choices.model import OwnModel
 from selectbench.errors import UserError
 from selectbench.record.run_folder import suite_text
-from selectbench.suite import own_code
 from selectbench.suite.load import load_suite
-from selectbench.suite.own_code import own_code_problem, own_code_sha256
 
 GPT2 = "{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}"
 EXPLODES = "raise RuntimeError('the bench must not import this')\n"
@@ -112,7 +112,7 @@ def test_a_huge_folder_is_refused_before_it_is_read(folder, monkeypatch):
     assert own_code_problem(str(lib / "ourlib")) is None
     with pytest.raises(UserError, match="more than 100 MB"):
         own_code_sha256([str(lib)])
-    monkeypatch.setattr(own_code, "MOST_FILES", 1)
+    monkeypatch.setattr(choice, "MOST_FILES", 1)
     (lib / "ourlib" / "loss.py").touch()
     assert "name the folder of the package itself" in str(own_code_problem(str(lib / "ourlib")))
 

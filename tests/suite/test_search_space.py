@@ -12,7 +12,8 @@ from made_records import make_suite
 
 from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import is_own, tag_of
-from selectbench.suite.tune import Axis, Tune, axes_of, between, beyond, first_values, with_values
+from selectbench.suite.stages import Axis, axes_of, between, beyond, first_values, with_values
+from selectbench.suite.suite import Tune
 
 ENDS = st.tuples(st.floats(1e-6, 1e2), st.floats(1.5, 1e4)).map(lambda pair: (pair[0], pair[0] * pair[1]))
 AXES = st.builds(lambda ends, log: Axis("optimizer.lr", *ends, log), ENDS, st.booleans())

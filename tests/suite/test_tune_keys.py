@@ -11,8 +11,15 @@ import pytest
 from suite_texts import changed, lines_of, write
 
 from selectbench.suite.load import load_suite
-from selectbench.suite.stages import sizes_to_try, speed_job, speed_suite, tuning_job, tuning_suite
-from selectbench.suite.tune import axes_of, first_values
+from selectbench.suite.stages import (
+    axes_of,
+    first_values,
+    sizes_to_try,
+    speed_job,
+    speed_suite,
+    tuning_job,
+    tuning_suite,
+)
 
 TUNE = "tune: {parameters: {optimizer.lr: {n: 3}}}\n"
 MISTAKES = {
