@@ -18,11 +18,10 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from selectbench.worker.batches import causal
 from selectbench.worker.engine import first_scale
 from selectbench.worker.evaluation import Logits, evaluation_forward
-from selectbench.worker.loop import Setting, Trained, recorder_for, unsupported_where_missing
+from selectbench.worker.loop import FirstGradients, Setting, Trained, recorder_for, unsupported_where_missing
 from selectbench.worker.model import cast_parameters, logits_of, loss_alone
-from selectbench.worker.recorder import Recorder
+from selectbench.worker.recorder import Recorder, StepTensors
 from selectbench.worker.runtime import Stage, dtype_name, set_tf32
-from selectbench.worker.step import FirstGradients, StepTensors
 
 # Between transformers' Trainer and the recorder: what each step of the Trainer leaves behind.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,14 +13,12 @@ import torch
 
 from selectbench.record.wire import Order
 from selectbench.worker.attention import SdpaBackends
-from selectbench.worker.batches import Batches, TokenStream
+from selectbench.worker.batches import Batch, Batches, HeldOut, TokenStream
 from selectbench.worker.engine import Engine
-from selectbench.worker.evaluation import HeldOut, Logits, Look, at_evaluated_weights, begin_training
-from selectbench.worker.examination import Examination
+from selectbench.worker.evaluation import Examination, Logits, Look, at_evaluated_weights, begin_training
 from selectbench.worker.model import SummedLoss
-from selectbench.worker.recorder import Emit, LearningRates, Recorder
+from selectbench.worker.recorder import Emit, LearningRates, Recorder, StepTensors
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World
-from selectbench.worker.step import FirstGradients, OptimizerStep
 
 
 @dataclass
@@ -60,6 +58,22 @@ class Setting:
 
 class Unsupported(Exception):  # noqa: N818 - an outcome, not an error
     """A choice can't be had here, found only by trying."""
+
+
+@dataclass
+class FirstGradients:
+    """What was found of the gradients in the first step, between backward pass and update."""
+
+    bytes: int | None = None
+    """That this rank keeps; None: not known."""
+    dtypes: set[torch.dtype] | None = None
+
+    @classmethod
+    def of(cls, kept: Sequence[torch.Tensor] | None) -> FirstGradients:
+        """What these gradients are; None: they are hidden."""
+        if kept is None:
+            return cls()
+        return cls(sum(g.numel() * g.element_size() for g in kept), {g.dtype for g in kept})
 
 
 @dataclass
@@ -150,3 +164,62 @@ def unsupported_where_missing(what: str) -> Iterator[None]:
         yield
     except (ImportError, NotImplementedError) as error:
         raise Unsupported(f"{what}: {error}") from error
+
+
+@dataclass
+class OptimizerStep:
+    """Carries out optimizer steps of a fixed cut: a rank has a slice of the step, micro-batches slices of that."""
+
+    engine: Engine
+    loss: SummedLoss
+    batches: Batches
+    stream: TokenStream
+    world: World
+    whereabouts: Whereabouts
+    micro_batch_size: int
+    """Sequences per forward pass; divides each rank's part of the global batch."""
+    clip_norm: float | None
+    tokens_per_sequence: int
+    """As the job counts them."""
+    compute_dtype: torch.dtype | None = None
+    """Of the logits, once a step has run."""
+    first_gradients: FirstGradients | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        self._forward_loss = self.engine.forward_loss(self.loss)
+
+    def run(self, step: int, share_of_peak: float) -> StepTensors:
+        """Trains on this rank's sequences of optimizer step `step` at this share of the peak learning rate."""
+        self.engine.begin_step(share_of_peak)
+        indices = self.batches.sample_indices(step)
+        rows = len(indices) // self.world.size
+        start, end = self.world.rank * rows, (self.world.rank + 1) * rows
+        counted = max(1, self.batches.counted(indices, step))
+        losses, sums = [], []
+        for row in range(start, end, self.micro_batch_size):
+            self.whereabouts.enter("forward pass", step)
+            mine = indices[row : row + self.micro_batch_size]
+            batch = self.batches.batch_at(mine, step)
+            sums.append(self.stream.mixed(batch.tokens, row))
+            losses.append(self._micro_batch(batch, counted, step, row + self.micro_batch_size >= end))
+        if self.first_gradients is None:
+            self.first_gradients = FirstGradients.of(self.engine.kept_gradients())
+        self.whereabouts.enter("update", step)
+        norm, applied = self.engine.clip_and_step(self.clip_norm)
+        return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * self.tokens_per_sequence, len(losses))
+
+    def _micro_batch(self, batch: Batch, counted: int, step: int, is_last: bool) -> torch.Tensor:
+        """Adds the gradient of a micro-batch; its share of the step's loss.
+
+        `counted`: targets of the whole step, of all ranks and micro-batches.
+        """
+        with self.engine.micro_batch(is_last):
+            summed, self.compute_dtype = self._forward_loss(batch)
+            loss = summed / counted
+            self.whereabouts.enter("backward pass", step)
+            self.engine.backward(loss)
+        return loss.detach()
+
+
+def _sum(scalars: list[torch.Tensor]) -> torch.Tensor:
+    return scalars[0] if len(scalars) == 1 else torch.stack(scalars).sum()

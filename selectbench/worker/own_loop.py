@@ -27,11 +27,10 @@ import torch
 
 from selectbench.worker.batches import causal
 from selectbench.worker.engine import Engine, first_scale
-from selectbench.worker.loop import Setting, Trained, engine_for, recorder_for
+from selectbench.worker.loop import FirstGradients, Setting, Trained, engine_for, recorder_for
 from selectbench.worker.model import loss_alone
-from selectbench.worker.recorder import Recorder
+from selectbench.worker.recorder import Recorder, StepTensors
 from selectbench.worker.runtime import autocast
-from selectbench.worker.step import FirstGradients, StepTensors
 
 Batch = tuple[torch.Tensor, torch.Tensor, bool]
 """Token ids and their next tokens, both int64 of shape (sequences, seq_len); whether it is the step's last."""

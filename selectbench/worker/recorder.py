@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,10 +19,9 @@ import torch
 from selectbench.record.record import EvaluationPoint, Inside
 from selectbench.record.wire import Finished, GaveUp, Phase, Progress, Started
 from selectbench.suite.job import Eval, Job
-from selectbench.worker.evaluation import HeldOut, Logits, Look, heldout_loss
-from selectbench.worker.examination import Examination, Scores
+from selectbench.worker.batches import HeldOut
+from selectbench.worker.evaluation import Examination, Logits, Look, Scores, heldout_loss
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, is_out_of_memory
-from selectbench.worker.step import StepTensors
 
 AGREE_WITHIN = 1e-9
 """Difference of shares that is rounding."""
@@ -204,6 +203,23 @@ class Timing:
 
 
 # The full series of a trial: what every step left behind, read from the device at window edges.
+
+
+class StepTensors(NamedTuple):
+    """What a step leaves behind on this rank, as scalars on the device."""
+
+    loss: torch.Tensor
+    """This rank's part of the mean over the step's tokens, before the update; nats per token, float32."""
+    gradient_norm: torch.Tensor | None
+    """Global, before clipping; the same on every rank. None: an own loop that does not tell."""
+    applied: torch.Tensor
+    """Whether the weights were updated; the same on every rank."""
+    stream: torch.Tensor
+    """This rank's part of the step's sum of the token stream's digest, int64."""
+    tokens: int
+    """Tokens that the model consumed on this rank."""
+    micro_batches: int
+    """That it consumed them in, on this rank."""
 
 
 DIVERGED_ABOVE = 2.0

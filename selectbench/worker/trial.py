@@ -24,8 +24,8 @@ from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
 from selectbench.suite.job import shares
 from selectbench.suite.sources import kind_of
 from selectbench.worker.attention import masks_by_shape
-from selectbench.worker.batches import TokenStream
-from selectbench.worker.evaluation import Look
+from selectbench.worker.batches import TokenStream, batches_of, held_out_of
+from selectbench.worker.evaluation import Examination, Look
 from selectbench.worker.loop import Setting, Trained, Unsupported, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
 from selectbench.worker.outcome import Before, finished
@@ -47,7 +47,6 @@ from selectbench.worker.runtime import (
     training_memory,
     versions,
 )
-from selectbench.worker.tasks import batches_of, examination_of, held_out_of
 
 
 def run_trial(order: Order, emit: Emit) -> None:
@@ -168,7 +167,7 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         batches=batches,
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
         shares=shares(job.lr_schedule, job.max_steps), held_out=held_out,
-        examination=examination_of(order, data, module), look=Look.of(held_out, data) if held_out else None,
+        examination=Examination.of(order, data, module), look=Look.of(held_out, data) if held_out else None,
         emit=emit, memory=memory, whereabouts=whereabouts, count_compilations=compilations,
     )  # fmt: skip
 

@@ -20,8 +20,7 @@ from selectbench.record.record import NOTHING, Trial
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job, shares
 from selectbench.worker.batches import CausalBatches, TokenStream
-from selectbench.worker.engine import SingleEngine
-from selectbench.worker.engine_sharded import DdpEngine
+from selectbench.worker.engine import DdpEngine, SingleEngine
 from selectbench.worker.loop import Setting, train_with_engine
 from selectbench.worker.model import new_model
 from selectbench.worker.runtime import ALONE, nowhere, training_memory

@@ -16,11 +16,11 @@ from device_waits import Waits
 from msgspec.structs import replace
 from watched_logits import Logits
 
+import selectbench.worker.engine as engine_fsdp_module
 import selectbench.worker.engine as engine_module
-import selectbench.worker.engine_sharded as engine_fsdp_module
 import selectbench.worker.engine_zero as engine_zero_module
+import selectbench.worker.loop as step_module
 import selectbench.worker.ranks as ranks_module
-import selectbench.worker.step as step_module
 import selectbench.worker.trial as trial_module
 from selectbench.machine import WAIT_VARIABLES
 

@@ -7,9 +7,8 @@ import torch
 from msgspec.structs import replace
 
 from selectbench.worker import trial as trial_module
-from selectbench.worker.recorder import ClosedWindow, CpuMarks, Diverged, Series, Timing, Window
+from selectbench.worker.recorder import ClosedWindow, CpuMarks, Diverged, Series, StepTensors, Timing, Window
 from selectbench.worker.runtime import ALONE
-from selectbench.worker.step import StepTensors
 
 
 def steps(losses, norm=1.0, applied=True):
