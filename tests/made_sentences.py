@@ -11,7 +11,7 @@ import numpy as np
 
 from selectbench.record.record import Sentences
 from selectbench.suite.job import SCORES
-from selectbench.worker.examination import score
+from selectbench.worker.evaluation import score
 
 WORDS = ("nul", "een", "twee", "drie", "vier", "vijf", "zes", "zeven", "acht", "negen")
 

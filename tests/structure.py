@@ -17,15 +17,12 @@ from pathlib import Path
 PACKAGE = "selectbench"
 WAY = (
     "cli.run",
-    "launch.run.run", "launch.run._run_in", "launch.run._run_trials", "launch.run._run_stage",
-    "launch.run.Bench.run", "launch.run.Bench._attempt", "launch.run.Bench._launched", "launch.run.Bench._metered",
-    "launch.trial.TrialRunner.run", "launch.trial.TrialRunner._run",
-    "launch.server.TrialServer.submit",
+    "launch.run.run", "launch.run._run_stages", "launch.run.Bench.run", "launch.run.Bench._attempt",
+    "launch.trial.TrialRunner.run", "launch.trial.TrialServer.submit",
     "~worker.server.Server._take_request", "worker.server.Server._fork", "worker.server.Server._become_trial",
     "worker.server.run_order",
-    "worker.trial.run_trial", "worker.trial.run_rank", "worker.trial._train",
-    "~worker.loop.train", "worker.loop.train_with_engine",
-    "worker.step.OptimizerStep.run",
+    "worker.trial.run_trial", "worker.trial.run_rank",
+    "~worker.loop.train", "worker.loop.train_with_engine", "worker.loop.OptimizerStep.run",
 )  # fmt: skip
 """From the command to the first optimizer step, each called by the one before it; `~`: reached through a message to
 another process, or by a name that a choice has as a string."""

@@ -454,7 +454,7 @@ class Ddp(StrategyChoice):
 
     source: ClassVar[str] = "Li et al. 2020, arXiv:2006.15704; torch.nn.parallel.DistributedDataParallel"
     needs: ClassVar[Needs] = Needs(packages=("torch",))
-    engine: ClassVar[str] = "selectbench.worker.engine_sharded:DdpEngine"
+    engine: ClassVar[str] = "selectbench.worker.engine:DdpEngine"
     wrapper: ClassVar[str] = "DistributedDataParallel"
     name: Literal["ddp"] = "ddp"
     bucket_cap_mb: Annotated[float, Field(gt=0, le=1 << 20)] = 25.0
@@ -470,7 +470,7 @@ class Fsdp(StrategyChoice):
 
     source: ClassVar[str] = "Zhao et al. 2023, arXiv:2304.11277; torch.distributed.fsdp.fully_shard"
     needs: ClassVar[Needs] = Needs(packages=("torch>=2.6",))
-    engine: ClassVar[str] = "selectbench.worker.engine_sharded:FsdpEngine"
+    engine: ClassVar[str] = "selectbench.worker.engine:FsdpEngine"
     wrapper: ClassVar[str] = "FSDPModule"
     shards: ClassVar[frozenset[str]] = frozenset({"parameters", "gradients", "optimizer_state"})
     name: Literal["fsdp"] = "fsdp"

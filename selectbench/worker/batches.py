@@ -1,4 +1,4 @@
-"""The order in which a job reads its training data, the tensors that the model gets, and their digest."""
+"""What each task trains on and is scored on: the order of a seed, the tensors that a model gets, their digest."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import pack
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from selectbench.data.prepared import Prepared, fitting, sequences
-from selectbench.suite.job import Job
-from selectbench.worker.runtime import derived_seed
+from selectbench.record.wire import Order
+from selectbench.suite.job import Eval, Job
+from selectbench.worker.runtime import World, derived_seed
+
+Ids = npt.NDArray[np.int64]
 
 NOT_COUNTED = -100
 """A target that no loss counts, as torch's cross-entropy has it by default."""
@@ -39,22 +42,6 @@ class Batch:
             moved(self.tokens, device), tuple(moved(tensor, device) for tensor in self.arguments),
             {name: moved(tensor, device) for name, tensor in self.named.items()}, moved(self.targets, device),
         )  # fmt: skip
-
-
-class Batches(Protocol):
-    """The training data of a task, in the order of a seed."""
-
-    width: int
-    """Token ids of a sequence in `Batch.tokens`."""
-
-    def sample_indices(self, step: int) -> npt.NDArray[np.int64]:
-        """Sequence numbers of one optimizer step, shape (global_batch_size,)."""
-
-    def counted(self, indices: npt.NDArray[np.int64], step: int) -> int:
-        """Targets of these sequences that the loss counts."""
-
-    def batch_at(self, indices: npt.NDArray[np.int64], step: int) -> Batch:
-        """These sequences on the device."""
 
 
 class SampleOrder:
@@ -144,15 +131,82 @@ def moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)
 
 
+@dataclass(frozen=True)
+class CausalHeldOut:
+    """Sequences to predict the next token in."""
+
+    sequences: npt.NDArray[np.int64]
+    """Token ids, shape (sequences, seq_len + 1): inputs and their next tokens."""
+    counted: npt.NDArray[np.bool_] | None
+    """Which targets are scored, shape (sequences, seq_len); None: all are."""
+    tokens: int
+    """Tokens scored."""
+    bytes: int | None
+    """UTF-8 bytes of the tokens scored; None: they stand for no text."""
+    source_nats: npt.NDArray[np.float64] | None = None
+    """Of each token scored under the source that emitted it; None: not known."""
+
+    @classmethod
+    def first(cls, data: Prepared, *, tokens: int, seq_len: int) -> CausalHeldOut:
+        """The first `tokens` held-out tokens, rounded up to whole sequences; all there are where there are fewer.
+
+        Of chats only what is to be predicted is scored. Raises ValueError where the split fills no sequence.
+        """
+        stream = data.heldout()
+        count = min(-(-tokens // seq_len), sequences(len(stream), seq_len))
+        if count < 1:
+            raise ValueError(f"the held-out split has {len(stream)} tokens, one sequence needs {seq_len + 1}")
+
+        def cut(values: Any) -> Any:
+            starts = np.arange(count) * seq_len
+            return None if values is None else np.asarray(values)[starts[:, None] + np.arange(seq_len + 1)]
+
+        mask, sizes, truth = cut(data.heldout_mask()), cut(data.bytes_of_heldout()), cut(data.truth_of_heldout())
+        counted = None if mask is None else mask[:, 1:].astype(bool)
+        scored = np.ones((count, seq_len), bool) if counted is None else counted
+        if not scored.any():
+            raise ValueError(f"the first {count * seq_len} held-out tokens hold no answer: raise eval.tokens")
+        return cls(
+            cut(stream).astype(np.int64),
+            counted,
+            int(scored.sum()),
+            None if sizes is None else int(sizes[:, 1:][scored].sum(dtype=np.int64)),
+            None if truth is None else truth[:, 1:][scored],
+        )
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def sha256(self) -> str:
+        """Digest of the token ids, their shape, and which of them are scored."""
+        shape = str(self.sequences.shape).encode()
+        digest = hashlib.sha256(shape + self.sequences.astype("<i8").tobytes())
+        if self.counted is not None:
+            digest.update(np.packbits(self.counted).tobytes())
+        return digest.hexdigest()
+
+    def source_loss(self) -> tuple[float | None, float | None]:
+        """Mean of the source's own nats over the tokens scored, and its standard error."""
+        if self.source_nats is None:
+            return None, None
+        error = self.source_nats.std(ddof=1) / np.sqrt(len(self.source_nats)) if len(self.source_nats) > 1 else None
+        return float(self.source_nats.mean()), None if error is None else float(error)
+
+    def batch(self, start: int, end: int) -> Batch:
+        """These sequences, on the CPU."""
+        rows = torch.from_numpy(self.sequences[start:end])
+        targets = rows[:, 1:].clone()
+        if self.counted is not None:
+            targets[~torch.from_numpy(self.counted[start:end])] = NOT_COUNTED
+        return Batch(rows, (rows[:, :-1],), {}, targets)
+
+
 # Pairs for an encoder and a decoder, padded to the job's length: shapes do not depend on how a step is cut.
 #
 # The decoder is given a token to start with, then the target without its last token, and must say the target, its
 # end-of-text token among it (Raffel et al. 2020, arXiv:1910.10683, section 2.1). What it starts with the model's
 # configuration says; else it is the padding token, as in T5. Padding is hidden from attention and counted by no
 # loss.
-
-
-Ids = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -274,8 +328,103 @@ class PairHeldOut:
         shape = str(tuple(batch.tokens.shape)).encode()
         return hashlib.sha256(shape + batch.tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
-    def source_loss(self) -> tuple[float | None, float | None]:
+    def source_loss(self) -> tuple[None, None]:
         """Nobody knows how likely a translation is."""
+        return None, None
+
+
+# Masked language modelling: some tokens are hidden from the model, and it must say which they were.
+#
+# Of a sequence's tokens 15 % are chosen; of these 80 % are replaced by the mask token, 10 % by any token, 10 % stay
+# (Devlin et al. 2019, arXiv:1810.04805, section 3.1). Which they are follows from the seed, the step and the
+# sequence, not from how a step is cut; for the held-out text from the sequence alone, so that every evaluation asks
+# the same.
+
+
+CHOSEN, MASKED, REPLACED = 0.15, 0.8, 0.1
+
+
+def hidden(tokens: Ids, seeds: list[int], vocab_size: int, mask_id: int) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """Inputs with the chosen tokens hidden, and which those are; a seed for each row. At least one is chosen."""
+    inputs, chosen = tokens.copy(), np.zeros(tokens.shape, bool)
+    for row, seed in enumerate(seeds):
+        draw = np.random.Generator(np.random.PCG64(seed))
+        chosen[row] = draw.random(tokens.shape[1]) < CHOSEN
+        chosen[row, draw.integers(tokens.shape[1])] |= not chosen[row].any()
+        fate, other = draw.random(tokens.shape[1]), draw.integers(vocab_size, size=tokens.shape[1])
+        inputs[row] = np.where(chosen[row] & (fate < MASKED), mask_id, inputs[row])
+        inputs[row] = np.where(chosen[row] & (fate >= 1 - REPLACED), other, inputs[row])
+    return inputs, chosen
+
+
+def _batch(tokens: Ids, inputs: Ids, chosen: npt.NDArray[np.bool_]) -> Batch:
+    targets = np.where(chosen, tokens, NOT_COUNTED)
+    known = torch.from_numpy(inputs)
+    return Batch(torch.from_numpy(tokens), (), {"input_ids": known}, torch.from_numpy(targets))
+
+
+class MaskedBatches:
+    """The sequences of a causal job without their last token, in the same order."""
+
+    def __init__(self, causal: CausalBatches, data: Prepared, seed: int) -> None:
+        self._causal, self._seed = causal, seed
+        self._vocab_size, self._mask_id = data.vocab_size, data.special_ids["mask"]
+        self.width = causal.width - 1
+
+    def sample_indices(self, step: int) -> Ids:
+        """Sequence numbers of one optimizer step, shape (global_batch_size,)."""
+        return self._causal.sample_indices(step)
+
+    def counted(self, indices: Ids, step: int) -> int:
+        """Tokens of these sequences that are chosen."""
+        return int(self._hidden(indices, step)[2].sum())
+
+    def batch_at(self, indices: Ids, step: int) -> Batch:
+        """These sequences on the device."""
+        return _batch(*self._hidden(indices, step)).to(self._causal.device)
+
+    def _hidden(self, indices: Ids, step: int) -> tuple[Ids, Ids, npt.NDArray[np.bool_]]:
+        tokens = self._causal.token_ids(indices)[:, :-1]
+        seeds = [derived_seed(self._seed, "mask", step, int(index)) for index in indices]
+        inputs, chosen = hidden(tokens, seeds, self._vocab_size, self._mask_id)
+        return tokens, inputs, chosen
+
+
+class MaskedHeldOut:
+    """Held-out sequences with the same tokens hidden in every evaluation."""
+
+    def __init__(self, tokens: Ids, inputs: Ids, chosen: npt.NDArray[np.bool_], scored_bytes: int | None) -> None:
+        self._tokens, self._inputs, self._chosen = tokens, inputs, chosen
+        self.tokens, self.bytes = int(chosen.sum()), scored_bytes
+
+    @classmethod
+    def of(cls, causal: CausalHeldOut, data: Prepared) -> MaskedHeldOut:
+        """The causal job's sequences without their last token."""
+        tokens = causal.sequences[:, :-1]
+        seeds = [derived_seed(0, "held-out mask", number) for number in range(len(tokens))]
+        inputs, chosen = hidden(tokens, seeds, data.vocab_size, data.special_ids["mask"])
+        sizes = data.bytes_of_heldout()
+        width = tokens.shape[1]
+        flat = None if sizes is None else np.asarray(sizes[: tokens.size]).reshape(-1, width)
+        return cls(tokens, inputs, chosen, None if flat is None else int(flat[chosen].sum(dtype=np.int64)))
+
+    def __len__(self) -> int:
+        return len(self._tokens)
+
+    def batch(self, start: int, end: int) -> Batch:
+        """These sequences, on the CPU."""
+        return _batch(self._tokens[start:end], self._inputs[start:end], self._chosen[start:end])
+
+    def sha256(self) -> str:
+        """Digest of the tokens, of what is hidden and of how."""
+        digest = hashlib.sha256(str(self._tokens.shape).encode())
+        for part in (self._tokens, self._inputs):
+            digest.update(part.astype("<i8").tobytes())
+        digest.update(np.packbits(self._chosen).tobytes())
+        return digest.hexdigest()
+
+    def source_loss(self) -> tuple[None, None]:
+        """What the source itself would score on a gap is not known."""
         return None, None
 
 
@@ -306,3 +455,39 @@ class TokenStream:
 def stream_sha256(step_sums: Iterable[int]) -> str:
     """Digest of all steps' sums, in order."""
     return hashlib.sha256(b"".join(pack("<q", value) for value in step_sums)).hexdigest()
+
+
+# What a task trains on and is scored on: one class each for its training data and its held-out ones.
+
+
+Batches = CausalBatches | MaskedBatches | PairBatches
+"""The training data of a task, in the order of a seed; `width`: token ids of a sequence in `Batch.tokens`."""
+HeldOut = CausalHeldOut | MaskedHeldOut | PairHeldOut
+"""The sequences that every evaluation of a job scores.
+
+`tokens`: targets scored; `bytes`: UTF-8 bytes of the tokens scored, None where they stand for no text.
+"""
+
+
+def batches_of(order: Order, data: Prepared, world: World, module: Any) -> Batches:
+    """The training data of the order's task, in the order of its seed, as the model wants them."""
+    job = order.job
+    if job.task == "seq2seq":
+        return PairBatches(data, job, order.trial.seed, world.device, decoder_start_id(module))
+    causal = CausalBatches(
+        data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size, seed=order.trial.seed,
+        device=world.device, trained=data.train_mask(),
+    )  # fmt: skip
+    return MaskedBatches(causal, data, order.trial.seed) if job.task == "masked_lm" else causal
+
+
+def held_out_of(order: Order, data: Prepared, module: Any) -> HeldOut | None:
+    """What every evaluation of the job scores; None: it does not evaluate."""
+    job = order.job
+    if not isinstance(job.eval, Eval):
+        return None
+    if job.task == "seq2seq":
+        start_id = decoder_start_id(module)
+        return PairHeldOut.first(data, tokens=job.eval.tokens, seq_len=job.seq_len, start_id=start_id)
+    causal = CausalHeldOut.first(data, tokens=job.eval.tokens, seq_len=job.seq_len)
+    return MaskedHeldOut.of(causal, data) if job.task == "masked_lm" else causal

@@ -1,20 +1,33 @@
-"""What an optimizer step is made of besides the forward pass: the engine of one process, and what engines share."""
+"""Engines, which carry out what an optimizer step is made of: torch's own for one process, DDP and FSDP2."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
-from selectbench.worker.evaluation import Logits, evaluation_forward
-from selectbench.worker.model import ForwardLoss, SummedLoss, cast_parameters, compiled_as_asked, forward_with_loss
-from selectbench.worker.runtime import World, dtype_name
+from selectbench.worker.evaluation import Forward, evaluation_forward
+from selectbench.worker.model import (
+    ForwardLoss,
+    SummedLoss,
+    blocks_of,
+    cast_parameters,
+    compiled_as_asked,
+    empty_copy,
+    forward_then_loss,
+    forward_with_loss,
+)
+from selectbench.worker.runtime import World, dtype_name, local_part
 
 
 def first_scale(world_size: int) -> float:
@@ -24,6 +37,13 @@ def first_scale(world_size: int) -> float:
     every number of ranks.
     """
     return 2.0**16 / world_size
+
+
+def gradient_scaler(choices: Choices, world: World) -> torch.amp.GradScaler | None:
+    """Torch's scaler where the precision asks for one, None otherwise."""
+    if not choices.precision.gradient_scaling:
+        return None
+    return torch.amp.GradScaler(world.device_type, init_scale=first_scale(world.size))
 
 
 class LossScale:
@@ -139,7 +159,7 @@ class Engine(Protocol):
     def working_dtype(self) -> str:
         """Of the weights that forward and backward pass use, as found."""
 
-    def evaluation(self) -> AbstractContextManager[Logits]:
+    def evaluation(self) -> AbstractContextManager[Forward]:
         """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout.
 
         Every rank enters it together and makes the same number of calls in it.
@@ -173,9 +193,7 @@ class SingleEngine:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(self.module)
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        scale = first_scale(world.size)
-        scales = choices.precision.gradient_scaling
-        self._scaler = torch.amp.GradScaler(world.device_type, init_scale=scale) if scales else None
+        self._scaler = gradient_scaler(choices, world)
         # CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
         # gradient that exists beforehand is added to instead of aliasing that memory.
         self._keep_gradients = world.device_type == "cuda" and choices.compile.mode == "max-autotune"
@@ -223,28 +241,25 @@ class SingleEngine:
 
     def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Updates the weights; the global gradient norm before clipping, and whether the update was applied."""
-        if self._scaler:
-            self._unscale(self._scaler)
+        scaler = self._scaler
+        if scaler:
+            self._unscale(scaler)
         norm = self._norm()
         if max_norm is not None:
             clip_grads_with_norm_(self.parameters, max_norm, norm)
-        applied = self._update(norm)
+        for optimizer in self.optimizers:
+            if scaler:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
+        if scaler:
+            scaler.update()
         if self._working:
             self._working.refresh()
-        return norm, applied
+        return norm, norm.isfinite() if scaler else self._yes
 
     def _norm(self) -> torch.Tensor:
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-
-    def _update(self, norm: torch.Tensor) -> torch.Tensor:
-        if not self._scaler:
-            for optimizer in self.optimizers:
-                optimizer.step()
-            return self._yes
-        for optimizer in self.optimizers:
-            self._scaler.step(optimizer)
-        self._scaler.update()
-        return norm.isfinite()
 
     def _unscale(self, scaler: torch.amp.GradScaler) -> None:
         for optimizer in self.optimizers:
@@ -260,7 +275,7 @@ class SingleEngine:
         """Of the weights that forward and backward pass use."""
         return dtype_name({p.dtype for p in self.kept_parameters()})
 
-    def evaluation(self) -> AbstractContextManager[Logits]:
+    def evaluation(self) -> AbstractContextManager[Forward]:
         """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout."""
         if self._working is None:
             return evaluation_forward(self.module)
@@ -275,3 +290,151 @@ class SingleEngine:
     def kept_gradients(self) -> list[torch.Tensor] | None:
         """Gradients between the last backward pass and the update."""
         return [p.grad for p in self.parameters if p.grad is not None]
+
+
+# torch's engines for several ranks: DDP, and FSDP2, which divides every block's parameters, gradients and state.
+
+
+class RanksEngine(SingleEngine):
+    """What DDP and FSDP have in common: a wrapper that averages gradients over ranks."""
+
+    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+        """The loss apart.
+
+        DDP is compiled as one, split at the buckets, so that reductions overlap; the root of FSDP, around the
+        compiled blocks, gathers its parameters between graphs.
+        """
+        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The wrapper averages over ranks; the sum over them is asked for."""
+        super().backward(loss * self.world.size)
+
+
+class DdpEngine(RanksEngine):
+    """torch's DistributedDataParallel around what one process would train."""
+
+    strategy = "DistributedDataParallel"
+
+    def _trained_module(self, choices: Choices) -> Any:
+        if choices.precision.working_dtype is not None:  # as the table of combinations was found to say
+            raise NotImplementedError("DDP keeps no master weights beside the copy that it reduces")
+        return super()._trained_module(choices)
+
+    def _wrapped(self, module: Any, choices: Choices) -> Any:
+        # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
+        # One more does no harm: the average of what is averaged already, and of new gradients, is their sum's.
+        self._records_graph = choices.strategy.static_graph
+        device = self.world.device
+        self._replica = DistributedDataParallel(
+            module,
+            device_ids=[device] if self.world.device_type == "cuda" else None,
+            bucket_cap_mb=choices.strategy.bucket_cap_mb,
+            gradient_as_bucket_view=choices.strategy.gradient_as_bucket_view,
+            static_graph=choices.strategy.static_graph,
+        )
+        return self._replica
+
+    @property
+    def reduction_dtype(self) -> str | None:  # type: ignore[override]
+        """Of the gradients in the buckets; None where a communication hook does something else with them."""
+        if self._replica._get_ddp_logging_data().get("comm_hook"):
+            return None
+        return dtype_name({p.grad.dtype for p in self.parameters if p.grad is not None}) or None
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        """Gradients stay on their rank but in the last: DDP decides that in the forward pass."""
+        with nullcontext() if is_last or self._records_graph else self._replica.no_sync():
+            yield
+        if is_last:
+            self._records_graph = False
+
+
+class FsdpEngine(RanksEngine):
+    """torch's `fully_shard` on every block and on the whole."""
+
+    strategy = "FSDPModule"
+
+    def _prepared(self, module: Any, choices: Choices) -> Any:
+        """Sharded by block, then the rest; master weights, where there are such, are the shards themselves."""
+        self._empty = empty_copy(module)
+        self._policy = _policy(choices.precision.working_dtype)
+        mesh = init_device_mesh(self.world.device_type, (self.world.size,))
+        for block in blocks_of(module):
+            if choices.compile.mode is not None:
+                block.compile(mode=choices.compile.mode)
+            self._shard(block, mesh, choices, reshard=choices.strategy.reshard_after_forward)
+        # The root's parameters are needed until the end of the forward pass and first in the backward pass.
+        return self._shard(module, mesh, choices, reshard=False)
+
+    def _shard(self, part: Any, mesh: DeviceMesh, choices: Choices, *, reshard: bool) -> Any:
+        """Part by part, so that no rank ever holds a whole model of its own beside the mapped one."""
+        precision = choices.precision
+        dtype = getattr(torch, precision.parameter_dtype)
+        cast_parameters(part, dtype, self.world.device, through=precision.working_dtype, copy=False)
+        return fully_shard(part, mesh=mesh, reshard_after_forward=reshard, mp_policy=self._policy)
+
+    def _trained_module(self, choices: Choices) -> Any:
+        return self.module  # its policy makes the working copies
+
+    def _compiled(self, module: Any, choices: Choices) -> Any:
+        return module  # block by block, before they were sharded
+
+    @contextmanager
+    def micro_batch(self, is_last: bool) -> Iterator[None]:
+        """Gradients are reduced in the last only; before it they accumulate unsharded."""
+        self.module.set_requires_gradient_sync(is_last)
+        yield
+
+    def _norm(self) -> torch.Tensor:
+        norm = super()._norm()
+        return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+    @property
+    def reduction_dtype(self) -> str | None:  # type: ignore[override]
+        """As every sharded part has it: that of its policy, else of its shards."""
+        return self._found("reduce_dtype")
+
+    def working_dtype(self) -> str:
+        """What the shards are gathered in, as every sharded part has it."""
+        return self._found("param_dtype")
+
+    def _found(self, policy: str) -> str:
+        groups = [g for part in _sharded_parts(self.module) if (g := part._get_fsdp_state()._fsdp_param_group)]
+        stored = {p.dtype for p in self.parameters}
+        stated = [getattr(group.mp_policy, policy) for group in groups]
+        return dtype_name({found for dtype in stated for found in ({dtype} if dtype else stored)})
+
+    def evaluation(self) -> AbstractContextManager[Forward]:
+        """Through the sharded model where it computes in fp32; else its weights are gathered for the time."""
+        if self._policy.param_dtype is None and all(p.dtype == torch.float32 for p in self.parameters):
+            return self._evaluation_of_shards()
+        named = self.module.named_parameters()
+        weights = {name: (p.full_tensor() if isinstance(p, DTensor) else p).float() for name, p in named}
+        return evaluation_forward(self._empty, weights | dict(self.module.named_buffers()))
+
+    @contextmanager
+    def _evaluation_of_shards(self) -> Iterator[Forward]:
+        with evaluation_forward(self.module) as logits:
+            yield logits
+        for part in _sharded_parts(self.module):
+            part.reshard()  # what a forward pass leaves gathered for a backward pass that does not come
+
+    def kept_parameters(self) -> list[torch.Tensor]:
+        """The rank's shards."""
+        return [local_part(p) for p in self.module.parameters()]
+
+    def kept_gradients(self) -> list[torch.Tensor] | None:
+        """The rank's shards of the reduced gradients."""
+        return [local_part(p.grad) for p in self.parameters if p.grad is not None]
+
+
+def _sharded_parts(module: Any) -> list[FSDPModule]:
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+def _policy(working_dtype: str | None) -> MixedPrecisionPolicy:
+    if working_dtype is None:
+        return MixedPrecisionPolicy()
+    return MixedPrecisionPolicy(param_dtype=getattr(torch, working_dtype), reduce_dtype=torch.float32)

@@ -1,26 +1,32 @@
-"""Evaluating a model, the same for every option: held-out loss, greedy decoding, and a look inside."""
+"""Evaluating a model, the same for every option: held-out loss, attention, generated text and its scores."""
 
 from __future__ import annotations
 
 import hashlib
+import json
+import re
+import string
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F  # noqa: N812
 from tokenizers import Tokenizer
 
-from selectbench.data import prepared
-from selectbench.data.prepared import TOKENIZER, Prepared
-from selectbench.record.record import Inside, Sample
-from selectbench.worker.batches import NOT_COUNTED, Batch, PairHeldOut
+from selectbench.choices.choice import is_own
+from selectbench.data.prepared import TOKENIZER, Prepared, fitting
+from selectbench.record.record import Inside, Sample, Sentences
+from selectbench.record.wire import Order
+from selectbench.suite.job import OWN_SCORE, Eval
+from selectbench.worker.batches import NOT_COUNTED, Batch, CausalHeldOut, HeldOut, PairHeldOut, decoder_start_id
 from selectbench.worker.model import logits_of
-from selectbench.worker.runtime import World, attention, without_tf32
+from selectbench.worker.runtime import OwnCodeError, World, attention, load, without_tf32
 
 # Held-out loss, the same for every option: fp32 weights and products, sdpa attention, no dropout.
 
@@ -43,14 +49,22 @@ class Forward:
         return attention(self.module) is not None
 
     def attention(self, batch: Batch) -> torch.Tensor | None:
-        """What a transformers model attends to, by the eager kernel, as `inside.attention_of` finds it."""
+        """What a transformers model attends to in its last layer, by the eager kernel; None: it does not say.
+
+        (sequences, heads, rows, columns); cross-attention where there is.
+        """
         if not self.is_transformers:
             return None
         self.module.set_attn_implementation("eager")
         try:
-            return attention_of(self._output(batch, {**batch.named, "output_attentions": True}))
+            output = self._output(batch, {**batch.named, "output_attentions": True})
         finally:
             self.module.set_attn_implementation("sdpa")
+        for name in ("cross_attentions", "attentions"):
+            layers = getattr(output, name, None)
+            if layers and isinstance(layers[-1], torch.Tensor):
+                return layers[-1]
+        return None
 
     def _output(self, batch: Batch, named: dict[str, Any]) -> Any:
         if self.weights:
@@ -58,105 +72,7 @@ class Forward:
         return self.module(*batch.arguments, **named)
 
 
-Logits = Forward
-"""How engines name it."""
-
-
-class HeldOut(Protocol):
-    """The sequences that every evaluation of a job scores."""
-
-    @property
-    def tokens(self) -> int:
-        """Targets scored."""
-
-    @property
-    def bytes(self) -> int | None:
-        """UTF-8 bytes of the tokens scored; None: they stand for no text."""
-
-    def __len__(self) -> int:
-        """Sequences."""
-
-    def batch(self, start: int, end: int) -> Batch:
-        """These sequences, on the CPU."""
-
-    def sha256(self) -> str:
-        """Digest of what is scored."""
-
-    def source_loss(self) -> tuple[float | None, float | None]:
-        """Mean of the true source's own nats over the targets scored, and its standard error; None: not known."""
-
-
-@dataclass(frozen=True)
-class CausalHeldOut:
-    """Sequences to predict the next token in."""
-
-    sequences: npt.NDArray[np.int64]
-    """Token ids, shape (sequences, seq_len + 1): inputs and their next tokens."""
-    counted: npt.NDArray[np.bool_] | None
-    """Which targets are scored, shape (sequences, seq_len); None: all are."""
-    tokens: int
-    """Tokens scored."""
-    bytes: int | None
-    """UTF-8 bytes of the tokens scored; None: they stand for no text."""
-    source_nats: npt.NDArray[np.float64] | None = None
-    """Of each token scored under the source that emitted it; None: not known."""
-
-    @classmethod
-    def first(cls, data: Prepared, *, tokens: int, seq_len: int) -> CausalHeldOut:
-        """The first `tokens` held-out tokens, rounded up to whole sequences; all there are where there are fewer.
-
-        Of chats only what is to be predicted is scored. Raises ValueError where the split fills no sequence.
-        """
-        stream = data.heldout()
-        count = min(-(-tokens // seq_len), prepared.sequences(len(stream), seq_len))
-        if count < 1:
-            raise ValueError(f"the held-out split has {len(stream)} tokens, one sequence needs {seq_len + 1}")
-
-        def cut(values: Any) -> Any:
-            starts = np.arange(count) * seq_len
-            return None if values is None else np.asarray(values)[starts[:, None] + np.arange(seq_len + 1)]
-
-        mask, sizes, truth = cut(data.heldout_mask()), cut(data.bytes_of_heldout()), cut(data.truth_of_heldout())
-        counted = None if mask is None else mask[:, 1:].astype(bool)
-        scored = np.ones((count, seq_len), bool) if counted is None else counted
-        if not scored.any():
-            raise ValueError(f"the first {count * seq_len} held-out tokens hold no answer: raise eval.tokens")
-        return cls(
-            cut(stream).astype(np.int64),
-            counted,
-            int(scored.sum()),
-            None if sizes is None else int(sizes[:, 1:][scored].sum(dtype=np.int64)),
-            None if truth is None else truth[:, 1:][scored],
-        )
-
-    def __len__(self) -> int:
-        return len(self.sequences)
-
-    def sha256(self) -> str:
-        """Digest of the token ids, their shape, and which of them are scored."""
-        shape = str(self.sequences.shape).encode()
-        digest = hashlib.sha256(shape + self.sequences.astype("<i8").tobytes())
-        if self.counted is not None:
-            digest.update(np.packbits(self.counted).tobytes())
-        return digest.hexdigest()
-
-    def source_loss(self) -> tuple[float | None, float | None]:
-        """Mean of the source's own nats over the tokens scored, and its standard error."""
-        if self.source_nats is None:
-            return None, None
-        error = self.source_nats.std(ddof=1) / np.sqrt(len(self.source_nats)) if len(self.source_nats) > 1 else None
-        return float(self.source_nats.mean()), None if error is None else float(error)
-
-    def batch(self, start: int, end: int) -> Batch:
-        """These sequences, on the CPU."""
-        rows = torch.from_numpy(self.sequences[start:end])
-        targets = rows[:, 1:].clone()
-        if self.counted is not None:
-            targets[~torch.from_numpy(self.counted[start:end])] = NOT_COUNTED
-        return Batch(rows, (rows[:, :-1],), {}, targets)
-
-
-def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int, world: World) -> float:
+def heldout_loss(logits: Forward, held_out: HeldOut, *, sequences_per_batch: int, world: World) -> float:
     """Mean loss in nats per token, the same on every rank; NaN or infinity where the model has diverged.
 
     Ranks score slices; `logits` is called equally often on each, as the calls of a sharded model wait for
@@ -174,8 +90,8 @@ def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int,
     return float(world.total(total)) / held_out.tokens
 
 
-def _nats(logits: Logits, batch: Batch) -> torch.Tensor:
-    """Summed loss of a batch of sequences, float64."""
+def _nats(logits: Forward, batch: Batch) -> torch.Tensor:
+    """Summed loss of a batch of sequences, float64; its logits are gone when the next batch's are computed."""
     losses = F.cross_entropy(
         logits(batch).float().flatten(0, 1), batch.targets.flatten(), reduction="none", ignore_index=NOT_COUNTED
     )
@@ -183,45 +99,32 @@ def _nats(logits: Logits, batch: Batch) -> torch.Tensor:
 
 
 @contextmanager
-def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = None) -> Iterator[Logits]:
+def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = None) -> Iterator[Forward]:
     """Batches to logits with fp32 weights, sdpa attention and no dropout; the module is left as it was.
 
     `weights`: all of them in fp32 by name, and the buffers, where the module's own can't serve. Otherwise its
     parameters in less than fp32 are copied for the time of the evaluation.
     """
-    with evaluating(module), torch.no_grad(), without_tf32():
-        yield Forward(module, fp32_copies(module) if weights is None else weights)
-
-
-def fp32_copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Those parameters that are not kept in fp32, converted; empty where all are."""
-    return {
-        n: p.detach().float()
-        for n, p in module.named_parameters()
-        if p.is_floating_point() and p.dtype != torch.float32
-    }
-
-
-@contextmanager
-def evaluating(module: Any) -> Iterator[None]:
-    """Evaluation mode with the sdpa kernel inside, the module's own mode and kernel after it."""
     training, kernel = module.training, attention(module)
     other = kernel not in (None, "sdpa")
+    # Blocks that are compiled in place run as they are: an evaluation must compile nothing of its own.
+    stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     module.eval()
     if other:
         module.set_attn_implementation("sdpa")
     try:
-        with _uncompiled():
-            yield
+        with stance, torch.no_grad(), without_tf32():
+            if weights is None:
+                weights = {
+                    name: parameter.detach().float()
+                    for name, parameter in module.named_parameters()
+                    if parameter.is_floating_point() and parameter.dtype != torch.float32
+                }
+            yield Forward(module, weights)
     finally:
         if other:
             module.set_attn_implementation(kernel)
         module.train(training)
-
-
-def _uncompiled() -> AbstractContextManager[object]:
-    """Blocks that are compiled in place run as they are: an evaluation must compile nothing of its own."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 # Optimizers that train at other weights than they are to be evaluated at, as schedule-free ones do.
@@ -243,8 +146,8 @@ def begin_training(optimizers: Sequence[torch.optim.Optimizer]) -> None:
 
 @contextmanager
 def at_evaluated_weights(
-    optimizers: Sequence[torch.optim.Optimizer], evaluation: Callable[[], AbstractContextManager[Logits]]
-) -> Iterator[Logits]:
+    optimizers: Sequence[torch.optim.Optimizer], evaluation: Callable[[], AbstractContextManager[Forward]]
+) -> Iterator[Forward]:
     """An engine's `evaluation` of the weights that the optimizers say are to be evaluated.
 
     After it the weights are those of before to the last bit: going there and back would round them, and a
@@ -272,8 +175,8 @@ COLOURED_TOKENS, ATTENDING_TOKENS = 96, 24
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is needed to look inside."""
+class Inspection:
+    """Looks inside of a trained model: what it says, where its loss lies, what it attends to."""
 
     held_out: HeldOut
     word: Callable[[int], str]
@@ -283,7 +186,7 @@ class Look:
     end_id: int
 
     @classmethod
-    def of(cls, held_out: HeldOut, data: Prepared) -> Look:
+    def of(cls, held_out: HeldOut, data: Prepared) -> Inspection:
         """With the data's tokenizer; tokens of no text show as their numbers."""
         if not data.has_text:
             return cls(held_out, str, lambda ids: " ".join(map(str, ids)), data.end_id)
@@ -296,21 +199,18 @@ class Look:
     def inside(self, forward: Forward, world: World) -> Inside:
         """Every rank calls it together, and makes the same calls."""
         batch = self.held_out.batch(0, 1).to(world.device)
-        tokens, losses = self._coloured(forward, batch)
+        tokens, losses = self._token_losses(forward, batch)
         rows, columns, weights = self._attention(forward, batch)
+        samples: list[Sample] = []
+        if forward.is_transformers:  # a model of own code may want all of its positions
+            if isinstance(self.held_out, PairHeldOut):
+                samples = self._translations(self.held_out, forward, world)
+            elif isinstance(self.held_out, CausalHeldOut):
+                samples = self._continuations(self.held_out, forward, world)
         return Inside(
-            samples=self._samples(forward, world), tokens=tokens, token_losses=losses,
+            samples=samples, tokens=tokens, token_losses=losses,
             attention=weights, attention_rows=rows, attention_columns=columns,
         )  # fmt: skip
-
-    def _samples(self, forward: Forward, world: World) -> list[Sample]:
-        if not forward.is_transformers:  # a model of own code may want all of its positions
-            return []
-        if isinstance(self.held_out, PairHeldOut):
-            return self._translations(self.held_out, forward, world)
-        if isinstance(self.held_out, CausalHeldOut):
-            return self._continuations(self.held_out, forward, world)
-        return []
 
     def _continuations(self, held_out: CausalHeldOut, forward: Forward, world: World) -> list[Sample]:
         found = []
@@ -336,7 +236,7 @@ class Look:
             for row, ids in zip(batch.tokens.tolist(), said, strict=True)
         ]  # fmt: skip
 
-    def _coloured(self, forward: Forward, batch: Batch) -> tuple[list[str], list[float]]:
+    def _token_losses(self, forward: Forward, batch: Batch) -> tuple[list[str], list[float]]:
         logits = forward(batch)[0].float()
         nats = F.cross_entropy(logits, batch.targets[0], reduction="none", ignore_index=NOT_COUNTED)
         pairs = [
@@ -353,8 +253,8 @@ class Look:
         weights = found[0].float().mean(dim=0)[:ATTENDING_TOKENS, :ATTENDING_TOKENS]
         rows, columns = self._sides(batch)
         rows, columns = rows[: weights.shape[0]], columns[: weights.shape[1]]
-        told = [[round(v, 3) for v in row[: len(columns)]] for row in weights[: len(rows)].tolist()]
-        return [self.word(t) for t in rows], [self.word(t) for t in columns], told
+        rounded = [[round(v, 3) for v in row[: len(columns)]] for row in weights[: len(rows)].tolist()]
+        return [self.word(t) for t in rows], [self.word(t) for t in columns], rounded
 
     def _sides(self, batch: Batch) -> tuple[list[int], list[int]]:
         """Tokens that attend, and those attended to."""
@@ -367,22 +267,13 @@ class Look:
         return inputs, inputs
 
 
-def attention_of(output: object) -> torch.Tensor | None:
-    """The last layer's, (sequences, heads, rows, columns); cross-attention where there is; None: not told."""
-    for name in ("cross_attentions", "attentions"):
-        layers = getattr(output, name, None)
-        if layers and isinstance(layers[-1], torch.Tensor):
-            return layers[-1]
-    return None
-
-
 # Greedy decoding with nothing but the logits of an evaluation: the same under every strategy and precision.
 #
 # Every step is a whole forward pass, without a cache of keys and values: slower, and exactly what the evaluation
 # computes, whatever wraps or shards the model.
 
 
-def generate_targets(logits: Logits, batch: Batch, *, end_id: int, start_id: int, world: World) -> list[list[int]]:
+def generate_targets(logits: Forward, batch: Batch, *, end_id: int, start_id: int, world: World) -> list[list[int]]:
     """Token ids of the most likely target, token by token, of each source of a batch of pairs; without the end.
 
     Every rank makes the same calls with the same sources.
@@ -400,7 +291,7 @@ def generate_targets(logits: Logits, batch: Batch, *, end_id: int, start_id: int
     return [_until(row[1:], end_id) for row in given.tolist()]
 
 
-def continue_tokens(logits: Logits, prompt: Sequence[int], *, count: int, longest: int, world: World) -> list[int]:
+def continue_tokens(logits: Forward, prompt: Sequence[int], *, count: int, longest: int, world: World) -> list[int]:
     """The `count` most likely tokens after a prompt; the model is shown `longest` tokens at most."""
     known = list(prompt)
     for _ in range(count):
@@ -412,3 +303,191 @@ def continue_tokens(logits: Logits, prompt: Sequence[int], *, count: int, longes
 
 def _until(ids: list[int], end_id: int) -> list[int]:
     return ids[: ids.index(end_id)] if end_id in ids else ids
+
+
+# Scores of generated text against references, each by its library, and what each sentence adds to them.
+
+
+Texts = Sequence[str]
+_MOST_CHARACTERS = 6
+
+
+class Scored(NamedTuple):
+    """One score of a text."""
+
+    name: str
+    """In the record."""
+    value: float
+    signature: str
+    """How it was computed."""
+    counts: list[list[int]] | None = None
+    """By sentence, as `record.record.Sentences` has them."""
+    shares: list[int | float] | None = None
+
+
+def score(name: str, hypotheses: Texts, references: Texts, sources: Texts) -> Scored:
+    """Raises OwnCodeError for own code that fails."""
+    if is_own(name):
+        value = load(name, "eval.scores")(list(hypotheses), list(references), list(sources))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise OwnCodeError(f"score {name}: expected a number, it returned a {type(value).__name__}")
+        return Scored(OWN_SCORE, float(value), name)
+    return _SCORES[name](hypotheses, references)
+
+
+def _bleu(hypotheses: Texts, references: Texts) -> Scored:
+    """Corpus BLEU as sacrebleu computes it (Post 2018, arXiv:1804.08771)."""
+    from sacrebleu.metrics.bleu import BLEU
+
+    metric = BLEU()
+    found = metric.corpus_score(list(hypotheses), [list(references)])
+    # Counts do not depend on it, and of sentences without it the library warns.
+    of_one = BLEU(effective_order=True).sentence_score
+    each = [of_one(h, [r]) for h, r in zip(hypotheses, references, strict=True)]
+    counts = [[one.sys_len, one.ref_len, *one.counts, *one.totals] for one in each]
+    return Scored("bleu", float(found.score), str(metric.get_signature()), counts)
+
+
+def _chrf(hypotheses: Texts, references: Texts) -> Scored:
+    """chrF2 as sacrebleu computes it (Popovic 2015)."""
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric = CHRF()
+    found = metric.corpus_score(list(hypotheses), [list(references)])
+    counts = [_character_counts(h, r) for h, r in zip(hypotheses, references, strict=True)]
+    return Scored("chrf", float(found.score), str(metric.get_signature()), counts)
+
+
+def _character_counts(hypothesis: str, reference: str) -> list[int]:
+    """N-grams of 1 to 6 characters without white space; sacrebleu has no public name for them."""
+    ours, theirs = ("".join(text.split()) for text in (hypothesis, reference))
+    found = []
+    for n in range(1, _MOST_CHARACTERS + 1):
+        own, other = (Counter(text[i : i + n] for i in range(len(text) - n + 1)) for text in (ours, theirs))
+        found += [own.total() if other else 0, other.total(), (own & other).total()]
+    return found
+
+
+def _rouge_l(hypotheses: Texts, references: Texts) -> Scored:
+    """Mean F-measure of ROUGE-L with stemming, as the package rouge-score computes it (Lin 2004)."""
+    from rouge_score import rouge_scorer
+
+    scorer = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=True)
+    found = [scorer.score(r, h)["rougeL"].fmeasure for h, r in zip(hypotheses, references, strict=True)]
+    return _mean("rouge_l", found, "rouge-score rougeL, stemmer, mean f-measure")
+
+
+def _exact_match(hypotheses: Texts, references: Texts) -> Scored:
+    """Share of answers equal to the reference but for case, punctuation, articles and white space.
+
+    As SQuAD's evaluation has it (Rajpurkar et al. 2016, arXiv:1606.05250).
+    """
+    same = [int(_plain(h) == _plain(r)) for h, r in zip(hypotheses, references, strict=True)]
+    return _mean("exact_match", same, "SQuAD 1.1")
+
+
+def _token_f1(hypotheses: Texts, references: Texts) -> Scored:
+    """Mean F1 of words, normalised as for the exact match (Rajpurkar et al. 2016)."""
+    found = [_overlap(_plain(h).split(), _plain(r).split()) for h, r in zip(hypotheses, references, strict=True)]
+    return _mean("token_f1", found, "SQuAD 1.1")
+
+
+def _mean(name: str, shares: Sequence[float], signature: str) -> Scored:
+    return Scored(name, 100 * sum(shares) / len(shares), signature, shares=list(shares))
+
+
+def _overlap(ours: list[str], theirs: list[str]) -> float:
+    if not ours or not theirs:
+        return float(ours == theirs)
+    common = sum((Counter(ours) & Counter(theirs)).values())
+    return 2 * common / (len(ours) + len(theirs))
+
+
+def _plain(text: str) -> str:
+    kept = "".join(character for character in text.lower() if character not in string.punctuation)
+    return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
+
+
+_SCORES: dict[str, Callable[[Texts, Texts], Scored]] = {
+    "bleu": _bleu, "chrf": _chrf, "rouge_l": _rouge_l, "exact_match": _exact_match, "token_f1": _token_f1,
+}  # fmt: skip
+
+
+# After the last step: what the model generates for held-out sources, scored and kept.
+
+
+HYPOTHESES = "hypotheses.jsonl"
+"""In a trial's folder: source, reference and hypothesis, an object a line."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was found; empty where a suite asks for none."""
+
+    scores: dict[str, float] = field(default_factory=dict)
+    copy_scores: dict[str, float] = field(default_factory=dict)
+    """Of the sources themselves, taken for hypotheses."""
+    signatures: dict[str, str] = field(default_factory=dict)
+    sentences: Sentences | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """Generates and scores, with the logits of the final evaluation."""
+
+    names: Sequence[str]
+    held_out: PairHeldOut
+    texts: Sequence[tuple[str, str]]
+    """Source and reference of each pair to generate for."""
+    tokenizer: Tokenizer
+    end_id: int
+    sequences_per_batch: int
+    folder: Path
+
+    @classmethod
+    def of(cls, order: Order, data: Prepared, module: Any) -> Examination | None:
+        """None where no score is asked for, or the task generates no text."""
+        job, lengths = order.job, data.heldout_lengths()
+        if not isinstance(job.eval, Eval) or job.task != "seq2seq" or not job.eval.scores or lengths is None:
+            return None
+        start_id = decoder_start_id(module)
+        held_out = PairHeldOut.first(data, tokens=1 << 40, seq_len=job.seq_len, start_id=start_id)
+        chosen = fitting(lengths, job.seq_len)[: job.eval.generate]
+        pairs = data.heldout_pairs()
+        return cls(
+            job.eval.scores, held_out, [pairs[number] for number in chosen.tolist()],
+            Tokenizer.from_file(str(data.folder / TOKENIZER)), data.end_id, order.choices.micro_batch_size,
+            Path(order.trial_folder),
+        )  # fmt: skip
+
+    def run(self, logits: Forward, world: World) -> Scores:
+        """Every rank calls it together; the first one writes the hypotheses."""
+        hypotheses: list[str] = []
+        for start in range(0, len(self.texts), self.sequences_per_batch):
+            rows = np.arange(start, min(start + self.sequences_per_batch, len(self.texts)))
+            batch = self.held_out.pairs.batch(rows).to(world.device)
+            first = self.held_out.pairs.start_id
+            ids = generate_targets(logits, batch, end_id=self.end_id, start_id=first, world=world)
+            hypotheses += [self.tokenizer.decode(row) for row in ids]
+        sources, references = ([pair[side] for pair in self.texts] for side in (0, 1))
+        if world.is_first:
+            with (self.folder / HYPOTHESES).open("w", encoding="utf-8") as file:
+                for (source, reference), hypothesis in zip(self.texts, hypotheses, strict=True):
+                    line = {"source": source, "reference": reference, "hypothesis": hypothesis}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        found = [score(name, hypotheses, references, sources) for name in self.names]
+        copied = [score(name, sources, references, sources) for name in self.names]
+        return Scores(
+            {one.name: one.value for one in found}, {one.name: one.value for one in copied},
+            {one.name: one.signature for one in found}, _sentences(found, references),
+        )  # fmt: skip
+
+
+def _sentences(found: Sequence[Scored], references: Sequence[str]) -> Sentences | None:
+    """None where every score is known as a whole only."""
+    counts = {one.name: one.counts for one in found if one.counts is not None}
+    shares = {one.name: one.shares for one in found if one.shares is not None}
+    if not counts and not shares:
+        return None
+    digest = hashlib.sha256(json.dumps(references).encode()).hexdigest()
+    return Sentences(references_sha256=digest, counts=counts, shares=shares)

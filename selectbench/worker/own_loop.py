@@ -26,12 +26,11 @@ from typing import Any, NoReturn
 import torch
 
 from selectbench.worker.batches import causal
-from selectbench.worker.engine import Engine, first_scale
-from selectbench.worker.loop import Setting, Trained, engine_for, recorder_for
+from selectbench.worker.engine import Engine, gradient_scaler
+from selectbench.worker.loop import FirstGradients, Trained, engine_for
 from selectbench.worker.model import loss_alone
-from selectbench.worker.recorder import Recorder
+from selectbench.worker.recorder import Recorder, Setting, StepTensors
 from selectbench.worker.runtime import autocast
-from selectbench.worker.step import FirstGradients, StepTensors
 
 Batch = tuple[torch.Tensor, torch.Tensor, bool]
 """Token ids and their next tokens, both int64 of shape (sequences, seq_len); whether it is the step's last."""
@@ -74,9 +73,7 @@ class OwnTrial:
         self.rank, self.world_size = world.rank, world.size
         self.tokens_per_step = order.job.tokens_per_step
         self.clip_norm = float("inf") if order.job.clip_norm is None else order.job.clip_norm
-        scale = first_scale(world.size)
-        scales = order.choices.precision.gradient_scaling
-        self.gradient_scaler = torch.amp.GradScaler(world.device_type, init_scale=scale) if scales else None
+        self.gradient_scaler = gradient_scaler(order.choices, world)
         self._setting, self._engine, self._recorder, self._name = setting, engine, recorder, name
         self._loss_of_logits = loss_alone(setting.loss, order.choices)
         self._compute_dtype: torch.dtype | None = None
@@ -131,15 +128,13 @@ class OwnTrial:
     def _fail(self, what: str) -> NoReturn:
         raise OwnLoopError(f"framework {self._name}: {what}")
 
-    def _check_end(self) -> None:
-        """After the function has returned."""
+    def _trained(self) -> Trained:
+        """After the function has returned. Raises OwnLoopError where it did so too early."""
         if not self._ended:
             self._fail(
                 f"returned after {self._recorder.steps_done} steps, the job has "
                 f"{self._setting.order.job.max_steps} and timing may need more: go through trial.steps() to its end"
             )
-
-    def _trained(self) -> Trained:
         engine = self._engine
         return Trained(
             self._recorder, self._name, engine.strategy, self.optimizers, self.parameters, self._first_gradients,
@@ -237,14 +232,9 @@ def train_with(function: Callable[[OwnTrial], object]) -> Callable[[Setting], Tr
 
     def train(setting: Setting) -> Trained:
         name = setting.order.choices.framework.name
-        trial = _trial(setting, name)
+        engine = engine_for(setting)
+        trial = OwnTrial(setting, engine, Recorder(setting, engine.evaluation, engine.optimizers), name)
         function(trial)
-        trial._check_end()
         return trial._trained()
 
     return train
-
-
-def _trial(setting: Setting, name: str) -> OwnTrial:
-    engine = engine_for(setting)
-    return OwnTrial(setting, engine, recorder_for(setting, engine.evaluation, engine.optimizers), name)

@@ -15,7 +15,7 @@ from sacrebleu.significance import PairedTest, _compute_p_value, estimate_ci
 from selectbench.analysis.scores import RESAMPLES, SEED, Paired, Scores, corpus_score, paired, resampled, table_of
 from selectbench.record.record import Sentences
 from selectbench.suite.job import SCORES
-from selectbench.worker.examination import score
+from selectbench.worker.evaluation import score
 
 TRUTH = references(40)
 LIBRARY = {"bleu": BLEU, "chrf": CHRF}

@@ -18,8 +18,7 @@ from selectbench.launch.preparation import Request, prepare_all
 from selectbench.launch.run import make_order
 from selectbench.record.wire import Finished
 from selectbench.worker import trial
-from selectbench.worker.batches import Batch, Batches
-from selectbench.worker.tasks import batches_of
+from selectbench.worker.batches import Batch, Batches, batches_of
 
 TARGET = 0.01
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -175,7 +175,7 @@ def run_cells(cells: list[list[str]], size: int) -> list[dict[str, Any]]:
 
 def main() -> None:
     logging.set_verbosity_error()
-    for module in ("bitsandbytes", "selectbench.worker.engine_zero", "selectbench.worker.engine_sharded"):
+    for module in ("bitsandbytes", "selectbench.worker.engine_zero", "selectbench.worker.engine"):
         importlib.import_module(module)
     gc.collect()
     gc.freeze()

@@ -10,8 +10,9 @@ from selectbench.choices.execution import CompileOff, Fp16Mixed, Fp32
 from selectbench.choices.optimizer import AdamW
 from selectbench.record.wire import Finished
 from selectbench.worker import trial as trial_module
+from selectbench.worker.batches import CausalHeldOut
 from selectbench.worker.engine import SingleEngine
-from selectbench.worker.evaluation import CausalHeldOut, evaluation_forward, heldout_loss
+from selectbench.worker.evaluation import evaluation_forward, heldout_loss
 from selectbench.worker.model import cast_parameters, new_model
 from selectbench.worker.runtime import ALONE
 

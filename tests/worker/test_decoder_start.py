@@ -15,7 +15,7 @@ from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5F
 
 from selectbench.data.prepared import TOKENIZER, Prepared
 from selectbench.worker.batches import Batch, PairHeldOut, PairTokens, decoder_start_id
-from selectbench.worker.examination import HYPOTHESES
+from selectbench.worker.evaluation import HYPOTHESES
 
 SEED, GENERATED, TOKENS = 3, 5, 300
 

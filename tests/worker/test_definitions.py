@@ -16,8 +16,8 @@ from selectbench.choices.execution import CrossEntropy
 from selectbench.data.prepare import prepare
 from selectbench.data.sources import make_source
 from selectbench.suite.sources import MarkovSource
-from selectbench.worker.batches import Batch
-from selectbench.worker.evaluation import CausalHeldOut, heldout_loss
+from selectbench.worker.batches import Batch, CausalHeldOut
+from selectbench.worker.evaluation import heldout_loss
 from selectbench.worker.runtime import ALONE
 
 WIDTH, HEADS, LENGTH = 32, 4, 11

@@ -14,12 +14,11 @@ from worker.conftest import GPT2, LLAMA
 from worker.device_waits import Copies, Waits
 
 from selectbench.choices import REGISTRY
-from selectbench.worker.batches import Batch
+from selectbench.worker.batches import Batch, batches_of
+from selectbench.worker.loop import OptimizerStep
 from selectbench.worker.model import new_model
 from selectbench.worker.own_loop import OwnStep
 from selectbench.worker.runtime import ALONE, World
-from selectbench.worker.step import OptimizerStep
-from selectbench.worker.tasks import batches_of
 
 SHORT = {"max_steps": 6, "eval": "none", "timing": {"warmup_steps": 1}}
 TASKS = {

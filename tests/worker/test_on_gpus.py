@@ -12,7 +12,7 @@ from worker.test_device_waits import DATA, SHORT, TASKS
 
 from selectbench.gpu.devices import TorchDevice, first_difference, gpus
 from selectbench.launch.trial import TrialServer
-from selectbench.worker.step import OptimizerStep
+from selectbench.worker.loop import OptimizerStep
 
 pytestmark = [
     pytest.mark.gpu,

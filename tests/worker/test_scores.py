@@ -19,8 +19,7 @@ from selectbench.analysis.scores import corpus_score, table_of
 from selectbench.data.prepared import Prepared
 from selectbench.suite.job import SCORES
 from selectbench.worker.batches import NOT_COUNTED, Batch, PairTokens
-from selectbench.worker.evaluation import continue_tokens, generate_targets
-from selectbench.worker.examination import HYPOTHESES, score
+from selectbench.worker.evaluation import HYPOTHESES, continue_tokens, generate_targets, score
 from selectbench.worker.runtime import ALONE, OwnCodeError, add_to_path
 
 REFERENCES = ["The cat sat on the mat.", "Yes, he does not know.", "A dog runs in the park today", "Fine weather"]

@@ -13,10 +13,18 @@ import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from task_jobs import BART_PAIRS, CHATS, LENGTH, MASKED, SEQUENCES, STEPS, T5_PAIRS, PlainTraining
 
 from selectbench.data.prepared import Prepared
-from selectbench.worker.batches import NOT_COUNTED, CausalBatches, PairHeldOut, PairTokens
-from selectbench.worker.evaluation import CausalHeldOut
+from selectbench.worker.batches import (
+    NOT_COUNTED,
+    CausalBatches,
+    CausalHeldOut,
+    MaskedBatches,
+    MaskedHeldOut,
+    PairHeldOut,
+    PairTokens,
+    batches_of,
+    hidden,
+)
 from selectbench.worker.runtime import ALONE
-from selectbench.worker.tasks import MaskedBatches, MaskedHeldOut, batches_of, hidden
 
 JOBS = {"masked_lm": MASKED, "t5": T5_PAIRS, "bart": BART_PAIRS, "chat": CHATS}
 

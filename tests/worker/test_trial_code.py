@@ -54,7 +54,7 @@ def test_they_are_what_the_worker_imports_at_any_depth_and_nothing_else():
 @pytest.mark.parametrize(
     ("file", "is_executed"),
     [
-        ("worker/loop.py", True), ("worker/engine_ddp.py", True), ("choices/optimizer.py", True),
+        ("worker/loop.py", True), ("worker/engine.py", True), ("choices/optimizer.py", True),
         ("record/wire.py", True), ("__init__.py", True),
         ("report/markdown.py", False), ("analysis/ranking.py", False), ("launch/run.py", False), ("cli.py", False),
     ],
