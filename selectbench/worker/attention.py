@@ -189,14 +189,14 @@ def _graph_pass(into: SdpaBackends) -> Any:
     """A pass for Inductor that changes nothing."""
     from torch._inductor.custom_graph_pass import CustomGraphPass
 
-    class Look(CustomGraphPass):
+    class Noting(CustomGraphPass):
         def __call__(self, graph: torch.fx.Graph) -> None:
             into.add(backends_of(graph))
 
         def uuid(self) -> object:
             return __name__  # it leaves every graph as it is: what is cached with it serves all
 
-    return Look()
+    return Noting()
 
 
 def backends_of(graph: torch.fx.Graph) -> set[str]:

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import pack
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -42,46 +42,6 @@ class Batch:
             moved(self.tokens, device), tuple(moved(tensor, device) for tensor in self.arguments),
             {name: moved(tensor, device) for name, tensor in self.named.items()}, moved(self.targets, device),
         )  # fmt: skip
-
-
-class Batches(Protocol):
-    """The training data of a task, in the order of a seed."""
-
-    width: int
-    """Token ids of a sequence in `Batch.tokens`."""
-
-    def sample_indices(self, step: int) -> npt.NDArray[np.int64]:
-        """Sequence numbers of one optimizer step, shape (global_batch_size,)."""
-
-    def counted(self, indices: npt.NDArray[np.int64], step: int) -> int:
-        """Targets of these sequences that the loss counts."""
-
-    def batch_at(self, indices: npt.NDArray[np.int64], step: int) -> Batch:
-        """These sequences on the device."""
-
-
-class HeldOut(Protocol):
-    """The sequences that every evaluation of a job scores."""
-
-    @property
-    def tokens(self) -> int:
-        """Targets scored."""
-
-    @property
-    def bytes(self) -> int | None:
-        """UTF-8 bytes of the tokens scored; None: they stand for no text."""
-
-    def __len__(self) -> int:
-        """Sequences."""
-
-    def batch(self, start: int, end: int) -> Batch:
-        """These sequences, on the CPU."""
-
-    def sha256(self) -> str:
-        """Digest of what is scored."""
-
-    def source_loss(self) -> tuple[float | None, float | None]:
-        """Mean of the true source's own nats over the targets scored, and its standard error; None: not known."""
 
 
 class SampleOrder:
@@ -368,7 +328,7 @@ class PairHeldOut:
         shape = str(tuple(batch.tokens.shape)).encode()
         return hashlib.sha256(shape + batch.tokens.numpy().astype("<i8").tobytes()).hexdigest()
 
-    def source_loss(self) -> tuple[float | None, float | None]:
+    def source_loss(self) -> tuple[None, None]:
         """Nobody knows how likely a translation is."""
         return None, None
 
@@ -463,7 +423,7 @@ class MaskedHeldOut:
         digest.update(np.packbits(self._chosen).tobytes())
         return digest.hexdigest()
 
-    def source_loss(self) -> tuple[float | None, float | None]:
+    def source_loss(self) -> tuple[None, None]:
         """What the source itself would score on a gap is not known."""
         return None, None
 
@@ -498,6 +458,15 @@ def stream_sha256(step_sums: Iterable[int]) -> str:
 
 
 # What a task trains on and is scored on: one class each for its training data and its held-out ones.
+
+
+Batches = CausalBatches | MaskedBatches | PairBatches
+"""The training data of a task, in the order of a seed; `width`: token ids of a sequence in `Batch.tokens`."""
+HeldOut = CausalHeldOut | MaskedHeldOut | PairHeldOut
+"""The sequences that every evaluation of a job scores.
+
+`tokens`: targets scored; `bytes`: UTF-8 bytes of the tokens scored, None where they stand for no text.
+"""
 
 
 def batches_of(order: Order, data: Prepared, world: World, module: Any) -> Batches:

@@ -28,18 +28,13 @@ def calibrate(device: str, sizes: Sequence[int] = (), measured_seconds: float = 
     `device`: cpu or cuda; `sizes`: SIZES' unless given. A dtype that can't be had has a problem and no rate.
     """
     for name in DTYPES[device]:
-        problem = _lacks(device, name)
+        modern = name in ("tf32", "bfloat16")
+        lacks = device == "cuda" and modern and torch.cuda.get_device_capability() < (8, 0)
+        problem = "needs compute capability 8.0" if lacks else None
         found = None if problem else _best(device, name, sizes or SIZES[device], measured_seconds)
         rate, size = found or (None, None)
-        told = {"dtype": name, "flops_per_second": rate, "size": size, "torch": torch.__version__}
-        print(json.dumps({**told, "problem": problem or (None if found else "out of memory")}), flush=True)
-
-
-def _lacks(device: str, name: str) -> str | None:
-    """Why the device has no such products of its own."""
-    if device == "cuda" and name in ("tf32", "bfloat16") and torch.cuda.get_device_capability() < (8, 0):
-        return "needs compute capability 8.0"
-    return None
+        measured = {"dtype": name, "flops_per_second": rate, "size": size, "torch": torch.__version__}
+        print(json.dumps({**measured, "problem": problem or (None if found else "out of memory")}), flush=True)
 
 
 def _best(device: str, name: str, sizes: Sequence[int], measured_seconds: float) -> tuple[float, int] | None:

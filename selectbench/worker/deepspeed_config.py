@@ -27,21 +27,6 @@ def deepspeed_config(
 
     `parameters`: how many the model has; a bucket that holds more would be memory that nothing uses.
     """
-    job: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch_size,
-        "gradient_accumulation_steps": gradient_accumulation_steps,
-        "gradient_clipping": clip_norm or 0.0,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_optimization": _zero(strategy, parameters),
-        # Its throughput timer waits for the device in every step.
-        "timers": {"throughput": {"enabled": False, "synchronized": False}},
-        **_precision(precision),
-    }
-    return laid_over(job, strategy.config)
-
-
-def _zero(strategy: Zero, parameters: int) -> dict[str, Any]:
     bucket = min(parameters + parameters % 2, BUCKET_ELEMENTS)
     zero: dict[str, Any] = {
         "stage": strategy.stage,
@@ -50,12 +35,23 @@ def _zero(strategy: Zero, parameters: int) -> dict[str, Any]:
     }
     if strategy.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
-    return zero
+    job: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch_size,
+        "gradient_accumulation_steps": gradient_accumulation_steps,
+        "gradient_clipping": clip_norm or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": zero,
+        # Its throughput timer waits for the device in every step.
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
+        **_precision(precision),
+    }
+    return laid_over(job, strategy.config)
 
 
 def _precision(precision: PrecisionChoice) -> dict[str, Any]:
     """Reductions and accumulated gradients in the dtype of the parameters that are updated."""
-    dtype = _short(precision.parameter_dtype)
+    dtype = {"float32": "fp32", "bfloat16": "bf16"}[precision.parameter_dtype]
     common: dict[str, Any] = {"communication_data_type": dtype, "data_types": {"grad_accum_dtype": dtype}}
     if precision.autocast_dtype:
         # With no module listed as safe for it, no gradient is reduced in the lower precision.
@@ -69,10 +65,6 @@ def _precision(precision: PrecisionChoice) -> dict[str, Any]:
     if "bf16" in common:
         common["bf16"]["check_grad_overflow"] = False
     return common
-
-
-def _short(dtype: str) -> str:
-    return {"float32": "fp32", "bfloat16": "bf16"}[dtype]
 
 
 class WrongConfigError(RuntimeError):

@@ -16,7 +16,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
-from selectbench.worker.evaluation import Logits, evaluation_forward
+from selectbench.worker.evaluation import Forward, evaluation_forward
 from selectbench.worker.model import (
     ForwardLoss,
     SummedLoss,
@@ -37,6 +37,13 @@ def first_scale(world_size: int) -> float:
     every number of ranks.
     """
     return 2.0**16 / world_size
+
+
+def gradient_scaler(choices: Choices, world: World) -> torch.amp.GradScaler | None:
+    """Torch's scaler where the precision asks for one, None otherwise."""
+    if not choices.precision.gradient_scaling:
+        return None
+    return torch.amp.GradScaler(world.device_type, init_scale=first_scale(world.size))
 
 
 class LossScale:
@@ -152,7 +159,7 @@ class Engine(Protocol):
     def working_dtype(self) -> str:
         """Of the weights that forward and backward pass use, as found."""
 
-    def evaluation(self) -> AbstractContextManager[Logits]:
+    def evaluation(self) -> AbstractContextManager[Forward]:
         """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout.
 
         Every rank enters it together and makes the same number of calls in it.
@@ -186,9 +193,7 @@ class SingleEngine:
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(self.module)
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
-        scale = first_scale(world.size)
-        scales = choices.precision.gradient_scaling
-        self._scaler = torch.amp.GradScaler(world.device_type, init_scale=scale) if scales else None
+        self._scaler = gradient_scaler(choices, world)
         # CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
         # gradient that exists beforehand is added to instead of aliasing that memory.
         self._keep_gradients = world.device_type == "cuda" and choices.compile.mode == "max-autotune"
@@ -236,28 +241,25 @@ class SingleEngine:
 
     def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Updates the weights; the global gradient norm before clipping, and whether the update was applied."""
-        if self._scaler:
-            self._unscale(self._scaler)
+        scaler = self._scaler
+        if scaler:
+            self._unscale(scaler)
         norm = self._norm()
         if max_norm is not None:
             clip_grads_with_norm_(self.parameters, max_norm, norm)
-        applied = self._update(norm)
+        for optimizer in self.optimizers:
+            if scaler:
+                scaler.step(optimizer)
+            else:
+                optimizer.step()
+        if scaler:
+            scaler.update()
         if self._working:
             self._working.refresh()
-        return norm, applied
+        return norm, norm.isfinite() if scaler else self._yes
 
     def _norm(self) -> torch.Tensor:
         return get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-
-    def _update(self, norm: torch.Tensor) -> torch.Tensor:
-        if not self._scaler:
-            for optimizer in self.optimizers:
-                optimizer.step()
-            return self._yes
-        for optimizer in self.optimizers:
-            self._scaler.step(optimizer)
-        self._scaler.update()
-        return norm.isfinite()
 
     def _unscale(self, scaler: torch.amp.GradScaler) -> None:
         for optimizer in self.optimizers:
@@ -273,7 +275,7 @@ class SingleEngine:
         """Of the weights that forward and backward pass use."""
         return dtype_name({p.dtype for p in self.kept_parameters()})
 
-    def evaluation(self) -> AbstractContextManager[Logits]:
+    def evaluation(self) -> AbstractContextManager[Forward]:
         """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout."""
         if self._working is None:
             return evaluation_forward(self.module)
@@ -293,7 +295,23 @@ class SingleEngine:
 # torch's engines for several ranks: DDP, and FSDP2, which divides every block's parameters, gradients and state.
 
 
-class DdpEngine(SingleEngine):
+class RanksEngine(SingleEngine):
+    """What DDP and FSDP have in common: a wrapper that averages gradients over ranks."""
+
+    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+        """The loss apart.
+
+        DDP is compiled as one, split at the buckets, so that reductions overlap; the root of FSDP, around the
+        compiled blocks, gathers its parameters between graphs.
+        """
+        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """The wrapper averages over ranks; the sum over them is asked for."""
+        super().backward(loss * self.world.size)
+
+
+class DdpEngine(RanksEngine):
     """torch's DistributedDataParallel around what one process would train."""
 
     strategy = "DistributedDataParallel"
@@ -317,10 +335,6 @@ class DdpEngine(SingleEngine):
         )
         return self._replica
 
-    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
-        """The loss apart: DDP is compiled as one, split at the buckets, so that reductions overlap."""
-        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
-
     @property
     def reduction_dtype(self) -> str | None:  # type: ignore[override]
         """Of the gradients in the buckets; None where a communication hook does something else with them."""
@@ -336,12 +350,8 @@ class DdpEngine(SingleEngine):
         if is_last:
             self._records_graph = False
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """DDP averages over ranks; the sum over them is asked for."""
-        super().backward(loss * self.world.size)
 
-
-class FsdpEngine(SingleEngine):
+class FsdpEngine(RanksEngine):
     """torch's `fully_shard` on every block and on the whole."""
 
     strategy = "FSDPModule"
@@ -371,19 +381,11 @@ class FsdpEngine(SingleEngine):
     def _compiled(self, module: Any, choices: Choices) -> Any:
         return module  # block by block, before they were sharded
 
-    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
-        """The loss apart: the root, around the compiled blocks, gathers its parameters between graphs."""
-        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
-
     @contextmanager
     def micro_batch(self, is_last: bool) -> Iterator[None]:
         """Gradients are reduced in the last only; before it they accumulate unsharded."""
         self.module.set_requires_gradient_sync(is_last)
         yield
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """FSDP averages over ranks; the sum over them is asked for."""
-        super().backward(loss * self.world.size)
 
     def _norm(self) -> torch.Tensor:
         norm = super()._norm()
@@ -404,15 +406,16 @@ class FsdpEngine(SingleEngine):
         stated = [getattr(group.mp_policy, policy) for group in groups]
         return dtype_name({found for dtype in stated for found in ({dtype} if dtype else stored)})
 
-    def evaluation(self) -> AbstractContextManager[Logits]:
+    def evaluation(self) -> AbstractContextManager[Forward]:
         """Through the sharded model where it computes in fp32; else its weights are gathered for the time."""
         if self._policy.param_dtype is None and all(p.dtype == torch.float32 for p in self.parameters):
             return self._evaluation_of_shards()
-        weights = {name: _whole(p).float() for name, p in self.module.named_parameters()}
+        named = self.module.named_parameters()
+        weights = {name: (p.full_tensor() if isinstance(p, DTensor) else p).float() for name, p in named}
         return evaluation_forward(self._empty, weights | dict(self.module.named_buffers()))
 
     @contextmanager
-    def _evaluation_of_shards(self) -> Iterator[Logits]:
+    def _evaluation_of_shards(self) -> Iterator[Forward]:
         with evaluation_forward(self.module) as logits:
             yield logits
         for part in _sharded_parts(self.module):
@@ -435,7 +438,3 @@ def _policy(working_dtype: str | None) -> MixedPrecisionPolicy:
     if working_dtype is None:
         return MixedPrecisionPolicy()
     return MixedPrecisionPolicy(param_dtype=getattr(torch, working_dtype), reduce_dtype=torch.float32)
-
-
-def _whole(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

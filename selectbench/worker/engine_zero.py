@@ -19,7 +19,7 @@ from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
 from selectbench.worker.engine import LossScale, first_scale
-from selectbench.worker.evaluation import Logits, evaluation_forward, switching
+from selectbench.worker.evaluation import Forward, evaluation_forward, switching
 from selectbench.worker.model import (
     ForwardLoss,
     SummedLoss,
@@ -92,7 +92,9 @@ class ZeroEngine:
             clip_norm=job.clip_norm, parameters=sum(p.numel() for p in self.module.parameters()),
         )  # fmt: skip
         if self.world.device_type == "cpu":
-            _without_compiled_communication()
+            # It would compile an operation for tensor-parallel inference, a minute's work; gloo does all that ZeRO
+            # needs.
+            getattr(deepspeed.ops, "__compatible_ops__", {})["deepspeed_shm_comm"] = False
         self._place(config, choices)
         buffers = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
         with contextlib.redirect_stdout(io.StringIO()):  # it prints reports of memory; its warnings are logged
@@ -167,14 +169,14 @@ class ZeroEngine:
         """Of the module's own parameters, which DeepSpeed updates from its masters."""
         return dtype_name({p.dtype for p in self.module.parameters()})
 
-    def evaluation(self) -> AbstractContextManager[Logits]:
+    def evaluation(self) -> AbstractContextManager[Forward]:
         """With all weights at hand; stage 3 gathers them module by module where it computes in fp32 anyway."""
         if self._gathers_itself:
             return self._evaluation_of_shards()
         return evaluation_forward(self._empty, dict(self._whole_weights()) | dict(self.module.named_buffers()))
 
     @contextmanager
-    def _evaluation_of_shards(self) -> Iterator[Logits]:
+    def _evaluation_of_shards(self) -> Iterator[Forward]:
         with evaluation_forward(self.module) as logits:
             yield logits
         # What a forward pass leaves gathered for a backward pass that does not come; as after DeepSpeed's step.
@@ -186,7 +188,8 @@ class ZeroEngine:
         """All weights by name in fp32, the masters where there are such; every rank takes part."""
         for name, parameter in self.module.named_parameters():
             if self._has_masters:
-                yield name, deepspeed.utils.safe_get_full_fp32_param(parameter).float().view(_shape(parameter))
+                whole = deepspeed.utils.safe_get_full_fp32_param(parameter).float()
+                yield name, whole.view(getattr(parameter, "ds_shape", parameter.shape))
             else:
                 with deepspeed.zero.GatheredParameters([parameter]):
                     yield name, parameter.detach().float()
@@ -215,16 +218,6 @@ def _one_optimizer(module: Any, choices: Choices) -> list[torch.optim.Optimizer]
             "DeepSpeed keeps copies that it can't switch"
         )
     return optimizers
-
-
-def _without_compiled_communication() -> None:
-    # It would compile an operation for tensor-parallel inference, a minute's work; gloo does all that ZeRO needs.
-    known = getattr(deepspeed.ops, "__compatible_ops__", {})
-    known["deepspeed_shm_comm"] = False
-
-
-def _shape(parameter: Any) -> torch.Size:
-    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 def _gradients(zero: Any) -> Iterator[torch.Tensor]:

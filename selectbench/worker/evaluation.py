@@ -49,14 +49,22 @@ class Forward:
         return attention(self.module) is not None
 
     def attention(self, batch: Batch) -> torch.Tensor | None:
-        """What a transformers model attends to, by the eager kernel, as `inside.attention_of` finds it."""
+        """What a transformers model attends to in its last layer, by the eager kernel; None: it does not say.
+
+        (sequences, heads, rows, columns); cross-attention where there is.
+        """
         if not self.is_transformers:
             return None
         self.module.set_attn_implementation("eager")
         try:
-            return attention_of(self._output(batch, {**batch.named, "output_attentions": True}))
+            output = self._output(batch, {**batch.named, "output_attentions": True})
         finally:
             self.module.set_attn_implementation("sdpa")
+        for name in ("cross_attentions", "attentions"):
+            layers = getattr(output, name, None)
+            if layers and isinstance(layers[-1], torch.Tensor):
+                return layers[-1]
+        return None
 
     def _output(self, batch: Batch, named: dict[str, Any]) -> Any:
         if self.weights:
@@ -64,11 +72,7 @@ class Forward:
         return self.module(*batch.arguments, **named)
 
 
-Logits = Forward
-"""How engines name it."""
-
-
-def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int, world: World) -> float:
+def heldout_loss(logits: Forward, held_out: HeldOut, *, sequences_per_batch: int, world: World) -> float:
     """Mean loss in nats per token, the same on every rank; NaN or infinity where the model has diverged.
 
     Ranks score slices; `logits` is called equally often on each, as the calls of a sharded model wait for
@@ -86,8 +90,8 @@ def heldout_loss(logits: Logits, held_out: HeldOut, *, sequences_per_batch: int,
     return float(world.total(total)) / held_out.tokens
 
 
-def _nats(logits: Logits, batch: Batch) -> torch.Tensor:
-    """Summed loss of a batch of sequences, float64."""
+def _nats(logits: Forward, batch: Batch) -> torch.Tensor:
+    """Summed loss of a batch of sequences, float64; its logits are gone when the next batch's are computed."""
     losses = F.cross_entropy(
         logits(batch).float().flatten(0, 1), batch.targets.flatten(), reduction="none", ignore_index=NOT_COUNTED
     )
@@ -95,45 +99,32 @@ def _nats(logits: Logits, batch: Batch) -> torch.Tensor:
 
 
 @contextmanager
-def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = None) -> Iterator[Logits]:
+def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = None) -> Iterator[Forward]:
     """Batches to logits with fp32 weights, sdpa attention and no dropout; the module is left as it was.
 
     `weights`: all of them in fp32 by name, and the buffers, where the module's own can't serve. Otherwise its
     parameters in less than fp32 are copied for the time of the evaluation.
     """
-    with evaluating(module), torch.no_grad(), without_tf32():
-        yield Forward(module, fp32_copies(module) if weights is None else weights)
-
-
-def fp32_copies(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Those parameters that are not kept in fp32, converted; empty where all are."""
-    return {
-        n: p.detach().float()
-        for n, p in module.named_parameters()
-        if p.is_floating_point() and p.dtype != torch.float32
-    }
-
-
-@contextmanager
-def evaluating(module: Any) -> Iterator[None]:
-    """Evaluation mode with the sdpa kernel inside, the module's own mode and kernel after it."""
     training, kernel = module.training, attention(module)
     other = kernel not in (None, "sdpa")
+    # Blocks that are compiled in place run as they are: an evaluation must compile nothing of its own.
+    stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     module.eval()
     if other:
         module.set_attn_implementation("sdpa")
     try:
-        with _uncompiled():
-            yield
+        with stance, torch.no_grad(), without_tf32():
+            if weights is None:
+                weights = {
+                    name: parameter.detach().float()
+                    for name, parameter in module.named_parameters()
+                    if parameter.is_floating_point() and parameter.dtype != torch.float32
+                }
+            yield Forward(module, weights)
     finally:
         if other:
             module.set_attn_implementation(kernel)
         module.train(training)
-
-
-def _uncompiled() -> AbstractContextManager[object]:
-    """Blocks that are compiled in place run as they are: an evaluation must compile nothing of its own."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 # Optimizers that train at other weights than they are to be evaluated at, as schedule-free ones do.
@@ -155,8 +146,8 @@ def begin_training(optimizers: Sequence[torch.optim.Optimizer]) -> None:
 
 @contextmanager
 def at_evaluated_weights(
-    optimizers: Sequence[torch.optim.Optimizer], evaluation: Callable[[], AbstractContextManager[Logits]]
-) -> Iterator[Logits]:
+    optimizers: Sequence[torch.optim.Optimizer], evaluation: Callable[[], AbstractContextManager[Forward]]
+) -> Iterator[Forward]:
     """An engine's `evaluation` of the weights that the optimizers say are to be evaluated.
 
     After it the weights are those of before to the last bit: going there and back would round them, and a
@@ -184,8 +175,8 @@ COLOURED_TOKENS, ATTENDING_TOKENS = 96, 24
 
 
 @dataclass(frozen=True)
-class Look:
-    """What is needed to look inside."""
+class Inspection:
+    """Looks inside of a trained model: what it says, where its loss lies, what it attends to."""
 
     held_out: HeldOut
     word: Callable[[int], str]
@@ -195,7 +186,7 @@ class Look:
     end_id: int
 
     @classmethod
-    def of(cls, held_out: HeldOut, data: Prepared) -> Look:
+    def of(cls, held_out: HeldOut, data: Prepared) -> Inspection:
         """With the data's tokenizer; tokens of no text show as their numbers."""
         if not data.has_text:
             return cls(held_out, str, lambda ids: " ".join(map(str, ids)), data.end_id)
@@ -208,21 +199,18 @@ class Look:
     def inside(self, forward: Forward, world: World) -> Inside:
         """Every rank calls it together, and makes the same calls."""
         batch = self.held_out.batch(0, 1).to(world.device)
-        tokens, losses = self._coloured(forward, batch)
+        tokens, losses = self._token_losses(forward, batch)
         rows, columns, weights = self._attention(forward, batch)
+        samples: list[Sample] = []
+        if forward.is_transformers:  # a model of own code may want all of its positions
+            if isinstance(self.held_out, PairHeldOut):
+                samples = self._translations(self.held_out, forward, world)
+            elif isinstance(self.held_out, CausalHeldOut):
+                samples = self._continuations(self.held_out, forward, world)
         return Inside(
-            samples=self._samples(forward, world), tokens=tokens, token_losses=losses,
+            samples=samples, tokens=tokens, token_losses=losses,
             attention=weights, attention_rows=rows, attention_columns=columns,
         )  # fmt: skip
-
-    def _samples(self, forward: Forward, world: World) -> list[Sample]:
-        if not forward.is_transformers:  # a model of own code may want all of its positions
-            return []
-        if isinstance(self.held_out, PairHeldOut):
-            return self._translations(self.held_out, forward, world)
-        if isinstance(self.held_out, CausalHeldOut):
-            return self._continuations(self.held_out, forward, world)
-        return []
 
     def _continuations(self, held_out: CausalHeldOut, forward: Forward, world: World) -> list[Sample]:
         found = []
@@ -248,7 +236,7 @@ class Look:
             for row, ids in zip(batch.tokens.tolist(), said, strict=True)
         ]  # fmt: skip
 
-    def _coloured(self, forward: Forward, batch: Batch) -> tuple[list[str], list[float]]:
+    def _token_losses(self, forward: Forward, batch: Batch) -> tuple[list[str], list[float]]:
         logits = forward(batch)[0].float()
         nats = F.cross_entropy(logits, batch.targets[0], reduction="none", ignore_index=NOT_COUNTED)
         pairs = [
@@ -265,8 +253,8 @@ class Look:
         weights = found[0].float().mean(dim=0)[:ATTENDING_TOKENS, :ATTENDING_TOKENS]
         rows, columns = self._sides(batch)
         rows, columns = rows[: weights.shape[0]], columns[: weights.shape[1]]
-        told = [[round(v, 3) for v in row[: len(columns)]] for row in weights[: len(rows)].tolist()]
-        return [self.word(t) for t in rows], [self.word(t) for t in columns], told
+        rounded = [[round(v, 3) for v in row[: len(columns)]] for row in weights[: len(rows)].tolist()]
+        return [self.word(t) for t in rows], [self.word(t) for t in columns], rounded
 
     def _sides(self, batch: Batch) -> tuple[list[int], list[int]]:
         """Tokens that attend, and those attended to."""
@@ -279,22 +267,13 @@ class Look:
         return inputs, inputs
 
 
-def attention_of(output: object) -> torch.Tensor | None:
-    """The last layer's, (sequences, heads, rows, columns); cross-attention where there is; None: not told."""
-    for name in ("cross_attentions", "attentions"):
-        layers = getattr(output, name, None)
-        if layers and isinstance(layers[-1], torch.Tensor):
-            return layers[-1]
-    return None
-
-
 # Greedy decoding with nothing but the logits of an evaluation: the same under every strategy and precision.
 #
 # Every step is a whole forward pass, without a cache of keys and values: slower, and exactly what the evaluation
 # computes, whatever wraps or shards the model.
 
 
-def generate_targets(logits: Logits, batch: Batch, *, end_id: int, start_id: int, world: World) -> list[list[int]]:
+def generate_targets(logits: Forward, batch: Batch, *, end_id: int, start_id: int, world: World) -> list[list[int]]:
     """Token ids of the most likely target, token by token, of each source of a batch of pairs; without the end.
 
     Every rank makes the same calls with the same sources.
@@ -312,7 +291,7 @@ def generate_targets(logits: Logits, batch: Batch, *, end_id: int, start_id: int
     return [_until(row[1:], end_id) for row in given.tolist()]
 
 
-def continue_tokens(logits: Logits, prompt: Sequence[int], *, count: int, longest: int, world: World) -> list[int]:
+def continue_tokens(logits: Forward, prompt: Sequence[int], *, count: int, longest: int, world: World) -> list[int]:
     """The `count` most likely tokens after a prompt; the model is shown `longest` tokens at most."""
     known = list(prompt)
     for _ in range(count):
@@ -349,7 +328,10 @@ class Scored(NamedTuple):
 def score(name: str, hypotheses: Texts, references: Texts, sources: Texts) -> Scored:
     """Raises OwnCodeError for own code that fails."""
     if is_own(name):
-        return Scored(OWN_SCORE, _own(name, hypotheses, references, sources), name)
+        value = load(name, "eval.scores")(list(hypotheses), list(references), list(sources))
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise OwnCodeError(f"score {name}: expected a number, it returned a {type(value).__name__}")
+        return Scored(OWN_SCORE, float(value), name)
     return _SCORES[name](hypotheses, references)
 
 
@@ -426,13 +408,6 @@ def _plain(text: str) -> str:
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", kept).split())
 
 
-def _own(name: str, hypotheses: Texts, references: Texts, sources: Texts) -> float:
-    value = load(name, "eval.scores")(list(hypotheses), list(references), list(sources))
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise OwnCodeError(f"score {name}: expected a number, it returned a {type(value).__name__}")
-    return float(value)
-
-
 _SCORES: dict[str, Callable[[Texts, Texts], Scored]] = {
     "bleu": _bleu, "chrf": _chrf, "rouge_l": _rouge_l, "exact_match": _exact_match, "token_f1": _token_f1,
 }  # fmt: skip
@@ -485,35 +460,27 @@ class Examination:
             Path(order.trial_folder),
         )  # fmt: skip
 
-    def run(self, logits: Logits, world: World) -> Scores:
+    def run(self, logits: Forward, world: World) -> Scores:
         """Every rank calls it together; the first one writes the hypotheses."""
-        hypotheses = self._generated(logits, world)
+        hypotheses: list[str] = []
+        for start in range(0, len(self.texts), self.sequences_per_batch):
+            rows = np.arange(start, min(start + self.sequences_per_batch, len(self.texts)))
+            batch = self.held_out.pairs.batch(rows).to(world.device)
+            first = self.held_out.pairs.start_id
+            ids = generate_targets(logits, batch, end_id=self.end_id, start_id=first, world=world)
+            hypotheses += [self.tokenizer.decode(row) for row in ids]
         sources, references = ([pair[side] for pair in self.texts] for side in (0, 1))
         if world.is_first:
-            self._write(hypotheses)
+            with (self.folder / HYPOTHESES).open("w", encoding="utf-8") as file:
+                for (source, reference), hypothesis in zip(self.texts, hypotheses, strict=True):
+                    line = {"source": source, "reference": reference, "hypothesis": hypothesis}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
         found = [score(name, hypotheses, references, sources) for name in self.names]
         copied = [score(name, sources, references, sources) for name in self.names]
         return Scores(
             {one.name: one.value for one in found}, {one.name: one.value for one in copied},
             {one.name: one.signature for one in found}, _sentences(found, references),
         )  # fmt: skip
-
-    def _generated(self, logits: Logits, world: World) -> list[str]:
-        found: list[str] = []
-        for start in range(0, len(self.texts), self.sequences_per_batch):
-            rows = np.arange(start, min(start + self.sequences_per_batch, len(self.texts)))
-            batch = self.held_out.pairs.batch(rows).to(world.device)
-            ids = generate_targets(
-                logits, batch, end_id=self.end_id, start_id=self.held_out.pairs.start_id, world=world
-            )
-            found += [self.tokenizer.decode(row) for row in ids]
-        return found
-
-    def _write(self, hypotheses: Sequence[str]) -> None:
-        with (self.folder / HYPOTHESES).open("w", encoding="utf-8") as file:
-            for (source, reference), hypothesis in zip(self.texts, hypotheses, strict=True):
-                line = {"source": source, "reference": reference, "hypothesis": hypothesis}
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _sentences(found: Sequence[Scored], references: Sequence[str]) -> Sentences | None:

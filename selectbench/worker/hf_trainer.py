@@ -16,11 +16,11 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from selectbench.worker.batches import causal
-from selectbench.worker.engine import first_scale
-from selectbench.worker.evaluation import Logits, evaluation_forward
-from selectbench.worker.loop import FirstGradients, Setting, Trained, recorder_for, unsupported_where_missing
+from selectbench.worker.engine import gradient_scaler
+from selectbench.worker.evaluation import Forward, evaluation_forward
+from selectbench.worker.loop import FirstGradients, Trained, unsupported_where_missing
 from selectbench.worker.model import cast_parameters, logits_of, loss_alone
-from selectbench.worker.recorder import Recorder, StepTensors
+from selectbench.worker.recorder import Recorder, Setting, StepTensors
 from selectbench.worker.runtime import Stage, dtype_name, set_tf32
 
 # Between transformers' Trainer and the recorder: what each step of the Trainer leaves behind.
@@ -100,7 +100,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         rates = [group["lr"] for group in groups]
         for group in groups:
             group["lr"] = group["initial_lr"]
-        self.recorder = recorder_for(self.setting, self._evaluation, [self.optimizer])
+        self.recorder = Recorder(self.setting, self._evaluation, [self.optimizer])
         for group, rate in zip(groups, rates, strict=True):
             group["lr"] = rate
         control.should_training_stop = not self.recorder.wants_step()
@@ -141,7 +141,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
                 kwargs["lr_scheduler"].step()
 
     @contextmanager
-    def _evaluation(self) -> Iterator[Logits]:
+    def _evaluation(self) -> Iterator[Forward]:
         """Without accelerate's autocast, which it has put around the module's forward."""
         module = self.setting.module
         wrapped = module.__dict__.pop("forward")
@@ -195,8 +195,11 @@ def train(setting: Setting) -> Trained:
     trainer.train()
     assert watch.recorder is not None
     dtype = dtype_name({parameter.dtype for parameter in module.parameters()})
+    # What is around the model besides torch.compile.
+    wrapped = getattr(trainer.model_wrapped, "_orig_mod", trainer.model_wrapped)
+    strategy = "single" if wrapped is module else type(wrapped).__name__
     return Trained(
-        watch.recorder, "transformers.Trainer", _wrapper(trainer.model_wrapped, module), optimizers,
+        watch.recorder, "transformers.Trainer", strategy, optimizers,
         list(module.parameters()), watch.first_gradients,
         dtype if setting.world.size > 1 else None, watch.compute_dtype, working_dtype=dtype,
     )  # fmt: skip
@@ -220,10 +223,9 @@ def _trainer(setting: Setting, watch: Watch) -> Any:
         settings.gradient_as_bucket_view = strategy.gradient_as_bucket_view
         if strategy.static_graph:
             settings.static_graph, settings.find_unused_parameters = True, False
-    if setting.order.choices.precision.gradient_scaling:
+    if scaler := gradient_scaler(setting.order.choices, setting.world):
         # DDP averages, so the Trainer's loss is as many times larger as there are ranks: together torch's scale.
-        scale = first_scale(setting.world.size)
-        accelerator.scaler = torch.amp.GradScaler(setting.world.device_type, init_scale=scale)
+        accelerator.scaler = scaler
     return trainer
 
 
@@ -301,9 +303,3 @@ class _Trainer(Trainer):  # type: ignore[misc]
         loss = super().compute_loss(model, inputs, *args, **kwargs)
         self._watch.enter("backward pass")
         return loss
-
-
-def _wrapper(trained: Any, module: Any) -> str:
-    """What is around the model besides torch.compile."""
-    inner = getattr(trained, "_orig_mod", trained)
-    return "single" if inner is module else type(inner).__name__

@@ -1,59 +1,18 @@
-"""Our own training loop, the same for every strategy, and what any loop is given."""
+"""Our own training loop, the same for every strategy, its optimizer step, and what any loop returns."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
 import torch
 
-from selectbench.record.wire import Order
-from selectbench.worker.attention import SdpaBackends
-from selectbench.worker.batches import Batch, Batches, HeldOut, TokenStream
+from selectbench.worker.batches import Batch
 from selectbench.worker.engine import Engine
-from selectbench.worker.evaluation import Examination, Logits, Look, at_evaluated_weights, begin_training
-from selectbench.worker.model import SummedLoss
-from selectbench.worker.recorder import Emit, LearningRates, Recorder, StepTensors
-from selectbench.worker.runtime import TrainingMemory, Whereabouts, World
-
-
-@dataclass
-class Setting:
-    """One rank's part of a trial, before an engine or a framework has touched the model."""
-
-    order: Order
-    world: World
-    module: Any
-    """The model on the CPU: initial weights in fp32, mapped and not to be written to; training mode."""
-    loss: SummedLoss
-    batches: Batches
-    stream: TokenStream
-    shares: list[float]
-    """Of the peak learning rate, per step of the job."""
-    held_out: HeldOut | None
-    examination: Examination | None
-    look: Look | None
-    emit: Emit
-    memory: TrainingMemory
-    whereabouts: Whereabouts
-    count_compilations: Callable[[], int]
-    sdpa: SdpaBackends = field(default_factory=SdpaBackends)
-    """What the training's attention is seen to use."""
-    trainable_parameters: int | None = None
-    """Once it is settled what is trained."""
-    recorder: Recorder | None = None
-    """Once the loop has made one: what is known is kept even where the training fails."""
-
-    def share_at(self, step: int) -> float:
-        """The share of the peak; a step added for timing trains on at the job's last one."""
-        return self.shares[min(step, len(self.shares) - 1)]
-
-
-# Our own training loop: the same for every way of sharing the work.
+from selectbench.worker.recorder import Recorder, Setting, StepTensors
 
 
 class Unsupported(Exception):  # noqa: N818 - an outcome, not an error
@@ -119,14 +78,8 @@ def engine_for(setting: Setting) -> Engine:
 
 def train_with_engine(setting: Setting, engine: Engine) -> Trained:
     """The job's steps, then those that timing still needs. Raises Diverged."""
-    order = setting.order
-    recorder = recorder_for(setting, engine.evaluation, engine.optimizers)
-    step = OptimizerStep(
-        engine=engine, loss=setting.loss, batches=setting.batches, stream=setting.stream,
-        world=setting.world, whereabouts=setting.whereabouts,
-        micro_batch_size=order.choices.micro_batch_size, clip_norm=order.job.clip_norm,
-        tokens_per_sequence=order.job.tokens_per_sequence,
-    )  # fmt: skip
+    recorder = Recorder(setting, engine.evaluation, engine.optimizers)
+    step = OptimizerStep(setting, engine)
     while recorder.wants_step():
         number = recorder.steps_done
         recorder.step_done(step.run(number, setting.share_at(number)))
@@ -134,27 +87,6 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
         recorder, "native", engine.strategy, engine.optimizers, engine.kept_parameters(), step.first_gradients,
         engine.reduction_dtype, step.compute_dtype, engine.resolved_config, engine.working_dtype(),
     )  # fmt: skip
-
-
-def recorder_for(
-    setting: Setting,
-    evaluation: Callable[[], AbstractContextManager[Logits]],
-    optimizers: list[torch.optim.Optimizer],
-) -> Recorder:
-    """The recorder of a trial; make it when optimizers have their peak learning rates and no step was made.
-
-    All that is evaluated goes through it, so here optimizers are put to the weights that are.
-    """
-    order = setting.order
-    begin_training(optimizers)
-    setting.recorder = Recorder(
-        job=order.job, world=setting.world, evaluation=partial(at_evaluated_weights, optimizers, evaluation),
-        held_out=setting.held_out, examination=setting.examination, look=setting.look,
-        sequences_per_batch=order.choices.micro_batch_size, min_timed_seconds=order.min_timed_seconds,
-        emit=setting.emit, memory=setting.memory, learning_rates=LearningRates(optimizers),
-        whereabouts=setting.whereabouts, count_compilations=setting.count_compilations,
-    )  # fmt: skip
-    return setting.recorder
 
 
 @contextmanager
@@ -166,30 +98,26 @@ def unsupported_where_missing(what: str) -> Iterator[None]:
         raise Unsupported(f"{what}: {error}") from error
 
 
-@dataclass
 class OptimizerStep:
     """Carries out optimizer steps of a fixed cut: a rank has a slice of the step, micro-batches slices of that."""
 
-    engine: Engine
-    loss: SummedLoss
-    batches: Batches
-    stream: TokenStream
-    world: World
-    whereabouts: Whereabouts
-    micro_batch_size: int
-    """Sequences per forward pass; divides each rank's part of the global batch."""
-    clip_norm: float | None
-    tokens_per_sequence: int
-    """As the job counts them."""
-    compute_dtype: torch.dtype | None = None
-    """Of the logits, once a step has run."""
-    first_gradients: FirstGradients | None = field(default=None)
-
-    def __post_init__(self) -> None:
-        self._forward_loss = self.engine.forward_loss(self.loss)
+    def __init__(self, setting: Setting, engine: Engine) -> None:
+        self.engine, self.batches, self.stream = engine, setting.batches, setting.stream
+        self.world, self.whereabouts = setting.world, setting.whereabouts
+        self.clip_norm = setting.order.job.clip_norm
+        self.tokens_per_sequence = setting.order.job.tokens_per_sequence
+        self.micro_batch_size = setting.order.choices.micro_batch_size
+        """Sequences per forward pass; divides each rank's part of the global batch."""
+        self.compute_dtype: torch.dtype | None = None
+        """Of the logits, once a step has run."""
+        self.first_gradients: FirstGradients | None = None
+        self._forward_loss = engine.forward_loss(setting.loss)
 
     def run(self, step: int, share_of_peak: float) -> StepTensors:
-        """Trains on this rank's sequences of optimizer step `step` at this share of the peak learning rate."""
+        """Trains on this rank's sequences of optimizer step `step` at this share of the peak learning rate.
+
+        Nothing here waits for the device.
+        """
         self.engine.begin_step(share_of_peak)
         indices = self.batches.sample_indices(step)
         rows = len(indices) // self.world.size
@@ -198,8 +126,7 @@ class OptimizerStep:
         losses, sums = [], []
         for row in range(start, end, self.micro_batch_size):
             self.whereabouts.enter("forward pass", step)
-            mine = indices[row : row + self.micro_batch_size]
-            batch = self.batches.batch_at(mine, step)
+            batch = self.batches.batch_at(indices[row : row + self.micro_batch_size], step)
             sums.append(self.stream.mixed(batch.tokens, row))
             losses.append(self._micro_batch(batch, counted, step, row + self.micro_batch_size >= end))
         if self.first_gradients is None:

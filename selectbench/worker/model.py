@@ -72,25 +72,22 @@ def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False)
 
     `vocab_size` is the tokenizer's. `empty`: parameters and buffers without memory, on the meta device.
     A model of own code is made whole even where `empty`: it may hold tensors in other ways. Raises
-    ImportError or NotImplementedError where the attention kernel asked for can't be had, OwnCodeError.
+    ImportError or NotImplementedError where the attention kernel asked for can't be had or transformers has no
+    such model for the task, OwnCodeError.
     """
     if isinstance(job.model, OwnModel):
         return _own_model(job.model, vocab_size, job.seq_len)
     if isinstance(job.model, PretrainedModel):
         return pretrained_model(job.model, AUTO[job.task], attention=attention, empty=empty)
-    config = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
+    settings = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
+    auto = AUTO[job.task]
     with torch.device("meta") if empty else nullcontext():
-        module = _made(job, AutoConfig.for_model(**config), attention)
+        config: Any = AutoConfig.for_model(**settings)
+        if type(config) not in getattr(auto, "_model_mapping", {}):
+            raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
+        module = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
     module.config.use_cache = False
     return module
-
-
-def _made(job: Job, config: Any, attention: str) -> Any:
-    """Raises NotImplementedError where transformers has no such model for the task."""
-    known = getattr(AUTO[job.task], "_model_mapping", {})
-    if type(config) not in known:
-        raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
-    return AUTO[job.task].from_config(config, attn_implementation=attention, dtype=torch.float32)
 
 
 def _own_model(model: OwnModel, vocab_size: int, seq_len: int) -> torch.nn.Module:
@@ -146,13 +143,12 @@ def cast_parameters(
 
 def empty_copy(module: torch.nn.Module) -> Any:
     """The same module without memory for parameters and buffers, to be called with all of them given by name."""
-    known: dict[int, Any] = {id(parameter): _empty(parameter) for parameter in module.parameters()}
+    known: dict[int, Any] = {
+        id(p): torch.nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=False)
+        for p in module.parameters()
+    }
     known |= {id(buffer): torch.empty_like(buffer, device="meta") for buffer in module.buffers()}
     return copy.deepcopy(module, memo=known)
-
-
-def _empty(parameter: torch.nn.Parameter) -> torch.nn.Parameter:
-    return torch.nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=False)
 
 
 def blocks_of(module: torch.nn.Module) -> list[torch.nn.Module]:
@@ -202,7 +198,10 @@ def ensure_weights(order: Order, vocab_size: int) -> Path:
     Drawn in a process of its own where one can be forked, so that a trial that draws uses no more memory
     than one that finds them drawn.
     """
-    path = Path(order.weights_folder) / f"{_key(order, vocab_size)}.safetensors"
+    model, seed = order.job.model, None if isinstance(order.job.model, PretrainedModel) else order.trial.seed
+    content = [order.job.task, model.model_dump(mode="json"), vocab_size, order.job.seq_len, seed]
+    key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
+    path = Path(order.weights_folder) / f"{key}.safetensors"
     if not path.exists() and is_fork_safe():
         child = multiprocessing.get_context("fork").Process(target=_draw, args=(order, vocab_size, path))
         child.start()
@@ -210,17 +209,6 @@ def ensure_weights(order: Order, vocab_size: int) -> Path:
     if not path.exists():  # what failed in the child is raised here
         _draw(order, vocab_size, path)
     return path
-
-
-def _key(order: Order, vocab_size: int) -> str:
-    content = [
-        order.job.task,
-        order.job.model.model_dump(mode="json"),
-        vocab_size,
-        order.job.seq_len,
-        None if isinstance(order.job.model, PretrainedModel) else order.trial.seed,
-    ]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
 
 
 def _draw(order: Order, vocab_size: int, path: Path) -> None:
@@ -249,8 +237,15 @@ def mapped_model(order: Order, vocab_size: int, weights: Path) -> Any:
         if _hides_meta_tensors(module):
             module = new_model(order.job, vocab_size, attention=attention)
     with safe_open(weights, framework="pt") as stored:
-        _replace_parameters(module, stored)
-        _replace_buffers(module, stored)
+        # By identity: tied parameters are one object under several names, of which the file has the first.
+        parameters = {
+            id(p): torch.nn.Parameter(stored.get_tensor(name), requires_grad=p.requires_grad)
+            for name, p in module.named_parameters()
+        }
+        buffers = {id(b): stored.get_tensor(f"{BUFFER}{name}").clone() for name, b in module.named_buffers()}
+    for part in module.modules():
+        for mine, replacing in ((part._parameters, parameters), (part._buffers, buffers)):
+            mine.update({name: replacing[id(value)] for name, value in mine.items() if value is not None})
     return module
 
 
@@ -258,26 +253,6 @@ def _hides_meta_tensors(module: torch.nn.Module) -> bool:
     """Whether a part holds a tensor without memory that is neither parameter nor buffer."""
     held = (value for part in module.modules() for value in vars(part).values())
     return any(isinstance(value, torch.Tensor) and value.is_meta for value in held)
-
-
-def _replace_parameters(module: torch.nn.Module, stored: Any) -> None:
-    # By identity: tied parameters are one object under several names, of which the file has the first.
-    found = {
-        id(parameter): torch.nn.Parameter(stored.get_tensor(name), requires_grad=parameter.requires_grad)
-        for name, parameter in module.named_parameters()
-    }
-    for part in module.modules():
-        for name, parameter in part._parameters.items():
-            if parameter is not None:
-                part._parameters[name] = found[id(parameter)]
-
-
-def _replace_buffers(module: torch.nn.Module, stored: Any) -> None:
-    found = {id(buffer): stored.get_tensor(f"{BUFFER}{name}").clone() for name, buffer in module.named_buffers()}
-    for part in module.modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None:
-                part._buffers[name] = found[id(buffer)]
 
 
 # Forward pass and loss of a micro-batch as one function: torch.compile sees both, and no logits outlive it.

@@ -20,11 +20,11 @@ from selectbench.record.record import LOSSES, Architecture, Identity, Measuremen
 from selectbench.record.wire import Finished, Order, RankDevice
 from selectbench.suite.job import distinct_rates, shape_sha256
 from selectbench.suite.own_code import own_code_sha256
-from selectbench.worker import runtime as found
+from selectbench.worker import runtime
 from selectbench.worker.batches import stream_sha256
-from selectbench.worker.loop import Setting, Trained
+from selectbench.worker.loop import Trained
 from selectbench.worker.model import weights_sha256
-from selectbench.worker.recorder import RanksDisagreeError, Recorder
+from selectbench.worker.recorder import RanksDisagreeError, Recorder, Setting
 from selectbench.worker.runtime import World, tf32_allowed
 
 # What of a model decides how much work a token is, counted on the live module.
@@ -68,11 +68,13 @@ def architecture_of(module: Any, seq_len: int) -> Architecture | None:
     if len(blocks) != module.config.num_hidden_layers:
         return None
     inside = [_matrices(block) for block in blocks]
+    config = module.config
+    head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     skipped = 0 if _needs_last_again(module.config) else sum(sizes[-1] for sizes in inside)
     return Architecture(
         matmul_parameters=sum(_matrices(module)),
         block_matmul_parameters=sum(map(sum, inside)) - skipped,
-        attention_width=_attention_width(module.config),
+        attention_width=config.num_hidden_layers * config.num_attention_heads * int(head_width),
         seq_len=seq_len,
     )
 
@@ -125,12 +127,6 @@ def _needs_last_again(config: Any) -> bool:
     return after == NORM or (after is not None and getattr(config, after) > 0)
 
 
-def _attention_width(config: Any) -> int:
-    heads = config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    return int(config.num_hidden_layers * heads * width)
-
-
 # The measurement and the certificate of a completed trial, from what its loop has collected.
 
 
@@ -152,8 +148,8 @@ class Before:
         return cls(
             weights_sha256(module) if world.is_first else None,
             sum(p.numel() for p in module.parameters()),
-            found.attention(module),
-            found.largest_dropout(module),
+            runtime.attention(module),
+            runtime.largest_dropout(module),
             own_code_sha256(order.code) if world.is_first else None,
             architecture_of(module, order.job.seq_len),
         )
@@ -166,7 +162,16 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
     """
     recorder = trained.recorder
     check_replicas(setting.world, trained)
-    memory = [msgspec.convert(item, RankMemory) for item in setting.world.gathered(_rank_memory(setting, trained))]
+    kept = trained.parameters
+    own_memory = {
+        "rank": setting.world.rank,
+        **setting.memory.peaks(),
+        "parameter_bytes": None if kept is None else runtime.storage_bytes(kept),
+        "gradient_bytes": trained.first_gradients.bytes if trained.first_gradients else None,
+        "optimizer_state_bytes": runtime.optimizer_state_bytes(trained.optimizers, kept or []),
+        "managed_state_bytes": runtime.managed_state_bytes(trained.optimizers),
+    }
+    memory = [msgspec.convert(item, RankMemory) for item in setting.world.gathered(own_memory)]
     devices = setting.world.gathered(_device(setting.world))
     return Finished(
         measurement=_measurement(setting, before, recorder, memory, began),
@@ -185,9 +190,9 @@ def _device(world: World) -> dict[str, str | None]:
     """The GPU that torch runs this rank on; {} on a CPU."""
     if world.device_type != "cuda":
         return {}
-    found = torch.cuda.get_device_properties(torch.cuda.current_device())
-    place = [getattr(found, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
-    uuid = getattr(found, "uuid", None)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    place = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
+    uuid = getattr(properties, "uuid", None)
     bus_id = None if None in place else f"{place[0]:08X}:{place[1]:02X}:{place[2]:02X}.0"
     return {"uuid": None if uuid is None else str(uuid), "pci_bus_id": bus_id}
 
@@ -197,22 +202,10 @@ def check_replicas(world: World, trained: Trained) -> None:
     if not trained.keeps_replicas or world.size == 1:
         return
     sums = torch.stack([p.detach().double().sum() for p in trained.parameters or []]).tolist()
-    if len({tuple(found) for found in world.gathered(sums)}) > 1:  # type: ignore[arg-type]
+    if len({tuple(one) for one in world.gathered(sums)}) > 1:  # type: ignore[arg-type]
         raise RanksDisagreeError(
             "the ranks' weights differ after the last step: gradients were not brought together"
         )
-
-
-def _rank_memory(setting: Setting, trained: Trained) -> dict[str, int | None]:
-    kept = trained.parameters
-    return {
-        "rank": setting.world.rank,
-        **setting.memory.peaks(),
-        "parameter_bytes": None if kept is None else found.storage_bytes(kept),
-        "gradient_bytes": trained.first_gradients.bytes if trained.first_gradients else None,
-        "optimizer_state_bytes": found.optimizer_state_bytes(trained.optimizers, kept or []),
-        "managed_state_bytes": found.managed_state_bytes(trained.optimizers),
-    }
 
 
 def _largest(memory: Sequence[RankMemory]) -> dict[str, int | None]:
@@ -227,7 +220,7 @@ def _largest(memory: Sequence[RankMemory]) -> dict[str, int | None]:
 def _measurement(
     setting: Setting, before: Before, recorder: Recorder, memory: list[RankMemory], began: float
 ) -> Measurement:
-    timing, series, held_out = recorder.timing, recorder.series, recorder.held_out
+    timing, series, held_out = recorder.timing, recorder.series, setting.held_out
     source_loss, source_loss_error = held_out.source_loss() if held_out else (None, None)
     return Measurement(
         tokens_per_step=setting.order.job.tokens_per_step,
@@ -270,7 +263,7 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
     return Identity(
         initial_weights_sha256=before.weights_sha256,
         token_stream_sha256=stream_sha256(series.stream_sums),
-        evaluation_set_sha256=recorder.held_out.sha256() if recorder.held_out else None,
+        evaluation_set_sha256=setting.held_out.sha256() if setting.held_out else None,
         parameters=before.parameters,
         trainable_parameters=setting.trainable_parameters,
         tokens_per_step=max(series.tokens, key=lambda tokens: abs(tokens - order.job.tokens_per_step)),
@@ -279,15 +272,15 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         gradient_accumulation_steps=max(series.micro_batches),
         learning_rate_shape_sha256=shape_sha256([share for step in rates.all_shares for share in step]),
         peak_learning_rate=distinct_rates(rates.highest),
-        parameter_dtype=found.updated_dtype(trained.optimizers),
+        parameter_dtype=runtime.updated_dtype(trained.optimizers),
         working_dtype=trained.working_dtype,
-        gradient_dtype=found.dtype_name(gradients) if gradients else None,
-        compute_dtype=_name_of(trained.compute_dtype),
-        optimizer_state_dtype=found.optimizer_state_dtypes(trained.optimizers),
+        gradient_dtype=runtime.dtype_name(gradients) if gradients else None,
+        compute_dtype=runtime.dtype_name({trained.compute_dtype} if trained.compute_dtype else set()),
+        optimizer_state_dtype=runtime.optimizer_state_dtypes(trained.optimizers),
         matmul_tf32=tf32_allowed(),
         attention=before.attention,
         sdpa_backends=setting.sdpa.found,
-        optimizer=found.optimizer_names(trained.optimizers),
+        optimizer=runtime.optimizer_names(trained.optimizers),
         compiled=recorder.compilations > 0,
         first_step_loss=series.losses[0],
         first_step_gradient_norm=first_norm if first_norm is not None and math.isfinite(first_norm) else None,
@@ -299,7 +292,3 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         dropout=before.dropout,
         code_sha256=before.code_sha256,
     )
-
-
-def _name_of(dtype: torch.dtype | None) -> str:
-    return found.dtype_name({dtype} if dtype else set())

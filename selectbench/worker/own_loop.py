@@ -26,10 +26,10 @@ from typing import Any, NoReturn
 import torch
 
 from selectbench.worker.batches import causal
-from selectbench.worker.engine import Engine, first_scale
-from selectbench.worker.loop import FirstGradients, Setting, Trained, engine_for, recorder_for
+from selectbench.worker.engine import Engine, gradient_scaler
+from selectbench.worker.loop import FirstGradients, Trained, engine_for
 from selectbench.worker.model import loss_alone
-from selectbench.worker.recorder import Recorder, StepTensors
+from selectbench.worker.recorder import Recorder, Setting, StepTensors
 from selectbench.worker.runtime import autocast
 
 Batch = tuple[torch.Tensor, torch.Tensor, bool]
@@ -73,9 +73,7 @@ class OwnTrial:
         self.rank, self.world_size = world.rank, world.size
         self.tokens_per_step = order.job.tokens_per_step
         self.clip_norm = float("inf") if order.job.clip_norm is None else order.job.clip_norm
-        scale = first_scale(world.size)
-        scales = order.choices.precision.gradient_scaling
-        self.gradient_scaler = torch.amp.GradScaler(world.device_type, init_scale=scale) if scales else None
+        self.gradient_scaler = gradient_scaler(order.choices, world)
         self._setting, self._engine, self._recorder, self._name = setting, engine, recorder, name
         self._loss_of_logits = loss_alone(setting.loss, order.choices)
         self._compute_dtype: torch.dtype | None = None
@@ -130,15 +128,13 @@ class OwnTrial:
     def _fail(self, what: str) -> NoReturn:
         raise OwnLoopError(f"framework {self._name}: {what}")
 
-    def _check_end(self) -> None:
-        """After the function has returned."""
+    def _trained(self) -> Trained:
+        """After the function has returned. Raises OwnLoopError where it did so too early."""
         if not self._ended:
             self._fail(
                 f"returned after {self._recorder.steps_done} steps, the job has "
                 f"{self._setting.order.job.max_steps} and timing may need more: go through trial.steps() to its end"
             )
-
-    def _trained(self) -> Trained:
         engine = self._engine
         return Trained(
             self._recorder, self._name, engine.strategy, self.optimizers, self.parameters, self._first_gradients,
@@ -192,22 +188,19 @@ class OwnStep:
         """
         self._check(loss, applied)
         self.is_done = True
+        if not isinstance(applied, torch.Tensor):
+            # Filled on the device, not copied there, which would wait.
+            applied = torch.full((), applied, dtype=torch.bool, device=self._trial.device)
         self._trial._recorder.step_done(
             StepTensors(
                 loss.detach().float(),
                 gradient_norm if gradient_norm is None else gradient_norm.detach(),
-                self._on_device(applied),
+                applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True),
                 torch.stack(self._sums).sum(),
                 self._tokens,
                 len(self._sums),
             )
         )
-
-    def _on_device(self, applied: torch.Tensor | bool) -> torch.Tensor:
-        """As a boolean scalar; one that is made here is filled there, not copied there, which would wait."""
-        if isinstance(applied, torch.Tensor):
-            return applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True)
-        return torch.full((), applied, dtype=torch.bool, device=self._trial.device)
 
     def _check(self, loss: object, applied: object) -> None:
         fail, where = self._trial._fail, f"step {self.number}"
@@ -236,14 +229,9 @@ def train_with(function: Callable[[OwnTrial], object]) -> Callable[[Setting], Tr
 
     def train(setting: Setting) -> Trained:
         name = setting.order.choices.framework.name
-        trial = _trial(setting, name)
+        engine = engine_for(setting)
+        trial = OwnTrial(setting, engine, Recorder(setting, engine.evaluation, engine.optimizers), name)
         function(trial)
-        trial._check_end()
         return trial._trained()
 
     return train
-
-
-def _trial(setting: Setting, name: str) -> OwnTrial:
-    engine = engine_for(setting)
-    return OwnTrial(setting, engine, recorder_for(setting, engine.evaluation, engine.optimizers), name)

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, MutableSequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -83,6 +83,7 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None
     `began`: when the trial did, by `time.perf_counter`, which is one clock for all processes.
     """
     context: Any = multiprocessing.get_context("fork" if is_fork_safe() else "spawn")
+    text = ORDERS.write(order)
     cells = context.RawArray("q", order.world_size * CELLS_PER_RANK)
     faulthandler.unregister(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _raise_asked)
@@ -90,25 +91,29 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None
     try:
         with socket.create_server(("127.0.0.1", 0)) as meeting:
             for number in range(order.world_size):
-                ranks.append(_start(context, order, number, meeting, cells, run_rank, began))
+                ours, theirs = context.Pipe(duplex=False)
+                arguments = (text, number, meeting, theirs, cells, run_rank, began)
+                ranks.append(Rank(context.Process(target=_rank_main, args=arguments), ours))
+                ranks[-1].process.start()
+                theirs.close()
         outcome = _outcome(ranks, emit)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last word is not to be torn
         emit(outcome)
     except AskedWhereItIsError:
-        emit(_account(ranks, cells))
+        # Which rank is behind; each writes its stack into its log first.
+        rank, sentence = describe(cells)
+        for each in ranks:
+            if each.process.is_alive():
+                each.process.terminate()
+        until = time.monotonic() + DUMPING_SECONDS
+        for each in ranks:
+            each.process.join(max(0.0, until - time.monotonic()))
+        emit(GaveUp(kind="timeout", detail=sentence, rank=rank))
     finally:
-        _end(ranks)
-
-
-def _start(
-    context: Any, order: Order, number: int, meeting: socket.socket, cells: Any, run_rank: RunRank, began: float
-) -> Rank:
-    ours, theirs = context.Pipe(duplex=False)
-    text = ORDERS.write(order)
-    process = context.Process(target=_rank_main, args=(text, number, meeting, theirs, cells, run_rank, began))
-    process.start()
-    theirs.close()
-    return Rank(process, ours)
+        for each in ranks:
+            each.process.kill()
+        for each in ranks:
+            each.process.join()
 
 
 def _raise_asked(*_: object) -> None:
@@ -163,25 +168,6 @@ def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
         failures.append(Failure(may_be_victim=True, at=at, gave_up=event))
         return None
     return event
-
-
-def _account(ranks: list[Rank], cells: MutableSequence[int]) -> GaveUp:
-    """Which rank is behind; each writes its stack into its log first."""
-    rank, sentence = describe(cells)
-    for each in ranks:
-        if each.process.is_alive():
-            each.process.terminate()
-    until = time.monotonic() + DUMPING_SECONDS
-    for each in ranks:
-        each.process.join(max(0.0, until - time.monotonic()))
-    return GaveUp(kind="timeout", detail=sentence, rank=rank)
-
-
-def _end(ranks: list[Rank]) -> None:
-    for rank in ranks:
-        rank.process.kill()
-    for rank in ranks:
-        rank.process.join()
 
 
 def _rank_main(

@@ -1,4 +1,4 @@
-"""Watching a training, whoever drives it: learning rates, timed windows, series of steps, evaluations."""
+"""What every training loop is given, and the recorder that its steps go to: windows, series, evaluations."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -17,11 +18,21 @@ import numpy as np
 import torch
 
 from selectbench.record.record import EvaluationPoint, Inside
-from selectbench.record.wire import Finished, GaveUp, Phase, Progress, Started
+from selectbench.record.wire import Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.job import Eval, Job
-from selectbench.worker.batches import HeldOut
-from selectbench.worker.evaluation import Examination, Logits, Look, Scores, heldout_loss
-from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, is_out_of_memory
+from selectbench.worker.attention import SdpaBackends
+from selectbench.worker.batches import Batches, HeldOut, TokenStream
+from selectbench.worker.evaluation import (
+    Examination,
+    Forward,
+    Inspection,
+    Scores,
+    at_evaluated_weights,
+    begin_training,
+    heldout_loss,
+)
+from selectbench.worker.model import SummedLoss
+from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory
 
 AGREE_WITHIN = 1e-9
 """Difference of shares that is rounding."""
@@ -98,11 +109,6 @@ class CudaMarks:
         return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
 
 
-def marks_of(device: str) -> CpuMarks | CudaMarks:
-    """The clock of a device."""
-    return CudaMarks() if device == "cuda" else CpuMarks()
-
-
 class Window:
     """A stretch of steps between two synchronised edges."""
 
@@ -170,13 +176,10 @@ class Timing:
         else:
             self.timed_seconds += window.seconds
             self.timed_steps += window.step_seconds
-            self._extend_stretches(window)
-
-    def _extend_stretches(self, window: ClosedWindow) -> None:
-        begin, end = window.opened, window.opened + window.seconds
-        if self.stretches and begin - self.stretches[-1][1] < ADJACENT_SECONDS:
-            begin = self.stretches.pop()[0]
-        self.stretches.append((begin, end))
+            begin, end = window.opened, window.opened + window.seconds
+            if self.stretches and begin - self.stretches[-1][1] < ADJACENT_SECONDS:
+                begin = self.stretches.pop()[0]
+            self.stretches.append((begin, end))
 
     def median_seconds(self) -> float | None:
         """Median duration of the timed steps."""
@@ -293,22 +296,6 @@ class Series:
                 f"more than {DIVERGED_ABOVE:g} times the first loss, {self.losses[0]:.4f}"
             )
 
-    def write(self, path: Path, *, shares: Sequence[float], peak_learning_rates: Sequence[float]) -> None:
-        """As JSON; numbers that are not finite become null.
-
-        `shares`: of the peak learning rate, per step; `peak_learning_rates`: per parameter group.
-        """
-        content = {
-            "loss_nats_per_token": _storable(self.losses),
-            "gradient_norm": _storable(self.gradient_norms),
-            "applied": self.applied,
-            "learning_rate_share_of_peak": list(shares[: len(self.losses)]),
-            "peak_learning_rates": list(peak_learning_rates),
-            "step_seconds": self.step_seconds,
-            "extra_step_seconds": self.extra_step_seconds,
-        }
-        path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-
 
 def _check_agreement(norms: list[float], sums: list[float], first_step: int, world: World) -> None:
     """Every rank must have found one gradient norm: a reduction left out would show here.
@@ -324,8 +311,41 @@ def _check_agreement(norms: list[float], sums: list[float], first_step: int, wor
             )
 
 
-def _storable(values: Sequence[float | None]) -> list[float | None]:
-    return [value if value is not None and math.isfinite(value) else None for value in values]
+# What any loop is given before its first step.
+
+
+Emit = Callable[[Started | Phase | Progress | Finished | GaveUp], None]
+
+
+@dataclass
+class Setting:
+    """One rank's part of a trial, before an engine or a framework has touched the model."""
+
+    order: Order
+    world: World
+    module: Any
+    """The model on the CPU: initial weights in fp32, mapped and not to be written to; training mode."""
+    loss: SummedLoss
+    batches: Batches
+    stream: TokenStream
+    shares: list[float]
+    """Of the peak learning rate, per step of the job."""
+    held_out: HeldOut | None
+    examination: Examination | None
+    inspection: Inspection | None
+    emit: Emit
+    memory: TrainingMemory
+    whereabouts: Whereabouts
+    sdpa: SdpaBackends = field(default_factory=SdpaBackends)
+    """Backends that the training's attention used."""
+    trainable_parameters: int | None = None
+    """Known once it is decided what of the model is trained."""
+    recorder: Recorder | None = None
+    """Set when the loop makes one: what is known is written even where the training fails."""
+
+    def share_at(self, step: int) -> float:
+        """The share of the peak; a step added for timing trains on at the job's last one."""
+        return self.shares[min(step, len(self.shares) - 1)]
 
 
 # Watches a training, whoever drives it: windows of steps, evaluations, then steps for timing alone.
@@ -334,55 +354,45 @@ def _storable(values: Sequence[float | None]) -> list[float | None]:
 # read or evaluated happens in between, the same for every driver.
 
 
-Emit = Callable[[Started | Phase | Progress | Finished | GaveUp], None]
-
 SECONDS_BETWEEN_EDGES = {"cpu": 0.25, "cuda": 1.0}
 """How long a window should stay open: waiting for a CPU costs nothing, for a GPU it empties its queue."""
 LEAST_TIMED_STEPS = 5
 """So that a median and its quartiles mean something."""
 
 
-@dataclass
 class Recorder:
     """Collects what a job's steps and evaluations yield; every rank has one, and they agree on its windows."""
 
-    job: Job
-    world: World
-    evaluation: Callable[[], AbstractContextManager[Logits]]
-    held_out: HeldOut | None
-    examination: Examination | None
-    """Of what the model generates after the last step; None: no score is asked for."""
-    look: Look | None
-    """At what was learnt, after the last step."""
-    sequences_per_batch: int
-    """In evaluations; no more than in training, so that one doesn't run out of memory first."""
-    min_timed_seconds: float
-    emit: Emit
-    memory: TrainingMemory
-    learning_rates: LearningRates
-    whereabouts: Whereabouts
-    count_compilations: Callable[[], int]
-    """Graphs compiled so far in this process."""
-    series: Series = field(default_factory=Series)
-    timing: Timing = field(default_factory=Timing)
-    evaluation_curve: list[EvaluationPoint] = field(default_factory=list)
-    evaluation_seconds: float = 0.0
-    scores: Scores = field(default_factory=Scores)
-    inside: Inside | None = None
-    steps_done: int = 0
+    def __init__(
+        self, setting: Setting, evaluation: Callable[[], AbstractContextManager[Forward]],
+        optimizers: list[torch.optim.Optimizer],
+    ) -> None:  # fmt: skip
+        """To be made when optimizers have their peak learning rates and no step was made; `setting` names it then.
 
-    def __post_init__(self) -> None:
-        self._marks = marks_of(self.world.device_type)
-        self._compilations_before = self._compilations = self.count_compilations()
+        All that is evaluated goes through it, so here optimizers are put to the weights that are.
+        """
+        begin_training(optimizers)
+        self.setting, self.job, self.world = setting, setting.order.job, setting.world
+        self.learning_rates = LearningRates(optimizers)
+        self.series, self.timing = Series(), Timing()
+        self.evaluation_curve: list[EvaluationPoint] = []
+        self.evaluation_seconds = 0.0
+        self.scores = Scores()
+        self.inside: Inside | None = None
+        self.steps_done = 0
         self.first_step_at: float | None = None
         """When the first window was opened, by `time.perf_counter`."""
         self.training_window: tuple[float, float] | None = None
         """Training up to the first evaluation, by `time.perf_counter`."""
+        self._evaluation = partial(at_evaluated_weights, optimizers, evaluation)
+        self._evaluation_steps = evaluation_steps(self.job)
+        self._marks = CudaMarks() if self.world.device_type == "cuda" else CpuMarks()
+        self._compilations_before = self._compilations = compilations()
         self._pending: list[StepTensors] = []
         self._window: Window | None = None
         self._wanted = 0
         self._pace_seconds: float | None = None
-        self._evaluation_steps = evaluation_steps(self.job)
+        setting.recorder = self
 
     @property
     def compilations(self) -> int:
@@ -390,21 +400,30 @@ class Recorder:
         return self._compilations - self._compilations_before
 
     def write_series(self, path: Path) -> None:
-        """Everything known of every step, as JSON."""
-        self.series.write(path, shares=self.learning_rates.shares, peak_learning_rates=self.learning_rates.peaks)
+        """Everything known of every step, as JSON; numbers that are not finite become null."""
+        series, rates = self.series, self.learning_rates
+        content = {
+            "loss_nats_per_token": _storable(series.losses),
+            "gradient_norm": _storable(series.gradient_norms),
+            "applied": series.applied,
+            "learning_rate_share_of_peak": rates.shares[: len(series.losses)],
+            "peak_learning_rates": rates.peaks,
+            "step_seconds": series.step_seconds,
+            "extra_step_seconds": series.extra_step_seconds,
+        }
+        path.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
 
     def wants_step(self) -> bool:
         """Whether another step is wanted; opens the next window where none is open."""
         if self._window is None:
-            if (
-                self.steps_done == 0
-                and self.held_out
-                and isinstance(self.job.eval, Eval)
-                and self.job.eval.at_start
-            ):
-                self._evaluate(self.held_out)
+            if self.steps_done == 0 and isinstance(self.job.eval, Eval) and self.job.eval.at_start:
+                self._evaluate()
             if self.steps_done == 0 or self.steps_done in self._evaluation_steps:
-                self._begin_stretch()
+                extra = self.steps_done >= self.job.max_steps
+                if not extra:
+                    self.setting.memory.start()
+                if not extra or not self._timed_enough():
+                    self.setting.emit(Phase(phase="extra" if extra else "train"))
             self._wanted = self.world.from_first(self._next_window())
             self._window = Window(self._marks) if self._wanted else None
             if self.first_step_at is None and self._window is not None:
@@ -419,18 +438,10 @@ class Recorder:
             self.learning_rates.note()
         self._pending.append(step)
         self.steps_done += 1
-        compilations = self.count_compilations()
-        self._window.step_done(compiled=compilations > self._compilations)
-        self._compilations = compilations
+        before, self._compilations = self._compilations, compilations()
+        self._window.step_done(compiled=self._compilations > before)
         if len(self._window) == self._wanted:
             self._close(self._window, of_the_job)
-
-    def _begin_stretch(self) -> None:
-        extra = self.steps_done >= self.job.max_steps
-        if not extra:
-            self.memory.start()
-        if not extra or not self._timed_enough():
-            self.emit(Phase(phase="extra" if extra else "train"))
 
     def _next_window(self) -> int:
         """Steps of the next window, 0 for the end; the first rank's answer counts, as clocks differ."""
@@ -439,12 +450,12 @@ class Recorder:
         left = [edge - self.steps_done for edge in edges if edge > self.steps_done]
         if self.steps_done < self.job.max_steps:
             return min(by_pace, *left)
-        return 0 if self._timed_enough() else min(by_pace, self._steps_to_time())
-
-    def _steps_to_time(self) -> int:
+        if self._timed_enough():
+            return 0
         missing_steps = self._least_timed() - len(self.timing.timed_steps)
-        missing_seconds = self.min_timed_seconds - self.timing.timed_seconds
-        return max(1, missing_steps, math.ceil(missing_seconds / (self._pace_seconds or math.inf)))
+        missing_seconds = self.setting.order.min_timed_seconds - self.timing.timed_seconds
+        to_time = max(1, missing_steps, math.ceil(missing_seconds / (self._pace_seconds or math.inf)))
+        return min(by_pace, to_time)
 
     def _least_timed(self) -> int:
         return max(LEAST_TIMED_STEPS, self.job.max_steps - self.job.timing.warmup_steps)
@@ -452,57 +463,55 @@ class Recorder:
     def _timed_enough(self) -> bool:
         """Whether the timed windows suffice: long enough, and voided ones made up for."""
         enough = len(self.timing.timed_steps) >= self._least_timed()
-        return enough and self.timing.timed_seconds >= self.min_timed_seconds
+        return enough and self.timing.timed_seconds >= self.setting.order.min_timed_seconds
 
     def _close(self, window: Window, of_the_job: bool) -> None:
         """Read and report what the window's steps left; evaluate where a stretch of training ends here."""
         self._window = None
-        self.whereabouts.enter("reading of results", self.steps_done)
+        self.setting.whereabouts.enter("reading of results", self.steps_done)
         closed = window.close()
-        first = self.steps_done - len(closed.step_seconds)
-        self._pace_seconds = closed.seconds / len(closed.step_seconds)
-        self.timing.add(closed, timed=first >= self.job.timing.warmup_steps, of_the_job=of_the_job)
-        self._read(closed, of_the_job)
-        self._report(closed)
-        if self.steps_done in self._evaluation_steps:
-            self.memory.stop()
-            if self.training_window is None and self.first_step_at is not None:
-                self.training_window = (self.first_step_at, time.perf_counter())
-            if self.held_out:
-                self._evaluate(self.held_out)
-
-    def _read(self, closed: ClosedWindow, of_the_job: bool) -> None:
+        steps = len(closed.step_seconds)
+        self._pace_seconds = closed.seconds / steps
+        timed = self.steps_done - steps >= self.job.timing.warmup_steps
+        self.timing.add(closed, timed=timed, of_the_job=of_the_job)
         pending, self._pending = self._pending, []
         if of_the_job:
             self.series.step_seconds += closed.step_seconds
             self.series.read(pending, self.world)
         else:
             self.series.extra_step_seconds += closed.step_seconds
-
-    def _report(self, closed: ClosedWindow) -> None:
-        tokens = self.job.tokens_per_step * len(closed.step_seconds)
-        self.emit(
+        self.setting.emit(
             Progress(
                 step=min(self.steps_done, self.job.max_steps),
                 of=self.job.max_steps,
                 loss=self.series.losses[-1],
-                tokens_per_second=tokens / closed.seconds if closed.seconds > 0 else None,
+                tokens_per_second=self.job.tokens_per_step * steps / closed.seconds if closed.seconds > 0 else None,
             )
         )
+        if self.steps_done in self._evaluation_steps:
+            self.setting.memory.stop()
+            if self.training_window is None and self.first_step_at is not None:
+                self.training_window = (self.first_step_at, time.perf_counter())
+            self._evaluate()
 
-    def _evaluate(self, held_out: HeldOut) -> None:
-        self.emit(Phase(phase="evaluate"))
-        self.whereabouts.enter("evaluation", self.steps_done)
+    def _evaluate(self) -> None:
+        """Score the held-out set where the job has one; after the last step generate and look inside as well."""
+        setting, held_out = self.setting, self.setting.held_out
+        if not held_out:
+            return
+        setting.emit(Phase(phase="evaluate"))
+        setting.whereabouts.enter("evaluation", self.steps_done)
         before = time.perf_counter()
+        # No more sequences at once than in training, so that an evaluation doesn't run out of memory first.
+        at_once = setting.order.choices.micro_batch_size
         try:
-            with self.evaluation() as logits:
-                loss = heldout_loss(
-                    logits, held_out, sequences_per_batch=self.sequences_per_batch, world=self.world
-                )
-                if self.examination and self.steps_done >= self.job.max_steps:
-                    self.scores = self.examination.run(logits, self.world)
-                if self.look and self.steps_done >= self.job.max_steps:
-                    self.inside = self.look.inside(logits, self.world)
+            with self._evaluation() as logits:
+                loss = heldout_loss(logits, held_out, sequences_per_batch=at_once, world=self.world)
+                if self.steps_done >= self.job.max_steps:
+                    if setting.examination:
+                        self.scores = setting.examination.run(logits, self.world)
+                    if setting.inspection:
+                        self.inside = setting.inspection.inside(logits, self.world)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -525,3 +534,7 @@ def evaluation_steps(job: Job) -> list[int]:
     every = job.eval.every_steps if isinstance(job.eval, Eval) else None
     points = set(range(every, job.max_steps, every)) if every else set()
     return sorted(points | {job.max_steps})
+
+
+def _storable(values: Sequence[float | None]) -> list[float | None]:
+    return [value if value is not None and math.isfinite(value) else None for value in values]

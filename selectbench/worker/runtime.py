@@ -16,7 +16,7 @@ from datetime import timedelta
 from importlib import import_module, invalidate_caches, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
@@ -91,14 +91,13 @@ def managed_state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int | No
 
 def optimizer_names(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
     """Classes with the implementation that their parameter groups ask for, `AdamW(fused)`."""
-    return [f"{type(optimizer).__name__}{_implementation(optimizer.param_groups)}" for optimizer in optimizers]
-
-
-def _implementation(groups: list[dict[str, Any]]) -> str:
-    if not any("fused" in group for group in groups):
-        return ""
-    found = {"fused" if g.get("fused") else "foreach" if g.get("foreach") else "for_loop" for g in groups}
-    return f"({'+'.join(sorted(found))})"
+    names = []
+    for optimizer in optimizers:
+        groups = optimizer.param_groups
+        kinds = {"fused" if g.get("fused") else "foreach" if g.get("foreach") else "for_loop" for g in groups}
+        states_it = any("fused" in group for group in groups)
+        names.append(type(optimizer).__name__ + (f"({'+'.join(sorted(kinds))})" if states_it else ""))
+    return names
 
 
 def attention(module: Any) -> str | None:
@@ -159,7 +158,8 @@ def load(name: str, setting: str = "own code") -> Any:
     try:
         found = import_module(module_name)
     except ImportError as error:
-        if isinstance(error, ModuleNotFoundError) and _is_part_of(error.name, module_name):
+        # What was not found is the module asked for or a package around it, or else something that it imports.
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise OwnCodeError(_no_module(f"{setting} {name}", module_name, error.name or module_name)) from None
         raise OwnCodeError(f"{setting} {name}: importing {module_name}: {error}") from error
     for attribute in attributes.split("."):
@@ -169,22 +169,13 @@ def load(name: str, setting: str = "own code") -> Any:
     return found
 
 
-def _is_part_of(missing: str | None, module_name: str) -> bool:
-    """Whether what was not found is the module asked for or a package around it, not something it imports."""
-    return missing is not None and f"{module_name}.".startswith(f"{missing}.")
-
-
 def _no_module(subject: str, module_name: str, missing: str) -> str:
-    inside, _, last = missing.rpartition(".")
-    return f"{subject}: there is no module {missing}{_near_module(inside, last)} {_where(module_name)}"
-
-
-def _near_module(package: str, name: str) -> str:
+    package, _, name = missing.rpartition(".")
     spec = find_spec(package) if package else None
     folders = (spec.submodule_search_locations if spec else None) if package else _folders
     # A folder without an `__init__.py` is a package too.
     names = [p.stem for f in folders or () for p in Path(f).iterdir() if p.is_dir() or p.suffix == ".py"]
-    return did_you_mean(name, names)
+    return f"{subject}: there is no module {missing}{did_you_mean(name, names)} {_where(module_name)}"
 
 
 def _where(module_name: str) -> str:
@@ -304,17 +295,13 @@ def is_out_of_memory(error: BaseException) -> bool:
     Where its words may mean something else as well, what the device has free decides.
     """
     cause = error.__cause__
-    return _is(error) or (cause is not None and is_out_of_memory(cause))
-
-
-def _is(error: BaseException) -> bool:
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    if cause is not None and is_out_of_memory(cause):
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    if not isinstance(error, RuntimeError):
-        return False
-    return says_out_of_memory(str(error)) or _is_for_want_of_memory(str(error))
+    if isinstance(error, RuntimeError) and (says_out_of_memory(str(error)) or _is_for_want_of_memory(str(error))):
+        return True
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError))
 
 
 def _is_for_want_of_memory(text: str) -> bool:
@@ -332,19 +319,6 @@ def _is_for_want_of_memory(text: str) -> bool:
 #
 # Both count the stretch of training before the first evaluation where one is spoiled by what an evaluation leaves
 # behind: the CUDA allocator and the C library keep freed memory, which would pass for the training's.
-
-
-class TrainingMemory(Protocol):
-    """Told by the loop when stretches of training begin and end."""
-
-    def start(self) -> None:
-        """A stretch of training begins: peaks count from here."""
-
-    def stop(self) -> None:
-        """The stretch ends: its peaks are kept."""
-
-    def peaks(self) -> dict[str, int | None]:
-        """The measurement's keys of memory and their values, in bytes; keys that are left out are unknown."""
 
 
 class CudaMemory:
@@ -390,7 +364,7 @@ class CpuMemory:
 
     def __init__(self, proc: Path = Path("/proc/self")) -> None:
         self._proc = proc
-        self._base = self._pss_bytes()
+        self._base = self._bytes("smaps_rollup", "Pss")
         self._counting = False
         self.growth_bytes: int | None = None
 
@@ -407,23 +381,20 @@ class CpuMemory:
     def stop(self) -> None:
         """The first stretch ends: its peak is kept."""
         if self._counting and self.growth_bytes is None:
-            resident, highest = self._status_bytes("VmRSS"), self._status_bytes("VmHWM")
-            self.growth_bytes = max(0, self._pss_bytes() + max(0, highest - resident) - self._base)
+            resident, highest = self._bytes("status", "VmRSS"), self._bytes("status", "VmHWM")
+            self.growth_bytes = max(0, self._bytes("smaps_rollup", "Pss") + max(0, highest - resident) - self._base)
 
     def peaks(self) -> dict[str, int | None]:
         """Growth of the proportional set size."""
         return {"peak_pss_growth_bytes": self.growth_bytes}
 
-    def _pss_bytes(self) -> int:
-        return _kibibytes(self._proc / "smaps_rollup", "Pss") * 1024
-
-    def _status_bytes(self, key: str) -> int:
-        return _kibibytes(self._proc / "status", key) * 1024
+    def _bytes(self, file: str, key: str) -> int:
+        with (self._proc / file).open() as lines:
+            return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
 
 
-def _kibibytes(path: Path, key: str) -> int:
-    with path.open() as lines:
-        return next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+TrainingMemory = CudaMemory | CpuMemory
+"""A loop says when stretches of training begin and end; `peaks` are the measurement's keys of memory, in bytes."""
 
 
 def training_memory(device: str) -> TrainingMemory:
@@ -487,9 +458,7 @@ def compilations() -> int:
 
 
 Stage = Literal["set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation"]
-STAGES: tuple[Stage, ...] = (
-    "set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation",
-)  # fmt: skip
+STAGES: tuple[Stage, ...] = get_args(Stage)
 CELLS_PER_RANK = 3
 """Stages entered so far, the optimizer step, the number of the stage."""
 

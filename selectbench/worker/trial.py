@@ -5,39 +5,38 @@ from __future__ import annotations
 import faulthandler
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib import import_module
 from pathlib import Path
 
 import torch
 
 # A second's work that the trial server does once, before it forks: transformers loads families on demand.
-from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401  # noqa: F401
+from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import OwnFramework
 from selectbench.choices.model import OwnModel
 from selectbench.data.prepared import Prepared
 from selectbench.record.record import FailureKind
-from selectbench.record.wire import Finished, GaveUp, Order, Phase, Started
+from selectbench.record.wire import GaveUp, Order, Phase, Started
 from selectbench.suite.job import shares
 from selectbench.suite.sources import kind_of
 from selectbench.worker.attention import masks_by_shape
 from selectbench.worker.batches import TokenStream, batches_of, held_out_of
-from selectbench.worker.evaluation import Examination, Look
-from selectbench.worker.loop import Setting, Trained, Unsupported, unsupported_where_missing
+from selectbench.worker.evaluation import Examination, Inspection
+from selectbench.worker.loop import Unsupported, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
 from selectbench.worker.outcome import Before, finished
 from selectbench.worker.own_loop import train_with
 from selectbench.worker.ranks import run_ranks
-from selectbench.worker.recorder import Diverged, Emit
+from selectbench.worker.recorder import Diverged, Emit, Setting
 from selectbench.worker.runtime import (
     TrainingMemory,
     Whereabouts,
     World,
     add_to_path,
-    compilations,
     derived_seed,
     is_out_of_memory,
     load,
@@ -61,7 +60,11 @@ def run_trial(order: Order, emit: Emit) -> None:
     emit(Phase(phase="setup"))
     add_to_path(order.code)
     with _failures_told(emit), private_caches(Path(order.trial_folder)):
-        _refuse_what_cannot_be_had(order)
+        job, choices = order.job, order.choices
+        micro_batches = job.gradient_accumulation_steps(choices.micro_batch_size, order.world_size)
+        situation = Situation(choices, order.device, micro_batches, job.task, kind_of(job.data))
+        if reason := combination_reason(situation):  # the plan refuses it before; an order may come from elsewhere
+            raise Unsupported(reason)
         # Which trial is the first to need them is chance: drawing them is no part of an option's start-up.
         with unsupported_where_missing(f"attention {order.choices.attention.name}"):
             ensure_weights(order, Prepared.open(Path(order.data_folder)).vocab_size)
@@ -72,23 +75,37 @@ def run_trial(order: Order, emit: Emit) -> None:
             run_rank(order, World(0, 1, order.device), emit, nowhere(), began)
 
 
-def _refuse_what_cannot_be_had(order: Order) -> None:
-    """As the plan does before; an order may come from elsewhere."""
-    job, choices = order.job, order.choices
-    micro_batches = job.gradient_accumulation_steps(choices.micro_batch_size, order.world_size)
-    situation = Situation(choices, order.device, micro_batches, job.task, kind_of(job.data))
-    if reason := combination_reason(situation):
-        raise Unsupported(reason)
-
-
 def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, began: float) -> None:
     """Trains one rank's part; all ranks end together. Raises what `run_trial` turns into GaveUp.
 
     `began`: when the trial did, by `time.perf_counter`.
     """
     with _failures_told(emit):
-        memory = training_memory(world.device_type)
-        done = _train(order, world, emit, whereabouts, began, memory)
+        memory = training_memory(world.device_type)  # first of all: it counts from here
+        torch.set_num_threads(order.threads)
+        set_tf32(order.choices.precision.tf32)
+        setting = _setting(order, world, emit, whereabouts, memory)
+        before = Before.training(setting.module, order, world)
+        _adapt(setting)
+        framework = order.choices.framework
+        if isinstance(framework, OwnFramework):
+            loop = train_with(load(framework.loop, "framework"))
+        else:
+            module, _, function = framework.loop.partition(":")
+            with unsupported_where_missing(f"framework {framework.name}"):
+                loop = getattr(import_module(module), function)
+        # A model of own code may pack sequences, and build on transformers' masks.
+        masks = nullcontext() if isinstance(order.job.model, OwnModel) else masks_by_shape()
+        compiles = order.choices.compile.mode is not None
+        # Dropout draws from torch's global generator.
+        torch.manual_seed(derived_seed(order.trial.seed, "dropout", world.rank))
+        try:
+            with masks, setting.sdpa.in_compiled_graphs() if compiles else nullcontext():
+                trained = loop(setting)
+        finally:
+            if setting.recorder is not None and world.is_first:
+                setting.recorder.write_series(Path(order.trial_folder) / "series.json")
+        done = finished(setting, before, trained, began)
         if world.is_first:
             emit(done)
 
@@ -112,38 +129,8 @@ def _kind(error: Exception) -> FailureKind | None:
     return next((kind for known, kind in kinds.items() if isinstance(error, known)), None)
 
 
-def _train(
-    order: Order, world: World, emit: Emit, whereabouts: Whereabouts, began: float, memory: TrainingMemory
-) -> Finished:
-    torch.set_num_threads(order.threads)
-    set_tf32(order.choices.precision.tf32)
-    setting = _setting(order, world, emit, whereabouts, memory)
-    before = Before.training(setting.module, order, world)
-    _adapt(setting)
-    loop = _loop(order)
-    # Dropout draws from torch's global generator.
-    torch.manual_seed(derived_seed(order.trial.seed, "dropout", world.rank))
-    try:
-        with _masks(order), _graphs_seen(setting):
-            trained: Trained = loop(setting)
-    finally:
-        if setting.recorder is not None and world.is_first:
-            setting.recorder.write_series(Path(order.trial_folder) / "series.json")
-    return finished(setting, before, trained, began)
-
-
-def _masks(order: Order) -> AbstractContextManager[None]:
-    """A model of own code may pack sequences, and build on transformers' masks."""
-    return nullcontext() if isinstance(order.job.model, OwnModel) else masks_by_shape()
-
-
-def _graphs_seen(setting: Setting) -> AbstractContextManager[None]:
-    compiles = setting.order.choices.compile.mode is not None
-    return setting.sdpa.in_compiled_graphs() if compiles else nullcontext()
-
-
 def _adapt(setting: Setting) -> None:
-    """Settles what of the model is trained; what is added to it is drawn from the seed."""
+    """Decides what of the model is trained; what is added to it is drawn from the seed."""
     adaptation = setting.order.choices.adaptation
     torch.manual_seed(derived_seed(setting.order.trial.seed, "adaptation"))
     with unsupported_where_missing(f"adaptation {adaptation.name}"):
@@ -167,16 +154,7 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         batches=batches,
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
         shares=shares(job.lr_schedule, job.max_steps), held_out=held_out,
-        examination=Examination.of(order, data, module), look=Look.of(held_out, data) if held_out else None,
-        emit=emit, memory=memory, whereabouts=whereabouts, count_compilations=compilations,
+        examination=Examination.of(order, data, module),
+        inspection=Inspection.of(held_out, data) if held_out else None,
+        emit=emit, memory=memory, whereabouts=whereabouts,
     )  # fmt: skip
-
-
-def _loop(order: Order) -> Callable[[Setting], Trained]:
-    framework = order.choices.framework
-    if isinstance(framework, OwnFramework):
-        return train_with(load(framework.loop, "framework"))
-    module, _, function = framework.loop.partition(":")
-    with unsupported_where_missing(f"framework {framework.name}"):
-        loop: Callable[[Setting], Trained] = getattr(import_module(module), function)
-    return loop

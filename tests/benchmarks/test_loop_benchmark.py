@@ -21,8 +21,9 @@ from selectbench.record.wire import Order
 from selectbench.suite.job import Job, shares
 from selectbench.worker.batches import CausalBatches, TokenStream
 from selectbench.worker.engine import DdpEngine, SingleEngine
-from selectbench.worker.loop import Setting, train_with_engine
+from selectbench.worker.loop import train_with_engine
 from selectbench.worker.model import new_model
+from selectbench.worker.recorder import Setting
 from selectbench.worker.runtime import ALONE, nowhere, training_memory
 
 PAIRS, STEPS, SEQUENCES, LENGTH, VOCABULARY = 9, 60, 16, 128, 2048
@@ -48,9 +49,8 @@ def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
         setting = Setting(
             order=order, world=ALONE, module=None, loss=choices.loss.build(), batches=batches(),
             stream=TokenStream(SEQUENCES, LENGTH + 1, "cpu"), shares=shares(JOB.lr_schedule, STEPS),
-            held_out=None, examination=None, look=None,
+            held_out=None, examination=None, inspection=None,
             emit=lambda event: None, memory=training_memory("cpu"), whereabouts=nowhere(),
-            count_compilations=lambda: 0,
         )  # fmt: skip
         start = time.perf_counter()
         trained = train_with_engine(setting, engine)

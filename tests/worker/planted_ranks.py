@@ -16,10 +16,9 @@ from device_waits import Waits
 from msgspec.structs import replace
 from watched_logits import Logits
 
-import selectbench.worker.engine as engine_fsdp_module
 import selectbench.worker.engine as engine_module
 import selectbench.worker.engine_zero as engine_zero_module
-import selectbench.worker.loop as step_module
+import selectbench.worker.loop as loop_module
 import selectbench.worker.ranks as ranks_module
 import selectbench.worker.trial as trial_module
 from selectbench.machine import WAIT_VARIABLES
@@ -48,7 +47,7 @@ def _misbehave(what: str, rank: int) -> None:
 
 
 _ranks = trial_module.run_ranks
-_run = step_module.OptimizerStep.run
+_run = loop_module.OptimizerStep.run
 _mapped = trial_module.mapped_model
 _rank = trial_module.run_rank
 
@@ -112,7 +111,7 @@ def run_rank(order, *arguments):
     Path(order.trial_folder, f"loaded{os.getpid()}.json").write_text(json.dumps(loaded))
 
 
-step_module.OptimizerStep.run = run
+loop_module.OptimizerStep.run = run
 trial_module.mapped_model = mapped_model
 trial_module.run_rank = run_rank
 
@@ -150,12 +149,12 @@ def _planted(option: str, setting):
 
 _setting = trial_module._setting
 _single = engine_module.SingleEngine
-_policy = engine_fsdp_module._policy
+_policy = engine_module._policy
 
 
 def setting(order, *arguments):
     if order.trial.option == "bf16_by_policy":
-        engine_fsdp_module._policy = lambda working: _policy("bfloat16")
+        engine_module._policy = lambda working: _policy("bfloat16")
     if order.trial.option == "bf16_optimizer_state":
         _single.clip_and_step = _with_state_in_bf16(_single.clip_and_step)
     if order.trial.option == "fewer_steps_applied":

@@ -6,7 +6,7 @@ import pytest
 import torch
 from msgspec.structs import replace
 
-from selectbench.worker import trial as trial_module
+from selectbench.worker import recorder
 from selectbench.worker.recorder import ClosedWindow, CpuMarks, Diverged, Series, StepTensors, Timing, Window
 from selectbench.worker.runtime import ALONE
 
@@ -58,7 +58,7 @@ def test_nothing_timed_has_no_median():
 def test_a_recompilation_voids_its_window_and_is_made_up_for(trials):
     calls = iter([0] * 6 + [1] * 10_000)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trial_module, "compilations", lambda: next(calls))
+        patch.setattr(recorder, "compilations", lambda: next(calls))
         finished = trials.finished(job={"max_steps": 12})
     plain = trials.finished(job={"max_steps": 12})
     assert finished.measurement.recompilations == 1
