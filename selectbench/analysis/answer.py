@@ -9,6 +9,7 @@ from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import ALPHA
 from selectbench.analysis.result import Failure, Row, Settling
 from selectbench.analysis.summary import Summary, stalled
+from selectbench.analysis.watched import PROCESS
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
 
@@ -34,6 +35,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         _failed_seeds(placed),
         _seeds_left_out(metric, placed, summaries),
         _left_out(metric, rows, summaries, bool(placed)),
+        _own_code(rows),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -270,6 +272,12 @@ def _seeds_left_out(metric: Metric, ranked: Sequence[Row], summaries: Mapping[st
         if row.metrics[metric.name].left_out
     ]
     return f"Left out for the state of the GPUs: {'; '.join(found)}." if found else ""
+
+
+def _own_code(rows: Sequence[Row]) -> str:
+    """Rows whose own code may do what nobody counted."""
+    names = [row.option for row in rows if PROCESS in row.identity.not_verified]
+    return f"Not verified of {_and(names)}: what own code does besides what was counted." if names else ""
 
 
 def _left_out(

@@ -11,6 +11,15 @@ from typing import Any, Literal
 
 from selectbench.analysis.result import Certificate, Violation
 from selectbench.analysis.summary import Summary, below_the_floor
+from selectbench.analysis.watched import (
+    TOKENS,
+    UNTRIED,
+    WATCHED,
+    changed_files,
+    left_unseen,
+    not_as_asked,
+    saw_its_tokens,
+)
 from selectbench.choices import Choices
 from selectbench.choices.choice import Choice, is_own
 from selectbench.choices.model import Gpt2, Llama, OwnModel
@@ -68,7 +77,7 @@ Status = Literal["same", "declared", "violation", "not_verified"]
 
 FIELDS = Identity.__struct_fields__
 _VALUES = attrgetter(*FIELDS)
-BESIDES = ("settings", "final_loss")
+BESIDES = ("settings", "final_loss", *WATCHED)
 """What is no field of an identity and is held against what was asked, and against what there is to know."""
 FIRST_STEP = ("first_step_loss", "first_step_gradient_norm")
 """Computed, not counted: compared within a tolerance."""
@@ -293,6 +302,7 @@ class _Findings:
             not_verified=[
                 *reasons,
                 *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
+                *sorted(entry for entry in self.not_verified if entry.startswith(("own ", UNTRIED))),
                 *([f"identity: none recorded for seed {missing}"] if missing else []),
             ],
         )
@@ -308,6 +318,7 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
             _examine(rules, summary, next(iter(done.values())), seed, found[summary.name])
     for summary in summaries:
         _look_besides(summary, suite.baseline, found[summary.name])
+    _look_at_what_was_watched(suite, baseline, summaries, found)
     return {name: findings.certificate() for name, findings in found.items()}
 
 
@@ -323,6 +334,19 @@ def _look_besides(summary: Summary, baseline: str, into: _Findings) -> None:
             into.violate(
                 "final_loss", seed, asked=floor, option=measured.final_loss, baseline=None, against=baseline
             )
+
+
+def _look_at_what_was_watched(
+    suite: Suite, baseline: Summary, summaries: Sequence[Summary], found: Mapping[str, _Findings]
+) -> None:
+    """What was counted and tried in each trial, and the files of own code that all of them imported."""
+    ordered = [baseline, *(summary for summary in summaries if summary.name != baseline.name)]
+    trials = [(found[s.name], seed, record) for s in ordered for seed, record in s.completed.items()]
+    changed = changed_files([record for *_, record in trials])
+    for place, (into, seed, record) in enumerate(trials):
+        into.not_verified |= left_unseen(record, is_causal=suite.job.task == "causal_lm")
+        for name, asked, did in [*not_as_asked(record), *changed.get(place, ())]:
+            into.violate(name, seed, asked=asked, option=did, baseline=None, against=suite.baseline)
 
 
 def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, into: _Findings) -> None:
@@ -342,6 +366,8 @@ def _examine(rules: _Rules, summary: Summary, reference: Summary, seed: int, int
     statuses = compare(ours, theirs, rules.may_change(summary.option, reference.option))
     if is_own(ours.framework) or is_own(theirs.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
+        if all(saw_its_tokens(record) for record in (summary.completed[seed], reference.completed[seed])):
+            left -= set(TOKENS)
         into.not_verified |= {OWN_LOOP, *left}
     if not statuses:  # as it is with most of thousands of trials
         return

@@ -36,6 +36,7 @@ from selectbench.analysis.summary import (
     summarise,
     trial_warnings,
 )
+from selectbench.analysis.watched import plausibility_warnings
 from selectbench.record.record import Record
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
@@ -93,7 +94,7 @@ def _found(suite: Suite, summaries: list[Summary]) -> list[str]:
     missing = [f"the run is incomplete: {absent} trials have no record"] if absent else []
     gloo = rank_warnings(suite.device, summaries)
     metered = gpu_warnings(suite.device, summaries)
-    doubtful = trial_warnings(summaries) + gap_warnings(suite, summaries)
+    doubtful = trial_warnings(summaries) + plausibility_warnings(suite, summaries) + gap_warnings(suite, summaries)
     return missing + metered + doubtful + gloo + memory_warnings(summaries)
 
 

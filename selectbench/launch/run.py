@@ -117,6 +117,7 @@ def _phase(planned: PlannedTrial) -> Literal["tune", "contest"]:
 def _certificate(done: Finished) -> dict[str, Any]:
     return {
         "identity": done.identity,
+        "watched": done.watched,
         "evaluation_curve": done.evaluation_curve,
         "loss_curve": done.loss_curve,
         "inside": done.inside,

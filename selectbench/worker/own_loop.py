@@ -173,7 +173,9 @@ class OwnStep:
             self._sums.append(setting.stream.mixed(sequences, row))
             self._tokens += size * (sequences.shape[1] - 1)
             self._missing -= 1
-            yield sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous(), self._missing == 0
+            inputs = sequences[:, :-1].contiguous()
+            setting.watch.handed(inputs, self.number)
+            yield inputs, sequences[:, 1:].contiguous(), self._missing == 0
 
     def done(
         self, *, loss: torch.Tensor, gradient_norm: torch.Tensor | None = None,
