@@ -11,6 +11,15 @@ from typing import Any, Literal
 
 from selectbench.analysis.result import Certificate, Violation
 from selectbench.analysis.summary import Summary, below_the_floor
+from selectbench.analysis.watched import (
+    TOKENS,
+    UNTRIED,
+    WATCHED,
+    changed_files,
+    left_unseen,
+    not_as_asked,
+    saw_its_tokens,
+)
 from selectbench.choices.choice import is_own
 from selectbench.choices.model import Gpt2, Llama, OwnModel
 from selectbench.record.record import Identity
@@ -67,7 +76,7 @@ Status = Literal["same", "declared", "violation", "not_verified"]
 
 FIELDS = Identity.__struct_fields__
 _VALUES = attrgetter(*FIELDS)
-BESIDES = ("settings", "final_loss")
+BESIDES = ("settings", "final_loss", *WATCHED)
 """What is no field of an identity and is held against what was asked, and against what there is to know."""
 FIRST_STEP = ("first_step_loss", "first_step_gradient_norm")
 """Computed, not counted: compared within a tolerance."""
@@ -257,6 +266,7 @@ class _Findings:
             not_verified=[
                 *reasons,
                 *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
+                *sorted(entry for entry in self.not_verified if entry.startswith(("own ", UNTRIED))),
                 *([f"identity: none recorded for seed {missing}"] if missing else []),
             ],
         )
@@ -290,7 +300,21 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
             if below_the_floor(measured):
                 floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
                 violate("final_loss", seed, asked=floor, option=measured.final_loss)
+    _look_at_what_was_watched(suite, baseline, summaries, findings)
     return {name: found.certificate() for name, found in findings.items()}
+
+
+def _look_at_what_was_watched(
+    suite: Suite, baseline: Summary, summaries: Sequence[Summary], found: Mapping[str, _Findings]
+) -> None:
+    """What was counted and tried in each trial, and the files of own code that all of them imported."""
+    ordered = [baseline, *(summary for summary in summaries if summary.name != baseline.name)]
+    trials = [(found[s.name], seed, record) for s in ordered for seed, record in s.completed.items()]
+    changed = changed_files([record for *_, record in trials])
+    for place, (into, seed, record) in enumerate(trials):
+        into.not_verified |= left_unseen(record, is_causal=suite.job.task == "causal_lm")
+        for name, asked, did in [*not_as_asked(record), *changed.get(place, ())]:
+            into.violate(name, seed, asked=asked, option=did, baseline=None, against=suite.baseline)
 
 
 def _examine(
@@ -313,6 +337,8 @@ def _examine(
     statuses = compare(ours, theirs, declared)
     if is_own(ours.framework) or is_own(theirs.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
+        if all(saw_its_tokens(record) for record in (summary.completed[seed], reference.completed[seed])):
+            left -= set(TOKENS)
         into.not_verified |= {OWN_LOOP, *left}
     if not statuses:  # as it is with most of thousands of trials
         return

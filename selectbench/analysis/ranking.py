@@ -37,6 +37,7 @@ from selectbench.analysis.summary import (
     summarise,
     trial_warnings,
 )
+from selectbench.analysis.watched import PROCESS, plausibility_warnings
 from selectbench.record.record import Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
@@ -58,7 +59,8 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     absent = sum(len(summary.missing) for summary in summaries)
     doubts = [
         *([f"the run is incomplete: {absent} trials have no record"] if absent else []),
-        *gpu_warnings(suite.device, summaries), *trial_warnings(summaries), *gap_warnings(suite, summaries),
+        *gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
+        *plausibility_warnings(suite, summaries), *gap_warnings(suite, summaries),
         *rank_warnings(suite.device, summaries), *memory_warnings(summaries), *control_warnings(contest, by_name),
     ]  # fmt: skip
     return Ranking(
@@ -182,6 +184,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         _certainty(contest, metric, placed or [row for row in rows if row.n]),
         *_beside_the_ranks(metric, placed, rows, summaries),
         _left_out(metric, rows, summaries, bool(placed)),
+        _own_code(rows),
     ]
     return " ".join(sentence for sentence in sentences if sentence)
 
@@ -376,6 +379,12 @@ def _beside_the_ranks(
         ],
     }
     return [f"{what}: {'; '.join(names)}." for what, names in told.items() if names]
+
+
+def _own_code(rows: Sequence[Row]) -> str:
+    """Rows whose own code may do what nobody counted."""
+    names = [row.option for row in rows if PROCESS in row.identity.not_verified]
+    return f"Not verified of {_and(names)}: what own code does besides what was counted." if names else ""
 
 
 def _left_out(

@@ -267,8 +267,8 @@ class Bench:
         certificate: dict[str, Any] = {}
         if (done := end.finished) is not None:
             certificate = {
-                "identity": done.identity, "evaluation_curve": done.evaluation_curve, "loss_curve": done.loss_curve,
-                "inside": done.inside, "resolved_config": done.resolved_config,
+                "identity": done.identity, "watched": done.watched, "evaluation_curve": done.evaluation_curve,
+                "loss_curve": done.loss_curve, "inside": done.inside, "resolved_config": done.resolved_config,
             }  # fmt: skip
         record = Record(
             trial=trial, phase="contest" if trial.tunes is None else "tune", round=planned.round, attempt=attempt,

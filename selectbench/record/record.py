@@ -314,7 +314,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     steps_applied: Count
     """Optimizer steps of the job that changed the weights."""
     steps_skipped: Count
-    """Optimizer steps of the job that fp16's gradient scaling skipped."""
+    """Those that did not: fp16's gradient scaling skipped them, or an own loop updated nothing."""
     timed_steps: Count
     """Steps inside the timed windows: after warm-up, those added for timing among them."""
     timed_seconds: Amount
@@ -375,6 +375,15 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """Every rank's, in order."""
     architecture: Architecture | None = None
     """What FLOPs are counted from; None: a model whose work is not known by its shape."""
+    run_queue_wait_seconds: Amount | None = None
+    """Time that threads of all ranks were ready to run in the timed windows and had to wait for a core, summed over
+    the threads; None: this system does not tell, or the record is older than the key."""
+    involuntary_switches: Count | None = None
+    """How often the kernel took a core from a thread of any rank in the timed windows; None as above."""
+    trial_seconds: Amount | None = None
+    """From the trial's first word to its last, by its own clock; None in records that are older than the key."""
+    heldout_xz_bits_per_byte: Amount | None = None
+    """What xz makes of the beginning of the held-out text, 256 KiB at most; None: too short a text, or none."""
 
 
 class Completed(Recorded, frozen=True, kw_only=True, tag_field="status", tag="completed"):
@@ -476,7 +485,41 @@ class Identity(Recorded, frozen=True, kw_only=True):
     dropout: float | None = 0.0
     """The largest dropout found on the model; above 0 masks depend on how a step is cut. None: not known."""
     code_sha256: str | None = None
-    """Of the own code on the trial's path; None: there is none."""
+    """Of all files in the folders of own code; None: there is none, or `watched` has the digest of each file."""
+
+
+class Watched(Recorded, frozen=True, kw_only=True):
+    """What was counted and tried besides what identities hold, once per trial. None: not seen, never assumed."""
+
+    causality: dict[str, Amount] | None = None
+    """How much logits changed before the place where the input was changed, over the largest logit, in `training`
+    and in `evaluation` mode; None: no causal job, or not to be tried."""
+    clock_ratio: Amount | None = None
+    """Time that the trial's clock counted over what the clock counted that was kept before any own code ran."""
+    code_files: dict[str, str] | None = None
+    """Digest of each imported file of the folders of own code; None: the suite has no such folders."""
+    own: list[str] = msgspec.field(default_factory=list)
+    """Which parts are own code: `model` or a dimension. What follows is counted only where there are some."""
+    sequences_given: Count | None = None
+    """Sequences that the job hands the model in all steps made, over all ranks."""
+    sequences_seen: Count | None = None
+    """Those that the model was called with while gradients were recorded."""
+    same_sequences: bool | None = None
+    """Whether what an own loop called the model with was, step by step, what it was handed."""
+    evaluations: Count | None = None
+    """Held-out sequences that the evaluations made should have scored."""
+    evaluations_seen: Count | None = None
+    """Those that the model was called with while they were scored."""
+    updates_per_step: Count | None = None
+    """The most often that one class's `step` ran within one step of an own optimizer."""
+    sampled_updates: Count | None = None
+    """Updates at a rate above 0 around which the fp32 weights were held against each other."""
+    idle_updates: Count | None = None
+    """Those of them that changed no weight."""
+    frozen_parameters: list[str] | None = None
+    """Parameters with gradients that are bit for bit the same after the last update as before the first."""
+    rate_effect: Amount | None = None
+    """How many times as far one update moved the weights at a thousand times the learning rate."""
 
 
 class Record(Recorded, frozen=True, kw_only=True):
@@ -496,6 +539,8 @@ class Record(Recorded, frozen=True, kw_only=True):
     """completed with its measurement, or failed with its kind."""
     identity: Identity | None = None
     """The certificate; None where the trial failed."""
+    watched: Watched | None = None
+    """What was counted and tried besides; None where the trial failed, or long ago."""
     software: AsJson = NOTHING
     """Versions that the worker ran with, `python` and libraries; `openmp`: files of the OpenMP libraries loaded."""
     resolved_config: dict[str, Any] | None = None

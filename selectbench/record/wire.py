@@ -17,6 +17,7 @@ from selectbench.record.record import (
     Measurement,
     Recorded,
     Trial,
+    Watched,
 )
 from selectbench.suite.job import Job
 
@@ -95,6 +96,7 @@ class Finished(Recorded, frozen=True, kw_only=True, tag_field="event", tag="fini
     evaluation_curve: list[EvaluationPoint]
     loss_curve: AsJson
     inside: Inside | None = None
+    watched: Watched | None = None
     resolved_config: dict[str, Any] | None = None
     timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)
     """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""

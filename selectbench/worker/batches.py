@@ -451,6 +451,10 @@ class TokenStream:
         """The part of a micro-batch whose first sequence is row `first_row` of the global batch; int64 scalar."""
         return ((sequences + 1) * self._keys[first_row : first_row + len(sequences)]).sum()
 
+    def anywhere(self, sequences: torch.Tensor) -> torch.Tensor:
+        """A sum over sequences that depends neither on their order nor on how they are cut; int64 scalar."""
+        return ((sequences + 1) * self._keys[0, : sequences.shape[-1]]).sum()
+
 
 def stream_sha256(step_sums: Iterable[int]) -> str:
     """Digest of all steps' sums, in order."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import time
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import and_
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,14 +20,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
-from selectbench.choices.choice import own_code_sha256
-from selectbench.record.record import LOSSES, Architecture, Identity, Measurement, RankMemory, decimate
+from selectbench.data.prepared import Prepared
+from selectbench.record.record import LOSSES, Architecture, Identity, Measurement, RankMemory, Watched, decimate
 from selectbench.record.wire import Finished, Order, RankDevice
 from selectbench.suite.job import distinct_rates, shape_sha256
 from selectbench.worker import runtime
 from selectbench.worker.batches import stream_sha256
 from selectbench.worker.loop import Trained
 from selectbench.worker.model import weights_sha256
+from selectbench.worker.observation import WHOLE, XZ_BYTES, causality, own_files, rate_effect, xz_bits_per_byte
 from selectbench.worker.recorder import RanksDisagreeError, Recorder, Setting
 from selectbench.worker.runtime import World, tf32_allowed
 
@@ -139,7 +144,7 @@ class Before:
     parameters: int
     attention: str | None
     dropout: float | None
-    code_sha256: str | None
+    code_files: dict[str, str] | None
     architecture: Architecture | None
 
     @classmethod
@@ -150,7 +155,7 @@ class Before:
             sum(p.numel() for p in module.parameters()),
             runtime.attention(module),
             runtime.largest_dropout(module),
-            own_code_sha256(order.code) if world.is_first else None,
+            own_files(order.code),
             architecture_of(module, order.job.seq_len),
         )
 
@@ -182,6 +187,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
         resolved_config=trained.resolved_config,
         timed_windows=recorder.timing.stretches,
         training_window=recorder.training_window,
+        watched=_watched(setting, before, trained),
         devices=[msgspec.convert(item, RankDevice) for item in devices if item],
     )
 
@@ -224,8 +230,8 @@ def _measurement(
     source_loss, source_loss_error = held_out.source_loss() if held_out else (None, None)
     return Measurement(
         tokens_per_step=setting.order.job.tokens_per_step,
-        steps_applied=sum(series.applied),
-        steps_skipped=len(series.applied) - sum(series.applied),
+        steps_applied=_applied(recorder),
+        steps_skipped=len(series.applied) - _applied(recorder),
         timed_steps=len(timing.timed_steps),
         timed_seconds=timing.timed_seconds,
         step_seconds=decimate(timing.timed_steps),
@@ -251,8 +257,70 @@ def _measurement(
         source_loss_error=source_loss_error,
         memory_by_rank=memory,
         architecture=before.architecture,
+        **_core_waits(setting.world, recorder),
+        trial_seconds=time.perf_counter() - began,
+        heldout_xz_bits_per_byte=_xz_bits_per_byte(setting),
         **_largest(memory),
     )
+
+
+def _applied(recorder: Recorder) -> int:
+    """Steps of the job in which every group of parameters was updated, and no overflow left them out."""
+    return sum(map(and_, recorder.series.applied, recorder.learning_rates.updated))
+
+
+def _core_waits(world: World, recorder: Recorder) -> dict[str, Any]:
+    waits = recorder.core_waits
+    seconds, switches = zip(*world.gathered((waits.seconds, waits.switches)), strict=True)
+    known = None if None in seconds else sum(seconds)
+    return {"run_queue_wait_seconds": known, "involuntary_switches": None if None in switches else sum(switches)}
+
+
+def _xz_bits_per_byte(setting: Setting) -> float | None:
+    data = Prepared.open(Path(setting.order.data_folder))
+    if not setting.inspection or not data.has_text or not setting.world.is_first:
+        return None
+    return xz_bits_per_byte(data.heldout()[:XZ_BYTES].tolist(), setting.inspection.text)
+
+
+def _watched(setting: Setting, before: Before, trained: Trained) -> Watched:
+    """Comes last: trying an optimizer's rate moves the weights. Every rank calls it together."""
+    order, world, recorder, watch = setting.order, setting.world, trained.recorder, setting.watch
+    counts = watch.found(world, order.job.global_batch_size, recorder.steps_done)
+    files = own_files(order.code)
+    return Watched(
+        causality=_attempt(lambda: _causality(setting, recorder)),
+        clock_ratio=watch.clock_ratio(),
+        code_files=None if files is None else {**files, **(before.code_files or {})},
+        rate_effect=_attempt(lambda: rate_effect(trained.optimizers, recorder.learning_rates.peaks))
+        if "optimizer" in watch.own and order.choices.strategy.name in WHOLE else None,
+        **counts,
+    )  # fmt: skip
+
+
+TRIED_SEQUENCES = 4
+
+
+def _attempt(what: Callable[[], Any]) -> Any:
+    """Its answer; None where it fails: a trial that has trained well is not lost for what is tried after it."""
+    try:
+        return what()
+    except Exception:
+        traceback.print_exc()
+        return None
+
+
+def _causality(setting: Setting, recorder: Recorder) -> dict[str, float] | None:
+    if setting.order.job.task != "causal_lm":
+        return None
+    rows = min(TRIED_SEQUENCES, setting.order.choices.micro_batch_size)
+    batches, held_out = setting.batches, setting.held_out
+    if held_out:
+        batch = held_out.batch(0, min(rows, len(held_out))).to(setting.world.device)
+    else:
+        batch = batches.batch_at(batches.sample_indices(0)[:rows], 0)
+    with recorder.evaluation() as forward:
+        return causality(forward, batch)
 
 
 def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
@@ -268,7 +336,7 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         trainable_parameters=setting.trainable_parameters,
         tokens_per_step=max(series.tokens, key=lambda tokens: abs(tokens - order.job.tokens_per_step)),
         steps_requested=len(series.losses),
-        steps_applied=sum(series.applied),
+        steps_applied=_applied(recorder),
         gradient_accumulation_steps=max(series.micro_batches),
         learning_rate_shape_sha256=shape_sha256([share for step in rates.all_shares for share in step]),
         peak_learning_rate=distinct_rates(rates.highest),
@@ -290,5 +358,4 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         loss=order.choices.loss.name if trained.compute_dtype else None,
         reduction_dtype=trained.reduction_dtype if setting.world.size > 1 else None,
         dropout=before.dropout,
-        code_sha256=before.code_sha256,
     )

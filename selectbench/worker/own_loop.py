@@ -173,7 +173,9 @@ class OwnStep:
             self._sums.append(setting.stream.mixed(sequences, row))
             self._tokens += size * (sequences.shape[1] - 1)
             self._missing -= 1
-            yield sequences[:, :-1].contiguous(), sequences[:, 1:].contiguous(), self._missing == 0
+            inputs = sequences[:, :-1].contiguous()
+            setting.watch.handed(inputs, self.number)
+            yield inputs, sequences[:, 1:].contiguous(), self._missing == 0
 
     def done(
         self, *, loss: torch.Tensor, gradient_norm: torch.Tensor | None = None,
@@ -188,22 +190,19 @@ class OwnStep:
         """
         self._check(loss, applied)
         self.is_done = True
+        if not isinstance(applied, torch.Tensor):
+            # Filled on the device, not copied there, which would wait.
+            applied = torch.full((), applied, dtype=torch.bool, device=self._trial.device)
         self._trial._recorder.step_done(
             StepTensors(
                 loss.detach().float(),
                 gradient_norm if gradient_norm is None else gradient_norm.detach(),
-                self._on_device(applied),
+                applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True),
                 torch.stack(self._sums).sum(),
                 self._tokens,
                 len(self._sums),
             )
         )
-
-    def _on_device(self, applied: torch.Tensor | bool) -> torch.Tensor:
-        """As a boolean scalar; one that is made here is filled there, not copied there, which would wait."""
-        if isinstance(applied, torch.Tensor):
-            return applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True)
-        return torch.full((), applied, dtype=torch.bool, device=self._trial.device)
 
     def _check(self, loss: object, applied: object) -> None:
         fail, where = self._trial._fail, f"step {self.number}"

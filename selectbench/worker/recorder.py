@@ -32,6 +32,7 @@ from selectbench.worker.evaluation import (
     heldout_loss,
 )
 from selectbench.worker.model import SummedLoss
+from selectbench.worker.observation import CoreWaits, Watch
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory
 
 AGREE_WITHIN = 1e-9
@@ -52,6 +53,8 @@ class LearningRates:
         """Per step noted, of the first group."""
         self.all_shares: list[tuple[float, ...]] = []
         """Per step noted, those of all groups that differ: one where they agree."""
+        self.updated: list[bool] = []
+        """Per step noted, whether the optimizers were called to update every group."""
         self.highest = [0.0] * len(self._groups)
         """Of each group, in any step noted: below the peak where the schedule never comes to it."""
 
@@ -62,6 +65,7 @@ class LearningRates:
     def note(self) -> None:
         """Notes the rates of the step that was just made: at its update, where there was one."""
         rates = [self._at_update.get(id(group), float(group["lr"])) for group in self._groups]
+        self.updated.append(len(self._at_update) == len(self._groups))
         self._at_update.clear()
         self.highest = list(map(max, self.highest, rates))
         now = [rate / peak for rate, peak in zip(rates, self.peaks, strict=True)]
@@ -336,6 +340,8 @@ class Setting:
     emit: Emit
     memory: TrainingMemory
     whereabouts: Whereabouts
+    watch: Watch = field(default_factory=Watch)
+    """What is counted where own code takes part."""
     sdpa: SdpaBackends = field(default_factory=SdpaBackends)
     """Backends that the training's attention used."""
     trainable_parameters: int | None = None
@@ -372,6 +378,9 @@ class Recorder:
         All that is evaluated goes through it, so here optimizers are put to the weights that are.
         """
         begin_training(optimizers)
+        if "optimizer" in setting.watch.own:
+            setting.watch.watch_updates(optimizers, setting.module, setting.order)
+        self.core_waits = CoreWaits()
         self.setting, self.job, self.world = setting, setting.order.job, setting.world
         self.learning_rates = LearningRates(optimizers)
         self.series, self.timing = Series(), Timing()
@@ -384,7 +393,7 @@ class Recorder:
         """When the first window was opened, by `time.perf_counter`."""
         self.training_window: tuple[float, float] | None = None
         """Training up to the first evaluation, by `time.perf_counter`."""
-        self._evaluation = partial(at_evaluated_weights, optimizers, evaluation)
+        self.evaluation = partial(at_evaluated_weights, optimizers, evaluation)
         self._evaluation_steps = evaluation_steps(self.job)
         self._marks = CudaMarks() if self.world.device_type == "cuda" else CpuMarks()
         self._compilations_before = self._compilations = compilations()
@@ -425,6 +434,7 @@ class Recorder:
                 if not extra or not self._timed_enough():
                     self.setting.emit(Phase(phase="extra" if extra else "train"))
             self._wanted = self.world.from_first(self._next_window())
+            self.core_waits.begin()
             self._window = Window(self._marks) if self._wanted else None
             if self.first_step_at is None and self._window is not None:
                 self.first_step_at = self._window.opened
@@ -473,6 +483,7 @@ class Recorder:
         steps = len(closed.step_seconds)
         self._pace_seconds = closed.seconds / steps
         timed = self.steps_done - steps >= self.job.timing.warmup_steps
+        self.core_waits.end(is_timed=timed and not any(closed.compiled))
         self.timing.add(closed, timed=timed, of_the_job=of_the_job)
         pending, self._pending = self._pending, []
         if of_the_job:
@@ -505,8 +516,10 @@ class Recorder:
         # No more sequences at once than in training, so that an evaluation doesn't run out of memory first.
         at_once = setting.order.choices.micro_batch_size
         try:
-            with self._evaluation() as logits:
+            with self.evaluation() as logits:
+                seen_before = setting.watch.untrained
                 loss = heldout_loss(logits, held_out, sequences_per_batch=at_once, world=self.world)
+                setting.watch.scored.append((len(held_out), setting.watch.untrained - seen_before))
                 if self.steps_done >= self.job.max_steps:
                     if setting.examination:
                         self.scores = setting.examination.run(logits, self.world)

@@ -134,10 +134,14 @@ def add_to_path(folders: Sequence[str]) -> None:
     A file stands for its folder. A folder that is itself a package (it has an `__init__.py`) stands for the
     folder around it, from which the package is imported.
     """
-    roots = [str(_import_root(Path(folder))) for folder in folders]
-    _folders[:] = list(dict.fromkeys(roots))
+    _folders[:] = import_roots(folders)
     sys.path[:] = [*_folders, *(entry for entry in sys.path if entry not in _folders)]
     invalidate_caches()
+
+
+def import_roots(folders: Sequence[str]) -> list[str]:
+    """The folders from which modules of own code are imported, each once."""
+    return list(dict.fromkeys(str(_import_root(Path(folder))) for folder in folders))
 
 
 def _import_root(path: Path) -> Path:

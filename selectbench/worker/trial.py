@@ -27,6 +27,7 @@ from selectbench.worker.batches import TokenStream, batches_of, held_out_of
 from selectbench.worker.evaluation import Examination, Inspection
 from selectbench.worker.loop import Unsupported, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
+from selectbench.worker.observation import Watch, own_parts
 from selectbench.worker.outcome import Before, finished
 from selectbench.worker.own_loop import train_with
 from selectbench.worker.ranks import run_ranks
@@ -86,6 +87,9 @@ def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, b
         setting = _setting(order, world, emit, whereabouts, memory)
         before = Before.training(setting.module, order, world)
         _adapt(setting)
+        compiles = order.choices.compile.mode is not None
+        if setting.watch.own and not compiles:  # a graph would be broken by what is counted in it
+            setting.watch.watch_model(setting.module, setting.stream)
         framework = order.choices.framework
         if isinstance(framework, OwnFramework):
             loop = train_with(load(framework.loop, "framework"))
@@ -95,7 +99,6 @@ def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, b
                 loop = getattr(import_module(module), function)
         # A model of own code may pack sequences, and build on transformers' masks.
         masks = nullcontext() if isinstance(order.job.model, OwnModel) else masks_by_shape()
-        compiles = order.choices.compile.mode is not None
         # Dropout draws from torch's global generator.
         torch.manual_seed(derived_seed(order.trial.seed, "dropout", world.rank))
         try:
@@ -155,5 +158,5 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         shares=shares(job.lr_schedule, job.max_steps), held_out=held_out,
         examination=Examination.of(order, data, module),
         inspection=Inspection.of(held_out, data) if held_out else None,
-        emit=emit, memory=memory, whereabouts=whereabouts,
+        emit=emit, memory=memory, whereabouts=whereabouts, watch=Watch(own_parts(job, choices)),
     )  # fmt: skip

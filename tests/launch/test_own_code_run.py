@@ -31,9 +31,9 @@ def test_the_example_runs_and_every_row_is_the_same_job(workplace):
     assert loss["our_loop"] == pytest.approx(loss["built_in"], rel=1e-6)
     assert loss["our_loop_ddp"] == pytest.approx(loss["built_in"], rel=1e-5)
     assert loss["our_loss"] != loss["built_in"] != loss["our_optimizer"]
-    identities = [record["identity"] for record in workplace.records("own_code")]
-    assert len({identity["code_sha256"] for identity in identities}) == 1
-    assert identities[0]["code_sha256"] is not None
+    files = {r["trial"]["option"]: set(r["watched"]["code_files"]) for r in workplace.records("own_code")}
+    assert files["our_loop"] - files["built_in"] == {"ourlib/loop.py"}
+    assert files["our_loop"] & files["built_in"] == {"ourlib/__init__.py", "ourlib/model.py"}
 
 
 BROKEN = """

@@ -125,7 +125,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TrialServer]:
 
 @pytest.fixture
 def launched(data_folder: Path, tmp_path: Path, server: TrialServer) -> Iterator[LaunchedTrials]:
-    made = LaunchedTrials(data_folder, tmp_path)
+    yield from _launched(data_folder, tmp_path, server)
+
+
+@pytest.fixture(scope="module")
+def launched_for_all(
+    data_folder: Path, tmp_path_factory: pytest.TempPathFactory, server: TrialServer
+) -> Iterator[LaunchedTrials]:
+    """The same for all tests of a module."""
+    yield from _launched(data_folder, tmp_path_factory.mktemp("trials"), server)
+
+
+def _launched(data_folder: Path, folder: Path, server: TrialServer) -> Iterator[LaunchedTrials]:
+    made = LaunchedTrials(data_folder, folder)
     with StopRequest() as stop:
         made.server, made.stop = server, stop
         yield made

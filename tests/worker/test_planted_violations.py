@@ -32,7 +32,7 @@ PLANTED = {
     "other_initial_weights": {"initial_weights_sha256", "first_step_loss"},
     "other_data_order": {"token_stream_sha256"},
     "half_the_tokens": {"tokens_per_step", "token_stream_sha256", "gradient_accumulation_steps"},
-    "bf16_optimizer_state": {"optimizer_state_dtype"},
+    "bf16_optimizer_state": {"optimizer_state_dtype", "steps_applied"},
     "one_more_parameter": {"parameters", "trainable_parameters", "initial_weights_sha256"},
     "other_evaluation_set": {"evaluation_set_sha256"},
     "other_schedule": {"learning_rate_shape_sha256"},

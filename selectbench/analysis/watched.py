@@ -1,0 +1,154 @@
+"""What was counted and tried in a trial, held against the job; what own code leaves unseen. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from selectbench.analysis.metrics import bits_per_byte
+from selectbench.analysis.summary import Summary, seeds_words
+from selectbench.choices.model import PretrainedModel
+from selectbench.record.record import Completed, Measurement, Record, Watched
+from selectbench.suite.suite import Suite
+
+CAUSAL_TOLERANCE = 1e-4
+"""Of the largest logit, in fp32: kernels that are given the same shape round what comes before alike."""
+CLOCK_TOLERANCE = 0.02
+"""Share by which two clocks of one machine may differ over a trial."""
+IGNORED_RATE = 2.0
+"""Times as far at a thousand times the rate: below that the rate has no part in the update."""
+FAR_BELOW_XZ = 0.3
+"""Share of xz's bits per byte below which a loss is a doubt."""
+UNTIMED_SECONDS, UNTIMED_SHARE = 60.0, 0.25
+"""Of a trial's wall time that its start and end may take, at most."""
+
+WATCHED = ("causality", "sequences", "evaluation", "updates", "learning_rate", "clock", "code")
+"""What a trial can be found to do otherwise here."""
+UNSEEN = {
+    "model": "own model: what its forward pass does besides",
+    "optimizer": "own optimizer: what its step() and eval() do besides",
+    "loss": "own loss: which tokens it counts, and how",
+}
+"""By part of a trial: what nobody could see of own code, said of every row that has some."""
+UNTRIED = "causality: equal calls of the model differ, or it could not be tried"
+PROCESS = "own code: what it changes in its trial's process"
+TOKENS, EVALUATION = ("token_stream_sha256", "tokens_per_step"), ("evaluation_set_sha256",)
+SCHEDULE, UPDATES = ("learning_rate_shape_sha256", "peak_learning_rate"), ("steps_applied",)
+Found = tuple[str, str, str]
+"""Something else than the job asks for: what it is about, what was asked, what was found."""
+
+
+def not_as_asked(record: Record) -> list[Found]:
+    """What a completed trial was seen to do otherwise."""
+    seen = record.watched
+    if seen is None:
+        return []
+    return [*_leaks(seen), *_other_sequences(seen), *_other_updates(seen), *_other_clock(seen, record)]
+
+
+def _leaks(seen: Watched) -> Iterator[Found]:
+    for mode, change in (seen.causality or {}).items():
+        if change > CAUSAL_TOLERANCE:
+            yield ("causality", "logits that know no later token", f"a change of {change:.2g} in {mode} mode")
+            return
+
+
+def _other_sequences(seen: Watched) -> Iterator[Found]:
+    given, had = seen.sequences_given, seen.sequences_seen
+    # An own loop may call the model more than once for each sequence, as some methods do, or its parts.
+    if given and had and (had % given if "framework" in seen.own else had != given):
+        yield ("sequences", f"{given} trained on", f"{had} that the model was called with")
+    elif given and given == had and seen.same_sequences is False:
+        yield ("sequences", "those that the loop was handed", "the model was called with others")
+    if seen.evaluations and (seen.evaluations_seen or 0) < seen.evaluations:
+        scored = f"{seen.evaluations_seen} that the model was called with"
+        yield ("evaluation", f"{seen.evaluations} sequences scored", scored)
+
+
+def saw_its_tokens(record: Record) -> bool:
+    """Whether the model was called with what an own loop was handed, or the loop is none of own code."""
+    seen = record.watched
+    return seen is not None and ("framework" not in seen.own or bool(seen.same_sequences and seen.sequences_seen))
+
+
+def _other_updates(seen: Watched) -> Iterator[Found]:
+    if (seen.updates_per_step or 0) > 1:
+        yield ("updates", "one a step", f"{seen.updates_per_step} a step")
+    elif seen.sampled_updates and seen.idle_updates == seen.sampled_updates:
+        yield ("updates", "the weights change", f"none changed in {seen.sampled_updates} of its steps")
+    elif seen.frozen_parameters:
+        yield ("updates", "all weights are trained", f"never changed: {_some(seen.frozen_parameters)}")
+    if seen.rate_effect is not None and seen.rate_effect < IGNORED_RATE:
+        yield ("learning_rate", "updates follow the schedule", "updates do not depend on the rate")
+
+
+def _other_clock(seen: Watched, record: Record) -> Iterator[Found]:
+    assert isinstance(record.outcome, Completed)
+    m = record.outcome.measurement
+    own = m.startup_seconds + m.training_seconds + m.evaluation_seconds
+    if seen.clock_ratio is not None and abs(seen.clock_ratio - 1) > CLOCK_TOLERANCE:
+        yield ("clock", "seconds", f"{seen.clock_ratio:.3g} s for each second")
+    elif own > record.wall_seconds * (1 + CLOCK_TOLERANCE) + 1:
+        yield ("clock", f"{record.wall_seconds:.4g} s by the bench's clock", f"{own:.4g} s by the trial's")
+
+
+def _some(names: Sequence[str], most: int = 3) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def left_unseen(record: Record, *, is_causal: bool) -> set[str]:
+    """Identity fields and sentences that stay unverified; nothing of a record that is older than `watched`."""
+    seen = record.watched
+    if seen is None:
+        return set()
+    untried = {UNTRIED} if is_causal and len(seen.causality or ()) < 2 else set()
+    return untried | (_of_own_code(seen, record) if seen.own else set())
+
+
+def _of_own_code(seen: Watched, record: Record) -> set[str]:
+    is_evaluated = record.identity is not None and record.identity.evaluation_set_sha256 is not None
+    fields = [
+        *(TOKENS if not seen.sequences_seen else ()),
+        *(EVALUATION if is_evaluated and seen.evaluations_seen is None else ()),
+        *(SCHEDULE if "optimizer" in seen.own and seen.rate_effect is None else ()),
+        *(UPDATES if "optimizer" in seen.own and not seen.sampled_updates else ()),
+    ]
+    return {*fields, PROCESS, *(UNSEEN[part] for part in seen.own if part in UNSEEN), *_doubts(seen, record)}
+
+
+def _doubts(seen: Watched, record: Record) -> Iterator[str]:
+    if seen.idle_updates and seen.idle_updates != seen.sampled_updates:
+        yield f"own optimizer: {seen.idle_updates} of {seen.sampled_updates} updates looked at changed no weight"
+    assert isinstance(record.outcome, Completed)
+    seconds, wall = record.outcome.measurement.trial_seconds, record.wall_seconds
+    if seconds is not None and wall - seconds > UNTIMED_SECONDS + UNTIMED_SHARE * wall:
+        yield f"own code: {wall - seconds:.0f} s of {wall:.0f} s are in no time that the trial tells"
+
+
+def changed_files(records: Sequence[Record]) -> Mapping[int, list[Found]]:
+    """By place in the records: a file of own code that is another one than in the first trial that imported it."""
+    first: dict[str, str] = {}
+    found = {}
+    for place, record in enumerate(records):
+        files = (record.watched and record.watched.code_files) or {}
+        changed = sorted(name for name, digest in files.items() if first.setdefault(name, digest) != digest)
+        if changed:
+            found[place] = [("code", "one code for all trials", f"changed: {_some(changed)}")]
+    return found
+
+
+def plausibility_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
+    """Losses far below what a general compressor makes of the text."""
+    found = {s.name: [seed for seed, m in s.measurements.items() if _is_far_below_xz(m)] for s in summaries}
+    doubt = f"its final loss is below {FAR_BELOW_XZ:g} of what xz makes of the held-out text: memorised or leaked?"
+    lines = []
+    for summary in (summary for summary in summaries if found[summary.name]):
+        may_know = isinstance(suite.job.of(summary.option.choices).model, PretrainedModel)
+        loud, why = ("", "Large pretrained models may know it") if may_know else ("ALARM: ", "It began at random")
+        lines.append(f"{summary.name}: {loud}{doubt} {why} ({seeds_words(found[summary.name])})")
+    return lines
+
+
+def _is_far_below_xz(m: Measurement) -> bool:
+    found, of_xz = bits_per_byte(m) if m.heldout_bytes else None, m.heldout_xz_bits_per_byte
+    return found is not None and of_xz is not None and found < FAR_BELOW_XZ * of_xz

@@ -1,0 +1,129 @@
+"""What was counted in trials: what it accuses, what it leaves unverified, and what it says nothing of."""
+
+import math
+
+import pytest
+from made_records import MEASUREMENT, make_record, make_suite
+from msgspec.structs import replace
+
+from selectbench.analysis.ranking import rank
+from selectbench.record.record import Watched
+
+CAUSAL = {"training": 0.0, "evaluation": 0.0}
+OWN = {"optimizer": {"name": "ours:Best", "lr": 1e-3}}
+COUNTED = {
+    "causality": CAUSAL, "clock_ratio": 1.0, "own": ["optimizer"], "sequences_given": 960, "sequences_seen": 960,
+    "evaluations": 128, "evaluations_seen": 128, "updates_per_step": 1, "sampled_updates": 5, "idle_updates": 0,
+    "frozen_parameters": [], "rate_effect": 1000.0,
+}  # fmt: skip
+BESIDES = [
+    "own code: what it changes in its trial's process",
+    "own optimizer: what its step() and eval() do besides",
+]
+
+
+def rows(ours, *, seeds=(0, 1, 2), baseline=None, **suite):
+    """The ranking of a built-in baseline and an own option whose trials were watched so, by seed."""
+    made = [replace(make_record("ours", seed), watched=ours(seed)) for seed in seeds]
+    builtin = baseline or (lambda seed: Watched(causality=CAUSAL, clock_ratio=1.0))
+    records = [replace(make_record("fp32", seed), watched=builtin(seed)) for seed in seeds]
+    ranking = rank(make_suite("fp32", ("ours", OWN), **suite), records + made)
+    return {row.option: row for row in ranking.rows}, ranking
+
+
+def own(**changes):
+    return rows(lambda _: Watched(**{**COUNTED, **changes}))[0]["ours"].identity
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"causality": {"training": 0.0, "evaluation": 0.3}}, "causality"),
+        ({"clock_ratio": 0.5}, "clock"), ({"sequences_seen": 120}, "sequences"),
+        ({"evaluations_seen": 0}, "evaluation"), ({"updates_per_step": 2}, "updates"),
+        ({"idle_updates": 5}, "updates"),
+        ({"frozen_parameters": ["h.0.weight"]}, "updates"), ({"rate_effect": 1.0}, "learning_rate"),
+    ],
+)  # fmt: skip
+def test_what_was_counted_otherwise_is_a_violation_of_every_seed(changes, field):
+    (violation,) = own(**changes).violations
+    assert (violation.field, violation.seeds) == (field, [0, 1, 2])
+
+
+def test_what_was_counted_as_asked_is_verified_and_the_rest_is_said():
+    found = own()
+    assert found.violations == []
+    assert found.not_verified == BESIDES
+
+
+@pytest.mark.parametrize(
+    ("unknown", "said"),
+    [
+        (["sequences_given", "sequences_seen"], {"token_stream_sha256", "tokens_per_step"}),
+        (["evaluations", "evaluations_seen"], {"evaluation_set_sha256"}),
+        (["sampled_updates", "idle_updates", "frozen_parameters"], {"steps_applied"}),
+        (["rate_effect"], {"learning_rate_shape_sha256", "peak_learning_rate"}),
+        (["causality"], {"causality: equal calls of the model differ, or it could not be tried"}),
+    ],
+)
+def test_what_could_not_be_counted_is_not_verified(unknown, said):
+    found = own(**dict.fromkeys(unknown))
+    assert found.violations == []
+    assert set(found.not_verified) - set(BESIDES) == said
+
+
+def test_some_updates_without_effect_are_said_and_not_accused():
+    found = own(idle_updates=2)
+    assert found.violations == []
+    assert "own optimizer: 2 of 5 updates looked at changed no weight" in found.not_verified
+
+
+def test_an_older_record_is_neither_accused_nor_called_verified():
+    of_old, ranking = rows(lambda _: None, baseline=lambda _: None)
+    assert of_old["ours"].identity.violations == of_old["ours"].identity.not_verified == []
+    assert "Not verified" not in ranking.answer
+
+
+def test_the_answer_names_the_rows_with_own_code():
+    assert "Not verified of ours: what own code does besides" in rows(lambda _: Watched(**COUNTED))[1].answer
+
+
+def test_a_file_that_changes_between_trials_is_named_and_other_files_are_not():
+    def files(seed):
+        return Watched(**COUNTED, code_files={"a.py": "1" * 64, "b.py": str(seed // 2) * 64})
+
+    (violation,) = rows(files)[0]["ours"].identity.violations
+    assert (violation.field, violation.option, violation.seeds) == ("code", "changed: b.py", [2])
+    assert rows(files, seeds=(0, 1))[0]["ours"].identity.violations == []
+
+
+def test_options_may_import_other_files():
+    found, _ = rows(
+        lambda _: Watched(**COUNTED, code_files={"ours.py": "1" * 64}),
+        baseline=lambda _: Watched(causality=CAUSAL, clock_ratio=1.0, code_files={"theirs.py": "2" * 64}),
+    )
+    assert found["ours"].identity.violations == []
+
+
+def test_a_trial_that_counts_more_seconds_than_the_bench_had_is_accused():
+    slow = replace(make_record("ours", 0, training_seconds=30.0), watched=Watched(**COUNTED))  # of 15 s
+    ranking = rank(make_suite("fp32", ("ours", OWN), seeds=[0]), [make_record("fp32", 0), slow])
+    (violation,) = next(row for row in ranking.rows if row.option == "ours").identity.violations
+    assert (violation.field, violation.asked) == ("clock", "15 s by the bench's clock")
+
+
+def test_seconds_that_no_clock_of_the_trial_tells_are_said():
+    fast = replace(make_record("ours", 0, trial_seconds=100.0), watched=Watched(**COUNTED), wall_seconds=300.0)
+    ranking = rank(make_suite("fp32", ("ours", OWN), seeds=[0]), [make_record("fp32", 0), fast])
+    entries = next(row for row in ranking.rows if row.option == "ours").identity.not_verified
+    assert "own code: 200 s of 300 s are in no time that the trial tells" in entries
+
+
+@pytest.mark.parametrize(("below", "pretrained"), [(0.9, False), (0.9, True), (1.1, False)])
+def test_a_loss_far_below_what_xz_makes_of_the_text_is_a_doubt(below, pretrained):
+    bits = 5.5 * MEASUREMENT.heldout_tokens / MEASUREMENT.heldout_bytes / math.log(2)
+    job = {"job": {"model": {"pretrained": "gpt2"}, "tokenizer": {"pretrained": "gpt2"}}} if pretrained else {}
+    records = [make_record("fp32", 0, heldout_xz_bits_per_byte=bits / (0.3 * below))]
+    found = [line for line in rank(make_suite("fp32", **job, seeds=[0]), records).warnings if "memorised" in line]
+    assert len(found) == (below < 1)
+    assert all(("ALARM" in line) == (not pretrained) for line in found)
