@@ -59,7 +59,12 @@ class Asked:
             verdict = "holds" if self._holds(self.test.difference.estimate) else "fails"
             return _said(self.text, verdict, f"{shown}, far from the bound")
         if judged is None:
-            return _said(self.text, "undecided", f"{shown} with 1 seed, which tells no spread")
+            why = (
+                "1 seed, which tells no spread"
+                if self.test.difference.seeds == 1
+                else "every seed, maybe by chance"
+            )
+            return _said(self.text, "undecided", f"{shown} with {why}")
         if judged.rejected or judged.is_exact or self.is_far:
             verdict = "holds" if self._holds(judged.estimate) else "fails"
         if judged.low < judged.high:
@@ -149,7 +154,7 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | Co
     values = summary.values[constraint.metric]
     if not values:
         return _without_figure(text, constraint.metric)
-    found = of_one(values)
+    found = of_one(values, is_coarse=METRICS[constraint.metric].scored)
     if found is None or constraint.value <= 0 or min(values.values()) <= 0:
         return directly(text, constraint, summary)
     distances = [math.log(value / constraint.value) for value in values.values()]
@@ -315,9 +320,13 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     taking_part = [summary for summary in summaries if comparable[summary.name]]
     same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
+    losses = {summary.name: summary.values["final_loss"] for summary in taking_part}
     blocks = {
-        name: make_blocks({s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)})
-        for name in METRICS
+        name: make_blocks(
+            {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)},
+            losses if metric.scored else None,
+        )
+        for name, metric in METRICS.items()
     }
     contest = Contest(suite, baseline, blocks, _round_seconds(summaries))
     judge = Judge(baseline, suite.job.evaluates and not suite.quick, blocks)

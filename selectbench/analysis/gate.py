@@ -160,7 +160,11 @@ def _loss_of(ours: Summary) -> str:
 def _differences(
     ours: Mapping[str, Summary], theirs: Mapping[str, Summary], common: Sequence[str], metric: str
 ) -> dict[str, Difference]:
-    return changes({n: ours[n].values[metric] for n in common}, {n: theirs[n].values[metric] for n in common})
+    return changes(
+        {n: ours[n].values[metric] for n in common},
+        {n: theirs[n].values[metric] for n in common},
+        is_coarse=METRICS[metric].scored,
+    )
 
 
 def _change(
@@ -384,11 +388,13 @@ def _asked(
     if lost or theirs[option].without_ratio(limit.metric):
         return seed_by_seed(text, limit, ours[option], theirs[option])
     if limit.against is None:
-        found = of_one(values)
+        found = of_one(values, is_coarse=METRICS[limit.metric].scored)
     else:
         common = [name for name in theirs if name in ours]
         found = changes(
-            {n: ours[n].values[limit.metric] for n in common}, {n: theirs[n].values[limit.metric] for n in common}
+            {n: ours[n].values[limit.metric] for n in common},
+            {n: theirs[n].values[limit.metric] for n in common},
+            is_coarse=METRICS[limit.metric].scored,
         ).get(option)
     if found is None:
         return _open(text, f"the reference has no {limit.metric}")
