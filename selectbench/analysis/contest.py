@@ -24,9 +24,9 @@ from selectbench.analysis.family import (
 )
 from selectbench.analysis.formulas import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
-from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, quantile
+from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, quantile, two_sided_p
 from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words
-from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
+from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, Metric, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
 
 # Whether an option holds the suite's constraints: tests of non-inferiority with three answers.
@@ -227,6 +227,12 @@ class Contest:
     judged: dict[Key, Judged] = field(default_factory=dict)
     asked: dict[Key, Asked | ConstraintVerdict] = field(default_factory=dict)
 
+    @property
+    def tested(self) -> Metric:
+        """The metric that claims by the objective rest on."""
+        objective = METRICS[self.suite.decide.objective]
+        return METRICS[objective.claimed_by] if objective.claimed_by else objective
+
     def family(self) -> Family:
         """What was declared."""
         decided_by, threshold = self.suite.decide, self.suite.threshold
@@ -266,14 +272,14 @@ class Contest:
         return self._decided(self.judged.get((option, ""))) if option in self.differences else None
 
     def _decided(self, judged: Judged | None) -> Decision:
-        metric = METRICS[self.suite.decide.objective]
         if judged is None:
             return "undecided"
-        return decide(judged, self.suite.threshold(metric.name), more_is_better=metric.better == "more")
+        threshold = self.suite.threshold(self.tested.name)
+        return decide(judged, threshold, more_is_better=self.tested.better == "more")
 
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
-        threshold = self.suite.threshold(self.suite.decide.objective)
+        threshold = self.suite.threshold(self.tested.name)
         decision, settling = self._decided(judged), None
         if decision == "undecided" and judged is not None:
             settling = self._settling(difference, _open_distance(difference.estimate, threshold), tests)
@@ -303,7 +309,7 @@ class Contest:
 
     def _ends(self, option: str, metric: str, found: Difference) -> tuple[float | None, float | None]:
         judged = self.judged.get((option, ""))
-        if metric == self.suite.decide.objective and judged is not None:
+        if metric == self.tested.name and judged is not None:
             return judged.low, judged.high
         if found.standard_error is None:
             return None, None
@@ -349,10 +355,27 @@ def _ask(contest: Contest, judge: Judge, summary: Summary, tests: dict[Key, Hypo
             contest.asked[summary.name, text] = asked.concluded(Judged(0.0, 0.0, 0.0, 1.0, 1.0), None)
         else:
             tests[summary.name, text] = asked.test
-    found = contest.blocks[suite.decide.objective].difference(summary.name, suite.baseline)
+    found = contest.blocks[contest.tested.name].difference(summary.name, suite.baseline)
     if summary.name != suite.baseline and found is not None:
         contest.differences[summary.name] = found
-        tests.update({(summary.name, ""): HypothesisTest(found)} if candidate else {})
+        least_p = _p_of_inferior_loss(contest, summary.name) if METRICS[suite.decide.objective].claimed_by else 0.0
+        tests.update({(summary.name, ""): HypothesisTest(found, least_p=least_p)} if candidate else {})
+
+
+def _p_of_inferior_loss(contest: Contest, option: str) -> float:
+    """Of the hypothesis that its final perplexity is above the baseline's by the threshold or more; one-sided.
+
+    No option is called faster to a loss that it is not shown to reach.
+    """
+    metric = "final_perplexity"
+    found = contest.blocks[metric].difference(option, contest.baseline.name)
+    if found is None or found.standard_error is None:
+        return 1.0
+    below = math.log1p(contest.suite.threshold(metric)) - found.estimate
+    if found.standard_error == 0:
+        return 0.0 if below >= 0 else 1.0
+    two_sided = float(two_sided_p(below / found.standard_error, found.degrees_of_freedom or math.inf))
+    return two_sided / 2 if below > 0 else 1.0
 
 
 def is_control(suite: Suite, option: str) -> bool:
@@ -406,8 +429,8 @@ class Standing:
         """Those with a measure of spread for some pair; one that is alone needs a spread of its own."""
         if len(self.names) == 1:
             suite, (name,) = self.contest.suite, self.names
-            seeds = (~np.isnan(self.contest.blocks[suite.decide.objective].logs)).sum(axis=1)
-            known = dict(zip(self.contest.blocks[suite.decide.objective].names, seeds.tolist(), strict=True))
+            blocks = self.contest.blocks[self.contest.tested.name]
+            known = dict(zip(blocks.names, (~np.isnan(blocks.logs)).sum(axis=1).tolist(), strict=True))
             return [name] if len(suite.options) == 1 or known[name] > 1 else []
         return [name for i, name in enumerate(self.names) if self.known[i].any()]
 
@@ -428,7 +451,7 @@ class Standing:
         if option == self.contest.baseline.name:
             found = self.contest.against_baseline(against)
             return None if found is None else _turned(found, against)
-        difference = self.contest.blocks[self.contest.suite.decide.objective].difference(option, against)
+        difference = self.contest.blocks[self.contest.tested.name].difference(option, against)
         return None if difference is None else self._ordered(option, against, difference)
 
     def _ordered(self, option: str, against: str, difference: Difference) -> Comparison:
@@ -454,14 +477,17 @@ class Standing:
 
 def stand(contest: Contest, names: Sequence[str]) -> Standing:
     """Of the options of these names, the baseline among them or not."""
-    objective = METRICS[contest.suite.decide.objective]
-    threshold = contest.suite.threshold(objective.name)
+    tested = contest.tested
+    threshold = contest.suite.threshold(tested.name)
     baseline = contest.baseline.name
-    pairs = all_pairs(contest.blocks[objective.name], [name for name in names if name != baseline])
-    more = objective.better == "more"
+    pairs = all_pairs(contest.blocks[tested.name], [name for name in names if name != baseline])
+    more = tested.better == "more"
     verdicts = pairs.better(threshold, more_is_better=more)
     gate = np.array([_told_from_baseline(contest, name) for name in pairs.names], bool)
     beyond = pairs.better(threshold, more_is_better=more, families=PAST_THE_GATE)
+    if METRICS[contest.suite.decide.objective].claimed_by:
+        not_inferior = np.array([_p_of_inferior_loss(contest, name) <= ALPHA for name in pairs.names], bool)
+        verdicts, beyond = verdicts & not_inferior[:, None], beyond & not_inferior[:, None]
     return _with_baseline(contest, names, pairs, verdicts & (gate[:, None] | gate[None, :]) | beyond)
 
 

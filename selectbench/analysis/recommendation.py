@@ -15,7 +15,7 @@ from selectbench.analysis.family import Pairs, all_pairs
 from selectbench.analysis.formulas import Observed, finite_of_each, joules_per_token, usd_for
 from selectbench.analysis.hardware import share_main_memory
 from selectbench.analysis.result import NamedVerdict, Row, ToLoss, VerdictName
-from selectbench.analysis.statistics import Blocks, Bools, make_blocks
+from selectbench.analysis.statistics import Blocks, Bools
 from selectbench.analysis.summary import Summary, mean, other_tokens
 from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, parse_constraint
 from selectbench.suite.suite import Suite
@@ -162,12 +162,6 @@ def _dominates(contest: Contest, names: Sequence[str], over: Sequence[str], dive
 # What is asked of a ranking besides its objective: the questions, and which rows may answer each.
 
 
-_PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
-    "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
-    "seconds": ("Soonest", units.seconds, "time"),
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Told:
     """An option's figure, with its unit, beside the baseline's."""
@@ -235,7 +229,7 @@ def questions(
         else _by_metric(
             "smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes"
         ),
-        None if apart else _to_loss(within, summaries),
+        _to_loss(contest, within, summaries) if METRICS[suite.decide.objective].claimed_by else None,
         _by_metric("best_quality", "Best quality", learnt, contest, quality),
     ]
     objective = suite.decide.objective
@@ -312,22 +306,17 @@ def _told(contest: Contest, row: Row, metric_name: str, value: float) -> Told:
     return Told(shown) if found.ratio_to_baseline is None else Told(shown, ratio, ends, is_one=ratio == one)
 
 
-def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question | None:
-    """By money where it is known, else by energy, else by time."""
-    there = [row for row in rows if row.to_loss and row.to_loss.seconds is not None]
-    for price, (title, show, noun) in _PRICES.items():
-        known = [row for row in there if getattr(row.to_loss, price) is not None]
-        if known:
-            found = {r.option: price_by_seed(summaries[r.option], price) for r in known}
-            values = {
-                option: average for option, v in found.items() if (average := mean(list(v.values()))) is not None
-            }
-            return Question(
-                "cheapest", f"{title} to the baseline's loss", known, make_blocks(found), 0.01, False,
-                lambda _, value, show=show, noun=noun: Told(f"{show(value)} of {noun}"), values,  # type: ignore[misc]
-                SECONDS_TO_LOSS if price == "seconds" else None,
-            )  # fmt: skip
-    return None
+def _to_loss(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question:
+    """By the objective's own claims: time to a loss exists for the lucky trials, too, so that it claims nothing."""
+    known = [row for row in rows if row.to_loss and not row.to_loss.not_reached]
+    values = {row.option: mean(list(price_by_seed(summaries[row.option], "seconds").values())) for row in known}
+    tested = contest.tested
+    return Question(
+        "cheapest", "Soonest to the baseline's loss", known, contest.blocks[tested.name],
+        contest.suite.threshold(tested.name), tested.better == "more",
+        lambda _, value: Told(f"{units.seconds(value)} of time"),
+        {option: value for option, value in values.items() if value is not None}, SECONDS_TO_LOSS,
+    )  # fmt: skip
 
 
 # Named verdicts: which option to take, by what is asked, with how sure that is and the settings to take.

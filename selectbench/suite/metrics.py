@@ -85,6 +85,9 @@ class Metric:
     """States of the GPUs in which a trial's value says nothing of the option."""
     may_be_missing: bool = False
     """Whether a good trial may lack it."""
+    claimed_by: str | None = None
+    """The metric that claims rest on where this one is the objective: it exists only for trials that did well, so
+    that options which are no better would be judged by their lucky trials; None: itself."""
     after_figure: str = ""
     """What follows the figure in a sentence."""
     columns: Mapping[Report, int] = field(default_factory=dict)
@@ -189,7 +192,7 @@ _TIMES = (
     # Until the held-out loss was the baseline's final one with the same seed: no trial tells it alone.
     Metric(SECONDS_TO_LOSS, "to baseline's loss", "less", _HOURS, "is the first to reach the baseline's loss", 0.01,
            needs=_needs("evaluation", "evaluations_on_the_way", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
-           may_be_missing=True, after_figure=" to the baseline's loss"),
+           may_be_missing=True, claimed_by="tokens_per_second", after_figure=" to the baseline's loss"),
     Metric("evaluation_seconds", "evaluation", "less", _SECONDS, "evaluates the fastest",
            measured_as="evaluation_seconds", spoiled_by=_THROTTLED_OR_SHARED),
     Metric("skipped_share", "skipped steps", "less", _NUMBER, "skips the fewest steps"),
