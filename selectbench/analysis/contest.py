@@ -25,7 +25,7 @@ from selectbench.analysis.family import (
 )
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
-from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one
+from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, two_sided_p
 from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words
 from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
@@ -60,7 +60,12 @@ class Asked:
             verdict = "holds" if self._holds(self.test.difference.estimate) else "fails"
             return _said(self.text, verdict, f"{shown}, far from the bound")
         if judged is None:
-            return _said(self.text, "undecided", f"{shown} with 1 seed, which tells no spread")
+            why = (
+                "1 seed, which tells no spread"
+                if self.test.difference.seeds == 1
+                else "every seed, maybe by chance"
+            )
+            return _said(self.text, "undecided", f"{shown} with {why}")
         if judged.rejected or judged.is_exact or self.is_far:
             verdict = "holds" if self._holds(judged.estimate) else "fails"
         if judged.low < judged.high:
@@ -90,7 +95,7 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | Co
     values = summary.values[constraint.metric]
     if not values:
         return _without_figure(text, constraint.metric)
-    estimate = of_one(values)
+    estimate = of_one(values, is_coarse=METRICS[constraint.metric].scored)
     if estimate is None or constraint.value <= 0 or min(values.values()) <= 0:
         return directly(text, constraint, summary)
     distances = [math.log(value / constraint.value) for value in values.values()]
@@ -159,6 +164,30 @@ class Contest:
     """By option: the objective over the baseline's."""
     judged: dict[Key, Judged] = field(default_factory=dict)
     asked: dict[Key, Asked | ConstraintVerdict] = field(default_factory=dict)
+
+    def p_of_luck(self, option: str) -> float:
+        """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
+
+        It is rejected where the final loss is shown to be lower than the baseline's, or where speed is shown to be
+        higher and final perplexity not to be above the baseline's by the threshold. 0 where the objective is known
+        for every trial, so that luck is no explanation.
+        """
+        if not METRICS[self.suite.decide.objective].of_those_that_learnt:
+            return 0.0
+        margin = math.log1p(self.suite.threshold("final_perplexity"))
+        faster = self._p_beyond("tokens_per_second", option, 0.0, more=True)
+        as_good = self._p_beyond("final_perplexity", option, margin, more=False)
+        return min(max(faster, as_good), self._p_beyond("final_loss", option, 0.0, more=False))
+
+    def _p_beyond(self, metric: str, option: str, bound: float, *, more: bool) -> float:
+        """Two-sided p of a difference from the baseline that lies above the bound (`more`) or below; else 1."""
+        difference = self.blocks[metric].difference(option, self.baseline.name)
+        if difference is None or difference.standard_error is None:
+            return 1.0
+        distance = difference.estimate - bound if more else bound - difference.estimate
+        if distance <= 0 or difference.standard_error == 0:
+            return 0.0 if distance > 0 else 1.0
+        return float(two_sided_p(distance / difference.standard_error, difference.degrees_of_freedom or math.inf))
 
     def family(self) -> Family:
         """What was declared."""
@@ -242,10 +271,10 @@ class Contest:
 
     def decision(self, judged: Judged | None) -> Decision:
         """By the objective and its threshold; `judged` None: no measure of spread."""
-        metric = METRICS[self.suite.decide.objective]
         if judged is None:
             return "undecided"
-        return decide(judged, self.suite.threshold(metric.name), more_is_better=metric.better == "more")
+        threshold = self.suite.threshold(self.suite.decide.objective)
+        return decide(judged, threshold, more_is_better=METRICS[self.suite.decide.objective].better == "more")
 
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
@@ -290,9 +319,13 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     taking_part = [summary for summary in summaries if comparable[summary.name]]
     same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
+    losses = {summary.name: summary.values["final_loss"] for summary in taking_part}
     blocks = {
-        name: make_blocks({s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)})
-        for name in METRICS
+        name: make_blocks(
+            {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)},
+            losses if metric.scored else None,
+        )
+        for name, metric in METRICS.items()
     }
     means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
     known = [value for value in means if value is not None]
@@ -316,11 +349,12 @@ def _declare(contest: Contest, summary: Summary, tests: dict[Key, HypothesisTest
             contest.asked[summary.name, text] = asked.concluded(Judged(0.0, 0.0, 0.0, 1.0, 1.0), None)
         else:
             tests[summary.name, text] = asked.test
-    difference = contest.blocks[suite.decide.objective].difference(summary.name, suite.baseline)
+    difference = contest.blocks[contest.suite.decide.objective].difference(summary.name, suite.baseline)
     if not is_baseline and difference is not None:
         contest.differences[summary.name] = difference
         if not control:
-            tests[summary.name, ""] = HypothesisTest(difference)
+            least_p = contest.p_of_luck(summary.name)
+            tests[summary.name, ""] = HypothesisTest(difference, least_p=least_p)
 
 
 def is_control(suite: Suite, option: str) -> bool:
@@ -363,8 +397,8 @@ class Ranks:
         """Those with a measure of spread for some pair; one that is alone needs a spread of its own."""
         if len(self.names) == 1:
             suite, (name,) = self.contest.suite, self.names
-            seeds = (~np.isnan(self.contest.blocks[suite.decide.objective].logs)).sum(axis=1)
-            known = dict(zip(self.contest.blocks[suite.decide.objective].names, seeds.tolist(), strict=True))
+            blocks = self.contest.blocks[self.contest.suite.decide.objective]
+            known = dict(zip(blocks.names, (~np.isnan(blocks.logs)).sum(axis=1).tolist(), strict=True))
             return [name] if len(suite.options) == 1 or known[name] > 1 else []
         return [name for i, name in enumerate(self.names) if self.known[i].any()]
 
@@ -408,10 +442,10 @@ class Ranks:
 
 def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     """Of the options of these names, the baseline among them or not."""
-    objective, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
-    threshold, more = contest.suite.threshold(objective.name), objective.better == "more"
+    tested, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
+    threshold, more = contest.suite.threshold(tested.name), tested.better == "more"
     order = list(names)
-    pairs = all_pairs(contest.blocks[objective.name], [name for name in order if name != baseline])
+    pairs = all_pairs(contest.blocks[tested.name], [name for name in order if name != baseline])
     judged = [contest.judged.get((name, "")) for name in pairs.names]
     # Who is told from the baseline by the declared family; there is no gate where it could not tell.
     gate = np.array([one is None or one.rejected for one in judged], bool)
@@ -419,7 +453,8 @@ def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     gated = pairs.better(threshold, more_is_better=more) & (gate[:, None] | gate[None, :])
     better, known = np.zeros((len(order), len(order)), bool), np.zeros((len(order), len(order)), bool)
     places = [order.index(name) for name in pairs.names]
-    better[np.ix_(places, places)] = gated | past_the_gate
+    learnt = np.array([contest.p_of_luck(name) <= ALPHA for name in pairs.names], bool)
+    better[np.ix_(places, places)] = (gated | past_the_gate) & learnt[:, None]
     known[np.ix_(places, places)] = pairs.known()
     if baseline in order:
         own = order.index(baseline)

@@ -48,6 +48,9 @@ class HypothesisTest:
     difference: Difference
     bound: float = 0.0
     """A logarithm; 0 is the ratio 1."""
+    least_p: float = 0.0
+    """The p of another hypothesis that must be rejected too: the larger p is the claim's (an intersection-union
+    test: Berger 1982, doi:10.1080/00401706.1982.10487790)."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,7 @@ def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> 
     errors = np.array([d.standard_error or 0.0 for d in differences])
     free = np.array([d.degrees_of_freedom or math.inf for d in differences])
     bounds = np.array([test.bound for test in known.values()])
-    p = p_values(estimates - bounds, errors, free)
+    p = np.maximum(p_values(estimates - bounds, errors, free), [test.least_p for test in known.values()])
     adjusted, by_chance = p.copy(), errors > 0
     adjusted[by_chance] = holm(p[by_chance], total)
     sharing = max(1, total or int(by_chance.sum()))

@@ -124,7 +124,10 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
     ours, theirs = run.summaries, reference.summaries
     common = [name for name in theirs if name in ours]
     differences = {
-        metric: changes({n: ours[n].values[metric] for n in common}, {n: theirs[n].values[metric] for n in common})
+        metric: changes(
+            *({name: run[name].values[metric] for name in common} for run in (ours, theirs)),
+            is_coarse=METRICS[metric].scored,
+        )
         for metric in COMPARED
     }
     tests = {
@@ -373,11 +376,12 @@ def _asked(
         return directly(text, limit, ours[option])
     if lost or theirs[option].without_ratio(limit.metric):
         return seed_by_seed(text, limit, ours[option], theirs[option])
-    found = of_one(values)
+    is_coarse = METRICS[limit.metric].scored
+    found = of_one(values, is_coarse=is_coarse)
     if limit.against is not None:
         common = [name for name in theirs if name in ours]
         both = [{name: run[name].values[limit.metric] for name in common} for run in (ours, theirs)]
-        found = changes(*both).get(option)
+        found = changes(*both, is_coarse=is_coarse).get(option)
     if found is None:
         return _open(text, f"the reference has no {limit.metric}")
     return Asked(text, limit, HypothesisTest(found, math.log(limit.value)))

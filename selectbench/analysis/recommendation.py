@@ -15,7 +15,7 @@ from selectbench.analysis.family import Pairs, all_pairs
 from selectbench.analysis.hardware import share_main_memory
 from selectbench.analysis.metrics import Observed, finite_of_each, joules_per_token, usd_for
 from selectbench.analysis.result import NamedVerdict, Row, ToLoss, VerdictName
-from selectbench.analysis.statistics import Blocks, Bools, make_blocks
+from selectbench.analysis.statistics import Blocks, Bools
 from selectbench.analysis.summary import Summary, mean, other_tokens
 from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, Metric, parse_constraint
 from selectbench.suite.suite import Suite
@@ -148,12 +148,6 @@ def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, S
 # What is asked of a ranking besides its objective: the questions, and which rows may answer each.
 
 
-_PRICES: dict[str, tuple[str, Callable[[float | None], str], str]] = {
-    "usd": ("Cheapest", units.usd, "money"), "joules": ("Least energy", units.joules, "energy"),
-    "seconds": ("Soonest", units.seconds, "time"),
-}  # fmt: skip
-
-
 @dataclass(frozen=True)
 class Figure:
     """An option's figure, with its unit, beside the baseline's."""
@@ -215,7 +209,8 @@ def questions(
         asked.append(
             _by_metric("smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes")
         )
-    asked += [] if apart else [_to_loss(within, summaries)]
+    if METRICS[suite.decide.objective].of_those_that_learnt:
+        asked.append(_to_loss(contest, within, summaries))
     asked.append(_by_metric("best_quality", "Best quality", learnt, contest, quality))
     objective = suite.decide.objective
     return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in asked if q]
@@ -287,20 +282,16 @@ def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
     return Figure(figure(metric, row), ratio, ends, is_one=ratio == one)
 
 
-def _to_loss(rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question | None:
-    """By money where it is known, else by energy, else by time."""
-    there = [row for row in rows if row.to_loss and row.to_loss.seconds is not None]
-    for price, (title, show, noun) in _PRICES.items():
-        known = [row.option for row in there if getattr(row.to_loss, price) is not None]
-        if known:
-            by_seed = {option: price_by_seed(summaries[option], price) for option in known}
-            means = {option: mean(list(values.values())) for option, values in by_seed.items()}
-            return Question(
-                "cheapest", f"{title} to the baseline's loss", make_blocks(by_seed), 0.01, False,
-                {name: Figure(f"{show(value)} of {noun}") for name, value in means.items() if value is not None},
-                SECONDS_TO_LOSS if price == "seconds" else None,
-            )  # fmt: skip
-    return None
+def _to_loss(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question:
+    """By the objective's own claims: where it decides nothing, time to a loss is a figure and no answer."""
+    reached = [row.option for row in rows if row.to_loss and not row.to_loss.not_reached]
+    means = {name: mean(list(price_by_seed(summaries[name], "seconds").values())) for name in reached}
+    return Question(
+        "cheapest", "Soonest to the baseline's loss", contest.blocks[SECONDS_TO_LOSS],
+        contest.suite.threshold(SECONDS_TO_LOSS), False,
+        {name: Figure(f"{units.seconds(value)} of time") for name, value in means.items() if value is not None},
+        SECONDS_TO_LOSS,
+    )  # fmt: skip
 
 
 # Named verdicts: which option to take, by what is asked, with how sure that is and the settings to take.

@@ -5,14 +5,14 @@ A seed is a block, every option once in it.
 Values are compared as logarithms, so that a difference is a ratio and a spread a share. The additive model is
 log(value) = option + seed + chance; chance is what two-way residuals show. Where the options' spreads agree, the
 variance is pooled over them, which is what makes few seeds enough; where they do not, each pair falls back on the
-spread of its own differences (the blocked counterpart of Welch's test). An option that is noisier than the others
-beyond doubt (an F test at 0.001, shared among the options) is no part of the pool, so that it does not widen the
-others' intervals; its own pairs have their own spread. So do those of an option with half the seeds of the
+spread of its own differences (the blocked counterpart of Welch's test). Options that are noisier than the others
+beyond doubt (F tests at 0.001, shared among the options, up to half of them together) are no part of the pool, so
+that they do not widen the others' intervals; their own pairs have their own spread. So do those of an option with half the seeds of the
 others or fewer, or with two where others have more: whether its spread is theirs can't be seen. Between pooled
 and own the weights follow the moderated t of Smyth 2004, "Linear models and empirical Bayes methods",
 doi:10.2202/1544-6115.1027, section 6: the prior degrees of freedom are estimated from how much more the options'
 log variances differ than chance makes them. With few options that estimate says little, so the variance of the
-log variances is taken larger by one and a half of its standard errors, a share of
+log variances is taken larger by two of its standard errors, a share of
 sqrt(2 / (options - 1)) each. What that leaves, with options of equal
 speed whose spreads differ up to five times: a false "better" in 1 to 4 % of simulated runs, and any false claim
 in 3 to 8 % with five seeds, in 3 to 9 % with three, most where the baseline is the noisy one
@@ -48,7 +48,7 @@ Values = Mapping[str, Mapping[int, float]]
 """By option and seed."""
 _EQUAL = 1e-13
 """Differences of logarithms that are closer than this are the same: it is the rounding of the logarithm."""
-_CAUTION = 1.5
+_CAUTION = 2.0
 """Standard errors by which spreads are taken to differ more than they seem to."""
 _BEYOND_DOUBT = 0.001
 """Probability, shared among the options, of leaving one out of the pool though it is as noisy as the others."""
@@ -126,10 +126,13 @@ class Differences:
         return Difference(estimate, error, float(self.degrees_of_freedom[place]), seeds, spread)
 
 
-def differences_over_seeds(gaps: Floats, pooled: Bools, pool: PooledVariance | None) -> Differences:
+def differences_over_seeds(
+    gaps: Floats, pooled: Bools, pool: PooledVariance | None, may_be_exact: Bools | bool = True
+) -> Differences:
     """The rule of variance. `gaps`: logarithms, (differences, seeds), NaN where a seed has none.
 
-    `pooled`: (differences,), which of them the pooled variance speaks for.
+    `pooled`: (differences,), which of them the pooled variance speaks for. `may_be_exact`: (differences,), where
+    equal gaps mean that chance has no part in them; elsewhere they are a coincidence of coarse values.
     """
     present = ~np.isnan(gaps)
     seeds = present.sum(axis=1)
@@ -141,7 +144,8 @@ def differences_over_seeds(gaps: Floats, pooled: Bools, pool: PooledVariance | N
         errors = np.sqrt(np.where(pooled, variances, own) / seeds)
     widest = np.where(present, gaps, -np.inf).max(axis=1, initial=-np.inf)
     narrowest = np.where(present, gaps, np.inf).min(axis=1, initial=np.inf)
-    errors = np.where(widest - narrowest <= _EQUAL, 0.0, errors)
+    no_spread = np.where(may_be_exact, 0.0, np.where(pooled & (errors > 0), errors, np.nan))
+    errors = np.where(widest - narrowest <= _EQUAL, no_spread, errors)
     moderated = pool is not None and not math.isinf(pool.prior_degrees_of_freedom)
     return Differences(
         estimates, np.where(seeds < 2, np.nan, errors), np.where(pooled, free, seeds - 1.0), seeds,
@@ -171,6 +175,8 @@ class Blocks:
     """(options,): whose spreads are pooled; none where fewer than three would be."""
     pool: PooledVariance | None
     """None where no residual is left."""
+    witness: Floats | None = None
+    """(options, seeds), for coarse values: where it is equal too, equal values are no coincidence; else None."""
     _places: dict[str, int] = field(default_factory=dict)
     _against: dict[str, Differences] = field(default_factory=dict)
     """Of all options against one, once somebody asked."""
@@ -184,8 +190,10 @@ class Blocks:
 
     def differences(self, first: Integers, second: Integers) -> Differences:
         """Of the options at the places `first` over those at `second`, arrays of one length."""
-        gaps = self.logs[first] - self.logs[second]
-        return differences_over_seeds(gaps, self.members[first] & self.members[second], self.pool)
+        gaps, exact = self.logs[first] - self.logs[second], True
+        if self.witness is not None:
+            exact = (self.witness[first] == self.witness[second]).all(axis=1)
+        return differences_over_seeds(gaps, self.members[first] & self.members[second], self.pool, exact)
 
     def difference(self, option: str, against: str) -> Difference | None:
         """Of `option` over `against`; None where no seed has both."""
@@ -197,15 +205,24 @@ class Blocks:
         return self._against[against].one(self._places[option])
 
 
-def make_blocks(values: Values) -> Blocks:
-    """From values by option and seed. Values that are not positive have no logarithm and count as holes."""
+def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
+    """From values by option and seed. Values that are not positive have no logarithm and count as holes.
+
+    `losses`, by option and seed, for coarse values such as scores of a few sentences: only options whose losses are
+    equal, too, have equal scores for another reason than chance.
+    """
     names = list(values)
+    witness = None
+    if losses is not None:
+        seeds = sorted(set[int]().union(*values.values()))
+        rows = [[losses[name].get(seed, math.nan) for seed in seeds] for name in names]
+        witness = np.array(rows).reshape(len(names), len(seeds))
     logs = _table({name: _logs(known) for name, known in values.items()})
     members, residuals, free = agreeing(logs)
     if free < 1:
-        return Blocks(names, logs, np.zeros(len(names), bool), None)
+        return Blocks(names, logs, np.zeros(len(names), bool), None, witness)
     variance = float(np.nansum(residuals**2)) / free
-    return Blocks(names, logs, members, PooledVariance(2 * variance, free, prior_of(residuals)))
+    return Blocks(names, logs, members, PooledVariance(2 * variance, free, prior_of(residuals)), witness)
 
 
 def _logs(values: Mapping[int, float]) -> dict[int, float]:
@@ -223,34 +240,41 @@ def _table(logs: Values) -> Floats:
 def agreeing(logs: Floats) -> tuple[Bools, Floats, int]:
     """Options without those noisier beyond doubt, and the residuals of their fit with the degrees of freedom.
 
-    No degrees of freedom where fewer than three are left.
+    Up to half of the options are left out in turn, the noisiest first, and of these the most are excluded whose
+    last one was noisier than the rest beyond doubt: the generalized many-outlier procedure of Rosner 1983,
+    doi:10.1080/00401706.1983.10487848, on F ratios. A test that stopped at the first that is not beyond doubt
+    would keep two noisy options that hide each other. No degrees of freedom where fewer than three are left.
     """
     seeds = (~np.isnan(logs)).sum(axis=1)
     most = int(seeds.max(initial=0))
     # The spread of an option with far fewer seeds than the others can't be told from theirs, nor lent to it.
     members: Bools = (seeds > 0) & (2 * seeds > most) & (seeds >= min(3, most))
-    while members.sum() >= 3:
-        residuals, free = residuals_of(logs[members])
-        noisy = _noisiest(residuals, free)
-        if noisy is None:
-            return members, residuals, free
-        members[np.flatnonzero(members)[noisy]] = False
-    return np.zeros(len(logs), bool), np.empty((0, logs.shape[1])), 0
+    remaining, count = members.copy(), int(members.sum())
+    for _ in range(count // 2 if count >= 3 else 0):
+        noisiest, p = _noisiest(*residuals_of(logs[remaining]))
+        if noisiest is None:
+            break
+        remaining[np.flatnonzero(remaining)[noisiest]] = False
+        if p < _BEYOND_DOUBT / count:
+            members = remaining.copy()
+    if members.sum() < 3:
+        return np.zeros(len(logs), bool), np.empty((0, logs.shape[1])), 0
+    return members, *residuals_of(logs[members])
 
 
-def _noisiest(residuals: Floats, free: int) -> int | None:
-    """The option whose spread around the others is too large to be theirs, or None."""
+def _noisiest(residuals: Floats, free: int) -> tuple[int | None, float]:
+    """The option whose spread around the others is the least likely to be theirs, with the p of its F test."""
     from scipy import special
 
     squares, own = _around_the_others(residuals)
     total, known = float(np.nansum(residuals**2)), (own >= 1) & (free - own >= 1)
     if not known.any() or total <= 0:
-        return None
+        return None, 1.0
     rest = np.maximum(total - squares[known], total * _FAINTEST)
     ratios = squares[known] / own[known] / (rest / (free - own[known]))
     p = special.fdtrc(own[known], free - own[known], ratios)
     place = int(p.argmin())
-    return int(np.flatnonzero(known)[place]) if p[place] < _BEYOND_DOUBT / len(residuals) else None
+    return int(np.flatnonzero(known)[place]), float(p[place])
 
 
 def residuals_of(logs: Floats) -> tuple[Floats, int]:
@@ -328,16 +352,16 @@ def trigamma_inverse(value: float) -> float:
     return x
 
 
-def of_one(values: Mapping[int, float]) -> Difference | None:
+def of_one(values: Mapping[int, float], *, is_coarse: bool = False) -> Difference | None:
     """The logarithm of one option's own value over its seeds; None where none is positive."""
     logs = np.array([list(_logs(values).values())])
-    return differences_over_seeds(logs, np.zeros(1, bool), None).one(0)
+    return differences_over_seeds(logs, np.zeros(1, bool), None, not is_coarse).one(0)
 
 
-def changes(run: Values, reference: Values) -> dict[str, Difference]:
+def changes(run: Values, reference: Values, *, is_coarse: bool = False) -> dict[str, Difference]:
     """How the run's values differ from the reference's, by option that both know.
 
-    Values that are not positive count as holes.
+    Values that are not positive count as holes. `is_coarse`: equal values may be a coincidence.
     """
     ours = {name: logs for name in reference if (logs := _logs(run.get(name, {})))}
     theirs = {name: logs for name in ours if (logs := _logs(reference[name]))}
@@ -348,9 +372,9 @@ def changes(run: Values, reference: Values) -> dict[str, Difference]:
     paired = {name: logs for name, logs in within.items() if len(logs) > 1}
     table = _table(paired)
     members, pool = _pooled_over_runs(table)
-    over_seeds = differences_over_seeds(table, members, pool)
+    over_seeds = differences_over_seeds(table, members, pool, not is_coarse)
     found = {name: over_seeds.one(place) for place, name in enumerate(paired)}
-    return {name: found.get(name) or _two_samples(ours[name], theirs[name]) for name in theirs}
+    return {name: found.get(name) or _two_samples(ours[name], theirs[name], is_coarse) for name in theirs}
 
 
 def _pooled_over_runs(table: Floats) -> tuple[Bools, PooledVariance | None]:
@@ -371,13 +395,15 @@ def _pooled_over_runs(table: Floats) -> tuple[Bools, PooledVariance | None]:
     return members, PooledVariance(variance, variance**2 / parts, prior_of(residuals))
 
 
-def _two_samples(run: Mapping[int, float], reference: Mapping[int, float]) -> Difference:
+def _two_samples(run: Mapping[int, float], reference: Mapping[int, float], is_coarse: bool) -> Difference:
     """Welch 1947: unequal variances, no pairs."""
     ours, theirs = (np.array(list(logs.values())) for logs in (run, reference))
     estimate, seeds = float(ours.mean() - theirs.mean()), min(len(ours), len(theirs))
     if seeds < 2:
         return Difference(estimate, None, None, seeds, "unknown")
     first, second = float(ours.var(ddof=1)) / len(ours), float(theirs.var(ddof=1)) / len(theirs)
+    if first + second <= _EQUAL**2 and is_coarse:
+        return Difference(estimate, None, None, seeds, "unknown")
     if first + second <= _EQUAL**2:
         return Difference(estimate, 0.0, None, seeds, "none")
     free = (first + second) ** 2 / (first**2 / (len(ours) - 1) + second**2 / (len(theirs) - 1))

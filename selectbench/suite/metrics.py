@@ -85,6 +85,9 @@ class Metric:
     """States of the GPUs in which a trial's value says nothing of the option."""
     may_be_missing: bool = False
     """Whether a good trial may lack it."""
+    of_those_that_learnt: bool = False
+    """Whether it exists only for trials that learnt enough, an option's lucky ones: as an objective it calls an
+    option better only with further proof (`analysis.contest.Contest.p_of_luck`)."""
     after_figure: str = ""
     """What follows the figure in a sentence."""
     columns: Mapping[Report, int] = field(default_factory=dict)
@@ -185,7 +188,7 @@ _TIMES = (
     # Until the held-out loss was the baseline's final one with the same seed: no trial tells it alone.
     Metric(SECONDS_TO_LOSS, "to baseline's loss", "less", _HOURS, "is the first to reach the baseline's loss", 0.01,
            needs=("evaluation", "evaluations_on_the_way", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
-           may_be_missing=True, after_figure=" to the baseline's loss"),
+           may_be_missing=True, of_those_that_learnt=True, after_figure=" to the baseline's loss"),
     Metric("evaluation_seconds", "evaluation", "less", _SECONDS, "evaluates the fastest",
            measured_as="evaluation_seconds", spoiled_by=_THROTTLED_OR_SHARED),
     Metric("skipped_share", "skipped steps", "less", _NUMBER, "skips the fewest steps"),

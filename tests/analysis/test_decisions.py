@@ -246,8 +246,7 @@ class TestToTheBaselinesLoss:
         assert found.tokens is not None
         assert found.usd == pytest.approx(found.seconds / 1000)
         assert found.joules == pytest.approx(3000 / (50 * 2048) * found.tokens)
-        (cheapest,) = (v for v in ranking.verdicts if v.name == "cheapest")
-        assert cheapest.title == "Cheapest to the baseline's loss"
+        assert "cheapest" not in {v.name for v in ranking.verdicts}
 
 
 class TestVerdicts:

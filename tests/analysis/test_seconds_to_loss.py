@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_records import HOT, make_failure, make_meters, make_record, make_suite
+from made_records import HOT, make_failure, make_meters, make_record, make_suite, speed
 from msgspec.structs import replace
 
 from selectbench.analysis.ranking import rank
@@ -28,8 +28,9 @@ def curve(seconds: float, *losses: float) -> list[EvaluationPoint]:
 
 
 def trial(option: str, seed: int, seconds: float, *losses: float, **more: Any) -> Record:
+    """Of a trial as fast as its evaluations follow each other."""
     same = {"compute_dtype": "float32"}
-    made = make_record(option, seed, identity=same, final_loss=losses[-1], **more)
+    made = make_record(option, seed, identity=same, final_loss=losses[-1], **{**speed(1000 / seconds), **more})
     return replace(made, evaluation_curve=curve(seconds, *losses))
 
 
@@ -136,3 +137,24 @@ def test_the_soonest_is_what_the_ranks_say() -> None:
     assert (soonest.title, soonest.option) == ("Soonest to the baseline's loss", "new")
     assert soonest.file == "best.yaml"
     assert soonest.confidence == "Shown to be better than every other option that qualifies."
+
+
+def test_who_is_not_shown_to_learn_as_well_is_not_called_faster() -> None:
+    """All seeds got there within the margin, in half the time, and the final loss is open."""
+    margin = {**BY_IT, "thresholds": {"final_loss": 0.05}}
+    finals = (4.0, 4.15, 3.85)
+    records = baseline() + [trial("new", s, 5 + 0.01 * s, 6.0, 5.0, finals[s]) for s in SEEDS]
+    ranking = rank(suite_of("base", "new", decide=margin), records)
+    found = row(ranking, "new")
+    assert found.metrics[METRIC].value == pytest.approx(14.1, abs=0.1)
+    assert found.against_baseline is not None
+    assert found.against_baseline.decision == "undecided"
+
+
+def test_time_to_a_loss_is_a_figure_and_no_card_where_it_is_not_the_objective() -> None:
+    records = baseline() + [trial("new", s, 5 + 0.01 * s, 6.0, 3.0) for s in SEEDS]
+    ranking = rank(suite_of("base", "new", decide={"constraints": []}), records)
+    assert "cheapest" not in {v.name for v in ranking.verdicts}
+    found = row(ranking, "new").to_loss
+    assert found is not None
+    assert found.seconds == pytest.approx(5.01 * (1 + 2 / 3), rel=1e-2)
