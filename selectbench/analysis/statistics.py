@@ -7,17 +7,16 @@ log(value) = option + seed + chance; chance is what two-way residuals show. Wher
 variance is pooled over them, which is what makes few seeds enough; where they do not, each pair falls back on the
 spread of its own differences (the blocked counterpart of Welch's test). Options that are noisier than the others
 beyond doubt (F tests at 0.001, shared among the options, up to half of them together) are no part of the pool, so
-that they do not widen the others' intervals; their own pairs have their own spread. So do those of an option with half the seeds of the
-others or fewer, or with two where others have more: whether its spread is theirs can't be seen. Between pooled
-and own the weights follow the moderated t of Smyth 2004, "Linear models and empirical Bayes methods",
-doi:10.2202/1544-6115.1027, section 6: the prior degrees of freedom are estimated from how much more the options'
-log variances differ than chance makes them. With few options that estimate says little, so the variance of the
-log variances is taken larger by two of its standard errors, a share of
-sqrt(2 / (options - 1)) each. What that leaves, with options of equal
-speed whose spreads differ up to five times: a false "better" in 1 to 4 % of simulated runs, and any false claim
-in 3 to 8 % with five seeds, in 3 to 9 % with three, most where the baseline is the noisy one
-(tests/analysis/test_simulations.py). The variance that a pair's own is mixed with is the pooled one, to which the
-noisiest contribute most: a pair that shows a thousandth of another's spread still has wide intervals beside it.
+that they do not widen the others' intervals; their own pairs have their own spread. So do those of an option with
+half the seeds of the others or fewer, or with two where others have more: whether its spread is theirs can't be
+seen. Between pooled and own the weights follow the moderated t of Smyth 2004, "Linear models and empirical Bayes
+methods", doi:10.2202/1544-6115.1027, section 6: the prior degrees of freedom are estimated from how much more the
+options' log variances differ than chance makes them. With few options that estimate says little, so the variance of
+the log variances is taken larger by two of its standard errors, a share of sqrt(2 / (options - 1)) each. What that
+leaves, with options of equal speed whose spreads differ up to five times: a false "better" in 1 to 4 % of simulated
+runs, and any false claim in 3 to 8 % with five seeds, in 3 to 9 % with three, most where the baseline is the noisy
+one (tests/analysis/test_simulations.py). The variance that a pair's own is mixed with is the pooled one, to which
+the noisiest contribute most: a pair that shows a thousandth of another's spread still has wide intervals beside it.
 Smyth's own prior variance, a geometric mean, would narrow them by a third, and raise the false "better" of three
 seeds to 5.5 to 6 % (400 simulated runs each), above what is promised. Correlation between an option's seeds beyond
 the block is left out.

@@ -36,11 +36,11 @@ def made(name: str = "NVIDIA H100", **flops_per_second: float) -> Calibration:
 
 def test_a_cpu_is_measured_and_only_shown(cache: Path) -> None:
     told: list[str] = []
-    (found,) = calibrate(None, told.append, sizes=[64, 128])
-    assert set(found.calibration.rates) == {"float32", "bfloat16", "float16"}
-    assert all(rate.flops_per_second > 1e6 and rate.size in (64, 128) for rate in found.calibration.rates.values())
-    assert found.calibration.torch_version == torch.__version__
-    assert not found.kept
+    ((found, is_stored),) = calibrate(None, told.append, sizes=[64, 128])
+    assert set(found.rates) == {"float32", "bfloat16", "float16"}
+    assert all(rate.flops_per_second > 1e6 and rate.size in (64, 128) for rate in found.rates.values())
+    assert found.torch_version == torch.__version__
+    assert not is_stored
     assert not (cache / FILE_NAME).exists()
     assert any("float32: " in line and "FLOP/s" in line for line in told)
 
@@ -74,10 +74,10 @@ def test_a_gpus_rates_are_kept_under_its_own_uuid(
     )
     worker.chmod(0o755)
     monkeypatch.setattr(module.sys, "executable", str(worker))
-    (found,) = calibrate(None, lambda _: None)
-    assert found.kept
+    ((found, is_stored),) = calibrate(None, lambda _: None)
+    assert is_stored
     kept = stored(gpu.uuid)
-    assert kept == found.calibration
+    assert kept == found
     assert stored_rates(gpu.uuid)["float32"] == kept.rates["float32"].flops_per_second
     assert stored_rates("GPU-another") == {}
 
@@ -116,8 +116,8 @@ def test_a_damaged_file_is_no_rate_and_is_written_anew(cache: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")
 def test_a_real_gpu_reaches_no_more_than_its_data_sheet() -> None:
-    (found, *_) = calibrate(None, lambda _: None)
-    assert found.calibration.rates
-    for dtype, rate in found.calibration.rates.items():
-        peak = peak_flops_per_second(found.calibration.name, dtype)  # type: ignore[arg-type]
+    ((found, _), *_) = calibrate(None, lambda _: None)
+    assert found.rates
+    for dtype, rate in found.rates.items():
+        peak = peak_flops_per_second(found.name, dtype)  # type: ignore[arg-type]
         assert peak is None or 0.2 * peak < rate.flops_per_second < 1.05 * peak, (dtype, rate)
