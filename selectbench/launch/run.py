@@ -23,7 +23,7 @@ from selectbench.launch.preparation import CONTEST, Preparation, check_cuda, sta
 from selectbench.launch.publish import publish, read_run
 from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.machine import usable_cores
-from selectbench.plan.plan import PlannedTrial
+from selectbench.plan.plan import PlannedTrial, in_run_order
 from selectbench.record.record import SOFTWARE, Completed, Failed, Record
 from selectbench.record.run_folder import (
     RECORDS_FILE,
@@ -160,7 +160,7 @@ def next_stage(
     """
     records, _ = read_records(folder / RECORDS_FILE)
     for title, stage in stages(preparation, records):
-        trials = [planned for planned in stage.plan.trials if planned.trial.trial_id not in ended]
+        trials = [p for p in in_run_order(stage.plan.trials, folder.name) if p.trial.trial_id not in ended]
         still_open = pending(trials, stage.suite, records, retry_failed=retry_failed)
         if still_open:
             return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open))

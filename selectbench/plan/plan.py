@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -131,7 +131,7 @@ class Plan:
     suite: Suite
     options: list[PlannedOption]
     trials: list[PlannedTrial]
-    """Round after round; within a round in an order shuffled from the suite, the same at every run."""
+    """Round after round, the options of each as the suite has them; a run draws their order (`in_run_order`)."""
     parameters: int | None
     """Of the baseline's model, as in `PlannedOption`."""
     tokens: int
@@ -174,7 +174,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
     return Plan(
         suite=suite,
         options=options,
-        trials=_in_order(suite, identities),
+        trials=_trials(suite, identities),
         parameters=next(p.parameters for p in options if p.option.name == suite.baseline),
         tokens=suite.job.max_steps * suite.job.tokens_per_step,
         epochs=passes,
@@ -211,14 +211,27 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
     )
 
 
-def _in_order(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[PlannedTrial]:
-    shuffle = random.Random(suite.name)
+def in_run_order(trials: Sequence[PlannedTrial], run: str) -> list[PlannedTrial]:
+    """Round after round, the options of every other round in an order drawn for this run, of the next in reverse.
+
+    `run`: the run's name, which its folder keeps, so that a run that is resumed goes on in its order. In a pair of
+    mirrored rounds every option has the same mean place: what changes steadily while a run lasts, such as the
+    warmth of a machine, falls on all options alike.
+    """
+    draw, order = random.Random(run), list(dict.fromkeys(planned.trial.option for planned in trials))
+    ordered: list[PlannedTrial] = []
+    for number in range(max((planned.round for planned in trials), default=-1) + 1):
+        draw.shuffle(order) if number % 2 == 0 else order.reverse()
+        of_round = [planned for planned in trials if planned.round == number]
+        ordered += sorted(of_round, key=lambda planned: order.index(planned.trial.option))
+    return ordered
+
+
+def _trials(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[PlannedTrial]:
     planned: list[PlannedTrial] = []
     for number, seed in enumerate(suite.seeds):
-        names = [option.name for option in suite.options]
-        shuffle.shuffle(names)
-        for name in names:
-            option = suite.option(name)
+        for option in suite.options:
+            name = option.name
             settings = option.choices.model_dump(mode="json")
             content = {"option": name, "settings": settings, "seed": seed, **identities[name]}
             digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from made_records import make_suite
+from made_records import NOTHING, make_suite
 
 from selectbench.analysis.contest import Contest, hold_contest
 from selectbench.analysis.statistics import differences_over_seeds, make_blocks
 from selectbench.analysis.summary import Summary, crossing
-from selectbench.record.record import EvaluationPoint
+from selectbench.plan.plan import PlannedTrial, in_run_order
+from selectbench.record.record import EvaluationPoint, Trial
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
@@ -97,6 +98,24 @@ def test_coarse_scores_of_equal_losses_are_equal() -> None:
     losses["b"] = {0: 1.5, 1: 1.7}
     assert make_blocks(scores, losses).difference("a", "b").spread == "unknown"
     assert make_blocks(scores).difference("a", "b").spread == "none"
+
+
+@pytest.mark.parametrize(("options", "seeds"), [(5, 3), (5, 5), (6, 5), (8, 5)])
+def test_a_drift_while_the_run_lasts_makes_no_option_better(options: int, seeds: int) -> None:
+    """Speed falls by 10 % from the first trial to the last, in the order in which a run has its trials."""
+    draw, suite = np.random.default_rng(5), suite_of(options, seeds)
+    trials = [
+        PlannedTrial(Trial(trial_id=f"{o.name}-{seed}", option=o.name, seed=seed, settings=NOTHING), seed)
+        for seed in suite.seeds for o in suite.options
+    ]  # fmt: skip
+    places, false = {o.name: i for i, o in enumerate(suite.options)}, []
+    for run in range(400):
+        logs = draw.normal(0, 0.01, (options, seeds))
+        for number, planned in enumerate(in_run_order(trials, f"run {run}")):
+            logs[places[planned.trial.option], planned.trial.seed] -= 0.1 * number / len(trials)
+        false.append(bool(called_better(contest_of(suite, {"tokens_per_second": 1000 * np.exp(logs)}))))
+    share, error = said(f"called better, {options} options, {seeds} seeds", false)
+    assert share <= 0.016 + 2 * error
 
 
 def to_loss(draw: np.random.Generator, speeds: Sequence[float], seeds: int, noise: float) -> Values:

@@ -13,7 +13,14 @@ from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.machine import Machine
 from selectbench.plan.duration import History, estimate
-from selectbench.plan.plan import Plan, heldout_warnings, make_plan, suite_warnings, vocabulary_warnings
+from selectbench.plan.plan import (
+    Plan,
+    heldout_warnings,
+    in_run_order,
+    make_plan,
+    suite_warnings,
+    vocabulary_warnings,
+)
 from selectbench.report.terminal import plan_as_json, print_plan
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
@@ -36,12 +43,23 @@ def planned(suite: Suite, machine: Machine = CPU) -> Plan:
 def test_every_round_holds_every_option_once_in_an_order_of_its_own(suite_file: Path) -> None:
     seeds = ",".join(map(str, range(12)))
     suite = load_suite(str(suite_file), device="cpu", seeds=seeds, axes=["micro_batch_size=1,2,4"])
-    trials = planned(suite).trials
+    trials = in_run_order(planned(suite).trials, "20260102T030405.678Z-abc")
+    assert len(trials) == len({p.trial.trial_id for p in trials}) == 12 * len(suite.options)
     orders = [[p.trial.option for p in trials if p.round == number] for number in range(12)]
     assert all(sorted(order) == sorted(o.name for o in suite.options) for order in orders)
     assert all({p.trial.seed for p in trials if p.round == n} == {n} for n in range(12))
     assert len({tuple(order) for order in orders}) > 1
     assert [p.round for p in trials] == sorted(p.round for p in trials)
+    assert all(there == back[::-1] for there, back in zip(orders[::2], orders[1::2], strict=True))
+
+
+def test_the_order_is_the_runs_own_and_goes_on_where_rounds_are_added(suite_file: Path) -> None:
+    longer, suite = (
+        planned(load_suite(str(suite_file), device="cpu", seeds=seeds, axes=["micro_batch_size=1,2,4"]))
+        for seeds in ("0,1,2,3,4", "0,1,2")
+    )
+    assert in_run_order(longer.trials, "a")[: len(suite.trials)] == in_run_order(suite.trials, "a")
+    assert len({tuple(p.trial.trial_id for p in in_run_order(suite.trials, run)) for run in "abcdefgh"}) > 1
 
 
 def test_the_plan_is_the_same_every_time(suite_file: Path) -> None:
