@@ -259,7 +259,7 @@ class _Findings:
         reasons = [MASKS if name == "dropout" and MASKS in self.not_verified else name for name in unseen]
         missing = ", ".join(map(str, self.unrecorded))
         return Certificate(
-            comparable=None if not self.seeds else not self.violations,
+            comparable=not self.violations if self.violations or len(self.unrecorded) < self.seeds else None,
             compared_with=list(self.references),
             differs_as_declared=[n for n in FIELDS if n in self.declared and n not in self.violations],
             violations=[self.violations[name] for name in (*FIELDS, *BESIDES) if name in self.violations],
@@ -273,7 +273,7 @@ class _Findings:
 
 
 def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> dict[str, Certificate]:
-    """Every option's certificate by its name, against the baseline or the first option that completed the seed."""
+    """Every option's certificate by its name, against the baseline or the first that has one of the seed."""
     findings = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
     options = {summary.name: summary.option for summary in (baseline, *summaries)}
 
@@ -288,7 +288,8 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
     for seed in baseline.planned:
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
         for summary in done.values():
-            identity, reference = summary.completed[seed].identity, next(iter(done.values()))
+            identity = summary.completed[seed].identity
+            reference = next((s for s in done.values() if s.completed[seed].identity), summary)
             asked = unmet(asked_of(summary.name, identity.world_size), identity) if identity else {}
             declared = excused(summary.name, reference.name)
             _examine(summary, reference, seed, asked, declared, findings[summary.name])
@@ -328,11 +329,11 @@ def _examine(
             name, seed, asked=value, option=getattr(ours, name), baseline=getattr(theirs, name, None),
             against=reference.name,
         )  # fmt: skip
-    if summary is reference:
-        return
-    into.references[reference.name] = None
-    if ours is None or theirs is None:
+    if ours is None:
         into.unrecorded.append(seed)
+    if summary is not reference:
+        into.references[reference.name] = None
+    if summary is reference or ours is None or theirs is None:
         return
     statuses = compare(ours, theirs, declared)
     if is_own(ours.framework) or is_own(theirs.framework):

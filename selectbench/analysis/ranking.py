@@ -314,6 +314,8 @@ def _about_the_baseline(suite: Suite, baseline: Summary) -> list[str]:
         kinds = sorted({failure.kind for failure in baseline.failed.values()})
         why = f" ({_and(kinds)})" if kinds else " (it has not run yet)"
         told.append(f"No comparison: the baseline {suite.baseline} did not complete{why}.")
+    elif not any(record.identity for record in baseline.completed.values()):
+        told.append(f"No comparison: of the baseline {suite.baseline}, {_NO_CERTIFICATE}.")
     if baseline.only_spoiled("tokens_per_second"):
         told.append(
             f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was "
@@ -398,10 +400,15 @@ def _left_out(
     return f"Not ranked: {', '.join(told)}." if told else ""
 
 
+_NO_CERTIFICATE = "its records do not say what it was trained with, so it may be another job"
+
+
 def _reason(metric: Metric, row: Row, summary: Summary) -> str:
     """Why a row has no place, where no constraint says so; '' where nothing does."""
     if row.identity.violations:
         return f"not the same job: {_and([violation.field for violation in row.identity.violations])}"
+    if row.n and row.identity.comparable is None:
+        return _NO_CERTIFICATE
     if row.n == 0:
         failures = {
             f"{failure.kind} on a {summary.states[failure.seed].verdict} GPU, which is no finding"

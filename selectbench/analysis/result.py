@@ -447,7 +447,7 @@ class Certificate(Shown):
     """Whether an option did the baseline's job."""
 
     comparable: bool | None
-    """Whether there is no violation; None: no seed completed, so there is nothing to compare."""
+    """Whether there is no violation; None: no seed completed with a certificate, so nothing is known."""
     compared_with: list[str]
     """The baseline, or what took its place in seeds that it did not complete; empty: nothing but itself."""
     differs_as_declared: list[str]

@@ -321,7 +321,7 @@ def violation_text(violation: Violation) -> str:
 
 
 def _compared(ranking: Ranking) -> list[Row]:
-    return [row for row in ranking.rows if row.identity.comparable and row.identity.compared_with]
+    return [row for row in ranking.rows if row.identity.comparable is not False and row.identity.compared_with]
 
 
 def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> list[str]:

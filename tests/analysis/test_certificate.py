@@ -8,10 +8,11 @@ import pytest
 from evidence.readme_table import ROOT
 from hypothesis import given
 from hypothesis import strategies as st
-from made_records import IDENTITY, make_record, make_suite
+from made_records import IDENTITY, make_record, make_suite, speed
 from msgspec.structs import replace
 
 from selectbench.analysis.identity import FIELDS, MASKS, Status, certify, compare, may_change
+from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Certificate
 from selectbench.analysis.summary import summarise
 from selectbench.choices import REGISTRY
@@ -531,3 +532,30 @@ def test_a_model_of_own_code_has_a_kernel_of_its_own() -> None:
 def test_attention_that_was_not_seen_is_not_verified() -> None:
     found = backends(COMPILED, None, ["flash"])
     assert (found.violations, found.not_verified) == ([], ["sdpa_backends"])
+
+
+@pytest.mark.parametrize("without", ["fp32", "bf16"])
+def test_a_row_without_a_certificate_claims_nothing(without: str) -> None:
+    suite = make_suite("fp32", ("bf16", {"precision": "bf16_mixed"}), seeds=[0, 1, 2], decide={"constraints": []})
+    records = [
+        make_record(name, seed, **speed(fast * (1 + 0.001 * seed)))
+        for name, fast in (("fp32", 100), ("bf16", 150)) for seed in (0, 1, 2)
+    ]  # fmt: skip
+    assert rank(suite, records).rows[0].option == "bf16"
+    hidden = [replace(r, identity=None) if r.trial.option == without else r for r in records]
+    ranking = rank(suite, hidden)
+    row = next(row for row in ranking.rows if row.option == without)
+    assert (row.identity.comparable, row.rank, row.eligible) == (None, None, False)
+    assert all(row.against_baseline is None for row in ranking.rows)
+    assert "do not say what it was trained with" in ranking.answer
+    assert ("No comparison" in ranking.answer) == (without == "fp32")
+
+
+def test_seeds_without_a_certificate_are_named_and_the_others_compared() -> None:
+    suite = make_suite("fp32", ("bf16", {"precision": "bf16_mixed"}), seeds=[0, 1])
+    records = [make_record(name, seed) for name in ("fp32", "bf16") for seed in (0, 1)]
+    records[0] = replace(records[0], identity=None)
+    found = certificates(suite, records)
+    assert found["fp32"].comparable
+    assert found["fp32"].not_verified == ["identity: none recorded for seed 0"]
+    assert found["bf16"].comparable
