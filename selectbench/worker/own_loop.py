@@ -190,19 +190,22 @@ class OwnStep:
         """
         self._check(loss, applied)
         self.is_done = True
-        if not isinstance(applied, torch.Tensor):
-            # Filled on the device, not copied there, which would wait.
-            applied = torch.full((), applied, dtype=torch.bool, device=self._trial.device)
         self._trial._recorder.step_done(
             StepTensors(
                 loss.detach().float(),
                 gradient_norm if gradient_norm is None else gradient_norm.detach(),
-                applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True),
+                self._on_device(applied),
                 torch.stack(self._sums).sum(),
                 self._tokens,
                 len(self._sums),
             )
         )
+
+    def _on_device(self, applied: torch.Tensor | bool) -> torch.Tensor:
+        """As a boolean scalar; one that is made here is filled there, not copied there, which would wait."""
+        if isinstance(applied, torch.Tensor):
+            return applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True)
+        return torch.full((), applied, dtype=torch.bool, device=self._trial.device)
 
     def _check(self, loss: object, applied: object) -> None:
         fail, where = self._trial._fail, f"step {self.number}"
