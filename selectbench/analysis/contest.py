@@ -442,10 +442,10 @@ class Ranks:
 
 def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     """Of the options of these names, the baseline among them or not."""
-    tested, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
-    threshold, more = contest.suite.threshold(tested.name), tested.better == "more"
+    objective, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
+    threshold, more = contest.suite.threshold(objective.name), objective.better == "more"
     order = list(names)
-    pairs = all_pairs(contest.blocks[tested.name], [name for name in order if name != baseline])
+    pairs = all_pairs(contest.blocks[objective.name], [name for name in order if name != baseline])
     judged = [contest.judged.get((name, "")) for name in pairs.names]
     # Who is told from the baseline by the declared family; there is no gate where it could not tell.
     gate = np.array([one is None or one.rejected for one in judged], bool)

@@ -287,9 +287,9 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
 
     for seed in baseline.planned:
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
+        certified = next((s for s in done.values() if s.completed[seed].identity), None)
         for summary in done.values():
-            identity = summary.completed[seed].identity
-            reference = next((s for s in done.values() if s.completed[seed].identity), summary)
+            identity, reference = summary.completed[seed].identity, certified or summary
             asked = unmet(asked_of(summary.name, identity.world_size), identity) if identity else {}
             declared = excused(summary.name, reference.name)
             _examine(summary, reference, seed, asked, declared, findings[summary.name])
