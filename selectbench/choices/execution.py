@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -410,6 +411,23 @@ LAYOUT = frozenset({"strategy", "world_size"})
 DEEPSPEED_INSTALL = "pip install 'selectbench[deepspeed]'"
 
 
+@dataclass(frozen=True)
+class Weights:
+    """What a strategy divides and gathers."""
+
+    parameters: int
+    largest_unit: float
+    """Parameters that are gathered at a time: two blocks, and what lies outside the blocks."""
+    updated_bytes: int
+    """Of one parameter as the optimizer updates it."""
+    used_bytes: int
+    """Of one parameter as the forward and backward passes use it."""
+    has_working_copy: bool
+    ranks: int
+    accumulates: bool
+    """Whether a step has several micro-batches."""
+
+
 class StrategyChoice(Choice):
     """A way of sharing the work between ranks."""
 
@@ -419,7 +437,10 @@ class StrategyChoice(Choice):
     wrapper: ClassVar[str]
     """What a trial finds around its model, as the certificate names it."""
     shards: ClassVar[frozenset[str]] = frozenset()
-    """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`."""
+    """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`. Where there are
+    none, every rank's optimizer has the parameters as the model has them."""
+    combines_as: ClassVar[str | None] = None
+    """The strategy whose rows in `combinations` hold for this one, which wraps the model alike; None: its own."""
 
     def asks_for(self) -> dict[str, Any]:
         """What wraps the model."""
@@ -428,6 +449,11 @@ class StrategyChoice(Choice):
     def sharded(self) -> frozenset[str]:
         """Which model states this strategy divides among the ranks."""
         return self.shards
+
+    def gathered_bytes(self, weights: Weights) -> float:
+        """What a rank holds for a while beside its share of the model states."""
+        del weights
+        return 0.0
 
     def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
         """Why this strategy can't run so many ranks here, or None."""
@@ -456,6 +482,7 @@ class Ddp(StrategyChoice):
     needs: ClassVar[Needs] = Needs(packages=("torch",))
     engine: ClassVar[str] = "selectbench.worker.engine:DdpEngine"
     wrapper: ClassVar[str] = "DistributedDataParallel"
+    combines_as: ClassVar[str | None] = "ddp"
     name: Literal["ddp"] = "ddp"
     bucket_cap_mb: Annotated[float, Field(gt=0, le=1 << 20)] = 25.0
     """Size of a gradient bucket in MiB, as torch names it."""
@@ -463,6 +490,10 @@ class Ddp(StrategyChoice):
     """Gradients live in the buckets themselves: one copy of them less in memory."""
     static_graph: bool = False
     """Promise that every step uses the same parameters in the same order."""
+
+    def gathered_bytes(self, weights: Weights) -> float:
+        """Gradients beside their buckets."""
+        return 0.0 if self.gradient_as_bucket_view else float(weights.updated_bytes * weights.parameters)
 
 
 class Fsdp(StrategyChoice):
@@ -476,6 +507,11 @@ class Fsdp(StrategyChoice):
     name: Literal["fsdp"] = "fsdp"
     reshard_after_forward: bool = True
     """Free gathered parameters after the forward pass and gather them again for the backward pass."""
+
+    def gathered_bytes(self, weights: Weights) -> float:
+        """Whole parameters while they are used, and whole gradients while they are accumulated."""
+        whole = weights.largest_unit if self.reshard_after_forward else weights.parameters
+        return weights.used_bytes * (whole + (weights.parameters if weights.accumulates else 0))
 
 
 SET_BY_THE_JOB = frozenset({
@@ -492,6 +528,9 @@ SECTIONS = frozenset({
     "wall_clock_breakdown", "zero_optimization",
 })  # fmt: skip
 """Keys that DeepSpeed reads besides; it passes over others without a word."""
+BUCKET_ELEMENTS = 500_000_000
+"""DeepSpeed's own default size of its two buckets each, of gradients and of parameters, which it allocates whole
+(deepspeed.ai/docs/config-json)."""
 STAGES = {
     1: frozenset({"optimizer_state"}),
     2: frozenset({"optimizer_state", "gradients"}),
@@ -537,6 +576,11 @@ class Zero(StrategyChoice):
     def sharded(self) -> frozenset[str]:
         """Grows with the stage."""
         return STAGES[self.stage]
+
+    def gathered_bytes(self, weights: Weights) -> float:
+        """DeepSpeed's master weights and two of its buckets."""
+        master = 0.0 if weights.has_working_copy else weights.updated_bytes * weights.parameters / weights.ranks
+        return master + 2.0 * weights.used_bytes * min(weights.parameters, BUCKET_ELEMENTS)
 
 
 STRATEGIES: tuple[type[Choice], ...] = (Single, Ddp, Fsdp, Zero)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from selectbench.choices import Choices
+from selectbench.choices.execution import Weights
 from selectbench.choices.model import ENCODERS, AnyModel, OwnModel, PretrainedModel, resolved_vocab_size
 from selectbench.choices.optimizer import AdamW
 from selectbench.data.prepared import Prepared, configuration_of
@@ -335,8 +336,6 @@ CONTEXT_BYTES = 600 << 20
 """A CUDA context with its kernels, and the workspaces of cuBLAS; some hundred MiB by the driver and the GPU."""
 COMMUNICATION_BYTES = 1 << 30
 """NCCL's buffers and its own context, where there are several ranks."""
-BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's default for its two buckets each, of gradients and of parameters (deepspeed.ai/docs/config-json)."""
 FOUR_BITS = 0.53
 """Bytes of an element in NF4 with its quantised scales (Dettmers et al. 2023, arXiv:2305.14314: 4.127 bits)."""
 
@@ -417,17 +416,10 @@ def _of_trained(choices: Choices, parameters: int, ranks: int) -> float:
 
 
 def _gathered(choices: Choices, layout: Layout, ranks: int, accumulates: bool) -> float:
-    """What a strategy holds for a while beside its share of the model states."""
-    strategy, parameters = choices.strategy, layout.parameters
-    updated, used = _weight_bytes(choices)
-    if strategy.name == "ddp":
-        return 0.0 if strategy.gradient_as_bucket_view else float(updated * parameters)
-    if strategy.name == "fsdp":
-        two_blocks = max(2 * stack.parameters / stack.blocks for stack in layout.stacks)
-        outside = parameters - sum(stack.parameters for stack in layout.stacks)
-        whole = outside + two_blocks if strategy.reshard_after_forward else parameters
-        return used * whole + (used * parameters if accumulates else 0)
-    if strategy.name == "zero":
-        master = 0.0 if choices.precision.working_dtype else updated * parameters / ranks
-        return master + 2.0 * used * min(parameters, BUCKET_ELEMENTS)
-    return 0.0
+    two_blocks = max(2 * stack.parameters / stack.blocks for stack in layout.stacks)
+    outside = layout.parameters - sum(stack.parameters for stack in layout.stacks)
+    has_copy = choices.precision.working_dtype is not None
+    weights = Weights(
+        layout.parameters, outside + two_blocks, *_weight_bytes(choices), has_copy, ranks, accumulates
+    )
+    return float(choices.strategy.gathered_bytes(weights))

@@ -8,10 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from selectbench.choices.execution import PrecisionChoice, Zero
-
-BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's own default size of a reduction bucket, which it allocates whole."""
+from selectbench.choices.execution import BUCKET_ELEMENTS, PrecisionChoice, Zero
 
 
 def deepspeed_config(

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from selectbench.choices.execution import Ddp
 from selectbench.worker.batches import causal
 from selectbench.worker.engine import gradient_scaler
 from selectbench.worker.evaluation import Forward, evaluation_forward
@@ -217,7 +218,7 @@ def _trainer(setting: Setting, watch: Watch) -> Any:
     accelerator = trainer.accelerator
     watch.note_gradient_norm(accelerator)
     strategy = setting.order.choices.strategy
-    if strategy.name == "ddp":
+    if isinstance(strategy, Ddp):
         settings = accelerator.ddp_handler
         settings.bucket_cap_mb = strategy.bucket_cap_mb
         settings.gradient_as_bucket_view = strategy.gradient_as_bucket_view

@@ -100,8 +100,6 @@ def _as_before(
 # What passes through the model and the optimizers of a trial with own code.
 
 
-WHOLE = ("single", "ddp")
-"""Strategies under which optimizers have the parameters as the model has them."""
 SAMPLED_UPDATES = 5
 """Spread over the job, around each of which all weights are held against each other."""
 
@@ -151,7 +149,7 @@ class Watch:
 
     def watch_updates(self, optimizers: Sequence[torch.optim.Optimizer], module: Any, order: Order) -> None:
         """Counts from here on; compares where the weights are whole on each rank and no update is left out."""
-        is_comparable = order.choices.strategy.name in WHOLE and not order.choices.precision.gradient_scaling
+        is_comparable = not order.choices.strategy.sharded() and not order.choices.precision.gradient_scaling
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         self.updates = [UpdateWatch(o, names, order.job.max_steps, is_comparable) for o in optimizers]
 

@@ -28,7 +28,7 @@ from selectbench.worker import runtime
 from selectbench.worker.batches import stream_sha256
 from selectbench.worker.loop import Trained
 from selectbench.worker.model import weights_sha256
-from selectbench.worker.observation import WHOLE, XZ_BYTES, causality, own_files, rate_effect, xz_bits_per_byte
+from selectbench.worker.observation import XZ_BYTES, causality, own_files, rate_effect, xz_bits_per_byte
 from selectbench.worker.recorder import RanksDisagreeError, Recorder, Setting
 from selectbench.worker.runtime import World, tf32_allowed
 
@@ -293,7 +293,7 @@ def _watched(setting: Setting, before: Before, trained: Trained) -> Watched:
         clock_ratio=watch.clock_ratio(),
         code_files=None if files is None else {**files, **(before.code_files or {})},
         rate_effect=_attempt(lambda: rate_effect(trained.optimizers, recorder.learning_rates.peaks))
-        if "optimizer" in watch.own and order.choices.strategy.name in WHOLE else None,
+        if "optimizer" in watch.own and not order.choices.strategy.sharded() else None,
         **counts,
     )  # fmt: skip
 

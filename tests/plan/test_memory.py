@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
 from selectbench.choices import Choices
+from selectbench.choices.combinations import Situation, combination_reason
+from selectbench.choices.execution import Ddp, Weights
 from selectbench.plan.memory import COMMUNICATION_BYTES, CONTEXT_BYTES, MemoryNeed, Regime, layout_of, memory_need
 from selectbench.suite.job import Job
 
@@ -128,3 +130,22 @@ def test_low_rank_additions_are_trained_over_frozen_weights() -> None:
 )
 def test_what_is_not_known_is_none(config: dict[str, Any]) -> None:
     assert layout_of(config, Regime(128, autocast=False, half=False, eager=False)) is None
+
+
+class OwnDdp(Ddp):
+    """DDP with one setting more: another name around the same wrapper."""
+
+    name: Literal["own_ddp"] = "own_ddp"  # type: ignore[assignment]
+
+
+def test_a_strategy_that_wraps_in_ddp_has_its_needs_and_its_rows_under_its_own_name() -> None:
+    choices = Choices.model_validate(
+        {"optimizer": {"name": "adamw", "lr": 1e-3}, "precision": "bf16_master", "micro_batch_size": 4}
+    )
+    own = choices.model_copy(update={"strategy": OwnDdp(gradient_as_bucket_view=False)})
+    reason = combination_reason(Situation(own))
+    assert reason is not None
+    assert reason.startswith("precision bf16_master with strategy own_ddp: DDP keeps no master weights")
+    weights = Weights(PARAMETERS, 0.0, 4, 2, has_working_copy=True, ranks=2, accumulates=False)
+    assert own.strategy.gathered_bytes(weights) == 4 * PARAMETERS
+    assert not own.strategy.sharded()
