@@ -141,7 +141,7 @@ def plan(
     request = _request(suite, profile, settings, axes, seeds, quick, gpus, budget=budget, results=results)
     outlook = preview(request, _stderr().print)
     if as_json:
-        typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs))
+        typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes))
     else:
         print_plan(_stdout(), outlook.plan, outlook.estimate, outlook.notes, outlook.costs)
 

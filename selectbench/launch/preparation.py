@@ -341,6 +341,13 @@ def preview(request: Request, notify: Notify) -> Outlook:
     """Raises UserError for a wrong suite or data; what is missing or in use here are only noted."""
     suite, machine = resolve(request)
     notes = [reason] if (reason := device_problem(request, suite)) is not None else []
+    if suite.device == "cuda" and not machine.gpus:
+        wanted = [option.choices.world_size for option in suite.options]
+        count = max((ranks for ranks in wanted if ranks != "auto"), default=1)
+        machine = replace(machine, device_count=count)
+        notes.append(
+            f"planned as if this machine had {count} GPU{'s' if count > 1 else ''}, of which nothing is known"
+        )
     prepared = None
     with way_without_network(request):
         try:

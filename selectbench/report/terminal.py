@@ -150,7 +150,9 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-def plan_as_json(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost] = ()) -> str:
+def plan_as_json(
+    plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost] = (), notes: Sequence[str] = ()
+) -> str:
     """The plan for other programs."""
     content: dict[str, Any] = {
         "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
@@ -160,6 +162,7 @@ def plan_as_json(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCos
         "expected_seconds": _sum([cost.seconds for cost in costs]),
         "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
+        "notes": list(notes),
         "options": [_option_as_json(plan, planned, estimate) for planned in plan.options],
         "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
                    for p in plan.trials],

@@ -1,16 +1,22 @@
-"""What a run hands its trials: threads by rank, and a folder of weights that does not stay."""
+"""What a run hands its trials, threads by rank and a folder of weights that does not stay; plans without a GPU."""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from selectbench.errors import UserError
+from selectbench.errors import MissingPackageError, UserError
+from selectbench.launch import preparation
 from selectbench.launch import run as order
-from selectbench.launch.preparation import prepare_data
+from selectbench.launch.preparation import Request, prepare_data, preview
 from selectbench.record.run_folder import WEIGHTS, weights_folder
-from selectbench.suite.load import load_suite
+from selectbench.suite.document import read_document
+from selectbench.suite.load import find, load_suite, names
 
 
 @pytest.mark.parametrize(
@@ -68,3 +74,42 @@ def test_the_text_must_be_enough_for_every_options_own_batch(
         prepare_data(suite, lambda _: None)
     smaller = suite.model_copy(update={"options": suite.options[:1]})
     assert list(prepare_data(smaller, lambda _: None)) == ["small"]
+
+
+def profiles() -> list[tuple[str, str]]:
+    """Every shipped suite with each of its profiles."""
+    found = [(name, read_document(find(name)).below("profiles")) for name in names()]
+    return [(name, profile) for name, has in found for profile in has]
+
+
+@pytest.mark.parametrize(("suite", "profile"), profiles())
+def test_every_shipped_suite_is_planned_without_a_gpu_whatever_its_profile(
+    suite: str, profile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unprepared(*_: object, **__: object) -> None:
+        raise MissingPackageError("the data are not prepared")
+
+    monkeypatch.setattr(preparation, "prepare_data", unprepared)
+    monkeypatch.setattr("selectbench.machine._visible_gpus", list)
+    outlook = preview(Request(suite, profile=profile), lambda line: None)
+    assert [planned.option for planned in outlook.plan.options] == outlook.plan.suite.options
+    assert all(planned.gradient_accumulation_steps >= 1 for planned in outlook.plan.options)
+    told = any("planned as if this machine had" in note for note in outlook.notes)
+    assert told == (outlook.plan.suite.device == "cuda")
+    if profile == "cuda":
+        assert not any("world_size" in (planned.unsupported or "") for planned in outlook.plan.options)
+
+
+@pytest.mark.parametrize(
+    ("suite", "count"), [("distributed", "1 GPU"), ("framework", "1 GPU"), ("scaling", "8 GPUs")]
+)
+def test_the_command_without_a_gpu_says_what_it_planned_for(suite: str, count: str, tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "selectbench", "plan", suite, "--profile", "cuda", "--json"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    shown = json.loads(done.stdout)
+    no_gpu, planned_for = shown["notes"][:2]
+    assert no_gpu.startswith("device cuda: no GPU is visible")
+    assert planned_for == f"planned as if this machine had {count}, of which nothing is known"
+    assert shown["parameters"] == 124_475_904
+    assert all(option["expected_peak_memory_bytes"] > 1e9 for option in shown["options"])
