@@ -6,12 +6,16 @@ import errno
 import gc
 import io
 import os
+import select
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from selectbench.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
 
 COLLECT_EVERY = 500_000
 """Objects that hold others, more made than let go of, between two searches for those that hold each other.
@@ -25,66 +29,96 @@ after every 700, takes more than a quarter of the time of `report` and `compare`
 def main() -> NoReturn:
     """Entry point of the console script."""
     gc.set_threshold(COLLECT_EVERY)
-    sys.stdout, sys.stderr = _takes_all(sys.stdout), _takes_all(sys.stderr)
-    _leave(_run())
+    output, errors = _Output(sys.stdout or _nowhere()), _Output(sys.stderr or _nowhere())
+    sys.stdout, sys.stderr = output.stream, errors.stream
+    status = _run()
+    output.stream.flush()
+    if (lost := output.problem) is not None and not isinstance(lost, BrokenPipeError):
+        print(f"cannot write the output: {lost.strerror}; what was run is kept", file=sys.stderr)
+        status = ExitCode.USER_ERROR if status is None else status
+    errors.stream.flush()
+    # As it is: to let go of what was read and imported takes time, and serves nobody.
+    os._exit(ExitCode.OK if status is None else status)
 
 
-def _takes_all(stream: TextIO | None) -> TextIO:
-    """The stream, with what its encoding lacks written as escapes; one to nowhere if it was closed (`>&-`)."""
-    if stream is None:
-        return Path(os.devnull).open("w", encoding="utf-8")  # on the closed descriptor: no file of ours gets it
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="backslashreplace")
-    return stream
+def _nowhere() -> TextIO:
+    """In place of a stream that was closed (`>&-`), on its descriptor: no file of ours gets that."""
+    return Path(os.devnull).open("w", encoding="utf-8")
 
 
-def _run() -> int:
-    """The command's exit status."""
+class _Output(io.RawIOBase):
+    """Standard output or error, of which a command never hears that it cannot be written.
+
+    Its exit status is its verdict, whoever reads along: `selectbench gate ... | head -1` passes as it does without.
+    What the encoding lacks is written as escapes.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._under = stream  # which would close its file if it were gone
+        self._raw: io.RawIOBase = getattr(stream.buffer, "raw", stream.buffer)  # under `python -u` without a buffer
+        self.problem: OSError | None = None
+        """The first; nothing is written any more."""
+        self.stream = io.TextIOWrapper(
+            io.BufferedWriter(self), encoding=stream.encoding, errors="backslashreplace",
+            line_buffering=stream.line_buffering or stream.write_through,
+        )  # fmt: skip
+
+    def write(self, data: ReadableBuffer, /) -> int:
+        """All of it, and where that fails none of it and of what follows."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while left and self.problem is None:
+            try:
+                written = self._raw.write(left)
+                if written is None:  # whoever shares the pipe's end made it one that does not wait
+                    select.select([], [self._raw], [])
+                left = left[written or 0 :]
+            except OSError as error:
+                self.problem = error
+        return size
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def isatty(self) -> bool:
+        """Whether it is a terminal."""
+        return self._raw.isatty()
+
+    def fileno(self) -> int:
+        """Its descriptor."""
+        return self._raw.fileno()
+
+
+def _run() -> ExitCode | None:
+    """The command's exit status; None: it went to its end, and its output is all that it had to give."""
     try:
         from selectbench.cli import app
 
         app()
     except SystemExit as end:  # as typer ends every command
-        return end.code if isinstance(end.code, int) else ExitCode.OK
+        if isinstance(end.code, ExitCode):
+            return end.code
+        # Typer's own: 2 is wrong use, and any other an answer or a key that ended the command.
+        return _TYPERS.get(end.code, ExitCode.INTERRUPTED)
     except UserError as error:
         for problem in error.problems:
             print(problem, file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
-    except BrokenPipeError:
-        return _reader_left()
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            return _no_room(error)
+            name = f"{error.filename}: " if error.filename else ""
+            print(f"{name}cannot write: {error.strerror}; what was run is kept", file=sys.stderr)
+            return ExitCode.USER_ERROR
         traceback.print_exc()
         print("selectbench: this is a bug of selectbench's own; the records so far are kept.", file=sys.stderr)
         return ExitCode.OWN_BUG
-    return ExitCode.OK
+    return None
 
 
-def _no_room(error: OSError) -> int:
-    """Files of ours are told of where they are written: this is the output."""
-    print(f"cannot write the output: {error.strerror}; what was run is kept", file=sys.stderr)
-    return ExitCode.USER_ERROR
-
-
-def _reader_left() -> int:
-    """`selectbench report RUN | head`: the reader has what it wanted."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return ExitCode.OK
-
-
-def _leave(status: int) -> NoReturn:
-    """Ends the process as it is: to let go of what was read and imported takes time, and serves nobody."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        status = _reader_left()
-    except OSError as error:
-        status = _no_room(error)
-    sys.stderr.flush()
-    os._exit(status)
+_TYPERS: dict[object, ExitCode | None] = {None: None, 0: None, 2: ExitCode.USER_ERROR}
 
 
 if __name__ == "__main__":

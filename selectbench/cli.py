@@ -307,7 +307,7 @@ def doctor(
 ) -> None:
     """Say what this machine can run, and how to mend what it cannot."""
     from selectbench.doctor import diagnose, render, supported_choices
-    from selectbench.errors import UserError
+    from selectbench.errors import ExitCode, UserError
     from selectbench.machine import inspect_machine
 
     if calibrate:
@@ -317,7 +317,9 @@ def doctor(
         raise UserError(f"--gpus {gpus}: only --calibrate takes GPUs; doctor looks at all that are visible")
     findings = diagnose()
     _stdout().print(render(findings, supported_choices(inspect_machine())))
-    raise typer.Exit(2 if any(finding.status == "broken" for finding in findings) else 0)
+    raise typer.Exit(
+        ExitCode.USER_ERROR if any(finding.status == "broken" for finding in findings) else ExitCode.OK
+    )
 
 
 def _calibrate(gpus: str | None) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -208,13 +207,12 @@ class Display:
         self.running = Running(option, seed, number, of)
 
     def hear(self, event: Phase | Progress | None) -> None:
-        """An event of the running trial; None: time has passed. A terminal that is gone does not end the trial."""
-        with contextlib.suppress(OSError):
-            if isinstance(event, Progress):
-                self.progress(event.step, event.of, event.loss, event.tokens_per_second)
-            elif isinstance(event, Phase):
-                self.phase_changed(event.phase)
-            self.tick()
+        """An event of the running trial; None: time has passed."""
+        if isinstance(event, Progress):
+            self.progress(event.step, event.of, event.loss, event.tokens_per_second)
+        elif isinstance(event, Phase):
+            self.phase_changed(event.phase)
+        self.tick()
 
     def phase_changed(self, phase: str) -> None:
         """The running trial goes over to another kind of work: setup, train, evaluate, extra."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -68,8 +67,7 @@ def run(
             try:
                 _run_stages(preparation, folder, display, stop, retry_failed=retry_failed)
             finally:
-                with contextlib.suppress(OSError):  # after SIGHUP there is no terminal to restore
-                    display.close()
+                display.close()
             ranking = publish(folder, read_run(folder))
             return Result(folder, ranking, ExitCode.INTERRUPTED if stop else exit_code(preparation, folder))
 
@@ -90,8 +88,7 @@ def _run_stages(
     """Stage after stage, as the records of the one before ask."""
 
     def pause(seconds: float) -> None:
-        with contextlib.suppress(OSError):  # a terminal that is gone
-            display.tick()
+        display.tick()
         stop.wait(seconds)
 
     suite, gpus, ended = preparation.suite, preparation.claim.gpus, set[str]()
@@ -236,13 +233,9 @@ class Bench:
                     f"{trial.option}, seed {trial.seed}: the GPU was {state.verdict} ({state.detail}): run again"
                 )
                 record, server_start_seconds = self._attempt(planned, attempt + 1, number, of)
-        try:
-            self.display.trial_ended(
-                trial.option, trial.seed, record.outcome, record.wall_seconds, server_start_seconds
-            )
-        except OSError:  # after SIGHUP the terminal may be gone
-            if not self.stop:
-                raise
+        self.display.trial_ended(
+            trial.option, trial.seed, record.outcome, record.wall_seconds, server_start_seconds
+        )
 
     def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> tuple[Record, float]:
         """The record, which is on disk, and of its wall the seconds that a trial server took to start."""

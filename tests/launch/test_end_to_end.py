@@ -96,6 +96,17 @@ class TestAWholeRun:
         assert planned == {r["trial"]["trial_id"] for r in finished.records()}
 
 
+def test_where_nothing_can_be_said_a_run_ends_as_it_would(workplace: Workplace) -> None:
+    command = [sys.executable, "-m", "selectbench", "run", "tiny.yaml", "--seeds", "0", "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=workplace.folder, stdout=full, stderr=full, env=workplace.environment(), check=False
+        )
+    assert done.returncode == 0
+    assert [kind for _, _, kind in outcomes(workplace)] == ["completed", "completed"]
+    assert (workplace.run_folders()[-1] / "report.md").exists()
+
+
 class TestInterruption:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_ends_the_trial_and_keeps_the_records(
