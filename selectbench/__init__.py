@@ -12,11 +12,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(folder: str | Path) -> Run:
-    """A past run for a notebook: `selectbench.load("results/precision/...").to_pandas()`.
+def load(run: str | Path, results: str | Path = "results") -> Run:
+    """A past run for a notebook: `selectbench.load("precision@latest").to_pandas()`, or the run of a folder.
 
-    Raises selectbench.errors.UserError where the folder holds no run.
+    Raises selectbench.errors.UserError where there is no such run.
     """
     frames = import_module("selectbench.frames")  # what it needs would slow every command down
-    run: Run = frames.load(folder)
-    return run
+    found: Run = frames.load(run, results)
+    return found

@@ -46,7 +46,7 @@ BudgetOption = Annotated[
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
-RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder.")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, SUITE@latest, or SUITE@previous.")]
 
 
 def _request(
@@ -169,21 +169,23 @@ def data(
 def report(
     run: RunArgument,
     option: Annotated[str | None, typer.Argument(metavar="OPTION", help="One option's trials.")] = None,
+    results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
 ) -> None:
     """Render a run's ranking and report again, from its records alone."""
     from selectbench.errors import ExitCode, UserError
     from selectbench.launch.publish import publish, read_run, report_text
-    from selectbench.record.run_folder import require_records
+    from selectbench.record.run_folder import find_run, require_records
 
-    stored = read_run(run)
-    require_records(run)
+    found = find_run(run, results)
+    stored = read_run(found)
+    require_records(found)
     if option is not None:
         _show_option(stored, option, as_json)
         return
-    folder: Path | None = run
+    folder: Path | None = found
     try:
-        ranking = publish(run, stored)
+        ranking = publish(found, stored)
     except UserError as error:  # a run kept where nothing may be written can still be looked at
         ranking, folder = stored.ranking(), None
         _stderr().print(str(error), markup=False, soft_wrap=True)
@@ -195,8 +197,9 @@ def report(
 
 @app.command()
 def compare(
-    reference: Annotated[Path, typer.Argument(metavar="RUN", help="The run that the others are compared with.")],
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="One or more runs of the same suite.")],
+    reference: Annotated[str, typer.Argument(metavar="RUN", help="The run that the others are compared with.")],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="One or more runs of the same suite.")],
+    results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, to paste.")] = False,
 ) -> None:
@@ -204,7 +207,7 @@ def compare(
     from selectbench.launch.publish import compare_runs
     from selectbench.report.terminal import compare_markdown, print_compared
 
-    compared = compare_runs(reference, runs)
+    compared = compare_runs(reference, runs, results)
     if as_json:
         _echo_json(compared)
     elif as_markdown:
@@ -218,13 +221,14 @@ def compare(
 @app.command()
 def gate(
     run: RunArgument,
-    against: Annotated[Path, typer.Option("--against", metavar="RUN", help="The run to be held against.")],
+    against: Annotated[str, typer.Option("--against", metavar="RUN", help="The run to be held against.")],
     limits: Annotated[
         list[str],
         typer.Option(
             "--limit", metavar="LIMIT", help="tokens_per_second >= 0.97x reference; the suite's `gate` if none."
         ),
     ] = [],  # noqa: B006
+    results: ResultsOption = Path("results"),
     any_machine: Annotated[bool, typer.Option("--any-machine", help="Gate runs of different machines.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -232,7 +236,7 @@ def gate(
     from selectbench.launch.publish import GATE_EXIT, gate_run
     from selectbench.report.terminal import gate_markdown, print_gate
 
-    found = gate_run(run, against, limits, any_machine=any_machine)
+    found = gate_run(run, against, limits, results, any_machine=any_machine)
     if as_json:
         typer.echo(found.model_dump_json(indent=2))
     else:

@@ -14,6 +14,7 @@ from selectbench.analysis.result import Ranking, ScoreDifference
 from selectbench.analysis.summary import Crossing, counted, summarise
 from selectbench.launch.publish import StoredRun, read_run
 from selectbench.record.record import Completed, Failed, Record
+from selectbench.record.run_folder import find_run
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
 
@@ -137,6 +138,7 @@ def _is_number(column: str) -> bool:
     return column in _NUMBERS or stem in METRICS
 
 
-def load(folder: str | Path) -> Run:
-    """The run of a folder. Raises UserError where it holds none."""
-    return Run(Path(folder), read_run(Path(folder)))
+def load(run: str | Path, results: str | Path = "results") -> Run:
+    """The run of a folder, or of `SUITE@latest` or `SUITE@previous` in `results`. Raises UserError."""
+    folder = find_run(run, Path(results))
+    return Run(folder, read_run(folder))

@@ -16,6 +16,7 @@ from selectbench.analysis.statistics import Difference, changes, of_one
 from selectbench.analysis.summary import Summary, summarise
 from selectbench.errors import UserError
 from selectbench.record.record import Record
+from selectbench.record.run_folder import MACHINE
 from selectbench.suite.metrics import METRICS, Constraint, parse_constraint
 from selectbench.suite.suite import Suite
 
@@ -27,16 +28,6 @@ COMPARED = tuple(name for name, metric in METRICS.items() if metric.comparison)
 _SHOWN_ONLY = frozenset(name for name in COMPARED if METRICS[name].comparison == "shown")
 _PASSING = ("git_", "data.seconds", "memory_total_bytes", "machine_choices")
 """Of the environment, by beginning: what moves no figure, or is told of the suite."""
-MACHINE = (
-    "cpu_model",
-    "cpu_features",
-    "cores_by_affinity",
-    "cores_by_cgroup",
-    "gpus",
-    "memory_limit_bytes",
-    "threads",
-)
-"""Of the environment, by beginning: what makes it another machine."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
-
 from selectbench.analysis.gate import Compared, Gate, ReadRun, compare, hold_gate
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
@@ -32,6 +29,9 @@ from selectbench.record.run_folder import (
     SUITE,
     TABLE,
     PastRun,
+    find_run,
+    plain_suite,
+    planned_trials,
     read_json,
     read_records,
     require_records,
@@ -41,7 +41,7 @@ from selectbench.report import html, markdown
 from selectbench.report.files import benchmark_json, best_head, render_csv
 from selectbench.report.sections import report
 from selectbench.suite.load import load_suite
-from selectbench.suite.suite import CONTROL, Suite
+from selectbench.suite.suite import Suite
 from selectbench.text import json_text, suite_yaml
 
 _NAME = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)")
@@ -64,17 +64,15 @@ def _past_run(folder: Path) -> PastRun:
     named = _NAME.match(folder.name)
     started_at = "{}-{}-{} {}:{}".format(*named.groups()) if named else None
     try:
-        suite = YAML(typ="safe", pure=True).load(folder / SUITE)
-        environment = read_json(folder / ENVIRONMENT)
-        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])}
-        planned = {(option, seed) for option in options for seed in suite["seeds"]}
+        suite, environment = plain_suite(folder), read_json(folder / ENVIRONMENT)
+        planned = planned_trials(suite)
         records, _ = read_records(folder / RECORDS_FILE)
         done = planned & {(one.trial.option, one.trial.seed) for one in records if one.phase == "contest"}
-    except (OSError, YAMLError, UserError, KeyError, TypeError, AttributeError) as error:
+    except UserError as error:
         return PastRun(
             folder=str(folder), suite=folder.parent.name, started_at=started_at, device=None, hardware=None,
             trials_done=None, trials_planned=None, answer=None,
-            note=f"cannot be read: {str(error).splitlines()[0]}",
+            note=str(error).splitlines()[0],
         )  # fmt: skip
     gpus = dict.fromkeys(str(gpu.get("name")) for gpu in environment.get("gpus") or [])
     on_gpus = suite.get("device") == "cuda" and gpus
@@ -257,19 +255,34 @@ GATE_EXIT = {
 """The process's status by the gate's verdict."""
 
 
-def compare_runs(reference: Path, runs: Sequence[Path]) -> list[Compared]:
-    """Each of the runs against the reference. Raises UserError for a folder that is none, or of another suite."""
-    first = _read(reference)
-    return [compare(_of_the_same_suite(_read(run), first), first) for run in runs]
+def compare_runs(reference: str | Path, runs: Sequence[str | Path], results: Path) -> list[Compared]:
+    """Each of the runs against the reference, all as `find_run` takes them.
+
+    Raises UserError for a folder that is none, or of another suite.
+    """
+    against = find_run(reference, results)
+    first = _read(against)
+    folders = [_another_run(run, reference, against, results) for run in runs]
+    return [compare(_of_the_same_suite(_read(folder), first), first) for folder in folders]
 
 
-def gate_run(run: Path, against: Path, limits: Sequence[str], *, any_machine: bool) -> Gate:
+def gate_run(
+    run: str | Path, against: str | Path, limits: Sequence[str], results: Path, *, any_machine: bool
+) -> Gate:
     """The limits given, else those of the run's suite, else of the reference's. Raises UserError for wrong use."""
-    ours, reference = _read(run), _read(against)
-    if run.resolve() == against.resolve():
-        raise UserError(f"{run}: a run against itself shows nothing; name the reference with --against")
+    folder = find_run(run, results)
+    ours, reference = _read(folder), _read(_another_run(against, run, folder, results))
     _of_the_same_suite(ours, reference)
     return hold_gate(ours, reference, limits or ours.suite.gate or reference.suite.gate, any_machine=any_machine)
+
+
+def _another_run(reference: str | Path, first: str | Path, folder: Path, results: Path) -> Path:
+    """A second run; its suite is the first one's if not said. Raises UserError where it is the first one."""
+    found = find_run(reference, results, folder.resolve().parent.name)
+    if found.resolve() == folder.resolve():
+        both = str(first) if str(first) == str(reference) else f"{first} and {reference} are both {found}"
+        raise UserError(f"{both}: a run against itself shows nothing; name another one")
+    return found
 
 
 def _read(folder: Path) -> ReadRun:

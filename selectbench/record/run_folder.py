@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
 
-from selectbench.errors import UserError
+from selectbench.errors import UserError, did_you_mean
 from selectbench.machine import lock
-from selectbench.record.record import SCHEMA_VERSION, Lines, Record
-from selectbench.suite.suite import Suite
+from selectbench.record.record import SCHEMA_VERSION, Failed, Lines, Record
+from selectbench.suite.suite import CONTROL, Suite
 from selectbench.text import suite_yaml
 
 SUITE = "suite.yaml"
@@ -30,6 +32,12 @@ TABLE = "ranking.csv"
 BENCHMARK = "benchmark.json"
 TRIALS = "trials"
 WEIGHTS = "weights"
+
+
+MACHINE = (
+    "cpu_model", "cpu_features", "cores_by_affinity", "cores_by_cgroup", "gpus", "memory_limit_bytes", "threads",
+)  # fmt: skip
+"""Of the environment, by beginning: what makes it another machine."""
 
 
 class PastRun(BaseModel, frozen=True):
@@ -71,6 +79,119 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path}: a JSON mapping was expected")
     return content
+
+
+# A run is named by its folder, or by its suite and which of its complete runs is meant.
+
+
+LATEST, PREVIOUS = "latest", "previous"
+
+
+def find_run(reference: str | Path, results: Path, suite: str | None = None) -> Path:
+    """The folder that a run's name means: a folder, `SUITE@latest` or `SUITE@previous`.
+
+    The latest run is the newest complete one of the suite's under `results`, the previous one the newest complete
+    one before it that ran the same profile on the same machine. `suite`: whose runs `@latest` alone means. Raises
+    UserError where there is no such run.
+    """
+    folder = Path(reference)
+    if (folder / SUITE).is_file():
+        return folder
+    name, at, which = str(reference).rpartition("@")
+    if not at or "/" in which:
+        raise UserError(f"{reference}: {_not_a_run(folder, results)}")
+    if which not in (LATEST, PREVIOUS):
+        raise UserError(f"{reference}: expected {name or 'SUITE'}@{LATEST} or {name or 'SUITE'}@{PREVIOUS}")
+    name = Path(name).stem if name.endswith((".yaml", ".yml")) else name or suite or ""
+    if not name:
+        raise UserError(f"{reference}: the latest run of which suite? Write SUITE@{which}{_suites(results)}")
+    runs = _runs(results / name) or _runs(Path(name))
+    if not runs:
+        hint = did_you_mean(name, _with_runs(results)) or _suites(results)
+        raise UserError(f"{reference}: {results} has no run of {name}{hint}")
+    complete = (run for run in runs if is_complete(run))
+    latest = next(complete, None)
+    if latest is None:
+        raise UserError(f"{reference}: no run of {name} in {results} is complete; name one by its folder")
+    if which == LATEST:
+        return latest
+    kind = _kind_of_run(latest)
+    previous = next((run for run in complete if kind is not None and _kind_of_run(run) == kind), None)
+    if previous is None:
+        raise UserError(
+            f"{reference}: before {latest} there is no complete run of {name} that ran the same profile on the "
+            "same machine; name the one that you mean by its folder"
+        )
+    return previous
+
+
+def _runs(folder: Path) -> list[Path]:
+    """Of a suite, the newest first."""
+    return sorted((path.parent for path in folder.glob(f"*/{SUITE}")), reverse=True)
+
+
+def _not_a_run(folder: Path, results: Path) -> str:
+    """Why a name without `@` means no run, and what would."""
+    for place in (folder, results / folder):
+        if runs := _runs(place):
+            few = ", ".join(str(run) for run in runs[:3]) + (" and more" if len(runs) > 3 else "")
+            return f"these are all runs of a suite: write {place.name}@{LATEST}, or a folder: {few}"
+    what = f"it has no {SUITE}" if folder.is_dir() else "there is no such folder"
+    return f"not a run folder: {what} (`selectbench list` names the runs)"
+
+
+def _with_runs(results: Path) -> list[str]:
+    """Names of suites."""
+    return sorted({path.parent.parent.name for path in results.glob(f"*/*/{SUITE}")})
+
+
+def _suites(results: Path) -> str:
+    names = _with_runs(results)
+    return f" (suites with runs in {results}: {', '.join(names)})" if names else ""
+
+
+def plain_suite(folder: Path) -> dict[str, Any]:
+    """A run's suite.yaml as plain data. Raises UserError where it can't be read."""
+    try:
+        content = YAML(typ="safe", pure=True).load(folder / SUITE)
+    except (OSError, YAMLError, ValueError) as error:
+        raise UserError(f"{folder / SUITE}: cannot be read: {str(error).splitlines()[0]}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{folder / SUITE}: cannot be read: a mapping was expected")
+    return content
+
+
+def planned_trials(suite: dict[str, Any]) -> set[tuple[str, int]]:
+    """Option and seed of each trial of the contest, of a suite as `plain_suite` reads it. Raises UserError."""
+    try:
+        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])}
+        return {(option, seed) for option in options for seed in suite["seeds"]}
+    except (KeyError, TypeError):
+        raise UserError(f"{SUITE}: cannot be read: its options and seeds are not whole") from None
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every trial of the contest has an outcome; False where the run can't be read."""
+    try:
+        planned = planned_trials(plain_suite(folder))
+        last = last_attempts(read_records(folder / RECORDS_FILE)[0]).values()
+    except UserError:
+        return False
+    return planned <= {
+        (record.trial.option, record.trial.seed) for record in last
+        if record.phase == "contest"
+        and not (isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted")
+    }  # fmt: skip
+
+
+def _kind_of_run(folder: Path) -> tuple[Any, ...] | None:
+    """Equal for runs of one profile on one machine; None where that can't be read."""
+    try:
+        suite, environment = plain_suite(folder), read_json(folder / ENVIRONMENT)
+    except UserError:
+        return None
+    profile = [suite.get("profile"), suite.get("device"), bool(suite.get("quick"))]
+    return (*profile, *(environment.get(key) for key in MACHINE))
 
 
 # A run's folder is found again where it is incomplete, and locked while it is written.

@@ -24,6 +24,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
 from selectbench.launch.publish import MOST_BYTES, add_to_job_summary, compare_runs, gate_run, past_runs, read_run
 from selectbench.record.record import Record
+from selectbench.record.run_folder import find_run
 from selectbench.report.files import benchmark_json, render_csv
 from selectbench.suite.load import load_suite
 from selectbench.suite.metrics import METRICS
@@ -118,6 +119,13 @@ def test_compare_and_gate_of_real_folders(kept: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [(["gate", "RUN", "--against", "RUN"], "a run against itself"),
      (["gate", "RUN", "--against", "none"], "not a run"),
+     (["gate", "RUN", "--against", "@latest", "--results", "RESULTS"], "@latest are both"),
+     (["report", "precison@latest", "--results", "RESULTS"], "did you mean 'precision'?"),
+     (["report", "@latest", "--results", "RESULTS"], "Write SUITE@latest"),
+     (["report", "precision@lates", "--results", "RESULTS"], "expected precision@latest or precision@previous"),
+     (["report", "precision@previous", "--results", "RESULTS"], "no complete run of precision"),
+     (["report", "precision", "--results", "RESULTS"], "write precision@latest, or a folder: "),
+     (["report", "RESULTS/precision"], "write precision@latest, or a folder: "),
      (["gate", "RUN", "--against", "SAME"], "the gate has no limit"),
      (["gate", "RUN", "--against", "SAME", "--limit", "tokens_per_second > 1x baseline"], "1x reference"),
      (["compare", "RUN", "none"], "not a run folder"), (["gate", "RUN"], "--against"),
@@ -126,10 +134,71 @@ def test_compare_and_gate_of_real_folders(kept: Path, tmp_path: Path) -> None:
 def test_wrong_use_ends_with_two(kept: Path, tmp_path: Path, words: list[str], message: str) -> None:
     shutil.copytree(kept, tmp_path / "SAME")
     places = {"RUN": str(kept), "SAME": str(tmp_path / "SAME"), "OTHER": str(kept_run("optimizer"))}
-    done = command(*(places.get(word, word) for word in words), cwd=tmp_path)
+    done = command(
+        *(places.get(word, word.replace("RESULTS", str(kept.parents[1]))) for word in words), cwd=tmp_path
+    )
     assert done.returncode == 2
     assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
+
+
+class TestRunsByName:
+    """Of runs a to e, from the oldest to the newest, each changed in its own way."""
+
+    @pytest.fixture
+    def results(self, tmp_path: Path) -> Path:
+        for name in "abcde":
+            shutil.copytree(
+                kept_run("precision"), tmp_path / "precision" / f"20200101T00000{ord(name) - 97}Z-{name}"
+            )
+        return tmp_path
+
+    def run(self, results: Path, name: str) -> Path:
+        (found,) = (results / "precision").glob(f"*-{name}")
+        return found
+
+    def change(self, run: Path, file: str, old: str, new: str) -> None:
+        text = (run / file).read_text()
+        assert old in text
+        (run / file).write_text(text.replace(old, new))
+
+    def test_the_newest_complete_one_and_the_one_before_it(self, results: Path) -> None:
+        lines = (self.run(results, "e") / "records.jsonl").read_text().splitlines(keepends=True)
+        (self.run(results, "e") / "records.jsonl").write_text("".join(lines[:-1]))  # one trial is still to come
+        self.change(self.run(results, "d"), "suite.yaml", "seeds:", "seeds: [")  # can't be read
+        assert find_run("precision@latest", results) == self.run(results, "c")
+        assert find_run("precision@previous", results) == self.run(results, "b")
+        assert find_run("suites/precision.yaml@latest", results) == self.run(results, "c")
+        assert find_run(f"{results}/precision@latest", Path("elsewhere")) == self.run(results, "c")
+        assert find_run("@previous", results, "precision") == self.run(results, "b")
+
+    def test_an_interrupted_trial_is_no_outcome(self, results: Path) -> None:
+        newest = self.run(results, "e") / "records.jsonl"
+        first = json.loads(newest.read_text().splitlines()[0])
+        first |= {"attempt": 2, "outcome": {"status": "failed", "kind": "interrupted", "detail": "Ctrl-C"}}
+        with newest.open("a") as stream:
+            stream.write(json.dumps(first) + "\n")
+        assert find_run("precision@latest", results) == self.run(results, "d")
+
+    def test_the_one_before_ran_the_same_profile_on_the_same_machine(self, results: Path) -> None:
+        self.change(self.run(results, "d"), "environment.json", '"cpu_model": "', '"cpu_model": "another ')
+        self.change(self.run(results, "c"), "suite.yaml", "device: cpu", "device: cuda")
+        self.change(self.run(results, "b"), "suite.yaml", "quick: false", "quick: true")
+        assert find_run("precision@latest", results) == self.run(results, "e")
+        assert find_run("precision@previous", results) == self.run(results, "a")
+
+    def test_every_command_takes_them(self, results: Path) -> None:
+        where = ("--results", str(results))
+        shown = command("report", "precision@latest", *where)
+        assert shown.returncode == 0, shown.stderr
+        assert str(self.run(results, "e") / "report.md") in shown.stdout
+        (found,) = json.loads(command("compare", "precision@previous", "@latest", "--json", *where).stdout)
+        assert (found["reference"], found["run"]) == (str(self.run(results, "d")), str(self.run(results, "e")))
+        limit = ("--limit", "tokens_per_second >= 0.9x reference")
+        gated = command("gate", "precision@latest", "--against", "@previous", *limit, "--json", *where)
+        assert gated.returncode == 0, gated.stderr
+        assert json.loads(gated.stdout)["reference"] == str(self.run(results, "d"))
+        assert len(selectbench.load("precision@latest", results).to_pandas()) == 30
 
 
 def test_reports_are_not_replaced_by_those_of_no_records(kept: Path, tmp_path: Path) -> None:
@@ -141,9 +210,9 @@ def test_reports_are_not_replaced_by_those_of_no_records(kept: Path, tmp_path: P
     assert done.stderr.startswith(f"{kept}: it has no records.jsonl")
     assert (kept / "ranking.json").read_text() == "of the records that were there"
     with pytest.raises(UserError, match=r"has no records\.jsonl"):
-        compare_runs(same, [kept])
+        compare_runs(same, [kept], tmp_path)
     with pytest.raises(UserError, match=r"has no records\.jsonl"):
-        gate_run(kept, same, ["tokens_per_second > 1x reference"], any_machine=False)
+        gate_run(kept, same, ["tokens_per_second > 1x reference"], tmp_path, any_machine=False)
 
 
 def test_a_report_that_cannot_be_written_is_shown_and_ends_with_two(kept: Path) -> None:
