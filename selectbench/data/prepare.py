@@ -101,7 +101,7 @@ def prepare(
     described, parts, write = _work(data, tokenizer, cleaning or Cleaning(), specials, code, notify, evaluates)
     key = _key(parts)
     folder = cache_root() / "data" / key
-    cached = _cached(folder)
+    cached = _cached(folder, notify)
     if cached is None:
         if not downloads and (missing := streamed(data)):
             raise NotDownloadedError(*(f"data.dataset: {one.dataset} is not downloaded yet" for one in missing))
@@ -166,10 +166,25 @@ def _key(parts: Sequence[str]) -> str:
     return digest.hexdigest()[:32]
 
 
-def _cached(folder: Path) -> Prepared | None:
+MUCH_BYTES = 4 << 30
+"""To read so much takes seconds."""
+
+
+def _cached(folder: Path, notify: Notify) -> Prepared | None:
+    """What was prepared before, all of it read and found to be what was written; None: it is to be prepared."""
     try:
-        return Prepared.open(folder)
-    except (FileNotFoundError, ValueError):  # it is not there, or not whole
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        if size > MUCH_BYTES:
+            notify(f"reading {units.size(size)} of prepared data, to see whether they are as they were written")
+        prepared = Prepared.open(folder)
+        prepared.check()
+        return prepared
+    except FileNotFoundError as error:
+        if folder.is_dir():
+            notify(f"{folder} lacks {Path(error.filename).name}: it is removed and prepared anew")
+            remove(folder)
+    except ValueError as error:
+        notify(f"{folder} is damaged ({error}): it is removed and prepared anew")
         remove(folder)
     except OSError as error:
         raise UserError(
@@ -427,7 +442,8 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
     tokenizer = make_tokenizer(
         work.tokenizer, _tokenizer_sample(work, spool, sides.training), work.specials, training.done
     )
-    tokenizer.backend.save(str(folder / TOKENIZER))
+    # Written by Python, as what `tokenizers` raises on a full disk is no OSError.
+    (folder / TOKENIZER).write_text(tokenizer.backend.to_str(pretty=True), encoding="utf-8", newline="\n")
     name, both = str(next(iter(work.tokenizer.model_dump().values()))), sides.training | sides.heldout
     texts = itertools.chain.from_iterable(map(work.shape.encoded, spool.documents(both)))
     check_alphabet(tokenizer.backend, texts, name, work.described)

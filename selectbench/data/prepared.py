@@ -8,12 +8,14 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -77,11 +79,59 @@ def publish(final: Path, write: Callable[[Path], None]) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Takes a damaged folder out of the cache; it is gone under its name before its files go."""
+    """Takes a damaged folder out of the cache; it is gone under its name before its files go. Raises UserError."""
     aside = folder.with_name(f".unfinished-{uuid4().hex}")
-    with suppress(OSError):
+    try:
         folder.rename(aside)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(
+            f"cache: {folder} is damaged and can't be removed: {error.strerror}: remove it, or set "
+            "SELECTBENCH_CACHE to a folder of your own"
+        ) from error
     shutil.rmtree(aside, ignore_errors=True)
+
+
+# What the cache holds is believed only with its digest: a disk, or a person, may have changed it since.
+
+
+PIECE_BYTES = 4 << 20
+
+
+def sealed(content: Any) -> str:
+    """JSON of the content and its SHA-256."""
+    return json.dumps({"sha256": _sha256_of(content), "content": content}, indent=1) + "\n"
+
+
+def unsealed(text: bytes) -> Any:
+    """The content that `sealed` got. Raises ValueError where anything of it was changed."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict) or found.keys() != {"sha256", "content"}:
+        raise ValueError("it is not what this version of selectbench writes")
+    if found["sha256"] != _sha256_of(found["content"]):
+        raise ValueError("its content is not what was written")
+    return found["content"]
+
+
+def _sha256_of(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of the SHA-256 of every 4 MiB of a file, which all cores work on at once. Raises OSError."""
+
+    def digest(start: int) -> bytes:
+        with path.open("rb") as file:
+            file.seek(start)
+            return hashlib.sha256(file.read(PIECE_BYTES)).digest()
+
+    with ThreadPoolExecutor() as pool:
+        pieces = pool.map(digest, range(0, path.stat().st_size, PIECE_BYTES))
+        return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
 # Digests of large files that do not change between runs, kept in the cache so that they are read once.
@@ -100,16 +150,14 @@ def kept_sha256(path: Path) -> str:
     with path.open("rb") as file:
         place = _place(path, os.fstat(file.fileno()))
         with suppress(OSError, ValueError):
-            digest = place.read_text(encoding="ascii")
-            if len(digest) == 64:
-                return digest
+            return str(unsealed(place.read_bytes()))
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         after = os.fstat(file.fileno())
     if _place(path, after) == place and time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > SETTLED_NS:
         with suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
             unfinished = place.with_name(f".unfinished-{uuid4().hex}")
-            unfinished.write_text(digest, encoding="ascii")
+            unfinished.write_text(sealed(digest), encoding="ascii")
             unfinished.replace(place)
     return digest
 
@@ -169,27 +217,41 @@ class Prepared:
     """Token ids that the task needs besides: `mask`, `pad`."""
     document_sizes: list[int] = field(default_factory=list)
     """Documents kept, by size in UTF-8 bytes: the n-th counts those below 2**n and not below 2**(n - 1)."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """`file_digest` of each file beside prepared.json."""
 
     @classmethod
     def open(cls, folder: Path | str) -> Prepared:
-        """Reads it back. Raises FileNotFoundError where it is missing, ValueError where it is damaged."""
+        """Reads it back, with a look at the sizes of its files alone.
+
+        Raises FileNotFoundError where it is missing, ValueError where it is damaged.
+        """
         folder = Path(folder)
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        names = {f.name for f in fields(cls)} - {"folder"}
-        if not isinstance(facts, dict) or set(facts) != names:
-            raise ValueError(f"{folder / FACTS}: not what this version of selectbench writes")
-        prepared = cls(folder=folder, **facts)
+        try:
+            content = unsealed((folder / FACTS).read_bytes())
+            if not isinstance(content, dict) or content.keys() != {f.name for f in fields(cls)} - {"folder"}:
+                raise ValueError("it is not what this version of selectbench writes")
+            prepared = msgspec.convert({**content, "folder": folder}, cls)
+        except ValueError as error:
+            raise ValueError(f"{FACTS}: {error}") from None
         for name, (entries, dtype) in prepared.files().items():
             size, written = (folder / name).stat().st_size, entries * np.dtype(dtype).itemsize
             if size != written:
-                raise ValueError(f"{folder / name}: has {size} bytes, {written} were written")
+                raise ValueError(f"{name}: it has {size} bytes, {written} were written")
         if prepared.has_text and not (folder / TOKENIZER).stat().st_size:
-            raise ValueError(f"{folder}: the tokenizer is empty")
+            raise ValueError(f"{TOKENIZER}: it is empty")
         return prepared
 
+    def check(self) -> None:
+        """Reads every file. Raises ValueError where one is not what was written, FileNotFoundError, OSError."""
+        for name, digest in self.digests.items():
+            if file_digest(self.folder / name) != digest:
+                raise ValueError(f"{name}: its content is not what was written")
+
     def save(self) -> None:
-        """Writes its facts beside the files."""
-        (self.folder / FACTS).write_text(json.dumps(self.facts(), indent=1) + "\n", encoding="utf-8")
+        """Writes its facts beside the files, which are whole by now."""
+        digests = {path.name: file_digest(path) for path in sorted(self.folder.iterdir())}
+        (self.folder / FACTS).write_text(sealed({**self.facts(), "digests": digests}), encoding="utf-8")
 
     def files(self) -> dict[str, tuple[int, npt.DTypeLike]]:
         """Entries and type of each file of numbers, by name; in native order.
@@ -220,8 +282,8 @@ class Prepared:
         return self.kind in ("text", "chat", "pairs")
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the folder, as prepared.json holds it."""
-        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "folder"}
+        """Everything but the folder and the digests, which follow from it."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("folder", "digests")}
 
     def train(self) -> npt.NDArray[np.unsignedinteger]:
         """The training tokens, memory-mapped read-only, shape (train_tokens,)."""

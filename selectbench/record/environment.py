@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import re
@@ -12,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 import selectbench
 from selectbench import machine
-from selectbench.data.prepared import cache_root
+from selectbench.data.prepared import cache_root, sealed, unsealed
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, gpus, topology
 from selectbench.record.run_folder import write_whole
@@ -329,16 +330,19 @@ def store(uuid: str, calibration: Calibration) -> None:
                 by_uuid = _calibrations(file).by_uuid
             except UserError:  # a damaged file is written anew
                 by_uuid = {}
-            write_whole(file, _Calibrations(by_uuid=by_uuid | {uuid: calibration}).model_dump_json(indent=1))
+            write_whole(file, sealed(_Calibrations(by_uuid=by_uuid | {uuid: calibration}).model_dump(mode="json")))
     except OSError as error:
         raise UserError(f"{file}: cannot write: {error.strerror or error}") from None
 
 
 def _calibrations(file: Path) -> _Calibrations:
     try:
-        return _Calibrations.model_validate_json(file.read_bytes())
+        text = file.read_bytes()
+        if b'"sha256"' not in text:  # from before it had a digest
+            return _Calibrations.model_validate_json(text)
+        return _Calibrations.model_validate_json(json.dumps(unsealed(text)))
     except FileNotFoundError:
         return _Calibrations()
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         what = error.strerror if isinstance(error, OSError) else "it is damaged"
         raise UserError(f"{file}: cannot read: {what}; `selectbench doctor --calibrate` writes it anew") from None

@@ -1,7 +1,10 @@
 """Preparing real text: files in, token files out, and each bad input in words."""
 
 import dataclasses
+import itertools
+import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -17,7 +20,17 @@ from tokenizers import Tokenizer as HfTokenizer
 
 from selectbench.choices.model import Bpe, Bytes
 from selectbench.data.prepare import prepare
-from selectbench.data.prepared import ABANDONED_SECONDS, Prepared, cache_root, check_enough, epochs, publish
+from selectbench.data.prepared import (
+    ABANDONED_SECONDS,
+    Prepared,
+    cache_root,
+    check_enough,
+    epochs,
+    file_digest,
+    publish,
+    sealed,
+    unsealed,
+)
 from selectbench.data.split import SHORTEST_LEAK_CHARACTERS, normalised
 from selectbench.data.tokenizer import END_OF_TEXT
 from selectbench.errors import UserError
@@ -158,14 +171,142 @@ def test_what_a_killed_run_left_is_swept_once_it_is_old(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".unfinished-young", "made"]
 
 
-@pytest.mark.parametrize("name", ["train.bin", "prepared.json", "heldout_bytes.bin"])
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: os.truncate(path, 100)])
-def test_a_damaged_cache_is_made_anew(story, name, damage):
-    prepared = prepare(texts(story), BPE)
+def flip(path, place=0.5, bit=3):
+    """One bit of a file, at this share of its length."""
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content))] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def swap_words(path):
+    """Two entries of a tokenizer's vocabulary: the file is as long as before, and still a tokenizer."""
+    model = json.loads(path.read_text())
+    words = model["model"]["vocab"]
+    first, second = list(words)[-2:]
+    words[first], words[second] = words[second], words[first]
+    path.write_text(json.dumps(model, indent=2, ensure_ascii=False))
+    HfTokenizer.from_file(str(path))
+
+
+def write_facts(path, **changes):
+    """As if they had been written so: with the right digest."""
+    path.write_text(sealed({**unsealed(path.read_bytes()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *itertools.product(
+            ["train.bin", "heldout.bin", "prepared.json", "heldout_bytes.bin", "tokenizer.json"],
+            [Path.unlink, lambda path: os.truncate(path, 100), flip],
+        ),
+        ("tokenizer.json", swap_words),
+        ("tokenizer.json", lambda path: path.write_text("{}")),
+        ("prepared.json", lambda path: path.write_text("[1]")),
+        ("prepared.json", lambda path: path.write_text("[" * 100_000)),
+        ("prepared.json", lambda path: path.write_text(path.read_text().replace("400", "401"))),
+        ("prepared.json", lambda path: write_facts(path, vocab_size="400")),
+        ("prepared.json", lambda path: write_facts(path, removed={"empty": None})),
+        ("prepared.json", lambda path: write_facts(path, made_up=1)),
+    ],
+)
+def test_a_damaged_cache_is_made_anew_and_told(story, name, damage):
+    prepared, said = prepare(texts(story), BPE), []
     whole = (prepared.folder / name).read_bytes()
     damage(prepared.folder / name)
-    assert prepare(texts(story), BPE) == prepared
+    assert prepare(texts(story), BPE, notify=said.append) == prepared
     assert (prepared.folder / name).read_bytes() == whole
+    (note,) = (line for line in said if "anew" in line)
+    assert name in note
+    prepare(texts(story), BPE, notify=said.clear)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+def test_a_damaged_cache_that_cannot_be_removed_is_not_used(story, open_folder, monkeypatch):
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(open_folder / "cache"))
+    text = shutil.copy(story, open_folder)
+    flip(prepare(texts(text), BPE).folder / "heldout_bytes.bin")
+    code = (
+        "import os, selectbench.data.prepare as p; from selectbench.errors import UserError\n"
+        "from selectbench.suite.sources import TextFiles; from selectbench.choices.model import Bpe\n"
+        f"data = TextFiles(text=[{str(text)!r}])\n"
+        "p.prepare(data, Bpe(bpe=300))\n"  # imports all: others may not read the interpreter
+        "os.setuid(65534)\n"
+        "try: p.prepare(data, Bpe(bpe=400))\n"
+        "except UserError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "is damaged and can't be removed: Permission denied" in done.stdout
+
+
+@pytest.mark.slow
+def test_no_change_of_a_cached_file_goes_unnoticed(story):
+    """Seeded: bits, bytes and stretches that are flipped, cut, doubled, swapped or overwritten, in every file."""
+    prepared, draw = prepare(texts(story), BPE), random.Random(20)
+    whole = {path.name: path.read_bytes() for path in prepared.folder.iterdir()}
+    for number in range(80):
+        name = draw.choice(sorted(whole))
+        content = bytearray(whole[name])
+        start, size = draw.randrange(len(content)), draw.choice([1, 2, 16, 4096])
+        match number % 6:
+            case 0:
+                content[start] ^= 1 << draw.randrange(8)
+            case 1:
+                content[start : start + size] = draw.randbytes(len(content[start : start + size]))
+            case 2:
+                del content[start : start + size]
+            case 3:
+                content[start:start] = content[start : start + size]
+            case 4:
+                content[start : start + size] = bytes(len(content[start : start + size]))
+            case 5:
+                content[start:] = bytes(draw.sample(list(content[start:]), len(content) - start))
+        (prepared.folder / name).write_bytes(content)
+        said = []
+        again = prepare(texts(story), BPE, notify=said.append)
+        assert again == prepared
+        told = any("anew" in line for line in said)
+        if not told and name == "prepared.json":  # white space is not content
+            assert json.loads(content) == json.loads(whole[name]), number
+            (again.folder / name).write_bytes(whole[name])
+        else:
+            assert told == (content != whole[name]), (number, name)
+            assert {path.name: path.read_bytes() for path in again.folder.iterdir()} == whole, (number, name)
+
+
+def test_a_large_file_is_told_to_be_read(story, monkeypatch):
+    prepare(texts(story), BPE)
+    said = []
+    monkeypatch.setattr("selectbench.data.prepare.MUCH_BYTES", 1000)
+    prepare(texts(story), BPE, notify=said.append)
+    assert re.fullmatch(r"reading .* of prepared data, to see whether they are as they were written", said[0])
+
+
+def test_every_piece_of_a_file_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr("selectbench.data.prepared.PIECE_BYTES", 1000)
+    path, seen = tmp_path / "file", set()
+    path.write_bytes(bytes(3500))
+    for place in (None, 0, 0.3, 0.6, 0.99):
+        if place is not None:
+            flip(path, place)
+        seen.add(file_digest(path))
+    os.truncate(path, 3499)
+    assert len(seen | {file_digest(path)}) == 6
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "train.bin", "prepared.json"])
+def test_a_cache_disk_that_gets_full_names_the_remedy(story, cache, file, monkeypatch):
+    """Whichever file is the one that finds no room: those that other packages write, too."""
+
+    def no_room(self, *arguments, **settings):
+        return as_before(Path("/dev/full") if self.name == file else self, *arguments, **settings)
+
+    as_before = Path.open
+    monkeypatch.setattr(Path, "open", no_room)
+    with pytest.raises(UserError, match=r"No space left on device.*set SELECTBENCH_CACHE"):
+        prepare(texts(story), BPE)
+    monkeypatch.undo()
+    assert list(cache.iterdir()) == []
 
 
 def test_other_users_of_a_cache_may_read_it(story):

@@ -113,6 +113,19 @@ def test_a_damaged_file_is_no_rate_and_is_written_anew(cache: Path) -> None:
     assert stored_rates("GPU-a") == {"float32": 1e12}
 
 
+def test_a_digit_that_changed_is_no_rate_and_a_file_from_before_digests_is_read(cache: Path) -> None:
+    store("GPU-a", made(float32=1e12))
+    file = cache / FILE_NAME
+    text = file.read_text()
+    file.write_text(text.replace("1000000000000.0", "7000000000000.0"))
+    assert file.read_text() != text
+    assert stored_rates("GPU-a") == {}
+    with pytest.raises(UserError, match=r"it is damaged; .*doctor --calibrate"):
+        stored("GPU-a")
+    file.write_text(json.dumps(json.loads(text)["content"]))
+    assert stored_rates("GPU-a") == {"float32": 1e12}
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch can use")
 def test_a_real_gpu_reaches_no_more_than_its_data_sheet() -> None:
