@@ -201,8 +201,10 @@ def free_of(*given: str) -> AfterValidator:
 
 MOST_BYTES = 100 * 10**6
 MOST_FILES = 20_000
-LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages"})
-"""Folders of copies and caches; hidden ones and virtual environments are left out too."""
+LEFT_OUT = frozenset({"__pycache__", "node_modules", "site-packages", "wandb", "mlruns"})
+"""Folders of copies, caches and trackers; hidden ones and virtual environments are left out too."""
+LOGS = ("*.log", "events.out.tfevents.*")
+"""Names of files that a training writes: an interrupted run that wrote one there is still the same run."""
 OF_A_RUN = ("suite.yaml", "environment.json")
 """Both lie in a run's folder: results beside the code must not make the next run another one."""
 MODULES = (".py", ".pyc", ".so", ".pyd")
@@ -269,7 +271,9 @@ def _walk(top: Path) -> Iterator[Path]:
     seen = {top.resolve()}
     for folder, below, names in os.walk(top, followlinks=True, onerror=_raise):
         below[:] = [name for name in below if _counts(Path(folder, name), seen)]
-        for file in (Path(folder, name) for name in names if not name.startswith(".")):
+        for file in (Path(folder, name) for name in names):
+            if file.name.startswith(".") or any(file.match(log) for log in LOGS):
+                continue
             compiled = file.suffix == ".pyc" and file.with_suffix(".py").exists()
             if not compiled and file.exists():  # a broken link is there and does not exist
                 yield file

@@ -152,6 +152,8 @@ def test_caches_hidden_folders_environments_and_runs_are_no_code(folder):
     (lib / "broken").symlink_to(lib / "nowhere")
     (lib / "ourlib" / "loop").symlink_to(lib)
     os.mkfifo(lib / "pipe")
+    for log in ("train.log", "events.out.tfevents.1.host"):
+        (lib / log).write_text("step 1\n")
     assert own_code_sha256([str(lib)]) == before
     (lib / "linked.py").symlink_to(folder / "elsewhere.py")
     (folder / "elsewhere.py").write_text("y = 1\n")
