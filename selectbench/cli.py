@@ -185,7 +185,7 @@ def report(
         return
     folder: Path | None = found
     try:
-        ranking = publish(found, stored)
+        ranking = publish(found, stored, partial(_stderr().print, markup=False, highlight=False, soft_wrap=True))
     except UserError as error:  # a run kept where nothing may be written can still be looked at
         ranking, folder = stored.ranking(), None
         _stderr().print(str(error), markup=False, soft_wrap=True)
@@ -298,7 +298,7 @@ def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool) -> None:
         return
     console = _stdout()
     print_ranking(console, ranking)
-    for path in [folder / name for name in (REPORT, PAGE)] if folder else []:
+    for path in [folder / name for name in (REPORT, PAGE) if (folder / name).is_file()] if folder else []:
         console.print(f"report: {path}", soft_wrap=True, markup=False, highlight=False)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -305,6 +305,15 @@ BEST = "best.yaml"
 """The suite of the first row alone."""
 
 
+def file_of(name: str) -> str:
+    """The file of a verdict's option where it is not that of the objective."""
+    return f"best_{name.removeprefix('best_')}.yaml"
+
+
+BEST_FILES = (BEST, *map(file_of, get_args(VerdictName)))
+"""All that there can be."""
+
+
 def verdicts(
     suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
 ) -> list[NamedVerdict]:
@@ -321,7 +330,7 @@ def verdicts(
     decisive = names.get(suite.decide.objective, by_objective)
     first = rows[0].option if rows and rows[0].rank is not None else None
     best = next((v.option for v in answers if v.name == decisive), first)
-    files = [BEST if v.option == best else f"best_{v.name.removeprefix('best_')}.yaml" for v in answers]
+    files = [BEST if v.option == best else file_of(v.name) for v in answers]
     return [
         v.model_copy(update={"file": file, "command": f"selectbench run {file}"}) if v.option else v
         for v, file in zip(answers, files, strict=True)

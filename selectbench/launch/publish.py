@@ -12,6 +12,7 @@ from typing import Any
 
 from selectbench.analysis.gate import Compared, Gate, ReadRun, compare, hold_gate
 from selectbench.analysis.ranking import rank
+from selectbench.analysis.recommendation import BEST_FILES
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.summary import counted
 from selectbench.analysis.tuning import search, settled_by_records
@@ -161,15 +162,21 @@ def read_run(folder: Path) -> StoredRun:
     return StoredRun(settled_by_records(suite, records), suite, records, environment, notes)
 
 
-def publish(folder: Path, stored: StoredRun) -> Ranking:
-    """Write ranking.json and every report of a run that was read. Raises UserError where they can't be."""
+def publish(folder: Path, stored: StoredRun, notify: Callable[[str], None]) -> Ranking:
+    """Write ranking.json and every report of a run that was read, and remove what an earlier ranking named best.
+
+    A folder in the way of a file is left alone, and `notify` told so. Raises UserError where no file can be written.
+    """
     ranking = stored.ranking()
+    made = files(stored, ranking)
     try:
-        made = files(stored, ranking)
-        for name, text in made.items():
-            write_whole(folder / name, text)
-        for stale in set(folder.glob("best*")) - {folder / name for name in made}:
-            stale.unlink()
+        for name in (*made, *(name for file in BEST_FILES for name in (file, _deepspeed_file(file)))):
+            if (folder / name).is_dir():
+                notify(f"{folder / name}: a folder has the name of a file of the report: it is left as it is")
+            elif name in made:
+                write_whole(folder / name, made[name])
+            else:
+                (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: cannot write the report: {error.strerror}; the records are kept") from None
     return ranking
@@ -203,8 +210,13 @@ def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
             r.resolved_config for r in stored.counted if r.trial.option == verdict.option and r.resolved_config
         ]
         if configs:
-            found[verdict.file.replace(".yaml", "_deepspeed.json")] = json_text(configs[-1])
+            found[_deepspeed_file(verdict.file)] = json_text(configs[-1])
     return found
+
+
+def _deepspeed_file(suite: str) -> str:
+    """Beside the suite of an option that DeepSpeed trained."""
+    return suite.replace(".yaml", "_deepspeed.json")
 
 
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:

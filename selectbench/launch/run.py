@@ -68,7 +68,7 @@ def run(
                 _run_stages(preparation, folder, display, stop, retry_failed=retry_failed)
             finally:
                 display.close()
-            ranking = publish(folder, read_run(folder))
+            ranking = publish(folder, read_run(folder), display.note)
             return Result(folder, ranking, ExitCode.INTERRUPTED if stop else exit_code(preparation, folder))
 
 

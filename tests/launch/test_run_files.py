@@ -63,12 +63,14 @@ def slowed(folder: Path, option: str, factor: float, to: Path) -> Path:
 
 
 def test_report_writes_every_file_and_the_best_can_be_planned(kept: Path) -> None:
-    (kept / "best_stale.yaml").write_text("of an earlier ranking")
+    stale = [kept / "best_cheapest.yaml", kept / "best_cheapest_deepspeed.json"]
+    for path in stale:
+        path.write_text("of an earlier ranking")
     done = command("report", kept)
     assert done.returncode == 0, done.stderr
     names = {path.name for path in kept.iterdir()}
     assert {"ranking.json", "report.md", "report.html", "ranking.csv", "benchmark.json", "best.yaml"} <= names
-    assert "best_stale.yaml" not in names
+    assert not names & {path.name for path in stale}
     ranking = json.loads((kept / "ranking.json").read_text())
     suite = load_suite(str(kept / "best.yaml"), device="cpu")
     assert [o.name for o in suite.options] == [suite.baseline] == [ranking["rows"][0]["option"]]
@@ -77,6 +79,27 @@ def test_report_writes_every_file_and_the_best_can_be_planned(kept: Path) -> Non
     planned = command("plan", "best.yaml", "--json", cwd=kept)
     assert planned.returncode == 0, planned.stderr
     assert len(json.loads(planned.stdout)["trials"]) == 5
+
+
+def test_report_leaves_what_it_did_not_write(kept: Path) -> None:
+    own = (
+        "best_model.pt",
+        "best.txt",
+        "best_of_three.yaml",
+        "bestiary/page",
+        "best_cheapest.yaml/weights",
+        "report.md/x",
+    )
+    for name in own:
+        (kept / name).parent.mkdir(exist_ok=True)
+        (kept / name).write_text("the user's")
+    done = command("report", kept)
+    assert done.returncode == 0, done.stderr
+    assert all((kept / name).read_text() == "the user's" for name in own)
+    told = [line for line in done.stderr.splitlines() if "left as it is" in line]
+    assert [line.split(":")[0] for line in told] == [str(kept / "report.md"), str(kept / "best_cheapest.yaml")]
+    assert (kept / "report.html").is_file()
+    assert not list(kept.glob(".*"))
 
 
 def test_deepspeeds_configuration_lies_beside_the_best(tmp_path: Path) -> None:
@@ -216,8 +239,8 @@ def test_reports_are_not_replaced_by_those_of_no_records(kept: Path, tmp_path: P
 
 
 def test_a_report_that_cannot_be_written_is_shown_and_ends_with_two(kept: Path) -> None:
-    (kept / "report.html").mkdir()
-    done = command("report", kept)
+    own = [sys.executable, "-m", "selectbench", "report", str(kept)]
+    done = subprocess.run(["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *own], capture_output=True, text=True)
     assert done.returncode == 2
     assert f"{kept}: cannot write the report: " in done.stderr
     assert "bf16_mixed" in done.stdout
