@@ -165,7 +165,7 @@ def read_run(folder: Path) -> StoredRun:
 def publish(folder: Path, stored: StoredRun, notify: Callable[[str], None]) -> Ranking:
     """Write ranking.json and every report of a run that was read, and remove what an earlier ranking named best.
 
-    A folder in the way of a file is left alone, and `notify` told so. Raises UserError where no file can be written.
+    A folder in the way of a file is left alone, and `notify` told. Raises UserError where no file can be written.
     """
     ranking = stored.ranking()
     made = files(stored, ranking)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
 import posixpath
@@ -24,6 +25,8 @@ from selectbench.suite.sources import PATHS, TAGS, PathKind
 
 MOST_NODES = 100_000
 """Values that a suite may have; aliases of aliases can ask for billions."""
+MOST_LEVELS = 50
+"""Of mappings and lists in each other; whoever goes through them calls itself once for each."""
 TAG = "tag:yaml.org,2002:"
 
 
@@ -174,7 +177,7 @@ class _Reader:
     def __init__(self, problems: Problems, source: str, *, on_command_line: bool = False) -> None:
         self.problems, self.source, self.on_command_line = problems, source, on_command_line
         self.yaml = YAML(typ="safe", pure=True)
-        self.count = 0
+        self.count = self.level = 0
 
     def parse(self, text: str, path: str = "") -> Node | None:
         """The document; None where a problem was noted."""
@@ -185,7 +188,7 @@ class _Reader:
             detail = ", ".join(part for part in (error.context, error.problem) if part)
             self.problems.add(self.place(error.problem_mark), path, f"not valid YAML: {detail}")
         except RecursionError:
-            self.problems.add(self.place(None), path, "not valid YAML: nested too deeply")
+            self.problems.add(self.place(None), path, f"not valid YAML: nested more than {MOST_LEVELS} levels deep")
         except (YAMLError, ValueError) as error:
             self.problems.add(self.place(None), path, f"not valid YAML: {' '.join(str(error).split())}")
         return None
@@ -199,6 +202,9 @@ class _Reader:
         self.count += 1
         if self.count > MOST_NODES:
             raise ValueError(f"more than {MOST_NODES} values")
+        if self.level > MOST_LEVELS:
+            raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
+        self.level += 1
         value: Any
         if isinstance(raw, MappingNode):
             value = self.entries(raw, path)
@@ -206,6 +212,7 @@ class _Reader:
             value = [self.node(below, f"{path}[{i}]") for i, below in enumerate(raw.value)]
         else:
             value = self.scalar(raw, path)
+        self.level -= 1
         return Node(value, self.place(raw.start_mark), path, self.place(key.start_mark) if key else None)
 
     def entries(self, raw: Any, path: str) -> dict[str, Node]:
@@ -227,16 +234,20 @@ class _Reader:
         return entries
 
     def scalar(self, raw: Any, path: str) -> str | int | float | bool | None:
-        kind = str(raw.tag).removeprefix(TAG)
-        if kind == "null":
-            return None
+        kind, text = str(raw.tag).removeprefix(TAG), str(raw.value)
         if kind in ("str", "timestamp"):
-            return str(raw.value)
-        if kind == "bool":
-            return bool(raw.value.lower() == "true")
+            return text
+        # A tag may be written before any text: `!!int ''`.
+        if kind == "null" and text.lower() in ("", "~", "null"):
+            return None
+        if kind == "bool" and text.lower() in ("true", "false"):
+            return text.lower() == "true"
         if kind in ("int", "float"):
-            return getattr(self.yaml.constructor, f"construct_yaml_{kind}")(raw)  # type: ignore[no-any-return]
-        self.problems.add(self.place(raw.start_mark), path, f"the YAML tag {raw.tag} is not known here")
+            with contextlib.suppress(ValueError, IndexError, OverflowError):
+                return getattr(self.yaml.constructor, f"construct_yaml_{kind}")(raw)  # type: ignore[no-any-return]
+        known = kind in ("null", "bool", "int", "float")
+        wrong = f"{show(text)} is no {kind}" if known else f"the YAML tag {raw.tag} is not known here"
+        self.problems.add(self.place(raw.start_mark), path, wrong)
         return None
 
 

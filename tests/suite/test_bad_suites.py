@@ -392,7 +392,26 @@ def test_a_file_that_is_not_text(tmp_path):
 def test_nesting_and_aliases_that_would_exhaust_the_machine_are_refused(tmp_path):
     doubling = "".join(f"k{i}: &k{i} [{', '.join([f'*k{i - 1}'] * 10) if i else 'x'}]\n" for i in range(9))
     assert "more than 100000 values" in lines_of(write(tmp_path, doubling))[0]
-    assert "nested too deeply" in lines_of(write(tmp_path, "[" * 5000))[0]
+    assert "nested more than 50 levels deep" in lines_of(write(tmp_path, "[" * 5000))[0]
+
+
+@pytest.mark.parametrize("levels", [52, 120, 300, 2000])
+@pytest.mark.parametrize("ends", ["[]", "{}"])
+def test_deep_nesting_is_one_mistake_wherever_it_stands(ends, levels, tmp_path):
+    deep = ("[" if ends == "[]" else "{a: ") * levels + ends[1] * levels
+    for text in (f"{VALID}tags: {deep}\n", changed(("max_steps: 30", f"max_steps: {deep}")), deep):
+        (found,) = lines_of(write(tmp_path, text))
+        assert "not valid YAML: nested more than 50 levels deep" in found
+
+
+@pytest.mark.parametrize("tag", ["int", "float", "bool", "null"])
+@pytest.mark.parametrize("written", ["", "x", "-", ".", "0x", "9" * 5000])
+def test_a_tag_before_a_text_that_is_none_of_its_kind(tag, written, tmp_path):
+    if (tag, written) in (("null", ""), ("float", "9" * 5000)):
+        return
+    found = lines_of(write(tmp_path, changed(("max_steps: 30", f"max_steps: !!{tag} '{written}'"))))
+    assert found[0].startswith("mine.yaml:6:14: job.max_steps: ")
+    assert f"is no {tag}" in found[0]
 
 
 def test_a_file_that_is_missing_or_a_folder(tmp_path):
