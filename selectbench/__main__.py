@@ -24,6 +24,8 @@ Of 10,000 trials 290,000 are kept, and none of them in a circle: to search them 
 after every 700, takes more than a quarter of the time of `report` and `compare`
 (tests/benchmarks/test_report_benchmark.py).
 """
+MOST_OF_A_PROBLEM = 1000
+"""Characters of a line that says what is wrong."""
 
 
 def main() -> NoReturn:
@@ -102,8 +104,10 @@ def _run() -> ExitCode | None:
         # Typer's own: 2 is wrong use, and any other an answer or a key that ended the command.
         return _TYPERS.get(end.code, ExitCode.INTERRUPTED)
     except UserError as error:
-        for problem in error.problems:
-            print(problem, file=sys.stderr)
+        from selectbench.text import visible
+
+        for line in str(error).split("\n"):
+            print(visible(line, MOST_OF_A_PROBLEM), file=sys.stderr)
         return ExitCode.USER_ERROR
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED

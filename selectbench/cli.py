@@ -60,15 +60,20 @@ def _request(
 
 
 def _stderr() -> Console:
-    from rich.console import Console
+    from selectbench.report.terminal import HarmlessConsole
 
-    return Console(stderr=True)
+    return HarmlessConsole(stderr=True)
 
 
 def _stdout() -> Console:
-    from rich.console import Console
+    from selectbench.report.terminal import HarmlessConsole
 
-    return Console()
+    return HarmlessConsole()
+
+
+def _notify(line: str) -> None:
+    """One line to standard error, which terminals and files may break as they like."""
+    _stderr().print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -139,7 +144,7 @@ def plan(
     from selectbench.report.terminal import plan_as_json, print_plan
 
     request = _request(suite, profile, settings, axes, seeds, quick, gpus, budget=budget, results=results)
-    outlook = preview(request, _stderr().print)
+    outlook = preview(request, _notify)
     if as_json:
         typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes))
     else:
@@ -158,7 +163,7 @@ def data(
     from selectbench.launch.preparation import prepared_data
     from selectbench.report.terminal import data_as_json, print_data
 
-    found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _stderr().print)
+    found = prepared_data(_request(suite, profile, settings, axes, None, False, None), _notify)
     if as_json:
         typer.echo(data_as_json(found))
     else:
@@ -185,10 +190,10 @@ def report(
         return
     folder: Path | None = found
     try:
-        ranking = publish(found, stored, partial(_stderr().print, markup=False, highlight=False, soft_wrap=True))
+        ranking = publish(found, stored, _notify)
     except UserError as error:  # a run kept where nothing may be written can still be looked at
         ranking, folder = stored.ranking(), None
-        _stderr().print(str(error), markup=False, soft_wrap=True)
+        _notify(str(error))
     _show_ranking(folder, ranking, as_json)
     _summarise(lambda: report_text(stored, ranking))
     if folder is None:
@@ -269,7 +274,7 @@ def _summarise(text: Callable[[], str]) -> None:
     from selectbench.launch.publish import add_to_job_summary
 
     if (problem := add_to_job_summary(text)) is not None:
-        _stderr().print(problem, markup=False, soft_wrap=True)
+        _notify(problem)
 
 
 def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
@@ -330,8 +335,7 @@ def _calibrate(gpus: str | None) -> None:
     from selectbench.launch.calibrate import calibrate
     from selectbench.report.terminal import calibration_table
 
-    notify = partial(_stderr().print, markup=False, highlight=False, soft_wrap=True)
-    _stdout().print(calibration_table(calibrate(gpus, notify)))
+    _stdout().print(calibration_table(calibrate(gpus, _notify)))
 
 
 @app.command()

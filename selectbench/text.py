@@ -1,17 +1,58 @@
-"""Plain data as the YAML of suite files and as JSON that people read."""
+"""What others wrote, made harmless to show; plain data as the YAML of suite files and as JSON that people read."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 from io import StringIO
 from typing import Any
 
 import msgspec
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
+_ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+MOST_SHOWN = 80
+"""Characters of a value that a message repeats."""
+
+
+# Names, log lines and what stands in files come from others: no control character, terminal escape, lone surrogate
+# or change of the direction of writing reaches a terminal or a report.
+
+
+def clean(text: str) -> str:
+    """The text without terminal escapes, with spaces for what can't be printed; line ends stay."""
+    if text.isprintable():  # so are most, and an escape begins with a character that is not
+        return text
+    kept = _ESCAPES.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return "".join(c if c == "\n" or c.isprintable() else " " for c in kept)
+
+
+def one_line(text: str, most: int | None = None) -> str:
+    """The text on one line, cut to `most` characters with an ellipsis."""
+    line = " ".join(clean(text).split())
+    return line if most is None or len(line) <= most else line[: max(0, most - 3)] + "..."
+
+
+def first_line(text: str, most: int | None = None) -> str:
+    """What a detail says before its traceback or log."""
+    return one_line(text.strip().partition("\n")[0], most)
+
+
+def visible(value: object, most: int = MOST_SHOWN) -> str:
+    """On one line of at most `most` characters, what can't be printed as escapes; of a longer both ends stay."""
+    text = str(value)
+    if len(text) > 2 * most:  # what is left out needs no escapes
+        text = text[:most] + "..." + text[-most:]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= most else f"{text[: most // 2 - 2]}...{text[1 - most // 2 :]}"
+
+
+def quoted(value: object) -> str:
+    """The same as a message repeats what was found: text in quotes."""
+    return f"'{visible(value, MOST_SHOWN - 2)}'" if isinstance(value, str) else visible(value)
+
 
 _WIDTH = 110
 _INDICATORS = (":", "?", "-")
@@ -40,12 +81,16 @@ def _block(entry: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _choice(entry: str) -> str:
+    from ruamel.yaml.comments import CommentedMap
+
     choices = CommentedMap(json.loads(entry))
     choices.fa.set_block_style()
     return _dumped({"choices": choices}, flow=None).partition("\n")[2]
 
 
 def _dumped(content: Any, flow: bool | None) -> str:
+    from ruamel.yaml import YAML  # here: workers in other environments import this file, and need no YAML
+
     stream, yaml = StringIO(), YAML()
     yaml.default_flow_style, yaml.width = flow, _WIDTH
     yaml.dump(_quoted(content), stream)
@@ -54,6 +99,8 @@ def _dumped(content: Any, flow: bool | None) -> str:
 
 def _quoted(value: Any) -> Any:
     """With quotes where ruamel leaves them out and then reads a key, or a list's item."""
+    from ruamel.yaml.scalarstring import DoubleQuotedScalarString
+
     if isinstance(value, dict):
         for key, part in value.items():
             value[key] = _quoted(part)

@@ -19,6 +19,7 @@ from selectbench.record.record import Record
 from selectbench.record.run_folder import MACHINE
 from selectbench.suite.metrics import METRICS, Constraint, parse_constraint
 from selectbench.suite.suite import Suite
+from selectbench.text import quoted
 
 # Two runs of a suite side by side: what differs in suite and environment, and how every figure changed.
 
@@ -326,7 +327,7 @@ def _parsed(text: str) -> Constraint:
     try:
         return parse_constraint(text, "reference")
     except ValueError as error:
-        raise UserError(f"limit {text!r}: {error}") from None
+        raise UserError(f"limit {quoted(text)}: {error}") from None
 
 
 def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machine: bool) -> None:

@@ -18,8 +18,8 @@ from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import Phase, Progress
-from selectbench.report.document import first_line, one_line
 from selectbench.suite.suite import Suite
+from selectbench.text import first_line, one_line
 
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
 

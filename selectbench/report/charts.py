@@ -15,8 +15,9 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.result import OwnBest, Ranking, Row, Tried
 from selectbench.record.record import Completed, EvaluationPoint, GpuMeters, Inside, Record, Series
-from selectbench.report.document import Chart, Ratio, one_line, value_text
+from selectbench.report.document import Chart, Ratio, value_text
 from selectbench.suite.metrics import METRICS
+from selectbench.text import one_line
 
 WIDTH, HEIGHT = 520.0, 330.0
 LEFT, _RIGHT, _TOP, _BOTTOM = 74.0, 16.0, 14.0, 46.0

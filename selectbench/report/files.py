@@ -14,10 +14,9 @@ import numpy as np
 from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.charts import counting
-from selectbench.report.document import one_line
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
-from selectbench.text import json_text
+from selectbench.text import json_text, one_line
 
 _FIRST = ("rank", "option", "differs_in", "status", "eligible", "n", "planned")
 _LAST = ("pareto", "tied_with", "dominated_by", "constraints", "failures")

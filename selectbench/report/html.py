@@ -18,12 +18,11 @@ from selectbench.report.document import (
     Section,
     Stack,
     Table,
-    clean,
-    one_line,
     sort_key,
     spread,
     value_text,
 )
+from selectbench.text import clean, one_line
 
 _NAME_MOST, _CELL_MOST = 120, 300
 """Characters of a cell."""

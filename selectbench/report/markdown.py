@@ -18,11 +18,10 @@ from selectbench.report.document import (
     Stack,
     Table,
     Text,
-    clean,
-    one_line,
     spread,
     value_text,
 )
+from selectbench.text import clean, one_line
 
 _SPECIAL = re.compile(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))")
 

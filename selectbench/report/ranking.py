@@ -22,11 +22,10 @@ from selectbench.report.document import (
     Table,
     Text,
     Value,
-    first_line,
-    one_line,
     value_text,
 )
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Report, columns_of
+from selectbench.text import first_line, one_line
 
 _UNCLEAN = (
     f"{UNCLEAN_MARK}: every trial that the figure comes from was throttled or shared; it is shown, and compared "

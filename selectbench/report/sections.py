@@ -38,9 +38,6 @@ from selectbench.report.document import (
     Section,
     Shaded,
     Table,
-    clean,
-    first_line,
-    one_line,
     table,
 )
 from selectbench.report.evidence import (
@@ -67,7 +64,7 @@ from selectbench.report.ranking import (
 from selectbench.suite.job import OWN_SCORE, SCORES
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite
-from selectbench.text import choices_yaml
+from selectbench.text import choices_yaml, clean, first_line, one_line, quoted
 
 _DETAIL_LINES = 20
 _CURVE_POINTS = 12
@@ -520,7 +517,9 @@ def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], nam
     row = next((row for row in ranking.rows if row.option == name), None)
     if row is None:
         names = [option.name for option in suite.options]
-        raise UserError(f"the run has no option {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}")
+        raise UserError(
+            f"the run has no option {quoted(name)}{did_you_mean(name, names)}; it has {', '.join(names)}"
+        )
     own = sorted((r for r in records if r.trial.option == name), key=lambda r: (r.trial.seed, r.attempt))
     last = {r.trial.seed: r for r in own if r.phase == "contest"}
     done = [r for r in last.values() if isinstance(r.outcome, Completed)]

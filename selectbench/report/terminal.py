@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -35,13 +36,13 @@ from selectbench.report.document import (
     RowKind,
     Stack,
     Table,
-    one_line,
     table,
     value_text,
 )
 from selectbench.report.evidence import CLEANING, choice_text, own_warmups
 from selectbench.report.markdown import escape, render_blocks
 from selectbench.suite.metrics import METRICS
+from selectbench.text import clean, one_line, visible
 
 if TYPE_CHECKING:
     from selectbench.data.prepared import Look, Prepared
@@ -57,15 +58,26 @@ _STYLES: Mapping[RowKind, str] = {
 }  # fmt: skip
 _BAR = 40
 _ANSWER_MOST = 150
+_LINE_MOST = 1000
 _MOST_DIFFERENCES = 25
 _GATE_KINDS: Mapping[str, RowKind] = {"regression": "worse", "inconclusive": "undecided", "pass": "better"}
 """Of each verdict, the worst first."""
 _MEANS = "Reference and run are geometric means over their common seeds: their ratio is the change"
 
 
+class HarmlessConsole(Console):
+    """Whatever is printed, a terminal obeys nothing of it but the styles that are ours."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        """As its parent does."""
+        for segment in super().render(renderable, options):
+            is_ours = segment.control or segment.text.isprintable()
+            yield segment if is_ours else segment._replace(text=clean(segment.text))
+
+
 def _say(console: Console, lines: Iterable[str], style: str = "") -> None:
     for line in lines:
-        console.print(Text(line, style=style))
+        console.print(Text(line if len(line) <= _LINE_MOST else visible(line, _LINE_MOST), style=style))
 
 
 def print_ranking(console: Console, ranking: Ranking) -> None:
@@ -191,10 +203,11 @@ def print_plan(
     console: Console, plan: Plan, estimate: Estimate | None, notes: list[str], costs: Sequence[StageCost] = ()
 ) -> None:
     """What would run, for a person."""
-    _say(console, [f"{plan.suite.name}: {plan.suite.question}"], "bold")
+    _say(console, [f"{plan.suite.name}: {one_line(plan.suite.question, 300)}"], "bold")
     _say(console, _plan_lines(plan))
     console.print(_plan_table(plan, estimate))
-    _say(console, [f"{o.option.name}: unsupported: {o.unsupported}" for o in plan.options if o.unsupported], "red")
+    unsupported = [(one_line(o.option.name, 80), o.unsupported) for o in plan.options if o.unsupported]
+    _say(console, [f"{name}: unsupported: {reason}" for name, reason in unsupported], "red")
     _say(console, _cost_lines(plan, estimate, costs))
     _say(console, [f"note: {line}" for line in (*plan.warnings, *notes)], "yellow")
 
@@ -232,8 +245,8 @@ def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:
         seconds = estimate.seconds.get(planned.option.name) if estimate else None
         differs = ", ".join(planned.option.differs_in) or "(baseline)"
         plans.add_row(
-            Text(planned.option.name),
-            Text(differs),
+            Text(one_line(planned.option.name, 80)),
+            Text(one_line(differs, 80)),
             Text(_layout(planned)),
             str(planned.option.choices.micro_batch_size),
             f"x {planned.gradient_accumulation_steps}",

@@ -18,6 +18,7 @@ from selectbench.suite.job import OWN_SCORE, SCORES, Job, batch_size_problem
 from selectbench.suite.metrics import DECIDING, METRICS, Need, Yardstick, parse_constraint
 from selectbench.suite.stages import axis, has
 from selectbench.suite.suite import MICRO_BATCH_SIZE, BestOf, Range, SuiteFile, Tune
+from selectbench.text import quoted
 
 
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
@@ -51,9 +52,9 @@ def check_distinct(rows: list[tuple[Row, Choices]], document: Node, problems: Pr
     for row, choices in rows:
         key = choices.model_copy(update={"global_batch_size": choices.global_batch_size or size}).model_dump_json()
         if row.name in names:
-            problems.add(row.place, row.path, f"two options are called {row.name!r}")
+            problems.add(row.place, row.path, f"two options are called {quoted(row.name)}")
         elif key in seen:
-            problems.add(row.place, row.path, f"{row.name!r} has the same choices as {seen[key]!r}")
+            problems.add(row.place, row.path, f"{quoted(row.name)} has the same choices as {quoted(seen[key])}")
         names.add(row.name)
         seen.setdefault(key, row.name)
 
@@ -121,7 +122,7 @@ def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, proble
         return node.value
     elif isinstance(node.value, str) and names and not fall_back:
         hint = did_you_mean(node.value, names) or f" (known: {', '.join(names[:8])})"
-        problems.at(node, f"{node.value!r} is not an option{hint}")
+        problems.at(node, f"{quoted(node.value)} is not an option{hint}")
     return names[0] if names else ""
 
 
@@ -228,7 +229,7 @@ def _check_parameter(
     place = node.key_place or node.place
     if dimension not in DIMENSIONS or not setting or "." in setting:
         hint = did_you_mean(dimension, DIMENSIONS) or " (such as optimizer.lr)"
-        problems.add(place, node.path, f"{path!r} is no setting of a choice{hint}")
+        problems.add(place, node.path, f"{quoted(path)} is no setting of a choice{hint}")
         return
     having = [choices for choices in rows if has(choices, path)]
     if not having and complete:
@@ -237,7 +238,7 @@ def _check_parameter(
     for choices in having:
         chosen = getattr(choices, dimension)
         if not isinstance(chosen, Choice) or not _takes_numbers(chosen, setting):
-            problems.at(node, f"{path} is no number to tune, it is {getattr(chosen, setting)!r}")
+            problems.at(node, f"{path} is no number to tune, it is {quoted(getattr(chosen, setting))}")
             continue
         try:
             limits = axis(path, within, choices)

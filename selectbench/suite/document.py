@@ -19,6 +19,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from selectbench.choices.model import MODEL_TAGS, TOKENIZER_TAGS
 from selectbench.errors import UserError
 from selectbench.suite.sources import PATHS, TAGS, PathKind
+from selectbench.text import MOST_SHOWN, quoted, visible
 
 # YAML 1.2 by ruamel: `1e-3` is a number and `no` is a word. Keys given twice are refused.
 
@@ -111,7 +112,7 @@ class Problems:
 
     def add(self, place: Place, path: str, message: str) -> None:
         """Note one mistake; the same one is told once."""
-        self.found[place, f"{path}: {message}" if path else message] = None
+        self.found[place, f"{visible(path)}: {message}" if path else message] = None
 
     def at(self, node: Node, message: str) -> None:
         """Note a mistake in this node."""
@@ -168,7 +169,7 @@ def show(value: object) -> str:
     """A scalar as an error message or label shows it: text in double quotes, YAML's words for the rest."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return f'"{visible(value, MOST_SHOWN - 2)}"' if isinstance(value, str) else visible(value)
 
 
 class _Reader:
@@ -186,11 +187,13 @@ class _Reader:
             return self.node(composed, path) if composed is not None else Node(None, self.place(None), path)
         except MarkedYAMLError as error:
             detail = ", ".join(part for part in (error.context, error.problem) if part)
-            self.problems.add(self.place(error.problem_mark), path, f"not valid YAML: {detail}")
+            self.problems.add(self.place(error.problem_mark), path, f"not valid YAML: {visible(detail, 160)}")
         except RecursionError:
             self.problems.add(self.place(None), path, f"not valid YAML: nested more than {MOST_LEVELS} levels deep")
         except (YAMLError, ValueError) as error:
-            self.problems.add(self.place(None), path, f"not valid YAML: {' '.join(str(error).split())}")
+            self.problems.add(
+                self.place(None), path, f"not valid YAML: {visible(' '.join(str(error).split()), 160)}"
+            )
         return None
 
     def place(self, mark: Any) -> Place:
@@ -227,7 +230,7 @@ class _Reader:
             if name in entries:
                 self.problems.add(
                     self.place(key.start_mark), below_path,
-                    f"the key {name!r} is given twice, first in line {entries[name].key_place.line}",  # type: ignore[union-attr]
+                    f"the key {quoted(name)} is given twice, first in line {entries[name].key_place.line}",  # type: ignore[union-attr]
                 )  # fmt: skip
                 continue
             entries[name] = self.node(below, below_path, key)
@@ -246,7 +249,7 @@ class _Reader:
             with contextlib.suppress(ValueError, IndexError, OverflowError):
                 return getattr(self.yaml.constructor, f"construct_yaml_{kind}")(raw)  # type: ignore[no-any-return]
         known = kind in ("null", "bool", "int", "float")
-        wrong = f"{show(text)} is no {kind}" if known else f"the YAML tag {raw.tag} is not known here"
+        wrong = f"{show(text)} is no {kind}" if known else f"the YAML tag {visible(raw.tag)} is not known here"
         self.problems.add(self.place(raw.start_mark), path, wrong)
         return None
 
@@ -373,9 +376,20 @@ def _with_paths(mapping: Node, paths: Mapping[str, PathKind], folder: Path) -> N
     return mapping
 
 
+def _refuse_impossible(node: Node, path: str) -> None:
+    """What no system takes for a path raises another error in every look at it."""
+    name_bytes = [len(name.encode(errors="replace")) for name in path.split("/")]
+    is_text = "\0" not in path and path.encode(errors="replace").decode() == path
+    if is_text and max(name_bytes) <= 255 and sum(name_bytes) + len(name_bytes) <= 4096:
+        return
+    why = "it is too long" if is_text else "it has characters that no name of a file can have"
+    raise UserError(f"{node.place}: {visible(node.path)}: found {show(path)}, which is no path: {why}")
+
+
 def _absolute(node: Node, folder: Path, kind: PathKind = "file") -> Node:
     if not isinstance(node.value, str) or not node.value:
         return node
+    _refuse_impossible(node, node.value)
     if node.value.startswith("/"):  # on Windows too, where it is no absolute path: a run from Linux reads the same
         return replace(node, value=posixpath.normpath(node.value))
     # What the command line says, it says from where the user stands.

@@ -16,6 +16,7 @@ from selectbench.errors import did_you_mean
 from selectbench.suite.document import Node, Place, Problems, merge, merge_by_key, nest, plain, show
 from selectbench.suite.problems import validate
 from selectbench.suite.suite import AT_MOST, AUTO, MICRO_BATCH_SIZE, PRECISION, LeftOpen, SizeThatFits
+from selectbench.text import quoted
 
 SINGLE = "job"
 """The name of the only option where a suite names none."""
@@ -97,7 +98,7 @@ def _options(document: Node, problems: Problems) -> dict[str, Node]:
     options: dict[str, Node] = {}
     for name, node in _entries(document, "options", problems).items():
         if not name.strip() or name != name.strip() or not name.isprintable() or len(name) > 200:
-            problems.at(node, f"{name!r} cannot name an option: use printable text of at most 200 characters")
+            problems.at(node, f"{quoted(name)} cannot name an option: use printable text of at most 200 characters")
         elif node.value is not None and not isinstance(node.value, dict):
             problems.at(node, "expected a mapping of choices, as in {precision: fp32}")
         else:
@@ -110,7 +111,7 @@ def _values(path: str, node: Node, problems: Problems) -> list[Value]:
     keys, place = path.split("."), node.key_place or node.place
     if keys[0] not in DIMENSIONS or not all(keys):
         hint = did_you_mean(keys[0], DIMENSIONS) or f" (known: {', '.join(DIMENSIONS)})"
-        problems.add(place, node.path, f"unknown dimension {keys[0]!r}{hint}")
+        problems.add(place, node.path, f"unknown dimension {quoted(keys[0])}{hint}")
         return []
     items = [plain(item) for item in node.items]
     labelled = [(_label(keys, value, items), item) for value, item in zip(items, node.items, strict=True)]
@@ -120,7 +121,7 @@ def _values(path: str, node: Node, problems: Problems) -> list[Value]:
     unique: dict[str, Value] = {}
     for label, value in labelled:
         if label in unique:
-            problems.at(value, f"two values of this axis are called {label!r}")
+            problems.at(value, f"two values of this axis are called {quoted(label)}")
         unique.setdefault(label, Value(label, nest(keys, value, place)))
     return list(unique.values())
 

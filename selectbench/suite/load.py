@@ -63,6 +63,7 @@ from selectbench.suite.suite import (
     SuiteFile,
     differences,
 )
+from selectbench.text import quoted
 
 # What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`.
 
@@ -81,7 +82,7 @@ def apply_settings(document: Node, settings: Iterable[str], problems: Problems) 
             problems.add(place, "", "expected PATH=VALUE as in job.max_steps=20")
         elif keys[0] not in SETTABLE:
             hint = did_you_mean(keys[0], SETTABLE) or f" (known: {', '.join(SETTABLE)})"
-            problems.add(place, "", f"unknown key {keys[0]!r}{hint}")
+            problems.add(place, "", f"unknown key {quoted(keys[0])}{hint}")
         elif (node := parse_value(text, place.source, ".".join(keys), problems)) is not None:
             document = merge_document(document, nest(keys, node, place))
     return document

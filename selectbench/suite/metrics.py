@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from selectbench import units
 from selectbench.errors import did_you_mean
 from selectbench.suite.job import OWN_SCORE, SCORES
+from selectbench.text import quoted
 
 # The catalogue of metrics: one entry each, which constraints, decisions, tuning, gates and all reports read.
 #
@@ -301,32 +302,34 @@ def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
     """
     matched = _GRAMMAR.fullmatch(text)
     if matched is None:
-        raise ValueError(f"{text!r} is not METRIC (<= >= < >) NUMBER with or without a unit, or NUMBERx {against}")
+        raise ValueError(
+            f"{quoted(text)} is not METRIC (<= >= < >) NUMBER with or without a unit, or NUMBERx {against}"
+        )
     metric, operator, number, times, yardstick, unit = matched.groups()
     if reason := undecidable_reason(metric):
         raise ValueError(reason)
     if metric not in DECIDING:
         hint = did_you_mean(metric, DECIDING) or f" (known: {', '.join(DECIDING)})"
-        raise ValueError(f"unknown metric {metric!r}{hint}")
+        raise ValueError(f"unknown metric {quoted(metric)}{hint}")
     if metric == SECONDS_TO_LOSS and against == "reference":
         raise ValueError(
             f"{metric} is to a loss of the run's own, so runs do not compare by it: take final_loss and "
             "tokens_per_second"
         )
     if times and yardstick != against:
-        raise ValueError(f"{text!r}: expected `{number}x {against}`, found `{number}x {yardstick}`")
+        raise ValueError(f"{quoted(text)}: expected `{number}x {against}`, found `{number}x {yardstick}`")
     known = METRICS[metric].unit.written
     if unit and unit not in known:
         hint = did_you_mean(unit, list(known)) or (f" (known: {', '.join(known)})" if known else "; it has none")
-        raise ValueError(f"{unit!r} is no unit of {metric}{hint}")
+        raise ValueError(f"{quoted(unit)} is no unit of {metric}{hint}")
     try:
         value = float(number) * (known[unit] if unit else 1)
     except ValueError:
-        raise ValueError(f"{number!r} is not a number") from None
+        raise ValueError(f"{quoted(number)} is not a number") from None
     if not math.isfinite(value):
-        raise ValueError(f"{number!r} is too large a number")
+        raise ValueError(f"{quoted(number)} is too large a number")
     if reason := _senseless(metric, matched.groups(), value, against):
-        raise ValueError(f"{text!r}: {reason}")
+        raise ValueError(f"{quoted(text)}: {reason}")
     return Constraint(metric, cast("Operator", operator), value, against if times else None)
 
 

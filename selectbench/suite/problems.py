@@ -14,6 +14,7 @@ from selectbench.errors import did_you_mean
 from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, describe, plain, show
 from selectbench.suite.sources import TAGS
+from selectbench.text import quoted, visible
 
 Location = tuple[str | int, ...]
 
@@ -85,7 +86,7 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
             known = list(FAMILIES) if field == "model" else [tag_of(choice) for choice in REGISTRY[field]]
             named = next((node.mapping[k] for k in ("name", "family") if k in node.mapping), node)
             tag = detail["ctx"]["tag"]
-            problems.at(named, f"unknown name {tag!r}{_nearest(tag, known)}")
+            problems.at(named, f"unknown name {quoted(tag)}{_nearest(tag, known)}")
         case "union_tag_not_found":
             tags = KINDS.get(field, ["name"])
             wrong = next((entry for key, entry in node.mapping.items() if did_you_mean(key, tags)), None)
@@ -98,7 +99,7 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
             words = _words_of(kind, location)
             if isinstance(node.value, str):
                 problems.at(
-                    node, f"unknown value {node.value!r}{_nearest(node.value, [str(word) for word in words])}"
+                    node, f"unknown value {quoted(node.value)}{_nearest(node.value, [str(word) for word in words])}"
                 )
             else:
                 shown = [word if isinstance(word, str) else show(word) for word in words]
@@ -157,9 +158,9 @@ def _untagged(field: str, node: Node) -> str:
 
 def _missing(node: Node, key: str) -> str:
     if isinstance(node.value, str):
-        return f"{node.value!r} needs {key!r}: write {{name: {node.value}, {key}: ...}}"
+        return f"{quoted(node.value)} needs {key!r}: write {{name: {visible(node.value)}, {key}: ...}}"
     named = node.mapping.get("name")
-    of = f" of {named.value}" if named is not None and isinstance(named.value, str) and node.path else ""
+    of = f" of {visible(named.value)}" if named is not None and isinstance(named.value, str) and node.path else ""
     return f"required key {key!r}{of} is missing"
 
 

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from selectbench.choices.choice import OwnName, OwnSettings
 from selectbench.settings import Strict, WrongValueError
+from selectbench.text import quoted
 
 Globs = Annotated[list[str], Field(min_length=1, strict=False)]
 """Paths or globs, relative to the suite; `**` reaches into folders."""
@@ -123,7 +124,7 @@ class Dataset(DataSource):
     @model_validator(mode="after")
     def _one_way_of_cutting(self) -> Dataset:
         if self.rows is not None and "[" in self.split:
-            raise WrongValueError("rows", f"rows {self.rows} and the slice {self.split!r}: give one of them")
+            raise WrongValueError("rows", f"rows {self.rows} and the slice {quoted(self.split)}: give one of them")
         return self
 
 

@@ -14,6 +14,7 @@ from selectbench.errors import did_you_mean
 from selectbench.settings import Strict, WrongValueError
 from selectbench.suite.job import Job, Steps
 from selectbench.suite.metrics import DECIDING, Objective, QualityMetric, default_threshold, undecidable_reason
+from selectbench.text import quoted
 
 # Shared choices that a suite leaves to the machine: `precision: auto` and `micro_batch_size: {at_most: 16}`.
 #
@@ -112,7 +113,7 @@ class Budget(Strict):
     @classmethod
     def _is_a_share(cls, max_steps: str | int) -> str | int:
         if isinstance(max_steps, str) and not re.match(_SHARE, max_steps):
-            raise ValueError(f"expected steps, or a share of the job's such as 0.5x, found {max_steps!r}")
+            raise ValueError(f"expected steps, or a share of the job's such as 0.5x, found {quoted(max_steps)}")
         return max_steps
 
     def steps(self, max_steps: int) -> int:
@@ -209,7 +210,7 @@ class Decide(Strict):
                 raise WrongValueError(metric, reason)
             if metric not in DECIDING:
                 hint = did_you_mean(metric, DECIDING) or f" (known: {', '.join(DECIDING)})"
-                raise ValueError(f"unknown metric {metric!r}{hint}")
+                raise ValueError(f"unknown metric {quoted(metric)}{hint}")
         return thresholds
 
 

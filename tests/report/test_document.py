@@ -34,11 +34,11 @@ from selectbench.report.document import (
     Stack,
     Table,
     Text,
-    one_line,
     value_text,
 )
 from selectbench.report.sections import report
 from selectbench.report.terminal import print_document
+from selectbench.text import one_line
 from selectbench.units import size
 
 EVIL = "<b>*x*</b> `y` [z](javascript:1) | #"
