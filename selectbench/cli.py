@@ -44,6 +44,9 @@ GpusOption = Annotated[
 BudgetOption = Annotated[
     str | None, typer.Option("--budget", metavar="TIME", help="Cut rounds, never schedules, to fit: 2h, 90min.")
 ]
+NoScreenOption = Annotated[
+    bool, typer.Option("--no-screen", help="Every option takes part, whatever the suite's `screen` says.")
+]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, SUITE@latest, or SUITE@previous.")]
@@ -51,11 +54,13 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder,
 
 def _request(
     suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
-    gpus: str | None, wait: bool = False, budget: str | None = None, results: Path = Path("results"),
+    gpus: str | None, wait: bool = False, no_screen: bool = False, budget: str | None = None,
+    results: Path = Path("results"),
 ) -> Request:  # fmt: skip
     from selectbench.launch.preparation import Request, budget_of
 
     seconds = None if budget is None else budget_of(budget)
+    settings = [*settings, *(["screen=null"] if no_screen else [])]
     return Request(suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results)
 
 
@@ -101,6 +106,7 @@ def run(
     quick: QuickOption = False,
     gpus: GpusOption = None,
     budget: BudgetOption = None,
+    no_screen: NoScreenOption = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until enough GPUs are free.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
@@ -114,7 +120,7 @@ def run(
     from selectbench.launch.run import run as run_suite
 
     console = _stderr()
-    request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait, budget, results)
+    request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results)
     preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
     result = run_suite(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
@@ -137,13 +143,14 @@ def plan(
     quick: QuickOption = False,
     gpus: GpusOption = None,
     budget: BudgetOption = None,
+    no_screen: NoScreenOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
     from selectbench.launch.preparation import preview
     from selectbench.report.terminal import plan_as_json, print_plan
 
-    request = _request(suite, profile, settings, axes, seeds, quick, gpus, budget=budget, results=results)
+    request = _request(suite, profile, settings, axes, seeds, quick, gpus, False, no_screen, budget, results)
     outlook = preview(request, _notify)
     if as_json:
         typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes))

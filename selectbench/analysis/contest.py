@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -27,15 +26,11 @@ from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
 from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, two_sided_p
 from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words
-from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
+from selectbench.suite.metrics import COMPARE, METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
 
 # Whether an option holds the suite's constraints: tests of non-inferiority with three answers.
 
-
-_COMPARE: dict[str, Callable[[float, float], bool]] = {
-    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
-}  # fmt: skip
 
 FAR = 2.0
 """An absolute bound that all values are so many times away from is decided without a measure of spread: no figure
@@ -78,7 +73,7 @@ class Asked:
     def _holds(self, estimate: float) -> bool:
         if math.isclose(estimate, self.test.bound, rel_tol=0.0, abs_tol=1e-12):  # the rounding of logarithms
             return self.constraint.operator in ("<=", ">=")
-        return _COMPARE[self.constraint.operator](estimate, self.test.bound)
+        return COMPARE[self.constraint.operator](estimate, self.test.bound)
 
     def _end(self, logarithm: float) -> str:
         value = ratio_of(logarithm)
@@ -122,7 +117,7 @@ def seed_by_seed(text: str, constraint: Constraint, ours: Summary, theirs: Summa
     """Where a value has no logarithm: what all common seeds say, if they agree; below 0 a factor says nothing."""
     metric = constraint.metric
     pairs = [(ours.values[metric][seed], theirs.values[metric][seed]) for seed in ours.common(theirs, metric)]
-    answers = {_COMPARE[constraint.operator](mine, constraint.value * other) for mine, other in pairs}
+    answers = {COMPARE[constraint.operator](mine, constraint.value * other) for mine, other in pairs}
     clear = len(answers) == 1 and min(map(min, pairs)) >= 0
     verdict = ("holds" if True in answers else "fails") if clear else "undecided"
     means = [METRICS[metric].show(summary.mean(metric)) for summary in (ours, theirs)]
@@ -132,7 +127,7 @@ def seed_by_seed(text: str, constraint: Constraint, ours: Summary, theirs: Summa
 
 def directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
     """Where a value or the bound has no logarithm: what all seeds say, if they agree."""
-    compare = _COMPARE[constraint.operator]
+    compare = COMPARE[constraint.operator]
     answers = {compare(value, constraint.value) for value in summary.values[constraint.metric].values()}
     verdict = "undecided" if len(answers) > 1 else "holds" if True in answers else "fails"
     shown = METRICS[constraint.metric].show(summary.mean(constraint.metric))
@@ -164,6 +159,8 @@ class Contest:
     """By option: the objective over the baseline's."""
     judged: dict[Key, Judged] = field(default_factory=dict)
     asked: dict[Key, Asked | ConstraintVerdict] = field(default_factory=dict)
+    screened_out: int = 0
+    """Options that were, whose tests the family has all the same: what it was declared to be does not shrink."""
 
     def p_of_luck(self, option: str) -> float:
         """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
@@ -203,7 +200,13 @@ class Contest:
     @property
     def tests(self) -> int:
         """How many share alpha."""
-        return sum(not judged.is_exact for judged in self.judged.values())
+        made = sum(not judged.is_exact for judged in self.judged.values())
+        return made + self.not_made if made else 0
+
+    @property
+    def not_made(self) -> int:
+        """How many the options that were screened out would have had: the objective and every constraint."""
+        return self.screened_out * (1 + len(self.suite.decide.constraints))
 
     def ask(self, text: str, summary: Summary) -> Asked | ConstraintVerdict:
         """One constraint of one option that completed a seed: a test, or the answer where none is needed.
@@ -329,11 +332,12 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     }
     means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
     known = [value for value in means if value is not None]
-    contest = Contest(suite, baseline, blocks, math.fsum(known) if known else None)
+    screened_out = sum(summary.is_screened_out for summary in summaries)
+    contest = Contest(suite, baseline, blocks, math.fsum(known) if known else None, screened_out=screened_out)
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
         _declare(contest, summary, tests)
-    contest.judged.update(judge_all(tests))
+    contest.judged.update(judge_all(tests, besides=contest.not_made))
     return contest
 
 

@@ -74,11 +74,13 @@ class Judged:
         return self.p_adjusted <= ALPHA
 
 
-def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> dict[Key, Judged]:
+def judge_all(
+    tests: Mapping[Key, HypothesisTest], total: int | None = None, *, besides: int = 0
+) -> dict[Key, Judged]:
     """Of all tests whose spread is known; the others are none of the family.
 
     Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
-    family has, where not all are given.
+    family has, where not all are given; `besides`: how many it has besides these.
     """
     known = {key: test for key, test in tests.items() if test.difference.standard_error is not None}
     if not known:
@@ -90,8 +92,9 @@ def judge_all(tests: Mapping[Key, HypothesisTest], total: int | None = None) -> 
     bounds = np.array([test.bound for test in known.values()])
     p = np.maximum(p_values(estimates - bounds, errors, free), [test.least_p for test in known.values()])
     adjusted, by_chance = p.copy(), errors > 0
-    adjusted[by_chance] = holm(p[by_chance], total)
-    sharing = max(1, total or int(by_chance.sum()))
+    sharing = (total or int(by_chance.sum())) + besides
+    adjusted[by_chance] = holm(p[by_chance], sharing)
+    sharing = max(1, sharing)
     half = np.where(by_chance, quantile(ALPHA / sharing, free) * errors, 0.0)
     low, high = agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())

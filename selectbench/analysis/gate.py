@@ -12,6 +12,7 @@ from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, seed
 from selectbench.analysis.family import HypothesisTest, Judged, decide, judge_all
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
+from selectbench.analysis.screening import screened_words
 from selectbench.analysis.statistics import Difference, changes, of_one
 from selectbench.analysis.summary import Summary, summarise
 from selectbench.errors import UserError
@@ -134,7 +135,7 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
         run=run.name, reference=reference.name, suite=differing(run.suite.resolved, reference.suite.resolved),
         # Records did not always tell the OpenMP library: what one run lacks says nothing.
         environment=[d for d in elsewhere if d.path != "openmp" or None not in (d.reference, d.run)],
-        lost={n: ", ".join(sorted({f.kind for f in ours[n].failed.values()})) or "no outcome" for n in lost},
+        lost={n: _why_lost(ours[n]) for n in lost},
         changes=[
             _change(run.suite, ours[option], theirs[option], metric, differences[metric][option],
                     judged.get((option, metric)))
@@ -383,10 +384,19 @@ def _open(text: str, detail: str) -> ConstraintVerdict:
     return ConstraintVerdict(constraint=text, verdict="undecided", detail=detail)
 
 
+def _why_lost(summary: Summary) -> str:
+    if summary.is_screened_out:
+        return "screened out"
+    return ", ".join(sorted({failure.kind for failure in summary.failed.values()})) or "no outcome"
+
+
 def _failed(option: str, ours: Summary | None, theirs: Summary) -> Check | None:
     """An option that fails with seeds that the reference completed."""
     if ours is None:
         return Check(option=option, limit="completes", verdict="inconclusive", detail="the run does not have it")
+    if ours.screening and ours.is_screened_out:
+        detail = f"screened out, so it is not known: {screened_words(ours.screening)}"
+        return Check(option=option, limit="completes", verdict="inconclusive", detail=detail)
     failed = {s: f for s, f in ours.failed.items() if s in theirs.completed}
     missing = [seed for seed in theirs.completed if seed not in ours.completed and seed not in ours.failed]
     if not failed and not missing:

@@ -25,6 +25,7 @@ from selectbench.analysis.identity import certify
 from selectbench.analysis.recommendation import counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling
 from selectbench.analysis.scores import score_differences
+from selectbench.analysis.screening import screened_words, unscreened
 from selectbench.analysis.summary import (
     Summary,
     gap_warnings,
@@ -59,6 +60,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     absent = sum(len(summary.missing) for summary in summaries)
     doubts = [
         *([f"the run is incomplete: {absent} trials have no record"] if absent else []),
+        *unscreened(suite, records),
         *gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *plausibility_warnings(suite, summaries), *gap_warnings(suite, summaries),
         *rank_warnings(suite.device, summaries), *memory_warnings(summaries), *control_warnings(contest, by_name),
@@ -110,11 +112,15 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
             Failure(seed=seed, kind=f.kind, detail=f.detail, note=failure_note(f, summary.states.get(seed)))
             for seed, f in summary.failed.items()
         ],
-        gpu=gpu_row(summary), cost_unknown=cost_unknown(summary),
+        gpu=gpu_row(summary), cost_unknown=cost_unknown(summary), screening=summary.screening,
     )  # fmt: skip
 
 
-def _status(summary: Summary, identity: Certificate) -> Literal["completed", "partial", "failed", "not_comparable"]:
+def _status(
+    summary: Summary, identity: Certificate
+) -> Literal["completed", "partial", "failed", "not_comparable", "screened_out"]:
+    if summary.is_screened_out:
+        return "screened_out"
     if identity.violations:
         return "not_comparable"
     if len(summary.failed) == len(summary.planned):
@@ -193,7 +199,7 @@ def _unfinished(summaries: Iterable[Summary]) -> str:
     """What an interrupted run's answer begins with."""
     planned, done = 0, 0
     for summary in summaries:
-        planned += len(summary.planned)
+        planned += 0 if summary.is_screened_out else len(summary.planned)
         interrupted = sum(failure.kind == "interrupted" for failure in summary.failed.values())
         done += len(summary.completed) + len(summary.failed) - interrupted
     return "" if done == planned else f"Incomplete, {done} of {planned} trials have an outcome; so far:"
@@ -407,6 +413,8 @@ def _reason(metric: Metric, row: Row, summary: Summary) -> str:
     """Why a row has no place, where no constraint says so; '' where nothing does."""
     if row.identity.violations:
         return f"not the same job: {_and([violation.field for violation in row.identity.violations])}"
+    if summary.screening and summary.is_screened_out:
+        return f"screened out: {screened_words(summary.screening, is_brief=True)}"
     if row.n and row.identity.comparable is None:
         return _NO_CERTIFICATE
     if row.n == 0:

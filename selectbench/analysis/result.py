@@ -370,6 +370,42 @@ class Search(Shown):
     """Of all trials of the contest."""
 
 
+# What showed some options to be hopeless before the contest.
+
+
+class ScreenTrial(Shown):
+    """One short trial of speed."""
+
+    outcome: Literal["completed"] | FailureKind
+    figures: dict[str, Number | None]
+    """Of speed and memory, by metric; None: not known, or spoiled by the state of the GPUs."""
+    wall_seconds: Number
+
+
+class ScreenBound(Shown):
+    """One bound on an option's short trials."""
+
+    bound: str
+    """As the suite writes it."""
+    metric: str
+    values: list[Number | None]
+    """Of each trial; None: not known, which misses no bound."""
+    missed: list[bool]
+    """Whether each trial misses the bound."""
+    against: Number | None
+    """The worse value of the baseline's two trials, which the bound is a factor of; None: it is no factor."""
+
+
+class Screening(Shown):
+    """The short trials of one option before the contest: one, and another where the first misses a bound."""
+
+    screened_out: bool
+    """Whether both miss the same bound: it takes no part in the contest."""
+    trials: list[ScreenTrial]
+    bounds: list[ScreenBound]
+    """Those that could be judged; empty for the baseline."""
+
+
 # The answer as data.
 
 
@@ -502,8 +538,9 @@ class Row(Shown):
     """Rows that are shown to be better in one of these, and are worse in none by more than matters."""
     to_loss: ToLoss | None = None
     """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
-    status: Literal["completed", "partial", "failed", "not_comparable"]
-    """partial: some seeds failed or are missing; failed: every seed failed; not_comparable: another job."""
+    status: Literal["completed", "partial", "failed", "not_comparable", "screened_out"]
+    """partial: some seeds failed or are missing; failed: every seed failed; not_comparable: another job;
+    screened_out: both its short trials before the contest missed a bound, so that it takes no part in it."""
     n: int
     """Seeds completed."""
     planned: int
@@ -532,6 +569,13 @@ class Row(Shown):
     """What was seen of its GPUs; None: no trial of it had GPU meters."""
     cost_unknown: list[Unknown] = []
     """Why a price of the suite can't be applied; empty: each can, or there is none."""
+    screening: Screening | None = None
+    """Its short trials before the contest, whose figures are not in `metrics`; left out where there were none."""
+
+    @model_serializer(mode="wrap")
+    def _as_screened(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = dump(self)
+        return {key: value for key, value in found.items() if key != "screening" or value is not None}
 
 
 class Ranking(Shown):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from selectbench.analysis.metrics import (
@@ -21,6 +21,8 @@ from selectbench.analysis.metrics import (
     skipped_share,
     state_of,
 )
+from selectbench.analysis.result import Screening
+from selectbench.analysis.screening import screenings
 from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, parse_constraint
@@ -98,6 +100,14 @@ class Summary:
     """Of seeds that the baseline completed too, where the held-out loss first was the baseline's final one; None:
     it never was, or the trial diverged. Empty: nothing to tell it by, or other tokens than the baseline's."""
 
+    screening: Screening | None = None
+    """Its short trials before the contest; None: there were none."""
+
+    @property
+    def is_screened_out(self) -> bool:
+        """Whether they showed that it should take no part in the contest."""
+        return self.screening is not None and self.screening.screened_out
+
     @property
     def not_reached(self) -> list[int]:
         """Seeds that never had the baseline's final loss."""
@@ -109,7 +119,9 @@ class Summary:
 
     @property
     def missing(self) -> list[int]:
-        """Seeds without any record."""
+        """Seeds without any record that should have one."""
+        if self.is_screened_out:
+            return []
         return [seed for seed in self.planned if seed not in self.completed and seed not in self.failed]
 
     @property
@@ -181,7 +193,10 @@ def standard_deviation(values: Sequence[float]) -> float | None:
 def summarise(suite: Suite, records: Sequence[Record]) -> tuple[list[Summary], list[str]]:
     """One summary per option in the suite's order, and warnings about records that count for none."""
     counted, warnings = _counted(suite, records)
-    summaries = [_summary(suite, option, counted) for option in suite.options]
+    screened = screenings(suite, records)
+    summaries = [
+        replace(_summary(suite, option, counted), screening=screened.get(option.name)) for option in suite.options
+    ]
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     for summary in summaries:
         if not other_tokens(suite, summary.option):

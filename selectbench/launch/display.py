@@ -18,7 +18,6 @@ from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import Phase, Progress
-from selectbench.suite.suite import Suite
 from selectbench.text import first_line, one_line
 
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
@@ -176,6 +175,7 @@ class Tally:
     """One option's trials so far."""
 
     done: int = 0
+    planned: int = 0
     failed: int = 0
     speeds: list[float] = field(default_factory=list)
     """Tokens per second of the completed trials."""
@@ -191,16 +191,15 @@ class Display:
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
         self.tallies: dict[str, Tally] = {}
-        self.planned, self.done, self.per_option = 0, 0, 0
+        self.planned, self.done = 0, 0
         self.running: Running | None = None
         self.time_left = TimeLeft({})
 
-    def run_started(self, suite: Suite, done: Mapping[str, int]) -> None:
-        """A run begins, or a further stage of it; `done`: by option, trials that have an outcome from before."""
-        self.per_option = len(suite.seeds)
-        self.tallies = {option.name: Tally(done.get(option.name, 0)) for option in suite.options}
-        self.planned, self.done = self.per_option * len(self.tallies), sum(done.values())
-        self.time_left = TimeLeft({name: max(0, self.per_option - t.done) for name, t in self.tallies.items()})
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
+        """A run or a further stage of it begins; by option its trials, and those with an outcome from before."""
+        self.tallies = {option: Tally(done.get(option, 0), number) for option, number in planned.items()}
+        self.planned, self.done = sum(planned.values()), sum(done.values())
+        self.time_left = TimeLeft({name: max(0, t.planned - t.done) for name, t in self.tallies.items()})
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Trial `number`, from 1, of `of` is launched."""
@@ -320,7 +319,7 @@ def _options(run: Display, names: list[str], width: int) -> Table:
     for name in names:
         tally = run.tallies[name]
         current = run.running is not None and run.running.option == name
-        cells = [f"{tally.done}/{run.per_option}", str(tally.failed or ""), units.count(tally.mean_speed())]
+        cells = [f"{tally.done}/{tally.planned}", str(tally.failed or ""), units.count(tally.mean_speed())]
         mark = Text("> " if current else "  ") + Text(one_line(name))
         table.add_row(mark, *map(Text, cells[: len(heads)]), style="bold" if current else "")
     return table
@@ -370,11 +369,11 @@ class PlainDisplay(Display):
         self._console = console
         self._last = clock()
 
-    def run_started(self, suite: Suite, done: Mapping[str, int]) -> None:
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
         """One line with the size of the run."""
-        super().run_started(suite, done)
+        super().run_started(suite, planned, done)
         before = f", {self.done} of them done before" if self.done else ""
-        self.note(f"{one_line(suite.name)}: {self.planned} trials{before}")
+        self.note(f"{one_line(suite)}: {self.planned} trials{before}")
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """One line."""
@@ -414,11 +413,11 @@ class LiveDisplay(Display):
         self._live: Live | None = None
         self._drawn = float("-inf")
 
-    def run_started(self, suite: Suite, done: Mapping[str, int]) -> None:
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
         """Starts drawing; of a further stage, over again."""
         if self._live is not None:
             self._live.stop()
-        super().run_started(suite, done)
+        super().run_started(suite, planned, done)
         # Drawn only when something happens, without a thread; stdout stays free for the results.
         self._live = Live(
             console=self._console, auto_refresh=False, transient=True, redirect_stdout=False, redirect_stderr=False

@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 
 from selectbench import units
 from selectbench.analysis.family import DEFAULT_SPREAD, detectable
+from selectbench.analysis.screening import screened_out, screening_trials
 from selectbench.analysis.tuning import (
     settled_by_records,
     settled_sizes,
@@ -32,11 +33,11 @@ from selectbench.launch.gpus import GpuClaim, Notify, candidates, claim_gpus, id
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
-from selectbench.plan.plan import Plan, gpu_need, gpus_used, heldout_warnings, make_plan, settled_for
+from selectbench.plan.plan import Plan, PlannedTrial, gpu_need, gpus_used, heldout_warnings, make_plan, settled_for
 from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record
 from selectbench.suite.load import find, load_suite
-from selectbench.suite.stages import speed_suite, tuning_suite
+from selectbench.suite.stages import screening_suite, speed_suite, tuning_suite, without
 from selectbench.suite.suite import Suite, Values
 
 _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
@@ -255,13 +256,24 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
         sizes = _supported(own.plan, speed_candidates(suite, ranks, speed_attempts(suite, records)))
         if sizes:
             before_contest.append(("micro-batch size", own.of(speed_suite(suite, sizes))))
+    sized = settled_sizes(suite, records)
+    able = [planned.option.name for planned in own.plan.options if not planned.unsupported]
+    if asked := screening_trials(sized, records, able):
+        before_contest.append(("screening", _screening(own.of(screening_suite(sized)), asked)))
+    out = screened_out(sized, records)
     if suite.tune is not None:
-        sized = settled_sizes(suite, records)
-        values = _supported(own.plan, tuning_candidates(sized, tuning_attempts(sized, records)))
+        values = _supported(own.plan, tuning_candidates(without(sized, out), tuning_attempts(sized, records)))
         if values:
             before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
-    settled = settled_by_records(suite, records)
+    settled = without(settled_by_records(suite, records), out)
     return [*before_contest, (CONTEST, own if settled is suite else own.of(settled))]
+
+
+def _screening(every: AnyPlanned, asked: Sequence[tuple[str, int, int]]) -> AnyPlanned:
+    """`asked`: option, seed and round of the trials to run, of every one that the stage's plan has."""
+    by_name = {(planned.trial.option, planned.trial.seed): planned.trial for planned in every.plan.trials}
+    trials = [PlannedTrial(by_name[name, seed], number, "screen") for name, seed, number in asked]
+    return replace(every, plan=replace(every.plan, trials=trials))
 
 
 def _supported(plan: Plan, candidates: Mapping[str, Sequence[Values]]) -> dict[str, Sequence[Values]]:

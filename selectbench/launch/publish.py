@@ -78,7 +78,10 @@ def _past_run(folder: Path) -> PastRun:
     gpus = dict.fromkeys(str(gpu.get("name")) for gpu in environment.get("gpus") or [])
     on_gpus = suite.get("device") == "cuda" and gpus
     try:
-        answer = str(read_json(folder / RANKING)["answer"])
+        ranking = read_json(folder / RANKING)
+        answer = str(ranking["answer"])
+        out = {row["option"] for row in ranking["rows"] if row["status"] == "screened_out"}
+        planned = {trial for trial in planned if trial[0] not in out}
     except (UserError, KeyError, TypeError):
         answer = None
     return PastRun(
@@ -93,7 +96,7 @@ def _past_run(folder: Path) -> PastRun:
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
-_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of")
+_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "screen")
 """Keys that say nothing of an option by itself."""
 SHORT = "There is less held-out text than was asked for (see the warnings)."
 

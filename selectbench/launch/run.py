@@ -13,6 +13,7 @@ from typing import Any
 
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.result import Ranking
+from selectbench.analysis.screening import screened_out, screened_words
 from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import pinned_model
 from selectbench.errors import ExitCode
@@ -110,11 +111,16 @@ def _run_stages(
 
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
     """What is to be run now, and what was run before: by this process, or by one that was cut off."""
-    suite = stage.preparation.suite
     still_open = Counter(planned.trial.option for planned, _ in stage.trials)
-    display.run_started(suite, {o.name: len(suite.seeds) - still_open[o.name] for o in suite.options})
-    if stage.title != CONTEST:
-        display.note(f"{stage.title}: {len(stage.trials)} trials before the contest")
+    every = Counter(planned.trial.option for planned in stage.preparation.plan.trials)
+    done = {name: number - still_open[name] for name, number in every.items()}
+    display.run_started(stage.preparation.suite.name, every, done)
+    if stage.title == CONTEST:
+        for line in stage.told:
+            display.note(line)
+    else:
+        number = len(stage.trials)
+        display.note(f"{stage.title}: {number} trial{'s' if number > 1 else ''} before the contest")
     if stage.done and is_first:
         display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 
@@ -125,7 +131,8 @@ def exit_code(preparation: Preparation, folder: Path) -> ExitCode:
     last = last_attempts(records).values()
     broken = any(isinstance(r.outcome, Failed) and r.outcome.kind in ("crashed", "timeout") for r in last)
     baseline = preparation.suite.baseline
-    has_baseline = any(r.trial.option == baseline and isinstance(r.outcome, Completed) for r in last)
+    own = [r for r in last if r.trial.option == baseline and r.phase == "contest"]
+    has_baseline = any(isinstance(r.outcome, Completed) for r in own)
     return ExitCode.TRIALS_FAILED if broken or not has_baseline else ExitCode.OK
 
 
@@ -146,6 +153,8 @@ class Stage:
     """In order, each with the number of its attempt."""
     done: int
     """Trials of the stage that have an outcome."""
+    told: list[str]
+    """What stages before it decided."""
 
 
 def next_stage(
@@ -160,7 +169,9 @@ def next_stage(
         trials = [p for p in in_run_order(stage.plan.trials, folder.name) if p.trial.trial_id not in ended]
         still_open = pending(trials, stage.suite, records, retry_failed=retry_failed)
         if still_open:
-            return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open))
+            out = screened_out(preparation.suite, records)
+            told = [f"{name} is screened out: {screened_words(found)}" for name, found in out.items()]
+            return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open), told)
     return None
 
 
@@ -264,7 +275,7 @@ class Bench:
                 "loss_curve": done.loss_curve, "inside": done.inside, "resolved_config": done.resolved_config,
             }  # fmt: skip
         record = Record(
-            trial=trial, phase="contest" if trial.tunes is None else "tune", round=planned.round, attempt=attempt,
+            trial=trial, phase=planned.phase, round=planned.round, attempt=attempt,
             outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
             software=SOFTWARE.keep(end.software), meters=meters, **certificate,
         )  # fmt: skip

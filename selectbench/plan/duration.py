@@ -154,15 +154,16 @@ def stage_costs(stages: Sequence[tuple[str, Plan]], machine: Machine, history: H
 
 
 def _stage_cost(title: str, plan: Plan, machine: Machine, history: History) -> StageCost:
-    rounds = len(plan.suite.seeds)
-    able = [planned for planned in plan.options if planned.unsupported is None]
+    every = Counter(planned.trial.option for planned in plan.trials)
+    trials = {p.option.name: every[p.option.name] for p in plan.options if p.unsupported is None}
     found = estimate(plan, machine, history)
     if found is None:
-        return StageCost(title, rounds * len(able), None, None)
+        return StageCost(title, sum(trials.values()), None, None)
     price = plan.suite.cost.usd_per_gpu_hour if plan.suite.cost and plan.suite.device == "cuda" else None
-    gpu_seconds = sum(found.seconds[planned.option.name] * planned.world_size for planned in able)
-    usd = None if price is None else rounds * gpu_seconds / 3600 * price
-    return StageCost(title, rounds * len(able), rounds * sum(found.seconds.values()), usd)
+    seconds = {name: count * found.seconds[name] for name, count in trials.items()}
+    gpu_seconds = sum(of_option * plan.planned(name).world_size for name, of_option in seconds.items())
+    usd = None if price is None else gpu_seconds / 3600 * price
+    return StageCost(title, sum(trials.values()), sum(seconds.values()), usd)
 
 
 def _scaled_seconds(plan: Plan, planned: PlannedOption, history: History) -> list[float]:

@@ -17,7 +17,7 @@ from selectbench.data.prepared import Prepared, contents_of, epochs, evaluable_t
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
 from selectbench.plan.memory import config_of, memory_need, vocab_size_of
-from selectbench.record.record import SETTINGS, Trial
+from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.job import Eval
 from selectbench.suite.suite import (
@@ -122,6 +122,7 @@ class PlannedTrial:
 
     trial: Trial
     round: int
+    phase: RunPhase = "contest"
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ def _trials(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[P
                 trial_id=digest[:16], option=name, seed=seed, settings=SETTINGS.keep(settings), tunes=option.tunes,
                 tried=option.tried,
             )  # fmt: skip
-            planned.append(PlannedTrial(trial, number))
+            planned.append(PlannedTrial(trial, number, "contest" if option.tunes is None else "tune"))
     return planned
 
 

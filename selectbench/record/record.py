@@ -522,6 +522,9 @@ class Watched(Recorded, frozen=True, kw_only=True):
     """How many times as far one update moved the weights at a thousand times the learning rate."""
 
 
+RunPhase = Literal["tune", "screen", "contest"]
+
+
 class Record(Recorded, frozen=True, kw_only=True):
     """One trial's end."""
 
@@ -529,8 +532,8 @@ class Record(Recorded, frozen=True, kw_only=True):
     """The version of these keys."""
     trial: Trial
     """What was run."""
-    phase: Literal["tune", "contest"] = "contest"
-    """Whether the trial tuned a setting or counts in the ranking."""
+    phase: RunPhase = "contest"
+    """Whether the trial tuned a setting, screened an option or counts in the ranking."""
     round: Count
     """The round, from 0: every option once."""
     attempt: Count = 1

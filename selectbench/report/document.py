@@ -14,6 +14,8 @@ from selectbench.suite.metrics import METRICS
 from selectbench.text import one_line
 
 UNCLEAN_MARK = "†"
+BRIEF_MARK = "‡"
+"""Of a figure from short trials alone."""
 RowKind = Literal["first", "ranked", "barred", "failed", "better", "worse", "undecided", ""]
 """How a row of a table stands out; in the ranking `barred` completed without a rank."""
 
@@ -39,6 +41,8 @@ class Figure:
     """From seed to seed; None: not known or not shown."""
     is_unclean: bool = False
     """Whether every trial behind it was throttled or shared."""
+    is_brief: bool = False
+    """Whether it is of short trials alone."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Ratio:
     value: float | None
     low: float | None = None
     high: float | None = None
+    is_brief: bool = False
+    """Whether it is of short trials alone."""
 
 
 @dataclass(frozen=True)
@@ -265,9 +271,10 @@ def value_text(value: Value) -> str:
         case str():
             return one_line(value)
         case Figure():
-            return METRICS[value.metric].show(value.value) + (f" {UNCLEAN_MARK}" if value.is_unclean else "")
+            mark = f" {UNCLEAN_MARK}" * value.is_unclean + f" {BRIEF_MARK}" * value.is_brief
+            return METRICS[value.metric].show(value.value) + mark
         case Ratio():
-            return units.ratio_with_range(value.value, value.low, value.high)
+            return units.ratio_with_range(value.value, value.low, value.high) + f" {BRIEF_MARK}" * value.is_brief
         case Amount():
             return value.show(value.value)
         case Amounts():

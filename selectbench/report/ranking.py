@@ -6,7 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from selectbench import units
 from selectbench.analysis.result import Failure, Ranking, Row, Violation
+from selectbench.analysis.screening import ratio_to_baseline, screened_words
+from selectbench.analysis.summary import mean
 from selectbench.report.document import (
+    BRIEF_MARK,
     UNCLEAN_MARK,
     Amount,
     Cell,
@@ -30,6 +33,10 @@ from selectbench.text import first_line, one_line
 _UNCLEAN = (
     f"{UNCLEAN_MARK}: every trial that the figure comes from was throttled or shared; it is shown, and compared "
     "with nothing"
+)
+_BRIEF = (
+    f"{BRIEF_MARK}: screened out before the contest: the mean of two short trials, and its ratio to the worse one "
+    "of the baseline's two. No claim rests on it, and its tests count among those of the family as if it had run"
 )
 _DOMINATED = (
     "Dominated: another option is shown to be better in speed, memory, energy or quality, and is worse in none of "
@@ -63,7 +70,9 @@ def ranking_table(ranking: Ranking, medium: Report) -> Table:
 
 
 def _kind(row: Row) -> RowKind:
-    return "first" if row.rank == 1 else "ranked" if row.rank else "failed" if row.n == 0 else "barred"
+    if row.rank is not None:
+        return "first" if row.rank == 1 else "ranked"
+    return "failed" if row.n == 0 and row.status != "screened_out" else "barred"
 
 
 def _in_markdown(ranking: Ranking) -> list[_Made]:
@@ -135,6 +144,8 @@ def _metric_column(name: str, *, droppable: bool = False, says_not_reached: bool
 
 def _ratio_column(heading: str, name: str) -> _Made:
     def ratio(row: Row) -> Ratio:
+        if (brief := _brief_ratio(row, name)) is not None:
+            return Ratio(brief, is_brief=True)
         found = row.metrics[name]
         return Ratio(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
 
@@ -183,9 +194,22 @@ def place(row: Row, number: int = 0) -> Place:
 
 
 def figure(row: Row, name: str, *, with_spread: bool = True) -> Figure:
-    """A metric of a row."""
+    """A metric of a row; of one that was screened out what its short trials tell."""
+    if row.screening and row.screening.screened_out:
+        values = [trial.figures.get(name) for trial in row.screening.trials]
+        value = mean([value for value in values if value is not None])
+        return Figure(name, value, is_brief=value is not None)
     found = row.metrics[name]
     return Figure(name, found.value, found.standard_deviation if with_spread else None, found.unclean)
+
+
+def _brief_ratio(row: Row, name: str) -> float | None:
+    """Of a row that was screened out by this metric."""
+    if row.screening and row.screening.screened_out:
+        for bound in row.screening.bounds:
+            if bound.metric == name and (ratio := ratio_to_baseline(bound)) is not None:
+                return ratio
+    return None
 
 
 def to_loss(row: Row, name: str) -> Value:
@@ -198,6 +222,8 @@ def to_loss(row: Row, name: str) -> Value:
 
 def state(row: Row) -> str:
     """What is to be known of a row beside its figures: nothing where all went well."""
+    if row.status == "screened_out":
+        return "screened out"
     kinds = [failure.kind for failure in row.failures]
     counted = [f"{kinds.count(kind)} {kind}" if row.n else kind for kind in dict.fromkeys(kinds)]
     if row.missing_seeds:
@@ -236,7 +262,7 @@ def table_notes(ranking: Ranking) -> list[Text]:
     if any(row.scaling for row in ranking.rows):
         lines.append("Efficiency is the speed-up over the baseline, divided by the ratio of their ranks.")
     lines += [f"{row.option}: {note}." for row in ranking.rows for note in row.notes]
-    lines += [f"{note}." for note in _unclean_note(ranking, _metrics(ranking, "markdown"))]
+    lines += [f"{note}." for note in _mark_notes(ranking, _metrics(ranking, "markdown"))]
     return [*lines, (Literally(units.DASH), ": not known.")]
 
 
@@ -251,9 +277,11 @@ def ties_note(ranking: Ranking) -> list[str]:
     return [f"{value_text(place(tied))}: {before} and {open_ones}, so its rank may be any of these"]
 
 
-def _unclean_note(ranking: Ranking, names: Sequence[str]) -> list[str]:
-    """What the mark means, where one of these figures has it."""
-    return [_UNCLEAN] if any(row.metrics[name].unclean for row in ranking.rows for name in names) else []
+def _mark_notes(ranking: Ranking, names: Sequence[str]) -> list[str]:
+    """What the marks mean, where one of these figures has them."""
+    unclean = any(row.metrics[name].unclean for row in ranking.rows for name in names)
+    screened_out = any(row.status == "screened_out" for row in ranking.rows)
+    return [*([_UNCLEAN] if unclean else []), *([_BRIEF] if screened_out else [])]
 
 
 def unknown_states(ranking: Ranking) -> list[str]:
@@ -272,13 +300,15 @@ def causes(ranking: Ranking) -> list[str]:
     lines = []
     for row in ranking.rows:
         lines += not_the_same_job(row)
+        if row.status == "screened_out" and row.screening:
+            lines.append(f"{one_line(row.option)}: screened out: {screened_words(row.screening)}")
         failed = {f"{f.kind}: {first_line(f.detail, 160)}{note_in_brackets(f)}": None for f in row.failures}
         unjudged = [
             f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict in _OPEN
         ]
         found = (*row.constraint_failures, *failed, *unjudged, *row.notes)
         lines += [f"{one_line(row.option)}: {cause}" for cause in found]
-    return [*lines, *unknown_states(ranking), *_unclean_note(ranking, columns_of("terminal"))]
+    return [*lines, *unknown_states(ranking), *_mark_notes(ranking, columns_of("terminal"))]
 
 
 def note_in_brackets(failure: Failure) -> str:

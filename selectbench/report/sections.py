@@ -14,6 +14,7 @@ from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
 from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Row, ScoreDifference, Search
 from selectbench.analysis.scores import RESAMPLES, SEED
+from selectbench.analysis.screening import SCREENING_RULE
 from selectbench.analysis.summary import mean, summarise
 from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT
 from selectbench.errors import UserError, did_you_mean
@@ -28,6 +29,7 @@ from selectbench.report.document import (
     Cell,
     Charts,
     Code,
+    Column,
     Details,
     Document,
     Figure,
@@ -120,6 +122,7 @@ def report(
         *_learnt(done),
         *_factors(ranking),
         *_own_best(ranking),
+        *_screening(ranking),
         *_to_loss(ranking),
         _same_job(ranking),
         *memory_sections(ranking),
@@ -424,6 +427,27 @@ def _edge_words(own: OwnBest, how: str) -> str:
         return f"the best lies on {edges}; not extended: several settings are tuned together; widen the range"
     (side,) = own.edges.values()
     return f"the best lies on {edges}: {'smaller' if side == 'low' else 'larger'} values may be as {how} or better"
+
+
+def _screening(ranking: Ranking) -> Iterator[Section]:
+    """Every option's short trials before the contest and what followed; nothing where there were none."""
+    tried = [(row, row.screening) for row in ranking.rows if row.screening]
+    bounds = dict.fromkeys((bound.bound, bound.metric) for _, found in tried for bound in found.bounds)
+    metrics = list(dict.fromkeys(metric for _, metric in bounds)) or ["tokens_per_second"]
+    rows: list[list[Cell]] = []
+    for row, found in tried:
+        for number, trial in enumerate(found.trials, start=1):
+            said: list[str] = [] if trial.outcome == "completed" else [trial.outcome]
+            said += [f"misses {bound.bound}" for bound in found.bounds if bound.missed[number - 1]]
+            said += ["screened out"] if found.screened_out and number == len(found.trials) else []
+            figures = (Figure(metric, trial.figures.get(metric)) for metric in metrics)
+            rows.append([row.option, str(number), *figures, ", ".join(said)])
+    if rows:
+        heads = [METRICS[metric].title for metric in metrics]
+        columns = [Column("option", names_row=True), Column("trial", "right"),
+                   *(Column(head, "right") for head in heads), Column("found")]  # fmt: skip
+        tried_ones = Table(columns, rows, "Every short trial before the contest")
+        yield Section("screening", "Screened before the contest", [tried_ones, Paragraph(SCREENING_RULE)])
 
 
 def _to_loss(ranking: Ranking) -> Iterator[Section]:

@@ -123,7 +123,7 @@ def _rich(table: Table, width: int | None = None) -> RichTable:
 def _cell(cell: Cell, column: Column, width: int | None) -> str:
     value = cell.value if isinstance(cell, Stack) else cell
     if isinstance(value, Ratio) and width is not None and width < _INTERVAL_FROM:
-        return units.ratio(value.value)
+        return value_text(replace(value, low=None, high=None))
     return one_line(value_text(value), _NAME_MOST) if column.names_row else value_text(value)
 
 
@@ -227,6 +227,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     held = " and ".join(suite.decide.constraints)
     constraints = f", of the options that hold {held}" if held else ", without any constraint"
     yield f"decided by {suite.decide.objective}{constraints}"
+    if suite.screen:
+        yield f"screened first: an option takes part where it holds {' and '.join(suite.screen)}"
     yield from map(choice_text, suite.left_open.machine_choices)
     if suite.tune:
         yield f"tuned for each option first: {', '.join(suite.tune.parameters)}"
@@ -270,6 +272,8 @@ def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost
     """A line for each stage where there are several, and one for all."""
     for cost in costs if len(costs) > 1 else ():
         yield _cost(f"{cost.title}: {cost.trials} trials", cost.seconds, cost.usd)
+    if any(cost.title == "screening" for cost in costs):
+        yield "one trial more of each option that misses a bound; missed twice, it has no trials in the contest"
     if plan.suite.tune is not None and len(plan.suite.tune.parameters) == 1:
         yield f"at most {EXTENSIONS} trials more of each option where a best setting lies on an edge"
     head = f"{sum(cost.trials for cost in costs)} trials to run"

@@ -15,7 +15,7 @@ from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import DIMENSIONS, Row
 from selectbench.suite.job import OWN_SCORE, SCORES, Job, batch_size_problem
-from selectbench.suite.metrics import DECIDING, METRICS, Need, Yardstick, parse_constraint
+from selectbench.suite.metrics import DECIDING, METRICS, SCREENING, Need, Yardstick, parse_constraint
 from selectbench.suite.stages import axis, has
 from selectbench.suite.suite import MICRO_BATCH_SIZE, BestOf, Range, SuiteFile, Tune
 from selectbench.text import quoted
@@ -164,6 +164,8 @@ def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str])
     decide = document.mapping.get("decide", document)
     bounds: list[tuple[Node, Yardstick]] = [(node, "baseline") for node in decide.at(["constraints"]).items]
     bounds += [(node, "reference") for node in document.at(["gate"]).items]
+    screen = document.at(["screen"]).items
+    bounds += [(node, "baseline") for node in screen]
     metrics = [(node, str(node.value)) for key, node in decide.mapping.items() if key == "objective"]
     for node, against in bounds:
         try:
@@ -171,7 +173,9 @@ def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str])
         except ValueError as error:
             problems.at(node, str(error))
     for node, metric in metrics:
-        if metric in unmeasured:
+        if node in screen and metric not in SCREENING:
+            problems.at(node, f"a short trial does not tell {metric}: take one of {', '.join(SCREENING)}")
+        elif metric in unmeasured:
             problems.at(node, f"{metric} is not measured: {unmeasured[metric]}")
 
 

@@ -405,9 +405,10 @@ def _assembled(
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
         control=content.control, gate=content.gate, left_open=left_open,
         tune=None if quick else content.tune, best_of=None if quick else content.best_of,
+        screen=[] if quick else content.screen,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate"}
-    given |= {key for key in ("tune", "best_of") if getattr(suite, key) is not None}
+    given |= {key for key in ("tune", "best_of", "screen") if getattr(suite, key)}
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -225,6 +226,10 @@ METRICS: dict[str, Metric] = {
 """Every metric by name, in the order of ranking.json."""
 DECIDING = tuple(name for name, metric in METRICS.items() if metric.decides)
 """Those that a suite may decide by."""
+SCREENING = tuple(
+    metric.name for metric in (*_SPEED, *_MEMORY) if metric.decides and "evaluation" not in metric.needs
+)
+"""Of these, those that a short trial of speed tells."""
 QUALITY = tuple(name for name in DECIDING if METRICS[name].quality)
 """Of these, those that say how well a model learnt."""
 PER_TOKEN = frozenset(name for name in DECIDING if METRICS[name].per_token)
@@ -266,6 +271,9 @@ def undecidable_reason(metric: object) -> str | None:
 
 
 Operator = Literal["<=", ">=", "<", ">"]
+COMPARE: Mapping[Operator, Callable[[float, float], bool]] = {
+    "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
+}  # fmt: skip
 Yardstick = Literal["baseline", "reference"]
 LEAST_BARE_BYTES = 1 << 20
 """A bound in bytes without a unit below this is a unit forgotten."""

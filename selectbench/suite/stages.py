@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -132,7 +132,10 @@ def tuning_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
 def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
     """Short trials of speed alone, at rates that none diverges at: what a step takes does not depend on them."""
     assert suite.best_of is not None
-    stage = _stage(suite, tried, speed_job(suite), suite.best_of.seed)
+    return _at_low_rates(_stage(suite, tried, speed_job(suite), suite.best_of.seed))
+
+
+def _at_low_rates(stage: Suite) -> Suite:
     options: list[Option] = []
     for option in stage.options:
         optimizer = option.choices.optimizer
@@ -140,6 +143,33 @@ def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
         slow = with_values(option.choices, {"optimizer.lr": lowest})
         options.append(option.model_copy(update={"choices": slow or option.choices}))
     return stage.model_copy(update={"options": options})
+
+
+SCREENING_STEPS = 10
+"""Timed steps of a screening trial of the largest global batch at least, after the job's warm-up steps."""
+SCREENING_SECONDS = 1.0
+"""Timed at least: of less, a trial's speed is mostly chance."""
+
+
+def screening_seeds(suite: Suite) -> tuple[int, int]:
+    """Of an option's first trial and of its second one: none of the contest's."""
+    first, second = [seed for seed in range(2000, 2002 + len(suite.seeds)) if seed not in suite.seeds][:2]
+    return first, second
+
+
+def without(suite: Suite, names: Collection[str]) -> Suite:
+    """The suite without these options; the very suite where there is none of them."""
+    kept = [option for option in suite.options if option.name not in names]
+    return suite.model_copy(update={"options": kept}) if names else suite
+
+
+def screening_suite(suite: Suite) -> Suite:
+    """Two short trials of speed of every option, of which the records tell which are run (`analysis.screening`)."""
+    job = suite.job
+    timing = job.timing.model_copy(update={"min_timed_seconds": SCREENING_SECONDS})
+    shortened = _short_job(suite, job.timing.warmup_steps + SCREENING_STEPS).model_copy(update={"timing": timing})
+    update = {"job": shortened, "seeds": list(screening_seeds(suite))}
+    return _at_low_rates(suite.model_copy(update=update))
 
 
 def tuning_job(suite: Suite) -> Job:
@@ -160,10 +190,13 @@ def tuning_job(suite: Suite) -> Job:
 
 def speed_job(suite: Suite) -> Job:
     """A few steps without an evaluation: as many as asked for of the largest global batch, more of smaller ones."""
-    job, best_of = suite.job, suite.best_of
-    assert best_of is not None
-    sizes = _global_batch_sizes(suite)
-    steps = math.ceil(best_of.max_steps * max(sizes) / job.global_batch_size)
+    assert suite.best_of is not None
+    return _short_job(suite, suite.best_of.max_steps)
+
+
+def _short_job(suite: Suite, max_steps: int) -> Job:
+    job, sizes = suite.job, _global_batch_sizes(suite)
+    steps = math.ceil(max_steps * max(sizes) / job.global_batch_size)
     return _shortened(job, job.steps_for_all(steps, sizes)).model_copy(update={"eval": "none"})
 
 

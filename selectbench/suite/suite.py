@@ -304,6 +304,8 @@ class Suite(Strict):
     """Settings that each option takes at their best; None: none."""
     best_of: BestOf | None = None
     """Settings that each option takes at their fastest; None: none."""
+    screen: list[str] = Field(default_factory=list)
+    """Bounds that an option must hold in one of two short trials of speed to take part in the contest."""
     gate: list[str] = Field(default_factory=list)
     """Limits that `selectbench gate` holds a run to."""
     code: list[str] = Field(default_factory=list)
@@ -385,6 +387,9 @@ class SuiteFile(Strict):
     """Tuning before the contest: every option at its own best, with as many trials as the others."""
     best_of: BestOf | None = None
     """Settings that each option takes at their fastest, as short trials of speed find them."""
+    screen: list[str] = Field(default_factory=list)
+    """Bounds on speed and memory, such as `tokens_per_second >= 0.5x baseline`: an option that misses one in two
+    short trials takes no part in the contest."""
     decide: Decide = Decide()
     """What decides."""
     limits: Limits = Limits()

@@ -1,5 +1,5 @@
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
@@ -16,6 +16,7 @@ from selectbench.launch.display import (
     make_display,
     picture,
 )
+from selectbench.suite.suite import Suite
 
 DONE = make_record("a", 0, **speed(11_420)).outcome
 OOM = make_failure("a", 0, "oom", "CUDA out of memory [red]\nmore").outcome
@@ -32,9 +33,14 @@ class Clock:
         return self.now
 
 
-def suite_of(count: int, **more: object) -> object:
+def suite_of(count: int, **more: object) -> Suite:
     options = ((f"o{i}", {"optimizer": {"name": "adamw", "lr": 1e-3 * (i + 1)}}) for i in range(count))
     return make_suite(*options, **more)
+
+
+def begin(display: Display, suite: Suite, done: Mapping[str, int]) -> None:
+    """The contest of the suite."""
+    display.run_started(suite.name, {option.name: len(suite.seeds) for option in suite.options}, done)
 
 
 def a_console(width: int = 80, height: int = 24, terminal: bool = False) -> Console:
@@ -49,7 +55,7 @@ def output(console: Console) -> str:
 def test_plain_lines_name_start_progress_and_end() -> None:
     console, clock = a_console(), Clock()
     display = PlainDisplay(console, clock)
-    display.run_started(make_suite("a", seeds=[0, 1]), {})
+    begin(display, make_suite("a", seeds=[0, 1]), {})
     display.trial_started("a", 0, 1, 2)
     display.phase_changed("train")
     for second in range(25):
@@ -75,7 +81,7 @@ def test_plain_lines_name_start_progress_and_end() -> None:
 def test_a_resumed_run_counts_what_was_done_before() -> None:
     console = a_console()
     display = PlainDisplay(console, Clock())
-    display.run_started(make_suite("a", ("b", {"precision": {"name": "tf32"}})), {"a": 3, "b": 1})
+    begin(display, make_suite("a", ("b", {"precision": {"name": "tf32"}})), {"a": 3, "b": 1})
     display.trial_started("b", 1, 5, 6)
     display.trial_ended("b", 1, DONE, 7.0)
     assert "precision: 6 trials, 4 of them done before" in output(console)
@@ -85,7 +91,7 @@ def test_a_resumed_run_counts_what_was_done_before() -> None:
 @pytest.mark.parametrize(("before", "left"), [({"o0": 3, "o1": 1}, 20.0), ({"o0": 2, "o1": 2}, 20.0)])
 def test_trials_to_come_after_a_resume(before: dict[str, int], left: float) -> None:
     state = Display(Clock())
-    state.run_started(suite_of(2), before)  # type: ignore[arg-type]
+    begin(state, suite_of(2), before)
     state.time_left.walls = {"o0": [10.0], "o1": [10.0]}
     assert state.time_left.left() == left
 
@@ -130,7 +136,7 @@ def slow_run(state: Display, clock: Clock, seconds_per_step: float, told: Callab
 def test_a_trial_ten_times_slower_than_the_others_tells_its_own_time_left() -> None:
     clock = Clock()
     state = Display(clock)
-    state.run_started(suite_of(3, seeds=[0]), {})  # type: ignore[arg-type]
+    begin(state, suite_of(3, seeds=[0]), {})
     said: list[str] = []
     slow_run(state, clock, 4.0, lambda: said.append(state.left()))
     # From its second report on, four seconds after the first, what is left of 240 s; never the others' 24 s.
@@ -144,7 +150,7 @@ def test_a_trial_ten_times_slower_than_the_others_tells_its_own_time_left() -> N
 def test_plain_lines_tell_a_slow_trial_its_own_time_left() -> None:
     console, clock = a_console(), Clock()
     display = PlainDisplay(console, clock)
-    display.run_started(suite_of(3, seeds=[0]), {})  # type: ignore[arg-type]
+    begin(display, suite_of(3, seeds=[0]), {})
     slow_run(display, clock, 40.0, display.tick)
     lines = [line.rpartition("; ")[2] for line in output(console).splitlines() if "train" in line]
     assert len(lines) > 200
@@ -171,7 +177,7 @@ def test_compiling_before_the_first_report_is_no_part_of_the_pace() -> None:
 def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> None:
     clock = Clock()
     state = Display(clock)
-    state.run_started(make_suite("a"), {})
+    begin(state, make_suite("a"), {})
     state.trial_started("a", 0, 1, 3)
     state.phase_changed("train")
     state.progress(0, 60, None, None)
@@ -199,7 +205,7 @@ def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> 
 def test_the_start_of_a_trial_server_is_paid_once() -> None:
     clock = Clock()
     state = Display(clock)
-    state.run_started(make_suite("a"), {})
+    begin(state, make_suite("a"), {})
     state.trial_started("a", 0, 1, 3)
     clock.now = 30.0  # of imports
     state.phase_changed("train")
@@ -223,7 +229,7 @@ def test_trials_that_could_not_run_say_nothing_of_the_others() -> None:
 def test_the_picture_fits_the_terminal(width: int, height: int, options: int) -> None:
     clock = Clock()
     state = Display(clock)
-    state.run_started(suite_of(options), {})  # type: ignore[arg-type]
+    begin(state, suite_of(options), {})
     running = f"o{options // 2}"
     state.trial_started(running, 2, 1, 3 * options)
     clock.now = 10
@@ -244,7 +250,7 @@ def test_the_picture_fits_the_terminal(width: int, height: int, options: int) ->
 def test_the_live_table_counts_and_keeps_failures_and_leaves_one_line() -> None:
     console, clock = a_console(terminal=True), Clock()
     display = LiveDisplay(console, clock)
-    display.run_started(make_suite("a", seeds=[0, 1]), {})
+    begin(display, make_suite("a", seeds=[0, 1]), {})
     display.trial_started("a", 0, 1, 2)
     display.trial_ended("a", 0, OOM, 1.0)
     display.trial_started("a", 1, 2, 2)
@@ -265,7 +271,7 @@ def test_the_live_table_counts_and_keeps_failures_and_leaves_one_line() -> None:
 def test_the_live_table_is_drawn_at_most_eight_times_a_second() -> None:
     console, clock = a_console(terminal=True), Clock()
     display = LiveDisplay(console, clock)
-    display.run_started(make_suite("a", seeds=[0]), {})
+    begin(display, make_suite("a", seeds=[0]), {})
     display.trial_started("a", 0, 1, 1)
     for step in range(1000):
         clock.now = step / 1000
@@ -298,7 +304,7 @@ def test_every_stage_of_a_run_draws_and_the_terminal_is_given_back() -> None:
     console = a_console(terminal=True)
     display = LiveDisplay(console, Clock())
     for stage in ("a lr=0.1", "a"):
-        display.run_started(make_suite(stage, seeds=[0]), {})
+        begin(display, make_suite(stage, seeds=[0]), {})
         display.trial_started(stage, 0, 1, 1)
         display.trial_ended(stage, 0, DONE, 1.0)
     display.close()

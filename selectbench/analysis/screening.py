@@ -1,0 +1,175 @@
+"""Which options take no part in the contest, as two short trials of speed showed them to be hopeless.
+
+Every option runs one short trial, the baseline one before all others and one after them. Only an option whose trial
+misses a bound runs a second one, and only one that misses the same bound twice is screened out. A bound that is a
+factor of the baseline's value is held against the worse of the baseline's two values. So no single disturbed trial,
+whosever it is, screens an option out: where 5 % of short trials are ten times as slow, `>= 0.5x baseline` screens
+out an option at 0.9x in 0.2 % of runs (`tests/analysis/test_screening.py`).
+
+What did not complete, or has no figure that counts, misses no bound: such an option goes on to the contest, which
+tells what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+from selectbench import units
+from selectbench.analysis.metrics import FORMULAS, finite, observe, state_of
+from selectbench.analysis.result import ScreenBound, Screening, ScreenTrial
+from selectbench.record.record import Completed, Failed, Record
+from selectbench.record.run_folder import last_attempts
+from selectbench.suite.metrics import COMPARE, METRICS, SCREENING, Constraint, parse_constraint
+from selectbench.suite.stages import screening_seeds, tuned_options
+from selectbench.suite.suite import Suite
+
+SCREENING_RULE = (
+    "Every option ran one short trial of speed before the contest, the baseline one before the others and one "
+    "after them. An option that missed a bound ran a second one; one that missed the same bound twice takes no "
+    "part in the contest. A factor of the baseline's value is of the worse of its two. A trial that failed, or "
+    "tells no figure, misses nothing."
+)
+Planned = tuple[str, int, int]
+"""Option, seed and round of a screening trial; rounds run one after the other."""
+
+
+def screening_trials(suite: Suite, records: Sequence[Record], able: Sequence[str]) -> list[Planned]:
+    """The trials that the records ask for; those that are done already among them.
+
+    `able`: options that can run here. None where there is nothing to screen, or the contest has begun.
+    """
+    baseline, own = suite.baseline, _by_option(suite, records)
+    others = [option.name for option in tuned_options(suite) if option.name in able and option.name != baseline]
+    has_begun = any(record.phase == "contest" for record in records)
+    if not suite.screen or not others or baseline not in able or has_begun:
+        return []
+    first, second = screening_seeds(suite)
+    trials = [(baseline, first, 0), *((name, first, 1) for name in others), (baseline, second, 2)]
+    if len(own.get(baseline, [])) < 2 or any(name not in own for name in others):
+        return trials
+    judged = _bounds(suite, own[baseline])
+    missed = [name for name in others if any(misses(own[name][0]) for _, misses, _ in judged)]
+    return [*trials, *((name, second, 3) for name in missed)]
+
+
+def screenings(suite: Suite, records: Sequence[Record]) -> dict[str, Screening]:
+    """What screening showed of each option that it tried, by name; the baseline among them."""
+    own = _by_option(suite, records) if suite.screen else {}
+    judged = _bounds(suite, own.get(suite.baseline, []))
+    found: dict[str, Screening] = {}
+    for name, tried in own.items():
+        bounds = []
+        for text, misses, against in judged if name != suite.baseline else ():
+            metric = parse_constraint(text).metric
+            values = [_figure(record, suite, metric) for record in tried]
+            missed = [misses(record) for record in tried]
+            bounds.append(ScreenBound(bound=text, metric=metric, values=values, against=against, missed=missed))
+        out = any(len(bound.missed) == 2 and all(bound.missed) for bound in bounds)
+        has_run = any(r.phase == "contest" and r.trial.option == name for r in records)
+        found[name] = Screening(
+            screened_out=out and not has_run, bounds=bounds, trials=[_tried(record, suite) for record in tried]
+        )
+    return found
+
+
+def screened_out(suite: Suite, records: Sequence[Record]) -> dict[str, Screening]:
+    """Those that take no part in the contest."""
+    return {name: found for name, found in screenings(suite, records).items() if found.screened_out}
+
+
+def unscreened(suite: Suite, records: Sequence[Record]) -> list[str]:
+    """A line for each bound that no option was held to, with why; empty while trials are still to come."""
+    tried = _by_option(suite, records).get(suite.baseline, []) if suite.screen else []
+    failed = [record.outcome.kind for record in tried if isinstance(record.outcome, Failed)]
+    if len(tried) < 2 and not failed:
+        return []
+    if failed:
+        return [f"no option was screened out: a short trial of the baseline {suite.baseline} failed ({failed[0]})"]
+    judged = [text for text, _, _ in _bounds(suite, tried)]
+    return [
+        f"no option was screened out by {text}: the short trials of the baseline {suite.baseline} miss it or "
+        "do not tell the figure"
+        for text in suite.screen if text not in judged
+    ]  # fmt: skip
+
+
+def screened_words(screening: Screening, *, is_brief: bool = False) -> str:
+    """`0.068x the baseline's tokens_per_second in two short trials`, by each bound that both miss.
+
+    Else the figures and the bound follow.
+    """
+    told = []
+    for bound in screening.bounds:
+        if len(bound.missed) < 2 or not all(bound.missed):
+            continue
+        metric, ratio = METRICS[bound.metric], ratio_to_baseline(bound)
+        values = " and ".join(metric.show(value) for value in bound.values)
+        against = "" if bound.against is None else f" against {metric.show(bound.against)}"
+        found = f"{metric.name} {values}" if ratio is None else f"{units.ratio(ratio)} the baseline's {metric.name}"
+        figures = "" if ratio is None else f" ({values}{against})"
+        in_full = f"{figures}; asked for: {bound.bound}"
+        told.append(f"{found} in two short trials{'' if is_brief else in_full}")
+    return "; ".join(told)
+
+
+def ratio_to_baseline(bound: ScreenBound) -> float | None:
+    """Of the mean of the option's values to the worse one of the baseline's; None: the bound is no factor."""
+    known = [value for value in bound.values if value is not None]
+    return fmean(known) / bound.against if known and bound.against else None
+
+
+def _by_option(suite: Suite, records: Sequence[Record]) -> dict[str, list[Record]]:
+    """Each option's trials that have an outcome, the first and perhaps a second one."""
+    names = {option.name for option in suite.options}
+    own: dict[str, list[Record]] = {}
+    for record in last_attempts([record for record in records if record.phase == "screen"]).values():
+        interrupted = isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
+        if record.trial.option in names and not interrupted:
+            own.setdefault(record.trial.option, []).append(record)
+    return {name: sorted(tried, key=lambda record: record.trial.seed) for name, tried in own.items()}
+
+
+def _bounds(suite: Suite, baseline: Sequence[Record]) -> list[tuple[str, Callable[[Record], bool], float | None]]:
+    """Each bound that can be judged, whether a trial misses it, and the baseline's value that it is a factor of.
+
+    None can where a trial of the baseline tells no figure or misses the bound itself.
+    """
+    found = []
+    for text in suite.screen:
+        constraint = parse_constraint(text)
+        values = [_figure(record, suite, constraint.metric) for record in baseline]
+        known = [value for value in values if value is not None]
+        if len(known) < 2:
+            continue
+        worse = min(known) if METRICS[constraint.metric].better == "more" else max(known)
+        if constraint.relative or _holds(constraint, worse, 1.0):
+            found.append((text, _misses(suite, constraint, worse), worse if constraint.relative else None))
+    return found
+
+
+def _misses(suite: Suite, constraint: Constraint, worse: float) -> Callable[[Record], bool]:
+    def misses(record: Record) -> bool:
+        value = _figure(record, suite, constraint.metric)
+        return value is not None and not _holds(constraint, value, worse if constraint.relative else 1.0)
+
+    return misses
+
+
+def _holds(constraint: Constraint, value: float, unit: float) -> bool:
+    return COMPARE[constraint.operator](value, constraint.value * unit)
+
+
+def _figure(record: Record, suite: Suite, metric: str) -> float | None:
+    """None: the trial failed, or the state of the GPUs spoils the figure."""
+    if not isinstance(record.outcome, Completed):
+        return None
+    state = state_of(record)
+    is_spoiled = state is not None and state.verdict in METRICS[metric].spoiled_by
+    return None if is_spoiled else finite(FORMULAS[metric], observe(record, suite))
+
+
+def _tried(record: Record, suite: Suite) -> ScreenTrial:
+    figures = {metric: _figure(record, suite, metric) for metric in SCREENING}
+    outcome = "completed" if isinstance(record.outcome, Completed) else record.outcome.kind
+    return ScreenTrial(outcome=outcome, figures=figures, wall_seconds=record.wall_seconds)
