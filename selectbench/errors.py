@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
 from enum import IntEnum
 
 
@@ -48,10 +48,69 @@ class NotDownloadedError(UserError):
     """Data that a plan does not download; a run would."""
 
 
+ALIKE = 0.75
+"""Share of two words' letters from which one is taken for a misspelling of the other; or all, in another order."""
+_MEAN_THE_SAME = tuple(
+    frozenset(words.replace("_", "").split())
+    for words in (
+        "lr learning_rate", "beta1 adam_beta1", "beta2 adam_beta2", "eps epsilon adam_epsilon",
+        "weight_decay wd", "warmup_fraction warmup_ratio", "warmup_steps num_warmup_steps",
+        "max_steps max_train_steps num_training_steps total_steps num_steps train_steps steps max_iters",
+        "seq_len max_seq_length max_seq_len max_length block_size context_length sequence_length",
+        "clip_norm max_grad_norm grad_clip gradient_clipping gradient_clip_val clip_grad_norm",
+        "micro_batch_size per_device_train_batch_size per_device_batch_size device_batch_size micro_batch",
+        "global_batch_size batch_size train_batch_size total_batch_size effective_batch_size",
+        "every_steps eval_steps eval_interval", "seeds seed random_seed",
+        "activation_checkpointing gradient_checkpointing grad_checkpointing", "compile torch_compile",
+        "attention attn attn_implementation", "optimizer optim", "adaptation peft", "python interpreter",
+        "world_size num_gpus n_gpus nproc_per_node num_processes ranks", "precision dtype mixed_precision",
+        "n_layer n_layers num_layers num_hidden_layers depth", "n_embd hidden_size d_model dim embed_dim width",
+        "n_head n_heads num_heads num_attention_heads", "n_inner intermediate_size d_ff ffn_dim",
+        "n_positions max_position_embeddings", "pretrained model_name_or_path",
+        "warmup_stable_decay wsd trapezoidal", "cosine cosine_with_warmup cosine_annealing",
+        "linear linear_with_warmup linear_decay", "constant constant_with_warmup",
+        "final_loss loss eval_loss validation_loss val_loss", "final_perplexity perplexity ppl",
+        "tokens_per_second throughput tokens_per_sec speed", "peak_memory_bytes memory peak_memory",
+        "step_time_median_seconds step_time latency", "joules_per_token energy", "bits_per_byte bpb",
+        "usd_per_billion_tokens cost price usd",
+    )
+)  # fmt: skip
+"""Words of the field for one thing, of which a suite knows some; as they are compared."""
+
+
+def plain_word(word: object) -> str:
+    """As words are compared: without case, and without what parts of one are joined by."""
+    return re.sub(r"[-_. ]", "", str(word).lower())
+
+
+def synonyms(word: object, candidates: Sequence[str]) -> list[str]:
+    """The candidates that are the word but for case and joints, else those that mean the same."""
+    meant = plain_word(word)
+    same = [candidate for candidate in candidates if plain_word(candidate) == meant]
+    group = next((group for group in _MEAN_THE_SAME if meant in group), frozenset())
+    return same or [candidate for candidate in candidates if plain_word(candidate) in group]
+
+
+def nearest(wrong: object, candidates: Sequence[str]) -> list[str]:
+    """What was meant: synonyms, else the candidate that is most alike, or two that are equally so; else none."""
+    if found := synonyms(wrong, candidates):
+        return found
+    meant, words = plain_word(wrong), {plain_word(candidate): candidate for candidate in reversed(candidates)}
+    near = get_close_matches(meant, words, n=3)
+    near = [word for word in near if sorted(word) == sorted(meant) or _share(word, meant) >= ALIKE]
+    shares = [_share(word, meant) for word in near]
+    best = [words[word] for word, share in zip(near, shares, strict=True) if share == shares[0]]
+    return sorted(best, key=candidates.index) if len(best) < 3 else []
+
+
+def _share(word: str, other: str) -> float:
+    return SequenceMatcher(None, word, other).ratio()
+
+
 def did_you_mean(wrong: object, candidates: Sequence[str]) -> str:
-    """' (did you mean X?)' for the nearest candidate, or '' where none is near."""
-    near = get_close_matches(str(wrong), candidates, n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    """' (did you mean X?)' for what was meant, or '' where nothing is near."""
+    near = nearest(wrong, candidates)
+    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
 
 
 _SAYS_SO = re.compile(

@@ -8,7 +8,7 @@ import hashlib
 import math
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -81,6 +81,8 @@ class Choice(BaseModel):
 
     The loss and the gradient norm of step 0 are named only by a choice that changes what is computed, such as
     another loss: for one that rounds otherwise they are compared within the dtypes' tolerance."""
+    also_called: ClassVar[Mapping[str, str]] = {}
+    """What to write for other names of it, in small letters without joints (`errors.plain_word`)."""
     waits: ClassVar[str | None] = None
     """How often its library makes the host wait for a GPU, whatever loop is around it; None: never."""
     preload: ClassVar[tuple[str, ...]] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -56,6 +56,7 @@ class Fp32(PrecisionChoice):
     """Single precision throughout, TF32 off."""
 
     source: ClassVar[str] = "IEEE 754 binary32; torch.backends.cuda.matmul.fp32_precision = 'ieee'"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("float32", "single", "none", "no"), "fp32")
     name: Literal["fp32"] = "fp32"
 
 
@@ -67,6 +68,7 @@ class Tf32(PrecisionChoice):
     )
     needs: ClassVar[Needs] = Needs(device="cuda", compute_capability=(8, 0), packages=("torch",))
     tf32: ClassVar[bool] = True
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("tensorfloat32",), "tf32")
     name: Literal["tf32"] = "tf32"
 
 
@@ -76,6 +78,7 @@ class Bf16Mixed(PrecisionChoice):
     source: ClassVar[str] = AUTOCAST
     needs: ClassVar[Needs] = Needs(compute_capability=(8, 0), packages=("torch",))
     autocast_dtype: ClassVar[str | None] = "bfloat16"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("bf16", "bfloat16", "amp", "autocast"), "bf16_mixed")
     name: Literal["bf16_mixed"] = "bf16_mixed"
 
 
@@ -87,6 +90,7 @@ class Fp16Mixed(PrecisionChoice):
     waits: ClassVar[str | None] = "once in every step, unless the optimizer is fused"  # GradScaler.step
     autocast_dtype: ClassVar[str | None] = "float16"
     gradient_scaling: ClassVar[bool] = True
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("fp16", "float16", "fp16amp", "half"), "fp16_mixed")
     name: Literal["fp16_mixed"] = "fp16_mixed"
 
 
@@ -115,6 +119,7 @@ class Bf16Pure(PrecisionChoice):
         "parameter_dtype", "working_dtype", "gradient_dtype", "optimizer_state_dtype", "reduction_dtype",
     }  # fmt: skip
     parameter_dtype: ClassVar[str] = "bfloat16"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("bf16full", "bf16true", "purebf16"), "bf16_pure")
     name: Literal["bf16_pure"] = "bf16_pure"
 
 
@@ -160,6 +165,7 @@ class Eager(AttentionChoice):
     """The formula as written: softmax(QK^T / sqrt(d_k)) V, with the score matrix in memory."""
 
     source: ClassVar[str] = "Vaswani et al. 2017, arXiv:1706.03762"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("naive", "math", "manual"), "eager")
     name: Literal["eager"] = "eager"
 
     def asks_for(self) -> dict[str, Any]:
@@ -171,6 +177,7 @@ class Sdpa(AttentionChoice):
     """torch's scaled_dot_product_attention, which picks a fused kernel: the certificate says which."""
 
     source: ClassVar[str] = "docs.pytorch.org: torch.nn.functional.scaled_dot_product_attention"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("scaleddotproductattention", "torch"), "sdpa")
     name: Literal["sdpa"] = "sdpa"
 
 
@@ -183,6 +190,9 @@ class FlashAttention2(AttentionChoice):
         compute_capability=(8, 0),
         packages=("flash-attn>=2.3",),
         install="pip install flash-attn",
+    )
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("flash", "flashattention", "flashattn", "flashattn2", "fa2"), "flash_attention_2"
     )
     name: Literal["flash_attention_2"] = "flash_attention_2"
 
@@ -210,6 +220,7 @@ class CompileChoice(Choice):
 class CompileOff(CompileChoice):
     """No compilation."""
 
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("none", "no", "false"), "off")
     name: Literal["off"] = "off"
 
 
@@ -219,6 +230,7 @@ class CompileDefault(CompileChoice):
     needs: ClassVar[Needs] = Needs(packages=("torch",), compiler=True)
     preload: ClassVar[tuple[str, ...]] = ("torch._inductor.compile_fx",)
     mode: ClassVar[str | None] = "default"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("on", "yes", "inductor", "torchcompile"), "default")
     name: Literal["default"] = "default"
 
 
@@ -242,6 +254,7 @@ class CheckpointingChoice(Choice):
 class CheckpointingOff(CheckpointingChoice):
     """Activations are kept."""
 
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("none", "no"), "off")
     name: Literal["off"] = "off"
 
 
@@ -249,6 +262,7 @@ class CheckpointingFull(CheckpointingChoice):
     """Each transformer block's activations are recomputed."""
 
     enabled: ClassVar[bool] = True
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("on", "yes"), "full")
     name: Literal["full"] = "full"
 
 
@@ -285,6 +299,7 @@ class CrossEntropy(LossChoice):
 
     source: ClassVar[str] = "torch.nn.functional.cross_entropy"
     is_compiled: ClassVar[bool] = True
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("ce", "crossentropyloss", "nll"), "cross_entropy")
     name: Literal["cross_entropy"] = "cross_entropy"
 
     def build(self) -> SummedLoss:
@@ -359,6 +374,7 @@ class Native(FrameworkChoice):
 
     source: ClassVar[str] = "a plain PyTorch training loop"
     loop: ClassVar[str] = "selectbench.worker.loop:train"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("torch", "pytorch"), "native")
     name: Literal["native"] = "native"
 
     def asks_for(self) -> dict[str, Any]:
@@ -377,6 +393,7 @@ class HfTrainer(FrameworkChoice):
     # accelerate imports DeepSpeed wherever it is installed.
     preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.hf_trainer", "selectbench.worker.engine_zero")
     loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("trainer", "transformers", "hf"), "hf_trainer")
     name: Literal["hf_trainer"] = "hf_trainer"
 
     def asks_for(self) -> dict[str, Any]:
@@ -468,6 +485,7 @@ class Single(StrategyChoice):
     source: ClassVar[str] = "a plain PyTorch training loop"
     engine: ClassVar[str] = "selectbench.worker.engine:SingleEngine"
     wrapper: ClassVar[str] = "single"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("none", "no", "singlegpu", "onegpu"), "single")
     name: Literal["single"] = "single"
 
     def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
@@ -483,6 +501,7 @@ class Ddp(StrategyChoice):
     engine: ClassVar[str] = "selectbench.worker.engine:DdpEngine"
     wrapper: ClassVar[str] = "DistributedDataParallel"
     combines_as: ClassVar[str | None] = "ddp"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("distributeddataparallel", "dataparallel"), "ddp")
     name: Literal["ddp"] = "ddp"
     bucket_cap_mb: Annotated[float, Field(gt=0, le=1 << 20)] = 25.0
     """Size of a gradient bucket in MiB, as torch names it."""
@@ -504,6 +523,9 @@ class Fsdp(StrategyChoice):
     engine: ClassVar[str] = "selectbench.worker.engine:FsdpEngine"
     wrapper: ClassVar[str] = "FSDPModule"
     shards: ClassVar[frozenset[str]] = frozenset({"parameters", "gradients", "optimizer_state"})
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("fsdp2", "fullyshardeddataparallel", "fullyshard"), "fsdp"
+    )
     name: Literal["fsdp"] = "fsdp"
     reshard_after_forward: bool = True
     """Free gathered parameters after the forward pass and gather them again for the backward pass."""
@@ -547,6 +569,11 @@ class Zero(StrategyChoice):
     preload: ClassVar[tuple[str, ...]] = ("selectbench.worker.engine_zero",)
     engine: ClassVar[str] = "selectbench.worker.engine_zero:ZeroEngine"
     wrapper: ClassVar[str] = "DeepSpeedEngine zero"
+    also_called: ClassVar[Mapping[str, str]] = {
+        **{f"zero{stage}": f"{{name: zero, stage: {stage}}}" for stage in (1, 2, 3)},
+        **{f"zerostage{stage}": f"{{name: zero, stage: {stage}}}" for stage in (1, 2, 3)},
+        "deepspeed": "{name: zero, stage: 2}",
+    }
     name: Literal["zero"] = "zero"
     stage: Literal[1, 2, 3]
     """ZeRO's stage."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -429,7 +430,7 @@ class ConfigFile(Architecture):
         "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout", "dropout_rate",
         "hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout",
     )  # fmt: skip
-    config: str
+    config: Annotated[str, Field(min_length=1)]
     """Path of the file, or of a folder that holds a config.json, relative to the suite."""
     vocab_size: VocabularySize | None = None
     """Overrides the file's, which must be at least the tokenizer's."""
@@ -673,6 +674,7 @@ class FullTraining(AdaptationChoice):
 
     source: ClassVar[str] = "https://docs.pytorch.org/docs/stable/optim.html"
     may_change: ClassVar[frozenset[str]] = _CHANGES
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("none", "no", "off", "fullfinetuning"), "full")
     name: Literal["full"] = "full"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -188,6 +189,7 @@ class AdamW(Adam):
     source: ClassVar[str] = (
         "Loshchilov and Hutter 2019, arXiv:1711.05101; settings of Brown et al. 2020, arXiv:2005.14165"
     )
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("adamwtorch", "adamwtorchfused", "adamwhf"), "adamw")
     name: Literal["adamw"] = "adamw"  # type: ignore[assignment]
     classes: ClassVar[tuple[str, ...]] = ("AdamW",)
     weight_decay: NonNegative = 0.1
@@ -336,6 +338,7 @@ class AdamW8bit(BitsAndBytesChoice):
     source: ClassVar[str] = f"{BLOCKWISE}; bitsandbytes.optim.AdamW8bit"
     class_name: ClassVar[str] = "AdamW8bit"
     states: ClassVar[int] = 2
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("adamwbnb8bit", "adam8bit"), "adamw_8bit")
     name: Literal["adamw_8bit"] = "adamw_8bit"
     beta1: Fraction = 0.9
     """Decay of the first moment."""
@@ -355,6 +358,7 @@ class PagedAdamW8bit(AdamW8bit):
     source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314; bitsandbytes.optim.PagedAdamW8bit"
     waits: ClassVar[str | None] = "after every parameter in every step, and once more at its end"
     class_name: ClassVar[str] = "PagedAdamW8bit"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("pagedadamw", "pagedadam8bit"), "paged_adamw_8bit")
     name: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"  # type: ignore[assignment]
 
     def caveat(self, device: str) -> str | None:
@@ -404,6 +408,7 @@ class AdEMAMix8bit(BitsAndBytesChoice):
     lr_range_source: ClassVar[str] = (
         "AdamW's, as in the paper's comparison (Pagliardini et al. 2024, arXiv:2409.03137)"
     )
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("ademamix",), "ademamix_8bit")
     name: Literal["ademamix_8bit"] = "ademamix_8bit"
     beta1: Fraction = 0.9
     """Decay of the fast first moment."""
@@ -443,6 +448,9 @@ class ScheduleFreeAdamW(OptimizerChoice):
     lr_range: ClassVar[tuple[float, float] | None] = (1e-3, 1e-1)
     lr_range_source: ClassVar[str] = "1 to 10 times AdamW's rate, as the authors advise (schedulefree's README)"
     schedule_shape: ClassVar[Literal["constant"] | None] = "constant"
+    also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(
+        ("schedulefree", "adamwschedulefree"), "schedule_free_adamw"
+    )
     name: Literal["schedule_free_adamw"] = "schedule_free_adamw"
     lr: LearningRate
     """Learning rate from the end of the warm-up on; 1 to 10 times AdamW's peak, by the library's authors."""

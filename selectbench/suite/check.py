@@ -13,7 +13,7 @@ from selectbench.choices.model import PretrainedModel, config_file
 from selectbench.errors import did_you_mean
 from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, plain
-from selectbench.suite.grid import DIMENSIONS, Row
+from selectbench.suite.grid import DIMENSIONS, Row, number_in
 from selectbench.suite.job import OWN_SCORE, SCORES, Job, batch_size_problem
 from selectbench.suite.metrics import DECIDING, METRICS, SCREENING, Need, Yardstick, parse_constraint
 from selectbench.suite.stages import axis, has
@@ -33,10 +33,10 @@ def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_si
 
 def check_accumulation(rows: list[tuple[Row, Choices]], document: Node, device: str, problems: Problems) -> None:
     """Every row's step must be whole micro-batches; `auto` ranks are one on a CPU, else known when planning."""
-    jobs = document.at(["job", "global_batch_size"]).value
+    jobs = number_in(document.value_at("job", "global_batch_size"))
     for row, choices in rows:
         size = choices.global_batch_size or jobs
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        if size is None:
             continue
         ranks = 1 if choices.world_size == "auto" and device == "cpu" else choices.world_size
         if ranks != "auto" and (problem := accumulation_problem(size, choices.micro_batch_size, ranks)):
@@ -45,11 +45,17 @@ def check_accumulation(rows: list[tuple[Row, Choices]], document: Node, device: 
 
 
 def check_distinct(rows: list[tuple[Row, Choices]], document: Node, problems: Problems) -> None:
-    """No two rows may have the same name or the same choices, the job's global batch among them."""
-    size = document.at(["job", "global_batch_size"]).value
+    """No two rows may have the same name or the same choices, the job's global batch among them.
+
+    Of a row in which something is wrong already its choices are not known.
+    """
+    size = number_in(document.value_at("job", "global_batch_size"))
     seen: dict[str, str] = {}
     names: set[str] = set()
+    wrong = [text for _, text in problems.found]
     for row, choices in rows:
+        if any(text.startswith(f"{row.path}.") for text in wrong):
+            continue
         key = choices.model_copy(update={"global_batch_size": choices.global_batch_size or size}).model_dump_json()
         if row.name in names:
             problems.add(row.place, row.path, f"two options are called {quoted(row.name)}")
@@ -69,10 +75,11 @@ def check_files(document: Node, problems: Problems) -> None:
 
 def _check_model_files(model: Node, problems: Problems) -> None:
     config, named = model.mapping.get("config"), model.mapping.get("pretrained")
-    if config is not None and isinstance(config.value, str) and not config_file(config.value).exists():
-        problems.at(config, f"there is no file {config_file(config.value)}")
-    found = PretrainedModel(pretrained=named.value) if named is not None and isinstance(named.value, str) else None
-    if found is not None and named is not None and (problem := found.problem()):
+    if config is not None and isinstance(path := config.value, str) and path and not config_file(path).exists():
+        problems.at(config, f"there is no file {config_file(path)}")
+    if named is None or not isinstance(named.value, str) or not named.value:
+        return  # which is told of the value itself
+    if problem := PretrainedModel(pretrained=named.value).problem():
         problems.at(named, problem)
 
 
@@ -105,7 +112,7 @@ def tokenizers_differ(choices: Sequence[Choices], job: Job) -> bool:
 def check_seeds(document: Node, problems: Problems) -> None:
     """A seed may be given once: repeated, it would count one trial twice."""
     seen: set[str] = set()
-    for node in document.at(["seeds"]).items:
+    for node in document.items_below("seeds"):
         if str(plain(node)) in seen:
             problems.at(node, f"the seed {plain(node)} is repeated")
         seen.add(str(plain(node)))
@@ -162,9 +169,9 @@ def unmeasured_metrics(
 def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
     """Constraints and limits of the gate must parse, and like the objective be on metrics that are measured."""
     decide = document.mapping.get("decide", document)
-    bounds: list[tuple[Node, Yardstick]] = [(node, "baseline") for node in decide.at(["constraints"]).items]
-    bounds += [(node, "reference") for node in document.at(["gate"]).items]
-    screen = document.at(["screen"]).items
+    bounds: list[tuple[Node, Yardstick]] = [(node, "baseline") for node in decide.items_below("constraints")]
+    bounds += [(node, "reference") for node in document.items_below("gate")]
+    screen = document.items_below("screen")
     bounds += [(node, "baseline") for node in screen]
     metrics = [(node, str(node.value)) for key, node in decide.mapping.items() if key == "objective"]
     for node, against in bounds:

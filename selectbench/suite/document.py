@@ -80,6 +80,13 @@ class Node:
             node = below
         return node
 
+    def value_at(self, *keys: str) -> object:
+        """The value under these keys; None where one is absent."""
+        node: Node | None = self
+        for key in keys:
+            node = node.mapping.get(key) if node is not None else None
+        return None if node is None else node.value
+
     def below(self, key: str) -> dict[str, Node]:
         """The entries of the mapping under this key; none where there is no such mapping."""
         return self.mapping[key].mapping if key in self.mapping else {}

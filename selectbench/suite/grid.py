@@ -187,12 +187,17 @@ def _matches(pattern: Any, value: Any) -> bool:
 
 def with_sizes_searched(document: Node, problems: Problems) -> Node:
     """The document with `best_of` in place of `micro_batch_size: auto`; an option's own `auto` is a mistake."""
-    for option in document.below("options").values():
-        if (node := option.at([MICRO_BATCH_SIZE])).value == AUTO:
+    options = document.below("options")
+    own = {name: option for name, option in options.items() if option.value_at(MICRO_BATCH_SIZE) == AUTO}
+    if own:
+        for name, option in own.items():
+            node = option.mapping[MICRO_BATCH_SIZE]
             problems.at(node, "auto is said once for all options: choices: {micro_batch_size: auto}")
-    node = document.at(["choices", MICRO_BATCH_SIZE])
-    if node.value != AUTO:
+            own[name] = option.with_entries(**{MICRO_BATCH_SIZE: replace(node, value=1)})
+        document = document.with_entries(options=document.mapping["options"].with_entries(**own))
+    if document.value_at("choices", MICRO_BATCH_SIZE) != AUTO:
         return document
+    node = document.mapping["choices"].mapping[MICRO_BATCH_SIZE]
     if "best_of" in document.mapping:
         problems.at(node, "auto and best_of say the same twice: leave one out")
         return document
@@ -210,21 +215,21 @@ def with_first_sizes(rows: Sequence[Row], document: Node) -> list[Row]:
     if searched is None:
         return list(rows)
     unset = [row for row in rows if MICRO_BATCH_SIZE not in row.choices.mapping]
-    jobs = _number(document.at(["job", "global_batch_size"]))
+    jobs = number_in(document.value_at("job", "global_batch_size"))
 
     def cuts(size: int, row: Row) -> bool:
         """Whether whole micro-batches of the size make the row's step, as far as its ranks are known."""
-        own = {key: _number(node) for key, node in row.choices.mapping.items()}
+        own = {key: number_in(node.value) for key, node in row.choices.mapping.items()}
         step = own.get("global_batch_size") or jobs
         return step is not None and step % (size * (own.get("world_size") or 1)) == 0
 
-    sizes = sorted(size for item in searched.items if (size := _number(item)))
+    sizes = sorted(size for item in searched.items if (size := number_in(item.value)))
     first = replace(searched, value=next((size for size in sizes if all(cuts(size, row) for row in unset)), 1))
     return [row.with_choice(MICRO_BATCH_SIZE, first) if row in unset else row for row in rows]
 
 
-def _number(node: Node) -> int | None:
-    value = node.value
+def number_in(value: object) -> int | None:
+    """A whole number above 0, where the value is one: it may not have been validated yet."""
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 

@@ -91,7 +91,7 @@ def apply_settings(document: Node, settings: Iterable[str], problems: Problems) 
 def _keys(path: str, document: Node) -> list[str]:
     """The path's keys; an option's name may hold dots of its own."""
     head, _, rest = path.partition(".")
-    names = document.at(["options"]).mapping if head == "options" else {}
+    names = document.below("options") if head == "options" else {}
     for name in sorted(names, key=len, reverse=True):
         if f"{rest}.".startswith(f"{name}."):
             return [head, name, *filter(None, rest[len(name) + 1 :].split("."))]
@@ -355,13 +355,14 @@ def _suite(
     quick = asked.quick or (content is not None and content.quick)
     unmeasured = unmeasured_metrics(
         content.job if content else None, device, quick=quick, has_prices="cost" in document.mapping,
-        evaluates=quick or document.at(["job", "eval"]).value != "none",
+        evaluates=quick or document.value_at("job", "eval") != "none",
         other_tokens=content is not None and tokenizers_differ(chosen, content.job),
     )  # fmt: skip
     check_bounds(document, problems, unmeasured)
-    control = document.at(["control"])
-    if control.value is True and CONTROL in names:
-        problems.at(control, f"an option is called {CONTROL!r}, the name of the baseline's repetition")
+    if document.value_at("control") is True and CONTROL in names:
+        problems.at(
+            document.mapping["control"], f"an option is called {CONTROL!r}, the name of the baseline's repetition"
+        )
     if content is not None:
         check_jobs(rows, content.job, document, problems)
         check_tune(content, chosen, document, problems, complete=len(rows) == len(names))

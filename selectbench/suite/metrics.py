@@ -259,7 +259,7 @@ def default_threshold(metric: str, device: str) -> float:
 
 def undecidable_reason(metric: object) -> str | None:
     """Why a metric that is known may not decide, or None."""
-    if metric not in {known.name for known in _UTILIZATION}:
+    if metric not in [known.name for known in _UTILIZATION]:  # which a mapping may be asked of too
         return None
     return (
         f"{metric} is shown and decides nothing: a share of one precision's rate says nothing of a share of "

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from selectbench.choices import REGISTRY
+from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import OWN, OWN_PATTERN, Choice, is_own, tag_of
 from selectbench.choices.model import FAMILIES, MODEL_TAGS, TOKENIZER_TAGS
-from selectbench.errors import did_you_mean
+from selectbench.errors import did_you_mean, nearest, plain_word, synonyms
 from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, describe, plain, show
 from selectbench.suite.sources import TAGS
+from selectbench.suite.suite import SuiteFile
 from selectbench.text import quoted, visible
 
 Location = tuple[str | int, ...]
@@ -33,8 +35,27 @@ EXPECTED = {
     "string_type": "text", "bool_type": "true or false", "bool_parsing": "true or false", "list_type": "a list",
     "dict_type": "a mapping", "model_type": "a mapping", "model_attributes_type": "a mapping",
 }  # fmt: skip
-FORMER = {"repeat": " (every option runs one round for each seed: write `seeds: [0, 1, 2]`)"}
-"""What is to be written in place of a key that suites once had."""
+SAID_OTHERWISE = {
+    "repeat": "every option runs one round for each seed: write `seeds: [0, 1, 2]`",
+    "tokenizer.vocab_size": "the size stands under the tokenizer's kind: write `{bpe: 2048}`",
+    "gradient_accumulation_steps": "it follows: global_batch_size / (micro_batch_size x world_size)",
+    **dict.fromkeys(
+        ("num_train_epochs", "num_epochs", "max_epochs", "epochs"),
+        "write `max_steps` under job, in optimizer steps; `selectbench plan` says how many epochs they are",
+    ),
+    **dict.fromkeys(("lr_scheduler_type", "lr_scheduler", "scheduler"),
+                    "write `lr_schedule: {name: cosine}` under job"),
+    "bf16": "write `precision: bf16_mixed`", "fp16": "write `precision: fp16_mixed`",
+    "tf32": "write `precision: tf32`", "fp32": "write `precision: fp32`",
+    "ddp": "write `strategy: ddp`", "fsdp": "write `strategy: fsdp`",
+    **dict.fromkeys(("deepspeed", "zero", "zero_stage"), "write `strategy: {name: zero, stage: 2}`"),
+    "lora": "write `adaptation: lora`", "qlora": "write `adaptation: qlora`",
+}  # fmt: skip
+"""What is to be written in place of a key that suites once had, or that others' configurations have."""
+_FEW = 3
+"""Mappings that have a key, from more than which none is named."""
+OR = {"eval": ["a mapping"], "world_size": ["a whole number"], "micro_batch_size": ["a list of sizes"]}
+"""What a field takes besides its words: said after them."""
 WORDS = {"eval": "none or ", "world_size": "auto or ", **dict.fromkeys(REGISTRY, "a name or ")}
 """What a field takes besides: said before the rest."""
 BOUNDS = {
@@ -62,7 +83,7 @@ def _is_echo(detail: Any) -> bool:
     is_text, branch = isinstance(detail["input"], str), detail["loc"][-1]
     if detail["type"] == "literal_error" and branch in ("literal['none']", "literal['auto']"):
         return not is_text
-    if "scores" in detail["loc"]:
+    if "scores" in detail["loc"][:-1]:
         return is_own(detail["input"]) != bool(detail["type"] == "string_pattern_mismatch")
     return is_text and branch in ("Eval", "constrained-int", "int")
 
@@ -74,10 +95,13 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
     match detail["type"]:
         case "extra_forbidden":
             known = list(classes_at(kind, location[:-1])[0].model_fields)
-            hint = FORMER.get(node.path) or _nearest(keys[-1], known)
+            hint = _key_hint(node.path, str(keys[-1]), known)
             problems.add(node.key_place or node.place, node.path, f"unknown key{hint}")
         case "missing":
-            problems.at(node, _missing(node, str(keys[-1])))
+            known = list(classes_at(kind, location[:-1])[0].model_fields)
+            others = [key for key in node.mapping if key not in known]
+            if not any(keys[-1] in nearest(other, known) for other in others):  # else it is told as misspelt
+                problems.at(node, _missing(node, str(keys[-1])))
         case "value_error":
             error = detail["ctx"]["error"]
             blamed = node.at(error.key.split(".")) if isinstance(error, WrongValueError) else node
@@ -86,7 +110,9 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
             known = list(FAMILIES) if field == "model" else [tag_of(choice) for choice in REGISTRY[field]]
             named = next((node.mapping[k] for k in ("name", "family") if k in node.mapping), node)
             tag = detail["ctx"]["tag"]
-            problems.at(named, f"unknown name {quoted(tag)}{_nearest(tag, known)}")
+            said = [c.also_called.get(plain_word(tag)) for c in REGISTRY.get(field, ())]
+            hint = f": write {next(filter(None, said))}" if any(said) else _nearest(tag, known)
+            problems.at(named, f"unknown name {quoted(tag)}{hint}")
         case "union_tag_not_found":
             tags = KINDS.get(field, ["name"])
             wrong = next((entry for key, entry in node.mapping.items() if did_you_mean(key, tags)), None)
@@ -97,13 +123,13 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
                 problems.add(wrong.key_place or wrong.place, wrong.path, f"unknown key{hint}")
         case "literal_error":
             words = _words_of(kind, location)
-            if isinstance(node.value, str):
-                problems.at(
-                    node, f"unknown value {quoted(node.value)}{_nearest(node.value, [str(word) for word in words])}"
-                )
+            shown = [word if isinstance(word, str) else show(word) for word in words]
+            hint = did_you_mean(node.value, shown)
+            if isinstance(node.value, str) and (hint or (len(words) > 1 and isinstance(words[0], str))):
+                problems.at(node, f"unknown value {quoted(node.value)}{hint or _known(shown)}")
             else:
-                shown = [word if isinstance(word, str) else show(word) for word in words]
-                problems.at(node, f"found {describe(node)}, expected {_either(shown)}")
+                expected = _either([*shown, *OR.get(str(keys[-1]), ())])
+                problems.at(node, f"found {describe(node)}, expected {expected}")
         case _:
             problems.at(node, _message(detail, node))
 
@@ -164,8 +190,46 @@ def _missing(node: Node, key: str) -> str:
     return f"required key {key!r}{of} is missing"
 
 
+def _key_hint(path: str, key: str, known: Sequence[str]) -> str:
+    """What to write in place of an unknown key: another one here or elsewhere in a suite, or what is known here."""
+    here = path.rpartition(".")[0].rpartition(".")[2]
+    if found := synonyms(key, known):
+        return f" (did you mean {' or '.join(map(repr, found))}?)"
+    if key == "betas" and "beta1" in known:
+        return ": write " + " and ".join(f"`{name}`" for name in known if name.startswith("beta"))
+    if said := SAID_OTHERWISE.get(f"{here}.{key}") or SAID_OTHERWISE.get(key):
+        return f": {said}"
+    for elsewhere in synonyms(key, list(_homes())):
+        homes = [home for home in _homes()[elsewhere] if home.rpartition(".")[2] != here]
+        if 0 < len(homes) <= _FEW:
+            return f": write `{elsewhere}` under {_either(homes)}"
+    return _nearest(key, known)
+
+
+@cache
+def _homes() -> dict[str, list[str]]:
+    """By key, the mappings of a suite that have it, as dotted paths; not those at the top."""
+    found: dict[str, dict[str, None]] = {}
+
+    def look_into(kind: type[BaseModel], path: str) -> None:
+        for key, field in kind.model_fields.items():
+            if path:
+                found.setdefault(key, {})[path] = None
+            for part in _parts(field.annotation):
+                if isinstance(part, type) and issubclass(part, BaseModel):
+                    look_into(part, f"{path}.{key}" if path else key)
+
+    look_into(SuiteFile, "")
+    look_into(Choices, "choices")
+    return {key: list(homes) for key, homes in found.items()}
+
+
 def _nearest(wrong: object, known: Sequence[str]) -> str:
-    return did_you_mean(wrong, known) or f" (known: {', '.join(known)})"
+    return did_you_mean(wrong, known) or _known(known)
+
+
+def _known(words: Sequence[str]) -> str:
+    return f" (known: {', '.join(words)})"
 
 
 def _either(words: Sequence[str]) -> str:

@@ -3,8 +3,21 @@
 # ruff: noqa: E501 (a message is compared whole, so it stands on one line)
 from __future__ import annotations
 
+import copy
+import json
+import random
+from collections.abc import Iterator
+
 import pytest
+from pydantic import TypeAdapter
+from ruamel.yaml import YAML
 from suite_texts import VALID, changed, lines_of, write
+
+from selectbench.choices import REGISTRY, Choices
+from selectbench.choices.choice import tag_of
+from selectbench.errors import UserError, plain_word
+from selectbench.suite.load import load_suite
+from selectbench.suite.metrics import DECIDING
 
 ONE_MISTAKE = {
     "key of the job": (
@@ -125,6 +138,42 @@ ONE_MISTAKE = {
         changed(("baseline: fp32", "baseline: fp23")),
         "mine.yaml:13:11: baseline: 'fp23' is not an option (did you mean 'fp32'?)",
     ),
+    "objective that is a mapping": (
+        changed(more="decide: {objective: {}}\n"),
+        f"mine.yaml:14:21: decide.objective: found a mapping, expected {', '.join(DECIDING[:-1])} or {DECIDING[-1]}",
+    ),
+    "pretrained model without a name": (
+        changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", '{pretrained: ""}')),
+        "mine.yaml:2:23: job.model.pretrained: is empty",
+    ),
+    "configuration without a name": (
+        changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", '{config: ""}')),
+        "mine.yaml:2:19: job.model.config: is empty",
+    ),
+    "word for bytes": (
+        changed(("{bpe: 512}", "{bytes: xx}")),
+        'mine.yaml:3:22: job.tokenizer.bytes: found "xx", expected true',
+    ),
+    "word for ZeRO's stage": (
+        changed(("{precision: bf16_mixed}", "{strategy: {name: zero, stage: one}}")),
+        'mine.yaml:12:40: options.bf16.strategy.stage: found "one", expected 1, 2 or 3',
+    ),
+    "option that is the word auto": (
+        changed(("{precision: bf16_mixed}", "auto")),
+        "mine.yaml:12:9: options.bf16: expected a mapping of choices, as in {precision: fp32}",
+    ),
+    "choices that are the word auto": (
+        changed(("choices:\n  optimizer: {name: adamw, lr: 1e-3}\n  micro_batch_size: 8", "choices: auto")),
+        'mine.yaml:7:10: choices: found "auto", expected a mapping',
+    ),
+    "precision that an option alone leaves open": (
+        changed(("{precision: bf16_mixed}", "{precision: auto}")),
+        "mine.yaml:12:21: options.bf16.precision: auto is said once for all options, under choices: name a precision here",
+    ),
+    "micro-batch size that an option alone leaves open": (
+        changed(("{precision: bf16_mixed}", "{micro_batch_size: auto}")),
+        "mine.yaml:12:28: options.bf16.micro_batch_size: auto is said once for all options: choices: {micro_batch_size: auto}",
+    ),
     "no baseline": (
         changed(("baseline: fp32\n", "")),
         "mine.yaml:1:1: required key 'baseline' is missing: which of 'fp32', 'bf16'",
@@ -139,7 +188,7 @@ ONE_MISTAKE = {
     ),
     "rounds until all is decided, which suites once had": (
         changed(more="repeat: {min: 3, max: 10}\n"),
-        "mine.yaml:14:1: repeat: unknown key (every option runs one round for each seed: write `seeds: [0, 1, 2]`)",
+        "mine.yaml:14:1: repeat: unknown key: every option runs one round for each seed: write `seeds: [0, 1, 2]`",
     ),
     "repeated seed": (changed(more="seeds: [1, 2, 1]\n"), "mine.yaml:14:15: seeds[2]: the seed 1 is repeated"),
     "no seeds": (changed(more="seeds: []\n"), "mine.yaml:14:8: seeds: must have at least 1 entry"),
@@ -204,7 +253,7 @@ ONE_MISTAKE = {
         changed(
             ("baseline: fp32\n", ""), more="axes: {tokenizer.vocab_size: [300]}\nbaseline: fp32 + vocab_size=300\n"
         ),
-        "mine.yaml:13:8: axes.tokenizer.vocab_size[0]: unknown key (known: bpe)",
+        "mine.yaml:13:8: axes.tokenizer.vocab_size[0]: unknown key: the size stands under the tokenizer's kind: write `{bpe: 2048}`",
     ),
     "own optimizer's name with a space": (
         changed(("name: adamw", 'name: "our lib.opt:Mine"')),
@@ -285,7 +334,7 @@ ONE_MISTAKE = {
     ),
     "word for ranks": (
         changed(("micro_batch_size: 8", "micro_batch_size: 8\n  world_size: all")),
-        "mine.yaml:10:15: choices.world_size: unknown value 'all' (known: auto)",
+        'mine.yaml:10:15: choices.world_size: found "all", expected auto or a whole number',
     ),
     "interpreter that is a number": (
         changed(("{precision: bf16_mixed}", "{python: 3.11}")),
@@ -347,6 +396,51 @@ ONE_MISTAKE = {
         "mine.yaml:14:35: profiles.cpu.job.max_steps: found 0, must be at least 1",
     ),
 }
+
+FIELD_S_WORDS = {
+    "bf16": ("{precision: bf16_mixed}", "{precision: bf16}", "options.bf16.precision: unknown name 'bf16': write bf16_mixed"),
+    "fp16": ("{precision: bf16_mixed}", "{precision: {name: FP16}}", "options.bf16.precision.name: unknown name 'FP16': write fp16_mixed"),
+    "float32": ("{precision: bf16_mixed}", "{precision: float32}", "options.bf16.precision: unknown name 'float32': write fp32"),
+    "TF32": ("{precision: bf16_mixed}", "{precision: TF32}", "options.bf16.precision: unknown name 'TF32' (did you mean 'tf32'?)"),
+    "AdamW": ("adamw", "AdamW", "choices.optimizer.name: unknown name 'AdamW' (did you mean 'adamw'?)"),
+    "AdamW8bit": ("adamw", "AdamW8bit", "choices.optimizer.name: unknown name 'AdamW8bit' (did you mean 'adamw_8bit'?)"),
+    "adamw_torch_fused": ("adamw", "adamw_torch_fused", "choices.optimizer.name: unknown name 'adamw_torch_fused': write adamw"),
+    "betas": ("lr: 1e-3", "lr: 1e-3, betas: [0.9, 0.99]", "choices.optimizer.betas: unknown key: write `beta1` and `beta2`"),
+    "learning_rate": ("lr: 1e-3", "learning_rate: 1e-3", "choices.optimizer.learning_rate: unknown key (did you mean 'lr'?)"),
+    "warmup_ratio": ("lr: 1e-3", "lr: 1e-3, warmup_ratio: 0.1", "choices.optimizer.warmup_ratio: unknown key (did you mean 'warmup_fraction'?)"),
+    "warmup_ratio of the job": ("max_steps: 30", "max_steps: 30\n  warmup_ratio: 0.1", "job.warmup_ratio: unknown key: write `warmup_fraction` under choices.optimizer"),
+    "max_steps": ("baseline", "max_steps: 3\nbaseline", "max_steps: unknown key: write `max_steps` under job, tune.budget or best_of"),
+    "num_train_epochs": ("max_steps: 30", "max_steps: 30\n  num_train_epochs: 3", "job.num_train_epochs: unknown key: write `max_steps` under job, in optimizer steps; `selectbench plan` says how many epochs they are"),
+    "gradient_accumulation_steps": ("max_steps: 30", "max_steps: 30\n  gradient_accumulation_steps: 3", "job.gradient_accumulation_steps: unknown key: it follows: global_batch_size / (micro_batch_size x world_size)"),
+    "per_device_train_batch_size": ("micro_batch_size", "per_device_train_batch_size", "choices.per_device_train_batch_size: unknown key (did you mean 'micro_batch_size'?)"),
+    "lr_scheduler_type": ("max_steps: 30", "max_steps: 30\n  lr_scheduler_type: cosine", "job.lr_scheduler_type: unknown key: write `lr_schedule: {name: cosine}` under job"),
+    "wsd": ("max_steps: 30", "max_steps: 30\n  lr_schedule: {name: wsd}", "job.lr_schedule.name: unknown value 'wsd' (did you mean 'warmup_stable_decay'?)"),
+    "FullyShardedDataParallel": ("{precision: bf16_mixed}", "{strategy: FullyShardedDataParallel}", "options.bf16.strategy: unknown name 'FullyShardedDataParallel': write fsdp"),
+    "zero_2": ("{precision: bf16_mixed}", "{strategy: zero_2}", "options.bf16.strategy: unknown name 'zero_2': write {name: zero, stage: 2}"),
+    "hidden_size": ("n_embd", "hidden_size", "job.model.hidden_size: unknown key (did you mean 'n_embd'?)"),
+    "throughput": ("baseline", "decide: {objective: throughput}\nbaseline", "decide.objective: unknown value 'throughput' (did you mean 'tokens_per_second'?)"),
+    "no misspelling of anything": ("lr: 1e-3", "lr: 1e-3, rho: 1", "choices.optimizer.rho: unknown key (known: lr, weight_decay, warmup_fraction, name, beta1, beta2, eps, implementation)"),
+    "two that are as near": ("lr: 1e-3", "lr: 1e-3, beta: 1", "choices.optimizer.beta: unknown key (did you mean 'beta1' or 'beta2'?)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("word", FIELD_S_WORDS)
+def test_a_word_of_the_field_is_told_what_to_write(word, tmp_path):
+    old, new, expected = FIELD_S_WORDS[word]
+    assert [line.partition(": ")[2] for line in lines_of(write(tmp_path, changed((old, new))))] == [expected]
+
+
+def test_what_to_write_for_another_name_of_a_class_is_what_a_suite_takes():
+    for dimension, kinds in REGISTRY.items():
+        every = {plain_word(tag_of(kind)) for kind in kinds}
+        for kind in kinds:
+            assert not every & kind.also_called.keys(), kind
+            for word, written in kind.also_called.items():
+                assert word == plain_word(word)
+                found = YAML(typ="safe").load(written)
+                given = found if isinstance(found, dict) else {"name": found}
+                optional = {"lr": 1e-3} if dimension == "optimizer" else {}
+                TypeAdapter(Choices.model_fields[dimension].annotation).validate_python({**optional, **given})
 
 
 @pytest.mark.parametrize("mistake", ONE_MISTAKE)
@@ -449,3 +543,53 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path):
 )  # fmt: skip
 def test_what_is_wrong_on_the_command_line_is_told_by_its_flag(asked, expected, tmp_path):
     assert expected in lines_of(write(tmp_path), **asked)
+
+
+EVERYTHING = {
+    "job": {
+        "task": "causal_lm", "model": {"family": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 4},
+        "data": {"train": {"text": ["a.txt"]}, "heldout": {"jsonl": ["b.jsonl"], "field": "text"}},
+        "cleaning": {"max_characters": 100}, "tokenizer": {"bpe": 512}, "seq_len": 64, "global_batch_size": 8,
+        "max_steps": 30, "clip_norm": 1.0, "lr_schedule": {"name": "cosine", "warmup_steps": 2},
+        "eval": {"tokens": 512, "every_steps": 10, "scores": []}, "timing": {"warmup_steps": 2},
+    },
+    "code": [], "choices": {"optimizer": {"name": "adamw", "lr": 1e-3}, "micro_batch_size": 8, "world_size": 1},
+    "options": {"one": {"precision": "fp32"}, "two": {"strategy": {"name": "zero", "stage": 1, "config": {}}},
+                "three": {"model": {"pretrained": "nobody/nothing"}, "tokenizer": {"bytes": True}}},
+    "axes": {"attention": ["sdpa", "eager"]}, "exclude": [{"attention": "eager"}], "baseline": "one + sdpa",
+    "seeds": [0, 1], "tune": {"parameters": {"optimizer.lr": {"log": [1e-4, 1e-2], "n": 3}}, "seed": 9},
+    "best_of": {"micro_batch_size": [4, 8]}, "limits": {"trial_seconds": 9.0}, "cost": {"usd_per_kwh": 0.3},
+    "decide": {"objective": "bits_per_byte", "constraints": ["bits_per_byte <= 1.1x baseline"],
+               "thresholds": {"bits_per_byte": 0.01}},
+    "gate": ["bits_per_byte <= 1.1x reference"], "profiles": {"cuda": {"job": {"max_steps": 20}}},
+    "name": "mine", "question": "which?", "device": "cpu", "control": True, "quick": False, "profile": None,
+    "meters": {"settle_seconds": 1.0},
+}  # fmt: skip
+ODD = [None, {}, [], [[]], [{}], {"a": {}}, "", " ", "auto", "none", "x:y", True, -1, 0, 1.5, 1e308, 10**30]
+
+
+def below(value: object) -> Iterator[tuple[object, str | int]]:
+    """Every mapping or list below with each of its keys."""
+    keys = list(value) if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else []
+    for key in keys:
+        yield value, key
+        yield from below(value[key])
+
+
+@pytest.mark.parametrize("start", range(4))
+def test_whatever_stands_in_a_suite_it_loads_or_is_told(start, tmp_path):
+    suite = copy.deepcopy(EVERYTHING)
+    assert lines_of(write(tmp_path, json.dumps(suite))) == []
+    places = list(below(suite))
+    drawn = random.Random(start)
+    for _ in range(40):
+        holder, key = drawn.choice(places)
+        kept, odd = holder[key], drawn.choice(ODD)
+        holder[key] = odd
+        try:
+            load_suite(str(write(tmp_path, json.dumps(suite))), device="cpu")
+        except UserError:
+            pass
+        except Exception as error:
+            raise AssertionError(f"{key}: {odd!r} instead of {kept!r}") from error
+        holder[key] = kept

@@ -193,8 +193,8 @@ WRONG = {
         ["mine.yaml:12:22: options.bf16.adaptation: unknown name 'lorra' (did you mean 'lora'?)"],
     ),
     "key of an adaptation": (
-        changed((SECOND, "{adaptation: {name: lora, rr: 3}}")),
-        ["mine.yaml:12:35: options.bf16.adaptation.rr: unknown key (did you mean 'r'?)"],
+        changed((SECOND, "{adaptation: {name: lora, alpa: 3}}")),
+        ["mine.yaml:12:35: options.bf16.adaptation.alpa: unknown key (did you mean 'alpha'?)"],
     ),
     "an axis with too small a tokenizer": (
         axes("axes: {tokenizer.bpe: [300, 12]}\nbaseline: bpe=300\n"),
