@@ -27,7 +27,7 @@ import selectbench
 from selectbench.data.prepared import cache_root
 from selectbench.errors import says_out_of_memory
 from selectbench.gpu.devices import Gpu
-from selectbench.machine import foreign_environment, short_wait
+from selectbench.machine import CGROUP_MEMBERSHIP, CGROUP_ROOT, cgroup_folders, foreign_environment, short_wait
 from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.suite import Limits
@@ -39,6 +39,10 @@ PACKET_BYTES = 1 << 16
 
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 """A server that forks must have one thread; each trial sets its own number after the fork."""
+
+
+END_SECONDS = 10.0
+"""What a server is given to end, or to tell of the end of a trial that was killed; then it is killed itself."""
 
 
 class ServerDiedError(Exception):
@@ -64,12 +68,12 @@ class TrialServer:
     _code: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
 
     def close(self) -> None:
-        """End the server and everything below it."""
+        """End the server and everything below it; one that is stopped, or hangs, is killed."""
         if self.control is not None:
             self.control.close()
             self.control = None
         if self.process is not None:
-            self.process.wait()
+            self._status()
             self.process = None
         if self._code is not None:
             self._code.cleanup()
@@ -130,9 +134,16 @@ class TrialServer:
 
     def obituary(self) -> str:
         """Why the server ended, with the last lines of its log."""
+        return f"the trial server ended with status {self._status()}\n{log_tail(self.log)}"
+
+    def _status(self) -> int | None:
+        """How its process ended, killed where that takes too long; None: not even that ends it, as in a driver."""
         assert self.process is not None
-        status = self.process.wait()
-        return f"the trial server ended with status {status}\n{log_tail(self.log)}"
+        for _ in range(2):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                return self.process.wait(END_SECONDS)
+            self.process.kill()
+        return None
 
 
 @dataclass(eq=False)
@@ -262,23 +273,13 @@ STACK_LINES = 40
 KERNEL_KILLED = "the kernel's out-of-memory killer ended"
 
 
-def oom_kills(cgroups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int | None:
+def oom_kills(membership: Path = CGROUP_MEMBERSHIP, root: Path = CGROUP_ROOT) -> int | None:
     """How often the kernel's out-of-memory killer struck in this process's memory cgroup; None: unknown.
 
     Source: the kernel's admin-guide, cgroup-v2 (`memory.events`) and cgroup-v1/memory (`memory.oom_control`).
     """
-    try:
-        lines = cgroups.read_text().splitlines()
-    except OSError:
-        return None
-    files: list[Path] = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            files += [root / path.lstrip("/") / "memory.events", root / "memory.events"]
-        elif "memory" in controllers.split(","):
-            v1 = root / "memory"
-            files += [v1 / path.lstrip("/") / "memory.oom_control", v1 / "memory.oom_control"]
+    files = [folder / "memory.events" for folder in cgroup_folders("", root, membership)]
+    files += [folder / "memory.oom_control" for folder in cgroup_folders("memory", root, membership)]
     for file in files:
         try:
             counts = dict(line.split() for line in file.read_text().splitlines() if len(line.split()) == 2)
@@ -319,9 +320,11 @@ def outcome_of(end: Ending) -> Completed | Failed:
     prefix = "" if rank is None else f"rank {rank}: "
     if said and (said.kind != "crashed" or (rank is None and known)):
         return Failed(kind=said.kind, detail=prefix + known)
-    if (said.exit_status if said else end.exit_status) == -signal.SIGKILL and end.oom_killed:
-        return Failed(kind="oom", detail=f"{prefix}{KERNEL_KILLED} {'it' if said else 'the trial'} (host memory)")
-    return _crashed(prefix, known, said.exit_status if said and rank is not None else end.exit_status, log)
+    status = end.exit_status if said is None or rank is None else said.exit_status
+    if status == -signal.SIGKILL and end.oom_killed:
+        victim = "the trial" if rank is None else "it"
+        return Failed(kind="oom", detail=f"{prefix}{KERNEL_KILLED} {victim} (host memory)")
+    return _crashed(prefix, known, status, log)
 
 
 def _crashed(prefix: str, known: str, status: int | None, log: Path) -> Failed:
@@ -389,7 +392,8 @@ class TrialRunner:
         """Why the bench itself ended the trial."""
         self._grace_ends: float | None = None
         """When a trial that was asked where it is will be killed; None: it was not asked."""
-        self._killed = False
+        self._kill_ends: float | None = None
+        """When the server must have told of the end of the trial that was killed; None: none was."""
         self._software: dict[str, str | None] = {}
         self._server_start_seconds = 0.0
         self._unread = b""
@@ -472,7 +476,7 @@ class TrialRunner:
         return bool(chunk)
 
     def _patience(self) -> float:
-        if self._killed:
+        if self._kill_ends is not None:
             return 1.0
         until = self._deadline()[0] if self._grace_ends is None else self._grace_ends
         return max(0.0, min(1.0, until - time.monotonic()))
@@ -485,10 +489,15 @@ class TrialRunner:
         return min(deadlines)
 
     def _enforce(self) -> None:
-        """End a trial whose time is up or whose run was asked to stop; the server reports its exit."""
+        """End a trial whose time is up or whose run was asked to stop; the server reports its exit.
+
+        Raises ServerDiedError for a server that does not: it is stopped, or waits for what the kernel holds.
+        """
         if self._exit_status is not None:
             return
         now = time.monotonic()
+        if self._kill_ends is not None and now >= self._kill_ends:
+            raise ServerDiedError(f"the trial server did not tell of its trial's end for {END_SECONDS:g} s")
         deadline, why = self._deadline()
         if self.stop:
             assert self.stop.signal is not None
@@ -516,16 +525,17 @@ class TrialRunner:
         if self._pid is None:  # still importing: the server itself is ended, and with it whatever it starts
             self.server.kill()
             raise ServerDiedError("ended while it was starting")
-        self._killed = True
+        self._kill_ends = self._kill_ends or time.monotonic() + END_SECONDS
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._pid, signal.SIGKILL)
 
-    def _server_died(self, why: str, log: Path) -> Failed:
+    def _server_died(self, why: str, log: Path) -> Failed | None:
+        """Why the trial ended with it; None: the trial's own last word says it."""
         self.server.kill()
         if self._pid is not None:  # what the trial started lives on in its process group
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._pid, signal.SIGKILL)
-        if self._stopped is not None:
+        if self._stopped is not None or self._kill_ends is not None:
             return self._stopped
         if self._was_oom_killed():
             return Failed(kind="oom", detail=f"{KERNEL_KILLED} the trial server; {why}")

@@ -2,7 +2,10 @@
 
 import sys
 
+from selectbench.worker.processes import die_with_parent
+
 if __name__ == "__main__":
+    die_with_parent()  # first of all: what is imported takes seconds
     role, *rest = sys.argv[1:]
     if role == "calibrate":
         from selectbench.worker.calibration import calibrate
@@ -15,4 +18,4 @@ if __name__ == "__main__":
             Server(int(rest[0]), modules=rest[1:]).serve()
         else:
             assert role == "trial"
-            run_order(rest[1], int(rest[0]))
+            run_order(rest[2], int(rest[1]), server=int(rest[0]))

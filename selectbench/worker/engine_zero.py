@@ -12,7 +12,6 @@ from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed.distributed_c10d as c10d
 from deepspeed.accelerator import get_accelerator
 
 from selectbench.choices import Choices
@@ -28,7 +27,7 @@ from selectbench.worker.model import (
     empty_copy,
     forward_then_loss,
 )
-from selectbench.worker.runtime import PATIENCE, World, dtype_name
+from selectbench.worker.runtime import World, dtype_name, set_patience
 
 # What DeepSpeed is told of a GPU's free memory.
 
@@ -101,8 +100,7 @@ class ZeroEngine:
             engine = deepspeed.initialize(model=self.module, optimizer=self.optimizers[0], config=config)[0]
         # torch's scaler in it lets each rank and each group of parameters decide alone whether to skip a step.
         engine.optimizer.torch_autocast_gradscaler = None
-        for group in list(c10d._world.pg_map):
-            c10d._set_pg_timeout(PATIENCE, group)  # DeepSpeed's own groups would give up before the bench does
+        set_patience()
         for name, buffer in self.module.named_buffers():
             if buffer.dtype != buffers[name].dtype:
                 buffer.data = buffers[name].to(buffer.device)  # rotary frequencies below fp32 are other ones

@@ -18,6 +18,13 @@ def set_process_control(option: int, value: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel kill this process when its parent dies; where that is not `parent`, it has died already."""
+    set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
+
+
 def is_fork_safe() -> bool:
     """Whether this process has one thread and no open CUDA device."""
     descriptors = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]

@@ -18,6 +18,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -28,7 +29,7 @@ import torch
 import torch.distributed as dist
 
 from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order
-from selectbench.worker.processes import PR_SET_PDEATHSIG, is_fork_safe, redirect, set_process_control
+from selectbench.worker.processes import die_with_parent, is_fork_safe, redirect
 from selectbench.worker.recorder import Emit
 from selectbench.worker.runtime import (
     CELLS_PER_RANK,
@@ -38,10 +39,13 @@ from selectbench.worker.runtime import (
     add_to_path,
     describe,
     is_out_of_memory,
+    set_patience,
 )
 
 DUMPING_SECONDS = 2.0
 """For all ranks to write their stacks; the bench waits a little longer."""
+MEETING_PATIENCE = timedelta(minutes=5)
+"""For ranks to find each other. What hangs later is ended by the bench's limits, which know which rank it is."""
 SETTLING_SECONDS = 0.3
 """How long after a rank's failure the others' are heard, to see which came first."""
 
@@ -89,10 +93,13 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None
     signal.signal(signal.SIGTERM, _raise_asked)
     ranks: list[Rank] = []
     try:
+        if (reason := loopback_problem()) is not None:
+            emit(GaveUp(kind="crashed", detail=reason))
+            return
         with socket.create_server(("127.0.0.1", 0)) as meeting:
             for number in range(order.world_size):
                 ours, theirs = context.Pipe(duplex=False)
-                arguments = (text, number, meeting, theirs, cells, run_rank, began)
+                arguments = (text, number, meeting, theirs, cells, run_rank, began, os.getpid())
                 ranks.append(Rank(context.Process(target=_rank_main, args=arguments), ours))
                 ranks[-1].process.start()
                 theirs.close()
@@ -114,6 +121,18 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None
             each.process.kill()
         for each in ranks:
             each.process.join()
+
+
+def loopback_problem() -> str | None:
+    """Why ranks cannot meet on this machine; None: they can."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as there, socket.create_connection(there.getsockname(), 10):
+            return None
+    except OSError as error:
+        return (
+            f"ranks meet at 127.0.0.1, which cannot be reached here ({error.strerror or error}): the machine or "
+            "container needs its loopback interface (`ip link set lo up`)"
+        )
 
 
 def _raise_asked(*_: object) -> None:
@@ -172,10 +191,10 @@ def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
 
 def _rank_main(
     text: bytes, number: int, meeting: socket.socket, messages: Connection, cells: Any, run_rank: RunRank,
-    began: float,
+    began: float, parent: int,
 ) -> None:  # fmt: skip
     """A rank's whole life. Its last word is GaveUp where it failed."""
-    set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(parent)
     order = ORDERS.read(text)
     redirect(str(Path(order.trial_folder) / f"rank{number}.log"))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -216,12 +235,14 @@ def _process_group(order: Order, number: int, meeting: socket.socket) -> Any:
     if device != "cpu":
         torch.cuda.set_device(device)
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1", port, order.world_size, is_master=number == 0, timeout=PATIENCE,
+        "127.0.0.1", port, order.world_size, is_master=number == 0, timeout=MEETING_PATIENCE,
         master_listen_fd=os.dup(meeting.fileno()) if number == 0 else None,
     )  # fmt: skip
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl", store=store, rank=number, world_size=order.world_size,
-        timeout=PATIENCE, device_id=None if device == "cpu" else torch.device(device),
+        timeout=MEETING_PATIENCE, device_id=None if device == "cpu" else torch.device(device),
     )  # fmt: skip
+    store.set_timeout(PATIENCE)
+    set_patience()
     yield World(number, order.world_size, device)
     dist.destroy_process_group()

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 
 from selectbench.choices.execution import PrecisionChoice
@@ -205,6 +206,12 @@ def _no_attribute(subject: str, owner: Any, attribute: str) -> str:
 
 PATIENCE = timedelta(days=7)
 """Of collectives: a rank that hangs is ended by the bench's limits, which know which one it is."""
+
+
+def set_patience() -> None:
+    """Of every process group: libraries make some of their own, which would give up before the bench does."""
+    for group in list(c10d._world.pg_map):
+        c10d._set_pg_timeout(PATIENCE, group)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ server starts itself again without them and gives each trial a plain new process
 
 The server is a subreaper (prctl(2)): whatever a trial leaves behind becomes its child and is killed
 before the trial's end is reported. It ends, with everything below it, when the bench closes the socket
-or dies.
+or dies; while it still imports, the kernel kills it then.
 
 Requests and replies are one JSON object per packet: {"order", "log"} with the event pipe's descriptor in,
 {"ready"}, {"pid"} and {"exit"} out.
@@ -19,6 +19,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -31,6 +32,7 @@ from typing import NoReturn
 from selectbench.worker.processes import (
     PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
+    die_with_parent,
     is_fork_safe,
     kill_descendants,
     redirect,
@@ -59,9 +61,12 @@ class Server:
         set_process_control(PR_SET_CHILD_SUBREAPER, 1)
         for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)  # the bench decides when a trial ends
+        if select.select([self.control], [], [], 0)[0] and not self.control.recv(1, socket.MSG_PEEK):
+            return  # the bench died before the kernel was asked to tell of it
         if self.forks:
             self._import_modules()
         self._reply({"ready": True, "forks": self.forks})
+        set_process_control(PR_SET_PDEATHSIG, 0)  # from here it sees the socket's end, and ends what it has started
         self._loop()
         kill_descendants()
 
@@ -130,7 +135,8 @@ class Server:
             os._exit(status)  # neither the server's exit handlers nor its buffers are the trial's
 
     def _spawn(self, order: str, log: str, events: int) -> int:
-        arguments = [sys.executable, "-P", "-m", "selectbench.worker", "trial", str(events), order]
+        role = ["trial", str(os.getpid()), str(events), order]
+        arguments = [sys.executable, "-P", "-m", "selectbench.worker", *role]
         with Path(log).open("ab") as output:
             self.spawned = subprocess.Popen(
                 arguments,
@@ -163,10 +169,12 @@ class Server:
 
 def imports_cleanly(module: str) -> bool:
     """Whether importing it in a child succeeds and leaves that child safe to fork."""
+    server = os.getpid()
     pid = os.fork()
     if pid == 0:
         clean = False
         try:
+            die_with_parent(server)
             importlib.import_module(module)
             clean = is_fork_safe()
         finally:
@@ -175,16 +183,14 @@ def imports_cleanly(module: str) -> bool:
     return status == 0
 
 
-def run_order(order: str, events: int, parent: int | None = None) -> None:
+def run_order(order: str, events: int, server: int) -> None:
     """Run the trial of an order file in this process; events go to the pipe, one JSON object a line.
 
-    The process dies with its parent: the server, whose pid is `parent` where it was known before forking.
+    The process dies with the server, whose pid that is.
     """
-    set_process_control(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(server)
     for number in STOPPING:
         signal.signal(number, signal.SIG_DFL)  # forked or new, the process takes the server's deafness over
-    if parent is not None and os.getppid() != parent:
-        sys.exit(1)  # the server died before the death signal was set
     from selectbench.record.wire import EVENTS, ORDERS
     from selectbench.worker.trial import run_trial
 

@@ -31,6 +31,12 @@ def run_trial(order, emit):
     if what == "kills_server":
         os.kill(os.getppid(), signal.SIGKILL)
         signal.pause()
+    if what.startswith("stops_server"):
+        os.kill(os.getppid(), signal.SIGSTOP)
+        print("the server is stopped", flush=True)
+        if what == "stops_server_and_gives_up":
+            emit(GaveUp(kind="oom", detail="tried to allocate 1 EiB"))
+        signal.pause()
     if what == "garbles":
         os.write(_event_pipe(), b"this is no event\n")
         return

@@ -132,6 +132,17 @@ class TestInterruption:
         (record,) = workplace.records()
         assert record["outcome"]["detail"] == "SIGTERM to selectbench"
 
+    def test_one_ctrl_c_is_enough_where_the_trial_server_is_stopped(self, workplace: Workplace) -> None:
+        process = workplace.start("run", "tiny.yaml", *LONG)
+        until(trial_is_running(workplace))
+        (server,) = set(workplace.trial_pids()) - set(running_trials(workplace))
+        os.kill(server, signal.SIGSTOP)
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert [kind for _, _, kind in outcomes(workplace)] == ["interrupted"]
+        assert workplace.trial_pids() == []
+
     def test_the_second_ctrl_c_ends_it_at_once(self, workplace: Workplace) -> None:
         process = workplace.start("run", "tiny.yaml", *LONG)
         until(trial_is_running(workplace))

@@ -18,9 +18,12 @@ def ended(folder: Path, status: int | None, said: GaveUp | None = None, *, oom: 
     return outcome
 
 
+@pytest.mark.parametrize("said", [None, GaveUp(kind="crashed", detail="")])
 @pytest.mark.parametrize("oom", [False, True])
-def test_a_killed_trial_is_oom_where_the_kernels_counter_grew(tmp_path: Path, oom: bool) -> None:
-    outcome = ended(tmp_path, -signal.SIGKILL, oom=oom)
+def test_a_killed_trial_is_oom_where_the_kernels_counter_grew(
+    tmp_path: Path, oom: bool, said: GaveUp | None
+) -> None:
+    outcome = ended(tmp_path, -signal.SIGKILL, said, oom=oom)
     assert outcome.kind == ("oom" if oom else "crashed")
     assert ("out-of-memory killer" in outcome.detail) == oom
 

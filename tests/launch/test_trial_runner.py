@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import processes
 import pytest
 from launch.harness import all_pids, corpus, until
 from msgspec.structs import replace
@@ -197,6 +200,31 @@ def test_a_dead_server_costs_one_trial(bench: Bench) -> None:
     assert isinstance(bench.run("trains").outcome, Completed)
 
 
+@pytest.mark.parametrize(("option", "kind"), [("stops_server", "timeout"), ("stops_server_and_gives_up", "oom")])
+def test_a_stopped_server_ends_with_the_trial_that_it_tells_nothing_of(
+    bench: Bench, option: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "END_SECONDS", 0.5)
+    bench.run("trains")
+    assert bench.server.process is not None
+    stopped = bench.server.process
+    assert failure(bench.run(option, stall_seconds=1.0)).kind == kind
+    assert stopped.poll() == -signal.SIGKILL
+    assert isinstance(bench.run("trains").outcome, Completed)
+
+
+def test_a_stopped_server_that_nothing_is_asked_of_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trial, "END_SECONDS", 0.5)
+    with a_bench(tmp_path, ["launch.planted_worker"]) as bench:
+        bench.run("raises")
+        assert bench.server.process is not None
+        stopped = bench.server.process
+        stopped.send_signal(signal.SIGSTOP)
+    assert stopped.poll() == -signal.SIGKILL
+
+
 def test_the_trial_that_has_the_server_started_says_what_it_waited(bench: Bench) -> None:
     bench.server.close()
     first, second = bench.run("waits"), bench.run("finds it ready")
@@ -238,6 +266,22 @@ def test_a_bench_that_is_gone_takes_a_hanging_trial_with_it(tmp_path: Path) -> N
         until(lambda: trial not in all_pids())
         thread.join(timeout=60)
         assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("before", [[], ["json"]])
+def test_a_server_that_imports_dies_with_the_bench(tmp_path: Path, before: list[str]) -> None:
+    """It imports the first module itself, and the others in a child before."""
+    log, modules = tmp_path / "server.log", [*before, "launch.never_imported"]
+    code = "import signal; from pathlib import Path; from selectbench.launch.trial import TrialServer; "
+    code += f"server = TrialServer({modules}, Path({str(log)!r})); server.start(); signal.pause()"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    bench = processes.start([sys.executable, "-c", code], env=environment)
+    until(lambda: log.exists() and "it begins" in log.read_text())
+    started = [pid for pid in all_pids() if _output(pid) == log]
+    assert len(started) == 1 + len(before)
+    bench.kill()
+    bench.wait(timeout=60)
+    until(lambda: not set(started) & set(all_pids()), seconds=20)
 
 
 def _output(pid: int) -> Path | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,8 @@ import selectbench.worker.trial as trial_module
 from selectbench.machine import WAIT_VARIABLES
 
 AT_STEP = 3
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+"""Of sched.h; `os` has them from Python 3.12."""
 
 
 def _misbehave(what: str, rank: int) -> None:
@@ -50,6 +54,7 @@ _ranks = trial_module.run_ranks
 _run = loop_module.OptimizerStep.run
 _mapped = trial_module.mapped_model
 _rank = trial_module.run_rank
+redirect = ranks_module.redirect
 
 
 def run(self, step, share):
@@ -116,11 +121,28 @@ trial_module.mapped_model = mapped_model
 trial_module.run_rank = run_rank
 
 
+def _enter_a_network_without_any_interface_up():
+    unshare = ctypes.CDLL(None, use_errno=True).unshare
+    if unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "unshare")
+
+
+def _second_rank_stays_away(log):
+    redirect(log)
+    if log.endswith("rank1.log"):
+        signal.pause()
+
+
 def run_ranks(order, *arguments):
     if order.trial.option == "ranks_started_anew":
         ranks_module.is_fork_safe = lambda: False
     if order.trial.option == "no_memory_to_meet":
         ranks_module.dist.init_process_group = _without_memory
+    if order.trial.option == "no_loopback":
+        _enter_a_network_without_any_interface_up()
+    if order.trial.option == "rank_never_comes":
+        ranks_module.MEETING_PATIENCE = timedelta(seconds=2)
+        ranks_module.redirect = _second_rank_stays_away
     _ranks(order, *arguments)
 
 

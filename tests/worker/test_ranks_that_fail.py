@@ -79,3 +79,18 @@ def test_ranks_that_cannot_be_forked_are_started_anew(launched):
     anew = launched.finished(option="ranks_started_anew", **settings)
     assert anew.measurement.last_loss == forked.measurement.last_loss
     assert anew.identity == forked.identity
+
+
+def test_without_a_loopback_interface_ranks_say_so_instead_of_waiting(launched):
+    end = failed(launched, "no_loopback", "ddp")
+    assert end.outcome.kind == "crashed"
+    assert end.outcome.detail.startswith(
+        "ranks meet at 127.0.0.1, which cannot be reached here (Network is unreachable)"
+    )
+
+
+def test_ranks_that_do_not_find_each_other_wait_for_minutes_and_not_for_ever(launched):
+    end = failed(launched, "rank_never_comes", "ddp")
+    assert end.outcome.kind == "crashed"
+    assert "rank 0: " in end.outcome.detail
+    assert "imed out" in end.outcome.detail

@@ -1,0 +1,6 @@
+"""A module whose import does not end."""
+
+import signal
+
+print("it begins", flush=True)
+signal.pause()
