@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 DASH = "-"
 """What stands for an unknown number."""
+WIDEST = 4.0
+"""Upper over lower end of an interval around 1 beyond which its ratio says nothing."""
+NOT_MEASURABLE = "not measurable here"
+"""What stands for such a ratio."""
 
 _FLOPS = ((1e12, "TFLOP"), (1e9, "GFLOP"), (1e6, "MFLOP"), (1e3, "kFLOP"))
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
@@ -17,7 +19,7 @@ def significant(value: float | None, digits: int = 4) -> str:
         return DASH
     if value == 0:
         return "0"
-    exponent = math.floor(math.log10(abs(value)))
+    exponent = int(f"{value:.{digits - 1}e}".partition("e")[2])  # of the rounded value: 99.997 is 100.0
     if exponent >= 7 or exponent < -4:
         return f"{value:.{digits - 1}e}"
     return f"{value:,.{max(0, digits - 1 - exponent)}f}"
@@ -27,7 +29,7 @@ def count(value: float | None) -> str:
     """A whole number with thousands separated, `11,420`; below 100 with four significant digits."""
     if value is None:
         return DASH
-    if isinstance(value, int) or 100 <= abs(value) < 1e15:
+    if isinstance(value, int) or 99.995 <= abs(value) < 1e15:
         return f"{value:,.0f}" if abs(value) < 1e15 else f"{float(value):.3e}"
     return significant(value)
 
@@ -49,8 +51,20 @@ def ratio(value: float | None) -> str:
     return f"{value:.2f}x" if 0.1 <= abs(value) < 1e4 or value == 0 else f"{significant(value, 3)}x"
 
 
+def is_measurable(low: float | None, high: float | None) -> bool:
+    """Whether a ratio's interval is narrow enough for it to mean anything, or lies to one side of 1.
+
+    `high` None beside a `low`: it is more than a float holds.
+    """
+    if low is None or low > 1 or (high is not None and high < 1):
+        return True
+    return high is not None and low > 0 and high / low <= WIDEST
+
+
 def ratio_and_range(value: float | None, low: float | None, high: float | None) -> tuple[str, str]:
     """`1.25x` and `1.20x to 1.31x`, with as many decimals as keep the ends apart; no range without an interval."""
+    if value is not None and not is_measurable(low, high):
+        return NOT_MEASURABLE, ""
     if value is None or low is None or high is None or low == high:
         return ratio(value), ""
     digits = next((n for n in (2, 3, 4) if _end(low, n) != _end(high, n)), 4)
@@ -61,10 +75,17 @@ def _end(value: float, digits: int) -> str:
     return f"{value:.{digits}f}x" if 0.1 <= abs(value) < 1e4 else ratio(value)
 
 
-def ratio_with_range(value: float | None, low: float | None, high: float | None) -> str:
-    """`1.25x (1.20x to 1.31x)`; the ratio alone without an interval."""
-    point, ends = ratio_and_range(value, low, high)
-    return f"{point} ({ends})" if ends else point
+def difference_and_range(value: float, low: float | None, high: float | None, unit: str) -> tuple[str, str]:
+    """`-0.030 nats` and `-0.041 to -0.019`, with as many decimals as keep the ends apart."""
+    if low is None or high is None or low == high:
+        return f"{_signed(value, 3)} {unit}", ""
+    digits = next((n for n in (3, 4) if _signed(low, n) != _signed(high, n)), 4)
+    ends = [_signed(end, digits) for end in (low, high)]
+    return f"{_signed(value, digits)} {unit}", " to ".join(ends) if ends[0] != ends[1] else ""
+
+
+def _signed(value: float, digits: int) -> str:
+    return f"{value:+.{digits}f}" if round(value, digits) else "0"
 
 
 def size(value: float | None) -> str:

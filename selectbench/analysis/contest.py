@@ -12,6 +12,7 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.family import (
     ALPHA,
+    ROUNDING,
     HypothesisTest,
     Judged,
     Pairs,
@@ -25,7 +26,7 @@ from selectbench.analysis.family import (
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
 from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, two_sided_p
-from selectbench.analysis.summary import Summary, mean, other_tokens, seeds_words
+from selectbench.analysis.summary import Summary, mean, other_tokens, outcomes, seeds_words
 from selectbench.suite.metrics import COMPARE, METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
 
@@ -64,11 +65,20 @@ class Asked:
         if judged.rejected or judged.is_exact or self.is_far:
             verdict = "holds" if self._holds(judged.estimate) else "fails"
         if judged.low < judged.high:
-            shown += f" ({self._end(judged.low)} to {self._end(judged.high)})"
+            shown = self._with_interval(shown, judged)
         return ConstraintVerdict.model_validate(
             {"constraint": self.text, "verdict": verdict, "detail": shown, "p_adjusted": judged.p_adjusted,
              "settling": settling if verdict == "undecided" else None}
         )  # fmt: skip
+
+    def _with_interval(self, shown: str, judged: Judged) -> str:
+        around = [0.0 if self.constraint.relative else judged.estimate] * 2
+        low, high = (ratio_of(end - at) for end, at in zip((judged.low, judged.high), around, strict=True))
+        if judged.rejected or units.is_measurable(low, high):
+            return f"{shown} ({self._end(judged.low)} to {self._end(judged.high)})"
+        if against := self.constraint.against:
+            return f"{self.constraint.metric} against the {against} is {units.NOT_MEASURABLE}"
+        return f"{shown}, too noisy to tell"
 
     def _holds(self, estimate: float) -> bool:
         if math.isclose(estimate, self.test.bound, rel_tol=0.0, abs_tol=1e-12):  # the rounding of logarithms
@@ -153,11 +163,15 @@ class Contest:
     baseline: Summary
     blocks: dict[str, Blocks]
     """By metric, of all comparable options."""
+    is_complete: bool
+    """Whether every trial has an outcome: no more seeds are proposed before."""
     round_seconds: float | None
     """Expected time of one more seed for every option; None: no trial completed."""
     differences: dict[str, Difference] = field(default_factory=dict)
     """By option: the objective over the baseline's."""
     judged: dict[Key, Judged] = field(default_factory=dict)
+    ends: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
+    """By option and metric: of the ratio's simultaneous interval, where a test is on it; logarithms."""
     asked: dict[Key, Asked | ConstraintVerdict] = field(default_factory=dict)
     screened_out: int = 0
     """Options that were, whose tests the family has all the same: what it was declared to be does not shrink."""
@@ -282,9 +296,9 @@ class Contest:
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
         decision, settling = self.decision(judged), None
+        matters = math.log1p(self.suite.threshold(self.suite.decide.objective))
         if decision == "undecided" and judged is not None:
             estimate = abs(difference.estimate)
-            matters = math.log1p(self.suite.threshold(self.suite.decide.objective))
             # It must be told from none at all, or from the threshold.
             settling = self._settling(difference, estimate if estimate > matters else matters - estimate, tests)
         return Comparison(
@@ -293,24 +307,23 @@ class Contest:
             p=judged.p if judged else None, p_adjusted=judged.p_adjusted if judged else None,
             decision=decision, spread=difference.spread, degrees_of_freedom=difference.degrees_of_freedom,
             seeds=difference.seeds, settling=settling,
+            exceeds=judged is not None and max(judged.low, -judged.high) > matters + ROUNDING,
         )  # fmt: skip
 
     def _settling(self, difference: Difference, distance: float, tests: int) -> Settling | None:
         seeds = seeds_to_settle(difference, max(1, tests), distance)
-        if seeds is None:
+        if seeds is None or not self.is_complete:
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
 
     def interval(self, option: str, metric: str) -> tuple[float | None, float | None, float | None]:
-        """Ratio to the baseline with its ends: simultaneous for the objective, by itself for all others."""
+        """Ratio to the baseline with its ends: simultaneous where the family has a test of it, else by itself."""
         if option == self.baseline.name:
             return (1.0 if self.baseline.values[metric] else None), None, None
         difference = self.blocks[metric].difference(option, self.baseline.name)
         if difference is None:
             return None, None, None
-        judged = self.judged.get((option, "")) if metric == self.suite.decide.objective else None
-        ends = (judged.low, judged.high) if judged else own_interval(difference)
-        low, high = ends or (None, None)
+        low, high = self.ends.get((option, metric)) or own_interval(difference) or (None, None)
         return ratio_of(difference.estimate), ratio_of(low), ratio_of(high)
 
 
@@ -333,12 +346,29 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
     known = [value for value in means if value is not None]
     screened_out = sum(summary.is_screened_out for summary in summaries)
-    contest = Contest(suite, baseline, blocks, math.fsum(known) if known else None, screened_out=screened_out)
+    done, planned = outcomes(summaries)
+    expected = math.fsum(known) if known else None
+    contest = Contest(suite, baseline, blocks, done == planned, expected, screened_out=screened_out)
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
         _declare(contest, summary, tests)
     contest.judged.update(judge_all(tests, besides=contest.not_made))
+    _give_each_ratio_one_interval(contest)
     return contest
+
+
+def _give_each_ratio_one_interval(contest: Contest) -> None:
+    """Several tests of one ratio have their ends moved each to its own bound: all of it holds together."""
+    of_ratio: dict[tuple[str, str], list[Key]] = {}
+    for option, text in contest.judged:
+        asked = contest.asked.get((option, text))
+        if not text or (isinstance(asked, Asked) and asked.constraint.relative):
+            metric = asked.constraint.metric if isinstance(asked, Asked) else contest.suite.decide.objective
+            of_ratio.setdefault((option, metric), []).append((option, text))
+    for place, keys in of_ratio.items():
+        several = [contest.judged[key] for key in keys]
+        low, high = contest.ends[place] = max(one.low for one in several), min(one.high for one in several)
+        contest.judged.update({key: replace(contest.judged[key], low=low, high=high) for key in keys})
 
 
 def _declare(contest: Contest, summary: Summary, tests: dict[Key, HypothesisTest]) -> None:
@@ -440,7 +470,7 @@ class Ranks:
         mine, other = self.names.index(option), self.names.index(against)
         told_apart = self.better[mine, other] or self.better[other, mine]
         if comparison.decision in ("better", "worse") and not told_apart:  # the gate
-            return comparison.model_copy(update={"decision": "undecided"})
+            return comparison.model_copy(update={"decision": "undecided", "exceeds": False})
         return comparison
 
 

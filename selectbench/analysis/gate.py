@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -154,8 +154,7 @@ def _change(
     common = ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None  # as `changes` does
 
     return Change(
-        option=ours.name, metric=metric, reference=_centre(theirs, metric, common),
-        run=_centre(ours, metric, common),
+        option=ours.name, metric=metric, reference=theirs.mean(metric, common), run=ours.mean(metric, common),
         ratio=ratio_of(difference.estimate),
         low=ratio_of(judged.low if judged else None),
         high=ratio_of(judged.high if judged else None),
@@ -163,13 +162,6 @@ def _change(
         decision=decide(judged, threshold, more_is_better=better) if judged else "undecided",
         seeds=difference.seeds,
     )  # fmt: skip
-
-
-def _centre(summary: Summary, metric: str, seeds: Collection[int] | None) -> float | None:
-    """Geometric mean over the seeds, all that know the metric where not given."""
-    known = summary.values[metric]
-    logs = [math.log(known[seed]) for seed in (known if seeds is None else seeds)]
-    return ratio_of(math.fsum(logs) / len(logs)) if logs else None
 
 
 def _notes(

@@ -22,7 +22,7 @@ from selectbench.analysis.metrics import (
     with_managed_state,
 )
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
-from selectbench.analysis.summary import Summary, mean
+from selectbench.analysis.summary import Summary, centre, mean
 from selectbench.plan.memory import expected
 from selectbench.plan.peaks import matmul_dtype
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
@@ -210,7 +210,7 @@ def _memory(summary: Summary) -> DeviceMemory:
     trials = [summary.observed[seed].gpus for seed in over_idle]
     return DeviceMemory(
         peak_bytes=_mean_of_largest(trials, lambda gpu: gpu.peak_device_memory_bytes),
-        peak_over_idle_bytes=mean(list(over_idle.values())),
+        peak_over_idle_bytes=centre(list(over_idle.values())),
         idle_bytes=_mean_of_largest(trials, lambda gpu: gpu.idle_memory_bytes),
         total_bytes=min(_all(trials, lambda gpu: gpu.memory_total_bytes), default=None),
         driver_reserved_bytes=_mean_of_largest(trials, lambda gpu: gpu.driver_reserved_bytes),

@@ -28,11 +28,12 @@ from selectbench.analysis.scores import score_differences
 from selectbench.analysis.screening import screened_words, unscreened
 from selectbench.analysis.summary import (
     Summary,
+    centre,
     gap_warnings,
-    mean,
     memory_kinds,
     memory_warnings,
     objective_gap,
+    outcomes,
     stalled,
     standard_deviation,
     summarise,
@@ -57,9 +58,9 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     contest = hold_contest(suite, summaries, comparable)
     rows = _rows(contest, by_name, certificates)
     kinds = memory_kinds(summaries)
-    absent = sum(len(summary.missing) for summary in summaries)
+    done, planned = outcomes(summaries)
     doubts = [
-        *([f"the run is incomplete: {absent} trials have no record"] if absent else []),
+        *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
         *unscreened(suite, records),
         *gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *plausibility_warnings(suite, summaries), *gap_warnings(suite, summaries),
@@ -133,7 +134,7 @@ def _metric(name: str, summary: Summary, contest: Contest | None) -> MetricValue
     known = list((summary.spoiled if unclean else summary.values)[name].values())
     ratio, low, high = contest.interval(summary.name, name) if contest else (None, None, None)
     return MetricValue(
-        value=mean(known), ratio_to_baseline=ratio, ratio_low=low, ratio_high=high,
+        value=centre(known), ratio_to_baseline=ratio, ratio_low=low, ratio_high=high,
         standard_deviation=standard_deviation(known), n=len(known), left_out=list(summary.spoiled[name]),
         unclean=unclean,
     )  # fmt: skip
@@ -181,8 +182,9 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
     metric = METRICS[suite.decide.objective]
     placed = [row for row in rows if row.rank is not None]
     sentences = [
-        _unfinished(summaries.values()),
-        _verdict(suite, metric, rows, summaries),
+        "" if contest.is_complete else _unfinished(*outcomes(summaries.values())),
+        _verdict(contest, metric, rows, summaries),
+        _beating_the_baseline(suite, metric, placed),
         _open(metric, placed, rows),
         _disturbed(metric, summaries.values()),
         *_about_the_baseline(suite, summaries[suite.baseline]),
@@ -195,14 +197,9 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
     return " ".join(sentence for sentence in sentences if sentence)
 
 
-def _unfinished(summaries: Iterable[Summary]) -> str:
+def _unfinished(done: int, planned: int) -> str:
     """What an interrupted run's answer begins with."""
-    planned, done = 0, 0
-    for summary in summaries:
-        planned += 0 if summary.is_screened_out else len(summary.planned)
-        interrupted = sum(failure.kind == "interrupted" for failure in summary.failed.values())
-        done += len(summary.completed) + len(summary.failed) - interrupted
-    return "" if done == planned else f"Incomplete, {done} of {planned} trials have an outcome; so far:"
+    return f"Incomplete, {done} of {planned} trials have an outcome; so far:"
 
 
 def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
@@ -213,10 +210,11 @@ def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
     return f"The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
 
 
-def _verdict(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+def _verdict(contest: Contest, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+    suite = contest.suite
     ranked = [row for row in rows if row.rank is not None]
     if not ranked:
-        return _without_ranks(suite, metric, rows, summaries)
+        return _without_ranks(contest, metric, rows, summaries)
     best = ranked[0]
     if len(suite.options) == 1:
         return f"{best.option}: {figure(metric, best)}; there is no other option to compare it with."
@@ -232,8 +230,28 @@ def _verdict(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mappi
     )
 
 
-def _without_ranks(suite: Suite, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+def _beating_the_baseline(suite: Suite, metric: Metric, ranked: Sequence[Row]) -> str:
+    """Which of the rows that may be first are shown to be better than it, and of which it is shown by how much."""
+    first = [row for row in ranked if row.option == ranked[0].option or row.option in ranked[0].tied_with]
+    beat = [row for row in first if row.against_baseline and row.against_baseline.decision == "better"]
+    if not beat:
+        return ""
+    matters = units.share(suite.threshold(metric.name))
+    surely = [row.option for row in beat if row.against_baseline and row.against_baseline.exceeds]
+    others = [row.option for row in beat if row.option not in surely]
+    open_ones = [row.option for row in first if row not in beat and row.option != suite.baseline]
+    told = [
+        (surely, f"shown to be better than the baseline by more than {matters}"),
+        (others, f"shown to be better than the baseline, though not by more than {matters}"),
+        (open_ones, "not shown to be better than the baseline"),
+    ]
+    parts = [f"{_and(names)} {'is' if len(names) == 1 else 'are'} {words}" for names, words in told if names]
+    return f"{'; '.join(parts)}."
+
+
+def _without_ranks(contest: Contest, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
     """Where there is no measure of spread, or nothing that could be ranked."""
+    suite = contest.suite
     shown = [row for row in rows if row.n and counts(row, metric.name) and not row.identity.violations]
     shown = [row for row in shown if not row.constraint_failures and not row.control]
     eligible = [row for row in shown if row.eligible]
@@ -248,22 +266,24 @@ def _without_ranks(suite: Suite, metric: Metric, rows: Sequence[Row], summaries:
             f"{with_ratio(suite, metric, order[0])}."
         )
     return (
-        f"No verdict: {_no_order(eligible, shown, metric)}. By the figures alone {order[0].option} comes first: "
-        f"{with_ratio(suite, metric, order[0])}; next {order[1].option}: {with_ratio(suite, metric, order[1])}."
+        f"No verdict: {_no_order(contest, eligible, shown, metric)}. By the figures alone {order[0].option} comes "
+        f"first: {with_ratio(suite, metric, order[0])}; next {order[1].option}: "
+        f"{with_ratio(suite, metric, order[1])}."
     )
 
 
-def _no_order(eligible: Sequence[Row], shown: Sequence[Row], metric: Metric) -> str:
+def _no_order(contest: Contest, eligible: Sequence[Row], shown: Sequence[Row], metric: Metric) -> str:
     """Why no row has a rank though some have figures."""
+    more = " (run with more seeds: --seeds 0,1,2)" if contest.is_complete else ""
     open_constraints = dict.fromkeys(
         c.constraint for row in shown if not row.eligible for c in row.constraints if c.verdict == "undecided"
     )
     if open_constraints and len(eligible) < 2:
         one_seed = max(row.n for row in shown) == 1
-        way_out = ", as one seed tells no spread (run with more seeds: --seeds 0,1,2)" if one_seed else ""
+        way_out = f", as one seed shows no spread{more}" if one_seed else ""
         return f"it is open whether the options hold {_and(list(open_constraints))}{way_out}"
     if max(row.n for row in shown) == 1:
-        return "one seed tells no spread, so the order may be chance (run with more seeds: --seeds 0,1,2)"
+        return f"one seed shows no spread, so the order may be chance{more}"
     nothing = [row.option for row in shown if not row.metrics[metric.name].value]
     if nothing:
         return f"{metric.title} is 0 for {_and(nothing)}, and of nothing no ratio can be taken"

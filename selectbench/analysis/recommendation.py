@@ -16,7 +16,7 @@ from selectbench.analysis.hardware import share_main_memory
 from selectbench.analysis.metrics import Observed, finite_of_each, joules_per_token, usd_for
 from selectbench.analysis.result import NamedVerdict, Row, ToLoss, VerdictName
 from selectbench.analysis.statistics import Blocks, Bools
-from selectbench.analysis.summary import Summary, mean, other_tokens
+from selectbench.analysis.summary import Summary, centre, other_tokens
 from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, Metric, parse_constraint
 from selectbench.suite.suite import Suite
 
@@ -49,7 +49,7 @@ def to_loss(summary: Summary) -> ToLoss | None:
     if not there and not summary.not_reached:
         return None
     known = {} if summary.not_reached else {price: price_by_seed(summary, price) for price in PRICES}
-    means = {price: mean(list(v.values())) for price, v in known.items() if len(v) == len(there)}
+    means = {price: centre(list(v.values())) for price, v in known.items() if len(v) == len(there)}
     return ToLoss(
         seconds=means.get("seconds"), tokens=means.get("tokens"), joules=means.get("joules"), usd=means.get("usd"),
         reached=list(there), not_reached=summary.not_reached,
@@ -154,7 +154,7 @@ class Figure:
 
     figure: str
     ratio: str = ""
-    """Empty: the baseline's own, or not known."""
+    """Or the difference; empty: the baseline's own, or not known."""
     interval: str = ""
     is_one: bool = False
     """Whether the ratio is shown as 1."""
@@ -164,8 +164,12 @@ class Figure:
         """`200 tokens/s, 1.25x the baseline (1.20x to 1.31x)`."""
         if self.is_baseline:
             return f"{self.figure} (the baseline)"
-        ratio = f", {self.ratio} the baseline" if self.ratio else ""
-        return f"{self.figure}{ratio}{f' ({self.interval})' if self.interval else ''}"
+        if not self.ratio:
+            return self.figure
+        if self.ratio == units.NOT_MEASURABLE:
+            return f"{self.figure}, its ratio to the baseline {self.ratio}"
+        against = "the baseline" if self.ratio.endswith("x") else "against the baseline"
+        return f"{self.figure}, {self.ratio} {against}{f' ({self.interval})' if self.interval else ''}"
 
     def looks_like(self, other: Figure) -> bool:
         """Whether a reader would see the same figure twice; a ratio of 1 says no more than the baseline's none."""
@@ -277,15 +281,22 @@ def with_ratio(suite: Suite, metric: Metric, row: Row) -> Figure:
     measured = row.metrics[metric.name]
     if row.option == suite.baseline or measured.ratio_to_baseline is None:
         return Figure(figure(metric, row), is_baseline=row.option == suite.baseline)
-    ratio, ends = units.ratio_and_range(measured.ratio_to_baseline, measured.ratio_low, measured.ratio_high)
-    one, _ = units.ratio_and_range(1.0, measured.ratio_low, measured.ratio_high)
+    ratio, ends = _against(metric, row)
+    one, _ = metric.against(1.0, measured.ratio_low, measured.ratio_high, measured.value)
     return Figure(figure(metric, row), ratio, ends, is_one=ratio == one)
+
+
+def _against(metric: Metric, row: Row) -> tuple[str, str]:
+    """How its figure stands to the baseline's, and the interval."""
+    found = row.metrics[metric.name]
+    base = found.value / found.ratio_to_baseline if found.value and found.ratio_to_baseline else None
+    return metric.against(found.ratio_to_baseline, found.ratio_low, found.ratio_high, base)
 
 
 def _to_loss(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question:
     """By the objective's own claims: where it decides nothing, time to a loss is a figure and no answer."""
     reached = [row.option for row in rows if row.to_loss and not row.to_loss.not_reached]
-    means = {name: mean(list(price_by_seed(summaries[name], "seconds").values())) for name in reached}
+    means = {name: centre(list(price_by_seed(summaries[name], "seconds").values())) for name in reached}
     return Question(
         "cheapest", "Soonest to the baseline's loss", contest.blocks[SECONDS_TO_LOSS],
         contest.suite.threshold(SECONDS_TO_LOSS), False,
@@ -430,7 +441,8 @@ def _at_what(suite: Suite, question: Question, row: Row) -> str:
     if question.metric == objective.name or not counts(row, objective.name):
         return ""
     found = row.metrics[objective.name]
-    ratio = "" if found.ratio_to_baseline is None else f" ({units.ratio(found.ratio_to_baseline)})"
+    is_told = found.ratio_to_baseline is not None and row.option != suite.baseline
+    ratio = f" ({_against(objective, row)[0]})" if is_told else ""
     return f", at {objective.show(found.value)}{objective.after_figure}{ratio}"
 
 

@@ -59,8 +59,8 @@ class Comparison(Shown):
     p_adjusted: Number | None
     """The same adjusted for all tests of its family (Holm 1979)."""
     decision: Decision
-    """`better` or `worse`: p_adjusted is at most alpha, and the difference is above the metric's threshold;
-    `no_difference`: the whole interval lies within the threshold; else `undecided`."""
+    """`better` or `worse`: p_adjusted is at most alpha, and the measured difference is above the metric's
+    threshold; `no_difference`: the whole interval lies within the threshold; else `undecided`."""
     spread: Spread
     """Whose: `pooled` over all options, `moderated` between that and the pair's own, `own` of this pair, `none`:
     all seeds show the very same difference, so that the threshold alone decides; `unknown`: one seed."""
@@ -70,6 +70,8 @@ class Comparison(Shown):
     """Seeds that both completed."""
     settling: Settling | None = None
     """What would probably decide it, where it is undecided and spread is known."""
+    exceeds: bool = False
+    """Whether the true difference is shown to exceed the threshold too: the whole interval lies beyond it."""
 
 
 class ScoreDifference(Shown):
@@ -417,14 +419,15 @@ class MetricValue(Shown):
     """One metric of one option over its completed seeds."""
 
     value: Number | None
-    """Mean over the completed seeds of the trials' own values (so perplexity is the mean of perplexities).
+    """Geometric mean over the completed seeds, as the ratio is; arithmetic where a seed's value is not above 0.
 
     Seeds whose GPUs were in a state that spoils the metric are left out where there are others."""
     ratio_to_baseline: Number | None
     """Geometric mean, over the seeds that both completed, of this option's value over the baseline's."""
     ratio_low: Number | None = None
-    """Lower end of the ratio's 95 % interval: of the objective the simultaneous one, of all other metrics the
-    interval by itself, with which nothing is claimed. None: the baseline itself, or no measure of spread."""
+    """Lower end of the ratio's 95 % interval: of the objective, and where a constraint is on the ratio, the one
+    that holds together with all other tests; else the interval by itself, which supports no claim. None: the
+    baseline itself, or no measure of spread."""
     ratio_high: Number | None = None
     """Its upper end."""
     standard_deviation: Number | None

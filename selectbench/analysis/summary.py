@@ -161,9 +161,9 @@ class Summary:
         return list(ours) if ours.keys() == theirs.keys() else [seed for seed in ours if seed in theirs]
 
     def mean(self, metric: str, seeds: Iterable[int] | None = None) -> float | None:
-        """Mean over these seeds (all that know the metric where not given)."""
+        """`centre` over these seeds (all that know the metric where not given)."""
         known = self.values[metric]
-        return mean([known[seed] for seed in (known if seeds is None else seeds)])
+        return centre([known[seed] for seed in (known if seeds is None else seeds)])
 
 
 def seeds_words(seeds: Sequence[int]) -> str:
@@ -178,15 +178,22 @@ def mean(values: Sequence[float]) -> float | None:
     return finite(lambda: math.fsum([v / count for v in values])) if count else None
 
 
+def centre(values: Sequence[float]) -> float | None:
+    """Geometric mean, as ratios are means of ratios; arithmetic where a value is not above 0; None of nothing."""
+    if not values or min(values) <= 0 or min(values) == max(values):
+        return mean(values)
+    return finite(lambda: math.exp(math.fsum(map(math.log, values)) / len(values)))
+
+
 def standard_deviation(values: Sequence[float]) -> float | None:
     """Sample standard deviation (n - 1), scaled by the largest deviation against overflow; None below two."""
-    centre = mean(values)
-    if len(values) < 2 or centre is None:
+    middle = mean(values)
+    if len(values) < 2 or middle is None:
         return None
     if min(values) == max(values):  # the rounding of the mean is no spread
         return 0.0
-    widest = max(centre - min(values), max(values) - centre)
-    squares = math.fsum([((v - centre) / widest) ** 2 for v in values])
+    widest = max(middle - min(values), max(values) - middle)
+    squares = math.fsum([((v - middle) / widest) ** 2 for v in values])
     return finite(lambda: widest * math.sqrt(squares / (len(values) - 1)))
 
 
@@ -202,6 +209,20 @@ def summarise(suite: Suite, records: Sequence[Record]) -> tuple[list[Summary], l
         if not other_tokens(suite, summary.option):
             _hold_against(baseline, summary, 1 + suite.threshold("final_loss"))
     return summaries, warnings
+
+
+def has_outcome(outcome: Completed | Failed) -> bool:
+    """Whether a trial is over: one that was interrupted runs again."""
+    return not (isinstance(outcome, Failed) and outcome.kind == "interrupted")
+
+
+def outcomes(summaries: Iterable[Summary]) -> tuple[int, int]:
+    """Trials that have an outcome, of so many planned."""
+    done, planned = 0, 0
+    for summary in summaries:
+        planned += 0 if summary.is_screened_out else len(summary.planned)
+        done += len(summary.completed) + sum(map(has_outcome, summary.failed.values()))
+    return done, planned
 
 
 def other_tokens(suite: Suite, option: Option) -> bool:

@@ -14,7 +14,7 @@ from selectbench.analysis.gate import Compared, Gate, ReadRun, compare, hold_gat
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.recommendation import BEST_FILES
 from selectbench.analysis.result import Ranking
-from selectbench.analysis.summary import counted
+from selectbench.analysis.summary import counted, has_outcome
 from selectbench.analysis.tuning import search, settled_by_records
 from selectbench.data.prepared import evaluable
 from selectbench.errors import ExitCode, UserError
@@ -68,7 +68,8 @@ def _past_run(folder: Path) -> PastRun:
         suite, environment = plain_suite(folder), read_json(folder / ENVIRONMENT)
         planned = planned_trials(suite)
         records, _ = read_records(folder / RECORDS_FILE)
-        done = planned & {(one.trial.option, one.trial.seed) for one in records if one.phase == "contest"}
+        over = [one for one in counted(records) if has_outcome(one.outcome)]
+        done = planned & {(one.trial.option, one.trial.seed) for one in over}
     except UserError as error:
         return PastRun(
             folder=str(folder), suite=folder.parent.name, started_at=started_at, device=None, hardware=None,

@@ -51,7 +51,7 @@ class PastRun(BaseModel, frozen=True):
     hardware: str | None
     """GPUs' names, or the CPU's."""
     trials_done: int | None
-    """Of those planned, with a whole record, failed ones among them."""
+    """Of those planned, that have an outcome, failed ones among them; interrupted ones run again."""
     trials_planned: int | None
     answer: str | None
     """Of its ranking.json; None: there is none yet."""

@@ -201,7 +201,8 @@ class Picture:
 
 def interval_bars(ratios: Sequence[Ratio]) -> list[str]:
     """A small picture of each ratio with its interval, all on one scale; empty where there is none."""
-    ends = [end for ratio in ratios if ratio.value for end in _ends(ratio)]
+    measured = [ratio for ratio in ratios if ratio.value and units.is_measurable(ratio.low, ratio.high)]
+    ends = [end for ratio in measured for end in _ends(ratio)]
     if not ends:
         return ["" for _ in ratios]
     low, high = max(1 / _FARTHEST, min(*ends, 0.98)), min(_FARTHEST, max(*ends, 1.02))
@@ -217,12 +218,16 @@ def _ends(ratio: Ratio) -> tuple[float, float]:
 
 
 def _bar(scale: Scale, ratio: Ratio) -> str:
+    """Without a point, and dashed, where the interval is too wide to mean anything."""
     low, high = map(scale, _ends(ratio))
     at, one, middle = scale(ratio.value or 1.0), scale(1.0), _BAR_HEIGHT / 2
+    is_measurable = units.is_measurable(ratio.low, ratio.high)
+    span = _line("span" if is_measurable else "span unclear", (low, middle), (high, middle))
+    point = _element("circle", "at", cx=at, cy=middle, r=4) if is_measurable else ""
     return (
         f'<svg class="interval" viewBox="0 0 {_BAR_WIDTH} {_BAR_HEIGHT}" role="img">'
-        f"{_titled(f'{value_text(ratio)} the baseline')}{_line('one', (one, 0), (one, _BAR_HEIGHT))}"
-        f"{_line('span', (low, middle), (high, middle))}{_element('circle', 'at', cx=at, cy=middle, r=4)}</svg>"
+        f"{_titled(f'against the baseline: {value_text(ratio)}')}{_line('one', (one, 0), (one, _BAR_HEIGHT))}"
+        f"{span}{point}</svg>"
     )
 
 

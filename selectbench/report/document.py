@@ -52,8 +52,21 @@ class Ratio:
     value: float | None
     low: float | None = None
     high: float | None = None
+    metric: str = ""
+    """Whose it is: of some the difference is shown; '': of none."""
+    base: float | None = None
+    """What it is a ratio to."""
     is_brief: bool = False
     """Whether it is of short trials alone."""
+
+    def texts(self, *, is_short: bool = False) -> tuple[str, str]:
+        """The ratio or the difference, and its interval; the latter is empty where there is none, or no room."""
+        ends = (None, None) if is_short and units.is_measurable(self.low, self.high) else (self.low, self.high)
+        if self.metric:
+            point, between = METRICS[self.metric].against(self.value, *ends, self.base)
+        else:
+            point, between = units.ratio_and_range(self.value, *ends)
+        return point + f" {BRIEF_MARK}" * self.is_brief, between
 
 
 @dataclass(frozen=True)
@@ -274,7 +287,8 @@ def value_text(value: Value) -> str:
             mark = f" {UNCLEAN_MARK}" * value.is_unclean + f" {BRIEF_MARK}" * value.is_brief
             return METRICS[value.metric].show(value.value) + mark
         case Ratio():
-            return units.ratio_with_range(value.value, value.low, value.high) + f" {BRIEF_MARK}" * value.is_brief
+            point, ends = value.texts()
+            return f"{point} ({ends})" if ends else point
         case Amount():
             return value.show(value.value)
         case Amounts():

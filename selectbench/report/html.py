@@ -5,7 +5,6 @@ from __future__ import annotations
 from importlib.resources import files
 from typing import Any
 
-from selectbench import units
 from selectbench.report.charts import interval_bars
 from selectbench.report.document import (
     Cell,
@@ -73,7 +72,7 @@ def _cell(cell: Cell, column: Column, names_row: bool) -> dict[str, Any]:
     value, remark = (cell.value, cell.remark) if isinstance(cell, Stack) else (cell, "")
     text, below = one_line(value_text(value), _NAME_MOST if names_row else _CELL_MOST), one_line(remark, _CELL_MOST)
     if isinstance(value, Ratio) and column.has_bars:
-        text, below = units.ratio_and_range(value.value, value.low, value.high)
+        text, below = value.texts()
     if isinstance(value, Figure):
         below = spread(value)
     key = sort_key(value)

@@ -27,7 +27,7 @@ from selectbench.report.document import (
     Value,
     value_text,
 )
-from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Report, columns_of
+from selectbench.suite.metrics import LESS_IS_BETTER, METRICS, SECONDS_TO_LOSS, Report, columns_of
 from selectbench.text import first_line, one_line
 
 _UNCLEAN = (
@@ -80,7 +80,7 @@ def _in_markdown(ranking: Ranking) -> list[_Made]:
     for name in _metrics(ranking, "markdown"):
         metrics.append(_metric_column(name))
         if name == ranking.objective or METRICS[name].shows_ratio:
-            metrics.append(_ratio_column("vs baseline", name))
+            metrics.append(_ratio_column(ranking, "vs baseline", name))
     return [
         (Column("#"), _place_cell(ranking)),
         (Column("option", names_row=True), lambda row: row.option),
@@ -101,7 +101,7 @@ def _on_page(ranking: Ranking) -> list[_Made]:
         (Column("#", "right"), _place_cell(ranking)),
         (Column("option", names_row=True), lambda row: Stack(row.option, _differs(ranking, row))),
         objective,
-        _ratio_column("against the baseline", ranking.objective),
+        _ratio_column(ranking, "against the baseline", ranking.objective),
         (Column("state"), lambda row: Stack(state(row), _dominated(row))),
         *others,
         *_scaling_columns(ranking),
@@ -120,7 +120,7 @@ def _in_terminal(ranking: Ranking) -> list[_Made]:
         (Column("#", "right"), _place_cell(ranking)),
         (Column("option", names_row=True), lambda row: row.option),
         _metric_column(objective),
-        _ratio_column("speed-up" if is_speedup else "vs base", ranking.objective),
+        _ratio_column(ranking, "speed-up" if is_speedup else "vs base", ranking.objective),
         *(_metric_column(name, droppable=True) for name in others),
         *([scaling[0], scaling[2]] if is_speedup else scaling),
         (Column("n", "right"), lambda row: Seeds(row.n)),
@@ -136,20 +136,27 @@ def _place_cell(ranking: Ranking) -> Callable[[Row], Cell]:
 def _metric_column(name: str, *, droppable: bool = False, says_not_reached: bool = False) -> _Made:
     """`says_not_reached`: whether there is room to say who never got to a loss."""
     metric = METRICS[name]
-    column = Column(metric.title, "right", f"{name}; {metric.better} is better", droppable=droppable)
+    column = Column(metric.heading, "right", f"{name}; {metric.better} is better", droppable=droppable)
     if says_not_reached and name == SECONDS_TO_LOSS:
         return column, lambda row: to_loss(row, "seconds")
     return column, lambda row: figure(row, name)
 
 
-def _ratio_column(heading: str, name: str) -> _Made:
+def _ratio_column(ranking: Ranking, heading: str, name: str) -> _Made:
+    base = value_of(ranking, ranking.baseline, name)
+
     def ratio(row: Row) -> Ratio:
         if (brief := _brief_ratio(row, name)) is not None:
             return Ratio(brief, is_brief=True)
         found = row.metrics[name]
-        return Ratio(found.ratio_to_baseline, found.ratio_low, found.ratio_high)
+        return Ratio(found.ratio_to_baseline, found.ratio_low, found.ratio_high, name, base)
 
     return Column(heading, "right", has_bars=True), ratio
+
+
+def value_of(ranking: Ranking, option: str, name: str) -> float | None:
+    """An option's figure."""
+    return next((row.metrics[name].value for row in ranking.rows if row.option == option), None)
 
 
 def _scaling_columns(ranking: Ranking) -> list[_Made]:
@@ -247,10 +254,13 @@ def table_notes(ranking: Ranking) -> list[Text]:
     lines: list[Text] = [
         f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint.",
         *(f"{note}." for note in ties_note(ranking)),
-        "Figures are means over the completed seeds, ± one standard deviation between seeds.",
-        ("A ratio to the baseline is the geometric mean of the ratios within seeds that both completed, with its "
-        f"95 % interval: of {objective.name} the one that holds for the whole family of tests, of the others each "
-        "by itself, with which nothing is claimed."),
+        *_better_note(ranking),
+        ("Figures are geometric means over the completed seeds, ± one standard deviation between seeds. "
+        f"{LESS_IS_BETTER}: less is better."),
+        ("A ratio to the baseline is the geometric mean of the ratios within the seeds that both completed, with "
+        f"its 95 % interval. The intervals of {objective.name} and of what a constraint limits hold together; any "
+        f"other is for its ratio alone and supports no claim. {units.NOT_MEASURABLE.capitalize()}: the interval "
+        f"contains 1 and its ends differ by more than {units.WIDEST:g}x."),
     ]  # fmt: skip
     if dominated := [
         f"{row.option} by {', '.join(row.dominated_by[:4])}" for row in ranking.rows if row.dominated_by
@@ -266,15 +276,27 @@ def table_notes(ranking: Ranking) -> list[Text]:
     return [*lines, (Literally(units.DASH), ": not known.")]
 
 
+def _better_note(ranking: Ranking) -> list[Text]:
+    """What better means, and of whom more is shown; nothing where nothing was tested."""
+    if ranking.family is None or not ranking.family.tests:
+        return []
+    matters = units.share(ranking.family.thresholds.get(ranking.objective))
+    pairs = [(row.option, row.against_baseline) for row in ranking.rows if row.against_baseline]
+    shown = [option for option, pair in pairs if pair.exceeds and pair.decision == "better"]
+    more = (
+        f"Shown to exceed {matters}, too: {_and(shown)}" if shown else f"Of no row is it shown to exceed {matters}"
+    )
+    means = f"Better means shown to differ from the baseline, with a measured difference above {matters}"
+    return [f"{means}; the true difference may be smaller. {more}."]
+
+
 def ties_note(ranking: Ranking) -> list[str]:
     """What a range of ranks means, by the first row that has one."""
     tied = next((row for row in ranking.rows if row.rank is not None and row.tied_with), None)
     if tied is None or tied.rank is None:
         return []
-    better, others = tied.rank - 1, len(tied.tied_with)
-    before = f"{better or 'no'} {'row is' if better == 1 else 'rows are'} shown to be better"
-    open_ones = f"{others} {'is' if others == 1 else 'are'} shown to be neither better nor worse"
-    return [f"{value_text(place(tied))}: {before} and {open_ones}, so its rank may be any of these"]
+    first, last = tied.rank, tied.rank + len(tied.tied_with)
+    return [f"{value_text(place(tied))}: tied; its rank may be any from {first} to {last}"]
 
 
 def _mark_notes(ranking: Ranking, names: Sequence[str]) -> list[str]:

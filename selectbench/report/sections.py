@@ -41,6 +41,7 @@ from selectbench.report.document import (
     Shaded,
     Table,
     table,
+    value_text,
 )
 from selectbench.report.evidence import (
     cleaning_lines,
@@ -62,6 +63,7 @@ from selectbench.report.ranking import (
     table_notes,
     ties_note,
     to_loss,
+    value_of,
 )
 from selectbench.suite.job import OWN_SCORE, SCORES
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
@@ -237,7 +239,7 @@ def _scores(ranking: Ranking, done: Counting) -> Iterator[Section]:
     caption = "Scores of what was generated, means over seeds; the last row is what no understanding at all scores"
     signed = dict.fromkeys((n, m.score_signatures[n]) for m in every for n in names if n in m.score_signatures)
     signatures = Listing([f"{METRICS[name].title}: {signature}" for name, signature in signed])
-    scores = table(caption, ("option",), (METRICS[name].title for name in names), rows)
+    scores = table(caption, ("option",), (METRICS[name].heading for name in names), rows)
     yield Section("scores", "Scores of what was generated", [scores, signatures, *_differences(ranking)])
 
 
@@ -327,10 +329,18 @@ def _factor_lines(ranking: Ranking) -> list[str]:
         effect = next(e for e in view.effects if (e.factor, e.level) == (share.factor, share.level))
         differs = effect.low is not None and effect.high is not None and not effect.low <= 1 <= effect.high
         doubt = "" if differs else " (not told from none)"
-        parts.append(f"{units.ratio(share.ratio)} from {one_line(first)} {one_line(share.level)}{beside}{doubt}")
+        gain = value_text(_effect(ranking, share.ratio))
+        parts.append(f"{gain} from {one_line(first)} {one_line(share.level)}{beside}{doubt}")
     more = view.together
-    rest = f", and {units.ratio(more)} from what they do together" if more is not None and len(parts) > 1 else ""
-    return [f"{one_line(view.best)} is {units.ratio(view.best_ratio)} the baseline: {', '.join(parts)}{rest}"]
+    together = "" if more is None else f", and {value_text(_effect(ranking, more))} from what they do together"
+    best = f"{one_line(view.best)} against the baseline: {value_text(_effect(ranking, view.best_ratio))}"
+    return [f"{best} = {', '.join(parts)}{together if len(parts) > 1 else ''}"]
+
+
+def _effect(ranking: Ranking, ratio: float | None, low: float | None = None, high: float | None = None) -> Ratio:
+    """On the objective."""
+    base = value_of(ranking, ranking.baseline, ranking.objective)
+    return Ratio(ratio, low, high, ranking.objective, base)
 
 
 def _factors(ranking: Ranking) -> Iterator[Section]:
@@ -341,13 +351,13 @@ def _factors(ranking: Ranking) -> Iterator[Section]:
     effects = table(
         "Effect on the objective, averaged over the other factors; intervals each by itself",
         ("factor", "level", "against"), ("objective",),
-        ([e.factor, e.level, e.against, Ratio(e.ratio, e.low, e.high)] for e in view.effects),
+        ([e.factor, e.level, e.against, _effect(ranking, e.ratio, e.low, e.high)] for e in view.effects),
     )  # fmt: skip
     together = table(
         "Strongest interactions: beyond what each does alone",
         ("strongest interactions",), ("beyond their effects",),
         ([" and ".join(f"{f}={level}" for f, level in zip(i.factors, i.levels, strict=True)),
-          Ratio(i.ratio, i.low, i.high)] for i in view.interactions),
+          _effect(ranking, i.ratio, i.low, i.high)] for i in view.interactions),
     )  # fmt: skip
     lines = [Paragraph(f"{line}.") for line in _factor_lines(ranking)]
     tables = [effects, together] if view.interactions else [effects]

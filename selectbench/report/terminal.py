@@ -123,7 +123,7 @@ def _rich(table: Table, width: int | None = None) -> RichTable:
 def _cell(cell: Cell, column: Column, width: int | None) -> str:
     value = cell.value if isinstance(cell, Stack) else cell
     if isinstance(value, Ratio) and width is not None and width < _INTERVAL_FROM:
-        return value_text(replace(value, low=None, high=None))
+        return value.texts(is_short=True)[0]
     return one_line(value_text(value), _NAME_MOST) if column.names_row else value_text(value)
 
 
@@ -458,11 +458,15 @@ def _changes(compared: Compared) -> Table:
 def _change_cells(change: Change) -> list[Cell]:
     untested = "one seed, no spread" if change.seeds < 2 else "shown only"
     return [
-        one_line(change.option, 40), METRICS[change.metric].title, Figure(change.metric, change.reference),
-        Figure(change.metric, change.run), Ratio(change.ratio, change.low, change.high),
+        one_line(change.option, 40), METRICS[change.metric].heading, Figure(change.metric, change.reference),
+        Figure(change.metric, change.run), _ratio(change),
         untested if change.p_adjusted is None else change.decision.replace("_", " "),
         Amount(change.seeds, units.count),
     ]  # fmt: skip
+
+
+def _ratio(change: Change) -> Ratio:
+    return Ratio(change.ratio, change.low, change.high, change.metric, change.reference)
 
 
 def _summary(compared: Compared) -> str:
@@ -476,7 +480,7 @@ def _summary(compared: Compared) -> str:
         return f"{gone}nothing could be tested: one seed tells no spread."
     counts = _counted([change.decision for change in tested], ("worse", "better", "undecided"))
     worst = [
-        f"{one_line(c.option, 40)} {METRICS[c.metric].title} {units.ratio_with_range(c.ratio, c.low, c.high)}"
+        f"{one_line(c.option, 40)} {METRICS[c.metric].title} {value_text(_ratio(c))}"
         for c in tested if c.decision == "worse"
     ]  # fmt: skip
     more = f"; worse: {'; '.join(worst)}" if worst else ""

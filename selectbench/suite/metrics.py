@@ -28,6 +28,7 @@ Need = Literal[
 ]
 """What a job must have for a metric to be known."""
 SECONDS_TO_LOSS = "seconds_to_baseline_loss"
+LESS_IS_BETTER = "↓"
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,8 @@ class Metric:
     option better only with further proof (`analysis.contest.Contest.p_of_luck`)."""
     after_figure: str = ""
     """What follows the figure in a sentence."""
+    difference_in: str = ""
+    """The unit in which differences are shown, as of logarithms; '': ratios are."""
     columns: Mapping[Report, int] = field(default_factory=dict)
     """Its place among the columns of each table that shows it."""
     shows_ratio: bool = False
@@ -108,6 +111,20 @@ class Metric:
     def show(self, value: float | None) -> str:
         """The figure with its unit; a dash where it is unknown."""
         return self.unit.show(value)
+
+    def against(
+        self, ratio: float | None, low: float | None, high: float | None, base: float | None
+    ) -> tuple[str, str]:
+        """How a ratio to `base` (of this metric) reads, and its interval: as a difference where the metric asks."""
+        if not self.difference_in or ratio is None or base is None or not units.is_measurable(low, high):
+            return units.ratio_and_range(ratio, low, high)
+        low, high = (None if end is None else (end - 1) * base for end in (low, high))
+        return units.difference_and_range((ratio - 1) * base, low, high, self.difference_in)
+
+    @property
+    def heading(self) -> str:
+        """Of its column: with an arrow where it says how well a model learnt and less is better."""
+        return f"{self.title} {LESS_IS_BETTER}" if self.quality and self.better == "less" else self.title
 
     def is_better(self, value: float, other: float) -> bool:
         """Whether `value` beats `other`."""
@@ -150,14 +167,14 @@ _MEMORY = (
 )  # fmt: skip
 _QUALITY = (
     Metric("final_loss", "loss", "less", _NATS, "reaches the lowest held-out loss", 0.002, measured_as="final_loss",
-           quality=True, needs=("evaluation", "same_tokens"), after_figure=" nats per token",
+           quality=True, needs=("evaluation", "same_tokens"), after_figure=" nats per token", difference_in="nats",
            columns={"terminal": 13, "markdown": 3, "page": 3}, dimension=("quality", 0), comparison="tested",
            watched=True, exported=True),
     Metric("final_perplexity", "perplexity", "less", _NUMBER, "reaches the lowest perplexity", 0.01, quality=True,
            needs=("evaluation", "same_tokens"), columns={"terminal": 10, "markdown": 4, "page": 4},
            shows_ratio=True, comparison="shown", exported=True),
     Metric("bits_per_byte", "bits/byte", "less", _BITS, "reaches the fewest bits per byte", 0.002, quality=True,
-           needs=("evaluation", "text"), after_figure=" bits per byte",
+           needs=("evaluation", "text"), after_figure=" bits per byte", difference_in="bits",
            columns={"terminal": 16, "markdown": 5, "page": 5}, dimension=("quality", 1)),
     Metric("excess_loss", "excess loss", "less", _NATS, "comes closest to the source's entropy", 0.05, quality=True,
            needs=("evaluation", "known_entropy"), after_figure=" nats per token above the source",

@@ -13,10 +13,12 @@ from msgspec.structs import replace
 from selectbench.analysis.factors import _is_grid, factors_of
 from selectbench.analysis.gate import ReadRun, compare, hold_gate
 from selectbench.analysis.ranking import rank
+from selectbench.analysis.recommendation import with_ratio
 from selectbench.analysis.result import Ranking, Row
 from selectbench.errors import UserError
 from selectbench.record.record import SETTINGS, EvaluationPoint, Record
-from selectbench.report.ranking import violation_text
+from selectbench.report.ranking import table_notes, violation_text
+from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import BestOf, Suite
 
 FREE: list[str] = []
@@ -549,3 +551,75 @@ def test_an_objective_that_a_seed_lacks_crowns_nobody_by_the_others() -> None:
     ranking = rank(suite_of("base", "b", seeds=3, decide={"objective": "final_perplexity"}), records)
     assert [one.option for one in ranking.rows if one.rank] == ["base"]
     assert verdict(ranking, "best_quality").option == "base"
+
+
+def test_a_tie_tells_who_of_it_is_better_than_the_baseline_and_of_whom_it_is_shown_by_how_much() -> None:
+    """Two options beat the baseline and can't be told from each other; a third is too noisy to beat anybody."""
+    records = trials("base", [100, 100.3, 99.8, 100.1, 99.9])
+    records += trials("fast", [103, 103.2, 102.9, 103.1, 102.8])
+    records += trials("near", [103.1, 102.8, 103.2, 102.7, 103.3])
+    records += trials("noisy", [90, 120, 104, 117, 96])
+    ranking = rank(suite_of("base", "fast", "near", "noisy"), records)
+    assert "Too close to call between" in ranking.answer
+    told = "near and fast are shown to be better than the baseline by more than 1.0%; noisy is not shown to be"
+    assert told in ranking.answer
+    pairs = [row(ranking, name).against_baseline for name in ("fast", "near", "noisy")]
+    assert [pair is not None and pair.exceeds for pair in pairs] == [True, True, False]
+
+
+def test_better_by_a_measured_difference_above_the_threshold_is_not_called_more() -> None:
+    records = trials("base", [100, 100.5, 99.6, 100.2, 99.8])
+    records += trials("a", [101.2, 101.4, 101.1, 101.6, 100.9])
+    ranking = rank(suite_of("base", "a"), records)
+    against = row(ranking, "a").against_baseline
+    assert against is not None
+    assert against.low is not None
+    assert (against.decision, against.exceeds, against.low > 1.01) == ("better", False, False)
+    assert "a is shown to be better than the baseline, though not by more than 1.0%." in ranking.answer
+    notes = " ".join(map(str, table_notes(ranking)))
+    assert "with a measured difference above 1.0%" in notes
+    assert "Of no row is it shown to exceed 1.0%" in notes
+
+
+@pytest.mark.parametrize("limit", ["final_perplexity <= 1.01x baseline", "tokens_per_second >= 0.9x baseline"])
+def test_one_ratio_has_one_interval_in_the_table_and_where_it_is_tested(limit: str) -> None:
+    losses = [5.5, 5.503, 5.498, 5.501, 5.499]
+    records = trials("base", [100, 101, 99, 100, 102], final_loss=losses)
+    records += trials("a", [104, 103, 105, 102, 106], final_loss=losses[::-1])
+    records += trials("b", [98, 99, 97, 96, 101], final_loss=losses[2:] + losses[:2])
+    ranking = rank(suite_of("base", "a", "b", constraints=[limit]), records)
+    for found in (row(ranking, "a"), row(ranking, "b")):
+        metric = found.metrics[limit.partition(" ")[0]]
+        assert metric.ratio_low is not None
+        assert metric.ratio_high is not None
+        assert f"({metric.ratio_low:.4g}x to {metric.ratio_high:.4g}x)" in found.constraints[0].detail
+        speed_ratio, against = found.metrics["tokens_per_second"], found.against_baseline
+        assert against is not None
+        assert (speed_ratio.ratio_low, speed_ratio.ratio_high) == (against.low, against.high)
+
+
+def test_a_ratio_that_its_spread_makes_meaningless_has_no_figure_anywhere() -> None:
+    records = trials("base", [100, 101, 99]) + trials("wild", [20, 900, 150])
+    ranking = rank(suite_of("base", "wild", seeds=3, constraints=["tokens_per_second >= 0.5x baseline"]), records)
+    wild = row(ranking, "wild")
+    assert wild.constraints[0].detail == "tokens_per_second against the baseline is not measurable here"
+    wild = row(rank(suite_of("base", "wild", seeds=3), records), "wild")
+    assert "its ratio to the baseline not measurable here" in verdict_text(wild)
+
+
+def verdict_text(found: Row) -> str:
+    return str(with_ratio(suite_of("base", found.option), METRICS["tokens_per_second"], found))
+
+
+def test_a_run_that_was_interrupted_is_not_told_to_use_more_seeds() -> None:
+    base, a = [100, 104, 99, 103], [101.5, 104, 103, 102]
+    whole = rank(suite_of("base", "a", seeds=4), trials("base", base) + trials("a", a))
+    assert "more seeds" in whole.answer
+    begun = trials("base", base) + trials("a", [*a[:3], "interrupted"])
+    ranking = rank(suite_of("base", "a", seeds=4), begun)
+    assert ranking.answer.startswith("Incomplete, 7 of 8 trials have an outcome; so far:")
+    assert "the run is incomplete: 1 trial" in " ".join(ranking.warnings)
+    assert "more seeds" not in ranking.answer
+    first_round = rank(suite_of("base", "a", seeds=4), trials("base", base[:1]) + trials("a", a[:1]))
+    assert "one seed shows no spread" in first_round.answer
+    assert "--seeds" not in first_round.answer

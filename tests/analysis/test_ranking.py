@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking, Row
+from selectbench.analysis.summary import centre
 from selectbench.record.record import Record
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
@@ -36,7 +37,7 @@ def test_the_contract_of_ranking_json() -> None:
     assert {"tokens_per_second", "step_time_median_seconds", "peak_memory_bytes", "final_loss", "final_perplexity",
             "bits_per_byte"} <= set(first["metrics"])  # fmt: skip
     found = first["metrics"]["tokens_per_second"]
-    assert found["value"] == pytest.approx(220)
+    assert found["value"] == pytest.approx((200 * 220 * 240) ** (1 / 3))
     assert found["ratio_to_baseline"] == pytest.approx(2)
     assert found["standard_deviation"] == pytest.approx(20)
     assert content["warnings"] == []
@@ -55,11 +56,27 @@ def test_ratios_are_paired_by_seed() -> None:
     assert found.metrics["tokens_per_second"].ratio_to_baseline == pytest.approx(1.5)
 
 
-def test_perplexity_is_the_mean_of_the_trials_perplexities() -> None:
+def test_a_figure_is_the_mean_that_goes_with_its_ratio() -> None:
+    """The geometric one: 200 and 50 tokens/s are 100, which is the baseline's 100 times the ratio of 1."""
+    ranking = rank(make_suite("fp32", BF16), trials("fp32", [100, 100]) + trials("bf16", [200, 50]))
+    for name in ("tokens_per_second", "final_perplexity", "peak_memory_bytes"):
+        own, base = (row(ranking, option).metrics[name] for option in ("bf16", "fp32"))
+        assert own.value is not None
+        assert base.value is not None
+        assert own.value / base.value == pytest.approx(own.ratio_to_baseline)
+    assert row(ranking, "bf16").metrics["tokens_per_second"].value == pytest.approx(100)
+
+
+def test_a_mean_of_values_below_zero_is_the_arithmetic_one() -> None:
+    assert centre([0.5, -0.1, 0.2]) == pytest.approx(0.2)
+    assert centre([]) is None
+
+
+def test_perplexity_goes_with_the_mean_of_the_losses() -> None:
     suite = make_suite("fp32", seeds=[0, 1])
     records = [make_record("fp32", 0, final_loss=0.0), make_record("fp32", 1, final_loss=2.0)]
     found = row(rank(suite, records), "fp32").metrics["final_perplexity"].value
-    assert found == pytest.approx((1 + 7.38905609893065) / 2)
+    assert found == pytest.approx(2.718281828459045)
 
 
 def test_a_faster_option_that_fails_the_constraint_is_not_ranked_and_named() -> None:
@@ -134,7 +151,7 @@ def test_everything_failed() -> None:
 def test_a_run_without_records() -> None:
     ranking = rank(make_suite("fp32", BF16), [])
     assert {r.status for r in ranking.rows} == {"partial"}
-    assert ranking.warnings == ["the run is incomplete: 6 trials have no record"]
+    assert ranking.warnings == ["the run is incomplete: 6 trials have no outcome"]
     assert "Incomplete, 0 of 6 trials" in ranking.answer
     assert "it has not run yet" in ranking.answer
 
@@ -143,7 +160,7 @@ def test_missing_seeds_are_told() -> None:
     ranking = rank(make_suite("fp32", BF16), trials("fp32", [100, 101, 102]) + trials("bf16", [200]))
     found = row(ranking, "bf16")
     assert (found.status, found.n, found.missing_seeds) == ("partial", 1, [1, 2])
-    assert ranking.warnings == ["the run is incomplete: 2 trials have no record"]
+    assert ranking.warnings == ["the run is incomplete: 2 trials have no outcome"]
     assert ranking.answer.startswith("Incomplete, 4 of 6 trials have an outcome; so far:")
 
 

@@ -331,7 +331,7 @@ class TestLoad:
         assert set(frame.status) == {"completed", "failed"}
         assert set(METRICS) <= set(frame.columns)
         assert all(frame[name].dtype == np.float64 for name in METRICS)
-        means = frame.groupby("option").tokens_per_second.mean()
+        means = np.exp(np.log(frame.tokens_per_second).groupby(frame.option).mean())
         for row in run.ranking.rows:
             value = row.metrics["tokens_per_second"].value
             assert np.isnan(means[row.option]) if value is None else means[row.option] == pytest.approx(value)
@@ -377,6 +377,17 @@ class TestList:
         assert stray != whole[0]
         (run,) = past_runs(kept)
         assert (run.trials_done, run.trials_planned) == (29, 30)
+
+    def test_trials_are_counted_as_the_report_counts_them(self, kept: Path) -> None:
+        """One that was interrupted will run again, whatever came before it."""
+        path = kept / "records.jsonl"
+        lines = path.read_bytes().splitlines(keepends=True)
+        record = json.loads(lines[-1])
+        record["attempt"], record["outcome"] = 2, {"status": "failed", "kind": "interrupted", "detail": "stopped"}
+        path.write_bytes(b"".join([*lines, json.dumps(record).encode() + b"\n"]))
+        (run,) = past_runs(kept)
+        assert (run.trials_done, run.trials_planned) == (29, 30)
+        assert read_run(kept).ranking().answer.startswith("Incomplete, 29 of 30 trials have an outcome")
 
     def test_a_broken_folder_is_a_line_and_no_end(self, kept: Path) -> None:
         for name, text in (("a", ":\n- ["), ("b", "seeds: 3"), ("c", "[]")):

@@ -85,7 +85,7 @@ def test_the_gpus_conditions_and_energy() -> None:
     assert "Trained on NVIDIA H100 80GB HBM3." in text
     assert "| bf16 | 2 clean, 1 throttled | 1,755 MHz | 2,619 MHz | 61 °C | 95.0% | 40.0% |" in text
     assert "| bf16 | instant power | 302 W ±" not in text
-    assert "| bf16 | instant power | 302 W | 1.50 J |" in text
+    assert "| bf16 | instant power | 301 W | 1.50 J |" in text
     assert "software power cap" in text
 
 
@@ -167,8 +167,8 @@ def test_costs_with_their_prices() -> None:
     suite, records = make_run([{}] * 3, cost={"usd_per_gpu_hour": 2.0})
     text = section(report(suite, records), "Cost")
     assert "Prices: 2.00 USD per GPU and hour. Cost is the rent" in text
-    # 1e9 tokens at 101 tokens/s (the mean over seeds of each seed's cost) at 2 USD an hour; 12.5 s of the job.
-    assert f"| fp32 | {2e9 / 3600 * (1 / 100 + 1 / 101 + 1 / 102) / 3:,.2f} USD | 0.00694 USD |" in text
+    # 1e9 tokens at 101 tokens/s (geometric means over seeds) at 2 USD an hour; 12.5 s of the job.
+    assert f"| fp32 | {2e9 / 3600 / (100 * 101 * 102) ** (1 / 3):,.2f} USD | 0.00694 USD |" in text
     assert "## Cost" not in report(*make_run([{}] * 3))
 
 

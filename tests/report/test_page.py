@@ -168,7 +168,9 @@ def test_an_interval_that_is_too_wide_for_numbers_is_drawn_to_both_edges() -> No
     found = next(row for row in rank(suite, records).rows if row.option == "bf16").metrics["tokens_per_second"]
     assert (found.ratio_low, found.ratio_high) == (0.0, None)  # e to the power of -1,300 and of 1,600
     row = next(part for part in page(suite, records).split("<tr ") if ">bf16<" in part)
-    ends = re.search(r'class="span" x1="([\d.]+)" y1="9.0" x2="([\d.]+)"', row)
+    assert "not measurable here" in row
+    assert 'class="at"' not in row
+    ends = re.search(r'class="span unclear" x1="([\d.]+)" y1="9.0" x2="([\d.]+)"', row)
     assert ends is not None
     assert [float(end) for end in ends.groups()] == [4.0, 126.0]
 

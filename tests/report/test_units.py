@@ -1,6 +1,7 @@
 import pytest
 
 from selectbench import units
+from selectbench.report.document import Ratio, value_text
 
 
 @pytest.mark.parametrize(
@@ -53,14 +54,33 @@ def test_arithmetic(value, shown):
 
 
 @pytest.mark.parametrize(
+    ("value", "shown"), [(99.997, "100"), (99.99, "99.99"), (9.9996, "10.00"), (0.99996, "1.000"), (100.0, "100")]
+)
+def test_rounding_up_adds_no_digit(value: float, shown: str) -> None:
+    assert units.count(value) == shown
+
+
+@pytest.mark.parametrize(
     ("ends", "text"),
     [
         ((1.2, 1.31), "1.25x (1.20x to 1.31x)"), ((1.2461, 1.2539), "1.250x (1.246x to 1.254x)"),
-        ((None, 1.31), "1.25x"), ((5.15e-10, 2.94e7), "1.25x (5.15e-10x to 2.94e+07x)"),
-        ((0.05, 1.31), "1.25x (0.0500x to 1.31x)"),
+        ((None, 1.31), "1.25x"), ((0.5, 1.9), "1.25x (0.50x to 1.90x)"), ((1.001, 9.0), "1.25x (1.00x to 9.00x)"),
+        ((5.15e-10, 2.94e7), "not measurable here"), ((0.5, 2.1), "not measurable here"),
+        ((0.0, None), "not measurable here"),
     ],
 )  # fmt: skip
 def test_a_ratio_has_as_many_decimals_as_keep_the_ends_apart(
     ends: tuple[float | None, float | None], text: str
 ) -> None:
-    assert units.ratio_with_range(1.25, *ends) == text
+    assert value_text(Ratio(1.25, *ends)) == text
+
+
+@pytest.mark.parametrize(
+    ("ends", "text"),
+    [
+        ((0.99, 0.996), "-0.035 nats (-0.050 to -0.020)"), ((0.9929, 0.9931), "-0.0350 nats (-0.0355 to -0.0345)"),
+        ((None, None), "-0.035 nats"), ((0.4, 1.9), "not measurable here"),
+    ],
+)  # fmt: skip
+def test_a_loss_is_compared_by_its_difference(ends: tuple[float | None, float | None], text: str) -> None:
+    assert value_text(Ratio(0.993, *ends, "final_loss", 5.0)) == text
