@@ -75,9 +75,9 @@ class HarmlessConsole(Console):
             yield segment if is_ours else segment._replace(text=clean(segment.text))
 
 
-def _say(console: Console, lines: Iterable[str], style: str = "") -> None:
+def _say(console: Console, lines: Iterable[str], style: str = "", most: int = _LINE_MOST) -> None:
     for line in lines:
-        console.print(Text(line if len(line) <= _LINE_MOST else visible(line, _LINE_MOST), style=style))
+        console.print(Text(line if len(line) <= most else visible(line, most), style=style))
 
 
 def print_ranking(console: Console, ranking: Ranking) -> None:
@@ -100,7 +100,7 @@ def print_document(console: Console, document: Document) -> None:
                 parts = [item] if isinstance(item, str) else [p if isinstance(p, str) else p.text for p in item]
                 _say(console, [f"{opening}{one_line(''.join(parts))}"], style)
     console.print()
-    _say(console, [one_line(document.answer)], "bold")
+    _say(console, [one_line(document.answer)], "bold", most=20 * _LINE_MOST)  # it is cut in a hostile run alone
 
 
 def _rich(table: Table, width: int | None = None) -> RichTable:
