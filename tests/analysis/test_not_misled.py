@@ -236,7 +236,7 @@ def test_one_that_is_ahead_by_less_than_the_figures_show_is_not_named_as_ahead()
     records += trials("a", speeds, final_loss=[5.49999, 5.51999, 5.47999, 5.51, 5.49])
     quality = verdict(rank(suite_of("base", "a"), records), "best_quality")
     assert quality.option == "base"
-    assert quality.sentence == "base: 5.500 nats per token (the baseline), at 100 tokens/s (1.00x)."
+    assert quality.sentence == "base: 5.500 nats per token (the baseline), at 100 tokens/s."
     assert quality.confidence == "No difference that matters (less than 0.20%) to a."
 
 
