@@ -68,6 +68,20 @@ class Needs:
         return None
 
 
+@dataclass(frozen=True)
+class OwnCall:
+    """How trials call what a suite names of own code."""
+
+    setting: str
+    """The key that names it, for messages."""
+    name: str
+    """`package.module:Name`."""
+    positional: tuple[str, ...] = ()
+    """What it is given in order, as people call that."""
+    keywords: tuple[str, ...] = ()
+    """What it is given by name."""
+
+
 class Choice(BaseModel):
     """One value of one dimension. Fields are its settings; the text under each is its description."""
 
@@ -99,6 +113,11 @@ class Choice(BaseModel):
     def unsupported_reason(self, machine: Machine) -> str | None:
         """Why this machine can't run the choice, or None."""
         return self.needs.missing(machine)
+
+    @property
+    def call(self) -> OwnCall | None:
+        """How trials call it, where it is own code; None: it is built in."""
+        return None
 
     def caveat(self, device: str) -> str | None:
         """What a reader of its figures must know where it runs on this device, or None."""

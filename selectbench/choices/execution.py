@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 
-from selectbench.choices.choice import Choice, Needs, OwnName, OwnSettings, free_of, load
+from selectbench.choices.choice import Choice, Needs, OwnCall, OwnName, OwnSettings, free_of, load
 from selectbench.errors import did_you_mean
 from selectbench.machine import Machine
 
@@ -322,6 +322,11 @@ class OwnLoss(LossChoice):
     settings: Annotated[OwnSettings, free_of("logits", "targets")] = Field(default_factory=dict)
     """More keyword arguments."""
 
+    @property
+    def call(self) -> OwnCall:
+        """As `build` does."""
+        return OwnCall("loss", self.name, ("logits", "targets"), tuple(self.settings))
+
     def build(self) -> SummedLoss:
         """The function with its settings; it raises TypeError where no scalar comes back. Raises OwnCodeError."""
         import torch
@@ -412,6 +417,11 @@ class OwnFramework(FrameworkChoice):
     def loop(self) -> str:
         """The name itself."""
         return self.name
+
+    @property
+    def call(self) -> OwnCall:
+        """As `worker.own_loop` does."""
+        return OwnCall("framework", self.name, ("trial",))
 
 
 FRAMEWORKS: tuple[type[Choice], ...] = (Native, HfTrainer, OwnFramework)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from selectbench.choices.choice import OWN, Choice, Needs, OwnName, OwnSettings, free_of, is_own
+from selectbench.choices.choice import OWN, Choice, Needs, OwnCall, OwnName, OwnSettings, free_of, is_own
 from selectbench.settings import Strict, WrongValueError
 
 if TYPE_CHECKING:
@@ -530,6 +530,11 @@ class OwnModel(Architecture):
     """More keyword arguments."""
     vocab_size: VocabularySize | None = None
     """Rows of the embedding; the tokenizer's size where not given, never less."""
+
+    @property
+    def call(self) -> OwnCall:
+        """As `worker.model` does."""
+        return OwnCall("model", self.family, keywords=("vocab_size", "seq_len", *self.settings))
 
 
 def _model_tag(value: object) -> str | None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from selectbench.choices.choice import Choice, Needs, OwnName, OwnSettings, free_of, load
+from selectbench.choices.choice import Choice, Needs, OwnCall, OwnName, OwnSettings, free_of, load
 
 if TYPE_CHECKING:
     import torch
@@ -498,6 +498,11 @@ class OwnOptimizer(OptimizerChoice):
     """`package.module:Class`, importable from a folder of the suite's `code`, or installed."""
     settings: Annotated[OwnSettings, free_of("params", "lr", "weight_decay")] = Field(default_factory=dict)
     """More keyword arguments."""
+
+    @property
+    def call(self) -> OwnCall:
+        """As `build` does."""
+        return OwnCall("optimizer", self.name, ("parameter_groups",), ("lr", *self.settings))
 
     def peak_rates(self) -> None:
         """It may scale `lr` as it likes."""

@@ -30,6 +30,7 @@ from selectbench.data.reading import dataset_commit, download_bytes
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
 from selectbench.launch.gpus import GpuClaim, Notify, candidates, claim_gpus, idle_now
+from selectbench.launch.own_code import check_own_code
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
@@ -130,6 +131,8 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         raise UserError(reason)
     if not machine.trains:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
+    for line in check_own_code(suite, machine):
+        notify(line)
     with way_without_network(request):
         prepared = prepare_data(suite, notify)
     with ExitStack() as undo:
@@ -361,6 +364,8 @@ def preview(request: Request, notify: Notify) -> Outlook:
             f"planned as if this machine had {count} GPU{'s' if count > 1 else ''}, of which nothing is known"
         )
     prepared = None
+    if wrong_system_reason() is None and machine.trains:
+        notes += check_own_code(suite, machine)
     with way_without_network(request):
         try:
             prepared = prepare_data(suite, notify, downloads=False)

@@ -94,9 +94,7 @@ class TrialServer:
         arguments = [interpreter, "-P", "-m", "selectbench.worker", "server", str(theirs.fileno()), *self.modules]
         environment = server_environment(self.python, self.device, self.gpus)
         if self.python is not None:
-            # Another interpreter finds this very code, and nothing else of what is installed beside it.
-            self._code = tempfile.TemporaryDirectory(prefix="selectbench-")
-            (Path(self._code.name) / "selectbench").symlink_to(Path(selectbench.__file__).parent.resolve())
+            self._code = linked_code()
             environment["PYTHONPATH"] = self._code.name
         with self.log.open("ab") as output, theirs:
             self.process = subprocess.Popen(
@@ -173,6 +171,13 @@ class TrialServers:
             log = self.folder / ("server.log" if python is None else f"server-python{number}.log")
             self._servers[python] = TrialServer(self.preload(python), log, python, self.device, self.gpus)
         return self._servers[python]
+
+
+def linked_code() -> tempfile.TemporaryDirectory[str]:
+    """A folder where another interpreter finds this very code, and nothing else of what is installed beside it."""
+    folder = tempfile.TemporaryDirectory(prefix="selectbench-")
+    (Path(folder.name) / "selectbench").symlink_to(Path(selectbench.__file__).parent.resolve())
+    return folder
 
 
 def server_environment(python: str | None = None, device: str = "cpu", gpus: Sequence[Gpu] = ()) -> dict[str, str]:

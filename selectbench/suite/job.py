@@ -35,6 +35,8 @@ SCORES: tuple[str, ...] = ("bleu", "chrf", "rouge_l", "exact_match", "token_f1")
 """Scores of generated text against references, by name; all from 0 to 100, more is better."""
 OWN_SCORE = "own_score"
 """The name of a score of own code in reports and in `decide`."""
+OWN_SCORE_GETS = ("hypotheses", "references", "sources")
+"""What it is called with, in order."""
 
 
 class Eval(Strict):

@@ -1,4 +1,4 @@
-"""Entry of the processes below the bench: the server that starts trials, a trial on its own, a calibration."""
+"""Entry of the processes below the bench: a server of trials, a trial, a look at own code, a calibration."""
 
 import sys
 
@@ -11,6 +11,10 @@ if __name__ == "__main__":
         from selectbench.worker.calibration import calibrate
 
         calibrate(rest[0], [int(size) for size in rest[1:]])
+    elif role == "own_code":
+        from selectbench.worker.runtime import answer_of_own_code
+
+        answer_of_own_code(*rest)
     else:
         from selectbench.worker.server import Server, run_order
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import inspect
+import json
 import os
 import platform
 import re
@@ -24,6 +26,7 @@ from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 
 from selectbench.choices.execution import PrecisionChoice
+from selectbench.data.reading import with_place
 from selectbench.errors import did_you_mean, may_want_bytes, says_out_of_memory
 from selectbench.machine import LIBRARIES
 
@@ -172,6 +175,42 @@ def load(name: str, setting: str = "own code") -> Any:
             raise OwnCodeError(_no_attribute(f"{setting} {name}", found, attribute))
         found = getattr(found, attribute)
     return found
+
+
+def answer_of_own_code(question: str, answer: str) -> None:
+    """Write to the file `answer` what is wrong with each call of the file `question`, and end the process.
+
+    Neither threads that own code has started nor what it does at the end of a process hold that up.
+    """
+    asked = json.loads(Path(question).read_text())
+    add_to_path(asked["code"])
+    found = [_call_problem(**call) for call in asked["calls"]]
+    Path(answer).write_text(json.dumps(found))
+    os._exit(0)
+
+
+def _call_problem(setting: str, name: str, positional: Sequence[str], keywords: Sequence[str]) -> str | None:
+    """Why `name` is not to be had, or can't be called with these; None: it can, or its signature can't be read."""
+    try:
+        found = load(name, setting)
+    except OwnCodeError as error:
+        return str(error).removeprefix(f"{setting} {name}: ")
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever own code raises is for its author to see, SystemExit among it
+        return f"importing it raises {with_place(error)}"
+    if not callable(found):
+        return f"expected a class or function, it is a {type(found).__name__}"
+    try:
+        signature = inspect.signature(found)
+    except (TypeError, ValueError):  # of what is written in C it may not be known
+        return None
+    try:
+        signature.bind(*positional, **dict.fromkeys(keywords))
+    except TypeError as error:
+        called = ", ".join([*positional, *(f"{key}=..." for key in keywords)])
+        return f"{error}: it takes {signature} and is called as {name.rpartition(':')[2]}({called})"
+    return None
 
 
 def _no_module(subject: str, module_name: str, missing: str) -> str:

@@ -1,10 +1,15 @@
 """Own code from a folder outside the package, run as a user runs it; and the README's shortest path."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 from launch.harness import TINY_SUITE, Workplace
+
+from selectbench.launch.own_code import check_own_code
+from selectbench.machine import inspect_machine
+from selectbench.suite.load import load_suite
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "own_code"
 QUICK = ("--seeds", "0", "--set", "job.max_steps=6", "--set", "job.timing.min_timed_seconds=0.1")
@@ -50,8 +55,7 @@ def a_mean(logits, targets):
 def test_broken_own_code_has_its_traceback_in_the_record_and_one_line_in_the_table(workplace):
     workplace.write("code: [ours]\n" + TINY_SUITE.replace("halves: {micro_batch_size: 2}", (
         'slip: {loss: "ourloss:with_a_slip"}\n'
-        '  mean: {loss: "ourloss:a_mean"}\n'
-        '  gone: {optimizer: {name: "ourloss:Optimiser", lr: 1e-3}}'
+        '  mean: {loss: "ourloss:a_mean"}'
     )))  # fmt: skip
     ours = workplace.folder / "ours"
     ours.mkdir()
@@ -62,11 +66,92 @@ def test_broken_own_code_has_its_traceback_in_the_record_and_one_line_in_the_tab
     assert details["slip"].startswith("AttributeError: 'Tensor' object has no attribute 'no_such_method'")
     assert "in with_a_slip" in details["slip"]
     assert details["mean"].startswith("TypeError: loss ourloss:a_mean: expected the sum over tokens")
-    assert "ourloss:Optimiser" in details["gone"].splitlines()[0]
-    assert "has no Optimiser" in details["gone"].splitlines()[0]
     lines = [line for line in done.stdout.splitlines() if "no_such_method" in line]
     assert len(lines) == 1
     assert "Traceback" not in done.stdout
+
+
+OPTIONS = {
+    "gone": ('{optimizer: {name: "ourlib:Mind", lr: 1}}',
+             "optimizer ourlib:Mind: {ours}/ourlib.py has no Mind (did you mean 'Mine'?)"),
+    "slip": ('{optimizer: {name: "ourlib:Mine", lr: 1, settings: {momentun: 0.9}}}',
+             ("optimizer ourlib:Mine: got an unexpected keyword argument 'momentun': it takes (params, lr, "
+             "momentum=0.0) and is called as Mine(parameter_groups, lr=..., momentun=...)")),
+    "package": ('{loss: "needs:loss"}',
+                "loss needs:loss: importing needs: No module named 'no_such_package'"),
+    "raises": ('{loss: "raises:loss"}', ("loss raises:loss: importing it raises ZeroDivisionError: division by "
+               "zero ({ours}/raises.py, line 1)")),
+    "exits": ('{loss: "exits:loss"}',
+              "loss exits:loss: importing it raises SystemExit: 3 ({ours}/exits.py, line 1)"),
+    "constant": ('{loss: "ourlib:CONSTANT"}', "loss ourlib:CONSTANT: expected a class or function, it is a int"),
+    "loop": ('{framework: "ourlib:loss"}',
+             ("framework ourlib:loss: missing a required argument: 'targets': it takes (logits, targets) and is "
+             "called as loss(trial)")),
+    "model": ('{model: {family: "ourlib:Net", settings: {deep: 3}}}',
+              ("model ourlib:Net: missing a required argument: 'width': it takes (vocab_size, seq_len, width, "
+              "deep) and is called as Net(vocab_size=..., seq_len=..., deep=...)")),
+    "module": ('{loss: "ourlb:loss"}',
+               ("loss ourlb:loss: there is no module ourlb (did you mean 'ourlib'?) in {ours} (the suite's "
+               "`code`), nor is it installed")),
+}  # fmt: skip
+OURLIB = """
+import threading, torch
+threading.Thread(target=threading.Event().wait).start()
+CONSTANT = 3
+class Mine(torch.optim.SGD):
+    def __init__(self, params, lr, momentum=0.0): super().__init__(params, lr=lr, momentum=momentum)
+def loss(logits, targets): return logits.sum()
+class Net:
+    def __init__(self, vocab_size, seq_len, width, deep): ...
+"""
+
+
+def with_own_code(workplace, options, **files):
+    ours = workplace.folder / "ours"
+    ours.mkdir()
+    for name, text in {"ourlib": OURLIB, **files}.items():
+        (ours / f"{name}.py").write_text(text)
+    workplace.write("code: [ours]\n" + TINY_SUITE.replace("halves: {micro_batch_size: 2}", "\n  ".join(options)))
+    return ours
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_own_code_that_is_not_there_or_takes_other_arguments_is_told_before_anything_trains(workplace, command):
+    ours = with_own_code(
+        workplace, [f"{name}: {choices}" for name, (choices, _) in OPTIONS.items()],
+        needs="import no_such_package", raises="1/0", exits="raise SystemExit(3)",
+    )  # fmt: skip
+    done = workplace.call(command, "tiny.yaml")
+    assert (done.returncode, done.stdout) == (2, "")
+    expected = [f"suite tiny: option {name}: {said.format(ours=ours)}" for name, (_, said) in OPTIONS.items()]
+    assert sorted(done.stderr.splitlines()) == sorted(expected)
+    assert workplace.run_folders() == []
+
+
+def test_own_code_that_can_be_called_is_planned_with_the_options_own_interpreter(workplace):
+    options = ['ours: {loss: "ourlib:loss"}', f'other: {{loss: "ourlib:gone", python: {sys.executable}}}']
+    with_own_code(workplace, options)
+    done = workplace.call("plan", "tiny.yaml")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("suite tiny: option other: loss ourlib:gone: ")
+    assert line.endswith("ourlib.py has no gone (it has threading, torch, CONSTANT, Mine, loss, Net)")
+    assert workplace.call("plan", "tiny.yaml", "--set", "options.other.loss=ourlib:loss").returncode == 0
+
+
+def test_own_code_that_ends_its_process_or_never_ends_to_be_imported(workplace):
+    with_own_code(workplace, ['ours: {loss: "aborts:loss"}'], aborts="import os; os.abort()", sleeps=SLEEPING)
+    done = workplace.call("plan", "tiny.yaml")
+    assert done.returncode == 2
+    assert "suite tiny: importing own code (aborts:loss) ended its process with status -6" in done.stderr
+    suite = load_suite(
+        str(workplace.folder / "tiny.yaml"), device="cpu", settings=["options.ours.loss=sleeps:loss"]
+    )
+    (note,) = check_own_code(suite, inspect_machine("cpu"), seconds=3)
+    assert note == "own code was not looked at: importing it (sleeps:loss) takes longer than 3 s"
+
+
+SLEEPING = "import subprocess; subprocess.run(['sleep', '1000'])"
 
 
 def test_a_transformers_folder_and_a_text_lead_to_a_verdict(workplace):

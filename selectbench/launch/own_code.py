@@ -1,0 +1,106 @@
+"""Own code is looked at before anything trains: in a child process, with the interpreter that trials run in.
+
+What is told there, once and within a bounded time, would else end every trial of every seed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from selectbench import units
+from selectbench.choices.choice import OwnCall, is_own
+from selectbench.choices.model import OwnModel
+from selectbench.errors import UserError
+from selectbench.launch.trial import linked_code, log_tail, server_environment
+from selectbench.machine import Machine, machine_for, worker_problem
+from selectbench.suite.job import OWN_SCORE_GETS, Eval
+from selectbench.suite.suite import Option, Suite
+from selectbench.text import visible
+
+CHECK_SECONDS = 120.0
+"""Longest time for the imports of one interpreter's own code."""
+_MOST_CHARACTERS = 400
+"""Of what is wrong with one call: its signature is among it."""
+
+
+def check_own_code(suite: Suite, machine: Machine, *, seconds: float = CHECK_SECONDS) -> list[str]:
+    """Have what the suite names imported and its signatures read; notes on what could not be looked at.
+
+    Raises UserError with a line for everything that is not there or cannot be called as trials call it. Options
+    whose interpreter can't run trials are passed over: the plan tells of them.
+    """
+    options: dict[str | None, dict[OwnCall, list[str]]] = {}
+    for option in suite.options:
+        for call in _calls(suite, option):
+            options.setdefault(option.choices.python, {}).setdefault(call, []).append(option.name)
+    problems, notes = [], []
+    for python, calls in options.items():
+        if worker_problem(machine_for(machine, python)) is not None:
+            continue
+        with tempfile.TemporaryDirectory(prefix="selectbench-") as folder:
+            found = _asked(suite, python, list(calls), Path(folder), seconds)
+        if isinstance(found, str):
+            notes.append(found)
+            continue
+        for (call, names), problem in zip(calls.items(), found, strict=True):
+            if problem is not None:
+                of = "" if len(names) == len(suite.options) else f"option {', '.join(names)}: "
+                told = visible(problem, _MOST_CHARACTERS)
+                problems.append(f"suite {suite.name}: {of}{call.setting} {call.name}: {told}")
+    if problems:
+        raise UserError(*problems)
+    return notes
+
+
+def _calls(suite: Suite, option: Option) -> Iterator[OwnCall]:
+    """What trials of the option call; documents are read before, in the preparation of the data."""
+    job = suite.job.of(option.choices)
+    if isinstance(job.model, OwnModel):
+        yield job.model.call
+    yield from (call for choice in option.choices.each().values() if (call := choice.call) is not None)
+    for name in job.eval.scores if isinstance(job.eval, Eval) else []:
+        if is_own(name):
+            yield OwnCall("eval.scores", name, OWN_SCORE_GETS)
+
+
+def _asked(
+    suite: Suite, python: str | None, calls: list[OwnCall], folder: Path, seconds: float
+) -> list[str | None] | str:
+    """For every call what is wrong with it; or why nobody can tell."""
+    question, answer, log = (folder / name for name in ("question.json", "answer.json", "log"))
+    question.write_text(json.dumps({"code": suite.code, "calls": [asdict(call) for call in calls]}))
+    environment = server_environment(python, suite.device)
+    arguments = [python or sys.executable, "-P", "-m", "selectbench.worker", "own_code", str(question), str(answer)]
+    with contextlib.ExitStack() as stack:
+        if python is not None:
+            environment["PYTHONPATH"] = stack.enter_context(linked_code())
+        output = stack.enter_context(log.open("wb"))
+        process = subprocess.Popen(
+            arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
+            env=environment,
+        )  # fmt: skip
+        names = ", ".join(dict.fromkeys(call.name for call in calls))
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"own code was not looked at: importing it ({names}) takes longer than {units.duration(seconds)}"
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    try:
+        found: list[str | None] = json.loads(answer.read_text())
+    except (OSError, ValueError):
+        said = log_tail(log)
+        died = f"importing own code ({names}) ended its process with status {status}"
+        raise UserError(f"suite {suite.name}: {died}" + (f":\n{said}" if said else "")) from None
+    return found
