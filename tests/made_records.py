@@ -12,6 +12,7 @@ from selectbench.record.record import (
     NOTHING,
     Architecture,
     Completed,
+    EvaluationPoint,
     Failed,
     GpuMeters,
     Identity,
@@ -101,14 +102,36 @@ def make_record(
     meters: Meters | None = None,
     **measured: Any,
 ) -> Record:
-    """A completed trial; keywords replace fields of its measurement, `identity` those of its certificate."""
+    """A completed trial; keywords replace fields of its measurement, `identity` those of its certificate.
+
+    What both tell is the same in both where only one is given.
+    """
+    told_twice = {"first_loss": "first_step_loss", "steps_applied": "steps_applied"}
+    both = {theirs: measured[ours] for ours, theirs in told_twice.items() if ours in measured}
+    certificate = replace(IDENTITY, **{"compute_dtype": _computes(option), **both, **(identity or {})})
+    skipped = max(0, certificate.steps_requested - certificate.steps_applied)
+    own = {ours: getattr(certificate, theirs) for ours, theirs in told_twice.items()} | {"steps_skipped": skipped}
     return Record(
         trial=Trial(trial_id=trial_id or f"{option}-{seed}", option=option, seed=seed, settings=NOTHING),
-        round=seed, attempt=attempt, outcome=Completed(measurement=replace(MEASUREMENT, **measured)),
-        identity=replace(IDENTITY, **{"compute_dtype": _computes(option), **(identity or {})}),
+        round=seed, attempt=attempt,
+        outcome=Completed(measurement=replace(MEASUREMENT, **{**own, **measured})), identity=certificate,
         meters=meters, evaluation_curve=[], loss_curve=LOSSES.keep([(0, 7.7), (30, 6.1), (59, 5.6)]),
         wall_seconds=15.0, started_at=started_at,
     )  # fmt: skip
+
+
+def with_curve(record: Record, seconds: float, *losses: float) -> Record:
+    """The same trial with an evaluation every so many seconds of training, the final loss at its end."""
+    assert isinstance(record.outcome, Completed)
+    assert record.identity is not None
+    m, steps = record.outcome.measurement, record.identity.steps_requested
+    places = [steps * n // len(losses) for n in range(1, len(losses) + 1)]
+    points = [
+        EvaluationPoint(step=step, tokens=step * m.tokens_per_step, training_seconds=seconds * n, loss=loss)
+        for n, (step, loss) in enumerate(zip(places, losses, strict=True), start=1)
+    ]
+    outcome = Completed(measurement=replace(m, final_loss=losses[-1]))
+    return replace(record, evaluation_curve=points, outcome=outcome)
 
 
 def _computes(option: str) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from itertools import compress
@@ -14,11 +15,13 @@ from selectbench.analysis.summary import Summary, below_the_floor
 from selectbench.analysis.watched import (
     TOKENS,
     UNTRIED,
-    WATCHED,
     changed_files,
+    contradictions,
     left_unseen,
     not_as_asked,
+    of_the_text,
     saw_its_tokens,
+    software_of,
 )
 from selectbench.choices.choice import is_own
 from selectbench.choices.model import Gpt2, Llama, OwnModel
@@ -76,8 +79,10 @@ Status = Literal["same", "declared", "violation", "not_verified"]
 
 FIELDS = Identity.__struct_fields__
 _VALUES = attrgetter(*FIELDS)
-BESIDES = ("settings", "final_loss", *WATCHED)
-"""What is no field of an identity and is held against what was asked, and against what there is to know."""
+OTHER_TRIALS = "most trials of the run"
+"""Stands for the option compared with where an option's other seeds are not like this one."""
+RUN_WIDE = frozenset({"evaluation_set_sha256"})
+"""Fields that no seed changes: compared over all trials of the run, not within seeds."""
 FIRST_STEP = ("first_step_loss", "first_step_gradient_norm")
 """Computed, not counted: compared within a tolerance."""
 
@@ -262,7 +267,9 @@ class _Findings:
             comparable=not self.violations if self.violations or len(self.unrecorded) < self.seeds else None,
             compared_with=list(self.references),
             differs_as_declared=[n for n in FIELDS if n in self.declared and n not in self.violations],
-            violations=[self.violations[name] for name in (*FIELDS, *BESIDES) if name in self.violations],
+            violations=sorted(
+                self.violations.values(), key=lambda v: FIELDS.index(v.field) if v.field in FIELDS else len(FIELDS)
+            ),
             not_verified=[
                 *reasons,
                 *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
@@ -287,12 +294,17 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
 
     for seed in baseline.planned:
         done = {s.name: s for s in (baseline, *summaries) if seed in s.completed}
-        certified = next((s for s in done.values() if s.completed[seed].identity), None)
-        for summary in done.values():
-            identity, reference = summary.completed[seed].identity, certified or summary
-            asked = unmet(asked_of(summary.name, identity.world_size), identity) if identity else {}
-            declared = excused(summary.name, reference.name)
-            _examine(summary, reference, seed, asked, declared, findings[summary.name])
+        identities = {name: found for name, s in done.items() if (found := s.completed[seed].identity)}
+        unmet_by = {n: unmet(asked_of(n, identity.world_size), identity) for n, identity in identities.items()}
+        first = next(iter(identities), "")
+        odd = _odd_fields(first, identities, unmet_by, excused)
+        for name, other in odd.items():
+            mine, theirs = (getattr(identities[one], name) for one in (first, other))
+            findings[first].violate(name, seed, option=mine, baseline=theirs, against=other)
+        reference = next(iter(odd.values()), first)
+        for name, summary in done.items():
+            to = summary if not reference or (odd and name == first) else done[reference]
+            _examine(summary, to, seed, unmet_by, excused(name, to.name), findings[name])
     for summary in summaries:  # besides, other settings than the suite's, and a loss that nothing can have
         violate = partial(findings[summary.name].violate, baseline=None, against=suite.baseline)
         for seed, differing in other_settings(summary).items():
@@ -301,29 +313,77 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
             if below_the_floor(measured):
                 floor = f"at least the source's own {measured.source_loss:.4g} nats per token"
                 violate("final_loss", seed, asked=floor, option=measured.final_loss)
-    _look_at_what_was_watched(suite, baseline, summaries, findings)
+    _look_at_trials(suite, baseline, summaries, findings)
     return {name: found.certificate() for name, found in findings.items()}
 
 
-def _look_at_what_was_watched(
+def _odd_fields(
+    reference: str, identities: Mapping[str, Identity], unmet_by: Mapping[str, Mapping[str, Any]],
+    excused: Callable[[str, str], frozenset[str]],
+) -> dict[str, str]:  # fmt: skip
+    """Fields in which two others at least agree and all of them differ from the reference, with one of these.
+
+    One against all: then it is the odd one, and not they.
+    """
+    if len(identities) < 3:
+        return {}
+    mine = identities[reference]
+    agreeing: dict[str, list[str]] = {}
+    for name, theirs in identities.items():
+        for field_name, status in compare(theirs, mine, excused(name, reference)).items():
+            if status == "violation" and field_name not in (*RUN_WIDE, *unmet_by[reference]):
+                agreeing.setdefault(field_name, []).append(name)
+    found: dict[str, str] = {}
+    for field_name, names in agreeing.items():
+        first, *rest = names
+        in_question = [n for n in identities if n != reference and field_name not in excused(n, reference)]
+        if rest and names == in_question and not any(field_name in unmet_by[name] for name in names):
+            alike = (_status(field_name, identities[first], identities[n], False) == "same" for n in rest)
+            found |= {field_name: first} if all(alike) else {}
+    return found
+
+
+def _look_at_trials(
     suite: Suite, baseline: Summary, summaries: Sequence[Summary], found: Mapping[str, _Findings]
 ) -> None:
-    """What was counted and tried in each trial, and the files of own code that all of them imported."""
+    """Each trial by itself, and what must be the same in all trials of the run."""
     ordered = [baseline, *(summary for summary in summaries if summary.name != baseline.name)]
-    trials = [(found[s.name], seed, record) for s in ordered for seed, record in s.completed.items()]
+    trials = [(s, seed, record) for s in ordered for seed, record in s.completed.items()]
     changed = changed_files([record for *_, record in trials])
-    for place, (into, seed, record) in enumerate(trials):
+    steps = {summary.name: suite.job.of(summary.option.choices).tokens_per_step for summary in ordered}
+    for place, (summary, seed, record) in enumerate(trials):
+        into = found[summary.name]
         into.not_verified |= left_unseen(record, is_causal=suite.job.task == "causal_lm")
+        violate = partial(into.violate, seed=seed, baseline=None, against=suite.baseline)
         for name, asked, did in [*not_as_asked(record), *changed.get(place, ())]:
-            into.violate(name, seed, asked=asked, option=did, baseline=None, against=suite.baseline)
+            violate(name, asked=asked, option=did)
+        if contradiction := "; ".join(contradictions(record, steps[summary.name])):
+            violate("record", option=contradiction)
+    groups: dict[object, list[tuple[Summary, int, Mapping[str, object]]]] = {}
+    software: dict[bytes, Mapping[str, object]] = {}
+    for summary, seed, record in trials:
+        text, of = bytes(record.software), summary.option.choices.python
+        software[text] = software.get(text) or software_of(record)
+        groups.setdefault(summary.option.choices.tokenizer, []).append((summary, seed, of_the_text(record)))
+        groups.setdefault(("python", of), []).append((summary, seed, software[text]))
+    for group in groups.values():
+        for name in dict.fromkeys(name for *_, values in group for name in values):
+            counts = Counter(values[name] for *_, values in group if name in values)
+            (most, _), *others = counts.most_common()  # of equally many the baseline's
+            first = next(summary.name for summary, _, values in group if values.get(name) == most)
+            for summary, seed, values in group if others else ():
+                if values.get(name, most) != most:
+                    against = OTHER_TRIALS if summary.name == first else first
+                    found[summary.name].violate(name, seed, option=values[name], baseline=most, against=against)
 
 
 def _examine(
-    summary: Summary, reference: Summary, seed: int, asked: Mapping[str, Any], declared: frozenset[str],
-    into: _Findings,
+    summary: Summary, reference: Summary, seed: int, unmet_by: Mapping[str, Mapping[str, Any]],
+    declared: frozenset[str], into: _Findings,
 ) -> None:  # fmt: skip
-    """`asked`: what was asked for and the trial did not do; `declared`: the fields that may differ."""
+    """`unmet_by`: by option, what was asked for and it did not do; `declared`: the fields that may differ."""
     ours, theirs = summary.completed[seed].identity, reference.completed[seed].identity
+    asked = unmet_by.get(summary.name, {})
     for name, value in asked.items():
         into.violate(
             name, seed, asked=value, option=getattr(ours, name), baseline=getattr(theirs, name, None),
@@ -347,7 +407,8 @@ def _examine(
     into.not_verified |= _of(statuses, "not_verified")
     if statuses.get("dropout") == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
         into.not_verified.add(MASKS)
-    for name in _of(statuses, "violation") - asked.keys():
+    # Where the reference did otherwise than asked, the difference is its own.
+    for name in _of(statuses, "violation") - asked.keys() - unmet_by.get(reference.name, {}).keys() - RUN_WIDE:
         into.violate(name, seed, option=getattr(ours, name), baseline=getattr(theirs, name), against=reference.name)
 
 

@@ -23,7 +23,7 @@ from selectbench.analysis.hardware import (
 )
 from selectbench.analysis.identity import certify
 from selectbench.analysis.recommendation import counts, figure, to_loss, verdicts, with_pareto, with_ratio
-from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling
+from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
 from selectbench.analysis.scores import score_differences
 from selectbench.analysis.screening import screened_words, unscreened
 from selectbench.analysis.summary import (
@@ -187,7 +187,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         _beating_the_baseline(suite, metric, placed),
         _open(metric, placed, rows),
         _disturbed(metric, summaries.values()),
-        *_about_the_baseline(suite, summaries[suite.baseline]),
+        *_about_the_baseline(suite, summaries[suite.baseline], rows),
         _quality(suite, rows),
         _certainty(contest, metric, placed or [row for row in rows if row.n]),
         *_beside_the_ranks(metric, placed, rows, summaries),
@@ -333,15 +333,22 @@ def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
     return " ".join(lines)
 
 
-def _about_the_baseline(suite: Suite, baseline: Summary) -> list[str]:
+def _about_the_baseline(suite: Suite, baseline: Summary, rows: Sequence[Row]) -> list[str]:
     """Why nothing is compared with it, or nothing that the GPUs' state spoils has a ratio."""
     told = []
+    violations = next(row.identity.violations for row in rows if row.option == suite.baseline)
     if not baseline.completed:
         kinds = sorted({failure.kind for failure in baseline.failed.values()})
         why = f" ({_and(kinds)})" if kinds else " (it has not run yet)"
         told.append(f"No comparison: the baseline {suite.baseline} did not complete{why}.")
     elif not any(record.identity for record in baseline.completed.values()):
         told.append(f"No comparison: of the baseline {suite.baseline}, {_NO_CERTIFICATE}.")
+    elif violations:
+        others = {v.field for row in rows if row.option != suite.baseline for v in row.identity.violations}
+        is_odd = any(v.baseline is not None and v.asked is None and v.field not in others for v in violations)
+        opening = "is the odd one: it differs from all others in" if is_odd else "did not do the job:"
+        fields = _fields(violations)
+        told.append(f"No comparison: the baseline {suite.baseline} {opening} {fields}.")
     if baseline.only_spoiled("tokens_per_second"):
         told.append(
             f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was "
@@ -432,7 +439,7 @@ _NO_CERTIFICATE = "its records do not say what it was trained with, so it may be
 def _reason(metric: Metric, row: Row, summary: Summary) -> str:
     """Why a row has no place, where no constraint says so; '' where nothing does."""
     if row.identity.violations:
-        return f"not the same job: {_and([violation.field for violation in row.identity.violations])}"
+        return f"not the same job: {_fields(row.identity.violations)}"
     if summary.screening and summary.is_screened_out:
         return f"screened out: {screened_words(summary.screening, is_brief=True)}"
     if row.n and row.identity.comparable is None:
@@ -450,6 +457,10 @@ def _reason(metric: Metric, row: Row, summary: Summary) -> str:
     if metric.name == SECONDS_TO_LOSS and summary.not_reached:
         return summary.not_reached_words()
     return ""
+
+
+def _fields(violations: Sequence[Violation]) -> str:
+    return _and(["a record that contradicts itself" if v.field == "record" else v.field for v in violations])
 
 
 def _and(words: Sequence[str]) -> str:

@@ -469,13 +469,15 @@ class Violation(Shown):
     """An undeclared difference of an option's job, or something else than was asked for."""
 
     field: str
-    """The identity's field, as `record/record.py` explains it; or `settings`, or a loss below its source's."""
+    """The identity's field, as `record/record.py` explains it; or what else was found: `settings`, a loss below its
+    source's, what was counted, a `record` that contradicts itself, a size of the text, a version."""
     baseline: Any
     """What `against` had, with the first of the seeds."""
     option: Any
     """What this option had, with the first of the seeds."""
     against: str
-    """The option compared with: the baseline, or the first one that completed where it did not."""
+    """The option compared with: the baseline, or the first one that completed where it did not, or another one
+    where the baseline differs from all others; or most trials of the run, of what no seed changes."""
     asked: Any = None
     """What the suite asks for and the trial did not do; None: the difference is from `against`."""
     seeds: list[int]

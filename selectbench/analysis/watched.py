@@ -21,8 +21,6 @@ FAR_BELOW_XZ = 0.3
 UNTIMED_SECONDS, UNTIMED_SHARE = 60.0, 0.25
 """Of a trial's wall time that its start and end may take, at most."""
 
-WATCHED = ("causality", "sequences", "evaluation", "updates", "learning_rate", "clock", "code")
-"""What a trial can be found to do otherwise here."""
 UNSEEN = {
     "model": "own model: what its forward pass does besides",
     "optimizer": "own optimizer: what its step() and eval() do besides",
@@ -135,6 +133,50 @@ def changed_files(records: Sequence[Record]) -> Mapping[int, list[Found]]:
         if changed:
             found[place] = [("code", "one code for all trials", f"changed: {_some(changed)}")]
     return found
+
+
+# A record's parts held against each other, and what no seed and no option may change.
+
+
+def contradictions(record: Record, tokens_per_step: int) -> Iterator[str]:
+    """Of a completed trial, what its own record tells in two ways; `tokens_per_step`: the job's."""
+    assert isinstance(record.outcome, Completed)
+    m, of_trial, curve = record.outcome.measurement, record.identity, record.evaluation_curve
+    end, start = (curve[-1], curve[0]) if curve else (None, None)
+    twice: list[tuple[str, float | None, str, float | None]] = [
+        ("tokens_per_step", m.tokens_per_step, "the job's", tokens_per_step)
+    ]
+    if of_trial is not None:
+        made = of_trial.steps_requested
+        twice += [
+            ("first_loss", m.first_loss, "first_step_loss", of_trial.first_step_loss),
+            ("steps_applied", m.steps_applied, "in its certificate", of_trial.steps_applied),
+            ("steps applied and skipped", m.steps_applied + m.steps_skipped, "steps made", made),
+            *([("the last evaluation's step", end.step, "steps made", made)] if end else []),
+        ]
+    if start is not None and end is not None:
+        twice += [("final_loss", m.final_loss, "its curve's end", end.loss)]
+        twice += [("initial_loss", m.initial_loss, "its curve's start", start.loss)] if start.step == 0 else []
+        twice += [("tokens", p.tokens, f"of {p.step} steps", p.step * m.tokens_per_step) for p in curve]
+    for what, told, beside, other in twice:
+        if told != other:
+            yield f"{what} {told}, {beside} {other}"
+
+
+def of_the_text(record: Record) -> dict[str, object]:
+    """What every trial with the same tokenizer has alike, as far as it tells: the evaluation set and its size."""
+    assert isinstance(record.outcome, Completed)
+    m = record.outcome.measurement
+    names = ("heldout_tokens", "heldout_bytes", "source_loss")
+    found = {name: value for name in names if (value := getattr(m, name)) is not None}
+    of_set = {"evaluation_set_sha256": record.identity.evaluation_set_sha256} if record.identity else {}
+    return {**of_set, **found}
+
+
+def software_of(record: Record) -> dict[str, object]:
+    """The versions that a trial ran with; which OpenMP files are loaded depends on the option."""
+    versions = record.versions()
+    return {f"software: {name}": version for name, version in versions.items() if name != "openmp"}
 
 
 def plausibility_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:

@@ -563,7 +563,11 @@ class Record(Recorded, frozen=True, kw_only=True):
 
     def openmp(self) -> str | None:
         """The worker's OpenMP libraries, None: not known. Raises UserError where `software` is something else."""
-        return _opened(SOFTWARE, self.software, "software", self.trial).get("openmp")
+        return self.versions().get("openmp")
+
+    def versions(self) -> dict[str, str | None]:
+        """What `software` holds. Raises UserError where that is something else."""
+        return _opened(SOFTWARE, self.software, "software", self.trial)
 
     def training_losses(self) -> list[tuple[int, float]]:
         """What `loss_curve` holds, as (step, nats per token). Raises UserError where that is something else."""

@@ -366,6 +366,8 @@ def violation_text(violation: Violation) -> str:
     """`attention: asked eager, found sdpa (seed 0)`, or the option's value and the one compared with."""
     option, other = _brief(violation.option), _brief(violation.baseline)
     seeds = f"seed{'s' if len(violation.seeds) > 1 else ''} {', '.join(map(str, violation.seeds))}"
+    if violation.field == "record":
+        return f"its record contradicts itself: {option} ({seeds})"
     if violation.asked is not None:
         return f"{violation.field}: asked {_brief(violation.asked)}, found {option} ({seeds})"
     return f"{violation.field} is {option}, {other} for {one_line(violation.against)} ({seeds})"

@@ -6,8 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import make_failure, make_meters, make_record, make_suite, speed
-from msgspec.structs import replace
+from made_records import make_failure, make_meters, make_record, make_suite, speed, with_curve
 
 from selectbench.analysis.factors import factors_of
 from selectbench.analysis.ranking import rank
@@ -219,7 +218,7 @@ class TestToTheBaselinesLoss:
         suite = make_suite("base", option("new"), option("poor", 2), seeds=[0, 1], decide={"constraints": []})
         curves = {"base": [6.0, 5.5], "new": [5.0, 4.5], "poor": [7.0, 6.0]}
         records = [
-            replace(make_record(name, s, identity=SAME, final_loss=losses[-1]), evaluation_curve=curve(*losses))
+            with_curve(make_record(name, s, identity=SAME), 2.0, *losses)
             for name, losses in curves.items() for s in (0, 1)
         ]  # fmt: skip
         found = {r.option: r.to_loss for r in rank(suite, records).rows}
@@ -227,16 +226,14 @@ class TestToTheBaselinesLoss:
         assert found["new"] is not None
         assert found["base"] is not None
         assert (found["poor"].seconds, found["poor"].not_reached) == (None, [0, 1])
-        assert (found["new"].seconds, found["new"].tokens, found["new"].reached) == (2.0, 1000.0, [0, 1])
+        assert (found["new"].seconds, found["new"].tokens, found["new"].reached) == (2.0, 30 * 2048, [0, 1])
         assert found["base"].seconds == pytest.approx(4.0 - 2.0 * 0.011 / 0.5)  # the threshold of final_loss, 0.2 %
 
     def test_money_and_energy_to_it(self) -> None:
         suite = make_suite("base", option("new"), seeds=[0, 1], device="cuda", decide={"constraints": []},
                            cost={"usd_per_gpu_hour": 3.6})  # fmt: skip
         records = [
-            replace(
-                make_record(name, s, identity=SAME, final_loss=5.5, meters=make_meters()),
-                evaluation_curve=curve(6.0, 5.5))
+            with_curve(make_record(name, s, identity=SAME, meters=make_meters()), 2.0, 6.0, 5.5)
             for name in ("base", "new") for s in (0, 1)
         ]  # fmt: skip
         ranking = rank(suite, records)

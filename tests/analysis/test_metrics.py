@@ -53,7 +53,7 @@ def test_perplexity_to_bits_per_byte_by_another_road(loss: float, tokens: int, s
         ({"timed_steps": 0}, "tokens_per_second"),
         ({"timed_steps": 10**400}, "tokens_per_second"),
         ({"timed_seconds": 5e-324}, "tokens_per_second"),
-        ({"steps_applied": 0}, "skipped_share"),
+        ({"steps_applied": 0, "steps_skipped": 0}, "skipped_share"),
         ({"peak_pss_growth_bytes": None}, "peak_memory_bytes"),
     ],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import make_failure, make_record, make_suite, speed
+from made_records import make_failure, make_record, make_suite, speed, with_curve
 from msgspec.structs import replace
 
 from selectbench.analysis.factors import _is_grid, factors_of
@@ -16,7 +16,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.recommendation import with_ratio
 from selectbench.analysis.result import Ranking, Row
 from selectbench.errors import UserError
-from selectbench.record.record import SETTINGS, EvaluationPoint, Record
+from selectbench.record.record import SETTINGS, Record
 from selectbench.report.ranking import table_notes, violation_text
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import BestOf, Suite
@@ -41,9 +41,7 @@ def trials(name: str, speeds: Sequence[float | str] | Mapping[int, float | str],
         own = {key: v[seed] if isinstance(v, list) else v for key, v in measured.items()}
         record = make_record(name, seed, identity={"compute_dtype": "float32"}, **{**speed(value), **own})
         loss = record.outcome.measurement.final_loss  # type: ignore[union-attr]
-        curve = [EvaluationPoint(step=s, tokens=s * 2048, training_seconds=s * 2048 / value,
-                                 loss=(loss or 5.0) + 60 - s) for s in (20, 40, 60)]  # fmt: skip
-        found.append(replace(record, evaluation_curve=curve))
+        found.append(with_curve(record, 20 * 2048 / value, loss + 40, loss + 20, loss) if loss else record)
     return found
 
 

@@ -17,7 +17,8 @@ def ranking(tokenizer: dict[str, int] | None) -> Ranking:
     suite = make_suite("base", ("other", choices), decide={"objective": "bits_per_byte", "constraints": []})
     records = [
         make_record(name, s, identity=OTHER if name == "other" and tokenizer else {"compute_dtype": "float32"},
-                    final_loss=5.5 - (name == "other") + 0.01 * s, heldout_bytes=60000 if name == "base" else 40000,
+                    final_loss=5.5 - (name == "other") + 0.01 * s,
+                    heldout_bytes=40000 if name == "other" and tokenizer else 60000,
                     **speed(100 + s))
         for name in ("base", "other") for s in range(3)
     ]  # fmt: skip

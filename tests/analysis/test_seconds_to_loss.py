@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from made_records import HOT, make_failure, make_meters, make_record, make_suite, speed
+from made_records import HOT, make_failure, make_meters, make_record, make_suite, speed, with_curve
 from msgspec.structs import replace
 
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking, Row
-from selectbench.record.record import EvaluationPoint, Record
+from selectbench.record.record import Record
 from selectbench.suite.suite import Suite
 
 METRIC = "seconds_to_baseline_loss"
@@ -19,19 +19,11 @@ BY_IT = {"objective": METRIC, "constraints": [], "thresholds": {"final_loss": 0.
 """Without the margin, so that the figures can be worked out by hand."""
 
 
-def curve(seconds: float, *losses: float) -> list[EvaluationPoint]:
-    """An evaluation every so many seconds of training."""
-    return [
-        EvaluationPoint(step=10 * i, tokens=1000 * i, training_seconds=seconds * i, loss=loss)
-        for i, loss in enumerate(losses, start=1)
-    ]
-
-
 def trial(option: str, seed: int, seconds: float, *losses: float, **more: Any) -> Record:
     """Of a trial as fast as its evaluations follow each other."""
     same = {"compute_dtype": "float32"}
-    made = make_record(option, seed, identity=same, final_loss=losses[-1], **{**speed(1000 / seconds), **more})
-    return replace(made, evaluation_curve=curve(seconds, *losses))
+    made = make_record(option, seed, identity=same, **{**speed(1000 / seconds), **more})
+    return with_curve(made, seconds, *losses)
 
 
 def suite_of(*names: str, **changes: Any) -> Suite:

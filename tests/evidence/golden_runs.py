@@ -296,8 +296,9 @@ def holes() -> Run:
         *trials("blown", (130, 131, 132, 130), final_loss=(5.5, 720.0, 5.5, 5.5)),
         *trials("stalled", (90, 91, 90, 92), step_time_median_seconds=(5.0, 5.0, 22.0, 22.0),
                 timed_seconds=(1137.8, 1125.3, 1137.8, 0.9)),
-        *trials("skipping", (95, 95, 96, 97), steps_applied=50, steps_skipped=(10, 0, 0, 0),
-                identity=({"steps_applied": 50}, {}, {}, {}), initial_loss=7.7, compile_seconds=3.0),
+        *trials("skipping", (95, 95, 96, 97), steps_applied=(50, 50, 60, 60), steps_skipped=(10, 10, 0, 0),
+                identity=({"steps_applied": 50}, {"steps_applied": 50}, {}, {}), initial_loss=7.7,
+                compile_seconds=3.0),
         *trials("zero", (96, 95, 95, 97), peak_pss_growth_bytes=(0, 110 * MIB, 111 * MIB, 110 * MIB)),
         *strays,
     ]  # fmt: skip

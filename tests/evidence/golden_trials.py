@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from made_records import make_failure, make_meters, make_record, speed
+from made_records import IDENTITY, make_failure, make_meters, make_record, speed
 from msgspec.structs import replace
 
 from selectbench.record.record import LOSSES, SETTINGS, EvaluationPoint, Record
@@ -116,11 +116,18 @@ def trial(
     steps = [round(each * share, 9) for share in (0.97, 0.99, 1.0, 1.01, 1.06)]
     measured = {**speed(tokens_per_second), "step_seconds": steps, **measured}
     made = make_record(option, seed, identity={"compute_dtype": "float32", **(identity or {})}, **measured)
-    final = made.outcome.measurement.final_loss  # type: ignore[union-attr]
+    m = made.outcome.measurement  # type: ignore[union-attr]
+    losses = [*curve, m.final_loss] if curve is not None and m.final_loss is not None else []
+    places = [(made.identity or IDENTITY).steps_requested * n // len(losses) for n in range(1, len(losses) + 1)]
     points = [
-        EvaluationPoint(step=20 * n, tokens=20 * n * TOKENS_PER_STEP, training_seconds=20 * n * each, loss=loss)
-        for n, loss in enumerate([*(curve or ()), final], start=1) if curve is not None and loss is not None
-    ]  # fmt: skip
+        EvaluationPoint(
+            step=step,
+            tokens=step * m.tokens_per_step,
+            training_seconds=step * m.tokens_per_step / tokens_per_second,
+            loss=loss,
+        )
+        for step, loss in zip(places, losses, strict=True)
+    ]
     training = LOSSES.keep([(step, round(7.7 - step / 30 + seed / 100, 3)) for step in range(0, STEPS, 4)])
     if settings is not None:
         made = replace(made, trial=replace(made.trial, settings=SETTINGS.keep(settings)))

@@ -3,14 +3,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_records import make_failure, make_record, make_suite, speed
+from made_records import make_failure, make_record, make_suite, speed, with_curve
 from msgspec.structs import replace
 from report.rendered import render, render_option
 
 from selectbench.analysis.ranking import rank
 from selectbench.errors import UserError
 from selectbench.launch.publish import SHORT, StoredRun, report_text
-from selectbench.record.record import LOSSES, EvaluationPoint, Record
+from selectbench.record.record import LOSSES, Record
 from selectbench.record.run_folder import append_record, read_records
 from selectbench.report.markdown import escape as markdown
 
@@ -111,9 +111,8 @@ def test_a_quick_run_says_that_quality_was_not_measured() -> None:
 
 def test_one_option_in_detail() -> None:
     suite, records = make_run()
-    points = [EvaluationPoint(step=20, tokens=1, training_seconds=1.0, loss=6.25)]
     curve = LOSSES.keep([(i, 7.0 - i / 100) for i in range(100)])
-    records[3] = replace(records[3], evaluation_curve=points, loss_curve=curve)
+    records[3] = replace(with_curve(records[3], 1.0, 6.25, 6.0, 5.5), loss_curve=curve)
     text = render_option(suite, rank(suite, records), records, "bf16")
     assert "Rank 1 of 2" in text
     assert "| tokens_per_second | 200 | 201 |" in text

@@ -9,13 +9,12 @@ from typing import Any
 
 import pytest
 from evidence.readme_table import kept_run
-from made_records import make_failure, make_meters, make_record, make_suite, speed
-from msgspec.structs import replace
+from made_records import make_failure, make_meters, make_record, make_suite, speed, with_curve
 from report.rendered import render, render_page
 
 from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
-from selectbench.record.record import EvaluationPoint, Record
+from selectbench.record.record import Record
 from selectbench.suite.suite import Suite
 
 EVIL = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}</title></svg>"
@@ -50,13 +49,9 @@ def page(suite: Suite, records: list[Record], environment: dict[str, Any] | None
 
 
 def trials(option: str, values: list[float], **more: Any) -> list[Record]:
-    curve = [
-        EvaluationPoint(step=s, tokens=s * 2048, training_seconds=s / 5, loss=7 - s / 40) for s in (20, 40, 60)
-    ]
-    return [
-        replace(make_record(option, seed, **{**speed(value), **more}), evaluation_curve=curve)
-        for seed, value in enumerate(values)
-    ]
+    made = [make_record(option, seed, **{**speed(value), **more}) for seed, value in enumerate(values)]
+    final = more.get("final_loss", 5.5)
+    return made if final is None else [with_curve(record, 4.0, 6.5, 6.0, final) for record in made]
 
 
 def two_options() -> list[Record]:
@@ -145,8 +140,6 @@ def test_records_with_holes(records: list[Record]) -> None:
 def test_where_the_time_to_a_loss_decides_it_has_one_column_and_says_who_never_got_there() -> None:
     suite = make_suite("fp32", BF16, decide={"objective": "seconds_to_baseline_loss", "constraints": []})
     records = trials("fp32", [100, 101, 103]) + trials("bf16", [200, 201, 206], final_loss=6.0)
-    far = [replace(point, loss=point.loss + 1) for point in records[3].evaluation_curve]
-    records[3:] = [replace(record, evaluation_curve=far) for record in records[3:]]
     table = page(suite, records).split('<table class="sortable">')[1].split("</table>")[0]
     assert len(re.findall(r"<th [^>]*>to (?:the )?baseline's loss", table.replace("&#39;", "'"))) == 1
     assert table.count("not reached with 3 of 3 seeds") == 1
