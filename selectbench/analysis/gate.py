@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
 from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, seed_by_seed
-from selectbench.analysis.family import HypothesisTest, Judged, decide, judge_all
+from selectbench.analysis.family import HypothesisTest, Judged, decide, judge_all, own_interval
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.screening import screened_words
@@ -83,12 +83,13 @@ class Change(Shown):
     ratio: Number | None
     """Geometric mean over common seeds of run over reference; of the means' logarithms where none are common."""
     low: Number | None
-    """Of the interval, simultaneous over all tested changes; None: no measure of spread."""
+    """Of the 95 % interval of this change by itself; None: no measure of spread."""
     high: Number | None
     p_adjusted: Number | None
     """By Holm over all tested changes; None: shown, not tested, or no measure of spread."""
     decision: Decision
-    """For the run: better, worse, no_difference or undecided; by the metric's threshold."""
+    """For the run: better, worse, no_difference or undecided; by the metric's threshold, for all tested changes
+    together."""
     seeds: int
     """Common ones; of the smaller run where none are common."""
 
@@ -116,13 +117,7 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
     """Every option that both have, by every metric that both know."""
     ours, theirs = run.summaries, reference.summaries
     common = [name for name in theirs if name in ours]
-    differences = {
-        metric: changes(
-            *({name: run[name].values[metric] for name in common} for run in (ours, theirs)),
-            is_coarse=METRICS[metric].scored,
-        )
-        for metric in COMPARED
-    }
+    differences = {metric: _differences(ours, theirs, metric) for metric in COMPARED}
     tests = {
         (option, metric): HypothesisTest(difference)
         for metric, found in differences.items() if metric not in _SHOWN_ONLY
@@ -147,19 +142,31 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
     )  # fmt: skip
 
 
+def _differences(ours: Mapping[str, Summary], theirs: Mapping[str, Summary], metric: str) -> dict[str, Difference]:
+    """By option that both runs have."""
+    both = [{name: run[name].values[metric] for name in theirs if name in ours} for run in (ours, theirs)]
+    return changes(*both, is_coarse=METRICS[metric].scored)
+
+
+def _shown_ends(difference: Difference) -> tuple[float, float] | tuple[None, None]:
+    """Of a change by itself, for `compare` and `gate`: their families differ, and so would their intervals."""
+    return own_interval(difference) or (None, None)
+
+
 def _change(
     suite: Suite, ours: Summary, theirs: Summary, metric: str, difference: Difference, judged: Judged | None
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
     common = ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None  # as `changes` does
 
+    decision = decide(judged, threshold, more_is_better=better) if judged else "undecided"
+    low, high = map(ratio_of, _shown_ends(difference))
     return Change(
         option=ours.name, metric=metric, reference=theirs.mean(metric, common), run=ours.mean(metric, common),
         ratio=ratio_of(difference.estimate),
-        low=ratio_of(judged.low if judged else None),
-        high=ratio_of(judged.high if judged else None),
+        low=low, high=high,
         p_adjusted=judged.p_adjusted if judged else None,
-        decision=decide(judged, threshold, more_is_better=better) if judged else "undecided",
+        decision=decision,
         seeds=difference.seeds,
     )  # fmt: skip
 
@@ -249,9 +256,9 @@ class Check(Shown):
     limit: str
     verdict: Verdict
     detail: str
-    """The figure with its simultaneous interval, or why there is none."""
+    """The figure with the interval that `compare` shows of it, or why there is none."""
     p_adjusted: Number | None = None
-    """By Holm over all checks of the gate; None: no test was made."""
+    """By Holm over all checks of the gate, which decides; None: no test was made."""
 
 
 class Gate(Shown):
@@ -291,7 +298,12 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     strangers = ", ".join(name for name in ours if name not in held)
     told = [f"not gated, as the reference completed no trial of them: {strangers}"] if strangers else []
     judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, Asked)})
+    tests = sum(not one.is_exact for one in judged.values())
     others = run.other_jobs()
+    for key, found in asked.items():
+        ends = _shown_ends(found.test.difference) if isinstance(found, Asked) else (None, None)
+        if key in judged and ends[0] is not None:
+            judged[key] = replace(judged[key], low=ends[0], high=ends[1])
     concluded = {key: a.concluded(judged.get(key), None) if isinstance(a, Asked) else a for key, a in asked.items()}
     checks = [
         Check(option=option, limit=found.constraint, verdict="inconclusive", detail="not the baseline's job")
@@ -305,7 +317,7 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
     return Gate(
         run=run.name, reference=reference.name, verdict=overall(checks), checks=checks,
-        tests=sum(not one.is_exact for one in judged.values()),
+        tests=tests,
         notes=[*told, *run.notes, *reference.notes],
     )  # fmt: skip
 
@@ -361,12 +373,10 @@ def _asked(
         return directly(text, limit, ours[option])
     if lost or theirs[option].without_ratio(limit.metric):
         return seed_by_seed(text, limit, ours[option], theirs[option])
-    is_coarse = METRICS[limit.metric].scored
-    found = of_one(values, is_coarse=is_coarse)
-    if limit.against is not None:
-        common = [name for name in theirs if name in ours]
-        both = [{name: run[name].values[limit.metric] for name in common} for run in (ours, theirs)]
-        found = changes(*both, is_coarse=is_coarse).get(option)
+    if limit.relative:
+        found = _differences(ours, theirs, limit.metric).get(option)
+    else:
+        found = of_one(values, is_coarse=METRICS[limit.metric].scored)
     if found is None:
         return _open(text, f"the reference has no {limit.metric}")
     return Asked(text, limit, HypothesisTest(found, math.log(limit.value)))

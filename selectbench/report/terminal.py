@@ -62,7 +62,10 @@ _LINE_MOST = 1000
 _MOST_DIFFERENCES = 25
 _GATE_KINDS: Mapping[str, RowKind] = {"regression": "worse", "inconclusive": "undecided", "pass": "better"}
 """Of each verdict, the worst first."""
-_MEANS = "Reference and run are geometric means over their common seeds: their ratio is the change"
+_MEANS = (
+    "Reference and run are geometric means over their common seeds: their ratio is the change, with the 95 % "
+    "interval of that change by itself; verdicts hold for all tested changes together"
+)
 
 
 class HarmlessConsole(Console):
@@ -425,8 +428,8 @@ def compare_markdown(comparisons: Sequence[Compared]) -> str:
         blocks: list[Block] = [Paragraph(_summary(compared), is_strong=True), around, _changes(compared)]
         parts += [title, render_blocks(blocks)]
     told = (
-        f"{_MEANS}, with an interval that holds for all tested changes together; p are adjusted by Holm, and a "
-        "change must also be larger than the metric's threshold. "
+        f"{_MEANS}. Better or worse needs a p of at most 5 %, adjusted by Holm for all tested changes, and a "
+        "change above the metric's threshold. "
         "What differs between whole runs, such as the day, is part of the change."
     )
     return "\n\n".join([*parts, told]) + "\n"
@@ -501,7 +504,10 @@ def print_gate(console: Console, gate: Gate) -> None:
 
 def gate_markdown(gate: Gate) -> str:
     """For a pull request or a job's summary."""
-    told = "A limit holds or fails where the 95 % interval, simultaneous over all checks, lies on one side of it."
+    told = (
+        "Intervals are 95 % for each check by itself. A limit holds or fails where that is shown for all checks "
+        "together (p adjusted by Holm)."
+    )
     verdict = Paragraph(_verdict_line(gate), is_strong=True)
     return render_blocks([verdict, _checks(gate), Listing(gate.notes), Paragraph(told)]) + "\n"
 

@@ -192,3 +192,28 @@ def test_a_disturbance_of_whole_rounds_is_no_change(shared: float) -> None:
         critical = stats.t.isf(0.025, found.degrees_of_freedom)
         covered += abs(found.estimate) <= critical * (found.standard_error or 0)
     assert covered / 400 >= 0.93
+
+
+@pytest.mark.parametrize("metric", ["tokens_per_second", "final_perplexity"])
+def test_compare_and_gate_show_the_same_interval_of_a_change(metric: str) -> None:
+    """Though their families differ: one limit on each option here, every figure of each option there."""
+    draw = np.random.default_rng(5)
+
+    def run(factor: float) -> list[Record]:
+        losses = iter(draw.normal(5.5, 0.002, 5 * len(NAMES)).tolist())
+        records = trials(draw, dict.fromkeys(NAMES, factor))
+        measured = [replace(r.outcome.measurement, final_loss=next(losses)) for r in records]  # type: ignore[union-attr]
+        return [
+            replace(r, outcome=replace(r.outcome, measurement=m)) for r, m in zip(records, measured, strict=True)
+        ]
+
+    reference, other = read(run(1.0), "reference"), read(run(0.99))
+    bound = ">= 0.97x reference" if metric == "tokens_per_second" else "<= 1.02x reference"
+    found = {c.option: c for c in compare(other, reference).changes if c.metric == metric}
+    checks = hold_gate(other, reference, [f"{metric} {bound}"]).checks
+    assert len(checks) == len(NAMES)
+    for check in checks:
+        change = found[check.option]
+        assert change.low is not None
+        assert change.high is not None
+        assert f"({change.low:.4g}x to {change.high:.4g}x)" in check.detail
