@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
 from functools import lru_cache
 from io import StringIO
@@ -37,6 +38,13 @@ def one_line(text: str, most: int | None = None) -> str:
 def first_line(text: str, most: int | None = None) -> str:
     """What a detail says before its traceback or log."""
     return one_line(text.strip().partition("\n")[0], most)
+
+
+def unwritable(text: str) -> str | None:
+    """Its first character that belongs in no text: a lone surrogate, a control character but tab and line ends."""
+    if text.isprintable():
+        return None
+    return next((c for c in text if unicodedata.category(c) in ("Cs", "Cc") and c not in "\t\n\r"), None)
 
 
 def visible(value: object, most: int = MOST_SHOWN) -> str:

@@ -25,7 +25,7 @@ from selectbench.analysis.tuning import (
 )
 from selectbench.choices.model import AnyTokenizer
 from selectbench.data.prepare import prepare, streamed
-from selectbench.data.prepared import Look, Prepared, check_enough, evaluable_tokens, look
+from selectbench.data.prepared import Look, Prepared, cache_root, check_enough, evaluable_tokens, look
 from selectbench.data.reading import dataset_commit, download_bytes
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
@@ -40,6 +40,7 @@ from selectbench.record.record import Record
 from selectbench.suite.load import find, load_suite
 from selectbench.suite.stages import screening_suite, speed_suite, tuning_suite, without
 from selectbench.suite.suite import Suite, Values
+from selectbench.text import unwritable, visible
 
 _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 
@@ -126,6 +127,9 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
     """
     if (reason := wrong_system_reason()) is not None:
         raise UserError(reason)
+    for folder in (request.results.resolve(), cache_root()):  # which trials are told of
+        if unwritable(str(folder)) is not None:
+            raise UserError(f"{visible(folder, 300)}: the name of this folder is no printable UTF-8")
     suite, machine = resolve(request)
     if (reason := device_problem(request, suite)) is not None:
         raise UserError(reason)

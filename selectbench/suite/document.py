@@ -19,7 +19,7 @@ from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
 from selectbench.choices.model import MODEL_TAGS, TOKENIZER_TAGS
 from selectbench.errors import UserError
 from selectbench.suite.sources import PATHS, TAGS, PathKind
-from selectbench.text import MOST_SHOWN, quoted, visible
+from selectbench.text import MOST_SHOWN, quoted, unwritable, visible
 
 # YAML 1.2 by ruamel: `1e-3` is a number and `no` is a word. Keys given twice are refused.
 
@@ -234,6 +234,10 @@ class _Reader:
                 self.problems.add(self.place(key.start_mark), path, what)
                 continue
             below_path = f"{path}.{name}" if path else name
+            if (odd := unwritable(name)) is not None:
+                wrong = f"the key {quoted(name)} holds {visible(odd)}, which no report can show"
+                self.problems.add(self.place(key.start_mark), path, wrong)
+                continue
             if name in entries:
                 self.problems.add(
                     self.place(key.start_mark), below_path,
@@ -246,6 +250,11 @@ class _Reader:
     def scalar(self, raw: Any, path: str) -> str | int | float | bool | None:
         kind, text = str(raw.tag).removeprefix(TAG), str(raw.value)
         if kind in ("str", "timestamp"):
+            if (odd := unwritable(text)) is not None:
+                self.problems.add(
+                    self.place(raw.start_mark), path, f"holds {visible(odd)}, which no report can show"
+                )
+                return None
             return text
         # A tag may be written before any text: `!!int ''`.
         if kind == "null" and text.lower() in ("", "~", "null"):

@@ -63,7 +63,7 @@ from selectbench.suite.suite import (
     SuiteFile,
     differences,
 )
-from selectbench.text import quoted
+from selectbench.text import quoted, unwritable, visible
 
 # What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`.
 
@@ -277,6 +277,10 @@ def load_suite(
     be gone, as a report of an old run needs none. Raises UserError with one line per mistake.
     """
     path = find(reference)
+    if unwritable(str(path.resolve())) is not None:  # its folder stands in the paths of a run's own suite.yaml
+        raise UserError(
+            f"{visible(path.resolve(), 300)}: the name of the file or of a folder is no printable UTF-8"
+        )
     top = read_document(path)
     problems = Problems()
     asked = _CommandLine(settings, axes, seeds, quick)

@@ -16,6 +16,7 @@ from suite_texts import VALID, changed, lines_of, write
 from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import tag_of
 from selectbench.errors import UserError, plain_word
+from selectbench.launch.preparation import Request, prepare_all
 from selectbench.suite.load import load_suite
 from selectbench.suite.metrics import DECIDING
 
@@ -173,6 +174,18 @@ ONE_MISTAKE = {
     "micro-batch size that an option alone leaves open": (
         changed(("{precision: bf16_mixed}", "{micro_batch_size: auto}")),
         "mine.yaml:12:28: options.bf16.micro_batch_size: auto is said once for all options: choices: {micro_batch_size: auto}",
+    ),
+    "lone surrogate": (
+        changed(more='question: "a\\ud800b"\n'),
+        r"mine.yaml:14:11: question: holds \ud800, which no report can show",
+    ),
+    "control character in a list": (
+        changed(more='gate: [ok, "a\\x1b[31m"]\n'),
+        r"mine.yaml:14:12: gate[1]: holds \x1b, which no report can show",
+    ),
+    "surrogate in a name": (
+        changed(("bf16:", '"b\\ud800":')),
+        r"mine.yaml:12:3: options: the key 'b\ud800' holds \ud800, which no report can show",
     ),
     "no baseline": (
         changed(("baseline: fp32\n", "")),
@@ -506,6 +519,17 @@ def test_a_tag_before_a_text_that_is_none_of_its_kind(tag, written, tmp_path):
     found = lines_of(write(tmp_path, changed(("max_steps: 30", f"max_steps: !!{tag} '{written}'"))))
     assert found[0].startswith("mine.yaml:6:14: job.max_steps: ")
     assert f"is no {tag}" in found[0]
+
+
+def test_names_of_folders_that_nothing_can_write_down_are_told_before_a_run(tmp_path):
+    folder = tmp_path / "f\udcff"
+    folder.mkdir()
+    assert lines_of(write(folder)) == [
+        rf"{tmp_path}/f\udcff/mine.yaml: the name of the file or of a folder is no printable UTF-8"
+    ]
+    request = Request(str(write(tmp_path)), results=folder)
+    with pytest.raises(UserError, match=r"/f\\udcff: the name of this folder is no printable UTF-8"):
+        prepare_all(request, lambda line: None)
 
 
 def test_a_file_that_is_missing_or_a_folder(tmp_path):
