@@ -253,6 +253,8 @@ def check_torch_shows(gpus: Sequence[Gpu], python: str | None) -> None:
 
 CONTEST = "contest"
 """The title of the last stage."""
+SCREENING = "screening"
+"""The title of the stage whose trials may screen options out."""
 
 
 def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
@@ -266,7 +268,7 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
     sized = settled_sizes(suite, records)
     able = [planned.option.name for planned in own.plan.options if not planned.unsupported]
     if asked := screening_trials(sized, records, able):
-        before_contest.append(("screening", _screening(own.of(screening_suite(sized)), asked)))
+        before_contest.append((SCREENING, _screening(own.of(screening_suite(sized)), asked)))
     out = screened_out(sized, records)
     if suite.tune is not None:
         values = _supported(own.plan, tuning_candidates(without(sized, out), tuning_attempts(sized, records)))

@@ -19,7 +19,7 @@ from selectbench.data.prepared import pinned_model
 from selectbench.errors import ExitCode
 from selectbench.gpu.meters import GpuWatch
 from selectbench.launch.display import Display
-from selectbench.launch.preparation import CONTEST, Preparation, check_cuda, stages
+from selectbench.launch.preparation import CONTEST, SCREENING, Preparation, check_cuda, stages
 from selectbench.launch.publish import publish, read_run
 from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.machine import usable_cores
@@ -120,7 +120,9 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
             display.note(line)
     else:
         number = len(stage.trials)
-        display.note(f"{stage.title}: {number} trial{'s' if number > 1 else ''} before the contest")
+        more, bounds = " more" if stage.done else "", stage.preparation.suite.screen
+        asked = f"; asked for: {' and '.join(bounds)}" if stage.title == SCREENING else ""
+        display.note(f"{stage.title}: {number}{more} trial{'s' if number > 1 else ''} before the contest{asked}")
     if stage.done and is_first:
         display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 
