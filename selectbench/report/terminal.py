@@ -276,7 +276,7 @@ def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost
     for cost in costs if len(costs) > 1 else ():
         yield _cost(f"{cost.title}: {cost.trials} trials", cost.seconds, cost.usd)
     if any(cost.title == "screening" for cost in costs):
-        yield "an option that misses a bound runs one trial more; one that misses it twice has no part in the contest"
+        yield "an option that misses a bound is tried once more; one that misses it twice takes no part afterwards"
     if plan.suite.tune is not None and len(plan.suite.tune.parameters) == 1:
         yield f"at most {EXTENSIONS} trials more of each option where a best setting lies on an edge"
     head = f"{sum(cost.trials for cost in costs)} trials to run"
