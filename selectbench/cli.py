@@ -125,8 +125,9 @@ def run(
     result = run_suite(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
     )  # fmt: skip
-    _show_ranking(result.folder, result.ranking, as_json)
-    _summarise(lambda: report_text(read_run(result.folder), result.ranking))
+    stored = read_run(result.folder)
+    _show_ranking(result.folder, result.ranking, as_json, stored)
+    _summarise(lambda: report_text(stored, result.ranking))
     if result.exit_code == ExitCode.INTERRUPTED:
         console.print("interrupted; the same command goes on where this run stopped", highlight=False)
     raise typer.Exit(result.exit_code)
@@ -201,7 +202,7 @@ def report(
     except UserError as error:  # a run kept where nothing may be written can still be looked at
         ranking, folder = stored.ranking(), None
         _notify(str(error))
-    _show_ranking(folder, ranking, as_json)
+    _show_ranking(folder, ranking, as_json, stored)
     _summarise(lambda: report_text(stored, ranking))
     if folder is None:
         raise typer.Exit(ExitCode.USER_ERROR)
@@ -300,9 +301,10 @@ def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
     console.print(Markdown(text) if console.is_terminal else text, markup=False, highlight=False, soft_wrap=True)
 
 
-def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool) -> None:
+def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool, stored: StoredRun) -> None:
     from selectbench.launch.publish import ranking_text
     from selectbench.record.run_folder import PAGE, REPORT
+    from selectbench.report.evidence import loading_lines
     from selectbench.report.terminal import print_ranking
 
     if as_json:
@@ -310,8 +312,13 @@ def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool) -> None:
         return
     console = _stdout()
     print_ranking(console, ranking)
-    for path in [folder / name for name in (REPORT, PAGE) if (folder / name).is_file()] if folder else []:
-        console.print(f"report: {path}", soft_wrap=True, markup=False, highlight=False)
+    if folder is None:
+        return
+    lines = [f"report: {folder / name}" for name in (REPORT, PAGE) if (folder / name).is_file()]
+    kept = loading_lines(stored.suite, stored.counted, folder)
+    best = [line for row in ranking.rows for (option, _), line in kept.items() if option == row.option]
+    for line in (*lines, *(f"trained model: {line}" for line in best[:1])):
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()

@@ -37,7 +37,7 @@ _SUFFIXES = (".json", ".txt", ".model", ".spm", ".bpe", ".tiktoken")
 
 def load_pretrained(spec: PretrainedTokenizer, specials: Sequence[str]) -> TextTokenizer:
     """Raises UserError where it can't be had, is no fast tokenizer, or lacks a token that is needed."""
-    fast = _auto(spec)
+    fast = pretrained_tokenizer(spec)
     where = f"tokenizer.pretrained: {spec.pretrained}"
     backend = getattr(fast, "backend_tokenizer", None)
     if backend is None:
@@ -73,7 +73,8 @@ def _unknown(fast: Any, backend: Tokenizer) -> int | None:
     return None if number is None or number == fast.eos_token_id else int(number)
 
 
-def _auto(spec: PretrainedTokenizer) -> Any:
+def pretrained_tokenizer(spec: PretrainedTokenizer) -> Any:
+    """As transformers loads it. Raises UserError where it can't be had."""
     import transformers
 
     where, folder = f"tokenizer.pretrained: {spec.pretrained}", _folder(spec)

@@ -26,6 +26,7 @@ from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial, in_run_order
 from selectbench.record.record import SOFTWARE, Completed, Failed, Record
 from selectbench.record.run_folder import (
+    MODEL,
     RECORDS_FILE,
     TRIALS,
     WEIGHTS,
@@ -298,6 +299,7 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
     choices = suite.option(name).choices
     job = suite.job.of(choices)
     world_size = preparation.plan.planned(name).world_size
+    trial_folder = (folder / TRIALS / planned.trial.trial_id).resolve()
     return Order(
         trial=planned.trial,
         job=job.model_copy(update={"model": pinned_model(job.model, preparation.plan.pretrained.get(name))}),
@@ -306,10 +308,11 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
         threads=rank_threads(world_size),
         world_size=world_size,
         data_folder=str(preparation.prepared[name].folder),
-        trial_folder=str((folder / TRIALS / planned.trial.trial_id).resolve()),
+        trial_folder=str(trial_folder),
         weights_folder=str((folder / WEIGHTS).resolve()),
         code=suite.code,
         min_timed_seconds=suite.job.timing.least_seconds(suite.device),
+        model_folder=str(trial_folder / MODEL) if planned.trial.seed in suite.saved_seeds else None,
     )
 
 

@@ -145,6 +145,14 @@ class Plan:
     pretrained: dict[str, str] = field(default_factory=dict)
     """By option, what a model that was trained before is: a commit of the hub, or its files' SHA-256."""
 
+    @property
+    def saved_bytes(self) -> int | None:
+        """Of the trained models that are kept, in fp32; None: of one that can run nobody knows its parameters."""
+        sizes = [option.parameters for option in self.options if option.unsupported is None]
+        known = [4 * size for size in sizes if size is not None]
+        trials = len(self.suite.saved_seeds)
+        return sum(known) * trials if len(known) == len(sizes) or not trials else None
+
     def planned(self, option: str) -> PlannedOption:
         """The planned option of that name. Raises KeyError."""
         return {planned.option.name: planned for planned in self.options}[option]

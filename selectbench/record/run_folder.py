@@ -32,6 +32,8 @@ TABLE = "ranking.csv"
 BENCHMARK = "benchmark.json"
 TRIALS = "trials"
 WEIGHTS = "weights"
+MODEL = "model"
+"""Of a trial's folder: the trained model, where it is kept."""
 
 
 MACHINE = (

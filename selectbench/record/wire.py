@@ -47,6 +47,8 @@ class Order(Recorded, frozen=True, kw_only=True):
     """Folders of own code, put on the worker's path in this order."""
     min_timed_seconds: float
     """Steps are added until so many seconds are timed."""
+    model_folder: str | None = None
+    """Where the trained model is kept; None: it is not."""
 
 
 class Started(Recorded, frozen=True, kw_only=True, tag_field="event", tag="started"):
@@ -59,7 +61,7 @@ class Started(Recorded, frozen=True, kw_only=True, tag_field="event", tag="start
 class Phase(Recorded, frozen=True, kw_only=True, tag_field="event", tag="phase"):
     """The trial goes over to another kind of work."""
 
-    phase: Literal["setup", "train", "evaluate", "extra"]
+    phase: Literal["setup", "train", "evaluate", "save", "extra"]
     """`extra`: steps after the final evaluation, for timing only."""
 
 

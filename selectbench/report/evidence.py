@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from selectbench import units
@@ -18,12 +19,15 @@ from selectbench.analysis.metrics import (
     state_of,
 )
 from selectbench.analysis.result import GpuRow, Ranking, Row, Unknown
+from selectbench.choices.model import OwnModel
 from selectbench.plan.peaks import source
 from selectbench.record.record import Completed, Record
+from selectbench.record.run_folder import MODEL, TRIALS
 from selectbench.report.document import (
     Amount,
     Amounts,
     Cell,
+    Code,
     Figure,
     Listing,
     Literally,
@@ -35,6 +39,7 @@ from selectbench.report.document import (
 )
 from selectbench.report.ranking import figure, known_columns, unknown_states
 from selectbench.suite.suite import MachineChoice, Suite
+from selectbench.text import one_line
 
 _METHODS: dict[Method, str] = {
     "counter": "energy counter", "instant_power": "instant power", "average_power": "averaged power",
@@ -212,6 +217,38 @@ def cost_section(suite: Suite, ranking: Ranking) -> list[Section]:
     costs = table("Cost at the suite's prices", ("option",), ("a billion tokens", "the job"), rows)
     rule = Paragraph(f"Prices: {' and '.join(filter(None, prices))}. {COST_RULE}")
     return [Section("cost", "Cost", [costs, rule])]
+
+
+# Trained models that were kept: the line that loads each.
+
+
+_LOADERS = {
+    "causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM", "seq2seq": "AutoModelForSeq2SeqLM",
+}  # fmt: skip
+
+
+def loading_lines(suite: Suite, records: Sequence[Record], run: Path = Path()) -> dict[tuple[str, int], str]:
+    """Python, by option and seed; `records`: those that count; `run`: the run's folder, as it is to be written."""
+    lines = {}
+    for record in records:
+        trial = record.trial
+        if trial.seed not in suite.saved_seeds or not isinstance(record.outcome, Completed):
+            continue
+        folder = run / TRIALS / trial.trial_id / MODEL
+        if isinstance(suite.job.of(suite.option(trial.option).choices).model, OwnModel):
+            line = f'model.load_state_dict(safetensors.torch.load_file("{folder.as_posix()}/model.safetensors"))'
+        else:
+            line = f'{_LOADERS[suite.job.task]}.from_pretrained("{folder.as_posix()}")'
+        lines[trial.option, trial.seed] = line
+    return lines
+
+
+def kept_models(suite: Suite, records: Sequence[Record]) -> Iterator[Section]:
+    """The section, or nothing where no model was kept."""
+    if lines := loading_lines(suite, records):
+        told = "In fp32, as the last evaluation saw them, each with its tokenizer; typed in the run's folder:"
+        of_each = (f"# {one_line(option)}, seed {seed}\n{line}" for (option, seed), line in lines.items())
+        yield Section("weights", "Trained models", [Paragraph(told), Code("\n".join(of_each))])
 
 
 # How the figures came about, in plain words, from the suite and the records.

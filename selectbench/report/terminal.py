@@ -177,7 +177,7 @@ def plan_as_json(
         "expected_seconds": _sum([cost.seconds for cost in costs]),
         "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
-        "notes": list(notes),
+        "notes": list(notes), "saved_bytes": plan.saved_bytes,
         "options": [_option_as_json(plan, planned, estimate) for planned in plan.options],
         "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
                    for p in plan.trials],
@@ -233,6 +233,9 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     if suite.screen:
         yield f"screened first: an option takes part where it holds {' and '.join(suite.screen)}"
     yield from map(choice_text, suite.left_open.machine_choices)
+    if suite.saved_seeds:
+        of = "every trial" if suite.save == "all" else f"seed {suite.seeds[0]}"
+        yield f"trained models are kept of {of}: {units.size(plan.saved_bytes)} in the run's folder"
     if suite.tune:
         yield f"tuned for each option first: {', '.join(suite.tune.parameters)}"
     if warmups := own_warmups(suite):  # one that is tuned is not known yet

@@ -408,12 +408,13 @@ def _assembled(
         baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
         decide=_decides(content.decide, job, other_tokens=other_tokens),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
-        control=content.control, gate=content.gate, left_open=left_open,
+        control=content.control, gate=content.gate, left_open=left_open, save="none" if quick else content.save,
         tune=None if quick else content.tune, best_of=None if quick else content.best_of,
         screen=[] if quick else content.screen,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate"}
     given |= {key for key in ("tune", "best_of", "screen") if getattr(suite, key)}
+    given |= {"save"} if suite.saved_seeds else set()
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
 
 

@@ -168,7 +168,7 @@ def screening_suite(suite: Suite) -> Suite:
     job = suite.job
     timing = job.timing.model_copy(update={"min_timed_seconds": SCREENING_SECONDS})
     shortened = _short_job(suite, job.timing.warmup_steps + SCREENING_STEPS).model_copy(update={"timing": timing})
-    update = {"job": shortened, "seeds": list(screening_seeds(suite))}
+    update = {"job": shortened, "seeds": list(screening_seeds(suite)), "save": "none"}
     return _at_low_rates(suite.model_copy(update=update))
 
 
@@ -217,7 +217,10 @@ def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: Job, seed: 
                tunes=name, tried=values)
         for name, every in tried.items() for values in every
     ]  # fmt: skip
-    update = {"job": job, "options": options, "baseline": options[0].name, "seeds": [seed], "control": False}
+    update = {
+        "job": job, "options": options, "baseline": options[0].name, "seeds": [seed], "control": False,
+        "save": "none",
+    }  # fmt: skip
     return suite.model_copy(update=update)
 
 

@@ -238,6 +238,7 @@ class Cost(Strict):
         return self
 
 
+Save = Literal["none", "first_seed", "all"]
 Interval = Annotated[float, Field(ge=0.005, le=10)]
 
 
@@ -308,6 +309,8 @@ class Suite(Strict):
     """Bounds that an option must hold in one of two short trials of speed to take part in the contest."""
     gate: list[str] = Field(default_factory=list)
     """Limits that `selectbench gate` holds a run to."""
+    save: Save = "none"
+    """Of which trials the trained model is kept."""
     code: list[str] = Field(default_factory=list)
     """Folders of own code, absolute."""
     left_open: LeftOpen = LeftOpen()
@@ -318,6 +321,11 @@ class Suite(Strict):
     def threshold(self, metric: str) -> float:
         """Smallest difference that matters: the suite's, or the default; 0 for a metric that decides nothing."""
         return self.decide.thresholds.get(metric, default_threshold(metric, self.device))
+
+    @property
+    def saved_seeds(self) -> list[int]:
+        """Those of which every option's trained model is kept."""
+        return {"none": [], "first_seed": self.seeds[:1], "all": self.seeds}[self.save]
 
     def option(self, name: str) -> Option:
         """The option of that name. Raises KeyError."""
@@ -400,6 +408,9 @@ class SuiteFile(Strict):
     """How the GPUs are watched while a trial runs; no part of a trial's identity."""
     gate: list[str] = Field(default_factory=list)
     """Limits of `selectbench gate`: `tokens_per_second >= 0.97x reference`, or `peak_memory_bytes <= 80 GiB`."""
+    save: Save = "none"
+    """Of which trials the trained model and its tokenizer are kept in the run's folder, as transformers loads them:
+    of none, of the first seed's, of all."""
     device: Literal["cpu", "cuda"] | None = None
     """What the job runs on; a run writes it into its suite.yaml. The machine's where not given."""
     profile: str | None = None

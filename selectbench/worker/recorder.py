@@ -34,6 +34,7 @@ from selectbench.worker.evaluation import (
 from selectbench.worker.model import SummedLoss
 from selectbench.worker.observation import CoreWaits, Watch
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory
+from selectbench.worker.saving import save_model
 
 AGREE_WITHIN = 1e-9
 """Difference of shares that is rounding."""
@@ -504,6 +505,8 @@ class Recorder:
             if self.training_window is None and self.first_step_at is not None:
                 self.training_window = (self.first_step_at, time.perf_counter())
             self._evaluate()
+            if self.steps_done == self.job.max_steps:
+                self._save()
 
     def _evaluate(self) -> None:
         """Score the held-out set where the job has one; after the last step generate and look inside as well."""
@@ -540,6 +543,16 @@ class Recorder:
                 loss=loss,
             )
         )
+
+    def _save(self) -> None:
+        """Keep the model that was evaluated last, where the order says so; every rank takes part."""
+        order = self.setting.order
+        if order.model_folder is None:
+            return
+        self.setting.emit(Phase(phase="save"))
+        self.setting.whereabouts.enter("saving", self.steps_done)
+        with self.evaluation() as forward:
+            save_model(order, forward, Path(order.model_folder), writes=self.world.is_first)
 
 
 def evaluation_steps(job: Job) -> list[int]:

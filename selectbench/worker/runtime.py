@@ -507,7 +507,7 @@ def compilations() -> int:
 # Where each rank of a trial is, readable from outside while a rank hangs.
 
 
-Stage = Literal["set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation"]
+Stage = Literal["set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation", "saving"]
 STAGES: tuple[Stage, ...] = get_args(Stage)
 CELLS_PER_RANK = 3
 """Stages entered so far, the optimizer step, the number of the stage."""

@@ -28,6 +28,9 @@ _STATUSES = """
 | 4 | `gate`: inconclusive |
 | 70 | a bug of selectbench |
 | 130 | interrupted; the same line resumes the run |
+
+The status stays the same where a reader leaves (`selectbench gate ... | head -1`) or nothing can be said. Where the
+output cannot be written, as on a full disk, a command that is all output (`report`, `list`, `schema`) ends with 2.
 """
 
 

@@ -107,6 +107,26 @@ def test_where_nothing_can_be_said_a_run_ends_as_it_would(workplace: Workplace) 
     assert (workplace.run_folders()[-1] / "report.md").exists()
 
 
+def test_models_of_the_first_seed_are_kept_and_the_line_that_loads_each_is_said(workplace: Workplace) -> None:
+    workplace.write(TINY_SUITE + "save: first_seed\n")
+    planned = json.loads(workplace.call("plan", "tiny.yaml", "--json").stdout)
+    assert planned["saved_bytes"] == 2 * 4 * planned["parameters"]
+    done = workplace.call("run", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    (run,) = workplace.run_folders()
+    first = {r["trial"]["option"]: r["trial"]["trial_id"] for r in workplace.records() if r["trial"]["seed"] == 0}
+    kept = {path.parents[1].name for path in run.glob("trials/*/model/model.safetensors")}
+    assert kept == set(first.values())
+    said = [line for line in done.stdout.splitlines() if line.startswith("trained model: ")]
+    best = json.loads((run / "ranking.json").read_text())["rows"][0]["option"]
+    path = f"results/tiny/{run.name}/trials/{first[best]}/model"
+    assert said == [f'trained model: AutoModelForCausalLM.from_pretrained("{path}")']
+    assert workplace.call("report", str(run)).returncode == 0
+    for option, trial in first.items():
+        line = f'AutoModelForCausalLM.from_pretrained("trials/{trial}/model")'
+        assert f"    # {option}, seed 0\n    {line}\n" in (run / "report.md").read_text()
+
+
 class TestInterruption:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     def test_a_signal_ends_the_trial_and_keeps_the_records(
