@@ -173,6 +173,8 @@ class Contest:
     ends: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     """By option and metric: of the ratio's simultaneous interval, where a test is on it; logarithms."""
     asked: dict[Key, Asked | ConstraintVerdict] = field(default_factory=dict)
+    flattered: frozenset[str] = frozenset()
+    """Options of which seeds failed for what the objective tells."""
     screened_out: int = 0
     """Options that were, whose tests the family has all the same: what it was declared to be does not shrink."""
 
@@ -240,6 +242,8 @@ class Contest:
             return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
         if gap := gap_in(text, metric.name, summary):
             return gap
+        if lost := summary.flattered_words(metric.name):
+            return _said(text, "undecided", f"{lost}: the other seeds may flatter it")
         if "gpu" in metric.needs and not summary.values[metric.name]:
             return _said(text, "not_judged", f"no trial tells its {metric.name}")
         return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
@@ -275,7 +279,10 @@ class Contest:
             if isinstance(asked, Asked):
                 distance = abs(asked.test.difference.estimate - asked.test.bound)
                 settling = self._settling(asked.test.difference, distance, self.tests)
+                flattering = asked.constraint.relative and self.baseline.flattered_words(asked.constraint.metric)
                 asked = asked.concluded(self.judged.get((option, text)), settling)
+                if flattering and asked.verdict == "fails":
+                    asked = _said(text, "undecided", f"{asked.detail}, but of the baseline {flattering}")
             verdicts += [asked] if asked is not None else []
         return verdicts
 
@@ -284,7 +291,16 @@ class Contest:
         if option not in self.differences:
             return None
         judged = self.judged.get((option, ""))
-        return self.compared(self.baseline.name, self.differences[option], judged, self.tests)
+        found = self.compared(self.baseline.name, self.differences[option], judged, self.tests)
+        if found.decision in self.flattery(option):
+            return found.model_copy(update={"decision": "undecided", "exceeds": False})
+        return found
+
+    def flattery(self, option: str) -> set[Decision]:
+        """What may not be said of it beside the baseline, as the lucky seeds alone are left of one of them."""
+        found: set[Decision] = {"better"} if option in self.flattered else set()
+        found |= {"worse"} if self.baseline.name in self.flattered else set()
+        return found | {"no_difference"} if found else found
 
     def decision(self, judged: Judged | None) -> Decision:
         """By the objective and its threshold; `judged` None: no measure of spread."""
@@ -348,7 +364,10 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     screened_out = sum(summary.is_screened_out for summary in summaries)
     done, planned = outcomes(summaries)
     expected = math.fsum(known) if known else None
-    contest = Contest(suite, baseline, blocks, done == planned, expected, screened_out=screened_out)
+    flattered = frozenset(s.name for s in summaries if s.flattered(suite.decide.objective))
+    contest = Contest(
+        suite, baseline, blocks, done == planned, expected, screened_out=screened_out, flattered=flattered
+    )
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
         _declare(contest, summary, tests)
@@ -494,6 +513,7 @@ def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
         own = order.index(baseline)
         for name, place, one in zip(pairs.names, places, judged, strict=True):
             decision = contest.decision(one) if name in contest.differences else None
+            decision = "undecided" if decision in contest.flattery(name) else decision
             known[own, place] = known[place, own] = decision is not None and one is not None
             better[place, own], better[own, place] = decision == "better", decision == "worse"
     return Ranks(order, better, known, contest, pairs)

@@ -349,6 +349,8 @@ def _about_the_baseline(suite: Suite, baseline: Summary, rows: Sequence[Row]) ->
         opening = "is the odd one: it differs from all others in" if is_odd else "did not do the job:"
         fields = _fields(violations)
         told.append(f"No comparison: the baseline {suite.baseline} {opening} {fields}.")
+    elif lost := baseline.flattered_words(suite.decide.objective):
+        told.append(f"The baseline {suite.baseline} {lost}: beside its other seeds nothing is called worse.")
     if baseline.only_spoiled("tokens_per_second"):
         told.append(
             f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was "

@@ -105,11 +105,6 @@ def dimensions(rows: Sequence[Row], without: frozenset[str] = frozenset()) -> li
     return [name for name in known if name is not None]
 
 
-def has_diverged(row: Row) -> bool:
-    """Whether it did with any seed: what the other seeds learnt flatters it."""
-    return any(failure.kind == "diverged" for failure in row.failures)
-
-
 def counts(row: Row, metric: str) -> bool:
     """Whether its figure is known, and of clean trials."""
     found = row.metrics[metric]
@@ -134,8 +129,9 @@ def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, S
         better = pairs.better(threshold, more_is_better=more)
         better_somewhere |= better
         worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
-    diverged = np.array([has_diverged(row) for row in taking_part])  # such a row dominates none
-    dominates = better_somewhere & ~worse_somewhere & ~diverged[:, None]
+    # A row of which the lucky seeds alone are left in one of these dominates none.
+    flattered = np.array([any(summaries[name].flattered(metric) for metric in over) for name in names])
+    dominates = better_somewhere & ~worse_somewhere & ~flattered[:, None]
     by = {name: [names[j] for j in np.flatnonzero(dominates[:, i])] for i, name in enumerate(names)}
     return [
         row.model_copy(update={"pareto": not by[row.option], "dominated_by": by[row.option]})
@@ -201,23 +197,30 @@ def questions(
     """Those that the run has figures for. `rows` in the order of the ranking."""
     equal = [row for row in rows if row.eligible and row.n]
     within = [row for row in rows if _within_limits(row)]
-    learnt = [row for row in within if not has_diverged(row)]
     words = _at_equal_quality(suite, equal)
     memory = "peak_device_memory_bytes" if all(counts(r, "peak_device_memory_bytes") for r in equal) else None
     apart = any(other_tokens(suite, summary.option) for summary in summaries.values())
     quality = "bits_per_byte" if apart else "final_loss"
     quality = suite.decide.objective if METRICS[suite.decide.objective].quality else quality
     speed = "bytes_per_second" if apart else "tokens_per_second"
-    asked = [_by_metric("fastest", f"Fastest{words}", equal, contest, speed)]
+
+    def unflattered(rows: Sequence[Row], metric: str) -> list[Row]:
+        return [row for row in rows if not summaries[row.option].flattered(metric)]
+
+    asked = [_by_metric("fastest", f"Fastest{words}", unflattered(equal, speed), contest, speed)]
     if not share_main_memory(suite.device, list(summaries.values())):
         asked.append(
             _by_metric("smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes")
         )
     if METRICS[suite.decide.objective].of_those_that_learnt:
         asked.append(_to_loss(contest, within, summaries))
-    asked.append(_by_metric("best_quality", "Best quality", learnt, contest, quality))
+    asked.append(_by_metric("best_quality", "Best quality", unflattered(within, quality), contest, quality))
     objective = suite.decide.objective
-    return [replace(q, open=_open(q, rows), is_objective=q.metric == objective) for q in asked if q]
+    return [
+        replace(q, open=_open(q, unflattered(rows, q.metric or objective)), is_objective=q.metric == objective)
+        for q in asked
+        if q
+    ]
 
 
 def _did_the_job(row: Row) -> bool:
@@ -236,7 +239,6 @@ def _open(question: Question, rows: Sequence[Row]) -> list[str]:
         row.option for row in rows
         if row.option not in question.figures and _did_the_job(row) and not row.constraint_failures
         and any(c.verdict == "undecided" for c in row.constraints)
-        and not (question.name == "best_quality" and has_diverged(row))
     ]  # fmt: skip
 
 

@@ -151,6 +151,22 @@ class Summary:
         """Seeds whose value is not above 0."""
         return [seed for seed, value in self.values[metric].items() if value <= 0]
 
+    def flattered(self, metric: str) -> list[int]:
+        """Seeds that failed for what the metric tells: the slow ones ran out of time, the bad ones diverged.
+
+        The values of the others are the lucky ones. A GPU that was throttled or shared is another cause.
+        """
+        known = METRICS[metric]
+        kinds = {"timeout" if "throttled" in known.spoiled_by else "", "diverged" if known.quality else ""}
+        excused = {s for s, state in self.states.items() if state.verdict in ("throttled", "shared")}
+        return [s for s, f in self.failed.items() if f.kind in kinds and not (f.kind == "timeout" and s in excused)]
+
+    def flattered_words(self, metric: str) -> str:
+        """`ran out of time with seeds 3, 4`; empty where nothing flatters it."""
+        seeds = self.flattered(metric)
+        how = "diverged" if METRICS[metric].quality else "ran out of time"
+        return f"{how} with {seeds_words(seeds)}" if seeds else ""
+
     def unclean_words(self, metric: str) -> str:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
         return " and ".join(sorted({self.states[seed].verdict for seed in self.spoiled[metric]}))
@@ -364,10 +380,12 @@ def below_the_floor(measurement: Measurement) -> bool:
 
 
 def objective_gap(suite: Suite, summary: Summary) -> str | None:
-    """Why an option can't be ranked by the seeds that have the figure; None: all that completed have one."""
+    """Why an option can't be ranked by the seeds that have the figure; None: they do not flatter it."""
     metric = suite.decide.objective
     if unknown := summary.unknown(metric):
         return f"{metric} of every seed: none with {seeds_words(unknown)}"
+    if lost := summary.flattered_words(metric):
+        return f"{metric} of every seed: {lost}"
     without = summary.without_ratio(metric)
     some = 0 < len(without) < len(summary.values[metric])  # where all are so, nothing is left to rank by
     return f"{metric} above 0 with every seed: not with {seeds_words(without)}" if some else None

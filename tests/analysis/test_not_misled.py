@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_records import make_failure, make_record, make_suite, speed, with_curve
+from made_records import SHARED, make_failure, make_meters, make_record, make_suite, speed, with_curve
 from msgspec.structs import replace
 
 from selectbench.analysis.factors import _is_grid, factors_of
@@ -621,3 +621,51 @@ def test_a_run_that_was_interrupted_is_not_told_to_use_more_seeds() -> None:
     first_round = rank(suite_of("base", "a", seeds=4), trials("base", base[:1]) + trials("a", a[:1]))
     assert "one seed shows no spread" in first_round.answer
     assert "--seeds" not in first_round.answer
+
+
+@pytest.mark.parametrize(
+    ("objective", "kind", "how", "good", "bad"),
+    [
+        ("tokens_per_second", "timeout", "ran out of time", {}, {}),
+        ("final_loss", "diverged", "diverged", {"final_loss": 5.3}, {"final_loss": 5.9}),
+    ],
+)
+def test_the_seeds_that_are_left_of_an_option_judge_it_by_nothing_that_the_others_failed_for(
+    objective: str, kind: str, how: str, good: dict[str, Any], bad: dict[str, Any]
+) -> None:
+    suite = suite_of("base", "a", "b", decide={"objective": objective})
+    base = trials("base", [100, 101, 102, 100, 99], final_loss=[5.5, 5.52, 5.49, 5.51, 5.5])
+    fast = {0: 150, 1: 151, 2: 149, 3: kind, 4: kind}
+    slow = {0: 70, 1: 71, 2: 70, 3: kind, 4: 70}
+    ranking = rank(suite, base + trials("a", fast, **good) + trials("b", slow, **bad))
+    lucky, poor = row(ranking, "a"), row(ranking, "b")
+    assert lucky.against_baseline is not None
+    assert poor.against_baseline is not None
+    assert (lucky.rank, lucky.against_baseline.decision) == (None, "undecided")
+    assert poor.against_baseline.decision == "worse"  # even its lucky seeds are
+    assert f"{objective} of every seed: {how} with seeds 3, 4" in lucky.constraint_failures
+    assert all(found.option != "a" for found in ranking.verdicts if found.name != "smallest_memory")
+    assert row(ranking, "base").dominated_by == []
+    assert "a is the" not in ranking.answer
+
+
+def test_beside_the_lucky_seeds_of_a_baseline_nothing_is_worse() -> None:
+    limit = "tokens_per_second >= 0.99x baseline"
+    records = trials("base", {0: 100, 1: 101, 2: 99, 3: "timeout", 4: "timeout"})
+    records += trials("a", [90, 91, 90, 92, 91]) + trials("b", [130, 131, 130, 132, 131])
+    ranking = rank(suite_of("base", "a", "b", constraints=[limit]), records)
+    slower, faster = row(ranking, "a"), row(ranking, "b")
+    assert slower.against_baseline is not None
+    assert faster.against_baseline is not None
+    assert (slower.against_baseline.decision, slower.constraints[0].verdict) == ("undecided", "undecided")
+    assert (faster.against_baseline.decision, faster.constraints[0].verdict) == ("better", "holds")
+    assert "The baseline base ran out of time with seeds 3, 4: beside its other seeds nothing is called worse." in (
+        ranking.answer
+    )
+
+
+def test_out_of_memory_and_a_gpu_that_others_used_say_nothing_of_the_other_seeds() -> None:
+    records = trials("base", [100, 101, 102, 100, 99]) + trials("a", {0: 150, 1: 151, 2: 149, 3: "oom", 4: "oom"})
+    assert row(rank(suite_of("base", "a"), records), "a").rank == 1
+    shared = [make_failure("a", seed, "timeout", meters=make_meters(SHARED)) for seed in (3, 4)]
+    assert row(rank(suite_of("base", "a"), records[:8] + shared), "a").rank == 1
