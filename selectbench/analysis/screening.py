@@ -122,12 +122,12 @@ def ratio_to_baseline(bound: ScreenBound) -> float | None:
 def _by_option(suite: Suite, records: Sequence[Record]) -> dict[str, list[Record]]:
     """Each option's trials that have an outcome, the first and perhaps a second one."""
     names = {option.name for option in suite.options}
-    own: dict[str, list[Record]] = {}
+    own: dict[str, dict[int, Record]] = {}
     for record in last_attempts([record for record in records if record.phase == "screen"]).values():
         interrupted = isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
-        if record.trial.option in names and not interrupted:
-            own.setdefault(record.trial.option, []).append(record)
-    return {name: sorted(tried, key=lambda record: record.trial.seed) for name, tried in own.items()}
+        if record.trial.option in names and not interrupted:  # of another micro-batch size, the later one
+            own.setdefault(record.trial.option, {})[record.trial.seed] = record
+    return {name: [tried[seed] for seed in sorted(tried)] for name, tried in own.items()}
 
 
 def _bounds(suite: Suite, baseline: Sequence[Record]) -> list[tuple[str, Callable[[Record], bool], float | None]]:

@@ -2,18 +2,24 @@
 
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from made_records import HOT, make_failure, make_meters, make_record, make_suite, speed
 from msgspec.structs import replace
+from suite.suite_texts import VALID
 
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.screening import screened_out, screening_trials, unscreened
+from selectbench.launch.preparation import Planned, stages
+from selectbench.machine import inspect_machine
+from selectbench.plan.plan import make_plan
 from selectbench.record.record import Record
 from selectbench.report.sections import report, summary
 from selectbench.report.terminal import print_document
+from selectbench.suite.load import load_suite
 from selectbench.suite.suite import CONTROL, Suite
 
 HALF = ["tokens_per_second >= 0.5x baseline"]
@@ -161,6 +167,42 @@ def test_the_control_and_what_cannot_run_here_have_no_trial() -> None:
     assert "absent" not in [option for option, *_ in screening_trials(suite, [], ["base", "fast"])]
     assert screening_trials(suite, [], ["fast"]) == []
     assert screening_trials(suite, [], ["base"]) == []
+
+
+def test_sizes_are_found_before_and_what_is_screened_out_is_not_tuned(tmp_path: Path) -> None:
+    """The stages of a run as the records of those before make them."""
+    (tmp_path / "mine.yaml").write_text(
+        VALID.replace(
+            "  bf16: {precision: bf16_mixed}", "  bf16: {precision: bf16_mixed}\n  pure: {precision: bf16_pure}"
+        )
+        + "best_of: {micro_batch_size: [4, 8]}\ntune: {parameters: {optimizer.lr: {n: 3}}}\ncontrol: true\n"
+        + f"screen: {HALF}\n"
+    )
+    suite = load_suite(str(tmp_path / "mine.yaml"), device="cpu")
+    machine = inspect_machine("cpu")
+    own = Planned(machine, None, make_plan(suite, machine, None, "code"))
+    assert [title for title, _ in stages(own, [])] == ["micro-batch size", "screening", "tuning", "contest"]
+    sizes = [
+        replace(
+            made := make_record(name, 1000, trial_id=f"{name}-{size}", **speed(100.0 * size)), phase="tune",
+            trial=replace(made.trial, tunes=name, tried={"micro_batch_size": size}),
+        )
+        for name in ("fp32", "bf16", "pure") for size in (4, 8)
+    ]  # fmt: skip
+    screening = dict(stages(own, sizes))["screening"]
+    assert [(p.trial.option, p.round, p.phase) for p in screening.plan.trials] == [
+        ("fp32", 0, "screen"), ("bf16", 1, "screen"), ("pure", 1, "screen"), ("fp32", 2, "screen"),
+    ]  # fmt: skip
+    assert {p.trial.every_setting()["micro_batch_size"] for p in screening.plan.trials} == {8}
+    tried = screen(suite, at(fp32=1000.0, bf16=1200.0, pure=10.0))
+    later = dict(stages(own, [*sizes, *tried]))
+    assert {option.tunes for option in later["tuning"].suite.options} == {"fp32", "bf16"}
+    assert {p.trial.option for p in later["contest"].plan.trials} == {"fp32", "bf16", CONTROL}
+    begun = [*sizes, *tried, *contest("fp32")]
+    assert "screening" not in dict(
+        stages(own, begun)
+    )  # --retry-failed changes no verdict that the contest rests on
+    assert {p.trial.option for p in dict(stages(own, begun))["contest"].plan.trials} == {"fp32", "bf16", CONTROL}
 
 
 # What the ranking and its reports make of a row that is screened out.

@@ -166,6 +166,7 @@ def test_a_transformers_folder_and_a_text_lead_to_a_verdict(workplace):
     done = workplace.call(
         "run", "precision", "--set", "job.model={config: my-model}", "--set", 'job.data={text: ["*.txt"]}',
         "--set", "job.tokenizer.bpe=300", "--set", "job.max_steps=5", "--set", "job.seq_len=32", "--seeds", "0",
+        "--no-screen",  # a processor may be slow in bf16
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = ranking(workplace, "precision")
