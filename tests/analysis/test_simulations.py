@@ -68,6 +68,7 @@ def judged(suite: Suite, speeds: np.ndarray) -> Run:
         values = {name: {} for name in METRICS} | {"tokens_per_second": known(row)}
         summaries.append(Summary(option, suite.seeds, values=values, spoiled={name: {} for name in METRICS}))
     contest = hold_contest(suite, summaries, dict.fromkeys(NAMES, True))
+    contest.is_complete = True
     ranks = ranks_of(contest, NAMES)
     pairs = {name: contest.against_baseline(name) for name in NAMES[1:]}
     return Run(pairs, {name: ranks.rank(name) for name in ranks.ranked})
@@ -127,6 +128,24 @@ def test_a_slower_option_is_found() -> None:
     assert found >= 0.9
     assert false <= 0.05
     assert 0.93 <= covered <= 0.97 + 2 * error(covered)
+
+
+@pytest.mark.parametrize("true", [0.008, 0.009])
+def test_a_difference_below_the_threshold_may_be_called_better_and_is_not_shown_to_exceed_it(true: float) -> None:
+    """The measured difference must be above the threshold, not the true one: docs/how-it-decides.md says so."""
+    pairs = [run.against_baseline["d"] for run in simulated(21, [0.0] * 4 + [math.log1p(true)], [0.003] * 5)]
+    better = sum(pair.decision == "better" for pair in pairs) / RUNS
+    exceeds = sum(pair.exceeds for pair in pairs) / RUNS
+    print(told(f"{true:.1%} called better", better), told("shown to exceed 1 %", exceeds), sep="\n")
+    assert 0.1 <= better <= 0.35
+    assert exceeds <= 0.01
+
+
+def test_a_difference_far_above_the_threshold_is_shown_to_exceed_it() -> None:
+    pairs = [run.against_baseline["d"] for run in simulated(22, [0.0] * 4 + [math.log(1.03)], [0.01] * 5)]
+    exceeds = sum(pair.exceeds for pair in pairs) / RUNS
+    print(told("3 % shown to exceed 1 %", exceeds))
+    assert exceeds >= 0.43
 
 
 @pytest.mark.parametrize(
