@@ -17,7 +17,7 @@ from rich.text import Text
 from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.record.record import Completed, Failed
-from selectbench.record.wire import Phase, Progress
+from selectbench.record.wire import Evaluating, Phase, Progress
 from selectbench.text import first_line, one_line
 
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
@@ -34,14 +34,19 @@ class Pace:
     _reports: list[tuple[int, float]] = field(default_factory=list)
     """Steps done and the moment: of the first report, the one before the last, and the last."""
 
-    def note(self, done: int, of: int, now: float) -> None:
-        """A report; one that tells of no further step says nothing of the pace."""
+    def note(self, done: int, of: int, now: float, away: float = 0.0) -> None:
+        """A report; one that tells of no further step says nothing of the pace. `away`: seconds of evaluations."""
         self.steps = of
         if self._reports and done <= self._reports[-1][0]:
             return
-        self._reports = [*self._reports[:1], *self._reports[1:][-1:], (done, now)]
+        self._reports = [*self._reports[:1], *self._reports[1:][-1:], (done, now - away)]
         if done >= of and self.finished is None:
             self.finished = now
+
+    @property
+    def began(self) -> float | None:
+        """When the first report came."""
+        return self._reports[0][1] if self._reports else None
 
     @property
     def share(self) -> float:
@@ -63,6 +68,22 @@ class Pace:
 
 
 @dataclass
+class Evaluation:
+    """One that goes on."""
+
+    began: float
+    """By the display's clock."""
+    least_left: float | None
+    """Seconds until the run ends, the least that was shown of it: an evaluation makes no run longer."""
+    told: Evaluating | None = None
+    """The last report."""
+    heard: float = 0.0
+    """When it came; before the first one 0."""
+    part_began: float = 0.0
+    """When that began which the reports are of: sequences to score, or then texts to generate."""
+
+
+@dataclass
 class Running:
     """The trial that runs; moments by the display's clock."""
 
@@ -75,7 +96,11 @@ class Running:
     phase: str = "setup"
     step: int = 0
     pace: Pace = field(default_factory=Pace)
-    """Of its steps."""
+    """Of its steps, by a clock that stands still while it evaluates."""
+    evaluation: Evaluation | None = None
+    """The one that goes on."""
+    evaluated: list[float] = field(default_factory=list)
+    """Seconds of those that ended since the first report."""
     loss: float | None = None
     tokens_per_second: float | None = None
 
@@ -85,10 +110,29 @@ class Running:
 
     def figures(self) -> str:
         """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it."""
+        told = self.evaluation.told if self.evaluation else None
         parts = [f"{self.phase} {self.step}/{self.pace.steps}" if self.pace.steps else self.phase]
+        parts = [f"{self.phase} {told.done:,}/{told.of:,} {told.what}"] if told else parts
         parts += [f"loss {units.significant(self.loss)}"] if self.loss is not None else []
         parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
         return ", ".join(parts)
+
+    def training_clock(self, now: float) -> float:
+        """The moment by the clock of `pace`."""
+        return (self.evaluation.began if self.evaluation else now) - sum(self.evaluated)
+
+    def with_evaluations(self, steps_seconds: float, clock: float) -> float:
+        """So long a time of steps with what was evaluated beside as long a one."""
+        trained = clock - (self.pace.began or 0.0)
+        return steps_seconds * (1 + sum(self.evaluated) / trained) if trained > 0 else steps_seconds
+
+    def evaluation_left_seconds(self, now: float) -> float:
+        """Of the one that goes on: by its own reports, else by the earlier ones; 0 where nothing is known."""
+        if self.evaluation is None:
+            return 0.0
+        if told := self.evaluation.told:
+            return (now - self.evaluation.part_began) * (told.of - told.done) / max(1, told.done)
+        return max(0.0, fmean(self.evaluated) - (now - self.evaluation.began)) if self.evaluated else 0.0
 
 
 @dataclass
@@ -135,11 +179,14 @@ class TimeLeft:
     def _rest_of(self, running: Running, elapsed: float, now: float) -> float | None:
         """What the running trial still takes; of what isn't seen, time over the expected is as much again."""
         tail = _expected(self.tails, running.option) or 0.0
+        rest = running.evaluation_left_seconds(now)
+        clock = running.training_clock(now)
         if running.pace.finished is not None:
-            return abs(tail - (now - running.pace.finished))
-        steps = running.pace.steps_left_seconds(now)
+            after = now - running.pace.finished
+            return max(rest, tail - after) if running.evaluation else abs(tail - after)
+        steps = running.pace.steps_left_seconds(clock)
         if steps is not None:
-            return steps + tail
+            return running.with_evaluations(steps, clock) + rest + tail
         expected = _expected(self.walls, running.option, self._failed)
         if expected is not None:
             return abs(expected - elapsed)
@@ -205,19 +252,34 @@ class Display:
         """Trial `number`, from 1, of `of` is launched."""
         self.running = Running(option, seed, number, of)
 
-    def hear(self, event: Phase | Progress | None) -> None:
+    def hear(self, event: Phase | Progress | Evaluating | None) -> None:
         """An event of the running trial; None: time has passed."""
         if isinstance(event, Progress):
             self.progress(event.step, event.of, event.loss, event.tokens_per_second)
+        elif isinstance(event, Evaluating):
+            self.evaluating(event)
         elif isinstance(event, Phase):
             self.phase_changed(event.phase)
         self.tick()
 
     def phase_changed(self, phase: str) -> None:
         """The running trial goes over to another kind of work: setup, train, evaluate, extra."""
-        if self.running is not None:
-            self.running.phase = phase
-            self.running.began = self.clock() if self.running.began is None else self.running.began
+        running, now = self.running, self.clock()
+        if running is None:
+            return
+        left = self.time_left.left(running, now)
+        running.began = now if running.began is None else running.began
+        running.phase = phase
+        if running.evaluation and running.pace.began is not None:
+            running.evaluated.append(now - running.evaluation.began)
+        running.evaluation = Evaluation(now, left) if phase == "evaluate" else None
+
+    def evaluating(self, event: Evaluating) -> None:
+        """How far the evaluation of the running trial is."""
+        if self.running is not None and (evaluation := self.running.evaluation):
+            if evaluation.told is None or evaluation.told.what != event.what:
+                evaluation.part_began = evaluation.heard or evaluation.began
+            evaluation.told, evaluation.heard = event, self.clock()
 
     def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
         """The running trial did `step` of `of` steps; loss in nats per token. What is not known stays as it was."""
@@ -225,7 +287,7 @@ class Display:
         if running is None:
             return
         running.step = step
-        running.pace.note(step, of, self.clock())
+        running.pace.note(step, of, self.clock(), sum(running.evaluated))
         running.loss = running.loss if loss is None else loss
         if tokens_per_second is not None:
             running.tokens_per_second = tokens_per_second
@@ -265,6 +327,8 @@ class Display:
     def left(self) -> str:
         """`3 min 20 s left`, or '' while nothing is known."""
         seconds = self.time_left.left(self.running, self.clock())
+        if self.running and (evaluation := self.running.evaluation) and evaluation.least_left is not None:
+            evaluation.least_left = seconds = min(seconds or 0.0, evaluation.least_left)
         return "" if seconds is None else f"{units.duration(seconds)} left"
 
 

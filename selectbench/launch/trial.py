@@ -29,7 +29,7 @@ from selectbench.errors import says_out_of_memory
 from selectbench.gpu.devices import Gpu
 from selectbench.machine import CGROUP_MEMBERSHIP, CGROUP_ROOT, cgroup_folders, foreign_environment, short_wait
 from selectbench.record.record import Completed, Failed
-from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order, Phase, Progress, Started
+from selectbench.record.wire import EVENTS, ORDERS, Evaluating, Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.suite import Limits
 
 # The bench's end of the trial servers: starting one, handing it a trial, hearing how the trial ended.
@@ -364,7 +364,7 @@ ORDER_NAME = "order.json"
 TERM_GRACE_SECONDS = 3.0
 """What a trial over its time is given to say where it is, before it is killed."""
 
-Listener = Callable[[Phase | Progress | None], None]
+Listener = Callable[[Phase | Progress | Evaluating | None], None]
 """Hears a trial's events, and None at least once a second."""
 
 

@@ -78,6 +78,15 @@ class Progress(Recorded, frozen=True, kw_only=True, tag_field="event", tag="prog
     """Over the steps since the last such event."""
 
 
+class Evaluating(Recorded, frozen=True, kw_only=True, tag_field="event", tag="evaluating"):
+    """How far an evaluation is, at most a few times a second."""
+
+    done: int
+    of: int
+    what: Literal["sequences", "texts"]
+    """Held-out sequences that are scored, or texts that are generated."""
+
+
 class RankDevice(Recorded, frozen=True, kw_only=True):
     """The GPU that a rank trained on, as torch knows it; None: this torch does not say."""
 
@@ -120,7 +129,7 @@ class GaveUp(Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_u
     """How that rank's process ended, negative for a signal; None: it reported its failure itself."""
 
 
-Event = Started | Phase | Progress | Finished | GaveUp
+Event = Started | Phase | Progress | Evaluating | Finished | GaveUp
 
 ORDERS: Lines[Order] = Lines(Order)
 EVENTS: Lines[Event] = Lines(Event)

@@ -72,7 +72,17 @@ class Forward:
         return self.module(*batch.arguments, **named)
 
 
-def heldout_loss(logits: Forward, held_out: HeldOut, *, sequences_per_batch: int, world: World) -> float:
+Tell = Callable[[int, int], None]
+"""Hears how many of how many are done."""
+
+
+def _nobody(done: int, of: int) -> None:
+    """Hears nothing."""
+
+
+def heldout_loss(
+    logits: Forward, held_out: HeldOut, *, sequences_per_batch: int, world: World, tell: Tell = _nobody
+) -> float:
     """Mean loss in nats per token, the same on every rank; NaN or infinity where the model has diverged.
 
     Ranks score slices; `logits` is called equally often on each, as the calls of a sharded model wait for
@@ -87,6 +97,7 @@ def heldout_loss(logits: Forward, held_out: HeldOut, *, sequences_per_batch: int
         nats = _nats(logits, batch.to(world.device))
         if first < last:
             total += nats
+        tell(min(start + at_once, len(held_out)), len(held_out))
     return float(world.total(total)) / held_out.tokens
 
 
@@ -460,7 +471,7 @@ class Examination:
             Path(order.trial_folder),
         )  # fmt: skip
 
-    def run(self, logits: Forward, world: World) -> Scores:
+    def run(self, logits: Forward, world: World, tell: Tell = _nobody) -> Scores:
         """Every rank calls it together; the first one writes the hypotheses."""
         hypotheses: list[str] = []
         for start in range(0, len(self.texts), self.sequences_per_batch):
@@ -469,6 +480,7 @@ class Examination:
             first = self.held_out.pairs.start_id
             ids = generate_targets(logits, batch, end_id=self.end_id, start_id=first, world=world)
             hypotheses += [self.tokenizer.decode(row) for row in ids]
+            tell(len(hypotheses), len(self.texts))
         sources, references = ([pair[side] for pair in self.texts] for side in (0, 1))
         if world.is_first:
             with (self.folder / HYPOTHESES).open("w", encoding="utf-8") as file:

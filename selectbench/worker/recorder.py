@@ -12,13 +12,13 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from selectbench.record.record import EvaluationPoint, Inside
-from selectbench.record.wire import Finished, GaveUp, Order, Phase, Progress, Started
+from selectbench.record.wire import Evaluating, Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.job import Eval, Job
 from selectbench.worker.attention import SdpaBackends
 from selectbench.worker.batches import Batches, HeldOut, TokenStream
@@ -319,7 +319,9 @@ def _check_agreement(norms: list[float], sums: list[float], first_step: int, wor
 # What any loop is given before its first step.
 
 
-Emit = Callable[[Started | Phase | Progress | Finished | GaveUp], None]
+EVALUATION_TOLD_SECONDS = 0.25
+"""Between two events of an evaluation."""
+Emit = Callable[[Started | Phase | Progress | Evaluating | Finished | GaveUp], None]
 
 
 @dataclass
@@ -508,6 +510,18 @@ class Recorder:
             if self.steps_done == self.job.max_steps:
                 self._save()
 
+    def _teller(self, what: Literal["sequences", "texts"]) -> Callable[[int, int], None]:
+        """Tells of so many done of all, but not more often than anybody looks."""
+        told = time.perf_counter()
+
+        def tell(done: int, of: int) -> None:
+            nonlocal told
+            if (now := time.perf_counter()) - told >= EVALUATION_TOLD_SECONDS:
+                told = now
+                self.setting.emit(Evaluating(done=done, of=of, what=what))
+
+        return tell
+
     def _evaluate(self) -> None:
         """Score the held-out set where the job has one; after the last step generate and look inside as well."""
         setting, held_out = self.setting, self.setting.held_out
@@ -521,11 +535,12 @@ class Recorder:
         try:
             with self.evaluation() as logits:
                 seen_before = setting.watch.untrained
-                loss = heldout_loss(logits, held_out, sequences_per_batch=at_once, world=self.world)
+                tell = self._teller("sequences")
+                loss = heldout_loss(logits, held_out, sequences_per_batch=at_once, world=self.world, tell=tell)
                 setting.watch.scored.append((len(held_out), setting.watch.untrained - seen_before))
                 if self.steps_done >= self.job.max_steps:
                     if setting.examination:
-                        self.scores = setting.examination.run(logits, self.world)
+                        self.scores = setting.examination.run(logits, self.world, self._teller("texts"))
                     if setting.inspection:
                         self.inside = setting.inspection.inside(logits, self.world)
         except Exception as error:

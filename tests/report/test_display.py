@@ -16,6 +16,7 @@ from selectbench.launch.display import (
     make_display,
     picture,
 )
+from selectbench.record.wire import Evaluating
 from selectbench.suite.suite import Suite
 
 DONE = make_record("a", 0, **speed(11_420)).outcome
@@ -311,3 +312,55 @@ def test_every_stage_of_a_run_draws_and_the_terminal_is_given_back() -> None:
     text = output(console)
     assert text.count(HIDE) == text.count(SHOW) == 2
     assert text.rindex(SHOW) > text.rindex(HIDE)
+
+
+def evaluating_display() -> tuple[Clock, Display]:
+    """Half of a trial's 60 steps took 30 s; its evaluation begins. Another trial of the option follows."""
+    clock = Clock()
+    state = Display(clock)
+    begin(state, make_suite("a", seeds=[0, 1]), {})
+    state.trial_started("a", 0, 1, 2)
+    state.phase_changed("train")
+    state.progress(0, 60, None, None)
+    for step in (15, 30):
+        clock.now = float(step)
+        state.progress(step, 60, None, None)
+    state.phase_changed("evaluate")
+    return clock, state
+
+
+def shown_seconds(state: Display) -> float:
+    assert state.left()
+    running = state.running
+    assert running is not None
+    assert running.evaluation is not None
+    assert running.evaluation.least_left is not None
+    return running.evaluation.least_left
+
+
+def test_an_evaluation_shows_how_far_it_is_and_the_time_left_does_not_rise_in_it() -> None:
+    clock, state = evaluating_display()
+    seen = [shown_seconds(state)]
+    for second in range(40):
+        clock.now = 30.0 + second
+        if second % 4 == 3:
+            state.hear(Evaluating(done=second, of=40, what="sequences"))
+        seen.append(shown_seconds(state))
+    assert seen == sorted(seen, reverse=True)
+    assert state.running is not None
+    assert state.running.figures().startswith("evaluate 39/40 sequences")
+    state.hear(Evaluating(done=1, of=8, what="texts"))
+    assert state.running.figures().startswith("evaluate 1/8 texts")
+
+
+def test_an_evaluation_on_the_way_slows_no_steps_down_and_is_expected_again() -> None:
+    """30 s for 30 steps, 10 s of evaluation: what is left is 30 s of steps and a third as much again."""
+    clock, state = evaluating_display()
+    clock.now = 40.0
+    state.phase_changed("train")
+    assert state.running is not None
+    trial = state.time_left._rest_of(state.running, 40.0, 40.0)
+    assert trial == pytest.approx(30 * (1 + 10 / 30))
+    clock.now = 55.0
+    state.progress(45, 60, None, None)
+    assert state.time_left._rest_of(state.running, 55.0, 55.0) == pytest.approx(15 * (1 + 10 / 45))

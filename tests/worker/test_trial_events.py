@@ -6,7 +6,8 @@ import resource
 import pytest
 from msgspec.structs import replace
 
-from selectbench.record.wire import EVENTS, Finished, GaveUp, Phase, Progress, Started
+from selectbench.record.wire import EVENTS, Evaluating, Finished, GaveUp, Phase, Progress, Started
+from selectbench.worker import recorder
 from selectbench.worker.trial import run_trial
 
 
@@ -19,6 +20,16 @@ def test_events_begin_with_started_and_end_with_finished(trials):
     progress = [event for event in events if isinstance(event, Progress)]
     assert progress[-1].step == progress[-1].of == 8
     assert all(EVENTS.read(EVENTS.write(event)) == event for event in events)
+
+
+def test_an_evaluation_tells_how_far_it_is(trials, monkeypatch):
+    monkeypatch.setattr(recorder, "EVALUATION_TOLD_SECONDS", 0.0)
+    told = [event for event in trials.events() if isinstance(event, Evaluating)]
+    done = [event.done for event in told]
+    assert done == sorted(set(done))
+    assert len(done) > 1
+    assert done[-1] == told[-1].of
+    assert all(EVENTS.read(EVENTS.write(event)) == event for event in told)
 
 
 def test_loss_falls_and_series_are_written(trials, tmp_path):
