@@ -407,11 +407,13 @@ class HfTrainer(FrameworkChoice):
 
 
 class OwnFramework(FrameworkChoice):
-    """A training loop of your own, given the trial's model, batches and recorder."""
+    """A training loop of your own: `function(trial, **settings)`, given the trial's model, batches and recorder."""
 
     source: ClassVar[str] = "your own code"
     name: OwnName
     """`package.module:function`, importable from a folder of the suite's `code`, or installed."""
+    settings: Annotated[OwnSettings, free_of("trial")] = Field(default_factory=dict)
+    """More keyword arguments."""
 
     @property
     def loop(self) -> str:
@@ -421,7 +423,7 @@ class OwnFramework(FrameworkChoice):
     @property
     def call(self) -> OwnCall:
         """As `worker.own_loop` does."""
-        return OwnCall("framework", self.name, ("trial",))
+        return OwnCall("framework", self.name, ("trial",), tuple(self.settings))
 
 
 FRAMEWORKS: tuple[type[Choice], ...] = (Native, HfTrainer, OwnFramework)

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, b
             setting.watch.watch_model(setting.module, setting.stream)
         framework = order.choices.framework
         if isinstance(framework, OwnFramework):
-            loop = train_with(load(framework.loop, "framework"))
+            loop = train_with(partial(load(framework.loop, "framework"), **framework.settings))
         else:
             module, _, function = framework.loop.partition(":")
             with unsupported_where_missing(f"framework {framework.name}"):

@@ -115,6 +115,17 @@ def test_fp16_with_the_trials_gradient_scaler(trials, own):
     assert_the_same_job(trials, own(LOOP + FP16), rel=1e-5, micro_batch_size=4, precision="fp16_mixed")
 
 
+def test_settings_of_a_loop_are_its_keywords(trials, own):
+    clipping = LOOP.replace("def train(trial):", "def train(trial, *, clip):\n    trial.clip_norm = clip")
+    plain, clipped = own(LOOP), own(clipping)
+    plain = {**plain, "job": {**JOB, "clip_norm": 0.01}}
+    clipped["framework"] = {"name": clipped["framework"], "settings": {"clip": 0.01}}
+    losses = [trials.finished(**one, micro_batch_size=4).measurement.final_loss
+              for one in (plain, {**clipped, "job": JOB})]  # fmt: skip
+    assert losses[0] == losses[1]
+    assert losses[0] != trials.finished(**own(LOOP), job=JOB, micro_batch_size=4).measurement.final_loss
+
+
 def test_two_optimizers_and_steps_for_timing(trials, own):
     finished = trials.finished(
         **own(LOOP, optimizer={"name": "muon", "lr": 1e-2}), min_timed_seconds=0.5, job={"max_steps": 4}
