@@ -14,7 +14,7 @@ from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
 from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Row, ScoreDifference, Search
 from selectbench.analysis.scores import RESAMPLES, SEED
-from selectbench.analysis.screening import SCREENING_RULE
+from selectbench.analysis.screening import SCREENING_RULE, screened_words
 from selectbench.analysis.summary import mean, summarise
 from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT
 from selectbench.errors import UserError, did_you_mean
@@ -582,7 +582,8 @@ def _place_in_ranking(ranking: Ranking, row: Row) -> list[Block]:
     place = f"Rank {row.rank} of {ranked} ranked" if row.rank else f"Not ranked ({state(row) or row.status})"
     differs = ", ".join(row.differs_in) or "nothing"
     opening = f"{place}; differs from the baseline {one_line(ranking.baseline)} in {differs}."
-    return [Paragraph(opening), Listing([*row.constraint_failures, *not_the_same_job(row), *row.notes])]
+    screened = [screened_words(row.screening)] if row.screening and row.status == "screened_out" else []
+    return [Paragraph(opening), Listing([*screened, *row.constraint_failures, *not_the_same_job(row), *row.notes])]
 
 
 def _attempt_cells(record: Record) -> list[Cell]:

@@ -146,6 +146,7 @@ def test_the_run_is_whole_and_a_report_of_it_is_the_same(screened: Workplace) ->
     option = screened.call("report", str(folder), "slow")
     assert option.returncode == 0, option.stderr
     assert "Not ranked (screened out)" in option.stdout
+    assert "the baseline's tokens_per_second in two short trials" in " ".join(option.stdout.split())
 
 
 def test_a_plan_has_the_stage_with_its_time_and_can_leave_it_out(screened: Workplace) -> None:
