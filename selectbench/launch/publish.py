@@ -19,6 +19,7 @@ from selectbench.analysis.tuning import search, settled_by_records
 from selectbench.data.prepared import evaluable
 from selectbench.errors import ExitCode, UserError
 from selectbench.plan.plan import heldout_warnings, suite_warnings, vocabulary_warnings
+from selectbench.record.environment import read_environment
 from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import (
     BENCHMARK,
@@ -34,6 +35,7 @@ from selectbench.record.run_folder import (
     plain_suite,
     planned_trials,
     read_json,
+    read_lines,
     read_records,
     require_records,
     write_whole,
@@ -65,7 +67,7 @@ def _past_run(folder: Path) -> PastRun:
     named = _NAME.match(folder.name)
     started_at = "{}-{}-{} {}:{}".format(*named.groups()) if named else None
     try:
-        suite, environment = plain_suite(folder), read_json(folder / ENVIRONMENT)
+        suite, environment = plain_suite(folder), read_environment(folder / ENVIRONMENT)
         planned = planned_trials(suite)
         records, _ = read_records(folder / RECORDS_FILE)
         over = [one for one in counted(records) if has_outcome(one.outcome)]
@@ -87,7 +89,7 @@ def _past_run(folder: Path) -> PastRun:
         answer = None
     return PastRun(
         folder=str(folder), suite=str(suite.get("name") or folder.parent.name), started_at=started_at,
-        device=suite.get("device"), hardware=", ".join(gpus) if on_gpus else environment.get("cpu_model"),
+        device=str(suite.get("device")), hardware=", ".join(gpus) if on_gpus else environment.get("cpu_model"),
         trials_done=len(done), trials_planned=len(planned), answer=answer, note=None,
     )  # fmt: skip
 
@@ -114,6 +116,8 @@ class StoredRun:
     environment: dict[str, Any]
     notes: list[str]
     """A line about each line of the records that could not be used as it stands."""
+    unchecked: int = 0
+    """Records without a checksum."""
 
     @cached_property
     def counted(self) -> list[Record]:
@@ -160,10 +164,10 @@ def read_run(folder: Path) -> StoredRun:
     """Read a run folder; the current machine doesn't matter. Raises UserError."""
     if not (folder / SUITE).is_file():
         raise UserError(f"{folder}: not a run folder: it has no {SUITE} (see `selectbench run --help`)")
-    environment = read_json(folder / ENVIRONMENT)
-    records, notes = read_records(folder / RECORDS_FILE)
+    environment = read_environment(folder / ENVIRONMENT)
+    records, notes, unchecked = read_lines(folder / RECORDS_FILE)
     suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
-    return StoredRun(settled_by_records(suite, records), suite, records, environment, notes)
+    return StoredRun(settled_by_records(suite, records), suite, records, environment, notes, unchecked)
 
 
 def publish(folder: Path, stored: StoredRun, notify: Callable[[str], None]) -> Ranking:
@@ -191,7 +195,7 @@ def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
     parts = (stored.suite, ranking, stored.counted, stored.environment)
     return {
         RANKING: ranking_text(ranking), REPORT: report_text(stored, ranking),
-        PAGE: html.render(report(*parts, COMMAND, "page")),
+        PAGE: html.render(report(*parts, COMMAND, "page", stored.unchecked)),
         TABLE: render_csv(ranking), BENCHMARK: benchmark_json(*parts), **best_files(stored, ranking),
     }  # fmt: skip
 
@@ -199,7 +203,7 @@ def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
 def report_text(stored: StoredRun, ranking: Ranking) -> str:
     """report.md."""
     parts = (stored.suite, ranking, stored.counted, stored.environment, COMMAND)
-    return markdown.render(report(*parts, "markdown"))
+    return markdown.render(report(*parts, "markdown", stored.unchecked))
 
 
 def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:

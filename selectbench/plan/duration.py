@@ -18,9 +18,9 @@ from selectbench.gpu.devices import Gpu
 from selectbench.machine import Machine, cpu_model, usable_cores
 from selectbench.plan.peaks import MatmulDtype, matmul_dtype, peak_flops_per_second
 from selectbench.plan.plan import Plan, PlannedOption
-from selectbench.record.environment import stored_rates
+from selectbench.record.environment import read_environment, stored_rates
 from selectbench.record.record import Completed, Record
-from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, read_json, read_records
+from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, read_records
 from selectbench.suite.job import Eval, Job
 
 CPU_SHARE = 0.5
@@ -70,8 +70,11 @@ def past_trials(suite_folder: Path, machine: Machine) -> History:
     for path in sorted(suite_folder.glob(f"*/{RECORDS_FILE}")):
         if not _is_alike(path.parent, machine):
             continue
-        done = [record for record in read_records(path)[0] if isinstance(record.outcome, Completed)]
-        first = {record.trial.every_setting().get("python"): record for record in reversed(done)}.values()
+        try:
+            done = [record for record in read_records(path)[0] if isinstance(record.outcome, Completed)]
+            first = {record.trial.every_setting().get("python"): record for record in reversed(done)}.values()
+        except (UserError, TypeError):  # TypeError: of what is no path
+            continue
         repeats = Counter(record.trial.option for record in done)
         waited = [record for record in first if repeats[record.trial.option] > 1]
         trials += [record for record in done if not any(record is each for each in waited)]
@@ -84,7 +87,7 @@ def past_trials(suite_folder: Path, machine: Machine) -> History:
 def _is_alike(run: Path, machine: Machine) -> bool:
     """Whether the run's GPUs are of the kind of this machine's, or its processor and the cores of it are."""
     try:
-        then = read_json(run / ENVIRONMENT)
+        then = read_environment(run / ENVIRONMENT)
     except UserError:
         return False
     gpus = {gpu.get("name") for gpu in then.get("gpus") or []}

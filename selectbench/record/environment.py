@@ -11,16 +11,18 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field
+import msgspec
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import selectbench
 from selectbench import machine
-from selectbench.data.prepared import cache_root, sealed, unsealed
+from selectbench.data.prepared import Prepared, cache_root, sealed, unsealed
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, gpus, topology
-from selectbench.record.run_folder import write_whole
+from selectbench.record.run_folder import read_json, write_whole
+from selectbench.text import quoted, visible
 
 PACKAGE = Path(selectbench.__file__).parent
 _FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t].*\n|\n)+", re.MULTILINE)
@@ -146,6 +148,33 @@ class Environment(Stored):
     """Commit of the repository that holds the suite; None: not in one, or no git."""
     git_dirty: bool | None
     """Whether its tracked files differ from that commit."""
+
+
+_BESIDE = {"data": dict[str, Any], "pretrained": dict[str, str], "machine_choices": list[dict[str, str]]}
+
+
+def read_environment(path: Path) -> dict[str, Any]:
+    """environment.json; earlier versions wrote fewer keys. Raises UserError where a value does not fit."""
+    content = read_json(path)
+    try:
+        Environment.model_validate_json(msgspec.json.encode(content), strict=True)
+    except ValidationError as error:
+        for wrong in error.errors(include_url=False):
+            if wrong["type"] != "missing":
+                place, found = ".".join(map(str, wrong["loc"])), quoted(wrong["input"])
+                told = f"`{visible(place)}` is {found}: {wrong['msg'].lower()}"
+                raise UserError(f"{path}: cannot be read: {told}") from None
+    try:
+        for key, kind in _BESIDE.items():
+            msgspec.convert(content.get(key) or kind(), kind)
+        data = content.get("data") or {}
+        kinds = {**get_type_hints(Prepared), "epochs": float | None, "commits": dict[str, str]}
+        for facts in (data, *msgspec.convert(data.get("by_option") or {}, dict[str, dict[str, Any]]).values()):
+            for key in facts.keys() & kinds.keys() - {"folder"}:
+                msgspec.convert(facts[key], kinds[key])
+    except msgspec.ValidationError as error:
+        raise UserError(f"{path}: cannot be read: `{key}`: {visible(error)}") from None
+    return content
 
 
 def collect_environment(

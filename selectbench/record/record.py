@@ -14,17 +14,24 @@ from pydantic import BaseModel
 
 from selectbench.errors import UserError
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+_MOST = (1 << 63) - 1
+Whole = Annotated[int, msgspec.Meta(ge=-_MOST, le=_MOST)]
+"""What other programs can hold too."""
+Count = Annotated[int, msgspec.Meta(ge=0, le=_MOST)]
 """Of things: tokens, steps, bytes."""
-Amount = Annotated[float, msgspec.Meta(ge=0)]
+_LARGEST = 1e60
+"""Far beyond what fp32 holds; the squares of such numbers, and sums of many, are numbers still."""
+Amount = Annotated[float, msgspec.Meta(ge=0, le=_LARGEST)]
 """Of what is not counted: seconds, joules, hertz, nats of discrete tokens."""
+Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
+"""That may be below 0."""
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
     """A mapping that is written as JSON; later versions' keys are ignored when it is read.
 
-    Making one checks nothing: types, NaN, infinity and what is below 0 where nothing is are refused where it is
-    written and read, by `Lines`.
+    Making one checks nothing but that what belongs together is of one length: types, NaN, infinity and what is
+    below 0 where nothing is are refused where it is written and read, by `Lines`.
     """
 
 
@@ -57,8 +64,9 @@ class Lines(Generic[Content]):
         """The line's content. Raises ValueError: no JSON in UTF-8, or a value that does not fit, with its place."""
         try:
             return self._decoder.decode(memoryview(line) if isinstance(line, AsJson) else line)
-        except msgspec.DecodeError as error:
-            raise ValueError(str(error)) from None
+        except (msgspec.DecodeError, RecursionError) as error:
+            deep = isinstance(error, RecursionError)
+            raise ValueError("JSON is nested too deeply" if deep else str(error)) from None
 
 
 def _plain(value: Any) -> Any:
@@ -96,7 +104,7 @@ SETTINGS: Lines[dict[str, Any]] = Lines(dict[str, Any])
 """An option's choices, as a suite writes them."""
 SOFTWARE: Lines[dict[str, str | None]] = Lines(dict[str, str | None])
 """Versions by name; None: not installed."""
-LOSSES: Lines[list[tuple[int, float]]] = Lines(list[tuple[int, float]])
+LOSSES: Lines[list[tuple[Whole, Number]]] = Lines(list[tuple[Whole, Number]])
 """Training loss as (step, nats per token)."""
 NOTHING, NO_LOSSES = AsJson(b"{}"), AsJson(b"[]")
 
@@ -122,9 +130,9 @@ class Inside(Recorded, frozen=True, kw_only=True):
     """A few, from the same prompts for every option with the same tokenizer."""
     tokens: list[str] = msgspec.field(default_factory=list)
     """Text of the first scored tokens, one by one."""
-    token_losses: list[float] = msgspec.field(default_factory=list)
+    token_losses: list[Number] = msgspec.field(default_factory=list)
     """Nats of each of these tokens."""
-    attention: list[list[float]] = msgspec.field(default_factory=list)
+    attention: list[list[Number]] = msgspec.field(default_factory=list)
     """Of the last layer, averaged over its heads: how much each of the first tokens (row) attends to each (column);
     of an encoder and decoder, how the target attends to the source. By the eager kernel; empty: not available."""
     attention_rows: list[str] = msgspec.field(default_factory=list)
@@ -132,11 +140,18 @@ class Inside(Recorded, frozen=True, kw_only=True):
     attention_columns: list[str] = msgspec.field(default_factory=list)
     """Text of those attended to."""
 
+    def __post_init__(self) -> None:
+        widths = {len(row) for row in self.attention}
+        if len(self.tokens) != len(self.token_losses) or len(widths) > 1 or 0 in widths:
+            raise ValueError("its tokens and their losses, or rows of attention, are not of one length")
+        if len(self.attention_rows) < len(self.attention) or len(self.attention_columns) < max(widths, default=0):
+            raise ValueError("there is attention without the text of its tokens")
+
 
 # What the bench read of the GPUs through NVML during a trial, and what the work of the model is counted from.
 
 
-Series = list[tuple[float, float]]
+Series = list[tuple[Number, Number]]
 """(seconds since the launch, value), decimated; all of it in the trial's meters.json."""
 
 
@@ -158,7 +173,7 @@ class Architecture(Recorded, frozen=True, kw_only=True):
 class OtherProcess(Recorded, frozen=True, kw_only=True):
     """A process that was on the GPU and is none of the trial's."""
 
-    pid: int
+    pid: Whole
     """As the driver numbers it."""
     name: str | None
     """Of its command; None: it can't be seen from here."""
@@ -203,7 +218,7 @@ class GpuMeters(Recorded, frozen=True, kw_only=True):
     """Inside the timed windows."""
     mean_memory_clock_hertz: Amount | None
     """Inside the timed windows."""
-    highest_temperature_celsius: float | None
+    highest_temperature_celsius: Number | None
     """Over the whole trial."""
     clock_limit_shares: dict[str, Amount] | None
     """By reason that held the clocks down, the share of those readings in which it did; names as in nvidia-smi."""
@@ -211,7 +226,7 @@ class GpuMeters(Recorded, frozen=True, kw_only=True):
     """The first eight that computed on it besides the trial; None: the driver does not even show the trial's."""
     problem: str | None = None
     """What went wrong with the readings."""
-    matmul_flops_per_second: dict[str, float] = msgspec.field(default_factory=dict)
+    matmul_flops_per_second: dict[str, Number] = msgspec.field(default_factory=dict)
     """By dtype (`float32`, `tf32`, `bfloat16`, `float16`), as `doctor --calibrate` measured products on it."""
     memory_series: Series = msgspec.field(default_factory=list)
     """Bytes in use; the most within each piece."""
@@ -234,8 +249,13 @@ class Meters(Recorded, frozen=True, kw_only=True):
     """Why there are none."""
     settled: bool | None = None
     """Whether memory had come back to what it was before the run's first trial; None: not known."""
-    timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)
+    timed_windows: list[tuple[Number, Number]] = msgspec.field(default_factory=list)
     """Begin and end of the timed stretches."""
+
+
+Share = Annotated[int, msgspec.Meta(ge=0, le=1)] | Annotated[float, msgspec.Meta(ge=0, le=1)]
+COUNTS = {"bleu": 10, "chrf": 18}
+"""Of each sentence, by score."""
 
 
 class Sentences(Recorded, frozen=True, kw_only=True):
@@ -243,14 +263,23 @@ class Sentences(Recorded, frozen=True, kw_only=True):
 
     references_sha256: str
     """Digest of the references: with it, two trials are known to have been scored on the same sentences."""
-    counts: dict[str, list[list[int]]] = msgspec.field(default_factory=dict)
+    counts: dict[str, list[list[Annotated[int, msgspec.Meta(ge=0, le=1 << 40)]]]] = msgspec.field(
+        default_factory=dict
+    )
     """Of each sentence what is summed over the text before the score is computed, in sacrebleu's order.
 
     bleu: words of the hypothesis, words of the reference, n-grams of 1 to 4 words that match, and those of the
     hypothesis. chrf: for n-grams of 1 to 6 characters each those of the hypothesis (0 where the reference is too
     short to have any), those of the reference, and those that match."""
-    shares: dict[str, list[int | float]] = msgspec.field(default_factory=dict)
+    shares: dict[str, list[Share]] = msgspec.field(default_factory=dict)
     """Of each sentence its own score, from 0 to 1: rouge_l, exact_match, token_f1; the whole's is their mean."""
+
+    def __post_init__(self) -> None:
+        sizes = {*map(len, self.counts.values()), *map(len, self.shares.values())}
+        if len(sizes) > 1 or 0 in sizes:
+            raise ValueError("its scores are not all of the same sentences")
+        if any(len(of_one) != COUNTS.get(name, 0) for name, own in self.counts.items() for of_one in own):
+            raise ValueError("a sentence has not as many counts as its score")
 
 
 # One line of records.jsonl.
@@ -269,13 +298,13 @@ class Trial(Recorded, frozen=True, kw_only=True):
     """Hash of the option's name, its settings, the job, the data, the seed and the code."""
     option: str
     """The option's name in the suite."""
-    seed: int
+    seed: Whole
     """Draws initial weights and data order; never the split, the tokenizer or the evaluation set."""
     settings: AsJson
     """The option's choices, every dimension resolved, as a suite writes them."""
     tunes: str | None = None
     """The option that a trial before the contest tries settings of; None in the contest."""
-    tried: dict[str, int | float] = msgspec.field(default_factory=dict)
+    tried: dict[str, Whole | Number] = msgspec.field(default_factory=dict)
     """Those settings, by path."""
 
     def every_setting(self) -> dict[str, Any]:
@@ -337,9 +366,9 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """Time of all the job's steps, warm-up and compilation among them, without evaluation."""
     evaluation_seconds: Amount
     """Time of all evaluations."""
-    first_loss: float
+    first_loss: Number
     """Training loss of the first step, before any update; nats per token."""
-    last_loss: float
+    last_loss: Number
     """Training loss of the job's last step; nats per token."""
     final_loss: Amount | None
     """Held-out loss after the last step, in fp32; nats per token; None: not evaluated."""
@@ -349,9 +378,9 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """UTF-8 bytes of those tokens; None: they stand for no text."""
     initial_loss: Amount | None = None
     """Held-out loss before the first step; None: not asked for."""
-    scores: dict[str, float] = msgspec.field(default_factory=dict)
+    scores: dict[str, Number] = msgspec.field(default_factory=dict)
     """Of what the model generated after the last step, by name; from 0 to 100."""
-    copy_scores: dict[str, float] = msgspec.field(default_factory=dict)
+    copy_scores: dict[str, Number] = msgspec.field(default_factory=dict)
     """Of the sources, taken for what was generated: what no understanding at all scores."""
     score_signatures: dict[str, str] = msgspec.field(default_factory=dict)
     """How each score was computed."""
@@ -445,7 +474,7 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Micro-batches per optimizer step and rank, the most of any step."""
     learning_rate_shape_sha256: str | None
     """Of the learning rates that the optimizer had in each step, as shares of their peak."""
-    peak_learning_rate: list[float] | None = None
+    peak_learning_rate: list[Number] | None = None
     """The largest rate of each parameter group in any step, distinct and sorted; None: older than the key."""
     parameter_dtype: str
     """Of the parameters that are trained, master weights where there are such."""
@@ -468,9 +497,9 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Classes of the optimizers with their implementation, `AdamW(fused)`."""
     compiled: bool
     """Whether a compiled graph ran."""
-    first_step_loss: float
+    first_step_loss: Number
     """Loss of step 0; nats per token."""
-    first_step_gradient_norm: float | None
+    first_step_gradient_norm: Number | None
     """Global gradient norm of step 0, before clipping; None where fp16's scaling overflowed in it."""
     world_size: Count = 1
     """Ranks that took part, as the process group counts them."""
@@ -482,7 +511,7 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Of gradients while they are summed over ranks; None: one rank sums nothing."""
     loss: str | None = "cross_entropy"
     """The training loss; None: an own loop that did not ask for it."""
-    dropout: float | None = 0.0
+    dropout: Number | None = 0.0
     """The largest dropout found on the model; above 0 masks depend on how a step is cut. None: not known."""
     code_sha256: str | None = None
     """Of all files in the folders of own code; None: there is none, or `watched` has the digest of each file."""
@@ -528,7 +557,7 @@ RunPhase = Literal["tune", "screen", "contest"]
 class Record(Recorded, frozen=True, kw_only=True):
     """One trial's end."""
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Whole = SCHEMA_VERSION
     """The version of these keys."""
     trial: Trial
     """What was run."""
@@ -569,7 +598,7 @@ class Record(Recorded, frozen=True, kw_only=True):
         """What `software` holds. Raises UserError where that is something else."""
         return _opened(SOFTWARE, self.software, "software", self.trial)
 
-    def training_losses(self) -> list[tuple[int, float]]:
+    def training_losses(self) -> list[tuple[Whole, Number]]:
         """What `loss_curve` holds, as (step, nats per token). Raises UserError where that is something else."""
         return _opened(LOSSES, self.loss_curve, "loss_curve", self.trial)
 

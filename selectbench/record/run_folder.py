@@ -6,21 +6,24 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
+import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import msgspec
 from pydantic import BaseModel
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from selectbench.errors import UserError, did_you_mean
 from selectbench.machine import lock
-from selectbench.record.record import SCHEMA_VERSION, Failed, Lines, Record
+from selectbench.record.record import LOSSES, SCHEMA_VERSION, SETTINGS, SOFTWARE, Failed, Lines, Record
+from selectbench.suite.document import plain, read_document
 from selectbench.suite.suite import CONTROL, Suite
-from selectbench.text import suite_yaml
+from selectbench.text import suite_yaml, visible
 
 SUITE = "suite.yaml"
 ENVIRONMENT = "environment.json"
@@ -72,15 +75,52 @@ def write_whole(path: Path, text: str) -> None:
         raise
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON mapping of a run folder. Raises UserError."""
+# What is read from a run's folder may be damaged, or somebody else's: it is checked here, and what does not fit is
+# one sentence.
+
+
+MOST_LEVELS = 50
+"""Of mappings and lists in each other."""
+
+
+def read_whole(path: Path) -> bytes:
+    """A file's content. Raises UserError; FileNotFoundError where there is none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot read: {error}") from None
+        if path.exists() and not path.is_file():  # of a pipe nothing may ever come
+            raise UserError(f"{path}: cannot be read: it is no file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON mapping of plain values of sane size. Raises UserError."""
+    try:
+        content = msgspec.json.decode(read_whole(path))
+        check_plain(content)
+    except FileNotFoundError:
+        raise UserError(f"{path}: cannot be read: there is no such file") from None
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = "nested too deeply" if isinstance(error, RecursionError) else visible(error)
+        raise UserError(f"{path}: cannot be read: {why}") from None
     if not isinstance(content, dict):
-        raise UserError(f"{path}: a JSON mapping was expected")
+        raise UserError(f"{path}: cannot be read: a JSON mapping was expected")
     return content
+
+
+def check_plain(content: Any, levels: int = MOST_LEVELS) -> None:
+    """Raises ValueError for what is nested more than MOST_LEVELS deep, or a whole number beyond 64 bits."""
+    if levels < 0:
+        raise ValueError(f"nested more than {MOST_LEVELS} levels deep")
+    if isinstance(content, dict | list):
+        for part in content.values() if isinstance(content, dict) else content:
+            check_plain(part, levels - 1)
+    elif isinstance(content, int) and abs(content) >= 1 << 63:
+        raise ValueError("it has a whole number of more than 64 bits")
 
 
 # A run is named by its folder, or by its suite and which of its complete runs is meant.
@@ -154,13 +194,7 @@ def _suites(results: Path) -> str:
 
 def plain_suite(folder: Path) -> dict[str, Any]:
     """A run's suite.yaml as plain data. Raises UserError where it can't be read."""
-    try:
-        content = YAML(typ="safe", pure=True).load(folder / SUITE)
-    except (OSError, YAMLError, ValueError) as error:
-        raise UserError(f"{folder / SUITE}: cannot be read: {str(error).splitlines()[0]}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{folder / SUITE}: cannot be read: a mapping was expected")
-    return content
+    return cast("dict[str, Any]", plain(read_document(folder / SUITE)))
 
 
 def planned_trials(suite: dict[str, Any]) -> set[tuple[str, int]]:
@@ -287,6 +321,25 @@ class RunLock:
 RECORDS: Lines[Record] = Lines(Record)
 MOST_NOTES = 10
 """Lines that `read_records` tells of one by one."""
+_SEAL = re.compile(rb',"crc32":"([0-9a-f]{8})"}')
+_SEAL_BYTES = len(b',"crc32":"00000000"}')
+
+
+def sealed_line(record: Record) -> bytes:
+    """A record's line without its end. Its last key is the checksum: CRC-32 of the line as it is without that key.
+
+    Raises ValueError as `Lines.write` does.
+    """
+    line = RECORDS.write(record)
+    return line.removesuffix(b"}") + b',"crc32":"%08x"}' % zlib.crc32(line)
+
+
+def _is_as_written(line: memoryview) -> bool | None:
+    """Whether its checksum fits; None: it has none, as earlier versions wrote none."""
+    seal = _SEAL.fullmatch(line[-_SEAL_BYTES:])
+    if seal is None:
+        return False if b'"crc32"' in bytes(line[-3 * _SEAL_BYTES :]) else None
+    return zlib.crc32(b"}", zlib.crc32(line[:-_SEAL_BYTES])) == int(seal[1], 16)
 
 
 def append_record(path: Path, record: Record) -> None:
@@ -295,7 +348,7 @@ def append_record(path: Path, record: Record) -> None:
     A line that an earlier crash tore is closed first, so that it stays visible and spoils no other. Where
     the disk is full nothing of the new line stays. Raises UserError, and ValueError as `Lines.write` does.
     """
-    line = RECORDS.write(record) + b"\n"
+    line = sealed_line(record) + b"\n"
     try:
         with path.open("a+b", buffering=0) as stream:
             size = stream.seek(0, os.SEEK_END)
@@ -319,31 +372,38 @@ def append_record(path: Path, record: Record) -> None:
 
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:
-    """The file's records in order, and a note on each line that could not be used as it stands.
+    """The first two of what `read_lines` has."""
+    return read_lines(path)[:2]
+
+
+def read_lines(path: Path) -> tuple[list[Record], list[str], int]:
+    """The file's records in order, a note on each line that could not be used, and how many have no checksum.
 
     Of many such lines all but the first MOST_NOTES have one note together. A missing file has no records. Raises
     UserError where the file can't be read at all.
     """
     records: list[Record] = []
     notes: list[str] = []
+    unchecked = 0
     try:
-        content = path.read_bytes()
+        content = read_whole(path)
     except FileNotFoundError:
-        return [], []
-    except OSError as error:
-        raise UserError(f"{path}: cannot read: {error.strerror}") from None
+        return [], [], 0
     # Without a copy: what stays of a line as its JSON is a part of the whole.
     whole, start, number = memoryview(content), 0, 0
     while start < len(content):
         line_feed, number = content.find(b"\n", start), number + 1
         end = len(content) if line_feed < 0 else line_feed
-        record, note = _parse(whole[start:end], is_ended=line_feed >= 0)
+        line = whole[start:end]
+        is_as_written = _is_as_written(line)
+        record, note = _parse(line, is_as_written, is_ended=line_feed >= 0)
+        unchecked += record is not None and is_as_written is None
         records += [record] if record else []
         notes += [f"{path.name}:{number}: {note}"] if note else []
         start = end + 1
     if (more := len(notes) - MOST_NOTES) > 1:
         notes = [*notes[:MOST_NOTES], f"{path.name}: and {more:,} more lines that do not fit"]
-    return records, notes
+    return records, notes, unchecked
 
 
 def require_records(folder: Path) -> None:
@@ -355,12 +415,19 @@ def require_records(folder: Path) -> None:
         )
 
 
-def _parse(line: memoryview, *, is_ended: bool) -> tuple[Record | None, str | None]:
+def _parse(line: memoryview, is_as_written: bool | None, *, is_ended: bool) -> tuple[Record | None, str | None]:
     """The record, if the line is one, and what is to be said of the line."""
     try:
         record = RECORDS.read(line)
+        if is_as_written is None:
+            _check_parts(record)
     except ValueError as error:
         return None, _why_left_out(bytes(line), error, is_ended=is_ended)
+    if is_as_written is False:
+        return None, (
+            "left out: its checksum does not fit: something of it changed after it was written (if you changed it, "
+            "take `crc32` out of it)"
+        )
     if record.schema_version > SCHEMA_VERSION:
         return None, (
             f"left out: schema version {record.schema_version} is newer than this selectbench's {SCHEMA_VERSION}: "
@@ -371,18 +438,38 @@ def _parse(line: memoryview, *, is_ended: bool) -> tuple[Record | None, str | No
     return record, None
 
 
+def _check_parts(record: Record) -> None:
+    """Of a line that nobody vouches for the parts too that stay JSON. Raises ValueError with the part's name."""
+    _check_part("settings", bytes(record.trial.settings))
+    _check_part("software", bytes(record.software))
+    try:
+        LOSSES.read(record.loss_curve)
+    except ValueError as error:
+        raise ValueError(f"`loss_curve`: {error}") from None
+    check_plain(record.resolved_config)
+
+
+@lru_cache(maxsize=1024)
+def _check_part(name: str, part: bytes) -> None:
+    """Options of a run share most of theirs."""
+    try:
+        check_plain((SETTINGS if name == "settings" else SOFTWARE).read(part))
+    except ValueError as error:
+        raise ValueError(f"`{name}`: {error}") from None
+
+
 def _why_left_out(line: bytes, error: ValueError, *, is_ended: bool) -> str | None:
     if not line.strip():
         return None
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         stopped = " (the process that wrote it was stopped while writing)"
         return "left out: not JSON" if is_ended else f"left out: not a whole line of JSON{stopped}"
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version is None:
         return "left out: not a record of selectbench"
-    return f"left out: a record of schema version {version} that does not fit: {error}"
+    return f"left out: a record of schema version {visible(version)} that does not fit: {visible(error, 300)}"
 
 
 def last_attempts(records: list[Record]) -> dict[str, Record]:

@@ -254,12 +254,21 @@ def kept_models(suite: Suite, records: Sequence[Record]) -> Iterator[Section]:
 # How the figures came about, in plain words, from the suite and the records.
 
 
-def method(suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any]) -> list[str]:
-    """Sentences; `records`: those that count; `environment`: environment.json."""
+_UNCHECKED = (
+    "Unchecked lines of records.jsonl: {:,}. Earlier versions wrote no checksum, so that a digit changed in them "
+    "would not be noticed."
+)
+
+
+def method(
+    suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], unchecked: int = 0
+) -> list[str]:
+    """Sentences; `records`: those that count; `environment`: environment.json; `unchecked`: without a checksum."""
     done = [record for record in records if isinstance(record.outcome, Completed)]
     return [
         _job(suite), *machine_choice_lines(environment), *_comparing(suite, ranking), *_measuring(suite, done),
         *_meters(suite, ranking, done),
+        *([_UNCHECKED.format(unchecked)] if unchecked else []),
     ]  # fmt: skip
 
 

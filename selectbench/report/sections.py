@@ -104,16 +104,17 @@ _METHOD = (
 
 def report(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str,
-    medium: Literal["markdown", "page"],
+    medium: Literal["markdown", "page"], unchecked: int = 0,
 ) -> Document:  # fmt: skip
     """The whole report. `records`: those that count; `command` repeats the run; `environment`: environment.json.
 
-    `medium` decides the columns of the ranking, and pictures are drawn for a page alone.
+    `medium` decides the columns of the ranking, and pictures are drawn for a page alone; `unchecked`: records that
+    have no checksum.
     """
     done = counting(ranking, records)
     listings = {
         ("text", "The text"): cleaning_lines(environment.get("data") or {}),
-        ("method", "How it was measured"): method(suite, ranking, records, environment),
+        ("method", "How it was measured"): method(suite, ranking, records, environment, unchecked),
     }
     where = table("Where it ran", ("what", "value"), (), _flat(environment))
     results = [ranking_table(ranking, medium), Listing(table_notes(ranking)), *_constraints(ranking)]

@@ -7,6 +7,7 @@ import os
 import resource
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
@@ -34,14 +35,15 @@ def big_run(folder: Path, options: int, seeds: int, slower: float = 1.0) -> Path
     (folder / "suite.yaml").write_text(json.dumps(suite))
     (folder / "environment.json").write_text((kept / "environment.json").read_text())
     seconds = record["outcome"]["measurement"]["timed_seconds"]
-    with (folder / "records.jsonl").open("w") as stream:
+    with (folder / "records.jsonl").open("wb") as stream:
         for option in range(options):
             record["trial"]["settings"]["optimizer"]["lr"] = 1e-3 * (1 + option)
             for seed in range(seeds):
                 record["trial"] |= {"option": f"lr{option}", "seed": seed, "trial_id": f"{option}-{seed}"}
                 varied = 1 + 0.01 * ((option * 7 + seed * 13) % 11) / 11 + 0.0001 * option
                 record["outcome"]["measurement"]["timed_seconds"] = seconds * slower * varied
-                stream.write(json.dumps(record) + "\n")
+                line = json.dumps(record, separators=(",", ":")).encode()
+                stream.write(line[:-1] + b',"crc32":"%08x"}\n' % zlib.crc32(line))
     return folder
 
 

@@ -240,7 +240,7 @@ def a_run(folder: Path, environment: dict[str, Any], walls: list[float]) -> None
         append_record(folder / RECORDS_FILE, replace(record, trial=trial, wall_seconds=wall))
 
 
-HERE = {"cpu_model": cpu_model(), "cores_by_affinity": usable_cores(), "cores_by_cgroup": None, "gpus": []}
+HERE = {"cpu_model": cpu_model(), "cores_by_affinity": 4096, "cores_by_cgroup": usable_cores(), "gpus": []}
 
 
 def test_the_first_trial_of_an_earlier_run_waited_for_imports_and_tells_how_long(tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_the_first_trial_of_an_earlier_run_waited_for_imports_and_tells_how_long
     "other",
     [
         {"cpu_model": "Another"},
-        {"cores_by_affinity": 64},
+        {"cores_by_affinity": 64, "cores_by_cgroup": None},
         {"cores_by_cgroup": 0.5},
         {"gpus": [{"name": "NVIDIA H100 80GB HBM3"}]},
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from selectbench.record import record
 from selectbench.record import record as inside
 from selectbench.record import record as meters
 from selectbench.record import record as sentences
-from selectbench.record.record import LOSSES, SETTINGS, Completed, Record, Recorded, Trial
+from selectbench.record.record import LOSSES, SETTINGS, SOFTWARE, Completed, Record, Recorded, Trial
 from selectbench.record.run_folder import RECORDS, append_record, read_records
 from selectbench.record.wire import EVENTS, ORDERS, GaveUp, Order, Progress
 from selectbench.settings import field_texts
@@ -76,13 +77,20 @@ def test_no_loss_curve_with_such_a_number_is_made(number: float) -> None:
         LOSSES.keep([(0, 7.5), (1, number)])
 
 
-def test_a_loss_curve_comes_back_and_a_damaged_one_is_told_where_it_is_asked_for(tmp_path: Path) -> None:
+def test_a_loss_curve_comes_back_and_a_damaged_one_is_left_out_or_told_when_asked_for(
+    tmp_path: Path,
+) -> None:
     points = [(0, 7.5), (3, 6.25)]
     line = RECORDS.write(replace(make_record("a", 0), loss_curve=LOSSES.keep(points)))
+    wrong = line.replace(b"[3,6.25]", b"[3,6,25]")
+    forged = wrong[:-1] + b',"crc32":"%08x"}' % zlib.crc32(wrong)
     path = tmp_path / "records.jsonl"
-    path.write_bytes(line + b"\n" + line.replace(b"[3,6.25]", b"[3,6,25]") + b"\n")
+    path.write_bytes(line + b"\n" + wrong + b"\n" + forged + b"\n")
     (whole, damaged), notes = read_records(path)
-    assert (whole.training_losses(), notes) == (points, [])
+    assert whole.training_losses() == points
+    (note,) = notes
+    assert note.startswith("records.jsonl:2: left out: ")
+    assert "does not fit: `loss_curve`: " in note
     with pytest.raises(UserError) as raised:
         damaged.training_losses()
     assert str(raised.value).startswith("the record of option a, seed 0 is damaged: `loss_curve`")
@@ -165,6 +173,35 @@ def test_no_amount_below_nothing_is_written_but_a_loss_of_own_code_may_be(tmp_pa
         append_record(tmp_path / "records.jsonl", measured(training_seconds=-1e-9))
     own = measured(first_loss=-1.0, last_loss=-2.0)
     assert RECORDS.read(RECORDS.write(own)) == own
+
+
+@pytest.mark.parametrize("part", [b'"optimizer"', b'"torch"'])
+def test_one_bad_byte_in_a_part_that_stays_json_leaves_out_that_line_alone(tmp_path: Path, part: bytes) -> None:
+    own = replace(
+        make_record("a", 0), software=SOFTWARE.keep({"torch": "2"}),
+        trial=Trial(trial_id="t", option="a", seed=0, settings=SETTINGS.keep({"optimizer": {"lr": 1}})),
+    )  # fmt: skip
+    line, path = RECORDS.write(own), tmp_path / "records.jsonl"
+    for bad in (part[:-2] + b'\xff"', part[:-2] + b'\x01"', part[:-1]):
+        path.write_bytes(line + b"\n" + line.replace(part, bad) + b"\n" + line + b"\n")
+        records, notes = read_records(path)
+        assert records == [own, own]
+        assert [note.partition(" left out")[0] for note in notes] == ["records.jsonl:2:"]
+
+
+@pytest.mark.parametrize(
+    "where", [b'"resolved_config":null', b'"settings":{}', b'"software":{}', b'"status":"completed"']
+)
+def test_what_is_nested_too_deeply_is_left_out(tmp_path: Path, where: bytes) -> None:
+    line, path = RECORDS.write(make_record("a", 0)), tmp_path / "records.jsonl"
+    assert line.count(where) == 1
+    for levels in (100, 900, 200_000):
+        deep = where.partition(b":")[0] + b":" + b'{"a":' * levels + b"1" + b"}" * levels
+        path.write_bytes(line.replace(where, deep) + b"\n" + line + b"\n")
+        records, notes = read_records(path)
+        assert records == [make_record("a", 0)]
+        assert notes[0].startswith("records.jsonl:1: left out: ")
+        assert len(notes[0]) < 400
 
 
 def test_a_line_that_is_no_utf_8_is_named(tmp_path: Path) -> None:

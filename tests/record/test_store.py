@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,14 @@ from msgspec.structs import replace
 
 from selectbench.errors import UserError
 from selectbench.record.record import decimate
-from selectbench.record.run_folder import RECORDS, append_record, last_attempts, read_records
+from selectbench.record.run_folder import (
+    RECORDS,
+    append_record,
+    last_attempts,
+    read_lines,
+    read_records,
+    sealed_line,
+)
 
 
 def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
@@ -22,6 +30,38 @@ def test_what_is_appended_is_read_back(tmp_path: Path) -> None:
     for record in written:
         append_record(path, record)
     assert read_records(path) == (written, [])
+
+
+def test_any_digit_that_changes_is_noticed_and_lines_without_a_checksum_are_counted(tmp_path: Path) -> None:
+    path, old = tmp_path / "records.jsonl", RECORDS.write(make_record("a", 1))
+    line = sealed_line(make_record("a", 0))
+    digits = [place for place, byte in enumerate(line[: line.rindex(b'"crc32"')]) if chr(byte).isdigit()]
+    for place in digits:
+        other = b"%d" % ((line[place] - 47) % 10)
+        path.write_bytes(line[:place] + other + line[place + 1 :] + b"\n" + line + b"\n" + old + b"\n")
+        records, notes, unchecked = read_lines(path)
+        assert (records, unchecked) == ([make_record("a", 0), make_record("a", 1)], 1)
+        assert [note.partition(" left out: ")[0] for note in notes] == ["records.jsonl:1:"]
+    assert len(digits) > 100
+
+
+def test_a_record_that_another_program_wrote_is_left_out_until_its_checksum_is_taken_out(
+    tmp_path: Path,
+) -> None:
+    path, content = tmp_path / "records.jsonl", json.loads(sealed_line(make_record("a", 0)))
+    path.write_text(json.dumps(content) + "\n")
+    records, notes = read_records(path)
+    assert (records, len(notes)) == ([], 1)
+    assert "take `crc32` out of it" in notes[0]
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "crc32"}) + "\n")
+    records, notes, unchecked = read_lines(path)
+    assert ([record.trial.option for record in records], notes, unchecked) == (["a"], [], 1)
+
+
+def test_a_pipe_in_place_of_the_records_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "records.jsonl")
+    with pytest.raises(UserError, match="it is no file"):
+        read_records(tmp_path / "records.jsonl")
 
 
 def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
