@@ -55,13 +55,13 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder,
 def _request(
     suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
     gpus: str | None, wait: bool = False, no_screen: bool = False, budget: str | None = None,
-    results: Path = Path("results"),
+    results: Path = Path("results"), extend: str | None = None,
 ) -> Request:  # fmt: skip
     from selectbench.launch.preparation import Request, budget_of
 
     seconds = None if budget is None else budget_of(budget)
     settings = [*settings, *(["screen=null"] if no_screen else [])]
-    return Request(suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results)
+    return Request(suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results, extend)
 
 
 def _stderr() -> Console:
@@ -108,6 +108,10 @@ def run(
     budget: BudgetOption = None,
     no_screen: NoScreenOption = False,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until enough GPUs are free.")] = False,
+    extend: Annotated[
+        str | None,
+        typer.Option("--extend", metavar="RUN", help="Add --seeds to a complete run: its folder, or @latest."),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
     as_json: JsonOption = False,
@@ -120,7 +124,9 @@ def run(
     from selectbench.launch.run import run as run_suite
 
     console = _stderr()
-    request = _request(suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results)
+    request = _request(
+        suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results, extend
+    )  # fmt: skip
     preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
     result = run_suite(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed

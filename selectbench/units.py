@@ -162,6 +162,11 @@ def share(value: float | None) -> str:
     return f"{value:.1%}" if abs(value) >= 0.01 or value == 0 else f"{significant(value * 100, 2)}%"
 
 
+def confidence(alpha: float) -> str:
+    """How often intervals cover that miss in a share of `alpha`: `96%`, `99.75%`."""
+    return f"{100 * (1 - alpha):g}%"
+
+
 def whole_percent(value: float | None) -> str:
     """A share of 1 as a whole percentage: `41%`."""
     return DASH if value is None else f"{value:.0%}"

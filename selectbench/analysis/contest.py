@@ -11,15 +11,17 @@ import numpy as np
 
 from selectbench import units
 from selectbench.analysis.family import (
-    ALPHA,
+    MOST_SEEDS,
     ROUNDING,
     HypothesisTest,
     Judged,
     Pairs,
     agreeing_ends,
     all_pairs,
+    alpha_of,
     decide,
     judge_all,
+    look_of,
     own_interval,
     seeds_to_settle,
 )
@@ -209,9 +211,15 @@ class Contest:
         thresholds = {name: threshold(name) for name in metrics if threshold(name)}
         thresholds.setdefault(decided_by.objective, threshold(decided_by.objective))
         return Family(
-            alpha=ALPHA, objective=decided_by.objective, constraints=decided_by.constraints,
+            alpha=self.alpha, looks=self.suite.looks, objective=decided_by.objective,
+            constraints=decided_by.constraints,
             tests=self.tests, thresholds=thresholds,
         )  # fmt: skip
+
+    @property
+    def alpha(self) -> float:
+        """Probability of any false claim at this judgement of the run."""
+        return alpha_of(look_of(self.suite.looks))
 
     @property
     def tests(self) -> int:
@@ -327,7 +335,9 @@ class Contest:
         )  # fmt: skip
 
     def _settling(self, difference: Difference, distance: float, tests: int) -> Settling | None:
-        seeds = seeds_to_settle(difference, max(1, tests), distance)
+        looks = self.suite.looks or [len(self.suite.seeds)]
+        level = alpha_of(look_of([*looks, MOST_SEEDS])) / max(1, tests)  # the next judgement's
+        seeds = seeds_to_settle(difference, level, distance)
         if seeds is None or not self.is_complete:
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
@@ -339,7 +349,8 @@ class Contest:
         difference = self.blocks[metric].difference(option, self.baseline.name)
         if difference is None:
             return None, None, None
-        low, high = self.ends.get((option, metric)) or own_interval(difference) or (None, None)
+        own = self.ends.get((option, metric)) or own_interval(difference, self.alpha)
+        low, high = own or (None, None)
         return ratio_of(difference.estimate), ratio_of(low), ratio_of(high)
 
 
@@ -371,7 +382,7 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
         _declare(contest, summary, tests)
-    contest.judged.update(judge_all(tests, besides=contest.not_made))
+    contest.judged.update(judge_all(tests, contest.alpha, besides=contest.not_made))
     _give_each_ratio_one_interval(contest)
     return contest
 
@@ -399,7 +410,9 @@ def _declare(contest: Contest, summary: Summary, tests: dict[Key, HypothesisTest
         if not isinstance(asked, Asked):
             continue
         if is_baseline and asked.constraint.relative:  # to itself
-            contest.asked[summary.name, text] = asked.concluded(Judged(0.0, 0.0, 0.0, 1.0, 1.0), None)
+            contest.asked[summary.name, text] = asked.concluded(
+                Judged(0.0, 0.0, 0.0, 1.0, 1.0, contest.alpha), None
+            )
         else:
             tests[summary.name, text] = asked.test
     difference = contest.blocks[contest.suite.decide.objective].difference(summary.name, suite.baseline)
@@ -479,11 +492,11 @@ class Ranks:
         if difference is None:
             return None
         tests = max(1, len(self.pairs.first))
-        (judged,) = judge_all({"": HypothesisTest(difference)}, tests).values() or (None,)
+        (judged,) = judge_all({"": HypothesisTest(difference)}, self.pairs.alpha, tests).values() or (None,)
         if judged is not None:
             adjusted = float(self.pairs.p_adjusted[self.pairs.place(option, against)])
-            ends = (np.array(v) for v in (judged.low, judged.high, judged.estimate, 0.0, adjusted))
-            low, high = agreeing_ends(*ends)
+            low, high, estimate = (np.array(v) for v in (judged.low, judged.high, judged.estimate))
+            low, high = agreeing_ends(low, high, estimate, np.array(0.0), np.array(adjusted <= judged.alpha))
             judged = replace(judged, p_adjusted=adjusted, low=float(low), high=float(high))
         comparison = self.contest.compared(against, difference, judged, tests)
         mine, other = self.names.index(option), self.names.index(against)
@@ -498,7 +511,7 @@ def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     objective, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
     threshold, more = contest.suite.threshold(objective.name), objective.better == "more"
     order = list(names)
-    pairs = all_pairs(contest.blocks[objective.name], [name for name in order if name != baseline])
+    pairs = all_pairs(contest.blocks[objective.name], [name for name in order if name != baseline], contest.alpha)
     judged = [contest.judged.get((name, "")) for name in pairs.names]
     # Who is told from the baseline by the declared family; there is no gate where it could not tell.
     gate = np.array([one is None or one.rejected for one in judged], bool)
@@ -506,7 +519,7 @@ def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     gated = pairs.better(threshold, more_is_better=more) & (gate[:, None] | gate[None, :])
     better, known = np.zeros((len(order), len(order)), bool), np.zeros((len(order), len(order)), bool)
     places = [order.index(name) for name in pairs.names]
-    learnt = np.array([contest.p_of_luck(name) <= ALPHA for name in pairs.names], bool)
+    learnt = np.array([contest.p_of_luck(name) <= contest.alpha for name in pairs.names], bool)
     better[np.ix_(places, places)] = (gated | past_the_gate) & learnt[:, None]
     known[np.ix_(places, places)] = pairs.known()
     if baseline in order:
@@ -541,7 +554,7 @@ def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list
         return []
     names = dict.fromkeys((contest.suite.decide.objective, *_WATCHED))
     differences = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
-    judged = judge_all({name: HypothesisTest(one) for name, one in differences.items() if one})
+    judged = judge_all({name: HypothesisTest(one) for name, one in differences.items() if one}, contest.alpha)
     return [
         f"the control, which repeats the baseline, differs from it by {METRICS[name].name} "
         f"{units.ratio(ratio_of(one.estimate))}: something besides the options moves the figures, so smaller "

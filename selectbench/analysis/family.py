@@ -20,8 +20,11 @@ import numpy as np
 from selectbench.analysis.result import Decision
 from selectbench.analysis.statistics import Blocks, Bools, Difference, Floats, Integers, quantile, two_sided_p
 
-ALPHA = 0.05
-"""Probability of any false claim of a family."""
+FIRST_LOOK = 0.04
+"""Probability of any false claim of a family, where the run is judged for the first time."""
+LATER_LOOKS = 0.01
+"""The same of all later judgements of the run together: of the second half of it, of each further one half of that
+of the one before. Over all looks, however many, a claim is false with 0.05 at most (Bonferroni's inequality)."""
 LIKELY = 0.8
 """Chance with which the seeds that are proposed settle a question, if the difference is what it looks like.
 
@@ -32,13 +35,26 @@ MOST_SEEDS = 200
 """More are never proposed."""
 FEWEST_TO_PROPOSE = 3
 """Seeds whose spread foretells anything; of two it is right in half of all cases at best."""
-ROUNDING = 1e-12
-"""Of logarithms: a difference of just the threshold is not above it."""
+ROUNDING = 1e-11
+"""Of logarithms: a difference of just the threshold is not above it. A ratio of twelve digits keeps it."""
 Key = TypeVar("Key", bound=Hashable)
 Z_LIKELY = 0.8416
 """The normal distribution's quantile of LIKELY."""
 DEFAULT_SPREAD = 0.01
 """Of one trial's figure, as a share: what speed varies by between runs on an idle machine."""
+
+
+def look_of(looks: Sequence[int]) -> int:
+    """The number of a judgement, from 1; `looks`: seeds at each of the run's, this one the last; none: the first.
+
+    Those of one seed do not count, as nothing can be claimed then.
+    """
+    return 1 + sum(seeds > 1 for seeds in looks[:-1])
+
+
+def alpha_of(look: int) -> float:
+    """Probability of any false claim of a family at a run's judgement of this number."""
+    return FIRST_LOOK if look == 1 else LATER_LOOKS / 2 ** (look - 1)
 
 
 @dataclass(frozen=True)
@@ -62,6 +78,8 @@ class Judged:
     high: float
     p: float
     p_adjusted: float
+    alpha: float
+    """The family's."""
 
     @property
     def is_exact(self) -> bool:
@@ -71,13 +89,13 @@ class Judged:
     @property
     def rejected(self) -> bool:
         """Whether the bound is claimed not to be the truth."""
-        return self.p_adjusted <= ALPHA
+        return self.p_adjusted <= self.alpha
 
 
 def judge_all(
-    tests: Mapping[Key, HypothesisTest], total: int | None = None, *, besides: int = 0
+    tests: Mapping[Key, HypothesisTest], alpha: float, total: int | None = None, *, besides: int = 0
 ) -> dict[Key, Judged]:
-    """Of all tests whose spread is known; the others are none of the family.
+    """Of all tests whose spread is known; the others are none of the family, which shares `alpha`.
 
     Those without any spread are decided by the values alone and take no part of alpha. `total`: how many the
     family has, where not all are given; `besides`: how many it has besides these.
@@ -95,10 +113,10 @@ def judge_all(
     sharing = (total or int(by_chance.sum())) + besides
     adjusted[by_chance] = holm(p[by_chance], sharing)
     sharing = max(1, sharing)
-    half = np.where(by_chance, quantile(ALPHA / sharing, free) * errors, 0.0)
-    low, high = agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted)
+    half = np.where(by_chance, quantile(alpha / sharing, free) * errors, 0.0)
+    low, high = agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted <= alpha)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
-    return {key: Judged(*found) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
+    return {key: Judged(*found, alpha) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
 
 
 def p_values(distances: Floats, errors: Floats, free: Floats) -> Floats:
@@ -120,10 +138,9 @@ def holm(p: Floats, tests: int | None = None) -> Floats:
 
 
 def agreeing_ends(
-    low: Floats, high: Floats, estimates: Floats, bounds: Floats, adjusted: Floats
+    low: Floats, high: Floats, estimates: Floats, bounds: Floats, rejected: Bools
 ) -> tuple[Floats, Floats]:
-    """Ends that exclude the bound where the adjusted p rejects it."""
-    rejected = adjusted <= ALPHA
+    """Ends that exclude the bound where it is rejected."""
     above, below = rejected & (estimates > bounds), rejected & (estimates < bounds)
     low = np.where(above, np.maximum(low, bounds + ROUNDING), low)
     high = np.where(below, np.minimum(high, bounds - ROUNDING), high)
@@ -139,19 +156,19 @@ def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decisio
     return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
 
 
-def own_interval(difference: Difference) -> tuple[float, float] | None:
-    """Ends of its 95 % interval by itself, as logarithms; None: no measure of spread."""
+def own_interval(difference: Difference, alpha: float = 0.05) -> tuple[float, float] | None:
+    """Ends of its interval of level 1 - alpha by itself, as logarithms; None: no measure of spread."""
     if difference.standard_error is None:
         return None
-    half = difference.standard_error * float(quantile(ALPHA, difference.degrees_of_freedom or math.inf))
+    half = difference.standard_error * float(quantile(alpha, difference.degrees_of_freedom or math.inf))
     return difference.estimate - half, difference.estimate + half
 
 
-def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int | None:
+def seeds_to_settle(difference: Difference, alpha: float, distance: float) -> int | None:
     """More seeds until a distance so large would be told with a chance of LIKELY; None: more than MOST_SEEDS.
 
     `distance`: between the estimate and what it must be told from, as a logarithm. From the observed spread, with
-    degrees of freedom that grow with the seeds, at Bonferroni's level for `tests`.
+    degrees of freedom that grow with the seeds; `alpha`: the test's own, a family's over its tests.
     """
     error, free = difference.standard_error, difference.degrees_of_freedom
     if not error or not free or distance <= 0 or difference.seeds < FEWEST_TO_PROPOSE:
@@ -159,7 +176,7 @@ def seeds_to_settle(difference: Difference, tests: int, distance: float) -> int 
     of_one_seed, free_of_one = error * math.sqrt(difference.seeds), free / (difference.seeds - 1)
 
     def tells(seeds: int) -> bool:
-        critical = float(quantile(ALPHA / tests, free_of_one * (seeds - 1)))
+        critical = float(quantile(alpha, free_of_one * (seeds - 1)))
         return (critical + Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
 
     low, high = difference.seeds, MOST_SEEDS
@@ -184,6 +201,8 @@ class Pairs:
     """Of each by itself; NaN where there is no measure of spread."""
     p_adjusted: Floats
     """The same adjusted for all pairs."""
+    alpha: float
+    """The family's."""
     half_widths: Floats
     """Of the simultaneous intervals (Bonferroni's over all pairs); NaN where there is no measure of spread."""
 
@@ -202,11 +221,11 @@ class Pairs:
         gain = signed if more_is_better else -signed
         if math.isnan(p) or gain <= math.log1p(threshold) + ROUNDING:
             return False
-        return float(holm(np.array(known))[known.index(p)]) <= ALPHA
+        return float(holm(np.array(known))[known.index(p)]) <= self.alpha
 
     def better(self, threshold: float, *, more_is_better: bool, families: int = 1) -> Bools:
         """[i, j]: whether i is shown to be better than j by both gates; `families` share alpha."""
-        told = self.p_adjusted <= ALPHA / families
+        told = self.p_adjusted <= self.alpha / families
         told &= np.abs(self.estimates) > math.log1p(threshold) + ROUNDING
         ahead = (self.estimates > 0) == more_is_better
         return self._square(told & ahead, told & ~ahead)
@@ -235,7 +254,7 @@ class Pairs:
         return square
 
 
-def all_pairs(blocks: Blocks, names: Sequence[str]) -> Pairs:
+def all_pairs(blocks: Blocks, names: Sequence[str], alpha: float) -> Pairs:
     """Among the options of these names, in their order: the tests of `statistics`, adjusted by Holm."""
     first, second = np.triu_indices(len(names), 1)
     places = blocks.places(names)
@@ -249,16 +268,17 @@ def all_pairs(blocks: Blocks, names: Sequence[str]) -> Pairs:
     adjusted[spread] = holm(p[spread])
     widths = np.full(len(first), np.nan)
     widths[known] = 0.0
-    widths[spread] = quantile(ALPHA / max(1, int(spread.sum())), free[spread]) * errors[spread]
-    return Pairs(names, first, second, estimates, p, adjusted, widths)
+    widths[spread] = quantile(alpha / max(1, int(spread.sum())), free[spread]) * errors[spread]
+    return Pairs(names, first, second, estimates, p, adjusted, alpha, widths)
 
 
 def detectable(rounds: int, options: int, tests: int, spread: float = DEFAULT_SPREAD) -> float:
     """The share by which two options must differ to be told apart with a chance of 80 %.
 
-    For a variance that is pooled over the options, at Bonferroni's level for `tests`: the sum of the t quantile and
-    the normal one of 0.8, in standard errors of a difference (Cohen 1988, chapter 2, in its normal approximation).
+    For a variance that is pooled over the options, at Bonferroni's level for `tests` of a first judgement: the sum
+    of the t quantile and the normal one of 0.8, in standard errors of a difference (Cohen 1988, chapter 2, in its
+    normal approximation).
     """
     free = max(1, (max(2, options) - 1) * (rounds - 1))
     error = spread * math.sqrt(2 / rounds)
-    return math.expm1((float(quantile(ALPHA / tests, free)) + Z_LIKELY) * error)
+    return math.expm1((float(quantile(FIRST_LOOK / tests, free)) + Z_LIKELY) * error)

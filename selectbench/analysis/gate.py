@@ -9,7 +9,15 @@ from functools import cached_property
 from typing import Any, Literal
 
 from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, seed_by_seed
-from selectbench.analysis.family import HypothesisTest, Judged, decide, judge_all, own_interval
+from selectbench.analysis.family import (
+    HypothesisTest,
+    Judged,
+    alpha_of,
+    decide,
+    judge_all,
+    look_of,
+    own_interval,
+)
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.screening import screened_words
@@ -105,6 +113,8 @@ class Compared(Shown):
     """What differs where they ran, but for what moves no figure."""
     changes: list[Change]
     tests: int
+    alpha: float
+    """Probability that any tested change is no change, at most."""
     only_in_reference: list[str]
     only_in_run: list[str]
     lost: dict[str, str]
@@ -123,7 +133,8 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
         for metric, found in differences.items() if metric not in _SHOWN_ONLY
         for option, difference in found.items()
     }  # fmt: skip
-    judged = judge_all(tests)
+    alpha = _alpha(run, reference)
+    judged = judge_all(tests, alpha)
     lost = [name for name in common if theirs[name].completed and not ours[name].completed]
     elsewhere = [d for d in differing(run.where, reference.where) if not d.path.startswith(_PASSING)]
     return Compared(
@@ -136,7 +147,7 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
                     judged.get((option, metric)))
             for option in common for metric in COMPARED if option in differences[metric]
         ],
-        tests=sum(not one.is_exact for one in judged.values()),
+        tests=sum(not one.is_exact for one in judged.values()), alpha=alpha,
         only_in_reference=[n for n in theirs if n not in ours],
         only_in_run=[n for n in ours if n not in theirs], notes=_notes(run, reference, ours, theirs),
     )  # fmt: skip
@@ -151,6 +162,11 @@ def _differences(ours: Mapping[str, Summary], theirs: Mapping[str, Summary], met
 def _shown_ends(difference: Difference) -> tuple[float, float] | tuple[None, None]:
     """Of a change by itself, for `compare` and `gate`: their families differ, and so would their intervals."""
     return own_interval(difference) or (None, None)
+
+
+def _alpha(run: ReadRun, reference: ReadRun) -> float:
+    """Of a comparison; each of the two may have been extended after it was compared before."""
+    return alpha_of(look_of(run.suite.looks) + look_of(reference.suite.looks) - 1)
 
 
 def _change(
@@ -270,6 +286,8 @@ class Gate(Shown):
     """regression where any check says so, else inconclusive where any does, else pass."""
     checks: list[Check]
     tests: int
+    alpha: float
+    """Probability that any check that passes or regresses is wrong, at most."""
     notes: list[str] = []  # noqa: RUF012 (pydantic copies it)
     """Options that were not gated, and lines of either run's records that could not be used."""
 
@@ -297,7 +315,8 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     }  # fmt: skip
     strangers = ", ".join(name for name in ours if name not in held)
     told = [f"not gated, as the reference completed no trial of them: {strangers}"] if strangers else []
-    judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, Asked)})
+    alpha = _alpha(run, reference)
+    judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, Asked)}, alpha)
     tests = sum(not one.is_exact for one in judged.values())
     others = run.other_jobs()
     for key, found in asked.items():
@@ -317,7 +336,7 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
     return Gate(
         run=run.name, reference=reference.name, verdict=overall(checks), checks=checks,
-        tests=tests,
+        tests=tests, alpha=alpha,
         notes=[*told, *run.notes, *reference.notes],
     )  # fmt: skip
 

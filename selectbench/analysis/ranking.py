@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from selectbench import units
 from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, ranks_of
 from selectbench.analysis.factors import factor_view
-from selectbench.analysis.family import ALPHA
+from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
 from selectbench.analysis.hardware import (
     cost_unknown,
     failure_note,
@@ -43,6 +44,9 @@ from selectbench.analysis.watched import PROCESS, plausibility_warnings
 from selectbench.record.record import Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
+
+MOST_TO_LIST = 30
+"""More seeds are no list to read or to type."""
 
 
 def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) -> Ranking:
@@ -181,11 +185,12 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
     suite = contest.suite
     metric = METRICS[suite.decide.objective]
     placed = [row for row in rows if row.rank is not None]
+    proposed: list[int] = []
     sentences = [
         "" if contest.is_complete else _unfinished(*outcomes(summaries.values())),
-        _verdict(contest, metric, rows, summaries),
+        _verdict(contest, metric, rows, summaries, proposed),
         _beating_the_baseline(suite, metric, placed),
-        _open(metric, placed, rows),
+        _open(metric, placed, rows, proposed),
         _disturbed(metric, summaries.values()),
         *_about_the_baseline(suite, summaries[suite.baseline], rows),
         _quality(suite, rows),
@@ -193,7 +198,10 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         *_beside_the_ranks(metric, placed, rows, summaries),
         _left_out(metric, rows, summaries, bool(placed)),
         _own_code(rows),
+        _how_to_extend(suite, max(proposed, default=0)),
     ]
+    if not contest.is_complete:  # only a complete run is extended
+        sentences.pop()
     return " ".join(sentence for sentence in sentences if sentence)
 
 
@@ -210,18 +218,33 @@ def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
     return f"The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
 
 
-def _verdict(contest: Contest, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+def _how_to_extend(suite: Suite, seeds: int) -> str:
+    """The command that adds so many seeds to the run."""
+    if not 0 < seeds <= MOST_TO_LIST:
+        return ""
+    if suite.quick:
+        return "A run without --quick has more seeds."
+    taken = {*suite.seeds, *(search.seed for search in (suite.tune, suite.best_of) if search)}
+    unused = (seed for seed in itertools.count(max(suite.seeds) + 1) if seed not in taken)
+    listed = ",".join(map(str, itertools.islice(unused, seeds)))
+    return f"To add seeds: selectbench run suite.yaml --extend . --seeds {listed} (in the run's folder)."
+
+
+def _verdict(
+    contest: Contest, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary], proposed: list[int]
+) -> str:
+    """`proposed` takes up the numbers of seeds that the sentence proposes; so elsewhere."""
     suite = contest.suite
     ranked = [row for row in rows if row.rank is not None]
     if not ranked:
-        return _without_ranks(contest, metric, rows, summaries)
+        return _without_ranks(contest, metric, rows, summaries, proposed)
     best = ranked[0]
     if len(suite.options) == 1:
         return f"{best.option}: {figure(metric, best)}; there is no other option to compare it with."
     if len(ranked) == 1:
         return f"{best.option} is the only option that could be ranked: {with_ratio(suite, metric, best)}."
     if tied := [row for row in ranked[1:] if row.option in best.tied_with]:
-        return _tie(suite, metric, best, tied)
+        return _tie(suite, metric, best, tied, proposed)
     held = [c.constraint for c in best.constraints if c.verdict == "holds"]
     within = f" of those that hold {_and(held)}" if held else ""
     return (
@@ -249,7 +272,9 @@ def _beating_the_baseline(suite: Suite, metric: Metric, ranked: Sequence[Row]) -
     return f"{'; '.join(parts)}."
 
 
-def _without_ranks(contest: Contest, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+def _without_ranks(
+    contest: Contest, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary], proposed: list[int]
+) -> str:
     """Where there is no measure of spread, or nothing that could be ranked."""
     suite = contest.suite
     shown = [row for row in rows if row.n and counts(row, metric.name) and not row.identity.violations]
@@ -265,32 +290,32 @@ def _without_ranks(contest: Contest, metric: Metric, rows: Sequence[Row], summar
             f"{order[0].option} is the only option with a figure that fails no constraint: "
             f"{with_ratio(suite, metric, order[0])}."
         )
+    why = _no_order(eligible, shown, metric, proposed)
     return (
-        f"No verdict: {_no_order(contest, eligible, shown, metric)}. By the figures alone {order[0].option} comes "
-        f"first: {with_ratio(suite, metric, order[0])}; next {order[1].option}: "
-        f"{with_ratio(suite, metric, order[1])}."
+        f"No verdict: {why}. By the figures alone {order[0].option} comes first: "
+        f"{with_ratio(suite, metric, order[0])}; next {order[1].option}: {with_ratio(suite, metric, order[1])}."
     )
 
 
-def _no_order(contest: Contest, eligible: Sequence[Row], shown: Sequence[Row], metric: Metric) -> str:
+def _no_order(eligible: Sequence[Row], shown: Sequence[Row], metric: Metric, proposed: list[int]) -> str:
     """Why no row has a rank though some have figures."""
-    more = " (run with more seeds: --seeds 0,1,2)" if contest.is_complete else ""
+    one_seed = max(row.n for row in shown) == 1
+    proposed += [FEWEST_TO_PROPOSE - 1] if one_seed else []
     open_constraints = dict.fromkeys(
         c.constraint for row in shown if not row.eligible for c in row.constraints if c.verdict == "undecided"
     )
     if open_constraints and len(eligible) < 2:
-        one_seed = max(row.n for row in shown) == 1
-        way_out = f", as one seed shows no spread{more}" if one_seed else ""
+        way_out = ", as one seed shows no spread" if one_seed else ""
         return f"it is open whether the options hold {_and(list(open_constraints))}{way_out}"
-    if max(row.n for row in shown) == 1:
-        return f"one seed shows no spread, so the order may be chance{more}"
+    if one_seed:
+        return "one seed shows no spread, so the order may be chance"
     nothing = [row.option for row in shown if not row.metrics[metric.name].value]
     if nothing:
         return f"{metric.title} is 0 for {_and(nothing)}, and of nothing no ratio can be taken"
     return "no two options share two seeds that both completed, so there is no spread to judge their difference by"
 
 
-def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row]) -> str:
+def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row], proposed: list[int]) -> str:
     """Rows that share the first rank: because they do not differ, or because that is open."""
     names = _and([best.option, *(row.option for row in tied)])
     figures = "; ".join(f"{row.option} {with_ratio(suite, metric, row)}" for row in (best, *tied))
@@ -301,6 +326,7 @@ def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row]) -> str:
     more = ""
     if known := [pair.settling for pair in pairs if pair.settling]:
         least = min(known, key=lambda settling: settling.seeds)
+        proposed.append(least.seeds)
         what = "it" if len(pairs) == 1 else "one of these pairs"
         more = f" If the difference is what it looks like, {_seeds_more(least)} would probably settle {what}."
     apart = [row.option for row in tied if row.against_best is None]
@@ -313,7 +339,7 @@ def _seeds_more(settling: Settling) -> str:
     return f"{settling.seeds} more seed{'s' if settling.seeds > 1 else ''}{time}"
 
 
-def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
+def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row], proposed: list[int]) -> str:
     """Rows that might come first, if it were known whether they hold a constraint."""
     if not ranked:
         return ""  # that the constraints are open is said already
@@ -325,6 +351,7 @@ def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row]) -> str:
             continue
         needed = [c.settling for c in undecided if c.settling]
         most = max(needed, key=lambda s: s.seeds) if len(needed) == len(undecided) else None
+        proposed += [most.seeds] if most else []
         more = f"; {_seeds_more(most)} would probably settle it" if most else ""
         details = _and([f"{c.constraint} ({c.detail})" for c in undecided])
         lines.append(
@@ -375,12 +402,16 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
     if most <= 1:
         return "(1 seed: there is no measure of spread, so a difference may be chance.)"
     seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+    look = look_of(contest.suite.looks)
+    if look > 1:
+        seeds += f", judgement {look} of this run"
+    level = units.confidence(contest.alpha)
     few = "; with so few only large differences can be told" if most == 2 else ""
     if not contest.tests:
         return f"({seeds}{few}.)"
     if contest.tests == 1:
-        return f"({seeds}{few}; one test, with its {1 - ALPHA:.0%} interval.)"
-    return f"({seeds}{few}; {1 - ALPHA:.0%} intervals and claims that hold together for all {contest.tests} tests.)"
+        return f"({seeds}{few}; one test, with its {level} interval.)"
+    return f"({seeds}{few}; {level} intervals and claims that hold together for all {contest.tests} tests.)"
 
 
 def _beats(metric: Metric, row: Row, best: float | None) -> bool:

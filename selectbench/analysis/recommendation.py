@@ -125,7 +125,7 @@ def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, S
     better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
     for metric in over:
         threshold, more = contest.suite.threshold(metric), METRICS[metric].better == "more"
-        pairs = all_pairs(contest.blocks[metric], names)
+        pairs = all_pairs(contest.blocks[metric], names, contest.alpha)
         better = pairs.better(threshold, more_is_better=more)
         better_somewhere |= better
         worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
@@ -180,6 +180,7 @@ class Question:
     name: VerdictName
     title: str
     blocks: Blocks
+    alpha: float
     threshold: float
     more_is_better: bool
     figures: Mapping[str, Figure]
@@ -267,7 +268,8 @@ def _by_metric(
     if rows and not known:
         return None
     return Question(
-        name, title, contest.blocks[metric_name], contest.suite.threshold(metric_name), metric.better == "more",
+        name, title, contest.blocks[metric_name], contest.alpha, contest.suite.threshold(metric_name),
+        metric.better == "more",
         {option: with_ratio(contest.suite, metric, row) for option, row in known.items()}, metric_name,
     )  # fmt: skip
 
@@ -300,7 +302,7 @@ def _to_loss(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summ
     reached = [row.option for row in rows if row.to_loss and not row.to_loss.not_reached]
     means = {name: centre(list(price_by_seed(summaries[name], "seconds").values())) for name in reached}
     return Question(
-        "cheapest", "Soonest to the baseline's loss", contest.blocks[SECONDS_TO_LOSS],
+        "cheapest", "Soonest to the baseline's loss", contest.blocks[SECONDS_TO_LOSS], contest.alpha,
         contest.suite.threshold(SECONDS_TO_LOSS), False,
         {name: Figure(f"{units.seconds(value)} of time") for name, value in means.items() if value is not None},
         SECONDS_TO_LOSS,
@@ -390,7 +392,7 @@ def _answered(
 
 def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
     names = [row.option for row in rows if row.option in question.figures]
-    pairs = all_pairs(question.blocks, names)
+    pairs = all_pairs(question.blocks, names, question.alpha)
     more = question.more_is_better
     better = pairs.better(question.threshold, more_is_better=more)
     order = [row.option for row in rows if row.rank is not None and row.option in question.figures]

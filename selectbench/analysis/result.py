@@ -51,7 +51,8 @@ class Comparison(Shown):
     """Geometric mean, over those seeds, of this option's value over the other's with the same seed; None: more or
     less than a float holds."""
     low: Number | None
-    """Lower end of the simultaneous 95 % interval of the ratio; None: one seed, no measure of spread."""
+    """Lower end of the simultaneous interval of the ratio, of the level that `family` says; None: no measure of
+    spread, as of one seed."""
     high: Number | None
     """Its upper end."""
     p: Number | None
@@ -106,6 +107,8 @@ class Family(Shown):
 
     alpha: float
     """Probability that any claim of the family is false, at most."""
+    looks: list[int] = []
+    """Seeds at each judgement of a run that was extended, this one the last; empty: it is the first."""
     objective: str
     """Every option against the baseline on this metric ..."""
     constraints: list[str]
@@ -425,9 +428,9 @@ class MetricValue(Shown):
     ratio_to_baseline: Number | None
     """Geometric mean, over the seeds that both completed, of this option's value over the baseline's."""
     ratio_low: Number | None = None
-    """Lower end of the ratio's 95 % interval: of the objective, and where a constraint is on the ratio, the one
-    that holds together with all other tests; else the interval by itself, which supports no claim. None: the
-    baseline itself, or no measure of spread."""
+    """Lower end of the ratio's interval, of the level that `family` says: of the objective, and where a constraint
+    is on the ratio, the one that holds together with all other tests; else the interval by itself, which supports
+    no claim. None: the baseline itself, or no measure of spread."""
     ratio_high: Number | None = None
     """Its upper end."""
     standard_deviation: Number | None

@@ -37,6 +37,7 @@ from selectbench.plan.duration import Estimate, History, StageCost, estimate, pa
 from selectbench.plan.plan import Plan, PlannedTrial, gpu_need, gpus_used, heldout_warnings, make_plan, settled_for
 from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record
+from selectbench.record.run_folder import SUITE, find_run, is_complete
 from selectbench.suite.load import find, load_suite
 from selectbench.suite.stages import screening_suite, speed_suite, tuning_suite, without
 from selectbench.suite.suite import Suite, Values
@@ -66,6 +67,8 @@ class Request:
     """For all trials; rounds that do not fit into it are left out."""
     results: Path = Path("results")
     """Where earlier runs are, which tell how long trials take."""
+    extend: str | None = None
+    """A complete run that gets the seeds as further rounds, as `find_run` takes it; None: a run of its own."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,8 @@ class Preparation(Planned):
 
     prepared: Mapping[str, Prepared]
     environment: dict[str, Any]
+    extended: Extended | None
+    """The run that gets more seeds; None: a run of its own."""
     claim: GpuClaim
     """The GPUs that trials run on, to be released at the end; none of them on a CPU."""
 
@@ -112,6 +117,7 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
         request.suite, device=device, profile=request.profile, settings=request.settings,
         axes=request.axes, seeds=request.seeds, quick=request.quick,
     )  # fmt: skip
+    suite = _judged_after(suite, [])  # of the run that wrote the file
     machine = inspect_machine(suite.device)
     if request.gpus is None:
         return suite, machine
@@ -133,6 +139,9 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
     suite, machine = resolve(request)
     if (reason := device_problem(request, suite)) is not None:
         raise UserError(reason)
+    extended = None
+    if request.extend is not None:
+        suite, extended = with_more_seeds(request, suite, request.extend)
     if not machine.trains:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     for line in check_own_code(suite, machine):
@@ -155,7 +164,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
             environment["pretrained"] = plan.pretrained
         if choices := suite.left_open.machine_choices:
             environment["machine_choices"] = [choice.model_dump(mode="json") for choice in choices]
-        preparation = Preparation(machine, prepared, plan, environment, claim)
+        preparation = Preparation(machine, prepared, plan, environment, extended, claim)
         if request.budget_seconds is not None:
             history = past_trials(request.results / suite.name, machine)
             preparation, notes = within(request.budget_seconds, preparation, history)
@@ -243,6 +252,65 @@ def check_torch_shows(gpus: Sequence[Gpu], python: str | None) -> None:
         )
     if (difference := first_difference(shown, gpus)) is not None:
         raise UserError(f"{torch} does not run on the GPUs that were taken: {difference}")
+
+
+# A complete run gets more seeds: rounds that go on where its own ended, and a further judgement.
+
+
+@dataclass(frozen=True)
+class Extended:
+    """A run that gets more seeds."""
+
+    folder: Path
+    suite: Suite
+    """As its file had it before."""
+
+    @property
+    def at_first(self) -> int:
+        """Its seeds before it was ever extended."""
+        return self.suite.looks[0] if self.suite.looks else len(self.suite.seeds)
+
+
+def with_more_seeds(request: Request, suite: Suite, reference: str) -> tuple[Suite, Extended]:
+    """The suite with the run's seeds and those that were asked for, judged once more, and the run.
+
+    A run whose extension was interrupted gets no further ones: its own are resumed. Raises UserError.
+    """
+    if request.budget_seconds is not None:
+        raise UserError("--budget cuts rounds: with --extend, --seeds says how many there are to be")
+    folder = find_run(reference, request.results, suite.name)
+    folder = folder if folder.name.strip(".") else folder.resolve()  # its name tells the order of trials
+    run = load_suite(str(folder / SUITE), device="cpu", require_files=False)
+    if suite.quick or run.quick:
+        raise UserError(f"{folder}: a --quick run has one seed and claims nothing: run without --quick instead")
+    new, known = ([s for s in suite.seeds if (s in run.seeds) is is_known] for is_known in (False, True))
+    complete = is_complete(folder)
+    if not complete and (new or not run.looks):
+        last = ",".join(map(str, run.seeds[run.looks[-2] :])) if run.looks else None
+        how = f"--extend with --seeds {last}" if last else "the same command without --extend"
+        raise UserError(f"{folder}: only a complete run is extended; finish it first: {how}")
+    if complete and known:
+        what = f"has {'seed' if len(known) == 1 else 'seeds'} {', '.join(map(str, known))} already"
+        raise UserError(f"{folder}: {what}; name new ones only, such as --seeds {max(run.seeds) + 1}")
+    seeds = [*run.seeds, *new]
+    looks = [*(run.looks or [len(run.seeds)]), len(seeds)] if new else run.looks
+    more = suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}})
+    return _judged_after(more, looks), Extended(folder, run)
+
+
+def _judged_after(suite: Suite, looks: Sequence[int]) -> Suite:
+    """The suite of a run that was judged after so many seeds each time."""
+    resolved = {key: value for key, value in suite.resolved.items() if key != "looks"}
+    resolved |= {"looks": list(looks)} if looks else {}
+    return suite.model_copy(update={"looks": list(looks), "resolved": resolved})
+
+
+def as_begun(suite: Suite, extended: Extended) -> Suite:
+    """The suite as it would have begun the run, from which its fingerprint was taken."""
+    seeds = extended.suite.seeds[: extended.at_first]
+    return _judged_after(
+        suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}}), []
+    )
 
 
 # The stages of a run: settings that make each option fastest, then those that make it best, then the contest.

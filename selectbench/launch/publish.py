@@ -68,7 +68,7 @@ def _past_run(folder: Path) -> PastRun:
     started_at = "{}-{}-{} {}:{}".format(*named.groups()) if named else None
     try:
         suite, environment = plain_suite(folder), read_environment(folder / ENVIRONMENT)
-        planned = planned_trials(suite)
+        planned = planned_trials(folder, suite)
         records, _ = read_records(folder / RECORDS_FILE)
         over = [one for one in counted(records) if has_outcome(one.outcome)]
         done = planned & {(one.trial.option, one.trial.seed) for one in over}
@@ -81,10 +81,7 @@ def _past_run(folder: Path) -> PastRun:
     gpus = dict.fromkeys(str(gpu.get("name")) for gpu in environment.get("gpus") or [])
     on_gpus = suite.get("device") == "cuda" and gpus
     try:
-        ranking = read_json(folder / RANKING)
-        answer = str(ranking["answer"])
-        out = {row["option"] for row in ranking["rows"] if row["status"] == "screened_out"}
-        planned = {trial for trial in planned if trial[0] not in out}
+        answer = str(read_json(folder / RANKING)["answer"])
     except (UserError, KeyError, TypeError):
         answer = None
     return PastRun(
@@ -99,7 +96,7 @@ def _past_run(folder: Path) -> PastRun:
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
-_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "screen")
+_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "screen", "looks")
 """Keys that say nothing of an option by itself."""
 SHORT = "There is less held-out text than was asked for (see the warnings)."
 

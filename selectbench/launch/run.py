@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -11,21 +12,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from selectbench.analysis.family import alpha_of, look_of
+from selectbench.analysis.gate import differing
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.screening import screened_out, screened_words
 from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import pinned_model
-from selectbench.errors import ExitCode
+from selectbench.errors import ExitCode, UserError
 from selectbench.gpu.meters import GpuWatch
 from selectbench.launch.display import Display
-from selectbench.launch.preparation import CONTEST, SCREENING, Preparation, check_cuda, stages
+from selectbench.launch.preparation import (
+    CONTEST,
+    SCREENING,
+    Extended,
+    Preparation,
+    as_begun,
+    check_cuda,
+    stages,
+)
 from selectbench.launch.publish import publish, read_run
 from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial, in_run_order
 from selectbench.record.record import SOFTWARE, Completed, Failed, Record
 from selectbench.record.run_folder import (
+    ENVIRONMENT,
     MODEL,
     RECORDS_FILE,
     TRIALS,
@@ -33,14 +45,18 @@ from selectbench.record.run_folder import (
     RunLock,
     append_record,
     create_run,
+    extend_run,
     fingerprint,
+    fingerprint_part,
     last_attempts,
     newest_run,
+    read_json,
     read_records,
     weights_folder,
 )
 from selectbench.record.wire import Order
 from selectbench.suite.suite import Suite
+from selectbench.text import one_line
 
 
 @dataclass(frozen=True)
@@ -65,6 +81,8 @@ def run(
         check_cuda(preparation.plan, preparation.claim.gpus)
         folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retry_failed)
         with RunLock(folder), StopRequest() as stop:
+            if preparation.extended is not None:
+                extend_run(folder, preparation.suite, preparation.extended.suite)
             display = make_display()
             try:
                 _run_stages(preparation, folder, display, stop, retry_failed=retry_failed)
@@ -75,13 +93,37 @@ def run(
 
 
 def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retry_failed: bool) -> Path:
-    own_code = preparation.plan.own_code_sha256
-    data = " ".join(dict.fromkeys(one.key for one in preparation.prepared.values()))
-    mark = fingerprint(preparation.suite, preparation.environment, data, own_code)
+    if preparation.extended is not None:
+        if fresh:
+            raise UserError("--fresh starts a run of its own; leave it out with --extend")
+        return _folder_to_extend(preparation, preparation.extended)
+    mark = _fingerprint(preparation, preparation.suite)
     newest = None if fresh else newest_run(results, preparation.suite, mark)
     if newest is not None and next_stage(preparation, newest, retry_failed=retry_failed) is not None:
         return newest
     return create_run(results, preparation.suite, preparation.environment, mark)
+
+
+def _fingerprint(preparation: Preparation, suite: Suite) -> str:
+    data = " ".join(dict.fromkeys(one.key for one in preparation.prepared.values()))
+    return fingerprint(suite, preparation.environment, data, preparation.plan.own_code_sha256)
+
+
+def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
+    """Raises UserError where the run was not begun with what would be run now, saying what differs."""
+    folder, suite = extended.folder, as_begun(preparation.suite, extended)
+    if folder.name.rpartition("-")[2] == _fingerprint(preparation, suite):
+        return folder
+    then, now = read_json(folder / ENVIRONMENT), json.loads(json.dumps(preparation.environment, default=str))
+    apart = ("seeds", "looks")
+    settings = [d for d in differing(suite.resolved, extended.suite.resolved) if d.path not in apart]
+    found = [*settings, *differing(fingerprint_part(now), fingerprint_part(then))]
+    told = "; ".join(
+        f"{one_line(d.path)}: {one_line(str(d.reference))} there, {one_line(str(d.run))} here" for d in found[:4]
+    )
+    raise UserError(
+        f"{folder}: seeds are added to what is the same run but for them; {told or 'its data or own code changed'}"
+    )
 
 
 def _run_stages(
@@ -125,7 +167,15 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
         asked = f"; asked for: {' and '.join(bounds)}" if stage.title == SCREENING else ""
         display.note(f"{stage.title}: {number}{more} trial{'s' if number > 1 else ''} before the contest{asked}")
     if stage.done and is_first:
-        display.note(f"resuming {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
+        what = _going_on(stage.preparation)
+        display.note(f"{what} {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
+
+
+def _going_on(preparation: Preparation) -> str:
+    if preparation.extended is None:
+        return "resuming"
+    look = look_of(preparation.suite.looks)
+    return f"for judgement {look}, at {100 * alpha_of(look):g}%, extending"
 
 
 def exit_code(preparation: Preparation, folder: Path) -> ExitCode:

@@ -197,10 +197,14 @@ def plain_suite(folder: Path) -> dict[str, Any]:
     return cast("dict[str, Any]", plain(read_document(folder / SUITE)))
 
 
-def planned_trials(suite: dict[str, Any]) -> set[tuple[str, int]]:
-    """Option and seed of each trial of the contest, of a suite as `plain_suite` reads it. Raises UserError."""
+def planned_trials(folder: Path, suite: dict[str, Any]) -> set[tuple[str, int]]:
+    """Option and seed of each trial of the run's contest; `suite` as `plain_suite` reads it. Raises UserError."""
+    out: set[str] = set()
+    with contextlib.suppress(UserError, KeyError, TypeError):
+        rows = read_json(folder / RANKING)["rows"]
+        out = {row["option"] for row in rows if row["status"] == "screened_out"}
     try:
-        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])}
+        options = {*suite["options"], *([CONTROL] if suite.get("control") else [])} - out
         return {(option, seed) for option in options for seed in suite["seeds"]}
     except (KeyError, TypeError):
         raise UserError(f"{SUITE}: cannot be read: its options and seeds are not whole") from None
@@ -209,7 +213,7 @@ def planned_trials(suite: dict[str, Any]) -> set[tuple[str, int]]:
 def is_complete(folder: Path) -> bool:
     """Whether every trial of the contest has an outcome; False where the run can't be read."""
     try:
-        planned = planned_trials(plain_suite(folder))
+        planned = planned_trials(folder, plain_suite(folder))
         last = last_attempts(read_records(folder / RECORDS_FILE)[0]).values()
     except UserError:
         return False
@@ -273,6 +277,16 @@ def create_run(results: Path, suite: Suite, environment: dict[str, Any], mark: s
             f"{folder}: cannot write: {error.strerror}; choose a folder that you may write: --results DIR"
         ) from None
     return folder
+
+
+def extend_run(folder: Path, suite: Suite, before: Suite) -> None:
+    """Write the suite with more seeds over the one before. Raises UserError where the run got others meanwhile."""
+    if plain_suite(folder).get("seeds") != before.seeds:
+        raise UserError(f"{folder}: another process gave it more seeds meanwhile; look at its report first")
+    try:
+        write_whole(folder / SUITE, suite_text(suite))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot write: {error.strerror}") from None
 
 
 def suite_text(suite: Suite) -> str:

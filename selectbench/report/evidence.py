@@ -18,7 +18,7 @@ from selectbench.analysis.metrics import (
     UtilizationName,
     state_of,
 )
-from selectbench.analysis.result import GpuRow, Ranking, Row, Unknown
+from selectbench.analysis.result import Family, GpuRow, Ranking, Row, Unknown
 from selectbench.choices.model import OwnModel
 from selectbench.plan.peaks import source
 from selectbench.record.record import Completed, Record
@@ -340,11 +340,20 @@ def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
         "(moderated t, Smyth 2004), though a noisy option still widens all intervals. "
         f"One family of {tests} declared: every option against the baseline by {family.objective}, and every "
         "constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios hold together, so "
-        f"that any claim of the family is false with a probability of at most {family.alpha:.0%}. Better or worse "
-        "needs both: an adjusted p of at most that, and a difference above the smallest that matters, as a share: "
+        f"that any claim of the family is false with a probability of at most {100 * family.alpha:g}%"
+        f"{_looks(family)}. Better or worse needs both: an adjusted p of at most that, and a difference above the "
+        f"smallest that matters, as a share: "
         f"{thresholds}. A constraint holds or fails when its interval lies on one side of the bound; otherwise it "
         "is undecided. Ranks come from all pairs of options, adjusted likewise."
     )
+
+
+def _looks(family: Family) -> str:
+    """Which judgement of the run it is, and what the others take."""
+    if not family.looks:
+        return ": judged once; further judgements, should seeds be added, have the 1% that is left to 5% together"
+    seeds = ", ".join(map(str, family.looks))
+    return f": the run was judged with {seeds} seeds, each time at a level of its own, all of them 5% together"
 
 
 def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:

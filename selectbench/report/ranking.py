@@ -258,9 +258,9 @@ def table_notes(ranking: Ranking) -> list[Text]:
         ("Figures are geometric means over the completed seeds, ± one standard deviation between seeds. "
         f"{LESS_IS_BETTER}: less is better."),
         ("A ratio to the baseline is the geometric mean of the ratios within the seeds that both completed, with "
-        f"its 95 % interval. The intervals of {objective.name} and of what a constraint limits hold together; any "
-        f"other is for its ratio alone and supports no claim. {units.NOT_MEASURABLE.capitalize()}: the interval "
-        f"contains 1 and its ends differ by more than {units.WIDEST:g}x."),
+        f"its {_level(ranking)}interval. The intervals of {objective.name} and of what a constraint limits hold "
+        f"together; any other is for its ratio alone and supports no claim. {units.NOT_MEASURABLE.capitalize()}: "
+        f"the interval contains 1 and its ends differ by more than {units.WIDEST:g}x."),
     ]  # fmt: skip
     if dominated := [
         f"{row.option} by {', '.join(row.dominated_by[:4])}" for row in ranking.rows if row.dominated_by
@@ -288,6 +288,10 @@ def _better_note(ranking: Ranking) -> list[Text]:
     )
     means = f"Better means shown to differ from the baseline, with a measured difference above {matters}"
     return [f"{means}; the true difference may be smaller. {more}."]
+
+
+def _level(ranking: Ranking) -> str:
+    return f"{units.confidence(ranking.family.alpha)} " if ranking.family else ""
 
 
 def ties_note(ranking: Ranking) -> list[str]:

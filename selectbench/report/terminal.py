@@ -509,7 +509,7 @@ def gate_markdown(gate: Gate) -> str:
     """For a pull request or a job's summary."""
     told = (
         "Intervals are 95 % for each check by itself. A limit holds or fails where that is shown for all checks "
-        "together (p adjusted by Holm)."
+        f"together (p adjusted by Holm, at {100 * gate.alpha:g}%)."
     )
     verdict = Paragraph(_verdict_line(gate), is_strong=True)
     return render_blocks([verdict, _checks(gate), Listing(gate.notes), Paragraph(told)]) + "\n"

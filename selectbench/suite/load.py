@@ -68,7 +68,9 @@ from selectbench.text import quoted, unwritable, visible
 # What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`.
 
 
-SETTABLE = tuple(key for key in SuiteFile.model_fields if key not in ("profiles", "device", "profile", "quick"))
+SETTABLE = tuple(
+    key for key in SuiteFile.model_fields if key not in ("profiles", "device", "profile", "quick", "looks")
+)
 """What `--set` may begin with."""
 
 
@@ -408,11 +410,12 @@ def _assembled(
         baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
         decide=_decides(content.decide, job, other_tokens=other_tokens),
         limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
-        control=content.control, gate=content.gate, left_open=left_open, save="none" if quick else content.save,
+        control=content.control, gate=content.gate, looks=content.looks, left_open=left_open,
+        save="none" if quick else content.save,
         tune=None if quick else content.tune, best_of=None if quick else content.best_of,
         screen=[] if quick else content.screen,
     )  # fmt: skip
-    given = content.model_fields_set & {"cost", "meters", "control", "gate"}
+    given = content.model_fields_set & {"cost", "meters", "control", "gate", "looks"}
     given |= {key for key in ("tune", "best_of", "screen") if getattr(suite, key)}
     given |= {"save"} if suite.saved_seeds else set()
     return suite.model_copy(update={"resolved": _resolved(suite, given)})

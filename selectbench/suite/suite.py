@@ -299,6 +299,8 @@ class Suite(Strict):
     """Prices; None: nothing is said of cost."""
     meters: MeterSettings = MeterSettings()
     """How the GPUs are watched."""
+    looks: list[int] = Field(default_factory=list)
+    """Seeds at each judgement of a run that was extended, the last of them all; empty: it was not."""
     control: bool = False
     """Whether the baseline runs a second time, as the option CONTROL."""
     tune: Tune | None = None
@@ -417,3 +419,5 @@ class SuiteFile(Strict):
     """The profile that was merged in; written by a run."""
     quick: bool = False
     """Speed and memory only; written by a run."""
+    looks: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """How many seeds each judgement of the run had; written by `run --extend`."""

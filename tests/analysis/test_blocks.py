@@ -10,7 +10,16 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from selectbench.analysis.family import ALPHA, HypothesisTest, all_pairs, decide, holm, judge_all, seeds_to_settle
+from selectbench.analysis.family import (
+    HypothesisTest,
+    all_pairs,
+    alpha_of,
+    decide,
+    holm,
+    judge_all,
+    look_of,
+    seeds_to_settle,
+)
 from selectbench.analysis.statistics import Difference, make_blocks, of_one, quantile, trigamma_inverse, two_sided_p
 
 Values = dict[str, dict[int, float]]
@@ -116,7 +125,7 @@ def test_no_spread_is_decided_by_the_threshold_alone(seeds: int) -> None:
         found = make_blocks(values).difference("b", "a")
         assert found
         assert found.spread == "none"
-        judged = judge_all({"": HypothesisTest(found)})[""]
+        judged = judge_all({"": HypothesisTest(found)}, 0.04)[""]
         assert decide(judged, 0.01, more_is_better=True) == expected
 
 
@@ -126,7 +135,7 @@ def test_one_seed_tells_no_spread_whatever_the_others_do() -> None:
     found = make_blocks(values).difference("o3", "o0")
     assert found
     assert (found.standard_error, found.spread, found.seeds) == (None, "unknown", 1)
-    assert judge_all({"x": HypothesisTest(found)}) == {}
+    assert judge_all({"x": HypothesisTest(found)}, 0.04) == {}
 
 
 def test_values_without_a_logarithm_are_holes() -> None:
@@ -160,16 +169,16 @@ TESTS = st.lists(
 )  # fmt: skip
 
 
-@given(TESTS)
+@given(TESTS, st.sampled_from([0.04, 0.005, 0.0025]))
 def test_an_interval_excludes_the_bound_exactly_where_holm_rejects(
-    found: list[tuple[float, float, int, float]],
+    found: list[tuple[float, float, int, float]], alpha: float
 ) -> None:
     tests = {
         i: HypothesisTest(Difference(estimate, error, float(free), free + 1, "own"), bound)
         for i, (estimate, error, free, bound) in enumerate(found)
     }
-    for i, judged in judge_all(tests).items():
-        assume(abs(judged.p_adjusted - ALPHA) > 1e-6)
+    for i, judged in judge_all(tests, alpha).items():
+        assume(abs(judged.p_adjusted - alpha) > 1e-6)
         assert judged.low <= judged.estimate <= judged.high
         assert (judged.low <= tests[i].bound <= judged.high) == (not judged.rejected)
 
@@ -181,13 +190,13 @@ def test_all_pairs_are_the_single_ones(seed: int, options: int, seeds: int, data
     for _ in range(data.draw(st.integers(0, 4))):
         values[f"o{data.draw(st.integers(0, options - 1))}"].pop(data.draw(st.integers(0, seeds - 1)), None)
     blocks = make_blocks(values)
-    pairs = all_pairs(blocks, list(values))
+    pairs = all_pairs(blocks, list(values), 0.04)
     singles = {}
     for i, j in zip(pairs.first, pairs.second, strict=True):
         found = blocks.difference(f"o{i}", f"o{j}")
         if found:
             singles[i, j] = HypothesisTest(found)
-    judged = judge_all(singles)
+    judged = judge_all(singles, 0.04)
     for place, (i, j) in enumerate(zip(pairs.first, pairs.second, strict=True)):
         assert pairs.place(f"o{i}", f"o{j}") == place
         if (i, j) in judged:
@@ -211,11 +220,18 @@ def test_the_unit_of_a_metric_does_not_matter(seed: int, factor: float) -> None:
 
 def test_more_seeds_are_proposed_that_would_settle_it() -> None:
     wide = Difference(0.02, 0.01, 4.0, 5, "own")
-    more = seeds_to_settle(wide, 4, 0.02)
+    more = seeds_to_settle(wide, 0.01, 0.02)
     assert more
     seeds = 5 + more
-    needed = (float(quantile(ALPHA / 4, seeds - 1.0)) + 0.8416) * 0.01 * math.sqrt(5 / seeds)
-    fewer = (float(quantile(ALPHA / 4, seeds - 2.0)) + 0.8416) * 0.01 * math.sqrt(5 / (seeds - 1))
+    needed = (float(quantile(0.01, seeds - 1.0)) + 0.8416) * 0.01 * math.sqrt(5 / seeds)
+    fewer = (float(quantile(0.01, seeds - 2.0)) + 0.8416) * 0.01 * math.sqrt(5 / (seeds - 1))
     assert needed <= 0.02 < fewer
-    assert seeds_to_settle(wide, 4, 1e-6) is None
-    assert seeds_to_settle(Difference(0.02, 0.0, None, 5, "none"), 4, 0.02) is None
+    assert seeds_to_settle(wide, 0.01, 1e-6) is None
+    assert seeds_to_settle(Difference(0.02, 0.0, None, 5, "none"), 0.01, 0.02) is None
+
+
+def test_every_judgement_has_a_level_of_its_own_and_all_together_have_five_percent() -> None:
+    assert [alpha_of(look) for look in (1, 2, 3)] == [0.04, 0.005, 0.0025]
+    assert math.fsum(alpha_of(look) for look in range(1, 60)) == pytest.approx(0.05)
+    assert [look_of(looks) for looks in ([], [5], [5, 8], [5, 8, 9])] == [1, 1, 2, 3]
+    assert look_of([1, 4]) == 1  # with one seed nothing could be claimed

@@ -13,7 +13,8 @@ import pytest
 from made_records import NOTHING, make_suite
 
 from selectbench.analysis.contest import Contest, hold_contest
-from selectbench.analysis.statistics import differences_over_seeds, make_blocks
+from selectbench.analysis.family import FIRST_LOOK
+from selectbench.analysis.statistics import differences_over_seeds, make_blocks, quantile
 from selectbench.analysis.summary import Summary, crossing
 from selectbench.plan.plan import PlannedTrial, in_run_order
 from selectbench.record.record import EvaluationPoint, Trial
@@ -72,7 +73,7 @@ def test_noisy_neighbours_cost_quiet_options_no_power(noisy: int, seeds: int) ->
         alone = differences_over_seeds(logs[1:quiet] - logs[0], np.zeros(quiet - 1, bool), None)
         t = (alone.estimates - math.log(0.99)) / alone.standard_errors
         held.append(float(np.mean(verdicts)))
-        paired.append(float(np.mean(t > {3: 11.8, 5: 5.07}[seeds])))  # Student's t at 0.05 / 7, two-sided
+        paired.append(float(np.mean(t > quantile(FIRST_LOOK / 7, seeds - 1))))
     ours, _ = said(f"{noisy} noisy, {seeds} seeds: ours holds", held)
     theirs, error = said("paired tests hold", paired)
     assert ours >= theirs - 2 * error
@@ -157,3 +158,40 @@ def test_an_option_that_is_faster_to_a_loss_is_found() -> None:
     speeds = [1, 1, 1, 1, 1.2]
     found = ["o4" in called_better(contest_of(suite, to_loss(draw, speeds, 5, 0.0005))) for _ in range(200)]
     assert said("a true +20 % is found", found)[0] >= 0.95
+
+
+LOOKS = (3, 5, 8, 12)
+
+
+def judgements(runs: int, effects: Sequence[float], looks: Sequence[int] = LOOKS) -> list[list[Contest]]:
+    """Of each simulated run its judgements, seeds being added between them."""
+    draw, found = np.random.default_rng(7), []
+    plain = [suite_of(5, n, thresholds={"tokens_per_second": 0.0}) for n in looks]
+    suites = [s.model_copy(update={"looks": list(looks[: i + 1]) if i else []}) for i, s in enumerate(plain)]
+    for _ in range(runs):
+        logs = np.array(effects)[:, None] + draw.normal(0, 0.02, looks[-1]) + draw.normal(0, 0.01, (5, looks[-1]))
+        speeds = 1000 * np.exp(logs)
+        found.append([contest_of(s, {"tokens_per_second": speeds[:, : len(s.seeds)]}) for s in suites])
+    return found
+
+
+def claims(contest: Contest, alpha: float) -> bool:
+    return any(one.p_adjusted <= alpha for one in contest.judged.values())
+
+
+def test_adding_seeds_until_something_is_shown_finds_no_more_than_one_look_may() -> None:
+    runs = judgements(1000, [0.0] * 5)
+    assert all(one.alpha == alpha for one, alpha in zip(runs[0], (0.04, 0.005, 0.0025, 0.00125), strict=True))
+    said("false claims of looks at 3, 5, 8, 12 seeds, each at 5 %", [any(claims(c, 0.05) for c in r) for r in runs])
+    found = [any(one.rejected for c in run for one in c.judged.values()) for run in runs]
+    share, error = said("each at its own level", found)
+    assert share <= 0.05 + 2 * error
+
+
+def test_what_is_left_to_later_judgements_hardly_costs_the_first_one_power() -> None:
+    runs = [first for (first,) in judgements(1000, [0.0, 0.0, 0.0, 0.0, -0.03], looks=(5,))]
+    before, _ = said(
+        "a true 3 % is found by five seeds at 5 %", [c.judged["o4", ""].p_adjusted <= 0.05 for c in runs]
+    )
+    after, _ = said("at 4 %", [c.judged["o4", ""].rejected for c in runs])
+    assert before - 0.03 <= after <= before

@@ -203,6 +203,15 @@ class TestRunsByName:
             stream.write(json.dumps(first) + "\n")
         assert find_run("precision@latest", results) == self.run(results, "d")
 
+    def test_an_option_that_was_screened_out_is_not_waited_for(self, results: Path) -> None:
+        newest = self.run(results, "e")
+        lines = (newest / "records.jsonl").read_text().splitlines(keepends=True)
+        kept = [line for line in lines if json.loads(line)["trial"]["option"] != "tf32"]
+        (newest / "records.jsonl").write_text("".join(kept))
+        assert find_run("precision@latest", results) == self.run(results, "d")
+        self.change(newest, "ranking.json", '"status": "failed"', '"status": "screened_out"')
+        assert find_run("precision@latest", results) == newest
+
     def test_the_one_before_ran_the_same_profile_on_the_same_machine(self, results: Path) -> None:
         self.change(self.run(results, "d"), "environment.json", '"cpu_model": "', '"cpu_model": "another ')
         self.change(self.run(results, "c"), "suite.yaml", "device: cpu", "device: cuda")

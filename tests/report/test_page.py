@@ -211,4 +211,4 @@ def test_the_method_names_the_thresholds_of_what_was_measured() -> None:
     assert "as a share: tokens_per_second 0.01" in text
     assert "bleu 0.01" not in text
     assert "One family of 1 test was declared" in text
-    assert "(3 seeds; one test, with its 95% interval.)" in text
+    assert "(3 seeds; one test, with its 96% interval.)" in text
