@@ -107,7 +107,7 @@ def run(
     gpus: GpusOption = None,
     budget: BudgetOption = None,
     no_screen: NoScreenOption = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until enough GPUs are free.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until enough GPUs, or the CPU, are free.")] = False,
     extend: Annotated[
         str | None,
         typer.Option("--extend", metavar="RUN", help="Add --seeds to a complete run: its folder, or @latest."),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher, get_close_matches
@@ -111,6 +113,19 @@ def did_you_mean(wrong: object, candidates: Sequence[str]) -> str:
     """' (did you mean X?)' for what was meant, or '' where nothing is near."""
     near = nearest(wrong, candidates)
     return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+
+
+_NOT_WRITTEN = re.compile(
+    "|".join(re.escape(os.strerror(number)) for number in (
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO
+    ))
+)  # fmt: skip
+"""What libraries in every language take over from the kernel when a disk is full, at its end or gone."""
+
+
+def disk_problem(text: str) -> str | None:
+    """The line of a trial's last words which says that a disk did not take what was written; None: none does."""
+    return next((line.strip() for line in text.splitlines() if _NOT_WRITTEN.search(line)), None)
 
 
 _SAYS_SO = re.compile(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import processes
@@ -17,6 +17,14 @@ def pytest_runtest_teardown() -> Generator[None]:
         return (yield)
     finally:
         processes.end_all()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Runs that tests start wait for no other run of this machine, and no other run for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SELECTBENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(scope="session")

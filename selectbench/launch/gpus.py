@@ -1,4 +1,4 @@
-"""Which GPUs a run takes, and the locks that keep other runs of this tool from taking them too."""
+"""Which GPUs or cores a run takes, and the locks that keep other runs of this tool from taking them too."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def lock_folder() -> Path:
     return Path(named) if named else DEFAULT_FOLDER
 
 
-class GpuLock:
+class Lock:
     """A lock that this process holds."""
 
     def __init__(self, descriptor: int) -> None:
@@ -66,7 +66,7 @@ def my_turn() -> Iterator[None]:
         turn.release()
 
 
-def try_lock(uuid: str) -> GpuLock | None:
+def try_lock(uuid: str) -> Lock | None:
     """The GPU's lock, or None where another run has it. Raises UserError where the folder can't be used."""
     return _lock(uuid, wait=False)
 
@@ -94,7 +94,7 @@ def _path(name: str) -> Path:
     return lock_folder() / f"{name.replace('/', '_')}.lock"
 
 
-def _lock(name: str, *, wait: bool) -> GpuLock | None:
+def _lock(name: str, *, wait: bool) -> Lock | None:
     path = _path(name)
     while True:
         try:
@@ -114,7 +114,7 @@ def _lock(name: str, *, wait: bool) -> GpuLock | None:
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()}\n".encode())
                 undo.pop_all()
-                return GpuLock(descriptor)
+                return Lock(descriptor)
 
 
 def _open(path: Path) -> int:
@@ -193,15 +193,15 @@ class Busy:
         return self.candidate.gpu.uuid, self.locked, frozenset(tenant.pid for tenant in self.use.tenants)
 
 
-class GpuClaim:
-    """The GPUs of a run, in the order of ranks, held until it is released or the process ends."""
+class Claim:
+    """The GPUs of a run, in the order of ranks, or its cores, held until it is released or the process ends."""
 
-    def __init__(self, claimed: Sequence[Gpu] = (), locks: Sequence[GpuLock] = ()) -> None:
-        """`locks`: one for each GPU; none of either for a run on the CPU."""
+    def __init__(self, claimed: Sequence[Gpu] = (), locks: Sequence[Lock] = ()) -> None:
+        """`locks`: one for each GPU; of a run on the CPU, which has no GPUs, one for each core."""
         self.gpus = list(claimed)
         self._locks = list(locks)
 
-    def __enter__(self) -> GpuClaim:
+    def __enter__(self) -> Claim:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -217,6 +217,38 @@ class GpuClaim:
         """Let go of all; a second time does nothing. `gpus` stays as it is, for reading."""
         for held in self._locks:
             held.release()
+
+
+def claim_cores(
+    *, wait: bool, notify: Notify, pause: Callable[[], object] = lambda: time.sleep(POLL_SECONDS)
+) -> Claim:
+    """Take all cores that this process may use, for trials on them: two that run at once slow each other down.
+
+    Raises UserError where another run has one of them; with `wait` it comes back once all are free. Ctrl-C ends the
+    waiting as KeyboardInterrupt, with nothing taken.
+    """
+    reported = None
+    while True:
+        with ExitStack() as undo, my_turn():
+            locks: list[Lock] = []
+            for core in sorted(os.sched_getaffinity(0)):
+                if (taken := try_lock(name := f"core-{core}")) is None:
+                    break
+                undo.callback(taken.release)
+                locks.append(taken)
+            else:
+                undo.pop_all()
+                return Claim(locks=locks)
+            holder = holder_pid(name)
+        has_it = "another selectbench run measures on this CPU" + (f" (pid {holder})" if holder else "")
+        if not wait:
+            raise UserError(
+                f"{has_it}, and each would slow the other down",
+                "fix: wait with --wait, or give each run cores of its own (taskset)",
+            )
+        if reported != (reported := holder):
+            notify(f"waiting: {has_it}")
+        pause()
 
 
 def candidates(asked: str | None) -> list[Candidate]:
@@ -254,7 +286,7 @@ def claim_gpus(
     wait: bool,
     notify: Notify,
     pause: Callable[[], object] = lambda: time.sleep(POLL_SECONDS),
-) -> GpuClaim:
+) -> Claim:
     """Take the first idle GPUs, or all of those that `--gpus` names, whether in use or not.
 
     Raises UserError where there are too few, or another run has one that is named; with `wait` it comes back once
@@ -276,10 +308,10 @@ def claim_gpus(
         pause()
 
 
-def _attempt(offered: list[Candidate], need: GpuNeed, *, named: bool) -> tuple[GpuClaim | None, list[Busy]]:
+def _attempt(offered: list[Candidate], need: GpuNeed, *, named: bool) -> tuple[Claim | None, list[Busy]]:
     """The claim, or None with nothing taken; and what something else is on."""
     uses = _uses(offered)
-    taken: list[tuple[Candidate, GpuLock]] = []
+    taken: list[tuple[Candidate, Lock]] = []
     busy: list[Busy] = []
     with ExitStack() as undo, my_turn():
         for candidate, use in zip(offered, uses, strict=True):
@@ -296,7 +328,7 @@ def _attempt(offered: list[Candidate], need: GpuNeed, *, named: bool) -> tuple[G
         if len(taken) < (len(offered) if named else need.least):
             return None, busy
         undo.pop_all()
-    return GpuClaim([candidate.gpu for candidate, _ in taken], [lock for _, lock in taken]), busy
+    return Claim([candidate.gpu for candidate, _ in taken], [lock for _, lock in taken]), busy
 
 
 def idle_now(asked: str | None, need: GpuNeed) -> tuple[list[Gpu], list[str]]:

@@ -29,7 +29,7 @@ from selectbench.data.prepared import Look, Prepared, cache_root, check_enough, 
 from selectbench.data.reading import dataset_commit, download_bytes
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
-from selectbench.launch.gpus import GpuClaim, Notify, candidates, claim_gpus, idle_now
+from selectbench.launch.gpus import Claim, Notify, candidates, claim_cores, claim_gpus, idle_now
 from selectbench.launch.own_code import check_own_code
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
@@ -62,7 +62,7 @@ class Request:
     gpus: str | None = None
     """Numbers, UUIDs or beginnings of UUIDs, by commas; None: the idle ones."""
     wait: bool = False
-    """For GPUs to become free."""
+    """For GPUs, or the CPU, to become free."""
     budget_seconds: float | None = None
     """For all trials; rounds that do not fit into it are left out."""
     results: Path = Path("results")
@@ -103,8 +103,8 @@ class Preparation(Planned):
     environment: dict[str, Any]
     extended: Extended | None
     """The run that gets more seeds; None: a run of its own."""
-    claim: GpuClaim
-    """The GPUs that trials run on, to be released at the end; none of them on a CPU."""
+    claim: Claim
+    """The GPUs, or the cores, that trials run on, to be released at the end."""
 
 
 def resolve(request: Request) -> tuple[Suite, Machine]:
@@ -146,17 +146,20 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     for line in check_own_code(suite, machine):
         notify(line)
-    with way_without_network(request):
-        prepared = prepare_data(suite, notify)
     with ExitStack() as undo:
-        claim = GpuClaim()
+        claim = Claim()
+        if suite.device == "cpu":  # before the data: to prepare them takes all cores, too
+            claim = undo.enter_context(claim_cores(wait=request.wait, notify=notify))
+        with way_without_network(request):
+            prepared = prepare_data(suite, notify)
         if suite.device == "cuda":
             need = gpu_need(settled_for(suite, machine, prepared), machine)
             claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
             machine = machine.on(claim.gpus)
         suite = settled_for(suite, machine, prepared)
         plan = make_plan(suite, machine, prepared, code_sha256())
-        claim.keep(gpus_used(plan))
+        if suite.device == "cuda":
+            claim.keep(gpus_used(plan))
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
         environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
         environment["data"] = data_facts(suite, prepared, plan)

@@ -6,10 +6,13 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from shutil import disk_usage
+from tempfile import gettempdir
 from typing import Any
 
 from selectbench.analysis.family import alpha_of, look_of
@@ -18,10 +21,11 @@ from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.screening import screened_out, screened_words
 from selectbench.choices.model import OwnModel, PretrainedModel
-from selectbench.data.prepared import pinned_model
-from selectbench.errors import ExitCode, UserError
+from selectbench.data.prepared import Prepared, contents_of, pinned_model
+from selectbench.errors import ExitCode, UserError, disk_problem
 from selectbench.gpu.meters import GpuWatch
 from selectbench.launch.display import Display
+from selectbench.launch.gpus import my_turn
 from selectbench.launch.preparation import (
     CONTEST,
     SCREENING,
@@ -43,7 +47,6 @@ from selectbench.record.run_folder import (
     TRIALS,
     WEIGHTS,
     RunLock,
-    append_record,
     create_run,
     extend_run,
     fingerprint,
@@ -52,9 +55,10 @@ from selectbench.record.run_folder import (
     newest_run,
     read_json,
     read_records,
+    sweep_weights,
     weights_folder,
 )
-from selectbench.record.wire import Order
+from selectbench.record.wire import Evaluating, Order, Phase, Progress
 from selectbench.suite.suite import Suite
 from selectbench.text import one_line
 
@@ -77,15 +81,18 @@ def run(
     retry_failed: bool = False,
 ) -> Result:
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError."""
-    with preparation.claim:
+    with preparation.claim, ExitStack() as until_its_end:
         check_cuda(preparation.plan, preparation.claim.gpus)
-        folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retry_failed)
-        with RunLock(folder), StopRequest() as stop:
+        with my_turn():  # of two that start at once the second sees what the first has chosen
+            sweep_weights(results)
+            folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retry_failed)
+            lock = until_its_end.enter_context(RunLock(folder))
+        with StopRequest() as stop:
             if preparation.extended is not None:
                 extend_run(folder, preparation.suite, preparation.extended.suite)
             display = make_display()
             try:
-                _run_stages(preparation, folder, display, stop, retry_failed=retry_failed)
+                _run_stages(preparation, lock, display, stop, retry_failed=retry_failed)
             finally:
                 display.close()
             ranking = publish(folder, read_run(folder), display.note)
@@ -127,9 +134,10 @@ def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
 
 
 def _run_stages(
-    preparation: Preparation, folder: Path, display: Display, stop: StopRequest, *, retry_failed: bool
+    preparation: Preparation, lock: RunLock, display: Display, stop: StopRequest, *, retry_failed: bool
 ) -> None:
     """Stage after stage, as the records of the one before ask."""
+    folder = lock.path.parent
 
     def pause(seconds: float) -> None:
         display.tick()
@@ -143,7 +151,7 @@ def _run_stages(
     ):
         while not stop and (stage := next_stage(preparation, folder, retry_failed=retry_failed, ended=ended)):
             _announce(stage, folder, display, is_first=not ended)
-            bench = Bench(stage.preparation, folder, servers, watch, display, stop)
+            bench = Bench(stage.preparation, folder, lock, servers, watch, display, stop)
             of = stage.done + len(stage.trials)
             for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
                 if stop:
@@ -271,6 +279,10 @@ def _matters(record: Record) -> bool:
 # One planned trial from waiting for its GPUs to its record on disk.
 
 
+LEAST_ROOM_BYTES = 1 << 20
+"""A trial that crashes where less is free crashed for that."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What every trial of a stage is launched with."""
@@ -279,6 +291,7 @@ class Bench:
     """The stage's."""
     folder: Path
     """The run's."""
+    lock: RunLock
     servers: TrialServers
     watch: GpuWatch
     display: Display
@@ -316,10 +329,11 @@ class Bench:
                 self.display.note(f"memory has not come back: {sentence}")
             started_at = _now()
             server = self.servers.of(option.option.choices.python)
-            runner = TrialRunner(server, self.preparation.suite.limits, self.stop, self.display.hear)
+            runner = TrialRunner(server, self.preparation.suite.limits, self.stop, self._hear)
             order = make_order(self.preparation, planned, self.folder)
             with self.watch.during(ready, Path(order.trial_folder)) as watching:
                 end = runner.run(order)
+            self._blame(end.outcome, order)
             meters = watching.meters(end.finished)
         certificate: dict[str, Any] = {}
         if (done := end.finished) is not None:
@@ -332,8 +346,38 @@ class Bench:
             outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
             software=SOFTWARE.keep(end.software), meters=meters, **certificate,
         )  # fmt: skip
-        append_record(self.folder / RECORDS_FILE, record)
+        self.lock.append(record)
         return record, end.server_start_seconds
+
+    def _hear(self, event: Phase | Progress | Evaluating | None) -> None:
+        self.lock.check()
+        self.display.hear(event)
+
+    def _blame(self, outcome: Completed | Failed, order: Order) -> None:
+        """Raises UserError where a trial failed for what no option is to blame for; it has no record then."""
+        if isinstance(outcome, Completed) or outcome.kind == "interrupted":
+            return
+        self.lock.check()
+        name, again = order.trial.option, "run the same command again, which goes on here"
+        try:
+            Prepared.open(order.data_folder)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{order.data_folder}: the prepared data were removed or damaged while this run went on ({error}): "
+                f"{again} after it has prepared them anew"
+            ) from None
+        if contents_of({name: order.job.model}).get(name) != self.preparation.plan.pretrained.get(name):
+            changed = "model.pretrained: it was removed or changed while this run went on"
+            raise UserError(f"{changed}: put it back and {again}")
+        if outcome.kind != "crashed":
+            return
+        places = (self.folder, order.data_folder, gettempdir())
+        full = (f"{place} has no room" for place in places if disk_usage(place).free < LEAST_ROOM_BYTES)
+        if (why := disk_problem(outcome.detail) or next(full, None)) is not None:
+            raise UserError(
+                f"{name}, seed {order.trial.seed}: a disk did not take what was written: {why}; every record "
+                f"before this one is kept: make room and {again}"
+            )
 
 
 def _now() -> str:

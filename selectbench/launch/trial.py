@@ -29,6 +29,7 @@ from selectbench.errors import says_out_of_memory
 from selectbench.gpu.devices import Gpu
 from selectbench.machine import CGROUP_MEMBERSHIP, CGROUP_ROOT, cgroup_folders, foreign_environment, short_wait
 from selectbench.record.record import Completed, Failed
+from selectbench.record.run_folder import writing
 from selectbench.record.wire import EVENTS, ORDERS, Evaluating, Finished, GaveUp, Order, Phase, Progress, Started
 from selectbench.suite.suite import Limits
 
@@ -96,7 +97,9 @@ class TrialServer:
         if self.python is not None:
             self._code = linked_code()
             environment["PYTHONPATH"] = self._code.name
-        with self.log.open("ab") as output, theirs:
+        with writing(self.log):
+            log = self.log.open("ab")
+        with log as output, theirs:
             self.process = subprocess.Popen(
                 arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
                 pass_fds=[theirs.fileno()], env=environment,
@@ -407,8 +410,9 @@ class TrialRunner:
     def run(self, order: Order) -> TrialEnd:
         """Launch the trial and wait for its end; whatever it does, there is an outcome."""
         folder = Path(order.trial_folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ORDER_NAME).write_bytes(msgspec.json.format(ORDERS.write(order), indent=1))
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            (folder / ORDER_NAME).write_bytes(msgspec.json.format(ORDERS.write(order), indent=1))
         self._oom_kills_before = oom_kills()
         self._started = self._last_sign = time.monotonic()
         starts_server = not self.server.is_running

@@ -260,8 +260,13 @@ def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
 
 
 def newest_run(results: Path, suite: Suite, mark: str) -> Path | None:
-    """The latest run folder with this fingerprint, complete or not."""
-    return max((results / suite.name).glob(f"*-{mark}"), default=None)
+    """The latest run folder with this fingerprint, complete or not; half a folder is none."""
+    return max(filter(is_run, (results / suite.name).glob(f"*-{mark}")), default=None)
+
+
+def is_run(folder: Path) -> bool:
+    """Whether it has what no run can go on without."""
+    return all((folder / name).is_file() for name in (SUITE, ENVIRONMENT))
 
 
 def create_run(results: Path, suite: Suite, environment: dict[str, Any], mark: str) -> Path:
@@ -300,9 +305,30 @@ def weights_folder(folder: Path) -> Iterator[None]:
     """The run's folder of initial weights: empty at first, gone at the end, as it can be many times the rest."""
     shutil.rmtree(folder / WEIGHTS, ignore_errors=True)  # what a killed run left
     try:
+        with writing(folder / WEIGHTS):
+            (folder / WEIGHTS).mkdir()
         yield
     finally:
         shutil.rmtree(folder / WEIGHTS, ignore_errors=True)
+
+
+def sweep_weights(results: Path) -> None:
+    """Removes the initial weights that killed runs left and that nobody resumed."""
+    for weights in results.glob(f"*/*/{WEIGHTS}"):
+        with contextlib.suppress(UserError), RunLock(weights.parent):
+            shutil.rmtree(weights, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Raises UserError where what is done inside can't write to the run's folder."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot write: {error.strerror}; every record before this one is kept: "
+            "make room or choose another --results folder, and run the same command again"
+        ) from None
 
 
 class RunLock:
@@ -310,6 +336,8 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
+        self._kept = {SUITE, ENVIRONMENT}
+        """What a run can't make again of its folder; its records as soon as there are some."""
 
     def __enter__(self) -> RunLock:
         try:
@@ -327,6 +355,30 @@ class RunLock:
 
     def __exit__(self, *_: object) -> None:
         self._stream.close()
+
+    def append(self, record: Record) -> None:
+        """As `append_record`, to the run's own records. Raises UserError also as `check` does."""
+        self.check()
+        append_record(self.path.with_name(RECORDS_FILE), record)
+        self._kept.add(RECORDS_FILE)
+
+    def check(self) -> None:
+        """Raises UserError where the folder, or what a run can't make again of it, was taken away meanwhile."""
+        folder, gone = self.path.parent, "was deleted or moved"
+        try:
+            if os.path.samestat(os.fstat(self._stream.fileno()), self.path.stat()):
+                missing = sorted(name for name in self._kept if not (folder / name).is_file())
+                if not missing:
+                    return
+                gone = f"lost its {' and '.join(missing)}"
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        except OSError:  # a network's file system that does not answer: a write will tell
+            return
+        raise UserError(
+            f"{folder}: it {gone} while this run went on, so nothing more is written there: run the same command "
+            "again, which goes on with the records that are there"
+        )
 
 
 # records.jsonl: appended to and flushed to disk record by record; read without losing or hiding a line.
@@ -363,26 +415,20 @@ def append_record(path: Path, record: Record) -> None:
     the disk is full nothing of the new line stays. Raises UserError, and ValueError as `Lines.write` does.
     """
     line = sealed_line(record) + b"\n"
-    try:
-        with path.open("a+b", buffering=0) as stream:
-            size = stream.seek(0, os.SEEK_END)
-            if size:
-                stream.seek(size - 1)
-                line = line if stream.read(1) == b"\n" else b"\n" + line
-            try:
-                written = 0
-                while written < len(line):
-                    written += stream.write(line[written:])
-                os.fsync(stream.fileno())
-            except OSError:
-                with contextlib.suppress(OSError):
-                    stream.truncate(size)
-                raise
-    except OSError as error:
-        raise UserError(
-            f"{path}: cannot write: {error.strerror}; every record before this one is kept: "
-            "make room or choose another --results folder, and run the same command again"
-        ) from None
+    with writing(path), path.open("a+b", buffering=0) as stream:
+        size = stream.seek(0, os.SEEK_END)
+        if size:
+            stream.seek(size - 1)
+            line = line if stream.read(1) == b"\n" else b"\n" + line
+        try:
+            written = 0
+            while written < len(line):
+                written += stream.write(line[written:])
+            os.fsync(stream.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                stream.truncate(size)
+            raise
 
 
 def read_records(path: Path) -> tuple[list[Record], list[str]]:

@@ -217,7 +217,7 @@ def _draw(order: Order, vocab_size: int, path: Path) -> None:
         module = new_model(order.job, vocab_size, attention="sdpa")
     content = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
     content |= {f"{BUFFER}{name}": buffer for name, buffer in module.named_buffers()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(exist_ok=True)  # not the run's folder, which may have been taken away
     unfinished = path.with_suffix(f".{os.getpid()}")
     save_file({name: _on_its_own(tensor) for name, tensor in content.items()}, unfinished)
     unfinished.replace(path)

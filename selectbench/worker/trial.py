@@ -20,6 +20,7 @@ from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import OwnFramework
 from selectbench.choices.model import OwnModel
 from selectbench.data.prepared import Prepared
+from selectbench.errors import disk_problem
 from selectbench.record.record import FailureKind
 from selectbench.record.wire import GaveUp, Order, Phase, Started
 from selectbench.suite.job import shares
@@ -126,6 +127,8 @@ def _failures_told(emit: Emit) -> Iterator[None]:
 
 def _kind(error: Exception) -> FailureKind | None:
     """Of what the worker itself says of a trial; None: its exception is the caller's."""
+    if disk_problem(str(error)) is not None:
+        return "crashed"  # a log on a full disk may not say it
     kinds: dict[type[Exception], FailureKind] = {
         Diverged: "diverged", PretrainedModelError: "crashed", Unsupported: "unsupported",
     }  # fmt: skip

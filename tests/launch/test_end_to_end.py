@@ -261,7 +261,7 @@ class TestFoldersAndFiles:
         until(trial_is_running(workplace))
         second = workplace.call("run", "tiny.yaml", *LONG)
         assert second.returncode == 2
-        assert "--fresh" in second.stderr
+        assert f"(pid {process.pid}), and each would slow the other down\nfix: wait with --wait" in second.stderr
         process.kill()
         process.communicate(timeout=60)
         until(lambda: workplace.trial_pids() == [])

@@ -21,7 +21,7 @@ from selectbench.errors import UserError
 from selectbench.gpu.devices import gpus
 from selectbench.gpu.reading import use_of
 from selectbench.launch import gpus as gpu_claim
-from selectbench.launch.gpus import TURN, GpuClaim, GpuLock, claim_gpus, idle_now, try_lock
+from selectbench.launch.gpus import TURN, Claim, Lock, claim_cores, claim_gpus, idle_now, try_lock
 from selectbench.launch.trial import TrialServers, server_environment
 from selectbench.plan.plan import GpuNeed
 
@@ -71,11 +71,11 @@ def claim(
     wait: bool = False,
     told: Told | None = None,
     pause: Callable[[], object] = lambda: pytest.fail("it waited"),
-) -> GpuClaim:
+) -> Claim:
     return claim_gpus(asked, need, wait=wait, notify=Told() if told is None else told, pause=pause)
 
 
-def taken(found: GpuClaim) -> list[str]:
+def taken(found: Claim) -> list[str]:
     return [gpu.uuid for gpu in found.gpus]
 
 
@@ -303,7 +303,7 @@ def test_of_two_runs_that_need_all_one_gets_all(driver: StandIn) -> None:
 def test_gpus_are_locked_by_one_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = []
 
-    def watched(uuid: str) -> GpuLock | None:
+    def watched(uuid: str) -> Lock | None:
         alone.append(try_lock(TURN) is None)
         return try_lock(uuid)
 
@@ -479,5 +479,27 @@ def test_more_ranks_than_gpus_are_a_row_that_is_unsupported(
 def test_a_run_on_the_cpu_takes_no_gpu(driver: StandIn, torch: FakeTorch, tmp_path: Path) -> None:
     ready, process = prepare(TINY_SUITE, driver, torch, tmp_path, profile="cpu")
     assert (ready["claimed"], ready["environment"], ready["driver"]) == ([], [], None)
-    assert not (tmp_path / "locks").exists()
+    cores = [f"core-{core}" for core in os.sched_getaffinity(0)]
+    assert {path.stem for path in (tmp_path / "locks").iterdir()} == {TURN, *cores}
+    assert try_lock(cores[0]) is None
     process.communicate()
+    assert try_lock(cores[0]) is not None
+
+
+def test_runs_share_no_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, waited = Told(), []
+
+    def cores(*wanted: int, wait: bool = False) -> Claim:
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(wanted))
+        return claim_cores(wait=wait, notify=told, pause=lambda: (waited.append(1), second.release()))
+
+    with cores(0, 1) as first, cores(2, 3) as second:
+        with pytest.raises(UserError, match=rf"another .* measures on this CPU \(pid {os.getpid()}\)(.|\n)*--wait"):
+            cores(3, 4)
+        with cores(4), cores(5):  # what was refused holds none of them
+            pass
+        with cores(3, 4, wait=True):
+            assert (len(waited), len(told)) == (1, 1)
+        first.release()
+    with cores(0, 1, 2, 3, 4, 5):
+        pass

@@ -36,6 +36,7 @@ class Bench:
         self.folder = folder
         self.server = TrialServer([*modules], folder / "server.log")
         self.stop = StopRequest()
+        (folder / "trials").mkdir()
         (folder / "corpus.txt").write_text(corpus())
         self.data = prepare(TextFiles(text=[str(folder / "corpus.txt")]), Bpe(bpe=300))
 

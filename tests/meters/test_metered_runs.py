@@ -17,7 +17,7 @@ from selectbench.analysis.metrics import energy, state_of
 from selectbench.gpu.devices import gpus
 from selectbench.gpu.sampler import FILE_NAME, descends_from
 from selectbench.launch.display import Display
-from selectbench.launch.gpus import GpuClaim
+from selectbench.launch.gpus import Claim
 from selectbench.launch.preparation import Preparation, Request, prepare_all
 from selectbench.launch.run import Result, pending, run
 from selectbench.record.record import Completed, Failed, GpuMeters, Record
@@ -84,7 +84,7 @@ def prepared(folder: Path, options: str, **more: str) -> Preparation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")  # the job is a CPU's: nobody here has the GPUs' torch
         preparation = prepare_all(Request(str(folder / "tiny.yaml"), settings=settings), lambda _: None)
-    return replace(preparation, claim=GpuClaim(gpus()))
+    return replace(preparation, claim=Claim(gpus()))
 
 
 def records_of(result: Result) -> list[Record]:
@@ -274,7 +274,7 @@ def test_memory_that_stays_is_told_before_the_next_trial(driver: StandIn, tmp_pa
 
 
 def test_without_a_gpu_the_record_says_why_there_are_no_meters(tmp_path: Path) -> None:
-    preparation = replace(prepared(tmp_path, "{a: {}}", baseline="a"), claim=GpuClaim())
+    preparation = replace(prepared(tmp_path, "{a: {}}", baseline="a"), claim=Claim())
     result = run(preparation, tmp_path / "results", lambda: Scenario.__new__(Silent))
     (record,) = records_of(result)
     assert record.meters is not None
