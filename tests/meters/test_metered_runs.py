@@ -84,6 +84,7 @@ def prepared(folder: Path, options: str, **more: str) -> Preparation:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("CUDA_VISIBLE_DEVICES", "")  # the job is a CPU's: nobody here has the GPUs' torch
         preparation = prepare_all(Request(str(folder / "tiny.yaml"), settings=settings), lambda _: None)
+    preparation.claim.release()
     return replace(preparation, claim=Claim(gpus()))
 
 
