@@ -305,7 +305,8 @@ def weights_folder(folder: Path) -> Iterator[None]:
     """The run's folder of initial weights: empty at first, gone at the end, as it can be many times the rest."""
     shutil.rmtree(folder / WEIGHTS, ignore_errors=True)  # what a killed run left
     try:
-        with writing(folder / WEIGHTS):
+        with writing(folder):
+            (folder / TRIALS).mkdir(exist_ok=True)  # a run that was kept may have come without it
             (folder / WEIGHTS).mkdir()
         yield
     finally:

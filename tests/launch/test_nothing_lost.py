@@ -149,11 +149,16 @@ class TestWhatIsTakenAway:
         process.communicate(timeout=60)
         until(lambda: workplace.trial_pids() == [])
         (half,) = workplace.run_folders()
-        (half / "environment.json").unlink()
+        (half / "environment.json").rename(half / "kept")
         done = workplace.call("run", "tiny.yaml", "--seeds", "0")
         assert done.returncode == 0, done.stderr
         assert len(workplace.run_folders()) == 2
         assert not (half / "records.jsonl").exists()
+        (half / "kept").rename(half / "environment.json")
+        shutil.rmtree(half / "trials")
+        shutil.rmtree(workplace.run_folders()[-1])
+        assert workplace.call("run", "tiny.yaml", "--seeds", "0").returncode == 0
+        assert len((half / "records.jsonl").read_text().splitlines()) == 2
 
     @pytest.mark.parametrize(
         "name", ["", *(pytest.param(name, marks=pytest.mark.slow) for name in ("train.bin", "prepared.json"))]
