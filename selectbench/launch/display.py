@@ -18,6 +18,7 @@ from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.record.record import Completed, Failed
 from selectbench.record.wire import Evaluating, Phase, Progress
+from selectbench.report.document import labels
 from selectbench.text import first_line, one_line
 
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
@@ -67,6 +68,10 @@ class Pace:
         return max((self.steps - last) * pace - (now - at), (self.steps - due) * pace)
 
 
+_NAME_MOST = 40
+"""Characters of the running option's name."""
+
+
 @dataclass
 class Evaluation:
     """One that goes on."""
@@ -91,6 +96,8 @@ class Running:
     seed: int
     number: int
     of: int
+    label: str = ""
+    """The option's name where there is little room."""
     began: float | None = None
     """When its worker began with it; None: its server is still starting."""
     phase: str = "setup"
@@ -106,7 +113,9 @@ class Running:
 
     def name(self) -> str:
         """`trial 3 of 20: bf16, seed 1`."""
-        return f"trial {self.number} of {self.of}: {one_line(self.option, 40)}, seed {self.seed}"
+        return (
+            f"trial {self.number} of {self.of}: {self.label or one_line(self.option, _NAME_MOST)}, seed {self.seed}"
+        )
 
     def figures(self) -> str:
         """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it."""
@@ -250,7 +259,8 @@ class Display:
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Trial `number`, from 1, of `of` is launched."""
-        self.running = Running(option, seed, number, of)
+        name = labels(list(self.tallies), _NAME_MOST).by_name.get(one_line(option), one_line(option, _NAME_MOST))
+        self.running = Running(option, seed, number, of, name)
 
     def hear(self, event: Phase | Progress | Evaluating | None) -> None:
         """An event of the running trial; None: time has passed."""
@@ -380,11 +390,12 @@ def _options(run: Display, names: list[str], width: int) -> Table:
     )
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
+    short = labels(list(run.tallies), max(4, width - (32 if len(heads) > 1 else 10))).by_name
     for name in names:
         tally = run.tallies[name]
         current = run.running is not None and run.running.option == name
         cells = [f"{tally.done}/{tally.planned}", str(tally.failed or ""), units.count(tally.mean_speed())]
-        mark = Text("> " if current else "  ") + Text(one_line(name))
+        mark = Text("> " if current else "  ") + Text(short[one_line(name)])
         table.add_row(mark, *map(Text, cells[: len(heads)]), style="bold" if current else "")
     return table
 

@@ -15,7 +15,7 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.result import OwnBest, Ranking, Row, Tried
 from selectbench.record.record import Completed, EvaluationPoint, GpuMeters, Inside, Record, Series
-from selectbench.report.document import Chart, Ratio, value_text
+from selectbench.report.document import Chart, Ratio, labels, value_text
 from selectbench.suite.metrics import METRICS
 from selectbench.text import one_line
 
@@ -30,6 +30,8 @@ _TICKS = 5
 """About so many of an axis."""
 _NAMES = 150.0
 """Room for options' names beside a picture."""
+_NAME_ROOM = 21
+"""The same in characters."""
 MOST_DRAWN = 8
 """Options in one picture; more can't be told apart."""
 QUANTILES = (5, 25, 50, 75, 95)
@@ -193,7 +195,7 @@ class Picture:
         for value, label in ticks:
             at = self.y(value)
             parts.append(_line("grid", (self.left, at), (right, at)))
-            parts.append(_words("tick", self.left - 6, at + 4, one_line(label, 21), "end"))
+            parts.append(_words("tick", self.left - 6, at + 4, one_line(label, _NAME_ROOM), "end"))
         parts.append(_words("axis", right, self.height - 8, x_axis.label, "end"))
         parts.append(_element("text", "axis", escape(y_axis.label), x=4, y=self.height - 8))
         return "".join(parts)
@@ -349,7 +351,8 @@ def _steps(ranking: Ranking, done: Counting) -> Chart | None:
             quantiles[option] = [float(q) for q in np.percentile(steps, QUANTILES)]
     if not quantiles:
         return None
-    names = [(float(-number), option) for number, option in enumerate(quantiles)]
+    short = labels(list(quantiles), _NAME_ROOM)
+    names = [(float(-number), short.by_name[one_line(option)]) for number, option in enumerate(quantiles)]
     picture = Picture(
         "Step times", "quantiles of the timed steps of each option",
         (Axis("seconds per optimizer step", units.seconds, _FAR_APART), Axis("", str)),
@@ -363,7 +366,8 @@ def _steps(ranking: Ranking, done: Counting) -> Chart | None:
         "Box: the middle half of all timed steps, its bar the median; whiskers: from the 5th to the 95th "
         "percentile. All seeds together; further left is better."
     )
-    return Chart("Step times", picture.render(), legend, note + _undrawn(ranking))
+    told = " ".join(filter(None, (note, short.note())))
+    return Chart("Step times", picture.render(), legend, told + _undrawn(ranking))
 
 
 def _box(picture: Picture, at: float, option: str, kind: int, quantiles: Sequence[float]) -> str:
@@ -395,10 +399,11 @@ def _pareto(ranking: Ranking) -> Chart | None:
     places = [(picture.x(memory / unit), picture.y(speed), row) for memory, speed, row in points]
     picture.shapes += [_marker(x, y, row) for x, y, row in places]
     taken = [(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y, _ in places]
+    short = labels([row.option for _, _, row in places], _NAME_ROOM)
     for x, y, row in places[:_MOST_LABELS]:
-        picture.shapes += _name_beside(x, y, one_line(row.option, 24), taken)
-    note = _PARETO_NOTE + ("" if all(row.eligible for _, _, row in points) else _CROSS)
-    return Chart("Speed against memory", picture.render(), [], note)
+        picture.shapes += _name_beside(x, y, short.by_name[one_line(row.option)], taken)
+    cross = "" if all(row.eligible for _, _, row in points) else _CROSS
+    return Chart("Speed against memory", picture.render(), [], f"{_PARETO_NOTE}{cross} {short.note()}".strip())
 
 
 def _marker(x: float, y: float, row: Row) -> str:

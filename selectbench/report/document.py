@@ -5,7 +5,8 @@ Text is raw: names and log lines are made harmless, and figures get their units,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -276,6 +277,73 @@ class Document:
     """What a reader wants to know of the run first."""
     opening: Sequence[Block] = ()
     """Before the first section."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Options' names as short as they may be without looking alike."""
+
+    by_name: Mapping[str, str]
+    left_out: Sequence[str] = ()
+    """What all of the shortened names have, in their order."""
+
+    def note(self) -> str:
+        """What a reader must know of shortened names; empty where none is."""
+        return f"Left out of the names, as all have it: {', '.join(self.left_out)}." if self.left_out else ""
+
+
+def labels(names: Sequence[str], room: int, most: int | None = None) -> Labels:
+    """Where a name has more characters than there is room for, all are without what they share.
+
+    Then they are cut to `most` (the room, where not given), so that each stays another.
+    """
+    names = [one_line(name) for name in names]
+    shown, left_out = dict(zip(names, names, strict=True)), list[str]()
+    if max(map(len, names), default=0) > room:
+        split = {name: name.split(" + ") for name in names}
+        usual = Counter(map(len, split.values())).most_common(1)[0][0]
+        parts = [split[name] for name in names if len(split[name]) == usual]  # a grid's; a control has its own name
+        told, left_out = _told_apart(parts)
+        found = {" + ".join(own): " + ".join(words) for own, words in zip(parts, told, strict=True)}
+        if all(found.values()) and len({*found.values(), *(shown.keys() - found.keys())}) == len(shown):
+            shown |= found
+        else:
+            left_out = []
+    return Labels(_cut(shown, most or room), left_out)
+
+
+def _told_apart(names: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[str]]:
+    """The parts of names without words, and without keys of values, that all have at the same place."""
+    told: list[list[str]] = [[] for _ in names]
+    left_out: list[str] = []
+    for column in zip(*names, strict=True):
+        words = [part.split(" ") for part in column]
+        own = words if len({len(word) for word in words}) == 1 else [[part] for part in column]
+        kept: list[list[str]] = [[] for _ in names]
+        run: list[str] = []
+        for place in zip(*own, strict=True):
+            keys = {word.partition("=")[0] for word in place}
+            shared = len(set(place)) == 1
+            has_key = len(keys) == 1 and all("=" in word for word in place)
+            run += [place[0]] if shared else [f"{place[0].partition('=')[0]}="] if has_key else []
+            if not shared:
+                left_out, run = [*left_out, *([" ".join(run)] if run else [])], []
+            for mine, word in zip(kept, place, strict=True):
+                mine += [] if shared else [word.partition("=")[2] if has_key else word]
+        left_out += [" ".join(run)] if run else []
+        for mine, part in zip(told, kept, strict=True):
+            mine += [" ".join(part)] if part else []
+    return told, left_out
+
+
+def _cut(shown: Mapping[str, str], most: int) -> dict[str, str]:
+    """To `most` characters: the end goes, or the middle where ends are what differs, or a number comes."""
+    for head in (most - 3, most // 2, 4):
+        tail = most - 3 - head
+        cut = {n: s if len(s) <= most else s[:head] + "..." + s[len(s) - tail :] for n, s in shown.items()}
+        if len(set(cut.values())) == len(set(shown.values())):
+            return cut
+    return {n: f"{s[: max(0, most - 8)]}... #{number}" for number, (n, s) in enumerate(shown.items(), start=1)}
 
 
 def value_text(value: Value) -> str:

@@ -30,12 +30,15 @@ from selectbench.report.document import (
     Column,
     Document,
     Figure,
+    Labels,
     Listing,
     Paragraph,
     Ratio,
     RowKind,
     Stack,
     Table,
+    Value,
+    labels,
     table,
     value_text,
 )
@@ -97,6 +100,7 @@ def print_document(console: Console, document: Document) -> None:
     for block in document.opening:
         if isinstance(block, Table):
             console.print(_rich(block, console.width))
+            _say(console, filter(None, [_labels_of(block, console.width).note()]), "dim")
         elif isinstance(block, Listing):
             opening, style = ("warning: ", "yellow") if block.is_warning else ("", "dim")
             for item in block.items:
@@ -108,7 +112,8 @@ def print_document(console: Console, document: Document) -> None:
 
 def _rich(table: Table, width: int | None = None) -> RichTable:
     """`width`: of the terminal that has room for some of the columns; None: all are shown, and every cell wraps."""
-    cells = [[_cell(cell, column, width) for cell, column in zip(row, table.columns, strict=True)]
+    short = _labels_of(table, width).by_name
+    cells = [[_cell(cell, column, width, short) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
     places = range(len(table.columns)) if width is None else _columns_that_fit(table.columns, cells, width)
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -123,11 +128,26 @@ def _rich(table: Table, width: int | None = None) -> RichTable:
     return rich
 
 
-def _cell(cell: Cell, column: Column, width: int | None) -> str:
-    value = cell.value if isinstance(cell, Stack) else cell
+def _labels_of(table: Table, width: int | None) -> Labels:
+    """Of the rows that have names."""
+    place = next((number for number, column in enumerate(table.columns) if column.names_row), None)
+    names = [] if place is None else [value_text(_bare(row[place])) for row in table.rows]
+    return labels(names, _name_room(width is None or width >= _INTERVAL_FROM), _NAME_MOST)
+
+
+def _name_room(wide: bool) -> int:
+    return 24 if wide else 18
+
+
+def _bare(cell: Cell) -> Value:
+    return cell.value if isinstance(cell, Stack) else cell
+
+
+def _cell(cell: Cell, column: Column, width: int | None, short: Mapping[str, str]) -> str:
+    value = _bare(cell)
     if isinstance(value, Ratio) and width is not None and width < _INTERVAL_FROM:
         return value.texts(is_short=True)[0]
-    return one_line(value_text(value), _NAME_MOST) if column.names_row else value_text(value)
+    return short[value_text(value)] if column.names_row else value_text(value)
 
 
 def _columns_that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> list[int]:
@@ -150,7 +170,7 @@ def _width(column: Column, cells: Sequence[str], wide: bool) -> int:
     """Of a column with the space beside it; long names and remarks wrap, so that they need no more than a part."""
     longest = max(map(len, (column.heading, *cells)))
     if column.names_row:
-        return max(8, 2 + min(24 if wide else 18, longest))
+        return max(8, 2 + min(_name_room(wide), longest))
     if column.align == "left":
         return 2 + min(24 if wide else 10, longest)
     return longest + 2
@@ -458,13 +478,15 @@ def _changes(compared: Compared) -> Table:
     heads = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
     columns = [Column(head, "left" if head in ("option", "metric", "verdict") else "right") for head in heads]
     kinds: list[RowKind] = ["" if c.decision == "no_difference" else c.decision for c in compared.changes]
-    return Table(columns, [_change_cells(change) for change in compared.changes], "Every change", kinds=kinds)
+    short = labels(list({change.option: None for change in compared.changes}), _NAME_MOST).by_name
+    rows = [_change_cells(change, short[one_line(change.option)]) for change in compared.changes]
+    return Table(columns, rows, "Every change", kinds=kinds)
 
 
-def _change_cells(change: Change) -> list[Cell]:
+def _change_cells(change: Change, name: str) -> list[Cell]:
     untested = "one seed, no spread" if change.seeds < 2 else "shown only"
     return [
-        one_line(change.option, 40), METRICS[change.metric].heading, Figure(change.metric, change.reference),
+        name, METRICS[change.metric].heading, Figure(change.metric, change.reference),
         Figure(change.metric, change.run), _ratio(change),
         untested if change.p_adjusted is None else change.decision.replace("_", " "),
         Amount(change.seeds, units.count),
@@ -528,6 +550,7 @@ def _checks(gate: Gate) -> Table:
         return [*_GATE_KINDS].index(check.verdict)
 
     checks = sorted(gate.checks, key=badness)
-    rows = ([one_line(c.option, 60), one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
+    short = labels(list({check.option: None for check in checks}), 60).by_name
+    rows = ([short[one_line(c.option)], one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
     every = table("Every check", ("option", "limit", "verdict", "found"), (), rows)
     return replace(every, kinds=[_GATE_KINDS[check.verdict] for check in checks])

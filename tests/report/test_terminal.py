@@ -1,4 +1,5 @@
 import io
+import re
 
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
@@ -6,6 +7,7 @@ from rich.console import Console
 
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
+from selectbench.report.document import labels
 from selectbench.report.terminal import print_ranking
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
@@ -65,3 +67,37 @@ def test_markup_in_a_name_is_text(name: str) -> None:
     assert "\x07" not in plain
     if name.isprintable():
         assert name in plain
+
+
+GRID = [f"adamw lr={lr} weight_decay=0.1 + {p} + micro_batch_size={m}"
+        for lr in ("0.001", "0.003") for p in ("fp32", "bf16_mixed") for m in (4, 8)]  # fmt: skip
+
+
+def test_names_of_a_grid_keep_what_tells_them_apart_in_a_narrow_terminal() -> None:
+    options = [(name, {"optimizer": {"name": "adamw", "lr": 1e-3 * (1 + i)}}) for i, name in enumerate(GRID)]
+    records = [make_record(name, s, **speed(100 + 5 * i + s)) for i, name in enumerate(GRID) for s in range(3)]
+    text = printed(rank(make_suite(*options), records), 80)
+    rows = re.findall(r"^ +[\d-]+ +(0\.00[13] \+ (?:fp32|bf16_mixed) \+)", text, re.M)
+    assert len(rows) == len(GRID)
+    assert max(map(len, text.splitlines())) <= 80
+    told = "Left out of the names, as all have it: adamw lr=, weight_decay=0.1, micro_batch_size=."
+    assert told in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["short", "other"], ["short", "other"]),
+        (GRID[:2], ["4", "8"]),
+        (["control", *GRID[::4]], ["control", "0.001", "0.003"]),
+        (["x" * 40 + "1", "x" * 40 + "2"], ["x" * 10 + "...xxxxxx1", "x" * 10 + "...xxxxxx2"]),
+        (["x" * 30 + c + "y" * 30 for c in "ab"], ["xxxxxxxxxxxx... #1", "xxxxxxxxxxxx... #2"]),
+        (["a + b" * 9, "a + b" * 9 + "\x1b[31m!"], None),
+    ],
+)
+def test_short_names_are_as_many_as_the_names(names: list[str], expected: list[str] | None) -> None:
+    found = list(labels(names, 20).by_name.values())
+    assert len(set(found)) == len(names)
+    assert all(len(label) <= 20 and label.isprintable() for label in found)
+    if expected:
+        assert [label[: len(wanted)] for label, wanted in zip(found, expected, strict=True)] == expected
