@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from selectbench.analysis.summary import Crossing, counted, summarise
 from selectbench.launch.publish import StoredRun, read_run
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.record.run_folder import find_run
-from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
+from selectbench.suite.metrics import SECONDS_TO_LOSS, names_of
 from selectbench.suite.suite import Suite
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Run:
             raise ValueError(f"to_pandas({what!r}): expected one of {', '.join(map(repr, makers))}")
         columns, rows = makers[what]()
         frame = pd.DataFrame(rows, columns=columns)
-        numbers = [name for name in columns if _is_number(name)]
+        numbers = [name for name in columns if _is_number(name, names_of(self.suite.job))]
         return frame.astype(dict.fromkeys(numbers, "float64"))
 
     def __repr__(self) -> str:
@@ -85,7 +86,7 @@ class Run:
                     rows.append(self._trial(found[option, seed], crossing))
                 elif number < planned[option]:
                     rows.append({"option": option, "seed": seed, "status": "missing"})
-        return [*_TRIAL, *METRICS], rows
+        return [*_TRIAL, *names_of(self.suite.job)], rows
 
     def _trial(self, record: Record, crossing: Crossing | None) -> dict[str, Any]:
         state = state_of(record)
@@ -108,7 +109,11 @@ class Run:
                 own |= {name: metric.value, f"{name}_ratio": metric.ratio_to_baseline,
                         f"{name}_ratio_low": metric.ratio_low, f"{name}_ratio_high": metric.ratio_high}  # fmt: skip
             rows.append(own)
-        figures = [f"{name}{part}" for name in METRICS for part in ("", "_ratio", "_ratio_low", "_ratio_high")]
+        figures = [
+            f"{name}{part}"
+            for name in names_of(self.suite.job)
+            for part in ("", "_ratio", "_ratio_low", "_ratio_high")
+        ]
         return [*_OPTION, *figures], rows
 
     def _scores(self) -> tuple[list[str], list[dict[str, Any]]]:
@@ -133,9 +138,9 @@ _OPTION = ("option", "rank", "status", "eligible", "n", "planned", "pareto")
 _NUMBERS = frozenset({"wall_seconds", "tokens", "training_seconds", "loss", "difference", "low", "high", "p"})
 
 
-def _is_number(column: str) -> bool:
+def _is_number(column: str, metrics: Sequence[str]) -> bool:
     stem = column.removesuffix("_low").removesuffix("_high").removesuffix("_ratio")
-    return column in _NUMBERS or stem in METRICS
+    return column in _NUMBERS or stem in metrics
 
 
 def load(run: str | Path, results: str | Path = "results") -> Run:

@@ -29,7 +29,15 @@ from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
 from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, two_sided_p
 from selectbench.analysis.summary import Summary, mean, other_tokens, outcomes, seeds_words
-from selectbench.suite.metrics import COMPARE, METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, parse_constraint
+from selectbench.suite.metrics import (
+    COMPARE,
+    METRICS,
+    PER_TOKEN,
+    SECONDS_TO_LOSS,
+    Constraint,
+    names_of,
+    parse_constraint,
+)
 from selectbench.suite.suite import CONTROL, Suite
 
 # Whether an option holds the suite's constraints: tests of non-inferiority with three answers.
@@ -207,7 +215,7 @@ class Contest:
     def family(self) -> Family:
         """What was declared."""
         decided_by, threshold = self.suite.decide, self.suite.threshold
-        metrics = dict.fromkeys([decided_by.objective, *METRICS])
+        metrics = dict.fromkeys([decided_by.objective, *names_of(self.suite.job)])
         thresholds = {name: threshold(name) for name in metrics if threshold(name)}
         thresholds.setdefault(decided_by.objective, threshold(decided_by.objective))
         return Family(
@@ -366,9 +374,9 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     blocks = {
         name: make_blocks(
             {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)},
-            losses if metric.scored else None,
+            losses if METRICS[name].scored else None,
         )
-        for name, metric in METRICS.items()
+        for name in names_of(suite.job)
     }
     means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
     known = [value for value in means if value is not None]

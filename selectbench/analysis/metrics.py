@@ -564,6 +564,12 @@ FORMULAS: dict[str, Formula] = {
 """By metric; a metric of `METRICS` without `measured_as` has its own here."""
 
 
+def formula_of(metric: str) -> Formula:
+    """Of a trial's value; one of own code is found among the scores."""
+    return FORMULAS.get(metric) or _score(metric)
+
+
 def derive(observed: Observed) -> dict[str, float | None]:
     """Every metric of a completed trial, by name."""
-    return {name: finite(FORMULAS[name], observed) for name in METRICS}
+    own = [name for name in observed.measurement.scores if name not in METRICS]
+    return {name: finite(formula_of(name), observed) for name in (*METRICS, *own)}

@@ -110,7 +110,7 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
         differs_in=summary.option.differs_in,
         eligible=judged and not control and not broken and all(c.verdict != "undecided" for c in constraints),
         constraints=constraints, constraint_failures=broken, identity=identity, notes=rank_notes(summary),
-        metrics={name: _metric(name, summary, None if identity.violations else contest) for name in METRICS},
+        metrics={name: _metric(name, summary, None if identity.violations else contest) for name in summary.values},
         memory=memory_by_rank(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
         to_loss=to_loss(summary) if judged else None,
         failures=[

@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from selectbench.analysis.metrics import (
-    FORMULAS,
     MemoryKind,
     Observed,
     State,
     excess_loss,
     finite,
     finite_of_each,
+    formula_of,
     memory_kind,
     observed,
     skipped_share,
@@ -25,7 +25,7 @@ from selectbench.analysis.result import Screening
 from selectbench.analysis.screening import screenings
 from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record
 from selectbench.record.run_folder import last_attempts
-from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, parse_constraint
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, names_of, parse_constraint
 from selectbench.suite.suite import Option, Suite
 
 
@@ -296,7 +296,8 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
 
 def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record]) -> Summary:
     """The trials' values are each among those that count or those that are spoiled."""
-    summary = Summary(option, suite.seeds, values={m: {} for m in METRICS}, spoiled={m: {} for m in METRICS})
+    names = names_of(suite.job)
+    summary = Summary(option, suite.seeds, values={m: {} for m in names}, spoiled={m: {} for m in names})
     for seed in suite.seeds:
         record = counted.get((option.name, seed))
         if record is None:
@@ -311,10 +312,11 @@ def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record
             summary.failed[seed] = record.outcome
     metered = any(trial.gpus for trial in summary.observed.values())
     scored = any(measured.scores for measured in summary.measurements.values())
-    for name, metric in METRICS.items():
+    for name in names:
+        metric = METRICS[name]
         if (metric.metered and not metered) or (metric.scored and not scored):
             continue
-        known = summary.values[name] = finite_of_each(FORMULAS[name], summary.observed)
+        known = summary.values[name] = finite_of_each(formula_of(name), summary.observed)
         for seed in [seed for seed in summary.states if seed in known and _is_spoiled(summary, seed, name)]:
             summary.spoiled[name][seed] = known.pop(seed)
     return summary

@@ -22,7 +22,7 @@ from selectbench.choices.model import OwnModel
 from selectbench.errors import UserError
 from selectbench.launch.trial import linked_code, log_tail, server_environment
 from selectbench.machine import Machine, machine_for, worker_problem
-from selectbench.suite.job import OWN_SCORE_GETS, Eval
+from selectbench.suite.job import OWN_METRIC_GETS, OWN_SCORE_GETS, Eval
 from selectbench.suite.suite import Option, Suite
 from selectbench.text import visible
 
@@ -70,6 +70,8 @@ def _calls(suite: Suite, option: Option) -> Iterator[OwnCall]:
     for name in job.eval.scores if isinstance(job.eval, Eval) else []:
         if is_own(name):
             yield OwnCall("eval.scores", name, OWN_SCORE_GETS)
+    for name, metric in job.own_metrics.items():
+        yield OwnCall(f"eval.metrics.{name}", metric.call, OWN_METRIC_GETS, tuple(metric.settings))
 
 
 def _asked(

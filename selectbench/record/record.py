@@ -379,7 +379,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     initial_loss: Amount | None = None
     """Held-out loss before the first step; None: not asked for."""
     scores: dict[str, Number] = msgspec.field(default_factory=dict)
-    """Of what the model generated after the last step, by name; from 0 to 100."""
+    """Of what the model generated after the last step, by name, from 0 to 100; and metrics of own code."""
     copy_scores: dict[str, Number] = msgspec.field(default_factory=dict)
     """Of the sources, taken for what was generated: what no understanding at all scores."""
     score_signatures: dict[str, str] = msgspec.field(default_factory=dict)

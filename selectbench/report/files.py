@@ -31,9 +31,11 @@ def render_csv(ranking: Ranking) -> str:
     """
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([*_FIRST, *(f"{name}{part}" for name in METRICS for part in _OF_A_METRIC), *_LAST])
+    own = [name for name in (ranking.rows[0].metrics if ranking.rows else ()) if name not in METRICS]
+    names = [*METRICS, *own]
+    writer.writerow([*_FIRST, *(f"{name}{part}" for name in names for part in _OF_A_METRIC), *_LAST])
     for row in ranking.rows:
-        metrics = [row.metrics[name] for name in METRICS]
+        metrics = [row.metrics[name] for name in names]
         figures = [
             _number(value)
             for m in metrics

@@ -173,7 +173,8 @@ def _scaling_columns(ranking: Ranking) -> list[_Made]:
 
 def _metrics(ranking: Ranking, medium: Report) -> list[str]:
     """Those of the catalogue that are known, the objective in any case; not in Markdown it comes first."""
-    known = known_columns(ranking, columns_of(medium))
+    own = [name for name in (ranking.rows[0].metrics if ranking.rows else ()) if name not in METRICS]
+    known = known_columns(ranking, [*own, *columns_of(medium)])
     if medium == "markdown" and ranking.objective in known:
         return known
     return [ranking.objective, *(name for name in known if name != ranking.objective)]

@@ -67,7 +67,7 @@ from selectbench.report.ranking import (
     value_of,
 )
 from selectbench.suite.job import OWN_SCORE, SCORES
-from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, names_of
 from selectbench.suite.suite import Suite
 from selectbench.text import choices_yaml, clean, first_line, one_line, quoted
 
@@ -604,9 +604,9 @@ def _figures(suite: Suite, done: Sequence[Record], records: Sequence[Record]) ->
     of_option = next(own for own in summarise(suite, records)[0] if own.name == done[0].trial.option)
     seconds = {seed: place.seconds for seed, place in of_option.reached.items() if place is not None}
     values = [derive(observe(record, suite)) | {SECONDS_TO_LOSS: seconds.get(record.trial.seed)} for record in done]
-    known = [name for name in METRICS if any(own[name] is not None for own in values)]
+    known = [name for name in names_of(suite.job) if any(own.get(name) is not None for own in values)]
     seeds = [f"seed {record.trial.seed}" for record in done]
-    rows: Iterator[list[Cell]] = ([name, *(Figure(name, own[name]) for own in values)] for name in known)
+    rows: Iterator[list[Cell]] = ([name, *(Figure(name, own.get(name)) for own in values)] for name in known)
     yield Section("figures", "Figures by seed", [table("Figures by seed", ("metric",), seeds, rows)])
     training = [dict(record.training_losses()) for record in done]
     yield Section("training", "Training loss by step", [_curves(seeds, training, "Training loss")])

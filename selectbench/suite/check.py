@@ -15,7 +15,7 @@ from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import DIMENSIONS, Row, number_in
 from selectbench.suite.job import OWN_SCORE, SCORES, Job, batch_size_problem
-from selectbench.suite.metrics import DECIDING, METRICS, SCREENING, Need, Yardstick, parse_constraint
+from selectbench.suite.metrics import DECIDING, METRICS, SCREENING, Need, Yardstick, deciding, parse_constraint
 from selectbench.suite.stages import axis, has
 from selectbench.suite.suite import MICRO_BATCH_SIZE, BestOf, Range, SuiteFile, Tune
 from selectbench.text import quoted
@@ -156,11 +156,12 @@ def unmeasured_metrics(
     if kind not in ("text", "chat", "pairs"):
         lacking["text"] = "the data are tokens, of no text"
     found: dict[str, str] = {}
-    for name in DECIDING:
+    for name in deciding():
         reason = next((lacking[need] for need in lacking if need in METRICS[name].needs), None)
         if reason is None and METRICS[name].scored and name not in scored:
             key = '"package.module:function"' if name == OWN_SCORE else name
-            reason = f"add `eval: {{scores: [{key}]}}`"
+            added = f"scores: [{key}]" if name in DECIDING else f"metrics: {{{name}: ...}}"
+            reason = f"add `eval: {{{added}}}`"
         if reason is not None:
             found[name] = reason
     return found

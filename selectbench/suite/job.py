@@ -6,12 +6,12 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from struct import pack
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from selectbench.choices import Choices
-from selectbench.choices.choice import OwnName
+from selectbench.choices.choice import OwnName, OwnSettings, free_of
 from selectbench.choices.model import (
     AnyModel,
     AnyTokenizer,
@@ -39,6 +39,26 @@ OWN_SCORE_GETS = ("hypotheses", "references", "sources")
 """What it is called with, in order."""
 
 
+OWN_METRIC_PATTERN = r"^[a-z][a-z0-9_]{0,39}$"
+OWN_METRIC_GETS = ("model", "tokenizer", "texts")
+
+
+class OwnMetric(Strict):
+    """A metric of your own: `function(model, tokenizer, texts, **settings)` returns a number of 0 or more.
+
+    After the last evaluation, on one rank, with the model as transformers has it: in fp32, whole, in evaluation
+    mode, a copy that may be changed; its tokenizer, as transformers has it; and the held-out text, a list of
+    documents of `tokens` tokens in all. `torch.no_grad` is on.
+    """
+
+    call: OwnName
+    """`package.module:function`, importable from a folder of the suite's `code`, or installed."""
+    better: Literal["less", "more"]
+    """Which is better."""
+    settings: Annotated[OwnSettings, free_of(*OWN_METRIC_GETS)] = Field(default_factory=dict)
+    """More keyword arguments."""
+
+
 class Eval(Strict):
     """Evaluation on held-out text, always in fp32."""
 
@@ -54,6 +74,8 @@ class Eval(Strict):
     (lists of text), which returns a number; one of your own at most. For `task: seq2seq`."""
     generate: Annotated[int, Field(ge=1, le=1_000_000)] = 200
     """Held-out pairs to generate for, greedily, each target up to seq_len tokens."""
+    metrics: dict[Annotated[str, Field(pattern=OWN_METRIC_PATTERN)], OwnMetric] = Field(default_factory=dict)
+    """Metrics of your own, by the names that they have in `decide` and reports. For `task: causal_lm` with text."""
 
     @field_validator("scores")
     @classmethod
@@ -64,6 +86,11 @@ class Eval(Strict):
         if len(own) > 1:
             raise ValueError(f"one score of your own at most, found {', '.join(own)}")
         return scores
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without own metrics where there are none: trials then have the ids that they had before."""
+        return {key: value for key, value in dump(self).items() if value or key != "metrics"}
 
 
 # The job: the work that is identical for every option of a suite.
@@ -143,6 +170,9 @@ class Job(Strict):
         if isinstance(self.eval, Eval) and self.eval.scores and not is_pairs:
             wrong = f"only task seq2seq generates what can be scored, found {self.task}"
             raise WrongValueError("eval.scores", wrong, says_key=False)
+        if self.own_metrics and (self.task != "causal_lm" or kind not in ("text", "chat")):
+            wrong = f"metrics of your own are for task causal_lm with text, found {self.task} with {kind}"
+            raise WrongValueError("eval.metrics", wrong, says_key=False)
         if self.tokenizer is not None and not self.data.needs_tokenizer:
             wrong = "the data are tokens already, with a vocabulary of their own: leave it out"
             raise WrongValueError("tokenizer", wrong, says_key=False)
@@ -208,9 +238,14 @@ class Job(Strict):
 
     @property
     def scored(self) -> frozenset[str]:
-        """Scores of generated text that the job yields, by their names in `decide`."""
+        """Scores of generated text and own metrics that the job yields, by their names in `decide`."""
         asked = self.eval.scores if isinstance(self.eval, Eval) else []
-        return frozenset(name if name in SCORES else OWN_SCORE for name in asked)
+        return frozenset(name if name in SCORES else OWN_SCORE for name in asked) | self.own_metrics.keys()
+
+    @property
+    def own_metrics(self) -> dict[str, OwnMetric]:
+        """By name."""
+        return self.eval.metrics if isinstance(self.eval, Eval) else {}
 
     @property
     def specials(self) -> tuple[str, ...]:

@@ -7,11 +7,14 @@ import operator
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast
+
+from pydantic import PlainSerializer, WithJsonSchema, WrapValidator
 
 from selectbench import units
 from selectbench.errors import did_you_mean
-from selectbench.suite.job import OWN_SCORE, SCORES
+from selectbench.settings import WrongValueError
+from selectbench.suite.job import OWN_METRIC_PATTERN, OWN_SCORE, SCORES, Job, OwnMetric
 from selectbench.text import quoted
 
 # The catalogue of metrics: one entry each, which constraints, decisions, tuning, gates and all reports read.
@@ -79,7 +82,7 @@ class Metric:
     quality: bool = False
     """Whether it says how well the model learnt; such a metric is never claimed by a quick run."""
     scored: bool = False
-    """Whether it is a score of generated text."""
+    """Whether it is a score of generated text, or of own code."""
     metered: bool = False
     """Whether the GPUs' meters alone tell it."""
     needs: tuple[Need, ...] = ()
@@ -236,11 +239,23 @@ _UTILIZATION = (
            metered=True, spoiled_by=_THROTTLED_OR_SHARED),
 )  # fmt: skip
 
-METRICS: dict[str, Metric] = {
+_OWN: dict[str, Metric] = {}
+"""Of every suite that was read: reports of several may be made in one process."""
+_here: list[str] = []
+"""Of the suite that was read last, for hints."""
+
+
+class Catalogue(dict[str, Metric]):
+    """Every built-in metric by name, in the order of ranking.json; those of own code are found by name only."""
+
+    def __missing__(self, name: str) -> Metric:
+        return _OWN[name]
+
+
+METRICS = Catalogue({
     metric.name: metric
     for metric in (*_SPEED, *_MEMORY, *_QUALITY, *_SCORES, *_TEXT, *_TIMES, *_METERED, *_UTILIZATION)
-}
-"""Every metric by name, in the order of ranking.json."""
+})  # fmt: skip
 DECIDING = tuple(name for name, metric in METRICS.items() if metric.decides)
 """Those that a suite may decide by."""
 SCREENING = tuple(
@@ -251,11 +266,61 @@ QUALITY = tuple(name for name in DECIDING if METRICS[name].quality)
 """Of these, those that say how well a model learnt."""
 PER_TOKEN = frozenset(name for name in DECIDING if METRICS[name].per_token)
 """Of these, those that say nothing where tokenizers differ."""
+
+
+def declare(own: Mapping[str, OwnMetric]) -> None:
+    """Own metrics of a suite that is read: from here on they are known by name. Raises WrongValueError."""
+    _here[:] = own
+    for name, asked in own.items():
+        title = name.replace("_", " ")
+        found = Metric(
+            name, title, asked.better, _NUMBER,
+            f"reaches the {'lowest' if asked.better == 'less' else 'highest'} {title}", 0.01, quality=True,
+            scored=True, needs=("evaluation", "score"),
+        )  # fmt: skip
+        key = f"eval.metrics.{name}"
+        if name in METRICS:
+            raise WrongValueError(key, f"{name} is a metric of selectbench: take another name", says_key=False)
+        if _OWN.setdefault(name, found).better != asked.better:
+            other = f"{name} is better: {_OWN[name].better} in another suite that was read before"
+            raise WrongValueError(key, f"{other}: take another name", says_key=False)
+
+
+def names_of(job: Job) -> list[str]:
+    """Every metric that the job's rows have, those of own code last."""
+    return [*METRICS, *job.own_metrics]
+
+
+def deciding() -> list[str]:
+    """Those that a suite may decide by, own ones of every suite that was read among them."""
+    return [*DECIDING, *_OWN]
+
+
+def unknown_metric(metric: object) -> str | None:
+    """What is wrong with the name of a metric that is to decide, or None."""
+    if metric in deciding():
+        return None
+    known = [*DECIDING, *_here]
+    hint = did_you_mean(metric, known) or f" (known: {', '.join(known)})"
+    return f"unknown metric {quoted(metric)}{hint}"
+
+
+def _checked(metric: object, check: Callable[[object], object]) -> object:
+    """`check` knows the built-in ones only."""
+    if _here and (reason := unknown_metric(metric)):
+        raise ValueError(reason)
+    return metric if metric in _OWN else check(metric)
+
+
 if TYPE_CHECKING:
     Objective = str
     QualityMetric = str
 else:  # what a suite may write
-    Objective = Literal[DECIDING]
+    Objective = Annotated[
+        Literal[DECIDING], WrapValidator(_checked),
+        PlainSerializer(str),
+        WithJsonSchema({"anyOf": [{"enum": list(DECIDING)}, {"type": "string", "pattern": OWN_METRIC_PATTERN}]}),
+    ]  # fmt: skip
     QualityMetric = Literal[QUALITY]
 
 
@@ -333,9 +398,8 @@ def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
     metric, operator, number, times, yardstick, unit = matched.groups()
     if reason := undecidable_reason(metric):
         raise ValueError(reason)
-    if metric not in DECIDING:
-        hint = did_you_mean(metric, DECIDING) or f" (known: {', '.join(DECIDING)})"
-        raise ValueError(f"unknown metric {quoted(metric)}{hint}")
+    if reason := unknown_metric(metric):
+        raise ValueError(reason)
     if metric == SECONDS_TO_LOSS and against == "reference":
         raise ValueError(
             f"{metric} is to a loss of the run's own, so runs do not compare by it: take final_loss and "

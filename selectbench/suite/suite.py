@@ -10,10 +10,16 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from selectbench.choices import Choices
 from selectbench.choices.execution import MicroBatchSize
-from selectbench.errors import did_you_mean
 from selectbench.settings import Strict, WrongValueError
 from selectbench.suite.job import Job, Steps
-from selectbench.suite.metrics import DECIDING, Objective, QualityMetric, default_threshold, undecidable_reason
+from selectbench.suite.metrics import (
+    Objective,
+    QualityMetric,
+    declare,
+    default_threshold,
+    undecidable_reason,
+    unknown_metric,
+)
 from selectbench.text import quoted
 
 # Shared choices that a suite leaves to the machine: `precision: auto` and `micro_batch_size: {at_most: 16}`.
@@ -208,9 +214,8 @@ class Decide(Strict):
         for metric in thresholds:
             if reason := undecidable_reason(metric):
                 raise WrongValueError(metric, reason)
-            if metric not in DECIDING:
-                hint = did_you_mean(metric, DECIDING) or f" (known: {', '.join(DECIDING)})"
-                raise ValueError(f"unknown metric {quoted(metric)}{hint}")
+            if reason := unknown_metric(metric):
+                raise ValueError(reason)
         return thresholds
 
 
@@ -421,3 +426,10 @@ class SuiteFile(Strict):
     """Speed and memory only; written by a run."""
     looks: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     """How many seeds each judgement of the run had; written by `run --extend`."""
+
+    @field_validator("job")
+    @classmethod
+    def _declares_its_metrics(cls, job: Job) -> Job:
+        """Before what decides by them is read."""
+        declare(job.own_metrics)
+        return job

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +34,7 @@ from selectbench.worker.evaluation import (
 from selectbench.worker.model import SummedLoss
 from selectbench.worker.observation import CoreWaits, Watch
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory
-from selectbench.worker.saving import save_model
+from selectbench.worker.saving import own_metrics, save_model
 
 AGREE_WITHIN = 1e-9
 """Difference of shares that is rounding."""
@@ -508,6 +508,7 @@ class Recorder:
                 self.training_window = (self.first_step_at, time.perf_counter())
             self._evaluate()
             if self.steps_done == self.job.max_steps:
+                self._measure_own()
                 self._save()
 
     def _teller(self, what: Literal["sequences", "texts"]) -> Callable[[int, int], None]:
@@ -557,6 +558,23 @@ class Recorder:
                 training_seconds=self.timing.training_seconds,
                 loss=loss,
             )
+        )
+
+    def _measure_own(self) -> None:
+        """Metrics of own code, of the model that was evaluated last; every rank takes part."""
+        order = self.setting.order
+        if not order.job.own_metrics:
+            return
+        try:
+            with self.evaluation() as forward:
+                found = own_metrics(order, forward, self.world)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MemoryError(f"in job.eval.metrics, the training itself went well: {error}") from error
+        signatures = {name: order.job.own_metrics[name].call for name in found}
+        self.scores = replace(
+            self.scores, scores={**self.scores.scores, **found}, signatures={**self.scores.signatures, **signatures}
         )
 
     def _save(self) -> None:

@@ -1,7 +1,8 @@
-"""A trained model and its tokenizer on disk, as transformers loads them."""
+"""A trained model and its tokenizer as transformers has them: on disk, and in the hands of own metrics."""
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,9 +19,11 @@ from selectbench.choices.model import Lora, OwnModel, PretrainedTokenizer
 from selectbench.data.prepared import TOKENIZER, Prepared
 from selectbench.data.tokenizer import pretrained_tokenizer
 from selectbench.record.wire import Order
+from selectbench.suite.job import Eval
 from selectbench.worker.batches import decoder_start_id
 from selectbench.worker.evaluation import Forward
 from selectbench.worker.model import new_model
+from selectbench.worker.runtime import OwnCodeError, World, derived_seed, load
 
 WEIGHTS_FILE = "model.safetensors"
 """Of a model of own code; transformers cuts larger ones into several."""
@@ -47,6 +50,47 @@ def save_model(order: Order, forward: Forward, folder: Path, *, writes: bool) ->
     if data.has_text:
         _tokenizer(order, data).save_pretrained(unfinished)
     unfinished.rename(folder)
+
+
+def own_metrics(order: Order, forward: Forward, world: World) -> dict[str, float]:
+    """By name, of the weights that are evaluated; {} but on the first rank. Every rank calls it.
+
+    The model is a copy. Raises OwnCodeError for what is no metric, MemoryError where there is no room for the copy.
+    """
+    asked = order.job.own_metrics
+    state = _state(order, forward, keeps=world.is_first) if asked else {}
+    if not state:
+        return {}
+    data = Prepared.open(Path(order.data_folder))
+    found: dict[str, float] = {}
+    devices = [torch.cuda.current_device()] if world.device_type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        for name, metric in asked.items():
+            model = new_model(order.job, data.vocab_size, attention="sdpa")
+            model.load_state_dict(state, strict=False)
+            model.to(world.device).eval()
+            torch.manual_seed(derived_seed(order.trial.seed, "metrics"))
+            function = load(metric.call, f"eval.metrics.{name}")
+            value = function(model, _tokenizer(order, data), _texts(order, data), **metric.settings)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+                told = value if isinstance(value, int | float) else f"a {type(value).__name__}"
+                raise OwnCodeError(f"metric {name}: expected a finite number of 0 or more, it returned {told}")
+            found[name] = float(value)
+    return found
+
+
+def _texts(order: Order, data: Prepared) -> list[str]:
+    """Of the held-out tokens as many as the evaluation asks for, document by document."""
+    assert isinstance(order.job.eval, Eval)
+    tokens = data.heldout()[: order.job.eval.tokens].tolist()
+    tokenizer = Tokenizer.from_file(str(data.folder / TOKENIZER))
+    documents: list[list[int]] = [[]]
+    for token in tokens:
+        if token == data.end_id:
+            documents.append([])
+        else:
+            documents[-1].append(token)
+    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in documents if ids]
 
 
 def _save_transformers(order: Order, data: Prepared, state: dict[str, torch.Tensor], folder: Path) -> None:

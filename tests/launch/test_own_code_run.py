@@ -1,12 +1,14 @@
 """Own code from a folder outside the package, run as a user runs it; and the README's shortest path."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from launch.harness import TINY_SUITE, Workplace
 
+import selectbench
 from selectbench.launch.own_code import check_own_code
 from selectbench.machine import inspect_machine
 from selectbench.suite.load import load_suite
@@ -39,6 +41,57 @@ def test_the_example_runs_and_every_row_is_the_same_job(workplace):
     files = {r["trial"]["option"]: set(r["watched"]["code_files"]) for r in workplace.records("own_code")}
     assert files["our_loop"] - files["built_in"] == {"ourlib/loop.py"}
     assert files["our_loop"] & files["built_in"] == {"ourlib/__init__.py", "ourlib/model.py"}
+
+
+METRICS = """
+def spread(model, tokenizer, texts, scale=1.0):
+    values = [parameter.std().item() for name, parameter in model.named_parameters() if name.endswith("wte.weight")]
+    assert "number" in texts[0] and tokenizer(texts[0])["input_ids"]
+    return scale * values[0]
+"""
+
+
+def test_a_metric_of_own_code_decides_and_stands_everywhere_that_others_do(workplace):
+    slow = "slow: {optimizer: {name: adamw, lr: 1e-5}}"
+    workplace.write(
+        "code: [ours]\ndecide: {objective: spread, constraints: [spread >= 0.5x baseline, flat <= 100]}\n"
+        + TINY_SUITE.replace("halves: {micro_batch_size: 2}", slow).replace("every_steps: 3}", """metrics: {
+        spread: {call: "ourmetric:spread", better: more, settings: {scale: 10.0}},
+        flat: {call: "ourmetric:spread", better: less}}}""")
+    )  # fmt: skip
+    (workplace.folder / "ours").mkdir()
+    (workplace.folder / "ours" / "ourmetric.py").write_text(METRICS)
+    done = workplace.call("run", "tiny.yaml")
+    assert done.returncode == 0, done.stderr
+    found = ranking(workplace, "tiny")
+    for row in found.values():
+        assert row["metrics"]["spread"]["value"] == pytest.approx(10 * row["metrics"]["flat"]["value"])
+        assert [c["verdict"] for c in row["constraints"][1:]] == ["holds"]
+    assert found["whole"]["metrics"]["spread"]["value"] > found["slow"]["metrics"]["spread"]["value"]
+    assert next(iter(found)) == "whole"
+    (folder,) = workplace.run_folders("tiny")
+    assert "spread" in done.stdout
+    assert "flat ↓" in done.stdout
+    report = (folder / "report.md").read_text()
+    assert "Ranked by spread (more is better)" in report
+    assert "spread_ratio_to_baseline" in (folder / "ranking.csv").read_text().splitlines()[0]
+    assert "| flat |" in workplace.call("report", str(folder), "slow").stdout
+    run = selectbench.load(folder)
+    assert run.to_pandas("trials").groupby("option")["flat"].mean()["whole"] > 0
+    assert run.to_pandas("options").set_index("option")["spread_ratio"]["whole"] == 1
+    copy = shutil.copytree(folder, workplace.folder / "copy")
+    gate = ("gate", str(copy), "--against", str(folder), "--limit")
+    held = workplace.call(*gate, "spread >= 0.9x reference", "--json")
+    assert held.returncode == 4, "equal scores of two seeds alone prove nothing"
+    assert {check["limit"] for check in json.loads(held.stdout)["checks"]} == {"spread >= 0.9x reference"}
+    assert "unknown metric 'spraed' (did you mean 'spread'?)" in workplace.call(*gate, "spraed > 1").stderr
+    before = report
+    assert workplace.call("report", str(folder)).returncode == 0
+    assert (folder / "report.md").read_text() == before
+    (workplace.folder / "ours" / "ourmetric.py").write_text(METRICS.replace("texts, scale=1.0", "texts"))
+    planned = workplace.call("plan", "tiny.yaml")
+    assert planned.returncode == 2
+    assert "eval.metrics.spread ourmetric:spread: got an unexpected keyword argument 'scale'" in planned.stderr
 
 
 BROKEN = """

@@ -104,6 +104,26 @@ WRONG = {
         changed(more="decide: {constraints: [own_score >= 20]}\n"),
         ["mine.yaml:14:24: decide.constraints[0]: own_score is not measured: add `eval: {scores: [\"package.module:function\"]}`"],
     ),
+    "own metric that there is not": (
+        changed(job(GPT2, 'eval: {metrics: {repeats: {call: "a:b", better: less}}}'), more="decide: {objective: repeat}\n"),
+        ["mine.yaml:15:21: decide.objective: unknown metric 'repeat' (did you mean 'repeats'?)"],
+    ),
+    "own metric with the wrong side": (
+        changed(job(GPT2, 'eval: {metrics: {repeats: {call: "a:b", better: less}}}'), more="decide: {constraints: [repeats >= 0.1]}\n"),
+        ["mine.yaml:15:24: decide.constraints[0]: 'repeats >= 0.1': less repeats is better, so a bound is <= (found >=)"],
+    ),
+    "own metric with a name that there is": (
+        changed(job(GPT2, 'eval: {metrics: {final_loss: {call: "a:b", better: less}}}')),
+        ["mine.yaml:2:32: job.eval.metrics.final_loss: final_loss is a metric of selectbench: take another name"],
+    ),
+    "own metric without a side": (
+        changed(job(GPT2, 'eval: {metrics: {repeats: {call: "a:b"}}}')),
+        ["mine.yaml:2:29: job.eval.metrics.repeats: required key 'better' is missing"],
+    ),
+    "own metric of another task": (
+        changed(job(T5, "task: seq2seq", PAIRS, 'eval: {metrics: {repeats: {call: "a:b", better: less}}}')),
+        ["mine.yaml:4:19: job.eval.metrics: metrics of your own are for task causal_lm with text, found seq2seq with pairs"],
+    ),
     "excess loss of a text": (
         changed(more="decide: {objective: excess_loss}\n"),
         ["mine.yaml:14:21: decide.objective: excess_loss is not measured: only a markov source says what loss can be reached"],
@@ -290,3 +310,21 @@ def test_every_task_says_which_special_tokens_it_needs(tmp_path):
         for pairs in ([], [job(BERT, "task: masked_lm")], [job(T5, "task: seq2seq", PAIRS)])
     ]
     assert found == [(), ("mask",), ("pad",)]
+
+
+def test_suites_of_one_process_keep_their_own_metrics_apart(tmp_path):
+    def asking(better):
+        return job(GPT2, f'eval: {{metrics: {{apart: {{call: "a:b", better: {better}}}}}}}')
+
+    first = suite_of(tmp_path, changed(asking("less"), more="decide: {objective: apart}\n"))
+    assert first.decide.objective == "apart"
+    assert first.decide.constraints == []
+    assert lines_of(write(tmp_path, changed(more="decide: {constraints: [apart <= 0.1]}\n"))) == [
+        "mine.yaml:14:24: decide.constraints[0]: apart is not measured: add `eval: {metrics: {apart: ...}}`"
+    ]
+    assert lines_of(write(tmp_path, changed(asking("more")))) == [
+        "mine.yaml:2:27: job.eval.metrics.apart: apart is better: less in another suite that was read before: take another name"
+    ]
+    assert first.threshold("apart") == 0.01
+    (line,) = lines_of(write(tmp_path, changed(more="decide: {objective: aparts}\n")))
+    assert "apart'" not in line.replace("'aparts'", "")
