@@ -40,7 +40,7 @@ from selectbench.analysis.summary import (
     summarise,
     trial_warnings,
 )
-from selectbench.analysis.watched import PROCESS, plausibility_warnings
+from selectbench.analysis.watched import PROCESS, learning_in_answer, learning_warnings, plausibility_warnings
 from selectbench.record.record import Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
 from selectbench.suite.suite import Suite
@@ -67,12 +67,14 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
         *unscreened(suite, records),
         *gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
-        *plausibility_warnings(suite, summaries), *gap_warnings(suite, summaries),
+        *learning_warnings(suite, summaries), *plausibility_warnings(suite, summaries),
+        *gap_warnings(suite, summaries),
         *rank_warnings(suite.device, summaries), *memory_warnings(summaries), *control_warnings(contest, by_name),
     ]  # fmt: skip
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(contest, rows, by_name)}{ranks_in_answer(suite.device, summaries)}",
+        answer=f"{answer(contest, rows, by_name)}{ranks_in_answer(suite.device, summaries)}"
+        f"{learning_in_answer(suite, summaries)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.family(),
         verdicts=verdicts(suite, rows, by_name, contest), factors=factor_view(suite, by_name, rows),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from selectbench.analysis.metrics import bits_per_byte
@@ -18,6 +19,8 @@ IGNORED_RATE = 2.0
 """Times as far at a thousand times the rate: below that the rate has no part in the update."""
 FAR_BELOW_XZ = 0.3
 """Share of xz's bits per byte below which a loss is a doubt."""
+LEAST_LEARNT = 0.05
+"""Share of an untrained model's loss: what has fallen by less knows not even how often tokens occur."""
 UNTIMED_SECONDS, UNTIMED_SHARE = 60.0, 0.25
 """Of a trial's wall time that its start and end may take, at most."""
 
@@ -188,6 +191,49 @@ def plausibility_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[st
         may_know = isinstance(suite.job.of(summary.option.choices).model, PretrainedModel)
         loud, why = ("", "Large pretrained models may know it") if may_know else ("ALARM: ", "It began at random")
         lines.append(f"{summary.name}: {loud}{doubt} {why} ({seeds_words(found[summary.name])})")
+    return lines
+
+
+def learnt_nothing(suite: Suite, summary: Summary) -> dict[int, float]:
+    """By seed whose final loss is about that of a model that has learnt nothing: this one, in nats per token.
+
+    That is the smaller of two: the loss of even odds for every token of the vocabulary, and that of the first step
+    of a model that began at random. The share is of what there is to learn, where the source's own loss is known.
+    """
+    job = suite.job.of(summary.option.choices)
+    entries = job.tokenizer.most_entries if job.tokenizer is not None else job.data.vocabulary
+    found = {}
+    for seed, record in summary.completed.items():
+        assert isinstance(record.outcome, Completed)
+        m, identity = record.outcome.measurement, record.identity
+        known = [math.log(entries)] if entries is not None else []
+        if identity is not None and identity.loss == "cross_entropy" and not isinstance(job.model, PretrainedModel):
+            known.append(m.first_loss)
+        if m.final_loss is None or not known:
+            continue
+        untrained, floor = min(known), m.source_loss or 0.0
+        if untrained > floor and m.final_loss > untrained - LEAST_LEARNT * (untrained - floor):
+            found[seed] = untrained
+    return found
+
+
+def learning_in_answer(suite: Suite, summaries: Sequence[Summary]) -> str:
+    """What the answer must not be read without, with a space before it; '' where every option learnt something."""
+    names = [summary.name for summary in summaries if learnt_nothing(suite, summary)]
+    who = "any option" if len(names) == len(summaries) else ", ".join(names)
+    return f" Nothing was learnt by {who} (see the warnings): its quality says nothing." if names else ""
+
+
+def learning_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
+    """An alarm for every option that learnt nothing."""
+    lines = []
+    for summary in summaries:
+        if found := learnt_nothing(suite, summary):
+            seed, untrained = next(iter(found.items()))
+            loss = f"a final loss of {summary.measurements[seed].final_loss:.2f} nats per token"
+            before = f"where an untrained model has {untrained:.2f}"
+            seeds = seeds_words(list(found))
+            lines.append(f"{summary.name}: ALARM: nothing was learnt: {loss}, {before} ({seeds})")
     return lines
 
 

@@ -34,7 +34,16 @@ from selectbench.launch.own_code import check_own_code
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
-from selectbench.plan.plan import Plan, PlannedTrial, gpu_need, gpus_used, heldout_warnings, make_plan, settled_for
+from selectbench.plan.plan import (
+    Plan,
+    PlannedTrial,
+    gpu_need,
+    gpus_used,
+    heldout_warnings,
+    make_plan,
+    settled_for,
+    unused_row_warnings,
+)
 from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record
 from selectbench.record.run_folder import SUITE, find_run, is_complete
@@ -160,6 +169,8 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         plan = make_plan(suite, machine, prepared, code_sha256())
         if suite.device == "cuda":
             claim.keep(gpus_used(plan))
+        for line in unused_row_warnings(suite, plan.unused_rows):
+            notify(f"note: {line}")
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
         environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
         environment["data"] = data_facts(suite, prepared, plan)
@@ -223,7 +234,7 @@ def data_facts(suite: Suite, prepared: Mapping[str, Prepared], plan: Plan) -> di
     own = prepared[suite.baseline]
     commits = {one.dataset: dataset_commit(one) for one in streamed(suite.job.data)}
     others = {name: one.facts() for name, one in prepared.items() if one.key != own.key}
-    more = {"commits": commits, "by_option": others}
+    more = {"commits": commits, "by_option": others, "unused_rows": plan.unused_rows}
     return {**own.facts(), "epochs": plan.epochs, **{key: value for key, value in more.items() if value}}
 
 

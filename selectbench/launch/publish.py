@@ -18,7 +18,7 @@ from selectbench.analysis.summary import counted, has_outcome
 from selectbench.analysis.tuning import search, settled_by_records
 from selectbench.data.prepared import evaluable
 from selectbench.errors import ExitCode, UserError
-from selectbench.plan.plan import heldout_warnings, suite_warnings, vocabulary_warnings
+from selectbench.plan.plan import heldout_warnings, suite_warnings, unused_row_warnings, vocabulary_warnings
 from selectbench.record.environment import read_environment
 from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import (
@@ -129,7 +129,8 @@ class StoredRun:
         entries = {name: facts.get("vocab_size") for name, facts in self._data_by_option().items()}
         short = heldout_warnings(self.suite, self._heldout_tokens())
         warnings = [
-            *short, *suite_warnings(self.suite, passes, cores), *vocabulary_warnings(self.suite, entries)
+            *short, *suite_warnings(self.suite, passes, cores), *vocabulary_warnings(self.suite, entries),
+            *unused_row_warnings(self.suite, self.environment.get("data", {}).get("unused_rows") or {}),
         ]  # fmt: skip
         ranking = rank(self.suite, self.records, warnings=[*warnings, *self.notes])
         if short:

@@ -22,16 +22,20 @@ from selectbench.suite.suite import Option, Suite
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
+def entries_of(job: Job, prepared: Prepared | None) -> int | None:
+    """Of the vocabulary that the data come in; those asked for where they are not prepared. None: not known yet."""
+    if prepared is not None:
+        return prepared.vocab_size
+    return job.data.vocabulary or (job.tokenizer.most_entries if job.tokenizer is not None else None)
+
+
 def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
     """Rows of the option's embedding; None: a tokenizer that is not at hand decides.
 
     Raises UserError where the model has fewer than the tokenizer.
     """
     job = suite.job.of(option.choices)
-    entries = prepared.vocab_size if prepared else job.data.vocabulary
-    if entries is None and job.tokenizer is not None:
-        entries = job.tokenizer.most_entries
-    if entries is None:
+    if (entries := entries_of(job, prepared)) is None:
         return None
     try:
         return resolved_vocab_size(job.model, entries)
@@ -148,6 +152,36 @@ class Regime:
         """Of a token in one attention: the softmax in fp32, and the weights in the products' dtype."""
         kept = float(heads * self.seq_len) if self.eager else 0.0
         return Saved(full=kept, compute=kept if self.half else 0.0)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Parameters of a model, by what they are for; tied ones once."""
+
+    parameters: int
+    """Of its matrices; biases and norms are not among them."""
+    embeddings: int
+    """Of those, in what tokens and positions are looked up in, and in the head."""
+    vocab_size: int
+    """Tokens that it has rows for."""
+    unused: int
+    """Of the parameters, in rows that no token of the data has."""
+
+
+def model_size(model: AnyModel, vocab_size: int | None, entries: int | None, seq_len: int) -> ModelSize | None:
+    """`vocab_size`: the model's, `entries`: the tokenizer's; None: the model is not known here."""
+    config = config_of(model, vocab_size, seq_len)
+    as_trained = Regime(seq_len, autocast=False, half=False, eager=False)
+    whole = None if config is None else layout_of(config, as_trained)
+    if config is None or whole is None:
+        return None
+    used = None if entries is None else layout_of({**config, "vocab_size": entries}, as_trained)
+    return ModelSize(
+        parameters=whole.parameters,
+        embeddings=whole.embedding + (0 if whole.is_tied else whole.head),
+        vocab_size=whole.vocab_size,
+        unused=0 if used is None else max(0, whole.parameters - used.parameters),
+    )
 
 
 def layout_of(config: Config, regime: Regime) -> Layout | None:

@@ -7,16 +7,18 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selectbench import units
 from selectbench.choices.choice import own_code_sha256
 from selectbench.choices.execution import precision_for
+from selectbench.choices.model import PretrainedModel
 from selectbench.data.prepared import Prepared, contents_of, epochs, evaluable_tokens
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
-from selectbench.plan.memory import config_of, memory_need, vocab_size_of
+from selectbench.plan.memory import ModelSize, config_of, entries_of, memory_need, model_size, vocab_size_of
+from selectbench.record.environment import UnusedRows
 from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.job import Eval
@@ -35,6 +37,8 @@ FEWEST_TO_TUNE = 100
 """Steps of a tuning trial below which its choice is doubted."""
 NEARLY = 0.95
 """Share of the entries asked for below which a vocabulary is reported to be smaller."""
+MOST_ROWS_PER_TOKEN = 2
+"""Rows of a model's embedding over the data's tokens from which a reader is told what they cost."""
 MEMORISING_EPOCHS = 4.0
 """Muennighoff et al. 2023, arXiv:2305.16264: up to about four epochs repeated data is worth new data."""
 
@@ -100,6 +104,31 @@ def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list
     return warnings
 
 
+def unused_row_warnings(suite: Suite, found: Mapping[str, UnusedRows]) -> list[str]:
+    """Models with rows for far more tokens than there are, of options alike once; `found`: `unused_rows`."""
+    alike: dict[tuple[int, int, int, int], list[str]] = {}
+    for name in (option.name for option in suite.options if option.name in found):
+        facts = found[name]
+        same = (facts["rows"], facts["entries"], facts["unused"], facts["parameters"])
+        alike.setdefault(same, []).append(name)
+    warnings = []
+    for (rows, entries, unused, whole), names in alike.items():
+        model = suite.job.of(suite.option(names[0]).choices).model
+        fix = f"--set job.model.vocab_size={entries}"
+        if isinstance(model, PretrainedModel):
+            fix = "leave `tokenizer` out: the model has its own"
+        elif type(model) is not type(suite.job.model):
+            fix = f"`vocab_size: {entries}` in its model"
+        fix += ", or a larger tokenizer"
+        of = "" if len(names) == len(suite.options) else f"{', '.join(names)}: "
+        share = units.whole_percent(unused / whole)
+        cost = f"{units.count(unused)} of {units.count(whole)} parameters ({share}) are of tokens that never occur"
+        warnings.append(
+            f"{of}the model has rows for {rows:,} tokens, and the data have {entries:,}: {cost} ({fix})"
+        )
+    return warnings
+
+
 @dataclass(frozen=True)
 class PlannedOption:
     """What an option comes to on this machine."""
@@ -111,7 +140,11 @@ class PlannedOption:
     unsupported: str | None
     """Why it can't run here, or None."""
     parameters: int | None = None
-    """Of the model; None before it is built, for a configuration file or own code."""
+    """Of the model, for a configuration of others without biases and norms; None: own code, or not known yet."""
+    size: ModelSize | None = None
+    """What the parameters are for; None: as above."""
+    entries: int | None = None
+    """Of the vocabulary that the data come in; None: a tokenizer that is not at hand decides."""
     peak_bytes: int | None = None
     """Of each GPU's memory, as formulas expect it; None: on a CPU, or of a model that they do not know."""
 
@@ -153,6 +186,18 @@ class Plan:
         trials = len(self.suite.saved_seeds)
         return sum(known) * trials if len(known) == len(sizes) or not trials else None
 
+    @property
+    def unused_rows(self) -> dict[str, UnusedRows]:
+        """By option whose model has rows for more than twice the data's tokens: both, and parameters."""
+        return {
+            planned.option.name: UnusedRows(
+                rows=size.vocab_size, entries=planned.entries, unused=size.unused, parameters=size.parameters
+            )
+            for planned in self.options
+            if (size := planned.size) is not None and planned.entries is not None
+            and size.vocab_size > MOST_ROWS_PER_TOKEN * planned.entries
+        }  # fmt: skip
+
     def planned(self, option: str) -> PlannedOption:
         """The planned option of that name. Raises KeyError."""
         return {planned.option.name: planned for planned in self.options}[option]
@@ -180,7 +225,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
         }
         for option in suite.options
     }  # fmt: skip
-    return Plan(
+    plan = Plan(
         suite=suite,
         options=options,
         trials=_trials(suite, identities),
@@ -196,6 +241,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
         own_code_sha256=own_code,
         pretrained=pretrained,
     )
+    return replace(plan, warnings=[*plan.warnings, *unused_row_warnings(suite, plan.unused_rows)])
 
 
 def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepared | None) -> PlannedOption:
@@ -206,7 +252,9 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         # world_size: auto is known only here
         raise UserError(f"suite {suite.name}: option {option.name}: {problem}")
     micro_batches = job.gradient_accumulation_steps(micro_batch_size, ranks)
-    vocab_size = vocab_size_of(suite, option, prepared)
+    vocab_size, entries = vocab_size_of(suite, option, prepared), entries_of(job, prepared)
+    size = model_size(job.model, vocab_size, entries, job.seq_len)
+    parameters = None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len)
     return PlannedOption(
         option=option,
         world_size=ranks,
@@ -215,7 +263,9 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         or option.choices.unsupported_reason(
             machine, micro_batches=micro_batches, task=suite.job.task, data=suite.job.data.kind
         ),
-        parameters=None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len),
+        parameters=size.parameters if parameters is None and size is not None else parameters,
+        size=size,
+        entries=entries,
         peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),
     )
 

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Annotated, Any, TypedDict, get_type_hints
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -153,6 +153,19 @@ class Environment(Stored):
 _BESIDE = {"data": dict[str, Any], "pretrained": dict[str, str], "machine_choices": list[dict[str, str]]}
 
 
+class UnusedRows(TypedDict):
+    """What a model's embedding has more than the data need, of an option where that is much: `data.unused_rows`."""
+
+    rows: Annotated[int, msgspec.Meta(ge=1)]
+    """Tokens that the model has rows for."""
+    entries: int
+    """Tokens that the data have."""
+    unused: int
+    """Parameters in rows of tokens that never occur."""
+    parameters: Annotated[int, msgspec.Meta(ge=1)]
+    """Of the whole model, biases and norms not among them."""
+
+
 def read_environment(path: Path) -> dict[str, Any]:
     """environment.json; earlier versions wrote fewer keys. Raises UserError where a value does not fit."""
     content = read_json(path)
@@ -168,7 +181,8 @@ def read_environment(path: Path) -> dict[str, Any]:
         for key, kind in _BESIDE.items():
             msgspec.convert(content.get(key) or kind(), kind)
         data = content.get("data") or {}
-        kinds = {**get_type_hints(Prepared), "epochs": float | None, "commits": dict[str, str]}
+        kinds = {**get_type_hints(Prepared), "epochs": float | None, "commits": dict[str, str],
+                 "unused_rows": dict[str, UnusedRows]}  # fmt: skip
         for facts in (data, *msgspec.convert(data.get("by_option") or {}, dict[str, dict[str, Any]]).values()):
             for key in facts.keys() & kinds.keys() - {"folder"}:
                 msgspec.convert(facts[key], kinds[key])

@@ -214,6 +214,8 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
         "precision": planned.option.choices.precision.name,
         "micro_batch_size": planned.option.choices.micro_batch_size,
         "expected_peak_memory_bytes": planned.peak_bytes,
+        "parameters": planned.parameters, "vocab_size": planned.size and planned.size.vocab_size,
+        "tokenizer_entries": planned.entries, "embedding_parameters": planned.size and planned.size.embeddings,
         "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
         "strategy": planned.option.choices.strategy.model_dump(mode="json"),
         "framework": planned.option.choices.framework.name, "python": planned.option.choices.python,
@@ -243,8 +245,9 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     jobs = [suite.job.of(planned.option.choices) for planned in plan.options]
     products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
     epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"
+    yield f"model: {_model_words(plan.planned(suite.baseline))}"
     yield (
-        f"model: {units.count(plan.parameters)} parameters; each trial: {' or '.join(products)} sequences x "
+        f"each trial: {' or '.join(products)} sequences x "
         f"{suite.job.seq_len} tokens = {units.count(plan.tokens)} tokens, {epochs} epochs"
     )
     held = " and ".join(suite.decide.constraints)
@@ -260,6 +263,16 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
         yield f"tuned for each option first: {', '.join(suite.tune.parameters)}"
     if warmups := own_warmups(suite):  # one that is tuned is not known yet
         yield f"with a warm-up of their own: {warmups}"
+
+
+def _model_words(planned: PlannedOption) -> str:
+    """`124,475,904 parameters, 32% in embeddings of 50,304 tokens`."""
+    size, parameters = planned.size, planned.parameters
+    if size is None or parameters is None:
+        return f"{units.count(parameters)} parameters"
+    about = "about " if parameters == size.parameters else ""  # of a configuration of others
+    inside = units.whole_percent(size.embeddings / max(1, size.parameters))
+    return f"{about}{units.count(parameters)} parameters, {inside} in embeddings of {size.vocab_size:,} tokens"
 
 
 def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:

@@ -127,3 +127,50 @@ def test_a_loss_far_below_what_xz_makes_of_the_text_is_a_doubt(below, pretrained
     found = [line for line in rank(make_suite("fp32", **job, seeds=[0]), records).warnings if "memorised" in line]
     assert len(found) == (below < 1)
     assert all(("ALARM" in line) == (not pretrained) for line in found)
+
+
+EVEN = math.log(512)
+"""The loss of even odds for every token of the made-up suite."""
+
+
+def alarmed(job=None, **measured):
+    """Whether a trial with these figures of its measurement is told to have learnt nothing."""
+    records = [make_record(name, seed, **measured) for name in ("fp32", "bf16_mixed") for seed in (0, 1, 2)]
+    ranking = rank(make_suite("fp32", "bf16_mixed", job=job or {}), records)
+    lines = [line for line in ranking.warnings if "ALARM: nothing was learnt" in line]
+    assert len(lines) in (0, 2)
+    assert ("Nothing was learnt by any option (see the warnings)" in ranking.answer) == bool(lines)
+    return bool(lines)
+
+
+@pytest.mark.parametrize(
+    ("measured", "nothing"),
+    [
+        ({"first_loss": EVEN, "final_loss": EVEN}, True), ({"first_loss": EVEN, "final_loss": 0.96 * EVEN}, True),
+        ({"first_loss": EVEN, "final_loss": 0.94 * EVEN}, False), ({"first_loss": EVEN, "final_loss": None}, False),
+        # A model with rows for far more tokens than there are, and one that begins worse than even odds.
+        ({"first_loss": 11.9, "final_loss": EVEN}, True), ({"first_loss": 11.9, "final_loss": 11.89}, True),
+        # One that began better than even odds: what it has learnt counts from there.
+        ({"first_loss": 5.0, "final_loss": 4.9}, True), ({"first_loss": 5.0, "final_loss": 4.7}, False),
+        # Of what there is to learn of a known source, half was learnt.
+        ({"first_loss": EVEN, "final_loss": EVEN - 0.1, "source_loss": EVEN - 0.2}, False),
+        ({"first_loss": EVEN, "final_loss": EVEN - 0.005, "source_loss": EVEN - 0.2}, True),
+    ],
+)  # fmt: skip
+def test_a_final_loss_of_an_untrained_model_is_an_alarm(measured, nothing):
+    assert alarmed(**measured) == nothing
+
+
+def test_a_pretrained_model_has_learnt_before_its_first_step():
+    pretrained = {"model": {"pretrained": "nobody/nothing"}}
+    assert not alarmed(job=pretrained, first_loss=3.0, final_loss=2.99)
+    assert alarmed(job=pretrained, first_loss=3.0, final_loss=EVEN)
+
+
+def test_the_alarm_names_the_option_and_both_losses():
+    records = [make_record("fp32", seed) for seed in (0, 1, 2)]
+    records += [make_record("bf16_mixed", seed, final_loss=6.2) for seed in (0, 1, 2)]
+    ranking = rank(make_suite("fp32", "bf16_mixed"), records)
+    told = "a final loss of 6.20 nats per token, where an untrained model has 6.24 (seeds 0, 1, 2)"
+    assert f"bf16_mixed: ALARM: nothing was learnt: {told}" in ranking.warnings
+    assert ranking.answer.endswith("Nothing was learnt by bf16_mixed (see the warnings): its quality says nothing.")

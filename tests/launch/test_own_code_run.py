@@ -214,7 +214,7 @@ def test_a_transformers_folder_and_a_text_lead_to_a_verdict(workplace):
     model.mkdir()
     (model / "config.json").write_text(json.dumps({
         "model_type": "llama", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
-        "intermediate_size": 64, "vocab_size": 512, "max_position_embeddings": 128,
+        "intermediate_size": 64, "vocab_size": 2048, "max_position_embeddings": 128,
     }))  # fmt: skip
     done = workplace.call(
         "run", "precision", "--set", "job.model={config: my-model}", "--set", 'job.data={text: ["*.txt"]}',
@@ -227,3 +227,11 @@ def test_a_transformers_folder_and_a_text_lead_to_a_verdict(workplace):
     told = " ".join(done.stdout.split())
     assert "No verdict: it is open whether the options hold" in told  # one seed
     assert "By the figures alone" in told
+    rows_told = "the model has rows for 2,048 tokens, and the data have 300: 111,872 of "
+    nothing = "fp32: ALARM: nothing was learnt: a final loss of "
+    (folder,) = workplace.run_folders("precision")
+    for shown in (told, (folder / "report.md").read_text(), (folder / "report.html").read_text()):
+        assert rows_told in shown
+        assert nothing in shown
+    assert "Nothing was learnt by " in told
+    assert f"note: {rows_told}" in " ".join(done.stderr.split())

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from selectbench.record.environment import Environment, code_sha256, collect_environment, without_folders
+from selectbench.errors import UserError
+from selectbench.record.environment import (
+    Environment,
+    code_sha256,
+    collect_environment,
+    read_environment,
+    without_folders,
+)
 from selectbench.record.run_folder import fingerprint_part
 from selectbench.settings import field_texts
 
@@ -139,3 +146,23 @@ def test_gpus_and_their_driver(with_driver):
 def test_code_sha256_is_told():
     assert len(code_sha256()) == 64
     assert collect_environment(None)["code_sha256"] == code_sha256()
+
+
+ROWS = {"rows": 2048, "entries": 300, "unused": 111_872, "parameters": 150_000}
+
+
+@pytest.mark.parametrize(
+    ("unused", "is_right"),
+    [
+        ({"base": ROWS}, True), ({"base": {**ROWS, "parameters": 0}}, False),
+        ({"base": {**ROWS, "rows": "many"}}, False), ([], False), ({"base": {}}, False),
+    ],
+)  # fmt: skip
+def test_rows_that_no_token_has_are_read_back_or_refused(unused, is_right, tmp_path):
+    path = tmp_path / "environment.json"
+    path.write_text(json.dumps({**collect_environment(None), "data": {"unused_rows": unused}}))
+    if is_right:
+        assert read_environment(path)["data"]["unused_rows"] == unused
+    else:
+        with pytest.raises(UserError, match="cannot be read: `unused_rows`"):
+            read_environment(path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from launch.harness import TINY_SUITE, corpus
 from rich.console import Console
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
@@ -299,6 +300,52 @@ def test_a_vocabulary_that_came_out_smaller_is_told(suite_file: Path) -> None:
     assert vocabulary_warnings(suite, {"whole": 300, "halves": 290}) == []
     (line,) = vocabulary_warnings(suite, {"whole": 120, "halves": 300})
     assert line == "whole: the text yields a vocabulary of 120; 300 were asked for"
+
+
+QWEN = {
+    "model_type": "qwen3", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 128, "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def shown(plan: Plan) -> str:
+    console = Console(width=400, record=True, color_system=None)
+    print_plan(console, plan, None, [])
+    return console.export_text()
+
+
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_a_configuration_file_s_vocabulary_parameters_and_unused_rows_are_told(
+    suite_file: Path, is_tied: bool
+) -> None:
+    config = {**QWEN, "vocab_size": 2000, "tie_word_embeddings": is_tied}
+    (suite_file.parent / "config.json").write_text(json.dumps(config))
+    asked = [f"job.model={{config: {suite_file.parent}}}"]
+    plan = planned(load_suite(str(suite_file), device="cpu", settings=asked))
+    copies = 1 if is_tied else 2
+    made = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
+    real = made.num_parameters()
+    assert plan.parameters == pytest.approx(real, rel=0.01)
+    assert plan.options[0].size.embeddings == copies * 2000 * 64
+    unused = copies * 1700 * 64
+    (told,) = [line for line in plan.warnings if "rows" in line]
+    assert told == (
+        f"the model has rows for 2,000 tokens, and the data have 300: {unused:,} of {plan.parameters:,} parameters "
+        f"({unused / plan.parameters:.0%}) are of tokens that never occur (--set job.model.vocab_size=300, or a "
+        "larger tokenizer)"
+    )
+    inside = f"{copies * 2000 * 64 / plan.parameters:.0%}"
+    assert f"model: about {plan.parameters:,} parameters, {inside} in embeddings of 2,000 tokens\n" in shown(plan)
+    (option, _) = json.loads(plan_as_json(plan, None))["options"]
+    assert (option["vocab_size"], option["tokenizer_entries"]) == (2000, 300)
+    mended = load_suite(str(suite_file), device="cpu", settings=[*asked, "job.model.vocab_size=300"])
+    assert not [line for line in planned(mended).warnings if "rows" in line]
+
+
+def test_unused_rows_are_told_of_the_options_that_have_them_and_from_a_factor_of_two_on(suite_file: Path) -> None:
+    asked = ["options.halves={model: {vocab_size: 601}}", "job.model.vocab_size=600"]
+    (line,) = planned(load_suite(str(suite_file), device="cpu", settings=asked)).warnings
+    assert line.startswith("halves: the model has rows for 601 tokens, and the data have 300: 9,632 of ")
 
 
 @pytest.mark.parametrize(
