@@ -229,9 +229,9 @@ class Contest:
         """Probability of any false claim at this judgement of the run."""
         return alpha_of(look_of(self.suite.looks))
 
-    @property
+    @cached_property
     def tests(self) -> int:
-        """How many share alpha."""
+        """How many share alpha; every option asks for it, once all are declared."""
         made = sum(not judged.is_exact for judged in self.judged.values())
         return made + self.not_made if made else 0
 

@@ -201,8 +201,11 @@ def _is_fp32(identity: Identity) -> bool:
     return dtypes == {"float32"} and not identity.matmul_tf32
 
 
-def asked_for(suite: Suite, option: Option, ranks: int) -> dict[str, Any]:
-    """What a trial of the option on so many ranks must have found, by identity field: what job and choices fix."""
+def asked_for(suite: Suite, option: Option, ranks: int, *, shapes_differ: bool) -> dict[str, Any]:
+    """What a trial of the option on so many ranks must have found, by identity field: what job and choices fix.
+
+    `shapes_differ`: whether some option may have another shape of the learning rate, which that excuses.
+    """
     job, choices = suite.job.of(option.choices), option.choices
     asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
     for choice in choices.each().values():
@@ -212,8 +215,7 @@ def asked_for(suite: Suite, option: Option, ranks: int) -> dict[str, Any]:
     if isinstance(job.model, Gpt2 | Llama):  # other models may return logits in another dtype than they compute
         precision = choices.precision
         asked["compute_dtype"] = precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype
-    others = [other.choices for other in suite.options]
-    if any(o.optimizer.sets_schedule or o.global_batch_size is not None for o in others):  # a difference is excused
+    if shapes_differ:
         asked["learning_rate_shape_sha256"] = _shape(job.lr_schedule, job.max_steps)
     if (rates := choices.optimizer.peak_rates()) is not None:
         largest = _largest_share(job.lr_schedule, job.max_steps)
@@ -283,10 +285,12 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
     """Every option's certificate by its name, against the baseline or the first that has one of the seed."""
     findings = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
     options = {summary.name: summary.option for summary in (baseline, *summaries)}
+    every = [option.choices for option in suite.options]
+    shapes_differ = any(o.optimizer.sets_schedule or o.global_batch_size is not None for o in every)
 
     @cache
     def asked_of(name: str, ranks: int) -> dict[str, Any]:
-        return asked_for(suite, options[name], ranks)
+        return asked_for(suite, options[name], ranks, shapes_differ=shapes_differ)
 
     @cache
     def excused(name: str, other: str) -> frozenset[str]:

@@ -414,6 +414,11 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     heldout_xz_bits_per_byte: Amount | None = None
     """What xz makes of the beginning of the held-out text, 256 KiB at most; None: too short a text, or none."""
 
+    def __post_init__(self) -> None:
+        kept = self.sentences
+        if kept is not None and not kept.counts.keys() | kept.shares.keys() <= self.scores.keys():
+            raise ValueError("it has sentences of scores that it has not")
+
 
 class Completed(Recorded, frozen=True, kw_only=True, tag_field="status", tag="completed"):
     """The trial ran to its end."""
