@@ -114,22 +114,28 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    reuse: Annotated[
+        bool, typer.Option("--reuse", help="Show a complete run of the same, where there is one, and run nothing.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
-    from selectbench.errors import ExitCode
-    from selectbench.launch.display import make_display
+    from selectbench.errors import ExitCode, UserError
+    from selectbench.launch.display import make_display, what_again
     from selectbench.launch.preparation import prepare_all
     from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
 
+    if fresh and reuse:
+        raise UserError("--fresh runs anew and --reuse shows what there is: leave one of them out")
     console = _stderr()
     request = _request(
         suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results, extend
     )  # fmt: skip
     preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
     result = run_suite(
-        preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed
+        preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed,
+        again=partial(what_again, console, reuse=reuse),
     )  # fmt: skip
     stored = read_run(result.folder)
     _show_ranking(result.folder, result.ranking, as_json, stored)

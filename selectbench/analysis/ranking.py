@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -226,9 +225,7 @@ def _how_to_extend(suite: Suite, seeds: int) -> str:
         return ""
     if suite.quick:
         return "A run without --quick has more seeds."
-    taken = {*suite.seeds, *(search.seed for search in (suite.tune, suite.best_of) if search)}
-    unused = (seed for seed in itertools.count(max(suite.seeds) + 1) if seed not in taken)
-    listed = ",".join(map(str, itertools.islice(unused, seeds)))
+    listed = ",".join(map(str, suite.unused_seeds(seeds)))
     return f"To add seeds: selectbench run suite.yaml --extend . --seeds {listed} (in the run's folder)."
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import select
+import sys
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -16,7 +21,9 @@ from rich.text import Text
 
 from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
+from selectbench.errors import UserError
 from selectbench.record.record import Completed, Failed
+from selectbench.record.run_folder import RECORDS_FILE
 from selectbench.record.wire import Evaluating, Phase, Progress
 from selectbench.report.document import labels
 from selectbench.text import first_line, one_line
@@ -546,3 +553,39 @@ def make_display(console: Console, clock: Clock = time.monotonic) -> Display:
     """A live table on a terminal that can draw over itself, else plain lines; `console` writes to stderr."""
     live = console.is_terminal and not console.is_dumb_terminal
     return LiveDisplay(console, clock) if live else PlainDisplay(console, clock)
+
+
+# What a person is asked before a run of the same suite that is complete is made once more.
+
+
+Again = Literal["show", "anew"] | int
+"""Show the run that there is, run the suite anew, or add so many seeds to the run."""
+MOST_SECONDS_TO_ANSWER = 300
+"""GPUs are held meanwhile."""
+
+
+def what_again(console: Console, complete: Path, *, reuse: bool) -> Again:
+    """What to do with a complete run; asked on a terminal alone. Raises UserError where nobody answers in time."""
+    if reuse:
+        return "show"
+    if not (sys.stdin.isatty() and console.is_terminal):
+        return "anew"
+    ago = units.duration(max(0.0, time.time() - (complete / RECORDS_FILE).stat().st_mtime))
+    console.print(f"{complete} is complete, {ago} ago", markup=False, highlight=False, soft_wrap=True)
+    answer = ""
+    while answer not in ("s", "e", "a", "show", "extend", "anew"):
+        answer = _answer(console, "(s)how it, (e)xtend it by more seeds, or run (a)new? [s] ") or "s"
+    if answer[0] != "e":
+        return "show" if answer[0] == "s" else "anew"
+    while not answer.isdecimal() or not 0 < int(answer) <= 100:
+        answer = _answer(console, "How many more seeds? [3] ") or "3"
+    return int(answer)
+
+
+def _answer(console: Console, question: str) -> str:
+    console.print(question, end="", markup=False, highlight=False, soft_wrap=True)
+    waiting = select.select([sys.stdin], [], [], MOST_SECONDS_TO_ANSWER)[0]
+    line = os.read(sys.stdin.fileno(), 1000) if waiting else b""  # a terminal hands over one line
+    if not line:
+        raise UserError("nobody answered: --reuse shows the run that there is, --fresh runs anew")
+    return line.decode(errors="replace").strip().lower()

@@ -150,7 +150,9 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         raise UserError(reason)
     extended = None
     if request.extend is not None:
-        suite, extended = with_more_seeds(request, suite, request.extend)
+        if request.budget_seconds is not None:
+            raise UserError("--budget cuts rounds: with --extend, --seeds says how many there are to be")
+        suite, extended = with_more_seeds(suite, find_run(request.extend, request.results, suite.name))
     if not machine.trains:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     for line in check_own_code(suite, machine):
@@ -285,14 +287,11 @@ class Extended:
         return self.suite.looks[0] if self.suite.looks else len(self.suite.seeds)
 
 
-def with_more_seeds(request: Request, suite: Suite, reference: str) -> tuple[Suite, Extended]:
-    """The suite with the run's seeds and those that were asked for, judged once more, and the run.
+def with_more_seeds(suite: Suite, folder: Path) -> tuple[Suite, Extended]:
+    """The suite with the run's seeds before its own, judged once more, and the run.
 
     A run whose extension was interrupted gets no further ones: its own are resumed. Raises UserError.
     """
-    if request.budget_seconds is not None:
-        raise UserError("--budget cuts rounds: with --extend, --seeds says how many there are to be")
-    folder = find_run(reference, request.results, suite.name)
     folder = folder if folder.name.strip(".") else folder.resolve()  # its name tells the order of trials
     run = load_suite(str(folder / SUITE), device="cpu", require_files=False)
     if suite.quick or run.quick:
@@ -310,6 +309,14 @@ def with_more_seeds(request: Request, suite: Suite, reference: str) -> tuple[Sui
     looks = [*(run.looks or [len(run.seeds)]), len(seeds)] if new else run.looks
     more = suite.model_copy(update={"seeds": seeds, "resolved": {**suite.resolved, "seeds": seeds}})
     return _judged_after(more, looks), Extended(folder, run)
+
+
+def extended_by(own: Preparation, folder: Path, seeds: int) -> Preparation:
+    """What adds so many seeds to a complete run of the same. Raises UserError."""
+    run = load_suite(str(folder / SUITE), device="cpu", require_files=False)
+    asked = own.suite.model_copy(update={"seeds": run.unused_seeds(seeds)})
+    suite, extended = with_more_seeds(asked, folder)
+    return replace(own.of(suite), extended=extended)
 
 
 def _judged_after(suite: Suite, looks: Sequence[int]) -> Suite:

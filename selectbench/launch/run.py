@@ -24,7 +24,7 @@ from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import Prepared, contents_of, pinned_model
 from selectbench.errors import ExitCode, UserError, disk_problem
 from selectbench.gpu.meters import GpuWatch
-from selectbench.launch.display import Display
+from selectbench.launch.display import Again, Display
 from selectbench.launch.gpus import my_turn
 from selectbench.launch.preparation import (
     CONTEST,
@@ -33,6 +33,7 @@ from selectbench.launch.preparation import (
     Preparation,
     as_begun,
     check_cuda,
+    extended_by,
     stages,
 )
 from selectbench.launch.publish import publish, read_run
@@ -79,9 +80,22 @@ def run(
     *,
     fresh: bool = False,
     retry_failed: bool = False,
+    again: Callable[[Path], Again] = lambda _: "anew",
 ) -> Result:
-    """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError."""
+    """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError.
+
+    `again` is asked what to do where all of it has one in such a folder; `retry_failed` then shows that one.
+    """
     with preparation.claim, ExitStack() as until_its_end:
+        complete = None if fresh or preparation.extended else _complete(preparation, results, retry_failed)
+        asked = "anew" if complete is None else "show" if retry_failed else again(complete)
+        if complete is not None and asked == "show":
+            display = make_display()
+            display.note(f"nothing was run: {complete} is complete")
+            ranking = publish(complete, read_run(complete), display.note)
+            return Result(complete, ranking, exit_code(preparation, complete))
+        if complete is not None and isinstance(asked, int):
+            preparation = extended_by(preparation, complete, asked)
         check_cuda(preparation.plan, preparation.claim.gpus)
         with my_turn():  # of two that start at once the second sees what the first has chosen
             sweep_weights(results)
@@ -109,6 +123,14 @@ def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retr
     if newest is not None and next_stage(preparation, newest, retry_failed=retry_failed) is not None:
         return newest
     return create_run(results, preparation.suite, preparation.environment, mark)
+
+
+def _complete(preparation: Preparation, results: Path, retry_failed: bool) -> Path | None:
+    """The newest run of the same, where nothing of it is to be run; None: there is none, or it is resumed."""
+    newest = newest_run(results, preparation.suite, _fingerprint(preparation, preparation.suite))
+    if newest is None or next_stage(preparation, newest, retry_failed=retry_failed) is not None:
+        return None
+    return newest
 
 
 def _fingerprint(preparation: Preparation, suite: Suite) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from typing import Annotated, Any, Literal
@@ -333,6 +334,12 @@ class Suite(Strict):
     def saved_seeds(self) -> list[int]:
         """Those of which every option's trained model is kept."""
         return {"none": [], "first_seed": self.seeds[:1], "all": self.seeds}[self.save]
+
+    def unused_seeds(self, count: int) -> list[int]:
+        """So many that no round has, nor a search before the contest."""
+        taken = {*self.seeds, *(search.seed for search in (self.tune, self.best_of) if search)}
+        unused = (seed for seed in itertools.count(max(self.seeds) + 1) if seed not in taken)
+        return list(itertools.islice(unused, count))
 
     def option(self, name: str) -> Option:
         """The option of that name. Raises KeyError."""

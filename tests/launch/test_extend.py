@@ -89,7 +89,7 @@ def suite(tmp_path: Path) -> Suite:
 
 def more(suite: Suite, folder: Path, seeds: list[int]) -> Suite:
     asked = suite.model_copy(update={"seeds": seeds})
-    return with_more_seeds(Request("precision"), asked, str(folder))[0]
+    return with_more_seeds(asked, folder)[0]
 
 
 def test_a_further_extension_is_a_further_judgement(suite: Suite, tmp_path: Path) -> None:
