@@ -39,7 +39,8 @@ AxisOption = Annotated[
 SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="One round for each seed.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="Speed and memory only, one seed, few steps.")]
 GpusOption = Annotated[
-    str | None, typer.Option("--gpus", metavar="LIST", help="GPUs by number or UUID, even in use; else idle ones.")
+    str | None,
+    typer.Option("--gpus", metavar="LIST", help="GPUs by number or UUID, even if in use; default: idle ones."),
 ]
 BudgetOption = Annotated[
     str | None, typer.Option("--budget", metavar="TIME", help="Cut rounds, never schedules, to fit: 2h, 90min.")
@@ -90,7 +91,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say and exit.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None: ...
 
@@ -246,7 +247,7 @@ def compare(
 @app.command()
 def gate(
     run: RunArgument,
-    against: Annotated[str, typer.Option("--against", metavar="RUN", help="The run to be held against.")],
+    against: Annotated[str, typer.Option("--against", metavar="RUN", help="The reference run.")],
     limits: Annotated[
         list[str],
         typer.Option(

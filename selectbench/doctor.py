@@ -60,7 +60,7 @@ class Finding:
 
 
 CALIBRATE = "selectbench doctor --calibrate"
-NEWER = "a newer driver may tell more; some boards and virtual GPUs never do"
+NEWER = "a newer driver may report more; some boards and virtual GPUs never do"
 COSTS = {
     "memory": "device memory is not known",
     "reserved memory": "what the driver keeps for itself counts as used",
@@ -110,7 +110,7 @@ def check_meters() -> Iterator[Finding]:
         told = ", ".join(name for name in COSTS if known[name]) or "nothing"
         lost = [name + (f" ({cost})" if cost else "") for name, cost in COSTS.items() if not known[name]]
         if lost:
-            yield Finding(subject, "limited", f"{told}; not told: {', '.join(lost)}", NEWER)
+            yield Finding(subject, "limited", f"{told}; not reported: {', '.join(lost)}", NEWER)
         else:
             yield Finding(subject, "ok", told)
 

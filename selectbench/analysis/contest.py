@@ -67,7 +67,7 @@ class Asked:
             return _said(self.text, verdict, f"{shown}, far from the bound")
         if judged is None:
             why = (
-                "1 seed, which tells no spread"
+                "one seed, which shows no spread"
                 if self.test.difference.seeds == 1
                 else "every seed, maybe by chance"
             )
@@ -261,7 +261,7 @@ class Contest:
         if lost := summary.flattered_words(metric.name):
             return _said(text, "undecided", f"{lost}: the other seeds may flatter it")
         if "gpu" in metric.needs and not summary.values[metric.name]:
-            return _said(text, "not_judged", f"no trial tells its {metric.name}")
+            return _said(text, "not_judged", f"no trial measured {metric.name}")
         return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
 
     def _relative(self, text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:

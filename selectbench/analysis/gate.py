@@ -362,7 +362,7 @@ def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machi
     ours, theirs = ({o.name: o.choices for o in read.suite.options} for read in (run, reference))
     changed = [name for name in theirs if name in ours and ours[name] != theirs[name]]
     if changed:
-        raise UserError(f"options of other settings than the reference's: {', '.join(changed[:5])}")
+        raise UserError(f"options whose settings differ from the reference's: {', '.join(changed[:5])}")
     other = other_data(run, reference)
     if other:
         raise UserError(f"not the same data, so there is nothing to gate: {other}")
@@ -374,7 +374,7 @@ def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machi
     ]
     if machines and not any_machine:
         told = "; ".join(f"{d.path}: {d.reference} there, {d.run} here" for d in machines[:3])
-        raise UserError(f"not the same machine: {told}; --any-machine gates all the same")
+        raise UserError(f"not the same machine: {told}; --any-machine gates them anyway")
 
 
 def _asked(

@@ -103,7 +103,7 @@ def _known_mean(values: Iterable[float | None]) -> float | None:
 def ranks_in_answer(device: str, summaries: Sequence[Summary]) -> str:
     """What the answer must not be read without, with a space before it; '' where there is nothing."""
     functional = bool(rank_warnings(device, summaries))
-    return " Over gloo on a CPU: a functional check, no finding about GPUs." if functional else ""
+    return " Over gloo on a CPU: a functional check, which says nothing about GPUs." if functional else ""
 
 
 def share_main_memory(device: str, summaries: Sequence[Summary]) -> bool:
@@ -248,7 +248,7 @@ def failure_note(failed: Failed, state: State | None) -> str | None:
     """Why a failed trial is no finding about the option; None where its GPUs did not cause it."""
     if state is None or failed.kind not in _MAY_CAUSE.get(state.verdict, ()):
         return None
-    return f"no finding about the option: the GPU was {state.verdict}: {state.detail}"
+    return f"this says nothing about the option: the GPU was {state.verdict}: {state.detail}"
 
 
 def gpu_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
@@ -286,5 +286,5 @@ def _unclean(summary: Summary) -> list[str]:
 def _unsettled(summary: Summary) -> list[str]:
     trials = {seed: observed.meters for seed, observed in summary.observed.items()}
     seeds = [str(seed) for seed, meters in trials.items() if meters and meters.settled is False]
-    told = "the GPU's memory had not come back before the trial to what it was before the first one"
+    told = "before the trial the GPU's memory was not back to where it was before the first one"
     return [f"{summary.name}: {told} (seed {', '.join(seeds)})"] if seeds else []

@@ -189,7 +189,7 @@ AGREEMENT = 0.10
 
 ENERGY_RULE = (
     "Energy is what the GPUs' own meters count inside the timed windows, the sum over the trial's GPUs; the "
-    "rest of the machine is not in it. It is read from the boards' energy counters; where a board has none its "
+    "rest of the machine is not included. It is read from the boards' energy counters; where a board has none its "
     "instant power is integrated, and where it has only the power that the driver averages over about a second, "
     f"that is taken. It is not known where less than {SHORTEST_SECONDS:g} s were metered, where counter and "
     f"integrated power differ by more than {AGREEMENT:.0%}, and on a slice of a board (MIG), whose meters are "
@@ -242,7 +242,7 @@ def _energy_unknown(gpu: GpuMeters) -> str | None:
     if gpu.metered_seconds < SHORTEST_SECONDS:
         return f"metered for {units.seconds(gpu.metered_seconds)}, less than {SHORTEST_SECONDS:g} s"
     if not _energy_figures(gpu):
-        return "the driver tells neither energy nor power"
+        return "the driver reports neither energy nor power"
     counter, power = gpu.counter_joules, gpu.instant_power_joules
     if counter is not None and power is not None and abs(counter - power) > AGREEMENT * max(counter, power):
         return f"the energy counter says {units.joules(counter)}, integrated power {units.joules(power)}"
@@ -269,9 +269,9 @@ _BILLION = 1e9
 
 COST_RULE = (
     "Cost is the rent of the job's GPUs for their time and the energy that the GPUs took, as far as the suite "
-    "gives a price for each. A billion tokens are reckoned at the timed speed; the job at its training time, "
-    "warm-up and compilation among it, start-up and evaluation not. Where one of the prices can't be applied, "
-    "nothing is said rather than a part."
+    "gives a price for each. For a billion tokens it follows from the timed speed; for the job from its training "
+    "time, with warm-up and compilation, without start-up and evaluation. Where one of the prices can't be "
+    "applied, no cost is shown."
 )
 
 

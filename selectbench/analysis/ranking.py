@@ -291,7 +291,7 @@ def _without_ranks(
         )
     why = _no_order(eligible, shown, metric, proposed)
     return (
-        f"No verdict: {why}. By the figures alone {order[0].option} comes first: "
+        f"No verdict: {why}. By the measured figures alone {order[0].option} comes first: "
         f"{with_ratio(suite, metric, order[0])}; next {order[1].option}: {with_ratio(suite, metric, order[1])}."
     )
 
@@ -327,7 +327,7 @@ def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row], proposed:
         least = min(known, key=lambda settling: settling.seeds)
         proposed.append(least.seeds)
         what = "it" if len(pairs) == 1 else "one of these pairs"
-        more = f" If the difference is what it looks like, {_seeds_more(least)} would probably settle {what}."
+        more = f" If the difference is as measured, {_seeds_more(least)} would probably settle {what}."
     apart = [row.option for row in tied if row.against_best is None]
     alone = f" {_and(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
     return f"Too close to call between {names}: {figures}.{more}{alone}"
@@ -376,7 +376,7 @@ def _about_the_baseline(suite: Suite, baseline: Summary, rows: Sequence[Row]) ->
         fields = _fields(violations)
         told.append(f"No comparison: the baseline {suite.baseline} {opening} {fields}.")
     elif lost := baseline.flattered_words(suite.decide.objective):
-        told.append(f"The baseline {suite.baseline} {lost}: beside its other seeds nothing is called worse.")
+        told.append(f"The baseline {suite.baseline} {lost}: nothing is called worse than its other seeds.")
     if baseline.only_spoiled("tokens_per_second"):
         told.append(
             f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was "
@@ -387,7 +387,7 @@ def _about_the_baseline(suite: Suite, baseline: Summary, rows: Sequence[Row]) ->
 
 def _quality(suite: Suite, rows: Sequence[Row]) -> str:
     if suite.quick or not suite.job.evaluates:
-        return "Speed and memory only: quality was not measured and nothing is said of it."
+        return "Speed and memory only: quality was not measured."
     unjudged = [c for row in rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
     return f"Whether the rows hold {unjudged[0].constraint} is not known: {unjudged[0].detail}." if unjudged else ""
 
@@ -405,7 +405,7 @@ def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
     if look > 1:
         seeds += f", judgement {look} of this run"
     level = units.confidence(contest.alpha)
-    few = "; with so few only large differences can be told" if most == 2 else ""
+    few = "; with so few seeds only large differences show" if most == 2 else ""
     if not contest.tests:
         return f"({seeds}{few}.)"
     if contest.tests == 1:
@@ -451,7 +451,7 @@ def _beside_the_ranks(
 def _own_code(rows: Sequence[Row]) -> str:
     """Rows whose own code may do what nobody counted."""
     names = [row.option for row in rows if PROCESS in row.identity.not_verified]
-    return f"Not verified of {_and(names)}: what own code does besides what was counted." if names else ""
+    return f"Not verified for {_and(names)}: what own code does beyond what was counted." if names else ""
 
 
 def _left_out(
@@ -460,7 +460,7 @@ def _left_out(
     why = {row.option: _reason(metric, row, summaries[row.option]) for row in rows}
     for row in rows:
         if others_are_ranked and row.eligible and row.rank is None and not why[row.option]:
-            why[row.option] = f"{row.n} seed{'s' if row.n > 1 else ''}, no spread to tell its rank by"
+            why[row.option] = f"{row.n} seed{'s' if row.n > 1 else ''}, too few to rank"
     told = [f"{name} ({reason})" for name, reason in why.items() if reason]
     return f"Not ranked: {', '.join(told)}." if told else ""
 
@@ -478,7 +478,7 @@ def _reason(metric: Metric, row: Row, summary: Summary) -> str:
         return _NO_CERTIFICATE
     if row.n == 0:
         failures = {
-            f"{failure.kind} on a {summary.states[failure.seed].verdict} GPU, which is no finding"
+            f"{failure.kind} on a {summary.states[failure.seed].verdict} GPU, which says nothing about the option"
             if failure.note
             else failure.kind
             for failure in row.failures

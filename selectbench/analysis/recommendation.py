@@ -28,7 +28,7 @@ TIME_TO_LOSS_RULE = (
     "final one with the same seed, plus the share of the loss that the suite calls too small to matter; for the "
     "baseline too. Between evaluations the loss is taken to fall in a straight line; where it is there at the "
     "first evaluation already, that one counts. Seconds are of training alone. An option that gets there early "
-    "does so in the midst of its own schedule: one made for fewer steps would get there otherwise."
+    "does so in the middle of its own schedule: with a shorter schedule it would take another time."
 )
 
 
@@ -251,7 +251,7 @@ def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
     if any(c.verdict != "holds" for c in held):
         return " (equal quality could not be judged)"
     asked = any(METRICS[parse_constraint(text).metric].quality for text in suite.decide.constraints)
-    return " at equal quality" if asked else " (whatever the quality: no constraint is on it)"
+    return " at equal quality" if asked else " (regardless of quality, which no constraint limits)"
 
 
 def _by_metric(
@@ -380,7 +380,7 @@ def _answered(
     shown = f"{found.best}: {own}{_at_what(suite, question, row)}"
     if not first.looks_like(own):  # else a reader would see the same figure twice
         opening = "none is shown to be better than " if found.best == suite.baseline else ""
-        shown = f"{opening}{shown}; ahead by the figures: {found.ahead}, {first}"
+        shown = f"{opening}{shown}; best measured: {found.ahead}, {first}"
     return NamedVerdict(
         name=question.name, title=question.title, option=found.best, sentence=f"{shown}.",
         confidence=f"{_confidence(question, found)}{_outdone(row, found)}",

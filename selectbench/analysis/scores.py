@@ -209,7 +209,7 @@ def _texts(name: str, summary: Summary) -> dict[int, _Text]:
 def _refused(name: str, texts: Sequence[_Text]) -> str:
     """Why these, of both options with all common seeds, are not to be compared; '' where they are."""
     if not texts:
-        return "no seed with which both completed and kept what the score is made of"
+        return "no seed that both completed with their sentences kept"
     if len({text.references_sha256 for text in texts}) > 1:
         return "the references differ"
     if len(texts[0].table) < FEWEST_SENTENCES:

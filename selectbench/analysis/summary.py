@@ -272,7 +272,7 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
     for record in contest_trials(records):
         key = (record.trial.option, record.trial.seed)
         if key[0] not in names or key[1] not in suite.seeds:
-            said["a record of no trial of this suite is left out"].add(key)
+            said["its record belongs to no trial of this suite and is left out"].add(key)
             continue
         if key in counted:
             said["records of two different trials; the latest counts"].add(key)
@@ -346,10 +346,10 @@ def trial_warnings(summaries: Sequence[Summary]) -> list[str]:
         "a recompilation voided a timed window": lambda m: m.recompilations,
         "the allocator ran short and retried, which slows training": lambda m: m.num_alloc_retries,
         "timing disturbed: the mean step took more than "
-        f"{STALLED_MEAN_OVER_MEDIAN:g} times the median one; is the machine idle otherwise?": stalled,
+        f"{STALLED_MEAN_OVER_MEDIAN:g} times the median one; is anything else running on this machine?": stalled,
         f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences "
         "(job.timing.min_timed_seconds)": lambda m: m.timed_seconds < SHORTEST_TIMED_SECONDS,
-        "ALARM: its loss is below the source's own entropy by more than chance makes it: the loss, the optimizer "
+        "ALARM: its loss is below the source's own entropy by more than chance explains: the loss, the optimizer "
         "or the precision is broken": below_the_floor,
         f"more than {SKIPPED_SHARE_TOLERATED:.0%} of the optimizer steps were skipped": lambda m: (
             (finite(skipped_share, m) or 0.0) > SKIPPED_SHARE_TOLERATED
@@ -400,10 +400,10 @@ def gap_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
     for summary in summaries:
         for metric in dict.fromkeys([suite.decide.objective, *constraints]):
             if unknown := summary.unknown(metric):
-                told = f"no {metric} with {seeds_words(unknown)}, which completed: no mean has them"
+                told = f"no {metric} with {seeds_words(unknown)}, which completed: they are left out of means"
                 lines.append(f"{summary.name}: {told}")
             if without := summary.without_ratio(metric):
-                told = f"{metric} is not above 0 with {seeds_words(without)}: no ratio has them"
+                told = f"{metric} is not above 0 with {seeds_words(without)}: they are left out of ratios"
                 lines.append(f"{summary.name}: {told}")
     return lines
 

@@ -25,8 +25,8 @@ UNTIMED_SECONDS, UNTIMED_SHARE = 60.0, 0.25
 """Of a trial's wall time that its start and end may take, at most."""
 
 UNSEEN = {
-    "model": "own model: what its forward pass does besides",
-    "optimizer": "own optimizer: what its step() and eval() do besides",
+    "model": "own model: what else its forward pass does",
+    "optimizer": "own optimizer: what else its step() and eval() do",
     "loss": "own loss: which tokens it counts, and how",
 }
 """By part of a trial: what nobody could see of own code, said of every row that has some."""
@@ -123,7 +123,7 @@ def _doubts(seen: Watched, record: Record) -> Iterator[str]:
     assert isinstance(record.outcome, Completed)
     seconds, wall = record.outcome.measurement.trial_seconds, record.wall_seconds
     if seconds is not None and wall - seconds > UNTIMED_SECONDS + UNTIMED_SHARE * wall:
-        yield f"own code: {wall - seconds:.0f} s of {wall:.0f} s are in no time that the trial tells"
+        yield f"own code: {wall - seconds:.0f} s of {wall:.0f} s are in none of the times that the trial reports"
 
 
 def changed_files(records: Sequence[Record]) -> Mapping[int, list[Found]]:

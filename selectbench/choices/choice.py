@@ -208,7 +208,7 @@ def free_of(*given: str) -> AfterValidator:
 
     def checked(settings: dict[str, Any]) -> dict[str, Any]:
         if taken := [key for key in given if key in settings]:
-            raise ValueError(f"settings may not set {', '.join(taken)}: given besides ({', '.join(given)} are)")
+            raise ValueError(f"settings may not set {', '.join(taken)}: given elsewhere ({', '.join(given)} are)")
         return settings
 
     return AfterValidator(checked)

@@ -133,7 +133,7 @@ RULES: tuple[Rule, ...] = (
     Rule({"framework": {"hf_trainer"}, "optimizer": {"muon"}},
          "it takes one optimizer, muon needs a second one for the rest"),
     Rule({"framework": {"hf_trainer"}, "precision": {"fp16_mixed"}, "device": {"cpu"}},
-         "on a CPU accelerate passes over fp16 without a word", "differs"),
+         "on a CPU accelerate silently ignores fp16", "differs"),
     # DDP records the graph in the first step, and then leaves out a reduction (pytorch#143580).
     Rule({"framework": {"hf_trainer"}, "strategy": {"ddp"}, "static_graph": _YES, "accumulation": _YES},
          "gradients that are accumulated come out wrong", "differs"),

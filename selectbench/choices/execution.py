@@ -139,7 +139,7 @@ def precision_for(machine: Machine) -> tuple[PrecisionChoice, str]:
     least, found = Bf16Mixed.needs.compute_capability, machine.compute_capability
     assert least is not None
     if found is None:
-        return Bf16Mixed(), "no GPU tells its compute capability"
+        return Bf16Mixed(), "no GPU reports its compute capability"
     words = ".".join(map(str, found))
     if found >= least:
         return Bf16Mixed(), f"compute capability {words} has bf16"

@@ -181,10 +181,10 @@ def _cached(folder: Path, notify: Notify) -> Prepared | None:
         return prepared
     except FileNotFoundError as error:
         if folder.is_dir():
-            notify(f"{folder} lacks {Path(error.filename).name}: it is removed and prepared anew")
+            notify(f"{folder} lacks {Path(error.filename).name}: it is removed and prepared again")
             remove(folder)
     except ValueError as error:
-        notify(f"{folder} is damaged ({error}): it is removed and prepared anew")
+        notify(f"{folder} is damaged ({error}): it is removed and prepared again")
         remove(folder)
     except OSError as error:
         raise UserError(

@@ -304,7 +304,7 @@ def _below(value: Any, names: Sequence[str]) -> object:
 
 
 def _kind(value: object) -> str:
-    names = {type(None): "null", bool: "a truth value", int: "a number", float: "a number", str: "text",
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "text",
              list: "a list", dict: "an object", type(_MISSING): "nothing"}  # fmt: skip
     return names.get(type(value), type(value).__name__)
 
@@ -370,7 +370,7 @@ def _had(data: Dataset) -> Iterator[None]:
             cause = cause.__cause__
         kind = UserError if Path(data.dataset).exists() else UnreachableError
         raise kind(
-            f"data.dataset: {data.dataset} cannot be had: {first_line(cause)} "
+            f"data.dataset: {data.dataset} cannot be loaded: {first_line(cause)} "
             "(a local folder needs no network; without one, a hub id must be in the hub's cache)"
         ) from None
 

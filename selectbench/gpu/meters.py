@@ -77,7 +77,7 @@ def settle(
     held = [
         f"GPU {gpu.index if gpu.index is not None else gpu.uuid} ({gpu.name}): {units.size(use.memory_used_bytes)} "
         f"of its memory in use, {units.size(before.memory_used_bytes)} before the first trial: "
-        + (", ".join(map(tenant_text, use.tenants)) or "held by what can't be seen from here")
+        + (", ".join(map(tenant_text, use.tenants)) or "held by processes that are not visible from here")
         for gpu, (use, before), holds_more in zip(gpus, pairs, holding, strict=True)
         if holds_more
     ]

@@ -76,4 +76,4 @@ def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
             process.kill()
             raise
     if process.returncode != 0:
-        raise UserError(f"calibrating ended with status {process.returncode}; its message stands above")
+        raise UserError(f"calibrating ended with status {process.returncode}; see its message above")

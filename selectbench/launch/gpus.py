@@ -182,7 +182,7 @@ class Busy:
             uses.append(f"does not answer: {use.problem}")
         if use.holds_memory and not use.tenants:
             size = units.size(use.memory_used_bytes)
-            uses.append(f"{size} of its memory in use by what can't be seen from here")
+            uses.append(f"{size} of its memory in use by processes that are not visible from here")
         if use.computes and use.utilization is not None:
             uses.append(f"utilization {use.utilization:.0%}")
         return f"{self.candidate}: {', '.join(uses)}"
@@ -299,7 +299,7 @@ def claim_gpus(
         claim, busy = _attempt(offered, need, named=named)
         if claim is not None:
             for each in busy if named else []:
-                notify(f"{each}; taken all the same, as --gpus names it: its trials may be marked shared")
+                notify(f"{each}; used anyway, as --gpus names it: its trials may be marked shared")
             return claim
         if not wait:
             raise UserError(*_shortage(offered, busy, need, named=named))
@@ -372,7 +372,7 @@ def _shortage(offered: list[Candidate], busy: list[Busy], need: GpuNeed, *, name
     fixes = ["wait with --wait"]
     if len(free) == need.least:
         taken = ",".join(str(number) for number in sorted(candidate.number for candidate in free))
-        fixes.append(f"take GPUs in use all the same with --gpus {taken} (their trials are then marked shared)")
+        fixes.append(f"use busy GPUs anyway with --gpus {taken} (their trials are then marked shared)")
     if need.least > 1:
         fixes.append("ask for fewer ranks")
     head = f"this suite needs {_wanted(offered, busy, need, named=False)}"

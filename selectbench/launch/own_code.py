@@ -94,7 +94,7 @@ def _asked(
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return f"own code was not looked at: importing it ({names}) takes longer than {units.duration(seconds)}"
+            return f"own code was not checked: importing it ({names}) takes longer than {units.duration(seconds)}"
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)

@@ -421,14 +421,14 @@ def within(seconds: float, own: AnyPlanned, history: History) -> tuple[AnyPlanne
 def _power_of(own: Planned, rounds: int) -> str:
     """Which differences so many rounds can tell, and which not."""
     if rounds < 2:
-        return "one round tells no verdict: there is no measure of spread, and figures are only shown"
+        return "one round gives no verdict: without a measure of spread, figures are only shown"
     able = sum(planned.unsupported is None for planned in own.plan.options)
     tests = max(1, (able - 1) + able * len(own.suite.decide.constraints))
     least = detectable(rounds, able, tests)
     return (
-        f"{rounds} rounds tell differences from about {least:.1%} on (with a chance of 80 %, if a trial's figures "
-        f"vary by {DEFAULT_SPREAD:.0%}, as speed does on an idle machine); smaller ones, and constraints nearer to "
-        "their bound, will stay undecided"
+        f"{rounds} rounds can show differences of about {least:.1%} or more (with a chance of 80 %, if a trial's "
+        f"figures vary by {DEFAULT_SPREAD:.0%}, as speed does on an idle machine); smaller ones, and constraints "
+        "nearer to their bound, will stay undecided"
     )
 
 

@@ -348,7 +348,7 @@ class Bench:
             self.display.trial_started(trial.option, trial.seed, number, of)
             ready = self.watch.settle(option.world_size)
             for sentence in ready.held if ready and not self.stop else []:
-                self.display.note(f"memory has not come back: {sentence}")
+                self.display.note(f"memory has not been released: {sentence}")
             started_at = _now()
             server = self.servers.of(option.option.choices.python)
             runner = TrialRunner(server, self.preparation.suite.limits, self.stop, self._hear)

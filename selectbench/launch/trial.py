@@ -357,7 +357,7 @@ def _ending(status: int | None) -> str:
         name = signal.Signals(-status).name
     except ValueError:  # a real-time signal has no name
         name = f"signal {-status}"
-    return f"ended by {name}, which nothing here sent"
+    return f"ended by {name}, which selectbench did not send"
 
 
 # One trial from launch to its end: its events and its limits.
@@ -506,7 +506,7 @@ class TrialRunner:
             return
         now = time.monotonic()
         if self._kill_ends is not None and now >= self._kill_ends:
-            raise ServerDiedError(f"the trial server did not tell of its trial's end for {END_SECONDS:g} s")
+            raise ServerDiedError(f"the trial server did not report its trial's end for {END_SECONDS:g} s")
         deadline, why = self._deadline()
         if self.stop:
             assert self.stop.signal is not None

@@ -405,7 +405,7 @@ def _size_that_fits(
     sizes = _sizes(suite, at_most, machine)
     gpu = smallest_gpu(machine) if suite.device == "cuda" else None
     if gpu is None:
-        return sizes[0], "on a CPU memory sets no bound" if suite.device == "cpu" else "no GPU tells its memory"
+        return sizes[0], "on a CPU memory sets no bound" if suite.device == "cpu" else "no GPU reports its memory"
     (name, total), larger = gpu, ""
     bound = f"{FITTING_SHARE:.0%} of the {units.size(total)} of {name}"
     for size in sizes:

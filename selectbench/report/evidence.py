@@ -57,16 +57,15 @@ _MODEL_STATES = (
 )
 _MEMORY: Text = (
     ("Allocated and reserved are the CUDA allocator's own peaks, of the rank with most: the tensors, and the "
-    "blocks that it keeps for them, each with what optimizer state lies in managed memory beside it. Device peak "
-    "is what the GPU itself had in use, the CUDA context, libraries' workspaces and fragments among it, over what "
-    "it held right before the trial. All while training, evaluation excluded. "
-    "Whether an option fits in so many GiB is told by "), Literally("must fit"), (": the device peak and what the "
-    "GPU holds when idle, since both must fit, in the GPU's total less what the driver reserves. A GPU of another "
-    "kind, or a fuller one, holds another amount when idle."),
+    "blocks that it keeps for them, each with the optimizer state in managed memory. Device peak is what the GPU "
+    "itself had in use beyond what it held right before the trial, including the CUDA context, libraries' "
+    "workspaces and fragmentation. All while training, evaluation excluded. Whether an option fits on a GPU is "
+    "shown by "), Literally("must fit"), (", the device peak plus what the GPU holds when idle, which differs "
+    "between machines: it must fit in the GPU's total less what the driver reserves."),
 )  # fmt: skip
 _SPOILED = (
-    "Throttling and sharing spoil speed, energy and cost, sharing the device's memory too: such seeds count in no "
-    "mean where there are others, and in no ratio."
+    "Throttling and sharing spoil speed, energy and cost, sharing the device's memory too: such seeds are left "
+    "out of means where there are others, and out of all ratios."
 )
 CLEANING = {
     "unreadable": "not readable", "empty": "empty", "too_short": "too short", "too_long": "too long",
@@ -336,8 +335,9 @@ def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
     tests = "1 test was" if family.tests == 1 else f"{family.tests} tests was"
     yield (
         "Options are compared within seeds, as logarithms, so that a difference is a ratio. Where their spreads "
-        "agree the spread is pooled over all of them, where they differ each pair leans the more on its own "
-        "(moderated t, Smyth 2004), though a noisy option still widens all intervals. "
+        "agree the spread is pooled over all of them; the more they differ, the more each pair relies on its own "
+        "(moderated t, Smyth 2004). An option that is noisier than the others beyond doubt is left out of the "
+        "pool; a less noisy one still widens the intervals of all. "
         f"One family of {tests} declared: every option against the baseline by {family.objective}, and every "
         "constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios hold together, so "
         f"that any claim of the family is false with a probability of at most {100 * family.alpha:g}%"
@@ -374,7 +374,7 @@ def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
                 waiting.setdefault(choice.waits, {})[f"{dimension} {choice.name}"] = None  # type: ignore[attr-defined]
     if told := "; ".join(f"{', '.join(names)} {often}" for often, names in waiting.items()):
         opening = "Some libraries make the host wait for the device, whatever loop is around them"
-        yield f"{opening}; their rows bear it: {told}."
+        yield f"{opening}; their rows include that time: {told}."
     if suite.quick or suite.job.eval == "none":
         yield "Quality was not measured."
         return

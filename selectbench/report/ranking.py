@@ -282,7 +282,7 @@ def _better_note(ranking: Ranking) -> list[Text]:
     if ranking.family is None or not ranking.family.tests:
         return []
     matters = units.share(ranking.family.thresholds.get(ranking.objective))
-    pairs = [(row.option, row.against_baseline) for row in ranking.rows if row.against_baseline]
+    pairs = [(row.option, row.against_baseline) for row in ranking.rows if row.rank and row.against_baseline]
     shown = [option for option, pair in pairs if pair.exceeds and pair.decision == "better"]
     more = (
         f"Shown to exceed {matters}, too: {_and(shown)}" if shown else f"Of no row is it shown to exceed {matters}"

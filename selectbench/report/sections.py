@@ -91,14 +91,14 @@ _MOST_MAPS = 3
 _DARKEST_NATS = 8.0
 _LONGEST = 240
 _MEANING = (
-    "They say whether other test sentences would have shown the same order; they say nothing of other seeds, which "
-    "the ranking's own intervals do."
+    "They say whether other test sentences would have shown the same order; they say nothing about other seeds: "
+    "that is what the ranking's own intervals are for."
 )
 _METHOD = (
     f"Paired bootstrap (Koehn 2004): {RESAMPLES:,} draws of the test sentences with replacement, the same for all "
     f"options and seeds (generator's seed {SEED}), each scored as a whole; mean over the seeds that both "
     "completed. Interval and two-sided p are of each comparison by itself, not adjusted for the others; "
-    "nothing is claimed with them."
+    "they support no claim."
 )
 
 
@@ -216,7 +216,7 @@ def _pictures(ranking: Ranking, records: Sequence[Record], done: Counting) -> It
     if not any(row.gpu for row in ranking.rows):
         why = "; ".join(meter_problems(records)) or "the records have none"
         drawn.append(Paragraph(f"Memory and power over time are not drawn: {why}."))
-    yield Section("pictures", "Pictures", drawn)
+    yield Section("pictures", "Charts", drawn)
 
 
 # What was learnt, to look at: scores of generated text, samples side by side, where the loss lies.
@@ -239,7 +239,7 @@ def _scores(ranking: Ranking, done: Counting) -> Iterator[Section]:
 
     rows = [means(option, [m.scores for m in _measurements(own)]) for option, own in done.items() if own]
     rows.append(means("copying the source", [m.copy_scores for m in every]))
-    caption = "Scores of what was generated, means over seeds; the last row is what no understanding at all scores"
+    caption = "Scores of what was generated, means over seeds; the last row scores the source text itself"
     signed = dict.fromkeys((n, m.score_signatures[n]) for m in every for n in names if n in m.score_signatures)
     signatures = Listing([f"{METRICS[name].title}: {signature}" for name, signature in signed])
     scores = table(caption, ("option",), (METRICS[name].heading for name in names), rows)
@@ -257,7 +257,7 @@ def _differences(ranking: Ranking) -> Iterator[Block]:
     reasons = {(found.option, found.not_compared): None for found in ranking.score_differences}
     missing = [f"{option} is not compared: {reason}." for option, reason in reasons if reason]
     if any(row.metrics[OWN_SCORE].value is not None for row in ranking.rows):
-        missing.append("A score of own code is known as a whole only: it is not drawn anew.")
+        missing.append("A score of own code has no value for each sentence, so it is not resampled.")
     from_baseline = f"Differences are from the baseline {one_line(ranking.baseline)}. {_MEANING}"
     yield Listing([from_baseline, _METHOD, *missing])
 
@@ -289,12 +289,12 @@ def _learnt(done: Counting) -> Iterator[Section]:
     looks = {option: inside for option, inside in list(first.items())[:_MOST_OPTIONS] if inside}
     blocks: list[Block] = [*_samples(looks)]
     if shaded := [_shaded(option, inside) for option, inside in looks.items() if inside.tokens]:
-        blocks.append(Details("Where the loss lies: held-out text, the darker the worse it was foretold", shaded))
+        blocks.append(Details("Loss by token: held-out text, darker where the model predicted worse", shaded))
     attending = [(option, inside) for option, inside in looks.items() if inside.attention][:_MOST_MAPS]
     if maps := [attention_chart(option, inside) for option, inside in attending]:
-        blocks.append(Details("What is attended to: last layer, mean over heads", [Charts(maps)]))
+        blocks.append(Details("Attention: last layer, mean over heads", [Charts(maps)]))
     if blocks:
-        yield Section("learnt", "What the trained models say", blocks)
+        yield Section("learnt", "Inside the trained models", blocks)
 
 
 def _samples(looks: Mapping[str, Inside]) -> Iterator[Table]:
@@ -304,9 +304,9 @@ def _samples(looks: Mapping[str, Inside]) -> Iterator[Table]:
         for sample in inside.samples:
             by_prompt.setdefault((sample.prompt, sample.reference or ""), []).append((option, sample.said))
     for (prompt, reference), said in by_prompt.items():
-        itself = [("(the text itself)", reference)] if reference else []
+        itself = [("(original text)", reference)] if reference else []
         rows = [[option, one_line(words, _LONGEST)] for option, words in (*itself, *said)]
-        yield table(f"Given: {one_line(prompt, _LONGEST)}", ("option", "goes on"), (), rows, is_titled=True)
+        yield table(f"Prompt: {one_line(prompt, _LONGEST)}", ("option", "continuation"), (), rows, is_titled=True)
 
 
 def _shaded(option: str, inside: Inside) -> Shaded:
@@ -331,7 +331,7 @@ def _factor_lines(ranking: Ranking) -> list[str]:
         beside = f" (with {one_line(', '.join(others))})" if others else ""
         effect = next(e for e in view.effects if (e.factor, e.level) == (share.factor, share.level))
         differs = effect.low is not None and effect.high is not None and not effect.low <= 1 <= effect.high
-        doubt = "" if differs else " (not told from none)"
+        doubt = "" if differs else " (not shown to differ from none)"
         gain = value_text(_effect(ranking, share.ratio))
         parts.append(f"{gain} from {one_line(first)} {one_line(share.level)}{beside}{doubt}")
     more = view.together
@@ -409,7 +409,7 @@ def search_tables(found: Search) -> list[Table]:
 
 def _chosen(own: OwnBest) -> str:
     if own.chosen is None:
-        return "nothing worked: the suite's own"
+        return "nothing worked: the suite's own values"
     return ", ".join(f"{path.rpartition('.')[2]} {value:g}" for path, value in own.chosen.items())
 
 

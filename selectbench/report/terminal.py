@@ -318,7 +318,7 @@ def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost
     head = f"{sum(cost.trials for cost in costs)} trials to run"
     seconds, usd = _sum([cost.seconds for cost in costs]), _sum([cost.usd for cost in costs])
     if estimate is None or seconds is None:
-        yield f"{head}; the first round will tell how long they take"
+        yield f"{head}; the first round will show how long they take"
         return
     source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else "a rough estimate"
     yield f"{_cost(head, seconds, usd)} in all ({source})"
@@ -518,7 +518,7 @@ def _summary(compared: Compared) -> str:
     if not tested and not compared.changes:
         return f"{gone}nothing to compare: no option has a figure in both runs."
     if not tested:
-        return f"{gone}nothing could be tested: one seed tells no spread."
+        return f"{gone}nothing could be tested: one seed shows no spread."
     counts = _counted([change.decision for change in tested], ("worse", "better", "undecided"))
     worst = [
         f"{one_line(c.option, 40)} {METRICS[c.metric].title} {value_text(_ratio(c))}"

@@ -182,7 +182,7 @@ def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str])
             problems.at(node, str(error))
     for node, metric in metrics:
         if node in screen and metric not in SCREENING:
-            problems.at(node, f"a short trial does not tell {metric}: take one of {', '.join(SCREENING)}")
+            problems.at(node, f"a short trial does not measure {metric}: take one of {', '.join(SCREENING)}")
         elif metric in unmeasured:
             problems.at(node, f"{metric} is not measured: {unmeasured[metric]}")
 

@@ -74,7 +74,7 @@ def test_one_seed_is_inconclusive() -> None:
     one = [r for r in trials(np.random.default_rng(0), dict.fromkeys(NAMES, 1.0)) if r.trial.seed == 0]
     found = hold_gate(read(one), read(one, "reference"), [LIMIT])
     assert found.verdict == "inconclusive"
-    assert "which tells no spread" in found.checks[0].detail
+    assert "which shows no spread" in found.checks[0].detail
 
 
 def test_an_option_that_no_longer_completes_is_a_regression() -> None:

@@ -85,7 +85,7 @@ class TestConstraints:
         ranking = rank(suite, trials("base", [100]) + trials("new", [200], 9.0))
         found = row(ranking, "new")
         assert found.constraints[0].verdict == "undecided"
-        assert "1 seed, which tells no spread" in found.constraints[0].detail
+        assert "one seed, which shows no spread" in found.constraints[0].detail
         assert [r.rank for r in ranking.rows] == [None, None]
         assert ranking.answer.startswith(
             "No verdict: it is open whether the options hold final_perplexity <= 1.01x"
@@ -139,7 +139,7 @@ class TestRanks:
     def test_two_seeds_are_called_few(self) -> None:
         suite = make_suite("base", option("new"), decide={"constraints": []}, seeds=[0, 1])
         ranking = rank(suite, trials("base", [100, 101]) + trials("new", [200, 203]))
-        assert "2 seeds; with so few only large differences can be told" in ranking.answer
+        assert "2 seeds; with so few seeds only large differences show" in ranking.answer
 
     def test_an_option_with_one_seed_has_no_rank_among_others(self) -> None:
         suite = make_suite("base", option("a", 1), option("b", 2), decide={"constraints": []}, **FIVE)

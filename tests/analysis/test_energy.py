@@ -42,7 +42,7 @@ def test_several_gpus_are_added_up_and_the_least_direct_method_is_named() -> Non
     [
         ({"metered_seconds": 4.99}, "metered for 4.99 s, less than 5 s"),
         ({"metered_seconds": 0.0}, "metered for 0 s, less than 5 s"),
-        (NOTHING, "the driver tells neither energy nor power"),
+        (NOTHING, "the driver reports neither energy nor power"),
         ({"instant_power_joules": 2690.0}, "the energy counter says 3,000 J, integrated power 2,690 J"),
         ({"instant_power_joules": 3340.0}, "the energy counter says 3,000 J, integrated power 3,340 J"),
         ({"counter_joules": 0.0}, "the energy counter says 0 J, integrated power 3,030 J"),

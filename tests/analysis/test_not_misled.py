@@ -75,7 +75,7 @@ def test_one_seed_among_many_is_named_and_is_no_winner() -> None:
     records = trials("base", [100, 101, 99, 100, 102]) + trials("a", [120, 121, 119, 120, 122])
     records += trials("b", {0: 500, **dict.fromkeys(range(1, 5), "crashed")})
     ranking = rank(suite_of("base", "a", "b", quick=True), records)
-    assert "Not ranked: b (1 seed, no spread to tell its rank by)" in ranking.answer
+    assert "Not ranked: b (1 seed, too few to rank)" in ranking.answer
     fastest = verdict(ranking, "fastest")
     assert fastest.option == "a"
     assert not fastest.sure
@@ -223,7 +223,7 @@ def test_nothing_better_than_the_baseline_leaves_it() -> None:
     fastest = verdict(rank(suite_of("base", "a"), records), "fastest")
     assert fastest.option == "base"
     assert fastest.sentence.startswith("none is shown to be better than base: ")
-    assert "ahead by the figures: a" in fastest.sentence
+    assert "best measured: a" in fastest.sentence
     assert not fastest.sure
 
 
@@ -421,7 +421,7 @@ def test_a_loss_below_the_sources_own_never_ranks() -> None:
     records += trials("b", [100.0] * 3, final_loss=[5.5, 4.5, 5.6], **floor)
     ranking = rank(suite_of("base", "b", seeds=3, decide={"objective": "excess_loss"}), records)
     assert [found.option for found in ranking.rows if found.rank] == ["base"]
-    assert "b: excess_loss is not above 0 with seed 1: no ratio has them" in ranking.warnings
+    assert "b: excess_loss is not above 0 with seed 1: they are left out of ratios" in ranking.warnings
     (violation,) = row(ranking, "b").identity.violations
     assert (violation.field, violation.seeds, violation.option) == ("final_loss", [1], 4.5)
     assert all(found.option != "b" for found in ranking.verdicts)
@@ -659,7 +659,7 @@ def test_beside_the_lucky_seeds_of_a_baseline_nothing_is_worse() -> None:
     assert faster.against_baseline is not None
     assert (slower.against_baseline.decision, slower.constraints[0].verdict) == ("undecided", "undecided")
     assert (faster.against_baseline.decision, faster.constraints[0].verdict) == ("better", "holds")
-    assert "The baseline base ran out of time with seeds 3, 4: beside its other seeds nothing is called worse." in (
+    assert "The baseline base ran out of time with seeds 3, 4: nothing is called worse than its other seeds." in (
         ranking.answer
     )
 

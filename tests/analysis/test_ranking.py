@@ -206,7 +206,9 @@ def test_tuning_counts_for_nothing() -> None:
 
 def test_strangers_are_named_and_left_out() -> None:
     ranking = rank(make_suite("fp32", seeds=[0]), [make_record("fp32", 0), make_record("other", 0)])
-    assert ranking.warnings == ["option other, seed 0: a record of no trial of this suite is left out"]
+    assert ranking.warnings == [
+        "option other, seed 0: its record belongs to no trial of this suite and is left out"
+    ]
 
 
 def test_many_strangers_are_one_warning() -> None:
@@ -214,7 +216,7 @@ def test_many_strangers_are_one_warning() -> None:
     (warning,) = rank(make_suite("fp32", seeds=[0]), [make_record("fp32", 0), *strangers]).warnings
     assert warning == (
         "option other, seed 0; option other, seed 1; option other, seed 2; option other, seed 3; option other, "
-        "seed 4 and 1,995 more: a record of no trial of this suite is left out"
+        "seed 4 and 1,995 more: its record belongs to no trial of this suite and is left out"
     )
 
 

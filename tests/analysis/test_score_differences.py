@@ -131,7 +131,7 @@ def test_few_sentences_are_not_drawn_from(count: int) -> None:
 
 def test_no_common_seed_with_sentences() -> None:
     base, option = record("base", 0, 0.5), record("better", 1, 0.1)
-    told = "no seed with which both completed and kept what the score is made of"
+    told = "no seed that both completed with their sentences kept"
     assert refused(base, option) == told
     assert refused(without(base, sentences=None), record("better", 0, 0.1)) == told
 

@@ -121,7 +121,7 @@ def test_what_no_meter_told_fails_no_constraint(constraint: str) -> None:
     records = STEADY + trials("bf16", *[(200, {"metered_seconds": 1.0})] * 3)
     found = row(rank(suite_of("fp32", BF16, decide={"constraints": [constraint]}), records), "bf16")
     assert (found.constraints[0].verdict, found.rank) == ("not_judged", 1)
-    assert found.constraints[0].detail == "no trial tells its joules_per_token"
+    assert found.constraints[0].detail == "no trial measured joules_per_token"
 
 
 def test_throttling_leaves_the_devices_memory_sharing_spoils_it() -> None:
@@ -170,11 +170,11 @@ def test_an_oom_on_a_shared_gpu_is_no_finding() -> None:
     ranking = rank(suite_of("fp32", BF16), [*STEADY, alone, beside])
     found = row(ranking, "bf16")
     assert [failure.note for failure in found.failures] == [
-        None, "no finding about the option: the GPU was shared: also used by process 4711 (python)",
+        None, "this says nothing about the option: the GPU was shared: also used by process 4711 (python)",
     ]  # fmt: skip
     assert found.gpu is not None
     assert found.gpu.states == {"clean": 1, "shared": 1}
-    assert "oom on a shared GPU, which is no finding" in ranking.answer
+    assert "oom on a shared GPU, which says nothing about the option" in ranking.answer
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_what_was_wrong_before_and_around_the_trial_is_told() -> None:
     unsettled = replace(make_meters(), settled=False)
     records = [make_record("fp32", 0, meters=unsettled), make_record("fp32", 1, meters=Meters(problem="no driver"))]
     warnings = rank(suite_of("fp32", seeds=[0, 1]), records).warnings
-    assert any("had not come back before the trial" in line and "(seed 0)" in line for line in warnings)
+    assert any("was not back to where it was before" in line and "(seed 0)" in line for line in warnings)
     assert any(line.startswith("no GPU meters") and line.endswith("no driver") for line in warnings)
 
 

@@ -18,7 +18,7 @@ COUNTED = {
 }  # fmt: skip
 BESIDES = [
     "own code: what it changes in its trial's process",
-    "own optimizer: what its step() and eval() do besides",
+    "own optimizer: what else its step() and eval() do",
 ]
 
 
@@ -85,7 +85,7 @@ def test_an_older_record_is_neither_accused_nor_called_verified():
 
 
 def test_the_answer_names_the_rows_with_own_code():
-    assert "Not verified of ours: what own code does besides" in rows(lambda _: Watched(**COUNTED))[1].answer
+    assert "Not verified for ours: what own code does beyond" in rows(lambda _: Watched(**COUNTED))[1].answer
 
 
 def test_a_file_that_changes_between_trials_is_named_and_other_files_are_not():
@@ -116,7 +116,7 @@ def test_seconds_that_no_clock_of_the_trial_tells_are_said():
     fast = replace(make_record("ours", 0, trial_seconds=100.0), watched=Watched(**COUNTED), wall_seconds=300.0)
     ranking = rank(make_suite("fp32", ("ours", OWN), seeds=[0]), [make_record("fp32", 0), fast])
     entries = next(row for row in ranking.rows if row.option == "ours").identity.not_verified
-    assert "own code: 200 s of 300 s are in no time that the trial tells" in entries
+    assert "own code: 200 s of 300 s are in none of the times that the trial reports" in entries
 
 
 @pytest.mark.parametrize(("below", "pretrained"), [(0.9, False), (0.9, True), (1.1, False)])

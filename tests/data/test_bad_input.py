@@ -168,7 +168,7 @@ def test_parquet_damaged_inside(tmp_path):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("nobody/nothing", "nobody/nothing cannot be had: Couldn't reach"),
+        ("nobody/nothing", "nobody/nothing cannot be loaded: Couldn't reach"),
         ("{folder}/missing", "missing cannot be had"),
         ("{folder}/empty", "empty cannot be had"),
         ("{folder}/damaged", "damaged cannot be had"),

@@ -85,7 +85,7 @@ def test_a_download_that_breaks_off_leaves_nothing_and_says_so(hub, monkeypatch)
     data = Dataset(dataset=NAME, rows=ROWS)
     with monkeypatch.context() as patched:
         patched.setattr(datasets.IterableDataset, "iter", broken)
-        with pytest.raises(UserError, match=f"{NAME} cannot be had: the line is dead"):
+        with pytest.raises(UserError, match=f"{NAME} cannot be loaded: the line is dead"):
             made(data)
     assert made(data).documents_in == ROWS
 

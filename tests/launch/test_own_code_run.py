@@ -201,7 +201,7 @@ def test_own_code_that_ends_its_process_or_never_ends_to_be_imported(workplace):
         str(workplace.folder / "tiny.yaml"), device="cpu", settings=["options.ours.loss=sleeps:loss"]
     )
     (note,) = check_own_code(suite, inspect_machine("cpu"), seconds=3)
-    assert note == "own code was not looked at: importing it (sleeps:loss) takes longer than 3 s"
+    assert note == "own code was not checked: importing it (sleeps:loss) takes longer than 3 s"
 
 
 SLEEPING = "import subprocess; subprocess.run(['sleep', '1000'])"
@@ -226,7 +226,7 @@ def test_a_transformers_folder_and_a_text_lead_to_a_verdict(workplace):
     assert rows["bf16_mixed"]["identity"]["comparable"] is True
     told = " ".join(done.stdout.split())
     assert "No verdict: it is open whether the options hold" in told  # one seed
-    assert "By the figures alone" in told
+    assert "By the measured figures alone" in told
     rows_told = "the model has rows for 2,048 tokens, and the data have 300: 111,872 of "
     nothing = "fp32: ALARM: nothing was learnt: a final loss of "
     (folder,) = workplace.run_folders("precision")

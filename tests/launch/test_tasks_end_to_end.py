@@ -200,7 +200,7 @@ def test_differences_of_scores_over_test_sentences(translation):
         assert (one["sentences"], one["seeds"], one["not_compared"]) == (24, 1, None)
     assert (found["halves", "chrf"]["difference"], found["halves", "chrf"]["p"]) == (0, 1)
     folder = place.run_folders()[-1]
-    assert "A score of own code is known as a whole only" in (folder / "report.md").read_text()
+    assert "A score of own code has no value for each sentence" in (folder / "report.md").read_text()
     frame = selectbench.load(folder).to_pandas("scores")
     assert frame.to_dict("records")[0] == {**ranking["score_differences"][0], "not_compared": None}
     assert frame.p.dtype == "float64"

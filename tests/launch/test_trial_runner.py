@@ -175,7 +175,7 @@ def test_a_rank_that_raises_is_named_with_its_log(bench: Bench) -> None:
 
 def test_a_rank_that_is_killed_is_named(bench: Bench) -> None:
     outcome = failure(bench.run("rank_is_killed"))
-    assert (outcome.kind, outcome.detail) == ("crashed", "rank 1: ended by SIGKILL, which nothing here sent")
+    assert (outcome.kind, outcome.detail) == ("crashed", "rank 1: ended by SIGKILL, which selectbench did not send")
 
 
 def test_what_a_trial_gave_up_for_is_not_lost_when_it_does_not_end(bench: Bench) -> None:

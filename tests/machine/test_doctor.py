@@ -111,12 +111,12 @@ def test_what_each_gpu_tells_of_itself_and_what_is_lost_with_the_rest(stand_in):
     stand_in.set("gpu0.reasons", None, "gpu0.counter", "unsupported")
     first, second = check_meters()
     assert first.status == "limited"
-    told, lost = first.found.split("; not told: ")
+    told, lost = first.found.split("; not reported: ")
     assert told.startswith("memory, reserved memory, utilization, instant power")
     assert "clock event reasons (throttling goes unseen" in lost
     assert "energy counter (energy comes from power readings)" in lost
     assert "process list" not in lost
-    assert second.found.startswith("nothing; not told: memory")
+    assert second.found.startswith("nothing; not reported: memory")
     assert first.fix
 
 

@@ -271,7 +271,7 @@ def test_memory_that_stays_is_told_before_the_next_trial(driver: StandIn, tmp_pa
     (note,) = [note for note in scenario.notes if "not come back" in note]
     assert "pid 1 (" in note
     assert "7.00 GiB" in note
-    assert "had not come back" in (result.folder / "report.md").read_text()
+    assert "was not back to where it was" in (result.folder / "report.md").read_text()
 
 
 def test_without_a_gpu_the_record_says_why_there_are_no_meters(tmp_path: Path) -> None:

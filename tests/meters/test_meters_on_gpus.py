@@ -67,7 +67,7 @@ def test_the_energy_meters_agree(busy: GpuMeters) -> None:
     assert busy.metered_seconds >= BUSY_SECONDS
     figures = [busy.counter_joules, busy.instant_power_joules, busy.average_power_joules]
     known = [figure for figure in figures if figure is not None]
-    assert known, "the driver tells neither energy nor power"
+    assert known, "the driver reports neither energy nor power"
     assert max(known) <= 1.1 * min(known)
     limit = gpus()[0].power_limit_watts
     assert limit is None or max(known) / busy.metered_seconds <= 1.1 * limit

@@ -197,7 +197,7 @@ def test_a_gpu_that_tells_no_memory_is_taken_for_large(suite_file: Path) -> None
     for machine in (on(a_gpu(None, (9, 0))), on()):
         settled = settled_for(suite, machine, None)
         assert taken(settled) == {"micro_batch_size": "16"}
-        assert settled.left_open.machine_choices[0].why == "no GPU tells its memory"
+        assert settled.left_open.machine_choices[0].why == "no GPU reports its memory"
 
 
 def test_a_model_that_is_not_known_needs_a_number(suite_file: Path) -> None:

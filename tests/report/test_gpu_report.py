@@ -77,7 +77,7 @@ def test_the_three_figures_of_memory_and_the_one_that_must_fit() -> None:
     memory = section(report(*make_run([{"idle_memory_bytes": 2 << 30}] * 3)), "Memory")
     assert "| option | allocated | reserved | device peak over idle | idle before | must fit |" in memory
     assert "| bf16 | 5.00 GiB | 6.00 GiB | 7.00 GiB | 2.00 GiB | 9.00 GiB | 80.0 GiB | 512 MiB |" in memory
-    assert "Whether an option fits in so many GiB is told by `must fit`" in memory
+    assert "Whether an option fits on a GPU is shown by `must fit`" in memory
 
 
 def test_the_gpus_conditions_and_energy() -> None:
@@ -177,7 +177,8 @@ def test_a_failure_on_a_shared_gpu_is_no_finding() -> None:
     records += [make_failure("bf16", s, "oom", "CUDA out of memory", meters=make_meters(SHARED)) for s in range(3)]
     for text in (report(suite, records), terminal(suite, records, 300)):
         assert (
-            "CUDA out of memory (no finding about the option: the GPU was shared: also used by process 4711" in text
+            "CUDA out of memory (this says nothing about the option: the GPU was shared: also used by process 4711"
+            in text
         )
     assert "bf16" not in section(report(suite, records), "Memory")
 

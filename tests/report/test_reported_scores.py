@@ -19,7 +19,7 @@ from selectbench.report.terminal import print_ranking
 
 EVIL = "[red]|<b>`x`"
 TRUTH = references(40)
-SAYS = ("other test sentences would have shown the same order", "nothing of other seeds", "not adjusted")
+SAYS = ("other test sentences would have shown the same order", "nothing about other seeds", "not adjusted")
 
 
 @cache
@@ -99,9 +99,9 @@ def test_names_are_harmless(report: str, changes: dict[str, Any]) -> None:
 
 def test_a_score_of_own_code_is_said_to_be_known_as_a_whole() -> None:
     own = {"scores": {"own_score": 3.0, **measured(TRUTH, TRUTH, ["bleu", "token_f1"])["scores"]}}
-    assert "A score of own code is known as a whole only" not in markdown_of(*made())
+    assert "A score of own code has no value for each sentence" not in markdown_of(*made())
     suite, ranking, records = made(sentences=measured(TRUTH, TRUTH, ["bleu", "token_f1"])["sentences"], **own)
-    assert "A score of own code is known as a whole only" in markdown_of(suite, ranking, records)
+    assert "A score of own code has no value for each sentence" in markdown_of(suite, ranking, records)
 
 
 def test_records_without_sentences_have_no_section() -> None:

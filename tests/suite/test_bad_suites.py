@@ -290,7 +290,7 @@ ONE_MISTAKE = {
     ),
     "own optimizer's settings that set the learning rate": (
         changed(("name: adamw, lr: 1e-3", 'name: "ourlib.opt:Mine", lr: 1e-3, settings: {lr: 2}')),
-        "mine.yaml:8:60: choices.optimizer.settings: settings may not set lr: given besides (params, lr, weight_decay are)",
+        "mine.yaml:8:60: choices.optimizer.settings: settings may not set lr: given elsewhere (params, lr, weight_decay are)",
     ),
     "own settings that no record can hold": (
         changed(("name: adamw, lr: 1e-3", 'name: "ourlib.opt:Mine", lr: 1e-3, settings: {a: [1, .inf]}')),
@@ -376,7 +376,7 @@ ONE_MISTAKE = {
                 '{family: "ourlib.model:Net", settings: {seq_len: 1}}',
             )
         ),
-        "mine.yaml:2:49: job.model.settings: settings may not set seq_len: given besides (vocab_size, seq_len are)",
+        "mine.yaml:2:49: job.model.settings: settings may not set seq_len: given elsewhere (vocab_size, seq_len are)",
     ),
     "key of an own model": (
         changed(("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", '{family: "ourlib.model:Net", n_layer: 1}')),

@@ -15,13 +15,13 @@ SCREEN = "screen: [tokens_per_second >= 0.5x baseline]\n"
 MISTAKES = {
     "a metric of quality": (
         "screen: [final_perplexity <= 1.1x baseline]\n",
-        "mine.yaml:14:10: screen[0]: a short trial does not tell final_perplexity: take one of tokens_per_second, "
-        "step_time_median_seconds, peak_memory_bytes, peak_device_memory_bytes",
+        "mine.yaml:14:10: screen[0]: a short trial does not measure final_perplexity: take one of "
+        "tokens_per_second, step_time_median_seconds, peak_memory_bytes, peak_device_memory_bytes",
     ),
     "energy": (
         "screen: [joules_per_token <= 2x baseline]\n",
-        "mine.yaml:14:10: screen[0]: a short trial does not tell joules_per_token: take one of tokens_per_second, "
-        "step_time_median_seconds, peak_memory_bytes, peak_device_memory_bytes",
+        "mine.yaml:14:10: screen[0]: a short trial does not measure joules_per_token: take one of "
+        "tokens_per_second, step_time_median_seconds, peak_memory_bytes, peak_device_memory_bytes",
     ),
     "a misspelt metric": (
         "screen: [token_per_second >= 0.5x baseline]\n",

@@ -266,18 +266,18 @@ def test_honest_own_code_is_not_accused_and_what_nobody_saw_of_it_is_said(cheats
     row = cheats[0][name]
     assert row.identity.violations == []
     assert PROCESS in row.identity.not_verified
-    assert name in cheats[1].answer.partition("Not verified of ")[2]
+    assert name in cheats[1].answer.partition("Not verified for ")[2]
 
 
 def test_what_is_built_in_has_nothing_unverified_and_what_was_counted_is_verified(cheats):
     rows, ranking, records = cheats
     assert rows["built_in"].identity.not_verified == []
-    assert "built_in" not in ranking.answer.partition("Not verified of ")[2]
+    assert "built_in" not in ranking.answer.partition("Not verified for ")[2]
     assert records["built_in"].watched.own == []
     assert records["AdamW"].watched.evaluations_seen == records["AdamW"].watched.evaluations > 0
     assert set(rows["AdamW"].identity.not_verified) == {
         PROCESS,
-        "own optimizer: what its step() and eval() do besides",
+        "own optimizer: what else its step() and eval() do",
     }
     assert not {"token_stream_sha256", "tokens_per_step"} & set(rows["honest_loop"].identity.not_verified)
 
@@ -295,7 +295,7 @@ def test_a_model_that_knows_later_tokens_is_accused(ranked, leak, mode):
         found = [v.option for v in row.identity.violations if v.field == "causality"]
         assert len(found) == (mode is not None)
         assert mode is None or found[0].endswith(f"in {mode} mode")
-        assert "own model: what its forward pass does besides" in row.identity.not_verified
+        assert "own model: what else its forward pass does" in row.identity.not_verified
 
 
 SHARED = {"world_size": 2, "micro_batch_size": 4}
