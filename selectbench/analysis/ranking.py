@@ -42,7 +42,7 @@ from selectbench.analysis.summary import (
 from selectbench.analysis.watched import PROCESS, learning_in_answer, learning_warnings, plausibility_warnings
 from selectbench.record.record import Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
-from selectbench.suite.suite import Suite
+from selectbench.suite.suite import Suite, besides_the_rate
 
 MOST_TO_LIST = 30
 """More seeds are no list to read or to type."""
@@ -109,6 +109,7 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
         option=summary.name, rank=None, status=_status(summary, identity), control=control,
         n=len(summary.completed), planned=len(summary.planned), missing_seeds=summary.missing,
         differs_in=summary.option.differs_in,
+        besides_the_rate=besides_the_rate(summary.option.choices, suite.option(suite.baseline).choices),
         eligible=judged and not control and not broken and all(c.verdict != "undecided" for c in constraints),
         constraints=constraints, constraint_failures=broken, identity=identity, notes=rank_notes(summary),
         metrics={name: _metric(name, summary, None if identity.violations else contest) for name in summary.values},

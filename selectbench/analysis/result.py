@@ -557,6 +557,9 @@ class Row(Shown):
     """Seeds without any record."""
     differs_in: list[str]
     """Dimensions in which it differs from the baseline."""
+    besides_the_rate: list[str] = []
+    """Settings besides the learning rate in which its optimizer differs from the baseline's of another class, whose
+    own stand in brackets; left out where there are none."""
     eligible: bool
     """Whether it may be ranked: it completed a seed, did the same job, fails no constraint and is no control."""
     constraints: list[ConstraintVerdict]
@@ -583,7 +586,7 @@ class Row(Shown):
     @model_serializer(mode="wrap")
     def _as_screened(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = dump(self)
-        return {key: value for key, value in found.items() if key != "screening" or value is not None}
+        return {k: v for k, v in found.items() if k not in ("screening", "besides_the_rate") or v}
 
 
 class Ranking(Shown):

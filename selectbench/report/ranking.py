@@ -189,7 +189,9 @@ def known_columns(ranking: Ranking, names: Sequence[str]) -> list[str]:
 
 
 def _differs(ranking: Ranking, row: Row) -> str:
-    return "baseline" if row.option == ranking.baseline else ", ".join(row.differs_in)
+    if row.option == ranking.baseline:
+        return "baseline"
+    return "; ".join(filter(None, (", ".join(row.differs_in), ", ".join(row.besides_the_rate))))
 
 
 def _dominated(row: Row) -> str:
@@ -249,6 +251,19 @@ def state(row: Row) -> str:
     return ", ".join(counted)
 
 
+_BESIDES = (
+    "Optimizers differ in more than the learning rate: beside each stand its other settings, in brackets the "
+    "baseline's, and what they do is part of the difference"
+)
+
+
+def besides_note(ranking: Ranking) -> list[str]:
+    """For a terminal, whose table has no room for it; nothing where no optimizer differs so."""
+    own = [f"{row.option}: {', '.join(row.besides_the_rate)}" for row in ranking.rows if row.besides_the_rate]
+    head = "Besides the learning rate, optimizers differ in (the baseline's in brackets): "
+    return [head + "; ".join(own)] if own else []
+
+
 def table_notes(ranking: Ranking) -> list[Text]:
     """What the table's figures mean."""
     objective = METRICS[ranking.objective]
@@ -268,6 +283,8 @@ def table_notes(ranking: Ranking) -> list[Text]:
     ]:
         over = "speed, memory, energy and quality, as far as they are known"
         lines.append(f"Dominated over {over}: {'; '.join(dominated)}. {_DOMINATED}.")
+    if any(row.besides_the_rate for row in ranking.rows):
+        lines.append(f"{_BESIDES}.")
     if ranking.memory_kind:
         lines.append(f"Peak memory is {_MEMORY[ranking.memory_kind]}.")
     if any(row.scaling for row in ranking.rows):

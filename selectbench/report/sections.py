@@ -54,6 +54,7 @@ from selectbench.report.evidence import (
     method,
 )
 from selectbench.report.ranking import (
+    besides_note,
     causes,
     in_full,
     in_short,
@@ -151,7 +152,7 @@ def summary(ranking: Ranking) -> Document:
     best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
     others = [verdict for verdict in ranking.verdicts if verdict.option not in (None, best)]
     lines = [
-        *ties_note(ranking), *in_short(ranking), *causes(ranking),
+        *ties_note(ranking), *in_short(ranking), *besides_note(ranking), *causes(ranking),
         *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
         *_difference_lines(ranking), *_factor_lines(ranking),
     ]  # fmt: skip
@@ -581,7 +582,8 @@ def _place_in_ranking(ranking: Ranking, row: Row) -> list[Block]:
     """Where it is in the ranking, and why."""
     ranked = sum(other.rank is not None for other in ranking.rows)
     place = f"Rank {row.rank} of {ranked} ranked" if row.rank else f"Not ranked ({state(row) or row.status})"
-    differs = ", ".join(row.differs_in) or "nothing"
+    besides = f" ({', '.join(row.besides_the_rate)})" if row.besides_the_rate else ""
+    differs = (", ".join(row.differs_in) or "nothing") + besides
     opening = f"{place}; differs from the baseline {one_line(ranking.baseline)} in {differs}."
     screened = [screened_words(row.screening)] if row.screening and row.status == "screened_out" else []
     return [Paragraph(opening), Listing([*screened, *row.constraint_failures, *not_the_same_job(row), *row.notes])]

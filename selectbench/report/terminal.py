@@ -45,6 +45,7 @@ from selectbench.report.document import (
 from selectbench.report.evidence import CLEANING, choice_text, own_warmups
 from selectbench.report.markdown import escape, render_blocks
 from selectbench.suite.metrics import METRICS
+from selectbench.suite.suite import Suite, besides_the_rate
 from selectbench.text import clean, one_line, visible
 
 if TYPE_CHECKING:
@@ -209,6 +210,7 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
     job = plan.suite.job.of(planned.option.choices)
     return {
         "option": planned.option.name, "differs_in": planned.option.differs_in,
+        "optimizer": planned.option.choices.optimizer.model_dump(mode="json"),
         "global_batch_size": job.global_batch_size, "max_steps": job.max_steps,
         "warmup_steps": job.lr_schedule.warmup_steps,
         "precision": planned.option.choices.precision.name,
@@ -233,6 +235,7 @@ def print_plan(
     console.print(_plan_table(plan, estimate))
     unsupported = [(one_line(o.option.name, 80), o.unsupported) for o in plan.options if o.unsupported]
     _say(console, [f"{name}: unsupported: {reason}" for name, reason in unsupported], "red")
+    _say(console, _settings_lines(plan.suite))
     _say(console, _cost_lines(plan, estimate, costs))
     _say(console, [f"note: {line}" for line in (*plan.warnings, *notes)], "yellow")
 
@@ -296,6 +299,15 @@ def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:
             style="dim" if planned.unsupported else "",
         )
     return plans
+
+
+def _settings_lines(suite: Suite) -> Iterator[str]:
+    """What classes of optimizers choose, or the suite for them, besides their learning rate."""
+    base = suite.option(suite.baseline).choices
+    own = {option.name: besides_the_rate(option.choices, base) for option in suite.options}
+    if any(own.values()):
+        yield f"besides the learning rate, optimizers differ in (those of {suite.baseline} in brackets):"
+        yield from (f"  {name}: {', '.join(settings)}" for name, settings in own.items() if settings)
 
 
 def _layout(planned: PlannedOption) -> str:

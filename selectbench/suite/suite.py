@@ -373,6 +373,26 @@ def differences(job: Job, choices: Choices, baseline: Choices) -> list[str]:
     return found
 
 
+def besides_the_rate(choices: Choices, baseline: Choices) -> list[str]:
+    """Settings besides the learning rate in which an optimizer of another class differs: `weight_decay 1 (0.1)`.
+
+    In brackets is the baseline's, where it has such a setting. What both have alike is left out.
+    """
+    ours, theirs = choices.optimizer.model_dump(), baseline.optimizer.model_dump()
+    if ours["name"] == theirs["name"]:
+        return []
+    numbers = {key: value for key, value in ours.items() if isinstance(value, bool | int | float) and key != "lr"}
+    return [
+        f"{key} {_shown(value)}" + (f" ({_shown(theirs[key])})" if theirs.get(key) is not None else "")
+        for key, value in numbers.items()
+        if theirs.get(key) != value
+    ]
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else f"{value:g}"
+
+
 # The keys of a suite file, after a profile and the command line were laid over it.
 
 

@@ -342,6 +342,19 @@ def test_a_configuration_file_s_vocabulary_parameters_and_unused_rows_are_told(
     assert not [line for line in planned(mended).warnings if "rows" in line]
 
 
+def test_what_optimizers_differ_in_besides_the_learning_rate_is_shown(suite_file: Path) -> None:
+    lion, same = "{optimizer: {name: lion, lr: 1e-4}}", "{optimizer: {lr: 3e-3}}"
+    suite = load_suite(str(suite_file), device="cpu", settings=[f"options.lion={lion}", f"options.same={same}"])
+    told = shown(planned(suite))
+    head = "besides the learning rate, optimizers differ in (those of whole in brackets):\n"
+    assert f"{head}  lion: weight_decay 1 (0.1), beta2 0.99 (0.95)\n" in told
+    assert "  same:" not in told
+    as_adamw = "options.lion={optimizer: {name: lion, lr: 1e-4, weight_decay: 0.1, beta2: 0.95}}"
+    assert "besides the learning rate" not in shown(
+        planned(load_suite(str(suite_file), device="cpu", settings=[as_adamw]))
+    )
+
+
 def test_unused_rows_are_told_of_the_options_that_have_them_and_from_a_factor_of_two_on(suite_file: Path) -> None:
     asked = ["options.halves={model: {vocab_size: 601}}", "job.model.vocab_size=600"]
     (line,) = planned(load_suite(str(suite_file), device="cpu", settings=asked)).warnings

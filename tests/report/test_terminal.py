@@ -8,6 +8,8 @@ from rich.console import Console
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.report.document import labels
+from selectbench.report.markdown import render
+from selectbench.report.sections import option_report, report
 from selectbench.report.terminal import print_ranking
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})
@@ -18,6 +20,26 @@ def printed(ranking: Ranking, width: int, colour: bool = False) -> str:
     file = io.StringIO()
     print_ranking(Console(file=file, width=width, force_terminal=colour), ranking)
     return file.getvalue()
+
+
+def test_settings_that_optimizers_choose_stand_beside_them_in_every_report():
+    lion, faster = {"optimizer": {"name": "lion", "lr": 1e-4}}, {"optimizer": {"name": "adamw", "lr": 3e-3}}
+    suite = make_suite("adamw", ("lion", lion), ("faster", faster))
+    records = [make_record(name, seed) for name in ("adamw", "lion", "faster") for seed in range(3)]
+    ranking = rank(suite, records)
+    settings = "weight_decay 1 (0.1), beta2 0.99 (0.95)"
+    own = {row.option: row.besides_the_rate for row in ranking.rows}
+    assert own == {"adamw": [], "lion": settings.split(", "), "faster": []}
+    told = " ".join(printed(ranking, 80).split())
+    assert f"Besides the learning rate, optimizers differ in (the baseline's in brackets): lion: {settings}" in told
+    markdown = render(report(suite, ranking, records, {}, "", "markdown"))
+    assert f"| lion | optimizer; {settings} |" in markdown
+    assert "Optimizers differ in more than the learning rate" in markdown
+    opening = render(option_report(suite, ranking, records, "lion"))
+    assert f"differs from the baseline adamw in optimizer ({settings})." in opening
+    same = rank(make_suite("adamw", ("faster", faster)), [r for r in records if r.trial.option != "lion"])
+    assert "differ in more than" not in render(report(suite, same, records, {}, "", "markdown"))
+    assert "besides_the_rate" not in same.model_dump_json()
 
 
 def three_options(name: str = "bf16") -> Ranking:
