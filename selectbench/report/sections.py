@@ -72,7 +72,7 @@ from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, names_of
 from selectbench.suite.suite import Suite
 from selectbench.text import choices_yaml, clean, first_line, one_line, quoted
 
-_DETAIL_LINES = 20
+_DETAIL_LINES, _DETAIL_WIDTH = 20, 1000
 _CURVE_POINTS = 12
 _FACTORS = (
     "Each factor's effect is on the objective, against the baseline's level, averaged over the other factors' "
@@ -505,11 +505,13 @@ def _failures(ranking: Ranking) -> Iterator[Section]:
             texts.setdefault(f.detail, {})[f"{one_line(name)}, seed {f.seed}"] = None
     rows = ([name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items())
     trials = table("Failed trials", ("option", "seeds", "kind", "detail"), (), rows)
-    ends = [
-        Code("\n".join(text.strip().splitlines()[-_DETAIL_LINES:]), f"In full: {'; '.join(names)}")
-        for text, names in texts.items()
-    ]
+    ends = [Code(_log(text, _DETAIL_LINES), f"In full: {'; '.join(names)}") for text, names in texts.items()]
     yield Section("failures", "Failed trials", [trials, *ends])
+
+
+def _log(detail: str, most_lines: int = 0) -> str:
+    """The end of it, of all its lines where not given, each of a bounded width."""
+    return "\n".join(line[:_DETAIL_WIDTH] for line in detail.strip().splitlines()[-most_lines:])
 
 
 def _why_not(row: Row) -> list[str]:
@@ -569,7 +571,7 @@ def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], nam
         *(_figures(suite, done, records) if done else ()),
     ]
     logs = [
-        Code(r.outcome.detail, f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:")
+        Code(_log(r.outcome.detail), f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:")
         for r in own if isinstance(r.outcome, Failed) and "\n" in r.outcome.detail.strip()
     ]  # fmt: skip
     sections[-1] = replace(sections[-1], blocks=[*sections[-1].blocks, *logs])

@@ -31,13 +31,10 @@ YAML_ESCAPES = r"\e[31m\e]0;title\a\x9B31m\b\r\u202e\u2066"
 LONG = "x" * 100_000
 
 
-def command(
-    *words: str | Path, cwd: Path | None = None, terminal: bool = False
-) -> subprocess.CompletedProcess[str]:
-    forced = {"FORCE_COLOR": "1", "TERM": "xterm-256color"} if terminal else {}
+def command(*words: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "selectbench", *map(str, words)], capture_output=True, text=True, cwd=cwd,
-        env={**os.environ, "COLUMNS": "80", **forced},
+        env={**os.environ, "COLUMNS": "80"},
     )  # fmt: skip
 
 
@@ -80,6 +77,33 @@ def test_a_plan_shows_no_escape_of_a_suite(tmp_path: Path) -> None:
     assert done.returncode in (0, 2)  # 2: such a question is refused
     assert is_harmless(done.stdout + done.stderr)
     assert len(done.stdout + done.stderr) < 5000
+
+
+def test_no_command_shows_an_escape_of_a_runs_folder(tmp_path: Path) -> None:
+    run = tmp_path / "results" / "failures" / "run"
+    RUNS["failures"]().write(run)
+    evil = ESCAPES.removesuffix("\ud800")  # with half a character it is no JSON
+    environment = json.loads((run / ENVIRONMENT).read_text())
+    environment |= {"cpu_model": evil, "libraries": {evil: LONG}, "threads": {"OMP_NUM_THREADS": evil}}
+    (run / ENVIRONMENT).write_text(json.dumps(environment))
+    lines = lines_of_records(run)
+    for line in lines:
+        line["software"] = {evil: evil, "openmp": LONG}
+        if "detail" in line["outcome"]:
+            line["outcome"]["detail"] = evil + LONG + "\n" + evil
+    (run / RECORDS_FILE).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    other = shutil.copytree(run, tmp_path / "other")
+    limit = ("--limit", "tokens_per_second >= 0.5x reference")
+    for words in (
+        ("report", run), ("report", run, "--json"), ("list", "--results", tmp_path / "results"),
+        ("compare", run, other), ("compare", run, other, "--markdown"), ("gate", run, "--against", other, *limit),
+        *(("report", run, option) for option in {line["trial"]["option"] for line in lines}),
+    ):  # fmt: skip
+        done = command(*words)
+        assert done.returncode in (0, 1, 4), done.stderr[-2000:]
+        assert is_harmless(done.stdout + done.stderr), words
+        assert not any("x" * 1001 in line for line in done.stdout.splitlines()) or "--json" in words, words
+    assert not CONTROLS & set((run / PAGE).read_text(encoding="utf-8") + (run / REPORT).read_text(encoding="utf-8"))
 
 
 RUNS_EVERYTHING = """\
