@@ -115,6 +115,9 @@ def run(
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    rerun_unclean: Annotated[
+        bool, typer.Option("--rerun-unclean", help="Run trials of a busy CPU or of throttled or shared GPUs again.")
+    ] = False,
     reuse: Annotated[
         bool, typer.Option("--reuse", help="Show a complete run of the same, where there is one, and run nothing.")
     ] = False,
@@ -136,7 +139,7 @@ def run(
     preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
     result = run_suite(
         preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed,
-        again=partial(what_again, console, reuse=reuse),
+        rerun_unclean=rerun_unclean, again=partial(what_again, console, reuse=reuse),
     )  # fmt: skip
     stored = read_run(result.folder)
     _show_ranking(result.folder, result.ranking, as_json, stored)

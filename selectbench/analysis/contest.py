@@ -27,7 +27,15 @@ from selectbench.analysis.family import (
 )
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
-from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, two_sided_p
+from selectbench.analysis.statistics import (
+    Blocks,
+    Bools,
+    Difference,
+    make_blocks,
+    of_one,
+    standing_out,
+    two_sided_p,
+)
 from selectbench.analysis.summary import Summary, mean, other_tokens, outcomes, seeds_words
 from selectbench.suite.metrics import (
     COMPARE,
@@ -183,10 +191,29 @@ class Contest:
     ends: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
     """By option and metric: of the ratio's simultaneous interval, where a test is on it; logarithms."""
     asked: dict[Key, Asked | ConstraintVerdict] = field(default_factory=dict)
+    is_busy: bool = False
+    """Whether trials of a busy CPU count."""
+    _out_of_line: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
     flattered: frozenset[str] = frozenset()
     """Options of which seeds failed for what the objective tells."""
     screened_out: int = 0
     """Options that were, whose tests the family has all the same: what it was declared to be does not shrink."""
+
+    def out_of_line(self, metric: str) -> dict[tuple[str, int], float]:
+        """Trials that stand out by a metric, by option and seed, with the factor to what was to be expected."""
+        if metric not in self._out_of_line:
+            blocks = self.blocks[metric]
+            found = standing_out(blocks.logs)
+            self._out_of_line[metric] = {
+                (blocks.names[place], blocks.seeds[column]): math.exp(found[place, column])
+                for place, column in np.argwhere(~np.isnan(found)).tolist()
+            }
+        return self._out_of_line[metric]
+
+    def is_spread_by_chance(self, metric: str) -> bool:
+        """Whether more seeds are a remedy for it: no single trial made it, and no busy machine."""
+        is_disturbed = self.is_busy and "busy" in METRICS[metric].spoiled_by
+        return not is_disturbed and not self.out_of_line(metric)
 
     def p_of_luck(self, option: str) -> float:
         """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
@@ -294,7 +321,7 @@ class Contest:
             asked = self.asked.get((option, text))
             if isinstance(asked, Asked):
                 distance = abs(asked.test.difference.estimate - asked.test.bound)
-                settling = self._settling(asked.test.difference, distance, self.tests)
+                settling = self._settling(asked.constraint.metric, asked.test.difference, distance, self.tests)
                 flattering = asked.constraint.relative and self.baseline.flattered_words(asked.constraint.metric)
                 asked = asked.concluded(self.judged.get((option, text)), settling)
                 if flattering and asked.verdict == "fails":
@@ -332,7 +359,8 @@ class Contest:
         if decision == "undecided" and judged is not None:
             estimate = abs(difference.estimate)
             # It must be told from none at all, or from the threshold.
-            settling = self._settling(difference, estimate if estimate > matters else matters - estimate, tests)
+            distance = estimate if estimate > matters else matters - estimate
+            settling = self._settling(self.suite.decide.objective, difference, distance, tests)
         return Comparison(
             against=against, ratio=ratio_of(difference.estimate),
             low=ratio_of(judged.low) if judged else None, high=ratio_of(judged.high) if judged else None,
@@ -342,11 +370,11 @@ class Contest:
             exceeds=judged is not None and max(judged.low, -judged.high) > matters + ROUNDING,
         )  # fmt: skip
 
-    def _settling(self, difference: Difference, distance: float, tests: int) -> Settling | None:
+    def _settling(self, metric: str, difference: Difference, distance: float, tests: int) -> Settling | None:
         looks = self.suite.looks or [len(self.suite.seeds)]
         level = alpha_of(look_of([*looks, MOST_SEEDS])) / max(1, tests)  # the next judgement's
         seeds = seeds_to_settle(difference, level, distance)
-        if seeds is None or not self.is_complete:
+        if seeds is None or not self.is_complete or not self.is_spread_by_chance(metric):
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
 
@@ -385,7 +413,14 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     expected = math.fsum(known) if known else None
     flattered = frozenset(s.name for s in summaries if s.flattered(suite.decide.objective))
     contest = Contest(
-        suite, baseline, blocks, done == planned, expected, screened_out=screened_out, flattered=flattered
+        suite,
+        baseline,
+        blocks,
+        done == planned,
+        expected,
+        screened_out=screened_out,
+        flattered=flattered,
+        is_busy=any(s.counts_busy and s.busy for s in summaries),
     )
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:

@@ -178,7 +178,8 @@ Trials = list[list[GpuMeters]]
 
 def gpu_row(summary: Summary) -> GpuRow | None:
     """None where no trial of the option had GPU meters."""
-    if not summary.states:
+    states = {seed: state for seed, state in summary.states.items() if state.verdict != "busy"}
+    if not states:
         return None
     metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
     clean = [o for seed, o in metered.items() if summary.states[seed].verdict in ("clean", "unknown")]
@@ -186,12 +187,12 @@ def gpu_row(summary: Summary) -> GpuRow | None:
     trials = [observed.gpus for observed in counting]
     energies = {seed: energy(o.meters) for seed, o in metered.items()}
     methods = [one.method for one in energies.values() if one.method]
-    found = [state.verdict for state in summary.states.values()]
+    found = [state.verdict for state in states.values()]
     order: tuple[Verdict, ...] = ("clean", "throttled", "shared", "unknown")
     return GpuRow(
         names=list(dict.fromkeys(gpu.name for trial in trials for gpu in trial)),
         states={verdict: found.count(verdict) for verdict in order if verdict in found},
-        by_seed=[TrialState(seed=s, verdict=f.verdict, detail=f.detail) for s, f in summary.states.items()],
+        by_seed=[TrialState(seed=s, verdict=f.verdict, detail=f.detail) for s, f in states.items()],
         energy_method=max(methods, key=BY_TRUST.index) if methods else None,
         energy_unknown=Unknown.by_reason({seed: one.reason for seed, one in energies.items()}),
         memory=_memory(summary), arithmetic=arithmetic(summary, counting),

@@ -445,10 +445,11 @@ def share_of(share: UtilizationName) -> Callable[[Observed], float | None]:
     return lambda o: utilization(o, share).share
 
 
-# Whether a trial's GPUs were in a state in which its figures may be believed, by a rule fixed in advance.
+# Whether a trial's GPUs or cores were in a state in which its figures may be believed, by rules fixed in advance.
 
 
-Verdict = Literal["clean", "throttled", "shared", "unknown"]
+Verdict = Literal["clean", "throttled", "shared", "busy", "unknown"]
+UNCLEAN = ("throttled", "shared", "busy")
 
 SLOWDOWNS = {
     "hw_slowdown": "hardware slowdown", "hw_thermal_slowdown": "hardware thermal slowdown",
@@ -471,6 +472,19 @@ GPU_STATE_RULE = (
     "is shown and excludes nothing."
 )
 
+WAITED_SHARE = 0.05
+"""Of the time that a trial's threads worked: what they waited for a core, and what others worked on these cores."""
+TAKEN_PER_SECOND = 50.0
+"""Times in a second of work that the kernel takes a core from a thread, where it tells no waits. Scheduler ticks of
+a core that two threads want take it 100 to 1,000 times."""
+
+CPU_STATE_RULE = (
+    "A trial on a CPU is busy where something else kept its cores busy: in the timed windows its threads waited "
+    f"for a core for more than {WAITED_SHARE:.0%} of the time that they worked, and others worked on these cores "
+    f"for more than {WAITED_SHARE:.0%} of that time, by the kernel's accounts (schedstat, /proc/stat). Where it "
+    f"does not tell waits, it took a core from a thread more than {TAKEN_PER_SECOND:g} times in a second of work."
+)
+
 _SEVERITY: tuple[Verdict, ...] = ("shared", "throttled", "unknown", "clean")
 
 
@@ -484,10 +498,10 @@ class State:
 
 
 def state_of(record: Record) -> State | None:
-    """The state of a trial's GPUs by RULE, the worst of any; None: it had no GPU meters."""
+    """The state of a trial's GPUs by its rule, the worst of any; without GPU meters only whether a CPU was busy."""
     meters = record.meters
     if meters is None or not meters.gpus:
-        return None
+        return _busy(record.outcome.measurement) if isinstance(record.outcome, Completed) else None
     several = len(meters.gpus) > 1
     findings = [
         (verdict, f"GPU {number}: {words}" if several else words)
@@ -504,9 +518,27 @@ def state_of(record: Record) -> State | None:
 
 
 def is_unclean(record: Record) -> bool:
-    """Whether the trial's GPUs were throttled or shared, so that its speed, energy and cost mean nothing."""
+    """Whether GPUs were throttled or shared, or a CPU was busy, so that speed, energy and cost mean nothing."""
     state = state_of(record)
-    return state is not None and state.verdict in ("throttled", "shared")
+    return state is not None and state.verdict in UNCLEAN
+
+
+def _busy(m: Measurement) -> State | None:
+    """The state of a trial's cores; None: they were its own, or nothing is known, or it trained on GPUs."""
+    worked = m.cpu_seconds
+    if not worked or m.peak_memory_allocated_bytes is not None:
+        return None
+    others = None if m.cores_seconds is None else (m.cores_seconds - worked) / worked
+    if others is not None and others <= WAITED_SHARE:  # what its own threads do to each other is the option's doing
+        return None
+    beside = "" if others is None else f", beside {others:.2g} s of others' work on these cores"
+    if m.run_queue_wait_seconds is not None:
+        waited = m.run_queue_wait_seconds / worked
+        told = f"threads waited for a core {waited:.2g} s for each second of work{beside}"
+        return State("busy", told) if waited > WAITED_SHARE else None
+    taken = (m.involuntary_switches or 0) / worked
+    told = f"a core was taken from threads {taken:.0f} times for each second of work{beside}"
+    return State("busy", told) if taken > TAKEN_PER_SECOND else None
 
 
 def _findings(gpu: GpuMeters) -> list[tuple[Verdict, str]]:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from selectbench import units
 from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, ranks_of
+from selectbench.analysis.disturbance import disturbances
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
 from selectbench.analysis.hardware import (
@@ -65,6 +66,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     doubts = [
         *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
         *unscreened(suite, records),
+        *disturbances(suite, records, contest, summaries, comparable),
         *gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *learning_warnings(suite, summaries), *plausibility_warnings(suite, summaries),
         *gap_warnings(suite, summaries),
@@ -119,7 +121,8 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
             Failure(seed=seed, kind=f.kind, detail=f.detail, note=failure_note(f, summary.states.get(seed)))
             for seed, f in summary.failed.items()
         ],
-        gpu=gpu_row(summary), cost_unknown=cost_unknown(summary), screening=summary.screening,
+        busy_seeds=summary.busy, gpu=gpu_row(summary), cost_unknown=cost_unknown(summary),
+        screening=summary.screening,
     )  # fmt: skip
 
 
@@ -193,7 +196,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         _verdict(contest, metric, rows, summaries, proposed),
         _beating_the_baseline(suite, metric, placed),
         _open(metric, placed, rows, proposed),
-        _disturbed(metric, summaries.values()),
+        _disturbed(contest, metric, summaries.values()),
         *_about_the_baseline(suite, summaries[suite.baseline], rows),
         _quality(suite, rows),
         _certainty(contest, metric, placed or [row for row in rows if row.n]),
@@ -212,12 +215,25 @@ def _unfinished(done: int, planned: int) -> str:
     return f"Incomplete, {done} of {planned} trials have an outcome; so far:"
 
 
-def _disturbed(metric: Metric, summaries: Iterable[Summary]) -> str:
+def _disturbed(contest: Contest, metric: Metric, summaries: Iterable[Summary]) -> str:
     """Doubts about speed that a reader must not miss."""
+    summaries = list(summaries)
+    busy = sum(len(summary.busy) for summary in summaries)
+    if contest.is_busy and "busy" in metric.spoiled_by:
+        of = sum(len(summary.completed) for summary in summaries)
+        return (
+            f"The machine was busy with something else in {busy} of {of} trials: run these again on a quiet one "
+            "(see the warnings)."
+        )
+    told = ""
+    if out := contest.out_of_line(metric.name):
+        trials = _and([f"{option}, seed {seed}" for option, seed in list(out)[:4]])
+        stand = "stand out and widen" if len(out) > 1 else "stands out and widens"
+        told = f"{trials} {stand} the intervals (see the warnings). "
     names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[metric.name])]
     if not names or metric.name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
-        return ""
-    return f"The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
+        return told.rstrip()
+    return f"{told}The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
 
 
 def _how_to_extend(suite: Suite, seeds: int) -> str:
@@ -439,7 +455,7 @@ def _beside_the_ranks(
             for row in ranked
             if row.failures
         ],
-        "Left out for the state of the GPUs": [
+        f"Left out for the state of the {'machine' if any(s.busy for s in summaries.values()) else 'GPUs'}": [
             f"{row.option} {len(row.metrics[metric.name].left_out)} of {row.n} trials "
             f"({summaries[row.option].unclean_words(metric.name)})"
             for row in ranked

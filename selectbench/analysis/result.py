@@ -576,6 +576,8 @@ class Row(Shown):
     scaling: Scaling | None
     """None where all rows have as many ranks, or its number is not known."""
     failures: list[Failure]
+    busy_seeds: list[int] = []
+    """Seeds during whose trials something else kept the CPU busy, by the rule of `analysis/metrics.py`."""
     gpu: GpuRow | None = None
     """What was seen of its GPUs; None: no trial of it had GPU meters."""
     cost_unknown: list[Unknown] = []

@@ -168,6 +168,7 @@ class Blocks:
     """The logarithms of one metric with what is known of their spread."""
 
     names: Sequence[str]
+    seeds: Sequence[int]
     logs: Floats
     """(options, seeds); NaN where there is no value."""
     members: Bools
@@ -216,12 +217,57 @@ def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
         seeds = sorted(set[int]().union(*values.values()))
         rows = [[losses[name].get(seed, math.nan) for seed in seeds] for name in names]
         witness = np.array(rows).reshape(len(names), len(seeds))
-    logs = _table({name: _logs(known) for name, known in values.items()})
+    known = {name: _logs(own) for name, own in values.items()}
+    logs, of_logs = _table(known), sorted(set[int]().union(*known.values()))
     members, residuals, free = agreeing(logs)
     if free < 1:
-        return Blocks(names, logs, np.zeros(len(names), bool), None, witness)
+        return Blocks(names, of_logs, logs, np.zeros(len(names), bool), None, witness)
     variance = float(np.nansum(residuals**2)) / free
-    return Blocks(names, logs, members, PooledVariance(2 * variance, free, prior_of(residuals)), witness)
+    return Blocks(names, of_logs, logs, members, PooledVariance(2 * variance, free, prior_of(residuals)), witness)
+
+
+STANDS_OUT = 0.01
+"""Probability, shared among all trials, of taking one for an outlier in normal noise."""
+LEAST_SCALE = 0.01
+"""Of the robust spread: what speed varies by on an idle machine. In quiet runs only what matters is named."""
+FEW_SEEDS, OF_FEW = 3, 3.0
+"""With so few seeds a noisy option looks like an outlier: so many times the distance is asked for."""
+
+
+def standing_out(logs: Floats) -> Floats:
+    """How far each value lies from what its option and its round let expect, NaN where it is as good as any.
+
+    `logs`: (options, seeds), NaN where there is none. Distances are residuals of the median polish (Tukey 1977,
+    "Exploratory data analysis", chapter 11), whose scale is the median of those that are free, times 1.4826 as for
+    a normal distribution, over all trials or the option's own, whichever is larger. They are held against Student's
+    t at STANDS_OUT. Of two options, whose round splits every outlier between them, a value must lie as far from its
+    option's median as it does from the other's. Rounds that are slow for all are no outliers.
+    """
+    found = np.full(logs.shape, np.nan)
+    rows, columns = (np.flatnonzero((~np.isnan(logs)).sum(axis=axis) >= least) for axis, least in ((1, 3), (0, 2)))
+    table = logs[np.ix_(rows, columns)]
+    options, seeds = table.shape
+    if options < 2 or seeds < FEW_SEEDS:
+        return found
+    own = table - np.nanmedian(table, axis=1, keepdims=True)
+    residuals = table.copy()
+    for _ in range(10):
+        residuals -= np.nanmedian(residuals, axis=1, keepdims=True)
+        residuals -= np.nanmedian(residuals, axis=0, keepdims=True)
+    two = options == 2
+    distances = np.abs(own if two else residuals)
+    free = 2 * (seeds - 1) if two else (options - 1) * (seeds - 1)
+    scale = max(LEAST_SCALE, 1.4826 * float(np.nanmedian(np.sort(distances[~np.isnan(distances)])[-free:])))
+    scales = np.full((options, 1), scale)
+    if seeds > FEW_SEEDS:  # all but the smallest, which the polish makes 0
+        scales = np.maximum(scales, 1.4826 * np.nanmedian(np.sort(distances, axis=1)[:, 1:], axis=1, keepdims=True))
+    beside = np.abs(own - own[::-1]) if two else np.abs(own)
+    least = float(quantile(STANDS_OUT / table.size, (options - 1) * (seeds - 1))) * scales
+    least = least * (OF_FEW if seeds == FEW_SEEDS and not two else 1.0)
+    with np.errstate(invalid="ignore"):
+        is_out = np.minimum(distances, beside) > least
+    found[np.ix_(rows, columns)] = np.where(is_out, own if two else residuals, np.nan)
+    return found
 
 
 def _logs(values: Mapping[int, float]) -> dict[int, float]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from selectbench.analysis.metrics import (
+    UNCLEAN,
     MemoryKind,
     Observed,
     State,
@@ -16,6 +17,7 @@ from selectbench.analysis.metrics import (
     finite,
     finite_of_each,
     formula_of,
+    is_unclean,
     memory_kind,
     observed,
     skipped_share,
@@ -30,9 +32,17 @@ from selectbench.suite.suite import Option, Suite
 
 
 def contest_trials(records: Sequence[Record]) -> list[Record]:
-    """The last attempt of every trial of the contest, in the order in which they began."""
-    last = last_attempts([record for record in records if record.phase == "contest"]).values()
-    return sorted(last, key=lambda record: (record.started_at, record.trial.trial_id))
+    """The attempt that counts of every trial of the contest, in the order in which they began.
+
+    It is the last one; but nothing replaces a trial that completed on a clean machine.
+    """
+    of_contest = [record for record in records if record.phase == "contest"]
+    counting = last_attempts(of_contest)
+    for record in of_contest:
+        rival = counting[record.trial.trial_id]
+        if record.attempt < rival.attempt and isinstance(record.outcome, Completed) and not is_unclean(record):
+            counting[record.trial.trial_id] = record
+    return sorted(counting.values(), key=lambda record: (record.started_at, record.trial.trial_id))
 
 
 def counted(records: Sequence[Record]) -> list[Record]:
@@ -90,7 +100,7 @@ class Summary:
     observed: dict[int, Observed] = field(default_factory=dict)
     """Of the completed seeds, what metrics are derived from."""
     states: dict[int, State] = field(default_factory=dict)
-    """Of the GPUs, by seed; failed trials are among them, those without GPU meters are not."""
+    """Of GPUs or of a busy CPU, by seed; failed trials are among them, those without a verdict are not."""
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     """Values that count, by metric and seed: known, and not spoiled by the state of the GPUs."""
     spoiled: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -99,6 +109,9 @@ class Summary:
     reached: dict[int, Crossing | None] = field(default_factory=dict)
     """Of seeds that the baseline completed too, where the held-out loss first was the baseline's final one; None:
     it never was, or the trial diverged. Empty: nothing to tell it by, or other tokens than the baseline's."""
+
+    counts_busy: bool = False
+    """Whether trials of a busy CPU count: there are too few others."""
 
     screening: Screening | None = None
     """Its short trials before the contest; None: there were none."""
@@ -116,6 +129,11 @@ class Summary:
     def not_reached_words(self) -> str:
         """`the baseline's loss was not reached with 1 of 3 seeds`."""
         return f"the baseline's loss was not reached with {len(self.not_reached)} of {len(self.reached)} seeds"
+
+    @property
+    def busy(self) -> list[int]:
+        """Seeds of which something else kept the CPU busy."""
+        return [seed for seed, state in self.states.items() if state.verdict == "busy"]
 
     @property
     def missing(self) -> list[int]:
@@ -158,7 +176,7 @@ class Summary:
         """
         known = METRICS[metric]
         kinds = {"timeout" if "throttled" in known.spoiled_by else "", "diverged" if known.quality else ""}
-        excused = {s for s, state in self.states.items() if state.verdict in ("throttled", "shared")}
+        excused = {s for s, state in self.states.items() if state.verdict in UNCLEAN}
         return [s for s, f in self.failed.items() if f.kind in kinds and not (f.kind == "timeout" and s in excused)]
 
     def flattered_words(self, metric: str) -> str:
@@ -213,12 +231,20 @@ def standard_deviation(values: Sequence[float]) -> float | None:
     return finite(lambda: widest * math.sqrt(squares / (len(values) - 1)))
 
 
-def summarise(suite: Suite, records: Sequence[Record]) -> tuple[list[Summary], list[str]]:
-    """One summary per option in the suite's order, and warnings about records that count for none."""
+def summarise(
+    suite: Suite, records: Sequence[Record], *, is_all_clean: bool = False
+) -> tuple[list[Summary], list[str]]:
+    """One summary per option in the suite's order, and warnings about records that count for none.
+
+    `is_all_clean`: whether every trial counts, in whatever state the machine was.
+    """
     counted, warnings = _counted(suite, records)
     screened = screenings(suite, records)
+    states = {} if is_all_clean else {key: state for key, record in counted.items() if (state := state_of(record))}
+    counts_busy = _are_others_too_few(suite, counted, states)
     summaries = [
-        replace(_summary(suite, option, counted), screening=screened.get(option.name)) for option in suite.options
+        replace(_summary(suite, option, counted, states, counts_busy), screening=screened.get(option.name))
+        for option in suite.options
     ]
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     for summary in summaries:
@@ -277,6 +303,13 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
         if key in counted:
             said["records of two different trials; the latest counts"].add(key)
         counted[key] = record
+    for trial_id, last in last_attempts([one for one in records if one.phase == "contest"]).items():
+        ours = counted.get((last.trial.option, last.trial.seed))
+        if ours is not None and ours.trial.trial_id == trial_id and ours.attempt < last.attempt:
+            why = "it had completed, and no reading of the machine speaks against it"
+            said[f"attempt {ours.attempt} counts, not {last.attempt}: {why}"].add(
+                (last.trial.option, last.trial.seed)
+            )
     # Another record of the same trial and attempt may say otherwise.
     counting = {(record.trial.trial_id, record.attempt): record for record in counted.values()}
     for other in records:
@@ -294,15 +327,42 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
     return counted, sorted(lines)
 
 
-def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record]) -> Summary:
+FEWEST_OTHERS = 2
+
+
+States = Mapping[tuple[str, int], State]
+
+
+def _are_others_too_few(suite: Suite, counted: Mapping[tuple[str, int], Record], states: States) -> bool:
+    """Whether trials of a busy CPU can't be left out. The machine alone is asked, never a figure.
+
+    Some option would be left with fewer than FEWEST_OTHERS, or than half of its trials, of seeds that the baseline
+    is left with too.
+    """
+    seeds: dict[str, set[int]] = defaultdict(set)
+    clean: dict[str, set[int]] = defaultdict(set)
+    for (option, seed), record in counted.items():
+        if isinstance(record.outcome, Completed):
+            seeds[option].add(seed)
+            state = states.get((option, seed))
+            clean[option] |= set() if state is not None and state.verdict == "busy" else {seed}
+    beside = clean[suite.baseline] if seeds[suite.baseline] else set(suite.seeds)
+    left = {option: len(clean[option] & beside) for option in seeds}
+    return any(left[option] < max(FEWEST_OTHERS, len(own) / 2) for option, own in seeds.items() if own)
+
+
+def _summary(
+    suite: Suite, option: Option, counted: Mapping[tuple[str, int], Record], states: States, counts_busy: bool
+) -> Summary:
     """The trials' values are each among those that count or those that are spoiled."""
     names = names_of(suite.job)
-    summary = Summary(option, suite.seeds, values={m: {} for m in names}, spoiled={m: {} for m in names})
+    values, spoiled = ({m: dict[int, float]() for m in names} for _ in range(2))
+    summary = Summary(option, suite.seeds, values=values, spoiled=spoiled, counts_busy=counts_busy)
     for seed in suite.seeds:
         record = counted.get((option.name, seed))
         if record is None:
             continue
-        if state := state_of(record):
+        if (state := states.get((option.name, seed))) is not None:
             summary.states[seed] = state
         if isinstance(record.outcome, Completed):
             summary.completed[seed] = record
@@ -324,7 +384,9 @@ def _summary(suite: Suite, option: Option, counted: dict[tuple[str, int], Record
 
 def _is_spoiled(summary: Summary, seed: int, name: str) -> bool:
     state = summary.states.get(seed)
-    return state is not None and state.verdict in METRICS[name].spoiled_by
+    if state is None or (state.verdict == "busy" and summary.counts_busy):
+        return False
+    return state.verdict in METRICS[name].spoiled_by
 
 
 # What a reader must know before trusting the figures, the certificate apart.

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import gettempdir
-from typing import Any
+from typing import Any, NamedTuple
 
+from selectbench.analysis.disturbance import state_words
 from selectbench.analysis.family import alpha_of, look_of
 from selectbench.analysis.gate import differing
 from selectbench.analysis.metrics import is_unclean, state_of
@@ -80,15 +81,18 @@ def run(
     *,
     fresh: bool = False,
     retry_failed: bool = False,
+    rerun_unclean: bool = False,
     again: Callable[[Path], Again] = lambda _: "anew",
 ) -> Result:
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError.
 
-    `again` is asked what to do where all of it has one in such a folder; `retry_failed` then shows that one.
+    `again` is asked what to do where all of it has one in such a folder; `retry_failed` and `rerun_unclean` then
+    show that one.
     """
+    retried = Retried(retry_failed, rerun_unclean)
     with preparation.claim, ExitStack() as until_its_end:
-        complete = None if fresh or preparation.extended else _complete(preparation, results, retry_failed)
-        asked = "anew" if complete is None else "show" if retry_failed else again(complete)
+        complete = None if fresh or preparation.extended else _complete(preparation, results, retried)
+        asked = "anew" if complete is None else "show" if any(retried) else again(complete)
         if complete is not None and asked == "show":
             display = make_display()
             display.note(f"nothing was run: {complete} is complete")
@@ -99,36 +103,36 @@ def run(
         check_cuda(preparation.plan, preparation.claim.gpus)
         with my_turn():  # of two that start at once the second sees what the first has chosen
             sweep_weights(results)
-            folder = _choose_folder(preparation, results, fresh=fresh, retry_failed=retry_failed)
+            folder = _choose_folder(preparation, results, fresh=fresh, retried=retried)
             lock = until_its_end.enter_context(RunLock(folder))
         with StopRequest() as stop:
             if preparation.extended is not None:
                 extend_run(folder, preparation.suite, preparation.extended.suite)
             display = make_display()
             try:
-                _run_stages(preparation, lock, display, stop, retry_failed=retry_failed)
+                _run_stages(preparation, lock, display, stop, retried=retried)
             finally:
                 display.close()
             ranking = publish(folder, read_run(folder), display.note)
             return Result(folder, ranking, ExitCode.INTERRUPTED if stop else exit_code(preparation, folder))
 
 
-def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retry_failed: bool) -> Path:
+def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retried: Retried) -> Path:
     if preparation.extended is not None:
         if fresh:
             raise UserError("--fresh starts a run of its own; leave it out with --extend")
         return _folder_to_extend(preparation, preparation.extended)
     mark = _fingerprint(preparation, preparation.suite)
     newest = None if fresh else newest_run(results, preparation.suite, mark)
-    if newest is not None and next_stage(preparation, newest, retry_failed=retry_failed) is not None:
+    if newest is not None and next_stage(preparation, newest, retried=retried) is not None:
         return newest
     return create_run(results, preparation.suite, preparation.environment, mark)
 
 
-def _complete(preparation: Preparation, results: Path, retry_failed: bool) -> Path | None:
+def _complete(preparation: Preparation, results: Path, retried: Retried) -> Path | None:
     """The newest run of the same, where nothing of it is to be run; None: there is none, or it is resumed."""
     newest = newest_run(results, preparation.suite, _fingerprint(preparation, preparation.suite))
-    if newest is None or next_stage(preparation, newest, retry_failed=retry_failed) is not None:
+    if newest is None or next_stage(preparation, newest, retried=retried) is not None:
         return None
     return newest
 
@@ -156,7 +160,7 @@ def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
 
 
 def _run_stages(
-    preparation: Preparation, lock: RunLock, display: Display, stop: StopRequest, *, retry_failed: bool
+    preparation: Preparation, lock: RunLock, display: Display, stop: StopRequest, *, retried: Retried
 ) -> None:
     """Stage after stage, as the records of the one before ask."""
     folder = lock.path.parent
@@ -171,7 +175,7 @@ def _run_stages(
         TrialServers(partial(preload, preparation), folder, suite.device, gpus) as servers,
         GpuWatch(gpus, suite.meters, pause, lambda: bool(stop)) as watch,
     ):
-        while not stop and (stage := next_stage(preparation, folder, retry_failed=retry_failed, ended=ended)):
+        while not stop and (stage := next_stage(preparation, folder, retried=retried, ended=ended)):
             _announce(stage, folder, display, is_first=not ended)
             bench = Bench(stage.preparation, folder, lock, servers, watch, display, stop)
             of = stage.done + len(stage.trials)
@@ -226,6 +230,15 @@ STATE_MAY_MATTER = ("oom", "timeout", "crashed")
 """Failures that a busy or hot GPU may have caused; what diverged or can't be had here stays so."""
 
 
+class Retried(NamedTuple):
+    """Which trials are run again though they have an outcome."""
+
+    failed: bool = False
+    """Those that failed."""
+    unclean: bool = False
+    """Those during which a CPU was busy, or GPUs were throttled or shared, whatever came of them."""
+
+
 @dataclass(frozen=True)
 class Stage:
     """Trials that can be run now, with what they are launched from."""
@@ -241,7 +254,7 @@ class Stage:
 
 
 def next_stage(
-    preparation: Preparation, folder: Path, *, retry_failed: bool, ended: Collection[str] = ()
+    preparation: Preparation, folder: Path, *, retried: Retried, ended: Collection[str] = ()
 ) -> Stage | None:
     """The first stage with trials to run; None: the run is complete.
 
@@ -250,7 +263,7 @@ def next_stage(
     records, _ = read_records(folder / RECORDS_FILE)
     for title, stage in stages(preparation, records):
         trials = [p for p in in_run_order(stage.plan.trials, folder.name) if p.trial.trial_id not in ended]
-        still_open = pending(trials, stage.suite, records, retry_failed=retry_failed)
+        still_open = pending(trials, stage.suite, records, retried=retried)
         if still_open:
             out = screened_out(preparation.suite, records)
             told = [f"{name} is screened out: {screened_words(found)}" for name, found in out.items()]
@@ -259,7 +272,7 @@ def next_stage(
 
 
 def pending(
-    trials: Sequence[PlannedTrial], suite: Suite, records: Sequence[Record], *, retry_failed: bool
+    trials: Sequence[PlannedTrial], suite: Suite, records: Sequence[Record], *, retried: Retried
 ) -> list[tuple[PlannedTrial, int]]:
     """The trials to run, in order, each with the number of its attempt."""
     attempts: dict[str, list[Record]] = {}
@@ -268,22 +281,22 @@ def pending(
     still_open = []
     for planned in trials:
         before = attempts.get(planned.trial.trial_id, [])
-        if _is_open(before, suite, retry_failed=retry_failed):
+        if _is_open(before, suite, retried=retried):
             still_open.append((planned, before[-1].attempt + 1 if before else 1))
     return still_open
 
 
-def _is_open(attempts: Sequence[Record], suite: Suite, *, retry_failed: bool) -> bool:
-    if not attempts or _is_rerun_due(attempts, suite):
+def _is_open(attempts: Sequence[Record], suite: Suite, *, retried: Retried) -> bool:
+    if not attempts or _is_rerun_due(attempts, suite) or (retried.unclean and _matters(attempts[-1])):
         return True
     outcome = attempts[-1].outcome
     if isinstance(outcome, Completed):
         return False
-    return outcome.kind == "interrupted" or (retry_failed and outcome.kind != "unsupported")
+    return outcome.kind == "interrupted" or (retried.failed and outcome.kind != "unsupported")
 
 
 def _is_rerun_due(attempts: Sequence[Record], suite: Suite) -> bool:
-    """Whether the trial's last attempt, the first such, had GPUs that were throttled or shared.
+    """Whether the trial's last attempt, the first such, had GPUs throttled or shared, or a busy CPU.
 
     `attempts`: all of one trial, in order. Always False where the suite does not ask for it.
     """
@@ -320,7 +333,7 @@ class Bench:
     stop: StopRequest
 
     def run(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> None:
-        """Run trial `number`, from 1, of so many; once more where its GPUs spoiled it and the suite allows."""
+        """Run trial `number`, from 1, of so many; once more where the machine spoiled it and the suite allows."""
         trial, suite = planned.trial, self.preparation.suite
         record, server_start_seconds = self._attempt(planned, attempt, number, of)
         if not self.stop and suite.meters.rerun_unclean:
@@ -328,9 +341,7 @@ class Bench:
             if _is_rerun_due([one for one in records if one.trial.trial_id == trial.trial_id], suite):
                 state = state_of(record)
                 assert state is not None, "only a state makes a trial unclean"
-                self.display.note(
-                    f"{trial.option}, seed {trial.seed}: the GPU was {state.verdict} ({state.detail}): run again"
-                )
+                self.display.note(f"{trial.option}, seed {trial.seed}: {state_words(state)}: run again")
                 record, server_start_seconds = self._attempt(planned, attempt + 1, number, of)
         self.display.trial_ended(
             trial.option, trial.seed, record.outcome, record.wall_seconds, server_start_seconds

@@ -409,6 +409,10 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     the threads; None: this system does not tell, or the record is older than the key."""
     involuntary_switches: Count | None = None
     """How often the kernel took a core from a thread of any rank in the timed windows; None as above."""
+    cpu_seconds: Amount | None = None
+    """What threads of all ranks worked in the timed windows, summed over them; None as above."""
+    cores_seconds: Amount | None = None
+    """What the cores that the first rank may use worked for whomever in its timed windows; None as above."""
     trial_seconds: Amount | None = None
     """From the trial's first word to its last, by its own clock; None in records that are older than the key."""
     heldout_xz_bits_per_byte: Amount | None = None

@@ -9,6 +9,7 @@ from typing import Any
 from selectbench import units
 from selectbench.analysis.metrics import (
     COST_RULE,
+    CPU_STATE_RULE,
     ENERGY_RULE,
     FLOPS_RULE,
     GPU_STATE_RULE,
@@ -66,6 +67,10 @@ _MEMORY: Text = (
 _SPOILED = (
     "Throttling and sharing spoil speed, energy and cost, sharing the device's memory too: such seeds are left "
     "out of means where there are others, and out of all ratios."
+)
+_BUSY = (
+    "Such trials are left out of speed, unless an option would be left with fewer than two, or half, of its seeds: "
+    "then all count and nothing is said of how many more seeds would do."
 )
 CLEANING = {
     "unreadable": "not readable", "empty": "empty", "too_short": "too short", "too_long": "too long",
@@ -389,6 +394,8 @@ def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> Iterator[
     if not any(row.gpu for row in ranking.rows):
         main = "; peak memory is main memory" if suite.device == "cpu" else ""
         yield from (f"No GPU meters: {problem}{main}." for problem in meter_problems(done))
+        if any(isinstance(r.outcome, Completed) and r.outcome.measurement.cpu_seconds for r in done):
+            yield f"{CPU_STATE_RULE} {_BUSY}"
         return
     settings = suite.meters
     yield (

@@ -240,6 +240,7 @@ def state(row: Row) -> str:
         counted.append(f"{len(row.missing_seeds)} missing")
     states = row.gpu.states if row.gpu else {}
     counted += [f"{states[verdict]} {verdict}" for verdict in ("throttled", "shared") if verdict in states]
+    counted += [f"{len(row.busy_seeds)} busy"] if row.busy_seeds else []
     if row.identity.violations:
         counted.insert(0, "not comparable")
     if row.constraint_failures:

@@ -57,7 +57,7 @@ _JOULES = Unit(units.joules, {"J": 1, "mJ": 1e-3, "uJ": 1e-6})
 _WATTS = Unit(units.watts)
 _USD = Unit(units.usd, {"USD": 1})
 _SHARE = Unit(units.share)
-_THROTTLED_OR_SHARED = frozenset({"throttled", "shared"})
+_UNCLEAN = frozenset({"throttled", "shared", "busy"})
 _SHARED = frozenset({"shared"})
 
 
@@ -88,7 +88,7 @@ class Metric:
     needs: tuple[Need, ...] = ()
     """What a job must have for it to be known, or to mean the same for all options."""
     spoiled_by: frozenset[str] = frozenset()
-    """States of the GPUs in which a trial's value says nothing of the option."""
+    """States of the GPUs, or of a CPU, in which a trial's value says nothing of the option."""
     may_be_missing: bool = False
     """Whether a good trial may lack it."""
     of_those_that_learnt: bool = False
@@ -146,16 +146,16 @@ class Metric:
 
 _SPEED = (
     Metric("tokens_per_second", "tokens/s", "more", _TOKENS_PER_SECOND, "is the fastest", 0.01,
-           needs=("same_tokens",), spoiled_by=_THROTTLED_OR_SHARED, after_figure=" tokens/s",
+           needs=("same_tokens",), spoiled_by=_UNCLEAN, after_figure=" tokens/s",
            columns={"terminal": 0, "markdown": 0, "page": 0}, shows_ratio=True, dimension=("speed", 0),
            comparison="tested", watched=True, exported=True),
     Metric("bytes_per_second", "text/s", "more", _BYTES_PER_SECOND, "reads the most text", 0.01,
-           needs=("evaluation", "text"), spoiled_by=_THROTTLED_OR_SHARED, dimension=("speed", 1)),
+           needs=("evaluation", "text"), spoiled_by=_UNCLEAN, dimension=("speed", 1)),
     Metric("step_time_median_seconds", "median step", "less", _SECONDS, "has the shortest step", 0.01,
-           measured_as="step_time_median_seconds", spoiled_by=_THROTTLED_OR_SHARED,
+           measured_as="step_time_median_seconds", spoiled_by=_UNCLEAN,
            columns={"terminal": 12, "markdown": 1, "page": 17}),
     Metric("step_time_iqr_seconds", "step IQR", "less", _SECONDS, "has the steadiest step",
-           measured_as="step_time_iqr_seconds", spoiled_by=_THROTTLED_OR_SHARED),
+           measured_as="step_time_iqr_seconds", spoiled_by=_UNCLEAN),
 )  # fmt: skip
 _MEMORY = (
     # Which pages the process happens to hold moves its peak on a CPU, for one option in every seed alike: Adam's is
@@ -201,42 +201,42 @@ _TEXT = (
 )  # fmt: skip
 _TIMES = (
     Metric("startup_seconds", "start-up", "less", _SECONDS, "starts the soonest", measured_as="startup_seconds",
-           spoiled_by=_THROTTLED_OR_SHARED, columns={"terminal": 17, "markdown": 17}),
+           spoiled_by=_UNCLEAN, columns={"terminal": 17, "markdown": 17}),
     Metric("compile_seconds", "compile", "less", _SECONDS, "compiles the fastest",
-           measured_as="compile_seconds", spoiled_by=_THROTTLED_OR_SHARED,
+           measured_as="compile_seconds", spoiled_by=_UNCLEAN,
            columns={"terminal": 18, "markdown": 18}),
     Metric("training_seconds", "training", "less", _SECONDS, "trains in the shortest time",
-           measured_as="training_seconds", spoiled_by=_THROTTLED_OR_SHARED),
+           measured_as="training_seconds", spoiled_by=_UNCLEAN),
     # Until the held-out loss was the baseline's final one with the same seed: no trial tells it alone.
     Metric(SECONDS_TO_LOSS, "to baseline's loss", "less", _HOURS, "is the first to reach the baseline's loss", 0.01,
-           needs=("evaluation", "evaluations_on_the_way", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           needs=("evaluation", "evaluations_on_the_way", "same_tokens"), spoiled_by=_UNCLEAN,
            may_be_missing=True, of_those_that_learnt=True, after_figure=" to the baseline's loss"),
     Metric("evaluation_seconds", "evaluation", "less", _SECONDS, "evaluates the fastest",
-           measured_as="evaluation_seconds", spoiled_by=_THROTTLED_OR_SHARED),
+           measured_as="evaluation_seconds", spoiled_by=_UNCLEAN),
     Metric("skipped_share", "skipped steps", "less", _NUMBER, "skips the fewest steps"),
 )  # fmt: skip
 _METERED = (
     Metric("joules_per_token", "energy/token", "less", _JOULES, "takes the least energy per token", 0.01,
-           metered=True, needs=("gpu", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           metered=True, needs=("gpu", "same_tokens"), spoiled_by=_UNCLEAN,
            after_figure=" per token", columns={"terminal": 14, "markdown": 15, "page": 15}, dimension=("energy", 0),
            comparison="tested", watched=True, exported=True),
     Metric("mean_power_watts", "power", "less", _WATTS, "draws the least power", metered=True,
-           spoiled_by=_THROTTLED_OR_SHARED),
+           spoiled_by=_UNCLEAN),
     Metric("usd_per_billion_tokens", "cost per 1e9 tokens", "less", _USD, "is the cheapest", 0.01,
-           needs=("gpu", "price", "same_tokens"), spoiled_by=_THROTTLED_OR_SHARED,
+           needs=("gpu", "price", "same_tokens"), spoiled_by=_UNCLEAN,
            after_figure=" per billion tokens", columns={"terminal": 15, "markdown": 16, "page": 16},
            comparison="tested"),
     Metric("usd_of_job", "cost of the job", "less", _USD, "makes the job cheapest",
-           spoiled_by=_THROTTLED_OR_SHARED),
+           spoiled_by=_UNCLEAN),
 )  # fmt: skip
 # Shown and never decided by: a share of one precision's rate says nothing of a share of another's.
 _UTILIZATION = (
     Metric("mfu", "MFU", "more", _SHARE, "uses most of the GPUs' peak", metered=True,
-           spoiled_by=_THROTTLED_OR_SHARED),
+           spoiled_by=_UNCLEAN),
     Metric("hfu", "HFU", "more", _SHARE, "uses most of the GPUs' peak, recomputation included", metered=True,
-           spoiled_by=_THROTTLED_OR_SHARED),
+           spoiled_by=_UNCLEAN),
     Metric("matmul_rate_share", "of measured matmul rate", "more", _SHARE, "uses most of the measured matmul rate",
-           metered=True, spoiled_by=_THROTTLED_OR_SHARED),
+           metered=True, spoiled_by=_UNCLEAN),
 )  # fmt: skip
 
 _OWN: dict[str, Metric] = {}

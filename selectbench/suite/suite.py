@@ -258,7 +258,7 @@ class MeterSettings(Strict):
     settle_seconds: Annotated[float, Field(ge=0, le=3600)] = 30.0
     """Longest wait before a trial until the GPU's memory is back where it was before the first one."""
     rerun_unclean: bool = False
-    """Run a trial a second time where its GPU was throttled or shared."""
+    """Run a trial a second time where its GPU was throttled or shared, or something else kept its CPU busy."""
 
 
 class Option(Strict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import lzma
 import math
+import os
 import resource
 import sys
 import time
@@ -307,34 +308,65 @@ def own_files(folders: Sequence[str]) -> dict[str, str] | None:
 # How long threads waited for a core, by the kernel's account.
 
 
-class CoreWaits:
-    """Sums the waits of this process's threads over the timed windows."""
+@dataclass
+class CoreUse:
+    """Of one process over its timed windows."""
 
-    def __init__(self, tasks: Path = Path("/proc/self/task")) -> None:
-        self.seconds: float | None = 0.0
-        self.switches = 0
-        self._tasks = tasks
+    waited_seconds: float = 0.0
+    """Ready to run, without a core, summed over its threads; NaN: not told."""
+    worked_seconds: float = 0.0
+    """On a core, summed over its threads."""
+    switches: int = 0
+    """How often the kernel took a core from one of them."""
+    cores_seconds: float = 0.0
+    """That the cores which it may use were at work, for whomever; NaN: not told."""
+
+
+class CoreWaits:
+    """Adds up what the kernel tells of this process's threads and its cores, window by window."""
+
+    def __init__(self, proc: Path = Path("/proc")) -> None:
+        self.use = CoreUse()
+        self._proc = proc
+        self._cores = {f"cpu{number}" for number in os.sched_getaffinity(0)}
 
     def begin(self) -> None:
         """Before a window opens."""
-        self._waits, self._switched = self._read(), resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+        self._before = self._read()
 
     def end(self, *, is_timed: bool) -> None:
         """After it has closed."""
         if not is_timed:
             return
-        now = self._read()
-        self.switches += resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw - self._switched
-        waited = sum(wait - self._waits.get(task, 0) for task, wait in now.items()) / 1e9
-        self.seconds = self.seconds + waited if now and self.seconds is not None else None
+        waits, worked, switches, cores = self._read()
+        before, worked_before, switches_before, cores_before = self._before
+        use = self.use
+        waited = sum(wait - before.get(task, 0) for task, wait in waits.items()) / 1e9
+        use.waited_seconds += waited if waits else math.nan
+        use.worked_seconds += worked - worked_before
+        use.switches += switches - switches_before
+        use.cores_seconds = use.cores_seconds + cores - cores_before
 
-    def _read(self) -> dict[str, int]:
-        """Nanoseconds on a run queue by thread: the second field of schedstat (the kernel's scheduler docs)."""
-        found = {}
-        for path in self._tasks.glob("*/schedstat"):
+    def _read(self) -> tuple[dict[str, int], float, int, float]:
+        """Nanoseconds on a run queue by thread, seconds of work, switches, seconds of work of the cores.
+
+        The first are the second field of schedstat (the kernel's scheduler docs), the last all but idle and iowait
+        of /proc/stat, time that a hypervisor took among it.
+        """
+        waits = {}
+        for path in self._proc.glob("self/task/*/schedstat"):
             with suppress(OSError):  # the thread has ended meanwhile
-                found[path.parent.name] = int(path.read_text().split()[1])
-        return found
+                waits[path.parent.name] = int(path.read_text().split()[1])
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        return waits, used.ru_utime + used.ru_stime, used.ru_nivcsw, self._cores_seconds()
+
+    def _cores_seconds(self) -> float:
+        try:
+            lines = [line.split() for line in (self._proc / "stat").read_text().splitlines()]
+        except OSError:
+            return math.nan
+        ticks = [int(v) for line in lines if line[0] in self._cores for v in (*line[1:4], *line[6:9])]
+        return sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else math.nan
 
 
 # What a general compressor makes of the held-out text.

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from operator import and_
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -28,7 +28,7 @@ from selectbench.worker import runtime
 from selectbench.worker.batches import stream_sha256
 from selectbench.worker.loop import Trained
 from selectbench.worker.model import weights_sha256
-from selectbench.worker.observation import XZ_BYTES, causality, own_files, rate_effect, xz_bits_per_byte
+from selectbench.worker.observation import XZ_BYTES, CoreUse, causality, own_files, rate_effect, xz_bits_per_byte
 from selectbench.worker.recorder import RanksDisagreeError, Recorder, Setting
 from selectbench.worker.runtime import World, tf32_allowed
 
@@ -270,10 +270,15 @@ def _applied(recorder: Recorder) -> int:
 
 
 def _core_waits(world: World, recorder: Recorder) -> dict[str, Any]:
-    waits = recorder.core_waits
-    seconds, switches = zip(*world.gathered((waits.seconds, waits.switches)), strict=True)
-    known = None if None in seconds else sum(seconds)
-    return {"run_queue_wait_seconds": known, "involuntary_switches": None if None in switches else sum(switches)}
+    """Of all ranks; the cores' are the first one's, as ranks share them."""
+    uses = cast("list[CoreUse]", world.gathered(recorder.core_waits.use))
+    waited, cores = sum(use.waited_seconds for use in uses), uses[0].cores_seconds
+    return {
+        "run_queue_wait_seconds": None if math.isnan(waited) else waited,
+        "involuntary_switches": sum(use.switches for use in uses),
+        "cpu_seconds": sum(use.worked_seconds for use in uses),
+        "cores_seconds": None if math.isnan(cores) else cores,
+    }
 
 
 def _xz_bits_per_byte(setting: Setting) -> float | None:

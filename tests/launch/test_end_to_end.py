@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from launch.harness import LONG, TINY_SUITE, Workplace, running_trials, trial_is_running, until
 
@@ -185,6 +186,28 @@ class TestInterruption:
         assert len(workplace.run_folders()) == 1
         assert records[: len(kept)] == kept
         assert len({r["trial"]["trial_id"] for r in records}) == len(records) == 4
+
+    @pytest.mark.slow
+    def test_trials_of_a_busy_machine_are_run_again_in_the_same_run_when_asked(self, workplace: Workplace) -> None:
+        longer = ("--set", "job.timing.min_timed_seconds=1", "--set", "control=true")
+        one_core = [sys.executable, "-c", "while True: pass"]
+        others = [processes.start(one_core) for _ in range(2 * len(os.sched_getaffinity(0)))]
+        assert workplace.call("run", "tiny.yaml", *longer).returncode == 0
+        for other in others:
+            other.kill()
+        ranking = json.loads((workplace.run_folders()[-1] / "ranking.json").read_text())
+        assert {row["option"]: row["busy_seeds"] for row in ranking["rows"]} == {
+            "whole": [0, 1], "halves": [0, 1], "control": [0, 1]
+        }  # fmt: skip
+        assert "was busy with something else in 6 of 6 trials: run these again on a quiet one" in ranking["answer"]
+        assert "more seed" not in ranking["answer"]
+        assert workplace.call("run", "tiny.yaml", *longer, "--rerun-unclean").returncode == 0
+        records = workplace.records()
+        assert sorted(record["attempt"] for record in records) == [1] * 6 + [2] * 6
+        assert len(workplace.run_folders()) == 1
+        report = (workplace.run_folders()[-1] / "report.md").read_text()
+        assert "halves, seeds 0, 1: run again, as the machine was busy" in report
+        assert workplace.call("report", str(workplace.run_folders()[-1])).returncode == 0
 
     def test_an_interrupted_trial_runs_again_as_the_next_attempt(self, workplace: Workplace) -> None:
         process = workplace.start("run", "tiny.yaml")

@@ -19,7 +19,7 @@ from selectbench.gpu.sampler import FILE_NAME, descends_from
 from selectbench.launch.display import Display
 from selectbench.launch.gpus import Claim
 from selectbench.launch.preparation import Preparation, Request, prepare_all
-from selectbench.launch.run import Result, pending, run
+from selectbench.launch.run import Result, Retried, pending, run
 from selectbench.record.record import Completed, Failed, GpuMeters, Record
 from selectbench.record.run_folder import read_records
 
@@ -250,7 +250,7 @@ def test_an_unclean_trial_runs_once_more_where_the_suite_asks_for_it(driver: Sta
     assert [state_of(record).verdict for record in hot] == ["throttled", "unknown"]  # type: ignore[union-attr]
     assert any("throttled" in note and "run again" in note for note in scenario.notes)
     # The second attempt counts, however it went.
-    left = pending(preparation.plan.trials, preparation.suite, records_of(result), retry_failed=True)
+    left = pending(preparation.plan.trials, preparation.suite, records_of(result), retried=Retried(failed=True))
     assert left == []
 
 

@@ -1,5 +1,7 @@
 """What is counted and tried beside a training, part by part."""
 
+import math
+import os
 import random
 import sys
 
@@ -86,28 +88,47 @@ def test_an_honest_optimizer_follows_its_rate(kind):
 
 def test_waits_are_those_of_threads_in_timed_windows(tmp_path):
     def thread(number, wait):
-        (tmp_path / number).mkdir(exist_ok=True)
-        (tmp_path / number / "schedstat").write_text(f"999 {wait} 7\n")
+        task = tmp_path / "self/task" / number
+        task.mkdir(parents=True, exist_ok=True)
+        (task / "schedstat").write_text(f"999 {wait} 7\n")
 
     waits = CoreWaits(tmp_path)
     thread("1", 5_000_000_000)
     waits.begin()
     thread("1", 7_000_000_000)
     waits.end(is_timed=False)
-    assert waits.seconds == 0
+    assert waits.use.waited_seconds == 0
     waits.begin()
     thread("1", 8_000_000_000)
     thread("2", 500_000_000)  # it began in the window
     waits.end(is_timed=True)
-    assert waits.seconds == pytest.approx(1.5)
-    assert waits.switches >= 0
+    assert waits.use.waited_seconds == pytest.approx(1.5)
 
 
-def test_a_system_that_tells_no_waits_has_none(tmp_path):
+def test_the_work_of_cores_is_all_but_idle_and_only_of_those_that_may_be_used(tmp_path):
+    mine, ticks = min(os.sched_getaffinity(0)), os.sysconf("SC_CLK_TCK")
+
+    def cores(busy):
+        idle_and_others = f"cpu  1 1 1 1 1 1 1 1 0 0\ncpu9999 {10**9} 0 0 0 0 0 0 0 0 0\n"
+        (tmp_path / "stat").write_text(f"{idle_and_others}cpu{mine} {busy * ticks} 0 0 {10**9} 0 0 0 {ticks} 0 0\n")
+
+    waits = CoreWaits(tmp_path)
+    cores(3)
+    waits.begin()
+    cores(7)
+    waits.end(is_timed=True)
+    assert waits.use.cores_seconds == pytest.approx(4)
+
+
+def test_a_system_that_tells_no_waits_tells_work_and_switches(tmp_path):
     waits = CoreWaits(tmp_path / "nothing")
     waits.begin()
+    sum(range(2_000_000))
     waits.end(is_timed=True)
-    assert waits.seconds is None
+    assert math.isnan(waits.use.waited_seconds)
+    assert math.isnan(waits.use.cores_seconds)
+    assert waits.use.worked_seconds > 0
+    assert waits.use.switches >= 0
 
 
 def test_xz_is_of_the_text_and_nothing_is_said_of_little_of_it():

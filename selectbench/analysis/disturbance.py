@@ -1,0 +1,107 @@
+"""What a machine did to single trials: which were busy, stand out, or were run again, and what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from selectbench import units
+from selectbench.analysis.contest import Contest, hold_contest
+from selectbench.analysis.metrics import State, is_unclean, state_of
+from selectbench.analysis.recommendation import Figure
+from selectbench.analysis.summary import Summary, centre, contest_trials, seeds_words, summarise
+from selectbench.record.record import Completed, Record
+from selectbench.suite.metrics import METRICS, parse_constraint
+from selectbench.suite.suite import Suite
+
+AGAIN = "`--rerun-unclean` with the same command runs them again in this run"
+"""How; what it replaces is decided by readings of the machine alone."""
+
+
+def disturbances(
+    suite: Suite, records: Sequence[Record], contest: Contest, summaries: Sequence[Summary],
+    comparable: Mapping[str, bool],
+) -> list[str]:  # fmt: skip
+    """Lines for the warnings. `comparable`: whether an option did the baseline's job."""
+    lines = [*_busy(summaries), *_out_of_line(contest)]
+    if first := _run_again(records):
+        before, _ = summarise(suite, list(first.values()), is_all_clean=True)
+        lines += _replaced(first, contest, summaries, hold_contest(suite, before, comparable), before)
+    return lines
+
+
+def state_words(state: State) -> str:
+    """`the machine was busy (...)`, `the GPU was throttled (...)`."""
+    return f"the {'machine' if state.verdict == 'busy' else 'GPU'} was {state.verdict} ({state.detail})"
+
+
+def _busy(summaries: Sequence[Summary]) -> list[str]:
+    """One line for all trials during which something else kept the CPU busy."""
+    busy = [summary for summary in summaries if summary.busy]
+    if not busy:
+        return []
+    trials, of = sum(len(s.busy) for s in busy), sum(len(s.completed) for s in summaries)
+    names = "; ".join(f"{s.name} {seeds_words(s.busy)}" for s in busy[:6]) + (" and more" if len(busy) > 6 else "")
+    first = busy[0]
+    example = f"{first.name}, seed {first.busy[0]}: {first.states[first.busy[0]].detail}"
+    told = f"the machine was busy with something else in {trials} of {of} trials ({names}; {example})"
+    if not first.counts_busy:
+        return [f"{told}: left out of speed. {AGAIN}"]
+    return [f"{told}: too many to leave out, so speeds are those of a busy machine. Once it is quiet, {AGAIN}"]
+
+
+def _out_of_line(contest: Contest) -> list[str]:
+    """A line for each trial that stands out by what decides or by speed."""
+    decide = contest.suite.decide
+    asked = [parse_constraint(text).metric for text in decide.constraints]
+    lines = []
+    for metric in dict.fromkeys([decide.objective, "tokens_per_second", *asked]):
+        for (option, seed), factor in contest.out_of_line(metric).items():
+            lines.append(
+                f"{option}, seed {seed} stands out: its {metric} is {units.ratio(factor)} of what its option and "
+                "round let expect. It counts and widens the intervals, so more seeds are no remedy: look into its "
+                "log for the cause"
+            )
+    return lines
+
+
+def _run_again(records: Sequence[Record]) -> dict[str, Record]:
+    """All trials of the contest with the first attempts of those that were run again; empty where none was."""
+    counting = {record.trial.trial_id: record for record in contest_trials(records)}
+    first: dict[str, Record] = {}
+    for record in sorted(records, key=lambda record: record.attempt):
+        later = counting.get(record.trial.trial_id)
+        is_earlier = later is not None and record.phase == "contest" and record.attempt < later.attempt
+        if is_earlier and isinstance(record.outcome, Completed) and is_unclean(record):
+            first.setdefault(record.trial.trial_id, record)
+    return {**counting, **first} if first else {}
+
+
+def _replaced(
+    first: Mapping[str, Record], contest: Contest, summaries: Sequence[Summary],
+    before_contest: Contest, before: Sequence[Summary],
+) -> list[str]:  # fmt: skip
+    """A line for each option with trials that were run again, with the figures that their first attempts give."""
+    metric, lines = contest.suite.decide.objective, []
+    for summary, other in zip(summaries, before, strict=True):
+        own = [record for record in first.values() if record.trial.option == summary.name]
+        again = {r.trial.seed: r for r in own if r is not summary.completed.get(r.trial.seed) and is_unclean(r)}
+        if not again:
+            continue
+        state = state_of(again[min(again)])
+        assert state is not None, "only a state makes a trial unclean"
+        sides = ((before_contest, other), (contest, summary))
+        figures = [_figure(held, one, metric) for held, one in sides if one.values[metric]]
+        lines.append(
+            f"{summary.name}, {seeds_words(sorted(again))}: run again, as {state_words(state)}. "
+            f"By {metric} with what was replaced {', without it '.join(map(str, figures))}"
+        )
+    return lines
+
+
+def _figure(contest: Contest, summary: Summary, name: str) -> Figure:
+    metric, value = METRICS[name], centre(list(summary.values[name].values()))
+    shown = f"{metric.show(value)}{metric.after_figure}"
+    ratio, low, high = contest.interval(summary.name, name)
+    if ratio is None or summary.name == contest.baseline.name:
+        return Figure(shown)
+    return Figure(shown, *metric.against(ratio, low, high, value / ratio if value else None))
