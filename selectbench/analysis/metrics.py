@@ -496,6 +496,11 @@ class State:
     detail: str
     """What was found, of all its GPUs; '' where they were clean."""
 
+    @property
+    def words(self) -> str:
+        """`the machine was busy (...)`, `the GPU was throttled (...)`."""
+        return f"the {'machine' if self.verdict == 'busy' else 'GPU'} was {self.verdict} ({self.detail})"
+
 
 def state_of(record: Record) -> State | None:
     """The state of a trial's GPUs by its rule, the worst of any; without GPU meters only whether a CPU was busy."""

@@ -15,7 +15,6 @@ from shutil import disk_usage
 from tempfile import gettempdir
 from typing import Any, NamedTuple
 
-from selectbench.analysis.disturbance import state_words
 from selectbench.analysis.family import alpha_of, look_of
 from selectbench.analysis.gate import differing
 from selectbench.analysis.metrics import is_unclean, state_of
@@ -341,7 +340,7 @@ class Bench:
             if _is_rerun_due([one for one in records if one.trial.trial_id == trial.trial_id], suite):
                 state = state_of(record)
                 assert state is not None, "only a state makes a trial unclean"
-                self.display.note(f"{trial.option}, seed {trial.seed}: {state_words(state)}: run again")
+                self.display.note(f"{trial.option}, seed {trial.seed}: {state.words}: run again")
                 record, server_start_seconds = self._attempt(planned, attempt + 1, number, of)
         self.display.trial_ended(
             trial.option, trial.seed, record.outcome, record.wall_seconds, server_start_seconds

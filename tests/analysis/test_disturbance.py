@@ -159,10 +159,10 @@ def test_what_was_run_again_is_told_with_both_figures() -> None:
         "a, seed 4: run again, as the machine was busy (threads waited for a core 0.9 s for each"
     )
     assert (
-        "By tokens_per_second with what was replaced 81.50 tokens/s, its ratio to the baseline not measurable here"
+        "By tokens_per_second with what was replaced 81.50 tokens/s (against the baseline: not measurable here)"
         in line
     )
-    assert "without it 129 tokens/s, 1.29x the baseline (1.28x to 1.30x)" in line
+    assert "without it 129 tokens/s (against the baseline: 1.29x, 1.28x to 1.30x)" in line
 
 
 def test_no_later_attempt_replaces_a_trial_of_a_quiet_machine() -> None:
