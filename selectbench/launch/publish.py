@@ -189,12 +189,13 @@ def publish(folder: Path, stored: StoredRun, notify: Callable[[str], None]) -> R
 
 
 def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
-    """Everything that follows from a run's records, by file name."""
+    """Everything that follows from a run's records, by file name; ranking.json is the last to be written."""
     parts = (stored.suite, ranking, stored.counted, stored.environment)
     return {
-        RANKING: ranking_text(ranking), REPORT: report_text(stored, ranking),
+        REPORT: report_text(stored, ranking),
         PAGE: html.render(report(*parts, COMMAND, "page", stored.unchecked)),
         TABLE: render_csv(ranking), BENCHMARK: benchmark_json(*parts), **best_files(stored, ranking),
+        RANKING: ranking_text(ranking),
     }  # fmt: skip
 
 

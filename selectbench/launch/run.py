@@ -44,6 +44,7 @@ from selectbench.record.record import SOFTWARE, Completed, Failed, Record
 from selectbench.record.run_folder import (
     ENVIRONMENT,
     MODEL,
+    RANKING,
     RECORDS_FILE,
     TRIALS,
     WEIGHTS,
@@ -58,6 +59,7 @@ from selectbench.record.run_folder import (
     read_records,
     sweep_weights,
     weights_folder,
+    writing,
 )
 from selectbench.record.wire import Evaluating, Order, Phase, Progress
 from selectbench.suite.suite import Suite
@@ -113,7 +115,8 @@ def run(
             finally:
                 display.close()
             ranking = publish(folder, read_run(folder), display.note)
-            return Result(folder, ranking, ExitCode.INTERRUPTED if stop else exit_code(preparation, folder))
+            is_cut_off = stop and next_stage(preparation, folder, retried=Retried()) is not None
+            return Result(folder, ranking, ExitCode.INTERRUPTED if is_cut_off else exit_code(preparation, folder))
 
 
 def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retried: Retried) -> Path:
@@ -123,17 +126,20 @@ def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retr
         return _folder_to_extend(preparation, preparation.extended)
     mark = _fingerprint(preparation, preparation.suite)
     newest = None if fresh else newest_run(results, preparation.suite, mark)
-    if newest is not None and next_stage(preparation, newest, retried=retried) is not None:
+    if newest is not None and not _is_done(preparation, newest, retried=retried):
         return newest
     return create_run(results, preparation.suite, preparation.environment, mark)
 
 
 def _complete(preparation: Preparation, results: Path, retried: Retried) -> Path | None:
-    """The newest run of the same, where nothing of it is to be run; None: there is none, or it is resumed."""
+    """The newest run of the same, where nothing of it is to be done; None: there is none, or it is gone on with."""
     newest = newest_run(results, preparation.suite, _fingerprint(preparation, preparation.suite))
-    if newest is None or next_stage(preparation, newest, retried=retried) is not None:
-        return None
-    return newest
+    return newest if newest is not None and _is_done(preparation, newest, retried=retried) else None
+
+
+def _is_done(preparation: Preparation, folder: Path, *, retried: Retried) -> bool:
+    """Whether nothing of the run is to be done, its report neither: it may have been killed before that."""
+    return next_stage(preparation, folder, retried=retried) is None and (folder / RANKING).exists()
 
 
 def _fingerprint(preparation: Preparation, suite: Suite) -> str:
@@ -175,6 +181,9 @@ def _run_stages(
         GpuWatch(gpus, suite.meters, pause, lambda: bool(stop)) as watch,
     ):
         while not stop and (stage := next_stage(preparation, folder, retried=retried, ended=ended)):
+            if (folder / RANKING).is_file():
+                with writing(folder):
+                    (folder / RANKING).unlink()  # it says that a run is done
             _announce(stage, folder, display, is_first=not ended)
             bench = Bench(stage.preparation, folder, lock, servers, watch, display, stop)
             of = stage.done + len(stage.trials)
@@ -183,6 +192,8 @@ def _run_stages(
                     break
                 bench.run(planned, attempt, number, of)
                 ended.add(planned.trial.trial_id)
+        if not ended and not stop:
+            display.note(f"{folder}: every trial has its outcome; only the report was still to be written")
 
 
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:

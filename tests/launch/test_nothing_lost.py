@@ -90,7 +90,9 @@ def killed_and_resumed(place: Workplace, elsewhere: Path, kills: int, seed: int)
         assert "Traceback" not in err, (way, err)
         until(lambda: not place.trial_pids())
         assert place.records()[: len(before)] == before, "a record was lost"
-        if process.returncode == 0:
+        reported = [folder for folder in place.run_folders() if (folder / "ranking.json").exists()]
+        if reported and completed(place).keys() == expected.keys():
+            assert process.returncode != 130, "nothing was left to go on with"
             complete(place, expected)
             shutil.rmtree(place.folder / "results")
     done = place.call("run", "tiny.yaml")
@@ -107,6 +109,18 @@ def complete(place: Workplace, expected: dict[tuple[str, int], Any]) -> None:
     assert completed(place) == expected
     assert {record["outcome"].get("kind") for record in place.records()} <= {None, "interrupted"}
     assert not (place.run_folders()[0] / "weights").exists()
+
+
+def test_a_run_that_was_killed_before_its_report_is_not_run_once_more(workplace: Workplace) -> None:
+    assert workplace.call("run", "tiny.yaml", "--seeds", "0").returncode == 0
+    (folder,), records = workplace.run_folders(), workplace.records()
+    whole = (folder / "ranking.json").read_bytes()
+    (folder / "ranking.json").unlink()
+    done = workplace.call("run", "tiny.yaml", "--seeds", "0")
+    assert done.returncode == 0, done.stderr
+    assert "every trial has its outcome; only the report was still to be written" in done.stderr
+    assert (workplace.run_folders(), workplace.records()) == ([folder], records)
+    assert (folder / "ranking.json").read_bytes() == whole
 
 
 slow = partial(pytest.param, marks=pytest.mark.slow)
