@@ -356,7 +356,11 @@ class Contest:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
         decision, settling = self.decision(judged), None
         matters = math.log1p(self.suite.threshold(self.suite.decide.objective))
-        if decision == "undecided" and judged is not None:
+        if (
+            decision == "undecided"
+            and judged is not None
+            and units.is_measurable(ratio_of(judged.low), ratio_of(judged.high))
+        ):
             estimate = abs(difference.estimate)
             # It must be told from none at all, or from the threshold.
             distance = estimate if estimate > matters else matters - estimate

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from selectbench import units
 from selectbench.analysis.result import Failure, Ranking, Row, Violation
@@ -15,6 +15,7 @@ from selectbench.report.document import (
     Cell,
     Column,
     Figure,
+    Labels,
     Literally,
     NotReached,
     Place,
@@ -25,6 +26,7 @@ from selectbench.report.document import (
     Table,
     Text,
     Value,
+    labels,
     value_text,
 )
 from selectbench.suite.metrics import LESS_IS_BETTER, METRICS, SECONDS_TO_LOSS, Report, columns_of
@@ -56,6 +58,8 @@ _THE_JOB = {
 }  # fmt: skip
 """What a reader calls the job, by identity field."""
 _MOST_NAMES = 12
+_NAME_ROOM, _NAME_MOST = 28, 120
+"""Characters of a name in the page's table, from which all are shortened, and at most."""
 _Made = tuple[Column, Callable[[Row], Cell]]
 """A column and how its cell follows from a row."""
 
@@ -97,12 +101,13 @@ def _on_page(ranking: Ranking) -> list[_Made]:
     objective, *others = (_metric_column(name, says_not_reached=True) for name in _metrics(ranking, "page"))
     seconds: list[_Made] = [(Column("to the baseline's loss", "right"), lambda row: to_loss(row, "seconds"))]
     is_told = ranking.objective != SECONDS_TO_LOSS and any(row.to_loss for row in ranking.rows)
+    short = page_names(ranking).by_name
     return [
         (Column("#", "right"), _place_cell(ranking)),
-        (Column("option", names_row=True), lambda row: Stack(row.option, _differs(ranking, row))),
+        (Column("option", names_row=True), lambda row: Stack(short[one_line(row.option)], _differs(ranking, row))),
         objective,
         _ratio_column(ranking, "against the baseline", ranking.objective),
-        (Column("state"), lambda row: Stack(state(row), _dominated(row))),
+        (Column("state"), lambda row: Stack(state(row), _dominated(row, short))),
         *others,
         *_scaling_columns(ranking),
         *(seconds if is_told else ()),
@@ -194,8 +199,14 @@ def _differs(ranking: Ranking, row: Row) -> str:
     return "; ".join(filter(None, (", ".join(row.differs_in), ", ".join(row.besides_the_rate))))
 
 
-def _dominated(row: Row) -> str:
-    return f"dominated by {', '.join(row.dominated_by[:4])}" if row.dominated_by else ""
+def page_names(ranking: Ranking) -> Labels:
+    """Options' names where a page has little room."""
+    return labels([row.option for row in ranking.rows], _NAME_ROOM, _NAME_MOST)
+
+
+def _dominated(row: Row, short: Mapping[str, str]) -> str:
+    names = [short[one_line(name)] for name in row.dominated_by[:4]]
+    return f"dominated by {', '.join(names)}" if names else ""
 
 
 def place(row: Row, number: int = 0) -> Place:

@@ -60,6 +60,7 @@ from selectbench.report.ranking import (
     in_short,
     not_the_same_job,
     note_in_brackets,
+    page_names,
     ranking_table,
     state,
     table_notes,
@@ -118,7 +119,9 @@ def report(
         ("method", "How it was measured"): method(suite, ranking, records, environment, unchecked),
     }
     where = table("Where it ran", ("what", "value"), (), _flat(environment))
-    results = [ranking_table(ranking, medium), Listing(table_notes(ranking)), *_constraints(ranking)]
+    shortened = page_names(ranking).note() if medium == "page" else ""
+    notes = [*([shortened] if shortened else []), *table_notes(ranking)]
+    results = [ranking_table(ranking, medium), Listing(notes), *_constraints(ranking)]
     sections = [
         Section("ranking", "Ranking", results),
         *_verdicts(ranking),

@@ -127,7 +127,7 @@ class Metric:
     @property
     def heading(self) -> str:
         """Of its column: with an arrow where it says how well a model learnt and less is better."""
-        return f"{self.title} {LESS_IS_BETTER}" if self.quality and self.better == "less" else self.title
+        return f"{self.title}{LESS_IS_BETTER}" if self.quality and self.better == "less" else self.title
 
     def is_better(self, value: float, other: float) -> bool:
         """Whether `value` beats `other`."""

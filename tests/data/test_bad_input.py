@@ -169,10 +169,10 @@ def test_parquet_damaged_inside(tmp_path):
     ("name", "words"),
     [
         ("nobody/nothing", "nobody/nothing cannot be loaded: Couldn't reach"),
-        ("{folder}/missing", "missing cannot be had"),
-        ("{folder}/empty", "empty cannot be had"),
-        ("{folder}/damaged", "damaged cannot be had"),
-        ("{folder}/torn", "torn cannot be had"),
+        ("{folder}/missing", "missing cannot be loaded"),
+        ("{folder}/empty", "empty cannot be loaded"),
+        ("{folder}/damaged", "damaged cannot be loaded"),
+        ("{folder}/torn", "torn cannot be loaded"),
     ],
 )
 def test_a_data_set_that_cannot_be_had(name, words, tmp_path):
@@ -188,7 +188,7 @@ def test_a_data_set_whose_rows_are_cut(tmp_path):
     data = dataset(tmp_path)
     (arrow,) = Path(data.dataset).glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:300])
-    refused(data, "saved cannot be had")
+    refused(data, "saved cannot be loaded")
 
 
 def test_an_array_file_with_a_header_is_no_file_of_ids(tmp_path):

@@ -175,7 +175,7 @@ def test_a_named_gpu_is_taken_though_it_is_in_use(driver: StandIn) -> None:
     with claim("1,0", told=told) as found:
         assert taken(found) == [B, A]
     (note,) = told
-    assert note.startswith("GPU 1 (Board 1): utilization 90%; taken all the same")
+    assert note.startswith("GPU 1 (Board 1): utilization 90%; used anyway")
 
 
 def test_a_named_gpu_of_another_run_is_not_taken() -> None:
