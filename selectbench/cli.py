@@ -114,7 +114,9 @@ def run(
         typer.Option("--extend", metavar="RUN", help="Add --seeds to a complete run: its folder, or @latest."),
     ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
-    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed trials again.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run failed trials again, and what mended code touches.")
+    ] = False,
     rerun_unclean: Annotated[
         bool, typer.Option("--rerun-unclean", help="Run trials of a busy CPU or of throttled or shared GPUs again.")
     ] = False,

@@ -34,15 +34,22 @@ from selectbench.suite.suite import Option, Suite
 def contest_trials(records: Sequence[Record]) -> list[Record]:
     """The attempt that counts of every trial of the contest, in the order in which they began.
 
-    It is the last one; but nothing replaces a trial that completed on a clean machine.
+    It is the last one; but nothing replaces a trial that completed on a clean machine with the same own code.
     """
     of_contest = [record for record in records if record.phase == "contest"]
     counting = last_attempts(of_contest)
     for record in of_contest:
         rival = counting[record.trial.trial_id]
-        if record.attempt < rival.attempt and isinstance(record.outcome, Completed) and not is_unclean(record):
+        if record.attempt < rival.attempt and _stands(record, rival):
             counting[record.trial.trial_id] = record
     return sorted(counting.values(), key=lambda record: (record.started_at, record.trial.trial_id))
+
+
+def _stands(record: Record, later: Record) -> bool:
+    """Whether a later attempt does not replace this one."""
+    ours, theirs = ((one.watched and one.watched.code_files) or None for one in (record, later))
+    is_other_code = ours is not None and theirs is not None and ours != theirs
+    return isinstance(record.outcome, Completed) and not is_unclean(record) and not is_other_code
 
 
 def counted(records: Sequence[Record]) -> list[Record]:
@@ -309,6 +316,13 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
             why = "it had completed, and no reading of the machine speaks against it"
             said[f"attempt {ours.attempt} counts, not {last.attempt}: {why}"].add(
                 (last.trial.option, last.trial.seed)
+            )
+    for one in records:
+        ours = counted.get((one.trial.option, one.trial.seed))
+        same = ours is not None and ours.trial.trial_id == one.trial.trial_id and one.attempt < ours.attempt
+        if ours is not None and same and isinstance(one.outcome, Completed) and not is_unclean(one):
+            said["it ran again, as own code was changed after it had completed"].add(
+                (one.trial.option, one.trial.seed)
             )
     # Another record of the same trial and attempt may say otherwise.
     counting = {(record.trial.trial_id, record.attempt): record for record in counted.values()}

@@ -231,15 +231,18 @@ OF_A_RUN = ("suite.yaml", "environment.json")
 MODULES = (".py", ".pyc", ".so", ".pyd")
 
 
-def own_code_sha256(paths: Sequence[str]) -> str | None:
+def own_code_sha256(paths: Sequence[str], *, modules: bool = True) -> str | None:
     """Digest of names and contents of all files under these folders; None: there are no folders.
 
-    A file stands for its folder. Raises UserError where a folder is gone, cannot be read or is too large.
+    `modules` False: without those that Python imports, of which every trial tells which it did. A file stands for
+    its folder. Raises UserError where a folder is gone, cannot be read or is too large.
     """
     digest = hashlib.sha256()
     for path in paths:
         try:
             for name, file in _files(path):
+                if not modules and name.endswith(MODULES):
+                    continue
                 content = file.read_bytes()
                 digest.update(f"{name}\0{len(content)}\0".encode(errors="surrogateescape"))
                 digest.update(content)
@@ -247,6 +250,32 @@ def own_code_sha256(paths: Sequence[str]) -> str | None:
             raise UserError(f"code: {_words(error)}") from None
         digest.update(b"\0")
     return digest.hexdigest() if paths else None
+
+
+def import_roots(folders: Sequence[str]) -> list[str]:
+    """The folders from which modules of own code are imported, each once."""
+    return list(dict.fromkeys(str(_import_root(Path(folder))) for folder in folders))
+
+
+def _import_root(path: Path) -> Path:
+    folder = path.parent if path.is_file() else path
+    while (folder / "__init__.py").is_file():
+        folder = folder.parent
+    return folder
+
+
+def has_changed(files: Mapping[str, str], paths: Sequence[str]) -> bool:
+    """Whether a module that a trial imported from these folders is another one now; `files`: digests by name."""
+    roots = [Path(root) for root in import_roots(paths)]
+    now = {name: {_digest(root / name) for root in roots} for name in files}
+    return any(digest not in now[name] for name, digest in files.items())
+
+
+def _digest(file: Path) -> str | None:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None
 
 
 def own_code_problem(path: str) -> str | None:

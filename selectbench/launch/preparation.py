@@ -23,6 +23,7 @@ from selectbench.analysis.tuning import (
     tuning_attempts,
     tuning_candidates,
 )
+from selectbench.choices.choice import own_code_sha256
 from selectbench.choices.model import AnyTokenizer
 from selectbench.data.prepare import prepare, streamed
 from selectbench.data.prepared import Look, Prepared, cache_root, check_enough, evaluable_tokens, look
@@ -176,6 +177,8 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
         environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
         environment["data"] = data_facts(suite, prepared, plan)
+        if suite.code:
+            environment["own_files_sha256"] = own_code_sha256(suite.code, modules=False)
         if plan.pretrained:
             environment["pretrained"] = plan.pretrained
         if choices := suite.left_open.machine_choices:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
@@ -16,10 +17,11 @@ from tempfile import gettempdir
 from typing import Any, NamedTuple
 
 from selectbench.analysis.family import alpha_of, look_of
-from selectbench.analysis.gate import differing
+from selectbench.analysis.gate import Differing, differing
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.screening import screened_out, screened_words
+from selectbench.choices.choice import has_changed
 from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import Prepared, contents_of, pinned_model
 from selectbench.errors import ExitCode, UserError, disk_problem
@@ -40,12 +42,14 @@ from selectbench.launch.publish import publish, read_run
 from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial, in_run_order
+from selectbench.record.environment import read_environment
 from selectbench.record.record import SOFTWARE, Completed, Failed, Record
 from selectbench.record.run_folder import (
     ENVIRONMENT,
     MODEL,
     RANKING,
     RECORDS_FILE,
+    SUITE,
     TRIALS,
     WEIGHTS,
     RunLock,
@@ -55,13 +59,13 @@ from selectbench.record.run_folder import (
     fingerprint_part,
     last_attempts,
     newest_run,
-    read_json,
     read_records,
     sweep_weights,
     weights_folder,
     writing,
 )
 from selectbench.record.wire import Evaluating, Order, Phase, Progress
+from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 from selectbench.text import one_line
 
@@ -124,22 +128,36 @@ def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retr
         if fresh:
             raise UserError("--fresh starts a run of its own; leave it out with --extend")
         return _folder_to_extend(preparation, preparation.extended)
-    mark = _fingerprint(preparation, preparation.suite)
-    newest = None if fresh else newest_run(results, preparation.suite, mark)
+    newest = None if fresh else _newest(preparation, results, retry_failed=retried.failed)
     if newest is not None and not _is_done(preparation, newest, retried=retried):
         return newest
+    mark = _fingerprint(preparation, preparation.suite)
     return create_run(results, preparation.suite, preparation.environment, mark)
 
 
 def _complete(preparation: Preparation, results: Path, retried: Retried) -> Path | None:
     """The newest run of the same, where nothing of it is to be done; None: there is none, or it is gone on with."""
-    newest = newest_run(results, preparation.suite, _fingerprint(preparation, preparation.suite))
+    newest = _newest(preparation, results, retry_failed=retried.failed)
     return newest if newest is not None and _is_done(preparation, newest, retried=retried) else None
 
 
 def _is_done(preparation: Preparation, folder: Path, *, retried: Retried) -> bool:
     """Whether nothing of the run is to be done, its report neither: it may have been killed before that."""
     return next_stage(preparation, folder, retried=retried) is None and (folder / RANKING).exists()
+
+
+def _newest(preparation: Preparation, results: Path, *, retry_failed: bool) -> Path | None:
+    """The newest run of the same; where failed trials are retried, also one of what own code was before."""
+    suite = preparation.suite
+    found = newest_run(results, suite, _fingerprint(preparation, suite))
+    if found is not None or not (retry_failed and suite.code):
+        return found
+    for folder in sorted((results / suite.name).glob("*Z-*"), reverse=True):
+        with contextlib.suppress(UserError):
+            stored = load_suite(str(folder / SUITE), device="cpu", require_files=False)
+            if not _differences(preparation, suite, folder, stored):
+                return folder
+    return None
 
 
 def _fingerprint(preparation: Preparation, suite: Suite) -> str:
@@ -152,16 +170,21 @@ def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
     folder, suite = extended.folder, as_begun(preparation.suite, extended)
     if folder.name.rpartition("-")[2] == _fingerprint(preparation, suite):
         return folder
-    then, now = read_json(folder / ENVIRONMENT), json.loads(json.dumps(preparation.environment, default=str))
     apart = ("seeds", "looks")
-    settings = [d for d in differing(suite.resolved, extended.suite.resolved) if d.path not in apart]
-    found = [*settings, *differing(fingerprint_part(now), fingerprint_part(then))]
+    found = [d for d in _differences(preparation, suite, folder, extended.suite) if d.path not in apart]
     told = "; ".join(
         f"{one_line(d.path)}: {one_line(str(d.reference))} there, {one_line(str(d.run))} here" for d in found[:4]
     )
     raise UserError(
         f"{folder}: seeds are added to what is the same run but for them; {told or 'its data or own code changed'}"
     )
+
+
+def _differences(preparation: Preparation, suite: Suite, folder: Path, stored: Suite) -> list[Differing]:
+    """Of suite and environment between a run, whose suite is `stored`, and what would be run now."""
+    then, now = read_environment(folder / ENVIRONMENT), json.loads(json.dumps(preparation.environment, default=str))
+    settings = differing(suite.resolved, stored.resolved)
+    return [*settings, *differing(fingerprint_part(now), fingerprint_part(then))]
 
 
 def _run_stages(
@@ -244,7 +267,7 @@ class Retried(NamedTuple):
     """Which trials are run again though they have an outcome."""
 
     failed: bool = False
-    """Those that failed."""
+    """Those that failed, or had imported own code that is another one now."""
     unclean: bool = False
     """Those during which a CPU was busy, or GPUs were throttled or shared, whatever came of them."""
 
@@ -301,8 +324,16 @@ def _is_open(attempts: Sequence[Record], suite: Suite, *, retried: Retried) -> b
         return True
     outcome = attempts[-1].outcome
     if isinstance(outcome, Completed):
-        return False
+        return retried.failed and _is_touched(attempts[-1], suite)
     return outcome.kind == "interrupted" or (retried.failed and outcome.kind != "unsupported")
+
+
+def _is_touched(record: Record, suite: Suite) -> bool:
+    """Whether own code that the trial imported is another one now, or nobody knows what it imported."""
+    if not suite.code:
+        return False
+    files = record.watched.code_files if record.watched else None
+    return files is None or has_changed(files, suite.code)
 
 
 def _is_rerun_due(attempts: Sequence[Record], suite: Suite) -> bool:

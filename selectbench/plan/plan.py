@@ -216,7 +216,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
     options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
     passes = epochs(prepared[suite.baseline], suite.job) if prepared else None
     heldout = {name: evaluable_tokens(one, suite.job) for name, one in (prepared or {}).items()}
-    common = {"device": suite.device, "code": code_sha256, "own_code": own_code}
+    common = {"device": suite.device, "code": code_sha256}
     identities = {
         option.name: {
             "job": suite.job.of(option.choices).model_dump(mode="json"),

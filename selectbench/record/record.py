@@ -295,7 +295,7 @@ class Trial(Recorded, frozen=True, kw_only=True):
     """Option x seed: what one isolated worker runs."""
 
     trial_id: str
-    """Hash of the option's name, its settings, the job, the data, the seed and the code."""
+    """Hash of the option's name, its settings, the job, the data, the seed and selectbench's code."""
     option: str
     """The option's name in the suite."""
     seed: Whole

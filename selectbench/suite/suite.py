@@ -407,7 +407,7 @@ class SuiteFile(Strict):
     """The work that is identical for every option."""
     code: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Folders of your own code (or .py files, for their folders), relative to the suite: they go on the
-    trials' path, so that `package.module:Name` is found; their content is part of every trial's identity."""
+    trials' path, so that `package.module:Name` is found; with other content a run is another one."""
     choices: dict[str, Any] = Field(default_factory=dict)
     """What every option shares."""
     options: dict[str, Any] = Field(default_factory=dict)

@@ -21,13 +21,13 @@ import torch
 from torch.linalg import vector_norm
 
 from selectbench.choices import Choices
-from selectbench.choices.choice import LEFT_OUT, is_own
+from selectbench.choices.choice import LEFT_OUT, import_roots, is_own
 from selectbench.choices.model import OwnModel
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
 from selectbench.worker.batches import Batch, TokenStream
 from selectbench.worker.evaluation import Forward
-from selectbench.worker.runtime import World, derived_seed, import_roots
+from selectbench.worker.runtime import World, derived_seed
 
 _KEPT_CLOCK = time.monotonic
 """Kept before any own code is imported, which may put another in its place."""

@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 
+from selectbench.choices.choice import import_roots
 from selectbench.choices.execution import PrecisionChoice
 from selectbench.data.reading import with_place
 from selectbench.errors import did_you_mean, may_want_bytes, says_out_of_memory
@@ -141,18 +142,6 @@ def add_to_path(folders: Sequence[str]) -> None:
     _folders[:] = import_roots(folders)
     sys.path[:] = [*_folders, *(entry for entry in sys.path if entry not in _folders)]
     invalidate_caches()
-
-
-def import_roots(folders: Sequence[str]) -> list[str]:
-    """The folders from which modules of own code are imported, each once."""
-    return list(dict.fromkeys(str(_import_root(Path(folder))) for folder in folders))
-
-
-def _import_root(path: Path) -> Path:
-    folder = path.parent if path.is_file() else path
-    while (folder / "__init__.py").is_file():
-        folder = folder.parent
-    return folder
 
 
 def load(name: str, setting: str = "own code") -> Any:

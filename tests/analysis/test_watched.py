@@ -7,6 +7,7 @@ from made_records import MEASUREMENT, make_record, make_suite
 from msgspec.structs import replace
 
 from selectbench.analysis.ranking import rank
+from selectbench.analysis.summary import counted
 from selectbench.record.record import Watched
 
 CAUSAL = {"training": 0.0, "evaluation": 0.0}
@@ -174,3 +175,16 @@ def test_the_alarm_names_the_option_and_both_losses():
     told = "a final loss of 6.20 nats per token, where an untrained model has 6.24 (seeds 0, 1, 2)"
     assert f"bf16_mixed: ALARM: nothing was learnt: {told}" in ranking.warnings
     assert ranking.answer.endswith("Nothing was learnt by bf16_mixed (see the warnings): its quality says nothing.")
+
+
+def test_an_attempt_with_mended_code_replaces_one_that_completed_and_it_is_told():
+    def attempt(number, code):
+        watched = Watched(**COUNTED, code_files={"ours.py": code * 64})
+        return replace(make_record("base", 0, attempt=number), watched=watched)
+
+    said = "it ran again, as own code was changed after it had completed"
+    for code, counts in (("2", 2), ("1", 1)):
+        records = [attempt(1, "1"), attempt(2, code)]
+        assert [record.attempt for record in counted(records)] == [counts]
+        warnings = rank(make_suite("base"), records).warnings
+        assert any(said in line for line in warnings) == (counts == 2)

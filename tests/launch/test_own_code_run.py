@@ -124,6 +124,41 @@ def test_broken_own_code_has_its_traceback_in_the_record_and_one_line_in_the_tab
     assert "Traceback" not in done.stdout
 
 
+def test_after_own_code_was_mended_only_what_used_it_is_retried(workplace):
+    good = BROKEN.replace("with_a_slip", "unused").replace(
+        ", targets.flatten()", ', targets.flatten(), reduction="sum"'
+    )
+    workplace.write("code: [ours]\n" + TINY_SUITE.replace("halves: {micro_batch_size: 2}", (
+        'slip: {loss: "ourloss:with_a_slip"}\n'
+        '  good: {loss: "ourgood:a_mean"}'
+    )))  # fmt: skip
+    ours = workplace.folder / "ours"
+    ours.mkdir()
+    (ours / "ourloss.py").write_text(BROKEN)
+    (ours / "ourgood.py").write_text(good)
+    words = ("run", "tiny.yaml", "--seeds", "0")
+    assert workplace.call(*words).returncode == 3
+    assert sorted(ran(workplace)) == [("good", 1), ("slip", 1), ("whole", 1)]
+    (ours / "ourloss.py").write_text(good.replace("a_mean", "with_a_slip"))
+    done = workplace.call(*words, "--retry-failed")
+    assert done.returncode == 0, done.stderr
+    assert ran(workplace)[3:] == [("slip", 2)]
+    (ours / "ourgood.py").write_text("# mended though it had not failed\n" + good)
+    assert workplace.call(*words, "--retry-failed").returncode == 0
+    assert ran(workplace)[4:] == [("good", 2)]
+    rows = ranking(workplace, "tiny")
+    assert {name: row["identity"]["violations"] for name, row in rows.items()} == {name: [] for name in rows}
+    (ours / "sizes.json").write_text("{}")  # of what is no module nobody knows who read it
+    assert workplace.call(*words, "--retry-failed").returncode == 0
+    assert sorted(ran(workplace)) == [("good", 1), ("slip", 1), ("whole", 1)]
+    assert len(workplace.run_folders()) == 2
+
+
+def ran(workplace):
+    """Options and numbers of attempts in the newest run, in their order."""
+    return [(record["trial"]["option"], record["attempt"]) for record in workplace.records()]
+
+
 OPTIONS = {
     "gone": ('{optimizer: {name: "ourlib:Mind", lr: 1}}',
              "optimizer ourlib:Mind: {ours}/ourlib.py has no Mind (did you mean 'Mine'?)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import sys
@@ -11,7 +12,7 @@ import pytest
 from suite_texts import VALID, changed, lines_of, write
 
 from selectbench.choices import choice
-from selectbench.choices.choice import own_code_problem, own_code_sha256
+from selectbench.choices.choice import has_changed, own_code_problem, own_code_sha256
 from selectbench.choices.model import OwnModel
 from selectbench.errors import UserError
 from selectbench.record.run_folder import suite_text
@@ -135,6 +136,30 @@ def test_the_digest_is_of_names_and_contents_wherever_the_folder_lies(folder):
         change()
         digests.add(own_code_sha256([str(lib)]))
     assert len(digests) == 5
+
+
+def test_what_is_no_module_has_a_digest_of_its_own(folder):
+    lib = folder.parent / "lib"
+    first = own_code_sha256([str(lib)], modules=False)
+    (lib / "ourlib" / "opt.py").write_text("x = 1\n")
+    assert own_code_sha256([str(lib)], modules=False) == first
+    (lib / "ourlib" / "sizes.json").write_text("{}")
+    assert own_code_sha256([str(lib)], modules=False) != first
+
+
+def test_only_what_was_imported_and_is_another_file_now_has_changed(folder):
+    lib = folder.parent / "lib"
+    (lib / "ourlib" / "__init__.py").touch()  # a package is imported from the folder around it
+    (lib / "ourlib" / "loss.py").write_text("x = 1\n")
+    opt = {"ourlib/opt.py": hashlib.sha256((lib / "ourlib" / "opt.py").read_bytes()).hexdigest()}
+    code = [str(lib / "ourlib")]
+    assert not has_changed(opt, code)
+    (lib / "ourlib" / "loss.py").write_text("x = 2\n")
+    assert not has_changed(opt, code)
+    (lib / "ourlib" / "opt.py").write_text("x = 1\n")
+    assert has_changed(opt, code)
+    (lib / "ourlib" / "opt.py").unlink()
+    assert has_changed(opt, code)
 
 
 def test_caches_hidden_folders_environments_and_runs_are_no_code(folder):
