@@ -7,13 +7,10 @@ from collections.abc import Mapping, Sequence
 from selectbench import units
 from selectbench.analysis.contest import Contest, hold_contest
 from selectbench.analysis.metrics import is_unclean, state_of
-from selectbench.analysis.summary import Summary, centre, contest_trials, seeds_words, summarise
+from selectbench.analysis.summary import Summary, busy_warnings, centre, contest_trials, seeds_words, summarise
 from selectbench.record.record import Completed, Record
 from selectbench.suite.metrics import METRICS, parse_constraint
 from selectbench.suite.suite import Suite
-
-AGAIN = "`--rerun-unclean` with the same command runs them again in this run"
-"""How; what it replaces is decided by readings of the machine alone."""
 
 
 def disturbances(
@@ -21,26 +18,11 @@ def disturbances(
     comparable: Mapping[str, bool],
 ) -> list[str]:  # fmt: skip
     """Lines for the warnings. `comparable`: whether an option did the baseline's job."""
-    lines = [*_busy(summaries), *_out_of_line(contest)]
+    lines = [*busy_warnings(summaries), *_out_of_line(contest)]
     if first := _run_again(records):
         before, _ = summarise(suite, list(first.values()), is_all_clean=True)
         lines += _replaced(first, contest, summaries, hold_contest(suite, before, comparable), before)
     return lines
-
-
-def _busy(summaries: Sequence[Summary]) -> list[str]:
-    """One line for all trials during which something else kept the CPU busy."""
-    busy = [summary for summary in summaries if summary.busy]
-    if not busy:
-        return []
-    trials, of = sum(len(s.busy) for s in busy), sum(len(s.completed) for s in summaries)
-    names = "; ".join(f"{s.name} {seeds_words(s.busy)}" for s in busy[:6]) + (" and more" if len(busy) > 6 else "")
-    first = busy[0]
-    example = f"{first.name}, seed {first.busy[0]}: {first.states[first.busy[0]].detail}"
-    told = f"the machine was busy with something else in {trials} of {of} trials ({names}; {example})"
-    if not first.counts_busy:
-        return [f"{told}: left out of speed. {AGAIN}"]
-    return [f"{told}: too many to leave out, so speeds are those of a busy machine. Once it is quiet, {AGAIN}"]
 
 
 def _out_of_line(contest: Contest) -> list[str]:

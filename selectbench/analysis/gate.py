@@ -22,7 +22,7 @@ from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.screening import screened_words
 from selectbench.analysis.statistics import Difference, changes, of_one
-from selectbench.analysis.summary import Summary, summarise
+from selectbench.analysis.summary import Summary, busy_warnings, summarise
 from selectbench.errors import UserError
 from selectbench.record.record import Record
 from selectbench.record.run_folder import MACHINE
@@ -190,7 +190,7 @@ def _change(
 def _notes(
     run: ReadRun, reference: ReadRun, ours: Mapping[str, Summary], theirs: Mapping[str, Summary]
 ) -> list[str]:
-    notes = [*_other_settings(run.suite, reference.suite), *reference.notes, *run.notes]
+    notes = [*_other_settings(run.suite, reference.suite), *_busy(run, reference), *reference.notes, *run.notes]
     if other := other_data(run, reference):
         notes.append(f"the runs did not read the same data: {other}")
     if run.suite.resolved.get("job") != reference.suite.resolved.get("job"):
@@ -203,6 +203,11 @@ def _notes(
         others = sorted(read.other_jobs())
         notes += [f"{read.name}: not the baseline's job: {', '.join(others)}"] if others else []
     return notes
+
+
+def _busy(*runs: ReadRun) -> list[str]:
+    """A machine that was busy in one of two runs makes the other look better, or worse."""
+    return [f"{run.name}: {line}" for run in runs for line in busy_warnings(list(run.summaries.values()))]
 
 
 def _other_settings(run: Suite, reference: Suite) -> list[str]:
@@ -337,7 +342,7 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     return Gate(
         run=run.name, reference=reference.name, verdict=overall(checks), checks=checks,
         tests=tests, alpha=alpha,
-        notes=[*told, *run.notes, *reference.notes],
+        notes=[*told, *_busy(run, reference), *run.notes, *reference.notes],
     )  # fmt: skip
 
 

@@ -37,11 +37,13 @@ def contest_trials(records: Sequence[Record]) -> list[Record]:
     It is the last one; but nothing replaces a trial that completed on a clean machine with the same own code.
     """
     of_contest = [record for record in records if record.phase == "contest"]
-    counting = last_attempts(of_contest)
-    for record in of_contest:
-        rival = counting[record.trial.trial_id]
-        if record.attempt < rival.attempt and _stands(record, rival):
-            counting[record.trial.trial_id] = record
+    in_order = sorted(of_contest, key=lambda record: (record.attempt, record.started_at))
+    attempts = {(record.trial.trial_id, record.attempt): record for record in in_order}  # of two alike the later
+    counting: dict[str, Record] = {}
+    for (trial_id, _), record in attempts.items():
+        before = counting.get(trial_id)
+        if before is None or not _stands(before, record):
+            counting[trial_id] = record
     return sorted(counting.values(), key=lambda record: (record.started_at, record.trial.trial_id))
 
 
@@ -414,6 +416,24 @@ FLOOR_ERRORS = 3.0
 """Standard errors below the source's own loss from which chance is no explanation."""
 SKIPPED_SHARE_TOLERATED = 0.01
 """Share of skipped fp16 steps above which a reader is told: such an option trained on less."""
+
+
+_AGAIN = "`--rerun-unclean` with the same command runs them again in this run"
+
+
+def busy_warnings(summaries: Sequence[Summary]) -> list[str]:
+    """One line for all trials during which something else kept the CPU busy."""
+    busy = [summary for summary in summaries if summary.busy]
+    if not busy:
+        return []
+    trials, of = sum(len(s.busy) for s in busy), sum(len(s.completed) for s in summaries)
+    names = "; ".join(f"{s.name} {seeds_words(s.busy)}" for s in busy[:6]) + (" and more" if len(busy) > 6 else "")
+    first = busy[0]
+    example = f"{first.name}, seed {first.busy[0]}: {first.states[first.busy[0]].detail}"
+    told = f"the machine was busy with something else in {trials} of {of} trials ({names}; {example})"
+    if not first.counts_busy:
+        return [f"{told}: left out of speed. {_AGAIN}"]
+    return [f"{told}: too many to leave out, so speeds are those of a busy machine. Once it is quiet, {_AGAIN}"]
 
 
 def trial_warnings(summaries: Sequence[Summary]) -> list[str]:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from made_records import make_failure, make_record, make_suite, speed
 
+from selectbench.analysis.gate import ReadRun, compare, hold_gate
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking, Row
@@ -99,6 +100,21 @@ def test_too_many_busy_trials_count_and_no_seeds_are_proposed(busy: list[int]) -
     )
     quiet = rank(suite_of("base", "a"), trials("base", speeds[0]) + trials("a", speeds[1]))
     assert "more seed" in quiet.answer  # the same figures of a quiet machine
+
+
+def test_a_gate_says_which_run_had_a_busy_machine() -> None:
+    suite = suite_of("base", "a")
+    quiet = trials("base", noise(seed=1)) + trials("a", noise(seed=2))
+    slow = trials("base", noise(seed=1, middle=50), range(5)) + trials("a", noise(seed=2, middle=50), range(5))
+    run, reference = (ReadRun(name, suite, found, {}) for name, found in (("new", slow), ("old", quiet)))
+    for notes in (
+        hold_gate(run, reference, ["tokens_per_second >= 0.97x reference"]).notes,
+        compare(run, reference).notes,
+    ):
+        assert [
+            note for note in notes if note.startswith("new: the machine was busy with something else in 10 of 10")
+        ]
+        assert not [note for note in notes if note.startswith("old: the machine")]
 
 
 def test_a_busy_machine_says_nothing_of_quality() -> None:

@@ -190,7 +190,7 @@ def test_exactly_equal_figures_are_a_tie() -> None:
 def test_the_last_attempt_counts() -> None:
     records = [
         make_failure("fp32", 0, "oom", attempt=1),
-        make_record("fp32", 0, attempt=2, **speed(100)),
+        make_failure("fp32", 0, "crashed", attempt=2),
         make_record("fp32", 0, attempt=3, **speed(300)),
     ]
     for order in (records, records[::-1]):
@@ -229,7 +229,8 @@ def test_two_records_of_one_attempt_are_told_of_where_they_differ() -> None:
     ]
     same = make_record("fp32", 1, **speed(100))
     assert rank(suite, [first, same]).warnings == []
-    assert rank(suite, [first, again, replace(same, attempt=2)]).warnings == []
+    failed = [make_failure("fp32", 1, "oom", detail=detail) for detail in ("here", "there")]
+    assert rank(suite, [*failed, replace(same, attempt=2)]).warnings == []
     assert rank(suite, [first, replace(again, phase="tune")]).warnings == []
 
 
