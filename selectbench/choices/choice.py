@@ -48,7 +48,7 @@ class Needs:
     def missing(self, machine: Machine) -> str | None:
         """Why this machine can't serve, with the remedy where there is one; None where it can."""
         if self.device and machine.device != self.device:
-            return f"needs a {self.device} device, this job runs on the {machine.device}"
+            return f"needs a {self.device} device, the job's is {machine.device}"
         capability = machine.compute_capability
         if self.compute_capability and capability and capability < self.compute_capability:
             wanted, found = (".".join(map(str, pair)) for pair in (self.compute_capability, capability))

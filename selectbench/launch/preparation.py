@@ -132,7 +132,7 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
     if request.gpus is None:
         return suite, machine
     if suite.device != "cuda":
-        raise UserError(f"--gpus {request.gpus}: this job runs on the {suite.device}; leave --gpus out")
+        raise UserError(f"--gpus {request.gpus}: the job's device is {suite.device}; leave --gpus out")
     return suite, machine.on([candidate.gpu for candidate in candidates(request.gpus)])
 
 

@@ -88,7 +88,7 @@ def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str
     every = len(suite.options) == sum(map(len, short.values())) and len(short) == 1
     return [
         f"{'' if every else ', '.join(names) + ': '}the held-out text gives {found:,} tokens, job.eval.tokens asks "
-        f"for {asked:,}: the final loss is of all there are, and less sure (give more text, or ask for fewer)"
+        f"for {asked:,}: the final loss is over all of these, and less certain (give more text, or ask for fewer)"
         for found, names in short.items()
     ]
 

@@ -280,7 +280,7 @@ def _job(suite: Suite) -> str:
     job = suite.job
     model = ", ".join(f"{k} {v}" for k, v in job.model.model_dump(exclude_none=True).items())
     told = (
-        f"The job: {job.task} on the {suite.device}, model {model}; {job.max_steps:,} optimizer steps of "
+        f"The job: {job.task}, device {suite.device}, model {model}; {job.max_steps:,} optimizer steps of "
         f"{job.global_batch_size:,} sequences of {job.seq_len:,} tokens ({job.tokens_per_step:,} tokens a step, "
         f"{job.tokens_per_step * job.max_steps:,} in all), learning rate {job.lr_schedule.name} after "
         f"{job.lr_schedule.warmup_steps:,} steps of warm-up."

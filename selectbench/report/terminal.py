@@ -244,7 +244,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     """The job, what decides, what the machine chose, and what options have of their own."""
     suite = plan.suite
     profile = f", profile {suite.profile}" if suite.profile else ""
-    yield f"on the {suite.device}{profile}; baseline {suite.baseline}; seeds {', '.join(map(str, suite.seeds))}"
+    yield f"device {suite.device}{profile}; baseline {suite.baseline}; seeds {', '.join(map(str, suite.seeds))}"
     jobs = [suite.job.of(planned.option.choices) for planned in plan.options]
     products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
     epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"

@@ -413,7 +413,7 @@ def test_a_signal_ends_a_run_that_waits(
 def test_naming_gpus_for_a_job_on_the_cpu(driver: StandIn, torch: FakeTorch, tmp_path: Path) -> None:
     done = run_cli(driver, torch, tmp_path, "plan", "tiny.yaml", "--gpus", "0", "--profile", "cpu")
     assert done.returncode == 2
-    assert done.stderr == "--gpus 0: this job runs on the cpu; leave --gpus out\n"
+    assert done.stderr == "--gpus 0: the job's device is cpu; leave --gpus out\n"
 
 
 PREPARE = """\
