@@ -133,7 +133,9 @@ class TestWhatIsTakenAway:
     def test_the_runs_folder_or_a_file_of_it(self, workplace: Workplace, name: str) -> None:
         """It is told during a trial that would go on for hours, and the next run is whole."""
         process = workplace.start("run", "tiny.yaml", *LONG)
-        until(trial_is_running(workplace))
+        assert process.stderr is not None
+        while ": train " not in process.stderr.readline():  # it has written all that it needs by then
+            assert process.poll() is None
         (folder,) = workplace.run_folders()
         if name:
             (folder / name).unlink()
