@@ -151,9 +151,13 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         raise UserError(reason)
     extended = None
     if request.extend is not None:
+        if request.seeds is None:
+            raise UserError("--extend needs --seeds with the new ones, such as --seeds 5,6")
         if request.budget_seconds is not None:
             raise UserError("--budget cuts rounds: with --extend, --seeds says how many there are to be")
-        suite, extended = with_more_seeds(suite, find_run(request.extend, request.results, suite.name))
+        suite, extended = with_more_seeds(
+            suite, find_run(request.extend, request.results, suite.name, to_extend=True)
+        )
     if not machine.trains:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     for line in check_own_code(suite, machine):

@@ -129,11 +129,12 @@ def check_plain(content: Any, levels: int = MOST_LEVELS) -> None:
 LATEST, PREVIOUS = "latest", "previous"
 
 
-def find_run(reference: str | Path, results: Path, suite: str | None = None) -> Path:
+def find_run(reference: str | Path, results: Path, suite: str | None = None, *, to_extend: bool = False) -> Path:
     """The folder that a run's name means: a folder, `SUITE@latest` or `SUITE@previous`.
 
     The latest run is the newest complete one of the suite's under `results`, the previous one the newest complete
-    one before it that ran the same profile on the same machine. `suite`: whose runs `@latest` alone means. Raises
+    one before it that ran the same profile on the same machine. `suite`: whose runs `@latest` alone means;
+    `to_extend`: a run whose extension was interrupted is meant as well, so that the same line resumes it. Raises
     UserError where there is no such run.
     """
     folder = Path(reference)
@@ -151,10 +152,12 @@ def find_run(reference: str | Path, results: Path, suite: str | None = None) -> 
     if not runs:
         hint = did_you_mean(name, _with_runs(results)) or _suites(results)
         raise UserError(f"{reference}: {results} has no run of {name}{hint}")
-    complete = (run for run in runs if is_complete(run))
+    complete = (run for run in runs if is_complete(run) or (to_extend and _was_extended(run)))
     latest = next(complete, None)
     if latest is None:
-        raise UserError(f"{reference}: no run of {name} in {results} is complete; name one by its folder")
+        raise UserError(
+            f"{reference}: no run of {name} in {results} is complete; name one by its folder: {runs[0]}"
+        )
     if which == LATEST:
         return latest
     kind = _kind_of_run(latest)
@@ -165,6 +168,13 @@ def find_run(reference: str | Path, results: Path, suite: str | None = None) -> 
             "same machine; name the one that you mean by its folder"
         )
     return previous
+
+
+def _was_extended(folder: Path) -> bool:
+    try:
+        return bool(plain_suite(folder).get("looks"))
+    except UserError:
+        return False
 
 
 def _runs(folder: Path) -> list[Path]:

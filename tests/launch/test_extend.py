@@ -47,7 +47,7 @@ def test_rounds_are_added_and_go_on_where_they_were_cut_off(workplace: Workplace
 
     lines = (folder / "records.jsonl").read_text().splitlines(keepends=True)
     (folder / "records.jsonl").write_text("".join(lines[:-1]))
-    other = workplace.call("run", "tiny.yaml", "--extend", str(folder), "--seeds", "8")
+    other = workplace.call("run", "tiny.yaml", "--extend", "@latest", "--seeds", "8")  # the cut off one is meant
     assert other.returncode == 2
     assert "only a complete run is extended; finish it first: --extend with --seeds 7,2" in other.stderr
     resumed = subprocess.run(  # as the report proposes it
@@ -75,6 +75,8 @@ def test_only_the_same_run_is_extended(finished: Workplace) -> None:
         refused = finished.call(*words, *more)
         assert refused.returncode == 2, refused.stderr
         assert told in refused.stderr
+    without = finished.call("run", "tiny.yaml", "--extend", "@latest")
+    assert "--extend needs --seeds with the new ones" in without.stderr
     assert finished.records() == before
     (folder,) = finished.run_folders()
     assert "looks" not in (folder / "suite.yaml").read_text()
