@@ -309,7 +309,7 @@ def _checked(metric: object, check: Callable[[object], object]) -> object:
     """`check` knows the built-in ones only."""
     if _here and (reason := unknown_metric(metric)):
         raise ValueError(reason)
-    return metric if metric in _OWN else check(metric)
+    return metric if isinstance(metric, str) and metric in _OWN else check(metric)
 
 
 if TYPE_CHECKING:

@@ -216,7 +216,7 @@ def test_a_damaged_cache_is_made_anew_and_told(story, name, damage):
     damage(prepared.folder / name)
     assert prepare(texts(story), BPE, notify=said.append) == prepared
     assert (prepared.folder / name).read_bytes() == whole
-    (note,) = (line for line in said if "anew" in line)
+    (note,) = (line for line in said if "prepared again" in line)
     assert name in note
     prepare(texts(story), BPE, notify=said.clear)
 

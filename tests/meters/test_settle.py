@@ -74,7 +74,7 @@ def test_memory_that_does_not_come_back_is_told_with_its_holder(stand_in: StandI
 
 def test_a_holder_that_cannot_be_seen_is_said_to_be_so(stand_in: StandIn) -> None:
     ready = Waiting(stand_in, {0.0: ("gpu0.memory_used", 9 * GIB)}).settle(most_seconds=1)
-    assert "can't be seen" in ready.held[0]
+    assert "not visible from here" in ready.held[0]
 
 
 def test_ctrl_c_ends_the_waiting(stand_in: StandIn) -> None:
