@@ -325,7 +325,7 @@ def weights_folder(folder: Path) -> Iterator[None]:
 
 def sweep_weights(results: Path) -> None:
     """Removes the initial weights that killed runs left and that nobody resumed."""
-    for weights in results.glob(f"*/*/{WEIGHTS}"):
+    for weights in filter(lambda path: is_run(path.parent), results.glob(f"*/*/{WEIGHTS}")):
         with contextlib.suppress(UserError), RunLock(weights.parent):
             shutil.rmtree(weights, ignore_errors=True)
 

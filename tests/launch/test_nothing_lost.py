@@ -317,10 +317,14 @@ def test_initial_weights_of_a_run_that_nobody_resumed_go_with_the_next_of_any_su
     process.kill()
     process.communicate(timeout=60)
     until(lambda: workplace.trial_pids() == [])
+    own = workplace.folder / "results" / "mine" / "1" / "weights"
+    own.mkdir(parents=True)
     workplace.write(TINY_SUITE.replace("name: tiny", "name: other"), "other.yaml")
     other = workplace.start("run", "other.yaml", *LONG)
     until(trial_is_running(workplace))
     assert not (workplace.run_folders()[0] / "weights").exists()
+    assert own.exists(), "it is in no run's folder"
+    assert list(own.parent.iterdir()) == [own]
     (folder,) = workplace.run_folders("other")
     until(lambda: list(folder.glob("weights/*.safetensors")))
     sweep_weights(workplace.folder / "results")
