@@ -236,6 +236,13 @@ class Pairs:
             within = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold) + ROUNDING
         return self._square(within, within)
 
+    def not_worse(self, threshold: float, *, more_is_better: bool) -> Bools:
+        """[i, j]: whether i is shown to be worse than j by less than the threshold, or not at all."""
+        signed = self.estimates if more_is_better else -self.estimates
+        least = -math.log1p(threshold) - ROUNDING
+        with np.errstate(invalid="ignore"):
+            return self._square(signed - self.half_widths >= least, -signed - self.half_widths >= least)
+
     def known(self) -> Bools:
         """[i, j]: whether there is a measure of spread."""
         known = ~np.isnan(self.p_adjusted)

@@ -85,7 +85,8 @@ PRICES: dict[str, Callable[[_Reached], float | None]] = {
 #
 # A row is dominated only where another is shown to be better in one of them (two-sided tests of all pairs, adjusted
 # by Holm for each metric, and the metric's threshold) and is worse in none: not shown to be, and by the means not
-# by more than the threshold. A picture of the field beside the declared family, not a claim of it.
+# by more than the threshold. Where the intervals leave that open, the row is dominated by the figures. A picture of
+# the field beside the declared family, not a claim of it.
 
 
 _BY_DIMENSION = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
@@ -112,7 +113,7 @@ def counts(row: Row, metric: str) -> bool:
 
 
 def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Row]:
-    """The rows with `pareto` and `dominated_by` told for those that completed and did the baseline's job."""
+    """The rows with `pareto` and who dominates them told for those that completed and did the baseline's job."""
     taking_part = [row for row in rows if _did_the_job(row)]
     apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
     over = dimensions(taking_part, PER_TOKEN if apart else frozenset())
@@ -123,22 +124,22 @@ def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, S
     names = [row.option for row in taking_part]
     shape = (len(names), len(names))
     better_somewhere, worse_somewhere = np.zeros(shape, bool), np.zeros(shape, bool)
+    is_shown = np.ones(shape, bool)
     for metric in over:
         threshold, more = contest.suite.threshold(metric), METRICS[metric].better == "more"
         pairs = all_pairs(contest.blocks[metric], names, contest.alpha)
         better = pairs.better(threshold, more_is_better=more)
         better_somewhere |= better
+        is_shown &= better | pairs.not_worse(threshold, more_is_better=more)
         worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
     # A row of which the lucky seeds alone are left in one of these dominates none.
     flattered = np.array([any(summaries[name].flattered(metric) for metric in over) for name in names])
     dominates = better_somewhere & ~worse_somewhere & ~flattered[:, None]
-    by = {name: [names[j] for j in np.flatnonzero(dominates[:, i])] for i, name in enumerate(names)}
-    return [
-        row.model_copy(update={"pareto": not by[row.option], "dominated_by": by[row.option]})
-        if row.option in by
-        else row
-        for row in rows
-    ]
+    told: dict[str, dict[str, object]] = {}
+    for i, name in enumerate(names):
+        by, by_figures = ([names[j] for j in np.flatnonzero(of[:, i])] for of in (dominates, dominates & ~is_shown))
+        told[name] = {"pareto": not by, "dominated_by": by, "dominated_by_figures": by_figures}
+    return [row.model_copy(update=told.get(row.option, {})) for row in rows]
 
 
 # What is asked of a ranking besides its objective: the questions, and which rows may answer each.
@@ -185,17 +186,16 @@ class Question:
     more_is_better: bool
     figures: Mapping[str, Figure]
     """Mean values with their units, of the options that qualify."""
-    metric: str | None = None
-    """None: none of a trial's own."""
+    metric: str
     is_objective: bool = False
     open: Sequence[str] = ()
-    """Options that may qualify: a constraint of theirs is undecided."""
+    """Options with a figure that may qualify: a constraint of theirs is undecided."""
 
 
 def questions(
     suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
 ) -> list[Question]:
-    """Those that the run has figures for. `rows` in the order of the ranking."""
+    """Those that the run has figures for, or all where nothing was trained. `rows` in the order of the ranking."""
     equal = [row for row in rows if row.eligible and row.n]
     within = [row for row in rows if _within_limits(row)]
     words = _at_equal_quality(suite, equal)
@@ -218,9 +218,9 @@ def questions(
     asked.append(_by_metric("best_quality", "Best quality", unflattered(within, quality), contest, quality))
     objective = suite.decide.objective
     return [
-        replace(q, open=_open(q, unflattered(rows, q.metric or objective)), is_objective=q.metric == objective)
+        replace(q, open=_open(q, unflattered(rows, q.metric)), is_objective=q.metric == objective)
         for q in asked
-        if q
+        if q and (q.figures or any(counts(row, q.metric) for row in rows) or not any(row.n for row in rows))
     ]
 
 
@@ -239,7 +239,7 @@ def _open(question: Question, rows: Sequence[Row]) -> list[str]:
     return [
         row.option for row in rows
         if row.option not in question.figures and _did_the_job(row) and not row.constraint_failures
-        and any(c.verdict == "undecided" for c in row.constraints)
+        and counts(row, question.metric) and any(c.verdict == "undecided" for c in row.constraints)
     ]  # fmt: skip
 
 
@@ -325,6 +325,10 @@ def file_of(name: str) -> str:
     return f"best_{name.removeprefix('best_')}.yaml"
 
 
+_BETTER: dict[VerdictName, str] = {
+    "fastest": "faster", "smallest_memory": "smaller", "cheapest": "sooner", "best_quality": "better",
+}  # fmt: skip
+
 BEST_FILES = (BEST, *map(file_of, get_args(VerdictName)))
 """All that there can be."""
 
@@ -365,26 +369,32 @@ class _Finding:
     """The first by the figures, which `best` is not where nothing is shown to be better than the baseline."""
     known: bool
     """Whether there is a measure of spread."""
+    open: list[str]
+    """Those that may qualify and are not shown to be worse than one that does."""
+    open_ahead: list[str]
+    """Those of them that the figures have ahead of all that qualify."""
 
 
 def _answered(
     suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], question: Question
 ) -> NamedVerdict:
     if not question.figures:
-        return _nobody(question)
+        return _nobody(question, question.open)
     found = _finding(suite, rows, question)
-    if question.open and found.best == suite.baseline:
-        return _nobody(question)
+    if found.open_ahead and found.best == suite.baseline:
+        return _nobody(question, found.open_ahead, [found.best, *found.tied])
     row = next(row for row in rows if row.option == found.best)
     own, first = (question.figures[name] for name in (found.best, found.ahead))
-    shown = f"{found.best}: {own}{_at_what(suite, question, row)}"
+    shown, headline = f"{found.best}: {own}{_at_what(suite, question, row)}", found.best
     if not first.looks_like(own):  # else a reader would see the same figure twice
-        opening = "none is shown to be better than " if found.best == suite.baseline else ""
-        shown = f"{opening}{shown}; best measured: {found.ahead}, {first}"
+        if found.best == suite.baseline:
+            shown = f"none is shown to be better than {shown}"
+            headline = f"stay with {found.best}, as none is shown to be {_BETTER[question.name]}"
+        shown = f"{shown}; best measured: {found.ahead}, {first}"
     return NamedVerdict(
-        name=question.name, title=question.title, option=found.best, sentence=f"{shown}.",
+        name=question.name, title=question.title, option=found.best, headline=headline, sentence=f"{shown}.",
         confidence=f"{_confidence(question, found)}{_outdone(row, found)}",
-        sure=found.known and not found.tied and not question.open,
+        sure=found.known and not found.tied and not found.open,
         tied_with=found.tied, choices=summaries[found.best].option.choices.model_dump(mode="json"),
         file=None, command=None,
     )  # fmt: skip
@@ -410,7 +420,19 @@ def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
         tied = [n for n in names if n in in_rank or (n in tied and n not in order)]
     same = pairs.same(question.threshold)[names.index(best)].tolist()
     known = bool(np.any(~np.isnan(pairs.p_adjusted)))
-    return _Finding(best, tied, {name for name, alike in zip(names, same, strict=True) if alike}, ahead, known)
+    alike = {name for name, is_same in zip(names, same, strict=True) if is_same}
+    return _Finding(best, tied, alike, ahead, known, *_may_lead(question, names, ahead))
+
+
+def _may_lead(question: Question, names: Sequence[str], ahead: str) -> tuple[list[str], list[str]]:
+    """`open` and `open_ahead` of a finding: of options whose constraints are undecided, those that matter here."""
+    pairs = all_pairs(question.blocks, [*names, *question.open], question.alpha)
+    better = pairs.better(0.0, more_is_better=question.more_is_better)[: len(names)]
+    # two without a common seed are ahead of nobody: that is open too
+    behind = pairs.ahead_by_means(more_is_better=question.more_is_better)[names.index(ahead)]
+    may = [name for place, name in enumerate(pairs.names) if name in question.open and not better[:, place].any()]
+    level = [name for name in may if pairs.estimates[pairs.place(name, ahead)] == 0.0]
+    return may, [name for name in may if name not in level and not behind[pairs.names.index(name)]]
 
 
 def _beats_baseline(suite: Suite, rows: Sequence[Row], question: Question, pairs: Pairs, best: str) -> bool:
@@ -450,18 +472,21 @@ def _at_what(suite: Suite, question: Question, row: Row) -> str:
     return f", at {objective.show(found.value)}{objective.after_figure}{ratio}"
 
 
-def _nobody(question: Question) -> NamedVerdict:
-    told = "No option qualifies."
-    if question.open:
-        told = f"Open: whether {_some_hold(question.open)} the constraints is undecided."
+def _nobody(question: Question, may_lead: Sequence[str], tied: Sequence[str] = ()) -> NamedVerdict:
+    """`tied`: those that qualify, which nothing tells apart."""
+    headline, told = "none", "No option qualifies."
+    if may_lead:
+        headline, told = "open", f"Open: whether {_some_hold(may_lead)} the constraints is undecided."
+    if len(tied) > 1:
+        told += f" Of those that qualify, it is too close to call between {_some(tied)}."
     return NamedVerdict(
-        name=question.name, title=question.title, option=None, sentence=told,
+        name=question.name, title=question.title, option=None, headline=headline, sentence=told,
         confidence="", sure=False, tied_with=[], choices={}, file=None, command=None,
     )  # fmt: skip
 
 
 def _confidence(question: Question, found: _Finding) -> str:
-    is_open = f" Open: whether {_some_hold(question.open)} the constraints." if question.open else ""
+    is_open = f" Open: whether {_some_hold(found.open)} the constraints." if found.open else ""
     if len(question.figures) == 1:
         return f"The only option shown to qualify.{is_open}" if is_open else "The only option that qualifies."
     if not found.known:
@@ -484,7 +509,10 @@ def _outdone(row: Row, found: _Finding) -> str:
     if not names:
         return ""
     verb = "is" if len(names) == 1 else "are"
-    return f" {_some(names)} {verb} shown to be better in another figure and worse in none by more than matters."
+    how = ", by the figures," if set(names) & set(row.dominated_by_figures) else ""
+    return (
+        f" {_some(names)} {verb} shown to be better in another figure and{how} worse in none by more than matters."
+    )
 
 
 def _some_hold(names: Sequence[str]) -> str:

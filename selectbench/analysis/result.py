@@ -144,6 +144,8 @@ class NamedVerdict(Shown):
     """`Fastest at equal quality`."""
     option: str | None
     """The best by the means among the rows that qualify; None: no row qualifies."""
+    headline: str
+    """The option, or in its place that none is shown to be better than the baseline, or that the answer is open."""
     sentence: str
     confidence: str
     """How sure that is, in words."""
@@ -543,7 +545,9 @@ class Row(Shown):
     """Whether no other row dominates it over speed, memory, energy and quality, as far as they are known; None: not
     comparable or not completed."""
     dominated_by: list[str] = []
-    """Rows that are shown to be better in one of these, and are worse in none by more than matters."""
+    """Rows that are shown to be better in one of these, and by the means are worse in none by more than matters."""
+    dominated_by_figures: list[str] = []
+    """Those of them of which it is not shown that they are worse in none by more than matters."""
     to_loss: ToLoss | None = None
     """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
     status: Literal["completed", "partial", "failed", "not_comparable", "screened_out"]

@@ -201,7 +201,7 @@ class Card:
     """The answer to one question."""
 
     title: str
-    option: str | None
+    headline: str
     sentence: str
     confidence: str
     is_sure: bool

@@ -122,7 +122,7 @@ def _stats(data: Sequence[float]) -> dict[str, Any]:
 def best_head(ranking: Ranking, file: str) -> str:
     """The comment that a file of a verdict's option begins with: what it answers, and how sure that is."""
     lines = ["A single option of a suite, ready for `selectbench run`. Why it was named:"]
-    lines += [f"{v.title}: {v.option}. {v.confidence}" for v in ranking.verdicts if v.file == file]
+    lines += [f"{v.title}: {v.headline}. {v.confidence}" for v in ranking.verdicts if v.file == file]
     # names of options are on one line, so that none breaks out of YAML's comment
     comments = (fill(
         one_line(line), 110, initial_indent="# ", subsequent_indent="#   ",

@@ -44,6 +44,7 @@ _DOMINATED = (
     "Dominated: another option is shown to be better in speed, memory, energy or quality, and is worse in none of "
     "them by more than matters"
 )
+_BY_FIGURES = "; by the figures: that it is worse in none was measured and is not shown, as intervals are too wide"
 _MEMORY = {
     "cuda_allocated": "the CUDA allocator's peak of allocated memory while training, and optimizer state in "
     "managed memory, which it does not count",
@@ -205,8 +206,17 @@ def page_names(ranking: Ranking) -> Labels:
 
 
 def _dominated(row: Row, short: Mapping[str, str]) -> str:
-    names = [short[one_line(name)] for name in row.dominated_by[:4]]
-    return f"dominated by {', '.join(names)}" if names else ""
+    told = _dominators(row, short)
+    return f"dominated {told}" if told else ""
+
+
+def _dominators(row: Row, short: Mapping[str, str] | None = None) -> str:
+    """Of four: `by a`, or `by the figures by b` where it is not shown that b is worse in nothing."""
+    parts: dict[str, list[str]] = {}
+    for name in row.dominated_by[:4]:
+        how = "by the figures by" if name in row.dominated_by_figures else "by"
+        parts.setdefault(how, []).append(short[one_line(name)] if short else name)
+    return ", and ".join(f"{how} {', '.join(names)}" for how, names in sorted(parts.items()))
 
 
 def place(row: Row, number: int = 0) -> Place:
@@ -290,11 +300,10 @@ def table_notes(ranking: Ranking) -> list[Text]:
         f"together; any other is for its ratio alone and supports no claim. {units.NOT_MEASURABLE.capitalize()}: "
         f"the interval contains 1 and its ends differ by more than {units.WIDEST:g}x."),
     ]  # fmt: skip
-    if dominated := [
-        f"{row.option} by {', '.join(row.dominated_by[:4])}" for row in ranking.rows if row.dominated_by
-    ]:
+    if dominated := [f"{row.option} {_dominators(row)}" for row in ranking.rows if row.dominated_by]:
         over = "speed, memory, energy and quality, as far as they are known"
-        lines.append(f"Dominated over {over}: {'; '.join(dominated)}. {_DOMINATED}.")
+        by_figures = any(row.dominated_by_figures for row in ranking.rows)
+        lines.append(f"Dominated over {over}: {'; '.join(dominated)}. {_DOMINATED}{_BY_FIGURES * by_figures}.")
     if any(row.besides_the_rate for row in ranking.rows):
         lines.append(f"{_BESIDES}.")
     if ranking.memory_kind:

@@ -61,6 +61,7 @@ from selectbench.report.ranking import (
     not_the_same_job,
     note_in_brackets,
     page_names,
+    place,
     ranking_table,
     state,
     table_notes,
@@ -201,7 +202,7 @@ def _verdicts(ranking: Ranking) -> Iterator[Section]:
     """The named verdicts with their options' settings; nothing where the run has no figures for any."""
     if not ranking.verdicts:
         return
-    cards = [Card(v.title, v.option, v.sentence, v.confidence, v.sure) for v in ranking.verdicts]
+    cards = [Card(v.title, v.headline, v.sentence, v.confidence, v.sure) for v in ranking.verdicts]
     by_option: dict[str, NamedVerdict] = {}
     for verdict in ranking.verdicts:
         if verdict.option is not None:
@@ -586,10 +587,13 @@ def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], nam
 def _place_in_ranking(ranking: Ranking, row: Row) -> list[Block]:
     """Where it is in the ranking, and why."""
     ranked = sum(other.rank is not None for other in ranking.rows)
-    place = f"Rank {row.rank} of {ranked} ranked" if row.rank else f"Not ranked ({state(row) or row.status})"
+    own = f"Not ranked ({state(row) or row.status})"
+    if row.rank is not None:
+        own = f"Rank {value_text(place(row))}{' (tied)' * bool(row.tied_with)} of {ranked} ranked"
     besides = f" ({', '.join(row.besides_the_rate)})" if row.besides_the_rate else ""
     differs = (", ".join(row.differs_in) or "nothing") + besides
-    opening = f"{place}; differs from the baseline {one_line(ranking.baseline)} in {differs}."
+    how = f"differs from the baseline {one_line(ranking.baseline)} in {differs}"
+    opening = f"{own}; {'is the baseline' if row.option == ranking.baseline else how}."
     screened = [screened_words(row.screening)] if row.screening and row.status == "screened_out" else []
     return [Paragraph(opening), Listing([*screened, *row.constraint_failures, *not_the_same_job(row), *row.notes])]
 

@@ -32,7 +32,7 @@ def test_each_file_names_its_questions_with_how_sure_the_answer_is(stored: Store
     assert answered  # some are no winners by the tests
     for verdict in ranking.verdicts:
         for name, text in made.items():
-            told = f"{verdict.title}: {verdict.option}. {verdict.confidence}"
+            told = f"{verdict.title}: {verdict.headline}. {verdict.confidence}"
             assert (told in head(text)) == (name == verdict.file), (verdict.name, name)
     assert all(len(line) <= 116 for text in made.values() for line in text.splitlines()[:4])
 

@@ -114,12 +114,20 @@ def test_one_option_in_detail() -> None:
     curve = LOSSES.keep([(i, 7.0 - i / 100) for i in range(100)])
     records[3] = replace(with_curve(records[3], 1.0, 6.25, 6.0, 5.5), loss_curve=curve)
     text = render_option(suite, rank(suite, records), records, "bf16")
-    assert "Rank 1 of 2" in text
+    assert "Rank 1 of 2 ranked; differs from the baseline fp32 in precision." in text
     assert "| tokens_per_second | 200 | 201 |" in text
     assert "| 20 | 6.250 | - |" in text
     assert "| 99 | 6.010 | - |" in text
     assert "Seed 2, attempt 1, crashed:" in text
     assert len(text.split("## Training loss")[1].split("##")[0].split("Seed 2")[0].splitlines()) < 22
+
+
+def test_an_option_in_detail_has_the_rank_of_the_ranking_and_the_baseline_is_no_difference() -> None:
+    suite = make_suite("fp32", "alike", decide={"constraints": []})
+    records = [make_record(name, s, **speed(100 + s)) for name in ("fp32", "alike") for s in range(3)]
+    assert "Rank 1-2 (tied) of 2 ranked; is the baseline." in render_option(
+        suite, rank(suite, records), records, "fp32"
+    )
 
 
 def test_an_option_that_is_not_there() -> None:
