@@ -422,13 +422,14 @@ def _marker(x: float, y: float, row: Row) -> str:
 def _name_beside(x: float, y: float, words: str, taken: list[_Box]) -> list[str]:
     """Right, left, above or below the marker, further away where that is taken; nothing where none is free."""
     width = len(words) * _LETTER
+    right = WIDTH - 2 * _LETTER  # some words are wider than so many letters of middling width
     for far in (0.0, _LINE, 2 * _LINE, 3 * _LINE):
         for down in dict.fromkeys((far, -far)):
             for anchor, left in (("start", x + 10), ("end", x - 10 - width), ("middle", x - width / 2)):
                 if anchor == "middle" and not far:
                     continue
                 box = (left, y + down - 8, left + width, y + down + 6)
-                if left >= LEFT and box[2] <= WIDTH and box[1] >= 0 and not any(_overlap(box, o) for o in taken):
+                if left >= LEFT and box[2] <= right and box[1] >= 0 and not any(_overlap(box, o) for o in taken):
                     taken.append(box)
                     at = {"start": left, "end": left + width, "middle": x}[anchor]
                     return [_words("label", at, y + down + 4, words, anchor)]

@@ -77,7 +77,10 @@ def ranking_table(ranking: Ranking, medium: Report) -> Table:
 def _kind(row: Row) -> RowKind:
     if row.rank is not None:
         return "first" if row.rank == 1 else "ranked"
-    return "failed" if row.n == 0 and row.status != "screened_out" else "barred"
+    if row.n == 0 and row.status != "screened_out":
+        return "failed"
+    is_open = any(c.verdict == "undecided" for c in row.constraints)
+    return "undecided" if is_open and not row.constraint_failures else "barred"
 
 
 def _in_markdown(ranking: Ranking) -> list[_Made]:

@@ -212,3 +212,22 @@ def test_the_method_names_the_thresholds_of_what_was_measured() -> None:
     assert "bleu 0.01" not in text
     assert "One family of 1 test was declared" in text
     assert "(3 seeds; one test, with its 96% interval.)" in text
+
+
+def test_a_row_whose_constraint_is_open_is_marked_apart_from_one_that_fails() -> None:
+    suite = make_suite("fp32", BF16, ("barred", {"optimizer": {"name": "adamw", "lr": 0.1}}))
+    records = trials("fp32", [100, 101, 103]) + trials("bf16", [200])  # one seed shows no spread
+    text = page(suite, records + trials("barred", [400, 401, 406], final_loss=7.0))
+    kinds = re.findall(r'<tr class="(\w+)"><td[^>]*>[^<]*</td><th scope="row">(\w+)', text)
+    assert {option: kind for kind, option in kinds} == {"fp32": "first", "bf16": "undecided", "barred": "barred"}
+
+
+def test_a_name_of_wide_letters_at_the_edge_of_the_picture_is_not_cut() -> None:
+    wide, mib = "mmm", 2**20
+    records = trials("fp32", [100, 101, 103], peak_pss_growth_bytes=100 * mib)
+    records += trials(wide, [200, 201, 206], peak_pss_growth_bytes=797 * mib)
+    picture = picture_of(page(make_suite("fp32", wide), records))
+    edge = float(picture.split('viewBox="0 0 ')[1].split()[0])
+    (label,) = (tag for tag in re.findall(r"<text[^>]*>[^<]*", picture) if tag.endswith(f">{wide}"))
+    left = float(label.split(' x="')[1].split('"')[0])
+    assert "start" not in label or left + 12 * len(wide) <= edge, label
