@@ -29,8 +29,8 @@ LIKELY = 0.8
 """Chance with which the seeds that are proposed settle a question, if the difference is what it looks like.
 
 It often is not: of questions among five options (spread 1 %, threshold 1 %) that were open with three seeds, the
-proposed ones settled 85 % where the truth was 2 %, 82 % at 1.5 %, 44 to 57 % where there was none, and 28 % at half
-the threshold (tests/analysis/test_simulations.py). A larger quantile for the last two changes little."""
+proposed ones, judged a second time, settled 79 % where the truth was 2 %, 69 % at 1.5 % and 30 % where there was
+none (standard error 3 to 5 %; tests/analysis/test_simulations.py)."""
 MOST_SEEDS = 200
 """More are never proposed."""
 FEWEST_TO_PROPOSE = 3

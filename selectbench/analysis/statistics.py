@@ -14,7 +14,7 @@ methods", doi:10.2202/1544-6115.1027, section 6: the prior degrees of freedom ar
 options' log variances differ than chance makes them. With few options that estimate says little, so the variance of
 the log variances is taken larger by two of its standard errors, a share of sqrt(2 / (options - 1)) each. What that
 leaves, with options of equal speed whose spreads differ up to five times: a false "better" in 1 to 4 % of simulated
-runs, and any false claim in 3 to 6 % with five seeds, in 3 to 7 % with three, most where the baseline is the noisy
+runs, and any false claim in 4 to 7 % with five seeds, in 2 to 8 % with three, most where the baseline is the noisy
 one (tests/analysis/test_simulations.py). The variance that a pair's own is mixed with is the pooled one, to which
 the noisiest contribute most: a pair that shows a thousandth of another's spread still has wide intervals beside it.
 Smyth's own prior variance, a geometric mean, would narrow them by a third, and raise the false "better" of three

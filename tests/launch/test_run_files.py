@@ -388,15 +388,18 @@ class TestList:
         assert (run.trials_done, run.trials_planned) == (29, 30)
 
     def test_trials_are_counted_as_the_report_counts_them(self, kept: Path) -> None:
-        """One that was interrupted will run again, whatever came before it."""
+        """One that was interrupted will run again, but for one that had completed."""
         path = kept / "records.jsonl"
         lines = path.read_bytes().splitlines(keepends=True)
         record = json.loads(lines[-1])
         record["attempt"], record["outcome"] = 2, {"status": "failed", "kind": "interrupted", "detail": "stopped"}
-        path.write_bytes(b"".join([*lines, json.dumps(record).encode() + b"\n"]))
-        (run,) = past_runs(kept)
-        assert (run.trials_done, run.trials_planned) == (29, 30)
-        assert read_run(kept).ranking().answer.startswith("Incomplete, 29 of 30 trials have an outcome")
+        interrupted = json.dumps(record).encode() + b"\n"
+        for before, done in ((lines, 30), (lines[:-1], 29)):
+            path.write_bytes(b"".join([*before, interrupted]))
+            (run,) = past_runs(kept)
+            assert (run.trials_done, run.trials_planned) == (done, 30)
+            incomplete = read_run(kept).ranking().answer.startswith("Incomplete, 29 of 30 trials have an outcome")
+            assert incomplete == (done == 29)
 
     def test_a_broken_folder_is_a_line_and_no_end(self, kept: Path) -> None:
         for name, text in (("a", ":\n- ["), ("b", "seeds: 3"), ("c", "[]")):
