@@ -179,7 +179,7 @@ def test_it_leaves_nothing_in_the_trial_folder_and_times_more_steps(trials, capf
 @pytest.mark.parametrize(
     ("choices", "reason"),
     [
-        ({"precision": "fp16_mixed"}, "precision fp16_mixed: on a CPU accelerate passes over fp16"),
+        ({"precision": "fp16_mixed"}, "precision fp16_mixed: on a CPU accelerate silently ignores fp16"),
         ({"precision": "bf16_pure"}, "precision bf16_pure: it trains fp32 weights"),
         ({"optimizer": {"name": "muon", "lr": 1e-2}}, "optimizer muon: it takes one optimizer"),
     ],

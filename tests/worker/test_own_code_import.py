@@ -70,8 +70,8 @@ def test_a_class_and_a_method_of_it_are_found(lib: Path) -> None:
 
 def test_a_misspelt_module_is_told_with_the_nearest_and_the_folders(lib: Path) -> None:
     where = f"in {lib.parent} (the suite's `code`), nor is it installed"
-    assert refusal("ourlib.opd:Mine") == (
-        f"optimizer ourlib.opd:Mine: there is no module ourlib.opd (did you mean 'opt'?) {where}"
+    assert refusal("ourlib.otp:Mine") == (
+        f"optimizer ourlib.otp:Mine: there is no module ourlib.otp (did you mean 'opt'?) {where}"
     )
     assert refusal("ourlb.opt:Mine", "model") == (
         f"model ourlb.opt:Mine: there is no module ourlb (did you mean 'ourlib'?) {where}"
