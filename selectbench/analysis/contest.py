@@ -215,14 +215,14 @@ class Contest:
         is_disturbed = self.is_busy and "busy" in METRICS[metric].spoiled_by
         return not is_disturbed and not self.out_of_line(metric)
 
-    def p_of_luck(self, option: str) -> float:
+    def p_of_luck(self, option: str, metric: str | None = None) -> float:
         """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
 
         It is rejected where the final loss is shown to be lower than the baseline's, or where speed is shown to be
-        higher and final perplexity not to be above the baseline's by the threshold. 0 where the objective is known
-        for every trial, so that luck is no explanation.
+        higher and final perplexity not to be above the baseline's by the threshold. 0 where the metric (None: the
+        objective) is known for every trial, so that luck is no explanation.
         """
-        if not METRICS[self.suite.decide.objective].of_those_that_learnt:
+        if not METRICS[metric or self.suite.decide.objective].of_those_that_learnt:
             return 0.0
         margin = math.log1p(self.suite.threshold("final_perplexity"))
         faster = self._p_beyond("tokens_per_second", option, 0.0, more=True)
@@ -312,7 +312,11 @@ class Contest:
             return _said(text, "not_judged", "no seed was clean with the baseline too")
         if difference is None:
             return _said(text, "undecided", "no figure to compare for any seed of the baseline")
-        return Asked(text, constraint, HypothesisTest(difference, math.log(constraint.value)))
+        return Asked(
+            text,
+            constraint,
+            HypothesisTest(difference, math.log(constraint.value), self.p_of_luck(summary.name, name)),
+        )
 
     def constraints(self, option: str) -> list[ConstraintVerdict]:
         """One each in the suite's order; empty for an option that was not asked."""

@@ -150,3 +150,15 @@ def test_time_to_a_loss_is_a_figure_and_no_card_where_it_is_not_the_objective() 
     found = row(ranking, "new").to_loss
     assert found is not None
     assert found.seconds == pytest.approx(5.01 * (1 + 2 / 3), rel=1e-2)
+
+
+def test_a_constraint_on_it_holds_only_where_luck_is_no_explanation() -> None:
+    """Sooner and with a lower loss in the end holds; there for a moment, at the same speed, is open."""
+    decide = {**BY_IT, "objective": "tokens_per_second", "constraints": [f"{METRIC} <= 0.9x baseline"]}
+    records = baseline() + [trial("new", s, 10 + 0.01 * s, 5.5, 3.5 + 0.01 * s, 3.0) for s in SEEDS]
+    ends = {0: 4.3, 1: 3.7, 2: 4.0}
+    records += [trial("brief", s, 10 + 0.01 * s, 6.0, 3.99 - 0.01 * s, ends[s]) for s in SEEDS]
+    ranking = rank(suite_of("base", "new", "brief", decide=decide), records)
+    assert row(ranking, "brief").metrics[METRIC].ratio_to_baseline == pytest.approx(0.66, abs=0.01)
+    assert [c.verdict for c in row(ranking, "new").constraints] == ["holds"]
+    assert [c.verdict for c in row(ranking, "brief").constraints] == ["undecided"]
