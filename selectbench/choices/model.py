@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from selectbench.choices.choice import OWN, Choice, Needs, OwnCall, OwnName, OwnSettings, free_of, is_own
+from selectbench.errors import did_you_mean
 from selectbench.settings import Strict, WrongValueError
+from selectbench.text import quoted
 
 if TYPE_CHECKING:
     import torch
@@ -295,6 +298,8 @@ class Bart(Architecture):
 
 INDEX = "model.safetensors.index.json"
 AGAIN = "copy or download the folder again, with the config.json that belongs to its weights"
+HUB = "a hub id needs the network, or to be in the hub's cache: `hf download ID`; or give a folder"
+MOST_OF_A_LIBRARY = 130
 LONGEST_HEADER_BYTES = 100_000_000
 """What the library itself refuses to read more than."""
 _POINTER = b"version https://git-lfs"
@@ -326,6 +331,17 @@ def folder_problem(folder: Path) -> str | None:
             return f"{found}: {AGAIN}"
         shapes |= found
     return _another_models(folder, config, shapes)
+
+
+def family_problem(path: str) -> str | None:
+    """That transformers here does not know a file's family, or None. Its modules are read: imports take seconds."""
+    model_type = _mapping_in(config_file(path)).get("model_type")
+    spec = find_spec("transformers")
+    files = Path(spec.origin).parent.glob("models/auto/*.py") if spec and spec.origin else ()
+    known = {word for path in files for word in path.read_text(encoding="utf-8").split('"')}
+    if not known or not isinstance(model_type, str) or model_type in known:
+        return None
+    return f"transformers knows no model_type {quoted(model_type)}{did_you_mean(model_type, sorted(known))}"
 
 
 def _json_in(path: Path) -> dict[str, Any] | str:

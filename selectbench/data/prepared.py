@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -365,6 +365,11 @@ def contents_of(models: Mapping[str, AnyModel]) -> dict[str, str]:
     asked = {option: model for option, model in models.items() if isinstance(model, PretrainedModel)}
     contents = {model: _content(model) for model in dict.fromkeys(asked.values())}
     return {option: content for option, model in asked.items() if (content := contents[model]) is not None}
+
+
+def unfetched(models: Iterable[AnyModel]) -> list[PretrainedModel]:
+    """Hub ids of which the hub's cache holds no configuration."""
+    return [m for m in dict.fromkeys(models) if isinstance(m, PretrainedModel) and _content(m) is None]
 
 
 def configuration_of(model: PretrainedModel) -> dict[str, Any] | None:

@@ -19,8 +19,10 @@ from importlib import import_module, invalidate_caches
 from pathlib import Path
 from typing import IO, Any, Literal
 
+from selectbench.choices.model import HUB, MOST_OF_A_LIBRARY
 from selectbench.errors import UnreachableError, UserError
 from selectbench.suite.sources import Cleaning, Dataset, OwnDocuments
+from selectbench.text import one_line, visible
 
 
 def first_line(error: BaseException) -> str:
@@ -207,6 +209,15 @@ def snapshot(
         local_files_only=not fetch, repo_type=kind,
     )  # fmt: skip
     return Path(folder)
+
+
+def fetched(setting: str, name: str, revision: str | None, files: Sequence[str]) -> Path:
+    """The folder of a commit with these files. Raises UnreachableError with the setting and the fix."""
+    try:
+        return snapshot(name, revision, files)
+    except Exception as error:  # the network's, and a dozen of the hub's own
+        said = one_line(f"{type(error).__name__}: {first_line(error)}", MOST_OF_A_LIBRARY).rstrip(".")
+        raise UnreachableError(f"{setting}: {visible(name)} cannot be loaded: {said} ({HUB})") from None
 
 
 def cached_commit(name: str, revision: str | None) -> str | None:

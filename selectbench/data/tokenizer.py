@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from selectbench.choices.model import AnyTokenizer, Bpe, Bytes, PretrainedTokenizer, Unigram, WordPiece
-from selectbench.data.reading import first_line, snapshot
-from selectbench.errors import UnreachableError, UserError
+from selectbench.data.reading import fetched, first_line
+from selectbench.errors import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -96,13 +96,8 @@ def _folder(spec: PretrainedTokenizer) -> Path:
         return folder
     if folder.is_absolute():
         raise UserError(f"{where}: there is no such folder")
-    try:
-        return snapshot(spec.pretrained, spec.revision, [f"*{suffix}" for suffix in (*_SUFFIXES, ".jinja")])
-    except Exception as error:  # the network's, and a dozen of the hub's own
-        raise UnreachableError(
-            f"{where} cannot be loaded: {type(error).__name__}: {first_line(error)} (a hub id needs the network, "
-            "or to be in the hub's cache: `hf download ID`; or give a folder)"
-        ) from None
+    files = [f"*{suffix}" for suffix in (*_SUFFIXES, ".jinja")]
+    return fetched("tokenizer.pretrained", spec.pretrained, spec.revision, files)
 
 
 def pinned(spec: PretrainedTokenizer) -> PretrainedTokenizer:

@@ -358,7 +358,7 @@ def _speed(outcome: Completed | Failed) -> float | None:
 def outcome_text(outcome: Completed | Failed) -> str:
     """`completed, 11,420 tokens/s, loss 5.43`, or `failed: oom: ...`, on one line."""
     if isinstance(outcome, Failed):
-        return f"failed: {outcome.kind}: {first_line(outcome.detail, 200)}"
+        return f"failed: {outcome.kind}: {first_line(outcome.detail, 400)}"
     speed, loss = _speed(outcome), outcome.measurement.final_loss
     parts = ["completed", f"{units.count(speed)} tokens/s"]
     return ", ".join(parts + ([f"loss {units.significant(loss)}"] if loss is not None else []))

@@ -24,10 +24,10 @@ from selectbench.analysis.tuning import (
     tuning_candidates,
 )
 from selectbench.choices.choice import own_code_sha256
-from selectbench.choices.model import AnyTokenizer
+from selectbench.choices.model import HUB, AnyTokenizer
 from selectbench.data.prepare import prepare, streamed
-from selectbench.data.prepared import Look, Prepared, cache_root, check_enough, evaluable_tokens, look
-from selectbench.data.reading import dataset_commit, download_bytes
+from selectbench.data.prepared import Look, Prepared, cache_root, check_enough, evaluable_tokens, look, unfetched
+from selectbench.data.reading import dataset_commit, download_bytes, fetched
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
 from selectbench.launch.gpus import Claim, Notify, candidates, claim_cores, claim_gpus, idle_now
@@ -168,6 +168,8 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
             claim = undo.enter_context(claim_cores(wait=request.wait, notify=notify))
         with way_without_network(request):
             prepared = prepare_data(suite, notify)
+            for model in unfetched(suite.job.of(option.choices).model for option in suite.options):
+                fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
         if suite.device == "cuda":
             need = gpu_need(settled_for(suite, machine, prepared), machine)
             claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
@@ -477,6 +479,8 @@ def preview(request: Request, notify: Notify) -> Outlook:
             for one in streamed(suite.job.data):
                 size = units.size(download_bytes(one))
                 notes.append(f"a run first downloads about {size} of {one.dataset} and keeps its tokens")
+    for model in unfetched(suite.job.of(option.choices).model for option in suite.options):
+        notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
     if (reason := wrong_system_reason()) is not None:
         notes.append(f"{reason}; planned as if this machine could, with what {INSTALL} brings")
         machine = machine.with_training()

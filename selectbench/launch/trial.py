@@ -210,16 +210,17 @@ def server_environment(python: str | None = None, device: str = "cpu", gpus: Seq
     return environment
 
 
-def log_tail(path: Path, lines: int = 15, most_bytes: int = 8192) -> str:
-    """The last lines of a log, the home folder's path left out; '' where there is none."""
+def log_tail(path: Path, lines: int = 15, most: int = 1000) -> str:
+    """The last lines of a log, each cut to `most` characters, without the home folder's path; '': there is none."""
     try:
         with path.open("rb") as stream:
             stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - most_bytes))
+            stream.seek(max(0, stream.tell() - (1 << 18)))
             text = stream.read().decode(errors="replace")
     except OSError:
         return ""
-    return "\n".join(text.replace(str(Path.home()), "~").splitlines()[-lines:])
+    last = text.replace(str(Path.home()), "~").splitlines()[-lines:]
+    return "\n".join(line if len(line) <= most else f"{line[:most]}..." for line in last)
 
 
 # Ctrl-C, SIGTERM and SIGHUP end the trial at hand, not the record of it.

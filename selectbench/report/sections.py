@@ -504,8 +504,8 @@ def _failures(ranking: Ranking) -> Iterator[Section]:
     seeds: dict[tuple[str, str, str], list[str]] = {}
     texts: dict[str, dict[str, None]] = {}
     for name, f in failed:
-        seeds.setdefault((name, f.kind, first_line(f.detail, 200) + note_in_brackets(f)), []).append(str(f.seed))
-        if one_line(f.detail) != first_line(f.detail, 200):  # the table does not hold all of it
+        seeds.setdefault((name, f.kind, first_line(f.detail, 400) + note_in_brackets(f)), []).append(str(f.seed))
+        if one_line(f.detail) != first_line(f.detail, 400):  # the table does not hold all of it
             texts.setdefault(f.detail, {})[f"{one_line(name)}, seed {f.seed}"] = None
     rows = ([name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items())
     trials = table("Failed trials", ("option", "seeds", "kind", "detail"), (), rows)

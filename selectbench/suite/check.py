@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from selectbench.choices import Choices
 from selectbench.choices.choice import Choice, own_code_problem
-from selectbench.choices.model import PretrainedModel, config_file
+from selectbench.choices.model import PretrainedModel, config_file, family_problem
 from selectbench.errors import did_you_mean
 from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, plain
@@ -67,7 +67,12 @@ def check_distinct(rows: list[tuple[Row, Choices]], document: Node, problems: Pr
 
 def check_files(document: Node, problems: Problems) -> None:
     """A model's configuration and folders of own code must be there; what the former holds, the job checks."""
-    _check_model_files(document.at(["job", "model"]), problems)
+    model, options = document.at(["job", "model"]), document.below("options").values()
+    _check_model_files(model, problems)
+    if document.value_at("choices", "python") is None and not any("python" in o.mapping for o in options):
+        for key, named in model.mapping.items():
+            if key in ("config", "pretrained") and (problem := family_problem(str(named.value))):
+                problems.at(named, problem)
     for folder in document.items_below("code"):
         if isinstance(folder.value, str) and (problem := own_code_problem(folder.value)):
             problems.at(folder, problem)
@@ -176,8 +181,9 @@ def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str])
     bounds += [(node, "baseline") for node in screen]
     metrics = [(node, str(node.value)) for key, node in decide.mapping.items() if key == "objective"]
     for node, against in bounds:
+        among = SCREENING if node in screen else ()
         try:
-            metrics.append((node, parse_constraint(str(node.value), against).metric))
+            metrics.append((node, parse_constraint(str(node.value), against, among).metric))
         except ValueError as error:
             problems.at(node, str(error))
     for node, metric in metrics:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import operator
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 
 from pydantic import PlainSerializer, WithJsonSchema, WrapValidator
 
@@ -296,11 +296,11 @@ def deciding() -> list[str]:
     return [*DECIDING, *_OWN]
 
 
-def unknown_metric(metric: object) -> str | None:
-    """What is wrong with the name of a metric that is to decide, or None."""
+def unknown_metric(metric: object, among: Sequence[str] = ()) -> str | None:
+    """What is wrong with the name of a metric that is to decide, or None. `among`: those that serve there."""
     if metric in deciding():
         return None
-    known = [*DECIDING, *_here]
+    known = list(among) or [*DECIDING, *_here]
     hint = did_you_mean(metric, known) or f" (known: {', '.join(known)})"
     return f"unknown metric {quoted(metric)}{hint}"
 
@@ -385,10 +385,10 @@ class Constraint:
         return self.against is not None
 
 
-def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
+def parse_constraint(text: str, against: Yardstick = "baseline", among: Sequence[str] = ()) -> Constraint:
     """Reads `METRIC (<=|>=|<|>) NUMBER[unit]` or `NUMBERx baseline`. Raises ValueError where it isn't that.
 
-    `against`: the one word that may follow `x`.
+    `against`: the one word that may follow `x`; `among`: the metrics to name where it is unknown.
     """
     matched = _GRAMMAR.fullmatch(text)
     if matched is None:
@@ -398,7 +398,7 @@ def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
     metric, operator, number, times, yardstick, unit = matched.groups()
     if reason := undecidable_reason(metric):
         raise ValueError(reason)
-    if reason := unknown_metric(metric):
+    if reason := unknown_metric(metric, among):
         raise ValueError(reason)
     if metric == SECONDS_TO_LOSS and against == "reference":
         raise ValueError(
@@ -407,6 +407,8 @@ def parse_constraint(text: str, against: Yardstick = "baseline") -> Constraint:
         )
     if times and yardstick != against:
         raise ValueError(f"{quoted(text)}: expected `{number}x {against}`, found `{number}x {yardstick}`")
+    if unit in ("x", *get_args(Yardstick)):
+        raise ValueError(f"{quoted(text)}: write `{metric} {operator} {number}x {against}`")
     known = METRICS[metric].unit.written
     if unit and unit not in known:
         hint = did_you_mean(unit, list(known)) or (f" (known: {', '.join(known)})" if known else "; it has none")
@@ -433,6 +435,8 @@ def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against
         return f"the factor on the {against}'s value must be above 0"
     if metric.endswith("_per_second") and not times and not unit and 0 < value < LEAST_BARE_SPEED:
         return f"{number} {metric}: write what it is a factor of, as in `{number}x {against}`, or the unit"
+    if metric == "final_perplexity" and not times and value < 2:
+        return f"did you mean `{number}x {against}`? (so low a perplexity is written as its logarithm, final_loss)"
     if metric.endswith("_bytes") and not times and not unit and value < LEAST_BARE_BYTES:
         return f"{number} bytes: write the unit, as in `{number} GiB`"
     return None

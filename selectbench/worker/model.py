@@ -19,9 +19,10 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
 from selectbench.choices import Choices
-from selectbench.choices.model import AGAIN, OwnModel, PretrainedModel, resolved_vocab_size
+from selectbench.choices.model import AGAIN, HUB, MOST_OF_A_LIBRARY, OwnModel, PretrainedModel, resolved_vocab_size
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
+from selectbench.text import first_line, one_line
 from selectbench.worker.batches import Batch
 from selectbench.worker.processes import is_fork_safe
 from selectbench.worker.runtime import OwnCodeError, autocast, derived_seed, load
@@ -59,10 +60,11 @@ def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str, empty
                 more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
                 raise PretrainedModelError(f"{where} holds no weights for {', '.join(missing[:3])}{more}: {AGAIN}")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        said = str(error).strip().splitlines()[0]
+        said = first_line(str(error)).rstrip(".:")
         if isinstance(error, ValueError) and "does not support" in said:  # what its class lacks
             raise NotImplementedError(f"{where}: {said}") from error
-        raise PretrainedModelError(f"{where} cannot be loaded: {said}: {AGAIN}") from error
+        fix, said = AGAIN if Path(model.pretrained).is_dir() else HUB, one_line(said, MOST_OF_A_LIBRARY)
+        raise PretrainedModelError(f"{where} cannot be loaded: {said} ({fix})") from error
     module.config.use_cache = False
     return module
 

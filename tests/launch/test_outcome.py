@@ -84,3 +84,11 @@ def test_a_library_that_ends_the_process_says_in_the_log_that_memory_was_short(
 
 def test_a_signal_without_a_name(tmp_path: Path) -> None:
     assert "signal 40" in ended(tmp_path, -40).detail
+
+
+def test_of_a_long_line_the_beginning_is_kept(tmp_path: Path) -> None:
+    known = ", ".join(f"family{number}" for number in range(3000))
+    (tmp_path / "log.txt").write_text(f"Traceback\nValueError: Unrecognized model: gpt9. One of {known}\n")
+    outcome = ended(tmp_path, 1)
+    assert outcome.detail.startswith("ValueError: Unrecognized model: gpt9. One of family0, ")
+    assert len(outcome.detail) < 3000

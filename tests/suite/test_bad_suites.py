@@ -218,6 +218,22 @@ ONE_MISTAKE = {
         changed(more="decide: {constraints: [final_loss about 3]}\n"),
         "mine.yaml:14:24: decide.constraints[0]: 'final_loss about 3' is not METRIC (<= >= < >) NUMBER with or without a unit, or NUMBERx baseline",
     ),
+    "a factor whose yardstick was forgotten": (
+        changed(more="decide: {constraints: [final_perplexity <= 1.01]}\n"),
+        "mine.yaml:14:24: decide.constraints[0]: 'final_perplexity <= 1.01': did you mean `1.01x baseline`? (so low a perplexity is written as its logarithm, final_loss)",
+    ),
+    "a factor without its x": (
+        changed(more="decide: {constraints: [final_perplexity <= 1.01 baseline]}\n"),
+        "mine.yaml:14:24: decide.constraints[0]: 'final_perplexity <= 1.01 baseline': write `final_perplexity <= 1.01x baseline`",
+    ),
+    "a limit whose factor is of nothing": (
+        changed(more="gate: [final_loss < 1.01x]\n"),
+        "mine.yaml:14:8: gate[0]: 'final_loss < 1.01x': write `final_loss < 1.01x reference`",
+    ),
+    "no metric of a short trial": (
+        changed(more="screen: [wonder >= 0.5x baseline]\n"),
+        "mine.yaml:14:10: screen[0]: unknown metric 'wonder' (known: tokens_per_second, step_time_median_seconds, peak_memory_bytes, peak_device_memory_bytes)",
+    ),
     "constraint on what is not measured": (
         changed(("seq_len: 64", "seq_len: 64\n  eval: none"), more="decide: {constraints: [final_loss <= 3]}\n"),
         "mine.yaml:15:24: decide.constraints[0]: final_loss is not measured: job.eval is none",

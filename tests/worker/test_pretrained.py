@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ import task_jobs as jobs
 import torch
 import torch.nn.functional as F  # noqa: N812  # noqa: N812
 from safetensors.torch import load_file, save_file
-from suite.suite_texts import VALID, lines_of, write
+from suite.suite_texts import VALID, changed, lines_of, write
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -23,13 +24,18 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from selectbench.choices.model import AGAIN, INDEX, Bpe, PretrainedTokenizer, folder_problem
+from selectbench.choices.model import AGAIN, HUB, INDEX, Bpe, PretrainedTokenizer, folder_problem
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared
+from selectbench.errors import UserError
+from selectbench.launch.display import outcome_text
+from selectbench.launch.preparation import Request, prepare_all, preview
+from selectbench.record.record import Failed
 from selectbench.record.wire import GaveUp
 from selectbench.suite.load import load_suite
 from selectbench.suite.sources import TextFiles
 
+MODEL, BPE = "{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", "{bpe: 512}"
 SHAPE = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
          "intermediate_size": 64}  # fmt: skip
 
@@ -158,7 +164,7 @@ def gave_up(trials, model, **more):
     assert isinstance(last, GaveUp), last
     assert last.kind == "crashed"
     assert "attention" not in last.detail
-    assert "copy or download" in last.detail
+    assert "copy or download" in last.detail or "hub id" in last.detail
     return last.detail
 
 
@@ -299,7 +305,27 @@ def test_a_hub_id_without_a_network(trials, home, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     detail = gave_up(on(trials, home), "selectbench/no-such-model")
     assert "model.pretrained: selectbench/no-such-model cannot be loaded" in detail
+    assert detail.endswith(f"({HUB})")
+    assert ".:" not in detail
     assert "\n" not in detail
+    assert HUB in outcome_text(Failed(kind="crashed", detail=detail))
+    at = write(tmp_path, changed((MODEL, "{pretrained: no/such}"), (BPE, "{bytes: true}")))
+    (told,) = [line for line in preview(Request(str(at)), print).notes if "model.pretrained" in line]
+    assert told == f"model.pretrained: no/such is not in the hub's cache: {HUB}"
+    with pytest.raises(UserError, match=r"model.pretrained: no/such cannot be loaded.*hf download ID"):
+        prepare_all(Request(str(at)), print)
+
+
+@pytest.mark.parametrize("key", ["config", "pretrained"])
+def test_a_family_that_transformers_does_not_know(folder, key, tmp_path):
+    content = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**content, "model_type": "lama"}))
+    text = changed((MODEL, f"{{{key}: {folder}}}"), (BPE, "{bytes: true}"))
+    (line,) = lines_of(write(tmp_path, text))
+    assert line.startswith(f"mine.yaml:2:{13 + len(key)}: job.model.{key}: transformers knows")
+    assert line.endswith("knows no model_type 'lama' (did you mean 'llama'?)")
+    elsewhere = text.replace("micro_batch_size: 8", f"micro_batch_size: 8\n  python: {sys.executable}")
+    assert lines_of(write(tmp_path, elsewhere)) == []
 
 
 def test_an_encoder_is_not_taken_for_a_model_of_the_next_token(tmp_path):
