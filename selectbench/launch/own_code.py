@@ -96,8 +96,11 @@ def _asked(
         except subprocess.TimeoutExpired:
             return f"own code was not checked: importing it ({names}) takes longer than {units.duration(seconds)}"
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            if sys.platform == "win32":
+                process.kill()
+            else:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     try:
         found: list[str | None] = json.loads(answer.read_text())

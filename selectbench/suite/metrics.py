@@ -435,8 +435,8 @@ def _senseless(metric: str, parts: tuple[str | None, ...], value: float, against
         return f"the factor on the {against}'s value must be above 0"
     if metric.endswith("_per_second") and not times and not unit and 0 < value < LEAST_BARE_SPEED:
         return f"{number} {metric}: write what it is a factor of, as in `{number}x {against}`, or the unit"
-    if metric == "final_perplexity" and not times and value < 2:
-        return f"did you mean `{number}x {against}`? (so low a perplexity is written as its logarithm, final_loss)"
+    if metric == "final_perplexity" and not times and value < 1.5:
+        return f"did you mean `{number}x {against}`? (a true bound so low is written on its logarithm, final_loss)"
     if metric.endswith("_bytes") and not times and not unit and value < LEAST_BARE_BYTES:
         return f"{number} bytes: write the unit, as in `{number} GiB`"
     return None

@@ -220,7 +220,7 @@ ONE_MISTAKE = {
     ),
     "a factor whose yardstick was forgotten": (
         changed(more="decide: {constraints: [final_perplexity <= 1.01]}\n"),
-        "mine.yaml:14:24: decide.constraints[0]: 'final_perplexity <= 1.01': did you mean `1.01x baseline`? (so low a perplexity is written as its logarithm, final_loss)",
+        "mine.yaml:14:24: decide.constraints[0]: 'final_perplexity <= 1.01': did you mean `1.01x baseline`? (a true bound so low is written on its logarithm, final_loss)",
     ),
     "a factor without its x": (
         changed(more="decide: {constraints: [final_perplexity <= 1.01 baseline]}\n"),
