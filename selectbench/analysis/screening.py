@@ -161,11 +161,15 @@ def _holds(constraint: Constraint, value: float, unit: float) -> bool:
 
 
 def _figure(record: Record, suite: Suite, metric: str) -> float | None:
-    """None: the trial failed, or the state of the GPUs spoils the figure."""
+    """None: the trial failed, or the state of the GPUs spoils the figure.
+
+    Those of a busy CPU count: two trials and the worse of the baseline's are to make up for its noise, and a
+    machine that is always busy would screen nothing.
+    """
     if not isinstance(record.outcome, Completed):
         return None
     state = state_of(record)
-    is_spoiled = state is not None and state.verdict in METRICS[metric].spoiled_by
+    is_spoiled = state is not None and state.verdict != "busy" and state.verdict in METRICS[metric].spoiled_by
     return None if is_spoiled else finite(FORMULAS[metric], observe(record, suite))
 
 
