@@ -369,7 +369,8 @@ def contents_of(models: Mapping[str, AnyModel]) -> dict[str, str]:
 
 def unfetched(models: Iterable[AnyModel]) -> list[PretrainedModel]:
     """Hub ids of which the hub's cache holds no configuration."""
-    return [m for m in dict.fromkeys(models) if isinstance(m, PretrainedModel) and _content(m) is None]
+    named = dict.fromkeys(model for model in models if isinstance(model, PretrainedModel))
+    return [model for model in named if _content(model) is None]
 
 
 def configuration_of(model: PretrainedModel) -> dict[str, Any] | None:
