@@ -528,6 +528,13 @@ def is_unclean(record: Record) -> bool:
     return state is not None and state.verdict in UNCLEAN
 
 
+def spoils(state: State | None, metric: str, *, counts_busy: bool) -> bool:
+    """Whether a trial in this state tells nothing of the metric; `counts_busy`: that of a busy CPU does."""
+    if state is None or (state.verdict == "busy" and counts_busy):
+        return False
+    return state.verdict in METRICS[metric].spoiled_by
+
+
 def _busy(m: Measurement) -> State | None:
     """The state of a trial's cores; None: they were its own, or nothing is known, or it trained on GPUs."""
     worked = m.cpu_seconds

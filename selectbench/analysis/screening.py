@@ -16,9 +16,9 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from selectbench import units
-from selectbench.analysis.metrics import FORMULAS, finite, observe, state_of
+from selectbench.analysis.metrics import FORMULAS, finite, observe, spoils, state_of
 from selectbench.analysis.result import ScreenBound, Screening, ScreenTrial
-from selectbench.record.record import Completed, Failed, Record
+from selectbench.record.record import Completed, Failed, Record, has_ended
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import COMPARE, METRICS, SCREENING, Constraint, parse_constraint
 from selectbench.suite.stages import screening_seeds, tuned_options
@@ -124,8 +124,7 @@ def _by_option(suite: Suite, records: Sequence[Record]) -> dict[str, list[Record
     names = {option.name for option in suite.options}
     own: dict[str, dict[int, Record]] = {}
     for record in last_attempts([record for record in records if record.phase == "screen"]).values():
-        interrupted = isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
-        if record.trial.option in names and not interrupted:  # of another micro-batch size, the later one
+        if record.trial.option in names and has_ended(record.outcome):  # of another micro-batch size, the later one
             own.setdefault(record.trial.option, {})[record.trial.seed] = record
     return {name: [tried[seed] for seed in sorted(tried)] for name, tried in own.items()}
 
@@ -168,8 +167,7 @@ def _figure(record: Record, suite: Suite, metric: str) -> float | None:
     """
     if not isinstance(record.outcome, Completed):
         return None
-    state = state_of(record)
-    is_spoiled = state is not None and state.verdict != "busy" and state.verdict in METRICS[metric].spoiled_by
+    is_spoiled = spoils(state_of(record), metric, counts_busy=True)
     return None if is_spoiled else finite(FORMULAS[metric], observe(record, suite))
 
 

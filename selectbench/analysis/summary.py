@@ -21,11 +21,12 @@ from selectbench.analysis.metrics import (
     memory_kind,
     observed,
     skipped_share,
+    spoils,
     state_of,
 )
 from selectbench.analysis.result import Screening
 from selectbench.analysis.screening import screenings
-from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record
+from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record, has_ended
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, names_of, parse_constraint
 from selectbench.suite.suite import Option, Suite
@@ -262,17 +263,12 @@ def summarise(
     return summaries, warnings
 
 
-def has_outcome(outcome: Completed | Failed) -> bool:
-    """Whether a trial is over: one that was interrupted runs again."""
-    return not (isinstance(outcome, Failed) and outcome.kind == "interrupted")
-
-
 def outcomes(summaries: Iterable[Summary]) -> tuple[int, int]:
     """Trials that have an outcome, of so many planned."""
     done, planned = 0, 0
     for summary in summaries:
         planned += 0 if summary.is_screened_out else len(summary.planned)
-        done += len(summary.completed) + sum(map(has_outcome, summary.failed.values()))
+        done += len(summary.completed) + sum(map(has_ended, summary.failed.values()))
     return done, planned
 
 
@@ -399,10 +395,7 @@ def _summary(
 
 
 def _is_spoiled(summary: Summary, seed: int, name: str) -> bool:
-    state = summary.states.get(seed)
-    if state is None or (state.verdict == "busy" and summary.counts_busy):
-        return False
-    return state.verdict in METRICS[name].spoiled_by
+    return spoils(summary.states.get(seed), name, counts_busy=summary.counts_busy)
 
 
 # What a reader must know before trusting the figures, the certificate apart.

@@ -10,7 +10,7 @@ from typing import Literal
 from selectbench.analysis.metrics import FORMULAS, finite, observe, peak_memory_bytes, tokens_per_second
 from selectbench.analysis.result import OwnBest, Search, Tried
 from selectbench.analysis.summary import mean, standard_deviation
-from selectbench.record.record import Completed, Failed, Measurement, Record
+from selectbench.record.record import Completed, Failed, Measurement, Record, has_ended
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.stages import (
@@ -80,8 +80,7 @@ def _attempts(suite: Suite, records: Sequence[Record], metric: str) -> Attempts:
     names = {option.name for option in suite.options}
     found: dict[str, dict[Key, Attempt]] = {}
     for record in records:
-        interrupted = isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted"
-        if record.phase != "tune" or record.trial.tunes not in names or interrupted:  # the last is run again
+        if record.phase != "tune" or record.trial.tunes not in names or not has_ended(record.outcome):
             continue
         completed = isinstance(record.outcome, Completed)
         value = finite(FORMULAS[metric], observe(record, suite)) if completed else None

@@ -22,7 +22,7 @@ from rich.text import Text
 from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.errors import UserError
-from selectbench.record.record import Completed, Failed
+from selectbench.record.record import Completed, Failed, has_ended
 from selectbench.record.run_folder import RECORDS_FILE
 from selectbench.record.wire import Evaluating, Phase, Progress
 from selectbench.report.document import labels
@@ -321,8 +321,8 @@ class Display:
         `server_start_seconds`: of the wall, what it waited for a trial server that others find ready.
         """
         running, self.running = self.running, None
-        if isinstance(outcome, Failed) and outcome.kind == "interrupted":
-            return  # it runs again when the run is resumed
+        if not has_ended(outcome):
+            return
         self.done += 1
         tally = self.tallies.setdefault(option, Tally())
         tally.done += 1

@@ -14,13 +14,13 @@ from selectbench.analysis.gate import Compared, Gate, ReadRun, compare, hold_gat
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.recommendation import BEST_FILES
 from selectbench.analysis.result import Ranking
-from selectbench.analysis.summary import counted, has_outcome
+from selectbench.analysis.summary import counted
 from selectbench.analysis.tuning import search, settled_by_records
 from selectbench.data.prepared import evaluable
 from selectbench.errors import ExitCode, UserError
 from selectbench.plan.plan import heldout_warnings, suite_warnings, unused_row_warnings, vocabulary_warnings
 from selectbench.record.environment import read_environment
-from selectbench.record.record import Completed, Record
+from selectbench.record.record import Completed, Record, has_ended
 from selectbench.record.run_folder import (
     BENCHMARK,
     ENVIRONMENT,
@@ -70,7 +70,7 @@ def _past_run(folder: Path) -> PastRun:
         suite, environment = plain_suite(folder), read_environment(folder / ENVIRONMENT)
         planned = planned_trials(folder, suite)
         records, _ = read_records(folder / RECORDS_FILE)
-        over = [one for one in counted(records) if has_outcome(one.outcome)]
+        over = [one for one in counted(records) if has_ended(one.outcome)]
         done = planned & {(one.trial.option, one.trial.seed) for one in over}
     except UserError as error:
         return PastRun(

@@ -60,6 +60,7 @@ from selectbench.record.run_folder import (
     last_attempts,
     newest_run,
     read_records,
+    runs_of,
     sweep_weights,
     weights_folder,
     writing,
@@ -152,7 +153,7 @@ def _newest(preparation: Preparation, results: Path, *, retry_failed: bool) -> P
     found = newest_run(results, suite, _fingerprint(preparation, suite))
     if found is not None or not (retry_failed and suite.code):
         return found
-    for folder in sorted((results / suite.name).glob("*Z-*"), reverse=True):
+    for folder in runs_of(results / suite.name):
         with contextlib.suppress(UserError):
             stored = load_suite(str(folder / SUITE), device="cpu", require_files=False)
             if not _differences(preparation, suite, folder, stored):

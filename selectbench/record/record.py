@@ -443,6 +443,11 @@ class Failed(Recorded, frozen=True, kw_only=True, tag_field="status", tag="faile
 Outcome = Completed | Failed
 
 
+def has_ended(outcome: Outcome) -> bool:
+    """Whether a trial is over: one that was interrupted runs again."""
+    return not (isinstance(outcome, Failed) and outcome.kind == "interrupted")
+
+
 class EvaluationPoint(Recorded, frozen=True, kw_only=True):
     """One evaluation on held-out text."""
 

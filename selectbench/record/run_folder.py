@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from selectbench.errors import UserError, did_you_mean
 from selectbench.machine import lock
-from selectbench.record.record import LOSSES, SCHEMA_VERSION, SETTINGS, SOFTWARE, Failed, Lines, Record
+from selectbench.record.record import LOSSES, SCHEMA_VERSION, SETTINGS, SOFTWARE, Lines, Record, has_ended
 from selectbench.suite.document import plain, read_document
 from selectbench.suite.suite import CONTROL, Suite
 from selectbench.text import suite_yaml, visible
@@ -148,7 +148,7 @@ def find_run(reference: str | Path, results: Path, suite: str | None = None, *, 
     name = Path(name).stem if name.endswith((".yaml", ".yml")) else name or suite or ""
     if not name:
         raise UserError(f"{reference}: the latest run of which suite? Write SUITE@{which}{_suites(results)}")
-    runs = _runs(results / name) or _runs(Path(name))
+    runs = runs_of(results / name) or runs_of(Path(name))
     if not runs:
         hint = did_you_mean(name, _with_runs(results)) or _suites(results)
         raise UserError(f"{reference}: {results} has no run of {name}{hint}")
@@ -177,7 +177,7 @@ def _was_extended(folder: Path) -> bool:
         return False
 
 
-def _runs(folder: Path) -> list[Path]:
+def runs_of(folder: Path) -> list[Path]:
     """Of a suite, the newest first."""
     return sorted((path.parent for path in folder.glob(f"*/{SUITE}")), reverse=True)
 
@@ -185,7 +185,7 @@ def _runs(folder: Path) -> list[Path]:
 def _not_a_run(folder: Path, results: Path) -> str:
     """Why a name without `@` means no run, and what would."""
     for place in (folder, results / folder):
-        if runs := _runs(place):
+        if runs := runs_of(place):
             few = ", ".join(str(run) for run in runs[:3]) + (" and more" if len(runs) > 3 else "")
             return f"these are all runs of a suite: write {place.name}@{LATEST}, or a folder: {few}"
     what = f"it has no {SUITE}" if folder.is_dir() else "there is no such folder"
@@ -229,8 +229,7 @@ def is_complete(folder: Path) -> bool:
         return False
     return planned <= {
         (record.trial.option, record.trial.seed) for record in last
-        if record.phase == "contest"
-        and not (isinstance(record.outcome, Failed) and record.outcome.kind == "interrupted")
+        if record.phase == "contest" and has_ended(record.outcome)
     }  # fmt: skip
 
 
