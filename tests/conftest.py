@@ -21,10 +21,16 @@ def pytest_runtest_teardown() -> Generator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def locks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Runs that tests start wait for no other run of this machine, and no other run for them."""
+    """Runs that fixtures of many tests start wait for no other run of this machine, and no other run for them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SELECTBENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
         yield
+
+
+@pytest.fixture(autouse=True)
+def own_locks(locks: None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What another test's run still holds while it ends is nothing to this test's."""
+    monkeypatch.setenv("SELECTBENCH_LOCKS", str(tmp_path_factory.mktemp("locks")))
 
 
 @pytest.fixture(scope="session")

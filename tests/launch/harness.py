@@ -76,9 +76,7 @@ class Workplace:
 
     def environment(self, **more: str) -> dict[str, str]:
         # One thread: on a machine that is busy with something else, threads of tiny steps wait for each other.
-        # Locks of its own: what another test's run still holds while it ends is nothing to this one.
-        locks = str(self.folder.parent / f"{self.folder.name}-locks")
-        return {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", "SELECTBENCH_LOCKS": locks, **more}
+        return {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
 
     def start(
         self, *arguments: str, ignores: Collection[signal.Signals] = (), **environment: str

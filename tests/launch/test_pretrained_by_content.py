@@ -131,5 +131,6 @@ def test_a_drawn_model_has_no_content(hub: Path, tmp_path: Path) -> None:
     suite = (tmp_path / "tiny.yaml").read_text().replace(f"{{pretrained: {NAME}}}", "{family: gpt2, n_embd: 24}")
     (tmp_path / "tiny.yaml").write_text(suite)
     drawn = prepare_all(Request(str(tmp_path / "tiny.yaml"), profile="cpu"), lambda line: None)
+    drawn.claim.release()
     assert "pretrained" not in drawn.environment
     assert not marks(preparation) & marks(drawn)
