@@ -352,7 +352,10 @@ def doctor(
     from selectbench.machine import inspect_machine
 
     if calibrate:
-        _calibrate(gpus)
+        from selectbench.launch.calibrate import calibrate as measured
+        from selectbench.report.terminal import calibration_table
+
+        _stdout().print(calibration_table(measured(gpus, _notify)))
         return
     if gpus is not None:
         raise UserError(f"--gpus {gpus}: only --calibrate takes GPUs; doctor looks at all that are visible")
@@ -361,13 +364,6 @@ def doctor(
     raise typer.Exit(
         ExitCode.USER_ERROR if any(finding.status == "broken" for finding in findings) else ExitCode.OK
     )
-
-
-def _calibrate(gpus: str | None) -> None:
-    from selectbench.launch.calibrate import calibrate
-    from selectbench.report.terminal import calibration_table
-
-    _stdout().print(calibration_table(calibrate(gpus, _notify)))
 
 
 @app.command()

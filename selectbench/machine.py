@@ -98,10 +98,6 @@ class Machine:
         """The installed version of a distribution, or None."""
         return self.packages.get(name) if self.packages is not None else installed_version(name)
 
-    def install_command(self, requirement: str, otherwise: str) -> str:
-        """What brings a package to the interpreter that trials run in; `otherwise`: to this one."""
-        return otherwise if self.python is None else pip_install(self.python, [requirement])
-
 
 @cache
 def installed_version(name: str) -> str | None:

@@ -191,8 +191,9 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
     metric = METRICS[suite.decide.objective]
     placed = [row for row in rows if row.rank is not None]
     proposed: list[int] = []
+    done, planned = outcomes(summaries.values())
     sentences = [
-        "" if contest.is_complete else _unfinished(*outcomes(summaries.values())),
+        "" if contest.is_complete else f"Incomplete, {done} of {planned} trials have an outcome; so far:",
         _verdict(contest, metric, rows, summaries, proposed),
         _beating_the_baseline(suite, metric, placed),
         _open(metric, placed, rows, proposed),
@@ -208,11 +209,6 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
     if not contest.is_complete:  # only a complete run is extended
         sentences.pop()
     return " ".join(sentence for sentence in sentences if sentence)
-
-
-def _unfinished(done: int, planned: int) -> str:
-    """What an interrupted run's answer begins with."""
-    return f"Incomplete, {done} of {planned} trials have an outcome; so far:"
 
 
 def _disturbed(contest: Contest, metric: Metric, summaries: Iterable[Summary]) -> str:

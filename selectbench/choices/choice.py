@@ -27,7 +27,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from selectbench.errors import UserError, did_you_mean
-from selectbench.machine import COMPILERS, INSTALL, Machine
+from selectbench.machine import COMPILERS, INSTALL, Machine, pip_install
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class Needs:
         from packaging.requirements import Requirement  # slow to import, and of no use to a report
 
         for text in self.packages:
-            requirement, install = Requirement(text), machine.install_command(text, self.install)
+            requirement = Requirement(text)
+            install = self.install if machine.python is None else pip_install(machine.python, [text])
             version = machine.package_version(requirement.name)
             if version is None:
                 return f"the package {requirement.name} is not installed: {install}"

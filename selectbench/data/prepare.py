@@ -126,7 +126,9 @@ def _work(
         return "a made-up source", [source.model_dump_json()], lambda key, folder: write_markov(source, key, folder)
     if data.kind == "tokens":
         files = [part for part in data.parts if isinstance(part, TokenFile)]
-        return files[0].tokens, _token_key(files), lambda key, folder: write_token_files(files, key, folder)
+        digest = files_sha256([path for one in files if (path := Path(one.tokens)).is_file()], "data.tokens")
+        parts = ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
+        return files[0].tokens, parts, lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
     if isinstance(tokenizer, PretrainedTokenizer):
         require("transformers")
@@ -142,11 +144,6 @@ def _keyed(corpus: Corpus, cleaning: Cleaning, notify: Notify) -> Corpus:
     if corpus.key is None:
         notify(f"reading {corpus.description}, to see whether it is prepared already")
     return keyed(corpus, Cleaner(cleaning).fault)
-
-
-def _token_key(files: Sequence[TokenFile]) -> list[str]:
-    digest = files_sha256([path for one in files if (path := Path(one.tokens)).is_file()], "data.tokens")
-    return ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
 
 
 def _tokenizer_key(tokenizer: AnyTokenizer) -> str:
@@ -348,11 +345,6 @@ def utf8_lengths(text: str) -> npt.NDArray[np.int64]:
     return np.concatenate([[0], np.cumsum(sizes)])
 
 
-def _source_and_target(document: str) -> Iterable[str]:
-    pair = pair_of(document)
-    return [pair.source, pair.target]
-
-
 @dataclass(frozen=True)
 class Shape:
     """How documents of a kind are split, cleaned and encoded."""
@@ -376,7 +368,9 @@ class Shape:
 SHAPES: dict[Kind, Shape] = {
     "text": Shape(LINES, str, False, lambda document: [document], whole),
     "chat": Shape(ANSWERS, str, True, lambda document: [document], conversation),
-    "pairs": Shape(TARGETS, source_of, True, _source_and_target, whole),
+    "pairs": Shape(
+        TARGETS, source_of, True, lambda document: [source_of(document), pair_of(document).target], whole
+    ),
 }
 
 

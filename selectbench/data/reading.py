@@ -565,7 +565,12 @@ class Cleaner:
         for text in documents:
             self.documents_in += 1
             for name, step in steps.items():
-                before, text = text, _by_message(text, step) if self.is_chat else step(text)
+                before = text
+                if self.is_chat:
+                    messages = [(role, step(content)) for role, content in json.loads(text)]
+                    text = json.dumps(messages, ensure_ascii=False)
+                else:
+                    text = step(text)
                 if text != before:
                     self.changed[name] = self.changed.get(name, 0) + 1
             said = _words(text) if self.is_chat else text
@@ -590,11 +595,6 @@ def _words(document: str) -> str:
     said = {role for role, content in messages if content.strip()}
     is_whole = "assistant" in said or {"source", "target"} <= said
     return "".join(content for _, content in messages) if is_whole else ""
-
-
-def _by_message(document: str, step: Change) -> str:
-    messages = [(role, step(content)) for role, content in json.loads(document)]
-    return json.dumps(messages, ensure_ascii=False)
 
 
 def _steps(spec: Cleaning) -> dict[str, Change]:

@@ -224,11 +224,10 @@ def source_of(document: str) -> str:
     return pair_of(document).source
 
 
-def _without(document: str, leaked: Callable[[str], bool]) -> str:
-    return "" if leaked(pair_of(document).target) else document
-
-
-TARGETS = Pieces(lambda document: [pair_of(document).target], _without)
+TARGETS = Pieces(
+    lambda document: [pair_of(document).target],
+    lambda document, leaked: "" if leaked(pair_of(document).target) else document,
+)
 """Of a pair the target may stand in training, under another source; then the pair is not scored."""
 
 

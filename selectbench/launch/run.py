@@ -235,15 +235,11 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
         asked = f"; asked for: {' and '.join(bounds)}" if stage.title == SCREENING else ""
         display.note(f"{stage.title}: {number}{more} trial{'s' if number > 1 else ''} before the contest{asked}")
     if stage.done and is_first:
-        what = _going_on(stage.preparation)
+        what = "resuming"
+        if stage.preparation.extended is not None:
+            look = look_of(stage.preparation.suite.looks)
+            what = f"for judgement {look}, at {100 * alpha_of(look):g}%, extending"
         display.note(f"{what} {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
-
-
-def _going_on(preparation: Preparation) -> str:
-    if preparation.extended is None:
-        return "resuming"
-    look = look_of(preparation.suite.looks)
-    return f"for judgement {look}, at {100 * alpha_of(look):g}%, extending"
 
 
 def exit_code(preparation: Preparation, folder: Path) -> ExitCode:

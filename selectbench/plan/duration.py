@@ -7,12 +7,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
+from selectbench.choices import Choices
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu
 from selectbench.machine import Machine, cpu_model, usable_cores
@@ -39,9 +42,9 @@ HALF_OVER_FP32 = 2.0
 """Tensor cores over the other ones at least, where the GPU's data sheet is not known."""
 FIRST_TENSOR_CORES = (7, 0)
 """Compute capability."""
-TRIAL_SECONDS = {"cpu": 0.2, "cuda": 3.0}
-"""What a trial costs beyond its steps and evaluations: on CUDA its context, the libraries' handles and the kernels,
-which are loaded when they are first used. The latter is a guess until a trial has been measured."""
+TRIAL_SECONDS = {"cpu": 1.0, "cuda": 3.0}
+"""What a trial costs beyond its steps and evaluations until one has been measured: on a CPU 0.1 to 2 s were seen;
+on CUDA a guess for its context, the libraries' handles and the kernels, which are loaded when first used."""
 COMPILE_SECONDS = 30.0
 """What torch.compile costs once per trial; seen with small models."""
 IMPORT_SECONDS = 7.0
@@ -104,7 +107,9 @@ class Estimate:
 
     seconds: dict[str, float]
     from_records: int
-    """Options whose figure comes from earlier trials; the others' are rough."""
+    """Options whose figure comes from earlier trials of theirs."""
+    paced: bool = False
+    """Whether the others' rough figures are brought to the pace of earlier trials."""
 
 
 def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
@@ -115,18 +120,18 @@ def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
         if record.trial.trial_id in ids:
             same.setdefault(record.trial.option, []).append(record.wall_seconds)
     seconds: dict[str, float] = {}
-    from_records = 0
+    from_records, pace = 0, _pace(history, machine)
     for planned in plan.options:
         if planned.unsupported:
             continue
         name = planned.option.name
         known = same.get(name) or _scaled_seconds(plan, planned, history)
         from_records += bool(known)
-        expected = fmean(known) if known else _rough_seconds(plan, planned, machine)
+        expected = fmean(known) if known else _rough_seconds(plan, planned, machine, pace)
         if expected is None:
             return None
         seconds[name] = expected + SETTLE_SECONDS[plan.suite.device]
-    return Estimate(seconds, from_records)
+    return Estimate(seconds, from_records, bool(pace.beside))
 
 
 @dataclass(frozen=True)
@@ -196,23 +201,62 @@ def _seconds_of(job: Job, record: Record, least_timed_seconds: float) -> float:
 
     Steps by their tokens, evaluations by the tokens that they score; what is neither stays as it was.
     """
-    assert isinstance(record.outcome, Completed)
-    before = record.outcome.measurement
-    steps, median = before.steps_applied + before.steps_skipped, before.step_time_median_seconds
-    if median is None:
-        per_token = before.training_seconds / max(1, steps * before.tokens_per_step)
-    else:
-        per_token = median / before.tokens_per_step
+    beside, per_token, per_scored_token = _shares(record)
     step = per_token * job.tokens_per_step
     untimed = max(0.0, least_timed_seconds - max(0.0, (job.max_steps - job.timing.warmup_steps) * step))
-    added = max(0, before.timed_steps - steps) * (median or 0.0)
-    beside = max(0.0, record.wall_seconds - before.training_seconds - before.evaluation_seconds - added)
+    # A token is taken to be scored as slowly as it is trained where none was scored.
+    evaluating = (per_token if per_scored_token is None else per_scored_token) * _scored_tokens(job)
+    assert isinstance(record.outcome, Completed)
+    compiling = record.outcome.measurement.compile_seconds or 0.0
+    return beside + compiling + job.max_steps * step + untimed + evaluating
+
+
+def _shares(record: Record) -> tuple[float, float, float | None]:
+    """Seconds of a trial beside its steps and evaluations, per trained token, and per scored one if any was."""
+    assert isinstance(record.outcome, Completed)
+    before = record.outcome.measurement
+    steps, step = before.steps_applied + before.steps_skipped, before.step_time_median_seconds
+    training, evaluating = before.training_seconds, before.evaluation_seconds
+    added = max(0, before.timed_steps - steps) * (step or 0.0)
     scored = (before.heldout_tokens or 0) * len(record.evaluation_curve)
-    if scored:
-        evaluating = before.evaluation_seconds * _scored_tokens(job) / scored
-    else:  # a token is taken to be scored as slowly as it is trained
-        evaluating = step * _scored_tokens(job) / job.tokens_per_step
-    return beside + (before.compile_seconds or 0.0) + job.max_steps * step + untimed + evaluating
+    return (
+        max(0.0, record.wall_seconds - training - evaluating - added),
+        (training / max(1, steps) if step is None else step) / before.tokens_per_step,
+        evaluating / scored if scored else None,
+    )
+
+
+@dataclass(frozen=True)
+class _Pace:
+    """How trials of a suite went here, the newest of each option."""
+
+    beside: list[float] = field(default_factory=list)
+    """Seconds beside their steps and evaluations."""
+    training: dict[MatmulDtype, list[float]] = field(default_factory=dict)
+    """How many times as long as told roughly, by what the products ran in."""
+    scoring: list[float] = field(default_factory=list)
+    """The same of evaluations."""
+
+    def slower(self, dtype: MatmulDtype) -> float:
+        """Of training whose products run in this dtype; where none of it was measured, of all."""
+        return median(self.training.get(dtype) or [*chain.from_iterable(self.training.values())] or [1.0])
+
+
+def _pace(history: History, machine: Machine) -> _Pace:
+    found = _Pace()
+    for record in {record.trial.option: record for record in history.trials}.values():
+        try:
+            settings = record.trial.every_setting()
+            choices = Choices.model_validate({k: v for k, v in settings.items() if k in Choices.model_fields})
+        except (UserError, ValidationError):  # of another version
+            continue
+        parameters = None if record.identity is None else record.identity.parameters
+        if parameters and (rough := _rough_shares(choices, parameters, choices.ranks(machine), machine)):
+            beside, per_token, per_scored_token = _shares(record)
+            found.beside.append(beside)
+            found.training.setdefault(matmul_dtype(choices), []).append(per_token / rough[0])
+            found.scoring.extend([] if per_scored_token is None else [per_scored_token / rough[1]])
+    return found
 
 
 def _scored_tokens(job: Job) -> int:
@@ -223,26 +267,35 @@ def _scored_tokens(job: Job) -> int:
     return job.eval.tokens * (1 + between + job.eval.at_start)
 
 
-def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine) -> float | None:
-    """6 FLOPs per parameter and training token (Kaplan et al. 2020, arXiv:2001.08361), 2 in fp32 per scored one."""
-    choices, device = planned.option.choices, plan.suite.device
-    compiled = choices.compile.mode is not None
-    rate = _training_flops_per_second(machine, matmul_dtype(choices), compiled=compiled)
-    scoring_rate = _training_flops_per_second(machine, "float32", compiled=False)
-    if rate is None or scoring_rate is None or planned.parameters is None:
+def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine, pace: _Pace) -> float | None:
+    """By the rates of matrix products, and the pace of earlier trials where there were such."""
+    choices, device, parameters = planned.option.choices, plan.suite.device, planned.parameters
+    rough = None if parameters is None else _rough_shares(choices, parameters, planned.world_size, machine)
+    if rough is None:
         return None
     job = plan.suite.job.of(choices)
-    # On a CPU the ranks share the cores.
-    ranks = planned.world_size if device == "cuda" else 1
-    step = 6.0 * planned.parameters * job.tokens_per_step / rate / ranks
+    step = rough[0] * job.tokens_per_step * pace.slower(matmul_dtype(choices))
     timed = max(0.0, (job.max_steps - job.timing.warmup_steps) * step)
     return (
-        TRIAL_SECONDS[device]
-        + (COMPILE_SECONDS if compiled else 0.0)
+        median(pace.beside or [TRIAL_SECONDS[device]])
+        + (COMPILE_SECONDS if choices.compile.mode is not None else 0.0)
         + job.max_steps * step
         + max(0.0, job.timing.least_seconds(device) - timed)
-        + 2.0 * planned.parameters * _scored_tokens(job) / scoring_rate / ranks
+        + rough[1] * _scored_tokens(job) * median(pace.scoring or [1.0])
     )
+
+
+def _rough_shares(choices: Choices, parameters: int, ranks: int, machine: Machine) -> tuple[float, float] | None:
+    """Seconds per trained and per scored token: 6 and 2 FLOPs per parameter (Kaplan et al., arXiv:2001.08361).
+
+    Evaluation is in fp32. None: nothing tells this machine's rates.
+    """
+    rate = _training_flops_per_second(machine, matmul_dtype(choices), compiled=choices.compile.mode is not None)
+    scoring_rate = _training_flops_per_second(machine, "float32", compiled=False)
+    if rate is None or scoring_rate is None:
+        return None
+    shared = max(1, ranks) if machine.device == "cuda" else 1  # on a CPU the ranks share the cores
+    return 6.0 * parameters / rate / shared, 2.0 * parameters / scoring_rate / shared
 
 
 def _training_flops_per_second(machine: Machine, dtype: MatmulDtype, *, compiled: bool) -> float | None:
@@ -273,12 +326,16 @@ def _matmul_rate(gpu: Gpu, dtype: MatmulDtype) -> float | None:
 
 
 @cache
-def _matmul_flops_per_second(size: int = 512, probe_seconds: float = 0.1) -> float:
-    """The best of a tenth of a second: whatever else runs can only make it slower."""
-    matrix = np.ones((size, size), dtype=np.float32)
-    fastest, end = float("inf"), time.perf_counter() + probe_seconds
+def _matmul_flops_per_second(sizes: Sequence[int] = (128, 512), probe_seconds: float = 0.1) -> float:
+    """The best of a tenth of a second: whatever else runs can only make it slower.
+
+    On busy cores large products wait for their slowest thread at every panel, ten times as long as small ones.
+    """
+    matrices = [np.ones((size, size), dtype=np.float32) for size in sizes]
+    fastest, end = 0.0, time.perf_counter() + probe_seconds
     while time.perf_counter() < end:
-        start = time.perf_counter()
-        matrix @ matrix
-        fastest = min(fastest, time.perf_counter() - start)
-    return 2.0 * size**3 / fastest
+        for matrix in matrices:
+            start = time.perf_counter()
+            matrix @ matrix
+            fastest = max(fastest, 2.0 * len(matrix) ** 3 / (time.perf_counter() - start))
+    return fastest

@@ -429,7 +429,11 @@ def _states(choices: Choices, layout: Layout, ranks: int, *, accumulates: bool) 
     """What stays from micro-batch to micro-batch, and what the strategy gathers."""
     rank = getattr(choices.adaptation, "r", None)
     if rank is None:
-        return _of_trained(choices, layout.parameters, ranks) + _gathered(choices, layout, ranks, accumulates)
+        two_blocks = max(2 * stack.parameters / stack.blocks for stack in layout.stacks)
+        outside = layout.parameters - sum(stack.parameters for stack in layout.stacks)
+        rest = *_weight_bytes(choices), choices.precision.working_dtype is not None, ranks, accumulates
+        gathered = float(choices.strategy.gathered_bytes(Weights(layout.parameters, outside + two_blocks, *rest)))
+        return _of_trained(choices, layout.parameters, ranks) + gathered
     additions = rank * sum(stack.blocks * (a + b) for stack in layout.stacks for a, b in stack.matrices)
     linear = sum(stack.parameters for stack in layout.stacks)
     element = FOUR_BITS if choices.adaptation.name == "qlora" else BYTES["float32"]
@@ -447,13 +451,3 @@ def _of_trained(choices: Choices, parameters: int, ranks: int) -> float:
     # Gradients are accumulated in the dtype of what is updated, though half as large in the backward pass.
     updated, used = _weight_bytes(choices)
     return found.parameters + found.gradients * updated / used + (0.0 if offloaded else found.optimizer_state)
-
-
-def _gathered(choices: Choices, layout: Layout, ranks: int, accumulates: bool) -> float:
-    two_blocks = max(2 * stack.parameters / stack.blocks for stack in layout.stacks)
-    outside = layout.parameters - sum(stack.parameters for stack in layout.stacks)
-    has_copy = choices.precision.working_dtype is not None
-    weights = Weights(
-        layout.parameters, outside + two_blocks, *_weight_bytes(choices), has_copy, ranks, accumulates
-    )
-    return float(choices.strategy.gathered_bytes(weights))

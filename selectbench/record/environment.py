@@ -228,7 +228,14 @@ def collect_environment(
         threads=_set_variables(THREAD_VARIABLES) | machine.short_wait(os.environ, device),
         switches=_set_variables(SWITCH_VARIABLES),
         libraries={name: machine.installed_version(name) for name in machine.LIBRARIES},
-        interpreters={option: _interpreter(path) for option, path in (interpreters or {}).items()},
+        interpreters={
+            option: InterpreterFacts(
+                python=(facts := machine.inspect_interpreter(path)).python,
+                libraries={name: facts.packages.get(name) for name in machine.LIBRARIES},
+                torch_cuda_version=facts.torch_cuda_version,
+            )
+            for option, path in (interpreters or {}).items()
+        },
         git_revision=revision,
         git_dirty=dirty,
     )
@@ -274,15 +281,6 @@ def _imported(path: Path) -> set[str]:
     for module, names, whole in _IMPORT.findall(_FOR_TYPES.sub("", path.read_text(encoding="utf-8"))):
         modules |= {whole} if whole else {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
     return modules
-
-
-def _interpreter(path: str) -> InterpreterFacts:
-    facts = machine.inspect_interpreter(path)
-    return InterpreterFacts(
-        python=facts.python,
-        libraries={name: facts.packages.get(name) for name in machine.LIBRARIES},
-        torch_cuda_version=facts.torch_cuda_version,
-    )
 
 
 def _set_variables(names: tuple[str, ...]) -> dict[str, str]:

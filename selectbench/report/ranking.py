@@ -111,7 +111,10 @@ def _on_page(ranking: Ranking) -> list[_Made]:
         (Column("option", names_row=True), lambda row: Stack(short[one_line(row.option)], _differs(ranking, row))),
         objective,
         _ratio_column(ranking, "against the baseline", ranking.objective),
-        (Column("state"), lambda row: Stack(state(row), _dominated(row, short))),
+        (
+            Column("state"),
+            lambda row: Stack(state(row), f"dominated {_dominators(row, short)}" if row.dominated_by else ""),
+        ),
         *others,
         *_scaling_columns(ranking),
         *(seconds if is_told else ()),
@@ -208,11 +211,6 @@ def page_names(ranking: Ranking) -> Labels:
     return labels([row.option for row in ranking.rows], _NAME_ROOM, _NAME_MOST)
 
 
-def _dominated(row: Row, short: Mapping[str, str]) -> str:
-    told = _dominators(row, short)
-    return f"dominated {told}" if told else ""
-
-
 def _dominators(row: Row, short: Mapping[str, str] | None = None) -> str:
     """Of four: `by a`, or `by the figures by b` where it is not shown that b is worse in nothing."""
     parts: dict[str, list[str]] = {}
@@ -292,6 +290,7 @@ def besides_note(ranking: Ranking) -> list[str]:
 def table_notes(ranking: Ranking) -> list[Text]:
     """What the table's figures mean."""
     objective = METRICS[ranking.objective]
+    level = f"{units.confidence(ranking.family.alpha)} " if ranking.family else ""
     lines: list[Text] = [
         f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint.",
         *(f"{note}." for note in ties_note(ranking)),
@@ -299,7 +298,7 @@ def table_notes(ranking: Ranking) -> list[Text]:
         ("Figures are geometric means over the completed seeds, ± one standard deviation between seeds. "
         f"{LESS_IS_BETTER}: less is better."),
         ("A ratio to the baseline is the geometric mean of the ratios within the seeds that both completed, with "
-        f"its {_level(ranking)}interval. The intervals of {objective.name} and of what a constraint limits hold "
+        f"its {level}interval. The intervals of {objective.name} and of what a constraint limits hold "
         f"together; any other is for its ratio alone and supports no claim. {units.NOT_MEASURABLE.capitalize()}: "
         f"the interval contains 1 and its ends differ by more than {units.WIDEST:g}x."),
     ]  # fmt: skip
@@ -330,10 +329,6 @@ def _better_note(ranking: Ranking) -> list[Text]:
     )
     means = f"Better means shown to differ from the baseline, with a measured difference above {matters}"
     return [f"{means}; the true difference may be smaller. {more}."]
-
-
-def _level(ranking: Ranking) -> str:
-    return f"{units.confidence(ranking.family.alpha)} " if ranking.family else ""
 
 
 def ties_note(ranking: Ranking) -> list[str]:

@@ -494,7 +494,10 @@ def _same_job(ranking: Ranking) -> Section:
 
 def _failures(ranking: Ranking) -> Iterator[Section]:
     """Rows that fail constraints, then every failed trial with its detail."""
-    barred = [[row.option, why] for row in ranking.rows for why in _why_not(row)]
+    barred: list[list[str]] = []
+    for row in ranking.rows:
+        undecided = [f"undecided: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "undecided"]
+        barred += [[row.option, why] for why in (*row.constraint_failures, *undecided)]
     if barred:
         not_eligible = table("Rows that may not be ranked", ("option", "why"), (), barred)
         yield Section("not-eligible", "Not eligible", [not_eligible])
@@ -516,12 +519,6 @@ def _failures(ranking: Ranking) -> Iterator[Section]:
 def _log(detail: str, most_lines: int = 0) -> str:
     """The end of it, of all its lines where not given, each of a bounded width."""
     return "\n".join(line[:_DETAIL_WIDTH] for line in detail.strip().splitlines()[-most_lines:])
-
-
-def _why_not(row: Row) -> list[str]:
-    """Constraints that it fails, and those that are undecided."""
-    undecided = [f"undecided: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "undecided"]
-    return [*row.constraint_failures, *undecided]
 
 
 def _options(suite: Suite) -> list[Block]:

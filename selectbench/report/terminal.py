@@ -15,7 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from selectbench import units
-from selectbench.analysis.gate import Change, Check, Compared, Gate
+from selectbench.analysis.gate import Change, Compared, Gate
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.tuning import EXTENSIONS
 from selectbench.plan.duration import Estimate, StageCost
@@ -332,7 +332,8 @@ def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost
     if estimate is None or seconds is None:
         yield f"{head}; the first round will show how long they take"
         return
-    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else "a rough estimate"
+    source = f"a rough estimate{', at the pace of earlier trials' if estimate.paced else ''}"
+    source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else source
     yield f"{_cost(head, seconds, usd)} in all ({source})"
 
 
@@ -570,11 +571,7 @@ def _verdict_line(gate: Gate) -> str:
 
 def _checks(gate: Gate) -> Table:
     """The worst first."""
-
-    def badness(check: Check) -> int:
-        return [*_GATE_KINDS].index(check.verdict)
-
-    checks = sorted(gate.checks, key=badness)
+    checks = sorted(gate.checks, key=lambda check: [*_GATE_KINDS].index(check.verdict))
     short = labels(list({check.option: None for check in checks}), 60).by_name
     rows = ([short[one_line(c.option)], one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
     every = table("Every check", ("option", "limit", "verdict", "found"), (), rows)

@@ -346,11 +346,8 @@ _MODEL_PATHS: dict[str, PathKind] = {"config": "file", "pretrained": "folder or 
 
 def with_absolute_paths(document: Node, folder: Path) -> Node:
     """The document with every path of it absolute, but the interpreters of rows; `folder`: the suite's."""
-
-    def job_with_paths(job: Node) -> Node:
-        return with_model_paths(_within(job, "data", partial(_with_source_paths, folder=folder)), folder)
-
-    document = _within(document, "job", job_with_paths)
+    sources = partial(_with_source_paths, folder=folder)
+    document = _within(document, "job", lambda job: with_model_paths(_within(job, "data", sources), folder))
     document = _within(document, "code", partial(_each, change=partial(_absolute, folder=folder)))
     # Compared with rows, whose interpreters are absolute by then; an axis keeps its labels as written.
     return _within(document, "exclude", partial(_each, change=partial(with_interpreter, folder=folder)))

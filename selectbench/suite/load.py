@@ -115,12 +115,6 @@ def apply_axes(document: Node, axes: Iterable[str], problems: Problems) -> Node:
     return document
 
 
-def apply_seeds(document: Node, seeds: str | None, problems: Problems) -> Node:
-    """The document with the seeds of `0,1` in place of its own."""
-    node = None if seeds is None else parse_value(f"[{seeds}]", f"--seeds {seeds}", "seeds", problems)
-    return document if node is None else document.with_entries(seeds=node)
-
-
 # The suites that come with selectbench, and where a suite is found by path or name.
 
 
@@ -323,8 +317,10 @@ def _prepared(top: Node, profile: str | None, path: Path, asked: _CommandLine, p
         if "profiles" in over.mapping:
             problems.at(over.mapping["profiles"], "a profile has no profiles of its own")
         document = merge_document(document, over.without("profiles") if over.mapping else replace(over, value={}))
-    document = apply_settings(document, asked.settings, problems)
-    document = apply_seeds(apply_axes(document, asked.axes, problems), asked.seeds, problems)
+    document = apply_axes(apply_settings(document, asked.settings, problems), asked.axes, problems)
+    if asked.seeds is not None:
+        seeds = parse_value(f"[{asked.seeds}]", f"--seeds {asked.seeds}", "seeds", problems)
+        document = document if seeds is None else document.with_entries(seeds=seeds)
     # A key without a value (`axes:`) is one that is not given.
     document = document.without(*(key for key, node in document.mapping.items() if node.value is None))
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "suite"

@@ -88,19 +88,15 @@ def with_values(choices: Choices, values: Values) -> Choices | None:
 def first_values(tune: Tune, axes: Sequence[Axis]) -> list[Values]:
     """Of one setting a grid, of several a sequence that fills their box evenly."""
     if len(axes) > 1:
-        return _sequence(axes, tune.first_trials, tune.seed)
+        from scipy.stats import qmc  # half a second that most suites need not pay
+
+        # A scrambled Sobol sequence (Sobol 1967; Owen 1998), as scipy draws it.
+        sampler = qmc.Sobol(len(axes), scramble=True, seed=tune.seed)
+        points = sampler.random_base2(math.ceil(math.log2(tune.first_trials)))[: tune.first_trials]
+        return [{a.path: a.at(float(s)) for a, s in zip(axes, point, strict=True)} for point in points]
     (only,) = axes
     n = tune.first_trials if len(tune.parameters) == 1 else tune.trials or DEFAULT_N
     return [{only.path: only.at(i / (n - 1))} for i in range(n)]
-
-
-def _sequence(axes: Sequence[Axis], trials: int, seed: int) -> list[Values]:
-    """A scrambled Sobol sequence (Sobol 1967; Owen 1998), as scipy draws it."""
-    from scipy.stats import qmc  # half a second that most suites need not pay
-
-    sampler = qmc.Sobol(len(axes), scramble=True, seed=seed)
-    points = sampler.random_base2(math.ceil(math.log2(trials)))[:trials]
-    return [{a.path: a.at(float(s)) for a, s in zip(axes, point, strict=True)} for point in points]
 
 
 def beyond(axis: Axis, tried: Sequence[float], *, upwards: bool) -> float:

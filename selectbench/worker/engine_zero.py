@@ -41,11 +41,7 @@ def take_free_memory_from_cuda() -> None:
     """
     accelerator = get_accelerator()
     if accelerator.device_name() == "cuda":
-        accelerator.available_memory = _free_bytes
-
-
-def _free_bytes(device_index: int | None = None) -> int:
-    return torch.cuda.mem_get_info(device_index)[0]
+        accelerator.available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
 
 
 for _loaded_late in ("stage3", "muon.muon_optimizer"):
