@@ -74,11 +74,8 @@ class Asked:
             verdict = "holds" if self._holds(self.test.difference.estimate) else "fails"
             return _said(self.text, verdict, f"{shown}, far from the bound")
         if judged is None:
-            why = (
-                "one seed, which shows no spread"
-                if self.test.difference.seeds == 1
-                else "every seed, maybe by chance"
-            )
+            is_one = self.test.difference.seeds == 1
+            why = "one seed, which shows no spread" if is_one else "every seed, maybe by chance"
             return _said(self.text, "undecided", f"{shown} with {why}")
         if judged.rejected or judged.is_exact or self.is_far:
             verdict = "holds" if self._holds(judged.estimate) else "fails"
@@ -360,18 +357,14 @@ class Contest:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
         decision, settling = self.decision(judged), None
         matters = math.log1p(self.suite.threshold(self.suite.decide.objective))
-        if (
-            decision == "undecided"
-            and judged is not None
-            and units.is_measurable(ratio_of(judged.low), ratio_of(judged.high))
-        ):
+        low, high = (ratio_of(judged.low), ratio_of(judged.high)) if judged else (None, None)
+        if decision == "undecided" and judged and units.is_measurable(low, high):
             estimate = abs(difference.estimate)
             # It must be told from none at all, or from the threshold.
             distance = estimate if estimate > matters else matters - estimate
             settling = self._settling(self.suite.decide.objective, difference, distance, tests)
         return Comparison(
-            against=against, ratio=ratio_of(difference.estimate),
-            low=ratio_of(judged.low) if judged else None, high=ratio_of(judged.high) if judged else None,
+            against=against, ratio=ratio_of(difference.estimate), low=low, high=high,
             p=judged.p if judged else None, p_adjusted=judged.p_adjusted if judged else None,
             decision=decision, spread=difference.spread, degrees_of_freedom=difference.degrees_of_freedom,
             seeds=difference.seeds, settling=settling,
@@ -416,20 +409,13 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     }
     means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
     known = [value for value in means if value is not None]
-    screened_out = sum(summary.is_screened_out for summary in summaries)
     done, planned = outcomes(summaries)
-    expected = math.fsum(known) if known else None
-    flattered = frozenset(s.name for s in summaries if s.flattered(suite.decide.objective))
     contest = Contest(
-        suite,
-        baseline,
-        blocks,
-        done == planned,
-        expected,
-        screened_out=screened_out,
-        flattered=flattered,
+        suite, baseline, blocks, done == planned, math.fsum(known) if known else None,
+        screened_out=sum(summary.is_screened_out for summary in summaries),
+        flattered=frozenset(s.name for s in summaries if s.flattered(suite.decide.objective)),
         is_busy=any(s.counts_busy and s.busy for s in summaries),
-    )
+    )  # fmt: skip
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:
         _declare(contest, summary, tests)

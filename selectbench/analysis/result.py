@@ -63,8 +63,8 @@ class Comparison(Shown):
     """`better` or `worse`: p_adjusted is at most alpha, and the measured difference is above the metric's
     threshold; `no_difference`: the whole interval lies within the threshold; else `undecided`."""
     spread: Spread
-    """Whose: `pooled` over all options, `moderated` between that and the pair's own, `own` of this pair, `none`:
-    all seeds show the very same difference, so that the threshold alone decides; `unknown`: one seed."""
+    """Whose: `pooled` over all options, `moderated` between that and its own, `own` of this pair, `none`: all
+    seeds show the very same difference, so that the threshold alone decides; `unknown`: one seed."""
     degrees_of_freedom: Number | None
     """Of the spread; None where there is none."""
     seeds: int

@@ -6,20 +6,19 @@ Values are compared as logarithms, so that a difference is a ratio and a spread 
 log(value) = option + seed + chance; chance is what two-way residuals show. Where the options' spreads agree, the
 variance is pooled over them, which is what makes few seeds enough; where they do not, each pair falls back on the
 spread of its own differences (the blocked counterpart of Welch's test). Options that are noisier than the others
-beyond doubt (F tests at 0.001, shared among the options, up to half of them together) are no part of the pool, so
-that they do not widen the others' intervals; their own pairs have their own spread. So do those of an option with
-half the seeds of the others or fewer, or with two where others have more: whether its spread is theirs can't be
-seen. Between pooled and own the weights follow the moderated t of Smyth 2004, "Linear models and empirical Bayes
+beyond doubt (F tests at 0.001, shared among the options, up to half of them together) are no part of the pool, nor
+those with half the seeds of the others or fewer, or with two where others have more: their pairs have their own
+spread. One that only seems to be noisier (F tests at 0.5, shared) widens the pool, and its pairs have Welch's test,
+with its own variance and half the pool's: a noisy baseline is part of every pair, so the pool alone is too narrow.
+Between pooled and own the weights follow the moderated t of Smyth 2004, "Linear models and empirical Bayes
 methods", doi:10.2202/1544-6115.1027, section 6: the prior degrees of freedom are estimated from how much more the
-options' log variances differ than chance makes them. With few options that estimate says little, so the variance of
-the log variances is taken larger by two of its standard errors, a share of sqrt(2 / (options - 1)) each. What that
-leaves, with options of equal speed whose spreads differ up to five times: a false "better" in 1 to 4 % of simulated
-runs, and any false claim in 4 to 7 % with five seeds, in 2 to 8 % with three, most where the baseline is the noisy
-one (tests/analysis/test_simulations.py). The variance that a pair's own is mixed with is the pooled one, to which
-the noisiest contribute most: a pair that shows a thousandth of another's spread still has wide intervals beside it.
-Smyth's own prior variance, a geometric mean, would narrow them by a third, and raise the false "better" of three
-seeds to 5.5 to 6 % (400 simulated runs each), above what is promised. Correlation between an option's seeds beyond
-the block is left out.
+options' log variances differ than chance makes them. With few options that estimate says little, so the variance
+of the log variances is taken larger by two of its standard errors, a share of sqrt(2 / (options - 1)) each. What a
+pair's own is mixed with is the pooled variance: Smyth's, a geometric mean, would narrow intervals by a third, and
+raise the false "better" of three seeds to 5.5 to 6 %. What is left, of five equal options whose spreads differ up
+to five times: a false "better" in at most 3 % of simulated runs, and any false claim in at most 6 % with three
+seeds and 5 % with five (tests/analysis/test_simulations.py). Correlation between an option's seeds beyond the
+block is left out.
 
 Between two runs an option's change is the mean over seeds of log(value in the run / value in the reference with the
 same seed): the seed's initial weights and data order drop out. What a run did to all options of a round (a warm
@@ -51,6 +50,8 @@ _CAUTION = 2.0
 """Standard errors by which spreads are taken to differ more than they seem to."""
 _BEYOND_DOUBT = 0.001
 """Probability, shared among the options, of leaving one out of the pool though it is as noisy as the others."""
+_SEEMS = 0.5
+"""The same of giving an option of the pool its own variance in its pairs."""
 _SINGULAR = 1e-10
 """Of the largest singular value: a smaller one is rounding."""
 _FAINTEST = 1e-12
@@ -107,8 +108,8 @@ class Differences:
     seeds: Integers
     pooled: Bools
     """Where the pooled variance had a part in it."""
-    is_moderated: bool
-    """Whether the pooled variance was mixed with a pair's own."""
+    moderated: Bools
+    """Where it was mixed with a pair's or an option's own."""
 
     def one(self, place: int) -> Difference | None:
         """The difference at this place; None where no seed has both values."""
@@ -120,18 +121,20 @@ class Differences:
             return Difference(estimate, None, None, seeds, "unknown")
         if error == 0:
             return Difference(estimate, 0.0, None, seeds, "none")
-        shared: Spread = "moderated" if self.is_moderated else "pooled"
+        shared: Spread = "moderated" if self.moderated[place] else "pooled"
         spread = shared if self.pooled[place] else "own"
         return Difference(estimate, error, float(self.degrees_of_freedom[place]), seeds, spread)
 
 
 def differences_over_seeds(
-    gaps: Floats, pooled: Bools, pool: PooledVariance | None, may_be_exact: Bools | bool = True
-) -> Differences:
+    gaps: Floats, pooled: Bools, pool: PooledVariance | None, may_be_exact: Bools | bool = True,
+    apart: Floats | None = None,
+) -> Differences:  # fmt: skip
     """The rule of variance. `gaps`: logarithms, (differences, seeds), NaN where a seed has none.
 
     `pooled`: (differences,), which of them the pooled variance speaks for. `may_be_exact`: (differences,), where
-    equal gaps mean that chance has no part in them; elsewhere they are a coincidence of coarse values.
+    equal gaps mean that chance has no part in them; elsewhere they are a coincidence of coarse values. `apart`:
+    (2, differences), of the pooled ones the variances of both options where they are not the pool's, else NaN.
     """
     present = ~np.isnan(gaps)
     seeds = present.sum(axis=1)
@@ -140,12 +143,19 @@ def differences_over_seeds(
         estimates = values.sum(axis=1) / seeds
         own = (np.where(present, gaps - estimates[:, None], 0.0) ** 2).sum(axis=1) / (seeds - 1)
         variances, free = _moderated(own, seeds - 1.0, pool)
+        moderated = np.full(len(gaps), pool is not None and not math.isinf(pool.prior_degrees_of_freedom))
+        if pool is not None and apart is not None and (known := ~np.isnan(apart)).any():
+            # Welch's test: each option's own variance where it is known, else half the pool's.
+            both = np.where(known, apart, pool.variance / 2)
+            parts = both**2 / np.where(known, seeds - 1.0, pool.degrees_of_freedom)
+            at, total = known.any(axis=0), both.sum(axis=0)
+            moderated |= at
+            variances, free = np.where(at, total, variances), np.where(at, total**2 / parts.sum(axis=0), free)
         errors = np.sqrt(np.where(pooled, variances, own) / seeds)
     widest = np.where(present, gaps, -np.inf).max(axis=1, initial=-np.inf)
     narrowest = np.where(present, gaps, np.inf).min(axis=1, initial=np.inf)
     no_spread = np.where(may_be_exact, 0.0, np.where(pooled & (errors > 0), errors, np.nan))
     errors = np.where(widest - narrowest <= _EQUAL, no_spread, errors)
-    moderated = pool is not None and not math.isinf(pool.prior_degrees_of_freedom)
     return Differences(
         estimates, np.where(seeds < 2, np.nan, errors), np.where(pooled, free, seeds - 1.0), seeds,
         pooled & (pool is not None), moderated,
@@ -175,6 +185,8 @@ class Blocks:
     """(options,): whose spreads are pooled; none where fewer than three would be."""
     pool: PooledVariance | None
     """None where no residual is left."""
+    apart: Floats
+    """(options,): own variance of a pooled option that seems to be noisier than the others; NaN of the others."""
     witness: Floats | None = None
     """(options, seeds), for coarse values: where it is equal too, equal values are no coincidence; else None."""
     _places: dict[str, int] = field(default_factory=dict)
@@ -193,7 +205,8 @@ class Blocks:
         gaps, exact = self.logs[first] - self.logs[second], True
         if self.witness is not None:
             exact = (self.witness[first] == self.witness[second]).all(axis=1)
-        return differences_over_seeds(gaps, self.members[first] & self.members[second], self.pool, exact)
+        pooled = self.members[first] & self.members[second]
+        return differences_over_seeds(gaps, pooled, self.pool, exact, self.apart[[first, second]])
 
     def difference(self, option: str, against: str) -> Difference | None:
         """Of `option` over `against`; None where no seed has both."""
@@ -211,19 +224,22 @@ def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
     `losses`, by option and seed, for coarse values such as scores of a few sentences: only options whose losses are
     equal, too, have equal scores for another reason than chance.
     """
-    names = list(values)
+    names, seeds = list(values), sorted(set[int]().union(*values.values()))
+    nobody, apart = np.zeros(len(names), bool), np.full(len(names), np.nan)
+    if not seeds:
+        return Blocks(names, seeds, np.empty((len(names), 0)), nobody, None, apart)
     witness = None
     if losses is not None:
-        seeds = sorted(set[int]().union(*values.values()))
-        rows = [[losses[name].get(seed, math.nan) for seed in seeds] for name in names]
-        witness = np.array(rows).reshape(len(names), len(seeds))
+        witness = _table({name: {seed: losses[name].get(seed, math.nan) for seed in seeds} for name in names})
     known = {name: _logs(own) for name, own in values.items()}
     logs, of_logs = _table(known), sorted(set[int]().union(*known.values()))
     members, residuals, free = agreeing(logs)
     if free < 1:
-        return Blocks(names, of_logs, logs, np.zeros(len(names), bool), None, witness)
-    variance = float(np.nansum(residuals**2)) / free
-    return Blocks(names, of_logs, logs, members, PooledVariance(2 * variance, free, prior_of(residuals)), witness)
+        return Blocks(names, of_logs, logs, nobody, None, apart, witness)
+    own, p = _spreads(residuals, free)
+    apart[members] = np.where(p < _SEEMS / len(p), own, np.nan)
+    pool = PooledVariance(2 * float(np.nansum(residuals**2)) / free, free, prior_of(residuals))
+    return Blocks(names, of_logs, logs, members, pool, apart, witness)
 
 
 STANDS_OUT = 0.01
@@ -296,30 +312,27 @@ def agreeing(logs: Floats) -> tuple[Bools, Floats, int]:
     members: Bools = (seeds > 0) & (2 * seeds > most) & (seeds >= min(3, most))
     remaining, count = members.copy(), int(members.sum())
     for _ in range(count // 2 if count >= 3 else 0):
-        noisiest, p = _noisiest(*residuals_of(logs[remaining]))
-        if noisiest is None:
-            break
-        remaining[np.flatnonzero(remaining)[noisiest]] = False
-        if p < _BEYOND_DOUBT / count:
+        _, p = _spreads(*residuals_of(logs[remaining]))
+        remaining[np.flatnonzero(remaining)[p.argmin()]] = False
+        if p.min() < _BEYOND_DOUBT / count:
             members = remaining.copy()
     if members.sum() < 3:
         return np.zeros(len(logs), bool), np.empty((0, logs.shape[1])), 0
     return members, *residuals_of(logs[members])
 
 
-def _noisiest(residuals: Floats, free: int) -> tuple[int | None, float]:
-    """The option whose spread around the others is the least likely to be theirs, with the p of its F test."""
+def _spreads(residuals: Floats, free: int) -> tuple[Floats, Floats]:
+    """Each option's variance around the others, and p of the F test whether it is above theirs; 1: unknown."""
     from scipy import special
 
     squares, own = _around_the_others(residuals)
     total, known = float(np.nansum(residuals**2)), (own >= 1) & (free - own >= 1)
-    if not known.any() or total <= 0:
-        return None, 1.0
-    rest = np.maximum(total - squares[known], total * _FAINTEST)
-    ratios = squares[known] / own[known] / (rest / (free - own[known]))
-    p = special.fdtrc(own[known], free - own[known], ratios)
-    place = int(p.argmin())
-    return int(np.flatnonzero(known)[place]), float(p[place])
+    p = np.ones(len(own))
+    if total > 0:
+        rest = np.maximum(total - squares[known], total * _FAINTEST)
+        ratios = squares[known] / own[known] / (rest / (free - own[known]))
+        p[known] = special.fdtrc(own[known], free - own[known], ratios)
+    return squares / np.maximum(own, 1), p
 
 
 def residuals_of(logs: Floats) -> tuple[Floats, int]:
@@ -447,9 +460,7 @@ def _two_samples(run: Mapping[int, float], reference: Mapping[int, float], is_co
     if seeds < 2:
         return Difference(estimate, None, None, seeds, "unknown")
     first, second = float(ours.var(ddof=1)) / len(ours), float(theirs.var(ddof=1)) / len(theirs)
-    if first + second <= _EQUAL**2 and is_coarse:
-        return Difference(estimate, None, None, seeds, "unknown")
     if first + second <= _EQUAL**2:
-        return Difference(estimate, 0.0, None, seeds, "none")
+        return Difference(estimate, None if is_coarse else 0.0, None, seeds, "unknown" if is_coarse else "none")
     free = (first + second) ** 2 / (first**2 / (len(ours) - 1) + second**2 / (len(theirs) - 1))
     return Difference(estimate, math.sqrt(first + second), free, seeds, "own")

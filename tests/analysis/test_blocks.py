@@ -100,6 +100,25 @@ def test_a_noisy_option_leans_on_its_own_spread() -> None:
     assert (noisy.standard_error or 0) > 0.02
 
 
+@pytest.mark.parametrize("noisy", ["o0", "o3"])
+def test_an_option_that_seems_noisier_has_its_own_variance_in_its_pairs(noisy: str) -> None:
+    values, draw = table(4, 6, 5, spread=0.01), np.random.default_rng(6)
+    values[noisy] = {s: v * float(np.exp(draw.normal(0, 0.015))) for s, v in values[noisy].items()}
+    blocks = make_blocks(values)
+    assert blocks.members.all()
+    assert blocks.pool
+    found, others = blocks.difference("o3", "o0"), blocks.difference("o2", "o1")
+    assert found
+    assert others
+    logs = {name: np.log(list(own.values())) for name, own in values.items()}
+    rest = np.mean([log for name, log in logs.items() if name != noisy], axis=0)
+    own, half = np.var(logs[noisy] - rest, ddof=1) * 5 / 6, blocks.pool.variance / 2
+    assert found.standard_error == pytest.approx(math.sqrt((own + half) / 5))
+    free = (own + half) ** 2 / (own**2 / 4 + half**2 / blocks.pool.degrees_of_freedom)
+    assert (found.degrees_of_freedom, found.spread) == (pytest.approx(free), "moderated")
+    assert (others.standard_error or 0) < (found.standard_error or 0)
+
+
 def test_a_missing_value_breaks_its_pairs_and_no_others() -> None:
     values = table(5, 3, 5)
     whole = make_blocks(values).difference("o2", "o0")

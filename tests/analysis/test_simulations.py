@@ -62,13 +62,14 @@ def known(row: np.ndarray) -> dict[int, float]:
     return {seed: value for seed, value in enumerate(row.tolist()) if not math.isnan(value)}
 
 
-def judged(suite: Suite, speeds: np.ndarray) -> Run:
+def judged(suite: Suite, speeds: np.ndarray, *, proposes: bool = False) -> Run:
+    """`proposes`: whether the seeds are foretold that would settle what is open, which takes half of the time."""
     summaries = []
     for option, row in zip(suite.options, speeds, strict=True):
         values = {name: {} for name in METRICS} | {"tokens_per_second": known(row)}
         summaries.append(Summary(option, suite.seeds, values=values, spoiled={name: {} for name in METRICS}))
     contest = hold_contest(suite, summaries, dict.fromkeys(NAMES, True))
-    contest.is_complete = True
+    contest.is_complete = proposes
     ranks = ranks_of(contest, NAMES)
     pairs = {name: contest.against_baseline(name) for name in NAMES[1:]}
     return Run(pairs, {name: ranks.rank(name) for name in ranks.ranked})
@@ -169,8 +170,9 @@ def test_unequal_spreads_do_not_make_options_better(spreads: list[float], seeds:
     better = sum(any(decision == "better" for _, decision in claims(run)) for run in runs) / RUNS
     either = sum(bool(claims(run)) for run in runs) / RUNS
     print(told("false better", better), told("false claims", either), sep="\n")
-    assert better <= 0.05
-    assert either <= (0.08 if seeds == 5 else 0.1)  # of either kind; above 0.05 where the baseline is the noisy one
+    assert better <= 0.04 + 2 * error(better)
+    # Of 20,000 runs 4.8 % with five seeds and 5.9 % with three, +- 0.2: the most where the baseline is noisy.
+    assert either <= (0.05 if seeds == 5 else 0.06) + 2 * error(either)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -191,7 +193,8 @@ def test_the_seeds_that_are_proposed_settle_most_open_questions(effect: float, l
     for _ in range(runs):
         rounds, chance = draw.normal(0, 0.02, 3 + most), draw.normal(0, 0.01, (len(NAMES), 3 + most))
         speeds = np.exp(math.log(1000) + np.array(effects)[:, None] + rounds + chance)
-        found = judged(suites.setdefault(3, suite_of(3, 0.01)), speeds[:, :3]).against_baseline["d"]
+        three = judged(suites.setdefault(3, suite_of(3, 0.01)), speeds[:, :3], proposes=True)
+        found = three.against_baseline["d"]
         if found.decision != "undecided" or found.settling is None or found.settling.seeds > most:
             continue
         seeds = 3 + found.settling.seeds
