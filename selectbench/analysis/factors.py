@@ -86,8 +86,8 @@ def _differing(options: Sequence[Option]) -> list[tuple[str, dict[str, str]]]:
     """Dimensions by their word, and settings of those whose word is the same in all."""
     settings = {option.name: option.choices.model_dump(mode="json") for option in options}
     found: list[tuple[str, dict[str, str]]] = []
-    for dimension in next(iter(settings.values()), {}):
-        values = {name: chosen[dimension] for name, chosen in settings.items()}
+    for dimension in dict.fromkeys(key for chosen in settings.values() for key in chosen if key != "may_change"):
+        values = {name: chosen.get(dimension) for name, chosen in settings.items()}
         words = {name: _word(value) for name, value in values.items()}
         if len(set(words.values())) > 1:
             found.append((dimension, words))
@@ -108,8 +108,7 @@ def _word(value: Any) -> str:
         return str(value)
     if named := value.get("name") or value.get("family"):
         return str(named)
-    key, selected = next(iter(value.items()))
-    return key if selected is True else f"{key} {selected}"
+    return " ".join(key if selected is True else f"{key} {selected}" for key, selected in value.items())
 
 
 def _is_grid(options: Sequence[Option], factors: Sequence[Factor]) -> bool:

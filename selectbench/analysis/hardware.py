@@ -23,6 +23,7 @@ from selectbench.analysis.metrics import (
 )
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
 from selectbench.analysis.summary import Summary, centre, mean
+from selectbench.choices import Choices
 from selectbench.plan.memory import expected
 from selectbench.plan.peaks import matmul_dtype
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
@@ -53,7 +54,8 @@ def _identities(summary: Summary) -> list[Identity]:
 
 def rank_notes(summary: Summary) -> list[str]:
     """What a reader of this row must not conclude from it."""
-    shards = summary.option.choices.strategy.sharded()
+    choices = summary.option.choices
+    shards = isinstance(choices, Choices) and choices.strategy.sharded()
     alone = [ONE_RANK] if shards and world_size(summary) == 1 else []
     managed = max((m.managed_state_bytes or 0 for m in summary.measurements.values()), default=0)
     return [*alone, *([MANAGED.format(units.size(managed))] if managed else [])]
@@ -72,7 +74,9 @@ def memory_by_rank(summary: Summary) -> MemoryByRank | None:
         return None
     identity = next(iter(_identities(summary)), None)
     choices = summary.option.choices
-    states = expected(choices, identity.parameters, identity.world_size) if identity else None
+    states = None
+    if isinstance(choices, Choices) and identity is not None:
+        states = expected(choices, identity.parameters, identity.world_size)
     alike = len({len(ranks) for ranks in seeds}) == 1
     return MemoryByRank(
         peak_bytes_by_rank=[_known_mean(map(_peak, rank)) for rank in zip(*seeds, strict=True)] if alike else [],

@@ -20,12 +20,15 @@ from selectbench.analysis.watched import (
     left_unseen,
     not_as_asked,
     of_the_text,
+    other_rows,
     saw_its_tokens,
     software_of,
 )
+from selectbench.choices import Choices
 from selectbench.choices.choice import is_own
 from selectbench.choices.model import Gpt2, Llama, OwnModel
 from selectbench.record.record import Identity
+from selectbench.suite.command import CommandChoices
 from selectbench.suite.job import LrSchedule, distinct_rates, shape_sha256, shares
 from selectbench.suite.suite import Option, Suite
 
@@ -96,8 +99,8 @@ fp32 by 2e-5 in the loss and 2.2e-3 in the norm at most (kept runs); the rest is
 
 HIDDEN_IF_NONE = frozenset({
     "initial_weights_sha256", "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256",
-    "gradient_dtype", "working_dtype", "compute_dtype", "optimizer_state_dtype", "attention", "sdpa_backends",
-    "optimizer", "first_step_gradient_norm", "dropout", "loss",
+    "first_step_loss", "gradient_dtype", "working_dtype", "compute_dtype", "optimizer_state_dtype", "attention",
+    "sdpa_backends", "optimizer", "first_step_gradient_norm", "dropout", "loss",
 })  # fmt: skip
 """Fields whose None says that the trial could not see them; in the others None is a value like any."""
 _MAY_HIDE = tuple(sorted(HIDDEN_IF_NONE))
@@ -144,6 +147,10 @@ LEFT_TO_AN_OWN_LOOP = (
 
 def may_change(option: Option, other: Option) -> frozenset[str]:
     """Identity fields that the choices in which two options differ may legitimately change."""
+    if isinstance(option.choices, CommandChoices) and isinstance(other.choices, CommandChoices):
+        numbers = [fields for name, fields in _FOLLOWS.items()
+                   if getattr(option.choices, name, None) != getattr(other.choices, name, None)]  # fmt: skip
+        return frozenset(option.choices.may_change).union(other.choices.may_change, *numbers)
     ours, theirs = option.choices.each(), other.choices.each()
     changed = [choice for name in ours if ours[name] != theirs[name] for choice in (ours[name], theirs[name])]
     numbers = [
@@ -206,7 +213,13 @@ def asked_for(suite: Suite, option: Option, ranks: int, *, shapes_differ: bool) 
 
     `shapes_differ`: whether some option may have another shape of the learning rate, which that excuses.
     """
-    job, choices = suite.job.of(option.choices), option.choices
+    if (command := suite.command) is not None:
+        steps_made = {} if command.stop == "natural_end" else {"steps_requested": command.stops_after}
+        return {
+            "world_size": ranks if option.choices.world_size == "auto" else option.choices.world_size,
+            **steps_made,
+        }
+    job, choices = suite.job_of(option), option.built
     asked: dict[str, Any] = {"tokens_per_step": job.tokens_per_step, "steps_requested": job.max_steps}
     for choice in choices.each().values():
         asked |= choice.asks_for()
@@ -254,6 +267,8 @@ class _Findings:
     not_verified: set[str] = field(default_factory=set)
     unrecorded: list[int] = field(default_factory=list)
     references: dict[str, None] = field(default_factory=dict)
+    conventions: dict[str, str] = field(default_factory=dict)
+    not_seen: dict[str, str] = field(default_factory=dict)
     seeds: int = 0
 
     def violate(self, name: str, seed: int, **values: Any) -> None:
@@ -263,7 +278,11 @@ class _Findings:
 
     def certificate(self) -> Certificate:
         unseen = [name for name in FIELDS if name in self.not_verified and name not in self.violations]
-        reasons = [MASKS if name == "dropout" and MASKS in self.not_verified else name for name in unseen]
+        reasons = [
+            MASKS if name == "dropout" and MASKS in self.not_verified
+            else f"{name}: {self.not_seen[name]}" if name in self.not_seen else name
+            for name in unseen
+        ]  # fmt: skip
         missing = ", ".join(map(str, self.unrecorded))
         return Certificate(
             comparable=not self.violations if self.violations or len(self.unrecorded) < self.seeds else None,
@@ -276,8 +295,10 @@ class _Findings:
                 *reasons,
                 *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
                 *sorted(entry for entry in self.not_verified if entry.startswith(("own ", UNTRIED))),
+                *(f"{name}: {why}" for name, why in self.not_seen.items() if name not in FIELDS),
                 *([f"identity: none recorded for seed {missing}"] if missing else []),
             ],
+            conventions=self.conventions,
         )
 
 
@@ -285,7 +306,7 @@ def certify(suite: Suite, summaries: Sequence[Summary], baseline: Summary) -> di
     """Every option's certificate by its name, against the baseline or the first that has one of the seed."""
     findings = {summary.name: _Findings(seeds=len(summary.completed)) for summary in summaries}
     options = {summary.name: summary.option for summary in (baseline, *summaries)}
-    every = [option.choices for option in suite.options]
+    every = [option.choices for option in suite.options if isinstance(option.choices, Choices)]
     shapes_differ = any(o.optimizer.sets_schedule or o.global_batch_size is not None for o in every)
 
     @cache
@@ -354,12 +375,16 @@ def _look_at_trials(
     ordered = [baseline, *(summary for summary in summaries if summary.name != baseline.name)]
     trials = [(s, seed, record) for s in ordered for seed, record in s.completed.items()]
     changed = changed_files([record for *_, record in trials])
-    steps = {summary.name: suite.job.of(summary.option.choices).tokens_per_step for summary in ordered}
+    steps = {s.name: None if suite.command else suite.job_of(s.option).tokens_per_step for s in ordered}
     for place, (summary, seed, record) in enumerate(trials):
         into = found[summary.name]
         into.not_verified |= left_unseen(record, is_causal=suite.job.task == "causal_lm")
+        if (script := record.script) is not None:
+            into.conventions |= script.conventions
+            into.not_seen |= script.not_seen
+            into.not_verified |= script.not_seen.keys()
         violate = partial(into.violate, seed=seed, baseline=None, against=suite.baseline)
-        for name, asked, did in [*not_as_asked(record), *changed.get(place, ())]:
+        for name, asked, did in [*not_as_asked(record), *other_rows(suite, record), *changed.get(place, ())]:
             violate(name, asked=asked, option=did)
         if contradiction := "; ".join(contradictions(record, steps[summary.name])):
             violate("record", option=contradiction)
@@ -368,7 +393,8 @@ def _look_at_trials(
     for summary, seed, record in trials:
         text, of = bytes(record.software), summary.option.choices.python
         software[text] = software.get(text) or software_of(record)
-        groups.setdefault(summary.option.choices.tokenizer, []).append((summary, seed, of_the_text(record)))
+        tokenizer = None if suite.command else summary.option.built.tokenizer
+        groups.setdefault(tokenizer, []).append((summary, seed, of_the_text(record)))
         groups.setdefault(("python", of), []).append((summary, seed, software[text]))
     for group in groups.values():
         for name in dict.fromkeys(name for *_, values in group for name in values):

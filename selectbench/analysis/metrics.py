@@ -9,7 +9,7 @@ from operator import attrgetter
 from typing import Literal, NamedTuple, TypeVar
 
 from selectbench import units
-from selectbench.choices import Choices
+from selectbench.choices import AnyChoices, Choices
 from selectbench.choices.choice import is_own
 from selectbench.plan.peaks import matmul_dtype, peak_flops_per_second
 from selectbench.record.record import (
@@ -51,7 +51,8 @@ def finite_of_each(formula: Callable[[T], float | None], trials: Mapping[int, T]
 
 def tokens_per_second(m: Measurement) -> float | None:
     """timed_steps x tokens_per_step / timed_seconds: tokens trained per second by the whole job."""
-    return m.timed_steps * m.tokens_per_step / m.timed_seconds if m.timed_steps else None
+    tokens = m.timed_steps * m.tokens_per_step if m.timed_tokens is None else m.timed_tokens
+    return tokens / m.timed_seconds if m.timed_steps else None
 
 
 def peak_memory_bytes(m: Measurement) -> float | None:
@@ -131,7 +132,7 @@ class Observed(NamedTuple):
 
     measurement: Measurement
     meters: Meters | None
-    choices: Choices
+    choices: AnyChoices
     """The option's."""
     device: Literal["cpu", "cuda"]
     world_size: int | None
@@ -156,7 +157,7 @@ def observe(record: Record, suite: Suite) -> Observed:
     return observed(record, record.outcome.measurement, choices, suite)
 
 
-def observed(record: Record, measurement: Measurement, choices: Choices, suite: Suite) -> Observed:
+def observed(record: Record, measurement: Measurement, choices: AnyChoices, suite: Suite) -> Observed:
     """The same where the measurement and the option's choices are at hand."""
     ranks = record.identity.world_size if record.identity else None
     return Observed(measurement, record.meters, choices, suite.device, ranks, suite.cost)
@@ -388,7 +389,8 @@ def flops_per_token(o: Observed, share: UtilizationName) -> float | None:
     if shape is None:
         return None
     if share == "hfu":
-        return hardware_flops_per_token(shape, o.choices.activation_checkpointing.enabled)
+        again = isinstance(o.choices, Choices) and o.choices.activation_checkpointing.enabled
+        return hardware_flops_per_token(shape, again)
     return model_flops_per_token(shape)
 
 
@@ -421,6 +423,8 @@ def utilization(o: Observed, share: UtilizationName) -> Utilization:
 
 def _utilization_unknown(o: Observed, share: UtilizationName) -> str | None:
     """Why the work or the rate is not known, or None where both are."""
+    if not isinstance(o.choices, Choices):
+        return "what a command computes is not counted"
     if is_own(o.choices.framework.name):
         return "what an own training loop computes is not seen"
     if o.measurement.architecture is None:

@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 from selectbench.analysis.metrics import MemoryKind, Method, UtilizationName, Verdict
 from selectbench.plan.peaks import MatmulDtype
@@ -502,6 +509,12 @@ class Certificate(Shown):
     """By field; any takes the row out of the ranking."""
     not_verified: list[str]
     """Identity fields that a trial could not see, or `field: reason`; never assumed to be equal."""
+    conventions: dict[str, str] = Field(default_factory=dict)
+    """By field that is verified under a convention: which one. Left out where there is none."""
+
+    @model_serializer(mode="wrap")
+    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value or key != "conventions"}
 
 
 class MemoryByRank(Shown):

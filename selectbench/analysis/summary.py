@@ -274,8 +274,8 @@ def outcomes(summaries: Iterable[Summary]) -> tuple[int, int]:
 
 def other_tokens(suite: Suite, option: Option) -> bool:
     """Whether a token is another thing to the option than to the baseline."""
-    baseline = suite.option(suite.baseline).choices
-    return suite.job.of(option.choices).tokenizer != suite.job.of(baseline).tokenizer
+    baseline = suite.option(suite.baseline)
+    return suite.command is None and suite.job_of(option).tokenizer != suite.job_of(baseline).tokenizer
 
 
 def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:

@@ -26,7 +26,7 @@ from selectbench.suite.stages import (
     tuning_job,
     with_values,
 )
-from selectbench.suite.suite import MICRO_BATCH_SIZE, Option, Suite, Tune, Values
+from selectbench.suite.suite import MICRO_BATCH_SIZE, AnyJob, Option, Suite, Tune, Values
 
 # What tuning and the search for the fastest found: pure functions on the records of trials before the contest.
 #
@@ -111,7 +111,7 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
         too_large = [
             a.values[MICRO_BATCH_SIZE] for a in own.values() if a.failed is not None and a.failed.kind == "oom"
         ]
-        sizes = sizes_to_try(suite.best_of, suite.job.of(option.choices), ranks[option.name])
+        sizes = sizes_to_try(suite.best_of, suite.job_of(option), ranks[option.name])
         found[option.name] = [{MICRO_BATCH_SIZE: s} for s in sizes if not too_large or s <= min(too_large)]
     return found
 
@@ -270,7 +270,7 @@ def _sized(suite: Suite, option: Option, attempts: Attempts) -> OwnBest:
     if chosen is not None and chosen is own[-1]:  # the largest: one twice as large would cut the step too
         ranks = chosen.record.identity.world_size if chosen.record.identity else 1
         twice = 2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks
-        edges = {} if suite.job.of(option.choices).global_batch_size % twice else {MICRO_BATCH_SIZE: "high"}
+        edges = {} if suite.job_of(option).global_batch_size % twice else {MICRO_BATCH_SIZE: "high"}
     return _own_best(option, "tokens_per_second", own, chosen, speed_job(suite), edges=edges)
 
 
@@ -284,22 +284,33 @@ def _tuned(suite: Suite, tune: Tune, option: Option, attempts: Attempts) -> OwnB
         option, tune.metric, own, best(tune, own), tuning_job(suite),
         extensions=max(0, len(own) - tune.first_trials), edges=_edges(tune, axes, own, option),
         together=len(tune.parameters) > 1, flat_low=low, flat_high=high, flat_is_open=is_open,
-        source=option.choices.optimizer.lr_range_source if from_class else None,
+        source=option.built.optimizer.lr_range_source if from_class else None,
     )  # fmt: skip
 
 
+def _tokens(record: Record) -> int:
+    """That a script's trial trained on."""
+    if not isinstance(record.outcome, Completed):
+        return 0
+    m = record.outcome.measurement
+    return m.tokens_per_step * (m.steps_applied + m.steps_skipped)
+
+
 def _own_best(
-    option: Option, metric: str, own: list[Attempt], chosen: Attempt | None, job: Job, *, extensions: int = 0,
+    option: Option, metric: str, own: list[Attempt], chosen: Attempt | None, job: AnyJob, *, extensions: int = 0,
     edges: dict[str, Literal["low", "high"]], together: bool = False, flat_low: float | None = None,
     flat_high: float | None = None, flat_is_open: bool = False, source: str | None = None,
 ) -> OwnBest:  # fmt: skip
     """`own`: what was tried, in the order of the values; `job`: that of the stage."""
-    does = job.of(option.choices)
+    tokens = sum(_tokens(attempt.record) for attempt in own)
+    if isinstance(job, Job):
+        does = job.of(option.built)
+        tokens = len(own) * does.max_steps * does.tokens_per_step
     return OwnBest(
         option=option.name, metric=metric, tried=[_tried(attempt, chosen) for attempt in own],
         chosen=chosen.values if chosen else None, extensions=extensions, edges=edges, together=together,
         flat_low=flat_low, flat_high=flat_high, flat_is_open=flat_is_open, source=source, trials=len(own),
-        tokens=len(own) * does.max_steps * does.tokens_per_step,
+        tokens=tokens,
         wall_seconds=math.fsum(attempt.record.wall_seconds for attempt in own),
     )  # fmt: skip
 

@@ -92,6 +92,16 @@ def _other_clock(seen: Watched, record: Record) -> Iterator[Found]:
         yield ("clock", f"{record.wall_seconds:.4g} s by the bench's clock", f"{own:.4g} s by the trial's")
 
 
+def other_rows(suite: Suite, record: Record) -> list[Found]:
+    """Steps of a script on another number of rows than its suite says."""
+    asked = suite.command.global_batch_size if suite.command else None
+    rows = record.script.rows_per_step if record.script else []
+    if asked is None or not rows or set(rows) == {asked}:
+        return []
+    found = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
+    return [("global_batch_size", f"{asked:,} rows in every step", f"{found} rows")]
+
+
 def _some(names: Sequence[str], most: int = 3) -> str:
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
@@ -141,14 +151,17 @@ def changed_files(records: Sequence[Record]) -> Mapping[int, list[Found]]:
 # A record's parts held against each other, and what no seed and no option may change.
 
 
-def contradictions(record: Record, tokens_per_step: int) -> Iterator[str]:
-    """Of a completed trial, what its own record tells in two ways; `tokens_per_step`: the job's."""
+def contradictions(record: Record, tokens_per_step: int | None) -> Iterator[str]:
+    """Of a completed trial, what its own record tells in two ways.
+
+    `tokens_per_step`: the job's; None: of a script, whose steps may differ in them.
+    """
     assert isinstance(record.outcome, Completed)
     m, of_trial, curve = record.outcome.measurement, record.identity, record.evaluation_curve
     end, start = (curve[-1], curve[0]) if curve else (None, None)
-    twice: list[tuple[str, float | None, str, float | None]] = [
-        ("tokens_per_step", m.tokens_per_step, "the job's", tokens_per_step)
-    ]
+    twice: list[tuple[str, float | None, str, float | None]] = []
+    if tokens_per_step is not None:
+        twice.append(("tokens_per_step", m.tokens_per_step, "the job's", tokens_per_step))
     if of_trial is not None:
         made = of_trial.steps_requested
         twice += [
@@ -160,7 +173,8 @@ def contradictions(record: Record, tokens_per_step: int) -> Iterator[str]:
     if start is not None and end is not None:
         twice += [("final_loss", m.final_loss, "its curve's end", end.loss)]
         twice += [("initial_loss", m.initial_loss, "its curve's start", start.loss)] if start.step == 0 else []
-        twice += [("tokens", p.tokens, f"of {p.step} steps", p.step * m.tokens_per_step) for p in curve]
+        if tokens_per_step is not None:
+            twice += [("tokens", p.tokens, f"of {p.step} steps", p.step * m.tokens_per_step) for p in curve]
     for what, told, beside, other in twice:
         if told != other:
             yield f"{what} {told}, {beside} {other}"
@@ -188,7 +202,7 @@ def plausibility_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[st
     doubt = f"its final loss is below {FAR_BELOW_XZ:g} of what xz makes of the held-out text: memorised or leaked?"
     lines = []
     for summary in (summary for summary in summaries if found[summary.name]):
-        may_know = isinstance(suite.job.of(summary.option.choices).model, PretrainedModel)
+        may_know = suite.command is not None or isinstance(suite.job_of(summary.option).model, PretrainedModel)
         loud, why = ("", "Large pretrained models may know it") if may_know else ("ALARM: ", "It began at random")
         lines.append(f"{summary.name}: {loud}{doubt} {why} ({seeds_words(found[summary.name])})")
     return lines
@@ -200,7 +214,9 @@ def learnt_nothing(suite: Suite, summary: Summary) -> dict[int, float]:
     That is the smaller of two: the loss of even odds for every token of the vocabulary, and that of the first step
     of a model that began at random. The share is of what there is to learn, where the source's own loss is known.
     """
-    job = suite.job.of(summary.option.choices)
+    if suite.command is not None:
+        return {}
+    job = suite.job_of(summary.option)
     entries = job.tokenizer.most_entries if job.tokenizer is not None else job.data.vocabulary
     found = {}
     for seed, record in summary.completed.items():
@@ -208,7 +224,7 @@ def learnt_nothing(suite: Suite, summary: Summary) -> dict[int, float]:
         m, identity = record.outcome.measurement, record.identity
         known = [math.log(entries)] if entries is not None else []
         if identity is not None and identity.loss == "cross_entropy" and not isinstance(job.model, PretrainedModel):
-            known.append(m.first_loss)
+            known += [m.first_loss] if m.first_loss is not None else []
         if m.final_loss is None or not known:
             continue
         untrained, floor = min(known), m.source_loss or 0.0

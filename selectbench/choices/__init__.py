@@ -3,7 +3,7 @@
 To add a choice, write its class in the module of its dimension and name it in that module's tuple.
 """
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
@@ -28,7 +28,23 @@ _SWITCH = BeforeValidator(lambda value: ("full" if value else "off") if isinstan
 """`true` and `false` as words for on and off."""
 
 
-class Choices(BaseModel):
+class AnyChoices(BaseModel):
+    """What makes an option, whatever the job is."""
+
+    if TYPE_CHECKING:  # fields, each at its place among its class's own
+        world_size: int | Literal["auto"]
+        python: str | None
+
+    def each(self) -> dict[str, Choice]:
+        """The chosen value of every dimension that is a class of the registry."""
+        return {}
+
+    def ranks(self, machine: Machine) -> int:
+        """The number of ranks; `auto` is one for each GPU that the run has taken, which are the idle ones."""
+        return machine.device_count if self.world_size == "auto" else self.world_size
+
+
+class Choices(AnyChoices):
     """One value for every dimension: what makes an option."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -70,10 +86,6 @@ class Choices(BaseModel):
         """The chosen value of every dimension that is a class of the registry."""
         values: dict[str, Any] = {name: getattr(self, name) for name in REGISTRY}
         return values
-
-    def ranks(self, machine: Machine) -> int:
-        """The number of ranks; `auto` is one for each GPU that the run has taken, which are the idle ones."""
-        return machine.device_count if self.world_size == "auto" else self.world_size
 
     def unsupported_reason(
         self, machine: Machine, *, micro_batches: int = 1, task: str = "causal_lm", data: str = "text"

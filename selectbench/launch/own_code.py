@@ -63,7 +63,9 @@ def check_own_code(suite: Suite, machine: Machine, *, seconds: float = CHECK_SEC
 
 def _calls(suite: Suite, option: Option) -> Iterator[OwnCall]:
     """What trials of the option call; documents are read before, in the preparation of the data."""
-    job = suite.job.of(option.choices)
+    if suite.command is not None:
+        return
+    job = suite.job_of(option)
     if isinstance(job.model, OwnModel):
         yield job.model.call
     yield from (call for choice in option.choices.each().values() if (call := choice.call) is not None)

@@ -30,6 +30,7 @@ from selectbench.data.prepared import Look, Prepared, cache_root, check_enough, 
 from selectbench.data.reading import dataset_commit, download_bytes, fetched
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
 from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
+from selectbench.launch.command import command_facts
 from selectbench.launch.gpus import Claim, Notify, candidates, claim_cores, claim_gpus, idle_now
 from selectbench.launch.own_code import check_own_code
 from selectbench.launch.trial import server_environment
@@ -98,7 +99,8 @@ class Planned:
     def of(self, suite: Suite) -> Self:
         """What another suite comes to here: a stage's, of candidates, or one with fewer rounds."""
         prepared = self.prepared and {o.name: self.prepared[o.tunes or o.name] for o in suite.options}
-        plan = make_plan(suite, self.machine, prepared, code_sha256())
+        facts = None if suite.command is None else command_facts(suite)
+        plan = make_plan(suite, self.machine, prepared, code_sha256(), facts)
         return replace(self, prepared=prepared, plan=plan)
 
 
@@ -158,7 +160,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         suite, extended = with_more_seeds(
             suite, find_run(request.extend, request.results, suite.name, to_extend=True)
         )
-    if not machine.trains:
+    if not machine.trains and suite.command is None:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
     for line in check_own_code(suite, machine):
         notify(line)
@@ -166,23 +168,29 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         claim = Claim()
         if suite.device == "cpu":  # before the data: to prepare them takes all cores, too
             claim = undo.enter_context(claim_cores(wait=request.wait, notify=notify))
-        with way_without_network(request):
-            prepared = prepare_data(suite, notify)
-            for model in unfetched(suite.job.of(option.choices).model for option in suite.options):
-                fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
+        prepared: dict[str, Prepared] = {}
+        facts = None if suite.command is None else command_facts(suite)
+        if suite.command is None:
+            with way_without_network(request):
+                prepared = prepare_data(suite, notify)
+                for model in unfetched(suite.job_of(option).model for option in suite.options):
+                    fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
         if suite.device == "cuda":
             need = gpu_need(settled_for(suite, machine, prepared), machine)
             claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
             machine = machine.on(claim.gpus)
         suite = settled_for(suite, machine, prepared)
-        plan = make_plan(suite, machine, prepared, code_sha256())
+        plan = make_plan(suite, machine, prepared, code_sha256(), facts)
         if suite.device == "cuda":
             claim.keep(gpus_used(plan))
         for line in unused_row_warnings(suite, plan.unused_rows):
             notify(f"note: {line}")
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
         environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
-        environment["data"] = data_facts(suite, prepared, plan)
+        if facts is None:
+            environment["data"] = data_facts(suite, prepared, plan)
+        else:
+            environment["command"] = facts
         if suite.code:
             environment["own_files_sha256"] = own_code_sha256(suite.code, modules=False)
         if plan.pretrained:
@@ -216,7 +224,7 @@ def prepare_data(suite: Suite, notify: Notify, *, downloads: bool = True) -> dic
     """
     made: dict[AnyTokenizer | None, Prepared] = {}
     for option in suite.options:
-        job = suite.job.of(option.choices)
+        job = suite.job_of(option)
         if job.tokenizer not in made:
             made[job.tokenizer] = prepare(
                 job.data,
@@ -229,7 +237,7 @@ def prepare_data(suite: Suite, notify: Notify, *, downloads: bool = True) -> dic
                 downloads=downloads,
             )
         check_enough(made[job.tokenizer], job)
-    return {option.name: made[suite.job.of(option.choices).tokenizer] for option in suite.options}
+    return {option.name: made[suite.job_of(option).tokenizer] for option in suite.options}
 
 
 def device_problem(request: Request, suite: Suite) -> str | None:
@@ -243,7 +251,7 @@ def device_problem(request: Request, suite: Suite) -> str | None:
 def data_facts(suite: Suite, prepared: Mapping[str, Prepared], plan: Plan) -> dict[str, Any]:
     """What environment.json says of the data: counts and content key, no path; the baseline's, and what differs."""
     own = prepared[suite.baseline]
-    commits = {one.dataset: dataset_commit(one) for one in streamed(suite.job.data)}
+    commits = {one.dataset: dataset_commit(one) for one in streamed(suite.built.data)}
     others = {name: one.facts() for name, one in prepared.items() if one.key != own.key}
     more = {"commits": commits, "by_option": others, "unused_rows": plan.unused_rows}
     return {**own.facts(), "epochs": plan.epochs, **{key: value for key, value in more.items() if value}}
@@ -467,6 +475,8 @@ def preview(request: Request, notify: Notify) -> Outlook:
         notes.append(
             f"planned as if this machine had {count} GPU{'s' if count > 1 else ''}, of which nothing is known"
         )
+    if suite.command is not None:
+        return _command_preview(request, suite, machine, notes)
     prepared = None
     if wrong_system_reason() is None and machine.trains:
         notes += check_own_code(suite, machine)
@@ -476,10 +486,10 @@ def preview(request: Request, notify: Notify) -> Outlook:
         except MissingPackageError as error:
             notes += error.problems
         except NotDownloadedError:
-            for one in streamed(suite.job.data):
+            for one in streamed(suite.built.data):
                 size = units.size(download_bytes(one))
                 notes.append(f"a run first downloads about {size} of {one.dataset} and keeps its tokens")
-    for model in unfetched(suite.job.of(option.choices).model for option in suite.options):
+    for model in unfetched(suite.job_of(option).model for option in suite.options):
         notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
     if (reason := wrong_system_reason()) is not None:
         notes.append(f"{reason}; planned as if this machine could, with what {INSTALL} brings")
@@ -497,7 +507,25 @@ def preview(request: Request, notify: Notify) -> Outlook:
             notes += busy
             machine = machine.on(idle)
             settled = settled_for(suite, machine, prepared)
-    own = Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256()))
+    return _outlook(
+        request, Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256())), notes
+    )
+
+
+def _command_preview(request: Request, suite: Suite, machine: Machine, notes: list[str]) -> Outlook:
+    """Nothing of a command is run: what it does is seen in its first trial."""
+    if (reason := wrong_system_reason()) is not None:
+        notes.append(reason)
+    if machine.gpus:
+        idle, busy = idle_now(request.gpus, gpu_need(suite, machine))
+        notes += busy
+        machine = machine.on(idle)
+    plan = make_plan(suite, machine, None, code_sha256(), command_facts(suite))
+    return _outlook(request, Planned(machine, None, plan), notes)
+
+
+def _outlook(request: Request, own: Planned, notes: list[str]) -> Outlook:
+    suite, machine = own.suite, own.machine
     history = past_trials(request.results / suite.name, machine)
     if request.budget_seconds is not None:
         own, rounds = within(request.budget_seconds, own, history)
@@ -509,12 +537,14 @@ def preview(request: Request, notify: Notify) -> Outlook:
 def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list[str], Look]]:
     """Each distinct preparation with the options that read it. Raises UserError for a wrong suite or unfit data."""
     suite, _ = resolve(request)
+    if suite.command is not None:
+        raise UserError(f"{request.suite}: the data of a command are its script's own: there is nothing to prepare")
     with way_without_network(request):
         by_option = prepare_data(suite, notify)
     options: dict[str, list[str]] = {}
     for name, prepared in by_option.items():
         options.setdefault(prepared.key, []).append(name)
-    heldout = {name: evaluable_tokens(prepared, suite.job) for name, prepared in by_option.items()}
+    heldout = {name: evaluable_tokens(prepared, suite.built) for name, prepared in by_option.items()}
     for line in heldout_warnings(suite, heldout):
         notify(f"note: {line}")
     made = {prepared.key: prepared for prepared in by_option.values()}

@@ -146,10 +146,12 @@ class StoredRun:
 
     def _heldout_tokens(self) -> dict[str, int | None]:
         """All that there were to score, by option; of pairs as many as were scored."""
+        if self.suite.command is not None:
+            return {}
         facts = self._data_by_option()
         found = {
             name: None if one.get("heldout_tokens") is None or one.get("kind") == "pairs"
-            else evaluable(one["heldout_tokens"], self.suite.job.seq_len)
+            else evaluable(one["heldout_tokens"], self.suite.built.seq_len)
             for name, one in facts.items()
         }  # fmt: skip
         for record in self.records:

@@ -26,6 +26,7 @@ from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import Prepared, contents_of, pinned_model
 from selectbench.errors import ExitCode, UserError, disk_problem
 from selectbench.gpu.meters import GpuWatch
+from selectbench.launch.command import command_order
 from selectbench.launch.display import Again, Display
 from selectbench.launch.gpus import my_turn
 from selectbench.launch.preparation import (
@@ -65,7 +66,7 @@ from selectbench.record.run_folder import (
     weights_folder,
     writing,
 )
-from selectbench.record.wire import Evaluating, Order, Phase, Progress
+from selectbench.record.wire import CommandOrder, Evaluating, Order, Phase, Progress
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 from selectbench.text import one_line
@@ -201,7 +202,9 @@ def _run_stages(
     suite, gpus, ended = preparation.suite, preparation.claim.gpus, set[str]()
     with (
         weights_folder(folder),
-        TrialServers(partial(preload, preparation), folder, suite.device, gpus) as servers,
+        TrialServers(
+            partial(preload, preparation), folder, suite.device, gpus, keeps_environment=suite.command is not None
+        ) as servers,
         GpuWatch(gpus, suite.meters, pause, lambda: bool(stop)) as watch,
     ):
         while not stop and (stage := next_stage(preparation, folder, retried=retried, ended=ended)):
@@ -399,9 +402,11 @@ class Bench:
             for sentence in ready.held if ready and not self.stop else []:
                 self.display.note(f"memory has not been released: {sentence}")
             started_at = _now()
-            server = self.servers.of(option.option.choices.python)
+            # A command's own interpreter is among its words.
+            python = None if self.preparation.suite.command is not None else option.option.choices.python
+            server = self.servers.of(python)
             runner = TrialRunner(server, self.preparation.suite.limits, self.stop, self._hear)
-            order = make_order(self.preparation, planned, self.folder)
+            order = self._order(planned, option.world_size)
             with self.watch.during(ready, Path(order.trial_folder)) as watching:
                 end = runner.run(order)
             self._blame(end.outcome, order)
@@ -411,38 +416,45 @@ class Bench:
             certificate = {
                 "identity": done.identity, "watched": done.watched, "evaluation_curve": done.evaluation_curve,
                 "loss_curve": done.loss_curve, "inside": done.inside, "resolved_config": done.resolved_config,
+                "script": done.script,
             }  # fmt: skip
         record = Record(
             trial=trial, phase=planned.phase, round=planned.round, attempt=attempt,
             outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
-            software=SOFTWARE.keep(end.software), meters=meters, **certificate,
+            software=SOFTWARE.keep((done and done.software) or end.software), meters=meters, **certificate,
         )  # fmt: skip
         self.lock.append(record)
         return record, end.server_start_seconds
+
+    def _order(self, planned: PlannedTrial, ranks: int) -> Order | CommandOrder:
+        if self.preparation.suite.command is not None:
+            return command_order(self.preparation.suite, planned, ranks, self.folder)
+        return make_order(self.preparation, planned, self.folder)
 
     def _hear(self, event: Phase | Progress | Evaluating | None) -> None:
         self.lock.check()
         self.display.hear(event)
 
-    def _blame(self, outcome: Completed | Failed, order: Order) -> None:
+    def _blame(self, outcome: Completed | Failed, order: Order | CommandOrder) -> None:
         """Raises UserError where a trial failed for what no option is to blame for; it has no record then."""
         if isinstance(outcome, Completed) or outcome.kind == "interrupted":
             return
         self.lock.check()
         name, again = order.trial.option, "run the same command again, which goes on here"
-        try:
-            Prepared.open(order.data_folder)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{order.data_folder}: the prepared data were removed or damaged while this run went on ({error}): "
-                f"{again} after it has prepared them anew"
-            ) from None
-        if contents_of({name: order.job.model}).get(name) != self.preparation.plan.pretrained.get(name):
-            changed = "model.pretrained: it was removed or changed while this run went on"
-            raise UserError(f"{changed}: put it back and {again}")
+        if isinstance(order, Order):
+            try:
+                Prepared.open(order.data_folder)
+            except (OSError, ValueError) as error:
+                raise UserError(
+                    f"{order.data_folder}: the prepared data were removed or damaged while this run went on "
+                    f"({error}): {again} after it has prepared them anew"
+                ) from None
+            if contents_of({name: order.job.model}).get(name) != self.preparation.plan.pretrained.get(name):
+                changed = "model.pretrained: it was removed or changed while this run went on"
+                raise UserError(f"{changed}: put it back and {again}")
         if outcome.kind != "crashed":
             return
-        places = (self.folder, order.data_folder, gettempdir())
+        places = (self.folder, order.data_folder if isinstance(order, Order) else order.directory, gettempdir())
         full = (f"{place} has no room" for place in places if disk_usage(place).free < LEAST_ROOM_BYTES)
         if (why := disk_problem(outcome.detail) or next(full, None)) is not None:
             raise UserError(
@@ -461,8 +473,8 @@ def _now() -> str:
 def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) -> Order:
     """The order of a trial in the run's folder."""
     suite, name = preparation.suite, planned.trial.option
-    choices = suite.option(name).choices
-    job = suite.job.of(choices)
+    choices = suite.option(name).built
+    job = suite.built.of(choices)
     world_size = preparation.plan.planned(name).world_size
     trial_folder = (folder / TRIALS / planned.trial.trial_id).resolve()
     return Order(
@@ -476,7 +488,7 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
         trial_folder=str(trial_folder),
         weights_folder=str((folder / WEIGHTS).resolve()),
         code=suite.code,
-        min_timed_seconds=suite.job.timing.least_seconds(suite.device),
+        min_timed_seconds=suite.built.timing.least_seconds(suite.device),
         model_folder=str(trial_folder / MODEL) if planned.trial.seed in suite.saved_seeds else None,
     )
 
@@ -489,12 +501,14 @@ def rank_threads(world_size: int) -> int:
 
 def preload(preparation: Preparation, python: str | None) -> list[str]:
     """What an interpreter's server imports once: the worker, the model's family, what the choices name."""
+    if preparation.suite.command is not None:
+        return ["selectbench.worker.command"]
     modules = ["selectbench.worker.trial"]
     for planned in preparation.plan.options:
         option, choices = planned.option, planned.option.choices
         if planned.unsupported is not None or choices.python != python:
             continue
-        job = preparation.suite.job.of(choices)
+        job = preparation.suite.job_of(option)
         if isinstance(job.model, OwnModel):  # own code is imported in the trial alone: what it does is the trial's
             family = None
         elif isinstance(job.model, PretrainedModel):

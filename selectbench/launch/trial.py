@@ -30,7 +30,18 @@ from selectbench.gpu.devices import Gpu
 from selectbench.machine import CGROUP_MEMBERSHIP, CGROUP_ROOT, cgroup_folders, foreign_environment, short_wait
 from selectbench.record.record import Completed, Failed
 from selectbench.record.run_folder import writing
-from selectbench.record.wire import EVENTS, ORDERS, Evaluating, Finished, GaveUp, Order, Phase, Progress, Started
+from selectbench.record.wire import (
+    EVENTS,
+    ORDERS,
+    CommandOrder,
+    Evaluating,
+    Finished,
+    GaveUp,
+    Order,
+    Phase,
+    Progress,
+    Started,
+)
 from selectbench.suite.suite import Limits
 
 # The bench's end of the trial servers: starting one, handing it a trial, hearing how the trial ended.
@@ -64,6 +75,8 @@ class TrialServer:
     """cpu or cuda, what its trials run on."""
     gpus: Sequence[Gpu] = ()
     """In the order of ranks; none for all that are visible."""
+    keeps_environment: bool = False
+    """Whether its trials run in the user's environment, changed in nothing but the GPUs."""
     control: socket.socket | None = field(default=None, init=False)
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
     _code: tempfile.TemporaryDirectory[str] | None = field(default=None, init=False)
@@ -93,7 +106,9 @@ class TrialServer:
         self.control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         interpreter = self.python or sys.executable
         arguments = [interpreter, "-P", "-m", "selectbench.worker", "server", str(theirs.fileno()), *self.modules]
-        environment = server_environment(self.python, self.device, self.gpus)
+        environment = server_environment(
+            self.python, self.device, self.gpus, keeps_environment=self.keeps_environment
+        )  # fmt: skip
         if self.python is not None:
             self._code = linked_code()
             environment["PYTHONPATH"] = self._code.name
@@ -158,6 +173,8 @@ class TrialServers:
     device: str
     gpus: Sequence[Gpu] = ()
     """Those of the run, in the order of ranks; none for all that are visible."""
+    keeps_environment: bool = False
+    """As of each server."""
     _servers: dict[str | None, TrialServer] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> TrialServers:
@@ -172,7 +189,10 @@ class TrialServers:
         if python not in self._servers:
             number = 1 + len(self._servers.keys() - {None})
             log = self.folder / ("server.log" if python is None else f"server-python{number}.log")
-            self._servers[python] = TrialServer(self.preload(python), log, python, self.device, self.gpus)
+            modules = self.preload(python)
+            self._servers[python] = TrialServer(
+                modules, log, python, self.device, self.gpus, self.keeps_environment
+            )  # fmt: skip
         return self._servers[python]
 
 
@@ -183,12 +203,16 @@ def linked_code() -> tempfile.TemporaryDirectory[str]:
     return folder
 
 
-def server_environment(python: str | None = None, device: str = "cpu", gpus: Sequence[Gpu] = ()) -> dict[str, str]:
+def server_environment(
+    python: str | None = None, device: str = "cpu", gpus: Sequence[Gpu] = (), *, keeps_environment: bool = False
+) -> dict[str, str]:
     """The environment of a server and, from there, of the trials.
 
     `python`: another interpreter; `device`: cpu or cuda, which DeepSpeed would choose for itself; `gpus`: rank i
-    is on the i-th, none for all that are visible.
+    is on the i-th, none for all that are visible; `keeps_environment`: nothing but these is set.
     """
+    if keeps_environment:
+        return {**os.environ, **_visible(gpus)}
     outer = dict(os.environ) if python is None else foreign_environment(python)
     environment = {
         **outer,
@@ -200,14 +224,20 @@ def server_environment(python: str | None = None, device: str = "cpu", gpus: Seq
         "TRANSFORMERS_VERBOSITY": "error",
         **short_wait(outer, device),
     }
-    if gpus:  # by UUID, which means one GPU under every CUDA_DEVICE_ORDER and of a MIG slice too
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.uuid for gpu in gpus)
-        # Otherwise Inductor reads the UUIDs as numbers and crashes; so a rank measures on its own GPU.
-        environment["TORCHINDUCTOR_AUTOTUNE_MULTI_DEVICE"] = "0"
+    environment |= _visible(gpus)
     if python is not None:  # torch builds C++ extensions into one folder for all torches of a Python version
         root = os.environ.get("TORCH_EXTENSIONS_DIR") or str(cache_root() / "torch_extensions")
         environment["TORCH_EXTENSIONS_DIR"] = str(Path(root) / sha256(python.encode()).hexdigest()[:12])
     return environment
+
+
+def _visible(gpus: Sequence[Gpu]) -> dict[str, str]:
+    if not gpus:
+        return {}
+    # By UUID, which means one GPU under every CUDA_DEVICE_ORDER and of a MIG slice too. Otherwise Inductor reads
+    # the UUIDs as numbers and crashes; so a rank measures on its own GPU.
+    uuids = ",".join(gpu.uuid for gpu in gpus)
+    return {"CUDA_VISIBLE_DEVICES": uuids, "TORCHINDUCTOR_AUTOTUNE_MULTI_DEVICE": "0"}
 
 
 def log_tail(path: Path, lines: int = 15, most: int = 1000) -> str:
@@ -327,9 +357,9 @@ def outcome_of(end: Ending) -> Completed | Failed:
         head = "; ".join(filter(None, [end.stopped.detail, known]))
         return Failed(kind="timeout", detail=f"{head}\n{log_tail(log, STACK_LINES)}".strip())
     prefix = "" if rank is None else f"rank {rank}: "
-    if said and (said.kind != "crashed" or (rank is None and known)):
+    if said and (said.kind != "crashed" or (rank is None and known and said.exit_status is None)):
         return Failed(kind=said.kind, detail=prefix + known)
-    status = end.exit_status if said is None or rank is None else said.exit_status
+    status = end.exit_status if said is None or said.exit_status is None else said.exit_status
     if status == -signal.SIGKILL and end.oom_killed:
         victim = "the trial" if rank is None else "it"
         return Failed(kind="oom", detail=f"{prefix}{KERNEL_KILLED} {victim} (host memory)")
@@ -408,7 +438,7 @@ class TrialRunner:
         self._unread = b""
         """The beginning of an event whose end has not come yet."""
 
-    def run(self, order: Order) -> TrialEnd:
+    def run(self, order: Order | CommandOrder) -> TrialEnd:
         """Launch the trial and wait for its end; whatever it does, there is an outcome."""
         folder = Path(order.trial_folder)
         with writing(folder):

@@ -24,6 +24,7 @@ from selectbench.plan.plan import Plan, PlannedOption
 from selectbench.record.environment import read_environment, stored_rates
 from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, read_records
+from selectbench.suite.command import CommandJob
 from selectbench.suite.job import Eval, Job
 
 CPU_SHARE = 0.5
@@ -176,8 +177,10 @@ def _stage_cost(title: str, plan: Plan, machine: Machine, history: History) -> S
 
 def _scaled_seconds(plan: Plan, planned: PlannedOption, history: History) -> list[float]:
     """From trials of such work at other seeds, rates or lengths, scaled to the option's job."""
-    choices = planned.option.choices
-    work, job = _work(choices.model_dump(mode="json")), plan.suite.job.of(choices)
+    if plan.suite.command is not None:
+        return _command_seconds(plan.suite.command, planned, history)
+    choices = planned.option.built
+    work, job = _work(choices.model_dump(mode="json")), plan.suite.built.of(choices)
     least = job.timing.least_seconds(plan.suite.device)
     return [
         _seconds_of(job, record, least)
@@ -187,6 +190,18 @@ def _scaled_seconds(plan: Plan, planned: PlannedOption, history: History) -> lis
         and record.identity.parameters == planned.parameters
         and _work(record.trial.every_setting()) == work
     ]
+
+
+def _command_seconds(job: CommandJob, planned: PlannedOption, history: History) -> list[float]:
+    """From trials of the same command and option at other seeds, or stopped after another number of steps."""
+    found = []
+    for record in history.trials:
+        if record.trial.option == planned.option.name and isinstance(record.outcome, Completed):
+            before = record.outcome.measurement
+            steps = max(1, before.steps_applied + before.steps_skipped)
+            beside = max(0.0, record.wall_seconds - before.training_seconds)
+            found.append(beside + before.training_seconds * job.stops_after / steps)
+    return found
 
 
 def _work(settings: dict[str, Any]) -> dict[str, Any]:
@@ -269,11 +284,13 @@ def _scored_tokens(job: Job) -> int:
 
 def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine, pace: _Pace) -> float | None:
     """By the rates of matrix products, and the pace of earlier trials where there were such."""
-    choices, device, parameters = planned.option.choices, plan.suite.device, planned.parameters
+    if plan.suite.command is not None:
+        return None
+    choices, device, parameters = planned.option.built, plan.suite.device, planned.parameters
     rough = None if parameters is None else _rough_shares(choices, parameters, planned.world_size, machine)
     if rough is None:
         return None
-    job = plan.suite.job.of(choices)
+    job = plan.suite.built.of(choices)
     step = rough[0] * job.tokens_per_step * pace.slower(matmul_dtype(choices))
     timed = max(0.0, (job.max_steps - job.timing.warmup_steps) * step)
     return (

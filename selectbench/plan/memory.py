@@ -34,7 +34,7 @@ def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> in
 
     Raises UserError where the model has fewer than the tokenizer.
     """
-    job = suite.job.of(option.choices)
+    job = suite.job_of(option)
     if (entries := entries_of(job, prepared)) is None:
         return None
     try:

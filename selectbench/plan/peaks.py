@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from selectbench.choices import Choices
+from selectbench.choices import AnyChoices, Choices
 
 MatmulDtype = Literal["float32", "tf32", "bfloat16", "float16"]
 
@@ -80,8 +80,13 @@ _SHEETS = {
 """By the driver's name; drivers before 470 leave `NVIDIA` out of it, and Tesla boards never had it."""
 
 
-def matmul_dtype(choices: Choices) -> MatmulDtype:
-    """What the matrix products of a precision run in: under autocast, of a working copy or of the weights."""
+def matmul_dtype(choices: AnyChoices) -> MatmulDtype:
+    """What the matrix products of a precision run in: under autocast, of a working copy or of the weights.
+
+    A command's are not known beforehand, and no share of a peak is told of it.
+    """
+    if not isinstance(choices, Choices):
+        return "float32"
     precision = choices.precision
     found: Literal["float32", "bfloat16", "float16"] = (
         precision.autocast_dtype or precision.working_dtype or precision.parameter_dtype

@@ -21,6 +21,7 @@ from selectbench.plan.memory import ModelSize, config_of, entries_of, memory_nee
 from selectbench.record.environment import UnusedRows
 from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem
+from selectbench.suite.command import CommandChoices, CommandJob, accumulation
 from selectbench.suite.job import Eval
 from selectbench.suite.suite import (
     AT_MOST,
@@ -96,8 +97,8 @@ def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str
 def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list[str]:
     """Tokenizers that came out much smaller than asked; `entries`: of each option's vocabulary."""
     warnings = []
-    for option in suite.options:
-        tokenizer, made = suite.job.of(option.choices).tokenizer, entries.get(option.name)
+    for option in suite.options if suite.command is None else ():
+        tokenizer, made = suite.job_of(option).tokenizer, entries.get(option.name)
         asked = tokenizer.most_entries if tokenizer is not None else None
         if asked is not None and made is not None and made < NEARLY * asked:
             warnings.append(f"{option.name}: the text yields a vocabulary of {made:,}; {asked:,} were asked for")
@@ -113,11 +114,11 @@ def unused_row_warnings(suite: Suite, found: Mapping[str, UnusedRows]) -> list[s
         alike.setdefault(same, []).append(name)
     warnings = []
     for (rows, entries, unused, whole), names in alike.items():
-        model = suite.job.of(suite.option(names[0]).choices).model
+        model = suite.job_of(suite.option(names[0])).model
         fix = f"--set job.model.vocab_size={entries}"
         if isinstance(model, PretrainedModel):
             fix = "leave `tokenizer` out: the model has its own"
-        elif type(model) is not type(suite.job.model):
+        elif type(model) is not type(suite.built.model):
             fix = f"`vocab_size: {entries}` in its model"
         fix += ", or a larger tokenizer"
         of = "" if len(names) == len(suite.options) else f"{', '.join(names)}: "
@@ -135,8 +136,8 @@ class PlannedOption:
 
     option: Option
     world_size: int
-    gradient_accumulation_steps: int
-    """Micro-batches per optimizer step and rank."""
+    gradient_accumulation_steps: int | None
+    """Micro-batches per optimizer step and rank; None: a script decides it."""
     unsupported: str | None
     """Why it can't run here, or None."""
     parameters: int | None = None
@@ -168,8 +169,8 @@ class Plan:
     """Round after round, the options of each as the suite has them; a run draws their order (`in_run_order`)."""
     parameters: int | None
     """Of the baseline's model, as in `PlannedOption`."""
-    tokens: int
-    """Training tokens of one trial, the same for every option."""
+    tokens: int | None
+    """Training tokens of one trial, the same for every option; None: a script decides it."""
     epochs: float | None
     """Passes over the training split with the baseline's tokenizer; None: the data isn't prepared."""
     warnings: list[str]
@@ -203,23 +204,30 @@ class Plan:
         return {planned.option.name: planned for planned in self.options}[option]
 
 
-def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None, code_sha256: str) -> Plan:
+def make_plan(
+    suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None, code_sha256: str,
+    command_facts: Mapping[str, object] | None = None,
+) -> Plan:  # fmt: skip
     """`prepared`: each option's data, where they could be prepared; `code_sha256`: of the package's own code.
+
+    `command_facts`: of a command, what environment.json says of its scripts and held-out tokens.
 
     The suite is one that leaves nothing open: `settled_for` settles it. Raises UserError where an option's
     step can't be cut for the ranks that `auto` finds, an interpreter does not start, or own code or a pretrained
     model can't be read.
     """
     assert not suite.left_open.settings, "settled before"
-    own_code = own_code_sha256(suite.code)
-    pretrained = contents_of({option.name: suite.job.of(option.choices).model for option in suite.options})
-    options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
-    passes = epochs(prepared[suite.baseline], suite.job) if prepared else None
-    heldout = {name: evaluable_tokens(one, suite.job) for name, one in (prepared or {}).items()}
     common = {"device": suite.device, "code": code_sha256}
+    if suite.command is not None:
+        return _command_plan(suite, suite.command, machine, {**common, "command": command_facts})
+    own_code = own_code_sha256(suite.code)
+    pretrained = contents_of({option.name: suite.job_of(option).model for option in suite.options})
+    options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
+    passes = epochs(prepared[suite.baseline], suite.built) if prepared else None
+    heldout = {name: evaluable_tokens(one, suite.built) for name, one in (prepared or {}).items()}
     identities = {
         option.name: {
-            "job": suite.job.of(option.choices).model_dump(mode="json"),
+            "job": suite.job_of(option).model_dump(mode="json"),
             "data": prepared[option.name].key if prepared else None, "pretrained": pretrained.get(option.name),
             **common,
         }
@@ -230,7 +238,7 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
         options=options,
         trials=_trials(suite, identities),
         parameters=next(p.parameters for p in options if p.option.name == suite.baseline),
-        tokens=suite.job.max_steps * suite.job.tokens_per_step,
+        tokens=suite.job.max_steps * suite.built.tokens_per_step,
         epochs=passes,
         warnings=[
             *suite_warnings(suite, passes, usable_cores()),
@@ -244,10 +252,32 @@ def make_plan(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] |
     return replace(plan, warnings=[*plan.warnings, *unused_row_warnings(suite, plan.unused_rows)])
 
 
+def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mapping[str, Any]) -> Plan:
+    """What follows from the command's words; all else is seen when it runs."""
+    options: list[PlannedOption] = []
+    for option in suite.options:
+        assert isinstance(option.choices, CommandChoices)
+        ranks = option.choices.ranks(machine)
+        missing = machine.device == "cuda" and ranks > machine.device_count
+        unsupported = f"world_size {ranks} needs as many GPUs, found {machine.device_count}" if missing else None
+        options.append(PlannedOption(option, ranks, accumulation(job, option.choices, ranks), unsupported))
+    identity = {"job": job.model_dump(mode="json"), **common}
+    warnings = []
+    if "seed" not in job.names:
+        warnings.append("the command has no {seed}: what its seed is, the script alone decides")
+    if "max_steps" not in job.names and job.stop != "natural_end":
+        warnings.append(
+            "the command has no {max_steps}: its learning rate may be on another schedule than it seems"
+        )
+    trials = _trials(suite, {option.name: identity for option in suite.options})
+    warnings += suite_warnings(suite, None, usable_cores())
+    return Plan(suite, options, trials, parameters=None, tokens=None, epochs=None, warnings=warnings)
+
+
 def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepared | None) -> PlannedOption:
-    machine = machine_for(machine, option.choices.python)
-    ranks = option.choices.ranks(machine)
-    job, micro_batch_size = suite.job.of(option.choices), option.choices.micro_batch_size
+    choices, machine = option.built, machine_for(machine, option.choices.python)
+    ranks = choices.ranks(machine)
+    job, micro_batch_size = suite.job_of(option), choices.micro_batch_size
     if problem := accumulation_problem(job.global_batch_size, micro_batch_size, ranks):
         # world_size: auto is known only here
         raise UserError(f"suite {suite.name}: option {option.name}: {problem}")
@@ -260,8 +290,8 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         world_size=ranks,
         gradient_accumulation_steps=micro_batches,
         unsupported=worker_problem(machine)
-        or option.choices.unsupported_reason(
-            machine, micro_batches=micro_batches, task=suite.job.task, data=suite.job.data.kind
+        or choices.unsupported_reason(
+            machine, micro_batches=micro_batches, task=suite.job.task, data=suite.built.data.kind
         ),
         parameters=size.parameters if parameters is None and size is not None else parameters,
         size=size,
@@ -339,6 +369,8 @@ def gpu_need(suite: Suite, machine: Machine) -> GpuNeed:
 
 
 def _runs(option: Option, machine: Machine) -> bool:
+    if isinstance(option.choices, CommandChoices):
+        return True
     return option.choices.unsupported_reason(machine_for(machine, option.choices.python)) is None
 
 
@@ -386,9 +418,9 @@ def expected_peak_bytes(suite: Suite, option: Option, ranks: int, prepared: Prep
     """Of a GPU's memory; None: on a CPU, or of a model that is not known here."""
     if suite.device != "cuda":
         return None
-    job = suite.job.of(option.choices)
+    job = suite.job_of(option)
     config = config_of(job.model, vocab_size_of(suite, option, prepared), job.seq_len)
-    need = None if config is None else memory_need(job, option.choices, config, ranks)
+    need = None if config is None else memory_need(job, option.built, config, ranks)
     return None if need is None else need.total
 
 
@@ -429,7 +461,7 @@ def _sizes(suite: Suite, at_most: int, machine: Machine) -> list[int]:
     """Those that cut every option's step into whole micro-batches, the largest first."""
     shares = []
     for option in suite.options:
-        step, ranks = suite.job.of(option.choices).global_batch_size, option.choices.ranks(machine)
+        step, ranks = suite.job_of(option).global_batch_size, option.choices.ranks(machine)
         shares.append(step // ranks if ranks and step % ranks == 0 else 1)
     common = math.gcd(*shares)
     return [size for size in range(min(at_most, common), 0, -1) if common % size == 0]

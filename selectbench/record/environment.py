@@ -151,7 +151,10 @@ class Environment(Stored):
     """Whether its tracked files differ from that commit."""
 
 
-_BESIDE = {"data": dict[str, Any], "pretrained": dict[str, str], "machine_choices": list[dict[str, str]]}
+_BESIDE = {
+    "data": dict[str, Any], "pretrained": dict[str, str], "machine_choices": list[dict[str, str]],
+    "command": dict[str, str | int | None],
+}  # fmt: skip
 
 
 class UnusedRows(TypedDict):

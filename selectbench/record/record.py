@@ -366,10 +366,10 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """Time of all the job's steps, warm-up and compilation among them, without evaluation."""
     evaluation_seconds: Amount
     """Time of all evaluations."""
-    first_loss: Number
-    """Training loss of the first step, before any update; nats per token."""
-    last_loss: Number
-    """Training loss of the job's last step; nats per token."""
+    first_loss: Number | None
+    """Training loss of the first step, before any update; nats per token; None: a script that hides it."""
+    last_loss: Number | None
+    """Training loss of the job's last step; nats per token; None as above."""
     final_loss: Amount | None
     """Held-out loss after the last step, in fp32; nats per token; None: not evaluated."""
     heldout_tokens: Count | None
@@ -417,6 +417,10 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """From the trial's first word to its last, by its own clock; None in records that are older than the key."""
     heldout_xz_bits_per_byte: Amount | None = None
     """What xz makes of the beginning of the held-out text, 256 KiB at most; None: too short a text, or none."""
+    timed_tokens: Count | None = None
+    """Tokens of the timed steps, where steps differ in them; None: each has tokens_per_step."""
+    pause_seconds: Amount | None = None
+    """What a script's own validation and saving took between its steps, outside all windows; None: no script."""
 
     def __post_init__(self) -> None:
         kept = self.sentences
@@ -511,8 +515,8 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Classes of the optimizers with their implementation, `AdamW(fused)`."""
     compiled: bool
     """Whether a compiled graph ran."""
-    first_step_loss: Number
-    """Loss of step 0; nats per token."""
+    first_step_loss: Number | None
+    """Loss of step 0; nats per token; None: a script that hides it."""
     first_step_gradient_norm: Number | None
     """Global gradient norm of step 0, before clipping; None where fp16's scaling overflowed in it."""
     world_size: Count = 1
@@ -565,6 +569,38 @@ class Watched(Recorded, frozen=True, kw_only=True):
     """How many times as far one update moved the weights at a thousand times the learning rate."""
 
 
+class ScriptStep(Recorded, frozen=True, kw_only=True):
+    """One of the first optimizer steps of a script, to say where two starts of one job part."""
+
+    tokens: Count
+    """Over all ranks, padding left out."""
+    token_digest: str
+    """Of the tokens, however the step was cut."""
+    rates: list[Number]
+    """Of each parameter group."""
+    loss: Number | None
+    """As it was backwarded; nats per token; None: not seen."""
+
+
+class Script(Recorded, frozen=True, kw_only=True):
+    """What was observed of a training command besides its measurement and its identity."""
+
+    arguments: list[str]
+    """The command's words, as it was started."""
+    conventions: dict[str, str] = msgspec.field(default_factory=dict)
+    """By field of the identity: the convention under which it is verified."""
+    not_seen: dict[str, str] = msgspec.field(default_factory=dict)
+    """By field of the identity, or other name: why it is not verified."""
+    weights_bf16_sha256: str | None = None
+    """Of the initial weights by shapes alone, rounded to bf16: equal where a framework casts or renames them."""
+    rows_per_step: list[Count] = msgspec.field(default_factory=list)
+    """The fewest and the most rows that a step trained on, over all ranks; empty: not seen."""
+    first_steps: list[ScriptStep] = msgspec.field(default_factory=list)
+    """The first eight."""
+    observer_seconds: Amount | None = None
+    """What observing took of the first rank's time."""
+
+
 RunPhase = Literal["tune", "screen", "contest"]
 
 
@@ -587,6 +623,8 @@ class Record(Recorded, frozen=True, kw_only=True):
     """The certificate; None where the trial failed."""
     watched: Watched | None = None
     """What was counted and tried besides; None where the trial failed, or long ago."""
+    script: Script | None = None
+    """What was observed of a training command; None where the trial failed, or the job is no command."""
     software: AsJson = NOTHING
     """Versions that the worker ran with, `python` and libraries; `openmp`: files of the OpenMP libraries loaded."""
     resolved_config: dict[str, Any] | None = None

@@ -16,13 +16,45 @@ from selectbench.record.record import (
     Lines,
     Measurement,
     Recorded,
+    Script,
     Trial,
     Watched,
 )
 from selectbench.suite.job import Job
 
 
-class Order(Recorded, frozen=True, kw_only=True):
+class CommandOrder(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="command"):
+    """Everything that is needed to run a training command once."""
+
+    trial: Trial
+    """What is run."""
+    arguments: list[str]
+    """The command's words."""
+    directory: str
+    """Where it runs."""
+    environment: dict[str, str]
+    """Variables over those of the bench."""
+    world_size: int
+    """Ranks that it is to start."""
+    max_steps: int
+    """Optimizer steps after which the held-out loss is measured."""
+    stop: Literal["at_max_steps", "natural_end"]
+    """Whether it is stopped then."""
+    warmup_steps: int
+    """First steps that enter no figure of speed."""
+    heldout: str | None
+    """File of the held-out tokens, little-endian int64; None: none."""
+    heldout_sha256: str | None
+    """Of that file."""
+    heldout_tokens: int
+    """How many of them are scored."""
+    seq_len: int | None
+    """Tokens of a sequence that is scored; None: as in the first training row."""
+    trial_folder: str
+    """Where logs and what is observed go."""
+
+
+class Order(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
     """Everything a worker needs to run one trial; it reads nothing else of the suite."""
 
     trial: Trial
@@ -108,6 +140,9 @@ class Finished(Recorded, frozen=True, kw_only=True, tag_field="event", tag="fini
     loss_curve: AsJson
     inside: Inside | None = None
     watched: Watched | None = None
+    script: Script | None = None
+    software: dict[str, str | None] | None = None
+    """Versions that a script ran with, which are known at its end alone; None: as in `started`."""
     resolved_config: dict[str, Any] | None = None
     timed_windows: list[tuple[float, float]] = msgspec.field(default_factory=list)
     """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""
@@ -131,5 +166,5 @@ class GaveUp(Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_u
 
 Event = Started | Phase | Progress | Evaluating | Finished | GaveUp
 
-ORDERS: Lines[Order] = Lines(Order)
+ORDERS: Lines[Order | CommandOrder] = Lines(Order | CommandOrder)
 EVENTS: Lines[Event] = Lines(Event)

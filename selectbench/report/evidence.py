@@ -39,6 +39,7 @@ from selectbench.report.document import (
     table,
 )
 from selectbench.report.ranking import figure, known_columns, unknown_states
+from selectbench.suite.command import CommandJob
 from selectbench.suite.suite import MachineChoice, Suite
 from selectbench.text import one_line
 
@@ -239,7 +240,7 @@ def loading_lines(suite: Suite, records: Sequence[Record], run: Path = Path()) -
         if trial.seed not in suite.saved_seeds or not isinstance(record.outcome, Completed):
             continue
         folder = run / TRIALS / trial.trial_id / MODEL
-        if isinstance(suite.job.of(suite.option(trial.option).choices).model, OwnModel):
+        if isinstance(suite.job_of(suite.option(trial.option)).model, OwnModel):
             line = f'model.load_state_dict(safetensors.torch.load_file("{folder.as_posix()}/model.safetensors"))'
         else:
             line = f'{_LOADERS[suite.job.task]}.from_pretrained("{folder.as_posix()}")'
@@ -276,8 +277,27 @@ def method(
     ]  # fmt: skip
 
 
+def _command(job: CommandJob, suite: Suite) -> str:
+    """What ran, and what was asked of it."""
+    held_out = (
+        "none" if job.eval == "none" else f"on held-out tokens of {Path(job.eval.heldout or job.eval.text[0]).name}"
+    )
+    end = (
+        "until it ends by itself"
+        if job.stop == "natural_end"
+        else f"stopped after {job.stops_after:,} optimizer steps"
+    )
+    rows = f", {job.global_batch_size:,} rows a step" if job.global_batch_size is not None else ""
+    return (
+        f"The job: the command `{job.command}`, run unchanged on device {suite.device}, {end}{rows}; evaluation "
+        f"{held_out}. What it did was observed inside its own process."
+    )
+
+
 def _job(suite: Suite) -> str:
-    job = suite.job
+    if suite.command is not None:
+        return _command(suite.command, suite)
+    job = suite.built
     model = ", ".join(f"{k} {v}" for k, v in job.model.model_dump(exclude_none=True).items())
     told = (
         f"The job: {job.task}, device {suite.device}, model {model}; {job.max_steps:,} optimizer steps of "
@@ -287,7 +307,7 @@ def _job(suite: Suite) -> str:
     )
     own_batches = [
         f"{name} {own.max_steps:,} of {own.global_batch_size:,} after {own.lr_schedule.warmup_steps:,}"
-        for name, own in {o.name: suite.job.of(o.choices) for o in suite.options}.items()
+        for name, own in {o.name: suite.job_of(o) for o in suite.options}.items()
         if own.global_batch_size != job.global_batch_size
     ]
     if own_batches:
@@ -314,8 +334,10 @@ def machine_choice_lines(environment: Mapping[str, Any]) -> list[str]:
 
 def own_warmups(suite: Suite) -> str:
     """`adamw 12 of 60 steps; sgd 3 of 60 steps`; empty where every option has the job's."""
-    own = [option for option in suite.options if option.choices.optimizer.warmup_fraction is not None]
-    jobs = [(option.name, suite.job.of(option.choices)) for option in own]
+    if suite.command is not None:
+        return ""
+    own = [option for option in suite.options if option.built.optimizer.warmup_fraction is not None]
+    jobs = [(option.name, suite.job_of(option)) for option in own]
     return "; ".join(f"{name} {job.lr_schedule.warmup_steps:,} of {job.max_steps:,} steps" for name, job in jobs)
 
 
@@ -367,6 +389,9 @@ def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
     measured = [r.outcome.measurement for r in done if isinstance(r.outcome, Completed)]
     timed = [measurement.timed_seconds for measurement in measured]
     span = f" (here {units.seconds(min(timed))} to {units.seconds(max(timed))} a trial)" if timed else ""
+    if suite.command is not None:
+        yield from _observing(suite, span)
+        return
     yield (
         f"Speed is taken over synchronised windows{span} after the first {suite.job.timing.warmup_steps} steps; "
         "evaluation, logging and compilation lie outside. Steps added only to lengthen the timing count for no "
@@ -388,6 +413,21 @@ def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
     tokens = f" on {max(scored):,} held-out tokens" if scored else ""
     yield f"Quality is the loss after the last step{tokens}, in fp32 for every option."
     yield "Perplexity is exp of the loss; bits per byte divide it by the text's bytes and ln 2."
+
+
+def _observing(suite: Suite, span: str) -> Iterator[str]:
+    """How a command's speed and quality were measured."""
+    yield (
+        f"Speed is taken over the steps{span} after the first {suite.job.timing.warmup_steps}, from the end of an "
+        "update to the end of the next; pauses in which the script evaluated or saved do not count."
+    )
+    if not suite.job.evaluates:
+        yield "Quality was not measured."
+        return
+    yield (
+        "Quality is the loss on the held-out tokens after the last step: the script's own call of its model is "
+        "repeated with these tokens, in evaluation mode and without autocast, and scored by cross entropy in fp32."
+    )
 
 
 def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -44,6 +45,7 @@ from selectbench.report.document import (
 )
 from selectbench.report.evidence import CLEANING, choice_text, own_warmups
 from selectbench.report.markdown import escape, render_blocks
+from selectbench.suite.command import CommandChoices, arguments
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite, besides_the_rate
 from selectbench.text import clean, one_line, visible
@@ -207,20 +209,28 @@ def plan_as_json(
 
 
 def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
-    job = plan.suite.job.of(planned.option.choices)
+    common = {
+        "option": planned.option.name, "differs_in": planned.option.differs_in,
+        "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
+        "python": planned.option.choices.python, "unsupported": planned.unsupported,
+        "expected_seconds_per_trial": estimate.seconds.get(planned.option.name) if estimate else None,
+    }  # fmt: skip
+    if plan.suite.command is not None:
+        return {**common, "arguments": _typed(plan, planned)}
+    job = plan.suite.job_of(planned.option)
     return {
         "option": planned.option.name, "differs_in": planned.option.differs_in,
-        "optimizer": planned.option.choices.optimizer.model_dump(mode="json"),
+        "optimizer": planned.option.built.optimizer.model_dump(mode="json"),
         "global_batch_size": job.global_batch_size, "max_steps": job.max_steps,
         "warmup_steps": job.lr_schedule.warmup_steps,
-        "precision": planned.option.choices.precision.name,
-        "micro_batch_size": planned.option.choices.micro_batch_size,
+        "precision": planned.option.built.precision.name,
+        "micro_batch_size": planned.option.built.micro_batch_size,
         "expected_peak_memory_bytes": planned.peak_bytes,
         "parameters": planned.parameters, "vocab_size": planned.size and planned.size.vocab_size,
         "tokenizer_entries": planned.entries, "embedding_parameters": planned.size and planned.size.embeddings,
         "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
-        "strategy": planned.option.choices.strategy.model_dump(mode="json"),
-        "framework": planned.option.choices.framework.name, "python": planned.option.choices.python,
+        "strategy": planned.option.built.strategy.model_dump(mode="json"),
+        "framework": planned.option.built.framework.name, "python": planned.option.choices.python,
         "unsupported": planned.unsupported,
         "expected_seconds_per_trial": estimate.seconds.get(planned.option.name) if estimate else None,
     }  # fmt: skip
@@ -245,14 +255,19 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     suite = plan.suite
     profile = f", profile {suite.profile}" if suite.profile else ""
     yield f"device {suite.device}{profile}; baseline {suite.baseline}; seeds {', '.join(map(str, suite.seeds))}"
-    jobs = [suite.job.of(planned.option.choices) for planned in plan.options]
-    products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
-    epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"
-    yield f"model: {_model_words(plan.planned(suite.baseline))}"
-    yield (
-        f"each trial: {' or '.join(products)} sequences x "
-        f"{suite.job.seq_len} tokens = {units.count(plan.tokens)} tokens, {epochs} epochs"
-    )
+    if suite.command is not None:
+        yield f"command of {suite.baseline}, seed {suite.seeds[0]}: {_typed(plan, plan.planned(suite.baseline))}"
+        end = "until it ends by itself" if suite.command.stop == "natural_end" else "and is stopped then"
+        yield f"each trial: {suite.command.stops_after} steps, {end}, in {visible(suite.command.directory)}"
+    else:
+        jobs = [suite.job_of(planned.option) for planned in plan.options]
+        products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
+        epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"
+        yield f"model: {_model_words(plan.planned(suite.baseline))}"
+        yield (
+            f"each trial: {' or '.join(products)} sequences x "
+            f"{suite.built.seq_len} tokens = {units.count(plan.tokens)} tokens, {epochs} epochs"
+        )
     held = " and ".join(suite.decide.constraints)
     constraints = f", of the options that hold {held}" if held else ", without any constraint"
     yield f"decided by {suite.decide.objective}{constraints}"
@@ -266,6 +281,14 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
         yield f"tuned for each option first: {', '.join(suite.tune.parameters)}"
     if warmups := own_warmups(suite):  # one that is tuned is not known yet
         yield f"with a warm-up of their own: {warmups}"
+
+
+def _typed(plan: Plan, planned: PlannedOption) -> str:
+    """The option's command with the first seed, as it could be typed."""
+    job, choices = plan.suite.command, planned.option.choices
+    assert job is not None
+    assert isinstance(choices, CommandChoices)
+    return shlex.join(arguments(job, choices, plan.suite.seeds[0], planned.world_size))
 
 
 def _model_words(planned: PlannedOption) -> str:
@@ -292,8 +315,8 @@ def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:
             Text(one_line(planned.option.name, 80)),
             Text(one_line(differs, 80)),
             Text(_layout(planned)),
-            str(planned.option.choices.micro_batch_size),
-            f"x {planned.gradient_accumulation_steps}",
+            units.count(planned.option.choices.micro_batch_size),
+            units.DASH if (steps := planned.gradient_accumulation_steps) is None else f"x {steps}",
             *([units.size(planned.peak_bytes)] if has_memory else []),
             "unsupported" if planned.unsupported else units.duration(seconds),
             style="dim" if planned.unsupported else "",
@@ -313,6 +336,8 @@ def _settings_lines(suite: Suite) -> Iterator[str]:
 def _layout(planned: PlannedOption) -> str:
     """`single`, `zero 2 x 4 ranks`, `ddp x 2 ranks, hf_trainer`."""
     choices, ranks = planned.option.choices, planned.world_size
+    if isinstance(choices, CommandChoices):
+        return choices.args or f"{ranks} rank{'s' if ranks != 1 else ''}"
     stage = getattr(choices.strategy, "stage", None)
     strategy = f"{choices.strategy.name} {stage}" if stage else str(choices.strategy.name)
     counted = strategy if strategy == "single" else f"{strategy} x {ranks} rank{'s' if ranks != 1 else ''}"

@@ -80,6 +80,11 @@ class Node:
             node = below
         return node
 
+    @property
+    def has_command(self) -> bool:
+        """Of a suite: whether its job is a training command."""
+        return "command" in self.below("job")
+
     def value_at(self, *keys: str) -> object:
         """The value under these keys; None where one is absent."""
         node: Node | None = self
@@ -342,12 +347,20 @@ def nest(keys: list[str], node: Node, place: Place) -> Node:
 
 
 _MODEL_PATHS: dict[str, PathKind] = {"config": "file", "pretrained": "folder or hub id"}
+_HELDOUT_PATHS: dict[str, PathKind] = {"heldout": "file", "text": "globs", "tokenizer": "file"}
 
 
 def with_absolute_paths(document: Node, folder: Path) -> Node:
     """The document with every path of it absolute, but the interpreters of rows; `folder`: the suite's."""
-    sources = partial(_with_source_paths, folder=folder)
-    document = _within(document, "job", lambda job: with_model_paths(_within(job, "data", sources), folder))
+
+    def job_with_paths(job: Node) -> Node:
+        if "command" in job.mapping:
+            where = job.mapping.get("directory", Node(".", document.place, "job.directory"))
+            job = job.with_entries(directory=_absolute(where, folder))
+            return _within(job, "eval", partial(_with_paths, paths=_HELDOUT_PATHS, folder=folder))
+        return with_model_paths(_within(job, "data", partial(_with_source_paths, folder=folder)), folder)
+
+    document = _within(document, "job", job_with_paths)
     document = _within(document, "code", partial(_each, change=partial(_absolute, folder=folder)))
     # Compared with rows, whose interpreters are absolute by then; an axis keeps its labels as written.
     return _within(document, "exclude", partial(_each, change=partial(with_interpreter, folder=folder)))

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from selectbench.choices import REGISTRY, Choices
+from selectbench.choices import REGISTRY, AnyChoices, Choices
 from selectbench.choices.choice import tag_of
 from selectbench.errors import did_you_mean
+from selectbench.suite.command import GIVEN, RESERVED, names_in
 from selectbench.suite.document import Node, Place, Problems, merge, merge_by_key, nest, plain, show
 from selectbench.suite.problems import validate
 from selectbench.suite.suite import AT_MOST, AUTO, MICRO_BATCH_SIZE, PRECISION, LeftOpen, SizeThatFits
@@ -56,13 +57,23 @@ class Value:
     """The choices that it sets."""
 
 
+def dimensions(document: Node) -> tuple[str, ...]:
+    """What an option may set: dimensions, or of a command the reserved keys and the placeholders."""
+    if not document.has_command:
+        return DIMENSIONS
+    variables = [str(node.value) for node in document.mapping["job"].below("environment").values()]
+    names = names_in([str(document.value_at("job", "command")), *variables])
+    return (*RESERVED, *(name for name in names if name not in GIVEN))
+
+
 def rows_of(document: Node, problems: Problems) -> list[Row]:
     """Every row in the file's order: options outermost, then the axes as they are written.
 
     A row's model or tokenizer without a tag (`model.n_layer`) is the job's with those fields changed.
     """
     shared = document.mapping.get("choices", Node({}, document.place, "choices"))
-    axes = [_values(path, node, problems) for path, node in _entries(document, "axes", problems).items()]
+    known = dimensions(document)
+    axes = [_values(path, node, known, problems) for path, node in _entries(document, "axes", problems).items()]
     if math.prod(map(len, axes)) > MOST_ROWS:
         problems.at(document.mapping["axes"], f"the grid has more than {MOST_ROWS} rows")
         return []
@@ -77,9 +88,10 @@ def rows_of(document: Node, problems: Problems) -> list[Row]:
         for value in values:
             choices = merge_by_key(choices, value.partial)
         # A model or tokenizer is laid over the job's, which it replaces where it has a tag.
+        own = () if document.has_command else JOBS_OWN
         choices = choices.with_entries(**{
             key: merge(job.mapping[key], choices.mapping[key], key)
-            for key in JOBS_OWN if key in job.mapping and key in choices.mapping
+            for key in own if key in job.mapping and key in choices.mapping
         })  # fmt: skip
         origin = values[-1].partial if values and not name else partial
         label = " + ".join(filter(None, (name, *(value.label for value in values))))
@@ -106,11 +118,11 @@ def _options(document: Node, problems: Problems) -> dict[str, Node]:
     return options
 
 
-def _values(path: str, node: Node, problems: Problems) -> list[Value]:
-    """The axis's values with their labels; none where something is wrong with it."""
+def _values(path: str, node: Node, known: Sequence[str], problems: Problems) -> list[Value]:
+    """The axis's values with their labels; none where something is wrong with it. `known`: dimensions."""
     keys, place = path.split("."), node.key_place or node.place
-    if keys[0] not in DIMENSIONS or not all(keys):
-        hint = did_you_mean(keys[0], DIMENSIONS) or f" (known: {', '.join(DIMENSIONS)})"
+    if keys[0] not in known or not all(keys):
+        hint = did_you_mean(keys[0], known) or f" (known: {', '.join(known)})"
         problems.add(place, node.path, f"unknown dimension {quoted(keys[0])}{hint}")
         return []
     items = [plain(item) for item in node.items]
@@ -146,16 +158,19 @@ def _text(value: Any) -> str:
     return show(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def excluded(rows: list[tuple[Row, Choices]], exclude: Node, problems: Problems, *, strict: bool) -> set[str]:
-    """Names of the rows that the list leaves out; `strict`: an entry that leaves none out is a mistake."""
+def excluded(
+    rows: Sequence[tuple[Row, AnyChoices]], document: Node, problems: Problems, *, strict: bool
+) -> set[str]:
+    """Names of the rows that `exclude` leaves out; `strict`: an entry that leaves none out is a mistake."""
     gone: set[str] = set()
+    exclude, known = document.mapping["exclude"], dimensions(document)
     for entry in exclude.items:
         if not entry.mapping:
             problems.at(entry, "expected a mapping of choices, as in {precision: fp32}")
-        unknown = entry.mapping.keys() - set(DIMENSIONS)
+        unknown = entry.mapping.keys() - set(known)
         for key in unknown:
             node = entry.mapping[key]
-            problems.add(node.key_place or node.place, node.path, f"unknown key{did_you_mean(key, DIMENSIONS)}")
+            problems.add(node.key_place or node.place, node.path, f"unknown key{did_you_mean(key, known)}")
         if unknown or not entry.mapping:
             continue
         pattern = {dimension: _complete(dimension, value) for dimension, value in plain(entry).items()}

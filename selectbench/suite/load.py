@@ -18,6 +18,7 @@ from selectbench.settings import DescribedSchema
 from selectbench.suite.check import (
     check_accumulation,
     check_bounds,
+    check_command,
     check_distinct,
     check_files,
     check_jobs,
@@ -27,6 +28,7 @@ from selectbench.suite.check import (
     tokenizers_differ,
     unmeasured_metrics,
 )
+from selectbench.suite.command import CommandChoices, CommandJob, as_written
 from selectbench.suite.document import (
     Node,
     Place,
@@ -55,6 +57,8 @@ from selectbench.suite.problems import validate
 from selectbench.suite.suite import (
     AUTO,
     CONTROL,
+    AnySuiteFile,
+    CommandSuiteFile,
     Decide,
     LeftOpen,
     Option,
@@ -326,29 +330,42 @@ def _prepared(top: Node, profile: str | None, path: Path, asked: _CommandLine, p
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "suite"
     if "name" not in document.mapping:
         document = document.with_entries(name=Node(stem, document.place, "name"))
-    return with_absolute_paths(with_sizes_searched(document, problems), path.resolve().parent)
+    searched = document if document.has_command else with_sizes_searched(document, problems)
+    return with_absolute_paths(searched, path.resolve().parent)
+
+
+def _taken_out(document: Node, problems: Problems) -> tuple[LeftOpen, Node]:
+    """A command's placeholders may have the names of choices that a suite can leave open."""
+    return (LeftOpen(), document) if document.has_command else taken_out(document, problems)
+
+
+def _kinds(document: Node) -> tuple[type[AnySuiteFile], type[Choices | CommandChoices]]:
+    return (CommandSuiteFile, CommandChoices) if document.has_command else (SuiteFile, Choices)
 
 
 def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Problems) -> None:
     """A misspelt key in the profile of another machine is told here already."""
     for name in top.below("profiles").keys() - {used}:
-        _, document = taken_out(_prepared(top, name, path, _CommandLine(), problems), problems)
-        validate(SuiteFile, document, problems, own_only=True)
+        _, document = _taken_out(_prepared(top, name, path, _CommandLine(), problems), problems)
+        suite_kind, kind = _kinds(document)
+        validate(suite_kind, document, problems, own_only=True)
         for row in rows_of(document, problems):
-            validate(Choices, row.choices, problems, own_only=True)
+            validate(kind, row.choices, problems, own_only=True)
 
 
 def _suite(
     document: Node, path: Path, profile: str | None, device: Device, asked: _CommandLine, problems: Problems, *,
     require_files: bool,
 ) -> Suite | None:  # fmt: skip
-    open_choices, document = taken_out(document, problems)
-    content: SuiteFile | None = validate(SuiteFile, document, problems)
+    open_choices, document = _taken_out(document, problems)
+    content: AnySuiteFile | None = validate(_kinds(document)[0], document, problems)
     names, rows, left_open = _rows(
         document, path.resolve().parent, open_choices, from_command_line=bool(asked.axes), problems=problems
     )
-    chosen = [choices for _, choices in rows]
-    check_accumulation(rows, document, device, problems)
+    built = [(row, choices) for row, choices in rows if isinstance(choices, Choices)]
+    commands = [(row, choices) for row, choices in rows if isinstance(choices, CommandChoices)]
+    chosen = [choices for _, choices in built]
+    check_accumulation(built, document, device, problems)
     check_distinct(rows, document, problems)
     check_seeds(document, problems)
     for row, choices in rows if require_files else ():
@@ -358,15 +375,18 @@ def _suite(
     unmeasured = unmeasured_metrics(
         content.job if content else None, device, quick=quick, has_prices="cost" in document.mapping,
         evaluates=quick or document.value_at("job", "eval") != "none",
-        other_tokens=content is not None and tokenizers_differ(chosen, content.job),
+        other_tokens=content is not None and isinstance(content, SuiteFile)
+        and tokenizers_differ(chosen, content.job),
     )  # fmt: skip
     check_bounds(document, problems, unmeasured)
     if document.value_at("control") is True and CONTROL in names:
         problems.at(
             document.mapping["control"], f"an option is called {CONTROL!r}, the name of the baseline's repetition"
         )
-    if content is not None:
-        check_jobs(rows, content.job, document, problems)
+    if isinstance(content, CommandSuiteFile):
+        check_command(content, commands, document, problems, require_files=require_files)
+    elif isinstance(content, SuiteFile):
+        check_jobs(built, content.job, document, problems)
         check_tune(content, chosen, document, problems, complete=len(rows) == len(names))
     baseline = chosen_baseline(document, names, fall_back=bool(asked.axes), problems=problems)
     if problems.found or content is None:
@@ -376,29 +396,30 @@ def _suite(
 
 def _rows(
     document: Node, folder: Path, open_choices: LeftOpen, *, from_command_line: bool, problems: Problems
-) -> tuple[list[str], list[tuple[Row, Choices]], LeftOpen]:
+) -> tuple[list[str], list[tuple[Row, Choices | CommandChoices]], LeftOpen]:
     """Names of all rows that are not excluded, those rows that are valid, and what they leave open."""
     written = rows_of(document, problems)
     left_open = of_these_rows(open_choices, written, document, problems)
-    begun = with_placeholders(with_first_sizes(written, document), left_open)
+    begun = written if document.has_command else with_placeholders(with_first_sizes(written, document), left_open)
     asked = [replace(row, choices=with_interpreter(row.choices, folder)) for row in begun]
-    validated = [(row, validate(Choices, row.choices, problems)) for row in asked]
+    validated = [(row, validate(_kinds(document)[1], row.choices, problems)) for row in asked]
     rows = [(row, choices) for row, choices in validated if choices is not None]
     gone: set[str] = set()
     if "exclude" in document.mapping and len(rows) == len(asked):
-        gone = excluded(rows, document.mapping["exclude"], problems, strict=not from_command_line)
+        gone = excluded(rows, document, problems, strict=not from_command_line)
     kept = [pair for pair in rows if pair[0].name not in gone]
     return [row.name for row in asked if row.name not in gone], kept, left_open
 
 
 def _assembled(
-    content: SuiteFile, rows: list[tuple[Row, Choices]], left_open: LeftOpen, baseline: str, profile: str | None,
-    device: Device, *, quick: bool,
+    content: AnySuiteFile, rows: Sequence[tuple[Row, Choices | CommandChoices]], left_open: LeftOpen,
+    baseline: str, profile: str | None, device: Device, *, quick: bool,
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
-    sizes = [c.global_batch_size or content.job.global_batch_size for _, c in rows]
-    job = _quickened(content.job, sizes) if quick else content.job
-    other_tokens = tokenizers_differ([c for _, c in rows], job)
+    job: Job | CommandJob = content.job
+    if quick:
+        job = _quickened(job, [c for _, c in rows])
+    other_tokens = isinstance(job, Job) and tokenizers_differ([c for _, c in rows if isinstance(c, Choices)], job)
     options = [Option(name=r.name, choices=c, differs_in=differences(job, c, base)) for r, c in rows]
     suite = Suite(
         name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
@@ -417,7 +438,7 @@ def _assembled(
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
 
 
-def _decides(given: Decide, job: Job, *, other_tokens: bool) -> Decide:
+def _decides(given: Decide, job: Job | CommandJob, *, other_tokens: bool) -> Decide:
     """What decides, with defaults that suit the job; `other_tokens`: the options' tokenizers differ.
 
     Where tokenizers differ a suite decides by default on text, not on tokens. Else, where quality itself is the
@@ -440,8 +461,12 @@ def _decides(given: Decide, job: Job, *, other_tokens: bool) -> Decide:
     return given.model_copy(update={"objective": objective, "constraints": constraints})
 
 
-def _quickened(job: Job, sizes: Sequence[int]) -> Job:
-    """`sizes`: global batches of the options, for which the tokens must be the same."""
+def _quickened(job: Job | CommandJob, options: Sequence[Choices | CommandChoices]) -> Job | CommandJob:
+    """The tokens must be the same for all global batches of the options. A command's own schedule is not known."""
+    if isinstance(job, CommandJob):
+        stop = min(job.stops_after, job.timing.warmup_steps + QUICK_STEPS)
+        return job.model_copy(update={"eval": "none", "stop": stop})
+    sizes = [c.global_batch_size or job.global_batch_size for c in options if isinstance(c, Choices)]
     steps = job.steps_for_all(QUICK_STEPS, sizes)
     schedule = job.lr_schedule.model_copy(update={"warmup_steps": min(job.lr_schedule.warmup_steps, steps)})
     return job.model_copy(update={"eval": "none", "max_steps": steps, "lr_schedule": schedule})
@@ -453,9 +478,14 @@ def _resolved(suite: Suite, given: set[str]) -> dict[str, Any]:
     Of what decides no figure of a trial, only the keys that were `given`.
     """
     asked = [option for option in suite.options if not (suite.control and option.name == CONTROL)]
-    dumped = {option.name: option.choices.model_dump(mode="json") for option in asked}
+    dumped = {
+        o.name: as_written(o.choices)
+        if isinstance(o.choices, CommandChoices)
+        else o.choices.model_dump(mode="json")
+        for o in asked
+    }
     first = next(iter(dumped.values()))
-    shared = {d: value for d, value in first.items() if all(row[d] == value for row in dumped.values())}
+    shared = {d: value for d, value in first.items() if all(row.get(d) == value for row in dumped.values())}
     own = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}
     return {
         **suite.model_dump(mode="json", include={"name", "question", "device", "profile", "quick", "job", "code"}),

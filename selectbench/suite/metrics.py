@@ -14,6 +14,7 @@ from pydantic import PlainSerializer, WithJsonSchema, WrapValidator
 from selectbench import units
 from selectbench.errors import did_you_mean
 from selectbench.settings import WrongValueError
+from selectbench.suite.command import CommandJob
 from selectbench.suite.job import OWN_METRIC_PATTERN, OWN_SCORE, SCORES, Job, OwnMetric
 from selectbench.text import quoted
 
@@ -286,7 +287,7 @@ def declare(own: Mapping[str, OwnMetric]) -> None:
             raise WrongValueError(key, f"{other}: take another name", says_key=False)
 
 
-def names_of(job: Job) -> list[str]:
+def names_of(job: Job | CommandJob) -> list[str]:
     """Every metric that the job's rows have, those of own code last."""
     return [*METRICS, *job.own_metrics]
 

@@ -10,8 +10,22 @@ from pydantic import ValidationError
 
 from selectbench.choices import Choices
 from selectbench.choices.choice import Choice
+from selectbench.suite.command import CommandChoices, CommandJob
 from selectbench.suite.job import Eval, Job
-from selectbench.suite.suite import CONTROL, DEFAULT_N, BestOf, Option, Range, Suite, Tune, Values, differences
+from selectbench.suite.suite import (
+    CONTROL,
+    DEFAULT_N,
+    AnyJob,
+    BestOf,
+    Option,
+    Range,
+    Suite,
+    Tune,
+    Values,
+    differences,
+)
+
+AnyOption = Choices | CommandChoices
 
 # The values that tuning tries: grids, what lies beyond or between them, and sequences over several settings.
 
@@ -47,22 +61,24 @@ def rounded(value: float) -> float:
     return float(f"{value:.{_DIGITS}g}")
 
 
-def axes_of(tune: Tune, choices: Choices) -> list[Axis]:
+def axes_of(tune: Tune, choices: AnyOption) -> list[Axis]:
     """Of the settings that the option has. Raises ValueError for one whose range is not known."""
     return [axis(path, found, choices) for path, found in tune.parameters.items() if has(choices, path)]
 
 
-def has(choices: Choices, path: str) -> bool:
+def has(choices: AnyOption, path: str) -> bool:
     """Whether the option has the setting."""
+    if isinstance(choices, CommandChoices):
+        return path in choices.values
     dimension, _, setting = path.partition(".")
     return setting in getattr(type(getattr(choices, dimension, None)), "model_fields", {})
 
 
-def axis(path: str, found: Range, choices: Choices) -> Axis:
+def axis(path: str, found: Range, choices: AnyOption) -> Axis:
     """The range of the suite, or the one of the option's class. Raises ValueError where there is neither."""
     if ends := found.log or found.linear:
         return Axis(path, ends[0], ends[1], found.log is not None)
-    chosen = choices.optimizer if path == "optimizer.lr" else None
+    chosen = choices.optimizer if path == "optimizer.lr" and isinstance(choices, Choices) else None
     if chosen is None or chosen.lr_range is None:
         name = getattr(getattr(choices, path.partition(".")[0]), "name", "")
         raise ValueError(f"no range is known for {path} of {name}: give one, such as {{log: [1e-4, 1e-2]}}")
@@ -70,8 +86,10 @@ def axis(path: str, found: Range, choices: Choices) -> Axis:
     return Axis(path, low, high, True)
 
 
-def with_values(choices: Choices, values: Values) -> Choices | None:
+def with_values(choices: AnyOption, values: Values) -> AnyOption | None:
     """The option with these settings; None where one is out of its setting's bounds."""
+    if isinstance(choices, CommandChoices):
+        return choices.model_copy(update=values)
     for path, value in values.items():
         dimension, _, setting = path.partition(".")
         before = getattr(choices, dimension)
@@ -134,7 +152,7 @@ def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
 def _at_low_rates(stage: Suite) -> Suite:
     options: list[Option] = []
     for option in stage.options:
-        optimizer = option.choices.optimizer
+        optimizer = option.built.optimizer
         lowest = optimizer.lr if optimizer.lr_range is None else min(optimizer.lr, optimizer.lr_range[0])
         slow = with_values(option.choices, {"optimizer.lr": lowest})
         options.append(option.model_copy(update={"choices": slow or option.choices}))
@@ -161,20 +179,25 @@ def without(suite: Suite, names: Collection[str]) -> Suite:
 
 def screening_suite(suite: Suite) -> Suite:
     """Two short trials of speed of every option, of which the records tell which are run (`analysis.screening`)."""
-    job = suite.job
+    seeds = {"seeds": list(screening_seeds(suite)), "save": "none"}
+    if (command := suite.command) is not None:  # its schedule is the script's, and goes on as if for all steps
+        stop = min(command.stops_after, command.timing.warmup_steps + SCREENING_STEPS)
+        return suite.model_copy(update={"job": command.model_copy(update={"stop": stop, "eval": "none"}), **seeds})
+    job = suite.built
     timing = job.timing.model_copy(update={"min_timed_seconds": SCREENING_SECONDS})
     shortened = _short_job(suite, job.timing.warmup_steps + SCREENING_STEPS).model_copy(update={"timing": timing})
-    update = {"job": shortened, "seeds": list(screening_seeds(suite)), "save": "none"}
-    return _at_low_rates(suite.model_copy(update=update))
+    return _at_low_rates(suite.model_copy(update={"job": shortened, **seeds}))
 
 
-def tuning_job(suite: Suite) -> Job:
+def tuning_job(suite: Suite) -> AnyJob:
     """The job within the tuning's budget: warm-up in proportion, one evaluation, at the end.
 
     Where options set global batches of their own, the budget is rounded up until all divide its tokens.
     """
     job, tune = suite.job, suite.tune
     assert tune is not None
+    if isinstance(job, CommandJob):
+        return job.model_copy(update={"max_steps": tune.budget.steps(job.max_steps), "stop": "at_max_steps"})
     assert isinstance(job.eval, Eval)
     steps = job.steps_for_all(tune.budget.steps(job.max_steps), _global_batch_sizes(suite))
     scored = tune.metric in job.scored
@@ -191,13 +214,13 @@ def speed_job(suite: Suite) -> Job:
 
 
 def _short_job(suite: Suite, max_steps: int) -> Job:
-    job, sizes = suite.job, _global_batch_sizes(suite)
+    job, sizes = suite.built, _global_batch_sizes(suite)
     steps = math.ceil(max_steps * max(sizes) / job.global_batch_size)
     return _shortened(job, job.steps_for_all(steps, sizes)).model_copy(update={"eval": "none"})
 
 
 def _global_batch_sizes(suite: Suite) -> list[int]:
-    return [suite.job.of(option.choices).global_batch_size for option in suite.options]
+    return [suite.built.of(option.built).global_batch_size for option in suite.options]
 
 
 def _shortened(job: Job, steps: int) -> Job:
@@ -207,7 +230,7 @@ def _shortened(job: Job, steps: int) -> Job:
     return job.model_copy(update={"max_steps": steps, "lr_schedule": schedule, "timing": timing})
 
 
-def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: Job, seed: int) -> Suite:
+def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: AnyJob, seed: int) -> Suite:
     options = [
         Option(name=label(name, values), choices=_settled(suite.option(name).choices, values), differs_in=[],
                tunes=name, tried=values)
@@ -240,7 +263,7 @@ def settled(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
     return suite.model_copy(update={"options": options})
 
 
-def _settled(choices: Choices, values: Values) -> Choices:
+def _settled(choices: AnyOption, values: Values) -> AnyOption:
     found = with_values(choices, values)
     assert found is not None, "values out of bounds are never tried"
     return found

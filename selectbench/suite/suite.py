@@ -9,9 +9,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator, model_validator
 
-from selectbench.choices import Choices
+from selectbench.choices import AnyChoices, Choices
 from selectbench.choices.execution import MicroBatchSize
 from selectbench.settings import Strict, WrongValueError
+from selectbench.suite.command import CommandChoices, CommandJob
 from selectbench.suite.job import Job, Steps
 from selectbench.suite.metrics import (
     Objective,
@@ -261,12 +262,15 @@ class MeterSettings(Strict):
     """Run a trial a second time where its GPU was throttled or shared, or something else kept its CPU busy."""
 
 
+AnyJob = Job | CommandJob
+
+
 class Option(Strict):
     """One row of the ranking: a named set of choices."""
 
     name: str
     """As the suite calls it, unique."""
-    choices: Choices
+    choices: Choices | CommandChoices
     """Every dimension, resolved."""
     differs_in: list[str]
     """Dimensions in which it differs from the baseline, `optimizer.lr` where only a setting does."""
@@ -274,6 +278,12 @@ class Option(Strict):
     """The option that this one is a trial setting of, in the suite of a tuning stage; None: a row of its own."""
     tried: Values = Field(default_factory=dict)
     """What is tried then, by path."""
+
+    @property
+    def built(self) -> Choices:
+        """Its choices, where the job is no command."""
+        assert isinstance(self.choices, Choices)
+        return self.choices
 
 
 class Suite(Strict):
@@ -289,7 +299,7 @@ class Suite(Strict):
     """What the job runs on."""
     quick: bool = False
     """Speed and memory only: no claim of quality."""
-    job: Job
+    job: AnyJob
     """The work that is identical for every option."""
     options: list[Option]
     """In the file's order."""
@@ -326,6 +336,21 @@ class Suite(Strict):
     resolved: dict[str, Any]
     """The merged file as plain data: loading it again gives this suite; written as `suite.yaml`."""
 
+    @property
+    def built(self) -> Job:
+        """The job, where it is no command."""
+        assert isinstance(self.job, Job)
+        return self.job
+
+    def job_of(self, option: Option) -> Job:
+        """The job as the option does it, where it is no command."""
+        return self.built.of(option.built)
+
+    @property
+    def command(self) -> CommandJob | None:
+        """The job, where it is a command."""
+        return self.job if isinstance(self.job, CommandJob) else None
+
     def threshold(self, metric: str) -> float:
         """Smallest difference that matters: the suite's, or the default; 0 for a metric that decides nothing."""
         return self.decide.thresholds.get(metric, default_threshold(metric, self.device))
@@ -349,11 +374,14 @@ class Suite(Strict):
         raise KeyError(name)
 
 
-def differences(job: Job, choices: Choices, baseline: Choices) -> list[str]:
+def differences(job: AnyJob, choices: AnyChoices, baseline: AnyChoices) -> list[str]:
     """Dimensions that differ, `optimizer.lr` or `model.n_layer` where the class is the same and a setting is not.
 
-    A model or tokenizer that is not given is the job's own.
+    A model or tokenizer that is not given is the job's own. Of a command, the keys that differ.
     """
+    if not isinstance(choices, Choices):
+        mine, other = choices.model_dump(), baseline.model_dump()
+        return [key for key in {**mine, **other} if key != "may_change" and mine.get(key) != other.get(key)]
 
     def class_of(value: object) -> tuple[object, ...]:
         """Of a choice or a model; own code of another name is another class."""
@@ -373,11 +401,13 @@ def differences(job: Job, choices: Choices, baseline: Choices) -> list[str]:
     return found
 
 
-def besides_the_rate(choices: Choices, baseline: Choices) -> list[str]:
+def besides_the_rate(choices: AnyChoices, baseline: AnyChoices) -> list[str]:
     """Settings besides the learning rate in which an optimizer of another class differs: `weight_decay 1 (0.1)`.
 
     In brackets is the baseline's, where it has such a setting. What both have alike is left out.
     """
+    if not isinstance(choices, Choices) or not isinstance(baseline, Choices):
+        return []
     ours, theirs = choices.optimizer.model_dump(), baseline.optimizer.model_dump()
     if ours["name"] == theirs["name"]:
         return []
@@ -396,14 +426,14 @@ def _shown(value: object) -> str:
 # The keys of a suite file, after a profile and the command line were laid over it.
 
 
-class SuiteFile(Strict):
+class AnySuiteFile(Strict):
     """One question: a job, the options to train it under, the seeds, and what decides."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
     """Names the results folder: letters, digits, dot, underscore and dash. The file's name if not given."""
     question: str = "Which option should this job use?"
     """What the answer's sentence answers."""
-    job: Job
+    job: Any
     """The work that is identical for every option."""
     code: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
     """Folders of your own code (or .py files, for their folders), relative to the suite: they go on the
@@ -456,7 +486,21 @@ class SuiteFile(Strict):
 
     @field_validator("job")
     @classmethod
-    def _declares_its_metrics(cls, job: Job) -> Job:
+    def _declares_its_metrics(cls, job: AnyJob) -> AnyJob:
         """Before what decides by them is read."""
         declare(job.own_metrics)
         return job
+
+
+class SuiteFile(AnySuiteFile):
+    """One question: a job, the options to train it under, the seeds, and what decides."""
+
+    job: Job
+    """The work that is identical for every option."""
+
+
+class CommandSuiteFile(AnySuiteFile):
+    """One question about a training command that is there already."""
+
+    job: CommandJob
+    """The command, the same for every option but for the values of its placeholders."""

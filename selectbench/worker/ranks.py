@@ -196,6 +196,7 @@ def _rank_main(
     """A rank's whole life. Its last word is GaveUp where it failed."""
     die_with_parent(parent)
     order = ORDERS.read(text)
+    assert isinstance(order, Order)
     redirect(str(Path(order.trial_folder) / f"rank{number}.log"))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGTERM, file=2, chain=True)

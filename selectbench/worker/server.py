@@ -191,10 +191,20 @@ def run_order(order: str, events: int, server: int) -> None:
     die_with_parent(server)
     for number in STOPPING:
         signal.signal(number, signal.SIG_DFL)  # forked or new, the process takes the server's deafness over
-    from selectbench.record.wire import EVENTS, ORDERS
-    from selectbench.worker.trial import run_trial
+    from selectbench.record.wire import EVENTS, ORDERS, Event, Order
 
     parsed = ORDERS.read(Path(order).read_bytes())
-    os.environ["OMP_NUM_THREADS"] = str(parsed.threads)  # of processes that the trial starts itself
     with os.fdopen(events, "w", buffering=1, encoding="utf-8") as stream:
-        run_trial(parsed, lambda event: print(EVENTS.write(event).decode(), file=stream, flush=True))
+
+        def emit(event: Event) -> None:
+            print(EVENTS.write(event).decode(), file=stream, flush=True)
+
+        if isinstance(parsed, Order):
+            from selectbench.worker.trial import run_trial
+
+            os.environ["OMP_NUM_THREADS"] = str(parsed.threads)  # of processes that the trial starts itself
+            run_trial(parsed, emit)
+        else:
+            from selectbench.worker.command import run_command
+
+            run_command(parsed, emit)

@@ -1,0 +1,292 @@
+"""A job that is a training command which is there already: its keys, its options, how its words are filled in."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from selectbench.choices import AnyChoices, execution
+from selectbench.errors import did_you_mean
+from selectbench.settings import Strict, WrongValueError
+from selectbench.suite.job import OwnMetric, Steps
+from selectbench.text import quoted
+
+Scalar = str | bool | int | float
+Scored = Annotated[int, Field(ge=1, le=1 << 40)]
+GIVEN = ("seed", "max_steps", "world_size", "gradient_accumulation_steps", "args")
+"""Placeholders that have a value in every option."""
+CERTIFIED = (
+    "initial_weights_sha256", "token_stream_sha256", "parameters", "trainable_parameters", "tokens_per_step",
+    "steps_requested", "steps_applied", "gradient_accumulation_steps", "learning_rate_shape_sha256",
+    "peak_learning_rate", "parameter_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype",
+    "matmul_tf32", "attention", "optimizer", "compiled", "first_step_loss", "first_step_gradient_norm",
+    "world_size", "strategy", "framework", "dropout", "evaluation_set_sha256",
+)  # fmt: skip
+"""Fields of `record.Identity` that are observed of a command, which `may_change` can name."""
+_PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+class HeldOut(Strict):
+    """Text that the script does not train on; the model's loss on it is measured after the last step."""
+
+    heldout: str | None = None
+    """A .npy file of token ids, all that are scored in one row of numbers."""
+    text: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Text files, as globs, in place of token ids."""
+    tokenizer: str | None = None
+    """The folder with the `tokenizer.json` that the script uses; goes with `text`."""
+    tokens: Scored = 65536
+    """Held-out tokens to score, rounded down to whole sequences; all of them where there are fewer."""
+    seq_len: Annotated[int, Field(ge=2, le=1 << 20)] | None = None
+    """Tokens of a sequence that is scored; those of the script's first training row where not given."""
+
+    @model_validator(mode="after")
+    def _has_one_source(self) -> HeldOut:
+        if (self.heldout is None) == (not self.text):
+            raise ValueError("give `heldout` (a .npy file of token ids) or `text` with `tokenizer`")
+        if (self.tokenizer is None) != (not self.text):
+            raise WrongValueError("tokenizer", "goes with `text`, and `text` needs it", says_key=False)
+        return self
+
+
+class CommandTiming(Strict):
+    """What of a trial is timed."""
+
+    warmup_steps: Annotated[int, Field(ge=1, le=100_000)] = 20
+    """First steps that train but enter no figure of speed."""
+
+
+class CommandJob(Strict):
+    """A training command; every option runs it with its own values for the placeholders."""
+
+    command: Annotated[str, Field(min_length=1)]
+    """The command with placeholders such as `{seed}`: `python train.py --seed {seed} --lr {lr} {args}`. It is split
+    into words without a shell; a value is one word, only `args` is split; `{{` is a brace."""
+    directory: str
+    """Where it runs, relative to the suite; the suite's own folder where not given."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Variables of its environment, over those of selectbench's own; placeholders are filled in."""
+    max_steps: Steps
+    """Optimizer steps: where the script's own schedule ends, `{max_steps}` in the command."""
+    stop: Literal["at_max_steps", "natural_end"] | Steps = "at_max_steps"
+    """When a trial ends: after `max_steps`, when the script ends by itself, or after so many steps though the
+    schedule goes on."""
+    timing: CommandTiming = CommandTiming()
+    """What of a trial is timed."""
+    eval: HeldOut | Literal["none"] = "none"
+    """Evaluation on held-out tokens, or `none`: then options are compared by speed and memory alone."""
+    global_batch_size: Annotated[int, Field(ge=1, le=1 << 22)] | None = None
+    """Rows that every optimizer step must train on, over all ranks; `{gradient_accumulation_steps}` follows."""
+
+    @field_validator("command")
+    @classmethod
+    def _parses(cls, command: str) -> str:
+        for word in words(command):
+            for name in placeholders(word):
+                if name == "args" and word != "{args}":
+                    raise ValueError("`{args}` is a word of its own, since it is split into words")
+        return command
+
+    @field_validator("environment")
+    @classmethod
+    def _can_be_set(cls, environment: dict[str, str]) -> dict[str, str]:
+        for name, value in environment.items():
+            if not name or "=" in name:
+                raise WrongValueError(name, f"{quoted(name)} is no name of a variable")
+            list(placeholders(value))
+        return environment
+
+    @property
+    def stops_after(self) -> int:
+        """Optimizer steps of a trial."""
+        return self.stop if isinstance(self.stop, int) else self.max_steps
+
+    @property
+    def names(self) -> list[str]:
+        """Placeholders of the command and of its environment, each once."""
+        return names_in([self.command, *self.environment.values()])
+
+    # What analysis and reports ask of any job.
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the job yields figures of quality."""
+        return self.eval != "none"
+
+    @property
+    def evaluates_on_the_way(self) -> bool:
+        """The held-out loss is known after the last step alone."""
+        return False
+
+    @property
+    def scored(self) -> frozenset[str]:
+        """No scores of generated text."""
+        return frozenset()
+
+    @property
+    def own_metrics(self) -> dict[str, OwnMetric]:
+        """None."""
+        return {}
+
+    @property
+    def tokenizer(self) -> None:
+        """The script's own, the same for every option."""
+        return None
+
+    @property
+    def task(self) -> str:
+        """In place of what is learnt, which the script alone knows."""
+        return "command"
+
+    def of(self, _choices: AnyChoices) -> CommandJob:
+        """The same for every option."""
+        return self
+
+
+class CommandChoices(AnyChoices):
+    """What an option of a command sets: values of placeholders, by their names, and what stands here."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+
+    args: str = ""
+    """Words of the command in place of `{args}`, split as a shell splits them."""
+    world_size: execution.WorldSize = 1
+    """Processes that the command starts, `{world_size}`: a number, or auto for one per idle GPU."""
+    micro_batch_size: Annotated[int, Field(ge=1, le=1 << 22)] | None = None
+    """Rows per forward pass and rank, `{micro_batch_size}`; with `job.global_batch_size` it decides
+    `{gradient_accumulation_steps}`."""
+    environment: dict[str, str] = Field(default_factory=dict)
+    """Variables of the option's environment, over the job's."""
+    may_change: list[str] = Field(default_factory=list)
+    """Fields of the certificate that the option is meant to change, such as `compute_dtype`; a difference in any
+    other is a violation."""
+    python: execution.Interpreter | None = None
+    """Interpreter of another virtual environment, relative to the suite: its folder comes first on PATH, and a
+    command that begins with `python` runs with it."""
+
+    @field_validator("args")
+    @classmethod
+    def _splits(cls, args: str) -> str:
+        words(args)
+        return args
+
+    @property
+    def values(self) -> dict[str, Scalar]:
+        """Of the placeholders that are not reserved, by name."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+RESERVED = tuple(CommandChoices.model_fields)
+"""Keys of an option that are no placeholder's value, or have a meaning besides."""
+
+
+def words(command: str) -> list[str]:
+    """As a shell splits it, with nothing expanded. Raises ValueError."""
+    try:
+        return shlex.split(command)
+    except ValueError as error:
+        raise ValueError(f"cannot be split into words: {str(error).lower()}") from None
+
+
+def placeholders(text: str) -> Iterator[str]:
+    """Names in braces. Raises ValueError for braces that are none."""
+    for found in _PLACEHOLDER.finditer(text):
+        if found[0] in ("{{", "}}"):
+            continue
+        if found[1] is None or not _NAME.fullmatch(found[1]):
+            raise ValueError(
+                f"{quoted(found[0])} is no placeholder such as {{seed}}; a brace itself is written {{{{"
+            )
+        yield found[1]
+
+
+def names_in(texts: Iterable[str]) -> list[str]:
+    """Placeholders of these texts, each once; where one has braces that are none, those before them."""
+    found: dict[str, None] = {}
+    for text in texts:
+        with suppress(ValueError):
+            for name in placeholders(text):
+                found[name] = None
+    return list(found)
+
+
+def _filled(text: str, values: Mapping[str, Scalar]) -> str:
+    def one(found: re.Match[str]) -> str:
+        if found[1] is None:
+            return found[0][0]
+        value = values[found[1]]
+        return str(value).lower() if isinstance(value, bool) else str(value)
+
+    return _PLACEHOLDER.sub(one, text)
+
+
+def accumulation(job: CommandJob, choices: CommandChoices, ranks: int) -> int | None:
+    """Micro-batches of a step on each rank; None: the sizes that decide it are not given."""
+    if job.global_batch_size is None or choices.micro_batch_size is None:
+        return None
+    return job.global_batch_size // (choices.micro_batch_size * ranks)
+
+
+def given_values(job: CommandJob, choices: CommandChoices, seed: int, ranks: int) -> dict[str, Scalar]:
+    """Of every placeholder that has one."""
+    found: dict[str, Scalar | None] = {
+        **choices.values, "seed": seed, "max_steps": job.max_steps, "world_size": ranks,
+        "micro_batch_size": choices.micro_batch_size,
+        "gradient_accumulation_steps": accumulation(job, choices, ranks),
+    }  # fmt: skip
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def missing(job: CommandJob, choices: CommandChoices) -> list[str]:
+    """Placeholders without a value."""
+    known = {"args", *given_values(job, choices, 0, 1)}
+    return [name for name in job.names if name not in known]
+
+
+def arguments(job: CommandJob, choices: CommandChoices, seed: int, ranks: int) -> list[str]:
+    """The command's words for one trial, with the option's interpreter in place of `python`."""
+    values = given_values(job, choices, seed, ranks)
+    made: list[str] = []
+    for word in words(job.command):
+        made += words(choices.args) if word == "{args}" else [_filled(word, values)]
+    if choices.python is not None and made and re.fullmatch(r"python3?(\.\d+)?", made[0]):
+        made[0] = choices.python
+    return made
+
+
+def variables(job: CommandJob, choices: CommandChoices, seed: int, ranks: int, path: str) -> dict[str, str]:
+    """What the job and the option set of the environment; `path`: PATH before."""
+    values = {**given_values(job, choices, seed, ranks), "args": choices.args}
+    given = {name: _filled(value, values) for name, value in {**job.environment, **choices.environment}.items()}
+    if choices.python is None:
+        return given
+    folder = Path(choices.python).parent
+    return {"VIRTUAL_ENV": str(folder.parent), **given, "PATH": f"{folder}:{given.get('PATH', path)}"}
+
+
+def program_problem(job: CommandJob, choices: CommandChoices, path: str) -> str | None:
+    """Why the command's first word can't be run, with what would help, or None."""
+    first = arguments(job, choices, 0, 1)[0]
+    search = variables(job, choices, 0, 1, path).get("PATH", path)
+    if "/" in first:
+        file = Path(job.directory) / first
+        return None if shutil.which(str(file)) else f"{file} is not there, or not executable"
+    if shutil.which(first, path=search):
+        return None
+    near = did_you_mean(first, ["python", "python3", "torchrun", "accelerate", "deepspeed", "litgpt", "trl"])
+    return f"{quoted(first)} is not found on PATH{near}: name the program as it is typed in a terminal"
+
+
+def as_written(choices: CommandChoices) -> dict[str, Any]:
+    """The option's keys as a suite writes them, without those that say nothing."""
+    dumped = choices.model_dump(mode="json")
+    return {key: value for key, value in dumped.items() if value not in (None, "", {}, [])}

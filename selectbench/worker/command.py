@@ -1,0 +1,434 @@
+"""Runs a training command that is observed from inside its own processes, and makes a trial's result of it.
+
+The observer (`selectbench/observe`) writes a file of JSON lines for each process that trains. This module starts
+the command with the observer on its path, follows those files for progress, and adds them up at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median, quantiles
+from typing import IO, Any
+
+import msgspec
+
+from selectbench.errors import says_out_of_memory
+from selectbench.record.record import (
+    LOSSES,
+    EvaluationPoint,
+    Identity,
+    Measurement,
+    RankMemory,
+    Script,
+    ScriptStep,
+    decimate,
+)
+from selectbench.record.wire import CommandOrder, Event, Finished, GaveUp, Phase, Progress, RankDevice, Started
+from selectbench.suite.job import distinct_rates, shape_sha256
+
+OBSERVER = Path(__file__).parents[1] / "observe"
+"""The folder from which a script's Python imports the observer."""
+SETTINGS = "SELECTBENCH_OBSERVE"
+"""Names the observer's settings to the script's processes."""
+POLL_SECONDS = 0.2
+MOST_LOG_BYTES = 64 << 20
+"""Of the command's output that is kept from its beginning; of what comes after, the last megabyte."""
+LAST_LOG_BYTES = 1 << 20
+FIRST_STEPS = 8
+LOSS_TOLERANCE = 2e-3
+"""Relative: what a script backwards and our own cross entropy of its logits may differ by, in bf16 too."""
+
+
+@dataclass
+class Seen:
+    """What one process of the command told."""
+
+    start: dict[str, Any]
+    model: dict[str, Any]
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    first: dict[str, Any] = field(default_factory=dict)
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+    end: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, lines: Sequence[bytes]) -> Seen:
+        """From the lines of its file; one that was cut off is left out."""
+        found = cls({}, {})
+        for line in lines:
+            try:
+                event = msgspec.json.decode(line, type=dict[str, Any])
+            except msgspec.DecodeError:
+                continue
+            match event.get("event"):
+                case "start":
+                    found.start = event
+                case "model":
+                    found.model = event
+                case "step":
+                    found.steps.append(event)
+                case "first_step":
+                    found.first = event
+                case "evaluation":
+                    found.evaluation = event
+                case "problem":
+                    found.problems.append(f"{event.get('where')}: {event.get('what')}")
+                case "end":
+                    found.end = event
+        return found
+
+
+def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
+    """Runs it to its end. `emit` gets Started first and Finished or GaveUp last."""
+    folder = Path(order.trial_folder) / "observed"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    emit(Started(software={}))
+    emit(Phase(phase="setup"))
+    began = time.perf_counter()
+    try:
+        process = subprocess.Popen(
+            order.arguments, cwd=order.directory, env=_environment(order, folder), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except OSError as error:
+        emit(GaveUp(kind="crashed", detail=f"{order.arguments[0]} cannot be started: {error.strerror}"))
+        return
+
+    def say_where(_number: int, _frame: object) -> None:
+        done = len(_read(folder)[0].steps) if _read(folder) else 0
+        emit(GaveUp(kind="timeout", detail=f"the command was at step {done} of {order.max_steps}"))
+        process.kill()
+
+    signal.signal(signal.SIGTERM, say_where)
+    assert process.stdout is not None
+    copier = threading.Thread(target=_copy, args=(process.stdout, sys.stdout.buffer), daemon=True)
+    copier.start()
+    tail = _Tail(folder, order)
+    while process.poll() is None:
+        time.sleep(POLL_SECONDS)
+        for event in tail.events():
+            emit(event)
+    copier.join(2.0)  # a daemon that the command left behind may hold its end of the pipe; it is killed after this
+    emit(_result(order, _read(folder), process.returncode, began))
+
+
+def _environment(order: CommandOrder, folder: Path) -> dict[str, str]:
+    settings = folder.with_name("observe.json")
+    asked = {
+        "folder": str(folder), "max_steps": order.max_steps, "stop": order.stop, "heldout": order.heldout,
+        "heldout_tokens": order.heldout_tokens, "seq_len": order.seq_len,
+    }  # fmt: skip
+    settings.write_text(json.dumps(asked))
+    given = {**os.environ, **order.environment}
+    path = os.pathsep.join(filter(None, [str(OBSERVER), given.get("PYTHONPATH")]))
+    return {**given, "PYTHONPATH": path, SETTINGS: str(settings)}
+
+
+def _copy(source: IO[bytes], log: IO[bytes]) -> None:
+    """The command's output into the trial's log, of which a flood keeps its beginning and its end."""
+    written, last = 0, b""
+    read = getattr(source, "read1", source.read)
+    while chunk := read(1 << 16):
+        if written < MOST_LOG_BYTES:
+            log.write(chunk)
+            log.flush()
+            written += len(chunk)
+        else:
+            last = (last + chunk)[-LAST_LOG_BYTES:]
+    if last:
+        log.write(b"\n(more output than is kept; its end:)\n" + last)
+        log.flush()
+
+
+class _Tail:
+    """Follows the file of the first process that trains."""
+
+    def __init__(self, folder: Path, order: CommandOrder) -> None:
+        self.folder, self.order = folder, order
+        self._file: Path | None = None
+        self._offset = 0
+        self._before: tuple[int, float] | None = None
+        """Step and its moment that were told last."""
+
+    def events(self) -> Iterator[Event]:
+        """What has come since the last look."""
+        if self._file is None:
+            self._file = next(iter(sorted(self.folder.glob("0-*.jsonl"))), None)
+            if self._file is None:
+                return
+            yield Phase(phase="train")
+        with self._file.open("rb") as stream:
+            stream.seek(self._offset)
+            text = stream.read()
+        whole = text.rpartition(b"\n")[0]
+        self._offset += len(whole) + 1 if whole else 0
+        seen = Seen.of(whole.splitlines())
+        if seen.steps:
+            last = seen.steps[-1]
+            step, at = int(last["step"]), float(last["at"])
+            tokens = sum(int(s["tokens"]) for s in seen.steps) * self.order.world_size
+            since = None if self._before is None else at - self._before[1]
+            speed = tokens / since if since else None
+            yield Progress(step=step, of=self.order.max_steps, loss=last.get("loss"), tokens_per_second=speed)
+            self._before = (step, at)
+            if step >= self.order.max_steps:
+                yield Phase(phase="evaluate" if self.order.heldout else "extra")
+
+
+def _read(folder: Path) -> list[Seen]:
+    """Of every process that trained, by rank."""
+    found = [Seen.of(file.read_bytes().splitlines()) for file in sorted(folder.glob("*.jsonl"))]
+    return sorted((seen for seen in found if seen.start), key=lambda seen: int(seen.start.get("rank", 0)))
+
+
+def _result(order: CommandOrder, ranks: list[Seen], status: int, began: float) -> Finished | GaveUp:
+    made = min((len(seen.steps) for seen in ranks), default=0)
+    at = f"after step {made} of {order.max_steps}" if made else "before its first optimizer step"
+    if status != 0:
+        if says_out_of_memory(_log_end(order)):
+            return GaveUp(kind="oom", detail=f"the command ran out of memory {at}")
+        ended = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
+        return GaveUp(kind="crashed", detail=f"the command {ended} {at}", exit_status=status)
+    problems = "; ".join(dict.fromkeys(problem for seen in ranks for problem in seen.problems))
+    if not made:
+        hint = problems or (
+            "is it a training with torch, in a Python that reads PYTHONPATH? Started with -I or -E, or with steps "
+            "inside a compiled function, it says so itself: `from selectbench import probe; probe.watch(model, "
+            "optimizer)`"
+        )
+        return GaveUp(kind="crashed", detail=f"the command ended, and no optimizer step of it was seen: {hint}")
+    if any(seen.end is None or not seen.model or not seen.first for seen in ranks):
+        why = problems or "a process ended without its last word"
+        return GaveUp(kind="unsupported", detail=f"what the script did was not observed to its end: {why}")
+    losses = [step["loss"] for seen in ranks for step in seen.steps if step["loss"] is not None]
+    if not all(math.isfinite(loss) for loss in losses):
+        return GaveUp(kind="diverged", detail=f"the training loss was not a number {at}")
+    return _finished(order, ranks, made, began, problems)
+
+
+def _log_end(order: CommandOrder) -> str:
+    try:
+        with (Path(order.trial_folder) / "log.txt").open("rb") as stream:
+            stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, stream.tell() - (1 << 16)))
+            return stream.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _finished(order: CommandOrder, ranks: list[Seen], made: int, began: float, problems: str) -> Finished:
+    steps = [_together([seen.steps[n] for seen in ranks]) for n in range(made)]
+    first = ranks[0]
+    curve, seconds = _curve(ranks, steps, float(first.start["at"]))
+    identity, script = _identity(order, ranks, steps, is_evaluated=bool(curve), problems=problems)
+    measurement, windows = _measurement(order, ranks, steps, curve, seconds, began)
+    return Finished(
+        measurement=measurement, identity=identity, evaluation_curve=curve,
+        loss_curve=LOSSES.keep(decimate([(n, s["loss"]) for n, s in enumerate(steps) if s["loss"] is not None])),
+        script=script, software={k: str(v) for k, v in (first.start.get("versions") or {}).items()},
+        timed_windows=windows, training_window=(float(first.start["at"]), float(steps[-1]["at"])),
+        devices=[RankDevice(uuid=gpu.get("uuid"), pci_bus_id=gpu.get("pci_bus_id"))
+                 for seen in ranks if (gpu := seen.model.get("gpu"))],
+    )  # fmt: skip
+
+
+def _together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """One step over all ranks: sums of what is counted, the mean of the losses, the rest as on the first rank."""
+    digests = [part["token_digest"] for part in parts]
+    losses = [part["loss"] for part in parts]
+    return {
+        **parts[0],
+        "tokens": sum(int(part["tokens"]) for part in parts), "rows": sum(int(part["rows"]) for part in parts),
+        "token_digest": None if None in digests else f"{sum(int(d, 16) for d in digests) % (1 << 64):016x}",
+        "loss": None if None in losses else sum(losses) / len(losses),
+        "skipped": any(part["skipped"] for part in parts),
+    }  # fmt: skip
+
+
+def _curve(
+    ranks: Sequence[Seen], steps: Sequence[dict[str, Any]], start: float
+) -> tuple[list[EvaluationPoint], float]:
+    """The evaluation over all ranks, none where one of them could not make it; and what it took."""
+    parts = [seen.evaluation for seen in ranks]
+    if not all("loss_sum" in part for part in parts):
+        return [], 0.0
+    tokens, step = sum(int(part["tokens"]) for part in parts), int(parts[0]["step"])
+    if not tokens:
+        return [], 0.0
+    done = steps[:step]
+    point = EvaluationPoint(
+        step=step, tokens=sum(s["tokens"] for s in done),
+        training_seconds=max(0.0, done[-1]["at"] - start - sum(s["pause_seconds"] for s in done)),
+        loss=max(0.0, sum(float(part["loss_sum"]) for part in parts) / tokens),
+    )  # fmt: skip
+    return [point], max(float(part["seconds"]) for part in parts)
+
+
+def _measurement(
+    order: CommandOrder, ranks: Sequence[Seen], steps: Sequence[dict[str, Any]], curve: list[EvaluationPoint],
+    evaluation_seconds: float, began: float,
+) -> tuple[Measurement, list[tuple[float, float]]]:  # fmt: skip
+    """With the timed windows: from the end of an update to the end of the next, pauses of the script left out."""
+    job = steps[: order.max_steps]  # a script that ends by itself may take more
+    start = float(ranks[0].start["at"])
+    warm = min(order.warmup_steps, len(job) - 1)
+    durations, windows = [], list[tuple[float, float]]()
+    for before, step in zip(job[max(0, warm - 1) :], job[max(1, warm) :], strict=False):
+        begin = before["at"] + step["pause_seconds"]
+        durations.append(max(0.0, step["at"] - begin))
+        if windows and not step["pause_seconds"]:
+            windows[-1] = (windows[-1][0], step["at"])
+        else:
+            windows.append((begin, step["at"]))
+    timed = job[max(1, warm) :]
+    tokens = [int(step["tokens"]) for step in job]
+    pauses = sum(float(step["pause_seconds"]) for step in job)
+    quarters = quantiles(durations, n=4) if len(durations) > 1 else [0.0, 0.0, 0.0]
+    skipped = sum(bool(step["skipped"]) for step in job)
+    memory = [_memory(seen) for seen in ranks]
+    peaks = (
+        "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries", "peak_pss_growth_bytes",
+    )  # fmt: skip
+    largest: dict[str, Any] = {
+        key: max((value for of in memory if (value := getattr(of, key)) is not None), default=None) for key in peaks
+    }
+    return Measurement(
+        tokens_per_step=round(sum(tokens) / len(tokens)),
+        steps_applied=len(job) - skipped, steps_skipped=skipped,
+        timed_steps=len(durations), timed_seconds=sum(durations), step_seconds=decimate(durations),
+        timed_tokens=None if len(set(tokens)) == 1 else sum(int(step["tokens"]) for step in timed),
+        step_time_median_seconds=median(durations) if durations else None,
+        step_time_iqr_seconds=quarters[2] - quarters[0] if durations else None,
+        warmup_seconds=max(0.0, job[warm - 1]["at"] - start) if warm else 0.0,
+        startup_seconds=max(0.0, start - began), compile_seconds=None, recompilations=0,
+        training_seconds=max(0.0, job[-1]["at"] - start - pauses), evaluation_seconds=evaluation_seconds,
+        first_loss=job[0]["loss"], last_loss=job[-1]["loss"],
+        final_loss=curve[-1].loss if curve else None,
+        heldout_tokens=sum(int(seen.evaluation["tokens"]) for seen in ranks) if curve else None, heldout_bytes=None,
+        memory_by_rank=memory, trial_seconds=time.perf_counter() - began, pause_seconds=pauses, **largest,
+    ), windows  # fmt: skip
+
+
+def _memory(seen: Seen) -> RankMemory:
+    end = seen.end or {}
+    keys = set(RankMemory.__struct_fields__) - {"rank", "managed_state_bytes"}
+    known = {key: end[key] for key in keys if end.get(key) is not None}
+    return RankMemory(rank=int(seen.start.get("rank", 0)), **known)
+
+
+def _identity(
+    order: CommandOrder,
+    ranks: Sequence[Seen],
+    steps: Sequence[dict[str, Any]],
+    *,
+    is_evaluated: bool,
+    problems: str,
+) -> tuple[Identity, Script]:
+    first, model = ranks[0], ranks[0].model
+    job = steps[: order.max_steps]
+    conventions, not_seen = _words(order, ranks, job, is_evaluated=is_evaluated, problems=problems)
+    shape, peaks = _rates(job)
+    applied = len(job) - sum(bool(step["skipped"]) for step in job)
+    digests = [step["token_digest"] for step in job]
+    tokens = {int(step["tokens"]) for step in job}
+    identity = Identity(
+        initial_weights_sha256=model.get("weights_sha256"),
+        token_stream_sha256=None if None in digests or tokens == {0}
+        else hashlib.sha256("".join(digests).encode()).hexdigest(),
+        evaluation_set_sha256=order.heldout_sha256 if is_evaluated else None,
+        parameters=int(model["parameters"]), trainable_parameters=int(model["trainable_parameters"]),
+        tokens_per_step=max(tokens) or None,
+        steps_requested=len(job), steps_applied=applied,
+        gradient_accumulation_steps=max(int(step["micro_batches"]) for step in job),
+        learning_rate_shape_sha256=shape, peak_learning_rate=peaks,
+        parameter_dtype=str(model["parameter_dtype"]), gradient_dtype=first.first.get("gradient_dtype"),
+        compute_dtype=str(first.first.get("compute_dtype") or ""),
+        optimizer_state_dtype=first.first.get("optimizer_state_dtype"),
+        matmul_tf32=bool(model["tf32"]), attention=model.get("attention"), sdpa_backends=None,
+        optimizer=first.first.get("optimizers"), compiled=bool(model["compiled"]),
+        first_step_loss=job[0]["loss"], first_step_gradient_norm=_norm(ranks, job[0]),
+        world_size=len(ranks), strategy=str(model["strategy"]), framework="script",
+        loss=None if "first_step_loss" in not_seen else "cross_entropy", dropout=model.get("dropout"),
+    )  # fmt: skip
+    rows = [int(step["rows"]) for step in job]
+    script = Script(
+        arguments=order.arguments, conventions=conventions, not_seen=not_seen,
+        weights_bf16_sha256=model.get("weights_bf16_sha256"), rows_per_step=[min(rows), max(rows)],
+        first_steps=[
+            ScriptStep(tokens=s["tokens"], token_digest=s["token_digest"] or "", rates=s["rates"], loss=s["loss"])
+            for s in job[:FIRST_STEPS]
+        ],
+        observer_seconds=(first.end or {}).get("own_seconds"),
+    )  # fmt: skip
+    return identity, script
+
+
+def _norm(ranks: Sequence[Seen], step: dict[str, Any]) -> float | None:
+    return None if step["skipped"] else step.get("gradient_norm")
+
+
+def _rates(job: Sequence[dict[str, Any]]) -> tuple[str | None, list[float] | None]:
+    """Digest of the rates' shapes, those of groups that are alike once, and the groups' peaks."""
+    groups = list(zip(*(step["rates"] for step in job), strict=False))
+    peaks = [max(map(abs, group)) for group in groups]
+    shapes = {
+        tuple(round(rate / peak, 9) for rate in group) for group, peak in zip(groups, peaks, strict=True) if peak
+    }
+    if not shapes:
+        return None, None
+    return shape_sha256([share for shape in sorted(shapes) for share in shape]), distinct_rates(peaks)
+
+
+def _words(
+    order: CommandOrder, ranks: Sequence[Seen], job: Sequence[dict[str, Any]], *, is_evaluated: bool, problems: str
+) -> tuple[dict[str, str], dict[str, str]]:
+    """By field: the convention under which it is verified, and why it is not."""
+    first, conventions, not_seen = ranks[0].first, dict[str, str](), dict[str, str]()
+    own = [loss for seen in ranks if (loss := seen.first.get("own_loss")) is not None]
+    backwarded, convention = job[0]["loss"], first.get("loss_convention")
+    if backwarded is None:
+        not_seen["first_step_loss"] = "no scalar was seen to be backwarded"
+    elif len(own) < len(ranks):
+        not_seen["first_step_loss"] = (
+            f"the scalars that were backwarded, which nothing confirms ({first.get('logits')})"
+        )
+    else:
+        ours = sum(own) / len(own)
+        if abs(ours - backwarded) > LOSS_TOLERANCE * max(abs(ours), abs(backwarded)):
+            told = f"the script backwarded {backwarded:.6g} where the cross entropy of its logits is {ours:.6g}"
+            not_seen["first_step_loss"] = told
+        else:
+            conventions["first_step_loss"] = (
+                f"the sum of the scalars that were backwarded, which equals the cross entropy of the logits"
+                f"{f' ({convention})' if convention else ''}"
+            )
+    if any(step["token_digest"] is None for step in job) or not any(step["tokens"] for step in job):
+        not_seen["token_stream_sha256"] = "no token ids were seen among the inputs of the model"
+    else:
+        conventions["token_stream_sha256"] = "the token ids that the model was called with, padding left out"
+    conventions["first_step_gradient_norm"] = (
+        "of the gradients as the update found them, clipped where the script clips"
+    )
+    if order.heldout is not None and not is_evaluated:
+        causes = [seen.evaluation.get("problem") for seen in ranks if seen.evaluation.get("problem")]
+        not_seen["final_loss"] = (
+            str(causes[0]) if causes else "the script ended before the held-out tokens were scored"
+        )
+    elif is_evaluated:
+        conventions["final_loss"] = "the script's own call of its model, repeated with the held-out tokens"
+    if problems:
+        not_seen["observer"] = problems
+    return conventions, not_seen
