@@ -1,0 +1,714 @@
+"""Watches a script train and writes down steps, tokens, losses, rates, precision, weights and a held-out loss.
+
+It lives in the script's own process: whatever the script calls is called with the same arguments, and a failure of
+the observer is written as an event `problem`, after which it only passes calls on. The bench reads the lines of
+`<folder>/<rank>-<pid>.jsonl`; moments are of time.perf_counter().
+
+The model is seen by a stand-in for nn.Module.__call__, there from the first optimizer's making to the first
+training forward (torch.compile would trace hooks of modules), from then on by one for the model's own class;
+updates by the hooks of all optimizers, around GradScaler.step and around what torch.compile makes of an
+`optimizer.step`; losses by what torch.autograd.backward is called with.
+"""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import functools
+import json
+import math
+import os
+import random
+import sys
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import selectbench_seen as seen
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+Optimizer = torch.optim.Optimizer
+Hook = Callable[..., Any]
+
+_observer: Observer | None = None
+
+
+def install() -> Observer | None:
+    """The process's observer, made if the environment asks for one and there is none; torch has been imported."""
+    global _observer
+    path = os.environ.get("SELECTBENCH_OBSERVE")
+    if _observer is None and path:
+        with open(path) as settings:  # noqa: PTH123
+            _observer = Observer(json.load(settings))
+        _observer.put_in_place()
+    return _observer
+
+
+def watch(model: nn.Module, optimizer: Optimizer, forward: str) -> None:
+    """What `selectbench.probe.watch` hands over."""
+    if (observer := install()) is not None:
+        observer.guarded(observer.watch, model, optimizer, forward)
+
+
+class Moments:
+    """When something happened: the host's clock on the CPU, on CUDA events that are read once they are over."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.cuda = device.type == "cuda"
+        self._reference = self.mark()
+        if self.cuda:
+            self._reference.synchronize()
+        self._reference_at = time.perf_counter()
+
+    def mark(self) -> Any:
+        """Now, as the device comes to it."""
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def read(self, mark: Any) -> float:
+        """In seconds of time.perf_counter(); waits for the device to be there."""
+        if not self.cuda:
+            return float(mark)
+        mark.synchronize()
+        return float(self._reference_at + self._reference.elapsed_time(mark) / 1000.0)
+
+    def brought(self, value: Any) -> Any:
+        """A copy on the host, whole once a mark made after this call is over; what is no tensor as it is."""
+        if not isinstance(value, torch.Tensor) or not value.is_cuda:
+            return value
+        return torch.empty_like(value, device="cpu", pin_memory=True).copy_(value, non_blocking=True)
+
+
+@dataclass
+class Step:
+    """What has been seen of an optimizer step so far; what is on the device stays there."""
+
+    micro_batches: int = 0
+    digest: Any = None
+    loss: Any = None
+    tokens: Any = 0
+    rows: Any = 0
+    rates: list[Any] = field(default_factory=list)
+    skipped: Any = False
+    gradient_norm: float | None = None
+    pause: tuple[Any, Any] | None = None
+    end: Any = None
+    updated: set[int] = field(default_factory=set)
+
+
+class Observer:
+    """One process's. `put_in_place` makes the stand-ins; `guarded` lets none of its own failures out."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        self.passive = False
+        self._imported_at, self._pid = time.perf_counter(), os.getpid()
+        self._own_seconds = self._aside_seconds = 0.0
+        self._pss_before = seen.process_bytes("smaps_rollup", "Pss")
+        self._file: Any = None
+        # The model, and who updates it.
+        self._optimizers: list[weakref.ref[Optimizer]] = []
+        self._nested: set[int] = set()
+        self._own: set[int] = set()
+        self._model: Callable[[], nn.Module | None] = lambda: None
+        self._restore_call: Callable[[], None] | None = None
+        # Where the script is.
+        self._stack: list[Any] = []
+        self._forwards = self._backwards = self._lone_updates = self._steps = 0
+        self._paused = self._due = self._asked = self._ended = self._evaluating = False
+        self._scale: torch.Tensor | None = None
+        self._step = Step()
+        self._last_end: Any = None
+        self._gaps: list[float] = []
+        self._pending: deque[tuple[int, Step, Any]] = deque()
+        # The first step, and what is written at the end.
+        self._call: seen.Call = ((), {})
+        self._captured: seen.Call = ((), {})
+        self._own_loss = seen.OwnLoss()
+        self._roles: seen.Roles | None = None
+        self._logits: torch.Tensor | None = None
+        self._vocabulary = 0
+        self._compute: set[torch.dtype] = set()
+        self._handles: list[Any] = []
+        self._first: dict[str, Any] = {"gradient_dtype": None, "logits": "no training forward was seen"}
+        self._end: dict[str, Any] = {}
+        self._peaks = [0, 0]
+
+    def put_in_place(self) -> None:
+        """Every stand-in and hook."""
+        stand_in = self._stand_in
+        stand_in(Optimizer, "__init__", after=self._know_optimizer)
+        register_optimizer_step_pre_hook(self._before_step)
+        register_optimizer_step_post_hook(self._after_step)
+        stand_in(torch.autograd, "backward", self._before_backward, self._after_backward)
+        scaler = getattr(torch.amp, "GradScaler", None) or torch.cuda.amp.GradScaler
+        stand_in(scaler, "scale", after=self._know_scale)
+        stand_in(scaler, "step", self._before_update, self._after_scaler_step)
+        stand_in(nn.Module, "eval", self._pause)
+        stand_in(torch, "save", self._pause)
+        stand_in(torch.cuda, "reset_peak_memory_stats", self._read_peaks)
+        torch.compile = self._compiling(torch.compile)
+        atexit.register(self._at_exit)
+        os.register_at_fork(after_in_child=self._forked)
+
+    def guarded(self, hook: Hook, *args: Any, **kwargs: Any) -> Any:
+        """What a hook returns; None where it fails, or where the observer has failed before."""
+        if self.passive:
+            return None
+        before = time.thread_time()
+        try:
+            return hook(*args, **kwargs)
+        except Exception as error:
+            self.passive = True
+            self._give_up(getattr(hook, "__name__", str(hook)), error)
+            return None
+        finally:
+            self._own_seconds += time.thread_time() - before - self._aside_seconds
+            self._aside_seconds = 0.0
+
+    def _give_up(self, where: str, error: Exception) -> None:
+        try:
+            self._release()
+            self._begin()
+            self._write("problem", where=where, what=f"{type(error).__name__}: {error}"[:2000])
+        except Exception as another:
+            print(f"selectbench: the observer failed in {where}: {error!r}, {another!r}", file=sys.stderr)
+
+    def _stand_in(
+        self, owner: Any, name: str, before: Hook | None = None, after: Hook | None = None
+    ) -> Callable[[], None]:
+        """Has hooks called before a function and, with its result first, after it; returns what undoes that."""
+        original, is_own = getattr(owner, name), name in vars(owner)
+
+        @functools.wraps(original)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            if _is_compiling() or self.passive:
+                return original(*args, **kwargs)
+            if before is not None:
+                self.guarded(before, *args, **kwargs)
+                self._stop_if_due()
+            try:
+                result = original(*args, **kwargs)
+            except BaseException:
+                self._forwards = self._backwards = 0
+                raise
+            if after is not None:
+                self.guarded(after, result, *args, **kwargs)
+                self._stop_if_due()
+            return result
+
+        def restore() -> None:
+            if vars(owner).get(name) is called:
+                setattr(owner, name, original) if is_own else delattr(owner, name)
+            for name_of_dynamo in ("torch._dynamo.variables.nn_module", "torch._dynamo.utils"):
+                if getattr(dynamo := sys.modules.get(name_of_dynamo), "unpatched_nn_module_call", None) is called:
+                    dynamo.unpatched_nn_module_call = original  # type: ignore[union-attr]
+
+        setattr(owner, name, called)
+        return restore
+
+    def _know_optimizer(self, result: None, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        """From the first one on the model is looked for."""
+        self._optimizers.append(weakref.ref(optimizer))
+        if self._restore_call is None and self._model() is None:
+            self._watch_calls(None)
+
+    def _known(self) -> list[Optimizer]:
+        return [optimizer for reference in self._optimizers if (optimizer := reference()) is not None]
+
+    def _find(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """A module with all that some optimizer updates, and no part of another's, is watched from this call on."""
+        if self._model() is not None or not (module.training and torch.is_grad_enabled()):
+            return
+        own = {id(parameter) for parameter in module.parameters()}
+        updated = [ids for optimizer in self._known() if (ids := _parameter_ids(optimizer)) & own]
+        if updated and all(ids <= own for ids in updated) and not any(p.is_meta for p in module.parameters()):
+            self._watch_calls(module)
+            self._before_forward(module, *args, **kwargs)
+
+    def _watch_calls(self, module: nn.Module | None, method: str = "__call__") -> None:
+        """Of the module; None: of all modules, until the model is found."""
+        self._release()
+        self._model = weakref.ref(module) if module is not None else lambda: None
+        owner, before = (nn.Module, self._find) if module is None else (type(module), self._before_forward)
+        self._restore_call = self._stand_in(owner, method, before, self._after_forward)
+
+    def _release(self) -> None:
+        """Calls of modules are torch's own again."""
+        restore, self._restore_call = self._restore_call, None
+        if restore is not None:
+            restore()
+
+    def watch(self, model: nn.Module, optimizer: Optimizer, forward: str) -> None:
+        """The explicit form: `forward` names the method that gives logits where the script calls that directly."""
+        if optimizer not in self._known():
+            self._optimizers.append(weakref.ref(optimizer))
+        self._watch_calls(model, forward if callable(getattr(type(model), forward, None)) else "__call__")
+
+    def _compiling(self, original: Hook) -> Hook:
+        """torch.compile, which binds a module's `__call__` for good, so it has to be the module's own meanwhile."""
+
+        @functools.wraps(original)
+        def compiled(model: Any = None, *args: Any, **kwargs: Any) -> Any:
+            watched, looking = self._model(), self._restore_call is not None
+            self._release()
+            try:
+                result = original(model, *args, **kwargs)
+            finally:
+                if looking:
+                    self.guarded(self._watch_calls, watched)
+            if model is not None and model is watched:
+                self.guarded(self._watch_calls, result)
+            optimizer = getattr(model, "__self__", None)
+            if not isinstance(optimizer, Optimizer) or getattr(model, "__name__", "") != "step":
+                return result
+
+            @functools.wraps(result)
+            def step(*step_args: Any, **step_kwargs: Any) -> Any:
+                self.guarded(self._before_update, step, optimizer)
+                outcome = result(*step_args, **step_kwargs)
+                self.guarded(self._after_update, step, optimizer)
+                self._stop_if_due()
+                return outcome
+
+            return step
+
+        return compiled
+
+    def _before_forward(self, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        if module is not self._model() or self._evaluating or self._backwards:
+            return
+        self._forwards += 1
+        if self._forwards > 1:
+            return
+        if not (module.training and torch.is_grad_enabled()):
+            self._pause()
+            return
+        if self._step.updated and not self._stack:
+            self._close_step()
+        if self._ended:
+            self._due = True
+            return
+        step, self._call = self._step, (args, kwargs)
+        if self._steps == 0 and step.micro_batches == 0:
+            self._begin()
+            self._describe_model(module)
+            self._captured, self._roles = self._call, seen.roles(module, self._call)
+            self._sizes = {part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)}
+        if step.micro_batches == 0 and self._paused:
+            step.pause, self._paused = (self._last_end, self._moments.mark()), False
+        elif step.micro_batches == 0 and self._steps and not self._moments.cuda and len(self._gaps) < 100:
+            self._gaps.append(time.perf_counter() - self._last_end)
+        step.micro_batches += 1
+        if self._roles is not None:
+            with torch.no_grad():
+                digest, tokens, rows = seen.token_digest(*self._tokens_and_mask())
+            step.digest = digest if step.digest is None else step.digest + digest
+            step.tokens, step.rows = step.tokens + tokens, step.rows + rows
+        if self._steps == 0:
+            self._watch_precision(module)
+
+    def _tokens_and_mask(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        assert self._roles is not None
+        leaves, mask = seen.leaves(self._call), self._roles.mask
+        return seen.as_rows(leaves[self._roles.tokens]), None if mask is None else seen.as_rows(leaves[mask])
+
+    def _watch_precision(self, module: nn.Module) -> None:
+        """What the first matrix product outside compiled parts gives; else what autocast asks for at the call."""
+        compiled = [part for part in module.modules() if seen.is_compiled(part)]
+        hidden = {id(inner) for part in compiled for inner in part.modules()}
+        linear = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in hidden]
+
+        def note(part: nn.Module, args: Any, output: Any) -> None:
+            if not self._compute and isinstance(output, torch.Tensor):
+                self._compute.add(output.dtype)
+
+        if linear:
+            self._handles = [part.register_forward_hook(note) for part in linear]
+        elif hasattr(torch, "get_autocast_dtype") and torch.is_autocast_enabled(self._device.type):
+            self._compute.add(torch.get_autocast_dtype(self._device.type))
+
+    def _after_forward(self, output: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        """Logits of the first step, kept no longer than until their loss goes backward."""
+        if module is not self._model() or self._evaluating or self._backwards:
+            return
+        self._forwards -= 1
+        if self._forwards or self._steps or not self._step.micro_batches or not torch.is_grad_enabled():
+            return
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
+        if not self._compute and (saved := seen.saved_dtypes(output)):
+            self._compute = {dtype for dtype in saved if dtype.itemsize < 4} or saved
+        if self._roles is None:
+            self._first["logits"] = "no whole numbers in rows among what the model is called with"
+            return
+        tokens, _ = self._tokens_and_mask()
+        logits, self._first["logits"] = seen.logits_in(output, tokens, self._sizes)
+        if logits is None:
+            return
+        self._vocabulary = logits.shape[-1]
+        if self._roles.labels is None:
+            self._logits = logits.detach()
+        elif self._roles.labels_are == "others":
+            self._first["logits"] += ", but the labels are neither the tokens nor the next tokens"
+        else:
+            labels = seen.as_rows(seen.leaves(self._call)[self._roles.labels])
+            targets = seen.moved_left(labels) if self._roles.labels_are == "tokens" else labels
+            self._own_loss.add(logits, targets, int((labels >= 0).sum()))
+
+    def _know_scale(self, result: Any, scaler: Any, *args: Any) -> None:
+        """What the scalars that go backward next have been multiplied by."""
+        scale = getattr(scaler, "_scale", None)
+        self._scale = scale.clone() if scaler.is_enabled() and scale is not None else None
+
+    def _before_backward(self, tensors: Any, *args: Any, **kwargs: Any) -> None:
+        """Losses add up over a step."""
+        self._backwards += 1
+        if self._backwards > 1 or self._evaluating:
+            return
+        roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
+        for root in roots:
+            if root.numel() == 1:
+                loss = root.detach().reshape(()).double()
+                loss = loss if self._scale is None else loss / self._scale.to(loss.device)
+                self._step.loss = loss if self._step.loss is None else self._step.loss + loss
+        if self._logits is not None:
+            logits, self._logits = self._logits, None
+            following = seen.next_tokens(*self._tokens_and_mask())
+            targets = seen.targets_behind(roots[0], following.shape)
+            if targets is None:
+                self._own_loss.leaves_out_ends = True
+            elif bool(((targets != following) & (targets >= 0))[:, :-1].any()):
+                self._first["logits"] += ", but the loss is not of the next tokens"
+                return
+            targets = following if targets is None else targets
+            self._own_loss.add(logits, targets, int((targets >= 0).sum()))
+
+    def _after_backward(self, result: None, *args: Any, **kwargs: Any) -> None:
+        """Of the first step: the gradients, before the script clips them."""
+        self._backwards -= 1
+        scale, self._scale = self._scale, None
+        if self._backwards or self._evaluating or self._steps or not self._step.micro_batches:
+            return
+        if (model := self._model()) is not None:
+            gradients = [p.grad.detach() for p in model.parameters() if p.grad is not None]
+            norm = seen.gradient_norm(gradients) / (float(scale) if scale is not None else 1.0)
+            self._step.gradient_norm = _finite(norm)
+            self._first["gradient_dtype"] = seen.dtype_name(gradient.dtype for gradient in gradients) or None
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not _is_compiling():
+            self.guarded(self._before_update, optimizer, optimizer)
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if not _is_compiling():
+            self.guarded(self._after_update, optimizer, optimizer)
+            self._stop_if_due()
+
+    def _after_scaler_step(self, result: Any, scaler: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        if id(optimizer) not in self._step.updated:
+            self._step.skipped = True
+        self._after_update(scaler, optimizer)
+
+    def _before_update(self, owner: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
+        """`owner`'s update begins, maybe inside another's."""
+        if any(owner is other for other in self._stack):  # the last one ended in an exception
+            self._stack.clear()
+        self._stack.append(owner)
+
+    def _after_update(self, owner: Any, optimizer: Optimizer) -> None:
+        """The outermost ends a step of the training, once every optimizer has made its update."""
+        while self._stack and self._stack.pop() is not owner:
+            pass
+        step = self._step
+        if self._own and not self._updates(optimizer):
+            return
+        if not step.micro_batches:
+            self._lone_updates += 1
+            return
+        step.updated.add(id(optimizer))
+        if any(isinstance(outer, Optimizer) for outer in self._stack):
+            self._nested.add(id(optimizer))
+        if (found := getattr(optimizer, "found_inf", None)) is not None:
+            step.skipped = found.clone()
+        if self._stack:
+            return
+        trained = self._trained()
+        step.end = self._moments.mark()
+        step.rates = [copy.deepcopy(group["lr"]) for each in trained for group in each.param_groups]
+        if len(trained) == 1:
+            self._close_step()
+
+    def _trained(self) -> list[Optimizer]:
+        """Those that update some of the model, in the order of their making."""
+        return [o for o in self._known() if id(o) not in self._nested and self._updates(o)]
+
+    def _updates(self, optimizer: Optimizer) -> bool:
+        return any(id(first) in self._own for group in optimizer.param_groups for first in group["params"][:1])
+
+    def _pause(self, *args: Any, **kwargs: Any) -> None:
+        """The script validates or saves: the time until the next training forward is not the training's."""
+        if self._steps and not self._evaluating:
+            self._paused = True
+            self._stop_memory()
+
+    def _close_step(self) -> None:
+        """The step is whole: it is written now, or once the device has come to its end."""
+        step, self._step = self._step, Step()
+        self._steps, self._last_end, self._paused = self._steps + 1, step.end, False
+        for name in ("digest", "tokens", "rows", "loss", "skipped"):
+            setattr(step, name, self._moments.brought(getattr(step, name)))
+        step.rates = [self._moments.brought(rate) for rate in step.rates]
+        is_last = self._steps == self.settings["max_steps"]
+        self._pending.append((self._steps, step, self._moments.mark()))
+        self._write_steps(wait=self._steps == 1 or is_last)
+        if self._steps == 1:
+            self._write_first_step(step)
+        if is_last:
+            self._stop_memory()
+            if self.settings.get("heldout"):
+                self._evaluate()
+        if is_last and self.settings["stop"] == "at_max_steps":
+            self._finish("max_steps")
+            self._due = True
+
+    def _write_steps(self, wait: bool) -> None:
+        while self._pending and (wait or not self._moments.cuda or self._pending[0][2].query()):
+            number, step, mark = self._pending.popleft()
+            self._moments.read(mark)
+            known = step.digest is not None
+            step.loss = float(step.loss) if step.loss is not None else None
+            began, ended = map(self._moments.read, step.pause or (step.end, step.end))
+            usual = sorted(self._gaps)[len(self._gaps) // 2] if self._gaps else 0.0  # such as waiting for data
+            self._write(
+                "step", step=number, at=self._moments.read(step.end), micro_batches=step.micro_batches,
+                rows=int(step.rows) if known else None, tokens=int(step.tokens) if known else None,
+                token_digest=f"{int(step.digest) & ((1 << 64) - 1):016x}" if known else None,
+                rates=[_finite(float(rate)) for rate in step.rates], loss=_finite(step.loss),
+                gradient_norm=step.gradient_norm, skipped=bool(step.skipped),
+                pause_seconds=max(0.0, ended - began - usual) if step.pause else 0.0,
+            )  # fmt: skip
+
+    def _write_first_step(self, step: Step) -> None:
+        model, trained, compute = self._model(), self._trained(), seen.dtype_name(self._compute)
+        states, parameters = seen.states(trained), list(model.parameters()) if model is not None else []
+        self._first.update(
+            optimizers=[seen.optimizer_name(optimizer) for optimizer in trained],
+            parameter_groups=sum(len(optimizer.param_groups) for optimizer in trained), compute_dtype=compute,
+            optimizer_state_dtype=sorted({seen.dtype_name([t.dtype]) for t in states if t.numel() > 1}),
+            own_loss=_finite(self._own_loss.value()),
+            loss_convention=self._own_loss.convention(step.loss, 1e-4 if compute == "float32" else 5e-3),
+        )  # fmt: skip
+        self._write("first_step", **self._first)
+        self._first["loss"] = step.loss
+        self._end.update(
+            parameter_bytes=seen.storage_bytes(parameters), optimizer_state_bytes=seen.storage_bytes(states),
+            gradient_bytes=seen.storage_bytes(p.grad for p in parameters if p.grad is not None),
+        )  # fmt: skip
+
+    def _finish(self, reason: str) -> None:
+        """Writes what is left to write, and lets go of everything."""
+        if reason == "exit" and self._step.updated:
+            self._close_step()
+        if self._ended or (self._file is None and not self._lone_updates):
+            return
+        self._begin()
+        if (open_forwards := self._step.micro_batches) or self._lone_updates:
+            what = f"{open_forwards} training forwards without an update" if open_forwards else (
+                f"{self._lone_updates} updates without a training forward of a module that holds what they update"
+            )  # fmt: skip
+            self._write("problem", where="updates", what=f"{what}, after {self._steps} steps")
+        self._stop_memory()
+        self._write_steps(wait=True)
+        self._ended = True
+        self._write("end", step=self._steps, reason=reason, **self._end, own_seconds=self._own_seconds)
+        self._call = self._captured = ((), {})
+
+    def _stop_if_due(self) -> None:
+        """Ends the script by SystemExit, and at once where it goes on training after that."""
+        if self._due:
+            if self._asked:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(0)
+            self._due, self._asked = False, True
+            raise SystemExit(0)
+
+    def _at_exit(self) -> None:
+        if os.getpid() == self._pid and not self._ended:
+            self.guarded(self._finish, "exit")
+
+    def _forked(self) -> None:
+        """A child of a process that has begun writes nothing."""
+        self.passive = self.passive or self._file is not None
+        self._pid = os.getpid()
+
+    def _begin(self) -> None:
+        """The file, at the first training forward."""
+        if self._file is not None:
+            return
+        rank, world = _rank_and_size()
+        found = {name: getattr(sys.modules.get(name), "__version__", None) for name in seen.LIBRARIES}
+        versions = {name: str(version) for name, version in found.items() if version is not None}
+        versions["python"] = sys.version.split()[0]
+        os.makedirs(self.settings["folder"], exist_ok=True)  # noqa: PTH103
+        self._file = open(f"{self.settings['folder']}/{rank}-{os.getpid()}.jsonl", "a", encoding="utf-8")  # noqa: PTH123, SIM115
+        self._write(
+            "start", rank=rank, world_size=world, pid=os.getpid(), at=time.perf_counter(),
+            imported_at=self._imported_at, versions=versions, argv=list(sys.argv),
+        )  # fmt: skip
+
+    def _write(self, event: str, **fields: Any) -> None:
+        self._file.write(json.dumps({"event": event, **fields}) + "\n")
+        self._file.flush()
+
+    def _describe_model(self, module: nn.Module) -> None:
+        parameters, began = list(module.parameters()), time.thread_time()
+        self._device = device = parameters[0].device
+        (exact, rounded), (name, strategy) = seen.weight_digests(module), seen.name_and_strategy(module)
+        gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
+        if gpu is not None:
+            gpu = {"uuid": f"GPU-{getattr(gpu, 'uuid', '')}", "pci_bus_id": str(getattr(gpu, "pci_bus_id", ""))}
+        kernel = getattr(getattr(seen.unwrapped(module), "config", None), "_attn_implementation", None)
+        if exact is None:
+            self._write("problem", where="weights", what="a rank's parameters don't hold the whole contents")
+        self._write(
+            "model", name=name, parameters=sum(p.numel() for p in parameters),
+            trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad), weights_sha256=exact,
+            weights_bf16_sha256=rounded, parameter_dtype=seen.dtype_name(p.dtype for p in parameters),
+            dropout=seen.largest_dropout(module), attention=kernel, strategy=strategy,
+            compiled=any(seen.is_compiled(part) for part in module.modules()),
+            device=device.type, gpu=gpu, tf32=torch.get_float32_matmul_precision() != "highest",
+        )  # fmt: skip
+        self._moments, self._own = Moments(device), {id(parameter) for parameter in parameters}
+        if self._moments.cuda:
+            self._peaks_before = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+            self._retries_before = torch.cuda.memory_stats().get("num_alloc_retries", 0)
+        self._aside_seconds += time.thread_time() - began
+
+    def _read_peaks(self, *args: Any, **kwargs: Any) -> None:
+        if self._file is not None:
+            self._peaks[0] = max(self._peaks[0], torch.cuda.max_memory_allocated())
+            self._peaks[1] = max(self._peaks[1], torch.cuda.max_memory_reserved())
+
+    def _stop_memory(self) -> None:
+        """The peaks are those of the training up to the first call."""
+        if not self._steps or "num_alloc_retries" in self._end:
+            return
+        peaks: list[int | None] = [None] * 3
+        if self._moments.cuda:
+            self._read_peaks()
+            # A peak that was there before the first forward says nothing about the training.
+            peaks = [now if now > was else None for now, was in zip(self._peaks, self._peaks_before)]
+            peaks.append(torch.cuda.memory_stats().get("num_alloc_retries", 0) - self._retries_before)
+        names = "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries"
+        growth = None if self._moments.cuda else seen.grown_bytes(self._pss_before)
+        self._end.update(zip(names, peaks), peak_pss_growth_bytes=growth)
+
+    def _evaluate(self) -> None:
+        began, spent, model = time.perf_counter(), time.thread_time(), self._model()
+        own, loss, found = self._own_loss.value(), self._first["loss"], self._first["logits"]
+        try:
+            if own is None or model is None:
+                raise ValueError(f"there are no logits to take the loss of: {found}")
+            if self._first["loss_convention"] is None:
+                raise ValueError(f"the script's first loss, {loss}, follows in no way that we know from {own:.6g} "
+                                 f"nats per token, as its logits give them ({found})")  # fmt: skip
+            with self._undisturbed(model):
+                total, tokens = self._held_out_loss(model)
+            result: dict[str, Any] = {"loss_sum": total, "tokens": tokens, "seconds": time.perf_counter() - began}
+        except Exception as error:
+            result = {"problem": str(error)[:2000] if isinstance(error, ValueError) else repr(error)[:2000]}
+        self._aside_seconds += time.thread_time() - spent
+        self._write("evaluation", step=self._steps, **result)
+
+    def _held_out_loss(self, model: nn.Module) -> tuple[float, int]:
+        """Nats and tokens of this rank's share; every rank makes as many calls, of as many rows as in training."""
+        assert self._roles is not None
+        rows, length = seen.as_rows(seen.leaves(self._captured)[self._roles.tokens]).shape
+        if self.settings.get("seq_len") not in (None, length):
+            raise ValueError(f"the training's first row has {length} tokens, not {self.settings['seq_len']}")
+        count, total, tokens = int(self.settings["heldout_tokens"]), 0.0, 0
+        held_out = torch.from_file(self.settings["heldout"], size=count, dtype=torch.int64)
+        if int(held_out.max()) >= self._vocabulary:
+            raise ValueError(f"the held-out token {int(held_out.max())} is beyond the model's {self._vocabulary}")
+        if not (whole := (count - 1) // length):
+            raise ValueError(f"{count} held-out tokens are fewer than a row of {length} and its last target")
+        rank, world = _rank_and_size()
+        for first in range(rank * rows, -(-whole // (rows * world)) * rows * world, rows * world):
+            numbers = range(first, first + rows)
+            starts = [number % whole * length for number in numbers]
+            inputs = torch.stack([held_out[start : start + length] for start in starts])
+            targets = torch.stack([held_out[start + 1 : start + 1 + length] for start in starts])
+            args, kwargs = seen.with_tokens(self._captured, self._roles, inputs, targets)
+            logits, found = seen.logits_in(model(*args, **kwargs), inputs, {self._vocabulary})
+            if logits is None:
+                raise ValueError(found)
+            targets[[number >= whole for number in numbers]] = -1
+            summed, counted = seen.summed_loss(logits, targets)
+            total, tokens = total + float(summed), tokens + int(counted)
+        if not math.isfinite(total):
+            raise ValueError(f"the held-out loss is {total}")
+        return total, tokens
+
+    @contextmanager
+    def _undisturbed(self, model: nn.Module) -> Iterator[None]:
+        """Inside: eval mode, fp32, no compiled code. Afterwards flags, buffers and random states are as before."""
+        flags = [(part, part.training) for part in model.modules()]
+        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+        precision, stance = torch.get_float32_matmul_precision(), getattr(torch.compiler, "set_stance", None)
+        if stance is None and any(seen.is_compiled(part) for part in model.modules()):
+            raise ValueError(f"torch {torch.__version__} can't run compiled code eagerly")
+        numpy_random = getattr(sys.modules.get("numpy"), "random", None)
+        numpy_state = numpy_random.get_state() if numpy_random is not None else None
+        python_state = random.getstate()
+        devices = [torch.cuda.current_device()] if self._moments.cuda else []
+        self._evaluating = True
+        with ExitStack() as stack:
+            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(torch.autocast(self._device.type, enabled=False))
+            if stance is not None:
+                stack.enter_context(stance("force_eager"))
+            try:
+                torch.set_float32_matmul_precision("highest")
+                for part, _ in flags:
+                    part.training = False
+                yield
+            finally:
+                self._evaluating = False
+                torch.set_float32_matmul_precision(precision)
+                for part, was in flags:
+                    part.training = was
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+                random.setstate(python_state)
+                if numpy_random is not None:
+                    numpy_random.set_state(numpy_state)
+
+
+_is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
+
+
+def _parameter_ids(optimizer: Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _finite(number: float | None) -> float | None:
+    return number if number is not None and math.isfinite(number) else None
+
+
+def _rank_and_size() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

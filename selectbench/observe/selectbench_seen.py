@@ -1,0 +1,346 @@
+"""What the observer reads from a script's tensors, modules and optimizers, with torch 2.1 or newer alone."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import inspect
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+Tensor = torch.Tensor
+
+LIBRARIES = (
+    "torch", "transformers", "accelerate", "lightning", "pytorch_lightning", "trl", "deepspeed", "litgpt",
+    "datasets", "numpy", "peft", "bitsandbytes",
+)  # fmt: skip
+
+# Digests of tokens: the same for another cut of a step into micro-batches, other ranks, and padding on either side.
+
+_PLACE, _TOKEN, _MIX, _LENGTH = -0x61C8864680B583EB, -0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15, 0x9E3779B1
+_places: dict[str, Tensor] = {}
+
+
+def _mixed(numbers: Tensor) -> Tensor:
+    """Every bit of each number spread over all others, in place; 0 stays 0."""
+    numbers.bitwise_xor_(numbers >> 32).mul_(_MIX)
+    return numbers.bitwise_xor_(numbers >> 29).mul_(_PLACE)
+
+
+def token_digest(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | int, Tensor | int]:
+    """Sum of the rows' hashes mod 2**64, how many tokens count, and how many rows have any.
+
+    ids: [rows, length], whole numbers. mask: of that shape, not zero where a token counts; None: all count. A row's
+    hash is of its counted ids at their places among them. Nothing waits for the device.
+    """
+    hashes = ids.to(torch.int64, copy=True).add_(1).mul_(_TOKEN)
+    terms = _places.get(str(ids.device))
+    if terms is None or len(terms) < ids.shape[1]:
+        terms = _places[str(ids.device)] = _mixed(torch.arange(1, ids.shape[1] + 1, device=ids.device) * _PLACE)
+    terms = terms[: ids.shape[1]]
+    if mask is None:
+        of_rows = _mixed(hashes.bitwise_xor_(terms)).sum(1).add_(ids.shape[1] * _LENGTH)
+        return _mixed(of_rows).sum(), ids.numel(), ids.shape[0]
+    counted = mask != 0
+    places = counted.cumsum(1).sub_(1).clamp_(min=0)
+    lengths = counted.sum(1)
+    of_rows = _mixed(hashes.bitwise_xor_(terms[places])).mul_(counted).sum(1).add_(lengths * _LENGTH)
+    return _mixed(of_rows).sum(), lengths.sum(), (lengths > 0).sum()
+
+
+# Weights, dtypes, classes and sizes.
+
+
+def weight_digests(module: nn.Module) -> tuple[str, str] | tuple[None, None]:
+    """Of shapes and fp32 contents, and of shapes and contents rounded to bf16; neither names nor order count.
+
+    Tied parameters count once. Sharded ones are gathered, so every rank must call it. None: they aren't whole here.
+    """
+    found: tuple[list[bytes], list[bytes]] = ([], [])
+    for parameter in module.parameters():
+        if parameter.is_meta or not parameter.numel() or type(parameter).__name__ == "FlatParameter":
+            return None, None
+        whole: Any = parameter.detach()
+        whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
+        for dtype, digests in zip((torch.float32, torch.bfloat16), found):
+            digest = hashlib.sha256(repr(tuple(whole.shape)).encode())
+            for part in whole.reshape(-1).split(1 << 22):
+                contents = part.to("cpu", dtype).contiguous()
+                size = contents.numel() * contents.element_size()  # not by numpy, which torch can do without
+                digest.update((ctypes.c_char * size).from_address(contents.data_ptr()))
+            digests.append(digest.digest())
+    first, second = (hashlib.sha256(b"".join(sorted(digests))).hexdigest() for digests in found)
+    return first, second
+
+
+def dtype_name(dtypes: Iterable[torch.dtype]) -> str:
+    """`float32`, or all names sorted and joined where there are several."""
+    return "+".join(sorted({str(dtype).replace("torch.", "") for dtype in dtypes}))
+
+
+def storage_bytes(tensors: Iterable[Any]) -> int:
+    """Bytes of this rank's elements, those that share memory once."""
+    parts = [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
+    unique = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in parts if t.numel()}
+    return sum(unique.values())
+
+
+def states(optimizers: Iterable[torch.optim.Optimizer]) -> list[Tensor]:
+    """All tensors that the optimizers keep."""
+    kept = [state for o in optimizers for state in o.state.values() if isinstance(state, Mapping)]
+    return [value for state in kept for value in state.values() if isinstance(value, Tensor)]
+
+
+def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
+    """The class with the implementation that its parameter groups ask for, `AdamW(fused)`."""
+    groups = optimizer.param_groups
+    kinds = {"fused" if g.get("fused") else "foreach" if g.get("foreach") else "for_loop" for g in groups}
+    states_it = any("fused" in group for group in groups)
+    return type(optimizer).__name__ + (f"({'+'.join(sorted(kinds))})" if states_it else "")
+
+
+def largest_dropout(module: nn.Module) -> float:
+    """The largest of all dropout layers and of all numbers that parts keep under a name with `dropout` in it."""
+    kept = [
+        value
+        for part in module.modules()
+        for name, value in vars(part).items()
+        if isinstance(value, float) and ("dropout" in name or ("Dropout" in type(part).__name__ and name == "p"))
+    ]
+    return max([0.0, *kept])
+
+
+_WRAPPERS = {
+    "OptimizedModule": "_orig_mod", "DistributedDataParallel": "module", "DataParallel": "module",
+    "FullyShardedDataParallel": "_fsdp_wrapped_module", "DeepSpeedEngine": "module",
+    "_FabricModule": "_forward_module",
+}  # fmt: skip
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch and of frameworks."""
+    while (inner := _WRAPPERS.get(type(module).__name__)) is not None:
+        module = getattr(module, inner)
+    return module
+
+
+def name_and_strategy(module: nn.Module) -> tuple[str, str]:
+    """The model's class, from which `fully_shard` makes another, and what spreads it over ranks or `single`."""
+    kinds, own = {type(part) for part in module.modules()}, type(unwrapped(module))
+    found = {kind.__name__ for kind in kinds} & _WRAPPERS.keys() - {"OptimizedModule", "_FabricModule"}
+    found |= {base.__name__ for kind in kinds for base in kind.__bases__ if base.__name__ == "FSDPModule"}
+    is_sharded = own.__bases__[0].__name__ == "FSDPModule"
+    return own.__bases__[-1].__name__ if is_sharded else own.__name__, "+".join(sorted(found)) or "single"
+
+
+def is_compiled(part: nn.Module) -> bool:
+    """Whether calling it runs what torch.compile made of it."""
+    return type(part).__name__ == "OptimizedModule" or getattr(part, "_compiled_call_impl", None) is not None
+
+
+# The tensors of a call: which are tokens, labels and masks.
+
+Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+_TOKENS = ("input_ids", "tokens", "token_ids", "idx", "ids", "inputs", "input", "x", "src")
+_LABELS = ("labels", "targets", "target", "label", "y")
+_MASKS = ("attention_mask", "mask", "padding_mask")
+
+
+class Roles(NamedTuple):
+    """Which of a call's leaves is what."""
+
+    tokens: int
+    labels: int | None
+    mask: int | None
+    labels_are: str
+    """`tokens`, `next tokens`, `others`, or nothing where the call has none."""
+
+
+def leaves(found: Any) -> list[Any]:
+    """What nested tuples, lists and dicts hold, in order."""
+    return tree_flatten(found)[0]
+
+
+def roles(module: nn.Module, call: Call) -> Roles | None:
+    """Found by names where there are such, else by order and contents; None: no whole numbers in rows."""
+    args, kwargs = call
+    names = [*inspect.signature(unwrapped(module).forward).parameters, *[""] * len(args)]
+    given = [*zip(names, args), *kwargs.items()]
+    parts = [value.items() if isinstance(value, dict) else [(name, value)] for name, value in given]
+    found = [(name, leaf) for part in parts for name, value in part for leaf in leaves(value)]
+    tensors = [(n, name, t) for n, (name, t) in enumerate(found) if isinstance(t, Tensor)]
+    whole = [one for one in tensors if one[2].dtype in (torch.int64, torch.int32) and "position" not in one[1]]
+    rows = [one for one in whole if one[2].dim() == 2 and "mask" not in one[1]]
+    rows = rows or [one for one in whole if one[2].dim() == 1 and "mask" not in one[1]]
+    chosen = [one for word in _TOKENS for one in rows if one[1] == word]
+    if not (chosen := chosen or [one for one in rows if one[1] not in _LABELS]):
+        return None
+    place, _, tokens = chosen[0]
+    masks = [n for n, name, t in tensors if name in _MASKS and t.shape == tokens.shape]
+    others = [one for one in rows if one[0] != place and one[2].shape == tokens.shape]
+    labels = [one for one in others if one[1] in _LABELS] or [one for one in others if one[1] not in _TOKENS]
+    relation = labels_are(as_rows(labels[0][2]), as_rows(tokens)) if labels else ""
+    return Roles(place, labels[0][0] if labels else None, masks[0] if masks else None, relation)
+
+
+def with_tokens(call: Call, places: Roles, inputs: Tensor, targets: Tensor) -> Call:
+    """The call with other tokens, all unmasked, and with labels that fit."""
+    values, spec = tree_flatten(call)
+    values[places.tokens] = inputs.reshape(values[places.tokens].shape).to(values[places.tokens])
+    if places.mask is not None:
+        values[places.mask] = torch.ones_like(values[places.mask])
+    if places.labels is not None:
+        labels = inputs if places.labels_are == "tokens" else targets
+        values[places.labels] = labels.reshape(values[places.labels].shape).to(values[places.labels])
+    return tree_unflatten(values, spec)
+
+
+def as_rows(ids: Tensor) -> Tensor:
+    """[rows, length]; one flat row of tokens is one row."""
+    return ids.unsqueeze(0) if ids.dim() == 1 else ids
+
+
+def labels_are(labels: Tensor, tokens: Tensor) -> str:
+    """`tokens`, `next tokens` or `others`; negative labels are left out of the loss and of the comparison."""
+    same = (labels == tokens) | (labels < 0)
+    shifted = (labels[:, :-1] == tokens[:, 1:]) | (labels[:, :-1] < 0)
+    return "tokens" if bool(same.all()) else "next tokens" if bool(shifted.all()) else "others"
+
+
+# Logits and our own loss from them.
+
+
+def logits_in(output: Any, tokens: Tensor, sizes: set[int]) -> tuple[Tensor | None, str]:
+    """[rows, length, vocabulary], and where it was found or why not; `sizes`: rows of the model's embeddings."""
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    found = {"output.logits": logits} if logits is not None else {
+        "output" if isinstance(output, Tensor) else f"output[{n}]": leaf for n, leaf in enumerate(leaves(output))
+    }  # fmt: skip
+    found = {name: t for name, t in found.items() if isinstance(t, Tensor) and t.is_floating_point()}
+    for name, tensor in found.items():
+        fits = tensor.dim() >= 2 and tensor.shape[:-1].numel() == tokens.numel()
+        if fits and (logits is not None or tensor.shape[-1] in sizes) and tensor.shape[-1] > int(tokens.max()):
+            return tensor.reshape(*tokens.shape, -1), f"found as {name}"
+    shapes = ", ".join(f"{name} {tuple(t.shape)}" for name, t in found.items()) or "nothing of numbers"
+    return None, f"not found: of {tuple(tokens.shape)} tokens the model gives {shapes}; embeddings: {sorted(sizes)}"
+
+
+def summed_loss(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Nats, and how many targets there were; in fp32, a few rows at a time so that it needs little memory.
+
+    logits: [rows, length, vocabulary]. targets: [rows, length], negative where there is none.
+    """
+    flat = logits.detach().reshape(-1, logits.shape[-1])
+    goals = targets.reshape(-1).to(flat.device, torch.int64)
+    at_once = max(1, (1 << 20) // flat.shape[-1])
+    total = torch.zeros((), dtype=torch.float64, device=flat.device)
+    with torch.no_grad(), torch.autocast(flat.device.type, enabled=False):
+        for some, theirs in zip(flat.split(at_once), goals.split(at_once)):
+            losses = nn.functional.cross_entropy(some.float(), theirs.clamp(min=0), reduction="none")
+            total += losses.masked_fill(theirs < 0, 0.0).sum(dtype=torch.float64)
+    return total, (goals >= 0).sum()
+
+
+def moved_left(labels: Tensor) -> Tensor:
+    """Each place has what was one further; the last has -1."""
+    moved = torch.full_like(labels, -1, dtype=torch.int64)
+    moved[:, :-1] = labels[:, 1:]
+    return moved
+
+
+def next_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Each token's successor, -1 where a row ends or where it is masked."""
+    return moved_left(tokens if mask is None else tokens.masked_fill(mask == 0, -1))
+
+
+def _graph(tensor: Tensor) -> Iterator[Any]:
+    """The nodes that a tensor was computed by, nearest first, of which the first few."""
+    nodes: list[Any] = [tensor.grad_fn]
+    for node in nodes:
+        if node is not None and len(nodes) < 64:
+            yield node
+            nodes += [inner for inner, _ in node.next_functions]
+
+
+def targets_behind(loss: Tensor, shape: torch.Size) -> Tensor | None:
+    """The targets of the cross entropy that a loss comes from, -1 where it ignores one; None: it isn't seen."""
+    for node in _graph(loss):
+        if type(node).__name__ in ("NllLossBackward0", "NllLoss2DBackward0"):
+            target: Tensor = node._saved_target
+            if target.numel() == shape.numel():
+                return target.masked_fill(target == node._saved_ignore_index, -1).reshape(shape)
+    return None
+
+
+def saved_dtypes(output: Any) -> set[torch.dtype]:
+    """Of the matrices that compiled code keeps for the backward pass; empty where there is none."""
+    tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
+    compiled = [node for t in tensors for node in _graph(t) if type(node).__name__ == "CompiledFunctionBackward"]
+    return {t.dtype for node in compiled for t in node.saved_tensors if t.is_floating_point() and t.dim() > 1}
+
+
+def gradient_norm(gradients: list[Tensor]) -> float:
+    """Of all together; of sharded ones over all ranks, so every rank must call it."""
+    norms: list[Any] = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    return math.sqrt(sum(float(norm) ** 2 for norm in whole))
+
+
+class OwnLoss:
+    """Our own loss of the first step, from logits, to hold the script's against."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[Tensor, Tensor, int]] = []
+        self.leaves_out_ends = False
+        """The targets of the rows' last tokens are not known."""
+
+    def add(self, logits: Tensor, targets: Tensor, labels: int) -> None:
+        """One micro-batch; `labels`: how many were given, before any shift."""
+        total, count = summed_loss(logits, targets)
+        self._parts.append((total, count, labels))
+
+    def value(self) -> float | None:
+        """Nats per token; None: no logits were seen."""
+        count = sum(int(part[1]) for part in self._parts)
+        return sum(float(part[0]) for part in self._parts) / count if count else None
+
+    def convention(self, loss: float | None, tolerance: float) -> str | None:
+        """How the script's loss follows from ours; None: in no way that we know."""
+        own = self.value()
+        if own is None or loss is None:
+            return None
+        means = [float(total) / int(count) for total, count, _ in self._parts if int(count)]
+        total, labels = sum(float(part[0]) for part in self._parts), sum(part[2] for part in self._parts)
+        known = {
+            "mean over the step's tokens": own,
+            "mean of the micro-batches' means": sum(means) / len(means),
+            "sum of the micro-batches' means": sum(means),
+            "sum over the step's tokens": total,
+            "sum over the step's tokens divided by its labels before the shift": total / max(labels, 1),
+        }
+        tolerance = max(tolerance, 0.02) if self.leaves_out_ends else tolerance
+        ending = ", to 2 % since ours leaves out the rows' last targets" if self.leaves_out_ends else ""
+        fits = [text for text, value in known.items() if abs(loss - value) <= tolerance * abs(value)]
+        return fits[0] + ending if fits else None
+
+
+def process_bytes(file: str, key: str) -> int | None:
+    """A line of /proc/self/status or smaps_rollup; None where the system has none."""
+    try:
+        with open(f"/proc/self/{file}") as lines:  # noqa: PTH123
+            return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def grown_bytes(before: int | None) -> int | None:
+    """The peak of the proportional set size over `before`: what lies between resident peak and now was its own."""
+    keys = ("smaps_rollup", "Pss"), ("status", "VmRSS"), ("status", "VmHWM")
+    now, resident, highest = (process_bytes(*key) or 0 for key in keys)
+    return max(0, now + max(0, highest - resident) - before) if before and now and highest else None
