@@ -11,6 +11,7 @@ from operator import attrgetter, ne
 from typing import Any, Literal
 
 from selectbench.analysis.result import Certificate, Violation
+from selectbench.analysis.scripts import equal_when_rounded
 from selectbench.analysis.summary import Summary, below_the_floor
 from selectbench.analysis.watched import (
     TOKENS,
@@ -426,6 +427,10 @@ def _examine(
     if summary is reference or ours is None or theirs is None:
         return
     statuses = compare(ours, theirs, declared)
+    for name, convention in equal_when_rounded(summary.completed[seed], reference.completed[seed]).items():
+        if statuses.get(name) == "violation":
+            del statuses[name]
+            into.conventions[name] = convention
     if is_own(ours.framework) or is_own(theirs.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
         if all(saw_its_tokens(record) for record in (summary.completed[seed], reference.completed[seed])):

@@ -27,6 +27,7 @@ from selectbench.analysis.recommendation import counts, figure, to_loss, verdict
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
 from selectbench.analysis.scores import score_differences
 from selectbench.analysis.screening import screened_words, unscreened
+from selectbench.analysis.scripts import repeats_in_answer, script_warnings
 from selectbench.analysis.summary import (
     Summary,
     centre,
@@ -66,6 +67,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     doubts = [
         *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
         *unscreened(suite, records),
+        *script_warnings(suite, records, by_name[suite.baseline]),
         *disturbances(suite, records, contest, summaries, comparable),
         *gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *learning_warnings(suite, summaries), *plausibility_warnings(suite, summaries),
@@ -75,7 +77,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
         answer=f"{answer(contest, rows, by_name)}{ranks_in_answer(suite.device, summaries)}"
-        f"{learning_in_answer(suite, summaries)}",
+        f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.family(),
         verdicts=verdicts(suite, rows, by_name, contest), factors=factor_view(suite, by_name, rows),

@@ -437,7 +437,13 @@ def trial_warnings(summaries: Sequence[Summary]) -> list[str]:
         "timing disturbed: the mean step took more than "
         f"{STALLED_MEAN_OVER_MEDIAN:g} times the median one; is anything else running on this machine?": stalled,
         f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences "
-        "(job.timing.min_timed_seconds)": lambda m: m.timed_seconds < SHORTEST_TIMED_SECONDS,
+        "(job.timing.min_timed_seconds)": lambda m: (
+            m.pause_seconds is None and m.timed_seconds < SHORTEST_TIMED_SECONDS
+        ),
+        f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences "
+        "(more steps: job.stop, job.max_steps)": lambda m: (
+            m.pause_seconds is not None and m.timed_seconds < SHORTEST_TIMED_SECONDS
+        ),
         "ALARM: its loss is below the source's own entropy by more than chance explains: the loss, the optimizer "
         "or the precision is broken": below_the_floor,
         f"more than {SKIPPED_SHARE_TOLERATED:.0%} of the optimizer steps were skipped": lambda m: (

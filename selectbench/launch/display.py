@@ -455,7 +455,7 @@ class PlainDisplay(Display):
         """One line with the size of the run."""
         super().run_started(suite, planned, done)
         before = f", {self.done} of them done before" if self.done else ""
-        self.note(f"{one_line(suite)}: {self.planned} trials{before}")
+        self.note(f"{one_line(suite)}: {self.planned} trial{'' if self.planned == 1 else 's'}{before}")
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """One line."""

@@ -50,7 +50,7 @@ from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record
 from selectbench.record.run_folder import SUITE, find_run, is_complete
 from selectbench.suite.load import find, load_suite
-from selectbench.suite.stages import screening_suite, speed_suite, tuning_suite, without
+from selectbench.suite.stages import repeat_suite, screening_suite, speed_suite, tuning_suite, without
 from selectbench.suite.suite import Suite, Values
 from selectbench.text import unwritable, visible
 
@@ -361,11 +361,15 @@ CONTEST = "contest"
 """The title of the last stage."""
 SCREENING = "screening"
 """The title of the stage whose trials may screen options out."""
+REPEATING = "does the job repeat"
+"""The title of the stage that starts a script's job once more."""
 
 
 def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
     """Every stage as far as the records tell it, with its title; `own`: the suite as its file declares it."""
     suite, before_contest = own.suite, []
+    if suite.command is not None and not suite.quick and not own.plan.planned(suite.baseline).unsupported:
+        before_contest.append((REPEATING, _repeat(own.of(repeat_suite(suite)))))
     if suite.best_of is not None:
         ranks = {planned.option.name: planned.world_size for planned in own.plan.options}
         sizes = _supported(own.plan, speed_candidates(suite, ranks, speed_attempts(suite, records)))
@@ -382,6 +386,11 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
             before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
     settled = without(settled_by_records(suite, records), out)
     return [*before_contest, (CONTEST, own if settled is suite else own.of(settled))]
+
+
+def _repeat(short: AnyPlanned) -> AnyPlanned:
+    trials = [replace(planned, phase="repeat") for planned in short.plan.trials]
+    return replace(short, plan=replace(short.plan, trials=trials))
 
 
 def _screening(every: AnyPlanned, asked: Sequence[tuple[str, int, int]]) -> AnyPlanned:

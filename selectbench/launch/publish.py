@@ -43,6 +43,7 @@ from selectbench.record.run_folder import (
 from selectbench.report import html, markdown
 from selectbench.report.files import benchmark_json, best_head, render_csv
 from selectbench.report.sections import report
+from selectbench.suite.command import CommandChoices, as_written
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 from selectbench.text import json_text, suite_yaml
@@ -231,7 +232,8 @@ def _deepspeed_file(suite: str) -> str:
 def suite_of_option(suite: Suite, option: str) -> dict[str, Any]:
     """The suite as plain data with this option alone, which is its own baseline."""
     job = {key: value for key, value in suite.resolved.items() if key not in _OF_A_CONTEST}
-    every = suite.option(option).choices.model_dump(mode="json")
+    own = suite.option(option).choices
+    every = as_written(own) if isinstance(own, CommandChoices) else own.model_dump(mode="json")
     choices = {key: value for key, value in every.items() if value is not None}
     return {**job, "choices": choices, "options": {option: {}}, "baseline": option}
 

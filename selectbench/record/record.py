@@ -601,7 +601,7 @@ class Script(Recorded, frozen=True, kw_only=True):
     """What observing took of the first rank's time."""
 
 
-RunPhase = Literal["tune", "screen", "contest"]
+RunPhase = Literal["tune", "screen", "repeat", "contest"]
 
 
 class Record(Recorded, frozen=True, kw_only=True):
@@ -612,7 +612,7 @@ class Record(Recorded, frozen=True, kw_only=True):
     trial: Trial
     """What was run."""
     phase: RunPhase = "contest"
-    """Whether the trial tuned a setting, screened an option or counts in the ranking."""
+    """Whether the trial tuned a setting, screened an option, repeated a script's job, or counts in the ranking."""
     round: Count
     """The round, from 0: every option once."""
     attempt: Count = 1

@@ -20,6 +20,7 @@ from selectbench.analysis.metrics import (
     state_of,
 )
 from selectbench.analysis.result import Family, GpuRow, Ranking, Row, Unknown
+from selectbench.analysis.scripts import REPEAT_RULE
 from selectbench.choices.model import OwnModel
 from selectbench.plan.peaks import source
 from selectbench.record.record import Completed, Record
@@ -421,6 +422,8 @@ def _observing(suite: Suite, span: str) -> Iterator[str]:
         f"Speed is taken over the steps{span} after the first {suite.job.timing.warmup_steps}, from the end of an "
         "update to the end of the next; pauses in which the script evaluated or saved do not count."
     )
+    if not suite.quick:
+        yield REPEAT_RULE
     if not suite.job.evaluates:
         yield "Quality was not measured."
         return

@@ -395,7 +395,7 @@ def in_full(ranking: Ranking) -> list[str]:
 
 def in_short(ranking: Ranking) -> list[str]:
     """The same in one line for all rows that are comparable, and one for what was not verified."""
-    return _job_lines(ranking, _compared(ranking), one_group=True)
+    return _job_lines(ranking, _compared(ranking), one_group=True, is_short=True)
 
 
 def not_the_same_job(row: Row) -> list[str]:
@@ -418,7 +418,7 @@ def _compared(ranking: Ranking) -> list[Row]:
     return [row for row in ranking.rows if row.identity.comparable is not False and row.identity.compared_with]
 
 
-def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> list[str]:
+def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool, *, is_short: bool = False) -> list[str]:
     """The sentence for these rows, and a line for what of them could not be seen."""
     hidden = _united(row.identity.not_verified for row in rows)
     others = {*hidden, *_united(row.identity.differs_as_declared for row in rows)}
@@ -431,11 +431,22 @@ def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> list[s
         opening = "Same job, as far as verified" if hidden else "Same job"
         verb = "is" if len(same) == 1 else "are"
         lines.append(f"{opening}: {_difference(ranking, rows, one_group)}; {_and(same)} {verb} the same.")
+    lines += _conventions(rows, is_short=is_short)
     if hidden:
         by_entry = {entry: [row for row in rows if entry in row.identity.not_verified] for entry in hidden}
         said = [f"{_field_words(entry)} ({_names(of_entry)})" for entry, of_entry in by_entry.items()]
         lines.append(f"Not verified: {'; '.join(said)}.")
     return lines
+
+
+def _conventions(rows: Sequence[Row], *, is_short: bool) -> list[str]:
+    """Fields of scripts that are verified as something that is stated, each convention once."""
+    told = dict.fromkeys(entry for row in rows for entry in row.identity.conventions.items())
+    if told and is_short:
+        names = dict.fromkeys(_field_words(name) for name, _ in told)
+        return [f"Verified under conventions that the report states: {', '.join(names)}."]
+    said = [f"{_field_words(name)}: {convention}" for name, convention in told]
+    return [f"Verified under a stated convention: {'; '.join(said)}."] if said else []
 
 
 def _difference(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> str:

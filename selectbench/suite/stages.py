@@ -189,6 +189,19 @@ def screening_suite(suite: Suite) -> Suite:
     return _at_low_rates(suite.model_copy(update={"job": shortened, **seeds}))
 
 
+REPEATED_STEPS = 8
+"""Of the short trial that shows whether a script does the same when it is started twice."""
+
+
+def repeat_suite(suite: Suite) -> Suite:
+    """The baseline's command with the first seed once more, for a few steps."""
+    job = suite.command
+    assert job is not None
+    short = job.model_copy(update={"stop": min(REPEATED_STEPS, job.stops_after), "eval": "none"})
+    update = {"job": short, "options": [suite.option(suite.baseline)], "seeds": suite.seeds[:1], "control": False}
+    return suite.model_copy(update=update)
+
+
 def tuning_job(suite: Suite) -> AnyJob:
     """The job within the tuning's budget: warm-up in proportion, one evaluation, at the end.
 

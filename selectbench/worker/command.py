@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -37,6 +38,7 @@ from selectbench.record.record import (
 )
 from selectbench.record.wire import CommandOrder, Event, Finished, GaveUp, Phase, Progress, RankDevice, Started
 from selectbench.suite.job import distinct_rates, shape_sha256
+from selectbench.worker.processes import descendants
 
 OBSERVER = Path(__file__).parents[1] / "observe"
 """The folder from which a script's Python imports the observer."""
@@ -116,13 +118,15 @@ def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
     assert process.stdout is not None
     copier = threading.Thread(target=_copy, args=(process.stdout, sys.stdout.buffer), daemon=True)
     copier.start()
-    tail = _Tail(folder, order)
+    tail, cores = _Tail(folder, order), _Cores(process.pid)
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         for event in tail.events():
             emit(event)
+            if isinstance(event, Progress) and order.warmup_steps <= event.step < order.max_steps:
+                cores.look()
     copier.join(2.0)  # a daemon that the command left behind may hold its end of the pipe; it is killed after this
-    emit(_result(order, _read(folder), process.returncode, began))
+    emit(_result(order, _read(folder), process.returncode, began, cores.found()))
 
 
 def _environment(order: CommandOrder, folder: Path) -> dict[str, str]:
@@ -188,13 +192,63 @@ class _Tail:
                 yield Phase(phase="evaluate" if self.order.heldout else "extra")
 
 
+class _Cores:
+    """How long threads of the command's processes worked and waited for a core, and what their cores did in all.
+
+    Read now and then between the warm-up and the last step. Sources: schedstat (the kernel's scheduler docs),
+    /proc/stat (proc_stat(5)).
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        self._readings: list[tuple[dict[str, tuple[int, int]], float | None]] = []
+        """The first and the last."""
+        self._due = 0.0
+
+    def look(self) -> None:
+        """A reading, where the last one was more than a second ago."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + 1.0
+        self._readings = [*self._readings[:1], self._reading()]
+
+    def found(self) -> dict[str, Any]:
+        """As a measurement's keys; {}: nothing was read twice."""
+        if len(self._readings) < 2:
+            return {}
+        (before, cores_before), (after, cores_after) = self._readings
+        spans = [(now, before.get(task, (0, 0))) for task, now in after.items()]
+        worked, waited = (sum(now[place] - was[place] for now, was in spans) / 1e9 for place in (0, 1))
+        return {
+            "cpu_seconds": worked if after else None, "run_queue_wait_seconds": waited if after else None,
+            "cores_seconds": None if cores_before is None or cores_after is None else cores_after - cores_before,
+        }  # fmt: skip
+
+    def _reading(self) -> tuple[dict[str, tuple[int, int]], float | None]:
+        tasks = {}
+        for pid in [self._pid, *descendants(self._pid)]:
+            for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                with suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+                    worked, waited, *_ = path.read_text().split()
+                    tasks[path.parent.name] = (int(worked), int(waited))
+        try:
+            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        except OSError:
+            return tasks, None
+        ticks = [int(v) for line in lines if line[0] in self._names for v in (*line[1:4], *line[6:9])]
+        return tasks, sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
+
+
 def _read(folder: Path) -> list[Seen]:
     """Of every process that trained, by rank."""
     found = [Seen.of(file.read_bytes().splitlines()) for file in sorted(folder.glob("*.jsonl"))]
     return sorted((seen for seen in found if seen.start), key=lambda seen: int(seen.start.get("rank", 0)))
 
 
-def _result(order: CommandOrder, ranks: list[Seen], status: int, began: float) -> Finished | GaveUp:
+def _result(
+    order: CommandOrder, ranks: list[Seen], status: int, began: float, cores: dict[str, Any]
+) -> Finished | GaveUp:
     made = min((len(seen.steps) for seen in ranks), default=0)
     at = f"after step {made} of {order.max_steps}" if made else "before its first optimizer step"
     if status != 0:
@@ -216,7 +270,7 @@ def _result(order: CommandOrder, ranks: list[Seen], status: int, began: float) -
     losses = [step["loss"] for seen in ranks for step in seen.steps if step["loss"] is not None]
     if not all(math.isfinite(loss) for loss in losses):
         return GaveUp(kind="diverged", detail=f"the training loss was not a number {at}")
-    return _finished(order, ranks, made, began, problems)
+    return _finished(order, ranks, made, began, problems, cores)
 
 
 def _log_end(order: CommandOrder) -> str:
@@ -229,12 +283,15 @@ def _log_end(order: CommandOrder) -> str:
         return ""
 
 
-def _finished(order: CommandOrder, ranks: list[Seen], made: int, began: float, problems: str) -> Finished:
+def _finished(
+    order: CommandOrder, ranks: list[Seen], made: int, began: float, problems: str,
+    cores: dict[str, Any],
+) -> Finished:  # fmt: skip
     steps = [_together([seen.steps[n] for seen in ranks]) for n in range(made)]
     first = ranks[0]
     curve, seconds = _curve(ranks, steps, float(first.start["at"]))
     identity, script = _identity(order, ranks, steps, is_evaluated=bool(curve), problems=problems)
-    measurement, windows = _measurement(order, ranks, steps, curve, seconds, began)
+    measurement, windows = _measurement(order, ranks, steps, curve, seconds, began, cores)
     return Finished(
         measurement=measurement, identity=identity, evaluation_curve=curve,
         loss_curve=LOSSES.keep(decimate([(n, s["loss"]) for n, s in enumerate(steps) if s["loss"] is not None])),
@@ -279,7 +336,7 @@ def _curve(
 
 def _measurement(
     order: CommandOrder, ranks: Sequence[Seen], steps: Sequence[dict[str, Any]], curve: list[EvaluationPoint],
-    evaluation_seconds: float, began: float,
+    evaluation_seconds: float, began: float, cores: dict[str, Any],
 ) -> tuple[Measurement, list[tuple[float, float]]]:  # fmt: skip
     """With the timed windows: from the end of an update to the end of the next, pauses of the script left out."""
     job = steps[: order.max_steps]  # a script that ends by itself may take more
@@ -318,7 +375,7 @@ def _measurement(
         first_loss=job[0]["loss"], last_loss=job[-1]["loss"],
         final_loss=curve[-1].loss if curve else None,
         heldout_tokens=sum(int(seen.evaluation["tokens"]) for seen in ranks) if curve else None, heldout_bytes=None,
-        memory_by_rank=memory, trial_seconds=time.perf_counter() - began, pause_seconds=pauses, **largest,
+        memory_by_rank=memory, trial_seconds=time.perf_counter() - began, pause_seconds=pauses, **largest, **cores,
     ), windows  # fmt: skip
 
 

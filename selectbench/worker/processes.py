@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -37,6 +38,15 @@ def children_of(pid: int) -> list[int]:
     found: list[int] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children and so on; those that end meanwhile may be missing."""
+    found: list[int] = []
+    with suppress(OSError):
+        for child in children_of(pid):
+            found += [child, *descendants(child)]
     return found
 
 

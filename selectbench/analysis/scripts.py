@@ -1,0 +1,100 @@
+"""What is asked of observed scripts alone: whether the job repeats, what seeds do, and what is equal as rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from selectbench.analysis.summary import Summary
+from selectbench.record.record import Completed, Record, Script
+from selectbench.record.run_folder import last_attempts
+from selectbench.suite.suite import Suite
+
+LOSS_REPEATS = 1e-5
+"""Relative, on a CPU, where sums over threads may round otherwise. On a GPU losses need not repeat."""
+REPEAT_RULE = (
+    "Before the contest the baseline's command was started once more with the first seed, for a few steps: initial "
+    "weights, tokens and learning rates of both starts must be equal, and on a CPU the losses."
+)
+
+
+def repeat_of(suite: Suite, records: Sequence[Record]) -> tuple[Record | None, Record | None]:
+    """The short trial of the check, and the contest's trial that it repeats; None: not there, or not completed."""
+    last = [one for one in last_attempts(list(records)).values() if isinstance(one.outcome, Completed)]
+    own = [one for one in last if one.trial.option == suite.baseline and one.trial.seed == suite.seeds[0]]
+    short = next((one for one in own if one.phase == "repeat"), None)
+    return short, next((one for one in own if one.phase == "contest"), None)
+
+
+def first_difference(suite: Suite, records: Sequence[Record]) -> str | None:
+    """Where two starts of one job first differ, in words; None: they do not, or nobody knows."""
+    one, other = repeat_of(suite, records)
+    if one is None or other is None or one.identity is None or other.identity is None:
+        return None
+    if one.identity.initial_weights_sha256 != other.identity.initial_weights_sha256:
+        return "the initial weights differ"
+    if one.script is None or other.script is None:
+        return None
+    for number, (a, b) in enumerate(zip(one.script.first_steps, other.script.first_steps, strict=False), start=1):
+        if (a.tokens, a.token_digest) != (b.tokens, b.token_digest):
+            return f"the tokens of step {number} differ"
+        if a.rates != b.rates:
+            return f"the learning rates of step {number} differ"
+        if suite.device == "cuda" or a.loss is None or b.loss is None:
+            continue
+        if abs(a.loss - b.loss) > LOSS_REPEATS * max(abs(a.loss), abs(b.loss)):
+            return f"the losses of step {number} differ ({a.loss:.6g} and {b.loss:.6g})"
+    return None
+
+
+def script_warnings(suite: Suite, records: Sequence[Record], baseline: Summary) -> list[str]:
+    """That the job does not repeat, and that seeds change less than they should; nothing of jobs built here."""
+    if suite.command is None:
+        return []
+    lines = []
+    if (where := first_difference(suite, records)) is not None:
+        lines.append(
+            f"the job does not repeat: started twice with seed {suite.seeds[0]}, {where}; differences between "
+            "options may be such chance (does the script seed torch, its data order and its workers?)"
+        )
+    elif None in repeat_of(suite, records) and not suite.quick:
+        lines.append("whether the job repeats is not known: a trial of the check did not complete")
+    return [*lines, *_alike_seeds(baseline)]
+
+
+def repeats_in_answer(suite: Suite, records: Sequence[Record]) -> str:
+    """What the answer must not be read without, with a space before it; '' where the job repeats."""
+    is_other = suite.command is not None and first_difference(suite, records) is not None
+    return " The job does not repeat when it is started twice (see the warnings)." if is_other else ""
+
+
+def _alike_seeds(baseline: Summary) -> Iterator[str]:
+    found: dict[tuple[object, ...], list[int]] = {}
+    weights: dict[str, list[int]] = {}
+    for seed, record in baseline.completed.items():
+        identity = record.identity
+        if identity is None or identity.initial_weights_sha256 is None:
+            continue
+        weights.setdefault(identity.initial_weights_sha256, []).append(seed)
+        found.setdefault((identity.initial_weights_sha256, identity.token_stream_sha256), []).append(seed)
+    for (_, tokens), seeds in found.items():
+        if len(seeds) > 1 and tokens is not None:
+            yield (
+                f"seeds {', '.join(map(str, seeds))} began with the same weights and read the same tokens: the "
+                "script does nothing with {seed}, so that the spread between seeds is the machine's alone"
+            )
+            return
+    for seeds in weights.values():
+        if len(seeds) > 1:
+            yield f"seeds {', '.join(map(str, seeds))} began with the same weights, as a pretrained model does"
+
+
+def equal_when_rounded(ours: Record, theirs: Record) -> Mapping[str, str]:
+    """By field in which two trials differ though what it stands for is equal: the convention under which it is."""
+    mine, other = ours.script, theirs.script
+    if mine is None or other is None or not _same_rounded(mine, other):
+        return {}
+    return {"initial_weights_sha256": "equal by shapes when rounded to bf16, under other names or dtypes"}
+
+
+def _same_rounded(mine: Script, other: Script) -> bool:
+    return mine.weights_bf16_sha256 is not None and mine.weights_bf16_sha256 == other.weights_bf16_sha256
