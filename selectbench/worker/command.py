@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import shutil
 import signal
@@ -60,7 +59,7 @@ class Seen:
     start: dict[str, Any]
     model: dict[str, Any]
     steps: list[dict[str, Any]] = field(default_factory=list)
-    first: dict[str, Any] = field(default_factory=dict)
+    first_step: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     end: dict[str, Any] | None = None
@@ -75,20 +74,12 @@ class Seen:
             except msgspec.DecodeError:
                 continue
             match event.get("event"):
-                case "start":
-                    found.start = event
-                case "model":
-                    found.model = event
                 case "step":
                     found.steps.append(event)
-                case "first_step":
-                    found.first = event
-                case "evaluation":
-                    found.evaluation = event
                 case "problem":
                     found.problems.append(f"{event.get('where')}: {event.get('what')}")
-                case "end":
-                    found.end = event
+                case "start" | "model" | "first_step" | "evaluation" | "end" as name:
+                    setattr(found, name, event)
         return found
 
 
@@ -109,9 +100,10 @@ def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
         emit(GaveUp(kind="crashed", detail=f"{order.arguments[0]} cannot be started: {error.strerror}"))
         return
 
+    asked = threading.Event()
+
     def say_where(_number: int, _frame: object) -> None:
-        done = len(_read(folder)[0].steps) if _read(folder) else 0
-        emit(GaveUp(kind="timeout", detail=f"the command was at step {done} of {order.max_steps}"))
+        asked.set()
         process.kill()
 
     signal.signal(signal.SIGTERM, say_where)
@@ -126,7 +118,12 @@ def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
             if isinstance(event, Progress) and order.warmup_steps <= event.step < order.max_steps:
                 cores.look()
     copier.join(2.0)  # a daemon that the command left behind may hold its end of the pipe; it is killed after this
-    emit(_result(order, _read(folder), process.returncode, began, cores.found()))
+    ranks = _read(folder)
+    if asked.is_set():
+        done = len(ranks[0].steps) if ranks else 0
+        emit(GaveUp(kind="timeout", detail=f"the command was at step {done} of {order.max_steps}"))
+        return
+    emit(_result(order, ranks, process.returncode, began, cores.found()))
 
 
 def _environment(order: CommandOrder, folder: Path) -> dict[str, str]:
@@ -264,12 +261,13 @@ def _result(
             "optimizer)`"
         )
         return GaveUp(kind="crashed", detail=f"the command ended, and no optimizer step of it was seen: {hint}")
-    if any(seen.end is None or not seen.model or not seen.first for seen in ranks):
+    if any(seen.end is None or not seen.model or not seen.first_step for seen in ranks):
         why = problems or "a process ended without its last word"
         return GaveUp(kind="unsupported", detail=f"what the script did was not observed to its end: {why}")
-    losses = [step["loss"] for seen in ranks for step in seen.steps if step["loss"] is not None]
-    if not all(math.isfinite(loss) for loss in losses):
-        return GaveUp(kind="diverged", detail=f"the training loss was not a number {at}")
+    losses = [step["loss"] for step in ranks[0].steps if not step["skipped"]]
+    if losses and losses[0] is not None and None in losses:  # the observer writes null for what is not finite
+        step = losses.index(None) + 1
+        return GaveUp(kind="diverged", detail=f"the training loss was no finite number in step {step}")
     return _finished(order, ranks, made, began, problems, cores)
 
 
@@ -411,11 +409,11 @@ def _identity(
         steps_requested=len(job), steps_applied=applied,
         gradient_accumulation_steps=max(int(step["micro_batches"]) for step in job),
         learning_rate_shape_sha256=shape, peak_learning_rate=peaks,
-        parameter_dtype=str(model["parameter_dtype"]), gradient_dtype=first.first.get("gradient_dtype"),
-        compute_dtype=str(first.first.get("compute_dtype") or ""),
-        optimizer_state_dtype=first.first.get("optimizer_state_dtype"),
+        parameter_dtype=str(model["parameter_dtype"]), gradient_dtype=first.first_step.get("gradient_dtype"),
+        compute_dtype=str(first.first_step.get("compute_dtype") or ""),
+        optimizer_state_dtype=first.first_step.get("optimizer_state_dtype"),
         matmul_tf32=bool(model["tf32"]), attention=model.get("attention"), sdpa_backends=None,
-        optimizer=first.first.get("optimizers"), compiled=bool(model["compiled"]),
+        optimizer=first.first_step.get("optimizers"), compiled=bool(model["compiled"]),
         first_step_loss=job[0]["loss"], first_step_gradient_norm=_norm(ranks, job[0]),
         world_size=len(ranks), strategy=str(model["strategy"]), framework="script",
         loss=None if "first_step_loss" in not_seen else "cross_entropy", dropout=model.get("dropout"),
@@ -453,8 +451,8 @@ def _words(
     order: CommandOrder, ranks: Sequence[Seen], job: Sequence[dict[str, Any]], *, is_evaluated: bool, problems: str
 ) -> tuple[dict[str, str], dict[str, str]]:
     """By field: the convention under which it is verified, and why it is not."""
-    first, conventions, not_seen = ranks[0].first, dict[str, str](), dict[str, str]()
-    own = [loss for seen in ranks if (loss := seen.first.get("own_loss")) is not None]
+    first, conventions, not_seen = ranks[0].first_step, dict[str, str](), dict[str, str]()
+    own = [loss for seen in ranks if (loss := seen.first_step.get("own_loss")) is not None]
     backwarded, convention = job[0]["loss"], first.get("loss_convention")
     if backwarded is None:
         not_seen["first_step_loss"] = "no scalar was seen to be backwarded"
