@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +12,6 @@ import typer
 from selectbench import __version__
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
     from rich.console import Console
 
     from selectbench.analysis.result import Ranking
@@ -269,7 +268,7 @@ def gate(
 
     found = gate_run(run, against, limits, results, any_machine=any_machine)
     if as_json:
-        typer.echo(found.model_dump_json(indent=2))
+        _echo_json(found)
     else:
         print_gate(_stdout(), found)
     _summarise(lambda: gate_markdown(found))
@@ -289,10 +288,12 @@ def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
     print_runs(_stdout(), runs, results)
 
 
-def _echo_json(found: Sequence[BaseModel]) -> None:
-    import json
+def _echo_json(found: object) -> None:
+    from pydantic_core import to_jsonable_python
 
-    typer.echo(json.dumps([each.model_dump(mode="json") for each in found], indent=2))
+    from selectbench.text import json_text
+
+    typer.echo(json_text(to_jsonable_python(found)), nl=False)
 
 
 def _summarise(text: Callable[[], str]) -> None:
@@ -313,7 +314,7 @@ def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
     text = render(option_report(stored.suite, ranking, stored.records, option))
     if as_json:
         (row,) = (row for row in ranking.rows if row.option == option)
-        typer.echo(row.model_dump_json(indent=2))
+        _echo_json(row)
         return
     console = _stdout()
     console.print(Markdown(text) if console.is_terminal else text, markup=False, highlight=False, soft_wrap=True)
@@ -369,11 +370,9 @@ def doctor(
 @app.command()
 def schema() -> None:
     """Print the JSON Schema of suite files, for editors."""
-    import json
-
     from selectbench.suite.load import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2))
+    _echo_json(json_schema())
 
 
 @app.command()

@@ -111,8 +111,12 @@ def _share(word: str, other: str) -> float:
 
 def did_you_mean(wrong: object, candidates: Sequence[str]) -> str:
     """' (did you mean X?)' for what was meant, or '' where nothing is near."""
-    near = nearest(wrong, candidates)
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    return one_of_these(nearest(wrong, candidates))
+
+
+def one_of_these(meant: Sequence[str]) -> str:
+    """' (did you mean X or Y?)', or '' where nothing is."""
+    return f" (did you mean {' or '.join(map(repr, meant))}?)" if meant else ""
 
 
 _NOT_WRITTEN = re.compile(

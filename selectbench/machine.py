@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from selectbench.errors import UserError
+from selectbench.text import quoted
 
 if TYPE_CHECKING:
     from packaging.requirements import Requirement
@@ -212,7 +213,7 @@ def wrong_device_reason(device: str | None = None) -> str | None:
         from selectbench.gpu.devices import problem
 
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-        why = problem() if hidden is None else f"CUDA_VISIBLE_DEVICES is {hidden!r}"
+        why = problem() if hidden is None else f"CUDA_VISIBLE_DEVICES is {quoted(hidden)}"
         return f"device cuda: no GPU is visible{f': {why}' if why else ''}"
     torch = installed_version("torch")
     if torch is None:

@@ -339,17 +339,14 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
         for (option, _), found in concluded.items()
     ]  # fmt: skip
     checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
+    verdicts = {check.verdict for check in checks}
+    verdict: Verdict = "pass" if verdicts == {"pass"} else "inconclusive"
+    verdict = "regression" if "regression" in verdicts else verdict
     return Gate(
-        run=run.name, reference=reference.name, verdict=overall(checks), checks=checks,
+        run=run.name, reference=reference.name, verdict=verdict, checks=checks,
         tests=tests, alpha=alpha,
         notes=[*told, *_busy(run, reference), *run.notes, *reference.notes],
     )  # fmt: skip
-
-
-def overall(checks: Sequence[Check]) -> Verdict:
-    """The worst, a regression before what is open."""
-    found = {check.verdict for check in checks}
-    return "regression" if "regression" in found else "pass" if found == {"pass"} else "inconclusive"
 
 
 def _parsed(text: str) -> Constraint:

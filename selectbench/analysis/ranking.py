@@ -194,6 +194,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
     placed = [row for row in rows if row.rank is not None]
     proposed: list[int] = []
     done, planned = outcomes(summaries.values())
+    own = [row.option for row in rows if PROCESS in row.identity.not_verified]
     sentences = [
         "" if contest.is_complete else f"Incomplete, {done} of {planned} trials have an outcome; so far:",
         _verdict(contest, metric, rows, summaries, proposed),
@@ -205,7 +206,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         _certainty(contest, metric, placed or [row for row in rows if row.n]),
         *_beside_the_ranks(metric, placed, rows, summaries),
         _left_out(metric, rows, summaries, bool(placed)),
-        _own_code(rows),
+        f"Not verified for {_and(own)}: what own code does beyond what was counted." if own else "",
         _how_to_extend(suite, max(proposed, default=0)),
     ]
     if not contest.is_complete:  # only a complete run is extended
@@ -461,12 +462,6 @@ def _beside_the_ranks(
         ],
     }
     return [f"{what}: {'; '.join(names)}." for what, names in told.items() if names]
-
-
-def _own_code(rows: Sequence[Row]) -> str:
-    """Rows whose own code may do what nobody counted."""
-    names = [row.option for row in rows if PROCESS in row.identity.not_verified]
-    return f"Not verified for {_and(names)}: what own code does beyond what was counted." if names else ""
 
 
 def _left_out(

@@ -409,7 +409,9 @@ def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
     if question.is_objective and order:  # as the ranks have it
         ahead = best = order[0]
     else:
-        ahead = names[_leader(pairs, better, more_is_better=more)]
+        # Of those that none is shown to be better than, the one that is ahead of most others within seeds.
+        won, lost = pairs.ahead_by_means(more_is_better=more).sum(axis=1), better.any(axis=0)
+        ahead = names[int(np.argmax(np.where(lost & ~lost.all(), -1, won)))]
         best = _first_of_equals(pairs, better, ahead, question.threshold)
     if suite.baseline in names and best != suite.baseline:
         best = best if _beats_baseline(suite, rows, question, pairs, best) else suite.baseline
@@ -440,13 +442,6 @@ def _beats_baseline(suite: Suite, rows: Sequence[Row], question: Question, pairs
         found = next(row for row in rows if row.option == best).against_baseline
         return found is not None and found.decision == "better"
     return pairs.beats(best, suite.baseline, question.threshold, more_is_better=question.more_is_better)
-
-
-def _leader(pairs: Pairs, better: Bools, *, more_is_better: bool) -> int:
-    """Of those that none is shown to be better than, the one that is ahead of most others within seeds."""
-    ahead = pairs.ahead_by_means(more_is_better=more_is_better).sum(axis=1)
-    beaten = better.any(axis=0)
-    return int(np.argmax(np.where(beaten & ~beaten.all(), -1, ahead)))
 
 
 def _first_of_equals(pairs: Pairs, better: Bools, leader: str, threshold: float) -> str:

@@ -104,7 +104,7 @@ def prepare(
     cached = _cached(folder, notify)
     if cached is None:
         if not downloads and (missing := streamed(data)):
-            raise NotDownloadedError(*(f"data.dataset: {one.dataset} is not downloaded yet" for one in missing))
+            raise NotDownloadedError(*(f"job.data.dataset: {one.dataset} is not downloaded yet" for one in missing))
         notify(f"preparing {described} once, in {folder}")
         publish(folder, lambda unfinished: write(key, unfinished))
         cached = Prepared.open(folder)
@@ -126,24 +126,22 @@ def _work(
         return "a made-up source", [source.model_dump_json()], lambda key, folder: write_markov(source, key, folder)
     if data.kind == "tokens":
         files = [part for part in data.parts if isinstance(part, TokenFile)]
-        digest = files_sha256([path for one in files if (path := Path(one.tokens)).is_file()], "data.tokens")
+        digest = files_sha256([path for one in files if (path := Path(one.tokens)).is_file()], "job.data.tokens")
         parts = ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
         return files[0].tokens, parts, lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
     if isinstance(tokenizer, PretrainedTokenizer):
         require("transformers")
         tokenizer = pinned(tokenizer)
-    corpora = [_keyed(open_corpus(part, notify, code), cleaning, notify) for part in data.parts]
+    corpora = [open_corpus(part, notify, code) for part in data.parts]
+    for corpus in corpora:
+        if corpus.key is None:
+            notify(f"reading {corpus.description}, to see whether it is prepared already")
+    corpora = [keyed(corpus, Cleaner(cleaning).fault) for corpus in corpora]
     work = TextWork(corpora, data.kind, tokenizer, cleaning, tuple(specials), notify, evaluates)
     parts = [str(corpus.key) for corpus in corpora]
     parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
     return work.described, parts, lambda key, folder: write_text(work, key, folder)
-
-
-def _keyed(corpus: Corpus, cleaning: Cleaning, notify: Notify) -> Corpus:
-    if corpus.key is None:
-        notify(f"reading {corpus.description}, to see whether it is prepared already")
-    return keyed(corpus, Cleaner(cleaning).fault)
 
 
 def _tokenizer_key(tokenizer: AnyTokenizer) -> str:
@@ -561,7 +559,7 @@ def write_token_files(files: Sequence[TokenFile], key: str, folder: Path) -> Non
             for start in range(0, len(tokens), _CHUNK):
                 file.write(np.asarray(tokens[start : start + _CHUNK]).astype(token_dtype(vocab_size)).tobytes())
     if not len(training):
-        raise UserError("data.tokens: there is nothing to train on")
+        raise UserError("job.data.tokens: there is nothing to train on")
     Prepared(
         folder=folder, key=key, kind="tokens", train_tokens=len(training), heldout_tokens=len(scored),
         vocab_size=vocab_size, removed_lines=blocks,

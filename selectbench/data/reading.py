@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 from selectbench.choices.model import HUB, MOST_OF_A_LIBRARY
 from selectbench.errors import UnreachableError, UserError
 from selectbench.suite.sources import Cleaning, Dataset, OwnDocuments
-from selectbench.text import one_line, visible
+from selectbench.text import one_line, quoted, visible
 
 
 def first_line(error: BaseException) -> str:
@@ -40,7 +40,9 @@ def with_place(error: BaseException) -> str:
     return f"{said} ({frames[-1].filename}, line {frames[-1].lineno})" if frames else said
 
 
-def find_files(patterns: Sequence[str], notify: Callable[[str], None], setting: str = "data.text") -> list[Path]:
+def find_files(
+    patterns: Sequence[str], notify: Callable[[str], None], setting: str = "job.data.text"
+) -> list[Path]:
     """The files, each once, sorted within a glob, in the order of the patterns.
 
     An empty file that a path names is an error; one that a glob merely met is left out, and `notify` says
@@ -78,7 +80,7 @@ def _matches(pattern: str, notify: Callable[[str], None], setting: str) -> list[
 
 def named_file(path: Path, setting: str) -> Path:
     """The path, where it is a file with something in it. Raises UserError."""
-    if path.is_dir() and setting == "data.tokens":
+    if path.is_dir() and setting == "job.data.tokens":
         raise UserError(f"{setting}: {path} is a folder: name the file of token ids in it")
     if path.is_dir():
         kind = {"jsonl": "jsonl", "chat": "jsonl", "parquet": "parquet"}.get(setting.rpartition(".")[2], "txt")
@@ -243,7 +245,7 @@ ROWS_AT_ONCE = 1024
 
 def json_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """The field of every line's object, in order; what has none goes to `fault`. Blank lines are passed over."""
-    yield from _texts(_fields(files, "data.jsonl", field, fault), field, fault)
+    yield from _texts(_fields(files, "job.data.jsonl", field, fault), field, fault)
 
 
 def _texts(values: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
@@ -252,13 +254,14 @@ def _texts(values: Iterable[tuple[str, object]], field: str, fault: Fault) -> It
         if isinstance(value, str):
             yield value
         else:
-            what = f"there is no field {field!r}" if value is _MISSING else f"the field {field!r} is {_kind(value)}"
+            name = f"field {quoted(field)}"
+            what = f"there is no {name}" if value is _MISSING else f"the {name} is {_kind(value)}"
             fault(f"{place}: {what}, text was expected")
 
 
 def chat_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """Every line's conversation as JSON: a list of [role, content] pairs, with an answer in it."""
-    for place, value in _fields(files, "data.chat", field, fault):
+    for place, value in _fields(files, "job.data.chat", field, fault):
         problem, messages = _conversation(value)
         if problem:
             fault(f"{place}: {field}: {problem}")
@@ -275,7 +278,7 @@ def _conversation(value: object) -> tuple[str | None, list[tuple[str, str]]]:
         role = message.get("role") if isinstance(message, dict) else None
         content = message.get("content") if isinstance(message, dict) else None
         if role not in ROLES:
-            return f"message {number} has the role {role!r}, expected one of {', '.join(ROLES)}", []
+            return f"message {number} has the role {quoted(role)}, expected one of {', '.join(ROLES)}", []
         if not isinstance(content, str):
             return f"message {number} has {_kind(content)} as its content, text was expected", []
         messages.append((str(role), content))
@@ -334,13 +337,13 @@ def _parquet_values(files: Sequence[Path], field: str) -> Iterator[tuple[str, ob
         try:
             with pq.ParquetFile(path) as file:
                 if first not in file.schema_arrow.names:
-                    known = ", ".join(file.schema_arrow.names[:8])
-                    raise UserError(f"data.parquet: {path} has no column {first!r} (it has {known})")
+                    has = _some(file.schema_arrow.names)
+                    raise UserError(f"job.data.parquet: {path} has no column {quoted(first)} (it has {has})")
                 batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[first])
                 for number, value in enumerate(value for batch in batches for value in batch.column(0).to_pylist()):
-                    yield f"data.parquet: {path}, row {number}", _below(value, names)
+                    yield f"job.data.parquet: {path}, row {number}", _below(value, names)
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"data.parquet: {path} cannot be read: {first_line(error)}") from error
+            raise UserError(f"job.data.parquet: {path} cannot be read: {first_line(error)}") from error
 
 
 # Rows of a data set that the library `datasets` reads: from the hub, a folder of files, or a folder it saved.
@@ -364,7 +367,9 @@ def load_rows(data: Dataset) -> Any:
             rows = rows if rows.column_names is not None else rows._resolve_features()
     first = data.field.split(".")[0]
     if first not in rows.column_names:
-        raise UserError(f"data.dataset: {data.dataset} has no column {first!r} (it has {_some(rows.column_names)})")
+        raise UserError(
+            f"job.data.dataset: {data.dataset} has no column {quoted(first)} (it has {_some(rows.column_names)})"
+        )
     return rows
 
 
@@ -381,7 +386,7 @@ def _had(data: Dataset) -> Iterator[None]:
             cause = cause.__cause__
         kind = UserError if Path(data.dataset).exists() else UnreachableError
         raise kind(
-            f"data.dataset: {data.dataset} cannot be loaded: {first_line(cause)} "
+            f"job.data.dataset: {data.dataset} cannot be loaded: {first_line(cause)} "
             "(a local folder needs no network; without one, a hub id must be in the hub's cache)"
         ) from None
 
@@ -423,7 +428,7 @@ def rows_key(rows: Any, data: Dataset) -> str | None:
     files = [Path(file["filename"]) for file in rows.cache_files]
     if not files:
         return None
-    return f"dataset {files_sha256(files, 'data.dataset')} {data.split} {len(rows)} {data.field}"
+    return f"dataset {files_sha256(files, 'job.data.dataset')} {data.split} {len(rows)} {data.field}"
 
 
 def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
@@ -431,7 +436,8 @@ def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
     first, *names = data.field.split(".")
     values = (value for batch in _batches(rows.select_columns([first]), data) for value in batch[first])
     rows_read = (
-        (f"data.dataset: {data.dataset}, row {number}", _below(value, names)) for number, value in enumerate(values)
+        (f"job.data.dataset: {data.dataset}, row {number}", _below(value, names))
+        for number, value in enumerate(values)
     )
     yield from _texts(rows_read, data.field, fault)
 
@@ -459,13 +465,13 @@ def _saved(data: Dataset) -> Any:
         cuts = datasets.ReadInstruction.from_spec(data.split).to_absolute(sizes)
     except (ValueError, AssertionError, KeyError):
         raise UserError(
-            f"data.dataset: {data.dataset} has no split {data.split!r} (it has {_some(list(sizes))})"
+            f"job.data.dataset: {data.dataset} has no split {quoted(data.split)} (it has {_some(list(sizes))})"
         ) from None
     return datasets.concatenate_datasets([whole[c.splitname].select(range(c.from_, c.to)) for c in cuts])
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:8]) + (" and more" if len(names) > 8 else "")
+    return ", ".join(map(visible, names[:8])) + (" and more" if len(names) > 8 else "")
 
 
 # Documents that own code yields: `Name(**settings)`, read in this process.
@@ -482,12 +488,12 @@ def own_documents(data: OwnDocuments, code: Sequence[str]) -> Iterator[str]:
                 return
             except Exception as error:  # whatever own code raises is for its author to see
                 raise UserError(
-                    f"data.documents: {data.documents} failed at document {number}: {with_place(error)}"
+                    f"job.data.documents: {data.documents} failed at document {number}: {with_place(error)}"
                 ) from error
             if not isinstance(document, str):
                 raise UserError(
-                    f"data.documents: {data.documents} yielded a {type(document).__name__} as document {number}, "
-                    "text was expected: yield strings"
+                    f"job.data.documents: {data.documents} yielded a {type(document).__name__} as document "
+                    f"{number}, text was expected: yield strings"
                 )
             yield document
             number += 1
@@ -505,7 +511,7 @@ def _begun(data: OwnDocuments) -> Iterator[Any]:
         return iter(made)
     except Exception as error:
         raise UserError(
-            f"data.documents: {data.documents} cannot be used: {with_place(error)}: it must name a class or "
+            f"job.data.documents: {data.documents} cannot be used: {with_place(error)}: it must name a class or "
             "function in a folder of `code` or an installed package, which takes `settings` and gives an iterable "
             "of strings"
         ) from error

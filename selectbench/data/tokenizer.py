@@ -265,7 +265,11 @@ def make_tokenizer(
     named = [END_OF_TEXT, *(f"<|{name}|>" for name in specials)]
     match spec:
         case Bytes():
-            backend = _of_bytes(named)
+            from tokenizers import models
+
+            vocabulary = {token: number for number, token in enumerate([*named, *_alphabet()])}
+            backend = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
+            backend.add_special_tokens(named)
         case Unigram():
             backend = _train_unigram(documents, spec.unigram, named, waiting)
         case WordPiece():
@@ -313,15 +317,6 @@ def train_bpe(
         vocab_size=vocab_size, special_tokens=list(specials), initial_alphabet=_alphabet(), show_progress=False
     )
     interruptible(lambda: tokenizer.train_from_iterator(documents, trainer), waiting)
-    return tokenizer
-
-
-def _of_bytes(specials: list[str]) -> Tokenizer:
-    from tokenizers import models
-
-    vocabulary = {token: number for number, token in enumerate([*specials, *_alphabet()])}
-    tokenizer = _byte_level(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.add_special_tokens(specials)
     return tokenizer
 
 

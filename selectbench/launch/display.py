@@ -133,10 +133,6 @@ class Running:
         parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
         return ", ".join(parts)
 
-    def training_clock(self, now: float) -> float:
-        """The moment by the clock of `pace`."""
-        return (self.evaluation.began if self.evaluation else now) - sum(self.evaluated)
-
     def with_evaluations(self, steps_seconds: float, clock: float) -> float:
         """So long a time of steps with what was evaluated beside as long a one."""
         trained = clock - (self.pace.began or 0.0)
@@ -196,7 +192,8 @@ class TimeLeft:
         """What the running trial still takes; of what isn't seen, time over the expected is as much again."""
         tail = _expected(self.tails, running.option) or 0.0
         rest = running.evaluation_left_seconds(now)
-        clock = running.training_clock(now)
+        # By the clock of the pace, which stands while it evaluates.
+        clock = (running.evaluation.began if running.evaluation else now) - sum(running.evaluated)
         if running.pace.finished is not None:
             after = now - running.pace.finished
             return max(rest, tail - after) if running.evaluation else abs(tail - after)
@@ -231,6 +228,7 @@ def _expected(known: Mapping[str, Sequence[float]], option: str, silent: Collect
 
 
 Clock = Callable[[], float]
+Outcome = Completed | Failed
 
 
 @dataclass
@@ -243,9 +241,12 @@ class Tally:
     speeds: list[float] = field(default_factory=list)
     """Tokens per second of the completed trials."""
 
-    def mean_speed(self) -> float | None:
-        """Mean tokens per second so far, or None."""
-        return sum(self.speeds) / len(self.speeds) if self.speeds else None
+    def count(self, outcome: Outcome) -> None:
+        """One more trial that has ended."""
+        self.done += 1
+        self.failed += isinstance(outcome, Failed)
+        speed = _speed(outcome)
+        self.speeds += [speed] if speed is not None else []
 
 
 class Display:
@@ -258,10 +259,12 @@ class Display:
         self.running: Running | None = None
         self.time_left = TimeLeft({})
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
-        """A run or a further stage of it begins; by option its trials, and those with an outcome from before."""
-        self.tallies = {option: Tally(done.get(option, 0), number) for option, number in planned.items()}
-        self.planned, self.done = sum(planned.values()), sum(done.values())
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
+        """A run or a further stage of it begins; by option its trials, and the outcomes that it has from before."""
+        self.tallies = {option: Tally(planned=number) for option, number in planned.items()}
+        for option, outcome in ((option, each) for option, outcomes in done.items() for each in outcomes):
+            self.tallies[option].count(outcome)
+        self.planned, self.done = sum(planned.values()), sum(map(len, done.values()))
         self.time_left = TimeLeft({name: max(0, t.planned - t.done) for name, t in self.tallies.items()})
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
@@ -313,27 +316,30 @@ class Display:
         """Time has passed; at least once a second while a trial runs."""
 
     def trial_ended(
-        self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
-        server_start_seconds: float = 0.0,
-    ) -> None:  # fmt: skip
+        self, option: str, seed: int, outcome: Outcome, wall_seconds: float, server_start_seconds: float = 0.0
+    ) -> None:
         """The trial has its outcome; one that was never launched too.
 
         `server_start_seconds`: of the wall, what it waited for a trial server that others find ready.
         """
         running, self.running = self.running, None
-        if not has_ended(outcome):
-            return
-        self.done += 1
         tally = self.tallies.setdefault(option, Tally())
-        tally.done += 1
-        tally.failed += isinstance(outcome, Failed)
-        speed = _speed(outcome)
-        tally.speeds += [speed] if speed is not None else []
-        done = running.pace.finished if running else None
-        self.time_left.ended(
-            option, wall_seconds - server_start_seconds, completed=isinstance(outcome, Completed),
-            tail_seconds=None if done is None or isinstance(outcome, Failed) else self.clock() - done,
-        )  # fmt: skip
+        if has_ended(outcome):
+            self.done += 1
+            tally.count(outcome)
+            done = running.pace.finished if running else None
+            self.time_left.ended(
+                option, wall_seconds - server_start_seconds, completed=isinstance(outcome, Completed),
+                tail_seconds=None if done is None or isinstance(outcome, Failed) else self.clock() - done,
+            )  # fmt: skip
+        if not isinstance(outcome, Failed) or outcome.kind != "unsupported":
+            self.tell_end(f"{one_line(option)}, seed {seed}: {outcome_text(outcome)}", outcome, wall_seconds)
+        elif tally.done <= 1:  # the plan knew it: of its other trials nothing else is to be told
+            why = f"unsupported: {first_line(outcome.detail, 400)}"
+            self.note(f"{one_line(option)}: {why}; none of its {tally.planned} trials is run")
+
+    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
+        """A trial has ended, and so it is told; of one that never began only the first of an option."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""
@@ -349,13 +355,13 @@ class Display:
         return "" if seconds is None else f"{units.duration(seconds)} left"
 
 
-def _speed(outcome: Completed | Failed) -> float | None:
+def _speed(outcome: Outcome) -> float | None:
     if isinstance(outcome, Failed):
         return None
     return finite(lambda: tokens_per_second(outcome.measurement))
 
 
-def outcome_text(outcome: Completed | Failed) -> str:
+def outcome_text(outcome: Outcome) -> str:
     """`completed, 11,420 tokens/s, loss 5.43`, or `failed: oom: ...`, on one line."""
     if isinstance(outcome, Failed):
         return f"failed: {outcome.kind}: {first_line(outcome.detail, 400)}"
@@ -383,7 +389,11 @@ def picture(run: Display, width: int, height: int) -> RenderableType:
     room = height - _LINES_BESIDE_OPTIONS
     if room < 1:
         return Group(*lines)
-    names = _neighbourhood(run, room)
+    # All options, or those around the running one in the suite's order.
+    names = list(run.tallies)
+    at = names.index(run.running.option) if run.running and run.running.option in names else 0
+    first = max(0, min(at - room // 2, len(names) - room))
+    names = names[first : first + room]
     hidden = len(run.tallies) - len(names)
     more = [_cut(f"  ... {hidden} more options", width, "dim")] if hidden else []
     return Group(_options(run, names, width), *more, *lines)
@@ -401,18 +411,11 @@ def _options(run: Display, names: list[str], width: int) -> Table:
     for name in names:
         tally = run.tallies[name]
         current = run.running is not None and run.running.option == name
-        cells = [f"{tally.done}/{tally.planned}", str(tally.failed or ""), units.count(tally.mean_speed())]
+        speed = sum(tally.speeds) / len(tally.speeds) if tally.speeds else None
+        cells = [f"{tally.done}/{tally.planned}", str(tally.failed or ""), units.count(speed)]
         mark = Text("> " if current else "  ") + Text(short[one_line(name)])
         table.add_row(mark, *map(Text, cells[: len(heads)]), style="bold" if current else "")
     return table
-
-
-def _neighbourhood(run: Display, most: int) -> list[str]:
-    """At most so many options: all, or those around the running one in the suite's order."""
-    names = list(run.tallies)
-    at = names.index(run.running.option) if run.running and run.running.option in names else 0
-    first = max(0, min(at - most // 2, len(names) - most))
-    return names[first : first + most]
 
 
 def _bar(run: Display, width: int) -> RenderableType:
@@ -451,7 +454,7 @@ class PlainDisplay(Display):
         self._console = console
         self._last = clock()
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
         """One line with the size of the run."""
         super().run_started(suite, planned, done)
         before = f", {self.done} of them done before" if self.done else ""
@@ -467,13 +470,9 @@ class PlainDisplay(Display):
         if self.running and self.clock() - self._last >= PLAIN_INTERVAL_SECONDS:
             self._say(self.running.figures())
 
-    def trial_ended(
-        self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
-        server_start_seconds: float = 0.0,
-    ) -> None:  # fmt: skip
+    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
         """One line with the outcome."""
-        super().trial_ended(option, seed, outcome, wall_seconds, server_start_seconds)
-        ended = f"{one_line(option)}, seed {seed}: {outcome_text(outcome)} in {units.duration(wall_seconds)}"
+        ended = f"{text} in {units.duration(wall_seconds)}"
         self.note("; ".join(filter(None, [ended, f"{self.done} of {self.planned} done", self.left()])))
 
     def note(self, text: str) -> None:
@@ -495,7 +494,7 @@ class LiveDisplay(Display):
         self._live: Live | None = None
         self._drawn = float("-inf")
 
-    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, int]) -> None:
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
         """Starts drawing; of a further stage, over again."""
         if self._live is not None:
             self._live.stop()
@@ -517,14 +516,10 @@ class LiveDisplay(Display):
         if self.clock() - self._drawn >= LIVE_INTERVAL_SECONDS:
             self._draw()
 
-    def trial_ended(
-        self, option: str, seed: int, outcome: Completed | Failed, wall_seconds: float,
-        server_start_seconds: float = 0.0,
-    ) -> None:  # fmt: skip
-        """Counted; a failure leaves a line above the table."""
-        super().trial_ended(option, seed, outcome, wall_seconds, server_start_seconds)
+    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
+        """A failure leaves a line above the table."""
         if isinstance(outcome, Failed):
-            self.note(f"{option}, seed {seed}: {outcome_text(outcome)}")
+            self.note(text)
         self._draw()
 
     def note(self, text: str) -> None:

@@ -19,6 +19,7 @@ from selectbench.gpu.meters import tenant_text
 from selectbench.gpu.reading import Use, use_of
 from selectbench.machine import lock
 from selectbench.plan.plan import GpuNeed
+from selectbench.text import quoted
 
 # One lock for each GPU, between the runs of this tool on one machine, whoever's they are.
 #
@@ -276,7 +277,7 @@ def _chosen(entry: str, visible: list[Candidate]) -> Candidate:
         return fitting[0]
     problem = "fits several GPUs" if fitting else "is no visible GPU"
     there = ", ".join(f"{candidate.number} {candidate.gpu.uuid} ({candidate.gpu.name})" for candidate in visible)
-    raise UserError(f"--gpus: {entry!r} {problem}; there are {there or 'none'}")
+    raise UserError(f"--gpus: {quoted(entry)} {problem}; there are {there or 'none'}")
 
 
 def claim_gpus(

@@ -22,6 +22,7 @@ from selectbench.choices.model import OwnModel
 from selectbench.errors import UserError
 from selectbench.launch.trial import linked_code, log_tail, server_environment
 from selectbench.machine import Machine, machine_for, worker_problem
+from selectbench.suite.document import placed, read_document
 from selectbench.suite.job import OWN_METRIC_GETS, OWN_SCORE_GETS, Eval
 from selectbench.suite.suite import Option, Suite
 from selectbench.text import visible
@@ -32,11 +33,12 @@ _MOST_CHARACTERS = 400
 """Of what is wrong with one call: its signature is among it."""
 
 
-def check_own_code(suite: Suite, machine: Machine, *, seconds: float = CHECK_SECONDS) -> list[str]:
+def check_own_code(suite: Suite, machine: Machine, file: Path, *, seconds: float = CHECK_SECONDS) -> list[str]:
     """Have what the suite names imported and its signatures read; notes on what could not be looked at.
 
-    Raises UserError with a line for everything that is not there or cannot be called as trials call it. Options
-    whose interpreter can't run trials are passed over: the plan tells of them.
+    Raises UserError with a line for everything that is not there or cannot be called as trials call it, with the
+    place where the suite's `file` names it. Options whose interpreter can't run trials are passed over: the plan
+    tells of them.
     """
     options: dict[str | None, dict[OwnCall, list[str]]] = {}
     for option in suite.options:
@@ -54,8 +56,8 @@ def check_own_code(suite: Suite, machine: Machine, *, seconds: float = CHECK_SEC
         for (call, names), problem in zip(calls.items(), found, strict=True):
             if problem is not None:
                 of = "" if len(names) == len(suite.options) else f"option {', '.join(names)}: "
-                told = visible(problem, _MOST_CHARACTERS)
-                problems.append(f"suite {suite.name}: {of}{call.setting} {call.name}: {told}")
+                told = f"{of}{call.setting} {call.name}: {visible(problem, _MOST_CHARACTERS)}"
+                problems.append(placed(told, read_document(file), suite.profile, call.name, names[0]))
     if problems:
         raise UserError(*problems)
     return notes

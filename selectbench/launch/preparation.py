@@ -37,6 +37,7 @@ from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
 from selectbench.plan.plan import (
+    CANNOT_START,
     Plan,
     PlannedTrial,
     gpu_need,
@@ -49,6 +50,7 @@ from selectbench.plan.plan import (
 from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record
 from selectbench.record.run_folder import SUITE, find_run, is_complete
+from selectbench.suite.document import placed, read_document
 from selectbench.suite.load import find, load_suite
 from selectbench.suite.stages import repeat_suite, screening_suite, speed_suite, tuning_suite, without
 from selectbench.suite.suite import Suite, Values
@@ -162,7 +164,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         )
     if not machine.trains and suite.command is None:
         raise MissingPackageError(f"training needs torch, which is not installed: {INSTALL}")
-    for line in check_own_code(suite, machine):
+    for line in check_own_code(suite, machine, find(request.suite)):
         notify(line)
     with ExitStack() as undo:
         claim = Claim()
@@ -171,7 +173,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         prepared: dict[str, Prepared] = {}
         facts = None if suite.command is None else command_facts(suite)
         if suite.command is None:
-            with way_without_network(request):
+            with data_problems_placed(request, suite):
                 prepared = prepare_data(suite, notify)
                 for model in unfetched(suite.job_of(option).model for option in suite.options):
                     fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
@@ -208,13 +210,17 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
 
 
 @contextmanager
-def way_without_network(request: Request) -> Iterator[None]:
-    """Where the hub can't be reached, says what works without it."""
+def data_problems_placed(request: Request, suite: Suite) -> Iterator[None]:
+    """Says where the suite has what is wrong with its data, and what works without the hub."""
     try:
         yield
-    except UnreachableError as error:
+    except (MissingPackageError, NotDownloadedError):
+        raise
+    except UserError as error:
         other = f"selectbench run {request.suite}" if request.profile else _OWN_TEXT
-        raise UserError(*(f"{p}; without a network this works: {other}" for p in error.problems)) from None
+        way = f"; without a network this works: {other}" if isinstance(error, UnreachableError) else ""
+        document = read_document(find(request.suite))
+        raise UserError(*(f"{placed(p, document, suite.profile)}{way}" for p in error.problems)) from None
 
 
 def prepare_data(suite: Suite, notify: Notify, *, downloads: bool = True) -> dict[str, Prepared]:
@@ -476,7 +482,7 @@ class Outlook:
 def preview(request: Request, notify: Notify) -> Outlook:
     """Raises UserError for a wrong suite or data; what is missing or in use here are only noted."""
     suite, machine = resolve(request)
-    notes = [reason] if (reason := device_problem(request, suite)) is not None else []
+    notes = [f"{CANNOT_START}: {reason}"] if (reason := device_problem(request, suite)) is not None else []
     if suite.device == "cuda" and not machine.gpus:
         wanted = [option.choices.world_size for option in suite.options]
         count = max((ranks for ranks in wanted if ranks != "auto"), default=1)
@@ -488,12 +494,12 @@ def preview(request: Request, notify: Notify) -> Outlook:
         return _command_preview(request, suite, machine, notes)
     prepared = None
     if wrong_system_reason() is None and machine.trains:
-        notes += check_own_code(suite, machine)
-    with way_without_network(request):
+        notes += check_own_code(suite, machine, find(request.suite))
+    with data_problems_placed(request, suite):
         try:
             prepared = prepare_data(suite, notify, downloads=False)
         except MissingPackageError as error:
-            notes += error.problems
+            notes += (f"{CANNOT_START}: {problem}" for problem in error.problems)
         except NotDownloadedError:
             for one in streamed(suite.built.data):
                 size = units.size(download_bytes(one))
@@ -501,10 +507,10 @@ def preview(request: Request, notify: Notify) -> Outlook:
     for model in unfetched(suite.job_of(option).model for option in suite.options):
         notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
     if (reason := wrong_system_reason()) is not None:
-        notes.append(f"{reason}; planned as if this machine could, with what {INSTALL} brings")
+        notes.append(f"{CANNOT_START}: {reason}; planned as if it could, with what {INSTALL} brings")
         machine = machine.with_training()
     elif not machine.trains:
-        notes.append(f"training needs torch, which is not installed: {INSTALL}; planned as if it were")
+        notes.append(f"{CANNOT_START}: torch is not installed: {INSTALL}; planned as if it were")
         machine = machine.with_training()
     settled = settled_for(suite, machine, prepared)
     if machine.gpus:
@@ -548,7 +554,7 @@ def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list
     suite, _ = resolve(request)
     if suite.command is not None:
         raise UserError(f"{request.suite}: the data of a command are its script's own: there is nothing to prepare")
-    with way_without_network(request):
+    with data_problems_placed(request, suite):
         by_option = prepare_data(suite, notify)
     options: dict[str, list[str]] = {}
     for name, prepared in by_option.items():

@@ -225,9 +225,13 @@ def _run_stages(
 
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
     """What is to be run now, and what was run before: by this process, or by one that was cut off."""
-    still_open = Counter(planned.trial.option for planned, _ in stage.trials)
+    still_open = {planned.trial.trial_id for planned, _ in stage.trials}
     every = Counter(planned.trial.option for planned in stage.preparation.plan.trials)
-    done = {name: number - still_open[name] for name, number in every.items()}
+    done: dict[str, list[Completed | Failed]] = {}
+    last = last_attempts(read_records(folder / RECORDS_FILE)[0])
+    for planned in stage.preparation.plan.trials:
+        if planned.trial.trial_id not in still_open:
+            done.setdefault(planned.trial.option, []).append(last[planned.trial.trial_id].outcome)
     display.run_started(stage.preparation.suite.name, every, done)
     if stage.title == CONTEST:
         for line in stage.told:
@@ -324,16 +328,10 @@ def _is_open(attempts: Sequence[Record], suite: Suite, *, retried: Retried) -> b
         return True
     outcome = attempts[-1].outcome
     if isinstance(outcome, Completed):
-        return retried.failed and _is_touched(attempts[-1], suite)
+        # Touched is what imported own code that is another one now, or of which nobody knows what it imported.
+        files = attempts[-1].watched.code_files if attempts[-1].watched else None
+        return retried.failed and bool(suite.code) and (files is None or has_changed(files, suite.code))
     return outcome.kind == "interrupted" or (retried.failed and outcome.kind != "unsupported")
-
-
-def _is_touched(record: Record, suite: Suite) -> bool:
-    """Whether own code that the trial imported is another one now, or nobody knows what it imported."""
-    if not suite.code:
-        return False
-    files = record.watched.code_files if record.watched else None
-    return files is None or has_changed(files, suite.code)
 
 
 def _is_rerun_due(attempts: Sequence[Record], suite: Suite) -> bool:

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -132,7 +131,7 @@ def estimate(plan: Plan, machine: Machine, history: History) -> Estimate | None:
         if expected is None:
             return None
         seconds[name] = expected + SETTLE_SECONDS[plan.suite.device]
-    return Estimate(seconds, from_records, bool(pace.beside))
+    return Estimate(seconds, from_records, bool(pace))
 
 
 @dataclass(frozen=True)
@@ -241,24 +240,13 @@ def _shares(record: Record) -> tuple[float, float, float | None]:
     )
 
 
-@dataclass(frozen=True)
-class _Pace:
-    """How trials of a suite went here, the newest of each option."""
-
-    beside: list[float] = field(default_factory=list)
-    """Seconds beside their steps and evaluations."""
-    training: dict[MatmulDtype, list[float]] = field(default_factory=dict)
-    """How many times as long as told roughly, by what the products ran in."""
-    scoring: list[float] = field(default_factory=list)
-    """The same of evaluations."""
-
-    def slower(self, dtype: MatmulDtype) -> float:
-        """Of training whose products run in this dtype; where none of it was measured, of all."""
-        return median(self.training.get(dtype) or [*chain.from_iterable(self.training.values())] or [1.0])
+_Pace = list[tuple[MatmulDtype, float, float, float | None]]
+"""Of the newest trial of each option: its products' dtype, seconds beside steps and evaluations, and how many times
+as long as told roughly a token took to train, and to score."""
 
 
 def _pace(history: History, machine: Machine) -> _Pace:
-    found = _Pace()
+    found: _Pace = []
     for record in {record.trial.option: record for record in history.trials}.values():
         try:
             settings = record.trial.every_setting()
@@ -267,10 +255,9 @@ def _pace(history: History, machine: Machine) -> _Pace:
             continue
         parameters = None if record.identity is None else record.identity.parameters
         if parameters and (rough := _rough_shares(choices, parameters, choices.ranks(machine), machine)):
-            beside, per_token, per_scored_token = _shares(record)
-            found.beside.append(beside)
-            found.training.setdefault(matmul_dtype(choices), []).append(per_token / rough[0])
-            found.scoring.extend([] if per_scored_token is None else [per_scored_token / rough[1]])
+            beside, training, scoring = _shares(record)
+            slower = training / rough[0], None if scoring is None else scoring / rough[1]
+            found.append((matmul_dtype(choices), beside, *slower))
     return found
 
 
@@ -290,15 +277,16 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine, pace: _
     rough = None if parameters is None else _rough_shares(choices, parameters, planned.world_size, machine)
     if rough is None:
         return None
-    job = plan.suite.built.of(choices)
-    step = rough[0] * job.tokens_per_step * pace.slower(matmul_dtype(choices))
+    job, dtype = plan.suite.built.of(choices), matmul_dtype(choices)
+    slower = [times for of, _, times, _ in pace if of == dtype] or [times for _, _, times, _ in pace]
+    step = rough[0] * job.tokens_per_step * median(slower or [1.0])
     timed = max(0.0, (job.max_steps - job.timing.warmup_steps) * step)
     return (
-        median(pace.beside or [TRIAL_SECONDS[device]])
+        median([beside for _, beside, _, _ in pace] or [TRIAL_SECONDS[device]])
         + (COMPILE_SECONDS if choices.compile.mode is not None else 0.0)
         + job.max_steps * step
         + max(0.0, job.timing.least_seconds(device) - timed)
-        + rough[1] * _scored_tokens(job) * median(pace.scoring or [1.0])
+        + rough[1] * _scored_tokens(job) * median([times for *_, times in pace if times is not None] or [1.0])
     )
 
 

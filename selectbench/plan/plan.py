@@ -150,6 +150,10 @@ class PlannedOption:
     """Of each GPU's memory, as formulas expect it; None: on a CPU, or of a model that they do not know."""
 
 
+CANNOT_START = "this run cannot start here"
+"""What the note begins with that says why; such notes are told before the plan."""
+
+
 @dataclass(frozen=True)
 class PlannedTrial:
     """One trial at its place in the order."""

@@ -535,7 +535,8 @@ def _why_left_out(line: bytes, error: ValueError, *, is_ended: bool) -> str | No
         content = json.loads(line)
     except (ValueError, RecursionError):
         stopped = " (the process that wrote it was stopped while writing)"
-        return "left out: not JSON" if is_ended else f"left out: not a whole line of JSON{stopped}"
+        what = "not JSON" if is_ended else f"not a whole line of JSON{stopped}"
+        return f"left out: {what}; `selectbench run` runs a trial again that no other line tells of"
     version = content.get("schema_version") if isinstance(content, dict) else None
     if version is None:
         return "left out: not a record of selectbench"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from selectbench import units
 from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
-from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Row, ScoreDifference, Search
+from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Row, Search
 from selectbench.analysis.scores import RESAMPLES, SEED
 from selectbench.analysis.screening import SCREENING_RULE, screened_words
 from selectbench.analysis.summary import mean, summarise
@@ -256,7 +256,12 @@ def _differences(ranking: Ranking) -> Iterator[Block]:
     if not ranking.score_differences:
         return
     right = ("difference", "95 % interval", "p", "sentences", "seeds")
-    rows = map(_difference_cells, ranking.score_differences)
+    rows: list[list[Cell]] = [
+        [found.option, METRICS[found.score].title, Amount(found.difference, units.score_difference),
+         Amounts(() if found.difference is None else (found.low, found.high), units.score_difference),
+         Amount(found.p, lambda p: units.significant(p, 2)), Amount(found.sentences, units.count), str(found.seeds)]
+        for found in ranking.score_differences
+    ]  # fmt: skip
     caption = "Scores against the baseline's, over the choice of the test sentences"
     yield table(caption, ("option", "score"), right, rows)
     reasons = {(found.option, found.not_compared): None for found in ranking.score_differences}
@@ -265,15 +270,6 @@ def _differences(ranking: Ranking) -> Iterator[Block]:
         missing.append("A score of own code has no value for each sentence, so it is not resampled.")
     from_baseline = f"Differences are from the baseline {one_line(ranking.baseline)}. {_MEANING}"
     yield Listing([from_baseline, _METHOD, *missing])
-
-
-def _difference_cells(found: ScoreDifference) -> list[Cell]:
-    ends = () if found.difference is None else (found.low, found.high)
-    return [
-        found.option, METRICS[found.score].title, Amount(found.difference, units.score_difference),
-        Amounts(ends, units.score_difference), Amount(found.p, lambda p: units.significant(p, 2)),
-        Amount(found.sentences, units.count), str(found.seeds),
-    ]  # fmt: skip
 
 
 def _difference_lines(ranking: Ranking) -> list[str]:

@@ -21,7 +21,7 @@ from selectbench.analysis.result import Ranking
 from selectbench.analysis.tuning import EXTENSIONS
 from selectbench.plan.duration import Estimate, StageCost
 from selectbench.plan.peaks import MatmulDtype, peak_flops_per_second
-from selectbench.plan.plan import Plan, PlannedOption
+from selectbench.plan.plan import CANNOT_START, Plan, PlannedOption
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report.document import (
@@ -239,7 +239,9 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
 def print_plan(
     console: Console, plan: Plan, estimate: Estimate | None, notes: list[str], costs: Sequence[StageCost] = ()
 ) -> None:
-    """What would run, for a person."""
+    """What would run, for a person; first why it can't."""
+    barred = [line for line in notes if line.startswith(CANNOT_START)]
+    _say(console, barred, "bold red")
     _say(console, [f"{plan.suite.name}: {one_line(plan.suite.question, 300)}"], "bold")
     _say(console, _plan_lines(plan))
     console.print(_plan_table(plan, estimate))
@@ -247,7 +249,7 @@ def print_plan(
     _say(console, [f"{name}: unsupported: {reason}" for name, reason in unsupported], "red")
     _say(console, _settings_lines(plan.suite))
     _say(console, _cost_lines(plan, estimate, costs))
-    _say(console, [f"note: {line}" for line in (*plan.warnings, *notes)], "yellow")
+    _say(console, [f"note: {line}" for line in (*plan.warnings, *notes) if line not in barred], "yellow")
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:
@@ -378,7 +380,8 @@ def data_as_json(prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> s
          "heldout_samples": look.heldout_samples, "sha256": look.sha256}
         for prepared, options, look in prepared_data
     ]  # fmt: skip
-    return json.dumps(content, indent=2, ensure_ascii=False)
+    text = json.dumps(content, indent=2, ensure_ascii=False)
+    return "".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text)
 
 
 def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> None:

@@ -363,7 +363,9 @@ def _check_parameter(
         problems.add(place, node.path, f"no option has {path}{did_you_mean(setting, sorted(known))}")
     for choices in having:
         chosen = getattr(choices, dimension)
-        if not isinstance(chosen, Choice) or not _takes_numbers(chosen, setting):
+        kind = type(chosen).model_fields[setting].annotation if isinstance(chosen, Choice) else None
+        # float, or float among others, as where None means that another value holds
+        if not any(float in (part, *get_args(part)) for part in (kind, *get_args(kind))):
             problems.at(node, f"{path} is no number to tune, it is {quoted(getattr(chosen, setting))}")
             continue
         try:
@@ -377,12 +379,6 @@ def _check_parameter(
             except ValidationError as error:
                 refused = f"is out of its bounds: {error.errors()[0]['msg']}"
                 problems.at(node, f"{path} of {choices.optimizer.name}: {end:g} {refused}")
-
-
-def _takes_numbers(chosen: Choice, setting: str) -> bool:
-    """Whether its type is float, or float among others, as where None means that another value holds."""
-    annotation = type(chosen).model_fields[setting].annotation
-    return any(float in (kind, *get_args(kind)) for kind in (annotation, *get_args(annotation)))
 
 
 def _check_sizes(best_of: BestOf, job: Job, rows: Sequence[Choices], node: Node, problems: Problems) -> None:

@@ -170,6 +170,16 @@ def parse_value(text: str, source: str, path: str, problems: Problems) -> Node |
     return _Reader(problems, source, on_command_line=True).parse(text, path)
 
 
+def placed(problem: str, document: Node, profile: str | None, value: str | None = None, option: str = "") -> str:
+    """The problem behind the place of this value, an option's first, or of the key that it begins with, if any."""
+    nodes, key, own = [document], problem.partition(": ")[0], f"profiles.{profile}."
+    for node in nodes:
+        nodes += [*node.mapping.values(), *node.items]
+    found = [n for n in nodes if (value in (n.value, *n.mapping) if value else n.path.removeprefix(own) == key)]
+    nearest = sorted(found, key=lambda n: (f"options.{option}." not in n.path, not n.path.startswith(own)))
+    return f"{nearest[0].place}: {problem}" if nearest else problem
+
+
 def describe(node: Node) -> str:
     """The value as an error message shows it."""
     if isinstance(node.value, dict | list):
@@ -199,6 +209,7 @@ class _Reader:
             return self.node(composed, path) if composed is not None else Node(None, self.place(None), path)
         except MarkedYAMLError as error:
             detail = ", ".join(part for part in (error.context, error.problem) if part)
+            detail = "a tab: indent with spaces" if r"'\t'" in detail else detail
             self.problems.add(self.place(error.problem_mark), path, f"not valid YAML: {visible(detail, 160)}")
         except RecursionError:
             self.problems.add(self.place(None), path, f"not valid YAML: nested more than {MOST_LEVELS} levels deep")

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from selectbench.choices import REGISTRY, AnyChoices, Choices
 from selectbench.choices.choice import tag_of
-from selectbench.errors import did_you_mean
+from selectbench.errors import did_you_mean, one_of_these, synonyms
 from selectbench.suite.command import GIVEN, RESERVED, names_in
 from selectbench.suite.document import Node, Place, Problems, merge, merge_by_key, nest, plain, show
 from selectbench.suite.problems import validate
@@ -106,6 +106,16 @@ def _entries(document: Node, key: str, problems: Problems) -> dict[str, Node]:
     return node.mapping if node is not None else {}
 
 
+def meant_settings(path: str) -> list[str]:
+    """Paths below an option's choices that a path may mean: `optimizer.lr` for `lr`; [] where it means none."""
+    head, dot, rest = path.removeprefix("choices.").partition(".")
+    if found := synonyms(head, DIMENSIONS):
+        return [f"{name}{dot}{rest}" for name in found]
+    own = {d: dict.fromkeys(s for kind in kinds for s in kind.model_fields) for d, kinds in REGISTRY.items()}
+    found = [f"{d}.{name}" for d, names in own.items() for name in synonyms(head, list(names)) if name != "name"]
+    return [f"{setting}{dot}{rest}" for setting in found[:3]]
+
+
 def _options(document: Node, problems: Problems) -> dict[str, Node]:
     options: dict[str, Node] = {}
     for name, node in _entries(document, "options", problems).items():
@@ -122,7 +132,8 @@ def _values(path: str, node: Node, known: Sequence[str], problems: Problems) -> 
     """The axis's values with their labels; none where something is wrong with it. `known`: dimensions."""
     keys, place = path.split("."), node.key_place or node.place
     if keys[0] not in known or not all(keys):
-        hint = did_you_mean(keys[0], known) or f" (known: {', '.join(known)})"
+        hint = did_you_mean(keys[0], known) or (one_of_these(meant_settings(path)) if known == DIMENSIONS else "")
+        hint = hint or f" (known: {', '.join(known)})"
         problems.add(place, node.path, f"unknown dimension {quoted(keys[0])}{hint}")
         return []
     items = [plain(item) for item in node.items]

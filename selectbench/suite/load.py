@@ -13,7 +13,7 @@ from pydantic.json_schema import models_json_schema
 import selectbench
 from selectbench.choices import Choices
 from selectbench.choices.execution import interpreter_problem
-from selectbench.errors import UserError, did_you_mean
+from selectbench.errors import UserError, did_you_mean, one_of_these, synonyms
 from selectbench.settings import DescribedSchema
 from selectbench.suite.check import (
     check_accumulation,
@@ -44,6 +44,7 @@ from selectbench.suite.grid import (
     DIMENSIONS,
     Row,
     excluded,
+    meant_settings,
     of_these_rows,
     rows_of,
     taken_out,
@@ -87,7 +88,10 @@ def apply_settings(document: Node, settings: Iterable[str], problems: Problems) 
         if not equals or not all(keys):
             problems.add(place, "", "expected PATH=VALUE as in job.max_steps=20")
         elif keys[0] not in SETTABLE:
-            hint = did_you_mean(keys[0], SETTABLE) or f" (known: {', '.join(SETTABLE)})"
+            meant = [f"job.{path.strip()}"] if synonyms(keys[0], list(Job.model_fields)) else []
+            meant = meant or [f"choices.{setting}" for setting in meant_settings(path.strip())]
+            near = "" if synonyms(keys[0], SETTABLE) else one_of_these(meant)
+            hint = near or did_you_mean(keys[0], SETTABLE) or f" (known: {', '.join(SETTABLE)})"
             problems.add(place, "", f"unknown key {quoted(keys[0])}{hint}")
         elif (node := parse_value(text, place.source, ".".join(keys), problems)) is not None:
             document = merge_document(document, nest(keys, node, place))
@@ -144,11 +148,12 @@ def find(reference: str) -> Path:
         return path
     if reference in names():
         return folder() / f"{reference}.yaml"
-    if path.is_dir():
-        inside = path / "suite.yaml"
-        raise UserError(f"{reference}: is a folder" + (f" (did you mean '{inside}'?)" if inside.is_file() else ""))
     if path.exists():
-        raise UserError(f"{reference}: is not a regular file")
+        what, inside = "a folder" if path.is_dir() else "not a regular file", path / "suite.yaml"
+        hint = (
+            f" (did you mean '{inside}'?)" if inside.is_file() else ": give a suite file, or a shipped suite's name"
+        )
+        raise UserError(f"{reference}: is {what}{hint}")
     hint = did_you_mean(path.stem, names()) or f" (shipped suites: {', '.join(names())})"
     raise UserError(f"{reference}: there is no such file or shipped suite{hint}")
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 from pydantic import PlainSerializer, WithJsonSchema, WrapValidator
 
 from selectbench import units
-from selectbench.errors import did_you_mean
+from selectbench.errors import did_you_mean, one_of_these
 from selectbench.settings import WrongValueError
 from selectbench.suite.command import CommandJob
 from selectbench.suite.job import OWN_METRIC_PATTERN, OWN_SCORE, SCORES, Job, OwnMetric
@@ -302,13 +302,14 @@ def unknown_metric(metric: object, among: Sequence[str] = ()) -> str | None:
     if metric in deciding():
         return None
     known = list(among) or [*DECIDING, *_here]
-    hint = did_you_mean(metric, known) or f" (known: {', '.join(known)})"
+    headed = [n for n in known if n in METRICS and str(metric) in (METRICS[n].title, *METRICS[n].unit.written)]
+    hint = did_you_mean(metric, known) or one_of_these(headed[:1]) or f" (known: {', '.join(known)})"
     return f"unknown metric {quoted(metric)}{hint}"
 
 
 def _checked(metric: object, check: Callable[[object], object]) -> object:
     """`check` knows the built-in ones only."""
-    if _here and (reason := unknown_metric(metric)):
+    if isinstance(metric, str) and (reason := unknown_metric(metric)):
         raise ValueError(reason)
     return metric if isinstance(metric, str) and metric in _OWN else check(metric)
 

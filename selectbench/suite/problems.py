@@ -184,10 +184,10 @@ def _untagged(field: str, node: Node) -> str:
 
 def _missing(node: Node, key: str) -> str:
     if isinstance(node.value, str):
-        return f"{quoted(node.value)} needs {key!r}: write {{name: {visible(node.value)}, {key}: ...}}"
+        return f"{quoted(node.value)} needs {quoted(key)}: write {{name: {visible(node.value)}, {key}: ...}}"
     named = node.mapping.get("name")
     of = f" of {visible(named.value)}" if named is not None and isinstance(named.value, str) and node.path else ""
-    return f"required key {key!r}{of} is missing"
+    return f"required key {quoted(key)}{of} is missing"
 
 
 def _key_hint(path: str, key: str, known: Sequence[str]) -> str:

@@ -178,13 +178,6 @@ def logits_of(output: Any) -> torch.Tensor:
     return logits
 
 
-def check_shape(logits: torch.Tensor, targets: torch.Tensor) -> None:
-    """Logits must have a row for every target. Raises OwnCodeError."""
-    if logits.ndim != 3 or logits.shape[:2] != targets.shape:
-        expected = f"({', '.join(map(str, targets.shape))}, vocabulary)"
-        raise OwnCodeError(f"the model's logits must have the shape {expected}, found {tuple(logits.shape)}")
-
-
 # Initial weights: drawn once per model and seed, kept in a file, mapped by every process that needs them.
 #
 # Ranks that map one file share its pages, so that host memory does not grow with their number.
@@ -236,7 +229,9 @@ def mapped_model(order: Order, vocab_size: int, weights: Path) -> Any:
     attention = order.choices.attention.name
     with torch.random.fork_rng(devices=[]):
         module = new_model(order.job, vocab_size, attention=attention, empty=True)
-        if _hides_meta_tensors(module):
+        held = (value for part in module.modules() for value in vars(part).values())
+        # One without memory that is neither parameter nor buffer.
+        if any(isinstance(value, torch.Tensor) and value.is_meta for value in held):
             module = new_model(order.job, vocab_size, attention=attention)
     with safe_open(weights, framework="pt") as stored:
         # By identity: tied parameters are one object under several names, of which the file has the first.
@@ -249,12 +244,6 @@ def mapped_model(order: Order, vocab_size: int, weights: Path) -> Any:
         for mine, replacing in ((part._parameters, parameters), (part._buffers, buffers)):
             mine.update({name: replacing[id(value)] for name, value in mine.items() if value is not None})
     return module
-
-
-def _hides_meta_tensors(module: torch.nn.Module) -> bool:
-    """Whether a part holds a tensor without memory that is neither parameter nor buffer."""
-    held = (value for part in module.modules() for value in vars(part).values())
-    return any(isinstance(value, torch.Tensor) and value.is_meta for value in held)
 
 
 # Forward pass and loss of a micro-batch as one function: torch.compile sees both, and no logits outlive it.
@@ -316,7 +305,9 @@ def _both(forward: Any, loss: SummedLoss, choices: Choices, device_type: str) ->
     ) -> tuple[torch.Tensor, torch.dtype]:
         with autocast(precision, device_type):
             logits = logits_of(forward(*arguments, **named))
-        check_shape(logits, targets)
+        if logits.ndim != 3 or logits.shape[:2] != targets.shape:  # a row for every target
+            expected = f"({', '.join(map(str, targets.shape))}, vocabulary)"
+            raise OwnCodeError(f"the model's logits must have the shape {expected}, found {tuple(logits.shape)}")
         return loss(logits, targets), logits.dtype
 
     return both

@@ -161,7 +161,10 @@ def load(name: str, setting: str = "own code") -> Any:
         raise OwnCodeError(f"{setting} {name}: importing {module_name}: {error}") from error
     for attribute in attributes.split("."):
         if not hasattr(found, attribute):
-            raise OwnCodeError(_no_attribute(f"{setting} {name}", found, attribute))
+            has = [word for word in vars(found) if not word.startswith("_")] if hasattr(found, "__dict__") else []
+            place = getattr(found, "__file__", None) or getattr(found, "__qualname__", type(found).__name__)
+            hint = did_you_mean(attribute, has) or (f" (it has {', '.join(has[:8])})" if has else "")
+            raise OwnCodeError(f"{setting} {name}: {place} has no {attribute}{hint}")
         found = getattr(found, attribute)
     return found
 
@@ -220,13 +223,6 @@ def _where(module_name: str) -> str:
     if _folders:
         return f"in {', '.join(_folders)} (the suite's `code`), nor is it installed"
     return "installed, and the suite has no `code: [folder]`"
-
-
-def _no_attribute(subject: str, owner: Any, attribute: str) -> str:
-    names = [word for word in vars(owner) if not word.startswith("_")] if hasattr(owner, "__dict__") else []
-    place = getattr(owner, "__file__", None) or getattr(owner, "__qualname__", None) or type(owner).__name__
-    hint = did_you_mean(attribute, names) or (f" (it has {', '.join(names[:8])})" if names else "")
-    return f"{subject}: {place} has no {attribute}{hint}"
 
 
 # The ranks of a trial, as one of them sees them.

@@ -59,7 +59,7 @@ def test_a_chat_that_teaches_nothing_is_refused_or_dropped(messages, words, tmp_
     data = chat(tmp_path)
     with (tmp_path / "chats.jsonl").open("a") as file:
         file.write(json.dumps({"messages": messages}) + "\n")
-    refused(data, f"data.chat: {tmp_path / 'chats.jsonl'}, line 121: messages: ", words)
+    refused(data, f"job.data.chat: {tmp_path / 'chats.jsonl'}, line 121: messages: ", words)
     assert made(data, cleaning=DROP).removed == {"unreadable": 1}
 
 
@@ -77,7 +77,9 @@ def test_a_token_file_of_odd_size(tmp_path):
     data = token_file(tmp_path / "ids.bin", range(400))
     with (tmp_path / "ids.bin").open("ab") as file:
         file.write(b"x")
-    refused(data, f"data.tokens: {tmp_path / 'ids.bin'} has 801 bytes", "whole number of uint16", tokenizer=None)
+    refused(
+        data, f"job.data.tokens: {tmp_path / 'ids.bin'} has 801 bytes", "whole number of uint16", tokenizer=None
+    )
 
 
 def test_ids_beyond_the_vocabulary(tmp_path):
@@ -93,7 +95,7 @@ def test_token_files_that_are_missing_empty_or_folders(tmp_path):
         "": "is a folder: name the file",
     }.items():
         data = TokenFile(tokens=str(tmp_path / name), vocab_size=500)
-        refused(data, f"data.tokens: {tmp_path / name} {words}", tokenizer=None)
+        refused(data, f"job.data.tokens: {tmp_path / name} {words}", tokenizer=None)
 
 
 def test_a_bad_token_file_of_two_is_named(tmp_path):

@@ -97,7 +97,7 @@ def test_damaged_gzip(damage, cleaning, tmp_path):
     data = jsonl(tmp_path, name="records.jsonl.gz")
     path = Path(data.jsonl[0])
     path.write_bytes(damage(path.read_bytes()))
-    refused(data, f"data.jsonl: {path}, line ", "the gzip file is damaged", cleaning=cleaning)
+    refused(data, f"job.data.jsonl: {path}, line ", "the gzip file is damaged", cleaning=cleaning)
 
 
 def test_gzip_overwritten_in_its_middle(tmp_path):
@@ -106,8 +106,8 @@ def test_gzip_overwritten_in_its_middle(tmp_path):
     path = Path(data.jsonl[0])
     raw = path.read_bytes()
     path.write_bytes(raw[:200] + bytes(8) + raw[208:])
-    refused(data, f"data.jsonl: {path}, line 1 ")
-    refused(data, f"data.jsonl: {path}, line ", "the gzip file is damaged", cleaning=DROP)
+    refused(data, f"job.data.jsonl: {path}, line 1 ")
+    refused(data, f"job.data.jsonl: {path}, line ", "the gzip file is damaged", cleaning=DROP)
 
 
 # --- parquet and data sets ---
@@ -153,7 +153,7 @@ def test_damaged_parquet(damage, tmp_path):
     data = parquet(tmp_path)
     path = Path(data.parquet[0])
     path.write_bytes(damage(path.read_bytes()))
-    refused(data, f"data.parquet: {path} cannot be read")
+    refused(data, f"job.data.parquet: {path} cannot be read")
 
 
 def test_parquet_damaged_inside(tmp_path):
@@ -162,7 +162,7 @@ def test_parquet_damaged_inside(tmp_path):
     raw = bytearray(path.read_bytes())
     raw[4:400] = bytes(396)
     path.write_bytes(raw)
-    refused(data, f"data.parquet: {path} cannot be read")
+    refused(data, f"job.data.parquet: {path} cannot be read")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_data_set_that_cannot_be_had(name, words, tmp_path):
     (tmp_path / "damaged" / "data.jsonl").write_text('{"text": "cut\n' * 3)
     dataset(tmp_path, name="torn")
     (tmp_path / "torn" / "state.json").write_text("{}")
-    refused(Dataset(dataset=name.format(folder=tmp_path)), "data.dataset: ", words, "hub's cache")
+    refused(Dataset(dataset=name.format(folder=tmp_path)), "job.data.dataset: ", words, "hub's cache")
 
 
 def test_a_data_set_whose_rows_are_cut(tmp_path):

@@ -1,6 +1,7 @@
 """Own code from a folder outside the package, run as a user runs it; and the README's shortest path."""
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -211,7 +212,12 @@ def test_own_code_that_is_not_there_or_takes_other_arguments_is_told_before_anyt
     )  # fmt: skip
     done = workplace.call(command, "tiny.yaml")
     assert (done.returncode, done.stdout) == (2, "")
-    expected = [f"suite tiny: option {name}: {said.format(ours=ours)}" for name, (_, said) in OPTIONS.items()]
+    lines = (workplace.folder / "tiny.yaml").read_text().splitlines()
+    expected = []
+    for name, (choices, said) in OPTIONS.items():
+        (line,) = (number for number, text in enumerate(lines) if text == f"  {name}: {choices}")
+        column = lines[line].index('"') + 1
+        expected.append(f"tiny.yaml:{line + 1}:{column}: option {name}: {said.format(ours=ours)}")
     assert sorted(done.stderr.splitlines()) == sorted(expected)
     assert workplace.run_folders() == []
 
@@ -222,7 +228,7 @@ def test_own_code_that_can_be_called_is_planned_with_the_options_own_interpreter
     done = workplace.call("plan", "tiny.yaml")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("suite tiny: option other: loss ourlib:gone: ")
+    assert re.match(r"tiny\.yaml:\d+:\d+: option other: loss ourlib:gone: ", line)
     assert line.endswith("ourlib.py has no gone (it has threading, torch, CONSTANT, Mine, loss, Net)")
     assert workplace.call("plan", "tiny.yaml", "--set", "options.other.loss=ourlib:loss").returncode == 0
 
@@ -235,7 +241,7 @@ def test_own_code_that_ends_its_process_or_never_ends_to_be_imported(workplace):
     suite = load_suite(
         str(workplace.folder / "tiny.yaml"), device="cpu", settings=["options.ours.loss=sleeps:loss"]
     )
-    (note,) = check_own_code(suite, inspect_machine("cpu"), seconds=3)
+    (note,) = check_own_code(suite, inspect_machine("cpu"), workplace.folder / "tiny.yaml", seconds=3)
     assert note == "own code was not checked: importing it (sleeps:loss) takes longer than 3 s"
 
 

@@ -109,7 +109,50 @@ def test_the_command_without_a_gpu_says_what_it_planned_for(suite: str, count: s
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
     shown = json.loads(done.stdout)
     no_gpu, planned_for = shown["notes"][:2]
-    assert no_gpu.startswith("device cuda: no GPU is visible")
+    assert no_gpu.startswith("this run cannot start here: device cuda: no GPU is visible")
     assert planned_for == f"planned as if this machine had {count}, of which nothing is known"
     assert shown["parameters"] == 124_475_904
     assert all(option["expected_peak_memory_bytes"] > 1e9 for option in shown["options"])
+
+
+DATA = """job:
+  model: {family: gpt2, n_layer: 1, n_embd: 32, n_head: 2}
+  data: {text: [corpus.txt]}
+  tokenizer: {bytes: true}
+  seq_len: 16
+  global_batch_size: 4
+  max_steps: 6
+choices: {optimizer: {name: adamw, lr: 1e-3}, micro_batch_size: 4}
+options: {fp32: {precision: fp32}, bf16: {precision: bf16_mixed}}
+baseline: fp32
+profiles:
+  cpu: {job: {data: {text: ["texts/*.txt", gone.txt]}}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("settings", "place", "name"),
+    [
+        ([], "mine.yaml:12:28: ", "text"),  # the profile's, not the file's own
+        (["job.data={jsonl: '*.jsonl'}"], "", "jsonl"),  # which stands nowhere in the file
+    ],
+)
+def test_data_that_are_not_there_are_told_with_their_place(
+    settings: list[str], place: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").write_text(DATA)
+    with pytest.raises(UserError) as caught:
+        preview(Request("mine.yaml", profile="cpu", settings=settings), lambda line: None)
+    assert all(problem.startswith(f"{place}job.data.{name}: ") for problem in caught.value.problems)
+    assert len(caught.value.problems) == (2 if place else 1)
+    with pytest.raises(UserError, match=f"^{place}job.data.{name}: "):
+        preparation.prepared_data(Request("mine.yaml", profile="cpu", settings=settings), lambda line: None)
+
+
+def test_a_plan_says_first_that_its_run_cannot_start(tmp_path: Path) -> None:
+    line = [sys.executable, "-m", "selectbench", "plan", "scaling", "--profile", "cuda"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
+    assert done.stdout.startswith("this run cannot start here: device cuda: no GPU is visible")
+    assert done.stdout.count("cannot start here") == 1

@@ -91,13 +91,17 @@ def test_foreign_lines_are_named(tmp_path: Path) -> None:
     assert "not a record of selectbench" in notes[0]
 
 
+STOPPED = "the process that wrote it was stopped while writing"
+AGAIN = "; `selectbench run` runs a trial again that no other line tells of"
+
+
 def test_only_a_last_line_without_an_end_was_torn(tmp_path: Path) -> None:
     path = tmp_path / "records.jsonl"
     line = RECORDS.write(make_record("a", 0))
     path.write_bytes(b"rubbish\n" + line + b"\n" + line[:40])
     assert read_records(path)[1] == [
-        "records.jsonl:1: left out: not JSON",
-        "records.jsonl:3: left out: not a whole line of JSON (the process that wrote it was stopped while writing)",
+        f"records.jsonl:1: left out: not JSON{AGAIN}",
+        f"records.jsonl:3: left out: not a whole line of JSON ({STOPPED}){AGAIN}",
     ]
 
 
@@ -107,7 +111,7 @@ def test_many_lines_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     records, notes = read_records(path)
     assert len(records) == 1
     assert notes[9:] == [
-        "records.jsonl:10: left out: not JSON",
+        f"records.jsonl:10: left out: not JSON{AGAIN}",
         "records.jsonl: and 4,990 more lines that do not fit",
     ]
 

@@ -41,7 +41,8 @@ def suite_of(count: int, **more: object) -> Suite:
 
 def begin(display: Display, suite: Suite, done: Mapping[str, int]) -> None:
     """The contest of the suite."""
-    display.run_started(suite.name, {option.name: len(suite.seeds) for option in suite.options}, done)
+    planned = {option.name: len(suite.seeds) for option in suite.options}
+    display.run_started(suite.name, planned, {option: [DONE] * number for option, number in done.items()})
 
 
 def a_console(width: int = 80, height: int = 24, terminal: bool = False) -> Console:
@@ -87,6 +88,37 @@ def test_a_resumed_run_counts_what_was_done_before() -> None:
     display.trial_ended("b", 1, DONE, 7.0)
     assert "precision: 6 trials, 4 of them done before" in output(console)
     assert "5 of 6 done; 7 s left" in output(console)
+
+
+def test_a_resumed_run_shows_the_speed_and_failures_of_what_was_done_before() -> None:
+    state = Display(Clock())
+    state.run_started("precision", {"a": 3, "b": 3}, {"a": [DONE, OOM], "b": [OOM]})
+    console = a_console()
+    console.print(picture(state, 80, 24))
+    rows = [line.split() for line in output(console).splitlines()]
+    assert ["a", "2/3", "1", "11,420"] in rows
+    assert ["b", "1/3", "1", "-"] in rows
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_what_is_unsupported_is_said_once_of_each_option(live: bool) -> None:
+    console = a_console(width=120, terminal=live)
+    display = LiveDisplay(console, Clock()) if live else PlainDisplay(console, Clock())
+    begin(display, make_suite("a", "b", "c", seeds=[0, 1, 2]), {})
+    for seed in (0, 1, 2):
+        for option in ("a", "b"):
+            display.trial_ended(
+                option, seed, make_failure(option, seed, "unsupported", "needs a cuda device").outcome, 0.0
+            )
+        display.trial_ended("c", seed, OOM, 1.0)
+    display.close()
+    text = output(console)
+    for option in ("a", "b"):
+        line = f"{option}: unsupported: needs a cuda device; none of its 3 trials is run"
+        assert text.count(line) == text.count(f"{option}: unsupported") == 1
+        assert f"{option}, seed" not in text
+    assert text.count("failed: oom") == 3
+    assert "9 of 9" in text
 
 
 @pytest.mark.parametrize(("before", "left"), [({"o0": 3, "o1": 1}, 20.0), ({"o0": 2, "o1": 2}, 20.0)])

@@ -234,6 +234,18 @@ ONE_MISTAKE = {
         changed(more="screen: [wonder >= 0.5x baseline]\n"),
         "mine.yaml:14:10: screen[0]: unknown metric 'wonder' (known: tokens_per_second, step_time_median_seconds, peak_memory_bytes, peak_device_memory_bytes)",
     ),
+    "a column's heading for a metric": (
+        changed(more="screen: [tokens/s >= 0.5x baseline]\n"),
+        "mine.yaml:14:10: screen[0]: unknown metric 'tokens/s' (did you mean 'tokens_per_second'?)",
+    ),
+    "another column's heading": (
+        changed(more="decide: {constraints: [memory <= 3 GiB]}\n"),
+        "mine.yaml:14:24: decide.constraints[0]: unknown metric 'memory' (did you mean 'peak_memory_bytes'?)",
+    ),
+    "a heading for the objective": (
+        changed(more="decide: {objective: tokens/s}\n"),
+        "mine.yaml:14:21: decide.objective: unknown metric 'tokens/s' (did you mean 'tokens_per_second'?)",
+    ),
     "constraint on what is not measured": (
         changed(("seq_len: 64", "seq_len: 64\n  eval: none"), more="decide: {constraints: [final_loss <= 3]}\n"),
         "mine.yaml:15:24: decide.constraints[0]: final_loss is not measured: job.eval is none",
@@ -410,7 +422,11 @@ ONE_MISTAKE = {
     "merge key": (changed(more="<<: {seeds: [1]}\n"), "mine.yaml:14:1: merge keys (<<) are not YAML 1.2"),
     "tab": (
         changed(more="\tseeds: [1]\n"),
-        "mine.yaml:14:1: not valid YAML: while scanning for the next token, found character '\\t' that cannot start any token",
+        "mine.yaml:14:1: not valid YAML: a tab: indent with spaces",
+    ),
+    "a tab after a dash": (
+        changed(more="seeds:\n  -\t- 1\n\t- 2\n"),
+        "mine.yaml:15:4: not valid YAML: a tab: indent with spaces",
     ),
     "open bracket": (
         changed(more="seeds: [1\n"),
@@ -447,7 +463,7 @@ FIELD_S_WORDS = {
     "FullyShardedDataParallel": ("{precision: bf16_mixed}", "{strategy: FullyShardedDataParallel}", "options.bf16.strategy: unknown name 'FullyShardedDataParallel': write fsdp"),
     "zero_2": ("{precision: bf16_mixed}", "{strategy: zero_2}", "options.bf16.strategy: unknown name 'zero_2': write {name: zero, stage: 2}"),
     "hidden_size": ("n_embd", "hidden_size", "job.model.hidden_size: unknown key (did you mean 'n_embd'?)"),
-    "throughput": ("baseline", "decide: {objective: throughput}\nbaseline", "decide.objective: unknown value 'throughput' (did you mean 'tokens_per_second'?)"),
+    "throughput": ("baseline", "decide: {objective: throughput}\nbaseline", "decide.objective: unknown metric 'throughput' (did you mean 'tokens_per_second'?)"),
     "no misspelling of anything": ("lr: 1e-3", "lr: 1e-3, rho: 1", "choices.optimizer.rho: unknown key (known: lr, weight_decay, warmup_fraction, name, beta1, beta2, eps, implementation)"),
     "two that are as near": ("lr: 1e-3", "lr: 1e-3, beta: 1", "choices.optimizer.beta: unknown key (did you mean 'beta1' or 'beta2'?)"),
 }  # fmt: skip
@@ -551,7 +567,7 @@ def test_names_of_folders_that_nothing_can_write_down_are_told_before_a_run(tmp_
 def test_a_file_that_is_missing_or_a_folder(tmp_path):
     assert lines_of("precison") == ["precison: there is no such file or shipped suite (did you mean 'precision'?)"]
     assert "no such file" in lines_of(tmp_path / "gone.yaml")[0]
-    assert lines_of(tmp_path)[0].endswith("is a folder")
+    assert lines_of(tmp_path)[0].endswith(": is a folder: give a suite file, or a shipped suite's name")
     write(tmp_path, VALID, "suite.yaml")
     assert "suite.yaml" in lines_of(tmp_path)[0]
 
@@ -571,6 +587,15 @@ def test_a_file_that_is_missing_or_a_folder(tmp_path):
         ({"settings": ["job.max_steps=[1"]}, "--set job.max_steps=[1: job.max_steps: not valid YAML: while parsing a flow sequence, expected ',' or ']', but got '<stream end>'"),
         ({"axes": ["precison=fp32"]},
          "--axis precison=fp32: precison: unknown dimension 'precison' (did you mean 'precision'?)"),
+        ({"settings": ["optimizer.lr=3e-4"]},
+         "--set optimizer.lr=3e-4: unknown key 'optimizer' (did you mean 'choices.optimizer.lr'?)"),
+        ({"settings": ["learning_rate=3e-4"]},
+         "--set learning_rate=3e-4: unknown key 'learning_rate' (did you mean 'choices.optimizer.lr'?)"),
+        ({"settings": ["max_steps=3"]}, "--set max_steps=3: unknown key 'max_steps' (did you mean 'job.max_steps'?)"),
+        ({"settings": ["seed=[3]"]}, "--set seed=[3]: unknown key 'seed' (did you mean 'seeds'?)"),
+        ({"axes": ["lr=1,2"]}, "--axis lr=1,2: lr: unknown dimension 'lr' (did you mean 'optimizer.lr'?)"),
+        ({"axes": ["choices.optimizer.lr=1,2"]},
+         "--axis choices.optimizer.lr=1,2: choices.optimizer.lr: unknown dimension 'choices' (did you mean 'optimizer.lr'?)"),
         ({"axes": ["precision="]},
          "--axis precision=: expected PATH=VALUE,VALUE as in precision=fp32,bf16_mixed"),
         ({"axes": ["optimizer=adamw,sgd"]},
