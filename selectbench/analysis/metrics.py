@@ -52,7 +52,7 @@ def finite_of_each(formula: Callable[[T], float | None], trials: Mapping[int, T]
 def tokens_per_second(m: Measurement) -> float | None:
     """timed_steps x tokens_per_step / timed_seconds: tokens trained per second by the whole job."""
     tokens = m.timed_steps * m.tokens_per_step if m.timed_tokens is None else m.timed_tokens
-    return tokens / m.timed_seconds if m.timed_steps else None
+    return tokens / m.timed_seconds if m.timed_steps and tokens else None
 
 
 def peak_memory_bytes(m: Measurement) -> float | None:

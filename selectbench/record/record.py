@@ -339,7 +339,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """What a completed trial observed."""
 
     tokens_per_step: Count
-    """Tokens of one optimizer step, over all ranks."""
+    """Tokens of one optimizer step, over all ranks; 0: a script whose tokens are not seen."""
     steps_applied: Count
     """Optimizer steps of the job that changed the weights."""
     steps_skipped: Count

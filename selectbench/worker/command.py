@@ -48,8 +48,6 @@ MOST_LOG_BYTES = 64 << 20
 """Of the command's output that is kept from its beginning; of what comes after, the last megabyte."""
 LAST_LOG_BYTES = 1 << 20
 FIRST_STEPS = 8
-LOSS_TOLERANCE = 2e-3
-"""Relative: what a script backwards and our own cross entropy of its logits may differ by, in bf16 too."""
 
 
 @dataclass
@@ -180,7 +178,7 @@ class _Tail:
         if seen.steps:
             last = seen.steps[-1]
             step, at = int(last["step"]), float(last["at"])
-            tokens = sum(int(s["tokens"]) for s in seen.steps) * self.order.world_size
+            tokens = sum(int(s["tokens"] or 0) for s in seen.steps) * self.order.world_size
             since = None if self._before is None else at - self._before[1]
             speed = tokens / since if since else None
             yield Progress(step=step, of=self.order.max_steps, loss=last.get("loss"), tokens_per_second=speed)
@@ -295,7 +293,7 @@ def _finished(
         loss_curve=LOSSES.keep(decimate([(n, s["loss"]) for n, s in enumerate(steps) if s["loss"] is not None])),
         script=script, software={k: str(v) for k, v in (first.start.get("versions") or {}).items()},
         timed_windows=windows, training_window=(float(first.start["at"]), float(steps[-1]["at"])),
-        devices=[RankDevice(uuid=gpu.get("uuid"), pci_bus_id=gpu.get("pci_bus_id"))
+        devices=[RankDevice(uuid=gpu["uuid"].removeprefix("GPU-") or None, pci_bus_id=None)
                  for seen in ranks if (gpu := seen.model.get("gpu"))],
     )  # fmt: skip
 
@@ -306,7 +304,8 @@ def _together(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     losses = [part["loss"] for part in parts]
     return {
         **parts[0],
-        "tokens": sum(int(part["tokens"]) for part in parts), "rows": sum(int(part["rows"]) for part in parts),
+        "tokens": sum(int(part["tokens"] or 0) for part in parts),  # none: the observer saw no token ids
+        "rows": sum(int(part["rows"] or 0) for part in parts),
         "token_digest": None if None in digests else f"{sum(int(d, 16) for d in digests) % (1 << 64):016x}",
         "loss": None if None in losses else sum(losses) / len(losses),
         "skipped": any(part["skipped"] for part in parts),
@@ -421,7 +420,8 @@ def _identity(
     rows = [int(step["rows"]) for step in job]
     script = Script(
         arguments=order.arguments, conventions=conventions, not_seen=not_seen,
-        weights_bf16_sha256=model.get("weights_bf16_sha256"), rows_per_step=[min(rows), max(rows)],
+        weights_bf16_sha256=model.get("weights_bf16_sha256"),
+        rows_per_step=[min(rows), max(rows)] if any(rows) else [],
         first_steps=[
             ScriptStep(tokens=s["tokens"], token_digest=s["token_digest"] or "", rates=s["rates"], loss=s["loss"])
             for s in job[:FIRST_STEPS]
@@ -451,39 +451,29 @@ def _words(
     order: CommandOrder, ranks: Sequence[Seen], job: Sequence[dict[str, Any]], *, is_evaluated: bool, problems: str
 ) -> tuple[dict[str, str], dict[str, str]]:
     """By field: the convention under which it is verified, and why it is not."""
-    first, conventions, not_seen = ranks[0].first_step, dict[str, str](), dict[str, str]()
-    own = [loss for seen in ranks if (loss := seen.first_step.get("own_loss")) is not None]
-    backwarded, convention = job[0]["loss"], first.get("loss_convention")
-    if backwarded is None:
+    first = ranks[0].first_step
+    conventions = {
+        "first_step_gradient_norm": "of the gradients as the update found them, clipped where the script clips"
+    }
+    not_seen: dict[str, str] = {}
+    loss, own, convention = job[0]["loss"], first.get("own_loss"), first.get("loss_convention")
+    if loss is None:
         not_seen["first_step_loss"] = "no scalar was seen to be backwarded"
-    elif len(own) < len(ranks):
-        not_seen["first_step_loss"] = (
-            f"the scalars that were backwarded, which nothing confirms ({first.get('logits')})"
-        )
+    elif own is None:
+        not_seen["first_step_loss"] = f"what the script backwarded, which nothing confirms ({first.get('logits')})"
+    elif convention is None:
+        told = f"the script backwarded {loss:.6g} where the cross entropy of its logits is {own:.6g}"
+        not_seen["first_step_loss"] = told
     else:
-        ours = sum(own) / len(own)
-        if abs(ours - backwarded) > LOSS_TOLERANCE * max(abs(ours), abs(backwarded)):
-            told = f"the script backwarded {backwarded:.6g} where the cross entropy of its logits is {ours:.6g}"
-            not_seen["first_step_loss"] = told
-        else:
-            conventions["first_step_loss"] = (
-                f"the sum of the scalars that were backwarded, which equals the cross entropy of the logits"
-                f"{f' ({convention})' if convention else ''}"
-            )
-    if any(step["token_digest"] is None for step in job) or not any(step["tokens"] for step in job):
+        told = f"the sum of what was backwarded, by our own cross entropy of the logits the {convention}"
+        conventions["first_step_loss"] = told
+    if job[0]["token_digest"] is None or not job[0]["tokens"]:
         not_seen["token_stream_sha256"] = "no token ids were seen among the inputs of the model"
     else:
         conventions["token_stream_sha256"] = "the token ids that the model was called with, padding left out"
-    conventions["first_step_gradient_norm"] = (
-        "of the gradients as the update found them, clipped where the script clips"
-    )
-    if order.heldout is not None and not is_evaluated:
-        causes = [seen.evaluation.get("problem") for seen in ranks if seen.evaluation.get("problem")]
-        not_seen["final_loss"] = (
-            str(causes[0]) if causes else "the script ended before the held-out tokens were scored"
-        )
-    elif is_evaluated:
+    if is_evaluated:
         conventions["final_loss"] = "the script's own call of its model, repeated with the held-out tokens"
-    if problems:
-        not_seen["observer"] = problems
-    return conventions, not_seen
+    elif order.heldout is not None:
+        causes = [str(why) for seen in ranks if (why := seen.evaluation.get("problem"))]
+        not_seen["final_loss"] = next(iter(causes), "the script ended before the held-out tokens were scored")
+    return conventions, not_seen | ({"observer": problems} if problems else {})
