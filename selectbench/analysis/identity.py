@@ -148,15 +148,15 @@ LEFT_TO_AN_OWN_LOOP = (
 
 def may_change(option: Option, other: Option) -> frozenset[str]:
     """Identity fields that the choices in which two options differ may legitimately change."""
+    is_command = isinstance(option.choices, CommandChoices) and isinstance(other.choices, CommandChoices)
+    names = ("micro_batch_size", "world_size", "python") if is_command else _FOLLOWS  # placeholders are the user's
+    changing = [name for name in names if getattr(option.choices, name) != getattr(other.choices, name)]
+    numbers = [_FOLLOWS[name] for name in changing]
     if isinstance(option.choices, CommandChoices) and isinstance(other.choices, CommandChoices):
-        numbers = [fields for name, fields in _FOLLOWS.items()
-                   if getattr(option.choices, name, None) != getattr(other.choices, name, None)]  # fmt: skip
-        return frozenset(option.choices.may_change).union(other.choices.may_change, *numbers)
+        wrapped = {"strategy"} if "world_size" in changing else set()
+        return frozenset(option.choices.may_change).union(other.choices.may_change, wrapped, *numbers)
     ours, theirs = option.choices.each(), other.choices.each()
     changed = [choice for name in ours if ours[name] != theirs[name] for choice in (ours[name], theirs[name])]
-    numbers = [
-        fields for name, fields in _FOLLOWS.items() if getattr(option.choices, name) != getattr(other.choices, name)
-    ]
     return frozenset().union(*(choice.excuses() for choice in changed), *numbers)
 
 

@@ -132,3 +132,19 @@ def test_a_seed_that_does_nothing_is_told(workplace: Workplace) -> None:
     done = workplace.call("run", "mine.yaml")
     assert done.returncode == 0, done.stderr
     assert "seeds 1, 2 began with the same weights and read the same tokens" in warnings(workplace)
+
+
+@pytest.mark.slow
+def test_two_ranks_do_the_same_job_as_one(workplace: Workplace) -> None:
+    """Through torchrun, each with its half of every step's rows."""
+    options = {"plain": {}, "two": {"world_size": 2}}
+    write(workplace, options, [1], held_out=True, stop="at_max_steps")
+    path = workplace.folder / "mine.yaml"
+    path.write_text(path.read_text().replace("python ", "torchrun --nproc-per-node {world_size} "))
+    done = workplace.call("run", "mine.yaml")
+    assert done.returncode == 0, done.stderr
+    found = rows(workplace)["two"]["identity"]
+    assert found["violations"] == []
+    assert found["differs_as_declared"] == ["world_size", "strategy"]
+    losses = {r["trial"]["option"]: r["outcome"]["measurement"]["final_loss"] for r in workplace.records("mine")}
+    assert losses["two"] == pytest.approx(losses["plain"], rel=1e-5)

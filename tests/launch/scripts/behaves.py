@@ -44,11 +44,15 @@ class Model(nn.Module):
         )
 
 
-model = Model()
+model: nn.Module = Model()
+rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+if ranks > 1:
+    torch.distributed.init_process_group("gloo")
+    model = nn.parallel.DistributedDataParallel(model)
 optimizer = torch.optim.AdamW(model.parameters(), lr=asked.lr)
 steps = 5 if asked.does == "ends_early" else asked.max_steps
 for step in range(steps):
-    window = torch.randint(0, VOCAB, (asked.rows, LENGTH + 1))
+    window = torch.randint(0, VOCAB, (asked.rows, LENGTH + 1))[rank::ranks]
     _, loss = model(window[:, :-1], window[:, 1:])
     if asked.does == "diverges" and step == 3:
         loss = loss * float("nan")
