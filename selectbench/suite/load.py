@@ -189,32 +189,47 @@ _SIZES = (
 def json_schema() -> Schema:
     """The schema as plain data."""
     template = "#/$defs/{model}"
-    models = [(SuiteFile, "validation"), (Choices, "validation"), (SizeThatFits, "validation")]
+    kinds = (SuiteFile, Choices, SizeThatFits, CommandSuiteFile, CommandChoices)
+    models = [(kind, "validation") for kind in kinds]
     _, generated = models_json_schema(models, ref_template=template, schema_generator=DescribedSchema)  # type: ignore[arg-type]
     definitions = {name: _in_pieces(definition) for name, definition in generated["$defs"].items()}
     own = definitions["Choices"]["properties"]
     own["activation_checkpointing"]["anyOf"].append({"type": "boolean"})
     definitions["SharedChoices"] = {**definitions["Choices"], "properties": {**own, **_left_open(own)}}
-    top = definitions.pop("SuiteFile")
-    properties = top["properties"]
-    piece = {"$ref": "#/$defs/Choices"}
-    shapes = {
-        "choices": {"$ref": "#/$defs/SharedChoices"},
-        "options": _mapping_of({"anyOf": [piece, {"type": "null"}]}),
-        # Each dimension with a list of its values or labelled ones; `dimension.setting` with any values.
-        "axes": {
-            "type": "object", "properties": {name: _list_or_labelled(shape) for name, shape in own.items()},
-            "patternProperties": {rf"^({'|'.join(DIMENSIONS)})\.[A-Za-z0-9_.]+$": _list_or_labelled({})},
-            "additionalProperties": False,
-        },
-        "exclude": {"type": "array", "items": piece},
-        "profiles": _mapping_of({"anyOf": [{"$ref": "#/$defs/Profile"}, {"type": "null"}]}),
+    top, of_command = definitions.pop("SuiteFile"), definitions.pop("CommandSuiteFile")
+    # Each dimension with a list of its values or labelled ones; `dimension.setting` with any values.
+    axes = {
+        "type": "object", "properties": {name: _list_or_labelled(shape) for name, shape in own.items()},
+        "patternProperties": {rf"^({'|'.join(DIMENSIONS)})\.[A-Za-z0-9_.]+$": _list_or_labelled({})},
+        "additionalProperties": False,
     }  # fmt: skip
-    for key, shape in shapes.items():
-        properties[key] = {**shape, "description": properties[key]["description"]}
-    within = {key: value for key, value in properties.items() if key != "profiles"}
-    definitions["Profile"] = {"type": "object", "additionalProperties": False, "properties": within}
-    return {"$schema": DIALECT, **top, "title": "selectbench suite", "$defs": definitions}
+    built = _of_kind(top, definitions, "Profile", "Choices", "SharedChoices", axes)
+    any_axes = _mapping_of(_list_or_labelled({}))
+    command = _of_kind(
+        of_command, definitions, "CommandProfile", "CommandChoices", "CommandChoices", any_axes
+    )  # fmt: skip
+    top["properties"] |= {key: {"description": shape["description"]} for key, shape in built.items()}
+    is_command = {"properties": {"job": {"required": ["command"]}}, "required": ["job"]}
+    by_job = {"if": is_command, "then": {"properties": command}, "else": {"properties": built}}
+    return {"$schema": DIALECT, **top, **by_job, "title": "selectbench suite", "$defs": definitions}
+
+
+def _of_kind(
+    top: Schema, definitions: dict[str, Schema], profile: str, choices: str, shared: str, axes: Schema
+) -> Schema:
+    """The keys of a suite that depend on what kind its job is; its profile is added to the definitions."""
+    piece = {"$ref": f"#/$defs/{choices}"}
+    shapes = {
+        "job": top["properties"]["job"], "choices": {"$ref": f"#/$defs/{shared}"},
+        "options": _mapping_of({"anyOf": [piece, {"type": "null"}]}),
+        "axes": axes, "exclude": {"type": "array", "items": piece},
+    }  # fmt: skip
+    texts = {key: {"description": top["properties"][key]["description"]} for key in (*shapes, "profiles")}
+    found = {key: {**shape, **texts[key]} for key, shape in shapes.items()}
+    within = {key: value for key, value in {**top["properties"], **found}.items() if key != "profiles"}
+    definitions[profile] = {"type": "object", "additionalProperties": False, "properties": within}
+    profiles = _mapping_of({"anyOf": [{"$ref": f"#/$defs/{profile}"}, {"type": "null"}]})
+    return {**found, "profiles": {**profiles, **texts["profiles"]}}
 
 
 def _left_open(own: Schema) -> Schema:

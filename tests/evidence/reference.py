@@ -45,7 +45,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _kind(schema: Mapping[str, Any]) -> str:
     """What may be written for a key, in a few words."""
-    if "$ref" in schema:
+    if "$ref" in schema and "anyOf" not in schema:
         return f"[{schema['$ref'].split('/')[-1]}](#{schema['$ref'].split('/')[-1].lower()})"
     if "const" in schema:
         return f"`{schema['const']}`"
@@ -70,7 +70,9 @@ def _keys(properties: Mapping[str, Any]) -> list[str]:
 
 def _lines() -> Iterator[str]:
     schema = json_schema()
-    yield from (_HEAD, "## Suite", "", *_keys(schema["properties"]), "", "## Choices", "")
+    built, command = schema["else"]["properties"], schema["then"]["properties"]
+    both = {key: {**shape, "anyOf": [shape, command[key]]} for key, shape in built.items()}
+    yield from (_HEAD, "## Suite", "", *_keys({**schema["properties"], **both}), "", "## Choices", "")
     rows = [
         (f"`{dimension}`", _name(schema["$defs"][choice.__name__]), choice.source)
         for dimension, choices in REGISTRY.items()
@@ -83,9 +85,11 @@ def _lines() -> Iterator[str]:
     ]
     yield from (*_table(("name", "column", "better", "may decide"), metrics), _STATUSES, "## Mappings")
     for name, definition in sorted(schema["$defs"].items()):
-        if "properties" in definition:
+        if "properties" in definition and name != "CommandProfile":
             yield from ("", f"### {name}", "", _cell(definition.get("description", "")), "")
             yield from _keys(definition["properties"])
+            if isinstance(others := definition.get("additionalProperties"), dict):
+                yield f"| any placeholder of the command | {_kind(others)} | Its value, one word of the command. |"
 
 
 def reference() -> str:

@@ -94,3 +94,47 @@ def test_every_key_and_choice_is_described():
             assert definition["description"], tag_of(kind)
             settings = {key: shape for key, shape in definition["properties"].items() if key != "name"}
             assert all(shape.get("description") for shape in settings.values()), tag_of(kind)
+
+
+COMMAND = """\
+job:
+  command: "python train.py --seed {seed} --lr {lr} {args}"
+  max_steps: 60
+  stop: natural_end
+  timing: {warmup_steps: 10}
+  environment: {TOKENIZERS_PARALLELISM: "false"}
+  eval: {heldout: heldout.npy, tokens: 2048}
+choices: {lr: 3e-3}
+options:
+  fp32: {args: ""}
+  bf16: {args: "--bf16", may_change: [compute_dtype], environment: {A: b}, precision: high}
+axes: {lr: [1e-3, 3e-3], args: {plain: "", other: "--x"}}
+exclude: [{lr: 1e-3}]
+profiles: {cuda: {options: {ddp: {world_size: 2}}}, cpu: {job: {max_steps: 9}}}
+baseline: fp32
+"""
+
+
+def test_a_suite_of_a_command_fits_it(tmp_path):
+    assert problems(COMMAND, tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [
+        ("max_steps: 60", "max_stepz: 60"),
+        ("stop: natural_end", "stop: sometime"),
+        ("heldout: heldout.npy", "heldout: 3"),
+        ("warmup_steps: 10", "warmup_stepz: 10"),
+        ('{args: ""}', "{args: 3}"),
+        ("[compute_dtype]", "compute_dtype"),
+        ("precision: high", "precision: {name: high}"),
+        ("world_size: 2", "world_size: two"),
+        ("job: {max_steps: 9}", "job: {max_stepz: 9}"),
+        ("choices: {lr: 3e-3}", "choices: {optimizer: {lr: 3e-3}}"),
+        ("  command:", "  comand:"),
+    ],
+)
+def test_a_suite_of_a_command_that_load_refuses_does_not_fit(right, wrong, tmp_path):
+    assert COMMAND.count(right) == 1
+    assert problems(COMMAND.replace(right, wrong), tmp_path)
