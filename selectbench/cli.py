@@ -24,6 +24,8 @@ app = typer.Typer(
     help="Train the same language-model job under each choice on this machine, and see which one to take.",
 )  # fmt: skip
 
+Switch = partial(typer.Option, metavar="")
+"""An option without a value, whose help names none."""
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a shipped suite's name.")]
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", metavar="NAME", help="A profile of the suite; by device if not given.")
@@ -36,7 +38,7 @@ AxisOption = Annotated[
     typer.Option("--axis", metavar="PATH=A,B", help="Replace the options by a grid: precision=fp32,bf16_mixed."),
 ]
 SeedsOption = Annotated[str | None, typer.Option("--seeds", metavar="0,1", help="One round for each seed.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="Speed and memory only, one seed, few steps.")]
+QuickOption = Annotated[bool, Switch("--quick", help="Speed and memory only, one seed, few steps.")]
 GpusOption = Annotated[
     str | None,
     typer.Option("--gpus", metavar="LIST", help="GPUs by number or UUID, even if in use; default: idle ones."),
@@ -45,10 +47,10 @@ BudgetOption = Annotated[
     str | None, typer.Option("--budget", metavar="TIME", help="Cut rounds, never schedules, to fit: 2h, 90min.")
 ]
 NoScreenOption = Annotated[
-    bool, typer.Option("--no-screen", help="Every option takes part, whatever the suite's `screen` says.")
+    bool, Switch("--no-screen", help="Every option takes part, whatever the suite's `screen` says.")
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON to standard output.")]
+JsonOption = Annotated[bool, Switch("--json", help="Print the result as JSON to standard output.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, SUITE@latest, or SUITE@previous.")]
 
 
@@ -90,7 +92,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+        bool, Switch("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None: ...
 
@@ -107,20 +109,20 @@ def run(
     gpus: GpusOption = None,
     budget: BudgetOption = None,
     no_screen: NoScreenOption = False,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until enough GPUs, or the CPU, are free.")] = False,
+    wait: Annotated[bool, Switch("--wait", help="Wait until enough GPUs, or the CPU, are free.")] = False,
     extend: Annotated[
         str | None,
         typer.Option("--extend", metavar="RUN", help="Add --seeds to a complete run: its folder, or @latest."),
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start a new run even where one can be resumed.")] = False,
+    fresh: Annotated[bool, Switch("--fresh", help="Start a new run even where one can be resumed.")] = False,
     retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Run failed trials again, and what mended code touches.")
+        bool, Switch("--retry-failed", help="Run failed trials again, and what mended code touches.")
     ] = False,
     rerun_unclean: Annotated[
-        bool, typer.Option("--rerun-unclean", help="Run trials of a busy CPU or of throttled or shared GPUs again.")
+        bool, Switch("--rerun-unclean", help="Run trials of a busy CPU or of throttled or shared GPUs again.")
     ] = False,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="Show a complete run of the same, where there is one, and run nothing.")
+        bool, Switch("--reuse", help="Show a complete run of the same, where there is one, and run nothing.")
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -231,7 +233,7 @@ def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="One or more runs of the same suite.")],
     results: ResultsOption = Path("results"),
     as_json: JsonOption = False,
-    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, to paste.")] = False,
+    as_markdown: Annotated[bool, Switch("--markdown", help="Print Markdown, to paste.")] = False,
 ) -> None:
     """Say what differs between runs of a suite, and how every option's figures changed."""
     from selectbench.launch.publish import compare_runs
@@ -259,7 +261,7 @@ def gate(
         ),
     ] = [],  # noqa: B006
     results: ResultsOption = Path("results"),
-    any_machine: Annotated[bool, typer.Option("--any-machine", help="Gate runs of different machines.")] = False,
+    any_machine: Annotated[bool, Switch("--any-machine", help="Gate runs of different machines.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Hold a run to limits against another: exits with 0 pass, 1 regression, 4 inconclusive, 2 wrong use."""
@@ -325,6 +327,7 @@ def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool, stored: 
     from selectbench.record.run_folder import PAGE, REPORT
     from selectbench.report.evidence import loading_lines
     from selectbench.report.terminal import print_ranking
+    from selectbench.text import one_line
 
     if as_json:
         typer.echo(ranking_text(ranking), nl=False)
@@ -335,15 +338,16 @@ def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool, stored: 
         return
     lines = [f"report: {folder / name}" for name in (REPORT, PAGE) if (folder / name).is_file()]
     kept = loading_lines(stored.suite, stored.counted, folder)
-    best = [line for row in ranking.rows for (option, _), line in kept.items() if option == row.option]
-    for line in (*lines, *(f"trained model: {line}" for line in best[:1])):
+    best = [(of, line) for row in ranking.rows for of, line in kept.items() if of[0] == row.option]
+    lines += [f"trained model of {one_line(of[0])}, seed {of[1]}:\n{line}" for of, line in best[:1]]
+    for line in lines:
         console.print(line, soft_wrap=True, markup=False, highlight=False)
 
 
 @app.command()
 def doctor(
     calibrate: Annotated[
-        bool, typer.Option("--calibrate", help="Measure how fast matrix products run on each idle GPU; keep it.")
+        bool, Switch("--calibrate", help="Measure how fast matrix products run on each idle GPU; keep it.")
     ] = False,
     gpus: GpusOption = None,
 ) -> None:

@@ -86,7 +86,7 @@ def check_gpu() -> Finding:
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
     if said is None and hidden is not None:
         return Finding("GPU", "limited", f"hidden by CUDA_VISIBLE_DEVICES={hidden}", "unset CUDA_VISIBLE_DEVICES")
-    fix = "only where there is one: install its driver; in a container, start it with --gpus all"
+    fix = "if it has one, install the GPU's driver, and start a container with --gpus all"
     return Finding("GPU", "limited", f"none, jobs run on the CPU ({said or 'NVML shows no device'})", fix)
 
 
@@ -307,12 +307,16 @@ def render(findings: list[Finding], choices: list[tuple[str, str, str | None]]) 
     here.add_column("", no_wrap=True)
     here.add_column("found", overflow="fold")
     for finding in findings:
-        cell = Text(finding.found)
+        here.add_row(finding.subject, Text(finding.status, style=COLOURS[finding.status]), Text(finding.found))
+    fixes: dict[str, list[str]] = {}
+    for finding in findings:
         if finding.fix:
-            cell.append(f"\n-> {finding.fix}", style="bold")
-        here.add_row(finding.subject, Text(finding.status, style=COLOURS[finding.status]), cell)
+            fixes.setdefault(finding.fix, []).append(finding.subject)
+    # On lines of their own, to copy them from.
+    what_to_do = [Text(f"{', '.join(subjects)}:\n  {fix}", "bold") for fix, subjects in fixes.items()]
+    shown: list[RenderableType] = [here, *([Text("\nWhat to do"), *what_to_do] if fixes else [])]
     if not choices:
-        return here
+        return Group(*shown)
     table = Table(title="Choices", title_justify="left", box=None, pad_edge=False)
     table.add_column("dimension", no_wrap=True)
     table.add_column("runs here", overflow="fold")
@@ -322,7 +326,7 @@ def render(findings: list[Finding], choices: list[tuple[str, str, str | None]]) 
         runs = ", ".join(tag for tag, reason in own if reason is None)
         lacks = "\n".join(f"{tag}: {reason}" for tag, reason in own if reason is not None)
         table.add_row(dimension, Text(runs or "-"), Text(lacks or "-"))
-    return Group(here, Text(), table)
+    return Group(*shown, Text(), table)
 
 
 def _gib(size: int) -> str:

@@ -186,7 +186,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         if suite.device == "cuda":
             claim.keep(gpus_used(plan))
         for line in unused_row_warnings(suite, plan.unused_rows):
-            notify(f"note: {line}")
+            notify(f"warning: {line}")
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
         environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
         if facts is None:
@@ -561,6 +561,6 @@ def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list
         options.setdefault(prepared.key, []).append(name)
     heldout = {name: evaluable_tokens(prepared, suite.built) for name, prepared in by_option.items()}
     for line in heldout_warnings(suite, heldout):
-        notify(f"note: {line}")
+        notify(f"warning: {line}")
     made = {prepared.key: prepared for prepared in by_option.values()}
     return [(made[key], names, look(made[key])) for key, names in options.items()]

@@ -239,7 +239,7 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
     else:
         number = len(stage.trials)
         more, bounds = " more" if stage.done else "", stage.preparation.suite.screen
-        asked = f"; asked for: {' and '.join(bounds)}" if stage.title == SCREENING else ""
+        asked = f"; asked for: {' and '.join(bounds)}" if stage.title == SCREENING and not stage.done else ""
         display.note(f"{stage.title}: {number}{more} trial{'s' if number > 1 else ''} before the contest{asked}")
     if stage.done and is_first:
         what = "resuming"

@@ -244,7 +244,7 @@ def loading_lines(suite: Suite, records: Sequence[Record], run: Path = Path()) -
         if isinstance(suite.job_of(suite.option(trial.option)).model, OwnModel):
             line = f'model.load_state_dict(safetensors.torch.load_file("{folder.as_posix()}/model.safetensors"))'
         else:
-            line = f'{_LOADERS[suite.job.task]}.from_pretrained("{folder.as_posix()}")'
+            line = f'transformers.{_LOADERS[suite.job.task]}.from_pretrained("{folder.as_posix()}")'
         lines[trial.option, trial.seed] = line
     return lines
 

@@ -249,7 +249,8 @@ def print_plan(
     _say(console, [f"{name}: unsupported: {reason}" for name, reason in unsupported], "red")
     _say(console, _settings_lines(plan.suite))
     _say(console, _cost_lines(plan, estimate, costs))
-    _say(console, [f"note: {line}" for line in (*plan.warnings, *notes) if line not in barred], "yellow")
+    _say(console, [f"warning: {line}" for line in plan.warnings], "yellow")
+    _say(console, [f"note: {line}" for line in notes if line not in barred], "yellow")
 
 
 def _plan_lines(plan: Plan) -> Iterator[str]:
@@ -575,10 +576,10 @@ def _counted(verdicts: Sequence[str], order: Iterable[str]) -> str:
 
 
 def print_gate(console: Console, gate: Gate) -> None:
-    """The checks, worst first, and the verdict last."""
+    """The verdict, which a reader of one line wants, then the checks, worst first."""
+    _say(console, [_verdict_line(gate)], "bold")
     console.print(_rich(_checks(gate)))
     _say(console, [f"note: {one_line(note)}" for note in gate.notes], "yellow")
-    _say(console, [_verdict_line(gate)], "bold")
 
 
 def gate_markdown(gate: Gate) -> str:

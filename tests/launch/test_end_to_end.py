@@ -118,13 +118,16 @@ def test_models_of_the_first_seed_are_kept_and_the_line_that_loads_each_is_said(
     first = {r["trial"]["option"]: r["trial"]["trial_id"] for r in workplace.records() if r["trial"]["seed"] == 0}
     kept = {path.parents[1].name for path in run.glob("trials/*/model/model.safetensors")}
     assert kept == set(first.values())
-    said = [line for line in done.stdout.splitlines() if line.startswith("trained model: ")]
+    said = done.stdout.splitlines()[-2:]
     best = json.loads((run / "ranking.json").read_text())["rows"][0]["option"]
     path = f"results/tiny/{run.name}/trials/{first[best]}/model"
-    assert said == [f'trained model: AutoModelForCausalLM.from_pretrained("{path}")']
+    assert said == [
+        f"trained model of {best}, seed 0:",
+        f'transformers.AutoModelForCausalLM.from_pretrained("{path}")',
+    ]
     assert workplace.call("report", str(run)).returncode == 0
     for option, trial in first.items():
-        line = f'AutoModelForCausalLM.from_pretrained("trials/{trial}/model")'
+        line = f'transformers.AutoModelForCausalLM.from_pretrained("trials/{trial}/model")'
         assert f"    # {option}, seed 0\n    {line}\n" in (run / "report.md").read_text()
 
 

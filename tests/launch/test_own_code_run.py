@@ -275,4 +275,4 @@ def test_a_transformers_folder_and_a_text_lead_to_a_verdict(workplace):
         assert rows_told in shown
         assert nothing in shown
     assert "Nothing was learnt by " in told
-    assert f"note: {rows_told}" in " ".join(done.stderr.split())
+    assert f"warning: {rows_told}" in " ".join(done.stderr.split())

@@ -206,6 +206,21 @@ def test_every_choice_has_its_verdict():
     assert "selectbench[accelerate]" in reasons["framework", "hf_trainer"]
 
 
+def test_a_command_to_copy_stands_on_a_line_of_its_own():
+    install = "pip install 'selectbench[schedulefree]'"
+    findings = [
+        Finding("schedulefree", "limited", "not installed, so no optimizer schedule_free_adamw", install),
+        Finding("other", "limited", "not installed", install),
+        Finding("torch", "ok", "2.13.0"),
+    ]
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(render(findings, []))
+    lines = [line.strip() for line in captured.get().splitlines()]
+    assert lines.count(install) == 1
+    assert lines[lines.index(install) - 1] == "schedulefree, other:"
+
+
 @pytest.mark.parametrize("width", [60, 80, 200])
 def test_the_tables_fit_and_lose_no_word(width):
     findings = [Finding("cache", "broken", "[red]a folder of " + "x" * 90, "set it [to] another"), *diagnose()]
