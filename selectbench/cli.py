@@ -388,7 +388,7 @@ def init(
     from selectbench.errors import UserError
     from selectbench.suite.load import template
 
-    text = template(source)
+    text = template(source).replace("suite.yaml", path.name)
     try:
         with path.open("x", encoding="utf-8", newline="\n") as stream:
             stream.write(text)

@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stored = read_run(kept_run("precision"))
     text = render_page(stored.suite, stored.ranking(), stored.records, stored.environment, COMMAND)
     (path / "page.html").write_text(text)
-    for width in (390, 1280):
+    for width in (390, 1100, 1280):
         frame = f'<iframe src="page.html" style="width:{width}px;height:2000px;border:0"></iframe>'
         (path / f"frame{width}.html").write_text(f'<body style="margin:0">{frame}{PROBE}</body>')
     return path
@@ -101,7 +101,7 @@ def test_both_themes_at_both_widths(folder: Path, theme: str, width: int) -> Non
     assert max(brightness) - min(brightness) > 100  # there is something to read
 
 
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, 1100, 390])
 def test_nothing_runs_over_the_edge_and_columns_sort(folder: Path, width: int) -> None:
     found = chromium(folder, "--allow-file-access-from-files", "--virtual-time-budget=3000", "--dump-dom",
                      f"--window-size={max(width, 500)},2000", (folder / f"frame{width}.html").as_uri())  # fmt: skip
@@ -109,7 +109,7 @@ def test_nothing_runs_over_the_edge_and_columns_sort(folder: Path, width: int) -
     assert told, found[-500:]
     facts = dict(re.findall(r"(\w+)&quot;:(?:&quot;)?([^,&}]+)", told[1]))
     assert int(facts["scroll"]) <= int(facts["client"]) == width
-    assert width < 1280 or int(facts["table"]) <= int(facts["box"])
+    assert width < 1100 or int(facts["table"]) <= int(facts["box"])
     assert float(facts["compared"]) <= float(facts["edge"])
     assert facts["sort"] == "ascending"
     assert facts["first"].startswith("fp16_mixed")

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 from suite_texts import VALID, write
+from typer.testing import CliRunner
 
+from selectbench.choices import REGISTRY
+from selectbench.choices.choice import tag_of
 from selectbench.choices.model import Gpt2
+from selectbench.cli import app
 from selectbench.errors import UserError
 from selectbench.suite.load import find, load_suite, names, template
 
@@ -114,9 +118,31 @@ def test_a_template_is_commented_and_loads(name, tmp_path):
     assert len(suite.options) > 1
 
 
+def test_a_new_suite_has_enough_seeds_its_own_name_and_every_precision(tmp_path):
+    path = tmp_path / "mine.yaml"
+    result = CliRunner().invoke(app, ["init", str(path)])
+    assert result.exit_code == 0, result.output
+    text = path.read_text()
+    assert "`selectbench plan mine.yaml`" in text
+    assert "suite.yaml" not in text
+    assert len(load_suite(str(path), device="cpu").seeds) == 3
+    (line,) = (line for line in text.splitlines() if "# precision: " in line)
+    assert all(tag_of(precision) in line for precision in REGISTRY["precision"])
+    assert "on a GPU tf32" in line
+
+
+@pytest.mark.parametrize("command", ["run", "gate", "doctor"])
+def test_help_names_no_type_beside_a_switch(command):
+    shown = CliRunner().invoke(app, [command, "--help"], env={"COLUMNS": "100"}).output
+    assert shown.count("<bool>") == 1  # of --help itself, which is not ours
+    assert "--" in shown
+
+
 def test_the_template_s_commented_lines_are_valid_too(tmp_path):
     lines = [line.replace("# ", "", 1) if line.startswith("  # ") else line for line in template().splitlines()]
-    uncommented = [line for line in lines if not line.strip().startswith(("Random", "Your", "Trained"))]
+    uncommented = [
+        line for line in lines if not line.strip().startswith(("Random", "own class", "Your", "Trained"))
+    ]
     text = "\n".join(line.split("   #")[0] for line in uncommented)
     load_suite(str(write(tmp_path, text)), device="cpu")
 
