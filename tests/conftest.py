@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import processes
 import pytest
 from stand_in import StandIn, built_driver
+
+NEITHER_SLOW_NOR_LONG = "not slow and not long"
+"""The choice that pyproject.toml makes where the command line makes none."""
+TOGETHER = 4
+"""Processes at most that all tests together run in."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """All tests together run in several processes, file by file; a part of them, and the slow ones, in one."""
+    given = config.option
+    is_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS and given.markexpr == NEITHER_SLOW_NOR_LONG
+    is_seen = given.usepdb or given.capture == "no" or given.benchmark_only
+    if is_all and not is_seen and config.pluginmanager.hasplugin("xdist") and given.numprocesses is None:
+        given.numprocesses, given.dist = min(TOGETHER, len(os.sched_getaffinity(0))), "loadfile"
 
 
 @pytest.hookimpl(wrapper=True)

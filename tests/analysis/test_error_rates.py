@@ -155,7 +155,7 @@ def test_the_lucky_are_not_called_faster_to_a_loss(seeds: int, noise: float) -> 
 
 @pytest.mark.parametrize(("noise", "share"), [(0.0005, 0.99), (0.005, 0.041)])
 def test_an_option_that_is_faster_to_a_loss_is_found(noise: float, share: float) -> None:
-    """`share`: of 1,500 runs (+- 0.003, 0.005). At 0.5 % noise it reaches the loss with all seeds in 8 % of runs."""
+    """`share`: of 1,500 runs (+- 0.003, 0.005). At 0.5 % noise it reaches the loss with all seeds in 8 %."""
     draw, suite = np.random.default_rng(4), suite_of(5, 5, objective=SECONDS_TO_LOSS)
     all_found = [called_better(contest_of(suite, to_loss(draw, [1, 1, 1, 1, 1.2], 5, noise))) for _ in range(300)]
     found, error = said(f"a true +20 % is found, noise {noise}", ["o4" in found for found in all_found])

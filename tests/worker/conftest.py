@@ -87,7 +87,7 @@ class LaunchedTrials(Trials):
 
     server: TrialServer
     stop: StopRequest
-    limits = Limits(trial_seconds=120)
+    limits = Limits(trial_seconds=300)  # a compiled one on a machine that is busy takes two minutes
 
     def run(self, order: Order) -> TrialEnd:
         """How the trial ended, whatever the outcome."""
