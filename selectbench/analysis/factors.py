@@ -20,6 +20,7 @@ from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Sh
 from selectbench.analysis.statistics import Floats, differences_over_seeds
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
+from selectbench.suite.command import NO_CHOICES
 from selectbench.suite.suite import CONTROL, Option, Suite
 
 MOST_INTERACTIONS = 5
@@ -86,7 +87,7 @@ def _differing(options: Sequence[Option]) -> list[tuple[str, dict[str, str]]]:
     """Dimensions by their word, and settings of those whose word is the same in all."""
     settings = {option.name: option.choices.model_dump(mode="json") for option in options}
     found: list[tuple[str, dict[str, str]]] = []
-    for dimension in dict.fromkeys(key for chosen in settings.values() for key in chosen if key != "may_change"):
+    for dimension in dict.fromkeys(key for chosen in settings.values() for key in chosen if key not in NO_CHOICES):
         values = {name: chosen.get(dimension) for name, chosen in settings.items()}
         words = {name: _word(value) for name, value in values.items()}
         if len(set(words.values())) > 1:

@@ -302,7 +302,7 @@ class Observer:
         if self._steps == 0 and step.micro_batches == 0:
             self._begin()
             self._describe_model(module)
-            self._captured, self._roles = self._call, seen.roles(module, self._call)
+            self._captured, self._roles = seen.unfused(self._call), seen.roles(module, self._call)
             self._sizes = {part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)}
         if step.micro_batches == 0 and self._paused:
             step.pause, self._paused = (self._last_end, self._moments.mark()), False
@@ -315,6 +315,8 @@ class Observer:
             step.digest = digest if step.digest is None else step.digest + digest
             step.tokens, step.rows = step.tokens + tokens, step.rows + rows
         if self._steps == 0:
+            if self._roles is not None and seen.is_fused(self._call):
+                self._look_aside(module)
             self._watch_precision(module)
 
     def _tokens_and_mask(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -352,6 +354,8 @@ class Observer:
         if self._roles is None:
             self._first["logits"] = "no whole numbers in rows among what the model is called with"
             return
+        if seen.is_fused(self._call):
+            return
         tokens, _ = self._tokens_and_mask()
         logits, self._first["logits"] = seen.logits_in(output, tokens, self._sizes)
         if logits is None:
@@ -359,12 +363,39 @@ class Observer:
         self._vocabulary = logits.shape[-1]
         if self._roles.labels is None:
             self._logits = logits.detach()
-        elif self._roles.labels_are == "others":
+        elif (targets := self._targets()) is not None:
+            self._own_loss.add(logits, targets[0], int((targets[1] >= 0).sum()))
+
+    def _targets(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Of the call's labels, and these before any shift; None: they are something else, or there are none."""
+        assert self._roles is not None
+        if self._roles.labels is None or self._roles.labels_are == "others":
             self._first["logits"] += ", but the labels are neither the tokens nor the next tokens"
-        else:
-            labels = seen.as_rows(seen.leaves(self._call)[self._roles.labels])
-            targets = seen.moved_left(labels) if self._roles.labels_are == "tokens" else labels
-            self._own_loss.add(logits, targets, int((labels >= 0).sum()))
+            return None
+        labels = seen.as_rows(seen.leaves(self._call)[self._roles.labels])
+        return seen.moved_left(labels) if self._roles.labels_are == "tokens" else labels, labels
+
+    def _look_aside(self, module: nn.Module) -> None:
+        """Our loss of a call that leaves the logits out, before it is made: of the same call without that.
+
+        Row by row, as logits of all rows at once may need more memory than the training does.
+        """
+        self._first["logits"] = "found by the same call without what leaves them out"
+        if (targets := self._targets()) is None:
+            return
+        tokens = self._tokens_and_mask()[0].split(1)
+        try:
+            with self._undisturbed(module):
+                for row, (args, kwargs) in enumerate(seen.row_by_row(seen.unfused(self._call), len(tokens))):
+                    logits, found = seen.logits_in(module(*args, **kwargs), tokens[row], self._sizes)
+                    if logits is None:
+                        self._first["logits"] = found
+                        return
+                    self._vocabulary = logits.shape[-1]
+                    of_row, labels = (one[row : row + 1] for one in targets)
+                    self._own_loss.add(logits, of_row, int((labels >= 0).sum()), goes_on=row > 0)
+        except Exception as error:
+            self._first["logits"] = f"not found by the same call without what leaves them out: {error!r}"
 
     def _know_scale(self, result: Any, scaler: Any, *args: Any) -> None:
         """What the scalars that go backward next have been multiplied by."""

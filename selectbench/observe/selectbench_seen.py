@@ -201,6 +201,28 @@ def with_tokens(call: Call, places: Roles, inputs: Tensor, targets: Tensor) -> C
     return tree_unflatten(values, spec)
 
 
+_FUSED = ("fused_lm_head",)
+"""Keywords under which a model gives losses and leaves the logits out: TRL's."""
+
+
+def unfused(call: Call) -> Call:
+    """The same call, asking for logits."""
+    return call[0], {name: False if name in _FUSED else value for name, value in call[1].items()}
+
+
+def is_fused(call: Call) -> bool:
+    """Whether the model gives no logits because the call says so."""
+    return any(call[1].get(name) for name in _FUSED)
+
+
+def row_by_row(call: Call, rows: int) -> Iterator[Call]:
+    """The call for each of its rows alone."""
+    values, spec = tree_flatten(call)
+    for row in range(rows):
+        alone = [v[row : row + 1] if isinstance(v, Tensor) and v.shape[:1] == (rows,) else v for v in values]
+        yield tree_unflatten(alone, spec)
+
+
 def as_rows(ids: Tensor) -> Tensor:
     """[rows, length]; one flat row of tokens is one row."""
     return ids.unsqueeze(0) if ids.dim() == 1 else ids
@@ -300,10 +322,11 @@ class OwnLoss:
         self.leaves_out_ends = False
         """The targets of the rows' last tokens are not known."""
 
-    def add(self, logits: Tensor, targets: Tensor, labels: int) -> None:
-        """One micro-batch; `labels`: how many were given, before any shift."""
+    def add(self, logits: Tensor, targets: Tensor, labels: int, *, goes_on: bool = False) -> None:
+        """One micro-batch, or more of the last one; `labels`: how many were given, before any shift."""
         total, count = summed_loss(logits, targets)
-        self._parts.append((total, count, labels))
+        before = self._parts.pop() if goes_on else (0, 0, 0)
+        self._parts.append((total + before[0], count + before[1], labels + before[2]))
 
     def value(self) -> float | None:
         """Nats per token; None: no logits were seen."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import random
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selectbench import units
-from selectbench.choices.choice import own_code_sha256
+from selectbench.choices.choice import Needs, own_code_sha256
 from selectbench.choices.execution import precision_for
 from selectbench.choices.model import PretrainedModel
 from selectbench.data.prepared import Prepared, contents_of, epochs, evaluable_tokens
@@ -21,7 +23,7 @@ from selectbench.plan.memory import ModelSize, config_of, entries_of, memory_nee
 from selectbench.record.environment import UnusedRows
 from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem
-from selectbench.suite.command import CommandChoices, CommandJob, accumulation
+from selectbench.suite.command import CommandChoices, CommandJob, accumulation, interpreter
 from selectbench.suite.job import Eval
 from selectbench.suite.suite import (
     AT_MOST,
@@ -262,8 +264,10 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
     for option in suite.options:
         assert isinstance(option.choices, CommandChoices)
         ranks = option.choices.ranks(machine)
-        missing = machine.device == "cuda" and ranks > machine.device_count
-        unsupported = f"world_size {ranks} needs as many GPUs, found {machine.device_count}" if missing else None
+        if machine.device == "cuda" and ranks > machine.device_count:
+            unsupported: str | None = f"world_size {ranks} needs as many GPUs, found {machine.device_count}"
+        else:
+            unsupported = _missing_packages(job, option.choices, machine)
         options.append(PlannedOption(option, ranks, accumulation(job, option.choices, ranks), unsupported))
     identity = {"job": job.model_dump(mode="json"), **common}
     warnings = []
@@ -276,6 +280,15 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
     trials = _trials(suite, {option.name: identity for option in suite.options})
     warnings += suite_warnings(suite, None, usable_cores())
     return Plan(suite, options, trials, parameters=None, tokens=None, epochs=None, warnings=warnings)
+
+
+def _missing_packages(job: CommandJob, choices: CommandChoices, machine: Machine) -> str | None:
+    """Where the command runs; what a machine was asked of that is only planned for stands in its own list."""
+    if not choices.needs:
+        return None
+    python = interpreter(job, choices, os.environ.get("PATH", os.defpath)) if machine.packages is None else None
+    needs = Needs(packages=tuple(choices.needs), install=shlex.join(["pip", "install", *choices.needs]))
+    return needs.missing(machine_for(machine, python))
 
 
 def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepared | None) -> PlannedOption:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
 
 from selectbench.choices import AnyChoices, execution
 from selectbench.errors import did_you_mean
@@ -151,6 +152,16 @@ class CommandJob(Strict):
         return self
 
 
+def _requirement(text: str) -> str:
+    from packaging.requirements import InvalidRequirement, Requirement  # slow to import, and of no use to a report
+
+    try:
+        Requirement(text)
+    except InvalidRequirement:
+        raise ValueError(f"{quoted(text)} is no requirement as pip writes it, such as lightning>=2.4") from None
+    return text
+
+
 class CommandChoices(AnyChoices):
     """What an option of a command sets: values of placeholders, by their names, and what stands here."""
 
@@ -169,6 +180,9 @@ class CommandChoices(AnyChoices):
     may_change: list[str] = Field(default_factory=list)
     """Fields of the certificate that the option is meant to change, such as `compute_dtype`; a difference in any
     other is a violation."""
+    needs: list[Annotated[str, AfterValidator(_requirement)]] = Field(default_factory=list)
+    """Packages that the option's script imports, as pip writes them (`lightning>=2.4`): where one is not installed
+    the option is `unsupported`, and the row says how to install it."""
     python: execution.Interpreter | None = None
     """Interpreter of another virtual environment, relative to the suite: its folder comes first on PATH, and a
     command that begins with `python` runs with it."""
@@ -187,6 +201,10 @@ class CommandChoices(AnyChoices):
 
 RESERVED = tuple(CommandChoices.model_fields)
 """Keys of an option that are no placeholder's value, or have a meaning besides."""
+
+
+NO_CHOICES = ("may_change", "needs")
+"""Those that say something of the option and change nothing in how it trains."""
 
 
 def words(command: str) -> list[str]:
@@ -271,6 +289,15 @@ def variables(job: CommandJob, choices: CommandChoices, seed: int, ranks: int, p
         return given
     folder = Path(choices.python).parent
     return {"VIRTUAL_ENV": str(folder.parent), **given, "PATH": f"{folder}:{given.get('PATH', path)}"}
+
+
+def interpreter(job: CommandJob, choices: CommandChoices, path: str) -> str | None:
+    """Of the environment whose program the command's first word is; None: selectbench's own, or not to be seen."""
+    search = variables(job, choices, 0, 1, path).get("PATH", path)
+    program = shutil.which(arguments(job, choices, 0, 1)[0], path=search)
+    folder = Path(program or sys.executable).parent
+    found = choices.python or str(folder / "python")
+    return found if folder != Path(sys.executable).parent and Path(found).is_file() else None
 
 
 def program_problem(job: CommandJob, choices: CommandChoices, path: str) -> str | None:

@@ -168,6 +168,12 @@ def template(name: str | None = None) -> str:
     return (folder() / f"{name}.yaml").read_text(encoding="utf-8")
 
 
+def scripts_of(name: str | None) -> Path | None:
+    """The folder beside a shipped suite with the scripts that it runs; None: it has none."""
+    found = folder() / name if name else None
+    return found if found is not None and found.is_dir() else None
+
+
 # The JSON Schema of a suite file, for editors: completion, descriptions and misspelt keys.
 #
 # A file may say a thing in pieces (shared choices, options, profiles), so a required key may be missing in any one

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 from selectbench.choices import AnyChoices, Choices
 from selectbench.choices.execution import MicroBatchSize
 from selectbench.settings import Strict, WrongValueError
-from selectbench.suite.command import CommandChoices, CommandJob
+from selectbench.suite.command import NO_CHOICES, CommandChoices, CommandJob
 from selectbench.suite.job import Job, Steps
 from selectbench.suite.metrics import (
     Objective,
@@ -381,7 +381,8 @@ def differences(job: AnyJob, choices: AnyChoices, baseline: AnyChoices) -> list[
     """
     if not isinstance(choices, Choices):
         mine, other = choices.model_dump(), baseline.model_dump()
-        return [key for key in {**mine, **other} if key != "may_change" and mine.get(key) != other.get(key)]
+        keys = [key for key in {**mine, **other} if key not in NO_CHOICES]
+        return [key for key in keys if mine.get(key) != other.get(key)]
 
     def class_of(value: object) -> tuple[object, ...]:
         """Of a choice or a model; own code of another name is another class."""

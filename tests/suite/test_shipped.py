@@ -11,7 +11,7 @@ from selectbench.choices.choice import tag_of
 from selectbench.choices.model import Gpt2
 from selectbench.cli import app
 from selectbench.errors import UserError
-from selectbench.suite.load import find, load_suite, names, template
+from selectbench.suite.load import find, load_suite, names, scripts_of, template
 
 CORPUS_TOKENS = 1_800_000
 """A low estimate of the corpus under a vocabulary of 512."""
@@ -25,7 +25,7 @@ TASKS = ["architecture", "finetuning", "known_floor", "pretrained", "tokenizer",
 
 
 def test_the_suites_that_are_shipped():
-    assert names() == sorted(GPT2 + TASKS + ["batch_size"])
+    assert names() == sorted(GPT2 + TASKS + ["batch_size", "frameworks"])
 
 
 @pytest.mark.parametrize("name", GPT2)
@@ -114,6 +114,8 @@ def test_a_file_comes_before_a_shipped_name_and_a_folder_after(tmp_path, monkeyp
 def test_a_template_is_commented_and_loads(name, tmp_path):
     text = template(name)
     assert text.count("#") >= 3
+    if (scripts := scripts_of(name)) is not None:  # they are copied with it
+        (tmp_path / scripts.name).symlink_to(scripts)
     suite = load_suite(str(write(tmp_path, text)), device="cpu")
     assert len(suite.options) > 1
 
