@@ -276,8 +276,8 @@ class _Series:
 def _line_chart(
     heading: str, description: str, axes: tuple[Axis, Axis], series: Sequence[_Series], note: str
 ) -> Chart | None:
-    """A line for each series, over all bands; None where there is no series."""
-    if not series:
+    """A line for each series, over all bands; None where no series has two points."""
+    if all(len(one.points) < 2 for one in series):
         return None
     x_values = [x for one in series for x, _ in one.points]
     y_values = [y for one in series for edge in one.band or [one.points] for _, y in edge]
