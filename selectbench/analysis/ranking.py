@@ -27,7 +27,7 @@ from selectbench.analysis.recommendation import counts, figure, to_loss, verdict
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
 from selectbench.analysis.scores import score_differences
 from selectbench.analysis.screening import screened_words, unscreened
-from selectbench.analysis.scripts import repeats_in_answer, script_warnings
+from selectbench.analysis.scripts import pause_notes, repeats_in_answer, script_warnings
 from selectbench.analysis.summary import (
     Summary,
     centre,
@@ -115,7 +115,8 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
         differs_in=summary.option.differs_in,
         besides_the_rate=besides_the_rate(summary.option.choices, suite.option(suite.baseline).choices),
         eligible=judged and not control and not broken and all(c.verdict != "undecided" for c in constraints),
-        constraints=constraints, constraint_failures=broken, identity=identity, notes=rank_notes(summary),
+        constraints=constraints, constraint_failures=broken, identity=identity,
+        notes=[*rank_notes(summary), *pause_notes(summary)],
         metrics={name: _metric(name, summary, None if identity.violations else contest) for name in summary.values},
         memory=memory_by_rank(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
         to_loss=to_loss(summary) if judged else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from selectbench import units
 from selectbench.analysis.summary import Summary
 from selectbench.record.record import Completed, Record, Script
 from selectbench.record.run_folder import last_attempts
@@ -86,6 +87,15 @@ def _alike_seeds(baseline: Summary) -> Iterator[str]:
     for seeds in weights.values():
         if len(seeds) > 1:
             yield f"seeds {', '.join(map(str, seeds))} began with the same weights, as a pretrained model does"
+
+
+def pause_notes(summary: Summary) -> list[str]:
+    """What a script's own validation and saving cost, which no figure of speed has; nothing where it made none."""
+    pauses = [m.pause_seconds for m in summary.measurements.values() if m.pause_seconds]
+    if not pauses:
+        return []
+    longest = max(pauses)
+    return [f"its own validation and saving took up to {units.seconds(longest)} a trial, outside the timed steps"]
 
 
 def equal_when_rounded(ours: Record, theirs: Record) -> Mapping[str, str]:
