@@ -709,6 +709,7 @@ class Observer:
             stack.enter_context(torch.random.fork_rng(devices))
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.autocast(self._device.type, enabled=False))
+            stack.enter_context(_autocast_off())
             if stance is not None:
                 stack.enter_context(stance("force_eager"))
             try:
@@ -729,6 +730,17 @@ class Observer:
 
 
 _is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
+
+
+@contextmanager
+def _autocast_off() -> Iterator[None]:
+    """Inside: one that a model enters by itself is off too, as accelerate and Fabric wrap it in one."""
+    kind, methods = torch.autocast, (torch.autocast.__enter__, torch.autocast.__exit__)
+    kind.__enter__, kind.__exit__ = (lambda context: context), (lambda *_: None)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        kind.__enter__, kind.__exit__ = methods  # type: ignore[method-assign]
 
 
 def _parameter_ids(optimizer: Optimizer) -> set[int]:
