@@ -15,6 +15,7 @@ from selectbench.plan.peaks import matmul_dtype, peak_flops_per_second
 from selectbench.record.record import (
     Architecture,
     Completed,
+    Failed,
     GpuMeters,
     Measurement,
     Meters,
@@ -503,14 +504,19 @@ class State:
     @property
     def words(self) -> str:
         """`the machine was busy (...)`, `the GPU was throttled (...)`."""
-        return f"the {'machine' if self.verdict == 'busy' else 'GPU'} was {self.verdict} ({self.detail})"
+        return f"the {self.whose} was {self.verdict} ({self.detail})"
+
+    @property
+    def whose(self) -> str:
+        """`machine` or `GPU`."""
+        return "machine" if self.verdict == "busy" else "GPU"
 
 
 def state_of(record: Record) -> State | None:
     """The state of a trial's GPUs by its rule, the worst of any; without GPU meters only whether a CPU was busy."""
     meters = record.meters
     if meters is None or not meters.gpus:
-        return _busy(record.outcome.measurement) if isinstance(record.outcome, Completed) else None
+        return _busy(record.outcome.measurement if isinstance(record.outcome, Completed) else record.outcome)
     several = len(meters.gpus) > 1
     findings = [
         (verdict, f"GPU {number}: {words}" if several else words)
@@ -539,10 +545,10 @@ def spoils(state: State | None, metric: str, *, counts_busy: bool) -> bool:
     return state.verdict in METRICS[metric].spoiled_by
 
 
-def _busy(m: Measurement) -> State | None:
+def _busy(m: Measurement | Failed) -> State | None:
     """The state of a trial's cores; None: they were its own, or nothing is known, or it trained on GPUs."""
     worked = m.cpu_seconds
-    if not worked or m.peak_memory_allocated_bytes is not None:
+    if not worked or (isinstance(m, Measurement) and m.peak_memory_allocated_bytes is not None):
         return None
     others = None if m.cores_seconds is None else (m.cores_seconds - worked) / worked
     if others is not None and others <= WAITED_SHARE:  # what its own threads do to each other is the option's doing
@@ -552,7 +558,7 @@ def _busy(m: Measurement) -> State | None:
         waited = m.run_queue_wait_seconds / worked
         told = f"threads waited for a core {waited:.2g} s for each second of work{beside}"
         return State("busy", told) if waited > WAITED_SHARE else None
-    taken = (m.involuntary_switches or 0) / worked
+    taken = ((isinstance(m, Measurement) and m.involuntary_switches) or 0) / worked
     told = f"a core was taken from threads {taken:.0f} times for each second of work{beside}"
     return State("busy", told) if taken > TAKEN_PER_SECOND else None
 

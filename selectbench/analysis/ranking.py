@@ -220,7 +220,7 @@ def _disturbed(contest: Contest, metric: Metric, summaries: Iterable[Summary]) -
     summaries = list(summaries)
     busy = sum(len(summary.busy) for summary in summaries)
     if contest.is_busy and "busy" in metric.spoiled_by:
-        of = sum(len(summary.completed) for summary in summaries)
+        of = sum(len({*summary.completed, *summary.busy}) for summary in summaries)
         return (
             f"The machine was busy with something else in {busy} of {of} trials: run these again on a quiet one "
             "(see the warnings)."
@@ -489,8 +489,8 @@ def _reason(metric: Metric, row: Row, summary: Summary) -> str:
         return _NO_CERTIFICATE
     if row.n == 0:
         failures = {
-            f"{failure.kind} on a {summary.states[failure.seed].verdict} GPU, which says nothing about the option"
-            if failure.note
+            f"{failure.kind} on a {state.verdict} {state.whose}, which says nothing about the option"
+            if failure.note and (state := summary.states[failure.seed])
             else failure.kind
             for failure in row.failures
         }

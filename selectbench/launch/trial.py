@@ -24,6 +24,7 @@ from typing import Any
 import msgspec
 
 import selectbench
+from selectbench.cores import Cores
 from selectbench.data.prepared import cache_root
 from selectbench.errors import says_out_of_memory
 from selectbench.gpu.devices import Gpu
@@ -355,7 +356,7 @@ def outcome_of(end: Ending) -> Completed | Failed:
     log = end.folder / (LOG_NAME if rank is None else f"rank{rank}.log")
     if end.stopped is not None:  # the limit, where the worker says it is, and the stacks that it left in its log
         head = "; ".join(filter(None, [end.stopped.detail, known]))
-        return Failed(kind="timeout", detail=f"{head}\n{log_tail(log, STACK_LINES)}".strip())
+        return msgspec.structs.replace(end.stopped, detail=f"{head}\n{log_tail(log, STACK_LINES)}".strip())
     prefix = "" if rank is None else f"rank {rank}: "
     if said and (said.kind != "crashed" or (rank is None and known and said.exit_status is None)):
         return Failed(kind=said.kind, detail=prefix + known)
@@ -425,6 +426,8 @@ class TrialRunner:
         self.stop = stop
         self.listener = listener
         self._pid: int | None = None
+        self._is_on_cpu = False
+        self._cores: Cores | None = None
         self._exit_status: int | None = None
         self._verdict: Finished | GaveUp | None = None
         self._stopped: Failed | None = None
@@ -445,6 +448,7 @@ class TrialRunner:
             folder.mkdir(exist_ok=True)
             (folder / ORDER_NAME).write_bytes(msgspec.json.format(ORDERS.write(order), indent=1))
         self._oom_kills_before = oom_kills()
+        self._is_on_cpu = isinstance(order, Order) and order.device == "cpu"
         self._started = self._last_sign = time.monotonic()
         starts_server = not self.server.is_running
         events, their_end = os.pipe()
@@ -486,6 +490,9 @@ class TrialRunner:
                     if self._pid is None and "pid" in reply and starts_server:
                         self._server_start_seconds = time.monotonic() - self._started
                     self._pid = reply.get("pid", self._pid)
+                    if self._cores is None and self._pid is not None and self._is_on_cpu:
+                        self._cores = Cores(self._pid)
+                        self._cores.look()
                     self._exit_status = reply.get("exit")
                     if "ready" in reply:
                         self._last_sign = time.monotonic()
@@ -549,8 +556,15 @@ class TrialRunner:
                 self._kill()
         elif now >= deadline:  # also one that has said its last word and does not end
             if not isinstance(self._verdict, GaveUp):  # that is the reason then
-                self._stopped = Failed(kind="timeout", detail=why)
+                self._stopped = Failed(kind="timeout", detail=why, **self._cores_found())
             self._ask()
+
+    def _cores_found(self) -> dict[str, Any]:
+        """What the trial's threads worked and waited, as a failure's keys; {}: on GPUs, or nobody knows."""
+        if self._cores is None:
+            return {}
+        self._cores.look()
+        return self._cores.found()
 
     def _ask(self) -> None:
         """Have the trial say where it is: a leader answers with an event, others with stacks in their log."""

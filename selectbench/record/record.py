@@ -442,6 +442,12 @@ class Failed(Recorded, frozen=True, kw_only=True, tag_field="status", tag="faile
     """oom, diverged, unsupported, timeout, crashed or interrupted."""
     detail: str
     """What happened, with the last lines of the log where it crashed."""
+    cpu_seconds: Amount | None = None
+    """Of a trial on a CPU that ran out of time: what its threads worked from its start, summed over them."""
+    run_queue_wait_seconds: Amount | None = None
+    """The same of their waits for a core."""
+    cores_seconds: Amount | None = None
+    """The same of what the cores that it might use worked for whomever."""
 
 
 Outcome = Completed | Failed

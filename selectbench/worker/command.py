@@ -16,7 +16,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median, quantiles
@@ -24,6 +23,7 @@ from typing import IO, Any
 
 import msgspec
 
+from selectbench.cores import Cores
 from selectbench.errors import says_out_of_memory
 from selectbench.record.record import (
     LOSSES,
@@ -37,7 +37,6 @@ from selectbench.record.record import (
 )
 from selectbench.record.wire import CommandOrder, Event, Finished, GaveUp, Phase, Progress, RankDevice, Started
 from selectbench.suite.job import distinct_rates, shape_sha256
-from selectbench.worker.processes import descendants
 
 OBSERVER = Path(__file__).parents[1] / "observe"
 """The folder from which a script's Python imports the observer."""
@@ -108,7 +107,7 @@ def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
     assert process.stdout is not None
     copier = threading.Thread(target=_copy, args=(process.stdout, sys.stdout.buffer), daemon=True)
     copier.start()
-    tail, cores = _Tail(folder, order), _Cores(process.pid)
+    tail, cores = _Tail(folder, order), Cores(process.pid)
     while process.poll() is None:
         time.sleep(POLL_SECONDS)
         for event in tail.events():
@@ -185,54 +184,6 @@ class _Tail:
             self._before = (step, at)
             if step >= self.order.max_steps:
                 yield Phase(phase="evaluate" if self.order.heldout else "extra")
-
-
-class _Cores:
-    """How long threads of the command's processes worked and waited for a core, and what their cores did in all.
-
-    Read now and then between the warm-up and the last step. Sources: schedstat (the kernel's scheduler docs),
-    /proc/stat (proc_stat(5)).
-    """
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
-        self._readings: list[tuple[dict[str, tuple[int, int]], float | None]] = []
-        """The first and the last."""
-        self._due = 0.0
-
-    def look(self) -> None:
-        """A reading, where the last one was more than a second ago."""
-        if time.monotonic() < self._due:
-            return
-        self._due = time.monotonic() + 1.0
-        self._readings = [*self._readings[:1], self._reading()]
-
-    def found(self) -> dict[str, Any]:
-        """As a measurement's keys; {}: nothing was read twice."""
-        if len(self._readings) < 2:
-            return {}
-        (before, cores_before), (after, cores_after) = self._readings
-        spans = [(now, before.get(task, (0, 0))) for task, now in after.items()]
-        worked, waited = (sum(now[place] - was[place] for now, was in spans) / 1e9 for place in (0, 1))
-        return {
-            "cpu_seconds": worked if after else None, "run_queue_wait_seconds": waited if after else None,
-            "cores_seconds": None if cores_before is None or cores_after is None else cores_after - cores_before,
-        }  # fmt: skip
-
-    def _reading(self) -> tuple[dict[str, tuple[int, int]], float | None]:
-        tasks = {}
-        for pid in [self._pid, *descendants(self._pid)]:
-            for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
-                with suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
-                    worked, waited, *_ = path.read_text().split()
-                    tasks[path.parent.name] = (int(worked), int(waited))
-        try:
-            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
-        except OSError:
-            return tasks, None
-        ticks = [int(v) for line in lines if line[0] in self._names for v in (*line[1:4], *line[6:9])]
-        return tasks, sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
 
 
 def _read(folder: Path) -> list[Seen]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from contextlib import suppress
 from pathlib import Path
+
+from selectbench.cores import children_of
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -31,23 +32,6 @@ def is_fork_safe() -> bool:
     descriptors = [str(entry.readlink()) for entry in Path("/proc/self/fd").iterdir() if entry.is_symlink()]
     threads = list(Path("/proc/self/task").iterdir())
     return len(threads) == 1 and not any(target.startswith("/dev/nvidia") for target in descriptors)
-
-
-def children_of(pid: int) -> list[int]:
-    """The process's children, zombies among them."""
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        found += [int(child) for child in task.read_text().split()]
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    """Children, their children and so on; those that end meanwhile may be missing."""
-    found: list[int] = []
-    with suppress(OSError):
-        for child in children_of(pid):
-            found += [child, *descendants(child)]
-    return found
 
 
 def kill_descendants() -> None:

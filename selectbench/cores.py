@@ -1,0 +1,73 @@
+"""What the kernel tells of another process's threads and of the cores that they share with others."""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+
+def children_of(pid: int) -> list[int]:
+    """The process's children, zombies among them."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        found += [int(child) for child in task.read_text().split()]
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children and so on; those that end meanwhile may be missing."""
+    found: list[int] = []
+    with suppress(OSError):
+        for child in children_of(pid):
+            found += [child, *descendants(child)]
+    return found
+
+
+class Cores:
+    """How long threads of a process and its descendants worked and waited for a core, and what its cores did.
+
+    Between the first and the last look. Sources: schedstat (the kernel's scheduler docs), proc_stat(5).
+    """
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._names = {f"cpu{number}" for number in os.sched_getaffinity(0)}
+        self._readings: list[tuple[dict[str, tuple[int, int]], float | None]] = []
+        """The first and the last."""
+        self._due = 0.0
+
+    def look(self) -> None:
+        """A reading, where the last one was more than a second ago."""
+        if time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + 1.0
+        self._readings = [*self._readings[:1], self._reading()]
+
+    def found(self) -> dict[str, Any]:
+        """As a measurement's keys; {}: nothing was read twice."""
+        if len(self._readings) < 2:
+            return {}
+        (before, cores_before), (after, cores_after) = self._readings
+        spans = [(now, before.get(task, (0, 0))) for task, now in after.items()]
+        worked, waited = (sum(now[place] - was[place] for now, was in spans) / 1e9 for place in (0, 1))
+        return {
+            "cpu_seconds": worked if after else None, "run_queue_wait_seconds": waited if after else None,
+            "cores_seconds": None if cores_before is None or cores_after is None else cores_after - cores_before,
+        }  # fmt: skip
+
+    def _reading(self) -> tuple[dict[str, tuple[int, int]], float | None]:
+        tasks = {}
+        for pid in [self._pid, *descendants(self._pid)]:
+            for path in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+                with suppress(OSError, ValueError, IndexError):  # it has ended meanwhile
+                    worked, waited, *_ = path.read_text().split()
+                    tasks[path.parent.name] = (int(worked), int(waited))
+        try:
+            lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        except OSError:
+            return tasks, None
+        ticks = [int(v) for line in lines if line[0] in self._names for v in (*line[1:4], *line[6:9])]
+        return tasks, sum(ticks) / os.sysconf("SC_CLK_TCK") if ticks else None
