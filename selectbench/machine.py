@@ -136,10 +136,7 @@ class Compiler:
         return f"install {self.names[0]}, or set {self.variable}"
 
 
-COMPILERS = {
-    "cpu": Compiler("C++", "CXX", ("g++", "clang++")),
-    "cuda": Compiler("C", "CC", ("gcc", "clang")),
-}
+COMPILERS = {"cpu": Compiler("C++", "CXX", ("g++", "clang++")), "cuda": Compiler("C", "CC", ("gcc", "clang"))}
 """Inductor's code for a CPU is C++; what launches Triton's kernels is built in C (`triton.runtime.build`)."""
 
 

@@ -9,15 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, seed_by_seed
-from selectbench.analysis.family import (
-    HypothesisTest,
-    Judged,
-    alpha_of,
-    decide,
-    judge_all,
-    look_of,
-    own_interval,
-)
+from selectbench.analysis.family import HypothesisTest, Judged, alpha_of, decide, judge_all, look_of, own_interval
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.screening import screened_words

@@ -70,14 +70,7 @@ from selectbench.data.tokenizer import (
     pretrained_key,
 )
 from selectbench.errors import NotDownloadedError, UserError
-from selectbench.suite.sources import (
-    Cleaning,
-    Dataset,
-    DataSource,
-    Kind,
-    MarkovSource,
-    TokenFile,
-)
+from selectbench.suite.sources import Cleaning, Dataset, DataSource, Kind, MarkovSource, TokenFile
 
 Notify = Callable[[str], None]
 Write = Callable[[str, Path], None]
