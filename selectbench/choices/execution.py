@@ -186,10 +186,7 @@ class FlashAttention2(AttentionChoice):
 
     source: ClassVar[str] = "Dao 2023, arXiv:2307.08691"
     needs: ClassVar[Needs] = Needs(
-        device="cuda",
-        compute_capability=(8, 0),
-        packages=("flash-attn>=2.3",),
-        install="pip install flash-attn",
+        device="cuda", compute_capability=(8, 0), packages=("flash-attn>=2.3",), install="pip install flash-attn"
     )
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("flash", "flashattention", "flashattn", "flashattn2", "fa2"), "flash_attention_2"

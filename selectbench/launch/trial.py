@@ -460,17 +460,14 @@ class TrialRunner:
             self._stopped = self._server_died(str(error), folder / LOG_NAME)
         finally:
             os.close(events)
-        outcome = outcome_of(
-            Ending(folder, self._exit_status, self._verdict, self._stopped, self._was_oom_killed())
-        )
+        ending = Ending(folder, self._exit_status, self._verdict, self._stopped, self._was_oom_killed())
+        outcome = outcome_of(ending)
         finished = self._verdict if isinstance(self._verdict, Finished) else None
         return TrialEnd(
-            outcome=outcome,
-            wall_seconds=time.monotonic() - self._started,
+            outcome=outcome, wall_seconds=time.monotonic() - self._started,
             finished=finished if isinstance(outcome, Completed) else None,
-            software=self._software,
-            server_start_seconds=self._server_start_seconds,
-        )
+            software=self._software, server_start_seconds=self._server_start_seconds,
+        )  # fmt: skip
 
     def _watch(self, events: int, *, starts_server: bool) -> None:
         """Until the server tells of the trial's end. Raises ServerDiedError."""

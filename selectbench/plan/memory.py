@@ -303,10 +303,7 @@ def _bart(c: Config, regime: Regime) -> Layout:
         matrices = [*attention * attentions, (wide, inner), (inner, wide)]
         return Stack(c[f"{side}_layers"], saved, wide, matrices)
 
-    stacks = [
-        stack("encoder", 1, 5 if regime.autocast else 3),
-        stack("decoder", 2, 9 if regime.autocast else 5),
-    ]
+    stacks = [stack("encoder", 1, 5 if regime.autocast else 3), stack("decoder", 2, 9 if regime.autocast else 5)]
     outside = Saved(full=4, residual=2 * wide, compute=2 * wide) + _dropout(c, 2 * wide)
     positions = 2 * c.get("max_position_embeddings", regime.seq_len)
     return Layout(stacks, outside, (rows + positions) * wide, rows * wide, _is_tied(c), rows)

@@ -25,11 +25,7 @@ def deepspeed_config(
     `parameters`: how many the model has; a bucket that holds more would be memory that nothing uses.
     """
     bucket = min(parameters + parameters % 2, BUCKET_ELEMENTS)
-    zero: dict[str, Any] = {
-        "stage": strategy.stage,
-        "reduce_bucket_size": bucket,
-        "allgather_bucket_size": bucket,
-    }
+    zero: dict[str, Any] = {"stage": strategy.stage, "reduce_bucket_size": bucket, "allgather_bucket_size": bucket}
     if strategy.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
     job: dict[str, Any] = {
