@@ -109,7 +109,7 @@ def test_no_event_or_order_with_such_a_number_is_sent() -> None:
 @pytest.mark.parametrize(
     ("place", "found"),
     [
-        ("Expected `float`, got `str` - at `$.outcome.measurement.first_loss`", measured(first_loss="7.7")),
+        ("Expected `float | null`, got `str` - at `$.outcome.measurement.first_loss`", measured(first_loss="7.7")),
         ("Expected `int`, got `float` - at `$.outcome.measurement.timed_steps`", measured(timed_steps=0.5)),
         ("Invalid enum value 'tired' - at `$.outcome.kind`",
          replace(make_record("a", 0), outcome=record.Failed(kind="tired", detail=""))),  # type: ignore[arg-type]
