@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -23,6 +23,7 @@ from selectbench.choices.model import AnyModel, PretrainedModel
 from selectbench.data.reading import cached_commit, cached_folder
 from selectbench.errors import UserError
 from selectbench.suite.job import Job
+from selectbench.suite.suite import Suite
 
 # The cache folder: where it lies, and how a folder of files appears in it all at once or not at all.
 
@@ -367,8 +368,9 @@ def contents_of(models: Mapping[str, AnyModel]) -> dict[str, str]:
     return {option: content for option, model in asked.items() if (content := contents[model]) is not None}
 
 
-def unfetched(models: Iterable[AnyModel]) -> list[PretrainedModel]:
-    """Hub ids of which the hub's cache holds no configuration."""
+def unfetched(suite: Suite) -> list[PretrainedModel]:
+    """Hub ids of its options' models of which the hub's cache holds no configuration."""
+    models = [suite.job_of(option).model for option in suite.options]
     named = dict.fromkeys(model for model in models if isinstance(model, PretrainedModel))
     return [model for model in named if _content(model) is None]
 

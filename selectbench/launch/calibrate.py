@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -18,6 +19,9 @@ from selectbench.launch.trial import SINGLE_THREADED, server_environment
 from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.plan import GpuNeed
 from selectbench.record.environment import Calibration, Rate, store
+
+SILENT_SECONDS = 300.0
+"""Longest time from one dtype's rate to the next; the first one waits for torch and the GPU's context, too."""
 
 
 def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[tuple[Calibration, bool]]:
@@ -67,13 +71,29 @@ def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     for name in SINGLE_THREADED:
         environment.pop(name)  # it need not stay fit to fork
     command = [sys.executable, "-P", "-m", "selectbench.worker", "calibrate", device, *map(str, sizes)]
+    silent = threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+
+        def stop() -> None:
+            silent.set()
+            process.kill()
+
         assert process.stdout is not None
         try:
-            for line in process.stdout:
-                yield json.loads(line)
+            line = "begun"
+            while line:
+                watchdog = threading.Timer(SILENT_SECONDS, stop)
+                watchdog.start()
+                try:
+                    line = process.stdout.readline()
+                finally:
+                    watchdog.cancel()
+                if line:
+                    yield json.loads(line)
         except BaseException:
             process.kill()
             raise
+    if silent.is_set():
+        raise UserError(f"calibrating was ended: its process said nothing for {units.duration(SILENT_SECONDS)}")
     if process.returncode != 0:
         raise UserError(f"calibrating ended with status {process.returncode}; see its message above")

@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pynvml
@@ -146,6 +146,8 @@ def _open(path: Path) -> int:
 # Which GPUs a run takes, and that no other run of this tool takes them too.
 
 
+TELL_AGAIN_SECONDS = 600.0
+"""Between two lines of what is still waited for."""
 POLL_SECONDS = 1.0
 
 Notify = Callable[[str], None]
@@ -220,6 +222,22 @@ class Claim:
             held.release()
 
 
+@dataclass
+class _Waiting:
+    """Says what is waited for when that changes, and now and then how long it has lasted."""
+
+    notify: Notify
+    began: float = field(default_factory=time.monotonic)
+    told: tuple[float, object] | None = None
+    """When it last said something, and of what."""
+
+    def tell(self, what: object, text: str) -> None:
+        now = time.monotonic()
+        if self.told is None or self.told[1] != what or now - self.told[0] >= TELL_AGAIN_SECONDS:
+            self.notify(f"{text}, for {units.duration(now - self.began)} now" if self.told else text)
+            self.told = now, what
+
+
 def claim_cores(
     *, wait: bool, notify: Notify, pause: Callable[[], object] = lambda: time.sleep(POLL_SECONDS)
 ) -> Claim:
@@ -228,7 +246,7 @@ def claim_cores(
     Raises UserError where another run has one of them; with `wait` it comes back once all are free. Ctrl-C ends the
     waiting as KeyboardInterrupt, with nothing taken.
     """
-    reported = None
+    waiting = _Waiting(notify)
     while True:
         with ExitStack() as undo, my_turn():
             locks: list[Lock] = []
@@ -247,8 +265,7 @@ def claim_cores(
                 f"{has_it}, and each would slow the other down",
                 "fix: wait with --wait, or give each run cores of its own (taskset)",
             )
-        if reported != (reported := holder):
-            notify(f"waiting: {has_it}")
+        waiting.tell(holder, f"waiting: {has_it}")
         pause()
 
 
@@ -295,7 +312,7 @@ def claim_gpus(
     """
     offered = candidates(asked)
     named = asked is not None
-    reported: list[object] | None = None
+    waiting = _Waiting(notify)
     while True:
         claim, busy = _attempt(offered, need, named=named)
         if claim is not None:
@@ -304,8 +321,8 @@ def claim_gpus(
             return claim
         if not wait:
             raise UserError(*_shortage(offered, busy, need, named=named))
-        if reported != (reported := [each.holders for each in busy]):
-            notify(f"waiting for {_wanted(offered, busy, need, named=named)}: {'; '.join(map(str, busy))}")
+        wanted = _wanted(offered, busy, need, named=named)
+        waiting.tell([each.holders for each in busy], f"waiting for {wanted}: {'; '.join(map(str, busy))}")
         pause()
 
 

@@ -56,6 +56,8 @@ from selectbench.suite.stages import repeat_suite, screening_suite, speed_suite,
 from selectbench.suite.suite import Suite, Values
 from selectbench.text import unwritable, visible
 
+TORCH_SECONDS = 180.0
+"""Longest time for torch to be imported and to name a run's GPUs."""
 _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 
 
@@ -175,7 +177,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         if suite.command is None:
             with data_problems_placed(request, suite):
                 prepared = prepare_data(suite, notify)
-                for model in unfetched(suite.job_of(option).model for option in suite.options):
+                for model in unfetched(suite):
                     fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
         if suite.device == "cuda":
             need = gpu_need(settled_for(suite, machine, prepared), machine)
@@ -276,11 +278,15 @@ def check_cuda(plan: Plan, gpus: Sequence[Gpu]) -> None:
 
 def check_torch_shows(gpus: Sequence[Gpu], python: str | None) -> None:
     """Raises UserError where the interpreter's torch does not show exactly these GPUs, in this order."""
-    probe = subprocess.run(
-        [python or sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, check=False,
-        env=server_environment(python, "cuda", gpus),
-    )  # fmt: skip
     torch = f"torch of python {python}" if python else "torch"
+    try:
+        probe = subprocess.run(
+            [python or sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, check=False,
+            env=server_environment(python, "cuda", gpus), timeout=TORCH_SECONDS, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        within = units.duration(TORCH_SECONDS)
+        raise UserError(f"{torch} does not name its GPUs within {within}: does nvidia-smi answer?") from None
     shown = read_probe(probe.stdout) if probe.returncode == 0 else None
     if not shown:
         said = "\n".join(probe.stderr.strip().splitlines()[-3:])
@@ -504,7 +510,7 @@ def preview(request: Request, notify: Notify) -> Outlook:
             for one in streamed(suite.built.data):
                 size = units.size(download_bytes(one))
                 notes.append(f"a run first downloads about {size} of {one.dataset} and keeps its tokens")
-    for model in unfetched(suite.job_of(option).model for option in suite.options):
+    for model in unfetched(suite):
         notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
     if (reason := wrong_system_reason()) is not None:
         notes.append(f"{CANNOT_START}: {reason}; planned as if it could, with what {INSTALL} brings")

@@ -177,9 +177,17 @@ def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
     told = "; ".join(
         f"{one_line(d.path)}: {one_line(str(d.reference))} there, {one_line(str(d.run))} here" for d in found[:4]
     )
-    raise UserError(
-        f"{folder}: seeds are added to what is the same run but for them; {told or 'its data or own code changed'}"
-    )
+    if not found and suite.code:
+        last = last_attempts(read_records(folder / RECORDS_FILE)[0]).values()
+        touched = [r.trial for r in last if isinstance(r.outcome, Completed) and _is_touched(r, suite)]
+        if not touched:
+            return folder
+        first = f"{one_line(touched[0].option)}, seed {touched[0].seed}"
+        told = (
+            f"own code was changed since {len(touched)} of its trials ran (such as {first}): put it back, or "
+            "have these run again first, with --retry-failed and without --extend"
+        )
+    raise UserError(f"{folder}: seeds are added to what is the same run but for them; {told or 'its data changed'}")
 
 
 def _differences(preparation: Preparation, suite: Suite, folder: Path, stored: Suite) -> list[Differing]:
@@ -328,10 +336,14 @@ def _is_open(attempts: Sequence[Record], suite: Suite, *, retried: Retried) -> b
         return True
     outcome = attempts[-1].outcome
     if isinstance(outcome, Completed):
-        # Touched is what imported own code that is another one now, or of which nobody knows what it imported.
-        files = attempts[-1].watched.code_files if attempts[-1].watched else None
-        return retried.failed and bool(suite.code) and (files is None or has_changed(files, suite.code))
+        return retried.failed and _is_touched(attempts[-1], suite)
     return outcome.kind == "interrupted" or (retried.failed and outcome.kind != "unsupported")
+
+
+def _is_touched(record: Record, suite: Suite) -> bool:
+    """Whether own code that a trial imported is another one now, or nobody knows what it imported."""
+    files = record.watched.code_files if record.watched else None
+    return bool(suite.code) and (files is None or has_changed(files, suite.code))
 
 
 def _is_rerun_due(attempts: Sequence[Record], suite: Suite) -> bool:

@@ -18,6 +18,7 @@ from stand_in import StandIn
 from selectbench.errors import UserError
 from selectbench.gpu.devices import gpus
 from selectbench.launch import calibrate as module
+from selectbench.launch import preparation
 from selectbench.launch.calibrate import calibrate
 from selectbench.plan.peaks import peak_flops_per_second
 from selectbench.record.environment import FILE_NAME, Calibration, Rate, store, stored, stored_rates
@@ -51,6 +52,19 @@ def test_the_command_prints_a_table(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["dtype"] for line in lines] == ["float32", "bfloat16", "float16"]
     assert all(line["problem"] is None and line["size"] == 32 for line in lines)
+
+
+def test_a_child_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stuck = tmp_path / "python"
+    stuck.write_text("#!/bin/sh\nexec sleep 1000\n")
+    stuck.chmod(0o755)
+    monkeypatch.setattr(preparation, "TORCH_SECONDS", 0.3)
+    with pytest.raises(UserError, match=f"torch of python {stuck} does not name its GPUs within"):
+        preparation.check_torch_shows([], str(stuck))
+    monkeypatch.setattr(module, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(module.sys, "executable", str(stuck))
+    with pytest.raises(UserError, match="its process said nothing for"):
+        calibrate(None, lambda _: None)
 
 
 def test_gpus_without_a_gpu_are_refused() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -242,6 +243,15 @@ def test_waiting_for_a_named_gpu_of_another_run() -> None:
         assert taken(second) == [A]
     held = f"GPU 0 (Board 0): another selectbench run has it (pid {os.getpid()})"
     assert told == [f"waiting for the GPUs that --gpus names: {held}"]
+
+
+def test_a_long_wait_says_now_and_then_how_long_it_has_lasted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("selectbench.launch.gpus.TELL_AGAIN_SECONDS", 0.0)
+    first, told = claim("0"), Told()
+    steps = iter([lambda: None, lambda: None, first.release])
+    with claim("0", wait=True, told=told, pause=lambda: next(steps)()):
+        assert len(told) == 3
+    assert [re.search(r", for \d+ s now$", line) is not None for line in told] == [False, True, True]
 
 
 def test_ctrl_c_while_waiting_takes_nothing(driver: StandIn) -> None:

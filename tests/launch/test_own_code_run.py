@@ -145,8 +145,16 @@ def test_after_own_code_was_mended_only_what_used_it_is_retried(workplace):
     assert done.returncode == 0, done.stderr
     assert ran(workplace)[3:] == [("slip", 2)]
     (ours / "ourgood.py").write_text("# mended though it had not failed\n" + good)
+    more = ("run", "tiny.yaml", "--extend", "@latest", "--seeds", "1")
+    done = workplace.call(*more)
+    assert done.returncode == 2
+    assert "own code was changed since 1 of its trials ran (such as good, seed 0): put it back, or" in done.stderr
     assert workplace.call(*words, "--retry-failed").returncode == 0
     assert ran(workplace)[4:] == [("good", 2)]
+    done = workplace.call(*more)  # all of its trials are of this code now
+    assert done.returncode == 0, done.stderr
+    assert sorted(ran(workplace)[5:]) == [("good", 1), ("slip", 1), ("whole", 1)]
+    assert len(workplace.run_folders()) == 1
     rows = ranking(workplace, "tiny")
     assert {name: row["identity"]["violations"] for name, row in rows.items()} == {name: [] for name in rows}
     (ours / "sizes.json").write_text("{}")  # of what is no module nobody knows who read it
