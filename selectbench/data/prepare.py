@@ -420,9 +420,9 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
         if not set(cleaner.removed) <= {"empty"}:
             counts = ", ".join(f"{count} {step}" for step, count in cleaner.removed.items())
             why = f"has no text left: cleaning removed all {cleaner.documents_in} documents ({counts})"
-        raise UserError(f"data: {work.corpora[0].description} {why}")
+        raise UserError(f"job.data: {work.corpora[0].description} {why}")
     if work.evaluates and (reason := nothing_held_out(spool, sides, cleaner.removed.get("in_training", 0))):
-        raise UserError(f"data: {work.described}: {reason}")
+        raise UserError(f"job.data: {work.described}: {reason}")
     training = Progress("training the tokenizer", work.notify)
     tokenizer = make_tokenizer(
         work.tokenizer, _tokenizer_sample(work, spool, sides.training), work.specials, training.done

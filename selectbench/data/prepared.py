@@ -454,9 +454,9 @@ def check_enough(prepared: Prepared, job: Job) -> None:
             "give more pairs, or raise seq_len"
         )
         none_held_out = f"no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none"
-    problems = [f"data: {too_few}"] if whole < job.global_batch_size else []
+    problems = [f"job.data: {too_few}"] if whole < job.global_batch_size else []
     if job.evaluates and not evaluable_tokens(prepared, job):
-        problems.append(f"data: {none_held_out}")
+        problems.append(f"job.data: {none_held_out}")
     if problems:
         raise UserError(*problems)
 

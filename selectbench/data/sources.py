@@ -183,8 +183,8 @@ def keyed(corpus: Corpus, fault: Fault) -> Corpus:
         yield from read(fault, digest)
         if digest.hexdigest() != key:
             raise UserError(
-                f"data: {corpus.description} gave other documents when it was read again: it must always give the "
-                "same (seed what it draws, sort what it lists)"
+                f"job.data: {corpus.description} gave other documents when it was read again: it must always give "
+                "the same (seed what it draws, sort what it lists)"
             )
 
     digest = hashlib.sha256()

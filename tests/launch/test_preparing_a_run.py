@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
+from selectbench.cli import _echo_json
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.launch import preparation
 from selectbench.launch import run as order
 from selectbench.launch.preparation import Request, prepare_data, preview
 from selectbench.record.run_folder import WEIGHTS, weights_folder
+from selectbench.report.terminal import data_as_json
 from selectbench.suite.document import read_document
 from selectbench.suite.load import find, load_suite, names
 
@@ -156,3 +159,23 @@ def test_a_plan_says_first_that_its_run_cannot_start(tmp_path: Path) -> None:
     done = subprocess.run(line, capture_output=True, text=True, cwd=tmp_path, env=environment, check=True)
     assert done.stdout.startswith("this run cannot start here: device cuda: no GPU is visible")
     assert done.stdout.count("cannot start here") == 1
+
+
+def test_what_a_text_hides_is_escaped_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hidden = "\u202e\x9b\u2066"
+    lines = (f"caf\u00e9 {hidden} a line of text, the number {n}\n\n" for n in range(400))
+    (tmp_path / "corpus.txt").write_text("".join(lines))
+    (tmp_path / "mine.yaml").write_text(DATA.replace("profiles:", "#").replace("  cpu:", "#"))
+    found = preparation.prepared_data(Request(str(tmp_path / "mine.yaml")), lambda line: None)
+    text = data_as_json(found)
+    assert "caf\u00e9" in text
+    assert all(character.isprintable() or character == "\n" for character in text)
+    assert hidden in json.loads(text)[0]["training_samples"][0]
+    _echo_json(Requested(name=hidden))  # as gates and options are printed
+    shown = capsys.readouterr().out
+    assert all(character.isprintable() or character == "\n" for character in shown)
+    assert json.loads(shown) == {"name": hidden}
+
+
+class Requested(BaseModel):
+    name: str
