@@ -133,7 +133,11 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
         run=run.name, reference=reference.name, suite=differing(run.suite.resolved, reference.suite.resolved),
         # Records did not always tell the OpenMP library: what one run lacks says nothing.
         environment=[d for d in elsewhere if d.path != "openmp" or None not in (d.reference, d.run)],
-        lost={n: _why_lost(ours[n]) for n in lost},
+        lost={
+            n: "screened out" if ours[n].is_screened_out
+            else ", ".join(sorted({failure.kind for failure in ours[n].failed.values()})) or "no outcome"
+            for n in lost
+        },
         changes=[
             _change(run.suite, ours[option], theirs[option], metric, differences[metric][option],
                     judged.get((option, metric)))
@@ -397,12 +401,6 @@ def _asked(
 
 def _open(text: str, detail: str) -> ConstraintVerdict:
     return ConstraintVerdict(constraint=text, verdict="undecided", detail=detail)
-
-
-def _why_lost(summary: Summary) -> str:
-    if summary.is_screened_out:
-        return "screened out"
-    return ", ".join(sorted({failure.kind for failure in summary.failed.values()})) or "no outcome"
 
 
 def _failed(option: str, ours: Summary | None, theirs: Summary) -> Check | None:

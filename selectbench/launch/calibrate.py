@@ -20,8 +20,8 @@ from selectbench.machine import INSTALL, cpu_model, inspect_machine, wrong_devic
 from selectbench.plan.plan import GpuNeed
 from selectbench.record.environment import Calibration, Rate, store
 
-SILENT_SECONDS = 300.0
-"""Longest time from one dtype's rate to the next; the first one waits for torch and the GPU's context, too."""
+CALIBRATION_SECONDS = 600.0
+"""Longest time for all rates of a device; some seconds each, and torch's import."""
 
 
 def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[tuple[Calibration, bool]]:
@@ -71,29 +71,19 @@ def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     for name in SINGLE_THREADED:
         environment.pop(name)  # it need not stay fit to fork
     command = [sys.executable, "-P", "-m", "selectbench.worker", "calibrate", device, *map(str, sizes)]
-    silent = threading.Event()
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
-
-        def stop() -> None:
-            silent.set()
-            process.kill()
-
         assert process.stdout is not None
+        watchdog = threading.Timer(CALIBRATION_SECONDS, process.kill)
+        watchdog.start()
         try:
-            line = "begun"
-            while line:
-                watchdog = threading.Timer(SILENT_SECONDS, stop)
-                watchdog.start()
-                try:
-                    line = process.stdout.readline()
-                finally:
-                    watchdog.cancel()
-                if line:
-                    yield json.loads(line)
+            for line in process.stdout:
+                yield json.loads(line)
         except BaseException:
             process.kill()
             raise
-    if silent.is_set():
-        raise UserError(f"calibrating was ended: its process said nothing for {units.duration(SILENT_SECONDS)}")
+        finally:
+            watchdog.cancel()
+    if process.returncode == -9:
+        raise UserError(f"calibrating was ended: it takes longer than {units.duration(CALIBRATION_SECONDS)}")
     if process.returncode != 0:
         raise UserError(f"calibrating ended with status {process.returncode}; see its message above")

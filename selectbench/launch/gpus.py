@@ -7,7 +7,7 @@ import stat
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pynvml
@@ -222,22 +222,6 @@ class Claim:
             held.release()
 
 
-@dataclass
-class _Waiting:
-    """Says what is waited for when that changes, and now and then how long it has lasted."""
-
-    notify: Notify
-    began: float = field(default_factory=time.monotonic)
-    told: tuple[float, object] | None = None
-    """When it last said something, and of what."""
-
-    def tell(self, what: object, text: str) -> None:
-        now = time.monotonic()
-        if self.told is None or self.told[1] != what or now - self.told[0] >= TELL_AGAIN_SECONDS:
-            self.notify(f"{text}, for {units.duration(now - self.began)} now" if self.told else text)
-            self.told = now, what
-
-
 def claim_cores(
     *, wait: bool, notify: Notify, pause: Callable[[], object] = lambda: time.sleep(POLL_SECONDS)
 ) -> Claim:
@@ -246,7 +230,7 @@ def claim_cores(
     Raises UserError where another run has one of them; with `wait` it comes back once all are free. Ctrl-C ends the
     waiting as KeyboardInterrupt, with nothing taken.
     """
-    waiting = _Waiting(notify)
+    began, reported = time.monotonic(), None
     while True:
         with ExitStack() as undo, my_turn():
             locks: list[Lock] = []
@@ -265,8 +249,14 @@ def claim_cores(
                 f"{has_it}, and each would slow the other down",
                 "fix: wait with --wait, or give each run cores of its own (taskset)",
             )
-        waiting.tell(holder, f"waiting: {has_it}")
+        lasted = time.monotonic() - began
+        if reported != (reported := (holder, lasted // TELL_AGAIN_SECONDS)):
+            notify(f"waiting{_for_so_long(lasted)}: {has_it}")
         pause()
+
+
+def _for_so_long(seconds: float) -> str:
+    return f", since {units.duration(seconds)}," if seconds >= TELL_AGAIN_SECONDS else ""
 
 
 def candidates(asked: str | None) -> list[Candidate]:
@@ -312,7 +302,7 @@ def claim_gpus(
     """
     offered = candidates(asked)
     named = asked is not None
-    waiting = _Waiting(notify)
+    began, reported = time.monotonic(), None
     while True:
         claim, busy = _attempt(offered, need, named=named)
         if claim is not None:
@@ -321,8 +311,10 @@ def claim_gpus(
             return claim
         if not wait:
             raise UserError(*_shortage(offered, busy, need, named=named))
-        wanted = _wanted(offered, busy, need, named=named)
-        waiting.tell([each.holders for each in busy], f"waiting for {wanted}: {'; '.join(map(str, busy))}")
+        lasted = time.monotonic() - began
+        if reported != (reported := ([each.holders for each in busy], lasted // TELL_AGAIN_SECONDS)):
+            wanted = _wanted(offered, busy, need, named=named)
+            notify(f"waiting{_for_so_long(lasted)} for {wanted}: {'; '.join(map(str, busy))}")
         pause()
 
 

@@ -207,7 +207,10 @@ def collect_environment(
     visible; `device`: cpu or cuda, what its trials run on. Raises UserError where an interpreter does not start.
     """
     visible = gpus() if taken is None else list(taken)
-    revision, dirty = _git(suite_folder) if suite_folder else (None, None)
+    # A repository that git refuses to read counts as none.
+    revision = _git_output(suite_folder, "rev-parse", "--verify", "HEAD") if suite_folder else None
+    changes = ("status", "--porcelain", "--untracked-files=no")  # of tracked files
+    status = _git_output(suite_folder, *changes) if suite_folder and revision is not None else None
     environment = Environment(
         selectbench_version=selectbench.__version__,
         code_sha256=code_sha256(),
@@ -240,7 +243,7 @@ def collect_environment(
             for option, path in (interpreters or {}).items()
         },
         git_revision=revision,
-        git_dirty=dirty,
+        git_dirty=None if status is None else bool(status),
     )
     return environment.model_dump(mode="json")
 
@@ -293,15 +296,6 @@ def _set_variables(names: tuple[str, ...]) -> dict[str, str]:
 def without_folders(value: str) -> str:
     """Every path in a variable's value cut to its last part, as folders hold user and project names."""
     return re.sub(r"[^\s:=,;]*/", "", value)
-
-
-def _git(folder: Path) -> tuple[str | None, bool | None]:
-    """Commit and whether tracked files differ. A repository that git refuses to read counts as none."""
-    revision = _git_output(folder, "rev-parse", "--verify", "HEAD")
-    if revision is None:
-        return None, None
-    status = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
-    return revision, None if status is None else bool(status)
 
 
 def _git_output(folder: Path, *arguments: str) -> str | None:

@@ -534,18 +534,13 @@ def _changes(compared: Compared) -> Table:
     columns = [Column(head, "left" if head in ("option", "metric", "verdict") else "right") for head in heads]
     kinds: list[RowKind] = ["" if c.decision == "no_difference" else c.decision for c in compared.changes]
     short = labels(list({change.option: None for change in compared.changes}), _NAME_MOST).by_name
-    rows = [_change_cells(change, short[one_line(change.option)]) for change in compared.changes]
-    return Table(columns, rows, "Every change", kinds=kinds)
-
-
-def _change_cells(change: Change, name: str) -> list[Cell]:
-    untested = "one seed, no spread" if change.seeds < 2 else "shown only"
-    return [
-        name, METRICS[change.metric].heading, Figure(change.metric, change.reference),
-        Figure(change.metric, change.run), _ratio(change),
-        untested if change.p_adjusted is None else change.decision.replace("_", " "),
-        Amount(change.seeds, units.count),
+    rows: list[list[Cell]] = [
+        [short[one_line(c.option)], METRICS[c.metric].heading, Figure(c.metric, c.reference),
+         Figure(c.metric, c.run), _ratio(c), c.decision.replace("_", " ") if c.p_adjusted is not None
+         else "one seed, no spread" if c.seeds < 2 else "shown only", Amount(c.seeds, units.count)]
+        for c in compared.changes
     ]  # fmt: skip
+    return Table(columns, rows, "Every change", kinds=kinds)
 
 
 def _ratio(change: Change) -> Ratio:

@@ -299,7 +299,8 @@ def generate_targets(logits: Forward, batch: Batch, *, end_id: int, start_id: in
         done |= said == end_id
         if world.from_first(int(done.all())):
             break
-    return [_until(row[1:], end_id) for row in given.tolist()]
+    said_by_row = [row[1:] for row in given.tolist()]
+    return [ids[: ids.index(end_id)] if end_id in ids else ids for ids in said_by_row]
 
 
 def continue_tokens(logits: Forward, prompt: Sequence[int], *, count: int, longest: int, world: World) -> list[int]:
@@ -310,10 +311,6 @@ def continue_tokens(logits: Forward, prompt: Sequence[int], *, count: int, longe
         said = logits(Batch(ids, (ids,), {}, ids))[0, -1].argmax()
         known.append(int(said))
     return known[len(prompt) :]
-
-
-def _until(ids: list[int], end_id: int) -> list[int]:
-    return ids[: ids.index(end_id)] if end_id in ids else ids
 
 
 # Scores of generated text against references, each by its library, and what each sentence adds to them.

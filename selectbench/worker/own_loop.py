@@ -216,13 +216,10 @@ class OwnStep:
         if self._missing:
             fail(f"{where}: {self._missing} of its micro-batches were not used")
         if not isinstance(loss, torch.Tensor) or loss.ndim:
-            fail(f"{where}: step.done(loss=...): expected a scalar tensor, found {_described(loss)}")
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            fail(f"{where}: step.done(loss=...): expected a scalar tensor, found {found}")
         if not self._trial._updated() and applied is True:
             fail(f"{where}: not every one of trial.optimizers made one step; where fp16 skips it say applied=False")
-
-
-def _described(value: object) -> str:
-    return f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def train_with(function: Callable[[OwnTrial], object]) -> Callable[[Setting], Trained]:

@@ -61,9 +61,9 @@ def test_a_child_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatc
     monkeypatch.setattr(preparation, "TORCH_SECONDS", 0.3)
     with pytest.raises(UserError, match=f"torch of python {stuck} does not name its GPUs within"):
         preparation.check_torch_shows([], str(stuck))
-    monkeypatch.setattr(module, "SILENT_SECONDS", 0.3)
+    monkeypatch.setattr(module, "CALIBRATION_SECONDS", 0.3)
     monkeypatch.setattr(module.sys, "executable", str(stuck))
-    with pytest.raises(UserError, match="its process said nothing for"):
+    with pytest.raises(UserError, match="it takes longer than"):
         calibrate(None, lambda _: None)
 
 
