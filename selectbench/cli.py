@@ -25,7 +25,6 @@ app = typer.Typer(
 )  # fmt: skip
 
 Switch = partial(typer.Option, metavar="")
-"""An option without a value, whose help names none."""
 SuiteArgument = Annotated[str, typer.Argument(metavar="SUITE", help="A suite file, or a shipped suite's name.")]
 ProfileOption = Annotated[
     str | None, typer.Option("--profile", metavar="NAME", help="A profile of the suite; by device if not given.")

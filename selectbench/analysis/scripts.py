@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from selectbench import units
 from selectbench.analysis.summary import Summary
-from selectbench.record.record import Completed, Record, Script
+from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.suite import Suite
 
@@ -100,11 +100,7 @@ def pause_notes(summary: Summary) -> list[str]:
 
 def equal_when_rounded(ours: Record, theirs: Record) -> Mapping[str, str]:
     """By field in which two trials differ though what it stands for is equal: the convention under which it is."""
-    mine, other = ours.script, theirs.script
-    if mine is None or other is None or not _same_rounded(mine, other):
+    mine, other = (one.script and one.script.weights_bf16_sha256 for one in (ours, theirs))
+    if mine is None or mine != other:
         return {}
     return {"initial_weights_sha256": "equal by shapes when rounded to bf16, under other names or dtypes"}
-
-
-def _same_rounded(mine: Script, other: Script) -> bool:
-    return mine.weights_bf16_sha256 is not None and mine.weights_bf16_sha256 == other.weights_bf16_sha256

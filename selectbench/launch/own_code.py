@@ -36,9 +36,8 @@ _MOST_CHARACTERS = 400
 def check_own_code(suite: Suite, machine: Machine, file: Path, *, seconds: float = CHECK_SECONDS) -> list[str]:
     """Have what the suite names imported and its signatures read; notes on what could not be looked at.
 
-    Raises UserError with a line for everything that is not there or cannot be called as trials call it, with the
-    place where the suite's `file` names it. Options whose interpreter can't run trials are passed over: the plan
-    tells of them.
+    Raises UserError with the place in the suite's `file` of all that is not there or can't be called as trials call
+    it. Options whose interpreter can't run trials are passed over: the plan tells of them.
     """
     options: dict[str | None, dict[OwnCall, list[str]]] = {}
     for option in suite.options:

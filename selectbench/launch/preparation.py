@@ -29,7 +29,7 @@ from selectbench.data.prepare import prepare, streamed
 from selectbench.data.prepared import Look, Prepared, cache_root, check_enough, evaluable_tokens, look, unfetched
 from selectbench.data.reading import dataset_commit, download_bytes, fetched
 from selectbench.errors import MissingPackageError, NotDownloadedError, UnreachableError, UserError
-from selectbench.gpu.devices import PROBE, Gpu, first_difference, read_probe
+from selectbench.gpu.devices import PROBE, PROBE_SECONDS, Gpu, first_difference, read_probe
 from selectbench.launch.command import command_facts
 from selectbench.launch.gpus import Claim, Notify, candidates, claim_cores, claim_gpus, idle_now
 from selectbench.launch.own_code import check_own_code
@@ -56,8 +56,6 @@ from selectbench.suite.stages import repeat_suite, screening_suite, speed_suite,
 from selectbench.suite.suite import Suite, Values
 from selectbench.text import unwritable, visible
 
-TORCH_SECONDS = 180.0
-"""Longest time for torch to be imported and to name a run's GPUs."""
 _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 
 
@@ -282,10 +280,10 @@ def check_torch_shows(gpus: Sequence[Gpu], python: str | None) -> None:
     try:
         probe = subprocess.run(
             [python or sys.executable, "-P", "-c", PROBE], capture_output=True, text=True, check=False,
-            env=server_environment(python, "cuda", gpus), timeout=TORCH_SECONDS, stdin=subprocess.DEVNULL,
+            env=server_environment(python, "cuda", gpus), timeout=PROBE_SECONDS, stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
-        within = units.duration(TORCH_SECONDS)
+        within = units.duration(PROBE_SECONDS)
         raise UserError(f"{torch} does not name its GPUs within {within}: does nvidia-smi answer?") from None
     shown = read_probe(probe.stdout) if probe.returncode == 0 else None
     if not shown:

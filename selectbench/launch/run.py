@@ -341,8 +341,7 @@ def _is_open(attempts: Sequence[Record], suite: Suite, *, retried: Retried) -> b
 
 
 def _is_touched(record: Record, suite: Suite) -> bool:
-    """Whether own code that a trial imported is another one now, or nobody knows what it imported."""
-    files = record.watched.code_files if record.watched else None
+    files = record.watched.code_files if record.watched else None  # None: nobody knows what it imported
     return bool(suite.code) and (files is None or has_changed(files, suite.code))
 
 

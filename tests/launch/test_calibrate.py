@@ -58,7 +58,7 @@ def test_a_child_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatc
     stuck = tmp_path / "python"
     stuck.write_text("#!/bin/sh\nexec sleep 1000\n")
     stuck.chmod(0o755)
-    monkeypatch.setattr(preparation, "TORCH_SECONDS", 0.3)
+    monkeypatch.setattr(preparation, "PROBE_SECONDS", 0.3)
     with pytest.raises(UserError, match=f"torch of python {stuck} does not name its GPUs within"):
         preparation.check_torch_shows([], str(stuck))
     monkeypatch.setattr(module, "CALIBRATION_SECONDS", 0.3)
