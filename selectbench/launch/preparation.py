@@ -378,8 +378,6 @@ REPEATING = "does the job repeat"
 def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
     """Every stage as far as the records tell it, with its title; `own`: the suite as its file declares it."""
     suite, before_contest = own.suite, []
-    if suite.command is not None and not suite.quick and not own.plan.planned(suite.baseline).unsupported:
-        before_contest.append((REPEATING, _repeat(own.of(repeat_suite(suite)))))
     if suite.best_of is not None:
         ranks = {planned.option.name: planned.world_size for planned in own.plan.options}
         sizes = _supported(own.plan, speed_candidates(suite, ranks, speed_attempts(suite, records)))
@@ -395,6 +393,8 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
         if values:
             before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
     settled = without(settled_by_records(suite, records), out)
+    if suite.command is not None and not suite.quick and not own.plan.planned(suite.baseline).unsupported:
+        before_contest.append((REPEATING, _repeat(own.of(repeat_suite(settled)))))
     return [*before_contest, (CONTEST, own if settled is suite else own.of(settled))]
 
 
