@@ -416,7 +416,7 @@ def _words(
         told = f"the script backwarded {loss:.6g} where the cross entropy of its logits is {own:.6g}"
         not_seen["first_step_loss"] = told
     else:
-        told = f"the sum of what was backwarded, by our own cross entropy of the logits the {convention}"
+        told = f"the sum of what was backwarded, by our own cross entropy of the logits: the {convention}"
         conventions["first_step_loss"] = told
     if job[0]["token_digest"] is None or not job[0]["tokens"]:
         not_seen["token_stream_sha256"] = "no token ids were seen among the inputs of the model"
