@@ -360,7 +360,7 @@ def outcome_of(end: Ending) -> Completed | Failed:
     prefix = "" if rank is None else f"rank {rank}: "
     if said and (said.kind != "crashed" or (rank is None and known and said.exit_status is None)):
         return Failed(kind=said.kind, detail=prefix + known)
-    status = end.exit_status if said is None or said.exit_status is None else said.exit_status
+    status = said.exit_status if said and (rank is not None or said.exit_status is not None) else end.exit_status
     if status == -signal.SIGKILL and end.oom_killed:
         victim = "the trial" if rank is None else "it"
         return Failed(kind="oom", detail=f"{prefix}{KERNEL_KILLED} {victim} (host memory)")
