@@ -148,3 +148,14 @@ def test_two_ranks_do_the_same_job_as_one(workplace: Workplace) -> None:
     assert found["differs_as_declared"] == ["world_size", "strategy"]
     losses = {r["trial"]["option"]: r["outcome"]["measurement"]["final_loss"] for r in workplace.records("mine")}
     assert losses["two"] == pytest.approx(losses["plain"], rel=1e-5)
+
+
+def test_a_tuned_job_is_started_again_with_what_was_tuned(workplace: Workplace) -> None:
+    write(workplace, {"plain": {"args": ""}}, [1], held_out=True, stop="at_max_steps")
+    with (workplace.folder / "mine.yaml").open("a") as suite:
+        suite.write("tune: {parameters: {lr: {log: [1.0e-4, 1.0e-3], n: 3}}, budget: {max_steps: 6}}\n")
+    done = workplace.call("run", "mine.yaml")
+    assert done.returncode == 0, done.stderr
+    own = {r["phase"]: r["trial"]["settings"]["lr"] for r in workplace.records("mine") if r["phase"] != "tune"}
+    assert own["repeat"] == own["contest"] != 0.01
+    assert "does not repeat" not in done.stdout
