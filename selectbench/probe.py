@@ -26,4 +26,5 @@ def watch(model: Any, optimizer: Any, forward: str = "logits") -> None:
     except ImportError as error:
         print(f"selectbench: the observer is not to be found: {error}", file=sys.stderr)
         return
-    selectbench_observer.watch(model, optimizer, forward)
+    if (observer := selectbench_observer.install()) is not None:
+        observer.guarded(observer.watch, model, optimizer, forward)

@@ -50,12 +50,6 @@ def install() -> Observer | None:
     return _observer
 
 
-def watch(model: nn.Module, optimizer: Optimizer, forward: str) -> None:
-    """What `selectbench.probe.watch` hands over."""
-    if (observer := install()) is not None:
-        observer.guarded(observer.watch, model, optimizer, forward)
-
-
 class Moments:
     """When something happened: the host's clock on the CPU, on CUDA events that are read once they are over."""
 
@@ -138,7 +132,6 @@ class Observer:
         self._logits: torch.Tensor | None = None
         self._vocabulary = 0
         self._compute: set[torch.dtype] = set()
-        self._handles: list[Any] = []
         self._first: dict[str, Any] = {"gradient_dtype": None, "logits": "no training forward was seen"}
         self._end: dict[str, Any] = {}
         self._peaks = [0, 0]
@@ -217,7 +210,6 @@ class Observer:
         return restore
 
     def _know_optimizer(self, result: None, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-        """From the first one on the model is looked for."""
         self._optimizers.append(weakref.ref(optimizer))
         if self._restore_call is None and self._model() is None:
             self._watch_calls(None)
@@ -238,12 +230,11 @@ class Observer:
     def _watch_calls(self, module: nn.Module | None, method: str = "__call__") -> None:
         """Of the module; None: of all modules, until the model is found."""
         self._release()
-        self._model = weakref.ref(module) if module is not None else lambda: None
+        self._model, self._method = weakref.ref(module) if module is not None else lambda: None, method
         owner, before = (nn.Module, self._find) if module is None else (type(module), self._before_forward)
         self._restore_call = self._stand_in(owner, method, before, self._after_forward)
 
     def _release(self) -> None:
-        """Calls of modules are torch's own again."""
         restore, self._restore_call = self._restore_call, None
         if restore is not None:
             restore()
@@ -268,8 +259,9 @@ class Observer:
                     self.guarded(self._watch_calls, watched)
             if model is not None and model is watched:
                 self.guarded(self._watch_calls, result)
-            optimizer = getattr(model, "__self__", None)
-            if not isinstance(optimizer, Optimizer) or getattr(model, "__name__", "") != "step":
+            # A scheduler puts a function in the place of its optimizer's method.
+            optimizer = next((o for o in self._known() if model in (vars(o).get("step"), o.step)), None)
+            if optimizer is None:
                 return result
 
             @functools.wraps(result)
@@ -314,30 +306,13 @@ class Observer:
                 digest, tokens, rows = seen.token_digest(*self._tokens_and_mask())
             step.digest = digest if step.digest is None else step.digest + digest
             step.tokens, step.rows = step.tokens + tokens, step.rows + rows
-        if self._steps == 0:
-            if self._roles is not None and seen.is_fused(self._call):
-                self._look_aside(module)
-            self._watch_precision(module)
+        if self._steps == 0 and self._roles is not None and seen.is_fused(self._call):
+            self._look_aside(module)
 
     def _tokens_and_mask(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert self._roles is not None
         leaves, mask = seen.leaves(self._call), self._roles.mask
         return seen.as_rows(leaves[self._roles.tokens]), None if mask is None else seen.as_rows(leaves[mask])
-
-    def _watch_precision(self, module: nn.Module) -> None:
-        """What the first matrix product outside compiled parts gives; else what autocast asks for at the call."""
-        compiled = [part for part in module.modules() if seen.is_compiled(part)]
-        hidden = {id(inner) for part in compiled for inner in part.modules()}
-        linear = [part for part in module.modules() if isinstance(part, nn.Linear) and id(part) not in hidden]
-
-        def note(part: nn.Module, args: Any, output: Any) -> None:
-            if not self._compute and isinstance(output, torch.Tensor):
-                self._compute.add(output.dtype)
-
-        if linear:
-            self._handles = [part.register_forward_hook(note) for part in linear]
-        elif hasattr(torch, "get_autocast_dtype") and torch.is_autocast_enabled(self._device.type):
-            self._compute.add(torch.get_autocast_dtype(self._device.type))
 
     def _after_forward(self, output: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         """Logits of the first step, kept no longer than until their loss goes backward."""
@@ -346,11 +321,7 @@ class Observer:
         self._forwards -= 1
         if self._forwards or self._steps or not self._step.micro_batches or not torch.is_grad_enabled():
             return
-        handles, self._handles = self._handles, []
-        for handle in handles:
-            handle.remove()
-        if not self._compute and (saved := seen.saved_dtypes(output)):
-            self._compute = {dtype for dtype in saved if dtype.itemsize < 4} or saved
+        self._compute |= seen.product_dtypes(output)
         if self._roles is None:
             self._first["logits"] = "no whole numbers in rows among what the model is called with"
             return
@@ -398,18 +369,16 @@ class Observer:
             self._first["logits"] = f"not found by the same call without what leaves them out: {error!r}"
 
     def _know_scale(self, result: Any, scaler: Any, *args: Any) -> None:
-        """What the scalars that go backward next have been multiplied by."""
         scale = getattr(scaler, "_scale", None)
         self._scale = scale.clone() if scaler.is_enabled() and scale is not None else None
 
     def _before_backward(self, tensors: Any, *args: Any, **kwargs: Any) -> None:
-        """Losses add up over a step."""
         self._backwards += 1
-        if self._backwards > 1 or self._evaluating:
+        if self._backwards > 1 or self._evaluating or not self._step.micro_batches:
             return
         roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
         for root in roots:
-            if root.numel() == 1:
+            if root.numel() == 1 and not root.is_meta:
                 loss = root.detach().reshape(()).double()
                 loss = loss if self._scale is None else loss / self._scale.to(loss.device)
                 self._step.loss = loss if self._step.loss is None else self._step.loss + loss
@@ -426,7 +395,6 @@ class Observer:
             self._own_loss.add(logits, targets, int((targets >= 0).sum()))
 
     def _after_backward(self, result: None, *args: Any, **kwargs: Any) -> None:
-        """Of the first step: the gradients, before the script clips them."""
         self._backwards -= 1
         scale, self._scale = self._scale, None
         if self._backwards or self._evaluating or self._steps or not self._step.micro_batches:
@@ -435,6 +403,7 @@ class Observer:
             gradients = [p.grad.detach() for p in model.parameters() if p.grad is not None]
             norm = seen.gradient_norm(gradients) / (float(scale) if scale is not None else 1.0)
             self._step.gradient_norm = _finite(norm)
+            self._end["gradient_bytes"] = seen.storage_bytes(gradients)
             self._first["gradient_dtype"] = seen.dtype_name(gradient.dtype for gradient in gradients) or None
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
@@ -452,7 +421,6 @@ class Observer:
         self._after_update(scaler, optimizer)
 
     def _before_update(self, owner: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
-        """`owner`'s update begins, maybe inside another's."""
         if any(owner is other for other in self._stack):  # the last one ended in an exception
             self._stack.clear()
         self._stack.append(owner)
@@ -481,7 +449,6 @@ class Observer:
             self._close_step()
 
     def _trained(self) -> list[Optimizer]:
-        """Those that update some of the model, in the order of their making."""
         return [o for o in self._known() if id(o) not in self._nested and self._updates(o)]
 
     def _updates(self, optimizer: Optimizer) -> bool:
@@ -532,7 +499,7 @@ class Observer:
 
     def _write_first_step(self, step: Step) -> None:
         model, trained, compute = self._model(), self._trained(), seen.dtype_name(self._compute)
-        states, parameters = seen.states(trained), list(model.parameters()) if model is not None else []
+        states = seen.states(trained)
         self._first.update(
             optimizers=[seen.optimizer_name(optimizer) for optimizer in trained],
             parameter_groups=sum(len(optimizer.param_groups) for optimizer in trained), compute_dtype=compute,
@@ -543,12 +510,11 @@ class Observer:
         self._write("first_step", **self._first)
         self._first["loss"] = step.loss
         self._end.update(
-            parameter_bytes=seen.storage_bytes(parameters), optimizer_state_bytes=seen.storage_bytes(states),
-            gradient_bytes=seen.storage_bytes(p.grad for p in parameters if p.grad is not None),
+            parameter_bytes=seen.storage_bytes(model.parameters() if model is not None else ()),
+            optimizer_state_bytes=seen.storage_bytes(states),
         )  # fmt: skip
 
     def _finish(self, reason: str) -> None:
-        """Writes what is left to write, and lets go of everything."""
         if reason == "exit" and self._step.updated:
             self._close_step()
         if self._ended or (self._file is None and not self._lone_updates):
@@ -585,7 +551,6 @@ class Observer:
         self._pid = os.getpid()
 
     def _begin(self) -> None:
-        """The file, at the first training forward."""
         if self._file is not None:
             return
         rank, world = _rank_and_size()
@@ -611,8 +576,6 @@ class Observer:
         if gpu is not None:
             gpu = {"uuid": f"GPU-{getattr(gpu, 'uuid', '')}", "pci_bus_id": str(getattr(gpu, "pci_bus_id", ""))}
         kernel = getattr(getattr(seen.unwrapped(module), "config", None), "_attn_implementation", None)
-        if exact is None:
-            self._write("problem", where="weights", what="a rank's parameters don't hold the whole contents")
         self._write(
             "model", name=name, parameters=sum(p.numel() for p in parameters),
             trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad), weights_sha256=exact,
@@ -682,7 +645,9 @@ class Observer:
             inputs = torch.stack([held_out[start : start + length] for start in starts])
             targets = torch.stack([held_out[start + 1 : start + 1 + length] for start in starts])
             args, kwargs = seen.with_tokens(self._captured, self._roles, inputs, targets)
-            logits, found = seen.logits_in(model(*args, **kwargs), inputs, {self._vocabulary})
+            logits, found = seen.logits_in(
+                getattr(model, self._method)(*args, **kwargs), inputs, {self._vocabulary}
+            )
             if logits is None:
                 raise ValueError(found)
             targets[[number >= whole for number in numbers]] = -1
@@ -695,7 +660,10 @@ class Observer:
     @contextmanager
     def _undisturbed(self, model: nn.Module) -> Iterator[None]:
         """Inside: eval mode, fp32, no compiled code. Afterwards flags, buffers and random states are as before."""
-        flags = [(part, part.training) for part in model.modules()]
+        # The second is torch's note on sending buffers to other ranks, which a forward without gradients changes.
+        names = ("training", "require_forward_param_sync")
+        parts = list(model.modules())
+        flags = [(part, name, getattr(part, name)) for part in parts for name in names if hasattr(part, name)]
         buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
         precision, stance = torch.get_float32_matmul_precision(), getattr(torch.compiler, "set_stance", None)
         if stance is None and any(seen.is_compiled(part) for part in model.modules()):
@@ -703,27 +671,26 @@ class Observer:
         numpy_random = getattr(sys.modules.get("numpy"), "random", None)
         numpy_state = numpy_random.get_state() if numpy_random is not None else None
         python_state = random.getstate()
-        devices = [torch.cuda.current_device()] if self._moments.cuda else []
-        self._evaluating = True
         with ExitStack() as stack:
-            stack.enter_context(torch.random.fork_rng(devices))
+            stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if self._moments.cuda else []))
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.autocast(self._device.type, enabled=False))
             stack.enter_context(_autocast_off())
             if stance is not None:
                 stack.enter_context(stance("force_eager"))
             try:
+                self._evaluating = True
                 torch.set_float32_matmul_precision("highest")
-                for part, _ in flags:
-                    part.training = False
+                for part, name, _ in flags:
+                    setattr(part, name, False)
                 yield
             finally:
                 self._evaluating = False
                 torch.set_float32_matmul_precision(precision)
-                for part, was in flags:
-                    part.training = was
-                for buffer, before in buffers:
-                    buffer.copy_(before)
+                for part, name, was in flags:
+                    setattr(part, name, was)
+                for buffer, contents in buffers:
+                    buffer.copy_(contents)
                 random.setstate(python_state)
                 if numpy_random is not None:
                     numpy_random.set_state(numpy_state)

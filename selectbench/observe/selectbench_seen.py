@@ -150,6 +150,7 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 _TOKENS = ("input_ids", "tokens", "token_ids", "idx", "ids", "inputs", "input", "x", "src")
 _LABELS = ("labels", "targets", "target", "label", "y")
 _MASKS = ("attention_mask", "mask", "padding_mask")
+_PRODUCTS = {f"{name}Backward0" for name in ("Addmm", "Mm", "Bmm", "Baddbmm", "Linear", "MkldnnLinear")}
 
 
 class Roles(NamedTuple):
@@ -285,7 +286,7 @@ def _graph(tensor: Tensor) -> Iterator[Any]:
     """The nodes that a tensor was computed by, nearest first, of which the first few."""
     nodes: list[Any] = [tensor.grad_fn]
     for node in nodes:
-        if node is not None and len(nodes) < 64:
+        if node is not None and len(nodes) < 256:
             yield node
             nodes += [inner for inner, _ in node.next_functions]
 
@@ -300,11 +301,13 @@ def targets_behind(loss: Tensor, shape: torch.Size) -> Tensor | None:
     return None
 
 
-def saved_dtypes(output: Any) -> set[torch.dtype]:
-    """Of the matrices that compiled code keeps for the backward pass; empty where there is none."""
-    tensors = [leaf for leaf in leaves(output) if isinstance(leaf, Tensor)]
-    compiled = [node for t in tensors for node in _graph(t) if type(node).__name__ == "CompiledFunctionBackward"]
-    return {t.dtype for node in compiled for t in node.saved_tensors if t.is_floating_point() and t.dim() > 1}
+def product_dtypes(output: Any) -> set[torch.dtype]:
+    """Of the matrix products behind an output, or of what compiled code keeps for backward; halves if any."""
+    nodes = [node for leaf in leaves(output) if isinstance(leaf, Tensor) for node in _graph(leaf)]
+    found = {node._input_metadata[0].dtype for node in nodes if type(node).__name__ in _PRODUCTS}
+    compiled = [node for node in nodes if type(node).__name__ == "CompiledFunctionBackward"]
+    found |= {t.dtype for node in compiled for t in node.saved_tensors if t.is_floating_point() and t.dim() > 1}
+    return {dtype for dtype in found if dtype.itemsize < 4} or found
 
 
 def gradient_norm(gradients: list[Tensor]) -> float:

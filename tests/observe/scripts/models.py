@@ -53,6 +53,17 @@ class Past(nn.Module):
         return self.core(tokens) + self.bias
 
 
+def gpt2(dropout: float = 0.0):
+    """A small transformers model."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=2,
+        resid_pdrop=dropout, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config)
+
+
 def rows(count: int, seed: int = 1) -> torch.Tensor:
     """[count, LENGTH + 1]"""
     return torch.randint(0, VOCABULARY, (count, LENGTH + 1), generator=torch.Generator().manual_seed(seed))

@@ -9,7 +9,7 @@ import os
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
-from models import LENGTH, VOCABULARY, Core, Past, WithTargets, contents, rows
+from models import LENGTH, VOCABULARY, Core, Past, WithTargets, contents, gpt2, rows
 
 parser = argparse.ArgumentParser()
 parser.add_argument("--style", default="targets")
@@ -46,16 +46,7 @@ if world > 1:
     dist.init_process_group("gloo")
 torch.manual_seed(a.seed)
 kinds = {"targets": WithTargets, "bare": Core, "past": Past}
-if a.style == "hf":
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    config = GPT2Config(
-        vocab_size=VOCABULARY, n_positions=64, n_embd=32, n_layer=2, n_head=2,
-        resid_pdrop=a.dropout, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False,
-    )  # fmt: skip
-    core = GPT2LMHeadModel(config)
-else:
-    core = kinds[a.style](dropout=a.dropout)
+core = gpt2(a.dropout) if a.style == "hf" else kinds[a.style](dropout=a.dropout)
 model = core
 if a.compile == "model":
     model = torch.compile(model, backend=a.backend)
@@ -159,7 +150,7 @@ def train() -> None:
             scaler.update()
         for schedule in schedules if a.decay else []:
             schedule.step()
-        print(f"rank {rank} step {number + 1} loss {float(total)!r}", flush=True)
+        print(f"rank {rank} step {number + 1} loss {float(total)!r}\n", end="", flush=True)
         if a.validate and (number + 1) % a.validate == 0:
             model.eval()
             with torch.no_grad():
@@ -177,8 +168,8 @@ while True:
         if not a.swallow:
             raise
         print("swallowed", flush=True)
-print("weights", contents(core))
+print(f"weights {contents(core)}\n", end="")
 if a.compile:
-    print("graphs", torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    print(f"graphs {torch._dynamo.utils.counters['stats']['unique_graphs']}\n", end="")
 if world > 1:
     dist.destroy_process_group()
