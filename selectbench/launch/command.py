@@ -59,8 +59,8 @@ def _read_ids(held_out: HeldOut) -> np.ndarray:
     path = Path(held_out.heldout or "")
     try:
         found = np.load(path, allow_pickle=False, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"job.eval.heldout: {path}: is no .npy file of numbers: {error}") from None
+    except (OSError, ValueError, EOFError):
+        raise UserError(f"job.eval.heldout: {path}: is no .npy file of numbers, as numpy.save writes it") from None
     if not isinstance(found, np.ndarray) or found.dtype.kind not in "iu" or found.size < 3:
         kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
         raise UserError(f"job.eval.heldout: {path}: expected an array of token ids, found {kind}")

@@ -171,9 +171,9 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         if suite.device == "cpu":  # before the data: to prepare them takes all cores, too
             claim = undo.enter_context(claim_cores(wait=request.wait, notify=notify))
         prepared: dict[str, Prepared] = {}
-        facts = None if suite.command is None else command_facts(suite)
-        if suite.command is None:
-            with data_problems_placed(request, suite):
+        with data_problems_placed(request, suite):
+            facts = None if suite.command is None else command_facts(suite)
+            if suite.command is None:
                 prepared = prepare_data(suite, notify)
                 for model in unfetched(suite):
                     fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
@@ -539,7 +539,8 @@ def _command_preview(request: Request, suite: Suite, machine: Machine, notes: li
         idle, busy = idle_now(request.gpus, gpu_need(suite, machine))
         notes += busy
         machine = machine.on(idle)
-    plan = make_plan(suite, machine, None, code_sha256(), command_facts(suite))
+    with data_problems_placed(request, suite):
+        plan = make_plan(suite, machine, None, code_sha256(), command_facts(suite))
     return _outlook(request, Planned(machine, None, plan), notes)
 
 

@@ -18,10 +18,12 @@ from selectbench.settings import WrongValueError
 from selectbench.suite.command import (
     CERTIFIED,
     GIVEN,
+    RESERVED,
     CommandChoices,
     CommandJob,
     HeldOut,
     missing,
+    names_in,
     program_problem,
 )
 from selectbench.suite.document import Node, Problems, plain
@@ -224,6 +226,10 @@ def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str])
 # What a training command asks of a suite: values for its placeholders, files that are there.
 
 
+UNUSED = {"args": {"args"}, MICRO_BATCH_SIZE: {MICRO_BATCH_SIZE, "gradient_accumulation_steps"}}
+"""Reserved keys of an option that do nothing unless the command has one of these placeholders."""
+
+
 def check_command(
     content: CommandSuiteFile, rows: Sequence[tuple[Row, CommandChoices]], document: Node, problems: Problems, *,
     require_files: bool,
@@ -234,15 +240,20 @@ def check_command(
     if "seed" not in job.names and len(content.seeds) > 1:
         wrong = "has no {seed}, so that every seed would run the same trial: add it, as in `--seed {seed}`"
         problems.at(node, wrong)
+    if job.stops_after > job.max_steps:
+        problems.at(document.at(["job", "stop"]), f"is after max_steps {job.max_steps}, where the script ends")
     for key in ("best_of", "code", "save"):
         if key in document.mapping and document.mapping[key].value not in ([], "none"):
             problems.at(document.mapping[key], "is for jobs that selectbench builds itself, not for a command")
     for row, choices in rows:
         for key in choices.values.keys() - set(known):
-            told = "it is given by selectbench" if key in GIVEN else "the command has no such placeholder"
-            wrong_key = row.choices.at([key])
-            where = wrong_key.key_place or wrong_key.place
-            problems.add(where, wrong_key.path, f"{told}{did_you_mean(key, known)}")
+            hint = did_you_mean(key, known) or f": write {{{key}}} into job.command, or arguments into `args`"
+            told = "it is given by selectbench" if key in GIVEN else f"the command has no such placeholder{hint}"
+            _at_key(row.choices.at([key]), told, problems)
+        for key in [key for key in UNUSED if getattr(choices, key) and not UNUSED[key] & set(job.names)]:
+            _at_key(row.choices.at([key]), f"changes nothing: the command has no {{{key}}}", problems)
+        if unfilled := set(names_in([choices.args])) & {*known, *GIVEN}:
+            problems.at(row.choices.at(["args"]), f"{{{min(unfilled)}}} is filled in in job.command alone")
         for name in missing(job, choices):
             told = f"the placeholder {{{name}}} has no value"
             near = did_you_mean(name, sorted(choices.values.keys() - set(known)))
@@ -264,6 +275,10 @@ def check_command(
         _check_command_files(job, rows, document, problems)
 
 
+def _at_key(node: Node, told: str, problems: Problems) -> None:
+    problems.add(node.key_place or node.place, node.path, told)
+
+
 def _check_command_tune(
     content: CommandSuiteFile, rows: Sequence[CommandChoices], document: Node, problems: Problems
 ) -> None:
@@ -271,12 +286,12 @@ def _check_command_tune(
     assert tune is not None
     _check_seed("tune", tune.seed, content, document, problems)
     _check_quality(tune, content.job, node, problems)
+    known = [name for name in dimensions(document) if name not in RESERVED]
     for path, within in tune.parameters.items():
         parameter = node.at(["parameters", path])
         values = [choices.values.get(path) for choices in rows]
-        if path not in dimensions(document):
-            hint = did_you_mean(path, dimensions(document))
-            problems.add(parameter.key_place or parameter.place, parameter.path, f"is no placeholder{hint}")
+        if path not in known:
+            _at_key(parameter, f"is no placeholder{did_you_mean(path.rpartition('.')[2], known)}", problems)
         elif not within.log and not within.linear:
             problems.at(parameter, f"no range is known for {path}: give one, such as {{log: [1e-4, 1e-2]}}")
         elif any(isinstance(value, bool | str) for value in values):

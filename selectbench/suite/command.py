@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from selectbench.choices import AnyChoices, execution
 from selectbench.errors import did_you_mean
@@ -32,7 +32,19 @@ CERTIFIED = (
 )  # fmt: skip
 """Fields of `record.Identity` that are observed of a command, which `may_change` can name."""
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_SHELLS_OWN = re.compile(r"^(&&|\|\|?|;|&|<|\d?>.*)$|\$[A-Za-z_(]\w*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def _can_be_set(environment: dict[str, str]) -> dict[str, str]:
+    for name, value in environment.items():
+        if not name or "=" in name:
+            raise ValueError(f"{quoted(name)} is no name of a variable")
+        list(placeholders(value))
+    return environment
+
+
+Variables = Annotated[dict[str, str], AfterValidator(_can_be_set)]
 
 
 class HeldOut(Strict):
@@ -73,7 +85,7 @@ class CommandJob(Strict):
     into words without a shell; a value is one word, only `args` is split; `{{` is a brace."""
     directory: str
     """Where it runs, relative to the suite; the suite's own folder where not given."""
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: Variables = Field(default_factory=dict)
     """Variables of its environment, over those of selectbench's own; placeholders are filled in."""
     max_steps: Steps
     """Optimizer steps: where the script's own schedule ends, `{max_steps}` in the command."""
@@ -90,20 +102,13 @@ class CommandJob(Strict):
     @field_validator("command")
     @classmethod
     def _parses(cls, command: str) -> str:
-        for word in words(command):
+        for word in (split := words(command)):
+            if Path(split[0]).name not in ("sh", "bash", "zsh") and (said := _SHELLS_OWN.search(word)):
+                raise ValueError(f"no shell reads {quoted(said[0])}: write bash -c '...', or a script")
             for name in placeholders(word):
                 if name == "args" and word != "{args}":
                     raise ValueError("`{args}` is a word of its own, since it is split into words")
         return command
-
-    @field_validator("environment")
-    @classmethod
-    def _can_be_set(cls, environment: dict[str, str]) -> dict[str, str]:
-        for name, value in environment.items():
-            if not name or "=" in name:
-                raise WrongValueError(name, f"{quoted(name)} is no name of a variable")
-            list(placeholders(value))
-        return environment
 
     @property
     def stops_after(self) -> int:
@@ -162,11 +167,17 @@ def _requirement(text: str) -> str:
     return text
 
 
+def _one_word(value: object) -> object:
+    if not isinstance(value, Scalar) or (isinstance(value, float) and not abs(value) < float("inf")):
+        raise ValueError("the value of a placeholder is text, a number, true or false")
+    return value
+
+
 class CommandChoices(AnyChoices):
     """What an option of a command sets: values of placeholders, by their names, and what stands here."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
-    __pydantic_extra__: dict[str, Scalar] = Field(init=False)
+    __pydantic_extra__: dict[str, Annotated[Scalar, BeforeValidator(_one_word)]] = Field(init=False)
 
     args: str = ""
     """Words of the command in place of `{args}`, split as a shell splits them."""
@@ -175,7 +186,7 @@ class CommandChoices(AnyChoices):
     micro_batch_size: Annotated[int, Field(ge=1, le=1 << 22)] | None = None
     """Rows per forward pass and rank, `{micro_batch_size}`; with `job.global_batch_size` it decides
     `{gradient_accumulation_steps}`."""
-    environment: dict[str, str] = Field(default_factory=dict)
+    environment: Variables = Field(default_factory=dict)
     """Variables of the option's environment, over the job's."""
     may_change: list[str] = Field(default_factory=list)
     """Fields of the certificate that the option is meant to change, such as `compute_dtype`; a difference in any
@@ -267,7 +278,7 @@ def given_values(job: CommandJob, choices: CommandChoices, seed: int, ranks: int
 def missing(job: CommandJob, choices: CommandChoices) -> list[str]:
     """Placeholders without a value."""
     known = {"args", *given_values(job, choices, 0, 1)}
-    return [name for name in job.names if name not in known]
+    return [name for name in {*job.names, *names_in(choices.environment.values())} if name not in known]
 
 
 def arguments(job: CommandJob, choices: CommandChoices, seed: int, ranks: int) -> list[str]:
@@ -309,6 +320,8 @@ def program_problem(job: CommandJob, choices: CommandChoices, path: str) -> str 
         return None if shutil.which(str(file)) else f"{file} is not there, or not executable"
     if shutil.which(first, path=search):
         return None
+    if "=" in first or first == "cd":
+        return f"{quoted(first)} is for a shell: give job.{'environment' if '=' in first else 'directory'} instead"
     near = did_you_mean(first, ["python", "python3", "torchrun", "accelerate", "deepspeed", "litgpt", "trl"])
     return f"{quoted(first)} is not found on PATH{near}: name the program as it is typed in a terminal"
 

@@ -132,8 +132,8 @@ def _values(path: str, node: Node, known: Sequence[str], problems: Problems) -> 
     """The axis's values with their labels; none where something is wrong with it. `known`: dimensions."""
     keys, place = path.split("."), node.key_place or node.place
     if keys[0] not in known or not all(keys):
-        hint = did_you_mean(keys[0], known) or (one_of_these(meant_settings(path)) if known == DIMENSIONS else "")
-        hint = hint or f" (known: {', '.join(known)})"
+        near = one_of_these(meant_settings(path)) if known == DIMENSIONS else did_you_mean(keys[-1], known)
+        hint = did_you_mean(keys[0], known) or near or f" (known: {', '.join(known)})"
         problems.add(place, node.path, f"unknown dimension {quoted(keys[0])}{hint}")
         return []
     items = [plain(item) for item in node.items]
@@ -152,7 +152,7 @@ def _values(path: str, node: Node, known: Sequence[str], problems: Problems) -> 
 def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
     """`adamw`, `adamw lr=0.001` where a sibling has the same name, `micro_batch_size=4`, `lr=0.001`."""
     if not isinstance(value, dict):
-        says_enough = isinstance(value, str) and len(keys) == 1 and keys[0] not in SAY_DIMENSION
+        says_enough = isinstance(value, str) and value and len(keys) == 1 and keys[0] not in SAY_DIMENSION
         return str(value) if says_enough else f"{keys[-1]}={_text(value)}"
     name = value.get("name")
     head = keys[-1] if name is None else f"{keys[0]}={name}" if keys[0] in SAY_DIMENSION else str(name)
@@ -166,7 +166,7 @@ def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
 
 
 def _text(value: Any) -> str:
-    return show(value) if value is None or isinstance(value, bool) else str(value)
+    return show(value) if value in (None, "") or isinstance(value, bool) else str(value)
 
 
 def excluded(

@@ -211,9 +211,7 @@ def json_schema() -> Schema:
     }  # fmt: skip
     built = _of_kind(top, definitions, "Profile", "Choices", "SharedChoices", axes)
     any_axes = _mapping_of(_list_or_labelled({}))
-    command = _of_kind(
-        of_command, definitions, "CommandProfile", "CommandChoices", "CommandChoices", any_axes
-    )  # fmt: skip
+    command = _of_kind(of_command, definitions, "CommandProfile", "CommandChoices", "CommandChoices", any_axes)
     top["properties"] |= {key: {"description": shape["description"]} for key, shape in built.items()}
     is_command = {"properties": {"job": {"required": ["command"]}}, "required": ["job"]}
     by_job = {"if": is_command, "then": {"properties": command}, "else": {"properties": built}}

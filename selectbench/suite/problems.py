@@ -85,7 +85,7 @@ def _is_echo(detail: Any) -> bool:
         return not is_text
     if "scores" in detail["loc"][:-1]:
         return is_own(detail["input"]) != bool(detail["type"] == "string_pattern_mismatch")
-    return is_text and branch in ("Eval", "constrained-int", "int")
+    return is_text and (branch in ("Eval", "constrained-int", "int") or "HeldOut" in str(branch))
 
 
 def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) -> None:
@@ -199,7 +199,7 @@ def _key_hint(path: str, key: str, known: Sequence[str]) -> str:
         return ": write " + " and ".join(f"`{name}`" for name in known if name.startswith("beta"))
     if said := SAID_OTHERWISE.get(f"{here}.{key}") or SAID_OTHERWISE.get(key):
         return f": {said}"
-    for elsewhere in synonyms(key, list(_homes())):
+    for elsewhere in synonyms(key, list(_homes())) if "command" not in known else ():
         homes = [home for home in _homes()[elsewhere] if home.rpartition(".")[2] != here]
         if 0 < len(homes) <= _FEW:
             return f": write `{elsewhere}` under {_either(homes)}"

@@ -630,6 +630,22 @@ EVERYTHING = {
     "name": "mine", "question": "which?", "device": "cpu", "control": True, "quick": False, "profile": None,
     "meters": {"settle_seconds": 1.0},
 }  # fmt: skip
+EVERY_COMMAND = {
+    "name": "mine", "baseline": "a", "seeds": [1, 2], "control": False,
+    "job": {
+        "command": "python train.py --seed {seed} --lr {lr} --n {gradient_accumulation_steps} {args}",
+        "directory": ".", "environment": {"A": "{lr}"}, "max_steps": 60, "stop": 50, "global_batch_size": 8,
+        "timing": {"warmup_steps": 10}, "eval": {"heldout": "heldout.npy", "tokens": 64, "seq_len": 8},
+    },
+    "choices": {"lr": 1e-3, "micro_batch_size": 2},
+    "options": {
+        "a": {"args": ""},
+        "b": {"args": "--x 'y'", "may_change": ["dropout"], "environment": {"B": "{seed}"}, "world_size": 2},
+    },
+    "tune": {"parameters": {"lr": {"log": [1e-4, 1e-2], "n": 3}}, "seed": 9},
+    "screen": ["tokens_per_second >= 0.5x baseline"],
+    "profiles": {"cpu": {"choices": {"lr": 2e-3}}, "cuda": {"options": {"b": {"args": "--z"}}}},
+}  # fmt: skip
 ODD = [None, {}, [], [[]], [{}], {"a": {}}, "", " ", "auto", "none", "x:y", True, -1, 0, 1.5, 1e308, 10**30]
 
 
@@ -642,8 +658,10 @@ def below(value: object) -> Iterator[tuple[object, str | int]]:
 
 
 @pytest.mark.parametrize("start", range(4))
-def test_whatever_stands_in_a_suite_it_loads_or_is_told(start, tmp_path):
-    suite = copy.deepcopy(EVERYTHING)
+@pytest.mark.parametrize("everything", [EVERYTHING, EVERY_COMMAND], ids=["built", "command"])
+def test_whatever_stands_in_a_suite_it_loads_or_is_told(everything, start, tmp_path):
+    suite = copy.deepcopy(everything)
+    (tmp_path / "heldout.npy").touch()
     assert lines_of(write(tmp_path, json.dumps(suite))) == []
     places = list(below(suite))
     drawn = random.Random(start)
