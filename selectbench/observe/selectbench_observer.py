@@ -157,7 +157,7 @@ class Observer:
         """What a hook returns; None where it fails, or where the observer has failed before."""
         if self.passive:
             return None
-        before = time.thread_time()
+        before = time.perf_counter()
         try:
             return hook(*args, **kwargs)
         except Exception as error:
@@ -165,7 +165,7 @@ class Observer:
             self._give_up(getattr(hook, "__name__", str(hook)), error)
             return None
         finally:
-            self._own_seconds += time.thread_time() - before - self._aside_seconds
+            self._own_seconds += time.perf_counter() - before - self._aside_seconds
             self._aside_seconds = 0.0
 
     def _give_up(self, where: str, error: Exception) -> None:
@@ -569,7 +569,7 @@ class Observer:
         self._file.flush()
 
     def _describe_model(self, module: nn.Module) -> None:
-        parameters, began = list(module.parameters()), time.thread_time()
+        parameters, began = list(module.parameters()), time.perf_counter()
         self._device = device = parameters[0].device
         (exact, rounded), (name, strategy) = seen.weight_digests(module), seen.name_and_strategy(module)
         gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
@@ -588,7 +588,7 @@ class Observer:
         if self._moments.cuda:
             self._peaks_before = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
             self._retries_before = torch.cuda.memory_stats().get("num_alloc_retries", 0)
-        self._aside_seconds += time.thread_time() - began
+        self._aside_seconds += time.perf_counter() - began
 
     def _read_peaks(self, *args: Any, **kwargs: Any) -> None:
         if self._file is not None:
@@ -610,7 +610,7 @@ class Observer:
         self._end.update(zip(names, peaks), peak_pss_growth_bytes=growth)
 
     def _evaluate(self) -> None:
-        began, spent, model = time.perf_counter(), time.thread_time(), self._model()
+        began, model = time.perf_counter(), self._model()
         own, loss, found = self._own_loss.value(), self._first["loss"], self._first["logits"]
         try:
             if own is None or model is None:
@@ -623,7 +623,7 @@ class Observer:
             result: dict[str, Any] = {"loss_sum": total, "tokens": tokens, "seconds": time.perf_counter() - began}
         except Exception as error:
             result = {"problem": str(error)[:2000] if isinstance(error, ValueError) else repr(error)[:2000]}
-        self._aside_seconds += time.thread_time() - spent
+        self._aside_seconds += time.perf_counter() - began
         self._write("evaluation", step=self._steps, **result)
 
     def _held_out_loss(self, model: nn.Module) -> tuple[float, int]:
