@@ -382,6 +382,10 @@ def schema() -> None:
 def init(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")] = Path("suite.yaml"),
     source: Annotated[str | None, typer.Option("--from", metavar="NAME", help="A shipped suite.")] = None,
+    command: Annotated[
+        str | None,
+        typer.Option("--from-command", metavar="COMMAND", help="Run this training a few steps, and compare it."),
+    ] = None,
 ) -> None:
     """Write a commented suite to start from; an existing file is left alone."""
     import shutil
@@ -389,7 +393,15 @@ def init(
     from selectbench.errors import UserError
     from selectbench.suite.load import scripts_of, template
 
-    text = template(source).replace("suite.yaml", path.name)
+    if path.exists():
+        raise UserError(f"{path}: exists already; name another file")
+    if not path.parent.is_dir():
+        raise UserError(f"{path}: there is no folder {path.parent}")
+    if command is not None and source is not None:
+        raise UserError("--from copies a shipped suite and --from-command makes one: leave one of them out")
+    text = (template(source) if command is None else _observed_suite(command, path)).replace(
+        "suite.yaml", path.name
+    )
     try:
         with path.open("x", encoding="utf-8", newline="\n") as stream:
             stream.write(text)
@@ -401,3 +413,12 @@ def init(
     except OSError as error:
         raise UserError(f"{path}: cannot write: {error.strerror}") from None
     typer.echo(f"{path} written; next: selectbench plan {path}")
+
+
+def _observed_suite(command: str, path: Path) -> str:
+    from selectbench.launch.from_command import observe, seen_lines, suite_text
+    from selectbench.report.terminal import observed_table
+
+    seen = observe(command, _notify)
+    _stdout().print(observed_table(seen_lines(seen)))
+    return suite_text(command, seen, path.absolute().parent)

@@ -484,6 +484,14 @@ def calibration_table(calibrations: Sequence[tuple[Calibration, bool]]) -> RichT
     return rates
 
 
+def observed_table(lines: Sequence[tuple[str, str]]) -> RichTable:
+    """What was seen of a training command, name and words."""
+    seen = RichTable(title="Seen of the command", title_justify="left", box=None, pad_edge=False, show_header=False)
+    for name, told in lines:
+        seen.add_row(Text(name), Text(one_line(told)))
+    return seen
+
+
 # Runs against each other: `compare` with every change, `gate` with its verdict.
 
 
