@@ -170,8 +170,8 @@ def suite_text(command: str, seen: Observed, folder: Path) -> str:
     if flag:
         text = text[: flag.start()] + text[flag.end() :]
     if seed is None and "{seed}" not in text:
-        needs += ["Each trial needs a seed of its own: write {seed} where the script takes it, as in --seed",
-                  "{seed}; until then `plan` refuses more than one of the seeds below."]  # fmt: skip
+        needs += ["Each trial needs a seed of its own: write {seed} where the script takes it, such as",
+                  "--seed {seed}; until then `plan` refuses more than one of the seeds below."]  # fmt: skip
     steps = int(said_steps or UNKNOWN_STEPS)
     second = seen.finished.measurement.step_time_median_seconds or 0.0
     some = max(3 * WARMUP_STEPS, 10 * ceil(SHOWN_SECONDS / second / 10)) if second else steps
@@ -194,7 +194,7 @@ def suite_text(command: str, seen: Observed, folder: Path) -> str:
 def _with_placeholder(text: str, name: str, called: str, needs: list[str]) -> tuple[str, str | None]:
     """The command with the placeholder where the value stood, or after an option that its script names."""
     text, said = _replaced(text, called, name)
-    if said is None and (found := _named_by_script(text, called)) is not None:
+    if said is None and (found := _named_by_script(text, called, name)) is not None:
         needs.append(f"{found[0]} names {found[1]}, which was added.")
         text += f" {found[1]} {{{name}}}"
     return text, said
@@ -207,10 +207,12 @@ def _replaced(command: str, called: str, name: str) -> tuple[str, str | None]:
     return re.sub(pattern, rf"\1{{{name}}}", command), said[-1] if said else None
 
 
-def _named_by_script(command: str, called: str) -> tuple[str, str] | None:
+def _named_by_script(command: str, called: str, name: str) -> tuple[str, str] | None:
     """The first script among the command's words that has such an option in quotes, and the option."""
     for file in (Path(word) for word in words(command) if word.endswith(".py")):
         text = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
         if found := re.search(rf"""["'](--(?:{called}))["']""", text):
             return str(file), found[1]
+        if "HfArgumentParser" in text:  # which has TrainingArguments' options
+            return str(file), f"--{name}"
     return None
