@@ -57,3 +57,10 @@ def test_what_the_pages_show_is_a_suite(tmp_path: Path, key: str) -> None:
     if key == "decide:":
         assert found.decide.constraints[1] == "peak_memory_bytes <= 80 GiB"
         assert found.gate == ["tokens_per_second >= 0.97x reference"]
+
+
+def test_the_readme_has_the_line_that_ci_runs():
+    """As `.ci/run` looks for it."""
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if re.match(r"^pip install .*&& pytest", line)]
+    assert f"    {line}" in (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
