@@ -19,6 +19,8 @@ TOGETHER = 4
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
     """All tests together run in several processes, file by file; a part of them, and the slow ones, in one."""
+    if hasattr(config, "workerinput"):  # this is one of the several
+        return
     given = config.option
     is_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS and given.markexpr == NEITHER_SLOW_NOR_LONG
     is_seen = given.usepdb or given.capture == "no" or given.benchmark_only
