@@ -18,6 +18,7 @@ from selectbench.analysis.watched import (
     UNTRIED,
     changed_files,
     contradictions,
+    is_unscored,
     left_unseen,
     not_as_asked,
     of_the_text,
@@ -431,6 +432,8 @@ def _examine(
         if statuses.get(name) == "violation":
             del statuses[name]
             into.conventions[name] = convention
+    if any(map(is_unscored, (summary.completed[seed], reference.completed[seed]))):
+        statuses |= dict.fromkeys(RUN_WIDE & statuses.keys(), "not_verified")
     if is_own(ours.framework) or is_own(theirs.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
         if all(saw_its_tokens(record) for record in (summary.completed[seed], reference.completed[seed])):

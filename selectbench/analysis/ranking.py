@@ -67,7 +67,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     doubts = [
         *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
         *unscreened(suite, records),
-        *script_warnings(suite, records, by_name[suite.baseline]),
+        *script_warnings(suite, records, summaries),
         *disturbances(suite, records, contest, summaries, comparable),
         *gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *learning_warnings(suite, summaries), *plausibility_warnings(suite, summaries),

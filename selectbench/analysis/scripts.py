@@ -8,6 +8,7 @@ from selectbench import units
 from selectbench.analysis.summary import Summary
 from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import last_attempts
+from selectbench.suite.command import CommandChoices
 from selectbench.suite.suite import Suite
 
 LOSS_REPEATS = 1e-5
@@ -47,8 +48,8 @@ def first_difference(suite: Suite, records: Sequence[Record]) -> str | None:
     return None
 
 
-def script_warnings(suite: Suite, records: Sequence[Record], baseline: Summary) -> list[str]:
-    """That the job does not repeat, and that seeds change less than they should; nothing of jobs built here."""
+def script_warnings(suite: Suite, records: Sequence[Record], summaries: Sequence[Summary]) -> list[str]:
+    """That the job does not repeat, and that seeds or options change less than they should; of scripts alone."""
     if suite.command is None:
         return []
     lines = []
@@ -57,9 +58,24 @@ def script_warnings(suite: Suite, records: Sequence[Record], baseline: Summary) 
             f"the job does not repeat: started twice with seed {suite.seeds[0]}, {where}; differences between "
             "options may be such chance (does the script seed torch, its data order and its workers?)"
         )
-    elif None in repeat_of(suite, records) and not suite.quick:
+    elif not suite.quick and repeat_of(suite, records)[0] is None:
         lines.append("whether the job repeats is not known: a trial of the check did not complete")
-    return [*lines, *_alike_seeds(baseline)]
+    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
+    return [*lines, *_without_effect(summaries, baseline), *_alike_seeds(baseline)]
+
+
+def _without_effect(summaries: Sequence[Summary], baseline: Summary) -> Iterator[str]:
+    """Changes that an option declares and no seed shows."""
+    for summary in summaries:
+        choices = summary.option.choices
+        declared = choices.may_change if isinstance(choices, CommandChoices) and summary is not baseline else []
+        pairs = [
+            (ours, theirs) for seed, record in summary.completed.items() if seed in baseline.completed
+            if (ours := record.identity) is not None and (theirs := baseline.completed[seed].identity) is not None
+        ]  # fmt: skip
+        if pairs and declared and all(getattr(a, name) == getattr(b, name) for a, b in pairs for name in declared):
+            told = f"declares {', '.join(declared)}, and is as the baseline {baseline.name} in it"
+            yield f"{summary.name}: {told}: did its arguments reach the script?"
 
 
 def repeats_in_answer(suite: Suite, records: Sequence[Record]) -> str:

@@ -180,13 +180,20 @@ def contradictions(record: Record, tokens_per_step: int | None) -> Iterator[str]
             yield f"{what} {told}, {beside} {other}"
 
 
+def is_unscored(record: Record) -> bool:
+    """Whether a script's held-out tokens could not be scored: of its evaluation set nothing is known."""
+    return record.script is not None and "final_loss" in record.script.not_seen
+
+
 def of_the_text(record: Record) -> dict[str, object]:
     """What every trial with the same tokenizer has alike, as far as it tells: the evaluation set and its size."""
     assert isinstance(record.outcome, Completed)
     m = record.outcome.measurement
     names = ("heldout_tokens", "heldout_bytes", "source_loss")
     found = {name: value for name in names if (value := getattr(m, name)) is not None}
-    of_set = {"evaluation_set_sha256": record.identity.evaluation_set_sha256} if record.identity else {}
+    of_set: dict[str, object] = {}
+    if record.identity is not None and not is_unscored(record):
+        of_set = {"evaluation_set_sha256": record.identity.evaluation_set_sha256}
     return {**of_set, **found}
 
 

@@ -23,7 +23,7 @@ from selectbench.suite.suite import Suite
 
 MOST_SCRIPTS = 5000
 """Files of a command's folder whose content names a run; of a folder with more nobody can tell."""
-_SCRIPTS = (".py", ".sh", ".yaml", ".yml", ".toml", ".json", ".cfg")
+_SCRIPTS = (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg")
 _MOST_BYTES = 1 << 20
 
 

@@ -101,8 +101,7 @@ class Planned:
     def of(self, suite: Suite) -> Self:
         """What another suite comes to here: a stage's, of candidates, or one with fewer rounds."""
         prepared = self.prepared and {o.name: self.prepared[o.tunes or o.name] for o in suite.options}
-        facts = None if suite.command is None else command_facts(suite)
-        plan = make_plan(suite, self.machine, prepared, code_sha256(), facts)
+        plan = make_plan(suite, self.machine, prepared, code_sha256(), self.plan.command_facts)
         return replace(self, prepared=prepared, plan=plan)
 
 

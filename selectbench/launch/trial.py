@@ -374,8 +374,10 @@ def _crashed(prefix: str, known: str, status: int | None, log: Path) -> Failed:
     # A library's C++ code may end the process with the last words that memory is short. Where an exception was
     # raised, the worker has judged it, and that the process ended with status 1 is no news.
     lacks_memory = status in (1, -signal.SIGABRT) and not raised and says_out_of_memory(tail)
-    ending = "" if raised and status == 1 else _ending(status)
-    heads = dict.fromkeys(filter(None, [OUR_MODULES.sub("", raised), known, ending]))
+    is_command = known.startswith("the command ")  # which says how it ended
+    last = tail.splitlines()[-1].strip() if is_command and tail and not raised else ""
+    ending = "" if is_command or (raised and status == 1) else _ending(status)
+    heads = dict.fromkeys(filter(None, [OUR_MODULES.sub("", raised) or last, known, ending]))
     detail = prefix + f"{'; '.join(heads)}\n{tail}".strip()
     return Failed(kind="oom" if lacks_memory else "crashed", detail=detail)
 

@@ -493,6 +493,7 @@ class Observer:
                 rows=int(step.rows) if known else None, tokens=int(step.tokens) if known else None,
                 token_digest=f"{int(step.digest) & ((1 << 64) - 1):016x}" if known else None,
                 rates=[_finite(float(rate)) for rate in step.rates], loss=_finite(step.loss),
+                is_finite=step.loss is None or math.isfinite(step.loss),
                 gradient_norm=step.gradient_norm, skipped=bool(step.skipped),
                 pause_seconds=max(0.0, ended - began - usual) if step.pause else 0.0,
             )  # fmt: skip
@@ -503,6 +504,7 @@ class Observer:
         self._first.update(
             optimizers=[seen.optimizer_name(optimizer) for optimizer in trained],
             parameter_groups=sum(len(optimizer.param_groups) for optimizer in trained), compute_dtype=compute,
+            optimizer_settings=seen.optimizer_settings(trained),
             optimizer_state_dtype=sorted({seen.dtype_name([t.dtype]) for t in states if t.numel() > 1}),
             own_loss=_finite(self._own_loss.value()),
             loss_convention=self._own_loss.convention(step.loss, 1e-4 if compute == "float32" else 5e-3),

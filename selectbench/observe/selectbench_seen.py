@@ -104,6 +104,19 @@ def optimizer_name(optimizer: torch.optim.Optimizer) -> str:
     return type(optimizer).__name__ + (f"({'+'.join(sorted(kinds))})" if states_it else "")
 
 
+def optimizer_settings(optimizers: Iterable[torch.optim.Optimizer]) -> list[str]:
+    """Numbers of the parameter groups besides the rate, each once: `betas 0.9, 0.95`, `weight_decay 0, 0.1`."""
+    found: dict[str, set[float]] = {}
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        for name, value in group.items() if group["params"] else ():
+            values = value if isinstance(value, tuple | list) else [value]
+            if name not in ("params", "lr", "initial_lr") and all(type(v) in (int, float) for v in values):
+                found.setdefault(name, set()).update(map(float, values))
+    return [
+        f"{name} {', '.join(f'{v:g}' for v in sorted(values))}" for name, values in sorted(found.items()) if values
+    ]
+
+
 def largest_dropout(module: nn.Module) -> float:
     """The largest of all dropout layers and of all numbers that parts keep under a name with `dropout` in it."""
     kept = [

@@ -182,6 +182,8 @@ class Plan:
     warnings: list[str]
     own_code_sha256: str | None = None
     """Of the suite's folders of own code; None: it has none."""
+    command_facts: Mapping[str, object] | None = None
+    """Of a command, what environment.json says of it: as it was before anything ran."""
     pretrained: dict[str, str] = field(default_factory=dict)
     """By option, what a model that was trained before is: a commit of the hub, or its files' SHA-256."""
 
@@ -279,7 +281,10 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
         )
     trials = _trials(suite, {option.name: identity for option in suite.options})
     warnings += suite_warnings(suite, None, usable_cores())
-    return Plan(suite, options, trials, parameters=None, tokens=None, epochs=None, warnings=warnings)
+    return Plan(
+        suite, options, trials, parameters=None, tokens=None, epochs=None, warnings=warnings,
+        command_facts=common["command"],
+    )  # fmt: skip
 
 
 def _missing_packages(job: CommandJob, choices: CommandChoices, machine: Machine) -> str | None:

@@ -29,6 +29,7 @@ from selectbench.report.document import (
     labels,
     value_text,
 )
+from selectbench.suite.command import CERTIFIED
 from selectbench.suite.metrics import LESS_IS_BETTER, METRICS, SECONDS_TO_LOSS, Report, columns_of
 from selectbench.text import first_line, one_line
 
@@ -400,7 +401,11 @@ def in_short(ranking: Ranking) -> list[str]:
 
 def not_the_same_job(row: Row) -> list[str]:
     """A line for each violation: field and both values."""
-    return [f"{one_line(row.option)}: not the same job: {violation_text(v)}" for v in row.identity.violations]
+    lines = [f"{one_line(row.option)}: not the same job: {violation_text(v)}" for v in row.identity.violations]
+    meant = [v.field for v in row.identity.violations if v.asked is None and v.field in CERTIFIED]
+    if row.identity.conventions and meant:  # of a script
+        lines.append(f"If that is what {one_line(row.option)} is about: may_change: [{', '.join(meant)}]")
+    return lines
 
 
 def violation_text(violation: Violation) -> str:

@@ -256,7 +256,7 @@ def check_command(
             problems.at(row.choices.at(["args"]), f"{{{min(unfilled)}}} is filled in in job.command alone")
         for name in missing(job, choices):
             told = f"the placeholder {{{name}}} has no value"
-            near = did_you_mean(name, sorted(choices.values.keys() - set(known)))
+            near = did_you_mean(name, sorted({*GIVEN, *(choices.values.keys() - set(known))}))
             if name in ("gradient_accumulation_steps", "micro_batch_size"):
                 near = ": give job.global_batch_size and micro_batch_size"
             problems.add(row.place, row.path, told + (near or f": give {name} in `choices` or in the option"))

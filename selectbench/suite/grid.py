@@ -63,7 +63,7 @@ def dimensions(document: Node) -> tuple[str, ...]:
         return DIMENSIONS
     variables = [str(node.value) for node in document.mapping["job"].below("environment").values()]
     names = names_in([str(document.value_at("job", "command")), *variables])
-    return (*RESERVED, *(name for name in names if name not in GIVEN))
+    return tuple(dict.fromkeys([*RESERVED, *(name for name in names if name not in GIVEN)]))
 
 
 def rows_of(document: Node, problems: Problems) -> list[Row]:

@@ -213,10 +213,9 @@ def _result(
     if any(seen.end is None or not seen.model or not seen.first_step for seen in ranks):
         why = problems or "a process ended without its last word"
         return GaveUp(kind="unsupported", detail=f"what the script did was not observed to its end: {why}")
-    losses = [step["loss"] for step in ranks[0].steps if not step["skipped"]]
-    if losses and losses[0] is not None and None in losses:  # the observer writes null for what is not finite
-        step = losses.index(None) + 1
-        return GaveUp(kind="diverged", detail=f"the training loss was no finite number in step {step}")
+    lost = [step["step"] for step in ranks[0].steps if not step.get("is_finite", True) and not step["skipped"]]
+    if lost:
+        return GaveUp(kind="diverged", detail=f"the training loss was no finite number in step {lost[0]}")
     return _finished(order, ranks, made, began, problems, cores)
 
 
@@ -363,7 +362,8 @@ def _identity(
         compute_dtype=str(first.first_step.get("compute_dtype") or ""),
         optimizer_state_dtype=first.first_step.get("optimizer_state_dtype"),
         matmul_tf32=bool(model["tf32"]), attention=model.get("attention"), sdpa_backends=None,
-        optimizer=first.first_step.get("optimizers"), compiled=bool(model["compiled"]),
+        optimizer=[*first.first_step["optimizers"], *first.first_step["optimizer_settings"]] or None,
+        compiled=bool(model["compiled"]),
         first_step_loss=job[0]["loss"], first_step_gradient_norm=_norm(ranks, job[0]),
         world_size=len(ranks), strategy=str(model["strategy"]), framework="script",
         loss=None if "first_step_loss" in not_seen else "cross_entropy", dropout=model.get("dropout"),
@@ -427,4 +427,5 @@ def _words(
     elif order.heldout is not None:
         causes = [str(why) for seen in ranks if (why := seen.evaluation.get("problem"))]
         not_seen["final_loss"] = next(iter(causes), "the script ended before the held-out tokens were scored")
+    not_seen["later steps"] = "losses and gradients are held against our own in the first step alone"
     return conventions, not_seen | ({"observer": problems} if problems else {})

@@ -59,7 +59,8 @@ def test_a_script_is_observed_unchanged_and_ranked(workplace: Workplace) -> None
     """Another learning rate is one declared difference; rows that were not asked for are none."""
     options = {
         "plain": {}, "faster": {"lr": 0.02, "may_change": ["peak_learning_rate"]}, "undeclared": {"lr": 0.03},
-        "larger": {"args": "--rows 8"},
+        "larger": {"args": "--rows 8"}, "decayed": {"args": "--decay 0.2"},
+        "without_effect": {"args": "--does nothing", "may_change": ["compute_dtype"]},
     }  # fmt: skip
     write(workplace, options, [1], held_out=True, stop="at_max_steps")
     done = workplace.call("run", "mine.yaml")
@@ -69,7 +70,10 @@ def test_a_script_is_observed_unchanged_and_ranked(workplace: Workplace) -> None
     assert found["faster"]["identity"]["differs_as_declared"] == ["peak_learning_rate"]
     assert fields(found["undeclared"]) == {"peak_learning_rate"}
     assert {"global_batch_size", "tokens_per_step", "token_stream_sha256"} <= fields(found["larger"])
-    record = next(r for r in workplace.records("mine") if r["phase"] == "contest")
+    assert fields(found["decayed"]) == {"optimizer"}
+    assert "without_effect: declares compute_dtype, and is as the baseline plain in it" in warnings(workplace)
+    of_contest = {r["trial"]["option"]: r for r in workplace.records("mine") if r["phase"] == "contest"}
+    record = of_contest["plain"]
     assert record["identity"]["steps_applied"] == 12
     assert record["identity"]["tokens_per_step"] == 4 * 16
     assert record["outcome"]["measurement"]["heldout_tokens"] > 200
@@ -85,7 +89,7 @@ def test_a_script_is_observed_unchanged_and_ranked(workplace: Workplace) -> None
 def test_every_end_of_a_command_has_its_outcome(workplace: Workplace) -> None:
     names = [
         "trains_nothing", "asks", "raises", "runs_out", "is_killed", "hangs", "floods", "leaves_a_daemon",
-        "fails_at_the_end", "ends_early", "diverges",
+        "fails_at_the_end", "ends_early", "diverges", "diverges_at_once",
     ]  # fmt: skip
     options = {"plain": {}, **{name: {"args": f"--does {name}"} for name in names}}
     write(workplace, options, [1], stop="natural_end")
@@ -98,6 +102,7 @@ def test_every_end_of_a_command_has_its_outcome(workplace: Workplace) -> None:
         "runs_out": "oom", "is_killed": "crashed", "hangs": "timeout", "floods": "completed",
         "leaves_a_daemon": "completed",
         "fails_at_the_end": "crashed", "ends_early": "completed", "diverges": "diverged",
+        "diverges_at_once": "diverged",
     }  # fmt: skip
     assert "no optimizer step of it was seen" in found["trains_nothing"]["detail"]
     assert "EOFError" in found["asks"]["detail"]

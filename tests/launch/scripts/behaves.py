@@ -13,6 +13,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("--seed", type=int, default=0)
 parser.add_argument("--max-steps", type=int, default=12)
 parser.add_argument("--lr", type=float, default=1e-2)
+parser.add_argument("--decay", type=float, default=0.01)
 parser.add_argument("--rows", type=int, default=4)
 parser.add_argument("--does", default="")
 asked = parser.parse_args()
@@ -49,12 +50,12 @@ rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE",
 if ranks > 1:
     torch.distributed.init_process_group("gloo")
     model = nn.parallel.DistributedDataParallel(model)
-optimizer = torch.optim.AdamW(model.parameters(), lr=asked.lr)
+optimizer = torch.optim.AdamW(model.parameters(), lr=asked.lr, weight_decay=asked.decay)
 steps = 5 if asked.does == "ends_early" else asked.max_steps
 for step in range(steps):
     window = torch.randint(0, VOCAB, (asked.rows, LENGTH + 1))[rank::ranks]
     _, loss = model(window[:, :-1], window[:, 1:])
-    if asked.does == "diverges" and step == 3:
+    if (asked.does == "diverges" and step == 3) or asked.does == "diverges_at_once":
         loss = loss * float("nan")
     loss.backward()
     optimizer.step()
