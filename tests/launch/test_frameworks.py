@@ -143,4 +143,4 @@ def check_same_job(option: str, record: dict[str, Any], base: dict[str, Any]) ->
     assert mine["first_step_gradient_norm"] == pytest.approx(its["first_step_gradient_norm"], rel=1e-5), option
     losses = [one["outcome"]["measurement"]["final_loss"] for one in (record, base)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-3), option
-    assert record["script"]["not_seen"] == {}, option
+    assert record["script"]["not_seen"].keys() == {"later steps"}, option
