@@ -81,6 +81,23 @@ def optimizer_and_schedule(
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
 
 
+class InOrder:
+    """Before a trainer of transformers: the rows are read as they come, since they are shuffled already."""
+
+    def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+def trainer_arguments(job: argparse.Namespace, folder: str) -> dict[str, object]:
+    """What a trainer of transformers is told of the job; it writes into the folder."""
+    return {
+        "output_dir": folder, "max_steps": job.max_steps, "per_device_train_batch_size": job.rows, "seed": job.seed,
+        "max_grad_norm": CLIP_NORM, "bf16": job.precision == "bf16", "use_cpu": job.device == "cpu",
+        "dataloader_pin_memory": job.device != "cpu", "logging_steps": 10, "save_strategy": "no",
+        "report_to": "none",
+    }  # fmt: skip
+
+
 if __name__ == "__main__":
     import numpy
 

@@ -3,7 +3,6 @@
 import tempfile
 
 import job
-import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -11,11 +10,8 @@ from transformers import PreTrainedTokenizerFast
 from trl import SFTConfig, SFTTrainer
 
 
-class InOrder(SFTTrainer):
-    """Reads the rows as they come: they are shuffled already."""
-
-    def _get_train_sampler(self, *_: object) -> torch.utils.data.Sampler:
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+class InOrder(job.InOrder, SFTTrainer):
+    """The rows in the order that all scripts have."""
 
 
 settings = job.arguments()
@@ -28,10 +24,7 @@ with tempfile.TemporaryDirectory() as folder:
     trainer = InOrder(
         model=model,
         args=SFTConfig(
-            output_dir=folder, max_steps=settings.max_steps, per_device_train_batch_size=settings.rows,
-            seed=settings.seed, max_grad_norm=job.CLIP_NORM, bf16=settings.precision == "bf16",
-            use_cpu=settings.device == "cpu", dataloader_pin_memory=settings.device != "cpu", logging_steps=10,
-            save_strategy="no", report_to="none",
+            **job.trainer_arguments(settings, folder),
             # TRL's defaults are True and 1024.
             gradient_checkpointing=False, max_length=settings.seq_len,
         ),
