@@ -303,7 +303,7 @@ def _files(path: str) -> list[tuple[str, Path]]:
     top = Path(path).parent if Path(path).is_file() else Path(path)
     files: list[tuple[str, Path]] = []
     size = 0
-    for file in _walk(top):
+    for file in walk(top):
         state = file.stat()
         if not stat.S_ISREG(state.st_mode):
             continue
@@ -317,8 +317,8 @@ def _files(path: str) -> list[tuple[str, Path]]:
     return sorted(files)
 
 
-def _walk(top: Path) -> Iterator[Path]:
-    """Every file below that is no cache; links are followed, each folder is entered once."""
+def walk(top: Path) -> Iterator[Path]:
+    """Every file below that is no cache; links are followed, each folder is entered once. Raises OSError."""
     seen = {top.resolve()}
     for folder, below, names in os.walk(top, followlinks=True, onerror=_raise):
         below[:] = [name for name in below if _counts(Path(folder, name), seen)]

@@ -2,57 +2,59 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from selectbench.choices.choice import LEFT_OUT
-from selectbench.data.prepared import cache_root
+from selectbench.choices.choice import walk
+from selectbench.data.prepared import cache_root, publish, remove
+from selectbench.data.reading import find_files
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.machine import INSTALL
 from selectbench.plan.plan import PlannedTrial
-from selectbench.record.run_folder import TRIALS, writing
+from selectbench.record.run_folder import TRIALS
 from selectbench.record.wire import CommandOrder
 from selectbench.suite.command import CommandChoices, CommandJob, HeldOut, arguments, variables
 from selectbench.suite.suite import Suite
 
-MOST_SCRIPTS = 5000
-"""Files of a command's folder whose content names a run; of a folder with more nobody can tell."""
+MOST_FILES = 20_000
+"""In a command's folder; what its scripts are in one with more, nobody looks at."""
 _SCRIPTS = (".py", ".sh", ".yaml", ".yml", ".toml", ".cfg")
 _MOST_BYTES = 1 << 20
+Facts = dict[str, str | int | None]
+"""What environment.json says of a command: `scripts_sha256`, and where it is evaluated `heldout_sha256` and
+`heldout_tokens`, the most that are scored."""
 
 
-@dataclass(frozen=True)
-class HeldOutTokens:
-    """Held-out tokens as the observer reads them."""
-
-    file: Path
-    """Little-endian int64."""
-    sha256: str
-    tokens: int
-    """That are scored at most."""
-
-
-def held_out_tokens(job: CommandJob) -> HeldOutTokens | None:
-    """Written into the cache, once for each content; None: the job has no evaluation. Raises UserError."""
+def command_facts(suite: Suite, notify: Callable[[str], None]) -> Facts:
+    """Of its scripts and its held-out tokens, which are written into the cache. Raises UserError."""
+    job = suite.command
+    assert job is not None
+    facts: Facts = {"scripts_sha256": scripts_sha256(job)}
     if not isinstance(job.eval, HeldOut):
-        return None
-    ids = _read_ids(job.eval) if job.eval.heldout is not None else _encoded(job.eval)
+        return facts
+    ids = _read_ids(job.eval) if job.eval.heldout is not None else _encoded(job.eval, notify)
     content = np.ascontiguousarray(ids[: job.eval.tokens + 1], dtype="<i8").tobytes()
     digest = hashlib.sha256(content).hexdigest()
-    file = cache_root() / "heldout" / f"{digest[:24]}.bin"
-    if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != digest:
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_name(f".{file.name}.{os.getpid()}")
-            temporary.write_bytes(content)
-            temporary.replace(file)
-    return HeldOutTokens(file, digest, min(job.eval.tokens, len(content) // 8 - 1))
+    file = _heldout_file(digest)
+    if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() != digest:
+        remove(file.parent)
+    if not file.is_file():
+
+        def write(folder: Path) -> None:
+            (folder / file.name).write_bytes(content)
+
+        publish(file.parent, write)
+    return {**facts, "heldout_sha256": digest, "heldout_tokens": min(job.eval.tokens, len(content) // 8 - 1)}
+
+
+def _heldout_file(digest: str) -> Path:
+    """Little-endian int64, as the observer reads it."""
+    return cache_root() / "heldout" / digest[:24] / "tokens.bin"
 
 
 def _read_ids(held_out: HeldOut) -> np.ndarray:
@@ -70,28 +72,23 @@ def _read_ids(held_out: HeldOut) -> np.ndarray:
     return ids
 
 
-def _encoded(held_out: HeldOut) -> np.ndarray:
+def _encoded(held_out: HeldOut, notify: Callable[[str], None]) -> np.ndarray:
     try:
         from tokenizers import Tokenizer
     except ImportError:
-        raise MissingPackageError(
-            f"job.eval.tokenizer: the package tokenizers is not installed: {INSTALL}"
-        ) from None
-    files = sorted({file for pattern in held_out.text for file in glob.glob(pattern, recursive=True)})  # noqa: PTH207
-    if not files:
-        raise UserError(f"job.eval.text: no file matches {', '.join(held_out.text)}")
+        missing = f"job.eval.tokenizer: the package tokenizers is not installed: {INSTALL}"
+        raise MissingPackageError(missing) from None
     path = Path(held_out.tokenizer or "") / "tokenizer.json"
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # a plain Exception is all that the library raises
         raise UserError(f"job.eval.tokenizer: {path}: cannot be read: {error}") from None
     ids: list[int] = []
-    for file in files:
+    for file in find_files(held_out.text, notify, "job.eval.text"):
         try:
-            text = Path(file).read_text(encoding="utf-8")
+            ids += tokenizer.encode(file.read_text(encoding="utf-8"), add_special_tokens=False).ids
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"job.eval.text: {file}: {error}") from None
-        ids += tokenizer.encode(text, add_special_tokens=False).ids
         if len(ids) > held_out.tokens:
             break
     if len(ids) < 3:
@@ -100,41 +97,40 @@ def _encoded(held_out: HeldOut) -> np.ndarray:
 
 
 def scripts_sha256(job: CommandJob) -> str | None:
-    """Digest of the scripts and configurations below the command's folder; None: there are too many to look at.
+    """Digest of the scripts and configurations below the command's folder; None: nobody can look at all its files.
 
-    Data, checkpoints, caches, virtual environments and hidden folders are left out.
+    Data, caches, logs, runs, virtual environments and hidden folders are left out.
     """
     digest, top = hashlib.sha256(), Path(job.directory)
-    for number, file in enumerate(_scripts(top)):
-        if number == MOST_SCRIPTS:
+    try:
+        files = sorted(islice(walk(top), MOST_FILES + 1))
+        if len(files) > MOST_FILES:
             return None
-        try:
-            content = file.read_bytes()
-        except OSError:
-            continue
-        digest.update(f"{file.relative_to(top)}\0{len(content)}\0".encode(errors="surrogateescape"))
-        digest.update(content)
+        for file in files:
+            if file.suffix in _SCRIPTS and file.is_file() and file.stat().st_size <= _MOST_BYTES:
+                content = file.read_bytes()
+                digest.update(f"{file.relative_to(top)}\0{len(content)}\0".encode(errors="surrogateescape"))
+                digest.update(content)
+    except OSError:
+        return None
     return digest.hexdigest()
 
 
-def _scripts(top: Path) -> Iterator[Path]:
-    for folder, below, names in os.walk(top):
-        below[:] = sorted(
-            name for name in below
-            if not name.startswith(".") and name not in (*LEFT_OUT, "results")
-            and not (Path(folder, name) / "pyvenv.cfg").exists()
-        )  # fmt: skip
-        for file in (Path(folder, name) for name in sorted(names)):
-            if file.suffix in _SCRIPTS and file.is_file() and file.stat().st_size <= _MOST_BYTES:
-                yield file
-
-
-def command_order(suite: Suite, planned: PlannedTrial, ranks: int, run: Path) -> CommandOrder:
-    """The order of a trial in the run's folder."""
+def command_order(
+    suite: Suite, planned: PlannedTrial, ranks: int, run: Path, facts: Mapping[str, object]
+) -> CommandOrder:
+    """The order of a trial in the run's folder. Raises UserError where the held-out tokens left the cache."""
     job, choices = suite.command, suite.option(planned.trial.option).choices
     assert job is not None
     assert isinstance(choices, CommandChoices)
-    seed, held_out = planned.trial.seed, held_out_tokens(job)
+    seed, heldout, digest = planned.trial.seed, None, facts.get("heldout_sha256")
+    if isinstance(job.eval, HeldOut):
+        heldout = _heldout_file(str(digest))
+        if not heldout.is_file():
+            raise UserError(
+                f"{heldout}: the held-out tokens were removed while this run went on: run the same command again, "
+                "which goes on here after it has prepared them anew"
+            )
     return CommandOrder(
         trial=planned.trial,
         arguments=arguments(job, choices, seed, ranks),
@@ -144,18 +140,9 @@ def command_order(suite: Suite, planned: PlannedTrial, ranks: int, run: Path) ->
         max_steps=job.stops_after,
         stop="natural_end" if job.stop == "natural_end" else "at_max_steps",
         warmup_steps=job.timing.warmup_steps,
-        heldout=None if held_out is None else str(held_out.file),
-        heldout_sha256=held_out.sha256 if held_out else None,
-        heldout_tokens=held_out.tokens if held_out else 0,
+        heldout=None if heldout is None else str(heldout),
+        heldout_sha256=None if heldout is None else str(digest),
+        heldout_tokens=0 if heldout is None else int(str(facts["heldout_tokens"])),
         seq_len=job.eval.seq_len if isinstance(job.eval, HeldOut) else None,
         trial_folder=str((run / TRIALS / planned.trial.trial_id).resolve()),
     )
-
-
-def command_facts(suite: Suite) -> dict[str, object]:
-    """What environment.json says of the command: scripts and held-out tokens. Raises UserError."""
-    job = suite.command
-    assert job is not None
-    held_out = held_out_tokens(job)
-    facts = {} if held_out is None else {"heldout_sha256": held_out.sha256, "heldout_tokens": held_out.tokens}
-    return {"scripts_sha256": scripts_sha256(job), **facts}

@@ -171,7 +171,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
             claim = undo.enter_context(claim_cores(wait=request.wait, notify=notify))
         prepared: dict[str, Prepared] = {}
         with data_problems_placed(request, suite):
-            facts = None if suite.command is None else command_facts(suite)
+            facts = None if suite.command is None else command_facts(suite, notify)
             if suite.command is None:
                 prepared = prepare_data(suite, notify)
                 for model in unfetched(suite):
@@ -494,7 +494,7 @@ def preview(request: Request, notify: Notify) -> Outlook:
             f"planned as if this machine had {count} GPU{'s' if count > 1 else ''}, of which nothing is known"
         )
     if suite.command is not None:
-        return _command_preview(request, suite, machine, notes)
+        return _command_preview(request, suite, machine, notes, notify)
     prepared = None
     if wrong_system_reason() is None and machine.trains:
         notes += check_own_code(suite, machine, find(request.suite))
@@ -530,7 +530,7 @@ def preview(request: Request, notify: Notify) -> Outlook:
     )
 
 
-def _command_preview(request: Request, suite: Suite, machine: Machine, notes: list[str]) -> Outlook:
+def _command_preview(request: Request, suite: Suite, machine: Machine, notes: list[str], notify: Notify) -> Outlook:
     """Nothing of a command is run: what it does is seen in its first trial."""
     if (reason := wrong_system_reason()) is not None:
         notes.append(reason)
@@ -539,7 +539,7 @@ def _command_preview(request: Request, suite: Suite, machine: Machine, notes: li
         notes += busy
         machine = machine.on(idle)
     with data_problems_placed(request, suite):
-        plan = make_plan(suite, machine, None, code_sha256(), command_facts(suite))
+        plan = make_plan(suite, machine, None, code_sha256(), command_facts(suite, notify))
     return _outlook(request, Planned(machine, None, plan), notes)
 
 

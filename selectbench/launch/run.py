@@ -437,7 +437,9 @@ class Bench:
 
     def _order(self, planned: PlannedTrial, ranks: int) -> Order | CommandOrder:
         if self.preparation.suite.command is not None:
-            return command_order(self.preparation.suite, planned, ranks, self.folder)
+            facts = self.preparation.plan.command_facts
+            assert facts is not None
+            return command_order(self.preparation.suite, planned, ranks, self.folder, facts)
         return make_order(self.preparation, planned, self.folder)
 
     def _hear(self, event: Phase | Progress | Evaluating | None) -> None:

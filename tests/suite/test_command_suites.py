@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from selectbench.errors import UserError
-from selectbench.launch.command import held_out_tokens
+from selectbench.launch.command import command_facts
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Suite
 
@@ -129,7 +132,22 @@ def test_a_file_that_holds_no_numbers_is_told(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"heldout: .*train\.py: is no \.npy file of numbers, as numpy\.save writes it"
     ):
-        held_out_tokens(suite.command)
+        command_facts(suite, print)
+
+
+def test_held_out_tokens_that_were_damaged_in_the_cache_are_written_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path / "cache"))
+    suite = loaded(tmp_path, SUITE)
+    np.save(tmp_path / "heldout.npy", np.arange(90, dtype="uint16"))
+    whole = struct.pack("<90q", *range(90))
+    facts = command_facts(suite, print)
+    assert (facts["heldout_sha256"], facts["heldout_tokens"]) == (hashlib.sha256(whole).hexdigest(), 89)
+    (file,) = (tmp_path / "cache").rglob("tokens.bin")
+    file.write_bytes(whole[:-1] + b"\x01")
+    assert command_facts(suite, print) == facts
+    assert file.read_bytes() == whole
 
 
 def test_axes_profiles_and_settings_change_placeholders(tmp_path: Path) -> None:
