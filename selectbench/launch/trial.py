@@ -308,6 +308,8 @@ OUR_MODULES = re.compile(r"^selectbench\.(\w+\.)+")
 """Before our own exceptions' names; of no use to a reader."""
 EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
 """How the last line of a traceback begins."""
+COMMAND_LINES = 400
+"""Of a command's log that are asked whether memory was short."""
 STACK_LINES = 40
 """Of a log that ends with the stacks of a trial that was asked where it is."""
 KERNEL_KILLED = "the kernel's out-of-memory killer ended"
@@ -374,7 +376,10 @@ def _crashed(prefix: str, known: str, status: int | None, log: Path) -> Failed:
     # A library's C++ code may end the process with the last words that memory is short. Where an exception was
     # raised, the worker has judged it, and that the process ended with status 1 is no news.
     lacks_memory = status in (1, -signal.SIGABRT) and not raised and says_out_of_memory(tail)
-    is_command = known.startswith("the command ")  # which says how it ended
+    if is_command := known.startswith(
+        "the command "
+    ):  # which says how it ended; its launcher may write much after it
+        lacks_memory = says_out_of_memory(log_tail(log, COMMAND_LINES))
     last = tail.splitlines()[-1].strip() if is_command and tail and not raised else ""
     ending = "" if is_command or (raised and status == 1) else _ending(status)
     heads = dict.fromkeys(filter(None, [OUR_MODULES.sub("", raised) or last, known, ending]))

@@ -24,7 +24,6 @@ from typing import IO, Any
 import msgspec
 
 from selectbench.cores import Cores
-from selectbench.errors import says_out_of_memory
 from selectbench.record.record import (
     LOSSES,
     EvaluationPoint,
@@ -198,8 +197,6 @@ def _result(
     made = min((len(seen.steps) for seen in ranks), default=0)
     at = f"after step {made} of {order.max_steps}" if made else "before its first optimizer step"
     if status != 0:
-        if says_out_of_memory(_log_end(order)):
-            return GaveUp(kind="oom", detail=f"the command ran out of memory {at}")
         ended = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
         return GaveUp(kind="crashed", detail=f"the command {ended} {at}", exit_status=status)
     problems = "; ".join(dict.fromkeys(problem for seen in ranks for problem in seen.problems))
@@ -217,16 +214,6 @@ def _result(
     if lost:
         return GaveUp(kind="diverged", detail=f"the training loss was no finite number in step {lost[0]}")
     return _finished(order, ranks, made, began, problems, cores)
-
-
-def _log_end(order: CommandOrder) -> str:
-    try:
-        with (Path(order.trial_folder) / "log.txt").open("rb") as stream:
-            stream.seek(0, os.SEEK_END)
-            stream.seek(max(0, stream.tell() - (1 << 16)))
-            return stream.read().decode(errors="replace")
-    except OSError:
-        return ""
 
 
 def _finished(
@@ -364,7 +351,8 @@ def _identity(
         matmul_tf32=bool(model["tf32"]), attention=model.get("attention"), sdpa_backends=None,
         optimizer=[*first.first_step["optimizers"], *first.first_step["optimizer_settings"]] or None,
         compiled=bool(model["compiled"]),
-        first_step_loss=job[0]["loss"], first_step_gradient_norm=_norm(ranks, job[0]),
+        first_step_loss=job[0]["loss"],
+        first_step_gradient_norm=None if job[0]["skipped"] else job[0].get("gradient_norm"),
         world_size=len(ranks), strategy=str(model["strategy"]), framework="script",
         loss=None if "first_step_loss" in not_seen else "cross_entropy", dropout=model.get("dropout"),
     )  # fmt: skip
@@ -380,10 +368,6 @@ def _identity(
         observer_seconds=(first.end or {}).get("own_seconds"),
     )  # fmt: skip
     return identity, script
-
-
-def _norm(ranks: Sequence[Seen], step: dict[str, Any]) -> float | None:
-    return None if step["skipped"] else step.get("gradient_norm")
 
 
 def _rates(job: Sequence[dict[str, Any]]) -> tuple[str | None, list[float] | None]:
