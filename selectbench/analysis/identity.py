@@ -149,16 +149,18 @@ LEFT_TO_AN_OWN_LOOP = (
 
 def may_change(option: Option, other: Option) -> frozenset[str]:
     """Identity fields that the choices in which two options differ may legitimately change."""
-    is_command = isinstance(option.choices, CommandChoices) and isinstance(other.choices, CommandChoices)
-    names = ("micro_batch_size", "world_size", "python") if is_command else _FOLLOWS  # placeholders are the user's
+    stated: set[str] = set()
+    names = tuple(_FOLLOWS)
+    for choices in (option.choices, other.choices):
+        if isinstance(choices, CommandChoices):  # whose placeholders may have any name
+            names = ("micro_batch_size", "world_size", "python")
+            stated |= {*choices.may_change}
     changing = [name for name in names if getattr(option.choices, name) != getattr(other.choices, name)]
-    numbers = [_FOLLOWS[name] for name in changing]
-    if isinstance(option.choices, CommandChoices) and isinstance(other.choices, CommandChoices):
-        wrapped = {"strategy"} if "world_size" in changing else set()
-        return frozenset(option.choices.may_change).union(other.choices.may_change, wrapped, *numbers)
+    if "world_size" in changing and isinstance(option.choices, CommandChoices):
+        stated.add("strategy")
     ours, theirs = option.choices.each(), other.choices.each()
     changed = [choice for name in ours if ours[name] != theirs[name] for choice in (ours[name], theirs[name])]
-    return frozenset().union(*(choice.excuses() for choice in changed), *numbers)
+    return frozenset(stated).union(*(choice.excuses() for choice in changed), *map(_FOLLOWS.__getitem__, changing))
 
 
 def compare(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict[str, Status]:

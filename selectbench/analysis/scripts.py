@@ -73,8 +73,9 @@ def _without_effect(summaries: Sequence[Summary], baseline: Summary) -> Iterator
             (ours, theirs) for seed, record in summary.completed.items() if seed in baseline.completed
             if (ours := record.identity) is not None and (theirs := baseline.completed[seed].identity) is not None
         ]  # fmt: skip
-        if pairs and declared and all(getattr(a, name) == getattr(b, name) for a, b in pairs for name in declared):
-            told = f"declares {', '.join(declared)}, and is as the baseline {baseline.name} in it"
+        seen = [name for name in declared if any(getattr(a, name) not in (None, "") for a, _ in pairs)]
+        if seen and all(getattr(a, name) == getattr(b, name) for a, b in pairs for name in seen):
+            told = f"declares {', '.join(seen)}, and is as the baseline {baseline.name} in it"
             yield f"{summary.name}: {told}: did its arguments reach the script?"
 
 

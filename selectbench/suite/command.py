@@ -143,18 +143,9 @@ class CommandJob(Strict):
         return {}
 
     @property
-    def tokenizer(self) -> None:
-        """The script's own, the same for every option."""
-        return None
-
-    @property
     def task(self) -> str:
         """In place of what is learnt, which the script alone knows."""
         return "command"
-
-    def of(self, _choices: AnyChoices) -> CommandJob:
-        """The same for every option."""
-        return self
 
 
 def _requirement(text: str) -> str:
@@ -278,7 +269,9 @@ def given_values(job: CommandJob, choices: CommandChoices, seed: int, ranks: int
 def missing(job: CommandJob, choices: CommandChoices) -> list[str]:
     """Placeholders without a value."""
     known = {"args", *given_values(job, choices, 0, 1)}
-    return [name for name in {*job.names, *names_in(choices.environment.values())} if name not in known]
+    return [
+        name for name in dict.fromkeys([*job.names, *names_in(choices.environment.values())]) if name not in known
+    ]
 
 
 def arguments(job: CommandJob, choices: CommandChoices, seed: int, ranks: int) -> list[str]:
