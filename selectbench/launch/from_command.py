@@ -172,6 +172,9 @@ def suite_text(command: str, seen: Observed, folder: Path) -> str:
     if seed is None and "{seed}" not in text:
         needs += ["Each trial needs a seed of its own: write {seed} where the script takes it, such as",
                   "--seed {seed}; until then `plan` refuses more than one of the seeds below."]  # fmt: skip
+    if words(text)[1:2] == ["-c"]:
+        needs += ['A shell hands the words of {args} on only where its script says "$@", after a word of its own:',
+                  "bash -c 'python train.py \"$@\"' sh {args}; until then `plan` refuses the command."]  # fmt: skip
     steps = int(said_steps or UNKNOWN_STEPS)
     second = seen.finished.measurement.step_time_median_seconds or 0.0
     some = max(3 * WARMUP_STEPS, 10 * ceil(SHOWN_SECONDS / second / 10)) if second else steps

@@ -36,6 +36,8 @@ from selectbench.suite.suite import (
     Suite,
 )
 
+FEWEST_TO_TIME = 5
+"""Steps of a script, after its warm-up, below which its speed is doubted."""
 FEWEST_TO_TUNE = 100
 """Steps of a tuning trial below which its choice is doubted."""
 NEARLY = 0.95
@@ -67,6 +69,11 @@ def suite_warnings(suite: Suite, passes: float | None, cores: float | None = Non
         if suite.device == "cpu" and cores is not None and ranks != "auto" and ranks > cores:
             slower = "take turns: not the speed of ranks on cores of their own"
             warnings.append(f"{option.name}: {ranks} ranks share {cores:g} cores and {slower}")
+    if (job := suite.command) is not None and (left := job.stops_after - job.timing.warmup_steps) < FEWEST_TO_TIME:
+        warnings.append(
+            f"job.timing.warmup_steps {job.timing.warmup_steps} leaves {max(1, left)} of {job.stops_after} steps "
+            "to time: speeds are mostly chance (fewer of them, or more steps)"
+        )
     # The best learning rate falls with the length of the training (Bjorck et al. 2024, arXiv:2409.19913), most
     # among short ones: Lion's 0.0095, the best of 24 steps, loses 0.4 nats to 0.001 over 60.
     whole = suite.job.max_steps

@@ -32,6 +32,7 @@ CERTIFIED = (
 )  # fmt: skip
 """Fields of `record.Identity` that are observed of a command, which `may_change` can name."""
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
+_SHELLS = ("sh", "bash", "zsh")
 _SHELLS_OWN = re.compile(r"^(&&|\|\|?|;|&|<|\d?>.*)$|\$[A-Za-z_(]\w*")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
@@ -102,8 +103,16 @@ class CommandJob(Strict):
     @field_validator("command")
     @classmethod
     def _parses(cls, command: str) -> str:
-        for word in (split := words(command)):
-            if Path(split[0]).name not in ("sh", "bash", "zsh") and (said := _SHELLS_OWN.search(word)):
+        if not (split := words(command)):
+            raise ValueError("is empty")
+        is_shell = Path(split[0]).name in _SHELLS
+        if is_shell and "-c" in split and "{args}" in split:
+            script, *after = [*split[split.index("-c") + 1 :], ""]
+            if not re.search(r"\$[@*1]", script) or after[0] == "{args}":
+                way = "bash -c 'python train.py \"$@\"' sh {args}"
+                raise ValueError(f"a shell hands {{args}} on only where its script says so: {way}")
+        for word in split:
+            if not is_shell and (said := _SHELLS_OWN.search(word)):
                 raise ValueError(f"no shell reads {quoted(said[0])}: write bash -c '...', or a script")
             for name in placeholders(word):
                 if name == "args" and word != "{args}":

@@ -53,6 +53,8 @@ WRONG = [
      "2:12: job.command: no shell reads '$LR': write bash -c '...', or a script"),
     (" {args}", " {args} 2>&1",
      "2:12: job.command: no shell reads '2>&1': write bash -c '...', or a script"),
+    ('"python train.py --seed {seed} --max-steps {max_steps} --lr {lr} {args}"', '" "',
+     "2:12: job.command: is empty"),
     ("python train", "A=0 python train", "2:12: job.command: 'A=0' is for a shell: give job.environment instead"),
     ("python train", "cd there; python train", "2:12: job.command: 'cd' is for a shell: give job.directory"),
     ("python train", "pythn train",
@@ -126,6 +128,23 @@ def test_the_command_line_is_blamed_for_what_it_says(tmp_path: Path) -> None:
     assert line == "--axis optimizer.lr=1e-3,3e-3: optimizer.lr: unknown dimension 'optimizer' (did you mean 'lr'?)"
 
 
+SHELL_SAYS = "a shell hands {args} on only where its script says so"
+
+
+@pytest.mark.parametrize(
+    ("after", "is_wrong"),
+    [("a.py {lr}' {args}", True), ('a.py {lr} "$@"\' {args}', True), ('a.py {lr} "$@"\' sh {args}', False)],
+)
+def test_words_that_a_shell_would_drop_are_told(tmp_path: Path, after: str, is_wrong: bool) -> None:
+    line = SUITE.splitlines()[1]
+    text = SUITE.replace(line, f"  command: >-\n    bash -c 'python --seed {{seed}} {after}")
+    if is_wrong:
+        (problem,) = told(tmp_path, text)
+        assert problem.startswith(f"2:12: job.command: {SHELL_SAYS}")
+    else:
+        loaded(tmp_path, text)
+
+
 def test_a_file_that_holds_no_numbers_is_told(tmp_path: Path) -> None:
     suite = loaded(tmp_path, SUITE.replace("heldout.npy", "train.py"))
     assert suite.command is not None
@@ -171,5 +190,5 @@ def test_a_shell_may_be_the_command(tmp_path: Path) -> None:
     command = "bash -c 'python train.py --seed {seed} --lr {lr} $MORE {args} 2>&1 | tee log'"
     with pytest.raises(UserError, match=r"`\{args\}` is a word of its own"):
         loaded(tmp_path, SUITE.replace(SUITE.split('"')[1], command))
-    text = SUITE.replace(SUITE.split('"')[1], command.replace(" {args}", "") + " {args}")
+    text = SUITE.replace(SUITE.split('"')[1], command.replace("{args}", "$*") + " sh {args}")
     assert loaded(tmp_path, text).command is not None
