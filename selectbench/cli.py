@@ -351,12 +351,12 @@ def doctor(
     gpus: GpusOption = None,
 ) -> None:
     """Say what this machine can run, and how to mend what it cannot."""
+    from selectbench.doctor import calibrate as measured
     from selectbench.doctor import diagnose, render, supported_choices
     from selectbench.errors import ExitCode, UserError
     from selectbench.machine import inspect_machine
 
     if calibrate:
-        from selectbench.launch.calibrate import calibrate as measured
         from selectbench.report.terminal import calibration_table
 
         _stdout().print(calibration_table(measured(gpus, _notify)))

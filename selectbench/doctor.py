@@ -1,15 +1,20 @@
-"""What this machine can run, what limits it, and how to mend that. No torch is imported."""
+"""What this machine can run, what limits it, how to mend that, and how fast its GPUs are. No torch is imported."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import shutil
+import subprocess
+import sys
 import sysconfig
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 from uuid import uuid4
 
 import pynvml
@@ -24,14 +29,18 @@ from selectbench.choices.choice import tag_of
 from selectbench.choices.execution import ACCELERATE_INSTALL, DEEPSPEED_INSTALL
 from selectbench.choices.optimizer import SCHEDULE_FREE_INSTALL
 from selectbench.data.prepared import cache_root
-from selectbench.errors import UserError
-from selectbench.gpu.devices import gpus, problem, started
-from selectbench.gpu.reading import read_memory, read_processes, read_state
+from selectbench.errors import MissingPackageError, UserError
+from selectbench.gpu.devices import Gpu, gpus, problem, read_memory, read_processes, read_state, started
+from selectbench.launch.gpus import Notify, claim_gpus
+from selectbench.launch.preparation import check_torch_shows
+from selectbench.launch.trial import SINGLE_THREADED, server_environment
 from selectbench.machine import (
     COMPILERS,
     INSTALL,
     Machine,
     cgroup_memory_limit_bytes,
+    cpu_model,
+    inspect_machine,
     installed_version,
     memory_total_bytes,
     own_requirements,
@@ -40,7 +49,8 @@ from selectbench.machine import (
     wrong_device_reason,
     wrong_system_reason,
 )
-from selectbench.record.environment import stored
+from selectbench.plan.plan import GpuNeed
+from selectbench.record.environment import Calibration, Rate, store, stored
 
 Status = Literal["ok", "limited", "broken"]
 
@@ -339,3 +349,75 @@ def render(findings: list[Finding], choices: list[tuple[str, str, str | None]]) 
 
 def _gib(size: int) -> str:
     return f"{size / (1 << 30):.1f} GiB"
+
+
+# doctor --calibrate: large matrix products measured on each idle GPU, whose rates are kept.
+
+
+CALIBRATION_SECONDS = 600.0
+"""Longest time for all rates of a device; some seconds each, and torch's import."""
+
+
+def calibrate(asked: str | None, notify: Notify, sizes: Sequence[int] = ()) -> list[tuple[Calibration, bool]]:
+    """Measure every idle GPU, or those that `asked` names; without a GPU the CPU. Raises UserError.
+
+    Each with whether later runs will find it: a CPU's rates are not stored. `sizes`: of the square matrices; the
+    worker's own unless given.
+    """
+    if (reason := wrong_system_reason()) is not None:
+        raise UserError(reason)
+    if not inspect_machine().trains:
+        raise MissingPackageError(f"calibrating needs torch, which is not installed: {INSTALL}")
+    if (reason := wrong_device_reason()) is not None:
+        raise UserError(reason)
+    if not gpus():
+        if asked is not None:
+            raise UserError(f"--gpus {asked}: there is no GPU to calibrate; leave --gpus out to measure the CPU")
+        return [(_measured(None, notify, sizes), False)]
+    with claim_gpus(asked, GpuNeed(1, None), wait=False, notify=notify) as claim:
+        return [(_measured(gpu, notify, sizes), True) for gpu in claim.gpus]
+
+
+def _measured(gpu: Gpu | None, notify: Notify, sizes: Sequence[int]) -> Calibration:
+    """The rates of a GPU, which are stored, or of the CPU."""
+    if gpu is not None:
+        check_torch_shows([gpu], None)
+    name = gpu.name if gpu else cpu_model() or "CPU"
+    notify(f"{name}: measuring matrix products")
+    rates: dict[str, Rate] = {}
+    torch_version = ""
+    for line in _lines(gpu, sizes):
+        dtype, rate, torch_version = line["dtype"], line["flops_per_second"], line["torch"]
+        notify(f"{name}: {dtype}: {line['problem'] or units.flops_per_second(rate)}")
+        if line["problem"] is None:
+            rates[dtype] = Rate(flops_per_second=rate, size=line["size"])
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    calibration = Calibration(name=name, rates=rates, torch_version=torch_version, measured_at=now)
+    if gpu is not None:
+        store(gpu.uuid, calibration)
+    return calibration
+
+
+def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """What the measuring process says, line by line; it ends with this one. Raises UserError where it fails."""
+    device = "cpu" if gpu is None else "cuda"
+    environment = server_environment(device=device, gpus=[] if gpu is None else [gpu])
+    for name in SINGLE_THREADED:
+        environment.pop(name)  # it need not stay fit to fork
+    command = [sys.executable, "-P", "-m", "selectbench.worker", "calibrate", device, *map(str, sizes)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+        assert process.stdout is not None
+        watchdog = threading.Timer(CALIBRATION_SECONDS, process.kill)
+        watchdog.start()
+        try:
+            for line in process.stdout:
+                yield json.loads(line)
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            watchdog.cancel()
+    if process.returncode == -9:
+        raise UserError(f"calibrating was ended: it takes longer than {units.duration(CALIBRATION_SECONDS)}")
+    if process.returncode != 0:
+        raise UserError(f"calibrating ended with status {process.returncode}; see its message above")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from selectbench.analysis.result import Ranking, Row
-from selectbench.plan.peaks import matmul_dtype
 from selectbench.suite.suite import Suite
 
 MOST_MFU = {
@@ -70,7 +69,7 @@ def _metric_ratio(rows: dict[str, Row], option: str, to: str, name: str) -> floa
 
 def _of_every_row(suite: Suite, rows: Iterable[Row]) -> Iterator[Check]:
     for row in rows:
-        most, source = MOST_MFU[matmul_dtype(suite.option(row.option).choices) != "float32"]
+        most, source = MOST_MFU[suite.option(row.option).choices.matmul_dtype != "float32"]
         yield Check(f"{row.option}: MFU", value(row, "mfu"), 0.01, most, source)
         watts = value(row, "mean_power_watts")
         yield Check(

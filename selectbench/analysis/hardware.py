@@ -25,7 +25,6 @@ from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, Memory
 from selectbench.analysis.summary import Summary, centre, mean
 from selectbench.choices import Choices
 from selectbench.plan.memory import expected
-from selectbench.plan.peaks import matmul_dtype
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
 
 # What a row says of its ranks: how many, the memory of each, how speed grew with them.
@@ -143,7 +142,7 @@ def arithmetic(summary: Summary, counting: Sequence[Observed]) -> Arithmetic:
     """Of an option with GPU meters; `counting`: the trials that its figures are means over."""
     unknown = {share: Unknown.by_reason(reasons) for share, reasons in _reasons(summary).items()}
     return Arithmetic(
-        dtype=matmul_dtype(summary.option.choices),
+        dtype=summary.option.choices.matmul_dtype,
         model_flops_per_token=_known_mean(flops_per_token(o, "mfu") for o in counting),
         hardware_flops_per_token=_known_mean(flops_per_token(o, "hfu") for o in counting),
         peak_flops_per_second=_known_mean(flops_per_second(o, "mfu") for o in counting),

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple, TypeVar
 from selectbench import units
 from selectbench.choices import AnyChoices, Choices
 from selectbench.choices.choice import is_own
-from selectbench.plan.peaks import matmul_dtype, peak_flops_per_second
+from selectbench.gpu.devices import peak_flops_per_second
 from selectbench.record.record import (
     Architecture,
     Completed,
@@ -403,7 +403,7 @@ def flops_per_second(o: Observed, share: UtilizationName) -> float | None:
 
 
 def _rate(o: Observed, gpu: GpuMeters, share: UtilizationName) -> float | None:
-    dtype = matmul_dtype(o.choices)
+    dtype = o.choices.matmul_dtype
     if share == "matmul_rate_share":
         return gpu.matmul_flops_per_second.get(dtype)
     return None if gpu.is_mig else peak_flops_per_second(gpu.name, dtype)
@@ -437,7 +437,7 @@ def _utilization_unknown(o: Observed, share: UtilizationName) -> str | None:
     gpu = next((gpu for gpu in o.gpus if not _rate(o, gpu, share)), None)
     if gpu is None:
         return None
-    dtype = matmul_dtype(o.choices)
+    dtype = o.choices.matmul_dtype
     if share == "matmul_rate_share":
         return f"no {dtype} rate was measured on {gpu.name} (doctor --calibrate does)"
     return (

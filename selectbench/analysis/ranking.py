@@ -7,7 +7,6 @@ from typing import Literal
 
 from selectbench import units
 from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, ranks_of
-from selectbench.analysis.disturbance import disturbances
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
 from selectbench.analysis.hardware import (
@@ -23,6 +22,7 @@ from selectbench.analysis.hardware import (
     scaling,
 )
 from selectbench.analysis.identity import certify
+from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.recommendation import counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
 from selectbench.analysis.scores import score_differences
@@ -30,20 +30,23 @@ from selectbench.analysis.screening import screened_words, unscreened
 from selectbench.analysis.scripts import pause_notes, repeats_in_answer, script_warnings
 from selectbench.analysis.summary import (
     Summary,
+    busy_warnings,
     centre,
+    contest_trials,
     gap_warnings,
     memory_kinds,
     memory_warnings,
     objective_gap,
     outcomes,
+    seeds_words,
     stalled,
     standard_deviation,
     summarise,
     trial_warnings,
 )
 from selectbench.analysis.watched import PROCESS, learning_in_answer, learning_warnings, plausibility_warnings
-from selectbench.record.record import Record
-from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric
+from selectbench.record.record import Completed, Record
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric, parse_constraint
 from selectbench.suite.suite import Suite, besides_the_rate
 
 MOST_TO_LIST = 30
@@ -508,3 +511,78 @@ def _fields(violations: Sequence[Violation]) -> str:
 
 def _and(words: Sequence[str]) -> str:
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+# What the machine did to single trials: which were busy, stand out, or were run again, and what to do about it.
+
+
+def disturbances(
+    suite: Suite, records: Sequence[Record], contest: Contest, summaries: Sequence[Summary],
+    comparable: Mapping[str, bool],
+) -> list[str]:  # fmt: skip
+    """Lines for the warnings. `comparable`: whether an option did the baseline's job."""
+    lines = [*busy_warnings(summaries), *_out_of_line(contest)]
+    if first := _run_again(records):
+        before, _ = summarise(suite, list(first.values()), is_all_clean=True)
+        lines += _replaced(first, contest, summaries, hold_contest(suite, before, comparable), before)
+    return lines
+
+
+def _out_of_line(contest: Contest) -> list[str]:
+    """A line for each trial that stands out by what decides or by speed."""
+    decide = contest.suite.decide
+    asked = [parse_constraint(text).metric for text in decide.constraints]
+    lines = []
+    for metric in dict.fromkeys([decide.objective, "tokens_per_second", *asked]):
+        for (option, seed), factor in contest.out_of_line(metric).items():
+            lines.append(
+                f"{option}, seed {seed} stands out: its {metric} is {units.ratio(factor)} of what its option and "
+                "round let expect. It counts and widens the intervals, so more seeds are no remedy: look into its "
+                "log for the cause"
+            )
+    return lines
+
+
+def _run_again(records: Sequence[Record]) -> dict[str, Record]:
+    """All trials of the contest with the first attempts of those that were run again; empty where none was."""
+    counting = {record.trial.trial_id: record for record in contest_trials(records)}
+    first: dict[str, Record] = {}
+    for record in sorted(records, key=lambda record: record.attempt):
+        later = counting.get(record.trial.trial_id)
+        is_earlier = later is not None and record.phase == "contest" and record.attempt < later.attempt
+        if is_earlier and isinstance(record.outcome, Completed) and is_unclean(record):
+            first.setdefault(record.trial.trial_id, record)
+    return {**counting, **first} if first else {}
+
+
+def _replaced(
+    first: Mapping[str, Record], contest: Contest, summaries: Sequence[Summary],
+    before_contest: Contest, before: Sequence[Summary],
+) -> list[str]:  # fmt: skip
+    """A line for each option with trials that were run again, with the figures that their first attempts give."""
+    metric, lines = contest.suite.decide.objective, []
+    for summary, other in zip(summaries, before, strict=True):
+        own = [record for record in first.values() if record.trial.option == summary.name]
+        again = {r.trial.seed: r for r in own if r is not summary.completed.get(r.trial.seed) and is_unclean(r)}
+        if not again:
+            continue
+        state = state_of(again[min(again)])
+        assert state is not None, "only a state makes a trial unclean"
+        sides = ((before_contest, other), (contest, summary))
+        figures = [_figure(held, one, metric) for held, one in sides if one.values[metric]]
+        lines.append(
+            f"{summary.name}, {seeds_words(sorted(again))}: run again, as {state.words}. "
+            f"By {metric} with what was replaced {', without it '.join(figures)}"
+        )
+    return lines
+
+
+def _figure(contest: Contest, summary: Summary, name: str) -> str:
+    """`129 tokens/s (against the baseline: 1.29x, 1.28x to 1.30x)`."""
+    metric, value = METRICS[name], centre(list(summary.values[name].values()))
+    shown = f"{metric.show(value)}{metric.after_figure}"
+    ratio, low, high = contest.interval(summary.name, name)
+    if ratio is None or summary.name == contest.baseline.name:
+        return shown
+    found = metric.against(ratio, low, high, value / ratio if value else None)
+    return f"{shown} (against the baseline: {', '.join(filter(None, found))})"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from selectbench.analysis.metrics import MemoryKind, Method, UtilizationName, Verdict
-from selectbench.plan.peaks import MatmulDtype
+from selectbench.gpu.devices import MatmulDtype
 from selectbench.record.record import FailureKind
 
 Decision = Literal["better", "worse", "no_difference", "undecided"]

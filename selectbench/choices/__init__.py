@@ -12,6 +12,7 @@ from selectbench.choices.choice import Choice, one_of
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.model import ADAPTATIONS, FullTraining, Model, Tokenizer
 from selectbench.choices.optimizer import OPTIMIZERS
+from selectbench.gpu.devices import MatmulDtype
 from selectbench.machine import Machine
 
 REGISTRY: dict[str, tuple[type[Choice], ...]] = {
@@ -42,6 +43,11 @@ class AnyChoices(BaseModel):
     def ranks(self, machine: Machine) -> int:
         """The number of ranks; `auto` is one for each GPU that the run has taken, which are the idle ones."""
         return machine.device_count if self.world_size == "auto" else self.world_size
+
+    @property
+    def matmul_dtype(self) -> MatmulDtype:
+        """What matrix products run in; of a command's it is not known, and no share of a peak is told of it."""
+        return "float32"
 
 
 class Choices(AnyChoices):
@@ -86,6 +92,14 @@ class Choices(AnyChoices):
         """The chosen value of every dimension that is a class of the registry."""
         values: dict[str, Any] = {name: getattr(self, name) for name in REGISTRY}
         return values
+
+    @property
+    def matmul_dtype(self) -> MatmulDtype:
+        """What matrix products run in: under autocast, of a working copy or of the weights."""
+        found: MatmulDtype = (
+            self.precision.autocast_dtype or self.precision.working_dtype or self.precision.parameter_dtype
+        )
+        return "tf32" if found == "float32" and self.precision.tf32 else found
 
     def unsupported_reason(
         self, machine: Machine, *, micro_batches: int = 1, task: str = "causal_lm", data: str = "text"

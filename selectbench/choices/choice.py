@@ -30,6 +30,21 @@ from selectbench.errors import UserError, did_you_mean
 from selectbench.machine import COMPILERS, INSTALL, Machine, pip_install
 
 
+class Strict(BaseModel):
+    """Unknown keys, silent conversions, NaN and infinity are refused; texts under fields describe them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class WrongValueError(ValueError):
+    """What a class refuses because of the value under one of its keys, where the suite's messages point to."""
+
+    def __init__(self, key: str, reason: str, *, says_key: bool = True) -> None:
+        """`key` may have dots; `says_key`: the reason is a sentence that names it already."""
+        super().__init__(reason if says_key else f"{key}: {reason}")
+        self.key, self.reason = key, reason
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a choice asks of a machine; the first need that is not met is the reason for `unsupported`."""
@@ -83,10 +98,8 @@ class OwnCall:
     """What it is given by name."""
 
 
-class Choice(BaseModel):
+class Choice(Strict):
     """One value of one dimension. Fields are its settings; the text under each is its description."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     source: ClassVar[str]
     """Where the method and its defaults come from."""

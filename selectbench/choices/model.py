@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from selectbench.choices.choice import OWN, Choice, Needs, OwnCall, OwnName, OwnSettings, free_of, is_own
+from selectbench.choices.choice import (
+    OWN,
+    Choice,
+    Needs,
+    OwnCall,
+    OwnName,
+    OwnSettings,
+    Strict,
+    WrongValueError,
+    free_of,
+    is_own,
+)
 from selectbench.errors import did_you_mean
-from selectbench.settings import Strict, WrongValueError
 from selectbench.text import quoted
 
 if TYPE_CHECKING:

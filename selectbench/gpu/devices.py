@@ -1,4 +1,4 @@
-"""The GPUs that this process may use, as the driver's management library (NVML) and torch describe them.
+"""The GPUs that this process may use, as the driver (NVML), torch and their data sheets describe them.
 
 NVML creates no CUDA context, so asking it is free and leaves a process fit to fork. What a GPU or an older driver
 does not answer is None. Torch is asked in another process: nothing here imports it.
@@ -12,13 +12,15 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import permutations, takewhile
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import pynvml
 
+MatmulDtype = Literal["float32", "tf32", "bfloat16", "float16"]
 _NO_ANSWER: tuple[type[Exception], ...] = (
     pynvml.NVMLError,
     # Newer bindings' way to say that the driver is too old for a call's current version.
@@ -396,3 +398,283 @@ def _way(a: Any, b: Any) -> str | None:
         return "NVL"
     level = ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, a, b)
     return None if level is None else TOPOLOGY_LEVELS.get(level)
+
+
+# What a GPU says of itself at one moment.
+
+
+CLOCK_LIMITS = {
+    "gpu_idle": 0x1,
+    "applications_clocks_setting": 0x2,
+    "sw_power_cap": 0x4,
+    "hw_slowdown": 0x8,
+    "sync_boost": 0x10,
+    "sw_thermal_slowdown": 0x20,
+    "hw_thermal_slowdown": 0x40,
+    "hw_power_brake_slowdown": 0x80,
+    "display_clocks_setting": 0x100,
+}
+"""Bits of the clock event reasons (nvml.h, nvmlClocksEventReasons), by nvidia-smi's names."""
+AVERAGE_POWER, INSTANT_POWER = 185, 186
+"""Field ids of nvml.h, which older bindings do not name; milliwatts."""
+
+
+@dataclass(frozen=True)
+class MemoryReading:
+    """A device's memory."""
+
+    used_bytes: int
+    """By whomever; what the driver keeps for itself is in it only where `reserved_bytes` is None."""
+    total_bytes: int
+    reserved_bytes: int | None
+    """Kept by the driver itself; None: it does not tell the two apart."""
+
+
+@dataclass(frozen=True)
+class StateReading:
+    """What a device is doing."""
+
+    utilization: float | None
+    """Share of the driver's last sampling period, at most a second, in which something ran, 0 to 1."""
+    instant_power_watts: float | None
+    average_power_watts: float | None
+    """Over about a second; at the moment on boards before Ampere, and on A100."""
+    energy_joules: float | None
+    """By the board's counter, since the driver was loaded."""
+    temperature_celsius: float | None
+    sm_clock_hertz: float | None
+    memory_clock_hertz: float | None
+    clock_limits: int | None
+    """What holds the clocks down: bits of CLOCK_LIMITS."""
+
+
+@dataclass(frozen=True)
+class Tenant:
+    """A process that computes on a GPU."""
+
+    pid: int
+    """As the driver numbers it, in a container not as the container does."""
+    memory_bytes: int | None
+    """What it holds; None: the driver does not say."""
+    name: str | None = None
+    """Of its command; None: it was not asked for, or can't be seen from here."""
+
+
+def read_memory(handle: Any) -> MemoryReading | None:
+    """The device's or the slice's memory; the call that tells the driver's own part apart goes first."""
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle, pynvml.nvmlMemory_v2)
+    if memory is not None:
+        return MemoryReading(memory.used, memory.total, memory.reserved)
+    memory = ask(pynvml.nvmlDeviceGetMemoryInfo, handle)
+    return None if memory is None else MemoryReading(memory.used, memory.total, None)
+
+
+def read_state(handle: Any) -> StateReading:
+    """The device's, or of the board that a slice is on."""
+    board = board_of(handle)
+    rates = ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+    instant, average = _fields(board, INSTANT_POWER, AVERAGE_POWER)
+    average = ask(pynvml.nvmlDeviceGetPowerUsage, board) if average is None else average
+    limits = ask(pynvml.nvmlDeviceGetCurrentClocksEventReasons, board)
+    if limits is None:  # the call's name before driver 535
+        limits = ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, board)
+    return StateReading(
+        utilization=None if rates is None else rates.gpu / 100,
+        instant_power_watts=_scaled(instant, 1e-3),
+        average_power_watts=_scaled(average, 1e-3),
+        energy_joules=_scaled(ask(pynvml.nvmlDeviceGetTotalEnergyConsumption, board), 1e-3),
+        temperature_celsius=_scaled(ask(pynvml.nvmlDeviceGetTemperature, board, pynvml.NVML_TEMPERATURE_GPU), 1.0),
+        sm_clock_hertz=_scaled(ask(pynvml.nvmlDeviceGetClockInfo, board, pynvml.NVML_CLOCK_SM), 1e6),
+        memory_clock_hertz=_scaled(ask(pynvml.nvmlDeviceGetClockInfo, board, pynvml.NVML_CLOCK_MEM), 1e6),
+        clock_limits=limits,
+    )
+
+
+def read_processes(handle: Any) -> list[Tenant] | None:
+    """Whatever computes on it, MPS clients among them; None: the driver does not say.
+
+    In most containers the list is empty, whoever is there.
+    """
+    listed = ask(pynvml.nvmlDeviceGetComputeRunningProcesses, handle)
+    clients = ask(pynvml.nvmlDeviceGetMPSComputeRunningProcesses, handle) or ()
+    if listed is None:
+        return None
+    tenants = {process.pid: Tenant(process.pid, process.usedGpuMemory) for process in (*listed, *clients)}
+    return list(tenants.values())
+
+
+def problem_of(handle: Any) -> str | None:
+    """Why the device answers nothing at all, in the driver's words; None: it is there."""
+    try:
+        pynvml.nvmlDeviceGetName(handle)  # every board that is there has one
+    except pynvml.NVMLError as error:
+        return str(error)
+    return None
+
+
+def _fields(board: Any, *numbers: int) -> list[int | None]:
+    """Unsigned values by field id."""
+    # Without a scope of its own, zero: the GPU's, not the module's.
+    answers = ask(pynvml.nvmlDeviceGetFieldValues, board, list(numbers))
+    if answers is None:
+        return [None] * len(numbers)
+    return [a.value.uiVal if a.nvmlReturn == pynvml.NVML_SUCCESS else None for a in answers]
+
+
+def _scaled(value: int | None, unit: float) -> float | None:
+    return None if value is None else value * unit
+
+
+# Whether anything else uses a GPU right now.
+
+
+IDLE_UTILIZATION = 0.05
+"""Highest share of time that something may have run; a desktop that redraws its clock stays below it."""
+IDLE_MEMORY_BYTES = 1 << 30
+"""Most memory in use, or the next figure where that is more: what a desktop takes."""
+IDLE_MEMORY_SHARE = 0.02
+"""Of the device's memory: contexts and reserves grow with the board."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """What goes on on a GPU; None where the board or the driver does not say."""
+
+    memory_used_bytes: int | None = None
+    """By whomever, without what the driver keeps for itself where it tells the two apart."""
+    memory_total_bytes: int | None = None
+    """Of the slice, where it is one."""
+    utilization: float | None = None
+    """Share of the last second or less in which something ran, 0 to 1; a slice has none."""
+    tenants: tuple[Tenant, ...] = ()
+    """Processes that compute on it; empty in most containers, whoever is there."""
+    problem: str | None = None
+    """Why the GPU does not answer at all."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is on it, as far as it says."""
+        return not (self.problem or self.tenants or self.computes or self.holds_memory)
+
+    @property
+    def computes(self) -> bool:
+        """Whether something ran on it for more than `IDLE_UTILIZATION` of the time."""
+        return self.utilization is not None and self.utilization > IDLE_UTILIZATION
+
+    @property
+    def holds_memory(self) -> bool:
+        """Whether more than `IDLE_MEMORY_BYTES`, and than that share of all, is in use."""
+        most = max(IDLE_MEMORY_BYTES, IDLE_MEMORY_SHARE * (self.memory_total_bytes or 0))
+        return self.memory_used_bytes is not None and self.memory_used_bytes > most
+
+
+def use_of(gpu: Gpu) -> Use:
+    """What goes on on it now."""
+    try:
+        with started():
+            handle = pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+            if lost := problem_of(handle):
+                return Use(problem=lost)
+            memory, rates = read_memory(handle), ask(pynvml.nvmlDeviceGetUtilizationRates, handle)
+            tenants = [replace(one, name=command_name(one.pid)) for one in read_processes(handle) or ()]
+    except pynvml.NVMLError as error:
+        return Use(problem=str(error))
+    return Use(
+        memory_used_bytes=memory.used_bytes if memory else None,
+        memory_total_bytes=memory.total_bytes if memory else None,
+        utilization=rates.gpu / 100 if rates else None,
+        tenants=tuple(tenants),
+    )
+
+
+def command_name(pid: int) -> str | None:
+    """The process's command as the kernel names it; None: it is gone, or not to be seen from here."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text(errors="replace").strip() or None
+    except OSError:
+        return None
+
+
+# How fast matrix products could be by a GPU's data sheet, by the name that the driver gives it.
+#
+# Dense figures only: where a sheet counts structured sparsity in, half of it stands here. Tensor cores that add up
+# in fp32, as torch has them do; float32 is without tensor cores. SXM, PCIe and NVL boards of one chip differ, and
+# so do their names. A figure that could not be confirmed is left out, and so is every GPU whose sheet is not known.
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Peak rates of one board, in TFLOP/s; None: it has no such units, or the figure is not confirmed."""
+
+    source: str
+    float32: float | None
+    tf32: float | None
+    bfloat16: float | None
+    float16: float | None
+
+
+_HOPPER = "https://resources.nvidia.com/en-us-tensor-core/gtc22-whitepaper-hopper"
+_V100 = "https://images.nvidia.com/content/technologies/volta/pdf/volta-v100-datasheet-update-us-1165301-r5.pdf"
+_A100 = (
+    "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/"
+    "nvidia-a100-datasheet-us-nvidia-1758950-r4-web.pdf"
+)
+_GA102 = "https://www.nvidia.com/content/PDF/nvidia-ampere-ga-102-gpu-architecture-whitepaper-v2.pdf"
+_ADA = "https://images.nvidia.com/aem-dam/Solutions/geforce/ada/nvidia-ada-gpu-architecture.pdf"
+_ADA_PRO = (
+    "https://images.nvidia.com/aem-dam/en-zz/Solutions/technologies/"
+    "NVIDIA-ADA-GPU-PROVIZ-Architecture-Whitepaper_1.1.pdf"
+)
+_RTX_BLACKWELL = (
+    "https://images.nvidia.com/aem-dam/Solutions/geforce/blackwell/nvidia-rtx-blackwell-gpu-architecture.pdf"
+)
+_A10 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a10/pdf/a10-datasheet.pdf"
+_A10G = "https://d1.awsstatic.com/product-marketing/ec2/NVIDIA_AWS_A10G_DataSheet_FINAL_02_17_2022.pdf"
+_A30 = "https://www.nvidia.com/content/dam/en-zz/Solutions/data-center/products/a30-gpu/pdf/a30-datasheet.pdf"
+_A40 = "https://images.nvidia.cn/content/Solutions/data-center/a40/nvidia-a40-datasheet.pdf"
+_T4 = "https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/tesla-t4/t4-tensor-core-datasheet-951643.pdf"
+_PRODUCT = "https://www.nvidia.com/en-us/data-center"
+
+_SHEETS = {
+    "Tesla V100-SXM2-16GB": Sheet(_V100, 15.7, None, None, 125),
+    "Tesla V100-SXM2-32GB": Sheet(_V100, 15.7, None, None, 125),
+    "Tesla V100-PCIE-16GB": Sheet(_V100, 14, None, None, 112),
+    "Tesla V100-PCIE-32GB": Sheet(_V100, 14, None, None, 112),
+    "Tesla T4": Sheet(_T4, 8.1, None, None, 65),
+    "A100-SXM4-40GB": Sheet(_A100, 19.5, 156, 312, 312),
+    "A100-SXM4-80GB": Sheet(_A100, 19.5, 156, 312, 312),
+    "A100-PCIE-40GB": Sheet(_A100, 19.5, 156, 312, 312),
+    "A100 80GB PCIe": Sheet(_A100, 19.5, 156, 312, 312),
+    "A10": Sheet(_A10, 31.2, 62.5, 125, 125),
+    "A10G": Sheet(_A10G, None, 35, 70, 70),
+    "A30": Sheet(_A30, 10.3, 82, 165, 165),
+    "A40": Sheet(_A40, 37.4, 74.8, 149.7, 149.7),
+    "RTX A6000": Sheet(_GA102, 38.7, 77.4, 154.8, 154.8),
+    "GeForce RTX 3090": Sheet(_GA102, 35.6, 35.6, 71, 71),
+    "L4": Sheet(f"{_PRODUCT}/l4/", 30.3, 60, 121, 121),
+    "L40": Sheet(f"{_PRODUCT}/l40/", 90.5, 90.5, 181.05, 181.05),
+    "L40S": Sheet(f"{_PRODUCT}/l40s/", 91.6, 183, 362.05, 362.05),
+    "RTX 6000 Ada Generation": Sheet(_ADA_PRO, 91.1, 182.1, 364.2, 364.2),
+    "GeForce RTX 4090": Sheet(_ADA, 82.6, 82.6, 165.2, 165.2),
+    "GeForce RTX 5090": Sheet(_RTX_BLACKWELL, 104.8, 104.8, 209.5, 209.5),
+    "H100 80GB HBM3": Sheet(_HOPPER, 66.9, 494.7, 989.4, 989.4),
+    "H100 PCIe": Sheet(_HOPPER, 51.2, 378, 756, 756),
+    "H100 NVL": Sheet(f"{_PRODUCT}/h100/", 60, 417.5, 835.5, 835.5),
+    "H200": Sheet(f"{_PRODUCT}/h200/", 67, 494.5, 989.5, 989.5),
+    "H200 NVL": Sheet(f"{_PRODUCT}/h200/", 60, 417.5, 835.5, 835.5),
+    "B200": Sheet(f"{_PRODUCT}/hgx/", None, None, 2250, 2250),
+}
+"""By the driver's name; drivers before 470 leave `NVIDIA` out of it, and Tesla boards never had it."""
+
+
+def peak_flops_per_second(gpu_name: str, dtype: MatmulDtype) -> float | None:
+    """Of dense matrix products in this dtype, for the whole board; None: not known."""
+    sheet = _SHEETS.get(gpu_name.removeprefix("NVIDIA "))
+    tera = None if sheet is None else getattr(sheet, dtype)
+    return None if tera is None else tera * 1e12
+
+
+def source(gpu_name: str) -> str | None:
+    """Where the GPU's figures are from; None: it has none."""
+    sheet = _SHEETS.get(gpu_name.removeprefix("NVIDIA "))
+    return sheet.source if sheet else None

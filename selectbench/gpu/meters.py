@@ -14,8 +14,7 @@ import pynvml
 from numpy.typing import NDArray
 
 from selectbench import units
-from selectbench.gpu.devices import Gpu, TorchDevice, first_difference, started
-from selectbench.gpu.reading import CLOCK_LIMITS, Tenant, Use, use_of
+from selectbench.gpu.devices import CLOCK_LIMITS, Gpu, Tenant, TorchDevice, Use, first_difference, started, use_of
 from selectbench.gpu.sampler import Columns, Floats, GpuSamples, Sampler, write_samples
 from selectbench.record.environment import stored_rates
 from selectbench.record.record import GpuMeters, Meters, Series

@@ -18,8 +18,8 @@ import numpy as np
 import pynvml
 from numpy.typing import NDArray
 
-from selectbench.gpu.devices import Gpu, started
-from selectbench.gpu.reading import (
+from selectbench.gpu.devices import (
+    Gpu,
     MemoryReading,
     StateReading,
     Tenant,
@@ -29,6 +29,7 @@ from selectbench.gpu.reading import (
     read_memory,
     read_processes,
     read_state,
+    started,
 )
 from selectbench.record.record import OtherProcess
 from selectbench.suite.suite import MeterSettings

@@ -14,9 +14,8 @@ import pynvml
 
 from selectbench import units
 from selectbench.errors import UserError
-from selectbench.gpu.devices import Gpu, gpus, started
+from selectbench.gpu.devices import Gpu, Use, gpus, started, use_of
 from selectbench.gpu.meters import tenant_text
-from selectbench.gpu.reading import Use, use_of
 from selectbench.machine import lock
 from selectbench.plan.plan import GpuNeed
 from selectbench.text import quoted

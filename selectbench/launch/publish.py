@@ -40,8 +40,8 @@ from selectbench.record.run_folder import (
     require_records,
     write_whole,
 )
-from selectbench.report import html, markdown
-from selectbench.report.files import benchmark_json, best_head, render_csv
+from selectbench.report import markdown
+from selectbench.report.files import benchmark_json, best_head, render_csv, render_html
 from selectbench.report.sections import report
 from selectbench.suite.command import CommandChoices, as_written
 from selectbench.suite.load import load_suite
@@ -196,7 +196,7 @@ def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
     parts = (stored.suite, ranking, stored.counted, stored.environment)
     return {
         REPORT: report_text(stored, ranking),
-        PAGE: html.render(report(*parts, COMMAND, "page", stored.unchecked)),
+        PAGE: render_html(report(*parts, COMMAND, "page", stored.unchecked)),
         TABLE: render_csv(ranking), BENCHMARK: benchmark_json(*parts), **best_files(stored, ranking),
         RANKING: ranking_text(ranking),
     }  # fmt: skip

@@ -16,9 +16,8 @@ from pydantic import ValidationError
 
 from selectbench.choices import Choices
 from selectbench.errors import UserError
-from selectbench.gpu.devices import Gpu
+from selectbench.gpu.devices import Gpu, MatmulDtype, peak_flops_per_second
 from selectbench.machine import Machine, cpu_model, usable_cores
-from selectbench.plan.peaks import MatmulDtype, matmul_dtype, peak_flops_per_second
 from selectbench.plan.plan import Plan, PlannedOption
 from selectbench.record.environment import read_environment, stored_rates
 from selectbench.record.record import Completed, Record
@@ -257,7 +256,7 @@ def _pace(history: History, machine: Machine) -> _Pace:
         if parameters and (rough := _rough_shares(choices, parameters, choices.ranks(machine), machine)):
             beside, training, scoring = _shares(record)
             slower = training / rough[0], None if scoring is None else scoring / rough[1]
-            found.append((matmul_dtype(choices), beside, *slower))
+            found.append((choices.matmul_dtype, beside, *slower))
     return found
 
 
@@ -277,7 +276,7 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine, pace: _
     rough = None if parameters is None else _rough_shares(choices, parameters, planned.world_size, machine)
     if rough is None:
         return None
-    job, dtype = plan.suite.built.of(choices), matmul_dtype(choices)
+    job, dtype = plan.suite.built.of(choices), choices.matmul_dtype
     slower = [times for of, _, times, _ in pace if of == dtype] or [times for _, _, times, _ in pace]
     step = rough[0] * job.tokens_per_step * median(slower or [1.0])
     timed = max(0.0, (job.max_steps - job.timing.warmup_steps) * step)
@@ -295,7 +294,7 @@ def _rough_shares(choices: Choices, parameters: int, ranks: int, machine: Machin
 
     Evaluation is in fp32. None: nothing tells this machine's rates.
     """
-    rate = _training_flops_per_second(machine, matmul_dtype(choices), compiled=choices.compile.mode is not None)
+    rate = _training_flops_per_second(machine, choices.matmul_dtype, compiled=choices.compile.mode is not None)
     scoring_rate = _training_flops_per_second(machine, "float32", compiled=False)
     if rate is None or scoring_rate is None:
         return None

@@ -22,7 +22,7 @@ from selectbench.analysis.metrics import (
 from selectbench.analysis.result import Family, GpuRow, Ranking, Row, Unknown
 from selectbench.analysis.scripts import REPEAT_RULE
 from selectbench.choices.model import OwnModel
-from selectbench.plan.peaks import source
+from selectbench.gpu.devices import source
 from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import MODEL, TRIALS
 from selectbench.report.document import (

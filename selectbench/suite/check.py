@@ -10,11 +10,10 @@ from typing import get_args
 from pydantic import ValidationError
 
 from selectbench.choices import AnyChoices, Choices
-from selectbench.choices.choice import Choice, own_code_problem
+from selectbench.choices.choice import Choice, WrongValueError, own_code_problem
 from selectbench.choices.execution import interpreter_problem
 from selectbench.choices.model import PretrainedModel, config_file, family_problem
 from selectbench.errors import did_you_mean
-from selectbench.settings import WrongValueError
 from selectbench.suite.command import (
     CERTIFIED,
     GIVEN,

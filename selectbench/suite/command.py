@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from selectbench.choices import AnyChoices, execution
+from selectbench.choices.choice import Strict, WrongValueError
 from selectbench.errors import did_you_mean
-from selectbench.settings import Strict, WrongValueError
 from selectbench.suite.job import OwnMetric, Steps
 from selectbench.text import quoted
 

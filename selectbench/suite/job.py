@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from selectbench.choices import Choices
-from selectbench.choices.choice import OwnName, OwnSettings, free_of
+from selectbench.choices.choice import OwnName, OwnSettings, Strict, WrongValueError, free_of
 from selectbench.choices.model import (
     AnyModel,
     AnyTokenizer,
@@ -22,7 +22,6 @@ from selectbench.choices.model import (
     Tokenizer,
     resolved_vocab_size,
 )
-from selectbench.settings import Strict, WrongValueError
 from selectbench.suite.sources import Cleaning, Data, EmbeddedCorpus
 
 # How a trained model is judged: held-out loss always, and scores of what it generates where a suite asks.

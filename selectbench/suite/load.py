@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import re
-from collections.abc import Iterable, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic.json_schema import models_json_schema
+from pydantic.json_schema import GenerateJsonSchema, models_json_schema
+from pydantic_core.core_schema import ModelSchema
 
 import selectbench
 from selectbench.choices import Choices
 from selectbench.choices.execution import interpreter_problem
 from selectbench.errors import UserError, did_you_mean, one_of_these, synonyms
-from selectbench.settings import DescribedSchema
 from selectbench.suite.check import (
     check_accumulation,
     check_bounds,
@@ -516,3 +520,35 @@ def _resolved(suite: Suite, given: set[str]) -> dict[str, Any]:
         "choices": {**shared, **suite.left_open.settings}, "options": own,
         **suite.model_dump(mode="json", include={"baseline", "seeds", "decide", "limits", *given}),
     }  # fmt: skip
+
+
+def field_texts(kind: type) -> dict[str, str]:
+    """The text under each annotated field of a class whose source is at hand, those it inherits among them.
+
+    They are read from the source when they are wanted: importing stays quick.
+    """
+    found: dict[str, str] = {}
+    for ancestor in reversed([c for c in kind.__mro__ if c.__module__.partition(".")[0] == "selectbench"]):
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body
+        assert isinstance(tree, ast.ClassDef)
+        found |= {
+            field.target.id: inspect.cleandoc(text.value.value)
+            for field, text in pairwise(tree.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+            and isinstance(text.value.value, str)
+        }  # fmt: skip
+    return found
+
+
+class DescribedSchema(GenerateJsonSchema):
+    """Pydantic's JSON Schema of a model with those texts as descriptions."""
+
+    def model_schema(self, schema: ModelSchema) -> dict[str, Any]:
+        """One model's schema; a field that is described already keeps its description."""
+        found = super().model_schema(schema)
+        texts: Mapping[str, str] = field_texts(schema["cls"])
+        for name, shape in found.get("properties", {}).items():
+            if name in texts:
+                shape.setdefault("description", texts[name])
+        return found

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, cast, get_args
 from pydantic import PlainSerializer, WithJsonSchema, WrapValidator
 
 from selectbench import units
+from selectbench.choices.choice import WrongValueError
 from selectbench.errors import did_you_mean, one_of_these
-from selectbench.settings import WrongValueError
 from selectbench.suite.command import CommandJob
 from selectbench.suite.job import OWN_METRIC_PATTERN, OWN_SCORE, SCORES, Job, OwnMetric
 from selectbench.text import quoted

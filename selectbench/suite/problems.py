@@ -9,10 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from selectbench.choices import REGISTRY, Choices
-from selectbench.choices.choice import OWN, OWN_PATTERN, Choice, is_own, tag_of
+from selectbench.choices.choice import OWN, OWN_PATTERN, Choice, WrongValueError, is_own, tag_of
 from selectbench.choices.model import FAMILIES, MODEL_TAGS, TOKENIZER_TAGS
 from selectbench.errors import did_you_mean, nearest, plain_word, synonyms
-from selectbench.settings import WrongValueError
 from selectbench.suite.document import Node, Problems, describe, plain, show
 from selectbench.suite.sources import TAGS
 from selectbench.suite.suite import SuiteFile

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Union
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from selectbench.choices.choice import OwnName, OwnSettings
-from selectbench.settings import Strict, WrongValueError
+from selectbench.choices.choice import OwnName, OwnSettings, Strict, WrongValueError
 from selectbench.text import quoted
 
 Globs = Annotated[list[str], Field(min_length=1, strict=False)]

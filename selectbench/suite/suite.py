@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, field_validator, model_validator
 
 from selectbench.choices import AnyChoices, Choices
+from selectbench.choices.choice import Strict, WrongValueError
 from selectbench.choices.execution import MicroBatchSize
-from selectbench.settings import Strict, WrongValueError
 from selectbench.suite.command import NO_CHOICES, CommandChoices, CommandJob
 from selectbench.suite.job import Job, Steps
 from selectbench.suite.metrics import (

@@ -8,7 +8,7 @@ if __name__ == "__main__":
     die_with_parent()  # first of all: what is imported takes seconds
     role, *rest = sys.argv[1:]
     if role == "calibrate":
-        from selectbench.worker.calibration import calibrate
+        from selectbench.worker.runtime import calibrate
 
         calibrate(rest[0], [int(size) for size in rest[1:]])
     elif role == "own_code":

@@ -30,11 +30,12 @@ from selectbench.worker.evaluation import (
     at_evaluated_weights,
     begin_training,
     heldout_loss,
+    own_metrics,
+    save_model,
 )
 from selectbench.worker.model import SummedLoss
 from selectbench.worker.observation import CoreWaits, Watch
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory
-from selectbench.worker.saving import own_metrics, save_model
 
 AGREE_WITHIN = 1e-9
 """Difference of shares that is rounding."""

@@ -22,7 +22,6 @@ from selectbench.analysis.metrics import (
 )
 from selectbench.analysis.ranking import rank
 from selectbench.choices import REGISTRY
-from selectbench.plan.peaks import matmul_dtype
 from selectbench.record.record import Meters
 from selectbench.suite.metrics import METRICS
 
@@ -73,7 +72,7 @@ def test_several_gpus_share_the_work() -> None:
 )  # fmt: skip
 def test_every_precision_is_held_against_the_peak_of_its_own_products(precision: str, dtype: str) -> None:
     trial = observed(MEASURED, choices={"precision": {"name": precision}}, tokens_per_step=100)
-    assert matmul_dtype(trial.choices) == dtype
+    assert trial.choices.matmul_dtype == dtype
     work = 500 * model_flops_per_token(BIG)
     peak = {"float32": 66.9e12, "tf32": 494.7e12, "bfloat16": 989.4e12, "float16": 989.4e12}[dtype]
     assert utilization(trial, "mfu").share == pytest.approx(work / peak, rel=1e-12)

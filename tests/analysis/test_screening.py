@@ -274,12 +274,13 @@ def test_a_row_at_eighty_columns_says_so(screened: tuple[Suite, list[Record]]) -
 
 
 def test_the_reports_tell_every_short_trial(screened: tuple[Suite, list[Record]]) -> None:
-    from selectbench.report import html, markdown
+    from selectbench.report import markdown
+    from selectbench.report.files import render_html
 
     suite, records = screened
     ranking = rank(suite, records)
     parts = (suite, ranking, records, {}, "again")
-    for text in (markdown.render(report(*parts, "markdown")), html.render(report(*parts, "page"))):
+    for text in (markdown.render(report(*parts, "markdown")), render_html(report(*parts, "page"))):
         assert "Screened before the contest" in text
         assert "screened out" in text
         assert "0.0690x" in text

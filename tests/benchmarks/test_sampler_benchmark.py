@@ -30,7 +30,7 @@ BENCH = """\
 import sys, time
 from selectbench.gpu.sampler import Sampler
 from selectbench.gpu.devices import gpus
-from selectbench.gpu.reading import use_of
+from selectbench.gpu.devices import use_of
 from selectbench.suite.suite import MeterSettings
 found = gpus()
 for _ in sys.stdin:

@@ -15,13 +15,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from stand_in import StandIn
 
+from selectbench import doctor
+from selectbench.doctor import calibrate
 from selectbench.errors import UserError
 from selectbench.gpu.devices import gpus
-from selectbench.launch import calibrate as module
 from selectbench.launch import preparation
-from selectbench.launch.calibrate import calibrate
-from selectbench.plan.peaks import peak_flops_per_second
-from selectbench.record.environment import FILE_NAME, Calibration, Rate, store, stored, stored_rates
+from selectbench.record.environment import (
+    FILE_NAME,
+    Calibration,
+    Rate,
+    peak_flops_per_second,
+    store,
+    stored,
+    stored_rates,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +54,7 @@ def test_a_cpu_is_measured_and_only_shown(cache: Path) -> None:
 
 
 def test_the_command_prints_a_table(tmp_path: Path) -> None:
-    code = "from selectbench.worker import calibration as c; c.SIZES = {'cpu': (32,)}; c.calibrate('cpu', (), 0.01)"
+    code = "from selectbench.worker import runtime as c; c.SIZES = {'cpu': (32,)}; c.calibrate('cpu', (), 0.01)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert [line["dtype"] for line in lines] == ["float32", "bfloat16", "float16"]
@@ -61,8 +68,8 @@ def test_a_child_that_never_answers_is_not_waited_for(tmp_path: Path, monkeypatc
     monkeypatch.setattr(preparation, "PROBE_SECONDS", 0.3)
     with pytest.raises(UserError, match=f"torch of python {stuck} does not name its GPUs within"):
         preparation.check_torch_shows([], str(stuck))
-    monkeypatch.setattr(module, "CALIBRATION_SECONDS", 0.3)
-    monkeypatch.setattr(module.sys, "executable", str(stuck))
+    monkeypatch.setattr(doctor, "CALIBRATION_SECONDS", 0.3)
+    monkeypatch.setattr(doctor.sys, "executable", str(stuck))
     with pytest.raises(UserError, match="it takes longer than"):
         calibrate(None, lambda _: None)
 
@@ -79,15 +86,15 @@ def test_a_gpus_rates_are_kept_under_its_own_uuid(
     stand_in.set(count=1)
     (gpu,) = gpus()
     monkeypatch.setenv("SELECTBENCH_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(module, "wrong_device_reason", lambda: None)
-    monkeypatch.setattr(module, "check_torch_shows", lambda found, python: None)
+    monkeypatch.setattr(doctor, "wrong_device_reason", lambda: None)
+    monkeypatch.setattr(doctor, "check_torch_shows", lambda found, python: None)
     worker = tmp_path / "on_the_cpu"
     worker.write_text(
         f'#!/bin/sh\n[ "$CUDA_VISIBLE_DEVICES $5" = "{gpu.uuid} cuda" ] || exit 9\n'
         f'exec {sys.executable} "$1" -m "$3" "$4" cpu 64\n'
     )
     worker.chmod(0o755)
-    monkeypatch.setattr(module.sys, "executable", str(worker))
+    monkeypatch.setattr(doctor.sys, "executable", str(worker))
     ((found, is_stored),) = calibrate(None, lambda _: None)
     assert is_stored
     kept = stored(gpu.uuid)
@@ -99,7 +106,7 @@ def test_a_gpus_rates_are_kept_under_its_own_uuid(
 def test_a_gpu_in_use_is_not_measured(stand_in: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.set("count", 1, "gpu0.processes", f"{os.getppid()}:{4 << 30}")
     monkeypatch.setenv("SELECTBENCH_LOCKS", str(tmp_path / "locks"))
-    monkeypatch.setattr(module, "wrong_device_reason", lambda: None)
+    monkeypatch.setattr(doctor, "wrong_device_reason", lambda: None)
     with pytest.raises(UserError, match=f"pid {os.getppid()}"):
         calibrate(None, lambda _: None)
 

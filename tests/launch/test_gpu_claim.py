@@ -19,8 +19,7 @@ from processes import Process, start
 from stand_in import StandIn
 
 from selectbench.errors import UserError
-from selectbench.gpu.devices import gpus
-from selectbench.gpu.reading import use_of
+from selectbench.gpu.devices import gpus, use_of
 from selectbench.launch import gpus as gpu_claim
 from selectbench.launch.gpus import TURN, Claim, Lock, claim_cores, claim_gpus, idle_now, try_lock
 from selectbench.launch.trial import TrialServers, server_environment

@@ -19,7 +19,7 @@ from selectbench.record.environment import (
     without_folders,
 )
 from selectbench.record.run_folder import fingerprint_part
-from selectbench.settings import field_texts
+from selectbench.suite.load import field_texts
 
 
 def test_every_key_is_documented_and_the_whole_is_json():

@@ -14,9 +14,8 @@ import pytest
 import torch
 from launch.harness import Workplace
 
-from selectbench.gpu.devices import devices_of_torch, first_difference, gpus
+from selectbench.gpu.devices import devices_of_torch, first_difference, gpus, use_of
 from selectbench.gpu.meters import TOLERANCE_BYTES, Moments, gpu_meters, settle
-from selectbench.gpu.reading import use_of
 from selectbench.gpu.sampler import Sampler
 from selectbench.record.record import GpuMeters
 from selectbench.suite.suite import MeterSettings

@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from selectbench.gpu.devices import Gpu
+from selectbench.gpu.devices import Gpu, MemoryReading, StateReading, Tenant, Use
 from selectbench.gpu.meters import POINTS, Moments, gpu_meters
-from selectbench.gpu.reading import MemoryReading, StateReading, Tenant, Use
 from selectbench.gpu.sampler import GpuSamples
 from selectbench.record.record import GpuMeters
 

@@ -16,8 +16,7 @@ from processes import start
 from stand_in import StandIn
 
 from selectbench.gpu import sampler as sampler_module
-from selectbench.gpu.devices import gpus
-from selectbench.gpu.reading import Use
+from selectbench.gpu.devices import Use, gpus
 from selectbench.gpu.sampler import FILE_NAME, GpuSamples, Sampler, descends_from, write_samples
 from selectbench.suite.suite import MeterSettings
 

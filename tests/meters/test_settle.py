@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 
 from stand_in import StandIn, Value
 
-from selectbench.gpu.devices import gpus
+from selectbench.gpu.devices import gpus, use_of
 from selectbench.gpu.meters import TOLERANCE_BYTES, Ready, settle
-from selectbench.gpu.reading import use_of
 
 MIB, GIB = 1 << 20, 1 << 30
 

@@ -22,8 +22,8 @@ from selectbench.record import record as sentences
 from selectbench.record.record import LOSSES, SETTINGS, SOFTWARE, Completed, Record, Recorded, Trial
 from selectbench.record.run_folder import RECORDS, append_record, read_records
 from selectbench.record.wire import EVENTS, ORDERS, GaveUp, Order, Progress
-from selectbench.settings import field_texts
 from selectbench.suite.job import Job
+from selectbench.suite.load import field_texts
 
 LOSS = b'"final_loss":5.5'
 

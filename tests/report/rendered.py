@@ -7,7 +7,8 @@ from typing import Any
 
 from selectbench.analysis.result import Ranking
 from selectbench.record.record import Record
-from selectbench.report import html, markdown
+from selectbench.report import markdown
+from selectbench.report.files import render_html
 from selectbench.report.sections import option_report, report
 from selectbench.suite.suite import Suite
 
@@ -23,7 +24,7 @@ def render_page(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
 ) -> str:
     """report.html."""
-    return html.render(report(suite, ranking, records, environment, command, "page"))
+    return render_html(report(suite, ranking, records, environment, command, "page"))
 
 
 def render_option(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> str:

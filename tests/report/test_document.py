@@ -14,7 +14,7 @@ from rich.console import Console
 
 from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
-from selectbench.report import html, markdown
+from selectbench.report import markdown
 from selectbench.report.document import (
     Amount,
     Amounts,
@@ -36,6 +36,7 @@ from selectbench.report.document import (
     Text,
     value_text,
 )
+from selectbench.report.files import render_html
 from selectbench.report.sections import report
 from selectbench.report.terminal import print_document
 from selectbench.text import one_line
@@ -79,7 +80,7 @@ def test_a_cell_in_markdown(cell: Cell, text: str) -> None:
 @pytest.mark.parametrize(("cell", "text"), PAIRS)
 def test_the_page_shows_the_same_and_sorts_by_the_value(cell: Cell, text: str) -> None:
     table = Table([Column("name"), Column("x", "right")], [["row", cell]], "caption", is_sortable=True)
-    page = html.render(Document("t", [Section("s", "S", [table])]))
+    page = render_html(Document("t", [Section("s", "S", [table])]))
     assert f"row {text}" in words(page)
     if isinstance(cell, (Figure, Ratio, Amount)) and cell.value is not None:
         assert f'data-value="{cell.value!r}"' in page
@@ -89,7 +90,7 @@ def test_the_page_shows_the_same_and_sorts_by_the_value(cell: Cell, text: str) -
 def test_what_the_markdown_says_stands_on_the_page(suite: str) -> None:
     stored = read_run(kept_run(suite))
     parts = (stored.suite, stored.ranking(), stored.counted, stored.environment, COMMAND)
-    seen = words(html.render(report(*parts, "page")))
+    seen = words(render_html(report(*parts, "page")))
     for section in report(*parts, "markdown").sections:
         assert section.heading in seen or section.name == "warnings"
         for block in section.blocks:
@@ -104,7 +105,7 @@ def test_failures_and_their_logs_stand_on_the_page() -> None:
     suite = make_suite("fp32", ("bf16", {"precision": {"name": "bf16_mixed"}}))
     records = [make_record("fp32", s, **speed(100 + s)) for s in range(3)]
     records += [make_failure("bf16", s, "crashed", "exit status 1\nRuntimeError: boom") for s in range(3)]
-    seen = words(html.render(report(suite, rank(suite, records), records, {}, COMMAND, "page")))
+    seen = words(render_html(report(suite, rank(suite, records), records, {}, COMMAND, "page")))
     assert "bf16 0, 1, 2 crashed exit status 1" in seen
     assert "In full: bf16, seed 0; bf16, seed 1; bf16, seed 2 exit status 1 RuntimeError: boom" in seen
 
@@ -122,7 +123,7 @@ def test_no_name_is_markup_in_markdown() -> None:
 
 
 def test_no_name_is_markup_on_the_page() -> None:
-    page = html.render(evil_document())
+    page = render_html(evil_document())
     assert "<b>" not in page
     assert words(page).count(EVIL) == words(page).count("javascript:1") == 4 + 2 * 8
 

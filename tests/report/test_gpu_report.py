@@ -20,7 +20,7 @@ from rich.console import Console
 
 from selectbench.analysis.metrics import FLOPS_RULE, GPU_STATE_RULE, IMPOSSIBLE, MFU_RULE
 from selectbench.analysis.ranking import rank
-from selectbench.plan.peaks import source
+from selectbench.gpu.devices import source
 from selectbench.record.record import Meters, Record
 from selectbench.report.markdown import escape as markdown
 from selectbench.report.terminal import print_ranking

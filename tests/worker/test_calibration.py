@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from selectbench.worker.calibration import calibrate
 from selectbench.worker.engine import SingleEngine
-from selectbench.worker.runtime import set_tf32
+from selectbench.worker.runtime import calibrate, set_tf32
 
 
 @pytest.fixture(autouse=True)
@@ -69,7 +68,7 @@ def test_tf32_is_measured_with_what_the_precision_switches_on(trials: Any, monke
         return multiply(*arguments, **settings)
 
     monkeypatch.setattr(torch, "mm", noting)
-    monkeypatch.setattr("selectbench.worker.calibration.DTYPES", {"cpu": ("float32", "tf32")})
+    monkeypatch.setattr("selectbench.worker.runtime.DTYPES", {"cpu": ("float32", "tf32")})
     calibrate("cpu", sizes=(32,), measured_seconds=0.001)
     assert list(dict.fromkeys(measured)) == [*trained["fp32"], *trained["tf32"]]
     assert trained["fp32"] != trained["tf32"]

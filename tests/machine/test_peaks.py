@@ -2,7 +2,7 @@
 
 import pytest
 
-from selectbench.plan.peaks import _SHEETS, MatmulDtype, peak_flops_per_second, source
+from selectbench.gpu.devices import _SHEETS, MatmulDtype, peak_flops_per_second, source
 
 
 @pytest.mark.parametrize(
