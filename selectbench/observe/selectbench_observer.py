@@ -124,6 +124,7 @@ class Observer:
         self._last_end: Any = None
         self._gaps: list[float] = []
         self._pending: deque[tuple[int, Step, Any]] = deque()
+        self._written_at = 0.0
         # The first step, and what is written at the end.
         self._call: seen.Call = ((), {})
         self._captured: seen.Call = ((), {})
@@ -311,7 +312,10 @@ class Observer:
 
     def _tokens_and_mask(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         assert self._roles is not None
-        leaves, mask = seen.leaves(self._call), self._roles.mask
+        (args, kwargs), mask = self._call, self._roles.mask
+        leaves = [*args, *kwargs.values()]
+        if not all(isinstance(leaf, (torch.Tensor, type(None), bool)) for leaf in leaves):
+            leaves = seen.leaves(self._call)
         return seen.as_rows(leaves[self._roles.tokens]), None if mask is None else seen.as_rows(leaves[mask])
 
     def _after_forward(self, output: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
@@ -481,6 +485,10 @@ class Observer:
             self._due = True
 
     def _write_steps(self, wait: bool) -> None:
+        """Those that are over, several at a time: a step of a few milliseconds would notice each line."""
+        if not wait and time.perf_counter() - self._written_at < 0.25:
+            return
+        self._written_at = time.perf_counter()
         while self._pending and (wait or not self._moments.cuda or self._pending[0][2].query()):
             number, step, mark = self._pending.popleft()
             self._moments.read(mark)

@@ -45,7 +45,7 @@ for pair in range(-2, steps):
 """
 
 
-@pytest.mark.parametrize(("shape", "pairs"), [((128, 2, 1), 300), ((256, 6, 8), 60)])
+@pytest.mark.parametrize(("shape", "pairs"), [((128, 2, 4), 300), ((256, 6, 20), 60)])
 def test_what_being_observed_costs(benchmark: Any, tmp_path: Path, shape: tuple[int, ...], pairs: int) -> None:
     """Steps in pairs, one observed, one passed on, in one process: what disturbs one disturbs the other as well."""
     wanted = {"folder": str(tmp_path / "out"), "max_steps": 10**6, "stop": "natural_end", "heldout": None}
