@@ -216,14 +216,15 @@ class Contest:
         """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
 
         It is rejected where the final loss is shown to be lower than the baseline's, or where speed is shown to be
-        higher and final perplexity not to be above the baseline's by the threshold. 0 where the metric (None: the
-        objective) is known for every trial, so that luck is no explanation.
+        higher and the final loss not to be above the baseline's by the threshold, which is what reaching it means
+        (`summary._hold_against`). 0 where the metric (None: the objective) is known for every trial, so that luck
+        is no explanation.
         """
         if not METRICS[metric or self.suite.decide.objective].of_those_that_learnt:
             return 0.0
-        margin = math.log1p(self.suite.threshold("final_perplexity"))
+        margin = math.log1p(self.suite.threshold("final_loss"))
         faster = self._p_beyond("tokens_per_second", option, 0.0, more=True)
-        as_good = self._p_beyond("final_perplexity", option, margin, more=False)
+        as_good = self._p_beyond("final_loss", option, margin, more=False)
         return min(max(faster, as_good), self._p_beyond("final_loss", option, 0.0, more=False))
 
     def _p_beyond(self, metric: str, option: str, bound: float, *, more: bool) -> float:

@@ -119,7 +119,9 @@ def test_a_drift_while_the_run_lasts_makes_no_option_better(options: int, seeds:
     assert share <= 0.016 + 2 * error
 
 
-def to_loss(draw: np.random.Generator, speeds: Sequence[float], seeds: int, noise: float) -> Values:
+def to_loss(
+    draw: np.random.Generator, speeds: Sequence[float], seeds: int, noise: float, margin: float = 0.002
+) -> Values:
     """Final losses and times to the baseline's, of jobs whose curves follow a power law and vary by `noise`."""
     steps = np.arange(20, 201, 20)
     level = np.exp(draw.normal(0, 0.01, seeds) + draw.normal(0, noise, (len(speeds), seeds)))
@@ -136,7 +138,7 @@ def to_loss(draw: np.random.Generator, speeds: Sequence[float], seeds: int, nois
                     steps, losses * level[place, seed], [pace[place, seed]] * len(steps), strict=True
                 )
             ]
-            reached = crossing(curve, float(final[0, seed]) * 1.002)
+            reached = crossing(curve, float(final[0, seed]) * (1 + margin))
             times[place, seed] = math.nan if reached is None else reached.seconds
     times[np.isnan(times).any(axis=1)] = math.nan
     return {
@@ -153,11 +155,15 @@ def test_the_lucky_are_not_called_faster_to_a_loss(seeds: int, noise: float) -> 
     assert share <= 0.04 + 2 * error
 
 
-@pytest.mark.parametrize(("noise", "share"), [(0.0005, 0.99), (0.005, 0.041)])
-def test_an_option_that_is_faster_to_a_loss_is_found(noise: float, share: float) -> None:
-    """`share`: of 1,500 runs (+- 0.003, 0.005). At 0.5 % noise it reaches the loss with all seeds in 8 %."""
-    draw, suite = np.random.default_rng(4), suite_of(5, 5, objective=SECONDS_TO_LOSS)
-    all_found = [called_better(contest_of(suite, to_loss(draw, [1, 1, 1, 1, 1.2], 5, noise))) for _ in range(300)]
+@pytest.mark.parametrize(
+    ("noise", "margin", "share"), [(0.0005, 0.002, 0.99), (0.005, 0.002, 0.034), (0.005, 0.01, 0.498)]
+)
+def test_an_option_that_is_faster_to_a_loss_is_found(noise: float, margin: float, share: float) -> None:
+    """`share`: of 1,500 runs. At 0.5 % noise it reaches the loss within 0.2 % with all seeds in 8 % of them."""
+    draw = np.random.default_rng(4)
+    suite = suite_of(5, 5, objective=SECONDS_TO_LOSS, thresholds={"final_loss": margin})
+    speeds = [1, 1, 1, 1, 1.2]
+    all_found = [called_better(contest_of(suite, to_loss(draw, speeds, 5, noise, margin))) for _ in range(300)]
     found, error = said(f"a true +20 % is found, noise {noise}", ["o4" in found for found in all_found])
     assert abs(found - share) <= 3 * error
     false, error = said("others are called better", [bool(found - {"o4"}) for found in all_found])

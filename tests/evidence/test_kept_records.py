@@ -16,7 +16,7 @@ from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, SUITE
 
 SUITES = (
     "precision", "optimizer", "accumulation", "distributed", "scaling", "framework", "architecture", "batch_size",
-    "tokenizer",
+    "tokenizer", "frameworks",
 )  # fmt: skip
 Breaks = Callable[[Record], Record]
 
