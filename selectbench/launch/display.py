@@ -569,7 +569,9 @@ def what_again(console: Console, complete: Path, *, reuse: bool) -> Again:
     console.print(f"{complete} is complete, {ago} ago", markup=False, highlight=False, soft_wrap=True)
     answer = ""
     while answer not in ("s", "e", "a", "show", "extend", "anew"):
-        answer = _answer(console, "(s)how it, (e)xtend it by more seeds, or run (a)new? [s] ") or "s"
+        answer = _answer(console, "(s)how it, (e)xtend it by more seeds, run (a)new, or (q)uit? [s] ") or "s"
+        if answer in ("q", "quit", "n", "no"):
+            raise UserError("nothing was run")
     if answer[0] != "e":
         return "show" if answer[0] == "s" else "anew"
     while not answer.isdecimal() or not 0 < int(answer) <= 100:

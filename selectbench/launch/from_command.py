@@ -186,7 +186,10 @@ def suite_text(command: str, seen: Observed, folder: Path) -> str:
         command=json.dumps(f"{text} {{args}}", ensure_ascii=False),
         directory=json.dumps(os.path.relpath(Path.cwd(), folder), ensure_ascii=False),
         max_steps=steps, schedule=schedule if said_steps else f"put here {schedule}",
-        stop=shown if shown < steps else "at_max_steps", warmup=min(WARMUP_STEPS, max(1, shown // 3)),
+        stop=shown if shown < steps else "at_max_steps",
+        stops="steps of the same schedule; or at_max_steps, or natural_end: when the script ends by itself"
+        if shown < steps else "or natural_end: when the script ends by itself; or a number of steps",
+        warmup=min(WARMUP_STEPS, max(1, shown // 3)),
         choices=f"world_size: {ranks}" if ranks > 1 else "", baseline="without" if flag else "as_it_is",
         options=f'  without: {{args: ""}}\n  {flag[2]}: {{args: "{flag[1]}", may_change: [{_CHANGES[flag[2]]}]}}'
         if flag else '  as_it_is: {args: ""}\n  changed: {args: ""}  # your change, such as "--bf16", with '

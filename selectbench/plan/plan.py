@@ -282,6 +282,10 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
     warnings = []
     if "seed" not in job.names:
         warnings.append("the command has no {seed}: what its seed is, the script alone decides")
+    silent = [o.name for o in suite.options if o.choices.world_size not in (1, "auto")]
+    if silent and "world_size" not in job.names:
+        told = "the command has no {world_size}: it must start as many ranks itself"
+        warnings.append(f"{', '.join(silent)}: {told}")
     if "max_steps" not in job.names and job.stop != "natural_end":
         warnings.append(
             "the command has no {max_steps}: its learning rate may be on another schedule than it seems"

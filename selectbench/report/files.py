@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -165,6 +166,7 @@ def render_html(document: Document) -> str:
         "rows": _rows,
         "line": one_line,
         "clean": clean,
+        "coded": _coded,
     }
     template = environment.from_string(own.joinpath("page.html.j2").read_text(encoding="utf-8"))
     style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
@@ -172,6 +174,13 @@ def render_html(document: Document) -> str:
     others = [section for section in document.sections if not _warns(section)]
     page = template.render(style=style, script=script, document=document, warnings=warnings, sections=others)
     return page + "\n"
+
+
+def _coded(text: str) -> Any:
+    """One line with what stands between backticks as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(one_line(text)))))
 
 
 def _warns(section: Section) -> bool:

@@ -305,23 +305,33 @@ def _model_words(planned: PlannedOption) -> str:
 
 
 def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:
-    has_memory = any(planned.peak_bytes is not None for planned in plan.options)
+    """Columns of numbers in which some option has one."""
     plans = RichTable(box=None, pad_edge=False, header_style="bold")
     for heading in ("option", "differs in", "runs as"):
         plans.add_column(heading, overflow="fold")
-    for heading in ("micro-batch", "accumulation", *(["memory"] if has_memory else []), "per trial"):
+    seconds = estimate.seconds if estimate else {}
+    numbers = {
+        "micro-batch": [units.count(one.option.choices.micro_batch_size) for one in plan.options],
+        "accumulation": [
+            units.DASH if (steps := one.gradient_accumulation_steps) is None else f"x {steps}"
+            for one in plan.options
+        ],
+        "memory": [units.size(one.peak_bytes) for one in plan.options],
+        "per trial": [
+            "unsupported" if one.unsupported else units.duration(seconds.get(one.option.name))
+            for one in plan.options
+        ],
+    }
+    shown = {heading: column for heading, column in numbers.items() if {*column} != {units.DASH}}
+    for heading in shown:
         plans.add_column(heading, justify="right", no_wrap=True)
-    for planned in plan.options:
-        seconds = estimate.seconds.get(planned.option.name) if estimate else None
+    for planned, *row in zip(plan.options, *shown.values(), strict=True):
         differs = ", ".join(planned.option.differs_in) or "(baseline)"
         plans.add_row(
             Text(one_line(planned.option.name, 80)),
             Text(one_line(differs, 80)),
             Text(_layout(planned)),
-            units.count(planned.option.choices.micro_batch_size),
-            units.DASH if (steps := planned.gradient_accumulation_steps) is None else f"x {steps}",
-            *([units.size(planned.peak_bytes)] if has_memory else []),
-            "unsupported" if planned.unsupported else units.duration(seconds),
+            *row,
             style="dim" if planned.unsupported else "",
         )
     return plans
@@ -350,12 +360,12 @@ def _layout(planned: PlannedOption) -> str:
 def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost]) -> Iterator[str]:
     """A line for each stage where there are several, and one for all."""
     for cost in costs if len(costs) > 1 else ():
-        yield _cost(f"{cost.title}: {cost.trials} trials", cost.seconds, cost.usd)
+        yield _cost(f"{cost.title}: {cost.trials} trial{'s'[: cost.trials != 1]}", cost.seconds, cost.usd)
     if any(cost.title == "screening" for cost in costs):
         yield "an option that misses a bound is tried once more; one that misses it twice takes no part afterwards"
     if plan.suite.tune is not None and len(plan.suite.tune.parameters) == 1:
         yield f"at most {EXTENSIONS} trials more of each option where a best setting lies on an edge"
-    head = f"{sum(cost.trials for cost in costs)} trials to run"
+    head = f"{(n := sum(cost.trials for cost in costs))} trial{'s'[: n != 1]} to run"
     seconds, usd = _sum([cost.seconds for cost in costs]), _sum([cost.usd for cost in costs])
     if estimate is None or seconds is None:
         yield f"{head}; the first round will show how long they take"

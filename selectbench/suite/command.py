@@ -6,7 +6,7 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -167,9 +167,12 @@ def _requirement(text: str) -> str:
     return text
 
 
+NO_VALUE = "the value of a placeholder is text, a number, true or false"
+
+
 def _one_word(value: object) -> object:
     if not isinstance(value, Scalar) or (isinstance(value, float) and not abs(value) < float("inf")):
-        raise ValueError("the value of a placeholder is text, a number, true or false")
+        raise ValueError(NO_VALUE)
     return value
 
 
@@ -321,11 +324,21 @@ def program_problem(job: CommandJob, choices: CommandChoices, path: str) -> str 
         file = Path(job.directory) / first
         return None if shutil.which(str(file)) else f"{file} is not there, or not executable"
     if shutil.which(first, path=search):
-        return None
+        return _script_problem(Path(first).name, arguments(job, choices, 0, 1)[1:], job.directory)
     if "=" in first or first == "cd":
         return f"{quoted(first)} is for a shell: give job.{'environment' if '=' in first else 'directory'} instead"
     near = did_you_mean(first, ["python", "python3", "torchrun", "accelerate", "deepspeed", "litgpt", "trl"])
     return f"{quoted(first)} is not found on PATH{near}: name the program as it is typed in a terminal"
+
+
+def _script_problem(program: str, after: Sequence[str], directory: str) -> str | None:
+    """Why the first script that Python is to run can't be, with the nearest; a module or a line of code is none."""
+    script = next((word for word in after if word.endswith(".py") or word in ("-c", "-m", "--module")), "-m")
+    if not re.match("python|torchrun|accelerate|deepspeed", program) or script.startswith("-"):
+        return None
+    file = Path(directory) / script
+    others = sorted(str(one.relative_to(directory)) for one in file.parent.glob("*.py"))
+    return None if file.is_file() else f"there is no file {file}{did_you_mean(script, others)}"
 
 
 def as_written(choices: CommandChoices) -> dict[str, Any]:

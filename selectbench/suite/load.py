@@ -18,7 +18,7 @@ from pydantic_core.core_schema import ModelSchema
 import selectbench
 from selectbench.choices import Choices
 from selectbench.choices.execution import interpreter_problem
-from selectbench.errors import UserError, did_you_mean, one_of_these, synonyms
+from selectbench.errors import UserError, did_you_mean, nearest, one_of_these, synonyms
 from selectbench.suite.check import (
     check_accumulation,
     check_bounds,
@@ -317,6 +317,10 @@ def load_suite(
     chosen_device: Device = "cuda" if wanted == "cuda" else "cpu"
     used = _profile_name(top, profile, chosen_device, problems)
     document = _prepared(top, used, path, asked, problems)
+    for key, node in document.below("job").items():
+        if "model" not in document.below("job") and nearest(key, ["command"]) == ["command"] != [key]:
+            problems.add(node.key_place or node.place, node.path, "unknown key (did you mean 'command'?)")
+            problems.raise_if_any()  # as a job that selectbench builds it would have many more mistakes
     if require_files:
         check_files(document, problems)
     suite = _suite(document, path, used, chosen_device, asked, problems, require_files=require_files)

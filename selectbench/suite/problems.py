@@ -12,6 +12,7 @@ from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import OWN, OWN_PATTERN, Choice, WrongValueError, is_own, tag_of
 from selectbench.choices.model import FAMILIES, MODEL_TAGS, TOKENIZER_TAGS
 from selectbench.errors import did_you_mean, nearest, plain_word, synonyms
+from selectbench.suite.command import NO_VALUE, RESERVED
 from selectbench.suite.document import Node, Problems, describe, plain, show
 from selectbench.suite.sources import TAGS
 from selectbench.suite.suite import SuiteFile
@@ -101,6 +102,8 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
             others = [key for key in node.mapping if key not in known]
             if not any(keys[-1] in nearest(other, known) for other in others):  # else it is told as misspelt
                 problems.at(node, _missing(node, str(keys[-1])))
+        case "value_error" if str(detail["ctx"]["error"]) == NO_VALUE and (near := did_you_mean(field, RESERVED)):
+            problems.add(node.key_place or node.place, node.path, f"unknown key{near}")
         case "value_error":
             error = detail["ctx"]["error"]
             blamed = node.at(error.key.split(".")) if isinstance(error, WrongValueError) else node

@@ -151,7 +151,7 @@ def test_an_existing_file_is_left_alone_and_nothing_is_run(scripts: Workplace) -
         ("python 'train.py", "cannot be split into words: no closing quotation"),
         ("", "at least 1 character"),
         ("python train.py --fail", "RuntimeError: the data ended"),
-        ("python nowhere.py", "can't open file"),
+        ("python nowhere.py", "there is no file "),
         (
             "python -c \"print('only this')\"",
             "; probe.watch(model, optimizer)`\nThe end of its output:\nonly this\n",

@@ -661,7 +661,8 @@ def below(value: object) -> Iterator[tuple[object, str | int]]:
 @pytest.mark.parametrize("everything", [EVERYTHING, EVERY_COMMAND], ids=["built", "command"])
 def test_whatever_stands_in_a_suite_it_loads_or_is_told(everything, start, tmp_path):
     suite = copy.deepcopy(everything)
-    (tmp_path / "heldout.npy").touch()
+    for name in ("heldout.npy", "train.py"):
+        (tmp_path / name).touch()
     assert lines_of(write(tmp_path, json.dumps(suite))) == []
     places = list(below(suite))
     drawn = random.Random(start)
