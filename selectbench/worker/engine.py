@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -28,6 +28,9 @@ from selectbench.worker.model import (
     forward_with_loss,
 )
 from selectbench.worker.runtime import World, dtype_name, local_part
+
+if TYPE_CHECKING:
+    from selectbench.worker.engine_zero import ZeroEngine
 
 
 def first_scale(world_size: int) -> float:
@@ -114,84 +117,36 @@ def _handing_over_to(kept: torch.nn.Parameter) -> Any:
 # then `clip_and_step`. On one device nothing here waits for it.
 
 
-class Engine(Protocol):
-    """Carries a model and its optimizers through training, on one of the ranks.
-
-    Made by `Engine(module, job, choices, world)`. `module`: the model on the CPU with its initial weights in
-    fp32, its attention kernel and checkpointing set, in training mode; its tensors may be mapped from a file
-    and must not be written to. Raises NotImplementedError where a choice can't be had.
-    """
-
-    strategy: str
-    """What wraps the model, for the certificate."""
-    forward: Any
-    """What a loop of a user's calls with token ids of shape (sequences, seq_len)."""
-    optimizers: list[torch.optim.Optimizer]
-    """Those of torch that update this rank's part of the weights, whatever wraps them."""
-    reduction_dtype: str | None
-    """Of gradients while they are summed over ranks; None: one rank sums nothing."""
-    resolved_config: dict[str, Any] | None
-    """DeepSpeed's configuration as used."""
-
-    def begin_step(self, share_of_peak: float) -> None:
-        """Clears the gradients and sets every group's learning rate to its own peak times the share."""
-
-    def micro_batch(self, is_last: bool) -> AbstractContextManager[None]:
-        """Entered before the forward pass; `is_last`: gradients are complete after this backward pass."""
-
-    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
-        """Forward pass and loss of a micro-batch, compiled as the choices say."""
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Adds the loss's gradient.
-
-        `loss` is a micro-batch's part of the step's loss: the sum of its token losses over the number of
-        tokens of the whole step, all ranks and micro-batches. The update sees the sum of all parts.
-        """
-
-    def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Updates the weights; returns two scalars on the device, the same on every rank.
-
-        The global gradient norm before clipping, and whether the update was applied: gradient scaling
-        skips a step whose gradients are not finite, every other precision applies all of them.
-        """
-
-    def working_dtype(self) -> str:
-        """Of the weights that forward and backward pass use, as found."""
-
-    def evaluation(self) -> AbstractContextManager[Forward]:
-        """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout.
-
-        Every rank enters it together and makes the same number of calls in it.
-        """
-
-    def kept_parameters(self) -> list[torch.Tensor]:
-        """The model's parameters as this rank keeps them between steps: its shards where they are sharded."""
-
-    def kept_gradients(self) -> list[torch.Tensor] | None:
-        """Gradients as they are kept on this rank between the last backward pass and the update.
-
-        None where the engine hides them.
-        """
+Engine: TypeAlias = "SingleEngine | ZeroEngine"
+"""Carries a model and its optimizers through training, on one of the ranks, as `SingleEngine` documents it."""
 
 
 class SingleEngine:
     """One process, one device: plain PyTorch, with gradient scaling where the precision asks for it."""
 
     strategy = "single"
+    """What wraps the model, for the certificate."""
     reduction_dtype: str | None = None
+    """Of gradients while they are summed over ranks; None: one rank sums nothing."""
     resolved_config: dict[str, Any] | None = None
+    """DeepSpeed's configuration as used."""
 
     def __init__(self, module: Any, job: Job, choices: Choices, world: World) -> None:
-        """As `Engine` says."""
+        """Raises NotImplementedError where a choice can't be had.
+
+        `module`: the model on the CPU with its initial weights in fp32, its attention kernel and checkpointing set,
+        in training mode; its tensors may be mapped from a file and must not be written to.
+        """
         self.world = world
         self._working: WorkingCopy | None = None
         self.module = self._prepared(module, choices)
         self._choices = choices
         self._uncompiled = self._wrapped(self._trained_module(choices), choices)
         self.forward = self._compiled(self._uncompiled, choices)
+        """What a loop of a user's calls with token ids of shape (sequences, seq_len)."""
         self.parameters = [p for p in self.module.parameters() if p.requires_grad]
         self.optimizers: list[torch.optim.Optimizer] = choices.optimizer.build(self.module)
+        """Those of torch that update this rank's part of the weights, whatever wraps them."""
         self._peaks = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
         self._scaler = gradient_scaler(choices, world)
         # CUDA graphs write their outputs to the graph's own memory, which the next replay overwrites; a
@@ -232,15 +187,23 @@ class SingleEngine:
         yield
 
     def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
-        """Compiled together: one graph from the token ids to the loss, as nanoGPT has it."""
+        """Of a micro-batch, compiled together: one graph from the token ids to the loss, as nanoGPT has it."""
         return forward_with_loss(self.forward, self._uncompiled, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Adds the loss's gradient; losses of a step sum up to its token losses over its tokens."""
+        """Adds the loss's gradient.
+
+        `loss` is a micro-batch's part of the step's loss: the sum of its token losses over the number of
+        tokens of the whole step, all ranks and micro-batches. The update sees the sum of all parts.
+        """
         (self._scaler.scale(loss) if self._scaler else loss).backward()
 
     def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Updates the weights; the global gradient norm before clipping, and whether the update was applied."""
+        """Updates the weights; returns two scalars on the device, the same on every rank.
+
+        The global gradient norm before clipping, and whether the update was applied: gradient scaling
+        skips a step whose gradients are not finite, every other precision applies all of them.
+        """
         scaler = self._scaler
         if scaler:
             self._unscale(scaler)
@@ -272,11 +235,14 @@ class SingleEngine:
                 flag.copy_(worst)
 
     def working_dtype(self) -> str:
-        """Of the weights that forward and backward pass use."""
+        """Of the weights that forward and backward pass use, as found."""
         return dtype_name({p.dtype for p in self.kept_parameters()})
 
     def evaluation(self) -> AbstractContextManager[Forward]:
-        """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout."""
+        """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout.
+
+        Every rank enters it together and makes the same number of calls in it.
+        """
         if self._working is None:
             return evaluation_forward(self.module)
         # What the passes write into buffers stands in the copy that they use.
@@ -284,11 +250,11 @@ class SingleEngine:
         return evaluation_forward(self.module, dict(self.module.named_parameters()) | buffers)
 
     def kept_parameters(self) -> list[torch.Tensor]:
-        """The model's parameters as this rank keeps them between steps."""
+        """The model's parameters as this rank keeps them between steps: its shards where they are sharded."""
         return list((self._working.module if self._working else self.module).parameters())
 
     def kept_gradients(self) -> list[torch.Tensor] | None:
-        """Gradients between the last backward pass and the update."""
+        """As this rank keeps them between the last backward pass and the update; None: the engine hides them."""
         return [p.grad for p in self.parameters if p.grad is not None]
 
 

@@ -55,7 +55,7 @@ class ZeroEngine:
     """A DeepSpeed engine around this job's optimizer."""
 
     def __init__(self, module: Any, job: Job, choices: Choices, world: World) -> None:
-        """As `Engine` says."""
+        """As `SingleEngine` says."""
         # DeepSpeed calls collectives by names that newer versions of torch rename.
         warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
         self.world = world
