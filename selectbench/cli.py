@@ -65,21 +65,15 @@ def _request(
     return Request(suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results, extend)
 
 
-def _stderr() -> Console:
+def _console(*, stderr: bool = False) -> Console:
     from selectbench.report.terminal import HarmlessConsole
 
-    return HarmlessConsole(stderr=True)
-
-
-def _stdout() -> Console:
-    from selectbench.report.terminal import HarmlessConsole
-
-    return HarmlessConsole()
+    return HarmlessConsole(stderr=stderr)
 
 
 def _notify(line: str) -> None:
     """One line to standard error, which terminals and files may break as they like."""
-    _stderr().print(line, markup=False, highlight=False, soft_wrap=True)
+    _console(stderr=True).print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _version(asked: bool) -> None:
@@ -134,7 +128,7 @@ def run(
 
     if fresh and reuse:
         raise UserError("--fresh runs anew and --reuse shows what there is: leave one of them out")
-    console = _stderr()
+    console = _console(stderr=True)
     request = _request(
         suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results, extend
     )  # fmt: skip
@@ -174,7 +168,7 @@ def plan(
     if as_json:
         typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes))
     else:
-        print_plan(_stdout(), outlook.plan, outlook.estimate, outlook.notes, outlook.costs)
+        print_plan(_console(), outlook.plan, outlook.estimate, outlook.notes, outlook.costs)
 
 
 @app.command()
@@ -193,7 +187,7 @@ def data(
     if as_json:
         typer.echo(data_as_json(found))
     else:
-        print_data(_stdout(), found)
+        print_data(_console(), found)
 
 
 @app.command()
@@ -245,7 +239,7 @@ def compare(
         typer.echo(compare_markdown(compared), nl=False)
     else:
         for found in compared:
-            print_compared(_stdout(), found)
+            print_compared(_console(), found)
     _summarise(lambda: compare_markdown(compared))
 
 
@@ -271,7 +265,7 @@ def gate(
     if as_json:
         _echo_json(found)
     else:
-        print_gate(_stdout(), found)
+        print_gate(_console(), found)
     _summarise(lambda: gate_markdown(found))
     raise typer.Exit(GATE_EXIT[found.verdict])
 
@@ -286,7 +280,7 @@ def list_runs(results: ResultsOption = Path("results"), as_json: JsonOption = Fa
     if as_json:
         _echo_json(runs)
         return
-    print_runs(_stdout(), runs, results)
+    print_runs(_console(), runs, results)
 
 
 def _echo_json(found: object) -> None:
@@ -317,7 +311,7 @@ def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
         (row,) = (row for row in ranking.rows if row.option == option)
         _echo_json(row)
         return
-    console = _stdout()
+    console = _console()
     console.print(Markdown(text) if console.is_terminal else text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -331,7 +325,7 @@ def _show_ranking(folder: Path | None, ranking: Ranking, as_json: bool, stored: 
     if as_json:
         typer.echo(ranking_text(ranking), nl=False)
         return
-    console = _stdout()
+    console = _console()
     print_ranking(console, ranking)
     if folder is None:
         return
@@ -359,12 +353,12 @@ def doctor(
     if calibrate:
         from selectbench.report.terminal import calibration_table
 
-        _stdout().print(calibration_table(measured(gpus, _notify)))
+        _console().print(calibration_table(measured(gpus, _notify)))
         return
     if gpus is not None:
         raise UserError(f"--gpus {gpus}: only --calibrate takes GPUs; doctor looks at all that are visible")
     findings = diagnose()
-    _stdout().print(render(findings, supported_choices(inspect_machine())))
+    _console().print(render(findings, supported_choices(inspect_machine())))
     raise typer.Exit(
         ExitCode.USER_ERROR if any(finding.status == "broken" for finding in findings) else ExitCode.OK
     )
@@ -420,5 +414,5 @@ def _observed_suite(command: str, path: Path) -> str:
     from selectbench.report.terminal import observed_table
 
     seen = observe(command, _notify)
-    _stdout().print(observed_table(seen_lines(seen)))
+    _console().print(observed_table(seen_lines(seen)))
     return suite_text(command, seen, path.absolute().parent)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from io import StringIO
 from typing import Any
@@ -38,6 +38,29 @@ def one_line(text: str, most: int | None = None) -> str:
 def first_line(text: str, most: int | None = None) -> str:
     """What a detail says before its traceback or log."""
     return one_line(text.strip().partition("\n")[0], most)
+
+
+def listed(words: Sequence[str], last: str = "and") -> str:
+    """`a, b and c`."""
+    return f" {last} ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """So many of them: `a, b and 3 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def leaves(value: object, path: str = "") -> Iterator[tuple[str, object]]:
+    """All that mappings, and lists of them, hold, by dotted path; empty parts are left out."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from leaves(part, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and any(isinstance(part, Mapping) for part in value):
+        for number, part in enumerate(value):
+            yield from leaves(part, f"{path}[{number}]")
+    else:
+        yield path, value
 
 
 def unwritable(text: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -20,7 +20,7 @@ from selectbench.record.record import Record
 from selectbench.record.run_folder import MACHINE
 from selectbench.suite.metrics import METRICS, Constraint, parse_constraint
 from selectbench.suite.suite import Suite
-from selectbench.text import quoted
+from selectbench.text import leaves, quoted
 
 # Two runs of a suite side by side: what differs in suite and environment, and how every figure changed.
 
@@ -238,23 +238,12 @@ def other_data(run: ReadRun, reference: ReadRun) -> str | None:
 
 def differing(run: Mapping[str, Any], reference: Mapping[str, Any]) -> list[Differing]:
     """Keys, as dotted paths, whose values are not the same; in the reference's order."""
-    ours, theirs = dict(_paths(run)), dict(_paths(reference))
+    ours, theirs = ({path: str(leaf) for path, leaf in leaves(whole)} for whole in (run, reference))
     return [
         Differing(path=path, reference=theirs.get(path), run=ours.get(path))
         for path in dict.fromkeys([*theirs, *ours])
         if theirs.get(path, "None") != ours.get(path, "None")  # a key that a version knows not says nothing
     ]
-
-
-def _paths(value: object, path: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _paths(part, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and any(isinstance(part, Mapping) for part in value):
-        for number, part in enumerate(value):
-            yield from _paths(part, f"{path}[{number}]")
-    else:
-        yield path, str(value)
 
 
 # A run held to limits against a reference: pass, regression or inconclusive, for each option and over all.

@@ -48,6 +48,7 @@ from selectbench.analysis.watched import PROCESS, learning_in_answer, learning_w
 from selectbench.record.record import Completed, Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric, parse_constraint
 from selectbench.suite.suite import Suite, besides_the_rate
+from selectbench.text import listed
 
 MOST_TO_LIST = 30
 """More seeds are no list to read or to type."""
@@ -210,7 +211,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         _certainty(contest, metric, placed or [row for row in rows if row.n]),
         *_beside_the_ranks(metric, placed, rows, summaries),
         _left_out(metric, rows, summaries, bool(placed)),
-        f"Not verified for {_and(own)}: what own code does beyond what was counted." if own else "",
+        f"Not verified for {listed(own)}: what own code does beyond what was counted." if own else "",
         _how_to_extend(suite, max(proposed, default=0)),
     ]
     if not contest.is_complete:  # only a complete run is extended
@@ -230,13 +231,13 @@ def _disturbed(contest: Contest, metric: Metric, summaries: Iterable[Summary]) -
         )
     told = ""
     if out := contest.out_of_line(metric.name):
-        trials = _and([f"{option}, seed {seed}" for option, seed in list(out)[:4]])
+        trials = listed([f"{option}, seed {seed}" for option, seed in list(out)[:4]])
         stand = "stand out and widen" if len(out) > 1 else "stands out and widens"
         told = f"{trials} {stand} the intervals (see the warnings). "
     names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[metric.name])]
     if not names or metric.name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
         return told.rstrip()
-    return f"{told}The timing of {_and(names)} was disturbed (see the warnings): run again on an idle machine."
+    return f"{told}The timing of {listed(names)} was disturbed (see the warnings): run again on an idle machine."
 
 
 def _how_to_extend(suite: Suite, seeds: int) -> str:
@@ -265,7 +266,7 @@ def _verdict(
     if tied := [row for row in ranked[1:] if row.option in best.tied_with]:
         return _tie(suite, metric, best, tied, proposed)
     held = [c.constraint for c in best.constraints if c.verdict == "holds"]
-    within = f" of those that hold {_and(held)}" if held else ""
+    within = f" of those that hold {listed(held)}" if held else ""
     return (
         f"{best.option} {metric.superlative}{within}: {with_ratio(suite, metric, best)}; "
         f"next {ranked[1].option}: {with_ratio(suite, metric, ranked[1])}."
@@ -287,7 +288,7 @@ def _beating_the_baseline(suite: Suite, metric: Metric, ranked: Sequence[Row]) -
         (others, f"shown to be better than the baseline, though not by more than {matters}"),
         (open_ones, "not shown to be better than the baseline"),
     ]
-    parts = [f"{_and(names)} {'is' if len(names) == 1 else 'are'} {words}" for names, words in told if names]
+    parts = [f"{listed(names)} {'is' if len(names) == 1 else 'are'} {words}" for names, words in told if names]
     return f"{'; '.join(parts)}."
 
 
@@ -325,18 +326,18 @@ def _no_order(eligible: Sequence[Row], shown: Sequence[Row], metric: Metric, pro
     )
     if open_constraints and len(eligible) < 2:
         way_out = ", as one seed shows no spread" if one_seed else ""
-        return f"it is open whether the options hold {_and(list(open_constraints))}{way_out}"
+        return f"it is open whether the options hold {listed(list(open_constraints))}{way_out}"
     if one_seed:
         return "one seed shows no spread, so the order may be chance"
     nothing = [row.option for row in shown if not row.metrics[metric.name].value]
     if nothing:
-        return f"{metric.title} is 0 for {_and(nothing)}, and of nothing no ratio can be taken"
+        return f"{metric.title} is 0 for {listed(nothing)}, and of nothing no ratio can be taken"
     return "no two options share two seeds that both completed, so there is no spread to judge their difference by"
 
 
 def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row], proposed: list[int]) -> str:
     """Rows that share the first rank: because they do not differ, or because that is open."""
-    names = _and([best.option, *(row.option for row in tied)])
+    names = listed([best.option, *(row.option for row in tied)])
     figures = "; ".join(f"{row.option} {with_ratio(suite, metric, row)}" for row in (best, *tied))
     pairs = [row.against_best for row in tied if row.against_best]
     matters = units.share(suite.threshold(metric.name))
@@ -349,7 +350,7 @@ def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row], proposed:
         what = "it" if len(pairs) == 1 else "one of these pairs"
         more = f" If the difference is as measured, {_seeds_more(least)} would probably settle {what}."
     apart = [row.option for row in tied if row.against_best is None]
-    alone = f" {_and(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
+    alone = f" {listed(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
     return f"Too close to call between {names}: {figures}.{more}{alone}"
 
 
@@ -372,7 +373,7 @@ def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row], proposed: 
         most = max(needed, key=lambda s: s.seeds) if len(needed) == len(undecided) else None
         proposed += [most.seeds] if most else []
         more = f"; {_seeds_more(most)} would probably settle it" if most else ""
-        details = _and([f"{c.constraint} ({c.detail})" for c in undecided])
+        details = listed([f"{c.constraint} ({c.detail})" for c in undecided])
         lines.append(
             f"{row.option} ({figure(metric, row)}) may be better, but it is open whether it holds {details}{more}."
         )
@@ -385,7 +386,7 @@ def _about_the_baseline(suite: Suite, baseline: Summary, rows: Sequence[Row]) ->
     violations = next(row.identity.violations for row in rows if row.option == suite.baseline)
     if not baseline.completed:
         kinds = sorted({failure.kind for failure in baseline.failed.values()})
-        why = f" ({_and(kinds)})" if kinds else " (it has not run yet)"
+        why = f" ({listed(kinds)})" if kinds else " (it has not run yet)"
         told.append(f"No comparison: the baseline {suite.baseline} did not complete{why}.")
     elif not any(record.identity for record in baseline.completed.values()):
         told.append(f"No comparison: of the baseline {suite.baseline}, {_NO_CERTIFICATE}.")
@@ -448,13 +449,13 @@ def _beside_the_ranks(
     best = ranked[0].metrics[metric.name].value if ranked else None
     told = {
         f"Better by {metric.name} but not eligible": [
-            f"{row.option} ({figure(metric, row)}) fails {_and(row.constraint_failures)}"
+            f"{row.option} ({figure(metric, row)}) fails {listed(row.constraint_failures)}"
             for row in rows
             if row.constraint_failures and _beats(metric, row, best)
         ],
         "Failed, though ranked": [
             f"{row.option} with {len(row.failures)} of {row.planned} seeds "
-            f"({_and(sorted({failure.kind for failure in row.failures}))})"
+            f"({listed(sorted({failure.kind for failure in row.failures}))})"
             for row in ranked
             if row.failures
         ],
@@ -497,7 +498,7 @@ def _reason(metric: Metric, row: Row, summary: Summary) -> str:
             else failure.kind
             for failure in row.failures
         }
-        return _and(sorted(failures)) or "not run yet"
+        return listed(sorted(failures)) or "not run yet"
     if summary.only_spoiled(metric.name):
         return f"every trial was {summary.unclean_words(metric.name)}"
     if metric.name == SECONDS_TO_LOSS and summary.not_reached:
@@ -506,11 +507,7 @@ def _reason(metric: Metric, row: Row, summary: Summary) -> str:
 
 
 def _fields(violations: Sequence[Violation]) -> str:
-    return _and(["a record that contradicts itself" if v.field == "record" else v.field for v in violations])
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+    return listed(["a record that contradicts itself" if v.field == "record" else v.field for v in violations])
 
 
 # What the machine did to single trials: which were busy, stand out, or were run again, and what to do about it.

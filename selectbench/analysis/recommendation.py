@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple, get_args
 
 import numpy as np
@@ -19,6 +20,7 @@ from selectbench.analysis.statistics import Blocks, Bools
 from selectbench.analysis.summary import Summary, centre, other_tokens
 from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, Metric, parse_constraint
 from selectbench.suite.suite import Suite
+from selectbench.text import some
 
 # What an option took until its held-out loss was the baseline's final one.
 
@@ -316,6 +318,7 @@ def _to_loss(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summ
 # question is judged by itself, its pairs adjusted by Holm, so that several questions have several chances of error.
 
 
+_some = partial(some, most=6)
 BEST = "best.yaml"
 """The suite of the first row alone."""
 
@@ -512,7 +515,3 @@ def _outdone(row: Row, found: _Finding) -> str:
 
 def _some_hold(names: Sequence[str]) -> str:
     return f"{_some(names)} {'holds' if len(names) == 1 else 'hold'}"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")

@@ -10,6 +10,7 @@ from selectbench.analysis.summary import Summary, seeds_words
 from selectbench.choices.model import PretrainedModel
 from selectbench.record.record import Completed, Measurement, Record, Watched
 from selectbench.suite.suite import Suite
+from selectbench.text import some
 
 CAUSAL_TOLERANCE = 1e-4
 """Of the largest logit, in fp32: kernels that are given the same shape round what comes before alike."""
@@ -77,7 +78,7 @@ def _other_updates(seen: Watched) -> Iterator[Found]:
     elif seen.sampled_updates and seen.idle_updates == seen.sampled_updates:
         yield ("updates", "the weights change", f"none changed in {seen.sampled_updates} of its steps")
     elif seen.frozen_parameters:
-        yield ("updates", "all weights are trained", f"never changed: {_some(seen.frozen_parameters)}")
+        yield ("updates", "all weights are trained", f"never changed: {some(seen.frozen_parameters, 3)}")
     if seen.rate_effect is not None and seen.rate_effect < IGNORED_RATE:
         yield ("learning_rate", "updates follow the schedule", "updates do not depend on the rate")
 
@@ -100,11 +101,6 @@ def other_rows(suite: Suite, record: Record) -> list[Found]:
         return []
     found = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
     return [("global_batch_size", f"{asked:,} rows in every step", f"{found} rows")]
-
-
-def _some(names: Sequence[str], most: int = 3) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def left_unseen(record: Record, *, is_causal: bool) -> set[str]:
@@ -144,7 +140,7 @@ def changed_files(records: Sequence[Record]) -> Mapping[int, list[Found]]:
         files = (record.watched and record.watched.code_files) or {}
         changed = sorted(name for name, digest in files.items() if first.setdefault(name, digest) != digest)
         if changed:
-            found[place] = [("code", "one code for all trials", f"changed: {_some(changed)}")]
+            found[place] = [("code", "one code for all trials", f"changed: {some(changed, 3)}")]
     return found
 
 

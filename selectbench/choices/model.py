@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -45,6 +45,9 @@ Dropout = Annotated[float, Field(ge=0, lt=1)]
 class Architecture(Strict):
     """What is trained, of which some things are known without torch."""
 
+    heads: ClassVar[tuple[str, str] | None] = None
+    """The setting that says how many attention heads there are, and the width that they must divide."""
+
     def longest_sequence(self) -> int | None:
         """Positions that the model has; None: as many as the job needs, or unknown before it is built."""
         return None
@@ -52,6 +55,12 @@ class Architecture(Strict):
     def parameters(self, vocab_size: int, seq_len: int) -> int | None:
         """Number of parameters, tied ones once; None: unknown before the model is built."""
         return None
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.heads is not None and getattr(self, self.heads[1]) % getattr(self, self.heads[0]):
+            raise self.must_divide(*self.heads)
+        return self
 
     def must_divide(self, part: str, whole: str, how: str = "") -> WrongValueError:
         """The error where one setting does not divide another."""
@@ -63,6 +72,7 @@ class Gpt2(Architecture):
     """GPT-2 (Radford et al. 2019): learned positions, GELU by tanh, tied embeddings; dropout is off unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("causal_lm",)
+    heads: ClassVar[tuple[str, str] | None] = ("n_head", "n_embd")
     family: Literal["gpt2"] = "gpt2"
     n_layer: Layers = 12
     """Transformer blocks."""
@@ -78,12 +88,6 @@ class Gpt2(Architecture):
     """Longest sequence; the job's seq_len where not given."""
     dropout: Dropout = 0.0
     """Of embeddings, attention and residuals."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Gpt2:
-        if self.n_embd % self.n_head:
-            raise self.must_divide("n_head", "n_embd")
-        return self
 
     def longest_sequence(self) -> int | None:
         """Positions that the model has; None: as many as the job needs."""
@@ -130,7 +134,7 @@ class Llama(Architecture):
     """Base of the rotary frequencies."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Llama:
+    def _heads_divide(self) -> Self:
         heads, keys = self.num_attention_heads, self.num_key_value_heads or self.num_attention_heads
         if self.hidden_size % heads or (self.hidden_size // heads) % 2:
             raise self.must_divide("num_attention_heads", "hidden_size", " into even parts")
@@ -167,6 +171,7 @@ class Bert(Architecture):
     """BERT (Devlin et al. 2019, arXiv:1810.04805), an encoder for `task: masked_lm`; dropout is off unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("masked_lm",)
+    heads: ClassVar[tuple[str, str] | None] = ("num_attention_heads", "hidden_size")
     family: Literal["bert"] = "bert"
     num_hidden_layers: Layers = 12
     """Transformer blocks."""
@@ -180,12 +185,6 @@ class Bert(Architecture):
     """Rows of the embedding; the tokenizer's size where not given, never less."""
     dropout: Dropout = 0.0
     """Of embeddings, attention and residuals."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Bert:
-        if self.hidden_size % self.num_attention_heads:
-            raise self.must_divide("num_attention_heads", "hidden_size")
-        return self
 
     def parameters(self, vocab_size: int, seq_len: int) -> int:
         """Number of parameters, tied ones once."""
@@ -226,7 +225,7 @@ class T5(Architecture):
     """Of embeddings, attention and residuals."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> T5:
+    def _heads_divide(self) -> Self:
         if self.d_kv is None and self.d_model % self.num_heads:
             raise self.must_divide("num_heads", "d_model", " where d_kv is not given")
         return self
@@ -259,6 +258,7 @@ class Bart(Architecture):
     """BART (Lewis et al. 2020, arXiv:1910.13461), encoder and decoder (`task: seq2seq`); no dropout unless set."""
 
     TASKS: ClassVar[tuple[str, ...]] = ("seq2seq",)
+    heads: ClassVar[tuple[str, str] | None] = ("num_heads", "d_model")
     family: Literal["bart"] = "bart"
     num_layers: Layers = 6
     """Blocks of the encoder, and of the decoder."""
@@ -272,12 +272,6 @@ class Bart(Architecture):
     """Rows of the embedding; the tokenizer's size where not given, never less."""
     dropout: Dropout = 0.0
     """Of embeddings and residuals."""
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Bart:
-        if self.d_model % self.num_heads:
-            raise self.must_divide("num_heads", "d_model")
-        return self
 
     def parameters(self, vocab_size: int, seq_len: int) -> int:
         """Number of parameters, tied ones once; BART's positions have two rows more than sequences are long."""
@@ -449,6 +443,11 @@ def _mapping_in(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def _positions_in(content: dict[str, Any]) -> int | None:
+    found = content.get("n_positions", content.get("max_position_embeddings"))
+    return found if isinstance(found, int) else None
+
+
 class ConfigFile(Architecture):
     """Any model that transformers can build from a configuration file (`config.json`)."""
 
@@ -486,9 +485,7 @@ class ConfigFile(Architecture):
 
     def longest_sequence(self) -> int | None:
         """Positions that the file states, where it states them."""
-        content = self.read()
-        found = content.get("n_positions", content.get("max_position_embeddings"))
-        return found if isinstance(found, int) else None
+        return _positions_in(self.read())
 
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
         """The file's mapping with dropout off and this vocabulary size."""
@@ -532,9 +529,7 @@ class PretrainedModel(Architecture):
 
     def longest_sequence(self) -> int | None:
         """Positions that its configuration states, where it states them."""
-        content = self._config()
-        found = content.get("n_positions", content.get("max_position_embeddings"))
-        return found if isinstance(found, int) else None
+        return _positions_in(self._config())
 
 
 def config_file(path: str) -> Path:

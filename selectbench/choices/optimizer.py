@@ -305,38 +305,32 @@ class BitsAndBytesChoice(OptimizerChoice):
     needs: ClassVar[Needs] = Needs(packages=("bitsandbytes>=0.46",))
     waits: ClassVar[str | None] = "after every parameter in every step"  # Optimizer8bit.step's sync_gpu
     preload: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
-    class_name: ClassVar[str]
     states: ClassVar[int]
     """State elements per parameter."""
     eight_bit: ClassVar[bool] = True
     lr_range: ClassVar[tuple[float, float] | None] = AdamW.lr_range
     lr_range_source: ClassVar[str] = f"that of the 32-bit optimizer, whose steps it takes ({BLOCKWISE})"
 
-    def asks_for(self) -> dict[str, Any]:
-        """The library's class."""
-        return {"optimizer": [self.class_name]}
-
     def state_bytes(self, element_bytes: int) -> float | None:
         """A byte an element and an fp32 scale for each block, or fp32 whatever dtype is updated."""
         return self.states * (1 + 4 / BLOCK if self.eight_bit else 4)
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-        """The library's class with this choice's settings."""
+        """The library's class with this choice's settings, in whose names `beta1` and the like are one argument."""
         import bitsandbytes
 
-        kind: Any = getattr(bitsandbytes.optim, self.class_name)
-        return [kind(decay_groups(trainable(model), self.weight_decay), lr=self.lr, **self.settings())]
-
-    def settings(self) -> dict[str, object]:
-        """Keyword arguments besides parameters, learning rate and weight decay."""
-        raise NotImplementedError
+        settings = self.model_dump(exclude={"name", "lr", "weight_decay", OWN_WARMUP})
+        betas = tuple(settings.pop(name) for name in [*settings] if name.startswith("beta"))
+        kind: Any = getattr(bitsandbytes.optim, self.classes[0])
+        groups = decay_groups(trainable(model), self.weight_decay)
+        return [kind(groups, lr=self.lr, betas=betas, **settings)]
 
 
 class AdamW8bit(BitsAndBytesChoice):
     """AdamW with 8-bit moments."""
 
     source: ClassVar[str] = f"{BLOCKWISE}; bitsandbytes.optim.AdamW8bit"
-    class_name: ClassVar[str] = "AdamW8bit"
+    classes: ClassVar[tuple[str, ...]] = ("AdamW8bit",)
     states: ClassVar[int] = 2
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("adamwbnb8bit", "adam8bit"), "adamw_8bit")
     name: Literal["adamw_8bit"] = "adamw_8bit"
@@ -347,17 +341,13 @@ class AdamW8bit(BitsAndBytesChoice):
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Added to the root of the second moment."""
 
-    def settings(self) -> dict[str, object]:
-        """Moments' decays and eps."""
-        return {"betas": (self.beta1, self.beta2), "eps": self.eps}
-
 
 class PagedAdamW8bit(AdamW8bit):
     """AdamW with 8-bit moments in pages that can move to host memory; on a CPU nothing is paged."""
 
     source: ClassVar[str] = "Dettmers et al. 2023, arXiv:2305.14314; bitsandbytes.optim.PagedAdamW8bit"
     waits: ClassVar[str | None] = "after every parameter in every step, and once more at its end"
-    class_name: ClassVar[str] = "PagedAdamW8bit"
+    classes: ClassVar[tuple[str, ...]] = ("PagedAdamW8bit",)
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("pagedadamw", "pagedadam8bit"), "paged_adamw_8bit")
     name: Literal["paged_adamw_8bit"] = "paged_adamw_8bit"  # type: ignore[assignment]
 
@@ -370,7 +360,7 @@ class Lion(BitsAndBytesChoice):
     """Lion: the sign of an interpolated momentum; one 32-bit state per parameter."""
 
     source: ClassVar[str] = "Chen et al. 2023, arXiv:2302.06675; bitsandbytes.optim.Lion32bit"
-    class_name: ClassVar[str] = "Lion32bit"
+    classes: ClassVar[tuple[str, ...]] = ("Lion32bit",)
     states: ClassVar[int] = 1
     eight_bit: ClassVar[bool] = False
     lr_range: ClassVar[tuple[float, float] | None] = (3e-5, 3e-3)
@@ -385,16 +375,12 @@ class Lion(BitsAndBytesChoice):
     weight_decay: NonNegative = 1.0
     """Decoupled decay; the paper uses 3 to 10 times AdamW's with a learning rate as much smaller."""
 
-    def settings(self) -> dict[str, object]:
-        """The two interpolation weights."""
-        return {"betas": (self.beta1, self.beta2)}
-
 
 class Lion8bit(Lion):
     """Lion with 8-bit momentum."""
 
     source: ClassVar[str] = f"Chen et al. 2023, arXiv:2302.06675; {BLOCKWISE}; bitsandbytes.optim.Lion8bit"
-    class_name: ClassVar[str] = "Lion8bit"
+    classes: ClassVar[tuple[str, ...]] = ("Lion8bit",)
     eight_bit: ClassVar[bool] = True
     name: Literal["lion_8bit"] = "lion_8bit"  # type: ignore[assignment]
 
@@ -403,7 +389,7 @@ class AdEMAMix8bit(BitsAndBytesChoice):
     """AdEMAMix with 8-bit moments: AdamW with a second, slow average of the gradient."""
 
     source: ClassVar[str] = "Pagliardini et al. 2024, arXiv:2409.03137; bitsandbytes.optim.AdEMAMix8bit"
-    class_name: ClassVar[str] = "AdEMAMix8bit"
+    classes: ClassVar[tuple[str, ...]] = ("AdEMAMix8bit",)
     states: ClassVar[int] = 3
     lr_range_source: ClassVar[str] = (
         "AdamW's, as in the paper's comparison (Pagliardini et al. 2024, arXiv:2409.03137)"
@@ -420,10 +406,6 @@ class AdEMAMix8bit(BitsAndBytesChoice):
     """Weight of the slow moment."""
     eps: Annotated[float, Field(gt=0, le=1)] = 1e-8
     """Added to the root of the second moment."""
-
-    def settings(self) -> dict[str, object]:
-        """Three decays, the slow moment's weight and eps."""
-        return {"betas": (self.beta1, self.beta2, self.beta3), "alpha": self.alpha, "eps": self.eps}
 
 
 # Schedule-free AdamW: an average of the weights stands in for the decay of the learning rate.

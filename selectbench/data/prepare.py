@@ -359,9 +359,7 @@ class Shape:
 SHAPES: dict[Kind, Shape] = {
     "text": Shape(LINES, str, False, lambda document: [document], whole),
     "chat": Shape(ANSWERS, str, True, lambda document: [document], conversation),
-    "pairs": Shape(
-        TARGETS, source_of, True, lambda document: [source_of(document), pair_of(document).target], whole
-    ),
+    "pairs": Shape(TARGETS, source_of, True, pair_of, whole),
 }
 
 

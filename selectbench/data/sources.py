@@ -202,18 +202,10 @@ def keyed(corpus: Corpus, fault: Fault) -> Corpus:
 _PAIRS = "job.data.pairs"
 
 
-@dataclass(frozen=True)
-class Sides:
-    """The two sides of a pair."""
-
-    source: str
-    target: str
-
-
-def pair_of(document: str) -> Sides:
-    """The pair that a document is."""
+def pair_of(document: str) -> tuple[str, str]:
+    """The source and the target that a document is."""
     (_, source), (_, target) = json.loads(document)
-    return Sides(source, target)
+    return source, target
 
 
 def _document(source: str, target: str) -> str:
@@ -222,12 +214,12 @@ def _document(source: str, target: str) -> str:
 
 def source_of(document: str) -> str:
     """What decides on which side of the split a pair lies: pairs of one source lie on one side."""
-    return pair_of(document).source
+    return pair_of(document)[0]
 
 
 TARGETS = Pieces(
-    lambda document: [pair_of(document).target],
-    lambda document, leaked: "" if leaked(pair_of(document).target) else document,
+    lambda document: [pair_of(document)[1]],
+    lambda document, leaked: "" if leaked(pair_of(document)[1]) else document,
 )
 """Of a pair the target may stand in training, under another source; then the pair is not scored."""
 

@@ -31,7 +31,7 @@ from selectbench.report.document import (
 )
 from selectbench.suite.command import CERTIFIED
 from selectbench.suite.metrics import LESS_IS_BETTER, METRICS, SECONDS_TO_LOSS, Report, columns_of
-from selectbench.text import first_line, one_line
+from selectbench.text import first_line, listed, one_line
 
 _UNCLEAN = (
     f"{UNCLEAN_MARK}: every trial that the figure comes from was throttled or shared; it is shown, and compared "
@@ -326,7 +326,9 @@ def _better_note(ranking: Ranking) -> list[Text]:
     pairs = [(row.option, row.against_baseline) for row in ranking.rows if row.rank and row.against_baseline]
     shown = [option for option, pair in pairs if pair.exceeds and pair.decision == "better"]
     more = (
-        f"Shown to exceed {matters}, too: {_and(shown)}" if shown else f"Of no row is it shown to exceed {matters}"
+        f"Shown to exceed {matters}, too: {listed(shown)}"
+        if shown
+        else f"Of no row is it shown to exceed {matters}"
     )
     means = f"Better means shown to differ from the baseline, with a measured difference above {matters}"
     return [f"{means}; the true difference may be smaller. {more}."]
@@ -435,7 +437,7 @@ def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool, *, is_sho
     if rows and same:
         opening = "Same job, as far as verified" if hidden else "Same job"
         verb = "is" if len(same) == 1 else "are"
-        lines.append(f"{opening}: {_difference(ranking, rows, one_group)}; {_and(same)} {verb} the same.")
+        lines.append(f"{opening}: {_difference(ranking, rows, one_group)}; {listed(same)} {verb} the same.")
     lines += _conventions(rows, is_short=is_short)
     if hidden:
         by_entry = {entry: [row for row in rows if entry in row.identity.not_verified] for entry in hidden}
@@ -459,16 +461,15 @@ def _difference(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> str:
     who = "every other row" if every else _names(rows)
     verb = "differs" if every or len(rows) == 1 else "differ"
     references = _united(row.identity.compared_with for row in rows)
-    against = f"{who} {verb} from {_and([one_line(name) for name in references])}"
+    against = f"{who} {verb} from {listed([one_line(name) for name in references])}"
     fields = _united(row.identity.differs_as_declared for row in rows)
     if not fields:
         return f"{against} in nothing that was checked"
     alike = all(row.identity.differs_as_declared == fields for row in rows)
     is_baseline = references == [ranking.baseline]
     declared = f" (declared: {', '.join(_dimensions(rows))})" if is_baseline else ", as declared"
-    return (
-        f"{against} {'only' if alike else 'at most'} in {_and([_field_words(field) for field in fields])}{declared}"
-    )
+    words = listed([_field_words(field) for field in fields])
+    return f"{against} {'only' if alike else 'at most'} in {words}{declared}"
 
 
 def _dimensions(rows: Sequence[Row]) -> list[str]:
@@ -483,7 +484,7 @@ def _united(lists: Iterable[list[str]]) -> list[str]:
 def _names(rows: Sequence[Row]) -> str:
     names = [one_line(row.option) for row in rows]
     more = len(names) - _MOST_NAMES
-    return _and(names) if more <= 0 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
+    return listed(names) if more <= 0 else f"{', '.join(names[:_MOST_NAMES])} and {more} more"
 
 
 def _field_words(entry: str) -> str:
@@ -497,7 +498,3 @@ def _brief(value: object) -> str:
     if isinstance(value, list):
         return one_line("+".join(map(str, value))) or "none"
     return value[:12] if isinstance(value, str) and len(value) == 64 else one_line(str(value))
-
-
-def _and(words: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))

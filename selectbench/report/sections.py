@@ -72,7 +72,7 @@ from selectbench.report.ranking import (
 from selectbench.suite.job import OWN_SCORE, SCORES
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, names_of
 from selectbench.suite.suite import Suite
-from selectbench.text import choices_yaml, clean, first_line, one_line, quoted
+from selectbench.text import choices_yaml, clean, first_line, leaves, one_line, quoted
 
 _DETAIL_LINES, _DETAIL_WIDTH = 20, 1000
 _CURVE_POINTS = 12
@@ -529,18 +529,11 @@ def _options(suite: Suite) -> list[Block]:
     return [*blocks, table("Every option:", ("setting", "value"), (), shared, is_titled=True)]
 
 
-def _flat(value: object, path: str = "") -> Iterator[tuple[str, str]]:
+def _flat(value: object) -> Iterator[tuple[str, str]]:
     """Pairs on one line each, not escaped for any language; empty parts left out."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _flat(part, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, (list, tuple)) and any(isinstance(part, Mapping) for part in value):
-        for number, part in enumerate(value):
-            yield from _flat(part, f"{path}[{number}]")
-    elif isinstance(value, (list, tuple)):
-        yield one_line(path), one_line(", ".join(map(str, value))) or units.DASH
-    else:
-        yield one_line(path), units.DASH if value is None else one_line(str(value)) or units.DASH
+    for path, leaf in leaves(value):
+        text = ", ".join(map(str, leaf)) if isinstance(leaf, list | tuple) else "" if leaf is None else str(leaf)
+        yield one_line(path), one_line(text) or units.DASH
 
 
 # One option in detail: its trials and its curves, as numbers.

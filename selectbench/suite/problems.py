@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -16,7 +16,7 @@ from selectbench.suite.command import NO_VALUE, RESERVED
 from selectbench.suite.document import Node, Problems, describe, plain, show
 from selectbench.suite.sources import TAGS
 from selectbench.suite.suite import SuiteFile
-from selectbench.text import quoted, visible
+from selectbench.text import listed, quoted, visible
 
 Location = tuple[str | int, ...]
 
@@ -52,6 +52,7 @@ SAID_OTHERWISE = {
     "lora": "write `adaptation: lora`", "qlora": "write `adaptation: qlora`",
 }  # fmt: skip
 """What is to be written in place of a key that suites once had, or that others' configurations have."""
+_either = partial(listed, last="or")
 _FEW = 3
 """Mappings that have a key, from more than which none is named."""
 OR = {"eval": ["a mapping"], "world_size": ["a whole number"], "micro_batch_size": ["a list of sizes"]}
@@ -232,10 +233,6 @@ def _nearest(wrong: object, known: Sequence[str]) -> str:
 
 def _known(words: Sequence[str]) -> str:
     return f" (known: {', '.join(words)})"
-
-
-def _either(words: Sequence[str]) -> str:
-    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def classes_at(kind: type[BaseModel], location: Location) -> list[type[BaseModel]]:
