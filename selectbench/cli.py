@@ -45,6 +45,14 @@ GpusOption = Annotated[
 BudgetOption = Annotated[
     str | None, typer.Option("--budget", metavar="TIME", help="Cut rounds, never schedules, to fit: 2h, 90min.")
 ]
+SiteOption = Annotated[
+    str | None,
+    typer.Option("--site", metavar="FILE", help="What of the run is the machine's: its lanes and prices."),
+]
+LanesOption = Annotated[
+    str | None,
+    typer.Option("--lanes", metavar="N", help="Run trials side by side on N equal parts of the machine, or auto."),
+]
 NoScreenOption = Annotated[
     bool, Switch("--no-screen", help="Every option takes part, whatever the suite's `screen` says.")
 ]
@@ -56,13 +64,17 @@ RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder,
 def _request(
     suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
     gpus: str | None, wait: bool = False, no_screen: bool = False, budget: str | None = None,
-    results: Path = Path("results"), extend: str | None = None,
+    results: Path = Path("results"), extend: str | None = None, site: str | None = None, lanes: str | None = None,
+    no_interference_check: bool = False,
 ) -> Request:  # fmt: skip
     from selectbench.launch.preparation import Request, budget_of
 
     seconds = None if budget is None else budget_of(budget)
     settings = [*settings, *(["screen=null"] if no_screen else [])]
-    return Request(suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results, extend)
+    return Request(
+        suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results, site, lanes,
+        not no_interference_check, extend,
+    )  # fmt: skip
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -102,6 +114,14 @@ def run(
     gpus: GpusOption = None,
     budget: BudgetOption = None,
     no_screen: NoScreenOption = False,
+    site: SiteOption = None,
+    lanes: LanesOption = None,
+    no_interference_check: Annotated[
+        bool,
+        Switch(
+            "--no-interference-check", help="Do not try whether lanes disturb each other: speeds claim nothing."
+        ),
+    ] = False,
     wait: Annotated[bool, Switch("--wait", help="Wait until enough GPUs, or the CPU, are free.")] = False,
     extend: Annotated[
         str | None,
@@ -130,7 +150,8 @@ def run(
         raise UserError("--fresh runs anew and --reuse shows what there is: leave one of them out")
     console = _console(stderr=True)
     request = _request(
-        suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results, extend
+        suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results, extend, site, lanes,
+        no_interference_check,
     )  # fmt: skip
     preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
     result = run_suite(
@@ -157,13 +178,17 @@ def plan(
     gpus: GpusOption = None,
     budget: BudgetOption = None,
     no_screen: NoScreenOption = False,
+    site: SiteOption = None,
+    lanes: LanesOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
     from selectbench.launch.preparation import preview
     from selectbench.report.terminal import plan_as_json, print_plan
 
-    request = _request(suite, profile, settings, axes, seeds, quick, gpus, False, no_screen, budget, results)
+    request = _request(
+        suite, profile, settings, axes, seeds, quick, gpus, False, no_screen, budget, results, None, site, lanes
+    )  # fmt: skip
     outlook = preview(request, _notify)
     if as_json:
         typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes))

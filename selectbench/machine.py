@@ -68,7 +68,7 @@ class Machine:
     compute_capability: tuple[int, int] | None = None
     """Of the first visible GPU, or the lowest of those that a run has taken; None on a CPU."""
     device_count: int = 1
-    """GPUs that trials may use; 1 on a CPU."""
+    """GPUs that a trial may use; 1 on a CPU."""
     compiler: str | None = None
     """Path of what generated code is compiled with on this device."""
     packages: dict[str, str] | None = field(default=None, hash=False)
@@ -79,12 +79,23 @@ class Machine:
     """Those that trials may use; empty on a CPU."""
     cpu_units: tuple[str, ...] = ()
     """Half precisions, `bfloat16` and `float16`, that the CPU has instructions for."""
+    lanes: int = 1
+    """Equal parts of it, each of which runs one trial at a time."""
 
     def on(self, gpus: Sequence[Gpu]) -> Machine:
         """The same machine with these GPUs and no others."""
         known = [gpu.compute_capability for gpu in gpus if gpu.compute_capability is not None]
         lowest = min(known, default=None)
         return replace(self, gpus=tuple(gpus), device_count=len(gpus), compute_capability=lowest)
+
+    def in_lanes(self, lanes: int) -> Machine:
+        """The same divided into so many: a trial may use the GPUs of one."""
+        return replace(self, lanes=lanes, device_count=max(1, self.device_count // lanes))
+
+    @property
+    def lane_cores(self) -> list[list[int]]:
+        """The cores of each lane; all of them where there is one."""
+        return shares(self.lanes, sorted(os.sched_getaffinity(0)), int(usable_cores()))
 
     @property
     def trains(self) -> bool:
@@ -241,6 +252,26 @@ def usable_cores() -> float:
     affinity = float(cores_by_affinity())
     quota = cgroup_cpu_quota()
     return affinity if quota is None else min(affinity, quota)
+
+
+def shares(lanes: int, cores: Collection[int], usable: int) -> list[list[int]]:
+    """The cores of each lane, as many in all; `usable` of them at once. Threads of one core stay in one lane.
+
+    Where there are fewer than lanes, all lanes have all.
+    """
+    each = min(len(cores), usable) // lanes
+    in_order = sorted(cores, key=_place_of)
+    return [in_order[lane * each : (lane + 1) * each] or in_order for lane in range(lanes)]
+
+
+def _place_of(core: int) -> tuple[int, int, int]:
+    """Socket and first thread of a core's thread, for sorting; by numbers alone where the kernel does not tell."""
+    topology = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
+    try:
+        siblings = (topology / "thread_siblings_list").read_text()
+        return int((topology / "physical_package_id").read_text()), int(re.split(r"[,-]", siblings)[0]), core
+    except (OSError, ValueError):
+        return 0, core, core
 
 
 def cores_by_affinity() -> int:

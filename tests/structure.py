@@ -17,7 +17,8 @@ from pathlib import Path
 PACKAGE = "selectbench"
 WAY = (
     "cli.run",
-    "launch.run.run", "launch.run._run_stages", "launch.run.Bench.run", "launch.run.Bench._attempt",
+    "launch.run.run", "launch.run._run_stages", "launch.run._run_stage", "launch.run.Bench.run",
+    "launch.run.Bench._attempt",
     "launch.trial.TrialRunner.run", "launch.trial.TrialServer.submit",
     "~worker.server.Server._take_request", "worker.server.Server._fork", "worker.server.Server._become_trial",
     "worker.server.run_order",

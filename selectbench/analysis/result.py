@@ -413,6 +413,42 @@ class Screening(Shown):
     """Those that could be judged; empty for the baseline."""
 
 
+# Trials that ran side by side.
+
+
+class Beside(Shown):
+    """The baseline beside neighbours over the same alone, by one metric."""
+
+    ratio: Number
+    """Geometric mean over the pairs of short trials."""
+    low: Number
+    """Lower end of its 90 % interval: each end is a test at 5 %."""
+    high: Number
+    """Its upper end."""
+    pairs: int
+    threshold: float
+    """Smallest difference that matters, as a share."""
+    equivalent: bool
+    """Whether the whole interval lies within it."""
+
+
+class Lanes(Shown):
+    """The parts of the machine that ran trials at the same time."""
+
+    rounds: dict[str, list[int]]
+    """By lane, from 0, the seeds that it ran."""
+    neighbours: int
+    """How many other lanes trained at the same time as a trial, the most of any."""
+    beside: dict[str, Beside]
+    """By metric, what the check of interference showed; empty: it was not made, or tells nothing."""
+    withheld: list[str]
+    """Metrics that count for no claim, as neighbours may have moved them."""
+    why: str
+    """Of which it is so, with the figures; empty: there are none."""
+    variance_shares: dict[str, Number]
+    """By metric, of the variance of an option's trials, what lies between lanes; where each ran two rounds."""
+
+
 # The answer as data.
 
 
@@ -630,9 +666,11 @@ class Ranking(Shown):
     """Of every option with each score of generated text; empty: none was asked for, or long ago."""
     search: Search | None = None
     """How each option came to its own best; left out where nothing was searched."""
+    lanes: Lanes | None = None
+    """Where trials ran side by side; left out where they did not."""
     warnings: list[str]
 
     @model_serializer(mode="wrap")
     def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = dump(self)
-        return {key: value for key, value in found.items() if key != "search" or value is not None}
+        return {key: value for key, value in found.items() if key not in ("search", "lanes") or value is not None}

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from selectbench.analysis.lanes import BESIDE, withheld
 from selectbench.analysis.metrics import (
     UNCLEAN,
     MemoryKind,
@@ -120,6 +121,9 @@ class Summary:
     """Of seeds that the baseline completed too, where the held-out loss first was the baseline's final one; None:
     it never was, or the trial diverged. Empty: nothing to tell it by, or other tokens than the baseline's."""
 
+    beside: list[int] = field(default_factory=list)
+    """Seeds whose figures of speed claim nothing, as they were measured beside neighbours."""
+
     counts_busy: bool = False
     """Whether trials of a busy CPU count: there are too few others."""
 
@@ -197,7 +201,11 @@ class Summary:
 
     def unclean_words(self, metric: str) -> str:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
-        return " and ".join(sorted({self.states[seed].verdict for seed in self.spoiled[metric]}))
+        spoilt = [(seed, self.states.get(seed)) for seed in self.spoiled[metric]]
+        states = {s.verdict for _, s in spoilt if s and spoils(s, metric, counts_busy=self.counts_busy)}
+        return " and ".join(
+            [*sorted(states), *([BESIDE] if any(seed in self.beside for seed, _ in spoilt) else [])]
+        )
 
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
@@ -251,15 +259,15 @@ def summarise(
     counted, warnings = _counted(suite, records)
     screened = screenings(suite, records)
     states = {} if is_all_clean else {key: state for key, record in counted.items() if (state := state_of(record))}
-    counts_busy = _are_others_too_few(suite, counted, states)
+    counts_busy, away = _are_others_too_few(suite, counted, states), withheld(suite, records)
     summaries = [
-        replace(_summary(suite, option, counted, states, counts_busy), screening=screened.get(option.name))
+        replace(_summary(suite, option, counted, states, counts_busy, away), screening=screened.get(option.name))
         for option in suite.options
     ]
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     for summary in summaries:
         if not other_tokens(suite, summary.option):
-            _hold_against(baseline, summary, 1 + suite.threshold("final_loss"))
+            _hold_against(baseline, summary, 1 + suite.threshold("final_loss"), away)
     return summaries, warnings
 
 
@@ -278,7 +286,7 @@ def other_tokens(suite: Suite, option: Option) -> bool:
     return suite.command is None and suite.job_of(option).tokenizer != suite.job_of(baseline).tokenizer
 
 
-def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
+def _hold_against(baseline: Summary, summary: Summary, margin: float, away: Collection[str]) -> None:
     """Adds where each seed first had the baseline's final loss, and the time to it as a metric.
 
     A seed that never had it leaves the option without the metric: the other seeds would flatter it.
@@ -291,7 +299,7 @@ def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
     if not summary.not_reached:
         for seed, place in summary.reached.items():
             if place is not None:
-                spoiled = _is_spoiled(summary, seed, SECONDS_TO_LOSS)
+                spoiled = _is_spoiled(summary, seed, SECONDS_TO_LOSS, away)
                 (summary.spoiled if spoiled else summary.values)[SECONDS_TO_LOSS][seed] = place.seconds
 
 
@@ -364,9 +372,13 @@ def _are_others_too_few(suite: Suite, counted: Mapping[tuple[str, int], Record],
 
 
 def _summary(
-    suite: Suite, option: Option, counted: Mapping[tuple[str, int], Record], states: States, counts_busy: bool
-) -> Summary:
-    """The trials' values are each among those that count or those that are spoiled."""
+    suite: Suite, option: Option, counted: Mapping[tuple[str, int], Record], states: States, counts_busy: bool,
+    away: Collection[str],
+) -> Summary:  # fmt: skip
+    """The trials' values are each among those that count or those that are spoiled.
+
+    `away`: metrics that count for nothing where a trial ran beside others.
+    """
     names = names_of(suite.job)
     values, spoiled = ({m: dict[int, float]() for m in names} for _ in range(2))
     summary = Summary(option, suite.seeds, values=values, spoiled=spoiled, counts_busy=counts_busy)
@@ -380,6 +392,7 @@ def _summary(
             summary.completed[seed] = record
             summary.measurements[seed] = record.outcome.measurement
             summary.observed[seed] = observed(record, record.outcome.measurement, option.choices, suite)
+            summary.beside.extend([seed] if away and record.neighbours else [])
         else:
             summary.failed[seed] = record.outcome
     metered = any(trial.gpus for trial in summary.observed.values())
@@ -389,13 +402,16 @@ def _summary(
         if (metric.metered and not metered) or (metric.scored and not scored):
             continue
         known = summary.values[name] = finite_of_each(formula_of(name), summary.observed)
-        for seed in [seed for seed in summary.states if seed in known and _is_spoiled(summary, seed, name)]:
+        doubted = dict.fromkeys([*summary.states, *summary.beside])
+        for seed in [seed for seed in doubted if seed in known and _is_spoiled(summary, seed, name, away)]:
             summary.spoiled[name][seed] = known.pop(seed)
     return summary
 
 
-def _is_spoiled(summary: Summary, seed: int, name: str) -> bool:
-    return spoils(summary.states.get(seed), name, counts_busy=summary.counts_busy)
+def _is_spoiled(summary: Summary, seed: int, name: str, away: Collection[str]) -> bool:
+    return (name in away and seed in summary.beside) or spoils(
+        summary.states.get(seed), name, counts_busy=summary.counts_busy
+    )
 
 
 # What a reader must know before trusting the figures, the certificate apart.

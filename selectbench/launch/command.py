@@ -116,10 +116,18 @@ def scripts_sha256(job: CommandJob) -> str | None:
     return digest.hexdigest()
 
 
+def _ports(lane: int | None) -> dict[str, str]:
+    """Where ranks meet, by the variables of torch and of torchrun: each lane has a port of its own."""
+    return {} if lane is None else dict.fromkeys(("MASTER_PORT", "PET_MASTER_PORT"), str(29500 + lane))
+
+
 def command_order(
-    suite: Suite, planned: PlannedTrial, ranks: int, run: Path, facts: Mapping[str, object]
+    suite: Suite, planned: PlannedTrial, ranks: int, run: Path, facts: Mapping[str, object], lane: int | None = None
 ) -> CommandOrder:
-    """The order of a trial in the run's folder. Raises UserError where the held-out tokens left the cache."""
+    """The order of a trial in the run's folder; `lane`: where several run side by side.
+
+    Raises UserError where the held-out tokens left the cache.
+    """
     job, choices = suite.command, suite.option(planned.trial.option).choices
     assert job is not None
     assert isinstance(choices, CommandChoices)
@@ -135,7 +143,7 @@ def command_order(
         trial=planned.trial,
         arguments=arguments(job, choices, seed, ranks),
         directory=job.directory,
-        environment=variables(job, choices, seed, ranks, os.environ.get("PATH", os.defpath)),
+        environment=_ports(lane) | variables(job, choices, seed, ranks, os.environ.get("PATH", os.defpath)),
         world_size=ranks,
         max_steps=job.stops_after,
         stop="natural_end" if job.stop == "natural_end" else "at_max_steps",

@@ -6,10 +6,13 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
+from threading import RLock
 from typing import Literal
 
 from rich.cells import cell_len
@@ -105,6 +108,8 @@ class Running:
     of: int
     label: str = ""
     """The option's name where there is little room."""
+    place: str = ""
+    """`lane 2: `, where there are several."""
     began: float | None = None
     """When its worker began with it; None: its server is still starting."""
     phase: str = "setup"
@@ -120,9 +125,8 @@ class Running:
 
     def name(self) -> str:
         """`trial 3 of 20: bf16, seed 1`."""
-        return (
-            f"trial {self.number} of {self.of}: {self.label or one_line(self.option, _NAME_MOST)}, seed {self.seed}"
-        )
+        name = self.label or one_line(self.option, _NAME_MOST)
+        return f"{self.place}trial {self.number} of {self.of}: {name}, seed {self.seed}"
 
     def figures(self) -> str:
         """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it."""
@@ -206,6 +210,16 @@ class TimeLeft:
         share = running.pace.share
         return elapsed / share - elapsed if share else None
 
+    def left_of(self, runs: Sequence[Running], now: float, lanes: int) -> float | None:
+        """The same of several lanes, which share what is to come."""
+        rests = [self._rest_of(r, 0.0 if r.began is None else now - r.began, now) for r in runs]
+        known = [rest for rest in rests if rest is not None]
+        others = Counter(self.remaining) - Counter(r.option for r in runs)
+        to_come = self._to_come(others, self.walls)
+        if to_come is None or len(known) < len(rests):
+            return None
+        return max([*known, (sum(known) + to_come) / lanes])
+
     def _to_come(self, trials: Mapping[str, int], walls: Mapping[str, Sequence[float]]) -> float | None:
         total = 0.0
         for name, count in trials.items():
@@ -256,8 +270,24 @@ class Display:
         self.clock = clock
         self.tallies: dict[str, Tally] = {}
         self.planned, self.done = 0, 0
-        self.running: Running | None = None
+        self.lanes = 1
+        """Trials that can run at the same time."""
+        self.runs: dict[int, Running] = {}
+        """Those that run, by lane."""
+        self._lane, self._turn = 0, RLock()
         self.time_left = TimeLeft({})
+
+    @contextmanager
+    def of(self, lane: int) -> Iterator[Display]:
+        """What is told inside is of this lane; one lane tells at a time."""
+        with self._turn:
+            self._lane = lane
+            yield self
+
+    @property
+    def running(self) -> Running | None:
+        """The trial of the lane that tells."""
+        return self.runs.get(self._lane)
 
     def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
         """A run or a further stage of it begins; by option its trials, and the outcomes that it has from before."""
@@ -270,7 +300,8 @@ class Display:
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Trial `number`, from 1, of `of` is launched."""
         name = labels(list(self.tallies), _NAME_MOST).by_name.get(one_line(option), one_line(option, _NAME_MOST))
-        self.running = Running(option, seed, number, of, name)
+        place = f"lane {self._lane + 1}: " if self.lanes > 1 else ""
+        self.runs[self._lane] = Running(option, seed, number, of, name, place)
 
     def hear(self, event: Phase | Progress | Evaluating | None) -> None:
         """An event of the running trial; None: time has passed."""
@@ -322,7 +353,7 @@ class Display:
 
         `server_start_seconds`: of the wall, what it waited for a trial server that others find ready.
         """
-        running, self.running = self.running, None
+        running = self.runs.pop(self._lane, None)
         tally = self.tallies.setdefault(option, Tally())
         if has_ended(outcome):
             self.done += 1
@@ -349,6 +380,9 @@ class Display:
 
     def left(self) -> str:
         """`3 min 20 s left`, or '' while nothing is known."""
+        if self.lanes > 1:
+            seconds = self.time_left.left_of(list(self.runs.values()), self.clock(), self.lanes)
+            return "" if seconds is None else f"about {units.duration(seconds)} left"
         seconds = self.time_left.left(self.running, self.clock())
         if self.running and (evaluation := self.running.evaluation) and evaluation.least_left is not None:
             evaluation.least_left = seconds = min(seconds or 0.0, evaluation.least_left)
@@ -384,14 +418,15 @@ def picture(run: Display, width: int, height: int) -> RenderableType:
 
     A terminal too low for the table gets the running trial and the bar only.
     """
-    running = [_cut(line, width) for line in (run.running.name(), run.running.figures())] if run.running else []
-    lines = [*running, _bar(run, width)]
-    room = height - _LINES_BESIDE_OPTIONS
+    runs = [run.runs[lane] for lane in sorted(run.runs)]
+    each = [(f"{r.name()}: {r.figures()}",) if run.lanes > 1 else (r.name(), r.figures()) for r in runs]
+    lines = [*(_cut(line, width) for one in each for line in one), _bar(run, width)]
+    room = height - _LINES_BESIDE_OPTIONS - max(0, run.lanes - 2)
     if room < 1:
         return Group(*lines)
     # All options, or those around the running one in the suite's order.
     names = list(run.tallies)
-    at = names.index(run.running.option) if run.running and run.running.option in names else 0
+    at = min([names.index(one.option) for one in runs if one.option in names], default=0)
     first = max(0, min(at - room // 2, len(names) - room))
     names = names[first : first + room]
     hidden = len(run.tallies) - len(names)
@@ -410,7 +445,7 @@ def _options(run: Display, names: list[str], width: int) -> Table:
     short = labels(list(run.tallies), max(4, width - (32 if len(heads) > 1 else 10))).by_name
     for name in names:
         tally = run.tallies[name]
-        current = run.running is not None and run.running.option == name
+        current = any(one.option == name for one in run.runs.values())
         speed = sum(tally.speeds) / len(tally.speeds) if tally.speeds else None
         cells = [f"{tally.done}/{tally.planned}", str(tally.failed or ""), units.count(speed)]
         mark = Text("> " if current else "  ") + Text(short[one_line(name)])
@@ -421,8 +456,7 @@ def _options(run: Display, names: list[str], width: int) -> Table:
 def _bar(run: Display, width: int) -> RenderableType:
     left = run.left()
     words = _cut(f"{run.done}/{run.planned} trials" + (f", {left}" if left else ""), width)
-    running = run.running
-    share = running.step / running.pace.steps if running and running.pace.steps else 0.0
+    share = sum(one.step / one.pace.steps for one in run.runs.values() if one.pace.steps)
     bar_width = min(40, width // 3)
     if cell_len(words.plain) + bar_width >= width:
         return words
@@ -452,7 +486,8 @@ class PlainDisplay(Display):
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
         self._console = console
-        self._last = clock()
+        self._last: dict[int, float] = {}
+        """By lane, when it last told of its trial."""
 
     def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
         """One line with the size of the run."""
@@ -467,7 +502,7 @@ class PlainDisplay(Display):
 
     def tick(self) -> None:
         """A line, unless the last one is too recent."""
-        if self.running and self.clock() - self._last >= PLAIN_INTERVAL_SECONDS:
+        if self.running and self.clock() - self._last.get(self._lane, 0.0) >= PLAIN_INTERVAL_SECONDS:
             self._say(self.running.figures())
 
     def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
@@ -481,7 +516,7 @@ class PlainDisplay(Display):
 
     def _say(self, what: str) -> None:
         assert self.running is not None
-        self._last = self.clock()
+        self._last[self._lane] = self.clock()
         self.note("; ".join(filter(None, [f"{self.running.name()}: {what}", self.left()])))
 
 

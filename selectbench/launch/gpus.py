@@ -16,7 +16,7 @@ from selectbench import units
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, Use, gpus, started, use_of
 from selectbench.gpu.meters import tenant_text
-from selectbench.machine import lock
+from selectbench.machine import Machine, lock
 from selectbench.plan.plan import GpuNeed
 from selectbench.text import quoted
 
@@ -219,6 +219,30 @@ class Claim:
         """Let go of all; a second time does nothing. `gpus` stays as it is, for reading."""
         for held in self._locks:
             held.release()
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A part of the machine that runs one trial at a time."""
+
+    number: int
+    """From 0."""
+    gpus: Sequence[Gpu]
+    """In the order of ranks; none on a CPU."""
+    cores: Sequence[int] = ()
+    """That its trials are kept to; empty: to none."""
+
+    def enter(self) -> None:
+        """Keeps the calling thread, and every process that it starts, to the lane's cores."""
+        os.sched_setaffinity(0, self.cores)
+
+
+def lanes_in(machine: Machine, taken: Sequence[Gpu]) -> list[Lane]:
+    """Those of a run that has these GPUs."""
+    if machine.lanes == 1:
+        return [Lane(0, taken)]
+    each = len(taken) // machine.lanes
+    return [Lane(n, taken[n * each : (n + 1) * each], cores) for n, cores in enumerate(machine.lane_cores)]
 
 
 def claim_cores(

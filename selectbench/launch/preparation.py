@@ -40,19 +40,27 @@ from selectbench.plan.plan import (
     CANNOT_START,
     Plan,
     PlannedTrial,
-    gpu_need,
     gpus_used,
     heldout_warnings,
+    lanes_of,
     make_plan,
     settled_for,
     unused_row_warnings,
 )
 from selectbench.record.environment import code_sha256, collect_environment
-from selectbench.record.record import Record
+from selectbench.record.record import Record, RunPhase
 from selectbench.record.run_folder import SUITE, find_run, is_complete
+from selectbench.site import read_site
 from selectbench.suite.document import placed, read_document
 from selectbench.suite.load import find, load_suite
-from selectbench.suite.stages import repeat_suite, screening_suite, speed_suite, tuning_suite, without
+from selectbench.suite.stages import (
+    interference_suite,
+    repeat_suite,
+    screening_suite,
+    speed_suite,
+    tuning_suite,
+    without,
+)
 from selectbench.suite.suite import Suite, Values
 from selectbench.text import unwritable, visible
 
@@ -80,6 +88,12 @@ class Request:
     """For all trials; rounds that do not fit into it are left out."""
     results: Path = Path("results")
     """Where earlier runs are, which tell how long trials take."""
+    site: str | None = None
+    """The site's file."""
+    lanes: str | None = None
+    """`auto` or a number, in place of the site's."""
+    interference_check: bool = True
+    """Whether it is to be shown that lanes do not disturb each other."""
     extend: str | None = None
     """A complete run that gets the seeds as further rounds, as `find_run` takes it; None: a run of its own."""
 
@@ -92,6 +106,8 @@ class Planned:
     prepared: Mapping[str, Prepared] | None
     """By option, as tokenizers may differ; None: the data could not be prepared."""
     plan: Plan
+    checks_interference: bool = field(default=True, kw_only=True)
+    """Whether it is to be shown that lanes do not disturb each other, where there are several."""
 
     @property
     def suite(self) -> Suite:
@@ -130,6 +146,7 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
         request.suite, device=device, profile=request.profile, settings=request.settings,
         axes=request.axes, seeds=request.seeds, quick=request.quick,
     )  # fmt: skip
+    suite = read_site(request.site, request.lanes).over(suite)
     suite = _judged_after(suite, [])  # of the run that wrote the file
     machine = inspect_machine(suite.device)
     if request.gpus is None:
@@ -176,18 +193,22 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
                 prepared = prepare_data(suite, notify)
                 for model in unfetched(suite):
                     fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
+        asked = read_site(request.site, request.lanes).lanes
+        lanes, need = lanes_of(asked, settled_for(suite, machine, prepared), machine)
         if suite.device == "cuda":
-            need = gpu_need(settled_for(suite, machine, prepared), machine)
             claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
             machine = machine.on(claim.gpus)
+            _check_equal(claim.gpus if lanes > 1 else [])
+        machine = machine.in_lanes(lanes)
         suite = settled_for(suite, machine, prepared)
         plan = make_plan(suite, machine, prepared, code_sha256(), facts)
-        if suite.device == "cuda":
+        if suite.device == "cuda" and lanes == 1:
             claim.keep(gpus_used(plan))
         for line in unused_row_warnings(suite, plan.unused_rows):
             notify(f"warning: {line}")
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
         environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
+        environment["lanes"] = lanes
         if facts is None:
             environment["data"] = data_facts(suite, prepared, plan)
         else:
@@ -198,7 +219,9 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
             environment["pretrained"] = plan.pretrained
         if choices := suite.left_open.machine_choices:
             environment["machine_choices"] = [choice.model_dump(mode="json") for choice in choices]
-        preparation = Preparation(machine, prepared, plan, environment, extended, claim)
+        preparation = Preparation(
+            machine, prepared, plan, environment, extended, claim, checks_interference=request.interference_check
+        )
         if request.budget_seconds is not None:
             history = past_trials(request.results / suite.name, machine)
             preparation, notes = within(request.budget_seconds, preparation, history)
@@ -206,6 +229,12 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
                 notify(line)
         undo.pop_all()
     return preparation
+
+
+def _check_equal(gpus: Sequence[Gpu]) -> None:
+    """Raises UserError where lanes of these would not be equal."""
+    if len(names := sorted({gpu.name for gpu in gpus})) > 1:
+        raise UserError(f"lanes: they are to be equal, and there are {' and '.join(names)}: name one kind, --gpus")
 
 
 @contextmanager
@@ -370,6 +399,10 @@ CONTEST = "contest"
 """The title of the last stage."""
 SCREENING = "screening"
 """The title of the stage whose trials may screen options out."""
+INTERFERENCE = "interference check"
+"""The title of the stage that shows whether lanes disturb each other."""
+INTERFERES: RunPhase = "interference"
+"""The phase of its trials."""
 REPEATING = "does the job repeat"
 """The title of the stage that starts a script's job once more."""
 
@@ -392,6 +425,10 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
         if values:
             before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
     settled = without(settled_by_records(suite, records), out)
+    has_begun = any(record.phase == "contest" for record in records)
+    is_able = len(suite.seeds) > 1 and not own.plan.planned(suite.baseline).unsupported
+    if own.machine.lanes > 1 and own.checks_interference and is_able and not has_begun:
+        before_contest.append((INTERFERENCE, _beside(own.of(interference_suite(settled)))))
     if suite.command is not None and not suite.quick and not own.plan.planned(suite.baseline).unsupported:
         before_contest.append((REPEATING, _repeat(own.of(repeat_suite(settled)))))
     return [*before_contest, (CONTEST, own if settled is suite else own.of(settled))]
@@ -400,6 +437,25 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
 def _repeat(short: AnyPlanned) -> AnyPlanned:
     trials = [replace(planned, phase="repeat") for planned in short.plan.trials]
     return replace(short, plan=replace(short.plan, trials=trials))
+
+
+def _beside(every: AnyPlanned) -> AnyPlanned:
+    """The baseline alone and beside neighbours, in every other pair the other way round.
+
+    Neighbours train the suite's options, in each pair another one first.
+    """
+    plan, baseline = every.plan, every.suite.baseline
+    able = [planned.option.name for planned in plan.options if not planned.unsupported]
+    by_name = {(planned.trial.option, planned.trial.seed): planned.trial for planned in plan.trials}
+    trials: list[PlannedTrial] = []
+    for pair in range(len(every.suite.seeds) // 2):
+        alone, beside = every.suite.seeds[2 * pair : 2 * pair + 2]
+        others = [by_name[able[(pair + place) % len(able)], beside] for place in range(len(able))]
+        both = [(alone, []), (beside, others)]
+        for place, (seed, neighbours) in enumerate(reversed(both) if pair % 2 else both):
+            own = by_name[baseline, seed]
+            trials.append(PlannedTrial(own, 2 * pair + place, INTERFERES, neighbours))
+    return replace(every, plan=replace(plan, trials=trials))
 
 
 def _screening(every: AnyPlanned, asked: Sequence[tuple[str, int, int]]) -> AnyPlanned:
@@ -488,7 +544,8 @@ def preview(request: Request, notify: Notify) -> Outlook:
     notes = [f"{CANNOT_START}: {reason}"] if (reason := device_problem(request, suite)) is not None else []
     if suite.device == "cuda" and not machine.gpus:
         wanted = [option.choices.world_size for option in suite.options]
-        count = max((ranks for ranks in wanted if ranks != "auto"), default=1)
+        lanes = read_site(request.site, request.lanes).lanes
+        count = max((ranks for ranks in wanted if ranks != "auto"), default=1) * (1 if lanes == "auto" else lanes)
         machine = replace(machine, device_count=count)
         notes.append(
             f"planned as if this machine had {count} GPU{'s' if count > 1 else ''}, of which nothing is known"
@@ -516,31 +573,37 @@ def preview(request: Request, notify: Notify) -> Outlook:
         notes.append(f"{CANNOT_START}: torch is not installed: {INSTALL}; planned as if it were")
         machine = machine.with_training()
     settled = settled_for(suite, machine, prepared)
+    lanes, need = lanes_of(read_site(request.site, request.lanes).lanes, settled, machine)
     if machine.gpus:
         try:
-            idle, busy = idle_now(request.gpus, gpu_need(settled, machine))
+            idle, busy = idle_now(request.gpus, need)
         except UserError as error:  # the folder of locks
             notes += error.problems
         else:
             notes += busy
             machine = machine.on(idle)
-            settled = settled_for(suite, machine, prepared)
+    machine = machine.in_lanes(lanes) if lanes > 1 else machine
+    settled = settled_for(suite, machine, prepared)
     return _outlook(
-        request, Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256())), notes
-    )
+        request, Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256()),
+                         checks_interference=request.interference_check), notes,
+    )  # fmt: skip
 
 
 def _command_preview(request: Request, suite: Suite, machine: Machine, notes: list[str], notify: Notify) -> Outlook:
     """Nothing of a command is run: what it does is seen in its first trial."""
     if (reason := wrong_system_reason()) is not None:
         notes.append(reason)
+    lanes, need = lanes_of(read_site(request.site, request.lanes).lanes, suite, machine)
     if machine.gpus:
-        idle, busy = idle_now(request.gpus, gpu_need(suite, machine))
+        idle, busy = idle_now(request.gpus, need)
         notes += busy
         machine = machine.on(idle)
+    machine = machine.in_lanes(lanes) if lanes > 1 else machine
     with data_problems_placed(request, suite):
         plan = make_plan(suite, machine, None, code_sha256(), command_facts(suite, notify))
-    return _outlook(request, Planned(machine, None, plan), notes)
+    own = Planned(machine, None, plan, checks_interference=request.interference_check)
+    return _outlook(request, own, notes)
 
 
 def _outlook(request: Request, own: Planned, notes: list[str]) -> Outlook:

@@ -6,18 +6,23 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from shutil import disk_usage
 from tempfile import gettempdir
+from threading import Event, Lock
 from typing import Any, NamedTuple
+
+from msgspec.structs import replace as structs_replace
 
 from selectbench.analysis.family import alpha_of, look_of
 from selectbench.analysis.gate import Differing, differing
+from selectbench.analysis.lanes import interference_lines
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.screening import screened_out, screened_words
@@ -28,9 +33,10 @@ from selectbench.errors import ExitCode, UserError, disk_problem
 from selectbench.gpu.meters import GpuWatch
 from selectbench.launch.command import command_order
 from selectbench.launch.display import Again, Display
-from selectbench.launch.gpus import my_turn
+from selectbench.launch.gpus import Lane, lanes_in, my_turn
 from selectbench.launch.preparation import (
     CONTEST,
+    INTERFERES,
     SCREENING,
     Extended,
     Preparation,
@@ -40,11 +46,11 @@ from selectbench.launch.preparation import (
     stages,
 )
 from selectbench.launch.publish import publish, read_run
-from selectbench.launch.trial import StopRequest, TrialEnd, TrialRunner, TrialServers
+from selectbench.launch.trial import Stop, StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial, in_run_order
 from selectbench.record.environment import read_environment
-from selectbench.record.record import SOFTWARE, Completed, Failed, Record
+from selectbench.record.record import SOFTWARE, Completed, Failed, Record, Trial
 from selectbench.record.run_folder import (
     ENVIRONMENT,
     MODEL,
@@ -203,32 +209,90 @@ def _run_stages(
     """Stage after stage, as the records of the one before ask."""
     folder = lock.path.parent
 
-    def pause(seconds: float) -> None:
-        display.tick()
+    def pause(lane: int, seconds: float) -> None:
+        with display.of(lane):
+            display.tick()
         stop.wait(seconds)
 
-    suite, gpus, ended = preparation.suite, preparation.claim.gpus, set[str]()
-    with (
-        weights_folder(folder),
-        TrialServers(
-            partial(preload, preparation), folder, suite.device, gpus, keeps_environment=suite.command is not None
-        ) as servers,
-        GpuWatch(gpus, suite.meters, pause, lambda: bool(stop)) as watch,
-    ):
+    suite, ended, lanes = preparation.suite, set[str](), lanes_in(preparation.machine, preparation.claim.gpus)
+    with weights_folder(folder), ExitStack() as until_its_end:
+        traffic, display.lanes = Traffic(), len(lanes)
+        benches: list[Bench] = []
+        for lane in lanes:
+            servers = TrialServers(
+                partial(preload, preparation), folder, suite.device, lane.gpus,
+                keeps_environment=suite.command is not None, mark=f"-lane{lane.number + 1}" * (len(lanes) > 1),
+            )  # fmt: skip
+            watch = GpuWatch(lane.gpus, suite.meters, partial(pause, lane.number), lambda: bool(stop))
+            for held in (servers, watch):
+                until_its_end.enter_context(held)
+            benches.append(Bench(preparation, folder, lock, servers, watch, display, stop, lane, traffic))
+        threads = [until_its_end.enter_context(ThreadPoolExecutor(1, initializer=b.lane.enter)) for b in benches]
         while not stop and (stage := next_stage(preparation, folder, retried=retried, ended=ended)):
             if (folder / RANKING).is_file():
                 with writing(folder):
                     (folder / RANKING).unlink()  # it says that a run is done
             _announce(stage, folder, display, is_first=not ended)
-            bench = Bench(stage.preparation, folder, lock, servers, watch, display, stop)
-            of = stage.done + len(stage.trials)
-            for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
-                if stop:
-                    break
-                bench.run(planned, attempt, number, of)
-                ended.add(planned.trial.trial_id)
+            benches = [replace(bench, preparation=stage.preparation) for bench in benches]
+            _run_stage(stage, benches, threads, ended)
         if not ended and not stop:
             display.note(f"{folder}: every trial has its outcome; only the report was still to be written")
+
+
+def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executor], ended: set[str]) -> None:
+    """Every trial of it: those of the contest on all lanes, whole rounds on each, others on the first one.
+
+    `threads`: one for each lane, where there are several; `ended` takes up the trials' ids. Raises UserError, once
+    all lanes have ended, with what any of them raised first.
+    """
+    numbers = enumerate(stage.trials, start=stage.done + 1)
+    queue = Rounds(stage, [(number, *trial) for number, trial in numbers], len(benches))
+    of = stage.done + len(stage.trials)
+
+    def work(bench: Bench, neighbours: Sequence[tuple[Bench, Executor]]) -> None:
+        while not bench.stop and (trials := queue.next_for(bench.lane.number)):
+            for number, planned, attempt in trials:
+                if bench.stop:
+                    return
+                with bench.beside(planned.beside, neighbours):
+                    bench.run(planned, attempt, number, of)
+                ended.add(planned.trial.trial_id)
+
+    if len(benches) == 1:
+        work(benches[0], [])
+        return
+    others = list(zip(benches[1:], threads[1:], strict=True))
+    working = benches if stage.title == CONTEST else benches[:1]
+    lanes = [
+        thread.submit(work, b, others if b is benches[0] else [])
+        for b, thread in zip(working, threads, strict=False)
+    ]
+    if failed := [one for one in wait(lanes, return_when=FIRST_EXCEPTION).done if one.exception()]:
+        benches[0].stop.ask("the run stopped in another lane")
+        wait(lanes)
+        failed[0].result()
+
+
+class Rounds:
+    """Of a stage's trials, what each lane runs next: a whole round, or what is left of one that it began."""
+
+    def __init__(self, stage: Stage, trials: Sequence[tuple[int, PlannedTrial, int]], lanes: int) -> None:
+        """`trials`: in order, each with its number and the number of its attempt."""
+        self._turn = Lock()
+        self._rounds: dict[int, list[tuple[int, PlannedTrial, int]]] = {}
+        for trial in trials:
+            self._rounds.setdefault(trial[1].round if lanes > 1 else 0, []).append(trial)
+        self._begun = stage.begun
+        self._lanes = lanes
+
+    def next_for(self, lane: int) -> list[tuple[int, PlannedTrial, int]]:
+        """Empty: there is none left for it. A round that another lane began is that one's."""
+        with self._turn:
+            for number in self._rounds:
+                began = self._begun.get(number, lane)
+                if began == lane or began >= self._lanes:
+                    return self._rounds.pop(number)
+        return []
 
 
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
@@ -296,6 +360,8 @@ class Stage:
     """Trials of the stage that have an outcome."""
     told: list[str]
     """What stages before it decided."""
+    begun: dict[int, int]
+    """Of rounds of the contest, the lane that has trials of it."""
 
 
 def next_stage(
@@ -312,7 +378,9 @@ def next_stage(
         if still_open:
             out = screened_out(preparation.suite, records)
             told = [f"{name} is screened out: {screened_words(found)}" for name, found in out.items()]
-            return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open), told)
+            told += interference_lines(stage.suite, records)
+            begun = {r.round: r.lane for r in records if r.phase == "contest" and r.lane is not None}
+            return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open), told, begun)
     return None
 
 
@@ -368,9 +436,30 @@ LEAST_ROOM_BYTES = 1 << 20
 """A trial that crashes where less is free crashed for that."""
 
 
+class Traffic:
+    """Which lanes train now."""
+
+    def __init__(self) -> None:
+        self._turn = Lock()
+        self._most: dict[int, int] = {}
+        """Of each that does, how many others did at the same time, the most at any moment."""
+
+    def enter(self, lane: int) -> None:
+        """The lane begins with a trial."""
+        with self._turn:
+            self._most[lane] = 0
+            beside = len(self._most) - 1
+            self._most = {each: max(most, beside) for each, most in self._most.items()}
+
+    def leave(self, lane: int) -> tuple[int, int]:
+        """It has ended; how many neighbours it had, the most at any moment, and how many there still are."""
+        with self._turn:
+            return self._most.pop(lane, 0), len(self._most)
+
+
 @dataclass(frozen=True)
 class Bench:
-    """What every trial of a stage is launched with."""
+    """What every trial of a stage is launched with, on one lane."""
 
     preparation: Preparation
     """The stage's."""
@@ -381,6 +470,66 @@ class Bench:
     watch: GpuWatch
     display: Display
     stop: StopRequest
+    lane: Lane
+    traffic: Traffic
+
+    @contextlib.contextmanager
+    def beside(self, trials: Sequence[Trial], neighbours: Sequence[tuple[Bench, Executor]]) -> Iterator[None]:
+        """Inside, the other lanes train these trials, from where all do that can until the end."""
+        if not trials or self.stop:
+            yield
+            return
+        with Stop() as until:
+            busy = [(Event(), bench, thread) for bench, thread in neighbours]
+            lanes = [
+                thread.submit(
+                    bench.keep_busy, [*trials[n % len(trials) :], *trials[: n % len(trials)]], until, ready
+                )
+                for n, (ready, bench, thread) in enumerate(busy)
+            ]
+            try:
+                for (ready, _, _), lane in zip(busy, lanes, strict=True):
+                    while not (ready.wait(0.05) or lane.done() or self.stop):
+                        pass
+                yield
+            finally:
+                until.ask("its neighbour has ended")
+                wait(lanes)
+            for lane in lanes:
+                lane.result()
+
+    def keep_busy(self, trials: Sequence[Trial], until: Stop, ready: Event) -> None:
+        """Train the first of these that can be; it is over `until` that, is recorded nowhere, and starts anew.
+
+        `ready` is set where it trains.
+        """
+        lane = self.lane.number
+
+        def hear(event: Phase | Progress | Evaluating | None) -> None:
+            if self.stop:
+                until.ask(str(self.stop.why))
+            if isinstance(event, Phase) and event.phase == "train" and not ready.is_set():
+                self.traffic.enter(lane)
+                ready.set()
+
+        try:
+            for trial in trials:
+                while not until:
+                    own = structs_replace(trial, trial_id=f"{trial.trial_id}-lane{lane + 1}")
+                    order = self._order(
+                        PlannedTrial(own, 0), self.preparation.plan.planned(trial.option).world_size
+                    )
+                    server = self.servers.of(self._python(trial.option))
+                    end = TrialRunner(server, self.preparation.suite.limits, until, hear).run(_endless(order))
+                    if isinstance(end.outcome, Failed):
+                        break
+        finally:
+            self.traffic.leave(lane)
+
+    def _python(self, option: str) -> str | None:
+        """A command's own interpreter is among its words."""
+        planned = self.preparation.plan.planned(option)
+        return None if self.preparation.suite.command is not None else planned.option.choices.python
 
     def run(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> None:
         """Run trial `number`, from 1, of so many; once more where the machine spoiled it and the suite allows."""
@@ -391,33 +540,42 @@ class Bench:
             if _is_rerun_due([one for one in records if one.trial.trial_id == trial.trial_id], suite):
                 state = state_of(record)
                 assert state is not None, "only a state makes a trial unclean"
-                self.display.note(f"{trial.option}, seed {trial.seed}: {state.words}: run again")
+                with self._display() as display:
+                    display.note(f"{trial.option}, seed {trial.seed}: {state.words}: run again")
                 record, server_start_seconds = self._attempt(planned, attempt + 1, number, of)
-        self.display.trial_ended(
-            trial.option, trial.seed, record.outcome, record.wall_seconds, server_start_seconds
-        )
+        with self._display() as display:
+            display.trial_ended(trial.option, trial.seed, record.outcome, record.wall_seconds, server_start_seconds)
+
+    def _display(self) -> AbstractContextManager[Display]:
+        """The lane's turn with it."""
+        return self.display.of(self.lane.number)
 
     def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> tuple[Record, float]:
         """The record, which is on disk, and of its wall the seconds that a trial server took to start."""
         trial = planned.trial
         option = self.preparation.plan.planned(trial.option)
-        meters = None
+        meters, neighbours = None, 0
         if option.unsupported is not None:
             started_at = _now()
             end = TrialEnd(Failed(kind="unsupported", detail=option.unsupported), 0.0, finished=None, software={})
         else:
-            self.display.trial_started(trial.option, trial.seed, number, of)
+            with self._display() as display:
+                display.trial_started(trial.option, trial.seed, number, of)
             ready = self.watch.settle(option.world_size)
             for sentence in ready.held if ready and not self.stop else []:
-                self.display.note(f"memory has not been released: {sentence}")
+                with self._display() as display:
+                    display.note(f"memory has not been released: {sentence}")
             started_at = _now()
-            # A command's own interpreter is among its words.
-            python = None if self.preparation.suite.command is not None else option.option.choices.python
-            server = self.servers.of(python)
+            server = self.servers.of(self._python(trial.option))
             runner = TrialRunner(server, self.preparation.suite.limits, self.stop, self._hear)
             order = self._order(planned, option.world_size)
-            with self.watch.during(ready, Path(order.trial_folder)) as watching:
-                end = runner.run(order)
+            self.traffic.enter(self.lane.number)
+            try:
+                with self.watch.during(ready, Path(order.trial_folder)) as watching:
+                    end = runner.run(order)
+            finally:
+                most, there = self.traffic.leave(self.lane.number)
+                neighbours = min(most, there) if planned.phase == INTERFERES else most
             self._blame(end.outcome, order)
             meters = watching.meters(end.finished)
         certificate: dict[str, Any] = {}
@@ -430,7 +588,8 @@ class Bench:
         record = Record(
             trial=trial, phase=planned.phase, round=planned.round, attempt=attempt,
             outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
-            software=SOFTWARE.keep((done and done.software) or end.software), meters=meters, **certificate,
+            software=SOFTWARE.keep((done and done.software) or end.software), meters=meters,
+            lane=self.lane.number if self.lane.cores else None, neighbours=neighbours, **certificate,
         )  # fmt: skip
         self.lock.append(record)
         return record, end.server_start_seconds
@@ -439,12 +598,14 @@ class Bench:
         if self.preparation.suite.command is not None:
             facts = self.preparation.plan.command_facts
             assert facts is not None
-            return command_order(self.preparation.suite, planned, ranks, self.folder, facts)
+            lane = self.lane.number if self.lane.cores else None
+            return command_order(self.preparation.suite, planned, ranks, self.folder, facts, lane)
         return make_order(self.preparation, planned, self.folder)
 
     def _hear(self, event: Phase | Progress | Evaluating | None) -> None:
         self.lock.check()
-        self.display.hear(event)
+        with self._display() as display:
+            display.hear(event)
 
     def _blame(self, outcome: Completed | Failed, order: Order | CommandOrder) -> None:
         """Raises UserError where a trial failed for what no option is to blame for; it has no record then."""
@@ -472,6 +633,13 @@ class Bench:
                 f"{name}, seed {order.trial.seed}: a disk did not take what was written: {why}; every record "
                 f"before this one is kept: make room and {again}"
             )
+
+
+def _endless(order: Order | CommandOrder) -> Order | CommandOrder:
+    """The same that goes on until it is ended, or a script ends by itself."""
+    if isinstance(order, Order):
+        return structs_replace(order, min_timed_seconds=1e9)
+    return structs_replace(order, stop="natural_end")
 
 
 def _now() -> str:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 
@@ -176,6 +176,8 @@ class TrialServers:
     """Those of the run, in the order of ranks; none for all that are visible."""
     keeps_environment: bool = False
     """As of each server."""
+    mark: str = ""
+    """In the names of their logs: of a lane's."""
     _servers: dict[str | None, TrialServer] = field(default_factory=dict, init=False)
 
     def __enter__(self) -> TrialServers:
@@ -189,7 +191,7 @@ class TrialServers:
         """The interpreter's server; None: the bench's own interpreter."""
         if python not in self._servers:
             number = 1 + len(self._servers.keys() - {None})
-            log = self.folder / ("server.log" if python is None else f"server-python{number}.log")
+            log = self.folder / f"server{'' if python is None else f'-python{number}'}{self.mark}.log"
             modules = self.preload(python)
             self._servers[python] = TrialServer(
                 modules, log, python, self.device, self.gpus, self.keeps_environment
@@ -254,13 +256,46 @@ def log_tail(path: Path, lines: int = 15, most: int = 1000) -> str:
     return "\n".join(line if len(line) <= most else f"{line[:most]}..." for line in last)
 
 
-# Ctrl-C, SIGTERM and SIGHUP end the trial at hand, not the record of it.
+# Ctrl-C, SIGTERM and SIGHUP end the trials at hand, not the record of them.
 
 
-class StopRequest:
-    """Set by the first signal; the second ends the process at once.
+class Stop:
+    """That trials are to end, asked for by whoever; true once it was.
 
-    `descriptor` becomes readable when a signal arrives, so that a loop that waits on files wakes up.
+    `descriptor` is readable from then on, so that every loop that waits on files wakes up.
+    """
+
+    def __init__(self) -> None:
+        self.why: str | None = None
+        """Why, as a failure's detail."""
+        self.descriptor, self._writing = os.pipe()
+        os.set_blocking(self._writing, False)
+
+    def __bool__(self) -> bool:
+        return self.why is not None
+
+    def ask(self, why: str) -> None:
+        """Have them end; the first reason stays."""
+        if self.why is None:
+            self.why = why
+            with contextlib.suppress(BlockingIOError):
+                os.write(self._writing, b"\0")
+
+    def wait(self, seconds: float) -> None:
+        """Returns after so long, or as soon as it is asked for."""
+        select.select([self.descriptor], [], [], 0.0 if self else seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+        os.close(self._writing)
+
+
+class StopRequest(Stop):
+    """Asked for by the first signal; the second ends the process at once.
+
     Nothing is lost at the second one: records are flushed one by one, and the trial server kills its
     trial when this process is gone.
 
@@ -268,19 +303,10 @@ class StopRequest:
     nohup: a Ctrl-C, or a terminal that closes, is then not meant for it. SIGTERM always stops it.
     """
 
-    def __init__(self) -> None:
-        self.signal: signal.Signals | None = None
-        self.descriptor, self._writing = os.pipe()
-        os.set_blocking(self._writing, False)
+    _is_told = False
+    """Whether a signal came."""
 
-    def __bool__(self) -> bool:
-        return self.signal is not None
-
-    def wait(self, seconds: float) -> None:
-        """Returns after so long, or as soon as a signal arrives; a later wait on `descriptor` still sees it."""
-        select.select([self.descriptor], [], [], 0.0 if self else seconds)
-
-    def __enter__(self) -> StopRequest:
+    def __enter__(self) -> Self:
         stopping = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         heard = [n for n in stopping if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
         self._before = {number: signal.signal(number, self._handle) for number in heard}
@@ -291,13 +317,13 @@ class StopRequest:
         signal.set_wakeup_fd(self._wakeup)
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        os.close(self.descriptor)
-        os.close(self._writing)
+        super().__exit__()
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal is not None:
+        if self._is_told:
             os._exit(130)
-        self.signal = signal.Signals(number)
+        self._is_told = True
+        self.ask(f"{signal.Signals(number).name} to selectbench")
 
 
 # What a trial's end means: from its last word, its exit status and its logs to an outcome.
@@ -427,7 +453,7 @@ class TrialEnd:
 class TrialRunner:
     """Launches one trial through a server, hears its events and enforces its limits."""
 
-    def __init__(self, server: TrialServer, limits: Limits, stop: StopRequest, listener: Listener) -> None:
+    def __init__(self, server: TrialServer, limits: Limits, stop: Stop, listener: Listener) -> None:
         self.server = server
         self.limits = limits
         self.stop = stop
@@ -485,8 +511,8 @@ class TrialRunner:
                 selector.register(source, selectors.EVENT_READ)
             while self._exit_status is None:
                 ready = {key.fd for key, _ in selector.select(self._patience())}
-                if self.stop.descriptor in ready:
-                    os.read(self.stop.descriptor, 4096)
+                if self.stop.descriptor in ready:  # others wait for it too, so nobody takes it out
+                    selector.unregister(self.stop.descriptor)
                 if events in ready and not self._read_events(events):
                     selector.unregister(events)
                 if control.fileno() in ready:
@@ -551,8 +577,7 @@ class TrialRunner:
             raise ServerDiedError(f"the trial server did not report its trial's end for {END_SECONDS:g} s")
         deadline, why = self._deadline()
         if self.stop:
-            assert self.stop.signal is not None
-            interrupted = Failed(kind="interrupted", detail=f"{self.stop.signal.name} to selectbench")
+            interrupted = Failed(kind="interrupted", detail=str(self.stop.why))
             self._stopped = self._stopped or interrupted
             self._kill()
         elif self._grace_ends is not None:

@@ -170,6 +170,8 @@ class PlannedTrial:
     trial: Trial
     round: int
     phase: RunPhase = "contest"
+    beside: Sequence[Trial] = ()
+    """What other lanes are to train meanwhile, the first one that can be; empty: nothing."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +195,8 @@ class Plan:
     """Of a command, what environment.json says of it: as it was before anything ran."""
     pretrained: dict[str, str] = field(default_factory=dict)
     """By option, what a model that was trained before is: a commit of the hub, or its files' SHA-256."""
+    lane_words: str = ""
+    """`2 lanes of 1 core each`; empty: one trial at a time."""
 
     @property
     def saved_bytes(self) -> int | None:
@@ -232,7 +236,9 @@ def make_plan(
     model can't be read.
     """
     assert not suite.left_open.settings, "settled before"
-    common = {"device": suite.device, "code": code_sha256}
+    common: dict[str, Any] = {"device": suite.device, "code": code_sha256}
+    if machine.lanes > 1:  # a trial has the threads of its lane's cores
+        common["lane_cores"] = len(machine.lane_cores[0])
     if suite.command is not None:
         return _command_plan(suite, suite.command, machine, {**common, "command": command_facts})
     own_code = own_code_sha256(suite.code)
@@ -256,15 +262,30 @@ def make_plan(
         tokens=suite.job.max_steps * suite.built.tokens_per_step,
         epochs=passes,
         warnings=[
-            *suite_warnings(suite, passes, usable_cores()),
+            *suite_warnings(suite, passes, _cores(machine)),
             *heldout_warnings(suite, heldout),
             *vocabulary_warnings(suite, {name: one.vocab_size for name, one in (prepared or {}).items()}),
             *_option_warnings(suite, options, machine),
         ],
         own_code_sha256=own_code,
         pretrained=pretrained,
+        lane_words=_lane_words(suite, machine),
     )
     return replace(plan, warnings=[*plan.warnings, *unused_row_warnings(suite, plan.unused_rows)])
+
+
+def _cores(machine: Machine) -> float:
+    """That a trial may use."""
+    return usable_cores() if machine.lanes == 1 else len(machine.lane_cores[0])
+
+
+def _lane_words(suite: Suite, machine: Machine) -> str:
+    if machine.lanes == 1:
+        return ""
+    parts = [f"{len(machine.lane_cores[0])} cores"] if int(usable_cores()) >= machine.lanes else []
+    parts = [f"{machine.device_count} GPUs", *parts] if suite.device == "cuda" else parts
+    each = " and ".join(part.removesuffix("s") if part.startswith("1 ") else part for part in parts)
+    return f"{machine.lanes} lanes of {each} each"
 
 
 def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mapping[str, Any]) -> Plan:
@@ -291,10 +312,10 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
             "the command has no {max_steps}: its learning rate may be on another schedule than it seems"
         )
     trials = _trials(suite, {option.name: identity for option in suite.options})
-    warnings += suite_warnings(suite, None, usable_cores())
+    warnings += suite_warnings(suite, None, _cores(machine))
     return Plan(
         suite, options, trials, parameters=None, tokens=None, epochs=None, warnings=warnings,
-        command_facts=common["command"],
+        command_facts=common["command"], lane_words=_lane_words(suite, machine),
     )  # fmt: skip
 
 
@@ -399,6 +420,29 @@ def gpu_need(suite: Suite, machine: Machine) -> GpuNeed:
     wanted = [option.choices.world_size for option in suite.options if _runs(option, machine)]
     least = max((ranks for ranks in wanted if ranks != "auto"), default=1)
     return GpuNeed(least, None if "auto" in wanted else least)
+
+
+def lanes_of(asked: str | int, suite: Suite, machine: Machine) -> tuple[int, GpuNeed]:
+    """How many lanes, and what all of them need; `asked`: `auto`, or a number. Raises UserError.
+
+    By `auto` the GPUs that are visible decide, not those that are idle, so that a run is resumed with as many.
+    """
+    if suite.device == "cpu":
+        lanes, cores = 1 if asked == AUTO else int(asked), int(usable_cores())
+        if lanes > max(1, cores):
+            raise UserError(f"lanes: {lanes} on {cores} core{'s' * (cores != 1)}: a lane needs one of its own")
+        return lanes, GpuNeed(0, 0)
+    need, there = gpu_need(suite, machine), machine.device_count
+    lanes = int(asked) if asked != AUTO else 1 if need.most is None else max(1, there // need.least)
+    if lanes == 1:
+        return 1, need
+    each = need.least if need.most is not None else there // lanes
+    if each < need.least or lanes * each > there:
+        raise UserError(
+            f"lanes: {lanes} lanes need {lanes * need.least} GPUs, {need.least} for each, as an option asks for; "
+            f"there {'is' if there == 1 else 'are'} {there}"
+        )
+    return lanes, GpuNeed(lanes * each, lanes * each)
 
 
 def _runs(option: Option, machine: Machine) -> bool:

@@ -145,6 +145,8 @@ class Environment(Stored):
     """Versions; None: not installed."""
     interpreters: dict[str, InterpreterFacts]
     """By option, the interpreter that it names; the others run in the bench's own."""
+    lanes: int = 1
+    """Equal parts of the machine that ran trials side by side, with as many GPUs and cores each."""
     git_revision: str | None
     """Commit of the repository that holds the suite; None: not in one, or no git."""
     git_dirty: bool | None

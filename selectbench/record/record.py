@@ -607,7 +607,7 @@ class Script(Recorded, frozen=True, kw_only=True):
     """What observing took of the first rank's time."""
 
 
-RunPhase = Literal["tune", "screen", "repeat", "contest"]
+RunPhase = Literal["tune", "screen", "interference", "repeat", "contest"]
 
 
 class Record(Recorded, frozen=True, kw_only=True):
@@ -618,7 +618,8 @@ class Record(Recorded, frozen=True, kw_only=True):
     trial: Trial
     """What was run."""
     phase: RunPhase = "contest"
-    """Whether the trial tuned a setting, screened an option, repeated a script's job, or counts in the ranking."""
+    """Whether the trial tuned a setting, screened an option, was to show how lanes disturb each other, repeated a
+    script's job, or counts in the ranking."""
     round: Count
     """The round, from 0: every option once."""
     attempt: Count = 1
@@ -643,6 +644,10 @@ class Record(Recorded, frozen=True, kw_only=True):
     """A look at what was learnt; None: not evaluated, or long ago."""
     loss_curve: AsJson = NO_LOSSES
     """Training loss as [step, nats per token], decimated to at most 256 points; all in series.json."""
+    lane: Count | None = None
+    """The part of the machine that it ran on, from 0; None: it had the whole, or is older than the key."""
+    neighbours: Count = 0
+    """How many other lanes trained at the same time, the most at any moment."""
     wall_seconds: Amount
     """From the launch to the end of the trial, everything included."""
     started_at: str

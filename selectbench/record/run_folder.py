@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
+from threading import RLock
 from typing import Any, cast
 
 import msgspec
@@ -41,6 +42,7 @@ MODEL = "model"
 
 MACHINE = (
     "cpu_model", "cpu_features", "cores_by_affinity", "cores_by_cgroup", "gpus", "memory_limit_bytes", "threads",
+    "lanes",
 )  # fmt: skip
 """Of the environment, by beginning: what makes it another machine."""
 
@@ -346,6 +348,8 @@ class RunLock:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / ".lock"
+        self._turn = RLock()
+        """Of lanes that write."""
         self._kept = {SUITE, ENVIRONMENT}
         """What a run can't make again of its folder; its records as soon as there are some."""
 
@@ -368,16 +372,18 @@ class RunLock:
 
     def append(self, record: Record) -> None:
         """As `append_record`, to the run's own records. Raises UserError also as `check` does."""
-        self.check()
-        append_record(self.path.with_name(RECORDS_FILE), record)
-        self._kept.add(RECORDS_FILE)
+        with self._turn:
+            self.check()
+            append_record(self.path.with_name(RECORDS_FILE), record)
+            self._kept.add(RECORDS_FILE)
 
     def check(self) -> None:
         """Raises UserError where the folder, or what a run can't make again of it, was taken away meanwhile."""
         folder, gone = self.path.parent, "was deleted or moved"
         try:
             if os.path.samestat(os.fstat(self._stream.fileno()), self.path.stat()):
-                missing = sorted(name for name in self._kept if not (folder / name).is_file())
+                with self._turn:
+                    missing = sorted(name for name in self._kept if not (folder / name).is_file())
                 if not missing:
                     return
                 gone = f"lost its {' and '.join(missing)}"

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from selectbench import units
+from selectbench.analysis.lanes import lane_lines
 from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
 from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Row, Search
@@ -136,6 +137,7 @@ def report(
         *_to_loss(ranking),
         _same_job(ranking),
         *memory_sections(ranking),
+        *([Section("lanes", "Side by side", [Listing(lane_lines(ranking.lanes))])] if ranking.lanes else []),
         *gpu_section(ranking),
         *cost_section(suite, ranking),
         *_failures(ranking),
@@ -158,7 +160,7 @@ def summary(ranking: Ranking) -> Document:
     lines = [
         *ties_note(ranking), *in_short(ranking), *besides_note(ranking), *causes(ranking),
         *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
-        *_difference_lines(ranking), *_factor_lines(ranking),
+        *_difference_lines(ranking), *_factor_lines(ranking), *(lane_lines(ranking.lanes) if ranking.lanes else []),
     ]  # fmt: skip
     if search := ranking.search:
         lines += [

@@ -189,6 +189,27 @@ def screening_suite(suite: Suite) -> Suite:
     return _at_low_rates(suite.model_copy(update={"job": shortened, **seeds}))
 
 
+INTERFERENCE_PAIRS = 5
+"""Of trials of the baseline, alone and beside neighbours: of speeds that vary by 0.5 %, so many show an equivalence
+within 1 % in nine of ten runs."""
+
+
+def interference_seeds(suite: Suite) -> list[int]:
+    """Of each pair's trial alone and of the one beside neighbours, in turn: none of the contest's."""
+    seeds = range(3000, 3000 + 2 * INTERFERENCE_PAIRS + len(suite.seeds))
+    return [seed for seed in seeds if seed not in suite.seeds][: 2 * INTERFERENCE_PAIRS]
+
+
+def interference_suite(suite: Suite) -> Suite:
+    """Short trials of speed of every option, timed for as long as a trial is; the baseline's are recorded."""
+    short = screening_suite(suite).model_copy(update={"seeds": interference_seeds(suite)})
+    if suite.command is not None:
+        return short
+    seconds = max(SCREENING_SECONDS, suite.built.timing.least_seconds(suite.device))
+    timing = short.built.timing.model_copy(update={"min_timed_seconds": seconds})
+    return short.model_copy(update={"job": short.built.model_copy(update={"timing": timing})})
+
+
 REPEATED_STEPS = 8
 """Of the short trial that shows whether a script does the same when it is started twice."""
 

@@ -164,7 +164,7 @@ def test_a_trial_that_does_not_answer_is_killed_when_its_grace_ends(
 def test_a_stop_request_waits_for_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trial, "TERM_GRACE_SECONDS", 1000.0)
     with a_bench(tmp_path, ["launch.planted_worker"]) as bench:
-        bench.stop.signal = signal.SIGINT
+        bench.stop.ask("SIGINT to selectbench")
         assert failure(bench.run("ignores_sigterm", trial_seconds=1.0)).kind == "interrupted"
 
 
