@@ -160,8 +160,10 @@ def _share(values: Values, lanes: Sequence[Sequence[int]]) -> float | None:
     return float(of_lanes / total) if total > 1e-20 else None
 
 
-def lane_lines(lanes: Lanes) -> list[str]:
-    """Sentences for a report."""
+def lane_lines(lanes: Lanes | None, objective: str) -> list[str]:
+    """Sentences for a report; none where there was one lane."""
+    if lanes is None:
+        return []
     told = [
         f"lane {int(lane) + 1} ran seed{'s' * (len(s) > 1)} {', '.join(map(str, s))}"
         for lane, s in lanes.rounds.items()
@@ -172,7 +174,8 @@ def lane_lines(lanes: Lanes) -> list[str]:
     if lanes.neighbours:
         many = f"{lanes.neighbours} neighbour{'s' * (lanes.neighbours > 1)}"
         lines.append(f"Speeds were measured with {many}.")
-    for name, beside in lanes.beside.items():
+    for name in dict.fromkeys(name for name in (SPEED, objective) if name in lanes.beside):
+        beside = lanes.beside[name]
         verdict = "shown to be" if beside.equivalent else "not shown to be"
         said = beside_words(name, beside)
         lines.append(
@@ -180,7 +183,7 @@ def lane_lines(lanes: Lanes) -> list[str]:
             "of short trials, two one-sided tests at 5 %)."
         )
     if lanes.withheld:
-        lines.append(f"No claim is made of {', '.join(lanes.withheld)}: {lanes.why}.")
+        lines.append(f"Of speed, energy and time nothing is claimed: {lanes.why}.")
     lines += [
         f"Between lanes lies {units.whole_percent(share)} of the variance of {name} between an option's trials."
         for name, share in lanes.variance_shares.items()

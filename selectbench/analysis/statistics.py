@@ -33,11 +33,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from selectbench.analysis.result import Spread
+if TYPE_CHECKING:
+    from selectbench.analysis.result import Spread
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]

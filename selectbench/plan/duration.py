@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -97,6 +98,8 @@ def _is_alike(run: Path, machine: Machine) -> bool:
         return bool(gpus) and gpus <= {gpu.name for gpu in machine.gpus}
     limits = [then.get("cores_by_affinity"), then.get("cores_by_cgroup")]
     cores = min((float(limit) for limit in limits if limit is not None), default=None)
+    if then.get("lanes", 1) != machine.lanes:
+        return False
     return not gpus and then.get("cpu_model") == cpu_model() and cores == usable_cores()
 
 
@@ -170,7 +173,9 @@ def _stage_cost(title: str, plan: Plan, machine: Machine, history: History) -> S
     seconds = {name: count * found.seconds[name] for name, count in trials.items()}
     gpu_seconds = sum(of_option * plan.planned(name).world_size for name, of_option in seconds.items())
     usd = None if price is None else gpu_seconds / 3600 * price
-    return StageCost(title, sum(trials.values()), sum(seconds.values()), usd)
+    rounds = len({planned.round for planned in plan.trials if planned.phase == "contest"})
+    turns = math.ceil(rounds / machine.lanes) / rounds if rounds else 1.0  # lanes run whole rounds side by side
+    return StageCost(title, sum(trials.values()), turns * sum(seconds.values()), usd)
 
 
 def _scaled_seconds(plan: Plan, planned: PlannedOption, history: History) -> list[float]:
@@ -306,7 +311,7 @@ def _training_flops_per_second(machine: Machine, dtype: MatmulDtype, *, compiled
     """Of one rank, in training whose matrix products run in this dtype; None: nothing tells it."""
     if machine.device == "cpu":
         slower = 1.0 if dtype in machine.cpu_units else CPU_WITHOUT_UNITS_COST.get(dtype, 1.0)
-        return CPU_SHARE * _matmul_flops_per_second() / slower
+        return CPU_SHARE * _matmul_flops_per_second() / slower / machine.lanes
     rates = [_matmul_rate(gpu, dtype) for gpu in machine.gpus]
     known = [rate for rate in rates if rate is not None]
     if not known or len(known) < len(rates):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from selectbench import units
+from selectbench.analysis.lanes import BESIDE
 from selectbench.analysis.result import Failure, Ranking, Row, Violation
 from selectbench.analysis.screening import ratio_to_baseline, screened_words
 from selectbench.analysis.summary import mean
@@ -33,10 +34,7 @@ from selectbench.suite.command import CERTIFIED
 from selectbench.suite.metrics import LESS_IS_BETTER, METRICS, SECONDS_TO_LOSS, Report, columns_of
 from selectbench.text import first_line, listed, one_line
 
-_UNCLEAN = (
-    f"{UNCLEAN_MARK}: every trial that the figure comes from was throttled or shared; it is shown, and compared "
-    "with nothing"
-)
+_UNCLEAN = UNCLEAN_MARK + ": every trial that the figure comes from was {}; it is shown, and compared with nothing"
 _BRIEF = (
     f"{BRIEF_MARK}: screened out before the contest: the mean of two short trials, and its ratio to the worse one "
     "of the baseline's two. No claim rests on it, and its tests count among those of the family as if it had run"
@@ -351,7 +349,8 @@ def _mark_notes(ranking: Ranking, names: Sequence[str]) -> list[str]:
     """What the marks mean, where one of these figures has them."""
     unclean = any(row.metrics[name].unclean for row in ranking.rows for name in names)
     screened_out = any(row.status == "screened_out" for row in ranking.rows)
-    return [*([_UNCLEAN] if unclean else []), *([_BRIEF] if screened_out else [])]
+    how = f"{BESIDE}, throttled or shared" if ranking.lanes and ranking.lanes.withheld else "throttled or shared"
+    return [*([_UNCLEAN.format(how)] if unclean else []), *([_BRIEF] if screened_out else [])]
 
 
 def unknown_states(ranking: Ranking) -> list[str]:

@@ -118,6 +118,7 @@ def report(
     done = counting(ranking, records)
     listings = {
         ("text", "The text"): cleaning_lines(environment.get("data") or {}),
+        ("lanes", "Side by side"): lane_lines(ranking.lanes, ranking.objective),
         ("method", "How it was measured"): method(suite, ranking, records, environment, unchecked),
     }
     where = table("Where it ran", ("what", "value"), (), _flat(environment))
@@ -137,7 +138,6 @@ def report(
         *_to_loss(ranking),
         _same_job(ranking),
         *memory_sections(ranking),
-        *([Section("lanes", "Side by side", [Listing(lane_lines(ranking.lanes))])] if ranking.lanes else []),
         *gpu_section(ranking),
         *cost_section(suite, ranking),
         *_failures(ranking),
@@ -160,7 +160,7 @@ def summary(ranking: Ranking) -> Document:
     lines = [
         *ties_note(ranking), *in_short(ranking), *besides_note(ranking), *causes(ranking),
         *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
-        *_difference_lines(ranking), *_factor_lines(ranking), *(lane_lines(ranking.lanes) if ranking.lanes else []),
+        *_difference_lines(ranking), *_factor_lines(ranking), *lane_lines(ranking.lanes, ranking.objective),
     ]  # fmt: skip
     if search := ranking.search:
         lines += [

@@ -274,6 +274,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
     held = " and ".join(suite.decide.constraints)
     constraints = f", of the options that hold {held}" if held else ", without any constraint"
     yield f"decided by {suite.decide.objective}{constraints}"
+    if plan.lane_words:
+        yield f"trials run side by side on {plan.lane_words}, whole rounds on each"
     if suite.screen:
         yield f"screened first: an option takes part where it holds {' and '.join(suite.screen)}"
     yield from map(choice_text, suite.left_open.machine_choices)
