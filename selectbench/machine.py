@@ -265,9 +265,9 @@ def shares(lanes: int, cores: Collection[int], usable: int) -> list[list[int]]:
     return [in_order[lane * each : (lane + 1) * each] or in_order for lane in range(lanes)]
 
 
-def _place_of(core: int) -> tuple[int, int, int]:
-    """Socket and first thread of a core's thread, for sorting; by numbers alone where the kernel does not tell."""
-    topology = Path(f"/sys/devices/system/cpu/cpu{core}/topology")
+def _place_of(core: int, root: Path = Path("/sys/devices/system/cpu")) -> tuple[int, int, int]:
+    """Socket and first sibling of a hardware thread, for sorting; its number alone where the kernel tells none."""
+    topology = root / f"cpu{core}" / "topology"
     try:
         siblings = (topology / "thread_siblings_list").read_text()
         return int((topology / "physical_package_id").read_text()), int(re.split(r"[,-]", siblings)[0]), core

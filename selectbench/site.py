@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from selectbench.choices.choice import Strict
 from selectbench.errors import UserError
-from selectbench.settings import Strict
 from selectbench.suite.document import Problems, read_document
 from selectbench.suite.problems import validate
 from selectbench.suite.suite import Cost, Suite

@@ -425,7 +425,7 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
         if values:
             before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
     settled = without(settled_by_records(suite, records), out)
-    has_begun = any(record.phase == "contest" for record in records)
+    has_begun = any(record.phase == "contest" and record.neighbours for record in records)
     is_able = len(suite.seeds) > 1 and not own.plan.planned(suite.baseline).unsupported
     if own.machine.lanes > 1 and own.checks_interference and is_able and not has_begun:
         before_contest.append((INTERFERENCE, _beside(own.of(interference_suite(settled)))))

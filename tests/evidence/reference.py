@@ -8,13 +8,19 @@ from typing import Any
 from evidence.readme_table import ROOT
 
 from selectbench.choices import REGISTRY
-from selectbench.suite.load import json_schema
+from selectbench.site import Site
+from selectbench.suite.load import DescribedSchema, json_schema
 from selectbench.suite.metrics import METRICS
 
 PATH = ROOT / "docs" / "reference.md"
 _HEAD = """# Reference
 
 Generated from the schema of suite files (`selectbench schema`) and the catalogue of metrics.
+"""
+_SITE = """
+## Site file
+
+`--site FILE`: what of a run is the machine's and not the question's.
 """
 _STATUSES = """
 ## Exit statuses
@@ -83,7 +89,9 @@ def _lines() -> Iterator[str]:
         (f"`{name}`", metric.title, metric.better, "yes" if metric.decides else "no")
         for name, metric in METRICS.items()
     ]
-    yield from (*_table(("name", "column", "better", "may decide"), metrics), _STATUSES, "## Mappings")
+    yield from (*_table(("name", "column", "better", "may decide"), metrics), _SITE)
+    yield from _keys(Site.model_json_schema(schema_generator=DescribedSchema)["properties"])
+    yield from (_STATUSES, "## Mappings")
     for name, definition in sorted(schema["$defs"].items()):
         if "properties" in definition and name != "CommandProfile":
             yield from ("", f"### {name}", "", _cell(definition.get("description", "")), "")
