@@ -25,7 +25,7 @@ from selectbench.suite.suite import Suite
 
 BESIDE = "measured beside a neighbour"
 """What a trial was whose speed does not count for that."""
-SPEED = "tokens_per_second"
+SPEED, MEMORY = "tokens_per_second", "peak_memory_bytes"
 LEVEL = 0.05
 """Of each of the two tests."""
 FEWEST_PAIRS = 3
@@ -33,9 +33,13 @@ Values = Mapping[str, Mapping[int, float]]
 """By option and seed."""
 
 
-def of_speed() -> list[str]:
-    """Metrics of speed, energy and time: what neighbours may disturb."""
-    return [name for name, metric in METRICS.items() if "busy" in metric.spoiled_by]
+def disturbed(suite: Suite) -> list[str]:
+    """Metrics that neighbours may move: of speed, energy and time.
+
+    On a CPU of memory too: a page that processes of several lanes have mapped counts for each by its share.
+    """
+    memory = {MEMORY} if suite.device == "cpu" else set[str]()
+    return [name for name, metric in METRICS.items() if "busy" in metric.spoiled_by or name in memory]
 
 
 def besides(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
@@ -49,7 +53,7 @@ def besides(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
         if len(both) == 2 and not both[0].neighbours and both[1].neighbours >= max(1, most):
             pairs.append((both[0], both[1]))
     found = {}
-    for name in of_speed():
+    for name in disturbed(suite):
         logs = [math.log(b / a) for a, b in ([_value(r, suite, name) for r in pair] for pair in pairs) if a and b]
         if FEWEST_PAIRS <= len(logs) == len(pairs) and suite.threshold(name):
             found[name] = _beside(np.array(logs), suite.threshold(name))
@@ -82,7 +86,7 @@ def withheld(suite: Suite, records: Sequence[Record]) -> dict[str, str]:
     if not any(record.neighbours for record in records if record.phase == "contest"):
         return {}
     found = besides(suite, records)
-    return {name: why for name in of_speed() if (why := _why(suite, records, found, name)) is not None}
+    return {name: why for name in disturbed(suite) if (why := _why(suite, records, found, name)) is not None}
 
 
 def _why(suite: Suite, records: Sequence[Record], found: Mapping[str, Beside], metric: str) -> str | None:
@@ -132,7 +136,7 @@ def lanes_found(suite: Suite, records: Sequence[Record], values: Mapping[str, Va
         rounds={str(lane): sorted(seeds) for lane, seeds in sorted(rounds.items())},
         neighbours=max((record.neighbours for record in contest), default=0),
         beside=besides(suite, records), withheld=list(reasons),
-        why=next((reasons[name] for name in (suite.decide.objective, SPEED) if name in reasons), ""),
+        why=next((reasons[name] for name in (suite.decide.objective, SPEED, *reasons) if name in reasons), ""),
         variance_shares=shares,
     )  # fmt: skip
 
@@ -183,7 +187,7 @@ def lane_lines(lanes: Lanes | None, objective: str) -> list[str]:
             "of short trials, two one-sided tests at 5 %)."
         )
     if lanes.withheld:
-        lines.append(f"Of speed, energy and time nothing is claimed: {lanes.why}.")
+        lines.append(f"Of {_what(lanes)} nothing is claimed: {lanes.why}.")
     lines += [
         f"Between lanes lies {units.whole_percent(share)} of the variance of {name} between an option's trials."
         for name, share in lanes.variance_shares.items()
@@ -195,4 +199,12 @@ def lanes_in_answer(lanes: Lanes | None) -> str:
     """Why speeds claim nothing, behind the answer; '' where they may."""
     if lanes is None or not lanes.withheld:
         return ""
-    return f" Of speed, energy and time nothing is claimed, as trials ran side by side: {lanes.why}."
+    return f" Of {_what(lanes)} nothing is claimed, as trials ran side by side: {lanes.why}."
+
+
+def _what(lanes: Lanes) -> str:
+    """What claims nothing, as a reader calls it."""
+    others = [name for name in lanes.withheld if name != MEMORY]
+    return " and ".join(
+        [*(["speed, energy and time"] if others else []), *(["memory"] * (MEMORY in lanes.withheld))]
+    )

@@ -314,7 +314,7 @@ def table_notes(ranking: Ranking) -> list[Text]:
     if ranking.lanes and ranking.lanes.neighbours:
         counts = "not shown to be as alone (Side by side)" if ranking.lanes.withheld else "as alone, as was shown"
         many = f"{ranking.lanes.neighbours} neighbour{'s' * (ranking.lanes.neighbours > 1)}"
-        lines.append(f"Speed, energy and time were measured with {many}: {counts}.")
+        lines.append(f"Speed, energy and time, and memory on a CPU, were measured with {many}: {counts}.")
     lines += [f"{row.option}: {note}." for row in ranking.rows for note in row.notes]
     lines += [f"{note}." for note in _mark_notes(ranking, _metrics(ranking, "markdown"))]
     return [*lines, (Literally(units.DASH), ": not known.")]

@@ -103,6 +103,21 @@ def test_without_a_whole_check_speeds_claim_nothing(records: list[Record], why: 
     assert why in ranking.answer
 
 
+def test_on_a_cpu_memory_beside_a_neighbour_is_tried_too() -> None:
+    """A library's page that both lanes have mapped is half a page of each."""
+    checked = pairs(1.0)
+    more = [
+        replace(r, outcome=Completed(measurement=replace(r.outcome.measurement, peak_pss_growth_bytes=400 << 20)))
+        for r in checked if r.neighbours and isinstance(r.outcome, Completed)
+    ]  # fmt: skip
+    ranking = ranked([*contest(), *(r for r in checked if not r.neighbours), *more])
+    assert ranking.lanes is not None
+    assert ranking.lanes.withheld == ["peak_memory_bytes"]
+    assert "Of memory nothing is claimed" in ranking.answer
+    assert "the baseline's peak_memory_bytes is 1.33x" in ranking.answer
+    assert speeds_claim(ranking)
+
+
 def test_noise_shows_no_equivalence() -> None:
     """An interval that is wider than the threshold is no proof, even around 1."""
     noisy = [

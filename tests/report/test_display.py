@@ -80,6 +80,35 @@ def test_plain_lines_name_start_progress_and_end() -> None:
     ]
 
 
+def test_each_lane_is_told_of_by_its_number() -> None:
+    console, clock = a_console(), Clock()
+    display = PlainDisplay(console, clock)
+    display.lanes = 2
+    begin(display, make_suite("a", "b", seeds=[0, 1]), {})
+    for lane, option in ((0, "a"), (1, "b")):
+        with display.of(lane):
+            display.trial_started(option, lane, 1 + 2 * lane, 4)
+            display.phase_changed("train")
+    clock.now = 20
+    for lane in (0, 1):
+        with display.of(lane):
+            display.progress(10 + lane, 40, 5.0, 1000.0)
+            display.tick()
+    assert "lane 1: trial 1 of 4: a, seed 0: train 10/40, loss 5.000, 1,000 tokens/s" in output(console)
+    assert "lane 2: trial 3 of 4: b, seed 1: train 11/40" in output(console)
+    console = a_console(width=60)
+    console.print(picture(display, 60, 24))
+    lines = output(console).splitlines()
+    assert [line[:30] for line in lines if "lane" in line] == [
+        "lane 1: trial 1 of 4: a, seed ", "lane 2: trial 3 of 4: b, seed "
+    ]  # fmt: skip
+    assert max(map(len, lines)) <= 60
+    with display.of(1):
+        display.trial_ended("b", 1, DONE, 40.0)
+    assert list(display.runs) == [0]
+    assert display.done == 1
+
+
 def test_a_resumed_run_counts_what_was_done_before() -> None:
     console = a_console()
     display = PlainDisplay(console, Clock())
