@@ -327,11 +327,11 @@ def _summarise(text: Callable[[], str]) -> None:
 def _show_option(stored: StoredRun, option: str, as_json: bool) -> None:
     from rich.markdown import Markdown
 
-    from selectbench.report.markdown import render
+    from selectbench.report.files import render_markdown
     from selectbench.report.sections import option_report
 
     ranking = stored.ranking()
-    text = render(option_report(stored.suite, ranking, stored.records, option))
+    text = render_markdown(option_report(stored.suite, ranking, stored.records, option))
     if as_json:
         (row,) = (row for row in ranking.rows if row.option == option)
         _echo_json(row)

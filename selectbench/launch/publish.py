@@ -40,8 +40,7 @@ from selectbench.record.run_folder import (
     require_records,
     write_whole,
 )
-from selectbench.report import markdown
-from selectbench.report.files import benchmark_json, best_head, render_csv, render_html
+from selectbench.report.files import benchmark_json, best_head, render_csv, render_html, render_markdown
 from selectbench.report.sections import report
 from selectbench.suite.command import CommandChoices, as_written
 from selectbench.suite.load import load_suite
@@ -205,7 +204,7 @@ def files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:
 def report_text(stored: StoredRun, ranking: Ranking) -> str:
     """report.md."""
     parts = (stored.suite, ranking, stored.counted, stored.environment, COMMAND)
-    return markdown.render(report(*parts, "markdown", stored.unchecked))
+    return render_markdown(report(*parts, "markdown", stored.unchecked))
 
 
 def best_files(stored: StoredRun, ranking: Ranking) -> dict[str, str]:

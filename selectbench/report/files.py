@@ -1,11 +1,11 @@
-"""The files of a run: report.html, ranking.csv, benchmark.json, and the head of an option's suite. Pure."""
+"""The files of a run: report.md, report.html, ranking.csv, benchmark.json, and the head of a suite. Pure."""
 
 from __future__ import annotations
 
 import csv
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from io import StringIO
 from textwrap import fill
@@ -17,16 +17,22 @@ from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import Completed, Record
 from selectbench.report.charts import counting, interval_bars
 from selectbench.report.document import (
+    Block,
+    Cards,
     Cell,
+    Code,
     Column,
     Document,
     Figure,
     Listing,
+    Literally,
     NotReached,
+    Paragraph,
     Ratio,
     Section,
     Stack,
     Table,
+    Text,
     sort_key,
     spread,
     value_text,
@@ -163,7 +169,7 @@ def render_html(document: Document) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "kind": lambda block: type(block).__name__,
-        "rows": _rows,
+        "rows": _html_rows,
         "line": one_line,
         "clean": clean,
         "coded": _coded,
@@ -187,7 +193,7 @@ def _warns(section: Section) -> bool:
     return any(isinstance(block, Listing) and block.is_warning for block in section.blocks)
 
 
-def _rows(table: Table) -> list[list[dict[str, Any]]]:
+def _html_rows(table: Table) -> list[list[dict[str, Any]]]:
     """Rows of cells by the template's names, each ratio of a column with bars with its own."""
     bars: list[list[str]] = []
     for place, column in enumerate(table.columns):
@@ -196,14 +202,14 @@ def _rows(table: Table) -> list[list[dict[str, Any]]]:
     names = {place for place, column in enumerate(table.columns) if column.names_row} or {0}
     return [
         [
-            {**_cell(cell, column, place in names), "bar": bars[place][number] if bars[place] else ""}
+            {**_html_cell(cell, column, place in names), "bar": bars[place][number] if bars[place] else ""}
             for place, (cell, column) in enumerate(zip(row, table.columns, strict=True))
         ]
         for number, row in enumerate(table.rows)
     ]
 
 
-def _cell(cell: Cell, column: Column, names_row: bool) -> dict[str, Any]:
+def _html_cell(cell: Cell, column: Column, names_row: bool) -> dict[str, Any]:
     """A ratio's interval has a line of its own: on one line the two are the widest of all columns."""
     value, remark = (cell.value, cell.remark) if isinstance(cell, Stack) else (cell, "")
     text, below = one_line(value_text(value), _NAME_MOST if names_row else _CELL_MOST), one_line(remark, _CELL_MOST)
@@ -217,3 +223,83 @@ def _cell(cell: Cell, column: Column, names_row: bool) -> dict[str, Any]:
         "text": text, "below": below, "names_row": names_row, "class": wraps,
         "key": "" if key is None else repr(key), "sorts_by_text": isinstance(value, str),
     }  # fmt: skip
+
+
+# report.md, and what is pasted into issues.
+
+
+_SPECIAL = re.compile(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))")
+
+
+def render_markdown(document: Document) -> str:
+    """The whole document, everything escaped here and here alone. The same arguments give the same bytes."""
+    parts = [f"# {escape(document.title)}"]
+    parts += [f"Question: {escape(document.question)}"] if document.question else []
+    parts += [f"**{escape(document.answer)}**"] if document.answer else []
+    parts += _blocks(document.opening)
+    for section in document.sections:
+        blocks = list(_blocks(section.blocks))
+        parts += [f"## {section.heading}", *blocks] if blocks else []
+    return "\n\n".join(parts) + "\n"
+
+
+def render_blocks(blocks: Sequence[Block]) -> str:
+    """Blocks by themselves."""
+    return "\n\n".join(_blocks(blocks))
+
+
+def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
+    for block in blocks:
+        match block:
+            case Paragraph():
+                yield f"**{prose(block.text)}**" if block.is_strong else prose(block.text)
+            case Listing(items=items) if items:
+                yield "\n".join(f"- {prose(item)}" for item in items)
+            case Table():
+                yield from [prose(block.caption)] if block.is_titled else []
+                yield table(block)
+            case Code():
+                yield from [prose(block.caption)] if block.caption else []
+                lines = clean(block.text).strip("\n").split("\n")
+                yield "\n".join(f"    {line}".rstrip() for line in lines)  # indented: nothing inside can end it
+            case Cards():
+                rows = [[escape(text) for text in (c.title, c.sentence, c.confidence)] for c in block.cards]
+                yield _table(["asked for", "take", "how sure"], ["---"] * 3, rows)
+
+
+def table(block: Table) -> str:
+    """A table by itself."""
+    rules = ["---:" if column.align == "right" else "---" for column in block.columns]
+    heads = [escape(column.heading).replace(r"\#", "#") for column in block.columns]  # no heading within a cell
+    return _table(heads, rules, [[_cell(cell) for cell in row] for row in block.rows])
+
+
+def _table(heads: Sequence[str], rules: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *rows))
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, Stack):
+        return escape(" ".join(filter(None, (value_text(cell.value), cell.remark))))
+    if isinstance(cell, Figure):
+        return " ".join(filter(None, (value_text(cell), spread(cell))))
+    return escape(cell) if isinstance(cell, str) else value_text(cell)
+
+
+def prose(text: Text) -> str:
+    """A sentence on one line in which nothing of a name is read as Markdown or HTML."""
+    if isinstance(text, str):
+        return escape(text)
+    parts = []
+    for part in text:
+        if isinstance(part, Literally):
+            parts.append(f"`{one_line(part.text)}`")
+        else:  # it keeps the spaces at its ends
+            before, after = (" " if end.isspace() else "" for end in (part[:1], part[-1:]))
+            parts.append(f"{before}{escape(part)}{after}")
+    return "".join(parts)
+
+
+def escape(text: str) -> str:
+    """One line in which nothing is read as Markdown or HTML; underscores within words stay bare."""
+    return _SPECIAL.sub(r"\\\1", one_line(text))

@@ -44,7 +44,7 @@ from selectbench.report.document import (
     value_text,
 )
 from selectbench.report.evidence import CLEANING, choice_text, own_warmups
-from selectbench.report.markdown import escape, render_blocks
+from selectbench.report.files import escape, render_blocks
 from selectbench.suite.command import CommandChoices, arguments
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite, besides_the_rate

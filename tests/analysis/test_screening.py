@@ -274,13 +274,12 @@ def test_a_row_at_eighty_columns_says_so(screened: tuple[Suite, list[Record]]) -
 
 
 def test_the_reports_tell_every_short_trial(screened: tuple[Suite, list[Record]]) -> None:
-    from selectbench.report import markdown
-    from selectbench.report.files import render_html
+    from selectbench.report.files import render_html, render_markdown
 
     suite, records = screened
     ranking = rank(suite, records)
     parts = (suite, ranking, records, {}, "again")
-    for text in (markdown.render(report(*parts, "markdown")), render_html(report(*parts, "page"))):
+    for text in (render_markdown(report(*parts, "markdown")), render_html(report(*parts, "page"))):
         assert "Screened before the contest" in text
         assert "screened out" in text
         assert "0.0690x" in text

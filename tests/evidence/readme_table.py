@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from selectbench.launch.publish import read_run
-from selectbench.report.markdown import table
+from selectbench.report.files import table
 from selectbench.report.ranking import ranking_table
 
 ROOT = Path(__file__).parents[2]

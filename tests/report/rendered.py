@@ -7,8 +7,7 @@ from typing import Any
 
 from selectbench.analysis.result import Ranking
 from selectbench.record.record import Record
-from selectbench.report import markdown
-from selectbench.report.files import render_html
+from selectbench.report.files import render_html, render_markdown
 from selectbench.report.sections import option_report, report
 from selectbench.suite.suite import Suite
 
@@ -17,7 +16,7 @@ def render(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str
 ) -> str:
     """report.md."""
-    return markdown.render(report(suite, ranking, records, environment, command, "markdown"))
+    return render_markdown(report(suite, ranking, records, environment, command, "markdown"))
 
 
 def render_page(
@@ -29,4 +28,4 @@ def render_page(
 
 def render_option(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> str:
     """One option in detail, in Markdown."""
-    return markdown.render(option_report(suite, ranking, records, name))
+    return render_markdown(option_report(suite, ranking, records, name))

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
-from selectbench.report import markdown
 from selectbench.report.document import (
     Amount,
     Amounts,
@@ -36,7 +35,8 @@ from selectbench.report.document import (
     Text,
     value_text,
 )
-from selectbench.report.files import render_html
+from selectbench.report.files import render_html, render_markdown
+from selectbench.report.files import table as markdown_table
 from selectbench.report.sections import report
 from selectbench.report.terminal import print_document
 from selectbench.text import one_line
@@ -74,7 +74,7 @@ def sentences(block: Block) -> Sequence[Text]:
 
 @pytest.mark.parametrize(("cell", "text"), PAIRS)
 def test_a_cell_in_markdown(cell: Cell, text: str) -> None:
-    assert markdown.table(Table([Column("x")], [[cell]], "")).splitlines()[-1] == f"| {text} |"
+    assert markdown_table(Table([Column("x")], [[cell]], "")).splitlines()[-1] == f"| {text} |"
 
 
 @pytest.mark.parametrize(("cell", "text"), PAIRS)
@@ -117,7 +117,7 @@ def evil_document() -> Document:
 
 
 def test_no_name_is_markup_in_markdown() -> None:
-    text = markdown.render(evil_document())
+    text = render_markdown(evil_document())
     escaped = r"\<b\>\*x\*\</b\> \`y\` \[z\](javascript:1) \|"
     assert text.count("x") == text.count(escaped)
 

@@ -22,7 +22,7 @@ from selectbench.analysis.metrics import FLOPS_RULE, GPU_STATE_RULE, IMPOSSIBLE,
 from selectbench.analysis.ranking import rank
 from selectbench.gpu.devices import source
 from selectbench.record.record import Meters, Record
-from selectbench.report.markdown import escape as markdown
+from selectbench.report.files import escape as markdown
 from selectbench.report.terminal import print_ranking
 
 BF16 = ("bf16", {"precision": {"name": "bf16_mixed"}})

@@ -12,7 +12,7 @@ from selectbench.errors import UserError
 from selectbench.launch.publish import SHORT, StoredRun, report_text
 from selectbench.record.record import LOSSES, Record
 from selectbench.record.run_folder import append_record, read_records
-from selectbench.report.markdown import escape as markdown
+from selectbench.report.files import escape as markdown
 
 EVIL = "[red]|<b>`x`"
 ENVIRONMENT: dict[str, Any] = {

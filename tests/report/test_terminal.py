@@ -8,7 +8,7 @@ from rich.console import Console
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Ranking
 from selectbench.report.document import labels
-from selectbench.report.markdown import render
+from selectbench.report.files import render_markdown
 from selectbench.report.sections import option_report, report
 from selectbench.report.terminal import print_ranking
 
@@ -32,13 +32,13 @@ def test_settings_that_optimizers_choose_stand_beside_them_in_every_report():
     assert own == {"adamw": [], "lion": settings.split(", "), "faster": []}
     told = " ".join(printed(ranking, 80).split())
     assert f"Besides the learning rate, optimizers differ in (the baseline's in brackets): lion: {settings}" in told
-    markdown = render(report(suite, ranking, records, {}, "", "markdown"))
+    markdown = render_markdown(report(suite, ranking, records, {}, "", "markdown"))
     assert f"| lion | optimizer; {settings} |" in markdown
     assert "Optimizers differ in more than the learning rate" in markdown
-    opening = render(option_report(suite, ranking, records, "lion"))
+    opening = render_markdown(option_report(suite, ranking, records, "lion"))
     assert f"differs from the baseline adamw in optimizer ({settings})." in opening
     same = rank(make_suite("adamw", ("faster", faster)), [r for r in records if r.trial.option != "lion"])
-    assert "differ in more than" not in render(report(suite, same, records, {}, "", "markdown"))
+    assert "differ in more than" not in render_markdown(report(suite, same, records, {}, "", "markdown"))
     assert "besides_the_rate" not in same.model_dump_json()
 
 

@@ -56,7 +56,7 @@ def test_they_are_what_the_worker_imports_at_any_depth_and_nothing_else():
     [
         ("worker/loop.py", True), ("worker/engine.py", True), ("choices/optimizer.py", True),
         ("record/wire.py", True), ("__init__.py", True),
-        ("report/markdown.py", False), ("analysis/ranking.py", False), ("launch/run.py", False), ("cli.py", False),
+        ("report/files.py", False), ("analysis/ranking.py", False), ("launch/run.py", False), ("cli.py", False),
     ],
 )  # fmt: skip
 def test_a_comment_is_another_trial_only_where_one_executes_it(file, is_executed, tmp_path):
