@@ -5,22 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from selectbench import units
-from selectbench.analysis.metrics import (
-    BY_TRUST,
-    IMPOSSIBLE,
-    IMPOSSIBLE_RATE,
-    SHARES,
-    Observed,
-    State,
-    UtilizationName,
-    Verdict,
-    energy,
-    flops_per_second,
-    flops_per_token,
-    unpriced,
-    utilization,
-    with_managed_state,
-)
+from selectbench.analysis import metrics
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
 from selectbench.analysis.summary import Summary, centre, mean
 from selectbench.choices import Choices
@@ -85,7 +70,7 @@ def memory_by_rank(summary: Summary) -> MemoryByRank | None:
 
 
 def _peak(rank: RankMemory) -> int | None:
-    allocated = with_managed_state(rank.peak_memory_allocated_bytes, rank)
+    allocated = metrics.with_managed_state(rank.peak_memory_allocated_bytes, rank)
     return allocated if allocated is not None else rank.peak_pss_growth_bytes
 
 
@@ -138,23 +123,26 @@ def scaling(device: str, summary: Summary, baseline: Summary, speed_ratio: float
 # What a row says of its matrix products: their work, the GPUs' rates, and why a share of these is not known.
 
 
-def arithmetic(summary: Summary, counting: Sequence[Observed]) -> Arithmetic:
+def arithmetic(summary: Summary, counting: Sequence[metrics.Observed]) -> Arithmetic:
     """Of an option with GPU meters; `counting`: the trials that its figures are means over."""
     unknown = {share: Unknown.by_reason(reasons) for share, reasons in _reasons(summary).items()}
     return Arithmetic(
         dtype=summary.option.choices.matmul_dtype,
-        model_flops_per_token=_known_mean(flops_per_token(o, "mfu") for o in counting),
-        hardware_flops_per_token=_known_mean(flops_per_token(o, "hfu") for o in counting),
-        peak_flops_per_second=_known_mean(flops_per_second(o, "mfu") for o in counting),
-        matmul_flops_per_second=_known_mean(flops_per_second(o, "matmul_rate_share") for o in counting),
+        model_flops_per_token=_known_mean(metrics.flops_per_token(o, "mfu") for o in counting),
+        hardware_flops_per_token=_known_mean(metrics.flops_per_token(o, "hfu") for o in counting),
+        peak_flops_per_second=_known_mean(metrics.flops_per_second(o, "mfu") for o in counting),
+        matmul_flops_per_second=_known_mean(metrics.flops_per_second(o, "matmul_rate_share") for o in counting),
         unknown={share: reasons for share, reasons in unknown.items() if reasons},
     )
 
 
-def _reasons(summary: Summary) -> dict[UtilizationName, dict[int, str | None]]:
+def _reasons(summary: Summary) -> dict[metrics.UtilizationName, dict[int, str | None]]:
     """By share and seed that was metered, why it is not known."""
     metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
-    return {share: {seed: utilization(o, share).reason for seed, o in metered.items()} for share in SHARES}
+    return {
+        share: {seed: metrics.utilization(o, share).reason for seed, o in metered.items()}
+        for share in metrics.SHARES
+    }
 
 
 def impossible(summary: Summary) -> list[str]:
@@ -162,7 +150,7 @@ def impossible(summary: Summary) -> list[str]:
     reasons = list(_reasons(summary).values())
     metered = [seed for seed in summary.planned if any(seed in by_seed for by_seed in reasons)]
     lines = []
-    for cause in (IMPOSSIBLE, IMPOSSIBLE_RATE):
+    for cause in (metrics.IMPOSSIBLE, metrics.IMPOSSIBLE_RATE):
         seeds = [str(seed) for seed in metered if any(by_seed[seed] == cause for by_seed in reasons)]
         if seeds:
             lines.append(f"{summary.name}: utilisation {cause}, so it is withheld (seed {', '.join(seeds)})")
@@ -188,15 +176,15 @@ def gpu_row(summary: Summary) -> GpuRow | None:
     clean = [o for seed, o in metered.items() if summary.states[seed].verdict in ("clean", "unknown")]
     counting = clean or list(metered.values())
     trials = [observed.gpus for observed in counting]
-    energies = {seed: energy(o.meters) for seed, o in metered.items()}
+    energies = {seed: metrics.energy(o.meters) for seed, o in metered.items()}
     methods = [one.method for one in energies.values() if one.method]
     found = [state.verdict for state in states.values()]
-    order: tuple[Verdict, ...] = ("clean", "throttled", "shared", "unknown")
+    order: tuple[metrics.Verdict, ...] = ("clean", "throttled", "shared", "unknown")
     return GpuRow(
         names=list(dict.fromkeys(gpu.name for trial in trials for gpu in trial)),
         states={verdict: found.count(verdict) for verdict in order if verdict in found},
         by_seed=[TrialState(seed=s, verdict=f.verdict, detail=f.detail) for s, f in states.items()],
-        energy_method=max(methods, key=BY_TRUST.index) if methods else None,
+        energy_method=max(methods, key=metrics.BY_TRUST.index) if methods else None,
         energy_unknown=Unknown.by_reason({seed: one.reason for seed, one in energies.items()}),
         memory=_memory(summary), arithmetic=arithmetic(summary, counting),
         mean_utilization=mean(_all(trials, lambda gpu: gpu.mean_utilization)),
@@ -245,10 +233,10 @@ def _mean_of_largest(trials: Trials, read: Callable[[GpuMeters], float | None]) 
 
 def cost_unknown(summary: Summary) -> list[Unknown]:
     """Why a price of the suite can't be applied to some of the option's trials."""
-    return Unknown.by_reason({seed: unpriced(observed) for seed, observed in summary.observed.items()})
+    return Unknown.by_reason({seed: metrics.unpriced(observed) for seed, observed in summary.observed.items()})
 
 
-def failure_note(failed: Failed, state: State | None) -> str | None:
+def failure_note(failed: Failed, state: metrics.State | None) -> str | None:
     """Why a failed trial is no finding about the option; None where no state of its hardware may have caused it."""
     if state is None or failed.kind not in _MAY_CAUSE.get(state.verdict, ()):
         return None

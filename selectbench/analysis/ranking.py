@@ -6,21 +6,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 from selectbench import units
+from selectbench.analysis import hardware
 from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, ranks_of
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
-from selectbench.analysis.hardware import (
-    cost_unknown,
-    failure_note,
-    gpu_row,
-    gpu_warnings,
-    is_about_scaling,
-    memory_by_rank,
-    rank_notes,
-    rank_warnings,
-    ranks_in_answer,
-    scaling,
-)
 from selectbench.analysis.identity import certify
 from selectbench.analysis.lanes import lanes_found, lanes_in_answer
 from selectbench.analysis.metrics import is_unclean, state_of
@@ -74,10 +63,10 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         *unscreened(suite, records),
         *script_warnings(suite, records, summaries),
         *disturbances(suite, records, contest, summaries, comparable),
-        *gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
+        *hardware.gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *learning_warnings(suite, summaries), *plausibility_warnings(suite, summaries),
-        *gap_warnings(suite, summaries),
-        *rank_warnings(suite.device, summaries), *memory_warnings(summaries), *control_warnings(contest, by_name),
+        *gap_warnings(suite, summaries), *hardware.rank_warnings(suite.device, summaries),
+        *memory_warnings(summaries), *control_warnings(contest, by_name),
     ]  # fmt: skip
     known = {
         name: {s.name: {**s.values.get(name, {}), **s.spoiled.get(name, {})} for s in summaries if s.completed}
@@ -86,7 +75,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     lanes = lanes_found(suite, records, known)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(contest, rows, by_name)}{ranks_in_answer(suite.device, summaries)}"
+        answer=f"{answer(contest, rows, by_name)}{hardware.ranks_in_answer(suite.device, summaries)}"
         f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.family(),
@@ -100,9 +89,9 @@ def _rows(contest: Contest, summaries: Mapping[str, Summary], certificates: Mapp
     """In the order of the ranking."""
     suite = contest.suite
     rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries.values()]
-    if is_about_scaling(list(summaries.values())):
+    if hardware.is_about_scaling(list(summaries.values())):
         ratios = {row.option: row.metrics["tokens_per_second"].ratio_to_baseline for row in rows}
-        grown = {n: scaling(suite.device, s, contest.baseline, ratios[n]) for n, s in summaries.items()}
+        grown = {n: hardware.scaling(suite.device, s, contest.baseline, ratios[n]) for n, s in summaries.items()}
         rows = [row.model_copy(update={"scaling": grown[row.option]}) for row in rows]
     ranks = ranks_of(contest, [row.option for row in rows if _placeable(suite, row)])
     places = {n: {"rank": ranks.rank(n), "tied_with": ranks.ties(n)} for n in ranks.ranked}
@@ -126,15 +115,15 @@ def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
         besides_the_rate=besides_the_rate(summary.option.choices, suite.option(suite.baseline).choices),
         eligible=judged and not control and not broken and all(c.verdict != "undecided" for c in constraints),
         constraints=constraints, constraint_failures=broken, identity=identity,
-        notes=[*rank_notes(summary), *pause_notes(summary)],
+        notes=[*hardware.rank_notes(summary), *pause_notes(summary)],
         metrics={name: _metric(name, summary, None if identity.violations else contest) for name in summary.values},
-        memory=memory_by_rank(summary), scaling=None, against_baseline=contest.against_baseline(summary.name),
-        to_loss=to_loss(summary) if judged else None,
+        memory=hardware.memory_by_rank(summary), scaling=None,
+        against_baseline=contest.against_baseline(summary.name), to_loss=to_loss(summary) if judged else None,
         failures=[
-            Failure(seed=seed, kind=f.kind, detail=f.detail, note=failure_note(f, summary.states.get(seed)))
-            for seed, f in summary.failed.items()
+            Failure(seed=s, kind=f.kind, detail=f.detail, note=hardware.failure_note(f, summary.states.get(s)))
+            for s, f in summary.failed.items()
         ],
-        busy_seeds=summary.busy, gpu=gpu_row(summary), cost_unknown=cost_unknown(summary),
+        busy_seeds=summary.busy, gpu=hardware.gpu_row(summary), cost_unknown=hardware.cost_unknown(summary),
         screening=summary.screening,
     )  # fmt: skip
 

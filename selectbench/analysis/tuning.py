@@ -11,21 +11,9 @@ from selectbench.analysis.metrics import FORMULAS, finite, observe, peak_memory_
 from selectbench.analysis.result import OwnBest, Search, Tried
 from selectbench.analysis.summary import mean, standard_deviation
 from selectbench.record.record import Completed, Failed, Measurement, Record, has_ended
+from selectbench.suite import stages
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
-from selectbench.suite.stages import (
-    Axis,
-    axes_of,
-    between,
-    beyond,
-    first_values,
-    settled,
-    sizes_to_try,
-    speed_job,
-    tuned_options,
-    tuning_job,
-    with_values,
-)
 from selectbench.suite.suite import MICRO_BATCH_SIZE, AnyJob, Option, Suite, Tune, Values
 
 # What tuning and the search for the fastest found: pure functions on the records of trials before the contest.
@@ -106,12 +94,12 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
     """Sizes to try for each option; none above one that ran out of memory."""
     assert suite.best_of is not None
     found: dict[str, list[Values]] = {}
-    for option in tuned_options(suite):
+    for option in stages.tuned_options(suite):
         own = attempts.get(option.name, {})
         too_large = [
             a.values[MICRO_BATCH_SIZE] for a in own.values() if a.failed is not None and a.failed.kind == "oom"
         ]
-        sizes = sizes_to_try(suite.best_of, suite.job_of(option), ranks[option.name])
+        sizes = stages.sizes_to_try(suite.best_of, suite.job_of(option), ranks[option.name])
         found[option.name] = [{MICRO_BATCH_SIZE: s} for s in sizes if not too_large or s <= min(too_large)]
     return found
 
@@ -119,9 +107,9 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
 def tuning_candidates(suite: Suite, attempts: Attempts) -> dict[str, list[Values]]:
     """Settings to try for each option, those that were tried already among them."""
     assert suite.tune is not None
-    options = {option.name: option for option in tuned_options(suite)}
-    axes = {name: axes_of(suite.tune, option.choices) for name, option in options.items()}
-    tried = {name: first_values(suite.tune, axes[name]) for name in options}
+    options = {option.name: option for option in stages.tuned_options(suite)}
+    axes = {name: stages.axes_of(suite.tune, option.choices) for name, option in options.items()}
+    tried = {name: stages.first_values(suite.tune, axes[name]) for name in options}
     if len(suite.tune.parameters) > 1:
         return tried
     for _ in range(EXTENSIONS):
@@ -134,7 +122,7 @@ def tuning_candidates(suite: Suite, attempts: Attempts) -> dict[str, list[Values
 
 
 def _one_more(
-    tune: Tune, options: Mapping[str, Option], axes: Mapping[str, Sequence[Axis]],
+    tune: Tune, options: Mapping[str, Option], axes: Mapping[str, Sequence[stages.Axis]],
     tried: Mapping[str, Sequence[Values]], attempts: Attempts,
 ) -> dict[str, Values] | None:  # fmt: skip
     """One more for each option; None: some have no outcome yet, or no option's best lies on an edge."""
@@ -149,7 +137,7 @@ def _one_more(
     return {name: values for name, values in found.items() if values is not None}
 
 
-def edge(tune: Tune, axis: Axis, attempts: Sequence[Attempt]) -> Literal["low", "high"] | None:
+def edge(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt]) -> Literal["low", "high"] | None:
     """Where no value was tried beyond the best's; `low` where all failed."""
     found = best(tune, attempts)
     if found is None:
@@ -158,11 +146,11 @@ def edge(tune: Tune, axis: Axis, attempts: Sequence[Attempt]) -> Literal["low", 
     return "low" if place == min(tried) else "high" if place == max(tried) else None
 
 
-def _past_the_edge(tune: Tune, axis: Axis, attempts: Sequence[Attempt], option: Option) -> Values | None:
+def _past_the_edge(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt], option: Option) -> Values | None:
     if _never_ran(attempts) or (side := edge(tune, axis, attempts)) is None:
         return None
-    values = {axis.path: beyond(axis, [a.values[axis.path] for a in attempts], upwards=side == "high")}
-    return values if with_values(option.choices, values) is not None else None
+    values = {axis.path: stages.beyond(axis, [a.values[axis.path] for a in attempts], upwards=side == "high")}
+    return values if stages.with_values(option.choices, values) is not None else None
 
 
 def _never_ran(attempts: Sequence[Attempt]) -> bool:
@@ -170,7 +158,7 @@ def _never_ran(attempts: Sequence[Attempt]) -> bool:
     return all(a.failed is not None and a.failed.kind != "diverged" for a in attempts)
 
 
-def _in_between(tune: Tune, axis: Axis, attempts: Sequence[Attempt]) -> Values | None:
+def _in_between(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt]) -> Values | None:
     """Between the best and the better of its neighbours."""
     found = best(tune, attempts)
     if found is None or _never_ran(attempts):
@@ -179,7 +167,7 @@ def _in_between(tune: Tune, axis: Axis, attempts: Sequence[Attempt]) -> Values |
     place = ordered.index(found)
     beside = [ordered[i] for i in (place - 1, place + 1) if 0 <= i < len(ordered)]
     other = best(tune, beside) or beside[0]
-    return {axis.path: between(axis, found.values[axis.path], other.values[axis.path])}
+    return {axis.path: stages.between(axis, found.values[axis.path], other.values[axis.path])}
 
 
 # The suite as its contest runs it: every option with what the trials before found best for it.
@@ -203,7 +191,7 @@ def settled_by_records(suite: Suite, records: Sequence[Record]) -> Suite:
 
 def _settled(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
     values = {name: attempt.values for name, attempt in chosen.items() if attempt is not None}
-    return settled(suite, values) if values else suite
+    return stages.settled(suite, values) if values else suite
 
 
 # Whether a trial of speed is as fast as the fastest, as far as one short trial of each can tell.
@@ -256,9 +244,10 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
     before = [r.wall_seconds for r in records if r.phase == "tune"]
     contest = [r.wall_seconds for r in records if r.phase == "contest"]
     sizes, tuning = speed_attempts(declared, records), tuning_attempts(sized, records)
+    options = stages.tuned_options(sized)
     return Search(
-        sizes=[_sized(declared, o, sizes) for o in tuned_options(declared)] if declared.best_of else [],
-        tuning=[_tuned(sized, declared.tune, o, tuning) for o in tuned_options(sized)] if declared.tune else [],
+        sizes=[_sized(declared, o, sizes) for o in stages.tuned_options(declared)] if declared.best_of else [],
+        tuning=[_tuned(sized, declared.tune, o, tuning) for o in options] if declared.tune else [],
         seed=declared.tune.seed if declared.tune else None,
         wall_seconds=math.fsum(before), contest_wall_seconds=math.fsum(contest),
     )  # fmt: skip
@@ -271,17 +260,17 @@ def _sized(suite: Suite, option: Option, attempts: Attempts) -> OwnBest:
         ranks = chosen.record.identity.world_size if chosen.record.identity else 1
         twice = 2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks
         edges = {} if suite.job_of(option).global_batch_size % twice else {MICRO_BATCH_SIZE: "high"}
-    return _own_best(option, "tokens_per_second", own, chosen, speed_job(suite), edges=edges)
+    return _own_best(option, "tokens_per_second", own, chosen, stages.speed_job(suite), edges=edges)
 
 
 def _tuned(suite: Suite, tune: Tune, option: Option, attempts: Attempts) -> OwnBest:
-    own, axes = _ordered(attempts, option), axes_of(tune, option.choices)
+    own, axes = _ordered(attempts, option), stages.axes_of(tune, option.choices)
     low, high, is_open = None, None, False
     if len(axes) == 1 and len(own) > 1:
         low, high, is_open = flat_range(tune, axes[0], own)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
     return _own_best(
-        option, tune.metric, own, best(tune, own), tuning_job(suite),
+        option, tune.metric, own, best(tune, own), stages.tuning_job(suite),
         extensions=max(0, len(own) - tune.first_trials), edges=_edges(tune, axes, own, option),
         together=len(tune.parameters) > 1, flat_low=low, flat_high=high, flat_is_open=is_open,
         source=option.built.optimizer.lr_range_source if from_class else None,
@@ -316,7 +305,7 @@ def _own_best(
 
 
 def _edges(
-    tune: Tune, axes: Sequence[Axis], own: Sequence[Attempt], option: Option
+    tune: Tune, axes: Sequence[stages.Axis], own: Sequence[Attempt], option: Option
 ) -> dict[str, Literal["low", "high"]]:
     """Of settings with values beyond: a share of 0 has none below it."""
     if best(tune, own) is None or len(own) < 2:
@@ -325,7 +314,7 @@ def _edges(
     past = {axis: axis.at(1 + JUST if side == "high" else -JUST) for axis, side in sides.items()}
     return {
         axis.path: side for axis, side in sides.items()
-        if side is not None and with_values(option.choices, {axis.path: past[axis]}) is not None
+        if side is not None and stages.with_values(option.choices, {axis.path: past[axis]}) is not None
     }  # fmt: skip
 
 
@@ -347,7 +336,7 @@ def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
     )  # fmt: skip
 
 
-def flat_range(tune: Tune, axis: Axis, own: Sequence[Attempt]) -> tuple[float | None, float | None, bool]:
+def flat_range(tune: Tune, axis: stages.Axis, own: Sequence[Attempt]) -> tuple[float | None, float | None, bool]:
     """The values around the best whose figure is within FLAT of it, and whether that reaches an end.
 
     Between two that were tried the figure is taken to change in a straight line over the axis's scale; a value that
@@ -364,7 +353,7 @@ def flat_range(tune: Tune, axis: Axis, own: Sequence[Attempt]) -> tuple[float | 
     return down, up, low_open or high_open
 
 
-def _reach(axis: Axis, path: Sequence[Attempt], sign: float, bound: float) -> tuple[float, bool]:
+def _reach(axis: stages.Axis, path: Sequence[Attempt], sign: float, bound: float) -> tuple[float, bool]:
     """How far along the path from the best the figure stays within the bound, and whether the path ends first."""
     here = path[0]
     for following in path[1:]:

@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from selectbench import units
 from selectbench.choices.model import AnyTokenizer, PretrainedTokenizer, Unigram
+from selectbench.data import sources
 from selectbench.data.prepared import (
     HELDOUT,
     HELDOUT_PAIRS,
@@ -33,20 +34,6 @@ from selectbench.data.prepared import (
     token_dtype,
 )
 from selectbench.data.reading import Cleaner, files_sha256, first_line
-from selectbench.data.sources import (
-    TARGETS,
-    Corpus,
-    emit,
-    keyed,
-    make_source,
-    open_corpus,
-    open_tokens,
-    pair_of,
-    require,
-    source_of,
-    split_tokens,
-    without_leaks,
-)
 from selectbench.data.split import (
     ANSWERS,
     HELDOUT_FRACTION,
@@ -124,13 +111,13 @@ def _work(
         return files[0].tokens, parts, lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
     if isinstance(tokenizer, PretrainedTokenizer):
-        require("transformers")
+        sources.require("transformers")
         tokenizer = pinned(tokenizer)
-    corpora = [open_corpus(part, notify, code) for part in data.parts]
+    corpora = [sources.open_corpus(part, notify, code) for part in data.parts]
     for corpus in corpora:
         if corpus.key is None:
             notify(f"reading {corpus.description}, to see whether it is prepared already")
-    corpora = [keyed(corpus, Cleaner(cleaning).fault) for corpus in corpora]
+    corpora = [sources.keyed(corpus, Cleaner(cleaning).fault) for corpus in corpora]
     work = TextWork(corpora, data.kind, tokenizer, cleaning, tuple(specials), notify, evaluates)
     parts = [str(corpus.key) for corpus in corpora]
     parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
@@ -138,10 +125,10 @@ def _work(
 
 
 def _tokenizer_key(tokenizer: AnyTokenizer) -> str:
-    version = f"tokenizers {require('tokenizers')}"
+    version = f"tokenizers {sources.require('tokenizers')}"
     if isinstance(tokenizer, PretrainedTokenizer):
-        return f"{pretrained_key(tokenizer)} transformers {require('transformers')} {version}"
-    trained_by = f" sentencepiece {require('sentencepiece')}" if isinstance(tokenizer, Unigram) else ""
+        return f"{pretrained_key(tokenizer)} transformers {sources.require('transformers')} {version}"
+    trained_by = f" sentencepiece {sources.require('sentencepiece')}" if isinstance(tokenizer, Unigram) else ""
     return f"{tokenizer.model_dump_json()} {version}{trained_by}"
 
 
@@ -359,7 +346,7 @@ class Shape:
 SHAPES: dict[Kind, Shape] = {
     "text": Shape(LINES, str, False, lambda document: [document], whole),
     "chat": Shape(ANSWERS, str, True, lambda document: [document], conversation),
-    "pairs": Shape(TARGETS, source_of, True, pair_of, whole),
+    "pairs": Shape(sources.TARGETS, sources.source_of, True, sources.pair_of, whole),
 }
 
 
@@ -375,7 +362,7 @@ TOKENIZER_BYTES = 256 << 20
 class TextWork:
     """What is to be made."""
 
-    corpora: Sequence[Corpus]
+    corpora: Sequence[sources.Corpus]
     """The text, or training and held-out text apart."""
     kind: Kind
     tokenizer: AnyTokenizer
@@ -541,9 +528,9 @@ _CHUNK = 1 << 22
 
 def write_token_files(files: Sequence[TokenFile], key: str, folder: Path) -> None:
     """One file, whose end is held out, or one for training and one to score."""
-    first, *rest = (open_tokens(one) for one in files)
-    training, heldout = (first, rest[0]) if rest else split_tokens(first)
-    scored, blocks = without_leaks(training, heldout)
+    first, *rest = (sources.open_tokens(one) for one in files)
+    training, heldout = (first, rest[0]) if rest else sources.split_tokens(first)
+    scored, blocks = sources.without_leaks(training, heldout)
     vocab_size = files[0].vocab_size
     for name, tokens in ((TRAIN, training), (HELDOUT, scored)):
         with (folder / f"{name}.bin").open("wb") as file:
@@ -559,9 +546,9 @@ def write_token_files(files: Sequence[TokenFile], key: str, folder: Path) -> Non
 
 def write_markov(spec: MarkovSource, key: str, folder: Path) -> None:
     """Training and held-out tokens are two walks; no stretch of one is looked for in the other: both are chance."""
-    source = make_source(spec)
-    training, _ = emit(source, spec.train_tokens, [spec.seed, 2])
-    heldout, truth = emit(source, max(1000, int(spec.train_tokens * HELDOUT_FRACTION)), [spec.seed, 3])
+    source = sources.make_source(spec)
+    training, _ = sources.emit(source, spec.train_tokens, [spec.seed, 2])
+    heldout, truth = sources.emit(source, max(1000, int(spec.train_tokens * HELDOUT_FRACTION)), [spec.seed, 3])
     training.tofile(folder / f"{TRAIN}.bin")
     heldout.tofile(folder / f"{HELDOUT}.bin")
     truth.tofile(folder / f"{HELDOUT}_truth.bin")

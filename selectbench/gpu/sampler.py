@@ -18,19 +18,7 @@ import numpy as np
 import pynvml
 from numpy.typing import NDArray
 
-from selectbench.gpu.devices import (
-    Gpu,
-    MemoryReading,
-    StateReading,
-    Tenant,
-    Use,
-    command_name,
-    problem_of,
-    read_memory,
-    read_processes,
-    read_state,
-    started,
-)
+from selectbench.gpu import devices
 from selectbench.record.record import OtherProcess
 from selectbench.suite.suite import MeterSettings
 
@@ -60,16 +48,16 @@ class Tenancy:
         self._own: set[int] = set()
         self._before: frozenset[int] = frozenset()
 
-    def began_with(self, tenants: Iterable[Tenant]) -> None:
+    def began_with(self, tenants: Iterable[devices.Tenant]) -> None:
         """Who was on it right before the trial."""
         self._before = frozenset(tenant.pid for tenant in tenants)
 
-    def note(self, listed: Iterable[Tenant] | None, own: Iterable[int]) -> None:
+    def note(self, listed: Iterable[devices.Tenant] | None, own: Iterable[int]) -> None:
         """`listed`: by the driver, None where it does not say; `own`: those of them that are ours."""
         self._own.update(own)
         for process in listed or ():
             seen = self._seen.setdefault(
-                process.pid, Seen(command_name(process.pid), None, process.pid in self._before)
+                process.pid, Seen(devices.command_name(process.pid), None, process.pid in self._before)
             )
             known = [held for held in (seen.memory_bytes, process.memory_bytes) if held is not None]
             seen.memory_bytes = max(known, default=None)
@@ -113,14 +101,14 @@ Floats = NDArray[np.float64]
 class Columns:
     """Readings with their times by `time.perf_counter`; eight bytes a value, so that a day fits in memory."""
 
-    def __init__(self, kind: type[MemoryReading | StateReading]) -> None:
+    def __init__(self, kind: type[devices.MemoryReading | devices.StateReading]) -> None:
         self._times = array("d")
         self._values = {field.name: array("d") for field in fields(kind)}
 
     def __len__(self) -> int:
         return len(self._times)
 
-    def add(self, at: float, reading: MemoryReading | StateReading) -> None:
+    def add(self, at: float, reading: devices.MemoryReading | devices.StateReading) -> None:
         """One reading; what it does not know stays unknown."""
         self._times.append(at)
         for name, values in self._values.items():
@@ -152,9 +140,9 @@ class Columns:
 class GpuSamples:
     """One GPU over one trial."""
 
-    gpu: Gpu
-    memory: Columns = field(default_factory=lambda: Columns(MemoryReading))
-    state: Columns = field(default_factory=lambda: Columns(StateReading))
+    gpu: devices.Gpu
+    memory: Columns = field(default_factory=lambda: Columns(devices.MemoryReading))
+    state: Columns = field(default_factory=lambda: Columns(devices.StateReading))
     tenancy: Tenancy = field(default_factory=Tenancy)
     problem: str | None = None
     """What ended or spoiled the readings."""
@@ -185,13 +173,13 @@ PATIENCE_SECONDS = 10.0
 class Sampler:
     """Reads from `start` to `stop`; one trial's."""
 
-    def __init__(self, gpus: Sequence[Gpu], settings: MeterSettings) -> None:
+    def __init__(self, gpus: Sequence[devices.Gpu], settings: MeterSettings) -> None:
         self.samples = [GpuSamples(gpu) for gpu in gpus]
         self._settings = settings
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="selectbench-sampler", daemon=True)
 
-    def start(self, before: Sequence[Use]) -> None:
+    def start(self, before: Sequence[devices.Use]) -> None:
         """Begin; `before`: what went on on each GPU right before the trial."""
         for samples, use in zip(self.samples, before, strict=True):
             samples.tenancy.began_with(use.tenants)
@@ -207,7 +195,7 @@ class Sampler:
 
     def _run(self) -> None:
         try:
-            with started():
+            with devices.started():
                 self._read_until_told([_handle(samples) for samples in self.samples])
         except Exception as error:  # told in the record: a trial's outcome does not hang on its meters
             self.spoil(f"reading the GPU failed: {error}")
@@ -237,20 +225,20 @@ class Sampler:
 
     def _read_memory(self, handles: list[Any]) -> None:
         for samples, handle in self._there(handles):
-            at, reading = time.perf_counter(), read_memory(handle)
+            at, reading = time.perf_counter(), devices.read_memory(handle)
             if reading is not None:
                 samples.memory.add(at, reading)
-            elif (lost := problem_of(handle)) is not None:
+            elif (lost := devices.problem_of(handle)) is not None:
                 samples.problem = f"{STOPPED}: {lost}"
 
     def _read_state(self, handles: list[Any]) -> None:
         for samples, handle in self._there(handles):
             at = time.perf_counter()
-            samples.state.add(at, read_state(handle))
+            samples.state.add(at, devices.read_state(handle))
 
     def _read_processes(self, handles: list[Any]) -> None:
         for samples, handle in self._there(handles):
-            listed = read_processes(handle)
+            listed = devices.read_processes(handle)
             own = [process.pid for process in listed or () if descends_from(process.pid, os.getpid())]
             samples.tenancy.note(listed, own)
 

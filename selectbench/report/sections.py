@@ -20,6 +20,7 @@ from selectbench.analysis.summary import mean, summarise
 from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
+from selectbench.report import evidence
 from selectbench.report.charts import Counting, attention_chart, charts, counting, tried_text
 from selectbench.report.document import (
     Amount,
@@ -43,16 +44,6 @@ from selectbench.report.document import (
     Table,
     table,
     value_text,
-)
-from selectbench.report.evidence import (
-    cleaning_lines,
-    cost_section,
-    gpu_section,
-    gpus_by_seed,
-    kept_models,
-    memory_sections,
-    meter_problems,
-    method,
 )
 from selectbench.report.ranking import (
     besides_note,
@@ -117,9 +108,9 @@ def report(
     """
     done = counting(ranking, records)
     listings = {
-        ("text", "The text"): cleaning_lines(environment.get("data") or {}),
+        ("text", "The text"): evidence.cleaning_lines(environment.get("data") or {}),
         ("lanes", "Side by side"): lane_lines(ranking.lanes, ranking.objective),
-        ("method", "How it was measured"): method(suite, ranking, records, environment, unchecked),
+        ("method", "How it was measured"): evidence.method(suite, ranking, records, environment, unchecked),
     }
     where = table("Where it ran", ("what", "value"), (), _flat(environment))
     shortened = page_names(ranking).note() if medium == "page" else ""
@@ -131,15 +122,15 @@ def report(
         *(_pictures(ranking, records, done) if medium == "page" else ()),
         *_scores(ranking, done),
         *_learnt(done),
-        *kept_models(suite, records),
+        *evidence.kept_models(suite, records),
         *_factors(ranking),
         *_own_best(ranking),
         *_screening(ranking),
         *_to_loss(ranking),
         _same_job(ranking),
-        *memory_sections(ranking),
-        *gpu_section(ranking),
-        *cost_section(suite, ranking),
+        *evidence.memory_sections(ranking),
+        *evidence.gpu_section(ranking),
+        *evidence.cost_section(suite, ranking),
         *_failures(ranking),
         *([Section("warnings", "Warnings", [Listing(ranking.warnings, True)])] if ranking.warnings else []),
         *(Section(name, heading, [Listing(lines)]) for (name, heading), lines in listings.items() if lines),
@@ -221,7 +212,7 @@ def _verdicts(ranking: Ranking) -> Iterator[Section]:
 def _pictures(ranking: Ranking, records: Sequence[Record], done: Counting) -> Iterator[Section]:
     drawn: list[Block] = [Charts(charts(ranking, done))]
     if not any(row.gpu for row in ranking.rows):
-        why = "; ".join(meter_problems(records)) or "the records have none"
+        why = "; ".join(evidence.meter_problems(records)) or "the records have none"
         drawn.append(Paragraph(f"Memory and power over time are not drawn: {why}."))
     yield Section("pictures", "Charts", drawn)
 
@@ -559,7 +550,7 @@ def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], nam
     trials = table("Every attempt", heads, (), map(_attempt_cells, own))
     sections = [
         Section("trials", "Trials", [trials]),
-        *gpus_by_seed(list(last.values())),
+        *evidence.gpus_by_seed(list(last.values())),
         *(_figures(suite, done, records) if done else ()),
     ]
     logs = [

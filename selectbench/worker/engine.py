@@ -16,17 +16,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
+from selectbench.worker import model
 from selectbench.worker.evaluation import Forward, evaluation_forward
-from selectbench.worker.model import (
-    ForwardLoss,
-    SummedLoss,
-    blocks_of,
-    cast_parameters,
-    compiled_as_asked,
-    empty_copy,
-    forward_then_loss,
-    forward_with_loss,
-)
 from selectbench.worker.runtime import World, dtype_name, local_part
 
 if TYPE_CHECKING:
@@ -83,7 +74,7 @@ class WorkingCopy:
     def __init__(self, master: torch.nn.Module, dtype: torch.dtype) -> None:
         """Rounds the master's weights to `dtype` first: both begin from the same values."""
         self.module: Any = copy.deepcopy(master)
-        cast_parameters(self.module, dtype)
+        model.cast_parameters(self.module, dtype)
         self._kept: list[torch.Tensor] = []
         self._working: list[torch.Tensor] = []
         for kept, working in zip(master.parameters(), self.module.parameters(), strict=True):
@@ -159,7 +150,7 @@ class SingleEngine:
 
     def _prepared(self, module: Any, choices: Choices) -> Any:
         """The module with its own weights on the device in the dtype in which the optimizer sees them."""
-        cast_parameters(module, getattr(torch, choices.precision.parameter_dtype), self.world.device)
+        model.cast_parameters(module, getattr(torch, choices.precision.parameter_dtype), self.world.device)
         return module
 
     def _trained_module(self, choices: Choices) -> Any:
@@ -169,7 +160,7 @@ class SingleEngine:
         return self._working.module
 
     def _compiled(self, module: Any, choices: Choices) -> Any:
-        return compiled_as_asked(module, choices)
+        return model.compiled_as_asked(module, choices)
 
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         return module
@@ -186,9 +177,9 @@ class SingleEngine:
         """Entered before the forward pass; `is_last`: gradients are complete after this backward pass."""
         yield
 
-    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+    def forward_loss(self, loss: model.SummedLoss) -> model.ForwardLoss:
         """Of a micro-batch, compiled together: one graph from the token ids to the loss, as nanoGPT has it."""
-        return forward_with_loss(self.forward, self._uncompiled, loss, self._choices, self.world.device_type)
+        return model.forward_with_loss(self.forward, self._uncompiled, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the loss's gradient.
@@ -264,13 +255,13 @@ class SingleEngine:
 class RanksEngine(SingleEngine):
     """What DDP and FSDP have in common: a wrapper that averages gradients over ranks."""
 
-    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+    def forward_loss(self, loss: model.SummedLoss) -> model.ForwardLoss:
         """The loss apart.
 
         DDP is compiled as one, split at the buckets, so that reductions overlap; the root of FSDP, around the
         compiled blocks, gathers its parameters between graphs.
         """
-        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
+        return model.forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
         """The wrapper averages over ranks; the sum over them is asked for."""
@@ -324,10 +315,10 @@ class FsdpEngine(RanksEngine):
 
     def _prepared(self, module: Any, choices: Choices) -> Any:
         """Sharded by block, then the rest; master weights, where there are such, are the shards themselves."""
-        self._empty = empty_copy(module)
+        self._empty = model.empty_copy(module)
         self._policy = _policy(choices.precision.working_dtype)
         mesh = init_device_mesh(self.world.device_type, (self.world.size,))
-        for block in blocks_of(module):
+        for block in model.blocks_of(module):
             if choices.compile.mode is not None:
                 block.compile(mode=choices.compile.mode)
             self._shard(block, mesh, choices, reshard=choices.strategy.reshard_after_forward)
@@ -338,7 +329,7 @@ class FsdpEngine(RanksEngine):
         """Part by part, so that no rank ever holds a whole model of its own beside the mapped one."""
         precision = choices.precision
         dtype = getattr(torch, precision.parameter_dtype)
-        cast_parameters(part, dtype, self.world.device, through=precision.working_dtype, copy=False)
+        model.cast_parameters(part, dtype, self.world.device, through=precision.working_dtype, copy=False)
         return fully_shard(part, mesh=mesh, reshard_after_forward=reshard, mp_policy=self._policy)
 
     def _trained_module(self, choices: Choices) -> Any:

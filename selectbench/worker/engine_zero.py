@@ -16,17 +16,10 @@ from deepspeed.accelerator import get_accelerator
 
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
+from selectbench.worker import model
 from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
 from selectbench.worker.engine import LossScale, first_scale
 from selectbench.worker.evaluation import Forward, evaluation_forward, switching
-from selectbench.worker.model import (
-    ForwardLoss,
-    SummedLoss,
-    blocks_of,
-    cast_parameters,
-    empty_copy,
-    forward_then_loss,
-)
 from selectbench.worker.runtime import World, dtype_name, set_patience
 
 # What DeepSpeed is told of a GPU's free memory.
@@ -62,7 +55,7 @@ class ZeroEngine:
         self._choices = choices
         self.module = module
         precision = choices.precision
-        self._empty = empty_copy(module)
+        self._empty = model.empty_copy(module)
         self.optimizers = _one_optimizer(module, choices)
         self._groups = self.optimizers[0].param_groups
         self._peaks = [group["lr"] for group in self._groups]
@@ -108,10 +101,10 @@ class ZeroEngine:
         """The weights on the device; in stage 3 part by part, so that none ever holds the whole model."""
         dtype = getattr(torch, choices.precision.working_dtype or choices.precision.parameter_dtype)
         if choices.strategy.stage < 3:
-            cast_parameters(self.module, dtype, self.world.device)
+            model.cast_parameters(self.module, dtype, self.world.device)
             return
-        for part in [*blocks_of(self.module), self.module]:
-            cast_parameters(part, dtype, self.world.device)
+        for part in [*model.blocks_of(self.module), self.module]:
+            model.cast_parameters(part, dtype, self.world.device)
             with contextlib.redirect_stdout(io.StringIO()):
                 deepspeed.zero.Init(module=part, config_dict_or_path=config)
 
@@ -126,9 +119,9 @@ class ZeroEngine:
         self._engine.set_gradient_accumulation_boundary(is_last)
         yield
 
-    def forward_loss(self, loss: SummedLoss) -> ForwardLoss:
+    def forward_loss(self, loss: model.SummedLoss) -> model.ForwardLoss:
         """The loss apart: DeepSpeed compiles the module inside of its engine."""
-        return forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
+        return model.forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the loss's gradient: not divided by the micro-batches, and DeepSpeed's mean over ranks undone."""
