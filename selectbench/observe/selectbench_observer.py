@@ -212,6 +212,7 @@ class Observer:
 
     def _know_optimizer(self, result: None, optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:
         self._optimizers.append(weakref.ref(optimizer))
+        _keep_hooks(type(optimizer))
         if self._restore_call is None and self._model() is None:
             self._watch_calls(None)
 
@@ -258,6 +259,8 @@ class Observer:
             finally:
                 if looking:
                     self.guarded(self._watch_calls, watched)
+                for known in self._known():
+                    self.guarded(_keep_hooks, type(known))
             if model is not None and model is watched:
                 self.guarded(self._watch_calls, result)
             # A scheduler puts a function in the place of its optimizer's method.
@@ -718,6 +721,14 @@ def _autocast_off() -> Iterator[None]:
         yield
     finally:
         kind.__enter__, kind.__exit__ = methods  # type: ignore[method-assign]
+
+
+def _keep_hooks(kind: Any) -> None:
+    """Torch 2.1 and 2.2 take the calls of hooks out of an optimizer's `step` once something is compiled."""
+    called = Optimizer.profile_hook_step(lambda _: None).__code__
+    if torch.__version__[:4] in ("2.1.", "2.2.") and getattr(kind.step, "hooked", False) and kind.step.__code__ is not called:
+        kind.step = Optimizer.profile_hook_step(kind.step)
+        kind.step.hooked = True
 
 
 def _parameter_ids(optimizer: Optimizer) -> set[int]:

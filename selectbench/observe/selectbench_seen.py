@@ -314,10 +314,18 @@ def targets_behind(loss: Tensor, shape: torch.Size) -> Tensor | None:
     return None
 
 
+def _dtypes_of(product: Any) -> set[torch.dtype]:
+    """Of a product's output; with torch 2.1, which does not tell it, of the factors that it keeps."""
+    if hasattr(product, "_input_metadata"):
+        return {product._input_metadata[0].dtype}
+    factors = [getattr(product, f"_saved_{name}", None) for name in ("mat1", "mat2", "self")]
+    return {factor.dtype for factor in factors if factor is not None}
+
+
 def product_dtypes(output: Any) -> set[torch.dtype]:
     """Of the matrix products behind an output, or of what compiled code keeps for backward; halves if any."""
     nodes = [node for leaf in leaves(output) if isinstance(leaf, Tensor) for node in _graph(leaf)]
-    found = {node._input_metadata[0].dtype for node in nodes if type(node).__name__ in _PRODUCTS}
+    found = {dtype for node in nodes if type(node).__name__ in _PRODUCTS for dtype in _dtypes_of(node)}
     compiled = [node for node in nodes if type(node).__name__ == "CompiledFunctionBackward"]
     found |= {t.dtype for node in compiled for t in node.saved_tensors if t.is_floating_point() and t.dim() > 1}
     return {dtype for dtype in found if dtype.itemsize < 4} or found
