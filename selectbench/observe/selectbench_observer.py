@@ -726,7 +726,11 @@ def _autocast_off() -> Iterator[None]:
 def _keep_hooks(kind: Any) -> None:
     """Torch 2.1 and 2.2 take the calls of hooks out of an optimizer's `step` once something is compiled."""
     called = Optimizer.profile_hook_step(lambda _: None).__code__
-    if torch.__version__[:4] in ("2.1.", "2.2.") and getattr(kind.step, "hooked", False) and kind.step.__code__ is not called:
+    if (
+        torch.__version__[:4] in ("2.1.", "2.2.")
+        and getattr(kind.step, "hooked", False)
+        and kind.step.__code__ is not called
+    ):
         kind.step = Optimizer.profile_hook_step(kind.step)
         kind.step.hooked = True
 
