@@ -419,7 +419,7 @@ class OwnFramework(FrameworkChoice):
 
     @property
     def call(self) -> OwnCall:
-        """As `worker.own_loop` does."""
+        """As `worker.loop.train_with` does."""
         return OwnCall("framework", self.name, ("trial",), tuple(self.settings))
 
 

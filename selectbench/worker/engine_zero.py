@@ -17,8 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from selectbench.choices import Choices
 from selectbench.suite.job import Job
 from selectbench.worker import model
-from selectbench.worker.deepspeed_config import complaints_in_words, deepspeed_config, resolved
-from selectbench.worker.engine import LossScale, first_scale
+from selectbench.worker.engine import LossScale, complaints_in_words, deepspeed_config, first_scale, resolved
 from selectbench.worker.evaluation import Forward, evaluation_forward, switching
 from selectbench.worker.runtime import World, dtype_name, set_patience
 

@@ -1,18 +1,20 @@
-"""Our own training loop, the same for every strategy, its optimizer step, and what any loop returns."""
+"""Our own training loop and the one around a user's, and what any loop returns."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from selectbench.worker.batches import Batch
-from selectbench.worker.engine import Engine
+from selectbench.worker.batches import Batch, causal
+from selectbench.worker.engine import Engine, gradient_scaler
+from selectbench.worker.model import loss_alone
 from selectbench.worker.recorder import Recorder, Setting, StepTensors
+from selectbench.worker.runtime import autocast
 
 
 class Unsupported(Exception):  # noqa: N818 - an outcome, not an error
@@ -150,3 +152,232 @@ class OptimizerStep:
 
 def _sum(scalars: list[torch.Tensor]) -> torch.Tensor:
     return scalars[0] if len(scalars) == 1 else torch.stack(scalars).sum()
+
+
+# A user's own training loop: it does forward pass, backward pass and update; we hand it the job and measure.
+
+
+Handed = tuple[torch.Tensor, torch.Tensor, bool]
+"""Token ids and their next tokens, both int64 of shape (sequences, seq_len); whether it is the step's last."""
+
+
+class OwnLoopError(RuntimeError):
+    """The user's loop did not do what the job asks for; one line that says where."""
+
+
+class OwnTrial:
+    """What a user's own training loop works with: it does forward pass, backward pass and update; we measure.
+
+    Every rank runs the function in a process of its own.
+
+    def train(trial):
+        for step in trial.steps():
+            loss = torch.zeros((), device=trial.device)
+            for inputs, targets, is_last in step.micro_batches():
+                with trial.accumulation(is_last):
+                    with trial.autocast():
+                        logits = trial.model(inputs).logits
+                    part = trial.loss(logits, targets) / trial.tokens_per_step
+                    del logits  # the largest tensor of all would live through the backward pass
+                    (part * trial.world_size).backward()
+                loss += part.detach()
+            norm = torch.nn.utils.clip_grad_norm_(trial.parameters, trial.clip_norm)
+            for optimizer in trial.optimizers:
+                optimizer.step()
+            step.done(loss=loss, gradient_norm=norm)
+    """
+
+    model: Any
+    """Call it with token ids of shape (sequences, seq_len). On the device, in training mode, compiled and
+    wrapped as the choices say: under strategy ddp it is torch's DistributedDataParallel, which averages
+    gradients over ranks."""
+    parameters: list[torch.Tensor]
+    """The model's, for clipping."""
+    optimizers: list[torch.optim.Optimizer]
+    """As the choice of optimizer says; nearly always one. Their learning rates are set by `steps`."""
+    device: torch.device
+    """This rank's."""
+    rank: int
+    """From 0."""
+    world_size: int
+    """Ranks; multiply the loss by it before its backward pass, as gradients are averaged."""
+    tokens_per_step: int
+    """Of all ranks and micro-batches of an optimizer step: what a sum of token losses is divided by."""
+    clip_norm: float
+    """Largest global gradient norm; infinite where the job does not clip."""
+    gradient_scaler: Any
+    """A torch.amp.GradScaler under precision fp16_mixed, None otherwise."""
+
+    def __init__(self, setting: Setting, engine: Engine, recorder: Recorder, name: str) -> None:
+        order, world = setting.order, setting.world
+        self.model = engine.forward
+        self.parameters = engine.kept_parameters()
+        self.optimizers = engine.optimizers
+        self.device = torch.device(world.device)
+        self.rank, self.world_size = world.rank, world.size
+        self.tokens_per_step = order.job.tokens_per_step
+        self.clip_norm = float("inf") if order.job.clip_norm is None else order.job.clip_norm
+        self.gradient_scaler = gradient_scaler(order.choices, world)
+        self._setting, self._engine, self._recorder, self._name = setting, engine, recorder, name
+        self._loss_of_logits = loss_alone(setting.loss, order.choices)
+        self._compute_dtype: torch.dtype | None = None
+        self._first_gradients: FirstGradients | None = None
+        self._step: OwnStep | None = None
+        self._begun = self._ended = False
+        self._updates = 0
+        for optimizer in self.optimizers:
+            optimizer.register_step_pre_hook(self._before_update)
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context of a forward pass in the trial's precision; a new one each time."""
+        return autocast(self._setting.order.choices.precision, self._setting.world.device_type)
+
+    def accumulation(self, is_last: bool) -> AbstractContextManager[None]:
+        """Around forward and backward pass: under ddp, gradients stay on their rank but in the step's last."""
+        return self._engine.micro_batch(is_last)
+
+    def loss(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Sum of the tokens' losses in nats, as the choice of loss says, in fp32.
+
+        `logits`: (sequences, seq_len, vocabulary); `targets`: (sequences, seq_len).
+        """
+        self._compute_dtype = logits.dtype
+        return self._loss_of_logits(logits, targets)
+
+    def steps(self) -> Iterator[OwnStep]:
+        """The job's optimizer steps, then those that timing still needs: gradients cleared, learning rates set."""
+        if self._begun:
+            self._fail("trial.steps() was called twice: it gives all steps at once")
+        self._begun = True
+        while self._recorder.wants_step():
+            number = self._recorder.steps_done
+            self._engine.begin_step(self._setting.share_at(number))
+            self._step = OwnStep(self, number)
+            yield self._step
+            if not self._step.is_done:
+                self._fail(f"step {number}: step.done(...) was not called")
+        self._ended = True
+
+    def _before_update(self, *_: object) -> None:
+        self._updates += 1
+        if self._first_gradients is None:
+            kept = [p.grad for p in self.parameters if p.grad is not None]
+            self._first_gradients = FirstGradients.of(kept)
+
+    def _updated(self) -> bool:
+        """Whether every optimizer has made a step since the last call."""
+        updates, self._updates = self._updates, 0
+        return updates == len(self.optimizers)
+
+    def _fail(self, what: str) -> NoReturn:
+        raise OwnLoopError(f"framework {self._name}: {what}")
+
+    def _trained(self) -> Trained:
+        """After the function has returned. Raises OwnLoopError where it did so too early."""
+        if not self._ended:
+            self._fail(
+                f"returned after {self._recorder.steps_done} steps, the job has "
+                f"{self._setting.order.job.max_steps} and timing may need more: go through trial.steps() to its end"
+            )
+        engine = self._engine
+        return Trained(
+            self._recorder, self._name, engine.strategy, self.optimizers, self.parameters, self._first_gradients,
+            engine.reduction_dtype, self._compute_dtype, working_dtype=engine.working_dtype(),
+        )  # fmt: skip
+
+
+class OwnStep:
+    """One optimizer step of a user's loop."""
+
+    number: int
+    """From 0."""
+    is_done: bool = False
+    """Whether `done` was called."""
+
+    def __init__(self, trial: OwnTrial, number: int) -> None:
+        self.number = number
+        self._trial = trial
+        self._sums: list[torch.Tensor] = []
+        self._tokens = 0
+        self._missing: int | None = None
+
+    def micro_batches(self) -> Iterator[Handed]:
+        """What this rank trains on in the step, on the device; all of them are to be used."""
+        trial, setting = self._trial, self._trial._setting
+        if self._missing is not None:
+            trial._fail(f"step {self.number}: step.micro_batches() was called twice")
+        batches = causal(setting.batches)
+        indices = batches.sample_indices(self.number)
+        rows, size = len(indices) // trial.world_size, setting.order.choices.micro_batch_size
+        first = trial.rank * rows
+        self._missing = rows // size
+        for row in range(first, first + rows, size):
+            setting.whereabouts.enter("forward pass", self.number)
+            sequences = batches.sequences_at(indices[row : row + size])
+            self._sums.append(setting.stream.mixed(sequences, row))
+            self._tokens += size * (sequences.shape[1] - 1)
+            self._missing -= 1
+            inputs = sequences[:, :-1].contiguous()
+            setting.watch.handed(inputs, self.number)
+            yield inputs, sequences[:, 1:].contiguous(), self._missing == 0
+
+    def done(
+        self, *, loss: torch.Tensor, gradient_norm: torch.Tensor | None = None,
+        applied: torch.Tensor | bool = True,
+    ) -> None:  # fmt: skip
+        """Call it when the weights are updated. What is told as a tensor is read later, without waiting.
+
+        `loss`: the sum of this rank's token losses over `tokens_per_step`, a detached scalar. `gradient_norm`:
+        the global one before clipping, the same on every rank, after unscaling; None: it stays unverified.
+        `applied`: False, or a boolean scalar, where fp16's scaling skipped the update. Raises OwnLoopError
+        where the step was not made in full.
+        """
+        self._check(loss, applied)
+        self.is_done = True
+        self._trial._recorder.step_done(
+            StepTensors(
+                loss.detach().float(),
+                gradient_norm if gradient_norm is None else gradient_norm.detach(),
+                self._on_device(applied),
+                torch.stack(self._sums).sum(),
+                self._tokens,
+                len(self._sums),
+            )
+        )
+
+    def _on_device(self, applied: torch.Tensor | bool) -> torch.Tensor:
+        """As a boolean scalar; one that is made here is filled there, not copied there, which would wait."""
+        if isinstance(applied, torch.Tensor):
+            return applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True)
+        return torch.full((), applied, dtype=torch.bool, device=self._trial.device)
+
+    def _check(self, loss: object, applied: object) -> None:
+        fail, where = self._trial._fail, f"step {self.number}"
+        if self.is_done:
+            fail(f"{where}: step.done(...) was called twice")
+        if self._missing is None:
+            fail(f"{where}: step.micro_batches() was not used")
+        if self._missing:
+            fail(f"{where}: {self._missing} of its micro-batches were not used")
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            fail(f"{where}: step.done(loss=...): expected a scalar tensor, found {found}")
+        if not self._trial._updated() and applied is True:
+            fail(f"{where}: not every one of trial.optimizers made one step; where fp16 skips it say applied=False")
+
+
+def train_with(function: Callable[[OwnTrial], object]) -> Callable[[Setting], Trained]:
+    """A training loop of ours around the user's.
+
+    It raises Diverged and Unsupported, OwnLoopError for a loop that does not do the job, and whatever the
+    function raises.
+    """
+
+    def train(setting: Setting) -> Trained:
+        name = setting.order.choices.framework.name
+        engine = engine_for(setting)
+        trial = OwnTrial(setting, engine, Recorder(setting, engine.evaluation, engine.optimizers), name)
+        function(trial)
+        return trial._trained()
+
+    return train

@@ -27,11 +27,10 @@ from selectbench.suite.job import shares
 from selectbench.worker.attention import masks_by_shape
 from selectbench.worker.batches import TokenStream, batches_of, held_out_of
 from selectbench.worker.evaluation import Examination, Inspection
-from selectbench.worker.loop import Unsupported, unsupported_where_missing
+from selectbench.worker.loop import Unsupported, train_with, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
 from selectbench.worker.observation import Watch, own_parts
 from selectbench.worker.outcome import Before, finished
-from selectbench.worker.own_loop import train_with
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Diverged, Emit, Setting
 from selectbench.worker.runtime import (

@@ -3,8 +3,7 @@
 import pytest
 
 from selectbench.choices.execution import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32, Zero
-from selectbench.worker.deepspeed_config import BUCKET_ELEMENTS, deepspeed_config, laid_over
-from selectbench.worker.engine import LossScale
+from selectbench.worker.engine import BUCKET_ELEMENTS, LossScale, deepspeed_config, laid_over
 
 
 def config_of(strategy=None, precision=None, clip_norm=0.5, parameters=1000):

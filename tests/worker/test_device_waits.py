@@ -15,9 +15,8 @@ from worker.device_waits import Copies, Waits
 
 from selectbench.choices import REGISTRY
 from selectbench.worker.batches import Batch, batches_of
-from selectbench.worker.loop import OptimizerStep
+from selectbench.worker.loop import OptimizerStep, OwnStep
 from selectbench.worker.model import new_model
-from selectbench.worker.own_loop import OwnStep
 from selectbench.worker.runtime import ALONE, World
 
 SHORT = {"max_steps": 6, "eval": "none", "timing": {"warmup_steps": 1}}

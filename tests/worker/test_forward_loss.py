@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from watched_logits import Logits
 from worker.test_own_loop import LOOP
 
 from selectbench.record.wire import Finished
-from selectbench.worker import own_loop
+from selectbench.worker.loop import OwnTrial
 from selectbench.worker.runtime import World, nowhere
 from selectbench.worker.trial import run_rank
 
@@ -38,7 +39,7 @@ def test_logits_are_gone_when_the_backward_pass_begins(trials, logits, framework
 
 
 def test_so_they_are_in_the_documented_own_loop(trials, logits, tmp_path):
-    shown = own_loop.__doc__.partition("\n\n")[2]
+    shown = inspect.cleandoc(OwnTrial.__doc__).split("\n\n", 2)[2]
     (tmp_path / "documented_loop.py").write_text(f"import torch\n\n{shown}")
     trials.finished(job=JOB, framework="documented_loop:train", code=[str(tmp_path)])
     assert logits.alive_in_backward == [0] * 6

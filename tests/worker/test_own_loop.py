@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from selectbench.worker.own_loop import OwnLoopError
+from selectbench.worker.loop import OwnLoopError
 
 JOB = {"global_batch_size": 12, "max_steps": 6, "clip_norm": 0.5, "eval": {"tokens": 1000, "every_steps": 3}}
 LOOP = """

@@ -4,7 +4,7 @@ import torch
 
 
 def train(trial) -> None:
-    """The plain loop; `trial` is an OwnTrial (selectbench/worker/own_loop.py)."""
+    """The plain loop; `trial` is an OwnTrial (selectbench/worker/loop.py)."""
     for step in trial.steps():
         loss = torch.zeros((), device=trial.device)
         for inputs, targets, is_last in step.micro_batches():
