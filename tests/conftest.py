@@ -18,7 +18,7 @@ TOGETHER = 4
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_cmdline_main(config: pytest.Config) -> None:
-    """All tests together run in several processes, file by file; a part of them, and the slow ones, in one."""
+    """All tests together run in several processes, file by file; a part of them in one."""
     if hasattr(config, "workerinput"):  # this is one of the several
         return
     given = config.option
