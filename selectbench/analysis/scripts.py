@@ -87,23 +87,19 @@ def repeats_in_answer(suite: Suite, records: Sequence[Record]) -> str:
 
 def _alike_seeds(baseline: Summary) -> Iterator[str]:
     found: dict[tuple[object, ...], list[int]] = {}
-    weights: dict[str, list[int]] = {}
     for seed, record in baseline.completed.items():
-        identity = record.identity
-        if identity is None or identity.initial_weights_sha256 is None:
-            continue
-        weights.setdefault(identity.initial_weights_sha256, []).append(seed)
-        found.setdefault((identity.initial_weights_sha256, identity.token_stream_sha256), []).append(seed)
-    for (_, tokens), seeds in found.items():
-        if len(seeds) > 1 and tokens is not None:
-            yield (
-                f"seeds {', '.join(map(str, seeds))} began with the same weights and read the same tokens: the "
-                "script does nothing with {seed}, so that the spread between seeds is the machine's alone"
-            )
-            return
-    for seeds in weights.values():
-        if len(seeds) > 1:
-            yield f"seeds {', '.join(map(str, seeds))} began with the same weights, as a pretrained model does"
+        if record.identity is not None and (weights := record.identity.initial_weights_sha256) is not None:
+            for key in ((weights, record.identity.token_stream_sha256), (weights,)):
+                found.setdefault(key, []).append(seed)
+    alike = {key: ", ".join(map(str, seeds)) for key, seeds in found.items() if len(seeds) > 1 and None not in key}
+    for seeds in [seeds for key, seeds in alike.items() if len(key) == 2][:1]:
+        yield (
+            f"seeds {seeds} began with the same weights and read the same tokens: the script does nothing with "
+            "{seed}, so that the spread between seeds is the machine's alone"
+        )
+        return
+    for seeds in alike.values():
+        yield f"seeds {seeds} began with the same weights, as a pretrained model does"
 
 
 def pause_notes(summary: Summary) -> list[str]:

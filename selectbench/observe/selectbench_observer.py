@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import copy
 import functools
+import importlib
 import json
 import math
 import os
@@ -24,7 +25,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +34,7 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+ENDS = ", to 2 % since ours leaves out the rows' last targets"
 Optimizer = torch.optim.Optimizer
 Hook = Callable[..., Any]
 
@@ -97,6 +99,7 @@ class Step:
     pause: tuple[Any, Any] | None = None
     end: Any = None
     updated: set[int] = field(default_factory=set)
+    own_loss: seen.OwnLoss | None = None
 
 
 class Observer:
@@ -129,6 +132,10 @@ class Observer:
         self._call: seen.Call = ((), {})
         self._captured: seen.Call = ((), {})
         self._own_loss = seen.OwnLoss()
+        self._looks = True  # at the step's logits
+        self._conventions: list[str] = []
+        self._row_hashes: list[torch.Tensor] = []
+        self._got: tuple[int, float, set[int]] = (0, 0.0, set())
         self._roles: seen.Roles | None = None
         self._logits: torch.Tensor | None = None
         self._vocabulary = 0
@@ -307,10 +314,12 @@ class Observer:
         step.micro_batches += 1
         if self._roles is not None:
             with torch.no_grad():
-                digest, tokens, rows = seen.token_digest(*self._tokens_and_mask())
+                digest, tokens, rows, hashes = seen.token_digest(*self._tokens_and_mask())
+            if len(self._row_hashes) < 4096:  # more would be kept for long
+                self._row_hashes.append(hashes)
             step.digest = digest if step.digest is None else step.digest + digest
             step.tokens, step.rows = step.tokens + tokens, step.rows + rows
-        if self._steps == 0 and self._roles is not None and seen.is_fused(self._call):
+        if self._looks and self._roles is not None and seen.is_fused(self._call):
             self._look_aside(module)
 
     def _tokens_and_mask(self) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -322,11 +331,11 @@ class Observer:
         return seen.as_rows(leaves[self._roles.tokens]), None if mask is None else seen.as_rows(leaves[mask])
 
     def _after_forward(self, output: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
-        """Logits of the first step, kept no longer than until their loss goes backward."""
+        """Logits of a step that is looked at, kept no longer than until their loss goes backward."""
         if module is not self._model() or self._evaluating or self._backwards:
             return
         self._forwards -= 1
-        if self._forwards or self._steps or not self._step.micro_batches or not torch.is_grad_enabled():
+        if self._forwards or not (self._looks and self._step.micro_batches and torch.is_grad_enabled()):
             return
         self._compute |= seen.product_dtypes(output)
         if self._roles is None:
@@ -389,6 +398,8 @@ class Observer:
                 loss = root.detach().reshape(()).double()
                 loss = loss if self._scale is None else loss / self._scale.to(loss.device)
                 self._step.loss = loss if self._step.loss is None else self._step.loss + loss
+                if self._looks and self._roles is not None:
+                    self._own_loss.go_backward(root)
         if self._logits is not None:
             logits, self._logits = self._logits, None
             following = seen.next_tokens(*self._tokens_and_mask())
@@ -408,8 +419,8 @@ class Observer:
             return
         if (model := self._model()) is not None:
             gradients = [p.grad.detach() for p in model.parameters() if p.grad is not None]
-            norm = seen.gradient_norm(gradients) / (float(scale) if scale is not None else 1.0)
-            self._step.gradient_norm = _finite(norm)
+            if gradients and self._is_whole:
+                self._step.gradient_norm = _finite(seen.gradient_norm(gradients, scale))
             self._end["gradient_bytes"] = seen.storage_bytes(gradients)
             self._first["gradient_dtype"] = seen.dtype_name(gradient.dtype for gradient in gradients) or None
 
@@ -431,6 +442,19 @@ class Observer:
         if any(owner is other for other in self._stack):  # the last one ended in an exception
             self._stack.clear()
         self._stack.append(owner)
+        if not self._steps and not hasattr(owner, "unscale_"):
+            self._read_update(optimizer)
+
+    def _read_update(self, optimizer: Optimizer) -> None:
+        """The norm of what the first update gets; again after it where a closure went backward within."""
+        micro_batches, squares, read = self._got
+        if micro_batches != self._step.micro_batches:
+            micro_batches, squares, read = self._step.micro_batches, 0.0, set()
+        fresh = [p for g in optimizer.param_groups for p in g["params"] if id(p) in self._own and id(p) not in read]
+        if micro_batches and self._is_whole and fresh:
+            gradients = [p.grad.detach() for p in fresh if p.grad is not None]
+            squares += seen.gradient_norm(gradients, getattr(optimizer, "grad_scale", None)) ** 2
+        self._got = micro_batches, squares, read | {id(p) for p in fresh}
 
     def _after_update(self, owner: Any, optimizer: Optimizer) -> None:
         """The outermost ends a step of the training, once every optimizer has made its update."""
@@ -443,6 +467,8 @@ class Observer:
             self._lone_updates += 1
             return
         step.updated.add(id(optimizer))
+        if not self._steps and not hasattr(owner, "unscale_"):
+            self._read_update(optimizer)
         if any(isinstance(outer, Optimizer) for outer in self._stack):
             self._nested.add(id(optimizer))
         if (found := getattr(optimizer, "found_inf", None)) is not None:
@@ -457,6 +483,12 @@ class Observer:
 
     def _trained(self) -> list[Optimizer]:
         return [o for o in self._known() if id(o) not in self._nested and self._updates(o)]
+
+    def _left_out(self, updated: set[int]) -> int:
+        """Of the parameters that were trainable at first, those that none of the optimizers holds or trains now."""
+        groups = [group for o in self._known() if id(o) in updated for group in o.param_groups]
+        held = {id(p) for group in groups for p in group["params"] if p.requires_grad}
+        return sum(size for one, size in self._trainable.items() if one not in held)
 
     def _updates(self, optimizer: Optimizer) -> bool:
         return any(id(first) in self._own for group in optimizer.param_groups for first in group["params"][:1])
@@ -474,12 +506,16 @@ class Observer:
         for name in ("digest", "tokens", "rows", "loss", "skipped"):
             setattr(step, name, self._moments.brought(getattr(step, name)))
         step.rates = [self._moments.brought(rate) for rate in step.rates]
+        if self._looks:
+            step.own_loss, self._own_loss = self._own_loss.brought(self._moments.brought), seen.OwnLoss()
+        self._looks = self._steps + 1 in self.settings.get("looks", ())
         is_last = self._steps == self.settings["max_steps"]
         self._pending.append((self._steps, step, self._moments.mark()))
         self._write_steps(wait=self._steps == 1 or is_last)
         if self._steps == 1:
             self._write_first_step(step)
         if is_last:
+            self._end["left_out_parameters"] = self._left_out(self._first_updated | step.updated)
             self._stop_memory()
             if self.settings.get("heldout"):
                 self._evaluate()
@@ -508,17 +544,27 @@ class Observer:
                 gradient_norm=step.gradient_norm, skipped=bool(step.skipped),
                 pause_seconds=max(0.0, ended - began - usual) if step.pause else 0.0,
             )  # fmt: skip
+            if step.own_loss is not None and number > 1:
+                own, known = step.own_loss.value(), step.own_loss.conventions(step.loss, self._tolerance)
+                is_known = bool(own is not None and self._conventions and math.isfinite(step.loss or 0.0))
+                agrees = not {*known}.isdisjoint(self._conventions) if is_known else None
+                self._write("look", step=number, own_loss=_finite(own), agrees=agrees)
 
     def _write_first_step(self, step: Step) -> None:
         model, trained, compute = self._model(), self._trained(), seen.dtype_name(self._compute)
-        states = seen.states(trained)
+        states, own = seen.states(trained), step.own_loss or seen.OwnLoss()
+        self._tolerance, self._first_updated = 1e-4 if compute == "float32" else 5e-3, step.updated
+        ends = ENDS if own.leaves_out_ends else ""
+        self._conventions = own.conventions(step.loss, self._tolerance)
         self._first.update(
             optimizers=[seen.optimizer_name(optimizer) for optimizer in trained],
             parameter_groups=sum(len(optimizer.param_groups) for optimizer in trained), compute_dtype=compute,
             optimizer_settings=seen.optimizer_settings(trained),
             optimizer_state_dtype=sorted({seen.dtype_name([t.dtype]) for t in states if t.numel() > 1}),
-            own_loss=_finite(self._own_loss.value()),
-            loss_convention=self._own_loss.convention(step.loss, 1e-4 if compute == "float32" else 5e-3),
+            own_loss=_finite(own.value()),
+            loss_convention=next((text + ends for text in self._conventions), None),
+            update_norm=_finite(math.sqrt(self._got[1])) if self._got[1] and not bool(step.skipped) else None,
+            left_out_parameters=self._left_out(step.updated),
         )  # fmt: skip
         self._write("first_step", **self._first)
         self._first["loss"] = step.loss
@@ -585,19 +631,23 @@ class Observer:
         parameters, began = list(module.parameters()), time.perf_counter()
         self._device = device = parameters[0].device
         (exact, rounded), (name, strategy) = seen.weight_digests(module), seen.name_and_strategy(module)
+        count, trainable = seen.parameter_counts(module)
         gpu: Any = torch.cuda.get_device_properties(device) if device.type == "cuda" else None
         if gpu is not None:
             gpu = {"uuid": f"GPU-{getattr(gpu, 'uuid', '')}", "pci_bus_id": str(getattr(gpu, "pci_bus_id", ""))}
         kernel = getattr(getattr(seen.unwrapped(module), "config", None), "_attn_implementation", None)
         self._write(
-            "model", name=name, parameters=sum(p.numel() for p in parameters),
-            trainable_parameters=sum(p.numel() for p in parameters if p.requires_grad), weights_sha256=exact,
+            "model", name=name, parameters=count, trainable_parameters=trainable, weights_sha256=exact,
             weights_bf16_sha256=rounded, parameter_dtype=seen.dtype_name(p.dtype for p in parameters),
             dropout=seen.largest_dropout(module), attention=kernel, strategy=strategy,
             compiled=any(seen.is_compiled(part) for part in module.modules()),
             device=device.type, gpu=gpu, tf32=torch.get_float32_matmul_precision() != "highest",
         )  # fmt: skip
         self._moments, self._own = Moments(device), {id(parameter) for parameter in parameters}
+        self._trainable = {id(p): p.numel() for p in parameters if p.requires_grad}
+        self._is_whole = exact is not None
+        with suppress(Exception):  # a library that is broken or not there
+            self._stand_in(importlib.import_module("safetensors.torch"), "serialize_file", self._pause)
         if self._moments.cuda:
             self._peaks_before = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
             self._retries_before = torch.cuda.memory_stats().get("num_alloc_retries", 0)
@@ -624,7 +674,7 @@ class Observer:
 
     def _evaluate(self) -> None:
         began, model = time.perf_counter(), self._model()
-        own, loss, found = self._own_loss.value(), self._first["loss"], self._first["logits"]
+        own, loss, found = self._first["own_loss"], self._first["loss"], self._first["logits"]
         try:
             if own is None or model is None:
                 raise ValueError(f"there are no logits to take the loss of: {found}")
@@ -637,7 +687,19 @@ class Observer:
         except Exception as error:
             result = {"problem": str(error)[:2000] if isinstance(error, ValueError) else repr(error)[:2000]}
         self._aside_seconds += time.perf_counter() - began
-        self._write("evaluation", step=self._steps, **result)
+        self._write("evaluation", step=self._steps, **self._rows_held_out(), **result)
+
+    def _rows_held_out(self) -> dict[str, int]:
+        """How many of the first rows trained on are a piece of the held-out tokens, and at how many offsets."""
+        count = int(self.settings["heldout_tokens"])
+        length = seen.as_rows(seen.leaves(self._captured)[self._roles.tokens]).shape[1] if self._roles else 0
+        if not 8 <= length <= count:  # shorter rows are the same by chance
+            return {}
+        held_out = torch.from_file(self.settings["heldout"], size=count, dtype=torch.int64).to(self._device)
+        pieces = held_out.unfold(0, length, 1)[: (1 << (30 if self._moments.cuda else 26)) // length]
+        hashes = torch.cat([seen.token_digest(some, None)[3] for some in pieces.split(1 + (1 << 22) // length)])
+        of = torch.isin(trained := torch.cat(self._row_hashes), hashes).sum()
+        return {"row_length": length, "rows": len(trained), "rows_held_out": int(of), "offsets": len(pieces)}
 
     def _held_out_loss(self, model: nn.Module) -> tuple[float, int]:
         """Nats and tokens of this rank's share; every rank makes as many calls, of as many rows as in training."""

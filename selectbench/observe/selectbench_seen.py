@@ -6,7 +6,7 @@ import ctypes
 import hashlib
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -32,8 +32,8 @@ def _mixed(numbers: Tensor) -> Tensor:
     return numbers.bitwise_xor_(numbers >> 29).mul_(_PLACE)
 
 
-def token_digest(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | int, Tensor | int]:
-    """Sum of the rows' hashes mod 2**64, how many tokens count, and how many rows have any.
+def token_digest(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | int, Tensor | int, Tensor]:
+    """Sum of the rows' hashes mod 2**64, how many tokens count, how many rows have any, and the hashes.
 
     ids: [rows, length], whole numbers. mask: of that shape, not zero where a token counts; None: all count. A row's
     hash is of its counted ids at their places among them. Nothing waits for the device.
@@ -45,12 +45,12 @@ def token_digest(ids: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | int
     terms = terms[: ids.shape[1]]
     if mask is None:
         of_rows = _mixed(hashes.bitwise_xor_(terms)).sum(1).add_(ids.shape[1] * _LENGTH)
-        return _mixed(of_rows).sum(), ids.numel(), ids.shape[0]
+        return _mixed(of_rows).sum(), ids.numel(), ids.shape[0], of_rows
     counted = mask != 0
     places = counted.cumsum(1).sub_(1).clamp_(min=0)
     lengths = counted.sum(1)
     of_rows = _mixed(hashes.bitwise_xor_(terms[places])).mul_(counted).sum(1).add_(lengths * _LENGTH)
-    return _mixed(of_rows).sum(), lengths.sum(), (lengths > 0).sum()
+    return _mixed(of_rows).sum(), lengths.sum(), (lengths > 0).sum(), of_rows
 
 
 # Weights, dtypes, classes and sizes.
@@ -62,8 +62,9 @@ def weight_digests(module: nn.Module) -> tuple[str, str] | tuple[None, None]:
     Tied parameters count once. Sharded ones are gathered, so every rank must call it. None: they aren't whole here.
     """
     found: tuple[list[bytes], list[bytes]] = ([], [])
+    flat = _flat_parameters(module)
     for parameter in module.parameters():
-        if parameter.is_meta or not parameter.numel() or type(parameter).__name__ == "FlatParameter":
+        if parameter.is_meta or not parameter.numel() or flat:
             return None, None
         whole: Any = parameter.detach()
         whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
@@ -76,6 +77,19 @@ def weight_digests(module: nn.Module) -> tuple[str, str] | tuple[None, None]:
             digests.append(digest.digest())
     first, second = (hashlib.sha256(b"".join(sorted(digests))).hexdigest() for digests in found)
     return first, second
+
+
+def _flat_parameters(module: nn.Module) -> list[Any]:
+    """FSDP1's, of each of which a rank holds a part."""
+    wrappers = [part for part in module.modules() if type(part).__name__ == "FullyShardedDataParallel"]
+    return [handle.flat_param for part in wrappers if (handle := getattr(part, "_handle", None)) is not None]
+
+
+def parameter_counts(module: nn.Module) -> tuple[int, int]:
+    """How many parameters there are over all ranks, and how many of them are trainable."""
+    counts = [(shape.numel(), flat.requires_grad) for flat in _flat_parameters(module) for shape in flat._shapes]
+    counts = counts or [(parameter.numel(), parameter.requires_grad) for parameter in module.parameters()]
+    return sum(count for count, _ in counts), sum(count for count, is_trained in counts if is_trained)
 
 
 def dtype_name(dtypes: Iterable[torch.dtype]) -> str:
@@ -295,22 +309,22 @@ def next_tokens(tokens: Tensor, mask: Tensor | None) -> Tensor:
     return moved_left(tokens if mask is None else tokens.masked_fill(mask == 0, -1))
 
 
-def _graph(tensor: Tensor) -> Iterator[Any]:
+def _graph(tensor: Tensor, most: int = 256) -> Iterator[Any]:
     """The nodes that a tensor was computed by, nearest first, of which the first few."""
     nodes: list[Any] = [tensor.grad_fn]
     for node in nodes:
-        if node is not None and len(nodes) < 256:
+        if node is not None and len(nodes) < most:
             yield node
             nodes += [inner for inner, _ in node.next_functions]
 
 
 def targets_behind(loss: Tensor, shape: torch.Size) -> Tensor | None:
-    """The targets of the cross entropy that a loss comes from, -1 where it ignores one; None: it isn't seen."""
-    for node in _graph(loss):
-        if type(node).__name__ in ("NllLossBackward0", "NllLoss2DBackward0"):
-            target: Tensor = node._saved_target
-            if target.numel() == shape.numel():
-                return target.masked_fill(target == node._saved_ignore_index, -1).reshape(shape)
+    """Of the cross entropy that a loss comes from, -1 where there is none; None: it has others than one a token."""
+    for target in cross_entropies(loss):
+        if target.numel() == shape.numel():
+            return target.reshape(shape)
+        if target.numel() == shape[0] * (shape[1] - 1):
+            return nn.functional.pad(target.reshape(shape[0], -1), (0, 1), value=-1)
     return None
 
 
@@ -322,6 +336,15 @@ def _dtypes_of(product: Any) -> set[torch.dtype]:
     return {factor.dtype for factor in factors if factor is not None}
 
 
+def cross_entropies(loss: Tensor) -> list[Tensor]:
+    """The targets of each cross entropy that a loss comes from, -1 where it ignores one."""
+    nodes = [
+        node for node in _graph(loss, 4096) if type(node).__name__ in ("NllLossBackward0", "NllLoss2DBackward0")
+    ]
+    found: list[tuple[Tensor, int]] = [(node._saved_target, node._saved_ignore_index) for node in nodes]
+    return [target.masked_fill(target == ignored, -1) for target, ignored in found]
+
+
 def product_dtypes(output: Any) -> set[torch.dtype]:
     """Of the matrix products behind an output, or of what compiled code keeps for backward; halves if any."""
     nodes = [node for leaf in leaves(output) if isinstance(leaf, Tensor) for node in _graph(leaf)]
@@ -331,11 +354,11 @@ def product_dtypes(output: Any) -> set[torch.dtype]:
     return {dtype for dtype in found if dtype.itemsize < 4} or found
 
 
-def gradient_norm(gradients: list[Tensor]) -> float:
-    """Of all together; of sharded ones over all ranks, so every rank must call it."""
+def gradient_norm(gradients: list[Tensor], scale: Any = None) -> float:
+    """Of all together over a scaler's scale; of sharded ones over all ranks, so every rank must call it."""
     norms: list[Any] = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
     whole = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    return math.sqrt(sum(float(norm) ** 2 for norm in whole))
+    return math.sqrt(sum(float(norm) ** 2 for norm in whole)) / (1.0 if scale is None else float(scale))
 
 
 class OwnLoss:
@@ -345,6 +368,17 @@ class OwnLoss:
         self._parts: list[tuple[Tensor, Tensor, int]] = []
         self.leaves_out_ends = False
         """The targets of the rows' last tokens are not known."""
+        self._behind: list[Tensor] = []
+
+    def go_backward(self, loss: Tensor) -> None:
+        """A scalar of the script's, by whose cross entropies it is known how many targets its losses have."""
+        self._behind += [(targets >= 0).sum() for targets in cross_entropies(loss)]
+
+    def brought(self, bring: Callable[[Any], Any]) -> OwnLoss:
+        """Itself, with all that is on the device on its way to the host."""
+        self._parts = [(bring(total), bring(count), labels) for total, count, labels in self._parts]
+        self._behind = [bring(count) for count in self._behind]
+        return self
 
     def add(self, logits: Tensor, targets: Tensor, labels: int, *, goes_on: bool = False) -> None:
         """One micro-batch, or more of the last one; `labels`: how many were given, before any shift."""
@@ -357,11 +391,11 @@ class OwnLoss:
         count = sum(int(part[1]) for part in self._parts)
         return sum(float(part[0]) for part in self._parts) / count if count else None
 
-    def convention(self, loss: float | None, tolerance: float) -> str | None:
-        """How the script's loss follows from ours; None: in no way that we know."""
-        own = self.value()
-        if own is None or loss is None:
-            return None
+    def conventions(self, loss: float | None, tolerance: float) -> list[str]:
+        """How the script's loss may follow from ours; none: in no way that we know, or it is of fewer targets."""
+        own, of = self.value(), sum(int(part[1]) for part in self._parts)
+        if own is None or loss is None or (self._behind and sum(map(int, self._behind)) < of):
+            return []
         means = [float(total) / int(count) for total, count, _ in self._parts if int(count)]
         total, labels = sum(float(part[0]) for part in self._parts), sum(part[2] for part in self._parts)
         known = {
@@ -372,9 +406,8 @@ class OwnLoss:
             "sum over the step's tokens divided by its labels before the shift": total / max(labels, 1),
         }
         tolerance = max(tolerance, 0.02) if self.leaves_out_ends else tolerance
-        ending = ", to 2 % since ours leaves out the rows' last targets" if self.leaves_out_ends else ""
-        fits = [text for text, value in known.items() if abs(loss - value) <= tolerance * abs(value)]
-        return fits[0] + ending if fits else None
+        # Sums over tokens of a loss near zero are rounded too.
+        return [text for text, value in known.items() if abs(loss - value) <= tolerance * max(abs(value), 0.1)]
 
 
 def process_bytes(file: str, key: str) -> int | None:

@@ -488,6 +488,8 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Number of parameters, tied ones once."""
     trainable_parameters: Count | None = None
     """Those that are trained; None in records that are older than the key."""
+    left_out_parameters: Count | None = None
+    """Those of a script that no optimizer updates, in the first step or the last; None: a job that is no script."""
     tokens_per_step: Count | None
     """Tokens that the model consumed per optimizer step, over all ranks; of the step furthest from the job's."""
     steps_requested: Count
@@ -525,6 +527,10 @@ class Identity(Recorded, frozen=True, kw_only=True):
     """Loss of step 0; nats per token; None: a script that hides it."""
     first_step_gradient_norm: Number | None
     """Global gradient norm of step 0, before clipping; None where fp16's scaling overflowed in it."""
+    first_step_update_norm: Number | None = None
+    """As a script's first update got them, clipped where it clips; None: not seen, or a job that is no script."""
+    heldout_rows_trained: Count | None = None
+    """Rows that a script trained on that are pieces of the held-out tokens; None: not known."""
     world_size: Count = 1
     """Ranks that took part, as the process group counts them."""
     strategy: str = "single"
@@ -534,7 +540,7 @@ class Identity(Recorded, frozen=True, kw_only=True):
     reduction_dtype: str | None = None
     """Of gradients while they are summed over ranks; None: one rank sums nothing."""
     loss: str | None = "cross_entropy"
-    """The training loss; None: an own loop that did not ask for it."""
+    """The training loss; None: an own loop that did not ask for it. Of a script also where it became another."""
     dropout: Number | None = 0.0
     """The largest dropout found on the model; above 0 masks depend on how a step is cut. None: not known."""
     code_sha256: str | None = None

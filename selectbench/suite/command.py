@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import shutil
@@ -28,7 +29,8 @@ CERTIFIED = (
     "steps_requested", "steps_applied", "gradient_accumulation_steps", "learning_rate_shape_sha256",
     "peak_learning_rate", "parameter_dtype", "gradient_dtype", "compute_dtype", "optimizer_state_dtype",
     "matmul_tf32", "attention", "optimizer", "compiled", "first_step_loss", "first_step_gradient_norm",
-    "world_size", "strategy", "framework", "dropout", "evaluation_set_sha256",
+    "first_step_update_norm", "left_out_parameters", "heldout_rows_trained", "loss", "world_size", "strategy",
+    "framework", "dropout", "evaluation_set_sha256",
 )  # fmt: skip
 """Fields of `record.Identity` that are observed of a command, which `may_change` can name."""
 _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
@@ -337,7 +339,7 @@ def _script_problem(program: str, after: Sequence[str], directory: str) -> str |
     if not re.match("python|torchrun|accelerate|deepspeed", program) or script.startswith("-"):
         return None
     file = Path(directory) / script
-    others = sorted(str(one.relative_to(directory)) for one in file.parent.glob("*.py"))
+    others = sorted(os.path.relpath(one, directory) for one in file.parent.glob("*.py"))
     return None if file.is_file() else f"there is no file {file}{did_you_mean(script, others)}"
 
 

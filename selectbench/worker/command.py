@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,10 @@ MOST_LOG_BYTES = 64 << 20
 """Of the command's output that is kept from its beginning; of what comes after, the last megabyte."""
 LAST_LOG_BYTES = 1 << 20
 FIRST_STEPS = 8
+FIRST_NORMS = {
+    "first_step_gradient_norm": "of the gradients after the last backward, before any clipping",
+    "first_step_update_norm": "of the gradients as the first update got them, clipped or not",
+}
 
 
 @dataclass
@@ -56,6 +61,7 @@ class Seen:
     model: dict[str, Any]
     steps: list[dict[str, Any]] = field(default_factory=list)
     first_step: dict[str, Any] = field(default_factory=dict)
+    looks: list[dict[str, Any]] = field(default_factory=list)
     evaluation: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     end: dict[str, Any] | None = None
@@ -72,6 +78,8 @@ class Seen:
             match event.get("event"):
                 case "step":
                     found.steps.append(event)
+                case "look":
+                    found.looks.append(event)
                 case "problem":
                     found.problems.append(f"{event.get('where')}: {event.get('what')}")
                 case "start" | "model" | "first_step" | "evaluation" | "end" as name:
@@ -126,12 +134,19 @@ def _environment(order: CommandOrder, folder: Path) -> dict[str, str]:
     settings = folder.with_name("observe.json")
     asked = {
         "folder": str(folder), "max_steps": order.max_steps, "stop": order.stop, "heldout": order.heldout,
-        "heldout_tokens": order.heldout_tokens, "seq_len": order.seq_len,
+        "heldout_tokens": order.heldout_tokens, "seq_len": order.seq_len, "looks": _looks(order),
     }  # fmt: skip
     settings.write_text(json.dumps(asked))
     given = {**os.environ, **order.environment}
     path = os.pathsep.join(filter(None, [str(OBSERVER), given.get("PYTHONPATH")]))
     return {**given, "PYTHONPATH": path, SETTINGS: str(settings)}
+
+
+def _looks(order: CommandOrder) -> list[int]:
+    """Steps after the first whose loss is held against our own: the last of the warm-up, and a timed one drawn."""
+    timed = range(order.warmup_steps + 2, order.max_steps)  # of a few none is left out
+    drawn = [random.Random(order.trial.seed).choice(timed)] if len(timed) >= 20 else []
+    return [step for step in (order.warmup_steps, *drawn) if step > 1]
 
 
 def _copy(source: IO[bytes], log: IO[bytes]) -> None:
@@ -213,6 +228,8 @@ def _result(
     lost = [step["step"] for step in ranks[0].steps if not step.get("is_finite", True) and not step["skipped"]]
     if lost:
         return GaveUp(kind="diverged", detail=f"the training loss was no finite number in step {lost[0]}")
+    if made < order.max_steps and order.stop == "at_max_steps":
+        return GaveUp(kind="crashed", detail=f"the script ended by itself after {made} of {order.max_steps} steps")
     return _finished(order, ranks, made, began, problems, cores)
 
 
@@ -272,19 +289,21 @@ def _measurement(
     order: CommandOrder, ranks: Sequence[Seen], steps: Sequence[dict[str, Any]], curve: list[EvaluationPoint],
     evaluation_seconds: float, began: float, cores: dict[str, Any],
 ) -> tuple[Measurement, list[tuple[float, float]]]:  # fmt: skip
-    """With the timed windows: from the end of an update to the end of the next, pauses of the script left out."""
+    """With the timed windows: from the end of an update to that of the next, without pauses and steps looked at."""
     job = steps[: order.max_steps]  # a script that ends by itself may take more
     start = float(ranks[0].start["at"])
     warm = min(order.warmup_steps, len(job) - 1)
+    looked_at = {look["step"] for seen in ranks for look in seen.looks}
+    pairs = zip(job[max(0, warm - 1) :], job[max(1, warm) :], strict=False)
+    timed = [(before, step) for before, step in pairs if step["step"] not in looked_at]
     durations, windows = [], list[tuple[float, float]]()
-    for before, step in zip(job[max(0, warm - 1) :], job[max(1, warm) :], strict=False):
+    for before, step in timed:
         begin = before["at"] + step["pause_seconds"]
         durations.append(max(0.0, step["at"] - begin))
-        if windows and not step["pause_seconds"]:
+        if windows and windows[-1][1] == begin:
             windows[-1] = (windows[-1][0], step["at"])
         else:
             windows.append((begin, step["at"]))
-    timed = job[max(1, warm) :]
     tokens = [int(step["tokens"]) for step in job]
     pauses = sum(float(step["pause_seconds"]) for step in job)
     quarters = quantiles(durations, n=4) if len(durations) > 1 else [0.0, 0.0, 0.0]
@@ -300,7 +319,7 @@ def _measurement(
         tokens_per_step=round(sum(tokens) / len(tokens)),
         steps_applied=len(job) - skipped, steps_skipped=skipped,
         timed_steps=len(durations), timed_seconds=sum(durations), step_seconds=decimate(durations),
-        timed_tokens=None if len(set(tokens)) == 1 else sum(int(step["tokens"]) for step in timed),
+        timed_tokens=None if len(set(tokens)) == 1 else sum(int(step["tokens"]) for _, step in timed),
         step_time_median_seconds=median(durations) if durations else None,
         step_time_iqr_seconds=quarters[2] - quarters[0] if durations else None,
         warmup_seconds=max(0.0, job[warm - 1]["at"] - start) if warm else 0.0,
@@ -335,8 +354,13 @@ def _identity(
     applied = len(job) - sum(bool(step["skipped"]) for step in job)
     digests = [step["token_digest"] for step in job]
     tokens = {int(step["tokens"]) for step in job}
+    is_whole = "initial_weights_sha256" not in not_seen
+    otherwise = [look["step"] for look in first.looks if look["agrees"] is False]
+    other = f", another in step {otherwise[0]}" if otherwise else ""
+    idle = [int(event.get("left_out_parameters", 0)) for event in (first.first_step, first.end or {})]
+    held_out = [int(seen.evaluation["rows_held_out"]) for seen in ranks if "rows_held_out" in seen.evaluation]
     identity = Identity(
-        initial_weights_sha256=model.get("weights_sha256"),
+        initial_weights_sha256=model["weights_sha256"] if is_whole else None,
         token_stream_sha256=None if None in digests or tokens == {0}
         else hashlib.sha256("".join(digests).encode()).hexdigest(),
         evaluation_set_sha256=order.heldout_sha256 if is_evaluated else None,
@@ -352,14 +376,16 @@ def _identity(
         optimizer=[*first.first_step["optimizers"], *first.first_step["optimizer_settings"]] or None,
         compiled=bool(model["compiled"]),
         first_step_loss=job[0]["loss"],
-        first_step_gradient_norm=None if job[0]["skipped"] else job[0].get("gradient_norm"),
+        first_step_gradient_norm=job[0].get("gradient_norm") if is_whole and not job[0]["skipped"] else None,
+        first_step_update_norm=first.first_step.get("update_norm") if is_whole else None,
+        left_out_parameters=max(idle), heldout_rows_trained=sum(held_out) if held_out else None,
         world_size=len(ranks), strategy=str(model["strategy"]), framework="script",
-        loss=None if "first_step_loss" in not_seen else "cross_entropy", dropout=model.get("dropout"),
+        loss=None if "first_step_loss" in not_seen else f"cross_entropy{other}", dropout=model.get("dropout"),
     )  # fmt: skip
     rows = [int(step["rows"]) for step in job]
     script = Script(
         arguments=order.arguments, conventions=conventions, not_seen=not_seen,
-        weights_bf16_sha256=model.get("weights_bf16_sha256"),
+        weights_bf16_sha256=model["weights_bf16_sha256"] if is_whole else None,
         rows_per_step=[min(rows), max(rows)] if any(rows) else [],
         first_steps=[
             ScriptStep(tokens=s["tokens"], token_digest=s["token_digest"] or "", rates=s["rates"], loss=s["loss"])
@@ -387,10 +413,18 @@ def _words(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """By field: the convention under which it is verified, and why it is not."""
     first = ranks[0].first_step
-    conventions = {
-        "first_step_gradient_norm": "of the gradients as the update found them, clipped where the script clips"
-    }
+    conventions: dict[str, str] = {}
     not_seen: dict[str, str] = {}
+    digests = {seen.model.get("weights_sha256") for seen in ranks}
+    parts = f"ranks hold other weights, or parts that are not put together ({ranks[0].model['strategy']})"
+    if is_apart := None in digests or len(digests) > 1:
+        not_seen["initial_weights_sha256"] = parts
+    norms = job[0].get("gradient_norm"), first.get("update_norm")
+    for (name, told), norm in zip(FIRST_NORMS.items(), norms, strict=True):
+        if norm is None or is_apart:
+            not_seen[name] = parts if is_apart else "no gradients were seen then"
+        else:
+            conventions[name] = told
     loss, own, convention = job[0]["loss"], first.get("own_loss"), first.get("loss_convention")
     if loss is None:
         not_seen["first_step_loss"] = "no scalar was seen to be backwarded"
@@ -411,5 +445,24 @@ def _words(
     elif order.heldout is not None:
         causes = [str(why) for seen in ranks if (why := seen.evaluation.get("problem"))]
         not_seen["final_loss"] = next(iter(causes), "the script ended before the held-out tokens were scored")
-    not_seen["later steps"] = "losses and gradients are held against our own in the first step alone"
+    looks = ranks[0].looks if convention is not None else []
+    if other := [look["step"] for look in looks if look["agrees"] is False]:
+        not_seen["loss"] = f"that of step {other[0]} does not follow from the logits as that of the first step does"
+    held = 1 + sum(look["agrees"] is True for look in looks)
+    steps = "the first step" if held == 1 else f"{held} steps"
+    not_seen["later steps"] = f"losses are held against our own in {steps} alone, gradients in the first"
+    rows = [seen.evaluation for seen in ranks if "rows" in seen.evaluation]
+    tried, found = (sum(int(of[key]) for of in rows) for key in ("rows", "rows_held_out"))
+    if found:
+        not_seen["held-out rows"] = (
+            f"{found:,} of the first {tried:,} rows trained on are pieces of the held-out tokens"
+        )
+    elif rows:
+        pieces, length = rows[0]["offsets"], rows[0]["row_length"]
+        conventions["held-out rows"] = (
+            f"none of the first {tried:,} rows trained on is one of {pieces:,} pieces of {length:,} tokens; rows "
+            "of another length, or that hold other tokens too, are not known"
+        )
+    elif order.heldout is not None:
+        not_seen["held-out rows"] = "whether they are trained on, as the rows were not seen or are too short"
     return conventions, not_seen | ({"observer": problems} if problems else {})

@@ -61,6 +61,10 @@ def test_a_script_is_observed_unchanged_and_ranked(workplace: Workplace) -> None
         "plain": {}, "faster": {"lr": 0.02, "may_change": ["peak_learning_rate"]}, "undeclared": {"lr": 0.03},
         "larger": {"args": "--rows 8"}, "decayed": {"args": "--decay 0.2"},
         "without_effect": {"args": "--does nothing", "may_change": ["compute_dtype"]},
+        "clipped": {"args": "--clip 0.01"}, "half": {"args": "--does forgets_the_head"},
+        "slices": {"args": "--does slices"},
+        "knows": {"args": "--does trains_on_heldout", "may_change": [
+            "token_stream_sha256", "first_step_loss", "first_step_gradient_norm", "first_step_update_norm"]},
     }  # fmt: skip
     write(workplace, options, [1], held_out=True, stop="at_max_steps")
     done = workplace.call("run", "mine.yaml")
@@ -71,6 +75,18 @@ def test_a_script_is_observed_unchanged_and_ranked(workplace: Workplace) -> None
     assert fields(found["undeclared"]) == {"peak_learning_rate"}
     assert {"global_batch_size", "tokens_per_step", "token_stream_sha256"} <= fields(found["larger"])
     assert fields(found["decayed"]) == {"optimizer"}
+    # What was changed shows in the field that says so, and in no other.
+    assert fields(found["clipped"]) == {"first_step_update_norm"}
+    assert fields(found["half"]) == {"left_out_parameters"}
+    assert fields(found["slices"]) == {"loss"}
+    assert fields(found["knows"]) == {"heldout_rows_trained"}
+    assert "held-out rows: 48 of the first 48 rows trained on" in "; ".join(
+        found["knows"]["identity"]["not_verified"]
+    )
+    assert (
+        "later steps: losses are held against our own in 2 steps alone, gradients in the first"
+        in (found["plain"]["identity"]["not_verified"])
+    )
     assert "without_effect: declares compute_dtype, and is as the baseline plain in it" in warnings(workplace)
     of_contest = {r["trial"]["option"]: r for r in workplace.records("mine") if r["phase"] == "contest"}
     record = of_contest["plain"]
@@ -120,14 +136,14 @@ def test_every_end_of_a_command_has_its_outcome(workplace: Workplace) -> None:
     assert not Path(f"/proc/{log.split()[1]}").exists(), "what the command left behind ends with its trial"
 
 
-def test_fewer_steps_than_asked_are_a_violation_and_a_job_that_does_not_repeat_is_told(
+def test_a_script_that_ends_by_itself_has_failed_and_a_job_that_does_not_repeat_is_told(
     workplace: Workplace,
 ) -> None:
     options = {"plain": {"args": "--does unseeded"}, "short": {"args": "--does ends_early"}}
     write(workplace, options, [1], stop="at_max_steps")
     done = workplace.call("run", "mine.yaml")
-    assert done.returncode == 0, done.stderr
-    assert "steps_requested" in fields(rows(workplace)["short"])
+    assert done.returncode == 3, done.stderr
+    assert outcomes(workplace)["short"]["detail"].startswith("the script ended by itself after 5 of 12 steps")
     assert "the job does not repeat: started twice with seed 1, the initial weights differ" in warnings(workplace)
     assert "does not repeat" in done.stdout
 

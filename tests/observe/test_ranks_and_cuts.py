@@ -51,6 +51,20 @@ def test_two_ranks(whole: Run, tmp_path: Path, way: str) -> None:
     assert seen.all("step")[0]["gradient_norm"] == pytest.approx(norm, rel=1e-5)
 
 
+@pytest.mark.parametrize("way", [(), ("--original",)])
+def test_weights_in_shards_that_nobody_gathers_have_no_digest(whole: Run, tmp_path: Path, way: tuple[str]) -> None:
+    """FSDP1's, whose ranks each hold a part of one flat parameter."""
+    seen = run(tmp_path, "--strategy", "fsdp1", *way, ranks=2)
+    assert seen.status == 0, seen.output
+    assert digests(seen) == digests(whole)
+    for rank in (0, 1):
+        model, first = seen.one("model", rank), seen.one("first_step", rank)
+        assert (model["weights_sha256"], model["weights_bf16_sha256"]) == (None, None)
+        assert (first["update_norm"], seen.all("step", rank)[0]["gradient_norm"]) == (None, None)
+        assert model["parameters"] == whole.one("model")["parameters"]
+    assert held_out(seen) == pytest.approx(held_out(whole), abs=1e-5)
+
+
 def test_padding_counts_on_neither_side(tmp_path: Path) -> None:
     right = run(tmp_path / "right", "--style", "hf", "--padding", "right", "--steps", "3", max_steps=3)
     left = run(tmp_path / "left", "--style", "hf", "--padding", "left", "--steps", "3", max_steps=3)

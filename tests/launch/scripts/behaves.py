@@ -15,6 +15,7 @@ parser.add_argument("--max-steps", type=int, default=12)
 parser.add_argument("--lr", type=float, default=1e-2)
 parser.add_argument("--decay", type=float, default=0.01)
 parser.add_argument("--rows", type=int, default=4)
+parser.add_argument("--clip", type=float)
 parser.add_argument("--does", default="")
 asked = parser.parse_args()
 
@@ -50,14 +51,23 @@ rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE",
 if ranks > 1:
     torch.distributed.init_process_group("gloo")
     model = nn.parallel.DistributedDataParallel(model)
-optimizer = torch.optim.AdamW(model.parameters(), lr=asked.lr, weight_decay=asked.decay)
+trained = list(model.parameters())
+if asked.does == "forgets_the_head":
+    trained = [parameter for parameter in trained if parameter.dim() > 1 and len(parameter) == VOCAB][:1]
+optimizer = torch.optim.AdamW(trained, lr=asked.lr, weight_decay=asked.decay)
 steps = 5 if asked.does == "ends_early" else asked.max_steps
 for step in range(steps):
     window = torch.randint(0, VOCAB, (asked.rows, LENGTH + 1))[rank::ranks]
-    _, loss = model(window[:, :-1], window[:, 1:])
+    if asked.does == "trains_on_heldout":
+        window = (torch.arange(LENGTH + 1) + 5 * torch.arange(asked.rows)[:, None]) % VOCAB
+    logits, loss = model(window[:, :-1], window[:, 1:])
+    if asked.does == "slices" and step:
+        loss = nn.functional.cross_entropy(logits[:, 8:].flatten(0, 1), window[:, 9:].flatten())
     if (asked.does == "diverges" and step == 3) or asked.does == "diverges_at_once":
         loss = loss * float("nan")
     loss.backward()
+    if asked.clip:
+        nn.utils.clip_grad_norm_(model.parameters(), asked.clip)
     optimizer.step()
     optimizer.zero_grad()
     if step != 3:

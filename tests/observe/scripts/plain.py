@@ -30,6 +30,7 @@ parser.add_argument("--overflow", type=int, help="the step whose loss is not fin
 parser.add_argument("--compile", default="", help="model, method or step")
 parser.add_argument("--backend", default="aot_eager")
 parser.add_argument("--strategy", default="")
+parser.add_argument("--original", action="store_true")
 parser.add_argument("--workers", type=int, default=0)
 parser.add_argument("--padding", default="", help="left or right")
 parser.add_argument("--sum", action="store_true", help="micro-batches' means are not divided by their number")
@@ -54,6 +55,10 @@ if a.compile == "method":
     model.compile(backend=a.backend)
 if a.strategy == "ddp":
     model = torch.nn.parallel.DistributedDataParallel(model)
+if a.strategy == "fsdp1":
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    core = model = FullyShardedDataParallel(model, device_id=torch.device("cpu"), use_orig_params=a.original)
 if a.strategy == "fsdp2":
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
