@@ -208,7 +208,8 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
             notify(f"warning: {line}")
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
         environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
-        environment["lanes"] = lanes
+        if lanes > 1:
+            environment["lanes"] = lanes
         if facts is None:
             environment["data"] = data_facts(suite, prepared, plan)
         else:

@@ -145,8 +145,6 @@ class Environment(Stored):
     """Versions; None: not installed."""
     interpreters: dict[str, InterpreterFacts]
     """By option, the interpreter that it names; the others run in the bench's own."""
-    lanes: int = 1
-    """Equal parts of the machine that ran trials side by side, with as many GPUs and cores each."""
     git_revision: str | None
     """Commit of the repository that holds the suite; None: not in one, or no git."""
     git_dirty: bool | None
@@ -155,8 +153,9 @@ class Environment(Stored):
 
 _BESIDE = {
     "data": dict[str, Any], "pretrained": dict[str, str], "machine_choices": list[dict[str, str]],
-    "command": dict[str, str | int | None],
+    "command": dict[str, str | int | None], "lanes": int,
 }  # fmt: skip
+"""Keys that only some runs have; `lanes`: into how many equal parts the machine was divided, where several."""
 
 
 class UnusedRows(TypedDict):

@@ -10,7 +10,7 @@ import pytest
 from launch.harness import TINY_SUITE, Workplace
 
 CORES = len(os.sched_getaffinity(0))
-SETTINGS = ("--set", "job.max_steps=400", "--set", "job.global_batch_size=16", "--set", "job.eval.every_steps=400",
+SETTINGS = ("--set", "job.max_steps=60", "--set", "job.global_batch_size=16", "--set", "job.eval.every_steps=60",
             "--set", "choices.micro_batch_size=16", "--no-screen")  # fmt: skip
 LARGER = TINY_SUITE.replace("n_layer: 1, n_embd: 32", "n_layer: 2, n_embd: 128").replace(
     "seq_len: 16", "seq_len: 64"
