@@ -204,7 +204,6 @@ def lanes_in_answer(lanes: Lanes | None) -> str:
 
 def _what(lanes: Lanes) -> str:
     """What claims nothing, as a reader calls it."""
-    others = [name for name in lanes.withheld if name != MEMORY]
-    return " and ".join(
-        [*(["speed, energy and time"] if others else []), *(["memory"] * (MEMORY in lanes.withheld))]
-    )
+    if set(lanes.withheld) == {MEMORY}:
+        return "memory"
+    return "speed, energy, time and memory" if MEMORY in lanes.withheld else "speed, energy and time"

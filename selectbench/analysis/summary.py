@@ -122,7 +122,8 @@ class Summary:
     it never was, or the trial diverged. Empty: nothing to tell it by, or other tokens than the baseline's."""
 
     beside: list[int] = field(default_factory=list)
-    """Seeds whose figures of speed claim nothing, as they were measured beside neighbours."""
+    """Seeds whose figures of speed claim nothing, as the run's were measured beside neighbours: those of trials
+    that happened to have none too, as they alone would be compared with nothing, or with the wrong ones."""
 
     counts_busy: bool = False
     """Whether trials of a busy CPU count: there are too few others."""
@@ -377,7 +378,7 @@ def _summary(
 ) -> Summary:  # fmt: skip
     """The trials' values are each among those that count or those that are spoiled.
 
-    `away`: metrics that count for nothing where a trial ran beside others.
+    `away`: metrics that count for nothing, as trials ran beside others.
     """
     names = names_of(suite.job)
     values, spoiled = ({m: dict[int, float]() for m in names} for _ in range(2))
@@ -392,7 +393,7 @@ def _summary(
             summary.completed[seed] = record
             summary.measurements[seed] = record.outcome.measurement
             summary.observed[seed] = observed(record, record.outcome.measurement, option.choices, suite)
-            summary.beside.extend([seed] if away and record.neighbours else [])
+            summary.beside.extend([seed] if away and record.lane is not None else [])
         else:
             summary.failed[seed] = record.outcome
     metered = any(trial.gpus for trial in summary.observed.values())

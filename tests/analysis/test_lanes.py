@@ -98,9 +98,11 @@ def test_a_neighbour_that_interferes_makes_no_claim_of_speed_and_quality_still_c
     ],
 )
 def test_without_a_whole_check_speeds_claim_nothing(records: list[Record], why: str) -> None:
-    ranking = ranked([*contest(), *records])
-    assert not speeds_claim(ranking)
-    assert why in ranking.answer
+    for alone in ([], ["fp32-0"], ["tf32-3"], ["fp32-2", "tf32-2"]):  # as the first and the last trials of a run
+        lone = [replace(record, neighbours=int(record.trial.trial_id not in alone)) for record in contest()]
+        ranking = ranked([*lone, *records])
+        assert not speeds_claim(ranking)
+        assert why in ranking.answer
 
 
 def test_on_a_cpu_memory_beside_a_neighbour_is_tried_too() -> None:
