@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,6 +59,7 @@ NoScreenOption = Annotated[
     bool, Switch("--no-screen", help="Every option takes part, whatever the suite's `screen` says.")
 ]
 ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="Where runs are kept.")]
+NodesOption = Annotated[int, typer.Option("--nnodes", metavar="N", help="Machines that run each trial together.")]
 JsonOption = Annotated[bool, Switch("--json", help="Print the result as JSON to standard output.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, SUITE@latest, or SUITE@previous.")]
 
@@ -65,7 +68,7 @@ def _request(
     suite: str, profile: str | None, settings: list[str], axes: list[str], seeds: str | None, quick: bool,
     gpus: str | None, wait: bool = False, no_screen: bool = False, budget: str | None = None,
     results: Path = Path("results"), extend: str | None = None, site: str | None = None, lanes: str | None = None,
-    no_interference_check: bool = False,
+    no_interference_check: bool = False, nodes: int = 1,
 ) -> Request:  # fmt: skip
     from selectbench.launch.preparation import Request, budget_of
 
@@ -73,7 +76,7 @@ def _request(
     settings = [*settings, *(["screen=null"] if no_screen else [])]
     return Request(
         suite, profile, settings, axes, seeds, quick, gpus, wait, seconds, results, site, lanes,
-        not no_interference_check, extend,
+        not no_interference_check, extend, nodes,
     )  # fmt: skip
 
 
@@ -137,27 +140,45 @@ def run(
     reuse: Annotated[
         bool, Switch("--reuse", help="Show a complete run of the same, where there is one, and run nothing.")
     ] = False,
+    nodes: NodesOption = 1,
+    node: Annotated[
+        int | None, typer.Option("--node-rank", metavar="R", help="Which of them this is, from 0.")
+    ] = None,
+    rdzv: Annotated[
+        str | None, typer.Option("--rdzv", metavar="HOST:PORT", help="Where the first of them is found.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a suite's trials, rank the options and write the report. An incomplete run is resumed."""
     from selectbench.errors import ExitCode, UserError
+    from selectbench.launch.channel import secret
     from selectbench.launch.display import make_display, what_again
+    from selectbench.launch.nodes import Nodes, node_request
     from selectbench.launch.preparation import prepare_all
     from selectbench.launch.publish import read_run, report_text
     from selectbench.launch.run import run as run_suite
+    from selectbench.launch.run import run_agent
 
     if fresh and reuse:
         raise UserError("--fresh runs anew and --reuse shows what there is: leave one of them out")
     console = _console(stderr=True)
     request = _request(
         suite, profile, settings, axes, seeds, quick, gpus, wait, no_screen, budget, results, extend, site, lanes,
-        no_interference_check,
+        no_interference_check, nodes,
     )  # fmt: skip
-    preparation = prepare_all(request, partial(console.print, markup=False, highlight=False))
-    result = run_suite(
-        preparation, results, lambda: make_display(console), fresh=fresh, retry_failed=retry_failed,
-        rerun_unclean=rerun_unclean, again=partial(what_again, console, reuse=reuse),
-    )  # fmt: skip
+    notify, several = partial(console.print, markup=False, highlight=False), node_request(nodes, node, rdzv)
+    if several is not None and several.node > 0:
+        known = secret()
+        request = replace(request, extend=None, budget_seconds=None)  # which rounds there are, the bench says
+        raise typer.Exit(run_agent(several, prepare_all(request, notify), results, known, notify))
+    with nullcontext() if several is None else Nodes(several, notify) as others:
+        result = run_suite(
+            prepare_all(request, notify), results, lambda: make_display(console), fresh=fresh,
+            retry_failed=retry_failed, rerun_unclean=rerun_unclean, again=partial(what_again, console, reuse=reuse),
+            nodes=others,
+        )  # fmt: skip
+        if others is not None:
+            others.status = result.exit_code
     stored = read_run(result.folder)
     _show_ranking(result.folder, result.ranking, as_json, stored)
     _summarise(lambda: report_text(stored, result.ranking))
@@ -180,6 +201,7 @@ def plan(
     no_screen: NoScreenOption = False,
     site: SiteOption = None,
     lanes: LanesOption = None,
+    nodes: NodesOption = 1,
     as_json: JsonOption = False,
 ) -> None:
     """Show what a run would do: trials, derived settings, what cannot run here, the expected time."""
@@ -187,7 +209,8 @@ def plan(
     from selectbench.report.terminal import plan_as_json, print_plan
 
     request = _request(
-        suite, profile, settings, axes, seeds, quick, gpus, False, no_screen, budget, results, None, site, lanes
+        suite, profile, settings, axes, seeds, quick, gpus, False, no_screen, budget, results, None, site, lanes,
+        nodes=nodes,
     )  # fmt: skip
     outlook = preview(request, _notify)
     if as_json:

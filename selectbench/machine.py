@@ -78,6 +78,8 @@ class Machine:
     """The other interpreter that trials run in; None: this one."""
     gpus: tuple[Gpu, ...] = ()
     """Those that trials may use; empty on a CPU."""
+    nodes: int = 1
+    """Machines like this one that trials run on together."""
     cpu_units: tuple[str, ...] = ()
     """Half precisions, `bfloat16` and `float16`, that the CPU has instructions for."""
     lanes: int = 1
@@ -97,6 +99,10 @@ class Machine:
     def lane_cores(self) -> list[list[int]]:
         """The cores of each lane; all of them where there is one."""
         return shares(self.lanes, sorted(os.sched_getaffinity(0)), int(usable_cores()))
+
+    def here(self, world_size: int) -> int:
+        """How many of a trial's ranks run on each node that takes part; one rank runs on the first."""
+        return max(1, world_size // self.nodes)
 
     @property
     def trains(self) -> bool:

@@ -41,8 +41,8 @@ class AnyChoices(BaseModel):
         return {}
 
     def ranks(self, machine: Machine) -> int:
-        """The number of ranks; `auto` is one for each GPU that the run has taken, which are the idle ones."""
-        return machine.device_count if self.world_size == "auto" else self.world_size
+        """The number of ranks; `auto` is one for each GPU that the run has taken, the idle ones of each node."""
+        return machine.device_count * machine.nodes if self.world_size == "auto" else self.world_size
 
     @property
     def matmul_dtype(self) -> MatmulDtype:

@@ -483,8 +483,10 @@ class StrategyChoice(Choice):
 
     def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
         """Why this strategy can't run so many ranks here, or None."""
-        if machine.device == "cuda" and world_size > machine.device_count:
-            return f"world_size {world_size} needs as many GPUs, this run has {machine.device_count}"
+        if machine.device == "cuda" and world_size > (there := machine.device_count * machine.nodes):
+            return f"world_size {world_size} needs as many GPUs, this run has {there}"
+        if world_size > 1 and world_size % machine.nodes:
+            return f"world_size {world_size} can't be shared evenly by {machine.nodes} nodes"
         return None
 
 

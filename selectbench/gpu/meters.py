@@ -18,7 +18,7 @@ from selectbench.gpu.devices import CLOCK_LIMITS, Gpu, Tenant, TorchDevice, Use,
 from selectbench.gpu.sampler import Columns, Floats, GpuSamples, Sampler, write_samples
 from selectbench.record.environment import stored_rates
 from selectbench.record.record import GpuMeters, Meters, Series
-from selectbench.record.wire import Finished
+from selectbench.record.wire import Finished, Measure
 from selectbench.suite.suite import MeterSettings
 
 
@@ -169,8 +169,8 @@ class Watching:
     launched: float = field(default_factory=time.perf_counter)
     ended: float = math.inf
 
-    def meters(self, done: Finished | None) -> Meters:
-        """What the record says, once the trial has ended; `done`: what a completed one has told."""
+    def meters(self, done: Finished | Measure | None) -> Meters:
+        """What the record says, once the trial has ended; `done`: what a completed one has told of these GPUs."""
         if self.problem is not None:
             return Meters(problem=self.problem)
         devices = [TorchDevice(device.uuid, device.pci_bus_id) for device in done.devices] if done else []

@@ -96,6 +96,8 @@ class Request:
     """Whether it is to be shown that lanes do not disturb each other."""
     extend: str | None = None
     """A complete run that gets the seeds as further rounds, as `find_run` takes it; None: a run of its own."""
+    nodes: int = 1
+    """Machines that trials run on together, this one among them."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +150,9 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
     )  # fmt: skip
     suite = read_site(request.site, request.lanes).over(suite)
     suite = _judged_after(suite, [])  # of the run that wrote the file
-    machine = inspect_machine(suite.device)
+    if suite.command is not None and request.nodes > 1:
+        raise UserError("--nnodes: a training command starts its own ranks, and on one node only")
+    machine = replace(inspect_machine(suite.device), nodes=request.nodes)
     if request.gpus is None:
         return suite, machine
     if suite.device != "cuda":
@@ -194,6 +198,8 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
                 for model in unfetched(suite):
                     fetched("model.pretrained", model.pretrained, model.revision, ["config.json"])
         asked = read_site(request.site, request.lanes).lanes
+        if request.nodes > 1 and asked != 1:
+            raise UserError("lanes: over several nodes, a trial has all that it needs of each: leave them out")
         lanes, need = lanes_of(asked, settled_for(suite, machine, prepared), machine)
         if suite.device == "cuda":
             claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
@@ -203,7 +209,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         suite = settled_for(suite, machine, prepared)
         plan = make_plan(suite, machine, prepared, code_sha256(), facts)
         if suite.device == "cuda" and lanes == 1:
-            claim.keep(gpus_used(plan))
+            claim.keep(gpus_used(plan, machine))
         for line in unused_row_warnings(suite, plan.unused_rows):
             notify(f"warning: {line}")
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
@@ -214,6 +220,8 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
             environment["data"] = data_facts(suite, prepared, plan)
         else:
             environment["command"] = facts
+        if request.nodes > 1:
+            environment["nodes"] = request.nodes
         if suite.code:
             environment["own_files_sha256"] = own_code_sha256(suite.code, modules=False)
         if plan.pretrained:

@@ -125,7 +125,8 @@ class StoredRun:
         """The answer, computed anew."""
         passes = self.environment.get("data", {}).get("epochs")
         limits = (self.environment.get(key) for key in ("cores_by_affinity", "cores_by_cgroup"))
-        cores = min((float(limit) for limit in limits if limit is not None), default=None)
+        least = min((float(limit) for limit in limits if limit is not None), default=None)
+        cores = None if least is None else least * self.environment.get("nodes", 1)
         entries = {name: facts.get("vocab_size") for name, facts in self._data_by_option().items()}
         short = heldout_warnings(self.suite, self._heldout_tokens())
         warnings = [

@@ -33,7 +33,8 @@ from selectbench.errors import ExitCode, UserError, disk_problem
 from selectbench.gpu.meters import GpuWatch
 from selectbench.launch.command import command_order
 from selectbench.launch.display import Again, Display
-from selectbench.launch.gpus import Lane, lanes_in, my_turn
+from selectbench.launch.gpus import Lane, Notify, lanes_in, my_turn
+from selectbench.launch.nodes import Agent, NodeRequest, Nodes, Team, join
 from selectbench.launch.preparation import (
     CONTEST,
     INTERFERES,
@@ -96,14 +97,17 @@ def run(
     retry_failed: bool = False,
     rerun_unclean: bool = False,
     again: Callable[[Path], Again] = lambda _: "anew",
+    nodes: Nodes | None = None,
 ) -> Result:
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError.
 
     `again` is asked what to do where all of it has one in such a folder; `retry_failed` and `rerun_unclean` then
-    show that one.
+    show that one. `nodes`: the others of a run over several.
     """
     retried = Retried(retry_failed, rerun_unclean)
     with preparation.claim, ExitStack() as until_its_end:
+        if nodes is not None:
+            nodes.gather(preparation)
         complete = None if fresh or preparation.extended else _complete(preparation, results, retried)
         asked = "anew" if complete is None else "show" if any(retried) else again(complete)
         if complete is not None and asked == "show":
@@ -123,7 +127,7 @@ def run(
                 extend_run(folder, preparation.suite, preparation.extended.suite)
             display = make_display()
             try:
-                _run_stages(preparation, lock, display, stop, retried=retried)
+                _run_stages(preparation, lock, display, stop, nodes, retried=retried)
             finally:
                 display.close()
             ranking = publish(folder, read_run(folder), display.note)
@@ -204,10 +208,13 @@ def _differences(preparation: Preparation, suite: Suite, folder: Path, stored: S
 
 
 def _run_stages(
-    preparation: Preparation, lock: RunLock, display: Display, stop: StopRequest, *, retried: Retried
-) -> None:
+    preparation: Preparation, lock: RunLock, display: Display, stop: StopRequest, nodes: Nodes | None, *,
+    retried: Retried,
+) -> None:  # fmt: skip
     """Stage after stage, as the records of the one before ask."""
     folder = lock.path.parent
+    if nodes is not None:
+        nodes.begin(stop, display.note)
 
     def pause(lane: int, seconds: float) -> None:
         with display.of(lane):
@@ -226,7 +233,7 @@ def _run_stages(
             watch = GpuWatch(lane.gpus, suite.meters, partial(pause, lane.number), lambda: bool(stop))
             for held in (servers, watch):
                 until_its_end.enter_context(held)
-            benches.append(Bench(preparation, folder, lock, servers, watch, display, stop, lane, traffic))
+            benches.append(Bench(preparation, folder, lock, servers, watch, display, stop, lane, traffic, nodes))
         threads = [until_its_end.enter_context(ThreadPoolExecutor(1, initializer=b.lane.enter)) for b in benches]
         while not stop and (stage := next_stage(preparation, folder, retried=retried, ended=ended)):
             if (folder / RANKING).is_file():
@@ -293,6 +300,19 @@ class Rounds:
                 if began == lane or began >= self._lanes:
                     return self._rounds.pop(number)
         return []
+
+
+def run_agent(
+    request: NodeRequest, preparation: Preparation, results: Path, known: bytes, notify: Notify
+) -> ExitCode:
+    """Run the ranks of this node, in all trials; the exit status. Raises UserError. `known`: the secret."""
+    with preparation.claim, StopRequest() as stop:
+        gpus, suite = preparation.claim.gpus, preparation.suite
+        check_cuda(preparation.plan, gpus)
+        with GpuWatch(gpus, suite.meters, stop.wait, lambda: bool(stop)) as watch:
+            channel = join(request, preparation, known, stop, notify)
+            servers = partial(TrialServers, partial(preload, preparation), device=suite.device, gpus=gpus)
+            return Agent(request, preparation, results, channel, watch, servers, stop, notify).serve()
 
 
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
@@ -531,6 +551,9 @@ class Bench:
         planned = self.preparation.plan.planned(option)
         return None if self.preparation.suite.command is not None else planned.option.choices.python
 
+    nodes: Nodes | None = None
+    """The others of a run over several."""
+
     def run(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> None:
         """Run trial `number`, from 1, of so many; once more where the machine spoiled it and the suite allows."""
         trial, suite = planned.trial, self.preparation.suite
@@ -553,22 +576,26 @@ class Bench:
     def _attempt(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> tuple[Record, float]:
         """The record, which is on disk, and of its wall the seconds that a trial server took to start."""
         trial = planned.trial
-        option = self.preparation.plan.planned(trial.option)
-        meters, neighbours = None, 0
+        option, machine = self.preparation.plan.planned(trial.option), self.preparation.machine
+        meters, neighbours, team = None, 0, Team(self.nodes, self.preparation, option.world_size, self.stop)
         if option.unsupported is not None:
             started_at = _now()
             end = TrialEnd(Failed(kind="unsupported", detail=option.unsupported), 0.0, finished=None, software={})
         else:
             with self._display() as display:
                 display.trial_started(trial.option, trial.seed, number, of)
-            ready = self.watch.settle(option.world_size)
-            for sentence in ready.held if ready and not self.stop else []:
+            python = self._python(trial.option)
+            team.prepare(self.folder.name, python)
+            ready = self.watch.settle(machine.here(option.world_size))
+            for sentence in [*(ready.held if ready and not self.stop else []), *team.ready()]:
                 with self._display() as display:
                     display.note(f"memory has not been released: {sentence}")
             started_at = _now()
-            server = self.servers.of(self._python(trial.option))
-            runner = TrialRunner(server, self.preparation.suite.limits, self.stop, self._hear)
+            runner = TrialRunner(
+                self.servers.of(python), self.preparation.suite.limits, self.stop, self._hear, team
+            )
             order = self._order(planned, option.world_size)
+            order = team.placed(order) if isinstance(order, Order) else order
             self.traffic.enter(self.lane.number)
             try:
                 with self.watch.during(ready, Path(order.trial_folder)) as watching:
@@ -577,7 +604,7 @@ class Bench:
                 most, there = self.traffic.leave(self.lane.number)
                 neighbours = min(most, there) if planned.phase == INTERFERES else most
             self._blame(end.outcome, order)
-            meters = watching.meters(end.finished)
+            meters = team.meters(watching.meters(team.own(end.finished)), end.finished)
         certificate: dict[str, Any] = {}
         if (done := end.finished) is not None:
             certificate = {
@@ -588,7 +615,7 @@ class Bench:
         record = Record(
             trial=trial, phase=planned.phase, round=planned.round, attempt=attempt,
             outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
-            software=SOFTWARE.keep((done and done.software) or end.software), meters=meters,
+            software=SOFTWARE.keep((done and done.software) or end.software), meters=meters, nodes=team.clocks(),
             lane=self.lane.number if self.lane.cores else None, neighbours=neighbours, **certificate,
         )  # fmt: skip
         self.lock.append(record)
@@ -661,7 +688,7 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
         job=job.model_copy(update={"model": pinned_model(job.model, preparation.plan.pretrained.get(name))}),
         choices=choices,
         device=suite.device,
-        threads=rank_threads(world_size),
+        threads=rank_threads(preparation.machine.here(world_size)),
         world_size=world_size,
         data_folder=str(preparation.prepared[name].folder),
         trial_folder=str(trial_folder),

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import msgspec
 
@@ -38,6 +38,7 @@ from selectbench.record.wire import (
     Evaluating,
     Finished,
     GaveUp,
+    Met,
     Order,
     Phase,
     Progress,
@@ -148,6 +149,11 @@ class TrialServer:
             raise ServerDiedError(self.obituary())
         reply: dict[str, Any] = json.loads(packet)
         return reply
+
+    def heard(self, seconds: float) -> dict[str, Any]:
+        """The next reply; {}: none came in time. Raises ServerDiedError."""
+        assert self.control is not None
+        return self.receive() if select.select([self.control], [], [], seconds)[0] else {}
 
     def obituary(self) -> str:
         """Why the server ended, with the last lines of its log."""
@@ -371,6 +377,8 @@ class Ending:
     """Why the bench itself ended the trial."""
     oom_killed: bool
     """Whether the kernel's out-of-memory killer struck meanwhile."""
+    node: int | None = None
+    """Where it ran; None: a trial of one node."""
 
 
 def outcome_of(end: Ending) -> Completed | Failed:
@@ -385,7 +393,8 @@ def outcome_of(end: Ending) -> Completed | Failed:
     if end.stopped is not None:  # the limit, where the worker says it is, and the stacks that it left in its log
         head = "; ".join(filter(None, [end.stopped.detail, known]))
         return msgspec.structs.replace(end.stopped, detail=f"{head}\n{log_tail(log, STACK_LINES)}".strip())
-    prefix = "" if rank is None else f"rank {rank}: "
+    names = [f"rank {rank}"] * (rank is not None) + [f"node {end.node}"] * (end.node is not None)
+    prefix = f"{' on '.join(names)}: " if names else ""
     if said and (said.kind != "crashed" or (rank is None and known and said.exit_status is None)):
         return Failed(kind=said.kind, detail=prefix + known)
     status = said.exit_status if said and (rank is not None or said.exit_status is not None) else end.exit_status
@@ -436,6 +445,38 @@ Listener = Callable[[Phase | Progress | Evaluating | None], None]
 """Hears a trial's events, and None at least once a second."""
 
 
+class Alone:
+    """The other nodes of a trial, as its runner sees them; of a trial of one node there are none."""
+
+    node: int | None = None
+    """This node; None: there are no others."""
+
+    def sources(self) -> Sequence[Any]:
+        """What to select on."""
+        return ()
+
+    def hear(self, source: Any) -> None:
+        """Something has come."""
+
+    def met(self, port: int) -> None:
+        """Ranks of other nodes can come now."""
+
+    def asked(self) -> None:
+        """The part of this node was asked where it is, as its time is up."""
+
+    def wish(self) -> Literal["ask", "kill"] | None:
+        """What is to be done to the trial here, for what is known of the others."""
+        return None
+
+    def ended(self, outcome: Completed | Failed, said: GaveUp | None, *, killed: bool) -> Completed | Failed:
+        """The trial's outcome, once all nodes have ended: here it came to `outcome`."""
+        del said, killed
+        return outcome
+
+
+ALONE = Alone()
+
+
 @dataclass
 class TrialEnd:
     """What the record of a trial is made from."""
@@ -453,11 +494,14 @@ class TrialEnd:
 class TrialRunner:
     """Launches one trial through a server, hears its events and enforces its limits."""
 
-    def __init__(self, server: TrialServer, limits: Limits, stop: Stop, listener: Listener) -> None:
+    def __init__(
+        self, server: TrialServer, limits: Limits, stop: Stop, listener: Listener, others: Alone = ALONE
+    ) -> None:
         self.server = server
         self.limits = limits
         self.stop = stop
         self.listener = listener
+        self.others = others
         self._pid: int | None = None
         self._is_on_cpu = False
         self._cores: Cores | None = None
@@ -493,8 +537,11 @@ class TrialRunner:
             self._stopped = self._server_died(str(error), folder / LOG_NAME)
         finally:
             os.close(events)
-        ending = Ending(folder, self._exit_status, self._verdict, self._stopped, self._was_oom_killed())
-        outcome = outcome_of(ending)
+        ending = Ending(
+            folder, self._exit_status, self._verdict, self._stopped, self._was_oom_killed(), self.others.node
+        )  # fmt: skip
+        killed = self._stopped is not None and self._stopped.kind == "interrupted"
+        outcome = self.others.ended(outcome_of(ending), self.gave_up, killed=killed)
         finished = self._verdict if isinstance(self._verdict, Finished) else None
         return TrialEnd(
             outcome=outcome, wall_seconds=time.monotonic() - self._started,
@@ -502,12 +549,22 @@ class TrialRunner:
             software=self._software, server_start_seconds=self._server_start_seconds,
         )  # fmt: skip
 
+    @property
+    def gave_up(self) -> GaveUp | None:
+        """The trial's own last word, where it failed."""
+        return self._verdict if isinstance(self._verdict, GaveUp) else None
+
+    @property
+    def did_its_part(self) -> bool:
+        """Whether ranks without the first one among them, which alone tells of results, ended well."""
+        return self._exit_status == 0 and self._verdict is None and self._stopped is None
+
     def _watch(self, events: int, *, starts_server: bool) -> None:
         """Until the server tells of the trial's end. Raises ServerDiedError."""
         control = self.server.control
         assert control is not None
         with selectors.DefaultSelector() as selector:
-            for source in (control, events, self.stop.descriptor):
+            for source in (control, events, self.stop.descriptor, *self.others.sources()):
                 selector.register(source, selectors.EVENT_READ)
             while self._exit_status is None:
                 ready = {key.fd for key, _ in selector.select(self._patience())}
@@ -515,6 +572,8 @@ class TrialRunner:
                     selector.unregister(self.stop.descriptor)
                 if events in ready and not self._read_events(events):
                     selector.unregister(events)
+                for source in [one for one in self.others.sources() if one.fileno() in ready]:
+                    self.others.hear(source)
                 if control.fileno() in ready:
                     reply = self.server.receive()
                     if self._pid is None and "pid" in reply and starts_server:
@@ -548,6 +607,8 @@ class TrialRunner:
                 self._verdict = event
             elif isinstance(event, Started):
                 self._software = event.software
+            elif isinstance(event, Met):
+                self.others.met(event.port)
             else:
                 self.listener(event)
         return bool(chunk)
@@ -575,11 +636,16 @@ class TrialRunner:
         now = time.monotonic()
         if self._kill_ends is not None and now >= self._kill_ends:
             raise ServerDiedError(f"the trial server did not report its trial's end for {END_SECONDS:g} s")
-        deadline, why = self._deadline()
+        (deadline, why), wish = self._deadline(), self.others.wish()
         if self.stop:
-            interrupted = Failed(kind="interrupted", detail=str(self.stop.why))
-            self._stopped = self._stopped or interrupted
+            self._stopped = self._stopped or Failed(kind="interrupted", detail=str(self.stop.why))
             self._kill()
+        elif wish == "kill":
+            self._stopped = self._stopped or Failed(kind="interrupted", detail="it has failed on another node")
+            self._kill()
+        elif wish == "ask" and self._grace_ends is None:
+            self._stopped = Failed(kind="timeout", detail="")
+            self._ask()
         elif self._grace_ends is not None:
             if now >= self._grace_ends:
                 self._kill()
@@ -587,6 +653,7 @@ class TrialRunner:
             if not isinstance(self._verdict, GaveUp):  # that is the reason then
                 self._stopped = Failed(kind="timeout", detail=why, **self._cores_found())
             self._ask()
+            self.others.asked()
 
     def _cores_found(self) -> dict[str, Any]:
         """What the trial's threads worked and waited, as a failure's keys; {}: on GPUs, or nobody knows."""

@@ -276,7 +276,7 @@ def make_plan(
 
 def _cores(machine: Machine) -> float:
     """That a trial may use."""
-    return usable_cores() if machine.lanes == 1 else len(machine.lane_cores[0])
+    return usable_cores() * machine.nodes if machine.lanes == 1 else len(machine.lane_cores[0])
 
 
 def _lane_words(suite: Suite, machine: Machine) -> str:
@@ -418,7 +418,7 @@ class GpuNeed:
 def gpu_need(suite: Suite, machine: Machine) -> GpuNeed:
     """What the options take that can run where all of this machine's GPUs are free; at least one."""
     wanted = [option.choices.world_size for option in suite.options if _runs(option, machine)]
-    least = max((ranks for ranks in wanted if ranks != "auto"), default=1)
+    least = max((machine.here(ranks) for ranks in wanted if ranks != "auto"), default=1)
     return GpuNeed(least, None if "auto" in wanted else least)
 
 
@@ -451,9 +451,10 @@ def _runs(option: Option, machine: Machine) -> bool:
     return option.choices.unsupported_reason(machine_for(machine, option.choices.python)) is None
 
 
-def gpus_used(plan: Plan) -> int:
-    """The most that one of the plan's trials takes; at least one."""
-    return max((planned.world_size for planned in plan.options if planned.unsupported is None), default=1)
+def gpus_used(plan: Plan, machine: Machine) -> int:
+    """The most that one of the plan's trials takes here; at least one."""
+    able = (planned.world_size for planned in plan.options if planned.unsupported is None)
+    return max(map(machine.here, able), default=1)
 
 
 FITTING_SHARE = 0.85

@@ -41,7 +41,8 @@ class Stored(BaseModel):
 #
 # Besides there are `data`, the facts of `Prepared` (with `commits`: of data sets that were read as they were
 # downloaded, the hub's commit), where a model was trained before `pretrained`: by option, its commit on the hub or
-# the SHA-256 of its folder's files, where there are folders of own code `own_files_sha256`, the digest of what is
+# the SHA-256 of its folder's files, of a run over several machines `nodes`, how many: what is said of the machine
+# is equal on all of them, where there are folders of own code `own_files_sha256`, the digest of what is
 # no module in them, and where the suite left something to the machine `machine_choices`: what was
 # asked, what was taken and why (`suite.suite.MachineChoice`).
 #

@@ -616,6 +616,21 @@ class Script(Recorded, frozen=True, kw_only=True):
 RunPhase = Literal["tune", "screen", "interference", "repeat", "contest"]
 
 
+class OtherNode(Recorded, frozen=True, kw_only=True):
+    """A node beside the first of a trial over several."""
+
+    node: Count
+    """From 1; the first is the bench's own."""
+    ranks: Count
+    """That ran on it."""
+    clock_offset_seconds: Number
+    """What its clock showed more than the bench's right before the trial, by the quickest of some round trips."""
+    round_trip_seconds: Amount
+    """Of that one: the offset is known to half of it."""
+    clock_drift_seconds: Number | None = None
+    """What the offset grew by over the trial; None: it was not asked, as the run was ending."""
+
+
 class Record(Recorded, frozen=True, kw_only=True):
     """One trial's end."""
 
@@ -654,6 +669,8 @@ class Record(Recorded, frozen=True, kw_only=True):
     """The part of the machine that it ran on, from 0; None: it had the whole, or is older than the key."""
     neighbours: Count = 0
     """How many other lanes trained at the same time, the most at any moment."""
+    nodes: list[OtherNode] = msgspec.field(default_factory=list)
+    """The other nodes of a trial over several; empty: one node ran all of it."""
     wall_seconds: Amount
     """From the launch to the end of the trial, everything included."""
     started_at: str

@@ -1,20 +1,28 @@
-"""What passes between the bench and a worker: one order in, events out, each one line of JSON."""
+"""What passes between the bench and a worker, one order in, events out, and between the nodes of a run.
+
+Each is one line of JSON.
+"""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import MutableSequence
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 
 from selectbench.choices import Choices
+from selectbench.errors import ExitCode
 from selectbench.record.record import (
     AsJson,
     EvaluationPoint,
+    Failed,
     FailureKind,
     Identity,
     Inside,
     Lines,
     Measurement,
+    Meters,
+    Number,
     Recorded,
     Script,
     Trial,
@@ -54,6 +62,23 @@ class CommandOrder(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="c
     """Where logs and what is observed go."""
 
 
+class Place(Recorded, frozen=True, kw_only=True):
+    """Which of a trial's ranks run on one node, and where all of them meet."""
+
+    node: int
+    """From 0, which is the bench's."""
+    first_rank: int
+    """Of this node."""
+    ranks: int
+    """On this node."""
+    address: str
+    """IP address of the first node, as the others reach it."""
+    port: int = 0
+    """Where the first rank listens; 0: a free one, which the first node tells of."""
+    interface: str | None = None
+    """This node's network interface for what ranks exchange; None: as the libraries find it."""
+
+
 class Order(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
     """Everything a worker needs to run one trial; it reads nothing else of the suite."""
 
@@ -81,6 +106,8 @@ class Order(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
     """Steps are added until so many seconds are timed."""
     model_folder: str | None = None
     """Where the trained model is kept; None: it is not."""
+    place: Place | None = None
+    """This node's share of a trial over several; None: one node runs all of it."""
 
 
 class Started(Recorded, frozen=True, kw_only=True, tag_field="event", tag="started"):
@@ -88,6 +115,12 @@ class Started(Recorded, frozen=True, kw_only=True, tag_field="event", tag="start
 
     software: dict[str, str | None] = msgspec.field(default_factory=dict)
     """Versions by name, as in the record."""
+
+
+class Met(Recorded, frozen=True, kw_only=True, tag_field="event", tag="met"):
+    """The ranks of other nodes can come: the first one listens. Of trials over several nodes alone."""
+
+    port: int
 
 
 class Phase(Recorded, frozen=True, kw_only=True, tag_field="event", tag="phase"):
@@ -162,9 +195,163 @@ class GaveUp(Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_u
     """The rank that failed first; its log is `rank<N>.log` in the trial's folder. None: there are no ranks."""
     exit_status: int | None = None
     """How that rank's process ended, negative for a signal; None: it reported its failure itself."""
+    may_be_victim: bool = True
+    """Whether the end of a rank on another node may have caused it."""
+    at: Number | None = None
+    """When that rank failed, by `time.perf_counter`; None: there are no ranks, or it was asked to end."""
+    cells: list[int] = msgspec.field(default_factory=list)
+    """How far each rank here came, as `describe` reads it; empty unless the bench asked."""
 
 
-Event = Started | Phase | Progress | Evaluating | Finished | GaveUp
+Event = Started | Met | Phase | Progress | Evaluating | Finished | GaveUp
 
 ORDERS: Lines[Order | CommandOrder] = Lines(Order | CommandOrder)
 EVENTS: Lines[Event] = Lines(Event)
+
+
+# Where each rank of a trial is, readable from outside while a rank hangs.
+
+
+Stage = Literal["set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation", "saving"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+CELLS_PER_RANK = 3
+"""Stages entered so far, the optimizer step, the number of the stage."""
+
+
+def describe(cells: MutableSequence[int], first: int = 0) -> tuple[int | None, str]:
+    """The rank that is furthest behind, None where several are, and a sentence on where all ranks are.
+
+    `first`: the rank whose cells come first.
+    """
+    counts = list(cells[::CELLS_PER_RANK])
+    behind = [rank for rank, count in enumerate(counts) if count == min(counts)]
+    if len(behind) == len(counts):
+        return (first, f"rank {first} is in the {_stage(cells, 0)}") if len(counts) == 1 else (
+            None, f"no rank is behind the others: all are in the {_stage(cells, 0)}"
+        )  # fmt: skip
+    ahead = counts.index(max(counts))
+    names = ", ".join(str(rank + first) for rank in behind)
+    named = f"rank {names} is" if len(behind) == 1 else f"ranks {names} are"
+    place, theirs = _stage(cells, behind[0]), _stage(cells, ahead)
+    sentence = f"{named} in the {place}, rank {ahead + first} waits in the {theirs}"
+    return (behind[0] + first if len(behind) == 1 else None), sentence
+
+
+def _stage(cells: MutableSequence[int], rank: int) -> str:
+    step, stage = cells[rank * CELLS_PER_RANK + 1 : rank * CELLS_PER_RANK + 3]
+    return STAGES[stage] if stage == 0 else f"{STAGES[stage]} of step {step}"
+
+
+# Between the bench and the agents of its other nodes. The first three are exchanged before either side trusts the
+# other, and are short; all later ones carry a code that only who knows the run's secret can make.
+
+
+class Message(Recorded, frozen=True, kw_only=True, tag_field="message", forbid_unknown_fields=True):
+    """One of them."""
+
+
+class Challenge(Message, frozen=True, kw_only=True, tag="challenge"):
+    """The bench's first word: prove that you know the secret."""
+
+    nonce: str
+
+
+class Proof(Message, frozen=True, kw_only=True, tag="proof"):
+    """The agent's answer: which of how many nodes it is, of which version of selectbench and its trials' code."""
+
+    nonce: str
+    node: Annotated[int, msgspec.Meta(ge=1, le=1 << 16)]
+    nodes: Annotated[int, msgspec.Meta(ge=2, le=1 << 16)]
+    version: str
+    code_sha256: str
+    proof: str
+
+
+class Welcome(Message, frozen=True, kw_only=True, tag="welcome"):
+    """The bench knows the secret too."""
+
+    proof: str
+
+
+class Hello(Message, frozen=True, kw_only=True, tag="hello"):
+    """What must be the same on all nodes, and the host's name, which no record has."""
+
+    host: str
+    suite: dict[str, Any]
+    """As it was resolved there, without seeds."""
+    environment: dict[str, Any]
+    """What of environment.json a run's fingerprint holds."""
+    data: dict[str, dict[str, str]]
+    """Digests of the files, by key of the prepared data."""
+
+
+class Bye(Message, frozen=True, kw_only=True, tag="bye"):
+    """The last word of either side: a node is not taken, the run is over, or the agent was told to end."""
+
+    reason: str
+    status: ExitCode
+    """The run's."""
+
+
+class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
+    """A trial of the run of this name is to come: have its interpreter's server started and its GPUs settled."""
+
+    run: str
+    python: str | None
+    ranks: Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Ready(Message, frozen=True, kw_only=True, tag="ready"):
+    """They are, but for what holds memory of GPUs; also what a node hears that the bench takes."""
+
+    held: list[str] = msgspec.field(default_factory=list)
+
+
+class Clock(Message, frozen=True, kw_only=True, tag="clock"):
+    """What time it is, by `time.perf_counter`; answered by the same of the other side."""
+
+    now: Number
+
+
+class Begin(Message, frozen=True, kw_only=True, tag="begin"):
+    """Run this node's ranks of a trial; folders are the bench's own, the data are named by their key."""
+
+    order: Order
+    data_key: str
+
+
+class End(Message, frozen=True, kw_only=True, tag="end"):
+    """End the trial; `asks`: its ranks are to say first where they are, as their time is up."""
+
+    asks: bool
+
+
+class Ended(Message, frozen=True, kw_only=True, tag="ended"):
+    """All ranks of this node have ended."""
+
+    failed: Failed | None
+    """Why they failed; None: they did their part."""
+    said: GaveUp | None
+    """The trial's own last word."""
+    at: Number
+    """When, by this node's `time.perf_counter`."""
+
+
+class Measure(Message, frozen=True, kw_only=True, tag="measure"):
+    """Tell of this node's GPUs over the trial: as of `Finished`, by its own clock and of its own ranks."""
+
+    timed_windows: list[tuple[Number, Number]]
+    training_window: tuple[Number, Number] | None
+    devices: list[RankDevice]
+
+
+class Measured(Message, frozen=True, kw_only=True, tag="measured"):
+    """The answer."""
+
+    meters: Meters
+
+
+AnyMessage = (
+    Challenge | Proof | Welcome | Bye | Hello | Prepare | Ready | Clock | Begin | End | Ended | Measure | Measured
+)
+MESSAGES: Lines[AnyMessage] = Lines(AnyMessage)

@@ -151,7 +151,7 @@ class Before:
     def training(cls, module: Any, order: Order, world: World) -> Before:
         """Look at the model and the own code."""
         return cls(
-            weights_sha256(module) if world.is_first else None,
+            weights_sha256(module) if world.rank == (order.place.first_rank if order.place else 0) else None,
             sum(p.numel() for p in module.parameters()),
             runtime.attention(module),
             runtime.largest_dropout(module),
@@ -167,6 +167,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
     """
     recorder = trained.recorder
     check_replicas(setting.world, trained)
+    check_nodes(setting, before)
     kept = trained.parameters
     own_memory = {
         "rank": setting.world.rank,
@@ -212,6 +213,25 @@ def check_replicas(world: World, trained: Trained) -> None:
         raise RanksDisagreeError(
             "the ranks' weights differ after the last step: gradients were not brought together"
         )
+
+
+def check_nodes(setting: Setting, before: Before) -> None:
+    """Nodes that each drew weights and read data must have had the same, with the same software.
+
+    Raises RanksDisagreeError on all of them.
+    """
+    if setting.order.place is None:
+        return
+    heldout = setting.held_out.sha256() if setting.held_out else None
+    for what, own in (
+        ("the initial weights are", before.weights_sha256), ("the held-out tokens are", heldout),
+        ("the software is", runtime.versions()), ("own code is", before.code_files),
+    ):  # fmt: skip
+        found = setting.world.gathered(own)
+        known = [one for one in found if one is not None]  # weights are looked at once on each node
+        if any(one != known[0] for one in known):
+            rank = next(number for number, one in enumerate(found) if one not in (None, known[0]))
+            raise RanksDisagreeError(f"{what} not the same on rank {rank}'s node as on rank 0's")
 
 
 def _largest(memory: Sequence[RankMemory]) -> dict[str, int | None]:

@@ -28,16 +28,24 @@ import msgspec
 import torch
 import torch.distributed as dist
 
-from selectbench.record.wire import EVENTS, ORDERS, Finished, GaveUp, Order
+from selectbench.record.wire import (
+    CELLS_PER_RANK,
+    EVENTS,
+    ORDERS,
+    Finished,
+    GaveUp,
+    Met,
+    Order,
+    Place,
+    describe,
+)
 from selectbench.worker.processes import die_with_parent, is_fork_safe, redirect
 from selectbench.worker.recorder import Emit
 from selectbench.worker.runtime import (
-    CELLS_PER_RANK,
     PATIENCE,
     Whereabouts,
     World,
     add_to_path,
-    describe,
     is_out_of_memory,
     set_patience,
 )
@@ -82,45 +90,64 @@ class Failure:
 
 
 def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None:
-    """Runs the order's ranks; `emit` gets the first rank's events, Finished or GaveUp last.
+    """Runs the order's ranks of this node; `emit` gets the first rank's events, Finished or GaveUp last.
+
+    On a node without the first rank nothing is emitted where all went well.
 
     `began`: when the trial did, by `time.perf_counter`, which is one clock for all processes.
     """
     context: Any = multiprocessing.get_context("fork" if is_fork_safe() else "spawn")
-    text = ORDERS.write(order)
-    cells = context.RawArray("q", order.world_size * CELLS_PER_RANK)
+    text, place = ORDERS.write(order), place_of(order)
+    cells = context.RawArray("q", place.ranks * CELLS_PER_RANK)
     faulthandler.unregister(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _raise_asked)
     ranks: list[Rank] = []
     try:
-        if (reason := loopback_problem()) is not None:
+        if order.place is None and (reason := loopback_problem()) is not None:
             emit(GaveUp(kind="crashed", detail=reason))
             return
-        with socket.create_server(("127.0.0.1", 0)) as meeting:
-            for number in range(order.world_size):
+        with _meeting(place) as meeting:
+            if order.place is not None and meeting is not None:
+                emit(Met(port=meeting.getsockname()[1]))
+            for number in range(place.first_rank, place.first_rank + place.ranks):
                 ours, theirs = context.Pipe(duplex=False)
                 arguments = (text, number, meeting, theirs, cells, run_rank, began, os.getpid())
                 ranks.append(Rank(context.Process(target=_rank_main, args=arguments), ours))
                 ranks[-1].process.start()
                 theirs.close()
-        outcome = _outcome(ranks, emit)
+        outcome = _outcome(ranks, emit, place.first_rank)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the last word is not to be torn
-        emit(outcome)
+        if outcome is not None:
+            emit(outcome)
     except AskedWhereItIsError:
         # Which rank is behind; each writes its stack into its log first.
-        rank, sentence = describe(cells)
+        rank, sentence = describe(cells, place.first_rank)
         for each in ranks:
             if each.process.is_alive():
                 each.process.terminate()
         until = time.monotonic() + DUMPING_SECONDS
         for each in ranks:
             each.process.join(max(0.0, until - time.monotonic()))
-        emit(GaveUp(kind="timeout", detail=sentence, rank=rank))
+        emit(GaveUp(kind="timeout", detail=sentence, rank=rank, cells=list(cells)))
     finally:
         for each in ranks:
             each.process.kill()
         for each in ranks:
             each.process.join()
+
+
+def place_of(order: Order) -> Place:
+    """Of this node's ranks; where one node runs all, they meet at the loopback interface."""
+    alone = Place(node=0, first_rank=0, ranks=order.world_size, address="127.0.0.1", interface="lo")
+    return order.place or alone
+
+
+def _meeting(place: Place) -> contextlib.AbstractContextManager[socket.socket | None]:
+    """Where the first rank will listen; None on a node that has it not."""
+    if place.first_rank:
+        return contextlib.nullcontext()
+    family = socket.AF_INET6 if ":" in place.address else socket.AF_INET
+    return socket.create_server((place.address, 0), family=family)
 
 
 def loopback_problem() -> str | None:
@@ -139,8 +166,8 @@ def _raise_asked(*_: object) -> None:
     raise AskedWhereItIsError
 
 
-def _outcome(ranks: list[Rank], emit: Emit) -> Finished | GaveUp:
-    """Hears the ranks to the end of all of them, or a little beyond the first failure."""
+def _outcome(ranks: list[Rank], emit: Emit, first: int) -> Finished | GaveUp | None:
+    """Hears the ranks, `first` the first of them, to the end of all, or a little beyond the first failure."""
     finished: Finished | None = None
     failures: list[Failure] = []
     until: float | None = None
@@ -148,7 +175,7 @@ def _outcome(ranks: list[Rank], emit: Emit) -> Finished | GaveUp:
         # A rank's own children may hold its pipe open: its end is heard of in two ways.
         sources = [source for rank in ranks if rank.listening for source in (rank.messages, rank.process.sentinel)]
         ready = wait(sources, None if until is None else max(0.0, until - time.monotonic()))
-        for number, rank in enumerate(ranks):
+        for number, rank in enumerate(ranks, first):
             if rank.listening and (rank.messages in ready or rank.process.sentinel in ready):
                 event = _heard(number, rank, failures)
                 if isinstance(event, Finished):
@@ -158,8 +185,9 @@ def _outcome(ranks: list[Rank], emit: Emit) -> Finished | GaveUp:
         if failures and until is None:
             until = time.monotonic() + SETTLING_SECONDS
     if failures:
-        return min(failures).gave_up
-    assert finished is not None, "the first rank ended well without a result"
+        worst = min(failures)
+        return msgspec.structs.replace(worst.gave_up, may_be_victim=worst.may_be_victim, at=worst.at)
+    assert first or finished is not None, "the first rank ended well without a result"
     return finished
 
 
@@ -190,7 +218,7 @@ def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
 
 
 def _rank_main(
-    text: bytes, number: int, meeting: socket.socket, messages: Connection, cells: Any, run_rank: RunRank,
+    text: bytes, number: int, meeting: socket.socket | None, messages: Connection, cells: Any, run_rank: RunRank,
     began: float, parent: int,
 ) -> None:  # fmt: skip
     """A rank's whole life. Its last word is GaveUp where it failed."""
@@ -211,7 +239,7 @@ def _rank_main(
     try:
         add_to_path(order.code)  # the process may be a new one
         with _process_group(order, number, meeting) as world:
-            run_rank(order, world, emit, Whereabouts(cells, number), began)
+            run_rank(order, world, emit, Whereabouts(cells, number - place_of(order).first_rank), began)
         messages.send_bytes(json.dumps([time.monotonic(), DONE]).encode())
     except BaseException as error:
         # Also what the process group needs, before and after the training.
@@ -223,21 +251,25 @@ def _rank_main(
 
 
 @contextlib.contextmanager
-def _process_group(order: Order, number: int, meeting: socket.socket) -> Any:
-    """All ranks of this machine in one group, met at a port that the trial's process holds already."""
-    port = meeting.getsockname()[1]
-    device = order.device if order.device == "cpu" else f"cuda:{number}"
+def _process_group(order: Order, number: int, meeting: socket.socket | None) -> Any:
+    """All ranks in one group, met at a port that the first one's trial process holds already."""
+    place = place_of(order)
+    port, here = place.port if meeting is None else meeting.getsockname()[1], number - place.first_rank
+    device = order.device if order.device == "cpu" else f"cuda:{here}"
     os.environ |= {
-        "RANK": str(number), "LOCAL_RANK": str(number), "WORLD_SIZE": str(order.world_size),
-        "LOCAL_WORLD_SIZE": str(order.world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "RANK": str(number), "LOCAL_RANK": str(here), "WORLD_SIZE": str(order.world_size),
+        "LOCAL_WORLD_SIZE": str(place.ranks), "MASTER_ADDR": place.address, "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": str(order.threads),
     }  # fmt: skip
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # a host's name need not resolve in a container
+    if place.interface is not None:  # a host's name need not resolve in a container
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", place.interface)
+        if order.place is not None:
+            os.environ.setdefault("NCCL_SOCKET_IFNAME", place.interface)
     if device != "cpu":
         torch.cuda.set_device(device)
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1", port, order.world_size, is_master=number == 0, timeout=MEETING_PATIENCE,
-        master_listen_fd=os.dup(meeting.fileno()) if number == 0 else None,
+        place.address, port, order.world_size, is_master=number == 0, timeout=MEETING_PATIENCE,
+        master_listen_fd=os.dup(meeting.fileno()) if number == 0 and meeting is not None else None,
     )  # fmt: skip
     dist.init_process_group(
         "gloo" if device == "cpu" else "nccl", store=store, rank=number, world_size=order.world_size,

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from selectbench.record.record import EvaluationPoint, Inside
-from selectbench.record.wire import Evaluating, Finished, GaveUp, Order, Phase, Progress, Started
+from selectbench.record.wire import Evaluating, Event, Order, Phase, Progress
 from selectbench.suite.job import Eval, Job
 from selectbench.worker.attention import SdpaBackends
 from selectbench.worker.batches import Batches, HeldOut, TokenStream
@@ -322,7 +322,7 @@ def _check_agreement(norms: list[float], sums: list[float], first_step: int, wor
 
 EVALUATION_TOLD_SECONDS = 0.25
 """Between two events of an evaluation."""
-Emit = Callable[[Started | Phase | Progress | Evaluating | Finished | GaveUp], None]
+Emit = Callable[[Event], None]
 
 
 @dataclass

@@ -21,7 +21,7 @@ from importlib import import_module, invalidate_caches, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +33,7 @@ from selectbench.choices.execution import PrecisionChoice
 from selectbench.data.reading import with_place
 from selectbench.errors import did_you_mean, may_want_bytes, says_out_of_memory
 from selectbench.machine import LIBRARIES
+from selectbench.record.wire import CELLS_PER_RANK, STAGES, Stage
 
 
 def derived_seed(seed: int, purpose: str, *parts: int) -> int:
@@ -495,17 +496,11 @@ def compilations() -> int:
 # Where each rank of a trial is, readable from outside while a rank hangs.
 
 
-Stage = Literal["set-up", "forward pass", "backward pass", "update", "reading of results", "evaluation", "saving"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
-CELLS_PER_RANK = 3
-"""Stages entered so far, the optimizer step, the number of the stage."""
-
-
 class Whereabouts:
     """A rank's own note of how far it came, in memory shared with the process that watches the ranks."""
 
     def __init__(self, cells: MutableSequence[int], rank: int = 0) -> None:
-        """`cells`: CELLS_PER_RANK whole numbers per rank, zero at first."""
+        """`cells`: CELLS_PER_RANK whole numbers per rank of this node, zero at first; `rank`: from 0 there."""
         self._cells = cells
         self._first = rank * CELLS_PER_RANK
 
@@ -519,25 +514,6 @@ class Whereabouts:
 def nowhere() -> Whereabouts:
     """For a trial without ranks: nobody reads it."""
     return Whereabouts([0] * CELLS_PER_RANK)
-
-
-def describe(cells: MutableSequence[int]) -> tuple[int | None, str]:
-    """The rank that is furthest behind, None where several are, and a sentence on where all ranks are."""
-    counts = list(cells[::CELLS_PER_RANK])
-    behind = [rank for rank, count in enumerate(counts) if count == min(counts)]
-    if len(behind) == len(counts):
-        return (0, f"rank 0 is in the {_place(cells, 0)}") if len(counts) == 1 else (
-            None, f"no rank is behind the others: all are in the {_place(cells, 0)}"
-        )  # fmt: skip
-    ahead = counts.index(max(counts))
-    named = f"rank {behind[0]} is" if len(behind) == 1 else f"ranks {', '.join(map(str, behind))} are"
-    sentence = f"{named} in the {_place(cells, behind[0])}, rank {ahead} waits in the {_place(cells, ahead)}"
-    return (behind[0] if len(behind) == 1 else None), sentence
-
-
-def _place(cells: MutableSequence[int], rank: int) -> str:
-    step, stage = cells[rank * CELLS_PER_RANK + 1 : rank * CELLS_PER_RANK + 3]
-    return STAGES[stage] if stage == 0 else f"{STAGES[stage]} of step {step}"
 
 
 # How fast large square matrix products run on this process's device: one line of JSON for each dtype.
