@@ -125,7 +125,8 @@ def test_no_name_is_markup_in_markdown() -> None:
 def test_no_name_is_markup_on_the_page() -> None:
     page = render_html(evil_document())
     assert "<b>" not in page
-    assert words(page).count(EVIL) == words(page).count("javascript:1") == 4 + 2 * 8
+    seen, in_prose = words(page), EVIL.replace("`", "")  # there backticks make code, and nothing else
+    assert seen.count(EVIL) + seen.count(in_prose) == seen.count("javascript:1") == 4 + 2 * 8
 
 
 def test_a_terminal_shows_the_opening_and_the_answer_last() -> None:
