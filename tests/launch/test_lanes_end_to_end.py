@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launch.harness import TINY_SUITE, Workplace, running_trials, until
+from launch.harness import LONG, TINY_SUITE, Workplace, running_trials, until
 from made_records import make_suite
 from plan.test_machine_choices import a_gpu, on
 
@@ -131,6 +132,19 @@ def test_two_lanes_that_are_cut_off_leave_nothing_and_go_on_where_they_were(work
     assert len(affinities) == 2
     assert not frozenset.intersection(*affinities), "two lanes had a core in common"
     assert "it was not tried whether lanes disturb each other" in done.stdout.replace("\n", " ")
+
+
+@pytest.mark.slow
+@needs_two_cores
+def test_what_stops_one_lane_stops_all(workplace: Workplace) -> None:
+    """The run's folder goes while both train: one sentence, no trial goes on."""
+    process = workplace.start("run", "tiny.yaml", "--lanes", "2", "--no-interference-check", *LONG)
+    until(lambda: len(running_trials(workplace)) >= 2)
+    shutil.rmtree(workplace.run_folders()[-1], ignore_errors=True)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 2, told
+    assert told.count("was deleted or moved while this run went on") == 1
+    assert workplace.trial_pids() == []
 
 
 def test_more_lanes_than_cores_and_a_wrong_site_are_refused_with_their_place(workplace: Workplace) -> None:

@@ -112,7 +112,7 @@ def test_what_a_stream_cannot_write_is_escaped(environment: dict[str, str]) -> N
 import selectbench.cli, selectbench.__main__
 from selectbench.errors import UserError
 def app():
-    selectbench.cli._stdout().print('option \\U0001f680')
+    selectbench.cli._console().print('option \\U0001f680')
     raise UserError('no \\U0001f680')
 selectbench.cli.app = app
 selectbench.__main__.main()
