@@ -698,7 +698,8 @@ class Observer:
         held_out = torch.from_file(self.settings["heldout"], size=count, dtype=torch.int64).to(self._device)
         pieces = held_out.unfold(0, length, 1)[: (1 << (30 if self._moments.cuda else 26)) // length]
         hashes = torch.cat([seen.token_digest(some, None)[3] for some in pieces.split(1 + (1 << 22) // length)])
-        of = torch.isin(trained := torch.cat(self._row_hashes), hashes).sum()
+        trained = torch.cat([rows.to(self._device) for rows in self._row_hashes])
+        of = torch.isin(trained, hashes).sum()
         return {"row_length": length, "rows": len(trained), "rows_held_out": int(of), "offsets": len(pieces)}
 
     def _held_out_loss(self, model: nn.Module) -> tuple[float, int]:

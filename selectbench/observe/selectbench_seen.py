@@ -338,9 +338,8 @@ def _dtypes_of(product: Any) -> set[torch.dtype]:
 
 def cross_entropies(loss: Tensor) -> list[Tensor]:
     """The targets of each cross entropy that a loss comes from, -1 where it ignores one."""
-    nodes = [
-        node for node in _graph(loss, 4096) if type(node).__name__ in ("NllLossBackward0", "NllLoss2DBackward0")
-    ]
+    kinds = ("NllLossBackward0", "NllLoss2DBackward0")
+    nodes = [node for node in _graph(loss, 4096) if type(node).__name__ in kinds]
     found: list[tuple[Tensor, int]] = [(node._saved_target, node._saved_ignore_index) for node in nodes]
     return [target.masked_fill(target == ignored, -1) for target, ignored in found]
 

@@ -454,9 +454,7 @@ def _words(
     rows = [seen.evaluation for seen in ranks if "rows" in seen.evaluation]
     tried, found = (sum(int(of[key]) for of in rows) for key in ("rows", "rows_held_out"))
     if found:
-        not_seen["held-out rows"] = (
-            f"{found:,} of the first {tried:,} rows trained on are pieces of the held-out tokens"
-        )
+        not_seen["held-out rows"] = f"{found:,} of the first {tried:,} rows trained on are held-out tokens"
     elif rows:
         pieces, length = rows[0]["offsets"], rows[0]["row_length"]
         conventions["held-out rows"] = (
