@@ -2,7 +2,7 @@
 
 import sys
 
-from selectbench.worker.processes import die_with_parent
+from selectbench.cores import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent()  # first of all: what is imported takes seconds

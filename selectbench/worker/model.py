@@ -20,11 +20,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from selectbench.choices import Choices
 from selectbench.choices.model import AGAIN, HUB, MOST_OF_A_LIBRARY, OwnModel, PretrainedModel, resolved_vocab_size
+from selectbench.cores import is_fork_safe
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
 from selectbench.text import first_line, one_line
 from selectbench.worker.batches import Batch
-from selectbench.worker.processes import is_fork_safe
 from selectbench.worker.runtime import OwnCodeError, autocast, derived_seed, load
 
 AUTO: dict[str, Any] = {

@@ -28,6 +28,7 @@ import msgspec
 import torch
 import torch.distributed as dist
 
+from selectbench.cores import die_with_parent, is_fork_safe, redirect
 from selectbench.record.wire import (
     CELLS_PER_RANK,
     EVENTS,
@@ -39,7 +40,6 @@ from selectbench.record.wire import (
     Place,
     describe,
 )
-from selectbench.worker.processes import die_with_parent, is_fork_safe, redirect
 from selectbench.worker.recorder import Emit
 from selectbench.worker.runtime import (
     PATIENCE,

@@ -29,7 +29,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from selectbench.worker.processes import (
+from selectbench.cores import (
     PR_SET_CHILD_SUBREAPER,
     PR_SET_PDEATHSIG,
     die_with_parent,

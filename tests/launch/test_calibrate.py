@@ -18,13 +18,12 @@ from stand_in import StandIn
 from selectbench import doctor
 from selectbench.doctor import calibrate
 from selectbench.errors import UserError
-from selectbench.gpu.devices import gpus
+from selectbench.gpu.devices import gpus, peak_flops_per_second
 from selectbench.launch import preparation
 from selectbench.record.environment import (
     FILE_NAME,
     Calibration,
     Rate,
-    peak_flops_per_second,
     store,
     stored,
     stored_rates,
