@@ -125,7 +125,7 @@ def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
     ranks = _read(folder)
     if asked.is_set():
         done = len(ranks[0].steps) if ranks else 0
-        emit(GaveUp(kind="timeout", detail=f"the command was at step {done} of {order.max_steps}"))
+        emit(GaveUp(kind="timeout", detail=f"the command was at step {done} of {order.max_steps} or just beyond"))
         return
     emit(_result(order, ranks, process.returncode, began, cores.found()))
 

@@ -125,7 +125,8 @@ def test_every_end_of_a_command_has_its_outcome(workplace: Workplace) -> None:
     assert "ValueError: the data are broken" in found["raises"]["detail"]
     assert "after step 4 of 12" in found["raises"]["detail"]
     assert "SIGKILL" in found["is_killed"]["detail"]
-    assert "at step 4 of 12" in found["hangs"]["detail"]
+    # A process writes its steps a few at a time.
+    assert any(f"at step {step} of 12 or just beyond" in found["hangs"]["detail"] for step in range(1, 5))
     assert "exited with status 1 after step 12 of 12" in found["fails_at_the_end"]["detail"]
     (folder,) = workplace.run_folders("mine")
     sizes = {
