@@ -173,6 +173,7 @@ def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> li
     facts = {
         "baseline": ranking.baseline, "ranked by": ranking.objective, "device": ranking.device,
         "hardware": ", ".join(names) if suite.device == "cuda" and names else environment.get("cpu_model"),
+        "nodes": environment.get("nodes"),
         "torch": (environment.get("libraries") or {}).get("torch"),
         "seeds": ", ".join(map(str, ranking.seeds[:12])), "constraints": "; ".join(suite.decide.constraints),
     }  # fmt: skip
