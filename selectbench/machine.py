@@ -98,7 +98,7 @@ class Machine:
     @property
     def lane_cores(self) -> list[list[int]]:
         """The cores of each lane; all of them where there is one."""
-        return shares(self.lanes, sorted(os.sched_getaffinity(0)), int(usable_cores()))
+        return shares(self.lanes, own_cores(), int(usable_cores()))
 
     def here(self, world_size: int) -> int:
         """How many of a trial's ranks run on each node that takes part; one rank runs on the first."""
@@ -281,11 +281,16 @@ def _place_of(core: int, root: Path = Path("/sys/devices/system/cpu")) -> tuple[
         return 0, core, core
 
 
-def cores_by_affinity() -> int:
-    """Cores that this process may be scheduled on: all where the system keeps no affinity, as macOS."""
+def own_cores() -> list[int]:
+    """Those that this process may be scheduled on: all where the system keeps no affinity, as macOS."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
+def cores_by_affinity() -> int:
+    """How many they are."""
+    return len(own_cores())
 
 
 def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:

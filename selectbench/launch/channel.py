@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import array
 import contextlib
-import fcntl
 import hmac
 import os
 import select
@@ -66,6 +65,8 @@ def address_of(rdzv: str) -> tuple[str, int]:
 
 def interface_of(address: str) -> str | None:
     """The network interface that has this IPv4 address first; None: none has, or it is another kind of address."""
+    import fcntl  # systems that only plan have none
+
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         for _, name in socket.if_nameindex():
             asked = array.array("B", struct.pack("256s", name.encode()[:15]))

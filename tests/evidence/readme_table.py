@@ -17,6 +17,11 @@ def kept_run(suite: str) -> Path:
     return max((ROOT / "results" / suite).glob("*Z-*"))
 
 
+def oldest_run(suite: str) -> Path:
+    """The first of them, whose records have other keys than today's."""
+    return min((ROOT / "results" / suite).glob("*Z-*"))
+
+
 def section() -> str:
     """What stands between the markers."""
     stored = read_run(kept_run("precision"))

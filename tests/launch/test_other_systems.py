@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from evidence.readme_table import ROOT, kept_run
+from evidence.readme_table import ROOT, oldest_run
 from launch.harness import TINY_SUITE, corpus
 from other_system import is_there, missing
 
@@ -20,8 +20,8 @@ from selectbench.errors import ExitCode
 from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, SUITE
 
 SYSTEMS = {"darwin": "macOS", "win32": "Windows"}
-KEPT = str(kept_run("precision"))
-SLOWER = str(Path("results") / "precision" / kept_run("precision").name)
+KEPT = str(oldest_run("precision"))
+SLOWER = str(Path("results") / "precision" / oldest_run("precision").name)
 """The kept run's copy in which every trial took twice as long."""
 each_system = pytest.mark.parametrize("system", SYSTEMS)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from evidence.readme_table import kept_run
+from evidence.readme_table import kept_run, oldest_run
 from made_records import make_failure, make_record, make_suite, speed
 from msgspec.structs import replace
 from pytest_benchmark.stats import Stats
@@ -42,10 +42,10 @@ def command(*words: str | Path, cwd: Path | None = None, **environment: str) -> 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
     """A copy of a kept run with its records and nothing that follows from them."""
-    folder = tmp_path / "results" / "precision" / kept_run("precision").name
+    folder = tmp_path / "results" / "precision" / oldest_run("precision").name
     folder.mkdir(parents=True)
     for name in ("suite.yaml", "environment.json", "records.jsonl"):
-        shutil.copy(kept_run("precision") / name, folder / name)
+        shutil.copy(oldest_run("precision") / name, folder / name)
     return folder
 
 
@@ -173,7 +173,7 @@ class TestRunsByName:
     def results(self, tmp_path: Path) -> Path:
         for name in "abcde":
             shutil.copytree(
-                kept_run("precision"), tmp_path / "precision" / f"20200101T00000{ord(name) - 97}Z-{name}"
+                oldest_run("precision"), tmp_path / "precision" / f"20200101T00000{ord(name) - 97}Z-{name}"
             )
         return tmp_path
 
@@ -335,7 +335,7 @@ def test_the_csv_reads_back_and_runs_no_formula() -> None:
 
 class TestLoad:
     def test_trials_options_and_curves(self) -> None:
-        run = selectbench.load(str(kept_run("precision")))
+        run = selectbench.load(str(oldest_run("precision")))
         frame = run.to_pandas()
         assert len(frame) == 30
         assert set(frame.status) == {"completed", "failed"}
@@ -369,7 +369,7 @@ class TestList:
     def test_the_newest_first_with_its_answer(self, kept: Path) -> None:
         older = kept.parents[1] / "optimizer" / "20200101T000000.000Z-abc"
         shutil.copytree(kept_run("optimizer"), older)
-        shutil.copy(kept_run("precision") / "ranking.json", kept)
+        shutil.copy(oldest_run("precision") / "ranking.json", kept)
         first, second = past_runs(kept.parents[1])
         assert (first.suite, first.trials_done, first.trials_planned) == ("precision", 30, 30)
         assert first.answer == read_run(kept).ranking().answer

@@ -28,7 +28,8 @@ PROBE = """<script>addEventListener('load', () => {
   const words = [...page.querySelectorAll('svg.picture text')].filter(t => t.textContent);
   const table = page.querySelector('.sortable'), box = table.parentElement;
   const compared = [...table.tHead.rows[0].cells].find(c => c.textContent.includes('against the baseline'));
-  const small = words.map(t => t.getBoundingClientRect().height);
+  // A label that stands upright may be one narrow letter.
+  const small = words.map(t => t.getBoundingClientRect()).map(r => Math.max(r.width, r.height));
   document.body.dataset.found = JSON.stringify({
     scroll: page.documentElement.scrollWidth, client: page.documentElement.clientWidth, first,
     table: box.scrollWidth, box: box.clientWidth, compared: compared.getBoundingClientRect().right,
