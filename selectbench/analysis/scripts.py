@@ -61,7 +61,37 @@ def script_warnings(suite: Suite, records: Sequence[Record], summaries: Sequence
     elif not suite.quick and repeat_of(suite, records)[0] is None:
         lines.append("whether the job repeats is not known: a trial of the check did not complete")
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
-    return [*lines, *_without_effect(summaries, baseline), *_alike_seeds(baseline)]
+    doubts = [*_seen_before(summaries), *_long_pauses(summaries)]
+    return [*lines, *doubts, *_without_effect(summaries, baseline), *_alike_seeds(baseline)]
+
+
+def _seen_before(summaries: Sequence[Summary]) -> Iterator[str]:
+    """Options that train on what their loss is then measured on."""
+    trained = {
+        summary.name: max((r.identity.heldout_rows_trained or 0 for r in summary.completed.values() if r.identity),
+                          default=0)
+        for summary in summaries
+    }  # fmt: skip
+    if told := ", ".join(f"{name} on {rows:,} rows" for name, rows in trained.items() if rows):
+        yield f"held-out tokens are trained on ({told}): the final loss says nothing of new text"
+
+
+def _long_pauses(summaries: Sequence[Summary]) -> Iterator[str]:
+    """Options of which so much is called validation or saving that speed may hide in it."""
+    shares = {
+        summary.name: max(((m.pause_seconds or 0.0) / m.timed_seconds for m in summary.measurements.values()
+                           if m.timed_seconds), default=0.0)
+        for summary in summaries
+    }  # fmt: skip
+    if told := [f"{name} {share:.0%}" for name, share in shares.items() if share > LONG_PAUSES]:
+        yield (
+            f"validation and saving, which no speed has, took more than {LONG_PAUSES:.0%} of the timed steps' time "
+            f"({', '.join(told)}): is nothing else done between `model.eval()` and the next training step?"
+        )
+
+
+LONG_PAUSES = 0.2
+"""Of the timed steps' time."""
 
 
 def _without_effect(summaries: Sequence[Summary], baseline: Summary) -> Iterator[str]:

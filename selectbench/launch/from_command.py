@@ -192,8 +192,7 @@ def suite_text(command: str, seen: Observed, folder: Path) -> str:
         warmup=min(WARMUP_STEPS, max(1, shown // 3)),
         choices=f"world_size: {ranks}" if ranks > 1 else "", baseline="without" if flag else "as_it_is",
         options=f'  without: {{args: ""}}\n  {flag[2]}: {{args: "{flag[1]}", may_change: [{_CHANGES[flag[2]]}]}}'
-        if flag else '  as_it_is: {args: ""}\n  changed: {args: ""}  # your change, such as "--bf16", with '
-        "may_change: [compute_dtype]",
+        if flag else '  as_it_is: {args: ""}\n  # changed: {args: "--bf16", may_change: [compute_dtype]}  # yours',
     )  # fmt: skip
 
 

@@ -85,10 +85,25 @@ class Moments:
 
 
 @dataclass
+class Forward:
+    """A training forward, which counts where a loss goes backward through its output; others only look."""
+
+    known: tuple[Any, Any, Any, Any] | None = None
+    """Digest of its tokens, how many they are, its rows and their hashes; None: none were seen."""
+    part: int | None = None
+    """Its place among the parts of our own loss."""
+    is_reached: bool = False
+
+    def reach(self, _: Any) -> None:
+        """A gradient has come to its output."""
+        self.is_reached = True
+
+
+@dataclass
 class Step:
     """What has been seen of an optimizer step so far; what is on the device stays there."""
 
-    micro_batches: int = 0
+    forwards: list[Forward] = field(default_factory=list)
     digest: Any = None
     loss: Any = None
     tokens: Any = 0
@@ -110,7 +125,7 @@ class Observer:
         self.passive = False
         self._imported_at, self._pid = time.perf_counter(), os.getpid()
         self._own_seconds = self._aside_seconds = 0.0
-        self._pss_before = seen.process_bytes("smaps_rollup", "Pss")
+        self._pss_before = seen.held_bytes()
         self._file: Any = None
         # The model, and who updates it.
         self._optimizers: list[weakref.ref[Optimizer]] = []
@@ -137,6 +152,9 @@ class Observer:
         self._row_hashes: list[torch.Tensor] = []
         self._got: tuple[int, float, set[int]] = (0, 0.0, set())
         self._roles: seen.Roles | None = None
+        self._captured_roles: seen.Roles | None = None
+        self._form: Any = None
+        self._is_coarse = False
         self._logits: torch.Tensor | None = None
         self._vocabulary = 0
         self._compute: set[torch.dtype] = set()
@@ -302,23 +320,22 @@ class Observer:
             self._due = True
             return
         step, self._call = self._step, (args, kwargs)
-        if self._steps == 0 and step.micro_batches == 0:
+        if self._steps == 0 and not step.forwards:
             self._begin()
             self._describe_model(module)
-            self._captured, self._roles = seen.unfused(self._call), seen.roles(module, self._call)
+            self._captured = seen.unfused(self._call)
             self._sizes = {part.num_embeddings for part in module.modules() if isinstance(part, nn.Embedding)}
-        if step.micro_batches == 0 and self._paused:
+        if (form := (len(args), *kwargs)) != self._form:
+            self._form, self._roles = form, seen.roles(module, self._call)
+            self._captured_roles = self._captured_roles or self._roles
+        if not step.forwards and self._paused:
             step.pause, self._paused = (self._last_end, self._moments.mark()), False
-        elif step.micro_batches == 0 and self._steps and not self._moments.cuda and len(self._gaps) < 100:
+        elif not step.forwards and self._steps and not self._moments.cuda and len(self._gaps) < 100:
             self._gaps.append(time.perf_counter() - self._last_end)
-        step.micro_batches += 1
+        step.forwards.append(Forward())
         if self._roles is not None:
             with torch.no_grad():
-                digest, tokens, rows, hashes = seen.token_digest(*self._tokens_and_mask())
-            if len(self._row_hashes) < 4096:  # more would be kept for long
-                self._row_hashes.append(hashes)
-            step.digest = digest if step.digest is None else step.digest + digest
-            step.tokens, step.rows = step.tokens + tokens, step.rows + rows
+                step.forwards[-1].known = seen.token_digest(*self._tokens_and_mask())
         if self._looks and self._roles is not None and seen.is_fused(self._call):
             self._look_aside(module)
 
@@ -335,7 +352,11 @@ class Observer:
         if module is not self._model() or self._evaluating or self._backwards:
             return
         self._forwards -= 1
-        if self._forwards or not (self._looks and self._step.micro_batches and torch.is_grad_enabled()):
+        if self._forwards or not (self._step.forwards and torch.is_grad_enabled()):
+            return
+        for result in seen.first_differentiable(output):
+            result.register_hook(self._step.forwards[-1].reach)
+        if not self._looks:
             return
         self._compute |= seen.product_dtypes(output)
         if self._roles is None:
@@ -351,7 +372,10 @@ class Observer:
         if self._roles.labels is None:
             self._logits = logits.detach()
         elif (targets := self._targets()) is not None:
-            self._own_loss.add(logits, targets[0], int((targets[1] >= 0).sum()))
+            self._add_own_loss(logits, targets[0], int((targets[1] >= 0).sum()))
+
+    def _add_own_loss(self, logits: Any, targets: Any, labels: int, *, goes_on: bool = False) -> None:
+        self._step.forwards[-1].part = self._own_loss.add(logits, targets, labels, goes_on=goes_on)
 
     def _targets(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Of the call's labels, and these before any shift; None: they are something else, or there are none."""
@@ -360,6 +384,8 @@ class Observer:
             self._first["logits"] += ", but the labels are neither the tokens nor the next tokens"
             return None
         labels = seen.as_rows(seen.leaves(self._call)[self._roles.labels])
+        if self._steps and seen.labels_are(labels, self._tokens_and_mask()[0]) != self._roles.labels_are:
+            self._own_loss.has_other_targets = True
         return seen.moved_left(labels) if self._roles.labels_are == "tokens" else labels, labels
 
     def _look_aside(self, module: nn.Module) -> None:
@@ -380,7 +406,7 @@ class Observer:
                         return
                     self._vocabulary = logits.shape[-1]
                     of_row, labels = (one[row : row + 1] for one in targets)
-                    self._own_loss.add(logits, of_row, int((labels >= 0).sum()), goes_on=row > 0)
+                    self._add_own_loss(logits, of_row, int((labels >= 0).sum()), goes_on=row > 0)
         except Exception as error:
             self._first["logits"] = f"not found by the same call without what leaves them out: {error!r}"
 
@@ -390,7 +416,7 @@ class Observer:
 
     def _before_backward(self, tensors: Any, *args: Any, **kwargs: Any) -> None:
         self._backwards += 1
-        if self._backwards > 1 or self._evaluating or not self._step.micro_batches:
+        if self._backwards > 1 or self._evaluating or not self._step.forwards:
             return
         roots = [tensors] if isinstance(tensors, torch.Tensor) else list(tensors)
         for root in roots:
@@ -400,6 +426,7 @@ class Observer:
                 self._step.loss = loss if self._step.loss is None else self._step.loss + loss
                 if self._looks and self._roles is not None:
                     self._own_loss.go_backward(root)
+                    self._is_coarse = root.dtype is torch.bfloat16
         if self._logits is not None:
             logits, self._logits = self._logits, None
             following = seen.next_tokens(*self._tokens_and_mask())
@@ -408,14 +435,15 @@ class Observer:
                 self._own_loss.leaves_out_ends = True
             elif bool(((targets != following) & (targets >= 0))[:, :-1].any()):
                 self._first["logits"] += ", but the loss is not of the next tokens"
+                self._own_loss.has_other_targets = True
                 return
             targets = following if targets is None else targets
-            self._own_loss.add(logits, targets, int((targets >= 0).sum()))
+            self._add_own_loss(logits, targets, int((targets >= 0).sum()))
 
     def _after_backward(self, result: None, *args: Any, **kwargs: Any) -> None:
         self._backwards -= 1
         scale, self._scale = self._scale, None
-        if self._backwards or self._evaluating or self._steps or not self._step.micro_batches:
+        if self._backwards or self._evaluating or self._steps or not self._step.forwards:
             return
         if (model := self._model()) is not None:
             gradients = [p.grad.detach() for p in model.parameters() if p.grad is not None]
@@ -447,14 +475,14 @@ class Observer:
 
     def _read_update(self, optimizer: Optimizer) -> None:
         """The norm of what the first update gets; again after it where a closure went backward within."""
-        micro_batches, squares, read = self._got
-        if micro_batches != self._step.micro_batches:
-            micro_batches, squares, read = self._step.micro_batches, 0.0, set()
+        forwards, squares, read = self._got
+        if forwards != len(self._step.forwards):
+            forwards, squares, read = len(self._step.forwards), 0.0, set()
         fresh = [p for g in optimizer.param_groups for p in g["params"] if id(p) in self._own and id(p) not in read]
-        if micro_batches and self._is_whole and fresh:
+        if forwards and self._is_whole and fresh:
             gradients = [p.grad.detach() for p in fresh if p.grad is not None]
             squares += seen.gradient_norm(gradients, getattr(optimizer, "grad_scale", None)) ** 2
-        self._got = micro_batches, squares, read | {id(p) for p in fresh}
+        self._got = forwards, squares, read | {id(p) for p in fresh}
 
     def _after_update(self, owner: Any, optimizer: Optimizer) -> None:
         """The outermost ends a step of the training, once every optimizer has made its update."""
@@ -463,7 +491,7 @@ class Observer:
         step = self._step
         if self._own and not self._updates(optimizer):
             return
-        if not step.micro_batches:
+        if not step.forwards:
             self._lone_updates += 1
             return
         step.updated.add(id(optimizer))
@@ -503,6 +531,14 @@ class Observer:
         """The step is whole: it is written now, or once the device has come to its end."""
         step, self._step = self._step, Step()
         self._steps, self._last_end, self._paused = self._steps + 1, step.end, False
+        # Where a model gives what no hook can be on, all count.
+        step.forwards = [one for one in step.forwards if one.is_reached] or step.forwards
+        for digest, tokens, rows, hashes in [one.known for one in step.forwards if one.known is not None]:
+            if len(self._row_hashes) < 4096:  # more would be kept for long
+                self._row_hashes.append(hashes)
+            step.digest = digest if step.digest is None else step.digest + digest
+            step.tokens, step.rows = step.tokens + tokens, step.rows + rows
+        self._own_loss.keep({one.part for one in step.forwards})
         for name in ("digest", "tokens", "rows", "loss", "skipped"):
             setattr(step, name, self._moments.brought(getattr(step, name)))
         step.rates = [self._moments.brought(rate) for rate in step.rates]
@@ -516,6 +552,7 @@ class Observer:
             self._write_first_step(step)
         if is_last:
             self._end["left_out_parameters"] = self._left_out(self._first_updated | step.updated)
+            self._end["optimizer_settings"] = seen.optimizer_settings(self._trained())
             self._stop_memory()
             if self.settings.get("heldout"):
                 self._evaluate()
@@ -536,7 +573,7 @@ class Observer:
             began, ended = map(self._moments.read, step.pause or (step.end, step.end))
             usual = sorted(self._gaps)[len(self._gaps) // 2] if self._gaps else 0.0  # such as waiting for data
             self._write(
-                "step", step=number, at=self._moments.read(step.end), micro_batches=step.micro_batches,
+                "step", step=number, at=self._moments.read(step.end), micro_batches=len(step.forwards),
                 rows=int(step.rows) if known else None, tokens=int(step.tokens) if known else None,
                 token_digest=f"{int(step.digest) & ((1 << 64) - 1):016x}" if known else None,
                 rates=[_finite(float(rate)) for rate in step.rates], loss=_finite(step.loss),
@@ -548,12 +585,15 @@ class Observer:
                 own, known = step.own_loss.value(), step.own_loss.conventions(step.loss, self._tolerance)
                 is_known = bool(own is not None and self._conventions and math.isfinite(step.loss or 0.0))
                 agrees = not {*known}.isdisjoint(self._conventions) if is_known else None
+                agrees = False if step.own_loss.has_other_targets and self._conventions else agrees
                 self._write("look", step=number, own_loss=_finite(own), agrees=agrees)
 
     def _write_first_step(self, step: Step) -> None:
         model, trained, compute = self._model(), self._trained(), seen.dtype_name(self._compute)
         states, own = seen.states(trained), step.own_loss or seen.OwnLoss()
         self._tolerance, self._first_updated = 1e-4 if compute == "float32" else 5e-3, step.updated
+        if self._is_coarse:  # a loss of bf16 itself has eight bits
+            self._tolerance = 2e-2
         ends = ENDS if own.leaves_out_ends else ""
         self._conventions = own.conventions(step.loss, self._tolerance)
         self._first.update(
@@ -579,7 +619,8 @@ class Observer:
         if self._ended or (self._file is None and not self._lone_updates):
             return
         self._begin()
-        if (open_forwards := self._step.micro_batches) or self._lone_updates:
+        open_forwards = len(self._step.forwards) if self._step.loss is not None else 0
+        if open_forwards or self._lone_updates:
             what = f"{open_forwards} training forwards without an update" if open_forwards else (
                 f"{self._lone_updates} updates without a training forward of a module that holds what they update"
             )  # fmt: skip
@@ -692,7 +733,8 @@ class Observer:
     def _rows_held_out(self) -> dict[str, int]:
         """How many of the first rows trained on are a piece of the held-out tokens, and at how many offsets."""
         count = int(self.settings["heldout_tokens"])
-        length = seen.as_rows(seen.leaves(self._captured)[self._roles.tokens]).shape[1] if self._roles else 0
+        roles = self._captured_roles
+        length = seen.as_rows(seen.leaves(self._captured)[roles.tokens]).shape[1] if roles is not None else 0
         if not 8 <= length <= count:  # shorter rows are the same by chance
             return {}
         held_out = torch.from_file(self.settings["heldout"], size=count, dtype=torch.int64).to(self._device)
@@ -704,8 +746,8 @@ class Observer:
 
     def _held_out_loss(self, model: nn.Module) -> tuple[float, int]:
         """Nats and tokens of this rank's share; every rank makes as many calls, of as many rows as in training."""
-        assert self._roles is not None
-        rows, length = seen.as_rows(seen.leaves(self._captured)[self._roles.tokens]).shape
+        assert self._captured_roles is not None
+        rows, length = seen.as_rows(seen.leaves(self._captured)[self._captured_roles.tokens]).shape
         if self.settings.get("seq_len") not in (None, length):
             raise ValueError(f"the training's first row has {length} tokens, not {self.settings['seq_len']}")
         count, total, tokens = int(self.settings["heldout_tokens"]), 0.0, 0
@@ -720,7 +762,7 @@ class Observer:
             starts = [number % whole * length for number in numbers]
             inputs = torch.stack([held_out[start : start + length] for start in starts])
             targets = torch.stack([held_out[start + 1 : start + 1 + length] for start in starts])
-            args, kwargs = seen.with_tokens(self._captured, self._roles, inputs, targets)
+            args, kwargs = seen.with_tokens(self._captured, self._captured_roles, inputs, targets)
             logits, found = seen.logits_in(
                 getattr(model, self._method)(*args, **kwargs), inputs, {self._vocabulary}
             )

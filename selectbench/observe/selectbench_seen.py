@@ -266,6 +266,14 @@ def labels_are(labels: Tensor, tokens: Tensor) -> str:
 # Logits and our own loss from them.
 
 
+def first_differentiable(output: Any) -> list[Tensor]:
+    """The first two tensors of an output that a gradient may come to, such as its loss and its logits."""
+    parts = output.values() if isinstance(output, Mapping) else output
+    parts = [parts] if isinstance(output, Tensor) else parts if isinstance(output, (Mapping, tuple, list)) else []
+    found = [part for part in parts if isinstance(part, Tensor) and part.grad_fn is not None]
+    return found[:2]
+
+
 def logits_in(output: Any, tokens: Tensor, sizes: set[int]) -> tuple[Tensor | None, str]:
     """[rows, length, vocabulary], and where it was found or why not; `sizes`: rows of the model's embeddings."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
@@ -340,7 +348,10 @@ def cross_entropies(loss: Tensor) -> list[Tensor]:
     """The targets of each cross entropy that a loss comes from, -1 where it ignores one."""
     kinds = ("NllLossBackward0", "NllLoss2DBackward0")
     nodes = [node for node in _graph(loss, 4096) if type(node).__name__ in kinds]
-    found: list[tuple[Tensor, int]] = [(node._saved_target, node._saved_ignore_index) for node in nodes]
+    # Torch 2.1 gives a negative index as a number without a sign.
+    found: list[tuple[Tensor, int]] = [
+        (node._saved_target, (node._saved_ignore_index + (1 << 63)) % (1 << 64) - (1 << 63)) for node in nodes
+    ]
     return [target.masked_fill(target == ignored, -1) for target, ignored in found]
 
 
@@ -367,6 +378,8 @@ class OwnLoss:
         self._parts: list[tuple[Tensor, Tensor, int]] = []
         self.leaves_out_ends = False
         """The targets of the rows' last tokens are not known."""
+        self.has_other_targets = False
+        """They are another thing than those of the first step: no next tokens, for instance."""
         self._behind: list[Tensor] = []
 
     def go_backward(self, loss: Tensor) -> None:
@@ -379,11 +392,16 @@ class OwnLoss:
         self._behind = [bring(count) for count in self._behind]
         return self
 
-    def add(self, logits: Tensor, targets: Tensor, labels: int, *, goes_on: bool = False) -> None:
-        """One micro-batch, or more of the last one; `labels`: how many were given, before any shift."""
+    def keep(self, places: set[int | None]) -> None:
+        """Of the micro-batches those at these places."""
+        self._parts = [part for place, part in enumerate(self._parts) if place in places]
+
+    def add(self, logits: Tensor, targets: Tensor, labels: int, *, goes_on: bool = False) -> int:
+        """One micro-batch, or more of the last one; its place. `labels`: how many were given, before any shift."""
         total, count = summed_loss(logits, targets)
         before = self._parts.pop() if goes_on else (0, 0, 0)
         self._parts.append((total + before[0], count + before[1], labels + before[2]))
+        return len(self._parts) - 1
 
     def value(self) -> float | None:
         """Nats per token; None: no logits were seen."""
@@ -418,8 +436,14 @@ def process_bytes(file: str, key: str) -> int | None:
         return None
 
 
+def held_bytes() -> int | None:
+    """The proportional set size, but for pages of its own that it shares with children: these count whole."""
+    values = [process_bytes("smaps_rollup", key) for key in ("Pss", "Pss_Anon", "Anonymous")]
+    whole, shared, own = values
+    return whole if shared is None or own is None or whole is None else whole - shared + own
+
+
 def grown_bytes(before: int | None) -> int | None:
-    """The peak of the proportional set size over `before`: what lies between resident peak and now was its own."""
-    keys = ("smaps_rollup", "Pss"), ("status", "VmRSS"), ("status", "VmHWM")
-    now, resident, highest = (process_bytes(*key) or 0 for key in keys)
-    return max(0, now + max(0, highest - resident) - before) if before and now and highest else None
+    """The peak of what is held over `before`: what lies between resident peak and now was its own."""
+    now, resident, highest = held_bytes(), process_bytes("status", "VmRSS"), process_bytes("status", "VmHWM")
+    return max(0, now + max(0, highest - (resident or 0)) - before) if before and now and highest else None

@@ -339,6 +339,14 @@ def _memory(seen: Seen) -> RankMemory:
     return RankMemory(rank=int(seen.start.get("rank", 0)), **known)
 
 
+def _optimizer(seen: Seen) -> list[str]:
+    """Classes and settings as in the first step, and those that are others in the last."""
+    at_first = seen.first_step["optimizer_settings"]
+    at_last = (seen.end or {}).get("optimizer_settings", at_first)
+    changed = [f"{one} in the last step" for one in at_last if one not in at_first]
+    return [*seen.first_step["optimizers"], *at_first, *changed]
+
+
 def _identity(
     order: CommandOrder,
     ranks: Sequence[Seen],
@@ -373,7 +381,7 @@ def _identity(
         compute_dtype=str(first.first_step.get("compute_dtype") or ""),
         optimizer_state_dtype=first.first_step.get("optimizer_state_dtype"),
         matmul_tf32=bool(model["tf32"]), attention=model.get("attention"), sdpa_backends=None,
-        optimizer=[*first.first_step["optimizers"], *first.first_step["optimizer_settings"]] or None,
+        optimizer=_optimizer(first) or None,
         compiled=bool(model["compiled"]),
         first_step_loss=job[0]["loss"],
         first_step_gradient_norm=job[0].get("gradient_norm") if is_whole and not job[0]["skipped"] else None,

@@ -36,7 +36,12 @@ from observe.watched import OBSERVE, SCRIPTS, Run, run
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run(
-        tmp_path_factory.mktemp("cases"), script="pitfalls.py", stop="natural_end", max_steps=4, heldout=None
+        tmp_path_factory.mktemp("cases"),
+        script="pitfalls.py",
+        stop="natural_end",
+        max_steps=4,
+        heldout=None,
+        looks=[3],
     )
 
 
@@ -52,7 +57,7 @@ def trained(seen: Run, *keys: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["on_meta", "last_in_a_closure", "in_chunks", "nested", "workers", "in_backward", "pauses"]
+    "name", ["on_meta", "last_in_a_closure", "in_chunks", "nested", "workers", "in_backward", "pauses", "looked_at"]
 )
 def test_the_same_steps_are_seen_however_they_are_made(cases: Run, name: str) -> None:
     plain, other = of(cases, "plain"), of(cases, name)
@@ -98,6 +103,16 @@ def test_a_loss_is_known_by_the_targets_behind_it(cases: Run) -> None:
     # Of an untrained model the means over some and over all are within 2 % of each other.
     assert found["of_some"]["loss_convention"] is None
     assert found["of_some"]["own_loss"] == pytest.approx(of(cases, "of_some").all("step")[0]["loss"], rel=0.02)
+
+
+def test_what_changes_after_the_first_step_is_seen(cases: Run) -> None:
+    assert [look["agrees"] for look in of(cases, "plain").all("look")] == [True]
+    seen = of(cases, "other_targets")
+    assert [look["agrees"] for look in seen.all("look")] == [False]
+    ends = [seen.one(event)["optimizer_settings"] for event in ("first_step", "end")]
+    assert [[one for one in end if one.startswith("weight_decay")] for end in ends] == [
+        ["weight_decay 0.01"], ["weight_decay 0.5"]
+    ]  # fmt: skip
 
 
 def test_what_the_first_update_gets_is_read_where_it_is_made(cases: Run) -> None:

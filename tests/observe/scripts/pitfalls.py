@@ -208,9 +208,27 @@ def pauses():
     train(model, optimizer, after=saves)
 
 
+def looked_at():
+    """Forwards with gradients that nothing goes backward through, with other arguments too."""
+    model, optimizer = start()
+    other = rows(8)[:4, :-1]
+    model(other).sum().item()
+    train(model, optimizer, after=lambda number: model(idx=other).sum().item())
+
+
+def other_targets():
+    model, optimizer = start()
+    for number, part in enumerate(rows(4 * STEPS).split(4)):
+        logits, targets = model(part[:, :-1]), part[:, 1:] if number < 2 else torch.zeros_like(part[:, 1:])
+        F.cross_entropy(logits.reshape(-1, VOCABULARY), targets.reshape(-1)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        optimizer.param_groups[0]["weight_decay"] = 0.5
+
+
 CASES = [
     plain, part_first, step_in_a_function, on_meta, last_in_a_closure, hidden_states, in_chunks, nested, renamed,
-    shifted, of_some, workers, in_backward, pauses,
+    shifted, of_some, workers, in_backward, pauses, looked_at, other_targets,
 ]  # fmt: skip
 
 if __name__ == "__main__":
