@@ -48,7 +48,7 @@ SCREENED = TINY_SUITE.replace("  halves: {micro_batch_size: 2}\n", (
     '  broken: {optimizer: {name: "ours:Broken", lr: 1e-3}}\n'
     "  tf32: {precision: tf32}\n"
 )).replace("  lr_schedule:", "  timing: {warmup_steps: 1}\n  lr_schedule:")  # fmt: skip
-SCREENED += "code: [own]\nscreen: [tokens_per_second >= 0.5x baseline]\n"
+SCREENED += "code: [own]\nscreen: [tokens_per_second >= 0.1x baseline]\n"
 
 
 @pytest.fixture(scope="module")
