@@ -47,7 +47,9 @@ def test_a_complete_run_is_shown_where_the_answer_is_to_show_it(finished: Workpl
         status, out, shown = at_a_terminal(finished, "run", "tiny.yaml", typed=typed)
         assert (status, contents(finished)) == (0, before)
         assert f"{Path(*folder.parts[-3:])} is complete, " in shown
-        assert shown.count("(s)how it, (e)xtend it by more seeds, run (a)new, or (q)uit?") == len(typed.splitlines())
+        assert shown.count("(s)how it, (e)xtend it by more seeds, run (a)new, or (q)uit?") == len(
+            typed.splitlines()
+        )
         assert "nothing was run" in shown
         assert "whole" in out
     status, out, shown = at_a_terminal(finished, "run", "tiny.yaml", typed="q\n")
