@@ -76,6 +76,10 @@ def _seen_before(summaries: Sequence[Summary]) -> Iterator[str]:
         yield f"held-out tokens are trained on ({told}): the final loss says nothing of new text"
 
 
+LONG_PAUSES = 0.2
+"""Of the timed steps' time."""
+
+
 def _long_pauses(summaries: Sequence[Summary]) -> Iterator[str]:
     """Options of which so much is called validation or saving that speed may hide in it."""
     shares = {
@@ -88,10 +92,6 @@ def _long_pauses(summaries: Sequence[Summary]) -> Iterator[str]:
             f"validation and saving, which no speed has, took more than {LONG_PAUSES:.0%} of the timed steps' time "
             f"({', '.join(told)}): is nothing else done between `model.eval()` and the next training step?"
         )
-
-
-LONG_PAUSES = 0.2
-"""Of the timed steps' time."""
 
 
 def _without_effect(summaries: Sequence[Summary], baseline: Summary) -> Iterator[str]:

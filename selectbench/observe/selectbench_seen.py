@@ -438,9 +438,8 @@ def process_bytes(file: str, key: str) -> int | None:
 
 def held_bytes() -> int | None:
     """The proportional set size, but for pages of its own that it shares with children: these count whole."""
-    values = [process_bytes("smaps_rollup", key) for key in ("Pss", "Pss_Anon", "Anonymous")]
-    whole, shared, own = values
-    return whole if shared is None or own is None or whole is None else whole - shared + own
+    whole, by_share, own = (process_bytes("smaps_rollup", key) for key in ("Pss", "Pss_Anon", "Anonymous"))
+    return whole if whole is None or by_share is None or own is None else whole - by_share + own
 
 
 def grown_bytes(before: int | None) -> int | None:

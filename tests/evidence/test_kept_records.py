@@ -142,3 +142,19 @@ def test_nothing_kept_names_a_person_or_a_place(suite: str) -> None:
         text = path.read_text()
         assert "/root" not in text
         assert "/home/" not in text
+
+
+def test_held_out_tokens_that_are_trained_on_and_long_pauses_are_warnings() -> None:
+    stored = read_run(kept_run("frameworks"))
+    assert not [line for line in stored.ranking().warnings if "trained on" in line or "validation" in line]
+    for place, record in enumerate(stored.records):
+        if record.trial.option == "fabric" and isinstance(record.outcome, Completed) and record.identity:
+            measured = record.outcome.measurement
+            paused = replace(measured, pause_seconds=measured.timed_seconds / 2)
+            stored.records[place] = replace(
+                record, outcome=replace(record.outcome, measurement=paused),
+                identity=replace(record.identity, heldout_rows_trained=7),
+            )  # fmt: skip
+    told = "\n".join(stored.ranking().warnings)
+    assert "held-out tokens are trained on (fabric on 7 rows): the final loss says nothing of new text" in told
+    assert "took more than 20% of the timed steps' time (fabric 50%)" in told

@@ -26,6 +26,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -151,3 +153,30 @@ def test_an_isolated_script_with_a_copy_of_the_probe_is_observed(tmp_path: Path)
     seen = run(tmp_path, script=tmp_path / "isolated.py", python=("-I",), max_steps=4)
     assert (seen.status, len(seen.all("step")), seen.all("problem")) == (0, 4, []), seen.output
     assert (seen.one("evaluation")["tokens"], seen.one("end")["reason"]) == (320, "max_steps")
+
+
+SHARES = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+import selectbench_seen as seen
+block = b"x" * (64 << 20)
+before = seen.held_bytes(), seen.process_bytes("smaps_rollup", "Pss")
+ends = os.pipe()
+if not (child := os.fork()):
+    os.close(ends[1])
+    os.read(ends[0], 1)
+    os._exit(len(block) and 0)
+after = seen.held_bytes(), seen.process_bytes("smaps_rollup", "Pss")
+os.close(ends[1])
+os.waitpid(child, 0)
+print(*(was - now for was, now in zip(before, after)))
+"""
+
+
+def test_memory_that_a_forked_worker_shares_counts_whole() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", SHARES, str(OBSERVE)], capture_output=True, text=True, check=True, timeout=120
+    )
+    less_held, less_by_share = map(int, done.stdout.split())
+    assert abs(less_held) < 8 << 20
+    assert less_by_share > 24 << 20

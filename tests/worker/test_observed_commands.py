@@ -71,3 +71,13 @@ def test_weights_in_parts_are_not_verified_in_words(other: str | None) -> None:
         assert seen.script.not_seen[name].endswith("not put together (FullyShardedDataParallel)")
         assert name not in seen.script.conventions
     assert seen.script.weights_bf16_sha256 is None
+
+
+def test_settings_that_are_others_in_the_last_step_are_named() -> None:
+    seen = rank()
+    seen.first_step["optimizer_settings"] = ["betas 0.9, 0.95", "weight_decay 0.1"]
+    assert seen.end is not None
+    seen.end["optimizer_settings"] = ["betas 0.9, 0.95", "weight_decay 0"]
+    assert finished(seen).identity.optimizer == [
+        "SGD", "betas 0.9, 0.95", "weight_decay 0.1", "weight_decay 0 in the last step"
+    ]  # fmt: skip
