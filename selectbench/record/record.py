@@ -671,6 +671,8 @@ class Record(Recorded, frozen=True, kw_only=True):
     """How many other lanes trained at the same time, the most at any moment."""
     nodes: list[OtherNode] = msgspec.field(default_factory=list)
     """The other nodes of a trial over several; empty: one node ran all of it."""
+    node: str | None = None
+    """Names of the nodes of the allocation that ran it, as Slurm writes them; None: not in a fleet."""
     wall_seconds: Amount
     """From the launch to the end of the trial, everything included."""
     started_at: str
