@@ -106,7 +106,9 @@ def _work(
         return "a made-up source", [source.model_dump_json()], lambda key, folder: write_markov(source, key, folder)
     if data.kind == "tokens":
         files = [part for part in data.parts if isinstance(part, TokenFile)]
-        digest = files_sha256([path for one in files if (path := Path(one.tokens)).is_file()], "job.data.tokens")
+        named = [path for one in files if (path := Path(one.tokens)).is_file()]
+        read = [*named, *filter(None, map(sources.index_of, named))]
+        digest = f"{files_sha256(read, 'job.data.tokens')} {len(read)}"
         parts = ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
         return files[0].tokens, parts, lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"

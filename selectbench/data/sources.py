@@ -13,6 +13,7 @@ from functools import partial
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
+from struct import unpack
 from typing import Any
 
 import numpy as np
@@ -313,41 +314,163 @@ def _verses() -> Iterator[str]:
 # Token ids that were prepared elsewhere: checked, split, and freed of what is in both parts.
 
 
-Tokens = npt.NDArray[np.unsignedinteger[Any]]
+Tokens = npt.NDArray[np.integer[Any]]
 BLOCK_TOKENS = 32
 """Held-out tokens that stand in training in this very order are taken out, block by block."""
 _CHUNK = 1 << 22
-_NPY = b"\x93NUMPY"
 _BASE = np.uint64(0x9E3779B97F4A7C15)
+_SETTING = "job.data.tokens"
+_NPY = b"\x93NUMPY"
+_MOST = 0.99
+"""Share of the ids by which a layout is told to somebody whose own does not fit."""
+_INDEX = b"MMIDIDX\x00\x00"
+_INDEX_TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}
+"""Of Megatron's index by their codes; what is not here is no whole number."""
+_HEADERS = {20240520: (1, "<u2"), 20240801: (7, "<u4")}
+"""Version and type of an id, by what a header of 256 int32 begins with in llm.c and modded-nanogpt."""
+_OTHER_FILES = {
+    _INDEX: "is Megatron's index: name the .bin file beside it",
+    b"LITPKDS": "is a packed chunk of LitGPT, with a header of its own: write the ids alone",
+    b"PK\x03\x04": "is a zip archive (.npz, or what torch.save writes): write the ids alone, or as .npy",
+    b"\x1f\x8b\x08": "is a gzip file: unpack it first",
+    b"\x28\xb5\x2f\xfd": "is a zstd file: unpack it first",
+    b"PAR1": "is a parquet file: write the ids alone, or as .npy",
+}
+Layout = tuple[str, np.dtype[Any], int, int]
+"""What a header makes of a token file, in words, '' where it has none; type, first byte and number of its ids."""
+
+
+def index_of(path: Path) -> Path | None:
+    """Megatron's index, which lies beside a .bin file and says what is in it."""
+    index = path.with_suffix(".idx")
+    return index if path.suffix == ".bin" and index.is_file() else None
 
 
 def open_tokens(source: TokenFile) -> Tokens:
-    """The file, memory-mapped read-only. Raises UserError where it is missing, cut, or has ids too large."""
-    path = named_file(Path(source.tokens), "job.data.tokens")
-    with path.open("rb") as stream:
-        if stream.read(len(_NPY)) == _NPY:  # ids and nothing else: a header would be trained on
-            raise UserError(
-                f"job.data.tokens: {path} is a .npy file, with a header before the ids: write the ids alone, "
-                "as numpy's array.tofile(path) does"
-            )
-    width = np.dtype(source.dtype).itemsize
-    size = path.stat().st_size
-    if size % width:
-        raise UserError(f"job.data.tokens: {path} has {size} bytes, which are no whole number of {source.dtype}")
+    """The file's ids, memory-mapped read-only, one after the other.
+
+    Raises UserError where it is missing, cut, no file of ids, or by all signs of another layout.
+    """
+    path = named_file(Path(source.tokens), _SETTING)
     try:
-        tokens: Tokens = np.memmap(path, dtype=source.dtype, mode="r")
+        kind, dtype, start, count = _layout(path, source.dtype)
+        tokens: Tokens = np.memmap(path, dtype, "r", start, (count,))
     except OSError as error:
-        raise UserError(f"job.data.tokens: {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{_SETTING}: {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{_SETTING}: {path} {error}") from error
+    place = _first_wrong(tokens, source.vocab_size)
+    likely = None if kind else _likely(path, tokens, source.vocab_size, fits=place is None)
+    if place is not None:
+        hint = f"; {likely}" if likely else "" if kind else " (another dtype?)"
+        told = f"token {place} is {int(tokens[place])}, vocab_size is {source.vocab_size}"
+        raise UserError(f"{_SETTING}: {path}: {told}, as {kind or f'a file of {dtype}'}{hint}")
+    if likely:
+        zeros, largest = float(np.mean(tokens[:_CHUNK] == 0)), int(tokens[:_CHUNK].max())
+        told = f"as {dtype} {zeros:.0%} of the ids are 0 and the largest is {largest}"
+        raise UserError(f"{_SETTING}: {path}: {told}; {likely}")
+    return tokens
+
+
+def _layout(path: Path, stated: str | None) -> Layout:
+    """What its first bytes, or the index beside it, say. Raises ValueError with what is wrong with it, OSError."""
+    size, asked = path.stat().st_size, np.dtype(stated or "uint16")
+    with path.open("rb") as stream:
+        head = stream.read(1024)
+    magic, version, ids = (int.from_bytes(head[place : place + 4], "little") for place in (0, 4, 8))
+    if said := next((words for start, words in _OTHER_FILES.items() if head.startswith(start)), None):
+        raise ValueError(said)
+    if head.startswith(_NPY):
+        layout = _npy(path)
+    elif index := index_of(path):
+        layout = _megatron(index)
+    elif magic in _HEADERS:
+        if _HEADERS[magic][0] != version:
+            raise ValueError(f"has llm.c's header {magic} in version {version}, {_HEADERS[magic][0]} is known")
+        layout = "llm.c's file, with 256 int32 first,", np.dtype(_HEADERS[magic][1]), 1024, ids
+    elif asked.itemsize > 1 and _is_text(head):
+        raise ValueError("is text and no file of ids: give it as `text`, `jsonl` or `chat`")
+    elif size % asked.itemsize:
+        raise ValueError(f"has {size} bytes, which are no whole number of {asked}")
+    else:
+        return "", asked, 0, size // asked.itemsize
+    kind, dtype, start, count = layout
+    if size != (told := start + count * dtype.itemsize) or not count:
+        raise ValueError(f"has {size:,} bytes; as {kind} it says that {count:,} ids make {told:,}")
+    if stated is not None and dtype.itemsize != asked.itemsize:
+        raise ValueError(f"says that its ids are {dtype}, dtype is {stated}: leave dtype out")
+    return layout
+
+
+def _npy(path: Path) -> Layout:
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"is a damaged .npy file, or one of objects: {error}") from None
+    if found.dtype.kind not in "iu" or found.size != max(found.shape, default=0):
+        shape = " x ".join(map(str, found.shape)) or "one value"
+        raise ValueError(f"is a .npy file of {found.dtype}, {shape}: whole numbers in one dimension are expected")
+    return "a .npy file", found.dtype, int(found.offset), int(found.size)
+
+
+def _megatron(index: Path) -> Layout:
+    """Sequences one after the other, as the index must say that they lie."""
+    with index.open("rb") as stream:
+        magic, version, code, count, _ = unpack("<9sQBQQ", stream.read(34).ljust(34, b"\0"))
+    if (magic, version) != (_INDEX, 1) or code not in _INDEX_TYPES or index.stat().st_size < 34 + 12 * count:
+        raise ValueError(f"has an index that is cut, of another version or of no whole numbers: {index}")
+    dtype = np.dtype(_INDEX_TYPES[code])
+    lengths = np.fromfile(index, "<i4", count, offset=34).astype(np.int64)
+    starts = np.fromfile(index, "<i8", count, offset=34 + 4 * count)
+    if not np.array_equal(starts, (np.cumsum(lengths) - lengths) * dtype.itemsize):
+        raise ValueError(f"has an index whose sequences do not follow each other, {index}: write the data again")
+    return f"Megatron's, by {index.name},", dtype, 0, int(lengths.sum())
+
+
+def _is_text(head: bytes) -> bool:
+    """Whether it reads as UTF-8 without control characters: token ids hardly ever do."""
+    text = head.decode("utf-8", "replace").rstrip("\ufffd")
+    return len(head) >= 64 and "\ufffd" not in text and all(c.isprintable() or c in "\t\n\r" for c in text)
+
+
+def _first_wrong(tokens: Tokens, vocab_size: int) -> int | None:
+    """The place of the first id that is none of the vocabulary."""
     for start in range(0, len(tokens), _CHUNK):
         part = tokens[start : start + _CHUNK]
-        wrong = np.flatnonzero(part >= source.vocab_size)
+        wrong = np.flatnonzero((part < 0) | (part >= vocab_size))
         if len(wrong):
-            place = start + int(wrong[0])
-            raise UserError(
-                f"job.data.tokens: {path}: token {place} is {int(part[wrong[0]])}, vocab_size is "
-                f"{source.vocab_size} (another dtype than {source.dtype}?)"
-            )
-    return tokens
+            return start + int(wrong[0])
+    return None
+
+
+def _likely(path: Path, asked: Tokens, vocab_size: int, *, fits: bool) -> str | None:
+    """Another layout by which the ids lie in the vocabulary, in words with the fix, or None.
+
+    `fits`: as asked all do. Where most do so, a wider one tells more: half of the ids would have to be 0 by chance.
+    Of two orders of bytes that fit, the one with much smaller ids is right, as frequent ones are small.
+    """
+
+    def share(ids: Tokens) -> float:
+        return float(np.mean((ids[:_CHUNK] >= 0) & (ids[:_CHUNK] < vocab_size)))
+
+    size, most_fit = path.stat().st_size, share(asked) >= _MOST
+    for name in ("<i8", ">i8", "<i4", ">i4", "<u2", ">u2", "u1"):
+        dtype = np.dtype(name)
+        is_swapped = dtype.newbyteorder("S") == asked.dtype
+        if size % dtype.itemsize or dtype == asked.dtype or (name == "u1" and vocab_size > 256):
+            continue
+        if most_fit and dtype.itemsize <= asked.itemsize and not is_swapped:
+            continue
+        ids: Tokens = np.memmap(path, dtype, "r")
+        if share(ids) < _MOST or (fits and _first_wrong(ids, vocab_size) is not None):
+            continue
+        if most_fit and is_swapped and (len(ids) < 1000 or 1.5 * ids[:_CHUNK].mean() > asked[:_CHUNK].mean()):
+            continue
+        told = f"{'all' if share(ids) == 1 else f'{share(ids):.2%} of them'} are below vocab_size"
+        if name.startswith(">"):
+            return f"as {name} {told}: np.save('x.npy', np.fromfile(FILE, '{name}')) writes what can be read"
+        return f"as {dtype} {told}: add `dtype: {dtype}`"
+    return None
 
 
 def split_tokens(tokens: Tokens) -> tuple[Tokens, Tokens]:

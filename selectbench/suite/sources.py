@@ -137,14 +137,17 @@ class OwnDocuments(DataSource):
 
 
 class TokenFile(DataSource):
-    """Token ids prepared elsewhere: a flat file of unsigned integers in the machine's byte order."""
+    """Token ids prepared elsewhere: ids alone, as nanoGPT writes them, or with a header that says what they are.
+
+    Headers: .npy, the 256 int32 of llm.c and modded-nanogpt, and Megatron's .idx beside the .bin file.
+    """
 
     paths: ClassVar[Mapping[str, PathKind]] = {"tokens": "file"}
     documents_are: ClassVar[Kind] = "tokens"
     tokens: Annotated[str, Field(min_length=1)]
     """Path of the file, relative to the suite."""
-    dtype: Literal["uint16", "uint32"] = "uint16"
-    """Type of an id."""
+    dtype: Literal["uint8", "uint16", "uint32", "int32", "int64"] | None = None
+    """Type of an id in a file without a header, in the machine's byte order; uint16 where not given."""
     vocab_size: Annotated[int, Field(ge=2, le=1 << 24)]
     """Entries of the vocabulary: more than the largest id."""
 

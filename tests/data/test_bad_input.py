@@ -5,16 +5,13 @@ import json
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data.made import STORIES, dataset, jsonl, made, parquet, refused
 
 from selectbench.data import reading as lines
-from selectbench.data.sources import open_tokens
-from selectbench.errors import UserError
-from selectbench.suite.sources import Cleaning, Dataset, JsonLines, Parquet, TextFiles, TokenFile
+from selectbench.suite.sources import Cleaning, Dataset, JsonLines, Parquet, TextFiles
 
 DROP = Cleaning(unreadable="drop")
 
@@ -189,12 +186,3 @@ def test_a_data_set_whose_rows_are_cut(tmp_path):
     (arrow,) = Path(data.dataset).glob("*.arrow")
     arrow.write_bytes(arrow.read_bytes()[:300])
     refused(data, "saved cannot be loaded")
-
-
-def test_an_array_file_with_a_header_is_no_file_of_ids(tmp_path):
-    np.save(tmp_path / "tokens.npy", np.arange(1000, dtype=np.uint16))
-    source = TokenFile(tokens=str(tmp_path / "tokens.npy"), vocab_size=50304)
-    with pytest.raises(UserError, match=r"is a \.npy file, with a header before the ids"):
-        open_tokens(source)
-    np.arange(1000, dtype=np.uint16).tofile(tmp_path / "tokens.bin")
-    assert len(open_tokens(source.model_copy(update={"tokens": str(tmp_path / "tokens.bin")}))) == 1000
