@@ -25,6 +25,7 @@ from selectbench.analysis.family import (
     own_interval,
     seeds_to_settle,
 )
+from selectbench.analysis.lanes import by_part, disturbed, parts_of
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
 from selectbench.analysis.statistics import (
@@ -195,11 +196,13 @@ class Contest:
     """Options of which seeds failed for what the objective tells."""
     screened_out: int = 0
     """Options that were, whose tests the family has all the same: what it was declared to be does not shrink."""
+    of_rounds: dict[str, Blocks] = field(default_factory=dict)
+    """By metric whose `blocks` are nodes or lanes: what they would be of seeds."""
 
     def out_of_line(self, metric: str) -> dict[tuple[str, int], float]:
         """Trials that stand out by a metric, by option and seed, with the factor to what was to be expected."""
         if metric not in self._out_of_line:
-            blocks = self.blocks[metric]
+            blocks = self.of_rounds.get(metric) or self.blocks[metric]
             found = standing_out(blocks.logs)
             self._out_of_line[metric] = {
                 (blocks.names[place], blocks.seeds[column]): math.exp(found[place, column])
@@ -208,9 +211,9 @@ class Contest:
         return self._out_of_line[metric]
 
     def is_spread_by_chance(self, metric: str) -> bool:
-        """Whether more seeds are a remedy for it: no single trial made it, and no busy machine."""
+        """Whether more seeds are a remedy for it: no single trial made it, no busy machine, and no node."""
         is_disturbed = self.is_busy and "busy" in METRICS[metric].spoiled_by
-        return not is_disturbed and not self.out_of_line(metric)
+        return not is_disturbed and metric not in self.of_rounds and not self.out_of_line(metric)
 
     def p_of_luck(self, option: str, metric: str | None = None) -> float:
         """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
@@ -401,13 +404,14 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
     taking_part = [summary for summary in summaries if comparable[summary.name]]
     same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
     losses = {summary.name: summary.values["final_loss"] for summary in taking_part}
-    blocks = {
-        name: make_blocks(
-            {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)},
-            losses if METRICS[name].scored else None,
-        )
-        for name in names_of(suite.job)
-    }
+    parts = parts_of(suite.baseline, [record for s in summaries for record in s.completed.values()])
+    moved = disturbed(suite) if parts else []
+    blocks, of_rounds = dict[str, Blocks](), dict[str, Blocks]()
+    for name in names_of(suite.job):
+        values = {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)}
+        blocks[name] = make_blocks(values, losses if METRICS[name].scored else None)
+        if name in moved and (counted := by_part(values, parts)) is not values:
+            of_rounds[name], blocks[name] = blocks[name], make_blocks(counted)
     means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
     known = [value for value in means if value is not None]
     done, planned = outcomes(summaries)
@@ -415,7 +419,7 @@ def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping
         suite, baseline, blocks, done == planned, math.fsum(known) if known else None,
         screened_out=sum(summary.is_screened_out for summary in summaries),
         flattered=frozenset(s.name for s in summaries if s.flattered(suite.decide.objective)),
-        is_busy=any(s.counts_busy and s.busy for s in summaries),
+        is_busy=any(s.counts_busy and s.busy for s in summaries), of_rounds=of_rounds,
     )  # fmt: skip
     tests: dict[Key, HypothesisTest] = {}
     for summary in taking_part:

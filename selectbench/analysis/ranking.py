@@ -11,7 +11,7 @@ from selectbench.analysis.contest import Contest, control_warnings, hold_contest
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
 from selectbench.analysis.identity import certify
-from selectbench.analysis.lanes import lanes_found, lanes_in_answer
+from selectbench.analysis.lanes import lanes_found, lanes_in_answer, nodes_found, nodes_in_answer
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.recommendation import counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
@@ -72,16 +72,17 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         name: {s.name: {**s.values.get(name, {}), **s.spoiled.get(name, {})} for s in summaries if s.completed}
         for name in by_name[suite.baseline].values
     }
-    lanes = lanes_found(suite, records, known)
+    lanes, nodes = lanes_found(suite, records, known), nodes_found(suite, records, known)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
         answer=f"{answer(contest, rows, by_name)}{hardware.ranks_in_answer(suite.device, summaries)}"
-        f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}",
+        f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}"
+        f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.family(),
         verdicts=verdicts(suite, rows, by_name, contest), factors=factor_view(suite, by_name, rows),
         score_differences=score_differences(contest.baseline, rows, by_name),
-        warnings=[*warnings, *strays, *doubts], lanes=lanes,
+        warnings=[*warnings, *strays, *doubts], lanes=lanes, nodes=nodes,
     )  # fmt: skip
 
 

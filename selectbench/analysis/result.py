@@ -68,7 +68,7 @@ class Comparison(Shown):
     degrees_of_freedom: Number | None
     """Of the spread; None where there is none."""
     seeds: int
-    """Seeds that both completed."""
+    """Seeds that both completed; nodes or lanes where these are counted."""
     settling: Settling | None = None
     """What would probably decide it, where it is undecided and spread is known."""
     exceeds: bool = False
@@ -432,11 +432,18 @@ class Beside(Shown):
     """Whether the whole interval lies within it."""
 
 
-class Lanes(Shown):
-    """The parts of the machine that ran trials at the same time."""
+class Parts(Shown):
+    """What ran whole rounds: the lanes of a machine, or the nodes of a fleet."""
 
     rounds: dict[str, list[int]]
-    """By lane, from 0, the seeds that it ran."""
+    """By lane, from 0, or by node, the seeds that it ran."""
+    variance_shares: dict[str, Number]
+    """By metric, of the variance of an option's trials, what lies between parts; where each ran two rounds."""
+
+
+class Lanes(Parts):
+    """The parts of the machine that ran trials at the same time."""
+
     neighbours: int
     """How many other lanes trained at the same time as a trial, the most of any."""
     beside: dict[str, Beside]
@@ -445,8 +452,34 @@ class Lanes(Shown):
     """Metrics that count for no claim, as neighbours may have moved them."""
     why: str
     """Of which it is so, with the figures; empty: there are none."""
-    variance_shares: dict[str, Number]
-    """By metric, of the variance of an option's trials, what lies between lanes; where each ran two rounds."""
+
+
+class NodeSpeed(Shown):
+    """tokens_per_second of a node over the other nodes', without those that are off."""
+
+    ratio: Number
+    """Of the mean over all options."""
+    low: Number | None
+    """Lower end of its interval, 95 % for all nodes together; None: too few rounds to tell."""
+    high: Number | None
+    """Its upper end."""
+    off: bool
+    """Whether the interval lies beyond the threshold."""
+    by_option: dict[str, Number]
+    """The same of each option, without an interval."""
+
+
+class Nodes(Parts):
+    """The nodes of a fleet, or those that trials ran over."""
+
+    speeds: dict[str, NodeSpeed]
+    """By node of a fleet; empty: one, or no option with all rounds."""
+    threshold: float
+    """Smallest difference that matters, as a share."""
+    elsewhere: list[str]
+    """Trials whose speed claims nothing, as their round's baseline ran on another node."""
+    span: str
+    """Over how many nodes and ranks a trial ran, and how far clocks were off; empty: on one node."""
 
 
 # The answer as data.
@@ -668,9 +701,12 @@ class Ranking(Shown):
     """How each option came to its own best; left out where nothing was searched."""
     lanes: Lanes | None = None
     """Where trials ran side by side; left out where they did not."""
+    nodes: Nodes | None = None
+    """Where they ran on several nodes; left out where they did not."""
     warnings: list[str]
 
     @model_serializer(mode="wrap")
     def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = dump(self)
-        return {key: value for key, value in found.items() if key not in ("search", "lanes") or value is not None}
+        rare = ("search", "lanes", "nodes")
+        return {key: value for key, value in found.items() if key not in rare or value is not None}

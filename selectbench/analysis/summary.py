@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from selectbench.analysis.lanes import BESIDE, withheld
+from selectbench.analysis.lanes import doubts
 from selectbench.analysis.metrics import (
     UNCLEAN,
     MemoryKind,
@@ -121,9 +121,10 @@ class Summary:
     """Of seeds that the baseline completed too, where the held-out loss first was the baseline's final one; None:
     it never was, or the trial diverged. Empty: nothing to tell it by, or other tokens than the baseline's."""
 
-    beside: list[int] = field(default_factory=list)
-    """Seeds whose figures of speed claim nothing, as the run's were measured beside neighbours: those of trials
-    that happened to have none too, as they alone would be compared with nothing, or with the wrong ones."""
+    doubted: dict[int, Mapping[str, str]] = field(default_factory=dict)
+    """By seed and metric, how trials were measured whose figures claim nothing: beside neighbours (those of trials
+    that happened to have none too, as they alone would be compared with nothing, or with the wrong ones), or on
+    another node than the round."""
 
     counts_busy: bool = False
     """Whether trials of a busy CPU count: there are too few others."""
@@ -204,9 +205,8 @@ class Summary:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
         spoilt = [(seed, self.states.get(seed)) for seed in self.spoiled[metric]]
         states = {s.verdict for _, s in spoilt if s and spoils(s, metric, counts_busy=self.counts_busy)}
-        return " and ".join(
-            [*sorted(states), *([BESIDE] if any(seed in self.beside for seed, _ in spoilt) else [])]
-        )
+        doubted = {self.doubted[seed][metric] for seed, _ in spoilt if metric in self.doubted.get(seed, {})}
+        return " and ".join([*sorted(states), *sorted(doubted)])
 
     def common(self, other: Summary, metric: str) -> list[int]:
         """Seeds for which both know the metric."""
@@ -260,15 +260,15 @@ def summarise(
     counted, warnings = _counted(suite, records)
     screened = screenings(suite, records)
     states = {} if is_all_clean else {key: state for key, record in counted.items() if (state := state_of(record))}
-    counts_busy, away = _are_others_too_few(suite, counted, states), withheld(suite, records)
+    counts_busy, doubted = _are_others_too_few(suite, counted, states), doubts(suite, records)
     summaries = [
-        replace(_summary(suite, option, counted, states, counts_busy, away), screening=screened.get(option.name))
+        replace(_summary(suite, option, counted, states, counts_busy, doubted), screening=screened.get(option.name))
         for option in suite.options
     ]
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
     for summary in summaries:
         if not other_tokens(suite, summary.option):
-            _hold_against(baseline, summary, 1 + suite.threshold("final_loss"), away)
+            _hold_against(baseline, summary, 1 + suite.threshold("final_loss"))
     return summaries, warnings
 
 
@@ -287,7 +287,7 @@ def other_tokens(suite: Suite, option: Option) -> bool:
     return suite.command is None and suite.job_of(option).tokenizer != suite.job_of(baseline).tokenizer
 
 
-def _hold_against(baseline: Summary, summary: Summary, margin: float, away: Collection[str]) -> None:
+def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
     """Adds where each seed first had the baseline's final loss, and the time to it as a metric.
 
     A seed that never had it leaves the option without the metric: the other seeds would flatter it.
@@ -300,7 +300,7 @@ def _hold_against(baseline: Summary, summary: Summary, margin: float, away: Coll
     if not summary.not_reached:
         for seed, place in summary.reached.items():
             if place is not None:
-                spoiled = _is_spoiled(summary, seed, SECONDS_TO_LOSS, away)
+                spoiled = _is_spoiled(summary, seed, SECONDS_TO_LOSS)
                 (summary.spoiled if spoiled else summary.values)[SECONDS_TO_LOSS][seed] = place.seconds
 
 
@@ -374,12 +374,9 @@ def _are_others_too_few(suite: Suite, counted: Mapping[tuple[str, int], Record],
 
 def _summary(
     suite: Suite, option: Option, counted: Mapping[tuple[str, int], Record], states: States, counts_busy: bool,
-    away: Collection[str],
+    doubted: Callable[[Record], Mapping[str, str]],
 ) -> Summary:  # fmt: skip
-    """The trials' values are each among those that count or those that are spoiled.
-
-    `away`: metrics that count for nothing, as trials ran beside others.
-    """
+    """The trials' values are each among those that count or those that are spoiled."""
     names = names_of(suite.job)
     values, spoiled = ({m: dict[int, float]() for m in names} for _ in range(2))
     summary = Summary(option, suite.seeds, values=values, spoiled=spoiled, counts_busy=counts_busy)
@@ -393,7 +390,7 @@ def _summary(
             summary.completed[seed] = record
             summary.measurements[seed] = record.outcome.measurement
             summary.observed[seed] = observed(record, record.outcome.measurement, option.choices, suite)
-            summary.beside.extend([seed] if away and record.lane is not None else [])
+            summary.doubted.update({seed: why} if (why := doubted(record)) else {})
         else:
             summary.failed[seed] = record.outcome
     metered = any(trial.gpus for trial in summary.observed.values())
@@ -403,14 +400,15 @@ def _summary(
         if (metric.metered and not metered) or (metric.scored and not scored):
             continue
         known = summary.values[name] = finite_of_each(formula_of(name), summary.observed)
-        doubted = dict.fromkeys([*summary.states, *summary.beside])
-        for seed in [seed for seed in doubted if seed in known and _is_spoiled(summary, seed, name, away)]:
+        for seed in dict.fromkeys([*summary.states, *summary.doubted]):
+            if seed not in known or not _is_spoiled(summary, seed, name):
+                continue
             summary.spoiled[name][seed] = known.pop(seed)
     return summary
 
 
-def _is_spoiled(summary: Summary, seed: int, name: str, away: Collection[str]) -> bool:
-    return (name in away and seed in summary.beside) or spoils(
+def _is_spoiled(summary: Summary, seed: int, name: str) -> bool:
+    return name in summary.doubted.get(seed, {}) or spoils(
         summary.states.get(seed), name, counts_busy=summary.counts_busy
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from selectbench import units
-from selectbench.analysis.lanes import BESIDE
+from selectbench.analysis.lanes import BESIDE, ELSEWHERE
 from selectbench.analysis.result import Failure, Ranking, Row, Violation
 from selectbench.analysis.screening import ratio_to_baseline, screened_words
 from selectbench.analysis.summary import mean
@@ -349,7 +349,9 @@ def _mark_notes(ranking: Ranking, names: Sequence[str]) -> list[str]:
     """What the marks mean, where one of these figures has them."""
     unclean = any(row.metrics[name].unclean for row in ranking.rows for name in names)
     screened_out = any(row.status == "screened_out" for row in ranking.rows)
-    how = f"{BESIDE}, throttled or shared" if ranking.lanes and ranking.lanes.withheld else "throttled or shared"
+    causes = [BESIDE] if ranking.lanes and ranking.lanes.withheld else []
+    causes += [ELSEWHERE] if ranking.nodes and ranking.nodes.elsewhere else []
+    how = ", ".join([*causes, "throttled or shared"])
     return [*([_UNCLEAN.format(how)] if unclean else []), *([_BRIEF] if screened_out else [])]
 
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from selectbench import units
-from selectbench.analysis.lanes import lane_lines
+from selectbench.analysis.lanes import lane_lines, node_lines
 from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
 from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Row, Search
@@ -110,6 +110,7 @@ def report(
     listings = {
         ("text", "The text"): evidence.cleaning_lines(environment.get("data") or {}),
         ("lanes", "Side by side"): lane_lines(ranking.lanes, ranking.objective),
+        ("nodes", "Nodes"): node_lines(ranking.nodes),
         ("method", "How it was measured"): evidence.method(suite, ranking, records, environment, unchecked),
     }
     where = table("Where it ran", ("what", "value"), (), _flat(environment))
@@ -152,6 +153,7 @@ def summary(ranking: Ranking) -> Document:
         *ties_note(ranking), *in_short(ranking), *besides_note(ranking), *causes(ranking),
         *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
         *_difference_lines(ranking), *_factor_lines(ranking), *lane_lines(ranking.lanes, ranking.objective),
+        *node_lines(ranking.nodes),
     ]  # fmt: skip
     if search := ranking.search:
         lines += [
