@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from selectbench.analysis.result import Ranking
     from selectbench.launch.preparation import Request
     from selectbench.launch.publish import StoredRun
+    from selectbench.launch.run import Result
+    from selectbench.launch.site import SlurmRun
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -49,7 +51,7 @@ BudgetOption = Annotated[
 ]
 SiteOption = Annotated[
     str | None,
-    typer.Option("--site", metavar="FILE", help="What of the run is the machine's: its lanes and prices."),
+    typer.Option("--site", metavar="FILE", help="What of the run is the site's: Slurm, lanes, prices."),
 ]
 LanesOption = Annotated[
     str | None,
@@ -140,6 +142,11 @@ def run(
     reuse: Annotated[
         bool, Switch("--reuse", help="Show a complete run of the same, where there is one, and run nothing.")
     ] = False,
+    detach: Annotated[bool, Switch("--detach", help="Under Slurm: submit, and do not wait for it.")] = False,
+    round_number: Annotated[
+        int | None,
+        typer.Option("--round", metavar="K", help="SUITE is a run under Slurm, of which this round alone is run."),
+    ] = None,
     nodes: NodesOption = 1,
     node: Annotated[
         int | None, typer.Option("--node-rank", metavar="R", help="Which of them this is, from 0.")
@@ -155,9 +162,10 @@ def run(
     from selectbench.launch.display import make_display, what_again
     from selectbench.launch.nodes import Nodes, node_request
     from selectbench.launch.preparation import prepare_all
-    from selectbench.launch.publish import read_run, report_text
+    from selectbench.launch.run import Retried, run_agent, submit
     from selectbench.launch.run import run as run_suite
-    from selectbench.launch.run import run_agent
+    from selectbench.launch.site import attached, read_site
+    from selectbench.record.run_folder import ROUNDS
 
     if fresh and reuse:
         raise UserError("--fresh runs anew and --reuse shows what there is: leave one of them out")
@@ -167,24 +175,85 @@ def run(
         no_interference_check, nodes,
     )  # fmt: skip
     notify, several = partial(console.print, markup=False, highlight=False), node_request(nodes, node, rdzv)
+    slurm = None if round_number is None else attached(Path(suite))
+    if slurm is not None:
+        request = replace(request, suite=str(slurm.suite_file))
+    elif read_site(site, lanes).launcher == "slurm":
+        asked, retried = partial(what_again, console, reuse=reuse), Retried(retry_failed, rerun_unclean)
+        own = submit(request, results, notify, fresh=fresh, retried=retried, again=asked)
+        if detach:
+            notify(_handles(own))
+            raise typer.Exit
+        _attend(own, as_json)
     if several is not None and several.node > 0:
         known = secret()
         request = replace(request, extend=None, budget_seconds=None)  # which rounds there are, the bench says
-        raise typer.Exit(run_agent(several, prepare_all(request, notify), results, known, notify))
+        prepared = prepare_all(request, notify)
+        runs = results / prepared.suite.name if slurm is None else slurm.folder / ROUNDS
+        raise typer.Exit(run_agent(several, prepared, runs, known, notify))
     with nullcontext() if several is None else Nodes(several, notify) as others:
         result = run_suite(
-            prepare_all(request, notify), results, lambda: make_display(console), fresh=fresh,
-            retry_failed=retry_failed, rerun_unclean=rerun_unclean, again=partial(what_again, console, reuse=reuse),
-            nodes=others,
+            replace(prepare_all(request, notify), round=round_number), results, lambda: make_display(console),
+            fresh=fresh, retry_failed=retry_failed, rerun_unclean=rerun_unclean,
+            again=partial(what_again, console, reuse=reuse), nodes=others, slurm=slurm,
         )  # fmt: skip
         if others is not None:
             others.status = result.exit_code
-    stored = read_run(result.folder)
-    _show_ranking(result.folder, result.ranking, as_json, stored)
-    _summarise(lambda: report_text(stored, result.ranking))
+    if slurm is not None:
+        notify(f"round {round_number} is {'cut off' if result.exit_code == ExitCode.INTERRUPTED else 'complete'}")
+        raise typer.Exit(result.exit_code)
+    _show_result(result, as_json)
     if result.exit_code == ExitCode.INTERRUPTED:
         console.print("interrupted; the same command goes on where this run stopped", highlight=False)
     raise typer.Exit(result.exit_code)
+
+
+def _show_result(result: Result, as_json: bool) -> None:
+    from selectbench.launch.publish import read_run, report_text
+
+    stored = read_run(result.folder)
+    _show_ranking(result.folder, result.ranking, as_json, stored)
+    _summarise(lambda: report_text(stored, result.ranking))
+
+
+def _handles(slurm: SlurmRun) -> str:
+    return f"selectbench attach {slurm.folder} shows it, selectbench cancel {slurm.folder} ends it"
+
+
+def _attend(slurm: SlurmRun, as_json: bool) -> NoReturn:
+    """Show a run under Slurm until it is over, then its result."""
+    from selectbench.errors import ExitCode
+    from selectbench.launch.display import rounds_shown
+    from selectbench.launch.run import attend
+
+    try:
+        with rounds_shown(_console(stderr=True)) as show:
+            result = attend(slurm, show, _notify)
+    except KeyboardInterrupt:
+        _notify(f"the run goes on: {_handles(slurm)}")
+        raise typer.Exit(ExitCode.INTERRUPTED) from None
+    if result is not None:
+        _show_result(result, as_json)
+    raise typer.Exit(ExitCode.INTERRUPTED if result is None else result.exit_code)
+
+
+@app.command()
+def attach(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show a run under Slurm while it lasts, then its result. Ctrl-C ends the looking, not the run."""
+    from selectbench.launch.site import attached
+
+    _attend(attached(Path(run)), as_json)
+
+
+@app.command()
+def cancel(run: RunArgument) -> None:
+    """End a run under Slurm; its records are kept, and the same `run` line goes on with it."""
+    from selectbench.launch.site import attached
+
+    slurm = attached(Path(run))
+    count = slurm.cancel()
+    slurm.gather()
+    _notify(f"{slurm.folder}: {count} job{'s' * (count != 1)} ended; every record is kept")
 
 
 @app.command()
@@ -214,9 +283,12 @@ def plan(
     )  # fmt: skip
     outlook = preview(request, _notify)
     if as_json:
-        typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes))
+        slurm = (outlook.slurm, outlook.script)
+        typer.echo(plan_as_json(outlook.plan, outlook.estimate, outlook.costs, outlook.notes, slurm))
     else:
-        print_plan(_console(), outlook.plan, outlook.estimate, outlook.notes, outlook.costs)
+        print_plan(_console(), outlook.plan, outlook.estimate, outlook.notes, outlook.costs, outlook.slurm)
+        if outlook.script:
+            typer.echo(f"\n{outlook.script}", nl=False)
 
 
 @app.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 DASH = "-"
 """What stands for an unknown number."""
 WIDEST = 4.0
@@ -114,6 +116,16 @@ def seconds(value: float | None) -> str:
     if value == 0 or abs(value) >= 1:
         return f"{significant(value, 3)} s"
     return f"{significant(value * 1e3, 3)} ms" if abs(value) >= 1e-3 else f"{significant(value * 1e6, 3)} us"
+
+
+_TIME = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(d|h|min|m|s)\s*")
+_TIME_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds_of(text: str) -> float | None:
+    """Of `2h`, `90min`, `45 s`; None: it is no time above nothing."""
+    found = _TIME.fullmatch(text)
+    return float(found[1]) * _TIME_UNITS[found[2]] if found is not None and float(found[1]) > 0 else None
 
 
 def duration(value: float | None) -> str:

@@ -674,6 +674,19 @@ def peak_flops_per_second(gpu_name: str, dtype: MatmulDtype) -> float | None:
     return None if tera is None else tera * 1e12
 
 
+def sheet_name(words: str) -> str:
+    """The driver's name of the one GPU that words mean, `H100-SXM-80GB`; the words where none or several fit."""
+    asked = words.lower().replace("-", " ").split()
+    fitting = [
+        name for name in _SHEETS
+        if all(
+            any(word.startswith(one) or (one.startswith("sxm") and word == "hbm3") for word in own)
+            for own in [name.lower().replace("-", " ").split()] for one in asked
+        )
+    ]  # fmt: skip
+    return f"NVIDIA {fitting[0]}" if len(fitting) == 1 else words
+
+
 def source(gpu_name: str) -> str | None:
     """Where the GPU's figures are from; None: it has none."""
     sheet = _SHEETS.get(gpu_name.removeprefix("NVIDIA "))

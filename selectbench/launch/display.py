@@ -25,6 +25,7 @@ from rich.text import Text
 from selectbench import units
 from selectbench.analysis.metrics import finite, tokens_per_second
 from selectbench.errors import UserError
+from selectbench.launch.site import Round, seconds_left
 from selectbench.record.record import Completed, Failed, has_ended
 from selectbench.record.run_folder import RECORDS_FILE
 from selectbench.record.wire import Evaluating, Phase, Progress
@@ -621,3 +622,36 @@ def _answer(console: Console, question: str) -> str:
     if not line:
         raise UserError("nobody answered: --reuse shows the run that there is, --fresh runs anew")
     return line.decode(errors="replace").strip().lower()
+
+
+# A run under Slurm, which other machines run.
+
+
+@contextmanager
+def rounds_shown(console: Console) -> Iterator[Callable[[Sequence[Round]], None]]:
+    """What shows how far the rounds are: a table on a terminal, else a line for each that has got further."""
+    if console.is_terminal:
+        with Live(console=console, refresh_per_second=2) as live:
+            yield lambda rounds: live.update(_rounds_table(rounds))
+        return
+    told: dict[int, str] = {}
+
+    def show(rounds: Sequence[Round]) -> None:
+        for one in rounds:
+            line = f"round {one.number} (seed {one.seed}): {one.state}, {one.done} of {one.of} trials"
+            if told.get(one.number) != line:
+                told[one.number] = line
+                console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    yield show
+
+
+def _rounds_table(rounds: Sequence[Round]) -> RenderableType:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("round", "seed", "trials", "job"):
+        table.add_column(heading, no_wrap=True, justify="left" if heading == "job" else "right")
+    table.add_column("says", no_wrap=True, overflow="ellipsis", ratio=1)
+    for one in rounds:
+        table.add_row(str(one.number), str(one.seed), f"{one.done} of {one.of}", Text(one.state), Text(one.last))
+    left, done, of = seconds_left(rounds), sum(one.done for one in rounds), sum(one.of for one in rounds)
+    return Group(table, Text(f"{done} of {of} trials" + (f", about {units.duration(left)} left" if left else "")))

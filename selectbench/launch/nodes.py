@@ -588,7 +588,8 @@ class Agent:
 
     request: NodeRequest
     preparation: Preparation
-    results: Path
+    runs: Path
+    """The folder of the suite's runs."""
     channel: Channel
     watch: GpuWatch
     make_servers: Callable[[Path], TrialServers]
@@ -635,9 +636,7 @@ class Agent:
         if self._servers is None:
             if Path(message.run).name != message.run or message.run.startswith("."):
                 raise ProtocolError("a run's name that is a path")
-            self._folder = (
-                self.results / self.preparation.suite.name / message.run / "nodes" / str(self.request.node)
-            )
+            self._folder = self.runs / message.run / "nodes" / str(self.request.node)
             with writing(self._folder):
                 self._folder.mkdir(parents=True, exist_ok=True)
             self._held.enter_context(weights_folder(self._folder))

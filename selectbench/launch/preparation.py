@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +32,7 @@ from selectbench.gpu.devices import PROBE, PROBE_SECONDS, Gpu, first_difference,
 from selectbench.launch.command import command_facts
 from selectbench.launch.gpus import Claim, Notify, candidates, claim_cores, claim_gpus, idle_now
 from selectbench.launch.own_code import check_own_code
+from selectbench.launch.site import job_script, limit_problems, plan_lines, read_site
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
 from selectbench.plan.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
@@ -50,7 +50,6 @@ from selectbench.plan.plan import (
 from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record, RunPhase
 from selectbench.record.run_folder import SUITE, find_run, is_complete
-from selectbench.site import read_site
 from selectbench.suite.document import placed, read_document
 from selectbench.suite.load import find, load_suite
 from selectbench.suite.stages import (
@@ -136,6 +135,8 @@ class Preparation(Planned):
     """The run that gets more seeds; None: a run of its own."""
     claim: Claim
     """The GPUs, or the cores, that trials run on, to be released at the end."""
+    round: int | None = field(default=None, kw_only=True)
+    """The one that this process runs; None: all."""
 
 
 def resolve(request: Request) -> tuple[Suite, Machine]:
@@ -143,16 +144,17 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
 
     Raises UserError with everything that is wrong with the suite, or with what names GPUs.
     """
-    device = "cpu" if request.profile == "cpu" else inspect_machine().device
+    site = read_site(request.site, request.lanes)
+    device = "cpu" if request.profile == "cpu" else site.device or inspect_machine().device
     suite = load_suite(
         request.suite, device=device, profile=request.profile, settings=request.settings,
         axes=request.axes, seeds=request.seeds, quick=request.quick,
     )  # fmt: skip
-    suite = read_site(request.site, request.lanes).over(suite)
+    suite = site.over(suite)
     suite = _judged_after(suite, [])  # of the run that wrote the file
     if suite.command is not None and request.nodes > 1:
         raise UserError("--nnodes: a training command starts its own ranks, and on one node only")
-    machine = replace(inspect_machine(suite.device), nodes=request.nodes)
+    machine = site.of_nodes(replace(inspect_machine(suite.device), nodes=request.nodes))
     if request.gpus is None:
         return suite, machine
     if suite.device != "cuda":
@@ -482,16 +484,11 @@ def _supported(plan: Plan, candidates: Mapping[str, Sequence[Values]]) -> dict[s
 # The best use of a given time: rounds are cut, schedules never.
 
 
-_UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
-_GRAMMAR = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*(d|h|min|m|s)\s*")
-
-
 def budget_of(text: str) -> float:
     """Seconds of `2h`, `90min`, `45 s`. Raises UserError."""
-    found = _GRAMMAR.fullmatch(text)
-    if found is None or float(found[1]) <= 0:
+    if (seconds := units.seconds_of(text)) is None:
         raise UserError(f"--budget {text}: expected a time with its unit, such as 2h, 90min or 45s")
-    return float(found[1]) * _UNITS[found[2]]
+    return seconds
 
 
 def within(seconds: float, own: AnyPlanned, history: History) -> tuple[AnyPlanned, list[str]]:
@@ -545,15 +542,24 @@ class Outlook:
     costs: list[StageCost]
     """Of every stage in order, the contest the last."""
     notes: list[str]
+    slurm: list[str] = field(default_factory=list)
+    """What the run is for Slurm, and what does not fit its limits; empty: it runs on this machine."""
+    script: str = ""
+    """What Slurm would be given."""
 
 
 def preview(request: Request, notify: Notify) -> Outlook:
     """Raises UserError for a wrong suite or data; what is missing or in use here are only noted."""
     suite, machine = resolve(request)
-    notes = [f"{CANNOT_START}: {reason}"] if (reason := device_problem(request, suite)) is not None else []
-    if suite.device == "cuda" and not machine.gpus:
+    site, notes = read_site(request.site, request.lanes), list[str]()
+    is_here = site.launcher == "local"
+    if is_here and (reason := device_problem(request, suite)) is not None:
+        notes.append(f"{CANNOT_START}: {reason}")
+    if not is_here and suite.device == "cuda" and not machine.gpus:
+        notes.append("planned for GPUs of which nothing is known: a site file may say `machine: 8 x H100-SXM-80GB`")
+    elif suite.device == "cuda" and not machine.gpus:
         wanted = [option.choices.world_size for option in suite.options]
-        lanes = read_site(request.site, request.lanes).lanes
+        lanes = site.lanes
         count = max((ranks for ranks in wanted if ranks != "auto"), default=1) * (1 if lanes == "auto" else lanes)
         machine = replace(machine, device_count=count)
         notes.append(
@@ -582,8 +588,8 @@ def preview(request: Request, notify: Notify) -> Outlook:
         notes.append(f"{CANNOT_START}: torch is not installed: {INSTALL}; planned as if it were")
         machine = machine.with_training()
     settled = settled_for(suite, machine, prepared)
-    lanes, need = lanes_of(read_site(request.site, request.lanes).lanes, settled, machine)
-    if machine.gpus:
+    lanes, need = lanes_of(site.lanes, settled, machine)
+    if machine.gpus and is_here:
         try:
             idle, busy = idle_now(request.gpus, need)
         except UserError as error:  # the folder of locks
@@ -603,8 +609,9 @@ def _command_preview(request: Request, suite: Suite, machine: Machine, notes: li
     """Nothing of a command is run: what it does is seen in its first trial."""
     if (reason := wrong_system_reason()) is not None:
         notes.append(reason)
-    lanes, need = lanes_of(read_site(request.site, request.lanes).lanes, suite, machine)
-    if machine.gpus:
+    site = read_site(request.site, request.lanes)
+    lanes, need = lanes_of(site.lanes, suite, machine)
+    if machine.gpus and site.launcher == "local":
         idle, busy = idle_now(request.gpus, need)
         notes += busy
         machine = machine.on(idle)
@@ -622,7 +629,21 @@ def _outlook(request: Request, own: Planned, notes: list[str]) -> Outlook:
         own, rounds = within(request.budget_seconds, own, history)
         notes += rounds
     costs = stage_costs([(title, stage.plan) for title, stage in stages(own, [])], machine, history)
-    return Outlook(own.plan, estimate(own.plan, machine, history), costs, notes)
+    outlook = Outlook(own.plan, estimate(own.plan, machine, history), costs, notes)
+    site = read_site(request.site, request.lanes)
+    if site.launcher == "local":
+        return outlook
+    *_, contest = costs
+    each = None
+    if contest.seconds is not None:
+        each = (contest.seconds - contest.start_seconds) / len(suite.seeds) + costs[0].start_seconds
+    told = list(plan_lines(site, suite, each))
+    try:
+        told += [f"does not fit: {problem}" for problem in limit_problems(site)]
+    except UserError as error:
+        told.append(f"the partition's limits were not looked at: {error}")
+    script = job_script(site, suite.name, request.results.resolve() / suite.name / "RUN", range(len(suite.seeds)))
+    return replace(outlook, slurm=told, script=script)
 
 
 def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list[str], Look]]:

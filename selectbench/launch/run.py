@@ -26,7 +26,7 @@ from selectbench.analysis.lanes import interference_lines
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.screening import screened_out, screened_words
-from selectbench.choices.choice import has_changed
+from selectbench.choices.choice import has_changed, own_code_sha256
 from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import Prepared, contents_of, pinned_model
 from selectbench.errors import ExitCode, UserError, disk_problem
@@ -35,18 +35,22 @@ from selectbench.launch.command import command_order
 from selectbench.launch.display import Again, Display
 from selectbench.launch.gpus import Lane, Notify, lanes_in, my_turn
 from selectbench.launch.nodes import Agent, NodeRequest, Nodes, Team, join
+from selectbench.launch.own_code import check_own_code
 from selectbench.launch.preparation import (
     CONTEST,
     INTERFERES,
     SCREENING,
     Extended,
     Preparation,
+    Request,
     as_begun,
     check_cuda,
     extended_by,
+    resolve,
     stages,
 )
 from selectbench.launch.publish import publish, read_run
+from selectbench.launch.site import Round, SlurmRun, limit_problems, read_site, run_under_slurm, this_node, watch
 from selectbench.launch.trial import Stop, StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.machine import usable_cores
 from selectbench.plan.plan import PlannedTrial, in_run_order
@@ -68,13 +72,14 @@ from selectbench.record.run_folder import (
     last_attempts,
     newest_run,
     read_records,
+    run_name,
     runs_of,
     sweep_weights,
     weights_folder,
     writing,
 )
 from selectbench.record.wire import CommandOrder, Evaluating, Order, Phase, Progress
-from selectbench.suite.load import load_suite
+from selectbench.suite.load import find, load_suite
 from selectbench.suite.suite import Suite
 from selectbench.text import one_line
 
@@ -98,30 +103,38 @@ def run(
     rerun_unclean: bool = False,
     again: Callable[[Path], Again] = lambda _: "anew",
     nodes: Nodes | None = None,
+    slurm: SlurmRun | None = None,
 ) -> Result:
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError.
 
     `again` is asked what to do where all of it has one in such a folder; `retry_failed` and `rerun_unclean` then
-    show that one. `nodes`: the others of a run over several.
+    show that one. `nodes`: the others of a run over several; `slurm`: the run that the preparation's round is of.
     """
     retried = Retried(retry_failed, rerun_unclean)
     with preparation.claim, ExitStack() as until_its_end:
         if nodes is not None:
             nodes.gather(preparation)
-        complete = None if fresh or preparation.extended else _complete(preparation, results, retried)
+        may_resume = slurm is None and not fresh and preparation.extended is None
+        complete = _complete(preparation, results, retried) if may_resume else None
         asked = "anew" if complete is None else "show" if any(retried) else again(complete)
         if complete is not None and asked == "show":
             display = make_display()
             display.note(f"nothing was run: {complete} is complete")
             ranking = publish(complete, read_run(complete), display.note)
-            return Result(complete, ranking, exit_code(preparation, complete))
+            return Result(complete, ranking, exit_code(preparation.suite, complete))
         if complete is not None and isinstance(asked, int):
             preparation = extended_by(preparation, complete, asked)
         check_cuda(preparation.plan, preparation.claim.gpus)
         with my_turn():  # of two that start at once the second sees what the first has chosen
-            sweep_weights(results)
-            folder = _choose_folder(preparation, results, fresh=fresh, retried=retried)
+            if slurm is None:
+                sweep_weights(results)
+                folder = _choose_folder(preparation, results, fresh=fresh, retried=retried)
+            else:
+                assert preparation.round is not None
+                mark = _fingerprint(preparation, preparation.suite)
+                folder = slurm.begin(preparation.round, preparation.suite, preparation.environment, mark)
             lock = until_its_end.enter_context(RunLock(folder))
+        before = 0 if slurm is None else len(slurm.ended_trials(preparation.round or 0))
         with StopRequest() as stop:
             if preparation.extended is not None:
                 extend_run(folder, preparation.suite, preparation.extended.suite)
@@ -130,9 +143,71 @@ def run(
                 _run_stages(preparation, lock, display, stop, nodes, retried=retried)
             finally:
                 display.close()
-            ranking = publish(folder, read_run(folder), display.note)
             is_cut_off = stop and next_stage(preparation, folder, retried=Retried()) is not None
-            return Result(folder, ranking, ExitCode.INTERRUPTED if is_cut_off else exit_code(preparation, folder))
+            status = ExitCode.INTERRUPTED if is_cut_off else exit_code(preparation.suite, folder)
+            if slurm is not None:
+                slurm.gather()
+                folder = slurm.folder
+            ranking = publish(folder, read_run(folder), display.note)
+            if slurm is not None and is_cut_off:
+                did_something = len(slurm.ended_trials(preparation.round or 0)) > before
+                display.note(slurm.queue_again(did_something=did_something) or "the job was cancelled")
+            return Result(folder, ranking, status)
+
+
+def submit(
+    request: Request, results: Path, notify: Notify, *, fresh: bool, retried: Retried,
+    again: Callable[[Path], Again],
+) -> SlurmRun:  # fmt: skip
+    """Give Slurm what of the newest run of the same is not complete, else a new run. Raises UserError.
+
+    `again` is asked where all of it is complete.
+    """
+    asked = {"--extend": request.extend, "--budget": request.budget_seconds, "--gpus": request.gpus}
+    if barred := [name for name, value in asked.items() if value is not None]:
+        raise UserError(f"{' and '.join(barred)}: not for a run under Slurm; leave it out")
+    suite, machine = resolve(request)
+    site = read_site(request.site, request.lanes)
+    for line in check_own_code(suite, machine, find(request.suite)):
+        notify(line)
+    if problems := limit_problems(site):
+        raise UserError(*problems)
+    own_code = own_code_sha256(suite.code) if suite.code else None
+    run = run_under_slurm(site, suite, own_code, results, fresh=fresh)
+    rounds = run.rounds()
+    if not any(retried) and all(one.is_complete and one.task is None for one in rounds):
+        if (answer := again(run.folder)) == "show":
+            return run
+        if isinstance(answer, int):
+            raise UserError("a run under Slurm is not extended: run it anew with more --seeds")
+        run = run_under_slurm(site, suite, own_code, results, fresh=True)
+        rounds = run.rounds()
+    missing = [one.number for one in rounds if one.task is None and (any(retried) or not one.is_complete)]
+    if missing:
+        job = run.submit(site, suite.name, missing, retried.flags)
+        notify(f"{run.folder}: job {job} of Slurm: {len(missing)} of {len(rounds)} rounds")
+    else:
+        notify(f"{run.folder}: Slurm has all rounds that are not complete already")
+    return run
+
+
+def attend(run: SlurmRun, show: Callable[[Sequence[Round]], None], notify: Notify) -> Result | None:
+    """Show a run under Slurm until nothing of it runs or waits, then its report; None: nothing has come of it.
+
+    Raises UserError, and KeyboardInterrupt of a person who has seen enough: the run goes on then.
+    """
+    rounds = watch(run, show)
+    run.gather()
+    if missing := [one for one in rounds if not one.is_complete]:
+        for one in missing[:5]:
+            last = f": {one.last}" if one.last else ""
+            notify(f"round {one.number} (seed {one.seed}) is not complete, {one.done} of {one.of} trials{last}")
+        notify("the same `selectbench run` line has Slurm run what is missing")
+    if not (run.folder / SUITE).is_file() or not (run.folder / RECORDS_FILE).is_file():
+        return None
+    stored = read_run(run.folder)
+    ranking = publish(run.folder, stored, notify)
+    return Result(run.folder, ranking, ExitCode.INTERRUPTED if missing else exit_code(stored.suite, run.folder))
 
 
 def _choose_folder(preparation: Preparation, results: Path, *, fresh: bool, retried: Retried) -> Path:
@@ -302,17 +377,18 @@ class Rounds:
         return []
 
 
-def run_agent(
-    request: NodeRequest, preparation: Preparation, results: Path, known: bytes, notify: Notify
-) -> ExitCode:
-    """Run the ranks of this node, in all trials; the exit status. Raises UserError. `known`: the secret."""
+def run_agent(request: NodeRequest, preparation: Preparation, runs: Path, known: bytes, notify: Notify) -> ExitCode:
+    """Run the ranks of this node, in all trials; the exit status. Raises UserError.
+
+    `runs`: the folder of the suite's runs; `known`: the secret.
+    """
     with preparation.claim, StopRequest() as stop:
         gpus, suite = preparation.claim.gpus, preparation.suite
         check_cuda(preparation.plan, gpus)
         with GpuWatch(gpus, suite.meters, stop.wait, lambda: bool(stop)) as watch:
             channel = join(request, preparation, known, stop, notify)
             servers = partial(TrialServers, partial(preload, preparation), device=suite.device, gpus=gpus)
-            return Agent(request, preparation, results, channel, watch, servers, stop, notify).serve()
+            return Agent(request, preparation, runs, channel, watch, servers, stop, notify).serve()
 
 
 def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -> None:
@@ -341,13 +417,12 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
         display.note(f"{what} {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 
 
-def exit_code(preparation: Preparation, folder: Path) -> ExitCode:
+def exit_code(suite: Suite, folder: Path) -> ExitCode:
     """From the records: what the process's status says of a run that went to its end."""
     records, _ = read_records(folder / RECORDS_FILE)
     last = last_attempts(records).values()
     broken = any(isinstance(r.outcome, Failed) and r.outcome.kind in ("crashed", "timeout") for r in last)
-    baseline = preparation.suite.baseline
-    own = [r for r in last if r.trial.option == baseline and r.phase == "contest"]
+    own = [r for r in last if r.trial.option == suite.baseline and r.phase == "contest"]
     has_baseline = any(isinstance(r.outcome, Completed) for r in own)
     return ExitCode.TRIALS_FAILED if broken or not has_baseline else ExitCode.OK
 
@@ -366,6 +441,11 @@ class Retried(NamedTuple):
     """Those that failed, or had imported own code that is another one now."""
     unclean: bool = False
     """Those during which a CPU was busy, or GPUs were throttled or shared, whatever came of them."""
+
+    @property
+    def flags(self) -> list[str]:
+        """As the command line has them."""
+        return ["--retry-failed"] * self.failed + ["--rerun-unclean"] * self.unclean
 
 
 @dataclass(frozen=True)
@@ -392,8 +472,9 @@ def next_stage(
     `ended`: ids of trials that this process has run; one that failed is not tried again at once.
     """
     records, _ = read_records(folder / RECORDS_FILE)
-    for title, stage in stages(preparation, records):
-        trials = [p for p in in_run_order(stage.plan.trials, folder.name) if p.trial.trial_id not in ended]
+    for title, whole in stages(preparation, records):
+        stage = whole if preparation.round is None else _of_round(whole, preparation.round, title)
+        trials = [p for p in in_run_order(stage.plan.trials, run_name(folder)) if p.trial.trial_id not in ended]
         still_open = pending(trials, stage.suite, records, retried=retried)
         if still_open:
             out = screened_out(preparation.suite, records)
@@ -402,6 +483,12 @@ def next_stage(
             begun = {r.round: r.lane for r in records if r.phase == "contest" and r.lane is not None}
             return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open), told, begun)
     return None
+
+
+def _of_round(stage: Preparation, number: int, title: str) -> Preparation:
+    """What of a stage the job of a round runs: its own, and the first one's what comes before the contest."""
+    own = [planned for planned in stage.plan.trials if title != CONTEST or planned.round == number]
+    return replace(stage, plan=replace(stage.plan, trials=own if title == CONTEST or number == 0 else []))
 
 
 def pending(
@@ -616,7 +703,8 @@ class Bench:
             trial=trial, phase=planned.phase, round=planned.round, attempt=attempt,
             outcome=end.outcome, wall_seconds=end.wall_seconds, started_at=started_at,
             software=SOFTWARE.keep((done and done.software) or end.software), meters=meters, nodes=team.clocks(),
-            lane=self.lane.number if self.lane.cores else None, neighbours=neighbours, **certificate,
+            lane=self.lane.number if self.lane.cores else None, neighbours=neighbours,
+            node=None if self.preparation.round is None else this_node(), **certificate,
         )  # fmt: skip
         self.lock.append(record)
         return record, end.server_start_seconds

@@ -36,6 +36,8 @@ TABLE = "ranking.csv"
 BENCHMARK = "benchmark.json"
 TRIALS = "trials"
 WEIGHTS = "weights"
+ROUNDS = "rounds"
+"""Folders that the jobs of a run under Slurm write, one for each round."""
 MODEL = "model"
 """Of a trial's folder: the trained model, where it is kept."""
 
@@ -268,6 +270,11 @@ def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
     part = {key: value for key, value in environment.items() if key not in apart}
     memory = part["memory_total_bytes"]
     return {**part, "memory_total_bytes": None if memory is None else round(memory / (1 << 30)) << 30}
+
+
+def run_name(folder: Path) -> str:
+    """Of the run's folder, also where this is the folder of one of its rounds."""
+    return folder.parent.parent.name if folder.parent.name == ROUNDS else folder.name
 
 
 def newest_run(results: Path, suite: Suite, mark: str) -> Path | None:

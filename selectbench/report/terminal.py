@@ -189,9 +189,10 @@ def _sum(values: Sequence[float | None]) -> float | None:
 
 
 def plan_as_json(
-    plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost] = (), notes: Sequence[str] = ()
-) -> str:
-    """The plan for other programs."""
+    plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost] = (), notes: Sequence[str] = (),
+    slurm: tuple[Sequence[str], str] = ((), ""),
+) -> str:  # fmt: skip
+    """The plan for other programs; `slurm`: what it is for Slurm, and the script."""
     content: dict[str, Any] = {
         "suite": plan.suite.name, "profile": plan.suite.profile, "device": plan.suite.device,
         "baseline": plan.suite.baseline, "parameters": plan.parameters, "tokens_per_trial": plan.tokens,
@@ -205,6 +206,8 @@ def plan_as_json(
         "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
                    for p in plan.trials],
     }  # fmt: skip
+    if slurm[1]:
+        content["slurm"] = {"told": list(slurm[0]), "script": slurm[1]}
     return json.dumps(content, indent=2)
 
 
@@ -237,8 +240,9 @@ def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | Non
 
 
 def print_plan(
-    console: Console, plan: Plan, estimate: Estimate | None, notes: list[str], costs: Sequence[StageCost] = ()
-) -> None:
+    console: Console, plan: Plan, estimate: Estimate | None, notes: list[str], costs: Sequence[StageCost] = (),
+    slurm: Sequence[str] = (),
+) -> None:  # fmt: skip
     """What would run, for a person; first why it can't."""
     barred = [line for line in notes if line.startswith(CANNOT_START)]
     _say(console, barred, "bold red")
@@ -249,6 +253,7 @@ def print_plan(
     _say(console, [f"{name}: unsupported: {reason}" for name, reason in unsupported], "red")
     _say(console, _settings_lines(plan.suite))
     _say(console, _cost_lines(plan, estimate, costs))
+    _say(console, slurm)
     _say(console, [f"warning: {line}" for line in plan.warnings], "yellow")
     _say(console, [f"note: {line}" for line in notes if line not in barred], "yellow")
 

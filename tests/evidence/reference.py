@@ -8,7 +8,7 @@ from typing import Any
 from evidence.readme_table import ROOT
 
 from selectbench.choices import REGISTRY
-from selectbench.site import Site
+from selectbench.launch.site import Site
 from selectbench.suite.load import DescribedSchema, json_schema
 from selectbench.suite.metrics import METRICS
 

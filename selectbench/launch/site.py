@@ -1,0 +1,621 @@
+"""The site file: what of a run is the machine's and not the question's; and runs whose rounds Slurm starts.
+
+A run under Slurm is an array of jobs, of which each runs one round, all options of a seed, on an allocation of its
+own. Slurm does the scheduling: jobs are given to `sbatch`, looked at with `squeue`, ended with `scancel`. In the
+run's folder `slurm/` holds what is run, and `rounds/K/` is written by the job of round K alone, like a run of its
+own; the records of all rounds together are the run's, and are put together anew whenever a round has ended or
+somebody looks. No process waits for another, and no lock is needed that reaches over nodes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import Field, field_validator, model_validator
+
+from selectbench import units
+from selectbench.analysis.gate import differing
+from selectbench.choices.choice import Strict
+from selectbench.errors import UserError, did_you_mean
+from selectbench.gpu.devices import Gpu, sheet_name
+from selectbench.machine import Machine
+from selectbench.record.record import has_ended
+from selectbench.record.run_folder import (
+    ENVIRONMENT,
+    RECORDS_FILE,
+    ROUNDS,
+    SUITE,
+    TRIALS,
+    fingerprint_part,
+    last_attempts,
+    plain_suite,
+    planned_trials,
+    read_json,
+    read_records,
+    suite_text,
+    write_whole,
+    writing,
+)
+from selectbench.suite.document import Problems, read_document
+from selectbench.suite.problems import validate
+from selectbench.suite.suite import Cost, Suite
+from selectbench.text import one_line, visible
+
+Lanes = Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
+_MACHINE = re.compile(r"\s*(\d{1,3})\s*x\s+(\S.*?)\s*")
+_SLURM_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
+
+
+class Site(Strict):
+    """Where runs run."""
+
+    launcher: Literal["local", "slurm"] = "local"
+    """`local`: this machine; `slurm`: every round is a job of an array, on an allocation of its own."""
+    machine: str | None = None
+    """What a node has, by Slurm, `8 x H100-SXM-80GB`: for plans made elsewhere; null: not known."""
+    partition: str | None = None
+    """Slurm's; null: its default."""
+    account: str | None = None
+    """Slurm's; null: its default."""
+    nodes: Annotated[int, Field(ge=1, le=4096)] = 1
+    """That each trial runs on, together."""
+    gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = None
+    """That a job asks for; null: as many as `machine` says, else none."""
+    time: str | None = None
+    """Limit of one job, and so of one round: `2h`, `90min`; null: the partition's default."""
+    exclusive: bool = True
+    """Whether a job has its nodes for itself; beside other jobs no speed can be compared."""
+    rounds_at_once: Annotated[int, Field(ge=1)] | None = None
+    """Jobs that may run at the same time; null: as many as there is room for."""
+    setup: str = ""
+    """Shell lines that a job runs first, such as `module load cuda`."""
+    sbatch: tuple[str, ...] = ()
+    """Further options of sbatch, `--constraint=h100` each."""
+    lanes: Lanes = 1
+    """Equal parts of the machine that run trials side by side; auto: as many as its GPUs are enough for."""
+    cost: Cost | None = None
+    """Prices, in place of the suite's; null: the suite's."""
+
+    @field_validator("machine")
+    @classmethod
+    def _names_a_machine(cls, value: str | None) -> str | None:
+        if value is not None and _MACHINE.fullmatch(value) is None:
+            raise ValueError("expected a number and a GPU, such as 8 x H100-SXM-80GB")
+        return value
+
+    @field_validator("time")
+    @classmethod
+    def _is_a_time(cls, value: str | None) -> str | None:
+        if value is not None and units.seconds_of(value) is None:
+            raise ValueError("expected a time with its unit, such as 2h or 90min")
+        return value
+
+    @field_validator("sbatch")
+    @classmethod
+    def _are_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for option in value:
+            if not option.startswith("-") or "\n" in option:
+                raise ValueError(f"{visible(option)!r}: expected an option of sbatch, such as --constraint=h100")
+        return value
+
+    @model_validator(mode="after")
+    def _fits_its_launcher(self) -> Site:
+        of_slurm = self.model_fields_set - {"launcher", "machine", "lanes", "cost"}
+        if self.launcher == "local" and of_slurm:
+            raise ValueError(f"{', '.join(sorted(of_slurm))}: only for `launcher: slurm`")
+        if self.launcher == "slurm" and self.lanes != 1:
+            raise ValueError("lanes: a job of Slurm runs one round, and so one lane: leave them out")
+        return self
+
+    @property
+    def gpus(self) -> int:
+        """Of a node."""
+        found = _MACHINE.fullmatch(self.machine or "")
+        return self.gpus_per_node if self.gpus_per_node is not None else int(found[1]) if found else 0
+
+    @property
+    def device(self) -> Literal["cpu", "cuda"] | None:
+        """What trials run on there; None: on this machine."""
+        return None if self.launcher == "local" else "cuda" if self.gpus else "cpu"
+
+    def of_nodes(self, machine: Machine) -> Machine:
+        """What is known of the nodes that Slurm gives; another launcher's is this machine."""
+        if self.launcher == "local":
+            return machine
+        machine = replace(machine, nodes=self.nodes, gpus=(), compute_capability=None)
+        if machine.device == "cpu":
+            return machine
+        found = _MACHINE.fullmatch(self.machine or "")
+        name = sheet_name(found[2]) if found else ""
+        gpu = Gpu(name, "", None, False, None, None, None, None, None, None, None, None, None)
+        return replace(machine, device_count=self.gpus, gpus=(gpu,) * self.gpus if name else ())
+
+    def over(self, suite: Suite) -> Suite:
+        """The suite at this site's prices."""
+        if self.cost is None:
+            return suite
+        resolved = {**suite.resolved, "cost": self.cost.model_dump(mode="json", exclude_none=True)}
+        return suite.model_copy(update={"cost": self.cost, "resolved": resolved})
+
+
+def read_site(path: str | None, lanes: str | None) -> Site:
+    """The file's site, or one machine as it is. Raises UserError with every mistake.
+
+    `lanes`: of the command line.
+    """
+    site = Site()
+    if path is not None:
+        problems = Problems()
+        found = validate(Site, read_document(Path(path)), problems)
+        problems.raise_if_any()
+        assert isinstance(found, Site)
+        site = found
+    if lanes is None:
+        return site
+    if lanes != "auto" and not (lanes.isdecimal() and 1 <= int(lanes) <= 1024):
+        raise UserError(f"--lanes {lanes}: expected auto, or a number from 1 to 1024")
+    if site.launcher == "slurm" and lanes != "1":
+        raise UserError("--lanes: a job of Slurm runs one round, and so one lane: leave it out")
+    return site.model_copy(update={"lanes": lanes if lanes == "auto" else int(lanes)})
+
+
+# What Slurm is given.
+
+
+SIGNAL_SECONDS = 120
+"""Before its time is up a job is told to end: the trial at hand is cut off, and the job queued again."""
+
+
+def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: Sequence[str] = ()) -> str:
+    """What `sbatch` gets: an array with one job for each of the rounds; `flags`: of `selectbench run`, besides."""
+    limit, seconds = "", units.seconds_of(site.time or "")
+    if seconds is not None:
+        minutes = max(1, -(-int(seconds) // 60))
+        limit = f"--time={minutes // 60}:{minutes % 60:02d}:00"
+    at_once = f"%{site.rounds_at_once}" if site.rounds_at_once else ""
+    options = [
+        f"--job-name=selectbench-{suite}", f"--array={_ranges(rounds)}{at_once}", f"--nodes={site.nodes}",
+        "--ntasks-per-node=1", *(["--exclusive", "--mem=0"] if site.exclusive else []),
+        f"--gpus-per-node={site.gpus}" if site.gpus else "",
+        f"--partition={site.partition}" if site.partition else "",
+        f"--account={site.account}" if site.account else "", limit, "--requeue",
+        f"--signal=TERM@{SIGNAL_SECONDS}", "--open-mode=append", f"--output={_escaped(run / ROUNDS)}/%a/job.log",
+        *site.sbatch,
+    ]  # fmt: skip
+    step = 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=1'
+    line = shlex.join([sys.executable, "-m", "selectbench", "run", str(run), "--wait", *flags])
+    line += ' --round "$SLURM_ARRAY_TASK_ID"'
+    lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options if option), "set -u"]
+    lines += [f"cd {shlex.quote(str(Path.cwd()))}", *site.setup.splitlines()]
+    if site.nodes == 1:
+        return "\n".join([*lines, f"{step} {line}", ""])
+    lines += [
+        "export SELECTBENCH_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')",
+        'export SELECTBENCH_RDZV="$(hostname):$((20000 + SLURM_JOB_ID % 30000))"',
+        f"""{step} bash -c {shlex.quote(
+            f'exec {line} --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --rdzv "$SELECTBENCH_RDZV"'
+        )}""",
+    ]  # fmt: skip
+    return "\n".join([*lines, ""])
+
+
+def _escaped(path: Path) -> str:
+    """For a line of sbatch, in which % and spaces mean something."""
+    return str(path).replace("\\", "\\\\").replace("%", "%%").replace(" ", "\\ ")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`0-2,5`."""
+    parts: list[list[int]] = []
+    for number in sorted(numbers):
+        if parts and number == parts[-1][-1] + 1:
+            parts[-1].append(number)
+        else:
+            parts.append([number])
+    return ",".join(f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in parts)
+
+
+COMMAND_SECONDS = 60.0
+
+
+def slurm(*words: str) -> str:
+    """What a command of Slurm's prints. Raises UserError where it can't be run, or fails."""
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=COMMAND_SECONDS, check=False)
+    except FileNotFoundError:
+        raise UserError(
+            f"launcher: slurm: {words[0]} is not here: start the run where Slurm's commands are, on a login node"
+        ) from None
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{words[0]}: Slurm did not answer within {COMMAND_SECONDS:g} s") from None
+    if done.returncode:
+        said = one_line(done.stderr.strip() or done.stdout.strip() or f"exit status {done.returncode}", 500)
+        raise UserError(f"{words[0]}: {said.removeprefix(f'{words[0]}: ').removeprefix('error: ')}")
+    return done.stdout
+
+
+def limit_problems(site: Site) -> list[str]:
+    """What a job asks for that its partition does not give. Raises UserError where Slurm can't be asked."""
+    said = slurm("scontrol", "show", "partition", "-o")
+    every = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in said.splitlines()]
+    names = {one["PartitionName"]: one for one in every if "PartitionName" in one}
+    default = next((name for name, one in names.items() if one.get("Default") == "YES"), None)
+    name = site.partition or default
+    if name is None:
+        return [f"partition: Slurm has no default: name one of {', '.join(names)}"]
+    if name not in names:
+        return [f"partition {visible(name)}: Slurm has none of that name{did_you_mean(name, list(names)) or ''}"]
+    found, told = names[name], []
+    if (state := found.get("State", "UP")) != "UP":
+        told.append(f"partition {name} is {state}")
+    counts = [found.get(key, "") for key in ("MaxNodes", "TotalNodes")]
+    most = min((int(count) for count in counts if count.isdecimal()), default=None)
+    if most is not None and site.nodes > most:
+        told.append(f"nodes: {site.nodes} asked for, and a job in partition {name} gets {most} at most")
+    seconds, limit = units.seconds_of(site.time or ""), _slurm_seconds(found.get("MaxTime", ""))
+    if seconds is not None and limit is not None and seconds > limit:
+        told.append(
+            f"time: {site.time} asked for, and a job in partition {name} gets {units.duration(limit)} at most"
+        )
+    if site.gpus:
+        text = slurm("sinfo", "--noheader", f"--partition={name}", "--format=%G")
+        there = max((int(count) for count in re.findall(r"gpu(?::[^:,\s(]+)?:(\d+)", text)), default=0)
+        if site.gpus > there:
+            told.append(f"gpus_per_node: {site.gpus} asked for, and nodes of partition {name} have {there} at most")
+    return told
+
+
+def _slurm_seconds(text: str) -> float | None:
+    """Of `2-00:00:00`, `1:00:00` or `30`, minutes; None: no limit."""
+    if (found := _SLURM_TIME.fullmatch(text)) is None:
+        return None
+    days, *rest = found.groups()
+    parts = [int(part) for part in rest if part is not None]
+    if days is not None:  # hours first
+        return 86400.0 * int(days) + sum(
+            part * unit for part, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False)
+        )
+    if len(parts) == 3:
+        return parts[0] * 3600.0 + parts[1] * 60.0 + parts[2]
+    return parts[0] * 60.0 + (parts[1] if len(parts) == 2 else 0.0)
+
+
+# The folder of such a run.
+
+
+SLURM = "slurm"
+SITE_FILE, JOBS, BEGUN, SCRIPT = "site.json", "jobs.json", "begun.json", "job.sh"
+END_SECONDS = 180.0
+"""For Slurm to end jobs: it gives them half a minute of its own, or what its administrator says."""
+SHORT_RESTARTS = 3
+"""A job that was cut off before it had done anything is queued again so often."""
+
+
+class Task(NamedTuple):
+    """What Slurm says of a round's job."""
+
+    job: str
+    """`12_3`."""
+    state: str
+    """`RUNNING`."""
+    nodes: str
+    """`n[1-2]`; of one that waits, why."""
+
+
+@dataclass(frozen=True)
+class Round:
+    """How far one is."""
+
+    number: int
+    seed: int
+    done: int
+    """Of `of` trials."""
+    of: int
+    task: Task | None
+    """None: Slurm has none of it."""
+    last: str
+    """What its job said last."""
+    trial_seconds: float | None
+    """That its trials have taken, on average; None: none has ended."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every trial of it has its outcome."""
+        return self.done >= self.of
+
+    @property
+    def state(self) -> str:
+        """For a person."""
+        if self.task is None:
+            return "complete" if self.is_complete else "not complete"
+        if self.task.state == "PENDING":
+            return "waits" if self.task.nodes in ("", "None") else f"waits ({self.task.nodes})"
+        name = {"RUNNING": "runs", "COMPLETING": "ends"}.get(self.task.state, self.task.state.lower())
+        return f"{name} on {self.task.nodes}"
+
+
+@dataclass(frozen=True)
+class SlurmRun:
+    """A run whose rounds are jobs of Slurm's."""
+
+    folder: Path
+
+    @property
+    def own(self) -> Path:
+        """The folder of what is run."""
+        return self.folder / SLURM
+
+    @property
+    def suite_file(self) -> Path:
+        """What the jobs run."""
+        return self.own / SUITE
+
+    @cached_property
+    def _planned(self) -> dict[int, set[tuple[str, int]]]:
+        """Options and seed of each round."""
+        suite = plain_suite(self.own)
+        every = planned_trials(self.folder, suite)
+        return {number: {one for one in every if one[1] == seed} for number, seed in enumerate(suite["seeds"])}
+
+    def round_folder(self, number: int) -> Path:
+        """Which its job alone writes."""
+        return self.folder / ROUNDS / str(number)
+
+    def ended_trials(self, number: int) -> dict[tuple[str, int], float]:
+        """Of a round, those that have their outcome, by option and seed, and the seconds that they took.
+
+        Raises UserError.
+        """
+        last = last_attempts(read_records(self.round_folder(number) / RECORDS_FILE)[0]).values()
+        ended = {
+            (r.trial.option, r.trial.seed): r.wall_seconds for r in last
+            if r.phase == "contest" and has_ended(r.outcome)
+        }  # fmt: skip
+        return {trial: ended[trial] for trial in self._planned[number] & ended.keys()}
+
+    def rounds(self) -> list[Round]:
+        """How far each is. Raises UserError."""
+        tasks = self._tasks()
+        found = []
+        for number, planned in self._planned.items():
+            seed = next(iter(planned))[1]
+            ended = self.ended_trials(number)
+            took = fmean(ended.values()) if ended else None
+            last = self._last_line(number)
+            found.append(Round(number, seed, len(ended), len(planned), tasks.get(number), last, took))
+        return found
+
+    def _last_line(self, number: int) -> str:
+        try:
+            with (self.round_folder(number) / "job.log").open("rb") as stream:
+                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 2000))
+                lines = stream.read().decode(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return next((one_line(line, 200) for line in reversed(lines) if line.strip()), "")
+
+    @property
+    def jobs(self) -> list[str]:
+        """Numbers of the arrays that Slurm was given. Raises UserError."""
+        path = self.own / JOBS
+        return [str(job) for job in read_json(path).get("jobs", [])] if path.is_file() else []
+
+    def _tasks(self) -> dict[int, Task]:
+        """By round, of those that Slurm has not ended."""
+        own, found = set(self.jobs), {}
+        if not own:
+            return {}
+        said = slurm("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%F|%K|%T|%N|%r")
+        for line in said.splitlines():
+            job, number, state, nodes, reason = (*line.strip().split("|"), "", "", "", "")[:5]
+            if job in own and number.isdecimal():
+                found[int(number)] = Task(f"{job}_{number}", state, reason if state == "PENDING" else nodes)
+        return found
+
+    def submit(self, site: Site, name: str, rounds: Sequence[int], flags: Sequence[str]) -> str:
+        """Give Slurm the rounds; the array's number. Raises UserError."""
+        script = job_script(site, name, self.folder.resolve(), rounds, flags)
+        with writing(self.folder):
+            for number in rounds:
+                self.round_folder(number).mkdir(parents=True, exist_ok=True)
+            write_whole(self.own / SCRIPT, script)
+        job = slurm("sbatch", "--parsable", str(self.own / SCRIPT)).strip().partition(";")[0]
+        with writing(self.folder):
+            write_whole(self.own / JOBS, json.dumps({"jobs": [*self.jobs, job]}) + "\n")
+        return job
+
+    def cancel(self) -> int:
+        """End its jobs; how many there were. Raises UserError where some are still there after END_SECONDS."""
+        tasks = self._tasks()
+        if tasks:
+            slurm("scancel", *(task.job for task in tasks.values()))
+        until = time.monotonic() + END_SECONDS
+        while still := self._tasks():
+            if time.monotonic() > until:
+                jobs = ", ".join(task.job for task in still.values())
+                raise UserError(f"Slurm has not ended {jobs} within {END_SECONDS:g} s: look with squeue")
+            time.sleep(0.5)
+        return len(tasks)
+
+    # A job's end of it.
+
+    def begin(self, number: int, suite: Suite, environment: Mapping[str, Any], mark: str) -> Path:
+        """The folder of the round that this job runs. Raises UserError where it is not the same on this node.
+
+        The first job of a run says what all must find: suite, software, machine and data.
+        """
+        if number not in self._planned:
+            raise UserError(f"--round {number}: {self.folder} has rounds 0 to {len(self._planned) - 1}")
+        ours = json.loads(
+            json.dumps({"mark": mark, "suite": suite.resolved, "environment": environment}, default=str)
+        )
+        folder, begun = self.round_folder(number), self.own / BEGUN
+        with writing(self.folder):
+            (self.folder / TRIALS).mkdir(exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
+            mine = self.own / f".{BEGUN}.{number}.{os.getpid()}"
+            mine.write_text(json.dumps(ours), encoding="utf-8")
+            with contextlib.suppress(FileExistsError):
+                os.link(mine, begun)  # of several at once one is the first, on network file systems too
+            mine.unlink()
+        first = read_json(begun)
+        if first.get("mark") != mark:
+            theirs = fingerprint_part(first["environment"])
+            apart = [
+                *differing(ours["suite"], first["suite"]),
+                *differing(fingerprint_part(ours["environment"]), theirs),
+            ]
+            told = "; ".join(
+                f"{one_line(d.path)}: {one_line(str(d.reference))} where it began, {one_line(str(d.run))} here"
+                for d in apart[:4]
+            )
+            here = this_node() or "this node"
+            raise UserError(f"{here}: the nodes of a run must be alike: {told or 'data or own code changed'}")
+        with writing(self.folder), contextlib.suppress(FileExistsError):
+            for place, said in ((self.folder, first["environment"]), (folder, environment)):
+                if not (place / ENVIRONMENT).is_file():
+                    write_whole(place / ENVIRONMENT, json.dumps(said, indent=2, sort_keys=True, default=str) + "\n")
+                if not (place / SUITE).is_file():
+                    write_whole(place / SUITE, suite_text(suite))
+            if not (folder / TRIALS).exists():
+                (folder / TRIALS).symlink_to(Path("..", "..", TRIALS))
+        return folder
+
+    def gather(self) -> None:
+        """Put the records of all rounds together as the run's own. Raises UserError.
+
+        Whoever does so reads the rounds once more after it has written: of two at once neither leaves out what the
+        other has seen.
+        """
+        while (content := self._all_records()) != _content(self.folder / RECORDS_FILE):
+            with writing(self.folder):
+                write_whole(self.folder / RECORDS_FILE, content.decode(errors="surrogateescape"))
+
+    def _all_records(self) -> bytes:
+        parts = [_content(self.round_folder(number) / RECORDS_FILE) for number in self._planned]
+        return b"".join(part if not part or part.endswith(b"\n") else part + b"\n" for part in parts)
+
+    def queue_again(self, *, did_something: bool) -> str | None:
+        """Have Slurm run the job again that this is, which was cut off; a sentence, None: it was cancelled."""
+        job = os.environ.get("SLURM_JOB_ID")
+        if job is None or slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() != "RUNNING":
+            return None
+        if not did_something and int(os.environ.get("SLURM_RESTART_COUNT") or 0) >= SHORT_RESTARTS:
+            return "it is not queued again: no trial was over before it was cut off; give it more `time`"
+        slurm("scontrol", "requeue", job)
+        return "the job is queued again, and goes on where it was cut off"
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def this_node() -> str | None:
+    """Names of the nodes that this job runs on, as Slurm writes them; None: it is no job."""
+    return os.environ.get("SLURM_JOB_NODELIST")
+
+
+def slurm_run(folder: Path) -> SlurmRun | None:
+    """None: the folder is none of such a run."""
+    return SlurmRun(folder) if (folder / SLURM / SUITE).is_file() else None
+
+
+def attached(reference: Path) -> SlurmRun:
+    """The run that a command names. Raises UserError where Slurm does not run it."""
+    found = slurm_run(reference)
+    if found is None:
+        what = (
+            "it was started on one machine, and is shown there"
+            if (reference / SUITE).is_file()
+            else "no run's folder"
+        )
+        raise UserError(f"{reference}: not a run under Slurm: {what}")
+    return found
+
+
+def run_under_slurm(site: Site, suite: Suite, own_code: str | None, results: Path, *, fresh: bool) -> SlurmRun:
+    """The newest run of the same, else a new one; nothing is submitted. Raises UserError."""
+    for key, asked in (("tune", suite.tune), ("screen", suite.screen), ("best_of", suite.best_of)):
+        if asked and len(suite.seeds) > 1:
+            raise UserError(
+                f"{key}: what it finds holds for all rounds, and under Slurm each is a job of its own: run the "
+                f"suite on one machine first, or take it out: --set {key}=null"
+            )
+    content = [suite.resolved, own_code, site.nodes, site.gpus, site.machine]
+    mark = hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    old = sorted((results / suite.name).glob(f"*-{mark}/{SLURM}/{SUITE}"))
+    if old and not fresh:
+        return SlurmRun(old[-1].parent.parent)
+    moment = datetime.now(UTC)
+    folder = results / suite.name / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z-{mark}"
+    with writing(folder):
+        (folder / SLURM).mkdir(parents=True)
+        write_whole(folder / SLURM / SITE_FILE, site.model_dump_json(indent=2) + "\n")
+        write_whole(folder / SLURM / SUITE, suite_text(suite))
+    return SlurmRun(folder)
+
+
+def seconds_left(rounds: Sequence[Round]) -> float | None:
+    """Until all trials have ended at the pace of those that have, on as many nodes as run now; None: not known."""
+    known = [one.trial_seconds for one in rounds if one.trial_seconds is not None]
+    running = [one for one in rounds if one.task is not None and one.task.state == "RUNNING"]
+    if not known or not running:
+        return None
+    longest = max(one.of - one.done for one in running)
+    return fmean(known) * max(longest, sum(one.of - one.done for one in rounds) / len(running))
+
+
+POLL_SECONDS, MOST_POLL_SECONDS = 1.0, 10.0
+GONE_AFTER = 3
+"""Looks in a row that find no job of a round that is not complete: Slurm moves jobs from state to state."""
+
+
+def watch(run: SlurmRun, show: Callable[[Sequence[Round]], None]) -> list[Round]:
+    """Look until nothing of it runs or waits. Raises UserError where Slurm can't be asked any more."""
+    pause, gone = POLL_SECONDS, 0
+    while True:
+        rounds = run.rounds()
+        show(rounds)
+        if all(one.task is None for one in rounds):
+            gone += 1
+            if gone >= GONE_AFTER or all(one.is_complete for one in rounds):
+                return rounds
+        else:
+            gone = 0
+        time.sleep(pause)
+        pause = min(MOST_POLL_SECONDS, pause * 1.1)
+
+
+def plan_lines(site: Site, suite: Suite, round_seconds: float | None) -> Iterator[str]:
+    """What the run is for Slurm, without its price."""
+    rounds = len(suite.seeds)
+    at_once = min(rounds, site.rounds_at_once or rounds)
+    where = f"{site.nodes} node{'s' * (site.nodes > 1)}" + (f" with {site.gpus} GPUs" if site.gpus else "")
+    yield f"Slurm: an array of {rounds} job{'s' * (rounds > 1)}, a round each, {at_once} at once, each on {where}"
+    if round_seconds is not None:
+        hours = units.significant(rounds * site.nodes * round_seconds / 3600, 2)
+        yield f"a round takes about {units.duration(round_seconds)}; {hours} node hours in all"
+        limit = units.seconds_of(site.time or "")
+        if limit is not None and round_seconds > limit - SIGNAL_SECONDS:
+            yield f"time: {site.time} is shorter than a round: its job is queued again until the round is complete"
