@@ -84,7 +84,7 @@ class Site(Strict):
     rounds_at_once: Annotated[int, Field(ge=1)] | None = None
     """Jobs that may run at the same time; null: as many as there is room for."""
     setup: str = ""
-    """Shell lines that a job runs first, such as `module load cuda`."""
+    """Shell lines that each node of a job runs first, such as `module load cuda`."""
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch, `--constraint=h100` each."""
     lanes: Lanes = 1
@@ -202,17 +202,15 @@ def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: 
     line = shlex.join([sys.executable, "-m", "selectbench", "run", str(run), "--wait", *flags])
     line += ' --round "$SLURM_ARRAY_TASK_ID"'
     lines = ["#!/bin/bash", *(f"#SBATCH {option}" for option in options if option), "set -u"]
-    lines += [f"cd {shlex.quote(str(Path.cwd()))}", *site.setup.splitlines()]
-    if site.nodes == 1:
-        return "\n".join([*lines, f"{step} {line}", ""])
-    lines += [
-        "export SELECTBENCH_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')",
-        'export SELECTBENCH_RDZV="$(hostname):$((20000 + SLURM_JOB_ID % 30000))"',
-        f"""{step} bash -c {shlex.quote(
-            f'exec {line} --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --rdzv "$SELECTBENCH_RDZV"'
-        )}""",
-    ]  # fmt: skip
-    return "\n".join([*lines, ""])
+    lines.append(f"cd {shlex.quote(str(Path.cwd()))}")
+    if site.nodes > 1:
+        line += ' --nnodes "$SLURM_NNODES" --node-rank "$SLURM_NODEID" --rdzv "$SELECTBENCH_RDZV"'
+        lines += [
+            "export SELECTBENCH_SECRET=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \\n')",
+            'export SELECTBENCH_RDZV="$(hostname):$((20000 + SLURM_JOB_ID % 30000))"',
+        ]
+    on_each_node = "\n".join([*site.setup.splitlines(), f"exec {line}"])
+    return "\n".join([*lines, f"{step} bash -c {shlex.quote(on_each_node)}", ""])
 
 
 def _escaped(path: Path) -> str:

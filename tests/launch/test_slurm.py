@@ -1,0 +1,158 @@
+"""Runs whose rounds are jobs of a real Slurm with two nodes on this machine: what they train and what they leave.
+
+Where no Slurm can be had the tests are skipped, or fail where SELECTBENCH_TESTS_NEED_SLURM is set.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import processes
+import pytest
+from launch.harness import LONG, TINY_SUITE, Workplace, output_of, until
+from launch.slurm_nodes import NEEDED, NODES, Slurm, two_nodes, why_not
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SITE = """\
+launcher: slurm
+exclusive: true
+setup: |
+  export SELECTBENCH_LOCKS={folder}/locks-$SLURMD_NODENAME OMP_NUM_THREADS=1
+"""
+TWO_NODES = (
+    TINY_SUITE.replace("micro_batch_size: 4\n", "micro_batch_size: 2\n  world_size: auto\n  strategy: ddp\n")
+    .replace("whole: {}", "ddp: {}")
+    .replace("halves: {micro_batch_size: 2}", "fsdp: {strategy: fsdp}")
+    .replace("baseline: whole", "baseline: ddp")
+    .replace("seeds: [0, 1]", "seeds: [0]")
+)
+
+
+class Site(Workplace):
+    """A login node."""
+
+    slurm: Slurm
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return super().environment(**{**self.slurm.environment, **more})
+
+    def write_site(self, **more: Any) -> None:
+        text = SITE.format(folder=self.folder) + "".join(f"{key}: {json.dumps(v)}\n" for key, v in more.items())
+        (self.folder / "site.yaml").write_text(text)
+
+    @property
+    def run(self) -> Path:
+        """The newest."""
+        return self.run_folders()[-1]
+
+    def of_rounds(self) -> list[dict[str, Any]]:
+        """Every whole line that a round's job wrote."""
+        paths = sorted(self.run.glob("rounds/*/records.jsonl"))
+        return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+    def losses(self) -> dict[tuple[str, int], list[float]]:
+        """Of every step of each completed trial."""
+        found = {}
+        for record in self.records():
+            trial = record["trial"]
+            content = (self.run / "trials" / trial["trial_id"] / "series.json").read_bytes()
+            found[trial["option"], trial["seed"]] = msgspec.json.decode(content)["loss_nats_per_token"]
+        return found
+
+    def left(self) -> list[int]:
+        """Processes of the runs, on either node."""
+        return [*self.trial_pids(), *(pid for node in NODES for pid in self.slurm.of_node(node))]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    if (reason := why_not()) is not None:
+        pytest.fail(reason) if NEEDED in os.environ else pytest.skip(reason)
+    place = Site(tmp_path / "work")
+    place.folder.mkdir()
+    with two_nodes(tmp_path / "slurm") as place.slurm:
+        place.write(TINY_SUITE.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3]"))
+        place.write_site(rounds_at_once=2)
+        yield place
+    until(lambda: not place.left(), 20)
+
+
+def ended(process: processes.Process) -> tuple[int, str]:
+    _, err = process.communicate(timeout=200)
+    return process.returncode, err
+
+
+def test_four_rounds_on_two_nodes_are_one_run_that_trains_what_one_machine_trains(site: Site) -> None:
+    status, err = ended(site.start("run", "tiny.yaml", "--site", "site.yaml"))
+    assert status == 0, err
+    assert "round 3 (seed 3): complete, 2 of 2 trials" in err
+    (run,) = site.run_folders()
+    records = site.records()
+    assert [(r["round"], r["trial"]["seed"]) for r in records] == [(n, n) for n in range(4) for _ in range(2)]
+    assert {r["node"] for r in records} == set(NODES)
+    assert all(len({r["node"] for r in records if r["round"] == number}) == 1 for number in range(4))
+    orders = [[r["trial"]["option"] for r in records if r["round"] == number] for number in range(4)]
+    assert orders[1] == orders[0][::-1]  # rounds in pairs, as of a run on one machine
+    assert orders[3] == orders[2][::-1]
+    assert site.slurm.jobs() == []
+    ranking = json.loads((run / "ranking.json").read_text())
+    assert {row["option"]: row["n"] for row in ranking["rows"]} == {"whole": 4, "halves": 4}
+    under_slurm = site.losses()
+    alone = site.call("run", "tiny.yaml", "--fresh", SELECTBENCH_LOCKS=str(site.folder / "locks"))
+    assert alone.returncode == 0, alone.stderr
+    assert under_slurm == site.losses()
+    again = site.call("run", "tiny.yaml", "--site", "site.yaml", "--reuse", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["rows"] == ranking["rows"]
+
+
+def test_a_trial_over_two_nodes_of_slurm_trains_what_one_node_trains(site: Site) -> None:
+    site.write(TWO_NODES)
+    site.write_site(nodes=2)
+    status, err = ended(site.start("run", "tiny.yaml", "--site", "site.yaml"))
+    assert status == 0, err + (site.run / "rounds/0/job.log").read_text()
+    records, over_two = site.records(), site.losses()
+    assert {r["trial"]["option"] for r in records} == {"ddp", "fsdp"}
+    for record in records:
+        assert record["identity"]["world_size"] == 2
+        assert (record["node"], [n["node"] for n in record["nodes"]]) == ("n[1-2]", [1])
+    site.write(TWO_NODES.replace("auto", "2"))
+    alone = site.call("run", "tiny.yaml", SELECTBENCH_LOCKS=str(site.folder / "locks"))
+    assert alone.returncode == 0, alone.stderr
+    assert over_two == site.losses()
+
+
+def trains(site: Site, node: str) -> bool:
+    """Whether a trial of it runs on the node."""
+    return any("/trials/" in output_of(pid) for pid in site.slurm.of_node(node))
+
+
+def test_a_run_is_detached_from_looked_at_and_cancelled_and_goes_on(site: Site) -> None:
+    done = site.call("run", "tiny.yaml", "--site", "site.yaml", "--detach", *LONG)
+    assert done.returncode == 0, done.stderr
+    assert f"selectbench attach {site.run.relative_to(site.folder)} shows it" in done.stderr
+    until(partial(trains, site, "n1"))
+    until(partial(trains, site, "n2"))
+    looking = site.start("attach", str(site.run))
+    assert looking.stderr is not None
+    said = looking.stderr.readline()  # it has looked
+    looking.send_signal(signal.SIGINT)
+    status, err = ended(looking)
+    assert (status, "the run goes on" in err) == (130, True), err
+    assert "round 0 (seed 0): runs on n" in said
+    again = site.call("run", "tiny.yaml", "--site", "site.yaml", "--detach", *LONG)
+    assert "Slurm has all rounds that are not complete already" in again.stderr
+    cancelled = site.call("cancel", str(site.run))
+    assert "4 jobs ended; every record is kept" in cancelled.stderr, cancelled.stderr
+    assert site.slurm.jobs() == []
+    until(lambda: not site.left(), 20)
+    outcomes = [record["outcome"] for record in site.of_rounds()]
+    assert {outcome["kind"] for outcome in outcomes} <= {"interrupted"}
