@@ -132,7 +132,11 @@ def run(
             else:
                 assert preparation.round is not None
                 mark = _fingerprint(preparation, preparation.suite)
-                folder = slurm.begin(preparation.round, preparation.suite, preparation.environment, mark)
+                ours = (preparation.suite, preparation.environment)
+                first = slurm.begun(*ours, mark)
+                if first.get("mark") != mark:
+                    raise UserError(_unlike(preparation, first))
+                folder = slurm.enter(preparation.round, *ours, first)
             lock = until_its_end.enter_context(RunLock(folder))
         before = 0 if slurm is None else len(slurm.ended_trials(preparation.round or 0))
         with StopRequest() as stop:
@@ -153,6 +157,19 @@ def run(
                 did_something = len(slurm.ended_trials(preparation.round or 0)) > before
                 display.note(slurm.queue_again(did_something=did_something) or "the job was cancelled")
             return Result(folder, ranking, status)
+
+
+def _unlike(preparation: Preparation, first: dict[str, Any]) -> str:
+    """How this node differs from the one on which a run under Slurm began."""
+    here = json.loads(json.dumps(preparation.environment, default=str))
+    settings = differing(preparation.suite.resolved, first["suite"])
+    apart = [*settings, *differing(fingerprint_part(here), fingerprint_part(first["environment"]))]
+    told = "; ".join(
+        f"{one_line(d.path)}: {one_line(str(d.reference))} where it began, {one_line(str(d.run))} here"
+        for d in apart[:4]
+    )
+    what = told or "data or own code were changed"
+    return f"{this_node() or 'this node'}: all nodes of a run must be alike: {what}; --fresh begins a run anew"
 
 
 def submit(

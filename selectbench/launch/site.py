@@ -30,7 +30,6 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from selectbench import units
-from selectbench.analysis.gate import differing
 from selectbench.choices.choice import Strict
 from selectbench.errors import UserError, did_you_mean
 from selectbench.gpu.devices import Gpu, sheet_name
@@ -42,7 +41,6 @@ from selectbench.record.run_folder import (
     ROUNDS,
     SUITE,
     TRIALS,
-    fingerprint_part,
     last_attempts,
     plain_suite,
     planned_trials,
@@ -453,46 +451,30 @@ class SlurmRun:
 
     # A job's end of it.
 
-    def begin(self, number: int, suite: Suite, environment: Mapping[str, Any], mark: str) -> Path:
-        """The folder of the round that this job runs. Raises UserError where it is not the same on this node.
+    def begun(self, suite: Suite, environment: Mapping[str, Any], mark: str) -> dict[str, Any]:
+        """What the first job found, which all must find: suite, environment and mark; for the first, its own."""
+        ours = {"mark": mark, "suite": suite.resolved, "environment": environment}
+        mine = self.own / f".{BEGUN}.{os.environ.get('SLURM_JOB_ID')}.{os.getpid()}"
+        with writing(self.folder):
+            mine.write_text(json.dumps(ours, default=str), encoding="utf-8")
+            with contextlib.suppress(FileExistsError):
+                os.link(mine, self.own / BEGUN)  # of several at once one is the first, on network file systems too
+            mine.unlink()
+        return read_json(self.own / BEGUN)
 
-        The first job of a run says what all must find: suite, software, machine and data.
-        """
+    def enter(self, number: int, suite: Suite, environment: Mapping[str, Any], first: Mapping[str, Any]) -> Path:
+        """The folder of the round that this job runs; `first`: what `begun` says. Raises UserError."""
         if number not in self._planned:
             raise UserError(f"--round {number}: {self.folder} has rounds 0 to {len(self._planned) - 1}")
-        ours = json.loads(
-            json.dumps({"mark": mark, "suite": suite.resolved, "environment": environment}, default=str)
-        )
-        folder, begun = self.round_folder(number), self.own / BEGUN
-        with writing(self.folder):
+        folder = self.round_folder(number)
+        with writing(self.folder), contextlib.suppress(FileExistsError):
             (self.folder / TRIALS).mkdir(exist_ok=True)
             folder.mkdir(parents=True, exist_ok=True)
-            mine = self.own / f".{BEGUN}.{number}.{os.getpid()}"
-            mine.write_text(json.dumps(ours), encoding="utf-8")
-            with contextlib.suppress(FileExistsError):
-                os.link(mine, begun)  # of several at once one is the first, on network file systems too
-            mine.unlink()
-        first = read_json(begun)
-        if first.get("mark") != mark:
-            theirs = fingerprint_part(first["environment"])
-            apart = [
-                *differing(ours["suite"], first["suite"]),
-                *differing(fingerprint_part(ours["environment"]), theirs),
-            ]
-            told = "; ".join(
-                f"{one_line(d.path)}: {one_line(str(d.reference))} where it began, {one_line(str(d.run))} here"
-                for d in apart[:4]
-            )
-            here = this_node() or "this node"
-            raise UserError(f"{here}: the nodes of a run must be alike: {told or 'data or own code changed'}")
-        with writing(self.folder), contextlib.suppress(FileExistsError):
-            for place, said in ((self.folder, first["environment"]), (folder, environment)):
-                if not (place / ENVIRONMENT).is_file():
-                    write_whole(place / ENVIRONMENT, json.dumps(said, indent=2, sort_keys=True, default=str) + "\n")
-                if not (place / SUITE).is_file():
-                    write_whole(place / SUITE, suite_text(suite))
-            if not (folder / TRIALS).exists():
-                (folder / TRIALS).symlink_to(Path("..", "..", TRIALS))
+            for place, facts in ((self.folder, first["environment"]), (folder, environment)):
+                text = json.dumps(facts, indent=2, sort_keys=True, default=str)
+                write_whole(place / ENVIRONMENT, f"{text}\n")
+                write_whole(place / SUITE, suite_text(suite))
+            (folder / TRIALS).symlink_to(Path("..", "..", TRIALS))
         return folder
 
     def gather(self) -> None:
