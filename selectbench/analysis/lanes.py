@@ -135,6 +135,11 @@ def interference_lines(suite: Suite, records: Sequence[Record]) -> list[str]:
     return [f"{beside_words(SPEED, beside)}: {count}"]
 
 
+def lanes_of(records: Sequence[Record]) -> int:
+    """How many the run had, as far as trials were seen on them or beside each other."""
+    return 1 + max((max(r.lane, r.neighbours) for r in records if r.lane is not None), default=0)
+
+
 def parts_of(baseline: str, records: Iterable[Record]) -> dict[int, str]:
     """By seed, the node of a fleet that ran the round, else its lane; {}: neither.
 

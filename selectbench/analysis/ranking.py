@@ -11,7 +11,7 @@ from selectbench.analysis.contest import Contest, control_warnings, hold_contest
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
 from selectbench.analysis.identity import certify
-from selectbench.analysis.lanes import lanes_found, lanes_in_answer, nodes_found, nodes_in_answer
+from selectbench.analysis.lanes import lanes_found, lanes_in_answer, lanes_of, nodes_found, nodes_in_answer
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.recommendation import counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
@@ -75,7 +75,8 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     lanes, nodes = lanes_found(suite, records, known), nodes_found(suite, records, known)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(contest, rows, by_name)}{hardware.ranks_in_answer(suite.device, summaries)}"
+        answer=f"{answer(contest, rows, by_name, lanes_of(records))}"
+        f"{hardware.ranks_in_answer(suite.device, summaries)}"
         f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}"
         f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
@@ -185,10 +186,10 @@ def _group(suite: Suite, row: Row) -> int:
 # The sentence that answers the suite's question, and what it must not claim.
 
 
-def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> str:
+def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary], lanes: int) -> str:
     """One paragraph: what is best and by how much, how sure that is, and what was left out.
 
-    `rows` in the order of the ranking.
+    `rows` in the order of the ranking; `lanes` of the run.
     """
     suite = contest.suite
     metric = METRICS[suite.decide.objective]
@@ -208,7 +209,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         *_beside_the_ranks(metric, placed, rows, summaries),
         _left_out(metric, rows, summaries, bool(placed)),
         f"Not verified for {listed(own)}: what own code does beyond what was counted." if own else "",
-        _how_to_extend(suite, max(proposed, default=0)),
+        _how_to_extend(suite, max(proposed, default=0), lanes),
     ]
     if not contest.is_complete:  # only a complete run is extended
         sentences.pop()
@@ -236,14 +237,15 @@ def _disturbed(contest: Contest, metric: Metric, summaries: Iterable[Summary]) -
     return f"{told}The timing of {listed(names)} was disturbed (see the warnings): run again on an idle machine."
 
 
-def _how_to_extend(suite: Suite, seeds: int) -> str:
+def _how_to_extend(suite: Suite, seeds: int, lanes: int) -> str:
     """The command that adds so many seeds to the run."""
     if not 0 < seeds <= MOST_TO_LIST:
         return ""
     if suite.quick:
         return "A run without --quick has more seeds."
     listed = ",".join(map(str, suite.unused_seeds(seeds)))
-    return f"To add seeds: selectbench run suite.yaml --extend . --seeds {listed} (in the run's folder)."
+    more = f"--extend . --seeds {listed}{f' --lanes {lanes}' if lanes > 1 else ''}"
+    return f"To add seeds: selectbench run suite.yaml {more} (in the run's folder)."
 
 
 def _verdict(

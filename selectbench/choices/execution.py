@@ -483,11 +483,16 @@ class StrategyChoice(Choice):
 
     def unsupported_world_size(self, world_size: int, machine: Machine) -> str | None:
         """Why this strategy can't run so many ranks here, or None."""
-        if machine.device == "cuda" and world_size > (there := machine.device_count * machine.nodes):
-            return f"world_size {world_size} needs as many GPUs, this run has {there}"
-        if world_size > 1 and world_size % machine.nodes:
-            return f"world_size {world_size} can't be shared evenly by {machine.nodes} nodes"
-        return None
+        return ranks_problem(world_size, machine)
+
+
+def ranks_problem(ranks: int, machine: Machine) -> str | None:
+    """Why there can't be so many here, whatever they do, or None."""
+    if machine.device == "cuda" and ranks > (there := machine.device_count * machine.nodes):
+        return f"world_size {ranks} needs as many GPUs, this run has {there}"
+    if ranks > 1 and ranks % machine.nodes:
+        return f"world_size {ranks} can't be shared evenly by {machine.nodes} nodes"
+    return None
 
 
 class Single(StrategyChoice):

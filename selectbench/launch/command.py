@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from msgspec.structs import replace
 
 from selectbench.choices.choice import walk
 from selectbench.data.prepared import cache_root, publish, remove
@@ -17,8 +20,8 @@ from selectbench.errors import MissingPackageError, UserError
 from selectbench.machine import INSTALL
 from selectbench.plan.plan import PlannedTrial
 from selectbench.record.run_folder import TRIALS
-from selectbench.record.wire import CommandOrder
-from selectbench.suite.command import CommandChoices, CommandJob, HeldOut, arguments, variables
+from selectbench.record.wire import CommandOrder, Place
+from selectbench.suite.command import CommandChoices, CommandJob, HeldOut, Where, arguments, variables
 from selectbench.suite.suite import Suite
 
 MOST_FILES = 20_000
@@ -96,6 +99,13 @@ def _encoded(held_out: HeldOut, notify: Callable[[str], None]) -> np.ndarray:
     return np.array(ids, dtype="<i8")
 
 
+def own_order(order: CommandOrder, suite: Suite) -> CommandOrder:
+    """The same with this machine's folders."""
+    assert suite.command is not None
+    heldout = order.heldout_sha256 and str(_heldout_file(order.heldout_sha256))
+    return replace(order, directory=suite.command.directory, heldout=heldout)
+
+
 def scripts_sha256(job: CommandJob) -> str | None:
     """Digest of the scripts and configurations below the command's folder; None: nobody can look at all its files.
 
@@ -116,15 +126,27 @@ def scripts_sha256(job: CommandJob) -> str | None:
     return digest.hexdigest()
 
 
+@contextmanager
+def meeting_place(address: str) -> Iterator[str]:
+    """HOST:PORT of this address where a command may listen; whoever asks for any port is given another."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as held:
+        held.bind((address, 0))
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # who listens with that too can have it
+        yield f"{f'[{address}]' if ':' in address else address}:{held.getsockname()[1]}"
+
+
 def _ports(lane: int | None) -> dict[str, str]:
     """Where ranks meet, by the variables of torch and of torchrun: each lane has a port of its own."""
     return {} if lane is None else dict.fromkeys(("MASTER_PORT", "PET_MASTER_PORT"), str(29500 + lane))
 
 
 def command_order(
-    suite: Suite, planned: PlannedTrial, ranks: int, run: Path, facts: Mapping[str, object], lane: int | None = None
-) -> CommandOrder:
+    suite: Suite, planned: PlannedTrial, ranks: int, run: Path, facts: Mapping[str, object], rdzv: str,
+    lane: int | None = None, place: Place | None = None,
+) -> CommandOrder:  # fmt: skip
     """The order of a trial in the run's folder; `lane`: where several run side by side.
+
+    `rdzv`: HOST:PORT for the command's own use; `place`: of one node among several.
 
     Raises UserError where the held-out tokens left the cache.
     """
@@ -132,6 +154,8 @@ def command_order(
     assert job is not None
     assert isinstance(choices, CommandChoices)
     seed, heldout, digest = planned.trial.seed, None, facts.get("heldout_sha256")
+    where = Where(rdzv=rdzv) if place is None else Where(place.node, ranks // place.ranks, rdzv)
+    path = os.environ.get("PATH", os.defpath)
     if isinstance(job.eval, HeldOut):
         heldout = _heldout_file(str(digest))
         if not heldout.is_file():
@@ -141,9 +165,9 @@ def command_order(
             )
     return CommandOrder(
         trial=planned.trial,
-        arguments=arguments(job, choices, seed, ranks),
+        arguments=arguments(job, choices, seed, ranks, where),
         directory=job.directory,
-        environment=_ports(lane) | variables(job, choices, seed, ranks, os.environ.get("PATH", os.defpath)),
+        environment=_ports(lane) | variables(job, choices, seed, ranks, path, where),
         world_size=ranks,
         max_steps=job.stops_after,
         stop="natural_end" if job.stop == "natural_end" else "at_max_steps",
@@ -153,4 +177,5 @@ def command_order(
         heldout_tokens=0 if heldout is None else int(str(facts["heldout_tokens"])),
         seq_len=job.eval.seq_len if isinstance(job.eval, HeldOut) else None,
         trial_folder=str((run / TRIALS / planned.trial.trial_id).resolve()),
+        place=place,
     )

@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from selectbench import suite, units
 from selectbench.errors import UserError
 from selectbench.launch.gpus import Notify
-from selectbench.launch.trial import LOG_NAME, StopRequest, TrialRunner, TrialServer, log_tail
+from selectbench.launch.trial import StopRequest, TrialRunner, TrialServer, log_tail
 from selectbench.machine import wrong_system_reason
 from selectbench.record.record import Failed, Trial
-from selectbench.record.wire import CommandOrder, Evaluating, Finished, Phase, Progress
+from selectbench.record.wire import LOG_NAME, CommandOrder, Evaluating, Finished, Phase, Progress
 from selectbench.suite.command import CommandChoices, CommandJob, arguments, program_problem, words
 from selectbench.suite.suite import Limits
 from selectbench.text import one_line, visible

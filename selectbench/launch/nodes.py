@@ -28,6 +28,7 @@ from selectbench.analysis.gate import differing
 from selectbench.errors import ExitCode, UserError
 from selectbench.gpu.meters import ON_THE_CPU, GpuWatch, Watching
 from selectbench.launch.channel import Channel, GoneError, ProtocolError, address_of, interface_of, proof, secret
+from selectbench.launch.command import own_order
 from selectbench.launch.gpus import Notify
 from selectbench.launch.preparation import Preparation
 from selectbench.launch.trial import (
@@ -43,7 +44,7 @@ from selectbench.record import wire
 from selectbench.record.environment import code_sha256
 from selectbench.record.record import Completed, Failed, Meters, OtherNode
 from selectbench.record.run_folder import MODEL, TRIALS, WEIGHTS, fingerprint_part, weights_folder, writing
-from selectbench.record.wire import AnyMessage, Ended, Finished, GaveUp, Hello, Order, Prepare, Proof
+from selectbench.record.wire import AnyMessage, CommandOrder, Ended, Finished, GaveUp, Hello, Order, Prepare, Proof
 from selectbench.suite.suite import Limits
 from selectbench.text import one_line
 
@@ -60,8 +61,11 @@ READY_SECONDS = 300.0
 SETTLING_SECONDS = 1.0
 """After a node's failure the others' are heard, to see which came first."""
 ANSWER_SECONDS = 30.0
+LINES_CHARACTERS = 1 << 20
+"""Of what was observed, in one message."""
 ROUND_TRIPS = 8
 AnyAnswer = TypeVar("AnyAnswer", bound=AnyMessage)
+AnyOrder = Order | CommandOrder
 
 
 class NodeRequest(NamedTuple):
@@ -122,6 +126,8 @@ class Member:
     is_lost: bool = False
     ended: Ended | None = None
     """Of the trial at hand."""
+    observed: Path | None = None
+    """Where what that node observes of a command goes; None: it observes none."""
     was_told: bool = False
     """To end that trial, before it said that it had."""
     offset: float = 0.0
@@ -152,10 +158,23 @@ class Member:
         """What it says during a trial; its channel must be readable."""
         try:
             for message in self.channel.receive():
+                if isinstance(message, wire.Observed) and self.observed is not None:
+                    self._keep(message.name, message.lines)
+                    continue
                 self._fits(message, Ended)
-                self.ended = message if isinstance(message, Ended) else self.ended
+                assert isinstance(message, Ended)
+                self.ended = message
+                if self.observed is not None and message.failed is None:
+                    self._keep(wire.WHOLE, "")
         except (GoneError, ProtocolError) as error:
             self.lose(str(error))
+
+    def _keep(self, name: str, text: str) -> None:
+        assert self.observed is not None
+        with writing(self.observed):
+            self.observed.mkdir(parents=True, exist_ok=True)
+            with (self.observed / name).open("a", encoding="utf-8") as file:
+                file.write(text)
 
     def answer(self, kind: type[AnyAnswer], seconds: float, stop: StopRequest) -> AnyAnswer | None:
         """To what it was asked; None: it is lost, which it is too where none comes, or the run is to stop."""
@@ -349,7 +368,7 @@ class Team(Alone):
         self._nodes = nodes if ranks > 1 else None
         self.members = self._nodes.members if self._nodes else []
         self.node = 0 if self.members else None
-        self._order: Order | None = None
+        self._make: Callable[[wire.Place | None], AnyOrder] | None = None
         self._began = False
         self._failed_at: float | None = None
         for member in self.members:
@@ -369,14 +388,23 @@ class Team(Alone):
                 member.offset, member.round_trip = member.clock(self._stop) or (0.0, 0.0)
         return held
 
-    def placed(self, order: Order) -> Order:
-        """The order for the ranks of the first node."""
-        if self._nodes is None:
-            return order
-        address = self._nodes.address
-        place = wire.Place(node=0, first_rank=0, ranks=self._here, address=address, interface=interface_of(address))
-        self._order = msgspec.structs.replace(order, place=place)
-        return self._order
+    def placed(self, make: Callable[[wire.Place | None], AnyOrder]) -> AnyOrder:
+        """The order for the ranks of the first node; `make` makes that of any."""
+        self._make = make
+        order = make(None if self._nodes is None else self._place(0, 0))
+        for member in self.members:
+            is_command, folder = isinstance(order, CommandOrder), Path(order.trial_folder)
+            member.observed = folder / wire.OBSERVED / str(member.node) if is_command else None
+        return order
+
+    def _place(self, node: int, port: int) -> wire.Place:
+        assert self._nodes is not None
+        ends: dict[str, Any] = {
+            "address": self._nodes.address,
+            "port": port,
+            "interface": interface_of(self._nodes.address),
+        }
+        return wire.Place(node=node, first_rank=node * self._here, ranks=self._here, **ends)
 
     def sources(self) -> Sequence[Any]:
         """Nodes that are there."""
@@ -388,15 +416,12 @@ class Team(Alone):
 
     def met(self, port: int) -> None:
         """Have the other nodes' ranks come."""
-        order = self._order
-        assert order is not None
-        assert order.place is not None
-        self._began, key = True, self._preparation.prepared[order.trial.option].key
+        assert self._make is not None
+        self._began = True
         for member in self.members:
-            place = msgspec.structs.replace(
-                order.place, node=member.node, first_rank=member.node * self._here, port=port
-            )  # fmt: skip
-            member.send(wire.Begin(order=msgspec.structs.replace(order, place=place), data_key=key))
+            order = self._make(self._place(member.node, port))
+            data = self._preparation.prepared.get(order.trial.option)
+            member.send(wire.Begin(order=order, data_key=None if data is None else data.key))
 
     def asked(self) -> None:
         """Ask all others, too."""
@@ -654,17 +679,22 @@ class Agent:
     def _run(self, message: wire.Begin) -> None:
         place, order = message.order.place, message.order
         folders = {one.key: one.folder for one in self.preparation.prepared.values()}
-        if place is None or self._prepared is None or message.data_key not in folders:
+        is_command = isinstance(order, CommandOrder)
+        if place is None or self._prepared is None or (message.data_key not in folders) != is_command:
             raise ProtocolError("an order that does not fit what went before")
         assert self._folder is not None
         assert self._servers is not None
         folder = self._folder / TRIALS / Path(order.trial.trial_id).name
-        own = msgspec.structs.replace(
-            order, data_folder=str(folders[message.data_key]), trial_folder=str(folder.resolve()),
-            weights_folder=str((self._folder / WEIGHTS).resolve()), code=self.preparation.suite.code,
-            model_folder=order.model_folder and str(folder.resolve() / MODEL),
-            place=msgspec.structs.replace(place, node=self.request.node, interface=self.channel.interface),
-        )  # fmt: skip
+        place = msgspec.structs.replace(place, node=self.request.node, interface=self.channel.interface)
+        own: AnyOrder = msgspec.structs.replace(order, trial_folder=str(folder.resolve()), place=place)
+        if isinstance(own, Order):
+            own = msgspec.structs.replace(
+                own, data_folder=str(folders[str(message.data_key)]), code=self.preparation.suite.code,
+                weights_folder=str((self._folder / WEIGHTS).resolve()),
+                model_folder=own.model_folder and str(folder.resolve() / MODEL),
+            )  # fmt: skip
+        else:
+            own = own_order(own, self.preparation.suite)
         runner = TrialRunner(
             self._servers.of(self._prepared.python), Limits.model_construct(trial_seconds=None, stall_seconds=1e9),
             self.stop, lambda _: None, Link(self.request.node, self.channel, self.stop),
@@ -674,4 +704,9 @@ class Agent:
         failed = end.outcome if isinstance(end.outcome, Failed) and not runner.did_its_part else None
         if self.stop:
             return
+        if is_command and failed is None:
+            for file in sorted((folder / wire.OBSERVED).glob("*.jsonl")):
+                with file.open(encoding="utf-8") as stream:
+                    while lines := stream.read(LINES_CHARACTERS):
+                        self.channel.send(wire.Observed(name=file.name, lines=lines))
         self.channel.send(Ended(failed=failed, said=runner.gave_up, at=time.perf_counter()))

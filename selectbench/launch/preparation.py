@@ -50,6 +50,7 @@ from selectbench.plan.plan import (
 from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record, RunPhase
 from selectbench.record.run_folder import SUITE, find_run, is_complete
+from selectbench.suite.command import nodes_problem
 from selectbench.suite.document import placed, read_document
 from selectbench.suite.load import find, load_suite
 from selectbench.suite.stages import (
@@ -152,8 +153,8 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
     )  # fmt: skip
     suite = site.over(suite)
     suite = _judged_after(suite, [])  # of the run that wrote the file
-    if suite.command is not None and request.nodes > 1:
-        raise UserError("--nnodes: a training command starts its own ranks, and on one node only")
+    if suite.command is not None and request.nodes > 1 and (problem := nodes_problem(suite.command)) is not None:
+        raise UserError(problem)
     machine = site.of_nodes(replace(inspect_machine(suite.device), nodes=request.nodes))
     if request.gpus is None:
         return suite, machine

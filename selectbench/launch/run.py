@@ -31,7 +31,7 @@ from selectbench.choices.model import OwnModel, PretrainedModel
 from selectbench.data.prepared import Prepared, contents_of, pinned_model
 from selectbench.errors import ExitCode, UserError, disk_problem
 from selectbench.gpu.meters import GpuWatch
-from selectbench.launch.command import command_order
+from selectbench.launch.command import command_order, meeting_place
 from selectbench.launch.display import Again, Display
 from selectbench.launch.gpus import Lane, Notify, lanes_in, my_turn
 from selectbench.launch.nodes import Agent, NodeRequest, Nodes, Team, join
@@ -78,7 +78,7 @@ from selectbench.record.run_folder import (
     weights_folder,
     writing,
 )
-from selectbench.record.wire import CommandOrder, Evaluating, Order, Phase, Progress
+from selectbench.record.wire import CommandOrder, Evaluating, Order, Phase, Place, Progress
 from selectbench.suite.load import find, load_suite
 from selectbench.suite.suite import Suite
 from selectbench.text import one_line
@@ -325,7 +325,10 @@ def _run_stages(
             watch = GpuWatch(lane.gpus, suite.meters, partial(pause, lane.number), lambda: bool(stop))
             for held in (servers, watch):
                 until_its_end.enter_context(held)
-            benches.append(Bench(preparation, folder, lock, servers, watch, display, stop, lane, traffic, nodes))
+            rdzv = until_its_end.enter_context(meeting_place("127.0.0.1" if nodes is None else nodes.address))
+            benches.append(
+                Bench(preparation, folder, lock, servers, watch, display, stop, lane, traffic, rdzv, nodes)
+            )
         threads = [until_its_end.enter_context(ThreadPoolExecutor(1, initializer=b.lane.enter)) for b in benches]
         while not stop and (stage := next_stage(preparation, folder, retried=retried, ended=ended)):
             if (folder / RANKING).is_file():
@@ -404,7 +407,10 @@ def run_agent(request: NodeRequest, preparation: Preparation, runs: Path, known:
         check_cuda(preparation.plan, gpus)
         with GpuWatch(gpus, suite.meters, stop.wait, lambda: bool(stop)) as watch:
             channel = join(request, preparation, known, stop, notify)
-            servers = partial(TrialServers, partial(preload, preparation), device=suite.device, gpus=gpus)
+            servers = partial(
+                TrialServers, partial(preload, preparation), device=suite.device, gpus=gpus,
+                keeps_environment=suite.command is not None,
+            )  # fmt: skip
             return Agent(request, preparation, runs, channel, watch, servers, stop, notify).serve()
 
 
@@ -596,6 +602,10 @@ class Bench:
     stop: StopRequest
     lane: Lane
     traffic: Traffic
+    rdzv: str
+    """HOST:PORT where processes of a command can meet."""
+    nodes: Nodes | None = None
+    """The others of a run over several."""
 
     @contextlib.contextmanager
     def beside(self, trials: Sequence[Trial], neighbours: Sequence[tuple[Bench, Executor]]) -> Iterator[None]:
@@ -655,9 +665,6 @@ class Bench:
         planned = self.preparation.plan.planned(option)
         return None if self.preparation.suite.command is not None else planned.option.choices.python
 
-    nodes: Nodes | None = None
-    """The others of a run over several."""
-
     def run(self, planned: PlannedTrial, attempt: int, number: int, of: int) -> None:
         """Run trial `number`, from 1, of so many; once more where the machine spoiled it and the suite allows."""
         trial, suite = planned.trial, self.preparation.suite
@@ -698,8 +705,7 @@ class Bench:
             runner = TrialRunner(
                 self.servers.of(python), self.preparation.suite.limits, self.stop, self._hear, team
             )
-            order = self._order(planned, option.world_size)
-            order = team.placed(order) if isinstance(order, Order) else order
+            order = team.placed(partial(self._order, planned, option.world_size))
             self.traffic.enter(self.lane.number)
             try:
                 with self.watch.during(ready, Path(order.trial_folder)) as watching:
@@ -726,13 +732,14 @@ class Bench:
         self.lock.append(record)
         return record, end.server_start_seconds
 
-    def _order(self, planned: PlannedTrial, ranks: int) -> Order | CommandOrder:
+    def _order(self, planned: PlannedTrial, ranks: int, place: Place | None = None) -> Order | CommandOrder:
         if self.preparation.suite.command is not None:
             facts = self.preparation.plan.command_facts
             assert facts is not None
             lane = self.lane.number if self.lane.cores else None
-            return command_order(self.preparation.suite, planned, ranks, self.folder, facts, lane)
-        return make_order(self.preparation, planned, self.folder)
+            suite = self.preparation.suite
+            return command_order(suite, planned, ranks, self.folder, facts, self.rdzv, lane, place)
+        return structs_replace(make_order(self.preparation, planned, self.folder), place=place)
 
     def _hear(self, event: Phase | Progress | Evaluating | None) -> None:
         self.lock.check()

@@ -33,6 +33,7 @@ from selectbench.record.record import Completed, Failed
 from selectbench.record.run_folder import writing
 from selectbench.record.wire import (
     EVENTS,
+    LOG_NAME,
     ORDERS,
     CommandOrder,
     Evaluating,
@@ -335,11 +336,12 @@ class StopRequest(Stop):
 # What a trial's end means: from its last word, its exit status and its logs to an outcome.
 
 
-LOG_NAME = "log.txt"
 OUR_MODULES = re.compile(r"^selectbench\.(\w+\.)+")
 """Before our own exceptions' names; of no use to a reader."""
-EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
+EXCEPTION = re.compile(r"(\[rank\d+\]: *)?[A-Za-z_][\w.]*(Error|Exception|Interrupt|Exit|Warning)\b")
 """How the last line of a traceback begins."""
+LAUNCHERS_LAST = "(first observed failure)"
+"""In the last lines of a launcher that reports on its ranks, whose own words are before."""
 COMMAND_LINES = 400
 """Of a command's log that are asked whether memory was short."""
 STACK_LINES = 40
@@ -407,7 +409,9 @@ def outcome_of(end: Ending) -> Completed | Failed:
 def _crashed(prefix: str, known: str, status: int | None, log: Path) -> Failed:
     """The exception's own line first, then what else is known, how the process ended, the log's last lines."""
     tail = log_tail(log)
-    raised = next((line for line in reversed(tail.splitlines()) if EXCEPTION.match(line)), "")
+    lines = (log_tail(log, COMMAND_LINES) if LAUNCHERS_LAST in tail else tail).splitlines()
+    found = [line for line in lines if EXCEPTION.match(line) and "ChildFailedError" not in line]
+    raised = found[-1] if found else ""
     # A library's C++ code may end the process with the last words that memory is short. Where an exception was
     # raised, the worker has judged it, and that the process ended with status 1 is no news.
     lacks_memory = status in (1, -signal.SIGABRT) and not raised and says_out_of_memory(tail)
@@ -415,7 +419,8 @@ def _crashed(prefix: str, known: str, status: int | None, log: Path) -> Failed:
         "the command "
     ):  # which says how it ended; its launcher may write much after it
         lacks_memory = says_out_of_memory(log_tail(log, COMMAND_LINES))
-    last = tail.splitlines()[-1].strip() if is_command and tail and not raised else ""
+    words = [line.strip() for line in tail.splitlines() if re.search("[A-Za-z]", line)]
+    last = words[-1] if is_command and words and not raised else ""
     ending = "" if is_command or (raised and status == 1) else _ending(status)
     heads = dict.fromkeys(filter(None, [OUR_MODULES.sub("", raised) or last, known, ending]))
     detail = prefix + f"{'; '.join(heads)}\n{tail}".strip()

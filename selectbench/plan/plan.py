@@ -14,7 +14,7 @@ from typing import Any
 
 from selectbench import units
 from selectbench.choices.choice import Needs, own_code_sha256
-from selectbench.choices.execution import precision_for
+from selectbench.choices.execution import precision_for, ranks_problem
 from selectbench.choices.model import PretrainedModel
 from selectbench.data.prepared import Prepared, contents_of, epochs, evaluable_tokens
 from selectbench.errors import UserError
@@ -197,6 +197,9 @@ class Plan:
     """By option, what a model that was trained before is: a commit of the hub, or its files' SHA-256."""
     lane_words: str = ""
     """`2 lanes of 1 core each`; empty: one trial at a time."""
+    lanes: int = 1
+    nodes: int = 1
+    """Machines that trials of more than one rank run on together."""
 
     @property
     def saved_bytes(self) -> int | None:
@@ -269,7 +272,7 @@ def make_plan(
         ],
         own_code_sha256=own_code,
         pretrained=pretrained,
-        lane_words=_lane_words(suite, machine),
+        **_parts(suite, machine),
     )
     return replace(plan, warnings=[*plan.warnings, *unused_row_warnings(suite, plan.unused_rows)])
 
@@ -279,13 +282,15 @@ def _cores(machine: Machine) -> float:
     return usable_cores() * machine.nodes if machine.lanes == 1 else len(machine.lane_cores[0])
 
 
-def _lane_words(suite: Suite, machine: Machine) -> str:
+def _parts(suite: Suite, machine: Machine) -> dict[str, Any]:
+    """As a plan's keys: how the machine is divided, and how many of it there are."""
+    found: dict[str, Any] = {"lanes": machine.lanes, "nodes": machine.nodes}
     if machine.lanes == 1:
-        return ""
+        return found
     parts = [f"{len(machine.lane_cores[0])} cores"] if int(usable_cores()) >= machine.lanes else []
     parts = [f"{machine.device_count} GPUs", *parts] if suite.device == "cuda" else parts
     each = " and ".join(part.removesuffix("s") if part.startswith("1 ") else part for part in parts)
-    return f"{machine.lanes} lanes of {each} each"
+    return {**found, "lane_words": f"{machine.lanes} lanes of {each} each"}
 
 
 def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mapping[str, Any]) -> Plan:
@@ -294,10 +299,7 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
     for option in suite.options:
         assert isinstance(option.choices, CommandChoices)
         ranks = option.choices.ranks(machine)
-        if machine.device == "cuda" and ranks > machine.device_count:
-            unsupported: str | None = f"world_size {ranks} needs as many GPUs, found {machine.device_count}"
-        else:
-            unsupported = _missing_packages(job, option.choices, machine)
+        unsupported = ranks_problem(ranks, machine) or _missing_packages(job, option.choices, machine)
         options.append(PlannedOption(option, ranks, accumulation(job, option.choices, ranks), unsupported))
     identity = {"job": job.model_dump(mode="json"), **common}
     warnings = []
@@ -315,7 +317,7 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
     warnings += suite_warnings(suite, None, _cores(machine))
     return Plan(
         suite, options, trials, parameters=None, tokens=None, epochs=None, warnings=warnings,
-        command_facts=common["command"], lane_words=_lane_words(suite, machine),
+        command_facts=common["command"], **_parts(suite, machine),
     )  # fmt: skip
 
 

@@ -31,6 +31,29 @@ from selectbench.record.record import (
 from selectbench.suite.job import Job
 
 
+class Place(Recorded, frozen=True, kw_only=True):
+    """Which of a trial's ranks run on one node, and where all of them meet."""
+
+    node: int
+    """From 0, which is the bench's."""
+    first_rank: int
+    """Of this node."""
+    ranks: int
+    """On this node."""
+    address: str
+    """IP address of the first node, as the others reach it."""
+    port: int = 0
+    """Where the first rank listens; 0: a free one, which the first node tells of."""
+    interface: str | None = None
+    """This node's network interface for what ranks exchange; None: as the libraries find it."""
+
+
+LOG_NAME = "log.txt"
+"""Of a trial's output, in its folder."""
+OBSERVED, WHOLE = "observed", "whole"
+"""Folder of what was observed of a command; each other node has one below it, which the second marks as whole."""
+
+
 class CommandOrder(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="command"):
     """Everything that is needed to run a training command once."""
 
@@ -60,23 +83,8 @@ class CommandOrder(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="c
     """Tokens of a sequence that is scored; None: as in the first training row."""
     trial_folder: str
     """Where logs and what is observed go."""
-
-
-class Place(Recorded, frozen=True, kw_only=True):
-    """Which of a trial's ranks run on one node, and where all of them meet."""
-
-    node: int
-    """From 0, which is the bench's."""
-    first_rank: int
-    """Of this node."""
-    ranks: int
-    """On this node."""
-    address: str
-    """IP address of the first node, as the others reach it."""
-    port: int = 0
-    """Where the first rank listens; 0: a free one, which the first node tells of."""
-    interface: str | None = None
-    """This node's network interface for what ranks exchange; None: as the libraries find it."""
+    place: Place | None = None
+    """Of the node whose part of the command this is; None: one node runs all of it."""
 
 
 class Order(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
@@ -121,6 +129,7 @@ class Met(Recorded, frozen=True, kw_only=True, tag_field="event", tag="met"):
     """The ranks of other nodes can come: the first one listens. Of trials over several nodes alone."""
 
     port: int
+    """0: a command's, which was told where it is to listen."""
 
 
 class Phase(Recorded, frozen=True, kw_only=True, tag_field="event", tag="phase"):
@@ -316,14 +325,23 @@ class Clock(Message, frozen=True, kw_only=True, tag="clock"):
 class Begin(Message, frozen=True, kw_only=True, tag="begin"):
     """Run this node's ranks of a trial; folders are the bench's own, the data are named by their key."""
 
-    order: Order
-    data_key: str
+    order: Order | CommandOrder
+    data_key: str | None
+    """None: the data are a command's own."""
 
 
 class End(Message, frozen=True, kw_only=True, tag="end"):
     """End the trial; `asks`: its ranks are to say first where they are, as their time is up."""
 
     asks: bool
+
+
+class Observed(Message, frozen=True, kw_only=True, tag="observed"):
+    """The next part of what was observed of a command's rank on that node, told before it says that they ended."""
+
+    name: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+-[0-9]+\.jsonl\Z")]
+    """Of the file, as the observer named it."""
+    lines: str
 
 
 class Ended(Message, frozen=True, kw_only=True, tag="ended"):
@@ -352,6 +370,7 @@ class Measured(Message, frozen=True, kw_only=True, tag="measured"):
 
 
 AnyMessage = (
-    Challenge | Proof | Welcome | Bye | Hello | Prepare | Ready | Clock | Begin | End | Ended | Measure | Measured
-)
+    Challenge | Proof | Welcome | Bye | Hello | Prepare | Ready | Clock | Begin | End | Observed | Ended
+    | Measure | Measured
+)  # fmt: skip
 MESSAGES: Lines[AnyMessage] = Lines(AnyMessage)

@@ -45,7 +45,7 @@ from selectbench.report.document import (
 )
 from selectbench.report.evidence import CLEANING, choice_text, own_warmups
 from selectbench.report.files import escape, render_blocks
-from selectbench.suite.command import CommandChoices, arguments
+from selectbench.suite.command import ALONE, CommandChoices, Where, arguments
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite, besides_the_rate
 from selectbench.text import clean, one_line, visible
@@ -201,7 +201,7 @@ def plan_as_json(
         "expected_seconds": _sum([cost.seconds for cost in costs]),
         "stages": [asdict(cost) for cost in costs],
         "own_code_sha256": plan.own_code_sha256, "warnings": plan.warnings,
-        "notes": list(notes), "saved_bytes": plan.saved_bytes,
+        "notes": list(notes), "saved_bytes": plan.saved_bytes, "lanes": plan.lanes, "nodes": plan.nodes,
         "options": [_option_as_json(plan, planned, estimate) for planned in plan.options],
         "trials": [{"trial_id": p.trial.trial_id, "option": p.trial.option, "seed": p.trial.seed, "round": p.round}
                    for p in plan.trials],
@@ -298,7 +298,8 @@ def _typed(plan: Plan, planned: PlannedOption) -> str:
     job, choices = plan.suite.command, planned.option.choices
     assert job is not None
     assert isinstance(choices, CommandChoices)
-    return shlex.join(arguments(job, choices, plan.suite.seeds[0], planned.world_size))
+    where = Where(0, plan.nodes, "HOST:PORT") if plan.nodes > 1 and planned.world_size > 1 else ALONE
+    return shlex.join(arguments(job, choices, plan.suite.seeds[0], planned.world_size, where))
 
 
 def _model_words(planned: PlannedOption) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -22,7 +22,11 @@ from selectbench.text import quoted
 
 Scalar = str | bool | int | float
 Scored = Annotated[int, Field(ge=1, le=1 << 40)]
-GIVEN = ("seed", "max_steps", "world_size", "gradient_accumulation_steps", "args")
+ON_NODES = ("nnodes", "node_rank", "rdzv")
+"""Placeholders that a command needs to run on several nodes."""
+GIVEN = (
+    "seed", "max_steps", "world_size", "gradient_accumulation_steps", "args", *ON_NODES, "ranks_per_node",
+)  # fmt: skip
 """Placeholders that have a value in every option."""
 CERTIFIED = (
     "initial_weights_sha256", "token_stream_sha256", "parameters", "trainable_parameters", "tokens_per_step",
@@ -48,6 +52,19 @@ def _can_be_set(environment: dict[str, str]) -> dict[str, str]:
 
 
 Variables = Annotated[dict[str, str], AfterValidator(_can_be_set)]
+
+
+class Where(NamedTuple):
+    """Of the nodes on which a command is started, one."""
+
+    node: int = 0
+    nodes: int = 1
+    rdzv: str = "127.0.0.1:29500"
+    """HOST:PORT of the first node, where the command's own processes can meet."""
+
+
+ALONE = Where()
+"""One node."""
 
 
 class HeldOut(Strict):
@@ -270,10 +287,13 @@ def accumulation(job: CommandJob, choices: CommandChoices, ranks: int) -> int | 
     return job.global_batch_size // (choices.micro_batch_size * ranks)
 
 
-def given_values(job: CommandJob, choices: CommandChoices, seed: int, ranks: int) -> dict[str, Scalar]:
+def given_values(
+    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, where: Where
+) -> dict[str, Scalar]:
     """Of every placeholder that has one."""
     found: dict[str, Scalar | None] = {
         **choices.values, "seed": seed, "max_steps": job.max_steps, "world_size": ranks,
+        "nnodes": where.nodes, "node_rank": where.node, "rdzv": where.rdzv, "ranks_per_node": ranks // where.nodes,
         "micro_batch_size": choices.micro_batch_size,
         "gradient_accumulation_steps": accumulation(job, choices, ranks),
     }  # fmt: skip
@@ -282,15 +302,15 @@ def given_values(job: CommandJob, choices: CommandChoices, seed: int, ranks: int
 
 def missing(job: CommandJob, choices: CommandChoices) -> list[str]:
     """Placeholders without a value."""
-    known = {"args", *given_values(job, choices, 0, 1)}
+    known = {"args", *given_values(job, choices, 0, 1, ALONE)}
     return [
         name for name in dict.fromkeys([*job.names, *names_in(choices.environment.values())]) if name not in known
     ]
 
 
-def arguments(job: CommandJob, choices: CommandChoices, seed: int, ranks: int) -> list[str]:
+def arguments(job: CommandJob, choices: CommandChoices, seed: int, ranks: int, where: Where = ALONE) -> list[str]:
     """The command's words for one trial, with the option's interpreter in place of `python`."""
-    values = given_values(job, choices, seed, ranks)
+    values = given_values(job, choices, seed, ranks, where)
     made: list[str] = []
     for word in words(job.command):
         made += words(choices.args) if word == "{args}" else [_filled(word, values)]
@@ -299,9 +319,11 @@ def arguments(job: CommandJob, choices: CommandChoices, seed: int, ranks: int) -
     return made
 
 
-def variables(job: CommandJob, choices: CommandChoices, seed: int, ranks: int, path: str) -> dict[str, str]:
+def variables(
+    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, path: str, where: Where = ALONE
+) -> dict[str, str]:
     """What the job and the option set of the environment; `path`: PATH before."""
-    values = {**given_values(job, choices, seed, ranks), "args": choices.args}
+    values = {**given_values(job, choices, seed, ranks, where), "args": choices.args}
     given = {name: _filled(value, values) for name, value in {**job.environment, **choices.environment}.items()}
     if choices.python is None:
         return given
@@ -316,6 +338,17 @@ def interpreter(job: CommandJob, choices: CommandChoices, path: str) -> str | No
     folder = Path(program or sys.executable).parent
     found = choices.python or str(folder / "python")
     return found if folder != Path(sys.executable).parent and Path(found).is_file() else None
+
+
+def nodes_problem(job: CommandJob) -> str | None:
+    """Why the command can't run on several nodes, with what to add, or None."""
+    if not (lacking := [name for name in ON_NODES if name not in job.names]):
+        return None
+    told = ", ".join(f"{{{name}}}" for name in lacking)
+    return (
+        f"job.command: it is started on every node, and has no {told} to be told so: torchrun --nnodes {{nnodes}} "
+        "--node-rank {node_rank} --rdzv-endpoint {rdzv} --nproc-per-node {ranks_per_node} SCRIPT ..."
+    )
 
 
 def program_problem(job: CommandJob, choices: CommandChoices, path: str) -> str | None:

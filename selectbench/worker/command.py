@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -25,6 +26,7 @@ from typing import IO, Any
 import msgspec
 
 from selectbench.cores import Cores
+from selectbench.record import wire
 from selectbench.record.record import (
     LOSSES,
     EvaluationPoint,
@@ -46,6 +48,14 @@ POLL_SECONDS = 0.2
 MOST_LOG_BYTES = 64 << 20
 """Of the command's output that is kept from its beginning; of what comes after, the last megabyte."""
 LAST_LOG_BYTES = 1 << 20
+RAISED = re.compile(rb"^(?:\[rank\d+\]: *)?[A-Za-z_][\w.]*(?:Error|Exception)\b.*$", re.MULTILINE)
+LOST_TOUCH = re.compile(
+    rb"[Cc]onnection|[Bb]roken pipe|[Tt]imed? ?out|NCCL|gloo|Store|Rendezvous|DistNetwork|ChildFailed|"
+    rb"SignalException"
+)
+"""Of what ranks raise and launchers report because others have ended."""
+KILLED = re.compile(rb"exitcode\s*: -(?!15\b)\d")
+"""A launcher's word on a rank that a signal ended; SIGTERM is its own, for those that are left."""
 FIRST_STEPS = 8
 FIRST_NORMS = {
     "first_step_gradient_norm": "of the gradients after the last backward, before any clipping",
@@ -88,8 +98,11 @@ class Seen:
 
 
 def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
-    """Runs it to its end. `emit` gets Started first and Finished or GaveUp last."""
-    folder = Path(order.trial_folder) / "observed"
+    """Runs it to its end. `emit` gets Started first and Finished or GaveUp last.
+
+    On a node but the first nothing more is emitted where all went well.
+    """
+    folder = Path(order.trial_folder) / wire.OBSERVED
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     emit(Started(software={}))
@@ -104,6 +117,8 @@ def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
         emit(GaveUp(kind="crashed", detail=f"{order.arguments[0]} cannot be started: {error.strerror}"))
         return
 
+    if order.place is not None and order.place.node == 0:
+        emit(wire.Met(port=0))
     asked = threading.Event()
 
     def say_where(_number: int, _frame: object) -> None:
@@ -123,11 +138,20 @@ def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
                 cores.look()
     copier.join(2.0)  # a daemon that the command left behind may hold its end of the pipe; it is killed after this
     ranks = _read(folder)
+    fault = _fault(order, ranks, process.returncode)
+    if fault is None and order.place is not None:
+        if order.place.node:
+            return
+        for node in range(1, order.world_size // order.place.ranks):
+            while not (folder / str(node) / wire.WHOLE).exists() and not asked.is_set():
+                time.sleep(POLL_SECONDS)  # no longer than the bench's limits let it
+            ranks += _read(folder / str(node))
+        fault = _fault(order, ranks, 0)
     if asked.is_set():
         done = len(ranks[0].steps) if ranks else 0
         emit(GaveUp(kind="timeout", detail=f"the command was at step {done} of {order.max_steps} or just beyond"))
         return
-    emit(_result(order, ranks, process.returncode, began, cores.found()))
+    emit(fault or _finished(order, ranks, began, cores.found()))
 
 
 def _environment(order: CommandOrder, folder: Path) -> dict[str, str]:
@@ -137,7 +161,9 @@ def _environment(order: CommandOrder, folder: Path) -> dict[str, str]:
         "heldout_tokens": order.heldout_tokens, "seq_len": order.seq_len, "looks": _looks(order),
     }  # fmt: skip
     settings.write_text(json.dumps(asked))
-    given = {**os.environ, **order.environment}
+    interface = order.place and order.place.interface  # as for ranks of our own
+    known = dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), interface) if interface else {}
+    given = {**known, **os.environ, **order.environment}
     path = os.pathsep.join(filter(None, [str(OBSERVER), given.get("PYTHONPATH")]))
     return {**given, "PYTHONPATH": path, SETTINGS: str(settings)}
 
@@ -178,7 +204,8 @@ class _Tail:
     def events(self) -> Iterator[Event]:
         """What has come since the last look."""
         if self._file is None:
-            self._file = next(iter(sorted(self.folder.glob("0-*.jsonl"))), None)
+            first = "0" if self.order.place is None else "*"  # rank 0 may be on any node
+            self._file = next(iter(sorted(self.folder.glob(f"{first}-*.jsonl"))), None)
             if self._file is None:
                 return
             yield Phase(phase="train")
@@ -206,15 +233,16 @@ def _read(folder: Path) -> list[Seen]:
     return sorted((seen for seen in found if seen.start), key=lambda seen: int(seen.start.get("rank", 0)))
 
 
-def _result(
-    order: CommandOrder, ranks: list[Seen], status: int, began: float, cores: dict[str, Any]
-) -> Finished | GaveUp:
+def _fault(order: CommandOrder, ranks: list[Seen], status: int) -> GaveUp | None:
+    """Why the trial failed; None: it did not."""
     made = min((len(seen.steps) for seen in ranks), default=0)
     at = f"after step {made} of {order.max_steps}" if made else "before its first optimizer step"
     if status != 0:
         ended = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"exited with status {status}"
-        return GaveUp(kind="crashed", detail=f"the command {ended} {at}", exit_status=status)
-    problems = "; ".join(dict.fromkeys(problem for seen in ranks for problem in seen.problems))
+        victim = status > 0 and _only_lost_touch(Path(order.trial_folder) / wire.LOG_NAME)
+        known: dict[str, Any] = {"exit_status": status, "may_be_victim": victim, "at": time.perf_counter()}
+        return GaveUp(kind="crashed", detail=f"the command {ended} {at}", **known)
+    problems = _problems(ranks)
     if not made:
         hint = problems or (
             "is it a training with torch, in a Python that reads PYTHONPATH? Started with -I or -E, or with steps "
@@ -230,13 +258,24 @@ def _result(
         return GaveUp(kind="diverged", detail=f"the training loss was no finite number in step {lost[0]}")
     if made < order.max_steps and order.stop == "at_max_steps":
         return GaveUp(kind="crashed", detail=f"the script ended by itself after {made} of {order.max_steps} steps")
-    return _finished(order, ranks, made, began, problems, cores)
+    return None
 
 
-def _finished(
-    order: CommandOrder, ranks: list[Seen], made: int, began: float, problems: str,
-    cores: dict[str, Any],
-) -> Finished:  # fmt: skip
+def _problems(ranks: Sequence[Seen]) -> str:
+    return "; ".join(dict.fromkeys(problem for seen in ranks for problem in seen.problems))
+
+
+def _only_lost_touch(log: Path) -> bool:
+    """Whether nothing in the last of the command's output says more than that other ranks had ended."""
+    with log.open("rb") as stream:
+        stream.seek(max(0, log.stat().st_size - LAST_LOG_BYTES))
+        text = stream.read()
+    return not KILLED.search(text) and all(LOST_TOUCH.search(line) for line in RAISED.findall(text))
+
+
+def _finished(order: CommandOrder, ranks: list[Seen], began: float, cores: dict[str, Any]) -> Finished:
+    """`ranks`: those of the first node, whose clock is told, first."""
+    made, problems = min(len(seen.steps) for seen in ranks), _problems(ranks)
     steps = [_together([seen.steps[n] for seen in ranks]) for n in range(made)]
     first = ranks[0]
     curve, seconds = _curve(ranks, steps, float(first.start["at"]))

@@ -120,6 +120,16 @@ def test_on_a_cpu_memory_beside_a_neighbour_is_tried_too() -> None:
     assert speeds_claim(ranking)
 
 
+def test_the_line_that_adds_seeds_has_as_many_lanes() -> None:
+    undecided = [
+        replace(r, outcome=Completed(measurement=replace(r.outcome.measurement, timed_seconds=seconds)))
+        for r, seconds in zip(contest()[4:], (9.888, 9.683, 9.81, 9.937), strict=True)
+        if isinstance(r.outcome, Completed)
+    ]
+    answer = ranked([*contest()[:4], *undecided, *pairs(1.0)]).answer
+    assert "To add seeds: selectbench run suite.yaml --extend . --seeds 4,5,6,7,8 --lanes 2 (in" in answer
+
+
 def test_noise_shows_no_equivalence() -> None:
     """An interval that is wider than the threshold is no proof, even around 1."""
     noisy = [

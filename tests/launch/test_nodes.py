@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,18 +19,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import msgspec
+import numpy as np
 import processes
 import pytest
-from launch.harness import Workplace, output_of, until
+from launch.harness import Workplace, all_pids, output_of, until
 from made_records import make_meters
 
 from selectbench.errors import UserError
 from selectbench.launch import channel, nodes
 from selectbench.launch.channel import Channel, GoneError, ProtocolError, proof
+from selectbench.launch.command import meeting_place
 from selectbench.launch.nodes import NodeRequest, Nodes, Team, node_request
 from selectbench.launch.trial import StopRequest
 from selectbench.record.record import Failed
 from selectbench.record.wire import Bye, Challenge, Clock, Ended, GaveUp, Hello, Measure, Measured, Proof, Welcome
+from selectbench.worker.command import _only_lost_touch
 
 SECRET = "a secret of this test"
 
@@ -383,6 +387,12 @@ def ended(process: processes.Process) -> tuple[int, str]:
     return process.returncode, err
 
 
+def command_line(pid: int) -> str:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
+
+
 def series(place: Workplace) -> dict[str, Any]:
     """Losses of every step, by option."""
     (run,) = place.run_folders()
@@ -414,6 +424,89 @@ def test_two_nodes_train_step_by_step_what_one_node_trains(cluster: Cluster, tmp
         assert (node["node"], node["ranks"], theirs["nodes"]) == (1, 1, [])
         assert abs(node["clock_offset_seconds"]) <= node["round_trip_seconds"] < 1  # it is one clock here
         assert abs(node["clock_drift_seconds"]) < 1
+
+
+COMMAND = """\
+name: tiny
+job:
+  command: "torchrun --nnodes {nnodes} --node-rank {node_rank} --rdzv-endpoint {rdzv}
+    --nproc-per-node {ranks_per_node} behaves.py --seed {seed} --max-steps {max_steps} {args}"
+  max_steps: 12
+  timing: {warmup_steps: 2}
+  eval: {heldout: heldout.npy, tokens: 256}
+choices: {world_size: auto}
+options:
+  plain: {args: "--does leaves_a_daemon"}
+  killed: {args: "--does is_killed --who 1"}
+baseline: plain
+seeds: [0]
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_command_runs_its_part_on_each_node_and_is_observed_on_all(cluster: Cluster) -> None:
+    """Its launcher tells of the rank that was killed; what ranks left behind is gone on both nodes."""
+    shutil.copy(Path(__file__).parent / "scripts" / "behaves.py", cluster.folder)
+    np.save(cluster.folder / "heldout.npy", np.arange(600, dtype="uint16") % 64)
+    cluster.write(COMMAND.replace("{rdzv}", "n1:29500"))
+    refused = cluster.call("plan", "tiny.yaml", "--nnodes", "2")
+    assert refused.returncode == 2
+    assert "it has no" not in refused.stderr
+    assert "has no {rdzv} to be told so: torchrun --nnodes {nnodes} --node-rank {node_rank}" in refused.stderr
+    cluster.write(COMMAND)
+    planned = json.loads(cluster.call("plan", "tiny.yaml", "--nnodes", "2", "--json").stdout)
+    assert (planned["nodes"], planned["lanes"]) == (2, 1)
+    assert (
+        "--nnodes 2 --node-rank 0 --rdzv-endpoint HOST:PORT --nproc-per-node 1"
+        in planned["options"][0]["arguments"]
+    )
+    bench, agent = cluster.both()
+    assert [ended(process)[0] for process in (bench, agent)] == [3, 3]
+    *_, killed, plain = sorted(cluster.records(), key=lambda r: (r["phase"] == "contest", r["trial"]["option"]))
+    assert killed["outcome"]["detail"].startswith("node 1: traceback : Signal 9 (SIGKILL) received by PID")
+    assert "the command exited with status 1" in killed["outcome"]["detail"]
+    assert not [pid for pid in all_pids() if "time.sleep(600)" in command_line(pid)]
+    measured, identity = plain["outcome"]["measurement"], plain["identity"]
+    assert [m["rank"] for m in measured["memory_by_rank"]] == [0, 1]
+    assert (identity["world_size"], measured["tokens_per_step"], measured["heldout_tokens"]) == (2, 4 * 16, 15 * 16)
+    assert identity["token_stream_sha256"] is not None
+    (told,) = {w for w in plain["script"]["arguments"] if w.startswith("127.0.0.1:")}
+    assert told != f"127.0.0.1:{cluster.port}"
+
+
+def test_a_commands_port_is_kept_for_whoever_is_told_of_it() -> None:
+    with meeting_place("127.0.0.1") as rdzv:
+        address = channel.address_of(rdzv)
+        for _ in range(200):
+            assert free_port() != address[1]
+        with socket.create_server(address), socket.create_connection(address, timeout=5):
+            pass
+        with socket.create_server(address):  # and again
+            pass
+
+
+LOST = b"[rank0]: RuntimeError: [pair.cc:547] Connection closed by peer [127.0.0.1]:4\n"
+REPORT = b"torch.distributed.elastic.multiprocessing.errors.ChildFailedError: \n  exitcode  : %d (pid: 7)\n"
+
+
+@pytest.mark.parametrize(
+    ("log", "is_victim"),
+    [
+        (LOST + REPORT % 1, True),
+        (LOST + REPORT % -15, True),
+        (LOST + REPORT % -9, False),
+        (REPORT % -11 + LOST, False),
+        (b"[rank1]: ValueError: the data are broken\n" + LOST + REPORT % 1, False),
+        (b"torch.distributed.DistBackendError: NCCL communicator was aborted\n", True),
+        (b"ModuleNotFoundError: No module named 'nothing'\n", False),
+    ],
+)
+def test_a_command_that_only_lost_touch_with_other_nodes_is_no_cause(
+    log: bytes, is_victim: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "log.txt").write_bytes(log)
+    assert _only_lost_touch(tmp_path / "log.txt") == is_victim
 
 
 def reached(bench: processes.Process, what: Callable[[], object]) -> bool:

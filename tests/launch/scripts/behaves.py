@@ -17,6 +17,7 @@ parser.add_argument("--decay", type=float, default=0.01)
 parser.add_argument("--rows", type=int, default=4)
 parser.add_argument("--clip", type=float)
 parser.add_argument("--does", default="")
+parser.add_argument("--who", type=int, help="the rank that does it")
 asked = parser.parse_args()
 
 if asked.does == "trains_nothing":
@@ -48,6 +49,8 @@ class Model(nn.Module):
 
 model: nn.Module = Model()
 rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+if asked.who not in (None, rank):
+    asked.does = ""
 if ranks > 1:
     torch.distributed.init_process_group("gloo")
     model = nn.parallel.DistributedDataParallel(model)
