@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -302,6 +304,10 @@ class Prepared:
         """The same of the held-out tokens."""
         return self._mapped_if_there(f"{HELDOUT}_mask.bin")
 
+    def answers(self, side: str, seq_len: int) -> Answers | None:
+        """The sequences of a chat's side, TRAIN or HELDOUT; None: other data, whose tokens are cut evenly."""
+        return _answers(self.folder, side, seq_len) if self.kind == "chat" else None
+
     def train_lengths(self) -> npt.NDArray[np.int64] | None:
         """Tokens of each source and target, (pairs, 2); None: the data are no pairs."""
         lengths = self._mapped_if_there(f"{TRAIN}_lengths.bin")
@@ -343,6 +349,67 @@ def token_dtype(vocab_size: int) -> npt.DTypeLike:
 def sequences(tokens: int, seq_len: int) -> int:
     """Whole sequences in a token stream; each reads one token beyond its length, as its last target."""
     return max(0, tokens - 1) // seq_len
+
+
+@dataclass(frozen=True)
+class Answers:
+    """The sequences that a chat's tokens are cut to: every token of an answer is counted in exactly one of them.
+
+    One begins with its conversation where that reaches to the answer's end; else half of it or more is what stands
+    before the answer. An answer that fits into a sequence is whole in one; none is without a token that counts.
+    """
+
+    mask: npt.NDArray[np.bool_]
+    """Of each token, whether it is an answer's."""
+    starts: npt.NDArray[np.int64]
+    """First token of each sequence; those after it are its targets."""
+    spans: npt.NDArray[np.int64]
+    """Where the targets begin and end that a sequence counts, (sequences, 2)."""
+
+    def counted(self, indices: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[np.bool_]:
+        """Which targets of these sequences count, (len(indices), seq_len)."""
+        places = self.starts[indices][:, None] + np.arange(1, seq_len + 1)
+        first, last = self.spans[indices].T[:, :, None]
+        found: npt.NDArray[np.bool_] = self.mask[places] & (first <= places) & (places < last)
+        return found
+
+    def upto(self, count: int) -> int:
+        """Tokens that the first so many sequences count."""
+        return int(self.mask[: self.spans[count - 1, 1]].sum()) if count else 0
+
+
+@lru_cache(maxsize=8)
+def _answers(folder: Path, side: str, seq_len: int) -> Answers:
+    data = Prepared.open(folder)
+    mask, ids = (data.train_mask(), data.train()) if side == TRAIN else (data.heldout_mask(), data.heldout())
+    assert mask is not None
+    edges = np.flatnonzero(np.diff(mask, prepend=0, append=0))
+    begins, ends = edges[::2], edges[1::2]
+    conversations = np.append(0, np.flatnonzero(ids == data.end_id) + 1)
+    conversations = conversations[np.searchsorted(conversations, begins, "right") - 1]
+    found = list(_cut(begins.tolist(), ends.tolist(), conversations.tolist(), seq_len, len(ids)))
+    cut = np.array(found, np.int64).reshape(-1, 3)
+    return Answers(mask.view(bool), cut[:, 0], cut[:, 1:])
+
+
+def _cut(
+    begins: list[int], ends: list[int], conversations: list[int], seq_len: int, tokens: int
+) -> Iterator[tuple[int, int, int]]:
+    """Start and span of every sequence; `conversations`: where that of each answer begins."""
+    number, todo = 0, begins[0] if begins else 0
+    while tokens > seq_len and number < len(begins):
+        end, start = ends[number], conversations[number]
+        if end - 1 > start + seq_len:
+            fits = end - todo <= seq_len
+            before = seq_len // 2 if fits or todo == begins[number] else 0
+            start = max(start, todo - 1 - before, end - 1 - seq_len if fits else 0)
+        first, reached = conversations[number], min(start + seq_len + 1, tokens)
+        number = bisect_right(ends, reached, number)
+        following, last = begins[number] if number < len(begins) else tokens, ends[number - 1]
+        if following < reached and ends[number] - following > seq_len:
+            following = last = reached  # no sequence holds that answer whole
+        yield min(start, tokens - 1 - seq_len, max(first, last - 1 - seq_len)), todo, last
+        todo = following
 
 
 def fitting(lengths: npt.NDArray[np.int64], seq_len: int) -> npt.NDArray[np.int64]:
@@ -412,8 +479,36 @@ def _content(model: PretrainedModel) -> str | None:
 
 def training_sequences(prepared: Prepared, job: Job) -> int:
     """Sequences of the job that there are to train on."""
-    lengths = prepared.train_lengths()
+    lengths, cut = prepared.train_lengths(), prepared.answers(TRAIN, job.seq_len)
+    if cut is not None:
+        return len(cut.starts)
     return sequences(prepared.train_tokens, job.seq_len) if lengths is None else len(fitting(lengths, job.seq_len))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """How much of the training there is to learn from, where that is not every token."""
+
+    share: float
+    """Of a step's tokens, those that its loss counts."""
+    words: str
+    """The same for a person."""
+
+
+def targets(prepared: Prepared, job: Job) -> Targets | None:
+    """Of chats and pairs that are enough for the job; None: of other data."""
+    lengths, mask, around = prepared.train_lengths(), prepared.train_mask(), ""
+    if lengths is not None:
+        counted = int(lengths[fitting(lengths, job.seq_len), 1].sum())
+    elif mask is not None:
+        counted, even = int(mask.sum(dtype=np.int64)), sequences(len(mask), job.seq_len)
+        if empty := 1 - float(mask[1 : even * job.seq_len + 1].reshape(even, -1).any(axis=1).mean()):
+            around = f"; cut evenly, {empty:.0%} of the sequences would hold none: they are cut around the answers"
+    else:
+        return None
+    per_step, of = counted / training_sequences(prepared, job) * job.global_batch_size, job.tokens_per_step
+    words = f"trained on: {per_step:,.0f} of the {of:,} tokens of a step ({per_step / of:.1%}){around}"
+    return Targets(per_step / of, words)
 
 
 def evaluable(tokens: int, seq_len: int) -> int:
@@ -422,8 +517,10 @@ def evaluable(tokens: int, seq_len: int) -> int:
 
 
 def evaluable_tokens(prepared: Prepared, job: Job) -> int:
-    """Held-out tokens that an evaluation of the job may read: whole sequences, or the targets of pairs that fit."""
-    lengths = prepared.heldout_lengths()
+    """Held-out tokens that an evaluation may read: whole sequences, answers, or the targets of pairs that fit."""
+    lengths, cut = prepared.heldout_lengths(), prepared.answers(HELDOUT, job.seq_len)
+    if cut is not None:
+        return cut.upto(len(cut.starts))
     if lengths is None:
         return evaluable(prepared.heldout_tokens, job.seq_len)
     return int(lengths[fitting(lengths, job.seq_len), 1].sum())
@@ -441,7 +538,8 @@ def check_enough(prepared: Prepared, job: Job) -> None:
                 "training text has them)"
             )
         too_few = (
-            f"{prepared.train_tokens} training tokens make {whole} sequences of seq_len {job.seq_len}, {less}: "
+            f"{prepared.train_tokens} training tokens make {whole} sequences of seq_len {job.seq_len}"
+            f"{' with an answer in them' if prepared.kind == 'chat' else ''}, {less}: "
             "give more text, or lower either"
         )
         none_held_out = (
@@ -481,9 +579,11 @@ class Look:
     """Of the vocabulary, as text."""
     sha256: dict[str, str]
     """Of the files of tokens."""
+    targets: Targets | None
+    """Of the job of the first option that reads them."""
 
 
-def look(prepared: Prepared) -> Look:
+def look(prepared: Prepared, job: Job) -> Look:
     """Reads beginnings of both sides, and every token once for the digests."""
     tokenizer, pieces = None, []
     if prepared.has_text:
@@ -503,7 +603,7 @@ def look(prepared: Prepared) -> Look:
     training, heldout = (
         [decode(part) for part in _samples(tokens)] for tokens in (prepared.train(), prepared.heldout())
     )
-    return Look(training, heldout, pieces, digests)
+    return Look(training, heldout, pieces, digests, targets(prepared, job))
 
 
 def _samples(tokens: npt.NDArray[Any]) -> Iterator[list[int]]:

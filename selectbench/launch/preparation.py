@@ -45,6 +45,7 @@ from selectbench.plan.plan import (
     lanes_of,
     make_plan,
     settled_for,
+    target_warnings,
     unused_row_warnings,
 )
 from selectbench.record.environment import code_sha256, collect_environment
@@ -658,7 +659,8 @@ def prepared_data(request: Request, notify: Notify) -> list[tuple[Prepared, list
     for name, prepared in by_option.items():
         options.setdefault(prepared.key, []).append(name)
     heldout = {name: evaluable_tokens(prepared, suite.built) for name, prepared in by_option.items()}
-    for line in heldout_warnings(suite, heldout):
+    jobs = {names[0]: suite.job_of(suite.option(names[0])) for names in options.values()}
+    found = [(one := by_option[names[0]], names, look(one, jobs[names[0]])) for names in options.values()]
+    for line in [*heldout_warnings(suite, heldout), *target_warnings(one.targets for *_, one in found)]:
         notify(f"warning: {line}")
-    made = {prepared.key: prepared for prepared in by_option.values()}
-    return [(made[key], names, look(made[key])) for key, names in options.items()]
+    return found

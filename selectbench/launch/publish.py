@@ -146,17 +146,18 @@ class StoredRun:
         return {option.name: others.get(option.name, data) for option in self.suite.options}
 
     def _heldout_tokens(self) -> dict[str, int | None]:
-        """All that there were to score, by option; of pairs as many as were scored."""
+        """All that there were to score, by option; of pairs and chats as many as were scored."""
         if self.suite.command is not None:
             return {}
         facts = self._data_by_option()
+        by_targets = {name for name, one in facts.items() if one.get("kind") in ("pairs", "chat")}
         found = {
-            name: None if one.get("heldout_tokens") is None or one.get("kind") == "pairs"
+            name: None if one.get("heldout_tokens") is None or name in by_targets
             else evaluable(one["heldout_tokens"], self.suite.built.seq_len)
             for name, one in facts.items()
         }  # fmt: skip
         for record in self.records:
-            if facts.get(record.trial.option, {}).get("kind") == "pairs" and isinstance(record.outcome, Completed):
+            if record.trial.option in by_targets and isinstance(record.outcome, Completed):
                 found[record.trial.option] = record.outcome.measurement.heldout_tokens
         return found
 

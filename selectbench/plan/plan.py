@@ -8,7 +8,7 @@ import math
 import os
 import random
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from selectbench import units
 from selectbench.choices.choice import Needs, own_code_sha256
 from selectbench.choices.execution import precision_for, ranks_problem
 from selectbench.choices.model import PretrainedModel
-from selectbench.data.prepared import Prepared, contents_of, epochs, evaluable_tokens
+from selectbench.data.prepared import Prepared, Targets, contents_of, epochs, evaluable_tokens, targets
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
 from selectbench.plan.memory import ModelSize, config_of, entries_of, memory_need, model_size, vocab_size_of
@@ -42,6 +42,8 @@ FEWEST_TO_TUNE = 100
 """Steps of a tuning trial below which its choice is doubted."""
 NEARLY = 0.95
 """Share of the entries asked for below which a vocabulary is reported to be smaller."""
+FEWEST_TARGETS = 0.05
+"""Share of a step's tokens that are trained on below which a person is warned."""
 MOST_ROWS_PER_TOKEN = 2
 """Rows of a model's embedding over the data's tokens from which a reader is told what they cost."""
 MEMORISING_EPOCHS = 4.0
@@ -101,6 +103,13 @@ def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str
         f"for {asked:,}: the final loss is over all of these, and less certain (give more text, or ask for fewer)"
         for found, names in short.items()
     ]
+
+
+def target_warnings(found: Iterable[Targets | None]) -> list[str]:
+    """Losses that rest on few of a step's tokens."""
+    rest = "losses are noisy, and most of the time goes into the rest (a smaller seq_len, or a larger batch)"
+    few = [one.share for one in found if one is not None and one.share < FEWEST_TARGETS]
+    return [f"only {min(few):.1%} of the tokens of a step are trained on: {rest}"] if few else []
 
 
 def vocabulary_warnings(suite: Suite, entries: Mapping[str, int | None]) -> list[str]:
@@ -200,6 +209,8 @@ class Plan:
     lanes: int = 1
     nodes: int = 1
     """Machines that trials of more than one rank run on together."""
+    targets: dict[str, Targets | None] = field(default_factory=dict)
+    """By option, where data are prepared; None: every token is trained on."""
 
     @property
     def saved_bytes(self) -> int | None:
@@ -249,6 +260,7 @@ def make_plan(
     options = [_plan_option(suite, option, machine, (prepared or {}).get(option.name)) for option in suite.options]
     passes = epochs(prepared[suite.baseline], suite.built) if prepared else None
     heldout = {name: evaluable_tokens(one, suite.built) for name, one in (prepared or {}).items()}
+    trained = {n: targets(one, suite.job_of(suite.option(n))) for n, one in (prepared or {}).items()}
     identities = {
         option.name: {
             "job": suite.job_of(option).model_dump(mode="json"),
@@ -267,12 +279,14 @@ def make_plan(
         warnings=[
             *suite_warnings(suite, passes, _cores(machine)),
             *heldout_warnings(suite, heldout),
+            *target_warnings(trained.values()),
             *vocabulary_warnings(suite, {name: one.vocab_size for name, one in (prepared or {}).items()}),
             *_option_warnings(suite, options, machine),
         ],
         own_code_sha256=own_code,
         pretrained=pretrained,
         **_parts(suite, machine),
+        targets=trained,
     )
     return replace(plan, warnings=[*plan.warnings, *unused_row_warnings(suite, plan.unused_rows)])
 

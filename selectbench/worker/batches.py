@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from struct import pack
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from selectbench.data.prepared import Prepared, fitting, sequences
+from selectbench.data.prepared import HELDOUT, TRAIN, Answers, Prepared, fitting, sequences
 from selectbench.record.wire import Order
 from selectbench.suite.job import Eval, Job
 from selectbench.worker.runtime import World, derived_seed
@@ -70,40 +71,39 @@ class SampleOrder:
 class CausalBatches(SampleOrder):
     """Sequences of a token stream to predict the next token in.
 
-    A sequence is `seq_len + 1` tokens long, cut with stride `seq_len`: inputs and their next tokens. A micro-batch
-    is a slice of a step's sequences.
+    A sequence is `seq_len + 1` tokens long: inputs and their next tokens. It is cut with stride `seq_len`, of chats
+    around the answers. A micro-batch is a slice of a step's sequences.
     """
 
     def __init__(
         self, tokens: npt.NDArray[np.integer], *, seq_len: int, global_batch_size: int, seed: int, device: str,
-        trained: npt.NDArray[np.uint8] | None = None,
+        answers: Answers | None = None,
     ) -> None:  # fmt: skip
         """`tokens`: 1-D, at least seq_len + 1 of them (ValueError where there are fewer).
 
-        `trained`: 1 for each token that is to be predicted; None: all are.
+        `answers`: the sequences of a chat; None: cut evenly, and all targets count.
         """
-        found = sequences(len(tokens), seq_len)
+        found = sequences(len(tokens), seq_len) if answers is None else len(answers.starts)
         if found < 1:
             raise ValueError(f"the training split has {len(tokens)} tokens, one sequence needs {seq_len + 1}")
         super().__init__(found, global_batch_size, seed)
         self.width = seq_len + 1
-        self._tokens, self._trained = tokens, trained
-        self._offsets = np.arange(seq_len + 1)
+        self._tokens, self._answers, self._seq_len = tokens, answers, seq_len
         self.device = device
 
     def counted(self, indices: npt.NDArray[np.int64], step: int) -> int:
         """Targets of these sequences that the loss counts."""
-        if self._trained is None:
-            return len(indices) * (len(self._offsets) - 1)
-        return int(self._of(self._trained, indices)[:, 1:].sum(dtype=np.int64))
+        if self._answers is None:
+            return len(indices) * self._seq_len
+        return int(self._answers.counted(indices, self._seq_len).sum())
 
     def batch_at(self, indices: npt.NDArray[np.int64], step: int) -> Batch:
         """These sequences on the device."""
-        if self._trained is None:
+        if self._answers is None:
             found = self.sequences_at(indices)
             return Batch(found, (found[:, :-1].contiguous(),), {}, found[:, 1:].contiguous())
         ids = self.token_ids(indices)
-        targets = np.where(self._of(self._trained, indices)[:, 1:] != 0, ids[:, 1:], NOT_COUNTED)
+        targets = np.where(self._answers.counted(indices, self._seq_len), ids[:, 1:], NOT_COUNTED)
         known = torch.from_numpy(ids)
         return Batch(known, (known[:, :-1].contiguous(),), {}, torch.from_numpy(targets)).to(self.device)
 
@@ -113,11 +113,8 @@ class CausalBatches(SampleOrder):
 
     def token_ids(self, indices: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """The same in host memory."""
-        return self._of(self._tokens, indices).astype(np.int64)
-
-    def _of(self, values: npt.NDArray[Any], indices: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
-        starts = indices * (len(self._offsets) - 1)
-        return values[starts[:, None] + self._offsets[None, :]]
+        starts = indices * self._seq_len if self._answers is None else self._answers.starts[indices]
+        return self._tokens[starts[:, None] + np.arange(self._seq_len + 1)].astype(np.int64)
 
 
 def causal(batches: Batches) -> CausalBatches:
@@ -152,20 +149,21 @@ class CausalHeldOut:
 
         Of chats only what is to be predicted is scored. Raises ValueError where the split fills no sequence.
         """
-        stream = data.heldout()
-        count = min(-(-tokens // seq_len), sequences(len(stream), seq_len))
+        stream, chat = data.heldout(), data.answers(HELDOUT, seq_len)
+        if chat is None:
+            count = min(-(-tokens // seq_len), sequences(len(stream), seq_len))
+        else:
+            count = bisect_left(range(len(chat.starts)), tokens, key=chat.upto)
         if count < 1:
             raise ValueError(f"the held-out split has {len(stream)} tokens, one sequence needs {seq_len + 1}")
 
         def cut(values: Any) -> Any:
-            starts = np.arange(count) * seq_len
+            starts = np.arange(count) * seq_len if chat is None else chat.starts[:count]
             return None if values is None else np.asarray(values)[starts[:, None] + np.arange(seq_len + 1)]
 
-        mask, sizes, truth = cut(data.heldout_mask()), cut(data.bytes_of_heldout()), cut(data.truth_of_heldout())
-        counted = None if mask is None else mask[:, 1:].astype(bool)
+        sizes, truth = cut(data.bytes_of_heldout()), cut(data.truth_of_heldout())
+        counted = None if chat is None else chat.counted(np.arange(count), seq_len)
         scored = np.ones((count, seq_len), bool) if counted is None else counted
-        if not scored.any():
-            raise ValueError(f"the first {count * seq_len} held-out tokens hold no answer: raise eval.tokens")
         return cls(
             cut(stream).astype(np.int64),
             counted,
@@ -480,7 +478,7 @@ def batches_of(order: Order, data: Prepared, world: World, module: Any) -> Batch
         return PairBatches(data, job, order.trial.seed, world.device, decoder_start_id(module))
     causal = CausalBatches(
         data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size, seed=order.trial.seed,
-        device=world.device, trained=data.train_mask(),
+        device=world.device, answers=data.answers(TRAIN, job.seq_len),
     )  # fmt: skip
     return MaskedBatches(causal, data, order.trial.seed) if job.task == "masked_lm" else causal
 

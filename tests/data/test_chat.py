@@ -1,6 +1,9 @@
 """Conversations: the loss counts the answers and what ends them, and nothing else."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +12,11 @@ from data.made import STORIES, chat, decoded, jsonl, made, turns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from selectbench.choices.model import Bytes, Unigram, WordPiece
+from selectbench.choices.model import Bytes, Gpt2, Unigram, WordPiece
 from selectbench.data.prepare import conversation, encode
+from selectbench.data.prepared import targets
 from selectbench.data.tokenizer import make_tokenizer
+from selectbench.suite.job import Job
 from selectbench.suite.sources import Chat
 
 BYTES = make_tokenizer(Bytes(), list)
@@ -116,3 +121,82 @@ def test_messages_that_spell_a_role_are_text(tmp_path):
     ids, mask = np.array(prepared.train()), np.array(prepared.train_mask()).astype(bool)
     assert (ids == 0).sum() == 1
     assert BYTES.backend.decode(ids[mask][:-1].tolist()) == "<|user|>\n<|endoftext|>yes\n"
+
+
+def lengthy(folder, *, turns_each, question, answer, chats=40):
+    """Conversations whose questions and answers have up to so many words."""
+    draw, lines = np.random.default_rng(0), []
+    for number in range(chats):
+        messages = []
+        for _ in range(draw.integers(1, turns_each + 1)):
+            for role, most in (("user", question), ("assistant", answer)):
+                words = " ".join(f"{word:x}" for word in draw.integers(0, 4096, draw.integers(1, most + 1)))
+                messages.append({"role": role, "content": f"{words} {number}"})
+        lines.append(json.dumps({"messages": messages}))
+    (folder / "long.jsonl").write_text("\n".join(lines))
+    return Chat(chat=[str(folder / "long.jsonl")])
+
+
+def job(seq_len):
+    return Job(model=Gpt2(n_layer=1, n_embd=8, n_head=1), data=Chat(chat=["x"]), tokenizer=Bytes(), seq_len=seq_len,
+               global_batch_size=4, max_steps=5, eval="none")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("turns_each", "question", "answer"), [(1, 200, 2), (6, 12, 30), (2, 3, 150), (9, 2, 2), (1, 300, 300)]
+)
+@pytest.mark.parametrize("seq_len", [16, 64, 500])
+def test_sequences_hold_every_token_of_the_answers_once_and_whole_answers(
+    turns_each, question, answer, seq_len, tmp_path
+):
+    prepared = made(lengthy(tmp_path, turns_each=turns_each, question=question, answer=answer), tokenizer=Bytes())
+    ids, mask = np.array(prepared.train()), np.array(prepared.train_mask())
+    cut = prepared.answers("train", seq_len)
+    counted = cut.counted(np.arange(len(cut.starts)), seq_len)
+    places = cut.starts[:, None] + np.arange(1, seq_len + 1)
+    assert counted.any(axis=1).all()
+    assert np.sort(places[counted]).tolist() == np.flatnonzero(mask).tolist()
+    assert cut.starts.min() >= 0
+    assert places.max() < len(ids)
+    where = dict(zip(places[counted].tolist(), np.nonzero(counted)[0].tolist(), strict=True))
+    begins = [n for n in np.flatnonzero(mask) if not mask[n - 1]]
+    for begin in begins:
+        end = begin + int(np.argmin(np.append(mask[begin:], 0)))
+        if end - begin <= seq_len:
+            assert len({where[place] for place in range(begin, end)}) == 1
+            start = int(cut.starts[where[begin]])
+            conversation = int(np.flatnonzero(np.append(0, ids[:begin]) == 0)[-1])
+            least = min(begin - conversation, seq_len // 2, seq_len - (end - begin))
+            assert begin - 1 - start >= least - 1
+    found = targets(prepared, job(seq_len))
+    even = [mask[n + 1 : n + seq_len + 1].any() for n in range(0, len(ids) - seq_len, seq_len)]
+    assert found.share == pytest.approx(mask.sum() / (len(cut.starts) * seq_len))
+    assert (f"; cut evenly, {1 - np.mean(even):.0%} of the sequences" in found.words) != all(even)
+
+
+def test_what_a_step_trains_on_is_shown_and_few_is_a_warning_and_none_an_error(tmp_path):
+    """Prompts of hundreds of words before answers of one or two, in short sequences."""
+    lengthy(tmp_path, turns_each=1, question=400, answer=2, chats=200)
+    suite = {
+        "job": {
+            "model": {"family": "gpt2", "n_layer": 1, "n_embd": 8, "n_head": 1}, "data": {"chat": "long.jsonl"},
+            "tokenizer": {"bytes": True}, "seq_len": 16, "global_batch_size": 8, "max_steps": 5, "eval": "none",
+        },
+        "choices": {"micro_batch_size": 8, "optimizer": {"name": "adamw", "lr": 1e-3}},
+        "decide": {"objective": "tokens_per_second", "constraints": []}, "options": {"a": {}},
+    }  # fmt: skip
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+
+    def shown(command, seq_len):
+        words = ["selectbench", command, str(tmp_path / "suite.yaml"), "--set", f"job.seq_len={seq_len}"]
+        done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True, check=False)
+        return " ".join((done.stdout + done.stderr).split())
+
+    short, long = shown("plan", 16), shown("data", 512)
+    told = re.search(r"trained on: (\d+) of the 128 tokens of a step \(([\d.]+)%\); cut evenly, (\d+)% of", short)
+    assert 100 * int(told[1]) / 128 == pytest.approx(float(told[2]), abs=0.5)
+    assert int(told[3]) > 90
+    assert "tokens of a step are trained on" not in short
+    assert "of the 4,096 tokens of a step" in long
+    assert re.search(r"warning: only [0-4]\.\d% of the tokens of a step are trained on: losses are noisy", long)
+    assert "make 0 sequences of seq_len 1048576 with an answer" in shown("plan", 1 << 20)
