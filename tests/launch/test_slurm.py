@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,8 +20,6 @@ import processes
 import pytest
 from launch.harness import LONG, TINY_SUITE, Workplace, output_of, until
 from launch.slurm_nodes import NEEDED, NODES, Slurm, two_nodes, why_not
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 SITE = """\
 launcher: slurm
@@ -54,8 +54,8 @@ class Site(Workplace):
         return self.run_folders()[-1]
 
     def of_rounds(self) -> list[dict[str, Any]]:
-        """Every whole line that a round's job wrote."""
-        paths = sorted(self.run.glob("rounds/*/records.jsonl"))
+        """Every whole line that rounds of any run wrote."""
+        paths = sorted((self.folder / "results").glob("tiny/*/rounds/*/records.jsonl"))
         return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
 
     def losses(self) -> dict[tuple[str, int], list[float]]:
@@ -85,11 +85,13 @@ def site(tmp_path: Path) -> Iterator[Site]:
     until(lambda: not place.left(), 20)
 
 
-def ended(process: processes.Process) -> tuple[int, str]:
-    _, err = process.communicate(timeout=200)
+def ended(process: processes.Process, seconds: float = 200) -> tuple[int, str]:
+    _, err = process.communicate(timeout=seconds)
     return process.returncode, err
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_four_rounds_on_two_nodes_are_one_run_that_trains_what_one_machine_trains(site: Site) -> None:
     status, err = ended(site.start("run", "tiny.yaml", "--site", "site.yaml"))
     assert status == 0, err
@@ -114,6 +116,8 @@ def test_four_rounds_on_two_nodes_are_one_run_that_trains_what_one_machine_train
     assert json.loads(again.stdout)["rows"] == ranking["rows"]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_trial_over_two_nodes_of_slurm_trains_what_one_node_trains(site: Site) -> None:
     site.write(TWO_NODES)
     site.write_site(nodes=2)
@@ -135,6 +139,8 @@ def trains(site: Site, node: str) -> bool:
     return any("/trials/" in output_of(pid) for pid in site.slurm.of_node(node))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_a_run_is_detached_from_looked_at_and_cancelled_and_goes_on(site: Site) -> None:
     done = site.call("run", "tiny.yaml", "--site", "site.yaml", "--detach", *LONG)
     assert done.returncode == 0, done.stderr
@@ -156,3 +162,90 @@ def test_a_run_is_detached_from_looked_at_and_cancelled_and_goes_on(site: Site) 
     until(lambda: not site.left(), 20)
     outcomes = [record["outcome"] for record in site.of_rounds()]
     assert {outcome["kind"] for outcome in outcomes} <= {"interrupted"}
+
+
+SLOWER = TINY_SUITE.replace("max_steps: 6", "max_steps: 1200").replace("every_steps: 3", "every_steps: 1200")
+
+
+def completed(records: list[dict[str, Any]]) -> list[tuple[str, int]]:
+    return sorted(
+        (r["trial"]["option"], r["trial"]["seed"]) for r in records if r["outcome"]["status"] == "completed"
+    )
+
+
+def job_of(site: Site, node: str) -> str:
+    """Number of the round that runs there."""
+    return next(line.split()[0] for line in site.slurm.jobs() if line.endswith(f"RUNNING {node}"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_job_that_is_cut_off_and_one_whose_node_is_lost_are_queued_again_and_do_no_trial_twice(
+    site: Site,
+) -> None:
+    site.write(SLOWER)
+    run = site.start("run", "tiny.yaml", "--site", "site.yaml")
+    until(lambda: len(completed(site.of_rounds())) >= 2 and trains(site, "n1") and trains(site, "n2"))
+    cut_off, lost = job_of(site, "n1"), job_of(site, "n2")
+    job = json.loads((site.run / "slurm" / "jobs.json").read_text())["jobs"][0]
+    site.slurm.ask("scancel", "--signal=TERM", f"{job}_{cut_off}")  # as when its time is nearly up
+    site.slurm.lose("n2")
+    status, err = ended(run)
+    assert status == 0, err
+    log = (site.run / "rounds" / cut_off / "job.log").read_text()
+    assert "the job is queued again, and goes on where it was cut off" in log
+    expected = sorted((option, seed) for option in ("whole", "halves") for seed in (0, 1))
+    assert completed(site.of_rounds()) == completed(site.records()) == expected
+    interrupted = [r for r in site.records() if r["outcome"]["status"] == "failed"]
+    assert [(r["round"], r["outcome"]["kind"]) for r in interrupted] == [(int(cut_off), "interrupted")]
+    assert {r["node"] for r in site.records() if r["round"] == int(lost)} == {"n1", "n2"}
+
+
+def of_round(site: Site, node: str, mark: str) -> int:
+    """A process of the round's job on that node: its selectbench, or a rank of the trial at hand."""
+    lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in site.slurm.of_node(node)}
+    ranks = [pid for pid in lines if "/trials/" in output_of(pid)]
+    top = [pid for pid, words in lines.items() if b"--round" in words and words[1:3] == [b"-m", b"selectbench"]]
+    return (ranks if mark == "rank" else top)[0]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("attempt", range(4))
+@pytest.mark.parametrize("who", ["bench", "agent", "rank", "daemon", "job", "time"])
+def test_whatever_ends_a_round_over_two_nodes_leaves_nothing_and_it_is_completed(
+    site: Site, who: str, attempt: int
+) -> None:
+    site.write(TWO_NODES.replace("max_steps: 6", "max_steps: 600").replace("every_steps: 3", "every_steps: 600"))
+    limit = {"time": "1min", "sbatch": ["--signal=TERM@20"]} if who == "time" else {}
+    site.write_site(nodes=2, **limit)
+    line = ("run", "tiny.yaml", "--site", "site.yaml", *(("--set", "job.max_steps=6000") if who == "time" else ()))
+    run = site.start(*line)
+    until(lambda: trains(site, "n1") and trains(site, "n2"))
+    time.sleep(random.Random(f"{who} {attempt}").uniform(0, 6))
+    job = json.loads((site.run / "slurm" / "jobs.json").read_text())["jobs"][0]
+    if who in ("bench", "agent", "rank"):
+        until(lambda: who != "rank" or trains(site, "n2"))
+        os.kill(of_round(site, "n1" if who == "bench" else "n2", who), signal.SIGKILL)
+    elif who == "daemon":
+        site.slurm.lose("n2")
+        until(lambda: not site.slurm.of_node("n1"), 60)
+        site.slurm.start("n2")
+    elif who == "job":
+        site.slurm.ask("scancel", str(job))
+    status, err = ended(run, 500)
+    until(lambda: not site.left(), 20)
+    told = [r["outcome"].get("detail", "") for r in site.records() if r["outcome"].get("kind") != "interrupted"]
+    if who == "rank":
+        assert status == 3, err
+        assert any(one.startswith("rank 1 on node 1: ended by SIGKILL") for one in told)
+    elif who in ("bench", "job"):
+        assert status == 130, err
+        assert "round 0 (seed 0) is not complete" in err
+    else:
+        assert status == 0, err
+    before = completed(site.of_rounds())
+    again = site.call(*line, "--retry-failed")
+    assert again.returncode == 0, again.stderr
+    assert completed(site.of_rounds()) == completed(site.records()) == [("ddp", 0), ("fsdp", 0)]
+    assert set(before) <= set(completed(site.records()))
