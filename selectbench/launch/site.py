@@ -30,7 +30,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from selectbench import units
-from selectbench.choices.choice import Strict
+from selectbench.choices.choice import Strict, WrongValueError
 from selectbench.errors import UserError, did_you_mean
 from selectbench.gpu.devices import Gpu, sheet_name
 from selectbench.machine import Machine
@@ -76,14 +76,14 @@ class Site(Strict):
     gpus_per_node: Annotated[int, Field(ge=0, le=64)] | None = None
     """That a job asks for; null: as many as `machine` says, else none."""
     time: str | None = None
-    """Limit of one job, and so of one round: `2h`, `90min`; null: the partition's default."""
+    """Limit of one job, and so of one round: `2h`, `90min`, `2:00:00`; null: the partition's default."""
     exclusive: bool = True
     """Whether a job has its nodes for itself; beside other jobs no speed can be compared."""
     rounds_at_once: Annotated[int, Field(ge=1)] | None = None
     """Jobs that may run at the same time; null: as many as there is room for."""
     setup: str = ""
     """Shell lines that each node of a job runs first, such as `module load cuda`."""
-    sbatch: tuple[str, ...] = ()
+    sbatch: list[str] = Field(default_factory=list)
     """Further options of sbatch, `--constraint=h100` each."""
     lanes: Lanes = 1
     """Equal parts of the machine that run trials side by side; auto: as many as its GPUs are enough for."""
@@ -100,13 +100,13 @@ class Site(Strict):
     @field_validator("time")
     @classmethod
     def _is_a_time(cls, value: str | None) -> str | None:
-        if value is not None and units.seconds_of(value) is None:
-            raise ValueError("expected a time with its unit, such as 2h or 90min")
+        if value is not None and not seconds_of(value):
+            raise ValueError("expected a time, such as 2h, 90min or 2:00:00")
         return value
 
     @field_validator("sbatch")
     @classmethod
-    def _are_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _are_options(cls, value: list[str]) -> list[str]:
         for option in value:
             if not option.startswith("-") or "\n" in option:
                 raise ValueError(f"{visible(option)!r}: expected an option of sbatch, such as --constraint=h100")
@@ -116,9 +116,9 @@ class Site(Strict):
     def _fits_its_launcher(self) -> Site:
         of_slurm = self.model_fields_set - {"launcher", "machine", "lanes", "cost"}
         if self.launcher == "local" and of_slurm:
-            raise ValueError(f"{', '.join(sorted(of_slurm))}: only for `launcher: slurm`")
+            raise WrongValueError(min(of_slurm), "only for `launcher: slurm`")
         if self.launcher == "slurm" and self.lanes != 1:
-            raise ValueError("lanes: a job of Slurm runs one round, and so one lane: leave them out")
+            raise WrongValueError("lanes", "a job of Slurm runs one round, and so one lane: leave them out")
         return self
 
     @property
@@ -141,7 +141,9 @@ class Site(Strict):
             return machine
         found = _MACHINE.fullmatch(self.machine or "")
         name = sheet_name(found[2]) if found else ""
-        gpu = Gpu(name, "", None, False, None, None, None, None, None, None, None, None, None)
+        size = re.search(r"(\d+) ?GB", name)  # a maker's GB of memory are GiB
+        memory = int(size[1]) << 30 if size else None
+        gpu = Gpu(name, "", None, False, None, memory, None, None, None, None, None, None, None)
         return replace(machine, device_count=self.gpus, gpus=(gpu,) * self.gpus if name else ())
 
     def over(self, suite: Suite) -> Suite:
@@ -182,7 +184,7 @@ SIGNAL_SECONDS = 120
 
 def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: Sequence[str] = ()) -> str:
     """What `sbatch` gets: an array with one job for each of the rounds; `flags`: of `selectbench run`, besides."""
-    limit, seconds = "", units.seconds_of(site.time or "")
+    limit, seconds = "", seconds_of(site.time or "")
     if seconds is not None:
         minutes = max(1, -(-int(seconds) // 60))
         limit = f"--time={minutes // 60}:{minutes % 60:02d}:00"
@@ -264,7 +266,7 @@ def limit_problems(site: Site) -> list[str]:
     most = min((int(count) for count in counts if count.isdecimal()), default=None)
     if most is not None and site.nodes > most:
         told.append(f"nodes: {site.nodes} asked for, and a job in partition {name} gets {most} at most")
-    seconds, limit = units.seconds_of(site.time or ""), _slurm_seconds(found.get("MaxTime", ""))
+    seconds, limit = seconds_of(site.time or ""), seconds_of(found.get("MaxTime", ""))
     if seconds is not None and limit is not None and seconds > limit:
         told.append(
             f"time: {site.time} asked for, and a job in partition {name} gets {units.duration(limit)} at most"
@@ -277,8 +279,10 @@ def limit_problems(site: Site) -> list[str]:
     return told
 
 
-def _slurm_seconds(text: str) -> float | None:
-    """Of `2-00:00:00`, `1:00:00` or `30`, minutes; None: no limit."""
+def seconds_of(text: str) -> float | None:
+    """Of `2h`, or as Slurm writes it, `2-00:00:00`, `1:00:00` or `30`, minutes; None: neither, or no limit."""
+    if (seconds := units.seconds_of(text)) is not None:
+        return seconds
     if (found := _SLURM_TIME.fullmatch(text)) is None:
         return None
     days, *rest = found.groups()
@@ -588,14 +592,17 @@ def watch(run: SlurmRun, show: Callable[[Sequence[Round]], None]) -> list[Round]
 
 
 def plan_lines(site: Site, suite: Suite, round_seconds: float | None) -> Iterator[str]:
-    """What the run is for Slurm, without its price."""
+    """What the run is for Slurm. `round_seconds`: None, not known."""
     rounds = len(suite.seeds)
     at_once = min(rounds, site.rounds_at_once or rounds)
     where = f"{site.nodes} node{'s' * (site.nodes > 1)}" + (f" with {site.gpus} GPUs" if site.gpus else "")
     yield f"Slurm: an array of {rounds} job{'s' * (rounds > 1)}, a round each, {at_once} at once, each on {where}"
     if round_seconds is not None:
-        hours = units.significant(rounds * site.nodes * round_seconds / 3600, 2)
-        yield f"a round takes about {units.duration(round_seconds)}; {hours} node hours in all"
-        limit = units.seconds_of(site.time or "")
+        hours = rounds * site.nodes * round_seconds / 3600
+        price = suite.cost.usd_per_gpu_hour if suite.cost else None
+        paid = f", {units.usd(hours * site.gpus * price)}" if price and site.gpus else ""
+        told = f"{units.significant(hours, 2)} node hours{paid} in all"
+        yield f"a round takes about {units.duration(round_seconds)}; {told}"
+        limit = seconds_of(site.time or "")
         if limit is not None and round_seconds > limit - SIGNAL_SECONDS:
             yield f"time: {site.time} is shorter than a round: its job is queued again until the round is complete"

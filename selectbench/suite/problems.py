@@ -81,7 +81,7 @@ def validate(kind: type[BaseModel], node: Node, problems: Problems, *, own_only:
 
 def _is_echo(detail: Any) -> bool:
     """Whether it says of a plain union, which fails once per branch, that a value fits a branch of no like kind."""
-    is_text, branch = isinstance(detail["input"], str), detail["loc"][-1]
+    is_text, branch = isinstance(detail["input"], str), (*detail["loc"][-1:], "")[0]
     if detail["type"] == "literal_error" and branch in ("literal['none']", "literal['auto']"):
         return not is_text
     if "scores" in detail["loc"][:-1]:
@@ -90,7 +90,7 @@ def _is_echo(detail: Any) -> bool:
 
 
 def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) -> None:
-    location, field = detail["loc"], str(detail["loc"][-1])
+    location, field = detail["loc"], str((*detail["loc"][-1:], "")[0])
     keys = real_keys(location)
     node = root.at(keys)
     match detail["type"]:
