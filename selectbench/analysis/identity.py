@@ -88,14 +88,20 @@ OTHER_TRIALS = "most trials of the run"
 """Stands for the option compared with where an option's other seeds are not like this one."""
 RUN_WIDE = frozenset({"evaluation_set_sha256"})
 """Fields that no seed changes: compared over all trials of the run, not within seeds."""
-FIRST_STEP = ("first_step_loss", "first_step_gradient_norm", "first_step_update_norm")
+FIRST_STEP = ("first_step_loss", "first_step_gradient_norm", "first_step_update_norm", "first_step_added_loss")
 """Computed, not counted: compared within a tolerance."""
 
-FP32_TOLERANCE = {"first_step_loss": 1e-4, "first_step_gradient_norm": 1e-3, "first_step_update_norm": 1e-3}
+FP32_TOLERANCE = {
+    "first_step_loss": 1e-4, "first_step_gradient_norm": 1e-3, "first_step_update_norm": 1e-3,
+    "first_step_added_loss": 1e-3,
+}  # fmt: skip
 """Relative, where both trials compute in fp32 without TF32: sums in another order. Cuts of a step into 1 to 8
 micro-batches differ by 2e-7 at most (kept runs, GPT-2 of 1 M parameters), other seeds' losses by 1.3e-4 and more
 but for one pair, by chance 1.8e-5, whose norms differ by 3 %."""
-HALF_TOLERANCE = {"first_step_loss": 1e-2, "first_step_gradient_norm": 5e-2, "first_step_update_norm": 5e-2}
+HALF_TOLERANCE = {
+    "first_step_loss": 1e-2, "first_step_gradient_norm": 5e-2, "first_step_update_norm": 5e-2,
+    "first_step_added_loss": 5e-2,
+}  # fmt: skip
 """Relative, where one of them rounds to fewer bits: bf16 keeps 8, 0.4 % a rounding. bf16 and fp16 differ from
 fp32 by 2e-5 in the loss and 2.2e-3 in the norm at most (kept runs); the rest is room for larger models."""
 
@@ -105,8 +111,10 @@ HIDDEN_IF_NONE = frozenset({
     "sdpa_backends", "optimizer", "first_step_gradient_norm", "dropout", "loss",
 })  # fmt: skip
 """Fields whose None says that the trial could not see them; in the others None is a value like any."""
-OF_SCRIPTS = frozenset({"first_step_update_norm", "left_out_parameters", "heldout_rows_trained"})
-"""Fields that other jobs leave out: one None hides them, two say nothing."""
+OF_SCRIPTS = frozenset({
+    "first_step_update_norm", "left_out_parameters", "heldout_rows_trained", "first_step_added_loss",
+})  # fmt: skip
+"""Fields that most jobs leave out: one None hides them, two say nothing."""
 _MAY_HIDE = tuple(sorted(HIDDEN_IF_NONE))
 _HIDDEN = attrgetter(*_MAY_HIDE)
 
@@ -119,7 +127,7 @@ _FOLLOWS = {
     }),
     "model": frozenset({
         "initial_weights_sha256", "parameters", "trainable_parameters", "attention", "sdpa_backends", "dropout",
-        "first_step_loss", "first_step_gradient_norm",
+        "first_step_loss", "first_step_gradient_norm", "random_modules", "first_step_added_loss",
     }),
     "tokenizer": frozenset({
         "token_stream_sha256", "evaluation_set_sha256", "initial_weights_sha256", "parameters",
@@ -139,6 +147,10 @@ _DRAWS_MASKS = (
 """Fields on which the random numbers of dropout depend."""
 MASKS = "dropout: its masks depend on how a step is cut and computed"
 """Stands among what is not verified where the trials dropped different activations."""
+_CUTS = ("tokens_per_step", "gradient_accumulation_steps", "world_size")
+_OF_THE_CUT = frozenset({"first_step_gradient_norm", "first_step_added_loss"})
+"""Fields that follow from the cut of a step where the model adds a loss of its own: of MoE's balance each
+micro-batch has the product of its means (Fedus et al. 2021, arXiv:2101.03961, equation 4), not the step."""
 
 
 OWN_LOOP = "an own loop's clipping, optimizer settings and further updates"
@@ -186,9 +198,8 @@ def _in_question(ours: Identity, theirs: Identity) -> list[str]:
 
 def _other_masks(ours: Identity, theirs: Identity) -> bool:
     """Whether the two dropped different activations."""
-    return bool(ours.dropout or theirs.dropout) and any(
-        getattr(ours, name) != getattr(theirs, name) for name in _DRAWS_MASKS
-    )
+    draws = ours.dropout or theirs.dropout or ours.random_modules or theirs.random_modules
+    return bool(draws) and any(getattr(ours, name) != getattr(theirs, name) for name in _DRAWS_MASKS)
 
 
 def _status(name: str, ours: Identity, theirs: Identity, declared: bool) -> Status:
@@ -204,7 +215,10 @@ def _status(name: str, ours: Identity, theirs: Identity, declared: bool) -> Stat
         agrees = mine == other or (name == "reduction_dtype" and 1 in (ours.world_size, theirs.world_size))
     if agrees:
         return "not_verified" if name == "dropout" and _other_masks(ours, theirs) else "same"
-    if declared:
+    adds = ours.first_step_added_loss is not None and theirs.first_step_added_loss is not None
+    if declared or (
+        adds and name in _OF_THE_CUT and any(getattr(ours, each) != getattr(theirs, each) for each in _CUTS)
+    ):
         return "declared"
     if name == "first_step_update_norm" and (
         ours.left_out_parameters != theirs.left_out_parameters
@@ -452,7 +466,9 @@ def _examine(
         return
     into.declared |= _of(statuses, "declared")
     into.not_verified |= _of(statuses, "not_verified")
-    if statuses.get("dropout") == "not_verified" and ours.dropout is not None and theirs.dropout is not None:
+    if drawing := sorted({*ours.random_modules, *theirs.random_modules}):
+        into.not_seen["dropout"] = f"{', '.join(drawing)} draws random numbers, which depend on how a step is cut"
+    elif statuses.get("dropout") == "not_verified" and None not in (ours.dropout, theirs.dropout):
         into.not_verified.add(MASKS)
     # Where the reference did otherwise than asked, the difference is its own.
     for name in _of(statuses, "violation") - asked.keys() - unmet_by.get(reference.name, {}).keys() - RUN_WIDE:

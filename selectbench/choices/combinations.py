@@ -104,6 +104,8 @@ RULES: tuple[Rule, ...] = (
          "a copy of the weights in another dtype undoes the 4 bits: take fp32, bf16_mixed or fp16_mixed"),
     Rule({"adaptation": {"lora", "qlora"}, "strategy": SHARDED}, "take single or ddp", "not shown"),
     Rule({"adaptation": {"lora", "qlora"}, "framework": {"hf_trainer", OWN_CODE}}, "take native", "not shown"),
+    Rule({"adaptation": {"lora", "qlora"}, "optimizer": {"muon"}},
+         "the additions are matrices alone, which leaves nothing to its AdamW part: take adamw"),
     Rule({"strategy": {"ddp"}, "precision": {"bf16_master"}},
          "DDP keeps no master weights beside the copy that it reduces: fsdp and zero do"),
     Rule({"strategy": {"fsdp"}, "optimizer": BITSANDBYTES},

@@ -150,7 +150,7 @@ def precision_for(machine: Machine) -> tuple[PrecisionChoice, str]:
 
 
 class AttentionChoice(Choice):
-    """Which kernel computes attention while training; evaluation always uses sdpa in fp32."""
+    """Which kernel computes attention while training; evaluation has one kernel for all options, in fp32."""
 
     needs: ClassVar[Needs] = Needs(packages=("torch", "transformers"))
     may_change: ClassVar[frozenset[str]] = frozenset({"attention", "sdpa_backends"})

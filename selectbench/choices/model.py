@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Discriminator, Field, SerializerFunctionWrapHandler, Tag, model_serializer, model_validator
 
 from selectbench.choices.choice import (
     OWN,
@@ -47,6 +48,8 @@ class Architecture(Strict):
 
     heads: ClassVar[tuple[str, str] | None] = None
     """The setting that says how many attention heads there are, and the width that they must divide."""
+    is_random: ClassVar[bool] = True
+    """Whether what its forward pass draws at random stays as its settings have it; else it is set off."""
 
     def longest_sequence(self) -> int | None:
         """Positions that the model has; None: as many as the job needs, or unknown before it is built."""
@@ -404,6 +407,7 @@ def header_of(path: Path) -> dict[str, list[int]] | str:
 def _another_models(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> str | None:
     """Whether the embedding is of another size than the configuration says."""
     found = {name: shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS) and len(shape) == 2}
+    config = text_part(config)
     rows, width = config.get("vocab_size"), next((config[key] for key in _WIDTHS if key in config), None)
     if _OTHER_WIDTHS & config.keys():
         width = None
@@ -433,7 +437,8 @@ ENCODERS = frozenset({
 
 def _tasks_of(content: dict[str, Any]) -> tuple[str, ...]:
     """Tasks that a configuration's model may be for; the worker finds out whether transformers has such a one."""
-    leaks = content.get("model_type") in ENCODERS and not content.get("is_decoder")
+    family = content.get("model_type")
+    leaks = family in ENCODERS and not content.get("causal" if family == "xlm" else "is_decoder")
     return ("masked_lm",) if leaks else ("causal_lm", "masked_lm", "seq2seq")
 
 
@@ -443,18 +448,56 @@ def _mapping_in(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def text_part(content: dict[str, Any]) -> dict[str, Any]:
+    """Of a configuration that is made of several the one that says what reads and writes text; else all of it."""
+    found = (content.get(key) for key in _TEXT_PARTS)
+    return next((part for part in found if isinstance(part, dict)), content)
+
+
+_TEXT_PARTS = ("text_config", "decoder", "generator")
+"""The names that transformers itself looks for (`PreTrainedConfig.get_text_config`)."""
+
+
+RANDOM = re.compile("drop|jitter|noise")
+"""In the names that families of transformers give to the share that they drop, or to the noise that they add."""
+
+
+def without_randomness(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration whose every such number is 0, those of configurations inside of it too."""
+    return {
+        key: without_randomness(value) if isinstance(value, dict)
+        else 0.0 if isinstance(value, float) and RANDOM.search(key) else value
+        for key, value in content.items()
+    }  # fmt: skip
+
+
 def _positions_in(content: dict[str, Any]) -> int | None:
-    found = content.get("n_positions", content.get("max_position_embeddings"))
+    text = text_part(content)
+    found = text.get("n_positions", text.get("max_position_embeddings"))
     return found if isinstance(found, int) else None
 
 
-class ConfigFile(Architecture):
+class OfAnyFamily(Architecture):
+    """What transformers alone knows, whose family may have any settings."""
+
+    dropout: Literal["off", "as_configured"] = "off"
+    """`off`: dropout, dropped layers and noise are 0 wherever the configuration or its family's defaults set them;
+    `as_configured`: they stay."""
+
+    @property
+    def is_random(self) -> bool:  # type: ignore[override]
+        """Whether they stay."""
+        return self.dropout == "as_configured"
+
+    @model_serializer(mode="wrap")
+    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without the setting where it is off: trials then have the ids that they had before."""
+        return {key: value for key, value in dump(self).items() if key != "dropout" or value != "off"}
+
+
+class ConfigFile(OfAnyFamily):
     """Any model that transformers can build from a configuration file (`config.json`)."""
 
-    DROPOUTS: ClassVar[tuple[str, ...]] = (
-        "resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout", "dropout", "dropout_rate",
-        "hidden_dropout_prob", "attention_probs_dropout_prob", "activation_dropout",
-    )  # fmt: skip
     config: Annotated[str, Field(min_length=1)]
     """Path of the file, or of a folder that holds a config.json, relative to the suite."""
     vocab_size: VocabularySize | None = None
@@ -488,15 +531,15 @@ class ConfigFile(Architecture):
         return _positions_in(self.read())
 
     def transformers_config(self, vocab_size: int, seq_len: int) -> dict[str, Any]:
-        """The file's mapping with dropout off and this vocabulary size."""
-        off = {key: 0.0 for key in self.DROPOUTS if isinstance(self.read().get(key), float)}
-        return {**self.read(), **off, "vocab_size": vocab_size}
+        """The file's mapping with this vocabulary size, where it has its own."""
+        content = self.read()
+        text_part(content)["vocab_size"] = vocab_size
+        return content
 
 
-class PretrainedModel(Architecture):
-    """A model that was trained before, as transformers saves it: configuration and weights; dropout is off."""
+class PretrainedModel(OfAnyFamily):
+    """A model that was trained before, as transformers saves it: configuration and weights."""
 
-    DROPOUTS: ClassVar[tuple[str, ...]] = ConfigFile.DROPOUTS
     pretrained: Annotated[str, Field(min_length=1)]
     """A folder, relative to the suite, or a hub id."""
     revision: str | None = None
@@ -510,7 +553,7 @@ class PretrainedModel(Architecture):
     @property
     def vocab_size(self) -> int | None:
         """Rows of its embedding; None: only the hub knows."""
-        found = self._config().get("vocab_size")
+        found = text_part(self._config()).get("vocab_size")
         return found if isinstance(found, int) else None
 
     def problem(self) -> str | None:
@@ -590,7 +633,7 @@ def resolved_vocab_size(model: AnyModel, tokenizer_size: int) -> int:
     """Rows of the embedding. Raises ValueError where the model has fewer than the tokenizer."""
     stated = model.vocab_size
     if stated is None and isinstance(model, ConfigFile):
-        stated = model.read().get("vocab_size")
+        stated = text_part(model.read()).get("vocab_size")
     size = stated or tokenizer_size
     if size < tokenizer_size:
         raise ValueError(f"the model's vocab_size {size} is less than the tokenizer's {tokenizer_size}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from functools import cache
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -29,16 +30,47 @@ OWN_WARMUP = "warmup_fraction"
 SCHEDULE = frozenset({"learning_rate_shape_sha256"})
 
 
-def decay_groups(parameters: list[torch.nn.Parameter], weight_decay: float) -> list[dict[str, object]]:
-    """Two parameter groups: tensors of two or more dimensions decay, the others (norms, biases) do not.
+def decay_groups(
+    model: torch.nn.Module, weight_decay: float, *, without: Collection[int] = ()
+) -> list[dict[str, object]]:
+    """Two parameter groups: what is multiplied with or looked up decays, the others (norms, biases) do not.
 
-    The field's habit since GPT-2 (nanoGPT's `configure_optimizers`); empty groups are left out.
+    The field's habit since GPT-2 (nanoGPT's `configure_optimizers`); empty groups are left out. `without`: the ids
+    of parameters that another optimizer has.
     """
+    uses = {id(p): use for p, use in used(model) if id(p) not in without}
+    parameters = [p for p in trainable(model) if id(p) in uses]
     groups: list[dict[str, object]] = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in parameters if uses[id(p)] != "other"], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if uses[id(p)] == "other"], "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+def used(model: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, str]]:
+    """Every parameter, tied ones once, and what it is used as: `matrix`, `embedding`, `convolution` or `other`.
+
+    As trying the model has shown (`worker.observation.Tried`), so that a bias of each expert is none, however many
+    dimensions it has, nor the decay rates of a state space. Of a part that took no part in that, its class tells;
+    in a model that was not tried, own code for instance, whatever has two or more dimensions is a matrix.
+    """
+    import torch
+
+    seen = getattr(getattr(model, "tried", None), "used_as", {})
+    owners = {id(p): part for part in model.modules() for p in part.parameters(recurse=False)}
+    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
+    head = find_head()
+    for name, parameter in model.named_parameters():
+        owner = owners[id(parameter)]
+        use = seen.get(name.replace(".base_layer", ""))
+        if parameter.ndim < 2:
+            use = "other"
+        elif isinstance(owner, torch.nn.Embedding) or owner is head:
+            use = "embedding"
+        elif use is None:
+            is_weight = not seen or getattr(owner, "weight", None) is parameter
+            use = "other" if not is_weight else "matrix" if parameter.ndim == 2 else "convolution"
+        yield parameter, use
 
 
 def trainable(model: torch.nn.Module) -> list[torch.nn.Parameter]:
@@ -137,7 +169,7 @@ class Sgd(OptimizerChoice):
 
         return [
             torch.optim.SGD(
-                decay_groups(trainable(model), self.weight_decay),
+                decay_groups(model, self.weight_decay),
                 lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, **_switches(self.implementation),
             )
         ]  # fmt: skip
@@ -177,7 +209,7 @@ class Adam(OptimizerChoice):
         kind = torch.optim.AdamW if isinstance(self, AdamW) else torch.optim.Adam
         return [
             kind(
-                decay_groups(trainable(model), self.weight_decay),
+                decay_groups(model, self.weight_decay),
                 lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **_switches(self.implementation),
             )
         ]  # fmt: skip
@@ -225,7 +257,7 @@ class Adafactor(OptimizerChoice):
         """torch.optim.Adafactor."""
         import torch
 
-        groups = decay_groups(trainable(model), self.weight_decay)
+        groups = decay_groups(model, self.weight_decay)
         return [torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, d=self.clip_threshold)]
 
 
@@ -265,9 +297,8 @@ class Muon(OptimizerChoice):
         import torch
 
         hidden = hidden_matrices(model)
-        chosen = {id(p) for p in hidden}
-        rest = decay_groups([p for p in trainable(model) if id(p) not in chosen], self.weight_decay)
-        muon = torch.optim.Muon(
+        rest = decay_groups(model, self.weight_decay, without={id(p) for p in hidden})
+        muon = _muon()(
             hidden, lr=self.lr, weight_decay=self.weight_decay, momentum=self.momentum,
             nesterov=self.nesterov, ns_steps=self.ns_steps, adjust_lr_fn="match_rms_adamw",
         )  # fmt: skip
@@ -276,14 +307,31 @@ class Muon(OptimizerChoice):
 
 
 def hidden_matrices(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    """Two-dimensional parameters that are neither an embedding nor the output head, tied or not."""
-    import torch
+    """Matrices, and stacks of them, that are neither an embedding nor the output head, tied or not."""
+    return [p for p, use in used(model) if p.requires_grad and use == "matrix" and p.ndim in (2, 3)]
 
-    find_head: Any = getattr(model, "get_output_embeddings", lambda: None)
-    head = find_head()
-    outside = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) or m is head]
-    excluded = {id(p) for module in outside for p in module.parameters()}
-    return [p for p in trainable(model) if p.ndim == 2 and id(p) not in excluded]
+
+@cache
+def _muon() -> Any:
+    """Muon of torch, that takes a stack of matrices, one for each expert, as so many matrices."""
+    import torch
+    from torch.distributed.tensor import DTensor
+
+    class Muon(torch.optim.Muon):
+        def __init__(self, parameters: list[torch.nn.Parameter], **settings: Any) -> None:
+            super().__init__([p for p in parameters if p.ndim == 2], **settings)
+            self.param_groups[0]["params"] = parameters  # in the model's order
+
+        def _init_group(self, group: Any, params: Any, grads: Any, momenta: Any) -> bool:
+            found: tuple[list[torch.Tensor], ...] = ([], [], [])
+            has_complex = super()._init_group(group, *found)
+            for into, tensors in zip((params, grads, momenta), found, strict=True):
+                for tensor in tensors:  # FSDP2 shards a stack between its matrices: a rank has whole ones
+                    local = tensor.to_local() if isinstance(tensor, DTensor) and tensor.ndim == 3 else tensor
+                    into += local.unbind() if local.ndim == 3 else [local]
+            return has_complex
+
+    return Muon
 
 
 def _switches(implementation: Implementation) -> dict[str, bool]:
@@ -322,7 +370,7 @@ class BitsAndBytesChoice(OptimizerChoice):
         settings = self.model_dump(exclude={"name", "lr", "weight_decay", OWN_WARMUP})
         betas = tuple(settings.pop(name) for name in [*settings] if name.startswith("beta"))
         kind: Any = getattr(bitsandbytes.optim, self.classes[0])
-        groups = decay_groups(trainable(model), self.weight_decay)
+        groups = decay_groups(model, self.weight_decay)
         return [kind(groups, lr=self.lr, betas=betas, **settings)]
 
 
@@ -462,7 +510,7 @@ class ScheduleFreeAdamW(OptimizerChoice):
 
         return [
             schedulefree.AdamWScheduleFree(
-                decay_groups(trainable(model), self.weight_decay),
+                decay_groups(model, self.weight_decay),
                 lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
             )
         ]  # fmt: skip
@@ -493,7 +541,7 @@ class OwnOptimizer(OptimizerChoice):
         """The class's instance, or what the function returns. Raises OwnCodeError, TypeError."""
         import torch
 
-        groups = decay_groups(trainable(model), self.weight_decay)
+        groups = decay_groups(model, self.weight_decay)
         made = load(self.name, "optimizer")(groups, lr=self.lr, **self.settings)
         optimizers = list(made) if isinstance(made, list | tuple) else [made]
         for optimizer in optimizers:

@@ -12,7 +12,14 @@ from typing import Any
 
 from selectbench.choices import Choices
 from selectbench.choices.execution import Weights
-from selectbench.choices.model import ENCODERS, AnyModel, OwnModel, PretrainedModel, resolved_vocab_size
+from selectbench.choices.model import (
+    ENCODERS,
+    AnyModel,
+    OwnModel,
+    PretrainedModel,
+    resolved_vocab_size,
+    without_randomness,
+)
 from selectbench.choices.optimizer import AdamW
 from selectbench.data.prepared import Prepared, configuration_of
 from selectbench.errors import UserError
@@ -49,8 +56,10 @@ def config_of(model: AnyModel, vocab_size: int | None, seq_len: int) -> dict[str
     if isinstance(model, OwnModel):
         return None
     if isinstance(model, PretrainedModel):
-        return configuration_of(model)
-    return None if vocab_size is None else model.transformers_config(vocab_size, seq_len)
+        found = configuration_of(model)
+    else:
+        found = None if vocab_size is None else model.transformers_config(vocab_size, seq_len)
+    return found if found is None or model.is_random else without_randomness(found)
 
 
 # What of a model its memory follows from: its matrices, and what each token leaves behind for the backward pass.

@@ -415,6 +415,8 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """What the cores that the first rank may use worked for whomever in its timed windows; None as above."""
     trial_seconds: Amount | None = None
     """From the trial's first word to its last, by its own clock; None in records that are older than the key."""
+    evaluation_attention: str | None = None
+    """The kernel that evaluations used; None: not evaluated, the model is own code, or older than the key."""
     heldout_xz_bits_per_byte: Amount | None = None
     """What xz makes of the beginning of the held-out text, 256 KiB at most; None: too short a text, or none."""
     timed_tokens: Count | None = None
@@ -542,7 +544,12 @@ class Identity(Recorded, frozen=True, kw_only=True):
     loss: str | None = "cross_entropy"
     """The training loss; None: an own loop that did not ask for it. Of a script also where it became another."""
     dropout: Number | None = 0.0
-    """The largest dropout found on the model; above 0 masks depend on how a step is cut. None: not known."""
+    """The largest dropout, or share of dropped layers or of noise, found on the model; above 0 what is dropped
+    depends on how a step is cut. None: not known."""
+    random_modules: list[str] = msgspec.field(default_factory=list)
+    """Modules that draw random numbers on which the logits depend though none of these is set; numbers as `*`."""
+    first_step_added_loss: Number | None = None
+    """What the model itself added to the loss of step 0, as its configuration has it; None: it adds none."""
     code_sha256: str | None = None
     """Of all files in the folders of own code; None: there is none, or `watched` has the digest of each file."""
 

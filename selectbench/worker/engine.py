@@ -232,7 +232,7 @@ class SingleEngine:
         return dtype_name({p.dtype for p in self.kept_parameters()})
 
     def evaluation(self) -> AbstractContextManager[Forward]:
-        """Token ids to logits in fp32, of the master weights where there are such, sdpa, no dropout.
+        """Token ids to logits in fp32, of the master weights where there are such, no dropout.
 
         Every rank enters it together and makes the same number of calls in it.
         """
@@ -284,13 +284,16 @@ class DdpEngine(RanksEngine):
         # A static graph is recorded in the first step, where torch (pytorch#143580) can't leave out a reduction.
         # One more does no harm: the average of what is averaged already, and of new gradients, is their sum's.
         self._records_graph = choices.strategy.static_graph
-        device = self.world.device
+        device, found = self.world.device, getattr(module, "tried", None)
         self._replica = DistributedDataParallel(
             module,
             device_ids=[device] if self.world.device_type == "cuda" else None,
             bucket_cap_mb=choices.strategy.bucket_cap_mb,
             gradient_as_bucket_view=choices.strategy.gradient_as_bucket_view,
             static_graph=choices.strategy.static_graph,
+            # A static graph finds by itself what gets no gradient.
+            find_unused_parameters=bool(found and (found.without_gradient or found.random_modules))
+            and not choices.strategy.static_graph,
         )
         return self._replica
 

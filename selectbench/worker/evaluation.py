@@ -34,9 +34,17 @@ from selectbench.record.wire import Order
 from selectbench.suite.job import OWN_SCORE, Eval
 from selectbench.worker.batches import NOT_COUNTED, Batch, CausalHeldOut, HeldOut, PairHeldOut, decoder_start_id
 from selectbench.worker.model import logits_of, new_model
-from selectbench.worker.runtime import OwnCodeError, World, attention, derived_seed, load, without_tf32
+from selectbench.worker.runtime import (
+    OwnCodeError,
+    World,
+    attention,
+    derived_seed,
+    evaluation_kernel,
+    load,
+    without_tf32,
+)
 
-# Held-out loss, the same for every option: fp32 weights and products, sdpa attention, no dropout.
+# Held-out loss, the same for every option: fp32 weights and products, one attention kernel, no dropout.
 
 
 @dataclass(frozen=True)
@@ -67,10 +75,10 @@ class Forward:
         try:
             output = self._output(batch, {**batch.named, "output_attentions": True})
         finally:
-            self.module.set_attn_implementation("sdpa")
+            self.module.set_attn_implementation(evaluation_kernel(self.module))
         for name in ("cross_attentions", "attentions"):
             layers = getattr(output, name, None)
-            if layers and isinstance(layers[-1], torch.Tensor):
+            if layers and isinstance(layers[-1], torch.Tensor) and layers[-1].ndim == 4:
                 return layers[-1]
         return None
 
@@ -119,18 +127,18 @@ def _nats(logits: Forward, batch: Batch) -> torch.Tensor:
 
 @contextmanager
 def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = None) -> Iterator[Forward]:
-    """Batches to logits with fp32 weights, sdpa attention and no dropout; the module is left as it was.
+    """Batches to logits with fp32 weights, `evaluation_kernel` and no dropout; the module is left as it was.
 
     `weights`: all of them in fp32 by name, and the buffers, where the module's own can't serve. Otherwise its
     parameters in less than fp32 are copied for the time of the evaluation.
     """
     training, kernel = module.training, attention(module)
-    other = kernel not in (None, "sdpa")
+    other = kernel != evaluation_kernel(module)
     # Blocks that are compiled in place run as they are: an evaluation must compile nothing of its own.
     stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     module.eval()
     if other:
-        module.set_attn_implementation("sdpa")
+        module.set_attn_implementation(evaluation_kernel(module))
     try:
         with stance, torch.no_grad(), without_tf32():
             if weights is None:
@@ -554,7 +562,7 @@ def own_metrics(order: Order, forward: Forward, world: World) -> dict[str, float
     devices = [torch.cuda.current_device()] if world.device_type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         for name, metric in asked.items():
-            model = new_model(order.job, data.vocab_size, attention="sdpa")
+            model = new_model(order.job, data.vocab_size, attention=None)
             model.load_state_dict(state, strict=False)
             model.to(world.device).eval()
             torch.manual_seed(derived_seed(order.trial.seed, "metrics"))
@@ -582,7 +590,7 @@ def _texts(order: Order, data: Prepared) -> list[str]:
 
 
 def _save_transformers(order: Order, data: Prepared, state: dict[str, torch.Tensor], folder: Path) -> None:
-    model = new_model(order.job, data.vocab_size, attention="sdpa", empty=True)
+    model = new_model(order.job, data.vocab_size, attention=None, empty=True)
     model.load_state_dict(state, strict=False, assign=True)  # of tied weights the state has one name
     model.tie_weights()
     model.config.use_cache = True  # off while it trains

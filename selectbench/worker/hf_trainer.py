@@ -40,6 +40,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.optimizer = optimizer
         self.recorder: Recorder | None = None
         self.first_gradients: FirstGradients | None = None
+        self.first_added_loss: torch.Tensor | None = None
         self.compute_dtype: torch.dtype | None = None
         self._loss_of_logits = loss_alone(setting.loss, setting.order.choices)
         self._norm: torch.Tensor | None = None
@@ -54,8 +55,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         """Looks at the logits inside of autocast: accelerate converts what comes out of it."""
         forward = self.setting.module.forward
 
+        asks_for_rest = self.setting.tried.adds_loss
+
         @wraps(forward)
         def noting(*args: Any, **kwargs: Any) -> Any:
+            if asks_for_rest:
+                kwargs["labels"] = next(iter((*args, *kwargs.values())))  # any: the token loss is none
             output = forward(*args, **kwargs)
             self.compute_dtype = logits_of(output).dtype
             return output
@@ -94,6 +99,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         summed = self._loss_of_logits(logits_of(outputs), labels)
         loss = summed / self.setting.order.job.tokens_per_step
         self._losses.append(loss.detach().clone())  # the Trainer multiplies in place
+        if self.setting.tried.adds_loss:
+            part = outputs.loss.float() * (len(labels) / self.setting.order.job.global_batch_size)
+            if self.first_gradients is None:
+                before = 0.0 if self.first_added_loss is None else self.first_added_loss
+                self.first_added_loss = before + part.detach()
+            loss = loss + part
         return loss
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -204,6 +215,7 @@ def train(setting: Setting) -> Trained:
         watch.recorder, "transformers.Trainer", strategy, optimizers,
         list(module.parameters()), watch.first_gradients,
         dtype if setting.world.size > 1 else None, watch.compute_dtype, working_dtype=dtype,
+        added_loss=watch.first_added_loss,
     )  # fmt: skip
 
 

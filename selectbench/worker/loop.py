@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any, NoReturn
 
@@ -53,6 +53,8 @@ class Trained:
     resolved_config: dict[str, Any] | None = None
     working_dtype: str | None = None
     """Of the weights in forward and backward pass."""
+    added_loss: torch.Tensor | None = None
+    """What the model added to this rank's part of the first step's loss."""
 
     @property
     def keeps_replicas(self) -> bool:
@@ -88,6 +90,7 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
     return Trained(
         recorder, "native", engine.strategy, engine.optimizers, engine.kept_parameters(), step.first_gradients,
         engine.reduction_dtype, step.compute_dtype, engine.resolved_config, engine.working_dtype(),
+        step.first_added_loss,
     )  # fmt: skip
 
 
@@ -113,6 +116,8 @@ class OptimizerStep:
         self.compute_dtype: torch.dtype | None = None
         """Of the logits, once a step has run."""
         self.first_gradients: FirstGradients | None = None
+        self.first_added_loss: torch.Tensor | None = None
+        self._adds_loss, self._sequences = setting.tried.adds_loss, setting.order.job.global_batch_size
         self._forward_loss = engine.forward_loss(setting.loss)
 
     def run(self, step: int, share_of_peak: float) -> StepTensors:
@@ -143,10 +148,18 @@ class OptimizerStep:
         `counted`: targets of the whole step, of all ranks and micro-batches.
         """
         with self.engine.micro_batch(is_last):
-            summed, self.compute_dtype = self._forward_loss(batch)
-            loss = summed / counted
+            if self._adds_loss:
+                batch = replace(batch, named={**batch.named, "labels": batch.targets})
+            summed, added, self.compute_dtype = self._forward_loss(batch)
+            loss = total = summed / counted
+            if added is not None:  # a mean over the micro-batch: it counts by its share of the step's sequences
+                part = added * (len(batch.tokens) / self._sequences)
+                total = loss + part
+                if self.first_gradients is None:
+                    before = 0.0 if self.first_added_loss is None else self.first_added_loss
+                    self.first_added_loss = before + part.detach()
             self.whereabouts.enter("backward pass", step)
-            self.engine.backward(loss)
+            self.engine.backward(total)
         return loss.detach()
 
 

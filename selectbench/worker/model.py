@@ -7,7 +7,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+)
 
 from selectbench.choices import Choices
-from selectbench.choices.model import AGAIN, HUB, MOST_OF_A_LIBRARY, OwnModel, PretrainedModel, resolved_vocab_size
+from selectbench.choices.model import (
+    AGAIN,
+    HUB,
+    MOST_OF_A_LIBRARY,
+    RANDOM,
+    OwnModel,
+    PretrainedModel,
+    resolved_vocab_size,
+)
 from selectbench.cores import is_fork_safe
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
@@ -37,17 +52,47 @@ class PretrainedModelError(Exception):
     """A folder or hub id that holds no whole model; one line with what is wrong and the fix."""
 
 
-def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str, empty: bool) -> Any:
-    """A model that was trained before, in fp32, its dropout off.
+def set_randomness_off(config: Any) -> None:
+    """Sets every such number of a configuration to 0, those left to the family's default among them.
+
+    So it does in configurations inside of it.
+    """
+    for name, value in vars(config).items():
+        if isinstance(value, PreTrainedConfig):
+            set_randomness_off(value)
+        elif isinstance(value, float) and RANDOM.search(name):
+            setattr(config, name, 0.0)
+
+
+def random_parts(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str, float]]:
+    """Every number of a model's parts that says how much is dropped, or which noise is added."""
+    for part in module.modules():
+        if isinstance(part, _DropoutNd):
+            yield part, "p", part.p
+        for name, value in vars(part).items():
+            if isinstance(value, float) and RANDOM.search(name):
+                yield part, name, value
+
+
+def _finished(module: Any, *, is_random: bool) -> Any:
+    """As it is trained: nothing random but what the suite says is to stay, and no cache."""
+    if not is_random:
+        for part, name, _ in list(random_parts(module)):
+            setattr(part, name, 0.0)
+    module.config.use_cache = False
+    return module
+
+
+def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str | None, empty: bool) -> Any:
+    """A model that was trained before, in fp32, its dropout off unless the suite keeps it.
 
     Raises PretrainedModelError where it can't be loaded, NotImplementedError where it lacks the attention kernel.
     """
     where = f"model.pretrained: {model.pretrained}"
     try:
         config = AutoConfig.from_pretrained(model.pretrained, revision=model.revision or "main")
-        for name in model.DROPOUTS:
-            if isinstance(getattr(config, name, None), float):
-                setattr(config, name, 0.0)
+        if not model.is_random:
+            set_randomness_off(config)
         if empty:
             with torch.device("meta"):
                 module = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
@@ -65,14 +110,14 @@ def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str, empty
             raise NotImplementedError(f"{where}: {said}") from error
         fix, said = AGAIN if Path(model.pretrained).is_dir() else HUB, one_line(said, MOST_OF_A_LIBRARY)
         raise PretrainedModelError(f"{where} cannot be loaded: {said} ({fix})") from error
-    module.config.use_cache = False
-    return module
+    return _finished(module, is_random=model.is_random)
 
 
-def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False) -> Any:
+def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool = False) -> Any:
     """The job's model in fp32 on the CPU, its weights drawn from torch's global generator.
 
-    `vocab_size` is the tokenizer's. `empty`: parameters and buffers without memory, on the meta device.
+    `vocab_size` is the tokenizer's. `attention` None: the best kernel that its class has. `empty`: parameters and
+    buffers without memory, on the meta device.
     A model of own code is made whole even where `empty`: it may hold tensors in other ways. Raises
     ImportError or NotImplementedError where the attention kernel asked for can't be had or transformers has no
     such model for the task, OwnCodeError.
@@ -87,9 +132,15 @@ def new_model(job: Job, vocab_size: int, *, attention: str, empty: bool = False)
         config: Any = AutoConfig.for_model(**settings)
         if type(config) not in getattr(auto, "_model_mapping", {}):
             raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
-        module = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    module.config.use_cache = False
-    return module
+        if not job.model.is_random:
+            set_randomness_off(config)
+        try:
+            module = auto.from_config(config, attn_implementation=attention, dtype=torch.float32)
+        except ValueError as error:
+            if "does not support" not in str(error):  # what its class lacks
+                raise
+            raise NotImplementedError(first_line(str(error))) from error
+    return _finished(module, is_random=job.model.is_random)
 
 
 def _own_model(model: OwnModel, vocab_size: int, seq_len: int) -> torch.nn.Module:
@@ -209,7 +260,7 @@ def ensure_weights(order: Order, vocab_size: int) -> Path:
 def _draw(order: Order, vocab_size: int, path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derived_seed(order.trial.seed, "weights"))
-        module = new_model(order.job, vocab_size, attention="sdpa")
+        module = new_model(order.job, vocab_size, attention=None)
     content = {name: parameter.detach().float() for name, parameter in module.named_parameters()}
     content |= {f"{BUFFER}{name}": buffer for name, buffer in module.named_buffers()}
     path.parent.mkdir(exist_ok=True)  # not the run's folder, which may have been taken away
@@ -251,8 +302,8 @@ def mapped_model(order: Order, vocab_size: int, weights: Path) -> Any:
 
 SummedLoss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """Logits (sequences, seq_len, vocabulary) and targets (sequences, seq_len) to the sum of token losses."""
-ForwardLoss = Callable[[Batch], tuple[torch.Tensor, torch.dtype]]
-"""A batch to the sum of its token losses, and the dtype of the logits."""
+ForwardLoss = Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None, torch.dtype]]
+"""A batch to the sum of its token losses, what the model adds where it is given labels, and the logits' dtype."""
 
 
 def compiled_as_asked(function: Any, choices: Choices) -> Any:
@@ -302,12 +353,14 @@ def _both(forward: Any, loss: SummedLoss, choices: Choices, device_type: str) ->
 
     def both(
         arguments: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor], targets: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.dtype]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.dtype]:
         with autocast(precision, device_type):
-            logits = logits_of(forward(*arguments, **named))
+            output = forward(*arguments, **named)
+            logits = logits_of(output)
+            added = output.loss.float() if "labels" in named else None
         if logits.ndim != 3 or logits.shape[:2] != targets.shape:  # a row for every target
             expected = f"({', '.join(map(str, targets.shape))}, vocabulary)"
             raise OwnCodeError(f"the model's logits must have the shape {expected}, found {tuple(logits.shape)}")
-        return loss(logits, targets), logits.dtype
+        return loss(logits, targets), added, logits.dtype
 
     return both

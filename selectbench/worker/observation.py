@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import lzma
 import math
 import os
+import re
 import resource
 import sys
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +22,8 @@ from typing import Any
 
 import torch
 from torch.linalg import vector_norm
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from selectbench.choices import Choices
 from selectbench.choices.choice import LEFT_OUT, import_roots, is_own
@@ -64,17 +69,20 @@ def causality(forward: Forward, batch: Batch) -> dict[str, float] | None:
     for mode in ("training", "evaluation"):
         with _as_before(forward, training=mode == "training", device=inputs.device) as call:
             told, repeated, changed = (call(replace(batch, arguments=(each,))) for each in (inputs, inputs, other))
-        largest = told.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-        noise, change = (float((each - told)[is_earlier].abs().max() / largest) for each in (repeated, changed))
+        noise, change = (_changed(told, each, is_earlier) for each in (repeated, changed))
         if noise <= NOISE and math.isfinite(change):
             found[mode] = change
     return found or None
 
 
+def _changed(told: torch.Tensor, other: torch.Tensor, where: torch.Tensor | slice = slice(None)) -> float:
+    """The largest difference of two passes' logits, over the largest logit."""
+    largest = told.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
+    return float((other - told)[where].abs().max() / largest)
+
+
 @contextmanager
-def _as_before(
-    forward: Forward, *, training: bool, device: torch.device
-) -> Iterator[Callable[[Batch], torch.Tensor]]:
+def _as_before(forward: Forward, *, training: bool, device: torch.device) -> Iterator[Callable[..., torch.Tensor]]:
     """Calls of the model in a mode, each from the same random state and buffers; both are left as they were."""
     module, mode = forward.module, forward.module.training
     used: list[torch.Tensor] = [forward.weights.get(name, buffer) for name, buffer in module.named_buffers()]
@@ -84,8 +92,8 @@ def _as_before(
         for buffer, value in kept:
             buffer.copy_(value)
 
-    def call(batch: Batch) -> torch.Tensor:
-        torch.manual_seed(derived_seed(0, "causality"))
+    def call(batch: Batch, draw: int = 0) -> torch.Tensor:
+        torch.manual_seed(derived_seed(draw, "causality"))
         put_back()
         return forward(batch).float()
 
@@ -96,6 +104,160 @@ def _as_before(
         finally:
             module.train(mode)
             put_back()
+
+
+# What a model of any family does in its forward pass, tried on a few tokens before anything wraps it.
+#
+# Whatever its family, the model itself is asked: which of its parameters are multiplied with, which get a gradient,
+# whether it draws random numbers on which its logits depend, and whether it adds a loss of its own.
+
+
+TRIED_TOKENS = 16
+"""Of one sequence; a family that takes no such length is given all of it."""
+TRIED_DRAWS = 6
+"""Passes with other random numbers where some are drawn: half of the layers dropped leaves them alike by chance."""
+_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "mv", "addmv", "_grouped_mm"})
+_ADDS_ITSELF = frozenset({"addmm", "baddbmm", "addmv"})
+"""Products to which the first argument is only added."""
+_LOOKED_UP = frozenset({"embedding", "convolution"})
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was found; of a model that could not be called so, nothing."""
+
+    used_as: dict[str, str] = field(default_factory=dict)
+    """By a parameter's name, `matrix`, `embedding`, `convolution`, or `other` where it is only added or scales."""
+    without_gradient: list[str] = field(default_factory=list)
+    """Parameters to train that no gradient reached, by name."""
+    random_modules: list[str] = field(default_factory=list)
+    """Where random numbers were drawn, if two passes differ; numbered layers as `*`."""
+    adds_loss: bool = False
+    """Whether its configuration has it add a loss of its own; its token loss is then left out."""
+
+
+def tried(module: Any, batch: Batch) -> Tried:
+    """Of a model of transformers in training mode on the CPU, and one sequence; leaves both as they were.
+
+    What it raises for a few tokens and for all it will raise in training, where it is told.
+    """
+    for tokens in (TRIED_TOKENS, None):
+        with suppress(Exception):
+            return _tried(module, _cut(batch, tokens))
+    return Tried()
+
+
+def _cut(batch: Batch, tokens: int | None) -> Batch:
+    def short(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor[:1, :tokens].cpu()
+
+    named = {name: short(tensor) for name, tensor in batch.named.items()}
+    return Batch(short(batch.tokens), tuple(map(short, batch.arguments)), named, short(batch.targets))
+
+
+def _tried(module: Any, batch: Batch) -> Tried:
+    with _as_before(Forward(module, {}), training=True, device=torch.device("cpu")) as call:
+        with _Operations(module) as seen:
+            told = call(batch)
+        reached = _reached(told.sum())
+        with torch.no_grad():
+            draws = range(1, TRIED_DRAWS if seen.drawn else 2)
+            is_random = any(_changed(told, call(batch, draw)) > NOISE for draw in draws)
+    drawn = sorted({re.sub(r"\.\d+", ".*", name) for name in seen.drawn}) or [type(module).__name__]
+    missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
+    return Tried(seen.used_as(), missing, drawn if is_random else [], _adds_loss(module, batch))
+
+
+def _reached(total: torch.Tensor) -> set[int]:
+    """The parameters to which a sum's gradient would go."""
+    nodes, seen, found = [total.grad_fn], set(), set()
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.add(id(getattr(node, "variable", None)))
+            nodes += [following for following, _ in node.next_functions]
+    return found
+
+
+def _adds_loss(module: Any, batch: Batch) -> bool:
+    """Whether something is left of the model's own loss where its token loss is none; it then stays so.
+
+    The token loss is ours: the model's own shifts the labels, and leaves out a target of each sequence.
+    """
+    if "labels" not in inspect.signature(module.forward).parameters or "_loss_function" in vars(module):
+        return False
+    asked = []
+
+    def no_token_loss(*given: Any, **named: Any) -> torch.Tensor:
+        asked.append(True)
+        return without_token_loss(*given, **named)
+
+    module.loss_function = no_token_loss
+    with torch.random.fork_rng(devices=[]):
+        rest = module(*batch.arguments, **batch.named, labels=batch.targets).loss
+    if asked and isinstance(rest, torch.Tensor) and rest.requires_grad:
+        module.loss_function = without_token_loss
+        return True
+    del module._loss_function
+    return False
+
+
+def without_token_loss(logits: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    """In the place of a model's token loss: 0, to which it adds what else its configuration has it add."""
+    return torch.zeros((), device=logits.device)
+
+
+class _Operations(TorchDispatchMode):
+    """Notes what a module's parameters are used for, and where random numbers are drawn."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self._names = {id(part): name or type(part).__name__ for name, part in module.named_modules()}
+        self._inside: list[str] = [type(module).__name__]
+        self._uses: dict[str, str] = {}
+        parameters = sorted((p.data_ptr(), p.nbytes, name) for name, p in module.named_parameters() if p.numel())
+        self._starts, self._parameters = [start for start, *_ in parameters], parameters
+        self.drawn: set[str] = set()
+
+    def __enter__(self) -> _Operations:
+        self._hooks = [
+            register_module_forward_pre_hook(lambda part, _: self._inside.append(self._names.get(id(part), "?"))),
+            register_module_forward_hook(lambda *_: self._left(), always_call=True),
+        ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _left(self) -> None:
+        self._inside.pop()
+
+    def used_as(self) -> dict[str, str]:
+        """As `Tried.used_as`, of the parameters that took part."""
+        return self._uses
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
+        if torch.Tag.nondeterministic_seeded in func.tags and named.get("dropout_p", 1) != 0:
+            self.drawn.add(self._inside[-1])
+        operation = func._opname
+        use = "matrix" if operation in _PRODUCTS else operation if operation in _LOOKED_UP else "other"
+        for name, value in named.items():
+            if isinstance(value, torch.Tensor) and value.numel():
+                is_added = name == "bias" or (name == "self" and operation in _ADDS_ITSELF)
+                self._used(value, "other" if is_added else use)
+        return func(*args, **(kwargs or {}))
+
+    def _used(self, tensor: torch.Tensor, use: str) -> None:
+        place = bisect_right(self._starts, tensor.data_ptr()) - 1
+        if place >= 0 and tensor.data_ptr() < sum(self._parameters[place][:2]):
+            name = self._parameters[place][2]
+            if self._uses.get(name, "other") == "other":
+                self._uses[name] = use
 
 
 # What passes through the model and the optimizers of a trial with own code.

@@ -27,7 +27,7 @@ from selectbench.suite.job import distinct_rates, shape_sha256
 from selectbench.worker import runtime
 from selectbench.worker.batches import stream_sha256
 from selectbench.worker.loop import Trained
-from selectbench.worker.model import weights_sha256
+from selectbench.worker.model import random_parts, weights_sha256
 from selectbench.worker.observation import XZ_BYTES, CoreUse, causality, own_files, rate_effect, xz_bits_per_byte
 from selectbench.worker.recorder import RanksDisagreeError, Recorder, Setting
 from selectbench.worker.runtime import World, tf32_allowed
@@ -154,7 +154,7 @@ class Before:
             weights_sha256(module) if world.rank == (order.place.first_rank if order.place else 0) else None,
             sum(p.numel() for p in module.parameters()),
             runtime.attention(module),
-            runtime.largest_dropout(module),
+            max((value for *_, value in random_parts(module)), default=0.0),
             own_files(order.code),
             architecture_of(module, order.job.seq_len),
         )
@@ -280,6 +280,7 @@ def _measurement(
         **_core_waits(setting.world, recorder),
         trial_seconds=time.perf_counter() - began,
         heldout_xz_bits_per_byte=_xz_bits_per_byte(setting),
+        evaluation_attention=runtime.evaluation_kernel(setting.module) if held_out else None,
         **_largest(memory),
     )
 
@@ -383,4 +384,8 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         loss=order.choices.loss.name if trained.compute_dtype else None,
         reduction_dtype=trained.reduction_dtype if setting.world.size > 1 else None,
         dropout=before.dropout,
+        random_modules=setting.tried.random_modules if before.dropout == 0 else [],
+        first_step_added_loss=None
+        if trained.added_loss is None
+        else float(setting.world.total(trained.added_loss.double())),
     )

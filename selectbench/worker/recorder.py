@@ -34,7 +34,7 @@ from selectbench.worker.evaluation import (
     save_model,
 )
 from selectbench.worker.model import SummedLoss
-from selectbench.worker.observation import CoreWaits, Watch
+from selectbench.worker.observation import CoreWaits, Tried, Watch
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory
 
 AGREE_WITHIN = 1e-9
@@ -350,6 +350,8 @@ class Setting:
     """Backends that the training's attention used."""
     trainable_parameters: int | None = None
     """Known once it is decided what of the model is trained."""
+    tried: Tried = field(default_factory=Tried)
+    """What the model was found to do."""
     recorder: Recorder | None = None
     """Set when the loop makes one: what is known is written even where the training fails."""
 

@@ -114,16 +114,16 @@ def attention(module: Any) -> str | None:
     return getattr(getattr(module, "config", None), "_attn_implementation", None)
 
 
-def largest_dropout(module: torch.nn.Module) -> float:
-    """The largest of all dropout layers and of all numbers that parts keep under a name with `dropout` in it."""
-    layers = [part.p for part in module.modules() if isinstance(part, torch.nn.modules.dropout._DropoutNd)]
-    kept = [
-        float(value)
-        for part in module.modules()
-        for name, value in vars(part).items()
-        if "dropout" in name and isinstance(value, float)
-    ]
-    return max([0.0, *layers, *kept])
+def evaluation_kernel(module: Any) -> str | None:
+    """The best kernel that all of a model's options can be evaluated with: sdpa where its class has it.
+
+    Where a class can't change to another kernel it is the one that the model was made with, None for a model that
+    is none of transformers.
+    """
+    made_with = attention(module)
+    if made_with is None or not module._can_set_attn_implementation():
+        return made_with
+    return "sdpa" if module._supports_sdpa else "eager"
 
 
 # Importing `package.module:Name` from the suite's folders of own code, or from what is installed.

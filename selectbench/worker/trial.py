@@ -18,7 +18,7 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import OwnFramework
-from selectbench.choices.model import OwnModel
+from selectbench.choices.model import OfAnyFamily, OwnModel
 from selectbench.data.prepared import Prepared
 from selectbench.errors import disk_problem
 from selectbench.record.record import FailureKind
@@ -29,7 +29,7 @@ from selectbench.worker.batches import TokenStream, batches_of, held_out_of
 from selectbench.worker.evaluation import Examination, Inspection
 from selectbench.worker.loop import Unsupported, train_with, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
-from selectbench.worker.observation import Watch, own_parts
+from selectbench.worker.observation import Tried, Watch, own_parts, tried
 from selectbench.worker.outcome import Before, finished
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Diverged, Emit, Setting
@@ -154,6 +154,8 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
             enable_checkpointing(module)
     module.train()
     batches, held_out = batches_of(order, data, world, module), held_out_of(order, data, module)
+    if isinstance(job.model, OfAnyFamily):
+        module.tried = tried(module, batches.batch_at(batches.sample_indices(0)[:1], 0))
     return Setting(
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,
@@ -162,4 +164,5 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
         examination=Examination.of(order, data, module),
         inspection=Inspection.of(held_out, data) if held_out else None,
         emit=emit, memory=memory, whereabouts=whereabouts, watch=Watch(own_parts(job, choices)),
+        tried=getattr(module, "tried", Tried()),
     )  # fmt: skip

@@ -33,6 +33,7 @@ OTHER: dict[str, Any] = {
     "first_step_loss": 9.0, "first_step_gradient_norm": 2.0, "world_size": 2,
     "strategy": "FSDPModule",
     "framework": "transformers.Trainer", "loss": "mine:Loss", "dropout": 0.1, "code_sha256": "f" * 64,
+    "random_modules": ["model.layers.*.mlp"],
 }  # fmt: skip
 
 
@@ -81,12 +82,18 @@ def test_every_field_is_tried_below() -> None:
          {"first_step_gradient_norm": "violation", "first_step_update_norm": "not_verified"}),
         ({"first_step_update_norm": None}, {"first_step_update_norm": "not_verified"}),
         ({"heldout_rows_trained": None}, {"heldout_rows_trained": "not_verified"}),
+        ({"first_step_added_loss": 0.03}, {"first_step_added_loss": "violation"}),
+        ({"first_step_added_loss": None}, {"first_step_added_loss": "not_verified"}),
+        # What a model adds of its own is a product of a micro-batch's means.
+        ({"first_step_added_loss": 0.03, "gradient_accumulation_steps": 4, "first_step_gradient_norm": 1.7},
+         {"first_step_added_loss": "declared", "gradient_accumulation_steps": "violation",
+          "first_step_gradient_norm": "declared"}),
     ],
 )  # fmt: skip
 def test_what_is_seen_of_scripts_alone(changes: dict[str, Any], status: dict[str, Status]) -> None:
     script = replace(
         IDENTITY, first_step_gradient_norm=1.5, first_step_update_norm=1.0, left_out_parameters=0,
-        heldout_rows_trained=0,
+        heldout_rows_trained=0, first_step_added_loss=0.02,
     )  # fmt: skip
     other = replace(script, **changes)
     assert compare(script, other, NOTHING) == compare(other, script, NOTHING) == status
@@ -350,6 +357,17 @@ def test_dropout_is_not_verified_where_the_step_is_cut_otherwise() -> None:
     found = certificates(suite, records)["quarters"]
     assert found.violations == []
     assert found.not_verified == ["first_step_loss", MASKS]
+
+
+def test_modules_that_draw_are_named_where_the_step_is_cut_otherwise() -> None:
+    drawing = {"random_modules": ["model.layers.*.mlp"]}
+    suite = make_suite("fp32", ("quarters", {"micro_batch_size": 4}))
+    cut = {**drawing, "gradient_accumulation_steps": 4, "first_step_loss": 7.9}
+    records = [make_record("fp32", 0, identity=drawing), make_record("quarters", 0, identity=cut)]
+    found = certificates(suite, records)["quarters"]
+    assert found.comparable is True
+    said = "dropout: model.layers.*.mlp draws random numbers, which depend on how a step is cut"
+    assert said in found.not_verified
 
 
 def test_dropout_with_the_same_masks_is_the_same() -> None:
