@@ -64,6 +64,7 @@ ResultsOption = Annotated[Path, typer.Option("--results", metavar="DIR", help="W
 NodesOption = Annotated[int, typer.Option("--nnodes", metavar="N", help="Machines that run each trial together.")]
 JsonOption = Annotated[bool, Switch("--json", help="Print the result as JSON to standard output.")]
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, SUITE@latest, or SUITE@previous.")]
+SlurmRunArgument = Annotated[str, typer.Argument(metavar="RUN", help="The folder of a run under Slurm.")]
 
 
 def _request(
@@ -238,7 +239,7 @@ def _attend(slurm: SlurmRun, as_json: bool) -> NoReturn:
 
 
 @app.command()
-def attach(run: RunArgument, as_json: JsonOption = False) -> None:
+def attach(run: SlurmRunArgument, as_json: JsonOption = False) -> None:
     """Show a run under Slurm while it lasts, then its result. Ctrl-C ends the looking, not the run."""
     from selectbench.launch.site import attached
 
@@ -246,7 +247,7 @@ def attach(run: RunArgument, as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def cancel(run: RunArgument) -> None:
+def cancel(run: SlurmRunArgument) -> None:
     """End a run under Slurm; its records are kept, and the same `run` line goes on with it."""
     from selectbench.launch.site import attached
 
@@ -320,9 +321,12 @@ def report(
     """Render a run's ranking and report again, from its records alone."""
     from selectbench.errors import ExitCode, UserError
     from selectbench.launch.publish import publish, read_run, report_text
+    from selectbench.launch.site import slurm_run
     from selectbench.record.run_folder import find_run, require_records
 
     found = find_run(run, results)
+    if (slurm := slurm_run(found)) is not None:
+        slurm.gather()
     stored = read_run(found)
     require_records(found)
     if option is not None:

@@ -647,11 +647,12 @@ def rounds_shown(console: Console) -> Iterator[Callable[[Sequence[Round]], None]
 
 
 def _rounds_table(rounds: Sequence[Round]) -> RenderableType:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("round", "seed", "trials", "job"):
-        table.add_column(heading, no_wrap=True, justify="left" if heading == "job" else "right")
+    table = Table(box=None, pad_edge=False, header_style="bold", expand=True)
+    rows = [(str(one.number), str(one.seed), f"{one.done} of {one.of}", one.state, one.last) for one in rounds]
+    for heading, column in zip(("round", "seed", "trials", "job"), zip(*rows, strict=True), strict=False):
+        table.add_column(heading, no_wrap=True, min_width=max(map(len, (heading, *column))))
     table.add_column("says", no_wrap=True, overflow="ellipsis", ratio=1)
-    for one in rounds:
-        table.add_row(str(one.number), str(one.seed), f"{one.done} of {one.of}", Text(one.state), Text(one.last))
+    for row in rows:
+        table.add_row(*map(Text, row))
     left, done, of = seconds_left(rounds), sum(one.done for one in rounds), sum(one.of for one in rounds)
     return Group(table, Text(f"{done} of {of} trials" + (f", about {units.duration(left)} left" if left else "")))

@@ -307,6 +307,13 @@ SHORT_RESTARTS = 3
 """A job that was cut off before it had done anything is queued again so often."""
 
 
+WAITS_FOR = {
+    "JobArrayTaskLimit": "for another round", "Resources": "for free nodes", "Priority": "for its turn",
+    "BeginTime": "to begin again",
+}  # fmt: skip
+"""Slurm's reasons (squeue(1), job reason codes), as a person says them; others are shown as they are."""
+
+
 class Task(NamedTuple):
     """What Slurm says of a round's job."""
 
@@ -345,7 +352,8 @@ class Round:
         if self.task is None:
             return "complete" if self.is_complete else "not complete"
         if self.task.state == "PENDING":
-            return "waits" if self.task.nodes in ("", "None") else f"waits ({self.task.nodes})"
+            why = WAITS_FOR.get(self.task.nodes, self.task.nodes)
+            return "waits" if why in ("", "None") else f"waits ({why})"
         name = {"RUNNING": "runs", "COMPLETING": "ends"}.get(self.task.state, self.task.state.lower())
         return f"{name} on {self.task.nodes}"
 

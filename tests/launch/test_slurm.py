@@ -9,8 +9,10 @@ import json
 import os
 import random
 import signal
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -204,7 +206,7 @@ def test_a_job_that_is_cut_off_and_one_whose_node_is_lost_are_queued_again_and_d
 def of_round(site: Site, node: str, mark: str) -> int:
     """A process of the round's job on that node: its selectbench, or a rank of the trial at hand."""
     lines = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in site.slurm.of_node(node)}
-    ranks = [pid for pid in lines if "/trials/" in output_of(pid)]
+    ranks = [pid for pid in lines if "/rank" in output_of(pid)]
     top = [pid for pid, words in lines.items() if b"--round" in words and words[1:3] == [b"-m", b"selectbench"]]
     return (ranks if mark == "rank" else top)[0]
 
@@ -225,7 +227,7 @@ def test_whatever_ends_a_round_over_two_nodes_leaves_nothing_and_it_is_completed
     time.sleep(random.Random(f"{who} {attempt}").uniform(0, 6))
     job = json.loads((site.run / "slurm" / "jobs.json").read_text())["jobs"][0]
     if who in ("bench", "agent", "rank"):
-        until(lambda: who != "rank" or trains(site, "n2"))
+        until(lambda: who != "rank" or any("/rank" in output_of(pid) for pid in site.slurm.of_node("n2")))
         os.kill(of_round(site, "n1" if who == "bench" else "n2", who), signal.SIGKILL)
     elif who == "daemon":
         site.slurm.lose("n2")
@@ -249,3 +251,41 @@ def test_whatever_ends_a_round_over_two_nodes_leaves_nothing_and_it_is_completed
     assert again.returncode == 0, again.stderr
     assert completed(site.of_rounds()) == completed(site.records()) == [("ddp", 0), ("fsdp", 0)]
     assert set(before) <= set(completed(site.records()))
+
+
+def held_back(site: Site, node: str, share: float, over: threading.Event) -> None:
+    """Stop the node's ranks for that share of the time, as cpulimit does."""
+    while not over.is_set():
+        ranks = [pid for pid in site.slurm.of_node(node) if "/trials/" in output_of(pid)]
+        end = time.monotonic() + 1
+        while ranks and time.monotonic() < end:
+            for number, seconds in ((signal.SIGSTOP, 0.05 * share), (signal.SIGCONT, 0.05 * (1 - share))):
+                for pid in ranks:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, number)
+                time.sleep(seconds)
+        time.sleep(0.05)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_slow_node_is_named_and_makes_no_false_verdict(site: Site) -> None:
+    """Of two options that are the same."""
+    equal = SLOWER.replace("  halves: {micro_batch_size: 2}\n", "")
+    site.write(equal.replace("seeds: [0, 1]", f"seeds: {list(range(8))}\ncontrol: true"))
+    over = threading.Event()
+    slowing = threading.Thread(target=held_back, args=(site, "n2", 0.5, over))
+    slowing.start()
+    try:
+        status, err = ended(site.start("run", "tiny.yaml", "--site", "site.yaml"), 800)
+    finally:
+        over.set()
+        slowing.join()
+    assert status == 0, err
+    ranking = json.loads((site.run / "ranking.json").read_text())
+    speeds = ranking["nodes"]["speeds"]
+    assert speeds["n2"]["off"]
+    assert speeds["n2"]["ratio"] < 0.8
+    assert "n2 is" in ranking["answer"]
+    (control,) = (row for row in ranking["rows"] if row["option"] == "control")
+    print(control["against_baseline"])
