@@ -49,7 +49,7 @@ from selectbench.machine import (
     wrong_device_reason,
     wrong_system_reason,
 )
-from selectbench.plan.plan import GpuNeed
+from selectbench.planning.plan import GpuNeed
 from selectbench.record.environment import Calibration, Rate, store, stored
 
 Status = Literal["ok", "limited", "broken"]

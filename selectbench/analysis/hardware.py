@@ -9,7 +9,7 @@ from selectbench.analysis import metrics
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
 from selectbench.analysis.summary import Summary, centre, mean
 from selectbench.choices import Choices
-from selectbench.plan.memory import expected
+from selectbench.planning.memory import expected
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
 
 # What a row says of its ranks: how many, the memory of each, how speed grew with them.

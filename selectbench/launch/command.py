@@ -18,7 +18,7 @@ from selectbench.data.prepared import cache_root, publish, remove
 from selectbench.data.reading import find_files
 from selectbench.errors import MissingPackageError, UserError
 from selectbench.machine import INSTALL
-from selectbench.plan.plan import PlannedTrial
+from selectbench.planning.plan import PlannedTrial
 from selectbench.record.run_folder import TRIALS
 from selectbench.record.wire import CommandOrder, Place
 from selectbench.suite.command import CommandChoices, CommandJob, HeldOut, Where, arguments, variables

@@ -17,7 +17,7 @@ from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, Use, gpus, started, use_of
 from selectbench.gpu.meters import tenant_text
 from selectbench.machine import Machine, lock
-from selectbench.plan.plan import GpuNeed
+from selectbench.planning.plan import GpuNeed
 from selectbench.text import quoted
 
 # One lock for each GPU, between the runs of this tool on one machine, whoever's they are.

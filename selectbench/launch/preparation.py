@@ -35,8 +35,8 @@ from selectbench.launch.own_code import check_own_code
 from selectbench.launch.site import job_script, limit_problems, plan_lines, read_site
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
-from selectbench.plan.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
-from selectbench.plan.plan import (
+from selectbench.planning.duration import Estimate, History, StageCost, estimate, past_trials, stage_costs
+from selectbench.planning.plan import (
     CANNOT_START,
     Plan,
     PlannedTrial,

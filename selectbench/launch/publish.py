@@ -18,7 +18,7 @@ from selectbench.analysis.summary import counted
 from selectbench.analysis.tuning import search, settled_by_records
 from selectbench.data.prepared import evaluable
 from selectbench.errors import ExitCode, UserError
-from selectbench.plan.plan import heldout_warnings, suite_warnings, unused_row_warnings, vocabulary_warnings
+from selectbench.planning.plan import heldout_warnings, suite_warnings, unused_row_warnings, vocabulary_warnings
 from selectbench.record.environment import read_environment
 from selectbench.record.record import Completed, Record, has_ended
 from selectbench.record.run_folder import (

@@ -53,7 +53,7 @@ from selectbench.launch.publish import publish, read_run
 from selectbench.launch.site import Round, SlurmRun, limit_problems, read_site, run_under_slurm, this_node, watch
 from selectbench.launch.trial import Stop, StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.machine import usable_cores
-from selectbench.plan.plan import PlannedTrial, in_run_order
+from selectbench.planning.plan import PlannedTrial, in_run_order
 from selectbench.record.environment import read_environment
 from selectbench.record.record import SOFTWARE, Completed, Failed, Record, Trial
 from selectbench.record.run_folder import (

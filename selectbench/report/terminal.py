@@ -20,8 +20,8 @@ from selectbench.analysis.gate import Change, Compared, Gate
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.tuning import EXTENSIONS
 from selectbench.gpu.devices import MatmulDtype, peak_flops_per_second
-from selectbench.plan.duration import Estimate, StageCost
-from selectbench.plan.plan import CANNOT_START, Plan, PlannedOption
+from selectbench.planning.duration import Estimate, StageCost
+from selectbench.planning.plan import CANNOT_START, Plan, PlannedOption
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
 from selectbench.report.document import (

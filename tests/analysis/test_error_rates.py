@@ -16,7 +16,7 @@ from selectbench.analysis.contest import Contest, hold_contest
 from selectbench.analysis.family import FIRST_LOOK
 from selectbench.analysis.statistics import differences_over_seeds, make_blocks, quantile
 from selectbench.analysis.summary import Summary, crossing
-from selectbench.plan.plan import PlannedTrial, in_run_order
+from selectbench.planning.plan import PlannedTrial, in_run_order
 from selectbench.record.record import EvaluationPoint, Trial
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Suite

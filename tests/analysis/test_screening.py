@@ -15,7 +15,7 @@ from selectbench.analysis.ranking import rank
 from selectbench.analysis.screening import screened_out, screening_trials, unscreened
 from selectbench.launch.preparation import Planned, stages
 from selectbench.machine import inspect_machine
-from selectbench.plan.plan import make_plan
+from selectbench.planning.plan import make_plan
 from selectbench.record.record import Record
 from selectbench.report.sections import report, summary
 from selectbench.report.terminal import print_document

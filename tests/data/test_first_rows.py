@@ -16,7 +16,7 @@ from selectbench.data.reading import download_bytes
 from selectbench.errors import NotDownloadedError, UserError
 from selectbench.launch.preparation import data_facts
 from selectbench.machine import Machine
-from selectbench.plan.plan import make_plan
+from selectbench.planning.plan import make_plan
 from selectbench.suite.load import load_suite
 from selectbench.suite.sources import Dataset
 

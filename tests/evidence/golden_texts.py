@@ -37,7 +37,7 @@ from selectbench.errors import ExitCode, MissingPackageError, UserError
 from selectbench.gpu.devices import Gpu
 from selectbench.launch.preparation import Planned, stages
 from selectbench.machine import Machine
-from selectbench.plan.plan import make_plan
+from selectbench.planning.plan import make_plan
 from selectbench.record.environment import Calibration, Rate
 from selectbench.record.record import Record
 from selectbench.record.run_folder import ENVIRONMENT as ENVIRONMENT_FILE
@@ -220,8 +220,8 @@ def on(machine: Machine, *, has_data: bool = False) -> Iterator[None]:
         "selectbench.launch.preparation.inspect_machine": lambda device=None: CPU if device == "cpu" else machine,
         "selectbench.launch.preparation.wrong_device_reason": lambda device=None: None,
         "selectbench.launch.preparation.idle_now": lambda asked, need: (list(machine.gpus), []),
-        "selectbench.plan.plan.usable_cores": lambda: 2.0,
-        "selectbench.plan.duration._matmul_flops_per_second": lambda: 1e11,
+        "selectbench.planning.plan.usable_cores": lambda: 2.0,
+        "selectbench.planning.duration._matmul_flops_per_second": lambda: 1e11,
         "selectbench.data.prepared.cached_commit": lambda name, revision: None,
         **({} if has_data else {"selectbench.launch.preparation.prepare_data": no_data}),
     }  # fmt: skip

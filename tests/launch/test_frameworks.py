@@ -17,7 +17,7 @@ from launch.harness import Workplace
 
 from selectbench.errors import UserError
 from selectbench.machine import Machine
-from selectbench.plan.plan import Plan, make_plan
+from selectbench.planning.plan import Plan, make_plan
 from selectbench.suite.load import folder, load_suite
 
 SCRIPTS = folder() / "frameworks"

@@ -23,7 +23,7 @@ from selectbench.gpu.devices import gpus, use_of
 from selectbench.launch import gpus as gpu_claim
 from selectbench.launch.gpus import TURN, Claim, Lock, claim_cores, claim_gpus, idle_now, try_lock
 from selectbench.launch.trial import TrialServers, server_environment
-from selectbench.plan.plan import GpuNeed
+from selectbench.planning.plan import GpuNeed
 
 A, B = "GPU-aaaa0000-0000-0000-0000-000000000000", "GPU-bbbb0000-0000-0000-0000-000000000000"
 ONE, BOTH, ALL = GpuNeed(1, 1), GpuNeed(2, 2), GpuNeed(1, None)
@@ -32,7 +32,7 @@ CLAIM = """\
 import json, sys
 from selectbench.errors import UserError
 from selectbench.launch.gpus import claim_gpus
-from selectbench.plan.plan import GpuNeed
+from selectbench.planning.plan import GpuNeed
 count = int(sys.argv[1])
 try:
     claim = claim_gpus(None, GpuNeed(count, count), wait="wait" in sys.argv, notify=lambda _: None)

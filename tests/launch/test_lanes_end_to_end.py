@@ -18,7 +18,7 @@ from plan.test_machine_choices import a_gpu, on
 from selectbench.errors import UserError
 from selectbench.launch.gpus import lanes_in
 from selectbench.machine import Machine, _place_of, shares
-from selectbench.plan.plan import lanes_of
+from selectbench.planning.plan import lanes_of
 
 FOUR = TINY_SUITE.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3]")
 OWN = """

@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from selectbench.data.prepare import prepare
 from selectbench.gpu.devices import Gpu
 from selectbench.machine import Machine, cpu_model, usable_cores
-from selectbench.plan.duration import (
+from selectbench.planning.duration import (
     COMPILE_SECONDS,
     IMPORT_SECONDS,
     SETTLE_SECONDS,
@@ -24,7 +24,7 @@ from selectbench.plan.duration import (
     past_trials,
     stage_costs,
 )
-from selectbench.plan.plan import Plan, make_plan
+from selectbench.planning.plan import Plan, make_plan
 from selectbench.record.environment import Calibration, Rate, store
 from selectbench.record.record import SETTINGS, Record
 from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, append_record

@@ -16,7 +16,7 @@ from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu
 from selectbench.launch.publish import suite_of_option
 from selectbench.machine import Machine, inspect_machine
-from selectbench.plan.plan import FITTING_SHARE, Plan, make_plan, settled_for
+from selectbench.planning.plan import FITTING_SHARE, Plan, make_plan, settled_for
 from selectbench.record.run_folder import suite_text
 from selectbench.report.terminal import plan_as_json, print_plan
 from selectbench.suite.load import load_suite, names

@@ -9,7 +9,14 @@ import pytest
 from selectbench.choices import Choices
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import Ddp, Weights
-from selectbench.plan.memory import COMMUNICATION_BYTES, CONTEXT_BYTES, MemoryNeed, Regime, layout_of, memory_need
+from selectbench.planning.memory import (
+    COMMUNICATION_BYTES,
+    CONTEXT_BYTES,
+    MemoryNeed,
+    Regime,
+    layout_of,
+    memory_need,
+)
 from selectbench.suite.job import Job
 
 GPT2 = {

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from selectbench.choices import Choices
-from selectbench.plan.memory import expected
+from selectbench.planning.memory import expected
 
 PSI, RANKS = 1_000_000, 8
 ADAMW = {"name": "adamw", "lr": 1e-3}

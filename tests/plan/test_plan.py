@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
 from selectbench.machine import Machine
-from selectbench.plan.duration import History, estimate
-from selectbench.plan.plan import (
+from selectbench.planning.duration import History, estimate
+from selectbench.planning.plan import (
     Plan,
     heldout_warnings,
     in_run_order,

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM,
 
 from selectbench.choices import Choices
 from selectbench.choices.model import T5, AnyModel, Bart, Bert, Gpt2, Llama
-from selectbench.plan.memory import Layout, Regime, layout_of, memory_need
+from selectbench.planning.memory import Layout, Regime, layout_of, memory_need
 from selectbench.suite.job import Job
 from selectbench.worker.model import enable_checkpointing
 

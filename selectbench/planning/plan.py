@@ -19,7 +19,7 @@ from selectbench.choices.model import PretrainedModel
 from selectbench.data.prepared import Prepared, Targets, contents_of, epochs, evaluable_tokens, targets
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
-from selectbench.plan.memory import ModelSize, config_of, entries_of, memory_need, model_size, vocab_size_of
+from selectbench.planning.memory import ModelSize, config_of, entries_of, memory_need, model_size, vocab_size_of
 from selectbench.record.environment import UnusedRows
 from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem

@@ -19,7 +19,7 @@ from selectbench.choices import Choices
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, MatmulDtype, peak_flops_per_second
 from selectbench.machine import Machine, cpu_model, usable_cores
-from selectbench.plan.plan import Plan, PlannedOption
+from selectbench.planning.plan import Plan, PlannedOption
 from selectbench.record.environment import read_environment, stored_rates
 from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import ENVIRONMENT, RECORDS_FILE, read_records
