@@ -196,7 +196,7 @@ def run(
         result = run_suite(
             replace(prepare_all(request, notify), round=round_number), results, lambda: make_display(console),
             fresh=fresh, retry_failed=retry_failed, rerun_unclean=rerun_unclean,
-            again=partial(what_again, console, reuse=reuse), nodes=others, slurm=slurm,
+            again=partial(what_again, console, reuse=reuse), nodes=others, slurm=slurm, notify=notify,
         )  # fmt: skip
         if others is not None:
             others.status = result.exit_code

@@ -28,6 +28,19 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def process_mark(pid: int) -> str | None:
+    """Of a process that runs, what no other on this machine has since it was started; None: it has ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        state, *rest = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return None if state in "ZX" else f"{pid} {rest[18]}"  # its start, proc_pid_stat(5)
+    return None
+
+
+def machine_mark() -> str:
+    """Equal for processes that see each other: of one start of one machine, and of one container on it."""
+    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
+
+
 class Cores:
     """How long threads of a process and its descendants worked and waited for a core, and what its cores did.
 

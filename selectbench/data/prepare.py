@@ -29,6 +29,7 @@ from selectbench.data.prepared import (
     TRAIN,
     Prepared,
     cache_root,
+    in_turn,
     publish,
     remove,
     token_dtype,
@@ -85,9 +86,12 @@ def prepare(
     if cached is None:
         if not downloads and (missing := streamed(data)):
             raise NotDownloadedError(*(f"job.data.dataset: {one.dataset} is not downloaded yet" for one in missing))
-        notify(f"preparing {described} once, in {folder}")
-        publish(folder, lambda unfinished: write(key, unfinished))
-        cached = Prepared.open(folder)
+        with in_turn(folder, notify):
+            cached = _cached(folder, notify)
+            if cached is None:
+                notify(f"preparing {described} once, in {folder}")
+                publish(folder, lambda unfinished: write(key, unfinished))
+                cached = Prepared.open(folder)
     return cached
 
 

@@ -10,7 +10,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,7 @@ import numpy.typing as npt
 from selectbench.choices.model import AnyModel, PretrainedModel
 from selectbench.data.reading import cached_commit, cached_folder
 from selectbench.errors import UserError
+from selectbench.machine import lock
 from selectbench.suite.job import Job
 from selectbench.suite.suite import Suite
 
@@ -47,6 +48,27 @@ def cache_root() -> Path:
         raise UserError("cache: this user has no home folder: set SELECTBENCH_CACHE to a writable folder") from None
 
 
+WAIT_SECONDS = 3600.0
+"""For another process that makes the same; then it is made twice, and one of both stays."""
+
+
+@contextmanager
+def in_turn(final: Path, notify: Callable[[str], None]) -> Iterator[None]:
+    """Inside, nobody else on this node makes the same folder, so that it is made once, where its disk has locks."""
+    place, until = final.with_name(f".unfinished-{final.name}.lock"), time.monotonic() + WAIT_SECONDS
+    with ExitStack() as held:
+        with suppress(OSError):  # it goes without; where nothing can be written, what follows says so
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(place.open("ab"))
+            if not lock(file.fileno(), wait=False):
+                notify(f"waiting for another process, which prepares {final}")
+                while time.monotonic() < until and not lock(file.fileno(), wait=False):
+                    time.sleep(0.2)
+        yield
+        with suppress(OSError):
+            place.unlink()
+
+
 def publish(final: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill an empty folder beside `final` and renames it to `final` when it is whole.
 
@@ -59,7 +81,8 @@ def publish(final: Path, write: Callable[[Path], None]) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         for left in final.parent.glob(".unfinished-*"):
             with suppress(OSError):
-                if time.time() - left.stat().st_mtime > ABANDONED_SECONDS:
+                newest = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+                if time.time() - newest > ABANDONED_SECONDS:
                     shutil.rmtree(left, ignore_errors=True)
         unfinished.mkdir()
         write(unfinished)

@@ -399,12 +399,9 @@ class Team(Alone):
 
     def _place(self, node: int, port: int) -> wire.Place:
         assert self._nodes is not None
-        ends: dict[str, Any] = {
-            "address": self._nodes.address,
-            "port": port,
-            "interface": interface_of(self._nodes.address),
-        }
-        return wire.Place(node=node, first_rank=node * self._here, ranks=self._here, **ends)
+        at, here = self._nodes.address, self._here
+        first, interface = node * here, interface_of(at)
+        return wire.Place(node=node, first_rank=first, ranks=here, address=at, port=port, interface=interface)
 
     def sources(self) -> Sequence[Any]:
         """Nodes that are there."""

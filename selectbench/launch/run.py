@@ -104,6 +104,7 @@ def run(
     again: Callable[[Path], Again] = lambda _: "anew",
     nodes: Nodes | None = None,
     slurm: SlurmRun | None = None,
+    notify: Notify = print,
 ) -> Result:
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError.
 
@@ -137,7 +138,7 @@ def run(
                 if first.get("mark") != mark:
                     raise UserError(_unlike(preparation, first))
                 folder = slurm.enter(preparation.round, *ours, first)
-            lock = until_its_end.enter_context(RunLock(folder))
+            lock = until_its_end.enter_context(RunLock(folder, notify))
         before = 0 if slurm is None else len(slurm.ended_trials(preparation.round or 0))
         with StopRequest() as stop:
             if preparation.extended is not None:
@@ -304,7 +305,7 @@ def _run_stages(
     retried: Retried,
 ) -> None:  # fmt: skip
     """Stage after stage, as the records of the one before ask."""
-    folder = lock.path.parent
+    folder = lock.folder
     if nodes is not None:
         nodes.begin(stop, display.note)
 
@@ -737,8 +738,7 @@ class Bench:
             facts = self.preparation.plan.command_facts
             assert facts is not None
             lane = self.lane.number if self.lane.cores else None
-            suite = self.preparation.suite
-            return command_order(suite, planned, ranks, self.folder, facts, self.rdzv, lane, place)
+            return command_order(self.preparation.suite, planned, ranks, self.folder, facts, self.rdzv, lane, place)
         return structs_replace(make_order(self.preparation, planned, self.folder), place=place)
 
     def _hear(self, event: Phase | Progress | Evaluating | None) -> None:

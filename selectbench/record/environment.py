@@ -317,9 +317,6 @@ def _git_output(folder: Path, *arguments: str) -> str | None:
 # How fast large matrix products ran on each GPU of this machine, kept for later runs.
 
 
-FILE_NAME = "calibration.json"
-
-
 class Rate(Stored):
     """The best of several sizes."""
 
@@ -342,13 +339,21 @@ class Calibration(Stored):
     """UTC, ISO 8601."""
 
 
-class _Calibrations(Stored):
-    by_uuid: dict[str, Calibration] = Field(default_factory=dict)
+def _file_of(uuid: str) -> Path:
+    """Each GPU has one of its own, so that writers at the same time need no lock."""
+    return cache_root() / f"calibration-{uuid.replace('/', '_')}.json"
 
 
 def stored(uuid: str) -> Calibration | None:
     """A GPU's; None: it was never calibrated here. Raises UserError where the file is damaged."""
-    return _calibrations(cache_root() / FILE_NAME).by_uuid.get(uuid)
+    try:
+        return Calibration.model_validate_json(json.dumps(unsealed(_file_of(uuid).read_bytes())))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        what = error.strerror if isinstance(error, OSError) else "it is damaged"
+        how = "`selectbench doctor --calibrate` writes it anew"
+        raise UserError(f"{_file_of(uuid)}: cannot read: {what}; {how}") from None
 
 
 def stored_rates(uuid: str) -> dict[str, float]:
@@ -361,29 +366,10 @@ def stored_rates(uuid: str) -> dict[str, float]:
 
 
 def store(uuid: str, calibration: Calibration) -> None:
-    """Keep a GPU's in place of its last; another's stay, whoever writes at the same time. Raises UserError."""
-    file = cache_root() / FILE_NAME
+    """Keep a GPU's in place of its last. Raises UserError."""
+    file = _file_of(uuid)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_suffix(".lock").open("a") as alone:
-            machine.lock(alone.fileno(), wait=True)
-            try:
-                by_uuid = _calibrations(file).by_uuid
-            except UserError:  # a damaged file is written anew
-                by_uuid = {}
-            write_whole(file, sealed(_Calibrations(by_uuid=by_uuid | {uuid: calibration}).model_dump(mode="json")))
+        write_whole(file, sealed(calibration.model_dump(mode="json")))
     except OSError as error:
         raise UserError(f"{file}: cannot write: {error.strerror or error}") from None
-
-
-def _calibrations(file: Path) -> _Calibrations:
-    try:
-        text = file.read_bytes()
-        if b'"sha256"' not in text:  # from before it had a digest
-            return _Calibrations.model_validate_json(text)
-        return _Calibrations.model_validate_json(json.dumps(unsealed(text)))
-    except FileNotFoundError:
-        return _Calibrations()
-    except (OSError, ValueError) as error:
-        what = error.strerror if isinstance(error, OSError) else "it is damaged"
-        raise UserError(f"{file}: cannot read: {what}; `selectbench doctor --calibrate` writes it anew") from None

@@ -8,19 +8,22 @@ import json
 import os
 import re
 import shutil
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from threading import RLock
+from socket import gethostname
+from threading import Event, RLock, Thread
 from typing import Any, cast
+from uuid import uuid4
 
 import msgspec
 from pydantic import BaseModel
 
+from selectbench.cores import machine_mark, process_mark
 from selectbench.errors import UserError, did_you_mean
-from selectbench.machine import lock
 from selectbench.record.record import LOSSES, SCHEMA_VERSION, SETTINGS, SOFTWARE, Lines, Record, has_ended
 from selectbench.suite.document import plain, read_document
 from selectbench.suite.suite import CONTROL, Suite
@@ -70,7 +73,7 @@ class PastRun(BaseModel, frozen=True):
 
 def write_whole(path: Path, text: str) -> None:
     """Replace a file at once: a reader sees the old text or the new one. Raises OSError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}")  # processes of two machines may have one number
     try:
         temporary.write_text(text, encoding="utf-8", newline="\n")  # the same bytes on every system
         temporary.replace(path)
@@ -350,11 +353,24 @@ def writing(path: Path) -> Iterator[None]:
         ) from None
 
 
-class RunLock:
-    """Held by the one process that writes a run; the kernel lets go of it when that process ends."""
+ALIVE_SECONDS = 5.0
+"""Between two signs of life of the process that holds a run's folder."""
+DEAD_SECONDS = 30.0
+"""Without one, by the clock of who wants the folder, one on another machine is taken for dead."""
+FREE = "free"
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder / ".lock"
+
+class RunLock:
+    """Held by the one process that writes a run, on whatever machine: network file systems may ignore flock.
+
+    Holders are numbered, and each has a file that says who it is. That of the next is made as one that is not there
+    yet, which succeeds for one of several; the one before goes, by which its holder sees that it is none any more.
+    Whether a holder has ended its own machine knows; another sees it by the time of the file.
+    """
+
+    def __init__(self, folder: Path, notify: Callable[[str], object] | None = None) -> None:
+        """`notify` None: nobody waits to see whether another machine's process has ended."""
+        self.folder, self._notify, self._over = folder, notify, Event()
         self._turn = RLock()
         """Of lanes that write."""
         self._kept = {SUITE, ENVIRONMENT}
@@ -362,46 +378,90 @@ class RunLock:
 
     def __enter__(self) -> RunLock:
         try:
-            self._stream = self.path.open("w")
-            is_ours = lock(self._stream.fileno(), wait=False)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot lock: {error.strerror}; choose another --results DIR") from None
-        if not is_ours:
-            self._stream.close()
+            last = max(self._numbers(), default=0)
+            self.path, before = (self.folder / f".lock-{number}" for number in (last + 1, last))
+            if not self._is_over(before):
+                raise FileExistsError
+            with self.path.open("x", encoding="utf-8") as file:
+                file.write(f"{machine_mark()}\n{process_mark(os.getpid())}\n{gethostname()}\n")
+                self._held = os.fstat(file.fileno())
+            if max(self._numbers()) > last + 1:  # which was not to be seen before
+                self.path.unlink()
+                raise FileExistsError
+            before.unlink(missing_ok=True)
+        except FileExistsError:
             raise UserError(
-                f"{self.path.parent}: another selectbench is running this; wait for it, or start one of its own "
+                f"{self.folder}: another selectbench is running this; wait for it, or start one of its own "
                 "beside it with --fresh (its speed would suffer from the other's)"
-            )
+            ) from None
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot lock: {error.strerror}; choose another --results DIR") from None
+        Thread(target=self._live, daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self._over.set()
+        with contextlib.suppress(OSError), self.path.open("r+") as file:
+            file.truncate(file.write(f"{FREE}\n"))
+
+    def _numbers(self) -> list[int]:
+        return [int(path.name[6:]) for path in self.folder.glob(".lock-*") if path.name[6:].isdecimal()]
+
+    def _is_over(self, file: Path) -> bool:
+        """Whether who made it has let go of it, or has ended."""
+        text, touched = seen = _opened(file)
+        machine, process, host, *_ = [*text.split("\n"), "", "", ""]
+        if machine == FREE or not touched:
+            return True
+        if machine == machine_mark():
+            return process_mark(int(process.split()[0])) != process
+        if self._notify is None:
+            return False
+        self._notify(f"{self.folder}: {visible(host)} ran it: waiting {DEAD_SECONDS:g} s for a sign of life")
+        until = time.monotonic() + DEAD_SECONDS
+        while time.monotonic() < until and seen == _opened(file):
+            time.sleep(1.0)
+        return seen == _opened(file)
+
+    def _live(self) -> None:
+        while not self._over.wait(ALIVE_SECONDS):
+            with contextlib.suppress(OSError):  # `check` tells
+                os.utime(self.path)
 
     def append(self, record: Record) -> None:
         """As `append_record`, to the run's own records. Raises UserError also as `check` does."""
         with self._turn:
             self.check()
-            append_record(self.path.with_name(RECORDS_FILE), record)
+            append_record(self.folder / RECORDS_FILE, record)
             self._kept.add(RECORDS_FILE)
 
     def check(self) -> None:
         """Raises UserError where the folder, or what a run can't make again of it, was taken away meanwhile."""
-        folder, gone = self.path.parent, "was deleted or moved"
+        folder, gone = self.folder, "was deleted or moved"
         try:
-            if os.path.samestat(os.fstat(self._stream.fileno()), self.path.stat()):
+            with self.path.open("rb") as file:  # a network's file system asks its server where a file is opened
+                is_ours = os.path.samestat(os.fstat(file.fileno()), self._held)
+            if is_ours:
                 with self._turn:
                     missing = sorted(name for name in self._kept if not (folder / name).is_file())
                 if not missing:
                     return
                 gone = f"lost its {' and '.join(missing)}"
         except (FileNotFoundError, NotADirectoryError):
-            pass
+            gone = "was taken over by another machine" if folder.is_dir() and self._numbers() else gone
         except OSError:  # a network's file system that does not answer: a write will tell
             return
         raise UserError(
             f"{folder}: it {gone} while this run went on, so nothing more is written there: run the same command "
             "again, which goes on with the records that are there"
         )
+
+
+def _opened(file: Path) -> tuple[str, int]:
+    """Its text and when it was touched, as its server has them now; ('', 0): there is none."""
+    with contextlib.suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as stream:
+        return stream.read(), os.fstat(stream.fileno()).st_mtime_ns
+    return "", 0
 
 
 # records.jsonl: appended to and flushed to disk record by record; read without losing or hiding a line.

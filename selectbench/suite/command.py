@@ -24,9 +24,7 @@ Scalar = str | bool | int | float
 Scored = Annotated[int, Field(ge=1, le=1 << 40)]
 ON_NODES = ("nnodes", "node_rank", "rdzv")
 """Placeholders that a command needs to run on several nodes."""
-GIVEN = (
-    "seed", "max_steps", "world_size", "gradient_accumulation_steps", "args", *ON_NODES, "ranks_per_node",
-)  # fmt: skip
+GIVEN = ("seed", "max_steps", "world_size", "gradient_accumulation_steps", "args", *ON_NODES, "ranks_per_node")
 """Placeholders that have a value in every option."""
 CERTIFIED = (
     "initial_weights_sha256", "token_stream_sha256", "parameters", "trainable_parameters", "tokens_per_step",
@@ -64,7 +62,6 @@ class Where(NamedTuple):
 
 
 ALONE = Where()
-"""One node."""
 
 
 class HeldOut(Strict):
@@ -287,13 +284,11 @@ def accumulation(job: CommandJob, choices: CommandChoices, ranks: int) -> int | 
     return job.global_batch_size // (choices.micro_batch_size * ranks)
 
 
-def given_values(
-    job: CommandJob, choices: CommandChoices, seed: int, ranks: int, where: Where
-) -> dict[str, Scalar]:
+def given_values(job: CommandJob, choices: CommandChoices, seed: int, ranks: int, at: Where) -> dict[str, Scalar]:
     """Of every placeholder that has one."""
     found: dict[str, Scalar | None] = {
         **choices.values, "seed": seed, "max_steps": job.max_steps, "world_size": ranks,
-        "nnodes": where.nodes, "node_rank": where.node, "rdzv": where.rdzv, "ranks_per_node": ranks // where.nodes,
+        "nnodes": at.nodes, "node_rank": at.node, "rdzv": at.rdzv, "ranks_per_node": ranks // at.nodes,
         "micro_batch_size": choices.micro_batch_size,
         "gradient_accumulation_steps": accumulation(job, choices, ranks),
     }  # fmt: skip

@@ -98,10 +98,7 @@ class Seen:
 
 
 def run_command(order: CommandOrder, emit: Callable[[Event], None]) -> None:
-    """Runs it to its end. `emit` gets Started first and Finished or GaveUp last.
-
-    On a node but the first nothing more is emitted where all went well.
-    """
+    """Runs it to its end. `emit` gets Started first, and last GaveUp, or on the first node Finished."""
     folder = Path(order.trial_folder) / wire.OBSERVED
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -267,9 +264,7 @@ def _problems(ranks: Sequence[Seen]) -> str:
 
 def _only_lost_touch(log: Path) -> bool:
     """Whether nothing in the last of the command's output says more than that other ranks had ended."""
-    with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - LAST_LOG_BYTES))
-        text = stream.read()
+    text = log.read_bytes()[-LAST_LOG_BYTES:]
     return not KILLED.search(text) and all(LOST_TOUCH.search(line) for line in RAISED.findall(text))
 
 

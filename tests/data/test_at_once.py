@@ -1,5 +1,6 @@
-"""Two processes that prepare records at once, and one that is killed in between."""
+"""Processes that prepare records at once, on disks with and without locks, and some that are killed in between."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +11,15 @@ from data.made import STORIES, chat, decoded, in_cache, jsonl, made, parquet
 from processes import start
 
 from selectbench.choices.model import Bpe
-from selectbench.data.prepared import cache_root
+from selectbench.data.prepared import Prepared, cache_root
 
 CODE = """
-import sys
+import errno, fcntl, os, sys
+def no_lock(*_):
+    if os.environ["FLOCK"] == "ENOLCK":
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+if os.environ["FLOCK"]:
+    fcntl.flock = no_lock
 from selectbench.choices.model import Bpe
 from selectbench.data.prepare import prepare
 from selectbench.suite.sources import {kind}
@@ -24,11 +30,11 @@ print(prepared.folder, int(prepared.train().sum()), int(prepared.heldout().sum()
 """
 
 
-def begun(data):
-    """A process that waits for a line before it prepares."""
+def begun(data, flock=""):
+    """A process that waits for a line before it prepares; `flock`: what it does there, empty: what it should."""
     return start(
         [sys.executable, "-c", CODE.format(kind=type(data).__name__), data.model_dump_json()],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "FLOCK": flock},
     )  # fmt: skip
 
 
@@ -46,9 +52,30 @@ def test_two_processes_at_once_leave_one_whole_preparation(write, tmp_path):
     said = [run.communicate(timeout=60) for run in runs]
     assert [run.returncode for run in runs] == [0, 0], said
     assert len({out for out, _ in said}) == 1
+    assert sum(err.count("preparing") for _, err in said) == 1  # once for the node
     prepared = made(data)
     assert in_cache() == [prepared.key]
     assert said[0][0].split()[1:] == [str(int(prepared.train().sum())), str(int(prepared.heldout().sum()))]
+
+
+@pytest.mark.parametrize("flock", ["nothing", "ENOLCK"])
+def test_without_locks_what_is_made_several_times_is_there_once_and_whole(flock, tmp_path):
+    """One is killed as it writes; another reads what is there all the while."""
+    data = jsonl(tmp_path, STORIES * 40)
+    runs = [begun(data, flock) for _ in range(3)]
+    for run in runs:
+        let_go(run)
+    next(iter(runs[0].stderr))
+    runs[0].kill()
+    while any(run.poll() is None for run in runs[1:]):
+        for name in in_cache():
+            if not name.startswith(".unfinished-"):
+                Prepared.open(cache_root() / "data" / name).check()
+    said = [run.communicate(timeout=60) for run in runs[1:]]
+    assert [run.returncode for run in runs[1:]] == [0, 0], said
+    prepared = made(data)
+    assert [name for name in in_cache() if not name.startswith(".unfinished-")] == [prepared.key]
+    assert {out.split()[1] for out, _ in said} == {str(int(prepared.train().sum()))}
 
 
 @pytest.mark.parametrize("stage", ["preparing", "looking", "training"])
