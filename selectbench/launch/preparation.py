@@ -640,6 +640,9 @@ def _outlook(request: Request, own: Planned, notes: list[str]) -> Outlook:
     if contest.seconds is not None:
         each = (contest.seconds - contest.start_seconds) / len(suite.seeds) + costs[0].start_seconds
     told = list(plan_lines(site, suite, each))
+    used = max((planned.world_size for planned in own.plan.options), default=0)
+    if used < (there := site.gpus * site.nodes):
+        told.append(f"at most {used} of a job's {there} GPUs are used: gpus_per_node and nodes may be less")
     try:
         told += [f"does not fit: {problem}" for problem in limit_problems(site)]
     except UserError as error:

@@ -10,7 +10,6 @@ somebody looks. No process waits for another, and no lock is needed that reaches
 from __future__ import annotations
 
 import contextlib
-import getpass
 import hashlib
 import json
 import os
@@ -189,13 +188,14 @@ def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: 
         minutes = max(1, -(-int(seconds) // 60))
         limit = f"--time={minutes // 60}:{minutes % 60:02d}:00"
     at_once = f"%{site.rounds_at_once}" if site.rounds_at_once else ""
+    log = f"{run / ROUNDS}/".replace("%", "%%") + "%a/job.log"
     options = [
         f"--job-name=selectbench-{suite}", f"--array={_ranges(rounds)}{at_once}", f"--nodes={site.nodes}",
         "--ntasks-per-node=1", *(["--exclusive", "--mem=0"] if site.exclusive else []),
         f"--gpus-per-node={site.gpus}" if site.gpus else "",
         f"--partition={site.partition}" if site.partition else "",
         f"--account={site.account}" if site.account else "", limit, "--requeue",
-        f"--signal=TERM@{SIGNAL_SECONDS}", "--open-mode=append", f"--output={_escaped(run / ROUNDS)}/%a/job.log",
+        f"--signal=TERM@{SIGNAL_SECONDS}", "--open-mode=append", f'--output="{log}"',
         *site.sbatch,
     ]  # fmt: skip
     step = 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=1'
@@ -211,11 +211,6 @@ def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: 
         ]
     on_each_node = "\n".join([*site.setup.splitlines(), f"exec {line}"])
     return "\n".join([*lines, f"{step} bash -c {shlex.quote(on_each_node)}", ""])
-
-
-def _escaped(path: Path) -> str:
-    """For a line of sbatch, in which % and spaces mean something."""
-    return str(path).replace("\\", "\\\\").replace("%", "%%").replace(" ", "\\ ")
 
 
 def _ranges(numbers: Sequence[int]) -> str:
@@ -300,7 +295,7 @@ def seconds_of(text: str) -> float | None:
 
 
 SLURM = "slurm"
-SITE_FILE, JOBS, BEGUN, SCRIPT = "site.json", "jobs.json", "begun.json", "job.sh"
+JOBS, BEGUN, SCRIPT = "jobs.json", "begun.json", "job.sh"
 END_SECONDS = 180.0
 """For Slurm to end jobs: it gives them half a minute of its own, or what its administrator says."""
 SHORT_RESTARTS = 3
@@ -429,7 +424,7 @@ class SlurmRun:
         own, found = set(self.jobs), {}
         if not own:
             return {}
-        said = slurm("squeue", "--noheader", "--array", f"--user={getpass.getuser()}", "--format=%F|%K|%T|%N|%r")
+        said = slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T|%N|%r")
         for line in said.splitlines():
             job, number, state, nodes, reason = (*line.strip().split("|"), "", "", "", "")[:5]
             if job in own and number.isdecimal():
@@ -563,7 +558,6 @@ def run_under_slurm(site: Site, suite: Suite, own_code: str | None, results: Pat
     folder = results / suite.name / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z-{mark}"
     with writing(folder):
         (folder / SLURM).mkdir(parents=True)
-        write_whole(folder / SLURM / SITE_FILE, site.model_dump_json(indent=2) + "\n")
         write_whole(folder / SLURM / SUITE, suite_text(suite))
     return SlurmRun(folder)
 
@@ -581,13 +575,21 @@ def seconds_left(rounds: Sequence[Round]) -> float | None:
 POLL_SECONDS, MOST_POLL_SECONDS = 1.0, 10.0
 GONE_AFTER = 3
 """Looks in a row that find no job of a round that is not complete: Slurm moves jobs from state to state."""
+MOST_SILENT = 30
+"""Looks in a row that Slurm does not answer: its controller may be started anew."""
 
 
 def watch(run: SlurmRun, show: Callable[[Sequence[Round]], None]) -> list[Round]:
-    """Look until nothing of it runs or waits. Raises UserError where Slurm can't be asked any more."""
-    pause, gone = POLL_SECONDS, 0
+    """Look until nothing of it runs or waits. Raises UserError where Slurm does not answer for some minutes."""
+    pause, gone, silent = POLL_SECONDS, 0, 0
     while True:
-        rounds = run.rounds()
+        try:
+            rounds, silent = run.rounds(), 0
+        except UserError:
+            if (silent := silent + 1) > MOST_SILENT:
+                raise
+            time.sleep(pause)
+            continue
         show(rounds)
         if all(one.task is None for one in rounds):
             gone += 1
