@@ -75,7 +75,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     lanes, nodes = lanes_found(suite, records, known), nodes_found(suite, records, known)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(contest, rows, by_name, lanes_of(records))}"
+        answer=f"{answer(contest, rows, by_name, _place(records))}"
         f"{hardware.ranks_in_answer(suite.device, summaries)}"
         f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}"
         f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
@@ -186,10 +186,10 @@ def _group(suite: Suite, row: Row) -> int:
 # The sentence that answers the suite's question, and what it must not claim.
 
 
-def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary], lanes: int) -> str:
+def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary], place: str) -> str:
     """One paragraph: what is best and by how much, how sure that is, and what was left out.
 
-    `rows` in the order of the ranking; `lanes` of the run.
+    `rows` in the order of the ranking; `place`: what a line that goes on with the run says of its machine.
     """
     suite = contest.suite
     metric = METRICS[suite.decide.objective]
@@ -209,7 +209,7 @@ def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summar
         *_beside_the_ranks(metric, placed, rows, summaries),
         _left_out(metric, rows, summaries, bool(placed)),
         f"Not verified for {listed(own)}: what own code does beyond what was counted." if own else "",
-        _how_to_extend(suite, max(proposed, default=0), lanes),
+        _how_to_extend(suite, max(proposed, default=0), place),
     ]
     if not contest.is_complete:  # only a complete run is extended
         sentences.pop()
@@ -237,14 +237,20 @@ def _disturbed(contest: Contest, metric: Metric, summaries: Iterable[Summary]) -
     return f"{told}The timing of {listed(names)} was disturbed (see the warnings): run again on an idle machine."
 
 
-def _how_to_extend(suite: Suite, seeds: int, lanes: int) -> str:
+def _place(records: Sequence[Record]) -> str:
+    if any(record.node for record in records):
+        return " --site site.yaml"
+    return f" --lanes {lanes}" if (lanes := lanes_of(records)) > 1 else ""
+
+
+def _how_to_extend(suite: Suite, seeds: int, place: str) -> str:
     """The command that adds so many seeds to the run."""
     if not 0 < seeds <= MOST_TO_LIST:
         return ""
     if suite.quick:
         return "A run without --quick has more seeds."
     listed = ",".join(map(str, suite.unused_seeds(seeds)))
-    more = f"--extend . --seeds {listed}{f' --lanes {lanes}' if lanes > 1 else ''}"
+    more = f"--extend . --seeds {listed}{place}"
     return f"To add seeds: selectbench run suite.yaml {more} (in the run's folder)."
 
 

@@ -101,6 +101,9 @@ class Request:
     """Machines that trials run on together, this one among them."""
 
 
+NEW_SEEDS = "--extend needs --seeds with the new ones, such as --seeds 5,6"
+
+
 @dataclass(frozen=True)
 class Planned:
     """A suite's plan and what it was made from."""
@@ -180,7 +183,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
     extended = None
     if request.extend is not None:
         if request.seeds is None:
-            raise UserError("--extend needs --seeds with the new ones, such as --seeds 5,6")
+            raise UserError(NEW_SEEDS)
         if request.budget_seconds is not None:
             raise UserError("--budget cuts rounds: with --extend, --seeds says how many there are to be")
         suite, extended = with_more_seeds(

@@ -39,6 +39,7 @@ from selectbench.launch.own_code import check_own_code
 from selectbench.launch.preparation import (
     CONTEST,
     INTERFERES,
+    NEW_SEEDS,
     SCREENING,
     Extended,
     Preparation,
@@ -48,9 +49,19 @@ from selectbench.launch.preparation import (
     extended_by,
     resolve,
     stages,
+    with_more_seeds,
 )
 from selectbench.launch.publish import publish, read_run
-from selectbench.launch.site import Round, SlurmRun, limit_problems, read_site, run_under_slurm, this_node, watch
+from selectbench.launch.site import (
+    Round,
+    SlurmRun,
+    attached,
+    limit_problems,
+    read_site,
+    run_under_slurm,
+    this_node,
+    watch,
+)
 from selectbench.launch.trial import Stop, StopRequest, TrialEnd, TrialRunner, TrialServers
 from selectbench.machine import usable_cores
 from selectbench.planning.plan import PlannedTrial, in_run_order
@@ -67,6 +78,7 @@ from selectbench.record.run_folder import (
     RunLock,
     create_run,
     extend_run,
+    find_run,
     fingerprint,
     fingerprint_part,
     last_attempts,
@@ -74,8 +86,10 @@ from selectbench.record.run_folder import (
     read_records,
     run_name,
     runs_of,
+    suite_text,
     sweep_weights,
     weights_folder,
+    write_whole,
     writing,
 )
 from selectbench.record.wire import CommandOrder, Evaluating, Order, Phase, Place, Progress
@@ -132,12 +146,9 @@ def run(
                 folder = _choose_folder(preparation, results, fresh=fresh, retried=retried)
             else:
                 assert preparation.round is not None
-                mark = _fingerprint(preparation, preparation.suite)
-                ours = (preparation.suite, preparation.environment)
-                first = slurm.begun(*ours, mark)
-                if first.get("mark") != mark:
-                    raise UserError(_unlike(preparation, first))
-                folder = slurm.enter(preparation.round, *ours, first)
+                first = slurm.begun(_found(preparation))
+                _check_alike(preparation, first)
+                folder = slurm.enter(preparation.round, preparation.suite, preparation.environment, first)
             lock = until_its_end.enter_context(RunLock(folder, notify))
         before = 0 if slurm is None else len(slurm.ended_trials(preparation.round or 0))
         with StopRequest() as stop:
@@ -160,17 +171,32 @@ def run(
             return Result(folder, ranking, status)
 
 
-def _unlike(preparation: Preparation, first: dict[str, Any]) -> str:
-    """How this node differs from the one on which a run under Slurm began."""
-    here = json.loads(json.dumps(preparation.environment, default=str))
-    settings = differing(preparation.suite.resolved, first["suite"])
-    apart = [*settings, *differing(fingerprint_part(here), fingerprint_part(first["environment"]))]
-    told = "; ".join(
-        f"{one_line(d.path)}: {one_line(str(d.reference))} where it began, {one_line(str(d.run))} here"
-        for d in apart[:4]
+GROWS = ("seeds", "looks")
+"""Keys of a suite in which a run that is extended differs from what it was."""
+
+
+def _found(preparation: Preparation) -> dict[str, Any]:
+    """What every job of a run under Slurm must find alike."""
+    found = {
+        "suite": {key: value for key, value in preparation.suite.resolved.items() if key not in GROWS},
+        "environment": preparation.environment, "own_code": preparation.plan.own_code_sha256,
+        "data": sorted({one.key for one in preparation.prepared.values()}),
+    }  # fmt: skip
+    return dict(json.loads(json.dumps(found, default=str)))
+
+
+def _check_alike(preparation: Preparation, first: dict[str, Any]) -> None:
+    """Raises UserError where this node differs from the one on which a run under Slurm began."""
+    ours, theirs = (
+        {**found, "environment": fingerprint_part(found["environment"])} for found in (_found(preparation), first)
     )
-    what = told or "data or own code were changed"
-    return f"{this_node() or 'this node'}: all nodes of a run must be alike: {what}; --fresh begins a run anew"
+    if apart := differing(ours, theirs):
+        told = "; ".join(
+            f"{one_line(d.path)}: {one_line(str(d.reference))} where it began, {one_line(str(d.run))} here"
+            for d in apart[:4]
+        )
+        here = this_node() or "this node"
+        raise UserError(f"{here}: all nodes of a run must be alike: {told}; --fresh begins a run anew")
 
 
 def submit(
@@ -181,7 +207,7 @@ def submit(
 
     `again` is asked where all of it is complete.
     """
-    asked = {"--extend": request.extend, "--budget": request.budget_seconds, "--gpus": request.gpus}
+    asked = {"--budget": request.budget_seconds, "--gpus": request.gpus}
     if barred := [name for name, value in asked.items() if value is not None]:
         raise UserError(f"{' and '.join(barred)}: not for a run under Slurm; leave it out")
     suite, machine = resolve(request)
@@ -191,13 +217,18 @@ def submit(
     if problems := limit_problems(site):
         raise UserError(*problems)
     own_code = own_code_sha256(suite.code) if suite.code else None
-    run = run_under_slurm(site, suite, own_code, results, fresh=fresh)
+    if request.extend is not None:
+        run = _with_more_rounds(request, suite)
+    else:
+        run = run_under_slurm(site, suite, own_code, results, fresh=fresh)
     rounds = run.rounds()
-    if not any(retried) and all(one.is_complete and one.task is None for one in rounds):
+    if request.extend is None and not any(retried) and all(one.is_complete and one.task is None for one in rounds):
         if (answer := again(run.folder)) == "show":
             return run
         if isinstance(answer, int):
-            raise UserError("a run under Slurm is not extended: run it anew with more --seeds")
+            more = suite.unused_seeds(answer)
+            longer = replace(request, extend=str(run.folder), seeds=",".join(map(str, more)))
+            return submit(longer, results, notify, fresh=fresh, retried=retried, again=again)
         run = run_under_slurm(site, suite, own_code, results, fresh=True)
         rounds = run.rounds()
     missing = [one.number for one in rounds if one.task is None and (any(retried) or not one.is_complete)]
@@ -207,6 +238,31 @@ def submit(
     else:
         notify(f"{run.folder}: Slurm has all rounds that are not complete already")
     return run
+
+
+def _with_more_rounds(request: Request, suite: Suite) -> SlurmRun:
+    """The complete run that gets the seeds as further rounds. Raises UserError where it ran another suite."""
+    if request.seeds is None:
+        raise UserError(NEW_SEEDS)
+    run = attached(find_run(request.extend or "", request.results, suite.name, to_extend=True))
+    whole, declared = (
+        load_suite(str(path), device="cpu", require_files=False) for path in (run.folder / SUITE, run.suite_file)
+    )
+    differences = [
+        [d for d in differing(suite.resolved, known.resolved) if d.path not in GROWS] for known in (declared, whole)
+    ]
+    if all(differences):
+        told = "; ".join(
+            f"{one_line(d.path)}: {one_line(str(d.reference))} there, {one_line(str(d.run))} here"
+            for d in differences[0][:4]
+        )
+        raise UserError(f"{run.folder}: seeds are added to what is the same run but for them; {told}")
+    more, _ = with_more_seeds(whole.model_copy(update={"seeds": suite.seeds}), run.folder)
+    extend_run(run.folder, more, whole)
+    declared = declared.model_copy(update={"resolved": {**declared.resolved, "seeds": more.seeds}})
+    with writing(run.folder):
+        write_whole(run.suite_file, suite_text(declared))
+    return SlurmRun(run.folder)
 
 
 def attend(run: SlurmRun, show: Callable[[Sequence[Round]], None], notify: Notify) -> Result | None:

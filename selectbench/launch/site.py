@@ -458,12 +458,11 @@ class SlurmRun:
 
     # A job's end of it.
 
-    def begun(self, suite: Suite, environment: Mapping[str, Any], mark: str) -> dict[str, Any]:
-        """What the first job found, which all must find: suite, environment and mark; for the first, its own."""
-        ours = {"mark": mark, "suite": suite.resolved, "environment": environment}
+    def begun(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """What the first job found, which all must find; of the first, its own. Raises UserError."""
         mine = self.own / f".{BEGUN}.{os.environ.get('SLURM_JOB_ID')}.{os.getpid()}"
         with writing(self.folder):
-            mine.write_text(json.dumps(ours, default=str), encoding="utf-8")
+            mine.write_text(json.dumps(found), encoding="utf-8")
             with contextlib.suppress(FileExistsError):
                 os.link(mine, self.own / BEGUN)  # of several at once one is the first, on network file systems too
             mine.unlink()
@@ -480,7 +479,8 @@ class SlurmRun:
             for place, facts in ((self.folder, first["environment"]), (folder, environment)):
                 text = json.dumps(facts, indent=2, sort_keys=True, default=str)
                 write_whole(place / ENVIRONMENT, f"{text}\n")
-                write_whole(place / SUITE, suite_text(suite))
+                if not (place / SUITE).exists():  # the run's may have got more seeds
+                    write_whole(place / SUITE, suite_text(suite))
             (folder / TRIALS).symlink_to(Path("..", "..", TRIALS))
         return folder
 
