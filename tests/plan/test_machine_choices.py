@@ -298,15 +298,17 @@ BUILT = [name for name in names() if name != "frameworks"]
 """Shipped suites whose jobs are built; what a script takes of a GPU nobody knows beforehand."""
 
 
-def shipped(name: str, driver: StandIn, gpu: dict[str, Any], count: int = 1) -> Plan:
-    """The plan of a shipped suite's cuda profile on GPUs that the driver's stand-in shows."""
+def shipped(
+    name: str, driver: StandIn, gpu: dict[str, Any], count: int = 1, nodes: int = 1, profile: str = "cuda"
+) -> Plan:
+    """The plan of a shipped suite's cuda profile, or another, on GPUs that the driver's stand-in shows."""
     script = {f"gpu{n}.{key.removeprefix('gpu0.')}": value for n in range(count) for key, value in gpu.items()}
     driver.set(count=count, **script, **{f"gpu{n}.uuid": f"GPU-{n}" for n in range(count)})
-    machine = replace(inspect_machine("cuda"), packages=EVERYTHING)
+    machine = replace(inspect_machine("cuda"), packages=EVERYTHING, nodes=nodes)
     machine = machine.on(machine.gpus)
     assert machine.device_count == count
-    suite = load_suite(name, device="cuda")
-    assert suite.profile == "cuda"
+    suite = load_suite(name, device="cuda", profile=None if profile == "cuda" else profile)
+    assert suite.profile == profile
     return make_plan(settled_for(suite, machine, None), machine, None, "code")
 
 
@@ -352,3 +354,14 @@ def test_eight_ranks_share_a_step_of_64_sequences(name: str, size: str, stand_in
     plan = shipped(name, stand_in, H200, count=8)
     assert taken(plan.suite)["micro_batch_size"] == size
     assert all(p.unsupported is None for p in plan.options)
+
+
+def test_four_nodes_of_eight_gpus_share_a_step(stand_in: StandIn) -> None:
+    over, scaled = (
+        shipped(name, stand_in, H200, 8, 4, profile)
+        for name, profile in (("multinode", "cuda"), ("scaling", "nodes"))
+    )
+    assert {(p.world_size, p.gradient_accumulation_steps, p.unsupported) for p in over.options} == {(32, 1, None)}
+    found = {p.world_size: p.unsupported for p in scaled.options}
+    assert found.pop(2) == "world_size 2 can't be shared evenly by 4 nodes"
+    assert found == dict.fromkeys((1, 8, 16, 32))

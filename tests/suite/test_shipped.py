@@ -20,7 +20,7 @@ CORPUS_BYTES = 3_930_000
 """The same of its text for training."""
 
 
-GPT2 = ["accumulation", "distributed", "framework", "optimizer", "precision", "scaling"]
+GPT2 = ["accumulation", "distributed", "framework", "multinode", "optimizer", "precision", "scaling"]
 TASKS = ["architecture", "finetuning", "known_floor", "pretrained", "tokenizer", "translation"]
 
 
