@@ -340,13 +340,18 @@ def folder_problem(folder: Path) -> str | None:
     return _another_models(folder, config, shapes)
 
 
-def family_problem(path: str) -> str | None:
-    """That transformers here does not know a file's family, or None. Its modules are read: imports take seconds."""
-    model_type = _mapping_in(config_file(path)).get("model_type")
+@cache
+def _auto() -> str:
+    """What of transformers here names its families; '': it is not installed. To import it takes seconds."""
     spec = find_spec("transformers")
     files = Path(spec.origin).parent.glob("models/auto/*.py") if spec and spec.origin else ()
-    known = {word for path in files for word in path.read_text(encoding="utf-8").split('"')}
-    if not known or not isinstance(model_type, str) or model_type in known:
+    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+
+
+def family_problem(path: str) -> str | None:
+    """That transformers here does not know a file's family, or None."""
+    model_type, known = _mapping_in(config_file(path)).get("model_type"), set(_auto().split('"'))
+    if len(known) < 2 or not isinstance(model_type, str) or model_type in known:
         return None
     return f"transformers knows no model_type {quoted(model_type)}{did_you_mean(model_type, sorted(known))}"
 
@@ -435,11 +440,20 @@ ENCODERS = frozenset({
 """Families that transformers also builds for the next token: unless they are told that they decode, they see it."""
 
 
+@cache
+def _families() -> dict[str, str]:
+    """By task, where transformers here names the families that it builds for it."""
+    words = {"causal_lm": "CAUSAL_LM", "masked_lm": "MASKED_LM", "seq2seq": "SEQ_TO_SEQ_CAUSAL_LM"}
+    names = {task: f"MODEL_FOR_{word}_MAPPING_NAMES = " for task, word in words.items()}
+    return {task: _auto().partition(name)[2].partition("\n)")[0] for task, name in names.items()}
+
+
 def _tasks_of(content: dict[str, Any]) -> tuple[str, ...]:
-    """Tasks that a configuration's model may be for; the worker finds out whether transformers has such a one."""
+    """Tasks that a configuration's model may be for; all of them where transformers here knows none."""
     family = content.get("model_type")
     leaks = family in ENCODERS and not content.get("causal" if family == "xlm" else "is_decoder")
-    return ("masked_lm",) if leaks else ("causal_lm", "masked_lm", "seq2seq")
+    named = tuple(task for task, table in _families().items() if f'("{family}",' in table)
+    return ("masked_lm",) if leaks else named or tuple(_families())
 
 
 def _mapping_in(path: Path) -> dict[str, Any]:

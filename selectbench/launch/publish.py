@@ -16,7 +16,7 @@ from selectbench.analysis.recommendation import BEST_FILES
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.summary import counted
 from selectbench.analysis.tuning import search, settled_by_records
-from selectbench.data.prepared import evaluable
+from selectbench.data.prepared import sequences
 from selectbench.errors import ExitCode, UserError
 from selectbench.planning.plan import heldout_warnings, suite_warnings, unused_row_warnings, vocabulary_warnings
 from selectbench.record.environment import read_environment
@@ -149,11 +149,11 @@ class StoredRun:
         """All that there were to score, by option; of pairs and chats as many as were scored."""
         if self.suite.command is not None:
             return {}
-        facts = self._data_by_option()
+        facts, seq_len = self._data_by_option(), self.suite.built.seq_len
         by_targets = {name for name, one in facts.items() if one.get("kind") in ("pairs", "chat")}
         found = {
             name: None if one.get("heldout_tokens") is None or name in by_targets
-            else evaluable(one["heldout_tokens"], self.suite.built.seq_len)
+            else sequences(one["heldout_tokens"], seq_len) * seq_len
             for name, one in facts.items()
         }  # fmt: skip
         for record in self.records:

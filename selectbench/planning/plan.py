@@ -108,7 +108,7 @@ def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str
 def target_warnings(found: Iterable[Targets | None]) -> list[str]:
     """Losses that rest on few of a step's tokens."""
     rest = "losses are noisy, and most of the time goes into the rest (a smaller seq_len, or a larger batch)"
-    few = [one.share for one in found if one is not None and one.share < FEWEST_TARGETS]
+    few = [one[0] for one in found if one is not None and one[0] < FEWEST_TARGETS]
     return [f"only {min(few):.1%} of the tokens of a step are trained on: {rest}"] if few else []
 
 

@@ -277,7 +277,7 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
             f"{suite.built.seq_len} tokens = {units.count(plan.tokens)} tokens, {epochs} epochs"
         )
         if found := plan.targets.get(suite.baseline):
-            yield found.words
+            yield found[1]
     held = " and ".join(suite.decide.constraints)
     constraints = f", of the options that hold {held}" if held else ", without any constraint"
     yield f"decided by {suite.decide.objective}{constraints}"
@@ -414,7 +414,7 @@ def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[st
     for prepared, options, look in prepared_data:
         if len(prepared_data) > 1:
             _say(console, [f"{one_line(', '.join(options), 200)}:"], "bold")
-        told = [f"  {look.targets.words}"] if look.targets else []
+        told = [f"  {look.targets[1]}"] if look.targets else []
         _say(console, [*_documents(prepared), *_tokens(prepared), *told, *_histogram(prepared.document_sizes)])
         for sample in look.training_samples:
             headed("training: ", sample)

@@ -137,10 +137,7 @@ class OwnDocuments(DataSource):
 
 
 class TokenFile(DataSource):
-    """Token ids prepared elsewhere: ids alone, as nanoGPT writes them, or with a header that says what they are.
-
-    Headers: .npy, the 256 int32 of llm.c and modded-nanogpt, and Megatron's .idx beside the .bin file.
-    """
+    """Token ids prepared elsewhere: alone, as .npy, with the header of llm.c, or beside an .idx of Megatron's."""
 
     paths: ClassVar[Mapping[str, PathKind]] = {"tokens": "file"}
     documents_are: ClassVar[Kind] = "tokens"
@@ -181,14 +178,15 @@ class MarkovSource(DataSource):
 
 
 class Chat(DataSource):
-    """Conversations, one JSON object a line; the loss counts the answers of the assistant alone."""
+    """Conversations, JSON objects; the loss counts the answers of the assistant alone."""
 
     paths: ClassVar[Mapping[str, PathKind]] = {"chat": "globs"}
     documents_are: ClassVar[Kind] = "chat"
     chat: OneOrMore
     """Paths or globs of JSONL files, relative to the suite, gzip too."""
-    field: FieldName = "messages"
-    """Key of the list of messages, each an object with `role` (system, user, assistant) and `content`."""
+    field: FieldName | None = None
+    """Key of the list of messages, each with `role` (system, user, assistant) and `content` (text, or parts of it),
+    or with ShareGPT's `from` and `value`; `messages`, else `conversations`, if not given."""
 
 
 class Pairs(DataSource):

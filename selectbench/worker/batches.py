@@ -273,7 +273,7 @@ class PairBatches(SampleOrder):
     """Pairs in the order of a seed."""
 
     def __init__(self, data: Prepared, job: Job, seed: int, device: str, start_id: int | None = None) -> None:
-        lengths = data.train_lengths()
+        lengths = data.lengths(TRAIN)
         assert lengths is not None, "the job was checked: seq2seq has pairs"
         self._pairs = PairTokens.of(data.train(), lengths, job.seq_len, data.special_ids["pad"], start_id)
         super().__init__(len(self._pairs), job.global_batch_size, seed)
@@ -302,7 +302,7 @@ class PairHeldOut:
 
         Raises ValueError where no pair fits.
         """
-        lengths, sizes = data.heldout_lengths(), data.bytes_of_heldout()
+        lengths, sizes = data.lengths(HELDOUT), data.bytes_of_heldout()
         assert lengths is not None
         assert sizes is not None
         pairs = PairTokens.of(data.heldout(), lengths, seq_len, data.special_ids["pad"], start_id)

@@ -27,7 +27,7 @@ from transformers.utils import logging
 
 from selectbench.choices.choice import is_own
 from selectbench.choices.model import Lora, OwnModel, PretrainedTokenizer
-from selectbench.data.prepared import TOKENIZER, Prepared, fitting
+from selectbench.data.prepared import HELDOUT, TOKENIZER, Prepared, fitting
 from selectbench.data.tokenizer import pretrained_tokenizer
 from selectbench.record.record import Inside, Sample, Sentences
 from selectbench.record.wire import Order
@@ -471,7 +471,7 @@ class Examination:
     @classmethod
     def of(cls, order: Order, data: Prepared, module: Any) -> Examination | None:
         """None where no score is asked for, or the task generates no text."""
-        job, lengths = order.job, data.heldout_lengths()
+        job, lengths = order.job, data.lengths(HELDOUT)
         if not isinstance(job.eval, Eval) or job.task != "seq2seq" or not job.eval.scores or lengths is None:
             return None
         start_id = decoder_start_id(module)

@@ -50,6 +50,8 @@ def test_own_code_that_fails(module, words, tmp_path):
         ([{"content": "a"}], "message 0 has the role None"),
         (["a"], "message 0 has the role None"),
         ([{"role": "user", "content": ["a"]}], "message 0 has a list as its content, text was expected"),
+        ([{"role": "user", "content": [{"type": "image", "image": "a"}]}], "message 0 has a part that is no text"),
+        ([{"from": "bing", "value": "a"}], "message 0 has the role 'bing'"),
         ([], "a list was found"),
         ("text", "text was found, a list of messages was expected"),
         (None, "null was found"),
@@ -84,7 +86,12 @@ def test_a_token_file_of_odd_size(tmp_path):
 
 def test_ids_beyond_the_vocabulary(tmp_path):
     data = token_file(tmp_path / "ids.bin", [*range(400), 500, 1], "uint32")
-    refused(data, tmp_path / "ids.bin", "token 400 is 500, vocab_size is 500", "another dtype", tokenizer=None)
+    refused(
+        data,
+        tmp_path / "ids.bin",
+        "as uint32 token 400 is 500, vocab_size is 500; is it another file, or dtype?",
+        tokenizer=None,
+    )
 
 
 def test_token_files_that_are_missing_empty_or_folders(tmp_path):
@@ -103,4 +110,4 @@ def test_a_bad_token_file_of_two_is_named(tmp_path):
     missing = TokenFile(tokens=str(tmp_path / "none.bin"), vocab_size=500)
     bad = token_file(tmp_path / "bad.bin", np.full(100, 600))
     refused(Apart(train=good, heldout=missing), f"{tmp_path / 'none.bin'} does not exist", tokenizer=None)
-    refused(Apart(train=good, heldout=bad), f"{tmp_path / 'bad.bin'}: token 0 is 600", tokenizer=None)
+    refused(Apart(train=good, heldout=bad), f"{tmp_path / 'bad.bin'}: as uint16 token 0 is 600", tokenizer=None)

@@ -8,9 +8,11 @@ import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data.made import STORIES, dataset, jsonl, made, parquet, refused
+from data.made import STORIES, dataset, decoded, jsonl, made, parquet, refused
 
+from selectbench.choices.model import Bytes
 from selectbench.data import reading as lines
+from selectbench.errors import UserError
 from selectbench.suite.sources import Cleaning, Dataset, JsonLines, Parquet, TextFiles
 
 DROP = Cleaning(unreadable="drop")
@@ -48,6 +50,44 @@ def test_a_bad_line_of_jsonl_is_refused_or_dropped_and_counted(bad, words, tmp_p
     assert prepared.train_documents + prepared.heldout_documents == 23
 
 
+ARRAY = [json.dumps(row).encode() for row in GOOD]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (b"[1, [2]]", "item 4: a list was found, an object was expected"),
+        (b"null", "item 4: null was found, an object was expected"),
+        (b'{"txt": "a"}', "item 4: there is no field 'text', text was expected"),
+        (b'{"text": "caf\xe9"}', "item 4 holds bytes that are not UTF-8"),
+    ],
+)
+def test_a_bad_item_of_an_array_is_refused_or_dropped_alone(bad, words, tmp_path):
+    (tmp_path / "some.json").write_bytes(b"[" + b", ".join([*ARRAY[:3], bad, *ARRAY[3:]]) + b"]")
+    data = JsonLines(jsonl=[str(tmp_path / "some.json")])
+    refused(data, f"{tmp_path / 'some.json'}, {words}", "`job.cleaning: {unreadable: drop}`")
+    prepared = made(data, cleaning=DROP)
+    assert (prepared.documents_in, prepared.removed) == (21, {"unreadable": 1})
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"[" + b",".join(ARRAY), "item 20 of a JSON array: it breaks off"),
+        (b"[" + b",".join(ARRAY)[:-9], "item 20 of a JSON array"),
+        (b"[" + ARRAY[0] + b", {text: 3}, " + ARRAY[1] + b"]", "item 2 of a JSON array: Expecting property name"),
+        (b"[" + b",".join(ARRAY) + b"]\n" + ARRAY[0], "goes on after the end of a JSON array"),
+        (b"[" * 100_000, "item 1 of a JSON array"),
+        (b"[]", "has no text"),
+        (b"[", "item 1 of a JSON array"),
+    ],
+)
+@pytest.mark.parametrize("cleaning", [Cleaning(), DROP])
+def test_an_array_that_is_damaged_is_refused_whatever_may_be_dropped(content, words, cleaning, tmp_path):
+    (tmp_path / "some.json").write_bytes(content)
+    refused(JsonLines(jsonl=[str(tmp_path / "some.json")]), tmp_path / "some.json", words, cleaning=cleaning)
+
+
 def test_nothing_but_bad_lines(tmp_path):
     data = records(tmp_path / "some.jsonl", b"no", b"nor this")
     refused(data, "cleaning removed all 2 documents (2 unreadable)", cleaning=DROP)
@@ -62,14 +102,23 @@ def test_a_bad_line_of_text_is_dropped_and_the_rest_stays(tmp_path):
     assert prepared.train_bytes == len("a fine line\nanother")
 
 
-@pytest.mark.parametrize("cleaning", [Cleaning(), DROP])
-@pytest.mark.parametrize("name", ["long.txt", "long.gz"])
-def test_a_line_that_would_fill_the_memory(name, cleaning, tmp_path, monkeypatch):
+@pytest.mark.parametrize("end", [b"\n", b"\r", b"\r\n"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+def test_a_line_that_would_fill_the_memory_is_refused_or_dropped_alone(end, pack, tmp_path, monkeypatch):
     monkeypatch.setattr(lines, "LONGEST_LINE_BYTES", 1 << 20)
-    content = b"short\n" + b"x" * (1 << 20) + b"y\n"
-    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
-    data = TextFiles(text=[str(tmp_path / name)])
-    refused(data, f"{tmp_path / name}, line 2 is longer than 1 MiB", "line ends", cleaning=cleaning)
+    (tmp_path / "long.txt").write_bytes(pack(b"short" + end + b"x" * (3 << 20) + end + b"\xff" + end + b"after"))
+    data = TextFiles(text=[str(tmp_path / "long.txt")])
+    refused(data, f"{tmp_path / 'long.txt'}, line 2 is longer than 1 MiB", "line ends", "unreadable: drop")
+    prepared = made(data, cleaning=DROP, tokenizer=Bytes())
+    assert prepared.removed == {"unreadable": 2}
+    assert decoded(prepared, prepared.train()) == ["short\nafter"]
+    with pytest.raises(UserError, match=rf"byte offset {5 + (3 << 20) + 2 * len(end)}, line 3"):
+        list(lines.read_lines(tmp_path / "long.txt", "job.data.text", only_too_long))
+
+
+def only_too_long(message):
+    if "longer than" not in message:
+        raise UserError(message)
 
 
 def test_a_line_of_just_the_longest_length_is_read(tmp_path, monkeypatch):
@@ -94,17 +143,17 @@ def test_damaged_gzip(damage, cleaning, tmp_path):
     data = jsonl(tmp_path, name="records.jsonl.gz")
     path = Path(data.jsonl[0])
     path.write_bytes(damage(path.read_bytes()))
-    refused(data, f"job.data.jsonl: {path}, line ", "the gzip file is damaged", cleaning=cleaning)
+    refused(data, f"job.data.jsonl: {path}: the gzip file is damaged", cleaning=cleaning)
 
 
 def test_gzip_overwritten_in_its_middle(tmp_path):
-    """What it unpacks to until then is no JSON either, and may be dropped; the damage may not."""
+    """What it unpacks to until then is no JSON either; the damage may not be dropped."""
     data = jsonl(tmp_path, name="records.jsonl.gz")
     path = Path(data.jsonl[0])
     raw = path.read_bytes()
     path.write_bytes(raw[:200] + bytes(8) + raw[208:])
-    refused(data, f"job.data.jsonl: {path}, line 1 ")
-    refused(data, f"job.data.jsonl: {path}, line ", "the gzip file is damaged", cleaning=DROP)
+    for cleaning in (Cleaning(), DROP):
+        refused(data, f"job.data.jsonl: {path}: the gzip file is damaged", cleaning=cleaning)
 
 
 # --- parquet and data sets ---

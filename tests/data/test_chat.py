@@ -80,7 +80,7 @@ def test_trained_tokens_are_those_of_the_answers(messages):
 def test_prepared_masks_cover_the_answers_of_the_file(tokenizer, tmp_path):
     prepared = made(chat(tmp_path), tokenizer=tokenizer)
     count = 0
-    sides = [(prepared.train(), prepared.train_mask()), (prepared.heldout(), prepared.heldout_mask())]
+    sides = [(prepared.train(), prepared.mask("train")), (prepared.heldout(), prepared.mask("heldout"))]
     for ids, mask in sides:
         assert len(ids) == len(mask)
         ends = np.flatnonzero(ids == 0)
@@ -103,7 +103,7 @@ def test_bytes_of_a_chat_are_those_of_all_that_is_encoded(tmp_path):
 
 def test_a_text_has_no_mask(tmp_path):
     prepared = made(jsonl(tmp_path))
-    assert prepared.train_mask() is prepared.heldout_mask() is None
+    assert prepared.mask("train") is prepared.mask("heldout") is None
 
 
 def test_a_field_below_others(tmp_path):
@@ -114,11 +114,36 @@ def test_a_field_below_others(tmp_path):
     assert made(Chat(chat=[str(path)], field="talk.turns")).documents_in == len(STORIES)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
+def test_content_in_parts_is_read_as_one_text(parts, tmp_path):
+    whole = chat(tmp_path)
+    rows = [json.loads(line)["messages"] for line in Path(whole.chat[0]).read_text().splitlines()]
+    for message in (message for row in rows for message in row):
+        size = -(-len(message["content"]) // parts)
+        cuts = range(0, len(message["content"]), size)
+        message["content"] = [{"type": "text", "text": message["content"][n : n + size]} for n in cuts]
+    (tmp_path / "parts.json").write_text(json.dumps([{"messages": row} for row in rows], indent=1))
+    found = made(Chat(chat=[str(tmp_path / "parts.json")]))
+    assert found.train().tolist() == made(whole).train().tolist()
+
+
+@pytest.mark.parametrize("field", [None, "conversations"])
+def test_conversations_as_share_gpt_has_them(field, tmp_path):
+    whole = chat(tmp_path)
+    rows = [json.loads(line)["messages"] for line in Path(whole.chat[0]).read_text().splitlines()]
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    shared = [[{"from": names[one["role"]], "value": one["content"]} for one in row] for row in rows]
+    (tmp_path / "shared.json").write_text(json.dumps([{"id": 3, "conversations": row} for row in shared]))
+    found = made(Chat(chat=[str(tmp_path / "shared.json")], field=field))
+    assert found.train().tolist() == made(whole).train().tolist()
+    assert found.mask("train").tolist() == made(whole).mask("train").tolist()
+
+
 def test_messages_that_spell_a_role_are_text(tmp_path):
     path = tmp_path / "sly.jsonl"
     path.write_text(json.dumps({"messages": turns("<|assistant|>\nno", "<|user|>\n<|endoftext|>yes")}))
     prepared = made(Chat(chat=[str(path)]), tokenizer=Bytes())
-    ids, mask = np.array(prepared.train()), np.array(prepared.train_mask()).astype(bool)
+    ids, mask = np.array(prepared.train()), np.array(prepared.mask("train")).astype(bool)
     assert (ids == 0).sum() == 1
     assert BYTES.backend.decode(ids[mask][:-1].tolist()) == "<|user|>\n<|endoftext|>yes\n"
 
@@ -150,7 +175,7 @@ def test_sequences_hold_every_token_of_the_answers_once_and_whole_answers(
     turns_each, question, answer, seq_len, tmp_path
 ):
     prepared = made(lengthy(tmp_path, turns_each=turns_each, question=question, answer=answer), tokenizer=Bytes())
-    ids, mask = np.array(prepared.train()), np.array(prepared.train_mask())
+    ids, mask = np.array(prepared.train()), np.array(prepared.mask("train"))
     cut = prepared.answers("train", seq_len)
     counted = cut.counted(np.arange(len(cut.starts)), seq_len)
     places = cut.starts[:, None] + np.arange(1, seq_len + 1)
@@ -168,10 +193,10 @@ def test_sequences_hold_every_token_of_the_answers_once_and_whole_answers(
             conversation = int(np.flatnonzero(np.append(0, ids[:begin]) == 0)[-1])
             least = min(begin - conversation, seq_len // 2, seq_len - (end - begin))
             assert begin - 1 - start >= least - 1
-    found = targets(prepared, job(seq_len))
+    share, words = targets(prepared, job(seq_len))
     even = [mask[n + 1 : n + seq_len + 1].any() for n in range(0, len(ids) - seq_len, seq_len)]
-    assert found.share == pytest.approx(mask.sum() / (len(cut.starts) * seq_len))
-    assert (f"; cut evenly, {1 - np.mean(even):.0%} of the sequences" in found.words) != all(even)
+    assert share == pytest.approx(mask.sum() / (len(cut.starts) * seq_len))
+    assert (f"; cut evenly, {1 - np.mean(even):.0%} of the sequences" in words) != all(even)
 
 
 def test_what_a_step_trains_on_is_shown_and_few_is_a_warning_and_none_an_error(tmp_path):

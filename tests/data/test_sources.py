@@ -23,10 +23,11 @@ from data.made import (
     parquet,
 )
 
-from selectbench.choices.model import Bpe
+from selectbench.choices.model import Bpe, Bytes
+from selectbench.data import reading
 from selectbench.data.prepare import prepare
 from selectbench.errors import UserError
-from selectbench.suite.sources import Apart, Chat, Dataset, JsonLines, OwnDocuments, Parquet
+from selectbench.suite.sources import Apart, Chat, Dataset, JsonLines, OwnDocuments, Pairs, Parquet, TextFiles
 
 RECORDS = {name: write for name, write in TEXTS.items() if name != "text"}
 
@@ -122,6 +123,47 @@ def test_blank_lines_of_jsonl_are_passed_over(tmp_path):
     path = Path(data.jsonl[0])
     path.write_text(path.read_text(encoding="utf-8").replace("\n", "\n\n  \n"), encoding="utf-8")
     assert made(data).documents_in == len(STORIES)
+
+
+OBJECTS = [{"text": story, "meta": {"n": [n, "a\r]"]}} for n, story in enumerate(STORIES)]
+JSON_FILES = {
+    "lf": "\n".join(map(json.dumps, OBJECTS)),
+    "cr": "\r".join(map(json.dumps, OBJECTS)),
+    "all ends": "".join(json.dumps(one) + ("\r\n", "\r", "\n")[n % 3] for n, one in enumerate(OBJECTS)),
+    "array": json.dumps(OBJECTS),
+    "indented array": "\n " + json.dumps(OBJECTS, indent=3, ensure_ascii=False) + "\n\n",
+    "array of cr": json.dumps(OBJECTS, indent=0).replace("\n", "\r"),
+}
+
+
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize("form", JSON_FILES)
+def test_objects_in_lines_of_any_end_or_in_an_array(form, pack, mark, tmp_path, monkeypatch):
+    monkeypatch.setattr(reading, "_HEAD", 700)  # so that items lie across what is read at once
+    (tmp_path / "records").write_bytes(pack(mark + JSON_FILES[form].encode()))
+    prepared = made(JsonLines(jsonl=[str(tmp_path / "records")]), tokenizer=Bytes())
+    assert first_lines(of_both_sides(prepared)) == first_lines(STORIES)
+    assert prepared.documents_in == len(STORIES)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+def test_text_and_pairs_whose_lines_end_in_any_way(end, tmp_path):
+    lines = [story.split("\n")[0] for story in STORIES]
+    (tmp_path / "text.txt").write_bytes(end.join(lines).encode())
+    text = made(TextFiles(text=[str(tmp_path / "text.txt")]), tokenizer=Bytes())
+    assert sorted("\n".join(of_both_sides(text)).split("\n")) == sorted(lines)
+    pairs = end.join(f"{line}\t{line[::-1]}" for line in lines)
+    (tmp_path / "pairs.tsv").write_bytes(pairs.encode())
+    found = made(Pairs(pairs=[str(tmp_path / "pairs.tsv")]), tokenizer=Bytes(), specials=("pad",))
+    assert sorted(of_both_sides(found)) == sorted([*lines, *(line[::-1] for line in lines)])
+
+
+def test_pairs_in_an_array(tmp_path):
+    (tmp_path / "pairs.json").write_text(json.dumps([{"source": s, "target": s[::-1]} for s in STORIES], indent=1))
+    found = made(Pairs(pairs=[str(tmp_path / "pairs.json")]), tokenizer=Bytes(), specials=("pad",))
+    assert found.documents_in == len(STORIES)
+    assert first_lines(of_both_sides(found)) == first_lines([*STORIES, *(s[::-1] for s in STORIES)])
 
 
 # --- data sets ---

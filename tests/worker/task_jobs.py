@@ -132,7 +132,7 @@ def order_of(sequences: int, seed: int) -> Any:
 def pairs_that_fit(data: Prepared, *, heldout: bool = False) -> list[tuple[list[int], list[int]]]:
     """Source and target ids of every pair that has no side longer than LENGTH, read pair by pair."""
     tokens = list((data.heldout() if heldout else data.train()).tolist())
-    lengths = data.heldout_lengths() if heldout else data.train_lengths()
+    lengths = data.lengths("heldout") if heldout else data.lengths("train")
     assert lengths is not None
     found, place = [], 0
     for source, target in lengths.tolist():

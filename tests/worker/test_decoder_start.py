@@ -80,7 +80,7 @@ def test_training_evaluation_and_generation_begin_as_transformers_does(trials, p
 
     held_out = PairHeldOut.first(pairs, tokens=TOKENS, seq_len=LENGTH)
     assert found.initial_loss == pytest.approx(loss_of(model, held_out.batch(0, len(held_out))), rel=1e-5)
-    train = PairTokens.of(pairs.train(), pairs.train_lengths(), LENGTH, pairs.special_ids["pad"])
+    train = PairTokens.of(pairs.train(), pairs.lengths("train"), LENGTH, pairs.special_ids["pad"])
     first = train.batch(jobs.order_of(len(train), SEED)[:SEQUENCES])
     assert found.first_loss == pytest.approx(loss_of(model, first), rel=1e-5)
     lines = (trials.trial_folder / HYPOTHESES).read_text().splitlines()
@@ -93,7 +93,7 @@ def test_training_evaluation_and_generation_begin_as_transformers_does(trials, p
 def test_what_comes_first_matters_to_that_bart(pairs):
     model = bart(pairs).eval()
     tokens = [
-        PairTokens.of(pairs.train(), pairs.train_lengths(), LENGTH, pairs.special_ids["pad"], start).batch(
+        PairTokens.of(pairs.train(), pairs.lengths("train"), LENGTH, pairs.special_ids["pad"], start).batch(
             np.arange(8)
         )
         for start in (None, pairs.end_id)

@@ -23,8 +23,13 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
-from selectbench.choices.model import AGAIN, HUB, INDEX, Bpe, PretrainedTokenizer, folder_problem
+from selectbench.choices.model import AGAIN, HUB, INDEX, Bpe, ConfigFile, PretrainedTokenizer, folder_problem
 from selectbench.data.prepare import prepare
 from selectbench.data.prepared import Prepared
 from selectbench.errors import UserError
@@ -346,6 +351,26 @@ def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
     text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{config: {tmp_path / 'bert'}}}")
     (line,) = lines_of(write(tmp_path, text))
     assert line == "mine.yaml:2:10: job.model: this model is for task masked_lm, the job's task is causal_lm"
+
+
+def test_every_family_is_for_the_tasks_that_transformers_builds_it_for(tmp_path):
+    tables = {
+        "causal_lm": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        "masked_lm": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+        "seq2seq": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    }
+    path, several = tmp_path / "config.json", 0
+    for family in set().union(*tables.values()):
+        path.write_text(json.dumps({"model_type": family}))
+        known = {task for task, table in tables.items() if family in table}
+        several += len(known) > 1
+        found = set(ConfigFile(config=str(path)).TASKS)
+        assert found == known or (found == {"masked_lm"} and known == {"masked_lm", "causal_lm"}), family
+    assert several > 20
+    path.write_text(json.dumps({"model_type": "t5"}))
+    text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{config: {path}}}")
+    (line,) = lines_of(write(tmp_path, text))
+    assert line == "mine.yaml:2:10: job.model: this model is for task seq2seq, the job's task is causal_lm"
 
 
 # Its tokenizer

@@ -98,7 +98,7 @@ def test_every_step_of_seq2seq(trials, prepared, family):
 def test_every_step_of_a_chat_counts_the_answers_alone(trials, prepared):
     data = prepared["chat"]
     finished = on(trials, data).finished(seed=3, job=CHATS)
-    tokens, mask = (torch.from_numpy(np.array(found, np.int64)) for found in (data.train(), data.train_mask()))
+    tokens, mask = (torch.from_numpy(np.array(found, np.int64)) for found in (data.train(), data.mask("train")))
     assert 0.2 < mask.float().mean() < 0.8
     cut = data.answers("train", LENGTH)
     order = jobs.order_of(len(cut.starts), 3)
@@ -114,7 +114,7 @@ def test_every_step_of_a_chat_counts_the_answers_alone(trials, prepared):
         plain.step(F.cross_entropy(logits.flatten(0, 1), targets.flatten()))
     assert series(trials)["loss_nats_per_token"] == pytest.approx(plain.losses, rel=1e-5)
     assert series(trials)["gradient_norm"] == pytest.approx(plain.norms, rel=1e-4)
-    assert finished.measurement.heldout_tokens == data.heldout_mask().sum()  # fewer than the job asks for
+    assert finished.measurement.heldout_tokens == data.mask("heldout").sum()  # fewer than the job asks for
     some = CausalHeldOut.first(data, tokens=100, seq_len=LENGTH)
     counted = data.answers("heldout", LENGTH).counted(np.arange(len(some)), LENGTH)
     assert some.tokens == counted.sum() >= 100 > counted[:-1].sum()
@@ -191,7 +191,7 @@ def test_a_pair_has_the_same_loss_whatever_else_is_in_its_batch_and_however_wide
     data = prepared[family]
     pad = data.special_ids["pad"]
     model = PLAIN[family](data.vocab_size, 0)
-    narrow = PairTokens.of(data.train(), data.train_lengths(), LENGTH, pad)
+    narrow = PairTokens.of(data.train(), data.lengths("train"), LENGTH, pad)
     rows = np.arange(20)
     together = losses_of(model, narrow.batch(rows))
     alone = torch.cat([losses_of(model, narrow.batch(rows[n : n + 1])) for n in range(20)])
@@ -206,11 +206,11 @@ def test_what_stands_in_the_padding_changes_nothing(prepared):
     data = prepared["t5"]
     model = jobs.plain_t5(data.vocab_size, 0)
     found = [
-        losses_of(model, PairTokens.of(data.train(), data.train_lengths(), LENGTH, pad).batch(np.arange(8)))
+        losses_of(model, PairTokens.of(data.train(), data.lengths("train"), LENGTH, pad).batch(np.arange(8)))
         for pad in (data.special_ids["pad"], data.end_id)
     ]
     start = data.special_ids["pad"]
-    other = PairTokens.of(data.train(), data.train_lengths(), LENGTH, data.end_id).batch(np.arange(8))
+    other = PairTokens.of(data.train(), data.lengths("train"), LENGTH, data.end_id).batch(np.arange(8))
     other.named["decoder_input_ids"][:, 0] = start
     assert losses_of(model, other) == pytest.approx(found[0], rel=1e-5)
     assert losses_of(model, other) != pytest.approx(found[1], rel=1e-3), "the first given token is no padding"
@@ -219,7 +219,7 @@ def test_what_stands_in_the_padding_changes_nothing(prepared):
 def test_pairs_too_long_for_the_job_take_no_part(prepared):
     data = prepared["t5"]
     for seq_len in (6, 8):
-        pairs = PairTokens.of(data.train(), data.train_lengths(), seq_len, data.special_ids["pad"])
+        pairs = PairTokens.of(data.train(), data.lengths("train"), seq_len, data.special_ids["pad"])
         assert 0 < len(pairs) < data.train_documents
         assert pairs.lengths.max() <= seq_len
         batch = pairs.batch(np.arange(len(pairs)))
