@@ -130,9 +130,9 @@ def decoded(prepared: Prepared, tokens: Any) -> list[str]:
 
 
 def in_cache() -> list[str]:
-    """What stands in the cache, unfinished folders too."""
+    """What stands in the cache, unfinished folders too; not the locks of who prepared."""
     folder = Path(os.environ["SELECTBENCH_CACHE"]) / "data"
-    return sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
 
 
 def refused(
