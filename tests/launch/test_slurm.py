@@ -95,7 +95,11 @@ def ended(process: processes.Process, seconds: float = 200) -> tuple[int, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_four_rounds_on_two_nodes_are_one_run_that_trains_what_one_machine_trains(site: Site) -> None:
-    status, err = ended(site.start("run", "tiny.yaml", "--site", "site.yaml"))
+    """The last two are added to the first."""
+    status, err = ended(site.start("run", "tiny.yaml", "--site", "site.yaml", "--seeds", "0,1"))
+    assert status == 0, err
+    more = ("--extend", "@latest", "--seeds", "2,3")
+    status, err = ended(site.start("run", "tiny.yaml", "--site", "site.yaml", *more))
     assert status == 0, err
     assert "round 3 (seed 3): complete, 2 of 2 trials" in err
     (run,) = site.run_folders()
@@ -107,13 +111,14 @@ def test_four_rounds_on_two_nodes_are_one_run_that_trains_what_one_machine_train
     assert orders[1] == orders[0][::-1]  # rounds in pairs, as of a run on one machine
     assert orders[3] == orders[2][::-1]
     assert site.slurm.jobs() == []
+    assert "looks:\n- 2\n- 4\n" in (run / "suite.yaml").read_text()
     ranking = json.loads((run / "ranking.json").read_text())
     assert {row["option"]: row["n"] for row in ranking["rows"]} == {"whole": 4, "halves": 4}
     under_slurm = site.losses()
     alone = site.call("run", "tiny.yaml", "--fresh", SELECTBENCH_LOCKS=str(site.folder / "locks"))
     assert alone.returncode == 0, alone.stderr
     assert under_slurm == site.losses()
-    again = site.call("run", "tiny.yaml", "--site", "site.yaml", "--reuse", "--json")
+    again = site.call("run", "tiny.yaml", "--site", "site.yaml", "--seeds", "0,1", "--reuse", "--json")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["rows"] == ranking["rows"]
 
