@@ -424,7 +424,7 @@ class SlurmRun:
         own, found = set(self.jobs), {}
         if not own:
             return {}
-        said = slurm("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%F|%K|%T|%N|%r")
+        said = slurm("squeue", "--noheader", "--array", "--me", "--format=%F|%K|%T|%N|%r")
         for line in said.splitlines():
             job, number, state, nodes, reason = (*line.strip().split("|"), "", "", "", "")[:5]
             if job in own and number.isdecimal():
