@@ -467,10 +467,14 @@ def doctor(
         bool, Switch("--calibrate", help="Measure how fast matrix products run on each idle GPU; keep it.")
     ] = False,
     gpus: GpusOption = None,
+    site: Annotated[
+        str | None,
+        typer.Option("--site", metavar="FILE", help="Measure the site's nodes, and name the odd one out."),
+    ] = None,
 ) -> None:
     """Say what this machine can run, and how to mend what it cannot."""
     from selectbench.doctor import calibrate as measured
-    from selectbench.doctor import diagnose, render, supported_choices
+    from selectbench.doctor import diagnose, look_at_site, render, supported_choices
     from selectbench.errors import ExitCode, UserError
     from selectbench.machine import inspect_machine
 
@@ -479,6 +483,12 @@ def doctor(
 
         _console().print(calibration_table(measured(gpus, _notify)))
         return
+    if site is not None:
+        from selectbench.launch.site import read_site
+
+        shown, are_alike = look_at_site(read_site(site, None), _notify)
+        _console().print(shown)
+        raise typer.Exit(ExitCode.OK if are_alike else ExitCode.USER_ERROR)
     if gpus is not None:
         raise UserError(f"--gpus {gpus}: only --calibrate takes GPUs; doctor looks at all that are visible")
     findings = diagnose()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -33,6 +36,7 @@ from selectbench.errors import MissingPackageError, UserError
 from selectbench.gpu.devices import Gpu, gpus, problem, read_memory, read_processes, read_state, started
 from selectbench.launch.gpus import Notify, claim_gpus
 from selectbench.launch.preparation import check_torch_shows
+from selectbench.launch.site import Site, limit_problems, slurm
 from selectbench.launch.trial import SINGLE_THREADED, server_environment
 from selectbench.machine import (
     COMPILERS,
@@ -51,6 +55,7 @@ from selectbench.machine import (
 )
 from selectbench.planning.plan import GpuNeed
 from selectbench.record.environment import Calibration, Rate, store, stored
+from selectbench.text import some
 
 Status = Literal["ok", "limited", "broken"]
 
@@ -404,20 +409,141 @@ def _lines(gpu: Gpu | None, sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
     environment = server_environment(device=device, gpus=[] if gpu is None else [gpu])
     for name in SINGLE_THREADED:
         environment.pop(name)  # it need not stay fit to fork
-    command = [sys.executable, "-P", "-m", "selectbench.worker", "calibrate", device, *map(str, sizes)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, text=True) as process:
+    command = _worker("calibrate", device, *map(str, sizes))
+    yield from _said("calibrating", command, environment, CALIBRATION_SECONDS)
+
+
+def _worker(*words: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "selectbench.worker", *words]
+
+
+def _said(
+    what: str, command: Sequence[str], environment: Mapping[str, str], most: float,
+    answer: Callable[[], str | None] = lambda: None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Each line of JSON that it prints; the first answer after one is its standard input. Raises UserError."""
+    until, pipe = time.monotonic() + most, subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
         assert process.stdout is not None
-        watchdog = threading.Timer(CALIBRATION_SECONDS, process.kill)
+        assert process.stdin is not None
+        watchdog = threading.Timer(most, process.terminate)
         watchdog.start()
         try:
             for line in process.stdout:
                 yield json.loads(line)
+                if not process.stdin.closed and (told := answer()) is not None:
+                    process.stdin.write(told)
+                    process.stdin.close()
         except BaseException:
-            process.kill()
+            process.terminate()
             raise
         finally:
             watchdog.cancel()
-    if process.returncode == -9:
-        raise UserError(f"calibrating was ended: it takes longer than {units.duration(CALIBRATION_SECONDS)}")
-    if process.returncode != 0:
-        raise UserError(f"calibrating ended with status {process.returncode}; see its message above")
+    if process.returncode and time.monotonic() > until:
+        raise UserError(f"{what} was ended: it takes longer than {units.duration(most)}")
+    if process.returncode:
+        raise UserError(f"{what} ended with status {process.returncode}; see its message above")
+
+
+# doctor --site: all idle nodes measured at the same time, and each held against the others.
+
+
+SITE_SECONDS = 420.0
+"""For all nodes to begin and to end."""
+IMMEDIATE_SECONDS = 60
+"""For Slurm to give nodes that it says are idle."""
+OFF, SPREADS = 0.05, 3.0
+"""A node is named that is further off the median than both: this share, and so many times what nodes spread by."""
+RATES = {
+    "flops_per_second": ("matrix products", units.flops_per_second), "send": ("sending", units.size_per_second),
+    "write": ("cache write", units.size_per_second), "read": ("cache read", units.size_per_second),
+}  # fmt: skip
+"""That nodes tell of, a list for each: how they are called and shown."""
+
+
+def look_at_site(site: Site, notify: Notify) -> tuple[RenderableType, bool]:
+    """Measure this machine or, under Slurm, its idle nodes; also whether all could be, and have the same software.
+
+    Raises UserError.
+    """
+    command, away, idle = _worker("node", "0", "1"), list[str](), 1
+    if site.launcher == "slurm":
+        if told := limit_problems(site):
+            raise UserError("; ".join(told))
+        rows = [line.split() for line in slurm("sinfo", "--noheader", "--Node", "--format=%N %t %P").splitlines()]
+        states = {name: state for name, state, of in rows if of.rstrip("*") == (site.partition or of[:-1])}
+        away = [f"{name} is {state}" for name, state in states.items() if state != "idle"]
+        if not (idle := len(states) - len(away)):
+            raise UserError(f"no node is idle ({some(away, 8)}): try again later, or name another partition")
+        notify(f"measuring {idle} node{'s' * (idle > 1)}")
+        failed = '{"node": "%s", "problem": "ended with status %s, see what it said"}\\n'
+        script = [
+            f"tell() {{ s=$?; [ $s = 0 ] || printf '{failed}' \"$SLURMD_NODENAME\" $s; exit 0; }}",
+            "trap tell EXIT",
+            f"{{ {site.setup}", "true; } >&2 </dev/null",
+            f'{shlex.join(_worker("node"))} "$SLURM_PROCID" "$SLURM_NTASKS"',
+        ]  # fmt: skip
+        command = [
+            "srun", f"--nodes={idle}", "--ntasks-per-node=1", *site.asked, "--cpu-bind=none", "--unbuffered",
+            "--quiet", "--time=10", f"--immediate={IMMEDIATE_SECONDS}", "bash", "-c", "\n".join(script),
+        ]  # fmt: skip
+    of_node, problems = dict[str, dict[str, Any]](), list[str]()
+
+    def where_to_meet() -> str | None:
+        if len(of_node) < idle:
+            return None
+        is_whole = all("problem" not in one for one in of_node.values())
+        return "".join(json.dumps(one["meet"]) + "\n" for one in of_node.values() if "meet" in one and is_whole)
+
+    try:
+        for line in _said("measuring", command, os.environ, SITE_SECONDS, where_to_meet):
+            of_node.setdefault(line["node"], {}).update(line)
+    except UserError as error:
+        if not of_node:
+            raise
+        problems.append(str(error))
+    found = sorted(of_node.values(), key=lambda one: (len(one["node"]), one["node"]))
+    whole = [one for one in found if "versions" in one]
+    problems += [f"{one['node']}: {one['problem']}" for one in found if "problem" in one]
+    apart, odd = _software(whole), list[str]()
+    table = Table("node", title="Nodes", title_justify="left", box=None, pad_edge=False)
+    for name, (what, _) in RATES.items():
+        table.add_column(what, justify="right")
+        each = [(one["node"], n, rate) for one in whole for n, rate in enumerate(one.get(name, []))]
+        odd += _odd(what, {f"{node}, GPU {n}" if n else node: rate for node, n, rate in each})
+    for one in whole:
+        shown = [show(min(one[name])) if name in one else units.DASH for name, (_, show) in RATES.items()]
+        table.add_row(Text(one["node"]), *shown)
+    if reduced := [one["all_reduce"] for one in whole if "all_reduce" in one]:
+        odd.append(f"all-reduce over {len(reduced)} nodes: {units.size_per_second(min(reduced))} on its bus")
+    odd += [f"not measured: {some(away, 8)}"] if away else []
+    return Group(table, *map(Text, [*problems, *apart, *odd])), not problems and not apart
+
+
+def _odd(what: str, rates: dict[str, float]) -> list[str]:
+    """Those that are off, in words."""
+    if len(rates) == 2:
+        (slow, low), (other, high) = sorted(rates.items(), key=lambda pair: pair[1])
+        apart = units.share(1 - low / high)
+        told = f"{what}: {slow} is {apart} slower than {other}; of two, either may be the odd one"
+        return [told] if 1 - low / high > OFF else []
+    middle = median(rates.values() or [0.0])
+    spread = 1.4826 * median([abs(rate - middle) for rate in rates.values()] or [0.0])
+    least = max(OFF * middle, SPREADS * spread)
+    sides = {name: "faster" if rate > middle else "slower" for name, rate in rates.items()}
+    return [
+        f"{what}: {name} is {units.share(abs(rate / middle - 1))} {sides[name]} than most"
+        for name, rate in rates.items() if abs(rate - middle) > least
+    ]  # fmt: skip
+
+
+def _software(found: Sequence[dict[str, Any]]) -> list[str]:
+    """What nodes differ in, in words."""
+    lines = []
+    for name in found[0]["versions"] if found else ():
+        where: dict[str, list[str]] = {}
+        for one in found:
+            where.setdefault(str(one["versions"][name]), []).append(one["node"])
+        told = "; ".join(f"{version} on {some(nodes, 8)}" for version, nodes in where.items())
+        lines += [f"{name}: {told}"] if len(where) > 1 else []
+    return lines

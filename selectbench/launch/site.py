@@ -127,6 +127,13 @@ class Site(Strict):
         return self.gpus_per_node if self.gpus_per_node is not None else int(found[1]) if found else 0
 
     @property
+    def asked(self) -> list[str]:
+        """Options of Slurm's for every job."""
+        named = {"gpus-per-node": self.gpus, "partition": self.partition, "account": self.account}
+        own = [f"--{name}={value}" for name, value in named.items() if value]
+        return [*(["--exclusive", "--mem=0"] if self.exclusive else []), *own, *self.sbatch]
+
+    @property
     def device(self) -> Literal["cpu", "cuda"] | None:
         """What trials run on there; None: on this machine."""
         return None if self.launcher == "local" else "cuda" if self.gpus else "cpu"
@@ -191,12 +198,8 @@ def job_script(site: Site, suite: str, run: Path, rounds: Sequence[int], flags: 
     log = f"{run / ROUNDS}/".replace("%", "%%") + "%a/job.log"
     options = [
         f"--job-name=selectbench-{suite}", f"--array={_ranges(rounds)}{at_once}", f"--nodes={site.nodes}",
-        "--ntasks-per-node=1", *(["--exclusive", "--mem=0"] if site.exclusive else []),
-        f"--gpus-per-node={site.gpus}" if site.gpus else "",
-        f"--partition={site.partition}" if site.partition else "",
-        f"--account={site.account}" if site.account else "", limit, "--requeue",
-        f"--signal=TERM@{SIGNAL_SECONDS}", "--open-mode=append", f'--output="{log}"',
-        *site.sbatch,
+        "--ntasks-per-node=1", limit, "--requeue", f"--signal=TERM@{SIGNAL_SECONDS}", "--open-mode=append",
+        f'--output="{log}"', *site.asked,
     ]  # fmt: skip
     step = 'srun --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_ON_NODE" --cpu-bind=none --kill-on-bad-exit=1'
     line = shlex.join([sys.executable, "-m", "selectbench", "run", str(run), "--wait", *flags])

@@ -1,4 +1,4 @@
-"""Entry of the processes below the bench: a server of trials, a trial, a look at own code, a calibration."""
+"""Entry of the processes below the bench: a server of trials, a trial, a look at own code, measuring."""
 
 import sys
 
@@ -11,6 +11,12 @@ if __name__ == "__main__":
         from selectbench.worker.runtime import calibrate
 
         calibrate(rest[0], [int(size) for size in rest[1:]])
+    elif role == "node":
+        from selectbench.data.prepared import cache_root
+        from selectbench.record.environment import code_sha256
+        from selectbench.worker.runtime import measure_node
+
+        measure_node(int(rest[0]), int(rest[1]), cache_root(), code_sha256())
     elif role == "own_code":
         from selectbench.worker.runtime import answer_of_own_code
 

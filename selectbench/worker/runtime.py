@@ -11,12 +11,16 @@ import os
 import platform
 import re
 import shutil
+import signal
+import socket
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, MutableSequence, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from importlib import import_module, invalidate_caches, metadata
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,14 +29,17 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import TCPStore
 from torch.distributed import distributed_c10d as c10d
 from torch.distributed.tensor import DTensor
 
+from selectbench import __version__
 from selectbench.choices.choice import import_roots
 from selectbench.choices.execution import PrecisionChoice
 from selectbench.data.reading import with_place
 from selectbench.errors import did_you_mean, may_want_bytes, says_out_of_memory
-from selectbench.machine import LIBRARIES
+from selectbench.gpu.devices import gpus
+from selectbench.machine import LIBRARIES, cpu_model
 from selectbench.record.wire import CELLS_PER_RANK, STAGES, Stage
 
 
@@ -588,3 +595,92 @@ def _seconds(device: str, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, p
 def _wait_for(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
+
+
+# What a node of a site can do, by itself and with the others: one line of JSON.
+
+
+BLOCK_BYTES = 64 << 20
+NODE_SECONDS, MEET_SECONDS = 240, 90.0
+"""For all of it, after which the process ends; for one exchange with the others."""
+TRIES = 3
+"""The best of which counts: what disturbs one is not the node's."""
+
+
+def measure_node(rank: int, nodes: int, cache: Path, code: str) -> None:
+    """Print what this node can do: rates in FLOP/s by device and in bytes per second, and versions.
+
+    Of several the first says where to meet; that comes back to all by standard input once all are there, and each
+    prints a second line. Nothing comes where one of them failed.
+    """
+    signal.alarm(NODE_SECONDS)
+    there, host, rates = gpus() if torch.cuda.is_available() else [], socket.gethostname(), []
+    node, limit = os.environ.get("SLURMD_NODENAME", host), timedelta(seconds=MEET_SECONDS)
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    for number in range(torch.cuda.device_count() if device == "cuda" else 1):
+        with torch.cuda.device(number) if device == "cuda" else nullcontext():
+            rates.append(_flops_per_second(device, dtype, SIZES[device][:2][-1], MEASURED_SECONDS))
+    versions = {
+        "selectbench": f"{__version__} ({code[:8]})", "python": platform.python_version(),
+        "torch": torch.__version__, "CUDA": torch.version.cuda,
+        "driver": there[0].driver_version if there else None,
+        "device": ", ".join(sorted({gpu.name for gpu in there})) or cpu_model(),
+    }  # fmt: skip
+    found = {"node": node, "flops_per_second": rates, **_disk_rates(cache), "versions": versions}
+    store = None
+    if nodes > 1 and rank == 0:
+        store = TCPStore(host, 0, nodes, is_master=True, timeout=limit, wait_for_workers=False)
+        found["meet"] = [host, store.port]
+    print(json.dumps(found), flush=True)
+    if nodes > 1 and (told := sys.stdin.readline()):
+        first, port = json.loads(told)
+        store = store or TCPStore(first, port, nodes, timeout=limit)
+        backend = "nccl" if device == "cuda" else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=nodes, timeout=limit)
+        print(json.dumps({"node": node, **_exchange_rates(device, rank, nodes)}), flush=True)
+
+
+def _fastest(*actions: Callable[[], object]) -> float:
+    """Bytes per second of all but the first, which prepares them."""
+    took = []
+    for _ in range(TRIES):
+        actions[0]()
+        begin = time.perf_counter()
+        for action in actions[1:]:
+            action()
+        took.append(time.perf_counter() - begin)
+    return BLOCK_BYTES / min(took)
+
+
+def _disk_rates(folder: Path) -> dict[str, list[float]]:
+    """Of writing to the disk itself, and of reading from it what no cache of this node has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = os.urandom(BLOCK_BYTES)
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        number = file.fileno()
+        empty, write = partial(os.ftruncate, number, 0), partial(os.pwrite, number, content, 0)
+        written = _fastest(empty, write, partial(os.fsync, number))
+        drop = partial(os.posix_fadvise, number, 0, 0, os.POSIX_FADV_DONTNEED)
+        return {"write": [written], "read": [_fastest(drop, partial(os.pread, number, BLOCK_BYTES, 0))]}
+
+
+def _exchange_rates(device: str, rank: int, nodes: int) -> dict[str, Any]:
+    """Of sending to a node while another sends, to the best of some; and of a sum over all, on its bus."""
+    block, other = (torch.zeros(BLOCK_BYTES // 4, device=device) for _ in range(2))
+
+    def shift(by: int) -> None:
+        pair = (dist.isend, block, (rank + by) % nodes), (dist.irecv, other, (rank - by) % nodes)
+        for work in dist.batch_isend_irecv([dist.P2POp(*each) for each in pair]):
+            work.wait()
+        _wait_for(device)
+
+    def add() -> None:
+        dist.all_reduce(block)
+        _wait_for(device)
+
+    def together(exchange: Callable[[], None]) -> float:
+        exchange()  # which connects
+        return _fastest(dist.barrier, exchange)
+
+    sent = max(together(partial(shift, by)) for by in range(1, min(nodes, 4)))
+    return {"send": [sent], "all_reduce": together(add) * 2 * (nodes - 1) / nodes}

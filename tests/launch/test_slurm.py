@@ -294,3 +294,14 @@ def test_a_slow_node_is_named_and_makes_no_false_verdict(site: Site) -> None:
     assert "n2 is" in ranking["answer"]
     (control,) = (row for row in ranking["rows"] if row["option"] == "control")
     assert control["against_baseline"]["decision"] not in ("better", "worse")
+
+
+def test_the_doctor_measures_each_node_and_what_goes_between_them(site: Site) -> None:
+    done = site.call("doctor", "--site", "site.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "measuring 2 nodes" in done.stderr
+    rows = [line.split() for line in done.stdout.splitlines() if line.startswith("n")]
+    assert [row[0] for row in rows] == ["node", *NODES]
+    assert all(row[2] == "GFLOP/s" and row[4].endswith("iB/s") for row in rows[1:]), done.stdout  # none is a dash
+    assert "all-reduce over 2 nodes: " in done.stdout
+    until(lambda: not site.slurm.jobs(), 20)

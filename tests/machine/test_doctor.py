@@ -1,9 +1,14 @@
 """The doctor: what it finds, what it advises, and that its tables fit a terminal."""
 
 import dataclasses
+import json
+import os
+import re
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from evidence.readme_table import ROOT
@@ -25,9 +30,12 @@ from selectbench.doctor import (
     check_python_headers,
     check_shared_memory,
     diagnose,
+    look_at_site,
     render,
     supported_choices,
 )
+from selectbench.errors import UserError
+from selectbench.launch.site import Site
 from selectbench.machine import Machine, inspect_machine
 from selectbench.record.environment import Calibration, Rate, store
 
@@ -234,3 +242,89 @@ def test_the_tables_fit_and_lose_no_word(width):
     assert joined.count("x") >= 90
     for classes in REGISTRY.values():
         assert all(tag_of(choice) in joined for choice in classes)
+
+
+NODES = {
+    f"n{n}": {"node": f"n{n}", "flops_per_second": [9e14 * (1 + n / 1000)] * 2, "send": [5e10 * (1 - n / 1000)],
+              "write": [2e9], "read": [3e9], "all_reduce": 4e10, "versions": {"torch": "2.13.0", "driver": "590.1"}}
+    for n in range(1, 6)
+}  # fmt: skip
+
+
+def looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], **site: Any) -> tuple[str, bool]:
+    """What is shown of a Slurm whose five idle nodes say these lines; its sixth is down."""
+    partition = "PartitionName=gpu Default=YES State=UP MaxNodes=UNLIMITED TotalNodes=6 MaxTime=1-00:00:00"
+    prints = f'cat {folder}/said; echo "$@" > {folder}/asked'
+    commands = {
+        "scontrol": f"echo '{partition}'",
+        "sinfo": "for n in 1 2 3 4 5; do echo n$n idle 'gpu*'; done; echo n6 down 'gpu*'; echo n7 idle other",
+        "srun": f"{prints}; [ -e {folder}/fails ] && exit 3; exit 0",
+    }
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    (folder / "said").write_text("".join(f"{line}\n" for line in said))
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    shown, are_alike = look_at_site(Site(launcher="slurm", **site), lambda _: None)
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get(), are_alike
+
+
+def test_nodes_that_are_alike_are_shown_and_none_is_named(tmp_path, monkeypatch):
+    text, are_alike = looked_at(tmp_path, monkeypatch, [json.dumps(one) for one in NODES.values()], account="lab")
+    assert are_alike
+    rows = text.splitlines()[2:7]
+    assert [row.split()[0] for row in rows] == list(NODES)
+    assert rows[0].split()[1:3] == ["900.9", "TFLOP/s"]
+    assert "all-reduce over 5 nodes: 37.3 GiB/s on its bus" in text
+    assert text.splitlines()[-1] == "not measured: n6 is down"
+    assert not any(word in text for word in ("slower", "faster", "torch"))
+    asked = (tmp_path / "asked").read_text().split()
+    assert {"--nodes=5", "--account=lab", "--exclusive", "--time=10"} <= set(asked)
+
+
+def test_the_odd_node_and_the_odd_gpu_are_named(tmp_path, monkeypatch):
+    odd = json.loads(json.dumps(NODES))
+    odd["n2"]["send"][0] *= 0.7
+    odd["n3"]["write"][0] *= 0.96  # less than matters
+    odd["n4"]["flops_per_second"][1] *= 0.9
+    odd["n5"]["versions"]["driver"] = "580.3"
+    text, are_alike = looked_at(tmp_path, monkeypatch, [json.dumps(one) for one in odd.values()])
+    assert not are_alike
+    assert [line for line in text.splitlines() if "than most" in line] == [
+        "matrix products: n4, GPU 1 is 9.9% slower than most", "sending: n2 is 29.9% slower than most"
+    ]  # fmt: skip
+    assert "driver: 590.1 on n1, n2, n3, n4; 580.3 on n5" in text
+
+
+def test_of_two_nodes_it_is_not_said_which_is_odd(tmp_path, monkeypatch):
+    slow = {**NODES["n2"], "read": [2e9]}
+    text, _ = looked_at(tmp_path, monkeypatch, [json.dumps(NODES["n1"]), json.dumps(slow)])
+    assert "cache read: n2 is 33.3% slower than n1; of two, either may be the odd one" in text
+
+
+def test_a_node_that_fails_leaves_the_others_figures(tmp_path, monkeypatch):
+    (tmp_path / "fails").touch()
+    lines = [json.dumps(NODES["n1"]), json.dumps(NODES["n2"]), '{"node": "n3", "problem": "ended with status 1"}']
+    text, are_alike = looked_at(tmp_path, monkeypatch, lines)
+    assert not are_alike
+    assert "n3: ended with status 1" in text
+    assert "measuring ended with status 3" in text
+    assert text.splitlines()[3].startswith("n2 ")
+    with pytest.raises(UserError, match="measuring ended with status 3; see its message above"):
+        looked_at(tmp_path, monkeypatch, [])
+    with pytest.raises(UserError, match="partition gpuu: Slurm has none of that name"):
+        looked_at(tmp_path, monkeypatch, lines, partition="gpuu")
+
+
+def test_this_machine_alone_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path / "cache"))
+    shown, are_alike = look_at_site(Site(), lambda _: None)
+    console = Console(width=80, color_system=None)
+    with console.capture() as captured:
+        console.print(shown)
+    assert are_alike
+    assert re.search(r"^\S+ +[\d.]+ [GT]FLOP/s +- +[\d.,]+ [MG]iB/s +[\d.,]+ [MG]iB/s", captured.get(), re.M)
+    assert list((tmp_path / "cache").iterdir()) == []
