@@ -422,6 +422,8 @@ SHORTEST_TIMED_SECONDS = 1.0
 """Timed for less, a trial's speed is mostly chance."""
 FLOOR_ERRORS = 3.0
 """Standard errors below the source's own loss from which chance is no explanation."""
+LEFT_SHARE_TOLERATED = 0.01
+"""Share of a model's parameters that an option's rule is for and does not reach from which a reader is told."""
 SKIPPED_SHARE_TOLERATED = 0.01
 """Share of skipped fp16 steps above which a reader is told: such an option trained on less."""
 
@@ -470,7 +472,14 @@ def trial_warnings(summaries: Sequence[Summary]) -> list[str]:
         for summary in summaries
         for text, doubtful in causes.items()
         if (seeds := [seed for seed, m in summary.measurements.items() if doubtful(m)])
-    ]
+    ] + [
+        f"{summary.name}: {left:,} of {whole:,} parameters are matrices that its adaptation does not reach "
+        "(experts of a mixture, for instance): they stay as they are, in fp32"
+        for summary in summaries
+        if (record := next(iter(summary.completed.values()), None)) is not None and record.identity is not None
+        and (left := next(iter(summary.measurements.values())).left_parameters or 0)
+        > LEFT_SHARE_TOLERATED * (whole := record.identity.parameters)
+    ]  # fmt: skip
 
 
 def stalled(measurement: Measurement) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 from collections.abc import Mapping
@@ -24,8 +25,9 @@ from selectbench.choices.choice import (
     free_of,
     is_own,
 )
+from selectbench.choices.optimizer import used
 from selectbench.errors import did_you_mean
-from selectbench.text import quoted
+from selectbench.text import one_line, quoted
 
 if TYPE_CHECKING:
     import torch
@@ -354,6 +356,62 @@ def family_problem(path: str) -> str | None:
     if len(known) < 2 or not isinstance(model_type, str) or model_type in known:
         return None
     return f"transformers knows no model_type {quoted(model_type)}{did_you_mean(model_type, sorted(known))}"
+
+
+# Which attention kernels the class of a family has, read from transformers' own source: imports take seconds.
+
+
+KERNELS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
+"""What a class of transformers says of a kernel; every class has eager."""
+_MAPPINGS = {"causal_lm": "CAUSAL_LM", "masked_lm": "MASKED_LM", "seq2seq": "SEQ_TO_SEQ_CAUSAL_LM"}
+
+
+@cache
+def kernel_problem(model_type: str, task: str, kernel: str) -> str | None:
+    """That the class lacks the kernel, and what to take instead; None: it has it, or nobody knows beforehand."""
+    spec = find_spec("transformers")
+    if spec is None or spec.origin is None or kernel not in KERNELS:
+        return None
+    models = Path(spec.origin).parent / "models"
+    named = (models / "auto" / "modeling_auto.py").read_text(encoding="utf-8")
+    _, _, after = named.partition(f"MODEL_FOR_{_MAPPINGS[task]}_MAPPING_NAMES = ")
+    entry = rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"'
+    if (found := re.search(entry, after.partition("\n)\n")[0])) is None:
+        return None
+    elsewhere = [name for path in models.glob("auto/*.py") for name in re.findall(entry, path.read_text("utf-8"))]
+    files = (models.glob(f"{folder}/modeling_*.py") for folder in (model_type.replace("-", "_"), *elsewhere))
+    if any(_said_by(path, found[1], KERNELS[kernel]) is False for paths in files for path in paths):
+        return f"{found[1]} of transformers has no such kernel: take eager"
+    return None
+
+
+@cache
+def _classes(path: Path) -> tuple[dict[str, ast.ClassDef], dict[str, str]]:
+    """The classes of a source file by name, and in which module others are that it imports from a neighbour."""
+    try:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+    except (OSError, SyntaxError, ValueError):
+        return {}, {}
+    neighbours = [node for node in body if isinstance(node, ast.ImportFrom) and node.level == 2]
+    imported = {alias.name: node.module or "" for node in neighbours for alias in node.names}
+    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}, imported
+
+
+def _said_by(path: Path, name: str, attribute: str) -> bool | None:
+    """What a class or the first of its bases sets an attribute to; None: they are not found here."""
+    classes, imported = _classes(path)
+    if name == "PreTrainedModel":
+        return False
+    if name not in classes:
+        folder, _, module = imported.get(name, "").partition(".")
+        return _said_by(path.parents[1] / folder / f"{module}.py", name, attribute) if module else None
+    for node in classes[name].body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(t, ast.Name) and t.id == attribute for t in targets):
+            value = getattr(node, "value", None)
+            return value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
+    said = (_said_by(path, base.id, attribute) for base in classes[name].bases if isinstance(base, ast.Name))
+    return next((value for value in said if value is not None), None)
 
 
 def _json_in(path: Path) -> dict[str, Any] | str:
@@ -795,8 +853,20 @@ class Lora(AdaptationChoice):
         )  # fmt: skip
         for parameter in model.parameters():
             parameter.requires_grad_(False)
-        adapted: torch.nn.Module = inject_adapter_in_model(config, model)
+        try:
+            adapted: torch.nn.Module = inject_adapter_in_model(config, model)
+        except ValueError as error:  # families that PEFT knows it can't adapt
+            raise NotImplementedError(one_line(str(error), MOST_OF_A_LIBRARY)) from error
         return adapted
+
+    def left(self, model: torch.nn.Module) -> int:
+        """Elements of the matrices between embedding and head that `apply` has left as they were."""
+        named = {id(parameter): name for name, parameter in model.named_parameters()}
+        matrices = {named[id(p)]: p for p, use in used(model) if use == "matrix" and ".lora_" not in named[id(p)]}
+        return sum(p.numel() for name, p in matrices.items() if not self._reaches(name, p))
+
+    def _reaches(self, name: str, parameter: torch.nn.Parameter) -> bool:
+        return ".base_layer." in name
 
 
 class Qlora(Lora):
@@ -827,6 +897,9 @@ class Qlora(Lora):
             parent = model.get_submodule(name.rpartition(".")[0])
             setattr(parent, name.rpartition(".")[2], _in_four_bits(part, device))
         return super().apply(model, device)
+
+    def _reaches(self, name: str, parameter: torch.nn.Parameter) -> bool:
+        return getattr(parameter, "quant_state", None) is not None
 
     def asks_for(self) -> dict[str, Any]:
         """Its weights are kept in bytes of two each, beside those that stay in fp32."""

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from selectbench import units
+from selectbench.choices import Choices
 from selectbench.choices.choice import Needs, own_code_sha256
 from selectbench.choices.execution import precision_for, ranks_problem
-from selectbench.choices.model import PretrainedModel
+from selectbench.choices.model import PretrainedModel, kernel_problem
 from selectbench.data.prepared import Prepared, Targets, contents_of, epochs, evaluable_tokens, targets
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
@@ -24,7 +25,7 @@ from selectbench.record.environment import UnusedRows
 from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem
 from selectbench.suite.command import CommandChoices, CommandJob, accumulation, interpreter
-from selectbench.suite.job import Eval
+from selectbench.suite.job import Eval, Job
 from selectbench.suite.suite import (
     AT_MOST,
     AUTO,
@@ -362,12 +363,21 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         unsupported=worker_problem(machine)
         or choices.unsupported_reason(
             machine, micro_batches=micro_batches, task=suite.job.task, data=suite.built.data.kind
-        ),
+        )
+        or _kernel_problem(job, choices),
         parameters=size.parameters if parameters is None and size is not None else parameters,
         size=size,
         entries=entries,
         peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),
     )
+
+
+def _kernel_problem(job: Job, choices: Choices) -> str | None:
+    """That the model's class has no such attention; another interpreter's classes are not known here."""
+    config = config_of(job.model, job.model.vocab_size or 2, job.seq_len) if choices.python is None else None
+    kernel = choices.attention.name
+    problem = kernel_problem(str((config or {}).get("model_type")), job.task, kernel)
+    return None if problem is None else f"attention {kernel}: {problem}"
 
 
 def in_run_order(trials: Sequence[PlannedTrial], run: str) -> list[PlannedTrial]:

@@ -415,6 +415,11 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     """What the cores that the first rank may use worked for whomever in its timed windows; None as above."""
     trial_seconds: Amount | None = None
     """From the trial's first word to its last, by its own clock; None in records that are older than the key."""
+    parameters_by_use: dict[str, Count] = msgspec.field(default_factory=dict)
+    """Trained parameters by what the model uses them as: `matrix` (what muon takes), `embedding` (the head too),
+    `convolution`, `other` (which alone does not decay). Empty: an older record, or a script."""
+    left_parameters: Count | None = None
+    """Of matrices that the adaptation is for and does not reach; None: all is trained, or older than the key."""
     evaluation_attention: str | None = None
     """The kernel that evaluations used; None: not evaluated, the model is own code, or older than the key."""
     heldout_xz_bits_per_byte: Amount | None = None

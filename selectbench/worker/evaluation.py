@@ -628,11 +628,15 @@ def _state(order: Order, forward: Forward, *, keeps: bool) -> dict[str, torch.Te
     adapted = {name: part for name, part in forward.module.named_modules() if hasattr(part, "lora_A")}
     adaptation = order.choices.adaptation
     scale = adaptation.alpha / adaptation.r if isinstance(adaptation, Lora) else 0.0
+    plain = {name.replace(".base_layer", ""): name for name in state}
     for layer, part in adapted.items():
-        product = state.pop(f"{layer}.lora_B.default.weight") @ state.pop(f"{layer}.lora_A.default.weight")
-        turned = product.T if part.fan_in_fan_out else product
-        state[f"{layer}.base_layer.weight"] += turned * scale
-    return {name.replace(".base_layer.", "."): value for name, value in state.items()}
+        additions = [state.pop(f"{layer}.lora_{side}.default.weight") for side in "BA"]
+        if (stack := getattr(part, "parameter_name", None)) is not None:  # of matrices, one for each expert
+            state[plain[f"{layer.replace('.base_layer', '')}.{stack}"]] += _own(part.get_delta_weight("default"))
+            continue
+        product = additions[0] @ additions[1]
+        state[f"{layer}.base_layer.weight"] += (product.T if part.fan_in_fan_out else product) * scale
+    return {name.replace(".base_layer", ""): value for name, value in state.items()}
 
 
 def _own(value: torch.Tensor) -> torch.Tensor:

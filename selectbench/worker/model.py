@@ -132,6 +132,8 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
         config: Any = AutoConfig.for_model(**settings)
         if type(config) not in getattr(auto, "_model_mapping", {}):
             raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
+        if (text := config.get_text_config(decoder=True)) is not config and job.task == "causal_lm":
+            text.vocab_size = settings.get("vocab_size", text.vocab_size)  # of a file that says nothing of the part
         if not job.model.is_random:
             set_randomness_off(config)
         try:

@@ -32,7 +32,7 @@ from selectbench.record.wire import Order
 from selectbench.suite.job import Job
 from selectbench.worker.batches import Batch, TokenStream
 from selectbench.worker.evaluation import Forward
-from selectbench.worker.runtime import World, derived_seed
+from selectbench.worker.runtime import World, attention, derived_seed, evaluation_kernel
 
 _KEPT_CLOCK = time.monotonic
 """Kept before any own code is imported, which may put another in its place."""
@@ -124,7 +124,7 @@ _LOOKED_UP = frozenset({"embedding", "convolution"})
 
 @dataclass(frozen=True)
 class Tried:
-    """What was found; of a model that could not be called so, nothing."""
+    """What was found; of a model that nobody tried, nothing."""
 
     used_as: dict[str, str] = field(default_factory=dict)
     """By a parameter's name, `matrix`, `embedding`, `convolution`, or `other` where it is only added or scales."""
@@ -139,12 +139,18 @@ class Tried:
 def tried(module: Any, batch: Batch) -> Tried:
     """Of a model of transformers in training mode on the CPU, and one sequence; leaves both as they were.
 
-    What it raises for a few tokens and for all it will raise in training, where it is told.
+    Raises what the model raises when it is called with the whole sequence, as its training would.
     """
-    for tokens in (TRIED_TOKENS, None):
+    kernel, on_cpu = attention(module), evaluation_kernel(module)
+    if kernel != on_cpu:
+        module.set_attn_implementation(on_cpu)
+    try:
         with suppress(Exception):
-            return _tried(module, _cut(batch, tokens))
-    return Tried()
+            return _tried(module, _cut(batch, TRIED_TOKENS))
+        return _tried(module, _cut(batch, None))
+    finally:
+        if kernel != on_cpu:
+            module.set_attn_implementation(kernel)
 
 
 def _cut(batch: Batch, tokens: int | None) -> Batch:

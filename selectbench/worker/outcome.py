@@ -280,6 +280,8 @@ def _measurement(
         **_core_waits(setting.world, recorder),
         trial_seconds=time.perf_counter() - began,
         heldout_xz_bits_per_byte=_xz_bits_per_byte(setting),
+        parameters_by_use=setting.parameters_by_use,
+        left_parameters=setting.left_parameters,
         evaluation_attention=runtime.evaluation_kernel(setting.module) if held_out else None,
         **_largest(memory),
     )

@@ -350,6 +350,10 @@ class Setting:
     """Backends that the training's attention used."""
     trainable_parameters: int | None = None
     """Known once it is decided what of the model is trained."""
+    parameters_by_use: dict[str, int] = field(default_factory=dict)
+    """Those that are trained, by what they are used as."""
+    left_parameters: int | None = None
+    """Of matrices that the adaptation is for and does not reach; None: it has no such rule."""
     tried: Tried = field(default_factory=Tried)
     """What the model was found to do."""
     recorder: Recorder | None = None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import faulthandler
 import signal
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -18,14 +19,15 @@ from transformers import GPT2LMHeadModel, LlamaForCausalLM  # noqa: F401
 
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.execution import OwnFramework
-from selectbench.choices.model import OfAnyFamily, OwnModel
+from selectbench.choices.model import Lora, OfAnyFamily, OwnModel
+from selectbench.choices.optimizer import used
 from selectbench.data.prepared import Prepared
 from selectbench.errors import disk_problem
 from selectbench.record.record import FailureKind
 from selectbench.record.wire import GaveUp, Order, Phase, Started
 from selectbench.suite.job import shares
 from selectbench.worker.attention import masks_by_shape
-from selectbench.worker.batches import TokenStream, batches_of, held_out_of
+from selectbench.worker.batches import Batch, Batches, TokenStream, batches_of, held_out_of
 from selectbench.worker.evaluation import Examination, Inspection
 from selectbench.worker.loop import Unsupported, train_with, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
@@ -140,8 +142,29 @@ def _adapt(setting: Setting) -> None:
     torch.manual_seed(derived_seed(setting.order.trial.seed, "adaptation"))
     with unsupported_where_missing(f"adaptation {adaptation.name}"):
         setting.module = adaptation.apply(setting.module, setting.world.device)
-    setting.module.train()
+        setting.module.train()
+        on_cpu = all(p.device.type == "cpu" for p in setting.module.parameters())
+        if isinstance(adaptation, Lora):
+            setting.left_parameters = adaptation.left(setting.module)
+            if setting.tried.used_as and on_cpu:
+                try:
+                    tried(setting.module, _first(setting.batches))
+                except Exception as error:
+                    said = f"{type(setting.module).__name__} can't be called with PEFT's layers: {error}"
+                    raise NotImplementedError(said) from error
+    setting.parameters_by_use = dict(sorted(_sizes(used(setting.module)).items()))
     setting.trainable_parameters = sum(p.numel() for p in setting.module.parameters() if p.requires_grad)
+
+
+def _first(batches: Batches) -> Batch:
+    return batches.batch_at(batches.sample_indices(0)[:1], 0)
+
+
+def _sizes(parameters: Iterable[tuple[torch.nn.Parameter, str]]) -> Counter[str]:
+    found: Counter[str] = Counter()
+    for parameter, use in parameters:
+        found[use] += parameter.numel() if parameter.requires_grad else 0
+    return +found
 
 
 def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, memory: TrainingMemory) -> Setting:
@@ -155,7 +178,7 @@ def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, m
     module.train()
     batches, held_out = batches_of(order, data, world, module), held_out_of(order, data, module)
     if isinstance(job.model, OfAnyFamily):
-        module.tried = tried(module, batches.batch_at(batches.sample_indices(0)[:1], 0))
+        module.tried = tried(module, _first(batches))
     return Setting(
         order=order, world=world, module=module, loss=choices.loss.build(),
         batches=batches,

@@ -342,6 +342,42 @@ def test_a_configuration_file_s_vocabulary_parameters_and_unused_rows_are_told(
     assert not [line for line in planned(mended).warnings if "rows" in line]
 
 
+NO_KERNEL = "attention sdpa: Gemma2ForCausalLM of transformers has no such kernel: take eager"
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "told"),
+    [
+        ({"model_type": "gemma2"}, [], NO_KERNEL),
+        ({"model_type": "gemma2"}, ["choices.attention=eager"], None),
+        ({"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "vocab_size": 512}}, [], None),
+    ],
+)  # fmt: skip
+def test_a_kernel_that_a_family_lacks_is_told_before_anything_runs(
+    suite_file: Path, config: dict[str, object], settings: list[str], told: str | None
+) -> None:
+    (suite_file.parent / "config.json").write_text(json.dumps(config))
+    asked = [f"job.model={{config: {suite_file.parent}}}", *settings]
+    plan = planned(load_suite(str(suite_file), device="cpu", settings=asked))
+    assert {option.unsupported for option in plan.options} == {told}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ({"vocab_size": 299}, "the model's vocab_size 299 is less than the tokenizer's 300"),
+        ({"max_position_embeddings": 8}, "seq_len 16 is more than the model's 8 positions"),
+    ],
+)
+def test_a_configuration_of_several_is_read_where_it_tells_of_text(
+    suite_file: Path, text: dict[str, object], said: str
+) -> None:
+    config = {"model_type": "gemma3", "vocab_size": 9999, "text_config": {"model_type": "gemma3_text", **text}}
+    (suite_file.parent / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        load_suite(str(suite_file), device="cpu", settings=[f"job.model={{config: {suite_file.parent}}}"])
+
+
 def test_what_optimizers_differ_in_besides_the_learning_rate_is_shown(suite_file: Path) -> None:
     lion, same = "{optimizer: {name: lion, lr: 1e-4}}", "{optimizer: {lr: 3e-3}}"
     suite = load_suite(str(suite_file), device="cpu", settings=[f"options.lion={lion}", f"options.same={same}"])

@@ -32,7 +32,9 @@ class Kernel(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and torch.is_grad_enabled():
+        # A model of any family is called with one sequence before it trains, to see what it does.
+        trains = func is F.scaled_dot_product_attention and torch.is_grad_enabled() and len(args[0]) > 1
+        if trains:
             mask = kwargs.get("attn_mask")
             self.into.append((None if mask is None else mask.detach().clone(), kwargs.get("is_causal", False)))
         return func(*args, **kwargs)

@@ -16,12 +16,15 @@ import numpy as np
 import pytest
 import torch
 from conftest import LaunchedTrials, Trials
+from msgspec.structs import replace
+from transformers import AutoModelForCausalLM
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
 from selectbench.analysis.identity import compare
 from selectbench.data.prepared import Prepared
-from selectbench.record.wire import Finished
+from selectbench.record.wire import Finished, GaveUp
 from selectbench.worker.runtime import derived_seed
+from selectbench.worker.trial import run_trial
 
 SEQUENCES, IN_A_MICRO_BATCH, STEPS, RATE, HELD_OUT = 8, 4, 2, 3e-3, 8
 AGREES = 1e-5
@@ -198,6 +201,50 @@ def test_muon_has_each_expert_as_a_matrix(trials: Trials) -> None:
     assert found.measurement.final_loss == pytest.approx(reference.heldout, abs=AGREES)
 
 
+LORA = {"name": "lora", "r": 4}
+
+
+@pytest.mark.filterwarnings(
+    "ignore:The following rank_pattern keys"
+)  # PEFT's own, of parameters that it does adapt
+def test_lora_reaches_experts_and_four_bits_do_not(trials: Trials) -> None:
+    model, kept = config_of(trials, "mixtral"), trials.trial_folder / "kept"
+    order = trials.order(job=job_of(model), adaptation=LORA)
+    events: list[Any] = []
+    run_trial(replace(order, model_folder=str(kept)), events.append)
+    assert events[-1].measurement.left_parameters == 4 * 64 * 2, "the routers"
+    saved = AutoModelForCausalLM.from_pretrained(kept)
+    _, heldout = tokens_of(Prepared.open(trials.data_folder), 0)
+    with torch.no_grad():
+        logits = saved(input_ids=heldout[:, :-1]).logits.double()
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), heldout[:, 1:].flatten()).item()
+    assert events[-1].measurement.final_loss == pytest.approx(loss, abs=AGREES), "additions are merged"
+    four_bits = trials.finished(job=job_of(model), adaptation={**LORA, "name": "qlora"})
+    experts = sum(p.numel() for n, p in saved.named_parameters() if "experts" in n)
+    assert four_bits.measurement.left_parameters == experts + 4 * 64 * 2
+
+
+@pytest.mark.parametrize(
+    ("family", "said"),
+    [("mamba", "'out_proj' is incompatible"), ("llama4_text", "can't be called with PEFT's layers")],
+)
+def test_lora_on_a_family_that_peft_cannot_adapt_is_unsupported(trials: Trials, family: str, said: str) -> None:
+    attention = "eager" if family == "mamba" else "sdpa"
+    last = trials.events(job=job_of(config_of(trials, family)), adaptation=LORA, attention=attention)[-1]
+    assert isinstance(last, GaveUp)
+    assert last.kind == "unsupported"
+    assert said in last.detail
+
+
+def test_rates_of_a_state_space_do_not_decay_and_the_record_counts_them(trials: Trials) -> None:
+    found = trials.finished(job=job_of(config_of(trials, "mamba")), attention="eager").measurement.parameters_by_use
+    wide, states = 128, 16  # of the inner stream, and of what each of its channels keeps
+    assert found["other"] > 2 * wide * states, "A_log of two layers among them"
+    assert found["convolution"] == 2 * wide * 4
+    assert found["embedding"] == plain.VOCABULARY * 64
+
+
+@pytest.mark.slow
 def test_ranks_find_what_gets_no_gradient(launched: LaunchedTrials) -> None:
     """The tower that sees pictures has none where there is only text."""
     model = config_of(launched, "gemma3")
