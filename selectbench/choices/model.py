@@ -25,7 +25,6 @@ from selectbench.choices.choice import (
     free_of,
     is_own,
 )
-from selectbench.choices.optimizer import used
 from selectbench.errors import did_you_mean
 from selectbench.text import one_line, quoted
 
@@ -859,13 +858,8 @@ class Lora(AdaptationChoice):
             raise NotImplementedError(one_line(str(error), MOST_OF_A_LIBRARY)) from error
         return adapted
 
-    def left(self, model: torch.nn.Module) -> int:
-        """Elements of the matrices between embedding and head that `apply` has left as they were."""
-        named = {id(parameter): name for name, parameter in model.named_parameters()}
-        matrices = {named[id(p)]: p for p, use in used(model) if use == "matrix" and ".lora_" not in named[id(p)]}
-        return sum(p.numel() for name, p in matrices.items() if not self._reaches(name, p))
-
-    def _reaches(self, name: str, parameter: torch.nn.Parameter) -> bool:
+    def reaches(self, name: str, parameter: torch.nn.Parameter) -> bool:
+        """Whether a matrix of an adapted model is what `apply` is for."""
         return ".base_layer." in name
 
 
@@ -898,7 +892,8 @@ class Qlora(Lora):
             setattr(parent, name.rpartition(".")[2], _in_four_bits(part, device))
         return super().apply(model, device)
 
-    def _reaches(self, name: str, parameter: torch.nn.Parameter) -> bool:
+    def reaches(self, name: str, parameter: torch.nn.Parameter) -> bool:
+        """Whether it is kept in 4 bits."""
         return getattr(parameter, "quant_state", None) is not None
 
     def asks_for(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -145,7 +146,7 @@ def _adapt(setting: Setting) -> None:
         setting.module.train()
         on_cpu = all(p.device.type == "cpu" for p in setting.module.parameters())
         if isinstance(adaptation, Lora):
-            setting.left_parameters = adaptation.left(setting.module)
+            setting.left_parameters = _left(setting.module, adaptation)
             if setting.tried.used_as and on_cpu:
                 try:
                     tried(setting.module, _first(setting.batches))
@@ -154,6 +155,13 @@ def _adapt(setting: Setting) -> None:
                     raise NotImplementedError(said) from error
     setting.parameters_by_use = dict(sorted(_sizes(used(setting.module)).items()))
     setting.trainable_parameters = sum(p.numel() for p in setting.module.parameters() if p.requires_grad)
+
+
+def _left(module: Any, adaptation: Lora) -> int:
+    """Elements of the matrices between embedding and head that the adaptation does not reach."""
+    named = {id(parameter): name for name, parameter in module.named_parameters()}
+    matrices = {named[id(p)]: p for p, use in used(module) if use == "matrix" and ".lora_" not in named[id(p)]}
+    return sum(p.numel() for name, p in matrices.items() if not adaptation.reaches(name, p))
 
 
 def _first(batches: Batches) -> Batch:

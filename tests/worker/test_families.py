@@ -204,15 +204,13 @@ def test_muon_has_each_expert_as_a_matrix(trials: Trials) -> None:
 LORA = {"name": "lora", "r": 4}
 
 
-@pytest.mark.filterwarnings(
-    "ignore:The following rank_pattern keys"
-)  # PEFT's own, of parameters that it does adapt
+@pytest.mark.filterwarnings("ignore:The following")  # PEFT's own, of parameters that it does adapt
 def test_lora_reaches_experts_and_four_bits_do_not(trials: Trials) -> None:
     model, kept = config_of(trials, "mixtral"), trials.trial_folder / "kept"
     order = trials.order(job=job_of(model), adaptation=LORA)
     events: list[Any] = []
     run_trial(replace(order, model_folder=str(kept)), events.append)
-    assert events[-1].measurement.left_parameters == 4 * 64 * 2, "the routers"
+    assert events[-1].measurement.left_parameters == 0
     saved = AutoModelForCausalLM.from_pretrained(kept)
     _, heldout = tokens_of(Prepared.open(trials.data_folder), 0)
     with torch.no_grad():
@@ -221,7 +219,8 @@ def test_lora_reaches_experts_and_four_bits_do_not(trials: Trials) -> None:
     assert events[-1].measurement.final_loss == pytest.approx(loss, abs=AGREES), "additions are merged"
     four_bits = trials.finished(job=job_of(model), adaptation={**LORA, "name": "qlora"})
     experts = sum(p.numel() for n, p in saved.named_parameters() if "experts" in n)
-    assert four_bits.measurement.left_parameters == experts + 4 * 64 * 2
+    routers = 4 * 64 * 2
+    assert four_bits.measurement.left_parameters == experts + routers
 
 
 @pytest.mark.parametrize(
