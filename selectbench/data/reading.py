@@ -112,8 +112,7 @@ def files_sha256(files: Sequence[Path], setting: str) -> str:
 
 LONGEST_LINE_BYTES = 64 << 20
 """A longer line is no line of text; it would have to be held in memory as a whole."""
-_GZIP = b"\x1f\x8b"
-_HEAD = 1 << 20
+_GZIP, _HEAD = b"\x1f\x8b", 1 << 20
 _BETWEEN = re.compile(r"[\s,]*")
 _NO_UTF8 = re.compile("[\udc80-\udcff]")
 Fault = Callable[[str], None]

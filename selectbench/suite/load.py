@@ -358,7 +358,8 @@ def _prepared(top: Node, profile: str | None, path: Path, asked: _CommandLine, p
         seeds = parse_value(f"[{asked.seeds}]", f"--seeds {asked.seeds}", "seeds", problems)
         document = document if seeds is None else document.with_entries(seeds=seeds)
     # A key without a value (`axes:`) is one that is not given.
-    document = document.without(*(key for key, node in document.mapping.items() if node.value is None))
+    empty = {key for key, node in document.mapping.items() if node.value is None}
+    document = document.without(*(empty & {*SuiteFile.model_fields, *CommandSuiteFile.model_fields}))
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "suite"
     if "name" not in document.mapping:
         document = document.with_entries(name=Node(stem, document.place, "name"))

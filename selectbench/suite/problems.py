@@ -266,7 +266,7 @@ def _is_branch(kind: type[BaseModel], segment: str | int) -> bool:
     """Whether pydantic calls this class of a union so: by its tag, or by its own name."""
     if issubclass(kind, Choice):
         return segment in (tag_of(kind), kind.__name__)
-    tag, field = next(iter(kind.model_fields.items()))
+    tag, field = next((name, own) for name, own in kind.model_fields.items() if name in kind.__annotations__)
     if tag == "family":
         tag = OWN if field.is_required() else field.default
     return segment in (tag, kind.__name__)

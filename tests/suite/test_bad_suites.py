@@ -677,3 +677,22 @@ def test_whatever_stands_in_a_suite_it_loads_or_is_told(everything, start, tmp_p
         except Exception as error:
             raise AssertionError(f"{key}: {odd!r} instead of {kept!r}") from error
         holder[key] = kept
+
+
+@pytest.mark.parametrize("everything", [EVERYTHING, EVERY_COMMAND], ids=["built", "command"])
+def test_a_misspelt_key_is_told_in_our_own_words_alone(everything, tmp_path):
+    """Of every key of every mapping, one at a time, null ones too; a library's warning would be an error here."""
+    suite = copy.deepcopy(everything)
+    for name in ("heldout.npy", "train.py"):
+        (tmp_path / name).touch()
+    silent = []
+    for holder, key in list(below(suite)):
+        if isinstance(holder, dict):
+            kept = dict(holder)
+            holder.clear()
+            holder.update({f"{name}zq" if name == key else name: value for name, value in kept.items()})
+            if not any(f"{key}zq" in line for line in lines_of(write(tmp_path, json.dumps(suite)))):
+                silent.append(key)
+            holder.clear()
+            holder.update(kept)
+    assert set(silent) <= {"two", "three", "b", "A", "B", "cpu", "cuda", "args"}  # names of the suite's own

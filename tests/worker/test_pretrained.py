@@ -333,6 +333,13 @@ def test_a_family_that_transformers_does_not_know(folder, key, tmp_path):
     assert lines_of(write(tmp_path, elsewhere)) == []
 
 
+@pytest.mark.parametrize("key", ["config", "pretrained"])
+def test_a_misspelt_key_beside_a_model_of_any_family(folder, key, tmp_path):
+    text = changed((MODEL, f"{{{key}: {folder}, dropuot: off}}"), (BPE, "{bytes: true}"))
+    (line,) = lines_of(write(tmp_path, text))
+    assert line.endswith("job.model.dropuot: unknown key (did you mean 'dropout'?)")
+
+
 def test_an_encoder_is_not_taken_for_a_model_of_the_next_token(tmp_path):
     """Its attention sees the token that it is to predict."""
     config = BertConfig(
