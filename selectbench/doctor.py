@@ -13,6 +13,7 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,7 +38,7 @@ from selectbench.gpu.devices import Gpu, gpus, problem, read_memory, read_proces
 from selectbench.launch.gpus import Notify, claim_gpus
 from selectbench.launch.preparation import check_torch_shows
 from selectbench.launch.site import Site, limit_problems, slurm
-from selectbench.launch.trial import SINGLE_THREADED, server_environment
+from selectbench.launch.trial import END_SECONDS, SINGLE_THREADED, server_environment
 from selectbench.machine import (
     COMPILERS,
     INSTALL,
@@ -423,13 +424,18 @@ def _said(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Each line of JSON that it prints; the first answer after one is its standard input. Raises UserError."""
     until, pipe = time.monotonic() + most, subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) as process:
+    with (
+        ExitStack() as held,
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment, text=True) as process,
+    ):
+        for seconds, end in ((most, process.terminate), (most + END_SECONDS, process.kill)):
+            timer = threading.Timer(seconds, end)
+            timer.start()
+            held.callback(timer.cancel)
         assert process.stdout is not None
         assert process.stdin is not None
-        watchdog = threading.Timer(most, process.terminate)
-        watchdog.start()
         try:
-            for line in process.stdout:
+            for line in filter(lambda line: line.startswith("{"), process.stdout):
                 yield json.loads(line)
                 if not process.stdin.closed and (told := answer()) is not None:
                     process.stdin.write(told)
@@ -437,8 +443,6 @@ def _said(
         except BaseException:
             process.terminate()
             raise
-        finally:
-            watchdog.cancel()
     if process.returncode and time.monotonic() > until:
         raise UserError(f"{what} was ended: it takes longer than {units.duration(most)}")
     if process.returncode:

@@ -296,6 +296,8 @@ def test_a_slow_node_is_named_and_makes_no_false_verdict(site: Site) -> None:
     assert control["against_baseline"]["decision"] not in ("better", "worse")
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(400)
 def test_the_doctor_measures_each_node_and_what_goes_between_them(site: Site) -> None:
     done = site.call("doctor", "--site", "site.yaml")
     assert done.returncode == 0, done.stderr
