@@ -386,7 +386,9 @@ def node_lines(nodes: Nodes | None) -> list[str]:
     lines += _share_lines("nodes", nodes.variance_shares)
     lines += [f"{_off_words(nodes, name, own)} {_in_detail(nodes, name, own)}" for name, own in _off(nodes)]
     others = [own for own in nodes.speeds.values() if not own.off]
-    if any(own.low is None or (own.high or 1) > units.WIDEST * own.low for own in others):
+    if not nodes.speeds and len(nodes.rounds) > 1:
+        lines.append("Whether a node is off is not known: no option has a speed in every round.")
+    elif any(own.low is None or (own.high or 1) > units.WIDEST * own.low for own in others):
         lines.append("Whether a node is off is not known: rounds are too few, or too unlike each other, to tell.")
     elif len(others) > 1:
         rest, matters = "other " * (len(others) < len(nodes.speeds)), units.share(nodes.threshold)

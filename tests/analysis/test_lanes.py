@@ -158,3 +158,14 @@ def test_a_slow_lane_is_a_share_of_the_variance_and_no_difference_of_options() -
     ratios = [ranking.rows[0].metrics["tokens_per_second"].ratio_to_baseline for ranking in (same, apart)]
     assert ratios[0] == pytest.approx(ratios[1])
     assert rank(SUITE, [replace(record, lane=None, neighbours=0) for record in contest()]).lanes is None
+
+
+def test_an_option_that_is_slower_on_one_lane_is_judged_by_lanes() -> None:
+    """Its rounds there show the same difference again."""
+    moved = [
+        replace(r, outcome=Completed(measurement=replace(r.outcome.measurement, timed_seconds=9.0)))
+        if r.lane and r.trial.option == "tf32" and isinstance(r.outcome, Completed) else r
+        for r in contest(neighbours=0)
+    ]  # fmt: skip
+    assert "intervals count lanes, not rounds" in ranked(moved).answer
+    assert "intervals count lanes" not in ranked(contest(neighbours=0)).answer

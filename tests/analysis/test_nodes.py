@@ -173,6 +173,8 @@ def test_what_one_round_on_each_node_can_tell() -> None:
     assert any("It ran one round, so it may be that moment, not the node." in line for line in lines)
     assert not any("of the variance" in line for line in lines)
     assert "rounds are too few" in node_lines(ranked(3, 1, slow=0.2).nodes)[-1]
+    holes = [r for r in records_of(4, np.ones((5, 4))) if r.round != NAMES.index(r.trial.option) % 4]
+    assert node_lines(rank(suite_of(4), holes).nodes)[-1].endswith("no option has a speed in every round.")
     pair = node_lines(ranked(2, 3, slow=0.2).nodes)
     assert any(
         "than the other node in all" in line and "Which of the two is off can't be told." in line for line in pair
