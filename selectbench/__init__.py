@@ -1,22 +1,27 @@
-"""selectbench: the same training job under each choice, measured on your own machine."""
+"""selectbench: the same training job under each choice, measured on your own machine.
+
+In Python and notebooks, `run` and `plan` take a suite file, a shipped suite's name, YAML text or a mapping, and
+`load` and `compare` take runs, by their folders or as `SUITE@latest`. Mistakes are selectbench.errors.UserError.
+"""
 
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from selectbench.frames import Run
+    from selectbench.interface import compare, load, plan, run
 
+__all__ = ["compare", "load", "plan", "run"]
 __version__ = "0.1.0"
 
 
-def load(run: str | Path, results: str | Path = "results") -> Run:
-    """A past run for a notebook: `selectbench.load("precision@latest").to_pandas()`, or the run of a folder.
+def __getattr__(name: str) -> Any:
+    """Each of them when it is asked for: what they need would slow every command down."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module("selectbench.interface"), name)
 
-    Raises selectbench.errors.UserError where there is no such run.
-    """
-    frames = import_module("selectbench.frames")  # what it needs would slow every command down
-    found: Run = frames.load(run, results)
-    return found
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -92,6 +92,10 @@ COSTS = {
 """What is lost with each quantity that a driver does not tell, in the order in which they are named."""
 
 
+COLABS_DRIVER = Path("/usr/lib64-nvidia")
+"""Where its library lies, which only LD_LIBRARY_PATH leads to (tinygrad/tinygrad pull request 16023)."""
+
+
 def check_gpu() -> Finding:
     """The GPUs that NVML shows."""
     visible = gpus()
@@ -103,7 +107,17 @@ def check_gpu() -> Finding:
     if said is None and hidden is not None:
         return Finding("GPU", "limited", f"hidden by CUDA_VISIBLE_DEVICES={hidden}", "unset CUDA_VISIBLE_DEVICES")
     fix = "if it has one, install the GPU's driver, and start a container with --gpus all"
+    if (COLABS_DRIVER / "libnvidia-ml.so.1").exists():
+        fix = f"the driver's library lies in {COLABS_DRIVER}: start Python with LD_LIBRARY_PATH={COLABS_DRIVER}"
     return Finding("GPU", "limited", f"none, jobs run on the CPU ({said or 'NVML shows no device'})", fix)
+
+
+def check_colab() -> Iterator[Finding]:
+    """What is lost with a runtime of Colab's, where this is one."""
+    release, here = os.environ.get("COLAB_RELEASE_TAG"), Path.cwd()
+    if release is not None and here.is_relative_to("/content") and not here.is_relative_to("/content/drive"):
+        fix = 'mount Drive, and keep runs there: results="/content/drive/MyDrive/results"'
+        yield Finding("Colab", "limited", f"{release}; {here} is lost with the runtime", fix)
 
 
 def check_meters() -> Iterator[Finding]:
@@ -180,6 +194,7 @@ def diagnose() -> list[Finding]:
         *(check_training() if wrong_system_reason() is None else ()),
         check_cache(),
         check_cores(),
+        *check_colab(),
     ]
 
 

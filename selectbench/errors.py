@@ -37,6 +37,10 @@ class UserError(ValueError):
         super().__init__("\n".join(problems))
         self.problems = problems
 
+    def _render_traceback_(self) -> list[str]:
+        """What notebooks show in place of a traceback: where it was raised says nothing to whom it is for."""
+        return [f"{type(self).__name__}:", *self.problems]
+
 
 class MissingPackageError(UserError):
     """A package that this command cannot do without is not installed; the message says how to get it."""

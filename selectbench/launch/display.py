@@ -10,6 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from html import escape
+from io import StringIO
 from pathlib import Path
 from statistics import fmean
 from threading import RLock
@@ -30,6 +32,7 @@ from selectbench.record.record import Completed, Failed, has_ended
 from selectbench.record.run_folder import RECORDS_FILE
 from selectbench.record.wire import Evaluating, Phase, Progress
 from selectbench.report.document import labels
+from selectbench.report.terminal import HarmlessConsole
 from selectbench.text import first_line, one_line
 
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
@@ -379,6 +382,11 @@ class Display:
     def close(self) -> None:
         """The last call; harmless when repeated."""
 
+    def counts(self) -> str:
+        """`5 of 6 trials have an outcome, 1 failed`."""
+        failed = sum(tally.failed for tally in self.tallies.values())
+        return f"{self.done} of {self.planned} trials have an outcome" + (f", {failed} failed" if failed else "")
+
     def left(self) -> str:
         """`3 min 20 s left`, or '' while nothing is known."""
         if self.lanes > 1:
@@ -479,6 +487,10 @@ PLAIN_INTERVAL_SECONDS = 10.0
 """Between two plain lines of progress."""
 LIVE_INTERVAL_SECONDS = 1 / 8
 """Between two drawings of the live table."""
+NOTEBOOK_INTERVAL_SECONDS = 0.5
+"""The same in a notebook, to which each drawing is sent, over a network maybe."""
+NOTEBOOK_WIDTH, NOTEBOOK_HEIGHT = 90, 40
+"""Columns and lines of the table in a notebook."""
 
 
 class PlainDisplay(Display):
@@ -568,10 +580,7 @@ class LiveDisplay(Display):
             return
         self._live.stop()
         self._live = None
-        failed = sum(tally.failed for tally in self.tallies.values())
-        self.note(
-            f"{self.done} of {self.planned} trials have an outcome" + (f", {failed} failed" if failed else "")
-        )
+        self.note(self.counts())
 
     def _draw(self) -> None:
         if self._live is None:
@@ -584,6 +593,58 @@ def make_display(console: Console, clock: Clock = time.monotonic) -> Display:
     """A live table on a terminal that can draw over itself, else plain lines; `console` writes to stderr."""
     live = console.is_terminal and not console.is_dumb_terminal
     return LiveDisplay(console, clock) if live else PlainDisplay(console, clock)
+
+
+class NotebookDisplay(Display):
+    """The lines of a run and its live table as one output of a notebook's cell, which is drawn over; no widgets."""
+
+    def __init__(self, show: Callable[[str, str], None], clock: Clock = time.monotonic) -> None:
+        """`show`: shows HTML, and the same as text where there is none, in place of what it showed before."""
+        super().__init__(clock)
+        self._show = show
+        self._lines: list[str] = []
+        self._drawn, self._is_running = float("-inf"), False
+
+    def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
+        """The table is shown from now on."""
+        super().run_started(suite, planned, done)
+        self._is_running = True
+        self._draw()
+
+    def tick(self) -> None:
+        """Draws, unless the last drawing is too recent."""
+        if self.clock() - self._drawn >= NOTEBOOK_INTERVAL_SECONDS:
+            self._draw()
+
+    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
+        """A failure leaves a line above the table."""
+        if isinstance(outcome, Failed):
+            self.note(text)
+        self._draw()
+
+    def note(self, text: str) -> None:
+        """A line above the table."""
+        self._lines.append(one_line(text))
+        self._draw()
+
+    def close(self) -> None:
+        """The table goes; one line of counts stays."""
+        if self._is_running:
+            self._is_running = False
+            self.note(self.counts())
+
+    def _draw(self) -> None:
+        self._drawn = self.clock()
+        console = HarmlessConsole(
+            record=True, file=StringIO(), width=NOTEBOOK_WIDTH, height=NOTEBOOK_HEIGHT, force_jupyter=False
+        )
+        if self._is_running:
+            console.print(picture(self, NOTEBOOK_WIDTH, NOTEBOOK_HEIGHT))
+        drawn = console.export_html(inline_styles=True, code_format="{code}", clear=False)
+        lines = "".join(f"<div>{escape(line)}</div>" for line in self._lines)
+        style = "white-space:pre;overflow-x:auto;line-height:1.35;background:none;color:inherit;margin:.5em 0"
+        page = f'{lines}<pre style="{style}">{drawn}</pre>' if self._is_running else lines
+        self._show(page, "\n".join([*self._lines, console.export_text().rstrip()]))
 
 
 # What a person is asked before a run of the same suite that is complete is made once more.

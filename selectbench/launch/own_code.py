@@ -22,7 +22,7 @@ from selectbench.choices.model import OwnModel
 from selectbench.errors import UserError
 from selectbench.launch.trial import linked_code, log_tail, server_environment
 from selectbench.machine import Machine, machine_for, worker_problem
-from selectbench.suite.document import placed, read_document
+from selectbench.suite.document import Written, placed, read_document
 from selectbench.suite.job import OWN_METRIC_GETS, OWN_SCORE_GETS, Eval
 from selectbench.suite.suite import Option, Suite
 from selectbench.text import visible
@@ -33,7 +33,9 @@ _MOST_CHARACTERS = 400
 """Of what is wrong with one call: its signature is among it."""
 
 
-def check_own_code(suite: Suite, machine: Machine, file: Path, *, seconds: float = CHECK_SECONDS) -> list[str]:
+def check_own_code(
+    suite: Suite, machine: Machine, file: Path | Written, *, seconds: float = CHECK_SECONDS
+) -> list[str]:
     """Have what the suite names imported and its signatures read; notes on what could not be looked at.
 
     Raises UserError with the place in the suite's `file` of all that is not there or can't be called as trials call

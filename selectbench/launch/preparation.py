@@ -52,8 +52,8 @@ from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record, RunPhase
 from selectbench.record.run_folder import SUITE, find_run, is_complete
 from selectbench.suite.command import nodes_problem
-from selectbench.suite.document import placed, read_document
-from selectbench.suite.load import find, load_suite
+from selectbench.suite.document import Written, placed, read_document
+from selectbench.suite.load import find, folder_of, load_suite
 from selectbench.suite.stages import (
     interference_suite,
     repeat_suite,
@@ -72,8 +72,8 @@ _OWN_TEXT = """text of your own, --set 'job.data={text: ["corpus/*.txt"]}'"""
 class Request:
     """What the user asked for on the command line."""
 
-    suite: str
-    """A path, or the name of a shipped suite."""
+    suite: str | Written
+    """A path, the name of a shipped suite, or a suite that is no file."""
     profile: str | None = None
     settings: Sequence[str] = field(default_factory=list)
     """`PATH=VALUE` each."""
@@ -220,7 +220,7 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         for line in unused_row_warnings(suite, plan.unused_rows):
             notify(f"warning: {line}")
         interpreters = {o.name: o.choices.python for o in suite.options if o.choices.python is not None}
-        environment = collect_environment(find(request.suite).parent, interpreters, claim.gpus, suite.device)
+        environment = collect_environment(folder_of(request.suite), interpreters, claim.gpus, suite.device)
         if lanes > 1:
             environment["lanes"] = lanes
         if facts is None:
@@ -261,7 +261,9 @@ def data_problems_placed(request: Request, suite: Suite) -> Iterator[None]:
     except (MissingPackageError, NotDownloadedError):
         raise
     except UserError as error:
-        other = f"selectbench run {request.suite}" if request.profile else _OWN_TEXT
+        other = (
+            f"selectbench run {request.suite}" if request.profile and isinstance(request.suite, str) else _OWN_TEXT
+        )
         way = f"; without a network this works: {other}" if isinstance(error, UnreachableError) else ""
         document = read_document(find(request.suite))
         raise UserError(*(f"{placed(p, document, suite.profile)}{way}" for p in error.problems)) from None

@@ -119,11 +119,13 @@ def run(
     nodes: Nodes | None = None,
     slurm: SlurmRun | None = None,
     notify: Notify = print,
+    make_stop: Callable[[], StopRequest] = StopRequest,
 ) -> Result:
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError.
 
     `again` is asked what to do where all of it has one in such a folder; `retry_failed` and `rerun_unclean` then
-    show that one. `nodes`: the others of a run over several; `slurm`: the run that the preparation's round is of.
+    show that one. `nodes`: the others of a run over several; `slurm`: the run that the preparation's round is of;
+    `make_stop`: what hears signals meanwhile.
     """
     retried = Retried(retry_failed, rerun_unclean)
     with preparation.claim, ExitStack() as until_its_end:
@@ -151,7 +153,7 @@ def run(
                 folder = slurm.enter(preparation.round, preparation.suite, preparation.environment, first)
             lock = until_its_end.enter_context(RunLock(folder, notify))
         before = 0 if slurm is None else len(slurm.ended_trials(preparation.round or 0))
-        with StopRequest() as stop:
+        with make_stop() as stop:
             if preparation.extended is not None:
                 extend_run(folder, preparation.suite, preparation.extended.suite)
             display = make_display()

@@ -163,6 +163,15 @@ _NAME_MOST, _CELL_MOST = 120, 300
 
 def render_html(document: Document) -> str:
     """The whole page. The same arguments give the same bytes; the template escapes every string."""
+    return _rendered(document, is_fragment=False)
+
+
+def render_fragment(document: Document) -> str:
+    """For inside a notebook's page: it styles nothing but itself, follows the notebook's theme, has no script."""
+    return _rendered(document, is_fragment=True)
+
+
+def _rendered(document: Document, *, is_fragment: bool) -> str:
     from jinja2 import Environment, StrictUndefined  # slow to import, and needed here alone
 
     own = files(__package__)
@@ -178,8 +187,37 @@ def render_html(document: Document) -> str:
     style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     warnings = [section for section in document.sections if _warns(section)]
     others = [section for section in document.sections if not _warns(section)]
-    page = template.render(style=style, script=script, document=document, warnings=warnings, sections=others)
-    return page + "\n"
+    page = template.render(
+        style=_scoped(style) if is_fragment else style, script=script, document=document, warnings=warnings,
+        sections=others, is_fragment=is_fragment,
+    )  # fmt: skip
+    return page.rstrip("\n") + "\n"
+
+
+# A notebook says whether it is light or dark, in JupyterLab, nbconvert, Colab and VS Code; else the system does.
+_LIGHT = ":is([data-jp-theme-light=true],[theme=light],.vscode-light)"
+_DARK = ":is([data-jp-theme-light=false],[theme=dark],.vscode-dark)"
+_OF_A_NOTEBOOK = (
+    "&{border:1px solid var(--rule);border-radius:8px;padding:4px 0 16px;font-size:15px;margin:4px 0}"
+    "h1,h2,h3,p,li,summary,dd,th,td,pre,code{color:inherit;background:none}p,ul{margin:.6em 0}"
+    "dt,dd{float:none;width:auto;margin:0;font-weight:400}dt{white-space:nowrap}"
+    "table{margin:0;border:0;table-layout:auto}"
+    "tr,tr:hover,tr:nth-child(odd),tr:nth-child(even){background:none}"
+)
+"""In place of what a notebook would have; rules of the page that come after it stay."""
+_AS_PART = "h1{font-size:1.4rem}main{padding-bottom:0}"
+
+
+def _scoped(style: str) -> str:
+    """The page's style for what is inside one element, of more weight than the notebook's own (CSS nesting)."""
+    places = {
+        ":root:not([data-theme=light])": f"&:not({_LIGHT} .selectbench)", ":root[data-theme=dark]": f"{_DARK} &",
+        ":root[data-theme=light]": f"{_LIGHT} &", ":root": "&",
+    }  # fmt: skip
+    for page, element in places.items():
+        style = style.replace(page, element)
+    own = re.sub(r"(?<![-a-z])body\{(margin:0;)?", "&{", style)
+    return f".selectbench.selectbench.selectbench{{{_OF_A_NOTEBOOK}{own}{_AS_PART}}}"
 
 
 def _coded(text: str) -> Any:

@@ -145,8 +145,8 @@ def report(
     )  # fmt: skip
 
 
-def summary(ranking: Ranking) -> Document:
-    """For a terminal: the table, causes of what was not ranked, and warnings; the answer is said last."""
+def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") -> Document:
+    """The table, causes of what was not ranked, and warnings; on a terminal the answer is said last."""
     best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
     others = [verdict for verdict in ranking.verdicts if verdict.option not in (None, best)]
     lines = [
@@ -160,8 +160,12 @@ def summary(ranking: Ranking) -> Document:
             _search_cost(search),
             *(f"{own.option}: {_chosen(own)}" for own in (*search.sizes, *search.tuning)),
         ]
-    blocks = (ranking_table(ranking, "terminal"), Listing(lines), Listing(ranking.warnings, is_warning=True))
-    return Document(ranking.suite, (), ranking.question, ranking.answer, _is_decided(ranking), opening=blocks)
+    blocks, warnings = (ranking_table(ranking, medium), Listing(lines)), Listing(ranking.warnings, is_warning=True)
+    head = (ranking.question, ranking.answer, _is_decided(ranking))
+    if medium == "page":
+        told = [Section("warnings", "Warnings", [warnings])] if ranking.warnings else []
+        return Document(ranking.suite, told, *head, opening=blocks)
+    return Document(ranking.suite, (), *head, opening=(*blocks, warnings))
 
 
 def _is_decided(ranking: Ranking) -> bool:

@@ -36,6 +36,7 @@ from selectbench.report.document import (
     Paragraph,
     Ratio,
     RowKind,
+    Section,
     Stack,
     Table,
     Value,
@@ -314,11 +315,47 @@ def _model_words(planned: PlannedOption) -> str:
     return f"{about}{units.count(parameters)} parameters, {inside} in embeddings of {size.vocab_size:,} tokens"
 
 
+_OF_AN_OPTION = ("option", "differs in", "runs as")
+
+
+def plan_document(
+    plan: Plan, estimate: Estimate | None, notes: Sequence[str], costs: Sequence[StageCost] = ()
+) -> Document:
+    """What would run, for a notebook."""
+    numbers = _plan_numbers(plan, estimate)
+    rows = [
+        [*_plan_words(one), *row]
+        for one, row in zip(plan.options, zip(*numbers.values(), strict=True), strict=True)
+    ]
+    *stages, answer = _cost_lines(plan, estimate, costs)
+    unsupported = [f"{o.option.name}: unsupported: {o.unsupported}" for o in plan.options if o.unsupported]
+    table_of_options = table("Options", _OF_AN_OPTION, numbers, rows)
+    blocks = (table_of_options, Listing([*_plan_lines(plan), *_settings_lines(plan.suite), *stages, *unsupported]))
+    told = [*sorted(notes, key=lambda line: not line.startswith(CANNOT_START)), *plan.warnings]
+    sections = [Section("warnings", "Warnings", [Listing(told, is_warning=True)])] if told else []
+    can_start = not any(line.startswith(CANNOT_START) for line in notes)
+    return Document(plan.suite.name, sections, plan.suite.question, answer, can_start, opening=blocks)
+
+
+def _plan_words(planned: PlannedOption) -> list[str]:
+    differs = ", ".join(planned.option.differs_in) or "(baseline)"
+    return [one_line(planned.option.name, 80), one_line(differs, 80), _layout(planned)]
+
+
 def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:
-    """Columns of numbers in which some option has one."""
     plans = RichTable(box=None, pad_edge=False, header_style="bold")
-    for heading in ("option", "differs in", "runs as"):
+    for heading in _OF_AN_OPTION:
         plans.add_column(heading, overflow="fold")
+    shown = _plan_numbers(plan, estimate)
+    for heading in shown:
+        plans.add_column(heading, justify="right", no_wrap=True)
+    for planned, *row in zip(plan.options, *shown.values(), strict=True):
+        plans.add_row(*map(Text, _plan_words(planned)), *row, style="dim" if planned.unsupported else "")
+    return plans
+
+
+def _plan_numbers(plan: Plan, estimate: Estimate | None) -> dict[str, list[str]]:
+    """Columns of numbers in which some option has one."""
     seconds = estimate.seconds if estimate else {}
     numbers = {
         "micro-batch": [units.count(one.option.choices.micro_batch_size) for one in plan.options],
@@ -332,19 +369,7 @@ def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:
             for one in plan.options
         ],
     }
-    shown = {heading: column for heading, column in numbers.items() if {*column} != {units.DASH}}
-    for heading in shown:
-        plans.add_column(heading, justify="right", no_wrap=True)
-    for planned, *row in zip(plan.options, *shown.values(), strict=True):
-        differs = ", ".join(planned.option.differs_in) or "(baseline)"
-        plans.add_row(
-            Text(one_line(planned.option.name, 80)),
-            Text(one_line(differs, 80)),
-            Text(_layout(planned)),
-            *row,
-            style="dim" if planned.unsupported else "",
-        )
-    return plans
+    return {heading: column for heading, column in numbers.items() if {*column} != {units.DASH}}
 
 
 def _settings_lines(suite: Suite) -> Iterator[str]:
@@ -524,6 +549,13 @@ def print_compared(console: Console, compared: Compared) -> None:
     console.print(_rich(_changes(compared)))
     _say(console, [_MEANS], "dim")
     _say(console, [_summary(compared)], "bold")
+
+
+def compared_document(compared: Compared) -> Document:
+    """For a notebook."""
+    blocks = (_changes(compared), Paragraph(_MEANS), Listing([*_around(compared), *compared.notes]))
+    title = f"{one_line(compared.run)} against {one_line(compared.reference)}"
+    return Document(title, (), answer=_summary(compared), is_decided=True, opening=blocks)
 
 
 def compare_markdown(comparisons: Sequence[Compared]) -> str:

@@ -144,25 +144,41 @@ class Problems:
             raise UserError(*self.lines())
 
 
-def read_document(path: Path) -> Node:
-    """The file's top mapping. Raises UserError where it cannot be read, is empty or does not parse."""
+@dataclass(frozen=True)
+class Written:
+    """A suite that is no file: YAML text, or a mapping as JSON, in which nobody has seen a line."""
+
+    text: str
+    has_lines: bool = True
+
+    def __str__(self) -> str:
+        """As a mistake's place names it."""
+        return "suite"
+
+
+def read_document(path: Path | Written) -> Node:
+    """The suite's top mapping. Raises UserError where it cannot be read, is empty or does not parse."""
+    text = path.text if isinstance(path, Written) else _text_of(path)
+    problems, source = Problems(), str(path)
+    top = _Reader(problems, source, on_command_line=isinstance(path, Written) and not path.has_lines).parse(text)
+    if top is not None and top.value is None:
+        problems.add(Place(source, 1, 1), "", "the file is empty: a suite needs at least `job`")
+    elif top is not None and not isinstance(top.value, dict):
+        problems.add(top.place, "", f"expected a mapping at the top, found {describe(top)}")
+    problems.raise_if_any()
+    assert top is not None
+    return top
+
+
+def _text_of(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         before = error.object[: error.start]
         line, column = before.count(b"\n") + 1, error.start - before.rfind(b"\n")
         raise UserError(f"{path}:{line}:{column}: the file is not UTF-8 text") from None
     except OSError as error:
         raise UserError(f"{path}: cannot read the file: {error.strerror}") from None
-    problems = Problems()
-    top = _Reader(problems, str(path)).parse(text)
-    if top is not None and top.value is None:
-        problems.add(Place(str(path), 1, 1), "", "the file is empty: a suite needs at least `job`")
-    elif top is not None and not isinstance(top.value, dict):
-        problems.add(top.place, "", f"expected a mapping at the top, found {describe(top)}")
-    problems.raise_if_any()
-    assert top is not None
-    return top
 
 
 def parse_value(text: str, source: str, path: str, problems: Problems) -> Node | None:

@@ -37,6 +37,7 @@ from selectbench.suite.document import (
     Node,
     Place,
     Problems,
+    Written,
     merge_document,
     nest,
     parse_value,
@@ -145,8 +146,10 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.yaml"))
 
 
-def find(reference: str) -> Path:
+def find(reference: str | Written) -> Path | Written:
     """The file that a path or a shipped suite's name means. Raises UserError where there is none."""
+    if isinstance(reference, Written):
+        return reference
     path = Path(reference)
     if path.is_file():
         return path
@@ -160,6 +163,12 @@ def find(reference: str) -> Path:
         raise UserError(f"{reference}: is {what}{hint}")
     hint = did_you_mean(path.stem, names()) or f" (shipped suites: {', '.join(names())})"
     raise UserError(f"{reference}: there is no such file or shipped suite{hint}")
+
+
+def folder_of(reference: str | Written) -> Path:
+    """What the suite's relative paths are relative to. Raises UserError where there is no such file."""
+    found = find(reference)
+    return Path() if isinstance(found, Written) else found.parent
 
 
 def template(name: str | None = None) -> str:
@@ -294,7 +303,7 @@ class _CommandLine:
 
 
 def load_suite(
-    reference: str, *, device: str, profile: str | None = None, settings: Sequence[str] = (),
+    reference: str | Written, *, device: str, profile: str | None = None, settings: Sequence[str] = (),
     axes: Sequence[str] = (), seeds: str | None = None, quick: bool = False, require_files: bool = True,
 ) -> Suite:  # fmt: skip
     """The suite of a file, or the shipped one of that name, with the command line's changes.
@@ -304,12 +313,13 @@ def load_suite(
     key in the file comes next. `require_files` False lets a model's configuration, own code and interpreters
     be gone, as a report of an old run needs none. Raises UserError with one line per mistake.
     """
-    path = find(reference)
+    found = find(reference)
+    path = folder_of(reference) / Path(str(found)).name  # of what is no file the place where it would be
     if unwritable(str(path.resolve())) is not None:  # its folder stands in the paths of a run's own suite.yaml
         raise UserError(
             f"{visible(path.resolve(), 300)}: the name of the file or of a folder is no printable UTF-8"
         )
-    top = read_document(path)
+    top = read_document(found)
     problems = Problems()
     asked = _CommandLine(settings, axes, seeds, quick)
     stated = top.mapping["device"].value if "device" in top.mapping else None

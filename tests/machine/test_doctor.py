@@ -15,6 +15,7 @@ from evidence.readme_table import ROOT
 from packaging.requirements import Requirement
 from rich.console import Console
 
+from selectbench import doctor
 from selectbench.choices import REGISTRY
 from selectbench.choices.choice import tag_of
 from selectbench.doctor import (
@@ -23,7 +24,9 @@ from selectbench.doctor import (
     Finding,
     check_cache,
     check_calibration,
+    check_colab,
     check_compilers,
+    check_gpu,
     check_meters,
     check_package,
     check_packages,
@@ -113,6 +116,21 @@ def test_a_driver_that_does_not_answer(with_driver):
 def test_gpus_that_a_variable_hides(with_driver):
     finding = with_driver(ASDICT.format("check_gpu"), CUDA_VISIBLE_DEVICES="")
     assert finding["fix"] == "unset CUDA_VISIBLE_DEVICES"
+
+
+def test_what_is_known_of_colab(monkeypatch, tmp_path):
+    monkeypatch.setattr(doctor, "COLABS_DRIVER", tmp_path)
+    monkeypatch.setattr(doctor, "gpus", list)
+    assert str(tmp_path) not in str(check_gpu().fix)
+    (tmp_path / "libnvidia-ml.so.1").touch()
+    assert f"LD_LIBRARY_PATH={tmp_path}" in str(check_gpu().fix)
+    monkeypatch.setenv("COLAB_RELEASE_TAG", "release-colab_20260825")
+    assert [*check_colab()] == []
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/content"))
+    (found,) = check_colab()
+    assert (found.status, "/content is lost" in found.found, "Drive" in str(found.fix)) == ("limited", True, True)
+    monkeypatch.setattr(Path, "cwd", lambda: Path("/content/drive/MyDrive"))
+    assert [*check_colab()] == []
 
 
 def test_what_each_gpu_tells_of_itself_and_what_is_lost_with_the_rest(stand_in):
