@@ -32,7 +32,6 @@ from selectbench.record.record import Completed, Failed, has_ended
 from selectbench.record.run_folder import RECORDS_FILE
 from selectbench.record.wire import Evaluating, Phase, Progress
 from selectbench.report.document import labels
-from selectbench.report.terminal import HarmlessConsole
 from selectbench.text import first_line, one_line
 
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
@@ -635,7 +634,7 @@ class NotebookDisplay(Display):
 
     def _draw(self) -> None:
         self._drawn = self.clock()
-        console = HarmlessConsole(
+        console = Console(
             record=True, file=StringIO(), width=NOTEBOOK_WIDTH, height=NOTEBOOK_HEIGHT, force_jupyter=False
         )
         if self._is_running:
