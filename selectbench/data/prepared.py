@@ -48,14 +48,11 @@ def cache_root() -> Path:
         raise UserError("cache: this user has no home folder: set SELECTBENCH_CACHE to a writable folder") from None
 
 
-WAIT_SECONDS = 3600.0
-"""For another process that makes the same; then it is made twice, and one of both stays."""
-
-
 @contextmanager
 def in_turn(final: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """Inside, nobody else on this node makes the same folder, so that it is made once, where its disk has locks."""
-    place, until = final.with_name(f".unfinished-{final.name}.lock"), time.monotonic() + WAIT_SECONDS
+    place = final.with_name(f".unfinished-{final.name}.lock")
+    until = time.monotonic() + 3600.0  # from when on it is made twice, and one of both stays
     with ExitStack() as held:
         with suppress(OSError):  # it goes without; where nothing can be written, what follows says so
             place.parent.mkdir(parents=True, exist_ok=True)

@@ -265,6 +265,8 @@ class Nodes:
                     connection, (peer, *_) = self._listener.accept()
                     threads.append(Thread(target=self._meet, args=(connection, peer, ours, came), daemon=True))
                     threads[-1].start()
+                else:
+                    threads[0].join(0.2)
             while not came.empty():
                 one = came.get()
                 if isinstance(one, str):
@@ -349,9 +351,9 @@ def refuse(channel: Channel, why: str) -> None:
     channel.close()
 
 
-def expected(channel: Channel, kind: type[AnyAnswer]) -> AnyAnswer:
+def expected(channel: Channel, kind: type[AnyAnswer], seconds: float | None = None) -> AnyAnswer:
     """The next message. Raises UserError for a refusal, GoneError or ProtocolError for all but what is expected."""
-    message = channel.next(HANDSHAKE_SECONDS)
+    message = channel.next(HANDSHAKE_SECONDS if seconds is None else seconds)
     if isinstance(message, wire.Bye):
         raise UserError(f"the bench refuses this node: {one_line(message.reason)}")
     if not isinstance(message, kind):
@@ -555,7 +557,8 @@ def join(
             told = True
             stop.wait(0.5)
     try:
-        nonce, version, code = expected(channel, wire.Challenge).nonce, __version__, code_sha256()
+        patience = max(HANDSHAKE_SECONDS, until - time.monotonic())  # others may stand before the bench's door
+        nonce, version, code = expected(channel, wire.Challenge, patience).nonce, __version__, code_sha256()
         said = Proof(
             nonce=secrets.token_hex(16), node=request.node, nodes=request.nodes, version=version, code_sha256=code,
             proof="",

@@ -439,14 +439,15 @@ class RunLock:
         """Raises UserError where the folder, or what a run can't make again of it, was taken away meanwhile."""
         folder, gone = self.folder, "was deleted or moved"
         try:
-            with self.path.open("rb") as file:  # a network's file system asks its server where a file is opened
+            with (
+                self._turn,
+                self.path.open("rb") as file,
+            ):  # opened, as then a network's file system asks its server
                 is_ours = os.path.samestat(os.fstat(file.fileno()), self._held)
-            if is_ours:
-                with self._turn:
-                    missing = sorted(name for name in self._kept if not (folder / name).is_file())
-                if not missing:
-                    return
-                gone = f"lost its {' and '.join(missing)}"
+                missing = sorted(name for name in self._kept if not (folder / name).is_file())
+            if is_ours and not missing:
+                return
+            gone = f"lost its {' and '.join(missing)}" if is_ours else gone
         except (FileNotFoundError, NotADirectoryError):
             gone = "was taken over by another machine" if folder.is_dir() and self._numbers() else gone
         except OSError:  # a network's file system that does not answer: a write will tell

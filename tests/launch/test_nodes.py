@@ -11,7 +11,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ import pytest
 from launch.harness import Workplace, all_pids, output_of, until
 from made_records import make_meters
 
+from selectbench.cores import descendants
 from selectbench.errors import UserError
 from selectbench.launch import channel, nodes
 from selectbench.launch.channel import Channel, GoneError, ProtocolError, proof
@@ -180,6 +181,32 @@ def test_a_bench_refuses_strangers_undisturbed_and_then_takes_its_node(bench: No
     bench.members[0].channel.send(Clock(now=1.0))
     assert held[0].next(5) == Clock(now=1.0)
     held[0].close()
+
+
+def test_a_node_comes_through_a_crowd_of_connections_that_say_nothing(
+    bench: Nodes, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a port scanner leaves them: more than the bench listens to at a time, and before the node comes."""
+    held: list[Any] = []
+    monkeypatch.setattr(nodes, "JOIN_SECONDS", 30.0)
+
+    def come() -> None:
+        crowd = [connected(bench.request) for _ in range(2 * nodes.MOST_NEWCOMERS)]
+        held.extend(crowd)
+        try:
+            held.append(nodes.join(bench.request, PLAIN, SECRET.encode(), stop, told.append))
+        except UserError:
+            bench.request = bench.request._replace(nodes=1)  # which ends its waiting
+            raise
+
+    with StopRequest() as stop:
+        visitor = threading.Thread(target=come)
+        visitor.start()
+        bench.gather(PLAIN)
+        visitor.join()
+    assert [member.node for member in bench.members] == [1]
+    for one in held:
+        one.close()
 
 
 @pytest.mark.parametrize("kind", ["wrong secret", "garbage", "too long", "hangs up"])
@@ -507,6 +534,42 @@ def test_a_command_that_only_lost_touch_with_other_nodes_is_no_cause(
 ) -> None:
     (tmp_path / "log.txt").write_bytes(log)
     assert _only_lost_touch(tmp_path / "log.txt") == is_victim
+
+
+def listening(pids: Iterable[int]) -> set[int]:
+    """Ports at which these processes listen."""
+    own = set[str]()
+    for pid in pids:
+        with suppress(OSError):
+            own |= {str(entry.readlink()) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return {
+        int(line[1].partition(":")[2], 16) for line in lines if line[3] == "0A" and f"socket:[{line[9]}]" in own
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_port_scanner_does_not_disturb_a_run(cluster: Cluster) -> None:
+    """It comes at every port of bench, agent and ranks, as soon as there is one, and stays."""
+    cluster.write(SUITE.replace("  fsdp: {strategy: fsdp}\n", ""))
+    words = [b"GET / HTTP/1.1\r\nHost: n1\r\n\r\n", random.Random(0).randbytes(999), b"", b"\0" * 64, b"\xff" * 8]
+    bench, agent = cluster.both()
+    held, visited = list[socket.socket](), set[int]()
+    while bench.poll() is None:
+        for port in listening([bench.pid, agent.pid, *descendants(bench.pid), *descendants(agent.pid)]):
+            visited.add(port)
+            for word in words if len(held) < 300 else []:
+                with suppress(OSError):
+                    held.append(socket.create_connection(("127.0.0.1", port), timeout=1))
+                    held[-1].sendall(word)
+        time.sleep(0.1)
+    assert [ended(process)[0] for process in (bench, agent)] == [0, 0]
+    assert cluster.port in visited
+    assert len(visited) > 2  # the ranks' too
+    assert cluster.completed() == [("ddp", 0)]
+    for one in held:
+        one.close()
 
 
 def reached(bench: processes.Process, what: Callable[[], object]) -> bool:
