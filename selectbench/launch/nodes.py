@@ -61,8 +61,6 @@ READY_SECONDS = 300.0
 SETTLING_SECONDS = 1.0
 """After a node's failure the others' are heard, to see which came first."""
 ANSWER_SECONDS = 30.0
-LINES_CHARACTERS = 1 << 20
-"""Of what was observed, in one message."""
 ROUND_TRIPS = 8
 AnyAnswer = TypeVar("AnyAnswer", bound=AnyMessage)
 AnyOrder = Order | CommandOrder
@@ -159,21 +157,20 @@ class Member:
         try:
             for message in self.channel.receive():
                 if isinstance(message, wire.Observed) and self.observed is not None:
-                    self._keep(message.name, message.lines)
+                    self._keep(self.observed / message.name, message.lines)
                     continue
                 self._fits(message, Ended)
                 assert isinstance(message, Ended)
                 self.ended = message
                 if self.observed is not None and message.failed is None:
-                    self._keep(wire.WHOLE, "")
+                    self._keep(self.observed / wire.WHOLE, "")
         except (GoneError, ProtocolError) as error:
             self.lose(str(error))
 
-    def _keep(self, name: str, text: str) -> None:
-        assert self.observed is not None
-        with writing(self.observed):
-            self.observed.mkdir(parents=True, exist_ok=True)
-            with (self.observed / name).open("a", encoding="utf-8") as file:
+    def _keep(self, path: Path, text: str) -> None:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
                 file.write(text)
 
     def answer(self, kind: type[AnyAnswer], seconds: float, stop: StopRequest) -> AnyAnswer | None:
@@ -707,6 +704,6 @@ class Agent:
         if is_command and failed is None:
             for file in sorted((folder / wire.OBSERVED).glob("*.jsonl")):
                 with file.open(encoding="utf-8") as stream:
-                    while lines := stream.read(LINES_CHARACTERS):
+                    while lines := stream.read(1 << 20):
                         self.channel.send(wire.Observed(name=file.name, lines=lines))
         self.channel.send(Ended(failed=failed, said=runner.gave_up, at=time.perf_counter()))

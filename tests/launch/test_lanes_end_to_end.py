@@ -13,12 +13,15 @@ from typing import Any
 import pytest
 from launch.harness import LONG, TINY_SUITE, Workplace, running_trials, until
 from made_records import make_suite
+from msgspec.structs import replace
 from plan.test_machine_choices import a_gpu, on
 
 from selectbench.errors import UserError
 from selectbench.launch.gpus import lanes_in
 from selectbench.machine import Machine, _place_of, shares
 from selectbench.planning.plan import lanes_of
+from selectbench.record.record import Completed
+from selectbench.record.run_folder import append_record, read_records
 
 FOUR = TINY_SUITE.replace("seeds: [0, 1]", "seeds: [0, 1, 2, 3]")
 OWN = """
@@ -60,6 +63,20 @@ def lanes(place: Workplace) -> dict[int, set[int]]:
         if record["phase"] == "contest":
             found.setdefault(record["trial"]["seed"], set()).add(record["lane"])
     return found
+
+
+def busy_in_round(place: Workplace, seed: int) -> int:
+    """Has that round look as on a busy machine, the others as on a quiet one; how many records there are."""
+    path = place.run_folders()[-1] / "records.jsonl"
+    records, _ = read_records(path)
+    path.unlink()
+    for record in records:
+        outcome, wait = record.outcome, 9.0 * (record.trial.seed == seed)
+        if isinstance(outcome, Completed):
+            seen = {"cpu_seconds": 1.0, "run_queue_wait_seconds": wait, "cores_seconds": 1.0 + wait}
+            record = replace(record, outcome=Completed(measurement=replace(outcome.measurement, **seen)))
+        append_record(path, record)
+    return len(records)
 
 
 @pytest.mark.slow
@@ -104,10 +121,11 @@ def test_two_lanes_that_are_cut_off_leave_nothing_and_go_on_where_they_were(work
     def two_run() -> bool:
         pids = running_trials(workplace)
         try:
-            affinities.update(frozenset(os.sched_getaffinity(pid)) for pid in pids)
+            now = {frozenset(os.sched_getaffinity(pid)) for pid in pids}
         except ProcessLookupError:
             return False
-        return len(pids) >= 2
+        affinities.update(now)
+        return len(now) >= 2
 
     first = workplace.start(*line)
     until(two_run)
@@ -132,6 +150,11 @@ def test_two_lanes_that_are_cut_off_leave_nothing_and_go_on_where_they_were(work
     assert len(affinities) == 2
     assert not frozenset.intersection(*affinities), "two lanes had a core in common"
     assert "it was not tried whether lanes disturb each other" in done.stdout.replace("\n", " ")
+    home, before = lanes(workplace), busy_in_round(workplace, 1)
+    assert workplace.call(*line, "--rerun-unclean").returncode == 3
+    again = workplace.records()[before:]
+    assert sorted((r["trial"]["option"], r["trial"]["seed"]) for r in again) == [("halves", 1), ("whole", 1)]
+    assert lanes(workplace) == home, "a round that is run again went to another lane"
 
 
 @pytest.mark.slow
