@@ -1,0 +1,43 @@
+"""The quick start's notebook runs as it stands, and keeps what it gave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from evidence import quickstart
+from evidence.readme_table import ROOT
+
+
+def kinds(notebook: Any) -> list[list[tuple[str, ...]]]:
+    """Of each cell with code, its outputs' types and formats."""
+    cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
+    return [[(one.output_type, *sorted(one.get("data", {}))) for one in outputs] for outputs in cells]
+
+
+def test_its_outputs_are_kept_and_the_readme_leads_to_it() -> None:
+    notebook = quickstart.kept()
+    install, *others = kinds(notebook)
+    assert install == []  # it was there
+    assert all(others)
+    assert "error" not in {output[0] for outputs in others for output in outputs}
+    text = quickstart.PATH.read_text()
+    assert "--constraint own-torch.txt" in text
+    where = quickstart.PATH.relative_to(ROOT)
+    assert (
+        f"colab.research.google.com/github/YOUR_NAME/selectbench/blob/main/{where})"
+        in (ROOT / "README.md").read_text()
+    )
+
+
+@pytest.mark.filterwarnings("default::DeprecationWarning", "default::ResourceWarning")
+@pytest.mark.slow
+def test_it_runs_from_a_clean_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path / "cache"))
+    notebook = quickstart.executed(tmp_path)
+    assert kinds(notebook) == kinds(quickstart.kept())
+    pages = [output.data["text/html"] for cell in notebook.cells for output in cell.get("outputs", [])
+             if output.output_type == "execute_result" and "text/html" in output.data]  # fmt: skip
+    assert sum("Every option, the best first" in page and "<figure>" in page for page in pages) == 1
+    assert (tmp_path / "mine.zip").is_file()
