@@ -544,7 +544,7 @@ def init(
 
 
 def _observed_suite(command: str, path: Path) -> str:
-    from selectbench.launch.from_command import observe, seen_lines, suite_text
+    from selectbench.launch.command import observe, seen_lines, suite_text
     from selectbench.report.terminal import observed_table
 
     seen = observe(command, _notify)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from launch.harness import Workplace, all_pids, until
 
-from selectbench.launch.from_command import Observed, observe, suite_text
+from selectbench.launch.command import Observed, observe, suite_text
 from selectbench.suite.document import plain, read_document
 from selectbench.suite.load import load_suite
 
