@@ -625,9 +625,10 @@ class Row(Shown):
     """Those of them of which it is not shown that they are worse in none by more than matters."""
     to_loss: ToLoss | None = None
     """Until its held-out loss was the baseline's final one; None: no evaluations to tell it by."""
-    status: Literal["completed", "partial", "failed", "not_comparable", "screened_out"]
+    status: Literal["completed", "partial", "failed", "not_comparable", "screened_out", "reference"]
     """partial: some seeds failed or are missing; failed: every seed failed; not_comparable: another job;
-    screened_out: both its short trials before the contest missed a bound, so that it takes no part in it."""
+    screened_out: both its short trials before the contest missed a bound, so that it takes no part in it;
+    reference: in tables alone, a model behind an API."""
     n: int
     """Seeds completed."""
     planned: int
@@ -670,6 +671,51 @@ class Row(Shown):
         return {k: v for k, v in found.items() if k not in ("screening", "besides_the_rate") or v}
 
 
+class ReferenceScore(Shown):
+    """A score of what a reference answered."""
+
+    value: Number
+    low: Number | None
+    """Lower end of its 95 % interval over the choice of the test sentences; None: few sentences, or own code."""
+    high: Number | None
+
+
+class Reference(Shown):
+    """A model behind an API, not trained here: it has no rank, and nothing is claimed with it."""
+
+    name: str
+    model: str
+    base_url: str
+    sentences: int
+    """Pieces of held-out text that it was to be asked for."""
+    answered: int
+    incomplete: str | None
+    """Why not for all; it has no scores then."""
+    empty: int
+    """Answers without any text, scored as they are."""
+    cut: int
+    """Answers that ended at max_tokens."""
+    scores: dict[str, ReferenceScore]
+    differences: list[ScoreDifference]
+    """From the baseline's scores, where both are known by sentence."""
+    bits_per_byte: Number | None
+    """Of causal text; None: not asked for, or not told."""
+    byte_perplexity: Number | None
+    """2 to that power."""
+    no_bits: str | None
+    """Why they are not known."""
+    input_tokens: int | None
+    output_tokens: int | None
+    usd: Number | None
+    """Of all answers, whenever they were paid."""
+    lost_usd: Number
+    """Of requests that brought no answer, at most."""
+    latency_median_seconds: Number | None
+    latency_most_seconds: Number | None
+    samples: list[dict[str, str | None]]
+    """The first ones: `prompt`, `said`, `reference`."""
+
+
 class Ranking(Shown):
     """The answer to a suite's question."""
 
@@ -697,6 +743,8 @@ class Ranking(Shown):
     """None: the options are no grid."""
     score_differences: list[ScoreDifference] = []
     """Of every option with each score of generated text; empty: none was asked for, or long ago."""
+    references: list[Reference] = []
+    """Models behind an API that were asked for the same; left out where there are none."""
     search: Search | None = None
     """How each option came to its own best; left out where nothing was searched."""
     lanes: Lanes | None = None
@@ -708,5 +756,5 @@ class Ranking(Shown):
     @model_serializer(mode="wrap")
     def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = dump(self)
-        rare = ("search", "lanes", "nodes")
-        return {key: value for key, value in found.items() if key not in rare or value is not None}
+        rare = ("search", "lanes", "nodes", "references")
+        return {key: value for key, value in found.items() if key not in rare or value}

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from msgspec.structs import asdict
 
-from selectbench.analysis.result import Row, ScoreDifference
+from selectbench.analysis.result import Reference, ReferenceScore, Row, ScoreDifference
 from selectbench.analysis.summary import Summary
-from selectbench.record.record import Sentences
+from selectbench.record.record import Asked, Sentences
 from selectbench.suite.job import SCORES
 
 # Scores of a text from what its sentences add to them, as a record keeps it.
@@ -194,6 +196,47 @@ def score_differences(
                 told = {"sentences": len(both[0].table), **paired(own, [drawn[seed] for seed in ours])._asdict()}
             differences.append(said.model_copy(update=told))
     return differences
+
+
+def references(asked: Mapping[str, Asked], baseline: Summary | None) -> list[Reference]:
+    """What is shown of models behind an API, those without all answers without scores."""
+    found = []
+    for name, one in asked.items():
+        scores, differences = {}, []
+        for score, value in one.scores.items() if one.incomplete is None else ():
+            table = None if one.kept is None else table_of(score, one.kept)
+            low = high = None
+            if one.kept is not None and table is not None and len(table) >= FEWEST_SENTENCES:
+                own = resampled(score, table)
+                drawn = sorted(own.drawn)
+                low, high = drawn[_TAIL - 1], drawn[-_TAIL]
+                theirs = _texts(score, baseline) if baseline is not None else {}
+                both = [_Text(one.kept.references_sha256, value, table), *theirs.values()]
+                told = {
+                    "score": score,
+                    "option": name,
+                    "against": baseline.name if baseline else "",
+                    "seeds": len(theirs),
+                }
+                reason = _refused(score, both) if theirs else "the baseline has no such scores"
+                if not reason:
+                    against = [resampled(score, text.table) for text in theirs.values()]
+                    told |= {"sentences": len(table), **paired([own] * len(against), against)._asdict()}
+                differences.append(
+                    ScoreDifference.model_validate(told | ({"not_compared": reason} if reason else {}))
+                )
+            scores[score] = ReferenceScore(value=value, low=low, high=high)
+        bits, seconds = one.bits_per_byte if one.incomplete is None else None, one.latencies_seconds
+        counted = {k: getattr(one, k) for k in Reference.model_fields if k in Asked.__struct_fields__}
+        shown = {
+            "scores": scores, "differences": differences, "bits_per_byte": bits,
+            "byte_perplexity": None if bits is None else 2**bits,
+            "latency_median_seconds": median(seconds) if seconds else None,
+            "latency_most_seconds": max(seconds, default=None),
+            "samples": [asdict(sample) for sample in one.samples],
+        }  # fmt: skip
+        found.append(Reference.model_validate({**counted, **shown, "name": name}))
+    return found
 
 
 def _texts(name: str, summary: Summary) -> dict[int, _Text]:

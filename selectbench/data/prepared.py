@@ -25,7 +25,7 @@ from selectbench.choices.model import AnyModel, PretrainedModel
 from selectbench.data.reading import cached_commit, cached_folder
 from selectbench.errors import UserError
 from selectbench.machine import lock
-from selectbench.suite.job import Job
+from selectbench.suite.job import Eval, Job
 from selectbench.suite.suite import Suite
 
 # The cache folder: where it lies, and how a folder of files appears in it all at once or not at all.
@@ -333,6 +333,14 @@ class Prepared:
         """Source and target of every held-out pair, as text."""
         lines = (self.folder / HELDOUT_PAIRS).read_text(encoding="utf-8").split("\n")
         return [(source, target) for source, target in map(json.loads, filter(None, lines))]
+
+    def pairs_to_score(self, job: Job) -> list[tuple[str, str]]:
+        """The first of these, as many as its evaluation generates for, of which both sides fit the job."""
+        lengths, asked = self.lengths(HELDOUT), job.eval
+        assert lengths is not None
+        assert isinstance(asked, Eval)
+        pairs = self.heldout_pairs()
+        return [pairs[number] for number in fitting(lengths, job.seq_len)[: asked.generate].tolist()]
 
     def bytes_of_heldout(self) -> npt.NDArray[np.uint32] | None:
         """Bytes of UTF-8 that each held-out token stands for; None: there is no text."""

@@ -1,4 +1,4 @@
-"""What a training command needs before it runs: tokens, digest, order; and `init --from-command`, which watches one."""
+"""What a training command needs before it runs, tokens, digest, order; and `init --from-command` watching one."""
 
 from __future__ import annotations
 

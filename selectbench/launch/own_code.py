@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from selectbench import units
 from selectbench.choices.choice import OwnCall, is_own
@@ -49,10 +50,13 @@ def check_own_code(
     for python, calls in options.items():
         if worker_problem(machine_for(machine, python)) is not None:
             continue
-        with tempfile.TemporaryDirectory(prefix="selectbench-") as folder:
-            found = _asked(suite, python, list(calls), Path(folder), seconds)
-        if isinstance(found, str):
-            notes.append(found)
+        named = ", ".join(dict.fromkeys(call.name for call in calls))
+        question = {"code": suite.code, "calls": [asdict(call) for call in calls]}
+        try:
+            found = ask_worker("own_code", question, python, suite, seconds, f"importing own code ({named})")
+        except TimeoutError:
+            told = f"importing it ({named}) takes longer than {units.duration(seconds)}"
+            notes.append(f"own code was not checked: {told}")
             continue
         for (call, names), problem in zip(calls.items(), found, strict=True):
             if problem is not None:
@@ -79,15 +83,19 @@ def _calls(suite: Suite, option: Option) -> Iterator[OwnCall]:
         yield OwnCall(f"eval.metrics.{name}", metric.call, OWN_METRIC_GETS, tuple(metric.settings))
 
 
-def _asked(
-    suite: Suite, python: str | None, calls: list[OwnCall], folder: Path, seconds: float
-) -> list[str | None] | str:
-    """For every call what is wrong with it; or why nobody can tell."""
-    question, answer, log = (folder / name for name in ("question.json", "answer.json", "log"))
-    question.write_text(json.dumps({"code": suite.code, "calls": [asdict(call) for call in calls]}))
-    environment = server_environment(python, suite.device)
-    arguments = [python or sys.executable, "-P", "-m", "selectbench.worker", "own_code", str(question), str(answer)]
+def ask_worker(
+    role: str, question: dict[str, object], python: str | None, suite: Suite, seconds: float, what: str
+) -> Any:
+    """The answer of a child process of the worker that has this role.
+
+    Raises TimeoutError after so many seconds, and UserError where `what` ended the process.
+    """
     with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="selectbench-")))
+        asked, answer, log = (folder / name for name in ("question.json", "answer.json", "log"))
+        asked.write_text(json.dumps(question), encoding="utf-8")
+        environment = server_environment(python, suite.device)
+        arguments = [python or sys.executable, "-P", "-m", "selectbench.worker", role, str(asked), str(answer)]
         if python is not None:
             environment["PYTHONPATH"] = stack.enter_context(linked_code())
         output = stack.enter_context(log.open("wb"))
@@ -95,11 +103,10 @@ def _asked(
             arguments, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
             env=environment,
         )  # fmt: skip
-        names = ", ".join(dict.fromkeys(call.name for call in calls))
         try:
             status = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return f"own code was not checked: importing it ({names}) takes longer than {units.duration(seconds)}"
+            raise TimeoutError from None
         finally:
             if sys.platform == "win32":
                 process.kill()
@@ -107,10 +114,9 @@ def _asked(
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    try:
-        found: list[str | None] = json.loads(answer.read_text())
-    except (OSError, ValueError):
-        said = log_tail(log)
-        died = f"importing own code ({names}) ended its process with status {status}"
-        raise UserError(f"suite {suite.name}: {died}" + (f":\n{said}" if said else "")) from None
-    return found
+        try:
+            return json.loads(answer.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            said = log_tail(log)
+            died = f"{what} ended its process with status {status}"
+            raise UserError(f"suite {suite.name}: {died}" + (f":\n{said}" if said else "")) from None

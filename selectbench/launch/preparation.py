@@ -32,6 +32,7 @@ from selectbench.gpu.devices import PROBE, PROBE_SECONDS, Gpu, first_difference,
 from selectbench.launch.command import command_facts
 from selectbench.launch.gpus import Claim, Notify, candidates, claim_cores, claim_gpus, idle_now
 from selectbench.launch.own_code import check_own_code
+from selectbench.launch.references import reference_lines
 from selectbench.launch.site import job_script, limit_problems, plan_lines, read_site
 from selectbench.launch.trial import server_environment
 from selectbench.machine import INSTALL, Machine, inspect_machine, wrong_device_reason, wrong_system_reason
@@ -606,6 +607,7 @@ def preview(request: Request, notify: Notify) -> Outlook:
             machine = machine.on(idle)
     machine = machine.in_lanes(lanes) if lanes > 1 else machine
     settled = settled_for(suite, machine, prepared)
+    notes += reference_lines(suite, prepared) if prepared is not None else ()
     return _outlook(
         request, Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256()),
                          checks_interference=request.interference_check), notes,

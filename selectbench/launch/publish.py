@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,14 @@ from selectbench.analysis.gate import Compared, Gate, ReadRun, compare, hold_gat
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.recommendation import BEST_FILES
 from selectbench.analysis.result import Ranking
-from selectbench.analysis.summary import counted
+from selectbench.analysis.scores import references
+from selectbench.analysis.summary import counted, summarise
 from selectbench.analysis.tuning import search, settled_by_records
 from selectbench.data.prepared import sequences
 from selectbench.errors import ExitCode, UserError
 from selectbench.planning.plan import heldout_warnings, suite_warnings, unused_row_warnings, vocabulary_warnings
 from selectbench.record.environment import read_environment
-from selectbench.record.record import Completed, Record, has_ended
+from selectbench.record.record import Asked, Completed, Record, has_ended
 from selectbench.record.run_folder import (
     BENCHMARK,
     ENVIRONMENT,
@@ -34,6 +35,7 @@ from selectbench.record.run_folder import (
     find_run,
     plain_suite,
     planned_trials,
+    read_answers,
     read_json,
     read_lines,
     read_records,
@@ -96,7 +98,7 @@ def _past_run(folder: Path) -> PastRun:
 
 COMMAND = "selectbench run suite.yaml"
 """What repeats a run, typed in its folder."""
-_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "screen", "looks")
+_OF_A_CONTEST = ("options", "control", "gate", "tune", "best_of", "screen", "looks", "references")
 """Keys that say nothing of an option by itself."""
 SHORT = "There is less held-out text than was asked for (see the warnings)."
 
@@ -115,6 +117,8 @@ class StoredRun:
     """A line about each line of the records that could not be used as it stands."""
     unchecked: int = 0
     """Records without a checksum."""
+    answers: Mapping[str, Asked] = field(default_factory=dict)
+    """Of models behind an API, by reference."""
 
     @cached_property
     def counted(self) -> list[Record]:
@@ -136,8 +140,11 @@ class StoredRun:
         ranking = rank(self.suite, self.records, warnings=[*warnings, *self.notes])
         if short:
             ranking = ranking.model_copy(update={"answer": f"{ranking.answer} {SHORT}"})
-        found = search(self.declared, self.suite, self.records)
-        return ranking if found is None else ranking.model_copy(update={"search": found})
+        more: dict[str, object] = {"search": search(self.declared, self.suite, self.records)}
+        if asked := {name: one for name, one in self.answers.items() if name in self.suite.references}:
+            base = [one for one in summarise(self.suite, self.records)[0] if one.name == self.suite.baseline]
+            more["references"] = references(asked, next(iter(base), None))
+        return ranking.model_copy(update=more)
 
     def _data_by_option(self) -> dict[str, dict[str, Any]]:
         """What is known of the data of each option: of its own, or of the suite's."""
@@ -169,7 +176,8 @@ def read_run(folder: Path) -> StoredRun:
     environment = read_environment(folder / ENVIRONMENT)
     records, notes, unchecked = read_lines(folder / RECORDS_FILE)
     suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
-    return StoredRun(settled_by_records(suite, records), suite, records, environment, notes, unchecked)
+    answers = read_answers(folder)
+    return StoredRun(settled_by_records(suite, records), suite, records, environment, notes, unchecked, answers)
 
 
 def publish(folder: Path, stored: StoredRun, notify: Callable[[str], None]) -> Ranking:

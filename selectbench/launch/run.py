@@ -52,6 +52,7 @@ from selectbench.launch.preparation import (
     with_more_seeds,
 )
 from selectbench.launch.publish import publish, read_run
+from selectbench.launch.references import ask_references, unsettled
 from selectbench.launch.site import (
     Round,
     SlurmRun,
@@ -88,6 +89,8 @@ from selectbench.record.run_folder import (
     runs_of,
     suite_text,
     sweep_weights,
+    take_references,
+    trained_part,
     weights_folder,
     write_whole,
     writing,
@@ -156,12 +159,17 @@ def run(
         with make_stop() as stop:
             if preparation.extended is not None:
                 extend_run(folder, preparation.suite, preparation.extended.suite)
+            take_references(folder, preparation.suite)
             display = make_display()
+            ask = partial(ask_references, preparation.suite, preparation.prepared, folder, stop, display.note)
             try:
+                ask(tries=True)
                 _run_stages(preparation, lock, display, stop, nodes, retried=retried)
+                if not stop:  # nothing is timed any more
+                    ask()
             finally:
                 display.close()
-            is_cut_off = stop and next_stage(preparation, folder, retried=Retried()) is not None
+            is_cut_off = stop and not _has_all(preparation, folder, retried=Retried())
             status = ExitCode.INTERRUPTED if is_cut_off else exit_code(preparation.suite, folder)
             if slurm is not None:
                 slurm.gather()
@@ -213,6 +221,8 @@ def submit(
     if barred := [name for name, value in asked.items() if value is not None]:
         raise UserError(f"{' and '.join(barred)}: not for a run under Slurm; leave it out")
     suite, machine = resolve(request)
+    if suite.references:
+        raise UserError("references are not asked under Slurm: leave them out, --set references=null")
     site = read_site(request.site, request.lanes)
     for line in check_own_code(suite, machine, find(request.suite)):
         notify(line)
@@ -306,7 +316,13 @@ def _complete(preparation: Preparation, results: Path, retried: Retried) -> Path
 
 def _is_done(preparation: Preparation, folder: Path, *, retried: Retried) -> bool:
     """Whether nothing of the run is to be done, its report neither: it may have been killed before that."""
-    return next_stage(preparation, folder, retried=retried) is None and (folder / RANKING).exists()
+    return _has_all(preparation, folder, retried=retried) and (folder / RANKING).exists()
+
+
+def _has_all(preparation: Preparation, folder: Path, *, retried: Retried) -> bool:
+    """Every trial, and every answer of its references."""
+    is_trained = next_stage(preparation, folder, retried=retried) is None
+    return is_trained and not unsettled(preparation.suite, preparation.prepared, folder)
 
 
 def _newest(preparation: Preparation, results: Path, *, retry_failed: bool) -> Path | None:
@@ -354,7 +370,7 @@ def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
 def _differences(preparation: Preparation, suite: Suite, folder: Path, stored: Suite) -> list[Differing]:
     """Of suite and environment between a run, whose suite is `stored`, and what would be run now."""
     then, now = read_environment(folder / ENVIRONMENT), json.loads(json.dumps(preparation.environment, default=str))
-    settings = differing(suite.resolved, stored.resolved)
+    settings = differing(trained_part(suite.resolved), trained_part(stored.resolved))
     return [*settings, *differing(fingerprint_part(now), fingerprint_part(then))]
 
 
@@ -397,7 +413,9 @@ def _run_stages(
             benches = [replace(bench, preparation=stage.preparation) for bench in benches]
             _run_stage(stage, benches, threads, ended)
         if not ended and not stop:
-            display.note(f"{folder}: every trial has its outcome; only the report was still to be written")
+            is_asked = not unsettled(suite, preparation.prepared, folder)
+            left = "only the report was still to be written" if is_asked else "references are still to be asked"
+            display.note(f"{folder}: every trial has its outcome; {left}")
 
 
 def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executor], ended: set[str]) -> None:

@@ -282,6 +282,52 @@ class Sentences(Recorded, frozen=True, kw_only=True):
             raise ValueError("a sentence has not as many counts as its score")
 
 
+class Asked(Recorded, frozen=True, kw_only=True):
+    """What a model behind an API answered to a run's held-out text: a value of references.json, by its name."""
+
+    asks: str
+    """Digest of what the suite says of it and of the text: with another one it is to be asked anew."""
+    model: str
+    base_url: str
+    asked_at: str
+    """UTC, of the first answer; '': there is none."""
+    sentences: Count
+    """Pieces of text that it is to be asked for."""
+    answered: Count
+    empty: Count
+    """Answers without any text, which are scored as they are."""
+    cut: Count
+    """Answers that ended at max_tokens."""
+    input_tokens: Count | None
+    """Of all answers; None: the server does not tell."""
+    output_tokens: Count | None
+    usd: Amount | None
+    """Of all answers, whenever they were paid; None: no prices, or no tokens."""
+    lost_usd: Amount
+    """What requests may have cost, at most, that brought no answer: cut off, silent, or in flight when a run was
+    killed."""
+    latencies_seconds: list[Amount]
+    """Of each answer, from the request to its end, as they came."""
+    incomplete: str | None
+    """Why it has not answered all; None: it has."""
+    settled: bool
+    """Whether asking again with the same suite would change nothing."""
+    scores: dict[str, Number] = msgspec.field(default_factory=dict)
+    """From 0 to 100, of a complete one alone."""
+    signatures: dict[str, str] = msgspec.field(default_factory=dict)
+    kept: Sentences | None = None
+    """What its scores are made of."""
+    bits_per_byte: Amount | None = None
+    """Of held-out text without its first token, which no log-probability is told of."""
+    no_bits: str | None = None
+    """Why these are not known."""
+    samples: list[Sample] = msgspec.field(default_factory=list)
+
+
+ANSWERS: Lines[dict[str, Asked]] = Lines(dict[str, Asked])
+"""references.json."""
+
+
 # One line of records.jsonl.
 
 

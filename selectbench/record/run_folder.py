@@ -24,7 +24,17 @@ from pydantic import BaseModel
 
 from selectbench.cores import machine_mark, process_mark
 from selectbench.errors import UserError, did_you_mean
-from selectbench.record.record import LOSSES, SCHEMA_VERSION, SETTINGS, SOFTWARE, Lines, Record, has_ended
+from selectbench.record.record import (
+    ANSWERS,
+    LOSSES,
+    SCHEMA_VERSION,
+    SETTINGS,
+    SOFTWARE,
+    Asked,
+    Lines,
+    Record,
+    has_ended,
+)
 from selectbench.suite.document import plain, read_document
 from selectbench.suite.suite import CONTROL, Suite
 from selectbench.text import suite_yaml, visible
@@ -37,6 +47,8 @@ REPORT = "report.md"
 PAGE = "report.html"
 TABLE = "ranking.csv"
 BENCHMARK = "benchmark.json"
+REFERENCES = "references.json"
+"""What models behind an API answered; beside it a folder `references` with all of it, an object a line."""
 TRIALS = "trials"
 WEIGHTS = "weights"
 ROUNDS = "rounds"
@@ -256,10 +268,15 @@ def _kind_of_run(folder: Path) -> tuple[Any, ...] | None:
 def fingerprint(suite: Suite, environment: dict[str, Any], data_key: str, own_code: str | None = None) -> str:
     """Equal for runs that may continue each other; `own_code`: the digest of own code, None: there is none."""
     content = {
-        "suite": suite.resolved, "environment": fingerprint_part(environment), "data": data_key,
+        "suite": trained_part(suite.resolved), "environment": fingerprint_part(environment), "data": data_key,
         "own_code": own_code,
     }  # fmt: skip
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def trained_part(suite: dict[str, Any]) -> dict[str, Any]:
+    """Of a resolved suite all but what is asked of others: a run gets references, or loses them, at any time."""
+    return {key: value for key, value in suite.items() if key != "references"}
 
 
 def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
@@ -315,10 +332,35 @@ def extend_run(folder: Path, suite: Suite, before: Suite) -> None:
         raise UserError(f"{folder}: cannot write: {error.strerror}") from None
 
 
+_HEAD = "# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n"
+
+
 def suite_text(suite: Suite) -> str:
     """The resolved suite as YAML, with a line that says what it is."""
-    head = "# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n"
-    return head + suite_yaml(suite.resolved)
+    return _HEAD + suite_yaml(suite.resolved)
+
+
+def take_references(folder: Path, suite: Suite) -> None:
+    """Have the run's suite.yaml name this suite's references. Raises UserError where it can't be written."""
+    there, asked = plain_suite(folder), suite.resolved.get("references")
+    if there.get("references") != asked:
+        with writing(folder):
+            write_whole(
+                folder / SUITE, _HEAD + suite_yaml(trained_part(there) | ({"references": asked} if asked else {}))
+            )
+
+
+def read_answers(folder: Path) -> dict[str, Asked]:
+    """What is known of each reference, by name; {}: none was asked. Raises UserError where that can't be read."""
+    path = folder / REFERENCES
+    try:
+        return ANSWERS.read(read_whole(path))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise (
+            error if isinstance(error, UserError) else UserError(f"{path}: cannot be read: {visible(error)}")
+        ) from None
 
 
 @contextlib.contextmanager

@@ -17,7 +17,7 @@ from selectbench.text import one_line
 UNCLEAN_MARK = "†"
 BRIEF_MARK = "‡"
 """Of a figure from short trials alone."""
-RowKind = Literal["first", "ranked", "barred", "failed", "better", "worse", "undecided", ""]
+RowKind = Literal["first", "ranked", "barred", "failed", "reference", "better", "worse", "undecided", ""]
 """How a row of a table stands out; in the ranking `barred` completed without a rank."""
 
 

@@ -37,6 +37,7 @@ from selectbench.report.document import (
     spread,
     value_text,
 )
+from selectbench.report.ranking import rows_of
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
 from selectbench.text import clean, json_text, one_line
@@ -57,7 +58,7 @@ def render_csv(ranking: Ranking) -> str:
     own = [name for name in (ranking.rows[0].metrics if ranking.rows else ()) if name not in METRICS]
     names = [*METRICS, *own]
     writer.writerow([*_FIRST, *(f"{name}{part}" for name in names for part in _OF_A_METRIC), *_LAST])
-    for row in ranking.rows:
+    for row in rows_of(ranking):
         metrics = [row.metrics[name] for name in names]
         figures = [
             _number(value)

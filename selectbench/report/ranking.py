@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from selectbench import units
 from selectbench.analysis.lanes import BESIDE, ELSEWHERE
-from selectbench.analysis.result import Failure, Ranking, Row, Violation
+from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Reference, Row, Violation
 from selectbench.analysis.screening import ratio_to_baseline, screened_words
 from selectbench.analysis.summary import mean
 from selectbench.report.document import (
@@ -68,12 +68,51 @@ def ranking_table(ranking: Ranking, medium: Report) -> Table:
     """The ranking with the columns of a medium, every metric of it that some row knows."""
     made = {"markdown": _in_markdown, "page": _on_page, "terminal": _in_terminal}[medium](ranking)
     return Table(
-        [column for column, _ in made], [[cell(row) for _, cell in made] for row in ranking.rows],
-        "Every option, the best first", is_sortable=True, kinds=[_kind(row) for row in ranking.rows],
+        [column for column, _ in made], [[cell(row) for _, cell in made] for row in rows_of(ranking)],
+        "Every option, the best first", is_sortable=True, kinds=[_kind(row) for row in rows_of(ranking)],
     )  # fmt: skip
 
 
+NOT_TRAINED = "reference, not trained here"
+
+
+def rows_of(ranking: Ranking) -> list[Row]:
+    """The options, and below them models behind an API, of which nothing but scores is known."""
+    nothing = MetricValue(value=None, ratio_to_baseline=None, standard_deviation=None, n=0)
+    unknown = Certificate(comparable=None, compared_with=[], differs_as_declared=[], violations=[], not_verified=[])
+    names = ranking.rows[0].metrics if ranking.rows else METRICS
+    return [*ranking.rows, *(
+        Row(
+            option=found.name, rank=None, status="reference", n=0, planned=0, missing_seeds=[], differs_in=[],
+            eligible=False, constraints=[], constraint_failures=[], identity=unknown, notes=[], memory=None,
+            scaling=None, failures=[], metrics={**dict.fromkeys(names, nothing), **{
+                name: nothing.model_copy(update={"value": value}) for name, value in figures_of(found).items()
+            }},
+        )
+        for found in ranking.references
+    )]  # fmt: skip
+
+
+def figures_of(found: Reference) -> dict[str, float]:
+    """A reference's figures of quality, by metric."""
+    bits = {} if found.bits_per_byte is None else {"bits_per_byte": found.bits_per_byte}
+    return {name: score.value for name, score in found.scores.items()} | bits
+
+
+def reference_words(found: Reference) -> list[str]:
+    """What is to be known of a reference beside its figures."""
+    unfinished = f"{found.answered} of {found.sentences} answered, so it has no scores: {found.incomplete}"
+    return [
+        *([unfinished] if found.incomplete else []), *([found.no_bits] if found.no_bits else []),
+        *([f"{found.empty} answers were empty, and are scored so"] if found.empty else []),
+        *([f"{found.cut} answers were cut at max_tokens, and are scored so"] if found.cut else []),
+        *([f"requests without an answer may have cost {units.usd(found.lost_usd)} more"] if found.lost_usd else []),
+    ]  # fmt: skip
+
+
 def _kind(row: Row) -> RowKind:
+    if row.status == "reference":
+        return "reference"
     if row.rank is not None:
         return "first" if row.rank == 1 else "ranked"
     if row.n == 0 and row.status != "screened_out":
@@ -92,7 +131,7 @@ def _in_markdown(ranking: Ranking) -> list[_Made]:
         (Column("#"), _place_cell(ranking)),
         (Column("option", names_row=True), lambda row: row.option),
         (Column("differs in"), lambda row: _differs(ranking, row)),
-        (Column("seeds"), lambda row: Seeds(row.n, row.planned)),
+        (Column("seeds"), _seeds),
         (Column(""), state),
         *metrics,
         *_scaling_columns(ranking),
@@ -117,7 +156,7 @@ def _on_page(ranking: Ranking) -> list[_Made]:
         *others,
         *_scaling_columns(ranking),
         *(seconds if is_told else ()),
-        (Column("seeds", "right"), lambda row: Seeds(row.n, row.planned)),
+        (Column("seeds", "right"), _seeds),
     ]
 
 
@@ -126,7 +165,7 @@ def _in_terminal(ranking: Ranking) -> list[_Made]:
     scaling = _scaling_columns(ranking)
     is_speedup = ranking.objective == "tokens_per_second" and bool(scaling)
     objective, *others = _metrics(ranking, "terminal")
-    states: list[_Made] = [(Column(""), state)] if any(state(row) for row in ranking.rows) else []
+    states: list[_Made] = [(Column(""), state)] if any(state(row) for row in rows_of(ranking)) else []
     return [
         (Column("#", "right"), _place_cell(ranking)),
         (Column("option", names_row=True), lambda row: row.option),
@@ -134,13 +173,18 @@ def _in_terminal(ranking: Ranking) -> list[_Made]:
         _ratio_column(ranking, "speed-up" if is_speedup else "vs base", ranking.objective),
         *(_metric_column(name, droppable=True) for name in others),
         *([scaling[0], scaling[2]] if is_speedup else scaling),
-        (Column("n", "right"), lambda row: Seeds(row.n)),
+        (Column("n", "right"), lambda row: _seeds(row, says_planned=False)),
         *states,
     ]
 
 
+def _seeds(row: Row, *, says_planned: bool = True) -> Cell:
+    """Of a reference there are none."""
+    return "" if row.status == "reference" else Seeds(row.n, row.planned if says_planned else None)
+
+
 def _place_cell(ranking: Ranking) -> Callable[[Row], Cell]:
-    numbers = {row.option: number for number, row in enumerate(ranking.rows, start=1)}
+    numbers = {row.option: number for number, row in enumerate(rows_of(ranking), start=1)}
     return lambda row: place(row, numbers[row.option])
 
 
@@ -207,7 +251,7 @@ def _differs(ranking: Ranking, row: Row) -> str:
 
 def page_names(ranking: Ranking) -> Labels:
     """Options' names where a page has little room."""
-    return labels([row.option for row in ranking.rows], _NAME_ROOM, _NAME_MOST)
+    return labels([row.option for row in rows_of(ranking)], _NAME_ROOM, _NAME_MOST)
 
 
 def _dominators(row: Row, short: Mapping[str, str] | None = None) -> str:
@@ -253,8 +297,8 @@ def to_loss(row: Row, name: str) -> Value:
 
 def state(row: Row) -> str:
     """What is to be known of a row beside its figures: nothing where all went well."""
-    if row.status == "screened_out":
-        return "screened out"
+    if row.status in ("screened_out", "reference"):
+        return "screened out" if row.status == "screened_out" else NOT_TRAINED
     kinds = [failure.kind for failure in row.failures]
     counted = [f"{kinds.count(kind)} {kind}" if row.n else kind for kind in dict.fromkeys(kinds)]
     if row.missing_seeds:

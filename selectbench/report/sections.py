@@ -13,7 +13,7 @@ from selectbench import units
 from selectbench.analysis.lanes import lane_lines, node_lines
 from selectbench.analysis.metrics import derive, is_unclean, observe, state_of
 from selectbench.analysis.recommendation import TIME_TO_LOSS_RULE
-from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Row, Search
+from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Reference, Row, Search
 from selectbench.analysis.scores import RESAMPLES, SEED
 from selectbench.analysis.screening import SCREENING_RULE, screened_words
 from selectbench.analysis.summary import mean, summarise
@@ -46,8 +46,10 @@ from selectbench.report.document import (
     value_text,
 )
 from selectbench.report.ranking import (
+    NOT_TRAINED,
     besides_note,
     causes,
+    figures_of,
     in_full,
     in_short,
     not_the_same_job,
@@ -55,6 +57,7 @@ from selectbench.report.ranking import (
     page_names,
     place,
     ranking_table,
+    reference_words,
     state,
     table_notes,
     ties_note,
@@ -89,6 +92,10 @@ _MEANING = (
     "They say whether other test sentences would have shown the same order; they say nothing about other seeds: "
     "that is what the ranking's own intervals are for."
 )
+_REFERENCES = (
+    "A reference was trained on other text, perhaps on these very sentences, with other means, and is scored on "
+    "what it answered once: it takes no part in ranks, tests and claims."
+)
 _METHOD = (
     f"Paired bootstrap (Koehn 2004): {RESAMPLES:,} draws of the test sentences with replacement, the same for all "
     f"options and seeds (generator's seed {SEED}), each scored as a whole; mean over the seeds that both "
@@ -122,7 +129,8 @@ def report(
         *_verdicts(ranking),
         *(_pictures(ranking, records, done) if medium == "page" else ()),
         *_scores(ranking, done),
-        *_learnt(done),
+        *_references(ranking),
+        *_learnt(ranking, done),
         *evidence.kept_models(suite, records),
         *_factors(ranking),
         *_own_best(ranking),
@@ -152,7 +160,8 @@ def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") 
     lines = [
         *ties_note(ranking), *in_short(ranking), *besides_note(ranking), *causes(ranking),
         *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
-        *_difference_lines(ranking), *_factor_lines(ranking), *lane_lines(ranking.lanes, ranking.objective),
+        *_difference_lines(ranking), *_reference_lines(ranking), *_factor_lines(ranking),
+        *lane_lines(ranking.lanes, ranking.objective),
         *node_lines(ranking.nodes),
     ]  # fmt: skip
     if search := ranking.search:
@@ -234,7 +243,12 @@ def _measurements(own: Sequence[Record]) -> list[Measurement]:
 def _scores(ranking: Ranking, done: Counting) -> Iterator[Section]:
     """Means over seeds, a row for each option and one for copying the source, and how they were computed."""
     every = [m for own in done.values() for m in _measurements(own)]
-    names = [name for name in (*SCORES, OWN_SCORE) if any(name in m.scores for m in every)]
+    asked = {found.name: figures_of(found) for found in ranking.references}
+    names = [
+        name
+        for name in (*SCORES, OWN_SCORE)
+        if any(name in of for of in (*(m.scores for m in every), *asked.values()))
+    ]
     if not names:
         return
 
@@ -243,6 +257,7 @@ def _scores(ranking: Ranking, done: Counting) -> Iterator[Section]:
         return [first, *(Amount(mean(values), units.significant) for values in known)]
 
     rows = [means(option, [m.scores for m in _measurements(own)]) for option, own in done.items() if own]
+    rows += [means(f"{name} ({NOT_TRAINED})", [own]) for name, own in asked.items()]
     rows.append(means("copying the source", [m.copy_scores for m in every]))
     caption = "Scores of what was generated, means over seeds; the last row scores the source text itself"
     signed = dict.fromkeys((n, m.score_signatures[n]) for m in every for n in names if n in m.score_signatures)
@@ -251,20 +266,52 @@ def _scores(ranking: Ranking, done: Counting) -> Iterator[Section]:
     yield Section("scores", "Scores of what was generated", [scores, signatures, *_differences(ranking)])
 
 
+def _references(ranking: Ranking) -> Iterator[Section]:
+    """Models behind an API: their figures, what they took, and what is to be known of them."""
+    if not ranking.references:
+        return
+    quality: list[list[Cell]] = []
+    for found in ranking.references:
+        for name, score in found.scores.items():
+            ends = () if score.low is None else (score.low, score.high)
+            shown = (Amount(score.value, units.significant), Amounts(ends, units.significant))
+            quality.append([found.name, METRICS[name].title, *shown])
+        if found.no_bits is not None or found.bits_per_byte is not None:
+            quality.append([found.name, "bits/byte", Amount(found.bits_per_byte, units.significant), ""])
+            quality.append(
+                [found.name, "perplexity per byte", Amount(found.byte_perplexity, units.significant), ""]
+            )
+    took: list[list[Cell]] = [
+        [f.name, f.model, f.base_url, f"{f.answered} of {f.sentences}", Amount(f.input_tokens, units.count),
+         Amount(f.output_tokens, units.count), Amount(f.usd, units.usd),
+         Amount(f.latency_median_seconds, units.seconds), Amount(f.latency_most_seconds, units.seconds)]
+        for f in ranking.references
+    ]  # fmt: skip
+    heads = ("answered", "tokens in", "tokens out", "cost", "median latency", "longest")
+    notes = [f"{found.name}: {words}." for found in ranking.references for words in reference_words(found)]
+    tables = [
+        table("Their figures, with 95 % intervals over the choice of the test sentences", ("reference", "score"),
+              ("value", "interval"), quality),
+        table("What they took, answers of earlier runs among it", ("reference", "model", "address"), heads, took),
+    ]  # fmt: skip
+    yield Section("references", "References, not trained here", [*tables, Listing([*notes, _REFERENCES])])
+
+
 def _differences(ranking: Ranking) -> Iterator[Block]:
     """Differences of scores over the choice of the test sentences, and what they say and do not."""
-    if not ranking.score_differences:
+    every = [*ranking.score_differences, *(one for found in ranking.references for one in found.differences)]
+    if not every:
         return
     right = ("difference", "95 % interval", "p", "sentences", "seeds")
     rows: list[list[Cell]] = [
         [found.option, METRICS[found.score].title, Amount(found.difference, units.score_difference),
          Amounts(() if found.difference is None else (found.low, found.high), units.score_difference),
          Amount(found.p, lambda p: units.significant(p, 2)), Amount(found.sentences, units.count), str(found.seeds)]
-        for found in ranking.score_differences
+        for found in every
     ]  # fmt: skip
     caption = "Scores against the baseline's, over the choice of the test sentences"
     yield table(caption, ("option", "score"), right, rows)
-    reasons = {(found.option, found.not_compared): None for found in ranking.score_differences}
+    reasons = {(found.option, found.not_compared): None for found in every}
     missing = [f"{option} is not compared: {reason}." for option, reason in reasons if reason]
     if any(row.metrics[OWN_SCORE].value is not None for row in ranking.rows):
         missing.append("A score of own code has no value for each sentence, so it is not resampled.")
@@ -284,11 +331,32 @@ def _difference_lines(ranking: Ranking) -> list[str]:
     return [f"{title} {against}: {', '.join(lines)}" for title, lines in by_score.items()]
 
 
-def _learnt(done: Counting) -> Iterator[Section]:
+def _reference_lines(ranking: Ranking) -> Iterator[str]:
+    """For a terminal, one for each."""
+    for found in ranking.references:
+        scores = [
+            f"{METRICS[name].title} {units.significant(score.value)}"
+            + ("" if score.low is None else f" ({units.significant(score.low)} to {units.significant(score.high)})")
+            for name, score in found.scores.items()
+        ]
+        bits = (
+            []
+            if found.byte_perplexity is None
+            else [f"{units.significant(found.byte_perplexity)} perplexity per byte"]
+        )
+        told = [
+            *scores, *bits, f"{units.count(found.input_tokens)} tokens in, {units.count(found.output_tokens)} out",
+            units.usd(found.usd), f"median latency {units.seconds(found.latency_median_seconds)}",
+            *reference_words(found),
+        ]  # fmt: skip
+        yield f"{found.name}, {NOT_TRAINED} ({found.model}): {'; '.join(told)}"
+
+
+def _learnt(ranking: Ranking, done: Counting) -> Iterator[Section]:
     """What each option's first seed says and attends to; nothing for runs that are older."""
     first = {option: next((r.inside for r in own if r.inside), None) for option, own in done.items() if own}
     looks = {option: inside for option, inside in list(first.items())[:_MOST_OPTIONS] if inside}
-    blocks: list[Block] = [*_samples(looks)]
+    blocks: list[Block] = [*_samples(looks, ranking.references)]
     if shaded := [_shaded(option, inside) for option, inside in looks.items() if inside.tokens]:
         blocks.append(Details("Loss by token: held-out text, darker where the model predicted worse", shaded))
     attending = [(option, inside) for option, inside in looks.items() if inside.attention][:_MOST_MAPS]
@@ -298,15 +366,26 @@ def _learnt(done: Counting) -> Iterator[Section]:
         yield Section("learnt", "Inside the trained models", blocks)
 
 
-def _samples(looks: Mapping[str, Inside]) -> Iterator[Table]:
+def _samples(looks: Mapping[str, Inside], asked: Sequence[Reference]) -> Iterator[Table]:
     """Samples side by side; of options with other tokenizers prompts differ, and stand by themselves."""
     by_prompt: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for option, inside in looks.items():
         for sample in inside.samples:
             by_prompt.setdefault((sample.prompt, sample.reference or ""), []).append((option, sample.said))
-    for (prompt, reference), said in by_prompt.items():
+    for found in asked:
+        for own in found.samples:
+            prompt, reference, said = (
+                " ".join((own[key] or "").split()) for key in ("prompt", "reference", "said")
+            )
+            same = (
+                key for key in by_prompt if " ".join(key[0].split()) == prompt
+            )  # as far as its tokens say it all
+            by_prompt.setdefault(next(same, (prompt, reference)), []).append(
+                (f"{found.name} ({NOT_TRAINED})", said)
+            )
+    for (prompt, reference), every in by_prompt.items():
         itself = [("(original text)", reference)] if reference else []
-        rows = [[option, one_line(words, _LONGEST)] for option, words in (*itself, *said)]
+        rows = [[option, one_line(words, _LONGEST)] for option, words in (*itself, *every)]
         yield table(f"Prompt: {one_line(prompt, _LONGEST)}", ("option", "continuation"), (), rows, is_titled=True)
 
 

@@ -60,7 +60,7 @@ _INTERVAL_FROM = 100
 _FIRST = 4
 """Room for two digits of rank and a space to each side: ten rows show the columns that nine show."""
 _STYLES: Mapping[RowKind, str] = {
-    "first": "bold green", "failed": "red", "barred": "yellow",
+    "first": "bold green", "failed": "red", "barred": "yellow", "reference": "italic",
     "better": "green", "worse": "bold red", "undecided": "yellow",
 }  # fmt: skip
 _BAR = 40

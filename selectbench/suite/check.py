@@ -27,10 +27,11 @@ from selectbench.suite.command import (
 )
 from selectbench.suite.document import Node, Problems, plain
 from selectbench.suite.grid import DIMENSIONS, Row, dimensions, number_in
-from selectbench.suite.job import OWN_SCORE, SCORES, Job, batch_size_problem
+from selectbench.suite.job import OWN_SCORE, SCORES, Eval, Job, batch_size_problem
 from selectbench.suite.metrics import DECIDING, METRICS, SCREENING, Need, Yardstick, deciding, parse_constraint
 from selectbench.suite.stages import axis, has
 from selectbench.suite.suite import (
+    CONTROL,
     MICRO_BATCH_SIZE,
     AnyJob,
     AnySuiteFile,
@@ -132,6 +133,25 @@ def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, proble
             except ValueError as error:
                 reason = error.reason if isinstance(error, WrongValueError) else str(error)
                 problems.at(row.choices.at(["model" if choices.model is not None else "tokenizer"]), reason)
+
+
+def check_references(content: SuiteFile, names: Sequence[str], document: Node, problems: Problems) -> None:
+    """What a model behind an API is asked must be what the job's task makes, under a name that no option has."""
+    job = content.job
+    generates = job.task == "seq2seq" and isinstance(job.eval, Eval) and bool(job.eval.scores)
+    for name, asked in content.references.items():
+        node = document.at(["references", name])
+        if name in (*names, CONTROL):
+            problems.at(node, f"an option is called {name!r} too")
+        if not generates and (job.task != "causal_lm" or job.data.kind != "text" or not job.evaluates):
+            wrong = (
+                "a reference is for jobs with `eval: {scores: [...]}` of generated text, or for causal_lm with text"
+            )
+            problems.at(node, wrong)
+        elif generates and asked.prompt is None:
+            problems.at(node, "required key 'prompt' is missing, as in `Translate to French: {source}`")
+        elif not generates and asked.prompt is not None:
+            problems.at(node.at(["prompt"]), "a causal_lm job asks nothing: leave the prompt out")
 
 
 def tokenizers_differ(choices: Sequence[Choices], job: Job) -> bool:

@@ -26,6 +26,7 @@ from selectbench.suite.check import (
     check_distinct,
     check_files,
     check_jobs,
+    check_references,
     check_seeds,
     check_tune,
     chosen_baseline,
@@ -431,6 +432,7 @@ def _suite(
     elif isinstance(content, SuiteFile):
         check_jobs(built, content.job, document, problems)
         check_tune(content, chosen, document, problems, complete=len(rows) == len(names))
+        check_references(content, names, document, problems)
     baseline = chosen_baseline(document, names, fall_back=bool(asked.axes), problems=problems)
     if problems.found or content is None:
         return None
@@ -474,9 +476,10 @@ def _assembled(
         save="none" if quick else content.save,
         tune=None if quick else content.tune, best_of=None if quick else content.best_of,
         screen=[] if quick else content.screen,
+        references={} if quick or not isinstance(content, SuiteFile) else content.references,
     )  # fmt: skip
     given = content.model_fields_set & {"cost", "meters", "control", "gate", "looks"}
-    given |= {key for key in ("tune", "best_of", "screen") if getattr(suite, key)}
+    given |= {key for key in ("tune", "best_of", "screen", "references") if getattr(suite, key)}
     given |= {"save"} if suite.saved_seeds else set()
     return suite.model_copy(update={"resolved": _resolved(suite, given)})
 

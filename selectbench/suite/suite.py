@@ -262,6 +262,79 @@ class MeterSettings(Strict):
     """Run a trial a second time where its GPU was throttled or shared, or something else kept its CPU busy."""
 
 
+# A model behind an API, asked for what the options are asked for: a yardstick, trained nowhere here.
+
+
+class Api(Strict):
+    """A server that speaks OpenAI's protocol: a vendor's, or one of your own."""
+
+    base_url: str
+    """Its address, as its makers give it to OpenAI's client: `https://api.openai.com/v1`,
+    `http://127.0.0.1:8000/v1`."""
+    model: Annotated[str, Field(min_length=1, max_length=300)]
+    """The model's name there."""
+    key_env: str | None = None
+    """The environment variable that holds the key, itself written nowhere; null: the server asks for none."""
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_an_address(cls, address: str) -> str:
+        if not re.match(r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$", address):
+            wrong = "expected an address such as https://api.openai.com/v1, without a key or a password in it"
+            raise ValueError(wrong)  # what was found may hold one
+        return address.rstrip("/")
+
+    @field_validator("key_env")
+    @classmethod
+    def _is_a_variable(cls, name: str | None) -> str | None:
+        if name is not None and not re.match(r"^[A-Z][A-Z0-9_]*$", name):
+            wrong = "expected the name of an environment variable, such as OPENAI_API_KEY; never the key itself"
+            raise ValueError(wrong)
+        return name
+
+
+class TokenPrices(Strict):
+    """What an API takes for a million tokens."""
+
+    input: Annotated[float, Field(ge=0)]
+    """Of what it is sent."""
+    output: Annotated[float, Field(ge=0)]
+    """Of what it answers."""
+
+
+class Reference(Strict):
+    """A model behind an API, scored on the sentences that the options are scored on."""
+
+    api: Api
+    """Where it is."""
+    prompt: Annotated[str, Field(min_length=1)] | None = None
+    """What it is asked, with {source} in place of the text: `Translate to Chichewa: {source}`. For causal_lm leave
+    it out: it is asked for the log-probabilities of the held-out text."""
+    max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 256
+    """Of one answer."""
+    request: dict[str, Any] = Field(default_factory=dict)
+    """More keys of each request, such as `{reasoning_effort: low}`, over `temperature: 0` and `max_tokens`; null
+    takes one out."""
+    at_once: Annotated[int, Field(ge=1, le=256)] = 4
+    """Requests at the same time."""
+    timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Longest wait for one answer; it is asked again then, as after a failure, six times at most."""
+    usd_per_million_tokens: TokenPrices | None = None
+    """Prices; null: nothing is said of cost."""
+    max_usd: Annotated[float, Field(gt=0)] | None = None
+    """What all answers may cost, in this run and before; nothing is sent that could cost more. Null: no bound."""
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Reference:
+        if self.max_usd is not None and self.usd_per_million_tokens is None:
+            raise WrongValueError("max_usd", "max_usd needs usd_per_million_tokens, to know what an answer costs")
+        if self.prompt is not None and "{source}" not in self.prompt:
+            raise WrongValueError("prompt", "the prompt lacks {source}, where the text is put in")
+        if ours := sorted({"messages", "model", "n", "prompt", "stream", "echo", "logprobs"} & self.request.keys()):
+            raise WrongValueError("request", f"request may not set {', '.join(ours)}")
+        return self
+
+
 AnyJob = Job | CommandJob
 
 
@@ -329,6 +402,8 @@ class Suite(Strict):
     """Limits that `selectbench gate` holds a run to."""
     save: Save = "none"
     """Of which trials the trained model is kept."""
+    references: dict[str, Reference] = Field(default_factory=dict)
+    """Models behind an API that stand beside the options, by name."""
     code: list[str] = Field(default_factory=list)
     """Folders of own code, absolute."""
     left_open: LeftOpen = LeftOpen()
@@ -498,6 +573,11 @@ class SuiteFile(AnySuiteFile):
 
     job: Job
     """The work that is identical for every option."""
+    references: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)], Reference] = (
+        Field(default_factory=dict)
+    )
+    """Models behind an API, asked for the same held-out text after the trials: rows beside the options, in no rank
+    and no claim. No part of a trial's identity."""
 
 
 class CommandSuiteFile(AnySuiteFile):

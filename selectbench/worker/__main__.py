@@ -1,4 +1,4 @@
-"""Entry of the processes below the bench: a server of trials, a trial, a look at own code, measuring."""
+"""Entry of the processes below the bench: a server of trials, a trial, a look at own code, scores, measuring."""
 
 import sys
 
@@ -21,6 +21,10 @@ if __name__ == "__main__":
         from selectbench.worker.runtime import answer_of_own_code
 
         answer_of_own_code(*rest)
+    elif role == "score":
+        from selectbench.worker.evaluation import answer_of_scores
+
+        answer_of_scores(*rest)
     else:
         from selectbench.worker.server import Server, run_order
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import re
 import shutil
 import string
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -27,7 +29,7 @@ from transformers.utils import logging
 
 from selectbench.choices.choice import is_own
 from selectbench.choices.model import Lora, OwnModel, PretrainedTokenizer
-from selectbench.data.prepared import HELDOUT, TOKENIZER, Prepared, fitting
+from selectbench.data.prepared import TOKENIZER, Prepared
 from selectbench.data.tokenizer import pretrained_tokenizer
 from selectbench.record.record import Inside, Sample, Sentences
 from selectbench.record.wire import Order
@@ -37,6 +39,7 @@ from selectbench.worker.model import logits_of, new_model
 from selectbench.worker.runtime import (
     OwnCodeError,
     World,
+    add_to_path,
     attention,
     derived_seed,
     evaluation_kernel,
@@ -471,15 +474,13 @@ class Examination:
     @classmethod
     def of(cls, order: Order, data: Prepared, module: Any) -> Examination | None:
         """None where no score is asked for, or the task generates no text."""
-        job, lengths = order.job, data.lengths(HELDOUT)
-        if not isinstance(job.eval, Eval) or job.task != "seq2seq" or not job.eval.scores or lengths is None:
+        job = order.job
+        if not isinstance(job.eval, Eval) or job.task != "seq2seq" or not job.eval.scores:
             return None
         start_id = decoder_start_id(module)
         held_out = PairHeldOut.first(data, tokens=1 << 40, seq_len=job.seq_len, start_id=start_id)
-        chosen = fitting(lengths, job.seq_len)[: job.eval.generate]
-        pairs = data.heldout_pairs()
         return cls(
-            job.eval.scores, held_out, [pairs[number] for number in chosen.tolist()],
+            job.eval.scores, held_out, data.pairs_to_score(job),
             Tokenizer.from_file(str(data.folder / TOKENIZER)), data.end_id, order.choices.micro_batch_size,
             Path(order.trial_folder),
         )  # fmt: skip
@@ -506,6 +507,27 @@ class Examination:
             {one.name: one.value for one in found}, {one.name: one.value for one in copied},
             {one.name: one.signature for one in found}, _sentences(found, references),
         )  # fmt: skip
+
+
+def answer_of_scores(question: str, answer: str) -> None:
+    """Write to the file `answer` the scores of what the file `question` holds, and end the process.
+
+    The answer is a mapping of `scores`, `signatures` and `sentences`, or a text: what is wrong with own code.
+    """
+    asked = json.loads(Path(question).read_text(encoding="utf-8"))
+    add_to_path(asked["code"])
+    texts = [asked[name] for name in ("hypotheses", "references", "sources")]
+    try:
+        found = [score(name, *texts) for name in asked["names"]]
+        told: Any = {
+            "scores": {one.name: one.value for one in found},
+            "signatures": {one.name: one.signature for one in found},
+            "sentences": _sentences(found, asked["references"]),
+        }
+    except OwnCodeError as error:
+        told = str(error)
+    Path(answer).write_bytes(msgspec.json.encode(told))
+    os._exit(0)
 
 
 def _sentences(found: Sequence[Scored], references: Sequence[str]) -> Sentences | None:
