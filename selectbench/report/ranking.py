@@ -104,8 +104,8 @@ def reference_words(found: Reference) -> list[str]:
     unfinished = f"{found.answered} of {found.sentences} answered, so it has no scores: {found.incomplete}"
     return [
         *([unfinished] if found.incomplete else []), *([found.no_bits] if found.no_bits else []),
-        *([f"{found.empty} answers were empty, and are scored so"] if found.empty else []),
-        *([f"{found.cut} answers were cut at max_tokens, and are scored so"] if found.cut else []),
+        *([f"answers without any text, scored as they are: {found.empty}"] if found.empty else []),
+        *([f"answers cut at max_tokens, scored as they are: {found.cut}"] if found.cut else []),
         *([f"requests without an answer may have cost {units.usd(found.lost_usd)} more"] if found.lost_usd else []),
     ]  # fmt: skip
 

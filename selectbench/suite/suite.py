@@ -313,8 +313,8 @@ class Reference(Strict):
     max_tokens: Annotated[int, Field(ge=1, le=1_000_000)] = 256
     """Of one answer."""
     request: dict[str, Any] = Field(default_factory=dict)
-    """More keys of each request, such as `{reasoning_effort: low}`, over `temperature: 0` and `max_tokens`; null
-    takes one out."""
+    """More keys of each request, such as `{reasoning_effort: low}`, over `temperature: 0`, which null takes out;
+    `max_completion_tokens` takes the place of `max_tokens`."""
     at_once: Annotated[int, Field(ge=1, le=256)] = 4
     """Requests at the same time."""
     timeout_seconds: Annotated[float, Field(gt=0, le=3600)] = 60.0
@@ -330,8 +330,20 @@ class Reference(Strict):
             raise WrongValueError("max_usd", "max_usd needs usd_per_million_tokens, to know what an answer costs")
         if self.prompt is not None and "{source}" not in self.prompt:
             raise WrongValueError("prompt", "the prompt lacks {source}, where the text is put in")
-        if ours := sorted({"messages", "model", "n", "prompt", "stream", "echo", "logprobs"} & self.request.keys()):
-            raise WrongValueError("request", f"request may not set {', '.join(ours)}")
+        ours = {
+            "messages",
+            "model",
+            "n",
+            "prompt",
+            "stream",
+            "echo",
+            "logprobs",
+            "max_tokens",
+        } & self.request.keys()
+        if ours:
+            raise WrongValueError("request", f"request may not set {', '.join(sorted(ours))}")
+        if not isinstance(most := self.request.get("max_completion_tokens", 1), int) or most < 1:
+            raise WrongValueError("request", "max_completion_tokens must be a whole number of at least 1")
         return self
 
 
