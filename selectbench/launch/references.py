@@ -176,7 +176,7 @@ class Ledger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a+b", buffering=0)
             is_told = False
-            while not (is_ours := lock(self._stream.fileno(), wait=False)) and not stop:
+            while not (is_ours := self._is_locked()) and not stop:
                 if not is_told:
                     notify("another run is asking this model; waiting for its end")
                 is_told = True
@@ -185,6 +185,12 @@ class Ledger:
                 self._stream.write(b"\n")
         self._read()
         return is_ours
+
+    def _is_locked(self) -> bool:
+        try:
+            return lock(self._stream.fileno(), wait=False)
+        except OSError:  # storage without locks, where two runs at the same time may ask the same
+            return True
 
     def close(self) -> None:
         """Others may ask."""
