@@ -39,6 +39,7 @@ SIZES: tuple[tuple[str, int], ...] = (
     (r"n_group|topk_group|n_shared_experts|num_shared_experts|mamba_n_groups|n_groups", 1),
     (r"max_(position_embeddings|seq_len|sequence_length)|n_positions|max_position|max_target_positions|n_ctx", 256),
     (r"q_lora_rank|kv_lora_rank|o_lora_rank", 16),
+    (r"mamba_d_head|mamba_headdim", 32), (r"mamba_d_ssm", 128),  # twice the width, in four heads
 )  # fmt: skip
 LISTED = ("layer_types", "layers_block_type", "block_types", "mlp_layer_types")
 
@@ -50,6 +51,7 @@ def small(family: str) -> dict[str, Any]:
 
 def _shrunk(content: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    layers = next((content[key] for key in ("num_hidden_layers", "num_layers", "n_layer") if key in content), None)
     for key, value in content.items():
         if key in ("transformers_version", "architectures", "per_layer_config", "torch_dtype", "dtype"):
             continue
@@ -66,8 +68,14 @@ def _shrunk(content: Mapping[str, Any]) -> dict[str, Any]:
             found[key] = size
         elif isinstance(value, list) and value and key in LISTED:
             found[key] = (list(dict.fromkeys(value)) * 2)[:2]  # one layer of each kind, as far as two layers go
+        elif isinstance(value, list) and len(value) == layers:
+            found[key] = value[:2]
+        elif key == "attention_types":
+            found[key] = [[kinds, 1] for kinds, _ in value]
         else:
             found[key] = value
+    if "expand" in content and "head_dim" in content:
+        found["head_dim"] = 32  # of the state space, as wide as above
     return found
 
 
