@@ -11,9 +11,10 @@ from evidence.readme_table import ROOT
 
 
 def kinds(notebook: Any) -> list[list[tuple[str, ...]]]:
-    """Of each cell with code, its outputs' types and formats."""
+    """Of each cell with code, its outputs' types and formats; text may come in pieces."""
     cells = [cell.outputs for cell in notebook.cells if cell.cell_type == "code"]
-    return [[(one.output_type, *sorted(one.get("data", {}))) for one in outputs] for outputs in cells]
+    each = [[(one.output_type, *sorted(one.get("data", {}))) for one in outputs] for outputs in cells]
+    return [list(dict.fromkeys(outputs)) for outputs in each]
 
 
 def test_its_outputs_are_kept_and_the_readme_leads_to_it() -> None:
