@@ -175,12 +175,11 @@ class Ledger:
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a+b", buffering=0)
-            is_told = False
-            while not (is_ours := self._is_locked()) and not stop:
-                if not is_told:
-                    notify("another run is asking this model; waiting for its end")
-                is_told = True
+            if not (is_ours := self._is_locked()):
+                notify("another run is asking this model; waiting for its end")
+            while not is_ours and not stop:
                 stop.wait(1.0)
+                is_ours = self._is_locked()
             if is_ours and not self.path.read_bytes().endswith(b"\n"):
                 self._stream.write(b"\n")
         self._read()

@@ -299,7 +299,9 @@ def _references(ranking: Ranking) -> Iterator[Section]:
 
 def _differences(ranking: Ranking) -> Iterator[Block]:
     """Differences of scores over the choice of the test sentences, and what they say and do not."""
-    every = [*ranking.score_differences, *(one for found in ranking.references for one in found.differences)]
+    marked = [one.model_copy(update={"option": f"{one.option} ({NOT_TRAINED})"})
+              for found in ranking.references for one in found.differences]  # fmt: skip
+    every = [*ranking.score_differences, *marked]
     if not every:
         return
     right = ("difference", "95 % interval", "p", "sentences", "seeds")
