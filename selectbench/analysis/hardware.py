@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from selectbench import units
 from selectbench.analysis import metrics
 from selectbench.analysis.result import Arithmetic, DeviceMemory, GpuRow, MemoryByRank, Scaling, TrialState, Unknown
-from selectbench.analysis.summary import Summary, centre, mean
+from selectbench.analysis.summary import LEFT_SHARE_TOLERATED, Summary, centre, mean
 from selectbench.choices import Choices
 from selectbench.planning.memory import expected
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
@@ -42,7 +42,21 @@ def rank_notes(summary: Summary) -> list[str]:
     shards = isinstance(choices, Choices) and choices.strategy.sharded()
     alone = [ONE_RANK] if shards and world_size(summary) == 1 else []
     managed = max((m.managed_state_bytes or 0 for m in summary.measurements.values()), default=0)
-    return [*alone, *([MANAGED.format(units.size(managed))] if managed else [])]
+    return [*alone, *_rule_notes(summary), *([MANAGED.format(units.size(managed))] if managed else [])]
+
+
+def _rule_notes(summary: Summary) -> list[str]:
+    """Which parameters its optimizer leaves to another rule, where that is much."""
+    choices, measured = summary.option.choices, next(iter(summary.measurements.values()), None)
+    if not isinstance(choices, Choices) or choices.optimizer.name != "muon" or measured is None:
+        return []
+    uses, every = measured.parameters_by_use, sum(measured.parameters_by_use.values())
+    others = {use: count for use, count in uses.items() if use != "matrix" and count}
+    if sum(others.values()) <= LEFT_SHARE_TOLERATED * every:
+        return []
+    of_each = ", ".join(f"{use} {units.count(count)}" for use, count in sorted(others.items()))
+    muons = f"{units.count(uses.get('matrix', 0))} of {units.count(every)} parameters"
+    return [f"muon trains {muons}, AdamW the others: {of_each}"]
 
 
 def rank_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:

@@ -32,6 +32,18 @@ def test_a_sharding_row_of_one_rank_is_no_evidence(strategy: dict[str, Any]) -> 
     assert {row.option: row.notes for row in rows} == {"single": [], "row": [ONE_RANK]}
 
 
+def test_what_muon_leaves_to_adamw_is_said_where_it_is_much() -> None:
+    suite = make_suite("adamw", ("muon", {"optimizer": {"name": "muon", "lr": 1e-3}}), seeds=[0])
+
+    def notes(**uses: int) -> dict[str, list[str]]:
+        trials = [make_record(name, 0, parameters_by_use=uses) for name in ("adamw", "muon")]
+        return {row.option: row.notes for row in rank(suite, trials).rows}
+
+    told = "muon trains 9,000 of 12,500 parameters, AdamW the others: embedding 3,000, other 500"
+    assert notes(matrix=9000, embedding=3000, other=500) == {"adamw": [], "muon": [told]}
+    assert notes(matrix=99_500, other=500) == notes() == {"adamw": [], "muon": []}
+
+
 def test_a_sharding_row_of_two_ranks_is_evidence() -> None:
     assert sharded(2).rows[0].notes == []
 
