@@ -84,6 +84,7 @@ def reference(place: Workplace) -> dict[str, Any]:
     return dict(found)
 
 
+@pytest.mark.slow
 def test_a_reference_stands_beside_the_options_whatever_its_server_does(place: Workplace, api: ApiServer) -> None:
     """Asked once for each sentence, through every fault; in every table; its key nowhere."""
     planned = call(place, "plan", "tiny.yaml", key="")
@@ -189,6 +190,7 @@ def test_a_model_is_given_up_in_a_sentence(
     assert told in asking.halted.why
 
 
+@pytest.mark.slow
 def test_no_answer_is_lost_or_paid_twice_when_it_is_killed_and_none_goes_beyond_max_usd(
     place: Workplace, api: ApiServer
 ) -> None:
