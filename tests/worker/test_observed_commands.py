@@ -9,7 +9,7 @@ import pytest
 
 from selectbench.record.record import Trial
 from selectbench.record.wire import CommandOrder, Finished
-from selectbench.worker.command import Seen, _looks, _result
+from selectbench.worker.command import Seen, _fault, _finished, _looks
 
 STEPS = 30
 
@@ -40,9 +40,8 @@ def rank(number: int = 0, looks: tuple[int, ...] = (), **model: Any) -> Seen:
 
 
 def finished(*ranks: Seen, **changes: Any) -> Finished:
-    found = _result(order(**changes), list(ranks), 0, 0.0, {})
-    assert isinstance(found, Finished)
-    return found
+    assert _fault(order(**changes), list(ranks), 0) is None
+    return _finished(order(**changes), list(ranks), 0.0, {})
 
 
 def test_a_timed_step_is_looked_at_and_in_no_figure_of_speed() -> None:
