@@ -61,9 +61,11 @@ def in_turn(final: Path, notify: Callable[[str], None]) -> Iterator[None]:
                 notify(f"waiting for another process, which prepares {final}")
                 while time.monotonic() < until and not lock(file.fileno(), wait=False):
                     time.sleep(0.2)
-        yield
-        with suppress(OSError):
-            place.unlink()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                place.unlink()
 
 
 def publish(final: Path, write: Callable[[Path], None]) -> None:

@@ -288,12 +288,15 @@ class Asked(Recorded, frozen=True, kw_only=True):
     asks: str
     """Digest of what the suite says of it and of the text: with another one it is to be asked anew."""
     model: str
+    """As the server calls it."""
     base_url: str
+    """Of the server."""
     asked_at: str
     """UTC, of the first answer; '': there is none."""
     sentences: Count
     """Pieces of text that it is to be asked for."""
     answered: Count
+    """Of these, that have an answer."""
     empty: Count
     """Answers without any text, which are scored as they are."""
     cut: Count
@@ -301,6 +304,7 @@ class Asked(Recorded, frozen=True, kw_only=True):
     input_tokens: Count | None
     """Of all answers; None: the server does not tell."""
     output_tokens: Count | None
+    """As above."""
     usd: Amount | None
     """Of all answers, whenever they were paid; None: no prices, or no tokens."""
     lost_usd: Amount
@@ -315,6 +319,7 @@ class Asked(Recorded, frozen=True, kw_only=True):
     scores: dict[str, Number] = msgspec.field(default_factory=dict)
     """From 0 to 100, of a complete one alone."""
     signatures: dict[str, str] = msgspec.field(default_factory=dict)
+    """By score, how it was made, as sacrebleu writes it."""
     kept: Sentences | None = None
     """What its scores are made of."""
     bits_per_byte: Amount | None = None
@@ -322,6 +327,7 @@ class Asked(Recorded, frozen=True, kw_only=True):
     no_bits: str | None = None
     """Why these are not known."""
     samples: list[Sample] = msgspec.field(default_factory=list)
+    """Some of its answers, of the sentences that the options' samples are of."""
 
 
 ANSWERS: Lines[dict[str, Asked]] = Lines(dict[str, Asked])
