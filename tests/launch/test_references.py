@@ -223,6 +223,7 @@ def test_no_answer_is_lost_or_paid_twice_when_it_is_killed_and_none_goes_beyond_
     assert len(place.run_folders()) == 1
 
 
+@pytest.mark.slow
 def test_log_probabilities_give_bits_per_byte_where_the_api_has_them(workplace: Workplace, api: ApiServer) -> None:
     added = f"references: {{own: {{api: {{base_url: '{api.url}', model: m}}}}}}\n"
     text = (workplace.folder / "tiny.yaml").read_text() + added
