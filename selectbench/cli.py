@@ -186,6 +186,8 @@ def run(
             notify(_handles(own))
             raise typer.Exit
         _attend(own, as_json)
+    elif detach:
+        raise UserError("--detach: only Slurm runs a run without this process: --site FILE with `launcher: slurm`")
     if several is not None and several.node > 0:
         known = secret()
         request = replace(request, extend=None, budget_seconds=None)  # which rounds there are, the bench says
