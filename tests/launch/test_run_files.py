@@ -154,7 +154,8 @@ def test_compare_and_gate_of_real_folders(kept: Path, tmp_path: Path) -> None:
      (["gate", "RUN", "--against", "SAME", "--limit", "tokens_per_second > 1x baseline"], "1x reference"),
      (["run", "precision", "--detach"], "--site FILE with `launcher: slurm`"),
      (["run", "RUN", "--round", "0"], "it was started on one machine"), (["attach", "none"], "no run's folder"),
-     (["cancel", "RUN"], "not a run under Slurm"), (["compare", "RUN", "none"], "not a run folder"), (["gate", "RUN"], "--against"),
+     (["cancel", "RUN"], "not a run under Slurm"), (["compare", "RUN", "none"], "not a run folder"),
+     (["gate", "RUN"], "--against"),
      (["compare", "RUN", "OTHER"], "no option in common"), (["list", "--results", "none"], "no such folder")],
 )  # fmt: skip
 def test_wrong_use_ends_with_two(kept: Path, tmp_path: Path, words: list[str], message: str) -> None:
