@@ -193,7 +193,9 @@ def run(
         request = replace(request, extend=None, budget_seconds=None)  # which rounds there are, the bench says
         prepared = prepare_all(request, notify)
         runs = results / prepared.suite.name if slurm is None else slurm.folder / ROUNDS
-        raise typer.Exit(run_agent(several, prepared, runs, known, notify))
+        status = run_agent(several, prepared, runs, known, notify)
+        # At the first task that fails srun ends the others, of which the bench still has its job queued again.
+        raise typer.Exit(ExitCode.OK if slurm is not None and status == ExitCode.INTERRUPTED else status)
     with nullcontext() if several is None else Nodes(several, notify) as others:
         result = run_suite(
             replace(prepare_all(request, notify), round=round_number), results, lambda: make_display(console),
