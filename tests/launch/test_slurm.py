@@ -226,7 +226,7 @@ def test_whatever_ends_a_round_over_two_nodes_leaves_nothing_and_it_is_completed
     site.write(TWO_NODES.replace("max_steps: 6", "max_steps: 600").replace("every_steps: 3", "every_steps: 600"))
     limit = {"time": "1min", "sbatch": ["--signal=TERM@20"]} if who == "time" else {}
     site.write_site(nodes=2, **limit)
-    line = ("run", "tiny.yaml", "--site", "site.yaml", *(("--set", "job.max_steps=6000") if who == "time" else ()))
+    line = ("run", "tiny.yaml", "--site", "site.yaml")
     run = site.start(*line)
     until(lambda: trains(site, "n1") and trains(site, "n2"))
     time.sleep(random.Random(f"{who} {attempt}").uniform(0, 6))
