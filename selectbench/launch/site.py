@@ -498,8 +498,14 @@ class SlurmRun:
                 write_whole(self.folder / RECORDS_FILE, content.decode(errors="surrogateescape"))
 
     def _all_records(self) -> bytes:
-        parts = [_content(self.round_folder(number) / RECORDS_FILE) for number in self._planned]
-        return b"".join(part if not part or part.endswith(b"\n") else part + b"\n" for part in parts)
+        """Those of a round whose folder is gone, as of a run that was kept, stay as they are."""
+        of_rounds = [
+            line for number in self._planned
+            for line in _content(self.round_folder(number) / RECORDS_FILE).splitlines()
+        ]  # fmt: skip
+        known = set(of_rounds)
+        others = [line for line in _content(self.folder / RECORDS_FILE).splitlines() if line not in known]
+        return b"".join(line + b"\n" for line in [*others, *of_rounds])
 
     def queue_again(self, *, did_something: bool) -> str | None:
         """Have Slurm run the job again that this is, which was cut off; a sentence, None: it was cancelled."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import threading
 import time
@@ -22,6 +23,8 @@ import processes
 import pytest
 from launch.harness import LONG, TINY_SUITE, Workplace, output_of, until
 from launch.slurm_nodes import NEEDED, NODES, Slurm, two_nodes, why_not
+
+from selectbench.launch.site import SlurmRun
 
 SITE = """\
 launcher: slurm
@@ -90,6 +93,24 @@ def site(tmp_path: Path) -> Iterator[Site]:
 def ended(process: processes.Process, seconds: float = 200) -> tuple[int, str]:
     _, err = process.communicate(timeout=seconds)
     return process.returncode, err
+
+
+def test_records_of_a_round_whose_folder_is_gone_stay(tmp_path: Path) -> None:
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "suite.yaml").write_text("options: {a: {}}\nseeds: [0, 1]\n")
+    for number, text in enumerate(("first\n", "second\nthird\n")):
+        (tmp_path / "rounds" / str(number)).mkdir(parents=True)
+        (tmp_path / "rounds" / str(number) / "records.jsonl").write_text(text)
+    run, records = SlurmRun(tmp_path), tmp_path / "records.jsonl"
+    run.gather()
+    assert records.read_text() == "first\nsecond\nthird\n"
+    shutil.rmtree(tmp_path / "rounds" / "0")
+    (tmp_path / "rounds" / "1" / "records.jsonl").write_text("second\nthird\nfourth")
+    run.gather()
+    assert records.read_text() == "first\nsecond\nthird\nfourth\n"
+    shutil.rmtree(tmp_path / "rounds")
+    run.gather()
+    assert records.read_text() == "first\nsecond\nthird\nfourth\n"
 
 
 @pytest.mark.slow
