@@ -20,7 +20,7 @@ from selectbench.record.record import Record
 from selectbench.record.run_folder import MACHINE
 from selectbench.suite.metrics import METRICS, Constraint, parse_constraint
 from selectbench.suite.suite import Suite
-from selectbench.text import leaves, quoted
+from selectbench.text import leaves, one_line, quoted
 
 # Two runs of a suite side by side: what differs in suite and environment, and how every figure changed.
 
@@ -69,6 +69,17 @@ class Differing(Shown):
     reference: str | None
     """None: it has no such key."""
     run: str | None
+
+
+MOST_TOLD = 4
+
+
+def differing_words(found: Sequence[Differing], there: str, here: str) -> str:
+    """`job.max_steps: 6 there, 8 here; ...`, the first few; `there`: where the reference is, `here`: the run."""
+    return "; ".join(
+        f"{one_line(d.path)}: {one_line(str(d.reference))} {there}, {one_line(str(d.run))} {here}"
+        for d in found[:MOST_TOLD]
+    )
 
 
 class Change(Shown):

@@ -15,7 +15,7 @@ from io import StringIO
 from pathlib import Path
 from statistics import fmean
 from threading import RLock
-from typing import Literal
+from typing import ClassVar, Literal
 
 from rich.cells import cell_len
 from rich.console import Console, Group, RenderableType
@@ -532,14 +532,37 @@ class PlainDisplay(Display):
         self.note("; ".join(filter(None, [f"{self.running.name()}: {what}", self.left()])))
 
 
-class LiveDisplay(Display):
+class DrawnDisplay(Display):
+    """Draws the whole again whenever something has happened."""
+
+    interval_seconds: ClassVar[float]
+    """Between drawings for which nothing but time has passed."""
+    _drawn = float("-inf")
+
+    def tick(self) -> None:
+        """Draws, unless the last drawing is too recent."""
+        if self.clock() - self._drawn >= self.interval_seconds:
+            self._draw()
+
+    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
+        """A failure leaves a line above the table."""
+        if isinstance(outcome, Failed):
+            self.note(text)
+        self._draw()
+
+    def _draw(self) -> None:
+        raise NotImplementedError
+
+
+class LiveDisplay(DrawnDisplay):
     """A table that is drawn over: a row per option, the running trial, the bar of the whole run."""
+
+    interval_seconds = LIVE_INTERVAL_SECONDS
 
     def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
         super().__init__(clock)
         self._console = console
         self._live: Live | None = None
-        self._drawn = float("-inf")
 
     def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
         """Starts drawing; of a further stage, over again."""
@@ -556,17 +579,6 @@ class LiveDisplay(Display):
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Shown at once."""
         super().trial_started(option, seed, number, of)
-        self._draw()
-
-    def tick(self) -> None:
-        """Draws, unless the last drawing is too recent."""
-        if self.clock() - self._drawn >= LIVE_INTERVAL_SECONDS:
-            self._draw()
-
-    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
-        """A failure leaves a line above the table."""
-        if isinstance(outcome, Failed):
-            self.note(text)
         self._draw()
 
     def note(self, text: str) -> None:
@@ -594,31 +606,22 @@ def make_display(console: Console, clock: Clock = time.monotonic) -> Display:
     return LiveDisplay(console, clock) if live else PlainDisplay(console, clock)
 
 
-class NotebookDisplay(Display):
+class NotebookDisplay(DrawnDisplay):
     """The lines of a run and its live table as one output of a notebook's cell, which is drawn over; no widgets."""
+
+    interval_seconds = NOTEBOOK_INTERVAL_SECONDS
 
     def __init__(self, show: Callable[[str, str], None], clock: Clock = time.monotonic) -> None:
         """`show`: shows HTML, and the same as text where there is none, in place of what it showed before."""
         super().__init__(clock)
         self._show = show
         self._lines: list[str] = []
-        self._drawn, self._is_running = float("-inf"), False
+        self._is_running = False
 
     def run_started(self, suite: str, planned: Mapping[str, int], done: Mapping[str, Sequence[Outcome]]) -> None:
         """The table is shown from now on."""
         super().run_started(suite, planned, done)
         self._is_running = True
-        self._draw()
-
-    def tick(self) -> None:
-        """Draws, unless the last drawing is too recent."""
-        if self.clock() - self._drawn >= NOTEBOOK_INTERVAL_SECONDS:
-            self._draw()
-
-    def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
-        """A failure leaves a line above the table."""
-        if isinstance(outcome, Failed):
-            self.note(text)
         self._draw()
 
     def note(self, text: str) -> None:

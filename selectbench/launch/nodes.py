@@ -24,7 +24,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import msgspec
 
 from selectbench import __version__
-from selectbench.analysis.gate import differing
+from selectbench.analysis.gate import differing, differing_words
 from selectbench.errors import ExitCode, UserError
 from selectbench.gpu.meters import ON_THE_CPU, GpuWatch, Watching
 from selectbench.launch.channel import Channel, GoneError, ProtocolError, address_of, interface_of, proof, secret
@@ -102,11 +102,7 @@ def difference(ours: Hello, theirs: Hello) -> str | None:
     found = [each for run, reference in pairs for each in differing(run, reference)]
     if not found:
         return None
-    told = "; ".join(
-        f"{one_line(d.path)}: {one_line(str(d.reference))} on the first, {one_line(str(d.run))} on this one"
-        for d in found[:4]
-    )
-    return f"nodes must be alike: {told}"
+    return f"nodes must be alike: {differing_words(found, 'on the first', 'on this one')}"
 
 
 # The bench's end.

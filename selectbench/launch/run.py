@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from msgspec.structs import replace as structs_replace
 
 from selectbench.analysis.family import alpha_of, look_of
-from selectbench.analysis.gate import Differing, differing
+from selectbench.analysis.gate import Differing, differing, differing_words
 from selectbench.analysis.lanes import interference_lines
 from selectbench.analysis.metrics import is_unclean, state_of
 from selectbench.analysis.result import Ranking
@@ -201,10 +201,7 @@ def _check_alike(preparation: Preparation, first: dict[str, Any]) -> None:
         {**found, "environment": fingerprint_part(found["environment"])} for found in (_found(preparation), first)
     )
     if apart := differing(ours, theirs):
-        told = "; ".join(
-            f"{one_line(d.path)}: {one_line(str(d.reference))} where it began, {one_line(str(d.run))} here"
-            for d in apart[:4]
-        )
+        told = differing_words(apart, "where it began", "here")
         here = this_node() or "this node"
         raise UserError(f"{here}: all nodes of a run must be alike: {told}; --fresh begins a run anew")
 
@@ -264,10 +261,7 @@ def _with_more_rounds(request: Request, suite: Suite) -> SlurmRun:
         [d for d in differing(suite.resolved, known.resolved) if d.path not in GROWS] for known in (declared, whole)
     ]
     if all(differences):
-        told = "; ".join(
-            f"{one_line(d.path)}: {one_line(str(d.reference))} there, {one_line(str(d.run))} here"
-            for d in differences[0][:4]
-        )
+        told = differing_words(differences[0], "there", "here")
         raise UserError(f"{run.folder}: seeds are added to what is the same run but for them; {told}")
     more, _ = with_more_seeds(whole.model_copy(update={"seeds": suite.seeds}), run.folder)
     extend_run(run.folder, more, whole)
@@ -351,9 +345,7 @@ def _folder_to_extend(preparation: Preparation, extended: Extended) -> Path:
         return folder
     apart = ("seeds", "looks")
     found = [d for d in _differences(preparation, suite, folder, extended.suite) if d.path not in apart]
-    told = "; ".join(
-        f"{one_line(d.path)}: {one_line(str(d.reference))} there, {one_line(str(d.run))} here" for d in found[:4]
-    )
+    told = differing_words(found, "there", "here")
     if not found and suite.code:
         last = last_attempts(read_records(folder / RECORDS_FILE)[0]).values()
         touched = [r.trial for r in last if isinstance(r.outcome, Completed) and _is_touched(r, suite)]
