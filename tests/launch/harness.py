@@ -40,6 +40,23 @@ seeds: [0, 1]
 LONG = ("--set", "job.max_steps=100000", "--set", "job.eval=none")
 """A trial that outlasts any test: the test ends it."""
 
+GATE = """\
+import os, sys, time
+
+FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+
+def stand(event, arguments):
+    if event == "open" and str(arguments[0]).endswith("/FILE"):
+        held = "/trials/" in os.readlink("/proc/self/fd/1")
+        while held and not {"all", str(os.getpid())} & {*os.listdir(FOLDER)}:
+            time.sleep(0.02)
+
+
+sys.addaudithook(stand)
+"""
+"""A module that Python imports when it starts, see `Workplace.hold`."""
+
 
 def corpus() -> str:
     """Some 60 kB of distinct lines."""
@@ -74,9 +91,27 @@ class Workplace:
         (self.folder / "corpus.txt").write_text(corpus())
         (self.folder / name).write_text(text)
 
+    @property
+    def gate(self) -> Path:
+        return self.folder / "gate"
+
+    def hold(self, at: str = "prepared.json") -> None:
+        """From now on a trial stands where it opens this file of its data until the test lets it go.
+
+        The first file is opened before a trial has several ranks, train.bin by every one of them.
+        """
+        self.gate.mkdir()
+        (self.gate / "sitecustomize.py").write_text(GATE.replace("FILE", at))
+
+    def let_go(self, *pids: int) -> None:
+        """These processes; without any, all that stand there or will come to it."""
+        for name in pids or ("all",):
+            (self.gate / str(name)).touch()
+
     def environment(self, **more: str) -> dict[str, str]:
         # One thread: on a machine that is busy with something else, threads of tiny steps wait for each other.
-        return {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **more}
+        held = {"PYTHONPATH": str(self.gate)} if self.gate.exists() else {}
+        return {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1", **held, **more}
 
     def start(
         self, *arguments: str, ignores: Collection[signal.Signals] = (), **environment: str
@@ -99,6 +134,15 @@ class Workplace:
         folders = self.run_folders(suite)
         path = folders[-1] / "records.jsonl" if folders else Path("/nonexistent")
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def first_trial_done(self, *arguments: str) -> processes.Process:
+        """The command line, where its first trial has its record and its second one stands at its data."""
+        self.hold()
+        process = self.start(*arguments)
+        until(trial_is_running(self))
+        self.let_go(*running_trials(self))
+        until(lambda: self.records() and running_trials(self))
+        return process
 
     def trial_pids(self) -> list[int]:
         """Processes that have this folder's run on their command line or as their log: server and trials."""

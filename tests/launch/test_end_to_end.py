@@ -177,13 +177,13 @@ class TestInterruption:
         until(lambda: workplace.trial_pids() == [])
 
     def test_kill_then_resume_repeats_no_trial(self, workplace: Workplace) -> None:
-        process = workplace.start("run", "tiny.yaml")
-        until(lambda: len(workplace.records()) >= 1)
+        process = workplace.first_trial_done("run", "tiny.yaml")
         process.kill()
         process.communicate(timeout=60)
         until(lambda: workplace.trial_pids() == [])
         kept = workplace.records()
-        assert 1 <= len(kept) < 4
+        assert len(kept) == 1
+        workplace.let_go()
         assert workplace.call("run", "tiny.yaml").returncode == 0
         records = workplace.records()
         assert len(workplace.run_folders()) == 1
@@ -214,21 +214,24 @@ class TestInterruption:
         assert workplace.call("report", str(workplace.run_folders()[-1])).returncode == 0
 
     def test_an_interrupted_trial_runs_again_as_the_next_attempt(self, workplace: Workplace) -> None:
+        workplace.hold()
         process = workplace.start("run", "tiny.yaml")
         until(trial_is_running(workplace))
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=60)
-        if outcomes(workplace)[-1][2] != "interrupted":
-            pytest.skip("the tiny trial was done before the signal came")
+        assert [kind for _, _, kind in outcomes(workplace)] == ["interrupted"]
+        workplace.let_go()
         assert workplace.call("run", "tiny.yaml").returncode == 0
         assert max(r["attempt"] for r in workplace.records()) == 2
 
     def test_fresh_leaves_an_incomplete_run_alone(self, workplace: Workplace) -> None:
+        workplace.hold()
         process = workplace.start("run", "tiny.yaml", "--seeds", "0")
         until(lambda: workplace.run_folders())
         process.kill()
         process.communicate(timeout=60)
         until(lambda: workplace.trial_pids() == [])
+        workplace.let_go()
         assert workplace.call("run", "tiny.yaml", "--seeds", "0", "--fresh").returncode == 0
         assert len(workplace.run_folders()) == 2
 
@@ -271,12 +274,14 @@ class TestWhatATrialMayDo:
         assert ("wild", 0, "diverged") in outcomes(workplace)
 
     def test_retry_failed_runs_only_what_failed(self, workplace: Workplace) -> None:
-        process = workplace.start("run", "tiny.yaml", "--set", "job.max_steps=400", "--seeds", "0")
+        workplace.hold()
+        process = workplace.start("run", "tiny.yaml", "--seeds", "0")
         until(trial_is_running(workplace))
         os.kill(running_trials(workplace)[0], signal.SIGKILL)
+        workplace.let_go()
         process.communicate(timeout=120)
         assert [kind for _, _, kind in outcomes(workplace)] == ["crashed", "completed"]
-        again = workplace.call("run", "tiny.yaml", "--set", "job.max_steps=400", "--seeds", "0", "--retry-failed")
+        again = workplace.call("run", "tiny.yaml", "--seeds", "0", "--retry-failed")
         assert again.returncode == 0, again.stderr
         assert [kind for _, _, kind in outcomes(workplace)] == ["crashed", "completed", "completed"]
         assert [r["attempt"] for r in workplace.records()] == [1, 1, 2]
@@ -319,10 +324,10 @@ class TestFoldersAndFiles:
     def test_a_full_disk_keeps_every_record_before_it(self, workplace: Workplace) -> None:
         # A limit on file size stands for the full disk: the write fails half-way in the same place. It is the
         # bench's alone, laid on it while it runs: its trials may write what they need.
-        process = workplace.start("run", "tiny.yaml", "--set", "job.max_steps=100")
-        until(lambda: workplace.records())
+        process = workplace.first_trial_done("run", "tiny.yaml")
         size = (workplace.run_folders()[-1] / "records.jsonl").stat().st_size
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size + 100, resource.RLIM_INFINITY))
+        workplace.let_go()
         _, stderr = process.communicate(timeout=300)
         assert process.returncode == 2, stderr
         assert "records.jsonl: cannot write" in stderr
@@ -330,7 +335,7 @@ class TestFoldersAndFiles:
         kept = workplace.records()
         assert kept
         assert not (workplace.run_folders()[-1] / "weights").exists()
-        assert workplace.call("run", "tiny.yaml", "--set", "job.max_steps=100").returncode == 0
+        assert workplace.call("run", "tiny.yaml").returncode == 0
         assert workplace.records()[: len(kept)] == kept
 
 

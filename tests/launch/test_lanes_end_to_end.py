@@ -127,6 +127,7 @@ def test_two_lanes_that_are_cut_off_leave_nothing_and_go_on_where_they_were(work
         affinities.update(now)
         return len(now) >= 2
 
+    workplace.hold()
     first = workplace.start(*line)
     until(two_run)
     first.send_signal(signal.SIGINT)
@@ -135,9 +136,12 @@ def test_two_lanes_that_are_cut_off_leave_nothing_and_go_on_where_they_were(work
     assert workplace.trial_pids() == []
     before = len(workplace.records())
     second = workplace.start(*line)
-    until(lambda: len(workplace.records()) >= before + 3 and two_run())
+    until(two_run)
+    workplace.let_go(*running_trials(workplace))
+    until(lambda: len(workplace.records()) >= before + 2 and two_run())
     second.kill()
     second.communicate(timeout=120)
+    workplace.let_go()
     until(lambda: workplace.trial_pids() == [])
     done = workplace.call(*line)
     assert done.returncode == 3, done.stderr  # one option is always killed

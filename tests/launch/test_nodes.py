@@ -606,13 +606,14 @@ TRIALS = [("ddp", 0), ("fsdp", 0)]
 def test_a_killed_rank_is_named_with_its_node_and_a_lost_node_ends_the_run_which_then_goes_on(
     cluster: Cluster,
 ) -> None:
-    cluster.write(SLOWER)
+    cluster.hold(at="train.bin")
     bench, agent = started = cluster.both()
     until(partial(in_steps, cluster))
     os.kill(cluster.ranks(1)[0], signal.SIGKILL)
     until(lambda: len(cluster.records()) == 1 and in_steps(cluster))
     agent.kill()
     told = [ended(process)[1] for process in started]
+    cluster.let_go()
     assert bench.returncode == 130
     assert "the run ends here: start the same line on every node again" in told[0]
     crashed, interrupted = (record["outcome"] for record in cluster.records())

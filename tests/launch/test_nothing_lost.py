@@ -148,21 +148,23 @@ class TestWhatIsTakenAway:
 
     @pytest.mark.slow
     def test_its_records(self, workplace: Workplace) -> None:
-        process = workplace.start("run", "tiny.yaml", "--set", "job.max_steps=200")
-        until(lambda: workplace.records())
+        process = workplace.first_trial_done("run", "tiny.yaml")
         (folder,) = workplace.run_folders()
         (folder / "records.jsonl").unlink()
+        workplace.let_go()
         stopped(process, f"{folder.name}: it lost its records.jsonl while this run went on")
         assert not (folder / "records.jsonl").exists()
 
     @pytest.mark.slow
     def test_half_a_folder_is_not_gone_on_with(self, workplace: Workplace) -> None:
         """As a start that is killed, or a person, leaves it."""
+        workplace.hold()
         process = workplace.start("run", "tiny.yaml", "--seeds", "0")
         until(lambda: [f for f in workplace.run_folders() if (f / "environment.json").exists()])
         process.kill()
         process.communicate(timeout=60)
         until(lambda: workplace.trial_pids() == [])
+        workplace.let_go()
         (half,) = workplace.run_folders()
         (half / "environment.json").rename(half / "kept")
         done = workplace.call("run", "tiny.yaml", "--seeds", "0")
@@ -179,17 +181,16 @@ class TestWhatIsTakenAway:
     @pytest.mark.parametrize("name", ["", "train.bin", "prepared.json"])
     def test_the_prepared_data(self, workplace: Workplace, name: str) -> None:
         """The next trial does not crash for it: it is run when the data are there again."""
-        settings = ("--seeds", "0", "--set", "job.max_steps=200")
-        process = workplace.start("run", "tiny.yaml", *settings)
-        until(lambda: workplace.records())
+        process = workplace.first_trial_done("run", "tiny.yaml", "--seeds", "0")
         (data,) = (workplace.folder / "cache" / "data").iterdir()
         if name:
             (data / name).unlink()
         else:
             shutil.rmtree(workplace.folder / "cache")
+        workplace.let_go()
         stopped(process, "the prepared data were removed or damaged while this run went on")
         kept = workplace.records()
-        done = workplace.call("run", "tiny.yaml", *settings)
+        done = workplace.call("run", "tiny.yaml", "--seeds", "0")
         assert done.returncode == 0, done.stderr
         assert workplace.records()[: len(kept)] == kept
         assert [record["outcome"]["status"] for record in workplace.records()] == ["completed", "completed"]
@@ -201,9 +202,9 @@ class TestWhatIsTakenAway:
         GPT2LMHeadModel(GPT2Config(bos_token_id=None, eos_token_id=0, **sizes)).save_pretrained(model)
         drawn = "{family: gpt2, n_layer: 1, n_embd: 32, n_head: 2}"
         workplace.write(TINY_SUITE.replace(drawn, f"{{pretrained: {model}}}"))
-        process = workplace.start("run", "tiny.yaml", "--seeds", "0", "--set", "job.max_steps=200")
-        until(lambda: workplace.records())
+        process = workplace.first_trial_done("run", "tiny.yaml", "--seeds", "0")
         shutil.rmtree(model)
+        workplace.let_go()
         stopped(process, "model.pretrained: ")
         assert [record["outcome"]["status"] for record in workplace.records()] == ["completed"]
 

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +161,9 @@ def test_a_trial_over_two_nodes_of_slurm_trains_what_one_node_trains(site: Site)
     assert over_two == site.losses()
 
 
-def trains(site: Site, node: str) -> bool:
-    """Whether a trial of it runs on the node."""
-    return any("/trials/" in output_of(pid) for pid in site.slurm.of_node(node))
+def trials_on(site: Site, node: str) -> list[int]:
+    """Processes of trials that run on the node."""
+    return [pid for pid in site.slurm.of_node(node) if "/trials/" in output_of(pid)]
 
 
 @pytest.mark.slow
@@ -173,8 +172,7 @@ def test_a_run_is_detached_from_looked_at_and_cancelled_and_goes_on(site: Site) 
     done = site.call("run", "tiny.yaml", "--site", "site.yaml", "--detach", *LONG)
     assert done.returncode == 0, done.stderr
     assert f"selectbench attach {site.run.relative_to(site.folder)} shows it" in done.stderr
-    until(partial(trains, site, "n1"))
-    until(partial(trains, site, "n2"))
+    until(lambda: all(trials_on(site, node) for node in NODES))
     looking = site.start("attach", str(site.run))
     assert looking.stderr is not None
     said = looking.stderr.readline()  # it has looked
@@ -211,13 +209,17 @@ def job_of(site: Site, node: str) -> str:
 def test_a_job_that_is_cut_off_and_one_whose_node_is_lost_are_queued_again_and_do_no_trial_twice(
     site: Site,
 ) -> None:
-    site.write(SLOWER)
-    run = site.start("run", "tiny.yaml", "--site", "site.yaml")
-    until(lambda: len(completed(site.of_rounds())) >= 2 and trains(site, "n1") and trains(site, "n2"))
+    site.hold()
+    run = site.start("run", "tiny.yaml", "--site", "site.yaml", "--seeds", "0,1")
+    until(lambda: all(trials_on(site, node) for node in NODES))
+    site.let_go(*(pid for node in NODES for pid in trials_on(site, node)))
+    until(lambda: len(completed(site.of_rounds())) == 2 and all(trials_on(site, node) for node in NODES))
     cut_off, lost = job_of(site, "n1"), job_of(site, "n2")
     job = json.loads((site.run / "slurm" / "jobs.json").read_text())["jobs"][0]
     site.slurm.ask("scancel", "--signal=TERM", f"{job}_{cut_off}")  # as when its time is nearly up
     site.slurm.lose("n2")
+    until(lambda: len(site.of_rounds()) == 3)
+    site.let_go()
     status, err = ended(run)
     assert status == 0, err
     log = (site.run / "rounds" / cut_off / "job.log").read_text()
@@ -249,7 +251,7 @@ def test_whatever_ends_a_round_over_two_nodes_leaves_nothing_and_it_is_completed
     site.write_site(nodes=2, **limit)
     line = ("run", "tiny.yaml", "--site", "site.yaml")
     run = site.start(*line)
-    until(lambda: trains(site, "n1") and trains(site, "n2"))
+    until(lambda: all(trials_on(site, node) for node in NODES))
     time.sleep(random.Random(f"{who} {attempt}").uniform(0, 6))
     job = json.loads((site.run / "slurm" / "jobs.json").read_text())["jobs"][0]
     if who in ("bench", "agent", "rank"):
@@ -282,7 +284,7 @@ def test_whatever_ends_a_round_over_two_nodes_leaves_nothing_and_it_is_completed
 def held_back(site: Site, node: str, share: float, over: threading.Event) -> None:
     """Stop the node's ranks for that share of the time, as cpulimit does."""
     while not over.is_set():
-        ranks = [pid for pid in site.slurm.of_node(node) if "/trials/" in output_of(pid)]
+        ranks = trials_on(site, node)
         end = time.monotonic() + 1
         while ranks and time.monotonic() < end:
             for number, seconds in ((signal.SIGSTOP, 0.05 * share), (signal.SIGCONT, 0.05 * (1 - share))):
