@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import platform
 import re
@@ -11,30 +10,25 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypedDict, get_type_hints
+from types import GenericAlias
+from typing import Annotated, Any, TypedDict, cast, get_type_hints
 
 import msgspec
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 import selectbench
 from selectbench import machine
 from selectbench.data.prepared import Prepared, cache_root, sealed, unsealed
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, gpus, topology
+from selectbench.record.record import Recorded
 from selectbench.record.run_folder import read_json, write_whole
-from selectbench.text import quoted, visible
+from selectbench.text import visible
 
 PACKAGE = Path(selectbench.__file__).parent
 _FOR_TYPES = re.compile(r"^if TYPE_CHECKING:\n(?:[ \t].*\n|\n)+", re.MULTILINE)
 _IMPORT = re.compile(
     r"^[ \t]*(?:from (selectbench[\w.]*) import (\([^)]*\)|.*)|import (selectbench[\w.]*))", re.MULTILINE
 )
-
-
-class Stored(BaseModel):
-    """A mapping that is written to disk: NaN and infinity are refused, later versions' keys are kept out."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="ignore")
 
 
 # What the machine and the software were when trials ran. Every key of environment.json is documented here.
@@ -68,7 +62,7 @@ SWITCH_VARIABLES = (
 GIT_SECONDS = 20
 
 
-class GpuFacts(Stored):
+class GpuFacts(TypedDict, total=False):
     """One GPU; None where the driver does not say."""
 
     name: str
@@ -85,7 +79,7 @@ class GpuFacts(Stored):
     """The highest clock of the streaming multiprocessors."""
 
 
-class InterpreterFacts(Stored):
+class InterpreterFacts(TypedDict, total=False):
     """Another interpreter that trials run in; where it lies stays out."""
 
     python: str
@@ -96,8 +90,11 @@ class InterpreterFacts(Stored):
     """The CUDA that its torch is built for; None: built without."""
 
 
-class Environment(Stored):
-    """environment.json: everything that may explain a figure, and nothing that names a person or a host."""
+class Environment(TypedDict, total=False):
+    """environment.json: everything that may explain a figure, and nothing that names a person or a host.
+
+    Earlier versions wrote fewer keys, here and in what is below them.
+    """
 
     selectbench_version: str
     """Of the package."""
@@ -113,7 +110,7 @@ class Environment(Stored):
     """C library and its version, '' where unknown."""
     cpu_model: str | None
     """As the kernel names it."""
-    cpu_features: list[str] = []
+    cpu_features: list[str]
     """Which vector and matrix instructions it has, of those that decide the speed of training; empty: not known."""
     cpu_count: int | None
     """Logical cores of the machine."""
@@ -152,13 +149,6 @@ class Environment(Stored):
     """Whether its tracked files differ from that commit."""
 
 
-_BESIDE = {
-    "data": dict[str, Any], "pretrained": dict[str, str], "machine_choices": list[dict[str, str]],
-    "command": dict[str, str | int | None], "lanes": int,
-}  # fmt: skip
-"""Keys that only some runs have; `lanes`: into how many equal parts the machine was divided, where several."""
-
-
 class UnusedRows(TypedDict):
     """What a model's embedding has more than the data need, of an option where that is much: `data.unused_rows`."""
 
@@ -172,28 +162,30 @@ class UnusedRows(TypedDict):
     """Of the whole model, biases and norms not among them."""
 
 
+def _checked(name: str, **kinds: Any) -> Any:
+    """A mapping that may lack any of these keys and have others."""
+    return msgspec.defstruct(name, [(key, kind, None) for key, kind in kinds.items()])
+
+
+_DATA = {
+    **get_type_hints(Prepared), "folder": Any, "epochs": float | None, "commits": dict[str, str],
+    "unused_rows": dict[str, UnusedRows],
+}  # fmt: skip
+_WHOLE = _checked(
+    "Whole", **get_type_hints(Environment), pretrained=dict[str, str] | None, lanes=int | None,
+    machine_choices=list[dict[str, str]] | None, command=dict[str, str | int | None] | None,
+    data=_checked("Data", **_DATA, by_option=GenericAlias(dict, (str, _checked("OfOne", **_DATA))) | None) | None,
+)  # fmt: skip
+"""With keys that only some runs have; `lanes`: into how many equal parts the machine was divided."""
+
+
 def read_environment(path: Path) -> dict[str, Any]:
-    """environment.json; earlier versions wrote fewer keys. Raises UserError where a value does not fit."""
+    """environment.json. Raises UserError where a value does not fit."""
     content = read_json(path)
     try:
-        Environment.model_validate_json(msgspec.json.encode(content), strict=True)
-    except ValidationError as error:
-        for wrong in error.errors(include_url=False):
-            if wrong["type"] != "missing":
-                place, found = ".".join(map(str, wrong["loc"])), quoted(wrong["input"])
-                told = f"`{visible(place)}` is {found}: {wrong['msg'].lower()}"
-                raise UserError(f"{path}: cannot be read: {told}") from None
-    try:
-        for key, kind in _BESIDE.items():
-            msgspec.convert(content.get(key) or kind(), kind)
-        data = content.get("data") or {}
-        kinds = {**get_type_hints(Prepared), "epochs": float | None, "commits": dict[str, str],
-                 "unused_rows": dict[str, UnusedRows]}  # fmt: skip
-        for facts in (data, *msgspec.convert(data.get("by_option") or {}, dict[str, dict[str, Any]]).values()):
-            for key in facts.keys() & kinds.keys() - {"folder"}:
-                msgspec.convert(facts[key], kinds[key])
+        msgspec.convert(content, _WHOLE)
     except msgspec.ValidationError as error:
-        raise UserError(f"{path}: cannot be read: `{key}`: {visible(error)}") from None
+        raise UserError(f"{path}: cannot be read: {visible(error, 300)}") from None
     return content
 
 
@@ -227,7 +219,7 @@ def collect_environment(
         cores_by_cgroup=machine.cgroup_cpu_quota(),
         memory_total_bytes=machine.memory_total_bytes(),
         memory_limit_bytes=machine.cgroup_memory_limit_bytes(),
-        gpus=[GpuFacts.model_validate(gpu, from_attributes=True) for gpu in visible],
+        gpus=[cast("GpuFacts", {key: getattr(gpu, key) for key in GpuFacts.__annotations__}) for gpu in visible],
         driver_version=visible[0].driver_version if visible else None,
         cuda_driver_version=visible[0].cuda_driver_version if visible else None,
         gpu_topology=topology(visible),
@@ -247,7 +239,7 @@ def collect_environment(
         git_revision=revision,
         git_dirty=None if status is None else bool(status),
     )
-    return environment.model_dump(mode="json")
+    return cast("dict[str, Any]", msgspec.json.decode(msgspec.json.encode(environment)))  # without tuples
 
 
 @cache
@@ -317,16 +309,16 @@ def _git_output(folder: Path, *arguments: str) -> str | None:
 # How fast large matrix products ran on each GPU of this machine, kept for later runs.
 
 
-class Rate(Stored):
+class Rate(Recorded, frozen=True, kw_only=True):
     """The best of several sizes."""
 
-    flops_per_second: float = Field(gt=0)
+    flops_per_second: Annotated[float, msgspec.Meta(gt=0)]
     """2 x size^3 a product."""
     size: int
     """Of the square matrices."""
 
 
-class Calibration(Stored):
+class Calibration(Recorded, frozen=True, kw_only=True):
     """One device's."""
 
     name: str
@@ -347,7 +339,7 @@ def _file_of(uuid: str) -> Path:
 def stored(uuid: str) -> Calibration | None:
     """A GPU's; None: it was never calibrated here. Raises UserError where the file is damaged."""
     try:
-        return Calibration.model_validate_json(json.dumps(unsealed(_file_of(uuid).read_bytes())))
+        return msgspec.convert(unsealed(_file_of(uuid).read_bytes()), Calibration)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -370,6 +362,6 @@ def store(uuid: str, calibration: Calibration) -> None:
     file = _file_of(uuid)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, sealed(calibration.model_dump(mode="json")))
+        write_whole(file, sealed(msgspec.to_builtins(calibration)))
     except OSError as error:
         raise UserError(f"{file}: cannot write: {error.strerror or error}") from None

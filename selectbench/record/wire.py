@@ -12,26 +12,11 @@ import msgspec
 
 from selectbench.choices import Choices
 from selectbench.errors import ExitCode
-from selectbench.record.record import (
-    AsJson,
-    EvaluationPoint,
-    Failed,
-    FailureKind,
-    Identity,
-    Inside,
-    Lines,
-    Measurement,
-    Meters,
-    Number,
-    Recorded,
-    Script,
-    Trial,
-    Watched,
-)
+from selectbench.record import record
 from selectbench.suite.job import Job
 
 
-class Place(Recorded, frozen=True, kw_only=True):
+class Place(record.Recorded, frozen=True, kw_only=True):
     """Which of a trial's ranks run on one node, and where all of them meet."""
 
     node: int
@@ -54,10 +39,10 @@ OBSERVED, WHOLE = "observed", "whole"
 """Folder of what was observed of a command; each other node has one below it, which the second marks as whole."""
 
 
-class CommandOrder(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="command"):
+class CommandOrder(record.Recorded, frozen=True, kw_only=True, tag_field="kind", tag="command"):
     """Everything that is needed to run a training command once."""
 
-    trial: Trial
+    trial: record.Trial
     """What is run."""
     arguments: list[str]
     """The command's words."""
@@ -87,10 +72,10 @@ class CommandOrder(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="c
     """Of the node whose part of the command this is; None: one node runs all of it."""
 
 
-class Order(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
+class Order(record.Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
     """Everything a worker needs to run one trial; it reads nothing else of the suite."""
 
-    trial: Trial
+    trial: record.Trial
     """What is run."""
     job: Job
     """The work."""
@@ -118,28 +103,28 @@ class Order(Recorded, frozen=True, kw_only=True, tag_field="kind", tag="built"):
     """This node's share of a trial over several; None: one node runs all of it."""
 
 
-class Started(Recorded, frozen=True, kw_only=True, tag_field="event", tag="started"):
+class Started(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="started"):
     """The worker's first sign of life."""
 
     software: dict[str, str | None] = msgspec.field(default_factory=dict)
     """Versions by name, as in the record."""
 
 
-class Met(Recorded, frozen=True, kw_only=True, tag_field="event", tag="met"):
+class Met(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="met"):
     """The ranks of other nodes can come: the first one listens. Of trials over several nodes alone."""
 
     port: int
     """0: a command's, which was told where it is to listen."""
 
 
-class Phase(Recorded, frozen=True, kw_only=True, tag_field="event", tag="phase"):
+class Phase(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="phase"):
     """The trial goes over to another kind of work."""
 
     phase: Literal["setup", "train", "evaluate", "save", "extra"]
     """`extra`: steps after the final evaluation, for timing only."""
 
 
-class Progress(Recorded, frozen=True, kw_only=True, tag_field="event", tag="progress"):
+class Progress(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="progress"):
     """Steps done, at most a few times a second."""
 
     step: int
@@ -152,7 +137,7 @@ class Progress(Recorded, frozen=True, kw_only=True, tag_field="event", tag="prog
     """Over the steps since the last such event."""
 
 
-class Evaluating(Recorded, frozen=True, kw_only=True, tag_field="event", tag="evaluating"):
+class Evaluating(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="evaluating"):
     """How far an evaluation is, at most a few times a second."""
 
     done: int
@@ -161,7 +146,7 @@ class Evaluating(Recorded, frozen=True, kw_only=True, tag_field="event", tag="ev
     """Held-out sequences that are scored, or texts that are generated."""
 
 
-class RankDevice(Recorded, frozen=True, kw_only=True):
+class RankDevice(record.Recorded, frozen=True, kw_only=True):
     """The GPU that a rank trained on, as torch knows it; None: this torch does not say."""
 
     uuid: str | None
@@ -170,19 +155,19 @@ class RankDevice(Recorded, frozen=True, kw_only=True):
     """`00000000:3B:00.0`."""
 
 
-class Finished(Recorded, frozen=True, kw_only=True, tag_field="event", tag="finished"):
+class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="finished"):
     """The trial ran to its end: what the record holds besides what the bench itself knows.
 
     Moments are by `time.perf_counter`, which on Linux is one clock for all processes.
     """
 
-    measurement: Measurement
-    identity: Identity
-    evaluation_curve: list[EvaluationPoint]
-    loss_curve: AsJson
-    inside: Inside | None = None
-    watched: Watched | None = None
-    script: Script | None = None
+    measurement: record.Measurement
+    identity: record.Identity
+    evaluation_curve: list[record.EvaluationPoint]
+    loss_curve: record.AsJson
+    inside: record.Inside | None = None
+    watched: record.Watched | None = None
+    script: record.Script | None = None
     software: dict[str, str | None] | None = None
     """Versions that a script ran with, which are known at its end alone; None: as in `started`."""
     resolved_config: dict[str, Any] | None = None
@@ -194,10 +179,10 @@ class Finished(Recorded, frozen=True, kw_only=True, tag_field="event", tag="fini
     """Of each rank; empty on a CPU."""
 
 
-class GaveUp(Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_up"):
+class GaveUp(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_up"):
     """The worker itself knows why the trial failed."""
 
-    kind: FailureKind
+    kind: record.FailureKind
     detail: str
     """What it knows; '' where the log says it."""
     rank: int | None = None
@@ -206,7 +191,7 @@ class GaveUp(Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_u
     """How that rank's process ended, negative for a signal; None: it reported its failure itself."""
     may_be_victim: bool = True
     """Whether the end of a rank on another node may have caused it."""
-    at: Number | None = None
+    at: record.Number | None = None
     """When that rank failed, by `time.perf_counter`; None: there are no ranks, or it was asked to end."""
     cells: list[int] = msgspec.field(default_factory=list)
     """How far each rank here came, as `describe` reads it; empty unless the bench asked."""
@@ -214,8 +199,8 @@ class GaveUp(Recorded, frozen=True, kw_only=True, tag_field="event", tag="gave_u
 
 Event = Started | Met | Phase | Progress | Evaluating | Finished | GaveUp
 
-ORDERS: Lines[Order | CommandOrder] = Lines(Order | CommandOrder)
-EVENTS: Lines[Event] = Lines(Event)
+ORDERS: record.Lines[Order | CommandOrder] = record.Lines(Order | CommandOrder)
+EVENTS: record.Lines[Event] = record.Lines(Event)
 
 
 # Where each rank of a trial is, readable from outside while a rank hangs.
@@ -255,7 +240,7 @@ def _stage(cells: MutableSequence[int], rank: int) -> str:
 # other, and are short; all later ones carry a code that only who knows the run's secret can make.
 
 
-class Message(Recorded, frozen=True, kw_only=True, tag_field="message", forbid_unknown_fields=True):
+class Message(record.Recorded, frozen=True, kw_only=True, tag_field="message", forbid_unknown_fields=True):
     """One of them."""
 
 
@@ -319,7 +304,7 @@ class Ready(Message, frozen=True, kw_only=True, tag="ready"):
 class Clock(Message, frozen=True, kw_only=True, tag="clock"):
     """What time it is, by `time.perf_counter`; answered by the same of the other side."""
 
-    now: Number
+    now: record.Number
 
 
 class Begin(Message, frozen=True, kw_only=True, tag="begin"):
@@ -347,30 +332,30 @@ class Observed(Message, frozen=True, kw_only=True, tag="observed"):
 class Ended(Message, frozen=True, kw_only=True, tag="ended"):
     """All ranks of this node have ended."""
 
-    failed: Failed | None
+    failed: record.Failed | None
     """Why they failed; None: they did their part."""
     said: GaveUp | None
     """The trial's own last word."""
-    at: Number
+    at: record.Number
     """When, by this node's `time.perf_counter`."""
 
 
 class Measure(Message, frozen=True, kw_only=True, tag="measure"):
     """Tell of this node's GPUs over the trial: as of `Finished`, by its own clock and of its own ranks."""
 
-    timed_windows: list[tuple[Number, Number]]
-    training_window: tuple[Number, Number] | None
+    timed_windows: list[tuple[record.Number, record.Number]]
+    training_window: tuple[record.Number, record.Number] | None
     devices: list[RankDevice]
 
 
 class Measured(Message, frozen=True, kw_only=True, tag="measured"):
     """The answer."""
 
-    meters: Meters
+    meters: record.Meters
 
 
 AnyMessage = (
     Challenge | Proof | Welcome | Bye | Hello | Prepare | Ready | Clock | Begin | End | Observed | Ended
     | Measure | Measured
 )  # fmt: skip
-MESSAGES: Lines[AnyMessage] = Lines(AnyMessage)
+MESSAGES: record.Lines[AnyMessage] = record.Lines(AnyMessage)

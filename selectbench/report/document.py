@@ -72,49 +72,15 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Amount:
-    """Any other number, with the function of `selectbench.units` that writes it."""
+    """Any other number, with the function that writes it, such as one of `selectbench.units`."""
 
     value: float | None
     show: Callable[[float | None], str]
+    is_words: bool = False
+    """Whether it may take several lines."""
 
 
-@dataclass(frozen=True)
-class Amounts:
-    """Several numbers in one cell, such as the two ends of an interval; none at all: not known."""
-
-    values: Sequence[float | None]
-    show: Callable[[float | None], str]
-    between: str = " to "
-
-
-@dataclass(frozen=True)
-class Place:
-    """A row's rank, or the range that it may lie in where others are tied with it."""
-
-    number: int
-    """Of the row in its table, from 1."""
-    rank: int | None
-    """None: not ranked."""
-    ties: int = 0
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Seeds completed; `planned` is None where the suite's number goes without saying."""
-
-    done: int
-    planned: int | None = None
-
-
-@dataclass(frozen=True)
-class NotReached:
-    """A loss that was not reached with some of the seeds."""
-
-    missed: int
-    seeds: int
-
-
-Value = str | Figure | Ratio | Amount | Amounts | Place | Seeds | NotReached
+Value = str | Figure | Ratio | Amount
 
 
 @dataclass(frozen=True)
@@ -346,6 +312,11 @@ def _cut(shown: Mapping[str, str], most: int) -> dict[str, str]:
     return {n: f"{s[: max(0, most - 8)]}... #{number}" for number, (n, s) in enumerate(shown.items(), start=1)}
 
 
+def joined(values: Sequence[float | None], show: Callable[[float | None], str], between: str = " to ") -> str:
+    """Several numbers in one cell, such as the two ends of an interval; a dash where there are none."""
+    return between.join(map(show, values)) or units.DASH
+
+
 def value_text(value: Value) -> str:
     """Text is made harmless and put on one line; what is not known is a dash."""
     match value:
@@ -359,16 +330,6 @@ def value_text(value: Value) -> str:
             return f"{point} ({ends})" if ends else point
         case Amount():
             return value.show(value.value)
-        case Amounts():
-            return value.between.join(map(value.show, value.values)) or units.DASH
-        case Place(rank=int(first)):  # all that it may be: what is not told apart may stand in either order
-            return f"{first}-{first + value.ties}" if value.ties else str(first)
-        case Place():
-            return units.DASH
-        case Seeds():
-            return str(value.done) if value.planned is None else f"{value.done} of {value.planned}"
-        case NotReached():
-            return f"not reached with {value.missed} of {value.seeds} seeds"
 
 
 def spread(figure: Figure) -> str:
@@ -379,16 +340,3 @@ def spread(figure: Figure) -> str:
     if deviation == 0 or show in (units.count, units.significant):
         return f"±{units.significant(deviation, 2)}"
     return f"±{show(deviation)}"
-
-
-def sort_key(value: Value) -> float | int | None:
-    """What a reader who sorts a column sorts by; None: the text, or nothing is known."""
-    match value:
-        case Place():
-            return value.number
-        case Seeds():
-            return value.done
-        case Figure() | Ratio() | Amount():
-            return value.value
-        case _:
-            return None

@@ -25,20 +25,7 @@ from selectbench.choices.model import OwnModel
 from selectbench.gpu.devices import source
 from selectbench.record.record import Completed, Record
 from selectbench.record.run_folder import MODEL, TRIALS
-from selectbench.report.document import (
-    Amount,
-    Amounts,
-    Cell,
-    Code,
-    Figure,
-    Listing,
-    Literally,
-    Paragraph,
-    Section,
-    Table,
-    Text,
-    table,
-)
+from selectbench.report import document as doc
 from selectbench.report.ranking import figure, known_columns, unknown_states
 from selectbench.suite.command import CommandJob
 from selectbench.suite.suite import MachineChoice, Suite
@@ -58,12 +45,12 @@ _MODEL_STATES = (
     "divided by the number of ranks, and gradients have the dtype of the weights that the model computes with; "
     "an implementation may keep them in fp32, or buffers beside them."
 )
-_MEMORY: Text = (
+_MEMORY: doc.Text = (
     ("Allocated and reserved are the CUDA allocator's own peaks, of the rank with most: the tensors, and the "
     "blocks that it keeps for them, each with the optimizer state in managed memory. Device peak is what the GPU "
     "itself had in use beyond what it held right before the trial, including the CUDA context, libraries' "
     "workspaces and fragmentation. All while training, evaluation excluded. Whether an option fits on a GPU is "
-    "shown by "), Literally("must fit"), (", the device peak plus what the GPU holds when idle, which differs "
+    "shown by "), doc.Literally("must fit"), (", the device peak plus what the GPU holds when idle, which differs "
     "between machines: it must fit in the GPU's total less what the driver reserves."),
 )  # fmt: skip
 _SPOILED = (
@@ -83,57 +70,44 @@ CLEANING = {
 """What each step of the cleaning removes or changes."""
 
 
-def _mean(row: Row, name: str) -> Figure:
+def _mean(row: Row, name: str) -> doc.Figure:
     return figure(row, name, with_spread=False)
 
 
-def _power_cap(shares: dict[str, float] | None) -> Amount:
-    """Share of the readings under the software power cap."""
-    return Amount(None if shares is None else shares.get(POWER_CAP, 0.0), units.share)
+def _power_cap(shares: dict[str, float] | None) -> doc.Amount:
+    return doc.Amount(None if shares is None else shares.get(POWER_CAP, 0.0), units.share)
 
 
-def gpu_section(ranking: Ranking) -> list[Section]:
+def gpu_section(ranking: Ranking) -> list[doc.Section]:
     """State, clocks, energy, and how much of the arithmetic was used; nothing where no trial had GPU meters."""
     rows = [(row, row.gpu) for row in ranking.rows if row.gpu is not None]
     if not rows:
         return []
-    names = list(dict.fromkeys(name for _, gpu in rows for name in gpu.names))
-    trained_on = [Paragraph(f"Trained on {', '.join(names)}.")] if names else []
-    conditions: Iterator[list[Cell]] = (
+    names = ", ".join(dict.fromkeys(name for _, gpu in rows for name in gpu.names))
+    blocks: list[doc.Block] = [doc.Paragraph(f"Trained on {names}.")] if names else []
+    heads = ("SM clock", "memory clock", "highest temperature", "utilisation", "power cap")
+    blocks.append(doc.table("State and clocks of the GPUs", ("option", "state"), heads, (
         [row.option, ", ".join(f"{count} {verdict}" for verdict, count in gpu.states.items()),
-         Amount(gpu.mean_sm_clock_hertz, units.megahertz), Amount(gpu.mean_memory_clock_hertz, units.megahertz),
-         Amount(gpu.highest_temperature_celsius, units.celsius), Amount(gpu.mean_utilization, units.share),
+         *(doc.Amount(clock, units.megahertz) for clock in (gpu.mean_sm_clock_hertz, gpu.mean_memory_clock_hertz)),
+         doc.Amount(gpu.highest_temperature_celsius, units.celsius), doc.Amount(gpu.mean_utilization, units.share),
          _power_cap(gpu.clock_limit_shares)]
         for row, gpu in rows
-    )  # fmt: skip
-    energy: Iterator[list[Cell]] = (
+    )))  # fmt: skip
+    blocks.append(doc.table("Power and energy", ("option", "energy from"), ("power", "energy/token"), (
         [row.option, _METHODS[gpu.energy_method] if gpu.energy_method else "not known",
          _mean(row, "mean_power_watts"), _mean(row, "joules_per_token")]
         for row, gpu in rows
-    )  # fmt: skip
-    heads = ("SM clock", "memory clock", "highest temperature", "utilisation", "power cap")
-    tables = [
-        table("State and clocks of the GPUs", ("option", "state"), heads, conditions),
-        table("Power and energy", ("option", "energy from"), ("power", "energy/token"), energy),
-        *_arithmetic(rows),
-    ]
+    )))  # fmt: skip
+    if any(gpu.arithmetic.model_flops_per_token for _, gpu in rows):
+        rates = ("FLOPs/token", "peak", "MFU", "HFU", "measured rate", "share of it")
+        blocks.append(doc.table("Use of the GPUs' arithmetic", ("option", "products in"), rates, (
+            [row.option, work.dtype, doc.Amount(work.model_flops_per_token, units.flops),
+             doc.Amount(work.peak_flops_per_second, units.flops_per_second), _mean(row, "mfu"), _mean(row, "hfu"),
+             doc.Amount(work.matmul_flops_per_second, units.flops_per_second), _mean(row, "matmul_rate_share")]
+            for row, work in ((row, gpu.arithmetic) for row, gpu in rows)
+        )))  # fmt: skip
     notes = [*unknown_states(ranking), *_unknown(rows), _POWER_CAP]
-    return [Section("gpu", "GPU", [*trained_on, *tables, Listing([f"{note}." for note in notes])])]
-
-
-def _arithmetic(rows: Sequence[tuple[Row, GpuRow]]) -> list[Table]:
-    """How much of the GPUs' arithmetic was used; nothing where no row's work is known."""
-    if not any(gpu.arithmetic.model_flops_per_token for _, gpu in rows):
-        return []
-    heads = ("FLOPs/token", "peak", "MFU", "HFU", "measured rate", "share of it")
-    cells: Iterator[list[Cell]] = (
-        [row.option, gpu.arithmetic.dtype, Amount(gpu.arithmetic.model_flops_per_token, units.flops),
-         Amount(gpu.arithmetic.peak_flops_per_second, units.flops_per_second),
-         _mean(row, "mfu"), _mean(row, "hfu"),
-         Amount(gpu.arithmetic.matmul_flops_per_second, units.flops_per_second), _mean(row, "matmul_rate_share")]
-        for row, gpu in rows
-    )  # fmt: skip
-    return [table("Use of the GPUs' arithmetic", ("option", "products in"), heads, cells)]
+    return [doc.Section("gpu", "GPU", [*blocks, doc.Listing([f"{note}." for note in notes])])]
 
 
 def _unknown(rows: Sequence[tuple[Row, GpuRow]]) -> list[str]:
@@ -159,57 +133,55 @@ def _by_reason(unknown: Iterable[tuple[str, Sequence[Unknown]]]) -> dict[str, st
     return {reason: "; ".join(options) for reason, options in trials.items()}
 
 
-def gpus_by_seed(done: Sequence[Record]) -> list[Section]:
+def gpus_by_seed(done: Sequence[Record]) -> list[doc.Section]:
     """One option's GPUs, a row for each trial and GPU; nothing where there were no meters."""
     heads = ("SM clock", "highest temperature", "power cap", "peak memory in use", "in use before")
-    rows: list[list[Cell]] = []
+    rows: list[list[doc.Cell]] = []
     for record in done:
         state = state_of(record)
-        verdict, detail = (state.verdict, state.detail) if state else (units.DASH, "")
-        for number, gpu in enumerate(record.meters.gpus if record.meters else []):
-            rows.append(
-                [str(record.trial.seed), str(number), verdict, detail,
-                 Amount(gpu.mean_sm_clock_hertz, units.megahertz),
-                 Amount(gpu.highest_temperature_celsius, units.celsius), _power_cap(gpu.clock_limit_shares),
-                 Amount(gpu.peak_device_memory_bytes, units.size), Amount(gpu.idle_memory_bytes, units.size)]
-            )  # fmt: skip
-    by_trial = table("GPUs by trial", ("seed", "GPU", "state", "found"), heads, rows)
-    return [Section("gpus", "GPUs by trial", [by_trial])] if rows else []
+        told = (state.verdict, state.detail) if state else (units.DASH, "")
+        rows += (
+            [str(record.trial.seed), str(number), *told, doc.Amount(gpu.mean_sm_clock_hertz, units.megahertz),
+             doc.Amount(gpu.highest_temperature_celsius, units.celsius), _power_cap(gpu.clock_limit_shares),
+             *(doc.Amount(size, units.size) for size in (gpu.peak_device_memory_bytes, gpu.idle_memory_bytes))]
+            for number, gpu in enumerate(record.meters.gpus if record.meters else [])
+        )  # fmt: skip
+    by_trial = doc.table("GPUs by trial", ("seed", "GPU", "state", "found"), heads, rows)
+    return [doc.Section("gpus", "GPUs by trial", [by_trial])] if rows else []
 
 
-def memory_sections(ranking: Ranking) -> Iterator[Section]:
+def memory_sections(ranking: Ranking) -> Iterator[doc.Section]:
     """Of GPUs where a completed trial had meters, and of ranks where there were several or states were measured."""
     rows = [(row, row.gpu.memory) for row in ranking.rows if row.gpu is not None and row.n]
     if rows:
         heads = ("allocated", "reserved", "device peak over idle", "idle before", "must fit", "the GPU's total",
                  "driver's reserve")  # fmt: skip
         metrics = ("peak_memory_bytes", "peak_memory_reserved_bytes", "peak_device_memory_bytes")
-        cells: Iterator[list[Cell]] = (
+        of_a_gpu = doc.table("Memory of a GPU", ("option",), heads, (
             [row.option, *(_mean(row, name) for name in metrics),
-             *(Amount(size, units.size)
+             *(doc.Amount(size, units.size)
                for size in (m.idle_bytes, m.peak_bytes, m.total_bytes, m.driver_reserved_bytes))]
             for row, m in rows
-        )  # fmt: skip
-        of_a_gpu = table("Memory of a GPU", ("option",), heads, cells)
-        yield Section("memory", "Memory", [of_a_gpu, Paragraph(_MEMORY)])
+        ))  # fmt: skip
+        yield doc.Section("memory", "Memory", [of_a_gpu, doc.Paragraph(_MEMORY)])
     known = [(row.option, row.memory) for row in ranking.rows if row.memory is not None]
     if any(len(m.peak_bytes_by_rank) > 1 or m.measured_model_state_bytes is not None for _, m in known):
-        by_rank: list[list[Cell]] = []
+        by_rank: list[list[doc.Cell]] = []
         for option, m in known:
             peaks = m.peak_bytes_by_rank
             known_peaks = [peak for peak in peaks if peak is not None]
-            each = Amounts(peaks, units.size, ", ")
+            each = doc.joined(peaks, units.size, ", ")
             if len(peaks) > _MOST_PEAKS and known_peaks:
-                each = Amounts((min(known_peaks), max(known_peaks)), units.size)
+                each = doc.joined((min(known_peaks), max(known_peaks)), units.size)
             states = (m.expected_model_state_bytes, m.measured_model_state_bytes)
-            both = Amounts(() if states == (None, None) else states, units.size, " / ")
+            both = doc.joined(() if states == (None, None) else states, units.size, " / ")
             by_rank.append([option, str(len(peaks) or units.DASH), each, both])
         right = ("ranks", "peak of each rank", "model states, expected / measured")
-        of_ranks = table("Peaks and model states of the ranks", ("option",), right, by_rank)
-        yield Section("ranks", "Memory by rank", [of_ranks, Paragraph(_MODEL_STATES)])
+        of_ranks = doc.table("Peaks and model states of the ranks", ("option",), right, by_rank)
+        yield doc.Section("ranks", "Memory by rank", [of_ranks, doc.Paragraph(_MODEL_STATES)])
 
 
-def cost_section(suite: Suite, ranking: Ranking) -> list[Section]:
+def cost_section(suite: Suite, ranking: Ranking) -> list[doc.Section]:
     """What the job costs at the suite's prices; nothing where it names none."""
     if suite.cost is None:
         return []
@@ -217,12 +189,11 @@ def cost_section(suite: Suite, ranking: Ranking) -> list[Section]:
         f"{units.usd(suite.cost.usd_per_gpu_hour)} per GPU and hour" if suite.cost.usd_per_gpu_hour else "",
         f"{units.usd(suite.cost.usd_per_kwh)} per kWh" if suite.cost.usd_per_kwh else "",
     ]
-    rows: Iterator[list[Cell]] = (
+    costs = doc.table("Cost at the suite's prices", ("option",), ("a billion tokens", "the job"), (
         [row.option, _mean(row, "usd_per_billion_tokens"), _mean(row, "usd_of_job")] for row in ranking.rows
-    )
-    costs = table("Cost at the suite's prices", ("option",), ("a billion tokens", "the job"), rows)
-    rule = Paragraph(f"Prices: {' and '.join(filter(None, prices))}. {COST_RULE}")
-    return [Section("cost", "Cost", [costs, rule])]
+    ))  # fmt: skip
+    rule = doc.Paragraph(f"Prices: {' and '.join(filter(None, prices))}. {COST_RULE}")
+    return [doc.Section("cost", "Cost", [costs, rule])]
 
 
 # Trained models that were kept: the line that loads each.
@@ -236,10 +207,8 @@ _LOADERS = {
 def loading_lines(suite: Suite, records: Sequence[Record], run: Path = Path()) -> dict[tuple[str, int], str]:
     """Python, by option and seed; `records`: those that count; `run`: the run's folder, as it is to be written."""
     lines = {}
-    for record in records:
-        trial = record.trial
-        if trial.seed not in suite.saved_seeds or not isinstance(record.outcome, Completed):
-            continue
+    kept = (r.trial for r in records if r.trial.seed in suite.saved_seeds and isinstance(r.outcome, Completed))
+    for trial in kept:
         folder = run / TRIALS / trial.trial_id / MODEL
         if isinstance(suite.job_of(suite.option(trial.option)).model, OwnModel):
             line = f'model.load_state_dict(safetensors.torch.load_file("{folder.as_posix()}/model.safetensors"))'
@@ -249,12 +218,12 @@ def loading_lines(suite: Suite, records: Sequence[Record], run: Path = Path()) -
     return lines
 
 
-def kept_models(suite: Suite, records: Sequence[Record]) -> Iterator[Section]:
+def kept_models(suite: Suite, records: Sequence[Record]) -> Iterator[doc.Section]:
     """The section, or nothing where no model was kept."""
     if lines := loading_lines(suite, records):
         told = "In fp32, as the last evaluation saw them, each with its tokenizer; typed in the run's folder:"
         of_each = (f"# {one_line(option)}, seed {seed}\n{line}" for (option, seed), line in lines.items())
-        yield Section("weights", "Trained models", [Paragraph(told), Code("\n".join(of_each))])
+        yield doc.Section("weights", "Trained models", [doc.Paragraph(told), doc.Code("\n".join(of_each))])
 
 
 # How the figures came about, in plain words, from the suite and the records.
@@ -279,15 +248,11 @@ def method(
 
 
 def _command(job: CommandJob, suite: Suite) -> str:
-    """What ran, and what was asked of it."""
-    held_out = (
-        "none" if job.eval == "none" else f"on held-out tokens of {Path(job.eval.heldout or job.eval.text[0]).name}"
-    )
-    end = (
-        "until it ends by itself"
-        if job.stop == "natural_end"
-        else f"stopped after {job.stops_after:,} optimizer steps"
-    )
+    held_out, end = "none", "until it ends by itself"
+    if job.eval != "none":
+        held_out = f"on held-out tokens of {Path(job.eval.heldout or job.eval.text[0]).name}"
+    if job.stop != "natural_end":
+        end = f"stopped after {job.stops_after:,} optimizer steps"
     rows = f", {job.global_batch_size:,} rows a step" if job.global_batch_size is not None else ""
     return (
         f"The job: the command `{job.command}`, run unchanged on device {suite.device}, {end}{rows}; evaluation "
@@ -316,8 +281,7 @@ def _job(suite: Suite) -> str:
             " Options with another global batch train on as many tokens, the same sequences in the same order, in "
             f"steps of their own, with warm-up in proportion: {'; '.join(own_batches)}."
         )
-    warmups = own_warmups(suite)
-    return f"{told} With a warm-up of their own instead: {warmups}." if warmups else told
+    return f"{told} With a warm-up of their own instead: {own}." if (own := own_warmups(suite)) else told
 
 
 def choice_text(choice: MachineChoice) -> str:
@@ -344,7 +308,7 @@ def own_warmups(suite: Suite) -> str:
 
 def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
     """What makes the jobs the same, how claims are made, and how often they may be wrong."""
-    rounds = f"{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
+    rounds = f"{len(suite.seeds)} seed{'s'[: len(suite.seeds) > 1]}"
     checked = "" if any(row.identity.violations for row in ranking.rows) else "; here no row differs undeclared"
     yield (
         f"Every option trains the same job once per seed ({rounds}), each trial on its own, options interleaved; a "
@@ -388,7 +352,7 @@ def _looks(family: Family) -> str:
 def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
     """How speed and quality were measured, and which choices of completed trials make the host wait for a GPU."""
     measured = [r.outcome.measurement for r in done if isinstance(r.outcome, Completed)]
-    timed = [measurement.timed_seconds for measurement in measured]
+    timed = [m.timed_seconds for m in measured]
     span = f" (here {units.seconds(min(timed))} to {units.seconds(max(timed))} a trial)" if timed else ""
     if suite.command is not None:
         yield from _observing(suite, span)
@@ -398,11 +362,11 @@ def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
         "evaluation, logging and compilation lie outside. Steps added only to lengthen the timing count for no "
         "figure of quality."
     )
-    completed = {record.trial.option for record in done}
+    completed = {record.trial.option for record in done} if suite.device == "cuda" else ()
     waiting: dict[str, dict[str, None]] = {}
-    for option in suite.options:
+    for option in (option for option in suite.options if option.name in completed):
         for dimension, choice in option.choices.each().items():
-            if choice.waits and option.name in completed and suite.device == "cuda":
+            if choice.waits:
                 waiting.setdefault(choice.waits, {})[f"{dimension} {choice.name}"] = None  # type: ignore[attr-defined]
     if told := "; ".join(f"{', '.join(names)} {often}" for often, names in waiting.items()):
         opening = "Some libraries make the host wait for the device, whatever loop is around them"

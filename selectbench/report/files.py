@@ -15,28 +15,8 @@ import numpy as np
 
 from selectbench.analysis.result import Ranking, Row
 from selectbench.record.record import Completed, Record
+from selectbench.report import document as doc
 from selectbench.report.charts import counting, interval_bars
-from selectbench.report.document import (
-    Block,
-    Cards,
-    Cell,
-    Code,
-    Column,
-    Document,
-    Figure,
-    Listing,
-    Literally,
-    NotReached,
-    Paragraph,
-    Ratio,
-    Section,
-    Stack,
-    Table,
-    Text,
-    sort_key,
-    spread,
-    value_text,
-)
 from selectbench.report.ranking import rows_of
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import Suite
@@ -162,17 +142,17 @@ _NAME_MOST, _CELL_MOST = 120, 300
 """Characters of a cell."""
 
 
-def render_html(document: Document) -> str:
+def render_html(document: doc.Document) -> str:
     """The whole page. The same arguments give the same bytes; the template escapes every string."""
     return _rendered(document, is_fragment=False)
 
 
-def render_fragment(document: Document) -> str:
+def render_fragment(document: doc.Document) -> str:
     """For inside a notebook's page: it styles nothing but itself, follows the notebook's theme, has no script."""
     return _rendered(document, is_fragment=True)
 
 
-def _rendered(document: Document, *, is_fragment: bool) -> str:
+def _rendered(document: doc.Document, *, is_fragment: bool) -> str:
     from jinja2 import Environment, StrictUndefined  # slow to import, and needed here alone
 
     own = files(__package__)
@@ -228,16 +208,16 @@ def _coded(text: str) -> Any:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(one_line(text)))))
 
 
-def _warns(section: Section) -> bool:
-    return any(isinstance(block, Listing) and block.is_warning for block in section.blocks)
+def _warns(section: doc.Section) -> bool:
+    return any(isinstance(block, doc.Listing) and block.is_warning for block in section.blocks)
 
 
-def _html_rows(table: Table) -> list[list[dict[str, Any]]]:
+def _html_rows(table: doc.Table) -> list[list[dict[str, Any]]]:
     """Rows of cells by the template's names, each ratio of a column with bars with its own."""
     bars: list[list[str]] = []
     for place, column in enumerate(table.columns):
         ratios = [row[place] for row in table.rows] if column.has_bars else []
-        bars.append(interval_bars([cell for cell in ratios if isinstance(cell, Ratio)]))
+        bars.append(interval_bars([cell for cell in ratios if isinstance(cell, doc.Ratio)]))
     names = {place for place, column in enumerate(table.columns) if column.names_row} or {0}
     return [
         [
@@ -248,16 +228,20 @@ def _html_rows(table: Table) -> list[list[dict[str, Any]]]:
     ]
 
 
-def _html_cell(cell: Cell, column: Column, names_row: bool) -> dict[str, Any]:
+def _html_cell(cell: doc.Cell, column: doc.Column, names_row: bool) -> dict[str, Any]:
     """A ratio's interval has a line of its own: on one line the two are the widest of all columns."""
-    value, remark = (cell.value, cell.remark) if isinstance(cell, Stack) else (cell, "")
-    text, below = one_line(value_text(value), _NAME_MOST if names_row else _CELL_MOST), one_line(remark, _CELL_MOST)
-    if isinstance(value, Ratio) and column.has_bars:
+    value, remark = (cell.value, cell.remark) if isinstance(cell, doc.Stack) else (cell, "")
+    text, below = (
+        one_line(doc.value_text(value), _NAME_MOST if names_row else _CELL_MOST),
+        one_line(remark, _CELL_MOST),
+    )
+    if isinstance(value, doc.Ratio) and column.has_bars:
         text, below = value.texts()
-    if isinstance(value, Figure):
-        below = spread(value)
-    key = sort_key(value)
-    wraps = "words" if column.align == "left" else "reach" if isinstance(value, NotReached) else ""
+    if isinstance(value, doc.Figure):
+        below = doc.spread(value)
+    key = None if isinstance(value, str) else value.value
+    is_words = isinstance(value, doc.Amount) and value.is_words
+    wraps = "words" if column.align == "left" else "reach" if is_words else ""
     return {
         "text": text, "below": below, "names_row": names_row, "class": wraps,
         "key": "" if key is None else repr(key), "sorts_by_text": isinstance(value, str),
@@ -270,7 +254,7 @@ def _html_cell(cell: Cell, column: Column, names_row: bool) -> dict[str, Any]:
 _SPECIAL = re.compile(r"([\\`*\[\]<>|#~&$]|(?<![^\W_])_|_(?![^\W_]))")
 
 
-def render_markdown(document: Document) -> str:
+def render_markdown(document: doc.Document) -> str:
     """The whole document, everything escaped here and here alone. The same arguments give the same bytes."""
     parts = [f"# {escape(document.title)}"]
     parts += [f"Question: {escape(document.question)}"] if document.question else []
@@ -282,31 +266,31 @@ def render_markdown(document: Document) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def render_blocks(blocks: Sequence[Block]) -> str:
+def render_blocks(blocks: Sequence[doc.Block]) -> str:
     """Blocks by themselves."""
     return "\n\n".join(_blocks(blocks))
 
 
-def _blocks(blocks: Sequence[Block]) -> Iterator[str]:
+def _blocks(blocks: Sequence[doc.Block]) -> Iterator[str]:
     for block in blocks:
         match block:
-            case Paragraph():
+            case doc.Paragraph():
                 yield f"**{prose(block.text)}**" if block.is_strong else prose(block.text)
-            case Listing(items=items) if items:
+            case doc.Listing(items=items) if items:
                 yield "\n".join(f"- {prose(item)}" for item in items)
-            case Table():
+            case doc.Table():
                 yield from [prose(block.caption)] if block.is_titled else []
                 yield table(block)
-            case Code():
+            case doc.Code():
                 yield from [prose(block.caption)] if block.caption else []
                 lines = clean(block.text).strip("\n").split("\n")
                 yield "\n".join(f"    {line}".rstrip() for line in lines)  # indented: nothing inside can end it
-            case Cards():
+            case doc.Cards():
                 rows = [[escape(text) for text in (c.title, c.sentence, c.confidence)] for c in block.cards]
                 yield _table(["asked for", "take", "how sure"], ["---"] * 3, rows)
 
 
-def table(block: Table) -> str:
+def table(block: doc.Table) -> str:
     """A table by itself."""
     rules = ["---:" if column.align == "right" else "---" for column in block.columns]
     heads = [escape(column.heading).replace(r"\#", "#") for column in block.columns]  # no heading within a cell
@@ -317,21 +301,21 @@ def _table(heads: Sequence[str], rules: Sequence[str], rows: Sequence[Sequence[s
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rules, *rows))
 
 
-def _cell(cell: Cell) -> str:
-    if isinstance(cell, Stack):
-        return escape(" ".join(filter(None, (value_text(cell.value), cell.remark))))
-    if isinstance(cell, Figure):
-        return " ".join(filter(None, (value_text(cell), spread(cell))))
-    return escape(cell) if isinstance(cell, str) else value_text(cell)
+def _cell(cell: doc.Cell) -> str:
+    if isinstance(cell, doc.Stack):
+        return escape(" ".join(filter(None, (doc.value_text(cell.value), cell.remark))))
+    if isinstance(cell, doc.Figure):
+        return " ".join(filter(None, (doc.value_text(cell), doc.spread(cell))))
+    return escape(cell) if isinstance(cell, str) else doc.value_text(cell)
 
 
-def prose(text: Text) -> str:
+def prose(text: doc.Text) -> str:
     """A sentence on one line in which nothing of a name is read as Markdown or HTML."""
     if isinstance(text, str):
         return escape(text)
     parts = []
     for part in text:
-        if isinstance(part, Literally):
+        if isinstance(part, doc.Literally):
             parts.append(f"`{one_line(part.text)}`")
         else:  # it keeps the spaces at its ends
             before, after = (" " if end.isspace() else "" for end in (part[:1], part[-1:]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from selectbench import units
@@ -9,35 +10,17 @@ from selectbench.analysis.lanes import BESIDE, ELSEWHERE
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Reference, Row, Violation
 from selectbench.analysis.screening import ratio_to_baseline, screened_words
 from selectbench.analysis.summary import mean
-from selectbench.report.document import (
-    BRIEF_MARK,
-    UNCLEAN_MARK,
-    Amount,
-    Cell,
-    Column,
-    Figure,
-    Labels,
-    Literally,
-    NotReached,
-    Place,
-    Ratio,
-    RowKind,
-    Seeds,
-    Stack,
-    Table,
-    Text,
-    Value,
-    labels,
-    value_text,
-)
+from selectbench.report import document as doc
 from selectbench.suite.command import CERTIFIED
 from selectbench.suite.metrics import LESS_IS_BETTER, METRICS, SECONDS_TO_LOSS, Report, columns_of
 from selectbench.text import first_line, listed, one_line
 
-_UNCLEAN = UNCLEAN_MARK + ": every trial that the figure comes from was {}; it is shown, and compared with nothing"
-_BRIEF = (
-    f"{BRIEF_MARK}: screened out before the contest: the mean of two short trials, and its ratio to the worse one "
-    "of the baseline's two. No claim rests on it, and its tests count among those of the family as if it had run"
+_UNCLEAN = (
+    doc.UNCLEAN_MARK + ": every trial that the figure comes from was {}; it is shown, and compared with nothing"
+)
+_BRIEF = doc.BRIEF_MARK + (
+    ": screened out before the contest: the mean of two short trials, and its ratio to the worse one of the "
+    "baseline's two. No claim rests on it, and its tests count among those of the family as if it had run"
 )
 _DOMINATED = (
     "Dominated: another option is shown to be better in speed, memory, energy or quality, and is worse in none of "
@@ -60,14 +43,14 @@ _THE_JOB = {
 _MOST_NAMES = 12
 _NAME_ROOM, _NAME_MOST = 28, 120
 """Characters of a name in the page's table, from which all are shortened, and at most."""
-_Made = tuple[Column, Callable[[Row], Cell]]
+_Made = tuple[doc.Column, Callable[[Row], doc.Cell]]
 """A column and how its cell follows from a row."""
 
 
-def ranking_table(ranking: Ranking, medium: Report) -> Table:
+def ranking_table(ranking: Ranking, medium: Report) -> doc.Table:
     """The ranking with the columns of a medium, every metric of it that some row knows."""
     made = {"markdown": _in_markdown, "page": _on_page, "terminal": _in_terminal}[medium](ranking)
-    return Table(
+    return doc.Table(
         [column for column, _ in made], [[cell(row) for _, cell in made] for row in rows_of(ranking)],
         "Every option, the best first", is_sortable=True, kinds=[_kind(row) for row in rows_of(ranking)],
     )  # fmt: skip
@@ -110,7 +93,7 @@ def reference_words(found: Reference) -> list[str]:
     ]  # fmt: skip
 
 
-def _kind(row: Row) -> RowKind:
+def _kind(row: Row) -> doc.RowKind:
     if row.status == "reference":
         return "reference"
     if row.rank is not None:
@@ -122,41 +105,42 @@ def _kind(row: Row) -> RowKind:
 
 
 def _in_markdown(ranking: Ranking) -> list[_Made]:
-    metrics: list[_Made] = []
-    for name in _metrics(ranking, "markdown"):
-        metrics.append(_metric_column(name))
-        if name == ranking.objective or METRICS[name].shows_ratio:
-            metrics.append(_ratio_column(ranking, "vs baseline", name))
-    return [
-        (Column("#"), _place_cell(ranking)),
-        (Column("option", names_row=True), lambda row: row.option),
-        (Column("differs in"), lambda row: _differs(ranking, row)),
-        (Column("seeds"), _seeds),
-        (Column(""), state),
-        *metrics,
-        *_scaling_columns(ranking),
+    made: list[_Made] = [
+        (doc.Column("#"), _place_cell(ranking)),
+        (doc.Column("option", names_row=True), lambda row: row.option),
+        (doc.Column("differs in"), lambda row: _differs(ranking, row)),
+        (doc.Column("seeds"), _seeds),
+        (doc.Column(""), state),
     ]
+    for name in _metrics(ranking, "markdown"):
+        made.append(_metric_column(name))
+        if name == ranking.objective or METRICS[name].shows_ratio:
+            made.append(_ratio_column(ranking, "vs baseline", name))
+    return [*made, *_scaling_columns(ranking)]
 
 
 def _on_page(ranking: Ranking) -> list[_Made]:
     """The comparison and the state stand beside the objective: all else may run over the edge of a screen."""
     objective, *others = (_metric_column(name, says_not_reached=True) for name in _metrics(ranking, "page"))
-    seconds: list[_Made] = [(Column("to the baseline's loss", "right"), lambda row: to_loss(row, "seconds"))]
-    is_told = ranking.objective != SECONDS_TO_LOSS and any(row.to_loss for row in ranking.rows)
+    others += _scaling_columns(ranking)
+    if ranking.objective != SECONDS_TO_LOSS and any(row.to_loss for row in ranking.rows):
+        others.append((doc.Column("to the baseline's loss", "right"), lambda row: to_loss(row, "seconds")))
     short = page_names(ranking).by_name
+
+    def is_dominated(row: Row) -> str:
+        return f"dominated {_dominators(row, short)}" if row.dominated_by else ""
+
     return [
-        (Column("#", "right"), _place_cell(ranking)),
-        (Column("option", names_row=True), lambda row: Stack(short[one_line(row.option)], _differs(ranking, row))),
+        (doc.Column("#", "right"), _place_cell(ranking)),
+        (
+            doc.Column("option", names_row=True),
+            lambda row: doc.Stack(short[one_line(row.option)], _differs(ranking, row)),
+        ),
         objective,
         _ratio_column(ranking, "against the baseline", ranking.objective),
-        (
-            Column("state"),
-            lambda row: Stack(state(row), f"dominated {_dominators(row, short)}" if row.dominated_by else ""),
-        ),
+        (doc.Column("state"), lambda row: doc.Stack(state(row), is_dominated(row))),
         *others,
-        *_scaling_columns(ranking),
-        *(seconds if is_told else ()),
-        (Column("seeds", "right"), _seeds),
+        (doc.Column("seeds", "right"), _seeds),
     ]
 
 
@@ -165,48 +149,48 @@ def _in_terminal(ranking: Ranking) -> list[_Made]:
     scaling = _scaling_columns(ranking)
     is_speedup = ranking.objective == "tokens_per_second" and bool(scaling)
     objective, *others = _metrics(ranking, "terminal")
-    states: list[_Made] = [(Column(""), state)] if any(state(row) for row in rows_of(ranking)) else []
+    states: list[_Made] = [(doc.Column(""), state)] if any(state(row) for row in rows_of(ranking)) else []
     return [
-        (Column("#", "right"), _place_cell(ranking)),
-        (Column("option", names_row=True), lambda row: row.option),
+        (doc.Column("#", "right"), _place_cell(ranking)),
+        (doc.Column("option", names_row=True), lambda row: row.option),
         _metric_column(objective),
         _ratio_column(ranking, "speed-up" if is_speedup else "vs base", ranking.objective),
         *(_metric_column(name, droppable=True) for name in others),
         *([scaling[0], scaling[2]] if is_speedup else scaling),
-        (Column("n", "right"), lambda row: _seeds(row, says_planned=False)),
+        (doc.Column("n", "right"), lambda row: "" if row.status == "reference" else doc.Amount(row.n, str)),
         *states,
     ]
 
 
-def _seeds(row: Row, *, says_planned: bool = True) -> Cell:
+def _seeds(row: Row) -> doc.Cell:
     """Of a reference there are none."""
-    return "" if row.status == "reference" else Seeds(row.n, row.planned if says_planned else None)
+    return "" if row.status == "reference" else doc.Amount(row.n, lambda done: f"{done} of {row.planned}")
 
 
-def _place_cell(ranking: Ranking) -> Callable[[Row], Cell]:
+def _place_cell(ranking: Ranking) -> Callable[[Row], doc.Cell]:
     numbers = {row.option: number for number, row in enumerate(rows_of(ranking), start=1)}
-    return lambda row: place(row, numbers[row.option])
+    return lambda row: doc.Amount(numbers[row.option], lambda _: place(row))
 
 
 def _metric_column(name: str, *, droppable: bool = False, says_not_reached: bool = False) -> _Made:
     """`says_not_reached`: whether there is room to say who never got to a loss."""
-    metric = METRICS[name]
-    column = Column(metric.heading, "right", f"{name}; {metric.better} is better", droppable=droppable)
-    if says_not_reached and name == SECONDS_TO_LOSS:
-        return column, lambda row: to_loss(row, "seconds")
-    return column, lambda row: figure(row, name)
+    metric, is_told = METRICS[name], says_not_reached and name == SECONDS_TO_LOSS
+    column = doc.Column(metric.heading, "right", f"{name}; {metric.better} is better", droppable=droppable)
+    return column, lambda row: to_loss(row, "seconds") if is_told else figure(row, name)
 
 
 def _ratio_column(ranking: Ranking, heading: str, name: str) -> _Made:
     base = value_of(ranking, ranking.baseline, name)
 
-    def ratio(row: Row) -> Ratio:
-        if (brief := _brief_ratio(row, name)) is not None:
-            return Ratio(brief, is_brief=True)
+    def ratio(row: Row) -> doc.Ratio:
+        if row.screening and row.screening.screened_out:
+            ratios = (ratio_to_baseline(bound) for bound in row.screening.bounds if bound.metric == name)
+            if (brief := next((found for found in ratios if found is not None), None)) is not None:
+                return doc.Ratio(brief, is_brief=True)
         found = row.metrics[name]
-        return Ratio(found.ratio_to_baseline, found.ratio_low, found.ratio_high, name, base)
+        return doc.Ratio(found.ratio_to_baseline, found.ratio_low, found.ratio_high, name, base)
 
-    return Column(heading, "right", has_bars=True), ratio
+    return doc.Column(heading, "right", has_bars=True), ratio
 
 
 def value_of(ranking: Ranking, option: str, name: str) -> float | None:
@@ -220,9 +204,9 @@ def _scaling_columns(ranking: Ranking) -> list[_Made]:
         return []
     percent = units.whole_percent
     return [
-        (Column("ranks", "right"), lambda r: Amount(r.scaling.world_size if r.scaling else None, units.count)),
-        (Column("speed-up", "right"), lambda r: Ratio(r.scaling.speedup if r.scaling else None)),
-        (Column("efficiency", "right"), lambda r: Amount(r.scaling.efficiency if r.scaling else None, percent)),
+        (doc.Column("ranks", "right"), lambda r: doc.Amount(getattr(r.scaling, "world_size", None), units.count)),
+        (doc.Column("speed-up", "right"), lambda r: doc.Ratio(getattr(r.scaling, "speedup", None))),
+        (doc.Column("efficiency", "right"), lambda r: doc.Amount(getattr(r.scaling, "efficiency", None), percent)),
     ]
 
 
@@ -244,14 +228,13 @@ def known_columns(ranking: Ranking, names: Sequence[str]) -> list[str]:
 
 
 def _differs(ranking: Ranking, row: Row) -> str:
-    if row.option == ranking.baseline:
-        return "baseline"
-    return "; ".join(filter(None, (", ".join(row.differs_in), ", ".join(row.besides_the_rate))))
+    parts = (", ".join(row.differs_in), ", ".join(row.besides_the_rate))
+    return "baseline" if row.option == ranking.baseline else "; ".join(filter(None, parts))
 
 
-def page_names(ranking: Ranking) -> Labels:
+def page_names(ranking: Ranking) -> doc.Labels:
     """Options' names where a page has little room."""
-    return labels([row.option for row in rows_of(ranking)], _NAME_ROOM, _NAME_MOST)
+    return doc.labels([row.option for row in rows_of(ranking)], _NAME_ROOM, _NAME_MOST)
 
 
 def _dominators(row: Row, short: Mapping[str, str] | None = None) -> str:
@@ -263,58 +246,47 @@ def _dominators(row: Row, short: Mapping[str, str] | None = None) -> str:
     return ", and ".join(f"{how} {', '.join(names)}" for how, names in sorted(parts.items()))
 
 
-def place(row: Row, number: int = 0) -> Place:
-    """Its rank with those it is tied with; `number`: its own in the table."""
-    return Place(number, row.rank, len(row.tied_with))
+def place(row: Row) -> str:
+    """Its rank, or all that it may be: what is not told apart may stand in either order."""
+    if row.rank is None:
+        return units.DASH
+    return f"{row.rank}-{row.rank + len(row.tied_with)}" if row.tied_with else str(row.rank)
 
 
-def figure(row: Row, name: str, *, with_spread: bool = True) -> Figure:
+def figure(row: Row, name: str, *, with_spread: bool = True) -> doc.Figure:
     """A metric of a row; of one that was screened out what its short trials tell."""
     if row.screening and row.screening.screened_out:
         values = [trial.figures.get(name) for trial in row.screening.trials]
         value = mean([value for value in values if value is not None])
-        return Figure(name, value, is_brief=value is not None)
+        return doc.Figure(name, value, is_brief=value is not None)
     found = row.metrics[name]
-    return Figure(name, found.value, found.standard_deviation if with_spread else None, found.unclean)
+    return doc.Figure(name, found.value, found.standard_deviation if with_spread else None, found.unclean)
 
 
-def _brief_ratio(row: Row, name: str) -> float | None:
-    """Of a row that was screened out by this metric."""
-    if row.screening and row.screening.screened_out:
-        for bound in row.screening.bounds:
-            if bound.metric == name and (ratio := ratio_to_baseline(bound)) is not None:
-                return ratio
-    return None
-
-
-def to_loss(row: Row, name: str) -> Value:
+def to_loss(row: Row, name: str) -> doc.Value:
     """A figure of `to_loss`, or with how many seeds it was not reached."""
     found = row.to_loss
     if found is not None and found.not_reached:
-        return NotReached(len(found.not_reached), len(found.reached) + len(found.not_reached))
-    return Amount(getattr(found, name, None), _TO_LOSS[name])
+        missed, seeds = len(found.not_reached), len(found.reached) + len(found.not_reached)
+        return doc.Amount(None, lambda _: f"not reached with {missed} of {seeds} seeds", is_words=True)
+    return doc.Amount(getattr(found, name, None), _TO_LOSS[name])
 
 
 def state(row: Row) -> str:
     """What is to be known of a row beside its figures: nothing where all went well."""
     if row.status in ("screened_out", "reference"):
         return "screened out" if row.status == "screened_out" else NOT_TRAINED
-    kinds = [failure.kind for failure in row.failures]
-    counted = [f"{kinds.count(kind)} {kind}" if row.n else kind for kind in dict.fromkeys(kinds)]
-    if row.missing_seeds:
-        counted.append(f"{len(row.missing_seeds)} missing")
-    states = row.gpu.states if row.gpu else {}
-    counted += [f"{states[verdict]} {verdict}" for verdict in ("throttled", "shared") if verdict in states]
-    counted += [f"{len(row.busy_seeds)} busy"] if row.busy_seeds else []
-    if row.identity.violations:
-        counted.insert(0, "not comparable")
-    if row.constraint_failures:
-        counted.insert(0, "fails constraint")
-    elif any(c.verdict == "undecided" for c in row.constraints):
-        counted.insert(0, "constraint undecided")
-    if row.control:
-        counted.insert(0, "the baseline again")
-    return ", ".join(counted)
+    kinds, states = [failure.kind for failure in row.failures], row.gpu.states if row.gpu else {}
+    is_open = not row.constraint_failures and any(c.verdict == "undecided" for c in row.constraints)
+    told = {
+        "the baseline again": row.control, "fails constraint": row.constraint_failures,
+        "constraint undecided": is_open, "not comparable": row.identity.violations,
+        **{f"{kinds.count(kind)} {kind}" if row.n else kind: True for kind in kinds},
+        f"{len(row.missing_seeds)} missing": row.missing_seeds,
+        **{f"{states.get(verdict)} {verdict}": verdict in states for verdict in ("throttled", "shared")},
+        f"{len(row.busy_seeds)} busy": row.busy_seeds,
+    }  # fmt: skip
+    return ", ".join(words for words, is_so in told.items() if is_so)
 
 
 _BESIDES = (
@@ -330,11 +302,11 @@ def besides_note(ranking: Ranking) -> list[str]:
     return [head + "; ".join(own)] if own else []
 
 
-def table_notes(ranking: Ranking) -> list[Text]:
+def table_notes(ranking: Ranking) -> list[doc.Text]:
     """What the table's figures mean."""
     objective = METRICS[ranking.objective]
     level = f"{units.confidence(ranking.family.alpha)} " if ranking.family else ""
-    lines: list[Text] = [
+    lines: list[doc.Text] = [
         f"Ranked by {objective.name} ({objective.better} is better) among the rows that hold every constraint.",
         *(f"{note}." for note in ties_note(ranking)),
         *_better_note(ranking),
@@ -361,32 +333,26 @@ def table_notes(ranking: Ranking) -> list[Text]:
         lines.append(f"Speed, energy and time, and memory on a CPU, were measured with {many}: {counts}.")
     lines += [f"{row.option}: {note}." for row in ranking.rows for note in row.notes]
     lines += [f"{note}." for note in _mark_notes(ranking, _metrics(ranking, "markdown"))]
-    return [*lines, (Literally(units.DASH), ": not known.")]
+    return [*lines, (doc.Literally(units.DASH), ": not known.")]
 
 
-def _better_note(ranking: Ranking) -> list[Text]:
+def _better_note(ranking: Ranking) -> list[doc.Text]:
     """What better means, and of whom more is shown; nothing where nothing was tested."""
     if ranking.family is None or not ranking.family.tests:
         return []
     matters = units.share(ranking.family.thresholds.get(ranking.objective))
     pairs = [(row.option, row.against_baseline) for row in ranking.rows if row.rank and row.against_baseline]
     shown = [option for option, pair in pairs if pair.exceeds and pair.decision == "better"]
-    more = (
-        f"Shown to exceed {matters}, too: {listed(shown)}"
-        if shown
-        else f"Of no row is it shown to exceed {matters}"
-    )
+    more = f"Shown to exceed {matters}, too: {listed(shown)}"
+    more = more if shown else f"Of no row is it shown to exceed {matters}"
     means = f"Better means shown to differ from the baseline, with a measured difference above {matters}"
     return [f"{means}; the true difference may be smaller. {more}."]
 
 
 def ties_note(ranking: Ranking) -> list[str]:
     """What a range of ranks means, by the first row that has one."""
-    tied = next((row for row in ranking.rows if row.rank is not None and row.tied_with), None)
-    if tied is None or tied.rank is None:
-        return []
-    first, last = tied.rank, tied.rank + len(tied.tied_with)
-    return [f"{value_text(place(tied))}: tied; its rank may be any from {first} to {last}"]
+    tied = next((place(row) for row in ranking.rows if row.rank is not None and row.tied_with), None)
+    return [] if tied is None else [f"{tied}: tied; its rank may be any from {tied.replace('-', ' to ')}"]
 
 
 def _mark_notes(ranking: Ranking, names: Sequence[str]) -> list[str]:
@@ -401,12 +367,11 @@ def _mark_notes(ranking: Ranking, names: Sequence[str]) -> list[str]:
 
 def unknown_states(ranking: Ranking) -> list[str]:
     """A line for each cause why the state of GPUs is not known."""
-    states = [state for row in ranking.rows if row.gpu for state in row.gpu.by_seed]
-    causes = [state.detail for state in states if state.verdict == "unknown"]
-    counts = {cause: causes.count(cause) for cause in dict.fromkeys(causes)}
+    states = (state for row in ranking.rows if row.gpu for state in row.gpu.by_seed)
+    causes = Counter(state.detail for state in states if state.verdict == "unknown")
     return [
-        f"The state of the GPUs is not known in {count} trial{'s' if count > 1 else ''}: {cause}"
-        for cause, count in counts.items()
+        f"The state of the GPUs is not known in {count} trial{'s' * (count > 1)}: {cause}"
+        for cause, count in causes.items()
     ]
 
 
@@ -418,9 +383,8 @@ def causes(ranking: Ranking) -> list[str]:
         if row.status == "screened_out" and row.screening:
             lines.append(f"{one_line(row.option)}: screened out: {screened_words(row.screening)}")
         failed = {f"{f.kind}: {first_line(f.detail, 160)}{note_in_brackets(f)}": None for f in row.failures}
-        unjudged = [
-            f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict in _OPEN
-        ]
+        open_ones = [c for c in row.constraints if c.verdict in _OPEN]
+        unjudged = [f"{_OPEN[c.verdict]}: {c.constraint}: {c.detail}" for c in open_ones]
         found = (*row.constraint_failures, *failed, *unjudged, *row.notes)
         lines += [f"{one_line(row.option)}: {cause}" for cause in found]
     return [*lines, *unknown_states(ranking), *_mark_notes(ranking, columns_of("terminal"))]
@@ -487,22 +451,18 @@ def _job_lines(ranking: Ranking, rows: Sequence[Row], one_group: bool, *, is_sho
         opening = "Same job, as far as verified" if hidden else "Same job"
         verb = "is" if len(same) == 1 else "are"
         lines.append(f"{opening}: {_difference(ranking, rows, one_group)}; {listed(same)} {verb} the same.")
-    lines += _conventions(rows, is_short=is_short)
+    conventions = dict.fromkeys(entry for row in rows for entry in row.identity.conventions.items())
+    if conventions and is_short:
+        names = dict.fromkeys(_field_words(name) for name, _ in conventions)
+        lines.append(f"Verified under conventions that the report states: {', '.join(names)}.")
+    elif conventions:
+        said = "; ".join(f"{_field_words(name)}: {convention}" for name, convention in conventions)
+        lines.append(f"Verified under a stated convention: {said}.")
     if hidden:
         by_entry = {entry: [row for row in rows if entry in row.identity.not_verified] for entry in hidden}
-        said = [f"{_field_words(entry)} ({_names(of_entry)})" for entry, of_entry in by_entry.items()]
-        lines.append(f"Not verified: {'; '.join(said)}.")
+        said = "; ".join(f"{_field_words(entry)} ({_names(of_entry)})" for entry, of_entry in by_entry.items())
+        lines.append(f"Not verified: {said}.")
     return lines
-
-
-def _conventions(rows: Sequence[Row], *, is_short: bool) -> list[str]:
-    """Fields of scripts that are verified as something that is stated, each convention once."""
-    told = dict.fromkeys(entry for row in rows for entry in row.identity.conventions.items())
-    if told and is_short:
-        names = dict.fromkeys(_field_words(name) for name, _ in told)
-        return [f"Verified under conventions that the report states: {', '.join(names)}."]
-    said = [f"{_field_words(name)}: {convention}" for name, convention in told]
-    return [f"Verified under a stated convention: {'; '.join(said)}."] if said else []
 
 
 def _difference(ranking: Ranking, rows: Sequence[Row], one_group: bool) -> str:

@@ -20,31 +20,9 @@ from selectbench.analysis.summary import mean, summarise
 from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
+from selectbench.report import document as doc
 from selectbench.report import evidence
 from selectbench.report.charts import Counting, attention_chart, charts, counting, tried_text
-from selectbench.report.document import (
-    Amount,
-    Amounts,
-    Block,
-    Card,
-    Cards,
-    Cell,
-    Charts,
-    Code,
-    Column,
-    Details,
-    Document,
-    Figure,
-    Listing,
-    Literally,
-    Paragraph,
-    Ratio,
-    Section,
-    Shaded,
-    Table,
-    table,
-    value_text,
-)
 from selectbench.report.ranking import (
     NOT_TRAINED,
     besides_note,
@@ -107,7 +85,7 @@ _METHOD = (
 def report(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str,
     medium: Literal["markdown", "page"], unchecked: int = 0,
-) -> Document:  # fmt: skip
+) -> doc.Document:  # fmt: skip
     """The whole report. `records`: those that count; `command` repeats the run; `environment`: environment.json.
 
     `medium` decides the columns of the ranking, and pictures are drawn for a page alone; `unchecked`: records that
@@ -120,12 +98,12 @@ def report(
         ("nodes", "Nodes"): node_lines(ranking.nodes),
         ("method", "How it was measured"): evidence.method(suite, ranking, records, environment, unchecked),
     }
-    where = table("Where it ran", ("what", "value"), (), _flat(environment))
+    where = doc.table("Where it ran", ("what", "value"), (), _flat(environment))
     shortened = page_names(ranking).note() if medium == "page" else ""
     notes = [*([shortened] if shortened else []), *table_notes(ranking)]
-    results = [ranking_table(ranking, medium), Listing(notes), *_constraints(ranking)]
+    results = [ranking_table(ranking, medium), doc.Listing(notes), *_constraints(ranking)]
     sections = [
-        Section("ranking", "Ranking", results),
+        doc.Section("ranking", "Ranking", results),
         *_verdicts(ranking),
         *(_pictures(ranking, records, done) if medium == "page" else ()),
         *_scores(ranking, done),
@@ -141,19 +119,19 @@ def report(
         *evidence.gpu_section(ranking),
         *evidence.cost_section(suite, ranking),
         *_failures(ranking),
-        *([Section("warnings", "Warnings", [Listing(ranking.warnings, True)])] if ranking.warnings else []),
-        *(Section(name, heading, [Listing(lines)]) for (name, heading), lines in listings.items() if lines),
-        Section("again", "Run it again", [Code(command)]),
-        Section("environment", "Environment", [where], is_folded=True),
-        Section("options", "Options", _options(suite), is_folded=True),
+        *([doc.Section("warnings", "Warnings", [doc.Listing(ranking.warnings, True)])] if ranking.warnings else []),
+        *(doc.Section(name, heading, [doc.Listing(lines)]) for (name, heading), lines in listings.items() if lines),
+        doc.Section("again", "Run it again", [doc.Code(command)]),
+        doc.Section("environment", "Environment", [where], is_folded=True),
+        doc.Section("options", "Options", _options(suite), is_folded=True),
     ]
-    return Document(
+    return doc.Document(
         ranking.suite, sections, ranking.question, ranking.answer, _is_decided(ranking),
         _facts(suite, ranking, environment),
     )  # fmt: skip
 
 
-def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") -> Document:
+def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") -> doc.Document:
     """The table, causes of what was not ranked, and warnings; on a terminal the answer is said last."""
     best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
     others = [verdict for verdict in ranking.verdicts if verdict.option not in (None, best)]
@@ -165,16 +143,15 @@ def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") 
         *node_lines(ranking.nodes),
     ]  # fmt: skip
     if search := ranking.search:
-        lines += [
-            _search_cost(search),
-            *(f"{own.option}: {_chosen(own)}" for own in (*search.sizes, *search.tuning)),
-        ]
-    blocks, warnings = (ranking_table(ranking, medium), Listing(lines)), Listing(ranking.warnings, is_warning=True)
+        lines.append(_search_cost(search))
+        lines += (f"{own.option}: {_chosen(own)}" for own in (*search.sizes, *search.tuning))
+    blocks = (ranking_table(ranking, medium), doc.Listing(lines))
+    warnings = doc.Listing(ranking.warnings, is_warning=True)
     head = (ranking.question, ranking.answer, _is_decided(ranking))
     if medium == "page":
-        told = [Section("warnings", "Warnings", [warnings])] if ranking.warnings else []
-        return Document(ranking.suite, told, *head, opening=blocks)
-    return Document(ranking.suite, (), *head, opening=(*blocks, warnings))
+        told = [doc.Section("warnings", "Warnings", [warnings])] if ranking.warnings else []
+        return doc.Document(ranking.suite, told, *head, opening=blocks)
+    return doc.Document(ranking.suite, (), *head, opening=(*blocks, warnings))
 
 
 def _is_decided(ranking: Ranking) -> bool:
@@ -184,7 +161,7 @@ def _is_decided(ranking: Ranking) -> bool:
 
 def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     gpus = environment.get("gpus") or []
-    names = dict.fromkeys(str(gpu.get("name")) for gpu in gpus if isinstance(gpu, Mapping))
+    names = dict.fromkeys(str(gpu.get("name")) for gpu in gpus)
     facts = {
         "baseline": ranking.baseline, "ranked by": ranking.objective, "device": ranking.device,
         "hardware": ", ".join(names) if suite.device == "cuda" and names else environment.get("cpu_model"),
@@ -195,42 +172,41 @@ def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> li
     return [(key, one_line(str(value), 160)) for key, value in facts.items() if value]
 
 
-def _constraints(ranking: Ranking) -> list[Block]:
+def _constraints(ranking: Ranking) -> list[doc.Block]:
     """What was tested of each row."""
-    rows = [
+    heads = ("option", "constraint", "verdict", "found", "to settle it")
+    tested = doc.table("What was tested of each row", heads, (), (
         [row.option, c.constraint, c.verdict.replace("_", " "), c.detail,
          f"{c.settling.seeds} more seeds" if c.settling else ""]
         for row in ranking.rows for c in row.constraints
-    ]  # fmt: skip
-    heads = ("option", "constraint", "verdict", "found", "to settle it")
-    tested = table("What was tested of each row", heads, (), rows)
-    return [Details("Constraints, row by row", [tested])] if rows else []
+    ))  # fmt: skip
+    return [doc.Details("Constraints, row by row", [tested])] if tested.rows else []
 
 
-def _verdicts(ranking: Ranking) -> Iterator[Section]:
+def _verdicts(ranking: Ranking) -> Iterator[doc.Section]:
     """The named verdicts with their options' settings; nothing where the run has no figures for any."""
     if not ranking.verdicts:
         return
-    cards = [Card(v.title, v.headline, v.sentence, v.confidence, v.sure) for v in ranking.verdicts]
+    cards = [doc.Card(v.title, v.headline, v.sentence, v.confidence, v.sure) for v in ranking.verdicts]
     by_option: dict[str, NamedVerdict] = {}
     for verdict in ranking.verdicts:
         if verdict.option is not None:
             by_option.setdefault(verdict.option, verdict)
     settings = [
-        Code(choices_yaml(v.choices), (
-            f"Settings of {v.option}, in ", Literally(str(v.file)), " of the run's folder; typed there, ",
-            Literally(str(v.command)), " trains it:"))
+        doc.Code(choices_yaml(v.choices), (
+            f"Settings of {v.option}, in ", doc.Literally(str(v.file)), " of the run's folder; typed there, ",
+            doc.Literally(str(v.command)), " trains it:"))
         for v in by_option.values()
     ]  # fmt: skip
-    yield Section("verdicts", "Which to take", [Cards(cards), *settings])
+    yield doc.Section("verdicts", "Which to take", [doc.Cards(cards), *settings])
 
 
-def _pictures(ranking: Ranking, records: Sequence[Record], done: Counting) -> Iterator[Section]:
-    drawn: list[Block] = [Charts(charts(ranking, done))]
+def _pictures(ranking: Ranking, records: Sequence[Record], done: Counting) -> Iterator[doc.Section]:
+    drawn: list[doc.Block] = [doc.Charts(charts(ranking, done))]
     if not any(row.gpu for row in ranking.rows):
         why = "; ".join(evidence.meter_problems(records)) or "the records have none"
-        drawn.append(Paragraph(f"Memory and power over time are not drawn: {why}."))
-    yield Section("pictures", "Charts", drawn)
+        drawn.append(doc.Paragraph(f"Memory and power over time are not drawn: {why}."))
+    yield doc.Section("pictures", "Charts", drawn)
 
 
 # What was learnt, to look at: scores of generated text, samples side by side, where the loss lies.
@@ -240,64 +216,64 @@ def _measurements(own: Sequence[Record]) -> list[Measurement]:
     return [record.outcome.measurement for record in own if isinstance(record.outcome, Completed)]
 
 
-def _scores(ranking: Ranking, done: Counting) -> Iterator[Section]:
+def _scores(ranking: Ranking, done: Counting) -> Iterator[doc.Section]:
     """Means over seeds, a row for each option and one for copying the source, and how they were computed."""
     every = [m for own in done.values() for m in _measurements(own)]
     asked = {found.name: figures_of(found) for found in ranking.references}
-    names = [
-        name
-        for name in (*SCORES, OWN_SCORE)
-        if any(name in of for of in (*(m.scores for m in every), *asked.values()))
-    ]
+    known = {name for scores in (*(m.scores for m in every), *asked.values()) for name in scores}
+    names = [name for name in (*SCORES, OWN_SCORE) if name in known]
     if not names:
         return
 
-    def means(first: str, scores: Sequence[Mapping[str, float | None]]) -> list[Cell]:
-        known = ([value for own in scores if (value := own.get(name)) is not None] for name in names)
-        return [first, *(Amount(mean(values), units.significant) for values in known)]
+    def means(first: str, scores: Sequence[Mapping[str, float | None]]) -> list[doc.Cell]:
+        values = ([value for own in scores if (value := own.get(name)) is not None] for name in names)
+        return [first, *(doc.Amount(mean(own), units.significant) for own in values)]
 
-    rows = [means(option, [m.scores for m in _measurements(own)]) for option, own in done.items() if own]
-    rows += [means(f"{name} ({NOT_TRAINED})", [own]) for name, own in asked.items()]
-    rows.append(means("copying the source", [m.copy_scores for m in every]))
+    rows = [
+        *(means(option, [m.scores for m in _measurements(own)]) for option, own in done.items() if own),
+        *(means(f"{name} ({NOT_TRAINED})", [own]) for name, own in asked.items()),
+        means("copying the source", [m.copy_scores for m in every]),
+    ]
     caption = "Scores of what was generated, means over seeds; the last row scores the source text itself"
     signed = dict.fromkeys((n, m.score_signatures[n]) for m in every for n in names if n in m.score_signatures)
-    signatures = Listing([f"{METRICS[name].title}: {signature}" for name, signature in signed])
-    scores = table(caption, ("option",), (METRICS[name].heading for name in names), rows)
-    yield Section("scores", "Scores of what was generated", [scores, signatures, *_differences(ranking)])
+    signatures = doc.Listing([f"{METRICS[name].title}: {signature}" for name, signature in signed])
+    scores = doc.table(caption, ("option",), (METRICS[name].heading for name in names), rows)
+    yield doc.Section("scores", "Scores of what was generated", [scores, signatures, *_differences(ranking)])
 
 
-def _references(ranking: Ranking) -> Iterator[Section]:
+def _references(ranking: Ranking) -> Iterator[doc.Section]:
     """Models behind an API: their figures, what they took, and what is to be known of them."""
     if not ranking.references:
         return
-    quality: list[list[Cell]] = []
+    quality: list[list[doc.Cell]] = []
     for found in ranking.references:
         for name, score in found.scores.items():
             ends = () if score.low is None else (score.low, score.high)
-            shown = (Amount(score.value, units.significant), Amounts(ends, units.significant))
+            shown = (doc.Amount(score.value, units.significant), doc.joined(ends, units.significant))
             quality.append([found.name, METRICS[name].title, *shown])
         if found.no_bits is not None or found.bits_per_byte is not None:
-            quality.append([found.name, "bits/byte", Amount(found.bits_per_byte, units.significant), ""])
+            quality.append([found.name, "bits/byte", doc.Amount(found.bits_per_byte, units.significant), ""])
             quality.append(
-                [found.name, "perplexity per byte", Amount(found.byte_perplexity, units.significant), ""]
+                [found.name, "perplexity per byte", doc.Amount(found.byte_perplexity, units.significant), ""]
             )
-    took: list[list[Cell]] = [
-        [f.name, f.model, f.base_url, f"{f.answered} of {f.sentences}", Amount(f.input_tokens, units.count),
-         Amount(f.output_tokens, units.count), Amount(f.usd, units.usd),
-         Amount(f.latency_median_seconds, units.seconds), Amount(f.latency_most_seconds, units.seconds)]
+    took: list[list[doc.Cell]] = [
+        [f.name, f.model, f.base_url, f"{f.answered} of {f.sentences}", doc.Amount(f.input_tokens, units.count),
+         doc.Amount(f.output_tokens, units.count), doc.Amount(f.usd, units.usd),
+         doc.Amount(f.latency_median_seconds, units.seconds), doc.Amount(f.latency_most_seconds, units.seconds)]
         for f in ranking.references
     ]  # fmt: skip
     heads = ("answered", "tokens in", "tokens out", "cost", "median latency", "longest")
     notes = [f"{found.name}: {words}." for found in ranking.references for words in reference_words(found)]
+    figures = "Their figures, with 95 % intervals over the choice of the test sentences"
+    cost = "What they took, answers of earlier runs among it"
     tables = [
-        table("Their figures, with 95 % intervals over the choice of the test sentences", ("reference", "score"),
-              ("value", "interval"), quality),
-        table("What they took, answers of earlier runs among it", ("reference", "model", "address"), heads, took),
-    ]  # fmt: skip
-    yield Section("references", "References, not trained here", [*tables, Listing([*notes, _REFERENCES])])
+        doc.table(figures, ("reference", "score"), ("value", "interval"), quality),
+        doc.table(cost, ("reference", "model", "address"), heads, took),
+    ]
+    yield doc.Section("references", "References, not trained here", [*tables, doc.Listing([*notes, _REFERENCES])])
 
 
-def _differences(ranking: Ranking) -> Iterator[Block]:
+def _differences(ranking: Ranking) -> Iterator[doc.Block]:
     """Differences of scores over the choice of the test sentences, and what they say and do not."""
     marked = [one.model_copy(update={"option": f"{one.option} ({NOT_TRAINED})"})
               for found in ranking.references for one in found.differences]  # fmt: skip
@@ -305,20 +281,20 @@ def _differences(ranking: Ranking) -> Iterator[Block]:
     if not every:
         return
     right = ("difference", "95 % interval", "p", "sentences", "seeds")
-    rows: list[list[Cell]] = [
-        [found.option, METRICS[found.score].title, Amount(found.difference, units.score_difference),
-         Amounts(() if found.difference is None else (found.low, found.high), units.score_difference),
-         Amount(found.p, lambda p: units.significant(p, 2)), Amount(found.sentences, units.count), str(found.seeds)]
-        for found in every
-    ]  # fmt: skip
     caption = "Scores against the baseline's, over the choice of the test sentences"
-    yield table(caption, ("option", "score"), right, rows)
+    yield doc.table(caption, ("option", "score"), right, (
+        [found.option, METRICS[found.score].title, doc.Amount(found.difference, units.score_difference),
+         doc.joined(() if found.difference is None else (found.low, found.high), units.score_difference),
+         doc.Amount(found.p, lambda p: units.significant(p, 2)), doc.Amount(found.sentences, units.count),
+         str(found.seeds)]
+        for found in every
+    ))  # fmt: skip
     reasons = {(found.option, found.not_compared): None for found in every}
     missing = [f"{option} is not compared: {reason}." for option, reason in reasons if reason]
     if any(row.metrics[OWN_SCORE].value is not None for row in ranking.rows):
         missing.append("A score of own code has no value for each sentence, so it is not resampled.")
     from_baseline = f"Differences are from the baseline {one_line(ranking.baseline)}. {_MEANING}"
-    yield Listing([from_baseline, _METHOD, *missing])
+    yield doc.Listing([from_baseline, _METHOD, *missing])
 
 
 def _difference_lines(ranking: Ranking) -> list[str]:
@@ -336,39 +312,35 @@ def _difference_lines(ranking: Ranking) -> list[str]:
 def _reference_lines(ranking: Ranking) -> Iterator[str]:
     """For a terminal, one for each."""
     for found in ranking.references:
-        scores = [
-            f"{METRICS[name].title} {units.significant(score.value)}"
-            + ("" if score.low is None else f" ({units.significant(score.low)} to {units.significant(score.high)})")
-            for name, score in found.scores.items()
-        ]
-        bits = (
-            []
-            if found.byte_perplexity is None
-            else [f"{units.significant(found.byte_perplexity)} perplexity per byte"]
-        )
-        told = [
-            *scores, *bits, f"{units.count(found.input_tokens)} tokens in, {units.count(found.output_tokens)} out",
+        told = []
+        for name, score in found.scores.items():
+            ends = "" if score.low is None else f" ({doc.joined((score.low, score.high), units.significant)})"
+            told.append(f"{METRICS[name].title} {units.significant(score.value)}{ends}")
+        if found.byte_perplexity is not None:
+            told.append(f"{units.significant(found.byte_perplexity)} perplexity per byte")
+        told += [
+            f"{units.count(found.input_tokens)} tokens in, {units.count(found.output_tokens)} out",
             units.usd(found.usd), f"median latency {units.seconds(found.latency_median_seconds)}",
             *reference_words(found),
         ]  # fmt: skip
         yield f"{found.name}, {NOT_TRAINED} ({found.model}): {'; '.join(told)}"
 
 
-def _learnt(ranking: Ranking, done: Counting) -> Iterator[Section]:
+def _learnt(ranking: Ranking, done: Counting) -> Iterator[doc.Section]:
     """What each option's first seed says and attends to; nothing for runs that are older."""
     first = {option: next((r.inside for r in own if r.inside), None) for option, own in done.items() if own}
     looks = {option: inside for option, inside in list(first.items())[:_MOST_OPTIONS] if inside}
-    blocks: list[Block] = [*_samples(looks, ranking.references)]
+    blocks: list[doc.Block] = [*_samples(looks, ranking.references)]
     if shaded := [_shaded(option, inside) for option, inside in looks.items() if inside.tokens]:
-        blocks.append(Details("Loss by token: held-out text, darker where the model predicted worse", shaded))
+        blocks.append(doc.Details("Loss by token: held-out text, darker where the model predicted worse", shaded))
     attending = [(option, inside) for option, inside in looks.items() if inside.attention][:_MOST_MAPS]
     if maps := [attention_chart(option, inside) for option, inside in attending]:
-        blocks.append(Details("Attention: last layer, mean over heads", [Charts(maps)]))
+        blocks.append(doc.Details("Attention: last layer, mean over heads", [doc.Charts(maps)]))
     if blocks:
-        yield Section("learnt", "Inside the trained models", blocks)
+        yield doc.Section("learnt", "Inside the trained models", blocks)
 
 
-def _samples(looks: Mapping[str, Inside], asked: Sequence[Reference]) -> Iterator[Table]:
+def _samples(looks: Mapping[str, Inside], asked: Sequence[Reference]) -> Iterator[doc.Table]:
     """Samples side by side; of options with other tokenizers prompts differ, and stand by themselves."""
     by_prompt: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for option, inside in looks.items():
@@ -376,30 +348,25 @@ def _samples(looks: Mapping[str, Inside], asked: Sequence[Reference]) -> Iterato
             by_prompt.setdefault((sample.prompt, sample.reference or ""), []).append((option, sample.said))
     for found in asked:
         for own in found.samples:
-            prompt, reference, said = (
-                " ".join((own[key] or "").split()) for key in ("prompt", "reference", "said")
-            )
-            same = (
-                key for key in by_prompt if " ".join(key[0].split()) == prompt
-            )  # as far as its tokens say it all
-            by_prompt.setdefault(next(same, (prompt, reference)), []).append(
-                (f"{found.name} ({NOT_TRAINED})", said)
-            )
+            words = (" ".join((own[key] or "").split()) for key in ("prompt", "reference", "said"))
+            prompt, reference, said = words
+            # as far as its tokens say it all
+            same = next((key for key in by_prompt if " ".join(key[0].split()) == prompt), (prompt, reference))
+            by_prompt.setdefault(same, []).append((f"{found.name} ({NOT_TRAINED})", said))
     for (prompt, reference), every in by_prompt.items():
         itself = [("(original text)", reference)] if reference else []
         rows = [[option, one_line(words, _LONGEST)] for option, words in (*itself, *every)]
-        yield table(f"Prompt: {one_line(prompt, _LONGEST)}", ("option", "continuation"), (), rows, is_titled=True)
+        caption = f"Prompt: {one_line(prompt, _LONGEST)}"
+        yield doc.table(caption, ("option", "continuation"), (), rows, is_titled=True)
 
 
-def _shaded(option: str, inside: Inside) -> Shaded:
+def _shaded(option: str, inside: Inside) -> doc.Shaded:
     """Each token with the share of the darkest colour."""
     average = units.significant(sum(inside.token_losses) / len(inside.token_losses), 3)
     visible = (clean(word.replace("\n", "\u21b5")).replace("\n", " ")[:40] for word in inside.tokens)
-    words = [
-        (word, min(1.0, nats / _DARKEST_NATS), f"{nats:.2f} nats")
-        for word, nats in zip(visible, inside.token_losses, strict=True)
-    ]
-    return Shaded(f"{one_line(option, 120)} (mean {average} nats)", words)
+    losses = zip(visible, inside.token_losses, strict=True)
+    words = [(word, min(1.0, nats / _DARKEST_NATS), f"{nats:.2f} nats") for word, nats in losses]
+    return doc.Shaded(f"{one_line(option, 120)} (mean {average} nats)", words)
 
 
 def _factor_lines(ranking: Ranking) -> list[str]:
@@ -414,51 +381,48 @@ def _factor_lines(ranking: Ranking) -> list[str]:
         effect = next(e for e in view.effects if (e.factor, e.level) == (share.factor, share.level))
         differs = effect.low is not None and effect.high is not None and not effect.low <= 1 <= effect.high
         doubt = "" if differs else " (not shown to differ from none)"
-        gain = value_text(_effect(ranking, share.ratio))
+        gain = doc.value_text(_effect(ranking, share.ratio))
         parts.append(f"{gain} from {one_line(first)} {one_line(share.level)}{beside}{doubt}")
     more = view.together
-    together = "" if more is None else f", and {value_text(_effect(ranking, more))} from what they do together"
-    best = f"{one_line(view.best)} against the baseline: {value_text(_effect(ranking, view.best_ratio))}"
+    together = "" if more is None else f", and {doc.value_text(_effect(ranking, more))} from what they do together"
+    best = f"{one_line(view.best)} against the baseline: {doc.value_text(_effect(ranking, view.best_ratio))}"
     return [f"{best} = {', '.join(parts)}{together if len(parts) > 1 else ''}"]
 
 
-def _effect(ranking: Ranking, ratio: float | None, low: float | None = None, high: float | None = None) -> Ratio:
-    """On the objective."""
-    base = value_of(ranking, ranking.baseline, ranking.objective)
-    return Ratio(ratio, low, high, ranking.objective, base)
+def _effect(ranking: Ranking, ratio: float | None, *ends: float | None) -> doc.Ratio:
+    low, high = ends or (None, None)
+    return doc.Ratio(ratio, low, high, ranking.objective, value_of(ranking, ranking.baseline, ranking.objective))
 
 
-def _factors(ranking: Ranking) -> Iterator[Section]:
+def _factors(ranking: Ranking) -> Iterator[doc.Section]:
     """A grid's main effects and interactions."""
     view = ranking.factors
     if view is None:
         return
-    effects = table(
+    effects = doc.table(
         "Effect on the objective, averaged over the other factors; intervals each by itself",
         ("factor", "level", "against"), ("objective",),
         ([e.factor, e.level, e.against, _effect(ranking, e.ratio, e.low, e.high)] for e in view.effects),
     )  # fmt: skip
-    together = table(
+    together = doc.table(
         "Strongest interactions: beyond what each does alone",
         ("strongest interactions",), ("beyond their effects",),
         ([" and ".join(f"{f}={level}" for f, level in zip(i.factors, i.levels, strict=True)),
           _effect(ranking, i.ratio, i.low, i.high)] for i in view.interactions),
     )  # fmt: skip
-    lines = [Paragraph(f"{line}.") for line in _factor_lines(ranking)]
+    lines = [doc.Paragraph(f"{line}.") for line in _factor_lines(ranking)]
     tables = [effects, together] if view.interactions else [effects]
-    yield Section("factors", "Factors", [*lines, *tables, Paragraph(_FACTORS)])
+    yield doc.Section("factors", "Factors", [*lines, *tables, doc.Paragraph(_FACTORS)])
 
 
 # How each option came to its own best: what was tried and chosen, how much that matters, what it cost.
 
 
-def _own_best(ranking: Ranking) -> Iterator[Section]:
-    """The section, or nothing where nothing was searched."""
-    found = ranking.search
-    if found is not None:
-        notes = map(Paragraph, search_notes(found))
-        blocks: list[Block] = [Paragraph(_search_cost(found)), *search_tables(found), *notes]
-        yield Section("own-best", "Each option at its own best", blocks)
+def _own_best(ranking: Ranking) -> Iterator[doc.Section]:
+    if (found := ranking.search) is not None:
+        notes = map(doc.Paragraph, search_notes(found))
+        blocks: list[doc.Block] = [doc.Paragraph(_search_cost(found)), *search_tables(found), *notes]
+        yield doc.Section("own-best", "Each option at its own best", blocks)
 
 
 def search_notes(found: Search) -> list[str]:
@@ -477,16 +441,18 @@ def _search_cost(found: Search) -> str:
     )
 
 
-def search_tables(found: Search) -> list[Table]:
+def search_tables(found: Search) -> list[doc.Table]:
     """A table of each search that there was."""
-    sizes = [[own.option, _chosen(own), _all_tried(own), _edge_words(own, "fast")] for own in found.sizes]
-    tuning = [[o.option, _chosen(o), _all_tried(o), _width(o), _edge_words(o, "good")] for o in found.tuning]
-    metric = METRICS[found.tuning[0].metric].title if found.tuning else ""
-    tables = [
-        ("The fastest micro-batch size:", ["option", "chosen", "tokens/s of each", ""], sizes),
-        ("The best settings:", ["option", "chosen", f"{metric} of each", "width", ""], tuning),
-    ]
-    return [table(caption, heads, (), rows, is_titled=True) for caption, heads, rows in tables if rows]
+    tables = []
+    if found.sizes:
+        rows = [[own.option, _chosen(own), _all_tried(own), _edge_words(own, "fast")] for own in found.sizes]
+        heads = ["option", "chosen", "tokens/s of each", ""]
+        tables.append(doc.table("The fastest micro-batch size:", heads, (), rows, is_titled=True))
+    if found.tuning:
+        rows = [[o.option, _chosen(o), _all_tried(o), _width(o), _edge_words(o, "good")] for o in found.tuning]
+        heads = ["option", "chosen", f"{METRICS[found.tuning[0].metric].title} of each", "width", ""]
+        tables.append(doc.table("The best settings:", heads, (), rows, is_titled=True))
+    return tables
 
 
 def _chosen(own: OwnBest) -> str:
@@ -496,8 +462,7 @@ def _chosen(own: OwnBest) -> str:
 
 
 def _all_tried(own: OwnBest) -> str:
-    values = [", ".join(f"{value:g}" for value in tried.values.values()) for tried in own.tried]
-    return "; ".join(f"{value}: {tried_text(own, t)}" for value, t in zip(values, own.tried, strict=True))
+    return "; ".join(f"{', '.join(f'{v:g}' for v in t.values.values())}: {tried_text(own, t)}" for t in own.tried)
 
 
 def _width(own: OwnBest) -> str:
@@ -524,73 +489,70 @@ def _edge_words(own: OwnBest, how: str) -> str:
     return f"the best lies on {edges}: {'smaller' if side == 'low' else 'larger'} values may be as {how} or better"
 
 
-def _screening(ranking: Ranking) -> Iterator[Section]:
+def _screening(ranking: Ranking) -> Iterator[doc.Section]:
     """Every option's short trials before the contest and what followed; nothing where there were none."""
     tried = [(row, row.screening) for row in ranking.rows if row.screening]
     bounds = dict.fromkeys((bound.bound, bound.metric) for _, found in tried for bound in found.bounds)
     metrics = list(dict.fromkeys(metric for _, metric in bounds)) or ["tokens_per_second"]
-    rows: list[list[Cell]] = []
+    rows: list[list[doc.Cell]] = []
     for row, found in tried:
         for number, trial in enumerate(found.trials, start=1):
             said: list[str] = [] if trial.outcome == "completed" else [trial.outcome]
             said += [f"misses {bound.bound}" for bound in found.bounds if bound.missed[number - 1]]
             said += ["screened out"] if found.screened_out and number == len(found.trials) else []
-            figures = (Figure(metric, trial.figures.get(metric)) for metric in metrics)
+            figures = (doc.Figure(metric, trial.figures.get(metric)) for metric in metrics)
             rows.append([row.option, str(number), *figures, ", ".join(said)])
     if rows:
-        heads = [METRICS[metric].title for metric in metrics]
-        columns = [Column("option", names_row=True), Column("trial", "right"),
-                   *(Column(head, "right") for head in heads), Column("found")]  # fmt: skip
-        tried_ones = Table(columns, rows, "Every short trial before the contest")
-        yield Section("screening", "Screened before the contest", [tried_ones, Paragraph(SCREENING_RULE)])
+        heads = ("trial", *(METRICS[metric].title for metric in metrics))
+        columns = [doc.Column("option", names_row=True), *(doc.Column(head, "right") for head in heads),
+                   doc.Column("found")]  # fmt: skip
+        tried_ones = doc.Table(columns, rows, "Every short trial before the contest")
+        yield doc.Section("screening", "Screened before the contest", [tried_ones, doc.Paragraph(SCREENING_RULE)])
 
 
-def _to_loss(ranking: Ranking) -> Iterator[Section]:
+def _to_loss(ranking: Ranking) -> Iterator[doc.Section]:
     """What the baseline's final loss takes, or nothing where no row tells."""
     rows = [row for row in ranking.rows if row.to_loss]
     known = [name for name in _PRICES if any(getattr(row.to_loss, name) is not None for row in rows)]
     if known:
         cells = ([row.option, *(to_loss(row, name) for name in known)] for row in rows)
         caption = "What it takes to reach the loss that the baseline ends with"
-        prices = table(caption, ("option",), (_PRICES[name] for name in known), cells)
-        yield Section("to-loss", "To the baseline's final loss", [prices, Paragraph(TIME_TO_LOSS_RULE)])
+        prices = doc.table(caption, ("option",), (_PRICES[name] for name in known), cells)
+        yield doc.Section("to-loss", "To the baseline's final loss", [prices, doc.Paragraph(TIME_TO_LOSS_RULE)])
 
 
-def _same_job(ranking: Ranking) -> Section:
+def _same_job(ranking: Ranking) -> doc.Section:
     heads = ("option", "verdict", "differs as declared", "violations", "not verified")
-    rows = (
-        [row.option, _SAME_JOB[row.identity.comparable],
-         ", ".join(row.identity.differs_as_declared) or units.DASH,
+    by_row = doc.table("What differs from the baseline", heads, (), (
+        [row.option, _SAME_JOB[row.identity.comparable], ", ".join(row.identity.differs_as_declared) or units.DASH,
          ", ".join(v.field for v in row.identity.violations) or "none",
          "; ".join(row.identity.not_verified) or "nothing"]
         for row in ranking.rows
-    )  # fmt: skip
-    details = Details("The certificate, row by row", [table("What differs from the baseline", heads, (), rows)])
-    return Section("identity", "Whether it was the same job", [Listing(in_full(ranking)), details])
+    ))  # fmt: skip
+    blocks: list[doc.Block] = [doc.Listing(in_full(ranking)), doc.Details("The certificate, row by row", [by_row])]
+    return doc.Section("identity", "Whether it was the same job", blocks)
 
 
-def _failures(ranking: Ranking) -> Iterator[Section]:
+def _failures(ranking: Ranking) -> Iterator[doc.Section]:
     """Rows that fail constraints, then every failed trial with its detail."""
     barred: list[list[str]] = []
     for row in ranking.rows:
         undecided = [f"undecided: {c.constraint}: {c.detail}" for c in row.constraints if c.verdict == "undecided"]
         barred += [[row.option, why] for why in (*row.constraint_failures, *undecided)]
     if barred:
-        not_eligible = table("Rows that may not be ranked", ("option", "why"), (), barred)
-        yield Section("not-eligible", "Not eligible", [not_eligible])
-    failed = [(row.option, failure) for row in ranking.rows for failure in row.failures]
-    if not failed:
-        return
+        not_eligible = doc.table("Rows that may not be ranked", ("option", "why"), (), barred)
+        yield doc.Section("not-eligible", "Not eligible", [not_eligible])
     seeds: dict[tuple[str, str, str], list[str]] = {}
     texts: dict[str, dict[str, None]] = {}
-    for name, f in failed:
+    for name, f in ((row.option, failure) for row in ranking.rows for failure in row.failures):
         seeds.setdefault((name, f.kind, first_line(f.detail, 400) + note_in_brackets(f)), []).append(str(f.seed))
         if one_line(f.detail) != first_line(f.detail, 400):  # the table does not hold all of it
             texts.setdefault(f.detail, {})[f"{one_line(name)}, seed {f.seed}"] = None
     rows = ([name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items())
-    trials = table("Failed trials", ("option", "seeds", "kind", "detail"), (), rows)
-    ends = [Code(_log(text, _DETAIL_LINES), f"In full: {'; '.join(names)}") for text, names in texts.items()]
-    yield Section("failures", "Failed trials", [trials, *ends])
+    trials = doc.table("Failed trials", ("option", "seeds", "kind", "detail"), (), rows)
+    ends = [doc.Code(_log(text, _DETAIL_LINES), f"In full: {'; '.join(names)}") for text, names in texts.items()]
+    if seeds:
+        yield doc.Section("failures", "Failed trials", [trials, *ends])
 
 
 def _log(detail: str, most_lines: int = 0) -> str:
@@ -598,7 +560,7 @@ def _log(detail: str, most_lines: int = 0) -> str:
     return "\n".join(line[:_DETAIL_WIDTH] for line in detail.strip().splitlines()[-most_lines:])
 
 
-def _options(suite: Suite) -> list[Block]:
+def _options(suite: Suite) -> list[doc.Block]:
     """Every setting of every option: a column each where options differ, the shared ones once."""
     settings = {option.name: dict(_flat(option.choices.model_dump(mode="json"))) for option in suite.options}
     paths = list(dict.fromkeys(path for own in settings.values() for path in own))
@@ -606,8 +568,8 @@ def _options(suite: Suite) -> list[Block]:
     first = settings[suite.options[0].name]
     shared = ((path, first[path]) for path in paths if path not in differing)
     own = ([name, *(found.get(path, units.DASH) for path in differing)] for name, found in settings.items())
-    blocks: list[Block] = [table("Where options differ", ("option", *differing), (), own)] if differing else []
-    return [*blocks, table("Every option:", ("setting", "value"), (), shared, is_titled=True)]
+    apart = [doc.table("Where options differ", ("option", *differing), (), own)] if differing else []
+    return [*apart, doc.table("Every option:", ("setting", "value"), (), shared, is_titled=True)]
 
 
 def _flat(value: object) -> Iterator[tuple[str, str]]:
@@ -620,7 +582,7 @@ def _flat(value: object) -> Iterator[tuple[str, str]]:
 # One option in detail: its trials and its curves, as numbers.
 
 
-def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> Document:
+def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> doc.Document:
     """Every trial with all attempts, metrics per seed, curves.
 
     Raises UserError where the suite has no such option.
@@ -635,37 +597,37 @@ def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], nam
     last = {r.trial.seed: r for r in own if r.phase == "contest"}
     done = [r for r in last.values() if isinstance(r.outcome, Completed)]
     heads = ("seed", "attempt", "phase", "outcome", "detail", "wall time", "started", "trial")
-    trials = table("Every attempt", heads, (), map(_attempt_cells, own))
+    trials = doc.table("Every attempt", heads, (), map(_attempt_cells, own))
     sections = [
-        Section("trials", "Trials", [trials]),
+        doc.Section("trials", "Trials", [trials]),
         *evidence.gpus_by_seed(list(last.values())),
         *(_figures(suite, done, records) if done else ()),
     ]
     logs = [
-        Code(_log(r.outcome.detail), f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:")
+        doc.Code(_log(r.outcome.detail), f"Seed {r.trial.seed}, attempt {r.attempt}, {r.outcome.kind}:")
         for r in own if isinstance(r.outcome, Failed) and "\n" in r.outcome.detail.strip()
     ]  # fmt: skip
     sections[-1] = replace(sections[-1], blocks=[*sections[-1].blocks, *logs])
-    return Document(
-        f"{one_line(ranking.suite)}: {one_line(name)}", sections, opening=_place_in_ranking(ranking, row)
-    )
+    title = f"{one_line(ranking.suite)}: {one_line(name)}"
+    return doc.Document(title, sections, opening=_place_in_ranking(ranking, row))
 
 
-def _place_in_ranking(ranking: Ranking, row: Row) -> list[Block]:
+def _place_in_ranking(ranking: Ranking, row: Row) -> list[doc.Block]:
     """Where it is in the ranking, and why."""
     ranked = sum(other.rank is not None for other in ranking.rows)
     own = f"Not ranked ({state(row) or row.status})"
     if row.rank is not None:
-        own = f"Rank {value_text(place(row))}{' (tied)' * bool(row.tied_with)} of {ranked} ranked"
+        own = f"Rank {place(row)}{' (tied)' * bool(row.tied_with)} of {ranked} ranked"
     besides = f" ({', '.join(row.besides_the_rate)})" if row.besides_the_rate else ""
     differs = (", ".join(row.differs_in) or "nothing") + besides
     how = f"differs from the baseline {one_line(ranking.baseline)} in {differs}"
     opening = f"{own}; {'is the baseline' if row.option == ranking.baseline else how}."
     screened = [screened_words(row.screening)] if row.screening and row.status == "screened_out" else []
-    return [Paragraph(opening), Listing([*screened, *row.constraint_failures, *not_the_same_job(row), *row.notes])]
+    notes = [*screened, *row.constraint_failures, *not_the_same_job(row), *row.notes]
+    return [doc.Paragraph(opening), doc.Listing(notes)]
 
 
-def _attempt_cells(record: Record) -> list[Cell]:
+def _attempt_cells(record: Record) -> list[doc.Cell]:
     kind, detail = "completed", ""
     if isinstance(record.outcome, Failed):
         kind, detail = record.outcome.kind, record.outcome.detail
@@ -673,32 +635,33 @@ def _attempt_cells(record: Record) -> list[Cell]:
         detail = f"{gpus.verdict}: {gpus.detail}"
     return [
         str(record.trial.seed), str(record.attempt), record.phase, kind, one_line(detail, 120),
-        Amount(record.wall_seconds, units.duration), record.started_at, record.trial.trial_id,
+        doc.Amount(record.wall_seconds, units.duration), record.started_at, record.trial.trial_id,
     ]  # fmt: skip
 
 
-def _figures(suite: Suite, done: Sequence[Record], records: Sequence[Record]) -> Iterator[Section]:
+def _figures(suite: Suite, done: Sequence[Record], records: Sequence[Record]) -> Iterator[doc.Section]:
     """The metrics and the curves of an option's completed trials, a column for each. `records`: of all options."""
     of_option = next(own for own in summarise(suite, records)[0] if own.name == done[0].trial.option)
     seconds = {seed: place.seconds for seed, place in of_option.reached.items() if place is not None}
     values = [derive(observe(record, suite)) | {SECONDS_TO_LOSS: seconds.get(record.trial.seed)} for record in done]
     known = [name for name in names_of(suite.job) if any(own.get(name) is not None for own in values)]
     seeds = [f"seed {record.trial.seed}" for record in done]
-    rows: Iterator[list[Cell]] = ([name, *(Figure(name, own.get(name)) for own in values)] for name in known)
-    yield Section("figures", "Figures by seed", [table("Figures by seed", ("metric",), seeds, rows)])
+    figures = doc.table("Figures by seed", ("metric",), seeds, (
+        [name, *(doc.Figure(name, own.get(name)) for own in values)] for name in known
+    ))  # fmt: skip
+    yield doc.Section("figures", "Figures by seed", [figures])
     training = [dict(record.training_losses()) for record in done]
-    yield Section("training", "Training loss by step", [_curves(seeds, training, "Training loss")])
+    yield doc.Section("training", "Training loss by step", [_curves(seeds, training, "Training loss")])
     heldout = [{point.step: point.loss for point in record.evaluation_curve} for record in done]
     if any(heldout):
-        yield Section("heldout", "Held-out loss by step", [_curves(seeds, heldout, "Held-out loss")])
+        yield doc.Section("heldout", "Held-out loss by step", [_curves(seeds, heldout, "Held-out loss")])
 
 
-def _curves(seeds: Sequence[str], curves: Sequence[dict[int, float]], caption: str) -> Table:
+def _curves(seeds: Sequence[str], curves: Sequence[dict[int, float]], caption: str) -> doc.Table:
     """A row per step, a dozen of all steps evenly spaced, nats per token."""
     steps = sorted({step for curve in curves for step in curve})
     if len(steps) > _CURVE_POINTS:
         steps = [steps[round(i * (len(steps) - 1) / (_CURVE_POINTS - 1))] for i in range(_CURVE_POINTS)]
-    rows: Iterator[list[Cell]] = (
-        [str(step), *(Amount(curve.get(step), units.significant) for curve in curves)] for step in steps
-    )
-    return table(f"{caption} in nats per token", (), ("step", *seeds), rows)
+    return doc.table(f"{caption} in nats per token", (), ("step", *seeds), (
+        [str(step), *(doc.Amount(curve.get(step), units.significant) for curve in curves)] for step in steps
+    ))  # fmt: skip

@@ -24,26 +24,7 @@ from selectbench.planning.duration import Estimate, StageCost
 from selectbench.planning.plan import CANNOT_START, Plan, PlannedOption
 from selectbench.record.environment import Calibration
 from selectbench.record.run_folder import PastRun
-from selectbench.report.document import (
-    Amount,
-    Block,
-    Cell,
-    Column,
-    Document,
-    Figure,
-    Labels,
-    Listing,
-    Paragraph,
-    Ratio,
-    RowKind,
-    Section,
-    Stack,
-    Table,
-    Value,
-    labels,
-    table,
-    value_text,
-)
+from selectbench.report import document as doc
 from selectbench.report.evidence import CLEANING, choice_text, own_warmups
 from selectbench.report.files import escape, render_blocks
 from selectbench.suite.command import ALONE, CommandChoices, Where, arguments
@@ -59,7 +40,7 @@ _INTERVAL_FROM = 100
 """Columns of a terminal from which a ratio has its interval, and names and remarks have more room."""
 _FIRST = 4
 """Room for two digits of rank and a space to each side: ten rows show the columns that nine show."""
-_STYLES: Mapping[RowKind, str] = {
+_STYLES: Mapping[doc.RowKind, str] = {
     "first": "bold green", "failed": "red", "barred": "yellow", "reference": "italic",
     "better": "green", "worse": "bold red", "undecided": "yellow",
 }  # fmt: skip
@@ -67,7 +48,7 @@ _BAR = 40
 _ANSWER_MOST = 150
 _LINE_MOST = 1000
 _MOST_DIFFERENCES = 25
-_GATE_KINDS: Mapping[str, RowKind] = {"regression": "worse", "inconclusive": "undecided", "pass": "better"}
+_GATE_KINDS: Mapping[str, doc.RowKind] = {"regression": "worse", "inconclusive": "undecided", "pass": "better"}
 """Of each verdict, the worst first."""
 _MEANS = (
     "Reference and run are geometric means over their common seeds: their ratio is the change, with the 95 % "
@@ -97,15 +78,15 @@ def print_ranking(console: Console, ranking: Ranking) -> None:
     print_document(console, summary(ranking))
 
 
-def print_document(console: Console, document: Document) -> None:
+def print_document(console: Console, document: doc.Document) -> None:
     """Title, tables and lists before the first section, and the answer."""
     title = [document.title, document.question] if document.question else [document.title]
     _say(console, [": ".join(map(one_line, title))], "bold")
     for block in document.opening:
-        if isinstance(block, Table):
+        if isinstance(block, doc.Table):
             console.print(_rich(block, console.width))
             _say(console, filter(None, [_labels_of(block, console.width).note()]), "dim")
-        elif isinstance(block, Listing):
+        elif isinstance(block, doc.Listing):
             opening, style = ("warning: ", "yellow") if block.is_warning else ("", "dim")
             for item in block.items:
                 parts = [item] if isinstance(item, str) else [p if isinstance(p, str) else p.text for p in item]
@@ -114,10 +95,10 @@ def print_document(console: Console, document: Document) -> None:
     _say(console, [one_line(document.answer)], "bold", most=20 * _LINE_MOST)  # it is cut in a hostile run alone
 
 
-def _rich(table: Table, width: int | None = None) -> RichTable:
+def _rich(table: doc.Table, width: int | None = None) -> RichTable:
     """`width`: of the terminal that has room for some of the columns; None: all are shown, and every cell wraps."""
-    short = _labels_of(table, width).by_name
-    cells = [[_cell(cell, column, width, short) for cell, column in zip(row, table.columns, strict=True)]
+    short, is_brief = _labels_of(table, width).by_name, width is not None and width < _INTERVAL_FROM
+    cells = [[_cell(cell, column, is_brief, short) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
     places = range(len(table.columns)) if width is None else _columns_that_fit(table.columns, cells, width)
     rich = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
@@ -132,29 +113,29 @@ def _rich(table: Table, width: int | None = None) -> RichTable:
     return rich
 
 
-def _labels_of(table: Table, width: int | None) -> Labels:
+def _labels_of(table: doc.Table, width: int | None) -> doc.Labels:
     """Of the rows that have names."""
     place = next((number for number, column in enumerate(table.columns) if column.names_row), None)
-    names = [] if place is None else [value_text(_bare(row[place])) for row in table.rows]
-    return labels(names, _name_room(width is None or width >= _INTERVAL_FROM), _NAME_MOST)
+    names = [] if place is None else [doc.value_text(_bare(row[place])) for row in table.rows]
+    return doc.labels(names, _name_room(width is None or width >= _INTERVAL_FROM), _NAME_MOST)
 
 
 def _name_room(wide: bool) -> int:
     return 24 if wide else 18
 
 
-def _bare(cell: Cell) -> Value:
-    return cell.value if isinstance(cell, Stack) else cell
+def _bare(cell: doc.Cell) -> doc.Value:
+    return cell.value if isinstance(cell, doc.Stack) else cell
 
 
-def _cell(cell: Cell, column: Column, width: int | None, short: Mapping[str, str]) -> str:
+def _cell(cell: doc.Cell, column: doc.Column, is_brief: bool, short: Mapping[str, str]) -> str:
     value = _bare(cell)
-    if isinstance(value, Ratio) and width is not None and width < _INTERVAL_FROM:
+    if isinstance(value, doc.Ratio) and is_brief:
         return value.texts(is_short=True)[0]
-    return short[value_text(value)] if column.names_row else value_text(value)
+    return short[doc.value_text(value)] if column.names_row else doc.value_text(value)
 
 
-def _columns_that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]], width: int) -> list[int]:
+def _columns_that_fit(columns: Sequence[doc.Column], cells: Sequence[Sequence[str]], width: int) -> list[int]:
     """Places of the columns to show: of those that may be dropped as many as there is room for, in their order."""
     wide = width >= _INTERVAL_FROM
     needs = [_width(column, [row[place] for row in cells], wide) for place, column in enumerate(columns)]
@@ -170,7 +151,7 @@ def _columns_that_fit(columns: Sequence[Column], cells: Sequence[Sequence[str]],
     return places
 
 
-def _width(column: Column, cells: Sequence[str], wide: bool) -> int:
+def _width(column: doc.Column, cells: Sequence[str], wide: bool) -> int:
     """Of a column with the space beside it; long names and remarks wrap, so that they need no more than a part."""
     longest = max(map(len, (column.heading, *cells)))
     if column.names_row:
@@ -213,30 +194,26 @@ def plan_as_json(
 
 
 def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
-    common = {
-        "option": planned.option.name, "differs_in": planned.option.differs_in,
+    option, size = planned.option, planned.size
+    first = {"option": option.name, "differs_in": option.differs_in}
+    cut = {
         "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
-        "python": planned.option.choices.python, "unsupported": planned.unsupported,
-        "expected_seconds_per_trial": estimate.seconds.get(planned.option.name) if estimate else None,
+    }  # fmt: skip
+    last = {
+        "python": option.choices.python, "unsupported": planned.unsupported,
+        "expected_seconds_per_trial": estimate.seconds.get(option.name) if estimate else None,
     }  # fmt: skip
     if plan.suite.command is not None:
-        return {**common, "arguments": _typed(plan, planned)}
-    job = plan.suite.job_of(planned.option)
+        return {**first, **cut, **last, "arguments": _typed(plan, planned)}
+    job, choices = plan.suite.job_of(option), option.built
     return {
-        "option": planned.option.name, "differs_in": planned.option.differs_in,
-        "optimizer": planned.option.built.optimizer.model_dump(mode="json"),
+        **first, "optimizer": choices.optimizer.model_dump(mode="json"),
         "global_batch_size": job.global_batch_size, "max_steps": job.max_steps,
-        "warmup_steps": job.lr_schedule.warmup_steps,
-        "precision": planned.option.built.precision.name,
-        "micro_batch_size": planned.option.built.micro_batch_size,
-        "expected_peak_memory_bytes": planned.peak_bytes,
-        "parameters": planned.parameters, "vocab_size": planned.size and planned.size.vocab_size,
-        "tokenizer_entries": planned.entries, "embedding_parameters": planned.size and planned.size.embeddings,
-        "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
-        "strategy": planned.option.built.strategy.model_dump(mode="json"),
-        "framework": planned.option.built.framework.name, "python": planned.option.choices.python,
-        "unsupported": planned.unsupported,
-        "expected_seconds_per_trial": estimate.seconds.get(planned.option.name) if estimate else None,
+        "warmup_steps": job.lr_schedule.warmup_steps, "precision": choices.precision.name,
+        "micro_batch_size": choices.micro_batch_size, "expected_peak_memory_bytes": planned.peak_bytes,
+        "parameters": planned.parameters, "vocab_size": size and size.vocab_size,
+        "tokenizer_entries": planned.entries, "embedding_parameters": size and size.embeddings, **cut,
+        "strategy": choices.strategy.model_dump(mode="json"), "framework": choices.framework.name, **last,
     }  # fmt: skip
 
 
@@ -249,7 +226,14 @@ def print_plan(
     _say(console, barred, "bold red")
     _say(console, [f"{plan.suite.name}: {one_line(plan.suite.question, 300)}"], "bold")
     _say(console, _plan_lines(plan))
-    console.print(_plan_table(plan, estimate))
+    numbers, rows = _plan_table(plan, estimate)
+    plans = RichTable(box=None, pad_edge=False, header_style="bold")
+    for heading in (*_OF_AN_OPTION, *numbers):
+        is_number = heading in numbers
+        plans.add_column(heading, overflow="fold", justify="right" if is_number else "left", no_wrap=is_number)
+    for planned, row in zip(plan.options, rows, strict=True):
+        plans.add_row(*map(Text, row), style="dim" if planned.unsupported else "")
+    console.print(plans)
     unsupported = [(one_line(o.option.name, 80), o.unsupported) for o in plan.options if o.unsupported]
     _say(console, [f"{name}: unsupported: {reason}" for name, reason in unsupported], "red")
     _say(console, _settings_lines(plan.suite))
@@ -273,10 +257,8 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
         products = dict.fromkeys(f"{job.max_steps} steps x {job.global_batch_size}" for job in jobs)
         epochs = f"{plan.epochs:.2f}" if plan.epochs is not None else "-"
         yield f"model: {_model_words(plan.planned(suite.baseline))}"
-        yield (
-            f"each trial: {' or '.join(products)} sequences x "
-            f"{suite.built.seq_len} tokens = {units.count(plan.tokens)} tokens, {epochs} epochs"
-        )
+        tokens = f"{suite.built.seq_len} tokens = {units.count(plan.tokens)} tokens"
+        yield f"each trial: {' or '.join(products)} sequences x {tokens}, {epochs} epochs"
         if found := plan.targets.get(suite.baseline):
             yield found[1]
     held = " and ".join(suite.decide.constraints)
@@ -297,7 +279,6 @@ def _plan_lines(plan: Plan) -> Iterator[str]:
 
 
 def _typed(plan: Plan, planned: PlannedOption) -> str:
-    """The option's command with the first seed, as it could be typed."""
     job, choices = plan.suite.command, planned.option.choices
     assert job is not None
     assert isinstance(choices, CommandChoices)
@@ -320,56 +301,32 @@ _OF_AN_OPTION = ("option", "differs in", "runs as")
 
 def plan_document(
     plan: Plan, estimate: Estimate | None, notes: Sequence[str], costs: Sequence[StageCost] = ()
-) -> Document:
+) -> doc.Document:
     """What would run, for a notebook."""
-    numbers = _plan_numbers(plan, estimate)
-    rows = [
-        [*_plan_words(one), *row]
-        for one, row in zip(plan.options, zip(*numbers.values(), strict=True), strict=True)
-    ]
+    numbers, rows = _plan_table(plan, estimate)
     *stages, answer = _cost_lines(plan, estimate, costs)
     unsupported = [f"{o.option.name}: unsupported: {o.unsupported}" for o in plan.options if o.unsupported]
-    table_of_options = table("Options", _OF_AN_OPTION, numbers, rows)
-    blocks = (table_of_options, Listing([*_plan_lines(plan), *_settings_lines(plan.suite), *stages, *unsupported]))
+    lines = doc.Listing([*_plan_lines(plan), *_settings_lines(plan.suite), *stages, *unsupported])
+    blocks = (doc.table("Options", _OF_AN_OPTION, numbers, rows), lines)
     told = [*sorted(notes, key=lambda line: not line.startswith(CANNOT_START)), *plan.warnings]
-    sections = [Section("warnings", "Warnings", [Listing(told, is_warning=True)])] if told else []
+    sections = [doc.Section("warnings", "Warnings", [doc.Listing(told, is_warning=True)])] if told else []
     can_start = not any(line.startswith(CANNOT_START) for line in notes)
-    return Document(plan.suite.name, sections, plan.suite.question, answer, can_start, opening=blocks)
+    return doc.Document(plan.suite.name, sections, plan.suite.question, answer, can_start, opening=blocks)
 
 
-def _plan_words(planned: PlannedOption) -> list[str]:
-    differs = ", ".join(planned.option.differs_in) or "(baseline)"
-    return [one_line(planned.option.name, 80), one_line(differs, 80), _layout(planned)]
-
-
-def _plan_table(plan: Plan, estimate: Estimate | None) -> RichTable:
-    plans = RichTable(box=None, pad_edge=False, header_style="bold")
-    for heading in _OF_AN_OPTION:
-        plans.add_column(heading, overflow="fold")
-    shown = _plan_numbers(plan, estimate)
-    for heading in shown:
-        plans.add_column(heading, justify="right", no_wrap=True)
-    for planned, *row in zip(plan.options, *shown.values(), strict=True):
-        plans.add_row(*map(Text, _plan_words(planned)), *row, style="dim" if planned.unsupported else "")
-    return plans
-
-
-def _plan_numbers(plan: Plan, estimate: Estimate | None) -> dict[str, list[str]]:
-    """Columns of numbers in which some option has one."""
-    seconds = estimate.seconds if estimate else {}
-    numbers = {
-        "micro-batch": [units.count(one.option.choices.micro_batch_size) for one in plan.options],
-        "accumulation": [
-            units.DASH if (steps := one.gradient_accumulation_steps) is None else f"x {steps}"
-            for one in plan.options
-        ],
-        "memory": [units.size(one.peak_bytes) for one in plan.options],
-        "per trial": [
-            "unsupported" if one.unsupported else units.duration(seconds.get(one.option.name))
-            for one in plan.options
-        ],
-    }
-    return {heading: column for heading, column in numbers.items() if {*column} != {units.DASH}}
+def _plan_table(plan: Plan, estimate: Estimate | None) -> tuple[list[str], list[list[str]]]:
+    """Headings of the columns of numbers in which some option has one, and all rows."""
+    seconds, rows = estimate.seconds if estimate else {}, []
+    for one in plan.options:
+        name, steps = one.option.name, one.gradient_accumulation_steps
+        rows.append([
+            one_line(name, 80), one_line(", ".join(one.option.differs_in) or "(baseline)", 80), _layout(one),
+            units.count(one.option.choices.micro_batch_size), units.DASH if steps is None else f"x {steps}",
+            units.size(one.peak_bytes), "unsupported" if one.unsupported else units.duration(seconds.get(name)),
+        ])  # fmt: skip
+    heads = ["micro-batch", "accumulation", "memory", "per trial"]
+    known = [place for place in range(4) if any(row[3 + place] != units.DASH for row in rows)]
+    return [heads[place] for place in known], [[*row[:3], *(row[3 + place] for place in known)] for row in rows]
 
 
 def _settings_lines(suite: Suite) -> Iterator[str]:
@@ -383,37 +340,37 @@ def _settings_lines(suite: Suite) -> Iterator[str]:
 
 def _layout(planned: PlannedOption) -> str:
     """`single`, `zero 2 x 4 ranks`, `ddp x 2 ranks, hf_trainer`."""
-    choices, ranks = planned.option.choices, planned.world_size
+    choices, ranks = planned.option.choices, f"{planned.world_size} rank{'s'[: planned.world_size != 1]}"
     if isinstance(choices, CommandChoices):
-        return choices.args or f"{ranks} rank{'s' if ranks != 1 else ''}"
-    stage = getattr(choices.strategy, "stage", None)
-    strategy = f"{choices.strategy.name} {stage}" if stage else str(choices.strategy.name)
-    counted = strategy if strategy == "single" else f"{strategy} x {ranks} rank{'s' if ranks != 1 else ''}"
-    return counted if choices.framework.name == "native" else f"{counted}, {choices.framework.name}"
+        return choices.args or ranks
+    stage, name = getattr(choices.strategy, "stage", None), str(choices.strategy.name)
+    layout = name if name == "single" else f"{name}{f' {stage}' if stage else ''} x {ranks}"
+    return layout if choices.framework.name == "native" else f"{layout}, {choices.framework.name}"
 
 
 def _cost_lines(plan: Plan, estimate: Estimate | None, costs: Sequence[StageCost]) -> Iterator[str]:
     """A line for each stage where there are several, and one for all."""
     for cost in costs if len(costs) > 1 else ():
-        yield _cost(f"{cost.title}: {cost.trials} trial{'s'[: cost.trials != 1]}", cost.seconds, cost.usd)
+        yield f"{cost.title}: {', '.join(_cost([cost]))}"
     if any(cost.title == "screening" for cost in costs):
         yield "an option that misses a bound is tried once more; one that misses it twice takes no part afterwards"
     if plan.suite.tune is not None and len(plan.suite.tune.parameters) == 1:
         yield f"at most {EXTENSIONS} trials more of each option where a best setting lies on an edge"
-    head = f"{(n := sum(cost.trials for cost in costs))} trial{'s'[: n != 1]} to run"
-    seconds, usd = _sum([cost.seconds for cost in costs]), _sum([cost.usd for cost in costs])
-    if estimate is None or seconds is None:
-        yield f"{head}; the first round will show how long they take"
+    trials, *amounts = _cost(costs)
+    if estimate is None or any(cost.seconds is None for cost in costs):
+        yield f"{trials} to run; the first round will show how long they take"
         return
     source = f"a rough estimate{', at the pace of earlier trials' if estimate.paced else ''}"
     source = "from earlier trials" if estimate.from_records == len(estimate.seconds) > 0 else source
-    yield f"{_cost(head, seconds, usd)} in all ({source})"
+    yield f"{', '.join([f'{trials} to run', *amounts])} in all ({source})"
 
 
-def _cost(head: str, seconds: float | None, usd: float | None) -> str:
-    parts = [head, f"about {units.duration(seconds)}" if seconds is not None else "",
-             units.usd(usd) if usd is not None else ""]  # fmt: skip
-    return ", ".join(filter(None, parts))
+def _cost(costs: Sequence[StageCost]) -> list[str]:
+    """Trials, time and money, as far as they are known."""
+    trials, seconds = sum(cost.trials for cost in costs), _sum([cost.seconds for cost in costs])
+    parts = [f"{trials} trial{'s'[: trials != 1]}"]
+    parts += [f"about {units.duration(seconds)}"] if seconds is not None else []
+    return [*parts, units.usd(usd)] if (usd := _sum([cost.usd for cost in costs])) is not None else parts
 
 
 # Prepared data: what was read, kept and removed.
@@ -441,10 +398,9 @@ def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[st
             _say(console, [f"{one_line(', '.join(options), 200)}:"], "bold")
         told = [f"  {look.targets[1]}"] if look.targets else []
         _say(console, [*_documents(prepared), *_tokens(prepared), *told, *_histogram(prepared.document_sizes)])
-        for sample in look.training_samples:
-            headed("training: ", sample)
-        for sample in look.heldout_samples:
-            headed("held out: ", sample)
+        for name, samples in (("training", look.training_samples), ("held out", look.heldout_samples)):
+            for sample in samples:
+                headed(f"{name}: ", sample)
         if look.longest_pieces:
             headed("longest pieces: ", ", ".join(map(repr, look.longest_pieces)))
         digests = [f"sha256 of {name}: {digest}" for name, digest in look.sha256.items()]
@@ -458,10 +414,8 @@ def _documents(prepared: Prepared) -> Iterator[str]:
         return
     kept = prepared.train_documents + prepared.heldout_documents
     gone = sum(prepared.removed.values()) + prepared.removed_documents
-    yield (
-        f"documents: {prepared.documents_in:,} read = {kept:,} kept ({prepared.train_documents:,} to train on, "
-        f"{prepared.heldout_documents:,} held out) + {gone:,} removed"
-    )
+    parts = f"{prepared.train_documents:,} to train on, {prepared.heldout_documents:,} held out"
+    yield f"documents: {prepared.documents_in:,} read = {kept:,} kept ({parts}) + {gone:,} removed"
     yield from (f"  removed: {count:,} {CLEANING.get(step, step)}" for step, count in prepared.removed.items())
     if prepared.removed_documents:
         yield f"  removed: {prepared.removed_documents:,} held out, all of whose lines are in the training text"
@@ -471,15 +425,11 @@ def _documents(prepared: Prepared) -> Iterator[str]:
 
 
 def _tokens(prepared: Prepared) -> Iterator[str]:
-    yield (
-        f"tokens: {prepared.train_tokens:,} to train on, {prepared.heldout_tokens:,} held out; vocabulary of "
-        f"{prepared.vocab_size:,}"
-    )
+    parts = f"{prepared.train_tokens:,} to train on, {prepared.heldout_tokens:,} held out"
+    yield f"tokens: {parts}; vocabulary of {prepared.vocab_size:,}"
     if prepared.has_text and prepared.train_tokens:
-        yield (
-            f"  {units.significant(prepared.train_bytes / prepared.train_tokens, 3)} bytes a token "
-            f"({units.size(prepared.train_bytes)} to train on, {units.size(prepared.heldout_bytes)} held out)"
-        )
+        parts = f"{units.size(prepared.train_bytes)} to train on, {units.size(prepared.heldout_bytes)} held out"
+        yield f"  {units.significant(prepared.train_bytes / prepared.train_tokens, 3)} bytes a token ({parts})"
     if prepared.unknown_tokens:
         yield f"  unknown to the tokenizer: {prepared.unknown_tokens:,} tokens, whose text is lost"
     if prepared.entropy_rate is not None:
@@ -551,11 +501,11 @@ def print_compared(console: Console, compared: Compared) -> None:
     _say(console, [_summary(compared)], "bold")
 
 
-def compared_document(compared: Compared) -> Document:
+def compared_document(compared: Compared) -> doc.Document:
     """For a notebook."""
-    blocks = (_changes(compared), Paragraph(_MEANS), Listing([*_around(compared), *compared.notes]))
+    blocks = (_changes(compared), doc.Paragraph(_MEANS), doc.Listing([*_around(compared), *compared.notes]))
     title = f"{one_line(compared.run)} against {one_line(compared.reference)}"
-    return Document(title, (), answer=_summary(compared), is_decided=True, opening=blocks)
+    return doc.Document(title, (), answer=_summary(compared), is_decided=True, opening=blocks)
 
 
 def compare_markdown(comparisons: Sequence[Compared]) -> str:
@@ -563,8 +513,8 @@ def compare_markdown(comparisons: Sequence[Compared]) -> str:
     parts: list[str] = []
     for compared in comparisons:
         title = f"# {escape(compared.run)} against {escape(compared.reference)}"
-        around = Listing([*_around(compared), *compared.notes])
-        blocks: list[Block] = [Paragraph(_summary(compared), is_strong=True), around, _changes(compared)]
+        around = doc.Listing([*_around(compared), *compared.notes])
+        blocks: list[doc.Block] = [doc.Paragraph(_summary(compared), is_strong=True), around, _changes(compared)]
         parts += [title, render_blocks(blocks)]
     told = (
         f"{_MEANS}. Better or worse needs a p of at most 5 %, adjusted by Holm for all tested changes, and a "
@@ -590,22 +540,22 @@ def _around(compared: Compared) -> list[str]:
     return [*lines, *(f"{words}: {one_line(', '.join(names))}" for words, names in only.items() if names)]
 
 
-def _changes(compared: Compared) -> Table:
+def _changes(compared: Compared) -> doc.Table:
     heads = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
-    columns = [Column(head, "left" if head in ("option", "metric", "verdict") else "right") for head in heads]
-    kinds: list[RowKind] = ["" if c.decision == "no_difference" else c.decision for c in compared.changes]
-    short = labels(list({change.option: None for change in compared.changes}), _NAME_MOST).by_name
-    rows: list[list[Cell]] = [
-        [short[one_line(c.option)], METRICS[c.metric].heading, Figure(c.metric, c.reference),
-         Figure(c.metric, c.run), _ratio(c), c.decision.replace("_", " ") if c.p_adjusted is not None
-         else "one seed, no spread" if c.seeds < 2 else "shown only", Amount(c.seeds, units.count)]
+    columns = [doc.Column(head, "left" if head in ("option", "metric", "verdict") else "right") for head in heads]
+    kinds: list[doc.RowKind] = ["" if c.decision == "no_difference" else c.decision for c in compared.changes]
+    short = doc.labels(list({change.option: None for change in compared.changes}), _NAME_MOST).by_name
+    rows: list[list[doc.Cell]] = [
+        [short[one_line(c.option)], METRICS[c.metric].heading, doc.Figure(c.metric, c.reference),
+         doc.Figure(c.metric, c.run), _ratio(c), c.decision.replace("_", " ") if c.p_adjusted is not None
+         else "one seed, no spread" if c.seeds < 2 else "shown only", doc.Amount(c.seeds, units.count)]
         for c in compared.changes
     ]  # fmt: skip
-    return Table(columns, rows, "Every change", kinds=kinds)
+    return doc.Table(columns, rows, "Every change", kinds=kinds)
 
 
-def _ratio(change: Change) -> Ratio:
-    return Ratio(change.ratio, change.low, change.high, change.metric, change.reference)
+def _ratio(change: Change) -> doc.Ratio:
+    return doc.Ratio(change.ratio, change.low, change.high, change.metric, change.reference)
 
 
 def _summary(compared: Compared) -> str:
@@ -613,13 +563,12 @@ def _summary(compared: Compared) -> str:
     lost = [f"{one_line(name, 40)} ({why})" for name, why in compared.lost.items()]
     gone = f"completed in the reference and not here: {', '.join(lost)}; " if lost else ""
     tested = [change for change in compared.changes if change.p_adjusted is not None]
-    if not tested and not compared.changes:
-        return f"{gone}nothing to compare: no option has a figure in both runs."
     if not tested:
-        return f"{gone}nothing could be tested: one seed shows no spread."
+        why = "could be tested: one seed shows no spread" if compared.changes else ""
+        return f"{gone}nothing {why or 'to compare: no option has a figure in both runs'}."
     counts = _counted([change.decision for change in tested], ("worse", "better", "undecided"))
     worst = [
-        f"{one_line(c.option, 40)} {METRICS[c.metric].title} {value_text(_ratio(c))}"
+        f"{one_line(c.option, 40)} {METRICS[c.metric].title} {doc.value_text(_ratio(c))}"
         for c in tested if c.decision == "worse"
     ]  # fmt: skip
     more = f"; worse: {'; '.join(worst)}" if worst else ""
@@ -627,7 +576,6 @@ def _summary(compared: Compared) -> str:
 
 
 def _counted(verdicts: Sequence[str], order: Iterable[str]) -> str:
-    """`2 worse, 1 better`."""
     return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in order if kind in verdicts)
 
 
@@ -644,8 +592,8 @@ def gate_markdown(gate: Gate) -> str:
         "Intervals are 95 % for each check by itself. A limit holds or fails where that is shown for all checks "
         f"together (p adjusted by Holm, at {100 * gate.alpha:g}%)."
     )
-    verdict = Paragraph(_verdict_line(gate), is_strong=True)
-    return render_blocks([verdict, _checks(gate), Listing(gate.notes), Paragraph(told)]) + "\n"
+    verdict = doc.Paragraph(_verdict_line(gate), is_strong=True)
+    return render_blocks([verdict, _checks(gate), doc.Listing(gate.notes), doc.Paragraph(told)]) + "\n"
 
 
 def _verdict_line(gate: Gate) -> str:
@@ -654,10 +602,10 @@ def _verdict_line(gate: Gate) -> str:
     return f"{gate.verdict}: {one_line(gate.run)} against {one_line(gate.reference)}: {counts or 'no checks'}"
 
 
-def _checks(gate: Gate) -> Table:
+def _checks(gate: Gate) -> doc.Table:
     """The worst first."""
     checks = sorted(gate.checks, key=lambda check: [*_GATE_KINDS].index(check.verdict))
-    short = labels(list({check.option: None for check in checks}), 60).by_name
+    short = doc.labels(list({check.option: None for check in checks}), 60).by_name
     rows = ([short[one_line(c.option)], one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
-    every = table("Every check", ("option", "limit", "verdict", "found"), (), rows)
+    every = doc.table("Every check", ("option", "limit", "verdict", "found"), (), rows)
     return replace(every, kinds=[_GATE_KINDS[check.verdict] for check in checks])

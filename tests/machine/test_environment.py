@@ -24,8 +24,8 @@ from selectbench.suite.load import field_texts
 
 def test_every_key_is_documented_and_the_whole_is_json():
     found = collect_environment(None)
-    assert set(found) == set(Environment.model_fields)
-    assert field_texts(Environment).keys() >= Environment.model_fields.keys()
+    assert set(found) == set(Environment.__annotations__)
+    assert field_texts(Environment).keys() >= Environment.__annotations__.keys()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["cores_by_affinity"] == len(os.sched_getaffinity(0))
     assert found["libraries"]["numpy"]
@@ -164,5 +164,5 @@ def test_rows_that_no_token_has_are_read_back_or_refused(unused, is_right, tmp_p
     if is_right:
         assert read_environment(path)["data"]["unused_rows"] == unused
     else:
-        with pytest.raises(UserError, match="cannot be read: `unused_rows`"):
+        with pytest.raises(UserError, match=r"cannot be read: .* at `\$\.data\.unused_rows"):
             read_environment(path)

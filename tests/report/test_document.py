@@ -16,7 +16,6 @@ from selectbench.analysis.ranking import rank
 from selectbench.launch.publish import COMMAND, read_run
 from selectbench.report.document import (
     Amount,
-    Amounts,
     Block,
     Cell,
     Column,
@@ -24,15 +23,13 @@ from selectbench.report.document import (
     Figure,
     Listing,
     Literally,
-    NotReached,
     Paragraph,
-    Place,
     Ratio,
     Section,
-    Seeds,
     Stack,
     Table,
     Text,
+    joined,
     value_text,
 )
 from selectbench.report.files import render_html, render_markdown
@@ -47,10 +44,9 @@ PAIRS: list[tuple[Cell, str]] = [
     (Figure("tokens_per_second", 11_420.3, 12.0), "11,420 ±12"), (Figure("mfu", None), "-"),
     (Figure("peak_memory_bytes", 2**30, is_unclean=True), "1.00 GiB †"),
     (Ratio(1.25, 1.2, 1.31), "1.25x (1.20x to 1.31x)"), (Ratio(None), "-"),
-    (Amount(2048, size), "2.00 KiB"), (Amounts((1024, 2048), size), "1.00 KiB to 2.00 KiB"),
-    (Amounts((), size), "-"), (Amounts((1024, None), size, " / "), "1.00 KiB / -"),
-    (Place(3, 2, 4), "2-6"), (Place(1, 1), "1"), (Place(7, None), "-"),
-    (Seeds(2, 3), "2 of 3"), (Seeds(2), "2"), (NotReached(1, 3), "not reached with 1 of 3 seeds"),
+    (Amount(2048, size), "2.00 KiB"), (joined((1024, 2048), size), "1.00 KiB to 2.00 KiB"),
+    (joined((), size), "-"), (joined((1024, None), size, " / "), "1.00 KiB / -"),
+    (Amount(2, lambda done: f"{done} of 3"), "2 of 3"),
     (Stack("state", "remark"), "state remark"),
 ]  # fmt: skip
 
