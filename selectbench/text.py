@@ -36,8 +36,9 @@ def one_line(text: str, most: int | None = None) -> str:
 
 
 def first_line(text: str, most: int | None = None) -> str:
-    """What a detail says before its traceback or log."""
-    return one_line(text.strip().partition("\n")[0], most)
+    """What a detail says before its traceback or log: its first line, and those that a colon announces."""
+    said = re.match(r"(?:.*:\n(?!Traceback))*.*", text.strip())
+    return one_line(said[0] if said else "", most)
 
 
 def listed(words: Sequence[str], last: str = "and") -> str:

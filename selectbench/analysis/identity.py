@@ -153,7 +153,7 @@ _OF_THE_CUT = frozenset({"first_step_gradient_norm", "first_step_added_loss"})
 micro-batch has the product of its means (Fedus et al. 2021, arXiv:2101.03961, equation 4), not the step."""
 
 
-OWN_LOOP = "an own loop's clipping, optimizer settings and further updates"
+OWN_LOOP = "an own loop's clipping, optimizer settings, further losses and updates"
 """Stands among what is not verified where nobody saw what an own loop did besides."""
 LEFT_TO_AN_OWN_LOOP = (
     "token_stream_sha256", "tokens_per_step", "learning_rate_shape_sha256", "peak_learning_rate"

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ from selectbench.choices.choice import (
     free_of,
     is_own,
 )
-from selectbench.errors import did_you_mean
+from selectbench.errors import did_you_mean, one_of_these, synonyms
 from selectbench.text import one_line, quoted
 
 if TYPE_CHECKING:
@@ -341,20 +342,46 @@ def folder_problem(folder: Path) -> str | None:
     return _another_models(folder, config, shapes)
 
 
+def _models() -> Path:
+    """Where transformers here has its families' sources, read as text: to import them takes seconds."""
+    spec = find_spec("transformers")
+    return (Path(spec.origin).parent if spec and spec.origin else Path(__file__)) / "models"
+
+
 @cache
 def _auto() -> str:
-    """What of transformers here names its families; '': it is not installed. To import it takes seconds."""
-    spec = find_spec("transformers")
-    files = Path(spec.origin).parent.glob("models/auto/*.py") if spec and spec.origin else ()
-    return "\n".join(path.read_text(encoding="utf-8") for path in files)
+    """What of transformers here names its families; '': it is not installed."""
+    return "\n".join(path.read_text(encoding="utf-8") for path in _models().glob("auto/*.py"))
+
+
+def _sources(family: str, pattern: str) -> list[Path]:
+    """The source files of a family, in its own folder or where its classes are named to lie."""
+    folders = {family.replace("-", "_"), *re.findall(rf'"{re.escape(family)}"[,:]\s*"(\w+)"', _auto())}
+    return sorted(path for folder in folders for path in _models().glob(f"{folder}/{pattern}"))
 
 
 def family_problem(path: str) -> str | None:
-    """That transformers here does not know a file's family, or None."""
-    model_type, known = _mapping_in(config_file(path)).get("model_type"), set(_auto().split('"'))
-    if len(known) < 2 or not isinstance(model_type, str) or model_type in known:
+    """That transformers here does not know a file's family, or would pass over a misspelt key of it; or None."""
+    content, known = _mapping_in(config_file(path)), set(_auto().split('"'))
+    model_type = content.get("model_type")
+    if len(known) < 2 or not isinstance(model_type, str):
         return None
-    return f"transformers knows no model_type {quoted(model_type)}{did_you_mean(model_type, sorted(known))}"
+    if model_type not in known:
+        return f"transformers knows no model_type {quoted(model_type)}{did_you_mean(model_type, sorted(known))}"
+    return _misspelt(content) or _misspelt(text_part(content))
+
+
+def _misspelt(content: Mapping[str, Any]) -> str | None:
+    """The key that a family's code nowhere names, though it has one like it that the file does not give."""
+    family = str(content.get("model_type"))
+    named = [_models().parent / "configuration_utils.py", _models().parent / "modeling_rope_utils.py"]
+    source = "\n".join(path.read_text("utf-8") for path in (*_sources(family, "*.py"), *named))
+    fields = sorted(set(re.findall(r"^    (\w+): ", source, re.MULTILINE)) - content.keys())
+    for key in sorted(content.keys() - set(re.findall(r"\w+", source))):
+        # Files of other versions have keys that nobody reads: one must be very like another to be that misspelt.
+        if meant := synonyms(key, fields) or get_close_matches(key, fields, 1, 0.87):
+            return f"{family} of transformers reads no {quoted(key)}{one_of_these(meant)}"
+    return None
 
 
 # Which attention kernels the class of a family has, read from transformers' own source: imports take seconds.
@@ -362,24 +389,16 @@ def family_problem(path: str) -> str | None:
 
 KERNELS = {"sdpa": "_supports_sdpa", "flash_attention_2": "_supports_flash_attn"}
 """What a class of transformers says of a kernel; every class has eager."""
-_MAPPINGS = {"causal_lm": "CAUSAL_LM", "masked_lm": "MASKED_LM", "seq2seq": "SEQ_TO_SEQ_CAUSAL_LM"}
 
 
 @cache
 def kernel_problem(model_type: str, task: str, kernel: str) -> str | None:
     """That the class lacks the kernel, and what to take instead; None: it has it, or nobody knows beforehand."""
-    spec = find_spec("transformers")
-    if spec is None or spec.origin is None or kernel not in KERNELS:
+    found = re.search(rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"', _families()[task])
+    if found is None or kernel not in KERNELS:
         return None
-    models = Path(spec.origin).parent / "models"
-    named = (models / "auto" / "modeling_auto.py").read_text(encoding="utf-8")
-    _, _, after = named.partition(f"MODEL_FOR_{_MAPPINGS[task]}_MAPPING_NAMES = ")
-    entry = rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"'
-    if (found := re.search(entry, after.partition("\n)\n")[0])) is None:
-        return None
-    elsewhere = [name for path in models.glob("auto/*.py") for name in re.findall(entry, path.read_text("utf-8"))]
-    files = (models.glob(f"{folder}/modeling_*.py") for folder in (model_type.replace("-", "_"), *elsewhere))
-    if any(_said_by(path, found[1], KERNELS[kernel]) is False for paths in files for path in paths):
+    files = _sources(model_type, "modeling_*.py")
+    if any(_said_by(path, found[1], KERNELS[kernel]) is False for path in files):
         return f"{found[1]} of transformers has no such kernel: take eager"
     return None
 
@@ -583,6 +602,12 @@ class ConfigFile(OfAnyFamily):
     def path(self) -> Path:
         """Of the file, inside the folder where one is named."""
         return config_file(self.config)
+
+    @property
+    def model_type(self) -> str | None:
+        """The family, as the file names it."""
+        found = _mapping_in(self.path).get("model_type")
+        return found if isinstance(found, str) else None
 
     def read(self) -> dict[str, Any]:
         """The file's mapping. Raises ValueError with the path where it can't serve."""

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from selectbench.choices.model import AnyModel, PretrainedModel
+from selectbench.choices.model import AnyModel, PretrainedModel, PretrainedTokenizer
 from selectbench.data.reading import cached_commit, cached_folder
 from selectbench.errors import UserError
 from selectbench.machine import lock
@@ -518,6 +518,8 @@ def targets(prepared: Prepared, job: Job) -> Targets | None:
         counted, even = int(mask.sum(dtype=np.int64)), sequences(len(mask), job.seq_len)
         if empty := 1 - float(mask[1 : even * job.seq_len + 1].reshape(even, -1).any(axis=1).mean()):
             around = f"; cut evenly, {empty:.0%} of the sequences would hold none: they are cut around the answers"
+        if isinstance(job.tokenizer, PretrainedTokenizer):
+            around += "; roles are written as <|user|> and <|assistant|>, not by a template of the tokenizer's own"
     else:
         return None
     per_step, of = counted / training_sequences(prepared, job) * job.global_batch_size, job.tokens_per_step

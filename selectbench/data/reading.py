@@ -157,20 +157,36 @@ def json_values(path: Path, setting: str, fault: Fault) -> Iterator[tuple[str, A
         if text.isspace():
             continue
         try:
-            value = json.loads(text)
+            value = json.loads(text, object_pairs_hook=_once)
+        except _TwiceError as error:
+            fault(f"{place} {error}")
         except (ValueError, RecursionError) as error:
             fault(f"{place} is not JSON: {error}")
-            continue
-        yield place, value
+        else:
+            yield place, value
+
+
+class _TwiceError(ValueError):
+    """An object gives one key two values."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object. Raises _TwiceError, as of two values either may be meant."""
+    if len(made := dict(pairs)) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _TwiceError(f"has the key {quoted(next(key for key in keys if keys.count(key) > 1))} twice")
+    return made
 
 
 def _items(text: IO[str], path: str, fault: Fault) -> Iterator[tuple[str, Any]]:
     """Those of an array, one at a time in memory; what is damaged can't be told from what follows it."""
-    decode, buffer, number = json.JSONDecoder().raw_decode, text.read(_HEAD), 1
+    decode, buffer, number = json.JSONDecoder(object_pairs_hook=_once).raw_decode, text.read(_HEAD), 1
     at, problem = buffer.index("[") + 1, "it breaks off"
     while (at := _BETWEEN.match(buffer, at).end()) == len(buffer) or buffer[at] != "]":  # type: ignore[union-attr]
         try:
             value, end = decode(buffer, at)
+        except _TwiceError as error:
+            raise UserError(f"{path}, item {number} of a JSON array {error}") from None
         except (ValueError, RecursionError) as error:
             problem, end = str(error).partition(":")[0], len(buffer)
         item = f"{path}, item {number}"
@@ -280,65 +296,96 @@ ROWS_AT_ONCE = 1024
 
 def json_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """The field of every line's object, in order; what has none goes to `fault`. Blank lines are passed over."""
-    yield from _texts(_fields(files, "job.data.jsonl", [field], fault), field, fault)
+    yield from _texts(_objects(files, "job.data.jsonl", fault), field, fault)
 
 
-def _texts(values: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
-    """Those of the values that are text, in order; `values` come after their places."""
-    for place, value in values:
+def _texts(records: Iterable[tuple[str, object]], field: str, fault: Fault) -> Iterator[str]:
+    """The field of every record, in order; what is no text goes to `fault`. Records come after their places."""
+    names, described = field.split("."), f"field {quoted(field)}"
+    for place, record in records:
+        value = _below(record, names)
         if isinstance(value, str):
             yield value
+        elif value is _MISSING:
+            fault(f"{place}: there is no {described}, text was expected{_has(record, names)}")
         else:
-            name = f"field {quoted(field)}"
-            what = f"there is no {name}" if value is _MISSING else f"the {name} is {_kind(value)}"
-            fault(f"{place}: {what}, text was expected")
+            fault(f"{place}: the {described} is {_kind(value)}, text was expected")
 
 
 def chat_documents(files: Sequence[Path], field: str | None, fault: Fault) -> Iterator[str]:
     """Every conversation as JSON: a list of [role, content] pairs, with an answer in it."""
-    for place, value in _fields(files, "job.data.chat", [field] if field else CHAT_FIELDS, fault):
-        problem, messages = _conversation(value)
-        if problem:
-            fault(f"{place}: {field or CHAT_FIELDS[0]}: {problem}")
+    fields = [field] if field else CHAT_FIELDS
+    for place, record in _objects(files, "job.data.chat", fault):
+        found = ((name, _below(record, name.split("."))) for name in fields)
+        name, value = next((one for one in found if one[1] is not _MISSING), (fields[0], _MISSING))
+        if value is _MISSING:
+            fault(f"{place}: there is no field {' or '.join(map(quoted, fields))}{_has(record, name.split('.'))}")
+            continue
+        unread = next((key for key in ("system", "tools") if "." not in name and record.get(key)), None)
+        try:
+            if unread is not None:
+                raise ValueError(f"the {quoted(unread)} beside it is not read: make it a message")
+            messages = [_message(number, message) for number, message in enumerate(_listed(value))]
+            answers = [content for role, content in messages if role == "assistant"]
+            if not any(map(str.strip, answers)):
+                what = "the assistant says nothing" if answers else "no message of the assistant"
+                raise ValueError(f"{what}: there would be nothing to learn")
+        except ValueError as error:
+            fault(f"{place}: {name}: {error}")
         else:
             yield json.dumps(messages, ensure_ascii=False)
 
 
-def _conversation(value: object) -> tuple[str | None, list[tuple[str, str]]]:
-    """What is wrong with it, and its messages."""
+def _listed(value: object) -> list[Any]:
+    """Its messages. Raises ValueError."""
     if not isinstance(value, list) or not value:
-        return f"{_kind(value)} was found, a list of messages was expected", []
-    messages: list[tuple[str, str]] = []
-    for number, message in enumerate(value):
-        fields = message if isinstance(message, dict) else {}
-        role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
-        role = _SHARE_GPT.get(role, role) if isinstance(role, str) else role
-        if role not in ROLES:
-            return f"message {number} has the role {quoted(role)}, expected one of {', '.join(ROLES)}", []
-        if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
-            texts = [part.get("text") for part in content]
-            if not all(isinstance(text, str) for text in texts):
-                return f"message {number} has a part that is no text", []
-            content = "".join(texts)
-        if not isinstance(content, str):
-            return f"message {number} has {_kind(content)} as its content, text was expected", []
-        messages.append((str(role), content))
-    if not any(role == "assistant" and content.strip() for role, content in messages):
-        return "no message of the assistant: there would be nothing to learn", []
-    return None, messages
+        raise ValueError(
+            f"{'an empty list' if value == [] else _kind(value)} was found, a list of messages was expected"
+        )
+    return value
 
 
-def _fields(
-    files: Sequence[Path], setting: str, fields: Sequence[str], fault: Fault
-) -> Iterator[tuple[str, object]]:
-    """The first of the fields that an object has, of every object, after its place."""
+_MEANS_MORE = ("tool_calls", "function_call", "reasoning_content", "thinking")
+"""What other tools train besides a message's content."""
+
+
+def _message(number: int, message: object) -> tuple[str, str]:
+    """Its role and content. Raises ValueError with what is wrong with it."""
+    fields = message if isinstance(message, dict) else {}
+    role, content = fields.get("role", fields.get("from")), fields.get("content", fields.get("value"))
+    role = _SHARE_GPT.get(role, role) if isinstance(role, str) else role
+    if role not in ROLES:
+        raise ValueError(f"message {number} has the role {quoted(role)}, expected one of {', '.join(ROLES)}")
+    if unread := next((key for key in _MEANS_MORE if fields.get(key)), None):
+        raise ValueError(f"message {number} has {quoted(unread)}, which is not read: write it into the content")
+    if role == "assistant" and fields.get("weight", 1) == 0:
+        raise ValueError(f"message {number} has weight 0, but every answer is trained on: end before it")
+    if isinstance(content, list) and content and all(isinstance(part, dict) for part in content):
+        if not all(isinstance(part.get("text"), str) for part in content):
+            raise ValueError(f"message {number} has a part that is no text")
+        content = "".join(part["text"] for part in content)
+    if not isinstance(content, str):
+        raise ValueError(f"message {number} has {_kind(content)} as its content, text was expected")
+    return str(role), content
+
+
+def _objects(files: Sequence[Path], setting: str, fault: Fault) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every object, after its place."""
     for path in files:
         for place, value in json_values(path, setting, fault):
             if isinstance(value, dict):
-                found = (_below(value, field.split(".")) for field in fields)
-                yield place, next((one for one in found if one is not _MISSING), _MISSING)
+                yield place, value
             else:
                 fault(f"{place}: {_kind(value)} was found, an object was expected")
+
+
+def _has(record: object, names: Sequence[str]) -> str:
+    """' (it has A, B)', what stands where the first of the names is missing."""
+    for name in names:
+        if not isinstance(record, dict) or name not in record:
+            break
+        record = record[name]
+    return f" (it has {_some(list(record))})" if isinstance(record, dict) and record else ""
 
 
 _MISSING = object()
@@ -361,14 +408,14 @@ def _kind(value: object) -> str:
 
 def parquet_documents(files: Sequence[Path], field: str, fault: Fault) -> Iterator[str]:
     """The column of every row, in order; a few rows at a time are in memory."""
-    yield from _texts(_parquet_values(files, field), field, fault)
+    yield from _texts(_parquet_rows(files, field), field, fault)
 
 
-def _parquet_values(files: Sequence[Path], field: str) -> Iterator[tuple[str, object]]:
+def _parquet_rows(files: Sequence[Path], field: str) -> Iterator[tuple[str, object]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    first, *names = field.split(".")
+    first = field.split(".")[0]
     for path in files:
         try:
             with pq.ParquetFile(path) as file:
@@ -376,8 +423,8 @@ def _parquet_values(files: Sequence[Path], field: str) -> Iterator[tuple[str, ob
                     has = _some(file.schema_arrow.names)
                     raise UserError(f"job.data.parquet: {path} has no column {quoted(first)} (it has {has})")
                 batches = file.iter_batches(batch_size=ROWS_AT_ONCE, columns=[first])
-                for number, value in enumerate(value for batch in batches for value in batch.column(0).to_pylist()):
-                    yield f"job.data.parquet: {path}, row {number}", _below(value, names)
+                for number, row in enumerate(row for batch in batches for row in batch.to_pylist()):
+                    yield f"job.data.parquet: {path}, row {number}", row
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"job.data.parquet: {path} cannot be read: {first_line(error)}") from error
 
@@ -469,11 +516,11 @@ def rows_key(rows: Any, data: Dataset) -> str | None:
 
 def column(rows: Any, data: Dataset, fault: Fault) -> Iterator[str]:
     """The field of every row, in order; what is no text goes to `fault`."""
-    first, *names = data.field.split(".")
+    first = data.field.split(".")[0]
     values = (value for batch in _batches(rows.select_columns([first]), data) for value in batch[first])
     where = f"job.data.dataset: {data.dataset}, row"
-    found = ((f"{where} {number}", _below(value, names)) for number, value in enumerate(values))
-    yield from _texts(found, data.field, fault)
+    records = ((f"{where} {number}", {first: value}) for number, value in enumerate(values))
+    yield from _texts(records, data.field, fault)
 
 
 def _batches(rows: Any, data: Dataset) -> Iterator[Any]:

@@ -383,7 +383,9 @@ def _layout(path: Path, stated: str | None) -> Layout:
     else:
         return "", asked, 0, size // asked.itemsize
     kind, dtype, start, count = layout
-    if size != (told := start + count * dtype.itemsize) or not count:
+    if not count:
+        raise ValueError(f"holds no ids, as {kind}")
+    if size != (told := start + count * dtype.itemsize):
         raise ValueError(f"has {size:,} bytes; as {kind} it says that {count:,} ids make {told:,}")
     if stated is not None and dtype.itemsize != asked.itemsize:
         raise ValueError(f"says that its ids are {dtype}, dtype is {stated}: leave dtype out")

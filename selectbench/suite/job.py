@@ -186,7 +186,7 @@ class Job(Strict):
         if isinstance(model, ConfigFile) and not model.path.exists():
             return  # A run's report must not need the file; `load` asks for it before a run.
         if self.task not in model.TASKS:
-            name = getattr(model, "family", "this model")
+            name = getattr(model, "family", None) or getattr(model, "model_type", None) or "this model"
             wrong = f"{name} is for task {' or '.join(model.TASKS)}, the job's task is {self.task}"
             raise WrongValueError("model", wrong, says_key=False)
         entries = tokenizer.most_entries if tokenizer else self.data.vocabulary

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
@@ -99,12 +100,17 @@ def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str | None
         else:
             module, found = auto.from_pretrained(
                 model.pretrained, revision=model.revision or "main", config=config, dtype=torch.float32,
-                attn_implementation=attention, output_loading_info=True,
+                attn_implementation=attention, output_loading_info=True, ignore_mismatched_sizes=True,
             )  # fmt: skip
+            for name, *shapes in sorted(found["mismatched_keys"]):
+                has, says = (" x ".join(map(str, shape)) for shape in shapes)
+                raise PretrainedModelError(
+                    f"{where} holds {name} of {has}, its config.json makes it {says}: {AGAIN}"
+                )
             if missing := sorted(found["missing_keys"]):
                 more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
                 raise PretrainedModelError(f"{where} holds no weights for {', '.join(missing[:3])}{more}: {AGAIN}")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         said = first_line(str(error)).rstrip(".:")
         if isinstance(error, ValueError) and "does not support" in said:  # what its class lacks
             raise NotImplementedError(f"{where}: {said}") from error
@@ -129,7 +135,12 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
     settings = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
     auto = AUTO[job.task]
     with torch.device("meta") if empty else nullcontext():
-        config: Any = AutoConfig.for_model(**settings)
+        try:
+            config: Any = AutoConfig.for_model(**settings)
+        except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
+            where = getattr(job.model, "config", job.model)
+            said = one_line(str(error), 400)
+            raise PretrainedModelError(f"model.config: {where}: transformers refuses it: {said}") from error
         if type(config) not in getattr(auto, "_model_mapping", {}):
             raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
         if (text := config.get_text_config(decoder=True)) is not config and job.task == "causal_lm":

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from data.made import chat, made, own, refused, token_file, turns
 
-from selectbench.suite.sources import Apart, Chat, Cleaning, TokenFile
+from selectbench.suite.sources import Apart, Chat, Cleaning, JsonLines, TokenFile
 
 DROP = Cleaning(unreadable="drop")
 
@@ -38,11 +38,16 @@ def test_own_code_that_fails(module, words, tmp_path):
 # --- chats ---
 
 
+def told(**beside):
+    """A conversation whose answer has more than its content."""
+    return [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So.", **beside}]
+
+
 @pytest.mark.parametrize(
     ("messages", "words"),
     [
         (turns("Why?", "x")[:2], "no message of the assistant: there would be nothing to learn"),
-        (turns("Why?", " \n"), "no message of the assistant"),
+        (turns("Why?", " \n"), "the assistant says nothing: there would be nothing to learn"),
         (
             [{"role": "bot", "content": "a"}],
             "message 0 has the role 'bot', expected one of system, user, assistant",
@@ -52,9 +57,12 @@ def test_own_code_that_fails(module, words, tmp_path):
         ([{"role": "user", "content": ["a"]}], "message 0 has a list as its content, text was expected"),
         ([{"role": "user", "content": [{"type": "image", "image": "a"}]}], "message 0 has a part that is no text"),
         ([{"from": "bing", "value": "a"}], "message 0 has the role 'bing'"),
-        ([], "a list was found"),
+        ([], "an empty list was found"),
         ("text", "text was found, a list of messages was expected"),
         (None, "null was found"),
+        (told(tool_calls=[{"type": "function"}]), "message 1 has 'tool_calls', which is not read"),
+        (told(reasoning_content="Hm."), "message 1 has 'reasoning_content', which is not read"),
+        (told(weight=0), "message 1 has weight 0, but every answer is trained on: end before it"),
     ],
 )
 def test_a_chat_that_teaches_nothing_is_refused_or_dropped(messages, words, tmp_path):
@@ -67,9 +75,23 @@ def test_a_chat_that_teaches_nothing_is_refused_or_dropped(messages, words, tmp_
 
 def test_a_chat_without_the_field(tmp_path):
     data = chat(tmp_path)
-    refused(
-        Chat(chat=data.chat, field="turns"), "line 1: turns: nothing was found, a list of messages was expected"
-    )
+    refused(Chat(chat=data.chat, field="turns"), "line 1: there is no field 'turns' (it has messages)")
+
+
+def test_what_stands_beside_a_conversation(tmp_path):
+    data, beside = chat(tmp_path), [{"tools": [{"name": "w"}]}, {"system": "Be brief."}]
+    keyless = {"name": None, "weight": 1, "tool_calls": [], "id": 7}
+    lines = [{"messages": told(**keyless), "tools": [], "system": "", "source": "a"}]
+    with (tmp_path / "chats.jsonl").open("a") as file:
+        file.writelines(json.dumps(line) + "\n" for line in lines + [{"messages": told()} | one for one in beside])
+    refused(data, "line 122: messages: the 'tools' beside it is not read: make it a message")
+    assert made(data, cleaning=DROP).removed == {"unreadable": 2}
+
+
+@pytest.mark.parametrize("form", ["{}\n{}\n", "[{},\n{}]"])
+def test_a_key_that_is_there_twice(form, tmp_path):
+    (tmp_path / "twice.jsonl").write_text(form.format('{"text": "one"}', '{"text": "two", "text": "three"}'))
+    refused(JsonLines(jsonl=[str(tmp_path / "twice.jsonl")]), " 2", "has the key 'text' twice")
 
 
 # --- token files ---

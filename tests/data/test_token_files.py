@@ -105,7 +105,7 @@ def test_layouts_that_are_told_by_content_alone(tmp_path):
         (IDS.astype("<f4"), "a .npy file of float32, 20000: whole numbers in one dimension"),
         (IDS.reshape(100, -1), "a .npy file of int64, 100 x 200"),
         (np.array(5), "one value"),
-        (np.array([], np.int64), "0 ids"),
+        (np.array([], np.int64), "holds no ids, as a .npy file"),
         (np.array([{}], object), "or one of objects"),
         (IDS.astype([("id", "<i4")]), "[('id', '<i4')]"),
         (IDS.astype("<u4") + 60_000, "token 0 is 60"),

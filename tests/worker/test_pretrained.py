@@ -226,8 +226,12 @@ def test_weights_of_another_size(trials, home, folder):
     (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 96}))
     detail = gave_up(on(trials, home), folder)
     assert str(folder) in detail
-    assert "cannot be loaded" in detail
-    assert len(detail) < 400
+    assert "mlp.down_proj.weight of 32 x 64, its config.json makes it 32 x 96" in detail
+    (folder / "config.json").write_text(json.dumps({**config, "num_attention_heads": 5}))
+    assert "The hidden size (32) is not a multiple" in gave_up(on(trials, home), folder)
+    detail = trials.events(job={**job(folder), "model": {"config": str(folder)}})[-1].detail
+    assert detail.startswith(f"model.config: {folder}: transformers refuses it: ")
+    assert "The hidden size (32) is not a multiple" in detail
 
 
 def test_what_is_wrong_with_a_folder_is_seen_without_torch(folder):
@@ -329,6 +333,14 @@ def test_a_family_that_transformers_does_not_know(folder, key, tmp_path):
     (line,) = lines_of(write(tmp_path, text))
     assert line.startswith(f"mine.yaml:2:{13 + len(key)}: job.model.{key}: transformers knows")
     assert line.endswith("knows no model_type 'lama' (did you mean 'llama'?)")
+    del content["rms_norm_eps"]
+    for wrong, told in {"rms_norms_eps": 1, "hidden_sise": 0, "d_modell": 0}.items():
+        (folder / "config.json").write_text(json.dumps({**content, wrong: 1e-6}))
+        lines = lines_of(write(tmp_path, text))
+        assert len(lines) == told, "what is like nothing that is left out may be of another version"
+        assert all(
+            "llama of transformers reads no 'rms_norms_eps' (did you mean 'rms_norm_eps'?)" in o for o in lines
+        )
     elsewhere = text.replace("micro_batch_size: 8", f"micro_batch_size: 8\n  python: {sys.executable}")
     assert lines_of(write(tmp_path, elsewhere)) == []
 
@@ -347,7 +359,7 @@ def test_an_encoder_is_not_taken_for_a_model_of_the_next_token(tmp_path):
     )
     BertForMaskedLM(config).save_pretrained(tmp_path / "bert")
     (line,) = suite_of(tmp_path / "bert", tmp_path)
-    assert line == "mine.yaml:2:10: job.model: this model is for task masked_lm, the job's task is causal_lm"
+    assert line == "mine.yaml:2:10: job.model: bert is for task masked_lm, the job's task is causal_lm"
 
 
 def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
@@ -357,7 +369,7 @@ def test_a_configuration_of_an_encoder_is_not_either(tmp_path):
     config.save_pretrained(tmp_path / "bert")
     text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{config: {tmp_path / 'bert'}}}")
     (line,) = lines_of(write(tmp_path, text))
-    assert line == "mine.yaml:2:10: job.model: this model is for task masked_lm, the job's task is causal_lm"
+    assert line == "mine.yaml:2:10: job.model: bert is for task masked_lm, the job's task is causal_lm"
 
 
 def test_every_family_is_for_the_tasks_that_transformers_builds_it_for(tmp_path):
@@ -377,7 +389,7 @@ def test_every_family_is_for_the_tasks_that_transformers_builds_it_for(tmp_path)
     path.write_text(json.dumps({"model_type": "t5"}))
     text = VALID.replace("{family: gpt2, n_layer: 2, n_embd: 64, n_head: 4}", f"{{config: {path}}}")
     (line,) = lines_of(write(tmp_path, text))
-    assert line == "mine.yaml:2:10: job.model: this model is for task seq2seq, the job's task is causal_lm"
+    assert line == "mine.yaml:2:10: job.model: t5 is for task seq2seq, the job's task is causal_lm"
 
 
 # Its tokenizer
