@@ -5,10 +5,10 @@ To add a choice, write its class in the module of its dimension and name it in t
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict
 
 from selectbench.choices import execution
-from selectbench.choices.choice import Choice, one_of
+from selectbench.choices.choice import Choice, Strict, one_of
 from selectbench.choices.combinations import Situation, combination_reason
 from selectbench.choices.model import ADAPTATIONS, FullTraining, Model, Tokenizer
 from selectbench.choices.optimizer import OPTIMIZERS
@@ -29,7 +29,7 @@ _SWITCH = BeforeValidator(lambda value: ("full" if value else "off") if isinstan
 """`true` and `false` as words for on and off."""
 
 
-class AnyChoices(BaseModel):
+class AnyChoices(Strict):
     """What makes an option, whatever the job is."""
 
     if TYPE_CHECKING:  # fields, each at its place among its class's own
@@ -53,7 +53,7 @@ class AnyChoices(BaseModel):
 class Choices(AnyChoices):
     """One value for every dimension: what makes an option."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(strict=False, allow_inf_nan=True)
 
     optimizer: one_of(*REGISTRY["optimizer"])  # type: ignore[valid-type]
     """Which optimizer, with its learning rate."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Union
+from typing import Annotated, Any, ClassVar, Self, Union
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,10 @@ class Strict(BaseModel):
     """Unknown keys, silent conversions, NaN and infinity are refused; texts under fields describe them."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    def but(self, **changes: Any) -> Self:
+        """A copy with these fields, which are not validated."""
+        return self.model_copy(update=changes)
 
 
 class WrongValueError(ValueError):

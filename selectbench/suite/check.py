@@ -79,10 +79,9 @@ def check_distinct(rows: Sequence[tuple[Row, AnyChoices]], document: Node, probl
     for row, choices in rows:
         if any(text.startswith(f"{row.path}.") for text in wrong):
             continue
-        key = choices.model_dump_json()
         if isinstance(choices, Choices):
-            own = {"global_batch_size": choices.global_batch_size or size}
-            key = choices.model_copy(update=own).model_dump_json()
+            choices = choices.but(global_batch_size=choices.global_batch_size or size)
+        key = choices.model_dump_json()
         if row.name in names:
             problems.add(row.place, row.path, f"two options are called {quoted(row.name)}")
         elif key in seen:

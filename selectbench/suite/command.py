@@ -195,7 +195,7 @@ def _one_word(value: object) -> object:
 class CommandChoices(AnyChoices):
     """What an option of a command sets: values of placeholders, by their names, and what stands here."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Annotated[Scalar, BeforeValidator(_one_word)]] = Field(init=False)
 
     args: str = ""

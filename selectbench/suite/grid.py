@@ -312,7 +312,7 @@ def of_these_rows(asked: LeftOpen, rows: Sequence[Row], document: Node, problems
         update[setting] = LeftOpen.model_fields[setting].default
         if len(own) < len(rows):
             problems.at(own[0], f"{left}: set it in every option, or in none of them")
-    return asked.model_copy(update=update)
+    return asked.but(**update)
 
 
 def with_placeholders(rows: Sequence[Row], asked: LeftOpen) -> list[Row]:

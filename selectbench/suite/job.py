@@ -202,13 +202,11 @@ class Job(Strict):
         chosen = choices.tokenizer or _tokenizer_of(choices.model) or self.tokenizer or _tokenizer_of(self.model)
         tokenizer = chosen if self.data.needs_tokenizer else None
         shape = choices.optimizer.schedule_shape or self.lr_schedule.name
-        schedule = self.lr_schedule.model_copy(update={"name": shape})
-        own = self.model_copy(update={"model": model, "tokenizer": tokenizer, "lr_schedule": schedule})
+        own = self.but(model=model, tokenizer=tokenizer, lr_schedule=self.lr_schedule.but(name=shape))
         own = own.in_batches_of(choices.global_batch_size or self.global_batch_size)
         if (fraction := choices.optimizer.warmup_fraction) is None:
             return own
-        warmup = round(fraction * own.max_steps)
-        return own.model_copy(update={"lr_schedule": own.lr_schedule.model_copy(update={"warmup_steps": warmup})})
+        return own.but(lr_schedule=own.lr_schedule.but(warmup_steps=round(fraction * own.max_steps)))
 
     def in_batches_of(self, size: int) -> Job:
         """The same tokens in optimizer steps of `size` sequences.
@@ -223,12 +221,12 @@ class Job(Strict):
         def scaled(steps: int) -> int:
             return max(min(1, steps), round(steps * self.global_batch_size / size))
 
-        changed: dict[str, object] = {"global_batch_size": size, "max_steps": scaled(self.max_steps)}
-        warmup = scaled(self.lr_schedule.warmup_steps)
-        changed["lr_schedule"] = self.lr_schedule.model_copy(update={"warmup_steps": warmup})
-        if isinstance(self.eval, Eval) and self.eval.every_steps is not None:
-            changed["eval"] = self.eval.model_copy(update={"every_steps": scaled(self.eval.every_steps)})
-        return self.model_copy(update=changed)
+        evaluation = self.eval
+        if isinstance(evaluation, Eval) and evaluation.every_steps is not None:
+            evaluation = evaluation.but(every_steps=scaled(evaluation.every_steps))
+        schedule = self.lr_schedule.but(warmup_steps=scaled(self.lr_schedule.warmup_steps))
+        steps = scaled(self.max_steps)
+        return self.but(global_batch_size=size, max_steps=steps, lr_schedule=schedule, eval=evaluation)
 
     def steps_for_all(self, steps: int, sizes: Iterable[int]) -> int:
         """The least number of steps, `steps` or more and at most the job's, whose tokens all sizes divide."""

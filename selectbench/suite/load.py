@@ -462,26 +462,22 @@ def _assembled(
 ) -> Suite:  # fmt: skip
     base = next(choices for row, choices in rows if row.name == baseline)
     job: Job | CommandJob = content.job
+    quickened: dict[str, Any] = {}
     if quick:
         job = _quickened(job, [c for _, c in rows])
+        quickened = {"seeds": content.seeds[:1], "save": "none", "tune": None, "best_of": None, "screen": [],
+                     "references": {}}  # fmt: skip
     other_tokens = isinstance(job, Job) and tokenizers_differ([c for _, c in rows if isinstance(c, Choices)], job)
     options = [Option(name=r.name, choices=c, differs_in=differences(job, c, base)) for r, c in rows]
-    suite = Suite(
-        name=content.name, question=content.question, profile=profile, device=device, quick=quick, job=job,
-        options=[*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
-        baseline=baseline, seeds=content.seeds[:1] if quick else content.seeds,
-        decide=_decides(content.decide, job, other_tokens=other_tokens),
-        limits=content.limits, cost=content.cost, meters=content.meters, code=content.code, resolved={},
-        control=content.control, gate=content.gate, looks=content.looks, left_open=left_open,
-        save="none" if quick else content.save,
-        tune=None if quick else content.tune, best_of=None if quick else content.best_of,
-        screen=[] if quick else content.screen,
-        references={} if quick or not isinstance(content, SuiteFile) else content.references,
-    )  # fmt: skip
-    given = content.model_fields_set & {"cost", "meters", "control", "gate", "looks"}
-    given |= {key for key in ("tune", "best_of", "screen", "references") if getattr(suite, key)}
-    given |= {"save"} if suite.saved_seeds else set()
-    return suite.model_copy(update={"resolved": _resolved(suite, given)})
+    suite = Suite(**{
+        **dict(content), **quickened, "profile": profile, "device": device, "quick": quick, "job": job,
+        "options": [*options, *([Option(name=CONTROL, choices=base, differs_in=[])] if content.control else [])],
+        "choices": {}, "axes": {}, "exclude": [], "profiles": {}, "baseline": baseline,
+        "decide": _decides(content.decide, job, other_tokens=other_tokens), "left_open": left_open, "resolved": {},
+    })  # fmt: skip
+    unsaid = {"cost", "meters", "control", "gate", "looks"} - content.model_fields_set
+    unsaid |= {key for key in ("tune", "best_of", "screen", "references") if not getattr(suite, key)}
+    return suite.but(resolved=_resolved(suite, unsaid if suite.saved_seeds else {*unsaid, "save"}))
 
 
 def _decides(given: Decide, job: Job | CommandJob, *, other_tokens: bool) -> Decide:
@@ -504,24 +500,32 @@ def _decides(given: Decide, job: Job | CommandJob, *, other_tokens: bool) -> Dec
         constraints = [c for c in constraints if "evaluation" not in METRICS[parse_constraint(c).metric].needs]
         if "evaluation" in METRICS[objective].needs:
             objective = "step_time_median_seconds" if other_tokens else "tokens_per_second"
-    return given.model_copy(update={"objective": objective, "constraints": constraints})
+    return given.but(objective=objective, constraints=constraints)
 
 
 def _quickened(job: Job | CommandJob, options: Sequence[Choices | CommandChoices]) -> Job | CommandJob:
     """The tokens must be the same for all global batches of the options. A command's own schedule is not known."""
     if isinstance(job, CommandJob):
         stop = min(job.stops_after, job.timing.warmup_steps + QUICK_STEPS)
-        return job.model_copy(update={"eval": "none", "stop": stop})
+        return job.but(eval="none", stop=stop)
     sizes = [c.global_batch_size or job.global_batch_size for c in options if isinstance(c, Choices)]
     steps = job.steps_for_all(QUICK_STEPS, sizes)
-    schedule = job.lr_schedule.model_copy(update={"warmup_steps": min(job.lr_schedule.warmup_steps, steps)})
-    return job.model_copy(update={"eval": "none", "max_steps": steps, "lr_schedule": schedule})
+    schedule = job.lr_schedule.but(warmup_steps=min(job.lr_schedule.warmup_steps, steps))
+    return job.but(eval="none", max_steps=steps, lr_schedule=schedule)
 
 
-def _resolved(suite: Suite, given: set[str]) -> dict[str, Any]:
+_RESOLVED = (
+    "name", "question", "profile", "device", "quick", "job", "code", "choices", "options", "baseline", "seeds",
+    "decide", "limits", "cost", "meters", "looks", "control", "tune", "best_of", "screen", "gate", "save",
+    "references",
+)  # fmt: skip
+"""Keys of a suite that a run writes, in order."""
+
+
+def _resolved(suite: Suite, unsaid: set[str]) -> dict[str, Any]:
     """The suite as a file without profiles, axes or defaults left to chance; dimensions all share said once.
 
-    Of what decides no figure of a trial, only the keys that were `given`.
+    Without the `unsaid` keys, which decide no figure of a trial.
     """
     asked = [option for option in suite.options if not (suite.control and option.name == CONTROL)]
     dumped = {
@@ -533,11 +537,9 @@ def _resolved(suite: Suite, given: set[str]) -> dict[str, Any]:
     first = next(iter(dumped.values()))
     shared = {d: value for d, value in first.items() if all(row.get(d) == value for row in dumped.values())}
     own = {name: {d: v for d, v in row.items() if d not in shared} for name, row in dumped.items()}
-    return {
-        **suite.model_dump(mode="json", include={"name", "question", "device", "profile", "quick", "job", "code"}),
-        "choices": {**shared, **suite.left_open.settings}, "options": own,
-        **suite.model_dump(mode="json", include={"baseline", "seeds", "decide", "limits", *given}),
-    }  # fmt: skip
+    keys = suite.model_dump(mode="json", include={*_RESOLVED})
+    rows = {"choices": {**shared, **suite.left_open.settings}, "options": own}
+    return {key: rows.get(key, keys.get(key)) for key in _RESOLVED if key not in unsaid}
 
 
 def field_texts(kind: type) -> dict[str, str]:

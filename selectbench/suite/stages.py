@@ -89,7 +89,7 @@ def axis(path: str, found: Range, choices: AnyOption) -> Axis:
 def with_values(choices: AnyOption, values: Values) -> AnyOption | None:
     """The option with these settings; None where one is out of its setting's bounds."""
     if isinstance(choices, CommandChoices):
-        return choices.model_copy(update=values)
+        return choices.but(**values)
     for path, value in values.items():
         dimension, _, setting = path.partition(".")
         before = getattr(choices, dimension)
@@ -99,7 +99,7 @@ def with_values(choices: AnyOption, values: Values) -> AnyOption | None:
                 after = type(before).model_validate({**before.model_dump(), setting: value})
         except ValidationError:
             return None
-        choices = choices.model_copy(update={dimension: after})
+        choices = choices.but(**{dimension: after})
     return choices
 
 
@@ -150,13 +150,12 @@ def speed_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:
 
 
 def _at_low_rates(stage: Suite) -> Suite:
-    options: list[Option] = []
-    for option in stage.options:
+    def slow(option: Option) -> Option:
         optimizer = option.built.optimizer
-        lowest = optimizer.lr if optimizer.lr_range is None else min(optimizer.lr, optimizer.lr_range[0])
-        slow = with_values(option.choices, {"optimizer.lr": lowest})
-        options.append(option.model_copy(update={"choices": slow or option.choices}))
-    return stage.model_copy(update={"options": options})
+        lowest = min([optimizer.lr, *(optimizer.lr_range or [])])
+        return option.but(choices=with_values(option.choices, {"optimizer.lr": lowest}) or option.choices)
+
+    return stage.but(options=[slow(option) for option in stage.options])
 
 
 SCREENING_STEPS = 10
@@ -173,20 +172,17 @@ def screening_seeds(suite: Suite) -> tuple[int, int]:
 
 def without(suite: Suite, names: Collection[str]) -> Suite:
     """The suite without these options; the very suite where there is none of them."""
-    kept = [option for option in suite.options if option.name not in names]
-    return suite.model_copy(update={"options": kept}) if names else suite
+    return suite.but(options=[o for o in suite.options if o.name not in names]) if names else suite
 
 
 def screening_suite(suite: Suite) -> Suite:
     """Two short trials of speed of every option, of which the records tell which are run (`analysis.screening`)."""
-    seeds = {"seeds": list(screening_seeds(suite)), "save": "none"}
+    stage = suite.but(seeds=list(screening_seeds(suite)), save="none")
+    steps = suite.job.timing.warmup_steps + SCREENING_STEPS
     if (command := suite.command) is not None:  # its schedule is the script's, and goes on as if for all steps
-        stop = min(command.stops_after, command.timing.warmup_steps + SCREENING_STEPS)
-        return suite.model_copy(update={"job": command.model_copy(update={"stop": stop, "eval": "none"}), **seeds})
-    job = suite.built
-    timing = job.timing.model_copy(update={"min_timed_seconds": SCREENING_SECONDS})
-    shortened = _short_job(suite, job.timing.warmup_steps + SCREENING_STEPS).model_copy(update={"timing": timing})
-    return _at_low_rates(suite.model_copy(update={"job": shortened, **seeds}))
+        return stage.but(job=command.but(stop=min(command.stops_after, steps), eval="none"))
+    timing = suite.built.timing.but(min_timed_seconds=SCREENING_SECONDS)
+    return _at_low_rates(stage.but(job=_short_job(suite, steps).but(timing=timing)))
 
 
 INTERFERENCE_PAIRS = 5
@@ -202,12 +198,11 @@ def interference_seeds(suite: Suite) -> list[int]:
 
 def interference_suite(suite: Suite) -> Suite:
     """Short trials of speed of every option, timed for as long as a trial is; the baseline's are recorded."""
-    short = screening_suite(suite).model_copy(update={"seeds": interference_seeds(suite)})
+    short = screening_suite(suite).but(seeds=interference_seeds(suite))
     if suite.command is not None:
         return short
     seconds = max(SCREENING_SECONDS, suite.built.timing.least_seconds(suite.device))
-    timing = short.built.timing.model_copy(update={"min_timed_seconds": seconds})
-    return short.model_copy(update={"job": short.built.model_copy(update={"timing": timing})})
+    return short.but(job=short.built.but(timing=short.built.timing.but(min_timed_seconds=seconds)))
 
 
 REPEATED_STEPS = 8
@@ -218,9 +213,8 @@ def repeat_suite(suite: Suite) -> Suite:
     """The baseline's command with the first seed once more, for a few steps."""
     job = suite.command
     assert job is not None
-    short = job.model_copy(update={"stop": min(REPEATED_STEPS, job.stops_after), "eval": "none"})
-    update = {"job": short, "options": [suite.option(suite.baseline)], "seeds": suite.seeds[:1], "control": False}
-    return suite.model_copy(update=update)
+    short = job.but(stop=min(REPEATED_STEPS, job.stops_after), eval="none")
+    return suite.but(job=short, options=[suite.option(suite.baseline)], seeds=suite.seeds[:1], control=False)
 
 
 def tuning_job(suite: Suite) -> AnyJob:
@@ -231,14 +225,11 @@ def tuning_job(suite: Suite) -> AnyJob:
     job, tune = suite.job, suite.tune
     assert tune is not None
     if isinstance(job, CommandJob):
-        return job.model_copy(update={"max_steps": tune.budget.steps(job.max_steps), "stop": "at_max_steps"})
+        return job.but(max_steps=tune.budget.steps(job.max_steps), stop="at_max_steps")
     assert isinstance(job.eval, Eval)
     steps = job.steps_for_all(tune.budget.steps(job.max_steps), _global_batch_sizes(suite))
-    scored = tune.metric in job.scored
-    at_end = job.eval.model_copy(
-        update={"every_steps": None, "at_start": False, **({} if scored else {"scores": []})}
-    )
-    return _shortened(job, steps).model_copy(update={"eval": at_end})
+    scores = job.eval.scores if tune.metric in job.scored else []
+    return _shortened(job, steps).but(eval=job.eval.but(every_steps=None, at_start=False, scores=scores))
 
 
 def speed_job(suite: Suite) -> Job:
@@ -250,7 +241,7 @@ def speed_job(suite: Suite) -> Job:
 def _short_job(suite: Suite, max_steps: int) -> Job:
     job, sizes = suite.built, _global_batch_sizes(suite)
     steps = math.ceil(max_steps * max(sizes) / job.global_batch_size)
-    return _shortened(job, job.steps_for_all(steps, sizes)).model_copy(update={"eval": "none"})
+    return _shortened(job, job.steps_for_all(steps, sizes)).but(eval="none")
 
 
 def _global_batch_sizes(suite: Suite) -> list[int]:
@@ -258,10 +249,9 @@ def _global_batch_sizes(suite: Suite) -> list[int]:
 
 
 def _shortened(job: Job, steps: int) -> Job:
-    warmup = round(job.lr_schedule.warmup_steps * steps / job.max_steps)
-    schedule = job.lr_schedule.model_copy(update={"warmup_steps": warmup})
-    timing = job.timing.model_copy(update={"min_timed_seconds": job.timing.min_timed_seconds or 0.0})
-    return job.model_copy(update={"max_steps": steps, "lr_schedule": schedule, "timing": timing})
+    schedule = job.lr_schedule.but(warmup_steps=round(job.lr_schedule.warmup_steps * steps / job.max_steps))
+    timing = job.timing.but(min_timed_seconds=job.timing.min_timed_seconds or 0.0)
+    return job.but(max_steps=steps, lr_schedule=schedule, timing=timing)
 
 
 def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: AnyJob, seed: int) -> Suite:
@@ -270,11 +260,8 @@ def _stage(suite: Suite, tried: Mapping[str, Sequence[Values]], job: AnyJob, see
                tunes=name, tried=values)
         for name, every in tried.items() for values in every
     ]  # fmt: skip
-    update = {
-        "job": job, "options": options, "baseline": options[0].name, "seeds": [seed], "control": False,
-        "save": "none",
-    }  # fmt: skip
-    return suite.model_copy(update=update)
+    baseline = options[0].name
+    return suite.but(job=job, options=options, baseline=baseline, seeds=[seed], control=False, save="none")
 
 
 def label(option: str, values: Values) -> str:
@@ -289,12 +276,10 @@ def settled(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
         own[CONTROL] = own[suite.baseline]
     choices = {o.name: _settled(o.choices, own.get(o.name, {})) for o in suite.options}
     base = choices[suite.baseline]
-    options: list[Option] = []
-    for option in suite.options:
-        own_choices = choices[option.name]
-        update = {"choices": own_choices, "differs_in": differences(suite.job, own_choices, base)}
-        options.append(option.model_copy(update=update))
-    return suite.model_copy(update={"options": options})
+    return suite.but(options=[
+        o.but(choices=choices[o.name], differs_in=differences(suite.job, choices[o.name], base))
+        for o in suite.options
+    ])  # fmt: skip
 
 
 def _settled(choices: AnyOption, values: Values) -> AnyOption:

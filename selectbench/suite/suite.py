@@ -350,6 +350,94 @@ class Reference(Strict):
 AnyJob = Job | CommandJob
 
 
+# The keys of a suite file, after a profile and the command line were laid over it.
+
+
+class AnySuiteFile(Strict):
+    """One question: a job, the options to train it under, the seeds, and what decides."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+    """Names the results folder: letters, digits, dot, underscore and dash. The file's name if not given."""
+    question: str = "Which option should this job use?"
+    """What the answer's sentence answers."""
+    job: Any
+    """The work that is identical for every option."""
+    code: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
+    """Folders of your own code (or .py files, for their folders), relative to the suite: they go on the
+    trials' path, so that `package.module:Name` is found; with other content a run is another one."""
+    choices: dict[str, Any] = Field(default_factory=dict)
+    """What every option shares."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Named rows of the ranking: each what it sets over the shared choices."""
+    axes: dict[str, Any] = Field(default_factory=dict)
+    """A grid: a dimension (`precision`) or a setting (`optimizer.lr`, `model.n_layer`) with a list of values, or
+    labelled ones."""
+    exclude: list[Any] = Field(default_factory=list)
+    """Rows to leave out: each a mapping of choices that they have."""
+    baseline: str | None = None
+    """The option that the others are compared with; may be left out where there is one option."""
+    control: bool = False
+    """Run the baseline a second time as the option `control`: how far the two lie apart is what chance does."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]  # noqa: RUF012 (pydantic copies it)
+    """One round each; a seed draws initial weights and data order."""
+    profiles: dict[str, Any] = Field(default_factory=dict)
+    """Pieces laid over the file: the one named after the device, or `--profile NAME`."""
+    tune: Tune | None = None
+    """Tuning before the contest: every option at its own best, with as many trials as the others."""
+    best_of: BestOf | None = None
+    """Settings that each option takes at their fastest, as short trials of speed find them."""
+    screen: list[str] = Field(default_factory=list)
+    """Bounds on speed and memory, such as `tokens_per_second >= 0.5x baseline`: an option that misses one in two
+    short trials takes no part in the contest."""
+    decide: Decide = Decide()
+    """What decides."""
+    limits: Limits = Limits()
+    """When a trial is given up."""
+    cost: Cost | None = None
+    """Prices, from which the cost of the job and of a billion tokens is told; no part of a trial's identity."""
+    meters: MeterSettings = MeterSettings()
+    """How the GPUs are watched while a trial runs; no part of a trial's identity."""
+    gate: list[str] = Field(default_factory=list)
+    """Limits of `selectbench gate`: `tokens_per_second >= 0.97x reference`, or `peak_memory_bytes <= 80 GiB`."""
+    save: Save = "none"
+    """Of which trials the trained model and its tokenizer are kept in the run's folder, as transformers loads them:
+    of none, of the first seed's, of all."""
+    device: Literal["cpu", "cuda"] | None = None
+    """What the job runs on; a run writes it into its suite.yaml. The machine's where not given."""
+    profile: str | None = None
+    """The profile that was merged in; written by a run."""
+    quick: bool = False
+    """Speed and memory only; written by a run."""
+    looks: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
+    """How many seeds each judgement of the run had; written by `run --extend`."""
+
+    @field_validator("job")
+    @classmethod
+    def _declares_its_metrics(cls, job: AnyJob) -> AnyJob:
+        """Before what decides by them is read."""
+        declare(job.own_metrics)
+        return job
+
+
+class SuiteFile(AnySuiteFile):
+    """One question: a job, the options to train it under, the seeds, and what decides."""
+
+    job: Job
+    """The work that is identical for every option."""
+    references: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)], Reference] = (
+        Field(default_factory=dict)
+    )
+    """Models behind an API, asked for the same held-out text after the trials: rows beside the options, in no rank
+    and no claim. No part of a trial's identity."""
+
+
+class CommandSuiteFile(AnySuiteFile):
+    """One question about a training command that is there already."""
+
+    job: CommandJob
+    """The command, the same for every option but for the values of its placeholders."""
+
+
 class Option(Strict):
     """One row of the ranking: a named set of choices."""
 
@@ -371,53 +459,17 @@ class Option(Strict):
         return self.choices
 
 
-class Suite(Strict):
-    """One question, ready to be planned."""
+class Suite(AnySuiteFile):
+    """One question, ready to be planned: what a file says, with its rows made of all the keys that say them."""
 
-    name: str
-    """Names the results folder."""
-    question: str
-    """What the answer's sentence answers."""
-    profile: str | None
-    """The profile that was merged in."""
-    device: Literal["cpu", "cuda"]
-    """What the job runs on."""
-    quick: bool = False
-    """Speed and memory only: no claim of quality."""
-    job: AnyJob
-    """The work that is identical for every option."""
-    options: list[Option]
+    options: list[Option]  # type: ignore[assignment]
     """In the file's order."""
     baseline: str
     """The option that the others are compared with."""
-    seeds: list[Seed]
-    """One round each."""
-    decide: Decide
-    """What decides."""
-    limits: Limits
-    """When a trial is given up."""
-    cost: Cost | None = None
-    """Prices; None: nothing is said of cost."""
-    meters: MeterSettings = MeterSettings()
-    """How the GPUs are watched."""
-    looks: list[int] = Field(default_factory=list)
-    """Seeds at each judgement of a run that was extended, the last of them all; empty: it was not."""
-    control: bool = False
-    """Whether the baseline runs a second time, as the option CONTROL."""
-    tune: Tune | None = None
-    """Settings that each option takes at their best; None: none."""
-    best_of: BestOf | None = None
-    """Settings that each option takes at their fastest; None: none."""
-    screen: list[str] = Field(default_factory=list)
-    """Bounds that an option must hold in one of two short trials of speed to take part in the contest."""
-    gate: list[str] = Field(default_factory=list)
-    """Limits that `selectbench gate` holds a run to."""
-    save: Save = "none"
-    """Of which trials the trained model is kept."""
+    device: Literal["cpu", "cuda"]
+    """What the job runs on."""
     references: dict[str, Reference] = Field(default_factory=dict)
     """Models behind an API that stand beside the options, by name."""
-    code: list[str] = Field(default_factory=list)
-    """Folders of own code, absolute."""
     left_open: LeftOpen = LeftOpen()
     """Shared choices that the machine settles; a plan takes suites in which nothing is open."""
     resolved: dict[str, Any]
@@ -509,91 +561,3 @@ def besides_the_rate(choices: AnyChoices, baseline: AnyChoices) -> list[str]:
 
 def _shown(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else f"{value:g}"
-
-
-# The keys of a suite file, after a profile and the command line were laid over it.
-
-
-class AnySuiteFile(Strict):
-    """One question: a job, the options to train it under, the seeds, and what decides."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
-    """Names the results folder: letters, digits, dot, underscore and dash. The file's name if not given."""
-    question: str = "Which option should this job use?"
-    """What the answer's sentence answers."""
-    job: Any
-    """The work that is identical for every option."""
-    code: list[Annotated[str, Field(min_length=1)]] = Field(default_factory=list)
-    """Folders of your own code (or .py files, for their folders), relative to the suite: they go on the
-    trials' path, so that `package.module:Name` is found; with other content a run is another one."""
-    choices: dict[str, Any] = Field(default_factory=dict)
-    """What every option shares."""
-    options: dict[str, Any] = Field(default_factory=dict)
-    """Named rows of the ranking: each what it sets over the shared choices."""
-    axes: dict[str, Any] = Field(default_factory=dict)
-    """A grid: a dimension (`precision`) or a setting (`optimizer.lr`, `model.n_layer`) with a list of values, or
-    labelled ones."""
-    exclude: list[Any] = Field(default_factory=list)
-    """Rows to leave out: each a mapping of choices that they have."""
-    baseline: str | None = None
-    """The option that the others are compared with; may be left out where there is one option."""
-    control: bool = False
-    """Run the baseline a second time as the option `control`: how far the two lie apart is what chance does."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]  # noqa: RUF012 (pydantic copies it)
-    """One round each; a seed draws initial weights and data order."""
-    profiles: dict[str, Any] = Field(default_factory=dict)
-    """Pieces laid over the file: the one named after the device, or `--profile NAME`."""
-    tune: Tune | None = None
-    """Tuning before the contest: every option at its own best, with as many trials as the others."""
-    best_of: BestOf | None = None
-    """Settings that each option takes at their fastest, as short trials of speed find them."""
-    screen: list[str] = Field(default_factory=list)
-    """Bounds on speed and memory, such as `tokens_per_second >= 0.5x baseline`: an option that misses one in two
-    short trials takes no part in the contest."""
-    decide: Decide = Decide()
-    """What decides."""
-    limits: Limits = Limits()
-    """When a trial is given up."""
-    cost: Cost | None = None
-    """Prices, from which the cost of the job and of a billion tokens is told; no part of a trial's identity."""
-    meters: MeterSettings = MeterSettings()
-    """How the GPUs are watched while a trial runs; no part of a trial's identity."""
-    gate: list[str] = Field(default_factory=list)
-    """Limits of `selectbench gate`: `tokens_per_second >= 0.97x reference`, or `peak_memory_bytes <= 80 GiB`."""
-    save: Save = "none"
-    """Of which trials the trained model and its tokenizer are kept in the run's folder, as transformers loads them:
-    of none, of the first seed's, of all."""
-    device: Literal["cpu", "cuda"] | None = None
-    """What the job runs on; a run writes it into its suite.yaml. The machine's where not given."""
-    profile: str | None = None
-    """The profile that was merged in; written by a run."""
-    quick: bool = False
-    """Speed and memory only; written by a run."""
-    looks: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
-    """How many seeds each judgement of the run had; written by `run --extend`."""
-
-    @field_validator("job")
-    @classmethod
-    def _declares_its_metrics(cls, job: AnyJob) -> AnyJob:
-        """Before what decides by them is read."""
-        declare(job.own_metrics)
-        return job
-
-
-class SuiteFile(AnySuiteFile):
-    """One question: a job, the options to train it under, the seeds, and what decides."""
-
-    job: Job
-    """The work that is identical for every option."""
-    references: dict[Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=60)], Reference] = (
-        Field(default_factory=dict)
-    )
-    """Models behind an API, asked for the same held-out text after the trials: rows beside the options, in no rank
-    and no claim. No part of a trial's identity."""
-
-
-class CommandSuiteFile(AnySuiteFile):
-    """One question about a training command that is there already."""
-
-    job: CommandJob
-    """The command, the same for every option but for the values of its placeholders."""
