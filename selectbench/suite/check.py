@@ -267,9 +267,9 @@ def check_command(
         for key in choices.values.keys() - set(known):
             hint = did_you_mean(key, known) or f": write {{{key}}} into job.command, or arguments into `args`"
             told = "it is given by selectbench" if key in GIVEN else f"the command has no such placeholder{hint}"
-            _at_key(row.choices.at([key]), told, problems)
+            problems.at_key(row.choices.at([key]), told)
         for key in [key for key in UNUSED if getattr(choices, key) and not UNUSED[key] & set(job.names)]:
-            _at_key(row.choices.at([key]), f"changes nothing: the command has no {{{key}}}", problems)
+            problems.at_key(row.choices.at([key]), f"changes nothing: the command has no {{{key}}}")
         if unfilled := set(names_in([choices.args])) & {*known, *GIVEN}:
             problems.at(row.choices.at(["args"]), f"{{{min(unfilled)}}} is filled in in job.command alone")
         for name in missing(job, choices):
@@ -293,10 +293,6 @@ def check_command(
         _check_command_files(job, rows, document, problems)
 
 
-def _at_key(node: Node, told: str, problems: Problems) -> None:
-    problems.add(node.key_place or node.place, node.path, told)
-
-
 def _check_command_tune(
     content: CommandSuiteFile, rows: Sequence[CommandChoices], document: Node, problems: Problems
 ) -> None:
@@ -309,7 +305,7 @@ def _check_command_tune(
         parameter = node.at(["parameters", path])
         values = [choices.values.get(path) for choices in rows]
         if path not in known:
-            _at_key(parameter, f"is no placeholder{did_you_mean(path.rpartition('.')[2], known)}", problems)
+            problems.at_key(parameter, f"is no placeholder{did_you_mean(path.rpartition('.')[2], known)}")
         elif not within.log and not within.linear:
             problems.at(parameter, f"no range is known for {path}: give one, such as {{log: [1e-4, 1e-2]}}")
         elif any(isinstance(value, bool | str) for value in values):
@@ -385,15 +381,14 @@ def _check_parameter(
     path: str, within: Range, rows: Sequence[Choices], node: Node, problems: Problems, *, complete: bool
 ) -> None:
     dimension, _, setting = path.partition(".")
-    place = node.key_place or node.place
     if dimension not in DIMENSIONS or not setting or "." in setting:
         hint = did_you_mean(dimension, DIMENSIONS) or " (such as optimizer.lr)"
-        problems.add(place, node.path, f"{quoted(path)} is no setting of a choice{hint}")
+        problems.at_key(node, f"{quoted(path)} is no setting of a choice{hint}")
         return
     having = [choices for choices in rows if has(choices, path)]
     if not having and complete:
         known = {name for c in rows for name in getattr(type(getattr(c, dimension)), "model_fields", {})}
-        problems.add(place, node.path, f"no option has {path}{did_you_mean(setting, sorted(known))}")
+        problems.at_key(node, f"no option has {path}{did_you_mean(setting, sorted(known))}")
     for choices in having:
         chosen = getattr(choices, dimension)
         kind = type(chosen).model_fields[setting].annotation if isinstance(chosen, Choice) else None

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
@@ -145,32 +145,16 @@ class CommandJob(Strict):
         """Placeholders of the command and of its environment, each once."""
         return names_in([self.command, *self.environment.values()])
 
-    # What analysis and reports ask of any job.
-
     @property
     def evaluates(self) -> bool:
         """Whether the job yields figures of quality."""
         return self.eval != "none"
 
-    @property
-    def evaluates_on_the_way(self) -> bool:
-        """The held-out loss is known after the last step alone."""
-        return False
-
-    @property
-    def scored(self) -> frozenset[str]:
-        """No scores of generated text."""
-        return frozenset()
-
-    @property
-    def own_metrics(self) -> dict[str, OwnMetric]:
-        """None."""
-        return {}
-
-    @property
-    def task(self) -> str:
-        """In place of what is learnt, which the script alone knows."""
-        return "command"
+    # What analysis and reports ask of any job. The held-out loss of a command is known after the last step alone.
+    evaluates_on_the_way: ClassVar[bool] = False
+    scored: ClassVar[frozenset[str]] = frozenset()
+    own_metrics: ClassVar[dict[str, OwnMetric]] = {}
+    task: ClassVar[str] = "command"
 
 
 def _requirement(text: str) -> str:
@@ -231,7 +215,6 @@ class CommandChoices(AnyChoices):
 
 RESERVED = tuple(CommandChoices.model_fields)
 """Keys of an option that are no placeholder's value, or have a meaning besides."""
-
 
 NO_CHOICES = ("may_change", "needs")
 """Those that say something of the option and change nothing in how it trains."""

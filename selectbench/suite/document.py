@@ -130,9 +130,9 @@ class Problems:
         """Note a mistake in this node."""
         self.add(node.place, node.path, message)
 
-    def extend(self, other: Problems) -> None:
-        """Take over another collection."""
-        self.found.update(other.found)
+    def at_key(self, node: Node, message: str) -> None:
+        """Note a mistake in the key of this node."""
+        self.add(node.key_place or node.place, node.path, message)
 
     def lines(self) -> Iterator[str]:
         """One line per mistake, in the order of the file."""
@@ -224,21 +224,22 @@ class _Reader:
             composed = self.yaml.compose(text)
             return self.node(composed, path) if composed is not None else Node(None, self.place(None), path)
         except MarkedYAMLError as error:
-            detail = ", ".join(part for part in (error.context, error.problem) if part)
+            mark, detail = error.problem_mark, ", ".join(part for part in (error.context, error.problem) if part)
             detail = "a tab: indent with spaces" if r"'\t'" in detail else detail
-            self.problems.add(self.place(error.problem_mark), path, f"not valid YAML: {visible(detail, 160)}")
         except RecursionError:
-            self.problems.add(self.place(None), path, f"not valid YAML: nested more than {MOST_LEVELS} levels deep")
+            mark, detail = None, f"nested more than {MOST_LEVELS} levels deep"
         except (YAMLError, ValueError) as error:
-            self.problems.add(
-                self.place(None), path, f"not valid YAML: {visible(' '.join(str(error).split()), 160)}"
-            )
+            mark, detail = None, " ".join(str(error).split())
+        self.note(mark, path, f"not valid YAML: {visible(detail, 160)}")
         return None
 
     def place(self, mark: Any) -> Place:
         if self.on_command_line:
             return Place(self.source)
         return Place(self.source, mark.line + 1, mark.column + 1) if mark else Place(self.source, 1, 1)
+
+    def note(self, mark: Any, path: str, wrong: str) -> None:
+        self.problems.add(self.place(mark), path, wrong)
 
     def node(self, raw: Any, path: str, key: Any = None) -> Node:
         self.count += 1
@@ -263,31 +264,28 @@ class _Reader:
             name = key.value if isinstance(key, ScalarNode) else None
             if name is None or key.tag == f"{TAG}merge":
                 what = "a key must be a word" if name is None else "merge keys (<<) are not YAML 1.2"
-                self.problems.add(self.place(key.start_mark), path, what)
+                self.note(key.start_mark, path, what)
                 continue
             below_path = f"{path}.{name}" if path else name
             if (odd := unwritable(name)) is not None:
-                wrong = f"the key {quoted(name)} holds {visible(odd)}, which no report can show"
-                self.problems.add(self.place(key.start_mark), path, wrong)
-                continue
-            if name in entries:
-                self.problems.add(
-                    self.place(key.start_mark), below_path,
-                    f"the key {quoted(name)} is given twice, first in line {entries[name].key_place.line}",  # type: ignore[union-attr]
-                )  # fmt: skip
-                continue
-            entries[name] = self.node(below, below_path, key)
+                self.note(
+                    key.start_mark, path, f"the key {quoted(name)} holds {visible(odd)}, which no report can show"
+                )
+            elif name in entries:
+                first = entries[name].key_place or entries[name].place
+                wrong = f"the key {quoted(name)} is given twice, first in line {first.line}"
+                self.note(key.start_mark, below_path, wrong)
+            else:
+                entries[name] = self.node(below, below_path, key)
         return entries
 
     def scalar(self, raw: Any, path: str) -> str | int | float | bool | None:
         kind, text = str(raw.tag).removeprefix(TAG), str(raw.value)
         if kind in ("str", "timestamp"):
-            if (odd := unwritable(text)) is not None:
-                self.problems.add(
-                    self.place(raw.start_mark), path, f"holds {visible(odd)}, which no report can show"
-                )
-                return None
-            return text
+            if (odd := unwritable(text)) is None:
+                return text
+            self.note(raw.start_mark, path, f"holds {visible(odd)}, which no report can show")
+            return None
         # A tag may be written before any text: `!!int ''`.
         if kind == "null" and text.lower() in ("", "~", "null"):
             return None
@@ -298,7 +296,7 @@ class _Reader:
                 return getattr(self.yaml.constructor, f"construct_yaml_{kind}")(raw)  # type: ignore[no-any-return]
         known = kind in ("null", "bool", "int", "float")
         wrong = f"{show(text)} is no {kind}" if known else f"the YAML tag {visible(raw.tag)} is not known here"
-        self.problems.add(self.place(raw.start_mark), path, wrong)
+        self.note(raw.start_mark, path, wrong)
         return None
 
 

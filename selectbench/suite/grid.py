@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 from pydantic import BaseModel
@@ -42,20 +43,6 @@ class Row:
     path: str
     """The key that asked for it."""
 
-    def with_choice(self, dimension: str, node: Node) -> Row:
-        """The row with this choice put in."""
-        return replace(self, choices=self.choices.with_entries(**{dimension: node}))
-
-
-@dataclass(frozen=True)
-class Value:
-    """One value of one axis."""
-
-    label: str
-    """As the row's name says it."""
-    partial: Node
-    """The choices that it sets."""
-
 
 def dimensions(document: Node) -> tuple[str, ...]:
     """What an option may set: dimensions, or of a command the reserved keys and the placeholders."""
@@ -66,37 +53,36 @@ def dimensions(document: Node) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*RESERVED, *(name for name in names if name not in GIVEN)]))
 
 
-def rows_of(document: Node, problems: Problems) -> list[Row]:
-    """Every row in the file's order: options outermost, then the axes as they are written.
+def rows_of(document: Node, problems: Problems) -> tuple[list[Row], LeftOpen]:
+    """Every row in the file's order, options outermost, then the axes as they are written; and what is left open.
 
     A row's model or tokenizer without a tag (`model.n_layer`) is the job's with those fields changed.
     """
+    left_open, document = _taken_out(document, problems)
     shared = document.mapping.get("choices", Node({}, document.place, "choices"))
     known = dimensions(document)
     axes = [_values(path, node, known, problems) for path, node in _entries(document, "axes", problems).items()]
     if math.prod(map(len, axes)) > MOST_ROWS:
         problems.at(document.mapping["axes"], f"the grid has more than {MOST_ROWS} rows")
-        return []
+        return [], left_open
     options = _options(document, problems)
     if not isinstance(shared.value, dict):
-        return []
+        return [], left_open
     named = options or {("" if axes else SINGLE): Node({}, document.place, "choices")}
     job = document.mapping.get("job", document)
     rows: list[Row] = []
-    for (name, partial), values in itertools.product(named.items(), itertools.product(*axes)):
-        choices = merge_by_key(shared, partial)
-        for value in values:
-            choices = merge_by_key(choices, value.partial)
+    for (name, partial), *values in itertools.product(named.items(), *(axis.items() for axis in axes)):
+        choices = reduce(merge_by_key, [partial, *(value for _, value in values)], shared)
         # A model or tokenizer is laid over the job's, which it replaces where it has a tag.
         own = () if document.has_command else JOBS_OWN
         choices = choices.with_entries(**{
             key: merge(job.mapping[key], choices.mapping[key], key)
             for key in own if key in job.mapping and key in choices.mapping
         })  # fmt: skip
-        origin = values[-1].partial if values and not name else partial
-        label = " + ".join(filter(None, (name, *(value.label for value in values))))
+        origin = values[-1][1] if values and not name else partial
+        label = " + ".join(filter(None, (name, *(label for label, _ in values))))
         rows.append(Row(label, choices, origin.place, origin.path))
-    return rows
+    return rows, left_open
 
 
 def _entries(document: Node, key: str, problems: Problems) -> dict[str, Node]:
@@ -128,25 +114,25 @@ def _options(document: Node, problems: Problems) -> dict[str, Node]:
     return options
 
 
-def _values(path: str, node: Node, known: Sequence[str], problems: Problems) -> list[Value]:
-    """The axis's values with their labels; none where something is wrong with it. `known`: dimensions."""
-    keys, place = path.split("."), node.key_place or node.place
+def _values(path: str, node: Node, known: Sequence[str], problems: Problems) -> dict[str, Node]:
+    """The choices that the axis's values set, by their labels; none where it is wrong. `known`: dimensions."""
+    keys = path.split(".")
     if keys[0] not in known or not all(keys):
         near = one_of_these(meant_settings(path)) if known == DIMENSIONS else did_you_mean(keys[-1], known)
         hint = did_you_mean(keys[0], known) or near or f" (known: {', '.join(known)})"
-        problems.add(place, node.path, f"unknown dimension {quoted(keys[0])}{hint}")
-        return []
+        problems.at_key(node, f"unknown dimension {quoted(keys[0])}{hint}")
+        return {}
     items = [plain(item) for item in node.items]
     labelled = [(_label(keys, value, items), item) for value, item in zip(items, node.items, strict=True)]
     labelled += node.mapping.items()
     if not labelled:
         problems.at(node, "expected a list of values, or a mapping of labels to values")
-    unique: dict[str, Value] = {}
+    unique: dict[str, Node] = {}
     for label, value in labelled:
         if label in unique:
             problems.at(value, f"two values of this axis are called {quoted(label)}")
-        unique.setdefault(label, Value(label, nest(keys, value, place)))
-    return list(unique.values())
+        unique.setdefault(label, nest(keys, value, node.key_place or node.place))
+    return unique
 
 
 def _label(keys: list[str], value: Any, siblings: list[Any]) -> str:
@@ -180,8 +166,7 @@ def excluded(
             problems.at(entry, "expected a mapping of choices, as in {precision: fp32}")
         unknown = entry.mapping.keys() - set(known)
         for key in unknown:
-            node = entry.mapping[key]
-            problems.add(node.key_place or node.place, node.path, f"unknown key{did_you_mean(key, known)}")
+            problems.at_key(entry.mapping[key], f"unknown key{did_you_mean(key, known)}")
         if unknown or not entry.mapping:
             continue
         pattern = {dimension: _complete(dimension, value) for dimension, value in plain(entry).items()}
@@ -213,14 +198,10 @@ def _matches(pattern: Any, value: Any) -> bool:
 
 def with_sizes_searched(document: Node, problems: Problems) -> Node:
     """The document with `best_of` in place of `micro_batch_size: auto`; an option's own `auto` is a mistake."""
-    options = document.below("options")
-    own = {name: option for name, option in options.items() if option.value_at(MICRO_BATCH_SIZE) == AUTO}
-    if own:
-        for name, option in own.items():
-            node = option.mapping[MICRO_BATCH_SIZE]
-            problems.at(node, "auto is said once for all options: choices: {micro_batch_size: auto}")
-            own[name] = option.with_entries(**{MICRO_BATCH_SIZE: replace(node, value=1)})
-        document = document.with_entries(options=document.mapping["options"].with_entries(**own))
+    if document.has_command:
+        return document
+    wrong = "auto is said once for all options: choices: {micro_batch_size: auto}"
+    document = _refused_in_options(document, MICRO_BATCH_SIZE, lambda n: n.value == AUTO, wrong, problems, [1])
     if document.value_at("choices", MICRO_BATCH_SIZE) != AUTO:
         return document
     node = document.mapping["choices"].mapping[MICRO_BATCH_SIZE]
@@ -232,14 +213,72 @@ def with_sizes_searched(document: Node, problems: Problems) -> Node:
     return document.with_entries(choices=document.mapping["choices"].without(MICRO_BATCH_SIZE), best_of=best_of)
 
 
-def with_first_sizes(rows: Sequence[Row], document: Node) -> list[Row]:
-    """Where sizes are searched, rows that set none begin with the least of them that cuts every such row's step.
+def _refused_in_options(
+    document: Node, setting: str, is_open: Callable[[Node], bool], wrong: str, problems: Problems,
+    instead: Sequence[int] = (),
+) -> Node:  # fmt: skip
+    """The document without the setting, or with the one `instead`, in options that leave it open: a mistake."""
+    options = dict(document.below("options"))
+    for name, option in options.items():
+        if (node := option.mapping.get(setting)) is not None and is_open(node):
+            problems.at(node, wrong)
+            options[name] = option.without(setting)
+            for value in instead:
+                options[name] = option.with_entries(**{setting: replace(node, value=value)})
+    if not options:
+        return document
+    return document.with_entries(options=replace(document.mapping["options"], value=options))
 
-    With 1 where none does, and for `auto`.
+
+def number_in(value: object) -> int | None:
+    """A whole number above 0, where the value is one: it may not have been validated yet."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def _taken_out(document: Node, problems: Problems) -> tuple[LeftOpen, Node]:
+    """What the shared choices leave to the machine, and the document without it; anywhere else it is a mistake."""
+    if document.has_command:  # its placeholders may have such names
+        return LeftOpen(), document
+    left_open = LeftOpen()
+    settings: list[tuple[str, Callable[[Node], bool], str, str]] = [
+        (PRECISION, lambda n: plain(n) in (AUTO, {"name": AUTO}), AUTO, "name a precision here"),
+        (MICRO_BATCH_SIZE, lambda n: isinstance(n.value, dict), f"{{{AT_MOST}: ...}}", "give a number here"),
+    ]
+    for setting, is_open, said, instead in settings:
+        wrong = f"{said} is said once for all options, under choices: {instead}"
+        document = _refused_in_options(document, setting, is_open, wrong, problems)
+        axis = document.below("axes").get(setting, Node(None, document.place))
+        for node in filter(is_open, (*axis.mapping.values(), *axis.items)):
+            problems.at(node, wrong)
+        asked = document.below("choices").get(setting)
+        if asked is not None and is_open(asked):
+            size = validate(SizeThatFits, asked, problems) if setting == MICRO_BATCH_SIZE else True
+            left_open = left_open.but(**{setting: size or SizeThatFits(at_most=1)})
+            document = document.with_entries(choices=document.mapping["choices"].without(setting))
+    return left_open, document
+
+
+def with_placeholders(
+    rows: Sequence[Row], asked: LeftOpen, document: Node, problems: Problems
+) -> tuple[list[Row], LeftOpen]:
+    """Rows that can be validated, and what is left open of what was `asked`.
+
+    What every row sets itself is not; some rows alone may not. Micro-batches are of one sequence meanwhile. Where
+    sizes are searched, rows that set none begin with the least of them that cuts every such row's step, or with 1.
     """
+    for setting in asked.settings:
+        left = f"choices.{setting} leaves it to the machine"
+        own = [row.choices.mapping[setting] for row in rows if setting in row.choices.mapping]
+        if own:
+            asked = asked.but(**{setting: LeftOpen.model_fields[setting].default})
+        for entry in document.items_below("exclude") if not own else ():
+            if setting in entry.mapping:
+                problems.at(entry.mapping[setting], f"{left}: there is nothing to exclude by it")
+        if 0 < len(own) < len(rows):
+            problems.at(own[0], f"{left}: set it in every option, or in none of them")
     searched = document.below("best_of").get(MICRO_BATCH_SIZE)
-    if searched is None:
-        return list(rows)
+    if asked.micro_batch_size is None and (searched is None or document.has_command):
+        return list(rows), asked
     unset = [row for row in rows if MICRO_BATCH_SIZE not in row.choices.mapping]
     jobs = number_in(document.value_at("job", "global_batch_size"))
 
@@ -249,75 +288,12 @@ def with_first_sizes(rows: Sequence[Row], document: Node) -> list[Row]:
         step = own.get("global_batch_size") or jobs
         return step is not None and step % (size * (own.get("world_size") or 1)) == 0
 
-    sizes = sorted(size for item in searched.items if (size := number_in(item.value)))
-    first = replace(searched, value=next((size for size in sizes if all(cuts(size, row) for row in unset)), 1))
-    return [row.with_choice(MICRO_BATCH_SIZE, first) if row in unset else row for row in rows]
+    def filled(row: Row) -> Row:
+        size = Node(1, row.place, f"choices.{MICRO_BATCH_SIZE}") if first is None else first
+        return replace(row, choices=row.choices.with_entries(**{MICRO_BATCH_SIZE: size}))
 
-
-def number_in(value: object) -> int | None:
-    """A whole number above 0, where the value is one: it may not have been validated yet."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def _leaves_open(setting: str, node: Node) -> bool:
-    if setting == PRECISION:
-        return plain(node) in (AUTO, {"name": AUTO})
-    return setting == MICRO_BATCH_SIZE and isinstance(node.value, dict)
-
-
-def taken_out(document: Node, problems: Problems) -> tuple[LeftOpen, Node]:
-    """What the shared choices leave to the machine, and the document without it; anywhere else it is a mistake."""
-    for setting in (PRECISION, MICRO_BATCH_SIZE):
-        document = _refused_elsewhere(document, setting, problems)
-    found = {key: node for key, node in document.below("choices").items() if _leaves_open(key, node)}
-    if not found:
-        return LeftOpen(), document
-    size = None
-    if MICRO_BATCH_SIZE in found:
-        size = validate(SizeThatFits, found[MICRO_BATCH_SIZE], problems) or SizeThatFits(at_most=1)
-    left_open = LeftOpen(precision=PRECISION in found, micro_batch_size=size)
-    return left_open, document.with_entries(choices=document.mapping["choices"].without(*found))
-
-
-def _refused_elsewhere(document: Node, setting: str, problems: Problems) -> Node:
-    """The document without options that leave it open, each told; values of an axis are told."""
-    options = document.below("options")
-    own = {name: option.mapping[setting] for name, option in options.items() if setting in option.mapping}
-    axis = document.below("axes").get(setting)
-    values = [] if axis is None else [*axis.mapping.values(), *axis.items]
-    said, instead = (
-        (AUTO, "name a precision here") if setting == PRECISION else (f"{{{AT_MOST}: ...}}", "give a number here")
-    )
-    for node in (*own.values(), *values):
-        if _leaves_open(setting, node):
-            problems.at(node, f"{said} is said once for all options, under choices: {instead}")
-    kept = {name: options[name].without(setting) for name, node in own.items() if _leaves_open(setting, node)}
-    return document.with_entries(options=document.mapping["options"].with_entries(**kept)) if kept else document
-
-
-def of_these_rows(asked: LeftOpen, rows: Sequence[Row], document: Node, problems: Problems) -> LeftOpen:
-    """Without what every row sets itself; some rows alone may not.
-
-    `rows`: as options and axes have them, without what is left open.
-    """
-    update: dict[str, object] = {}
-    for setting in asked.settings:
-        left = f"choices.{setting} leaves it to the machine"
-        own = [row.choices.mapping[setting] for row in rows if setting in row.choices.mapping]
-        if not own:
-            for entry in document.items_below("exclude"):
-                if setting in entry.mapping:
-                    problems.at(entry.mapping[setting], f"{left}: there is nothing to exclude by it")
-            continue
-        update[setting] = LeftOpen.model_fields[setting].default
-        if len(own) < len(rows):
-            problems.at(own[0], f"{left}: set it in every option, or in none of them")
-    return asked.but(**update)
-
-
-def with_placeholders(rows: Sequence[Row], asked: LeftOpen) -> list[Row]:
-    """Rows that can be validated: with micro-batches of one sequence, and the default precision."""
-    if asked.micro_batch_size is None:
-        return list(rows)
-    one = f"choices.{MICRO_BATCH_SIZE}"
-    return [row.with_choice(MICRO_BATCH_SIZE, Node(1, row.place, one)) for row in rows]
+    first = None
+    if searched is not None and asked.micro_batch_size is None:
+        sizes = sorted(size for item in searched.items if (size := number_in(item.value)))
+        first = replace(searched, value=next((size for size in sizes if all(cuts(size, row) for row in unset)), 1))
+    return [row if MICRO_BATCH_SIZE in row.choices.mapping else filled(row) for row in rows], asked

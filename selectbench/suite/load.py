@@ -51,10 +51,7 @@ from selectbench.suite.grid import (
     Row,
     excluded,
     meant_settings,
-    of_these_rows,
     rows_of,
-    taken_out,
-    with_first_sizes,
     with_placeholders,
     with_sizes_searched,
 )
@@ -330,7 +327,7 @@ def load_suite(
     document = _prepared(top, used, path, asked, problems)
     for key, node in document.below("job").items():
         if "model" not in document.below("job") and nearest(key, ["command"]) == ["command"] != [key]:
-            problems.add(node.key_place or node.place, node.path, "unknown key (did you mean 'command'?)")
+            problems.at_key(node, "unknown key (did you mean 'command'?)")
             problems.raise_if_any()  # as a job that selectbench builds it would have many more mistakes
     if require_files:
         check_files(document, problems)
@@ -374,13 +371,7 @@ def _prepared(top: Node, profile: str | None, path: Path, asked: _CommandLine, p
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).strip("-._") or "suite"
     if "name" not in document.mapping:
         document = document.with_entries(name=Node(stem, document.place, "name"))
-    searched = document if document.has_command else with_sizes_searched(document, problems)
-    return with_absolute_paths(searched, path.resolve().parent)
-
-
-def _taken_out(document: Node, problems: Problems) -> tuple[LeftOpen, Node]:
-    """A command's placeholders may have the names of choices that a suite can leave open."""
-    return (LeftOpen(), document) if document.has_command else taken_out(document, problems)
+    return with_absolute_paths(with_sizes_searched(document, problems), path.resolve().parent)
 
 
 def _kinds(document: Node) -> tuple[type[AnySuiteFile], type[Choices | CommandChoices]]:
@@ -390,10 +381,10 @@ def _kinds(document: Node) -> tuple[type[AnySuiteFile], type[Choices | CommandCh
 def _check_other_profiles(top: Node, used: str | None, path: Path, problems: Problems) -> None:
     """A misspelt key in the profile of another machine is told here already."""
     for name in top.below("profiles").keys() - {used}:
-        _, document = _taken_out(_prepared(top, name, path, _CommandLine(), problems), problems)
+        document = _prepared(top, name, path, _CommandLine(), problems)
         suite_kind, kind = _kinds(document)
         validate(suite_kind, document, problems, own_only=True)
-        for row in rows_of(document, problems):
+        for row in rows_of(document, problems)[0]:
             validate(kind, row.choices, problems, own_only=True)
 
 
@@ -401,11 +392,8 @@ def _suite(
     document: Node, path: Path, profile: str | None, device: Device, asked: _CommandLine, problems: Problems, *,
     require_files: bool,
 ) -> Suite | None:  # fmt: skip
-    open_choices, document = _taken_out(document, problems)
     content: AnySuiteFile | None = validate(_kinds(document)[0], document, problems)
-    names, rows, left_open = _rows(
-        document, path.resolve().parent, open_choices, from_command_line=bool(asked.axes), problems=problems
-    )
+    names, rows, left_open = _rows(document, path.resolve().parent, asked, problems)
     built = [(row, choices) for row, choices in rows if isinstance(choices, Choices)]
     commands = [(row, choices) for row, choices in rows if isinstance(choices, CommandChoices)]
     chosen = [choices for _, choices in built]
@@ -440,20 +428,18 @@ def _suite(
 
 
 def _rows(
-    document: Node, folder: Path, open_choices: LeftOpen, *, from_command_line: bool, problems: Problems
+    document: Node, folder: Path, asked: _CommandLine, problems: Problems
 ) -> tuple[list[str], list[tuple[Row, Choices | CommandChoices]], LeftOpen]:
     """Names of all rows that are not excluded, those rows that are valid, and what they leave open."""
-    written = rows_of(document, problems)
-    left_open = of_these_rows(open_choices, written, document, problems)
-    begun = written if document.has_command else with_placeholders(with_first_sizes(written, document), left_open)
-    asked = [replace(row, choices=with_interpreter(row.choices, folder)) for row in begun]
-    validated = [(row, validate(_kinds(document)[1], row.choices, problems)) for row in asked]
+    begun, left_open = with_placeholders(*rows_of(document, problems), document, problems)
+    written = [replace(row, choices=with_interpreter(row.choices, folder)) for row in begun]
+    validated = [(row, validate(_kinds(document)[1], row.choices, problems)) for row in written]
     rows = [(row, choices) for row, choices in validated if choices is not None]
     gone: set[str] = set()
-    if "exclude" in document.mapping and len(rows) == len(asked):
-        gone = excluded(rows, document, problems, strict=not from_command_line)
+    if "exclude" in document.mapping and len(rows) == len(written):
+        gone = excluded(rows, document, problems, strict=not asked.axes)
     kept = [pair for pair in rows if pair[0].name not in gone]
-    return [row.name for row in asked if row.name not in gone], kept, left_open
+    return [row.name for row in written if row.name not in gone], kept, left_open
 
 
 def _assembled(

@@ -15,7 +15,7 @@ from selectbench import units
 from selectbench.choices.choice import WrongValueError
 from selectbench.errors import did_you_mean, one_of_these
 from selectbench.suite.command import CommandJob
-from selectbench.suite.job import OWN_METRIC_PATTERN, OWN_SCORE, SCORES, Job, OwnMetric
+from selectbench.suite.job import OWN_METRIC_PATTERN, OWN_SCORE, Job, OwnMetric
 from selectbench.text import quoted
 
 # The catalogue of metrics: one entry each, which constraints, decisions, tuning, gates and all reports read.
@@ -58,6 +58,10 @@ _JOULES = Unit(units.joules, {"J": 1, "mJ": 1e-3, "uJ": 1e-6})
 _WATTS = Unit(units.watts)
 _USD = Unit(units.usd, {"USD": 1})
 _SHARE = Unit(units.share)
+_SCORE_TITLES = {
+    "bleu": "BLEU", "chrf": "chrF", "rouge_l": "ROUGE-L", "exact_match": "exact match", "token_f1": "token F1",
+    OWN_SCORE: "own score",
+}  # fmt: skip
 _UNCLEAN = frozenset({"throttled", "shared", "busy"})
 _SHARED = frozenset({"shared"})
 
@@ -145,7 +149,7 @@ class Metric:
         return "same_tokens" in self.needs
 
 
-_SPEED = (
+_SPEED_AND_MEMORY = (
     Metric("tokens_per_second", "tokens/s", "more", _TOKENS_PER_SECOND, "is the fastest", 0.01,
            needs=("same_tokens",), spoiled_by=_UNCLEAN, after_figure=" tokens/s",
            columns={"terminal": 0, "markdown": 0, "page": 0}, shows_ratio=True, dimension=("speed", 0),
@@ -157,8 +161,6 @@ _SPEED = (
            columns={"terminal": 12, "markdown": 1, "page": 17}),
     Metric("step_time_iqr_seconds", "step IQR", "less", _SECONDS, "has the steadiest step",
            measured_as="step_time_iqr_seconds", spoiled_by=_UNCLEAN),
-)  # fmt: skip
-_MEMORY = (
     # Which pages the process happens to hold moves its peak on a CPU, for one option in every seed alike: Adam's is
     # 4 % below AdamW's, and momentum's above both, though it keeps half their state (kept run of `optimizer`).
     Metric("peak_memory_bytes", "memory", "less", _BYTES, "needs the least memory", 0.01, threshold_on_cpu=0.05,
@@ -169,7 +171,7 @@ _MEMORY = (
            metered=True, needs=("gpu",), spoiled_by=_SHARED, after_figure=" of a GPU", columns={"page": 2},
            dimension=("memory", 0), comparison="tested"),
 )  # fmt: skip
-_QUALITY = (
+_OTHERS = (
     Metric("final_loss", "loss", "less", _NATS, "reaches the lowest held-out loss", 0.002, measured_as="final_loss",
            quality=True, needs=("evaluation", "same_tokens"), after_figure=" nats per token", difference_in="nats",
            columns={"terminal": 13, "markdown": 3, "page": 3}, dimension=("quality", 0), comparison="tested",
@@ -183,24 +185,16 @@ _QUALITY = (
     Metric("excess_loss", "excess loss", "less", _NATS, "comes closest to the source's entropy", 0.05, quality=True,
            needs=("evaluation", "known_entropy"), after_figure=" nats per token above the source",
            columns={"terminal": 7, "markdown": 6, "page": 6}),
-)  # fmt: skip
-_SCORE_TITLES = {
-    "bleu": "BLEU", "chrf": "chrF", "rouge_l": "ROUGE-L", "exact_match": "exact match", "token_f1": "token F1",
-    OWN_SCORE: "own score",
-}  # fmt: skip
-_SCORES = tuple(
-    Metric(name, _SCORE_TITLES[name], "more", _NUMBER, f"reaches the highest {_SCORE_TITLES[name]}", 0.01,
-           quality=True, scored=True, needs=("evaluation", "score"),
-           columns={"terminal": 1 + number, "markdown": 7 + number, "page": 7 + number})
-    for number, name in enumerate((*SCORES, OWN_SCORE))
-)  # fmt: skip
-_TEXT = (
+    *(
+        Metric(name, title, "more", _NUMBER, f"reaches the highest {title}", 0.01,
+               quality=True, scored=True, needs=("evaluation", "score"),
+               columns={"terminal": 1 + number, "markdown": 7 + number, "page": 7 + number})
+        for number, (name, title) in enumerate(_SCORE_TITLES.items())
+    ),
     Metric("initial_loss", "loss at start", "less", _NATS, "has the lowest loss before training",
            measured_as="initial_loss", quality=True, columns={"terminal": 9, "markdown": 13, "page": 13}),
     Metric("bytes_per_token", "bytes/token", "more", _NUMBER, "packs most text into a token",
            columns={"terminal": 8, "markdown": 14, "page": 14}),
-)  # fmt: skip
-_TIMES = (
     Metric("startup_seconds", "start-up", "less", _SECONDS, "starts the soonest", measured_as="startup_seconds",
            spoiled_by=_UNCLEAN, columns={"terminal": 17, "markdown": 17}),
     Metric("compile_seconds", "compile", "less", _SECONDS, "compiles the fastest",
@@ -215,8 +209,6 @@ _TIMES = (
     Metric("evaluation_seconds", "evaluation", "less", _SECONDS, "evaluates the fastest",
            measured_as="evaluation_seconds", spoiled_by=_UNCLEAN),
     Metric("skipped_share", "skipped steps", "less", _NUMBER, "skips the fewest steps"),
-)  # fmt: skip
-_METERED = (
     Metric("joules_per_token", "energy/token", "less", _JOULES, "takes the least energy per token", 0.01,
            metered=True, needs=("gpu", "same_tokens"), spoiled_by=_UNCLEAN,
            after_figure=" per token", columns={"terminal": 14, "markdown": 15, "page": 15}, dimension=("energy", 0),
@@ -229,9 +221,7 @@ _METERED = (
            comparison="tested"),
     Metric("usd_of_job", "cost of the job", "less", _USD, "makes the job cheapest",
            spoiled_by=_UNCLEAN),
-)  # fmt: skip
-# Shown and never decided by: a share of one precision's rate says nothing of a share of another's.
-_UTILIZATION = (
+    # Shown and never decided by: a share of one precision's rate says nothing of a share of another's.
     Metric("mfu", "MFU", "more", _SHARE, "uses most of the GPUs' peak", metered=True,
            spoiled_by=_UNCLEAN),
     Metric("hfu", "HFU", "more", _SHARE, "uses most of the GPUs' peak, recomputation included", metered=True,
@@ -255,12 +245,12 @@ class Catalogue(dict[str, Metric]):
 
 METRICS = Catalogue({
     metric.name: metric
-    for metric in (*_SPEED, *_MEMORY, *_QUALITY, *_SCORES, *_TEXT, *_TIMES, *_METERED, *_UTILIZATION)
+    for metric in (*_SPEED_AND_MEMORY, *_OTHERS)
 })  # fmt: skip
 DECIDING = tuple(name for name, metric in METRICS.items() if metric.decides)
 """Those that a suite may decide by."""
 SCREENING = tuple(
-    metric.name for metric in (*_SPEED, *_MEMORY) if metric.decides and "evaluation" not in metric.needs
+    metric.name for metric in _SPEED_AND_MEMORY if metric.decides and "evaluation" not in metric.needs
 )
 """Of these, those that a short trial of speed tells."""
 QUALITY = tuple(name for name in DECIDING if METRICS[name].quality)
@@ -343,7 +333,7 @@ def default_threshold(metric: str, device: str) -> float:
 
 def undecidable_reason(metric: object) -> str | None:
     """Why a metric that is known may not decide, or None."""
-    if metric not in [known.name for known in _UTILIZATION]:  # which a mapping may be asked of too
+    if not isinstance(metric, str) or metric not in METRICS or METRICS[metric].unit is not _SHARE:
         return None
     return (
         f"{metric} is shown and decides nothing: a share of one precision's rate says nothing of a share of "

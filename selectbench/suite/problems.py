@@ -59,9 +59,12 @@ OR = {"eval": ["a mapping"], "world_size": ["a whole number"], "micro_batch_size
 """What a field takes besides its words: said after them."""
 WORDS = {"eval": "none or ", "world_size": "auto or ", **dict.fromkeys(REGISTRY, "a name or ")}
 """What a field takes besides: said before the rest."""
-BOUNDS = {
-    "greater_than": ("gt", "more than"), "greater_than_equal": ("ge", "at least"),
-    "less_than": ("lt", "less than"), "less_than_equal": ("le", "at most"),
+SENTENCES = {
+    "greater_than": "found {found}, must be more than {gt}", "less_than": "found {found}, must be less than {lt}",
+    "greater_than_equal": "found {found}, must be at least {ge}",
+    "less_than_equal": "found {found}, must be at most {le}",
+    "too_short": "must have at least {min_length} entry", "string_too_short": "is empty",
+    "string_too_long": "is longer than {max_length} characters",
 }  # fmt: skip
 
 
@@ -97,14 +100,14 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
         case "extra_forbidden":
             known = list(classes_at(kind, location[:-1])[0].model_fields)
             hint = _key_hint(node.path, str(keys[-1]), known)
-            problems.add(node.key_place or node.place, node.path, f"unknown key{hint}")
+            problems.at_key(node, f"unknown key{hint}")
         case "missing":
             known = list(classes_at(kind, location[:-1])[0].model_fields)
             others = [key for key in node.mapping if key not in known]
             if not any(keys[-1] in nearest(other, known) for other in others):  # else it is told as misspelt
                 problems.at(node, _missing(node, str(keys[-1])))
         case "value_error" if str(detail["ctx"]["error"]) == NO_VALUE and (near := did_you_mean(field, RESERVED)):
-            problems.add(node.key_place or node.place, node.path, f"unknown key{near}")
+            problems.at_key(node, f"unknown key{near}")
         case "value_error":
             error = detail["ctx"]["error"]
             blamed = node.at(error.key.split(".")) if isinstance(error, WrongValueError) else node
@@ -123,7 +126,7 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
                 problems.at(node, _untagged(field, node))
             else:
                 hint = _nearest(wrong.path.rpartition(".")[2], tags)
-                problems.add(wrong.key_place or wrong.place, wrong.path, f"unknown key{hint}")
+                problems.at_key(wrong, f"unknown key{hint}")
         case "literal_error":
             words = _words_of(kind, location)
             shown = [word if isinstance(word, str) else show(word) for word in words]
@@ -154,15 +157,8 @@ def _message(detail: Any, node: Node) -> str:
     if kind in EXPECTED:
         field = detail["loc"][-2] if detail["loc"][-1] == "Eval" else detail["loc"][-1]
         return f"found {describe(node)}, expected {WORDS.get(str(field), '')}{EXPECTED[kind]}"
-    if kind in BOUNDS:
-        key, words = BOUNDS[kind]
-        return f"found {describe(node)}, must be {words} {context[key]}"
-    if kind == "too_short":
-        return f"must have at least {context['min_length']} entry"
-    if kind == "string_too_short":
-        return "is empty"
-    if kind == "string_too_long":
-        return f"is longer than {context['max_length']} characters"
+    if kind in SENTENCES:
+        return SENTENCES[kind].format(found=describe(node), **context)
     if kind == "string_pattern_mismatch" and context["pattern"] == OWN_PATTERN:
         return f"found {describe(node)}, expected {OWN}, a dotted module, a colon and a name in it"
     if kind == "string_pattern_mismatch":
