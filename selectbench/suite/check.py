@@ -44,6 +44,37 @@ from selectbench.suite.suite import (
 from selectbench.text import quoted
 
 
+def check_suite(
+    content: AnySuiteFile | None, rows: Sequence[tuple[Row, Choices | CommandChoices]], names: list[str],
+    document: Node, device: str, problems: Problems, *, quick: bool, has_axes_asked: bool, require_files: bool,
+) -> str:  # fmt: skip
+    """Notes all that is wrong with a suite's rows and their job, each with its place; returns the baseline's name.
+
+    `content` None: something in it is wrong already; `names`: of all rows, `rows`: those that are valid.
+    """
+    built = [(row, choices) for row, choices in rows if isinstance(choices, Choices)]
+    chosen = [choices for _, choices in built]
+    _check_accumulation(built, document, device, problems)
+    _check_distinct(rows, document, problems)
+    _check_seeds(document, problems)
+    for row, choices in rows if require_files else ():
+        if choices.python is not None and (problem := interpreter_problem(choices.python)):
+            problems.at(row.choices.at(["python"]), problem)
+    unmeasured = _unmeasured_metrics(content, chosen, document, device, quick=quick)
+    _check_bounds(document, problems, unmeasured)
+    if document.value_at("control") is True and CONTROL in names:
+        wrong = f"an option is called {CONTROL!r}, the name of the baseline's repetition"
+        problems.at(document.mapping["control"], wrong)
+    if isinstance(content, CommandSuiteFile):
+        commands = [(row, choices) for row, choices in rows if isinstance(choices, CommandChoices)]
+        _check_command(content, commands, document, problems, require_files=require_files)
+    elif isinstance(content, SuiteFile):
+        _check_jobs(built, content.job, document, problems)
+        _check_tune(content, chosen, document, problems, complete=len(rows) == len(names))
+        _check_references(content, names, document, problems)
+    return _chosen_baseline(document, names, fall_back=has_axes_asked, problems=problems)
+
+
 def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_size: int) -> str | None:
     """Why the step can't be cut into whole micro-batches, or None. Sizes in sequences; world_size in ranks."""
     if global_batch_size % (micro_batch_size * world_size) == 0:
@@ -54,7 +85,7 @@ def accumulation_problem(global_batch_size: int, micro_batch_size: int, world_si
     )
 
 
-def check_accumulation(rows: list[tuple[Row, Choices]], document: Node, device: str, problems: Problems) -> None:
+def _check_accumulation(rows: list[tuple[Row, Choices]], document: Node, device: str, problems: Problems) -> None:
     """Every row's step must be whole micro-batches; `auto` ranks are one on a CPU, else known when planning."""
     jobs = number_in(document.value_at("job", "global_batch_size"))
     for row, choices in rows:
@@ -67,7 +98,7 @@ def check_accumulation(rows: list[tuple[Row, Choices]], document: Node, device: 
             problems.at(row.choices.at([blamed]), problem)
 
 
-def check_distinct(rows: Sequence[tuple[Row, AnyChoices]], document: Node, problems: Problems) -> None:
+def _check_distinct(rows: Sequence[tuple[Row, AnyChoices]], document: Node, problems: Problems) -> None:
     """No two rows may have the same name or the same choices, the job's global batch among them.
 
     Of a row in which something is wrong already its choices are not known.
@@ -113,7 +144,7 @@ def _check_model_files(model: Node, problems: Problems) -> None:
         problems.at(named, problem)
 
 
-def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, problems: Problems) -> None:
+def _check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, problems: Problems) -> None:
     """Every row must be able to do the job with the model, the tokenizer and the global batch that it sets."""
     is_text = job.data.needs_tokenizer
     if is_text and any(job.of(choices).tokenizer is None for _, choices in rows):
@@ -134,7 +165,7 @@ def check_jobs(rows: list[tuple[Row, Choices]], job: Job, document: Node, proble
                 problems.at(row.choices.at(["model" if choices.model is not None else "tokenizer"]), reason)
 
 
-def check_references(content: SuiteFile, names: Sequence[str], document: Node, problems: Problems) -> None:
+def _check_references(content: SuiteFile, names: Sequence[str], document: Node, problems: Problems) -> None:
     """What a model behind an API is asked must be what the job's task makes, under a name that no option has."""
     job = content.job
     generates = job.task == "seq2seq" and isinstance(job.eval, Eval) and bool(job.eval.scores)
@@ -158,7 +189,7 @@ def tokenizers_differ(choices: Sequence[Choices], job: Job) -> bool:
     return len({job.of(own).tokenizer for own in choices}) > 1
 
 
-def check_seeds(document: Node, problems: Problems) -> None:
+def _check_seeds(document: Node, problems: Problems) -> None:
     """A seed may be given once: repeated, it would count one trial twice."""
     seen: set[str] = set()
     for node in document.items_below("seeds"):
@@ -167,7 +198,7 @@ def check_seeds(document: Node, problems: Problems) -> None:
         seen.add(str(plain(node)))
 
 
-def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, problems: Problems) -> str:
+def _chosen_baseline(document: Node, names: list[str], *, fall_back: bool, problems: Problems) -> str:
     """The baseline's name; the first row where there is one only, or `fall_back` and the file's is gone."""
     node = document.mapping.get("baseline")
     if node is None or node.value is None:
@@ -182,52 +213,52 @@ def chosen_baseline(document: Node, names: list[str], *, fall_back: bool, proble
     return names[0] if names else ""
 
 
-def unmeasured_metrics(
-    job: AnyJob | None, device: str, *, quick: bool, evaluates: bool, has_prices: bool, other_tokens: bool
+def _unmeasured_metrics(
+    content: AnySuiteFile | None, chosen: Sequence[Choices], document: Node, device: str, *, quick: bool
 ) -> dict[str, str]:
-    """Why the job will not yield a metric that decides, by those that it won't; `job` None: it is wrong itself."""
+    """Why the job will not yield a metric that decides, by those that it won't; `content` None: it is wrong."""
+    job: AnyJob | None = content.job if content else None
     kind = job.data.kind if isinstance(job, Job) else "text" if job is None else "tokens"
-    scored = job.scored if job else frozenset[str]()
     lacking: dict[Need, str] = {}  # what would explain most stands first
     if device == "cpu":
         lacking["gpu"] = "the job runs on the cpu, and only GPUs have meters and a price"
-    if not has_prices:
+    if "cost" not in document.mapping:
         lacking["price"] = "no price is given: add `cost: {usd_per_gpu_hour: ...}`"
-    if not evaluates:
+    if not quick and document.value_at("job", "eval") == "none":
         lacking["evaluation"] = "job.eval is none"
     if not quick and job is not None and not job.evaluates_on_the_way:
-        told = "the loss is known at the end alone"
-        told += ": give job.eval an every_steps below max_steps" if isinstance(job, Job) else ""
-        lacking["evaluations_on_the_way"] = told
-    if other_tokens:
-        told = "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
-        lacking["same_tokens"] = told
+        how = ": give job.eval an every_steps below max_steps" if isinstance(job, Job) else ""
+        lacking["evaluations_on_the_way"] = f"the loss is known at the end alone{how}"
+    if isinstance(job, Job) and tokenizers_differ(chosen, job):
+        lacking["same_tokens"] = (
+            "the options' tokenizers differ, and so does a token: take bits_per_byte, bytes_per_second"
+        )
     if kind != "markov":
         lacking["known_entropy"] = "only a markov source says what loss can be reached"
     if kind not in ("text", "chat", "pairs"):
         lacking["text"] = "the data are tokens, of no text"
     found: dict[str, str] = {}
     for name in deciding():
-        reason = next((lacking[need] for need in lacking if need in METRICS[name].needs), None)
-        if reason is None and METRICS[name].scored and isinstance(job, CommandJob):
-            reason = "nothing is generated by a command that is observed"
-        if reason is None and METRICS[name].scored and name not in scored:
+        reason = next((why for need, why in lacking.items() if need in METRICS[name].needs), None)
+        if reason is None and METRICS[name].scored and (job is None or name not in job.scored):
             key = '"package.module:function"' if name == OWN_SCORE else name
             added = f"scores: [{key}]" if name in DECIDING else f"metrics: {{{name}: ...}}"
-            reason = f"add `eval: {{{added}}}`"
+            is_command = isinstance(job, CommandJob)
+            reason = (
+                "nothing is generated by a command that is observed" if is_command else f"add `eval: {{{added}}}`"
+            )
         if reason is not None:
             found[name] = reason
     return found
 
 
-def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
+def _check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str]) -> None:
     """Constraints and limits of the gate must parse, and like the objective be on metrics that are measured."""
-    decide = document.mapping.get("decide", document)
-    bounds: list[tuple[Node, Yardstick]] = [(node, "baseline") for node in decide.items_below("constraints")]
+    decide, screen = document.mapping.get("decide", document), document.items_below("screen")
+    bounds: list[tuple[Node, Yardstick]] = [(n, "baseline") for n in (*decide.items_below("constraints"), *screen)]
     bounds += [(node, "reference") for node in document.items_below("gate")]
-    screen = document.items_below("screen")
-    bounds += [(node, "baseline") for node in screen]
-    metrics = [(node, str(node.value)) for key, node in decide.mapping.items() if key == "objective"]
+    objective = decide.mapping.get("objective")
+    metrics = [] if objective is None else [(objective, str(objective.value))]
     for node, against in bounds:
         among = SCREENING if node in screen else ()
         try:
@@ -241,14 +272,11 @@ def check_bounds(document: Node, problems: Problems, unmeasured: dict[str, str])
             problems.at(node, f"{metric} is not measured: {unmeasured[metric]}")
 
 
-# What a training command asks of a suite: values for its placeholders, files that are there.
-
-
 UNUSED = {"args": {"args"}, MICRO_BATCH_SIZE: {MICRO_BATCH_SIZE, "gradient_accumulation_steps"}}
 """Reserved keys of an option that do nothing unless the command has one of these placeholders."""
 
 
-def check_command(
+def _check_command(
     content: CommandSuiteFile, rows: Sequence[tuple[Row, CommandChoices]], document: Node, problems: Problems, *,
     require_files: bool,
 ) -> None:  # fmt: skip
@@ -330,10 +358,7 @@ def _check_command_files(
             problems.at(document.at(["job", "command"]), problem)
 
 
-# What tuning and the search for the fastest ask of a suite: settings that options have, seeds of their own.
-
-
-def check_tune(
+def _check_tune(
     content: SuiteFile, rows: Sequence[Choices], document: Node, problems: Problems, *, complete: bool
 ) -> None:
     """Notes what is wrong, with its place. Not `complete`: rows that are wrong themselves are not among `rows`."""

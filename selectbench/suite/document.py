@@ -21,9 +21,6 @@ from selectbench.errors import UserError
 from selectbench.suite.sources import PATHS, TAGS, PathKind
 from selectbench.text import MOST_SHOWN, quoted, unwritable, visible
 
-# YAML 1.2 by ruamel: `1e-3` is a number and `no` is a word. Keys given twice are refused.
-
-
 MOST_NODES = 100_000
 """Values that a suite may have; aliases of aliases can ask for billions."""
 MOST_LEVELS = 50
@@ -211,7 +208,7 @@ def show(value: object) -> str:
 
 
 class _Reader:
-    """Turns ruamel's nodes into ours."""
+    """Turns ruamel's nodes into ours. In YAML 1.2 `1e-3` is a number and `no` a word; no key is given twice."""
 
     def __init__(self, problems: Problems, source: str, *, on_command_line: bool = False) -> None:
         self.problems, self.source, self.on_command_line = problems, source, on_command_line
@@ -305,7 +302,6 @@ class _Reader:
 # Mappings merge key by key. A mapping that carries its own tag replaces the inherited one whole, so that another
 # optimizer never inherits the first one's learning rate. Lists and scalars replace.
 
-
 _NAMES = frozenset({"name"})
 _SOURCES = frozenset({*TAGS, "train"})
 _TAGS = {
@@ -369,7 +365,6 @@ def nest(keys: list[str], node: Node, place: Place) -> Node:
 #
 # They are relative to the suite's folder, those of the command line to the working directory; `~` is the home
 # folder.
-
 
 _MODEL_PATHS: dict[str, PathKind] = {"config": "file", "pretrained": "folder or hub id"}
 _HELDOUT_PATHS: dict[str, PathKind] = {"heldout": "file", "text": "globs", "tokenizer": "file"}

@@ -193,9 +193,6 @@ def _matches(pattern: Any, value: Any) -> bool:
     return bool(pattern == value)
 
 
-# Shared choices that a suite leaves open: micro-batch sizes that are searched, and what the machine chooses.
-
-
 def with_sizes_searched(document: Node, problems: Problems) -> Node:
     """The document with `best_of` in place of `micro_batch_size: auto`; an option's own `auto` is a mistake."""
     if document.has_command:

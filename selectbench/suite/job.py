@@ -24,9 +24,6 @@ from selectbench.choices.model import (
 )
 from selectbench.suite.sources import Cleaning, Data, EmbeddedCorpus
 
-# How a trained model is judged: held-out loss always, and scores of what it generates where a suite asks.
-
-
 MOST_STEPS = 10_000_000
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 BuiltInScore = Literal["bleu", "chrf", "rouge_l", "exact_match", "token_f1"]
@@ -90,9 +87,6 @@ class Eval(Strict):
     def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without own metrics where there are none: trials then have the ids that they had before."""
         return {key: value for key, value in dump(self).items() if value or key != "metrics"}
-
-
-# The job: the work that is identical for every option of a suite.
 
 
 class LrSchedule(Strict):
@@ -282,9 +276,6 @@ def _tokenizer_of(model: AnyModel | None) -> AnyTokenizer | None:
     return PretrainedTokenizer(pretrained=model.pretrained, revision=model.revision)
 
 
-# The learning rate over the steps, as a share of its peak.
-
-
 def share_of_peak(schedule: LrSchedule, step: int, max_steps: int) -> float:
     """Share of the peak learning rate, in [0, 1], for optimizer step `step` of 0 .. max_steps - 1.
 
@@ -320,9 +311,6 @@ def distinct_rates(rates: Iterable[float]) -> list[float]:
 def shape_sha256(values: Sequence[float]) -> str:
     """Digest of the schedule's shape; shares are rounded to 1e-9, below any effect and above libm's noise."""
     return hashlib.sha256(b"".join(pack("<d", round(value, 9)) for value in values)).hexdigest()
-
-
-# Global batches that options set: they must divide the job's tokens, as all options train on the same number.
 
 
 MOST_SEQUENCES = 1 << 22

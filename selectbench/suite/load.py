@@ -17,22 +17,8 @@ from pydantic_core.core_schema import ModelSchema
 
 import selectbench
 from selectbench.choices import Choices
-from selectbench.choices.execution import interpreter_problem
 from selectbench.errors import UserError, did_you_mean, nearest, one_of_these, synonyms
-from selectbench.suite.check import (
-    check_accumulation,
-    check_bounds,
-    check_command,
-    check_distinct,
-    check_files,
-    check_jobs,
-    check_references,
-    check_seeds,
-    check_tune,
-    chosen_baseline,
-    tokenizers_differ,
-    unmeasured_metrics,
-)
+from selectbench.suite.check import check_files, check_suite, tokenizers_differ
 from selectbench.suite.command import CommandChoices, CommandJob, as_written
 from selectbench.suite.document import (
     Node,
@@ -72,9 +58,6 @@ from selectbench.suite.suite import (
     differences,
 )
 from selectbench.text import quoted, unwritable, visible
-
-# What the command line changes in a suite: `--set PATH=VALUE`, `--axis PATH=A,B`, `--seeds 0,1`.
-
 
 SETTABLE = tuple(
     key for key in SuiteFile.model_fields if key not in ("profiles", "device", "profile", "quick", "looks")
@@ -124,9 +107,6 @@ def apply_axes(document: Node, axes: Iterable[str], problems: Problems) -> Node:
             axis_of_path = others.with_entries(**{path: replace(values, key_place=place)})
             document = document.without("options").with_entries(axes=axis_of_path)
     return document
-
-
-# The suites that come with selectbench, and where a suite is found by path or name.
 
 
 TEMPLATE = Path(__file__).parent / "template.yaml"
@@ -189,7 +169,6 @@ def scripts_of(name: str | None) -> Path | None:
 #
 # A file may say a thing in pieces (shared choices, options, profiles), so a required key may be missing in any one
 # of them: the schema requires none, and `load` checks the whole after merging.
-
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 Schema = dict[str, Any]
@@ -283,7 +262,6 @@ def _mapping_of(shape: Schema) -> Schema:
 # Order: the file, then its profile, then `--set`, then `--axis` and `--seeds`, then `--quick`. Relative paths of
 # the file (text globs, a model's configuration, own code, interpreters) are relative to the suite's folder; the
 # suite holds them absolute, so that a worker anywhere, and a run's own suite.yaml, find them.
-
 
 QUICK_STEPS = 20
 """Most optimizer steps of a `--quick` trial."""
@@ -394,34 +372,11 @@ def _suite(
 ) -> Suite | None:  # fmt: skip
     content: AnySuiteFile | None = validate(_kinds(document)[0], document, problems)
     names, rows, left_open = _rows(document, path.resolve().parent, asked, problems)
-    built = [(row, choices) for row, choices in rows if isinstance(choices, Choices)]
-    commands = [(row, choices) for row, choices in rows if isinstance(choices, CommandChoices)]
-    chosen = [choices for _, choices in built]
-    check_accumulation(built, document, device, problems)
-    check_distinct(rows, document, problems)
-    check_seeds(document, problems)
-    for row, choices in rows if require_files else ():
-        if choices.python is not None and (problem := interpreter_problem(choices.python)):
-            problems.at(row.choices.at(["python"]), problem)
     quick = asked.quick or (content is not None and content.quick)
-    unmeasured = unmeasured_metrics(
-        content.job if content else None, device, quick=quick, has_prices="cost" in document.mapping,
-        evaluates=quick or document.value_at("job", "eval") != "none",
-        other_tokens=content is not None and isinstance(content, SuiteFile)
-        and tokenizers_differ(chosen, content.job),
+    baseline = check_suite(
+        content, rows, names, document, device, problems,
+        quick=quick, has_axes_asked=bool(asked.axes), require_files=require_files,
     )  # fmt: skip
-    check_bounds(document, problems, unmeasured)
-    if document.value_at("control") is True and CONTROL in names:
-        problems.at(
-            document.mapping["control"], f"an option is called {CONTROL!r}, the name of the baseline's repetition"
-        )
-    if isinstance(content, CommandSuiteFile):
-        check_command(content, commands, document, problems, require_files=require_files)
-    elif isinstance(content, SuiteFile):
-        check_jobs(built, content.job, document, problems)
-        check_tune(content, chosen, document, problems, complete=len(rows) == len(names))
-        check_references(content, names, document, problems)
-    baseline = chosen_baseline(document, names, fall_back=bool(asked.axes), problems=problems)
     if problems.found or content is None:
         return None
     return _assembled(content, rows, left_open, baseline, profile or content.profile, device, quick=quick)

@@ -1,4 +1,8 @@
-"""The catalogue of metrics, and bounds on them."""
+"""The catalogue of metrics, which constraints, decisions, tuning, gates and all reports read, and bounds on them.
+
+To add a metric that the worker measures already, add its entry, with `measured_as` naming the measurement's key. One
+that has a formula of its own gets that in `selectbench.analysis.metrics`.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +21,6 @@ from selectbench.errors import did_you_mean, one_of_these
 from selectbench.suite.command import CommandJob
 from selectbench.suite.job import OWN_METRIC_PATTERN, OWN_SCORE, Job, OwnMetric
 from selectbench.text import quoted
-
-# The catalogue of metrics: one entry each, which constraints, decisions, tuning, gates and all reports read.
-#
-# To add a metric that the worker measures already, add its entry, with `measured_as` naming the key of the
-# measurement. One that has a formula of its own gets that in `selectbench.analysis.metrics`.
-
 
 Better = Literal["more", "less"]
 Report = Literal["terminal", "markdown", "page"]
@@ -339,9 +337,6 @@ def undecidable_reason(metric: object) -> str | None:
         f"{metric} is shown and decides nothing: a share of one precision's rate says nothing of a share of "
         "another's; take tokens_per_second"
     )
-
-
-# A bound on a metric: `final_perplexity <= 1.01x baseline`, `peak_memory_bytes <= 80 GiB`.
 
 
 Operator = Literal["<=", ">=", "<", ">"]

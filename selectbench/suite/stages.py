@@ -27,9 +27,6 @@ from selectbench.suite.suite import (
 
 AnyOption = Choices | CommandChoices
 
-# The values that tuning tries: grids, what lies beyond or between them, and sequences over several settings.
-
-
 _DIGITS = 3
 """Significant ones of a value: a learning rate is not known better."""
 
@@ -127,9 +124,6 @@ def beyond(axis: Axis, tried: Sequence[float], *, upwards: bool) -> float:
 def between(axis: Axis, value: float, other: float) -> float:
     """The value half-way between two."""
     return axis.at((axis.share(value) + axis.share(other)) / 2)
-
-
-# The stages: in their suites every option is one setting that is tried.
 
 
 def tuned_options(suite: Suite) -> list[Option]:

@@ -24,12 +24,6 @@ from selectbench.suite.metrics import (
 )
 from selectbench.text import quoted
 
-# Shared choices that a suite leaves to the machine: `precision: auto` and `micro_batch_size: {at_most: 16}`.
-#
-# A plan settles them, once for all options: were they an option's own, its difference from the others would be
-# another one on every machine.
-
-
 AUTO = "auto"
 AT_MOST = "at_most"
 PRECISION, MICRO_BATCH_SIZE = "precision", "micro_batch_size"
@@ -57,7 +51,11 @@ class MachineChoice(Strict):
 
 
 class LeftOpen(Strict):
-    """What of the shared choices is still to be settled; the options hold placeholders meanwhile."""
+    """What of the shared choices a plan has yet to choose: `precision: auto`, `micro_batch_size: {at_most: 16}`.
+
+    It is chosen once for all options, which hold placeholders meanwhile: were it an option's own, its difference
+    from the others would be another one on every machine.
+    """
 
     precision: bool = False
     """The best one that the machine has units for."""
@@ -71,9 +69,6 @@ class LeftOpen(Strict):
         """As the shared choices say them."""
         found: dict[str, Any] = {PRECISION: AUTO} if self.precision else {}
         return found | ({MICRO_BATCH_SIZE: self.micro_batch_size.model_dump()} if self.micro_batch_size else {})
-
-
-# What a suite looks for before the contest: each option's own best settings. Declared here, run nowhere.
 
 
 Seed = Annotated[int, Field(ge=0, lt=1 << 32)]
@@ -186,9 +181,6 @@ Values = dict[str, int | float]
 """Settings of an option that tuning tries, by path."""
 
 
-# A suite: one question, with everything resolved. `load` makes it from a file.
-
-
 CONTROL = "control"
 """The name of the baseline's second row."""
 
@@ -260,9 +252,6 @@ class MeterSettings(Strict):
     """Longest wait before a trial until the GPU's memory is back where it was before the first one."""
     rerun_unclean: bool = False
     """Run a trial a second time where its GPU was throttled or shared, or something else kept its CPU busy."""
-
-
-# A model behind an API, asked for what the options are asked for: a yardstick, trained nowhere here.
 
 
 class Api(Strict):
@@ -348,9 +337,6 @@ class Reference(Strict):
 
 
 AnyJob = Job | CommandJob
-
-
-# The keys of a suite file, after a profile and the command line were laid over it.
 
 
 class AnySuiteFile(Strict):
