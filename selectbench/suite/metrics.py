@@ -1,7 +1,7 @@
 """The catalogue of metrics, which constraints, decisions, tuning, gates and all reports read, and bounds on them.
 
-To add a metric that the worker measures already, add its entry, with `measured_as` naming the measurement's key. One
-that has a formula of its own gets that in `selectbench.analysis.metrics`.
+To add a metric that the worker measures already, add its entry, with `measured_as` naming the measurement's key.
+One that has a formula of its own gets that in `selectbench.analysis.metrics`.
 """
 
 from __future__ import annotations
@@ -289,6 +289,8 @@ def unknown_metric(metric: object, among: Sequence[str] = ()) -> str | None:
     """What is wrong with the name of a metric that is to decide, or None. `among`: those that serve there."""
     if metric in deciding():
         return None
+    if reason := undecidable_reason(metric):
+        return reason
     known = list(among) or [*DECIDING, *_here]
     headed = [n for n in known if n in METRICS and str(metric) in (METRICS[n].title, *METRICS[n].unit.written)]
     hint = did_you_mean(metric, known) or one_of_these(headed[:1]) or f" (known: {', '.join(known)})"
@@ -383,8 +385,6 @@ def parse_constraint(text: str, against: Yardstick = "baseline", among: Sequence
             f"{quoted(text)} is not METRIC (<= >= < >) NUMBER with or without a unit, or NUMBERx {against}"
         )
     metric, operator, number, times, yardstick, unit = matched.groups()
-    if reason := undecidable_reason(metric):
-        raise ValueError(reason)
     if reason := unknown_metric(metric, among):
         raise ValueError(reason)
     if metric == SECONDS_TO_LOSS and against == "reference":

@@ -98,11 +98,10 @@ def _note(kind: type[BaseModel], root: Node, detail: Any, problems: Problems) ->
     node = root.at(keys)
     match detail["type"]:
         case "extra_forbidden":
-            known = list(classes_at(kind, location[:-1])[0].model_fields)
-            hint = _key_hint(node.path, str(keys[-1]), known)
-            problems.at_key(node, f"unknown key{hint}")
+            known = list(_types_at(kind, location[:-1])[0][0].model_fields)
+            problems.at_key(node, f"unknown key{_key_hint(node.path, str(keys[-1]), known)}")
         case "missing":
-            known = list(classes_at(kind, location[:-1])[0].model_fields)
+            known = list(_types_at(kind, location[:-1])[0][0].model_fields)
             others = [key for key in node.mapping if key not in known]
             if not any(keys[-1] in nearest(other, known) for other in others):  # else it is told as misspelt
                 problems.at(node, _missing(node, str(keys[-1])))
@@ -231,31 +230,25 @@ def _known(words: Sequence[str]) -> str:
     return f" (known: {', '.join(words)})"
 
 
-def classes_at(kind: type[BaseModel], location: Location) -> list[type[BaseModel]]:
-    """The classes that pydantic's location leads to; branch names choose among a union's classes."""
-    classes: list[type[BaseModel]] = [kind]
-    for segment in location:
-        chosen = [c for c in classes if _is_branch(c, segment)]
-        if chosen and len(classes) > 1:
-            classes = chosen
-        elif (annotation := _annotation(classes, segment)) is not None:
-            classes = [a for a in _parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
-    return classes
-
-
 def _words_of(kind: type[BaseModel], location: Location) -> list[object]:
     """The words that the last field of pydantic's location may be."""
-    found: list[object] = []
-    for end, segment in enumerate(location):
-        if (annotation := _annotation(classes_at(kind, location[:end]), segment)) is not None:
-            literals = [part for part in _parts(annotation) if get_origin(part) is Literal]
-            found = [word for part in literals for word in get_args(part)]
-    return found
+    literals = [part for part in _parts(_types_at(kind, location)[1]) if get_origin(part) is Literal]
+    return [word for part in literals for word in get_args(part)]
 
 
-def _annotation(classes: Sequence[type[BaseModel]], field: str | int) -> Any:
-    """Of a field of the first of these classes that has it; None: none has."""
-    return next((c.model_fields[str(field)].annotation for c in classes if field in c.model_fields), None)
+def _types_at(kind: type[BaseModel], location: Location) -> tuple[list[type[BaseModel]], Any]:
+    """The classes that a location leads to, where branch names choose a class, and the type of its last field."""
+    classes: list[type[BaseModel]] = [kind]
+    annotation: Any = None
+    for segment in location:
+        chosen = [c for c in classes if _is_branch(c, segment)]
+        having = [c.model_fields[str(segment)] for c in classes if segment in c.model_fields]
+        if chosen and len(classes) > 1:
+            classes = chosen
+        elif having:
+            annotation = having[0].annotation
+            classes = [a for a in _parts(annotation) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return classes, annotation
 
 
 def _is_branch(kind: type[BaseModel], segment: str | int) -> bool:

@@ -158,10 +158,13 @@ SCREENING_SECONDS = 1.0
 """Timed at least: of less, a trial's speed is mostly chance."""
 
 
-def screening_seeds(suite: Suite) -> tuple[int, int]:
+def screening_seeds(suite: Suite) -> list[int]:
     """Of an option's first trial and of its second one: none of the contest's."""
-    first, second = [seed for seed in range(2000, 2002 + len(suite.seeds)) if seed not in suite.seeds][:2]
-    return first, second
+    return _unused_seeds(suite, 2000, 2)
+
+
+def _unused_seeds(suite: Suite, first: int, n: int) -> list[int]:
+    return [seed for seed in range(first, first + n + len(suite.seeds)) if seed not in suite.seeds][:n]
 
 
 def without(suite: Suite, names: Collection[str]) -> Suite:
@@ -171,7 +174,7 @@ def without(suite: Suite, names: Collection[str]) -> Suite:
 
 def screening_suite(suite: Suite) -> Suite:
     """Two short trials of speed of every option, of which the records tell which are run (`analysis.screening`)."""
-    stage = suite.but(seeds=list(screening_seeds(suite)), save="none")
+    stage = suite.but(seeds=screening_seeds(suite), save="none")
     steps = suite.job.timing.warmup_steps + SCREENING_STEPS
     if (command := suite.command) is not None:  # its schedule is the script's, and goes on as if for all steps
         return stage.but(job=command.but(stop=min(command.stops_after, steps), eval="none"))
@@ -186,8 +189,7 @@ within 1 % in nine of ten runs."""
 
 def interference_seeds(suite: Suite) -> list[int]:
     """Of each pair's trial alone and of the one beside neighbours, in turn: none of the contest's."""
-    seeds = range(3000, 3000 + 2 * INTERFERENCE_PAIRS + len(suite.seeds))
-    return [seed for seed in seeds if seed not in suite.seeds][: 2 * INTERFERENCE_PAIRS]
+    return _unused_seeds(suite, 3000, 2 * INTERFERENCE_PAIRS)
 
 
 def interference_suite(suite: Suite) -> Suite:

@@ -195,13 +195,6 @@ class Decide(Strict):
     thresholds: dict[str, Annotated[float, Field(ge=0, lt=1)]] = Field(default_factory=dict)
     """Smallest difference that matters to you, as a share of the value, by metric: `{tokens_per_second: 0.02}`."""
 
-    @field_validator("objective", mode="before")
-    @classmethod
-    def _may_decide(cls, metric: object) -> object:
-        if reason := undecidable_reason(metric):
-            raise ValueError(reason)
-        return metric
-
     @field_validator("thresholds")
     @classmethod
     def _of_known_metrics(cls, thresholds: dict[str, float]) -> dict[str, float]:

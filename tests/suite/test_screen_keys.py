@@ -71,7 +71,7 @@ def test_a_run_keeps_it_in_its_suite_and_a_quick_one_has_none(tmp_path: Path) ->
 def test_its_trials_are_short_evaluate_nothing_and_have_seeds_of_their_own(tmp_path: Path) -> None:
     path = write(tmp_path, changed(("lr: 1e-3", "lr: 10.0"), more=SCREEN + "seeds: [2000, 1, 2002]\n"))
     suite = load_suite(str(path), device="cpu")
-    assert screening_seeds(suite) == (2001, 2003)
+    assert screening_seeds(suite) == [2001, 2003]
     stage = screening_suite(suite)
     assert stage.seeds == [2001, 2003]
     assert stage.job.max_steps == suite.job.timing.warmup_steps + 10
