@@ -441,6 +441,8 @@ class Option(Strict):
 class Suite(AnySuiteFile):
     """One question, ready to be planned: what a file says, with its rows made of all the keys that say them."""
 
+    job: AnyJob
+    """The work that is identical for every option."""
     options: list[Option]  # type: ignore[assignment]
     """In the file's order."""
     baseline: str
