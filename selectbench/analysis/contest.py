@@ -238,7 +238,7 @@ class Contest:
         distance = difference.estimate - bound if more else bound - difference.estimate
         if distance <= 0 or difference.standard_error == 0:
             return 0.0 if distance > 0 else 1.0
-        return float(two_sided_p(distance / difference.standard_error, difference.degrees_of_freedom or math.inf))
+        return float(two_sided_p(distance / difference.standard_error, difference.free))
 
     def family(self) -> Family:
         """What was declared."""
@@ -533,10 +533,11 @@ class Ranks:
         difference = self.contest.blocks[self.contest.suite.decide.objective].difference(option, against)
         if difference is None:
             return None
-        tests = max(1, len(self.pairs.first))
+        others = self.pairs.names
+        tests = max(1, math.comb(len(others), 2))
         (judged,) = judge_all({"": HypothesisTest(difference)}, self.pairs.alpha, tests).values() or (None,)
         if judged is not None:
-            adjusted = float(self.pairs.p_adjusted[self.pairs.place(option, against)])
+            adjusted = float(self.pairs.p_adjusted[others.index(option), others.index(against)])
             low, high, estimate = (np.array(v) for v in (judged.low, judged.high, judged.estimate))
             low, high = agreeing_ends(low, high, estimate, np.array(0.0), np.array(adjusted <= judged.alpha))
             judged = replace(judged, p_adjusted=adjusted, low=float(low), high=float(high))
@@ -553,17 +554,18 @@ def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     objective, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
     threshold, more = contest.suite.threshold(objective.name), objective.better == "more"
     order = list(names)
-    pairs = all_pairs(contest.blocks[objective.name], [name for name in order if name != baseline], contest.alpha)
+    others = [name for name in order if name != baseline]
+    pairs = all_pairs(contest.blocks[objective.name], others, contest.alpha, more_is_better=more)
     judged = [contest.judged.get((name, "")) for name in pairs.names]
     # Who is told from the baseline by the declared family; there is no gate where it could not tell.
     gate = np.array([one is None or one.rejected for one in judged], bool)
-    past_the_gate = pairs.better(threshold, more_is_better=more, families=PAST_THE_GATE)
-    gated = pairs.better(threshold, more_is_better=more) & (gate[:, None] | gate[None, :])
+    past_the_gate = pairs.better(threshold, families=PAST_THE_GATE)
+    gated = pairs.better(threshold) & (gate[:, None] | gate[None, :])
     better, known = np.zeros((len(order), len(order)), bool), np.zeros((len(order), len(order)), bool)
     places = [order.index(name) for name in pairs.names]
     learnt = np.array([contest.p_of_luck(name) <= contest.alpha for name in pairs.names], bool)
     better[np.ix_(places, places)] = (gated | past_the_gate) & learnt[:, None]
-    known[np.ix_(places, places)] = pairs.known()
+    known[np.ix_(places, places)] = pairs.known
     if baseline in order:
         own = order.index(baseline)
         for name, place, one in zip(pairs.names, places, judged, strict=True):

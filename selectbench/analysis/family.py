@@ -11,6 +11,7 @@ only where such a rejection is false.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -18,7 +19,7 @@ from typing import TypeVar
 import numpy as np
 
 from selectbench.analysis.result import Decision
-from selectbench.analysis.statistics import Blocks, Bools, Difference, Floats, Integers, quantile, two_sided_p
+from selectbench.analysis.statistics import Blocks, Bools, Difference, Floats, quantile, two_sided_p
 
 FIRST_LOOK = 0.04
 """Probability of any false claim of a family, where the run is judged for the first time."""
@@ -106,25 +107,30 @@ def judge_all(
     differences = [test.difference for test in known.values()]
     estimates = np.array([d.estimate for d in differences])
     errors = np.array([d.standard_error or 0.0 for d in differences])
-    free = np.array([d.degrees_of_freedom or math.inf for d in differences])
-    bounds = np.array([test.bound for test in known.values()])
-    p = np.maximum(p_values(estimates - bounds, errors, free), [test.least_p for test in known.values()])
-    adjusted, by_chance = p.copy(), errors > 0
-    sharing = (total or int(by_chance.sum())) + besides
-    adjusted[by_chance] = holm(p[by_chance], sharing)
-    sharing = max(1, sharing)
-    half = np.where(by_chance, quantile(alpha / sharing, free) * errors, 0.0)
+    free, bounds = np.array([d.free for d in differences]), np.array([test.bound for test in known.values()])
+    sharing = (total or int((errors > 0).sum())) + besides
+    least = np.array([test.least_p for test in known.values()])
+    p, adjusted, half = _tested(estimates - bounds, errors, free, alpha, sharing, least)
     low, high = agreeing_ends(estimates - half, estimates + half, estimates, bounds, adjusted <= alpha)
     columns = (estimates.tolist(), low.tolist(), high.tolist(), p.tolist(), adjusted.tolist())
     return {key: Judged(*found, alpha) for key, found in zip(known, zip(*columns, strict=True), strict=True)}
 
 
-def p_values(distances: Floats, errors: Floats, free: Floats) -> Floats:
-    """Two-sided, elementwise; without any spread 1 for no distance and 0 for any."""
-    p = np.where(distances == 0, 1.0, 0.0)
-    spread = errors > 0
+def _tested(
+    distances: Floats, errors: Floats, free: Floats, alpha: float, sharing: int, least_p: Floats | float = 0.0
+) -> tuple[Floats, Floats, Floats]:
+    """Two-sided p, the same adjusted, and half the width of the simultaneous interval; NaN where the error is.
+
+    Without any spread p is 1 for no distance and 0 for any, whatever the number of tests that share alpha.
+    """
+    p, half, spread = np.where(distances == 0, 1.0, 0.0), np.zeros(len(distances)), errors > 0
     p[spread] = two_sided_p(distances[spread] / errors[spread], free[spread])
-    return p
+    p = np.maximum(p, least_p)
+    adjusted = p.copy()
+    adjusted[spread] = holm(p[spread], sharing)
+    half[spread] = quantile(alpha / max(1, sharing), free[spread]) * errors[spread]
+    known = np.where(np.isnan(errors), np.nan, 0.0)
+    return p + known, adjusted + known, half + known
 
 
 def holm(p: Floats, tests: int | None = None) -> Floats:
@@ -160,7 +166,7 @@ def own_interval(difference: Difference, alpha: float = 0.05) -> tuple[float, fl
     """Ends of its interval of level 1 - alpha by itself, as logarithms; None: no measure of spread."""
     if difference.standard_error is None:
         return None
-    half = difference.standard_error * float(quantile(alpha, difference.degrees_of_freedom or math.inf))
+    half = difference.standard_error * float(quantile(alpha, difference.free))
     return difference.estimate - half, difference.estimate + half
 
 
@@ -179,104 +185,75 @@ def seeds_to_settle(difference: Difference, alpha: float, distance: float) -> in
         critical = float(quantile(alpha, free_of_one * (seeds - 1)))
         return (critical + Z_LIKELY) * of_one_seed / math.sqrt(seeds) <= distance
 
-    low, high = difference.seeds, MOST_SEEDS
-    if not tells(high):
+    if not tells(MOST_SEEDS):
         return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if tells(middle) else (middle, high)
-    return high - difference.seeds
+    return bisect_left(range(MOST_SEEDS), True, lo=difference.seeds + 1, key=tells) - difference.seeds
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Of n options the n (n - 1) / 2 pairs, each as (first, second) with first < second."""
+    """All pairs of some options, each array (options, options): of the row's option against the column's."""
 
     names: Sequence[str]
-    first: Integers
-    second: Integers
     estimates: Floats
-    """Logarithm of first over second; NaN where no seed has both."""
+    """Logarithm of the row's over the column's; NaN where no seed has both, and of an option with itself."""
     p: Floats
     """Of each by itself; NaN where there is no measure of spread."""
     p_adjusted: Floats
     """The same adjusted for all pairs."""
-    alpha: float
-    """The family's."""
     half_widths: Floats
     """Of the simultaneous intervals (Bonferroni's over all pairs); NaN where there is no measure of spread."""
+    alpha: float
+    """The family's."""
+    more_is_better: bool
 
-    def place(self, option: str, other: str) -> int:
-        """Of the pair of these two, in whichever order."""
-        low, high = sorted((self.names.index(option), self.names.index(other)))
-        return low * len(self.names) - low * (low + 1) // 2 + high - low - 1
+    @property
+    def gains(self) -> Floats:
+        """The estimates, above 0 where the row's option is the better one."""
+        return self.estimates if self.more_is_better else -self.estimates
 
-    def beats(self, option: str, yardstick: str, threshold: float, *, more_is_better: bool) -> bool:
+    @property
+    def known(self) -> Bools:
+        """Whether there is a measure of spread."""
+        known: Bools = ~np.isnan(self.p_adjusted)
+        return known
+
+    def beats(self, option: int, yardstick: int, threshold: float) -> bool:
         """Whether it is shown to be better than the yardstick, adjusted for all options against that one."""
-        place = self.place(option, yardstick)
-        others = [self.place(name, yardstick) for name in self.names if name != yardstick]
-        known = [p for p in self.p[others].tolist() if not math.isnan(p)]
-        p, ahead = float(self.p[place]), float(self.estimates[place])
-        signed = ahead if self.names.index(option) < self.names.index(yardstick) else -ahead
-        gain = signed if more_is_better else -signed
-        if math.isnan(p) or gain <= math.log1p(threshold) + ROUNDING:
-            return False
-        return float(holm(np.array(known))[known.index(p)]) <= self.alpha
+        p, known = self.p[:, yardstick].copy(), self.known[:, yardstick]
+        p[known] = holm(p[known])
+        gain = self.gains[option, yardstick]
+        return bool(gain > math.log1p(threshold) + ROUNDING and p[option] <= self.alpha)
 
-    def better(self, threshold: float, *, more_is_better: bool, families: int = 1) -> Bools:
-        """[i, j]: whether i is shown to be better than j by both gates; `families` share alpha."""
-        told = self.p_adjusted <= self.alpha / families
-        told &= np.abs(self.estimates) > math.log1p(threshold) + ROUNDING
-        ahead = (self.estimates > 0) == more_is_better
-        return self._square(told & ahead, told & ~ahead)
+    def better(self, threshold: float, families: int = 1) -> Bools:
+        """Whether it is shown by both gates; `families` share alpha."""
+        return (self.p_adjusted <= self.alpha / families) & (self.gains > math.log1p(threshold) + ROUNDING)
 
     def same(self, threshold: float) -> Bools:
-        """[i, j]: whether the whole interval lies within the threshold."""
-        with np.errstate(invalid="ignore"):
-            within = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold) + ROUNDING
-        return self._square(within, within)
+        """Whether the whole interval lies within the threshold."""
+        within: Bools = np.abs(self.estimates) + self.half_widths <= math.log1p(threshold) + ROUNDING
+        return within
 
-    def not_worse(self, threshold: float, *, more_is_better: bool) -> Bools:
-        """[i, j]: whether i is shown to be worse than j by less than the threshold, or not at all."""
-        signed = self.estimates if more_is_better else -self.estimates
-        least = -math.log1p(threshold) - ROUNDING
-        with np.errstate(invalid="ignore"):
-            return self._square(signed - self.half_widths >= least, -signed - self.half_widths >= least)
-
-    def known(self) -> Bools:
-        """[i, j]: whether there is a measure of spread."""
-        known = ~np.isnan(self.p_adjusted)
-        return self._square(known, known)
-
-    def ahead_by_means(self, *, more_is_better: bool, by: float = 0.0) -> Bools:
-        """[i, j]: whether i's estimate is better than j's by more than the share `by`; no claim."""
-        signed = self.estimates if more_is_better else -self.estimates
-        return self._square(signed > math.log1p(by), -signed > math.log1p(by))
-
-    def _square(self, of_first: Bools, of_second: Bools) -> Bools:
-        """[i, j] from what is true of each pair's first option over its second, and the other way round."""
-        square = np.zeros((len(self.names), len(self.names)), bool)
-        square[self.first, self.second] = of_first
-        square[self.second, self.first] = of_second
-        return square
+    def not_worse(self, threshold: float) -> Bools:
+        """Whether it is shown to be worse by less than the threshold, or not at all."""
+        return self.gains - self.half_widths >= -math.log1p(threshold) - ROUNDING
 
 
-def all_pairs(blocks: Blocks, names: Sequence[str], alpha: float) -> Pairs:
+def all_pairs(blocks: Blocks, names: Sequence[str], alpha: float, *, more_is_better: bool = True) -> Pairs:
     """Among the options of these names, in their order: the tests of `statistics`, adjusted by Holm."""
-    first, second = np.triu_indices(len(names), 1)
-    places = blocks.places(names)
-    found = blocks.differences(places[first], places[second])
-    estimates, errors, free = found.estimates, found.standard_errors, found.degrees_of_freedom
-    adjusted = np.full(len(first), np.nan)
-    known = ~np.isnan(errors)
-    spread = known & (errors > 0)
-    p = np.full(len(first), np.nan)
-    p[known] = adjusted[known] = p_values(estimates[known], errors[known], free[known])
-    adjusted[spread] = holm(p[spread])
-    widths = np.full(len(first), np.nan)
-    widths[known] = 0.0
-    widths[spread] = quantile(alpha / max(1, int(spread.sum())), free[spread]) * errors[spread]
-    return Pairs(names, first, second, estimates, p, adjusted, alpha, widths)
+    above, places = np.triu_indices(len(names), 1), blocks.places(names)
+
+    def square(upper: Floats, sign: float = 1.0) -> Floats:
+        whole = np.full((len(names), len(names)), np.nan)
+        whole[above], whole[above[::-1]] = upper, sign * upper
+        return whole
+
+    found = blocks.differences(places[above[0]], places[above[1]])
+    errors = found.standard_errors
+    sharing = int((errors > 0).sum())
+    p, adjusted, half = map(square, _tested(found.estimates, errors, found.degrees_of_freedom, alpha, sharing))
+
+    return Pairs(names, square(found.estimates, -1.0), p, adjusted, half, alpha, more_is_better)
 
 
 def detectable(rounds: int, options: int, tests: int, spread: float = DEFAULT_SPREAD) -> float:

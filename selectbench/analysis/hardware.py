@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from selectbench import units
 from selectbench.analysis import metrics
@@ -13,7 +13,6 @@ from selectbench.planning.memory import expected
 from selectbench.record.record import Failed, GpuMeters, Identity, RankMemory
 
 # What a row says of its ranks: how many, the memory of each, how speed grew with them.
-
 
 ONE_RANK = "no evidence about sharding at one rank"
 MANAGED = (
@@ -38,25 +37,19 @@ def _identities(summary: Summary) -> list[Identity]:
 
 def rank_notes(summary: Summary) -> list[str]:
     """What a reader of this row must not conclude from it."""
-    choices = summary.option.choices
-    shards = isinstance(choices, Choices) and choices.strategy.sharded()
-    alone = [ONE_RANK] if shards and world_size(summary) == 1 else []
-    managed = max((m.managed_state_bytes or 0 for m in summary.measurements.values()), default=0)
-    return [*alone, *_rule_notes(summary), *([MANAGED.format(units.size(managed))] if managed else [])]
-
-
-def _rule_notes(summary: Summary) -> list[str]:
-    """Which parameters its optimizer leaves to another rule, where that is much."""
-    choices, measured = summary.option.choices, next(iter(summary.measurements.values()), None)
-    if not isinstance(choices, Choices) or choices.optimizer.name != "muon" or measured is None:
-        return []
-    uses, every = measured.parameters_by_use, sum(measured.parameters_by_use.values())
+    choices, notes = summary.option.choices, list[str]()
+    if not isinstance(choices, Choices) or not summary.measurements:
+        return notes
+    if choices.strategy.sharded() and world_size(summary) == 1:
+        notes.append(ONE_RANK)
+    uses = next(iter(summary.measurements.values())).parameters_by_use
     others = {use: count for use, count in uses.items() if use != "matrix" and count}
-    if sum(others.values()) <= LEFT_SHARE_TOLERATED * every:
-        return []
-    of_each = ", ".join(f"{use} {units.count(count)}" for use, count in sorted(others.items()))
-    muons = f"{units.count(uses.get('matrix', 0))} of {units.count(every)} parameters"
-    return [f"muon trains {muons}, AdamW the others: {of_each}"]
+    if choices.optimizer.name == "muon" and sum(others.values()) > LEFT_SHARE_TOLERATED * sum(uses.values()):
+        of_each = ", ".join(f"{use} {units.count(count)}" for use, count in sorted(others.items()))
+        muons = f"{units.count(uses.get('matrix', 0))} of {units.count(sum(uses.values()))} parameters"
+        notes.append(f"muon trains {muons}, AdamW the others: {of_each}")
+    managed = max(m.managed_state_bytes or 0 for m in summary.measurements.values())
+    return [*notes, *([MANAGED.format(units.size(managed))] if managed else [])]
 
 
 def rank_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
@@ -70,29 +63,27 @@ def memory_by_rank(summary: Summary) -> MemoryByRank | None:
     seeds = [m.memory_by_rank for m in summary.measurements.values() if m.memory_by_rank]
     if not seeds:
         return None
-    identity = next(iter(_identities(summary)), None)
-    choices = summary.option.choices
+    identity, choices = next(iter(_identities(summary)), None), summary.option.choices
     states = None
     if isinstance(choices, Choices) and identity is not None:
         states = expected(choices, identity.parameters, identity.world_size)
+
+    def peak(rank: RankMemory) -> int | None:
+        allocated = metrics.with_managed_state(rank.peak_memory_allocated_bytes, rank)
+        return allocated if allocated is not None else rank.peak_pss_growth_bytes
+
+    def largest_state(ranks: Sequence[RankMemory]) -> int | None:
+        """Of the rank that keeps most; None where any of them hides a part."""
+        parts = [(r.parameter_bytes, r.gradient_bytes, r.optimizer_state_bytes) for r in ranks]
+        sums = [sum(known) for rank in parts if len(known := [part for part in rank if part is not None]) == 3]
+        return max(sums) if len(sums) == len(parts) else None
+
     alike = len({len(ranks) for ranks in seeds}) == 1
     return MemoryByRank(
-        peak_bytes_by_rank=[_known_mean(map(_peak, rank)) for rank in zip(*seeds, strict=True)] if alike else [],
+        peak_bytes_by_rank=[_known_mean(map(peak, rank)) for rank in zip(*seeds, strict=True)] if alike else [],
         expected_model_state_bytes=states.total if states else None,
-        measured_model_state_bytes=_known_mean(map(_largest_state, seeds)),
+        measured_model_state_bytes=_known_mean(map(largest_state, seeds)),
     )
-
-
-def _peak(rank: RankMemory) -> int | None:
-    allocated = metrics.with_managed_state(rank.peak_memory_allocated_bytes, rank)
-    return allocated if allocated is not None else rank.peak_pss_growth_bytes
-
-
-def _largest_state(ranks: Sequence[RankMemory]) -> int | None:
-    """Of the rank that keeps most; None where any of them hides a part."""
-    parts = [(r.parameter_bytes, r.gradient_bytes, r.optimizer_state_bytes) for r in ranks]
-    sums = [sum(known) for rank in parts if len(known := [part for part in rank if part is not None]) == 3]
-    return max(sums) if len(sums) == len(parts) else None
 
 
 def _known_mean(values: Iterable[float | None]) -> float | None:
@@ -104,8 +95,8 @@ def _known_mean(values: Iterable[float | None]) -> float | None:
 
 def ranks_in_answer(device: str, summaries: Sequence[Summary]) -> str:
     """What the answer must not be read without, with a space before it; '' where there is nothing."""
-    functional = bool(rank_warnings(device, summaries))
-    return " Over gloo on a CPU: a functional check, which says nothing about GPUs." if functional else ""
+    told = " Over gloo on a CPU: a functional check, which says nothing about GPUs."
+    return told if rank_warnings(device, summaries) else ""
 
 
 def share_main_memory(device: str, summaries: Sequence[Summary]) -> bool:
@@ -137,8 +128,8 @@ def scaling(device: str, summary: Summary, baseline: Summary, speed_ratio: float
 # What a row says of its matrix products: their work, the GPUs' rates, and why a share of these is not known.
 
 
-def arithmetic(summary: Summary, counting: Sequence[metrics.Observed]) -> Arithmetic:
-    """Of an option with GPU meters; `counting`: the trials that its figures are means over."""
+def _arithmetic(summary: Summary, counting: Sequence[metrics.Observed]) -> Arithmetic:
+    """`counting`: the trials that its figures are means over."""
     unknown = {share: Unknown.by_reason(reasons) for share, reasons in _reasons(summary).items()}
     return Arithmetic(
         dtype=summary.option.choices.matmul_dtype,
@@ -154,25 +145,21 @@ def _reasons(summary: Summary) -> dict[metrics.UtilizationName, dict[int, str | 
     """By share and seed that was metered, why it is not known."""
     metered = {seed: o for seed, o in summary.observed.items() if o.gpus}
     return {
-        share: {seed: metrics.utilization(o, share).reason for seed, o in metered.items()}
-        for share in metrics.SHARES
+        share: {s: metrics.utilization(o, share).reason for s, o in metered.items()} for share in metrics.SHARES
     }
 
 
 def impossible(summary: Summary) -> list[str]:
     """One line for each cause of a share above 1, which is withheld."""
-    reasons = list(_reasons(summary).values())
-    metered = [seed for seed in summary.planned if any(seed in by_seed for by_seed in reasons)]
-    lines = []
+    reasons, lines = list(_reasons(summary).values()), []
     for cause in (metrics.IMPOSSIBLE, metrics.IMPOSSIBLE_RATE):
-        seeds = [str(seed) for seed in metered if any(by_seed[seed] == cause for by_seed in reasons)]
+        seeds = [str(seed) for seed in summary.planned if any(own.get(seed) == cause for own in reasons)]
         if seeds:
             lines.append(f"{summary.name}: utilisation {cause}, so it is withheld (seed {', '.join(seeds)})")
     return lines
 
 
 # What a row says of its GPUs: their state, memory and clocks, and why energy or cost is not known.
-
 
 _MAY_CAUSE = {"shared": ("oom", "timeout", "crashed"), "throttled": ("timeout",), "busy": ("timeout",)}
 """Failures that are no finding about the option in these states."""
@@ -200,11 +187,11 @@ def gpu_row(summary: Summary) -> GpuRow | None:
         by_seed=[TrialState(seed=s, verdict=f.verdict, detail=f.detail) for s, f in states.items()],
         energy_method=max(methods, key=metrics.BY_TRUST.index) if methods else None,
         energy_unknown=Unknown.by_reason({seed: one.reason for seed, one in energies.items()}),
-        memory=_memory(summary), arithmetic=arithmetic(summary, counting),
-        mean_utilization=mean(_all(trials, lambda gpu: gpu.mean_utilization)),
-        mean_sm_clock_hertz=mean(_all(trials, lambda gpu: gpu.mean_sm_clock_hertz)),
-        mean_memory_clock_hertz=mean(_all(trials, lambda gpu: gpu.mean_memory_clock_hertz)),
-        highest_temperature_celsius=max(_all(trials, lambda gpu: gpu.highest_temperature_celsius), default=None),
+        memory=_memory(summary), arithmetic=_arithmetic(summary, counting),
+        mean_utilization=mean(_all(trials, "mean_utilization")),
+        mean_sm_clock_hertz=mean(_all(trials, "mean_sm_clock_hertz")),
+        mean_memory_clock_hertz=mean(_all(trials, "mean_memory_clock_hertz")),
+        highest_temperature_celsius=max(_all(trials, "highest_temperature_celsius"), default=None),
         clock_limit_shares=_limits(trials),
     )  # fmt: skip
 
@@ -215,11 +202,11 @@ def _memory(summary: Summary) -> DeviceMemory:
     over_idle = summary.values[name] or summary.spoiled[name]
     trials = [summary.observed[seed].gpus for seed in over_idle]
     return DeviceMemory(
-        peak_bytes=_mean_of_largest(trials, lambda gpu: gpu.peak_device_memory_bytes),
+        peak_bytes=_mean_of_largest(trials, "peak_device_memory_bytes"),
         peak_over_idle_bytes=centre(list(over_idle.values())),
-        idle_bytes=_mean_of_largest(trials, lambda gpu: gpu.idle_memory_bytes),
-        total_bytes=min(_all(trials, lambda gpu: gpu.memory_total_bytes), default=None),
-        driver_reserved_bytes=_mean_of_largest(trials, lambda gpu: gpu.driver_reserved_bytes),
+        idle_bytes=_mean_of_largest(trials, "idle_memory_bytes"),
+        total_bytes=min(_all(trials, "memory_total_bytes"), default=None),
+        driver_reserved_bytes=_mean_of_largest(trials, "driver_reserved_bytes"),
     )
 
 
@@ -233,16 +220,16 @@ def _limits(trials: Trials) -> dict[str, float] | None:
     return {reason: sum(share.get(reason, 0.0) for share in known) / len(known) for reason in reasons}
 
 
-def _all(trials: Trials, read: Callable[[GpuMeters], float | None]) -> list[float]:
-    values = (read(gpu) for trial in trials for gpu in trial)
-    return [value for value in values if value is not None]
+def _all(trials: Trials, figure: str) -> list[float]:
+    """Of every GPU that tells it."""
+    return [value for trial in trials for gpu in trial if (value := getattr(gpu, figure)) is not None]
 
 
-def _mean_of_largest(trials: Trials, read: Callable[[GpuMeters], float | None]) -> float | None:
+def _mean_of_largest(trials: Trials, figure: str) -> float | None:
     """Of each trial the GPU with the most, then the mean; None where one does not tell."""
-    if not trials or len(_all(trials, read)) < sum(map(len, trials)):
+    if not trials or len(_all(trials, figure)) < sum(map(len, trials)):
         return None
-    return mean([max(_all([trial], read)) for trial in trials])
+    return mean([max(_all([trial], figure)) for trial in trials])
 
 
 def cost_unknown(summary: Summary) -> list[Unknown]:
@@ -267,7 +254,12 @@ def gpu_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
         lines += [f"{told}: {problem}" for problem in problems]
     without_cost: dict[str, list[str]] = {}
     for summary in summaries:
-        lines += [*_unclean(summary), *_unsettled(summary), *impossible(summary)]
+        lines += _unclean(summary)
+        meters_of = {seed: observed.meters for seed, observed in summary.observed.items()}
+        if seeds := [str(seed) for seed, meters in meters_of.items() if meters and meters.settled is False]:
+            told = "before the trial the GPU's memory was not back to where it was before the first one"
+            lines.append(f"{summary.name}: {told} (seed {', '.join(seeds)})")
+        lines += impossible(summary)
         for unknown in cost_unknown(summary):
             without_cost.setdefault(unknown.reason, []).append(summary.name)
     return lines + [f"cost is not known: {why} ({', '.join(names)})" for why, names in without_cost.items()]
@@ -287,10 +279,3 @@ def _unclean(summary: Summary) -> list[str]:
             "; as there is no clean trial, its figures of speed, energy and cost are compared with nothing"
         )
     return [f"{summary.name}: {'; '.join(seeds)}{consequence}"] if seeds else []
-
-
-def _unsettled(summary: Summary) -> list[str]:
-    trials = {seed: observed.meters for seed, observed in summary.observed.items()}
-    seeds = [str(seed) for seed, meters in trials.items() if meters and meters.settled is False]
-    told = "before the trial the GPU's memory was not back to where it was before the first one"
-    return [f"{summary.name}: {told} (seed {', '.join(seeds)})"] if seeds else []

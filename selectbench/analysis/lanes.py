@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from selectbench import units
-from selectbench.analysis.metrics import FORMULAS, finite, observe, spoils, state_of
+from selectbench.analysis.family import own_interval
+from selectbench.analysis.metrics import figure_of
 from selectbench.analysis.result import Beside, Lanes, Nodes, NodeSpeed
 from selectbench.analysis.statistics import Floats, Integers, Values, differences_over_seeds, quantile
 from selectbench.record.record import Completed, Record, has_ended
@@ -69,30 +70,21 @@ def besides(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
             pairs.append((both[0], both[1]))
     found = {}
     for name in disturbed(suite):
-        logs = [math.log(b / a) for a, b in ([_value(r, suite, name) for r in pair] for pair in pairs) if a and b]
+        values = ([figure_of(record, suite, name) for record in pair] for pair in pairs)
+        logs = [math.log(b / a) for a, b in values if a and b and min(a, b) > 0]
         if FEWEST_PAIRS <= len(logs) == len(pairs) and suite.threshold(name):
             found[name] = _beside(np.array(logs), suite.threshold(name))
     return found
 
 
-def _value(record: Record, suite: Suite, metric: str) -> float | None:
-    """None: not known, or the state of the GPUs spoils it; a busy CPU may be the neighbours' doing."""
-    if metric not in FORMULAS or spoils(state_of(record), metric, counts_busy=True):
-        return None
-    value = finite(FORMULAS[metric], observe(record, suite))
-    return value if value and value > 0 else None
-
-
 def _beside(logs: np.ndarray, threshold: float) -> Beside:
     found = differences_over_seeds(logs[None, :], np.array([False]), None).one(0)
+    ends = own_interval(found, 2 * LEVEL) if found else None
     assert found is not None
-    wide = 0.0
-    if found.standard_error:
-        wide = found.standard_error * float(quantile(2 * LEVEL, found.degrees_of_freedom or math.inf))
-    low, high = found.estimate - wide, found.estimate + wide
+    assert ends is not None
     return Beside(
-        ratio=math.exp(found.estimate), low=math.exp(low), high=math.exp(high), pairs=len(logs),
-        threshold=threshold, equivalent=max(-low, high) <= math.log1p(threshold),
+        ratio=math.exp(found.estimate), low=math.exp(ends[0]), high=math.exp(ends[1]), pairs=len(logs),
+        threshold=threshold, equivalent=max(-ends[0], ends[1]) <= math.log1p(threshold),
     )  # fmt: skip
 
 

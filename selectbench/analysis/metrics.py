@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Literal, NamedTuple, TypeVar
 
@@ -26,7 +25,6 @@ from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Cost, Suite
 
 # Formulas over what the worker itself measured. What cannot be computed is None, never infinity and never zero.
-
 
 T = TypeVar("T")
 MemoryKind = Literal["cuda_allocated", "cpu_pss_growth"]
@@ -65,15 +63,10 @@ def peak_memory_bytes(m: Measurement) -> float | None:
     return (allocated if allocated is not None else m.peak_pss_growth_bytes) or None
 
 
-def peak_memory_reserved_bytes(m: Measurement) -> float | None:
-    """CUDA: the allocator's peak of reserved bytes, and managed state."""
-    return with_managed_state(m.peak_memory_reserved_bytes, m)
-
-
 def with_managed_state(allocator_bytes: int | None, m: Measurement | RankMemory) -> int | None:
     """A figure of torch's allocator and the optimizer state in managed memory, which it does not count.
 
-    The state is there from the first update on, as an allocator's own would be, and the later steps have the peak.
+    That is there from the first update on, as an allocator's own would be.
     """
     return None if allocator_bytes is None else allocator_bytes + (m.managed_state_bytes or 0)
 
@@ -147,21 +140,16 @@ class Observed(NamedTuple):
         return self.meters.gpus if self.meters else []
 
 
-def observe(record: Record, suite: Suite) -> Observed:
-    """What is known of a completed trial of the suite, one before the contest among them.
+def observe(record: Record, suite: Suite, choices: AnyChoices | None = None) -> Observed:
+    """What is known of a completed trial of the suite, one before the contest among them; `choices`: its option's.
 
     Raises ValueError for a failed one.
     """
     if not isinstance(record.outcome, Completed):
         raise ValueError(f"trial {record.trial.trial_id} failed: it has no metrics")
-    choices = suite.option(record.trial.tunes or record.trial.option).choices
-    return observed(record, record.outcome.measurement, choices, suite)
-
-
-def observed(record: Record, measurement: Measurement, choices: AnyChoices, suite: Suite) -> Observed:
-    """The same where the measurement and the option's choices are at hand."""
+    choices = choices or suite.option(record.trial.tunes or record.trial.option).choices
     ranks = record.identity.world_size if record.identity else None
-    return Observed(measurement, record.meters, choices, suite.device, ranks, suite.cost)
+    return Observed(record.outcome.measurement, record.meters, choices, suite.device, ranks, suite.cost)
 
 
 # What a trial took of its GPUs' memory, by the devices' own account and apart from the allocator's.
@@ -181,9 +169,9 @@ def peak_device_memory_bytes(o: Observed) -> float | None:
 
 # The energy of a trial's GPUs inside its timed windows, and which of the driver's figures it comes from.
 
-
 Method = Literal["counter", "instant_power", "average_power"]
-
+BY_TRUST: tuple[Method, ...] = ("counter", "instant_power", "average_power")
+"""From the most direct figure to the least."""
 SHORTEST_SECONDS = 5.0
 """Metered for less, the counter's step of about 0.1 s and the power readings' lag weigh too much."""
 AGREEMENT = 0.10
@@ -198,12 +186,8 @@ ENERGY_RULE = (
     "the whole board's. Joules per token are the mean power over the tokens per second."
 )
 
-BY_TRUST: tuple[Method, ...] = ("counter", "instant_power", "average_power")
-"""From the most direct figure to the least."""
 
-
-@dataclass(frozen=True)
-class Energy:
+class Energy(NamedTuple):
     """Of one trial. Either the figures are known or the reason why not."""
 
     joules: float | None
@@ -223,12 +207,9 @@ def energy(meters: Meters | None) -> Energy:
     if reason := reason or next(filter(None, map(_energy_unknown, gpus)), None):
         return Energy(None, None, None, reason)
     best = [(gpu.metered_seconds, *next(iter(_energy_figures(gpu).items()))) for gpu in gpus]
-    return Energy(
-        joules=sum(joules for _, _, joules in best),
-        mean_power_watts=sum(joules / seconds for seconds, _, joules in best),
-        method=max((method for _, method, _ in best), key=BY_TRUST.index),
-        reason=None,
-    )
+    power = sum(joules / seconds for seconds, _, joules in best)
+    method = max((method for _, method, _ in best), key=BY_TRUST.index)
+    return Energy(sum(joules for _, _, joules in best), power, method, None)
 
 
 def _energy_figures(gpu: GpuMeters) -> dict[Method, float]:
@@ -265,10 +246,7 @@ def joules_per_token(o: Observed) -> float | None:
 
 # What the job costs at the suite's prices: rent of the GPUs by their time, and the energy that they took.
 
-
-_JOULES_PER_KWH = 3.6e6
-_BILLION = 1e9
-
+_JOULES_PER_KWH, _BILLION = 3.6e6, 1e9
 COST_RULE = (
     "Cost is the rent of the job's GPUs for their time and the energy that the GPUs took, as far as the suite "
     "gives a price for each. For a billion tokens it follows from the timed speed; for the job from its training "
@@ -318,11 +296,7 @@ def unpriced(o: Observed) -> str | None:
     return None
 
 
-# Floating-point operations of training on one token, from the model's shape.
-#
-# A multiplication and an addition are two operations. Only matrix products count: embeddings that are looked up,
-# norms, activations, the softmax, the loss and the optimizer's own arithmetic do not.
-
+# Floating-point operations of training on one token, from the model's shape: of its matrix products alone.
 
 FLOPS_RULE = (
     "A token's FLOPs are 6 x the parameters of the matrix products (the output head among them) + 12 x sequence "
@@ -356,9 +330,7 @@ def hardware_flops_per_token(a: Architecture, recomputed: bool) -> float:
 
 # How much of the GPUs' arithmetic a trial used: of the data sheet's peak, and of a rate measured on them.
 #
-# A share of a peak in one precision says nothing of a share in another: it is shown beside the figures and never
-# decides between options.
-
+# A share of a peak in one precision says nothing of a share in another: it never decides between options.
 
 UtilizationName = Literal["mfu", "hfu", "matmul_rate_share"]
 SHARES: tuple[UtilizationName, ...] = ("mfu", "hfu", "matmul_rate_share")
@@ -376,8 +348,7 @@ IMPOSSIBLE = "above 100 %: the peak or the formula does not fit this GPU"
 IMPOSSIBLE_RATE = "above 100 %: the measured rate or the formula does not fit this GPU"
 
 
-@dataclass(frozen=True)
-class Utilization:
+class Utilization(NamedTuple):
     """Of one trial's GPUs together: the share, or the reason why it is not known."""
 
     share: float | None
@@ -445,13 +416,7 @@ def _utilization_unknown(o: Observed, share: UtilizationName) -> str | None:
     )
 
 
-def share_of(share: UtilizationName) -> Callable[[Observed], float | None]:
-    """The share alone, as a metric's formula."""
-    return lambda o: utilization(o, share).share
-
-
 # Whether a trial's GPUs or cores were in a state in which its figures may be believed, by rules fixed in advance.
-
 
 Verdict = Literal["clean", "throttled", "shared", "busy", "unknown"]
 UNCLEAN = ("throttled", "shared", "busy")
@@ -490,11 +455,8 @@ CPU_STATE_RULE = (
     f"does not tell waits, it took a core from a thread more than {TAKEN_PER_SECOND:g} times in a second of work."
 )
 
-_SEVERITY: tuple[Verdict, ...] = ("shared", "throttled", "unknown", "clean")
 
-
-@dataclass(frozen=True)
-class State:
+class State(NamedTuple):
     """The verdict on one trial."""
 
     verdict: Verdict
@@ -525,7 +487,7 @@ def state_of(record: Record) -> State | None:
     ]
     if meters.problem:
         findings.append(("unknown", meters.problem))
-    findings.sort(key=lambda finding: _SEVERITY.index(finding[0]))
+    findings.sort(key=lambda finding: ("shared", "throttled", "unknown").index(finding[0]))
     worst = findings[0][0] if findings else "clean"
     # What is not known is worth a word only where nothing worse was seen.
     told = [words for verdict, words in findings if verdict != "unknown" or worst == "unknown"]
@@ -586,16 +548,11 @@ def _findings(gpu: GpuMeters) -> list[tuple[Verdict, str]]:
 
 
 # The formula of each metric, from what a completed trial observed.
-#
-# Whatever cannot be computed (nothing timed, not evaluated, more than a float holds) is None, never infinity and
-# never zero.
-
 
 Formula = Callable[[Observed], float | None]
 
 
 def _of(formula: Callable[[Measurement], float | None]) -> Formula:
-    """A formula over the measurement alone."""
     return lambda observed: formula(observed.measurement)
 
 
@@ -603,24 +560,42 @@ def _score(name: str) -> Formula:
     return lambda observed: observed.measurement.scores.get(name)
 
 
+def _share(name: UtilizationName) -> Formula:
+    return lambda observed: utilization(observed, name).share
+
+
+_OF_MEASUREMENTS = (
+    tokens_per_second, bytes_per_second, peak_memory_bytes, final_perplexity, bits_per_byte, excess_loss,
+    bytes_per_token, skipped_share,
+)  # fmt: skip
+_OF_TRIALS = (
+    peak_device_memory_bytes, joules_per_token, mean_power_watts, usd_per_billion_tokens, usd_of_job
+)  # fmt: skip
 FORMULAS: dict[str, Formula] = {
     **{name: attrgetter(f"measurement.{m.measured_as}") for name, m in METRICS.items() if m.measured_as},
     **{name: _score(name) for name, metric in METRICS.items() if metric.scored},
-    "tokens_per_second": _of(tokens_per_second), "bytes_per_second": _of(bytes_per_second),
-    "peak_memory_bytes": _of(peak_memory_bytes), "peak_memory_reserved_bytes": _of(peak_memory_reserved_bytes),
-    "peak_device_memory_bytes": peak_device_memory_bytes, "final_perplexity": _of(final_perplexity),
-    "bits_per_byte": _of(bits_per_byte), "excess_loss": _of(excess_loss), "bytes_per_token": _of(bytes_per_token),
-    "skipped_share": _of(skipped_share), "joules_per_token": joules_per_token,
-    "mean_power_watts": mean_power_watts, "usd_per_billion_tokens": usd_per_billion_tokens,
-    "usd_of_job": usd_of_job, **{share: share_of(share) for share in SHARES},
+    **{formula.__name__: _of(formula) for formula in _OF_MEASUREMENTS},
+    **{formula.__name__: formula for formula in _OF_TRIALS},
+    **{share: _share(share) for share in SHARES},
+    "peak_memory_reserved_bytes": _of(lambda m: with_managed_state(m.peak_memory_reserved_bytes, m)),
     SECONDS_TO_LOSS: lambda _: None,  # no trial tells it alone: `summary` does, once the baseline's are known
-}  # fmt: skip
+}
 """By metric; a metric of `METRICS` without `measured_as` has its own here."""
 
 
 def formula_of(metric: str) -> Formula:
     """Of a trial's value; one of own code is found among the scores."""
     return FORMULAS.get(metric) or _score(metric)
+
+
+def figure_of(record: Record, suite: Suite, metric: str) -> float | None:
+    """A trial's value; None: it failed, or does not tell it, or the state of the GPUs spoils it.
+
+    One of a busy CPU counts: for short trials, which are held against each other.
+    """
+    if not isinstance(record.outcome, Completed) or spoils(state_of(record), metric, counts_busy=True):
+        return None
+    return finite(formula_of(metric), observe(record, suite))
 
 
 def derive(observed: Observed) -> dict[str, float | None]:

@@ -81,7 +81,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
         f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
         memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.family(),
-        verdicts=verdicts(suite, rows, by_name, contest), factors=factor_view(suite, by_name, rows),
+        verdicts=verdicts(contest, rows, by_name), factors=factor_view(suite, by_name, rows),
         score_differences=score_differences(contest.baseline, rows, by_name),
         warnings=[*warnings, *strays, *doubts], lanes=lanes, nodes=nodes,
     )  # fmt: skip

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -16,9 +16,8 @@ from selectbench.analysis.family import Pairs, all_pairs
 from selectbench.analysis.hardware import share_main_memory
 from selectbench.analysis.metrics import Observed, finite_of_each, joules_per_token, usd_for
 from selectbench.analysis.result import NamedVerdict, Row, ToLoss, VerdictName
-from selectbench.analysis.statistics import Blocks, Bools
-from selectbench.analysis.summary import Summary, centre, other_tokens
-from selectbench.suite.metrics import METRICS, PER_TOKEN, QUALITY, SECONDS_TO_LOSS, Metric, parse_constraint
+from selectbench.analysis.summary import Crossing, Summary, centre, other_tokens
+from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Metric, parse_constraint
 from selectbench.suite.suite import Suite
 from selectbench.text import some
 
@@ -34,12 +33,19 @@ TIME_TO_LOSS_RULE = (
 )
 
 
-class _Reached(NamedTuple):
-    """Where one trial was when its loss was low enough."""
+_Reached = tuple[Crossing, Observed]
+"""Where one trial was when its loss was low enough."""
 
-    seconds: float
-    tokens: float
-    observed: Observed
+
+def _joules(reached: _Reached) -> float | None:
+    each = joules_per_token(reached[1])
+    return None if each is None else each * reached[0].tokens
+
+
+_PRICES: dict[str, Callable[[_Reached], float | None]] = {
+    "seconds": lambda reached: reached[0].seconds, "tokens": lambda reached: reached[0].tokens, "joules": _joules,
+    "usd": lambda reached: usd_for(reached[1], **reached[0]._asdict()),
+}  # fmt: skip
 
 
 def to_loss(summary: Summary) -> ToLoss | None:
@@ -47,40 +53,17 @@ def to_loss(summary: Summary) -> ToLoss | None:
 
     A mean is None where one seed's value is not known.
     """
-    there = _reached(summary)
+    there = {
+        seed: (place, summary.observed[seed]) for seed, place in summary.reached.items()
+        if place is not None and seed in summary.values["training_seconds"]
+    }  # fmt: skip
     if not there and not summary.not_reached:
         return None
-    known = {} if summary.not_reached else {price: price_by_seed(summary, price) for price in PRICES}
-    means = {price: centre(list(v.values())) for price, v in known.items() if len(v) == len(there)}
-    return ToLoss(
-        seconds=means.get("seconds"), tokens=means.get("tokens"), joules=means.get("joules"), usd=means.get("usd"),
-        reached=list(there), not_reached=summary.not_reached,
-    )  # fmt: skip
-
-
-def _reached(summary: Summary) -> dict[int, _Reached]:
-    """Of the seeds that got there, those whose time counts."""
-    return {
-        seed: _Reached(*place, summary.observed[seed])
-        for seed, place in summary.reached.items()
-        if place is not None and seed in summary.values["training_seconds"]
-    }
-
-
-def price_by_seed(summary: Summary, price: str) -> dict[int, float]:
-    """`seconds`, `tokens`, `joules` or `usd` of each seed that reached the loss and tells it."""
-    return finite_of_each(PRICES[price], _reached(summary))
-
-
-def _joules(reached: _Reached) -> float | None:
-    each = joules_per_token(reached.observed)
-    return None if each is None else each * reached.tokens
-
-
-PRICES: dict[str, Callable[[_Reached], float | None]] = {
-    "seconds": lambda reached: reached.seconds, "tokens": lambda reached: reached.tokens, "joules": _joules,
-    "usd": lambda reached: usd_for(reached.observed, seconds=reached.seconds, tokens=reached.tokens),
-}  # fmt: skip
+    means = dict[str, float | None]()
+    for price, formula in _PRICES.items():
+        known = {} if summary.not_reached else finite_of_each(formula, there)
+        means[price] = centre(list(known.values())) if len(known) == len(there) else None
+    return ToLoss.model_validate({**means, "reached": list(there), "not_reached": summary.not_reached})
 
 
 # Which rows no other row beats: the Pareto set over speed, memory, energy and quality.
@@ -91,21 +74,13 @@ PRICES: dict[str, Callable[[_Reached], float | None]] = {
 # the field beside the declared family, not a claim of it.
 
 
-_BY_DIMENSION = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
-_DIMENSIONS = {
-    dimension: [m.name for m in _BY_DIMENSION if m.dimension and m.dimension[0] == dimension]
-    for dimension in ("speed", "memory", "energy", "quality")
-}
-"""Of each the first metric that all rows know."""
+_IN_TURN = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
 
 
-def dimensions(rows: Sequence[Row], without: frozenset[str] = frozenset()) -> list[str]:
-    """The metrics that the set is over: those that every one of these rows knows; `without`: what tells nothing."""
-    known = [
-        next((name for name in names if name not in without and all(counts(row, name) for row in rows)), None)
-        for names in _DIMENSIONS.values()
-    ]
-    return [name for name in known if name is not None]
+def _dimensions(rows: Sequence[Row], without: Collection[str]) -> list[str]:
+    """Of each dimension the first metric that every one of these rows knows; `without`: what tells nothing."""
+    told = [m for m in _IN_TURN if m.name not in without and all(counts(row, m.name) for row in rows)]
+    return list({m.dimension[0]: m.name for m in reversed(told) if m.dimension}.values())
 
 
 def counts(row: Row, metric: str) -> bool:
@@ -118,9 +93,8 @@ def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, S
     """The rows with `pareto` and who dominates them told for those that completed and did the baseline's job."""
     taking_part = [row for row in rows if _did_the_job(row)]
     apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
-    over = dimensions(taking_part, PER_TOKEN if apart else frozenset())
-    if share_main_memory(contest.suite.device, list(summaries.values())):
-        over = [name for name in over if name != "peak_memory_bytes"]
+    shared = share_main_memory(contest.suite.device, list(summaries.values()))
+    over = _dimensions(taking_part, {*(PER_TOKEN if apart else ()), *(["peak_memory_bytes"] if shared else ())})
     if not taking_part or not over:
         return list(rows)
     names = [row.option for row in taking_part]
@@ -129,11 +103,11 @@ def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, S
     is_shown = np.ones(shape, bool)
     for metric in over:
         threshold, more = contest.suite.threshold(metric), METRICS[metric].better == "more"
-        pairs = all_pairs(contest.blocks[metric], names, contest.alpha)
-        better = pairs.better(threshold, more_is_better=more)
+        pairs = all_pairs(contest.blocks[metric], names, contest.alpha, more_is_better=more)
+        better = pairs.better(threshold)
         better_somewhere |= better
-        is_shown &= better | pairs.not_worse(threshold, more_is_better=more)
-        worse_somewhere |= better.T | pairs.ahead_by_means(more_is_better=more, by=threshold).T
+        is_shown &= better | pairs.not_worse(threshold)
+        worse_somewhere |= (better | (pairs.gains > math.log1p(threshold))).T
     # A row of which the lucky seeds alone are left in one of these dominates none.
     flattered = np.array([any(summaries[name].flattered(metric) for metric in over) for name in names])
     dominates = better_somewhere & ~worse_somewhere & ~flattered[:, None]
@@ -182,48 +156,78 @@ class Question:
 
     name: VerdictName
     title: str
-    blocks: Blocks
-    alpha: float
-    threshold: float
-    more_is_better: bool
+    metric: str
+    contest: Contest
     figures: Mapping[str, Figure]
     """Mean values with their units, of the options that qualify."""
-    metric: str
-    is_objective: bool = False
-    open: Sequence[str] = ()
+    open: Sequence[str]
     """Options with a figure that may qualify: a constraint of theirs is undecided."""
 
+    @property
+    def is_objective(self) -> bool:
+        """Whether the ranks answer it."""
+        return self.metric == self.contest.suite.decide.objective
 
-def questions(
-    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
-) -> list[Question]:
+    @property
+    def threshold(self) -> float:
+        """Smallest difference that matters, as a share."""
+        return self.contest.suite.threshold(self.metric)
+
+    def pairs(self, names: Sequence[str]) -> Pairs:
+        """Of the options of these names."""
+        more = METRICS[self.metric].better == "more"
+        return all_pairs(self.contest.blocks[self.metric], names, self.contest.alpha, more_is_better=more)
+
+
+def questions(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Question]:
     """Those that the run has figures for, or all where nothing was trained. `rows` in the order of the ranking."""
+    suite, objective = contest.suite, METRICS[contest.suite.decide.objective]
     equal = [row for row in rows if row.eligible and row.n]
     within = [row for row in rows if _within_limits(row)]
     words = _at_equal_quality(suite, equal)
-    memory = "peak_device_memory_bytes" if all(counts(r, "peak_device_memory_bytes") for r in equal) else None
+    of_devices = all(counts(row, "peak_device_memory_bytes") for row in equal)
+    memory = "peak_device_memory_bytes" if of_devices else "peak_memory_bytes"
     apart = any(other_tokens(suite, summary.option) for summary in summaries.values())
-    quality = "bits_per_byte" if apart else "final_loss"
-    quality = suite.decide.objective if METRICS[suite.decide.objective].quality else quality
+    quality = objective.name if objective.quality else "bits_per_byte" if apart else "final_loss"
     speed = "bytes_per_second" if apart else "tokens_per_second"
-
-    def unflattered(rows: Sequence[Row], metric: str) -> list[Row]:
-        return [row for row in rows if not summaries[row.option].flattered(metric)]
-
-    asked = [_by_metric("fastest", f"Fastest{words}", unflattered(equal, speed), contest, speed)]
-    if not share_main_memory(suite.device, list(summaries.values())):
-        asked.append(
-            _by_metric("smallest_memory", f"Smallest memory{words}", equal, contest, memory or "peak_memory_bytes")
-        )
-    if METRICS[suite.decide.objective].of_those_that_learnt:
-        asked.append(_to_loss(contest, within, summaries))
-    asked.append(_by_metric("best_quality", "Best quality", unflattered(within, quality), contest, quality))
-    objective = suite.decide.objective
-    return [
-        replace(q, open=_open(q, unflattered(rows, q.metric)), is_objective=q.metric == objective)
-        for q in asked
-        if q and (q.figures or any(counts(row, q.metric) for row in rows) or not any(row.n for row in rows))
+    asked: list[tuple[VerdictName, str, str, Sequence[Row]]] = [
+        ("fastest", f"Fastest{words}", speed, equal),
+        ("smallest_memory", f"Smallest memory{words}", memory, equal),
+        ("cheapest", "Soonest to the baseline's loss", SECONDS_TO_LOSS, within),
+        ("best_quality", "Best quality", quality, within),
     ]
+    told = {question[0] for question in asked}
+    if share_main_memory(suite.device, list(summaries.values())):
+        told.remove("smallest_memory")
+    if not objective.of_those_that_learnt:
+        told.remove("cheapest")
+    found = []
+    for name, title, metric, qualified in asked:
+        flattered = {row.option for row in rows if summaries[row.option].flattered(metric)}
+        figures = _times_to_loss(qualified)
+        if name != "cheapest":
+            qualified = [row for row in qualified if row.option not in flattered]
+            known = [row for row in qualified if counts(row, metric) and not _has_gap(row, METRICS[metric])]
+            figures = {row.option: with_ratio(suite, METRICS[metric], row) for row in known}
+            if qualified and not known:
+                continue
+        if name in told and (figures or any(counts(row, metric) for row in rows) or not any(row.n for row in rows)):
+            others = [row for row in rows if row.option not in flattered | figures.keys()]
+            may_qualify = [row.option for row in others if _is_open(row, metric)]
+            found.append(Question(name, title, metric, contest, figures, may_qualify))
+    return found
+
+
+def _times_to_loss(rows: Sequence[Row]) -> dict[str, Figure]:
+    """By the objective's own claims: where it decides nothing, time to a loss is a figure and no answer."""
+    means = {row.option: row.to_loss.seconds for row in rows if row.to_loss}
+    return {name: Figure(f"{units.seconds(mean)} of time") for name, mean in means.items() if mean is not None}
+
+
+def _has_gap(row: Row, metric: Metric) -> bool:
+    """Whether seeds that completed lack the figure, which the others would flatter."""
+    measured = row.metrics[metric.name]
+    return metric.quality and measured.n + len(measured.left_out) < row.n
 
 
 def _did_the_job(row: Row) -> bool:
@@ -236,13 +240,10 @@ def _within_limits(row: Row) -> bool:
     return _did_the_job(row) and all(c.verdict in ("holds", "not_judged") for c in limits)
 
 
-def _open(question: Question, rows: Sequence[Row]) -> list[str]:
-    """Rows that would qualify if it were known that they hold their constraints."""
-    return [
-        row.option for row in rows
-        if row.option not in question.figures and _did_the_job(row) and not row.constraint_failures
-        and counts(row, question.metric) and any(c.verdict == "undecided" for c in row.constraints)
-    ]  # fmt: skip
+def _is_open(row: Row, metric: str) -> bool:
+    """Whether it would qualify if it were known that it holds its constraints."""
+    undecided = any(c.verdict == "undecided" for c in row.constraints)
+    return undecided and _did_the_job(row) and not row.constraint_failures and counts(row, metric)
 
 
 def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
@@ -254,26 +255,6 @@ def _at_equal_quality(suite: Suite, rows: Sequence[Row]) -> str:
         return " (equal quality could not be judged)"
     asked = any(METRICS[parse_constraint(text).metric].quality for text in suite.decide.constraints)
     return " at equal quality" if asked else " (regardless of quality, which no constraint limits)"
-
-
-def _by_metric(
-    name: VerdictName, title: str, rows: Sequence[Row], contest: Contest, metric_name: str
-) -> Question | None:
-    metric = METRICS[metric_name]
-
-    def has_gap(row: Row) -> bool:
-        """Whether seeds that completed lack the figure, which the others would flatter."""
-        measured = row.metrics[metric_name]
-        return metric.quality and measured.n + len(measured.left_out) < row.n
-
-    known = {row.option: row for row in rows if counts(row, metric_name) and not has_gap(row)}
-    if rows and not known:
-        return None
-    return Question(
-        name, title, contest.blocks[metric_name], contest.alpha, contest.suite.threshold(metric_name),
-        metric.better == "more",
-        {option: with_ratio(contest.suite, metric, row) for option, row in known.items()}, metric_name,
-    )  # fmt: skip
 
 
 def figure(metric: Metric, row: Row) -> str:
@@ -299,18 +280,6 @@ def _against(metric: Metric, row: Row) -> tuple[str, str]:
     return metric.against(found.ratio_to_baseline, found.ratio_low, found.ratio_high, base)
 
 
-def _to_loss(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> Question:
-    """By the objective's own claims: where it decides nothing, time to a loss is a figure and no answer."""
-    reached = [row.option for row in rows if row.to_loss and not row.to_loss.not_reached]
-    means = {name: centre(list(price_by_seed(summaries[name], "seconds").values())) for name in reached}
-    return Question(
-        "cheapest", "Soonest to the baseline's loss", contest.blocks[SECONDS_TO_LOSS], contest.alpha,
-        contest.suite.threshold(SECONDS_TO_LOSS), False,
-        {name: Figure(f"{units.seconds(value)} of time") for name, value in means.items() if value is not None},
-        SECONDS_TO_LOSS,
-    )  # fmt: skip
-
-
 # Named verdicts: which option to take, by what is asked, with how sure that is and the settings to take.
 #
 # An option is named that none is shown to be better than. The baseline stays unless the option that is ahead is
@@ -328,28 +297,21 @@ def file_of(name: str) -> str:
     return f"best_{name.removeprefix('best_')}.yaml"
 
 
-_BETTER: dict[VerdictName, str] = {
-    "fastest": "faster", "smallest_memory": "smaller", "cheapest": "sooner", "best_quality": "better",
-}  # fmt: skip
-
 BEST_FILES = (BEST, *map(file_of, get_args(VerdictName)))
 """All that there can be."""
 
 
-def verdicts(
-    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], contest: Contest
-) -> list[NamedVerdict]:
+def verdicts(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[NamedVerdict]:
     """One for each question that the run has figures for. `rows` in the order of the ranking.
 
     Each has the file of its option: `best.yaml` for what the objective asks for, one for every other option.
     """
-    asked = questions(suite, rows, summaries, contest)
-    answers = [_answered(suite, rows, summaries, question) for question in asked]
-    answers = [verdict for verdict in answers if verdict.option or suite.job.evaluates]
+    asked = questions(contest, rows, summaries)
+    answers = [_answered(rows, summaries, question) for question in asked]
+    answers = [verdict for verdict in answers if verdict.option or contest.suite.job.evaluates]
     memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
-    names = {"tokens_per_second": "fastest", **memory, **dict.fromkeys(QUALITY, "best_quality")}
-    by_objective = next((question.name for question in asked if question.is_objective), None)
-    decisive = names.get(suite.decide.objective, by_objective)
+    names = {**{question.metric: question.name for question in asked}, "tokens_per_second": "fastest", **memory}
+    decisive = names.get(contest.suite.decide.objective)
     first = rows[0].option if rows and rows[0].rank is not None else None
     best = next((v.option for v in answers if v.name == decisive), first)
     files = [BEST if v.option == best else file_of(v.name) for v in answers]
@@ -378,94 +340,76 @@ class _Finding:
     """Those of them that the figures have ahead of all that qualify."""
 
 
-def _answered(
-    suite: Suite, rows: Sequence[Row], summaries: Mapping[str, Summary], question: Question
-) -> NamedVerdict:
+def _answered(rows: Sequence[Row], summaries: Mapping[str, Summary], question: Question) -> NamedVerdict:
     if not question.figures:
         return _nobody(question, question.open)
-    found = _finding(suite, rows, question)
-    if found.open_ahead and found.best == suite.baseline:
+    found, baseline = _finding(rows, question), question.contest.baseline.name
+    if found.open_ahead and found.best == baseline:
         return _nobody(question, found.open_ahead, [found.best, *found.tied])
     row = next(row for row in rows if row.option == found.best)
     own, first = (question.figures[name] for name in (found.best, found.ahead))
-    shown, headline = f"{found.best}: {own}{_at_what(suite, question, row)}", found.best
+    shown, headline = f"{found.best}: {own}{_at_what(question, row)}", found.best
     if not first.looks_like(own):  # else a reader would see the same figure twice
-        if found.best == suite.baseline:
+        if found.best == baseline:
+            better = {"fastest": "faster", "smallest_memory": "smaller", "cheapest": "sooner"}
             shown = f"none is shown to be better than {shown}"
-            headline = f"stay with {found.best}, as none is shown to be {_BETTER[question.name]}"
+            headline = f"stay with {found.best}, as none is shown to be {better.get(question.name, 'better')}"
         shown = f"{shown}; best measured: {found.ahead}, {first}"
     return NamedVerdict(
         name=question.name, title=question.title, option=found.best, headline=headline, sentence=f"{shown}.",
         confidence=f"{_confidence(question, found)}{_outdone(row, found)}",
         sure=found.known and not found.tied and not found.open,
         tied_with=found.tied, choices=summaries[found.best].option.choices.model_dump(mode="json"),
-        file=None, command=None,
     )  # fmt: skip
 
 
-def _finding(suite: Suite, rows: Sequence[Row], question: Question) -> _Finding:
-    names = [row.option for row in rows if row.option in question.figures]
-    pairs = all_pairs(question.blocks, names, question.alpha)
-    more = question.more_is_better
-    better = pairs.better(question.threshold, more_is_better=more)
-    order = [row.option for row in rows if row.rank is not None and row.option in question.figures]
+def _finding(rows: Sequence[Row], question: Question) -> _Finding:
+    own = {row.option: row for row in rows if row.option in question.figures}
+    names, baseline = list(own), question.contest.baseline.name
+    pairs = question.pairs(names)
+    better = pairs.better(question.threshold)
+    order = [name for name, row in own.items() if row.rank is not None]
     if question.is_objective and order:  # as the ranks have it
         ahead = best = order[0]
     else:
-        # Of those that none is shown to be better than, the one that is ahead of most others within seeds.
-        won, lost = pairs.ahead_by_means(more_is_better=more).sum(axis=1), better.any(axis=0)
-        ahead = names[int(np.argmax(np.where(lost & ~lost.all(), -1, won)))]
-        best = _first_of_equals(pairs, better, ahead, question.threshold)
-    if suite.baseline in names and best != suite.baseline:
-        best = best if _beats_baseline(suite, rows, question, pairs, best) else suite.baseline
-    beaten = better[names.index(best)].tolist()
-    tied = [n for n, shown in zip(names, beaten, strict=True) if n != best and (n == ahead or not shown)]
+        # Of those that none is shown to be better than, the one that is ahead of most others within seeds; or one
+        # better in rank that it is ahead of by less than matters.
+        won, lost = (pairs.gains > 0).sum(axis=1), np.array(better.any(axis=0))
+        lead = int(np.argmax(np.where(lost & ~lost.all(), -1, won)))
+        is_near = (np.abs(pairs.estimates[:lead, lead]) <= math.log1p(question.threshold)) & ~lost[:lead]
+        ahead, best = names[lead], names[int(np.argmax([*is_near, True]))]
+    if baseline in own and best != baseline:
+        if question.is_objective:
+            found = own[best].against_baseline
+            beats = found is not None and found.decision == "better"
+        else:
+            beats = pairs.beats(names.index(best), names.index(baseline), question.threshold)
+        best = best if beats else baseline
+    place = names.index(best)
+    tied = [n for i, n in enumerate(names) if n != best and (n == ahead or not better[place, i])]
     if question.is_objective and best in order:
-        in_rank = next(row for row in rows if row.option == best).tied_with
-        tied = [n for n in names if n in in_rank or (n in tied and n not in order)]
-    same = pairs.same(question.threshold)[names.index(best)].tolist()
-    known = bool(np.any(~np.isnan(pairs.p_adjusted)))
-    alike = {name for name, is_same in zip(names, same, strict=True) if is_same}
-    return _Finding(best, tied, alike, ahead, known, *_may_lead(question, names, ahead))
+        tied = [n for n in names if n in own[best].tied_with or (n in tied and n not in order)]
+    alike = {names[i] for i in np.flatnonzero(pairs.same(question.threshold)[place])}
+    return _Finding(best, tied, alike, ahead, bool(pairs.known.any()), *_may_lead(question, names, ahead))
 
 
 def _may_lead(question: Question, names: Sequence[str], ahead: str) -> tuple[list[str], list[str]]:
     """`open` and `open_ahead` of a finding: of options whose constraints are undecided, those that matter here."""
-    pairs = all_pairs(question.blocks, [*names, *question.open], question.alpha)
-    better = pairs.better(0.0, more_is_better=question.more_is_better)[: len(names)]
+    pairs, leader = question.pairs([*names, *question.open]), names.index(ahead)
+    beaten = np.array(pairs.better(0.0)[: len(names)].any(axis=0))
+    may = {name: i for i, name in enumerate(pairs.names) if name in question.open and not beaten[i]}
     # two without a common seed are ahead of nobody: that is open too
-    behind = pairs.ahead_by_means(more_is_better=question.more_is_better)[names.index(ahead)]
-    may = [name for place, name in enumerate(pairs.names) if name in question.open and not better[:, place].any()]
-    level = [name for name in may if pairs.estimates[pairs.place(name, ahead)] == 0.0]
-    return may, [name for name in may if name not in level and not behind[pairs.names.index(name)]]
+    behind = (pairs.gains[leader] > 0) | (pairs.estimates[leader] == 0.0)
+    return list(may), [name for name, i in may.items() if not behind[i]]
 
 
-def _beats_baseline(suite: Suite, rows: Sequence[Row], question: Question, pairs: Pairs, best: str) -> bool:
-    if question.is_objective:
-        found = next(row for row in rows if row.option == best).against_baseline
-        return found is not None and found.decision == "better"
-    return pairs.beats(best, suite.baseline, question.threshold, more_is_better=question.more_is_better)
-
-
-def _first_of_equals(pairs: Pairs, better: Bools, leader: str, threshold: float) -> str:
-    """The leader, or an option better in rank that it is ahead of by less than matters."""
-    beaten = [bool(better[:, number].any()) for number in range(len(pairs.names))]
-    for number, name in enumerate(pairs.names):
-        if name == leader:
-            break
-        distance = abs(float(pairs.estimates[pairs.place(name, leader)]))
-        if distance <= math.log1p(threshold) and not beaten[number]:
-            return name
-    return leader
-
-
-def _at_what(suite: Suite, question: Question, row: Row) -> str:
+def _at_what(question: Question, row: Row) -> str:
     """What the option is by the objective, where something else was asked: `, at 1,040 tokens/s (0.068x)`."""
-    objective = METRICS[suite.decide.objective]
+    objective = METRICS[question.contest.suite.decide.objective]
     if question.metric == objective.name or not counts(row, objective.name):
         return ""
     found = row.metrics[objective.name]
-    is_told = found.ratio_to_baseline is not None and row.option != suite.baseline
+    is_told = found.ratio_to_baseline is not None and row.option != question.contest.baseline.name
     ratio = f" ({_against(objective, row)[0]})" if is_told else ""
     return f", at {objective.show(found.value)}{objective.after_figure}{ratio}"
 
@@ -478,9 +422,8 @@ def _nobody(question: Question, may_lead: Sequence[str], tied: Sequence[str] = (
     if len(tied) > 1:
         told += f" Of those that qualify, it is too close to call between {_some(tied)}."
     return NamedVerdict(
-        name=question.name, title=question.title, option=None, headline=headline, sentence=told,
-        confidence="", sure=False, tied_with=[], choices={}, file=None, command=None,
-    )  # fmt: skip
+        name=question.name, title=question.title, option=None, headline=headline, sentence=told, sure=False
+    )
 
 
 def _confidence(question: Question, found: _Finding) -> str:

@@ -147,17 +147,17 @@ class NamedVerdict(Shown):
     headline: str
     """The option, or in its place that none is shown to be better than the baseline, or that the answer is open."""
     sentence: str
-    confidence: str
+    confidence: str = ""
     """How sure that is, in words."""
     sure: bool
     """Whether it was shown to be better than every other row that qualifies."""
-    tied_with: list[str]
+    tied_with: list[str] = []
     """Rows that qualify and that it was not shown to be better than."""
-    choices: dict[str, Any]
+    choices: dict[str, Any] = {}
     """The option's settings, every dimension, as a suite writes them."""
-    file: str | None
+    file: str | None = None
     """The suite of this option alone, in the run's folder."""
-    command: str | None
+    command: str | None = None
     """What trains it."""
 
 

@@ -12,11 +12,12 @@ tells what is wrong with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from statistics import fmean
+from typing import NamedTuple
 
 from selectbench import units
-from selectbench.analysis.metrics import FORMULAS, finite, observe, spoils, state_of
+from selectbench.analysis.metrics import figure_of
 from selectbench.analysis.result import ScreenBound, Screening, ScreenTrial
 from selectbench.record.record import Completed, Failed, Record, has_ended
 from selectbench.record.run_folder import last_attempts
@@ -49,7 +50,10 @@ def screening_trials(suite: Suite, records: Sequence[Record], able: Sequence[str
     if len(own.get(baseline, [])) < 2 or any(name not in own for name in others):
         return trials
     judged = _bounds(suite, own[baseline])
-    missed = [name for name in others if any(misses(own[name][0]) for _, misses, _ in judged)]
+    missed = [
+        name for name in others
+        if any(bound.misses(figure_of(own[name][0], suite, bound.constraint.metric)) for bound in judged)
+    ]  # fmt: skip
     return [*trials, *((name, second, 3) for name in missed)]
 
 
@@ -60,16 +64,22 @@ def screenings(suite: Suite, records: Sequence[Record]) -> dict[str, Screening]:
     found: dict[str, Screening] = {}
     for name, tried in own.items():
         bounds = []
-        for text, misses, against in judged if name != suite.baseline else ():
-            metric = parse_constraint(text).metric
-            values = [_figure(record, suite, metric) for record in tried]
-            missed = [misses(record) for record in tried]
-            bounds.append(ScreenBound(bound=text, metric=metric, values=values, against=against, missed=missed))
+        for bound in judged if name != suite.baseline else ():
+            values = [figure_of(record, suite, bound.constraint.metric) for record in tried]
+            told = {"bound": bound.text, "metric": bound.constraint.metric, "against": bound.against}
+            missed = [bound.misses(value) for value in values]
+            bounds.append(ScreenBound.model_validate({**told, "values": values, "missed": missed}))
         out = any(len(bound.missed) == 2 and all(bound.missed) for bound in bounds)
         has_run = any(r.phase == "contest" and r.trial.option == name for r in records)
-        found[name] = Screening(
-            screened_out=out and not has_run, bounds=bounds, trials=[_tried(record, suite) for record in tried]
-        )
+        trials = [
+            ScreenTrial(
+                outcome="completed" if isinstance(record.outcome, Completed) else record.outcome.kind,
+                figures={metric: figure_of(record, suite, metric) for metric in SCREENING},
+                wall_seconds=record.wall_seconds,
+            )
+            for record in tried
+        ]
+        found[name] = Screening(screened_out=out and not has_run, bounds=bounds, trials=trials)
     return found
 
 
@@ -86,7 +96,7 @@ def unscreened(suite: Suite, records: Sequence[Record]) -> list[str]:
         return []
     if failed:
         return [f"no option was screened out: a short trial of the baseline {suite.baseline} failed ({failed[0]})"]
-    judged = [text for text, _, _ in _bounds(suite, tried)]
+    judged = [bound.text for bound in _bounds(suite, tried)]
     return [
         f"no option was screened out by {text}: the short trials of the baseline {suite.baseline} miss it or "
         "do not tell the figure"
@@ -129,49 +139,32 @@ def _by_option(suite: Suite, records: Sequence[Record]) -> dict[str, list[Record
     return {name: [tried[seed] for seed in sorted(tried)] for name, tried in own.items()}
 
 
-def _bounds(suite: Suite, baseline: Sequence[Record]) -> list[tuple[str, Callable[[Record], bool], float | None]]:
-    """Each bound that can be judged, whether a trial misses it, and the baseline's value that it is a factor of.
+class _Bound(NamedTuple):
+    """One that can be judged."""
 
-    None can where a trial of the baseline tells no figure or misses the bound itself.
-    """
+    text: str
+    constraint: Constraint
+    against: float | None
+    """The baseline's value that it is a factor of; None: it is no factor."""
+
+    def misses(self, value: float | None) -> bool:
+        """Whether a trial with this value does; None misses nothing."""
+        return not _holds(self.constraint, value, 1.0 if self.against is None else self.against)
+
+
+def _bounds(suite: Suite, baseline: Sequence[Record]) -> list[_Bound]:
+    """None can be judged where a trial of the baseline tells no figure or misses the bound itself."""
     found = []
     for text in suite.screen:
         constraint = parse_constraint(text)
-        values = [_figure(record, suite, constraint.metric) for record in baseline]
-        known = [value for value in values if value is not None]
+        known = [value for r in baseline if (value := figure_of(r, suite, constraint.metric)) is not None]
         if len(known) < 2:
             continue
         worse = min(known) if METRICS[constraint.metric].better == "more" else max(known)
         if constraint.relative or _holds(constraint, worse, 1.0):
-            found.append((text, _misses(suite, constraint, worse), worse if constraint.relative else None))
+            found.append(_Bound(text, constraint, worse if constraint.relative else None))
     return found
 
 
-def _misses(suite: Suite, constraint: Constraint, worse: float) -> Callable[[Record], bool]:
-    def misses(record: Record) -> bool:
-        value = _figure(record, suite, constraint.metric)
-        return value is not None and not _holds(constraint, value, worse if constraint.relative else 1.0)
-
-    return misses
-
-
-def _holds(constraint: Constraint, value: float, unit: float) -> bool:
-    return COMPARE[constraint.operator](value, constraint.value * unit)
-
-
-def _figure(record: Record, suite: Suite, metric: str) -> float | None:
-    """None: the trial failed, or the state of the GPUs spoils the figure.
-
-    Those of a busy CPU count: two trials and the worse of the baseline's are to make up for its noise, and a
-    machine that is always busy would screen nothing.
-    """
-    if not isinstance(record.outcome, Completed):
-        return None
-    is_spoiled = spoils(state_of(record), metric, counts_busy=True)
-    return None if is_spoiled else finite(FORMULAS[metric], observe(record, suite))
-
-
-def _tried(record: Record, suite: Suite) -> ScreenTrial:
-    figures = {metric: _figure(record, suite, metric) for metric in SCREENING}
-    outcome = "completed" if isinstance(record.outcome, Completed) else record.outcome.kind
-    return ScreenTrial(outcome=outcome, figures=figures, wall_seconds=record.wall_seconds)
+def _holds(constraint: Constraint, value: float | None, unit: float) -> bool:
+    return value is None or COMPARE[constraint.operator](value, constraint.value * unit)

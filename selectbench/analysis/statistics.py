@@ -87,6 +87,11 @@ class Difference:
     seeds: int
     spread: Spread
 
+    @property
+    def free(self) -> float:
+        """Its degrees of freedom; infinite where it has none."""
+        return self.degrees_of_freedom or math.inf
+
 
 @dataclass(frozen=True)
 class PooledVariance:

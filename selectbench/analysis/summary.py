@@ -20,7 +20,7 @@ from selectbench.analysis.metrics import (
     formula_of,
     is_unclean,
     memory_kind,
-    observed,
+    observe,
     skipped_share,
     spoils,
     state_of,
@@ -389,7 +389,7 @@ def _summary(
         if isinstance(record.outcome, Completed):
             summary.completed[seed] = record
             summary.measurements[seed] = record.outcome.measurement
-            summary.observed[seed] = observed(record, record.outcome.measurement, option.choices, suite)
+            summary.observed[seed] = observe(record, suite, option.choices)
             summary.doubted.update({seed: why} if (why := doubted(record)) else {})
         else:
             summary.failed[seed] = record.outcome
