@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -51,7 +52,6 @@ from selectbench.suite.suite import CONTROL, Suite
 
 # Whether an option holds the suite's constraints: tests of non-inferiority with three answers.
 
-
 FAR = 2.0
 """An absolute bound that all values are so many times away from is decided without a measure of spread: no figure
 of one job varies that much from seed to seed."""
@@ -70,26 +70,22 @@ class Asked:
 
     def concluded(self, judged: Judged | None, settling: Settling | None) -> ConstraintVerdict:
         """`judged`: the test among its family; None: no measure of spread."""
-        verdict, shown = "undecided", f"{self.constraint.metric} is {self._shown(self.test.difference.estimate)}"
-        if judged is None and self.is_far:
-            verdict = "holds" if self._holds(self.test.difference.estimate) else "fails"
-            return _said(self.text, verdict, f"{shown}, far from the bound")
+        estimate = self.test.difference.estimate
+        verdict, shown = "undecided", f"{self.constraint.metric} is {self._shown(estimate)}"
+        if self.is_far or (judged and (judged.rejected or judged.is_exact)):
+            verdict = "holds" if self._holds(estimate) else "fails"
         if judged is None:
             is_one = self.test.difference.seeds == 1
-            why = "one seed, which shows no spread" if is_one else "every seed, maybe by chance"
-            return _said(self.text, "undecided", f"{shown} with {why}")
-        if judged.rejected or judged.is_exact or self.is_far:
-            verdict = "holds" if self._holds(judged.estimate) else "fails"
+            why = " with one seed, which shows no spread" if is_one else " with every seed, maybe by chance"
+            return said(self.text, verdict, f"{shown}{', far from the bound' if self.is_far else why}")
         if judged.low < judged.high:
             shown = self._with_interval(shown, judged)
-        return ConstraintVerdict.model_validate(
-            {"constraint": self.text, "verdict": verdict, "detail": shown, "p_adjusted": judged.p_adjusted,
-             "settling": settling if verdict == "undecided" else None}
-        )  # fmt: skip
+        settling = settling if verdict == "undecided" else None
+        return said(self.text, verdict, shown, p_adjusted=judged.p_adjusted, settling=settling)
 
     def _with_interval(self, shown: str, judged: Judged) -> str:
-        around = [0.0 if self.constraint.relative else judged.estimate] * 2
-        low, high = (ratio_of(end - at) for end, at in zip((judged.low, judged.high), around, strict=True))
+        around = 0.0 if self.constraint.relative else judged.estimate
+        low, high = ratio_of(judged.low - around), ratio_of(judged.high - around)
         if judged.rejected or units.is_measurable(low, high):
             return f"{shown} ({self._end(judged.low)} to {self._end(judged.high)})"
         if against := self.constraint.against:
@@ -127,45 +123,42 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | Co
 def gap_in(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None:
     """The answer where completed seeds have no value though others have: the others would flatter the option."""
     if blown := summary.blown_up(metric):
-        return _said(text, "fails", f"no finite {metric} with {seeds_words(blown)}")
+        return said(text, "fails", f"no finite {metric} with {seeds_words(blown)}")
     if unknown := summary.unknown(metric):
-        return _said(text, "undecided", f"no {metric} with {seeds_words(unknown)}")
+        return said(text, "undecided", f"no {metric} with {seeds_words(unknown)}")
     return None
 
 
 def _without_figure(text: str, metric: str) -> ConstraintVerdict:
     if metric == "peak_memory_bytes":
-        return _said(text, "not_judged", "memory grew by less than can be measured")
-    return _said(text, "fails", f"no finite {metric}")
+        return said(text, "not_judged", "memory grew by less than can be measured")
+    return said(text, "fails", f"no finite {metric}")
 
 
-def seed_by_seed(text: str, constraint: Constraint, ours: Summary, theirs: Summary) -> ConstraintVerdict:
-    """Where a value has no logarithm: what all common seeds say, if they agree; below 0 a factor says nothing."""
-    metric = constraint.metric
-    pairs = [(ours.values[metric][seed], theirs.values[metric][seed]) for seed in ours.common(theirs, metric)]
-    answers = {COMPARE[constraint.operator](mine, constraint.value * other) for mine, other in pairs}
-    clear = len(answers) == 1 and min(map(min, pairs)) >= 0
-    verdict = ("holds" if True in answers else "fails") if clear else "undecided"
-    means = [METRICS[metric].show(summary.mean(metric)) for summary in (ours, theirs)]
-    shown = f"{metric} is {means[0]}, {means[1]} for the {constraint.against}, of which a value is 0 or less"
-    return _said(text, verdict, shown)
+def directly(text: str, constraint: Constraint, ours: Summary, theirs: Summary | None = None) -> ConstraintVerdict:
+    """Where a value or the bound has no logarithm: what all seeds say, if they agree.
+
+    `theirs`: what the bound is a factor of, which says nothing below 0.
+    """
+    name, compare = constraint.metric, COMPARE[constraint.operator]
+    others = dict.fromkeys(ours.values[name], 1.0) if theirs is None else theirs.values[name]
+    pairs = [(value, others[seed]) for seed, value in ours.values[name].items() if seed in others]
+    answers = {compare(mine, constraint.value * other) for mine, other in pairs}
+    is_clear = len(answers) == 1 and (theirs is None or min(map(min, pairs)) >= 0)
+    verdict = ("holds" if True in answers else "fails") if is_clear else "undecided"
+    shown = f"{name} is {METRICS[name].show(ours.mean(name))}"
+    if theirs is not None:
+        against = METRICS[name].show(theirs.mean(name))
+        shown += f", {against} for the {constraint.against}, of which a value is 0 or less"
+    return said(text, verdict, shown)
 
 
-def directly(text: str, constraint: Constraint, summary: Summary) -> ConstraintVerdict:
-    """Where a value or the bound has no logarithm: what all seeds say, if they agree."""
-    compare = COMPARE[constraint.operator]
-    answers = {compare(value, constraint.value) for value in summary.values[constraint.metric].values()}
-    verdict = "undecided" if len(answers) > 1 else "holds" if True in answers else "fails"
-    shown = METRICS[constraint.metric].show(summary.mean(constraint.metric))
-    return _said(text, verdict, f"{constraint.metric} is {shown}")
-
-
-def _said(text: str, verdict: str, detail: str) -> ConstraintVerdict:
-    return ConstraintVerdict.model_validate({"constraint": text, "verdict": verdict, "detail": detail})
+def said(text: str, verdict: str, detail: str, **more: Any) -> ConstraintVerdict:
+    """What is said of a constraint; `more`: as `ConstraintVerdict` has it."""
+    return ConstraintVerdict.model_validate({"constraint": text, "verdict": verdict, "detail": detail, **more})
 
 
 # The declared family: every option against the baseline by the objective, and every constraint.
-
 
 Key = tuple[str, str]
 """Option and constraint; the objective's constraint is ''."""
@@ -242,14 +235,12 @@ class Contest:
 
     def family(self) -> Family:
         """What was declared."""
-        decided_by, threshold = self.suite.decide, self.suite.threshold
-        metrics = dict.fromkeys([decided_by.objective, *names_of(self.suite.job)])
-        thresholds = {name: threshold(name) for name in metrics if threshold(name)}
-        thresholds.setdefault(decided_by.objective, threshold(decided_by.objective))
+        objective, threshold = self.suite.decide.objective, self.suite.threshold
+        metrics = dict.fromkeys([objective, *names_of(self.suite.job)])
+        thresholds = {name: threshold(name) for name in metrics if threshold(name) or name == objective}
         return Family(
-            alpha=self.alpha, looks=self.suite.looks, objective=decided_by.objective,
-            constraints=decided_by.constraints,
-            tests=self.tests, thresholds=thresholds,
+            alpha=self.alpha, looks=self.suite.looks, objective=objective, tests=self.tests,
+            constraints=self.suite.decide.constraints, thresholds=thresholds,
         )  # fmt: skip
 
     @property
@@ -276,29 +267,29 @@ class Contest:
         constraint = parse_constraint(text)
         metric = METRICS[constraint.metric]
         if metric.quality and (self.suite.quick or not self.suite.job.evaluates):
-            return _said(text, "not_judged", "quality was not measured")
+            return said(text, "not_judged", "quality was not measured")
         diverged = [seed for seed, failure in summary.failed.items() if failure.kind == "diverged"]
         if metric.quality and diverged:
-            return _said(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
+            return said(text, "fails", f"diverged with seed {', '.join(map(str, diverged))}")
         if metric.name == SECONDS_TO_LOSS and summary.not_reached:
-            return _said(text, "fails", summary.not_reached_words())
+            return said(text, "fails", summary.not_reached_words())
         if summary.only_spoiled(metric.name):
-            return _said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
+            return said(text, "not_judged", f"every trial was {summary.unclean_words(metric.name)}")
         if gap := gap_in(text, metric.name, summary):
             return gap
         if lost := summary.flattered_words(metric.name):
-            return _said(text, "undecided", f"{lost}: the other seeds may flatter it")
+            return said(text, "undecided", f"{lost}: the other seeds may flatter it")
         if "gpu" in metric.needs and not summary.values[metric.name]:
-            return _said(text, "not_judged", f"no trial measured {metric.name}")
+            return said(text, "not_judged", f"no trial measured {metric.name}")
         return (self._relative if constraint.relative else _absolute)(text, constraint, summary)
 
     def _relative(self, text: str, constraint: Constraint, summary: Summary) -> Asked | ConstraintVerdict:
         name, baseline = constraint.metric, self.baseline
         if baseline.only_spoiled(name):
             words = baseline.unclean_words(name)
-            return _said(text, "not_judged", f"every trial of the baseline {baseline.name} was {words}")
+            return said(text, "not_judged", f"every trial of the baseline {baseline.name} was {words}")
         if not baseline.values[name]:
-            return _said(text, "not_judged", f"the baseline {baseline.name} has no {name}")
+            return said(text, "not_judged", f"the baseline {baseline.name} has no {name}")
         if not summary.values[name]:
             return _without_figure(text, name)
         if constraint.value <= 0:
@@ -306,18 +297,15 @@ class Contest:
         if summary.name == baseline.name:
             difference: Difference | None = Difference(0.0, 0.0, None, len(summary.values[name]), "none")
         elif summary.without_ratio(name) or baseline.without_ratio(name):
-            return seed_by_seed(text, constraint, summary, baseline)
+            return directly(text, constraint, summary, baseline)
         else:
             difference = self.blocks[name].difference(summary.name, baseline.name)
         if difference is None and (baseline.spoiled[name] or summary.spoiled[name]):
-            return _said(text, "not_judged", "no seed was clean with the baseline too")
+            return said(text, "not_judged", "no seed was clean with the baseline too")
         if difference is None:
-            return _said(text, "undecided", "no figure to compare for any seed of the baseline")
-        return Asked(
-            text,
-            constraint,
-            HypothesisTest(difference, math.log(constraint.value), self.p_of_luck(summary.name, name)),
-        )
+            return said(text, "undecided", "no figure to compare for any seed of the baseline")
+        least_p = self.p_of_luck(summary.name, name)
+        return Asked(text, constraint, HypothesisTest(difference, math.log(constraint.value), least_p))
 
     def constraints(self, option: str) -> list[ConstraintVerdict]:
         """One each in the suite's order; empty for an option that was not asked."""
@@ -330,7 +318,7 @@ class Contest:
                 flattering = asked.constraint.relative and self.baseline.flattered_words(asked.constraint.metric)
                 asked = asked.concluded(self.judged.get((option, text)), settling)
                 if flattering and asked.verdict == "fails":
-                    asked = _said(text, "undecided", f"{asked.detail}, but of the baseline {flattering}")
+                    asked = said(text, "undecided", f"{asked.detail}, but of the baseline {flattering}")
             verdicts += [asked] if asked is not None else []
         return verdicts
 

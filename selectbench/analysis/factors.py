@@ -21,7 +21,7 @@ from selectbench.analysis.statistics import Floats, differences_over_seeds
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
 from selectbench.suite.command import NO_CHOICES
-from selectbench.suite.suite import CONTROL, Option, Suite
+from selectbench.suite.suite import Option, Suite
 
 MOST_INTERACTIONS = 5
 
@@ -48,7 +48,7 @@ def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[R
     names = [
         r.option for r in rows if r.identity.comparable and not r.control and summaries[r.option].values[metric]
     ]
-    options = [option for option in suite.options if option.name in names and option.name != CONTROL]
+    options = [option for option in suite.options if option.name in names]
     # Settings that each option has at its own best follow from the option, and are none of its factors.
     searched = [*(["micro_batch_size"] if suite.best_of else []), *(suite.tune.parameters if suite.tune else ())]
     factors = factors_of(options, suite.baseline, besides=frozenset(searched))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
-from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, seed_by_seed
+from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, said
 from selectbench.analysis.family import HypothesisTest, Judged, alpha_of, decide, judge_all, look_of, own_interval
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
@@ -16,14 +16,13 @@ from selectbench.analysis.screening import screened_words
 from selectbench.analysis.statistics import Difference, changes, of_one
 from selectbench.analysis.summary import Summary, busy_warnings, summarise
 from selectbench.errors import UserError
-from selectbench.record.record import Record
+from selectbench.record.record import Failed, Record
 from selectbench.record.run_folder import MACHINE
 from selectbench.suite.metrics import METRICS, Constraint, parse_constraint
 from selectbench.suite.suite import Suite
 from selectbench.text import leaves, one_line, quoted
 
 # Two runs of a suite side by side: what differs in suite and environment, and how every figure changed.
-
 
 COMPARED = tuple(name for name, metric in METRICS.items() if metric.comparison)
 """Metrics whose changes are shown; all are tested but final_perplexity, which goes with final_loss."""
@@ -56,9 +55,7 @@ class ReadRun:
 
     def other_jobs(self) -> set[str]:
         """Options that did not do the job of this run's own baseline."""
-        summaries = list(self.summaries.values())
-        baseline = next(summary for summary in summaries if summary.name == self.suite.baseline)
-        found = certify(self.suite, summaries, baseline)
+        found = certify(self.suite, list(self.summaries.values()), self.summaries[self.suite.baseline])
         return {name for name, certificate in found.items() if certificate.violations}
 
 
@@ -145,8 +142,7 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
         # Records did not always tell the OpenMP library: what one run lacks says nothing.
         environment=[d for d in elsewhere if d.path != "openmp" or None not in (d.reference, d.run)],
         lost={
-            n: "screened out" if ours[n].is_screened_out
-            else ", ".join(sorted({failure.kind for failure in ours[n].failed.values()})) or "no outcome"
+            n: "screened out" if ours[n].is_screened_out else _kinds(ours[n].failed.values()) or "no outcome"
             for n in lost
         },
         changes=[
@@ -166,11 +162,6 @@ def _differences(ours: Mapping[str, Summary], theirs: Mapping[str, Summary], met
     return changes(*both, is_coarse=METRICS[metric].scored)
 
 
-def _shown_ends(difference: Difference) -> tuple[float, float] | tuple[None, None]:
-    """Of a change by itself, for `compare` and `gate`: their families differ, and so would their intervals."""
-    return own_interval(difference) or (None, None)
-
-
 def _alpha(run: ReadRun, reference: ReadRun) -> float:
     """Of a comparison; each of the two may have been extended after it was compared before."""
     return alpha_of(look_of(run.suite.looks) + look_of(reference.suite.looks) - 1)
@@ -181,16 +172,12 @@ def _change(
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
     common = ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None  # as `changes` does
-
-    decision = decide(judged, threshold, more_is_better=better) if judged else "undecided"
-    low, high = map(ratio_of, _shown_ends(difference))
+    low, high = map(ratio_of, own_interval(difference) or (None, None))
     return Change(
         option=ours.name, metric=metric, reference=theirs.mean(metric, common), run=ours.mean(metric, common),
-        ratio=ratio_of(difference.estimate),
-        low=low, high=high,
+        ratio=ratio_of(difference.estimate), low=low, high=high, seeds=difference.seeds,
         p_adjusted=judged.p_adjusted if judged else None,
-        decision=decision,
-        seeds=difference.seeds,
+        decision=decide(judged, threshold, more_is_better=better) if judged else "undecided",
     )  # fmt: skip
 
 
@@ -217,6 +204,10 @@ def _busy(*runs: ReadRun) -> list[str]:
     return [f"{run.name}: {line}" for run in runs for line in busy_warnings(list(run.summaries.values()))]
 
 
+def _kinds(failures: Iterable[Failed]) -> str:
+    return ", ".join(sorted({failure.kind for failure in failures}))
+
+
 def _other_settings(run: Suite, reference: Suite) -> list[str]:
     """Options of one name that do not mean the same."""
     ours, theirs = (
@@ -225,23 +216,17 @@ def _other_settings(run: Suite, reference: Suite) -> list[str]:
     changed = {name: differing(ours[name], theirs[name]) for name in theirs if name in ours}
     return [
         f"{name} has other settings: {'; '.join(f'{d.path} {d.reference} -> {d.run}' for d in found[:4])}"
-        for name, found in changed.items()
-        if found
-    ]
-
-
-_DATA = ("evaluation_set_sha256", "token_stream_sha256")
+        for name, found in changed.items() if found
+    ]  # fmt: skip
 
 
 def other_data(run: ReadRun, reference: ReadRun) -> str | None:
     """How the data of an option with the same seed differ, from the certificates; None where they do not."""
-    for name, theirs in reference.summaries.items():
-        ours = run.summaries.get(name)
-        for seed in sorted(theirs.completed.keys() & (ours.completed.keys() if ours else set())):
-            assert ours is not None
-            pair = (ours.completed[seed].identity, theirs.completed[seed].identity)
-            for field in _DATA:
-                digests = [getattr(identity, field, None) for identity in pair]
+    for name in (name for name in reference.summaries if name in run.summaries):
+        ours, theirs = run.summaries[name].completed, reference.summaries[name].completed
+        for seed in sorted(theirs.keys() & ours.keys()):
+            for field in ("evaluation_set_sha256", "token_stream_sha256"):
+                digests = [getattr(own[seed].identity, field, None) for own in (ours, theirs)]
                 if None not in digests and digests[0] != digests[1]:
                     return f"{field} of {name} with seed {seed}"
     return None
@@ -258,7 +243,6 @@ def differing(run: Mapping[str, Any], reference: Mapping[str, Any]) -> list[Diff
 
 
 # A run held to limits against a reference: pass, regression or inconclusive, for each option and over all.
-
 
 Verdict = Literal["pass", "regression", "inconclusive"]
 _VERDICTS: Mapping[str, Verdict] = {"holds": "pass", "fails": "regression"}
@@ -299,7 +283,12 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     Raises UserError for a wrong limit or none, for runs of different jobs, and for different machines unless
     `any_machine`.
     """
-    parsed = {text: _parsed(text) for text in limits}
+    parsed = dict[str, Constraint]()
+    for text in limits:
+        try:
+            parsed[text] = parse_constraint(text, "reference")
+        except ValueError as error:
+            raise UserError(f"limit {quoted(text)}: {error}") from None
     if not parsed:
         raise UserError(
             "the gate has no limit: give `gate: [tokens_per_second >= 0.97x reference]` in the suite, or "
@@ -319,103 +308,82 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     alpha = _alpha(run, reference)
     judged = judge_all({key: found.test for key, found in asked.items() if isinstance(found, Asked)}, alpha)
     tests = sum(not one.is_exact for one in judged.values())
-    others = run.other_jobs()
-    for key, found in asked.items():
-        ends = _shown_ends(found.test.difference) if isinstance(found, Asked) else (None, None)
-        if key in judged and ends[0] is not None:
-            judged[key] = replace(judged[key], low=ends[0], high=ends[1])
-    concluded = {key: a.concluded(judged.get(key), None) if isinstance(a, Asked) else a for key, a in asked.items()}
-    checks = [
-        Check(option=option, limit=found.constraint, verdict="inconclusive", detail="not the baseline's job")
-        if option in others
-        else Check(
-            option=option, limit=found.constraint, verdict=_VERDICTS.get(found.verdict, "inconclusive"),
-            detail=found.detail, p_adjusted=found.p_adjusted,
-        )
-        for (option, _), found in concluded.items()
-    ]  # fmt: skip
+    others, checks = run.other_jobs(), list[Check]()
+    for (option, text), found in asked.items():
+        if isinstance(found, Asked):
+            one, ends = judged.get((option, text)), own_interval(found.test.difference)
+            # What is shown is the interval of `compare`: the families differ, and so would their intervals.
+            found = found.concluded(replace(one, low=ends[0], high=ends[1]) if one and ends else one, None)
+        verdict, detail, p = _VERDICTS.get(found.verdict, "inconclusive"), found.detail, found.p_adjusted
+        if option in others:
+            verdict, detail, p = "inconclusive", "not the baseline's job", None
+        checks.append(Check(option=option, limit=text, verdict=verdict, detail=detail, p_adjusted=p))
     checks += [failed for option in held if (failed := _failed(option, ours.get(option), theirs[option]))]
     verdicts = {check.verdict for check in checks}
-    verdict: Verdict = "pass" if verdicts == {"pass"} else "inconclusive"
-    verdict = "regression" if "regression" in verdicts else verdict
+    whole: Verdict = "pass" if verdicts == {"pass"} else "inconclusive"
     return Gate(
-        run=run.name, reference=reference.name, verdict=verdict, checks=checks,
-        tests=tests, alpha=alpha,
+        run=run.name, reference=reference.name, verdict="regression" if "regression" in verdicts else whole,
+        checks=checks, tests=tests, alpha=alpha,
         notes=[*told, *_busy(run, reference), *run.notes, *reference.notes],
     )  # fmt: skip
 
 
-def _parsed(text: str) -> Constraint:
-    try:
-        return parse_constraint(text, "reference")
-    except ValueError as error:
-        raise UserError(f"limit {quoted(text)}: {error}") from None
-
-
 def _refuse_what_does_not_compare(run: ReadRun, reference: ReadRun, *, any_machine: bool) -> None:
-    jobs = differing(run.suite.resolved.get("job", {}), reference.suite.resolved.get("job", {}))
-    if jobs:
-        told = "; ".join(f"job.{d.path}: {d.reference} there, {d.run} here" for d in jobs[:3])
+    ours, theirs = ({"job": read.suite.resolved.get("job", {})} for read in (run, reference))
+    if jobs := differing(ours, theirs):
+        told = differing_words(jobs[:3], "there", "here")
         raise UserError(f"not the same job, so there is nothing to gate: {told} (`selectbench compare` shows all)")
     ours, theirs = ({o.name: o.choices for o in read.suite.options} for read in (run, reference))
-    changed = [name for name in theirs if name in ours and ours[name] != theirs[name]]
-    if changed:
+    if changed := [name for name in theirs if name in ours and ours[name] != theirs[name]]:
         raise UserError(f"options whose settings differ from the reference's: {', '.join(changed[:5])}")
-    other = other_data(run, reference)
-    if other:
+    if other := other_data(run, reference):
         raise UserError(f"not the same data, so there is nothing to gate: {other}")
     # Older records say nothing of the processor's features.
     machines = [
-        d
-        for d in differing(run.environment, reference.environment)
+        d for d in differing(run.environment, reference.environment)
         if d.path.startswith(MACHINE) and not (d.path == "cpu_features" and None in (d.reference, d.run))
-    ]
+    ]  # fmt: skip
     if machines and not any_machine:
-        told = "; ".join(f"{d.path}: {d.reference} there, {d.run} here" for d in machines[:3])
+        told = differing_words(machines[:3], "there", "here")
         raise UserError(f"not the same machine: {told}; --any-machine gates them anyway")
 
 
 def _asked(
-    text: str, limit: Constraint, option: str, ours: Mapping[str, Summary], theirs: Mapping[str, Summary]
+    text: str, limit: Constraint, option: str, run: Mapping[str, Summary], reference: Mapping[str, Summary]
 ) -> Asked | ConstraintVerdict:
-    values = ours[option].values[limit.metric] if option in ours else {}
-    gap = gap_in(text, limit.metric, ours[option]) if option in ours else None
-    if gap:
-        in_both = theirs[option].blown_up(limit.metric) == ours[option].blown_up(limit.metric) != []
-        return _open(text, f"{gap.detail}, in both runs") if in_both else gap
-    if not values:
-        return _open(text, f"the run has no {limit.metric}")
-    lost = ours[option].without_ratio(limit.metric)
+    ours, theirs, name = run.get(option), reference[option], limit.metric
+    if ours is not None and (gap := gap_in(text, name, ours)):
+        in_both = theirs.blown_up(name) == ours.blown_up(name) != []
+        return said(text, "undecided", f"{gap.detail}, in both runs") if in_both else gap
+    if ours is None or not ours.values[name]:
+        return said(text, "undecided", f"the run has no {name}")
+    lost = ours.without_ratio(name)
     if limit.value <= 0 or (lost and not limit.relative):
-        return directly(text, limit, ours[option])
-    if lost or theirs[option].without_ratio(limit.metric):
-        return seed_by_seed(text, limit, ours[option], theirs[option])
+        return directly(text, limit, ours)
+    if lost or theirs.without_ratio(name):
+        return directly(text, limit, ours, theirs)
     if limit.relative:
-        found = _differences(ours, theirs, limit.metric).get(option)
+        found = _differences(run, reference, name).get(option)
     else:
-        found = of_one(values, is_coarse=METRICS[limit.metric].scored)
+        found = of_one(ours.values[name], is_coarse=METRICS[name].scored)
     if found is None:
-        return _open(text, f"the reference has no {limit.metric}")
+        return said(text, "undecided", f"the reference has no {name}")
     return Asked(text, limit, HypothesisTest(found, math.log(limit.value)))
-
-
-def _open(text: str, detail: str) -> ConstraintVerdict:
-    return ConstraintVerdict(constraint=text, verdict="undecided", detail=detail)
 
 
 def _failed(option: str, ours: Summary | None, theirs: Summary) -> Check | None:
     """An option that fails with seeds that the reference completed."""
+    sure = False
     if ours is None:
-        return Check(option=option, limit="completes", verdict="inconclusive", detail="the run does not have it")
-    if ours.screening and ours.is_screened_out:
+        detail = "the run does not have it"
+    elif ours.screening and ours.is_screened_out:
         detail = f"screened out, so it is not known: {screened_words(ours.screening)}"
-        return Check(option=option, limit="completes", verdict="inconclusive", detail=detail)
-    failed = {s: f for s, f in ours.failed.items() if s in theirs.completed}
-    missing = [seed for seed in theirs.completed if seed not in ours.completed and seed not in ours.failed]
-    if not failed and not missing:
-        return None
-    what = ", ".join(sorted({failure.kind for failure in failed.values()})) or "no outcome for"
-    seeds = f"{'with ' if failed else ''}seed {', '.join(map(str, failed or missing))}"
-    sure = any(failure.kind not in _NO_FINDING for failure in failed.values())
-    detail = f"{what} {seeds}, which the reference completed"
+    else:
+        failed = {s: f for s, f in ours.failed.items() if s in theirs.completed}
+        missing = [seed for seed in theirs.completed if seed not in ours.completed and seed not in ours.failed]
+        if not failed and not missing:
+            return None
+        seeds = f"{'with ' if failed else ''}seed {', '.join(map(str, failed or missing))}"
+        sure = any(failure.kind not in _NO_FINDING for failure in failed.values())
+        detail = f"{_kinds(failed.values()) or 'no outcome for'} {seeds}, which the reference completed"
     return Check(option=option, limit="completes", verdict="regression" if sure else "inconclusive", detail=detail)
