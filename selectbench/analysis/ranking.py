@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from selectbench import units
@@ -13,7 +13,7 @@ from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
 from selectbench.analysis.identity import certify
 from selectbench.analysis.lanes import lanes_found, lanes_in_answer, lanes_of, nodes_found, nodes_in_answer
 from selectbench.analysis.metrics import is_unclean, state_of
-from selectbench.analysis.recommendation import counts, figure, to_loss, verdicts, with_pareto, with_ratio
+from selectbench.analysis.recommendation import Figure, counts, figure, to_loss, verdicts, with_pareto, with_ratio
 from selectbench.analysis.result import Certificate, Failure, MetricValue, Ranking, Row, Settling, Violation
 from selectbench.analysis.scores import score_differences
 from selectbench.analysis.screening import screened_words, unscreened
@@ -36,7 +36,7 @@ from selectbench.analysis.summary import (
 )
 from selectbench.analysis.watched import PROCESS, learning_in_answer, learning_warnings, plausibility_warnings
 from selectbench.record.record import Completed, Record
-from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, Metric, parse_constraint
+from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, parse_constraint
 from selectbench.suite.suite import Suite, besides_the_rate
 from selectbench.text import listed
 
@@ -52,7 +52,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     """
     summaries, strays = summarise(suite, records)
     by_name = {summary.name: summary for summary in summaries}
-    certificates = certify(suite, summaries, by_name[suite.baseline])
+    certificates = certify(suite, summaries)
     comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
     contest = hold_contest(suite, summaries, comparable)
     rows = _rows(contest, by_name, certificates)
@@ -75,7 +75,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     lanes, nodes = lanes_found(suite, records, known), nodes_found(suite, records, known)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{answer(contest, rows, by_name, _place(records))}"
+        answer=f"{_Answer(contest, rows, by_name, records).text()}"
         f"{hardware.ranks_in_answer(suite.device, summaries)}"
         f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}"
         f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
@@ -185,329 +185,302 @@ def _group(suite: Suite, row: Row) -> int:
 
 # The sentence that answers the suite's question, and what it must not claim.
 
-
-def answer(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary], place: str) -> str:
-    """One paragraph: what is best and by how much, how sure that is, and what was left out.
-
-    `rows` in the order of the ranking; `place`: what a line that goes on with the run says of its machine.
-    """
-    suite = contest.suite
-    metric = METRICS[suite.decide.objective]
-    placed = [row for row in rows if row.rank is not None]
-    proposed: list[int] = []
-    done, planned = outcomes(summaries.values())
-    own = [row.option for row in rows if PROCESS in row.identity.not_verified]
-    sentences = [
-        "" if contest.is_complete else f"Incomplete, {done} of {planned} trials have an outcome; so far:",
-        _verdict(contest, metric, rows, summaries, proposed),
-        _beating_the_baseline(suite, metric, placed),
-        _open(metric, placed, rows, proposed),
-        _disturbed(contest, metric, summaries.values()),
-        *_about_the_baseline(suite, summaries[suite.baseline], rows),
-        _quality(suite, rows),
-        _certainty(contest, metric, placed or [row for row in rows if row.n]),
-        *_beside_the_ranks(metric, placed, rows, summaries),
-        _left_out(metric, rows, summaries, bool(placed)),
-        f"Not verified for {listed(own)}: what own code does beyond what was counted." if own else "",
-        _how_to_extend(suite, max(proposed, default=0), place),
-    ]
-    if not contest.is_complete:  # only a complete run is extended
-        sentences.pop()
-    return " ".join(sentence for sentence in sentences if sentence)
+_NO_CERTIFICATE = "its records do not say what it was trained with, so it may be another job"
 
 
-def _disturbed(contest: Contest, metric: Metric, summaries: Iterable[Summary]) -> str:
-    """Doubts about speed that a reader must not miss."""
-    summaries = list(summaries)
-    busy = sum(len(summary.busy) for summary in summaries)
-    if contest.is_busy and "busy" in metric.spoiled_by:
-        of = sum(len({*summary.completed, *summary.busy}) for summary in summaries)
+class _Answer:
+    """One paragraph: what is best and by how much, how sure that is, and what was left out."""
+
+    def __init__(
+        self, contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary], records: Sequence[Record]
+    ) -> None:
+        """`rows` in the order of the ranking."""
+        self.contest, self.suite, self.rows, self.summaries = contest, contest.suite, rows, summaries
+        self.records = records
+        self.metric = METRICS[contest.suite.decide.objective]
+        self.placed = [row for row in rows if row.rank is not None]
+        self.best = self.placed[0].metrics[self.metric.name].value if self.placed else None
+        self.proposed: list[int] = []
+        """Numbers of seeds that sentences propose."""
+
+    def text(self) -> str:
+        """The paragraph."""
+        done, planned = outcomes(self.summaries.values())
+        own = [row.option for row in self.rows if PROCESS in row.identity.not_verified]
+        sentences = [
+            "" if self.contest.is_complete else f"Incomplete, {done} of {planned} trials have an outcome; so far:",
+            self._verdict(), self._beating_the_baseline(), self._open(), self._disturbed(),
+            *self._about_the_baseline(), self._quality(), self._certainty(), *self._beside_the_ranks(),
+            self._left_out(),
+            f"Not verified for {listed(own)}: what own code does beyond what was counted." if own else "",
+            self._how_to_extend(max(self.proposed, default=0)) if self.contest.is_complete else "",
+        ]  # fmt: skip
+        return " ".join(sentence for sentence in sentences if sentence)
+
+    def _disturbed(self) -> str:
+        """Doubts about speed that a reader must not miss."""
+        summaries, name = list(self.summaries.values()), self.metric.name
+        if self.contest.is_busy and "busy" in self.metric.spoiled_by:
+            busy = sum(len(summary.busy) for summary in summaries)
+            of = sum(len({*summary.completed, *summary.busy}) for summary in summaries)
+            told = f"The machine was busy with something else in {busy} of {of} trials"
+            return f"{told}: run these again on a quiet one (see the warnings)."
+        told = ""
+        if out := self.contest.out_of_line(name):
+            trials = listed([f"{option}, seed {seed}" for option, seed in list(out)[:4]])
+            stand = "stand out and widen" if len(out) > 1 else "stands out and widens"
+            told = f"{trials} {stand} the intervals (see the warnings). "
+        names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[name])]
+        if not names or name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
+            return told.rstrip()
         return (
-            f"The machine was busy with something else in {busy} of {of} trials: run these again on a quiet one "
-            "(see the warnings)."
+            f"{told}The timing of {listed(names)} was disturbed (see the warnings): run again on an idle machine."
         )
-    told = ""
-    if out := contest.out_of_line(metric.name):
-        trials = listed([f"{option}, seed {seed}" for option, seed in list(out)[:4]])
-        stand = "stand out and widen" if len(out) > 1 else "stands out and widens"
-        told = f"{trials} {stand} the intervals (see the warnings). "
-    names = [s.name for s in summaries if any(stalled(s.measurements[seed]) for seed in s.values[metric.name])]
-    if not names or metric.name not in ("tokens_per_second", "step_time_median_seconds", SECONDS_TO_LOSS):
-        return told.rstrip()
-    return f"{told}The timing of {listed(names)} was disturbed (see the warnings): run again on an idle machine."
 
+    def _how_to_extend(self, seeds: int) -> str:
+        """The command that adds so many seeds to the run."""
+        if not 0 < seeds <= MOST_TO_LIST:
+            return ""
+        if self.suite.quick:
+            return "A run without --quick has more seeds."
+        place = f" --lanes {lanes}" if (lanes := lanes_of(self.records)) > 1 else ""
+        place = " --site site.yaml" if any(record.node for record in self.records) else place
+        more = f"--extend . --seeds {','.join(map(str, self.suite.unused_seeds(seeds)))}{place}"
+        return f"To add seeds: selectbench run suite.yaml {more} (in the run's folder)."
 
-def _place(records: Sequence[Record]) -> str:
-    if any(record.node for record in records):
-        return " --site site.yaml"
-    return f" --lanes {lanes}" if (lanes := lanes_of(records)) > 1 else ""
+    def _with_ratio(self, row: Row) -> Figure:
+        return with_ratio(self.suite, self.metric, row)
 
-
-def _how_to_extend(suite: Suite, seeds: int, place: str) -> str:
-    """The command that adds so many seeds to the run."""
-    if not 0 < seeds <= MOST_TO_LIST:
-        return ""
-    if suite.quick:
-        return "A run without --quick has more seeds."
-    listed = ",".join(map(str, suite.unused_seeds(seeds)))
-    more = f"--extend . --seeds {listed}{place}"
-    return f"To add seeds: selectbench run suite.yaml {more} (in the run's folder)."
-
-
-def _verdict(
-    contest: Contest, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary], proposed: list[int]
-) -> str:
-    """`proposed` takes up the numbers of seeds that the sentence proposes; so elsewhere."""
-    suite = contest.suite
-    ranked = [row for row in rows if row.rank is not None]
-    if not ranked:
-        return _without_ranks(contest, metric, rows, summaries, proposed)
-    best = ranked[0]
-    if len(suite.options) == 1:
-        return f"{best.option}: {figure(metric, best)}; there is no other option to compare it with."
-    if len(ranked) == 1:
-        return f"{best.option} is the only option that could be ranked: {with_ratio(suite, metric, best)}."
-    if tied := [row for row in ranked[1:] if row.option in best.tied_with]:
-        return _tie(suite, metric, best, tied, proposed)
-    held = [c.constraint for c in best.constraints if c.verdict == "holds"]
-    within = f" of those that hold {listed(held)}" if held else ""
-    return (
-        f"{best.option} {metric.superlative}{within}: {with_ratio(suite, metric, best)}; "
-        f"next {ranked[1].option}: {with_ratio(suite, metric, ranked[1])}."
-    )
-
-
-def _beating_the_baseline(suite: Suite, metric: Metric, ranked: Sequence[Row]) -> str:
-    """Which of the rows that may be first are shown to be better than it, and of which it is shown by how much."""
-    first = [row for row in ranked if row.option == ranked[0].option or row.option in ranked[0].tied_with]
-    beat = [row for row in first if row.against_baseline and row.against_baseline.decision == "better"]
-    if not beat:
-        return ""
-    matters = units.share(suite.threshold(metric.name))
-    surely = [row.option for row in beat if row.against_baseline and row.against_baseline.exceeds]
-    others = [row.option for row in beat if row.option not in surely]
-    open_ones = [row.option for row in first if row not in beat and row.option != suite.baseline]
-    told = [
-        (surely, f"shown to be better than the baseline by more than {matters}"),
-        (others, f"shown to be better than the baseline, though not by more than {matters}"),
-        (open_ones, "not shown to be better than the baseline"),
-    ]
-    parts = [f"{listed(names)} {'is' if len(names) == 1 else 'are'} {words}" for names, words in told if names]
-    return f"{'; '.join(parts)}."
-
-
-def _without_ranks(
-    contest: Contest, metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary], proposed: list[int]
-) -> str:
-    """Where there is no measure of spread, or nothing that could be ranked."""
-    suite = contest.suite
-    shown = [row for row in rows if row.n and counts(row, metric.name) and not row.identity.violations]
-    shown = [row for row in shown if not row.constraint_failures and not row.control]
-    eligible = [row for row in shown if row.eligible]
-    if not shown:
-        clean = "clean " if any(summary.only_spoiled(metric.name) for summary in summaries.values()) else ""
-        return f"No answer: no option completed with a {clean}{metric.name} and held the constraints."
-    sign = -1 if metric.better == "more" else 1
-    order = sorted(shown, key=lambda row: sign * (row.metrics[metric.name].value or 0.0))
-    if len(order) == 1:
+    def _verdict(self) -> str:
+        if not self.placed:
+            return self._without_ranks()
+        best, *others = self.placed
+        if len(self.suite.options) == 1:
+            return f"{best.option}: {figure(self.metric, best)}; there is no other option to compare it with."
+        if not others:
+            return f"{best.option} is the only option that could be ranked: {self._with_ratio(best)}."
+        if tied := [row for row in others if row.option in best.tied_with]:
+            return self._tie(best, tied)
+        held = [c.constraint for c in best.constraints if c.verdict == "holds"]
+        within = f" of those that hold {listed(held)}" if held else ""
         return (
-            f"{order[0].option} is the only option with a figure that fails no constraint: "
-            f"{with_ratio(suite, metric, order[0])}."
+            f"{best.option} {self.metric.superlative}{within}: {self._with_ratio(best)}; "
+            f"next {others[0].option}: {self._with_ratio(others[0])}."
         )
-    why = _no_order(eligible, shown, metric, proposed)
-    return (
-        f"No verdict: {why}. By the measured figures alone {order[0].option} comes first: "
-        f"{with_ratio(suite, metric, order[0])}; next {order[1].option}: {with_ratio(suite, metric, order[1])}."
-    )
 
+    def _beating_the_baseline(self) -> str:
+        """Which rows that may be first are shown to be better than it, and of which it is shown by how much."""
+        leader = self.placed[0] if self.placed else None
+        first = [row for row in self.placed if leader and row.option in (leader.option, *leader.tied_with)]
+        beat = {
+            row.option: against.exceeds
+            for row in first if (against := row.against_baseline) and against.decision == "better"
+        }  # fmt: skip
+        if not beat:
+            return ""
+        matters = units.share(self.suite.threshold(self.metric.name))
+        open_ones = [row.option for row in first if row.option not in (*beat, self.suite.baseline)]
+        others = [name for name in beat if not beat[name]]
+        told = {
+            f"shown to be better than the baseline by more than {matters}": [n for n in beat if beat[n]],
+            f"shown to be better than the baseline, though not by more than {matters}": others,
+            "not shown to be better than the baseline": open_ones,
+        }
+        parts = [
+            f"{listed(names)} {'is' if len(names) == 1 else 'are'} {words}"
+            for words, names in told.items()
+            if names
+        ]
+        return f"{'; '.join(parts)}."
 
-def _no_order(eligible: Sequence[Row], shown: Sequence[Row], metric: Metric, proposed: list[int]) -> str:
-    """Why no row has a rank though some have figures."""
-    one_seed = max(row.n for row in shown) == 1
-    proposed += [FEWEST_TO_PROPOSE - 1] if one_seed else []
-    open_constraints = dict.fromkeys(
-        c.constraint for row in shown if not row.eligible for c in row.constraints if c.verdict == "undecided"
-    )
-    if open_constraints and len(eligible) < 2:
-        way_out = ", as one seed shows no spread" if one_seed else ""
-        return f"it is open whether the options hold {listed(list(open_constraints))}{way_out}"
-    if one_seed:
-        return "one seed shows no spread, so the order may be chance"
-    nothing = [row.option for row in shown if not row.metrics[metric.name].value]
-    if nothing:
-        return f"{metric.title} is 0 for {listed(nothing)}, and of nothing no ratio can be taken"
-    return "no two options share two seeds that both completed, so there is no spread to judge their difference by"
+    def _without_ranks(self) -> str:
+        """Where there is no measure of spread, or nothing that could be ranked."""
+        name = self.metric.name
+        shown = [row for row in self.rows if row.n and counts(row, name) and not row.identity.violations]
+        shown = [row for row in shown if not row.constraint_failures and not row.control]
+        if not shown:
+            clean = "clean " if any(summary.only_spoiled(name) for summary in self.summaries.values()) else ""
+            return f"No answer: no option completed with a {clean}{name} and held the constraints."
+        sign = -1 if self.metric.better == "more" else 1
+        first, *others = sorted(shown, key=lambda row: sign * (row.metrics[name].value or 0.0))
+        if not others:
+            return (
+                f"{first.option} is the only option with a figure that fails no constraint: "
+                f"{self._with_ratio(first)}."
+            )
+        return (
+            f"No verdict: {self._no_order(shown)}. By the measured figures alone {first.option} comes first: "
+            f"{self._with_ratio(first)}; next {others[0].option}: {self._with_ratio(others[0])}."
+        )
 
+    def _no_order(self, shown: Sequence[Row]) -> str:
+        """Why no row has a rank though some have figures."""
+        one_seed = max(row.n for row in shown) == 1
+        self.proposed += [FEWEST_TO_PROPOSE - 1] if one_seed else []
+        undecided = [c for row in shown if not row.eligible for c in row.constraints if c.verdict == "undecided"]
+        if undecided and sum(row.eligible for row in shown) < 2:
+            way_out = ", as one seed shows no spread" if one_seed else ""
+            names = list(dict.fromkeys(c.constraint for c in undecided))
+            return f"it is open whether the options hold {listed(names)}{way_out}"
+        if one_seed:
+            return "one seed shows no spread, so the order may be chance"
+        if nothing := [row.option for row in shown if not row.metrics[self.metric.name].value]:
+            return f"{self.metric.title} is 0 for {listed(nothing)}, and of nothing no ratio can be taken"
+        return (
+            "no two options share two seeds that both completed, so there is no spread to judge their difference by"
+        )
 
-def _tie(suite: Suite, metric: Metric, best: Row, tied: Sequence[Row], proposed: list[int]) -> str:
-    """Rows that share the first rank: because they do not differ, or because that is open."""
-    names = listed([best.option, *(row.option for row in tied)])
-    figures = "; ".join(f"{row.option} {with_ratio(suite, metric, row)}" for row in (best, *tied))
-    pairs = [row.against_best for row in tied if row.against_best]
-    matters = units.share(suite.threshold(metric.name))
-    if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
-        return f"No difference that matters between {names}: less than {matters} of {metric.name}: {figures}."
-    more = ""
-    if known := [pair.settling for pair in pairs if pair.settling]:
-        least = min(known, key=lambda settling: settling.seeds)
-        proposed.append(least.seeds)
-        what = "it" if len(pairs) == 1 else "one of these pairs"
-        more = f" If the difference is as measured, {_seeds_more(least)} would probably settle {what}."
-    apart = [row.option for row in tied if row.against_best is None]
-    alone = f" {listed(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
-    return f"Too close to call between {names}: {figures}.{more}{alone}"
+    def _tie(self, best: Row, tied: Sequence[Row]) -> str:
+        """Rows that share the first rank: because they do not differ, or because that is open."""
+        names = listed([best.option, *(row.option for row in tied)])
+        figures = "; ".join(f"{row.option} {self._with_ratio(row)}" for row in (best, *tied))
+        pairs = [row.against_best for row in tied if row.against_best]
+        matters = f"{units.share(self.suite.threshold(self.metric.name))} of {self.metric.name}"
+        if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
+            return f"No difference that matters between {names}: less than {matters}: {figures}."
+        more = ""
+        if known := [pair.settling for pair in pairs if pair.settling]:
+            least = min(known, key=lambda settling: settling.seeds)
+            self.proposed.append(least.seeds)
+            what = "it" if len(pairs) == 1 else "one of these pairs"
+            more = f" If the difference is as measured, {_seeds_more(least)} would probably settle {what}."
+        apart = [row.option for row in tied if row.against_best is None]
+        alone = (
+            f" {listed(apart)} shared no seed with {best.option}, so the two can't be compared." if apart else ""
+        )
+        return f"Too close to call between {names}: {figures}.{more}{alone}"
+
+    def _open(self) -> str:
+        """Rows that might come first, if it were known whether they hold a constraint."""
+        lines = []
+        for row in self.rows if self.placed else ():  # else that the constraints are open is said already
+            undecided = [c for c in row.constraints if c.verdict == "undecided"]
+            if not undecided or row.constraint_failures or row.control or not self._beats(row):
+                continue
+            needed = [c.settling for c in undecided if c.settling]
+            more = ""
+            if len(needed) == len(undecided):
+                most = max(needed, key=lambda s: s.seeds)
+                self.proposed.append(most.seeds)
+                more = f"; {_seeds_more(most)} would probably settle it"
+            details = listed([f"{c.constraint} ({c.detail})" for c in undecided])
+            shown = f"{row.option} ({figure(self.metric, row)})"
+            lines.append(f"{shown} may be better, but it is open whether it holds {details}{more}.")
+        return " ".join(lines)
+
+    def _about_the_baseline(self) -> list[str]:
+        """Why nothing is compared with it, or nothing that the GPUs' state spoils has a ratio."""
+        name, told = self.suite.baseline, list[str]()
+        baseline, of_all = self.summaries[name], {row.option: row.identity.violations for row in self.rows}
+        if not baseline.completed:
+            kinds = sorted({failure.kind for failure in baseline.failed.values()})
+            why = f" ({listed(kinds)})" if kinds else " (it has not run yet)"
+            told.append(f"No comparison: the baseline {name} did not complete{why}.")
+        elif not any(record.identity for record in baseline.completed.values()):
+            told.append(f"No comparison: of the baseline {name}, {_NO_CERTIFICATE}.")
+        elif violations := of_all[name]:
+            others = {v.field for option, found in of_all.items() if option != name for v in found}
+            is_odd = any(v.baseline is not None and v.asked is None and v.field not in others for v in violations)
+            opening = "is the odd one: it differs from all others in" if is_odd else "did not do the job:"
+            told.append(f"No comparison: the baseline {name} {opening} {_fields(violations)}.")
+        elif lost := baseline.flattered_words(self.metric.name):
+            told.append(f"The baseline {name} {lost}: nothing is called worse than its other seeds.")
+        if baseline.only_spoiled("tokens_per_second"):
+            told.append(
+                f"No ratios of speed, energy or cost: every trial of the baseline {name} was "
+                f"{baseline.unclean_words('tokens_per_second')}, so there is nothing to compare with."
+            )
+        return told
+
+    def _quality(self) -> str:
+        if self.suite.quick or not self.suite.job.evaluates:
+            return "Speed and memory only: quality was not measured."
+        unjudged = [c for row in self.rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
+        return (
+            f"Whether the rows hold {unjudged[0].constraint} is not known: {unjudged[0].detail}."
+            if unjudged
+            else ""
+        )
+
+    def _certainty(self) -> str:
+        """What the claims rest on."""
+        numbers = [row.metrics[self.metric.name].n for row in self.placed or self.rows if row.n]
+        if not numbers:
+            return ""
+        fewest, most = min(numbers), max(numbers)
+        if most <= 1:
+            return "(1 seed: there is no measure of spread, so a difference may be chance.)"
+        seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
+        if (look := look_of(self.suite.looks)) > 1:
+            seeds += f", judgement {look} of this run"
+        level, tests = units.confidence(self.contest.alpha), self.contest.tests
+        seeds += "; with so few seeds only large differences show" if most == 2 else ""
+        several = f"{level} intervals and claims that hold together for all {tests} tests"
+        told = f"; one test, with its {level} interval" if tests == 1 else f"; {several}" if tests else ""
+        return f"({seeds}{told}.)"
+
+    def _beats(self, row: Row) -> bool:
+        value = row.metrics[self.metric.name].value
+        is_better = value is not None and (self.best is None or self.metric.is_better(value, self.best))
+        return is_better and counts(row, self.metric.name)
+
+    def _beside_the_ranks(self) -> list[str]:
+        """Rows that would have been first had they held the constraints, and ranked rows that lack trials.
+
+        What a row reached without the seeds that failed may flatter it.
+        """
+        name, is_busy = self.metric.name, any(summary.busy for summary in self.summaries.values())
+        told = {
+            f"Better by {name} but not eligible": [
+                f"{row.option} ({figure(self.metric, row)}) fails {listed(row.constraint_failures)}"
+                for row in self.rows if row.constraint_failures and self._beats(row)
+            ],
+            "Failed, though ranked": [
+                f"{row.option} with {len(row.failures)} of {row.planned} seeds "
+                f"({listed(sorted({failure.kind for failure in row.failures}))})"
+                for row in self.placed if row.failures
+            ],
+            f"Left out for the state of the {'machine' if is_busy else 'GPUs'}": [
+                f"{row.option} {len(row.metrics[name].left_out)} of {row.n} trials "
+                f"({self.summaries[row.option].unclean_words(name)})"
+                for row in self.placed if row.metrics[name].left_out
+            ],
+        }  # fmt: skip
+        return [f"{what}: {'; '.join(names)}." for what, names in told.items() if names]
+
+    def _left_out(self) -> str:
+        why = {row.option: self._reason(row) for row in self.rows}
+        for row in self.rows if self.placed else ():
+            if row.eligible and row.rank is None and not why[row.option]:
+                why[row.option] = f"{row.n} seed{'s' if row.n > 1 else ''}, too few to rank"
+        told = [f"{name} ({reason})" for name, reason in why.items() if reason]
+        return f"Not ranked: {', '.join(told)}." if told else ""
+
+    def _reason(self, row: Row) -> str:
+        """Why a row has no place, where no constraint says so; '' where nothing does."""
+        summary, name = self.summaries[row.option], self.metric.name
+        if row.identity.violations:
+            return f"not the same job: {_fields(row.identity.violations)}"
+        if summary.screening and summary.is_screened_out:
+            return f"screened out: {screened_words(summary.screening, is_brief=True)}"
+        if row.n and row.identity.comparable is None:
+            return _NO_CERTIFICATE
+        if row.n == 0:
+            failures = {
+                f"{failure.kind} on a {state.verdict} {state.whose}, which says nothing about the option"
+                if failure.note and (state := summary.states[failure.seed])
+                else failure.kind
+                for failure in row.failures
+            }
+            return listed(sorted(failures)) or "not run yet"
+        if summary.only_spoiled(name):
+            return f"every trial was {summary.unclean_words(name)}"
+        return summary.not_reached_words() if name == SECONDS_TO_LOSS and summary.not_reached else ""
 
 
 def _seeds_more(settling: Settling) -> str:
     time = "" if settling.seconds is None else f", about {units.duration(settling.seconds)},"
     return f"{settling.seeds} more seed{'s' if settling.seeds > 1 else ''}{time}"
-
-
-def _open(metric: Metric, ranked: Sequence[Row], rows: Sequence[Row], proposed: list[int]) -> str:
-    """Rows that might come first, if it were known whether they hold a constraint."""
-    if not ranked:
-        return ""  # that the constraints are open is said already
-    best = ranked[0].metrics[metric.name].value
-    lines = []
-    for row in rows:
-        undecided = [c for c in row.constraints if c.verdict == "undecided"]
-        if not undecided or row.constraint_failures or row.control or not _beats(metric, row, best):
-            continue
-        needed = [c.settling for c in undecided if c.settling]
-        most = max(needed, key=lambda s: s.seeds) if len(needed) == len(undecided) else None
-        proposed += [most.seeds] if most else []
-        more = f"; {_seeds_more(most)} would probably settle it" if most else ""
-        details = listed([f"{c.constraint} ({c.detail})" for c in undecided])
-        lines.append(
-            f"{row.option} ({figure(metric, row)}) may be better, but it is open whether it holds {details}{more}."
-        )
-    return " ".join(lines)
-
-
-def _about_the_baseline(suite: Suite, baseline: Summary, rows: Sequence[Row]) -> list[str]:
-    """Why nothing is compared with it, or nothing that the GPUs' state spoils has a ratio."""
-    told = []
-    violations = next(row.identity.violations for row in rows if row.option == suite.baseline)
-    if not baseline.completed:
-        kinds = sorted({failure.kind for failure in baseline.failed.values()})
-        why = f" ({listed(kinds)})" if kinds else " (it has not run yet)"
-        told.append(f"No comparison: the baseline {suite.baseline} did not complete{why}.")
-    elif not any(record.identity for record in baseline.completed.values()):
-        told.append(f"No comparison: of the baseline {suite.baseline}, {_NO_CERTIFICATE}.")
-    elif violations:
-        others = {v.field for row in rows if row.option != suite.baseline for v in row.identity.violations}
-        is_odd = any(v.baseline is not None and v.asked is None and v.field not in others for v in violations)
-        opening = "is the odd one: it differs from all others in" if is_odd else "did not do the job:"
-        fields = _fields(violations)
-        told.append(f"No comparison: the baseline {suite.baseline} {opening} {fields}.")
-    elif lost := baseline.flattered_words(suite.decide.objective):
-        told.append(f"The baseline {suite.baseline} {lost}: nothing is called worse than its other seeds.")
-    if baseline.only_spoiled("tokens_per_second"):
-        told.append(
-            f"No ratios of speed, energy or cost: every trial of the baseline {baseline.name} was "
-            f"{baseline.unclean_words('tokens_per_second')}, so there is nothing to compare with."
-        )
-    return told
-
-
-def _quality(suite: Suite, rows: Sequence[Row]) -> str:
-    if suite.quick or not suite.job.evaluates:
-        return "Speed and memory only: quality was not measured."
-    unjudged = [c for row in rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
-    return f"Whether the rows hold {unjudged[0].constraint} is not known: {unjudged[0].detail}." if unjudged else ""
-
-
-def _certainty(contest: Contest, metric: Metric, rows: Sequence[Row]) -> str:
-    """What the claims rest on."""
-    if not rows:
-        return ""
-    counts = [row.metrics[metric.name].n for row in rows]
-    fewest, most = min(counts), max(counts)
-    if most <= 1:
-        return "(1 seed: there is no measure of spread, so a difference may be chance.)"
-    seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
-    look = look_of(contest.suite.looks)
-    if look > 1:
-        seeds += f", judgement {look} of this run"
-    level = units.confidence(contest.alpha)
-    few = "; with so few seeds only large differences show" if most == 2 else ""
-    if not contest.tests:
-        return f"({seeds}{few}.)"
-    if contest.tests == 1:
-        return f"({seeds}{few}; one test, with its {level} interval.)"
-    return f"({seeds}{few}; {level} intervals and claims that hold together for all {contest.tests} tests.)"
-
-
-def _beats(metric: Metric, row: Row, best: float | None) -> bool:
-    value = row.metrics[metric.name].value
-    return value is not None and counts(row, metric.name) and (best is None or metric.is_better(value, best))
-
-
-def _beside_the_ranks(
-    metric: Metric, ranked: Sequence[Row], rows: Sequence[Row], summaries: Mapping[str, Summary]
-) -> list[str]:
-    """Rows that would have been first had they held the constraints, and ranked rows that lack trials.
-
-    What a row reached without the seeds that failed may flatter it.
-    """
-    best = ranked[0].metrics[metric.name].value if ranked else None
-    told = {
-        f"Better by {metric.name} but not eligible": [
-            f"{row.option} ({figure(metric, row)}) fails {listed(row.constraint_failures)}"
-            for row in rows
-            if row.constraint_failures and _beats(metric, row, best)
-        ],
-        "Failed, though ranked": [
-            f"{row.option} with {len(row.failures)} of {row.planned} seeds "
-            f"({listed(sorted({failure.kind for failure in row.failures}))})"
-            for row in ranked
-            if row.failures
-        ],
-        f"Left out for the state of the {'machine' if any(s.busy for s in summaries.values()) else 'GPUs'}": [
-            f"{row.option} {len(row.metrics[metric.name].left_out)} of {row.n} trials "
-            f"({summaries[row.option].unclean_words(metric.name)})"
-            for row in ranked
-            if row.metrics[metric.name].left_out
-        ],
-    }
-    return [f"{what}: {'; '.join(names)}." for what, names in told.items() if names]
-
-
-def _left_out(
-    metric: Metric, rows: Sequence[Row], summaries: Mapping[str, Summary], others_are_ranked: bool
-) -> str:
-    why = {row.option: _reason(metric, row, summaries[row.option]) for row in rows}
-    for row in rows:
-        if others_are_ranked and row.eligible and row.rank is None and not why[row.option]:
-            why[row.option] = f"{row.n} seed{'s' if row.n > 1 else ''}, too few to rank"
-    told = [f"{name} ({reason})" for name, reason in why.items() if reason]
-    return f"Not ranked: {', '.join(told)}." if told else ""
-
-
-_NO_CERTIFICATE = "its records do not say what it was trained with, so it may be another job"
-
-
-def _reason(metric: Metric, row: Row, summary: Summary) -> str:
-    """Why a row has no place, where no constraint says so; '' where nothing does."""
-    if row.identity.violations:
-        return f"not the same job: {_fields(row.identity.violations)}"
-    if summary.screening and summary.is_screened_out:
-        return f"screened out: {screened_words(summary.screening, is_brief=True)}"
-    if row.n and row.identity.comparable is None:
-        return _NO_CERTIFICATE
-    if row.n == 0:
-        failures = {
-            f"{failure.kind} on a {state.verdict} {state.whose}, which says nothing about the option"
-            if failure.note and (state := summary.states[failure.seed])
-            else failure.kind
-            for failure in row.failures
-        }
-        return listed(sorted(failures)) or "not run yet"
-    if summary.only_spoiled(metric.name):
-        return f"every trial was {summary.unclean_words(metric.name)}"
-    if metric.name == SECONDS_TO_LOSS and summary.not_reached:
-        return summary.not_reached_words()
-    return ""
 
 
 def _fields(violations: Sequence[Violation]) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from selectbench.analysis.metrics import MemoryKind, Method, UtilizationName, Verdict
 from selectbench.gpu.devices import MatmulDtype
@@ -16,12 +16,9 @@ Spread = Literal["pooled", "moderated", "own", "none", "unknown"]
 VerdictName = Literal["fastest", "smallest_memory", "cheapest", "best_quality"]
 
 
-SIGNIFICANT_DIGITS = 12
-
-
 def rounded(value: float) -> float:
-    """To what a figure is worth: later digits are rounding, and differ between processors."""
-    return float(f"{value:.{SIGNIFICANT_DIGITS}g}")
+    """To the 12 digits that a figure is worth: later ones are rounding, and differ between processors."""
+    return float(f"{value:.12g}")
 
 
 Number = Annotated[float, AfterValidator(rounded)]
@@ -31,6 +28,16 @@ class Shown(BaseModel):
     """A mapping of ranking.json: no NaN, no infinity, unknown is None."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+
+class Sparse(Shown):
+    """One that leaves out the keys of RARE where they hold nothing."""
+
+    RARE: ClassVar[frozenset[str]]
+
+    @model_serializer(mode="wrap")
+    def _without_rare(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in dump(self).items() if value or key not in self.RARE}
 
 
 class Settling(Shown):
@@ -51,10 +58,8 @@ class Comparison(Shown):
     """Geometric mean, over those seeds, of this option's value over the other's with the same seed; None: more or
     less than a float holds."""
     low: Number | None
-    """Lower end of the simultaneous interval of the ratio, of the level that `family` says; None: no measure of
-    spread, as of one seed."""
     high: Number | None
-    """Its upper end."""
+    """Ends of the ratio's simultaneous interval, of the level that `family` says; None: no measure of spread."""
     p: Number | None
     """Two-sided probability of such a difference by chance, by itself; None: no measure of spread."""
     p_adjusted: Number | None
@@ -93,9 +98,8 @@ class ScoreDifference(Shown):
     difference: Number | None = None
     """This option's score less the baseline's."""
     low: Number | None = None
-    """Lower end of its 95 % interval, by itself."""
     high: Number | None = None
-    """Its upper end."""
+    """Ends of its 95 % interval, by itself."""
     p: Number | None = None
     """Two-sided, by itself."""
     not_compared: str | None = None
@@ -172,8 +176,8 @@ class Effect(Shown):
     ratio: Number
     """Of the objective, averaged over the other factors' levels (geometric)."""
     low: Number | None
-    """Of its own 95 % interval over seeds; None below two seeds."""
     high: Number | None
+    """Ends of its own 95 % interval over seeds; None below two seeds."""
 
 
 class Interaction(Shown):
@@ -225,11 +229,10 @@ class TrialState(Shown):
 
 
 class Unknown(Shown):
-    """Why a figure is not known."""
+    """Why a figure is not known, and the seeds of the trials that it is true of."""
 
     reason: str
     seeds: list[int]
-    """Of the trials that it is true of."""
 
     @classmethod
     def by_reason(cls, reasons: Mapping[int, str | None]) -> list[Unknown]:
@@ -301,9 +304,8 @@ class GpuRow(Shown):
     mean_utilization: Number | None
     """Share of time that something ran, inside the timed windows."""
     mean_sm_clock_hertz: Number | None
-    """Inside the timed windows."""
     mean_memory_clock_hertz: Number | None
-    """Inside the timed windows."""
+    """Inside the timed windows, as the other."""
     highest_temperature_celsius: Number | None
     """Of any GPU and seed."""
     clock_limit_shares: dict[str, Number] | None
@@ -340,20 +342,18 @@ class OwnBest(Shown):
     """In the order of the values."""
     chosen: dict[str, int | float] | None
     """What the contest takes; None: nothing worked, it takes what the suite says."""
-    extensions: int
+    extensions: int = 0
     """Values beyond, or between, those that were planned first."""
     edges: dict[str, Literal["low", "high"]]
     """By path, the end of what was tried that the best lies on even so, where the setting goes on beyond it."""
-    together: bool
+    together: bool = False
     """Whether several settings were looked for together, whose ranges are not extended."""
-    flat_low: Number | None
-    """Lower end of the values within 1 % of the best, in straight lines between those tried; None: of several
-    settings at once."""
-    flat_high: Number | None
-    """Its upper end."""
-    flat_is_open: bool
+    flat_low: Number | None = None
+    flat_high: Number | None = None
+    """Ends of the values within 1 % of the best, in straight lines between those tried; None: of several."""
+    flat_is_open: bool = False
     """Whether it reaches an end of what was tried: it may be wider."""
-    source: str | None
+    source: str | None = None
     """Where the range comes from; None: the suite."""
     trials: int
     tokens: int
@@ -422,9 +422,8 @@ class Beside(Shown):
     ratio: Number
     """Geometric mean over the pairs of short trials."""
     low: Number
-    """Lower end of its 90 % interval: each end is a test at 5 %."""
     high: Number
-    """Its upper end."""
+    """Ends of its 90 % interval: each is a test at 5 %."""
     pairs: int
     threshold: float
     """Smallest difference that matters, as a share."""
@@ -460,9 +459,8 @@ class NodeSpeed(Shown):
     ratio: Number
     """Of the mean over all options."""
     low: Number | None
-    """Lower end of its interval, 95 % for all nodes together; None: too few rounds to tell."""
     high: Number | None
-    """Its upper end."""
+    """Ends of its interval, 95 % for all nodes together; None: too few rounds to tell."""
     off: bool
     """Whether the interval lies beyond the threshold."""
     by_option: dict[str, Number]
@@ -499,11 +497,10 @@ class MetricValue(Shown):
     ratio_to_baseline: Number | None
     """Geometric mean, over the seeds that both completed, of this option's value over the baseline's."""
     ratio_low: Number | None = None
-    """Lower end of the ratio's interval, of the level that `family` says: of the objective, and where a constraint
-    is on the ratio, the one that holds together with all other tests; else the interval by itself, which supports
-    no claim. None: the baseline itself, or no measure of spread."""
     ratio_high: Number | None = None
-    """Its upper end."""
+    """Ends of the ratio's interval, of the level that `family` says: of the objective, and where a constraint is on
+    the ratio, the one that holds together with all other tests; else the interval by itself, which supports no
+    claim. None: the baseline itself, or no measure of spread."""
     standard_deviation: Number | None
     """Of one seed to the next (n - 1 in the denominator); None below two seeds."""
     n: int
@@ -558,9 +555,10 @@ class Violation(Shown):
     """With which it was found."""
 
 
-class Certificate(Shown):
+class Certificate(Sparse):
     """Whether an option did the baseline's job."""
 
+    RARE = frozenset({"conventions"})
     comparable: bool | None
     """Whether there is no violation; None: no seed completed with a certificate, so nothing is known."""
     compared_with: list[str]
@@ -571,12 +569,8 @@ class Certificate(Shown):
     """By field; any takes the row out of the ranking."""
     not_verified: list[str]
     """Identity fields that a trial could not see, or `field: reason`; never assumed to be equal."""
-    conventions: dict[str, str] = Field(default_factory=dict)
+    conventions: dict[str, str] = {}
     """By field that is verified under a convention: which one. Left out where there is none."""
-
-    @model_serializer(mode="wrap")
-    def _without_none(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {key: value for key, value in dump(self).items() if value or key != "conventions"}
 
 
 class MemoryByRank(Shown):
@@ -601,9 +595,10 @@ class Scaling(Shown):
     """The speed-up over the ratio of ranks; 1 is ideal."""
 
 
-class Row(Shown):
+class Row(Sparse):
     """One option."""
 
+    RARE = frozenset({"screening", "besides_the_rate"})
     option: str
     rank: int | None
     """1 and the number of eligible rows shown to be better by the objective; it may be lower by as many as it is
@@ -665,11 +660,6 @@ class Row(Shown):
     screening: Screening | None = None
     """Its short trials before the contest, whose figures are not in `metrics`; left out where there were none."""
 
-    @model_serializer(mode="wrap")
-    def _as_screened(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = dump(self)
-        return {k: v for k, v in found.items() if k not in ("screening", "besides_the_rate") or v}
-
 
 class ReferenceScore(Shown):
     """A score of what a reference answered."""
@@ -716,9 +706,10 @@ class Reference(Shown):
     """The first ones: `prompt`, `said`, `reference`."""
 
 
-class Ranking(Shown):
+class Ranking(Sparse):
     """The answer to a suite's question."""
 
+    RARE = frozenset({"search", "lanes", "nodes", "references"})
     schema_version: int = SCHEMA_VERSION
     suite: str
     baseline: str
@@ -752,9 +743,3 @@ class Ranking(Shown):
     nodes: Nodes | None = None
     """Where they ran on several nodes; left out where they did not."""
     warnings: list[str]
-
-    @model_serializer(mode="wrap")
-    def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = dump(self)
-        rare = ("search", "lanes", "nodes", "references")
-        return {key: value for key, value in found.items() if key not in rare or value}

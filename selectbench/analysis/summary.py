@@ -44,16 +44,12 @@ def contest_trials(records: Sequence[Record]) -> list[Record]:
     counting: dict[str, Record] = {}
     for (trial_id, _), record in attempts.items():
         before = counting.get(trial_id)
-        if before is None or not _stands(before, record):
+        files = [(one.watched and one.watched.code_files) or None for one in (before, record) if one]
+        is_other_code = None not in files and files[0] != files[-1]
+        stands = before is not None and isinstance(before.outcome, Completed) and not is_unclean(before)
+        if not stands or is_other_code:
             counting[trial_id] = record
     return sorted(counting.values(), key=lambda record: (record.started_at, record.trial.trial_id))
-
-
-def _stands(record: Record, later: Record) -> bool:
-    """Whether a later attempt does not replace this one."""
-    ours, theirs = ((one.watched and one.watched.code_files) or None for one in (record, later))
-    is_other_code = ours is not None and theirs is not None and ours != theirs
-    return isinstance(record.outcome, Completed) and not is_unclean(record) and not is_other_code
 
 
 def counted(records: Sequence[Record]) -> list[Record]:
@@ -61,11 +57,8 @@ def counted(records: Sequence[Record]) -> list[Record]:
     return list({(r.trial.option, r.trial.seed): r for r in contest_trials(records)}.values())
 
 
-# Where a trial's held-out loss first was low enough.
-
-
 class Crossing(NamedTuple):
-    """A place in a trial's training."""
+    """Where a trial's held-out loss first was low enough."""
 
     seconds: float
     """Of training alone."""
@@ -88,9 +81,6 @@ def crossing(curve: Sequence[EvaluationPoint], target: float) -> Crossing | None
         seconds = before.training_seconds + share * (point.training_seconds - before.training_seconds)
         return Crossing(seconds, before.tokens + share * (point.tokens - before.tokens))
     return None
-
-
-# Records of a run to one summary per option: which attempt counts, what completed, failed, is missing.
 
 
 NAMED = 5
@@ -116,19 +106,15 @@ class Summary:
     """Values that count, by metric and seed: known, and not spoiled by the state of the GPUs."""
     spoiled: dict[str, dict[int, float]] = field(default_factory=dict)
     """Known values that the state of the GPUs spoils: shown where there is no other, never compared."""
-
     reached: dict[int, Crossing | None] = field(default_factory=dict)
     """Of seeds that the baseline completed too, where the held-out loss first was the baseline's final one; None:
     it never was, or the trial diverged. Empty: nothing to tell it by, or other tokens than the baseline's."""
-
     doubted: dict[int, Mapping[str, str]] = field(default_factory=dict)
     """By seed and metric, how trials were measured whose figures claim nothing: beside neighbours (those of trials
     that happened to have none too, as they alone would be compared with nothing, or with the wrong ones), or on
     another node than the round."""
-
     counts_busy: bool = False
     """Whether trials of a busy CPU count: there are too few others."""
-
     screening: Screening | None = None
     """Its short trials before the contest; None: there were none."""
 
@@ -162,6 +148,11 @@ class Summary:
     def name(self) -> str:
         """The option's name."""
         return self.option.name
+
+    def is_spoiled(self, seed: int, metric: str) -> bool:
+        """Whether the seed's value of the metric claims nothing, for where or in what state it was measured."""
+        is_doubted = metric in self.doubted.get(seed, {})
+        return is_doubted or spoils(self.states.get(seed), metric, counts_busy=self.counts_busy)
 
     def only_spoiled(self, metric: str) -> bool:
         """Whether every known value of the metric is spoiled by the state of the GPUs."""
@@ -220,7 +211,9 @@ class Summary:
 
 
 def seeds_words(seeds: Sequence[int]) -> str:
-    """`seed 3`, `seeds 0, 1, 2`; of many the first few."""
+    """`seed 3`, `seeds 0, 1, 2`; of many the first few; '' of none."""
+    if not seeds:
+        return ""
     shown = ", ".join(map(str, seeds[:8]))
     return f"seed{'s' if len(seeds) > 1 else ''} {shown}{', ...' if len(seeds) > 8 else ''}"
 
@@ -299,9 +292,9 @@ def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
     summary.reached.update(dict.fromkeys(diverged if summary.reached else []))
     if not summary.not_reached:
         for seed, place in summary.reached.items():
-            if place is not None:
-                spoiled = _is_spoiled(summary, seed, SECONDS_TO_LOSS)
-                (summary.spoiled if spoiled else summary.values)[SECONDS_TO_LOSS][seed] = place.seconds
+            assert place is not None
+            spoiled = summary.is_spoiled(seed, SECONDS_TO_LOSS)
+            (summary.spoiled if spoiled else summary.values)[SECONDS_TO_LOSS][seed] = place.seconds
 
 
 def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, int], Record], list[str]]:
@@ -317,27 +310,18 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
         if key in counted:
             said["records of two different trials; the latest counts"].add(key)
         counted[key] = record
-    for trial_id, last in last_attempts([one for one in records if one.phase == "contest"]).items():
-        ours = counted.get((last.trial.option, last.trial.seed))
-        if ours is not None and ours.trial.trial_id == trial_id and ours.attempt < last.attempt:
-            why = "it had completed, and no reading of the machine speaks against it"
-            said[f"attempt {ours.attempt} counts, not {last.attempt}: {why}"].add(
-                (last.trial.option, last.trial.seed)
-            )
-    for one in records:
-        ours = counted.get((one.trial.option, one.trial.seed))
-        same = ours is not None and ours.trial.trial_id == one.trial.trial_id and one.attempt < ours.attempt
-        if ours is not None and same and isinstance(one.outcome, Completed) and not is_unclean(one):
-            said["it ran again, as own code was changed after it had completed"].add(
-                (one.trial.option, one.trial.seed)
-            )
-    # Another record of the same trial and attempt may say otherwise.
-    counting = {(record.trial.trial_id, record.attempt): record for record in counted.values()}
-    for other in records:
-        ours = counting.get((other.trial.trial_id, other.attempt)) if other.phase == "contest" else None
-        if ours is not None and ours is not other and ours != other:
-            key = (ours.trial.option, ours.trial.seed)
+    last = last_attempts([record for record in records if record.phase == "contest"])
+    for record in records:  # that another attempt, or another record of it, counts for
+        ours = counted.get(key := (record.trial.option, record.trial.seed))
+        if ours is None or ours is record or ours.trial.trial_id != record.trial.trial_id:
+            continue
+        if record.attempt < ours.attempt and isinstance(record.outcome, Completed) and not is_unclean(record):
+            said["it ran again, as own code was changed after it had completed"].add(key)
+        elif record.attempt == ours.attempt and record != ours and record.phase == "contest":
             said[f"two records of attempt {ours.attempt} differ; the later counts"].add(key)
+        elif record.attempt > ours.attempt and record is last.get(record.trial.trial_id):
+            why = "it had completed, and no reading of the machine speaks against it"
+            said[f"attempt {ours.attempt} counts, not {record.attempt}: {why}"].add(key)
     lines = []
     for what, keys in said.items():
         trials = [f"option {option}, seed {seed}" for option, seed in sorted(keys)]
@@ -349,8 +333,6 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
 
 
 FEWEST_OTHERS = 2
-
-
 States = Mapping[tuple[str, int], State]
 
 
@@ -401,20 +383,12 @@ def _summary(
             continue
         known = summary.values[name] = finite_of_each(formula_of(name), summary.observed)
         for seed in dict.fromkeys([*summary.states, *summary.doubted]):
-            if seed not in known or not _is_spoiled(summary, seed, name):
-                continue
-            summary.spoiled[name][seed] = known.pop(seed)
+            if seed in known and summary.is_spoiled(seed, name):
+                summary.spoiled[name][seed] = known.pop(seed)
     return summary
 
 
-def _is_spoiled(summary: Summary, seed: int, name: str) -> bool:
-    return name in summary.doubted.get(seed, {}) or spoils(
-        summary.states.get(seed), name, counts_busy=summary.counts_busy
-    )
-
-
 # What a reader must know before trusting the figures, the certificate apart.
-
 
 STALLED_MEAN_OVER_MEDIAN = 1.5
 """Mean over median of a trial's step times from which its timing counts as disturbed."""
@@ -428,9 +402,6 @@ SKIPPED_SHARE_TOLERATED = 0.01
 """Share of skipped fp16 steps above which a reader is told: such an option trained on less."""
 
 
-_AGAIN = "`--rerun-unclean` with the same command runs them again in this run"
-
-
 def busy_warnings(summaries: Sequence[Summary]) -> list[str]:
     """One line for all trials during which something else kept the CPU busy."""
     busy = [summary for summary in summaries if summary.busy]
@@ -441,52 +412,52 @@ def busy_warnings(summaries: Sequence[Summary]) -> list[str]:
     first = busy[0]
     example = f"{first.name}, seed {first.busy[0]}: {first.states[first.busy[0]].detail}"
     told = f"the machine was busy with something else in {trials} of {of} trials ({names}; {example})"
-    if not first.counts_busy:
-        return [f"{told}: left out of speed. {_AGAIN}"]
-    return [f"{told}: too many to leave out, so speeds are those of a busy machine. Once it is quiet, {_AGAIN}"]
+    left_out = "left out of speed. "
+    if first.counts_busy:
+        left_out = "too many to leave out, so speeds are those of a busy machine. Once it is quiet, "
+    return [f"{told}: {left_out}`--rerun-unclean` with the same command runs them again in this run"]
 
 
 def trial_warnings(summaries: Sequence[Summary]) -> list[str]:
     """What makes single options' figures doubtful, one line per option and cause."""
+    short = f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences"
     causes: dict[str, Callable[[Measurement], object]] = {
         "a recompilation voided a timed window": lambda m: m.recompilations,
         "the allocator ran short and retried, which slows training": lambda m: m.num_alloc_retries,
         "timing disturbed: the mean step took more than "
         f"{STALLED_MEAN_OVER_MEDIAN:g} times the median one; is anything else running on this machine?": stalled,
-        f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences "
-        "(job.timing.min_timed_seconds)": lambda m: (
-            m.pause_seconds is None and m.timed_seconds < SHORTEST_TIMED_SECONDS
-        ),
-        f"timed for less than {SHORTEST_TIMED_SECONDS:g} s, too short to trust small differences "
-        "(more steps: job.stop, job.max_steps)": lambda m: (
-            m.pause_seconds is not None and m.timed_seconds < SHORTEST_TIMED_SECONDS
-        ),
+        f"{short} (job.timing.min_timed_seconds)": lambda m: m.pause_seconds is None and _is_short(m),
+        f"{short} (more steps: job.stop, job.max_steps)": lambda m: m.pause_seconds is not None and _is_short(m),
         "ALARM: its loss is below the source's own entropy by more than chance explains: the loss, the optimizer "
         "or the precision is broken": below_the_floor,
         f"more than {SKIPPED_SHARE_TOLERATED:.0%} of the optimizer steps were skipped": lambda m: (
             (finite(skipped_share, m) or 0.0) > SKIPPED_SHARE_TOLERATED
         ),
     }
-    return [
+    lines = [
         f"{summary.name}: {text} ({seeds_words(seeds)})"
-        for summary in summaries
-        for text, doubtful in causes.items()
+        for summary in summaries for text, doubtful in causes.items()
         if (seeds := [seed for seed, m in summary.measurements.items() if doubtful(m)])
-    ] + [
-        f"{summary.name}: {left:,} of {whole:,} parameters are matrices that its adaptation does not reach "
-        "(experts of a mixture, for instance): they stay as they are, in fp32"
-        for summary in summaries
-        if (record := next(iter(summary.completed.values()), None)) is not None and record.identity is not None
-        and (left := next(iter(summary.measurements.values())).left_parameters or 0)
-        > LEFT_SHARE_TOLERATED * (whole := record.identity.parameters)
     ]  # fmt: skip
+    for summary in summaries:
+        identity = next((record.identity for record in summary.completed.values()), None)
+        left = next((m.left_parameters or 0 for m in summary.measurements.values()), 0)
+        if identity is not None and left > LEFT_SHARE_TOLERATED * identity.parameters:
+            lines.append(
+                f"{summary.name}: {left:,} of {identity.parameters:,} parameters are matrices that its adaptation "
+                "does not reach (experts of a mixture, for instance): they stay as they are, in fp32"
+            )
+    return lines
+
+
+def _is_short(m: Measurement) -> bool:
+    return m.timed_seconds < SHORTEST_TIMED_SECONDS
 
 
 def stalled(measurement: Measurement) -> bool:
-    """Whether the mean timed step is so much longer than the median one that something else held it up.
+    """Whether the mean timed step is so much longer than the median one that something else held some up.
 
-    Steps of one trial do the same work: a mean far above the median comes from a few steps that waited, for
-    another process, a disk or a clock, and speed (a mean over time) is then theirs, not the option's.
+    Steps of one trial do the same work; speed, a mean over time, is then that of the few that waited.
     """
     median = measurement.step_time_median_seconds
     if not median or not measurement.timed_steps:
@@ -518,12 +489,12 @@ def gap_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
     lines = []
     for summary in summaries:
         for metric in dict.fromkeys([suite.decide.objective, *constraints]):
-            if unknown := summary.unknown(metric):
-                told = f"no {metric} with {seeds_words(unknown)}, which completed: they are left out of means"
-                lines.append(f"{summary.name}: {told}")
-            if without := summary.without_ratio(metric):
-                told = f"{metric} is not above 0 with {seeds_words(without)}: they are left out of ratios"
-                lines.append(f"{summary.name}: {told}")
+            if unknown := seeds_words(summary.unknown(metric)):
+                lines.append(
+                    f"{summary.name}: no {metric} with {unknown}, which completed: they are left out of means"
+                )
+            if without := seeds_words(summary.without_ratio(metric)):
+                lines.append(f"{summary.name}: {metric} is not above 0 with {without}: they are left out of ratios")
     return lines
 
 

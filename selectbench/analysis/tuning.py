@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from selectbench.analysis.metrics import FORMULAS, finite, observe, peak_memory_bytes, tokens_per_second
 from selectbench.analysis.result import OwnBest, Search, Tried
@@ -16,8 +16,6 @@ from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
 from selectbench.suite.suite import MICRO_BATCH_SIZE, AnyJob, Option, Suite, Tune, Values
 
-# What tuning and the search for the fastest found: pure functions on the records of trials before the contest.
-#
 # The grid of one setting is extended where the best value lies on its edge, up to EXTENSIONS times; whenever any
 # option's is, every other option gets one more value too, between its best and the better neighbour of that, so
 # that all are tried equally often. What has failed or diverged is never best.
@@ -37,9 +35,9 @@ class Attempt:
     record: Record
 
     @property
-    def failed(self) -> Failed | None:
+    def failure(self) -> str | None:
         """How it failed, or None."""
-        return self.record.outcome if isinstance(self.record.outcome, Failed) else None
+        return self.record.outcome.kind if isinstance(self.record.outcome, Failed) else None
 
 
 Key = tuple[tuple[str, int | float], ...]
@@ -85,9 +83,13 @@ def fastest(attempts: Mapping[Key, Attempt]) -> Attempt | None:
 
 def best(tune: Tune, attempts: Sequence[Attempt]) -> Attempt | None:
     """The best by the tuning's metric; None: all failed."""
-    sign = -1.0 if METRICS[tune.metric].better == "more" else 1.0
     known = [a for a in attempts if a.value is not None]
-    return min(known, key=lambda a: sign * (a.value or 0.0), default=None)
+    return min(known, key=lambda a: _sign(tune) * (a.value or 0.0), default=None)
+
+
+def _sign(tune: Tune) -> float:
+    """Times which less of a value is better."""
+    return -1.0 if METRICS[tune.metric].better == "more" else 1.0
 
 
 def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts) -> dict[str, list[Values]]:
@@ -95,10 +97,8 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
     assert suite.best_of is not None
     found: dict[str, list[Values]] = {}
     for option in stages.tuned_options(suite):
-        own = attempts.get(option.name, {})
-        too_large = [
-            a.values[MICRO_BATCH_SIZE] for a in own.values() if a.failed is not None and a.failed.kind == "oom"
-        ]
+        own = attempts.get(option.name, {}).values()
+        too_large = [attempt.values[MICRO_BATCH_SIZE] for attempt in own if attempt.failure == "oom"]
         sizes = stages.sizes_to_try(suite.best_of, suite.job_of(option), ranks[option.name])
         found[option.name] = [{MICRO_BATCH_SIZE: s} for s in sizes if not too_large or s <= min(too_large)]
     return found
@@ -155,7 +155,7 @@ def _past_the_edge(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt], o
 
 def _never_ran(attempts: Sequence[Attempt]) -> bool:
     """Whether the option can't be had here, whatever its settings."""
-    return all(a.failed is not None and a.failed.kind != "diverged" for a in attempts)
+    return all(attempt.failure not in (None, "diverged") for attempt in attempts)
 
 
 def _in_between(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt]) -> Values | None:
@@ -196,7 +196,6 @@ def _settled(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
 
 # Whether a trial of speed is as fast as the fastest, as far as one short trial of each can tell.
 
-
 SHARE = 0.02
 """Of the fastest's speed: no smaller difference is told apart, however even the steps were."""
 ERRORS = 2.0
@@ -229,10 +228,8 @@ def is_as_fast(trial: Measurement, fastest: Measurement) -> bool:
 
 # How each option came to its own best, as ranking.json says it.
 
-
 FLAT = 0.01
 """Share of the best within which a value is as good."""
-
 JUST = 0.01
 """Share of a range by which a value lies just beyond it."""
 
@@ -260,47 +257,36 @@ def _sized(suite: Suite, option: Option, attempts: Attempts) -> OwnBest:
         ranks = chosen.record.identity.world_size if chosen.record.identity else 1
         twice = 2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks
         edges = {} if suite.job_of(option).global_batch_size % twice else {MICRO_BATCH_SIZE: "high"}
-    return _own_best(option, "tokens_per_second", own, chosen, stages.speed_job(suite), edges=edges)
+    return _own_best(option, "tokens_per_second", own, chosen, stages.speed_job(suite), edges)
 
 
 def _tuned(suite: Suite, tune: Tune, option: Option, attempts: Attempts) -> OwnBest:
     own, axes = _ordered(attempts, option), stages.axes_of(tune, option.choices)
-    low, high, is_open = None, None, False
-    if len(axes) == 1 and len(own) > 1:
-        low, high, is_open = flat_range(tune, axes[0], own)
+    flat = flat_range(tune, axes[0], own) if len(axes) == 1 and len(own) > 1 else (None, None, False)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
     return _own_best(
-        option, tune.metric, own, best(tune, own), stages.tuning_job(suite),
-        extensions=max(0, len(own) - tune.first_trials), edges=_edges(tune, axes, own, option),
-        together=len(tune.parameters) > 1, flat_low=low, flat_high=high, flat_is_open=is_open,
+        option, tune.metric, own, best(tune, own), stages.tuning_job(suite), _edges(tune, axes, own, option),
+        extensions=max(0, len(own) - tune.first_trials), together=len(tune.parameters) > 1,
+        flat_low=flat[0], flat_high=flat[1], flat_is_open=flat[2],
         source=option.built.optimizer.lr_range_source if from_class else None,
     )  # fmt: skip
 
 
-def _tokens(record: Record) -> int:
-    """That a script's trial trained on."""
-    if not isinstance(record.outcome, Completed):
-        return 0
-    m = record.outcome.measurement
-    return m.tokens_per_step * (m.steps_applied + m.steps_skipped)
-
-
 def _own_best(
-    option: Option, metric: str, own: list[Attempt], chosen: Attempt | None, job: AnyJob, *, extensions: int = 0,
-    edges: dict[str, Literal["low", "high"]], together: bool = False, flat_low: float | None = None,
-    flat_high: float | None = None, flat_is_open: bool = False, source: str | None = None,
+    option: Option, metric: str, own: list[Attempt], chosen: Attempt | None, job: AnyJob,
+    edges: dict[str, Literal["low", "high"]], **more: Any,
 ) -> OwnBest:  # fmt: skip
-    """`own`: what was tried, in the order of the values; `job`: that of the stage."""
-    tokens = sum(_tokens(attempt.record) for attempt in own)
+    """`own`: what was tried, in the order of the values; `job`: that of the stage; `more`: as `OwnBest` has it."""
     if isinstance(job, Job):
         does = job.of(option.built)
         tokens = len(own) * does.max_steps * does.tokens_per_step
+    else:
+        of_scripts = [a.record.outcome.measurement for a in own if isinstance(a.record.outcome, Completed)]
+        tokens = sum(m.tokens_per_step * (m.steps_applied + m.steps_skipped) for m in of_scripts)
     return OwnBest(
         option=option.name, metric=metric, tried=[_tried(attempt, chosen) for attempt in own],
-        chosen=chosen.values if chosen else None, extensions=extensions, edges=edges, together=together,
-        flat_low=flat_low, flat_high=flat_high, flat_is_open=flat_is_open, source=source, trials=len(own),
-        tokens=tokens,
-        wall_seconds=math.fsum(attempt.record.wall_seconds for attempt in own),
+        chosen=chosen.values if chosen else None, edges=edges, trials=len(own), tokens=tokens,
+        wall_seconds=math.fsum(attempt.record.wall_seconds for attempt in own), **more,
     )  # fmt: skip
 
 
@@ -342,10 +328,9 @@ def flat_range(tune: Tune, axis: stages.Axis, own: Sequence[Attempt]) -> tuple[f
     Between two that were tried the figure is taken to change in a straight line over the axis's scale; a value that
     failed ends the range at the one before it.
     """
-    chosen = best(tune, own)
+    chosen, sign = best(tune, own), _sign(tune)
     if chosen is None or chosen.value is None:
         return None, None, False
-    sign = -1.0 if METRICS[tune.metric].better == "more" else 1.0
     bound = sign * chosen.value + FLAT * abs(chosen.value)
     place = own.index(chosen)
     down, low_open = _reach(axis, own[: place + 1][::-1], sign, bound)

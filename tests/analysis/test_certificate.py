@@ -53,7 +53,7 @@ def statuses(ours: Identity, theirs: Identity, declared: frozenset[str]) -> dict
 
 def certificates(suite: Suite, records: list[Record]) -> dict[str, Certificate]:
     summaries, _ = summarise(suite, records)
-    return certify(suite, summaries, next(s for s in summaries if s.name == suite.baseline))
+    return certify(suite, summaries)
 
 
 def against_fp32(other: dict[str, Any], **changes: Any) -> Certificate:
