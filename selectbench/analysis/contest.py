@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,6 @@ from selectbench.analysis.family import (
     decide,
     judge_all,
     look_of,
-    own_interval,
     seeds_to_settle,
 )
 from selectbench.analysis.lanes import by_part, disturbed, parts_of
@@ -164,33 +163,84 @@ Key = tuple[str, str]
 """Option and constraint; the objective's constraint is ''."""
 
 
-@dataclass
 class Contest:
-    """What is claimed of each option, and what is not."""
+    """All tests of the suite's family on the options that did the baseline's job: what is claimed of each."""
 
-    suite: Suite
-    baseline: Summary
-    blocks: dict[str, Blocks]
-    """By metric, of all comparable options."""
-    is_complete: bool
-    """Whether every trial has an outcome: no more seeds are proposed before."""
-    round_seconds: float | None
-    """Expected time of one more seed for every option; None: no trial completed."""
-    differences: dict[str, Difference] = field(default_factory=dict)
-    """By option: the objective over the baseline's."""
-    judged: dict[Key, Judged] = field(default_factory=dict)
-    ends: dict[tuple[str, str], tuple[float, float]] = field(default_factory=dict)
-    """By option and metric: of the ratio's simultaneous interval, where a test is on it; logarithms."""
-    asked: dict[Key, Asked | ConstraintVerdict] = field(default_factory=dict)
-    is_busy: bool = False
-    """Whether trials of a busy CPU count."""
-    _out_of_line: dict[str, dict[tuple[str, int], float]] = field(default_factory=dict)
-    flattered: frozenset[str] = frozenset()
-    """Options of which seeds failed for what the objective tells."""
-    screened_out: int = 0
-    """Options that were, whose tests the family has all the same: what it was declared to be does not shrink."""
-    of_rounds: dict[str, Blocks] = field(default_factory=dict)
-    """By metric whose `blocks` are nodes or lanes: what they would be of seeds."""
+    def __init__(self, suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> None:
+        """Raises ValueError for a constraint that cannot be read."""
+        self.suite, self.objective = suite, METRICS[suite.decide.objective]
+        self.threshold = suite.threshold(self.objective.name)
+        self.alpha = alpha_of(look_of(suite.looks))
+        """Probability of any false claim at this judgement of the run."""
+        self.baseline = next(summary for summary in summaries if summary.name == suite.baseline)
+        taking_part = [summary for summary in summaries if comparable[summary.name]]
+        same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
+        losses = {summary.name: summary.values["final_loss"] for summary in taking_part}
+        parts = parts_of(suite.baseline, [record for s in summaries for record in s.completed.values()])
+        moved = disturbed(suite) if parts else []
+        self.blocks = dict[str, Blocks]()
+        """By metric, of all comparable options."""
+        self.of_rounds = dict[str, Blocks]()
+        """By metric whose `blocks` are nodes or lanes: what they would be of seeds."""
+        for name in names_of(suite.job):
+            values = {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)}
+            self.blocks[name] = make_blocks(values, losses if METRICS[name].scored else None)
+            if name in moved and (counted := by_part(values, parts)) is not values:
+                self.of_rounds[name], self.blocks[name] = self.blocks[name], make_blocks(counted)
+        done, planned = outcomes(summaries)
+        self.is_complete = done == planned
+        """Whether every trial has an outcome: no more seeds are proposed before."""
+        means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
+        known = [value for value in means if value is not None]
+        self.round_seconds = math.fsum(known) if known else None
+        """Expected time of one more seed for every option; None: no trial completed."""
+        self.flattered = {s.name for s in summaries if s.flattered(self.objective.name)}
+        """Options of which seeds failed for what the objective tells."""
+        self.is_busy = any(s.counts_busy and s.busy for s in summaries)
+        """Whether trials of a busy CPU count."""
+        self._out_of_line = dict[str, dict[tuple[str, int], float]]()
+        self.differences = dict[str, Difference]()
+        """By option: the objective over the baseline's."""
+        self.asked = dict[Key, Asked | ConstraintVerdict]()
+        tests = {key: test for summary in taking_part for key, test in self._declared(summary)}
+        # Those of options that were screened out are not made: what the family was declared to be does not shrink.
+        out = sum(summary.is_screened_out for summary in summaries) * (1 + len(suite.decide.constraints))
+        self.judged = judge_all(tests, self.alpha, besides=out)
+        made = sum(not judged.is_exact for judged in self.judged.values())
+        self.tests = made + out if made else 0
+        """How many share alpha."""
+        self.ends = dict[tuple[str, str], tuple[float, float]]()
+        """By option and metric: of the ratio's simultaneous interval, where a test is on it; logarithms."""
+        self._give_each_ratio_one_interval()
+
+    def _declared(self, summary: Summary) -> Iterator[tuple[Key, HypothesisTest]]:
+        """An option's tests among the family's. The control and the baseline itself are no candidates."""
+        is_baseline, control = summary is self.baseline, is_control(self.suite, summary.name)
+        for text in [] if control else self.suite.decide.constraints:
+            self.asked[summary.name, text] = asked = self.ask(text, summary)
+            if isinstance(asked, Asked) and is_baseline and asked.constraint.relative:  # to itself
+                itself = Judged(0.0, 0.0, 0.0, 1.0, 1.0, self.alpha)
+                self.asked[summary.name, text] = asked.concluded(itself, None)
+            elif isinstance(asked, Asked):
+                yield (summary.name, text), asked.test
+        difference = self.blocks[self.objective.name].difference(summary.name, self.baseline.name)
+        if not is_baseline and difference is not None:
+            self.differences[summary.name] = difference
+            if not control:
+                yield (summary.name, ""), HypothesisTest(difference, least_p=self.p_of_luck(summary.name))
+
+    def _give_each_ratio_one_interval(self) -> None:
+        """Several tests of one ratio have their ends moved each to its own bound: all of it holds together."""
+        of_ratio: dict[tuple[str, str], list[Key]] = {}
+        for option, text in self.judged:
+            asked = self.asked.get((option, text))
+            if not text or (isinstance(asked, Asked) and asked.constraint.relative):
+                metric = asked.constraint.metric if isinstance(asked, Asked) else self.objective.name
+                of_ratio.setdefault((option, metric), []).append((option, text))
+        for place, keys in of_ratio.items():
+            several = [self.judged[key] for key in keys]
+            low, high = self.ends[place] = max(one.low for one in several), min(one.high for one in several)
+            self.judged.update({key: replace(self.judged[key], low=low, high=high) for key in keys})
 
     def out_of_line(self, metric: str) -> dict[tuple[str, int], float]:
         """Trials that stand out by a metric, by option and seed, with the factor to what was to be expected."""
@@ -203,11 +253,6 @@ class Contest:
             }
         return self._out_of_line[metric]
 
-    def is_spread_by_chance(self, metric: str) -> bool:
-        """Whether more seeds are a remedy for it: no single trial made it, no busy machine, and no node."""
-        is_disturbed = self.is_busy and "busy" in METRICS[metric].spoiled_by
-        return not is_disturbed and metric not in self.of_rounds and not self.out_of_line(metric)
-
     def p_of_luck(self, option: str, metric: str | None = None) -> float:
         """Of the hypothesis that an option reaches the loss sooner by the luck of those of its seeds that reach it.
 
@@ -216,7 +261,7 @@ class Contest:
         (`summary._hold_against`). 0 where the metric (None: the objective) is known for every trial, so that luck
         is no explanation.
         """
-        if not METRICS[metric or self.suite.decide.objective].of_those_that_learnt:
+        if not (METRICS[metric] if metric else self.objective).of_those_that_learnt:
             return 0.0
         margin = math.log1p(self.suite.threshold("final_loss"))
         faster = self._p_beyond("tokens_per_second", option, 0.0, more=True)
@@ -235,29 +280,13 @@ class Contest:
 
     def family(self) -> Family:
         """What was declared."""
-        objective, threshold = self.suite.decide.objective, self.suite.threshold
-        metrics = dict.fromkeys([objective, *names_of(self.suite.job)])
-        thresholds = {name: threshold(name) for name in metrics if threshold(name) or name == objective}
+        metrics = dict.fromkeys([self.objective.name, *names_of(self.suite.job)])
+        found = {name: self.suite.threshold(name) for name in metrics}
+        thresholds = {name: share for name, share in found.items() if share or name == self.objective.name}
         return Family(
-            alpha=self.alpha, looks=self.suite.looks, objective=objective, tests=self.tests,
+            alpha=self.alpha, looks=self.suite.looks, objective=self.objective.name, tests=self.tests,
             constraints=self.suite.decide.constraints, thresholds=thresholds,
         )  # fmt: skip
-
-    @property
-    def alpha(self) -> float:
-        """Probability of any false claim at this judgement of the run."""
-        return alpha_of(look_of(self.suite.looks))
-
-    @cached_property
-    def tests(self) -> int:
-        """How many share alpha; every option asks for it, once all are declared."""
-        made = sum(not judged.is_exact for judged in self.judged.values())
-        return made + self.not_made if made else 0
-
-    @property
-    def not_made(self) -> int:
-        """How many the options that were screened out would have had: the objective and every constraint."""
-        return self.screened_out * (1 + len(self.suite.decide.constraints))
 
     def ask(self, text: str, summary: Summary) -> Asked | ConstraintVerdict:
         """One constraint of one option that completed a seed: a test, or the answer where none is needed.
@@ -340,21 +369,19 @@ class Contest:
 
     def decision(self, judged: Judged | None) -> Decision:
         """By the objective and its threshold; `judged` None: no measure of spread."""
-        if judged is None:
-            return "undecided"
-        threshold = self.suite.threshold(self.suite.decide.objective)
-        return decide(judged, threshold, more_is_better=METRICS[self.suite.decide.objective].better == "more")
+        more = self.objective.better == "more"
+        return decide(judged, self.threshold, more_is_better=more) if judged else "undecided"
 
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
         decision, settling = self.decision(judged), None
-        matters = math.log1p(self.suite.threshold(self.suite.decide.objective))
+        matters = math.log1p(self.threshold)
         low, high = (ratio_of(judged.low), ratio_of(judged.high)) if judged else (None, None)
         if decision == "undecided" and judged and units.is_measurable(low, high):
             estimate = abs(difference.estimate)
             # It must be told from none at all, or from the threshold.
             distance = estimate if estimate > matters else matters - estimate
-            settling = self._settling(self.suite.decide.objective, difference, distance, tests)
+            settling = self._settling(self.objective.name, difference, distance, tests)
         return Comparison(
             against=against, ratio=ratio_of(difference.estimate), low=low, high=high,
             p=judged.p if judged else None, p_adjusted=judged.p_adjusted if judged else None,
@@ -367,7 +394,9 @@ class Contest:
         looks = self.suite.looks or [len(self.suite.seeds)]
         level = alpha_of(look_of([*looks, MOST_SEEDS])) / max(1, tests)  # the next judgement's
         seeds = seeds_to_settle(difference, level, distance)
-        if seeds is None or not self.is_complete or not self.is_spread_by_chance(metric):
+        # More seeds are no remedy where a busy machine, a node or a single trial made the spread.
+        is_disturbed = (self.is_busy and "busy" in METRICS[metric].spoiled_by) or metric in self.of_rounds
+        if seeds is None or not self.is_complete or is_disturbed or self.out_of_line(metric):
             return None
         return Settling(seeds=seeds, seconds=None if self.round_seconds is None else seeds * self.round_seconds)
 
@@ -378,79 +407,8 @@ class Contest:
         difference = self.blocks[metric].difference(option, self.baseline.name)
         if difference is None:
             return None, None, None
-        own = self.ends.get((option, metric)) or own_interval(difference, self.alpha)
-        low, high = own or (None, None)
+        low, high = self.ends.get((option, metric)) or difference.interval(self.alpha)
         return ratio_of(difference.estimate), ratio_of(low), ratio_of(high)
-
-
-def hold_contest(suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> Contest:
-    """All tests of the suite's family on the options that did the baseline's job.
-
-    Raises ValueError for a constraint that cannot be read.
-    """
-    baseline = next(summary for summary in summaries if summary.name == suite.baseline)
-    taking_part = [summary for summary in summaries if comparable[summary.name]]
-    same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
-    losses = {summary.name: summary.values["final_loss"] for summary in taking_part}
-    parts = parts_of(suite.baseline, [record for s in summaries for record in s.completed.values()])
-    moved = disturbed(suite) if parts else []
-    blocks, of_rounds = dict[str, Blocks](), dict[str, Blocks]()
-    for name in names_of(suite.job):
-        values = {s.name: s.values[name] for s in (same_tokens if name in PER_TOKEN else taking_part)}
-        blocks[name] = make_blocks(values, losses if METRICS[name].scored else None)
-        if name in moved and (counted := by_part(values, parts)) is not values:
-            of_rounds[name], blocks[name] = blocks[name], make_blocks(counted)
-    means = [mean([record.wall_seconds for record in s.completed.values()]) for s in summaries if s.completed]
-    known = [value for value in means if value is not None]
-    done, planned = outcomes(summaries)
-    contest = Contest(
-        suite, baseline, blocks, done == planned, math.fsum(known) if known else None,
-        screened_out=sum(summary.is_screened_out for summary in summaries),
-        flattered=frozenset(s.name for s in summaries if s.flattered(suite.decide.objective)),
-        is_busy=any(s.counts_busy and s.busy for s in summaries), of_rounds=of_rounds,
-    )  # fmt: skip
-    tests: dict[Key, HypothesisTest] = {}
-    for summary in taking_part:
-        _declare(contest, summary, tests)
-    contest.judged.update(judge_all(tests, contest.alpha, besides=contest.not_made))
-    _give_each_ratio_one_interval(contest)
-    return contest
-
-
-def _give_each_ratio_one_interval(contest: Contest) -> None:
-    """Several tests of one ratio have their ends moved each to its own bound: all of it holds together."""
-    of_ratio: dict[tuple[str, str], list[Key]] = {}
-    for option, text in contest.judged:
-        asked = contest.asked.get((option, text))
-        if not text or (isinstance(asked, Asked) and asked.constraint.relative):
-            metric = asked.constraint.metric if isinstance(asked, Asked) else contest.suite.decide.objective
-            of_ratio.setdefault((option, metric), []).append((option, text))
-    for place, keys in of_ratio.items():
-        several = [contest.judged[key] for key in keys]
-        low, high = contest.ends[place] = max(one.low for one in several), min(one.high for one in several)
-        contest.judged.update({key: replace(contest.judged[key], low=low, high=high) for key in keys})
-
-
-def _declare(contest: Contest, summary: Summary, tests: dict[Key, HypothesisTest]) -> None:
-    """Puts an option's tests among the family's. The control and the baseline itself are no candidates."""
-    suite, is_baseline = contest.suite, summary.name == contest.suite.baseline
-    control = is_control(suite, summary.name)
-    for text in [] if control else suite.decide.constraints:
-        contest.asked[summary.name, text] = asked = contest.ask(text, summary)
-        if not isinstance(asked, Asked):
-            continue
-        if is_baseline and asked.constraint.relative:  # to itself
-            contest.asked[summary.name, text] = asked.concluded(
-                Judged(0.0, 0.0, 0.0, 1.0, 1.0, contest.alpha), None
-            )
-        else:
-            tests[summary.name, text] = asked.test
-    difference = contest.blocks[contest.suite.decide.objective].difference(summary.name, suite.baseline)
-    if not is_baseline and difference is not None:
-        contest.differences[summary.name] = difference
-        if not control:
-            least_p = contest.p_of_luck(summary.name)
-            tests[summary.name, ""] = HypothesisTest(difference, least_p=least_p)
 
 
 def is_control(suite: Suite, option: str) -> bool:
@@ -469,7 +427,6 @@ def ratio_of(logarithm: float | None) -> float | None:
 # least was told from the baseline in the declared family (a gate, so that where all options are equal hardly more
 # than the declared level of claims is false), or where the pair itself is told apart at a tenth of that level, as a
 # noisy baseline tells nothing from itself. A pair with the baseline is decided in the declared family.
-
 
 PAST_THE_GATE = 10
 """Share of alpha, as its inverse, at which a pair needs no gate."""
@@ -492,10 +449,9 @@ class Ranks:
     def ranked(self) -> list[str]:
         """Those with a measure of spread for some pair; one that is alone needs a spread of its own."""
         if len(self.names) == 1:
-            suite, (name,) = self.contest.suite, self.names
-            blocks = self.contest.blocks[self.contest.suite.decide.objective]
+            (name,), blocks = self.names, self.contest.blocks[self.contest.objective.name]
             known = dict(zip(blocks.names, (~np.isnan(blocks.logs)).sum(axis=1).tolist(), strict=True))
-            return [name] if len(suite.options) == 1 or known[name] > 1 else []
+            return [name] if len(self.contest.suite.options) == 1 or known[name] > 1 else []
         return [name for i, name in enumerate(self.names) if self.known[i].any()]
 
     def rank(self, option: str) -> int:
@@ -518,7 +474,7 @@ class Ranks:
         if option == self.contest.baseline.name:
             turned = self.contest.against_baseline(against)
             return None if turned is None else _turned(turned, against)
-        difference = self.contest.blocks[self.contest.suite.decide.objective].difference(option, against)
+        difference = self.contest.blocks[self.contest.objective.name].difference(option, against)
         if difference is None:
             return None
         others = self.pairs.names
@@ -539,9 +495,8 @@ class Ranks:
 
 def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
     """Of the options of these names, the baseline among them or not."""
-    objective, baseline = METRICS[contest.suite.decide.objective], contest.baseline.name
-    threshold, more = contest.suite.threshold(objective.name), objective.better == "more"
-    order = list(names)
+    objective, baseline, threshold = contest.objective, contest.baseline.name, contest.threshold
+    order, more = list(names), objective.better == "more"
     others = [name for name in order if name != baseline]
     pairs = all_pairs(contest.blocks[objective.name], others, contest.alpha, more_is_better=more)
     judged = [contest.judged.get((name, "")) for name in pairs.names]
@@ -577,14 +532,11 @@ def _turned(seen: Comparison, against: str) -> Comparison:
 # The control, the baseline's second row: two names for one thing should not differ.
 
 
-_WATCHED = tuple(name for name, metric in METRICS.items() if metric.watched)
-
-
 def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list[str]:
     """A line for each metric in which the control differs from the baseline, by tests that share alpha."""
     if not contest.suite.control or not summaries[CONTROL].completed:
         return []
-    names = dict.fromkeys((contest.suite.decide.objective, *_WATCHED))
+    names = dict.fromkeys((contest.objective.name, *(name for name, metric in METRICS.items() if metric.watched)))
     differences = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
     judged = judge_all({name: HypothesisTest(one) for name, one in differences.items() if one}, contest.alpha)
     return [

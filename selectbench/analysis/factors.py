@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 
-from selectbench.analysis.family import own_interval
 from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Share
 from selectbench.analysis.statistics import Floats, differences_over_seeds
 from selectbench.analysis.summary import Summary
@@ -167,8 +166,7 @@ def _over_seeds(logarithms: Floats) -> dict[str, float | None]:
     """Ratio with the ends of its own interval."""
     mean = differences_over_seeds(logarithms[None, :], np.zeros(1, bool), None).one(0)
     assert mean is not None
-    ends = own_interval(mean)
-    low, high = map(math.exp, ends) if ends else (None, None)
+    low, high = (None if end is None else math.exp(end) for end in mean.interval())
     return {"ratio": math.exp(mean.estimate), "low": low, "high": high}
 
 

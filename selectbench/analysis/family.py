@@ -162,14 +162,6 @@ def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decisio
     return "no_difference" if within and (threshold > 0 or judged.low == judged.high) else "undecided"
 
 
-def own_interval(difference: Difference, alpha: float = 0.05) -> tuple[float, float] | None:
-    """Ends of its interval of level 1 - alpha by itself, as logarithms; None: no measure of spread."""
-    if difference.standard_error is None:
-        return None
-    half = difference.standard_error * float(quantile(alpha, difference.free))
-    return difference.estimate - half, difference.estimate + half
-
-
 def seeds_to_settle(difference: Difference, alpha: float, distance: float) -> int | None:
     """More seeds until a distance so large would be told with a chance of LIKELY; None: more than MOST_SEEDS.
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, said
-from selectbench.analysis.family import HypothesisTest, Judged, alpha_of, decide, judge_all, look_of, own_interval
+from selectbench.analysis.family import HypothesisTest, Judged, alpha_of, decide, judge_all, look_of
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.screening import screened_words
@@ -172,7 +172,7 @@ def _change(
 ) -> Change:
     better, threshold = METRICS[metric].better == "more", suite.threshold(metric)
     common = ours.common(theirs, metric) if len(ours.common(theirs, metric)) > 1 else None  # as `changes` does
-    low, high = map(ratio_of, own_interval(difference) or (None, None))
+    low, high = map(ratio_of, difference.interval())
     return Change(
         option=ours.name, metric=metric, reference=theirs.mean(metric, common), run=ours.mean(metric, common),
         ratio=ratio_of(difference.estimate), low=low, high=high, seeds=difference.seeds,
@@ -311,9 +311,11 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     others, checks = run.other_jobs(), list[Check]()
     for (option, text), found in asked.items():
         if isinstance(found, Asked):
-            one, ends = judged.get((option, text)), own_interval(found.test.difference)
+            one, (low, high) = judged.get((option, text)), found.test.difference.interval()
             # What is shown is the interval of `compare`: the families differ, and so would their intervals.
-            found = found.concluded(replace(one, low=ends[0], high=ends[1]) if one and ends else one, None)
+            if one is not None and low is not None and high is not None:
+                one = replace(one, low=low, high=high)
+            found = found.concluded(one, None)
         verdict, detail, p = _VERDICTS.get(found.verdict, "inconclusive"), found.detail, found.p_adjusted
         if option in others:
             verdict, detail, p = "inconclusive", "not the baseline's job", None

@@ -385,7 +385,7 @@ def _look_at_trials(suite: Suite, ordered: Sequence[Summary], found: Mapping[str
     steps = {s.name: None if suite.command else suite.job_of(s.option).tokens_per_step for s in ordered}
     for place, (summary, seed, record) in enumerate(trials):
         into = found[summary.name]
-        into.not_verified |= left_unseen(record, is_causal=suite.job.task == "causal_lm")
+        into.not_verified.update(left_unseen(record, is_causal=suite.job.task == "causal_lm"))
         if (script := record.script) is not None:
             into.conventions |= script.conventions
             into.not_seen |= script.not_seen

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from selectbench import units
-from selectbench.analysis.family import own_interval
 from selectbench.analysis.metrics import figure_of
 from selectbench.analysis.result import Beside, Lanes, Nodes, NodeSpeed
 from selectbench.analysis.statistics import Floats, Integers, Values, differences_over_seeds, quantile
@@ -79,12 +78,13 @@ def besides(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
 
 def _beside(logs: np.ndarray, threshold: float) -> Beside:
     found = differences_over_seeds(logs[None, :], np.array([False]), None).one(0)
-    ends = own_interval(found, 2 * LEVEL) if found else None
     assert found is not None
-    assert ends is not None
+    low, high = found.interval(2 * LEVEL)
+    assert low is not None
+    assert high is not None
     return Beside(
-        ratio=math.exp(found.estimate), low=math.exp(ends[0]), high=math.exp(ends[1]), pairs=len(logs),
-        threshold=threshold, equivalent=max(-ends[0], ends[1]) <= math.log1p(threshold),
+        ratio=math.exp(found.estimate), low=math.exp(low), high=math.exp(high), pairs=len(logs),
+        threshold=threshold, equivalent=max(-low, high) <= math.log1p(threshold),
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from selectbench import units
 from selectbench.analysis import hardware
-from selectbench.analysis.contest import Contest, control_warnings, hold_contest, is_control, ranks_of
+from selectbench.analysis.contest import Contest, control_warnings, is_control, ranks_of
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
 from selectbench.analysis.identity import certify
@@ -54,7 +54,7 @@ def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) 
     by_name = {summary.name: summary for summary in summaries}
     certificates = certify(suite, summaries)
     comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
-    contest = hold_contest(suite, summaries, comparable)
+    contest = Contest(suite, summaries, comparable)
     rows = _rows(contest, by_name, certificates)
     kinds = memory_kinds(summaries)
     done, planned = outcomes(summaries)
@@ -197,7 +197,7 @@ class _Answer:
         """`rows` in the order of the ranking."""
         self.contest, self.suite, self.rows, self.summaries = contest, contest.suite, rows, summaries
         self.records = records
-        self.metric = METRICS[contest.suite.decide.objective]
+        self.metric = contest.objective
         self.placed = [row for row in rows if row.rank is not None]
         self.best = self.placed[0].metrics[self.metric.name].value if self.placed else None
         self.proposed: list[int] = []
@@ -278,7 +278,7 @@ class _Answer:
         }  # fmt: skip
         if not beat:
             return ""
-        matters = units.share(self.suite.threshold(self.metric.name))
+        matters = units.share(self.contest.threshold)
         open_ones = [row.option for row in first if row.option not in (*beat, self.suite.baseline)]
         others = [name for name in beat if not beat[name]]
         told = {
@@ -335,7 +335,7 @@ class _Answer:
         names = listed([best.option, *(row.option for row in tied)])
         figures = "; ".join(f"{row.option} {self._with_ratio(row)}" for row in (best, *tied))
         pairs = [row.against_best for row in tied if row.against_best]
-        matters = f"{units.share(self.suite.threshold(self.metric.name))} of {self.metric.name}"
+        matters = f"{units.share(self.contest.threshold)} of {self.metric.name}"
         if len(pairs) == len(tied) and all(pair.decision == "no_difference" for pair in pairs):
             return f"No difference that matters between {names}: less than {matters}: {figures}."
         more = ""
@@ -498,7 +498,7 @@ def disturbances(
     lines = [*busy_warnings(summaries), *_out_of_line(contest)]
     if first := _run_again(records):
         before, _ = summarise(suite, list(first.values()), is_all_clean=True)
-        lines += _replaced(first, contest, summaries, hold_contest(suite, before, comparable), before)
+        lines += _replaced(first, contest, summaries, Contest(suite, before, comparable), before)
     return lines
 
 

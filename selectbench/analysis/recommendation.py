@@ -166,7 +166,7 @@ class Question:
     @property
     def is_objective(self) -> bool:
         """Whether the ranks answer it."""
-        return self.metric == self.contest.suite.decide.objective
+        return self.metric == self.contest.objective.name
 
     @property
     def threshold(self) -> float:
@@ -181,7 +181,7 @@ class Question:
 
 def questions(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Question]:
     """Those that the run has figures for, or all where nothing was trained. `rows` in the order of the ranking."""
-    suite, objective = contest.suite, METRICS[contest.suite.decide.objective]
+    suite, objective = contest.suite, contest.objective
     equal = [row for row in rows if row.eligible and row.n]
     within = [row for row in rows if _within_limits(row)]
     words = _at_equal_quality(suite, equal)
@@ -311,7 +311,7 @@ def verdicts(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summ
     answers = [verdict for verdict in answers if verdict.option or contest.suite.job.evaluates]
     memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
     names = {**{question.metric: question.name for question in asked}, "tokens_per_second": "fastest", **memory}
-    decisive = names.get(contest.suite.decide.objective)
+    decisive = names.get(contest.objective.name)
     first = rows[0].option if rows and rows[0].rank is not None else None
     best = next((v.option for v in answers if v.name == decisive), first)
     files = [BEST if v.option == best else file_of(v.name) for v in answers]
@@ -405,7 +405,7 @@ def _may_lead(question: Question, names: Sequence[str], ahead: str) -> tuple[lis
 
 def _at_what(question: Question, row: Row) -> str:
     """What the option is by the objective, where something else was asked: `, at 1,040 tokens/s (0.068x)`."""
-    objective = METRICS[question.contest.suite.decide.objective]
+    objective = question.contest.objective
     if question.metric == objective.name or not counts(row, objective.name):
         return ""
     found = row.metrics[objective.name]

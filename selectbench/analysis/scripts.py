@@ -61,36 +61,27 @@ def script_warnings(suite: Suite, records: Sequence[Record], summaries: Sequence
     elif not suite.quick and repeat_of(suite, records)[0] is None:
         lines.append("whether the job repeats is not known: a trial of the check did not complete")
     baseline = next(summary for summary in summaries if summary.name == suite.baseline)
-    doubts = [*_seen_before(summaries), *_long_pauses(summaries)]
-    return [*lines, *doubts, *_without_effect(summaries, baseline), *_alike_seeds(baseline)]
-
-
-def _seen_before(summaries: Sequence[Summary]) -> Iterator[str]:
-    """Options that train on what their loss is then measured on."""
-    trained = {
-        summary.name: max((r.identity.heldout_rows_trained or 0 for r in summary.completed.values() if r.identity),
-                          default=0)
-        for summary in summaries
-    }  # fmt: skip
-    if told := ", ".join(f"{name} on {rows:,} rows" for name, rows in trained.items() if rows):
-        yield f"held-out tokens are trained on ({told}): the final loss says nothing of new text"
+    return [*lines, *_much_beside(summaries), *_without_effect(summaries, baseline), *_alike_seeds(baseline)]
 
 
 LONG_PAUSES = 0.2
 """Of the timed steps' time."""
 
 
-def _long_pauses(summaries: Sequence[Summary]) -> Iterator[str]:
-    """Options of which so much is called validation or saving that speed may hide in it."""
-    shares = {
-        summary.name: max(((m.pause_seconds or 0.0) / m.timed_seconds for m in summary.measurements.values()
-                           if m.timed_seconds), default=0.0)
-        for summary in summaries
-    }  # fmt: skip
-    if told := [f"{name} {share:.0%}" for name, share in shares.items() if share > LONG_PAUSES]:
+def _much_beside(summaries: Sequence[Summary]) -> Iterator[str]:
+    """Options that train on what their loss is then measured on, or of whose time much may hide in pauses."""
+    rows, shares = dict[str, int](), dict[str, float]()
+    for own in summaries:
+        identities = [record.identity for record in own.completed.values() if record.identity]
+        rows[own.name] = max((identity.heldout_rows_trained or 0 for identity in identities), default=0)
+        timed = [m for m in own.measurements.values() if m.timed_seconds]
+        shares[own.name] = max(((m.pause_seconds or 0.0) / m.timed_seconds for m in timed), default=0.0)
+    if told := ", ".join(f"{name} on {trained:,} rows" for name, trained in rows.items() if trained):
+        yield f"held-out tokens are trained on ({told}): the final loss says nothing of new text"
+    if long := [f"{name} {share:.0%}" for name, share in shares.items() if share > LONG_PAUSES]:
         yield (
             f"validation and saving, which no speed has, took more than {LONG_PAUSES:.0%} of the timed steps' time "
-            f"({', '.join(told)}): is nothing else done between `model.eval()` and the next training step?"
+            f"({', '.join(long)}): is nothing else done between `model.eval()` and the next training step?"
         )
 
 
@@ -122,23 +113,22 @@ def _alike_seeds(baseline: Summary) -> Iterator[str]:
             for key in ((weights, record.identity.token_stream_sha256), (weights,)):
                 found.setdefault(key, []).append(seed)
     alike = {key: ", ".join(map(str, seeds)) for key, seeds in found.items() if len(seeds) > 1 and None not in key}
-    for seeds in [seeds for key, seeds in alike.items() if len(key) == 2][:1]:
+    if both := next((seeds for key, seeds in alike.items() if len(key) == 2), None):
         yield (
-            f"seeds {seeds} began with the same weights and read the same tokens: the script does nothing with "
+            f"seeds {both} began with the same weights and read the same tokens: the script does nothing with "
             "{seed}, so that the spread between seeds is the machine's alone"
         )
-        return
-    for seeds in alike.values():
-        yield f"seeds {seeds} began with the same weights, as a pretrained model does"
+    else:
+        yield from (
+            f"seeds {seeds} began with the same weights, as a pretrained model does" for seeds in alike.values()
+        )
 
 
 def pause_notes(summary: Summary) -> list[str]:
     """What a script's own validation and saving cost, which no figure of speed has; nothing where it made none."""
-    pauses = [m.pause_seconds for m in summary.measurements.values() if m.pause_seconds]
-    if not pauses:
-        return []
-    longest = max(pauses)
-    return [f"its own validation and saving took up to {units.seconds(longest)} a trial, outside the timed steps"]
+    longest = units.seconds(max((m.pause_seconds or 0.0 for m in summary.measurements.values()), default=0.0))
+    told = f"its own validation and saving took up to {longest} a trial, outside the timed steps"
+    return [told] if any(m.pause_seconds for m in summary.measurements.values()) else []
 
 
 def equal_when_rounded(ours: Record, theirs: Record) -> Mapping[str, str]:

@@ -33,6 +33,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,6 +93,13 @@ class Difference:
         """Its degrees of freedom; infinite where it has none."""
         return self.degrees_of_freedom or math.inf
 
+    def interval(self, alpha: float = 0.05) -> tuple[float, float] | tuple[None, None]:
+        """Ends of its interval of level 1 - alpha by itself, as logarithms; None: no measure of spread."""
+        if self.standard_error is None:
+            return None, None
+        half = self.standard_error * float(quantile(alpha, self.free))
+        return self.estimate - half, self.estimate + half
+
 
 @dataclass(frozen=True)
 class PooledVariance:
@@ -101,6 +109,14 @@ class PooledVariance:
     degrees_of_freedom: float
     prior_degrees_of_freedom: float
     """What it weighs against a pair's own variance; infinite where spreads agree."""
+
+    def moderated(self, own: Floats, free: Floats) -> tuple[Floats, Floats]:
+        """Own variances mixed with it by their degrees of freedom, and those of the mixture."""
+        prior = self.prior_degrees_of_freedom
+        if math.isinf(prior):
+            return np.full(own.shape, self.variance), np.full(own.shape, self.degrees_of_freedom)
+        mixed = (prior * self.variance + free * own) / (prior + free)
+        return mixed, np.minimum(prior + free, self.degrees_of_freedom)
 
 
 @dataclass(frozen=True)
@@ -149,7 +165,7 @@ def differences_over_seeds(
     with np.errstate(invalid="ignore", divide="ignore"):
         estimates = values.sum(axis=1) / seeds
         own = (np.where(present, gaps - estimates[:, None], 0.0) ** 2).sum(axis=1) / (seeds - 1)
-        variances, free = _moderated(own, seeds - 1.0, pool)
+        variances, free = pool.moderated(own, seeds - 1.0) if pool else (own, seeds - 1.0)
         moderated = np.full(len(gaps), pool is not None and not math.isinf(pool.prior_degrees_of_freedom))
         if pool is not None and apart is not None and (known := ~np.isnan(apart)).any():
             # Welch's test: each option's own variance where it is known, else half the pool's.
@@ -169,17 +185,6 @@ def differences_over_seeds(
     )  # fmt: skip
 
 
-def _moderated(own: Floats, free: Floats, pool: PooledVariance | None) -> tuple[Floats, Floats]:
-    """Own variances mixed with the pooled one by their degrees of freedom, and those of the mixture."""
-    if pool is None:
-        return own, free
-    prior = pool.prior_degrees_of_freedom
-    if math.isinf(prior):
-        return np.full(own.shape, pool.variance), np.full(own.shape, pool.degrees_of_freedom)
-    mixed = (prior * pool.variance + free * own) / (prior + free)
-    return mixed, np.minimum(prior + free, pool.degrees_of_freedom)
-
-
 @dataclass(frozen=True)
 class Blocks:
     """The logarithms of one metric with what is known of their spread."""
@@ -196,12 +201,12 @@ class Blocks:
     """(options,): own variance of a pooled option that seems to be noisier than the others; NaN of the others."""
     witness: Floats | None = None
     """(options, seeds), for coarse values: where it is equal too, equal values are no coincidence; else None."""
-    _places: dict[str, int] = field(default_factory=dict)
     _against: dict[str, Differences] = field(default_factory=dict)
     """Of all options against one, once somebody asked."""
 
-    def __post_init__(self) -> None:
-        self._places.update({name: number for number, name in enumerate(self.names)})
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.names)}
 
     def places(self, names: Sequence[str]) -> Integers:
         """The rows of these options. Raises KeyError."""
@@ -231,7 +236,7 @@ def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
     `losses`, by option and seed, for coarse values such as scores of a few sentences: only options whose losses are
     equal, too, have equal scores for another reason than chance.
     """
-    names, seeds = list(values), sorted(set[int]().union(*values.values()))
+    names, seeds = list(values), _seeds_of(values)
     nobody, apart = np.zeros(len(names), bool), np.full(len(names), np.nan)
     if not seeds:
         return Blocks(names, seeds, np.empty((len(names), 0)), nobody, None, apart)
@@ -239,7 +244,7 @@ def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
     if losses is not None:
         witness = _table({name: {seed: losses[name].get(seed, math.nan) for seed in seeds} for name in names})
     known = {name: _logs(own) for name, own in values.items()}
-    logs, of_logs = _table(known), sorted(set[int]().union(*known.values()))
+    logs, of_logs = _table(known), _seeds_of(known)
     members, residuals, free = agreeing(logs)
     if free < 1:
         return Blocks(names, of_logs, logs, nobody, None, apart, witness)
@@ -300,9 +305,13 @@ def _logs(values: Mapping[int, float]) -> dict[int, float]:
 
 def _table(logs: Values) -> Floats:
     """(options, seeds in their order); NaN where there is none."""
-    seeds = sorted(set[int]().union(*logs.values()))
+    seeds = _seeds_of(logs)
     rows = [[known.get(seed, math.nan) for seed in seeds] for known in logs.values()]
     return np.array(rows).reshape(len(logs), len(seeds))
+
+
+def _seeds_of(values: Values) -> list[int]:
+    return sorted(set[int]().union(*values.values()))
 
 
 def agreeing(logs: Floats) -> tuple[Bools, Floats, int]:
@@ -353,14 +362,9 @@ def residuals_of(logs: Floats) -> tuple[Floats, int]:
     if not present.any():
         return np.full(logs.shape, np.nan), 0
     if logs.shape[1] > logs.shape[0]:
-        turned, free = _residuals_by_column(logs.T)
+        turned, free = residuals_of(logs.T)
         return turned.T, free
-    return _residuals_by_column(logs)
-
-
-def _residuals_by_column(logs: Floats) -> tuple[Floats, int]:
-    """The normal equations with the rows' effects eliminated: one unknown for each column."""
-    present = ~np.isnan(logs)
+    # The normal equations with the rows' effects eliminated: one unknown for each column.
     counts = present.sum(axis=1)
     shares = present / np.maximum(counts, 1)[:, None]
     y = np.where(present, logs, 0.0)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from selectbench.analysis.metrics import bits_per_byte
 from selectbench.analysis.summary import Summary, seeds_words
 from selectbench.choices.model import PretrainedModel
-from selectbench.record.record import Completed, Measurement, Record, Watched
+from selectbench.record.record import Completed, Record, Watched
 from selectbench.suite.suite import Suite
 from selectbench.text import some
 
@@ -39,22 +39,14 @@ Found = tuple[str, str, str]
 """Something else than the job asks for: what it is about, what was asked, what was found."""
 
 
-def not_as_asked(record: Record) -> list[Found]:
+def not_as_asked(record: Record) -> Iterator[Found]:
     """What a completed trial was seen to do otherwise."""
     seen = record.watched
     if seen is None:
-        return []
-    return [*_leaks(seen), *_other_sequences(seen), *_other_updates(seen), *_other_clock(seen, record)]
-
-
-def _leaks(seen: Watched) -> Iterator[Found]:
-    for mode, change in (seen.causality or {}).items():
-        if change > CAUSAL_TOLERANCE:
-            yield ("causality", "logits that know no later token", f"a change of {change:.2g} in {mode} mode")
-            return
-
-
-def _other_sequences(seen: Watched) -> Iterator[Found]:
+        return
+    leaks = [(mode, change) for mode, change in (seen.causality or {}).items() if change > CAUSAL_TOLERANCE]
+    for mode, change in leaks[:1]:
+        yield ("causality", "logits that know no later token", f"a change of {change:.2g} in {mode} mode")
     given, had = seen.sequences_given, seen.sequences_seen
     # An own loop may call the model more than once for each sequence, as some methods do, or its parts.
     if given and had and (had % given if "framework" in seen.own else had != given):
@@ -64,6 +56,14 @@ def _other_sequences(seen: Watched) -> Iterator[Found]:
     if seen.evaluations and (seen.evaluations_seen or 0) < seen.evaluations:
         scored = f"{seen.evaluations_seen} that the model was called with"
         yield ("evaluation", f"{seen.evaluations} sequences scored", scored)
+    yield from _other_updates(seen)
+    assert isinstance(record.outcome, Completed)
+    m = record.outcome.measurement
+    own = m.startup_seconds + m.training_seconds + m.evaluation_seconds
+    if seen.clock_ratio is not None and abs(seen.clock_ratio - 1) > CLOCK_TOLERANCE:
+        yield ("clock", "seconds", f"{seen.clock_ratio:.3g} s for each second")
+    elif own > record.wall_seconds * (1 + CLOCK_TOLERANCE) + 1:
+        yield ("clock", f"{record.wall_seconds:.4g} s by the bench's clock", f"{own:.4g} s by the trial's")
 
 
 def saw_its_tokens(record: Record) -> bool:
@@ -83,16 +83,6 @@ def _other_updates(seen: Watched) -> Iterator[Found]:
         yield ("learning_rate", "updates follow the schedule", "updates do not depend on the rate")
 
 
-def _other_clock(seen: Watched, record: Record) -> Iterator[Found]:
-    assert isinstance(record.outcome, Completed)
-    m = record.outcome.measurement
-    own = m.startup_seconds + m.training_seconds + m.evaluation_seconds
-    if seen.clock_ratio is not None and abs(seen.clock_ratio - 1) > CLOCK_TOLERANCE:
-        yield ("clock", "seconds", f"{seen.clock_ratio:.3g} s for each second")
-    elif own > record.wall_seconds * (1 + CLOCK_TOLERANCE) + 1:
-        yield ("clock", f"{record.wall_seconds:.4g} s by the bench's clock", f"{own:.4g} s by the trial's")
-
-
 def other_rows(suite: Suite, record: Record) -> list[Found]:
     """Steps of a script on another number of rows than its suite says."""
     asked = suite.command.global_batch_size if suite.command else None
@@ -103,27 +93,19 @@ def other_rows(suite: Suite, record: Record) -> list[Found]:
     return [("global_batch_size", f"{asked:,} rows in every step", f"{found} rows")]
 
 
-def left_unseen(record: Record, *, is_causal: bool) -> set[str]:
+def left_unseen(record: Record, *, is_causal: bool) -> Iterator[str]:
     """Identity fields and sentences that stay unverified; nothing of a record that is older than `watched`."""
     seen = record.watched
-    if seen is None:
-        return set()
-    untried = {UNTRIED} if is_causal and len(seen.causality or ()) < 2 else set()
-    return untried | (_of_own_code(seen, record) if seen.own else set())
-
-
-def _of_own_code(seen: Watched, record: Record) -> set[str]:
+    if seen is not None and is_causal and len(seen.causality or ()) < 2:
+        yield UNTRIED
+    if seen is None or not seen.own:
+        return
     is_evaluated = record.identity is not None and record.identity.evaluation_set_sha256 is not None
-    fields = [
-        *(TOKENS if not seen.sequences_seen else ()),
-        *(EVALUATION if is_evaluated and seen.evaluations_seen is None else ()),
-        *(SCHEDULE if "optimizer" in seen.own and seen.rate_effect is None else ()),
-        *(UPDATES if "optimizer" in seen.own and not seen.sampled_updates else ()),
-    ]
-    return {*fields, PROCESS, *(UNSEEN[part] for part in seen.own if part in UNSEEN), *_doubts(seen, record)}
-
-
-def _doubts(seen: Watched, record: Record) -> Iterator[str]:
+    yield from TOKENS if not seen.sequences_seen else ()
+    yield from EVALUATION if is_evaluated and seen.evaluations_seen is None else ()
+    yield from SCHEDULE if "optimizer" in seen.own and seen.rate_effect is None else ()
+    yield from UPDATES if "optimizer" in seen.own and not seen.sampled_updates else ()
+    yield from (PROCESS, *(UNSEEN[part] for part in seen.own if part in UNSEEN))
     if seen.idle_updates and seen.idle_updates != seen.sampled_updates:
         yield f"own optimizer: {seen.idle_updates} of {seen.sampled_updates} updates looked at changed no weight"
     assert isinstance(record.outcome, Completed)
@@ -184,13 +166,11 @@ def is_unscored(record: Record) -> bool:
 def of_the_text(record: Record) -> dict[str, object]:
     """What every trial with the same tokenizer has alike, as far as it tells: the evaluation set and its size."""
     assert isinstance(record.outcome, Completed)
-    m = record.outcome.measurement
-    names = ("heldout_tokens", "heldout_bytes", "source_loss")
-    found = {name: value for name in names if (value := getattr(m, name)) is not None}
-    of_set: dict[str, object] = {}
+    m, found = record.outcome.measurement, dict[str, object]()
     if record.identity is not None and not is_unscored(record):
-        of_set = {"evaluation_set_sha256": record.identity.evaluation_set_sha256}
-    return {**of_set, **found}
+        found["evaluation_set_sha256"] = record.identity.evaluation_set_sha256
+    names = ("heldout_tokens", "heldout_bytes", "source_loss")
+    return found | {name: value for name in names if (value := getattr(m, name)) is not None}
 
 
 def software_of(record: Record) -> dict[str, object]:
@@ -201,13 +181,19 @@ def software_of(record: Record) -> dict[str, object]:
 
 def plausibility_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
     """Losses far below what a general compressor makes of the text."""
-    found = {s.name: [seed for seed, m in s.measurements.items() if _is_far_below_xz(m)] for s in summaries}
     doubt = f"its final loss is below {FAR_BELOW_XZ:g} of what xz makes of the held-out text: memorised or leaked?"
     lines = []
-    for summary in (summary for summary in summaries if found[summary.name]):
+    for summary in summaries:
+        of_text = {
+            seed: m for seed, m in summary.measurements.items() if m.heldout_bytes and m.heldout_xz_bits_per_byte
+        }
+        bits = {s: (bits_per_byte(m), m.heldout_xz_bits_per_byte) for s, m in of_text.items()}
+        seeds = [seed for seed, (own, xz) in bits.items() if own is not None and xz and own < FAR_BELOW_XZ * xz]
+        if not seeds:
+            continue
         may_know = suite.command is not None or isinstance(suite.job_of(summary.option).model, PretrainedModel)
         loud, why = ("", "Large pretrained models may know it") if may_know else ("ALARM: ", "It began at random")
-        lines.append(f"{summary.name}: {loud}{doubt} {why} ({seeds_words(found[summary.name])})")
+        lines.append(f"{summary.name}: {loud}{doubt} {why} ({seeds_words(seeds)})")
     return lines
 
 
@@ -254,8 +240,3 @@ def learning_warnings(suite: Suite, summaries: Sequence[Summary]) -> list[str]:
             seeds = seeds_words(list(found))
             lines.append(f"{summary.name}: ALARM: nothing was learnt: {loss}, {before} ({seeds})")
     return lines
-
-
-def _is_far_below_xz(m: Measurement) -> bool:
-    found, of_xz = bits_per_byte(m) if m.heldout_bytes else None, m.heldout_xz_bits_per_byte
-    return found is not None and of_xz is not None and found < FAR_BELOW_XZ * of_xz

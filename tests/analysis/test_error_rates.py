@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from made_records import NOTHING, make_suite
 
-from selectbench.analysis.contest import Contest, hold_contest
+from selectbench.analysis.contest import Contest
 from selectbench.analysis.family import FIRST_LOOK
 from selectbench.analysis.statistics import differences_over_seeds, make_blocks, quantile
 from selectbench.analysis.summary import Summary, crossing
@@ -38,7 +38,7 @@ def contest_of(suite: Suite, values: Values) -> Contest:
         rows = {name: {s: v for s, v in enumerate(row) if not math.isnan(v)} for name, row in known.items()}
         empty: dict[str, dict[int, float]] = {name: {} for name in METRICS}
         summaries.append(Summary(option, suite.seeds, values=empty | rows, spoiled={name: {} for name in METRICS}))
-    return hold_contest(suite, summaries, {option.name: True for option in suite.options})
+    return Contest(suite, summaries, {option.name: True for option in suite.options})
 
 
 def said(what: str, found: Sequence[bool] | Sequence[float]) -> tuple[float, float]:

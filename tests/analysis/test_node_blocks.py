@@ -10,7 +10,7 @@ import pytest
 from made_records import make_record, make_suite, speed
 from msgspec.structs import replace
 
-from selectbench.analysis.contest import hold_contest
+from selectbench.analysis.contest import Contest
 from selectbench.analysis.lanes import node_lines, nodes_found
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Comparison, Ranking
@@ -64,7 +64,7 @@ class Judge:
             own = {record.trial.seed: record for record in self.records if record.trial.option == option.name}
             spoiled = {name: dict[int, float]() for name in METRICS}
             summaries.append(Summary(option, self.suite.seeds, completed=own, values=values, spoiled=spoiled))
-        contest = hold_contest(self.suite, summaries, dict.fromkeys(NAMES, True))
+        contest = Contest(self.suite, summaries, dict.fromkeys(NAMES, True))
         contest.is_complete = False
         found = {name: contest.against_baseline(name) for name in NAMES[1:]}
         return {name: pair for name, pair in found.items() if pair}

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from made_records import make_record, make_suite, speed
 
-from selectbench.analysis.contest import hold_contest, ranks_of
+from selectbench.analysis.contest import Contest, ranks_of
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Comparison
 from selectbench.analysis.summary import Summary
@@ -68,7 +68,7 @@ def judged(suite: Suite, speeds: np.ndarray, *, proposes: bool = False) -> Run:
     for option, row in zip(suite.options, speeds, strict=True):
         values = {name: {} for name in METRICS} | {"tokens_per_second": known(row)}
         summaries.append(Summary(option, suite.seeds, values=values, spoiled={name: {} for name in METRICS}))
-    contest = hold_contest(suite, summaries, dict.fromkeys(NAMES, True))
+    contest = Contest(suite, summaries, dict.fromkeys(NAMES, True))
     contest.is_complete = proposes
     ranks = ranks_of(contest, NAMES)
     pairs = {name: contest.against_baseline(name) for name in NAMES[1:]}
