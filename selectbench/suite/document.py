@@ -6,7 +6,7 @@ import contextlib
 import glob
 import os
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -368,58 +368,53 @@ def nest(keys: list[str], node: Node, place: Place) -> Node:
 
 _MODEL_PATHS: dict[str, PathKind] = {"config": "file", "pretrained": "folder or hub id"}
 _HELDOUT_PATHS: dict[str, PathKind] = {"heldout": "file", "text": "globs", "tokenizer": "file"}
+_CHOICES: dict[str, Mapping[str, PathKind]] = {
+    "": {"python": "file"}, "model": _MODEL_PATHS, "tokenizer": _MODEL_PATHS,
+}  # fmt: skip
+_JOB: dict[str, Mapping[str, PathKind]] = {
+    "job.data": PATHS, "job.data.train": PATHS, "job.data.heldout": PATHS,
+    "job.model": _MODEL_PATHS, "job.tokenizer": _MODEL_PATHS,
+}  # fmt: skip
+_COMMAND: dict[str, Mapping[str, PathKind]] = {"job": {"directory": "file"}, "job.eval": _HELDOUT_PATHS}
+"""By the mapping in which they stand, the keys that hold paths."""
 
 
 def with_absolute_paths(document: Node, folder: Path) -> Node:
-    """The document with every path of it absolute, but the interpreters of rows; `folder`: the suite's."""
-
-    def job_with_paths(job: Node) -> Node:
-        if "command" in job.mapping:
-            where = job.mapping.get("directory", Node(".", document.place, "job.directory"))
-            job = job.with_entries(directory=_absolute(where, folder))
-            return _within(job, "eval", partial(_with_paths, paths=_HELDOUT_PATHS, folder=folder))
-        return with_model_paths(_within(job, "data", partial(_with_source_paths, folder=folder)), folder)
-
-    document = _within(document, "job", job_with_paths)
-    document = _within(document, "code", partial(_each, change=partial(_absolute, folder=folder)))
-    # Compared with rows, whose interpreters are absolute by then; an axis keeps its labels as written.
-    return _within(document, "exclude", partial(_each, change=partial(with_interpreter, folder=folder)))
-
-
-def _with_source_paths(data: Node, folder: Path) -> Node:
-    for part in ("train", "heldout"):
-        data = _within(data, part, partial(_with_source_paths, folder=folder))
-    return _with_paths(data, PATHS, folder)
-
-
-def with_model_paths(holder: Node, folder: Path) -> Node:
-    """A job, or a mapping of choices, with the paths of its model and its tokenizer absolute."""
-    for key in ("model", "tokenizer"):
-        holder = _within(holder, key, partial(_with_paths, paths=_MODEL_PATHS, folder=folder))
-    return holder
+    """The document with every path of it absolute, but those of rows; `folder`: the suite's."""
+    if document.has_command:
+        where = Node(".", document.place, "job.directory")
+        job = document.mapping["job"]
+        document = document.with_entries(job=job.with_entries(**{"directory": where, **job.mapping}))
+    for keys, paths in (_COMMAND if document.has_command else _JOB).items():
+        document = _with_paths(document, keys, paths, folder)
+    # Exclusions are compared with rows, whose interpreters are absolute by then; axes keep their labels as written.
+    for key, change in (("code", _absolute), ("exclude", with_interpreter)):
+        if items := document.items_below(key):
+            absolute = replace(document.mapping[key], value=[change(item, folder) for item in items])
+            document = document.with_entries(**{key: absolute})
+    return document
 
 
 def with_interpreter(choices: Node, folder: Path) -> Node:
     """A mapping of choices with the paths of its interpreter, model and tokenizer absolute."""
-    return _with_paths(with_model_paths(choices, folder), {"python": "file"}, folder)
+    for keys, paths in _CHOICES.items():
+        choices = _with_paths(choices, keys, paths, folder)
+    return choices
 
 
-def _within(mapping: Node, key: str, change: Callable[[Node], Node]) -> Node:
-    """The mapping with what is under the key changed; anything else as it is."""
-    return mapping.with_entries(**{key: change(mapping.mapping[key])}) if key in mapping.mapping else mapping
-
-
-def _each(node: Node, change: Callable[[Node], Node]) -> Node:
-    """A list with every item changed; anything else as it is."""
-    return replace(node, value=[change(item) for item in node.items]) if isinstance(node.value, list) else node
-
-
-def _with_paths(mapping: Node, paths: Mapping[str, PathKind], folder: Path) -> Node:
-    """The mapping with what is under these keys absolute: a path, or a list of them."""
-    for key in paths.keys() & mapping.mapping.keys():
+def _with_paths(node: Node, keys: str, paths: Mapping[str, PathKind], folder: Path) -> Node:
+    """The node with what is under these keys of the mapping at `keys` absolute: a path, or a list of them."""
+    first, _, rest = keys.partition(".")
+    if first:
+        below = node.mapping.get(first)
+        return node if below is None else node.with_entries(**{first: _with_paths(below, rest, paths, folder)})
+    for key in paths.keys() & node.mapping.keys():
         absolute = partial(_absolute, folder=folder, kind=paths[key])
-        mapping = mapping.with_entries(**{key: absolute(_each(mapping.mapping[key], absolute))})
-    return mapping
+        value = node.mapping[key]
+        if isinstance(value.value, list):
+            value = replace(value, value=[absolute(item) for item in value.items])
+        node = node.with_entries(**{key: absolute(value)})
+    return node
 
 
 def _refuse_impossible(node: Node, path: str) -> None:

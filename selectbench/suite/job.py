@@ -154,21 +154,21 @@ class Job(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> Job:
         is_pairs, kind = self.task == "seq2seq", self.data.kind
+        key, wrong = "data", ""
         if is_pairs != (kind == "pairs"):
             found = f"found {kind}" if is_pairs else "pairs are for task seq2seq"
             wrong = f"task {self.task} needs {'pairs' if is_pairs else 'running text'}, {found}"
-            raise WrongValueError("data", wrong, says_key=False)
-        if self.task == "masked_lm" and kind != "text":
-            raise WrongValueError("data", f"task masked_lm needs running text, found {kind}", says_key=False)
-        if isinstance(self.eval, Eval) and self.eval.scores and not is_pairs:
-            wrong = f"only task seq2seq generates what can be scored, found {self.task}"
-            raise WrongValueError("eval.scores", wrong, says_key=False)
-        if self.own_metrics and (self.task != "causal_lm" or kind not in ("text", "chat")):
+        elif self.task == "masked_lm" and kind != "text":
+            wrong = f"task masked_lm needs running text, found {kind}"
+        elif isinstance(self.eval, Eval) and self.eval.scores and not is_pairs:
+            key, wrong = "eval.scores", f"only task seq2seq generates what can be scored, found {self.task}"
+        elif self.own_metrics and (self.task != "causal_lm" or kind not in ("text", "chat")):
             wrong = f"metrics of your own are for task causal_lm with text, found {self.task} with {kind}"
-            raise WrongValueError("eval.metrics", wrong, says_key=False)
-        if self.tokenizer is not None and not self.data.needs_tokenizer:
-            wrong = "the data are tokens already, with a vocabulary of their own: leave it out"
-            raise WrongValueError("tokenizer", wrong, says_key=False)
+            key = "eval.metrics"
+        elif self.tokenizer is not None and not self.data.needs_tokenizer:
+            key, wrong = "tokenizer", "the data are tokens already, with a vocabulary of their own: leave it out"
+        if wrong:
+            raise WrongValueError(key, wrong, says_key=False)
         self.check_fits(self.model, self.tokenizer)
         if (steps := self.lr_schedule.warmup_steps) > self.max_steps:
             key = "lr_schedule.warmup_steps"

@@ -142,17 +142,17 @@ class Tune(Strict):
 
     @model_validator(mode="after")
     def _says_how_many(self) -> Tune:
-        several = len(self.parameters) > 1
+        several, key = len(self.parameters) > 1, "trials"
         counted = [path for path, found in self.parameters.items() if found.n is not None]
         if several and counted:
-            wrong = "of several settings `trials` says how many in all"
-            raise WrongValueError(f"parameters.{counted[0]}.n", wrong, says_key=False)
-        if several and self.trials is None:
+            key, wrong = f"parameters.{counted[0]}.n", "of several settings `trials` says how many in all"
+        elif several and self.trials is None:
             wrong = "of several settings say how many trials each option gets, such as 16"
-            raise WrongValueError("trials", wrong, says_key=False)
-        if not several and self.trials is not None:
-            raise WrongValueError("trials", "of one setting `n` says how many: {n: 5}", says_key=False)
-        return self
+        elif not several and self.trials is not None:
+            wrong = "of one setting `n` says how many: {n: 5}"
+        else:
+            return self
+        raise WrongValueError(key, wrong, says_key=False)
 
     @property
     def first_trials(self) -> int:
@@ -312,17 +312,8 @@ class Reference(Strict):
             raise WrongValueError("max_usd", "max_usd needs usd_per_million_tokens, to know what an answer costs")
         if self.prompt is not None and "{source}" not in self.prompt:
             raise WrongValueError("prompt", "the prompt lacks {source}, where the text is put in")
-        ours = {
-            "messages",
-            "model",
-            "n",
-            "prompt",
-            "stream",
-            "echo",
-            "logprobs",
-            "max_tokens",
-        } & self.request.keys()
-        if ours:
+        ours = {"messages", "model", "n", "prompt", "stream", "echo", "logprobs", "max_tokens"}
+        if ours := ours & self.request.keys():
             raise WrongValueError("request", f"request may not set {', '.join(sorted(ours))}")
         if not isinstance(most := self.request.get("max_completion_tokens", 1), int) or most < 1:
             raise WrongValueError("request", "max_completion_tokens must be a whole number of at least 1")
