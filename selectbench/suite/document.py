@@ -303,12 +303,12 @@ class _Reader:
 # optimizer never inherits the first one's learning rate. Lists and scalars replace.
 
 _NAMES = frozenset({"name"})
-_SOURCES = frozenset({*TAGS, "train"})
-_TAGS = {
-    "data": _SOURCES, "train": _SOURCES, "heldout": _SOURCES,
-    "model": frozenset(MODEL_TAGS), "tokenizer": frozenset(TOKENIZER_TAGS),
-    "micro_batch_size": frozenset({"at_most"}),
-    "eval": frozenset[str](), "settings": frozenset[str](), "config": frozenset[str](),
+KINDS: dict[str, tuple[str, ...]] = {
+    "model": MODEL_TAGS, "data": TAGS, "train": TAGS, "heldout": TAGS, "tokenizer": TOKENIZER_TAGS,
+}  # fmt: skip
+"""By key, the keys that tell the classes of the mapping under it apart; those of choices have a name."""
+_TAGS: dict[str, tuple[str, ...]] = {
+    **KINDS, "micro_batch_size": ("at_most",), "eval": (), "settings": (), "config": (),
 }  # fmt: skip
 
 
@@ -317,7 +317,8 @@ def tags_of(key: str) -> frozenset[str]:
 
     The same word is a tag in one mapping and a setting in another: `tokens` of `data` and of `eval`.
     """
-    return _TAGS.get(key, _NAMES)
+    tags = _TAGS.get(key, ("name",))
+    return frozenset({*tags, "train"} if tags is TAGS else tags)
 
 
 def merge(base: Node, over: Node, key: str = "") -> Node:

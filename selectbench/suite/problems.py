@@ -10,20 +10,15 @@ from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from selectbench.choices import REGISTRY, Choices
 from selectbench.choices.choice import OWN, OWN_PATTERN, Choice, WrongValueError, is_own, tag_of
-from selectbench.choices.model import FAMILIES, MODEL_TAGS, TOKENIZER_TAGS
+from selectbench.choices.model import FAMILIES
 from selectbench.errors import did_you_mean, nearest, plain_word, synonyms
 from selectbench.suite.command import NO_VALUE, RESERVED
-from selectbench.suite.document import Node, Problems, describe, plain, show
-from selectbench.suite.sources import TAGS
+from selectbench.suite.document import KINDS, Node, Problems, describe, plain, show
 from selectbench.suite.suite import SuiteFile
 from selectbench.text import listed, quoted, visible
 
 Location = tuple[str | int, ...]
 
-KINDS: dict[str, Sequence[str]] = {
-    "model": MODEL_TAGS, "data": TAGS, "train": TAGS, "heldout": TAGS, "tokenizer": TOKENIZER_TAGS,
-}  # fmt: skip
-"""By field, the keys that tell its classes apart; those of choices have a name."""
 UNIONS = frozenset(
     {*KINDS, "eval", "world_size"} | {dimension for dimension, kinds in REGISTRY.items() if len(kinds) > 1}
 )
