@@ -478,7 +478,7 @@ def doctor(
 ) -> None:
     """Say what this machine can run, and how to mend what it cannot."""
     from selectbench.doctor import calibrate as measured
-    from selectbench.doctor import diagnose, look_at_site, render, supported_choices
+    from selectbench.doctor import check_site, diagnose, render, supported_choices
     from selectbench.errors import ExitCode, UserError
     from selectbench.machine import inspect_machine
 
@@ -490,7 +490,7 @@ def doctor(
     if site is not None:
         from selectbench.launch.site import read_site
 
-        shown, are_alike = look_at_site(read_site(site, None), _notify)
+        shown, are_alike = check_site(read_site(site, None), _notify)
         _console().print(shown)
         raise typer.Exit(ExitCode.OK if are_alike else ExitCode.USER_ERROR)
     if gpus is not None:

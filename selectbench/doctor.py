@@ -63,10 +63,10 @@ Status = Literal["ok", "limited", "broken"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """The result of one check."""
 
     subject: str
-    """What was looked at."""
+    """What was checked."""
     status: Status
     """`broken`: no job runs; `limited`: some choice does not, or figures suffer."""
     found: str
@@ -481,7 +481,7 @@ RATES = {
 """That nodes tell of, a list for each: how they are called and shown."""
 
 
-def look_at_site(site: Site, notify: Notify) -> tuple[RenderableType, bool]:
+def check_site(site: Site, notify: Notify) -> tuple[RenderableType, bool]:
     """Measure this machine or, under Slurm, its idle nodes; also whether all could be, and have the same software.
 
     Raises UserError.

@@ -52,7 +52,7 @@ SYSTEMS = {"darwin": ("macOS", "a Linux container"), "win32": ("Windows", "WSL 2
 
 
 def short_wait(environment: Mapping[str, str], device: str) -> dict[str, str]:
-    """What trials on `device`, cpu or cuda, get beside this environment; nothing where the user has settled it.
+    """What trials on `device`, cpu or cuda, get beside this environment; nothing where the user has set it.
 
     Libraries read it when they are loaded: it has to be there before torch is imported.
     """
@@ -377,7 +377,7 @@ def cgroup_cpu_quota(root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERS
 def cgroup_folders(controller: str, root: Path = CGROUP_ROOT, membership: Path = CGROUP_MEMBERSHIP) -> list[Path]:
     """The cgroup of this process and those above it, innermost first; `controller` names one of v1, '' is v2.
 
-    In a container the membership may be told from the host's view; folders that are not there are left out.
+    In a container the membership may be given as the host sees it; folders that are not there are left out.
     """
     try:
         lines = [line.split(":", 2) for line in membership.read_text().splitlines()]

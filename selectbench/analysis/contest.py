@@ -22,7 +22,7 @@ from selectbench.analysis.family import (
     alpha_of,
     decide,
     judge_all,
-    look_of,
+    judgement_number,
     seeds_to_settle,
 )
 from selectbench.analysis.lanes import by_part, disturbed, parts_of
@@ -170,7 +170,7 @@ class Contest:
         """Raises ValueError for a constraint that cannot be read."""
         self.suite, self.objective = suite, METRICS[suite.decide.objective]
         self.threshold = suite.threshold(self.objective.name)
-        self.alpha = alpha_of(look_of(suite.looks))
+        self.alpha = alpha_of(judgement_number(suite.looks))
         """Probability of any false claim at this judgement of the run."""
         self.baseline = next(summary for summary in summaries if summary.name == suite.baseline)
         taking_part = [summary for summary in summaries if comparable[summary.name]]
@@ -392,7 +392,7 @@ class Contest:
 
     def _settling(self, metric: str, difference: Difference, distance: float, tests: int) -> Settling | None:
         looks = self.suite.looks or [len(self.suite.seeds)]
-        level = alpha_of(look_of([*looks, MOST_SEEDS])) / max(1, tests)  # the next judgement's
+        level = alpha_of(judgement_number([*looks, MOST_SEEDS])) / max(1, tests)  # the next judgement's
         seeds = seeds_to_settle(difference, level, distance)
         # More seeds are no remedy where a busy machine, a node or a single trial made the spread.
         is_disturbed = (self.is_busy and "busy" in METRICS[metric].spoiled_by) or metric in self.of_rounds

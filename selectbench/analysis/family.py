@@ -45,7 +45,7 @@ DEFAULT_SPREAD = 0.01
 """Of one trial's figure, as a share: what speed varies by between runs on an idle machine."""
 
 
-def look_of(looks: Sequence[int]) -> int:
+def judgement_number(looks: Sequence[int]) -> int:
     """The number of a judgement, from 1; `looks`: seeds at each of the run's, this one the last; none: the first.
 
     Those of one seed do not count, as nothing can be claimed then.
@@ -163,9 +163,9 @@ def decide(judged: Judged, threshold: float, *, more_is_better: bool) -> Decisio
 
 
 def seeds_to_settle(difference: Difference, alpha: float, distance: float) -> int | None:
-    """More seeds until a distance so large would be told with a chance of LIKELY; None: more than MOST_SEEDS.
+    """More seeds until a distance so large would be detected with a chance of LIKELY; None: more than MOST_SEEDS.
 
-    `distance`: between the estimate and what it must be told from, as a logarithm. From the observed spread, with
+    `distance`: between the estimate and what it must differ from, as a logarithm. From the observed spread, with
     degrees of freedom that grow with the seeds; `alpha`: the test's own, a family's over its tests.
     """
     error, free = difference.standard_error, difference.degrees_of_freedom

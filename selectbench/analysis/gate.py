@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from selectbench.analysis.contest import Asked, directly, gap_in, ratio_of, said
-from selectbench.analysis.family import HypothesisTest, Judged, alpha_of, decide, judge_all, look_of
+from selectbench.analysis.family import HypothesisTest, Judged, alpha_of, decide, judge_all, judgement_number
 from selectbench.analysis.identity import certify
 from selectbench.analysis.result import ConstraintVerdict, Decision, Number, Shown
 from selectbench.analysis.screening import screened_words
@@ -164,7 +164,7 @@ def _differences(ours: Mapping[str, Summary], theirs: Mapping[str, Summary], met
 
 def _alpha(run: ReadRun, reference: ReadRun) -> float:
     """Of a comparison; each of the two may have been extended after it was compared before."""
-    return alpha_of(look_of(run.suite.looks) + look_of(reference.suite.looks) - 1)
+    return alpha_of(judgement_number(run.suite.looks) + judgement_number(reference.suite.looks) - 1)
 
 
 def _change(

@@ -9,7 +9,7 @@ from selectbench import units
 from selectbench.analysis import hardware
 from selectbench.analysis.contest import Contest, control_warnings, is_control, ranks_of
 from selectbench.analysis.factors import factor_view
-from selectbench.analysis.family import FEWEST_TO_PROPOSE, look_of
+from selectbench.analysis.family import FEWEST_TO_PROPOSE, judgement_number
 from selectbench.analysis.identity import certify
 from selectbench.analysis.lanes import lanes_found, lanes_in_answer, lanes_of, nodes_found, nodes_in_answer
 from selectbench.analysis.metrics import is_unclean, state_of
@@ -411,7 +411,7 @@ class _Answer:
         if most <= 1:
             return "(1 seed: there is no measure of spread, so a difference may be chance.)"
         seeds = f"{most} seeds" if fewest == most else f"{fewest} to {most} seeds"
-        if (look := look_of(self.suite.looks)) > 1:
+        if (look := judgement_number(self.suite.looks)) > 1:
             seeds += f", judgement {look} of this run"
         level, tests = units.confidence(self.contest.alpha), self.contest.tests
         seeds += "; with so few seeds only large differences show" if most == 2 else ""

@@ -90,7 +90,7 @@ def counts(row: Row, metric: str) -> bool:
 
 
 def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Row]:
-    """The rows with `pareto` and who dominates them told for those that completed and did the baseline's job."""
+    """The rows with `pareto` and who dominates them set for those that completed and did the baseline's job."""
     taking_part = [row for row in rows if _did_the_job(row)]
     apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
     shared = share_main_memory(contest.suite.device, list(summaries.values()))

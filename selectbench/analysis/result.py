@@ -689,7 +689,7 @@ class Reference(Shown):
     differences: list[ScoreDifference]
     """From the baseline's scores, where both are known by sentence."""
     bits_per_byte: Number | None
-    """Of causal text; None: not asked for, or not told."""
+    """Of causal text; None: not asked for, or not reported."""
     byte_perplexity: Number | None
     """2 to that power."""
     no_bits: str | None

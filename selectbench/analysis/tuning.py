@@ -173,25 +173,25 @@ def _in_between(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt]) -> V
 # The suite as its contest runs it: every option with what the trials before found best for it.
 
 
-def settled_sizes(suite: Suite, records: Sequence[Record]) -> Suite:
+def with_fastest_sizes(suite: Suite, records: Sequence[Record]) -> Suite:
     """With the fastest micro-batch sizes; the very suite where nothing was searched."""
     if suite.best_of is None:
         return suite
-    return _settled(suite, {name: fastest(own) for name, own in speed_attempts(suite, records).items()})
+    return _with_settings(suite, {name: fastest(own) for name, own in speed_attempts(suite, records).items()})
 
 
-def settled_by_records(suite: Suite, records: Sequence[Record]) -> Suite:
+def with_best_settings(suite: Suite, records: Sequence[Record]) -> Suite:
     """With all that was found; an option for which nothing worked keeps what the suite gives it."""
-    sized = settled_sizes(suite, records)
+    sized = with_fastest_sizes(suite, records)
     if sized.tune is None:
         return sized
     tune, attempts = sized.tune, tuning_attempts(sized, records)
-    return _settled(sized, {name: best(tune, list(own.values())) for name, own in attempts.items()})
+    return _with_settings(sized, {name: best(tune, list(own.values())) for name, own in attempts.items()})
 
 
-def _settled(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
+def _with_settings(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
     values = {name: attempt.values for name, attempt in chosen.items() if attempt is not None}
-    return stages.settled(suite, values) if values else suite
+    return stages.with_settings(suite, values) if values else suite
 
 
 # Whether a trial of speed is as fast as the fastest, as far as one short trial of each can tell.

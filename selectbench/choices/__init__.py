@@ -46,7 +46,7 @@ class AnyChoices(Strict):
 
     @property
     def matmul_dtype(self) -> MatmulDtype:
-        """What matrix products run in; of a command's it is not known, and no share of a peak is told of it."""
+        """What matrix products run in; of a command's it is not known, so that no share of a peak is reported."""
         return "float32"
 
 

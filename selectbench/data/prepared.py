@@ -247,7 +247,7 @@ class Prepared:
 
     @classmethod
     def open(cls, folder: Path | str) -> Prepared:
-        """Reads it back, with a look at the sizes of its files alone.
+        """Reads it back, checking only the sizes of its files.
 
         Raises FileNotFoundError where it is missing, ValueError where it is damaged.
         """
@@ -582,7 +582,7 @@ LONGEST_PIECES = 12
 
 @dataclass(frozen=True)
 class Look:
-    """What a person wants to see of prepared data besides the counts."""
+    """Samples of prepared data for a person to check, and their digests."""
 
     training_samples: list[str]
     heldout_samples: list[str]

@@ -163,7 +163,7 @@ class Spool:
         """UTF-8 bytes of all documents."""
 
     def fill(self, documents: Iterable[str], written: Callable[[int], None]) -> None:
-        """Writes documents as they come; `written` is told the bytes so far after each."""
+        """Writes documents as they come; `written` is called with the bytes so far after each."""
         with self.path.open("ab") as file:
             for text in documents:
                 raw = text.encode()

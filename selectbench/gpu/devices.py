@@ -249,7 +249,7 @@ def _numbers_are_unsure(entries: list[str], boards: list[Any | None]) -> bool:
 
 
 def in_torch_order(shown: list[TorchDevice], devices: list[Any]) -> list[Any] | None:
-    """NVML's handle of each of torch's devices; None: not all could be told."""
+    """NVML's handle of each of torch's devices; None: not all could be matched."""
     left = list(devices)
     handles = []
     for device in shown:

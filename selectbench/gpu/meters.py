@@ -170,7 +170,7 @@ class Watching:
     ended: float = math.inf
 
     def meters(self, done: Finished | Measure | None) -> Meters:
-        """What the record says, once the trial has ended; `done`: what a completed one has told of these GPUs."""
+        """What the record says, once the trial has ended; `done`: what a completed one measured of these GPUs."""
         if self.problem is not None:
             return Meters(problem=self.problem)
         devices = [TorchDevice(device.uuid, device.pci_bus_id) for device in done.devices] if done else []

@@ -41,7 +41,7 @@ class Seen:
 
 
 class Tenancy:
-    """Who was seen on one GPU, told reading by reading."""
+    """The processes that were seen on one GPU, reading by reading."""
 
     def __init__(self) -> None:
         self._seen: dict[int, Seen] = {}

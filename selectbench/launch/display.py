@@ -282,7 +282,7 @@ class Display:
 
     @contextmanager
     def of(self, lane: int) -> Iterator[Display]:
-        """What is told inside is of this lane; one lane tells at a time."""
+        """What is reported inside is of this lane; one lane reports at a time."""
         with self._turn:
             self._lane = lane
             yield self
@@ -373,7 +373,7 @@ class Display:
             self.note(f"{one_line(option)}: {why}; none of its {tally.planned} trials is run")
 
     def tell_end(self, text: str, outcome: Outcome, wall_seconds: float) -> None:
-        """A trial has ended, and so it is told; of one that never began only the first of an option."""
+        """Says that a trial has ended; of those that never began only of an option's first."""
 
     def note(self, text: str) -> None:
         """Something worth a line."""

@@ -621,7 +621,7 @@ class Agent:
     _settled: Any = field(default=None, init=False)
 
     def serve(self) -> ExitCode:
-        """Until the run is over, the bench is gone, or the process is told to end; the exit status."""
+        """Until the run is over, the bench is gone, or the process is asked to end; the exit status."""
         with self._held:
             try:
                 while not self.stop:

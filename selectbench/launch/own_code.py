@@ -1,6 +1,6 @@
-"""Own code is looked at before anything trains: in a child process, with the interpreter that trials run in.
+"""Own code is checked before anything trains: in a child process, with the interpreter that trials run in.
 
-What is told there, once and within a bounded time, would else end every trial of every seed.
+A mistake that is reported there, once and within a bounded time, would otherwise end every trial of every seed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _MOST_CHARACTERS = 400
 def check_own_code(
     suite: Suite, machine: Machine, file: Path | Written, *, seconds: float = CHECK_SECONDS
 ) -> list[str]:
-    """Have what the suite names imported and its signatures read; notes on what could not be looked at.
+    """Have what the suite names imported and its signatures read; notes on what could not be checked.
 
     Raises UserError with the place in the suite's `file` of all that is not there or can't be called as trials call
     it. Options whose interpreter can't run trials are passed over: the plan tells of them.

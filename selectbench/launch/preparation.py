@@ -15,12 +15,12 @@ from selectbench import units
 from selectbench.analysis.family import DEFAULT_SPREAD, detectable
 from selectbench.analysis.screening import screened_out, screening_trials
 from selectbench.analysis.tuning import (
-    settled_by_records,
-    settled_sizes,
     speed_attempts,
     speed_candidates,
     tuning_attempts,
     tuning_candidates,
+    with_best_settings,
+    with_fastest_sizes,
 )
 from selectbench.choices.choice import own_code_sha256
 from selectbench.choices.model import HUB, AnyTokenizer
@@ -45,9 +45,9 @@ from selectbench.planning.plan import (
     heldout_warnings,
     lanes_of,
     make_plan,
-    settled_for,
     target_warnings,
     unused_row_warnings,
+    with_machine_choices,
 )
 from selectbench.record.environment import code_sha256, collect_environment
 from selectbench.record.record import Record, RunPhase
@@ -208,13 +208,13 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         asked = read_site(request.site, request.lanes).lanes
         if request.nodes > 1 and asked != 1:
             raise UserError("lanes: over several nodes, a trial has all that it needs of each: leave them out")
-        lanes, need = lanes_of(asked, settled_for(suite, machine, prepared), machine)
+        lanes, need = lanes_of(asked, with_machine_choices(suite, machine, prepared), machine)
         if suite.device == "cuda":
             claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
             machine = machine.on(claim.gpus)
             _check_equal(claim.gpus if lanes > 1 else [])
         machine = machine.in_lanes(lanes)
-        suite = settled_for(suite, machine, prepared)
+        suite = with_machine_choices(suite, machine, prepared)
         plan = make_plan(suite, machine, prepared, code_sha256(), facts)
         if suite.device == "cuda" and lanes == 1:
             claim.keep(gpus_used(plan, machine))
@@ -434,7 +434,7 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
         sizes = _supported(own.plan, speed_candidates(suite, ranks, speed_attempts(suite, records)))
         if sizes:
             before_contest.append(("micro-batch size", own.of(speed_suite(suite, sizes))))
-    sized = settled_sizes(suite, records)
+    sized = with_fastest_sizes(suite, records)
     able = [planned.option.name for planned in own.plan.options if not planned.unsupported]
     if asked := screening_trials(sized, records, able):
         before_contest.append((SCREENING, _screening(own.of(screening_suite(sized)), asked)))
@@ -443,7 +443,7 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
         values = _supported(own.plan, tuning_candidates(without(sized, out), tuning_attempts(sized, records)))
         if values:
             before_contest.append(("tuning", own.of(tuning_suite(sized, values))))
-    settled = without(settled_by_records(suite, records), out)
+    settled = without(with_best_settings(suite, records), out)
     has_begun = any(record.phase == "contest" and record.neighbours for record in records)
     is_able = len(suite.seeds) > 1 and not own.plan.planned(suite.baseline).unsupported
     if own.machine.lanes > 1 and own.checks_interference and is_able and not has_begun:
@@ -595,7 +595,7 @@ def preview(request: Request, notify: Notify) -> Outlook:
     elif not machine.trains:
         notes.append(f"{CANNOT_START}: torch is not installed: {INSTALL}; planned as if it were")
         machine = machine.with_training()
-    settled = settled_for(suite, machine, prepared)
+    settled = with_machine_choices(suite, machine, prepared)
     lanes, need = lanes_of(site.lanes, settled, machine)
     if machine.gpus and is_here:
         try:
@@ -606,7 +606,7 @@ def preview(request: Request, notify: Notify) -> Outlook:
             notes += busy
             machine = machine.on(idle)
     machine = machine.in_lanes(lanes) if lanes > 1 else machine
-    settled = settled_for(suite, machine, prepared)
+    settled = with_machine_choices(suite, machine, prepared)
     notes += reference_lines(suite, prepared) if prepared is not None else ()
     return _outlook(
         request, Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256()),

@@ -16,7 +16,7 @@ from selectbench.analysis.recommendation import BEST_FILES
 from selectbench.analysis.result import Ranking
 from selectbench.analysis.scores import references
 from selectbench.analysis.summary import counted, summarise
-from selectbench.analysis.tuning import search, settled_by_records
+from selectbench.analysis.tuning import search, with_best_settings
 from selectbench.data.prepared import sequences
 from selectbench.errors import ExitCode, UserError
 from selectbench.planning.plan import heldout_warnings, suite_warnings, unused_row_warnings, vocabulary_warnings
@@ -177,13 +177,13 @@ def read_run(folder: Path) -> StoredRun:
     records, notes, unchecked = read_lines(folder / RECORDS_FILE)
     suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
     answers = read_answers(folder)
-    return StoredRun(settled_by_records(suite, records), suite, records, environment, notes, unchecked, answers)
+    return StoredRun(with_best_settings(suite, records), suite, records, environment, notes, unchecked, answers)
 
 
 def publish(folder: Path, stored: StoredRun, notify: Callable[[str], None]) -> Ranking:
     """Write ranking.json and every report of a run that was read, and remove what an earlier ranking named best.
 
-    A folder in the way of a file is left alone, and `notify` told. Raises UserError where no file can be written.
+    A folder in the way of a file is left alone and reported. Raises UserError where no file can be written.
     """
     ranking = stored.ranking()
     made = files(stored, ranking)

@@ -133,7 +133,7 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     input_tokens: int | None = None
     output_tokens: int | None = None
     nats: float | None = None
-    """Of a text whose log-probabilities were asked for; None: it was not told."""
+    """Of a text whose log-probabilities were asked for; None: the server did not report them."""
     bytes: int = 0
     """That these are of."""
 
@@ -452,7 +452,7 @@ def _asks_to_wait(headers: Mapping[str, str]) -> float:
 
 
 def unsettled(suite: Suite, prepared: Mapping[str, Prepared], folder: Path) -> list[str]:
-    """References of which the run's folder does not hold all that is to be had. Raises UserError."""
+    """References of which the run's folder lacks an answer or a score. Raises UserError."""
     if not suite.references:
         return []
     known, data = read_answers(folder), prepared[suite.baseline]

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from msgspec.structs import replace as structs_replace
 
-from selectbench.analysis.family import alpha_of, look_of
+from selectbench.analysis.family import alpha_of, judgement_number
 from selectbench.analysis.gate import Differing, differing, differing_words
 from selectbench.analysis.lanes import interference_lines
 from selectbench.analysis.metrics import is_unclean, state_of
@@ -504,7 +504,7 @@ def _announce(stage: Stage, folder: Path, display: Display, *, is_first: bool) -
     if stage.done and is_first:
         what = "resuming"
         if stage.preparation.extended is not None:
-            look = look_of(stage.preparation.suite.looks)
+            look = judgement_number(stage.preparation.suite.looks)
             what = f"for judgement {look}, at {100 * alpha_of(look):g}%, extending"
         display.note(f"{what} {folder}: {stage.done} of {stage.done + len(stage.trials)} trials have an outcome")
 

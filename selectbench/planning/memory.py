@@ -349,7 +349,7 @@ class ModelStates:
 
 
 def expected(choices: Choices, parameters: int, world_size: int) -> ModelStates | None:
-    """Of a rank that trains so many parameters; None: the optimizer's state can't be told from their number."""
+    """Of a rank that trains so many parameters; None: the size of the optimizer's state does not follow from it."""
     updated, used = _weight_bytes(choices)
     state, sharded = choices.optimizer.state_bytes(updated), choices.strategy.sharded()
     if state is None:

@@ -246,7 +246,7 @@ def make_plan(
 
     `command_facts`: of a command, what environment.json says of its scripts and held-out tokens.
 
-    The suite is one that leaves nothing open: `settled_for` settles it. Raises UserError where an option's
+    The suite is one that leaves nothing open: `with_machine_choices` made it. Raises UserError where an option's
     step can't be cut for the ranks that `auto` finds, an interpreter does not start, or own code or a pretrained
     model can't be read.
     """
@@ -488,7 +488,7 @@ FITTING_SHARE = 0.85
 fragments of the allocator's blocks."""
 
 
-def settled_for(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None) -> Suite:
+def with_machine_choices(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None) -> Suite:
     """The suite with nothing left open; `prepared`: each option's data, where they could be prepared.
 
     Raises UserError where nothing tells how much memory a model takes, or an interpreter does not start.

@@ -323,7 +323,7 @@ class Asked(Recorded, frozen=True, kw_only=True):
     kept: Sentences | None = None
     """What its scores are made of."""
     bits_per_byte: Amount | None = None
-    """Of held-out text without its first token, which no log-probability is told of."""
+    """Of held-out text without its first token, which has no log-probability."""
     no_bits: str | None = None
     """Why these are not known."""
     samples: list[Sample] = msgspec.field(default_factory=list)

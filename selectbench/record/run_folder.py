@@ -282,7 +282,7 @@ def trained_part(suite: dict[str, Any]) -> dict[str, Any]:
 def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
     """What of the environment must be equal for a run to be resumed.
 
-    All but the commit of the suite's repository and what the machine decided, as the settled suite itself is
+    All but the commit of the suite's repository and what the machine decided, as the suite with those choices is
     compared, and with the machine's memory in whole GiB, as what the kernel keeps for itself varies a little from
     boot to boot.
     """

@@ -114,7 +114,7 @@ class Met(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="me
     """The ranks of other nodes can come: the first one listens. Of trials over several nodes alone."""
 
     port: int
-    """0: a command's, which was told where it is to listen."""
+    """0: a command's, which was given its port."""
 
 
 class Phase(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="phase"):
@@ -280,7 +280,7 @@ class Hello(Message, frozen=True, kw_only=True, tag="hello"):
 
 
 class Bye(Message, frozen=True, kw_only=True, tag="bye"):
-    """The last word of either side: a node is not taken, the run is over, or the agent was told to end."""
+    """The last word of either side: a node is not taken, the run is over, or the agent was asked to end."""
 
     reason: str
     status: ExitCode
@@ -288,7 +288,7 @@ class Bye(Message, frozen=True, kw_only=True, tag="bye"):
 
 
 class Prepare(Message, frozen=True, kw_only=True, tag="prepare"):
-    """A trial of the run of this name is to come: have its interpreter's server started and its GPUs settled."""
+    """A trial of the run of this name is to come: have its interpreter's server started and its GPUs idle."""
 
     run: str
     python: str | None
@@ -322,7 +322,7 @@ class End(Message, frozen=True, kw_only=True, tag="end"):
 
 
 class Observed(Message, frozen=True, kw_only=True, tag="observed"):
-    """The next part of what was observed of a command's rank on that node, told before it says that they ended."""
+    """The next part of what was observed of a command's rank on that node, sent before the one that they ended."""
 
     name: Annotated[str, msgspec.Meta(pattern=r"^[0-9]+-[0-9]+\.jsonl\Z")]
     """Of the file, as the observer named it."""

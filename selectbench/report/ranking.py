@@ -247,7 +247,7 @@ def _dominators(row: Row, short: Mapping[str, str] | None = None) -> str:
 
 
 def place(row: Row) -> str:
-    """Its rank, or all that it may be: what is not told apart may stand in either order."""
+    """Its rank, or all that it may be: tied options may stand in either order."""
     if row.rank is None:
         return units.DASH
     return f"{row.rank}-{row.rank + len(row.tied_with)}" if row.tied_with else str(row.rank)

@@ -377,7 +377,7 @@ def _cost(costs: Sequence[StageCost]) -> list[str]:
 
 
 def data_as_json(prepared_data: Sequence[tuple[Prepared, list[str], Look]]) -> str:
-    """For other programs: data, the options that use it, a look at it."""
+    """For other programs: data, the options that use it, samples of it."""
     content = [
         {**prepared.facts(), "options": options, "training_samples": look.training_samples,
          "heldout_samples": look.heldout_samples, "sha256": look.sha256}

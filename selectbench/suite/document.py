@@ -115,12 +115,12 @@ def plain(node: Node) -> Any:
 
 @dataclass
 class Problems:
-    """Mistakes collected on the way, so that all are told at once."""
+    """Mistakes collected on the way, so that all are reported at once."""
 
     found: dict[tuple[Place, str], None] = field(default_factory=dict)
 
     def add(self, place: Place, path: str, message: str) -> None:
-        """Note one mistake; the same one is told once."""
+        """Note one mistake; the same one is reported once."""
         self.found[place, f"{visible(path)}: {message}" if path else message] = None
 
     def at(self, node: Node, message: str) -> None:

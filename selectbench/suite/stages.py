@@ -265,7 +265,7 @@ def label(option: str, values: Values) -> str:
     return " ".join([option, *(f"{path.rpartition('.')[2]}={value:g}" for path, value in values.items())])
 
 
-def settled(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
+def with_settings(suite: Suite, chosen: Mapping[str, Values]) -> Suite:
     """The suite of the contest: options with what was found best for them."""
     own = {name: dict(values) for name, values in chosen.items()}
     if suite.control and suite.baseline in own:

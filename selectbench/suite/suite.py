@@ -62,7 +62,7 @@ class LeftOpen(Strict):
     micro_batch_size: SizeThatFits | None = None
     """The largest one that fits."""
     machine_choices: list[MachineChoice] = Field(default_factory=list)
-    """What was left open, once it is settled."""
+    """What was left open, once it is chosen."""
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Entry of the processes below the bench: a server of trials, a trial, a look at own code, scores, measuring."""
+"""Entry of the processes below the bench: a server of trials, a trial, a check of own code, scores, measuring."""
 
 import sys
 

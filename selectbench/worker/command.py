@@ -65,7 +65,7 @@ FIRST_NORMS = {
 
 @dataclass
 class Seen:
-    """What one process of the command told."""
+    """What one process of the command reported."""
 
     start: dict[str, Any]
     model: dict[str, Any]

@@ -338,7 +338,7 @@ class OwnStep:
         self, *, loss: torch.Tensor, gradient_norm: torch.Tensor | None = None,
         applied: torch.Tensor | bool = True,
     ) -> None:  # fmt: skip
-        """Call it when the weights are updated. What is told as a tensor is read later, without waiting.
+        """Call it when the weights are updated. Values that are tensors are read later, without waiting.
 
         `loss`: the sum of this rank's token losses over `tokens_per_step`, a detached scalar. `gradient_norm`:
         the global one before clipping, the same on every rank, after unscaling; None: it stays unverified.

@@ -481,13 +481,13 @@ class CoreUse:
     """Of one process over its timed windows."""
 
     waited_seconds: float = 0.0
-    """Ready to run, without a core, summed over its threads; NaN: not told."""
+    """Ready to run, without a core, summed over its threads; NaN: the kernel does not say."""
     worked_seconds: float = 0.0
     """On a core, summed over its threads."""
     switches: int = 0
     """How often the kernel took a core from one of them."""
     cores_seconds: float = 0.0
-    """That the cores which it may use were at work, for whomever; NaN: not told."""
+    """That the cores which it may use were at work, for any process; NaN: the kernel does not say."""
 
 
 class CoreWaits:

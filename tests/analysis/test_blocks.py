@@ -18,7 +18,7 @@ from selectbench.analysis.family import (
     decide,
     holm,
     judge_all,
-    look_of,
+    judgement_number,
     seeds_to_settle,
 )
 from selectbench.analysis.statistics import Difference, make_blocks, of_one, quantile, trigamma_inverse, two_sided_p
@@ -253,5 +253,5 @@ def test_more_seeds_are_proposed_that_would_settle_it() -> None:
 def test_every_judgement_has_a_level_of_its_own_and_all_together_have_five_percent() -> None:
     assert [alpha_of(look) for look in (1, 2, 3)] == [0.04, 0.005, 0.0025]
     assert math.fsum(alpha_of(look) for look in range(1, 60)) == pytest.approx(0.05)
-    assert [look_of(looks) for looks in ([], [5], [5, 8], [5, 8, 9])] == [1, 1, 2, 3]
-    assert look_of([1, 4]) == 1  # with one seed nothing could be claimed
+    assert [judgement_number(looks) for looks in ([], [5], [5, 8], [5, 8, 9])] == [1, 1, 2, 3]
+    assert judgement_number([1, 4]) == 1  # with one seed nothing could be claimed

@@ -19,11 +19,11 @@ from selectbench.analysis.tuning import (
     OwnBest,
     Search,
     search,
-    settled_by_records,
     speed_attempts,
     speed_candidates,
     tuning_attempts,
     tuning_candidates,
+    with_best_settings,
 )
 from selectbench.record.record import NOTHING, Completed, Failed, Record, Trial
 from selectbench.report.sections import search_notes, search_tables
@@ -88,7 +88,7 @@ def test_a_best_within_the_grid_is_taken_and_nothing_is_extended() -> None:
     suite = tuned()
     records = carried_out(suite, valley({"adamw": 3e-3, "sgd": 0.3}))
     assert counts(records) == {"adamw": 5, "sgd": 5}
-    chosen = settled_by_records(suite, records)
+    chosen = with_best_settings(suite, records)
     assert (chosen.option("adamw").choices.optimizer.lr, chosen.option("sgd").choices.optimizer.lr) == (3e-3, 0.3)
     assert of(search(suite, chosen, records), "adamw").edges == {}
 
@@ -97,7 +97,7 @@ def test_a_best_on_the_edge_extends_the_grid_and_all_are_tried_equally_often() -
     suite = tuned()
     records = carried_out(suite, valley({"adamw": 0.09, "sgd": 0.3}))
     assert counts(records) == {"adamw": 7, "sgd": 7}
-    found = of(search(suite, settled_by_records(suite, records), records), "adamw")
+    found = of(search(suite, with_best_settings(suite, records), records), "adamw")
     assert found.chosen == {LR: pytest.approx(0.0948, rel=1e-2)}
     assert (found.edges, found.extensions) == ({}, 2)
 
@@ -125,7 +125,7 @@ def test_of_several_settings_it_is_told_which_lies_on_an_edge_and_that_none_is_e
     records = [
         trial("adamw", {LR: lr, DECAY: decay}, 5.0 + (place != best)) for place, (lr, decay) in enumerate(BOTH)
     ]
-    found = search(suite, settled_by_records(suite, records), records)
+    found = search(suite, with_best_settings(suite, records), records)
     assert found is not None
     ((*_, words),) = search_tables(found)[0].rows
     rest = "not extended: several settings are tuned together; widen the range"
@@ -153,7 +153,7 @@ def test_extending_ends() -> None:
     suite = tuned()
     records = carried_out(suite, valley({"adamw": 1e3, "sgd": 0.3}))
     assert counts(records) == {"adamw": 5 + EXTENSIONS, "sgd": 5 + EXTENSIONS}
-    found = of(search(suite, settled_by_records(suite, records), records), "adamw")
+    found = of(search(suite, with_best_settings(suite, records), records), "adamw")
     assert found.edges == {LR: "high"}
 
 
@@ -162,7 +162,7 @@ def test_a_rate_that_diverges_is_an_outcome_and_never_the_best() -> None:
     records = carried_out(
         suite, lambda option, v: "diverged" if v[LR] > 2e-3 and option == "adamw" else 5.0 - v[LR] / 100
     )
-    found = of(search(suite, settled_by_records(suite, records), records), "adamw")
+    found = of(search(suite, with_best_settings(suite, records), records), "adamw")
     assert found.chosen == {LR: pytest.approx(9.49e-4)}
     assert {t.outcome for t in found.tried} == {"completed", "diverged"}
     assert found.edges == {}, "what lies above was tried and diverged"
@@ -171,15 +171,15 @@ def test_a_rate_that_diverges_is_an_outcome_and_never_the_best() -> None:
 def test_where_all_diverge_smaller_rates_are_tried() -> None:
     suite, shape = tuned(), valley({"adamw": 9e-5, "sgd": 0.3})
     records = carried_out(suite, lambda o, v: "diverged" if o == "adamw" and v[LR] > 2e-4 else shape(o, v))
-    chosen = settled_by_records(suite, records).option("adamw").choices.optimizer.lr
+    chosen = with_best_settings(suite, records).option("adamw").choices.optimizer.lr
     assert chosen == pytest.approx(9.49e-5, rel=1e-2)
 
 
 def test_an_option_for_which_nothing_works_keeps_what_the_suite_says() -> None:
     suite = tuned()
     records = carried_out(suite, lambda option, v: "oom" if option == "sgd" else 5.0 + v[LR])
-    assert settled_by_records(suite, records).option("sgd").choices.optimizer.lr == 0.1
-    found = of(search(suite, settled_by_records(suite, records), records), "sgd")
+    assert with_best_settings(suite, records).option("sgd").choices.optimizer.lr == 0.1
+    found = of(search(suite, with_best_settings(suite, records), records), "sgd")
     assert (found.chosen, len(found.tried)) == (None, 5)
 
 
@@ -241,7 +241,7 @@ def test_the_fastest_size_that_fits_is_taken_and_none_above_one_that_did_not() -
     ]
     asked = speed_candidates(suite, {"a": 1}, speed_attempts(suite, records))
     assert [v[size] for v in asked["a"]] == [1, 2, 4, 8]
-    chosen = settled_by_records(suite, records)
+    chosen = with_best_settings(suite, records)
     assert chosen.option("a").choices.micro_batch_size == 2
     found = search(suite, chosen, records)
     assert found is not None
@@ -274,7 +274,7 @@ def test_sizes_that_one_short_trial_can_not_tell_apart_are_marked_and_the_fastes
         *sized({1: 850.0, 2: 985.0, 4: 970.0, 8: 1000.0}, steps),
         trial("a", {SIZE: 16}, "oom", metric="tokens_per_second"),
     ]
-    found = search(suite, settled_by_records(suite, records), records)
+    found = search(suite, with_best_settings(suite, records), records)
     assert found is not None
     (own,) = found.sizes
     assert own.chosen == {SIZE: 8}
@@ -288,7 +288,7 @@ def test_sizes_that_one_short_trial_can_not_tell_apart_are_marked_and_the_fastes
 def test_trials_of_quality_are_never_told_to_be_as_fast() -> None:
     suite = tuned()
     records = carried_out(suite, valley({"adamw": 3e-3, "sgd": 0.3}))
-    found = search(suite, settled_by_records(suite, records), records)
+    found = search(suite, with_best_settings(suite, records), records)
     assert found is not None
     assert not any(t.as_fast for own in found.tuning for t in own.tried)
     assert not any("short trial" in note for note in search_notes(found))
@@ -299,7 +299,7 @@ def test_the_control_takes_what_the_baseline_takes() -> None:
     suite = tuned("adamw", ("sgd", SGD), control).model_copy(update={"control": True})
     records = carried_out(suite, valley({"adamw": 3e-3, "sgd": 0.3}))
     assert counts(records) == {"adamw": 5, "sgd": 5}
-    chosen = settled_by_records(suite, records)
+    chosen = with_best_settings(suite, records)
     assert chosen.option("control").choices == chosen.option("adamw").choices
 
 
@@ -307,4 +307,4 @@ def test_a_score_is_best_at_its_highest() -> None:
     suite = tuned("adamw", metric="bleu")
     scores = {3e-4: 1.0, 3e-3: 9.0, 3e-2: 4.0}
     records = [trial("adamw", {LR: lr}, bleu, metric="bleu") for lr, bleu in scores.items()]
-    assert settled_by_records(suite, records).option("adamw").choices.optimizer.lr == 3e-3
+    assert with_best_settings(suite, records).option("adamw").choices.optimizer.lr == 3e-3

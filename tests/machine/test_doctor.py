@@ -32,8 +32,8 @@ from selectbench.doctor import (
     check_packages,
     check_python_headers,
     check_shared_memory,
+    check_site,
     diagnose,
-    look_at_site,
     render,
     supported_choices,
 )
@@ -283,7 +283,7 @@ def looked_at(folder: Path, monkeypatch: pytest.MonkeyPatch, said: list[str], **
         (folder / name).chmod(0o755)
     (folder / "said").write_text("".join(f"{line}\n" for line in said))
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    shown, are_alike = look_at_site(Site(launcher="slurm", **site), lambda _: None)
+    shown, are_alike = check_site(Site(launcher="slurm", **site), lambda _: None)
     console = Console(width=80, color_system=None)
     with console.capture() as captured:
         console.print(shown)
@@ -339,7 +339,7 @@ def test_a_node_that_fails_leaves_the_others_figures(tmp_path, monkeypatch):
 
 def test_this_machine_alone_is_measured(tmp_path, monkeypatch):
     monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path / "cache"))
-    shown, are_alike = look_at_site(Site(), lambda _: None)
+    shown, are_alike = check_site(Site(), lambda _: None)
     console = Console(width=80, color_system=None)
     with console.capture() as captured:
         console.print(shown)

@@ -16,7 +16,7 @@ from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu
 from selectbench.launch.publish import suite_of_option
 from selectbench.machine import Machine, inspect_machine
-from selectbench.planning.plan import FITTING_SHARE, Plan, make_plan, settled_for
+from selectbench.planning.plan import FITTING_SHARE, Plan, make_plan, with_machine_choices
 from selectbench.record.run_folder import suite_text
 from selectbench.report.terminal import plan_as_json, print_plan
 from selectbench.suite.load import load_suite, names
@@ -76,7 +76,7 @@ def taken(suite: Suite) -> dict[str, str]:
 def test_the_precision_that_all_gpus_have_units_for(
     suite_file: Path, capabilities: list[tuple[int, int] | None], precision: str
 ) -> None:
-    suite = settled_for(left_open(suite_file), on(*(a_gpu(80, each) for each in capabilities)), None)
+    suite = with_machine_choices(left_open(suite_file), on(*(a_gpu(80, each) for each in capabilities)), None)
     assert taken(suite)["precision"] == precision
     assert {option.choices.precision.name for option in suite.options} == {precision}
     assert all(o.choices.unsupported_reason(on(a_gpu(80, min(c for c in capabilities if c)))) is None
@@ -88,7 +88,7 @@ def test_the_precision_that_all_gpus_have_units_for(
 )
 def test_on_a_cpu_bf16_where_the_processor_has_it(suite_file: Path, units: tuple[str, ...], precision: str) -> None:
     machine = Machine("cpu", packages=EVERYTHING, cpu_units=units)
-    suite = settled_for(left_open(suite_file, device="cpu"), machine, None)
+    suite = with_machine_choices(left_open(suite_file, device="cpu"), machine, None)
     assert taken(suite) == {"precision": precision, "micro_batch_size": "4"}
     why = {one.setting: one.why for one in suite.left_open.machine_choices}
     assert ("no instructions for bf16" in why["precision"]) is (precision == "fp32")
@@ -96,7 +96,7 @@ def test_on_a_cpu_bf16_where_the_processor_has_it(suite_file: Path, units: tuple
 
 def test_what_was_settled_is_a_suite_like_any_other_and_says_nothing_of_the_machine(suite_file: Path) -> None:
     machine = on(a_gpu(16, (7, 5)))
-    suite = settled_for(left_open(suite_file), machine, None)
+    suite = with_machine_choices(left_open(suite_file), machine, None)
     assert suite.left_open.settings == {}
     (suite_file.parent / "stored.yaml").write_text(suite_text(suite))
     # Read where there is no GPU at all: nothing is settled anew.
@@ -104,19 +104,19 @@ def test_what_was_settled_is_a_suite_like_any_other_and_says_nothing_of_the_mach
     assert stored.left_open.settings == {}
     assert stored.resolved == suite.resolved
     assert [o.choices for o in stored.options] == [o.choices for o in suite.options]
-    assert settled_for(stored, on(a_gpu(80, (9, 0))), None) is stored
+    assert with_machine_choices(stored, on(a_gpu(80, (9, 0))), None) is stored
     best = suite_of_option(stored, "eager")
     assert (best["choices"]["precision"], best["choices"]["micro_batch_size"]) == ({"name": "fp16_mixed"}, 4)
 
 
 def test_trials_are_those_of_a_suite_that_names_what_was_taken(suite_file: Path) -> None:
     machine = on(a_gpu(16, (7, 5)))
-    settled = make_plan(settled_for(left_open(suite_file), machine, None), machine, None, "code")
+    settled = make_plan(with_machine_choices(left_open(suite_file), machine, None), machine, None, "code")
     named = left_open(suite_file, "choices.precision=fp16_mixed", "choices.micro_batch_size=4")
     assert [p.trial for p in settled.trials] == [p.trial for p in make_plan(named, machine, None, "code").trials]
     settings = settled.trials[0].trial.every_setting()
     assert (settings["precision"], settings["micro_batch_size"]) == ({"name": "fp16_mixed"}, 4)
-    elsewhere = settled_for(left_open(suite_file), on(a_gpu(80, (9, 0))), None)
+    elsewhere = with_machine_choices(left_open(suite_file), on(a_gpu(80, (9, 0))), None)
     others = make_plan(elsewhere, on(a_gpu(80, (9, 0))), None, "code").trials
     assert not {p.trial.trial_id for p in settled.trials} & {p.trial.trial_id for p in others}
 
@@ -144,9 +144,11 @@ def test_the_largest_size_that_fits_the_smallest_gpu(suite_file: Path) -> None:
         assert peak is not None
         just = peak / FITTING_SHARE / 2**30
         enough = on(a_gpu(just * 1.0001, (9, 0)), a_gpu(80, (9, 0)))
-        assert taken(settled_for(suite, enough, None)) == {"micro_batch_size": str(size)}
+        assert taken(with_machine_choices(suite, enough, None)) == {"micro_batch_size": str(size)}
         if size > 1:
-            less = int(taken(settled_for(suite, on(a_gpu(just * 0.999, (9, 0))), None))["micro_batch_size"])
+            less = int(
+                taken(with_machine_choices(suite, on(a_gpu(just * 0.999, (9, 0))), None))["micro_batch_size"]
+            )
             assert less == max(smaller for smaller in needed if smaller < size)
 
 
@@ -158,32 +160,32 @@ def test_the_option_that_takes_most_decides_for_all_and_one_that_cannot_run_does
     assert alone["sdpa"] is not None
     assert demanding > alone["sdpa"]
     machine = on(a_gpu(demanding / FITTING_SHARE / 2**30 * 0.999, (7, 5)))
-    suite = settled_for(of_gpt2(suite_file, "{at_most: 8}", TWO_ROWS), machine, None)
+    suite = with_machine_choices(of_gpt2(suite_file, "{at_most: 8}", TWO_ROWS), machine, None)
     assert {o.choices.micro_batch_size for o in suite.options} == {6}
     assert "eager is expected to take" in suite.left_open.machine_choices[0].why
     # The same demand of a row that this GPU can't run.
     named = of_gpt2(suite_file, "{at_most: 8}", "{sdpa: {}, eager: {attention: eager, precision: tf32}}")
-    assert taken(settled_for(named, machine, None)) == {"micro_batch_size": "8"}
+    assert taken(with_machine_choices(named, machine, None)) == {"micro_batch_size": "8"}
 
 
 def test_a_size_cuts_every_options_step_on_all_its_ranks(suite_file: Path) -> None:
     rows = "{one: {strategy: ddp, world_size: 1}, six: {strategy: ddp, world_size: 6}}"
     suite = of_gpt2(suite_file, "{at_most: 48}", rows, baseline="one")
-    assert taken(settled_for(suite, on(*[a_gpu(500, (9, 0))] * 6), None)) == {"micro_batch_size": "8"}
+    assert taken(with_machine_choices(suite, on(*[a_gpu(500, (9, 0))] * 6), None)) == {"micro_batch_size": "8"}
     # Also where the six are too many: the row says so and is planned like the others.
-    alone = settled_for(suite, on(a_gpu(500, (9, 0))), None)
+    alone = with_machine_choices(suite, on(a_gpu(500, (9, 0))), None)
     assert taken(alone) == {"micro_batch_size": "8"}
     assert make_plan(alone, on(a_gpu(500, (9, 0))), None, "code").planned("six").unsupported is not None
     batches = "{a: {global_batch_size: 48}, b: {global_batch_size: 32}}"
     job = ("job.max_steps=8", "job.eval=none", "decide={constraints: []}")
     suite = of_gpt2(suite_file, "{at_most: 48}", batches, *job, baseline="a")
-    assert taken(settled_for(suite, on(a_gpu(500, (9, 0))), None)) == {"micro_batch_size": "16"}
+    assert taken(with_machine_choices(suite, on(a_gpu(500, (9, 0))), None)) == {"micro_batch_size": "16"}
 
 
 def test_where_nothing_fits_the_smallest_is_tried_and_told(suite_file: Path) -> None:
     suite = of_gpt2(suite_file, "{at_most: 16}")
     machine = on(a_gpu(2, (9, 0), "Tiny"))
-    settled = settled_for(suite, machine, None)
+    settled = with_machine_choices(suite, machine, None)
     assert taken(settled) == {"micro_batch_size": "1"}
     (choice,) = settled.left_open.machine_choices
     assert choice.why.startswith("none fits into 85% of the 2.00 GiB of Tiny; with 1 sequence sdpa would take ")
@@ -195,7 +197,7 @@ def test_where_nothing_fits_the_smallest_is_tried_and_told(suite_file: Path) -> 
 def test_a_gpu_that_tells_no_memory_is_taken_for_large(suite_file: Path) -> None:
     suite = of_gpt2(suite_file, "{at_most: 16}")
     for machine in (on(a_gpu(None, (9, 0))), on()):
-        settled = settled_for(suite, machine, None)
+        settled = with_machine_choices(suite, machine, None)
         assert taken(settled) == {"micro_batch_size": "16"}
         assert settled.left_open.machine_choices[0].why == "no GPU reports its memory"
 
@@ -204,13 +206,13 @@ def test_a_model_that_is_not_known_needs_a_number(suite_file: Path) -> None:
     suite = left_open(suite_file, 'job.model={family: "ourlib.model:Net"}')
     machine = on(a_gpu(16, (9, 0)))
     with pytest.raises(UserError) as refused:
-        settled_for(suite, machine, {})
+        with_machine_choices(suite, machine, {})
     assert str(refused.value) == (
         "suite tiny: option sdpa: choices.micro_batch_size: {at_most: 4}: how much memory this model takes is not "
         "known: give a number, as in --set choices.micro_batch_size=4, or auto, which tries sizes"
     )
     # Before its data are there nothing is refused.
-    assert taken(settled_for(suite, machine, None))["micro_batch_size"] == "4"
+    assert taken(with_machine_choices(suite, machine, None))["micro_batch_size"] == "4"
 
 
 @pytest.mark.parametrize("keys", [{}, {"n_embd": 64, "n_layer": 2, "n_head": 2, "n_positions": 64}])
@@ -221,10 +223,10 @@ def test_a_configuration_file_is_read_for_its_shape(suite_file: Path, keys: dict
     suite = left_open(suite_file, f"job.model={{config: {path}}}")
     machine = on(a_gpu(16, (9, 0)))
     if keys:
-        assert taken(settled_for(suite, machine, {}))["micro_batch_size"] == "4"
+        assert taken(with_machine_choices(suite, machine, {}))["micro_batch_size"] == "4"
     else:
         with pytest.raises(UserError, match="how much memory this model takes is not known"):
-            settled_for(suite, machine, {})
+            with_machine_choices(suite, machine, {})
 
 
 def test_a_plan_takes_no_suite_that_leaves_something_open(suite_file: Path) -> None:
@@ -234,7 +236,7 @@ def test_a_plan_takes_no_suite_that_leaves_something_open(suite_file: Path) -> N
 
 def test_the_plan_says_what_was_taken_and_why(suite_file: Path) -> None:
     machine = on(a_gpu(15, (7, 5), "Tesla T4"))
-    suite = settled_for(left_open(suite_file), machine, None)
+    suite = with_machine_choices(left_open(suite_file), machine, None)
     plan = make_plan(suite, machine, None, "code")
     console = Console(width=200, record=True, color_system=None)
     with console.capture() as captured:
@@ -309,7 +311,7 @@ def shipped(
     assert machine.device_count == count
     suite = load_suite(name, device="cuda", profile=None if profile == "cuda" else profile)
     assert suite.profile == profile
-    return make_plan(settled_for(suite, machine, None), machine, None, "code")
+    return make_plan(with_machine_choices(suite, machine, None), machine, None, "code")
 
 
 def able(plan: Plan) -> dict[str, int | None]:
