@@ -81,7 +81,7 @@ def memory_by_rank(summary: Summary) -> MemoryByRank | None:
     alike = len({len(ranks) for ranks in seeds}) == 1
     return MemoryByRank(
         peak_bytes_by_rank=[_known_mean(map(peak, rank)) for rank in zip(*seeds, strict=True)] if alike else [],
-        expected_model_state_bytes=states.total if states else None,
+        expected_model_state_bytes=sum(states) if states else None,
         measured_model_state_bytes=_known_mean(map(largest_state, seeds)),
     )
 

@@ -188,11 +188,9 @@ def _scaled_seconds(plan: Plan, planned: PlannedOption, history: History) -> lis
     return [
         _seconds_of(job, record, least)
         for record in history.trials
-        if record.identity is not None
-        and planned.parameters is not None
-        and record.identity.parameters == planned.parameters
+        if record.identity is not None and record.identity.parameters == planned.parameters
         and _work(record.trial.every_setting()) == work
-    ]
+    ]  # fmt: skip
 
 
 def _command_seconds(job: CommandJob, planned: PlannedOption, history: History) -> list[float]:
@@ -215,10 +213,7 @@ def _work(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seconds_of(job: Job, record: Record, least_timed_seconds: float) -> float:
-    """What the job takes in the settings of a trial that did it, or another of such work, before.
-
-    Steps by their tokens, evaluations by the tokens that they score; what is neither stays as it was.
-    """
+    """What the job takes by a trial of such work: steps by their tokens, evaluations by those that they score."""
     beside, per_token, per_scored_token = _shares(record)
     step = per_token * job.tokens_per_step
     untimed = max(0.0, least_timed_seconds - max(0.0, (job.max_steps - job.timing.warmup_steps) * step))
@@ -266,7 +261,6 @@ def _pace(history: History, machine: Machine) -> _Pace:
 
 
 def _scored_tokens(job: Job) -> int:
-    """Held-out tokens of all evaluations of a trial."""
     if not isinstance(job.eval, Eval):
         return 0
     between = (job.max_steps - 1) // job.eval.every_steps if job.eval.every_steps else 0
@@ -295,10 +289,7 @@ def _rough_seconds(plan: Plan, planned: PlannedOption, machine: Machine, pace: _
 
 
 def _rough_shares(choices: Choices, parameters: int, ranks: int, machine: Machine) -> tuple[float, float] | None:
-    """Seconds per trained and per scored token: 6 and 2 FLOPs per parameter (Kaplan et al., arXiv:2001.08361).
-
-    Evaluation is in fp32. None: nothing tells this machine's rates.
-    """
+    """Seconds per trained and scored token, of 6 and 2 FLOPs per parameter (Kaplan et al., arXiv:2001.08361)."""
     rate = _training_flops_per_second(machine, choices.matmul_dtype, compiled=choices.compile.mode is not None)
     scoring_rate = _training_flops_per_second(machine, "float32", compiled=False)
     if rate is None or scoring_rate is None:
@@ -336,10 +327,7 @@ def _matmul_rate(gpu: Gpu, dtype: MatmulDtype) -> float | None:
 
 @cache
 def _matmul_flops_per_second(sizes: Sequence[int] = (128, 512), probe_seconds: float = 0.1) -> float:
-    """The best of a tenth of a second: whatever else runs can only make it slower.
-
-    On busy cores large products wait for their slowest thread at every panel, ten times as long as small ones.
-    """
+    """The best of a tenth of a second; on busy cores large products wait for their slowest thread."""
     matrices = [np.ones((size, size), dtype=np.float32) for size in sizes]
     fastest, end = 0.0, time.perf_counter() + probe_seconds
     while time.perf_counter() < end:

@@ -7,19 +7,12 @@ expectation from formulas: whether an option fits, its trial shows.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import astuple, dataclass
+from typing import Any, NamedTuple
 
 from selectbench.choices import Choices
+from selectbench.choices import model as models
 from selectbench.choices.execution import Weights
-from selectbench.choices.model import (
-    ENCODERS,
-    AnyModel,
-    OwnModel,
-    PretrainedModel,
-    resolved_vocab_size,
-    without_randomness,
-)
 from selectbench.choices.optimizer import AdamW
 from selectbench.data.prepared import Prepared, configuration_of
 from selectbench.errors import UserError
@@ -37,29 +30,26 @@ def entries_of(job: Job, prepared: Prepared | None) -> int | None:
 
 
 def vocab_size_of(suite: Suite, option: Option, prepared: Prepared | None) -> int | None:
-    """Rows of the option's embedding; None: a tokenizer that is not at hand decides.
-
-    Raises UserError where the model has fewer than the tokenizer.
-    """
+    """Rows of the option's embedding; None: not known yet. Raises UserError where the tokenizer has more."""
     job = suite.job_of(option)
     if (entries := entries_of(job, prepared)) is None:
         return None
     try:
-        return resolved_vocab_size(job.model, entries)
+        return models.resolved_vocab_size(job.model, entries)
     except ValueError as error:
         # A configuration file or a tokenizer states its own; others were checked on loading.
         raise UserError(f"suite {suite.name}: option {option.name}: model: {error}") from None
 
 
-def config_of(model: AnyModel, vocab_size: int | None, seq_len: int) -> dict[str, Any] | None:
+def config_of(model: models.AnyModel, vocab_size: int | None, seq_len: int) -> dict[str, Any] | None:
     """The keys by which transformers builds the model; None: own code, or nobody can tell yet."""
-    if isinstance(model, OwnModel):
+    if isinstance(model, models.OwnModel):
         return None
-    if isinstance(model, PretrainedModel):
+    if isinstance(model, models.PretrainedModel):
         found = configuration_of(model)
     else:
         found = None if vocab_size is None else model.transformers_config(vocab_size, seq_len)
-    return found if found is None or model.is_random else without_randomness(found)
+    return found if found is None or model.is_random else models.without_randomness(found)
 
 
 # What of a model its memory follows from: its matrices, and what each token leaves behind for the backward pass.
@@ -91,10 +81,7 @@ class Saved:
     """In a byte: which elements dropout kept."""
 
     def __add__(self, other: Saved) -> Saved:
-        return Saved(
-            self.full + other.full, self.residual + other.residual, self.compute + other.compute,
-            self.masks + other.masks,
-        )  # fmt: skip
+        return Saved(*map(sum, zip(astuple(self), astuple(other), strict=True)))
 
     def bytes_in(self, weights: int, products: int) -> float:
         """With so many bytes for an element of the weights and of the products."""
@@ -141,8 +128,13 @@ class Layout:
 
     @property
     def parameters(self) -> int:
-        """Of the whole, but for biases and norms."""
-        return self.embedding + self.matrix_parameters - (self.head if self.is_tied else 0)
+        """Of the whole, but for biases and norms; tied ones once."""
+        return self.embedding + self.matrix_parameters - self.head * self.is_tied
+
+    @property
+    def embeddings(self) -> int:
+        """Of those, in what tokens and positions are looked up in, and in the head."""
+        return self.embedding + self.head * (not self.is_tied)
 
 
 @dataclass(frozen=True)
@@ -163,51 +155,25 @@ class Regime:
         return Saved(full=kept, compute=kept if self.half else 0.0)
 
 
-@dataclass(frozen=True)
-class ModelSize:
-    """Parameters of a model, by what they are for; tied ones once."""
-
-    parameters: int
-    """Of its matrices; biases and norms are not among them."""
-    embeddings: int
-    """Of those, in what tokens and positions are looked up in, and in the head."""
-    vocab_size: int
-    """Tokens that it has rows for."""
-    unused: int
-    """Of the parameters, in rows that no token of the data has."""
-
-
-def model_size(model: AnyModel, vocab_size: int | None, entries: int | None, seq_len: int) -> ModelSize | None:
-    """`vocab_size`: the model's, `entries`: the tokenizer's; None: the model is not known here."""
+def size_of(
+    model: models.AnyModel, vocab_size: int | None, seq_len: int, entries: int | None = None
+) -> Layout | None:
+    """As `layout_of`; `entries`: with so many rows in place of its own; None: the model is not known here."""
     config = config_of(model, vocab_size, seq_len)
-    as_trained = Regime(seq_len, autocast=False, half=False, eager=False)
-    whole = None if config is None else layout_of(config, as_trained)
-    if config is None or whole is None:
-        return None
-    used = None if entries is None else layout_of({**config, "vocab_size": entries}, as_trained)
-    return ModelSize(
-        parameters=whole.parameters,
-        embeddings=whole.embedding + (0 if whole.is_tied else whole.head),
-        vocab_size=whole.vocab_size,
-        unused=0 if used is None else max(0, whole.parameters - used.parameters),
-    )
+    own = config if config is None or entries is None else {**config, "vocab_size": entries}
+    return None if own is None else layout_of(own, Regime(seq_len, autocast=False, half=False, eager=False))
 
 
 def layout_of(config: Config, regime: Regime) -> Layout | None:
     """Of the model of a configuration, as transformers has it; None: its kind is not known here."""
-    kind = str(config.get("model_type"))
+    families = {
+        _gpt2: "n_embd" in config, _bert: str(config.get("model_type")) in models.ENCODERS, _t5: "d_ff" in config,
+        _bart: "encoder_ffn_dim" in config, _llama: True,
+    }  # fmt: skip
     if any("expert" in key for key in config):
         return None
     try:
-        if "n_embd" in config:
-            return _gpt2(config, regime)
-        if kind in ENCODERS:
-            return _bert(config, regime)
-        if "d_ff" in config:
-            return _t5(config, regime)
-        if "encoder_ffn_dim" in config:
-            return _bart(config, regime)
-        return _llama(config, regime)
+        return next(build for build, fits in families.items() if fits)(config, regime)
     except (KeyError, TypeError, ZeroDivisionError):  # a key is missing, or holds no number that makes sense
         return None
 
@@ -258,8 +224,8 @@ def _llama(c: Config, regime: Regime) -> Layout:
 def _bert(c: Config, regime: Regime) -> Layout:
     """Layer norms after the sums; an encoder whose head is a layer of its own before the embedding."""
     wide, heads, inner = c["hidden_size"], c["num_attention_heads"], _inner_of(c)
-    inputs = 5 if regime.autocast else 3
-    saved = Saved(full=4 + heads, residual=2 * wide, compute=(inputs + 3) * wide + 2 * inner)
+    inputs = 8 if regime.autocast else 6
+    saved = Saved(full=4 + heads, residual=2 * wide, compute=inputs * wide + 2 * inner)
     saved += regime.scores(heads) + _activation(c, inner) + _dropout(c, 2 * wide)
     stack = Stack(c["num_hidden_layers"], saved, wide, [*[(wide, wide)] * 4, (wide, inner), (inner, wide)])
     outside = Saved(full=4, residual=2 * wide, compute=4 * wide) + _dropout(c, wide)
@@ -278,14 +244,11 @@ def _t5(c: Config, regime: Regime) -> Layout:
     if is_gated:
         forward += _activation(c, inner)
     matrices = [*[(wide, inner)] * (2 if is_gated else 1), (inner, wide)]
-    inputs = 4 if regime.autocast else 2
-    encoder = forward + Saved(
-        full=2 * wide + 2 + weights, residual=2 * wide, compute=inputs * wide + 4 * wide_heads
-    ) + _dropout(c, 2 * wide)  # fmt: skip
-    inputs = 7 if regime.autocast else 3
-    decoder = forward + regime.scores(heads) + _dropout(c, 3 * wide) + Saved(
-        full=3 * wide + 3 + weights, residual=3 * wide, compute=inputs * wide + 8 * wide_heads + weights
-    )  # fmt: skip
+    inputs, theirs = (4, 7) if regime.autocast else (2, 3)
+    encoder = Saved(full=2 * wide + 2 + weights, residual=2 * wide, compute=inputs * wide + 4 * wide_heads)
+    encoder += forward + _dropout(c, 2 * wide)
+    decoder = Saved(3 * wide + 3 + weights, 3 * wide, compute=theirs * wide + 8 * wide_heads + weights)
+    decoder += forward + regime.scores(heads) + _dropout(c, 3 * wide)
     attention = [(wide, wide_heads)] * 3 + [(wide_heads, wide)]
     layers = c["num_layers"]
     stacks = [
@@ -303,12 +266,11 @@ def _bart(c: Config, regime: Regime) -> Layout:
 
     def stack(side: str, attentions: int, inputs: int) -> Stack:
         inner, heads = c[f"{side}_ffn_dim"], c[f"{side}_attention_heads"]
-        saved = _activation(c, inner) + _dropout(c, (attentions + 1) * wide) + Saved(
+        saved = _activation(c, inner) + _dropout(c, (attentions + 1) * wide) + regime.scores(attentions * heads)
+        saved += Saved(
             full=2 * (attentions + 1) + attentions * heads, residual=(attentions + 1) * wide,
             compute=(inputs + 3 * attentions) * wide + 2 * inner + regime.seq_len,
         )  # fmt: skip
-        for _ in range(attentions):
-            saved += regime.scores(heads)
         matrices = [*attention * attentions, (wide, inner), (inner, wide)]
         return Stack(c[f"{side}_layers"], saved, wide, matrices)
 
@@ -327,8 +289,7 @@ def _is_tied(c: Config) -> bool:
     return bool(c.get("tie_word_embeddings", True))
 
 
-@dataclass(frozen=True)
-class ModelStates:
+class ModelStates(NamedTuple):
     """Bytes of one rank, where shards are equal, by the formulas of the literature.
 
     Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1 and section 5. With psi parameters over N ranks,
@@ -342,11 +303,6 @@ class ModelStates:
     optimizer_state: float
     """Master weights among it."""
 
-    @property
-    def total(self) -> float:
-        """All three."""
-        return self.parameters + self.gradients + self.optimizer_state
-
 
 def expected(choices: Choices, parameters: int, world_size: int) -> ModelStates | None:
     """Of a rank that trains so many parameters; None: the size of the optimizer's state does not follow from it."""
@@ -355,12 +311,9 @@ def expected(choices: Choices, parameters: int, world_size: int) -> ModelStates 
     if state is None:
         return None
     master = updated if choices.precision.working_dtype else 0
-    ranks = {name: world_size if name in sharded else 1 for name in ("parameters", "gradients", "optimizer_state")}
-    return ModelStates(
-        parameters=used * parameters / ranks["parameters"],
-        gradients=used * parameters / ranks["gradients"],
-        optimizer_state=(master + state) * parameters / ranks["optimizer_state"],
-    )
+    bytes_each = ModelStates(parameters=used, gradients=used, optimizer_state=master + state)
+    ranks = (world_size if name in sharded else 1 for name in ModelStates._fields)
+    return ModelStates(*(each * parameters / n for each, n in zip(bytes_each, ranks, strict=True)))
 
 
 def _weight_bytes(choices: Choices) -> tuple[int, int]:
@@ -380,9 +333,8 @@ FOUR_BITS = 0.53
 """Bytes of an element in NF4 with its quantised scales (Dettmers et al. 2023, arXiv:2305.14314: 4.127 bits)."""
 
 
-@dataclass(frozen=True)
-class MemoryNeed:
-    """Bytes of one rank at the peak."""
+class MemoryNeed(NamedTuple):
+    """Bytes of one rank at the peak, which is the sum of these."""
 
     states: float
     """Weights, gradients, optimizer state, and what a strategy keeps besides."""
@@ -393,20 +345,14 @@ class MemoryNeed:
     beside: float
     """The CUDA context and the libraries'."""
 
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return round(self.states + self.activations + self.loss + self.beside)
-
 
 def memory_need(job: Job, choices: Choices, config: Mapping[str, Any], ranks: int) -> MemoryNeed | None:
     """Of an option's job, whose model transformers builds from this configuration; None: it is not known here."""
     autocast = choices.precision.autocast_dtype
     _, weights = _weight_bytes(choices)
     products = BYTES[autocast] if autocast else weights
-    regime = Regime(
-        job.seq_len, autocast=autocast is not None, half=products == 2, eager=choices.attention.name == "eager"
-    )
+    is_eager = choices.attention.name == "eager"
+    regime = Regime(job.seq_len, autocast=autocast is not None, half=products == 2, eager=is_eager)
     layout = layout_of(config, regime)
     if layout is None:
         return None
@@ -449,9 +395,8 @@ def _states(choices: Choices, layout: Layout, ranks: int, *, accumulates: bool) 
 
 def _of_trained(choices: Choices, parameters: int, ranks: int) -> float:
     """An optimizer whose state is not known is taken for AdamW, which keeps most of those that are."""
-    found = expected(choices, parameters, ranks)
-    if found is None:
-        found = expected(choices.model_copy(update={"optimizer": AdamW(lr=1.0)}), parameters, ranks)
+    like_adamw = choices.model_copy(update={"optimizer": AdamW(lr=1.0)})
+    found = expected(choices, parameters, ranks) or expected(like_adamw, parameters, ranks)
     assert found is not None
     offloaded = getattr(choices.strategy, "offload_optimizer", False)
     # Gradients are accumulated in the dtype of what is updated, though half as large in the backward pass.

@@ -10,6 +10,7 @@ import random
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import Any
 
 from selectbench import units
@@ -20,7 +21,7 @@ from selectbench.choices.model import PretrainedModel, kernel_problem
 from selectbench.data.prepared import Prepared, Targets, contents_of, epochs, evaluable_tokens, targets
 from selectbench.errors import UserError
 from selectbench.machine import Machine, machine_for, usable_cores, worker_problem
-from selectbench.planning.memory import ModelSize, config_of, entries_of, memory_need, model_size, vocab_size_of
+from selectbench.planning.memory import Layout, config_of, entries_of, memory_need, size_of, vocab_size_of
 from selectbench.record.environment import UnusedRows
 from selectbench.record.record import SETTINGS, RunPhase, Trial
 from selectbench.suite.check import accumulation_problem
@@ -52,17 +53,13 @@ MEMORISING_EPOCHS = 4.0
 
 
 def suite_warnings(suite: Suite, passes: float | None, cores: float | None = None) -> list[str]:
-    """What a reader of the figures must know beforehand.
-
-    `passes`: epochs; `cores`: that trials may use, where the job runs; None: unknown.
-    """
+    """What a reader must know beforehand; `passes`: epochs, `cores`: that trials may use, None: unknown."""
     warnings = []
-    if passes is not None and passes > 1:
-        if passes > MEMORISING_EPOCHS and suite.job.evaluates:
-            effect = "final losses measure memorising too; no verdict of quality should rest on them"
-            warnings.append(f"the corpus is repeated {passes:.1f} times: {effect} (more text, or fewer max_steps)")
-        else:
-            warnings.append(f"the corpus is repeated: {passes:.2f} epochs")
+    if passes is not None and passes > MEMORISING_EPOCHS and suite.job.evaluates:
+        effect = "final losses measure memorising too; no verdict of quality should rest on them"
+        warnings.append(f"the corpus is repeated {passes:.1f} times: {effect} (more text, or fewer max_steps)")
+    elif passes is not None and passes > 1:
+        warnings.append(f"the corpus is repeated: {passes:.2f} epochs")
     for option in suite.options:
         caveats = [choice.caveat(suite.device) for choice in option.choices.each().values()]
         warnings += [f"{option.name}: {caveat}" for caveat in caveats if caveat]
@@ -98,7 +95,7 @@ def heldout_warnings(suite: Suite, tokens: Mapping[str, int | None]) -> list[str
     for option in suite.options:
         if (found := tokens.get(option.name)) is not None and found < asked:
             short.setdefault(found, []).append(option.name)
-    every = len(suite.options) == sum(map(len, short.values())) and len(short) == 1
+    every = [option.name for option in suite.options] in short.values()
     return [
         f"{'' if every else ', '.join(names) + ': '}the held-out text gives {found:,} tokens, job.eval.tokens asks "
         f"for {asked:,}: the final loss is over all of these, and less certain (give more text, or ask for fewer)"
@@ -128,8 +125,7 @@ def unused_row_warnings(suite: Suite, found: Mapping[str, UnusedRows]) -> list[s
     """Models with rows for far more tokens than there are, of options alike once; `found`: `unused_rows`."""
     alike: dict[tuple[int, int, int, int], list[str]] = {}
     for name in (option.name for option in suite.options if option.name in found):
-        facts = found[name]
-        same = (facts["rows"], facts["entries"], facts["unused"], facts["parameters"])
+        same = itemgetter("rows", "entries", "unused", "parameters")(found[name])
         alike.setdefault(same, []).append(name)
     warnings = []
     for (rows, entries, unused, whole), names in alike.items():
@@ -143,9 +139,8 @@ def unused_row_warnings(suite: Suite, found: Mapping[str, UnusedRows]) -> list[s
         of = "" if len(names) == len(suite.options) else f"{', '.join(names)}: "
         share = units.whole_percent(unused / whole)
         cost = f"{units.count(unused)} of {units.count(whole)} parameters ({share}) are of tokens that never occur"
-        warnings.append(
-            f"{of}the model has rows for {rows:,} tokens, and the data have {entries:,}: {cost} ({fix})"
-        )
+        head = f"{of}the model has rows for {rows:,} tokens, and the data have {entries:,}"
+        warnings.append(f"{head}: {cost} ({fix})")
     return warnings
 
 
@@ -161,8 +156,10 @@ class PlannedOption:
     """Why it can't run here, or None."""
     parameters: int | None = None
     """Of the model, for a configuration of others without biases and norms; None: own code, or not known yet."""
-    size: ModelSize | None = None
+    size: Layout | None = None
     """What the parameters are for; None: as above."""
+    used: Layout | None = None
+    """The same with rows for the data's tokens alone; None: as above, or these are not known yet."""
     entries: int | None = None
     """Of the vocabulary that the data come in; None: a tokenizer that is not at hand decides."""
     peak_bytes: int | None = None
@@ -226,11 +223,12 @@ class Plan:
         """By option whose model has rows for more than twice the data's tokens: both, and parameters."""
         return {
             planned.option.name: UnusedRows(
-                rows=size.vocab_size, entries=planned.entries, unused=size.unused, parameters=size.parameters
+                rows=size.vocab_size, entries=used.vocab_size, unused=size.parameters - used.parameters,
+                parameters=size.parameters,
             )
             for planned in self.options
-            if (size := planned.size) is not None and planned.entries is not None
-            and size.vocab_size > MOST_ROWS_PER_TOKEN * planned.entries
+            if (size := planned.size) is not None and (used := planned.used) is not None
+            and size.vocab_size > MOST_ROWS_PER_TOKEN * used.vocab_size
         }  # fmt: skip
 
     def planned(self, option: str) -> PlannedOption:
@@ -242,13 +240,10 @@ def make_plan(
     suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None, code_sha256: str,
     command_facts: Mapping[str, object] | None = None,
 ) -> Plan:  # fmt: skip
-    """`prepared`: each option's data, where they could be prepared; `code_sha256`: of the package's own code.
+    """`prepared`: each option's data, where they could be; `code_sha256`: the package's; for a command its facts.
 
-    `command_facts`: of a command, what environment.json says of its scripts and held-out tokens.
-
-    The suite is one that leaves nothing open: `with_machine_choices` made it. Raises UserError where an option's
-    step can't be cut for the ranks that `auto` finds, an interpreter does not start, or own code or a pretrained
-    model can't be read.
+    Raises UserError where a step can't be cut for the ranks, an interpreter does not start, or own code or a
+    pretrained model can't be read.
     """
     assert not suite.left_open.settings, "settled before"
     common: dict[str, Any] = {"device": suite.device, "code": code_sha256}
@@ -293,7 +288,6 @@ def make_plan(
 
 
 def _cores(machine: Machine) -> float:
-    """That a trial may use."""
     return usable_cores() * machine.nodes if machine.lanes == 1 else len(machine.lane_cores[0])
 
 
@@ -317,19 +311,16 @@ def _command_plan(suite: Suite, job: CommandJob, machine: Machine, common: Mappi
         unsupported = ranks_problem(ranks, machine) or _missing_packages(job, option.choices, machine)
         options.append(PlannedOption(option, ranks, accumulation(job, option.choices, ranks), unsupported))
     identity = {"job": job.model_dump(mode="json"), **common}
-    warnings = []
-    if "seed" not in job.names:
-        warnings.append("the command has no {seed}: what its seed is, the script alone decides")
-    silent = [o.name for o in suite.options if o.choices.world_size not in (1, "auto")]
-    if silent and "world_size" not in job.names:
-        told = "the command has no {world_size}: it must start as many ranks itself"
-        warnings.append(f"{', '.join(silent)}: {told}")
-    if "max_steps" not in job.names and job.stop != "natural_end":
-        warnings.append(
-            "the command has no {max_steps}: its learning rate may be on another schedule than it seems"
-        )
-    trials = _trials(suite, {option.name: identity for option in suite.options})
+    several = ", ".join(o.name for o in suite.options if o.choices.world_size not in (1, "auto"))
+    doubts = {
+        "seed": "the command has no {seed}: what its seed is, the script alone decides",
+        "world_size": several + ": the command has no {world_size}: it must start as many ranks itself",
+        "max_steps": "the command has no {max_steps}: its learning rate may be on another schedule than it seems",
+    }
+    known = {*job.names, "world_size" * (not several), "max_steps" * (job.stop == "natural_end")}
+    warnings = [doubt for name, doubt in doubts.items() if name not in known]
     warnings += suite_warnings(suite, None, _cores(machine))
+    trials = _trials(suite, {option.name: identity for option in suite.options})
     return Plan(
         suite, options, trials, parameters=None, tokens=None, epochs=None, warnings=warnings,
         command_facts=common["command"], **_parts(suite, machine),
@@ -354,7 +345,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         raise UserError(f"suite {suite.name}: option {option.name}: {problem}")
     micro_batches = job.gradient_accumulation_steps(micro_batch_size, ranks)
     vocab_size, entries = vocab_size_of(suite, option, prepared), entries_of(job, prepared)
-    size = model_size(job.model, vocab_size, entries, job.seq_len)
+    size = size_of(job.model, vocab_size, job.seq_len)
     parameters = None if vocab_size is None else job.model.parameters(vocab_size, job.seq_len)
     return PlannedOption(
         option=option,
@@ -367,6 +358,7 @@ def _plan_option(suite: Suite, option: Option, machine: Machine, prepared: Prepa
         or _kernel_problem(job, choices),
         parameters=size.parameters if parameters is None and size is not None else parameters,
         size=size,
+        used=None if entries is None else size_of(job.model, vocab_size, job.seq_len, entries),
         entries=entries,
         peak_bytes=expected_peak_bytes(suite, option, ranks, prepared),
     )
@@ -414,21 +406,14 @@ def _trials(suite: Suite, identities: Mapping[str, Mapping[str, Any]]) -> list[P
 
 def _option_warnings(suite: Suite, options: list[PlannedOption], machine: Machine) -> list[str]:
     """A baseline that cannot run, and options that are expected not to fit; not where trials search sizes."""
-    warnings = [
-        f"the baseline {suite.baseline} cannot run here: {planned.unsupported}"
-        for planned in options
-        if planned.option.name == suite.baseline and planned.unsupported
-    ]
-    gpu = smallest_gpu(machine)
-    if gpu is None or suite.best_of is not None:
-        return warnings
-    name, total = gpu
-    return warnings + [
-        f"{planned.option.name} is expected to take {units.size(planned.peak_bytes)} of memory, and {name} has "
-        f"{units.size(total)}: it may run out of memory"
-        for planned in options
-        if planned.unsupported is None and planned.peak_bytes is not None and planned.peak_bytes > total
-    ]
+    name, total = (suite.best_of is None and smallest_gpu(machine)) or ("", math.inf)
+    able = [(one.option.name, one.peak_bytes) for one in options if one.unsupported is None and one.peak_bytes]
+    return [
+        *(f"the baseline {suite.baseline} cannot run here: {one.unsupported}"
+          for one in options if one.option.name == suite.baseline and one.unsupported),
+        *(f"{option} is expected to take {units.size(peak)} of memory, and {name} has {units.size(total)}: it may "
+          "run out of memory" for option, peak in able if peak > total),
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -449,10 +434,7 @@ def gpu_need(suite: Suite, machine: Machine) -> GpuNeed:
 
 
 def lanes_of(asked: str | int, suite: Suite, machine: Machine) -> tuple[int, GpuNeed]:
-    """How many lanes, and what all of them need; `asked`: `auto`, or a number. Raises UserError.
-
-    By `auto` the GPUs that are visible decide, not those that are idle, so that a run is resumed with as many.
-    """
+    """How many lanes, and what they need; `auto` goes by visible GPUs, as a resume must. Raises UserError."""
     if suite.device == "cpu":
         lanes, cores = 1 if asked == AUTO else int(asked), int(usable_cores())
         if lanes > max(1, cores):
@@ -489,10 +471,7 @@ fragments of the allocator's blocks."""
 
 
 def with_machine_choices(suite: Suite, machine: Machine, prepared: Mapping[str, Prepared] | None) -> Suite:
-    """The suite with nothing left open; `prepared`: each option's data, where they could be prepared.
-
-    Raises UserError where nothing tells how much memory a model takes, or an interpreter does not start.
-    """
+    """The suite with nothing left open. Raises UserError where nothing tells how much memory a model takes."""
     choices: list[MachineChoice] = []
     asked = suite.left_open
     if asked.precision:
@@ -525,7 +504,7 @@ def expected_peak_bytes(suite: Suite, option: Option, ranks: int, prepared: Prep
     job = suite.job_of(option)
     config = config_of(job.model, vocab_size_of(suite, option, prepared), job.seq_len)
     need = None if config is None else memory_need(job, option.built, config, ranks)
-    return None if need is None else need.total
+    return None if need is None else round(sum(need))
 
 
 def smallest_gpu(machine: Machine) -> tuple[str, int] | None:
@@ -537,7 +516,6 @@ def smallest_gpu(machine: Machine) -> tuple[str, int] | None:
 def _size_that_fits(
     suite: Suite, at_most: int, machine: Machine, prepared: Mapping[str, Prepared] | None
 ) -> tuple[int, str]:
-    """The size, and why it is that one."""
     sizes = _sizes(suite, at_most, machine)
     gpu = smallest_gpu(machine) if suite.device == "cuda" else None
     if gpu is None:
@@ -574,12 +552,8 @@ def _sizes(suite: Suite, at_most: int, machine: Machine) -> list[int]:
 def _most_demanding(
     suite: Suite, size: int, machine: Machine, prepared: Mapping[str, Prepared]
 ) -> tuple[str, int | None]:
-    """The option that takes most and its bytes, of those that can run here, of all where none can.
-
-    None: of this option nobody can tell.
-    """
-    cut: dict[str, Any] = {MICRO_BATCH_SIZE: size}
-    options = [o.model_copy(update={"choices": o.choices.model_copy(update=cut)}) for o in suite.options]
+    """The option that takes most, of those that can run here, else of all, and its bytes; None: nobody can tell."""
+    options = _with(suite, MICRO_BATCH_SIZE, size, size).options
     demands: list[tuple[str, int]] = []
     for option in [o for o in options if _runs(o, machine)] or options:
         ranks = option.choices.ranks(machine)
