@@ -50,7 +50,7 @@ class ReadRun:
     @property
     def where(self) -> dict[str, Any]:
         """The environment, with the OpenMP libraries that trials met where records tell. Raises UserError."""
-        found = {library for record in self.records if (library := record.openmp()) is not None}
+        found = {library for record in self.records if (library := record.versions().get("openmp")) is not None}
         return {**self.environment, **({"openmp": ", ".join(sorted(found))} if found else {})}
 
     def other_jobs(self) -> set[str]:

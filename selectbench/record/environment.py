@@ -21,7 +21,7 @@ from selectbench.data.prepared import Prepared, cache_root, sealed, unsealed
 from selectbench.errors import UserError
 from selectbench.gpu.devices import Gpu, gpus, topology
 from selectbench.record.record import Recorded
-from selectbench.record.run_folder import read_json, write_whole
+from selectbench.record.run_folder import read_json, write_whole, writing
 from selectbench.text import visible
 
 PACKAGE = Path(selectbench.__file__).parent
@@ -62,21 +62,10 @@ SWITCH_VARIABLES = (
 GIT_SECONDS = 20
 
 
-class GpuFacts(TypedDict, total=False):
-    """One GPU; None where the driver does not say."""
-
-    name: str
-    """As the driver calls it."""
-    memory_total_bytes: int | None
-    """Of the slice, where it is one of MIG."""
-    compute_capability: tuple[int, int] | None
-    """(9, 0) for Hopper."""
-    power_limit_watts: float | None
-    """As it is set, which may be below what the board can do."""
-    ecc_enabled: bool | None
-    """Whether memory errors are corrected."""
-    max_sm_clock_hertz: float | None
-    """The highest clock of the streaming multiprocessors."""
+GPU_FACTS = (
+    "name", "memory_total_bytes", "compute_capability", "power_limit_watts", "ecc_enabled", "max_sm_clock_hertz",
+)  # fmt: skip
+"""What is said of each GPU, as `gpu.devices.Gpu` has it."""
 
 
 class InterpreterFacts(TypedDict, total=False):
@@ -91,10 +80,7 @@ class InterpreterFacts(TypedDict, total=False):
 
 
 class Environment(TypedDict, total=False):
-    """environment.json: everything that may explain a figure, and nothing that names a person or a host.
-
-    Earlier versions wrote fewer keys, here and in what is below them.
-    """
+    """environment.json: what may explain a figure, and no name of a person or host; earlier ones had fewer keys."""
 
     selectbench_version: str
     """Of the package."""
@@ -122,8 +108,8 @@ class Environment(TypedDict, total=False):
     """Of the machine."""
     memory_limit_bytes: int | None
     """Of the cgroup; None: no limit."""
-    gpus: list[GpuFacts]
-    """Those that the run has taken, in the order of ranks; empty for a run on the CPU."""
+    gpus: list[dict[str, Any]]
+    """`GPU_FACTS` of those that the run has taken, in the order of ranks; empty for a run on the CPU."""
     driver_version: str | None
     """Of the NVIDIA driver."""
     cuda_driver_version: tuple[int, int] | None
@@ -162,20 +148,22 @@ class UnusedRows(TypedDict):
     """Of the whole model, biases and norms not among them."""
 
 
-def _checked(name: str, **kinds: Any) -> Any:
+def _checked(kinds: Mapping[str, Any]) -> Any:
     """A mapping that may lack any of these keys and have others."""
-    return msgspec.defstruct(name, [(key, kind, None) for key, kind in kinds.items()])
+    return msgspec.defstruct("Checked", [(key, kind, None) for key, kind in kinds.items()])
 
 
 _DATA = {
     **get_type_hints(Prepared), "folder": Any, "epochs": float | None, "commits": dict[str, str],
     "unused_rows": dict[str, UnusedRows],
 }  # fmt: skip
-_WHOLE = _checked(
-    "Whole", **get_type_hints(Environment), pretrained=dict[str, str] | None, lanes=int | None,
-    machine_choices=list[dict[str, str]] | None, command=dict[str, str | int | None] | None,
-    data=_checked("Data", **_DATA, by_option=GenericAlias(dict, (str, _checked("OfOne", **_DATA))) | None) | None,
-)  # fmt: skip
+_GPU = _checked({key: kind for key, kind in get_type_hints(Gpu).items() if key in GPU_FACTS})
+_WHOLE = _checked({
+    **get_type_hints(Environment), "gpus": GenericAlias(list, _GPU), "pretrained": dict[str, str] | None,
+    "machine_choices": list[dict[str, str]] | None, "command": dict[str, str | int | None] | None,
+    "data": _checked({**_DATA, "by_option": GenericAlias(dict, (str, _checked(_DATA))) | None}) | None,
+    "lanes": int | None,
+})  # fmt: skip
 """With keys that only some runs have; `lanes`: into how many equal parts the machine was divided."""
 
 
@@ -195,11 +183,7 @@ def collect_environment(
     taken: Sequence[Gpu] | None = None,
     device: str = "cpu",
 ) -> dict[str, Any]:
-    """The keys of `Environment` as JSON-able data. `suite_folder` None: a suite that lies in no folder.
-
-    `interpreters`: the path of each option that names one; `taken`: the run's GPUs, None for all that are
-    visible; `device`: cpu or cuda, what its trials run on. Raises UserError where an interpreter does not start.
-    """
+    """The keys of `Environment`; `taken`: the run's GPUs, None: all. Raises UserError for an interpreter."""
     visible = gpus() if taken is None else list(taken)
     # A repository that git refuses to read counts as none.
     revision = _git_output(suite_folder, "rev-parse", "--verify", "HEAD") if suite_folder else None
@@ -219,7 +203,7 @@ def collect_environment(
         cores_by_cgroup=machine.cgroup_cpu_quota(),
         memory_total_bytes=machine.memory_total_bytes(),
         memory_limit_bytes=machine.cgroup_memory_limit_bytes(),
-        gpus=[cast("GpuFacts", {key: getattr(gpu, key) for key in GpuFacts.__annotations__}) for gpu in visible],
+        gpus=[{key: getattr(gpu, key) for key in GPU_FACTS} for gpu in visible],
         driver_version=visible[0].driver_version if visible else None,
         cuda_driver_version=visible[0].cuda_driver_version if visible else None,
         gpu_topology=topology(visible),
@@ -253,10 +237,7 @@ def code_sha256(package: Path = PACKAGE) -> str:
 
 
 def trial_files(package: Path = PACKAGE) -> list[Path]:
-    """All of the worker, as settings name engines and loops by strings, and what of the package it imports.
-
-    At any depth and inside functions too, so that what a trial imports only sometimes is always among them.
-    """
+    """The worker, as settings name engines by strings, and all that it imports of the package, in functions too."""
     reached: set[Path] = set()
     waiting = list((package / "worker").rglob("*.py"))
     while waiting:
@@ -273,10 +254,7 @@ def trial_files(package: Path = PACKAGE) -> list[Path]:
 
 
 def _imported(path: Path) -> set[str]:
-    """Modules of the package and names in them that a file imports when it runs.
-
-    Found by patterns: to parse so many files would take longer than all else that `plan` does.
-    """
+    """Modules of the package and names in them that a file imports; found by patterns, as parsing takes long."""
     modules: set[str] = set()
     for module, names, whole in _IMPORT.findall(_FOR_TYPES.sub("", path.read_text(encoding="utf-8"))):
         modules |= {whole} if whole else {module, *(f"{module}.{name}" for name in re.findall(r"\w+", names))}
@@ -360,8 +338,6 @@ def stored_rates(uuid: str) -> dict[str, float]:
 def store(uuid: str, calibration: Calibration) -> None:
     """Keep a GPU's in place of its last. Raises UserError."""
     file = _file_of(uuid)
-    try:
+    with writing(file, ""):
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, sealed(msgspec.to_builtins(calibration)))
-    except OSError as error:
-        raise UserError(f"{file}: cannot write: {error.strerror or error}") from None

@@ -28,11 +28,7 @@ Number = Annotated[float, msgspec.Meta(ge=-_LARGEST, le=_LARGEST)]
 
 
 class Recorded(msgspec.Struct, frozen=True, kw_only=True):
-    """A mapping that is written as JSON; later versions' keys are ignored when it is read.
-
-    Making one checks nothing but that what belongs together is of one length: types, NaN, infinity and what is
-    below 0 where nothing is are refused where it is written and read, by `Lines`.
-    """
+    """Written as JSON, later versions' keys ignored; `Lines` checks types and ranges, which making one does not."""
 
 
 Content = TypeVar("Content")
@@ -741,10 +737,6 @@ class Record(Recorded, frozen=True, kw_only=True):
     """From the launch to the end of the trial, everything included."""
     started_at: str
     """UTC, ISO 8601."""
-
-    def openmp(self) -> str | None:
-        """The worker's OpenMP libraries, None: not known. Raises UserError where `software` is something else."""
-        return self.versions().get("openmp")
 
     def versions(self) -> dict[str, str | None]:
         """What `software` holds. Raises UserError where that is something else."""

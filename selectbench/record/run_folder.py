@@ -12,7 +12,6 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from functools import lru_cache
 from pathlib import Path
 from socket import gethostname
 from threading import Event, RLock, Thread
@@ -24,17 +23,7 @@ from pydantic import BaseModel
 
 from selectbench.cores import machine_mark, process_mark
 from selectbench.errors import UserError, did_you_mean
-from selectbench.record.record import (
-    ANSWERS,
-    LOSSES,
-    SCHEMA_VERSION,
-    SETTINGS,
-    SOFTWARE,
-    Asked,
-    Lines,
-    Record,
-    has_ended,
-)
+from selectbench.record import record as stored
 from selectbench.suite.document import plain, read_document
 from selectbench.suite.suite import CONTROL, Suite
 from selectbench.text import suite_yaml, visible
@@ -119,13 +108,11 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = msgspec.json.decode(read_whole(path))
         check_plain(content)
-    except FileNotFoundError:
-        raise UserError(f"{path}: cannot be read: there is no such file") from None
-    except (ValueError, RecursionError) as error:
-        if isinstance(error, UserError):
-            raise
-        why = "nested too deeply" if isinstance(error, RecursionError) else visible(error)
-        raise UserError(f"{path}: cannot be read: {why}") from None
+    except UserError:
+        raise
+    except (FileNotFoundError, ValueError, RecursionError) as error:
+        known = {FileNotFoundError: "there is no such file", RecursionError: "nested too deeply"}
+        raise UserError(f"{path}: cannot be read: {known.get(type(error)) or visible(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{path}: cannot be read: a JSON mapping was expected")
     return content
@@ -149,12 +136,10 @@ LATEST, PREVIOUS = "latest", "previous"
 
 
 def find_run(reference: str | Path, results: Path, suite: str | None = None, *, to_extend: bool = False) -> Path:
-    """The folder that a run's name means: a folder, `SUITE@latest` or `SUITE@previous`.
+    """The folder that a run's name means: a folder, `SUITE@latest` (the newest complete run) or `SUITE@previous`.
 
-    The latest run is the newest complete one of the suite's under `results`, the previous one the newest complete
-    one before it that ran the same profile on the same machine. `suite`: whose runs `@latest` alone means;
-    `to_extend`: a run whose extension was interrupted is meant as well, so that the same line resumes it. Raises
-    UserError where there is no such run.
+    That is the newest complete one before it of the same profile and machine. `suite`: whose runs `@latest` alone
+    means; `to_extend`: a run whose extension was interrupted is meant as well. Raises UserError.
     """
     folder = Path(reference)
     if (folder / SUITE).is_file():
@@ -212,7 +197,6 @@ def _not_a_run(folder: Path, results: Path) -> str:
 
 
 def _with_runs(results: Path) -> list[str]:
-    """Names of suites."""
     return sorted({path.parent.parent.name for path in results.glob(f"*/*/{SUITE}")})
 
 
@@ -248,7 +232,7 @@ def is_complete(folder: Path) -> bool:
         return False
     return planned <= {
         (record.trial.option, record.trial.seed) for record in last
-        if record.phase == "contest" and has_ended(record.outcome)
+        if record.phase == "contest" and stored.has_ended(record.outcome)
     }  # fmt: skip
 
 
@@ -280,15 +264,10 @@ def trained_part(suite: dict[str, Any]) -> dict[str, Any]:
 
 
 def fingerprint_part(environment: dict[str, Any]) -> dict[str, Any]:
-    """What of the environment must be equal for a run to be resumed.
-
-    All but the commit of the suite's repository and what the machine decided, as the suite with those choices is
-    compared, and with the machine's memory in whole GiB, as what the kernel keeps for itself varies a little from
-    boot to boot.
-    """
+    """All that must be equal to resume a run: not the suite's commit, nor what the machine decided."""
     apart = ("git_revision", "git_dirty", "machine_choices")
     part = {key: value for key, value in environment.items() if key not in apart}
-    memory = part["memory_total_bytes"]
+    memory = part["memory_total_bytes"]  # in whole GiB, as what the kernel keeps varies from boot to boot
     return {**part, "memory_total_bytes": None if memory is None else round(memory / (1 << 30)) << 30}
 
 
@@ -311,14 +290,10 @@ def create_run(results: Path, suite: Suite, environment: dict[str, Any], mark: s
     """A new run folder with its suite and environment written. Raises UserError where it can't be."""
     moment = datetime.now(UTC)
     folder = results / suite.name / f"{moment:%Y%m%dT%H%M%S}.{moment.microsecond // 1000:03d}Z-{mark}"
-    try:
+    with writing(folder, "; choose a folder that you may write: --results DIR"):
         (folder / TRIALS).mkdir(parents=True)
         write_whole(folder / SUITE, suite_text(suite))
         write_whole(folder / ENVIRONMENT, json.dumps(environment, indent=2, sort_keys=True) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot write: {error.strerror}; choose a folder that you may write: --results DIR"
-        ) from None
     return folder
 
 
@@ -326,10 +301,8 @@ def extend_run(folder: Path, suite: Suite, before: Suite) -> None:
     """Write the suite with more seeds over the one before. Raises UserError where the run got others meanwhile."""
     if plain_suite(folder).get("seeds") != before.seeds:
         raise UserError(f"{folder}: another process gave it more seeds meanwhile; look at its report first")
-    try:
+    with writing(folder, ""):
         write_whole(folder / SUITE, suite_text(suite))
-    except OSError as error:
-        raise UserError(f"{folder}: cannot write: {error.strerror}") from None
 
 
 _HEAD = "# The suite as it was resolved for this run; `selectbench run` takes it as it is.\n"
@@ -350,11 +323,11 @@ def take_references(folder: Path, suite: Suite) -> None:
             )
 
 
-def read_answers(folder: Path) -> dict[str, Asked]:
+def read_answers(folder: Path) -> dict[str, stored.Asked]:
     """What is known of each reference, by name; {}: none was asked. Raises UserError where that can't be read."""
     path = folder / REFERENCES
     try:
-        return ANSWERS.read(read_whole(path))
+        return stored.ANSWERS.read(read_whole(path))
     except FileNotFoundError:
         return {}
     except ValueError as error:
@@ -383,16 +356,19 @@ def sweep_weights(results: Path) -> None:
             shutil.rmtree(weights, ignore_errors=True)
 
 
+_KEPT = (
+    "; every record before this one is kept: make room or choose another --results folder, and run the same "
+    "command again"
+)
+
+
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, advice: str = _KEPT) -> Iterator[None]:
     """Raises UserError where what is done inside can't write to the run's folder."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot write: {error.strerror}; every record before this one is kept: "
-            "make room or choose another --results folder, and run the same command again"
-        ) from None
+        raise UserError(f"{path}: cannot write: {error.strerror or error}{advice}") from None
 
 
 ALIVE_SECONDS = 5.0
@@ -470,7 +446,7 @@ class RunLock:
             with contextlib.suppress(OSError):  # `check` tells
                 os.utime(self.path)
 
-    def append(self, record: Record) -> None:
+    def append(self, record: stored.Record) -> None:
         """As `append_record`, to the run's own records. Raises UserError also as `check` does."""
         with self._turn:
             self.check()
@@ -481,10 +457,8 @@ class RunLock:
         """Raises UserError where the folder, or what a run can't make again of it, was taken away meanwhile."""
         folder, gone = self.folder, "was deleted or moved"
         try:
-            with (
-                self._turn,
-                self.path.open("rb") as file,
-            ):  # opened, as then a network's file system asks its server
+            # opened, as then a network's file system asks its server
+            with self._turn, self.path.open("rb") as file:
                 is_ours = os.path.samestat(os.fstat(file.fileno()), self._held)
                 missing = sorted(name for name in self._kept if not (folder / name).is_file())
             if is_ours and not missing:
@@ -510,18 +484,15 @@ def _opened(file: Path) -> tuple[str, int]:
 # records.jsonl: appended to and flushed to disk record by record; read without losing or hiding a line.
 
 
-RECORDS: Lines[Record] = Lines(Record)
+RECORDS: stored.Lines[stored.Record] = stored.Lines(stored.Record)
 MOST_NOTES = 10
 """Lines that `read_records` tells of one by one."""
 _SEAL = re.compile(rb',"crc32":"([0-9a-f]{8})"}')
 _SEAL_BYTES = len(b',"crc32":"00000000"}')
 
 
-def sealed_line(record: Record) -> bytes:
-    """A record's line without its end. Its last key is the checksum: CRC-32 of the line as it is without that key.
-
-    Raises ValueError as `Lines.write` does.
-    """
+def sealed_line(record: stored.Record) -> bytes:
+    """A record's line; its last key is the CRC-32 of the line without it. Raises ValueError as `Lines.write`."""
     line = RECORDS.write(record)
     return line.removesuffix(b"}") + b',"crc32":"%08x"}' % zlib.crc32(line)
 
@@ -534,12 +505,8 @@ def _is_as_written(line: memoryview) -> bool | None:
     return zlib.crc32(b"}", zlib.crc32(line[:-_SEAL_BYTES])) == int(seal[1], 16)
 
 
-def append_record(path: Path, record: Record) -> None:
-    """Add one line and wait until it is on the disk.
-
-    A line that an earlier crash tore is closed first, so that it stays visible and spoils no other. Where
-    the disk is full nothing of the new line stays. Raises UserError, and ValueError as `Lines.write` does.
-    """
+def append_record(path: Path, record: stored.Record) -> None:
+    """Add one line, on the disk or not at all, and close one that a crash tore. Raises UserError, ValueError."""
     line = sealed_line(record) + b"\n"
     with writing(path), path.open("a+b", buffering=0) as stream:
         size = stream.seek(0, os.SEEK_END)
@@ -557,18 +524,14 @@ def append_record(path: Path, record: Record) -> None:
             raise
 
 
-def read_records(path: Path) -> tuple[list[Record], list[str]]:
+def read_records(path: Path) -> tuple[list[stored.Record], list[str]]:
     """The first two of what `read_lines` has."""
     return read_lines(path)[:2]
 
 
-def read_lines(path: Path) -> tuple[list[Record], list[str], int]:
-    """The file's records in order, a note on each line that could not be used, and how many have no checksum.
-
-    Of many such lines all but the first MOST_NOTES have one note together. A missing file has no records. Raises
-    UserError where the file can't be read at all.
-    """
-    records: list[Record] = []
+def read_lines(path: Path) -> tuple[list[stored.Record], list[str], int]:
+    """The records in order, notes on lines that are none, and how many have no checksum. Raises UserError."""
+    records: list[stored.Record] = []
     notes: list[str] = []
     unchecked = 0
     try:
@@ -580,9 +543,8 @@ def read_lines(path: Path) -> tuple[list[Record], list[str], int]:
     while start < len(content):
         line_feed, number = content.find(b"\n", start), number + 1
         end = len(content) if line_feed < 0 else line_feed
-        line = whole[start:end]
-        is_as_written = _is_as_written(line)
-        record, note = _parse(line, is_as_written, is_ended=line_feed >= 0)
+        is_as_written = _is_as_written(whole[start:end])
+        record, note = _parse(whole[start:end], is_as_written, is_ended=line_feed >= 0)
         unchecked += record is not None and is_as_written is None
         records += [record] if record else []
         notes += [f"{path.name}:{number}: {note}"] if note else []
@@ -601,8 +563,9 @@ def require_records(folder: Path) -> None:
         )
 
 
-def _parse(line: memoryview, is_as_written: bool | None, *, is_ended: bool) -> tuple[Record | None, str | None]:
-    """The record, if the line is one, and what is to be said of the line."""
+def _parse(
+    line: memoryview, is_as_written: bool | None, *, is_ended: bool
+) -> tuple[stored.Record | None, str | None]:
     try:
         record = RECORDS.read(line)
         if is_as_written is None:
@@ -614,34 +577,25 @@ def _parse(line: memoryview, is_as_written: bool | None, *, is_ended: bool) -> t
             "left out: its checksum does not fit: something of it changed after it was written (if you changed it, "
             "take `crc32` out of it)"
         )
-    if record.schema_version > SCHEMA_VERSION:
-        return None, (
-            f"left out: schema version {record.schema_version} is newer than this selectbench's {SCHEMA_VERSION}: "
-            "read it with the selectbench that wrote it"
-        )
-    if record.schema_version != SCHEMA_VERSION:
-        return record, f"schema version {record.schema_version}, read as version {SCHEMA_VERSION}"
-    return record, None
+    ours, theirs = stored.SCHEMA_VERSION, f"schema version {record.schema_version}"
+    if record.schema_version > ours:
+        how = "read it with the selectbench that wrote it"
+        return None, f"left out: {theirs} is newer than this selectbench's {ours}: {how}"
+    return record, f"{theirs}, read as version {ours}" if record.schema_version != ours else None
 
 
-def _check_parts(record: Record) -> None:
+def _check_parts(record: stored.Record) -> None:
     """Of a line that nobody vouches for the parts too that stay JSON. Raises ValueError with the part's name."""
-    _check_part("settings", bytes(record.trial.settings))
-    _check_part("software", bytes(record.software))
-    try:
-        LOSSES.read(record.loss_curve)
-    except ValueError as error:
-        raise ValueError(f"`loss_curve`: {error}") from None
+    parts: dict[str, tuple[stored.Lines[Any], stored.AsJson]] = {
+        "settings": (stored.SETTINGS, record.trial.settings), "software": (stored.SOFTWARE, record.software),
+        "loss_curve": (stored.LOSSES, record.loss_curve),
+    }  # fmt: skip
+    for name, (kind, part) in parts.items():
+        try:
+            check_plain(kind.read(part))
+        except ValueError as error:
+            raise ValueError(f"`{name}`: {error}") from None
     check_plain(record.resolved_config)
-
-
-@lru_cache(maxsize=1024)
-def _check_part(name: str, part: bytes) -> None:
-    """Options of a run share most of theirs."""
-    try:
-        check_plain((SETTINGS if name == "settings" else SOFTWARE).read(part))
-    except ValueError as error:
-        raise ValueError(f"`{name}`: {error}") from None
 
 
 def _why_left_out(line: bytes, error: ValueError, *, is_ended: bool) -> str | None:
@@ -659,13 +613,9 @@ def _why_left_out(line: bytes, error: ValueError, *, is_ended: bool) -> str | No
     return f"left out: a record of schema version {visible(version)} that does not fit: {visible(error, 300)}"
 
 
-def last_attempts(records: list[Record]) -> dict[str, Record]:
-    """The record that counts for each trial_id: the last attempt, whatever the order of the records.
-
-    Of attempts of one number the one that began last, as two runs of a copied folder have them; then the last in
-    the file.
-    """
-    last: dict[str, Record] = {}
+def last_attempts(records: list[stored.Record]) -> dict[str, stored.Record]:
+    """By trial_id the last attempt; of one number, as in a copied folder, the one that began last."""
+    last: dict[str, stored.Record] = {}
     for record in records:
         rival = last.setdefault(record.trial.trial_id, record)
         if (record.attempt, record.started_at) >= (rival.attempt, rival.started_at):

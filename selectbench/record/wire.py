@@ -1,7 +1,4 @@
-"""What passes between the bench and a worker, one order in, events out, and between the nodes of a run.
-
-Each is one line of JSON.
-"""
+"""What passes between the bench and a worker, and between the nodes of a run: a line of JSON each."""
 
 from __future__ import annotations
 
@@ -156,10 +153,7 @@ class RankDevice(record.Recorded, frozen=True, kw_only=True):
 
 
 class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="finished"):
-    """The trial ran to its end: what the record holds besides what the bench itself knows.
-
-    Moments are by `time.perf_counter`, which on Linux is one clock for all processes.
-    """
+    """What only the worker knows of a record; moments by `time.perf_counter`, one clock for all on Linux."""
 
     measurement: record.Measurement
     identity: record.Identity
@@ -213,16 +207,13 @@ CELLS_PER_RANK = 3
 
 
 def describe(cells: MutableSequence[int], first: int = 0) -> tuple[int | None, str]:
-    """The rank that is furthest behind, None where several are, and a sentence on where all ranks are.
-
-    `first`: the rank whose cells come first.
-    """
+    """The rank that is furthest behind, None: several, and where all are; `first`: the rank of the first cells."""
     counts = list(cells[::CELLS_PER_RANK])
     behind = [rank for rank, count in enumerate(counts) if count == min(counts)]
+    if len(counts) == 1:
+        return first, f"rank {first} is in the {_stage(cells, 0)}"
     if len(behind) == len(counts):
-        return (first, f"rank {first} is in the {_stage(cells, 0)}") if len(counts) == 1 else (
-            None, f"no rank is behind the others: all are in the {_stage(cells, 0)}"
-        )  # fmt: skip
+        return None, f"no rank is behind the others: all are in the {_stage(cells, 0)}"
     ahead = counts.index(max(counts))
     names = ", ".join(str(rank + first) for rank in behind)
     named = f"rank {names} is" if len(behind) == 1 else f"ranks {names} are"
