@@ -171,10 +171,7 @@ def says_out_of_memory(text: str) -> bool:
 
 
 def may_want_bytes(text: str) -> int | None:
-    """With how many free bytes of the GPU at most an error's words mean that memory could not be had.
-
-    None: they mean something else whatever is free.
-    """
+    """With how many free bytes of the GPU at most an error's words mean that memory ran out; None: never."""
     found = _FOR_WANT_OF.search(text)
     if found is None:
         return None

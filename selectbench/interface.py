@@ -28,7 +28,7 @@ from selectbench.launch.trial import StopRequest
 from selectbench.record.record import Completed, Failed, Record
 from selectbench.record.run_folder import PAGE, find_run
 from selectbench.report.document import Document, Literally, Paragraph, Section
-from selectbench.report.files import render_fragment
+from selectbench.report.files import render_html
 from selectbench.report.sections import report, summary
 from selectbench.report.terminal import (
     HarmlessConsole,
@@ -66,7 +66,7 @@ class Shown:
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
-        return "\n".join(map(render_fragment, self.documents()))
+        return "\n".join(render_html(one, is_fragment=True) for one in self.documents())
 
     def __repr__(self) -> str:
         console = HarmlessConsole(file=StringIO(), width=100, force_jupyter=False, color_system=None)

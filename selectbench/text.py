@@ -91,11 +91,8 @@ _INDICATORS = (":", "?", "-")
 
 
 def suite_yaml(content: Mapping[str, Any]) -> str:
-    """A whole suite, every value on a line of its own.
-
-    Written key by key, and each text kept: options of a run share most of their settings.
-    """
-    return "".join(_block(json.dumps({key: value})) for key, value in content.items())
+    """A whole suite, every value on a line of its own; each key's text is kept, as options share most settings."""
+    return "".join(_dumped(json.dumps({key: value})) for key, value in content.items())
 
 
 def choices_yaml(choices: Mapping[str, Any]) -> str:
@@ -103,30 +100,20 @@ def choices_yaml(choices: Mapping[str, Any]) -> str:
     known = {key: value for key, value in choices.items() if value is not None}
     if not known:
         return "choices: {}\n"
-    return "choices:\n" + "".join(_choice(json.dumps({key: value})) for key, value in known.items())
+    return "choices:\n" + "".join(_dumped(json.dumps({key: value}), "choices") for key, value in known.items())
 
 
-@lru_cache(maxsize=1024)
-def _block(entry: str) -> str:
-    return _dumped(json.loads(entry), flow=False)
-
-
-@lru_cache(maxsize=1024)
-def _choice(entry: str) -> str:
+@lru_cache(maxsize=2048)
+def _dumped(entry: str, above: str = "") -> str:
+    """A mapping of one key as YAML; `above`: the key that it is to stand below, small values on one line each."""
+    from ruamel.yaml import YAML  # here: workers in other environments import this file, and need no YAML
     from ruamel.yaml.comments import CommentedMap
 
-    choices = CommentedMap(json.loads(entry))
-    choices.fa.set_block_style()
-    return _dumped({"choices": choices}, flow=None).partition("\n")[2]
-
-
-def _dumped(content: Any, flow: bool | None) -> str:
-    from ruamel.yaml import YAML  # here: workers in other environments import this file, and need no YAML
-
-    stream, yaml = StringIO(), YAML()
-    yaml.default_flow_style, yaml.width = flow, _WIDTH
-    yaml.dump(_quoted(content), stream)
-    return stream.getvalue()
+    stream, yaml, content = StringIO(), YAML(), CommentedMap(_quoted(json.loads(entry)))
+    yaml.default_flow_style, yaml.width = None if above else False, _WIDTH
+    content.fa.set_block_style()
+    yaml.dump({above: content} if above else content, stream)
+    return stream.getvalue().partition("\n")[2] if above else stream.getvalue()
 
 
 def _quoted(value: Any) -> Any:
@@ -144,8 +131,5 @@ def _quoted(value: Any) -> Any:
 
 
 def json_text(content: object) -> str:
-    """As `json.dumps(content, indent=2)` has it, without its slow indenting, and a line end.
-
-    Raises ValueError for NaN and infinity, which are no JSON, and TypeError for what is no plain data.
-    """
+    """`json.dumps(content, indent=2)` and a line end, only faster. Raises ValueError (NaN, infinity), TypeError."""
     return msgspec.json.format(json.dumps(content, allow_nan=False), indent=2) + "\n"

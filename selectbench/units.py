@@ -54,10 +54,7 @@ def ratio(value: float | None) -> str:
 
 
 def is_measurable(low: float | None, high: float | None) -> bool:
-    """Whether a ratio's interval is narrow enough for it to mean anything, or lies to one side of 1.
-
-    `high` None beside a `low`: it is more than a float holds.
-    """
+    """Whether a ratio's interval means anything or lies to one side of 1; `high` None beside a `low`: too large."""
     if low is None or low > 1 or (high is not None and high < 1):
         return True
     return high is not None and low > 0 and high / low <= WIDEST

@@ -1,7 +1,4 @@
-"""The pictures of a report, as SVG, each from the ranking and the records. Pure.
-
-Colours and fonts come from the page's style sheet by class, so that a picture follows light, dark and print.
-"""
+"""The pictures of a report as SVG, coloured by class from the page's style sheet. Pure."""
 
 from __future__ import annotations
 
@@ -113,10 +110,8 @@ def _log_ticks(low: float, high: float) -> list[float]:
     decades = range(math.floor(_log(low)), math.ceil(_log(high)) + 1)
     ticks: list[float] = []
     for factors in ((1,), (1, 3), (1, 2, 5)):
-        candidates = sorted(f * 10.0**d for d in decades for f in factors)
-        ticks = [tick for tick in candidates if low <= tick <= high]
-        if len(ticks) >= 3:
-            break
+        if len(ticks) < 3:
+            ticks = [tick for d in decades for f in factors if low <= (tick := f * 10.0**d) <= high]
     every = max(1, math.ceil(len(ticks) / (_TICKS + 1)))
     return ticks[::every] or [low]
 
@@ -203,7 +198,7 @@ class Picture:
 
 def interval_bars(ratios: Sequence[Ratio]) -> list[str]:
     """A small picture of each ratio with its interval, all on one scale; empty where there is none."""
-    measured = [ratio for ratio in ratios if ratio.value and units.is_measurable(ratio.low, ratio.high)]
+    measured = (ratio for ratio in ratios if ratio.value and units.is_measurable(ratio.low, ratio.high))
     ends = [end for ratio in measured for end in _ends(ratio)]
     if not ends:
         return ["" for _ in ratios]
@@ -244,19 +239,18 @@ def counting(ranking: Ranking, records: Sequence[Record]) -> Counting:
 
 def charts(ranking: Ranking, done: Counting) -> list[Chart]:
     """Those that the run has figures for."""
+    seconds = Axis("training seconds, evaluation excluded", "{:g}".format)
+    memory = Axis("memory of the GPU", units.size, from_zero=True)
+    power = Axis("power", units.watts, from_zero=True)
     made = [
         _pareto(ranking),
-        _loss(ranking, done, "Held-out loss against tokens", Axis("training tokens", units.short),
-              lambda p: float(p.tokens)),
-        _loss(ranking, done, "Held-out loss against time",
-              Axis("training seconds, evaluation excluded", lambda v: f"{v:g}"), lambda p: p.training_seconds),
+        _loss(ranking, done, "tokens", Axis("training tokens", units.short), lambda p: float(p.tokens)),
+        _loss(ranking, done, "time", seconds, lambda p: p.training_seconds),
         _steps(ranking, done),
         *_search_charts(ranking),
-        _meter(ranking, done, "Memory in use over a trial", Axis("memory of the GPU", units.size, from_zero=True),
-               lambda gpu: gpu.memory_series),
-        _meter(ranking, done, "Power over a trial", Axis("power", units.watts, from_zero=True),
-               lambda gpu: gpu.power_series),
-    ]  # fmt: skip
+        _meter(ranking, done, "Memory in use over a trial", memory, lambda gpu: gpu.memory_series),
+        _meter(ranking, done, "Power over a trial", power, lambda gpu: gpu.power_series),
+    ]
     return [chart for chart in made if chart is not None]
 
 
@@ -304,7 +298,7 @@ def _undrawn(ranking: Ranking) -> str:
 
 
 def _loss(
-    ranking: Ranking, done: Counting, heading: str, axis: Axis, x: Callable[[EvaluationPoint], float]
+    ranking: Ranking, done: Counting, over: str, axis: Axis, x: Callable[[EvaluationPoint], float]
 ) -> Chart | None:
     """Held-out loss, over the steps that all seeds of an option evaluated."""
     curves = []
@@ -319,10 +313,9 @@ def _loss(
         if steps:
             curves.append(_Series(option, kind, line, band))
     note = "Line: mean over seeds. Band: from the lowest to the highest seed. Lower is better."
-    return _line_chart(
-        heading, f"{len(curves)} options, mean over seeds with the lowest and the highest seed",
-        (axis, Axis("nats per token", units.significant)), curves, note + _undrawn(ranking),
-    )  # fmt: skip
+    what = f"{len(curves)} options, mean over seeds with the lowest and the highest seed"
+    axes = (axis, Axis("nats per token", units.significant))
+    return _line_chart(f"Held-out loss against {over}", what, axes, curves, note + _undrawn(ranking))
 
 
 def _meter(
@@ -336,10 +329,8 @@ def _meter(
         if first:
             lines.append(_Series(option, kind, first))
     note = "Of the first rank's GPU with the first completed seed, as the bench sampled it; at most 64 points."
-    return _line_chart(
-        heading, f"the first seed of {len(lines)} options",
-        (Axis("seconds since the launch", lambda v: f"{v:g}"), axis), lines, note + _undrawn(ranking),
-    )  # fmt: skip
+    axes = (Axis("seconds since the launch", "{:g}".format), axis)
+    return _line_chart(heading, f"the first seed of {len(lines)} options", axes, lines, note + _undrawn(ranking))
 
 
 def _steps(ranking: Ranking, done: Counting) -> Chart | None:
@@ -360,24 +351,18 @@ def _steps(ranking: Ranking, done: Counting) -> Chart | None:
         height=70.0 + 30 * len(quantiles), left=_NAMES, names=names,
     )  # fmt: skip
     legend = [(option, kind) for option, kind in _drawn(ranking).items() if option in quantiles]
-    for (at, _), (option, kind) in zip(names, legend, strict=True):
-        picture.shapes.append(_box(picture, at, option, kind, quantiles[option]))
+    for (place, _), (option, kind) in zip(names, legend, strict=True):
+        low, first, middle, third, high = map(picture.x, quantiles[option])
+        fifth, _, median, _, last = map(units.seconds, quantiles[option])
+        y, told = picture.y(place), f"{option}: median {median}, 5th to 95th percentile {fifth} to {last}"
+        box = _element("rect", f"box s{kind}", x=first, y=y - 8, width=max(1.5, third - first), height=16)
+        lines = _line(f"whisker s{kind}", (low, y), (high, y)), _line("median", (middle, y - 8), (middle, y + 8))
+        picture.shapes.append(f"<g>{_titled(told)}{lines[0]}{box}{lines[1]}</g>")
     note = (
         "Box: the middle half of all timed steps, its bar the median; whiskers: from the 5th to the 95th "
         "percentile. All seeds together; further left is better."
     )
-    told = " ".join(filter(None, (note, short.note())))
-    return Chart("Step times", picture.render(), legend, told + _undrawn(ranking))
-
-
-def _box(picture: Picture, at: float, option: str, kind: int, quantiles: Sequence[float]) -> str:
-    low, first, middle, third, high = map(picture.x, quantiles)
-    y = picture.y(at)
-    fifth, _, median, _, last = map(units.seconds, quantiles)
-    title = _titled(f"{option}: median {median}, 5th to 95th percentile {fifth} to {last}")
-    box = _element("rect", f"box s{kind}", x=first, y=y - 8, width=max(1.5, third - first), height=16)
-    whisker = _line(f"whisker s{kind}", (low, y), (high, y))
-    return f"<g>{title}{whisker}{box}{_line('median', (middle, y - 8), (middle, y + 8))}</g>"
+    return Chart("Step times", picture.render(), legend, f"{note} {short.note()}".strip() + _undrawn(ranking))
 
 
 def _pareto(ranking: Ranking) -> Chart | None:
@@ -407,9 +392,8 @@ def _pareto(ranking: Ranking) -> Chart | None:
 
 
 def _marker(x: float, y: float, row: Row) -> str:
-    speed, memory, loss = (
-        row.metrics[name].value for name in ("tokens_per_second", "peak_memory_bytes", "final_loss")
-    )
+    names = ("tokens_per_second", "peak_memory_bytes", "final_loss")
+    speed, memory, loss = (row.metrics[name].value for name in names)
     title = f"{row.option}: {units.count(speed)} tokens/s, {units.size(memory)}"
     title = _titled(title if loss is None else f"{title}, loss {units.significant(loss)}")
     if not row.eligible:
@@ -429,15 +413,12 @@ def _name_beside(x: float, y: float, words: str, taken: list[_Box]) -> list[str]
                 if anchor == "middle" and not far:
                     continue
                 box = (left, y + down - 8, left + width, y + down + 6)
-                if left >= LEFT and box[2] <= right and box[1] >= 0 and not any(_overlap(box, o) for o in taken):
+                is_taken = any(left < o[2] and o[0] < box[2] and box[1] < o[3] and o[1] < box[3] for o in taken)
+                if left >= LEFT and box[2] <= right and box[1] >= 0 and not is_taken:
                     taken.append(box)
                     at = {"start": left, "end": left + width, "middle": x}[anchor]
                     return [_words("label", at, y + down + 4, words, anchor)]
     return []
-
-
-def _overlap(one: _Box, other: _Box) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _search_charts(ranking: Ranking) -> list[Chart | None]:

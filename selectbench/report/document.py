@@ -1,7 +1,4 @@
-"""A report as blocks of plain values, and how each value reads, which is the same for every renderer.
-
-Text is raw: names and log lines are made harmless, and figures get their units, where a renderer writes them.
-"""
+"""A report as blocks of plain values, raw until a renderer writes them, and how each value reads."""
 
 from __future__ import annotations
 
@@ -259,10 +256,7 @@ class Labels:
 
 
 def labels(names: Sequence[str], room: int, most: int | None = None) -> Labels:
-    """Where a name has more characters than there is room for, all are without what they share.
-
-    Then they are cut to `most` (the room, where not given), so that each stays another.
-    """
+    """Without what all share where one is longer than `room`, then cut to `most` (the room); each stays another."""
     names = [one_line(name) for name in names]
     shown, left_out = dict(zip(names, names, strict=True)), list[str]()
     if max(map(len, names), default=0) > room:

@@ -7,19 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from selectbench import units
-from selectbench.analysis.metrics import (
-    COST_RULE,
-    CPU_STATE_RULE,
-    ENERGY_RULE,
-    FLOPS_RULE,
-    GPU_STATE_RULE,
-    MFU_RULE,
-    POWER_CAP,
-    Method,
-    UtilizationName,
-    state_of,
-)
-from selectbench.analysis.result import Family, GpuRow, Ranking, Row, Unknown
+from selectbench.analysis import metrics
+from selectbench.analysis.result import GpuRow, Ranking, Row, Unknown
 from selectbench.analysis.scripts import REPEAT_RULE
 from selectbench.choices.model import OwnModel
 from selectbench.gpu.devices import source
@@ -31,10 +20,10 @@ from selectbench.suite.command import CommandJob
 from selectbench.suite.suite import MachineChoice, Suite
 from selectbench.text import one_line
 
-_METHODS: dict[Method, str] = {
+_METHODS: dict[metrics.Method, str] = {
     "counter": "energy counter", "instant_power": "instant power", "average_power": "averaged power",
 }  # fmt: skip
-_SHARES: dict[UtilizationName, str] = {
+_SHARES: dict[metrics.UtilizationName, str] = {
     "mfu": "MFU", "hfu": "HFU", "matmul_rate_share": "share of the measured rate",
 }  # fmt: skip
 _POWER_CAP = "Power cap: share of the readings in which the software power cap held the clocks down"
@@ -75,7 +64,7 @@ def _mean(row: Row, name: str) -> doc.Figure:
 
 
 def _power_cap(shares: dict[str, float] | None) -> doc.Amount:
-    return doc.Amount(None if shares is None else shares.get(POWER_CAP, 0.0), units.share)
+    return doc.Amount(None if shares is None else shares.get(metrics.POWER_CAP, 0.0), units.share)
 
 
 def gpu_section(ranking: Ranking) -> list[doc.Section]:
@@ -138,7 +127,7 @@ def gpus_by_seed(done: Sequence[Record]) -> list[doc.Section]:
     heads = ("SM clock", "highest temperature", "power cap", "peak memory in use", "in use before")
     rows: list[list[doc.Cell]] = []
     for record in done:
-        state = state_of(record)
+        state = metrics.state_of(record)
         told = (state.verdict, state.detail) if state else (units.DASH, "")
         rows += (
             [str(record.trial.seed), str(number), *told, doc.Amount(gpu.mean_sm_clock_hertz, units.megahertz),
@@ -156,9 +145,9 @@ def memory_sections(ranking: Ranking) -> Iterator[doc.Section]:
     if rows:
         heads = ("allocated", "reserved", "device peak over idle", "idle before", "must fit", "the GPU's total",
                  "driver's reserve")  # fmt: skip
-        metrics = ("peak_memory_bytes", "peak_memory_reserved_bytes", "peak_device_memory_bytes")
+        names = ("peak_memory_bytes", "peak_memory_reserved_bytes", "peak_device_memory_bytes")
         of_a_gpu = doc.table("Memory of a GPU", ("option",), heads, (
-            [row.option, *(_mean(row, name) for name in metrics),
+            [row.option, *(_mean(row, name) for name in names),
              *(doc.Amount(size, units.size)
                for size in (m.idle_bytes, m.peak_bytes, m.total_bytes, m.driver_reserved_bytes))]
             for row, m in rows
@@ -192,7 +181,7 @@ def cost_section(suite: Suite, ranking: Ranking) -> list[doc.Section]:
     costs = doc.table("Cost at the suite's prices", ("option",), ("a billion tokens", "the job"), (
         [row.option, _mean(row, "usd_per_billion_tokens"), _mean(row, "usd_of_job")] for row in ranking.rows
     ))  # fmt: skip
-    rule = doc.Paragraph(f"Prices: {' and '.join(filter(None, prices))}. {COST_RULE}")
+    rule = doc.Paragraph(f"Prices: {' and '.join(filter(None, prices))}. {metrics.COST_RULE}")
     return [doc.Section("cost", "Cost", [costs, rule])]
 
 
@@ -325,6 +314,10 @@ def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
     known = known_columns(ranking, [*family.thresholds]) or [family.objective]
     thresholds = ", ".join(f"{name} {family.thresholds[name]:.2g}" for name in known)
     tests = "1 test was" if family.tests == 1 else f"{family.tests} tests was"
+    looks = "judged once; further judgements, should seeds be added, have the 1% that is left to 5% together"
+    if family.looks:
+        seeds = ", ".join(map(str, family.looks))
+        looks = f"the run was judged with {seeds} seeds, each time at a level of its own, all of them 5% together"
     yield (
         "Options are compared within seeds, as logarithms, so that a difference is a ratio. Where their spreads "
         "agree the spread is pooled over all of them; the more they differ, the more each pair relies on its own "
@@ -334,23 +327,14 @@ def _comparing(suite: Suite, ranking: Ranking) -> Iterator[str]:
         f"One family of {tests} declared: every option against the baseline by {family.objective}, and every "
         "constraint. Their p are adjusted by Holm's procedure, and the intervals of these ratios hold together, so "
         f"that any claim of the family is false with a probability of at most {100 * family.alpha:g}%"
-        f"{_looks(family)}. Better or worse needs both: an adjusted p of at most that, and a difference above the "
+        f": {looks}. Better or worse needs both: an adjusted p of at most that, and a difference above the "
         f"smallest that matters, as a share: "
         f"{thresholds}. A constraint holds or fails when its interval lies on one side of the bound; otherwise it "
         "is undecided. Ranks come from all pairs of options, adjusted likewise."
     )
 
 
-def _looks(family: Family) -> str:
-    """Which judgement of the run it is, and what the others take."""
-    if not family.looks:
-        return ": judged once; further judgements, should seeds be added, have the 1% that is left to 5% together"
-    seeds = ", ".join(map(str, family.looks))
-    return f": the run was judged with {seeds} seeds, each time at a level of its own, all of them 5% together"
-
-
 def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
-    """How speed and quality were measured, and which choices of completed trials make the host wait for a GPU."""
     measured = [r.outcome.measurement for r in done if isinstance(r.outcome, Completed)]
     timed = [m.timed_seconds for m in measured]
     span = f" (here {units.seconds(min(timed))} to {units.seconds(max(timed))} a trial)" if timed else ""
@@ -381,7 +365,6 @@ def _measuring(suite: Suite, done: Sequence[Record]) -> Iterator[str]:
 
 
 def _observing(suite: Suite, span: str) -> Iterator[str]:
-    """How a command's speed and quality were measured."""
     yield (
         f"Speed is taken over the steps{span} after the first {suite.job.timing.warmup_steps}, from the end of an "
         "update to the end of the next; pauses in which the script evaluated or saved do not count."
@@ -403,7 +386,7 @@ def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> Iterator[
         main = "; peak memory is main memory" if suite.device == "cpu" else ""
         yield from (f"No GPU meters: {problem}{main}." for problem in meter_problems(done))
         if any(isinstance(r.outcome, Completed) and r.outcome.measurement.cpu_seconds for r in done):
-            yield f"{CPU_STATE_RULE} {_BUSY}"
+            yield f"{metrics.CPU_STATE_RULE} {_BUSY}"
         return
     settings = suite.meters
     yield (
@@ -411,14 +394,14 @@ def _meters(suite: Suite, ranking: Ranking, done: Sequence[Record]) -> Iterator[
         f"and all else every {settings.interval_seconds:g} s. A trial begins once their memory is back where it "
         f"was before the first one, or after {settings.settle_seconds:g} s."
     )
-    yield f"State of the GPUs: {GPU_STATE_RULE} {_SPOILED}"
-    yield ENERGY_RULE
+    yield f"State of the GPUs: {metrics.GPU_STATE_RULE} {_SPOILED}"
+    yield metrics.ENERGY_RULE
     rows = [row.gpu for row in ranking.rows if row.gpu and row.gpu.arithmetic.model_flops_per_token]
     sheets = {name: source(name) for gpu in rows for name in gpu.names}
     sources = "; ".join(f"{name}: {sheet}" for name, sheet in sheets.items() if sheet)
     if rows:
-        yield FLOPS_RULE
-        yield f"{MFU_RULE} Data sheets: {sources}." if sources else MFU_RULE
+        yield metrics.FLOPS_RULE
+        yield f"{metrics.MFU_RULE} Data sheets: {sources}." if sources else metrics.MFU_RULE
 
 
 def meter_problems(records: Sequence[Record]) -> list[str]:

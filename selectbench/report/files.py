@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from io import StringIO
+from itertools import chain
 from textwrap import fill
 from typing import Any
 
@@ -29,10 +30,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def render_csv(ranking: Ranking) -> str:
-    """Rows in the ranking's order; unknown is an empty cell, a number is written so that it reads back the same.
-
-    Words that a spreadsheet would take for a formula get an apostrophe in front.
-    """
+    """Rows in the ranking's order; numbers read back the same, words like a formula get an apostrophe in front."""
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     own = [name for name in (ranking.rows[0].metrics if ranking.rows else ()) if name not in METRICS]
@@ -40,16 +38,12 @@ def render_csv(ranking: Ranking) -> str:
     writer.writerow([*_FIRST, *(f"{name}{part}" for name in names for part in _OF_A_METRIC), *_LAST])
     for row in rows_of(ranking):
         metrics = [row.metrics[name] for name in names]
-        figures = [
-            _number(value)
-            for m in metrics
-            for value in (m.value, m.standard_deviation, m.ratio_to_baseline, m.ratio_low, m.ratio_high)
-        ]
+        figures = ((m.value, m.standard_deviation, m.ratio_to_baseline, m.ratio_low, m.ratio_high) for m in metrics)
         constraints = [f"{c.constraint}: {c.verdict}" for c in row.constraints]
         failures = [f"{f.kind} with seed {f.seed}" for f in row.failures]
         writer.writerow([
             _number(row.rank), _words([row.option]), _words(row.differs_in), row.status, row.eligible, row.n,
-            row.planned, *figures, "" if row.pareto is None else row.pareto,
+            row.planned, *map(_number, chain.from_iterable(figures)), "" if row.pareto is None else row.pareto,
             *map(_words, (row.tied_with, row.dominated_by, constraints, failures)),
         ])  # fmt: skip
     return stream.getvalue()
@@ -142,35 +136,22 @@ _NAME_MOST, _CELL_MOST = 120, 300
 """Characters of a cell."""
 
 
-def render_html(document: doc.Document) -> str:
-    """The whole page. The same arguments give the same bytes; the template escapes every string."""
-    return _rendered(document, is_fragment=False)
-
-
-def render_fragment(document: doc.Document) -> str:
-    """For inside a notebook's page: it styles nothing but itself, follows the notebook's theme, has no script."""
-    return _rendered(document, is_fragment=True)
-
-
-def _rendered(document: doc.Document, *, is_fragment: bool) -> str:
+def render_html(document: doc.Document, *, is_fragment: bool = False) -> str:
+    """One page, the same bytes for the same arguments; `is_fragment`: for inside a notebook's, without a script."""
     from jinja2 import Environment, StrictUndefined  # slow to import, and needed here alone
 
     own = files(__package__)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
-        "kind": lambda block: type(block).__name__,
-        "rows": _html_rows,
-        "line": one_line,
-        "clean": clean,
+        "kind": lambda block: type(block).__name__, "rows": _html_rows, "line": one_line, "clean": clean,
         "coded": _coded,
-    }
+    }  # fmt: skip
     template = environment.from_string(own.joinpath("page.html.j2").read_text(encoding="utf-8"))
     style, script = (own.joinpath(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
-    warnings = [section for section in document.sections if _warns(section)]
-    others = [section for section in document.sections if not _warns(section)]
+    warnings = {s.name: s for s in document.sections for block in s.blocks if getattr(block, "is_warning", False)}
     page = template.render(
-        style=_scoped(style) if is_fragment else style, script=script, document=document, warnings=warnings,
-        sections=others, is_fragment=is_fragment,
+        style=_scoped(style) if is_fragment else style, script=script, document=document, is_fragment=is_fragment,
+        warnings=warnings.values(), sections=[s for s in document.sections if s.name not in warnings],
     )  # fmt: skip
     return page.rstrip("\n") + "\n"
 
@@ -208,24 +189,16 @@ def _coded(text: str) -> Any:
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(one_line(text)))))
 
 
-def _warns(section: doc.Section) -> bool:
-    return any(isinstance(block, doc.Listing) and block.is_warning for block in section.blocks)
-
-
 def _html_rows(table: doc.Table) -> list[list[dict[str, Any]]]:
     """Rows of cells by the template's names, each ratio of a column with bars with its own."""
-    bars: list[list[str]] = []
-    for place, column in enumerate(table.columns):
-        ratios = [row[place] for row in table.rows] if column.has_bars else []
-        bars.append(interval_bars([cell for cell in ratios if isinstance(cell, doc.Ratio)]))
     names = {place for place, column in enumerate(table.columns) if column.names_row} or {0}
-    return [
-        [
-            {**_html_cell(cell, column, place in names), "bar": bars[place][number] if bars[place] else ""}
-            for place, (cell, column) in enumerate(zip(row, table.columns, strict=True))
-        ]
-        for number, row in enumerate(table.rows)
-    ]
+    columns = []
+    for place, column in enumerate(table.columns):
+        cells = [row[place] for row in table.rows]
+        bars = interval_bars([cell for cell in cells if column.has_bars and isinstance(cell, doc.Ratio)])
+        made = (_html_cell(cell, column, place in names) for cell in cells)
+        columns.append([{**cell, "bar": bar} for cell, bar in zip(made, bars or [""] * len(cells), strict=True)])
+    return [list(row) for row in zip(*columns, strict=True)]
 
 
 def _html_cell(cell: doc.Cell, column: doc.Column, names_row: bool) -> dict[str, Any]:
@@ -313,14 +286,11 @@ def prose(text: doc.Text) -> str:
     """A sentence on one line in which nothing of a name is read as Markdown or HTML."""
     if isinstance(text, str):
         return escape(text)
-    parts = []
-    for part in text:
-        if isinstance(part, doc.Literally):
-            parts.append(f"`{one_line(part.text)}`")
-        else:  # it keeps the spaces at its ends
-            before, after = (" " if end.isspace() else "" for end in (part[:1], part[-1:]))
-            parts.append(f"{before}{escape(part)}{after}")
-    return "".join(parts)
+    return "".join(
+        f"`{one_line(part.text)}`" if isinstance(part, doc.Literally)
+        else " " * part[:1].isspace() + escape(part) + " " * part[-1:].isspace()  # its ends stay apart
+        for part in text
+    )  # fmt: skip
 
 
 def escape(text: str) -> str:

@@ -356,7 +356,6 @@ def ties_note(ranking: Ranking) -> list[str]:
 
 
 def _mark_notes(ranking: Ranking, names: Sequence[str]) -> list[str]:
-    """What the marks mean, where one of these figures has them."""
     unclean = any(row.metrics[name].unclean for row in ranking.rows for name in names)
     screened_out = any(row.status == "screened_out" for row in ranking.rows)
     causes = [BESIDE] if ranking.lanes and ranking.lanes.withheld else []
@@ -486,7 +485,6 @@ def _dimensions(rows: Sequence[Row]) -> list[str]:
 
 
 def _united(lists: Iterable[list[str]]) -> list[str]:
-    """Every member once, in order."""
     return list(dict.fromkeys(member for members in lists for member in members))
 
 

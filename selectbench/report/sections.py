@@ -1,7 +1,4 @@
-"""The whole report of a run as a document, section by section, and that of one option. Pure.
-
-What they ran under (GPUs, memory, cost, the job itself) is in `evidence`, the ranking's table in `ranking`.
-"""
+"""The whole report of a run as a document, section by section, and that of one option. Pure."""
 
 from __future__ import annotations
 
@@ -22,26 +19,8 @@ from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
 from selectbench.report import document as doc
 from selectbench.report import evidence
+from selectbench.report import ranking as shown
 from selectbench.report.charts import Counting, attention_chart, charts, counting, tried_text
-from selectbench.report.ranking import (
-    NOT_TRAINED,
-    besides_note,
-    causes,
-    figures_of,
-    in_full,
-    in_short,
-    not_the_same_job,
-    note_in_brackets,
-    page_names,
-    place,
-    ranking_table,
-    reference_words,
-    state,
-    table_notes,
-    ties_note,
-    to_loss,
-    value_of,
-)
 from selectbench.suite.job import OWN_SCORE, SCORES
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS, names_of
 from selectbench.suite.suite import Suite
@@ -86,11 +65,7 @@ def report(
     suite: Suite, ranking: Ranking, records: Sequence[Record], environment: Mapping[str, Any], command: str,
     medium: Literal["markdown", "page"], unchecked: int = 0,
 ) -> doc.Document:  # fmt: skip
-    """The whole report. `records`: those that count; `command` repeats the run; `environment`: environment.json.
-
-    `medium` decides the columns of the ranking, and pictures are drawn for a page alone; `unchecked`: records that
-    have no checksum.
-    """
+    """`records`: those that count; `command` repeats the run; `unchecked`: how many records have no checksum."""
     done = counting(ranking, records)
     listings = {
         ("text", "The text"): evidence.cleaning_lines(environment.get("data") or {}),
@@ -99,9 +74,9 @@ def report(
         ("method", "How it was measured"): evidence.method(suite, ranking, records, environment, unchecked),
     }
     where = doc.table("Where it ran", ("what", "value"), (), _flat(environment))
-    shortened = page_names(ranking).note() if medium == "page" else ""
-    notes = [*([shortened] if shortened else []), *table_notes(ranking)]
-    results = [ranking_table(ranking, medium), doc.Listing(notes), *_constraints(ranking)]
+    shortened = shown.page_names(ranking).note() if medium == "page" else ""
+    notes = [*([shortened] if shortened else []), *shown.table_notes(ranking)]
+    results = [shown.ranking_table(ranking, medium), doc.Listing(notes), *_constraints(ranking)]
     sections = [
         doc.Section("ranking", "Ranking", results),
         *_verdicts(ranking),
@@ -136,7 +111,7 @@ def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") 
     best = ranking.rows[0].option if ranking.rows and ranking.rows[0].rank is not None else None
     others = [verdict for verdict in ranking.verdicts if verdict.option not in (None, best)]
     lines = [
-        *ties_note(ranking), *in_short(ranking), *besides_note(ranking), *causes(ranking),
+        *shown.ties_note(ranking), *shown.in_short(ranking), *shown.besides_note(ranking), *shown.causes(ranking),
         *(f"{verdict.title}: {verdict.sentence} {verdict.confidence}" for verdict in others),
         *_difference_lines(ranking), *_reference_lines(ranking), *_factor_lines(ranking),
         *lane_lines(ranking.lanes, ranking.objective),
@@ -145,7 +120,7 @@ def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") 
     if search := ranking.search:
         lines.append(_search_cost(search))
         lines += (f"{own.option}: {_chosen(own)}" for own in (*search.sizes, *search.tuning))
-    blocks = (ranking_table(ranking, medium), doc.Listing(lines))
+    blocks = (shown.ranking_table(ranking, medium), doc.Listing(lines))
     warnings = doc.Listing(ranking.warnings, is_warning=True)
     head = (ranking.question, ranking.answer, _is_decided(ranking))
     if medium == "page":
@@ -155,7 +130,6 @@ def summary(ranking: Ranking, medium: Literal["terminal", "page"] = "terminal") 
 
 
 def _is_decided(ranking: Ranking) -> bool:
-    """Whether one row was shown to be first."""
     return bool(ranking.rows) and ranking.rows[0].rank == 1 and not ranking.rows[0].tied_with
 
 
@@ -173,7 +147,6 @@ def _facts(suite: Suite, ranking: Ranking, environment: Mapping[str, Any]) -> li
 
 
 def _constraints(ranking: Ranking) -> list[doc.Block]:
-    """What was tested of each row."""
     heads = ("option", "constraint", "verdict", "found", "to settle it")
     tested = doc.table("What was tested of each row", heads, (), (
         [row.option, c.constraint, c.verdict.replace("_", " "), c.detail,
@@ -219,7 +192,7 @@ def _measurements(own: Sequence[Record]) -> list[Measurement]:
 def _scores(ranking: Ranking, done: Counting) -> Iterator[doc.Section]:
     """Means over seeds, a row for each option and one for copying the source, and how they were computed."""
     every = [m for own in done.values() for m in _measurements(own)]
-    asked = {found.name: figures_of(found) for found in ranking.references}
+    asked = {found.name: shown.figures_of(found) for found in ranking.references}
     known = {name for scores in (*(m.scores for m in every), *asked.values()) for name in scores}
     names = [name for name in (*SCORES, OWN_SCORE) if name in known]
     if not names:
@@ -231,7 +204,7 @@ def _scores(ranking: Ranking, done: Counting) -> Iterator[doc.Section]:
 
     rows = [
         *(means(option, [m.scores for m in _measurements(own)]) for option, own in done.items() if own),
-        *(means(f"{name} ({NOT_TRAINED})", [own]) for name, own in asked.items()),
+        *(means(f"{name} ({shown.NOT_TRAINED})", [own]) for name, own in asked.items()),
         means("copying the source", [m.copy_scores for m in every]),
     ]
     caption = "Scores of what was generated, means over seeds; the last row scores the source text itself"
@@ -242,20 +215,17 @@ def _scores(ranking: Ranking, done: Counting) -> Iterator[doc.Section]:
 
 
 def _references(ranking: Ranking) -> Iterator[doc.Section]:
-    """Models behind an API: their figures, what they took, and what is to be known of them."""
     if not ranking.references:
         return
     quality: list[list[doc.Cell]] = []
     for found in ranking.references:
         for name, score in found.scores.items():
             ends = () if score.low is None else (score.low, score.high)
-            shown = (doc.Amount(score.value, units.significant), doc.joined(ends, units.significant))
-            quality.append([found.name, METRICS[name].title, *shown])
+            cells = (doc.Amount(score.value, units.significant), doc.joined(ends, units.significant))
+            quality.append([found.name, METRICS[name].title, *cells])
         if found.no_bits is not None or found.bits_per_byte is not None:
-            quality.append([found.name, "bits/byte", doc.Amount(found.bits_per_byte, units.significant), ""])
-            quality.append(
-                [found.name, "perplexity per byte", doc.Amount(found.byte_perplexity, units.significant), ""]
-            )
+            for name, value in (("bits/byte", found.bits_per_byte), ("perplexity per byte", found.byte_perplexity)):
+                quality.append([found.name, name, doc.Amount(value, units.significant), ""])
     took: list[list[doc.Cell]] = [
         [f.name, f.model, f.base_url, f"{f.answered} of {f.sentences}", doc.Amount(f.input_tokens, units.count),
          doc.Amount(f.output_tokens, units.count), doc.Amount(f.usd, units.usd),
@@ -263,7 +233,7 @@ def _references(ranking: Ranking) -> Iterator[doc.Section]:
         for f in ranking.references
     ]  # fmt: skip
     heads = ("answered", "tokens in", "tokens out", "cost", "median latency", "longest")
-    notes = [f"{found.name}: {words}." for found in ranking.references for words in reference_words(found)]
+    notes = [f"{found.name}: {words}." for found in ranking.references for words in shown.reference_words(found)]
     figures = "Their figures, with 95 % intervals over the choice of the test sentences"
     cost = "What they took, answers of earlier runs among it"
     tables = [
@@ -275,7 +245,7 @@ def _references(ranking: Ranking) -> Iterator[doc.Section]:
 
 def _differences(ranking: Ranking) -> Iterator[doc.Block]:
     """Differences of scores over the choice of the test sentences, and what they say and do not."""
-    marked = [one.model_copy(update={"option": f"{one.option} ({NOT_TRAINED})"})
+    marked = [one.model_copy(update={"option": f"{one.option} ({shown.NOT_TRAINED})"})
               for found in ranking.references for one in found.differences]  # fmt: skip
     every = [*ranking.score_differences, *marked]
     if not every:
@@ -298,7 +268,6 @@ def _differences(ranking: Ranking) -> Iterator[doc.Block]:
 
 
 def _difference_lines(ranking: Ranking) -> list[str]:
-    """A line of a terminal for each score."""
     by_score: dict[str, list[str]] = {}
     for found in ranking.score_differences:
         if found.difference is not None:
@@ -310,7 +279,6 @@ def _difference_lines(ranking: Ranking) -> list[str]:
 
 
 def _reference_lines(ranking: Ranking) -> Iterator[str]:
-    """For a terminal, one for each."""
     for found in ranking.references:
         told = []
         for name, score in found.scores.items():
@@ -321,9 +289,9 @@ def _reference_lines(ranking: Ranking) -> Iterator[str]:
         told += [
             f"{units.count(found.input_tokens)} tokens in, {units.count(found.output_tokens)} out",
             units.usd(found.usd), f"median latency {units.seconds(found.latency_median_seconds)}",
-            *reference_words(found),
+            *shown.reference_words(found),
         ]  # fmt: skip
-        yield f"{found.name}, {NOT_TRAINED} ({found.model}): {'; '.join(told)}"
+        yield f"{found.name}, {shown.NOT_TRAINED} ({found.model}): {'; '.join(told)}"
 
 
 def _learnt(ranking: Ranking, done: Counting) -> Iterator[doc.Section]:
@@ -352,7 +320,7 @@ def _samples(looks: Mapping[str, Inside], asked: Sequence[Reference]) -> Iterato
             prompt, reference, said = words
             # as far as its tokens say it all
             same = next((key for key in by_prompt if " ".join(key[0].split()) == prompt), (prompt, reference))
-            by_prompt.setdefault(same, []).append((f"{found.name} ({NOT_TRAINED})", said))
+            by_prompt.setdefault(same, []).append((f"{found.name} ({shown.NOT_TRAINED})", said))
     for (prompt, reference), every in by_prompt.items():
         itself = [("(original text)", reference)] if reference else []
         rows = [[option, one_line(words, _LONGEST)] for option, words in (*itself, *every)]
@@ -361,7 +329,6 @@ def _samples(looks: Mapping[str, Inside], asked: Sequence[Reference]) -> Iterato
 
 
 def _shaded(option: str, inside: Inside) -> doc.Shaded:
-    """Each token with the share of the darkest colour."""
     average = units.significant(sum(inside.token_losses) / len(inside.token_losses), 3)
     visible = (clean(word.replace("\n", "\u21b5")).replace("\n", " ")[:40] for word in inside.tokens)
     losses = zip(visible, inside.token_losses, strict=True)
@@ -391,11 +358,11 @@ def _factor_lines(ranking: Ranking) -> list[str]:
 
 def _effect(ranking: Ranking, ratio: float | None, *ends: float | None) -> doc.Ratio:
     low, high = ends or (None, None)
-    return doc.Ratio(ratio, low, high, ranking.objective, value_of(ranking, ranking.baseline, ranking.objective))
+    base = shown.value_of(ranking, ranking.baseline, ranking.objective)
+    return doc.Ratio(ratio, low, high, ranking.objective, base)
 
 
 def _factors(ranking: Ranking) -> Iterator[doc.Section]:
-    """A grid's main effects and interactions."""
     view = ranking.factors
     if view is None:
         return
@@ -432,7 +399,6 @@ def search_notes(found: Search) -> list[str]:
 
 
 def _search_cost(found: Search) -> str:
-    """What the trials before the contest took, apart from the contest's."""
     trials = sum(own.trials for own in (*found.sizes, *found.tuning))
     seed = f", seed {found.seed}" if found.seed is not None else ""
     return (
@@ -511,11 +477,10 @@ def _screening(ranking: Ranking) -> Iterator[doc.Section]:
 
 
 def _to_loss(ranking: Ranking) -> Iterator[doc.Section]:
-    """What the baseline's final loss takes, or nothing where no row tells."""
     rows = [row for row in ranking.rows if row.to_loss]
     known = [name for name in _PRICES if any(getattr(row.to_loss, name) is not None for row in rows)]
     if known:
-        cells = ([row.option, *(to_loss(row, name) for name in known)] for row in rows)
+        cells = ([row.option, *(shown.to_loss(row, name) for name in known)] for row in rows)
         caption = "What it takes to reach the loss that the baseline ends with"
         prices = doc.table(caption, ("option",), (_PRICES[name] for name in known), cells)
         yield doc.Section("to-loss", "To the baseline's final loss", [prices, doc.Paragraph(TIME_TO_LOSS_RULE)])
@@ -529,8 +494,8 @@ def _same_job(ranking: Ranking) -> doc.Section:
          "; ".join(row.identity.not_verified) or "nothing"]
         for row in ranking.rows
     ))  # fmt: skip
-    blocks: list[doc.Block] = [doc.Listing(in_full(ranking)), doc.Details("The certificate, row by row", [by_row])]
-    return doc.Section("identity", "Whether it was the same job", blocks)
+    lines, details = doc.Listing(shown.in_full(ranking)), doc.Details("The certificate, row by row", [by_row])
+    return doc.Section("identity", "Whether it was the same job", [lines, details])
 
 
 def _failures(ranking: Ranking) -> Iterator[doc.Section]:
@@ -545,8 +510,9 @@ def _failures(ranking: Ranking) -> Iterator[doc.Section]:
     seeds: dict[tuple[str, str, str], list[str]] = {}
     texts: dict[str, dict[str, None]] = {}
     for name, f in ((row.option, failure) for row in ranking.rows for failure in row.failures):
-        seeds.setdefault((name, f.kind, first_line(f.detail, 400) + note_in_brackets(f)), []).append(str(f.seed))
-        if one_line(f.detail) != first_line(f.detail, 400):  # the table does not hold all of it
+        first = first_line(f.detail, 400)
+        seeds.setdefault((name, f.kind, first + shown.note_in_brackets(f)), []).append(str(f.seed))
+        if one_line(f.detail) != first:  # the table does not hold all of it
             texts.setdefault(f.detail, {})[f"{one_line(name)}, seed {f.seed}"] = None
     rows = ([name, ", ".join(numbers), kind, detail] for (name, kind, detail), numbers in seeds.items())
     trials = doc.table("Failed trials", ("option", "seeds", "kind", "detail"), (), rows)
@@ -583,16 +549,12 @@ def _flat(value: object) -> Iterator[tuple[str, str]]:
 
 
 def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], name: str) -> doc.Document:
-    """Every trial with all attempts, metrics per seed, curves.
-
-    Raises UserError where the suite has no such option.
-    """
+    """Every trial with all attempts, metrics per seed, curves. Raises UserError: the suite has no such option."""
     row = next((row for row in ranking.rows if row.option == name), None)
     if row is None:
         names = [option.name for option in suite.options]
-        raise UserError(
-            f"the run has no option {quoted(name)}{did_you_mean(name, names)}; it has {', '.join(names)}"
-        )
+        hint = f"{did_you_mean(name, names)}; it has {', '.join(names)}"
+        raise UserError(f"the run has no option {quoted(name)}{hint}")
     own = sorted((r for r in records if r.trial.option == name), key=lambda r: (r.trial.seed, r.attempt))
     last = {r.trial.seed: r for r in own if r.phase == "contest"}
     done = [r for r in last.values() if isinstance(r.outcome, Completed)]
@@ -613,17 +575,16 @@ def option_report(suite: Suite, ranking: Ranking, records: Sequence[Record], nam
 
 
 def _place_in_ranking(ranking: Ranking, row: Row) -> list[doc.Block]:
-    """Where it is in the ranking, and why."""
     ranked = sum(other.rank is not None for other in ranking.rows)
-    own = f"Not ranked ({state(row) or row.status})"
+    own = f"Not ranked ({shown.state(row) or row.status})"
     if row.rank is not None:
-        own = f"Rank {place(row)}{' (tied)' * bool(row.tied_with)} of {ranked} ranked"
+        own = f"Rank {shown.place(row)}{' (tied)' * bool(row.tied_with)} of {ranked} ranked"
     besides = f" ({', '.join(row.besides_the_rate)})" if row.besides_the_rate else ""
     differs = (", ".join(row.differs_in) or "nothing") + besides
     how = f"differs from the baseline {one_line(ranking.baseline)} in {differs}"
     opening = f"{own}; {'is the baseline' if row.option == ranking.baseline else how}."
     screened = [screened_words(row.screening)] if row.screening and row.status == "screened_out" else []
-    notes = [*screened, *row.constraint_failures, *not_the_same_job(row), *row.notes]
+    notes = [*screened, *row.constraint_failures, *shown.not_the_same_job(row), *row.notes]
     return [doc.Paragraph(opening), doc.Listing(notes)]
 
 

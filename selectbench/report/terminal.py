@@ -114,7 +114,6 @@ def _rich(table: doc.Table, width: int | None = None) -> RichTable:
 
 
 def _labels_of(table: doc.Table, width: int | None) -> doc.Labels:
-    """Of the rows that have names."""
     place = next((number for number, column in enumerate(table.columns) if column.names_row), None)
     names = [] if place is None else [doc.value_text(_bare(row[place])) for row in table.rows]
     return doc.labels(names, _name_room(width is None or width >= _INTERVAL_FROM), _NAME_MOST)
@@ -165,7 +164,6 @@ def _width(column: doc.Column, cells: Sequence[str], wide: bool) -> int:
 
 
 def _sum(values: Sequence[float | None]) -> float | None:
-    """None where one of them is not known."""
     known = [value for value in values if value is not None]
     return sum(known) if len(known) == len(values) else None
 
@@ -196,9 +194,8 @@ def plan_as_json(
 def _option_as_json(plan: Plan, planned: PlannedOption, estimate: Estimate | None) -> dict[str, Any]:
     option, size = planned.option, planned.size
     first = {"option": option.name, "differs_in": option.differs_in}
-    cut = {
-        "gradient_accumulation_steps": planned.gradient_accumulation_steps, "world_size": planned.world_size,
-    }  # fmt: skip
+    steps = planned.gradient_accumulation_steps
+    cut = {"gradient_accumulation_steps": steps, "world_size": planned.world_size}
     last = {
         "python": option.choices.python, "unsupported": planned.unsupported,
         "expected_seconds_per_trial": estimate.seconds.get(option.name) if estimate else None,
@@ -409,7 +406,6 @@ def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[st
 
 
 def _documents(prepared: Prepared) -> Iterator[str]:
-    """How many were read, kept, removed and changed, in words."""
     if not prepared.has_text:
         return
     kept = prepared.train_documents + prepared.heldout_documents
@@ -439,7 +435,6 @@ def _tokens(prepared: Prepared) -> Iterator[str]:
 
 
 def _histogram(sizes: Sequence[int]) -> Iterator[str]:
-    """A bar for each power of two."""
     powers = [power for power, count in enumerate(sizes) if count]
     if powers:
         yield "size of the documents that were kept:"
@@ -603,7 +598,6 @@ def _verdict_line(gate: Gate) -> str:
 
 
 def _checks(gate: Gate) -> doc.Table:
-    """The worst first."""
     checks = sorted(gate.checks, key=lambda check: [*_GATE_KINDS].index(check.verdict))
     short = doc.labels(list({check.option: None for check in checks}), 60).by_name
     rows = ([short[one_line(c.option)], one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
