@@ -121,8 +121,7 @@ class Environment(TypedDict, total=False):
     allocator: dict[str, str]
     """Variables that change how memory is allocated, those that are set; of paths only the last part."""
     threads: dict[str, str]
-    """Variables that change numbers or placement of threads or how they wait, those that are set, or that trials on
-    the CPU are given (`openmp.SHORT_WAIT`); each record says which OpenMP library read them."""
+    """Variables that change how many threads run, where and how they wait, as set or given to trials on the CPU."""
     switches: dict[str, str]
     """Variables that change which kernels run, those that are set."""
     libraries: dict[str, str | None]

@@ -155,8 +155,7 @@ class Architecture(Recorded, frozen=True, kw_only=True):
     """What of the model decides how much work a token is, counted on the live module."""
 
     matmul_parameters: Count
-    """Parameters that are matrices multiplied with activations, the output head among them even where it is tied;
-    not embeddings that are only looked up, norms and biases."""
+    """Parameters of matrices multiplied with activations, a tied output head too; no embeddings, norms, biases."""
     block_matmul_parameters: Count
     """Those that activation checkpointing computes twice: of the repeated blocks, but for a block's last one where
     the backward pass does not need its output."""
@@ -453,8 +452,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     architecture: Architecture | None = None
     """What FLOPs are counted from; None: a model whose work is not known by its shape."""
     run_queue_wait_seconds: Amount | None = None
-    """Time that threads of all ranks were ready to run in the timed windows and had to wait for a core, summed over
-    the threads; None: this system does not tell, or the record is older than the key."""
+    """What all ranks' threads waited for a core in the timed windows, summed over them; None: not told, or older."""
     involuntary_switches: Count | None = None
     """How often the kernel took a core from a thread of any rank in the timed windows; None as above."""
     cpu_seconds: Amount | None = None
@@ -611,8 +609,8 @@ class Watched(Recorded, frozen=True, kw_only=True):
     """What was counted and tried besides what identities hold, once per trial. None: not seen, never assumed."""
 
     causality: dict[str, Amount] | None = None
-    """How much logits changed before the place where the input was changed, over the largest logit, in `training`
-    and in `evaluation` mode; None: no causal job, or not to be tried."""
+    """How much logits changed before where the input was changed, over the largest logit, in `training` and in
+    `evaluation` mode; None: no causal job, or not to be tried."""
     clock_ratio: Amount | None = None
     """Time that the trial's clock counted over what the clock counted that was kept before any own code ran."""
     code_files: dict[str, str] | None = None
@@ -699,8 +697,7 @@ class Record(Recorded, frozen=True, kw_only=True):
     trial: Trial
     """What was run."""
     phase: RunPhase = "contest"
-    """Whether the trial tuned a setting, screened an option, was to show how lanes disturb each other, repeated a
-    script's job, or counts in the ranking."""
+    """Whether it tuned, screened, tried how lanes disturb each other, repeated a script, or counts in ranking."""
     round: Count
     """The round, from 0: every option once."""
     attempt: Count = 1
