@@ -452,7 +452,7 @@ class Measurement(Recorded, frozen=True, kw_only=True):
     architecture: Architecture | None = None
     """What FLOPs are counted from; None: a model whose work is not known by its shape."""
     run_queue_wait_seconds: Amount | None = None
-    """What all ranks' threads waited for a core in the timed windows, summed over them; None: not told, or older."""
+    """What all ranks' threads waited for a core in the timed windows, summed up; None: not told, or older."""
     involuntary_switches: Count | None = None
     """How often the kernel took a core from a thread of any rank in the timed windows; None as above."""
     cpu_seconds: Amount | None = None
