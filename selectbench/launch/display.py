@@ -302,7 +302,7 @@ class Display:
 
     def trial_started(self, option: str, seed: int, number: int, of: int) -> None:
         """Trial `number`, from 1, of `of` is launched."""
-        name = labels(list(self.tallies), _NAME_MOST).by_name.get(one_line(option), one_line(option, _NAME_MOST))
+        name = labels(list(self.tallies), _NAME_MOST)[0].get(one_line(option), one_line(option, _NAME_MOST))
         place = f"lane {self._lane + 1}: " if self.lanes > 1 else ""
         self.runs[self._lane] = Running(option, seed, number, of, name, place)
 
@@ -450,7 +450,7 @@ def _options(run: Display, names: list[str], width: int) -> Table:
     )
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True)
-    short = labels(list(run.tallies), max(4, width - (32 if len(heads) > 1 else 10))).by_name
+    short = labels(list(run.tallies), max(4, width - (32 if len(heads) > 1 else 10)))[0]
     for name in names:
         tally = run.tallies[name]
         current = any(one.option == name for one in run.runs.values())

@@ -342,8 +342,8 @@ def _steps(ranking: Ranking, done: Counting) -> Chart | None:
             quantiles[option] = [float(q) for q in np.percentile(steps, QUANTILES)]
     if not quantiles:
         return None
-    short = labels(list(quantiles), _NAME_ROOM)
-    names = [(float(-number), short.by_name[one_line(option)]) for number, option in enumerate(quantiles)]
+    short, left_out = labels(list(quantiles), _NAME_ROOM)
+    names = [(float(-number), short[one_line(option)]) for number, option in enumerate(quantiles)]
     picture = Picture(
         "Step times", "quantiles of the timed steps of each option",
         (Axis("seconds per optimizer step", units.seconds, _FAR_APART), Axis("", str)),
@@ -362,7 +362,7 @@ def _steps(ranking: Ranking, done: Counting) -> Chart | None:
         "Box: the middle half of all timed steps, its bar the median; whiskers: from the 5th to the 95th "
         "percentile. All seeds together; further left is better."
     )
-    return Chart("Step times", picture.render(), legend, f"{note} {short.note()}".strip() + _undrawn(ranking))
+    return Chart("Step times", picture.render(), legend, f"{note} {left_out}".strip() + _undrawn(ranking))
 
 
 def _pareto(ranking: Ranking) -> Chart | None:
@@ -384,11 +384,11 @@ def _pareto(ranking: Ranking) -> Chart | None:
     places = [(picture.x(memory / unit), picture.y(speed), row) for memory, speed, row in points]
     picture.shapes += [_marker(x, y, row) for x, y, row in places]
     taken = [(x - _RADIUS, y - _RADIUS, x + _RADIUS, y + _RADIUS) for x, y, _ in places]
-    short = labels([row.option for _, _, row in places], _NAME_ROOM)
+    short, left_out = labels([row.option for _, _, row in places], _NAME_ROOM)
     for x, y, row in places[:_MOST_LABELS]:
-        picture.shapes += _name_beside(x, y, short.by_name[one_line(row.option)], taken)
+        picture.shapes += _name_beside(x, y, short[one_line(row.option)], taken)
     cross = "" if all(row.eligible for _, _, row in points) else _CROSS
-    return Chart("Speed against memory", picture.render(), [], f"{_PARETO_NOTE}{cross} {short.note()}".strip())
+    return Chart("Speed against memory", picture.render(), [], f"{_PARETO_NOTE}{cross} {left_out}".strip())
 
 
 def _marker(x: float, y: float, row: Row) -> str:

@@ -242,21 +242,11 @@ class Document:
     """Before the first section."""
 
 
-@dataclass(frozen=True)
-class Labels:
-    """Options' names as short as they may be without looking alike."""
+def labels(names: Sequence[str], room: int, most: int | None = None) -> tuple[dict[str, str], str]:
+    """By name a short one, and a note on what was left out of all, '' for nothing; each stays another.
 
-    by_name: Mapping[str, str]
-    left_out: Sequence[str] = ()
-    """What all of the shortened names have, in their order."""
-
-    def note(self) -> str:
-        """What a reader must know of shortened names; empty where none is."""
-        return f"Left out of the names, as all have it: {', '.join(self.left_out)}." if self.left_out else ""
-
-
-def labels(names: Sequence[str], room: int, most: int | None = None) -> Labels:
-    """Without what all share where one is longer than `room`, then cut to `most` (the room); each stays another."""
+    Where one has more characters than `room`, they are without what all share, and then cut to `most` (the room).
+    """
     names = [one_line(name) for name in names]
     shown, left_out = dict(zip(names, names, strict=True)), list[str]()
     if max(map(len, names), default=0) > room:
@@ -269,7 +259,8 @@ def labels(names: Sequence[str], room: int, most: int | None = None) -> Labels:
             shown |= found
         else:
             left_out = []
-    return Labels(_cut(shown, most or room), left_out)
+    note = f"Left out of the names, as all have it: {', '.join(left_out)}." if left_out else ""
+    return _cut(shown, most or room), note
 
 
 def _told_apart(names: Sequence[Sequence[str]]) -> tuple[list[list[str]], list[str]]:

@@ -125,7 +125,7 @@ def _on_page(ranking: Ranking) -> list[_Made]:
     others += _scaling_columns(ranking)
     if ranking.objective != SECONDS_TO_LOSS and any(row.to_loss for row in ranking.rows):
         others.append((doc.Column("to the baseline's loss", "right"), lambda row: to_loss(row, "seconds")))
-    short = page_names(ranking).by_name
+    short, _ = page_names(ranking)
 
     def is_dominated(row: Row) -> str:
         return f"dominated {_dominators(row, short)}" if row.dominated_by else ""
@@ -232,7 +232,7 @@ def _differs(ranking: Ranking, row: Row) -> str:
     return "baseline" if row.option == ranking.baseline else "; ".join(filter(None, parts))
 
 
-def page_names(ranking: Ranking) -> doc.Labels:
+def page_names(ranking: Ranking) -> tuple[dict[str, str], str]:
     """Options' names where a page has little room."""
     return doc.labels([row.option for row in rows_of(ranking)], _NAME_ROOM, _NAME_MOST)
 

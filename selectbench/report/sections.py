@@ -74,7 +74,7 @@ def report(
         ("method", "How it was measured"): evidence.method(suite, ranking, records, environment, unchecked),
     }
     where = doc.table("Where it ran", ("what", "value"), (), _flat(environment))
-    shortened = shown.page_names(ranking).note() if medium == "page" else ""
+    shortened = shown.page_names(ranking)[1] if medium == "page" else ""
     notes = [*([shortened] if shortened else []), *shown.table_notes(ranking)]
     results = [shown.ranking_table(ranking, medium), doc.Listing(notes), *_constraints(ranking)]
     sections = [

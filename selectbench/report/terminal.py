@@ -85,7 +85,7 @@ def print_document(console: Console, document: doc.Document) -> None:
     for block in document.opening:
         if isinstance(block, doc.Table):
             console.print(_rich(block, console.width))
-            _say(console, filter(None, [_labels_of(block, console.width).note()]), "dim")
+            _say(console, filter(None, [_labels_of(block, console.width)[1]]), "dim")
         elif isinstance(block, doc.Listing):
             opening, style = ("warning: ", "yellow") if block.is_warning else ("", "dim")
             for item in block.items:
@@ -97,7 +97,7 @@ def print_document(console: Console, document: doc.Document) -> None:
 
 def _rich(table: doc.Table, width: int | None = None) -> RichTable:
     """`width`: of the terminal that has room for some of the columns; None: all are shown, and every cell wraps."""
-    short, is_brief = _labels_of(table, width).by_name, width is not None and width < _INTERVAL_FROM
+    short, is_brief = _labels_of(table, width)[0], width is not None and width < _INTERVAL_FROM
     cells = [[_cell(cell, column, is_brief, short) for cell, column in zip(row, table.columns, strict=True)]
              for row in table.rows]  # fmt: skip
     places = range(len(table.columns)) if width is None else _columns_that_fit(table.columns, cells, width)
@@ -113,7 +113,7 @@ def _rich(table: doc.Table, width: int | None = None) -> RichTable:
     return rich
 
 
-def _labels_of(table: doc.Table, width: int | None) -> doc.Labels:
+def _labels_of(table: doc.Table, width: int | None) -> tuple[dict[str, str], str]:
     place = next((number for number, column in enumerate(table.columns) if column.names_row), None)
     names = [] if place is None else [doc.value_text(_bare(row[place])) for row in table.rows]
     return doc.labels(names, _name_room(width is None or width >= _INTERVAL_FROM), _NAME_MOST)
@@ -539,7 +539,7 @@ def _changes(compared: Compared) -> doc.Table:
     heads = ("option", "metric", "reference", "run", "change", "verdict", "seeds")
     columns = [doc.Column(head, "left" if head in ("option", "metric", "verdict") else "right") for head in heads]
     kinds: list[doc.RowKind] = ["" if c.decision == "no_difference" else c.decision for c in compared.changes]
-    short = doc.labels(list({change.option: None for change in compared.changes}), _NAME_MOST).by_name
+    short = doc.labels(list({change.option: None for change in compared.changes}), _NAME_MOST)[0]
     rows: list[list[doc.Cell]] = [
         [short[one_line(c.option)], METRICS[c.metric].heading, doc.Figure(c.metric, c.reference),
          doc.Figure(c.metric, c.run), _ratio(c), c.decision.replace("_", " ") if c.p_adjusted is not None
@@ -599,7 +599,7 @@ def _verdict_line(gate: Gate) -> str:
 
 def _checks(gate: Gate) -> doc.Table:
     checks = sorted(gate.checks, key=lambda check: [*_GATE_KINDS].index(check.verdict))
-    short = doc.labels(list({check.option: None for check in checks}), 60).by_name
+    short = doc.labels(list({check.option: None for check in checks}), 60)[0]
     rows = ([short[one_line(c.option)], one_line(c.limit), c.verdict, one_line(c.detail, 200)] for c in checks)
     every = doc.table("Every check", ("option", "limit", "verdict", "found"), (), rows)
     return replace(every, kinds=[_GATE_KINDS[check.verdict] for check in checks])

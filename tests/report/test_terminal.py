@@ -118,7 +118,7 @@ def test_names_of_a_grid_keep_what_tells_them_apart_in_a_narrow_terminal() -> No
     ],
 )
 def test_short_names_are_as_many_as_the_names(names: list[str], expected: list[str] | None) -> None:
-    found = list(labels(names, 20).by_name.values())
+    found = list(labels(names, 20)[0].values())
     assert len(set(found)) == len(names)
     assert all(len(label) <= 20 and label.isprintable() for label in found)
     if expected:
