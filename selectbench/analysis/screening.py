@@ -22,7 +22,7 @@ from selectbench.analysis.result import ScreenBound, Screening, ScreenTrial
 from selectbench.record.record import Completed, Failed, Record, has_ended
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import COMPARE, METRICS, SCREENING, Constraint, parse_constraint
-from selectbench.suite.stages import screening_seeds, tuned_options
+from selectbench.suite.stages import screening_seeds
 from selectbench.suite.suite import Suite
 
 SCREENING_RULE = (
@@ -41,7 +41,7 @@ def screening_trials(suite: Suite, records: Sequence[Record], able: Sequence[str
     `able`: options that can run here. None where there is nothing to screen, or the contest has begun.
     """
     baseline, own = suite.baseline, _by_option(suite, records)
-    others = [option.name for option in tuned_options(suite) if option.name in able and option.name != baseline]
+    others = [option.name for option in suite.asked_options if option.name in able and option.name != baseline]
     has_begun = any(record.phase == "contest" for record in records)
     if not suite.screen or not others or baseline not in able or has_begun:
         return []

@@ -96,7 +96,7 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
     """Sizes to try for each option; none above one that ran out of memory."""
     assert suite.best_of is not None
     found: dict[str, list[Values]] = {}
-    for option in stages.tuned_options(suite):
+    for option in suite.asked_options:
         own = attempts.get(option.name, {}).values()
         too_large = [attempt.values[MICRO_BATCH_SIZE] for attempt in own if attempt.failure == "oom"]
         sizes = stages.sizes_to_try(suite.best_of, suite.job_of(option), ranks[option.name])
@@ -107,7 +107,7 @@ def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts)
 def tuning_candidates(suite: Suite, attempts: Attempts) -> dict[str, list[Values]]:
     """Settings to try for each option, those that were tried already among them."""
     assert suite.tune is not None
-    options = {option.name: option for option in stages.tuned_options(suite)}
+    options = {option.name: option for option in suite.asked_options}
     axes = {name: stages.axes_of(suite.tune, option.choices) for name, option in options.items()}
     tried = {name: stages.first_values(suite.tune, axes[name]) for name in options}
     if len(suite.tune.parameters) > 1:
@@ -241,9 +241,9 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
     before = [r.wall_seconds for r in records if r.phase == "tune"]
     contest = [r.wall_seconds for r in records if r.phase == "contest"]
     sizes, tuning = speed_attempts(declared, records), tuning_attempts(sized, records)
-    options = stages.tuned_options(sized)
+    options = sized.asked_options
     return Search(
-        sizes=[_sized(declared, o, sizes) for o in stages.tuned_options(declared)] if declared.best_of else [],
+        sizes=[_sized(declared, o, sizes) for o in declared.asked_options] if declared.best_of else [],
         tuning=[_tuned(sized, declared.tune, o, tuning) for o in options] if declared.tune else [],
         seed=declared.tune.seed if declared.tune else None,
         wall_seconds=math.fsum(before), contest_wall_seconds=math.fsum(contest),

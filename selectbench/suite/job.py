@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Sequence
 from struct import pack
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -27,7 +27,7 @@ from selectbench.suite.sources import Cleaning, Data, EmbeddedCorpus
 MOST_STEPS = 10_000_000
 Steps = Annotated[int, Field(ge=1, le=MOST_STEPS)]
 BuiltInScore = Literal["bleu", "chrf", "rouge_l", "exact_match", "token_f1"]
-SCORES: tuple[str, ...] = ("bleu", "chrf", "rouge_l", "exact_match", "token_f1")
+SCORES: tuple[str, ...] = get_args(BuiltInScore)
 """Scores of generated text against references, by name; all from 0 to 100, more is better."""
 OWN_SCORE = "own_score"
 """The name of a score of own code in reports and in `decide`."""

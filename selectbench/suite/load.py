@@ -468,12 +468,11 @@ def _resolved(suite: Suite, unsaid: set[str]) -> dict[str, Any]:
 
     Without the `unsaid` keys, which decide no figure of a trial.
     """
-    asked = [option for option in suite.options if not (suite.control and option.name == CONTROL)]
     dumped = {
         o.name: as_written(o.choices)
         if isinstance(o.choices, CommandChoices)
         else o.choices.model_dump(mode="json")
-        for o in asked
+        for o in suite.asked_options
     }
     first = next(iter(dumped.values()))
     shared = {d: value for d, value in first.items() if all(row.get(d) == value for row in dumped.values())}

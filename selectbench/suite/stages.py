@@ -42,20 +42,16 @@ class Axis:
 
     def at(self, share: float) -> float:
         """The value at a share of the way from the low end, 0, to the high one, 1; beyond them too."""
+        value = self.low + share * (self.high - self.low)
         if self.logarithmic:
-            return rounded(self.low * (self.high / self.low) ** share)
-        return rounded(self.low + share * (self.high - self.low))
+            value = self.low * (self.high / self.low) ** share
+        return float(f"{value:.{_DIGITS}g}")
 
     def share(self, value: float) -> float:
         """Where a value lies."""
         if self.logarithmic:
             return math.log(value / self.low) / math.log(self.high / self.low)
         return (value - self.low) / (self.high - self.low)
-
-
-def rounded(value: float) -> float:
-    """With three significant digits."""
-    return float(f"{value:.{_DIGITS}g}")
 
 
 def axes_of(tune: Tune, choices: AnyOption) -> list[Axis]:
@@ -124,11 +120,6 @@ def beyond(axis: Axis, tried: Sequence[float], *, upwards: bool) -> float:
 def between(axis: Axis, value: float, other: float) -> float:
     """The value half-way between two."""
     return axis.at((axis.share(value) + axis.share(other)) / 2)
-
-
-def tuned_options(suite: Suite) -> list[Option]:
-    """Those that are looked for: the control is the baseline, and takes what the baseline takes."""
-    return [option for option in suite.options if not (suite.control and option.name == CONTROL)]
 
 
 def tuning_suite(suite: Suite, tried: Mapping[str, Sequence[Values]]) -> Suite:

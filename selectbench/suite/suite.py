@@ -477,6 +477,11 @@ class Suite(AnySuiteFile):
         unused = (seed for seed in itertools.count(max(self.seeds) + 1) if seed not in taken)
         return list(itertools.islice(unused, count))
 
+    @property
+    def asked_options(self) -> list[Option]:
+        """Without the control, which is the baseline once more and takes what the baseline takes."""
+        return [option for option in self.options if not (self.control and option.name == CONTROL)]
+
     def option(self, name: str) -> Option:
         """The option of that name. Raises KeyError."""
         for option in self.options:
