@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from struct import pack
 from typing import Any
 
@@ -37,12 +38,14 @@ class Batch:
     targets: torch.Tensor
     """Token ids, int64, a row for each row of logits; NOT_COUNTED where the loss leaves them out."""
 
+    def each(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        """With another tensor in the place of each."""
+        named = {name: function(tensor) for name, tensor in self.named.items()}
+        return Batch(function(self.tokens), tuple(map(function, self.arguments)), named, function(self.targets))
+
     def to(self, device: str) -> Batch:
         """On a device, of tensors on the CPU."""
-        return Batch(
-            moved(self.tokens, device), tuple(moved(tensor, device) for tensor in self.arguments),
-            {name: moved(tensor, device) for name, tensor in self.named.items()}, moved(self.targets, device),
-        )  # fmt: skip
+        return self.each(lambda tensor: moved(tensor, device))
 
 
 class SampleOrder:
@@ -88,8 +91,7 @@ class CausalBatches(SampleOrder):
             raise ValueError(f"the training split has {len(tokens)} tokens, one sequence needs {seq_len + 1}")
         super().__init__(found, global_batch_size, seed)
         self.width = seq_len + 1
-        self._tokens, self._answers, self._seq_len = tokens, answers, seq_len
-        self.device = device
+        self._tokens, self._answers, self._seq_len, self.device = tokens, answers, seq_len, device
 
     def counted(self, indices: npt.NDArray[np.int64], step: int) -> int:
         """Targets of these sequences that the loss counts."""
@@ -119,7 +121,7 @@ class CausalBatches(SampleOrder):
 
 def causal(batches: Batches) -> CausalBatches:
     """The batches of a causal job, for loops that train on nothing else; `plan` keeps them from other tasks."""
-    assert isinstance(batches, CausalBatches)
+    assert type(batches) is CausalBatches
     return batches
 
 
@@ -129,59 +131,37 @@ def moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class CausalHeldOut:
-    """Sequences to predict the next token in."""
+class HeldOut:
+    """The sequences that every evaluation of a job scores."""
 
-    sequences: npt.NDArray[np.int64]
-    """Token ids, shape (sequences, seq_len + 1): inputs and their next tokens."""
-    counted: npt.NDArray[np.bool_] | None
-    """Which targets are scored, shape (sequences, seq_len); None: all are."""
-    tokens: int
-    """Tokens scored."""
+    whole: Batch
+    """All of them, on the CPU."""
     bytes: int | None
     """UTF-8 bytes of the tokens scored; None: they stand for no text."""
+    more: tuple[npt.NDArray[Any], ...] = ()
+    """What the digest is of besides the token ids."""
     source_nats: npt.NDArray[np.float64] | None = None
     """Of each token scored under the source that emitted it; None: not known."""
-
-    @classmethod
-    def first(cls, data: Prepared, *, tokens: int, seq_len: int) -> CausalHeldOut:
-        """The first `tokens` held-out tokens, rounded up to whole sequences; all there are where there are fewer.
-
-        Of chats only what is to be predicted is scored. Raises ValueError where the split fills no sequence.
-        """
-        stream, chat = data.heldout(), data.answers(HELDOUT, seq_len)
-        if chat is None:
-            count = min(-(-tokens // seq_len), sequences(len(stream), seq_len))
-        else:
-            count = bisect_left(range(len(chat.starts)), tokens, key=chat.upto)
-        if count < 1:
-            raise ValueError(f"the held-out split has {len(stream)} tokens, one sequence needs {seq_len + 1}")
-
-        def cut(values: Any) -> Any:
-            starts = np.arange(count) * seq_len if chat is None else chat.starts[:count]
-            return None if values is None else np.asarray(values)[starts[:, None] + np.arange(seq_len + 1)]
-
-        sizes, truth = cut(data.bytes_of_heldout()), cut(data.truth_of_heldout())
-        counted = None if chat is None else chat.counted(np.arange(count), seq_len)
-        scored = np.ones((count, seq_len), bool) if counted is None else counted
-        return cls(
-            cut(stream).astype(np.int64),
-            counted,
-            int(scored.sum()),
-            None if sizes is None else int(sizes[:, 1:][scored].sum(dtype=np.int64)),
-            None if truth is None else truth[:, 1:][scored],
-        )
+    pairs: PairTokens | None = None
+    """Of a job whose sequences are pairs, those of the split."""
 
     def __len__(self) -> int:
-        return len(self.sequences)
+        return len(self.whole.tokens)
+
+    def batch(self, start: int, end: int) -> Batch:
+        """These sequences, on the CPU."""
+        return self.whole.each(lambda tensor: tensor[start:end])
+
+    @cached_property
+    def tokens(self) -> int:
+        """Targets scored."""
+        return int((self.whole.targets != NOT_COUNTED).sum())
 
     def sha256(self) -> str:
-        """Digest of the token ids, their shape, and which of them are scored."""
-        shape = str(self.sequences.shape).encode()
-        digest = hashlib.sha256(shape + self.sequences.astype("<i8").tobytes())
-        if self.counted is not None:
-            digest.update(np.packbits(self.counted).tobytes())
-        return digest.hexdigest()
+        """Digest of the token ids, their shape, what is hidden of them, and which targets are scored."""
+        tokens = self.whole.tokens.numpy()
+        parts = [part.tobytes() for part in (tokens.astype("<i8"), *self.more)]
+        return hashlib.sha256(b"".join([str(tokens.shape).encode(), *parts])).hexdigest()
 
     def source_loss(self) -> tuple[float | None, float | None]:
         """Mean of the source's own nats over the tokens scored, and its standard error."""
@@ -190,13 +170,33 @@ class CausalHeldOut:
         error = self.source_nats.std(ddof=1) / np.sqrt(len(self.source_nats)) if len(self.source_nats) > 1 else None
         return float(self.source_nats.mean()), None if error is None else float(error)
 
-    def batch(self, start: int, end: int) -> Batch:
-        """These sequences, on the CPU."""
-        rows = torch.from_numpy(self.sequences[start:end])
-        targets = rows[:, 1:].clone()
-        if self.counted is not None:
-            targets[~torch.from_numpy(self.counted[start:end])] = NOT_COUNTED
-        return Batch(rows, (rows[:, :-1],), {}, targets)
+
+def causal_held_out(data: Prepared, *, tokens: int, seq_len: int) -> HeldOut:
+    """The first `tokens` held-out tokens, rounded up to whole sequences; all there are where there are fewer.
+
+    Of chats only what is to be predicted is scored. Raises ValueError where the split fills no sequence.
+    """
+    stream, chat = data.heldout(), data.answers(HELDOUT, seq_len)
+    if chat is None:
+        count = min(-(-tokens // seq_len), sequences(len(stream), seq_len))
+    else:
+        count = bisect_left(range(len(chat.starts)), tokens, key=chat.upto)
+    if count < 1:
+        raise ValueError(f"the held-out split has {len(stream)} tokens, one sequence needs {seq_len + 1}")
+
+    def cut(values: Any) -> Any:
+        starts = np.arange(count) * seq_len if chat is None else chat.starts[:count]
+        return None if values is None else np.asarray(values)[starts[:, None] + np.arange(seq_len + 1)]
+
+    ids, sizes, truth = cut(stream).astype(np.int64), cut(data.bytes_of_heldout()), cut(data.truth_of_heldout())
+    scored = np.ones((count, seq_len), bool) if chat is None else chat.counted(np.arange(count), seq_len)
+    known = torch.from_numpy(ids)
+    return HeldOut(
+        Batch(known, (known[:, :-1],), {}, torch.from_numpy(np.where(scored, ids[:, 1:], NOT_COUNTED))),
+        None if sizes is None else int(sizes[:, 1:][scored].sum(dtype=np.int64)),
+        () if chat is None else (np.packbits(scored),),
+        None if truth is None else truth[:, 1:][scored],
+    )
 
 
 # Pairs for an encoder and a decoder, padded to the job's length: shapes do not depend on how a step is cut.
@@ -223,13 +223,12 @@ class PairTokens:
     """Of the token that the decoder is given first."""
 
     @classmethod
-    def of(
-        cls, tokens: npt.NDArray[Any], lengths: npt.NDArray[np.int64], seq_len: int, pad_id: int,
-        start_id: int | None = None,
-    ) -> PairTokens:  # fmt: skip
-        """Those that have no side longer than `seq_len`; `start_id` None: the padding token."""
+    def of(cls, data: Prepared, side: str, seq_len: int, start_id: int | None = None) -> PairTokens:
+        """Those of TRAIN or HELDOUT that have no side longer than `seq_len`; `start_id` None: the padding token."""
+        tokens, lengths = data.train() if side == TRAIN else data.heldout(), data.lengths(side)
+        assert lengths is not None, "the job was checked: seq2seq has pairs"
         ends = np.cumsum(lengths.ravel()).reshape(-1, 2)
-        chosen = fitting(lengths, seq_len)
+        chosen, pad_id = fitting(lengths, seq_len), data.special_ids["pad"]
         start = pad_id if start_id is None else start_id
         return cls(tokens, (ends - lengths)[chosen], np.asarray(lengths)[chosen], seq_len, pad_id, start)
 
@@ -273,9 +272,7 @@ class PairBatches(SampleOrder):
     """Pairs in the order of a seed."""
 
     def __init__(self, data: Prepared, job: Job, seed: int, device: str, start_id: int | None = None) -> None:
-        lengths = data.lengths(TRAIN)
-        assert lengths is not None, "the job was checked: seq2seq has pairs"
-        self._pairs = PairTokens.of(data.train(), lengths, job.seq_len, data.special_ids["pad"], start_id)
+        self._pairs = PairTokens.of(data, TRAIN, job.seq_len, start_id)
         super().__init__(len(self._pairs), job.global_batch_size, seed)
         self.width = 2 * job.seq_len
         self._device = device
@@ -289,46 +286,20 @@ class PairBatches(SampleOrder):
         return self._pairs.batch(indices).to(self._device)
 
 
-class PairHeldOut:
-    """Held-out pairs, scored by their targets."""
+def pairs_held_out(data: Prepared, *, tokens: int, seq_len: int, start_id: int | None = None) -> HeldOut:
+    """The first pairs whose targets have so many tokens together; all that there are where there are fewer.
 
-    def __init__(self, pairs: PairTokens, indices: Ids, scored_bytes: int) -> None:
-        self.pairs, self.indices = pairs, indices
-        self.tokens, self.bytes = int(pairs.lengths[indices, 1].sum()), scored_bytes
-
-    @classmethod
-    def first(cls, data: Prepared, *, tokens: int, seq_len: int, start_id: int | None = None) -> PairHeldOut:
-        """The first pairs whose targets have so many tokens together; all that there are where there are fewer.
-
-        Raises ValueError where no pair fits.
-        """
-        lengths, sizes = data.lengths(HELDOUT), data.bytes_of_heldout()
-        assert lengths is not None
-        assert sizes is not None
-        pairs = PairTokens.of(data.heldout(), lengths, seq_len, data.special_ids["pad"], start_id)
-        if not len(pairs):
-            raise ValueError(f"no held-out pair fits seq_len {seq_len}")
-        enough = int(np.searchsorted(np.cumsum(pairs.lengths[:, 1]), tokens)) + 1
-        indices = np.arange(min(enough, len(pairs)))
-        spans = zip(pairs.starts[indices, 1].tolist(), pairs.lengths[indices, 1].tolist(), strict=True)
-        return cls(pairs, indices, sum(int(sizes[start : start + n].sum(dtype=np.int64)) for start, n in spans))
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def batch(self, start: int, end: int) -> Batch:
-        """These pairs, on the CPU."""
-        return self.pairs.batch(self.indices[start:end])
-
-    def sha256(self) -> str:
-        """Digest of sources and targets."""
-        batch = self.batch(0, len(self))
-        shape = str(tuple(batch.tokens.shape)).encode()
-        return hashlib.sha256(shape + batch.tokens.numpy().astype("<i8").tobytes()).hexdigest()
-
-    def source_loss(self) -> tuple[None, None]:
-        """Nobody knows how likely a translation is."""
-        return None, None
+    Raises ValueError where no pair fits.
+    """
+    sizes, pairs = data.bytes_of_heldout(), PairTokens.of(data, HELDOUT, seq_len, start_id)
+    assert sizes is not None
+    if not len(pairs):
+        raise ValueError(f"no held-out pair fits seq_len {seq_len}")
+    enough = int(np.searchsorted(np.cumsum(pairs.lengths[:, 1]), tokens)) + 1
+    indices = np.arange(min(enough, len(pairs)))
+    spans = zip(pairs.starts[indices, 1].tolist(), pairs.lengths[indices, 1].tolist(), strict=True)
+    scored_bytes = sum(int(sizes[start : start + n].sum(dtype=np.int64)) for start, n in spans)
+    return HeldOut(pairs.batch(indices), scored_bytes, pairs=pairs)
 
 
 # Masked language modelling: some tokens are hidden from the model, and it must say which they were.
@@ -356,22 +327,18 @@ def hidden(tokens: Ids, seeds: list[int], vocab_size: int, mask_id: int) -> tupl
 
 
 def _batch(tokens: Ids, inputs: Ids, chosen: npt.NDArray[np.bool_]) -> Batch:
-    targets = np.where(chosen, tokens, NOT_COUNTED)
-    known = torch.from_numpy(inputs)
-    return Batch(torch.from_numpy(tokens), (), {"input_ids": known}, torch.from_numpy(targets))
+    targets = torch.from_numpy(np.where(chosen, tokens, NOT_COUNTED))
+    return Batch(torch.from_numpy(tokens), (), {"input_ids": torch.from_numpy(inputs)}, targets)
 
 
-class MaskedBatches:
+class MaskedBatches(CausalBatches):
     """The sequences of a causal job without their last token, in the same order."""
 
-    def __init__(self, causal: CausalBatches, data: Prepared, seed: int) -> None:
-        self._causal, self._seed = causal, seed
+    def __init__(self, data: Prepared, **settings: Any) -> None:
+        """`settings`: as of a causal job."""
+        super().__init__(data.train(), **settings)
         self._vocab_size, self._mask_id = data.vocab_size, data.special_ids["mask"]
-        self.width = causal.width - 1
-
-    def sample_indices(self, step: int) -> Ids:
-        """Sequence numbers of one optimizer step, shape (global_batch_size,)."""
-        return self._causal.sample_indices(step)
+        self.width -= 1
 
     def counted(self, indices: Ids, step: int) -> int:
         """Tokens of these sequences that are chosen."""
@@ -379,51 +346,25 @@ class MaskedBatches:
 
     def batch_at(self, indices: Ids, step: int) -> Batch:
         """These sequences on the device."""
-        return _batch(*self._hidden(indices, step)).to(self._causal.device)
+        return _batch(*self._hidden(indices, step)).to(self.device)
 
     def _hidden(self, indices: Ids, step: int) -> tuple[Ids, Ids, npt.NDArray[np.bool_]]:
-        tokens = self._causal.token_ids(indices)[:, :-1]
+        tokens = self.token_ids(indices)[:, :-1]
         seeds = [derived_seed(self._seed, "mask", step, int(index)) for index in indices]
-        inputs, chosen = hidden(tokens, seeds, self._vocab_size, self._mask_id)
-        return tokens, inputs, chosen
+        return tokens, *hidden(tokens, seeds, self._vocab_size, self._mask_id)
 
 
-class MaskedHeldOut:
-    """Held-out sequences with the same tokens hidden in every evaluation."""
-
-    def __init__(self, tokens: Ids, inputs: Ids, chosen: npt.NDArray[np.bool_], scored_bytes: int | None) -> None:
-        self._tokens, self._inputs, self._chosen = tokens, inputs, chosen
-        self.tokens, self.bytes = int(chosen.sum()), scored_bytes
-
-    @classmethod
-    def of(cls, causal: CausalHeldOut, data: Prepared) -> MaskedHeldOut:
-        """The causal job's sequences without their last token."""
-        tokens = causal.sequences[:, :-1]
-        seeds = [derived_seed(0, "held-out mask", number) for number in range(len(tokens))]
-        inputs, chosen = hidden(tokens, seeds, data.vocab_size, data.special_ids["mask"])
-        sizes = data.bytes_of_heldout()
-        width = tokens.shape[1]
-        flat = None if sizes is None else np.asarray(sizes[: tokens.size]).reshape(-1, width)
-        return cls(tokens, inputs, chosen, None if flat is None else int(flat[chosen].sum(dtype=np.int64)))
-
-    def __len__(self) -> int:
-        return len(self._tokens)
-
-    def batch(self, start: int, end: int) -> Batch:
-        """These sequences, on the CPU."""
-        return _batch(self._tokens[start:end], self._inputs[start:end], self._chosen[start:end])
-
-    def sha256(self) -> str:
-        """Digest of the tokens, of what is hidden and of how."""
-        digest = hashlib.sha256(str(self._tokens.shape).encode())
-        for part in (self._tokens, self._inputs):
-            digest.update(part.astype("<i8").tobytes())
-        digest.update(np.packbits(self._chosen).tobytes())
-        return digest.hexdigest()
-
-    def source_loss(self) -> tuple[None, None]:
-        """What the source itself would score on a gap is not known."""
-        return None, None
+def masked_held_out(data: Prepared, *, tokens: int, seq_len: int) -> HeldOut:
+    """The causal job's sequences without their last token, the same ones hidden in every evaluation."""
+    ids: Ids = causal_held_out(data, tokens=tokens, seq_len=seq_len).whole.arguments[0].numpy()
+    seeds = [derived_seed(0, "held-out mask", number) for number in range(len(ids))]
+    inputs, chosen = hidden(ids, seeds, data.vocab_size, data.special_ids["mask"])
+    sizes = data.bytes_of_heldout()
+    scored = None if sizes is None else np.asarray(sizes[: ids.size]).reshape(ids.shape)[chosen]
+    return HeldOut(
+        _batch(ids, inputs, chosen), None if scored is None else int(scored.sum(dtype=np.int64)),
+        (inputs.astype("<i8"), np.packbits(chosen)),
+    )  # fmt: skip
 
 
 # A digest of the tokens that the model consumed, cheap enough for every step and free of synchronisation.
@@ -459,16 +400,11 @@ def stream_sha256(step_sums: Iterable[int]) -> str:
     return hashlib.sha256(b"".join(pack("<q", value) for value in step_sums)).hexdigest()
 
 
-# What a task trains on and is scored on: one class each for its training data and its held-out ones.
+# What a task trains on and is scored on.
 
 
-Batches = CausalBatches | MaskedBatches | PairBatches
+Batches = CausalBatches | PairBatches
 """The training data of a task, in the order of a seed; `width`: token ids of a sequence in `Batch.tokens`."""
-HeldOut = CausalHeldOut | MaskedHeldOut | PairHeldOut
-"""The sequences that every evaluation of a job scores.
-
-`tokens`: targets scored; `bytes`: UTF-8 bytes of the tokens scored, None where they stand for no text.
-"""
 
 
 def batches_of(order: Order, data: Prepared, world: World, module: Any) -> Batches:
@@ -476,11 +412,13 @@ def batches_of(order: Order, data: Prepared, world: World, module: Any) -> Batch
     job = order.job
     if job.task == "seq2seq":
         return PairBatches(data, job, order.trial.seed, world.device, decoder_start_id(module))
-    causal = CausalBatches(
-        data.train(), seq_len=job.seq_len, global_batch_size=job.global_batch_size, seed=order.trial.seed,
-        device=world.device, answers=data.answers(TRAIN, job.seq_len),
-    )  # fmt: skip
-    return MaskedBatches(causal, data, order.trial.seed) if job.task == "masked_lm" else causal
+    settings: dict[str, Any] = {
+        "seq_len": job.seq_len, "global_batch_size": job.global_batch_size, "seed": order.trial.seed,
+        "device": world.device,
+    }  # fmt: skip
+    if job.task == "masked_lm":
+        return MaskedBatches(data, **settings)
+    return CausalBatches(data.train(), answers=data.answers(TRAIN, job.seq_len), **settings)
 
 
 def held_out_of(order: Order, data: Prepared, module: Any) -> HeldOut | None:
@@ -490,6 +428,6 @@ def held_out_of(order: Order, data: Prepared, module: Any) -> HeldOut | None:
         return None
     if job.task == "seq2seq":
         start_id = decoder_start_id(module)
-        return PairHeldOut.first(data, tokens=job.eval.tokens, seq_len=job.seq_len, start_id=start_id)
-    causal = CausalHeldOut.first(data, tokens=job.eval.tokens, seq_len=job.seq_len)
-    return MaskedHeldOut.of(causal, data) if job.task == "masked_lm" else causal
+        return pairs_held_out(data, tokens=job.eval.tokens, seq_len=job.seq_len, start_id=start_id)
+    made = masked_held_out if job.task == "masked_lm" else causal_held_out
+    return made(data, tokens=job.eval.tokens, seq_len=job.seq_len)

@@ -29,12 +29,12 @@ from transformers.utils import logging
 
 from selectbench.choices.choice import is_own
 from selectbench.choices.model import Lora, OwnModel, PretrainedTokenizer
-from selectbench.data.prepared import TOKENIZER, Prepared
+from selectbench.data.prepared import HELDOUT, TOKENIZER, Prepared
 from selectbench.data.tokenizer import pretrained_tokenizer
 from selectbench.record.record import Inside, Sample, Sentences
 from selectbench.record.wire import Order
 from selectbench.suite.job import OWN_SCORE, Eval
-from selectbench.worker.batches import NOT_COUNTED, Batch, CausalHeldOut, HeldOut, PairHeldOut, decoder_start_id
+from selectbench.worker.batches import NOT_COUNTED, Batch, HeldOut, PairTokens, decoder_start_id
 from selectbench.worker.model import logits_of, new_model
 from selectbench.worker.runtime import (
     OwnCodeError,
@@ -233,18 +233,18 @@ class Inspection:
         rows, columns, weights = self._attention(forward, batch)
         samples: list[Sample] = []
         if forward.is_transformers:  # a model of own code may want all of its positions
-            if isinstance(self.held_out, PairHeldOut):
-                samples = self._translations(self.held_out, forward, world)
-            elif isinstance(self.held_out, CausalHeldOut):
-                samples = self._continuations(self.held_out, forward, world)
+            if self.held_out.pairs is not None:
+                samples = self._translations(self.held_out.pairs, forward, world)
+            elif batch.arguments:
+                samples = self._continuations(forward, world)
         return Inside(
             samples=samples, tokens=tokens, token_losses=losses,
             attention=weights, attention_rows=rows, attention_columns=columns,
         )  # fmt: skip
 
-    def _continuations(self, held_out: CausalHeldOut, forward: Forward, world: World) -> list[Sample]:
+    def _continuations(self, forward: Forward, world: World) -> list[Sample]:
         found = []
-        for row in held_out.sequences[:SAMPLES].tolist():
+        for row in self.held_out.whole.tokens[:SAMPLES].tolist():
             given = row[: min(PROMPT_TOKENS, len(row) // 2)]
             count = min(SAID_TOKENS, len(row) - len(given))
             said = continue_tokens(forward, given, count=count, longest=len(row) - 1, world=world)
@@ -252,12 +252,11 @@ class Inspection:
             found.append(Sample(prompt=self.text(given), said=self.text(said), reference=self.text(real)))
         return found
 
-    def _translations(self, held_out: PairHeldOut, forward: Forward, world: World) -> list[Sample]:
-        batch = held_out.batch(0, min(SAMPLES, len(held_out))).to(world.device)
-        start = held_out.pairs.start_id
-        said = generate_targets(forward, batch, end_id=self.end_id, start_id=start, world=world)
+    def _translations(self, pairs: PairTokens, forward: Forward, world: World) -> list[Sample]:
+        batch = self.held_out.batch(0, SAMPLES).to(world.device)
+        said = generate_targets(forward, batch, end_id=self.end_id, start_id=pairs.start_id, world=world)
         width = batch.named["input_ids"].shape[1]
-        ends = (self.end_id, held_out.pairs.pad_id)
+        ends = (self.end_id, pairs.pad_id)
         return [
             Sample(
                 prompt=self.text([t for t in row[:width] if t not in ends]), said=self.text(ids),
@@ -288,7 +287,7 @@ class Inspection:
 
     def _sides(self, batch: Batch) -> tuple[list[int], list[int]]:
         """Tokens that attend, and those attended to."""
-        if isinstance(self.held_out, PairHeldOut):
+        if self.held_out.pairs is not None:
             end = self.held_out.pairs.pad_id
             sides = batch.named["decoder_input_ids"][0].tolist(), batch.named["input_ids"][0].tolist()
             known = [[t for n, t in enumerate(side) if n == 0 or t != end] for side in sides]
@@ -463,7 +462,7 @@ class Examination:
     """Generates and scores, with the logits of the final evaluation."""
 
     names: Sequence[str]
-    held_out: PairHeldOut
+    pairs: PairTokens
     texts: Sequence[tuple[str, str]]
     """Source and reference of each pair to generate for."""
     tokenizer: Tokenizer
@@ -477,10 +476,9 @@ class Examination:
         job = order.job
         if not isinstance(job.eval, Eval) or job.task != "seq2seq" or not job.eval.scores:
             return None
-        start_id = decoder_start_id(module)
-        held_out = PairHeldOut.first(data, tokens=1 << 40, seq_len=job.seq_len, start_id=start_id)
+        pairs = PairTokens.of(data, HELDOUT, job.seq_len, decoder_start_id(module))
         return cls(
-            job.eval.scores, held_out, data.pairs_to_score(job),
+            job.eval.scores, pairs, data.pairs_to_score(job),
             Tokenizer.from_file(str(data.folder / TOKENIZER)), data.end_id, order.choices.micro_batch_size,
             Path(order.trial_folder),
         )  # fmt: skip
@@ -490,8 +488,7 @@ class Examination:
         hypotheses: list[str] = []
         for start in range(0, len(self.texts), self.sequences_per_batch):
             rows = np.arange(start, min(start + self.sequences_per_batch, len(self.texts)))
-            batch = self.held_out.pairs.batch(rows).to(world.device)
-            first = self.held_out.pairs.start_id
+            batch, first = self.pairs.batch(rows).to(world.device), self.pairs.start_id
             ids = generate_targets(logits, batch, end_id=self.end_id, start_id=first, world=world)
             hypotheses += [self.tokenizer.decode(row) for row in ids]
             tell(len(hypotheses), len(self.texts))

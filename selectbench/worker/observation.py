@@ -146,19 +146,11 @@ def tried(module: Any, batch: Batch) -> Tried:
         module.set_attn_implementation(on_cpu)
     try:
         with suppress(Exception):
-            return _tried(module, _cut(batch, TRIED_TOKENS))
-        return _tried(module, _cut(batch, None))
+            return _tried(module, batch.each(lambda tensor: tensor[:1, :TRIED_TOKENS].cpu()))
+        return _tried(module, batch.each(lambda tensor: tensor[:1].cpu()))
     finally:
         if kernel != on_cpu:
             module.set_attn_implementation(kernel)
-
-
-def _cut(batch: Batch, tokens: int | None) -> Batch:
-    def short(tensor: torch.Tensor) -> torch.Tensor:
-        return tensor[:1, :tokens].cpu()
-
-    named = {name: short(tensor) for name, tensor in batch.named.items()}
-    return Batch(short(batch.tokens), tuple(map(short, batch.arguments)), named, short(batch.targets))
 
 
 def _tried(module: Any, batch: Batch) -> Tried:

@@ -10,7 +10,7 @@ from selectbench.choices.execution import CompileOff, Fp16Mixed, Fp32
 from selectbench.choices.optimizer import AdamW
 from selectbench.record.wire import Finished
 from selectbench.worker import trial as trial_module
-from selectbench.worker.batches import CausalHeldOut
+from selectbench.worker.batches import Batch, HeldOut
 from selectbench.worker.engine import SingleEngine
 from selectbench.worker.evaluation import evaluation_forward, heldout_loss
 from selectbench.worker.model import cast_parameters, new_model
@@ -128,8 +128,8 @@ def test_evaluation_of_half_precision_weights_is_in_fp32_and_leaves_them_alone(t
     cast_parameters(module, torch.bfloat16)
     module.train()
     stream = torch.randint(64, (200,), generator=torch.Generator().manual_seed(0)).numpy()
-    sequences = stream[: 7 * 16 + 1][np.arange(7)[:, None] * 16 + np.arange(17)]
-    held_out = CausalHeldOut(sequences, None, 112, 112)
+    sequences = torch.from_numpy(stream[: 7 * 16 + 1][np.arange(7)[:, None] * 16 + np.arange(17)])
+    held_out = HeldOut(Batch(sequences, (sequences[:, :-1],), {}, sequences[:, 1:]), 112)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
 
     def loss_of(size):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
 
 from selectbench.data.prepared import TOKENIZER, Prepared
-from selectbench.worker.batches import Batch, PairHeldOut, PairTokens, decoder_start_id
+from selectbench.worker.batches import Batch, PairTokens, decoder_start_id, pairs_held_out
 from selectbench.worker.evaluation import HYPOTHESES
 
 SEED, GENERATED, TOKENS = 3, 5, 300
@@ -78,9 +78,9 @@ def test_training_evaluation_and_generation_begin_as_transformers_does(trials, p
     )  # fmt: skip
     found = trials.finished(seed=SEED, job=job, optimizer={"name": "adamw", "lr": 1e-12}).measurement
 
-    held_out = PairHeldOut.first(pairs, tokens=TOKENS, seq_len=LENGTH)
+    held_out = pairs_held_out(pairs, tokens=TOKENS, seq_len=LENGTH)
     assert found.initial_loss == pytest.approx(loss_of(model, held_out.batch(0, len(held_out))), rel=1e-5)
-    train = PairTokens.of(pairs.train(), pairs.lengths("train"), LENGTH, pairs.special_ids["pad"])
+    train = PairTokens.of(pairs, "train", LENGTH)
     first = train.batch(jobs.order_of(len(train), SEED)[:SEQUENCES])
     assert found.first_loss == pytest.approx(loss_of(model, first), rel=1e-5)
     lines = (trials.trial_folder / HYPOTHESES).read_text().splitlines()
@@ -92,12 +92,7 @@ def test_training_evaluation_and_generation_begin_as_transformers_does(trials, p
 
 def test_what_comes_first_matters_to_that_bart(pairs):
     model = bart(pairs).eval()
-    tokens = [
-        PairTokens.of(pairs.train(), pairs.lengths("train"), LENGTH, pairs.special_ids["pad"], start).batch(
-            np.arange(8)
-        )
-        for start in (None, pairs.end_id)
-    ]
+    tokens = [PairTokens.of(pairs, "train", LENGTH, start).batch(np.arange(8)) for start in (None, pairs.end_id)]
     losses = []
     for batch in tokens:
         with torch.no_grad():

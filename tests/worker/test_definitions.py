@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from made_records import make_record, make_suite
@@ -16,7 +15,7 @@ from selectbench.choices.execution import CrossEntropy
 from selectbench.data.prepare import prepare
 from selectbench.data.sources import make_source
 from selectbench.suite.sources import MarkovSource
-from selectbench.worker.batches import Batch, CausalHeldOut
+from selectbench.worker.batches import NOT_COUNTED, Batch, HeldOut, causal_held_out
 from selectbench.worker.evaluation import heldout_loss
 from selectbench.worker.runtime import ALONE
 
@@ -64,7 +63,7 @@ def test_cross_entropy_of_a_fifth_is_its_logarithm():
     logits = torch.tensor([[[math.log(0.2), math.log(0.8)]]])
     assert CrossEntropy().build()(logits, torch.tensor([[0]])).item() == pytest.approx(1.609, abs=5e-4)
     assert CrossEntropy().build()(logits, torch.tensor([[0]])).item() == pytest.approx(-math.log(0.2), rel=1e-6)
-    held_out = CausalHeldOut(np.array([[1, 0]]), None, 1, 1)
+    held_out = HeldOut(Batch(torch.tensor([[1, 0]]), (torch.tensor([[1]]),), {}, torch.tensor([[0]])), 1)
     assert heldout_loss(lambda _: logits, held_out, sequences_per_batch=1, world=ALONE) == pytest.approx(
         1.609, abs=5e-4
     )
@@ -72,10 +71,10 @@ def test_cross_entropy_of_a_fifth_is_its_logarithm():
 
 def test_a_held_out_loss_is_the_mean_over_the_counted_targets():
     probabilities = torch.tensor([[[0.5, 0.5], [0.25, 0.75], [0.9, 0.1]], [[0.2, 0.8], [0.6, 0.4], [0.7, 0.3]]])
-    tokens = np.array([[0, 1, 0, 1], [1, 1, 0, 0]])
-    counted = np.array([[True, True, False], [False, True, True]])
+    tokens = torch.tensor([[0, 1, 0, 1], [1, 1, 0, 0]])
+    counted = torch.tensor([[True, True, False], [False, True, True]])
     chosen = [0.5, 0.25, 0.6, 0.7]  # of the targets 1, 0 and 0, 0
-    held_out = CausalHeldOut(tokens, counted, int(counted.sum()), None)
+    held_out = HeldOut(Batch(tokens, (tokens[:, :-1],), {}, tokens[:, 1:].where(counted, NOT_COUNTED)), None)
 
     def logits(batch: Batch) -> torch.Tensor:
         rows = [0 if row.tolist() == [0, 1, 0] else 1 for row in batch.arguments[0]]
@@ -132,7 +131,7 @@ def table_of(truth, vocab_size):
 
 
 def test_the_source_itself_has_no_excess_loss(source):
-    held_out = CausalHeldOut.first(source.data, tokens=1 << 20, seq_len=16)
+    held_out = causal_held_out(source.data, tokens=1 << 20, seq_len=16)
     table = table_of(source.truth, 20)
     loss = heldout_loss(lambda b: table[b.arguments[0]], held_out, sequences_per_batch=4, world=ALONE)
     floor, error = held_out.source_loss()

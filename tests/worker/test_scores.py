@@ -242,7 +242,7 @@ def test_nothing_is_generated_where_no_score_is_asked_for(trials, pairs):
 def test_greedy_decoding_is_the_one_of_transformers(pairs: Prepared):
     pad = pairs.special_ids["pad"]
     model = jobs.plain_t5(pairs.vocab_size, 0)
-    data = PairTokens.of(pairs.train(), pairs.lengths("train"), LENGTH, pad)
+    data = PairTokens.of(pairs, "train", LENGTH)
     plain = jobs.PlainTraining(model)
     for step in range(80):
         batch = data.batch(np.arange(step % 8 * 8, step % 8 * 8 + 8))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,14 +16,13 @@ from task_jobs import BART_PAIRS, CHATS, LENGTH, MASKED, SEQUENCES, STEPS, T5_PA
 from selectbench.data.prepared import Prepared
 from selectbench.worker.batches import (
     NOT_COUNTED,
-    CausalBatches,
-    CausalHeldOut,
     MaskedBatches,
-    MaskedHeldOut,
-    PairHeldOut,
     PairTokens,
     batches_of,
+    causal_held_out,
     hidden,
+    masked_held_out,
+    pairs_held_out,
 )
 from selectbench.worker.runtime import ALONE
 
@@ -115,7 +115,7 @@ def test_every_step_of_a_chat_counts_the_answers_alone(trials, prepared):
     assert series(trials)["loss_nats_per_token"] == pytest.approx(plain.losses, rel=1e-5)
     assert series(trials)["gradient_norm"] == pytest.approx(plain.norms, rel=1e-4)
     assert finished.measurement.heldout_tokens == data.mask("heldout").sum()  # fewer than the job asks for
-    some = CausalHeldOut.first(data, tokens=100, seq_len=LENGTH)
+    some = causal_held_out(data, tokens=100, seq_len=LENGTH)
     counted = data.answers("heldout", LENGTH).counted(np.arange(len(some)), LENGTH)
     assert some.tokens == counted.sum() >= 100 > counted[:-1].sum()
 
@@ -191,7 +191,7 @@ def test_a_pair_has_the_same_loss_whatever_else_is_in_its_batch_and_however_wide
     data = prepared[family]
     pad = data.special_ids["pad"]
     model = PLAIN[family](data.vocab_size, 0)
-    narrow = PairTokens.of(data.train(), data.lengths("train"), LENGTH, pad)
+    narrow = PairTokens.of(data, "train", LENGTH)
     rows = np.arange(20)
     together = losses_of(model, narrow.batch(rows))
     alone = torch.cat([losses_of(model, narrow.batch(rows[n : n + 1])) for n in range(20)])
@@ -205,12 +205,10 @@ def test_a_pair_has_the_same_loss_whatever_else_is_in_its_batch_and_however_wide
 def test_what_stands_in_the_padding_changes_nothing(prepared):
     data = prepared["t5"]
     model = jobs.plain_t5(data.vocab_size, 0)
-    found = [
-        losses_of(model, PairTokens.of(data.train(), data.lengths("train"), LENGTH, pad).batch(np.arange(8)))
-        for pad in (data.special_ids["pad"], data.end_id)
-    ]
-    start = data.special_ids["pad"]
-    other = PairTokens.of(data.train(), data.lengths("train"), LENGTH, data.end_id).batch(np.arange(8))
+    pairs = PairTokens.of(data, "train", LENGTH)
+    ended = replace(pairs, pad_id=data.end_id, start_id=data.end_id)
+    found = [losses_of(model, each.batch(np.arange(8))) for each in (pairs, ended)]
+    start, other = data.special_ids["pad"], ended.batch(np.arange(8))
     other.named["decoder_input_ids"][:, 0] = start
     assert losses_of(model, other) == pytest.approx(found[0], rel=1e-5)
     assert losses_of(model, other) != pytest.approx(found[1], rel=1e-3), "the first given token is no padding"
@@ -219,7 +217,7 @@ def test_what_stands_in_the_padding_changes_nothing(prepared):
 def test_pairs_too_long_for_the_job_take_no_part(prepared):
     data = prepared["t5"]
     for seq_len in (6, 8):
-        pairs = PairTokens.of(data.train(), data.lengths("train"), seq_len, data.special_ids["pad"])
+        pairs = PairTokens.of(data, "train", seq_len)
         assert 0 < len(pairs) < data.train_documents
         assert pairs.lengths.max() <= seq_len
         batch = pairs.batch(np.arange(len(pairs)))
@@ -233,7 +231,7 @@ def test_pairs_too_long_for_the_job_take_no_part(prepared):
 
 def test_held_out_pairs_are_the_first_with_so_many_target_tokens_and_their_bytes(prepared):
     data = prepared["t5"]
-    held_out = PairHeldOut.first(data, tokens=50, seq_len=LENGTH)
+    held_out = pairs_held_out(data, tokens=50, seq_len=LENGTH)
     pairs = jobs.pairs_that_fit(data, heldout=True)
     lengths = [len(target) for _, target in pairs[: len(held_out)]]
     assert sum(lengths) == held_out.tokens >= 50 > sum(lengths[:-1])
@@ -246,8 +244,7 @@ def test_held_out_pairs_are_the_first_with_so_many_target_tokens_and_their_bytes
 
 
 def masked(data, seed=0):
-    batches = CausalBatches(data.train(), seq_len=LENGTH, global_batch_size=SEQUENCES, seed=seed, device="cpu")
-    return MaskedBatches(batches, data, seed)
+    return MaskedBatches(data, seq_len=LENGTH, global_batch_size=SEQUENCES, seed=seed, device="cpu")
 
 
 def same(one, other):
@@ -290,7 +287,7 @@ def test_something_is_hidden_in_the_shortest_sequence():
 
 def test_every_evaluation_asks_the_same(trials, prepared):
     data = prepared["masked_lm"]
-    one, again = (MaskedHeldOut.of(CausalHeldOut.first(data, tokens=600, seq_len=LENGTH), data) for _ in range(2))
+    one, again = (masked_held_out(data, tokens=600, seq_len=LENGTH) for _ in range(2))
     assert same(one.batch(0, len(one)), again.batch(0, len(again)))
     assert one.sha256() == again.sha256()
     runs = [on(trials, data).finished(seed=seed, job={**MASKED, "max_steps": 2}) for seed in (0, 1)]
@@ -302,7 +299,7 @@ def test_every_evaluation_asks_the_same(trials, prepared):
 
 def test_bytes_of_hidden_tokens_are_those_of_the_text_that_they_stand_for(prepared):
     data = prepared["masked_lm"]
-    held_out = MaskedHeldOut.of(CausalHeldOut.first(data, tokens=600, seq_len=LENGTH), data)
+    held_out = masked_held_out(data, tokens=600, seq_len=LENGTH)
     targets = held_out.batch(0, len(held_out)).targets
     sizes = np.array(data.bytes_of_heldout())[: targets.numel()]
     assert held_out.bytes == int(sizes[(targets != NOT_COUNTED).flatten().numpy()].sum())
