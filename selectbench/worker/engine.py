@@ -17,10 +17,11 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from selectbench.choices import Choices
 from selectbench.choices.execution import BUCKET_ELEMENTS, PrecisionChoice, Zero
+from selectbench.observe.selectbench_seen import dtype_name
 from selectbench.suite.job import Job
 from selectbench.worker import model
 from selectbench.worker.evaluation import Forward, evaluation_forward
-from selectbench.worker.runtime import World, dtype_name, local_part
+from selectbench.worker.runtime import World, local_part
 
 if TYPE_CHECKING:
     from selectbench.worker.engine_zero import ZeroEngine

@@ -15,11 +15,12 @@ import torch
 from deepspeed.accelerator import get_accelerator
 
 from selectbench.choices import Choices
+from selectbench.observe.selectbench_seen import dtype_name
 from selectbench.suite.job import Job
 from selectbench.worker import model
 from selectbench.worker.engine import LossScale, complaints_in_words, deepspeed_config, first_scale, resolved
 from selectbench.worker.evaluation import Forward, evaluation_forward, switching
-from selectbench.worker.runtime import World, dtype_name, set_patience
+from selectbench.worker.runtime import World, set_patience
 
 # What DeepSpeed is told of a GPU's free memory.
 

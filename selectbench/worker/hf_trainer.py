@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, SequentialSampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from selectbench.choices.execution import Ddp
+from selectbench.observe.selectbench_seen import dtype_name
 from selectbench.record.wire import Stage
 from selectbench.worker.batches import causal
 from selectbench.worker.engine import gradient_scaler
@@ -23,7 +24,7 @@ from selectbench.worker.evaluation import Forward, evaluation_forward
 from selectbench.worker.loop import FirstGradients, Trained, unsupported_where_missing
 from selectbench.worker.model import cast_parameters, logits_of, loss_alone
 from selectbench.worker.recorder import Recorder, Setting, StepTensors
-from selectbench.worker.runtime import dtype_name, set_tf32
+from selectbench.worker.runtime import set_tf32
 
 # Between transformers' Trainer and the recorder: what each step of the Trainer leaves behind.
 

@@ -21,6 +21,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from selectbench.data.prepared import Prepared
+from selectbench.observe.selectbench_seen import dtype_name, optimizer_name, states, storage_bytes
 from selectbench.record.record import LOSSES, Architecture, Identity, Measurement, RankMemory, Watched, decimate
 from selectbench.record.wire import Finished, Order, RankDevice
 from selectbench.suite.job import distinct_rates, shape_sha256
@@ -172,7 +173,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
     own_memory = {
         "rank": setting.world.rank,
         **setting.memory.peaks(),
-        "parameter_bytes": None if kept is None else runtime.storage_bytes(kept),
+        "parameter_bytes": None if kept is None else storage_bytes(kept),
         "gradient_bytes": trained.first_gradients.bytes if trained.first_gradients else None,
         "optimizer_state_bytes": runtime.optimizer_state_bytes(trained.optimizers, kept or []),
         "managed_state_bytes": runtime.managed_state_bytes(trained.optimizers),
@@ -366,17 +367,17 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         steps_requested=len(series.losses),
         steps_applied=_applied(recorder),
         gradient_accumulation_steps=max(series.micro_batches),
-        learning_rate_shape_sha256=shape_sha256([share for step in rates.all_shares for share in step]),
+        learning_rate_shape_sha256=shape_sha256([share for step in rates.shares for share in step]),
         peak_learning_rate=distinct_rates(rates.highest),
-        parameter_dtype=runtime.updated_dtype(trained.optimizers),
+        parameter_dtype=dtype_name(p.dtype for p in runtime.updated(trained.optimizers)),
         working_dtype=trained.working_dtype,
-        gradient_dtype=runtime.dtype_name(gradients) if gradients else None,
-        compute_dtype=runtime.dtype_name({trained.compute_dtype} if trained.compute_dtype else set()),
-        optimizer_state_dtype=runtime.optimizer_state_dtypes(trained.optimizers),
+        gradient_dtype=dtype_name(gradients) if gradients else None,
+        compute_dtype=dtype_name({trained.compute_dtype} if trained.compute_dtype else set()),
+        optimizer_state_dtype=sorted({dtype_name([t.dtype]) for t in states(trained.optimizers) if t.numel() > 1}),
         matmul_tf32=tf32_allowed(),
         attention=before.attention,
         sdpa_backends=setting.sdpa.found,
-        optimizer=runtime.optimizer_names(trained.optimizers),
+        optimizer=[optimizer_name(optimizer) for optimizer in trained.optimizers],
         compiled=recorder.compilations > 0,
         first_step_loss=series.losses[0],
         first_step_gradient_norm=first_norm if first_norm is not None and math.isfinite(first_norm) else None,

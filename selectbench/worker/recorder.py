@@ -19,7 +19,7 @@ import torch
 
 from selectbench.record.record import EvaluationPoint, Inside
 from selectbench.record.wire import Evaluating, Event, Order, Phase, Progress
-from selectbench.suite.job import Eval, Job
+from selectbench.suite.job import Eval
 from selectbench.worker.attention import SdpaBackends
 from selectbench.worker.batches import Batches, HeldOut, TokenStream
 from selectbench.worker.evaluation import (
@@ -35,7 +35,7 @@ from selectbench.worker.evaluation import (
 )
 from selectbench.worker.model import SummedLoss
 from selectbench.worker.observation import CoreWaits, Tried, Watch
-from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory
+from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory, wait_for
 
 AGREE_WITHIN = 1e-9
 """Difference of shares that is rounding."""
@@ -51,10 +51,8 @@ class LearningRates:
         self._at_update: dict[int, float] = {}
         for optimizer in optimizers:
             optimizer.register_step_pre_hook(self._see)
-        self.shares: list[float] = []
-        """Per step noted, of the first group."""
-        self.all_shares: list[tuple[float, ...]] = []
-        """Per step noted, those of all groups that differ: one where they agree."""
+        self.shares: list[tuple[float, ...]] = []
+        """Per step noted, those of all groups that differ, the first group's first: one where they agree."""
         self.updated: list[bool] = []
         """Per step noted, whether the optimizers were called to update every group."""
         self.highest = [0.0] * len(self._groups)
@@ -71,8 +69,7 @@ class LearningRates:
         self._at_update.clear()
         self.highest = list(map(max, self.highest, rates))
         now = [rate / peak for rate, peak in zip(rates, self.peaks, strict=True)]
-        self.shares.append(now[0])
-        self.all_shares.append((now[0],) if max(now) - min(now) < AGREE_WITHIN else tuple(now))
+        self.shares.append((now[0],) if max(now) - min(now) < AGREE_WITHIN else tuple(now))
 
 
 # Timing of optimizer steps in windows whose edges wait for the device, and no step inside does.
@@ -82,78 +79,41 @@ ADJACENT_SECONDS = 0.1
 """Between two windows that meters of power and energy may take for one: no finer do they tell."""
 
 
-class CpuMarks:
-    """Moments between steps: a CPU's work is done when the call returns."""
+class Window:
+    """A stretch of steps between two edges that wait for the device; on a GPU moments are events in its queue."""
 
-    def mark(self) -> float:
-        """The moment of the call, in seconds."""
-        return time.perf_counter()
+    def __init__(self, device_type: str) -> None:
+        """Opens the window: waits for the device and marks its first edge."""
+        self._device_type = device_type
+        wait_for(device_type)
+        self.opened = time.perf_counter()
+        """By `time.perf_counter`."""
+        self.seconds = math.nan
+        """Between its edges, once it is window."""
+        self.step_seconds: list[float] = []
+        """Duration of each step, once it is window."""
+        self.compiled: list[bool] = []
+        """Whether each step compiled something."""
+        self._marks = [self._mark()]
 
-    def synchronize(self) -> None:
-        """Nothing is under way."""
-
-    def seconds_between(self, marks: list[float]) -> list[float]:
-        """Durations between consecutive marks."""
-        return [b - a for a, b in pairwise(marks)]
-
-
-class CudaMarks:
-    """Moments between steps as the device sees them: events in its queue, read after a window's end."""
-
-    def mark(self) -> Any:
-        """An event in the queue."""
+    def _mark(self) -> Any:
+        if self._device_type == "cpu":  # whose work is done when the call returns
+            return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
-    def synchronize(self) -> None:
-        """Waits for all queued work."""
-        torch.cuda.synchronize()
-
-    def seconds_between(self, marks: list[Any]) -> list[float]:
-        """Durations between consecutive marks; the queue must have been waited for."""
-        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(marks)]
-
-
-class Window:
-    """A stretch of steps between two synchronised edges."""
-
-    def __init__(self, marks: CpuMarks | CudaMarks) -> None:
-        """Opens the window: waits for the device and marks its first edge."""
-        self._marks = marks
-        marks.synchronize()
-        self.opened = time.perf_counter()
-        self._points = [marks.mark()]
-        self._compiled: list[bool] = []
-
     def step_done(self, compiled: bool) -> None:
         """Marks the end of a step; `compiled`: something was compiled in it."""
-        self._points.append(self._marks.mark())
-        self._compiled.append(compiled)
+        self._marks.append(self._mark())
+        self.compiled.append(compiled)
 
-    def __len__(self) -> int:
-        """Steps done in it."""
-        return len(self._compiled)
-
-    def close(self) -> ClosedWindow:
+    def close(self) -> None:
         """Waits for the device and reads the durations."""
-        self._marks.synchronize()
-        seconds = time.perf_counter() - self.opened
-        return ClosedWindow(self.opened, seconds, self._marks.seconds_between(self._points), self._compiled)
-
-
-@dataclass(frozen=True)
-class ClosedWindow:
-    """What a window has seen."""
-
-    opened: float
-    """By `time.perf_counter`."""
-    seconds: float
-    """Between its synchronised edges."""
-    step_seconds: list[float]
-    """Duration of each step."""
-    compiled: list[bool]
-    """Whether each step compiled something."""
+        wait_for(self._device_type)
+        self.seconds = time.perf_counter() - self.opened
+        is_cpu = self._device_type == "cpu"
+        self.step_seconds = [b - a if is_cpu else a.elapsed_time(b) / 1e3 for a, b in pairwise(self._marks)]
 
 
 @dataclass
@@ -169,7 +129,7 @@ class Timing:
     stretches: list[tuple[float, float]] = field(default_factory=list)
     """Begin and end of the timed windows by `time.perf_counter`, those less than ADJACENT_SECONDS apart as one."""
 
-    def add(self, window: ClosedWindow, *, timed: bool, of_the_job: bool) -> None:
+    def add(self, window: Window, *, timed: bool, of_the_job: bool) -> None:
         """`timed`: the warm-up is over; `of_the_job`: the steps are not those added for timing alone."""
         if of_the_job:
             self.training_seconds += window.seconds
@@ -404,8 +364,9 @@ class Recorder:
         self.training_window: tuple[float, float] | None = None
         """Training up to the first evaluation, by `time.perf_counter`."""
         self.evaluation = partial(at_evaluated_weights, optimizers, evaluation)
-        self._evaluation_steps = evaluation_steps(self.job)
-        self._marks = CudaMarks() if self.world.device_type == "cuda" else CpuMarks()
+        every = self.job.eval.every_steps if isinstance(self.job.eval, Eval) else None
+        points = set(range(every, self.job.max_steps, every)) if every else set()
+        self._evaluation_steps = sorted(points | {self.job.max_steps})
         self._compilations_before = self._compilations = compilations()
         self._pending: list[StepTensors] = []
         self._window: Window | None = None
@@ -425,7 +386,7 @@ class Recorder:
             "loss_nats_per_token": _storable(series.losses),
             "gradient_norm": _storable(series.gradient_norms),
             "applied": series.applied,
-            "learning_rate_share_of_peak": rates.shares[: len(series.losses)],
+            "learning_rate_share_of_peak": [first for first, *_ in rates.shares[: len(series.losses)]],
             "peak_learning_rates": rates.peaks,
             "step_seconds": series.step_seconds,
             "extra_step_seconds": series.extra_step_seconds,
@@ -445,7 +406,7 @@ class Recorder:
                     self.setting.emit(Phase(phase="extra" if extra else "train"))
             self._wanted = self.world.from_first(self._next_window())
             self.core_waits.begin()
-            self._window = Window(self._marks) if self._wanted else None
+            self._window = Window(self.world.device_type) if self._wanted else None
             if self.first_step_at is None and self._window is not None:
                 self.first_step_at = self._window.opened
         return self._window is not None
@@ -460,7 +421,7 @@ class Recorder:
         self.steps_done += 1
         before, self._compilations = self._compilations, compilations()
         self._window.step_done(compiled=self._compilations > before)
-        if len(self._window) == self._wanted:
+        if len(self._window.compiled) == self._wanted:
             self._close(self._window, of_the_job)
 
     def _next_window(self) -> int:
@@ -489,24 +450,24 @@ class Recorder:
         """Read and report what the window's steps left; evaluate where a stretch of training ends here."""
         self._window = None
         self.setting.whereabouts.enter("reading of results", self.steps_done)
-        closed = window.close()
-        steps = len(closed.step_seconds)
-        self._pace_seconds = closed.seconds / steps
+        window.close()
+        steps = len(window.step_seconds)
+        self._pace_seconds = window.seconds / steps
         timed = self.steps_done - steps >= self.job.timing.warmup_steps
-        self.core_waits.end(is_timed=timed and not any(closed.compiled))
-        self.timing.add(closed, timed=timed, of_the_job=of_the_job)
+        self.core_waits.end(is_timed=timed and not any(window.compiled))
+        self.timing.add(window, timed=timed, of_the_job=of_the_job)
         pending, self._pending = self._pending, []
         if of_the_job:
-            self.series.step_seconds += closed.step_seconds
+            self.series.step_seconds += window.step_seconds
             self.series.read(pending, self.world)
         else:
-            self.series.extra_step_seconds += closed.step_seconds
+            self.series.extra_step_seconds += window.step_seconds
         self.setting.emit(
             Progress(
                 step=min(self.steps_done, self.job.max_steps),
                 of=self.job.max_steps,
                 loss=self.series.losses[-1],
-                tokens_per_second=self.job.tokens_per_step * steps / closed.seconds if closed.seconds > 0 else None,
+                tokens_per_second=self.job.tokens_per_step * steps / window.seconds if window.seconds > 0 else None,
             )
         )
         if self.steps_done in self._evaluation_steps:
@@ -593,13 +554,6 @@ class Recorder:
         self.setting.whereabouts.enter("saving", self.steps_done)
         with self.evaluation() as forward:
             save_model(order, forward, Path(order.model_folder), writes=self.world.is_first)
-
-
-def evaluation_steps(job: Job) -> list[int]:
-    """Numbers of optimizer steps after which the job evaluates, the last one always; the same for all options."""
-    every = job.eval.every_steps if isinstance(job.eval, Eval) else None
-    points = set(range(every, job.max_steps, every)) if every else set()
-    return sorted(points | {job.max_steps})
 
 
 def _storable(values: Sequence[float | None]) -> list[float | None]:

@@ -40,6 +40,7 @@ from selectbench.data.reading import with_place
 from selectbench.errors import did_you_mean, may_want_bytes, says_out_of_memory
 from selectbench.gpu.devices import gpus
 from selectbench.machine import LIBRARIES, cpu_model
+from selectbench.observe.selectbench_seen import states, storage_bytes
 from selectbench.record.wire import CELLS_PER_RANK, STAGES, Stage
 
 
@@ -52,29 +53,9 @@ def derived_seed(seed: int, purpose: str, *parts: int) -> int:
 # What a trial really used, read from the live objects rather than from the order.
 
 
-def dtype_name(dtypes: set[torch.dtype]) -> str:
-    """`float32`, or all names sorted and joined where there are several."""
-    return "+".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
-
-
-def updated_dtype(optimizers: Sequence[torch.optim.Optimizer]) -> str:
-    """Of all parameters that the optimizers update: master weights where there are such."""
-    return dtype_name({p.dtype for p in _updated(optimizers)})
-
-
-def _updated(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+def updated(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
+    """All parameters that the optimizers update: master weights where there are such."""
     return [p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
-
-
-def optimizer_state_dtypes(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
-    """Of all state tensors of more than one element, sorted; scalars are step counters."""
-    found = {t.dtype for t in _states(optimizers) if t.numel() > 1}
-    return sorted(str(dtype).removeprefix("torch.") for dtype in found)
-
-
-def _states(optimizers: Sequence[torch.optim.Optimizer]) -> list[torch.Tensor]:
-    values = (v for o in optimizers for state in o.state.values() for v in state.values())
-    return [local_part(v) for v in values if isinstance(v, torch.Tensor)]
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
@@ -82,19 +63,13 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def storage_bytes(tensors: Sequence[torch.Tensor]) -> int:
-    """Bytes of the tensors' elements, those that share memory (tied, or views of one buffer) once."""
-    unique = {(t.data_ptr(), t.numel()): t.numel() * t.element_size() for t in tensors if t.numel()}
-    return sum(unique.values())
-
-
 def optimizer_state_bytes(
     optimizers: Sequence[torch.optim.Optimizer], kept_parameters: Sequence[torch.Tensor]
 ) -> int:
     """Bytes of this rank's optimizer state, master weights beside the model's own among it."""
     own = {t.data_ptr() for t in kept_parameters}
-    masters = [local for p in _updated(optimizers) if (local := local_part(p)).data_ptr() not in own]
-    return storage_bytes(_states(optimizers)) + storage_bytes(masters)
+    masters = [local for p in updated(optimizers) if (local := local_part(p)).data_ptr() not in own]
+    return storage_bytes(states(optimizers)) + storage_bytes(masters)
 
 
 def managed_state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int | None:
@@ -102,18 +77,7 @@ def managed_state_bytes(optimizers: Sequence[torch.optim.Optimizer]) -> int | No
 
     To torch these are tensors of the CPU (`bitsandbytes.functional.get_paged`); the library marks them itself.
     """
-    return storage_bytes([state for state in _states(optimizers) if getattr(state, "is_paged", False)]) or None
-
-
-def optimizer_names(optimizers: Sequence[torch.optim.Optimizer]) -> list[str]:
-    """Classes with the implementation that their parameter groups ask for, `AdamW(fused)`."""
-    names = []
-    for optimizer in optimizers:
-        groups = optimizer.param_groups
-        kinds = {"fused" if g.get("fused") else "foreach" if g.get("foreach") else "for_loop" for g in groups}
-        states_it = any("fused" in group for group in groups)
-        names.append(type(optimizer).__name__ + (f"({'+'.join(sorted(kinds))})" if states_it else ""))
-    return names
+    return storage_bytes([state for state in states(optimizers) if getattr(state, "is_paged", False)]) or None
 
 
 def attention(module: Any) -> str | None:
@@ -296,6 +260,12 @@ class World:
 ALONE = World(rank=0, size=1, device="cpu")
 
 
+def wait_for(device_type: str) -> None:
+    """For all work that is queued on a GPU; on a CPU nothing is under way."""
+    if device_type == "cuda":
+        torch.cuda.synchronize()
+
+
 # torch's switches for a precision: TF32 and autocast.
 
 
@@ -371,32 +341,28 @@ class CudaMemory:
     """Peaks of the CUDA allocator."""
 
     def __init__(self) -> None:
-        self.allocated_bytes: int | None = None
-        self.reserved_bytes: int | None = None
-        self.alloc_retries: int | None = None
-        self._retries_before = 0
+        self._peaks: tuple[int, int, int] | None = None
+        """Allocated, reserved, and how often the allocator had to free its cache."""
 
     def start(self) -> None:
         """A stretch of training begins: peaks count from here."""
-        if self.allocated_bytes is None:
+        if self._peaks is None:
             torch.cuda.empty_cache()  # what casting and sharding have left behind is not the training's
         torch.cuda.reset_peak_memory_stats()
         self._retries_before = torch.cuda.memory_stats().get("num_alloc_retries", 0)
 
     def stop(self) -> None:
         """The stretch ends: its peaks are kept; of reserved memory the first stretch's only."""
-        self.allocated_bytes = max(self.allocated_bytes or 0, torch.cuda.max_memory_allocated())
-        self.reserved_bytes = self.reserved_bytes or torch.cuda.max_memory_reserved()
-        retries = torch.cuda.memory_stats().get("num_alloc_retries", 0) - self._retries_before
-        self.alloc_retries = (self.alloc_retries or 0) + retries
+        allocated, reserved, retries = self._peaks or (0, 0, 0)
+        self._peaks = (
+            max(allocated, torch.cuda.max_memory_allocated()), reserved or torch.cuda.max_memory_reserved(),
+            retries + torch.cuda.memory_stats().get("num_alloc_retries", 0) - self._retries_before,
+        )  # fmt: skip
 
     def peaks(self) -> dict[str, int | None]:
-        """Allocated, reserved, and how often the allocator had to free its cache."""
-        return {
-            "peak_memory_allocated_bytes": self.allocated_bytes,
-            "peak_memory_reserved_bytes": self.reserved_bytes,
-            "num_alloc_retries": self.alloc_retries,
-        }
+        """Of all stretches."""
+        names = "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries"
+        return dict(zip(names, self._peaks or (None,) * 3, strict=True))
 
 
 class CpuMemory:
@@ -584,17 +550,12 @@ def _flops_per_second(device: str, dtype: torch.dtype, size: int, measured_secon
 
 def _seconds(device: str, a: torch.Tensor, b: torch.Tensor, out: torch.Tensor, products: int) -> float:
     """From one synchronised edge to the next."""
-    _wait_for(device)
+    wait_for(device)
     begin = time.perf_counter()
     for _ in range(products):
         torch.mm(a, b, out=out)
-    _wait_for(device)
+    wait_for(device)
     return time.perf_counter() - begin
-
-
-def _wait_for(device: str) -> None:
-    if device == "cuda":
-        torch.cuda.synchronize()
 
 
 # What a node of a site can do, by itself and with the others: one line of JSON.
@@ -672,11 +633,11 @@ def _exchange_rates(device: str, rank: int, nodes: int) -> dict[str, Any]:
         pair = (dist.isend, block, (rank + by) % nodes), (dist.irecv, other, (rank - by) % nodes)
         for work in dist.batch_isend_irecv([dist.P2POp(*each) for each in pair]):
             work.wait()
-        _wait_for(device)
+        wait_for(device)
 
     def add() -> None:
         dist.all_reduce(block)
-        _wait_for(device)
+        wait_for(device)
 
     def together(exchange: Callable[[], None]) -> float:
         exchange()  # which connects

@@ -17,10 +17,10 @@ from selectbench.choices import Choices
 from selectbench.choices.model import Lora, Qlora
 from selectbench.data.prepared import Prepared
 from selectbench.machine import inspect_machine
+from selectbench.observe.selectbench_seen import storage_bytes
 from selectbench.record.wire import GaveUp
 from selectbench.worker import trial as trial_module
 from selectbench.worker.model import ensure_weights, mapped_model, new_model
-from selectbench.worker.runtime import storage_bytes
 
 GPT2 = {"family": "gpt2", "n_layer": 2, "n_embd": 32, "n_head": 2}
 LLAMA = {"family": "llama", "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4,

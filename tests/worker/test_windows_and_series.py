@@ -7,7 +7,7 @@ import torch
 from msgspec.structs import replace
 
 from selectbench.worker import recorder
-from selectbench.worker.recorder import ClosedWindow, CpuMarks, Diverged, Series, StepTensors, Timing, Window
+from selectbench.worker.recorder import Diverged, Series, StepTensors, Timing, Window
 from selectbench.worker.runtime import ALONE
 
 
@@ -17,21 +17,27 @@ def steps(losses, norm=1.0, applied=True):
 
 
 def test_a_window_counts_its_steps_and_no_more():
-    window = Window(CpuMarks())
+    window = Window("cpu")
     for compiled in (False, True, False):
         window.step_done(compiled)
-    closed = window.close()
-    assert len(window) == len(closed.step_seconds) == 3
-    assert closed.compiled == [False, True, False]
-    assert sum(closed.step_seconds) <= closed.seconds
+    window.close()
+    assert len(window.step_seconds) == 3
+    assert window.compiled == [False, True, False]
+    assert sum(window.step_seconds) <= window.seconds
+
+
+def closed(opened, seconds, step_seconds, compiled):
+    window = Window("cpu")
+    vars(window).update(opened=opened, seconds=seconds, step_seconds=step_seconds, compiled=compiled)
+    return window
 
 
 def test_windows_are_sorted_into_warm_up_timed_and_voided():
     timing = Timing()
-    timing.add(ClosedWindow(100.0, 11.0, [10.0, 1.0], [True, False]), timed=False, of_the_job=True)
-    timing.add(ClosedWindow(111.0, 8.0, [1.0, 1.0, 6.0], [False, False, True]), timed=True, of_the_job=True)
-    timing.add(ClosedWindow(119.0, 6.0, [1.0, 2.0, 3.0], [False] * 3), timed=True, of_the_job=True)
-    timing.add(ClosedWindow(126.0, 2.0, [2.0], [False]), timed=True, of_the_job=False)
+    timing.add(closed(100.0, 11.0, [10.0, 1.0], [True, False]), timed=False, of_the_job=True)
+    timing.add(closed(111.0, 8.0, [1.0, 1.0, 6.0], [False, False, True]), timed=True, of_the_job=True)
+    timing.add(closed(119.0, 6.0, [1.0, 2.0, 3.0], [False] * 3), timed=True, of_the_job=True)
+    timing.add(closed(126.0, 2.0, [2.0], [False]), timed=True, of_the_job=False)
     assert timing.timed_steps == [1.0, 2.0, 3.0, 2.0]
     assert timing.timed_seconds == 8.0
     assert timing.training_seconds == 25.0
@@ -46,7 +52,7 @@ def test_windows_are_sorted_into_warm_up_timed_and_voided():
 def test_timed_windows_that_follow_each_other_closely_are_one_stretch():
     timing = Timing()
     for opened in (10.0, 12.05, 14.01, 17.0):
-        timing.add(ClosedWindow(opened, 2.0, [2.0], [False]), timed=True, of_the_job=True)
+        timing.add(closed(opened, 2.0, [2.0], [False]), timed=True, of_the_job=True)
     assert timing.stretches == [(10.0, pytest.approx(16.01)), (17.0, 19.0)]
 
 
