@@ -163,7 +163,8 @@ class SingleEngine:
         return self._working.module
 
     def _compiled(self, module: Any, choices: Choices) -> Any:
-        return model.compiled_as_asked(module, choices)
+        mode = choices.compile.mode
+        return module if mode is None else torch.compile(module, mode=mode)
 
     def _wrapped(self, module: Any, choices: Choices) -> Any:
         return module
@@ -182,7 +183,8 @@ class SingleEngine:
 
     def forward_loss(self, loss: model.SummedLoss) -> model.ForwardLoss:
         """Of a micro-batch, compiled together: one graph from the token ids to the loss, as nanoGPT has it."""
-        return model.forward_with_loss(self.forward, self._uncompiled, loss, self._choices, self.world.device_type)
+        settings = loss, self._choices, self.world.device_type
+        return model.forward_and_loss(self.forward, *settings, uncompiled=self._uncompiled)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the loss's gradient.
@@ -264,7 +266,7 @@ class RanksEngine(SingleEngine):
         DDP is compiled as one, split at the buckets, so that reductions overlap; the root of FSDP, around the
         compiled blocks, gathers its parameters between graphs.
         """
-        return model.forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
+        return model.forward_and_loss(self.forward, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
         """The wrapper averages over ranks; the sum over them is asked for."""
@@ -473,14 +475,8 @@ def complaints_in_words() -> Iterator[None]:
 
 def laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """`below` with the keys of `above` replaced, mappings inside key by key."""
-    merged = dict(below)
-    for key, value in above.items():
-        inside = merged.get(key)
-        if isinstance(inside, dict) and isinstance(value, dict):
-            merged[key] = laid_over(inside, value)
-        else:
-            merged[key] = value
-    return merged
+    both = [key for key in above if isinstance(above[key], dict) and isinstance(below.get(key), dict)]
+    return {**below, **above, **{key: laid_over(below[key], above[key]) for key in both}}
 
 
 def resolved(config: Any) -> dict[str, Any]:

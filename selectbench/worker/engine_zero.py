@@ -121,7 +121,7 @@ class ZeroEngine:
 
     def forward_loss(self, loss: model.SummedLoss) -> model.ForwardLoss:
         """The loss apart: DeepSpeed compiles the module inside of its engine."""
-        return model.forward_then_loss(self.forward, loss, self._choices, self.world.device_type)
+        return model.forward_and_loss(self.forward, loss, self._choices, self.world.device_type)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the loss's gradient: not divided by the micro-batches, and DeepSpeed's mean over ranks undone."""

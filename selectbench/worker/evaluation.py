@@ -13,7 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,18 +34,10 @@ from selectbench.data.tokenizer import pretrained_tokenizer
 from selectbench.record.record import Inside, Sample, Sentences
 from selectbench.record.wire import Order
 from selectbench.suite.job import OWN_SCORE, Eval
+from selectbench.worker import runtime
 from selectbench.worker.batches import NOT_COUNTED, Batch, HeldOut, PairTokens, decoder_start_id
 from selectbench.worker.model import logits_of, new_model
-from selectbench.worker.runtime import (
-    OwnCodeError,
-    World,
-    add_to_path,
-    attention,
-    derived_seed,
-    evaluation_kernel,
-    load,
-    without_tf32,
-)
+from selectbench.worker.runtime import OwnCodeError, World
 
 # Held-out loss, the same for every option: fp32 weights and products, one attention kernel, no dropout.
 
@@ -65,7 +57,7 @@ class Forward:
     @property
     def is_transformers(self) -> bool:
         """Whether the model is one of transformers, that takes sequences of any length."""
-        return attention(self.module) is not None
+        return runtime.attention(self.module) is not None
 
     def attention(self, batch: Batch) -> torch.Tensor | None:
         """What a transformers model attends to in its last layer, by the eager kernel; None: it does not say.
@@ -78,7 +70,7 @@ class Forward:
         try:
             output = self._output(batch, {**batch.named, "output_attentions": True})
         finally:
-            self.module.set_attn_implementation(evaluation_kernel(self.module))
+            self.module.set_attn_implementation(runtime.evaluation_kernel(self.module))
         for name in ("cross_attentions", "attentions"):
             layers = getattr(output, name, None)
             if layers and isinstance(layers[-1], torch.Tensor) and layers[-1].ndim == 4:
@@ -135,15 +127,15 @@ def evaluation_forward(module: Any, weights: dict[str, torch.Tensor] | None = No
     `weights`: all of them in fp32 by name, and the buffers, where the module's own can't serve. Otherwise its
     parameters in less than fp32 are copied for the time of the evaluation.
     """
-    training, kernel = module.training, attention(module)
-    other = kernel != evaluation_kernel(module)
+    training, kernel = module.training, runtime.attention(module)
+    other = kernel != runtime.evaluation_kernel(module)
     # Blocks that are compiled in place run as they are: an evaluation must compile nothing of its own.
     stance = torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
     module.eval()
     if other:
-        module.set_attn_implementation(evaluation_kernel(module))
+        module.set_attn_implementation(runtime.evaluation_kernel(module))
     try:
-        with stance, torch.no_grad(), without_tf32():
+        with stance, torch.no_grad(), runtime.without_tf32():
             if weights is None:
                 weights = {
                     name: parameter.detach().float()
@@ -317,8 +309,7 @@ def generate_targets(logits: Forward, batch: Batch, *, end_id: int, start_id: in
         done |= said == end_id
         if world.from_first(int(done.all())):
             break
-    said_by_row = [row[1:] for row in given.tolist()]
-    return [ids[: ids.index(end_id)] if end_id in ids else ids for ids in said_by_row]
+    return [ids[: ids.index(end_id)] if end_id in ids else ids for _, *ids in given.tolist()]
 
 
 def continue_tokens(logits: Forward, prompt: Sequence[int], *, count: int, longest: int, world: World) -> list[int]:
@@ -354,7 +345,7 @@ class Scored(NamedTuple):
 def score(name: str, hypotheses: Texts, references: Texts, sources: Texts) -> Scored:
     """Raises OwnCodeError for own code that fails."""
     if is_own(name):
-        value = load(name, "eval.scores")(list(hypotheses), list(references), list(sources))
+        value = runtime.load(name, "eval.scores")(list(hypotheses), list(references), list(sources))
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise OwnCodeError(f"score {name}: expected a number, it returned a {type(value).__name__}")
         return Scored(OWN_SCORE, float(value), name)
@@ -455,6 +446,7 @@ class Scores:
     """Of the sources themselves, taken for hypotheses."""
     signatures: dict[str, str] = field(default_factory=dict)
     sentences: Sentences | None = None
+    """None where every score is known as a whole only."""
 
 
 @dataclass(frozen=True)
@@ -498,43 +490,36 @@ class Examination:
                 for (source, reference), hypothesis in zip(self.texts, hypotheses, strict=True):
                     line = {"source": source, "reference": reference, "hypothesis": hypothesis}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        found = [score(name, hypotheses, references, sources) for name in self.names]
-        copied = [score(name, sources, references, sources) for name in self.names]
-        return Scores(
-            {one.name: one.value for one in found}, {one.name: one.value for one in copied},
-            {one.name: one.signature for one in found}, _sentences(found, references),
-        )  # fmt: skip
+        found = scores_of(self.names, hypotheses, references, sources)
+        return replace(found, copy_scores=scores_of(self.names, sources, references, sources).scores)
+
+
+def scores_of(names: Sequence[str], hypotheses: Texts, references: Texts, sources: Texts) -> Scores:
+    """Raises OwnCodeError for own code that fails."""
+    found = [score(name, hypotheses, references, sources) for name in names]
+    counts = {one.name: one.counts for one in found if one.counts is not None}
+    shares = {one.name: one.shares for one in found if one.shares is not None}
+    digest = hashlib.sha256(json.dumps(references).encode()).hexdigest()
+    sentences = Sentences(references_sha256=digest, counts=counts, shares=shares) if counts or shares else None
+    return Scores(
+        {one.name: one.value for one in found}, signatures={one.name: one.signature for one in found},
+        sentences=sentences,
+    )  # fmt: skip
 
 
 def answer_of_scores(question: str, answer: str) -> None:
     """Write to the file `answer` the scores of what the file `question` holds, and end the process.
 
-    The answer is a mapping of `scores`, `signatures` and `sentences`, or a text: what is wrong with own code.
+    The answer is `Scores`, or a text: what is wrong with own code.
     """
     asked = json.loads(Path(question).read_text(encoding="utf-8"))
-    add_to_path(asked["code"])
-    texts = [asked[name] for name in ("hypotheses", "references", "sources")]
+    runtime.add_to_path(asked["code"])
     try:
-        found = [score(name, *texts) for name in asked["names"]]
-        told: Any = {
-            "scores": {one.name: one.value for one in found},
-            "signatures": {one.name: one.signature for one in found},
-            "sentences": _sentences(found, asked["references"]),
-        }
+        told: Any = scores_of(asked["names"], *(asked[name] for name in ("hypotheses", "references", "sources")))
     except OwnCodeError as error:
         told = str(error)
     Path(answer).write_bytes(msgspec.json.encode(told))
     os._exit(0)
-
-
-def _sentences(found: Sequence[Scored], references: Sequence[str]) -> Sentences | None:
-    """None where every score is known as a whole only."""
-    counts = {one.name: one.counts for one in found if one.counts is not None}
-    shares = {one.name: one.shares for one in found if one.shares is not None}
-    if not counts and not shares:
-        return None
-    digest = hashlib.sha256(json.dumps(references).encode()).hexdigest()
-    return Sentences(references_sha256=digest, counts=counts, shares=shares)
 
 
 # The trained model and its tokenizer as transformers has them: on disk, and in the hands of own metrics.
@@ -584,8 +569,8 @@ def own_metrics(order: Order, forward: Forward, world: World) -> dict[str, float
             model = new_model(order.job, data.vocab_size, attention=None)
             model.load_state_dict(state, strict=False)
             model.to(world.device).eval()
-            torch.manual_seed(derived_seed(order.trial.seed, "metrics"))
-            function = load(metric.call, f"eval.metrics.{name}")
+            torch.manual_seed(runtime.derived_seed(order.trial.seed, "metrics"))
+            function = runtime.load(metric.call, f"eval.metrics.{name}")
             value = function(model, _tokenizer(order, data), _texts(order, data), **metric.settings)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
                 told = value if isinstance(value, int | float) else f"a {type(value).__name__}"

@@ -21,7 +21,7 @@ from selectbench.record.wire import Stage
 from selectbench.worker.batches import causal
 from selectbench.worker.engine import gradient_scaler
 from selectbench.worker.evaluation import Forward, evaluation_forward
-from selectbench.worker.loop import FirstGradients, Trained, unsupported_where_missing
+from selectbench.worker.loop import FirstStep, Trained, unsupported_where_missing
 from selectbench.worker.model import cast_parameters, logits_of, loss_alone
 from selectbench.worker.recorder import Recorder, Setting, StepTensors
 from selectbench.worker.runtime import set_tf32
@@ -40,9 +40,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self.setting = setting
         self.optimizer = optimizer
         self.recorder: Recorder | None = None
-        self.first_gradients: FirstGradients | None = None
-        self.first_added_loss: torch.Tensor | None = None
-        self.compute_dtype: torch.dtype | None = None
+        self.first = FirstStep()
         self._loss_of_logits = loss_alone(setting.loss, setting.order.choices)
         self._norm: torch.Tensor | None = None
         self._yes = torch.ones((), dtype=torch.bool, device=setting.world.device)
@@ -63,7 +61,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
             if asks_for_rest:
                 kwargs["labels"] = next(iter((*args, *kwargs.values())))  # any: the token loss is none
             output = forward(*args, **kwargs)
-            self.compute_dtype = logits_of(output).dtype
+            self.first.compute_dtype = logits_of(output).dtype
             return output
 
         self.setting.module.forward = noting
@@ -102,9 +100,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._losses.append(loss.detach().clone())  # the Trainer multiplies in place
         if self.setting.tried.adds_loss:
             part = outputs.loss.float() * (len(labels) / self.setting.order.job.global_batch_size)
-            if self.first_gradients is None:
-                before = 0.0 if self.first_added_loss is None else self.first_added_loss
-                self.first_added_loss = before + part.detach()
+            self.first.adds(part)
             loss = loss + part
         return loss
 
@@ -127,9 +123,7 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Gradients are complete and clipped."""
-        if self.first_gradients is None:
-            kept = [p.grad for p in self.setting.module.parameters() if p.grad is not None]
-            self.first_gradients = FirstGradients.of(kept)
+        self.first.keeps(lambda: [p.grad for p in self.setting.module.parameters()])
         self.enter("update")
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -214,9 +208,7 @@ def train(setting: Setting) -> Trained:
     strategy = "single" if wrapped is module else type(wrapped).__name__
     return Trained(
         watch.recorder, "transformers.Trainer", strategy, optimizers,
-        list(module.parameters()), watch.first_gradients,
-        dtype if setting.world.size > 1 else None, watch.compute_dtype, working_dtype=dtype,
-        added_loss=watch.first_added_loss,
+        list(module.parameters()), watch.first, dtype if setting.world.size > 1 else None, working_dtype=dtype,
     )  # fmt: skip
 
 

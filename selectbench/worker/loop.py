@@ -22,19 +22,32 @@ class Unsupported(Exception):  # noqa: N818 - an outcome, not an error
 
 
 @dataclass
-class FirstGradients:
-    """What was found of the gradients in the first step, between backward pass and update."""
+class FirstStep:
+    """What a loop has seen of its first step on this rank; None: it is not known, or there is none."""
 
-    bytes: int | None = None
-    """That this rank keeps; None: not known."""
-    dtypes: set[torch.dtype] | None = None
+    compute_dtype: torch.dtype | None = None
+    """Of the logits."""
+    gradient_bytes: int | None = None
+    """Kept between backward pass and update."""
+    gradient_dtypes: set[torch.dtype] | None = None
+    added_loss: torch.Tensor | None = None
+    """What the model added to this rank's part of the loss."""
+    has_gradients: bool = False
+    """Whether all backward passes were made."""
 
-    @classmethod
-    def of(cls, kept: Sequence[torch.Tensor] | None) -> FirstGradients:
-        """What these gradients are; None: they are hidden."""
-        if kept is None:
-            return cls()
-        return cls(sum(g.numel() * g.element_size() for g in kept), {g.dtype for g in kept})
+    def adds(self, part: torch.Tensor) -> None:
+        """The model added a part of the loss to a micro-batch's; what later steps tell does not count."""
+        if not self.has_gradients:
+            self.added_loss = part.detach() if self.added_loss is None else self.added_loss + part.detach()
+
+    def keeps(self, gradients: Callable[[], Sequence[torch.Tensor | None] | None]) -> None:
+        """All backward passes of a step were made; asked for once. None: gradients are hidden."""
+        if not self.has_gradients:
+            self.has_gradients = True
+            if (found := gradients()) is not None:
+                kept = [gradient for gradient in found if gradient is not None]
+                self.gradient_bytes = sum(g.numel() * g.element_size() for g in kept)
+                self.gradient_dtypes = {g.dtype for g in kept}
 
 
 @dataclass
@@ -47,19 +60,11 @@ class Trained:
     optimizers: list[torch.optim.Optimizer]
     parameters: list[torch.Tensor] | None
     """Those that this rank keeps between steps."""
-    first_gradients: FirstGradients | None
+    first_step: FirstStep
     reduction_dtype: str | None
-    compute_dtype: torch.dtype | None
     resolved_config: dict[str, Any] | None = None
     working_dtype: str | None = None
     """Of the weights in forward and backward pass."""
-    added_loss: torch.Tensor | None = None
-    """What the model added to this rank's part of the first step's loss."""
-
-    @property
-    def keeps_replicas(self) -> bool:
-        """Whether every rank keeps the whole model."""
-        return self.strategy == "DistributedDataParallel"
 
 
 def train(setting: Setting) -> Trained:
@@ -88,9 +93,8 @@ def train_with_engine(setting: Setting, engine: Engine) -> Trained:
         number = recorder.steps_done
         recorder.step_done(step.run(number, setting.share_at(number)))
     return Trained(
-        recorder, "native", engine.strategy, engine.optimizers, engine.kept_parameters(), step.first_gradients,
-        engine.reduction_dtype, step.compute_dtype, engine.resolved_config, engine.working_dtype(),
-        step.first_added_loss,
+        recorder, "native", engine.strategy, engine.optimizers, engine.kept_parameters(), step.first,
+        engine.reduction_dtype, engine.resolved_config, engine.working_dtype(),
     )  # fmt: skip
 
 
@@ -113,10 +117,7 @@ class OptimizerStep:
         self.tokens_per_sequence = setting.order.job.tokens_per_sequence
         self.micro_batch_size = setting.order.choices.micro_batch_size
         """Sequences per forward pass; divides each rank's part of the global batch."""
-        self.compute_dtype: torch.dtype | None = None
-        """Of the logits, once a step has run."""
-        self.first_gradients: FirstGradients | None = None
-        self.first_added_loss: torch.Tensor | None = None
+        self.first = FirstStep()
         self._adds_loss, self._sequences = setting.tried.adds_loss, setting.order.job.global_batch_size
         self._forward_loss = engine.forward_loss(setting.loss)
 
@@ -136,8 +137,7 @@ class OptimizerStep:
             batch = self.batches.batch_at(indices[row : row + self.micro_batch_size], step)
             sums.append(self.stream.mixed(batch.tokens, row))
             losses.append(self._micro_batch(batch, counted, step, row + self.micro_batch_size >= end))
-        if self.first_gradients is None:
-            self.first_gradients = FirstGradients.of(self.engine.kept_gradients())
+        self.first.keeps(self.engine.kept_gradients)
         self.whereabouts.enter("update", step)
         norm, applied = self.engine.clip_and_step(self.clip_norm)
         return StepTensors(_sum(losses), norm, applied, _sum(sums), rows * self.tokens_per_sequence, len(losses))
@@ -150,14 +150,12 @@ class OptimizerStep:
         with self.engine.micro_batch(is_last):
             if self._adds_loss:
                 batch = replace(batch, named={**batch.named, "labels": batch.targets})
-            summed, added, self.compute_dtype = self._forward_loss(batch)
+            summed, added, self.first.compute_dtype = self._forward_loss(batch)
             loss = total = summed / counted
             if added is not None:  # a mean over the micro-batch: it counts by its share of the step's sequences
                 part = added * (len(batch.tokens) / self._sequences)
                 total = loss + part
-                if self.first_gradients is None:
-                    before = 0.0 if self.first_added_loss is None else self.first_added_loss
-                    self.first_added_loss = before + part.detach()
+                self.first.adds(part)
             self.whereabouts.enter("backward pass", step)
             self.engine.backward(total)
         return loss.detach()
@@ -233,8 +231,7 @@ class OwnTrial:
         self.gradient_scaler = gradient_scaler(order.choices, world)
         self._setting, self._engine, self._recorder, self._name = setting, engine, recorder, name
         self._loss_of_logits = loss_alone(setting.loss, order.choices)
-        self._compute_dtype: torch.dtype | None = None
-        self._first_gradients: FirstGradients | None = None
+        self._first = FirstStep()
         self._step: OwnStep | None = None
         self._begun = self._ended = False
         self._updates = 0
@@ -254,7 +251,7 @@ class OwnTrial:
 
         `logits`: (sequences, seq_len, vocabulary); `targets`: (sequences, seq_len).
         """
-        self._compute_dtype = logits.dtype
+        self._first.compute_dtype = logits.dtype
         return self._loss_of_logits(logits, targets)
 
     def steps(self) -> Iterator[OwnStep]:
@@ -273,9 +270,7 @@ class OwnTrial:
 
     def _before_update(self, *_: object) -> None:
         self._updates += 1
-        if self._first_gradients is None:
-            kept = [p.grad for p in self.parameters if p.grad is not None]
-            self._first_gradients = FirstGradients.of(kept)
+        self._first.keeps(lambda: [p.grad for p in self.parameters])
 
     def _updated(self) -> bool:
         """Whether every optimizer has made a step since the last call."""
@@ -294,8 +289,8 @@ class OwnTrial:
             )
         engine = self._engine
         return Trained(
-            self._recorder, self._name, engine.strategy, self.optimizers, self.parameters, self._first_gradients,
-            engine.reduction_dtype, self._compute_dtype, working_dtype=engine.working_dtype(),
+            self._recorder, self._name, engine.strategy, self.optimizers, self.parameters, self._first,
+            engine.reduction_dtype, working_dtype=engine.working_dtype(),
         )  # fmt: skip
 
 

@@ -319,12 +319,6 @@ ForwardLoss = Callable[[Batch], tuple[torch.Tensor, torch.Tensor | None, torch.d
 """A batch to the sum of its token losses, what the model adds where it is given labels, and the logits' dtype."""
 
 
-def compiled_as_asked(function: Any, choices: Choices) -> Any:
-    """By torch.compile where the choices say so."""
-    mode = choices.compile.mode
-    return function if mode is None else torch.compile(function, mode=mode)
-
-
 def loss_alone(loss: SummedLoss, choices: Choices) -> SummedLoss:
     """The loss of logits of any dtype, for a loop that calls the model by itself or through a wrapper.
 
@@ -333,47 +327,36 @@ def loss_alone(loss: SummedLoss, choices: Choices) -> SummedLoss:
     CUDA graphs, as in max-autotune, the logits would be copied into the graph's own memory first.
     """
     in_fp32 = _in_fp32(loss)
-    return torch.compile(in_fp32) if _is_compiled(choices) else in_fp32
-
-
-def forward_then_loss(forward: Any, loss: SummedLoss, choices: Choices, device_type: str) -> ForwardLoss:
-    """For a model in a wrapper of torch's or DeepSpeed's, compiled or not: one after the other."""
-    both = _both(forward, loss_alone(loss, choices), choices, device_type)
-    return lambda batch: both(batch.arguments, batch.named, batch.targets)
-
-
-def forward_with_loss(
-    forward: Any, uncompiled: Any, loss: SummedLoss, choices: Choices, device_type: str
-) -> ForwardLoss:
-    """For a bare model: compiled together where both may be compiled, of whatever is around it `uncompiled`."""
-    if not _is_compiled(choices):
-        return forward_then_loss(forward, loss, choices, device_type)
-    both = compiled_as_asked(_both(uncompiled, _in_fp32(loss), choices, device_type), choices)
-    return lambda batch: both(batch.arguments, batch.named, batch.targets)
-
-
-def _is_compiled(choices: Choices) -> bool:
-    return choices.compile.mode is not None and choices.loss.is_compiled
+    return torch.compile(in_fp32) if choices.compile.mode is not None and choices.loss.is_compiled else in_fp32
 
 
 def _in_fp32(loss: SummedLoss) -> SummedLoss:
     return lambda logits, targets: loss(logits.float(), targets)
 
 
-def _both(forward: Any, loss: SummedLoss, choices: Choices, device_type: str) -> Any:
-    """The loss is taken outside of autocast; logits are gone when the function returns."""
+def forward_and_loss(
+    forward: Any, loss: SummedLoss, choices: Choices, device_type: str, *, uncompiled: Any = None
+) -> ForwardLoss:
+    """One after the other; of a bare model, told `uncompiled` too, compiled together where both may be.
+
+    The loss is taken outside of autocast; logits are gone when the function returns.
+    """
+    are_together = uncompiled is not None and choices.compile.mode is not None and choices.loss.is_compiled
+    summed = _in_fp32(loss) if are_together else loss_alone(loss, choices)
+    called = uncompiled if are_together else forward
     precision = choices.precision
 
     def both(
         arguments: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor], targets: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.dtype]:
         with autocast(precision, device_type):
-            output = forward(*arguments, **named)
+            output = called(*arguments, **named)
             logits = logits_of(output)
             added = output.loss.float() if "labels" in named else None
         if logits.ndim != 3 or logits.shape[:2] != targets.shape:  # a row for every target
             expected = f"({', '.join(map(str, targets.shape))}, vocabulary)"
             raise OwnCodeError(f"the model's logits must have the shape {expected}, found {tuple(logits.shape)}")
-        return loss(logits, targets), added, logits.dtype
+        return summed(logits, targets), added, logits.dtype
 
-    return both
+    made = torch.compile(both, mode=choices.compile.mode) if are_together else both
+    return lambda batch: made(batch.arguments, batch.named, batch.targets)

@@ -169,12 +169,12 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
     recorder = trained.recorder
     check_replicas(setting.world, trained)
     check_nodes(setting, before)
-    kept = trained.parameters
+    kept, first = trained.parameters, trained.first_step
     own_memory = {
         "rank": setting.world.rank,
         **setting.memory.peaks(),
         "parameter_bytes": None if kept is None else storage_bytes(kept),
-        "gradient_bytes": trained.first_gradients.bytes if trained.first_gradients else None,
+        "gradient_bytes": first.gradient_bytes,
         "optimizer_state_bytes": runtime.optimizer_state_bytes(trained.optimizers, kept or []),
         "managed_state_bytes": runtime.managed_state_bytes(trained.optimizers),
     }
@@ -207,7 +207,7 @@ def _device(world: World) -> dict[str, str | None]:
 
 def check_replicas(world: World, trained: Trained) -> None:
     """Ranks that each keep the whole model must keep the same one. Raises RanksDisagreeError on all of them."""
-    if not trained.keeps_replicas or world.size == 1:
+    if trained.strategy != "DistributedDataParallel" or world.size == 1:
         return
     sums = torch.stack([p.detach().double().sum() for p in trained.parameters or []]).tolist()
     if len({tuple(one) for one in world.gathered(sums)}) > 1:  # type: ignore[arg-type]
@@ -356,7 +356,7 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
     recorder, order = trained.recorder, setting.order
     series, rates = recorder.series, recorder.learning_rates
     first_norm = series.gradient_norms[0]
-    gradients = trained.first_gradients.dtypes if trained.first_gradients else None
+    first = trained.first_step
     return Identity(
         initial_weights_sha256=before.weights_sha256,
         token_stream_sha256=stream_sha256(series.stream_sums),
@@ -371,8 +371,8 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         peak_learning_rate=distinct_rates(rates.highest),
         parameter_dtype=dtype_name(p.dtype for p in runtime.updated(trained.optimizers)),
         working_dtype=trained.working_dtype,
-        gradient_dtype=dtype_name(gradients) if gradients else None,
-        compute_dtype=dtype_name({trained.compute_dtype} if trained.compute_dtype else set()),
+        gradient_dtype=dtype_name(first.gradient_dtypes) if first.gradient_dtypes else None,
+        compute_dtype=dtype_name({first.compute_dtype} if first.compute_dtype else set()),
         optimizer_state_dtype=sorted({dtype_name([t.dtype]) for t in states(trained.optimizers) if t.numel() > 1}),
         matmul_tf32=tf32_allowed(),
         attention=before.attention,
@@ -384,11 +384,11 @@ def _identity(setting: Setting, before: Before, trained: Trained) -> Identity:
         world_size=dist.get_world_size() if dist.is_initialized() else 1,
         strategy=trained.strategy,
         framework=trained.framework,
-        loss=order.choices.loss.name if trained.compute_dtype else None,
+        loss=order.choices.loss.name if first.compute_dtype else None,
         reduction_dtype=trained.reduction_dtype if setting.world.size > 1 else None,
         dropout=before.dropout,
         random_modules=setting.tried.random_modules if before.dropout == 0 else [],
         first_step_added_loss=None
-        if trained.added_loss is None
-        else float(setting.world.total(trained.added_loss.double())),
+        if first.added_loss is None
+        else float(setting.world.total(first.added_loss.double())),
     )

@@ -29,26 +29,9 @@ import torch
 import torch.distributed as dist
 
 from selectbench.cores import die_with_parent, is_fork_safe, redirect
-from selectbench.record.wire import (
-    CELLS_PER_RANK,
-    EVENTS,
-    ORDERS,
-    Finished,
-    GaveUp,
-    Met,
-    Order,
-    Place,
-    describe,
-)
+from selectbench.record import wire
+from selectbench.worker import runtime
 from selectbench.worker.recorder import Emit
-from selectbench.worker.runtime import (
-    PATIENCE,
-    Whereabouts,
-    World,
-    add_to_path,
-    is_out_of_memory,
-    set_patience,
-)
 
 DUMPING_SECONDS = 2.0
 """For all ranks to write their stacks; the bench waits a little longer."""
@@ -60,7 +43,7 @@ SETTLING_SECONDS = 0.3
 DONE = "done"
 """A rank's last word where all went well."""
 
-RunRank = Callable[[Order, World, Emit, Whereabouts, float], None]
+RunRank = Callable[[wire.Order, runtime.World, Emit, runtime.Whereabouts, float], None]
 
 
 class AskedWhereItIsError(Exception):
@@ -86,10 +69,10 @@ class Failure:
     """Whether another rank's end may have caused it; a rank that something killed can't be one."""
     at: float
     """Monotonic seconds."""
-    gave_up: GaveUp = field(compare=False)
+    gave_up: wire.GaveUp = field(compare=False)
 
 
-def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None:
+def run_ranks(order: wire.Order, emit: Emit, run_rank: RunRank, began: float) -> None:
     """Runs the order's ranks of this node; `emit` gets the first rank's events, Finished or GaveUp last.
 
     On a node without the first rank nothing is emitted where all went well.
@@ -97,18 +80,18 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None
     `began`: when the trial did, by `time.perf_counter`, which is one clock for all processes.
     """
     context: Any = multiprocessing.get_context("fork" if is_fork_safe() else "spawn")
-    text, place = ORDERS.write(order), place_of(order)
-    cells = context.RawArray("q", place.ranks * CELLS_PER_RANK)
+    text, place = wire.ORDERS.write(order), place_of(order)
+    cells = context.RawArray("q", place.ranks * wire.CELLS_PER_RANK)
     faulthandler.unregister(signal.SIGTERM)
     signal.signal(signal.SIGTERM, _raise_asked)
     ranks: list[Rank] = []
     try:
         if order.place is None and (reason := loopback_problem()) is not None:
-            emit(GaveUp(kind="crashed", detail=reason))
+            emit(wire.GaveUp(kind="crashed", detail=reason))
             return
         with _meeting(place) as meeting:
             if order.place is not None and meeting is not None:
-                emit(Met(port=meeting.getsockname()[1]))
+                emit(wire.Met(port=meeting.getsockname()[1]))
             for number in range(place.first_rank, place.first_rank + place.ranks):
                 ours, theirs = context.Pipe(duplex=False)
                 arguments = (text, number, meeting, theirs, cells, run_rank, began, os.getpid())
@@ -121,14 +104,14 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None
             emit(outcome)
     except AskedWhereItIsError:
         # Which rank is behind; each writes its stack into its log first.
-        rank, sentence = describe(cells, place.first_rank)
+        rank, sentence = wire.describe(cells, place.first_rank)
         for each in ranks:
             if each.process.is_alive():
                 each.process.terminate()
         until = time.monotonic() + DUMPING_SECONDS
         for each in ranks:
             each.process.join(max(0.0, until - time.monotonic()))
-        emit(GaveUp(kind="timeout", detail=sentence, rank=rank, cells=list(cells)))
+        emit(wire.GaveUp(kind="timeout", detail=sentence, rank=rank, cells=list(cells)))
     finally:
         for each in ranks:
             each.process.kill()
@@ -136,13 +119,13 @@ def run_ranks(order: Order, emit: Emit, run_rank: RunRank, began: float) -> None
             each.process.join()
 
 
-def place_of(order: Order) -> Place:
+def place_of(order: wire.Order) -> wire.Place:
     """Of this node's ranks; where one node runs all, they meet at the loopback interface."""
-    alone = Place(node=0, first_rank=0, ranks=order.world_size, address="127.0.0.1", interface="lo")
+    alone = wire.Place(node=0, first_rank=0, ranks=order.world_size, address="127.0.0.1", interface="lo")
     return order.place or alone
 
 
-def _meeting(place: Place) -> contextlib.AbstractContextManager[socket.socket | None]:
+def _meeting(place: wire.Place) -> contextlib.AbstractContextManager[socket.socket | None]:
     """Where the first rank will listen; None on a node that has it not."""
     if place.first_rank:
         return contextlib.nullcontext()
@@ -166,9 +149,9 @@ def _raise_asked(*_: object) -> None:
     raise AskedWhereItIsError
 
 
-def _outcome(ranks: list[Rank], emit: Emit, first: int) -> Finished | GaveUp | None:
+def _outcome(ranks: list[Rank], emit: Emit, first: int) -> wire.Finished | wire.GaveUp | None:
     """Hears the ranks, `first` the first of them, to the end of all, or a little beyond the first failure."""
-    finished: Finished | None = None
+    finished: wire.Finished | None = None
     failures: list[Failure] = []
     until: float | None = None
     while any(rank.listening for rank in ranks) and (until is None or time.monotonic() < until):
@@ -178,7 +161,7 @@ def _outcome(ranks: list[Rank], emit: Emit, first: int) -> Finished | GaveUp | N
         for number, rank in enumerate(ranks, first):
             if rank.listening and (rank.messages in ready or rank.process.sentinel in ready):
                 event = _heard(number, rank, failures)
-                if isinstance(event, Finished):
+                if isinstance(event, wire.Finished):
                     finished = event
                 elif event is not None:
                     emit(event)
@@ -203,15 +186,15 @@ def _heard(number: int, rank: Rank, failures: list[Failure]) -> Any:
         status = rank.process.exitcode
         said_why = any(failure.gave_up.rank == number for failure in failures)
         if not said_why and (status or not rank.done):
-            gone = GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
+            gone = wire.GaveUp(kind="crashed", detail="", rank=number, exit_status=status)
             # A victim of another rank's end raises, and says so; a library's own exit says nothing.
             failures.append(Failure(status not in (1, -signal.SIGKILL), time.monotonic(), gone))
         return None
     if text == DONE:
         rank.done = True
         return None
-    event = EVENTS.read(text)
-    if isinstance(event, GaveUp):
+    event = wire.EVENTS.read(text)
+    if isinstance(event, wire.GaveUp):
         failures.append(Failure(may_be_victim=True, at=at, gave_up=event))
         return None
     return event
@@ -223,35 +206,35 @@ def _rank_main(
 ) -> None:  # fmt: skip
     """A rank's whole life. Its last word is GaveUp where it failed."""
     die_with_parent(parent)
-    order = ORDERS.read(text)
-    assert isinstance(order, Order)
+    order = wire.ORDERS.read(text)
+    assert isinstance(order, wire.Order)
     redirect(str(Path(order.trial_folder) / f"rank{number}.log"))
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     faulthandler.register(signal.SIGTERM, file=2, chain=True)
 
     def emit(event: Any) -> None:
-        if isinstance(event, GaveUp):
+        if isinstance(event, wire.GaveUp):
             event = msgspec.structs.replace(event, rank=number)
         elif number:
             return
-        messages.send_bytes(json.dumps([time.monotonic(), EVENTS.write(event).decode()]).encode())
+        messages.send_bytes(json.dumps([time.monotonic(), wire.EVENTS.write(event).decode()]).encode())
 
     try:
-        add_to_path(order.code)  # the process may be a new one
+        runtime.add_to_path(order.code)  # the process may be a new one
         with _process_group(order, number, meeting) as world:
-            run_rank(order, world, emit, Whereabouts(cells, number - place_of(order).first_rank), began)
+            run_rank(order, world, emit, runtime.Whereabouts(cells, number - place_of(order).first_rank), began)
         messages.send_bytes(json.dumps([time.monotonic(), DONE]).encode())
     except BaseException as error:
         # Also what the process group needs, before and after the training.
-        oom = is_out_of_memory(error)
-        emit(GaveUp(kind="oom", detail=str(error)) if oom else GaveUp(kind="crashed", detail=""))
+        oom = runtime.is_out_of_memory(error)
+        emit(wire.GaveUp(kind="oom", detail=str(error)) if oom else wire.GaveUp(kind="crashed", detail=""))
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)
 
 
 @contextlib.contextmanager
-def _process_group(order: Order, number: int, meeting: socket.socket | None) -> Any:
+def _process_group(order: wire.Order, number: int, meeting: socket.socket | None) -> Any:
     """All ranks in one group, met at a port that the first one's trial process holds already."""
     place = place_of(order)
     port, here = place.port if meeting is None else meeting.getsockname()[1], number - place.first_rank
@@ -275,7 +258,7 @@ def _process_group(order: Order, number: int, meeting: socket.socket | None) -> 
         "gloo" if device == "cpu" else "nccl", store=store, rank=number, world_size=order.world_size,
         timeout=MEETING_PATIENCE, device_id=None if device == "cpu" else torch.device(device),
     )  # fmt: skip
-    store.set_timeout(PATIENCE)
-    set_patience()
-    yield World(number, order.world_size, device)
+    store.set_timeout(runtime.PATIENCE)
+    runtime.set_patience()
+    yield runtime.World(number, order.world_size, device)
     dist.destroy_process_group()

@@ -29,15 +29,7 @@ import traceback
 from pathlib import Path
 from typing import NoReturn
 
-from selectbench.cores import (
-    PR_SET_CHILD_SUBREAPER,
-    PR_SET_PDEATHSIG,
-    die_with_parent,
-    is_fork_safe,
-    kill_descendants,
-    redirect,
-    set_process_control,
-)
+from selectbench import cores
 
 PACKET_BYTES = 1 << 16
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -58,7 +50,7 @@ class Server:
 
     def serve(self) -> None:
         """Until the bench closes the socket or dies."""
-        set_process_control(PR_SET_CHILD_SUBREAPER, 1)
+        cores.set_process_control(cores.PR_SET_CHILD_SUBREAPER, 1)
         for number in STOPPING:
             signal.signal(number, signal.SIG_IGN)  # the bench decides when a trial ends
         if select.select([self.control], [], [], 0)[0] and not self.control.recv(1, socket.MSG_PEEK):
@@ -66,9 +58,9 @@ class Server:
         if self.forks:
             self._import_modules()
         self._reply({"ready": True, "forks": self.forks})
-        set_process_control(PR_SET_PDEATHSIG, 0)  # from here it sees the socket's end, and ends what it has started
+        cores.set_process_control(cores.PR_SET_PDEATHSIG, 0)  # it now sees the socket's end, and ends what it began
         self._loop()
-        kill_descendants()
+        cores.kill_descendants()
 
     def _import_modules(self) -> None:
         for position, module in enumerate(self.modules):
@@ -76,7 +68,7 @@ class Server:
             # or opens the GPU would spoil forking for every trial.
             if position == 0 or imports_cleanly(module):
                 importlib.import_module(module)
-        if not is_fork_safe():
+        if not cores.is_fork_safe():
             os.environ[FORK_UNSAFE] = "1"
             os.set_inheritable(self.control.fileno(), True)
             arguments = [sys.executable, "-P", "-m", "selectbench.worker", "server", str(self.control.fileno())]
@@ -124,7 +116,7 @@ class Server:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self.control.close()
-            redirect(log)
+            cores.redirect(log)
             run_order(order, events, server)
             status = 0
         except BaseException:
@@ -158,7 +150,7 @@ class Server:
                 return
             if pid == self.trial:
                 self.trial = 0
-                kill_descendants()
+                cores.kill_descendants()
                 self._reply({"exit": os.waitstatus_to_exitcode(status)})
 
     def _reply(self, message: dict[str, object]) -> None:
@@ -174,9 +166,9 @@ def imports_cleanly(module: str) -> bool:
     if pid == 0:
         clean = False
         try:
-            die_with_parent(server)
+            cores.die_with_parent(server)
             importlib.import_module(module)
-            clean = is_fork_safe()
+            clean = cores.is_fork_safe()
         finally:
             os._exit(0 if clean else 1)
     _, status = os.waitpid(pid, 0)
@@ -188,7 +180,7 @@ def run_order(order: str, events: int, server: int) -> None:
 
     The process dies with the server, whose pid that is.
     """
-    die_with_parent(server)
+    cores.die_with_parent(server)
     for number in STOPPING:
         signal.signal(number, signal.SIG_DFL)  # forked or new, the process takes the server's deafness over
     from selectbench.record.wire import EVENTS, ORDERS, Event, Order

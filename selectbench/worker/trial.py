@@ -27,6 +27,7 @@ from selectbench.errors import disk_problem
 from selectbench.record.record import FailureKind
 from selectbench.record.wire import GaveUp, Order, Phase, Started
 from selectbench.suite.job import shares
+from selectbench.worker import runtime
 from selectbench.worker.attention import masks_by_shape
 from selectbench.worker.batches import Batch, Batches, TokenStream, batches_of, held_out_of
 from selectbench.worker.evaluation import Examination, Inspection
@@ -36,20 +37,6 @@ from selectbench.worker.observation import Tried, Watch, own_parts, tried
 from selectbench.worker.outcome import Before, finished
 from selectbench.worker.ranks import run_ranks
 from selectbench.worker.recorder import Diverged, Emit, Setting
-from selectbench.worker.runtime import (
-    TrainingMemory,
-    Whereabouts,
-    World,
-    add_to_path,
-    derived_seed,
-    is_out_of_memory,
-    load,
-    nowhere,
-    private_caches,
-    set_tf32,
-    training_memory,
-    versions,
-)
 
 
 def run_trial(order: Order, emit: Emit) -> None:
@@ -60,10 +47,10 @@ def run_trial(order: Order, emit: Emit) -> None:
     """
     # Asked where it is, a trial writes its stack to its log and ends.
     faulthandler.register(signal.SIGTERM, chain=True)
-    emit(Started(software=versions()))
+    emit(Started(software=runtime.versions()))
     emit(Phase(phase="setup"))
-    add_to_path(order.code)
-    with _failures_told(emit), private_caches(Path(order.trial_folder)):
+    runtime.add_to_path(order.code)
+    with _failures_told(emit), runtime.private_caches(Path(order.trial_folder)):
         job, choices = order.job, order.choices
         micro_batches = job.gradient_accumulation_steps(choices.micro_batch_size, order.world_size)
         situation = Situation(choices, order.device, micro_batches, job.task, job.data.kind)
@@ -76,18 +63,20 @@ def run_trial(order: Order, emit: Emit) -> None:
         if order.choices.strategy.name != "single":
             run_ranks(order, emit, run_rank, began)
         else:
-            run_rank(order, World(0, 1, order.device), emit, nowhere(), began)
+            run_rank(order, runtime.World(0, 1, order.device), emit, runtime.nowhere(), began)
 
 
-def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, began: float) -> None:
+def run_rank(
+    order: Order, world: runtime.World, emit: Emit, whereabouts: runtime.Whereabouts, began: float
+) -> None:
     """Trains one rank's part; all ranks end together. Raises what `run_trial` turns into GaveUp.
 
     `began`: when the trial did, by `time.perf_counter`.
     """
     with _failures_told(emit):
-        memory = training_memory(world.device_type)  # first of all: it counts from here
+        memory = runtime.training_memory(world.device_type)  # first of all: it counts from here
         torch.set_num_threads(order.threads)
-        set_tf32(order.choices.precision.tf32)
+        runtime.set_tf32(order.choices.precision.tf32)
         setting = _setting(order, world, emit, whereabouts, memory)
         before = Before.training(setting.module, order, world)
         _adapt(setting)
@@ -96,7 +85,7 @@ def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, b
             setting.watch.watch_model(setting.module, setting.stream)
         framework = order.choices.framework
         if isinstance(framework, OwnFramework):
-            loop = train_with(partial(load(framework.loop, "framework"), **framework.settings))
+            loop = train_with(partial(runtime.load(framework.loop, "framework"), **framework.settings))
         else:
             module, _, function = framework.loop.partition(":")
             with unsupported_where_missing(f"framework {framework.name}"):
@@ -104,7 +93,7 @@ def run_rank(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, b
         # A model of own code may pack sequences, and build on transformers' masks.
         masks = nullcontext() if isinstance(order.job.model, OwnModel) else masks_by_shape()
         # Dropout draws from torch's global generator.
-        torch.manual_seed(derived_seed(order.trial.seed, "dropout", world.rank))
+        torch.manual_seed(runtime.derived_seed(order.trial.seed, "dropout", world.rank))
         try:
             with masks, setting.sdpa.in_compiled_graphs() if compiles else nullcontext():
                 trained = loop(setting)
@@ -121,7 +110,7 @@ def _failures_told(emit: Emit) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind: FailureKind | None = "oom" if is_out_of_memory(error) else _kind(error)
+        kind: FailureKind | None = "oom" if runtime.is_out_of_memory(error) else _kind(error)
         if kind is None:
             raise
         emit(GaveUp(kind=kind, detail=str(error) or type(error).__name__))
@@ -140,7 +129,7 @@ def _kind(error: Exception) -> FailureKind | None:
 def _adapt(setting: Setting) -> None:
     """Decides what of the model is trained; what is added to it is drawn from the seed."""
     adaptation = setting.order.choices.adaptation
-    torch.manual_seed(derived_seed(setting.order.trial.seed, "adaptation"))
+    torch.manual_seed(runtime.derived_seed(setting.order.trial.seed, "adaptation"))
     with unsupported_where_missing(f"adaptation {adaptation.name}"):
         setting.module = adaptation.apply(setting.module, setting.world.device)
         setting.module.train()
@@ -175,7 +164,9 @@ def _sizes(parameters: Iterable[tuple[torch.nn.Parameter, str]]) -> Counter[str]
     return +found
 
 
-def _setting(order: Order, world: World, emit: Emit, whereabouts: Whereabouts, memory: TrainingMemory) -> Setting:
+def _setting(
+    order: Order, world: runtime.World, emit: Emit, whereabouts: runtime.Whereabouts, memory: runtime.TrainingMemory
+) -> Setting:
     job, choices = order.job, order.choices
     data = Prepared.open(Path(order.data_folder))
     with unsupported_where_missing(f"attention {choices.attention.name}"):

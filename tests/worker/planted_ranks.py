@@ -113,7 +113,7 @@ def run_rank(order, *arguments):
     if order.trial.option == "waits_one_to_three_times":
         engine_zero_module.ZeroEngine.clip_and_step = _waiting(engine_zero_module.ZeroEngine.clip_and_step)
     _rank(order, *arguments)
-    loaded = sorted(name for name in sys.modules if name.partition(".")[0] == "selectbench")
+    loaded = sorted(n for n, m in sys.modules.items() if n.partition(".")[0] == "selectbench" and m.__file__)
     Path(order.trial_folder, f"loaded{os.getpid()}.json").write_text(json.dumps(loaded))
 
 
