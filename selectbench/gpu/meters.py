@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pynvml
 from numpy.typing import NDArray
 
 from selectbench import units
-from selectbench.gpu.devices import CLOCK_LIMITS, Gpu, Tenant, TorchDevice, Use, first_difference, started, use_of
+from selectbench.gpu.devices import CLOCK_LIMITS, Gpu, Tenant, Use, first_difference, started, use_of
 from selectbench.gpu.sampler import Columns, Floats, GpuSamples, Sampler, write_samples
 from selectbench.record.environment import stored_rates
 from selectbench.record.record import GpuMeters, Meters, Series
@@ -173,7 +174,7 @@ class Watching:
         """What the record says, once the trial has ended; `done`: what a completed one measured of these GPUs."""
         if self.problem is not None:
             return Meters(problem=self.problem)
-        devices = [TorchDevice(device.uuid, device.pci_bus_id) for device in done.devices] if done else []
+        devices = done.devices if done else []
         if devices and (difference := first_difference(devices, [each.gpu for each in self.samples])):
             return Meters(problem=f"torch trained on other GPUs than those that were metered: {difference}")
         moments = Moments(
@@ -223,26 +224,25 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
     `before`: right before the trial; `rates`: of large matrix products on it, FLOP/s by dtype.
     """
     memory, state, whole = samples.memory, samples.state, (moments.launched, moments.ended)
-    instant = state.known("instant_power_watts")
+    instant, used = state.known("instant_power_watts"), _values(memory, "used_bytes", [moments.training or whole])
+    totals, reserved = (memory.known(name)[1] for name in ("total_bytes", "reserved_bytes"))
     timed = moments.timed or [whole]  # the state of a failed trial's GPU is that of its whole life
     return GpuMeters(
         name=samples.gpu.name, pci_bus_id=samples.gpu.pci_bus_id, is_mig=samples.gpu.is_mig,
-        memory_total_bytes=_whole(_last(memory, "total_bytes")) or samples.gpu.memory_total_bytes,
+        memory_total_bytes=int(totals[-1]) if len(totals) else samples.gpu.memory_total_bytes,
         idle_memory_bytes=before.memory_used_bytes, idle_utilization=before.utilization,
-        peak_device_memory_bytes=_whole(_highest(memory, "used_bytes", moments.training or whole)),
-        driver_reserved_bytes=_whole(_last(memory, "reserved_bytes")),
-        memory_readings=len(_values(memory, "used_bytes", [moments.training or whole])),
+        peak_device_memory_bytes=int(used.max()) if len(used) else None,
+        driver_reserved_bytes=int(reserved[-1]) if len(reserved) else None,
+        memory_readings=len(used),
         readings=int(_inside(state.times(), timed).sum()),
         metered_seconds=sum(end - begin for begin, end in moments.timed),
         counter_joules=_sum([_counted(*state.known("energy_joules"), each) for each in moments.timed]),
-        instant_power_joules=_sum(
-            [_integral(*state.known("instant_power_watts"), each) for each in moments.timed]
-        ),
+        instant_power_joules=_sum([_integral(*instant, each) for each in moments.timed]),
         average_power_joules=_by_average(*state.known("average_power_watts"), moments.timed),
-        mean_utilization=_mean(state, "utilization", timed),
-        mean_sm_clock_hertz=_mean(state, "sm_clock_hertz", timed),
-        mean_memory_clock_hertz=_mean(state, "memory_clock_hertz", timed),
-        highest_temperature_celsius=_highest(state, "temperature_celsius", whole),
+        mean_utilization=_reduced(state, "utilization", timed, np.mean),
+        mean_sm_clock_hertz=_reduced(state, "sm_clock_hertz", timed, np.mean),
+        mean_memory_clock_hertz=_reduced(state, "memory_clock_hertz", timed, np.mean),
+        highest_temperature_celsius=_reduced(state, "temperature_celsius", [whole], np.max),
         clock_limit_shares=_clock_limit_shares(state, timed),
         other_processes=samples.tenancy.others(), problem=samples.problem, matmul_flops_per_second=rates,
         memory_series=_decimated(*memory.known("used_bytes"), whole, highest=True),
@@ -251,10 +251,6 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
         temperature_series=_decimated(*state.known("temperature_celsius"), whole),
         sm_clock_series=_decimated(*state.known("sm_clock_hertz"), whole),
     )  # fmt: skip
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else int(value)
 
 
 def _inside(times: Floats, stretches: Sequence[Stretch]) -> NDArray[np.bool_]:
@@ -271,19 +267,12 @@ def _values(columns: Columns, name: str, stretches: Sequence[Stretch]) -> Floats
     return inside
 
 
-def _mean(columns: Columns, name: str, stretches: Sequence[Stretch]) -> float | None:
+def _reduced(
+    columns: Columns, name: str, stretches: Sequence[Stretch], reduced: Callable[[Floats], Any]
+) -> float | None:
+    """None: nothing is known then."""
     values = _values(columns, name, stretches)
-    return float(values.mean()) if len(values) else None
-
-
-def _highest(columns: Columns, name: str, stretch: Stretch) -> float | None:
-    values = _values(columns, name, [stretch])
-    return float(values.max()) if len(values) else None
-
-
-def _last(columns: Columns, name: str) -> float | None:
-    values = columns.known(name)[1]
-    return float(values[-1]) if len(values) else None
+    return float(reduced(values)) if len(values) else None
 
 
 def _clock_limit_shares(state: Columns, stretches: Sequence[Stretch]) -> dict[str, float] | None:

@@ -29,22 +29,11 @@ MOST_NAMED = 8
 """Other processes that a record names."""
 
 
-@dataclass
-class Seen:
-    """One process over a trial."""
-
-    name: str | None
-    memory_bytes: int | None
-    """The most that it was said to hold."""
-    was_there_before: bool
-    """Before the trial was launched."""
-
-
 class Tenancy:
     """The processes that were seen on one GPU, reading by reading."""
 
     def __init__(self) -> None:
-        self._seen: dict[int, Seen] = {}
+        self._seen: dict[int, OtherProcess] = {}
         self._own: set[int] = set()
         self._before: frozenset[int] = frozenset()
 
@@ -56,11 +45,10 @@ class Tenancy:
         """`listed`: by the driver, None where it does not say; `own`: those of them that are ours."""
         self._own.update(own)
         for process in listed or ():
-            seen = self._seen.setdefault(
-                process.pid, Seen(devices.command_name(process.pid), None, process.pid in self._before)
-            )
-            known = [held for held in (seen.memory_bytes, process.memory_bytes) if held is not None]
-            seen.memory_bytes = max(known, default=None)
+            seen = self._seen.get(process.pid)
+            name = devices.command_name(process.pid) if seen is None else seen.name
+            held = [each.memory_bytes for each in (seen, process) if each and each.memory_bytes is not None]
+            self._seen[process.pid] = OtherProcess(pid=process.pid, name=name, memory_bytes=max(held, default=None))
 
     def others(self) -> list[OtherProcess] | None:
         """Processes that are none of the trial's; None: nothing was listed, so that others would not be either.
@@ -72,11 +60,10 @@ class Tenancy:
         if not self._seen:
             return None
         foreign = {pid: seen for pid, seen in self._seen.items() if pid not in self._own}
-        newcomers = [pid for pid, seen in foreign.items() if not seen.was_there_before]
+        newcomers = [pid for pid in foreign if pid not in self._before]
         if len(foreign) == len(self._seen) and newcomers:
             del foreign[max(newcomers, key=lambda pid: foreign[pid].memory_bytes or 0)]
-        named = list(foreign.items())[:MOST_NAMED]
-        return [OtherProcess(pid=pid, name=seen.name, memory_bytes=seen.memory_bytes) for pid, seen in named]
+        return list(foreign.values())[:MOST_NAMED]
 
 
 def descends_from(pid: int, ancestor: int) -> bool:

@@ -9,6 +9,7 @@ import msgspec
 
 from selectbench.choices import Choices
 from selectbench.errors import ExitCode
+from selectbench.gpu.devices import TorchDevice
 from selectbench.record import record
 from selectbench.suite.job import Job
 
@@ -143,15 +144,6 @@ class Evaluating(record.Recorded, frozen=True, kw_only=True, tag_field="event", 
     """Held-out sequences that are scored, or texts that are generated."""
 
 
-class RankDevice(record.Recorded, frozen=True, kw_only=True):
-    """The GPU that a rank trained on, as torch knows it; None: this torch does not say."""
-
-    uuid: str | None
-    """Without `GPU-`."""
-    pci_bus_id: str | None
-    """`00000000:3B:00.0`."""
-
-
 class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", tag="finished"):
     """What only the worker knows of a record; moments by `time.perf_counter`, one clock for all on Linux."""
 
@@ -169,7 +161,7 @@ class Finished(record.Recorded, frozen=True, kw_only=True, tag_field="event", ta
     """Begin and end of the timed windows on the first rank, those that follow each other closely as one."""
     training_window: tuple[float, float] | None = None
     """Training up to the first evaluation, in which memory counts; None: an own loop that did not say."""
-    devices: list[RankDevice] = msgspec.field(default_factory=list)
+    devices: list[TorchDevice] = msgspec.field(default_factory=list)
     """Of each rank; empty on a CPU."""
 
 
@@ -336,7 +328,7 @@ class Measure(Message, frozen=True, kw_only=True, tag="measure"):
 
     timed_windows: list[tuple[record.Number, record.Number]]
     training_window: tuple[record.Number, record.Number] | None
-    devices: list[RankDevice]
+    devices: list[TorchDevice]
 
 
 class Measured(Message, frozen=True, kw_only=True, tag="measured"):

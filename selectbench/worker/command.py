@@ -26,6 +26,7 @@ from typing import IO, Any
 import msgspec
 
 from selectbench.cores import Cores
+from selectbench.gpu.devices import TorchDevice
 from selectbench.record import wire
 from selectbench.record.record import (
     LOSSES,
@@ -37,7 +38,7 @@ from selectbench.record.record import (
     ScriptStep,
     decimate,
 )
-from selectbench.record.wire import CommandOrder, Event, Finished, GaveUp, Phase, Progress, RankDevice, Started
+from selectbench.record.wire import CommandOrder, Event, Finished, GaveUp, Phase, Progress, Started
 from selectbench.suite.job import distinct_rates, shape_sha256
 
 OBSERVER = Path(__file__).parents[1] / "observe"
@@ -281,7 +282,7 @@ def _finished(order: CommandOrder, ranks: list[Seen], began: float, cores: dict[
         loss_curve=LOSSES.keep(decimate([(n, s["loss"]) for n, s in enumerate(steps) if s["loss"] is not None])),
         script=script, software={k: str(v) for k, v in (first.start.get("versions") or {}).items()},
         timed_windows=windows, training_window=(float(first.start["at"]), float(steps[-1]["at"])),
-        devices=[RankDevice(uuid=gpu["uuid"].removeprefix("GPU-") or None, pci_bus_id=None)
+        devices=[TorchDevice(gpu["uuid"].removeprefix("GPU-") or None, None)
                  for seen in ranks if (gpu := seen.model.get("gpu"))],
     )  # fmt: skip
 

@@ -21,9 +21,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from selectbench.data.prepared import Prepared
+from selectbench.gpu.devices import TorchDevice
 from selectbench.observe.selectbench_seen import dtype_name, optimizer_name, states, storage_bytes
 from selectbench.record.record import LOSSES, Architecture, Identity, Measurement, RankMemory, Watched, decimate
-from selectbench.record.wire import Finished, Order, RankDevice
+from selectbench.record.wire import Finished, Order
 from selectbench.suite.job import distinct_rates, shape_sha256
 from selectbench.worker import runtime
 from selectbench.worker.batches import stream_sha256
@@ -179,7 +180,7 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
         "managed_state_bytes": runtime.managed_state_bytes(trained.optimizers),
     }
     memory = [msgspec.convert(item, RankMemory) for item in setting.world.gathered(own_memory)]
-    devices = setting.world.gathered(_device(setting.world))
+    devices = cast("list[TorchDevice | None]", setting.world.gathered(_device(setting.world)))
     return Finished(
         measurement=_measurement(setting, before, recorder, memory, began),
         identity=_identity(setting, before, trained),
@@ -190,19 +191,19 @@ def finished(setting: Setting, before: Before, trained: Trained, began: float) -
         timed_windows=recorder.timing.stretches,
         training_window=recorder.training_window,
         watched=_watched(setting, before, trained),
-        devices=[msgspec.convert(item, RankDevice) for item in devices if item],
+        devices=[device for device in devices if device],
     )
 
 
-def _device(world: World) -> dict[str, str | None]:
-    """The GPU that torch runs this rank on; {} on a CPU."""
+def _device(world: World) -> TorchDevice | None:
+    """The GPU that torch runs this rank on; None on a CPU."""
     if world.device_type != "cuda":
-        return {}
+        return None
     properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     place = [getattr(properties, f"pci_{part}_id", None) for part in ("domain", "bus", "device")]
     uuid = getattr(properties, "uuid", None)
     bus_id = None if None in place else f"{place[0]:08X}:{place[1]:02X}:{place[2]:02X}.0"
-    return {"uuid": None if uuid is None else str(uuid), "pci_bus_id": bus_id}
+    return TorchDevice(None if uuid is None else str(uuid), bus_id)
 
 
 def check_replicas(world: World, trained: Trained) -> None:

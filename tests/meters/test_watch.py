@@ -10,11 +10,11 @@ import pytest
 from made_records import IDENTITY, MEASUREMENT
 from stand_in import StandIn
 
-from selectbench.gpu.devices import gpus
+from selectbench.gpu.devices import TorchDevice, gpus
 from selectbench.gpu.meters import GpuWatch
 from selectbench.record.environment import Calibration, Rate, store
 from selectbench.record.record import NO_LOSSES, Meters
-from selectbench.record.wire import Finished, RankDevice
+from selectbench.record.wire import Finished
 from selectbench.suite.suite import MeterSettings
 
 SETTINGS = MeterSettings(memory_interval_seconds=0.01, interval_seconds=0.01)
@@ -24,7 +24,7 @@ def never() -> bool:
     return False
 
 
-def finished(*devices: RankDevice) -> Finished:
+def finished(*devices: TorchDevice) -> Finished:
     now = time.perf_counter()
     return Finished(
         measurement=MEASUREMENT, identity=IDENTITY, evaluation_curve=[], loss_curve=NO_LOSSES,
@@ -62,13 +62,13 @@ def test_what_asking_torch_left_is_not_taken_for_another_users_work(stand_in: St
 @pytest.mark.parametrize(
     ("device", "fits"),
     [
-        (RankDevice(uuid="aaaa1111-0000", pci_bus_id=None), True),
-        (RankDevice(uuid=None, pci_bus_id="00000000:3B:00.0"), True),
-        (RankDevice(uuid="aaaa2222-0000", pci_bus_id="00000000:AF:00.0"), False),
+        (TorchDevice(uuid="aaaa1111-0000", pci_bus_id=None), True),
+        (TorchDevice(uuid=None, pci_bus_id="00000000:3B:00.0"), True),
+        (TorchDevice(uuid="aaaa2222-0000", pci_bus_id="00000000:AF:00.0"), False),
     ],
 )
 def test_readings_of_a_gpu_that_torch_did_not_train_on_are_not_believed(
-    stand_in: StandIn, tmp_path: Path, device: RankDevice, fits: bool
+    stand_in: StandIn, tmp_path: Path, device: TorchDevice, fits: bool
 ) -> None:
     meters = trial(tmp_path, finished(device))
     assert bool(meters.gpus) == fits
@@ -79,8 +79,8 @@ def test_readings_of_a_gpu_that_torch_did_not_train_on_are_not_believed(
 
 
 def test_more_ranks_than_metered_gpus_are_noticed(stand_in: StandIn, tmp_path: Path) -> None:
-    first = RankDevice(uuid="aaaa1111-0000", pci_bus_id=None)
-    second = RankDevice(uuid="aaaa2222-0000", pci_bus_id=None)
+    first = TorchDevice(uuid="aaaa1111-0000", pci_bus_id=None)
+    second = TorchDevice(uuid="aaaa2222-0000", pci_bus_id=None)
     assert trial(tmp_path, finished(first, second)).gpus == []
 
 

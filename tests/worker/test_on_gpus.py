@@ -10,7 +10,7 @@ import task_jobs as jobs
 import torch
 from worker.test_device_waits import DATA, SHORT, TASKS
 
-from selectbench.gpu.devices import TorchDevice, first_difference, gpus
+from selectbench.gpu.devices import first_difference, gpus
 from selectbench.launch.trial import TrialServer
 from selectbench.worker.loop import OptimizerStep
 
@@ -57,7 +57,7 @@ def test_strategies_agree_with_one_process(launched, strategy, precision):
     assert shared.identity.token_stream_sha256 == alone.identity.token_stream_sha256
     assert len(shared.measurement.memory_by_rank) == RANKS
     assert all(rank.peak_memory_allocated_bytes > 0 for rank in shared.measurement.memory_by_rank)
-    assert first_difference([TorchDevice(d.uuid, d.pci_bus_id) for d in shared.devices], gpus()[:RANKS]) is None
+    assert first_difference(shared.devices, gpus()[:RANKS]) is None
 
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16_master"])
