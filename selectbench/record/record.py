@@ -382,6 +382,16 @@ class RankMemory(Recorded, frozen=True, kw_only=True):
     """CUDA: what of it is in managed memory."""
 
 
+def largest(memory: list[RankMemory]) -> dict[str, Any]:
+    """Over the ranks, by the keys that a measurement has too."""
+    keys = (
+        "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries", "peak_pss_growth_bytes",
+        "managed_state_bytes",
+    )  # fmt: skip
+    known = {key: [value for rank in memory if (value := getattr(rank, key)) is not None] for key in keys}
+    return {key: max(values, default=None) for key, values in known.items()}
+
+
 class Measurement(Recorded, frozen=True, kw_only=True):
     """What a completed trial observed."""
 

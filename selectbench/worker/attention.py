@@ -29,22 +29,17 @@ _MASKS: Any = masking_utils.ALL_MASK_ATTENTION_FUNCTIONS
 def masks_by_shape() -> Iterator[None]:
     """Inside, models of transformers look at no values to make their masks; the masks are the same."""
     with ExitStack() as undo:
-        _stand_in(undo, masking_utils, "find_packed_sequence_indices", _nothing)
-        _stand_in(undo, PreTrainedModel, "warn_if_padding_and_no_attention_mask", _nothing)
+        for owner, name in (
+            (masking_utils, "find_packed_sequence_indices"),
+            (PreTrainedModel, "warn_if_padding_and_no_attention_mask"),
+        ):
+            if (before := getattr(owner, name, None)) is not None:  # not every version has it
+                undo.callback(setattr, owner, name, before)
+                setattr(owner, name, lambda *_: None)  # no sequence is packed; no warning
         for kernel, made in (("sdpa", _skipped_by_shape), ("eager", _unread)):
             undo.callback(_MASKS.__setitem__, kernel, _MASKS[kernel])
             _MASKS[kernel] = made(_MASKS[kernel])
         yield
-
-
-def _stand_in(undo: ExitStack, owner: Any, name: str, function: Callable[..., None]) -> None:
-    if (before := getattr(owner, name, None)) is not None:  # not every version has it
-        undo.callback(setattr, owner, name, before)
-        setattr(owner, name, function)
-
-
-def _nothing(*_: object) -> None:
-    """No sequence is packed; no warning about padding."""
 
 
 def _skipped_by_shape(original: Mask) -> Mask:
@@ -117,41 +112,41 @@ class SdpaBackends:
 
     def watch_first_forward(self, module: torch.nn.Module) -> None:
         """Looks on at the module's next forward pass that has a backward pass; nothing of it is compiled then."""
-        _Watch(self, module)
+        calls, inside = _Calls(), ExitStack()
+        begun: list[bool] = []
+
+        def begin(*_: object) -> None:
+            if torch.is_grad_enabled() and not begun:
+                begun.append(True)
+                inside.enter_context(calls.operations)
+                inside.enter_context(calls)
+
+        def end(*_: object) -> None:
+            if begun:
+                inside.close()
+                for hook in hooks:
+                    hook.remove()
+                self.add(calls.operations.fused | ({MATH} if calls.unfused else set()))
+
+        hooks = module.register_forward_pre_hook(begin), module.register_forward_hook(end, always_call=True)
 
     @contextmanager
     def in_compiled_graphs(self) -> Iterator[None]:
         """Looks into every graph of forward and backward pass that Inductor compiles inside."""
         from torch._inductor import config
+        from torch._inductor.custom_graph_pass import CustomGraphPass
 
-        with config.patch(joint_custom_post_pass=_graph_pass(self)):
+        into = self
+
+        class Noting(CustomGraphPass):
+            def __call__(self, graph: torch.fx.Graph) -> None:
+                into.add(backends_of(graph))
+
+            def uuid(self) -> object:
+                return __name__  # it leaves every graph as it is: what is cached with it serves all
+
+        with config.patch(joint_custom_post_pass=Noting()):
             yield
-
-
-class _Watch:
-    """Hooks on a module that are there until its first training pass is over."""
-
-    def __init__(self, into: SdpaBackends, module: torch.nn.Module) -> None:
-        self._into, self._calls = into, _Calls()
-        self._inside: ExitStack | None = None
-        self._hooks = [
-            module.register_forward_pre_hook(self._begin),
-            module.register_forward_hook(self._end, always_call=True),
-        ]
-
-    def _begin(self, *_: object) -> None:
-        if torch.is_grad_enabled() and self._inside is None:
-            self._inside = ExitStack()
-            self._inside.enter_context(self._calls.operations)
-            self._inside.enter_context(self._calls)
-
-    def _end(self, *_: object) -> None:
-        if self._inside is None:
-            return
-        self._inside.close()
-        for hook in self._hooks:
-            hook.remove()
-        self._into.add(self._calls.operations.fused | ({MATH} if self._calls.unfused else set()))
 
 
 class _Operations(TorchDispatchMode):
@@ -185,39 +180,18 @@ class _Calls(TorchFunctionMode):
         return result
 
 
-def _graph_pass(into: SdpaBackends) -> Any:
-    """A pass for Inductor that changes nothing."""
-    from torch._inductor.custom_graph_pass import CustomGraphPass
-
-    class Noting(CustomGraphPass):
-        def __call__(self, graph: torch.fx.Graph) -> None:
-            into.add(backends_of(graph))
-
-        def uuid(self) -> object:
-            return __name__  # it leaves every graph as it is: what is cached with it serves all
-
-    return Noting()
-
-
 def backends_of(graph: torch.fx.Graph) -> set[str]:
     """Of a graph of aten operations: `math` where nodes come from a call and none of them is fused."""
     calls: dict[tuple[str, ...], set[str]] = {}
     found = set()
     for node in graph.nodes:
         backend = _backend(node.target)
-        if backend:
-            found.add(backend)
-        if call := _call_of(node):
-            calls.setdefault(call, set()).update([backend] if backend else [])
+        found |= {backend} if backend else set()
+        # The names of the traced calls around the node, where the innermost is the function's.
+        around = node.meta.get("source_fn_stack") or []
+        if around and around[-1][1] is F.scaled_dot_product_attention:
+            calls.setdefault(tuple(name for name, _ in around), set()).update([backend] if backend else [])
     return found | ({MATH} if not all(calls.values()) else set())
-
-
-def _call_of(node: torch.fx.Node) -> tuple[str, ...] | None:
-    """The names of the traced calls around a node, where the innermost is the function's."""
-    around = node.meta.get("source_fn_stack") or []
-    if not around or around[-1][1] is not F.scaled_dot_product_attention:
-        return None
-    return tuple(name for name, _ in around)
 
 
 def _backend(operation: object) -> str | None:

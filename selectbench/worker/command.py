@@ -37,6 +37,7 @@ from selectbench.record.record import (
     Script,
     ScriptStep,
     decimate,
+    largest,
 )
 from selectbench.record.wire import CommandOrder, Event, Finished, GaveUp, Phase, Progress, Started
 from selectbench.suite.job import distinct_rates, shape_sha256
@@ -344,12 +345,6 @@ def _measurement(
     quarters = quantiles(durations, n=4) if len(durations) > 1 else [0.0, 0.0, 0.0]
     skipped = sum(bool(step["skipped"]) for step in job)
     memory = [_memory(seen) for seen in ranks]
-    peaks = (
-        "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries", "peak_pss_growth_bytes",
-    )  # fmt: skip
-    largest: dict[str, Any] = {
-        key: max((value for of in memory if (value := getattr(of, key)) is not None), default=None) for key in peaks
-    }
     return Measurement(
         tokens_per_step=round(sum(tokens) / len(tokens)),
         steps_applied=len(job) - skipped, steps_skipped=skipped,
@@ -363,7 +358,8 @@ def _measurement(
         first_loss=job[0]["loss"], last_loss=job[-1]["loss"],
         final_loss=curve[-1].loss if curve else None,
         heldout_tokens=sum(int(seen.evaluation["tokens"]) for seen in ranks) if curve else None, heldout_bytes=None,
-        memory_by_rank=memory, trial_seconds=time.perf_counter() - began, pause_seconds=pauses, **largest, **cores,
+        memory_by_rank=memory, trial_seconds=time.perf_counter() - began, pause_seconds=pauses,
+        **largest(memory), **cores,
     ), windows  # fmt: skip
 
 

@@ -163,7 +163,7 @@ def _tried(module: Any, batch: Batch) -> Tried:
             is_random = any(_changed(told, call(batch, draw)) > NOISE for draw in draws)
     drawn = sorted({re.sub(r"\.\d+", ".*", name) for name in seen.drawn}) or [type(module).__name__]
     missing = [n for n, p in module.named_parameters() if p.requires_grad and id(p) not in reached]
-    return Tried(seen.used_as(), missing, drawn if is_random else [], _adds_loss(module, batch))
+    return Tried(seen.used_as, missing, drawn if is_random else [], _adds_loss(module, batch))
 
 
 def _reached(total: torch.Tensor) -> set[int]:
@@ -213,7 +213,8 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self._names = {id(part): name or type(part).__name__ for name, part in module.named_modules()}
         self._inside: list[str] = [type(module).__name__]
-        self._uses: dict[str, str] = {}
+        self.used_as: dict[str, str] = {}
+        """As `Tried.used_as`, of the parameters that took part."""
         parameters = sorted((p.data_ptr(), p.nbytes, name) for name, p in module.named_parameters() if p.numel())
         self._starts, self._parameters = [start for start, *_ in parameters], parameters
         self.drawn: set[str] = set()
@@ -234,10 +235,6 @@ class _Operations(TorchDispatchMode):
     def _left(self) -> None:
         self._inside.pop()
 
-    def used_as(self) -> dict[str, str]:
-        """As `Tried.used_as`, of the parameters that took part."""
-        return self._uses
-
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | (kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags and named.get("dropout_p", 1) != 0:
@@ -254,8 +251,8 @@ class _Operations(TorchDispatchMode):
         place = bisect_right(self._starts, tensor.data_ptr()) - 1
         if place >= 0 and tensor.data_ptr() < sum(self._parameters[place][:2]):
             name = self._parameters[place][2]
-            if self._uses.get(name, "other") == "other":
-                self._uses[name] = use
+            if self.used_as.get(name, "other") == "other":
+                self.used_as[name] = use
 
 
 # What passes through the model and the optimizers of a trial with own code.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import and_
 from pathlib import Path
@@ -23,7 +23,16 @@ from transformers.pytorch_utils import Conv1D
 from selectbench.data.prepared import Prepared
 from selectbench.gpu.devices import TorchDevice
 from selectbench.observe.selectbench_seen import dtype_name, optimizer_name, states, storage_bytes
-from selectbench.record.record import LOSSES, Architecture, Identity, Measurement, RankMemory, Watched, decimate
+from selectbench.record.record import (
+    LOSSES,
+    Architecture,
+    Identity,
+    Measurement,
+    RankMemory,
+    Watched,
+    decimate,
+    largest,
+)
 from selectbench.record.wire import Finished, Order
 from selectbench.suite.job import distinct_rates, shape_sha256
 from selectbench.worker import runtime
@@ -69,15 +78,23 @@ def architecture_of(module: Any, seq_len: int) -> Architecture | None:
     FAMILIES as transformers ships it (so own models, mixtures of experts, encoders, state spaces and linear
     attention), attends to less than the whole sequence, drops whole layers, or is not trained as a whole.
     """
-    if not _is_described(module) or not _attends_to_all(module.config, seq_len):
+    if not _is_described(module):
+        return None
+    config = module.config
+    window = getattr(config, "sliding_window", None)  # of every layer that has one
+    attends_to_all = window is None or window >= seq_len
+    if not attends_to_all or not set(getattr(config, "layer_types", None) or ()) <= _ATTENTION_KINDS:
         return None
     blocks = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
-    if len(blocks) != module.config.num_hidden_layers:
+    if len(blocks) != config.num_hidden_layers:
         return None
     inside = [_matrices(block) for block in blocks]
-    config = module.config
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    skipped = 0 if _needs_last_again(module.config) else sum(sizes[-1] for sizes in inside)
+    # Where a block's backward pass does not need the output of its last matrix product, torch's checkpointing ends
+    # the second forward pass just before that product.
+    after = FAMILIES[config.model_type]
+    needs_last = after == NORM or (after is not None and getattr(config, after) > 0)
+    skipped = 0 if needs_last else sum(sizes[-1] for sizes in inside)
     return Architecture(
         matmul_parameters=sum(_matrices(module)),
         block_matmul_parameters=sum(map(sum, inside)) - skipped,
@@ -110,28 +127,12 @@ def _is_known(part: nn.Module) -> bool:
     return not holds_a_matrix or isinstance(part, (*_MATRICES, nn.Embedding))
 
 
-def _attends_to_all(config: Any, seq_len: int) -> bool:
-    """Whether every layer's window, where it has one, covers the sequence."""
-    kinds = set(getattr(config, "layer_types", None) or ())
-    window = getattr(config, "sliding_window", None)
-    return kinds <= _ATTENTION_KINDS and (window is None or window >= seq_len)
-
-
 def _matrices(part: nn.Module) -> list[int]:
     """Elements of its matrices in the order in which its parts are made, which in FAMILIES is that of their use.
 
     By module, so that a head counts though its weights are the embedding's.
     """
     return [inner.weight.numel() for inner in part.modules() if isinstance(inner, _MATRICES)]
-
-
-def _needs_last_again(config: Any) -> bool:
-    """Whether a block's backward pass needs the output of its last matrix product.
-
-    Where it does not, torch's checkpointing ends the second forward pass just before that product.
-    """
-    after = FAMILIES[config.model_type]
-    return after == NORM or (after is not None and getattr(config, after) > 0)
 
 
 # The measurement and the certificate of a completed trial, from what its loop has collected.
@@ -236,20 +237,13 @@ def check_nodes(setting: Setting, before: Before) -> None:
             raise RanksDisagreeError(f"{what} not the same on rank {rank}'s node as on rank 0's")
 
 
-def _largest(memory: Sequence[RankMemory]) -> dict[str, int | None]:
-    keys = (
-        "peak_memory_allocated_bytes", "peak_memory_reserved_bytes", "num_alloc_retries", "peak_pss_growth_bytes",
-        "managed_state_bytes",
-    )  # fmt: skip
-    known = {key: [value for rank in memory if (value := getattr(rank, key)) is not None] for key in keys}
-    return {key: max(values, default=None) for key, values in known.items()}
-
-
 def _measurement(
     setting: Setting, before: Before, recorder: Recorder, memory: list[RankMemory], began: float
 ) -> Measurement:
     timing, series, held_out = recorder.timing, recorder.series, setting.held_out
     source_loss, source_loss_error = held_out.source_loss() if held_out else (None, None)
+    data = Prepared.open(Path(setting.order.data_folder))
+    text = setting.inspection.text if setting.inspection and data.has_text and setting.world.is_first else None
     return Measurement(
         tokens_per_step=setting.order.job.tokens_per_step,
         steps_applied=_applied(recorder),
@@ -281,11 +275,11 @@ def _measurement(
         architecture=before.architecture,
         **_core_waits(setting.world, recorder),
         trial_seconds=time.perf_counter() - began,
-        heldout_xz_bits_per_byte=_xz_bits_per_byte(setting),
+        heldout_xz_bits_per_byte=text and xz_bits_per_byte(data.heldout()[:XZ_BYTES].tolist(), text),
         parameters_by_use=setting.parameters_by_use,
         left_parameters=setting.left_parameters,
         evaluation_attention=runtime.evaluation_kernel(setting.module) if held_out else None,
-        **_largest(memory),
+        **largest(memory),
     )
 
 
@@ -304,13 +298,6 @@ def _core_waits(world: World, recorder: Recorder) -> dict[str, Any]:
         "cpu_seconds": sum(use.worked_seconds for use in uses),
         "cores_seconds": None if math.isnan(cores) else cores,
     }
-
-
-def _xz_bits_per_byte(setting: Setting) -> float | None:
-    data = Prepared.open(Path(setting.order.data_folder))
-    if not setting.inspection or not data.has_text or not setting.world.is_first:
-        return None
-    return xz_bits_per_byte(data.heldout()[:XZ_BYTES].tolist(), setting.inspection.text)
 
 
 def _watched(setting: Setting, before: Before, trained: Trained) -> Watched:
