@@ -370,14 +370,6 @@ def _memory(seen: Seen) -> RankMemory:
     return RankMemory(rank=int(seen.start.get("rank", 0)), **known)
 
 
-def _optimizer(seen: Seen) -> list[str]:
-    """Classes and settings as in the first step, and those that are others in the last."""
-    at_first = seen.first_step["optimizer_settings"]
-    at_last = (seen.end or {}).get("optimizer_settings", at_first)
-    changed = [f"{one} in the last step" for one in at_last if one not in at_first]
-    return [*seen.first_step["optimizers"], *at_first, *changed]
-
-
 def _identity(
     order: CommandOrder,
     ranks: Sequence[Seen],
@@ -397,6 +389,9 @@ def _identity(
     otherwise = [look["step"] for look in first.looks if look["agrees"] is False]
     other = f", another in step {otherwise[0]}" if otherwise else ""
     idle = [int(event.get("left_out_parameters", 0)) for event in (first.first_step, first.end or {})]
+    at_first = first.first_step["optimizer_settings"]
+    at_last = (first.end or {}).get("optimizer_settings", at_first)
+    changed = [f"{one} in the last step" for one in at_last if one not in at_first]
     held_out = [int(seen.evaluation["rows_held_out"]) for seen in ranks if "rows_held_out" in seen.evaluation]
     identity = Identity(
         initial_weights_sha256=model["weights_sha256"] if is_whole else None,
@@ -412,7 +407,7 @@ def _identity(
         compute_dtype=str(first.first_step.get("compute_dtype") or ""),
         optimizer_state_dtype=first.first_step.get("optimizer_state_dtype"),
         matmul_tf32=bool(model["tf32"]), attention=model.get("attention"), sdpa_backends=None,
-        optimizer=_optimizer(first) or None,
+        optimizer=[*first.first_step["optimizers"], *at_first, *changed] or None,
         compiled=bool(model["compiled"]),
         first_step_loss=job[0]["loss"],
         first_step_gradient_norm=job[0].get("gradient_norm") if is_whole and not job[0]["skipped"] else None,

@@ -22,26 +22,15 @@ from selectbench.worker.engine import LossScale, complaints_in_words, deepspeed_
 from selectbench.worker.evaluation import Forward, evaluation_forward, switching
 from selectbench.worker.runtime import World, set_patience
 
-# What DeepSpeed is told of a GPU's free memory.
-
-
-def take_free_memory_from_cuda() -> None:
-    """Makes DeepSpeed's accelerator say what CUDA itself says is free on a device.
-
-    Its own way asks NVML for the device whose number stands in CUDA_VISIBLE_DEVICES. A run names its GPUs there by
-    UUID, which is no number (ValueError, DeepSpeed PR 8510), and CUDA's numbers need not be NVML's; stages 1 and 2
-    ask before they flatten the weights. A MIG slice has no number in NVML at all.
-    """
-    accelerator = get_accelerator()
-    if accelerator.device_name() == "cuda":
-        accelerator.available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
-
-
 for _loaded_late in ("stage3", "muon.muon_optimizer"):
     # DeepSpeed imports these when an engine is made, the second with all of torch's compiler: over a second.
     with contextlib.suppress(ImportError):
         importlib.import_module(f"deepspeed.runtime.zero.{_loaded_late}")
-take_free_memory_from_cuda()
+if get_accelerator().device_name() == "cuda":
+    # What CUDA says is free, which stages 1 and 2 ask before they flatten the weights. Its own way asks NVML
+    # for the device whose number stands in CUDA_VISIBLE_DEVICES. A run names its GPUs there by UUID, which is no
+    # number (ValueError, DeepSpeed PR 8510), and CUDA's numbers need not be NVML's; a MIG slice has none in NVML.
+    get_accelerator().available_memory = lambda index=None: torch.cuda.mem_get_info(index)[0]
 
 
 class ZeroEngine:

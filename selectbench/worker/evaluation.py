@@ -87,12 +87,8 @@ Tell = Callable[[int, int], None]
 """Hears how many of how many are done."""
 
 
-def _nobody(done: int, of: int) -> None:
-    """Hears nothing."""
-
-
 def heldout_loss(
-    logits: Forward, held_out: HeldOut, *, sequences_per_batch: int, world: World, tell: Tell = _nobody
+    logits: Forward, held_out: HeldOut, *, sequences_per_batch: int, world: World, tell: Tell = lambda *_: None
 ) -> float:
     """Mean loss in nats per token, the same on every rank; NaN or infinity where the model has diverged.
 
@@ -105,19 +101,14 @@ def heldout_loss(
         first = start + world.rank * sequences_per_batch
         last = min(first + sequences_per_batch, len(held_out))
         batch = held_out.batch(first, last) if first < last else held_out.batch(0, 1)
-        nats = _nats(logits, batch.to(world.device))
+        batch = batch.to(world.device)
+        losses = F.cross_entropy(
+            logits(batch).float().flatten(0, 1), batch.targets.flatten(), reduction="none", ignore_index=NOT_COUNTED
+        )
         if first < last:
-            total += nats
+            total += losses.double().sum()
         tell(min(start + at_once, len(held_out)), len(held_out))
     return float(world.total(total)) / held_out.tokens
-
-
-def _nats(logits: Forward, batch: Batch) -> torch.Tensor:
-    """Summed loss of a batch of sequences, float64; its logits are gone when the next batch's are computed."""
-    losses = F.cross_entropy(
-        logits(batch).float().flatten(0, 1), batch.targets.flatten(), reduction="none", ignore_index=NOT_COUNTED
-    )
-    return losses.double().sum()
 
 
 @contextmanager
@@ -475,7 +466,7 @@ class Examination:
             Path(order.trial_folder),
         )  # fmt: skip
 
-    def run(self, logits: Forward, world: World, tell: Tell = _nobody) -> Scores:
+    def run(self, logits: Forward, world: World, tell: Tell = lambda *_: None) -> Scores:
         """Every rank calls it together; the first one writes the hypotheses."""
         hypotheses: list[str] = []
         for start in range(0, len(self.texts), self.sequences_per_batch):

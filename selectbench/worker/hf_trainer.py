@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
 from typing import Any
@@ -48,7 +48,9 @@ class Watch(TrainerCallback):  # type: ignore[misc]
         self._sums: list[torch.Tensor] = []
         self._tokens = 0
         # The Trainer sets seeds of its own and its loader draws from torch's generator: dropout would differ.
-        self._restore_random_state: Callable[[], None] | None = _random_state(setting.world.device)
+        self._random_state: list[torch.Tensor] | None = [torch.get_rng_state()]
+        if setting.world.device_type == "cuda":
+            self._random_state.append(torch.cuda.get_rng_state(setting.world.device))
 
     def note_compute_dtype(self) -> None:
         """Looks at the logits inside of autocast: accelerate converts what comes out of it."""
@@ -117,9 +119,12 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the first forward pass of a step."""
-        if self._restore_random_state:
-            self._restore_random_state()
-            self._restore_random_state = None
+        if self._random_state:
+            cpu, *gpu = self._random_state
+            self._random_state = None
+            torch.set_rng_state(cpu)
+            for state in gpu:
+                torch.cuda.set_rng_state(state, self.setting.world.device)
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Gradients are complete and clipped."""
@@ -163,19 +168,6 @@ class Watch(TrainerCallback):  # type: ignore[misc]
 def accumulation_of(setting: Setting) -> int:
     """Micro-batches per optimizer step and rank."""
     return setting.order.job.gradient_accumulation_steps(setting.order.choices.micro_batch_size, setting.world.size)
-
-
-def _random_state(device: str) -> Callable[[], None]:
-    """A function that sets torch's generators back to how they are now."""
-    cpu = torch.get_rng_state()
-    gpu = torch.cuda.get_rng_state(device) if device != "cpu" else None
-
-    def restore() -> None:
-        torch.set_rng_state(cpu)
-        if gpu is not None:
-            torch.cuda.set_rng_state(gpu, device)
-
-    return restore
 
 
 # The job trained by transformers' Trainer: same model, optimizer, tokens, schedule and clipping as our loop.

@@ -129,7 +129,11 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
     such model for the task, OwnCodeError.
     """
     if isinstance(job.model, OwnModel):
-        return _own_model(job.model, vocab_size, job.seq_len)
+        family, size = job.model.family, resolved_vocab_size(job.model, vocab_size)
+        made = load(family, "model")(vocab_size=size, seq_len=job.seq_len, **job.model.settings)
+        if not isinstance(made, torch.nn.Module):
+            raise OwnCodeError(f"model {family}: expected a torch.nn.Module, it made a {type(made).__name__}")
+        return made.float()
     if isinstance(job.model, PretrainedModel):
         return pretrained_model(job.model, AUTO[job.task], attention=attention, empty=empty)
     settings = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
@@ -154,15 +158,6 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
                 raise
             raise NotImplementedError(first_line(str(error))) from error
     return _finished(module, is_random=job.model.is_random)
-
-
-def _own_model(model: OwnModel, vocab_size: int, seq_len: int) -> torch.nn.Module:
-    made = load(model.family, "model")(
-        vocab_size=resolved_vocab_size(model, vocab_size), seq_len=seq_len, **model.settings
-    )
-    if not isinstance(made, torch.nn.Module):
-        raise OwnCodeError(f"model {model.family}: expected a torch.nn.Module, it made a {type(made).__name__}")
-    return made.float()
 
 
 def enable_checkpointing(module: Any) -> None:
@@ -278,14 +273,12 @@ def _draw(order: Order, vocab_size: int, path: Path) -> None:
     content |= {f"{BUFFER}{name}": buffer for name, buffer in module.named_buffers()}
     path.parent.mkdir(exist_ok=True)  # not the run's folder, which may have been taken away
     unfinished = path.with_suffix(f".{os.getpid()}")
-    save_file({name: _on_its_own(tensor) for name, tensor in content.items()}, unfinished)
+    for name, tensor in content.items():
+        # A view of something larger, or one that is laid out otherwise, is copied.
+        if not tensor.is_contiguous() or tensor.untyped_storage().nbytes() != tensor.nbytes:
+            content[name] = tensor.clone(memory_format=torch.contiguous_format)
+    save_file(content, unfinished)
     unfinished.replace(path)
-
-
-def _on_its_own(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, or a copy where it is a view of something larger or laid out otherwise."""
-    whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def mapped_model(order: Order, vocab_size: int, weights: Path) -> Any:

@@ -89,7 +89,10 @@ def run_ranks(order: wire.Order, emit: Emit, run_rank: RunRank, began: float) ->
         if order.place is None and (reason := loopback_problem()) is not None:
             emit(wire.GaveUp(kind="crashed", detail=reason))
             return
-        with _meeting(place) as meeting:
+        family = socket.AF_INET6 if ":" in place.address else socket.AF_INET
+        # Where the first rank will listen; None on a node that has it not.
+        here = socket.create_server((place.address, 0), family=family) if not place.first_rank else None
+        with here or contextlib.nullcontext() as meeting:
             if order.place is not None and meeting is not None:
                 emit(wire.Met(port=meeting.getsockname()[1]))
             for number in range(place.first_rank, place.first_rank + place.ranks):
@@ -123,14 +126,6 @@ def place_of(order: wire.Order) -> wire.Place:
     """Of this node's ranks; where one node runs all, they meet at the loopback interface."""
     alone = wire.Place(node=0, first_rank=0, ranks=order.world_size, address="127.0.0.1", interface="lo")
     return order.place or alone
-
-
-def _meeting(place: wire.Place) -> contextlib.AbstractContextManager[socket.socket | None]:
-    """Where the first rank will listen; None on a node that has it not."""
-    if place.first_rank:
-        return contextlib.nullcontext()
-    family = socket.AF_INET6 if ":" in place.address else socket.AF_INET
-    return socket.create_server((place.address, 0), family=family)
 
 
 def loopback_problem() -> str | None:

@@ -6,7 +6,7 @@ import faulthandler
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from importlib import import_module
@@ -110,20 +110,17 @@ def _failures_told(emit: Emit) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        kind: FailureKind | None = "oom" if runtime.is_out_of_memory(error) else _kind(error)
+        kinds: dict[type[Exception], FailureKind] = {
+            Diverged: "diverged", PretrainedModelError: "crashed", Unsupported: "unsupported",
+        }  # fmt: skip
+        kind = next((kind for known, kind in kinds.items() if isinstance(error, known)), None)
+        if disk_problem(str(error)) is not None:
+            kind = "crashed"  # a log on a full disk may not say it
+        if runtime.is_out_of_memory(error):
+            kind = "oom"
         if kind is None:
-            raise
+            raise  # what the worker itself says nothing of is the caller's
         emit(GaveUp(kind=kind, detail=str(error) or type(error).__name__))
-
-
-def _kind(error: Exception) -> FailureKind | None:
-    """Of what the worker itself says of a trial; None: its exception is the caller's."""
-    if disk_problem(str(error)) is not None:
-        return "crashed"  # a log on a full disk may not say it
-    kinds: dict[type[Exception], FailureKind] = {
-        Diverged: "diverged", PretrainedModelError: "crashed", Unsupported: "unsupported",
-    }  # fmt: skip
-    return next((kind for known, kind in kinds.items() if isinstance(error, known)), None)
 
 
 def _adapt(setting: Setting) -> None:
@@ -142,7 +139,10 @@ def _adapt(setting: Setting) -> None:
                 except Exception as error:
                     said = f"{type(setting.module).__name__} can't be called with PEFT's layers: {error}"
                     raise NotImplementedError(said) from error
-    setting.parameters_by_use = dict(sorted(_sizes(used(setting.module)).items()))
+    sizes: Counter[str] = Counter()
+    for parameter, use in used(setting.module):
+        sizes[use] += parameter.numel() if parameter.requires_grad else 0
+    setting.parameters_by_use = dict(sorted((+sizes).items()))
     setting.trainable_parameters = sum(p.numel() for p in setting.module.parameters() if p.requires_grad)
 
 
@@ -155,13 +155,6 @@ def _left(module: Any, adaptation: Lora) -> int:
 
 def _first(batches: Batches) -> Batch:
     return batches.batch_at(batches.sample_indices(0)[:1], 0)
-
-
-def _sizes(parameters: Iterable[tuple[torch.nn.Parameter, str]]) -> Counter[str]:
-    found: Counter[str] = Counter()
-    for parameter, use in parameters:
-        found[use] += parameter.numel() if parameter.requires_grad else 0
-    return +found
 
 
 def _setting(
