@@ -389,15 +389,12 @@ def topology(these: list[Gpu]) -> list[list[str | None]]:
     with suppress(pynvml.NVMLError), started():
         handles = [board_of(pynvml.nvmlDeviceGetHandleByUUID(gpu.uuid)) for gpu in these]
         for row, column in permutations(range(len(these)), 2):
-            ways[row][column] = _way(handles[row], handles[column])
+            pair = handles[row], handles[column]
+            linked = ask(pynvml.nvmlDeviceGetP2PStatus, *pair, pynvml.NVML_P2P_CAPS_INDEX_NVLINK)
+            level = ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, *pair)
+            by_pcie = None if level is None else TOPOLOGY_LEVELS.get(level)
+            ways[row][column] = "NVL" if linked == pynvml.NVML_P2P_STATUS_OK else by_pcie
     return ways
-
-
-def _way(a: Any, b: Any) -> str | None:
-    if ask(pynvml.nvmlDeviceGetP2PStatus, a, b, pynvml.NVML_P2P_CAPS_INDEX_NVLINK) == pynvml.NVML_P2P_STATUS_OK:
-        return "NVL"
-    level = ask(pynvml.nvmlDeviceGetTopologyCommonAncestor, a, b)
-    return None if level is None else TOPOLOGY_LEVELS.get(level)
 
 
 # What a GPU says of itself at one moment.

@@ -340,7 +340,18 @@ class OwnStep:
         `applied`: False, or a boolean scalar, where fp16's scaling skipped the update. Raises OwnLoopError
         where the step was not made in full.
         """
-        self._check(loss, applied)
+        fail, where = self._trial._fail, f"step {self.number}"
+        if self.is_done:
+            fail(f"{where}: step.done(...) was called twice")
+        if self._missing is None:
+            fail(f"{where}: step.micro_batches() was not used")
+        if self._missing:
+            fail(f"{where}: {self._missing} of its micro-batches were not used")
+        if not isinstance(loss, torch.Tensor) or loss.ndim:
+            found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            fail(f"{where}: step.done(loss=...): expected a scalar tensor, found {found}")
+        if not self._trial._updated() and applied is True:
+            fail(f"{where}: not every one of trial.optimizers made one step; where fp16 skips it say applied=False")
         self.is_done = True
         self._trial._recorder.step_done(
             StepTensors(
@@ -358,20 +369,6 @@ class OwnStep:
         if isinstance(applied, torch.Tensor):
             return applied.to(device=self._trial.device, dtype=torch.bool, non_blocking=True)
         return torch.full((), applied, dtype=torch.bool, device=self._trial.device)
-
-    def _check(self, loss: object, applied: object) -> None:
-        fail, where = self._trial._fail, f"step {self.number}"
-        if self.is_done:
-            fail(f"{where}: step.done(...) was called twice")
-        if self._missing is None:
-            fail(f"{where}: step.micro_batches() was not used")
-        if self._missing:
-            fail(f"{where}: {self._missing} of its micro-batches were not used")
-        if not isinstance(loss, torch.Tensor) or loss.ndim:
-            found = f"shape {tuple(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
-            fail(f"{where}: step.done(loss=...): expected a scalar tensor, found {found}")
-        if not self._trial._updated() and applied is True:
-            fail(f"{where}: not every one of trial.optimizers made one step; where fp16 skips it say applied=False")
 
 
 def train_with(function: Callable[[OwnTrial], object]) -> Callable[[Setting], Trained]:

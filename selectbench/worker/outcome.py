@@ -115,16 +115,13 @@ def _is_described(module: Any) -> bool:
         and not getattr(config, "add_cross_attention", False)
         and not getattr(config, "layerdrop", 0)
         and all(parameter.requires_grad for parameter in module.parameters())
-        and all(map(_is_known, module.modules()))
+        and all(type(part).__module__.startswith(_HOMES) for part in module.modules())
+        # Matrices are of the kinds that are counted, or embeddings, which are only looked up.
+        and all(
+            isinstance(part, (*_MATRICES, nn.Embedding)) or all(p.ndim < 2 for p in part.parameters(recurse=False))
+            for part in module.modules()
+        )
     )
-
-
-def _is_known(part: nn.Module) -> bool:
-    """Whether its matrices are of the kinds that are counted, or embeddings, which are only looked up."""
-    if not type(part).__module__.startswith(_HOMES):
-        return False
-    holds_a_matrix = any(parameter.ndim > 1 for parameter in part.parameters(recurse=False))
-    return not holds_a_matrix or isinstance(part, (*_MATRICES, nn.Embedding))
 
 
 def _matrices(part: nn.Module) -> list[int]:
@@ -242,7 +239,8 @@ def _measurement(
 ) -> Measurement:
     timing, series, held_out = recorder.timing, recorder.series, setting.held_out
     source_loss, source_loss_error = held_out.source_loss() if held_out else (None, None)
-    data = Prepared.open(Path(setting.order.data_folder))
+    uses = cast("list[CoreUse]", setting.world.gathered(recorder.core_waits.use))  # ranks share the cores
+    waited, data = sum(use.waited_seconds for use in uses), Prepared.open(Path(setting.order.data_folder))
     text = setting.inspection.text if setting.inspection and data.has_text and setting.world.is_first else None
     return Measurement(
         tokens_per_step=setting.order.job.tokens_per_step,
@@ -273,7 +271,10 @@ def _measurement(
         source_loss_error=source_loss_error,
         memory_by_rank=memory,
         architecture=before.architecture,
-        **_core_waits(setting.world, recorder),
+        run_queue_wait_seconds=None if math.isnan(waited) else waited,
+        involuntary_switches=sum(use.switches for use in uses),
+        cpu_seconds=sum(use.worked_seconds for use in uses),
+        cores_seconds=None if math.isnan(uses[0].cores_seconds) else uses[0].cores_seconds,
         trial_seconds=time.perf_counter() - began,
         heldout_xz_bits_per_byte=text and xz_bits_per_byte(data.heldout()[:XZ_BYTES].tolist(), text),
         parameters_by_use=setting.parameters_by_use,
@@ -286,18 +287,6 @@ def _measurement(
 def _applied(recorder: Recorder) -> int:
     """Steps of the job in which every group of parameters was updated, and no overflow left them out."""
     return sum(map(and_, recorder.series.applied, recorder.learning_rates.updated))
-
-
-def _core_waits(world: World, recorder: Recorder) -> dict[str, Any]:
-    """Of all ranks; the cores' are the first one's, as ranks share them."""
-    uses = cast("list[CoreUse]", world.gathered(recorder.core_waits.use))
-    waited, cores = sum(use.waited_seconds for use in uses), uses[0].cores_seconds
-    return {
-        "run_queue_wait_seconds": None if math.isnan(waited) else waited,
-        "involuntary_switches": sum(use.switches for use in uses),
-        "cpu_seconds": sum(use.worked_seconds for use in uses),
-        "cores_seconds": None if math.isnan(cores) else cores,
-    }
 
 
 def _watched(setting: Setting, before: Before, trained: Trained) -> Watched:

@@ -244,23 +244,20 @@ class Series:
         self.stream_sums += streams
         self.tokens += summed_tokens
         self.micro_batches += [s.micro_batches for s in steps]
-        for step in range(known, len(self.losses)):
-            self._check(step)
-
-    def _check(self, step: int) -> None:
-        loss = self.losses[step]
-        if not math.isfinite(loss):
-            raise Diverged(f"the loss of step {step} is {loss}")
-        norm = self.gradient_norms[step]
-        if self.applied[step] and norm is not None and not math.isfinite(norm):
-            raise Diverged(f"the gradient norm of step {step} is {norm}, its loss {loss:.4f}")
-        recent = self.losses[max(0, step + 1 - DIVERGED_OVER_STEPS) : step + 1]
-        mean = sum(recent) / len(recent)
-        if len(recent) == DIVERGED_OVER_STEPS and mean > DIVERGED_ABOVE * self.losses[0]:
-            raise Diverged(
-                f"the mean loss of the {DIVERGED_OVER_STEPS} steps to step {step} is {mean:.4f}, "
-                f"more than {DIVERGED_ABOVE:g} times the first loss, {self.losses[0]:.4f}"
-            )
+        for step, (loss, norm) in enumerate(
+            zip(self.losses[known:], self.gradient_norms[known:], strict=True), known
+        ):
+            if not math.isfinite(loss):
+                raise Diverged(f"the loss of step {step} is {loss}")
+            if self.applied[step] and norm is not None and not math.isfinite(norm):
+                raise Diverged(f"the gradient norm of step {step} is {norm}, its loss {loss:.4f}")
+            recent = self.losses[max(0, step + 1 - DIVERGED_OVER_STEPS) : step + 1]
+            mean = sum(recent) / len(recent)
+            if len(recent) == DIVERGED_OVER_STEPS and mean > DIVERGED_ABOVE * self.losses[0]:
+                raise Diverged(
+                    f"the mean loss of the {DIVERGED_OVER_STEPS} steps to step {step} is {mean:.4f}, "
+                    f"more than {DIVERGED_ABOVE:g} times the first loss, {self.losses[0]:.4f}"
+                )
 
 
 def _check_agreement(norms: list[float], sums: list[float], first_step: int, world: World) -> None:

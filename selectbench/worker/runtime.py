@@ -406,12 +406,9 @@ class CpuMemory:
 
 
 TrainingMemory = CudaMemory | CpuMemory
-"""A loop says when stretches of training begin and end; `peaks` are the measurement's keys of memory, in bytes."""
+"""A loop says when stretches of training begin and end; `peaks` are the measurement's keys of memory, in bytes.
 
-
-def training_memory(device: str) -> TrainingMemory:
-    """The device's; make it first of all, since CPU memory counts from its making."""
-    return CudaMemory() if device == "cuda" else CpuMemory()
+To be made first of all, since CPU memory counts from its making."""
 
 
 # Versions of what a worker runs with.
@@ -472,9 +469,12 @@ def compilations() -> int:
 class Whereabouts:
     """A rank's own note of how far it came, in memory shared with the process that watches the ranks."""
 
-    def __init__(self, cells: MutableSequence[int], rank: int = 0) -> None:
-        """`cells`: CELLS_PER_RANK whole numbers per rank of this node, zero at first; `rank`: from 0 there."""
-        self._cells = cells
+    def __init__(self, cells: MutableSequence[int] | None = None, rank: int = 0) -> None:
+        """`cells`: CELLS_PER_RANK whole numbers per rank of this node, zero at first; None: nobody reads it.
+
+        `rank`: from 0 on the node.
+        """
+        self._cells = [0] * CELLS_PER_RANK if cells is None else cells
         self._first = rank * CELLS_PER_RANK
 
     def enter(self, stage: Stage, step: int) -> None:
@@ -482,11 +482,6 @@ class Whereabouts:
         cells, first = self._cells, self._first
         cells[first + 1], cells[first + 2] = step, STAGES.index(stage)
         cells[first] += 1
-
-
-def nowhere() -> Whereabouts:
-    """For a trial without ranks: nobody reads it."""
-    return Whereabouts([0] * CELLS_PER_RANK)
 
 
 # How fast large square matrix products run on this process's device: one line of JSON for each dtype.
@@ -510,29 +505,19 @@ def calibrate(device: str, sizes: Sequence[int] = (), measured_seconds: float = 
     for name in DTYPES[device]:
         modern = name in ("tf32", "bfloat16")
         lacks = device == "cuda" and modern and torch.cuda.get_device_capability() < (8, 0)
-        problem = "needs compute capability 8.0" if lacks else None
-        found = None if problem else _best(device, name, sizes or SIZES[device], measured_seconds)
-        rate, size = found or (None, None)
-        measured = {"dtype": name, "flops_per_second": rate, "size": size, "torch": torch.__version__}
-        print(json.dumps({**measured, "problem": problem or (None if found else "out of memory")}), flush=True)
-
-
-def _best(device: str, name: str, sizes: Sequence[int], measured_seconds: float) -> tuple[float, int] | None:
-    """The highest rate and its size; None: not even the smallest fits.
-
-    TF32 is switched as a trial's precision switches it, and how sums of 16-bit products may be rounded is left to
-    torch, as trials leave it.
-    """
-    set_tf32(name == "tf32")
-    dtype = torch.float32 if name == "tf32" else getattr(torch, name)
-    found = []
-    for size in sizes:
-        try:
-            found.append((_flops_per_second(device, dtype, size, measured_seconds), size))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-    return max(found, default=None)
+        # As a trial's precision switches it; how sums of 16-bit products may be rounded is left to torch there too.
+        set_tf32(name == "tf32")
+        dtype, found = torch.float32 if name == "tf32" else getattr(torch, name), []
+        for size in () if lacks else sizes or SIZES[device]:
+            try:
+                found.append((_flops_per_second(device, dtype, size, measured_seconds), size))
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+        rate, best = max(found, default=(None, None))
+        problem = "needs compute capability 8.0" if lacks else None if found else "out of memory"
+        measured = {"dtype": name, "flops_per_second": rate, "size": best, "torch": torch.__version__}
+        print(json.dumps({**measured, "problem": problem}), flush=True)
 
 
 def _flops_per_second(device: str, dtype: torch.dtype, size: int, measured_seconds: float) -> float:

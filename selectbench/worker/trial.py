@@ -63,7 +63,7 @@ def run_trial(order: Order, emit: Emit) -> None:
         if order.choices.strategy.name != "single":
             run_ranks(order, emit, run_rank, began)
         else:
-            run_rank(order, runtime.World(0, 1, order.device), emit, runtime.nowhere(), began)
+            run_rank(order, runtime.World(0, 1, order.device), emit, runtime.Whereabouts(), began)
 
 
 def run_rank(
@@ -74,7 +74,8 @@ def run_rank(
     `began`: when the trial did, by `time.perf_counter`.
     """
     with _failures_told(emit):
-        memory = runtime.training_memory(world.device_type)  # first of all: it counts from here
+        # First of all: it counts from here.
+        memory = runtime.CudaMemory() if world.device_type == "cuda" else runtime.CpuMemory()
         torch.set_num_threads(order.threads)
         runtime.set_tf32(order.choices.precision.tf32)
         setting = _setting(order, world, emit, whereabouts, memory)

@@ -24,7 +24,7 @@ from selectbench.worker.engine import DdpEngine, SingleEngine
 from selectbench.worker.loop import train_with_engine
 from selectbench.worker.model import new_model
 from selectbench.worker.recorder import Setting
-from selectbench.worker.runtime import ALONE, nowhere, training_memory
+from selectbench.worker.runtime import ALONE, CpuMemory, Whereabouts
 
 PAIRS, STEPS, SEQUENCES, LENGTH, VOCABULARY = 9, 60, 16, 128, 2048
 JOB = Job.model_validate(
@@ -50,7 +50,7 @@ def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
             order=order, world=ALONE, module=None, loss=choices.loss.build(), batches=batches(),
             stream=TokenStream(SEQUENCES, LENGTH + 1, "cpu"), shares=shares(JOB.lr_schedule, STEPS),
             held_out=None, examination=None, inspection=None,
-            emit=lambda event: None, memory=training_memory("cpu"), whereabouts=nowhere(),
+            emit=lambda event: None, memory=CpuMemory(), whereabouts=Whereabouts(),
         )  # fmt: skip
         start = time.perf_counter()
         trained = train_with_engine(setting, engine)

@@ -20,7 +20,7 @@ from worker.test_own_loop import LOOP
 
 from selectbench.record.wire import Finished
 from selectbench.worker.loop import OwnTrial
-from selectbench.worker.runtime import World, nowhere
+from selectbench.worker.runtime import Whereabouts, World
 from selectbench.worker.trial import run_rank
 
 JOB = {"max_steps": 6, "eval": "none", "timing": {"warmup_steps": 1}}
@@ -61,7 +61,9 @@ def one_rank(tmp_path: Path) -> Iterator[None]:
 def finished_by_one_rank(trials: Any, **settings: Any) -> Finished:
     """In this process, by a group of one."""
     events: list[Any] = []
-    run_rank(trials.order(job=JOB, **settings), World(0, 1, "cpu"), events.append, nowhere(), time.perf_counter())
+    run_rank(
+        trials.order(job=JOB, **settings), World(0, 1, "cpu"), events.append, Whereabouts(), time.perf_counter()
+    )
     assert isinstance(events[-1], Finished), events[-1]
     return events[-1]
 
