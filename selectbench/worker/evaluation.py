@@ -192,22 +192,17 @@ class Inspection:
     """Looks inside of a trained model: what it says, where its loss lies, what it attends to."""
 
     held_out: HeldOut
-    word: Callable[[int], str]
-    """Text of one token."""
     text: Callable[[list[int]], str]
-    """Text of several."""
+    """Of tokens."""
     end_id: int
 
     @classmethod
     def of(cls, held_out: HeldOut, data: Prepared) -> Inspection:
         """With the data's tokenizer; tokens of no text show as their numbers."""
         if not data.has_text:
-            return cls(held_out, str, lambda ids: " ".join(map(str, ids)), data.end_id)
+            return cls(held_out, lambda ids: " ".join(map(str, ids)), data.end_id)
         tokenizer = Tokenizer.from_file(str(data.folder / TOKENIZER))
-        return cls(
-            held_out, lambda token: tokenizer.decode([token], skip_special_tokens=False),
-            lambda ids: tokenizer.decode(ids, skip_special_tokens=False), data.end_id,
-        )  # fmt: skip
+        return cls(held_out, lambda ids: tokenizer.decode(ids, skip_special_tokens=False), data.end_id)
 
     def inside(self, forward: Forward, world: World) -> Inside:
         """Every rank calls it together, and makes the same calls."""
@@ -252,7 +247,7 @@ class Inspection:
         logits = forward(batch)[0].float()
         nats = F.cross_entropy(logits, batch.targets[0], reduction="none", ignore_index=NOT_COUNTED)
         pairs = [
-            (self.word(target), round(loss, 3))
+            (self.text([target]), round(loss, 3))
             for target, loss in zip(batch.targets[0].tolist(), nats.tolist(), strict=True)
             if target != NOT_COUNTED
         ][:COLOURED_TOKENS]
@@ -263,20 +258,15 @@ class Inspection:
         if found is None:
             return [], [], []
         weights = found[0].float().mean(dim=0)[:ATTENDING_TOKENS, :ATTENDING_TOKENS]
-        rows, columns = self._sides(batch)
-        rows, columns = rows[: weights.shape[0]], columns[: weights.shape[1]]
-        rounded = [[round(v, 3) for v in row[: len(columns)]] for row in weights[: len(rows)].tolist()]
-        return [self.word(t) for t in rows], [self.word(t) for t in columns], rounded
-
-    def _sides(self, batch: Batch) -> tuple[list[int], list[int]]:
-        """Tokens that attend, and those attended to."""
+        # Tokens that attend, and those attended to.
+        rows = columns = (batch.arguments or tuple(batch.named.values()))[0][0].tolist()
         if self.held_out.pairs is not None:
             end = self.held_out.pairs.pad_id
-            sides = batch.named["decoder_input_ids"][0].tolist(), batch.named["input_ids"][0].tolist()
-            known = [[t for n, t in enumerate(side) if n == 0 or t != end] for side in sides]
-            return known[0], known[1]
-        inputs: list[int] = (batch.arguments or tuple(batch.named.values()))[0][0].tolist()
-        return inputs, inputs
+            sides = (batch.named[name][0].tolist() for name in ("decoder_input_ids", "input_ids"))
+            rows, columns = ([t for n, t in enumerate(side) if n == 0 or t != end] for side in sides)
+        rows, columns = rows[: weights.shape[0]], columns[: weights.shape[1]]
+        rounded = [[round(v, 3) for v in row[: len(columns)]] for row in weights[: len(rows)].tolist()]
+        return [self.text([t]) for t in rows], [self.text([t]) for t in columns], rounded
 
 
 # Greedy decoding with nothing but the logits of an evaluation: the same under every strategy and precision.
