@@ -43,27 +43,6 @@ def gradient_scaler(choices: Choices, world: World) -> torch.amp.GradScaler | No
     return torch.amp.GradScaler(world.device_type, init_scale=first_scale(world.size))
 
 
-class LossScale:
-    """Doubled after 2,000 applied steps in a row, halved where one was skipped: torch.amp.GradScaler's rule."""
-
-    def __init__(self, value: float = 65536.0, growth_interval: int = 2000) -> None:
-        self.value = value
-        """What the loss is multiplied with."""
-        self._growth_interval = growth_interval
-        self._applied_in_a_row = 0
-
-    def update(self, applied: bool) -> None:
-        """After every step; `applied`: its gradients were finite on all ranks."""
-        if not applied:
-            self.value /= 2
-            self._applied_in_a_row = 0
-            return
-        self._applied_in_a_row += 1
-        if self._applied_in_a_row == self._growth_interval:
-            self.value *= 2
-            self._applied_in_a_row = 0
-
-
 # fp32 master weights with a working copy in less precision, on one device.
 
 

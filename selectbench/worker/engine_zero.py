@@ -18,7 +18,7 @@ from selectbench.choices import Choices
 from selectbench.observe.selectbench_seen import dtype_name
 from selectbench.suite.job import Job
 from selectbench.worker import model
-from selectbench.worker.engine import LossScale, complaints_in_words, deepspeed_config, first_scale, resolved
+from selectbench.worker.engine import complaints_in_words, deepspeed_config, first_scale, resolved
 from selectbench.worker.evaluation import Forward, evaluation_forward, switching
 from selectbench.worker.runtime import World, set_patience
 
@@ -58,7 +58,8 @@ class ZeroEngine:
         in_fp32 = precision.parameter_dtype == "float32" and precision.working_dtype is None
         self._gathers_itself = in_fp32 and choices.strategy.stage == 3
         self._has_masters = precision.working_dtype is not None
-        self._scale = LossScale(first_scale(world.size)) if precision.gradient_scaling else None
+        self._scale = torch.tensor(first_scale(world.size)) if precision.gradient_scaling else None
+        self._applied_in_a_row = torch.zeros((), dtype=torch.int32)
         self._yes = torch.ones((), dtype=torch.bool, device=world.device)
         self.resolved_config: dict[str, Any] | None = resolved(self._engine._config)
 
@@ -114,8 +115,8 @@ class ZeroEngine:
 
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the loss's gradient: not divided by the micro-batches, and DeepSpeed's mean over ranks undone."""
-        if self._scale:
-            self._zero.override_loss_scale(self._scale.value)
+        if self._scale is not None:
+            self._zero.override_loss_scale(float(self._scale))
         self._engine.backward(loss * self.world.size, scale_wrt_gas=False)
 
     def clip_and_step(self, max_norm: float | None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -125,8 +126,11 @@ class ZeroEngine:
         self._engine.step()
         self._show_partitions()
         applied = bool(self._engine.was_step_applied())
-        if self._scale:
-            self._scale.update(applied)
+        if (
+            self._scale is not None
+        ):  # GradScaler's own: doubled after 2,000 steps in a row, halved where one was skipped
+            overflowed = torch.tensor(float(not applied))
+            torch._amp_update_scale_(self._scale, self._applied_in_a_row, overflowed, 2.0, 0.5, 2000)
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
         return norm, self._yes if applied else ~self._yes
 
