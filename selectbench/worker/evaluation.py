@@ -187,86 +187,81 @@ SAMPLES, PROMPT_TOKENS, SAID_TOKENS = 2, 24, 24
 COLOURED_TOKENS, ATTENDING_TOKENS = 96, 24
 
 
-@dataclass(frozen=True)
-class Inspection:
-    """Looks inside of a trained model: what it says, where its loss lies, what it attends to."""
+Texts = Sequence[str]
+Text = Callable[[list[int]], str]
 
-    held_out: HeldOut
-    text: Callable[[list[int]], str]
-    """Of tokens."""
-    end_id: int
 
-    @classmethod
-    def of(cls, held_out: HeldOut, data: Prepared) -> Inspection:
-        """With the data's tokenizer; tokens of no text show as their numbers."""
-        if not data.has_text:
-            return cls(held_out, lambda ids: " ".join(map(str, ids)), data.end_id)
-        tokenizer = Tokenizer.from_file(str(data.folder / TOKENIZER))
-        return cls(held_out, lambda ids: tokenizer.decode(ids, skip_special_tokens=False), data.end_id)
+def text_of(data: Prepared) -> Text:
+    """Of token ids by the data's tokenizer; those of no text show as their numbers."""
+    if not data.has_text:
+        return lambda ids: " ".join(map(str, ids))
+    tokenizer = Tokenizer.from_file(str(data.folder / TOKENIZER))
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
 
-    def inside(self, forward: Forward, world: World) -> Inside:
-        """Every rank calls it together, and makes the same calls."""
-        batch = self.held_out.batch(0, 1).to(world.device)
-        tokens, losses = self._token_losses(forward, batch)
-        rows, columns, weights = self._attention(forward, batch)
-        samples: list[Sample] = []
-        if forward.is_transformers:  # a model of own code may want all of its positions
-            if self.held_out.pairs is not None:
-                samples = self._translations(self.held_out.pairs, forward, world)
-            elif batch.arguments:
-                samples = self._continuations(forward, world)
-        return Inside(
-            samples=samples, tokens=tokens, token_losses=losses,
-            attention=weights, attention_rows=rows, attention_columns=columns,
-        )  # fmt: skip
 
-    def _continuations(self, forward: Forward, world: World) -> list[Sample]:
-        found = []
-        for row in self.held_out.whole.tokens[:SAMPLES].tolist():
-            given = row[: min(PROMPT_TOKENS, len(row) // 2)]
-            count = min(SAID_TOKENS, len(row) - len(given))
-            said = continue_tokens(forward, given, count=count, longest=len(row) - 1, world=world)
-            real = row[len(given) : len(given) + count]
-            found.append(Sample(prompt=self.text(given), said=self.text(said), reference=self.text(real)))
-        return found
+def look_inside(held_out: HeldOut, data: Prepared, forward: Forward, world: World) -> Inside:
+    """Every rank calls it together, and makes the same calls."""
+    batch, text = held_out.batch(0, 1).to(world.device), text_of(data)
+    tokens, losses = _token_losses(forward, batch, text)
+    rows, columns, weights = _attention(forward, batch, held_out.pairs, text)
+    samples: list[Sample] = []
+    if forward.is_transformers:  # a model of own code may want all of its positions
+        if held_out.pairs is not None:
+            samples = _translations(held_out, held_out.pairs, data.end_id, text, forward, world)
+        elif batch.arguments:
+            samples = _continuations(held_out, text, forward, world)
+    return Inside(
+        samples=samples, tokens=tokens, token_losses=losses,
+        attention=weights, attention_rows=rows, attention_columns=columns,
+    )  # fmt: skip
 
-    def _translations(self, pairs: PairTokens, forward: Forward, world: World) -> list[Sample]:
-        batch = self.held_out.batch(0, SAMPLES).to(world.device)
-        said = generate_targets(forward, batch, end_id=self.end_id, start_id=pairs.start_id, world=world)
-        width = batch.named["input_ids"].shape[1]
-        ends = (self.end_id, pairs.pad_id)
-        return [
-            Sample(
-                prompt=self.text([t for t in row[:width] if t not in ends]), said=self.text(ids),
-                reference=self.text([t for t in row[width:] if t not in ends]),
-            )
-            for row, ids in zip(batch.tokens.tolist(), said, strict=True)
-        ]  # fmt: skip
 
-    def _token_losses(self, forward: Forward, batch: Batch) -> tuple[list[str], list[float]]:
-        logits = forward(batch)[0].float()
-        nats = F.cross_entropy(logits, batch.targets[0], reduction="none", ignore_index=NOT_COUNTED)
-        pairs = [
-            (self.text([target]), round(loss, 3))
-            for target, loss in zip(batch.targets[0].tolist(), nats.tolist(), strict=True)
-            if target != NOT_COUNTED
-        ][:COLOURED_TOKENS]
-        return [word for word, _ in pairs], [loss for _, loss in pairs]
+def _continuations(held_out: HeldOut, text: Text, forward: Forward, world: World) -> list[Sample]:
+    found = []
+    for row in held_out.whole.tokens[:SAMPLES].tolist():
+        given = row[: min(PROMPT_TOKENS, len(row) // 2)]
+        count = min(SAID_TOKENS, len(row) - len(given))
+        said = continue_tokens(forward, given, count=count, longest=len(row) - 1, world=world)
+        real = row[len(given) : len(given) + count]
+        found.append(Sample(prompt=text(given), said=text(said), reference=text(real)))
+    return found
 
-    def _attention(self, forward: Forward, batch: Batch) -> tuple[list[str], list[str], list[list[float]]]:
-        found = forward.attention(batch)
-        if found is None:
-            return [], [], []
-        weights = found[0].float().mean(dim=0)[:ATTENDING_TOKENS, :ATTENDING_TOKENS]
-        # Tokens that attend, and those attended to.
-        rows = columns = (batch.arguments or tuple(batch.named.values()))[0][0].tolist()
-        if self.held_out.pairs is not None:
-            end = self.held_out.pairs.pad_id
-            sides = (batch.named[name][0].tolist() for name in ("decoder_input_ids", "input_ids"))
-            rows, columns = ([t for n, t in enumerate(side) if n == 0 or t != end] for side in sides)
-        rows, columns = rows[: weights.shape[0]], columns[: weights.shape[1]]
-        rounded = [[round(v, 3) for v in row[: len(columns)]] for row in weights[: len(rows)].tolist()]
-        return [self.text([t]) for t in rows], [self.text([t]) for t in columns], rounded
+
+def _translations(
+    held_out: HeldOut, pairs: PairTokens, end_id: int, text: Text, forward: Forward, world: World
+) -> list[Sample]:
+    batch, ends = held_out.batch(0, SAMPLES).to(world.device), (end_id, pairs.pad_id)
+    said = generate_targets(forward, batch, end_id=end_id, start_id=pairs.start_id, world=world)
+    sides = [
+        [text([t for t in side if t not in ends]) for side in (row[: pairs.seq_len], row[pairs.seq_len :])]
+        for row in batch.tokens.tolist()
+    ]
+    return [Sample(prompt=s, said=text(ids), reference=t) for (s, t), ids in zip(sides, said, strict=True)]
+
+
+def _token_losses(forward: Forward, batch: Batch, text: Text) -> tuple[list[str], list[float]]:
+    logits = forward(batch)[0].float()
+    nats = F.cross_entropy(logits, batch.targets[0], reduction="none", ignore_index=NOT_COUNTED)
+    counted = batch.targets[0] != NOT_COUNTED
+    words = [text([target]) for target in batch.targets[0][counted][:COLOURED_TOKENS].tolist()]
+    return words, [round(loss, 3) for loss in nats[counted][:COLOURED_TOKENS].tolist()]
+
+
+def _attention(
+    forward: Forward, batch: Batch, pairs: PairTokens | None, text: Text
+) -> tuple[list[str], list[str], list[list[float]]]:
+    found = forward.attention(batch)
+    if found is None:
+        return [], [], []
+    weights = found[0].float().mean(dim=0)[:ATTENDING_TOKENS, :ATTENDING_TOKENS]
+    # Tokens that attend, and those attended to.
+    rows = columns = (batch.arguments or tuple(batch.named.values()))[0][0].tolist()
+    if pairs is not None:
+        sides = (batch.named[name][0].tolist() for name in ("decoder_input_ids", "input_ids"))
+        rows, columns = ([t for n, t in enumerate(side) if n == 0 or t != pairs.pad_id] for side in sides)
+    rows, columns = rows[: weights.shape[0]], columns[: weights.shape[1]]
+    rounded = [[round(v, 3) for v in row[: len(columns)]] for row in weights[: len(rows)].tolist()]
+    return [text([t]) for t in rows], [text([t]) for t in columns], rounded
 
 
 # Greedy decoding with nothing but the logits of an evaluation: the same under every strategy and precision.
@@ -306,7 +301,6 @@ def continue_tokens(logits: Forward, prompt: Sequence[int], *, count: int, longe
 # Scores of generated text against references, each by its library, and what each sentence adds to them.
 
 
-Texts = Sequence[str]
 _MOST_CHARACTERS = 6
 
 
@@ -430,49 +424,32 @@ class Scores:
     """None where every score is known as a whole only."""
 
 
-@dataclass(frozen=True)
-class Examination:
-    """Generates and scores, with the logits of the final evaluation."""
+def examined(
+    order: Order, held_out: HeldOut, data: Prepared, logits: Forward, world: World, tell: Tell
+) -> Scores | None:
+    """Scores of what the model generates, by the final evaluation's logits; None where a suite asks for none.
 
-    names: Sequence[str]
-    pairs: PairTokens
-    texts: Sequence[tuple[str, str]]
-    """Source and reference of each pair to generate for."""
-    tokenizer: Tokenizer
-    end_id: int
-    sequences_per_batch: int
-    folder: Path
-
-    @classmethod
-    def of(cls, order: Order, data: Prepared, module: Any) -> Examination | None:
-        """None where no score is asked for, or the task generates no text."""
-        job = order.job
-        if not isinstance(job.eval, Eval) or job.task != "seq2seq" or not job.eval.scores:
-            return None
-        pairs = PairTokens.of(data, HELDOUT, job.seq_len, decoder_start_id(module))
-        return cls(
-            job.eval.scores, pairs, data.pairs_to_score(job),
-            Tokenizer.from_file(str(data.folder / TOKENIZER)), data.end_id, order.choices.micro_batch_size,
-            Path(order.trial_folder),
-        )  # fmt: skip
-
-    def run(self, logits: Forward, world: World, tell: Tell = lambda *_: None) -> Scores:
-        """Every rank calls it together; the first one writes the hypotheses."""
-        hypotheses: list[str] = []
-        for start in range(0, len(self.texts), self.sequences_per_batch):
-            rows = np.arange(start, min(start + self.sequences_per_batch, len(self.texts)))
-            batch, first = self.pairs.batch(rows).to(world.device), self.pairs.start_id
-            ids = generate_targets(logits, batch, end_id=self.end_id, start_id=first, world=world)
-            hypotheses += [self.tokenizer.decode(row) for row in ids]
-            tell(len(hypotheses), len(self.texts))
-        sources, references = ([pair[side] for pair in self.texts] for side in (0, 1))
-        if world.is_first:
-            with (self.folder / HYPOTHESES).open("w", encoding="utf-8") as file:
-                for (source, reference), hypothesis in zip(self.texts, hypotheses, strict=True):
-                    line = {"source": source, "reference": reference, "hypothesis": hypothesis}
-                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        found = scores_of(self.names, hypotheses, references, sources)
-        return replace(found, copy_scores=scores_of(self.names, sources, references, sources).scores)
+    Every rank calls it together; the first one writes the hypotheses.
+    """
+    job = order.job
+    if not isinstance(job.eval, Eval) or held_out.pairs is None or not job.eval.scores:
+        return None
+    pairs = PairTokens.of(data, HELDOUT, job.seq_len, held_out.pairs.start_id)
+    texts, tokenizer = data.pairs_to_score(job), Tokenizer.from_file(str(data.folder / TOKENIZER))
+    at_once, hypotheses = order.choices.micro_batch_size, list[str]()
+    for start in range(0, len(texts), at_once):
+        batch = pairs.batch(np.arange(start, min(start + at_once, len(texts)))).to(world.device)
+        ids = generate_targets(logits, batch, end_id=data.end_id, start_id=pairs.start_id, world=world)
+        hypotheses += [tokenizer.decode(row) for row in ids]
+        tell(len(hypotheses), len(texts))
+    sources, references = ([pair[side] for pair in texts] for side in (0, 1))
+    if world.is_first:
+        with (Path(order.trial_folder) / HYPOTHESES).open("w", encoding="utf-8") as file:
+            for (source, reference), hypothesis in zip(texts, hypotheses, strict=True):
+                line = {"source": source, "reference": reference, "hypothesis": hypothesis}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    found = scores_of(job.eval.scores, hypotheses, references, sources)
+    return replace(found, copy_scores=scores_of(job.eval.scores, sources, references, sources).scores)
 
 
 def scores_of(names: Sequence[str], hypotheses: Texts, references: Texts, sources: Texts) -> Scores:
@@ -563,15 +540,14 @@ def own_metrics(order: Order, forward: Forward, world: World) -> dict[str, float
 def _texts(order: Order, data: Prepared) -> list[str]:
     """Of the held-out tokens as many as the evaluation asks for, document by document."""
     assert isinstance(order.job.eval, Eval)
-    tokens = data.heldout()[: order.job.eval.tokens].tolist()
-    tokenizer = Tokenizer.from_file(str(data.folder / TOKENIZER))
+    tokens, text = data.heldout()[: order.job.eval.tokens].tolist(), text_of(data)
     documents: list[list[int]] = [[]]
     for token in tokens:
         if token == data.end_id:
             documents.append([])
         else:
             documents[-1].append(token)
-    return [tokenizer.decode(ids, skip_special_tokens=False) for ids in documents if ids]
+    return [text(ids) for ids in documents if ids]
 
 
 def _save_transformers(order: Order, data: Prepared, state: dict[str, torch.Tensor], folder: Path) -> None:

@@ -17,19 +17,20 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
+from selectbench.data.prepared import Prepared
 from selectbench.record.record import EvaluationPoint, Inside
 from selectbench.record.wire import Evaluating, Event, Order, Phase, Progress
 from selectbench.suite.job import Eval
 from selectbench.worker.attention import SdpaBackends
 from selectbench.worker.batches import Batches, HeldOut, TokenStream
 from selectbench.worker.evaluation import (
-    Examination,
     Forward,
-    Inspection,
     Scores,
     at_evaluated_weights,
     begin_training,
+    examined,
     heldout_loss,
+    look_inside,
     own_metrics,
     save_model,
 )
@@ -296,8 +297,6 @@ class Setting:
     shares: list[float]
     """Of the peak learning rate, per step of the job."""
     held_out: HeldOut | None
-    examination: Examination | None
-    inspection: Inspection | None
     emit: Emit
     memory: TrainingMemory
     whereabouts: Whereabouts
@@ -505,10 +504,10 @@ class Recorder:
                 loss = heldout_loss(logits, held_out, sequences_per_batch=at_once, world=self.world, tell=tell)
                 setting.watch.scored.append((len(held_out), setting.watch.untrained - seen_before))
                 if self.steps_done >= self.job.max_steps:
-                    if setting.examination:
-                        self.scores = setting.examination.run(logits, self.world, self._teller("texts"))
-                    if setting.inspection:
-                        self.inside = setting.inspection.inside(logits, self.world)
+                    data, tell = Prepared.open(Path(setting.order.data_folder)), self._teller("texts")
+                    found = examined(setting.order, held_out, data, logits, self.world, tell)
+                    self.scores = found or self.scores
+                    self.inside = look_inside(held_out, data, logits, self.world)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

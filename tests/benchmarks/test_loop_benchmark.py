@@ -49,7 +49,7 @@ def our_loop(engine: Any, choices: Choices) -> Callable[[], float]:
         setting = Setting(
             order=order, world=ALONE, module=None, loss=choices.loss.build(), batches=batches(),
             stream=TokenStream(SEQUENCES, LENGTH + 1, "cpu"), shares=shares(JOB.lr_schedule, STEPS),
-            held_out=None, examination=None, inspection=None,
+            held_out=None,
             emit=lambda event: None, memory=CpuMemory(), whereabouts=Whereabouts(),
         )  # fmt: skip
         start = time.perf_counter()
