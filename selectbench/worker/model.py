@@ -13,29 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.dropout import _DropoutNd
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
-    PreTrainedConfig,
-)
 
 from selectbench.choices import Choices
-from selectbench.choices.model import (
-    AGAIN,
-    HUB,
-    MOST_OF_A_LIBRARY,
-    RANDOM,
-    OwnModel,
-    PretrainedModel,
-    resolved_vocab_size,
-)
+from selectbench.choices import model as models
 from selectbench.cores import is_fork_safe
 from selectbench.record.wire import Order
 from selectbench.suite.job import Job
@@ -44,8 +30,10 @@ from selectbench.worker.batches import Batch
 from selectbench.worker.runtime import OwnCodeError, autocast, derived_seed, load
 
 AUTO: dict[str, Any] = {
-    "causal_lm": AutoModelForCausalLM, "masked_lm": AutoModelForMaskedLM, "seq2seq": AutoModelForSeq2SeqLM,
-}  # fmt: skip
+    "causal_lm": transformers.AutoModelForCausalLM,
+    "masked_lm": transformers.AutoModelForMaskedLM,
+    "seq2seq": transformers.AutoModelForSeq2SeqLM,
+}
 """transformers' class of models for each task."""
 
 
@@ -59,9 +47,9 @@ def set_randomness_off(config: Any) -> None:
     So it does in configurations inside of it.
     """
     for name, value in vars(config).items():
-        if isinstance(value, PreTrainedConfig):
+        if isinstance(value, transformers.PreTrainedConfig):
             set_randomness_off(value)
-        elif isinstance(value, float) and RANDOM.search(name):
+        elif isinstance(value, float) and models.RANDOM.search(name):
             setattr(config, name, 0.0)
 
 
@@ -71,7 +59,7 @@ def random_parts(module: torch.nn.Module) -> Iterator[tuple[torch.nn.Module, str
         if isinstance(part, _DropoutNd):
             yield part, "p", part.p
         for name, value in vars(part).items():
-            if isinstance(value, float) and RANDOM.search(name):
+            if isinstance(value, float) and models.RANDOM.search(name):
                 yield part, name, value
 
 
@@ -84,14 +72,14 @@ def _finished(module: Any, *, is_random: bool) -> Any:
     return module
 
 
-def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str | None, empty: bool) -> Any:
+def pretrained_model(model: models.PretrainedModel, auto: Any, *, attention: str | None, empty: bool) -> Any:
     """A model that was trained before, in fp32, its dropout off unless the suite keeps it.
 
     Raises PretrainedModelError where it can't be loaded, NotImplementedError where it lacks the attention kernel.
     """
     where = f"model.pretrained: {model.pretrained}"
     try:
-        config = AutoConfig.from_pretrained(model.pretrained, revision=model.revision or "main")
+        config = transformers.AutoConfig.from_pretrained(model.pretrained, revision=model.revision or "main")
         if not model.is_random:
             set_randomness_off(config)
         if empty:
@@ -108,13 +96,14 @@ def pretrained_model(model: PretrainedModel, auto: Any, *, attention: str | None
                     f"{where} holds {name} of {has}, its config.json makes it {says}: {AGAIN}"
                 )
             if missing := sorted(found["missing_keys"]):
-                more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-                raise PretrainedModelError(f"{where} holds no weights for {', '.join(missing[:3])}{more}: {AGAIN}")
+                named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+                raise PretrainedModelError(f"{where} holds no weights for {named}: {models.AGAIN}")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError) as error:
         said = first_line(str(error)).rstrip(".:")
         if isinstance(error, ValueError) and "does not support" in said:  # what its class lacks
             raise NotImplementedError(f"{where}: {said}") from error
-        fix, said = AGAIN if Path(model.pretrained).is_dir() else HUB, one_line(said, MOST_OF_A_LIBRARY)
+        said = one_line(said, models.MOST_OF_A_LIBRARY)
+        fix = models.AGAIN if Path(model.pretrained).is_dir() else models.HUB
         raise PretrainedModelError(f"{where} cannot be loaded: {said} ({fix})") from error
     return _finished(module, is_random=model.is_random)
 
@@ -128,19 +117,19 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
     ImportError or NotImplementedError where the attention kernel asked for can't be had or transformers has no
     such model for the task, OwnCodeError.
     """
-    if isinstance(job.model, OwnModel):
-        family, size = job.model.family, resolved_vocab_size(job.model, vocab_size)
+    if isinstance(job.model, models.OwnModel):
+        family, size = job.model.family, models.resolved_vocab_size(job.model, vocab_size)
         made = load(family, "model")(vocab_size=size, seq_len=job.seq_len, **job.model.settings)
         if not isinstance(made, torch.nn.Module):
             raise OwnCodeError(f"model {family}: expected a torch.nn.Module, it made a {type(made).__name__}")
         return made.float()
-    if isinstance(job.model, PretrainedModel):
+    if isinstance(job.model, models.PretrainedModel):
         return pretrained_model(job.model, AUTO[job.task], attention=attention, empty=empty)
-    settings = job.model.transformers_config(resolved_vocab_size(job.model, vocab_size), job.seq_len)
+    settings = job.model.transformers_config(models.resolved_vocab_size(job.model, vocab_size), job.seq_len)
     auto = AUTO[job.task]
     with torch.device("meta") if empty else nullcontext():
         try:
-            config: Any = AutoConfig.for_model(**settings)
+            config: Any = transformers.AutoConfig.for_model(**settings)
         except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
             where = getattr(job.model, "config", job.model)
             said = one_line(str(error), 400)
@@ -252,7 +241,7 @@ def ensure_weights(order: Order, vocab_size: int) -> Path:
     Drawn in a process of its own where one can be forked, so that a trial that draws uses no more memory
     than one that finds them drawn.
     """
-    model, seed = order.job.model, None if isinstance(order.job.model, PretrainedModel) else order.trial.seed
+    model, seed = order.job.model, None if isinstance(order.job.model, models.PretrainedModel) else order.trial.seed
     content = [order.job.task, model.model_dump(mode="json"), vocab_size, order.job.seq_len, seed]
     key = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:24]
     path = Path(order.weights_folder) / f"{key}.safetensors"

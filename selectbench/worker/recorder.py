@@ -21,19 +21,9 @@ from selectbench.data.prepared import Prepared
 from selectbench.record.record import EvaluationPoint, Inside
 from selectbench.record.wire import Evaluating, Event, Order, Phase, Progress
 from selectbench.suite.job import Eval
+from selectbench.worker import evaluation
 from selectbench.worker.attention import SdpaBackends
 from selectbench.worker.batches import Batches, HeldOut, TokenStream
-from selectbench.worker.evaluation import (
-    Forward,
-    Scores,
-    at_evaluated_weights,
-    begin_training,
-    examined,
-    heldout_loss,
-    look_inside,
-    own_metrics,
-    save_model,
-)
 from selectbench.worker.model import SummedLoss
 from selectbench.worker.observation import CoreWaits, Tried, Watch
 from selectbench.worker.runtime import TrainingMemory, Whereabouts, World, compilations, is_out_of_memory, wait_for
@@ -336,14 +326,14 @@ class Recorder:
     """Collects what a job's steps and evaluations yield; every rank has one, and they agree on its windows."""
 
     def __init__(
-        self, setting: Setting, evaluation: Callable[[], AbstractContextManager[Forward]],
+        self, setting: Setting, forward: Callable[[], AbstractContextManager[evaluation.Forward]],
         optimizers: list[torch.optim.Optimizer],
     ) -> None:  # fmt: skip
         """To be made when optimizers have their peak learning rates and no step was made; `setting` names it then.
 
         All that is evaluated goes through it, so here optimizers are put to the weights that are.
         """
-        begin_training(optimizers)
+        evaluation.begin_training(optimizers)
         if "optimizer" in setting.watch.own:
             setting.watch.watch_updates(optimizers, setting.module, setting.order)
         self.core_waits = CoreWaits()
@@ -352,14 +342,14 @@ class Recorder:
         self.series, self.timing = Series(), Timing()
         self.evaluation_curve: list[EvaluationPoint] = []
         self.evaluation_seconds = 0.0
-        self.scores = Scores()
+        self.scores = evaluation.Scores()
         self.inside: Inside | None = None
         self.steps_done = 0
         self.first_step_at: float | None = None
         """When the first window was opened, by `time.perf_counter`."""
         self.training_window: tuple[float, float] | None = None
         """Training up to the first evaluation, by `time.perf_counter`."""
-        self.evaluation = partial(at_evaluated_weights, optimizers, evaluation)
+        self.evaluation = partial(evaluation.at_evaluated_weights, optimizers, forward)
         every = self.job.eval.every_steps if isinstance(self.job.eval, Eval) else None
         points = set(range(every, self.job.max_steps, every)) if every else set()
         self._evaluation_steps = sorted(points | {self.job.max_steps})
@@ -501,13 +491,15 @@ class Recorder:
             with self.evaluation() as logits:
                 seen_before = setting.watch.untrained
                 tell = self._teller("sequences")
-                loss = heldout_loss(logits, held_out, sequences_per_batch=at_once, world=self.world, tell=tell)
+                loss = evaluation.heldout_loss(
+                    logits, held_out, sequences_per_batch=at_once, world=self.world, tell=tell
+                )
                 setting.watch.scored.append((len(held_out), setting.watch.untrained - seen_before))
                 if self.steps_done >= self.job.max_steps:
                     data, tell = Prepared.open(Path(setting.order.data_folder)), self._teller("texts")
-                    found = examined(setting.order, held_out, data, logits, self.world, tell)
+                    found = evaluation.examined(setting.order, held_out, data, logits, self.world, tell)
                     self.scores = found or self.scores
-                    self.inside = look_inside(held_out, data, logits, self.world)
+                    self.inside = evaluation.look_inside(held_out, data, logits, self.world)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -531,7 +523,7 @@ class Recorder:
             return
         try:
             with self.evaluation() as forward:
-                found = own_metrics(order, forward, self.world)
+                found = evaluation.own_metrics(order, forward, self.world)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -549,7 +541,7 @@ class Recorder:
         self.setting.emit(Phase(phase="save"))
         self.setting.whereabouts.enter("saving", self.steps_done)
         with self.evaluation() as forward:
-            save_model(order, forward, Path(order.model_folder), writes=self.world.is_first)
+            evaluation.save_model(order, forward, Path(order.model_folder), writes=self.world.is_first)
 
 
 def _storable(values: Sequence[float | None]) -> list[float | None]:
