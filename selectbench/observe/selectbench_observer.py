@@ -779,53 +779,37 @@ class Observer:
     def _undisturbed(self, model: nn.Module) -> Iterator[None]:
         """Inside: eval mode, fp32, no compiled code. Afterwards flags, buffers and random states are as before."""
         # The second is torch's note on sending buffers to other ranks, which a forward without gradients changes.
-        names = ("training", "require_forward_param_sync")
-        parts = list(model.modules())
+        names, parts = ("training", "require_forward_param_sync"), list(model.modules())
         flags = [(part, name, getattr(part, name)) for part in parts for name in names if hasattr(part, name)]
-        buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
-        precision, stance = torch.get_float32_matmul_precision(), getattr(torch.compiler, "set_stance", None)
-        if stance is None and any(seen.is_compiled(part) for part in model.modules()):
+        stance = getattr(torch.compiler, "set_stance", None)
+        if stance is None and any(map(seen.is_compiled, parts)):
             raise ValueError(f"torch {torch.__version__} can't run compiled code eagerly")
-        numpy_random = getattr(sys.modules.get("numpy"), "random", None)
-        numpy_state = numpy_random.get_state() if numpy_random is not None else None
-        python_state = random.getstate()
         with ExitStack() as stack:
             stack.enter_context(torch.random.fork_rng([torch.cuda.current_device()] if self._moments.cuda else []))
             stack.enter_context(torch.no_grad())
             stack.enter_context(torch.autocast(self._device.type, enabled=False))
-            stack.enter_context(_autocast_off())
+            # One that a model enters by itself is off too, as accelerate and Fabric wrap it in one.
+            for name, instead in (("__enter__", lambda context: context), ("__exit__", lambda *_: None)):
+                stack.callback(setattr, torch.autocast, name, getattr(torch.autocast, name))
+                setattr(torch.autocast, name, instead)
             if stance is not None:
                 stack.enter_context(stance("force_eager"))
-            try:
-                self._evaluating = True
-                torch.set_float32_matmul_precision("highest")
-                for part, name, _ in flags:
-                    setattr(part, name, False)
-                yield
-            finally:
-                self._evaluating = False
-                torch.set_float32_matmul_precision(precision)
-                for part, name, was in flags:
-                    setattr(part, name, was)
-                for buffer, contents in buffers:
-                    buffer.copy_(contents)
-                random.setstate(python_state)
-                if numpy_random is not None:
-                    numpy_random.set_state(numpy_state)
+            stack.callback(random.setstate, random.getstate())
+            if (numpy_random := getattr(sys.modules.get("numpy"), "random", None)) is not None:
+                stack.callback(numpy_random.set_state, numpy_random.get_state())
+            for buffer in model.buffers():
+                stack.callback(buffer.copy_, buffer.detach().clone())
+            for part, name, was in flags:
+                stack.callback(setattr, part, name, was)
+                setattr(part, name, False)
+            stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("highest")
+            self._evaluating = True
+            stack.callback(setattr, self, "_evaluating", False)
+            yield
 
 
 _is_compiling: Callable[[], bool] = getattr(torch.compiler, "is_compiling", None) or torch._dynamo.is_compiling
-
-
-@contextmanager
-def _autocast_off() -> Iterator[None]:
-    """Inside: one that a model enters by itself is off too, as accelerate and Fabric wrap it in one."""
-    kind, methods = torch.autocast, (torch.autocast.__enter__, torch.autocast.__exit__)
-    kind.__enter__, kind.__exit__ = (lambda context: context), (lambda *_: None)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        kind.__enter__, kind.__exit__ = methods  # type: ignore[method-assign]
 
 
 def _keep_hooks(kind: Any) -> None:
