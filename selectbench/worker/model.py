@@ -93,7 +93,7 @@ def pretrained_model(model: models.PretrainedModel, auto: Any, *, attention: str
             for name, *shapes in sorted(found["mismatched_keys"]):
                 has, says = (" x ".join(map(str, shape)) for shape in shapes)
                 raise PretrainedModelError(
-                    f"{where} holds {name} of {has}, its config.json makes it {says}: {AGAIN}"
+                    f"{where} holds {name} of {has}, its config.json makes it {says}: {models.AGAIN}"
                 )
             if missing := sorted(found["missing_keys"]):
                 named = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
