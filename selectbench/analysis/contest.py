@@ -11,42 +11,14 @@ from typing import Any
 import numpy as np
 
 from selectbench import units
-from selectbench.analysis.family import (
-    MOST_SEEDS,
-    ROUNDING,
-    HypothesisTest,
-    Judged,
-    Pairs,
-    agreeing_ends,
-    all_pairs,
-    alpha_of,
-    decide,
-    judge_all,
-    judgement_number,
-    seeds_to_settle,
-)
+from selectbench.analysis import family
+from selectbench.analysis.family import Judged
 from selectbench.analysis.lanes import by_part, disturbed, parts_of
 from selectbench.analysis.metrics import finite
 from selectbench.analysis.result import Comparison, ConstraintVerdict, Decision, Family, Settling
-from selectbench.analysis.statistics import (
-    Blocks,
-    Bools,
-    Difference,
-    make_blocks,
-    of_one,
-    standing_out,
-    two_sided_p,
-)
+from selectbench.analysis.statistics import Blocks, Bools, Difference, make_blocks, of_one, standing_out
 from selectbench.analysis.summary import Summary, mean, other_tokens, outcomes, seeds_words
-from selectbench.suite.metrics import (
-    COMPARE,
-    METRICS,
-    PER_TOKEN,
-    SECONDS_TO_LOSS,
-    Constraint,
-    names_of,
-    parse_constraint,
-)
+from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Constraint, names_of, parse_constraint
 from selectbench.suite.suite import CONTROL, Suite
 
 # Whether an option holds the suite's constraints: tests of non-inferiority with three answers.
@@ -62,7 +34,7 @@ class Asked:
 
     text: str
     constraint: Constraint
-    test: HypothesisTest
+    test: family.HypothesisTest
     """Against the bound."""
     is_far: bool = False
     """Whether every seed's value lies beyond `FAR` times an absolute bound, or below its inverse."""
@@ -94,7 +66,7 @@ class Asked:
     def _holds(self, estimate: float) -> bool:
         if math.isclose(estimate, self.test.bound, rel_tol=0.0, abs_tol=1e-12):  # the rounding of logarithms
             return self.constraint.operator in ("<=", ">=")
-        return COMPARE[self.constraint.operator](estimate, self.test.bound)
+        return self.constraint.holds(estimate, self.test.bound)
 
     def _end(self, logarithm: float) -> str:
         value = ratio_of(logarithm)
@@ -116,7 +88,7 @@ def _absolute(text: str, constraint: Constraint, summary: Summary) -> Asked | Co
         return directly(text, constraint, summary)
     distances = [math.log(value / constraint.value) for value in values.values()]
     far = min(distances) > math.log(FAR) or max(distances) < -math.log(FAR)
-    return Asked(text, constraint, HypothesisTest(estimate, math.log(constraint.value)), is_far=far)
+    return Asked(text, constraint, family.HypothesisTest(estimate, math.log(constraint.value)), is_far=far)
 
 
 def gap_in(text: str, metric: str, summary: Summary) -> ConstraintVerdict | None:
@@ -135,14 +107,11 @@ def _without_figure(text: str, metric: str) -> ConstraintVerdict:
 
 
 def directly(text: str, constraint: Constraint, ours: Summary, theirs: Summary | None = None) -> ConstraintVerdict:
-    """Where a value or the bound has no logarithm: what all seeds say, if they agree.
-
-    `theirs`: what the bound is a factor of, which says nothing below 0.
-    """
-    name, compare = constraint.metric, COMPARE[constraint.operator]
+    """Where there is no logarithm: what all seeds say, if they agree; a factor of `theirs` says nothing below 0."""
+    name = constraint.metric
     others = dict.fromkeys(ours.values[name], 1.0) if theirs is None else theirs.values[name]
     pairs = [(value, others[seed]) for seed, value in ours.values[name].items() if seed in others]
-    answers = {compare(mine, constraint.value * other) for mine, other in pairs}
+    answers = {constraint.holds(mine, constraint.value * other) for mine, other in pairs}
     is_clear = len(answers) == 1 and (theirs is None or min(map(min, pairs)) >= 0)
     verdict = ("holds" if True in answers else "fails") if is_clear else "undecided"
     shown = f"{name} is {METRICS[name].show(ours.mean(name))}"
@@ -169,10 +138,11 @@ class Contest:
     def __init__(self, suite: Suite, summaries: Sequence[Summary], comparable: Mapping[str, bool]) -> None:
         """Raises ValueError for a constraint that cannot be read."""
         self.suite, self.objective = suite, METRICS[suite.decide.objective]
+        self.summaries, self.comparable = {summary.name: summary for summary in summaries}, comparable
         self.threshold = suite.threshold(self.objective.name)
-        self.alpha = alpha_of(judgement_number(suite.looks))
+        self.alpha = family.alpha_of(family.judgement_number(suite.looks))
         """Probability of any false claim at this judgement of the run."""
-        self.baseline = next(summary for summary in summaries if summary.name == suite.baseline)
+        self.baseline = self.summaries[suite.baseline]
         taking_part = [summary for summary in summaries if comparable[summary.name]]
         same_tokens = [summary for summary in taking_part if not other_tokens(suite, summary.option)]
         losses = {summary.name: summary.values["final_loss"] for summary in taking_part}
@@ -205,7 +175,7 @@ class Contest:
         tests = {key: test for summary in taking_part for key, test in self._declared(summary)}
         # Those of options that were screened out are not made: what the family was declared to be does not shrink.
         out = sum(summary.is_screened_out for summary in summaries) * (1 + len(suite.decide.constraints))
-        self.judged = judge_all(tests, self.alpha, besides=out)
+        self.judged = family.judge_all(tests, self.alpha, besides=out)
         made = sum(not judged.is_exact for judged in self.judged.values())
         self.tests = made + out if made else 0
         """How many share alpha."""
@@ -213,7 +183,7 @@ class Contest:
         """By option and metric: of the ratio's simultaneous interval, where a test is on it; logarithms."""
         self._give_each_ratio_one_interval()
 
-    def _declared(self, summary: Summary) -> Iterator[tuple[Key, HypothesisTest]]:
+    def _declared(self, summary: Summary) -> Iterator[tuple[Key, family.HypothesisTest]]:
         """An option's tests among the family's. The control and the baseline itself are no candidates."""
         is_baseline, control = summary is self.baseline, is_control(self.suite, summary.name)
         for text in [] if control else self.suite.decide.constraints:
@@ -227,7 +197,7 @@ class Contest:
         if not is_baseline and difference is not None:
             self.differences[summary.name] = difference
             if not control:
-                yield (summary.name, ""), HypothesisTest(difference, least_p=self.p_of_luck(summary.name))
+                yield (summary.name, ""), family.HypothesisTest(difference, least_p=self.p_of_luck(summary.name))
 
     def _give_each_ratio_one_interval(self) -> None:
         """Several tests of one ratio have their ends moved each to its own bound: all of it holds together."""
@@ -270,15 +240,11 @@ class Contest:
 
     def _p_beyond(self, metric: str, option: str, bound: float, *, more: bool) -> float:
         """Two-sided p of a difference from the baseline that lies above the bound (`more`) or below; else 1."""
-        difference = self.blocks[metric].difference(option, self.baseline.name)
-        if difference is None or difference.standard_error is None:
-            return 1.0
-        distance = difference.estimate - bound if more else bound - difference.estimate
-        if distance <= 0 or difference.standard_error == 0:
-            return 0.0 if distance > 0 else 1.0
-        return float(two_sided_p(distance / difference.standard_error, difference.free))
+        found = self.blocks[metric].difference(option, self.baseline.name)
+        is_beyond = found is not None and (found.estimate > bound if more else found.estimate < bound)
+        return found.p(bound) if found is not None and is_beyond else 1.0
 
-    def family(self) -> Family:
+    def declared(self) -> Family:
         """What was declared."""
         metrics = dict.fromkeys([self.objective.name, *names_of(self.suite.job)])
         found = {name: self.suite.threshold(name) for name in metrics}
@@ -289,10 +255,7 @@ class Contest:
         )  # fmt: skip
 
     def ask(self, text: str, summary: Summary) -> Asked | ConstraintVerdict:
-        """One constraint of one option that completed a seed: a test, or the answer where none is needed.
-
-        Raises ValueError for a wrong text.
-        """
+        """What is asked of an option that completed a seed, or the answer. Raises ValueError for a wrong text."""
         constraint = parse_constraint(text)
         metric = METRICS[constraint.metric]
         if metric.quality and (self.suite.quick or not self.suite.job.evaluates):
@@ -334,7 +297,7 @@ class Contest:
         if difference is None:
             return said(text, "undecided", "no figure to compare for any seed of the baseline")
         least_p = self.p_of_luck(summary.name, name)
-        return Asked(text, constraint, HypothesisTest(difference, math.log(constraint.value), least_p))
+        return Asked(text, constraint, family.HypothesisTest(difference, math.log(constraint.value), least_p))
 
     def constraints(self, option: str) -> list[ConstraintVerdict]:
         """One each in the suite's order; empty for an option that was not asked."""
@@ -370,7 +333,7 @@ class Contest:
     def decision(self, judged: Judged | None) -> Decision:
         """By the objective and its threshold; `judged` None: no measure of spread."""
         more = self.objective.better == "more"
-        return decide(judged, self.threshold, more_is_better=more) if judged else "undecided"
+        return family.decide(judged, self.threshold, more_is_better=more) if judged else "undecided"
 
     def compared(self, against: str, difference: Difference, judged: Judged | None, tests: int) -> Comparison:
         """A difference by the objective in words and figures; `judged` None: no measure of spread."""
@@ -387,13 +350,14 @@ class Contest:
             p=judged.p if judged else None, p_adjusted=judged.p_adjusted if judged else None,
             decision=decision, spread=difference.spread, degrees_of_freedom=difference.degrees_of_freedom,
             seeds=difference.seeds, settling=settling,
-            exceeds=judged is not None and max(judged.low, -judged.high) > matters + ROUNDING,
+            exceeds=judged is not None and max(judged.low, -judged.high) > matters + family.ROUNDING,
         )  # fmt: skip
 
     def _settling(self, metric: str, difference: Difference, distance: float, tests: int) -> Settling | None:
         looks = self.suite.looks or [len(self.suite.seeds)]
-        level = alpha_of(judgement_number([*looks, MOST_SEEDS])) / max(1, tests)  # the next judgement's
-        seeds = seeds_to_settle(difference, level, distance)
+        following = family.judgement_number([*looks, family.MOST_SEEDS])
+        level = family.alpha_of(following) / max(1, tests)
+        seeds = family.seeds_to_settle(difference, level, distance)
         # More seeds are no remedy where a busy machine, a node or a single trial made the spread.
         is_disturbed = (self.is_busy and "busy" in METRICS[metric].spoiled_by) or metric in self.of_rounds
         if seeds is None or not self.is_complete or is_disturbed or self.out_of_line(metric):
@@ -432,18 +396,36 @@ PAST_THE_GATE = 10
 """Share of alpha, as its inverse, at which a pair needs no gate."""
 
 
-@dataclass(frozen=True)
 class Ranks:
-    """Who is shown to be better than whom."""
+    """Who is shown to be better than whom: of the options of some names, the baseline among them or not."""
 
-    names: Sequence[str]
-    better: Bools
-    """[i, j]: whether i is shown to be better than j."""
-    known: Bools
-    """[i, j]: whether there is a measure of spread for the pair."""
-    contest: Contest
-    pairs: Pairs
-    """Of the options besides the baseline."""
+    def __init__(self, contest: Contest, names: Sequence[str]) -> None:
+        objective, baseline, threshold = contest.objective, contest.baseline.name, contest.threshold
+        self.contest, self.names, more = contest, list(names), objective.better == "more"
+        others = [name for name in self.names if name != baseline]
+        pairs = family.all_pairs(contest.blocks[objective.name], others, contest.alpha, more_is_better=more)
+        self.pairs = pairs
+        """Of the options besides the baseline."""
+        judged = [contest.judged.get((name, "")) for name in others]
+        # Who is told from the baseline by the declared family; there is no gate where it could not tell.
+        gate = np.array([one is None or one.rejected for one in judged], bool)
+        past_the_gate = pairs.better(threshold, families=PAST_THE_GATE)
+        gated = pairs.better(threshold) & (gate[:, None] | gate[None, :])
+        self.better: Bools = np.zeros((len(self.names), len(self.names)), bool)
+        """[i, j]: whether i is shown to be better than j."""
+        self.known: Bools = np.zeros((len(self.names), len(self.names)), bool)
+        """[i, j]: whether there is a measure of spread for the pair."""
+        places = [self.names.index(name) for name in others]
+        learnt = np.array([contest.p_of_luck(name) <= contest.alpha for name in others], bool)
+        self.better[np.ix_(places, places)] = (gated | past_the_gate) & learnt[:, None]
+        self.known[np.ix_(places, places)] = pairs.known
+        if baseline in self.names:
+            own = self.names.index(baseline)
+            for name, place, one in zip(others, places, judged, strict=True):
+                decision = contest.decision(one) if name in contest.differences else None
+                decision = "undecided" if decision in contest.flattery(name) else decision
+                self.known[own, place] = self.known[place, own] = decision is not None and one is not None
+                self.better[place, own], self.better[own, place] = decision == "better", decision == "worse"
 
     @cached_property
     def ranked(self) -> list[str]:
@@ -465,10 +447,7 @@ class Ranks:
         return [name for name in self.ranked if name != option and not told_apart[name]]
 
     def comparison(self, option: str, against: str) -> Comparison | None:
-        """The pair by the objective; with the baseline as the declared family has it. None: no seed of both.
-
-        Any other pair has the interval of Bonferroni's level and the p that Holm adjusts over all pairs.
-        """
+        """By the objective: beside the baseline as the declared family has it, else by Holm over all pairs."""
         if against == self.contest.baseline.name:
             return self.contest.against_baseline(option)
         if option == self.contest.baseline.name:
@@ -479,11 +458,11 @@ class Ranks:
             return None
         others = self.pairs.names
         tests = max(1, math.comb(len(others), 2))
-        (judged,) = judge_all({"": HypothesisTest(difference)}, self.pairs.alpha, tests).values() or (None,)
+        judged = family.judge_all({"": family.HypothesisTest(difference)}, self.pairs.alpha, tests).get("")
         if judged is not None:
             adjusted = float(self.pairs.p_adjusted[others.index(option), others.index(against)])
             low, high, estimate = (np.array(v) for v in (judged.low, judged.high, judged.estimate))
-            low, high = agreeing_ends(low, high, estimate, np.array(0.0), np.array(adjusted <= judged.alpha))
+            low, high = family.agreeing_ends(low, high, estimate, np.array(0.0), np.array(adjusted <= judged.alpha))
             judged = replace(judged, p_adjusted=adjusted, low=float(low), high=float(high))
         comparison = self.contest.compared(against, difference, judged, tests)
         mine, other = self.names.index(option), self.names.index(against)
@@ -491,32 +470,6 @@ class Ranks:
         if comparison.decision in ("better", "worse") and not told_apart:  # the gate
             return comparison.model_copy(update={"decision": "undecided", "exceeds": False})
         return comparison
-
-
-def ranks_of(contest: Contest, names: Sequence[str]) -> Ranks:
-    """Of the options of these names, the baseline among them or not."""
-    objective, baseline, threshold = contest.objective, contest.baseline.name, contest.threshold
-    order, more = list(names), objective.better == "more"
-    others = [name for name in order if name != baseline]
-    pairs = all_pairs(contest.blocks[objective.name], others, contest.alpha, more_is_better=more)
-    judged = [contest.judged.get((name, "")) for name in pairs.names]
-    # Who is told from the baseline by the declared family; there is no gate where it could not tell.
-    gate = np.array([one is None or one.rejected for one in judged], bool)
-    past_the_gate = pairs.better(threshold, families=PAST_THE_GATE)
-    gated = pairs.better(threshold) & (gate[:, None] | gate[None, :])
-    better, known = np.zeros((len(order), len(order)), bool), np.zeros((len(order), len(order)), bool)
-    places = [order.index(name) for name in pairs.names]
-    learnt = np.array([contest.p_of_luck(name) <= contest.alpha for name in pairs.names], bool)
-    better[np.ix_(places, places)] = (gated | past_the_gate) & learnt[:, None]
-    known[np.ix_(places, places)] = pairs.known
-    if baseline in order:
-        own = order.index(baseline)
-        for name, place, one in zip(pairs.names, places, judged, strict=True):
-            decision = contest.decision(one) if name in contest.differences else None
-            decision = "undecided" if decision in contest.flattery(name) else decision
-            known[own, place] = known[place, own] = decision is not None and one is not None
-            better[place, own], better[own, place] = decision == "better", decision == "worse"
-    return Ranks(order, better, known, contest, pairs)
 
 
 def _turned(seen: Comparison, against: str) -> Comparison:
@@ -529,20 +482,17 @@ def _turned(seen: Comparison, against: str) -> Comparison:
     )
 
 
-# The control, the baseline's second row: two names for one thing should not differ.
-
-
-def control_warnings(contest: Contest, summaries: Mapping[str, Summary]) -> list[str]:
+def control_warnings(contest: Contest) -> list[str]:
     """A line for each metric in which the control differs from the baseline, by tests that share alpha."""
-    if not contest.suite.control or not summaries[CONTROL].completed:
+    if not contest.suite.control or not contest.summaries[CONTROL].completed:
         return []
     names = dict.fromkeys((contest.objective.name, *(name for name, metric in METRICS.items() if metric.watched)))
     differences = {name: contest.blocks[name].difference(CONTROL, contest.baseline.name) for name in names}
-    judged = judge_all({name: HypothesisTest(one) for name, one in differences.items() if one}, contest.alpha)
+    tests = {name: family.HypothesisTest(difference) for name, difference in differences.items() if difference}
     return [
         f"the control, which repeats the baseline, differs from it by {METRICS[name].name} "
         f"{units.ratio(ratio_of(one.estimate))}: something besides the options moves the figures, so smaller "
         "differences mean nothing"
-        for name, one in judged.items()
-        if decide(one, contest.suite.threshold(name), more_is_better=True) in ("better", "worse")
+        for name, one in family.judge_all(tests, contest.alpha).items()
+        if family.decide(one, contest.suite.threshold(name), more_is_better=True) in ("better", "worse")
     ]

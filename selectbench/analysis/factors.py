@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from selectbench.analysis.result import Effect, FactorView, Interaction, Row, Share
-from selectbench.analysis.statistics import Floats, differences_over_seeds
+from selectbench.analysis.statistics import Floats, of_logs
 from selectbench.analysis.summary import Summary
 from selectbench.choices.optimizer import OWN_WARMUP
 from selectbench.suite.command import NO_CHOICES
@@ -44,25 +44,19 @@ class Factor:
 def factor_view(suite: Suite, summaries: Mapping[str, Summary], rows: Sequence[Row]) -> FactorView | None:
     """Of the options that did the baseline's job; None where they are no grid of two factors or more."""
     metric = suite.decide.objective
-    names = [
-        r.option for r in rows if r.identity.comparable and not r.control and summaries[r.option].values[metric]
-    ]
-    options = [option for option in suite.options if option.name in names]
+    judged = [row.option for row in rows if row.identity.comparable and not row.control]
+    logs = {name: summaries[name].values[metric] for name in judged if summaries[name].values[metric]}
+    options = [option for option in suite.options if option.name in logs]
     # Settings that each option has at its own best follow from the option, and are none of its factors.
     searched = [*(["micro_batch_size"] if suite.best_of else []), *(suite.tune.parameters if suite.tune else ())]
     factors = factors_of(options, suite.baseline, besides=frozenset(searched))
-    if not _is_grid(options, factors):
-        return None
-    logs = {o.name: summaries[o.name].values[metric] for o in options}
-    effects = _effects(logs, factors)
-    if not effects:
+    if not _is_grid(options, factors) or not (effects := _effects(logs, factors)):
         return None
     sizes: dict[str, float] = {}
     for effect in effects:
         sizes[effect.factor] = max(sizes.get(effect.factor, 0.0), abs(math.log(effect.ratio)))
     effects.sort(key=lambda e: (-sizes[e.factor], e.factor, -abs(math.log(e.ratio))))
-    shares = _shares(rows, factors, effects)
-    return FactorView(effects=effects, interactions=_interactions(logs, factors), **shares)
+    return FactorView(effects=effects, interactions=_interactions(logs, factors), **_shares(rows, factors, effects))
 
 
 def factors_of(options: Sequence[Option], baseline: str, besides: frozenset[str] = frozenset()) -> list[Factor]:
@@ -85,7 +79,7 @@ def factors_of(options: Sequence[Option], baseline: str, besides: frozenset[str]
 def _differing(options: Sequence[Option]) -> list[tuple[str, dict[str, str]]]:
     """Dimensions by their word, and settings of those whose word is the same in all."""
     settings = {option.name: option.choices.model_dump(mode="json") for option in options}
-    found: list[tuple[str, dict[str, str]]] = []
+    found = list[tuple[str, dict[str, str]]]()
     for dimension in dict.fromkeys(key for chosen in settings.values() for key in chosen if key not in NO_CHOICES):
         values = {name: chosen.get(dimension) for name, chosen in settings.items()}
         words = {name: _word(value) for name, value in values.items()}
@@ -123,9 +117,8 @@ def _effects(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor])
     found = _by_seed(logs, [_main(factor, level) for factor, level in columns])
     return [
         Effect(factor=factor.name, level=level, against=factor.base, **_over_seeds(found[:, number]))
-        for number, (factor, level) in enumerate(columns)
-        if len(found)
-    ]
+        for number, (factor, level) in enumerate(columns) if len(found)
+    ]  # fmt: skip
 
 
 def _interactions(logs: Mapping[str, Mapping[int, float]], factors: Sequence[Factor]) -> list[Interaction]:
@@ -164,7 +157,7 @@ def _by_seed(logs: Mapping[str, Mapping[int, float]], columns: Sequence[Mapping[
 
 def _over_seeds(logarithms: Floats) -> dict[str, float | None]:
     """Ratio with the ends of its own interval."""
-    mean = differences_over_seeds(logarithms[None, :], np.zeros(1, bool), None).one(0)
+    mean = of_logs(logarithms.tolist())
     assert mean is not None
     low, high = (None if end is None else math.exp(end) for end in mean.interval())
     return {"ratio": math.exp(mean.estimate), "low": low, "high": high}

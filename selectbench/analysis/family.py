@@ -46,10 +46,7 @@ DEFAULT_SPREAD = 0.01
 
 
 def judgement_number(looks: Sequence[int]) -> int:
-    """The number of a judgement, from 1; `looks`: seeds at each of the run's, this one the last; none: the first.
-
-    Those of one seed do not count, as nothing can be claimed then.
-    """
+    """Number of a judgement, from 1; `looks`: seeds at each of the run's, of which one seed is none."""
     return 1 + sum(seeds > 1 for seeds in looks[:-1])
 
 

@@ -22,8 +22,6 @@ from selectbench.suite.metrics import METRICS, Constraint, parse_constraint
 from selectbench.suite.suite import Suite
 from selectbench.text import leaves, one_line, quoted
 
-# Two runs of a suite side by side: what differs in suite and environment, and how every figure changed.
-
 COMPARED = tuple(name for name, metric in METRICS.items() if metric.comparison)
 """Metrics whose changes are shown; all are tested but final_perplexity, which goes with final_loss."""
 _SHOWN_ONLY = frozenset(name for name in COMPARED if METRICS[name].comparison == "shown")
@@ -53,6 +51,10 @@ class ReadRun:
         found = {library for record in self.records if (library := record.versions().get("openmp")) is not None}
         return {**self.environment, **({"openmp": ", ".join(sorted(found))} if found else {})}
 
+    def busy(self) -> list[str]:
+        """A machine that was busy in one of two runs makes the other look better, or worse."""
+        return [f"{self.name}: {line}" for line in busy_warnings(list(self.summaries.values()))]
+
     def other_jobs(self) -> set[str]:
         """Options that did not do the job of this run's own baseline."""
         found = certify(self.suite, list(self.summaries.values()))
@@ -68,14 +70,11 @@ class Differing(Shown):
     run: str | None
 
 
-MOST_TOLD = 4
-
-
 def differing_words(found: Sequence[Differing], there: str, here: str) -> str:
     """`job.max_steps: 6 there, 8 here; ...`, the first few; `there`: where the reference is, `here`: the run."""
     return "; ".join(
         f"{one_line(d.path)}: {one_line(str(d.reference))} {there}, {one_line(str(d.run))} {here}"
-        for d in found[:MOST_TOLD]
+        for d in found[:4]
     )
 
 
@@ -152,7 +151,7 @@ def compare(run: ReadRun, reference: ReadRun) -> Compared:
         ],
         tests=sum(not one.is_exact for one in judged.values()), alpha=alpha,
         only_in_reference=[n for n in theirs if n not in ours],
-        only_in_run=[n for n in ours if n not in theirs], notes=_notes(run, reference, ours, theirs),
+        only_in_run=[n for n in ours if n not in theirs], notes=_notes(run, reference),
     )  # fmt: skip
 
 
@@ -181,27 +180,21 @@ def _change(
     )  # fmt: skip
 
 
-def _notes(
-    run: ReadRun, reference: ReadRun, ours: Mapping[str, Summary], theirs: Mapping[str, Summary]
-) -> list[str]:
-    notes = [*_other_settings(run.suite, reference.suite), *_busy(run, reference), *reference.notes, *run.notes]
+def _notes(run: ReadRun, reference: ReadRun) -> list[str]:
+    notes = [*_other_settings(run.suite, reference.suite), *run.busy(), *reference.busy()]
+    notes += [*reference.notes, *run.notes]
     if other := other_data(run, reference):
         notes.append(f"the runs did not read the same data: {other}")
     if run.suite.resolved.get("job") != reference.suite.resolved.get("job"):
         notes.append("the jobs differ: the changes are not those of a machine or a version alone")
     if not set(run.suite.seeds) & set(reference.suite.seeds):
         notes.append("no common seeds: initial weights and data order differ, and are part of the spread")
-    for read, summaries in ((reference, theirs), (run, ours)):
-        broken = [f"{n} ({len(s.failed)} of {len(s.planned)})" for n, s in summaries.items() if s.failed]
+    for read in (reference, run):
+        broken = [f"{n} ({len(s.failed)} of {len(s.planned)})" for n, s in read.summaries.items() if s.failed]
         notes += [f"failed trials in {read.name}: {', '.join(broken)}"] if broken else []
         others = sorted(read.other_jobs())
         notes += [f"{read.name}: not the baseline's job: {', '.join(others)}"] if others else []
     return notes
-
-
-def _busy(*runs: ReadRun) -> list[str]:
-    """A machine that was busy in one of two runs makes the other look better, or worse."""
-    return [f"{run.name}: {line}" for run in runs for line in busy_warnings(list(run.summaries.values()))]
 
 
 def _kinds(failures: Iterable[Failed]) -> str:
@@ -278,11 +271,7 @@ class Gate(Shown):
 
 
 def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_machine: bool = False) -> Gate:
-    """Every limit on every option that the reference completed.
-
-    Raises UserError for a wrong limit or none, for runs of different jobs, and for different machines unless
-    `any_machine`.
-    """
+    """Every limit on every option that the reference completed. Raises UserError where it can't be judged."""
     parsed = dict[str, Constraint]()
     for text in limits:
         try:
@@ -326,7 +315,7 @@ def hold_gate(run: ReadRun, reference: ReadRun, limits: Sequence[str], *, any_ma
     return Gate(
         run=run.name, reference=reference.name, verdict="regression" if "regression" in verdicts else whole,
         checks=checks, tests=tests, alpha=alpha,
-        notes=[*told, *_busy(run, reference), *run.notes, *reference.notes],
+        notes=[*told, *run.busy(), *reference.busy(), *run.notes, *reference.notes],
     )  # fmt: skip
 
 

@@ -125,9 +125,6 @@ def scaling(device: str, summary: Summary, baseline: Summary, speed_ratio: float
     return Scaling(world_size=ours, speedup=speed_ratio, efficiency=efficiency)
 
 
-# What a row says of its matrix products: their work, the GPUs' rates, and why a share of these is not known.
-
-
 def _arithmetic(summary: Summary, counting: Sequence[metrics.Observed]) -> Arithmetic:
     """`counting`: the trials that its figures are means over."""
     unknown = {share: Unknown.by_reason(reasons) for share, reasons in _reasons(summary).items()}
@@ -268,14 +265,9 @@ def gpu_warnings(device: str, summaries: Sequence[Summary]) -> list[str]:
 def _unclean(summary: Summary) -> list[str]:
     """One line with the findings of every seed that was throttled or shared."""
     ends = {seed: f" ({failure.kind})" for seed, failure in summary.failed.items()}
-    seeds = [
-        f"seed {seed}{ends.get(seed, '')} {state.verdict}: {state.detail}"
-        for seed, state in summary.states.items()
-        if state.verdict in ("throttled", "shared")
-    ]
-    consequence = "; left out of speed, energy and cost" if summary.spoiled["tokens_per_second"] else ""
+    unclean = {seed: state for seed, state in summary.states.items() if state.verdict in ("throttled", "shared")}
+    seeds = [f"seed {s}{ends.get(s, '')} {state.verdict}: {state.detail}" for s, state in unclean.items()]
+    told = "; left out of speed, energy and cost" if summary.spoiled["tokens_per_second"] else ""
     if summary.only_spoiled("tokens_per_second"):
-        consequence = (
-            "; as there is no clean trial, its figures of speed, energy and cost are compared with nothing"
-        )
-    return [f"{summary.name}: {'; '.join(seeds)}{consequence}"] if seeds else []
+        told = "; as there is no clean trial, its figures of speed, energy and cost are compared with nothing"
+    return [f"{summary.name}: {'; '.join(seeds)}{told}"] if seeds else []

@@ -10,22 +10,10 @@ from itertools import compress
 from operator import attrgetter, ne
 from typing import Any, Literal, get_args
 
+from selectbench.analysis import watched
 from selectbench.analysis.result import Certificate, Violation
 from selectbench.analysis.scripts import equal_when_rounded
 from selectbench.analysis.summary import Summary, below_the_floor
-from selectbench.analysis.watched import (
-    TOKENS,
-    UNTRIED,
-    changed_files,
-    contradictions,
-    is_unscored,
-    left_unseen,
-    not_as_asked,
-    of_the_text,
-    other_rows,
-    saw_its_tokens,
-    software_of,
-)
 from selectbench.choices import Choices
 from selectbench.choices.choice import is_own
 from selectbench.choices.model import Gpt2, Llama, OwnModel
@@ -39,10 +27,7 @@ Differing = list[tuple[str, object, object]]
 
 
 def other_settings(summary: Summary) -> dict[int, Differing]:
-    """By completed seed; empty: the records agree, as far as records of their age say.
-
-    Raises UserError where a record's settings are no mapping.
-    """
+    """By completed seed, as far as records of their age say. Raises UserError where settings are no mapping."""
     asked = summary.option.choices.model_dump(mode="json")
     by_text, found = dict[bytes, Differing](), dict[int, Differing]()
     for seed, record in summary.completed.items():
@@ -302,7 +287,7 @@ class _Findings:
             not_verified=[
                 *reasons,
                 *([OWN_LOOP] if OWN_LOOP in self.not_verified else []),
-                *sorted(entry for entry in self.not_verified if entry.startswith(("own ", UNTRIED))),
+                *sorted(entry for entry in self.not_verified if entry.startswith(("own ", watched.UNTRIED))),
                 *(f"{name}: {why}" for name, why in self.not_seen.items() if name not in FIELDS),
                 *([f"identity: none recorded for seed {missing}"] if missing else []),
             ],
@@ -356,10 +341,7 @@ def _odd_fields(
     reference: str, identities: Mapping[str, Identity], unmet_by: Mapping[str, Mapping[str, Any]],
     excused: Callable[[str, str], frozenset[str]],
 ) -> dict[str, str]:  # fmt: skip
-    """Fields in which two others at least agree and all of them differ from the reference, with one of these.
-
-    One against all: then it is the odd one, and not they.
-    """
+    """Fields in which two others at least agree and all differ from the reference; with one of these."""
     if len(identities) < 3:
         return {}
     mine = identities[reference]
@@ -381,28 +363,28 @@ def _odd_fields(
 def _look_at_trials(suite: Suite, ordered: Sequence[Summary], found: Mapping[str, _Findings]) -> None:
     """Each trial by itself, and what must be the same in all trials of the run; the baseline is the first."""
     trials = [(s, seed, record) for s in ordered for seed, record in s.completed.items()]
-    changed = changed_files([record for *_, record in trials])
+    changed = watched.changed_files([record for *_, record in trials])
     steps = {s.name: None if suite.command else suite.job_of(s.option).tokens_per_step for s in ordered}
     for place, (summary, seed, record) in enumerate(trials):
         into = found[summary.name]
-        into.not_verified.update(left_unseen(record, is_causal=suite.job.task == "causal_lm"))
+        into.not_verified.update(watched.left_unseen(record, is_causal=suite.job.task == "causal_lm"))
         if (script := record.script) is not None:
             into.conventions |= script.conventions
             into.not_seen |= script.not_seen
             into.not_verified |= script.not_seen.keys()
         violate = partial(into.violate, seed=seed, baseline=None, against=suite.baseline)
-        for name, asked, did in [*not_as_asked(record), *other_rows(suite, record), *changed.get(place, ())]:
+        for name, asked, did in (*watched.not_as_asked(suite, record), *changed.get(place, ())):
             violate(name, asked=asked, option=did)
-        if contradiction := "; ".join(contradictions(record, steps[summary.name])):
+        if contradiction := "; ".join(watched.contradictions(record, steps[summary.name])):
             violate("record", option=contradiction)
     groups: dict[object, list[tuple[Summary, int, Mapping[str, object]]]] = {}
-    software: dict[bytes, Mapping[str, object]] = {}
+    by_text = {bytes(record.software): record for *_, record in trials}
+    software = {text: watched.software_of(record) for text, record in by_text.items()}
     for summary, seed, record in trials:
-        text, of = bytes(record.software), summary.option.choices.python
-        software[text] = software.get(text) or software_of(record)
         tokenizer = None if suite.command else summary.option.built.tokenizer
-        groups.setdefault(tokenizer, []).append((summary, seed, of_the_text(record)))
-        groups.setdefault(("python", of), []).append((summary, seed, software[text]))
+        of_python = software[bytes(record.software)]
+        groups.setdefault(tokenizer, []).append((summary, seed, watched.of_the_text(record)))
+        groups.setdefault(("python", summary.option.choices.python), []).append((summary, seed, of_python))
     for group in groups.values():
         for name in dict.fromkeys(name for *_, values in group for name in values):
             counts = Counter(values[name] for *_, values in group if name in values)
@@ -435,11 +417,11 @@ def _examine(
         if statuses.get(name) == "violation":
             del statuses[name]
             into.conventions[name] = convention
-    if any(map(is_unscored, records)):
+    if any(map(watched.is_unscored, records)):
         statuses |= dict.fromkeys(RUN_WIDE & statuses.keys(), "not_verified")
     if is_own(ours.framework) or is_own(theirs.framework):
         left = {name for name in LEFT_TO_AN_OWN_LOOP if getattr(ours, name) is not None} - statuses.keys()
-        left -= set(TOKENS) if all(map(saw_its_tokens, records)) else set()
+        left -= set(watched.TOKENS) if all(map(watched.saw_its_tokens, records)) else set()
         into.not_verified |= {OWN_LOOP, *left}
     if not statuses:  # as it is with most of thousands of trials
         return

@@ -26,7 +26,7 @@ import numpy as np
 from selectbench import units
 from selectbench.analysis.metrics import figure_of
 from selectbench.analysis.result import Beside, Lanes, Nodes, NodeSpeed
-from selectbench.analysis.statistics import Floats, Integers, Values, differences_over_seeds, quantile
+from selectbench.analysis.statistics import Floats, Integers, Values, of_logs, quantile
 from selectbench.record.record import Completed, Record, has_ended
 from selectbench.record.run_folder import last_attempts
 from selectbench.suite.metrics import METRICS
@@ -49,10 +49,7 @@ FEWEST_FREE = 2
 
 
 def disturbed(suite: Suite) -> list[str]:
-    """Metrics that neighbours may move: of speed, energy and time.
-
-    On a CPU of memory too: a page that processes of several lanes have mapped counts for each by its share.
-    """
+    """Metrics that neighbours may move; on a CPU of memory too, as shared pages count by their share."""
     memory = {MEMORY} if suite.device == "cpu" else set[str]()
     return [name for name, metric in METRICS.items() if "busy" in metric.spoiled_by or name in memory]
 
@@ -72,12 +69,12 @@ def besides(suite: Suite, records: Sequence[Record]) -> dict[str, Beside]:
         values = ([figure_of(record, suite, name) for record in pair] for pair in pairs)
         logs = [math.log(b / a) for a, b in values if a and b and min(a, b) > 0]
         if FEWEST_PAIRS <= len(logs) == len(pairs) and suite.threshold(name):
-            found[name] = _beside(np.array(logs), suite.threshold(name))
+            found[name] = _beside(logs, suite.threshold(name))
     return found
 
 
-def _beside(logs: np.ndarray, threshold: float) -> Beside:
-    found = differences_over_seeds(logs[None, :], np.array([False]), None).one(0)
+def _beside(logs: Sequence[float], threshold: float) -> Beside:
+    found = of_logs(logs)
     assert found is not None
     low, high = found.interval(2 * LEVEL)
     assert low is not None
@@ -118,13 +115,10 @@ def beside_words(metric: str, beside: Beside) -> str:
 
 def interference_lines(suite: Suite, records: Sequence[Record]) -> list[str]:
     """For who watches the run."""
-    beside = besides(suite, records).get(SPEED)
-    if beside is None:
+    if (beside := besides(suite, records).get(SPEED)) is None:
         return []
-    count = (
-        "speeds count" if beside.equivalent else f"not within {units.share(beside.threshold)}: speeds claim nothing"
-    )
-    return [f"{beside_words(SPEED, beside)}: {count}"]
+    apart = f"not within {units.share(beside.threshold)}: speeds claim nothing"
+    return [f"{beside_words(SPEED, beside)}: {'speeds count' if beside.equivalent else apart}"]
 
 
 def lanes_of(records: Sequence[Record]) -> int:
@@ -184,13 +178,9 @@ class _Table:
     sizes: Integers
     """(parts,): rounds of each."""
 
-    def means(self, values: Floats) -> Floats:
-        """Over the rounds of each part, along the last axis."""
-        return np.stack([values[..., self.part_of == n].mean(axis=-1) for n in range(len(self.parts))], axis=-1)
-
     def squares(self, values: Floats) -> tuple[float, float]:
         """Sums of squares of values (rows, rounds) with mean 0: of the parts' means, and around them."""
-        means = self.means(values)
+        means = np.stack([values[..., self.part_of == n].mean(axis=-1) for n in range(len(self.parts))], axis=-1)
         return float((self.sizes * means**2).sum()), float(((values - means[..., self.part_of]) ** 2).sum())
 
 
@@ -296,12 +286,12 @@ def _span(contest: Sequence[Record]) -> str:
 def _speeds(table: _Table | None, margin: float) -> dict[str, NodeSpeed]:
     if table is None:
         return {}
-    every = list(range(len(table.parts)))
-    rest = list(every)
+    every = set(range(len(table.parts)))
+    rest = set(every)
     while True:
-        found = [_against(table, node, {*rest} - {node} or {*every} - {node}) for node in every]
+        found = [_against(table, node, rest - {node} or every - {node}) for node in every]
         beyond = {node: (round(abs(found[node][0]) - found[node][1], 12), -found[node][0]) for node in rest}
-        worst = max(rest, key=lambda node: beyond[node])  # of two the slower one
+        worst = max(sorted(rest), key=lambda node: beyond[node])  # of two the slower one
         if len(rest) < 2 or beyond[worst][0] <= margin:
             break
         rest.remove(worst)

@@ -11,16 +11,7 @@ from selectbench import units
 from selectbench.choices import AnyChoices, Choices
 from selectbench.choices.choice import is_own
 from selectbench.gpu.devices import peak_flops_per_second
-from selectbench.record.record import (
-    Architecture,
-    Completed,
-    Failed,
-    GpuMeters,
-    Measurement,
-    Meters,
-    RankMemory,
-    Record,
-)
+from selectbench.record.record import Architecture, Completed, GpuMeters, Measurement, Meters, RankMemory, Record
 from selectbench.suite.metrics import METRICS, SECONDS_TO_LOSS
 from selectbench.suite.suite import Cost, Suite
 
@@ -64,10 +55,7 @@ def peak_memory_bytes(m: Measurement) -> float | None:
 
 
 def with_managed_state(allocator_bytes: int | None, m: Measurement | RankMemory) -> int | None:
-    """A figure of torch's allocator and the optimizer state in managed memory, which it does not count.
-
-    That is there from the first update on, as an allocator's own would be.
-    """
+    """A figure of torch's allocator and the optimizer state in managed memory, which it does not count."""
     return None if allocator_bytes is None else allocator_bytes + (m.managed_state_bytes or 0)
 
 
@@ -118,11 +106,8 @@ def skipped_share(m: Measurement) -> float | None:
     return m.steps_skipped / (m.steps_applied + m.steps_skipped)
 
 
-# Everything that a metric may be derived from, of one completed trial.
-
-
 class Observed(NamedTuple):
-    """One completed trial: raw values, and what of the suite a formula needs."""
+    """What metrics are derived from: one completed trial's raw values, and what of the suite a formula needs."""
 
     measurement: Measurement
     meters: Meters | None
@@ -141,18 +126,12 @@ class Observed(NamedTuple):
 
 
 def observe(record: Record, suite: Suite, choices: AnyChoices | None = None) -> Observed:
-    """What is known of a completed trial of the suite, one before the contest among them; `choices`: its option's.
-
-    Raises ValueError for a failed one.
-    """
+    """What is known of a trial of any phase; `choices`: its option's. Raises ValueError for one that failed."""
     if not isinstance(record.outcome, Completed):
         raise ValueError(f"trial {record.trial.trial_id} failed: it has no metrics")
     choices = choices or suite.option(record.trial.tunes or record.trial.option).choices
     ranks = record.identity.world_size if record.identity else None
     return Observed(record.outcome.measurement, record.meters, choices, suite.device, ranks, suite.cost)
-
-
-# What a trial took of its GPUs' memory, by the devices' own account and apart from the allocator's.
 
 
 def peak_device_memory_bytes(o: Observed) -> float | None:
@@ -220,13 +199,13 @@ def _energy_figures(gpu: GpuMeters) -> dict[Method, float]:
 
 def _energy_unknown(gpu: GpuMeters) -> str | None:
     """Why one GPU's energy is not known, or None where it is."""
+    counter, power = gpu.counter_joules, gpu.instant_power_joules
     if gpu.is_mig:
         return "a MIG slice has no meters of its own: the board's are for all its slices"
     if gpu.metered_seconds < SHORTEST_SECONDS:
         return f"metered for {units.seconds(gpu.metered_seconds)}, less than {SHORTEST_SECONDS:g} s"
     if not _energy_figures(gpu):
         return "the driver reports neither energy nor power"
-    counter, power = gpu.counter_joules, gpu.instant_power_joules
     if counter is not None and power is not None and abs(counter - power) > AGREEMENT * max(counter, power):
         return f"the energy counter says {units.joules(counter)}, integrated power {units.joules(power)}"
     return None
@@ -240,8 +219,7 @@ def mean_power_watts(o: Observed) -> float | None:
 def joules_per_token(o: Observed) -> float | None:
     """Mean power over tokens per second: the energy of the metered seconds over the tokens of as many seconds."""
     power = mean_power_watts(o)
-    speed = None if power is None else tokens_per_second(o.measurement)
-    return None if power is None or speed is None else power / speed
+    return power / speed if power is not None and (speed := tokens_per_second(o.measurement)) is not None else None
 
 
 # What the job costs at the suite's prices: rent of the GPUs by their time, and the energy that they took.
@@ -382,38 +360,31 @@ def _rate(o: Observed, gpu: GpuMeters, share: UtilizationName) -> float | None:
 
 def utilization(o: Observed, share: UtilizationName) -> Utilization:
     """tokens_per_second x flops_per_token / flops_per_second of the trial."""
-    if reason := _utilization_unknown(o, share):
-        return Utilization(None, reason)
+    dtype = o.choices.matmul_dtype
+    gpu = next((gpu for gpu in o.gpus if not _rate(o, gpu, share)), None)
+    reason = None
+    if not isinstance(o.choices, Choices):
+        reason = "what a command computes is not counted"
+    elif is_own(o.choices.framework.name):
+        reason = "what an own training loop computes is not seen"
+    elif o.measurement.architecture is None:
+        reason = "this model's work does not follow from its shape"
+    elif not o.gpus:
+        reason = (o.meters and o.meters.problem) or "the trial's GPUs were not metered"
+    elif o.world_size is not None and o.world_size != len(o.gpus):
+        reason = f"{len(o.gpus)} GPUs of {o.world_size} ranks were metered"
+    elif gpu is not None and share == "matmul_rate_share":
+        reason = f"no {dtype} rate was measured on {gpu.name} (doctor --calibrate does)"
+    elif gpu is not None:
+        unknown = f"no data sheet's peak of {gpu.name} in {dtype} is known"
+        reason = "a MIG slice has no data sheet" if gpu.is_mig else unknown
     speed = finite(lambda: tokens_per_second(o.measurement))
     work, rate = flops_per_token(o, share), flops_per_second(o, share)
-    if speed is None or work is None or rate is None:
-        return Utilization(None, "no step was timed")
+    if reason is not None or speed is None or work is None or rate is None:
+        return Utilization(None, reason or "no step was timed")
     if speed * work / rate > 1:
         return Utilization(None, IMPOSSIBLE_RATE if share == "matmul_rate_share" else IMPOSSIBLE)
     return Utilization(speed * work / rate, None)
-
-
-def _utilization_unknown(o: Observed, share: UtilizationName) -> str | None:
-    """Why the work or the rate is not known, or None where both are."""
-    if not isinstance(o.choices, Choices):
-        return "what a command computes is not counted"
-    if is_own(o.choices.framework.name):
-        return "what an own training loop computes is not seen"
-    if o.measurement.architecture is None:
-        return "this model's work does not follow from its shape"
-    if not o.gpus:
-        return (o.meters and o.meters.problem) or "the trial's GPUs were not metered"
-    if o.world_size is not None and o.world_size != len(o.gpus):
-        return f"{len(o.gpus)} GPUs of {o.world_size} ranks were metered"
-    gpu = next((gpu for gpu in o.gpus if not _rate(o, gpu, share)), None)
-    if gpu is None:
-        return None
-    dtype = o.choices.matmul_dtype
-    if share == "matmul_rate_share":
-        return f"no {dtype} rate was measured on {gpu.name} (doctor --calibrate does)"
-    return (
-        "a MIG slice has no data sheet" if gpu.is_mig else f"no data sheet's peak of {gpu.name} in {dtype} is known"
-    )
 
 
 # Whether a trial's GPUs or cores were in a state in which its figures may be believed, by rules fixed in advance.
@@ -478,15 +449,12 @@ def state_of(record: Record) -> State | None:
     """The state of a trial's GPUs by its rule, the worst of any; without GPU meters only whether a CPU was busy."""
     meters = record.meters
     if meters is None or not meters.gpus:
-        return _busy(record.outcome.measurement if isinstance(record.outcome, Completed) else record.outcome)
-    several = len(meters.gpus) > 1
-    findings = [
-        (verdict, f"GPU {number}: {words}" if several else words)
-        for number, gpu in enumerate(meters.gpus)
-        for verdict, words in _findings(gpu)
-    ]
-    if meters.problem:
-        findings.append(("unknown", meters.problem))
+        return _busy(record)
+    findings: list[tuple[Verdict, str]] = []
+    for number, gpu in enumerate(meters.gpus):
+        which = f"GPU {number}: " if len(meters.gpus) > 1 else ""
+        findings += [(verdict, f"{which}{words}") for verdict, words in _findings(gpu)]
+    findings += [("unknown", meters.problem)] if meters.problem else []
     findings.sort(key=lambda finding: ("shared", "throttled", "unknown").index(finding[0]))
     worst = findings[0][0] if findings else "clean"
     # What is not known is worth a word only where nothing worse was seen.
@@ -507,8 +475,9 @@ def spoils(state: State | None, metric: str, *, counts_busy: bool) -> bool:
     return state.verdict in METRICS[metric].spoiled_by
 
 
-def _busy(m: Measurement | Failed) -> State | None:
+def _busy(record: Record) -> State | None:
     """The state of a trial's cores; None: they were its own, or nothing is known, or it trained on GPUs."""
+    m = record.outcome.measurement if isinstance(record.outcome, Completed) else record.outcome
     worked = m.cpu_seconds
     if not worked or (isinstance(m, Measurement) and m.peak_memory_allocated_bytes is not None):
         return None
@@ -589,10 +558,7 @@ def formula_of(metric: str) -> Formula:
 
 
 def figure_of(record: Record, suite: Suite, metric: str) -> float | None:
-    """A trial's value; None: it failed, or does not tell it, or the state of the GPUs spoils it.
-
-    One of a busy CPU counts: for short trials, which are held against each other.
-    """
+    """None: the trial failed or does not tell it, or the state of GPUs spoils it; a busy CPU does not."""
     if not isinstance(record.outcome, Completed) or spoils(state_of(record), metric, counts_busy=True):
         return None
     return finite(formula_of(metric), observe(record, suite))

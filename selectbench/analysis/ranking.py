@@ -7,7 +7,7 @@ from typing import Literal
 
 from selectbench import units
 from selectbench.analysis import hardware
-from selectbench.analysis.contest import Contest, control_warnings, is_control, ranks_of
+from selectbench.analysis.contest import Contest, Ranks, control_warnings, is_control
 from selectbench.analysis.factors import factor_view
 from selectbench.analysis.family import FEWEST_TO_PROPOSE, judgement_number
 from selectbench.analysis.identity import certify
@@ -45,63 +45,58 @@ MOST_TO_LIST = 30
 
 
 def rank(suite: Suite, records: Sequence[Record], warnings: Sequence[str] = ()) -> Ranking:
-    """The ranking of a run's records, whatever their order.
-
-    The last attempt of every trial of the contest counts. `warnings` are passed on before those found
-    here. Raises ValueError for a constraint that cannot be read.
-    """
+    """`warnings` go before those found here. Raises ValueError for a constraint that cannot be read."""
     summaries, strays = summarise(suite, records)
-    by_name = {summary.name: summary for summary in summaries}
     certificates = certify(suite, summaries)
     comparable = {name: certificate.comparable is True for name, certificate in certificates.items()}
     contest = Contest(suite, summaries, comparable)
-    rows = _rows(contest, by_name, certificates)
+    rows = _rows(contest, certificates)
     kinds = memory_kinds(summaries)
     done, planned = outcomes(summaries)
     doubts = [
         *([f"the run is incomplete: {planned - done} trials have no outcome"] if done < planned else []),
         *unscreened(suite, records),
         *script_warnings(suite, records, summaries),
-        *disturbances(suite, records, contest, summaries, comparable),
+        *disturbances(records, contest),
         *hardware.gpu_warnings(suite.device, summaries), *trial_warnings(summaries),
         *learning_warnings(suite, summaries), *plausibility_warnings(suite, summaries),
         *gap_warnings(suite, summaries), *hardware.rank_warnings(suite.device, summaries),
-        *memory_warnings(summaries), *control_warnings(contest, by_name),
+        *memory_warnings(summaries), *control_warnings(contest),
     ]  # fmt: skip
     known = {
         name: {s.name: {**s.values.get(name, {}), **s.spoiled.get(name, {})} for s in summaries if s.completed}
-        for name in by_name[suite.baseline].values
+        for name in contest.baseline.values
     }
     lanes, nodes = lanes_found(suite, records, known), nodes_found(suite, records, known)
     return Ranking(
         suite=suite.name, baseline=suite.baseline, question=suite.question,
-        answer=f"{_Answer(contest, rows, by_name, records).text()}"
+        answer=f"{_Answer(contest, rows, records).text()}"
         f"{hardware.ranks_in_answer(suite.device, summaries)}"
         f"{learning_in_answer(suite, summaries)}{repeats_in_answer(suite, records)}{lanes_in_answer(lanes)}"
         f"{nodes_in_answer(nodes, list(contest.of_rounds), suite.decide.objective)}",
         objective=suite.decide.objective, device=suite.device, quick=suite.quick, seeds=list(suite.seeds),
-        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.family(),
-        verdicts=verdicts(contest, rows, by_name), factors=factor_view(suite, by_name, rows),
-        score_differences=score_differences(contest.baseline, rows, by_name),
+        memory_kind=kinds[0] if len(kinds) == 1 else None, rows=rows, family=contest.declared(),
+        verdicts=verdicts(contest, rows), factors=factor_view(suite, contest.summaries, rows),
+        score_differences=score_differences(contest.baseline, rows, contest.summaries),
         warnings=[*warnings, *strays, *doubts], lanes=lanes, nodes=nodes,
     )  # fmt: skip
 
 
-def _rows(contest: Contest, summaries: Mapping[str, Summary], certificates: Mapping[str, Certificate]) -> list[Row]:
+def _rows(contest: Contest, certificates: Mapping[str, Certificate]) -> list[Row]:
     """In the order of the ranking."""
-    suite = contest.suite
+    suite, summaries = contest.suite, contest.summaries
     rows = [_row(contest, summary, certificates[summary.name]) for summary in summaries.values()]
     if hardware.is_about_scaling(list(summaries.values())):
         ratios = {row.option: row.metrics["tokens_per_second"].ratio_to_baseline for row in rows}
         grown = {n: hardware.scaling(suite.device, s, contest.baseline, ratios[n]) for n, s in summaries.items()}
         rows = [row.model_copy(update={"scaling": grown[row.option]}) for row in rows]
-    ranks = ranks_of(contest, [row.option for row in rows if _placeable(suite, row)])
+    ranks = Ranks(contest, [row.option for row in rows if _placeable(suite, row)])
     places = {n: {"rank": ranks.rank(n), "tied_with": ranks.ties(n)} for n in ranks.ranked}
     rows = _in_order(suite, [row.model_copy(update=places.get(row.option, {})) for row in rows])
     best = rows[0].option
     against = {n: {"against_best": ranks.comparison(n, best)} for n in ranks.ranked if n != best}
     rows = [row.model_copy(update=against.get(row.option, {})) for row in rows]
-    return with_pareto(contest, rows, summaries)
+    return with_pareto(contest, rows)
 
 
 def _row(contest: Contest, summary: Summary, identity: Certificate) -> Row:
@@ -147,9 +142,8 @@ def _metric(name: str, summary: Summary, contest: Contest | None) -> MetricValue
     known = list((summary.spoiled if unclean else summary.values)[name].values())
     ratio, low, high = contest.interval(summary.name, name) if contest else (None, None, None)
     return MetricValue(
-        value=centre(known), ratio_to_baseline=ratio, ratio_low=low, ratio_high=high,
-        standard_deviation=standard_deviation(known), n=len(known), left_out=list(summary.spoiled[name]),
-        unclean=unclean,
+        value=centre(known), ratio_to_baseline=ratio, ratio_low=low, ratio_high=high, n=len(known), unclean=unclean,
+        standard_deviation=standard_deviation(known), left_out=list(summary.spoiled[name]),
     )  # fmt: skip
 
 
@@ -191,12 +185,10 @@ _NO_CERTIFICATE = "its records do not say what it was trained with, so it may be
 class _Answer:
     """One paragraph: what is best and by how much, how sure that is, and what was left out."""
 
-    def __init__(
-        self, contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary], records: Sequence[Record]
-    ) -> None:
+    def __init__(self, contest: Contest, rows: Sequence[Row], records: Sequence[Record]) -> None:
         """`rows` in the order of the ranking."""
-        self.contest, self.suite, self.rows, self.summaries = contest, contest.suite, rows, summaries
-        self.records = records
+        self.contest, self.rows, self.records = contest, rows, records
+        self.suite, self.summaries = contest.suite, contest.summaries
         self.metric = contest.objective
         self.placed = [row for row in rows if row.rank is not None]
         self.best = self.placed[0].metrics[self.metric.name].value if self.placed else None
@@ -286,11 +278,8 @@ class _Answer:
             f"shown to be better than the baseline, though not by more than {matters}": others,
             "not shown to be better than the baseline": open_ones,
         }
-        parts = [
-            f"{listed(names)} {'is' if len(names) == 1 else 'are'} {words}"
-            for words, names in told.items()
-            if names
-        ]
+        told = {words: names for words, names in told.items() if names}
+        parts = [f"{listed(names)} {'is' if len(names) == 1 else 'are'} {words}" for words, names in told.items()]
         return f"{'; '.join(parts)}."
 
     def _without_ranks(self) -> str:
@@ -396,11 +385,8 @@ class _Answer:
         if self.suite.quick or not self.suite.job.evaluates:
             return "Speed and memory only: quality was not measured."
         unjudged = [c for row in self.rows if row.eligible for c in row.constraints if c.verdict == "not_judged"]
-        return (
-            f"Whether the rows hold {unjudged[0].constraint} is not known: {unjudged[0].detail}."
-            if unjudged
-            else ""
-        )
+        told = [f"Whether the rows hold {one.constraint} is not known: {one.detail}." for one in unjudged[:1]]
+        return "".join(told)
 
     def _certainty(self) -> str:
         """What the claims rest on."""
@@ -425,10 +411,7 @@ class _Answer:
         return is_better and counts(row, self.metric.name)
 
     def _beside_the_ranks(self) -> list[str]:
-        """Rows that would have been first had they held the constraints, and ranked rows that lack trials.
-
-        What a row reached without the seeds that failed may flatter it.
-        """
+        """Rows that would be first had they held the constraints, and ranked ones that other trials may flatter."""
         name, is_busy = self.metric.name, any(summary.busy for summary in self.summaries.values())
         told = {
             f"Better by {name} but not eligible": [
@@ -487,18 +470,24 @@ def _fields(violations: Sequence[Violation]) -> str:
     return listed(["a record that contradicts itself" if v.field == "record" else v.field for v in violations])
 
 
-# What the machine did to single trials: which were busy, stand out, or were run again, and what to do about it.
-
-
-def disturbances(
-    suite: Suite, records: Sequence[Record], contest: Contest, summaries: Sequence[Summary],
-    comparable: Mapping[str, bool],
-) -> list[str]:  # fmt: skip
-    """Lines for the warnings. `comparable`: whether an option did the baseline's job."""
+def disturbances(records: Sequence[Record], contest: Contest) -> list[str]:
+    """What the machine did to single trials: which were busy, stand out or were run again, with which figures."""
+    summaries, metric = list(contest.summaries.values()), contest.objective.name
     lines = [*busy_warnings(summaries), *_out_of_line(contest)]
-    if first := _run_again(records):
-        before, _ = summarise(suite, list(first.values()), is_all_clean=True)
-        lines += _replaced(first, contest, summaries, Contest(suite, before, comparable), before)
+    if not (first := _run_again(records)):
+        return lines
+    as_first, _ = summarise(contest.suite, list(first.values()), is_all_clean=True)
+    before = Contest(contest.suite, as_first, contest.comparable)
+    for summary, other in zip(summaries, as_first, strict=True):
+        own = [record for record in first.values() if record.trial.option == summary.name]
+        again = {r.trial.seed: r for r in own if r is not summary.completed.get(r.trial.seed) and is_unclean(r)}
+        if again and (state := state_of(again[min(again)])):
+            sides = ((before, other), (contest, summary))
+            figures = [_figure(held, one) for held, one in sides if one.values[metric]]
+            lines.append(
+                f"{summary.name}, {seeds_words(sorted(again))}: run again, as {state.words}. "
+                f"By {metric} with what was replaced {', without it '.join(figures)}"
+            )
     return lines
 
 
@@ -529,33 +518,11 @@ def _run_again(records: Sequence[Record]) -> dict[str, Record]:
     return {**counting, **first} if first else {}
 
 
-def _replaced(
-    first: Mapping[str, Record], contest: Contest, summaries: Sequence[Summary],
-    before_contest: Contest, before: Sequence[Summary],
-) -> list[str]:  # fmt: skip
-    """A line for each option with trials that were run again, with the figures that their first attempts give."""
-    metric, lines = contest.suite.decide.objective, []
-    for summary, other in zip(summaries, before, strict=True):
-        own = [record for record in first.values() if record.trial.option == summary.name]
-        again = {r.trial.seed: r for r in own if r is not summary.completed.get(r.trial.seed) and is_unclean(r)}
-        if not again:
-            continue
-        state = state_of(again[min(again)])
-        assert state is not None, "only a state makes a trial unclean"
-        sides = ((before_contest, other), (contest, summary))
-        figures = [_figure(held, one, metric) for held, one in sides if one.values[metric]]
-        lines.append(
-            f"{summary.name}, {seeds_words(sorted(again))}: run again, as {state.words}. "
-            f"By {metric} with what was replaced {', without it '.join(figures)}"
-        )
-    return lines
-
-
-def _figure(contest: Contest, summary: Summary, name: str) -> str:
+def _figure(contest: Contest, summary: Summary) -> str:
     """`129 tokens/s (against the baseline: 1.29x, 1.28x to 1.30x)`."""
-    metric, value = METRICS[name], centre(list(summary.values[name].values()))
+    metric, value = contest.objective, summary.mean(contest.objective.name)
     shown = f"{metric.show(value)}{metric.after_figure}"
-    ratio, low, high = contest.interval(summary.name, name)
+    ratio, low, high = contest.interval(summary.name, metric.name)
     if ratio is None or summary.name == contest.baseline.name:
         return shown
     found = metric.against(ratio, low, high, value / ratio if value else None)

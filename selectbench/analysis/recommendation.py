@@ -21,9 +21,6 @@ from selectbench.suite.metrics import METRICS, PER_TOKEN, SECONDS_TO_LOSS, Metri
 from selectbench.suite.suite import Suite
 from selectbench.text import some
 
-# What an option took until its held-out loss was the baseline's final one.
-
-
 TIME_TO_LOSS_RULE = (
     "Time, tokens, energy and money to the baseline's loss run until an option's held-out loss is the baseline's "
     "final one with the same seed, plus the share of the loss that the suite calls too small to matter; for the "
@@ -49,10 +46,7 @@ _PRICES: dict[str, Callable[[_Reached], float | None]] = {
 
 
 def to_loss(summary: Summary) -> ToLoss | None:
-    """Means over the seeds that the baseline completed too; trials on throttled or shared GPUs are left out.
-
-    A mean is None where one seed's value is not known.
-    """
+    """Means over the seeds that got there on clean GPUs; None where one seed's value is not known."""
     there = {
         seed: (place, summary.observed[seed]) for seed, place in summary.reached.items()
         if place is not None and seed in summary.values["training_seconds"]
@@ -73,7 +67,6 @@ def to_loss(summary: Summary) -> ToLoss | None:
 # by more than the threshold. Where the intervals leave that open, the row is dominated by the figures. A picture of
 # the field beside the declared family, not a claim of it.
 
-
 _IN_TURN = sorted((m for m in METRICS.values() if m.dimension), key=lambda m: m.dimension or ("speed", 0))
 
 
@@ -89,9 +82,10 @@ def counts(row: Row, metric: str) -> bool:
     return found.value is not None and not found.unclean
 
 
-def with_pareto(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Row]:
+def with_pareto(contest: Contest, rows: Sequence[Row]) -> list[Row]:
     """The rows with `pareto` and who dominates them set for those that completed and did the baseline's job."""
     taking_part = [row for row in rows if _did_the_job(row)]
+    summaries = contest.summaries
     apart = any(other_tokens(contest.suite, summary.option) for summary in summaries.values())
     shared = share_main_memory(contest.suite.device, list(summaries.values()))
     over = _dimensions(taking_part, {*(PER_TOKEN if apart else ()), *(["peak_memory_bytes"] if shared else ())})
@@ -179,49 +173,43 @@ class Question:
         return all_pairs(self.contest.blocks[self.metric], names, self.contest.alpha, more_is_better=more)
 
 
-def questions(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[Question]:
+def questions(contest: Contest, rows: Sequence[Row]) -> list[Question]:
     """Those that the run has figures for, or all where nothing was trained. `rows` in the order of the ranking."""
-    suite, objective = contest.suite, contest.objective
+    suite, objective, summaries = contest.suite, contest.objective, contest.summaries
     equal = [row for row in rows if row.eligible and row.n]
-    within = [row for row in rows if _within_limits(row)]
+    within = []  # the limits that are not on quality
+    for row in rows:
+        limits = [c for c in row.constraints if not METRICS[parse_constraint(c.constraint).metric].quality]
+        within += [row] if _did_the_job(row) and {c.verdict for c in limits} <= {"holds", "not_judged"} else []
     words = _at_equal_quality(suite, equal)
     of_devices = all(counts(row, "peak_device_memory_bytes") for row in equal)
     memory = "peak_device_memory_bytes" if of_devices else "peak_memory_bytes"
     apart = any(other_tokens(suite, summary.option) for summary in summaries.values())
     quality = objective.name if objective.quality else "bits_per_byte" if apart else "final_loss"
     speed = "bytes_per_second" if apart else "tokens_per_second"
-    asked: list[tuple[VerdictName, str, str, Sequence[Row]]] = [
-        ("fastest", f"Fastest{words}", speed, equal),
-        ("smallest_memory", f"Smallest memory{words}", memory, equal),
-        ("cheapest", "Soonest to the baseline's loss", SECONDS_TO_LOSS, within),
-        ("best_quality", "Best quality", quality, within),
-    ]
-    told = {question[0] for question in asked}
-    if share_main_memory(suite.device, list(summaries.values())):
-        told.remove("smallest_memory")
-    if not objective.of_those_that_learnt:
-        told.remove("cheapest")
+    asked: list[tuple[VerdictName, str, str, Sequence[Row]]] = [("fastest", f"Fastest{words}", speed, equal)]
+    if not share_main_memory(suite.device, list(summaries.values())):
+        asked.append(("smallest_memory", f"Smallest memory{words}", memory, equal))
+    if objective.of_those_that_learnt:
+        asked.append(("cheapest", "Soonest to the baseline's loss", SECONDS_TO_LOSS, within))
+    asked.append(("best_quality", "Best quality", quality, within))
     found = []
     for name, title, metric, qualified in asked:
         flattered = {row.option for row in rows if summaries[row.option].flattered(metric)}
-        figures = _times_to_loss(qualified)
+        # Time to a loss is a figure and no answer where the objective's own claims decide nothing.
+        times = {row.option: row.to_loss.seconds for row in qualified if row.to_loss}
+        figures = {n: Figure(f"{units.seconds(mean)} of time") for n, mean in times.items() if mean is not None}
         if name != "cheapest":
             qualified = [row for row in qualified if row.option not in flattered]
             known = [row for row in qualified if counts(row, metric) and not _has_gap(row, METRICS[metric])]
             figures = {row.option: with_ratio(suite, METRICS[metric], row) for row in known}
             if qualified and not known:
                 continue
-        if name in told and (figures or any(counts(row, metric) for row in rows) or not any(row.n for row in rows)):
+        if figures or any(counts(row, metric) for row in rows) or not any(row.n for row in rows):
             others = [row for row in rows if row.option not in flattered | figures.keys()]
             may_qualify = [row.option for row in others if _is_open(row, metric)]
             found.append(Question(name, title, metric, contest, figures, may_qualify))
     return found
-
-
-def _times_to_loss(rows: Sequence[Row]) -> dict[str, Figure]:
-    """By the objective's own claims: where it decides nothing, time to a loss is a figure and no answer."""
-    means = {row.option: row.to_loss.seconds for row in rows if row.to_loss}
-    return {name: Figure(f"{units.seconds(mean)} of time") for name, mean in means.items() if mean is not None}
 
 
 def _has_gap(row: Row, metric: Metric) -> bool:
@@ -232,12 +220,6 @@ def _has_gap(row: Row, metric: Metric) -> bool:
 
 def _did_the_job(row: Row) -> bool:
     return bool(row.n and row.identity.comparable and not row.control)
-
-
-def _within_limits(row: Row) -> bool:
-    """Whether it did the job and holds every limit that is not on quality."""
-    limits = [c for c in row.constraints if not METRICS[parse_constraint(c.constraint).metric].quality]
-    return _did_the_job(row) and all(c.verdict in ("holds", "not_judged") for c in limits)
 
 
 def _is_open(row: Row, metric: str) -> bool:
@@ -280,41 +262,35 @@ def _against(metric: Metric, row: Row) -> tuple[str, str]:
     return metric.against(found.ratio_to_baseline, found.ratio_low, found.ratio_high, base)
 
 
-# Named verdicts: which option to take, by what is asked, with how sure that is and the settings to take.
-#
 # An option is named that none is shown to be better than. The baseline stays unless the option that is ahead is
 # shown to be better than it: a change needs a reason. The objective's claims are the declared family's; every other
 # question is judged by itself, its pairs adjusted by Holm, so that several questions have several chances of error.
-
 
 _some = partial(some, most=6)
 BEST = "best.yaml"
 """The suite of the first row alone."""
 
 
-def file_of(name: str) -> str:
+def _file_of(name: str) -> str:
     """The file of a verdict's option where it is not that of the objective."""
     return f"best_{name.removeprefix('best_')}.yaml"
 
 
-BEST_FILES = (BEST, *map(file_of, get_args(VerdictName)))
+BEST_FILES = (BEST, *map(_file_of, get_args(VerdictName)))
 """All that there can be."""
 
 
-def verdicts(contest: Contest, rows: Sequence[Row], summaries: Mapping[str, Summary]) -> list[NamedVerdict]:
-    """One for each question that the run has figures for. `rows` in the order of the ranking.
-
-    Each has the file of its option: `best.yaml` for what the objective asks for, one for every other option.
-    """
-    asked = questions(contest, rows, summaries)
-    answers = [_answered(rows, summaries, question) for question in asked]
+def verdicts(contest: Contest, rows: Sequence[Row]) -> list[NamedVerdict]:
+    """One for each question that has figures, with its option's file; `rows` in the order of the ranking."""
+    asked = questions(contest, rows)
+    answers = [_answered(rows, question) for question in asked]
     answers = [verdict for verdict in answers if verdict.option or contest.suite.job.evaluates]
     memory = dict.fromkeys(("peak_memory_bytes", "peak_device_memory_bytes"), "smallest_memory")
     names = {**{question.metric: question.name for question in asked}, "tokens_per_second": "fastest", **memory}
     decisive = names.get(contest.objective.name)
     first = rows[0].option if rows and rows[0].rank is not None else None
     best = next((v.option for v in answers if v.name == decisive), first)
-    files = [BEST if v.option == best else file_of(v.name) for v in answers]
+    files = [BEST if v.option == best else _file_of(v.name) for v in answers]
     return [
         v.model_copy(update={"file": file, "command": f"selectbench run {file}"}) if v.option else v
         for v, file in zip(answers, files, strict=True)
@@ -340,7 +316,7 @@ class _Finding:
     """Those of them that the figures have ahead of all that qualify."""
 
 
-def _answered(rows: Sequence[Row], summaries: Mapping[str, Summary], question: Question) -> NamedVerdict:
+def _answered(rows: Sequence[Row], question: Question) -> NamedVerdict:
     if not question.figures:
         return _nobody(question, question.open)
     found, baseline = _finding(rows, question), question.contest.baseline.name
@@ -359,7 +335,7 @@ def _answered(rows: Sequence[Row], summaries: Mapping[str, Summary], question: Q
         name=question.name, title=question.title, option=found.best, headline=headline, sentence=f"{shown}.",
         confidence=f"{_confidence(question, found)}{_outdone(row, found)}",
         sure=found.known and not found.tied and not found.open,
-        tied_with=found.tied, choices=summaries[found.best].option.choices.model_dump(mode="json"),
+        tied_with=found.tied, choices=question.contest.summaries[found.best].option.choices.model_dump(mode="json"),
     )  # fmt: skip
 
 

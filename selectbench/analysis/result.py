@@ -53,7 +53,6 @@ class Comparison(Shown):
     """One option's metric against another's, over the seeds that both completed."""
 
     against: str
-    """The other option."""
     ratio: Number | None
     """Geometric mean, over those seeds, of this option's value over the other's with the same seed; None: more or
     less than a float holds."""
@@ -81,10 +80,7 @@ class Comparison(Shown):
 
 
 class ScoreDifference(Shown):
-    """One option's score of generated text against the baseline's, over the choice of the test sentences.
-
-    By `analysis/scores.py`. It says nothing of other seeds, and no claim is made with it.
-    """
+    """An option's score of generated text against the baseline's, over draws of the test sentences; no claim."""
 
     score: str
     """`bleu`, `chrf`, `rouge_l`, `exact_match` or `token_f1`."""
@@ -103,7 +99,6 @@ class ScoreDifference(Shown):
     p: Number | None = None
     """Two-sided, by itself."""
     not_compared: str | None = None
-    """Why not."""
 
 
 class Family(Shown):
@@ -129,7 +124,6 @@ class ToLoss(Shown):
     seconds: Number | None
     """Training time, warm-up and compilation among it, evaluation not."""
     tokens: Number | None
-    """Training tokens."""
     joules: Number | None
     """Energy of the GPUs; None: not known."""
     usd: Number | None
@@ -152,7 +146,6 @@ class NamedVerdict(Shown):
     """The option, or in its place that none is shown to be better than the baseline, or that the answer is open."""
     sentence: str
     confidence: str = ""
-    """How sure that is, in words."""
     sure: bool
     """Whether it was shown to be better than every other row that qualifies."""
     tied_with: list[str] = []
@@ -162,7 +155,6 @@ class NamedVerdict(Shown):
     file: str | None = None
     """The suite of this option alone, in the run's folder."""
     command: str | None = None
-    """What trains it."""
 
 
 class Effect(Shown):
@@ -205,7 +197,6 @@ class FactorView(Shown):
     effects: list[Effect]
     """By factor, strongest first."""
     interactions: list[Interaction]
-    """The strongest."""
     best: str | None
     """The row whose gain is taken apart."""
     best_ratio: Number | None
@@ -214,9 +205,6 @@ class FactorView(Shown):
     """Their product with `together` is best_ratio."""
     together: Number | None
     """What the factors do beyond the product of their main effects."""
-
-
-# What is said of an option's GPUs.
 
 
 class TrialState(Shown):
@@ -245,17 +233,13 @@ class Unknown(Shown):
 
 
 class DeviceMemory(Shown):
-    """Memory by the devices' own account, of the GPU with the largest figure.
-
-    Means over the completed seeds that were not shared and tell it, or over all that tell it where each was.
-    """
+    """By the devices' own account, of the fullest GPU; means over unshared seeds, or all where each was shared."""
 
     peak_bytes: Number | None
     """The most in use while training, what was in use before among it: what must fit."""
     peak_over_idle_bytes: Number | None
     """The most in use less what was in use right before the trial."""
     idle_bytes: Number | None
-    """In use right before the trial."""
     total_bytes: Number | None
     """Of the smallest of the GPUs."""
     driver_reserved_bytes: Number | None
@@ -263,10 +247,7 @@ class DeviceMemory(Shown):
 
 
 class Arithmetic(Shown):
-    """What the matrix products of one option's training take, and what its GPUs could do.
-
-    The shares themselves are the metrics `mfu`, `hfu` and `matmul_rate_share`.
-    """
+    """What an option's matrix products take and its GPUs could do; the shares themselves are metrics."""
 
     dtype: MatmulDtype
     """That the matrix products run in."""
@@ -283,22 +264,16 @@ class Arithmetic(Shown):
 
 
 class GpuRow(Shown):
-    """The GPUs of one option.
-
-    Means are over its completed seeds that were neither throttled nor shared, or over all where there is none;
-    over a trial's GPUs too, where nothing else is said.
-    """
+    """An option's GPUs: means over them and over its clean completed seeds, or over all where none is clean."""
 
     names: list[str]
     """As the driver calls them, each once."""
     states: dict[Verdict, int]
     """Trials by verdict, failed ones among them."""
     by_seed: list[TrialState]
-    """The same, each with what was found."""
     energy_method: Method | None
     """The least direct way in which a seed's energy was found; None: no seed's is known."""
     energy_unknown: list[Unknown]
-    """Why a seed's energy is not known."""
     memory: DeviceMemory
     arithmetic: Arithmetic
     mean_utilization: Number | None
@@ -312,9 +287,6 @@ class GpuRow(Shown):
     """By reason that held the clocks down, the share of readings in which it did; None: not known."""
 
 
-# How each option came to its own best.
-
-
 class Tried(Shown):
     """One setting and what came of it."""
 
@@ -325,9 +297,7 @@ class Tried(Shown):
     peak_memory_bytes: Number | None
     """Of the trial; None: not known."""
     outcome: Literal["completed"] | FailureKind
-    """How the trial ended."""
     chosen: bool
-    """Whether the contest takes it."""
     as_fast: bool
     """Of a trial of speed that was not chosen: whether it is as fast, as far as one short trial can tell."""
 
@@ -359,7 +329,6 @@ class OwnBest(Shown):
     tokens: int
     """That all the trials were to train on."""
     wall_seconds: Number
-    """Of all its trials."""
 
 
 class Search(Shown):
@@ -375,9 +344,6 @@ class Search(Shown):
     """Of all trials before the contest."""
     contest_wall_seconds: Number
     """Of all trials of the contest."""
-
-
-# What showed some options to be hopeless before the contest.
 
 
 class ScreenTrial(Shown):
@@ -398,7 +364,6 @@ class ScreenBound(Shown):
     values: list[Number | None]
     """Of each trial; None: not known, which misses no bound."""
     missed: list[bool]
-    """Whether each trial misses the bound."""
     against: Number | None
     """The worse value of the baseline's two trials, which the bound is a factor of; None: it is no factor."""
 
@@ -411,9 +376,6 @@ class Screening(Shown):
     trials: list[ScreenTrial]
     bounds: list[ScreenBound]
     """Those that could be judged; empty for the baseline."""
-
-
-# Trials that ran side by side.
 
 
 class Beside(Shown):
@@ -480,9 +442,6 @@ class Nodes(Parts):
     """Over how many nodes and ranks a trial ran, and how far clocks were off; empty: on one node."""
 
 
-# The answer as data.
-
-
 SCHEMA_VERSION = 1
 """Grows when a key's meaning changes; keys are added without it."""
 
@@ -491,9 +450,8 @@ class MetricValue(Shown):
     """One metric of one option over its completed seeds."""
 
     value: Number | None
-    """Geometric mean over the completed seeds, as the ratio is; arithmetic where a seed's value is not above 0.
-
-    Seeds whose GPUs were in a state that spoils the metric are left out where there are others."""
+    """Geometric mean over the completed seeds, as the ratio is; arithmetic where a value is not above 0. Seeds that
+    the state of the GPUs spoils are left out where there are others."""
     ratio_to_baseline: Number | None
     """Geometric mean, over the seeds that both completed, of this option's value over the baseline's."""
     ratio_low: Number | None = None
@@ -552,7 +510,6 @@ class Violation(Shown):
     asked: Any = None
     """What the suite asks for and the trial did not do; None: the difference is from `against`."""
     seeds: list[int]
-    """With which it was found."""
 
 
 class Certificate(Sparse):
@@ -588,7 +545,6 @@ class Scaling(Shown):
     """How speed grew with the number of ranks."""
 
     world_size: int
-    """Ranks."""
     speedup: Number | None
     """Tokens per second over the baseline's."""
     efficiency: Number | None
@@ -627,7 +583,6 @@ class Row(Sparse):
     n: int
     """Seeds completed."""
     planned: int
-    """Seeds of the suite."""
     missing_seeds: list[int]
     """Seeds without any record."""
     differs_in: list[str]
@@ -642,7 +597,6 @@ class Row(Sparse):
     constraint_failures: list[str]
     """Why it is not eligible though it completed."""
     identity: Certificate
-    """Whether it did the baseline's job."""
     notes: list[str]
     """What must not be concluded from it."""
     metrics: dict[str, MetricValue]
@@ -717,7 +671,6 @@ class Ranking(Sparse):
     answer: str
     """One or more sentences: what to take, how sure that is, and what was not answered."""
     objective: str
-    """The metric that ranks."""
     device: Literal["cpu", "cuda"]
     quick: bool
     """Speed and memory only."""

@@ -16,9 +16,6 @@ from selectbench.analysis.summary import Summary
 from selectbench.record.record import Asked, Sentences
 from selectbench.suite.job import OWN_SCORE, SCORES
 
-# Scores of a text from what its sentences add to them, as a record keeps it.
-
-
 Table = npt.NDArray[np.int64]
 """What each sentence adds to a score's sums, shape (sentences, columns): its counts, or its share in units of
 2^-40. Integers, so that a sum is the same in every order and on every processor."""
@@ -35,16 +32,14 @@ def table_of(name: str, kept: Sentences) -> Table | None:
     return None if shares is None else np.array([[round(share * _UNIT)] for share in shares], dtype=np.int64)
 
 
-def corpus_score(name: str, table: Table) -> float:
-    """Of all its sentences, from 0 to 100."""
-    return of_sums(name, table.sum(axis=0).tolist(), len(table))
-
-
 def of_sums(name: str, sums: Sequence[int], sentences: int) -> float:
-    """From the sums of a table's columns over so many sentences."""
-    if name in _OF_COUNTS:
-        return _OF_COUNTS[name](sums)
-    return 100 * (sums[0] / _UNIT) / sentences
+    """From 0 to 100, from the sums of a table's columns over so many sentences."""
+    return _OF_COUNTS[name](sums) if name in _OF_COUNTS else 100 * (sums[0] / _UNIT) / sentences
+
+
+def corpus_score(name: str, table: Table) -> float:
+    """Of all its sentences."""
+    return of_sums(name, table.sum(axis=0).tolist(), len(table))
 
 
 def bleu(counts: Sequence[int]) -> float:
@@ -91,7 +86,6 @@ _OF_COUNTS: dict[str, Callable[[Sequence[int]], float]] = {"bleu": bleu, "chrf":
 # difference of a draw exceeds the mean of these by the observed one looks at one side only. Without any difference
 # that p is at most 0.05 in more than a tenth of cases, and of an option against itself it is the smallest there can
 # be.
-
 
 RESAMPLES = 1000
 SEED = 12345
@@ -153,9 +147,6 @@ def _mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
     """By seed, in the same order."""
     differences = (our - their for our, their in zip(ours, theirs, strict=True))
     return round(math.fsum(differences) / len(ours), _DECIMALS) + 0.0  # never -0.0
-
-
-# Every option's scores of generated text against the baseline's, over the choice of the test sentences. Pure.
 
 
 FEWEST_SENTENCES = 20

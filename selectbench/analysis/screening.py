@@ -21,7 +21,7 @@ from selectbench.analysis.metrics import figure_of
 from selectbench.analysis.result import ScreenBound, Screening, ScreenTrial
 from selectbench.record.record import Completed, Failed, Record, has_ended
 from selectbench.record.run_folder import last_attempts
-from selectbench.suite.metrics import COMPARE, METRICS, SCREENING, Constraint, parse_constraint
+from selectbench.suite.metrics import METRICS, SCREENING, Constraint, parse_constraint
 from selectbench.suite.stages import screening_seeds
 from selectbench.suite.suite import Suite
 
@@ -36,10 +36,7 @@ Planned = tuple[str, int, int]
 
 
 def screening_trials(suite: Suite, records: Sequence[Record], able: Sequence[str]) -> list[Planned]:
-    """The trials that the records ask for; those that are done already among them.
-
-    `able`: options that can run here. None where there is nothing to screen, or the contest has begun.
-    """
+    """What is to be tried, done or not; `able`: options that can run here. Nothing once the contest has begun."""
     baseline, own = suite.baseline, _by_option(suite, records)
     others = [option.name for option in suite.asked_options if option.name in able and option.name != baseline]
     has_begun = any(record.phase == "contest" for record in records)
@@ -76,9 +73,8 @@ def screenings(suite: Suite, records: Sequence[Record]) -> dict[str, Screening]:
                 outcome="completed" if isinstance(record.outcome, Completed) else record.outcome.kind,
                 figures={metric: figure_of(record, suite, metric) for metric in SCREENING},
                 wall_seconds=record.wall_seconds,
-            )
-            for record in tried
-        ]
+            ) for record in tried
+        ]  # fmt: skip
         found[name] = Screening(screened_out=out and not has_run, bounds=bounds, trials=trials)
     return found
 
@@ -105,21 +101,15 @@ def unscreened(suite: Suite, records: Sequence[Record]) -> list[str]:
 
 
 def screened_words(screening: Screening, *, is_brief: bool = False) -> str:
-    """`0.068x the baseline's tokens_per_second in two short trials`, by each bound that both miss.
-
-    Else the figures and the bound follow.
-    """
+    """`0.068x the baseline's tokens_per_second in two short trials`, by each bound missed; then in full."""
     told = []
-    for bound in screening.bounds:
-        if len(bound.missed) < 2 or not all(bound.missed):
-            continue
+    for bound in (bound for bound in screening.bounds if len(bound.missed) > 1 and all(bound.missed)):
         metric, ratio = METRICS[bound.metric], ratio_to_baseline(bound)
         values = " and ".join(metric.show(value) for value in bound.values)
         against = "" if bound.against is None else f" against {metric.show(bound.against)}"
         found = f"{metric.name} {values}" if ratio is None else f"{units.ratio(ratio)} the baseline's {metric.name}"
         figures = "" if ratio is None else f" ({values}{against})"
-        in_full = f"{figures}; asked for: {bound.bound}"
-        told.append(f"{found} in two short trials{'' if is_brief else in_full}")
+        told.append(f"{found} in two short trials{'' if is_brief else f'{figures}; asked for: {bound.bound}'}")
     return "; ".join(told)
 
 
@@ -167,4 +157,4 @@ def _bounds(suite: Suite, baseline: Sequence[Record]) -> list[_Bound]:
 
 
 def _holds(constraint: Constraint, value: float | None, unit: float) -> bool:
-    return value is None or COMPARE[constraint.operator](value, constraint.value * unit)
+    return value is None or constraint.holds(value, constraint.value * unit)

@@ -5,27 +5,26 @@ A seed is a block, every option once in it.
 Values are compared as logarithms, so that a difference is a ratio and a spread a share. The additive model is
 log(value) = option + seed + chance; chance is what two-way residuals show. Where the options' spreads agree, the
 variance is pooled over them, which is what makes few seeds enough; where they do not, each pair falls back on the
-spread of its own differences (the blocked counterpart of Welch's test). Options that are noisier than the others
-beyond doubt (F tests at 0.001, shared among the options, up to half of them together) are no part of the pool, nor
+spread of its own differences (the blocked counterpart of Welch's test). No part of the pool are options that are
+noisier than the others beyond doubt (F tests at 0.001, shared among the options, up to half of them together), and
 those with half the seeds of the others or fewer, or with two where others have more: their pairs have their own
 spread. One that only seems to be noisier (F tests at 0.5, shared) widens the pool, and its pairs have Welch's test,
 with its own variance and half the pool's: a noisy baseline is part of every pair, so the pool alone is too narrow.
 Between pooled and own the weights follow the moderated t of Smyth 2004, "Linear models and empirical Bayes
 methods", doi:10.2202/1544-6115.1027, section 6: the prior degrees of freedom are estimated from how much more the
-options' log variances differ than chance makes them. With few options that estimate says little, so the variance
-of the log variances is taken larger by two of its standard errors, a share of sqrt(2 / (options - 1)) each. What a
-pair's own is mixed with is the pooled variance: Smyth's, a geometric mean, would narrow intervals by a third, and
-raise the false "better" of three seeds to 5.5 to 6 %. What is left, of five equal options whose spreads differ up
-to five times: a false "better" in at most 3 % of simulated runs, and any false claim in at most 6 % with three
-seeds and 5 % with five (tests/analysis/test_simulations.py). Correlation between an option's seeds beyond the
-block is left out.
+options' log variances differ than chance makes them. With few options that says little, so the variance of the log
+variances is taken larger by two of its standard errors, a share of sqrt(2 / (options - 1)) each. What a pair's own
+is mixed with is the pooled variance: Smyth's, a geometric mean, would narrow intervals by a third, and raise the
+false "better" of three seeds to 5.5 to 6 %. Of five equal options whose spreads differ up to five times, a false
+"better" is left in at most 3 % of simulated runs, and any false claim in at most 6 % with three seeds and 5 % with
+five (tests/analysis/test_simulations.py).
 
 Between two runs an option's change is the mean over seeds of log(value in the run / value in the reference with the
 same seed): the seed's initial weights and data order drop out. What a run did to all options of a round (a warm
 machine, a busy disk) does not, so seeds are a random effect: with MS_seeds and MS_rest of the two-way table options
 x seeds, the variance of one difference is (MS_seeds + (options - 1) MS_rest) / options, with Satterthwaite's (1946)
 degrees of freedom. Without common seeds it is Welch's test of two samples. What differs between whole runs, such as
-the day, is within the change itself: one run of each tells nothing of it.
+the day, is within the change itself.
 """
 
 from __future__ import annotations
@@ -92,6 +91,13 @@ class Difference:
     def free(self) -> float:
         """Its degrees of freedom; infinite where it has none."""
         return self.degrees_of_freedom or math.inf
+
+    def p(self, bound: float = 0.0) -> float:
+        """Two-sided, that the truth is not the bound; 1: no measure of spread."""
+        distance = self.estimate - bound
+        if not self.standard_error:
+            return 0.0 if self.standard_error == 0 and distance else 1.0
+        return float(two_sided_p(distance / self.standard_error, self.free))
 
     def interval(self, alpha: float = 0.05) -> tuple[float, float] | tuple[None, None]:
         """Ends of its interval of level 1 - alpha by itself, as logarithms; None: no measure of spread."""
@@ -244,14 +250,14 @@ def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
     if losses is not None:
         witness = _table({name: {seed: losses[name].get(seed, math.nan) for seed in seeds} for name in names})
     known = {name: _logs(own) for name, own in values.items()}
-    logs, of_logs = _table(known), _seeds_of(known)
+    logs, positive = _table(known), _seeds_of(known)
     members, residuals, free = agreeing(logs)
     if free < 1:
-        return Blocks(names, of_logs, logs, nobody, None, apart, witness)
+        return Blocks(names, positive, logs, nobody, None, apart, witness)
     own, p = _spreads(residuals, free)
     apart[members] = np.where(p < _SEEMS / len(p), own, np.nan)
     pool = PooledVariance(2 * float(np.nansum(residuals**2)) / free, free, prior_of(residuals))
-    return Blocks(names, of_logs, logs, members, pool, apart, witness)
+    return Blocks(names, positive, logs, members, pool, apart, witness)
 
 
 STANDS_OUT = 0.01
@@ -395,10 +401,7 @@ def prior_of(residuals: Floats) -> float:
 
 
 def _around_the_others(residuals: Floats) -> tuple[Floats, Floats]:
-    """Of each option the squares around the others' seed means, and their degrees of freedom.
-
-    Exact where no value is missing.
-    """
+    """Of each option the squares around the others' seed means, and their degrees of freedom."""
     present = ~np.isnan(residuals)
     others = present.sum(axis=0)
     usable = present & (others >= 2)
@@ -423,15 +426,16 @@ def trigamma_inverse(value: float) -> float:
 
 def of_one(values: Mapping[int, float], *, is_coarse: bool = False) -> Difference | None:
     """The logarithm of one option's own value over its seeds; None where none is positive."""
-    logs = np.array([list(_logs(values).values())])
-    return differences_over_seeds(logs, np.zeros(1, bool), None, not is_coarse).one(0)
+    return of_logs(list(_logs(values).values()), is_coarse=is_coarse)
+
+
+def of_logs(logs: Sequence[float], *, is_coarse: bool = False) -> Difference | None:
+    """Of one logarithm from each seed; None of nothing."""
+    return differences_over_seeds(np.array([logs]), np.zeros(1, bool), None, not is_coarse).one(0)
 
 
 def changes(run: Values, reference: Values, *, is_coarse: bool = False) -> dict[str, Difference]:
-    """How the run's values differ from the reference's, by option that both know.
-
-    Values that are not positive count as holes. `is_coarse`: equal values may be a coincidence.
-    """
+    """How values above 0 differ, by option that both know; `is_coarse`: equal ones may be a coincidence."""
     ours = {name: logs for name in reference if (logs := _logs(run.get(name, {})))}
     theirs = {name: logs for name in ours if (logs := _logs(reference[name]))}
     within = {

@@ -8,23 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from selectbench.analysis import metrics
 from selectbench.analysis.lanes import doubts
-from selectbench.analysis.metrics import (
-    UNCLEAN,
-    MemoryKind,
-    Observed,
-    State,
-    excess_loss,
-    finite,
-    finite_of_each,
-    formula_of,
-    is_unclean,
-    memory_kind,
-    observe,
-    skipped_share,
-    spoils,
-    state_of,
-)
 from selectbench.analysis.result import Screening
 from selectbench.analysis.screening import screenings
 from selectbench.record.record import Completed, EvaluationPoint, Failed, Measurement, Record, has_ended
@@ -34,10 +19,7 @@ from selectbench.suite.suite import Option, Suite
 
 
 def contest_trials(records: Sequence[Record]) -> list[Record]:
-    """The attempt that counts of every trial of the contest, in the order in which they began.
-
-    It is the last one; but nothing replaces a trial that completed on a clean machine with the same own code.
-    """
+    """As they began: each trial's last attempt, or one that a clean machine completed with the same code."""
     of_contest = [record for record in records if record.phase == "contest"]
     in_order = sorted(of_contest, key=lambda record: (record.attempt, record.started_at))
     attempts = {(record.trial.trial_id, record.attempt): record for record in in_order}  # of two alike the later
@@ -46,7 +28,7 @@ def contest_trials(records: Sequence[Record]) -> list[Record]:
         before = counting.get(trial_id)
         files = [(one.watched and one.watched.code_files) or None for one in (before, record) if one]
         is_other_code = None not in files and files[0] != files[-1]
-        stands = before is not None and isinstance(before.outcome, Completed) and not is_unclean(before)
+        stands = before is not None and isinstance(before.outcome, Completed) and not metrics.is_unclean(before)
         if not stands or is_other_code:
             counting[trial_id] = record
     return sorted(counting.values(), key=lambda record: (record.started_at, record.trial.trial_id))
@@ -66,10 +48,7 @@ class Crossing(NamedTuple):
 
 
 def crossing(curve: Sequence[EvaluationPoint], target: float) -> Crossing | None:
-    """Where the loss first is at most `target`; None where it never is.
-
-    Linear between evaluations; the first evaluation where the loss is there already.
-    """
+    """Where the loss first is at most `target`, linear between evaluations; None where it never is."""
     points = sorted(curve, key=lambda point: point.step)
     for number, point in enumerate(points):
         if point.loss > target:
@@ -98,9 +77,9 @@ class Summary:
     measurements: dict[int, Measurement] = field(default_factory=dict)
     """Of the completed seeds."""
     failed: dict[int, Failed] = field(default_factory=dict)
-    observed: dict[int, Observed] = field(default_factory=dict)
+    observed: dict[int, metrics.Observed] = field(default_factory=dict)
     """Of the completed seeds, what metrics are derived from."""
-    states: dict[int, State] = field(default_factory=dict)
+    states: dict[int, metrics.State] = field(default_factory=dict)
     """Of GPUs or of a busy CPU, by seed; failed trials are among them, those without a verdict are not."""
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     """Values that count, by metric and seed: known, and not spoiled by the state of the GPUs."""
@@ -152,7 +131,7 @@ class Summary:
     def is_spoiled(self, seed: int, metric: str) -> bool:
         """Whether the seed's value of the metric claims nothing, for where or in what state it was measured."""
         is_doubted = metric in self.doubted.get(seed, {})
-        return is_doubted or spoils(self.states.get(seed), metric, counts_busy=self.counts_busy)
+        return is_doubted or metrics.spoils(self.states.get(seed), metric, counts_busy=self.counts_busy)
 
     def only_spoiled(self, metric: str) -> bool:
         """Whether every known value of the metric is spoiled by the state of the GPUs."""
@@ -177,13 +156,10 @@ class Summary:
         return [seed for seed, value in self.values[metric].items() if value <= 0]
 
     def flattered(self, metric: str) -> list[int]:
-        """Seeds that failed for what the metric tells: the slow ones ran out of time, the bad ones diverged.
-
-        The values of the others are the lucky ones. A GPU that was throttled or shared is another cause.
-        """
+        """Seeds that failed for what the metric tells, not for a GPU's state: the lucky ones are left."""
         known = METRICS[metric]
         kinds = {"timeout" if "throttled" in known.spoiled_by else "", "diverged" if known.quality else ""}
-        excused = {s for s, state in self.states.items() if state.verdict in UNCLEAN}
+        excused = {s for s, state in self.states.items() if state.verdict in metrics.UNCLEAN}
         return [s for s, f in self.failed.items() if f.kind in kinds and not (f.kind == "timeout" and s in excused)]
 
     def flattered_words(self, metric: str) -> str:
@@ -195,7 +171,7 @@ class Summary:
     def unclean_words(self, metric: str) -> str:
         """How the GPUs were where they spoilt the metric: `throttled`, `shared and throttled`; '' if nowhere."""
         spoilt = [(seed, self.states.get(seed)) for seed in self.spoiled[metric]]
-        states = {s.verdict for _, s in spoilt if s and spoils(s, metric, counts_busy=self.counts_busy)}
+        states = {s.verdict for _, s in spoilt if s and metrics.spoils(s, metric, counts_busy=self.counts_busy)}
         doubted = {self.doubted[seed][metric] for seed, _ in spoilt if metric in self.doubted.get(seed, {})}
         return " and ".join([*sorted(states), *sorted(doubted)])
 
@@ -221,14 +197,14 @@ def seeds_words(seeds: Sequence[int]) -> str:
 def mean(values: Sequence[float]) -> float | None:
     """Arithmetic mean; None of nothing. Each value is divided first, so that no sum overflows."""
     count = len(values)
-    return finite(lambda: math.fsum([v / count for v in values])) if count else None
+    return metrics.finite(lambda: math.fsum([v / count for v in values])) if count else None
 
 
 def centre(values: Sequence[float]) -> float | None:
     """Geometric mean, as ratios are means of ratios; arithmetic where a value is not above 0; None of nothing."""
     if not values or min(values) <= 0 or min(values) == max(values):
         return mean(values)
-    return finite(lambda: math.exp(math.fsum(map(math.log, values)) / len(values)))
+    return metrics.finite(lambda: math.exp(math.fsum(map(math.log, values)) / len(values)))
 
 
 def standard_deviation(values: Sequence[float]) -> float | None:
@@ -240,19 +216,17 @@ def standard_deviation(values: Sequence[float]) -> float | None:
         return 0.0
     widest = max(middle - min(values), max(values) - middle)
     squares = math.fsum([((v - middle) / widest) ** 2 for v in values])
-    return finite(lambda: widest * math.sqrt(squares / (len(values) - 1)))
+    return metrics.finite(lambda: widest * math.sqrt(squares / (len(values) - 1)))
 
 
 def summarise(
     suite: Suite, records: Sequence[Record], *, is_all_clean: bool = False
 ) -> tuple[list[Summary], list[str]]:
-    """One summary per option in the suite's order, and warnings about records that count for none.
-
-    `is_all_clean`: whether every trial counts, in whatever state the machine was.
-    """
+    """One per option in the suite's order, and warnings of records left out; `is_all_clean`: every trial counts."""
     counted, warnings = _counted(suite, records)
     screened = screenings(suite, records)
-    states = {} if is_all_clean else {key: state for key, record in counted.items() if (state := state_of(record))}
+    found = {key: metrics.state_of(record) for key, record in counted.items() if not is_all_clean}
+    states = {key: state for key, state in found.items() if state is not None}
     counts_busy, doubted = _are_others_too_few(suite, counted, states), doubts(suite, records)
     summaries = [
         replace(_summary(suite, option, counted, states, counts_busy, doubted), screening=screened.get(option.name))
@@ -281,10 +255,7 @@ def other_tokens(suite: Suite, option: Option) -> bool:
 
 
 def _hold_against(baseline: Summary, summary: Summary, margin: float) -> None:
-    """Adds where each seed first had the baseline's final loss, and the time to it as a metric.
-
-    A seed that never had it leaves the option without the metric: the other seeds would flatter it.
-    """
+    """Adds where each seed first had the baseline's final loss; its time is a metric if every seed had it."""
     targets = baseline.values["final_loss"]
     curves = {s: r.evaluation_curve for s, r in summary.completed.items() if s in targets and r.evaluation_curve}
     summary.reached.update({seed: crossing(curve, targets[seed] * margin) for seed, curve in curves.items()})
@@ -315,7 +286,8 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
         ours = counted.get(key := (record.trial.option, record.trial.seed))
         if ours is None or ours is record or ours.trial.trial_id != record.trial.trial_id:
             continue
-        if record.attempt < ours.attempt and isinstance(record.outcome, Completed) and not is_unclean(record):
+        was_clean = isinstance(record.outcome, Completed) and not metrics.is_unclean(record)
+        if record.attempt < ours.attempt and was_clean:
             said["it ran again, as own code was changed after it had completed"].add(key)
         elif record.attempt == ours.attempt and record != ours and record.phase == "contest":
             said[f"two records of attempt {ours.attempt} differ; the later counts"].add(key)
@@ -333,7 +305,7 @@ def _counted(suite: Suite, records: Sequence[Record]) -> tuple[dict[tuple[str, i
 
 
 FEWEST_OTHERS = 2
-States = Mapping[tuple[str, int], State]
+States = Mapping[tuple[str, int], metrics.State]
 
 
 def _are_others_too_few(suite: Suite, counted: Mapping[tuple[str, int], Record], states: States) -> bool:
@@ -371,7 +343,7 @@ def _summary(
         if isinstance(record.outcome, Completed):
             summary.completed[seed] = record
             summary.measurements[seed] = record.outcome.measurement
-            summary.observed[seed] = observe(record, suite, option.choices)
+            summary.observed[seed] = metrics.observe(record, suite, option.choices)
             summary.doubted.update({seed: why} if (why := doubted(record)) else {})
         else:
             summary.failed[seed] = record.outcome
@@ -381,7 +353,7 @@ def _summary(
         metric = METRICS[name]
         if (metric.metered and not metered) or (metric.scored and not scored):
             continue
-        known = summary.values[name] = finite_of_each(formula_of(name), summary.observed)
+        known = summary.values[name] = metrics.finite_of_each(metrics.formula_of(name), summary.observed)
         for seed in dict.fromkeys([*summary.states, *summary.doubted]):
             if seed in known and summary.is_spoiled(seed, name):
                 summary.spoiled[name][seed] = known.pop(seed)
@@ -431,7 +403,7 @@ def trial_warnings(summaries: Sequence[Summary]) -> list[str]:
         "ALARM: its loss is below the source's own entropy by more than chance explains: the loss, the optimizer "
         "or the precision is broken": below_the_floor,
         f"more than {SKIPPED_SHARE_TOLERATED:.0%} of the optimizer steps were skipped": lambda m: (
-            (finite(skipped_share, m) or 0.0) > SKIPPED_SHARE_TOLERATED
+            (metrics.finite(metrics.skipped_share, m) or 0.0) > SKIPPED_SHARE_TOLERATED
         ),
     }
     lines = [
@@ -455,10 +427,7 @@ def _is_short(m: Measurement) -> bool:
 
 
 def stalled(measurement: Measurement) -> bool:
-    """Whether the mean timed step is so much longer than the median one that something else held some up.
-
-    Steps of one trial do the same work; speed, a mean over time, is then that of the few that waited.
-    """
+    """Whether some steps waited, which all do the same work, so that speed, a mean over time, is theirs."""
     median = measurement.step_time_median_seconds
     if not median or not measurement.timed_steps:
         return False
@@ -467,7 +436,7 @@ def stalled(measurement: Measurement) -> bool:
 
 def below_the_floor(measurement: Measurement) -> bool:
     """Whether a model claims to know more than there is to know, beyond so many standard errors of the sample."""
-    excess, error = excess_loss(measurement), measurement.source_loss_error
+    excess, error = metrics.excess_loss(measurement), measurement.source_loss_error
     return excess is not None and error is not None and excess < -FLOOR_ERRORS * error
 
 
@@ -504,7 +473,7 @@ def memory_warnings(summaries: Sequence[Summary]) -> list[str]:
     return [f"peak memory mixes different quantities: {', '.join(kinds)}"] if len(kinds) > 1 else []
 
 
-def memory_kinds(summaries: Sequence[Summary]) -> list[MemoryKind]:
+def memory_kinds(summaries: Sequence[Summary]) -> list[metrics.MemoryKind]:
     """Which kinds of peak memory the completed trials measured, sorted."""
     measurements = [m for summary in summaries for m in summary.measurements.values()]
-    return sorted({kind for m in measurements if (kind := memory_kind(m))})
+    return sorted({kind for m in measurements if (kind := metrics.memory_kind(m))})

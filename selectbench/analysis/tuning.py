@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,7 +19,6 @@ from selectbench.suite.suite import MICRO_BATCH_SIZE, AnyJob, Option, Suite, Tun
 # The grid of one setting is extended where the best value lies on its edge, up to EXTENSIONS times; whenever any
 # option's is, every other option gets one more value too, between its best and the better neighbour of that, so
 # that all are tried equally often. What has failed or diverged is never best.
-
 
 EXTENSIONS = 3
 """Most values beyond a grid's edge."""
@@ -40,6 +39,7 @@ class Attempt:
         return self.record.outcome.kind if isinstance(self.record.outcome, Failed) else None
 
 
+SPEED = "tokens_per_second"
 Key = tuple[tuple[str, int | float], ...]
 Attempts = Mapping[str, Mapping[Key, Attempt]]
 """By option and values."""
@@ -51,7 +51,7 @@ def _key(values: Values) -> Key:
 
 def speed_attempts(suite: Suite, records: Sequence[Record]) -> Attempts:
     """Trials of speed, by tokens per second."""
-    return _attempts(suite, [r for r in records if set(r.trial.tried) == {MICRO_BATCH_SIZE}], "tokens_per_second")
+    return _attempts(suite, [r for r in records if set(r.trial.tried) == {MICRO_BATCH_SIZE}], SPEED)
 
 
 def tuning_attempts(suite: Suite, records: Sequence[Record]) -> Attempts:
@@ -75,21 +75,15 @@ def _attempts(suite: Suite, records: Sequence[Record], metric: str) -> Attempts:
     return found
 
 
-def fastest(attempts: Mapping[Key, Attempt]) -> Attempt | None:
-    """The fastest that fits; of equals the one of the smaller size. None: none does."""
-    known = [attempt for _, attempt in sorted(attempts.items()) if attempt.value is not None]
-    return max(known, key=lambda a: a.value or 0.0, default=None)
+def best(metric: str, attempts: Iterable[Attempt]) -> Attempt | None:
+    """The best by it, of equals the first; None: all failed, or do not tell it."""
+    known = [attempt for attempt in attempts if attempt.value is not None]
+    return min(known, key=lambda attempt: _sign(metric) * (attempt.value or 0.0), default=None)
 
 
-def best(tune: Tune, attempts: Sequence[Attempt]) -> Attempt | None:
-    """The best by the tuning's metric; None: all failed."""
-    known = [a for a in attempts if a.value is not None]
-    return min(known, key=lambda a: _sign(tune) * (a.value or 0.0), default=None)
-
-
-def _sign(tune: Tune) -> float:
+def _sign(metric: str) -> float:
     """Times which less of a value is better."""
-    return -1.0 if METRICS[tune.metric].better == "more" else 1.0
+    return -1.0 if METRICS[metric].better == "more" else 1.0
 
 
 def speed_candidates(suite: Suite, ranks: Mapping[str, int], attempts: Attempts) -> dict[str, list[Values]]:
@@ -113,33 +107,25 @@ def tuning_candidates(suite: Suite, attempts: Attempts) -> dict[str, list[Values
     if len(suite.tune.parameters) > 1:
         return tried
     for _ in range(EXTENSIONS):
-        more = _one_more(suite.tune, options, axes, tried, attempts)
-        if more is None:
-            return tried
-        for name, values in more.items():
-            tried[name] = [*tried[name], values]
+        own = {
+            name: [attempts.get(name, {}).get(_key(values)) for values in every] for name, every in tried.items()
+        }
+        if any(None in every for every in own.values()):
+            break  # some have no outcome yet
+        known = {name: [a for a in every if a is not None] for name, every in own.items()}
+        # What can't be had here, whatever its settings, is tried no more.
+        able = [name for name in tried if any(a.failure in (None, "diverged") for a in known[name])]
+        past = {name: _past_the_edge(suite.tune, axes[name][0], known[name], options[name]) for name in able}
+        if not any(past.values()):
+            break  # no option's best lies on an edge
+        more = {name: past[name] or _in_between(suite.tune, axes[name][0], known[name]) for name in able}
+        tried |= {name: [*tried[name], values] for name, values in more.items() if values is not None}
     return tried
-
-
-def _one_more(
-    tune: Tune, options: Mapping[str, Option], axes: Mapping[str, Sequence[stages.Axis]],
-    tried: Mapping[str, Sequence[Values]], attempts: Attempts,
-) -> dict[str, Values] | None:  # fmt: skip
-    """One more for each option; None: some have no outcome yet, or no option's best lies on an edge."""
-    own = {name: [attempts.get(name, {}).get(_key(values)) for values in every] for name, every in tried.items()}
-    if any(attempt is None for every in own.values() for attempt in every):
-        return None
-    known = {name: [a for a in every if a is not None] for name, every in own.items()}
-    past = {name: _past_the_edge(tune, axes[name][0], known[name], options[name]) for name in tried}
-    if not any(past.values()):
-        return None
-    found = {name: past[name] or _in_between(tune, axes[name][0], known[name]) for name in tried}
-    return {name: values for name, values in found.items() if values is not None}
 
 
 def edge(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt]) -> Literal["low", "high"] | None:
     """Where no value was tried beyond the best's; `low` where all failed."""
-    found = best(tune, attempts)
+    found = best(tune.metric, attempts)
     if found is None:
         return "low"
     place, tried = found.values[axis.path], [a.values[axis.path] for a in attempts]
@@ -147,37 +133,31 @@ def edge(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt]) -> Literal[
 
 
 def _past_the_edge(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt], option: Option) -> Values | None:
-    if _never_ran(attempts) or (side := edge(tune, axis, attempts)) is None:
+    if (side := edge(tune, axis, attempts)) is None:
         return None
     values = {axis.path: stages.beyond(axis, [a.values[axis.path] for a in attempts], upwards=side == "high")}
     return values if stages.with_values(option.choices, values) is not None else None
 
 
-def _never_ran(attempts: Sequence[Attempt]) -> bool:
-    """Whether the option can't be had here, whatever its settings."""
-    return all(attempt.failure not in (None, "diverged") for attempt in attempts)
-
-
 def _in_between(tune: Tune, axis: stages.Axis, attempts: Sequence[Attempt]) -> Values | None:
     """Between the best and the better of its neighbours."""
-    found = best(tune, attempts)
-    if found is None or _never_ran(attempts):
+    found = best(tune.metric, attempts)
+    if found is None:
         return None
     ordered = sorted(attempts, key=lambda a: a.values[axis.path])
     place = ordered.index(found)
     beside = [ordered[i] for i in (place - 1, place + 1) if 0 <= i < len(ordered)]
-    other = best(tune, beside) or beside[0]
+    other = best(tune.metric, beside) or beside[0]
     return {axis.path: stages.between(axis, found.values[axis.path], other.values[axis.path])}
-
-
-# The suite as its contest runs it: every option with what the trials before found best for it.
 
 
 def with_fastest_sizes(suite: Suite, records: Sequence[Record]) -> Suite:
     """With the fastest micro-batch sizes; the very suite where nothing was searched."""
     if suite.best_of is None:
         return suite
-    return _with_settings(suite, {name: fastest(own) for name, own in speed_attempts(suite, records).items()})
+    return _with_settings(
+        suite, {name: best(SPEED, _ordered(own)) for name, own in speed_attempts(suite, records).items()}
+    )
 
 
 def with_best_settings(suite: Suite, records: Sequence[Record]) -> Suite:
@@ -186,7 +166,7 @@ def with_best_settings(suite: Suite, records: Sequence[Record]) -> Suite:
     if sized.tune is None:
         return sized
     tune, attempts = sized.tune, tuning_attempts(sized, records)
-    return _with_settings(sized, {name: best(tune, list(own.values())) for name, own in attempts.items()})
+    return _with_settings(sized, {name: best(tune.metric, list(own.values())) for name, own in attempts.items()})
 
 
 def _with_settings(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
@@ -251,21 +231,22 @@ def search(declared: Suite, sized: Suite, records: Sequence[Record]) -> Search |
 
 
 def _sized(suite: Suite, option: Option, attempts: Attempts) -> OwnBest:
-    own, chosen = _ordered(attempts, option), fastest(attempts.get(option.name, {}))
+    own = _ordered(attempts.get(option.name, {}))
+    chosen = best(SPEED, own)
     edges: dict[str, Literal["low", "high"]] = {}
     if chosen is not None and chosen is own[-1]:  # the largest: one twice as large would cut the step too
         ranks = chosen.record.identity.world_size if chosen.record.identity else 1
         twice = 2 * int(chosen.values[MICRO_BATCH_SIZE]) * ranks
         edges = {} if suite.job_of(option).global_batch_size % twice else {MICRO_BATCH_SIZE: "high"}
-    return _own_best(option, "tokens_per_second", own, chosen, stages.speed_job(suite), edges)
+    return _own_best(option, SPEED, own, chosen, stages.speed_job(suite), edges)
 
 
 def _tuned(suite: Suite, tune: Tune, option: Option, attempts: Attempts) -> OwnBest:
-    own, axes = _ordered(attempts, option), stages.axes_of(tune, option.choices)
+    own, axes = _ordered(attempts.get(option.name, {})), stages.axes_of(tune, option.choices)
     flat = flat_range(tune, axes[0], own) if len(axes) == 1 and len(own) > 1 else (None, None, False)
     from_class = [a for a in axes if tune.parameters[a.path].log is None and tune.parameters[a.path].linear is None]
     return _own_best(
-        option, tune.metric, own, best(tune, own), stages.tuning_job(suite), _edges(tune, axes, own, option),
+        option, tune.metric, own, best(tune.metric, own), stages.tuning_job(suite), _edges(tune, axes, own, option),
         extensions=max(0, len(own) - tune.first_trials), together=len(tune.parameters) > 1,
         flat_low=flat[0], flat_high=flat[1], flat_is_open=flat[2],
         source=option.built.optimizer.lr_range_source if from_class else None,
@@ -294,7 +275,7 @@ def _edges(
     tune: Tune, axes: Sequence[stages.Axis], own: Sequence[Attempt], option: Option
 ) -> dict[str, Literal["low", "high"]]:
     """Of settings with values beyond: a share of 0 has none below it."""
-    if best(tune, own) is None or len(own) < 2:
+    if best(tune.metric, own) is None or len(own) < 2:
         return {}
     sides = {axis: edge(tune, axis, own) for axis in axes}
     past = {axis: axis.at(1 + JUST if side == "high" else -JUST) for axis, side in sides.items()}
@@ -304,8 +285,9 @@ def _edges(
     }  # fmt: skip
 
 
-def _ordered(attempts: Attempts, option: Option) -> list[Attempt]:
-    return [attempt for _, attempt in sorted(attempts.get(option.name, {}).items(), key=lambda entry: entry[0])]
+def _ordered(attempts: Mapping[Key, Attempt]) -> list[Attempt]:
+    """By their values."""
+    return [attempts[key] for key in sorted(attempts)]
 
 
 def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
@@ -328,7 +310,7 @@ def flat_range(tune: Tune, axis: stages.Axis, own: Sequence[Attempt]) -> tuple[f
     Between two that were tried the figure is taken to change in a straight line over the axis's scale; a value that
     failed ends the range at the one before it.
     """
-    chosen, sign = best(tune, own), _sign(tune)
+    chosen, sign = best(tune.metric, own), _sign(tune.metric)
     if chosen is None or chosen.value is None:
         return None, None, False
     bound = sign * chosen.value + FLAT * abs(chosen.value)

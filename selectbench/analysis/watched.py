@@ -39,9 +39,13 @@ Found = tuple[str, str, str]
 """Something else than the job asks for: what it is about, what was asked, what was found."""
 
 
-def not_as_asked(record: Record) -> Iterator[Found]:
-    """What a completed trial was seen to do otherwise."""
-    seen = record.watched
+def not_as_asked(suite: Suite, record: Record) -> Iterator[Found]:
+    """What a completed trial was seen to do otherwise, and steps of a script on other rows than its suite says."""
+    seen, rows = record.watched, record.script.rows_per_step if record.script else []
+    batch = suite.command.global_batch_size if suite.command else None
+    if batch is not None and rows and set(rows) != {batch}:
+        found = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
+        yield ("global_batch_size", f"{batch:,} rows in every step", f"{found} rows")
     if seen is None:
         return
     leaks = [(mode, change) for mode, change in (seen.causality or {}).items() if change > CAUSAL_TOLERANCE]
@@ -83,16 +87,6 @@ def _other_updates(seen: Watched) -> Iterator[Found]:
         yield ("learning_rate", "updates follow the schedule", "updates do not depend on the rate")
 
 
-def other_rows(suite: Suite, record: Record) -> list[Found]:
-    """Steps of a script on another number of rows than its suite says."""
-    asked = suite.command.global_batch_size if suite.command else None
-    rows = record.script.rows_per_step if record.script else []
-    if asked is None or not rows or set(rows) == {asked}:
-        return []
-    found = f"{rows[0]:,}" if rows[0] == rows[-1] else f"{rows[0]:,} to {rows[-1]:,}"
-    return [("global_batch_size", f"{asked:,} rows in every step", f"{found} rows")]
-
-
 def left_unseen(record: Record, *, is_causal: bool) -> Iterator[str]:
     """Identity fields and sentences that stay unverified; nothing of a record that is older than `watched`."""
     seen = record.watched
@@ -126,14 +120,8 @@ def changed_files(records: Sequence[Record]) -> Mapping[int, list[Found]]:
     return found
 
 
-# A record's parts held against each other, and what no seed and no option may change.
-
-
 def contradictions(record: Record, tokens_per_step: int | None) -> Iterator[str]:
-    """Of a completed trial, what its own record tells in two ways.
-
-    `tokens_per_step`: the job's; None: of a script, whose steps may differ in them.
-    """
+    """What a completed trial's record tells in two ways; `tokens_per_step`: the job's; None: of a script."""
     assert isinstance(record.outcome, Completed)
     m, of_trial, curve = record.outcome.measurement, record.identity, record.evaluation_curve
     end, start = (curve[-1], curve[0]) if curve else (None, None)

@@ -342,7 +342,7 @@ def undecidable_reason(metric: object) -> str | None:
 
 
 Operator = Literal["<=", ">=", "<", ">"]
-COMPARE: Mapping[Operator, Callable[[float, float], bool]] = {
+_COMPARE: Mapping[Operator, Callable[[float, float], bool]] = {
     "<=": operator.le, ">=": operator.ge, "<": operator.lt, ">": operator.gt,
 }  # fmt: skip
 Yardstick = Literal["baseline", "reference"]
@@ -372,6 +372,10 @@ class Constraint:
     def relative(self) -> bool:
         """Whether the bound is a multiple of another value."""
         return self.against is not None
+
+    def holds(self, value: float, bound: float) -> bool:
+        """Whether a value stands to a bound as it asks."""
+        return _COMPARE[self.operator](value, bound)
 
 
 def parse_constraint(text: str, against: Yardstick = "baseline", among: Sequence[str] = ()) -> Constraint:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from made_records import make_record, make_suite, speed
 
-from selectbench.analysis.contest import Contest, ranks_of
+from selectbench.analysis.contest import Contest, Ranks
 from selectbench.analysis.ranking import rank
 from selectbench.analysis.result import Comparison
 from selectbench.analysis.summary import Summary
@@ -70,7 +70,7 @@ def judged(suite: Suite, speeds: np.ndarray, *, proposes: bool = False) -> Run:
         summaries.append(Summary(option, suite.seeds, values=values, spoiled={name: {} for name in METRICS}))
     contest = Contest(suite, summaries, dict.fromkeys(NAMES, True))
     contest.is_complete = proposes
-    ranks = ranks_of(contest, NAMES)
+    ranks = Ranks(contest, NAMES)
     pairs = {name: contest.against_baseline(name) for name in NAMES[1:]}
     return Run(pairs, {name: ranks.rank(name) for name in ranks.ranked})
 
