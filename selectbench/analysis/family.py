@@ -246,11 +246,10 @@ def all_pairs(blocks: Blocks, names: Sequence[str], alpha: float, *, more_is_bet
 
 
 def detectable(rounds: int, options: int, tests: int, spread: float = DEFAULT_SPREAD) -> float:
-    """The share by which two options must differ to be told apart with a chance of 80 %.
+    """The share by which two options must differ to be told apart with a chance of 80 %, at a first judgement.
 
-    For a variance that is pooled over the options, at Bonferroni's level for `tests` of a first judgement: the sum
-    of the t quantile and the normal one of 0.8, in standard errors of a difference (Cohen 1988, chapter 2, in its
-    normal approximation).
+    Of a pooled variance, at Bonferroni's level for `tests`: the sum of the t quantile and the normal one of 0.8, in
+    standard errors of a difference (Cohen 1988, chapter 2, in its normal approximation).
     """
     free = max(1, (max(2, options) - 1) * (rounds - 1))
     error = spread * math.sqrt(2 / rounds)

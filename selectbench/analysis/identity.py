@@ -209,10 +209,7 @@ def _is_fp32(identity: Identity) -> bool:
 
 
 def asked_for(suite: Suite, option: Option, ranks: int, *, shapes_differ: bool) -> dict[str, Any]:
-    """What a trial of the option on so many ranks must have found, by identity field: what job and choices fix.
-
-    `shapes_differ`: whether some option may have another shape of the learning rate, which that excuses.
-    """
+    """By field what job and choices fix on so many ranks; `shapes_differ`: whether some option's schedule may."""
     if (command := suite.command) is not None:
         steps_made = {} if command.stop == "natural_end" else {"steps_requested": command.stops_after}
         return {"world_size": ranks if (size := option.choices.world_size) == "auto" else size, **steps_made}

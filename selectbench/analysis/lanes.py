@@ -127,10 +127,7 @@ def lanes_of(records: Sequence[Record]) -> int:
 
 
 def parts_of(baseline: str, records: Iterable[Record]) -> dict[int, str]:
-    """By seed, the node of a fleet that ran the round, else its lane; {}: neither.
-
-    Of a round that moved on to another node it is that of the baseline, else of the most trials.
-    """
+    """By seed, the node of a fleet or the lane of its baseline, else of most of its trials; {}: neither."""
     found: dict[int, Counter[str]] = {}
     homes: dict[int, str] = {}
     for record in records:
@@ -198,10 +195,7 @@ def _table(values: Values, part_of: Mapping[int, str]) -> _Table | None:
 
 
 def _share(table: _Table | None) -> float | None:
-    """Of the variance of an option's trials, what lies between parts; None: a part has one round, or no spread.
-
-    The estimate of a one-way random effect from mean squares (Searle 1971), of the rounds' means over the options.
-    """
+    """Of a trial's variance what lies between parts, a one-way random effect (Searle 1971); None: not known."""
     if table is None or table.sizes.min() < 2:
         return None
     rounds, parts = table.logs.shape[1], len(table.parts)

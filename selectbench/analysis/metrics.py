@@ -46,10 +46,7 @@ def tokens_per_second(m: Measurement) -> float | None:
 
 
 def peak_memory_bytes(m: Measurement) -> float | None:
-    """CUDA: the allocator's peak of allocated bytes and managed state. CPU: peak growth of proportional set size.
-
-    No growth at all is less than can be measured, and so not known: a training that takes no memory there is not.
-    """
+    """CUDA: the allocator's peak and managed state. CPU: peak growth of proportional set size; 0 is not known."""
     allocated = with_managed_state(m.peak_memory_allocated_bytes, m)
     return (allocated if allocated is not None else m.peak_pss_growth_bytes) or None
 

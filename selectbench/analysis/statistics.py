@@ -237,11 +237,7 @@ class Blocks:
 
 
 def make_blocks(values: Values, losses: Values | None = None) -> Blocks:
-    """From values by option and seed. Values that are not positive have no logarithm and count as holes.
-
-    `losses`, by option and seed, for coarse values such as scores of a few sentences: only options whose losses are
-    equal, too, have equal scores for another reason than chance.
-    """
+    """Values not above 0 are holes; `losses`, of coarse scores: equal ones are no chance where losses are equal."""
     names, seeds = list(values), _seeds_of(values)
     nobody, apart = np.zeros(len(names), bool), np.full(len(names), np.nan)
     if not seeds:

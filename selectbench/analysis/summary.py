@@ -309,11 +309,7 @@ States = Mapping[tuple[str, int], metrics.State]
 
 
 def _are_others_too_few(suite: Suite, counted: Mapping[tuple[str, int], Record], states: States) -> bool:
-    """Whether trials of a busy CPU can't be left out. The machine alone is asked, never a figure.
-
-    Some option would be left with fewer than FEWEST_OTHERS, or than half of its trials, of seeds that the baseline
-    is left with too.
-    """
+    """Whether without a busy CPU's trials some option has under FEWEST_OTHERS or half; no figure is asked."""
     seeds: dict[str, set[int]] = defaultdict(set)
     clean: dict[str, set[int]] = defaultdict(set)
     for (option, seed), record in counted.items():

@@ -305,11 +305,7 @@ def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
 
 
 def flat_range(tune: Tune, axis: stages.Axis, own: Sequence[Attempt]) -> tuple[float | None, float | None, bool]:
-    """The values around the best whose figure is within FLAT of it, and whether that reaches an end.
-
-    Between two that were tried the figure is taken to change in a straight line over the axis's scale; a value that
-    failed ends the range at the one before it.
-    """
+    """Values within FLAT of the best, in straight lines over the axis's scale, and whether that reaches an end."""
     chosen, sign = best(tune.metric, own), _sign(tune.metric)
     if chosen is None or chosen.value is None:
         return None, None, False
