@@ -35,8 +35,9 @@ def one_line(text: str, most: int | None = None) -> str:
     return line if most is None or len(line) <= most else line[: max(0, most - 3)] + "..."
 
 
-def first_line(text: str, most: int | None = None) -> str:
-    """What a detail says before its traceback or log: its first line, and those that a colon announces."""
+def first_line(what: str | BaseException, most: int | None = None) -> str:
+    """What it says before its traceback or log: its first line, and those that a colon announces."""
+    text = what if isinstance(what, str) else str(what).strip() or repr(what)
     said = re.match(r"(?:.*:\n(?!Traceback))*.*", text.strip())
     return one_line(said[0] if said else "", most)
 

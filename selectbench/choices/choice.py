@@ -113,6 +113,8 @@ class Choice(Strict):
 
     The loss and the gradient norm of step 0 are named only by a choice that changes what is computed, such as
     another loss: for one that rounds otherwise they are compared within the dtypes' tolerance."""
+    asks: ClassVar[Mapping[str, Any]] = {}
+    """What it asks for whatever its settings are."""
     also_called: ClassVar[Mapping[str, str]] = {}
     """What to write for other names of it, in small letters without joints (`errors.plain_word`)."""
     waits: ClassVar[str | None] = None
@@ -126,7 +128,7 @@ class Choice(Strict):
 
     def asks_for(self) -> dict[str, Any]:
         """Identity fields that the choice fixes, with the values that its trials must be found to have."""
-        return {}
+        return dict(self.asks)
 
     def unsupported_reason(self, machine: Machine) -> str | None:
         """Why this machine can't run the choice, or None."""

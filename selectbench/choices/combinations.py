@@ -55,19 +55,17 @@ class Situation:
         chosen, strategy = self.choices, self.choices.strategy
         stage = getattr(strategy, "stage", None)
 
-        def yes(fact: bool) -> str:
-            return "yes" if fact else "no"
-
+        yes = {True: "yes", False: "no"}
         return {
             "adaptation": chosen.adaptation.name,
             "framework": OWN_CODE if is_own(chosen.framework.name) else chosen.framework.name,
             "attention": chosen.attention.name, "optimizer": chosen.optimizer.name,
             "implementation": str(getattr(chosen.optimizer, "implementation", None)),
             "precision": chosen.precision.name, "compile": chosen.compile.name,
-            "offload_optimizer": yes(getattr(strategy, "offload_optimizer", False)),
-            "static_graph": yes(getattr(strategy, "static_graph", False)),
-            "strategy": strategy.combines_as or (strategy.name if stage is None else f"{strategy.name} {stage}"),
-            "accumulation": yes(self.micro_batches > 1),
+            "offload_optimizer": yes[getattr(strategy, "offload_optimizer", False)],
+            "static_graph": yes[getattr(strategy, "static_graph", False)],
+            "strategy": strategy.name if stage is None else f"{strategy.name} {stage}",
+            "accumulation": yes[self.micro_batches > 1],
             "task": self.task, "data": self.data, "device": self.device,
         }  # fmt: skip
 
@@ -83,16 +81,9 @@ class Rule:
     finding: Literal["raises", "differs", "not shown"] = "raises"
     """What happens where it is tried: an error, another algorithm without a word, or nobody has seen it go well."""
 
-    def excludes(self, facts: dict[Fact, str]) -> bool:
-        """Whether every condition holds."""
-        return all(facts[name] in values for name, values in self.conditions.items())
-
     def explained(self, situation: Situation) -> str:
         """`optimizer muon with strategy zero 1: ...`."""
-        chosen = situation.choices
-        facts = situation.facts() | {"framework": chosen.framework.name}
-        if chosen.strategy.combines_as:
-            facts["strategy"] = chosen.strategy.name
+        facts = situation.facts() | {"framework": situation.choices.framework.name}
         named = [name for name in facts if name in self.conditions and name not in _UNNAMED]
         first, *others = [name if name in _SETTINGS else f"{name} {facts[name]}" for name in named]
         return f"{first} with {' and '.join(others)}: {self.reason}" if others else f"{first}: {self.reason}"
@@ -155,7 +146,8 @@ RULES: tuple[Rule, ...] = (
 def rule_against(situation: Situation) -> Rule | None:
     """The first that excludes the situation."""
     facts = situation.facts()
-    return next((rule for rule in RULES if rule.excludes(facts)), None)
+    holds = (rule for rule in RULES if all(facts[name] in values for name, values in rule.conditions.items()))
+    return next(holds, None)
 
 
 def combination_reason(situation: Situation) -> str | None:

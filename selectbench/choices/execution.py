@@ -378,10 +378,7 @@ class Native(FrameworkChoice):
     loop: ClassVar[str] = "selectbench.worker.loop:train"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("torch", "pytorch"), "native")
     name: Literal["native"] = "native"
-
-    def asks_for(self) -> dict[str, Any]:
-        """As the loop calls itself."""
-        return {"framework": "native"}
+    asks: ClassVar[Mapping[str, Any]] = {"framework": "native"}
 
 
 class HfTrainer(FrameworkChoice):
@@ -397,10 +394,7 @@ class HfTrainer(FrameworkChoice):
     loop: ClassVar[str] = "selectbench.worker.hf_trainer:train"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("trainer", "transformers", "hf"), "hf_trainer")
     name: Literal["hf_trainer"] = "hf_trainer"
-
-    def asks_for(self) -> dict[str, Any]:
-        """The class that ran the steps."""
-        return {"framework": "transformers.Trainer"}
+    asks: ClassVar[Mapping[str, Any]] = {"framework": "transformers.Trainer"}
 
 
 class OwnFramework(FrameworkChoice):
@@ -465,8 +459,6 @@ class StrategyChoice(Choice):
     shards: ClassVar[frozenset[str]] = frozenset()
     """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`. Where there are
     none, every rank's optimizer has the parameters as the model has them."""
-    combines_as: ClassVar[str | None] = None
-    """The strategy whose rows in `combinations` hold for this one, which wraps the model alike; None: its own."""
 
     def asks_for(self) -> dict[str, Any]:
         """What wraps the model."""
@@ -516,7 +508,6 @@ class Ddp(StrategyChoice):
     needs: ClassVar[Needs] = Needs(packages=("torch",))
     engine: ClassVar[str] = "selectbench.worker.engine:DdpEngine"
     wrapper: ClassVar[str] = "DistributedDataParallel"
-    combines_as: ClassVar[str | None] = "ddp"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("distributeddataparallel", "dataparallel"), "ddp")
     name: Literal["ddp"] = "ddp"
     bucket_cap_mb: Annotated[float, Field(gt=0, le=1 << 20)] = 25.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 from collections.abc import Mapping
@@ -312,11 +311,6 @@ MOST_OF_A_LIBRARY = 130
 LONGEST_HEADER_BYTES = 100_000_000
 """What the library itself refuses to read more than."""
 _POINTER = b"version https://git-lfs"
-_EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight", "shared.weight")
-"""How the names end that families of transformers give the matrix with a row for each token."""
-_WIDTHS = ("n_embd", "hidden_size", "d_model")
-_OTHER_WIDTHS = frozenset({"embedding_size", "word_embed_proj_dim"})
-"""Keys of families whose embeddings are not as wide as their blocks."""
 
 
 def folder_problem(folder: Path) -> str | None:
@@ -333,13 +327,14 @@ def folder_problem(folder: Path) -> str | None:
     files = _files(folder)
     if isinstance(files, str):
         return files
-    shapes: dict[str, list[int]] = {}
     for path in files:
-        found = header_of(path) if path.is_file() else f"{folder} lacks {path.name}, which its {INDEX} names"
-        if isinstance(found, str):
+        if (
+            found := _file_problem(path)
+            if path.is_file()
+            else f"{folder} lacks {path.name}, which its {INDEX} names"
+        ):
             return f"{found}: {AGAIN}"
-        shapes |= found
-    return _another_models(folder, config, shapes)
+    return None
 
 
 def _models() -> Path:
@@ -397,39 +392,24 @@ def kernel_problem(model_type: str, task: str, kernel: str) -> str | None:
     found = re.search(rf'"{re.escape(model_type)}"[,:]\s*"(\w+)"', _families()[task])
     if found is None or kernel not in KERNELS:
         return None
-    files = _sources(model_type, "modeling_*.py")
-    if any(_said_by(path, found[1], KERNELS[kernel]) is False for path in files):
+    source = "\n".join(path.read_text("utf-8") for path in _sources(model_type, "modeling_*.py"))
+    if _says(source, found[1], KERNELS[kernel]) is False:
         return f"{found[1]} of transformers has no such kernel: take eager"
     return None
 
 
-@cache
-def _classes(path: Path) -> tuple[dict[str, ast.ClassDef], dict[str, str]]:
-    """The classes of a source file by name, and in which module others are that it imports from a neighbour."""
-    try:
-        body = ast.parse(path.read_text(encoding="utf-8")).body
-    except (OSError, SyntaxError, ValueError):
-        return {}, {}
-    neighbours = [node for node in body if isinstance(node, ast.ImportFrom) and node.level == 2]
-    imported = {alias.name: node.module or "" for node in neighbours for alias in node.names}
-    return {node.name: node for node in body if isinstance(node, ast.ClassDef)}, imported
-
-
-def _said_by(path: Path, name: str, attribute: str) -> bool | None:
-    """What a class or the first of its bases sets an attribute to; None: they are not found here."""
-    classes, imported = _classes(path)
+def _says(source: str, name: str, attribute: str) -> bool | None:
+    """What a class, or the first of its bases in these files, sets an attribute to; None: they do not tell."""
     if name == "PreTrainedModel":
         return False
-    if name not in classes:
-        folder, _, module = imported.get(name, "").partition(".")
-        return _said_by(path.parents[1] / folder / f"{module}.py", name, attribute) if module else None
-    for node in classes[name].body:
-        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-        if any(isinstance(t, ast.Name) and t.id == attribute for t in targets):
-            value = getattr(node, "value", None)
-            return value.value if isinstance(value, ast.Constant) and isinstance(value.value, bool) else None
-    said = (_said_by(path, base.id, attribute) for base in classes[name].bases if isinstance(base, ast.Name))
-    return next((value for value in said if value is not None), None)
+    found = re.search(rf"^class {name}\((.*?)\):\n(.*?)(?=^\S|\Z)", source, re.MULTILINE | re.DOTALL)
+    if found is None:
+        return None
+    bases, body = found.groups()
+    if said := re.search(rf"^    {attribute}(?:: \w+)? = (\w+)", body, re.MULTILINE):
+        return {"True": True, "False": False}.get(said[1])
+    answers = (_says(source, base, attribute) for base in re.split(r",\s*", bases))
+    return next((one for one in answers if one is not None), None)
 
 
 def _json_in(path: Path) -> dict[str, Any] | str:
@@ -459,8 +439,8 @@ def _files(folder: Path) -> list[Path] | str:
     return found
 
 
-def header_of(path: Path) -> dict[str, list[int]] | str:
-    """The shape of every tensor in a safetensors file, or what is wrong with the file."""
+def _file_problem(path: Path) -> str | None:
+    """What is wrong with a safetensors file by its header, or None."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -472,9 +452,8 @@ def header_of(path: Path) -> dict[str, list[int]] | str:
                 return f"{path} is no safetensors file or cut short: its {size:,} bytes hold no whole header"
             file.seek(8)
             header = json.loads(file.read(length))
-        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
-        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
-        shapes = {name: list(tensor["shape"]) for name, tensor in tensors.items()}
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends, default=0)
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -482,28 +461,7 @@ def header_of(path: Path) -> dict[str, list[int]] | str:
     if whole != size:
         short = "cut short" if size < whole else "damaged"
         return f"{path} is {short}: by its header it has {whole:,} bytes, it has {size:,}"
-    return shapes
-
-
-def _another_models(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> str | None:
-    """Whether the embedding is of another size than the configuration says."""
-    found = {name: shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS) and len(shape) == 2}
-    config = text_part(config)
-    rows, width = config.get("vocab_size"), next((config[key] for key in _WIDTHS if key in config), None)
-    if _OTHER_WIDTHS & config.keys():
-        width = None
-    if (
-        not found
-        or not isinstance(rows, int)
-        or any(s[0] == rows and width in (None, s[1]) for s in found.values())
-    ):
-        return None
-    name, shape = next(iter(found.items()))
-    asked = f"{rows} x {width}" if width is not None else f"{rows} rows"
-    return (
-        f"{folder / 'config.json'} is of another model than the weights: it says an embedding of {asked}, "
-        f"{name} is {shape[0]} x {shape[1]}: {AGAIN}"
-    )
+    return None
 
 
 # Models: families of transformers for each task, a configuration file or weights of any family, own code.
@@ -579,6 +537,21 @@ class OfAnyFamily(Architecture):
         """Whether they stay."""
         return self.dropout == "as_configured"
 
+    def content(self) -> dict[str, Any]:
+        """What its configuration holds; {} where it can't be read, or only the hub has it."""
+        raise NotImplementedError
+
+    @property
+    def TASKS(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the other classes
+        """Those of its family; all of them where that is not known."""
+        return _tasks_of(self.content())
+
+    @property
+    def model_type(self) -> str | None:
+        """The family, as its configuration names it."""
+        found = self.content().get("model_type")
+        return found if isinstance(found, str) else None
+
     @model_serializer(mode="wrap")
     def _as_asked(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Without the setting where it is off: trials then have the ids that they had before."""
@@ -594,20 +567,13 @@ class ConfigFile(OfAnyFamily):
     """Overrides the file's, which must be at least the tokenizer's."""
 
     @property
-    def TASKS(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the other classes
-        """Those of its family; all of them where the file can't serve, which `read` tells."""
-        return _tasks_of(_mapping_in(self.path))
-
-    @property
     def path(self) -> Path:
         """Of the file, inside the folder where one is named."""
         return config_file(self.config)
 
-    @property
-    def model_type(self) -> str | None:
-        """The family, as the file names it."""
-        found = _mapping_in(self.path).get("model_type")
-        return found if isinstance(found, str) else None
+    def content(self) -> dict[str, Any]:
+        """The file's."""
+        return _mapping_in(self.path)
 
     def read(self) -> dict[str, Any]:
         """The file's mapping. Raises ValueError with the path where it can't serve."""
@@ -642,14 +608,9 @@ class PretrainedModel(OfAnyFamily):
     """Commit or branch on the hub; give a commit, so that the weights can't change under you."""
 
     @property
-    def TASKS(self) -> tuple[str, ...]:  # noqa: N802 - a constant of the other classes
-        """Those of its family; all of them where only the hub knows."""
-        return _tasks_of(self._config())
-
-    @property
     def vocab_size(self) -> int | None:
         """Rows of its embedding; None: only the hub knows."""
-        found = text_part(self._config()).get("vocab_size")
+        found = text_part(self.content()).get("vocab_size")
         return found if isinstance(found, int) else None
 
     def problem(self) -> str | None:
@@ -657,18 +618,13 @@ class PretrainedModel(OfAnyFamily):
         folder = Path(self.pretrained)
         return folder_problem(folder) if folder.is_absolute() else None
 
-    def _config(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """Its folder's config.json."""
         return _mapping_in(Path(self.pretrained) / "config.json")
-
-    @property
-    def model_type(self) -> str | None:
-        """The family, as its configuration names it."""
-        found = self._config().get("model_type")
-        return found if isinstance(found, str) else None
 
     def longest_sequence(self) -> int | None:
         """Positions that its configuration states, where it states them."""
-        return _positions_in(self._config())
+        return _positions_in(self.content())
 
 
 def config_file(path: str) -> Path:
@@ -742,61 +698,51 @@ def resolved_vocab_size(model: AnyModel, tokenizer_size: int) -> int:
 Entries = Annotated[int, Field(ge=257, le=1 << 20)]
 
 
-class Trained(Strict):
-    """A tokenizer that is trained on the training split, to the size under its key."""
+class AnyTokenizer(Strict):
+    """A way to make tokens."""
 
     @property
     def most_entries(self) -> int | None:
         """Entries that it has at most, special tokens of a task besides; None: known when it is read."""
-        size: int = getattr(self, next(iter(type(self).model_fields)))
-        return size
+        size = getattr(self, next(iter(type(self).model_fields)))
+        return 257 if size is True else size if isinstance(size, int) else None
 
 
-class Bpe(Trained):
+class Bpe(AnyTokenizer):
     """Byte-level byte pair encoding (Radford et al. 2019, section 2.2), trained on the training split."""
 
     bpe: Entries
     """Vocabulary size: 256 bytes, one end-of-text token, and merges."""
 
 
-class Unigram(Trained):
+class Unigram(AnyTokenizer):
     """A unigram model over pieces of words (Kudo 2018, arXiv:1804.10959), trained on the training split."""
 
     unigram: Entries
     """Vocabulary size: 256 bytes, special tokens, and pieces."""
 
 
-class WordPiece(Trained):
+class WordPiece(AnyTokenizer):
     """WordPiece (Devlin et al. 2019, arXiv:1810.04805), over bytes, trained on the training split."""
 
     wordpiece: Annotated[int, Field(ge=514, le=1 << 20)]
     """Vocabulary size: 256 bytes twice, at the beginning and inside of words, special tokens, and pieces."""
 
 
-class Bytes(Strict):
+class Bytes(AnyTokenizer):
     """Every byte is a token (as in ByT5, Xue et al. 2022, arXiv:2105.13626): nothing is trained."""
 
     bytes: Literal[True] = True
     """The vocabulary is 256 bytes and one end-of-text token."""
 
-    @property
-    def most_entries(self) -> int | None:
-        """Entries that it has."""
-        return 257
 
-
-class PretrainedTokenizer(Strict):
+class PretrainedTokenizer(AnyTokenizer):
     """A tokenizer that exists, as transformers saves it."""
 
     pretrained: Annotated[str, Field(min_length=1)]
     """A folder, relative to the suite, or a hub id."""
     revision: str | None = None
     """Commit or branch on the hub."""
-
-    @property
-    def most_entries(self) -> int | None:
-        """Known when it is read."""
-        return None
 
 
 TOKENIZER_TAGS = ("bpe", "unigram", "wordpiece", "bytes", "pretrained")
@@ -816,7 +762,6 @@ Tokenizer = Annotated[
     | Annotated[PretrainedTokenizer, Tag("pretrained")],
     Discriminator(_tag),
 ]
-AnyTokenizer = Bpe | Unigram | WordPiece | Bytes | PretrainedTokenizer
 
 
 # What of the model is trained: all of it, or low-rank additions to its matrices.
@@ -921,9 +866,9 @@ class Qlora(Lora):
         """Whether it is kept in 4 bits."""
         return getattr(parameter, "quant_state", None) is not None
 
-    def asks_for(self) -> dict[str, Any]:
-        """Its weights are kept in bytes of two each, beside those that stay in fp32."""
-        return {"working_dtype": "float32+uint8"}
+    asks: ClassVar[Mapping[str, Any]] = {
+        "working_dtype": "float32+uint8"
+    }  # bytes of two weights each, and the rest
 
 
 ADAPTATIONS: tuple[type[Choice], ...] = (FullTraining, Lora, Qlora)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
@@ -95,8 +96,12 @@ class OptimizerChoice(Choice):
     """Peak learning rates between which tuning looks where the suite gives no range; None: it must give one."""
     lr_range_source: ClassVar[str] = ""
     """Where the range comes from."""
+    library: ClassVar[str] = "torch.optim"
+    """The module that has the class."""
     classes: ClassVar[tuple[str, ...]] = ()
     """Of the optimizers that `build` makes, without their implementation; empty: not known here."""
+    states: ClassVar[int | None] = None
+    """State elements per parameter; None: it depends on the model's shapes."""
     schedule_shape: ClassVar[Literal["constant"] | None] = None
     """Of the learning rate after the warm-up, where the optimizer wants one of its own; None: the job's."""
 
@@ -118,8 +123,14 @@ class OptimizerChoice(Choice):
         return self.may_change | (SCHEDULE if self.sets_schedule else frozenset())
 
     def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-        """The optimizers that together step every parameter of the model once."""
-        raise NotImplementedError
+        """The optimizers that together step every parameter once: here one, whose arguments are the settings."""
+        settings = self.model_dump(by_alias=True, exclude={"name", "lr", "weight_decay", OWN_WARMUP})
+        if betas := tuple(settings.pop(name) for name in ("beta1", "beta2", "beta3") if name in settings):
+            settings["betas"] = betas
+        if (implementation := settings.pop("implementation", None)) is not None:  # both False: a loop in Python
+            settings |= {"fused": implementation == "fused", "foreach": implementation == "foreach"}
+        kind: Any = getattr(import_module(self.library), self.classes[0])
+        return [kind(decay_groups(model, self.weight_decay), lr=self.lr, **settings)]
 
     def asks_for(self) -> dict[str, Any]:
         """The classes, with the implementation where it can be chosen."""
@@ -136,7 +147,7 @@ class OptimizerChoice(Choice):
 
         `element_bytes`: of one element of the tensors that are updated. None: it depends on the model's shapes.
         """
-        return None
+        return None if self.states is None else self.states * element_bytes
 
 
 class Sgd(OptimizerChoice):
@@ -163,17 +174,6 @@ class Sgd(OptimizerChoice):
         """One momentum, where there is any."""
         return element_bytes if self.momentum else 0
 
-    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-        """torch.optim.SGD."""
-        import torch
-
-        return [
-            torch.optim.SGD(
-                decay_groups(model, self.weight_decay),
-                lr=self.lr, momentum=self.momentum, nesterov=self.nesterov, **_switches(self.implementation),
-            )
-        ]  # fmt: skip
-
 
 class Adam(OptimizerChoice):
     """Adam; weight decay, where given, is the L2 penalty of the original."""
@@ -197,22 +197,7 @@ class Adam(OptimizerChoice):
         "and small models bear 1e-2 (Wortsman et al. 2023, arXiv:2309.14322, figure 1)"
     )
     classes: ClassVar[tuple[str, ...]] = ("Adam",)
-
-    def state_bytes(self, element_bytes: int) -> float | None:
-        """Two moments: 8 bytes in fp32 (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1)."""
-        return 2 * element_bytes
-
-    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-        """torch.optim.Adam, or AdamW in the subclass."""
-        import torch
-
-        kind = torch.optim.AdamW if isinstance(self, AdamW) else torch.optim.Adam
-        return [
-            kind(
-                decay_groups(model, self.weight_decay),
-                lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps, **_switches(self.implementation),
-            )
-        ]  # fmt: skip
+    states: ClassVar[int | None] = 2  # 8 bytes in fp32 (Rajbhandari et al. 2020, arXiv:1910.02054, section 3.1)
 
 
 class AdamW(Adam):
@@ -237,7 +222,7 @@ class Adafactor(OptimizerChoice):
     name: Literal["adafactor"] = "adafactor"
     beta2_decay: Annotated[float, Field(ge=-1, le=0)] = -0.8
     """Exponent of the step number in the second moment's decay."""
-    clip_threshold: Annotated[float, Field(gt=0)] = 1.0
+    clip_threshold: Annotated[float, Field(gt=0, serialization_alias="d")] = 1.0
     """Root mean square above which an update is scaled down."""
     weight_decay: NonNegative = 0.0
     """Decoupled decay of matrices and embeddings."""
@@ -248,17 +233,7 @@ class Adafactor(OptimizerChoice):
         "parameters' own size"
     )
     classes: ClassVar[tuple[str, ...]] = ("Adafactor",)
-
-    def state_bytes(self, element_bytes: int) -> float | None:
-        """Nothing: the factors of a matrix grow with the sum of its sides, not with their product."""
-        return 0
-
-    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-        """torch.optim.Adafactor."""
-        import torch
-
-        groups = decay_groups(model, self.weight_decay)
-        return [torch.optim.Adafactor(groups, lr=self.lr, beta2_decay=self.beta2_decay, d=self.clip_threshold)]
+    states: ClassVar[int | None] = 0  # the factors of a matrix grow with the sum of its sides, not their product
 
 
 class Muon(OptimizerChoice):
@@ -279,14 +254,11 @@ class Muon(OptimizerChoice):
     """Newton-Schulz iterations."""
     adamw_lr: LearningRate | None = None
     """Peak learning rate of the AdamW part; the same as `lr` where it is not given."""
+    classes: ClassVar[tuple[str, ...]] = ("Muon", "AdamW(fused)")
     lr_range: ClassVar[tuple[float, float] | None] = (3e-4, 3e-2)
     lr_range_source: ClassVar[str] = (
         "AdamW's, as the update has its size (Liu et al. 2025, arXiv:2502.16982, section 2.2)"
     )
-
-    def asks_for(self) -> dict[str, Any]:
-        """Two optimizers."""
-        return {"optimizer": ["Muon", "AdamW(fused)"]}
 
     def peak_rates(self) -> tuple[float, ...]:
         """The matrices' and the rest's."""
@@ -334,11 +306,6 @@ def _muon() -> Any:
     return Muon
 
 
-def _switches(implementation: Implementation) -> dict[str, bool]:
-    """Torch's two switches; both False is the plain loop over parameters."""
-    return {"fused": implementation == "fused", "foreach": implementation == "foreach"}
-
-
 # Optimizers of bitsandbytes: Lion, and optimizers whose state is kept in 8-bit blocks.
 
 
@@ -353,25 +320,15 @@ class BitsAndBytesChoice(OptimizerChoice):
     needs: ClassVar[Needs] = Needs(packages=("bitsandbytes>=0.46",))
     waits: ClassVar[str | None] = "after every parameter in every step"  # Optimizer8bit.step's sync_gpu
     preload: ClassVar[tuple[str, ...]] = ("bitsandbytes",)
-    states: ClassVar[int]
-    """State elements per parameter."""
+    library: ClassVar[str] = "bitsandbytes.optim"
     eight_bit: ClassVar[bool] = True
     lr_range: ClassVar[tuple[float, float] | None] = AdamW.lr_range
     lr_range_source: ClassVar[str] = f"that of the 32-bit optimizer, whose steps it takes ({BLOCKWISE})"
 
     def state_bytes(self, element_bytes: int) -> float | None:
         """A byte an element and an fp32 scale for each block, or fp32 whatever dtype is updated."""
+        assert self.states is not None
         return self.states * (1 + 4 / BLOCK if self.eight_bit else 4)
-
-    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-        """The library's class with this choice's settings, in whose names `beta1` and the like are one argument."""
-        import bitsandbytes
-
-        settings = self.model_dump(exclude={"name", "lr", "weight_decay", OWN_WARMUP})
-        betas = tuple(settings.pop(name) for name in [*settings] if name.startswith("beta"))
-        kind: Any = getattr(bitsandbytes.optim, self.classes[0])
-        groups = decay_groups(model, self.weight_decay)
-        return [kind(groups, lr=self.lr, betas=betas, **settings)]
 
 
 class AdamW8bit(BitsAndBytesChoice):
@@ -379,7 +336,7 @@ class AdamW8bit(BitsAndBytesChoice):
 
     source: ClassVar[str] = f"{BLOCKWISE}; bitsandbytes.optim.AdamW8bit"
     classes: ClassVar[tuple[str, ...]] = ("AdamW8bit",)
-    states: ClassVar[int] = 2
+    states: ClassVar[int | None] = 2
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("adamwbnb8bit", "adam8bit"), "adamw_8bit")
     name: Literal["adamw_8bit"] = "adamw_8bit"
     beta1: Fraction = 0.9
@@ -409,7 +366,7 @@ class Lion(BitsAndBytesChoice):
 
     source: ClassVar[str] = "Chen et al. 2023, arXiv:2302.06675; bitsandbytes.optim.Lion32bit"
     classes: ClassVar[tuple[str, ...]] = ("Lion32bit",)
-    states: ClassVar[int] = 1
+    states: ClassVar[int | None] = 1
     eight_bit: ClassVar[bool] = False
     lr_range: ClassVar[tuple[float, float] | None] = (3e-5, 3e-3)
     lr_range_source: ClassVar[str] = (
@@ -438,7 +395,7 @@ class AdEMAMix8bit(BitsAndBytesChoice):
 
     source: ClassVar[str] = "Pagliardini et al. 2024, arXiv:2409.03137; bitsandbytes.optim.AdEMAMix8bit"
     classes: ClassVar[tuple[str, ...]] = ("AdEMAMix8bit",)
-    states: ClassVar[int] = 3
+    states: ClassVar[int | None] = 3
     lr_range_source: ClassVar[str] = (
         "AdamW's, as in the paper's comparison (Pagliardini et al. 2024, arXiv:2409.03137)"
     )
@@ -474,7 +431,9 @@ class ScheduleFreeAdamW(OptimizerChoice):
     )
     # Since 1.3 decay in the warm-up goes with the learning rate, as AdamW's.
     needs: ClassVar[Needs] = Needs(packages=("torch", "schedulefree>=1.4"), install=SCHEDULE_FREE_INSTALL)
+    library: ClassVar[str] = "schedulefree"
     classes: ClassVar[tuple[str, ...]] = ("AdamWScheduleFree",)
+    states: ClassVar[int | None] = 2  # the iterate that gradients move, a second moment; no average beside them
     lr_range: ClassVar[tuple[float, float] | None] = (1e-3, 1e-1)
     lr_range_source: ClassVar[str] = "1 to 10 times AdamW's rate, as the authors advise (schedulefree's README)"
     schedule_shape: ClassVar[Literal["constant"] | None] = "constant"
@@ -499,21 +458,6 @@ class ScheduleFreeAdamW(OptimizerChoice):
             "schedule_free_adamw keeps its learning rate after the warm-up, where others follow the job's "
             "lr_schedule; evaluations are of its averaged weights, losses in training of those that it trains at"
         )
-
-    def state_bytes(self, element_bytes: int) -> float | None:
-        """The iterate that the gradients move and the second moment; the average is not kept beside them."""
-        return 2 * element_bytes
-
-    def build(self, model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-        """schedulefree.AdamWScheduleFree, without a warm-up of its own."""
-        import schedulefree
-
-        return [
-            schedulefree.AdamWScheduleFree(
-                decay_groups(model, self.weight_decay),
-                lr=self.lr, betas=(self.beta1, self.beta2), eps=self.eps,
-            )
-        ]  # fmt: skip
 
 
 class OwnOptimizer(OptimizerChoice):

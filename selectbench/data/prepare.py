@@ -34,7 +34,7 @@ from selectbench.data.prepared import (
     remove,
     token_dtype,
 )
-from selectbench.data.reading import Cleaner, files_sha256, first_line
+from selectbench.data.reading import Cleaner, files_sha256
 from selectbench.data.split import (
     ANSWERS,
     HELDOUT_FRACTION,
@@ -59,6 +59,7 @@ from selectbench.data.tokenizer import (
 )
 from selectbench.errors import NotDownloadedError, UserError
 from selectbench.suite.sources import Cleaning, Dataset, DataSource, Kind, MarkovSource, TokenFile
+from selectbench.text import first_line
 
 Notify = Callable[[str], None]
 Write = Callable[[str, Path], None]
@@ -115,9 +116,13 @@ def _work(
         parts = ["tokens", digest, *(f"{one.dtype} {one.vocab_size}" for one in files)]
         return files[0].tokens, parts, lambda key, folder: write_token_files(files, key, folder)
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
+    needed, spelt = ["tokenizers"], tokenizer.model_dump_json()
+    needed += ["sentencepiece"] if isinstance(tokenizer, Unigram) else []
     if isinstance(tokenizer, PretrainedTokenizer):
-        sources.require("transformers")
+        needed.append("transformers")
         tokenizer = pinned(tokenizer)
+        spelt = pretrained_key(tokenizer)
+    versions = " ".join(f"{name} {sources.require(name)}" for name in needed)
     corpora = [sources.open_corpus(part, notify, code) for part in data.parts]
     for corpus in corpora:
         if corpus.key is None:
@@ -125,16 +130,8 @@ def _work(
     corpora = [sources.keyed(corpus, Cleaner(cleaning).fault) for corpus in corpora]
     work = TextWork(corpora, data.kind, tokenizer, cleaning, tuple(specials), notify, evaluates)
     parts = [str(corpus.key) for corpus in corpora]
-    parts += [work.kind, cleaning.model_dump_json(), _tokenizer_key(tokenizer), " ".join(specials)]
+    parts += [work.kind, cleaning.model_dump_json(), f"{spelt} {versions}", " ".join(specials)]
     return work.described, parts, lambda key, folder: write_text(work, key, folder)
-
-
-def _tokenizer_key(tokenizer: AnyTokenizer) -> str:
-    version = f"tokenizers {sources.require('tokenizers')}"
-    if isinstance(tokenizer, PretrainedTokenizer):
-        return f"{pretrained_key(tokenizer)} transformers {sources.require('transformers')} {version}"
-    trained_by = f" sentencepiece {sources.require('sentencepiece')}" if isinstance(tokenizer, Unigram) else ""
-    return f"{tokenizer.model_dump_json()} {version}{trained_by}"
 
 
 def _key(parts: Sequence[str]) -> str:
@@ -363,7 +360,7 @@ TOKENIZER_BYTES = 256 << 20
 """A tokenizer is trained on so much of the training text, evenly spread: more changes it little and takes long."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class TextWork:
     """What is to be made."""
 
@@ -377,15 +374,9 @@ class TextWork:
     evaluates: bool = False
     """Whether there must be held-out text."""
 
-    @property
-    def shape(self) -> Shape:
-        """What the documents are made of."""
-        return SHAPES[self.kind]
-
-    @property
-    def described(self) -> str:
-        """The text in words."""
-        return " and ".join(corpus.description for corpus in self.corpora)
+    def __post_init__(self) -> None:
+        self.shape = SHAPES[self.kind]
+        self.described = " and ".join(corpus.description for corpus in self.corpora)
 
 
 @dataclass

@@ -23,13 +23,7 @@ from typing import IO, Any, Literal
 from selectbench.choices.model import HUB, MOST_OF_A_LIBRARY
 from selectbench.errors import UnreachableError, UserError
 from selectbench.suite.sources import Cleaning, Dataset, OwnDocuments
-from selectbench.text import one_line, quoted, visible
-
-
-def first_line(error: BaseException) -> str:
-    """The beginning of what it says; its type where it says nothing."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else repr(error)
+from selectbench.text import first_line, one_line, quoted, visible
 
 
 def with_place(error: BaseException) -> str:

@@ -565,24 +565,17 @@ def _recurrent(tokens: list[list[int]], next_state: list[int]) -> int:
     A random graph may have places that are left for ever, or several that are never left: from such a beginning
     the rate of one walk would not be the one that is stated.
     """
-    after = [{next_state[token] for token in own} for own in tokens]
-    before: list[set[int]] = [set() for _ in tokens]
-    for state, following in enumerate(after):
-        for each in following:
-            before[each].add(state)
-    start = 0
-    while one_way := _reached(start, after) - _reached(start, before):
-        start = min(one_way)  # from there the beginning can't be reached: fewer states are left each time
+    from scipy.sparse.csgraph import breadth_first_order  # slow to import
+
+    states = np.arange(len(tokens))
+    after = np.zeros((len(tokens), len(tokens)))
+    after[states[:, None], np.array(next_state)[np.array(tokens)]] = 1
+    start, one_way = 0, {0}
+    while one_way:
+        there, back = (breadth_first_order(edges, start, return_predecessors=False) for edges in (after, after.T))
+        one_way = set(there.tolist()) - set(back.tolist())
+        start = min(one_way, default=start)  # from there the beginning can't be reached: fewer are left each time
     return start
-
-
-def _reached(start: int, edges: list[set[int]]) -> set[int]:
-    seen, waiting = {start}, [start]
-    while waiting:
-        new = edges[waiting.pop()] - seen
-        seen |= new
-        waiting += new
-    return seen
 
 
 def emit(source: Source, count: int, seed: list[int]) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.float64]]:

@@ -20,6 +20,7 @@ SPECS = st.builds(
     train_tokens=st.just(1000), seed=st.integers(0, 10**6),
 )  # fmt: skip
 SPEC = MarkovSource(markov=16, vocab_size=32, branches=4, train_tokens=200_000)
+make_source(SPEC)  # the first imports scipy, for which a drawn example has no time
 
 
 def transitions(source):
