@@ -203,10 +203,7 @@ LOADER = "selectbench.worker.runtime"
 
 
 def load(name: str, setting: str) -> Any:
-    """What `package.module:Name` names; `setting` is the key that named it. Worker only.
-
-    Raises OwnCodeError where there is no such module or attribute; what the module itself raises passes.
-    """
+    """What `package.module:Name` names; `setting` is the key that named it. Worker only. Raises OwnCodeError."""
     return import_module(LOADER).load(name, setting)
 
 

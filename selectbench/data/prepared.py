@@ -247,10 +247,7 @@ class Prepared:
 
     @classmethod
     def open(cls, folder: Path | str) -> Prepared:
-        """Reads it back, checking only the sizes of its files.
-
-        Raises FileNotFoundError where it is missing, ValueError where it is damaged.
-        """
+        """Reads it back, checking only the sizes of its files. Raises FileNotFoundError, or ValueError."""
         folder = Path(folder)
         try:
             content = unsealed((folder / FACTS).read_bytes())
@@ -445,11 +442,7 @@ FILES = ("config.json", "*.safetensors", "*.safetensors.index.json", "pytorch_mo
 
 
 def contents_of(models: Mapping[str, AnyModel]) -> dict[str, str]:
-    """By option, of a model that was trained before: of a hub id its commit, of a folder its files' SHA-256.
-
-    Other models, and a hub id that is not in the hub's cache, are left out. Raises UserError where a file can't
-    be read.
-    """
+    """By option, the commit, where cached, or files' SHA-256 of a pretrained model. Raises UserError."""
     asked = {option: model for option, model in models.items() if isinstance(model, PretrainedModel)}
     contents = {model: _content(model) for model in dict.fromkeys(asked.values())}
     return {option: content for option, model in asked.items() if (content := contents[model]) is not None}
@@ -541,13 +534,18 @@ def check_enough(prepared: Prepared, job: Job) -> None:
     """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
     pairs, whole = prepared.lengths(TRAIN), training_sequences(prepared, job)
     less = f"less than one batch of global_batch_size {job.global_batch_size}"
-    if pairs is None:
-        documents, taken_out = prepared.removed_documents + prepared.removed.get("in_training", 0), ""
-        if documents or prepared.removed_lines:
-            taken_out = (
-                f" ({documents:,} held-out documents and {prepared.removed_lines:,} lines were taken out, as the "
-                "training text has them)"
-            )
+    if pairs is not None:
+        too_few = (
+            f"of {len(pairs)} training pairs {whole} have no side longer than seq_len {job.seq_len}, {less}: "
+            "give more pairs, or raise seq_len"
+        )
+        none_held_out = f"no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none"
+    else:
+        documents = prepared.removed_documents + prepared.removed.get("in_training", 0)
+        taken_out = (
+            f" ({documents:,} held-out documents and {prepared.removed_lines:,} lines were taken out, as the "
+            "training text has them)"
+        )
         too_few = (
             f"{prepared.train_tokens} training tokens make {whole} sequences of seq_len {job.seq_len}"
             f"{' with an answer in them' if prepared.kind == 'chat' else ''}, {less}: "
@@ -555,14 +553,9 @@ def check_enough(prepared: Prepared, job: Job) -> None:
         )
         none_held_out = (
             f"{prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}"
-            f"{taken_out}: give more text, lower seq_len, or set eval: none"
+            f"{taken_out if documents or prepared.removed_lines else ''}: give more text, lower seq_len, or set "
+            "eval: none"
         )
-    else:
-        too_few = (
-            f"of {len(pairs)} training pairs {whole} have no side longer than seq_len {job.seq_len}, {less}: "
-            "give more pairs, or raise seq_len"
-        )
-        none_held_out = f"no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none"
     problems = [f"job.data: {too_few}"] if whole < job.global_batch_size else []
     if job.evaluates and not evaluable_tokens(prepared, job):
         problems.append(f"job.data: {none_held_out}")
@@ -611,15 +604,11 @@ def look(prepared: Prepared, job: Job) -> Look:
     for name in (f"{TRAIN}.bin", f"{HELDOUT}.bin"):
         with (prepared.folder / name).open("rb") as file:
             digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    both = (prepared.train(), prepared.heldout())
-    training, heldout = ([decode(part) for part in _samples(tokens)] for tokens in both)
+
+    def samples(tokens: npt.NDArray[Any]) -> list[str]:
+        starts = [len(tokens) * number // SAMPLES for number in range(SAMPLES)]  # evenly spread
+        parts: list[list[int]] = [tokens[start : start + SAMPLE_TOKENS].tolist() for start in starts]
+        return [decode(part) for part in parts if part]
+
+    training, heldout = samples(prepared.train()), samples(prepared.heldout())
     return Look(training, heldout, pieces, digests, targets(prepared, job))
-
-
-def _samples(tokens: npt.NDArray[Any]) -> Iterator[list[int]]:
-    """From evenly spread places."""
-    for number in range(SAMPLES):
-        start = len(tokens) * number // SAMPLES
-        part: list[int] = np.asarray(tokens[start : start + SAMPLE_TOKENS]).tolist()
-        if part:
-            yield part

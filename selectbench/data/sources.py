@@ -74,10 +74,7 @@ class Corpus:
 
 
 def open_corpus(data: DataSource, notify: Callable[[str], None], code: Sequence[str] = ()) -> Corpus:
-    """The corpus that a job names, of text, chats or pairs; `code`: folders of own code.
-
-    Raises UserError for packages or files that are missing or unfit.
-    """
+    """The corpus of text, chats or pairs that a job names; `code`: folders of own code. Raises UserError."""
     match data:
         case TextFiles():
             return _of_files(data.text, "text", notify, _blocks_of)
@@ -208,6 +205,9 @@ def pair_of(document: str) -> tuple[str, str]:
 
 
 def _document(source: str, target: str) -> str:
+    """Raises ValueError where one of them says nothing."""
+    if not (source.strip() and target.strip()):
+        raise ValueError(f"the {'target' if source.strip() else 'source'} is empty")
     return json.dumps([("source", source), ("target", target)], ensure_ascii=False)
 
 
@@ -226,43 +226,38 @@ TARGETS = Pieces(
 def _pairs_of_files(
     paths: Sequence[Path], source: str | int | None, target: str | int | None, fault: Fault
 ) -> Iterator[str]:
+    names = ("source" if source is None else source, "target" if target is None else target)
+    places = (0 if source is None else source, 1 if target is None else target)
     for path in paths:
         is_json = ".jsonl" in path.suffixes or ".json" in path.suffixes
-        names = ("source" if source is None else source, "target" if target is None else target)
-        places = (0 if source is None else source, 1 if target is None else target)
-        read: Any = json_values if is_json else read_lines
-        for place, value in read(path, _PAIRS, fault):
-            if is_json:
-                yield from _whole(place, _of_json(place, value, names, fault), fault)
-            elif not value.isspace():
-                yield from _whole(place, _of_columns(place, value, places, fault), fault)
+        for place, value in (json_values if is_json else read_lines)(path, _PAIRS, fault):
+            if is_json or not value.isspace():
+                try:
+                    sides = _of_json(value, names) if is_json else _of_columns(place, value, places)
+                    document = _document(*sides)
+                except UserError:
+                    raise
+                except ValueError as error:
+                    fault(f"{place}: {error}")
+                else:
+                    yield document
 
 
-def _of_json(place: str, value: Any, names: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
-    sides = [value.get(str(name)) if isinstance(value, dict) else None for name in names]
+def _of_json(value: Any, names: Sequence[str | int]) -> Sequence[str]:
+    sides: list[Any] = [value.get(str(name)) if isinstance(value, dict) else None for name in names]
     if not all(isinstance(side, str) for side in sides):
-        fields = " and ".join(map(quoted, names))
-        fault(f"{place}: the fields {fields} must be there and be text")
-        return None
-    return sides[0], sides[1]  # type: ignore[return-value]
+        raise ValueError(f"the fields {' and '.join(map(quoted, names))} must be there and be text")
+    return sides
 
 
-def _of_columns(place: str, text: str, places: tuple[str | int, str | int], fault: Fault) -> tuple[str, str] | None:
+def _of_columns(place: str, text: str, places: Sequence[str | int]) -> Sequence[str]:
     columns = text.rstrip("\n").split("\t")
     numbers = [one for one in places if isinstance(one, int)]
     if len(numbers) < 2:
         raise UserError(f"{place} has columns and no names: give source and target as numbers from 0")
     if max(numbers) >= len(columns):
-        fault(f"{place} has {len(columns)} columns, column {max(numbers)} (from 0) was asked for")
-        return None
-    return columns[numbers[0]], columns[numbers[1]]
-
-
-def _whole(place: str, pair: tuple[str, str] | None, fault: Fault) -> Iterator[str]:
-    if pair is not None and all(side.strip() for side in pair):
-        yield _document(*pair)
-    elif pair is not None:
-        fault(f"{place}: the {'target' if pair[0].strip() else 'source'} is empty")
+        raise ValueError(f"of {len(columns)} columns, column {max(numbers)} (from 0) was asked for")
+    return [columns[number] for number in numbers]
 
 
 def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
@@ -277,7 +272,12 @@ def _parallel(sources: Path, targets: Path, fault: Fault) -> Iterator[str]:
                 f"job.data.source_text: {shorter} has {number} lines and {longer} has more: parallel files must "
                 "have equally many"
             )
-        yield from _whole(source[0], (source[1].rstrip("\n"), target[1].rstrip("\n")), fault)
+        try:
+            document = _document(source[1].rstrip("\n"), target[1].rstrip("\n"))
+        except ValueError as error:
+            fault(f"{source[0]}: {error}")
+        else:
+            yield document
 
 
 def _strict(message: str) -> None:
@@ -337,10 +337,7 @@ def index_of(path: Path) -> Path | None:
 
 
 def open_tokens(source: TokenFile) -> Tokens:
-    """The file's ids, memory-mapped read-only, one after the other.
-
-    Raises UserError where it is missing, cut, no file of ids, or by all signs of another layout.
-    """
+    """The file's ids, memory-mapped read-only. Raises UserError where it is by any sign of another layout."""
     path = named_file(Path(source.tokens), _SETTING)
     try:
         kind, dtype, start, count = _layout(path, source.dtype)
@@ -526,10 +523,7 @@ class Source:
         return math.fsum(v * h for v, h in zip(visits, entropies, strict=True))
 
     def stationary(self) -> list[float]:
-        """Share of the steps that a long walk spends in each state.
-
-        By repeated steps of a walk that stays where it is half of the time, so that it can't alternate.
-        """
+        """Share of a long walk's steps in each state; of one that often stays, so that it can't alternate."""
         states = len(self.tokens)
         to = np.array(self.next_state)[np.array(self.tokens)].ravel()
         p = np.array(self.probabilities)
@@ -584,16 +578,12 @@ def emit(source: Source, count: int, seed: list[int]) -> tuple[npt.NDArray[np.ui
     nats = [[-math.log(p) for p in own] for own in source.probabilities]
     state, last = source.start, [len(own) - 1 for own in source.tokens]
     tokens, surprise = np.empty(count, np.uint16), np.empty(count)
-    for number, chance in enumerate(_chances(count, seed)):
+    draw = np.random.default_rng(seed)
+    sizes = (min(_MARKOV_CHUNK, count - begun) for begun in range(0, count, _MARKOV_CHUNK))
+    # A chunk at a time: as Python's own numbers they take four times their room.
+    for number, chance in enumerate(itertools.chain.from_iterable(draw.random(size).tolist() for size in sizes)):
         branch = min(bisect.bisect_right(cumulative[state], chance), last[state])
         token = source.tokens[state][branch]
         tokens[number], surprise[number] = token, nats[state][branch]
         state = source.next_state[token]
     return tokens, surprise
-
-
-def _chances(count: int, seed: list[int]) -> Iterator[float]:
-    """Numbers from 0 to 1, a chunk in memory at a time: as Python's own they take four times their room."""
-    draw = np.random.default_rng(seed)
-    for begun in range(0, count, _MARKOV_CHUNK):
-        yield from draw.random(min(_MARKOV_CHUNK, count - begun)).tolist()

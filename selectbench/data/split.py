@@ -91,7 +91,7 @@ class Sides:
 
     training: Mask
     heldout: Mask
-    leaked: frozenset[int]
+    leaked: frozenset[int | None]
     """leak_hash of pieces that occur on both sides."""
     pieces: Pieces = LINES
 
@@ -136,22 +136,15 @@ def decontaminated(spool: Spool, pieces: Pieces, used: Mask, heldout: Mask) -> S
     """With what occurs on both sides. Only held-out lines are kept in memory, a twentieth of the text."""
     heldout, training = used & heldout, used & ~heldout
     asked = {value for text in spool.documents(heldout) for piece in pieces.of(text) if (value := leak_hash(piece))}
-    if not asked:
-        return Sides(training, heldout, frozenset(), pieces)
-    met: set[int] = set()
-    for text in spool.documents(training):
-        met.update(value for piece in pieces.of(text) if (value := leak_hash(piece)) in asked and value is not None)
-    return Sides(training, heldout, frozenset(met), pieces)
+    found = (leak_hash(piece) for text in spool.documents(training) for piece in pieces.of(text)) if asked else ()
+    return Sides(training, heldout, frozenset(value for value in found if value in asked), pieces)
 
 
 READ_BYTES = 1 << 20
 
 
 class Spool:
-    """Documents on disk in order of arrival: sources are slow or can be read only once, this as often as needed.
-
-    In memory are only eight bytes of hash and eight of length for a document.
-    """
+    """Documents on disk, to be read as often as needed; in memory are 16 bytes of each, a hash and a length."""
 
     def __init__(self, path: Path, named_by: Callable[[str], str] = lambda document: document) -> None:
         """`path`: of the file to be written; it must not exist. `named_by`: what of a document is hashed."""
