@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, nullcontext
@@ -379,16 +380,8 @@ class TextWork:
         self.described = " and ".join(corpus.description for corpus in self.corpora)
 
 
-@dataclass
-class _Side:
-    """What was written of one side."""
-
-    tokens: int = 0
-    documents: int = 0
-    bytes: int = 0
-    unknown: int = 0
-    removed_documents: int = 0
-    removed_lines: int = 0
+Counts = Counter[str]
+"""Of both sides what `Prepared` has as numbers, by its names."""
 
 
 def write_text(work: TextWork, key: str, folder: Path) -> None:
@@ -399,8 +392,8 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
     if not sides.training.any():
         why = "has no text, only white space"
         if not set(cleaner.removed) <= {"empty"}:
-            counts = ", ".join(f"{count} {step}" for step, count in cleaner.removed.items())
-            why = f"has no text left: cleaning removed all {cleaner.documents_in} documents ({counts})"
+            removed = ", ".join(f"{count} {step}" for step, count in cleaner.removed.items())
+            why = f"has no text left: cleaning removed all {cleaner.documents_in} documents ({removed})"
         raise UserError(f"job.data: {work.corpora[0].description} {why}")
     if work.evaluates and (reason := nothing_held_out(spool, sides, cleaner.removed.get("in_training", 0))):
         raise UserError(f"job.data: {work.described}: {reason}")
@@ -413,20 +406,18 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
     name, both = str(next(iter(work.tokenizer.model_dump().values()))), sides.training | sides.heldout
     texts = itertools.chain.from_iterable(map(work.shape.encoded, spool.documents(both)))
     check_alphabet(tokenizer.backend, texts, name, work.described)
-    train, heldout = _Side(documents=int(sides.training.sum())), _Side()
-    _write_side(TRAIN, train, work, tokenizer, _training_texts(work, spool, sides), folder)
-    _write_side(HELDOUT, heldout, work, tokenizer, _heldout_texts(work, spool, sides, heldout, folder), folder)
+    counts = Counts({"train_documents": int(sides.training.sum()), "train_tokens": 0, "heldout_tokens": 0})
+    _write_side(TRAIN, counts, work, tokenizer, _training_texts(work, spool, sides), folder)
+    _write_side(HELDOUT, counts, work, tokenizer, _heldout_texts(work, spool, sides, counts, folder), folder)
     spool.path.unlink()
-    check_unknown(train.unknown + heldout.unknown, train.tokens + heldout.tokens, name)
+    check_unknown(counts["unknown_tokens"], counts["train_tokens"] + counts["heldout_tokens"], name)
     lengths = spool.lengths[both]
+    facts: dict[str, Any] = dict(counts)
     Prepared(
-        folder=folder, key=key, kind=work.kind, train_tokens=train.tokens, heldout_tokens=heldout.tokens,
-        vocab_size=tokenizer.vocab_size, documents_in=cleaner.documents_in, removed=cleaner.removed,
-        changed=cleaner.changed, train_documents=train.documents, heldout_documents=heldout.documents,
-        removed_documents=heldout.removed_documents, removed_lines=heldout.removed_lines, train_bytes=train.bytes,
-        heldout_bytes=heldout.bytes, unknown_tokens=train.unknown + heldout.unknown,
-        end_id=tokenizer.end_id, special_ids=tokenizer.special_ids,
-        document_sizes=np.bincount(np.frexp(lengths.astype(float))[1]).tolist() if len(lengths) else [],
+        folder=folder, key=key, kind=work.kind, vocab_size=tokenizer.vocab_size, end_id=tokenizer.end_id,
+        documents_in=cleaner.documents_in, removed=cleaner.removed, changed=cleaner.changed,
+        special_ids=tokenizer.special_ids,
+        document_sizes=np.bincount(np.frexp(lengths.astype(float))[1]).tolist() if len(lengths) else [], **facts,
     ).save()  # fmt: skip
 
 
@@ -477,16 +468,15 @@ def _training_texts(work: TextWork, spool: Spool, sides: Sides) -> Iterator[str]
         yield from work.shape.texts(document)
 
 
-def _heldout_texts(work: TextWork, spool: Spool, sides: Sides, side: _Side, folder: Path) -> Iterator[str]:
+def _heldout_texts(work: TextWork, spool: Spool, sides: Sides, counts: Counts, folder: Path) -> Iterator[str]:
     """What is encoded of the held-out documents, counted, without what training has; pairs are written."""
     with (folder / HELDOUT_PAIRS).open("wb") if work.kind == "pairs" else nullcontext() as pairs:
         for document in spool.documents(sides.heldout):
-            side.removed_lines += sides.leaks(document)
+            counts["removed_lines"] += sides.leaks(document)
             scored = sides.without_leaks(document)
+            counts["heldout_documents" if scored else "removed_documents"] += 1
             if not scored:
-                side.removed_documents += 1
                 continue
-            side.documents += 1
             texts = list(work.shape.texts(scored))
             if pairs is not None:
                 pairs.write(json.dumps(texts, ensure_ascii=False).encode() + b"\n")
@@ -494,7 +484,7 @@ def _heldout_texts(work: TextWork, spool: Spool, sides: Sides, side: _Side, fold
 
 
 def _write_side(
-    name: str, side: _Side, work: TextWork, tokenizer: TextTokenizer, texts: Iterator[str], folder: Path
+    name: str, counts: Counts, work: TextWork, tokenizer: TextTokenizer, texts: Iterator[str], folder: Path
 ) -> None:
     """Encodes the texts into the files of a side and counts what they hold."""
     with ExitStack() as opened:
@@ -511,9 +501,9 @@ def _write_side(
                 if file is not None:
                     assert array is not None
                     file.write(array.tobytes())
-            side.tokens += len(batch.ids)
-            side.unknown += batch.unknown
-            side.bytes += batch.text_bytes
+            counts[f"{name}_tokens"] += len(batch.ids)
+            counts["unknown_tokens"] += batch.unknown
+            counts[f"{name}_bytes"] += batch.text_bytes
 
 
 # Data that needs no tokenizer: token files made elsewhere, and a source whose probabilities are known.

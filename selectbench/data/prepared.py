@@ -570,7 +570,6 @@ def epochs(prepared: Prepared, job: Job) -> float:
 
 SAMPLE_TOKENS = 80
 SAMPLES = 2
-LONGEST_PIECES = 12
 
 
 @dataclass(frozen=True)
@@ -579,8 +578,6 @@ class Look:
 
     training_samples: list[str]
     heldout_samples: list[str]
-    longest_pieces: list[str]
-    """Of the vocabulary, as text."""
     sha256: dict[str, str]
     """Of the files of tokens."""
     targets: Targets | None
@@ -589,13 +586,11 @@ class Look:
 
 def look(prepared: Prepared, job: Job) -> Look:
     """Reads beginnings of both sides, and every token once for the digests."""
-    tokenizer, pieces = None, []
+    tokenizer = None
     if prepared.has_text:
         from tokenizers import Tokenizer
 
         tokenizer = Tokenizer.from_file(str(prepared.folder / TOKENIZER))
-        texts = {tokenizer.decode([number]) for number in tokenizer.get_vocab().values()}
-        pieces = sorted(texts, key=lambda text: (-len(text), text))[:LONGEST_PIECES]
 
     def decode(ids: list[int]) -> str:
         return " ".join(map(str, ids)) if tokenizer is None else tokenizer.decode(ids, skip_special_tokens=False)
@@ -611,4 +606,4 @@ def look(prepared: Prepared, job: Job) -> Look:
         return [decode(part) for part in parts if part]
 
     training, heldout = samples(prepared.train()), samples(prepared.heldout())
-    return Look(training, heldout, pieces, digests, targets(prepared, job))
+    return Look(training, heldout, digests, targets(prepared, job))

@@ -398,8 +398,6 @@ def print_data(console: Console, prepared_data: Sequence[tuple[Prepared, list[st
         for name, samples in (("training", look.training_samples), ("held out", look.heldout_samples)):
             for sample in samples:
                 headed(f"{name}: ", sample)
-        if look.longest_pieces:
-            headed("longest pieces: ", ", ".join(map(repr, look.longest_pieces)))
         digests = [f"sha256 of {name}: {digest}" for name, digest in look.sha256.items()]
         for line in (*digests, f"in {prepared.folder}"):
             console.print(Text(line, style="dim"), soft_wrap=True)
