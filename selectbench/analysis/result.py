@@ -616,48 +616,42 @@ class Row(Sparse):
 
 
 class ReferenceScore(Shown):
-    """A score of what a reference answered."""
+    """Of what a reference answered, with its 95 % interval over the choice of the test sentences, where known."""
 
     value: Number
     low: Number | None
-    """Lower end of its 95 % interval over the choice of the test sentences; None: few sentences, or own code."""
     high: Number | None
 
 
 class Reference(Shown):
-    """A model behind an API, not trained here: it has no rank, and nothing is claimed with it."""
+    """A model behind an API, not trained here: it has no rank, and nothing is claimed with it.
+
+    Fields without a word are `selectbench.record.record.Asked`'s.
+    """
 
     name: str
     model: str
     base_url: str
     sentences: int
-    """Pieces of held-out text that it was to be asked for."""
     answered: int
     incomplete: str | None
-    """Why not for all; it has no scores then."""
+    refused: str | None
     empty: int
-    """Answers without any text, scored as they are."""
     cut: int
-    """Answers that ended at max_tokens."""
     scores: dict[str, ReferenceScore]
+    """None where it has not answered all."""
     differences: list[ScoreDifference]
-    """From the baseline's scores, where both are known by sentence."""
+    """From the baseline's scores."""
     bits_per_byte: Number | None
-    """Of causal text; None: not asked for, or not reported."""
     byte_perplexity: Number | None
     """2 to that power."""
     no_bits: str | None
-    """Why they are not known."""
     input_tokens: int | None
     output_tokens: int | None
     usd: Number | None
-    """Of all answers, whenever they were paid."""
     lost_usd: Number
-    """Of requests that brought no answer, at most."""
     latency_median_seconds: Number | None
-    latency_most_seconds: Number | None
     samples: list[dict[str, str | None]]
-    """The first ones: `prompt`, `said`, `reference`."""
 
 
 class Ranking(Sparse):

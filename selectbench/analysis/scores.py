@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -194,41 +193,31 @@ def references(asked: Mapping[str, Asked], baseline: Summary | None) -> list[Ref
     found = []
     for name, one in asked.items():
         scores, differences = {}, []
-        for score, value in one.scores.items() if one.incomplete is None else ():
-            if score not in (*SCORES, OWN_SCORE):
-                continue
+        known = (*SCORES, OWN_SCORE) if one.incomplete is None else ()
+        for score, value in ((score, one.scores[score]) for score in known if score in one.scores):
             table = None if one.kept is None else table_of(score, one.kept)
-            low = high = None
-            if one.kept is not None and table is not None and len(table) >= FEWEST_SENTENCES:
-                own = resampled(score, table)
-                drawn = sorted(own.drawn)
-                low, high = drawn[_TAIL - 1], drawn[-_TAIL]
+            ends: Sequence[float | None] = (None, None)
+            if one.kept is not None and table is not None:
                 theirs = _texts(score, baseline) if baseline is not None else {}
-                both = [_Text(one.kept.references_sha256, value, table), *theirs.values()]
-                told = {
-                    "score": score,
-                    "option": name,
-                    "against": baseline.name if baseline else "",
-                    "seeds": len(theirs),
-                }
-                reason = _refused(score, both) if theirs else "the baseline has no such scores"
-                if not reason:
-                    against = [resampled(score, text.table) for text in theirs.values()]
-                    told |= {"sentences": len(table), **paired([own] * len(against), against)._asdict()}
-                differences.append(
-                    ScoreDifference.model_validate(told | ({"not_compared": reason} if reason else {}))
-                )
-            scores[score] = ReferenceScore(value=value, low=low, high=high)
-        bits, seconds = one.bits_per_byte if one.incomplete is None else None, one.latencies_seconds
-        counted = {k: getattr(one, k) for k in Reference.model_fields if k in Asked.__struct_fields__}
+                reason = _refused(score, [_Text(one.kept.references_sha256, value, table), *theirs.values()])
+                told: dict[str, object] = {"not_compared": reason or "the baseline has no such scores"}
+                if len(table) >= FEWEST_SENTENCES:
+                    own = resampled(score, table)
+                    ends = (sorted(own.drawn)[_TAIL - 1], sorted(own.drawn)[-_TAIL])
+                    if theirs and not reason:
+                        against = [resampled(score, text.table) for text in theirs.values()]
+                        told = {"sentences": len(table), **paired([own] * len(against), against)._asdict()}
+                told |= {"against": baseline.name if baseline else "", "seeds": len(theirs)}
+                differences.append(ScoreDifference.model_validate(told | {"score": score, "option": name}))
+            scores[score] = ReferenceScore(value=value, low=ends[0], high=ends[1])
+        bits = one.bits_per_byte if one.incomplete is None else None
+        same = {key: getattr(one, key) for key in Reference.model_fields if key in Asked.__struct_fields__}
         shown = {
-            "scores": scores, "differences": differences, "bits_per_byte": bits,
+            "name": name, "scores": scores, "differences": differences, "bits_per_byte": bits,
             "byte_perplexity": None if bits is None or bits > 1000 else 2**bits,
-            "latency_median_seconds": median(seconds) if seconds else None,
-            "latency_most_seconds": max(seconds, default=None),
             "samples": [asdict(sample) for sample in one.samples],
         }  # fmt: skip
-        found.append(Reference.model_validate({**counted, **shown, "name": name}))
+        found.append(Reference.model_validate(same | shown))
     return found
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import hashlib
 import json
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cached_property
 from math import log
+from statistics import median
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
     from selectbench.launch.trial import Stop
     from selectbench.suite.suite import Reference, Suite
 
-INSTALL = "pip install 'selectbench[api]'"
 ATTEMPTS = 6
 """At one question, until the model is given up for this time."""
 MOST_WAIT_SECONDS = 300.0
@@ -55,6 +55,8 @@ _BYTES_PER_TOKEN = 3.5
 """Of an estimate; a token is never less than a byte."""
 _PASSING = (408, 409, 425, 429)
 """Refusals that pass by themselves, as those from 500 do."""
+_OF_ONE_TEXT = (400, 413, 422)
+"""Refusals of what is too long or unwanted, from a model that has answered something else."""
 _SAMPLES = 2
 
 
@@ -125,9 +127,7 @@ def _pieces(suite: Suite, prepared: Prepared) -> Iterator[str]:
 class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One answer of a model."""
 
-    text: str
-    at: str
-    """UTC, of the request."""
+    text: str = ""
     seconds: float
     finish: str | None = None
     input_tokens: int | None = None
@@ -153,12 +153,11 @@ class Ledger:
     def __init__(self, asked: Reference) -> None:
         named = hashlib.sha256(f"{asked.api.base_url}\n{asked.api.model}".encode()).hexdigest()[:24]
         self.path = cache_root() / "answers" / f"{named}.jsonl"
-        self.answers: dict[str, Answer] = {}
-        self.lost: Counter[str] = Counter()
         self._read()
 
     def _read(self) -> None:
-        self.answers, self.lost = {}, Counter()
+        self.answers: dict[str, Answer] = {}
+        self.lost: Counter[str] = Counter()
         for line in self.path.read_bytes().split(b"\n") if self.path.is_file() else ():
             try:
                 self._take(msgspec.json.decode(line, type=Line))
@@ -170,30 +169,29 @@ class Ledger:
         if line.answer is not None:
             self.answers[line.key] = line.answer
 
-    def hold(self, stop: Stop, notify: Notify) -> bool:
-        """Whether it is ours now, until `close`; False: the run is to stop. Raises UserError."""
+    @contextmanager
+    def held(self, stop: Stop, notify: Notify) -> Iterator[bool]:
+        """Whether it is ours inside; not where the run is to stop before another one is done. Raises UserError."""
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._stream = self.path.open("a+b", buffering=0)
+        with self._stream:
             if not (is_ours := self._is_locked()):
                 notify("another run is asking this model; waiting for its end")
             while not is_ours and not stop:
                 stop.wait(1.0)
                 is_ours = self._is_locked()
             if is_ours and not self.path.read_bytes().endswith(b"\n"):
-                self._stream.write(b"\n")
-        self._read()
-        return is_ours
+                with writing(self.path):
+                    self._stream.write(b"\n")
+            self._read()
+            yield is_ours
 
     def _is_locked(self) -> bool:
         try:
             return lock(self._stream.fileno(), wait=False)
         except OSError:  # storage without locks, where two runs at the same time may ask the same
             return True
-
-    def close(self) -> None:
-        """Others may ask."""
-        self._stream.close()
 
     def append(self, line: Line) -> None:
         """One line, on the disk when this returns. Raises UserError."""
@@ -237,8 +235,9 @@ class _Choice(msgspec.Struct):
 
 
 class _Reply(msgspec.Struct):
-    choices: list[_Choice]
+    choices: list[_Choice] = []
     usage: _Usage | None = None
+    error: Any = None
 
 
 class Asking:
@@ -249,8 +248,11 @@ class Asking:
         self.unlike = {question.key: question for question in every}
         self.halted: HaltError | None = None
         """Why some may have no answer."""
+        self.refused: dict[str, str] = {}
+        """By key of texts that this model refuses, as it does not others: why."""
         self._not_before = 0.0
         """Of the monotonic clock: no request earlier."""
+        self._told: set[str] = set()
         self._overhead = _OVERHEAD_TOKENS
         answers = [(q, ledger.answers[key]) for key, q in self.unlike.items() if key in ledger.answers]
         for question, answer in answers:
@@ -261,7 +263,7 @@ class Asking:
     @property
     def missing(self) -> list[Question]:
         """Those without an answer."""
-        return [q for key, q in self.unlike.items() if key not in self.ledger.answers]
+        return [q for key, q in self.unlike.items() if key not in self.ledger.answers and key not in self.refused]
 
     @property
     def lost_usd(self) -> float:
@@ -349,7 +351,9 @@ class Asking:
                 raise HaltError(f"{why}; it asks to wait {units.duration(asks_to_wait)}: run the same command then")
             if attempt + 1 < self._attempts:
                 backoff = asks_to_wait or 2.0**attempt * random.uniform(0.75, 1.25)
-                self._notify(f"{why}; asking again in {units.seconds(backoff)}")
+                if why not in self._told or backoff > _PROGRESS_SECONDS:
+                    self._notify(f"{why}; asking again in {units.seconds(backoff)}")
+                self._told.add(why)
                 self._not_before = max(self._not_before, time.monotonic() + backoff)
         raise HaltError(
             f"{why}{f', {self._attempts} times; the same command goes on' if self._attempts > 1 else ''}"
@@ -361,33 +365,39 @@ class Asking:
 
         self.ledger.append(Line(question.key))
         self._spent_usd += most
-        at, began = datetime.now(UTC).isoformat(timespec="seconds"), time.perf_counter()
-        where, seconds = self.asked.api.base_url, self.asked.timeout_seconds
+        where, seconds, began = self.asked.api.base_url, self.asked.timeout_seconds, time.perf_counter()
         try:
             async with asyncio.timeout(seconds):
-                reply = msgspec.convert(
-                    await client.post(question.path, body=dict(question.body), cast_to=object), _Reply
-                )
-            answer = self._kept(question, reply, at, round(time.perf_counter() - began, 6))
+                sent: Any = await client.post(question.path, body=dict(question.body), cast_to=object)
+            if isinstance(sent, str):  # a page, or a stream
+                said = f"sent what is no completion ({self._harmless(sent)[:60]})"
+                raise HaltError(f"{where} {said}: look at `base_url`, which mostly ends in /v1", is_mistake=True)
+            answer = self._kept(question, msgspec.convert(sent, _Reply), round(time.perf_counter() - began, 6))
         except openai.APIStatusError as error:
             self.ledger.append(Line(question.key, refused=True))
             self._spent_usd -= most
-            status, said = error.status_code, self._said(error)
+            status, said = error.status_code, self._said(error.body)
+            if status in _OF_ONE_TEXT and self.asked.prompt is not None and self.ledger.answers:
+                self.refused[question.key] = f"{status}: {said}"
+                return "", 0.0
             if (status not in _PASSING and status < 500) or "insufficient_quota" in said:
                 raise HaltError(_refusal(self.asked, status, said), is_mistake=True) from None
-            return f"{where} answers {status} ({said})", _asks_to_wait(error.response.headers)
+            wait = error.response.headers.get("retry-after", "")  # in seconds, or a date (RFC 9110, 10.2.3)
+            return f"{where} answers {status} ({said})", float(wait) if re.fullmatch(r"[\d.]*\d", wait) else 0.0
         except (TimeoutError, openai.APITimeoutError):
             return f"{where} gave no answer within {units.seconds(seconds)}", 0.0
         except openai.APIConnectionError as error:
             return f"the connection to {where} failed ({self._harmless(error.__cause__ or error)})", 0.0
-        except (openai.OpenAIError, msgspec.DecodeError, ValueError, IndexError) as error:
+        except (openai.OpenAIError, msgspec.DecodeError, ValueError) as error:
             return f"{where} sent what is no completion ({self._harmless(error)})", 0.0
         self._learn(question, answer)
         self._spent_usd += self._charge(question, answer) - most
         self.ledger.append(Line(question.key, answer=answer))
         return "", 0.0
 
-    def _kept(self, question: Question, reply: _Reply, at: str, seconds: float) -> Answer:
+    def _kept(self, question: Question, reply: _Reply, seconds: float) -> Answer:
+        if not reply.choices:
+            raise ValueError(self._said(reply.error) if reply.error else "it has no choices")
         choice, usage = reply.choices[0], reply.usage or _Usage()
         text = (choice.message.content if choice.message else choice.text) or ""
         told, end, nats, size = choice.logprobs or _Logprobs(), usage.prompt_tokens or 0, None, 0
@@ -397,16 +407,15 @@ class Asking:
             first = told.tokens[0] if text.startswith(told.tokens[0]) else ""
             size, text = len(question.text.encode()) - len(first.encode()), ""
         return Answer(
-            text=self._without_key(text), at=at, seconds=seconds, finish=choice.finish_reason,
-            nats=nats, bytes=size, input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens,
+            text=self._without_key(text), seconds=seconds, finish=choice.finish_reason, nats=nats, bytes=size,
+            input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens,
         )  # fmt: skip
 
-    def _said(self, error: openai.APIStatusError) -> str:
+    def _said(self, body: Any) -> str:
         """The server's own words."""
-        body: Any = error.body
         body = body.get("error", body) if isinstance(body, dict) else body
         words = [body.get(key) for key in ("message", "detail", "code")] if isinstance(body, dict) else [body]
-        return self._harmless(" ".join(str(word) for word in words if word) or "without a word")
+        return self._harmless(", ".join(str(word) for word in words if word) or "without a word")
 
     def _harmless(self, words: object) -> str:
         return visible(self._without_key(str(words)), 200)
@@ -433,19 +442,6 @@ def _refusal(asked: Reference, status: int, said: str) -> str:
     }
     other = f"refuses the request ({status}: {said}): mend `prompt`, `max_tokens` or `request`"
     return f"{where} {sentences.get(status, other)}"
-
-
-def _asks_to_wait(headers: Mapping[str, str]) -> float:
-    """Of Retry-After, seconds or a date (RFC 9110, 10.2.3); 0: it does not say."""
-    said = headers.get("retry-after", "")
-    try:
-        return max(0.0, float(said))
-    except ValueError:
-        pass
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
-    except ValueError:
-        return 0.0
 
 
 # A run's references: what is still to be asked is asked, scored and written into its folder.
@@ -482,15 +478,13 @@ def ask_references(
         def say(line: str, name: str = name) -> None:
             notify(f"reference {name}: {line}")
 
-        if not ledger.hold(stop, say):
-            return
-        try:
+        with ledger.held(stop, say) as is_ours:
+            if not is_ours:
+                return
             asking = Asking(asked, every[:1] if tries else every, ledger)
             if not tries and asking.missing:
                 say(f"asking {visible(asked.api.model)} for {len(asking.missing)} of {len(every)} answers")
             asking.ask(secret, stop, say, 1 if tries else ATTEMPTS)
-        finally:
-            ledger.close()
         halted = asking.halted
         if not tries:
             found = _outcome(name, asking, suite, folder)
@@ -507,7 +501,9 @@ def _secret(name: str, asked: Reference) -> str:
     try:
         import openai  # noqa: F401
     except ImportError:
-        raise MissingPackageError(f"references.{name} needs the package openai: {INSTALL}") from None
+        raise MissingPackageError(
+            f"references.{name} needs the package openai: pip install 'selectbench[api]'"
+        ) from None
     if (variable := asked.api.key_env) is None:
         return ""
     secret = os.environ.get(variable, "").strip()
@@ -519,29 +515,35 @@ def _secret(name: str, asked: Reference) -> str:
 
 def _outcome(name: str, asking: Asking, suite: Suite, folder: Path) -> Asked:
     """What came of it, which the run's folder holds when this returns."""
-    asked, every, halted = asking.asked, asking.every, asking.halted
-    had = [(q, asking.ledger.answers[q.key]) for q in every if q.key in asking.ledger.answers]
-    answers, generates = [answer for _, answer in had], asked.prompt is not None
-    incomplete = no_bits = None
+    asked, every, halted, given = asking.asked, asking.every, asking.halted, asking.ledger.answers
+    answers, generates = [given[q.key] for q in every if q.key in given], asked.prompt is not None
+    texts = [
+        (q, given[q.key].text if q.key in given else "") for q in every if q.key in given or q.key in asking.refused
+    ]
+    nats, size = _total([answer.nats for answer in answers]), sum(answer.bytes for answer in answers)
+    incomplete, no_bits, silent = None, None, "the API tells no log-probabilities of a text"
     if not generates and halted is not None and halted.is_mistake:
-        no_bits = f"the API tells no log-probabilities of a text: {halted.why}"
-    elif len(had) < len(every):
+        no_bits = f"{silent}: {halted.why}"
+    elif len(texts) < len(every):
         incomplete = halted.why if halted else "the run was stopped; the same command goes on"
+    elif not generates and (nats is None or not size):
+        no_bits = silent
     found = Asked(
         asks=_digest(suite, asked, every), model=asked.api.model, base_url=asked.api.base_url,
-        asked_at=min((a.at for a in answers), default=""), sentences=len(every), answered=len(had),
+        sentences=len(every), answered=len(answers), refused=next(iter(asking.refused.values()), None),
         empty=sum(not a.text.strip() for a in answers) if generates else 0,
         cut=sum(a.finish == "length" for a in answers) if generates else 0,
         input_tokens=_total([a.input_tokens for a in answers]),
         output_tokens=_total([a.output_tokens for a in answers]),
         usd=_total([asking.usd(a.input_tokens, a.output_tokens) for a in answers]), lost_usd=asking.lost_usd,
-        latencies_seconds=[a.seconds for a in answers], incomplete=incomplete, no_bits=no_bits,
-        settled=incomplete is None or (halted is not None and halted.settled),
-        samples=[Sample(prompt=q.text, said=a.text, reference=q.target) for q, a in had[:_SAMPLES] if generates],
+        latency_median_seconds=median(a.seconds for a in answers) if answers else None, incomplete=incomplete,
+        bits_per_byte=None if incomplete or no_bits or nats is None or not size else nats / size / log(2),
+        no_bits=no_bits, settled=incomplete is None or (halted is not None and halted.settled),
+        samples=[Sample(prompt=q.text, said=said, reference=q.target) for q, said in texts[:_SAMPLES] if generates],
     )  # fmt: skip
-    if incomplete is None and no_bits is None:
-        found = _scored(found, had, suite) if generates else _with_bits(found, answers)
-    lines = [{"source": q.text, "reference": q.target, "hypothesis": a.text} for q, a in had if generates]
+    if generates and incomplete is None:
+        found = _scored(found, texts, suite)
+    lines = [{"source": q.text, "reference": q.target, "hypothesis": said} for q, said in texts if generates]
     kept = {key: one for key, one in read_answers(folder).items() if key in suite.references} | {name: found}
     with writing(folder):
         (folder / "references").mkdir(exist_ok=True)
@@ -556,11 +558,11 @@ def _total(values: Sequence[Any]) -> Any:
     return None if not values or None in values else sum(values)
 
 
-def _scored(found: Asked, had: Sequence[tuple[Question, Answer]], suite: Suite) -> Asked:
+def _scored(found: Asked, texts: Sequence[tuple[Question, str]], suite: Suite) -> Asked:
     assert isinstance(suite.built.eval, Eval)
     content: dict[str, object] = {
-        "code": suite.code, "names": suite.built.eval.scores, "sources": [q.text for q, _ in had],
-        "references": [q.target for q, _ in had], "hypotheses": [" ".join(a.text.split()) for _, a in had],
+        "code": suite.code, "names": suite.built.eval.scores, "sources": [q.text for q, _ in texts],
+        "references": [q.target for q, _ in texts], "hypotheses": [" ".join(said.split()) for _, said in texts],
     }  # fmt: skip
     python = suite.option(suite.baseline).choices.python
     try:
@@ -570,20 +572,18 @@ def _scored(found: Asked, had: Sequence[tuple[Question, Answer]], suite: Suite) 
     if isinstance(told, str):
         return msgspec.structs.replace(found, incomplete=told, settled=False)
     kept = told["sentences"] and msgspec.convert(told["sentences"], Sentences)
-    return msgspec.structs.replace(found, scores=told["scores"], signatures=told["signatures"], kept=kept)
-
-
-def _with_bits(found: Asked, answers: Sequence[Answer]) -> Asked:
-    nats, size = _total([answer.nats for answer in answers]), sum(answer.bytes for answer in answers)
-    if nats is None or not size:
-        return msgspec.structs.replace(found, no_bits="the API tells no log-probabilities of a text")
-    return msgspec.structs.replace(found, bits_per_byte=nats / size / log(2))
+    return msgspec.structs.replace(found, scores=told["scores"], kept=kept)
 
 
 def reference_lines(suite: Suite, prepared: Mapping[str, Prepared]) -> Iterator[str]:
     """What `plan` says of each: how many requests, and what they cost."""
     for name, asked in suite.references.items():
         asking = Asking(asked, questions(asked, suite, prepared[suite.baseline]), Ledger(asked))
+        try:
+            if asking.missing:
+                _secret(name, asked)
+        except UserError as error:
+            yield str(error)
         tokens = [
             sum(q.most_tokens[0] for q in asking.missing) / _BYTES_PER_TOKEN,
             sum(len(q.target.encode()) / _BYTES_PER_TOKEN if q.target else 1 for q in asking.missing),

@@ -283,15 +283,12 @@ class Asked(Recorded, frozen=True, kw_only=True):
     asks: str
     """Digest of what the suite says of it and of the text: with another one it is to be asked anew."""
     model: str
-    """As the server calls it."""
     base_url: str
-    """Of the server."""
-    asked_at: str
-    """UTC, of the first answer; '': there is none."""
     sentences: Count
     """Pieces of text that it is to be asked for."""
     answered: Count
-    """Of these, that have an answer."""
+    refused: str | None = None
+    """Why the server refuses some, but not all, which are scored as empty answers."""
     empty: Count
     """Answers without any text, which are scored as they are."""
     cut: Count
@@ -299,22 +296,18 @@ class Asked(Recorded, frozen=True, kw_only=True):
     input_tokens: Count | None
     """Of all answers; None: the server does not tell."""
     output_tokens: Count | None
-    """As above."""
     usd: Amount | None
     """Of all answers, whenever they were paid; None: no prices, or no tokens."""
     lost_usd: Amount
     """What requests may have cost, at most, that brought no answer: cut off, silent, or in flight when a run was
     killed."""
-    latencies_seconds: list[Amount]
-    """Of each answer, from the request to its end, as they came."""
+    latency_median_seconds: Amount | None = None
     incomplete: str | None
     """Why it has not answered all; None: it has."""
     settled: bool
     """Whether asking again with the same suite would change nothing."""
     scores: dict[str, Number] = msgspec.field(default_factory=dict)
     """From 0 to 100, of a complete one alone."""
-    signatures: dict[str, str] = msgspec.field(default_factory=dict)
-    """By score, how it was made, as sacrebleu writes it."""
     kept: Sentences | None = None
     """What its scores are made of."""
     bits_per_byte: Amount | None = None

@@ -85,8 +85,10 @@ def figures_of(found: Reference) -> dict[str, float]:
 def reference_words(found: Reference) -> list[str]:
     """What is to be known of a reference beside its figures."""
     unfinished = f"{found.answered} of {found.sentences} answered, so it has no scores: {found.incomplete}"
+    refused = found.refused and f"{found.sentences - found.answered} of {found.sentences} refused, scored as empty"
     return [
         *([unfinished] if found.incomplete else []), *([found.no_bits] if found.no_bits else []),
+        *([f"{refused} ({found.refused})"] if refused and not found.incomplete else []),
         *([f"answers without any text, scored as they are: {found.empty}"] if found.empty else []),
         *([f"answers cut at max_tokens, scored as they are: {found.cut}"] if found.cut else []),
         *([f"requests without an answer may have cost {units.usd(found.lost_usd)} more"] if found.lost_usd else []),

@@ -229,15 +229,15 @@ def _references(ranking: Ranking) -> Iterator[doc.Section]:
     took: list[list[doc.Cell]] = [
         [f.name, f.model, f.base_url, f"{f.answered} of {f.sentences}", doc.Amount(f.input_tokens, units.count),
          doc.Amount(f.output_tokens, units.count), doc.Amount(f.usd, units.usd),
-         doc.Amount(f.latency_median_seconds, units.seconds), doc.Amount(f.latency_most_seconds, units.seconds)]
+         doc.Amount(f.latency_median_seconds, units.seconds)]
         for f in ranking.references
     ]  # fmt: skip
-    heads = ("answered", "tokens in", "tokens out", "cost", "median latency", "longest")
+    heads = ("answered", "tokens in", "tokens out", "cost", "median latency")
     notes = [f"{found.name}: {words}." for found in ranking.references for words in shown.reference_words(found)]
     figures = "Their figures, with 95 % intervals over the choice of the test sentences"
     cost = "What they took, answers of earlier runs among it"
     tables = [
-        doc.table(figures, ("reference", "score"), ("value", "interval"), quality),
+        *([doc.table(figures, ("reference", "score"), ("value", "interval"), quality)] if quality else []),
         doc.table(cost, ("reference", "model", "address"), heads, took),
     ]
     yield doc.Section("references", "References, not trained here", [*tables, doc.Listing([*notes, _REFERENCES])])
@@ -279,18 +279,23 @@ def _difference_lines(ranking: Ranking) -> list[str]:
 
 
 def _reference_lines(ranking: Ranking) -> Iterator[str]:
+    base = next((row for row in ranking.rows if row.option == ranking.baseline), None)
     for found in ranking.references:
         told = []
         for name, score in found.scores.items():
             ends = "" if score.low is None else f" ({doc.joined((score.low, score.high), units.significant)})"
             told.append(f"{METRICS[name].title} {units.significant(score.value)}{ends}")
-        if found.byte_perplexity is not None:
-            told.append(f"{units.significant(found.byte_perplexity)} perplexity per byte")
-        told += [
-            f"{units.count(found.input_tokens)} tokens in, {units.count(found.output_tokens)} out",
-            units.usd(found.usd), f"median latency {units.seconds(found.latency_median_seconds)}",
-            *shown.reference_words(found),
-        ]  # fmt: skip
+        if found.bits_per_byte is not None:
+            own = base.metrics["bits_per_byte"].value if base and "bits_per_byte" in base.metrics else None
+            theirs = f" ({one_line(ranking.baseline)}: {units.significant(own)})" if own is not None else ""
+            told.append(f"{units.significant(found.bits_per_byte)} bits/byte{theirs}, a perplexity per byte of "
+                        f"{units.significant(found.byte_perplexity)}")  # fmt: skip
+        if found.input_tokens is not None and found.output_tokens is not None:
+            told.append(f"{units.count(found.input_tokens)} tokens in, {units.count(found.output_tokens)} out")
+        told += [] if found.usd is None else [units.usd(found.usd)]
+        if found.latency_median_seconds is not None:
+            told.append(f"median latency {units.seconds(found.latency_median_seconds)}")
+        told += shown.reference_words(found)
         yield f"{found.name}, {shown.NOT_TRAINED} ({found.model}): {'; '.join(told)}"
 
 

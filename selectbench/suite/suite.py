@@ -22,7 +22,7 @@ from selectbench.suite.metrics import (
     undecidable_reason,
     unknown_metric,
 )
-from selectbench.text import quoted
+from selectbench.text import leaves, quoted
 
 AUTO = "auto"
 AT_MOST = "at_most"
@@ -247,6 +247,9 @@ class MeterSettings(Strict):
     """Run a trial a second time where its GPU was throttled or shared, or something else kept its CPU busy."""
 
 
+_SECRETS = r"api.?key|authorization|password|secret"
+
+
 class Api(Strict):
     """A server that speaks OpenAI's protocol: a vendor's, or one of your own."""
 
@@ -264,7 +267,7 @@ class Api(Strict):
         if not re.match(r"^https?://[^\s/@?#]+(/[^\s@?#]*)?$", address):
             wrong = "expected an address such as https://api.openai.com/v1, without a key or a password in it"
             raise ValueError(wrong)  # what was found may hold one
-        return address.rstrip("/")
+        return re.sub(r"(/chat)?/completions$", "", address.rstrip("/"))
 
     @field_validator("key_env")
     @classmethod
@@ -315,6 +318,8 @@ class Reference(Strict):
         ours = {"messages", "model", "n", "prompt", "stream", "echo", "logprobs", "max_tokens"}
         if ours := ours & self.request.keys():
             raise WrongValueError("request", f"request may not set {', '.join(sorted(ours))}")
+        if any(re.search(_SECRETS, path, re.IGNORECASE) for path, _ in leaves(self.request)):
+            raise WrongValueError("request", "request may hold no key, as it is written down: name it by key_env")
         if not isinstance(most := self.request.get("max_completion_tokens", 1), int) or most < 1:
             raise WrongValueError("request", "max_completion_tokens must be a whole number of at least 1")
         return self

@@ -24,7 +24,8 @@ class ApiServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults: deque[str | tuple[int, dict[str, str], str]] = deque()
-        """`cut`, `silence`, `empty`, `garbage`, or a status with headers and words; one for each request."""
+        """`cut`, `silence`, `empty`, `garbage`, `choiceless`, `page`, or a status with headers and words; one for
+        each request."""
         self.asked: Counter[str] = Counter()
         """Answers that were sent whole, by prompt."""
         self.requests = 0
@@ -80,6 +81,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
         elif fault == "garbage":
             self._send(["what is this"])
+        elif fault == "choiceless":
+            self._send({"error": {"message": "no room", "code": 502}})
+        elif fault == "page":
+            self._send("<html>Welcome</html>", headers={"Content-Type": "text/html"})
         else:
             reply = self._upstream(body) if server.upstream else self._own(body)
             if fault == "empty":
@@ -113,7 +118,7 @@ class _Handler(BaseHTTPRequestHandler):
             return found
 
     def _send(self, content: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        data = json.dumps(content).encode()
+        data = content.encode() if isinstance(content, str) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Type": "application/json", **(headers or {})}.items():
             self.send_header(name, value)

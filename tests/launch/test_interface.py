@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import signal
@@ -15,14 +16,15 @@ from typing import Any
 
 import pytest
 from evidence.readme_table import ROOT
-from launch.harness import LONG, TINY_SUITE, Workplace, trial_is_running, until
+from launch.harness import TINY_SUITE, Workplace, trial_is_running, until
 from ruamel.yaml import YAML
 
 import selectbench
 from selectbench.errors import UserError
 
 KEPT = next((ROOT / "results" / "precision").glob("*"))
-CELL = f"import selectbench; run = selectbench.run('tiny.yaml', settings={[LONG[1], LONG[3]]}); run"
+LONG = {"job.max_steps": 100_000, "job.eval": "none"}
+CELL = f"import selectbench; run = selectbench.run('tiny.yaml', settings={LONG}); run"
 
 
 class Kernel:
@@ -147,7 +149,7 @@ def test_a_suite_is_a_path_a_name_a_text_or_a_mapping(
     assert "4 trials to run" in told[0]
     assert set(told[1:]) == {told[0]}
     assert "precision" in str(selectbench.plan("precision", profile="cpu", seeds=[0], quick=True))
-    assert selectbench.plan(TINY_SUITE, axes={"micro_batch_size": [1, 2, 4]}, seeds=range(3)).seconds
+    assert "9 trials" in str(selectbench.plan(TINY_SUITE, axes={"micro_batch_size": [1, 2, 4]}, seeds=range(3)))
     assert "<table" in selectbench.plan(TINY_SUITE)._repr_html_()
 
 
@@ -171,6 +173,39 @@ def test_mistakes_are_told_with_their_places(
         selectbench.plan(suite)
     with pytest.raises(UserError, match=re.escape(said)):
         selectbench.run(suite)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"setings": {}}, "keywords: setings: unknown key (did you mean 'settings'?)"),
+        ({"seeds": 3}, "keywords: seeds: found 3, expected a list"),
+        ({"budget": 20}, "keywords: budget: found 20, expected text"),
+        ({"quick": "yes", "results": 5}, 'keywords: quick: found "yes", expected true or false'),
+        ({"axes": {"precision": "fp32"}}, 'keywords: axes.precision: found "fp32", expected a name or a list'),
+        ({"settings": "job.max_steps=2"}, 'keywords: settings: found "job.max_steps=2", expected a mapping'),
+        ({"seeds": {0, 1}}, "keywords: not what a YAML file could say: set is no number"),
+        ({"extend": 7}, "keywords: extend: found 7, expected text"),
+    ],
+)
+def test_wrong_keywords_are_told_as_wrong_keys_are(wrong: dict[str, Any], said: str) -> None:
+    for does in (selectbench.plan, selectbench.run):
+        with pytest.raises(UserError, match=re.escape(said)):
+            does(TINY_SUITE, **wrong)
+        assert {"settings", "seeds", "extend"} <= set(inspect.signature(does).parameters)
+
+
+def test_what_is_no_suite_and_no_run_is_told_as_such() -> None:
+    for no_suite in (None, 3, "", ["precision"]):
+        with pytest.raises(UserError, match="expected a suite: a file, a shipped suite's name"):
+            selectbench.plan(no_suite)  # type: ignore[arg-type]
+    kept = selectbench.load(KEPT)
+    assert selectbench.load(kept).folder == kept.folder
+    for does in (lambda: selectbench.load(5), lambda: selectbench.compare(kept, None)):  # type: ignore[arg-type]
+        with pytest.raises(UserError, match="expected a run: its folder, SUITE@latest"):
+            does()
+    with pytest.raises(UserError, match="name two runs"):
+        selectbench.compare(kept)
 
 
 def test_a_thread_that_no_stop_reaches_runs_nothing(workplace: Workplace) -> None:

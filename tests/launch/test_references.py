@@ -20,6 +20,7 @@ from launch.harness import Workplace, until
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+import selectbench
 from selectbench.errors import UserError
 from selectbench.launch.references import Asking, Ledger, Question
 from selectbench.launch.trial import Stop
@@ -88,6 +89,7 @@ def reference(place: Workplace) -> dict[str, Any]:
 def test_a_reference_stands_beside_the_options_whatever_its_server_does(place: Workplace, api: ApiServer) -> None:
     """Asked once for each sentence, through every fault; in every table; its key nowhere."""
     planned = call(place, "plan", "tiny.yaml", key="")
+    assert "references.hosted: A_KEY is not set: put the key of" in planned
     assert "reference hosted: 24 requests to some-model" in planned
     assert re.search(r"about 0\.000\d+ USD, at most 0\.01\d* USD", planned)
     assert api.requests == 0
@@ -170,6 +172,8 @@ def test_what_a_server_refuses_is_told_before_anything_trains(place: Workplace, 
         ((429, {}, "insufficient_quota"), "has no credit left for this key"),
         ((429, {"Retry-After": "3600"}, "later"), "it asks to wait 1 h 00 min: run the same command then"),
         ("silence", "gave no answer within 300 ms, 2 times; the same command goes on"),
+        ("page", "sent what is no completion (<html>Welcome</html>): look at `base_url`, which mostly ends in /v1"),
+        ("choiceless", "sent what is no completion (no room, 502), 2 times"),
     ],
 )
 def test_a_model_is_given_up_in_a_sentence(
@@ -178,16 +182,26 @@ def test_a_model_is_given_up_in_a_sentence(
     monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path))
     api.faults.extend([fault] * 2)
     where = {"base_url": api.url, "model": "some-model", "key_env": "A_KEY"}
-    asked = Reference.model_validate({"api": where, "prompt": "{source}", "timeout_seconds": 0.3, "at_once": 1})
-    body = {"model": "some-model", "max_tokens": 8, "messages": [{"role": "user", "content": "one two"}]}
-    with Stop() as stop:
-        ledger = Ledger(asked)
-        assert ledger.hold(stop, print)
-        asking = Asking(asked, [Question("one two", "drie", "/chat/completions", body)], ledger)
-        asking.ask(KEY, stop, print, attempts=2)
-        ledger.close()
-    assert asking.halted is not None
-    assert told in asking.halted.why
+    patient = Reference.model_validate({"api": where, "prompt": "{source}", "at_once": 1})
+    asked = patient.model_copy(update={"timeout_seconds": 0.3}) if fault == "silence" else patient
+    ledger, said = Ledger(asked), list[str]()
+    every = [
+        Question(text, "drie", "/chat/completions", {"messages": [{"role": "user", "content": text}]})
+        for text in ("one two", "three four")
+    ]
+    with Stop() as stop, ledger.held(stop, said.append) as is_ours:
+        assert is_ours
+        asking = Asking(asked, every, ledger)
+        asking.ask(KEY, stop, said.append, attempts=2)
+        assert asking.halted is not None
+        assert told in asking.halted.why
+        assert asking.missing == every
+        api.faults.clear()
+        api.faults.extend([(503, {}, "busy")] * 2)
+        asking = Asking(patient, every, ledger)
+        asking.ask(KEY, stop, said.append, attempts=3)
+    assert (asking.halted, asking.missing) == (None, [])
+    assert sum("answers 503 (busy); asking again" in line for line in said) == 1, "the same is said once"
 
 
 @pytest.mark.slow
@@ -216,8 +230,16 @@ def test_no_answer_is_lost_or_paid_twice_when_it_is_killed_and_none_goes_beyond_
     asked = api.requests
     call(place, "run", "tiny.yaml", *bound, "--reuse")
     assert api.requests == asked, "asking again would change nothing"
-    call(place, "run", "tiny.yaml", "--set", "references.hosted.max_usd=1")
-    assert reference(place)["incomplete"] is None
+    # what is refused of a model that answers others counts as an empty answer
+    api.faults.append((400, {}, "unwanted"))
+    said = call(place, "run", "tiny.yaml", "--set", "references.hosted.max_usd=1")
+    assert "1 of 24 refused, scored as empty (400: unwanted)" in said
+    found = reference(place)
+    assert (found["incomplete"], found["answered"], found["refused"]) == (None, 23, "400: unwanted")
+    assert set(found["scores"]) == {"bleu", "chrf"}
+    frame = selectbench.load(place.run_folders()[0]).to_pandas("references").set_index("name")
+    assert frame.loc["hosted", "chrf"] == found["scores"]["chrf"]["value"]
+    assert frame.loc["hosted", "chrf_low"] <= frame.loc["hosted", "chrf"]
     assert set(api.asked.values()) == {1}
     assert place.records() == trained, "nothing is trained for another bound"
     assert len(place.run_folders()) == 1
@@ -229,7 +251,8 @@ def test_log_probabilities_give_bits_per_byte_where_the_api_has_them(workplace: 
     text = (workplace.folder / "tiny.yaml").read_text() + added
     workplace.write(text)
     few = ("--set", "job.max_steps=2", "--seeds", "0", "--set", "job.eval={tokens: 200}")
-    call(workplace, "run", "tiny.yaml", *few)
+    said = call(workplace, "run", "tiny.yaml", *few)
+    assert re.search(r"reference, not trained here \(m\): [\d.]+ bits/byte \(\w+: [\d.]+\)", said)
     found = reference(workplace)
     pieces = [re.findall(r"\s*\S+|\s+$", prompt) for prompt in api.asked]
     nats = NATS * sum(len(own) - 1 for own in pieces)
@@ -257,6 +280,7 @@ def test_log_probabilities_give_bits_per_byte_where_the_api_has_them(workplace: 
         ('    prompt: "Count in Dutch: {source}"\n', "", "required key 'prompt' is missing"),
         (", scores: [bleu, chrf]", "", "a reference is for jobs with"),
         ("at_once: 2", "request: {model: x}", "request may not set model"),
+        ("at_once: 2", f"request: {{extra_headers: {{Api-Key: {KEY}}}}}", "request may hold no key"),
     ],
 )
 def test_mistakes_in_a_suite(tmp_path: Path, old: str, new: str, told: str) -> None:
