@@ -264,7 +264,6 @@ class Keywords(Strict):
     """`[0, 1]`, or as the command has them."""
     wait: bool = False
     budget: str | None = None
-    """`2h`."""
     site: str | None = None
     lanes: Any = None
     """A number, or `auto`."""
@@ -346,8 +345,7 @@ def _suite(suite: AnySuite) -> str | Written:
     if isinstance(suite, Mapping):
         return Written(_json(suite), has_lines=False)
     if not isinstance(suite, str | Path) or not str(suite):
-        known = "a file, a shipped suite's name, YAML text or a mapping"
-        raise UserError(f"{suite!r}: expected a suite: {known}")
+        raise UserError(f"{suite!r}: expected a suite: a file, a shipped suite's name, YAML text or a mapping")
     text = str(suite)
     is_text = isinstance(suite, str) and ("\n" in text or (": " in text and not Path(text).is_file()))
     return Written(text) if is_text else text
@@ -364,10 +362,8 @@ def _json(value: Any, what: str = "suite") -> str:
 def _plain(value: Any) -> Any:
     if isinstance(value, Path | Run):
         return str(_folder(value))
-    if isinstance(value, Mapping):
-        return dict(value)
-    if isinstance(value, range):
-        return list(value)
+    if isinstance(value, Mapping | range):
+        return dict(value) if isinstance(value, Mapping) else list(value)
     if callable(told := getattr(value, "tolist", None)):  # numbers and arrays of numpy's
         return told()
     raise TypeError(f"{type(value).__name__} is no number, text, list or mapping")
