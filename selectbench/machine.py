@@ -406,13 +406,8 @@ WORKER_PACKAGES = (
 """What the worker imports whatever the choices are."""
 PROBE_SECONDS = 60
 ITS_OWN = (
-    "PYTHONHOME",
-    "PYTHONPATH",
-    "PYTHONEXECUTABLE",
-    "__PYVENV_LAUNCHER__",
-    "VIRTUAL_ENV",
-    "VIRTUAL_ENV_PROMPT",
-)
+    "PYTHONHOME", "PYTHONPATH", "PYTHONEXECUTABLE", "__PYVENV_LAUNCHER__", "VIRTUAL_ENV", "VIRTUAL_ENV_PROMPT",
+)  # fmt: skip
 """Variables that tie a process to the interpreter it was started from."""
 PROBE = """\
 import sys

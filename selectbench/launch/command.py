@@ -188,21 +188,15 @@ def command_order(
                 "which goes on here after it has prepared them anew"
             )
     return CommandOrder(
-        trial=planned.trial,
-        arguments=arguments(job, choices, seed, ranks, where),
-        directory=job.directory,
-        environment=_ports(lane) | variables(job, choices, seed, ranks, path, where),
-        world_size=ranks,
-        max_steps=job.stops_after,
-        stop="natural_end" if job.stop == "natural_end" else "at_max_steps",
-        warmup_steps=job.timing.warmup_steps,
-        heldout=None if heldout is None else str(heldout),
+        trial=planned.trial, arguments=arguments(job, choices, seed, ranks, where), directory=job.directory,
+        environment=_ports(lane) | variables(job, choices, seed, ranks, path, where), world_size=ranks,
+        max_steps=job.stops_after, stop="natural_end" if job.stop == "natural_end" else "at_max_steps",
+        warmup_steps=job.timing.warmup_steps, heldout=None if heldout is None else str(heldout),
         heldout_sha256=None if heldout is None else str(digest),
         heldout_tokens=0 if heldout is None else int(str(facts["heldout_tokens"])),
         seq_len=job.eval.seq_len if isinstance(job.eval, HeldOut) else None,
-        trial_folder=str((run / TRIALS / planned.trial.trial_id).resolve()),
-        place=place,
-    )
+        trial_folder=str((run / TRIALS / planned.trial.trial_id).resolve()), place=place,
+    )  # fmt: skip
 
 
 # `init --from-command`: runs a training command for a few steps, says what was seen of it, and writes a suite.

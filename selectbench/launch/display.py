@@ -182,18 +182,17 @@ class TimeLeft:
         elif len(self.walls[option]) == 1:
             self._failed.add(option)
 
-    def left(self, running: Running | None = None, now: float = 0.0) -> float | None:
-        """Seconds until the run ends; None: not known yet. `now`: the moment, by the running trial's clock."""
-        if running is None:
-            return self._to_come(self.remaining, self.walls)
-        elapsed = 0.0 if running.began is None else now - running.began
-        own = self._rest_of(running, elapsed, now)
-        if own is None:
-            return None
-        seen = {**self.walls, running.option: [*self.walls.get(running.option, []), elapsed + own]}
-        others = {name: count - (name == running.option) for name, count in self.remaining.items()}
-        rest = self._to_come(others, seen)
-        return None if rest is None else own + rest
+    def left(self, runs: Sequence[Running] = (), now: float = 0.0, lanes: int = 1) -> float | None:
+        """Seconds until the run ends; None: not known yet. `runs`: the trials at hand, `now`: by their clock."""
+        rests, seen = [], dict(self.walls)
+        for running in runs:
+            elapsed = 0.0 if running.began is None else now - running.began
+            if (own := self._rest_of(running, elapsed, now)) is None:
+                return None
+            rests.append(own)
+            seen[running.option] = [*seen.get(running.option, []), elapsed + own]
+        to_come = self._to_come(Counter(self.remaining) - Counter(one.option for one in runs), seen)
+        return None if to_come is None else max([*rests, (sum(rests) + to_come) / lanes])
 
     def _rest_of(self, running: Running, elapsed: float, now: float) -> float | None:
         """What the running trial still takes; of what isn't seen, time over the expected is as much again."""
@@ -212,16 +211,6 @@ class TimeLeft:
             return abs(expected - elapsed)
         share = running.pace.share
         return elapsed / share - elapsed if share else None
-
-    def left_of(self, runs: Sequence[Running], now: float, lanes: int) -> float | None:
-        """The same of several lanes, which share what is to come."""
-        rests = [self._rest_of(r, 0.0 if r.began is None else now - r.began, now) for r in runs]
-        known = [rest for rest in rests if rest is not None]
-        others = Counter(self.remaining) - Counter(r.option for r in runs)
-        to_come = self._to_come(others, self.walls)
-        if to_come is None or len(known) < len(rests):
-            return None
-        return max([*known, (sum(known) + to_come) / lanes])
 
     def _to_come(self, trials: Mapping[str, int], walls: Mapping[str, Sequence[float]]) -> float | None:
         total = 0.0
@@ -321,7 +310,7 @@ class Display:
         running, now = self.running, self.clock()
         if running is None:
             return
-        left = self.time_left.left(running, now)
+        left = self.time_left.left([running], now)
         running.began = now if running.began is None else running.began
         running.phase = phase
         if running.evaluation and running.pace.began is not None:
@@ -388,13 +377,11 @@ class Display:
 
     def left(self) -> str:
         """`3 min 20 s left`, or '' while nothing is known."""
-        if self.lanes > 1:
-            seconds = self.time_left.left_of(list(self.runs.values()), self.clock(), self.lanes)
-            return "" if seconds is None else f"about {units.duration(seconds)} left"
-        seconds = self.time_left.left(self.running, self.clock())
-        if self.running and (evaluation := self.running.evaluation) and evaluation.least_left is not None:
+        seconds = self.time_left.left([*self.runs.values()], self.clock(), self.lanes)
+        evaluation = self.running.evaluation if self.running and self.lanes == 1 else None
+        if evaluation and evaluation.least_left is not None:
             evaluation.least_left = seconds = min(seconds or 0.0, evaluation.least_left)
-        return "" if seconds is None else f"{units.duration(seconds)} left"
+        return "" if seconds is None else f"{'about ' * (self.lanes > 1)}{units.duration(seconds)} left"
 
 
 def _speed(outcome: Outcome) -> float | None:

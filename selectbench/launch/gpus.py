@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pynvml
@@ -148,7 +149,7 @@ def _open(path: Path) -> int:
 TELL_AGAIN_SECONDS = 600.0
 """Between two lines of what is still waited for."""
 POLL_SECONDS = 1.0
-
+_pause = partial(time.sleep, POLL_SECONDS)
 Notify = Callable[[str], None]
 """Takes a line for the user."""
 
@@ -245,16 +246,35 @@ def lanes_in(machine: Machine, taken: Sequence[Gpu]) -> list[Lane]:
     return [Lane(n, taken[n * each : (n + 1) * each], cores) for n, cores in enumerate(machine.lane_cores)]
 
 
-def claim_cores(
-    *, wait: bool, notify: Notify, pause: Callable[[], object] = lambda: time.sleep(POLL_SECONDS)
+Blocked = tuple[object, str, list[str]]
+"""Why nothing was taken: who has it, how that is told to who waits, and the problem with its fix."""
+
+
+def _taken(
+    take: Callable[[], Claim | Blocked], notify: Notify, pause: Callable[[], object], *, wait: bool
 ) -> Claim:
+    """What `take` takes; with `wait` it is called until it does. Raises UserError."""
+    began, reported = time.monotonic(), None
+    while not isinstance(found := take(), Claim):
+        holders, told, problems = found
+        if not wait:
+            raise UserError(*problems)
+        lasted = time.monotonic() - began
+        if reported != (reported := (holders, lasted // TELL_AGAIN_SECONDS)):
+            since = f", since {units.duration(lasted)}," if lasted >= TELL_AGAIN_SECONDS else ""
+            notify(f"waiting{since}{told}")
+        pause()
+    return found
+
+
+def claim_cores(*, wait: bool, notify: Notify, pause: Callable[[], object] = _pause) -> Claim:
     """Take all cores that this process may use, for trials on them: two that run at once slow each other down.
 
     Raises UserError where another run has one of them; with `wait` it comes back once all are free. Ctrl-C ends the
     waiting as KeyboardInterrupt, with nothing taken.
     """
-    began, reported = time.monotonic(), None
-    while True:
+
+    def take() -> Claim | Blocked:
         with ExitStack() as undo, my_turn():
             locks: list[Lock] = []
             for core in sorted(os.sched_getaffinity(0)):
@@ -267,19 +287,10 @@ def claim_cores(
                 return Claim(locks=locks)
             holder = holder_pid(name)
         has_it = "another selectbench run measures on this CPU" + (f" (pid {holder})" if holder else "")
-        if not wait:
-            raise UserError(
-                f"{has_it}, and each would slow the other down",
-                "fix: wait with --wait, or give each run cores of its own (taskset)",
-            )
-        lasted = time.monotonic() - began
-        if reported != (reported := (holder, lasted // TELL_AGAIN_SECONDS)):
-            notify(f"waiting{_for_so_long(lasted)}: {has_it}")
-        pause()
+        fix = "fix: wait with --wait, or give each run cores of its own (taskset)"
+        return holder, f": {has_it}", [f"{has_it}, and each would slow the other down", fix]
 
-
-def _for_so_long(seconds: float) -> str:
-    return f", since {units.duration(seconds)}," if seconds >= TELL_AGAIN_SECONDS else ""
+    return _taken(take, notify, pause, wait=wait)
 
 
 def candidates(asked: str | None) -> list[Candidate]:
@@ -311,34 +322,25 @@ def _chosen(entry: str, visible: list[Candidate]) -> Candidate:
 
 
 def claim_gpus(
-    asked: str | None,
-    need: GpuNeed,
-    *,
-    wait: bool,
-    notify: Notify,
-    pause: Callable[[], object] = lambda: time.sleep(POLL_SECONDS),
+    asked: str | None, need: GpuNeed, *, wait: bool, notify: Notify, pause: Callable[[], object] = _pause
 ) -> Claim:
     """Take the first idle GPUs, or all of those that `--gpus` names, whether in use or not.
 
     Raises UserError where there are too few, or another run has one that is named; with `wait` it comes back once
     there are enough. Ctrl-C ends the waiting as KeyboardInterrupt, with nothing taken.
     """
-    offered = candidates(asked)
-    named = asked is not None
-    began, reported = time.monotonic(), None
-    while True:
+    offered, named = candidates(asked), asked is not None
+
+    def take() -> Claim | Blocked:
         claim, busy = _attempt(offered, need, named=named)
-        if claim is not None:
-            for each in busy if named else []:
-                notify(f"{each}; used anyway, as --gpus names it: its trials may be marked shared")
-            return claim
-        if not wait:
-            raise UserError(*_shortage(offered, busy, need, named=named))
-        lasted = time.monotonic() - began
-        if reported != (reported := ([each.holders for each in busy], lasted // TELL_AGAIN_SECONDS)):
-            wanted = _wanted(offered, busy, need, named=named)
-            notify(f"waiting{_for_so_long(lasted)} for {wanted}: {'; '.join(map(str, busy))}")
-        pause()
+        if claim is None:
+            told = f" for {_wanted(offered, busy, need, named=named)}: {'; '.join(map(str, busy))}"
+            return [each.holders for each in busy], told, _shortage(offered, busy, need, named=named)
+        for each in busy if named else []:
+            notify(f"{each}; used anyway, as --gpus names it: its trials may be marked shared")
+        return claim
+
+    return _taken(take, notify, pause, wait=wait)
 
 
 def _attempt(offered: list[Candidate], need: GpuNeed, *, named: bool) -> tuple[Claim | None, list[Busy]]:

@@ -212,7 +212,9 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
         if suite.device == "cuda":
             claim = undo.enter_context(claim_gpus(request.gpus, need, wait=request.wait, notify=notify))
             machine = machine.on(claim.gpus)
-            _check_equal(claim.gpus if lanes > 1 else [])
+            if lanes > 1 and len(names := sorted({gpu.name for gpu in claim.gpus})) > 1:
+                kinds = " and ".join(names)
+                raise UserError(f"lanes: they are to be equal, and there are {kinds}: name one kind, --gpus")
         machine = machine.in_lanes(lanes)
         suite = with_machine_choices(suite, machine, prepared)
         plan = make_plan(suite, machine, prepared, code_sha256(), facts)
@@ -248,12 +250,6 @@ def prepare_all(request: Request, notify: Notify) -> Preparation:
     return preparation
 
 
-def _check_equal(gpus: Sequence[Gpu]) -> None:
-    """Raises UserError where lanes of these would not be equal."""
-    if len(names := sorted({gpu.name for gpu in gpus})) > 1:
-        raise UserError(f"lanes: they are to be equal, and there are {' and '.join(names)}: name one kind, --gpus")
-
-
 @contextmanager
 def data_problems_placed(request: Request, suite: Suite) -> Iterator[None]:
     """Says where the suite has what is wrong with its data, and what works without the hub."""
@@ -280,15 +276,9 @@ def prepare_data(suite: Suite, notify: Notify, *, downloads: bool = True) -> dic
         job = suite.job_of(option)
         if job.tokenizer not in made:
             made[job.tokenizer] = prepare(
-                job.data,
-                job.tokenizer,
-                cleaning=job.cleaning,
-                specials=job.specials,
-                code=suite.code,
-                notify=notify,
-                evaluates=job.evaluates,
-                downloads=downloads,
-            )
+                job.data, job.tokenizer, cleaning=job.cleaning, specials=job.specials, code=suite.code,
+                notify=notify, evaluates=job.evaluates, downloads=downloads,
+            )  # fmt: skip
         check_enough(made[job.tokenizer], job)
     return {option.name: made[suite.job_of(option).tokenizer] for option in suite.options}
 
@@ -418,12 +408,8 @@ CONTEST = "contest"
 """The title of the last stage."""
 SCREENING = "screening"
 """The title of the stage whose trials may screen options out."""
-INTERFERENCE = "interference check"
-"""The title of the stage that shows whether lanes disturb each other."""
 INTERFERES: RunPhase = "interference"
-"""The phase of its trials."""
-REPEATING = "does the job repeat"
-"""The title of the stage that starts a script's job once more."""
+"""The phase of trials that show whether lanes disturb each other."""
 
 
 def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPlanned]]:
@@ -447,15 +433,12 @@ def stages(own: AnyPlanned, records: Sequence[Record]) -> list[tuple[str, AnyPla
     has_begun = any(record.phase == "contest" and record.neighbours for record in records)
     is_able = len(suite.seeds) > 1 and not own.plan.planned(suite.baseline).unsupported
     if own.machine.lanes > 1 and own.checks_interference and is_able and not has_begun:
-        before_contest.append((INTERFERENCE, _beside(own.of(interference_suite(settled)))))
+        before_contest.append(("interference check", _beside(own.of(interference_suite(settled)))))
     if suite.command is not None and not suite.quick and not own.plan.planned(suite.baseline).unsupported:
-        before_contest.append((REPEATING, _repeat(own.of(repeat_suite(settled)))))
+        short = own.of(repeat_suite(settled))
+        trials = [replace(planned, phase="repeat") for planned in short.plan.trials]
+        before_contest.append(("does the job repeat", replace(short, plan=replace(short.plan, trials=trials))))
     return [*before_contest, (CONTEST, own if settled is suite else own.of(settled))]
-
-
-def _repeat(short: AnyPlanned) -> AnyPlanned:
-    trials = [replace(planned, phase="repeat") for planned in short.plan.trials]
-    return replace(short, plan=replace(short.plan, trials=trials))
 
 
 def _beside(every: AnyPlanned) -> AnyPlanned:
@@ -573,30 +556,32 @@ def preview(request: Request, notify: Notify) -> Outlook:
         notes.append(
             f"planned as if this machine had {count} GPU{'s' if count > 1 else ''}, of which nothing is known"
         )
-    if suite.command is not None:
-        return _command_preview(request, suite, machine, notes, notify)
-    prepared = None
-    if wrong_system_reason() is None and machine.trains:
-        notes += check_own_code(suite, machine, find(request.suite))
-    with data_problems_placed(request, suite):
-        try:
-            prepared = prepare_data(suite, notify, downloads=False)
-        except MissingPackageError as error:
-            notes += (f"{CANNOT_START}: {problem}" for problem in error.problems)
-        except NotDownloadedError:
-            for one in streamed(suite.built.data):
-                size = units.size(download_bytes(one))
-                notes.append(f"a run first downloads about {size} of {one.dataset} and keeps its tokens")
-    for model in unfetched(suite):
-        notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
-    if (reason := wrong_system_reason()) is not None:
-        notes.append(f"{CANNOT_START}: {reason}; planned as if it could, with what {INSTALL} brings")
-        machine = machine.with_training()
-    elif not machine.trains:
-        notes.append(f"{CANNOT_START}: torch is not installed: {INSTALL}; planned as if it were")
-        machine = machine.with_training()
-    settled = with_machine_choices(suite, machine, prepared)
-    lanes, need = lanes_of(site.lanes, settled, machine)
+    prepared, facts, reason = None, None, wrong_system_reason()
+    if suite.command is not None:  # nothing of it is run: what it does is seen in its first trial
+        notes += [reason] if reason is not None else []
+        with data_problems_placed(request, suite):
+            facts = command_facts(suite, notify)
+    else:
+        if reason is None and machine.trains:
+            notes += check_own_code(suite, machine, find(request.suite))
+        with data_problems_placed(request, suite):
+            try:
+                prepared = prepare_data(suite, notify, downloads=False)
+            except MissingPackageError as error:
+                notes += (f"{CANNOT_START}: {problem}" for problem in error.problems)
+            except NotDownloadedError:
+                for one in streamed(suite.built.data):
+                    size = units.size(download_bytes(one))
+                    notes.append(f"a run first downloads about {size} of {one.dataset} and keeps its tokens")
+        for model in unfetched(suite):
+            notes.append(f"model.pretrained: {visible(model.pretrained)} is not in the hub's cache: {HUB}")
+        if reason is not None:
+            notes.append(f"{CANNOT_START}: {reason}; planned as if it could, with what {INSTALL} brings")
+            machine = machine.with_training()
+        elif not machine.trains:
+            notes.append(f"{CANNOT_START}: torch is not installed: {INSTALL}; planned as if it were")
+            machine = machine.with_training()
+    lanes, need = lanes_of(site.lanes, with_machine_choices(suite, machine, prepared), machine)
     if machine.gpus and is_here:
         try:
             idle, busy = idle_now(request.gpus, need)
@@ -606,29 +591,11 @@ def preview(request: Request, notify: Notify) -> Outlook:
             notes += busy
             machine = machine.on(idle)
     machine = machine.in_lanes(lanes) if lanes > 1 else machine
-    settled = with_machine_choices(suite, machine, prepared)
+    plan = make_plan(with_machine_choices(suite, machine, prepared), machine, prepared, code_sha256(), facts)
     notes += reference_lines(suite, prepared) if prepared is not None else ()
     return _outlook(
-        request, Planned(machine, prepared, make_plan(settled, machine, prepared, code_sha256()),
-                         checks_interference=request.interference_check), notes,
-    )  # fmt: skip
-
-
-def _command_preview(request: Request, suite: Suite, machine: Machine, notes: list[str], notify: Notify) -> Outlook:
-    """Nothing of a command is run: what it does is seen in its first trial."""
-    if (reason := wrong_system_reason()) is not None:
-        notes.append(reason)
-    site = read_site(request.site, request.lanes)
-    lanes, need = lanes_of(site.lanes, suite, machine)
-    if machine.gpus and site.launcher == "local":
-        idle, busy = idle_now(request.gpus, need)
-        notes += busy
-        machine = machine.on(idle)
-    machine = machine.in_lanes(lanes) if lanes > 1 else machine
-    with data_problems_placed(request, suite):
-        plan = make_plan(suite, machine, None, code_sha256(), command_facts(suite, notify))
-    own = Planned(machine, None, plan, checks_interference=request.interference_check)
-    return _outlook(request, own, notes)
+        request, Planned(machine, prepared, plan, checks_interference=request.interference_check), notes
+    )
 
 
 def _outlook(request: Request, own: Planned, notes: list[str]) -> Outlook:

@@ -214,9 +214,11 @@ def submit(
 
     `again` is asked where all of it is complete.
     """
-    asked = {"--budget": request.budget_seconds, "--gpus": request.gpus}
+    asked = {"--budget": request.budget_seconds, "--gpus": request.gpus, "--nnodes": request.nodes - 1 or None}
     if barred := [name for name, value in asked.items() if value is not None]:
-        raise UserError(f"{' and '.join(barred)}: not for a run under Slurm; leave it out")
+        raise UserError(
+            f"{' and '.join(barred)}: not for a run under Slurm, as the site file says it; leave it out"
+        )
     suite, machine = resolve(request)
     if suite.references:
         raise UserError("references are not asked under Slurm: leave them out, --set references=null")
@@ -864,19 +866,14 @@ def make_order(preparation: Preparation, planned: PlannedTrial, folder: Path) ->
     world_size = preparation.plan.planned(name).world_size
     trial_folder = (folder / TRIALS / planned.trial.trial_id).resolve()
     return Order(
-        trial=planned.trial,
+        trial=planned.trial, choices=choices, device=suite.device, world_size=world_size, code=suite.code,
         job=job.model_copy(update={"model": pinned_model(job.model, preparation.plan.pretrained.get(name))}),
-        choices=choices,
-        device=suite.device,
         threads=rank_threads(preparation.machine.here(world_size)),
-        world_size=world_size,
-        data_folder=str(preparation.prepared[name].folder),
-        trial_folder=str(trial_folder),
+        data_folder=str(preparation.prepared[name].folder), trial_folder=str(trial_folder),
         weights_folder=str((folder / WEIGHTS).resolve()),
-        code=suite.code,
         min_timed_seconds=suite.built.timing.least_seconds(suite.device),
         model_folder=str(trial_folder / MODEL) if planned.trial.seed in suite.saved_seeds else None,
-    )
+    )  # fmt: skip
 
 
 def rank_threads(world_size: int) -> int:

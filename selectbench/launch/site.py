@@ -36,6 +36,7 @@ from selectbench.machine import Machine
 from selectbench.record.record import has_ended
 from selectbench.record.run_folder import (
     ENVIRONMENT,
+    LATEST,
     RECORDS_FILE,
     ROUNDS,
     SUITE,
@@ -56,6 +57,13 @@ from selectbench.text import one_line, visible
 
 Lanes = Literal["auto"] | Annotated[int, Field(ge=1, le=1024)]
 _MACHINE = re.compile(r"\s*(\d{1,3})\s*x\s+(\S.*?)\s*")
+_OF_ITS_OWN = {
+    "--nodes": "nodes", "-N": "nodes", "--partition": "partition", "-p": "partition", "--account": "account",
+    "-A": "account", "--time": "time", "-t": "time", "--gpus-per-node": "gpus_per_node",
+    "--exclusive": "exclusive", "--array": None, "-a": None, "--output": None, "-o": None, "--ntasks": None,
+    "--ntasks-per-node": None, "-n": None,
+}  # fmt: skip
+"""Options of sbatch for which the site file has a key; None: selectbench sets it."""
 _SLURM_TIME = re.compile(r"(?:(\d+)-)?(\d+)(?::(\d+))?(?::(\d+))?")
 
 
@@ -96,11 +104,11 @@ class Site(Strict):
             raise ValueError("expected a number and a GPU, such as 8 x H100-SXM-80GB")
         return value
 
-    @field_validator("time")
+    @field_validator("time", mode="before")
     @classmethod
-    def _is_a_time(cls, value: str | None) -> str | None:
-        if value is not None and not seconds_of(value):
-            raise ValueError("expected a time, such as 2h, 90min or 2:00:00")
+    def _is_a_time(cls, value: object) -> object:
+        if value is not None and not (isinstance(value, str) and seconds_of(value)):
+            raise ValueError("expected a time with its unit, such as 2h, 90min or 2:00:00")
         return value
 
     @field_validator("sbatch")
@@ -109,13 +117,21 @@ class Site(Strict):
         for option in value:
             if not option.startswith("-") or "\n" in option:
                 raise ValueError(f"{visible(option)!r}: expected an option of sbatch, such as --constraint=h100")
+            name = re.split("[= ]", option)[0] if option.startswith("--") else option[:2]
+            if (key := _OF_ITS_OWN.get(name, name)) != name:
+                own = (
+                    f"say it with the key `{key}`, which plans go by"
+                    if key
+                    else "selectbench sets it: leave it out"
+                )
+                raise ValueError(f"{name}: {own}")
         return value
 
     @model_validator(mode="after")
     def _fits_its_launcher(self) -> Site:
         of_slurm = self.model_fields_set - {"launcher", "machine", "lanes", "cost"}
         if self.launcher == "local" and of_slurm:
-            raise WrongValueError(min(of_slurm), "only for `launcher: slurm`")
+            raise WrongValueError(min(of_slurm), "only for `launcher: slurm`: add that, or leave the key out")
         if self.launcher == "slurm" and self.lanes != 1:
             raise WrongValueError("lanes", "a job of Slurm runs one round, and so one lane: leave them out")
         return self
@@ -168,7 +184,10 @@ def read_site(path: str | None, lanes: str | None) -> Site:
     site = Site()
     if path is not None:
         problems = Problems()
-        found = validate(Site, read_document(Path(path)), problems)
+        document = read_document(Path(path), "a site file says `launcher: local` at least")
+        if "job" in document.mapping:
+            raise UserError(f"{path}: a suite, not a site file: selectbench run {path} --site FILE")
+        found = validate(Site, document, problems)
         problems.raise_if_any()
         assert isinstance(found, Site)
         site = found
@@ -256,10 +275,12 @@ def limit_problems(site: Site) -> list[str]:
     if name is None:
         return [f"partition: Slurm has no default: name one of {', '.join(names)}"]
     if name not in names:
-        return [f"partition {visible(name)}: Slurm has none of that name{did_you_mean(name, list(names)) or ''}"]
-    found, told = names[name], []
+        instead = did_you_mean(name, list(names)) or f" (known: {', '.join(names)})"
+        return [f"partition {visible(name)}: Slurm has none of that name{instead}"]
+    found, told = names[name], list[str]()
     if (state := found.get("State", "UP")) != "UP":
-        told.append(f"partition {name} is {state}")
+        up = ", ".join(one for one in names if names[one].get("State", "UP") == "UP") or "none"
+        told.append(f"partition {name} is {state}; up: {up}")
     counts = [found.get(key, "") for key in ("MaxNodes", "TotalNodes")]
     most = min((int(count) for count in counts if count.isdecimal()), default=None)
     if most is not None and site.nodes > most:
@@ -273,7 +294,8 @@ def limit_problems(site: Site) -> list[str]:
         text = slurm("sinfo", "--noheader", f"--partition={name}", "--format=%G")
         there = max((int(count) for count in re.findall(r"gpu(?::[^:,\s(]+)?:(\d+)", text)), default=0)
         if site.gpus > there:
-            told.append(f"gpus_per_node: {site.gpus} asked for, and nodes of partition {name} have {there} at most")
+            key = "machine" if site.gpus_per_node is None else "gpus_per_node"
+            told.append(f"{key}: {site.gpus} GPUs asked for, and nodes of partition {name} have {there} at most")
     return told
 
 
@@ -283,15 +305,10 @@ def seconds_of(text: str) -> float | None:
         return seconds
     if (found := _SLURM_TIME.fullmatch(text)) is None:
         return None
-    days, *rest = found.groups()
-    parts = [int(part) for part in rest if part is not None]
-    if days is not None:  # hours first
-        return 86400.0 * int(days) + sum(
-            part * unit for part, unit in zip(parts, (3600.0, 60.0, 1.0), strict=False)
-        )
-    if len(parts) == 3:
-        return parts[0] * 3600.0 + parts[1] * 60.0 + parts[2]
-    return parts[0] * 60.0 + (parts[1] if len(parts) == 2 else 0.0)
+    days, *rest, last = found.groups()
+    starts_with_hours = days is not None or last is not None
+    places = zip((*rest, last), (3600.0, 60.0, 1.0) if starts_with_hours else (60.0, 1.0, 0.0), strict=True)
+    return 86400.0 * int(days or 0) + sum(int(count or 0) * unit for count, unit in places)
 
 
 # The folder of such a run.
@@ -538,14 +555,13 @@ def slurm_run(folder: Path) -> SlurmRun | None:
 
 
 def attached(reference: Path) -> SlurmRun:
-    """The run that a command names. Raises UserError where Slurm does not run it."""
-    found = slurm_run(reference)
-    if found is None:
-        what = (
-            "it was started on one machine, and is shown there"
-            if (reference / SUITE).is_file()
-            else "no run's folder"
-        )
+    """The run that a command names, by its folder or as `SUITE@latest`, the newest. Raises UserError."""
+    suite, at, which = str(reference).rpartition("@")
+    of_suite = Path("results", suite) if at and which == LATEST else reference
+    newest = max(of_suite.glob(f"*/{SLURM}/{SUITE}"), default=reference / SLURM / SUITE)
+    if (found := slurm_run(newest.parents[1])) is None:
+        is_one = (reference / SUITE).is_file()
+        what = "it was started on one machine, and is shown there" if is_one else "no run's folder or SUITE@latest"
         raise UserError(f"{reference}: not a run under Slurm: {what}")
     return found
 

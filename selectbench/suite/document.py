@@ -153,13 +153,13 @@ class Written:
         return "suite"
 
 
-def read_document(path: Path | Written) -> Node:
-    """The suite's top mapping. Raises UserError where it cannot be read, is empty or does not parse."""
+def read_document(path: Path | Written, needs: str = "a suite needs at least `job`") -> Node:
+    """The file's top mapping. Raises UserError where it cannot be read, is empty or does not parse."""
     text = path.text if isinstance(path, Written) else _text_of(path)
     problems, source = Problems(), str(path)
     top = _Reader(problems, source, on_command_line=isinstance(path, Written) and not path.has_lines).parse(text)
     if top is not None and top.value is None:
-        problems.add(Place(source, 1, 1), "", "the file is empty: a suite needs at least `job`")
+        problems.add(Place(source, 1, 1), "", f"the file is empty: {needs}")
     elif top is not None and not isinstance(top.value, dict):
         problems.add(top.place, "", f"expected a mapping at the top, found {describe(top)}")
     problems.raise_if_any()

@@ -296,6 +296,8 @@ def load_suite(
             f"{visible(path.resolve(), 300)}: the name of the file or of a folder is no printable UTF-8"
         )
     top = read_document(found)
+    if "launcher" in top.mapping and "job" not in top.mapping:
+        raise UserError(f"{found}: a site file, not a suite: selectbench run SUITE --site {found}")
     problems = Problems()
     asked = _CommandLine(settings, axes, seeds, quick)
     stated = top.mapping["device"].value if "device" in top.mapping else None

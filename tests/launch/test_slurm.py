@@ -23,7 +23,9 @@ import pytest
 from launch.harness import LONG, TINY_SUITE, Workplace, output_of, until
 from launch.slurm_nodes import NEEDED, NODES, Slurm, two_nodes, why_not
 
-from selectbench.launch.site import SlurmRun
+from selectbench.errors import UserError
+from selectbench.launch.site import SlurmRun, attached, read_site
+from selectbench.suite.load import load_suite
 
 SITE = """\
 launcher: slurm
@@ -110,6 +112,41 @@ def test_records_of_a_round_whose_folder_is_gone_stay(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "rounds")
     run.gather()
     assert records.read_text() == "first\nsecond\nthird\nfourth\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "1:1: the file is empty: a site file says"),
+        ("# only a remark\n", "1:1: the file is empty: a site file says"),
+        ("job: {seq_len: 8}\n", "a suite, not a site file: "),
+        ("launcher: slurm\ntime: 4\n", "2:7: time: expected a time with its unit, such as 2h"),
+        ("launcher: slurm\nsbatch: [--nodes=3]\n", "sbatch: --nodes: say it with the key `nodes`"),
+        ("launcher: slurm\nsbatch: [-t 4]\n", "sbatch: -t: say it with the key `time`"),
+        ("launcher: slurm\nsbatch: [--array=0-9]\n", "sbatch: --array: selectbench sets it: leave it out"),
+        ("partition: gpu\n", "partition: only for `launcher: slurm`: add that"),
+    ],
+)
+def test_a_wrong_site_file_is_refused_with_the_fix(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "site.yaml").write_text(text)
+    with pytest.raises(UserError) as refused:
+        read_site(str(tmp_path / "site.yaml"), None)
+    assert f"site.yaml:{told}" in str(refused.value) or told in str(refused.value)
+    (tmp_path / "site.yaml").write_text("launcher: slurm\nsbatch: [--constraint=h100, -C x]\n")
+    with pytest.raises(UserError, match="a site file, not a suite: selectbench run SUITE --site "):
+        load_suite(str(tmp_path / "site.yaml"), device="cpu")
+    assert read_site(str(tmp_path / "site.yaml"), None).sbatch == ["--constraint=h100", "-C x"]
+
+
+def test_a_run_is_named_as_the_newest_of_its_suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("results/tiny/1-a/slurm", "results/tiny/2-b/slurm", "results/tiny/3-c"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "suite.yaml").write_text("")
+    assert attached(Path("tiny@latest")).folder == attached(Path("results/tiny/2-b")).folder
+    for other in ("other@latest", "tiny@newest", "results/tiny/3-c"):
+        with pytest.raises(UserError, match="not a run under Slurm"):
+            attached(Path(other))
 
 
 @pytest.mark.slow

@@ -158,12 +158,12 @@ def test_trials_to_come_after_a_resume(before: dict[str, int], left: float) -> N
     assert state.time_left.left() == left
 
 
-def running(option: str, elapsed: float, *reports: tuple[int, float], of: int = 100) -> tuple[Running, float]:
+def running(option: str, elapsed: float, *reports: tuple[int, float], of: int = 100) -> tuple[list[Running], float]:
     """A trial whose clock began with it, and the moment; `reports`: steps done and the moment."""
     pace = Pace()
     for done, at in reports:
         pace.note(done, of, at)
-    return Running(option, seed=0, number=1, of=1, began=0.0, pace=pace), elapsed
+    return [Running(option, seed=0, number=1, of=1, began=0.0, pace=pace)], elapsed
 
 
 def test_time_left_takes_each_options_own_mean_then_the_others_then_the_running_trial() -> None:
