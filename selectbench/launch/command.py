@@ -159,11 +159,6 @@ def meeting_place(address: str) -> Iterator[str]:
         yield f"{f'[{address}]' if ':' in address else address}:{held.getsockname()[1]}"
 
 
-def _ports(lane: int | None) -> dict[str, str]:
-    """Where ranks meet, by the variables of torch and of torchrun: each lane has a port of its own."""
-    return {} if lane is None else dict.fromkeys(("MASTER_PORT", "PET_MASTER_PORT"), str(29500 + lane))
-
-
 def command_order(
     suite: Suite, planned: PlannedTrial, ranks: int, run: Path, facts: Mapping[str, object], rdzv: str,
     lane: int | None = None, place: Place | None = None,
@@ -180,6 +175,8 @@ def command_order(
     seed, heldout, digest = planned.trial.seed, None, facts.get("heldout_sha256")
     where = Where(rdzv=rdzv) if place is None else Where(place.node, ranks // place.ranks, rdzv)
     path = os.environ.get("PATH", os.defpath)
+    # Where ranks meet, by the variables of torch and of torchrun: each lane has a port of its own.
+    ports = {} if lane is None else dict.fromkeys(("MASTER_PORT", "PET_MASTER_PORT"), str(29500 + lane))
     if isinstance(job.eval, HeldOut):
         heldout = _heldout_file(str(digest))
         if not heldout.is_file():
@@ -189,7 +186,7 @@ def command_order(
             )
     return CommandOrder(
         trial=planned.trial, arguments=arguments(job, choices, seed, ranks, where), directory=job.directory,
-        environment=_ports(lane) | variables(job, choices, seed, ranks, path, where), world_size=ranks,
+        environment=ports | variables(job, choices, seed, ranks, path, where), world_size=ranks,
         max_steps=job.stops_after, stop="natural_end" if job.stop == "natural_end" else "at_max_steps",
         warmup_steps=job.timing.warmup_steps, heldout=None if heldout is None else str(heldout),
         heldout_sha256=None if heldout is None else str(digest),

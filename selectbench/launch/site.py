@@ -32,6 +32,7 @@ from selectbench import units
 from selectbench.choices.choice import Strict, WrongValueError
 from selectbench.errors import UserError, did_you_mean
 from selectbench.gpu.devices import Gpu, sheet_name
+from selectbench.launch.trial import log_tail
 from selectbench.machine import Machine
 from selectbench.record.record import has_ended
 from selectbench.record.run_folder import (
@@ -119,12 +120,8 @@ class Site(Strict):
                 raise ValueError(f"{visible(option)!r}: expected an option of sbatch, such as --constraint=h100")
             name = re.split("[= ]", option)[0] if option.startswith("--") else option[:2]
             if (key := _OF_ITS_OWN.get(name, name)) != name:
-                own = (
-                    f"say it with the key `{key}`, which plans go by"
-                    if key
-                    else "selectbench sets it: leave it out"
-                )
-                raise ValueError(f"{name}: {own}")
+                by_key = f"say it with the key `{key}`, which plans go by"
+                raise ValueError(f"{name}: {by_key if key else 'selectbench sets it: leave it out'}")
         return value
 
     @model_validator(mode="after")
@@ -420,18 +417,10 @@ class SlurmRun:
             seed = next(iter(planned))[1]
             ended = self.ended_trials(number)
             took = fmean(ended.values()) if ended else None
-            last = self._last_line(number)
+            said = reversed(log_tail(self.round_folder(number) / "job.log").splitlines())
+            last = next((one_line(line, 200) for line in said if line.strip()), "")
             found.append(Round(number, seed, len(ended), len(planned), tasks.get(number), last, took))
         return found
-
-    def _last_line(self, number: int) -> str:
-        try:
-            with (self.round_folder(number) / "job.log").open("rb") as stream:
-                stream.seek(max(0, stream.seek(0, os.SEEK_END) - 2000))
-                lines = stream.read().decode(errors="replace").splitlines()
-        except OSError:
-            return ""
-        return next((one_line(line, 200) for line in reversed(lines) if line.strip()), "")
 
     @property
     def jobs(self) -> list[str]:

@@ -572,7 +572,9 @@ class TrialRunner:
             for source in (control, events, self.stop.descriptor, *self.others.sources()):
                 selector.register(source, selectors.EVENT_READ)
             while self._exit_status is None:
-                ready = {key.fd for key, _ in selector.select(self._patience())}
+                until = self._grace_ends or self._deadline()[0]
+                patience = 1.0 if self._kill_ends else max(0.0, min(1.0, until - time.monotonic()))
+                ready = {key.fd for key, _ in selector.select(patience)}
                 if self.stop.descriptor in ready:  # others wait for it too, so nobody takes it out
                     selector.unregister(self.stop.descriptor)
                 if events in ready and not self._read_events(events):
@@ -617,12 +619,6 @@ class TrialRunner:
             else:
                 self.listener(event)
         return bool(chunk)
-
-    def _patience(self) -> float:
-        if self._kill_ends is not None:
-            return 1.0
-        until = self._deadline()[0] if self._grace_ends is None else self._grace_ends
-        return max(0.0, min(1.0, until - time.monotonic()))
 
     def _deadline(self) -> tuple[float, str]:
         stall = self.limits.stall_seconds
