@@ -151,6 +151,8 @@ def resolve(request: Request) -> tuple[Suite, Machine]:
     Raises UserError with everything that is wrong with the suite, or with what names GPUs.
     """
     site = read_site(request.site, request.lanes)
+    if site.launcher == "slurm" and request.nodes > 1:
+        raise UserError("--nnodes: under Slurm, `nodes` of the site file says how many: leave it out")
     device = "cpu" if request.profile == "cpu" else site.device or inspect_machine().device
     suite = load_suite(
         request.suite, device=device, profile=request.profile, settings=request.settings,

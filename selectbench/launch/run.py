@@ -214,11 +214,9 @@ def submit(
 
     `again` is asked where all of it is complete.
     """
-    asked = {"--budget": request.budget_seconds, "--gpus": request.gpus, "--nnodes": request.nodes - 1 or None}
+    asked = {"--budget": request.budget_seconds, "--gpus": request.gpus}
     if barred := [name for name, value in asked.items() if value is not None]:
-        raise UserError(
-            f"{' and '.join(barred)}: not for a run under Slurm, as the site file says it; leave it out"
-        )
+        raise UserError(f"{' and '.join(barred)}: not for a run under Slurm; leave it out")
     suite, machine = resolve(request)
     if suite.references:
         raise UserError("references are not asked under Slurm: leave them out, --set references=null")

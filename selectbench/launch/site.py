@@ -321,7 +321,12 @@ SHORT_RESTARTS = 3
 
 WAITS_FOR = {
     "JobArrayTaskLimit": "for another round", "Resources": "for free nodes", "Priority": "for its turn",
-    "BeginTime": "to begin again",
+    "BeginTime": "to begin again", "JobHeldUser": "as you hold it: scontrol release",
+    "JobHeldAdmin": "as Slurm holds it: look at its job.log, cancel it and run it again",
+    **dict.fromkeys(
+        ("PartitionNodeLimit", "PartitionTimeLimit", "PartitionDown", "PartitionInactive"),
+        "for what its partition does not give: cancel it, and change `nodes`, `time` or `partition`",
+    ),
 }  # fmt: skip
 """Slurm's reasons (squeue(1), job reason codes), as a person says them; others are shown as they are."""
 

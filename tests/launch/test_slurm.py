@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from launch.harness import LONG, TINY_SUITE, Workplace, output_of, until
 from launch.slurm_nodes import NEEDED, NODES, Slurm, two_nodes, why_not
 
 from selectbench.errors import UserError
-from selectbench.launch.site import SlurmRun, attached, read_site
+from selectbench.launch.preparation import Request, resolve
+from selectbench.launch.site import Round, SlurmRun, Task, attached, read_site
 from selectbench.suite.load import load_suite
 
 SITE = """\
@@ -147,6 +149,18 @@ def test_a_run_is_named_as_the_newest_of_its_suite(tmp_path: Path, monkeypatch: 
     for other in ("other@latest", "tiny@newest", "results/tiny/3-c"):
         with pytest.raises(UserError, match="not a run under Slurm"):
             attached(Path(other))
+
+
+def test_what_waits_for_ever_says_what_to_do() -> None:
+    limit = Round(0, 0, 0, 2, Task("1_0", "PENDING", "PartitionNodeLimit"), "", None)
+    assert "cancel it, and change `nodes`, `time` or `partition`" in limit.state
+    assert replace(limit, task=Task("1_0", "PENDING", "Resources")).state == "waits (for free nodes)"
+
+
+def test_nodes_of_a_run_under_slurm_are_the_site_files(tmp_path: Path) -> None:
+    (tmp_path / "site.yaml").write_text("launcher: slurm\nnodes: 2\n")
+    with pytest.raises(UserError, match="--nnodes: under Slurm, `nodes` of the site file says"):
+        resolve(Request("precision", site=str(tmp_path / "site.yaml"), nodes=2))
 
 
 @pytest.mark.slow
