@@ -177,13 +177,10 @@ def inspect_machine(device: str | None = None) -> Machine:
         device = "cuda" if visible and torch_cuda_version() else "cpu"
     on_gpu = device == "cuda"
     return Machine(
-        device=device,
-        compute_capability=visible[0].compute_capability if on_gpu and visible else None,
-        device_count=len(visible) if on_gpu else 1,
-        compiler=COMPILERS[device].find(),
-        gpus=tuple(visible) if on_gpu else (),
-        cpu_units=cpu_units(),
-    )
+        device=device, compute_capability=visible[0].compute_capability if on_gpu and visible else None,
+        device_count=len(visible) if on_gpu else 1, compiler=COMPILERS[device].find(),
+        gpus=tuple(visible) if on_gpu else (), cpu_units=cpu_units(),
+    )  # fmt: skip
 
 
 def _visible_gpus() -> list[Gpu]:
@@ -472,12 +469,10 @@ def inspect_interpreter(path: str) -> Interpreter:
         raise UserError(f"python {path}: is no Python that works ({status}){f': {said}' if said else ''}") from None
     versions = {str(canonicalize_name(name)): version for name, version in found["packages"].items()}
     return Interpreter(
-        path=path,
-        python=f"{found['implementation']} {'.'.join(map(str, found['version']))}",
-        version=(found["version"][0], found["version"][1]),
-        packages=versions,
+        path=path, python=f"{found['implementation']} {'.'.join(map(str, found['version']))}",
+        version=(found["version"][0], found["version"][1]), packages=versions,
         torch_cuda_version=cuda_version_in(Path(found["torch"])) if found["torch"] else None,
-    )
+    )  # fmt: skip
 
 
 def foreign_environment(path: str) -> dict[str, str]:

@@ -35,8 +35,9 @@ class ReadRun:
 
     name: str
     suite: Suite
-    records: Sequence[Record]
-    environment: Mapping[str, Any]
+    """As its contest ran it: options with the settings that were chosen for them."""
+    records: list[Record]
+    environment: dict[str, Any]
     notes: Sequence[str] = ()
     """About lines of the records that could not be used."""
 

@@ -75,11 +75,8 @@ def _past_run(folder: Path) -> PastRun:
         over = [one for one in counted(records) if has_ended(one.outcome)]
         done = planned & {(one.trial.option, one.trial.seed) for one in over}
     except UserError as error:
-        return PastRun(
-            folder=str(folder), suite=folder.parent.name, started_at=started_at, device=None, hardware=None,
-            trials_done=None, trials_planned=None, answer=None,
-            note=str(error).splitlines()[0],
-        )  # fmt: skip
+        note = str(error).splitlines()[0]
+        return PastRun(folder=str(folder), suite=folder.parent.name, started_at=started_at, note=note)
     gpus = dict.fromkeys(str(gpu.get("name")) for gpu in environment.get("gpus") or [])
     on_gpus = suite.get("device") == "cuda" and gpus
     try:
@@ -89,7 +86,7 @@ def _past_run(folder: Path) -> PastRun:
     return PastRun(
         folder=str(folder), suite=str(suite.get("name") or folder.parent.name), started_at=started_at,
         device=str(suite.get("device")), hardware=", ".join(gpus) if on_gpus else environment.get("cpu_model"),
-        trials_done=len(done), trials_planned=len(planned), answer=answer, note=None,
+        trials_done=len(done), trials_planned=len(planned), answer=answer,
     )  # fmt: skip
 
 
@@ -104,17 +101,11 @@ SHORT = "There is less held-out text than was asked for (see the warnings)."
 
 
 @dataclass(frozen=True)
-class StoredRun:
+class StoredRun(ReadRun):
     """What a run folder holds."""
 
-    suite: Suite
-    """As its contest ran it: options with the settings that were chosen for them."""
-    declared: Suite
+    declared: Suite = field(kw_only=True)
     """As its file says it."""
-    records: list[Record]
-    environment: dict[str, Any]
-    notes: list[str]
-    """A line about each line of the records that could not be used as it stands."""
     unchecked: int = 0
     """Records without a checksum."""
     answers: Mapping[str, Asked] = field(default_factory=dict)
@@ -177,7 +168,10 @@ def read_run(folder: Path) -> StoredRun:
     records, notes, unchecked = read_lines(folder / RECORDS_FILE)
     suite = load_suite(str(folder / SUITE), device="cpu", require_files=False)
     answers = read_answers(folder)
-    return StoredRun(with_best_settings(suite, records), suite, records, environment, notes, unchecked, answers)
+    chosen = with_best_settings(suite, records)
+    return StoredRun(
+        str(folder), chosen, records, environment, notes, unchecked=unchecked, answers=answers, declared=suite
+    )
 
 
 def publish(folder: Path, stored: StoredRun, notify: Callable[[str], None]) -> Ranking:
@@ -317,10 +311,10 @@ def _another_run(reference: str | Path, first: str | Path, folder: Path, results
     return found
 
 
-def _read(folder: Path) -> ReadRun:
+def _read(folder: Path) -> StoredRun:
     stored = read_run(folder)
     require_records(folder)
-    return ReadRun(str(folder), stored.suite, stored.records, stored.environment, stored.notes)
+    return stored
 
 
 def _of_the_same_suite(run: ReadRun, reference: ReadRun) -> ReadRun:

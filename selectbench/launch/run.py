@@ -111,19 +111,11 @@ class Result:
 
 
 def run(
-    preparation: Preparation,
-    results: Path,
-    make_display: Callable[[], Display],
-    *,
-    fresh: bool = False,
-    retry_failed: bool = False,
-    rerun_unclean: bool = False,
-    again: Callable[[Path], Again] = lambda _: "anew",
-    nodes: Nodes | None = None,
-    slurm: SlurmRun | None = None,
-    notify: Notify = print,
+    preparation: Preparation, results: Path, make_display: Callable[[], Display], *, fresh: bool = False,
+    retry_failed: bool = False, rerun_unclean: bool = False, again: Callable[[Path], Again] = lambda _: "anew",
+    nodes: Nodes | None = None, slurm: SlurmRun | None = None, notify: Notify = print,
     make_stop: Callable[[], StopRequest] = StopRequest,
-) -> Result:
+) -> Result:  # fmt: skip
     """Run what has no outcome yet in the newest fitting folder, or all of it in a new one. Raises UserError.
 
     `again` is asked what to do where all of it has one in such a folder; `retry_failed` and `rerun_unclean` then

@@ -225,16 +225,10 @@ def server_environment(
         return {**os.environ, **_visible(gpus)}
     outer = dict(os.environ) if python is None else foreign_environment(python)
     environment = {
-        **outer,
-        **SINGLE_THREADED,
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "DS_ACCELERATOR": device,
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_VERBOSITY": "error",
-        **short_wait(outer, device),
-    }
-    environment |= _visible(gpus)
+        **outer, **SINGLE_THREADED, "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "TOKENIZERS_PARALLELISM": "false",
+        "DS_ACCELERATOR": device, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error",
+        **short_wait(outer, device), **_visible(gpus),
+    }  # fmt: skip
     if python is not None:  # torch builds C++ extensions into one folder for all torches of a Python version
         root = os.environ.get("TORCH_EXTENSIONS_DIR") or str(cache_root() / "torch_extensions")
         environment["TORCH_EXTENSIONS_DIR"] = str(Path(root) / sha256(python.encode()).hexdigest()[:12])

@@ -60,15 +60,15 @@ class PastRun(BaseModel, frozen=True):
     suite: str
     started_at: str | None
     """UTC, to the minute."""
-    device: str | None
-    hardware: str | None
+    device: str | None = None
+    hardware: str | None = None
     """GPUs' names, or the CPU's."""
-    trials_done: int | None
+    trials_done: int | None = None
     """Of those planned, that have an outcome, failed ones among them; interrupted ones run again."""
-    trials_planned: int | None
-    answer: str | None
+    trials_planned: int | None = None
+    answer: str | None = None
     """Of its ranking.json; None: there is none yet."""
-    note: str | None
+    note: str | None = None
     """What is wrong with the folder."""
 
 

@@ -19,7 +19,7 @@ from launch.harness import corpus
 from ruamel.yaml import YAML
 from suite.suite_texts import VALID, changed
 
-from selectbench.analysis.gate import ReadRun, compare
+from selectbench.analysis.gate import compare
 from selectbench.errors import UserError
 from selectbench.launch.publish import past_runs, publish, read_run
 from selectbench.record.run_folder import ENVIRONMENT, PAGE, RECORDS_FILE, REPORT, SUITE, read_records
@@ -236,7 +236,7 @@ def reported(folder: Path) -> str:
     try:
         stored = read_run(folder)
         publish(folder, stored, print)
-        compare(*[ReadRun(str(folder), stored.suite, stored.records, stored.environment, stored.notes)] * 2)
+        compare(stored, stored)
     except UserError as error:
         told = str(error)
     for name in () if told else (REPORT, PAGE):

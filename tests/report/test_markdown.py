@@ -38,13 +38,13 @@ def test_less_held_out_text_than_asked_is_told_with_the_answer() -> None:
     suite, records = make_run()
     facts = {"kind": "text", "heldout_tokens": 3 * 128 + 1}
     for data, told in ((facts, True), ({**facts, "heldout_tokens": 1 << 17}, False), ({}, False)):
-        stored = StoredRun(suite, suite, records, {**ENVIRONMENT, "data": data}, [])
+        stored = StoredRun("run", suite, records, {**ENVIRONMENT, "data": data}, declared=suite)
         ranking = stored.ranking()
         text = report_text(stored, ranking)
         assert (SHORT in ranking.answer) is told
         assert (f"**{markdown(ranking.answer)}**" in text) is True
         assert ("- the held-out text gives 384 tokens, job.eval.tokens asks for 65,536" in text) is told
-    pairs = StoredRun(suite, suite, records, {"data": {**facts, "kind": "pairs"}}, [])
+    pairs = StoredRun("run", suite, records, {"data": {**facts, "kind": "pairs"}}, declared=suite)
     assert "the held-out text gives 16,384 tokens" in pairs.ranking().warnings[0], "as many as were scored"
 
 
