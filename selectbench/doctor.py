@@ -504,7 +504,7 @@ def check_site(site: Site, notify: Notify) -> tuple[RenderableType, bool]:
             f'{shlex.join(_worker("node"))} "$SLURM_PROCID" "$SLURM_NTASKS"',
         ]  # fmt: skip
         command = [
-            "srun", f"--nodes={idle}", "--ntasks-per-node=1", *site.asked, "--cpu-bind=none", "--unbuffered",
+            "srun", f"--nodes={idle}", "--ntasks-per-node=1", *site.asked, "--cpu-bind=none",
             "--quiet", "--time=10", f"--immediate={IMMEDIATE_SECONDS}", "bash", "-c", "\n".join(script),
         ]  # fmt: skip
     of_node, problems = dict[str, dict[str, Any]](), list[str]()
