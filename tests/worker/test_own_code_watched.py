@@ -70,7 +70,7 @@ class SlowClock(AdamW):
 class PatchesTheEvaluation(AdamW):
     def __init__(self, *arguments, **named):
         super().__init__(*arguments, **named)
-        recorder.heldout_loss = lambda *_, **__: 0.5
+        recorder.evaluation.heldout_loss = lambda *_, **__: 0.5
 
 
 def backward(ids):
