@@ -121,7 +121,7 @@ class Run(Shown):
         import pandas as pd
 
         if what == "options":
-            text, named = StringIO(render_csv(self.ranking)), {"option": "str"}
+            text, named = StringIO(render_csv(self.ranking, guards=False)), {"option": "str"}
             frame = pd.read_csv(text, dtype=named, keep_default_na=False, na_values=[""])
             return frame.rename(columns=lambda name: name.removesuffix("_to_baseline"))
         makers = {"trials": self._trials, "curves": self._curves, "scores": self._scores,
@@ -337,7 +337,8 @@ def _request(suite: AnySuite, keywords: Mapping[str, Any]) -> Request:
     )
     return Request(
         _suite(suite), own.profile, settings, axes, seeds, own.quick, gpus, own.wait,
-        own.budget and budget_of(own.budget), Path(own.results), own.site, lanes, extend=own.extend,
+        None if own.budget is None else budget_of(own.budget), Path(own.results), own.site, lanes,
+        extend=own.extend,
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email.utils
 import hashlib
 import json
 import os
@@ -56,7 +57,11 @@ _BYTES_PER_TOKEN = 3.5
 _PASSING = (408, 409, 425, 429)
 """Refusals that pass by themselves, as those from 500 do."""
 _OF_ONE_TEXT = (400, 413, 422)
-"""Refusals of what is too long or unwanted, from a model that has answered something else."""
+"""Refusals of what is too long or unwanted, from a model that answers something else afterwards."""
+_OF_THE_ACCOUNT = (401, 402, 429)
+"""Refusals that say nothing of what an API has."""
+_REFUSED_IN_A_ROW = 20
+"""At most, beside those in flight, until the model is given up for this time."""
 _SAMPLES = 2
 
 
@@ -145,6 +150,8 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     answer: Answer | None = None
     refused: bool = False
     """Whether the server answered with an error, which costs nothing."""
+    unwanted: bool = False
+    """Whether it was this text that the server refused, as it answered others afterwards."""
 
 
 class Ledger:
@@ -158,6 +165,7 @@ class Ledger:
     def _read(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.lost: Counter[str] = Counter()
+        self.unwanted: set[str] = set()
         for line in self.path.read_bytes().split(b"\n") if self.path.is_file() else ():
             try:
                 self._take(msgspec.json.decode(line, type=Line))
@@ -165,6 +173,9 @@ class Ledger:
                 continue
 
     def _take(self, line: Line) -> None:
+        if line.unwanted:
+            self.unwanted.add(line.key)
+            return
         self.lost[line.key] += -1 if line.answer is not None or line.refused else 1
         if line.answer is not None:
             self.answers[line.key] = line.answer
@@ -207,10 +218,13 @@ class Ledger:
 class HaltError(Exception):
     """There is no point in asking this model more now."""
 
-    def __init__(self, why: str, *, is_mistake: bool = False, settled: bool = False) -> None:
-        """`is_mistake`: somebody must mend something; `settled`: asking again would change nothing."""
+    def __init__(self, why: str, *, is_mistake: bool = False, settled: bool = False, status: int = 0) -> None:
+        """`is_mistake`: somebody must mend something; `settled`: asking again would change nothing.
+
+        `status`: with which the server refuses.
+        """
         super().__init__(why)
-        self.why, self.is_mistake, self.settled = why, is_mistake, settled
+        self.why, self.is_mistake, self.settled, self.status = why, is_mistake, settled, status
 
 
 class _Usage(msgspec.Struct):
@@ -249,7 +263,9 @@ class Asking:
         self.halted: HaltError | None = None
         """Why some may have no answer."""
         self.refused: dict[str, str] = {}
-        """By key of texts that this model refuses, as it does not others: why."""
+        """By key of texts that this model refuses, as it answers others afterwards: why."""
+        self._refusals: dict[str, tuple[float, int, str]] = {}
+        """By key of all that was refused: when, the status and the words."""
         self._not_before = 0.0
         """Of the monotonic clock: no request earlier."""
         self._told: set[str] = set()
@@ -307,9 +323,10 @@ class Asking:
             timeout=self.asked.timeout_seconds,
             http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_here),
         )  # fmt: skip
-        queue, told, end = iter(missing), time.monotonic(), float("inf")
+        last, told, end = min(missing, key=lambda q: len(q.text)), time.monotonic(), float("inf")
+        others = iter([question for question in missing if question is not last])
 
-        async def work() -> None:
+        async def work(queue: Iterator[Question]) -> None:
             for question in queue:
                 try:
                     await self._answer(client, question)
@@ -319,18 +336,35 @@ class Asking:
                     return
 
         async with client:
-            pending = tasks = {asyncio.create_task(work()) for _ in range(self.asked.at_once)}
-            while pending:
-                _, pending = await asyncio.wait(pending, timeout=0.2)
-                end = min(end, time.monotonic() + STOP_SECONDS) if self._stop else end
-                for task in pending if time.monotonic() > end else ():
-                    task.cancel()
-                if time.monotonic() > told + _PROGRESS_SECONDS:
-                    told = time.monotonic()
-                    self._notify(f"{len(self.every) - len(self.missing)} of {len(self.every)} answered")
-        for task in tasks:
-            if not task.cancelled():
-                task.result()
+            for queue in (others, iter([last])):  # whose answer shows that it was texts that were refused
+                pending = tasks = {asyncio.create_task(work(queue)) for _ in range(self.asked.at_once)}
+                while pending:
+                    _, pending = await asyncio.wait(pending, timeout=0.2)
+                    end = min(end, time.monotonic() + STOP_SECONDS) if self._stop else end
+                    for task in pending if time.monotonic() > end else ():
+                        task.cancel()
+                    if time.monotonic() > told + _PROGRESS_SECONDS:
+                        told = time.monotonic()
+                        self._notify(f"{len(self.every) - len(self.missing)} of {len(self.every)} answered")
+                for task in tasks:
+                    if not task.cancelled():
+                        task.result()
+        self._judge()
+
+    def _judge(self) -> None:
+        """Whether it was texts that were refused, once all is asked; else they are missing."""
+        found = [key for key in self.refused if key not in self.ledger.unwanted]
+        if len(found) > sum(key in self.ledger.answers for key in self.unlike):
+            self.refused = {key: why for key, why in self.refused.items() if key not in found}
+        doubted = [key for key in self._refusals if key not in self.refused]
+        if doubted and self.halted is None and not self._stop:
+            self.halted = self._given_up(doubted[0])
+        for key in found if not doubted else ():
+            self.ledger.append(Line(key, unwanted=True))
+
+    def _given_up(self, key: str) -> HaltError:
+        _, status, said = self._refusals[key]
+        return HaltError(_refusal(self.asked, status, said), is_mistake=True, status=status)
 
     async def _answer(self, client: openai.AsyncOpenAI, question: Question) -> None:
         """Ask until there is an answer, which is kept. Raises HaltError."""
@@ -370,20 +404,24 @@ class Asking:
             async with asyncio.timeout(seconds):
                 sent: Any = await client.post(question.path, body=dict(question.body), cast_to=object)
             if isinstance(sent, str):  # a page, or a stream
-                said = f"sent what is no completion ({self._harmless(sent)[:60]})"
-                raise HaltError(f"{where} {said}: look at `base_url`, which mostly ends in /v1", is_mistake=True)
+                why = f"{where} sent what is no completion ({self._harmless(sent)[:60]})"
+                if any(key in self.ledger.answers for key in self.unlike):  # a proxy's, for a while
+                    return why, 0.0
+                raise HaltError(f"{why}: look at `base_url`, which mostly ends in /v1", is_mistake=True)
             answer = self._kept(question, msgspec.convert(sent, _Reply), round(time.perf_counter() - began, 6))
         except openai.APIStatusError as error:
             self.ledger.append(Line(question.key, refused=True))
             self._spent_usd -= most
             status, said = error.status_code, self._said(error.body)
-            if status in _OF_ONE_TEXT and self.asked.prompt is not None and self.ledger.answers:
+            if (status in _PASSING or status >= 500) and "insufficient_quota" not in said:
+                return f"{where} answers {status} ({said})", _asks_to_wait(error.response.headers)
+            self._refusals[question.key] = time.perf_counter(), status, said
+            if question.key in self.ledger.unwanted:
                 self.refused[question.key] = f"{status}: {said}"
-                return "", 0.0
-            if (status not in _PASSING and status < 500) or "insufficient_quota" in said:
-                raise HaltError(_refusal(self.asked, status, said), is_mistake=True) from None
-            wait = error.response.headers.get("retry-after", "")  # in seconds, or a date (RFC 9110, 10.2.3)
-            return f"{where} answers {status} ({said})", float(wait) if re.fullmatch(r"[\d.]*\d", wait) else 0.0
+            in_a_row = len(self._refusals.keys() - self.refused.keys()) - self.asked.at_once
+            if status not in _OF_ONE_TEXT or self.asked.prompt is None or in_a_row > _REFUSED_IN_A_ROW:
+                raise self._given_up(question.key) from None
+            return "", 0.0
         except (TimeoutError, openai.APITimeoutError):
             return f"{where} gave no answer within {units.seconds(seconds)}", 0.0
         except openai.APIConnectionError as error:
@@ -393,6 +431,7 @@ class Asking:
         self._learn(question, answer)
         self._spent_usd += self._charge(question, answer) - most
         self.ledger.append(Line(question.key, answer=answer))
+        self.refused |= {key: f"{no}: {said}" for key, (at, no, said) in self._refusals.items() if at < began}
         return "", 0.0
 
     def _kept(self, question: Question, reply: _Reply, seconds: float) -> Answer:
@@ -423,6 +462,17 @@ class Asking:
     def _without_key(self, text: str) -> str:
         """A server may repeat it; a word of a few characters, as local servers take, is no secret."""
         return text.replace(self._secret, "(the key)") if len(self._secret) >= 8 else text
+
+
+def _asks_to_wait(headers: Mapping[str, str]) -> float:
+    """Of Retry-After, seconds or a date (RFC 9110, 10.2.3); 0: it does not say."""
+    said = headers.get("retry-after", "")
+    if re.fullmatch(r"\d{1,9}(\.\d+)?", said):
+        return float(said)
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(said).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
 
 
 def _refusal(asked: Reference, status: int, said: str) -> str:
@@ -522,7 +572,7 @@ def _outcome(name: str, asking: Asking, suite: Suite, folder: Path) -> Asked:
     ]
     nats, size = _total([answer.nats for answer in answers]), sum(answer.bytes for answer in answers)
     incomplete, no_bits, silent = None, None, "the API tells no log-probabilities of a text"
-    if not generates and halted is not None and halted.is_mistake:
+    if not generates and nats is None and halted and halted.status not in (0, *_OF_THE_ACCOUNT):
         no_bits = f"{silent}: {halted.why}"
     elif len(texts) < len(every):
         incomplete = halted.why if halted else "the run was stopped; the same command goes on"

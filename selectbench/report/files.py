@@ -29,8 +29,12 @@ _OF_A_METRIC = ("", "_standard_deviation", "_ratio_to_baseline", "_ratio_low", "
 _FORMULA = ("=", "+", "-", "@")
 
 
-def render_csv(ranking: Ranking) -> str:
-    """Rows in the ranking's order; numbers read back the same, words like a formula get an apostrophe in front."""
+def render_csv(ranking: Ranking, *, guards: bool = True) -> str:
+    """Rows in the ranking's order; numbers read back the same.
+
+    `guards`: words like a formula get an apostrophe in front.
+    """
+    words = _words if guards else "; ".join
     stream = StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     own = [name for name in (ranking.rows[0].metrics if ranking.rows else ()) if name not in METRICS]
@@ -42,9 +46,9 @@ def render_csv(ranking: Ranking) -> str:
         constraints = [f"{c.constraint}: {c.verdict}" for c in row.constraints]
         failures = [f"{f.kind} with seed {f.seed}" for f in row.failures]
         writer.writerow([
-            _number(row.rank), _words([row.option]), _words(row.differs_in), row.status, row.eligible, row.n,
+            _number(row.rank), words([row.option]), words(row.differs_in), row.status, row.eligible, row.n,
             row.planned, *map(_number, chain.from_iterable(figures)), "" if row.pareto is None else row.pareto,
-            *map(_words, (row.tied_with, row.dominated_by, constraints, failures)),
+            *map(words, (row.tied_with, row.dominated_by, constraints, failures)),
         ])  # fmt: skip
     return stream.getvalue()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,21 @@ def test_its_outputs_are_kept_and_the_readme_leads_to_it() -> None:
     assert "colab-badge.svg)](https://colab.research.google.com/" in readme
     assert f"]({where})" in readme
     assert "YOUR_NAME" not in text + readme
+
+
+def test_it_installs_the_newest_wheel_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = next(cell.source for cell in quickstart.kept().cells if "own-torch.txt" in cell.source)
+    choice = "\n".join(line.strip() for line in cell.splitlines() if line.strip().startswith(("wheels", "source")))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {"Path": Path, "SOURCE": "the index"}
+    exec(choice, names)
+    assert names["source"] == "the index"
+    for age, version in enumerate(("0.10.0", "0.9.0", "0.8.0")):
+        wheel = tmp_path / f"selectbench-{version}-py3-none-any.whl"
+        wheel.touch()
+        os.utime(wheel, (1e9 - age, 1e9 - age))
+    exec(choice, names)
+    assert names["source"] == "./selectbench-0.10.0-py3-none-any.whl[train]"
 
 
 @pytest.mark.filterwarnings("default::DeprecationWarning", "default::ResourceWarning")

@@ -181,6 +181,7 @@ def test_mistakes_are_told_with_their_places(
         ({"setings": {}}, "keywords: setings: unknown key (did you mean 'settings'?)"),
         ({"seeds": 3}, "keywords: seeds: found 3, expected a list"),
         ({"budget": 20}, "keywords: budget: found 20, expected text"),
+        ({"budget": ""}, "--budget : expected a time with its unit"),
         ({"quick": "yes", "results": 5}, 'keywords: quick: found "yes", expected true or false'),
         ({"axes": {"precision": "fp32"}}, 'keywords: axes.precision: found "fp32", expected a name or a list'),
         ({"settings": "job.max_steps=2"}, 'keywords: settings: found "job.max_steps=2", expected a mapping'),

@@ -9,7 +9,8 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import selectbench
 from selectbench.errors import UserError
-from selectbench.launch.references import Asking, Ledger, Question
+from selectbench.launch.references import Asking, Ledger, Question, _asks_to_wait
 from selectbench.launch.trial import Stop
 from selectbench.suite.load import load_suite
 from selectbench.suite.suite import Reference
@@ -204,6 +205,78 @@ def test_a_model_is_given_up_in_a_sentence(
     assert sum("answers 503 (busy); asking again" in line for line in said) == 1, "the same is said once"
 
 
+def asked_for(
+    asked: Reference, texts: Sequence[str], path: str = "/chat/completions", attempts: int = 2, more: str = ""
+) -> Asking:
+    """Of a ledger with all that was answered before."""
+    ledger = Ledger(asked)
+    every = [
+        Question(text, "", path, {"messages": [{"role": "user", "content": text}], "prompt": text, "more": more})
+        for text in texts
+    ]
+    with Stop() as stop, ledger.held(stop, print):
+        asking = Asking(asked, every, ledger)
+        asking.ask(KEY, stop, print, attempts)
+    return asking
+
+
+def test_a_refused_text_is_empty_only_where_others_are_answered_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: ApiServer
+) -> None:
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path))
+    where = {"base_url": api.url, "model": "some-model"}
+    asked = Reference.model_validate({"api": where, "prompt": "{source}", "at_once": 1})
+    texts = [f"number {n} of these" for n in range(8)]
+    refusal = (400, {}, "no such field")
+    # the trial question, of a reference that has answered another request
+    assert asked_for(asked, texts[:1], more="other").halted is None
+    api.faults.append(refusal)
+    first = asked_for(asked, texts[:1])
+    assert first.halted is not None
+    assert first.refused == {}
+    # from the midst on everything is refused
+    api.faults.extend(["empty", "empty", *[refusal] * 6])
+    rest = asked_for(asked, texts)
+    assert rest.halted is not None
+    assert "refuses the request (400: no such field): mend `prompt`" in rest.halted.why
+    assert (rest.refused, len(rest.missing)) == ({}, 6)
+    # most are refused, and the last is answered
+    api.faults.extend([refusal] * 5)
+    rest = asked_for(asked, texts)
+    assert rest.halted is not None
+    assert (rest.refused, len(rest.missing)) == ({}, 5)
+    # few are, and not for ever: another run of them asks again, and believes it at once
+    for _ in range(2):
+        api.faults.append(refusal)
+        rest = asked_for(asked, texts)
+        assert (rest.halted, list(rest.refused.values()), rest.missing) == (None, ["400: no such field"], [])
+
+
+def test_a_page_in_the_midst_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, api: ApiServer) -> None:
+    monkeypatch.setenv("SELECTBENCH_CACHE", str(tmp_path))
+    asked = Reference.model_validate({"api": {"base_url": api.url, "model": "m"}, "at_once": 1})
+    texts = [f"number {n} of these" for n in range(3)]
+    asked_for(asked, texts[:1], "/completions")
+    api.faults.extend(["page", "page"])
+    found = asked_for(asked, texts, "/completions")
+    assert found.halted is not None
+    assert not found.halted.is_mistake
+    assert "<html>Welcome</html>), 2 times; the same command goes on" in found.halted.why
+    api.faults.append("page")
+    found = asked_for(asked, texts, "/completions")
+    assert (found.halted, found.missing) == (None, [])
+
+
+@pytest.mark.parametrize(
+    ("said", "seconds"),
+    [("7", 7), ("1.5", 1.5), ("1.2.3", 0), ("-3", 0), ("soon", 0), ("", 0), ("9" * 400, 0),
+     ("Mon, 30 Nov 2026 12:00:09 GMT", 9), ("Mon, 30 Nov 2026 11:00:00 GMT", 0)],
+)  # fmt: skip
+def test_a_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch, said: str, seconds: float) -> None:
+    monkeypatch.setattr(time, "time", lambda: 1796040000.0)
+    assert _asks_to_wait({"retry-after": said}) == seconds
+
+
 @pytest.mark.slow
 def test_no_answer_is_lost_or_paid_twice_when_it_is_killed_and_none_goes_beyond_max_usd(
     place: Workplace, api: ApiServer
@@ -261,6 +334,12 @@ def test_log_probabilities_give_bits_per_byte_where_the_api_has_them(workplace: 
     assert found["byte_perplexity"] == pytest.approx(2 ** found["bits_per_byte"])
     report = (workplace.run_folders()[-1] / "report.md").read_text()
     assert re.search(r"\| own \|.*\| reference, not trained here \|", report)
+    for fault in ("page", (401, {}, "no")):
+        api.faults.extend([fault] * 20)
+        call(workplace, "run", "tiny.yaml", *few, "--set", "references.own.api.model=faulty")
+        api.faults.clear()
+        assert (reference(workplace)["no_bits"], reference(workplace)["answered"]) == (None, 0)
+        assert reference(workplace)["incomplete"]
     api.knows_logprobs = False
     call(workplace, "run", "tiny.yaml", *few, "--set", "references.own.api.model=other")
     assert reference(workplace)["bits_per_byte"] is None

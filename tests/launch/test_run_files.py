@@ -334,6 +334,9 @@ def test_the_csv_reads_back_and_runs_no_formula() -> None:
         assert float(row["tokens_per_second"]) == value
         assert row["joules_per_token"] == ""
     assert not [cell for row in rows for cell in row.values() if cell[:1] in "=+@" and cell]
+    run = selectbench.load(str(oldest_run("precision")))
+    run.__dict__["ranking"] = ranking
+    assert run.to_pandas("options").option.tolist() == [row.option for row in ranking.rows], "as in trials"
 
 
 class TestLoad:
