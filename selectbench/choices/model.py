@@ -25,7 +25,7 @@ from selectbench.choices.choice import (
     free_of,
     is_own,
 )
-from selectbench.errors import did_you_mean, one_of_these, synonyms
+from selectbench.errors import did_you_mean, one_of_these
 from selectbench.text import one_line, quoted
 
 if TYPE_CHECKING:
@@ -311,6 +311,11 @@ MOST_OF_A_LIBRARY = 130
 LONGEST_HEADER_BYTES = 100_000_000
 """What the library itself refuses to read more than."""
 _POINTER = b"version https://git-lfs"
+_EMBEDDINGS = ("wte.weight", "embed_tokens.weight", "word_embeddings.weight", "shared.weight")
+"""How the names end that families of transformers give the matrix with a row for each token."""
+_WIDTHS = ("n_embd", "hidden_size", "d_model")
+_OTHER_WIDTHS = frozenset({"embedding_size", "word_embed_proj_dim"})
+"""Keys of families whose embeddings are not as wide as their blocks."""
 
 
 def folder_problem(folder: Path) -> str | None:
@@ -327,14 +332,13 @@ def folder_problem(folder: Path) -> str | None:
     files = _files(folder)
     if isinstance(files, str):
         return files
+    shapes: dict[str, list[int]] = {}
     for path in files:
-        if (
-            found := _file_problem(path)
-            if path.is_file()
-            else f"{folder} lacks {path.name}, which its {INDEX} names"
-        ):
+        found = header_of(path) if path.is_file() else f"{folder} lacks {path.name}, which its {INDEX} names"
+        if isinstance(found, str):
             return f"{found}: {AGAIN}"
-    return None
+        shapes |= found
+    return _another_models(folder, config, shapes)
 
 
 def _models() -> Path:
@@ -366,15 +370,31 @@ def family_problem(path: str) -> str | None:
     return _misspelt(content) or _misspelt(text_part(content))
 
 
+_OF_OLD_FILES = frozenset({
+    "add_cross_attention", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
+    "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_start_token_id", "diversity_penalty",
+    "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "is_decoder", "is_encoder_decoder", "length_penalty", "max_length", "min_length", "no_repeat_ngram_size",
+    "num_beam_groups", "num_beams", "num_return_sequences", "output_scores", "pad_token_id", "prefix",
+    "pruned_heads", "remove_invalid_values", "repetition_penalty", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "typical_p",
+    "use_bfloat16", "use_cache", "use_return_dict",
+})  # fmt: skip
+"""What transformers 4 wrote into every config.json (its PretrainedConfig), most of it about generating text."""
+
+
 def _misspelt(content: Mapping[str, Any]) -> str | None:
     """The key that a family's code nowhere names, though it has one like it that the file does not give."""
     family = str(content.get("model_type"))
     named = [_models().parent / "configuration_utils.py", _models().parent / "modeling_rope_utils.py"]
     source = "\n".join(path.read_text("utf-8") for path in (*_sources(family, "*.py"), *named))
-    fields = sorted(set(re.findall(r"^    (\w+): ", source, re.MULTILINE)) - content.keys())
-    for key in sorted(content.keys() - set(re.findall(r"\w+", source))):
+    stated = "\n".join(path.read_text("utf-8") for path in _sources(family, "configuration_*.py"))
+    fields = sorted(set(re.findall(r"^    (\w+): ", stated, re.MULTILINE)) - content.keys())
+    for key in sorted(content.keys() - set(re.findall(r"\w+", source)) - _OF_OLD_FILES):
         # Files of other versions have keys that nobody reads: one must be very like another to be that misspelt.
-        if meant := synonyms(key, fields) or get_close_matches(key, fields, 1, 0.87):
+        if meant := get_close_matches(key, fields, 1, 0.87):
             return f"{family} of transformers reads no {quoted(key)}{one_of_these(meant)}"
     return None
 
@@ -439,8 +459,8 @@ def _files(folder: Path) -> list[Path] | str:
     return found
 
 
-def _file_problem(path: Path) -> str | None:
-    """What is wrong with a safetensors file by its header, or None."""
+def header_of(path: Path) -> dict[str, list[int]] | str:
+    """The shape of every tensor in a safetensors file, or what is wrong with the file."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -452,8 +472,9 @@ def _file_problem(path: Path) -> str | None:
                 return f"{path} is no safetensors file or cut short: its {size:,} bytes hold no whole header"
             file.seek(8)
             header = json.loads(file.read(length))
-        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends, default=0)
+        tensors = {name: tensor for name, tensor in header.items() if name != "__metadata__"}
+        whole = 8 + length + max((tensor["data_offsets"][1] for tensor in tensors.values()), default=0)
+        shapes = {name: list(tensor["shape"]) for name, tensor in tensors.items()}
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
@@ -461,7 +482,28 @@ def _file_problem(path: Path) -> str | None:
     if whole != size:
         short = "cut short" if size < whole else "damaged"
         return f"{path} is {short}: by its header it has {whole:,} bytes, it has {size:,}"
-    return None
+    return shapes
+
+
+def _another_models(folder: Path, config: dict[str, Any], shapes: dict[str, list[int]]) -> str | None:
+    """Whether the embedding is of another size than the configuration says."""
+    found = {name: shape for name, shape in shapes.items() if name.endswith(_EMBEDDINGS) and len(shape) == 2}
+    config = text_part(config)
+    rows, width = config.get("vocab_size"), next((config[key] for key in _WIDTHS if key in config), None)
+    if _OTHER_WIDTHS & config.keys():
+        width = None
+    if (
+        not found
+        or not isinstance(rows, int)
+        or any(s[0] == rows and width in (None, s[1]) for s in found.values())
+    ):
+        return None
+    name, shape = next(iter(found.items()))
+    asked = f"{rows} x {width}" if width is not None else f"{rows} rows"
+    return (
+        f"{folder / 'config.json'} is of another model than the weights: it says an embedding of {asked}, "
+        f"{name} is {shape[0]} x {shape[1]}: {AGAIN}"
+    )
 
 
 # Models: families of transformers for each task, a configuration file or weights of any family, own code.
@@ -866,9 +908,8 @@ class Qlora(Lora):
         """Whether it is kept in 4 bits."""
         return getattr(parameter, "quant_state", None) is not None
 
-    asks: ClassVar[Mapping[str, Any]] = {
-        "working_dtype": "float32+uint8"
-    }  # bytes of two weights each, and the rest
+    # A byte has two weights; what is not quantized stays in fp32.
+    asks: ClassVar[Mapping[str, Any]] = {"working_dtype": "float32+uint8"}
 
 
 ADAPTATIONS: tuple[type[Choice], ...] = (FullTraining, Lora, Qlora)

@@ -119,11 +119,11 @@ def _work(
     assert tokenizer is not None, "text needs a tokenizer: the job was checked"
     needed, spelt = ["tokenizers"], tokenizer.model_dump_json()
     needed += ["sentencepiece"] if isinstance(tokenizer, Unigram) else []
+    needed += ["transformers"] if isinstance(tokenizer, PretrainedTokenizer) else []
+    versions = " ".join(f"{name} {sources.require(name)}" for name in needed)
     if isinstance(tokenizer, PretrainedTokenizer):
-        needed.append("transformers")
         tokenizer = pinned(tokenizer)
         spelt = pretrained_key(tokenizer)
-    versions = " ".join(f"{name} {sources.require(name)}" for name in needed)
     corpora = [sources.open_corpus(part, notify, code) for part in data.parts]
     for corpus in corpora:
         if corpus.key is None:

@@ -456,6 +456,8 @@ EXAMPLES = 3
 MOST_UNKNOWN = 0.1
 """Share of unknown tokens from which a tokenizer counts as one that can't encode the text."""
 OTHERS = "take one that was made for such text, or have one trained on it (`tokenizer: {bpe: 4096}`)"
+Spellings = Callable[[str], list[list[str]]]
+"""The ways in which a model may write a character: entries of its vocabulary."""
 
 
 def check_alphabet(backend: Tokenizer, texts: Iterable[str], name: str, described: str) -> None:
@@ -464,13 +466,8 @@ def check_alphabet(backend: Tokenizer, texts: Iterable[str], name: str, describe
     White space apart, which many tokenizers mean to drop, and what a normalizer takes out or writes otherwise, such
     as accents. The text is read only where something may be left out.
     """
-    from tokenizers import pre_tokenizers
-
-    content = json.loads(backend.to_str())
-    over_bytes = "ByteLevel" in json.dumps([content["pre_tokenizer"], content["normalizer"]])
-    has_bytes = backend.get_vocab().keys() >= set(pre_tokenizers.ByteLevel.alphabet())
-    is_silent = content["model"]["type"] == "BPE" and content["model"].get("unk_token") is None
-    lost = _left_out(backend, texts) if is_silent and not (over_bytes and has_bytes) else None
+    spellings = _spellings(backend)
+    lost = Counter[str]() if spellings is None else _left_out(backend, texts, spellings)
     if not lost:
         return
     first = ", ".join(f"{c!r} (U+{ord(c):04X}) {count:,} x" for c, count in lost.most_common(EXAMPLES))
@@ -490,16 +487,14 @@ def check_unknown(unknown: int, tokens: int, name: str) -> None:
         )
 
 
-def _left_out(backend: Tokenizer, texts: Iterable[str]) -> Counter[str]:
-    """Characters that get no token, with their occurrences; each distinct one is tried once."""
+def _left_out(backend: Tokenizer, texts: Iterable[str], spellings: Spellings) -> Counter[str]:
+    """Characters that get no token, with their occurrences; each distinct one is looked at once."""
     normalized = str if backend.normalizer is None else backend.normalizer.normalize_str
+    vocabulary = backend.get_vocab()
 
-    def is_written(character: str) -> bool:
-        if character.isspace() or character == BLANK:
-            return True
-        tried = character * 3  # at the beginning, inside and at the end of a word models write it otherwise
-        ids = backend.encode(tried, add_special_tokens=False).ids
-        return character in backend.decode(ids, skip_special_tokens=False)
+    def is_known(character: str) -> bool:
+        known = any(all(entry in vocabulary for entry in entries) for entries in spellings(character))
+        return known or character.isspace() or character == BLANK
 
     seen: set[str] = set()
     lost: Counter[str] = Counter()
@@ -507,7 +502,47 @@ def _left_out(backend: Tokenizer, texts: Iterable[str]) -> Counter[str]:
         # A normalizer is slow, and does to ASCII in a text what it does to each character alone.
         written = text if text.isascii() else normalized(text)
         met = set(written)
-        lost.update({character: 0 for character in met - seen if not all(map(is_written, normalized(character)))})
+        lost.update({character: 0 for character in met - seen if not all(map(is_known, normalized(character)))})
         seen |= met
         lost.update({character: written.count(character) for character in met & lost.keys()})
     return lost
+
+
+def _spellings(backend: Tokenizer) -> Spellings | None:
+    """Of the tokenizer's model; None: it leaves nothing out."""
+    from tokenizers import pre_tokenizers
+
+    content = json.loads(backend.to_str())
+    model, vocabulary = content["model"], backend.get_vocab().keys()
+    if model["type"] != "BPE" or model.get("unk_token") is not None:
+        return None
+    splits = set(_kinds(content["pre_tokenizer"]))
+    over_bytes = "ByteLevel" in splits.union(_kinds(content["normalizer"]))
+    if over_bytes and vocabulary >= set(pre_tokenizers.ByteLevel.alphabet()):
+        return None
+    if model.get("byte_fallback") and vocabulary >= set(_fallback(bytes(range(256)))):
+        return None
+    if "ByteLevel" in splits:
+        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        return lambda character: [[byte for word, _ in byte_level.pre_tokenize_str(character) for byte in word]]
+    return lambda character: _by_characters(model, character)
+
+
+def _kinds(part: Mapping[str, Any] | None) -> Iterator[str]:
+    """Of a normalizer or a pre-tokenizer, as tokenizer.json has them: its kind, and those in its sequence."""
+    if part is not None:
+        yield part["type"]
+        for inner in (*part.get("normalizers", ()), *part.get("pretokenizers", ())):
+            yield from _kinds(inner)
+
+
+def _by_characters(model: Mapping[str, Any], character: str) -> list[list[str]]:
+    """Inside of words and at their end some models write a character otherwise: one way that they know will do."""
+    inside, end = (model.get(name) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+    forms = [[f"{before}{character}{after}"] for before in {"", inside} for after in {"", end}]
+    return [*forms, _fallback(character.encode())] if model.get("byte_fallback") else forms
+
+
+def _fallback(raw: bytes) -> list[str]:
+    """Bytes as sentencepiece's vocabularies have them."""
+    return [f"<0x{byte:02X}>" for byte in raw]

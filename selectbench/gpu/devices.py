@@ -18,6 +18,7 @@ from itertools import permutations, takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import pynvml
 
 MatmulDtype = Literal["float32", "tf32", "bfloat16", "float16"]
@@ -92,9 +93,8 @@ if torch is None or not runpy.run_path(str(Path(torch.origin).with_name("version
 PROBE_SECONDS = 120
 
 
-@dataclass(frozen=True)
-class TorchDevice:
-    """One of torch's CUDA devices; None: this torch does not say."""
+class TorchDevice(msgspec.Struct, frozen=True):
+    """One of torch's CUDA devices, which trials tell of as well; None: this torch does not say."""
 
     uuid: str | None
     """Without `GPU-`; that of the slice or of its board where MIG is on."""

@@ -229,7 +229,7 @@ def gpu_meters(samples: GpuSamples, before: Use, moments: Moments, rates: dict[s
     timed = moments.timed or [whole]  # the state of a failed trial's GPU is that of its whole life
     return GpuMeters(
         name=samples.gpu.name, pci_bus_id=samples.gpu.pci_bus_id, is_mig=samples.gpu.is_mig,
-        memory_total_bytes=int(totals[-1]) if len(totals) else samples.gpu.memory_total_bytes,
+        memory_total_bytes=(int(totals[-1]) if len(totals) else 0) or samples.gpu.memory_total_bytes,
         idle_memory_bytes=before.memory_used_bytes, idle_utilization=before.utilization,
         peak_device_memory_bytes=int(used.max()) if len(used) else None,
         driver_reserved_bytes=int(reserved[-1]) if len(reserved) else None,

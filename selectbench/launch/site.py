@@ -551,9 +551,11 @@ def slurm_run(folder: Path) -> SlurmRun | None:
 def attached(reference: Path) -> SlurmRun:
     """The run that a command names, by its folder or as `SUITE@latest`, the newest. Raises UserError."""
     suite, at, which = str(reference).rpartition("@")
-    of_suite = Path("results", suite) if at and which == LATEST else reference
-    newest = max(of_suite.glob(f"*/{SLURM}/{SUITE}"), default=reference / SLURM / SUITE)
-    if (found := slurm_run(newest.parents[1])) is None:
+    newest = reference
+    if at and which == LATEST:
+        runs = Path("results", suite).glob(f"*/{SLURM}/{SUITE}")
+        newest = max((path.parents[1] for path in runs), default=reference)
+    if (found := slurm_run(newest)) is None:
         is_one = (reference / SUITE).is_file()
         what = "it was started on one machine, and is shown there" if is_one else "no run's folder or SUITE@latest"
         raise UserError(f"{reference}: not a run under Slurm: {what}")

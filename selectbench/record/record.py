@@ -283,10 +283,13 @@ class Asked(Recorded, frozen=True, kw_only=True):
     asks: str
     """Digest of what the suite says of it and of the text: with another one it is to be asked anew."""
     model: str
+    """As the suite names it to the API."""
     base_url: str
+    """Of the API."""
     sentences: Count
     """Pieces of text that it is to be asked for."""
     answered: Count
+    """Those that have an answer."""
     refused: str | None = None
     """Why the server refuses some, but not all, which are scored as empty answers."""
     empty: Count
@@ -296,12 +299,14 @@ class Asked(Recorded, frozen=True, kw_only=True):
     input_tokens: Count | None
     """Of all answers; None: the server does not tell."""
     output_tokens: Count | None
+    """Of all answers; None: the server does not tell."""
     usd: Amount | None
     """Of all answers, whenever they were paid; None: no prices, or no tokens."""
     lost_usd: Amount
     """What requests may have cost, at most, that brought no answer: cut off, silent, or in flight when a run was
     killed."""
     latency_median_seconds: Amount | None = None
+    """Of a request; None: none was answered."""
     incomplete: str | None
     """Why it has not answered all; None: it has."""
     settled: bool

@@ -227,7 +227,10 @@ def print_plan(
     plans = RichTable(box=None, pad_edge=False, header_style="bold")
     for heading in (*_OF_AN_OPTION, *numbers):
         is_number = heading in numbers
-        plans.add_column(heading, overflow="fold", justify="right" if is_number else "left", no_wrap=is_number)
+        if is_number:  # cut with a mark where there is no room
+            plans.add_column(heading, justify="right", no_wrap=True)
+        else:
+            plans.add_column(heading, overflow="fold")
     for planned, row in zip(plan.options, rows, strict=True):
         plans.add_row(*map(Text, row), style="dim" if planned.unsupported else "")
     console.print(plans)

@@ -385,7 +385,8 @@ def with_absolute_paths(document: Node, folder: Path) -> Node:
     if document.has_command:
         where = Node(".", document.place, "job.directory")
         job = document.mapping["job"]
-        document = document.with_entries(job=job.with_entries(**{"directory": where, **job.mapping}))
+        if "directory" not in job.mapping:
+            document = document.with_entries(job=job.with_entries(directory=where))
     for keys, paths in (_COMMAND if document.has_command else _JOB).items():
         document = _with_paths(document, keys, paths, folder)
     # Exclusions are compared with rows, whose interpreters are absolute by then; axes keep their labels as written.

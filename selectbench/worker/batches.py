@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from struct import pack
 from typing import Any
@@ -134,34 +134,43 @@ def moved(tensor: torch.Tensor, device: str) -> torch.Tensor:
 class HeldOut:
     """The sequences that every evaluation of a job scores."""
 
-    whole: Batch
-    """All of them, on the CPU."""
+    whole: Batch | PairTokens
+    """All of them, on the CPU; pairs as they are stored, since padded they may be many times as large."""
     bytes: int | None
     """UTF-8 bytes of the tokens scored; None: they stand for no text."""
     more: tuple[npt.NDArray[Any], ...] = ()
     """What the digest is of besides the token ids."""
     source_nats: npt.NDArray[np.float64] | None = None
     """Of each token scored under the source that emitted it; None: not known."""
-    pairs: PairTokens | None = None
-    """Of a job whose sequences are pairs, those of the split."""
+
+    @property
+    def pairs(self) -> PairTokens | None:
+        """None: the job's sequences are no pairs."""
+        return self.whole if isinstance(self.whole, PairTokens) else None
 
     def __len__(self) -> int:
-        return len(self.whole.tokens)
+        return len(self.whole.tokens if isinstance(self.whole, Batch) else self.whole)
 
     def batch(self, start: int, end: int) -> Batch:
-        """These sequences, on the CPU."""
+        """These sequences, on the CPU; fewer where there are no more."""
+        if isinstance(self.whole, PairTokens):
+            return self.whole.batch(np.arange(start, min(end, len(self))))
         return self.whole.each(lambda tensor: tensor[start:end])
 
     @cached_property
     def tokens(self) -> int:
         """Targets scored."""
+        if isinstance(self.whole, PairTokens):
+            return int(self.whole.lengths[:, 1].sum())
         return int((self.whole.targets != NOT_COUNTED).sum())
 
     def sha256(self) -> str:
         """Digest of the token ids, their shape, what is hidden of them, and which targets are scored."""
-        tokens = self.whole.tokens.numpy()
-        parts = [part.tobytes() for part in (tokens.astype("<i8"), *self.more)]
-        return hashlib.sha256(b"".join([str(tokens.shape).encode(), *parts])).hexdigest()
+        pieces = (self.batch(start, start + 1024).tokens.numpy() for start in range(0, len(self), 1024))
+        digest = hashlib.sha256(str((len(self), self.batch(0, 1).tokens.shape[1])).encode())
+        for part in (*(piece.astype("<i8") for piece in pieces), *self.more):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
 
     def source_loss(self) -> tuple[float | None, float | None]:
         """Mean of the source's own nats over the tokens scored, and its standard error."""
@@ -299,7 +308,7 @@ def pairs_held_out(data: Prepared, *, tokens: int, seq_len: int, start_id: int |
     indices = np.arange(min(enough, len(pairs)))
     spans = zip(pairs.starts[indices, 1].tolist(), pairs.lengths[indices, 1].tolist(), strict=True)
     scored_bytes = sum(int(sizes[start : start + n].sum(dtype=np.int64)) for start, n in spans)
-    return HeldOut(pairs.batch(indices), scored_bytes, pairs=pairs)
+    return HeldOut(replace(pairs, starts=pairs.starts[indices], lengths=pairs.lengths[indices]), scored_bytes)
 
 
 # Masked language modelling: some tokens are hidden from the model, and it must say which they were.
@@ -356,7 +365,8 @@ class MaskedBatches(CausalBatches):
 
 def masked_held_out(data: Prepared, *, tokens: int, seq_len: int) -> HeldOut:
     """The causal job's sequences without their last token, the same ones hidden in every evaluation."""
-    ids: Ids = causal_held_out(data, tokens=tokens, seq_len=seq_len).whole.arguments[0].numpy()
+    causal_sequences = causal_held_out(data, tokens=tokens, seq_len=seq_len)
+    ids: Ids = causal_sequences.batch(0, len(causal_sequences)).arguments[0].numpy()
     seeds = [derived_seed(0, "held-out mask", number) for number in range(len(ids))]
     inputs, chosen = hidden(ids, seeds, data.vocab_size, data.special_ids["mask"])
     sizes = data.bytes_of_heldout()

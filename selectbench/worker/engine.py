@@ -36,6 +36,18 @@ def first_scale(world_size: int) -> float:
     return 2.0**16 / world_size
 
 
+def update_scale(
+    scale: torch.Tensor, applied_in_a_row: torch.Tensor, applied: bool, *, growth_interval: int = 2000
+) -> None:
+    """After a step, in place, as torch.amp.GradScaler does by the same function of torch.
+
+    Doubled after that many applied steps in a row, halved where one was skipped. The scale is float32, the count
+    int32.
+    """
+    overflowed = torch.tensor(float(not applied))
+    torch._amp_update_scale_(scale, applied_in_a_row, overflowed, 2.0, 0.5, growth_interval)
+
+
 def gradient_scaler(choices: Choices, world: World) -> torch.amp.GradScaler | None:
     """Torch's scaler where the precision asks for one, None otherwise."""
     if not choices.precision.gradient_scaling:

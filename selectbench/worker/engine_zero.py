@@ -18,7 +18,7 @@ from selectbench.choices import Choices
 from selectbench.observe.selectbench_seen import dtype_name
 from selectbench.suite.job import Job
 from selectbench.worker import model
-from selectbench.worker.engine import complaints_in_words, deepspeed_config, first_scale, resolved
+from selectbench.worker.engine import complaints_in_words, deepspeed_config, first_scale, resolved, update_scale
 from selectbench.worker.evaluation import Forward, evaluation_forward, switching
 from selectbench.worker.runtime import World, set_patience
 
@@ -126,11 +126,8 @@ class ZeroEngine:
         self._engine.step()
         self._show_partitions()
         applied = bool(self._engine.was_step_applied())
-        if (
-            self._scale is not None
-        ):  # GradScaler's own: doubled after 2,000 steps in a row, halved where one was skipped
-            overflowed = torch.tensor(float(not applied))
-            torch._amp_update_scale_(self._scale, self._applied_in_a_row, overflowed, 2.0, 0.5, 2000)
+        if self._scale is not None:
+            update_scale(self._scale, self._applied_in_a_row, applied)
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32, device=self.world.device)
         return norm, self._yes if applied else ~self._yes
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -191,23 +192,51 @@ Texts = Sequence[str]
 Text = Callable[[list[int]], str]
 
 
-def text_of(data: Prepared) -> Text:
-    """Of token ids by the data's tokenizer; those of no text show as their numbers."""
-    if not data.has_text:
-        return lambda ids: " ".join(map(str, ids))
-    tokenizer = Tokenizer.from_file(str(data.folder / TOKENIZER))
-    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
+@dataclass(frozen=True)
+class Reading:
+    """What the final evaluation needs besides the held-out set, read before the first step."""
+
+    end_id: int
+    tokenizer: Tokenizer | None
+    """The data's; None: they are no text."""
+    pairs: PairTokens | None
+    """Held-out pairs, of which the first ones are scored; None: no score is asked for."""
+    texts: list[tuple[str, str]]
+    """Source and reference of each pair to generate for."""
+
+    @classmethod
+    def of(cls, order: Order, data: Prepared, held_out: HeldOut) -> Reading:
+        """For a job that evaluates."""
+        job, tokenizer = order.job, tokenizer_of(data)
+        if not isinstance(job.eval, Eval) or held_out.pairs is None or not job.eval.scores:
+            return cls(data.end_id, tokenizer, None, [])
+        pairs = PairTokens.of(data, HELDOUT, job.seq_len, held_out.pairs.start_id)
+        return cls(data.end_id, tokenizer, pairs, data.pairs_to_score(job))
+
+    def text(self, ids: list[int]) -> str:
+        """Of token ids."""
+        return text_of(self.tokenizer, ids)
 
 
-def look_inside(held_out: HeldOut, data: Prepared, forward: Forward, world: World) -> Inside:
+def text_of(tokenizer: Tokenizer | None, ids: list[int]) -> str:
+    """Those of no text show as their numbers."""
+    return tokenizer.decode(ids, skip_special_tokens=False) if tokenizer else " ".join(map(str, ids))
+
+
+def tokenizer_of(data: Prepared) -> Tokenizer | None:
+    """None: the data are no text."""
+    return Tokenizer.from_file(str(data.folder / TOKENIZER)) if data.has_text else None
+
+
+def look_inside(held_out: HeldOut, reading: Reading, forward: Forward, world: World) -> Inside:
     """Every rank calls it together, and makes the same calls."""
-    batch, text = held_out.batch(0, 1).to(world.device), text_of(data)
+    batch, text = held_out.batch(0, 1).to(world.device), reading.text
     tokens, losses = _token_losses(forward, batch, text)
     rows, columns, weights = _attention(forward, batch, held_out.pairs, text)
     samples: list[Sample] = []
     if forward.is_transformers:  # a model of own code may want all of its positions
         if held_out.pairs is not None:
-            samples = _translations(held_out, held_out.pairs, data.end_id, text, forward, world)
+            samples = _translations(held_out, held_out.pairs, reading.end_id, text, forward, world)
         elif batch.arguments:
             samples = _continuations(held_out, text, forward, world)
     return Inside(
@@ -218,7 +247,7 @@ def look_inside(held_out: HeldOut, data: Prepared, forward: Forward, world: Worl
 
 def _continuations(held_out: HeldOut, text: Text, forward: Forward, world: World) -> list[Sample]:
     found = []
-    for row in held_out.whole.tokens[:SAMPLES].tolist():
+    for row in held_out.batch(0, SAMPLES).tokens.tolist():
         given = row[: min(PROMPT_TOKENS, len(row) // 2)]
         count = min(SAID_TOKENS, len(row) - len(given))
         said = continue_tokens(forward, given, count=count, longest=len(row) - 1, world=world)
@@ -424,22 +453,18 @@ class Scores:
     """None where every score is known as a whole only."""
 
 
-def examined(
-    order: Order, held_out: HeldOut, data: Prepared, logits: Forward, world: World, tell: Tell
-) -> Scores | None:
-    """Scores of what the model generates, by the final evaluation's logits; None where a suite asks for none.
+def examined(order: Order, reading: Reading, logits: Forward, world: World, tell: Tell) -> Scores:
+    """Scores of what the model generates, by the final evaluation's logits.
 
     Every rank calls it together; the first one writes the hypotheses.
     """
-    job = order.job
-    if not isinstance(job.eval, Eval) or held_out.pairs is None or not job.eval.scores:
-        return None
-    pairs = PairTokens.of(data, HELDOUT, job.seq_len, held_out.pairs.start_id)
-    texts, tokenizer = data.pairs_to_score(job), Tokenizer.from_file(str(data.folder / TOKENIZER))
-    at_once, hypotheses = order.choices.micro_batch_size, list[str]()
+    pairs, texts, tokenizer = reading.pairs, reading.texts, reading.tokenizer
+    if not isinstance(order.job.eval, Eval) or pairs is None or tokenizer is None:
+        return Scores()
+    names, at_once, hypotheses = order.job.eval.scores, order.choices.micro_batch_size, list[str]()
     for start in range(0, len(texts), at_once):
         batch = pairs.batch(np.arange(start, min(start + at_once, len(texts)))).to(world.device)
-        ids = generate_targets(logits, batch, end_id=data.end_id, start_id=pairs.start_id, world=world)
+        ids = generate_targets(logits, batch, end_id=reading.end_id, start_id=pairs.start_id, world=world)
         hypotheses += [tokenizer.decode(row) for row in ids]
         tell(len(hypotheses), len(texts))
     sources, references = ([pair[side] for pair in texts] for side in (0, 1))
@@ -448,8 +473,8 @@ def examined(
             for (source, reference), hypothesis in zip(texts, hypotheses, strict=True):
                 line = {"source": source, "reference": reference, "hypothesis": hypothesis}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
-    found = scores_of(job.eval.scores, hypotheses, references, sources)
-    return replace(found, copy_scores=scores_of(job.eval.scores, sources, references, sources).scores)
+    found = scores_of(names, hypotheses, references, sources)
+    return replace(found, copy_scores=scores_of(names, sources, references, sources).scores)
 
 
 def scores_of(names: Sequence[str], hypotheses: Texts, references: Texts, sources: Texts) -> Scores:
@@ -540,7 +565,7 @@ def own_metrics(order: Order, forward: Forward, world: World) -> dict[str, float
 def _texts(order: Order, data: Prepared) -> list[str]:
     """Of the held-out tokens as many as the evaluation asks for, document by document."""
     assert isinstance(order.job.eval, Eval)
-    tokens, text = data.heldout()[: order.job.eval.tokens].tolist(), text_of(data)
+    tokens, text = data.heldout()[: order.job.eval.tokens].tolist(), partial(text_of, tokenizer_of(data))
     documents: list[list[int]] = [[]]
     for token in tokens:
         if token == data.end_id:

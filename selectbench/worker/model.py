@@ -133,7 +133,9 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
         except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
             where = getattr(job.model, "config", job.model)
             said = one_line(str(error), 400)
-            raise PretrainedModelError(f"model.config: {where}: transformers refuses it: {said}") from error
+            raise PretrainedModelError(
+                f"model.config: {where}: transformers refuses it: {said} (correct its settings)"
+            ) from error
         if type(config) not in getattr(auto, "_model_mapping", {}):
             raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
         if (text := config.get_text_config(decoder=True)) is not config and job.task == "causal_lm":

@@ -37,7 +37,6 @@ from selectbench.record.wire import Finished, Order
 from selectbench.suite.job import distinct_rates, shape_sha256
 from selectbench.worker import runtime
 from selectbench.worker.batches import stream_sha256
-from selectbench.worker.evaluation import text_of
 from selectbench.worker.loop import Trained
 from selectbench.worker.model import random_parts, weights_sha256
 from selectbench.worker.observation import XZ_BYTES, CoreUse, causality, own_files, rate_effect, xz_bits_per_byte
@@ -242,7 +241,7 @@ def _measurement(
     source_loss, source_loss_error = held_out.source_loss() if held_out else (None, None)
     uses = cast("list[CoreUse]", setting.world.gathered(recorder.core_waits.use))  # ranks share the cores
     waited, data = sum(use.waited_seconds for use in uses), Prepared.open(Path(setting.order.data_folder))
-    text = text_of(data) if held_out and data.has_text and setting.world.is_first else None
+    text = setting.reading.text if setting.reading and data.has_text and setting.world.is_first else None
     return Measurement(
         tokens_per_step=setting.order.job.tokens_per_step,
         steps_applied=_applied(recorder),

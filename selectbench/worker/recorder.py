@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 
-from selectbench.data.prepared import Prepared
 from selectbench.record.record import EvaluationPoint, Inside
 from selectbench.record.wire import Evaluating, Event, Order, Phase, Progress
 from selectbench.suite.job import Eval
@@ -80,9 +79,9 @@ class Window:
         self.opened = time.perf_counter()
         """By `time.perf_counter`."""
         self.seconds = math.nan
-        """Between its edges, once it is window."""
+        """Between its edges, once it is closed."""
         self.step_seconds: list[float] = []
-        """Duration of each step, once it is window."""
+        """Duration of each step, once it is closed."""
         self.compiled: list[bool] = []
         """Whether each step compiled something."""
         self._marks = [self._mark()]
@@ -287,6 +286,8 @@ class Setting:
     shares: list[float]
     """Of the peak learning rate, per step of the job."""
     held_out: HeldOut | None
+    reading: evaluation.Reading | None
+    """None: the job does not evaluate."""
     emit: Emit
     memory: TrainingMemory
     whereabouts: Whereabouts
@@ -496,10 +497,10 @@ class Recorder:
                 )
                 setting.watch.scored.append((len(held_out), setting.watch.untrained - seen_before))
                 if self.steps_done >= self.job.max_steps:
-                    data, tell = Prepared.open(Path(setting.order.data_folder)), self._teller("texts")
-                    found = evaluation.examined(setting.order, held_out, data, logits, self.world, tell)
-                    self.scores = found or self.scores
-                    self.inside = evaluation.look_inside(held_out, data, logits, self.world)
+                    assert setting.reading is not None, "a job that evaluates has one"
+                    tell = self._teller("texts")
+                    self.scores = evaluation.examined(setting.order, setting.reading, logits, self.world, tell)
+                    self.inside = evaluation.look_inside(held_out, setting.reading, logits, self.world)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

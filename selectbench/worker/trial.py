@@ -30,6 +30,7 @@ from selectbench.suite.job import shares
 from selectbench.worker import runtime
 from selectbench.worker.attention import masks_by_shape
 from selectbench.worker.batches import Batch, Batches, TokenStream, batches_of, held_out_of
+from selectbench.worker.evaluation import Reading
 from selectbench.worker.loop import Unsupported, train_with, unsupported_where_missing
 from selectbench.worker.model import PretrainedModelError, enable_checkpointing, ensure_weights, mapped_model
 from selectbench.worker.observation import Tried, Watch, own_parts, tried
@@ -176,6 +177,7 @@ def _setting(
         batches=batches,
         stream=TokenStream(job.global_batch_size, batches.width, world.device),
         shares=shares(job.lr_schedule, job.max_steps), held_out=held_out,
+        reading=None if held_out is None else Reading.of(order, data, held_out),
         emit=emit, memory=memory, whereabouts=whereabouts, watch=Watch(own_parts(job, choices)),
         tried=getattr(module, "tried", Tried()),
     )  # fmt: skip

@@ -7,6 +7,7 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from made_records import MEASUREMENT, make_failure, make_meters, make_record
@@ -15,13 +16,25 @@ from msgspec.structs import replace
 
 from selectbench.choices import Choices
 from selectbench.errors import UserError
+from selectbench.gpu.devices import TorchDevice
 from selectbench.record import record
 from selectbench.record import record as inside
 from selectbench.record import record as meters
 from selectbench.record import record as sentences
 from selectbench.record.record import LOSSES, SETTINGS, SOFTWARE, Completed, Record, Recorded, Trial
 from selectbench.record.run_folder import RECORDS, append_record, read_records
-from selectbench.record.wire import EVENTS, ORDERS, GaveUp, Order, Progress
+from selectbench.record.wire import (
+    EVENTS,
+    MESSAGES,
+    ORDERS,
+    AnyMessage,
+    CommandOrder,
+    Event,
+    GaveUp,
+    Measure,
+    Order,
+    Progress,
+)  # fmt: skip
 from selectbench.suite.job import Job
 from selectbench.suite.load import field_texts
 
@@ -246,3 +259,25 @@ def test_every_key_of_a_record_has_a_text() -> None:
     assert {Record, Completed, Trial} < set(recorded)
     for kind in recorded:
         assert set(field_texts(kind)) == set(kind.__struct_fields__), kind
+
+
+def test_what_a_node_measured_on_gpus_comes_back_as_it_was():
+    devices = [TorchDevice("0d1c", "00000000:3B:00.0"), TorchDevice(None, None)]
+    measured = Measure(timed_windows=[(1.0, 2.0)], training_window=None, devices=devices)
+    assert MESSAGES.read(MESSAGES.write(measured)) == measured
+
+
+@pytest.mark.parametrize("kind", [Event, AnyMessage, Order, CommandOrder, Record])
+def test_all_that_is_said_between_processes_is_of_types_that_are_compared_when_written(kind):
+    """A plain dataclass would be refused where it is first filled, perhaps only on a GPU."""
+    left, seen = [msgspec.inspect.type_info(kind)], set()
+    while left:
+        one = left.pop()
+        assert not isinstance(one, msgspec.inspect.DataclassType), one.cls
+        if isinstance(one, msgspec.inspect.StructType):
+            if one.cls in seen:
+                continue
+            seen.add(one.cls)
+            left += [field.type for field in one.fields]
+        left += [*getattr(one, "types", ()), *getattr(one, "item_types", ())]
+        left += filter(None, (getattr(one, name, None) for name in ("item_type", "key_type", "value_type", "type")))

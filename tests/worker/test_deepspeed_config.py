@@ -1,9 +1,10 @@
 """DeepSpeed's configuration, without DeepSpeed."""
 
 import pytest
+import torch
 
 from selectbench.choices.execution import Bf16Master, Bf16Mixed, Bf16Pure, Fp16Mixed, Fp32, Tf32, Zero
-from selectbench.worker.engine import BUCKET_ELEMENTS, deepspeed_config, laid_over
+from selectbench.worker.engine import BUCKET_ELEMENTS, deepspeed_config, laid_over, update_scale
 
 
 def config_of(strategy=None, precision=None, clip_norm=0.5, parameters=1000):
@@ -75,3 +76,12 @@ def test_laying_over_changes_neither():
     below, above = {"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}}
     assert laid_over(below, above) == {"a": {"b": 1, "d": 3}, "c": {"e": 4}}
     assert (below, above) == ({"a": {"b": 1}, "c": 2}, {"a": {"d": 3}, "c": {"e": 4}})
+
+
+def test_the_loss_scale_halves_at_a_skipped_step_and_doubles_after_many_applied():
+    scale, applied_in_a_row = torch.tensor(8.0), torch.zeros((), dtype=torch.int32)
+    values = []
+    for applied in (True, True, False, True, True, True, True):
+        update_scale(scale, applied_in_a_row, applied, growth_interval=3)
+        values.append(float(scale))
+    assert values == [8.0, 8.0, 4.0, 4.0, 4.0, 8.0, 8.0]
