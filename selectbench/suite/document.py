@@ -97,7 +97,7 @@ class Node:
         """The items of the list under this key; none where there is no such list."""
         return self.mapping[key].items if key in self.mapping else []
 
-    def with_entries(self, **entries: Node) -> Node:
+    def with_entries(self, /, **entries: Node) -> Node:
         """A mapping with these entries put in."""
         return replace(self, value={**self.mapping, **entries})
 

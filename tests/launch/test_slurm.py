@@ -146,7 +146,7 @@ def test_a_run_is_named_as_the_newest_of_its_suite(tmp_path: Path, monkeypatch: 
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "suite.yaml").write_text("")
     assert attached(Path("tiny@latest")).folder == attached(Path("results/tiny/2-b")).folder
-    for other in ("other@latest", "tiny@newest", "results/tiny/3-c"):
+    for other in ("other@latest", "tiny@newest", "results/tiny/3-c", "results/tiny", "."):
         with pytest.raises(UserError, match="not a run under Slurm"):
             attached(Path(other))
 

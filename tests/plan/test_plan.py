@@ -277,6 +277,10 @@ def test_the_plan_says_whose_warm_up_is_its_own_and_what_is_tuned(suite_file: Pa
         print_plan(console, plan, None, [])
     assert "with a warm-up of their own: halves 3 of 6 steps\n" in captured.get()
     assert "tuned for each option first: optimizer.lr, optimizer.warmup_fraction\n" in captured.get()
+    narrow = Console(width=12, color_system=None)
+    with narrow.capture() as captured:
+        print_plan(narrow, plan, None, [])
+    assert "…" in captured.get(), "a number that has no room is cut with a mark"
     content = json.loads(plan_as_json(plan, None))
     assert [option["warmup_steps"] for option in content["options"]] == [2, 3]
     assert content["tuned"] == ["optimizer.lr", "optimizer.warmup_fraction"]

@@ -62,6 +62,7 @@ WRONG = [
     ("--seed {seed} ", "",
      "2:12: job.command: has no {seed}, so that every seed would run the same trial"),
     ("command", "comand", "2:3: job.comand: unknown key (did you mean 'command'?)"),
+    ("  command", "  self: 1\n  command", "2:3: job.self: unknown key (known: command,"),
     ("python train", "python -u trian",
      "2:12: job.command: there is no file {folder}/trian.py (did you mean 'train.py'?)"),
     ("may_change: [", "may_chang: [", "9:26: options.bf16.may_chang: unknown key (did you mean 'may_change'?)"),

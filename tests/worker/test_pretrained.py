@@ -341,6 +341,9 @@ def test_a_family_that_transformers_does_not_know(folder, key, tmp_path):
         assert all(
             "llama of transformers reads no 'rms_norms_eps' (did you mean 'rms_norm_eps'?)" in o for o in lines
         )
+    for old in ("max_length", "tie_encoder_decoder"):  # of transformers 4, in most files of the hub
+        (folder / "config.json").write_text(json.dumps({**content, old: 512}))
+        assert lines_of(write(tmp_path, text)) == []
     elsewhere = text.replace("micro_batch_size: 8", f"micro_batch_size: 8\n  python: {sys.executable}")
     assert lines_of(write(tmp_path, elsewhere)) == []
 
