@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,6 +22,15 @@ def start(arguments: Sequence[str], *, ignores: Collection[signal.Signals] = (),
         process = subprocess.Popen(arguments, text=True, **settings)
     _started.append(process)
     return process
+
+
+def on_each_core() -> list[Process]:
+    """One on each core that takes all of it that it is given; left alone, two may share a core for seconds."""
+    found = []
+    for core in os.sched_getaffinity(0):
+        found.append(start([sys.executable, "-c", "while True: pass"]))
+        os.sched_setaffinity(found[-1].pid, {core})
+    return found
 
 
 def end_all() -> None:

@@ -193,9 +193,8 @@ class TestInterruption:
     @pytest.mark.slow
     def test_trials_of_a_busy_machine_are_run_again_in_the_same_run_when_asked(self, workplace: Workplace) -> None:
         longer = ("--set", "job.timing.min_timed_seconds=1", "--set", "control=true")
-        one_core = [sys.executable, "-c", "while True: pass"]
-        # One for each core is enough, and leaves a machine that is busy anyway time for the trials.
-        others = [processes.start(one_core) for _ in os.sched_getaffinity(0)]
+        # One on each core is enough, and leaves a machine that is busy anyway time for the trials.
+        others = processes.on_each_core()
         assert workplace.call("run", "tiny.yaml", *longer).returncode == 0
         for other in others:
             other.kill()
