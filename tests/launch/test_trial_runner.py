@@ -119,6 +119,7 @@ def test_a_silent_trial_times_out(bench: Bench) -> None:
 
 
 def test_a_trial_over_its_time_has_what_its_threads_waited_for_a_core(bench: Bench) -> None:
+    assert failure(bench.run("raises")).kind == "crashed"  # its server has started
     others = processes.on_each_core()
     outcome = failure(bench.run("spins", trial_seconds=4.0))
     for other in others:
