@@ -99,6 +99,11 @@ class Run(Shown):
         """Every attempt of every trial."""
         return self.stored.records
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """environment.json."""
+        return self.stored.environment
+
     @cached_property
     def ranking(self) -> ShownRanking:
         """The answer, computed from the records."""

@@ -64,7 +64,7 @@ class Situation:
             "precision": chosen.precision.name, "compile": chosen.compile.name,
             "offload_optimizer": yes[getattr(strategy, "offload_optimizer", False)],
             "static_graph": yes[getattr(strategy, "static_graph", False)],
-            "strategy": strategy.name if stage is None else f"{strategy.name} {stage}",
+            "strategy": strategy.combines_as or (strategy.name if stage is None else f"{strategy.name} {stage}"),
             "accumulation": yes[self.micro_batches > 1],
             "task": self.task, "data": self.data, "device": self.device,
         }  # fmt: skip
@@ -83,7 +83,10 @@ class Rule:
 
     def explained(self, situation: Situation) -> str:
         """`optimizer muon with strategy zero 1: ...`."""
-        facts = situation.facts() | {"framework": situation.choices.framework.name}
+        chosen = situation.choices
+        facts = situation.facts() | {"framework": chosen.framework.name}
+        if chosen.strategy.combines_as:
+            facts["strategy"] = chosen.strategy.name
         named = [name for name in facts if name in self.conditions and name not in _UNNAMED]
         first, *others = [name if name in _SETTINGS else f"{name} {facts[name]}" for name in named]
         return f"{first} with {' and '.join(others)}: {self.reason}" if others else f"{first}: {self.reason}"

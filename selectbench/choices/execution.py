@@ -459,6 +459,8 @@ class StrategyChoice(Choice):
     shards: ClassVar[frozenset[str]] = frozenset()
     """Model states that are divided among the ranks: `parameters`, `gradients`, `optimizer_state`. Where there are
     none, every rank's optimizer has the parameters as the model has them."""
+    combines_as: ClassVar[str | None] = None
+    """The strategy whose rows in `combinations` hold for this one, which wraps the model alike; None: its own."""
 
     def asks_for(self) -> dict[str, Any]:
         """What wraps the model."""
@@ -508,6 +510,7 @@ class Ddp(StrategyChoice):
     needs: ClassVar[Needs] = Needs(packages=("torch",))
     engine: ClassVar[str] = "selectbench.worker.engine:DdpEngine"
     wrapper: ClassVar[str] = "DistributedDataParallel"
+    combines_as: ClassVar[str | None] = "ddp"
     also_called: ClassVar[Mapping[str, str]] = dict.fromkeys(("distributeddataparallel", "dataparallel"), "ddp")
     name: Literal["ddp"] = "ddp"
     bucket_cap_mb: Annotated[float, Field(gt=0, le=1 << 20)] = 25.0
