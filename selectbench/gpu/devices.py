@@ -94,7 +94,7 @@ PROBE_SECONDS = 120
 
 
 class TorchDevice(msgspec.Struct, frozen=True):
-    """One of torch's CUDA devices, which trials tell of as well; None: this torch does not say."""
+    """One of torch's CUDA devices, as trials report them too; None: this torch does not say."""
 
     uuid: str | None
     """Without `GPU-`; that of the slice or of its board where MIG is on."""

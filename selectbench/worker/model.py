@@ -134,7 +134,7 @@ def new_model(job: Job, vocab_size: int, *, attention: str | None, empty: bool =
             where = getattr(job.model, "config", job.model)
             said = one_line(str(error), 400)
             raise PretrainedModelError(
-                f"model.config: {where}: transformers refuses it: {said} (correct its settings)"
+                f"model.config: {where}: transformers refuses it: {said} (correct these settings)"
             ) from error
         if type(config) not in getattr(auto, "_model_mapping", {}):
             raise NotImplementedError(f"transformers has no {config.model_type} for task {job.task}")
