@@ -20,8 +20,7 @@ WAY = (
     "launch.run.run", "launch.run._run_stages", "launch.run._run_stage", "launch.run.Bench.run",
     "launch.run.Bench._attempt",
     "launch.trial.TrialRunner.run", "launch.trial.TrialServer.submit",
-    "~worker.server.Server._take_request", "worker.server.Server._fork", "worker.server.Server._become_trial",
-    "worker.server.run_order",
+    "~worker.server.Server._take_request", "worker.server.Server._fork", "worker.server.run_order",
     "worker.trial.run_trial", "worker.trial.run_rank",
     "~worker.loop.train", "worker.loop.train_with_engine", "worker.loop.OptimizerStep.run",
 )  # fmt: skip

@@ -57,11 +57,11 @@ _BYTES_PER_TOKEN = 3.5
 _PASSING = (408, 409, 425, 429)
 """Refusals that pass by themselves, as those from 500 do."""
 _OF_ONE_TEXT = (400, 413, 422)
-"""Refusals of what is too long or unwanted, from a model that answers something else afterwards."""
+"""Refusals that may be of one text, which is too long or unwanted."""
 _OF_THE_ACCOUNT = (401, 402, 429)
 """Refusals that say nothing of what an API has."""
-_REFUSED_IN_A_ROW = 20
-"""At most, beside those in flight, until the model is given up for this time."""
+_MOST_REFUSED = 0.1
+"""Share of all texts: where more are refused, it is the request that is wrong."""
 _SAMPLES = 2
 
 
@@ -150,8 +150,6 @@ class Line(msgspec.Struct, frozen=True, omit_defaults=True):
     answer: Answer | None = None
     refused: bool = False
     """Whether the server answered with an error, which costs nothing."""
-    unwanted: bool = False
-    """Whether it was this text that the server refused, as it answered others afterwards."""
 
 
 class Ledger:
@@ -165,7 +163,6 @@ class Ledger:
     def _read(self) -> None:
         self.answers: dict[str, Answer] = {}
         self.lost: Counter[str] = Counter()
-        self.unwanted: set[str] = set()
         for line in self.path.read_bytes().split(b"\n") if self.path.is_file() else ():
             try:
                 self._take(msgspec.json.decode(line, type=Line))
@@ -173,9 +170,6 @@ class Ledger:
                 continue
 
     def _take(self, line: Line) -> None:
-        if line.unwanted:
-            self.unwanted.add(line.key)
-            return
         self.lost[line.key] += -1 if line.answer is not None or line.refused else 1
         if line.answer is not None:
             self.answers[line.key] = line.answer
@@ -263,9 +257,7 @@ class Asking:
         self.halted: HaltError | None = None
         """Why some may have no answer."""
         self.refused: dict[str, str] = {}
-        """By key of texts that this model refuses, as it answers others afterwards: why."""
-        self._refusals: dict[str, tuple[float, int, str]] = {}
-        """By key of all that was refused: when, the status and the words."""
+        """By key of texts that this model refuses, as it answers others: why."""
         self._not_before = 0.0
         """Of the monotonic clock: no request earlier."""
         self._told: set[str] = set()
@@ -323,10 +315,9 @@ class Asking:
             timeout=self.asked.timeout_seconds,
             http_client=openai.DefaultAsyncHttpxClient(trust_env=not is_here),
         )  # fmt: skip
-        last, told, end = min(missing, key=lambda q: len(q.text)), time.monotonic(), float("inf")
-        others = iter([question for question in missing if question is not last])
+        queue, told, end = iter(missing), time.monotonic(), float("inf")
 
-        async def work(queue: Iterator[Question]) -> None:
+        async def work() -> None:
             for question in queue:
                 try:
                     await self._answer(client, question)
@@ -336,35 +327,18 @@ class Asking:
                     return
 
         async with client:
-            for queue in (others, iter([last])):  # whose answer shows that it was texts that were refused
-                pending = tasks = {asyncio.create_task(work(queue)) for _ in range(self.asked.at_once)}
-                while pending:
-                    _, pending = await asyncio.wait(pending, timeout=0.2)
-                    end = min(end, time.monotonic() + STOP_SECONDS) if self._stop else end
-                    for task in pending if time.monotonic() > end else ():
-                        task.cancel()
-                    if time.monotonic() > told + _PROGRESS_SECONDS:
-                        told = time.monotonic()
-                        self._notify(f"{len(self.every) - len(self.missing)} of {len(self.every)} answered")
-                for task in tasks:
-                    if not task.cancelled():
-                        task.result()
-        self._judge()
-
-    def _judge(self) -> None:
-        """Whether it was texts that were refused, once all is asked; else they are missing."""
-        found = [key for key in self.refused if key not in self.ledger.unwanted]
-        if len(found) > sum(key in self.ledger.answers for key in self.unlike):
-            self.refused = {key: why for key, why in self.refused.items() if key not in found}
-        doubted = [key for key in self._refusals if key not in self.refused]
-        if doubted and self.halted is None and not self._stop:
-            self.halted = self._given_up(doubted[0])
-        for key in found if not doubted else ():
-            self.ledger.append(Line(key, unwanted=True))
-
-    def _given_up(self, key: str) -> HaltError:
-        _, status, said = self._refusals[key]
-        return HaltError(_refusal(self.asked, status, said), is_mistake=True, status=status)
+            pending = tasks = {asyncio.create_task(work()) for _ in range(self.asked.at_once)}
+            while pending:
+                _, pending = await asyncio.wait(pending, timeout=0.2)
+                end = min(end, time.monotonic() + STOP_SECONDS) if self._stop else end
+                for task in pending if time.monotonic() > end else ():
+                    task.cancel()
+                if time.monotonic() > told + _PROGRESS_SECONDS:
+                    told = time.monotonic()
+                    self._notify(f"{len(self.every) - len(self.missing)} of {len(self.every)} answered")
+            for task in tasks:
+                if not task.cancelled():
+                    task.result()
 
     async def _answer(self, client: openai.AsyncOpenAI, question: Question) -> None:
         """Ask until there is an answer, which is kept. Raises HaltError."""
@@ -415,13 +389,12 @@ class Asking:
             status, said = error.status_code, self._said(error.body)
             if (status in _PASSING or status >= 500) and "insufficient_quota" not in said:
                 return f"{where} answers {status} ({said})", _asks_to_wait(error.response.headers)
-            self._refusals[question.key] = time.perf_counter(), status, said
-            if question.key in self.ledger.unwanted:
+            is_rare = len(self.refused) + 1 <= _MOST_REFUSED * len(self.every)
+            if status in _OF_ONE_TEXT and self.asked.prompt is not None and is_rare:
                 self.refused[question.key] = f"{status}: {said}"
-            in_a_row = len(self._refusals.keys() - self.refused.keys()) - self.asked.at_once
-            if status not in _OF_ONE_TEXT or self.asked.prompt is None or in_a_row > _REFUSED_IN_A_ROW:
-                raise self._given_up(question.key) from None
-            return "", 0.0
+                return "", 0.0
+            words = _refusal(self.asked, status, said)
+            raise HaltError(words, is_mistake=True, status=status) from None
         except (TimeoutError, openai.APITimeoutError):
             return f"{where} gave no answer within {units.seconds(seconds)}", 0.0
         except openai.APIConnectionError as error:
@@ -431,7 +404,6 @@ class Asking:
         self._learn(question, answer)
         self._spent_usd += self._charge(question, answer) - most
         self.ledger.append(Line(question.key, answer=answer))
-        self.refused |= {key: f"{no}: {said}" for key, (at, no, said) in self._refusals.items() if at < began}
         return "", 0.0
 
     def _kept(self, question: Question, reply: _Reply, seconds: float) -> Answer:
@@ -531,7 +503,7 @@ def ask_references(
         with ledger.held(stop, say) as is_ours:
             if not is_ours:
                 return
-            asking = Asking(asked, every[:1] if tries else every, ledger)
+            asking = Asking(asked, [min(every, key=lambda q: len(q.text))] if tries else every, ledger)
             if not tries and asking.missing:
                 say(f"asking {visible(asked.api.model)} for {len(asking.missing)} of {len(every)} answers")
             asking.ask(secret, stop, say, 1 if tries else ATTEMPTS)

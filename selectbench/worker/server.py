@@ -27,7 +27,6 @@ import subprocess
 import sys
 import traceback
 from pathlib import Path
-from typing import NoReturn
 
 from selectbench import cores
 
@@ -103,13 +102,10 @@ class Server:
         return True
 
     def _fork(self, order: str, log: str, events: int) -> int:
+        """The trial's pid; in the child it does not return."""
         server = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            self._become_trial(order, log, events, server)
-        return pid
-
-    def _become_trial(self, order: str, log: str, events: int, server: int) -> NoReturn:
+        if pid := os.fork():
+            return pid
         status = 1
         try:
             os.setsid()
