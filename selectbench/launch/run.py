@@ -403,29 +403,28 @@ def _run_stages(
 
 
 def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executor], ended: set[str]) -> None:
-    """Every trial of it: those of the contest on all lanes, whole rounds on each, others on the first one.
+    """Every trial of it: in the contest, a lane runs the rounds whose number modulo the number of lanes is its own.
 
-    `threads`: one for each lane, where there are several; `ended` takes up the trials' ids. Raises UserError, once
-    all lanes have ended, with what any of them raised first.
+    All of other stages run on the first lane. `threads`: one for each lane, where there are several; `ended` takes
+    up the trials' ids. Raises UserError, once all lanes have ended, with what any of them raised first.
     """
-    numbers = enumerate(stage.trials, start=stage.done + 1)
-    queue = Rounds(stage, [(number, *trial) for number, trial in numbers], len(benches))
     of = stage.done + len(stage.trials)
+    working = benches if stage.title == CONTEST else benches[:1]
 
     def work(bench: Bench, neighbours: Sequence[tuple[Bench, Executor]]) -> None:
-        while not bench.stop and (trials := queue.next_for(bench.lane.number)):
-            for number, planned, attempt in trials:
-                if bench.stop:
-                    return
-                with bench.beside(planned.beside, neighbours):
-                    bench.run(planned, attempt, number, of)
-                ended.add(planned.trial.trial_id)
+        for number, (planned, attempt) in enumerate(stage.trials, start=stage.done + 1):
+            if bench.stop:
+                return
+            if planned.round % len(working) != bench.lane.number:
+                continue
+            with bench.beside(planned.beside, neighbours):
+                bench.run(planned, attempt, number, of)
+            ended.add(planned.trial.trial_id)
 
     if len(benches) == 1:
         work(benches[0], [])
         return
     others = list(zip(benches[1:], threads[1:], strict=True))
-    working = benches if stage.title == CONTEST else benches[:1]
     lanes = [
         thread.submit(work, b, others if b is benches[0] else [])
         for b, thread in zip(working, threads, strict=False)
@@ -434,28 +433,6 @@ def _run_stage(stage: Stage, benches: Sequence[Bench], threads: Sequence[Executo
         benches[0].stop.ask("the run stopped in another lane")
         wait(lanes)
         failed[0].result()
-
-
-class Rounds:
-    """Of a stage's trials, what each lane runs next: a whole round, or what is left of one that it began."""
-
-    def __init__(self, stage: Stage, trials: Sequence[tuple[int, PlannedTrial, int]], lanes: int) -> None:
-        """`trials`: in order, each with its number and the number of its attempt."""
-        self._turn = Lock()
-        self._rounds: dict[int, list[tuple[int, PlannedTrial, int]]] = {}
-        for trial in trials:
-            self._rounds.setdefault(trial[1].round if lanes > 1 else 0, []).append(trial)
-        self._begun = stage.begun
-        self._lanes = lanes
-
-    def next_for(self, lane: int) -> list[tuple[int, PlannedTrial, int]]:
-        """Empty: there is none left for it. A round that another lane began is that one's."""
-        with self._turn:
-            for number in self._rounds:
-                began = self._begun.get(number, lane)
-                if began == lane or began >= self._lanes:
-                    return self._rounds.pop(number)
-        return []
 
 
 def run_agent(request: NodeRequest, preparation: Preparation, runs: Path, known: bytes, notify: Notify) -> ExitCode:
@@ -544,8 +521,6 @@ class Stage:
     """Trials of the stage that have an outcome."""
     told: list[str]
     """What stages before it decided."""
-    begun: dict[int, int]
-    """Of rounds of the contest, the lane that has trials of it."""
 
 
 def next_stage(
@@ -564,8 +539,7 @@ def next_stage(
             out = screened_out(preparation.suite, records)
             told = [f"{name} is screened out: {screened_words(found)}" for name, found in out.items()]
             told += interference_lines(stage.suite, records)
-            begun = {r.round: r.lane for r in records if r.phase == "contest" and r.lane is not None}
-            return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open), told, begun)
+            return Stage(title, stage, still_open, len(stage.plan.trials) - len(still_open), told)
     return None
 
 
