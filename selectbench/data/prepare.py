@@ -45,7 +45,6 @@ from selectbench.data.split import (
     Sides,
     Spool,
     decontaminated,
-    nothing_held_out,
     split,
 )
 from selectbench.data.tokenizer import (
@@ -70,18 +69,18 @@ Write = Callable[[str, Path], None]
 def prepare(
     data: DataSource, tokenizer: AnyTokenizer | None, *, cleaning: Cleaning | None = None,
     specials: Sequence[str] = (), code: Sequence[str] = (), notify: Notify = lambda _: None,
-    evaluates: bool = False, downloads: bool = True,
+    downloads: bool = True,
 ) -> Prepared:  # fmt: skip
     """A job's data as token files.
 
     `data`'s paths and globs are absolute. `tokenizer` None: the data are tokens already. `specials`: tokens that
     the task needs; `code`: folders of own code. `notify` gets a line for a person where something takes time or
-    is left out. `evaluates`: text of which nothing can be held out is an error at once. Two runs may prepare
-    the same data at once. `downloads` False: rows that would be read as they are downloaded are left to a run.
+    is left out. Two runs may prepare the same data at once. `downloads` False: rows that would be read as they are
+    downloaded are left to a run.
     Raises NotDownloadedError for these, UserError for text that is missing or unfit, a missing package, and a cache
     that cannot be written.
     """
-    described, parts, write = _work(data, tokenizer, cleaning or Cleaning(), specials, code, notify, evaluates)
+    described, parts, write = _work(data, tokenizer, cleaning or Cleaning(), specials, code, notify)
     key = _key(parts)
     folder = cache_root() / "data" / key
     cached = _cached(folder, notify)
@@ -104,7 +103,7 @@ def streamed(data: DataSource) -> list[Dataset]:
 
 def _work(
     data: DataSource, tokenizer: AnyTokenizer | None, cleaning: Cleaning, specials: Sequence[str],
-    code: Sequence[str], notify: Notify, evaluates: bool,
+    code: Sequence[str], notify: Notify,
 ) -> tuple[str, list[str], Write]:  # fmt: skip
     """What is prepared in words, what its key is made of, and how it is made."""
     if isinstance(data, MarkovSource):
@@ -129,7 +128,7 @@ def _work(
         if corpus.key is None:
             notify(f"reading {corpus.description}, to see whether it is prepared already")
     corpora = [sources.keyed(corpus, Cleaner(cleaning).fault) for corpus in corpora]
-    work = TextWork(corpora, data.kind, tokenizer, cleaning, tuple(specials), notify, evaluates)
+    work = TextWork(corpora, data.kind, tokenizer, cleaning, tuple(specials), notify)
     parts = [str(corpus.key) for corpus in corpora]
     parts += [work.kind, cleaning.model_dump_json(), f"{spelt} {versions}", " ".join(specials)]
     return work.described, parts, lambda key, folder: write_text(work, key, folder)
@@ -372,8 +371,6 @@ class TextWork:
     cleaning: Cleaning
     specials: tuple[str, ...]
     notify: Callable[[str], None]
-    evaluates: bool = False
-    """Whether there must be held-out text."""
 
     def __post_init__(self) -> None:
         self.shape = SHAPES[self.kind]
@@ -395,8 +392,6 @@ def write_text(work: TextWork, key: str, folder: Path) -> None:
             removed = ", ".join(f"{count} {step}" for step, count in cleaner.removed.items())
             why = f"has no text left: cleaning removed all {cleaner.documents_in} documents ({removed})"
         raise UserError(f"job.data: {work.corpora[0].description} {why}")
-    if work.evaluates and (reason := nothing_held_out(spool, sides, cleaner.removed.get("in_training", 0))):
-        raise UserError(f"job.data: {work.described}: {reason}")
     training = Progress("training the tokenizer", work.notify)
     tokenizer = make_tokenizer(
         work.tokenizer, _tokenizer_sample(work, spool, sides.training), work.specials, training.done

@@ -534,6 +534,12 @@ def check_enough(prepared: Prepared, job: Job) -> None:
     """Raises UserError where the text is shorter than one batch, or leaves no sequence to evaluate on."""
     pairs, whole = prepared.lengths(TRAIN), training_sequences(prepared, job)
     less = f"less than one batch of global_batch_size {job.global_batch_size}"
+    documents, taken_out = prepared.removed_documents + prepared.removed.get("in_training", 0), ""
+    if documents or prepared.removed_lines:
+        taken_out = (
+            f" ({documents:,} held-out documents and {prepared.removed_lines:,} lines were taken out, as the "
+            "training text has them)"
+        )
     if pairs is not None:
         too_few = (
             f"of {len(pairs)} training pairs {whole} have no side longer than seq_len {job.seq_len}, {less}: "
@@ -541,11 +547,6 @@ def check_enough(prepared: Prepared, job: Job) -> None:
         )
         none_held_out = f"no held-out pair fits seq_len {job.seq_len}: give more pairs, or set eval: none"
     else:
-        documents = prepared.removed_documents + prepared.removed.get("in_training", 0)
-        taken_out = (
-            f" ({documents:,} held-out documents and {prepared.removed_lines:,} lines were taken out, as the "
-            "training text has them)"
-        )
         too_few = (
             f"{prepared.train_tokens} training tokens make {whole} sequences of seq_len {job.seq_len}"
             f"{' with an answer in them' if prepared.kind == 'chat' else ''}, {less}: "
@@ -553,9 +554,17 @@ def check_enough(prepared: Prepared, job: Job) -> None:
         )
         none_held_out = (
             f"{prepared.heldout_tokens} held-out tokens make no sequence of seq_len {job.seq_len}"
-            f"{taken_out if documents or prepared.removed_lines else ''}: give more text, lower seq_len, or set "
-            "eval: none"
+            f"{taken_out}: give more text, lower seq_len, or set eval: none"
         )
+    if prepared.has_text and not prepared.heldout_tokens:
+        none_held_out = f"nothing is left to score{taken_out}: give held-out text that is not trained on"
+        if not taken_out:
+            none_held_out = (
+                f"nothing can be held out of so few documents as {prepared.train_documents:,} (text is cut at the "
+                "ends of its lines, and what is equal stays on one side): give more text, put line breaks into it, "
+                "give held-out text of its own (job.data: {train: ..., heldout: ...})"
+            )
+        none_held_out += ", or set eval: none"
     problems = [f"job.data: {too_few}"] if whole < job.global_batch_size else []
     if job.evaluates and not evaluable_tokens(prepared, job):
         problems.append(f"job.data: {none_held_out}")

@@ -17,8 +17,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from selectbench import units
-
 HELDOUT_FRACTION = 0.05
 """Share of the blocks that is held out."""
 BLOCK_CHARACTERS = 2_000
@@ -193,34 +191,3 @@ class Spool:
         first = np.zeros(len(self), bool)
         first[np.unique(self.hashes, return_index=True)[1]] = True
         return first
-
-
-FIX = "give held-out text of its own (job.data: {train: ..., heldout: ...}), or set eval: none"
-
-
-def nothing_held_out(spool: Spool, sides: Sides, in_training: int) -> str | None:
-    """Why a text leaves nothing to evaluate on, with its counts and a fix; None where something is left.
-
-    `in_training`: held-out documents that were left out already, as the training text has them whole.
-    """
-    lines = 0
-    for document in spool.documents(sides.heldout):
-        if sides.without_leaks(document):
-            return None
-        lines += sides.leaks(document)
-    if taken_out := in_training + int(sides.heldout.sum()):
-        return (
-            "all of the held-out text stands in the training text too: "
-            f"{'1 document' if taken_out == 1 else f'{taken_out:,} documents'}"
-            f"{f' ({lines:,} lines)' if lines else ''} taken out, and nothing is left to score: give held-out text "
-            "that is not trained on, or set eval: none"
-        )
-    documents, size = int(sides.training.sum()), units.size(int(spool.lengths[sides.training].sum()))
-    if documents == 1:
-        return (
-            f"it is a single document of {size} without a place to cut it, so nothing can be held out (text is cut "
-            f"at the ends of its lines): put line breaks into it, or {FIX}"
-        )
-    same = len(np.unique(spool.hashes[sides.training])) == 1
-    why = "all have the same text" if same else "have no line that another one does not have too"
-    return f"its {documents:,} documents ({size}) {why}, so nothing can be held out: {FIX}"

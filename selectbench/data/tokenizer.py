@@ -405,12 +405,6 @@ def _train_wordpiece(
     from tokenizers import trainers
 
     named, inside = [*specials, UNKNOWN], [INSIDE + byte for byte in _alphabet()]
-    fewest = 2 + 2 * len(inside)
-    if vocab_size < fewest:
-        raise UserError(
-            f"tokenizer.wordpiece: {vocab_size} entries are too few: every byte at the beginning and inside of "
-            f"words and two special tokens take {fewest}"
-        )
     trained = _of_pieces({})
     # Pieces that the trainer meets by itself are numbered by chance, and numbers decide between equally frequent
     # pairs: bytes inside of words are given as special tokens, which are numbered first and in this order.
@@ -456,8 +450,12 @@ EXAMPLES = 3
 MOST_UNKNOWN = 0.1
 """Share of unknown tokens from which a tokenizer counts as one that can't encode the text."""
 OTHERS = "take one that was made for such text, or have one trained on it (`tokenizer: {bpe: 4096}`)"
-Spellings = Callable[[str], list[list[str]]]
-"""The ways in which a model may write a character: entries of its vocabulary."""
+UTF8 = [
+    *map(chr, range(0x800)), chr(0x800), *map(chr, range(0x1000, 0x10000, 0x1000)),
+    *map(chr, (0x10000, 0x40000, 0x80000, 0xC0000, 0x100000)),
+]  # fmt: skip
+"""Characters in which every byte of UTF-8 occurs, some of them such as no text has: a tokenizer that has tokens for
+all of them has tokens for the bytes."""
 
 
 def check_alphabet(backend: Tokenizer, texts: Iterable[str], name: str, described: str) -> None:
@@ -466,9 +464,12 @@ def check_alphabet(backend: Tokenizer, texts: Iterable[str], name: str, describe
     White space apart, which many tokenizers mean to drop, and what a normalizer takes out or writes otherwise, such
     as accents. The text is read only where something may be left out.
     """
-    spellings = _spellings(backend)
-    lost = Counter[str]() if spellings is None else _left_out(backend, texts, spellings)
-    if not lost:
+    from tokenizers import models
+
+    model = backend.model
+    if not isinstance(model, models.BPE) or model.unk_token is not None or not _left_out(backend, UTF8):
+        return
+    if not (lost := _left_out(backend, texts)):
         return
     first = ", ".join(f"{c!r} (U+{ord(c):04X}) {count:,} x" for c, count in lost.most_common(EXAMPLES))
     more = f" and {len(lost) - EXAMPLES:,} others" if len(lost) > EXAMPLES else ""
@@ -487,14 +488,23 @@ def check_unknown(unknown: int, tokens: int, name: str) -> None:
         )
 
 
-def _left_out(backend: Tokenizer, texts: Iterable[str], spellings: Spellings) -> Counter[str]:
+def _left_out(backend: Tokenizer, texts: Iterable[str]) -> Counter[str]:
     """Characters that get no token, with their occurrences; each distinct one is looked at once."""
     normalized = str if backend.normalizer is None else backend.normalizer.normalize_str
-    vocabulary = backend.get_vocab()
+    model, split = backend.model, backend.pre_tokenizer
+
+    def spelt(character: str) -> str:
+        return character if split is None else "".join(word for word, _ in split.pre_tokenize_str(character))
+
+    blanks = {BLANK, *spelt(" ")}
+    added = {token.content for token in backend.get_added_tokens_decoder().values()}
 
     def is_known(character: str) -> bool:
-        known = any(all(entry in vocabulary for entry in entries) for entries in spellings(character))
-        return known or character.isspace() or character == BLANK
+        if character.isspace() or character == BLANK or character in added:
+            return True
+        # Some models write a letter otherwise inside of words and at their end: one way that they know will do.
+        letters = spelt(character)
+        return bool(letters) and all(letter in blanks or model.tokenize(3 * letter) for letter in letters)
 
     seen: set[str] = set()
     lost: Counter[str] = Counter()
@@ -506,43 +516,3 @@ def _left_out(backend: Tokenizer, texts: Iterable[str], spellings: Spellings) ->
         seen |= met
         lost.update({character: written.count(character) for character in met & lost.keys()})
     return lost
-
-
-def _spellings(backend: Tokenizer) -> Spellings | None:
-    """Of the tokenizer's model; None: it leaves nothing out."""
-    from tokenizers import pre_tokenizers
-
-    content = json.loads(backend.to_str())
-    model, vocabulary = content["model"], backend.get_vocab().keys()
-    if model["type"] != "BPE" or model.get("unk_token") is not None:
-        return None
-    splits = set(_kinds(content["pre_tokenizer"]))
-    over_bytes = "ByteLevel" in splits.union(_kinds(content["normalizer"]))
-    if over_bytes and vocabulary >= set(pre_tokenizers.ByteLevel.alphabet()):
-        return None
-    if model.get("byte_fallback") and vocabulary >= set(_fallback(bytes(range(256)))):
-        return None
-    if "ByteLevel" in splits:
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-        return lambda character: [[byte for word, _ in byte_level.pre_tokenize_str(character) for byte in word]]
-    return lambda character: _by_characters(model, character)
-
-
-def _kinds(part: Mapping[str, Any] | None) -> Iterator[str]:
-    """Of a normalizer or a pre-tokenizer, as tokenizer.json has them: its kind, and those in its sequence."""
-    if part is not None:
-        yield part["type"]
-        for inner in (*part.get("normalizers", ()), *part.get("pretokenizers", ())):
-            yield from _kinds(inner)
-
-
-def _by_characters(model: Mapping[str, Any], character: str) -> list[list[str]]:
-    """Inside of words and at their end some models write a character otherwise: one way that they know will do."""
-    inside, end = (model.get(name) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix"))
-    forms = [[f"{before}{character}{after}"] for before in {"", inside} for after in {"", end}]
-    return [*forms, _fallback(character.encode())] if model.get("byte_fallback") else forms
-
-
-def _fallback(raw: bytes) -> list[str]:
-    """Bytes as sentencepiece's vocabularies have them."""
-    return [f"<0x{byte:02X}>" for byte in raw]

@@ -279,7 +279,7 @@ def prepare_data(suite: Suite, notify: Notify, *, downloads: bool = True) -> dic
         if job.tokenizer not in made:
             made[job.tokenizer] = prepare(
                 job.data, job.tokenizer, cleaning=job.cleaning, specials=job.specials, code=suite.code,
-                notify=notify, evaluates=job.evaluates, downloads=downloads,
+                notify=notify, downloads=downloads,
             )  # fmt: skip
         check_enough(made[job.tokenizer], job)
     return {option.name: made[suite.job_of(option).tokenizer] for option in suite.options}

@@ -510,26 +510,28 @@ TWICE = [f"Line {n} of a text that both sides have." for n in range(300)]
 @pytest.mark.parametrize(
     ("train", "heldout", "words"),
     [
-        (LONG_LINE, None, "it is a single document of 195 KiB without a place to cut it"),
-        ("\n".join(TWICE), "\n".join(TWICE[:100]), " (100 lines) taken out, and nothing is left to score"),
-        ("\n".join(TWICE[:50]), "\n".join(TWICE[:50]), "stands in the training text too: 1 document taken out"),
+        (LONG_LINE, None, "nothing can be held out of so few documents as 1 (text is cut at the ends of its lines"),
+        ("\n".join(TWICE), "\n".join(TWICE[:100]), "nothing is left to score (1 held-out documents and 100 lines"),
+        (
+            "\n".join(TWICE[:50]),
+            "\n".join(TWICE[:50]),
+            "nothing is left to score (1 held-out documents and 0 lines",
+        ),
     ],
 )
-def test_text_of_which_nothing_can_be_held_out_is_refused_before_a_tokenizer_is_trained(
-    train, heldout, words, tmp_path
-):
+def test_text_of_which_nothing_can_be_held_out_is_refused(train, heldout, words, tmp_path):
     (tmp_path / "train.txt").write_text(train)
     data = texts(tmp_path / "train.txt")
     if heldout is not None:
         (tmp_path / "heldout.txt").write_text(heldout)
         data = Apart(train=data, heldout=texts(tmp_path / "heldout.txt"))
-    said = []
+    prepared = prepare(data, Bytes())
+    assert prepared.heldout_tokens == 0
     with pytest.raises(UserError) as caught:
-        prepare(data, BPE, notify=said.append, evaluates=True)
+        check_enough(prepared, job(global_batch_size=1))
     assert words in str(caught.value)
     assert "eval: none" in str(caught.value)
-    assert "training the tokenizer" not in said
-    assert prepare(data, Bytes(), notify=said.append).heldout_tokens == 0
+    check_enough(prepared, job(global_batch_size=1, eval="none"))
 
 
 def test_the_training_of_a_tokenizer_says_that_it_goes_on(tmp_path, monkeypatch):

@@ -219,9 +219,16 @@ def lost_of(backend, *texts):
     return ""
 
 
-def over_bytes(letters):
+def over_bytes(letters, *before):
+    """BPE that knows the bytes of these letters, of words split first by what is given."""
     backend = of_characters("".join(word for word, _ in SPELT.pre_tokenize_str(letters)))
-    backend.pre_tokenizer = SPELT
+    backend.pre_tokenizer = pre_tokenizers.Sequence([*before, SPELT]) if before else SPELT
+    return backend
+
+
+def with_added(token):
+    backend = over_bytes("a")
+    backend.add_tokens([token])
     return backend
 
 
@@ -243,9 +250,19 @@ BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
         (Tokenizer(models.BPE({b: n for n, b in enumerate(BYTES[:128])}, [], byte_fallback=True)), "aé", "'é'"),
         (Tokenizer(models.BPE({"a": 0, "b</w>": 1}, [], end_of_word_suffix="</w>")), "ab c", "'c'"),
         (of_characters("a", unk_token="[SEP]"), "abc", ""),
+        (of_characters("a", continuing_subword_prefix="##"), "ab", "'b'"),
+        (over_bytes("aé", pre_tokenizers.Digits()), "aéè", "out 1 characters"),
+        (over_bytes("aé"), "aÃ", "'Ã'"),
+        (of_characters("a|", pre_tokenizer=pre_tokenizers.CharDelimiterSplit("|")), "a|a", "'|'"),
+        (with_added("é"), "aéa", ""),
+        (with_added("é"), "aèa", "'è'"),
+        (Tokenizer(models.WordPiece({"a": 0, "[UNK]": 1}, unk_token="[UNK]")), "ab", ""),
+        (Tokenizer(models.WordPiece({"a": 0}, unk_token="[UNK]")), "ab", ""),
+        (Tokenizer(models.Unigram([("?", 0.0), *((b, -1.0) for b in BYTES)], 0, True)), "aé", ""),
     ],
     ids=["composed", "decomposed", "lower case", "blanks", "control", "bytes", "a missing byte", "fallback",
-         "half a fallback", "end of word", "unknown"],
+         "half a fallback", "end of word", "unknown", "inside of words", "bytes of parts", "a byte's own letter",
+         "taken out by the splitting", "added", "not added", "WordPiece", "without its unknown token", "unigram"],
 )  # fmt: skip
 def test_what_is_left_out_by_kind(backend, text, lost):
     told = lost_of(backend, text, "a")

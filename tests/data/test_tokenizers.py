@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from selectbench.choices.model import Bpe, Bytes, Unigram, WordPiece
 from selectbench.data.prepare import bytes_of_tokens, encode
 from selectbench.data.tokenizer import END_OF_TEXT, _counted_words, make_tokenizer, train_pieces
-from selectbench.errors import UserError
 
 SPECS = {
     "bpe": Bpe(bpe=400), "unigram": Unigram(unigram=400), "wordpiece": WordPiece(wordpiece=700),
@@ -102,11 +101,6 @@ def test_the_same_text_gives_the_same_tokenizer(name):
 def test_the_text_decides_over_the_vocabulary():
     other = make_tokenizer(SPECS["bpe"], lambda: [story[::-1] for story in STORIES])
     assert other.backend.get_vocab() != trained("bpe").backend.get_vocab()
-
-
-def test_too_few_entries_for_wordpiece():
-    with pytest.raises(UserError, match=r"tokenizer.wordpiece: 513 entries are too few.*take 514"):
-        make_tokenizer(WordPiece.model_construct(wordpiece=513), lambda: STORIES)
 
 
 def test_a_long_word_takes_wordpiece_no_longer_than_short_ones():
