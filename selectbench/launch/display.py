@@ -7,7 +7,7 @@ import select
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from html import escape
@@ -37,73 +37,15 @@ from selectbench.text import first_line, one_line
 # How long the rest of a run takes, from the trials that ended and the running one's own pace. Pure.
 
 
-@dataclass
-class Pace:
-    """How fast the running trial does its steps, from its reports; moments in seconds of one clock."""
-
-    steps: int = 0
-    """Optimizer steps of the job; 0: there was no report yet."""
-    finished: float | None = None
-    """When all of them were done."""
-    _reports: list[tuple[int, float]] = field(default_factory=list)
-    """Steps done and the moment: of the first report, the one before the last, and the last."""
-
-    def note(self, done: int, of: int, now: float, away: float = 0.0) -> None:
-        """A report; one that tells of no further step says nothing of the pace. `away`: seconds of evaluations."""
-        self.steps = of
-        if self._reports and done <= self._reports[-1][0]:
-            return
-        self._reports = [*self._reports[:1], *self._reports[1:][-1:], (done, now - away)]
-        if done >= of and self.finished is None:
-            self.finished = now
-
-    @property
-    def began(self) -> float | None:
-        """When the first report came."""
-        return self._reports[0][1] if self._reports else None
-
-    @property
-    def share(self) -> float:
-        """Of the steps that are done."""
-        return self._reports[-1][0] / self.steps if self._reports and self.steps else 0.0
-
-    def steps_left_seconds(self, now: float) -> float | None:
-        """Until all steps are done, at the pace since the first report; None: there were not two yet.
-
-        What came before the first report, compiling and the first allocations, is no part of it. A report that is
-        overdue slows the pace down: it will tell of as many steps as the one before it, and did not come yet.
-        """
-        if len(self._reports) < 2:
-            return None
-        (first, began), (before, _), (last, at) = self._reports[0], self._reports[-2], self._reports[-1]
-        due = min(self.steps, last + (last - before))
-        pace = max((at - began) / (last - first), (now - began) / (due - first))
-        return max((self.steps - last) * pace - (now - at), (self.steps - due) * pace)
-
-
 _NAME_MOST = 40
 """Characters of the running option's name."""
-
-
-@dataclass
-class Evaluation:
-    """One that goes on."""
-
-    began: float
-    """By the display's clock."""
-    least_left: float | None
-    """Seconds until the run ends, the least that was shown of it: an evaluation makes no run longer."""
-    told: Evaluating | None = None
-    """The last report."""
-    heard: float = 0.0
-    """When it came; before the first one 0."""
-    part_began: float = 0.0
-    """When that began which the reports are of: sequences to score, or then texts to generate."""
+_BESIDE_STEPS = ("evaluate", "save")
+"""Phases that make no run longer than it was said to be when they began."""
 
 
 @dataclass
 class Running:
-    """The trial that runs; moments by the display's clock."""
+    """The trial that runs; moments by the display's clock, in seconds."""
 
     option: str
     seed: int
@@ -117,12 +59,14 @@ class Running:
     """When its worker began with it; None: its server is still starting."""
     phase: str = "setup"
     step: int = 0
-    pace: Pace = field(default_factory=Pace)
-    """Of its steps, by a clock that stands still while it evaluates."""
-    evaluation: Evaluation | None = None
-    """The one that goes on."""
-    evaluated: list[float] = field(default_factory=list)
-    """Seconds of those that ended since the first report."""
+    steps: int = 0
+    """Optimizer steps of the job; 0: there was no report yet."""
+    first: tuple[int, float] | None = None
+    """Steps done and the moment of the first report: what came before, such as compiling, is not of the pace."""
+    last: tuple[int, float] | None = None
+    """Those of the last report of a further step."""
+    evaluating: Evaluating | None = None
+    """How far the evaluation is that goes on."""
     loss: float | None = None
     tokens_per_second: float | None = None
 
@@ -133,101 +77,68 @@ class Running:
 
     def figures(self) -> str:
         """`train 30/60, loss 5.43, 11,234 tokens/s`, what is known of it."""
-        told = self.evaluation.told if self.evaluation else None
-        parts = [f"{self.phase} {self.step}/{self.pace.steps}" if self.pace.steps else self.phase]
+        told = self.evaluating
+        parts = [f"{self.phase} {self.step}/{self.steps}" if self.steps else self.phase]
         parts = [f"{self.phase} {told.done:,}/{told.of:,} {told.what}"] if told else parts
         parts += [f"loss {units.significant(self.loss)}"] if self.loss is not None else []
         parts += [f"{units.count(self.tokens_per_second)} tokens/s"] if self.tokens_per_second is not None else []
         return ", ".join(parts)
 
-    def with_evaluations(self, steps_seconds: float, clock: float) -> float:
-        """So long a time of steps with what was evaluated beside as long a one."""
-        trained = clock - (self.pace.began or 0.0)
-        return steps_seconds * (1 + sum(self.evaluated) / trained) if trained > 0 else steps_seconds
+    def elapsed(self, now: float) -> float:
+        """Seconds since its worker began with it."""
+        return 0.0 if self.began is None else now - self.began
 
-    def evaluation_left_seconds(self, now: float) -> float:
-        """Of the one that goes on: by its own reports, else by the earlier ones; 0 where nothing is known."""
-        if self.evaluation is None:
-            return 0.0
-        if told := self.evaluation.told:
-            return (now - self.evaluation.part_began) * (told.of - told.done) / max(1, told.done)
-        return max(0.0, fmean(self.evaluated) - (now - self.evaluation.began)) if self.evaluated else 0.0
+    def steps_left_seconds(self, now: float) -> float | None:
+        """Until all steps are done, at the pace since the first report; None: there were not two yet.
+
+        Evaluations on the way are part of the pace. Where a report is overdue the figure stands still.
+        """
+        if self.first is None or self.last is None or self.first == self.last:
+            return None
+        (before, began), (done, at) = self.first, self.last
+        pace = (at - began) / (done - before)
+        return pace * (self.steps - done) - min(now - at, pace) if done < self.steps else 0.0
 
 
 @dataclass
 class TimeLeft:
     """Walls of ended trials by option, without the start of a trial server, which serves all; all in seconds.
 
-    A trial to come takes as long as its option's took on average, the running one as it seems among them, else as
-    long as the other options'.
+    A trial takes as long as its option's took on average, else as long as the running one of its option seems to
+    take, else as long as the other options' trials.
     """
 
     remaining: dict[str, int]
     """Trials to come by option, the running one among them."""
     walls: dict[str, list[float]] = field(default_factory=dict)
-    tails: dict[str, list[float]] = field(default_factory=dict)
-    """What completed trials took after their last step: evaluating, and steps for timing alone."""
-    _failed: set[str] = field(default_factory=set)
+    completed: set[str] = field(default_factory=set)
+    """Options that have completed a trial: of one that has not nothing follows for the others."""
 
-    def ended(
-        self, option: str, wall_seconds: float, *, completed: bool, tail_seconds: float | None = None
-    ) -> None:
-        """A trial of the option is over. Of an option that never completed one nothing follows for the others."""
+    def ended(self, option: str, wall_seconds: float, *, completed: bool) -> None:
+        """A trial of the option is over."""
         self.remaining[option] = max(0, self.remaining.get(option, 0) - 1)
         self.walls.setdefault(option, []).append(wall_seconds)
-        if tail_seconds is not None:
-            self.tails.setdefault(option, []).append(tail_seconds)
-        if completed:
-            self._failed.discard(option)
-        elif len(self.walls[option]) == 1:
-            self._failed.add(option)
+        self.completed |= {option} if completed else set()
 
     def left(self, runs: Sequence[Running] = (), now: float = 0.0, lanes: int = 1) -> float | None:
         """Seconds until the run ends; None: not known yet. `runs`: the trials at hand, `now`: by their clock."""
-        rests, seen = [], dict(self.walls)
-        for running in runs:
-            elapsed = 0.0 if running.began is None else now - running.began
-            if (own := self._rest_of(running, elapsed, now)) is None:
+        means = {option: fmean(walls) for option, walls in self.walls.items()}
+        of_others = [means[option] for option in self.completed]
+        rests: list[float] = []
+        for one in runs:
+            elapsed, steps = one.elapsed(now), one.steps_left_seconds(now)
+            if one.option not in self.walls and steps is not None:
+                means[one.option] = elapsed + steps
+                of_others.append(elapsed + steps)
+            expected = means.get(one.option, fmean(of_others) if of_others else None)
+            if expected is None:
                 return None
-            rests.append(own)
-            seen[running.option] = [*seen.get(running.option, []), elapsed + own]
-        to_come = self._to_come(Counter(self.remaining) - Counter(one.option for one in runs), seen)
-        return None if to_come is None else max([*rests, (sum(rests) + to_come) / lanes])
-
-    def _rest_of(self, running: Running, elapsed: float, now: float) -> float | None:
-        """What the running trial still takes; of what isn't seen, time over the expected is as much again."""
-        tail = _expected(self.tails, running.option) or 0.0
-        rest = running.evaluation_left_seconds(now)
-        # By the clock of the pace, which stands while it evaluates.
-        clock = (running.evaluation.began if running.evaluation else now) - sum(running.evaluated)
-        if running.pace.finished is not None:
-            after = now - running.pace.finished
-            return max(rest, tail - after) if running.evaluation else abs(tail - after)
-        steps = running.pace.steps_left_seconds(clock)
-        if steps is not None:
-            return running.with_evaluations(steps, clock) + rest + tail
-        expected = _expected(self.walls, running.option, self._failed)
-        if expected is not None:
-            return abs(expected - elapsed)
-        share = running.pace.share
-        return elapsed / share - elapsed if share else None
-
-    def _to_come(self, trials: Mapping[str, int], walls: Mapping[str, Sequence[float]]) -> float | None:
-        total = 0.0
-        for name, count in trials.items():
-            wall = _expected(walls, name, self._failed)
-            if count > 0 and wall is None:
-                return None
-            total += max(0, count) * (wall or 0.0)
-        return total
-
-
-def _expected(known: Mapping[str, Sequence[float]], option: str, silent: Collection[str] = ()) -> float | None:
-    """The option's mean, else the mean of the others'; `silent`: those that say nothing of another."""
-    if option in known:
-        return fmean(known[option])
-    means = [fmean(values) for name, values in known.items() if name not in silent]
-    return fmean(means) if means else None
+            rests.append(expected - elapsed if elapsed < expected else steps or 0.0)
+        to_come = Counter(self.remaining) - Counter(one.option for one in runs)
+        if not of_others and not means.keys() >= to_come.keys():
+            return None
+        seconds = sum(count * means.get(name, fmean(of_others or [0.0])) for name, count in to_come.items())
+        return max([*rests, (sum(rests) + seconds) / lanes])
 
 
 # What the displays know of a run: counts by option, the running trial, the time left.
@@ -268,6 +179,8 @@ class Display:
         """Those that run, by lane."""
         self._lane, self._turn = 0, RLock()
         self.time_left = TimeLeft({})
+        self._least_left: float | None = None
+        """Seconds, the least that was shown since the running trial evaluates or is saved."""
 
     @contextmanager
     def of(self, lane: int) -> Iterator[Display]:
@@ -310,27 +223,25 @@ class Display:
         running, now = self.running, self.clock()
         if running is None:
             return
-        left = self.time_left.left([running], now)
         running.began = now if running.began is None else running.began
-        running.phase = phase
-        if running.evaluation and running.pace.began is not None:
-            running.evaluated.append(now - running.evaluation.began)
-        running.evaluation = Evaluation(now, left) if phase == "evaluate" else None
+        running.phase, running.evaluating = phase, None
+        if phase not in _BESIDE_STEPS:
+            self._least_left = None
 
     def evaluating(self, event: Evaluating) -> None:
         """How far the evaluation of the running trial is."""
-        if self.running is not None and (evaluation := self.running.evaluation):
-            if evaluation.told is None or evaluation.told.what != event.what:
-                evaluation.part_began = evaluation.heard or evaluation.began
-            evaluation.told, evaluation.heard = event, self.clock()
+        if self.running is not None:
+            self.running.evaluating = event
 
     def progress(self, step: int, of: int, loss: float | None, tokens_per_second: float | None) -> None:
         """The running trial did `step` of `of` steps; loss in nats per token. What is not known stays as it was."""
         running = self.running
         if running is None:
             return
-        running.step = step
-        running.pace.note(step, of, self.clock(), sum(running.evaluated))
+        running.step, running.steps = step, of
+        if running.last is None or step > running.last[0]:
+            running.last = step, self.clock()
+            running.first = running.first or running.last
         running.loss = running.loss if loss is None else loss
         if tokens_per_second is not None:
             running.tokens_per_second = tokens_per_second
@@ -345,16 +256,13 @@ class Display:
 
         `server_start_seconds`: of the wall, what it waited for a trial server that others find ready.
         """
-        running = self.runs.pop(self._lane, None)
+        self.runs.pop(self._lane, None)
         tally = self.tallies.setdefault(option, Tally())
         if has_ended(outcome):
             self.done += 1
             tally.count(outcome)
-            done = running.pace.finished if running else None
-            self.time_left.ended(
-                option, wall_seconds - server_start_seconds, completed=isinstance(outcome, Completed),
-                tail_seconds=None if done is None or isinstance(outcome, Failed) else self.clock() - done,
-            )  # fmt: skip
+            seconds = wall_seconds - server_start_seconds
+            self.time_left.ended(option, seconds, completed=isinstance(outcome, Completed))
         if not isinstance(outcome, Failed) or outcome.kind != "unsupported":
             self.tell_end(f"{one_line(option)}, seed {seed}: {outcome_text(outcome)}", outcome, wall_seconds)
         elif tally.done <= 1:  # the plan knew it: of its other trials nothing else is to be told
@@ -375,12 +283,16 @@ class Display:
         failed = sum(tally.failed for tally in self.tallies.values())
         return f"{self.done} of {self.planned} trials have an outcome" + (f", {failed} failed" if failed else "")
 
+    def seconds_left(self) -> float | None:
+        """Until the run ends; None: not known yet. While a trial evaluates or is saved it does not rise."""
+        seconds = self.time_left.left([*self.runs.values()], self.clock(), self.lanes)
+        if seconds is not None and self.lanes == 1 and self.running and self.running.phase in _BESIDE_STEPS:
+            self._least_left = seconds = min(seconds, seconds if self._least_left is None else self._least_left)
+        return seconds
+
     def left(self) -> str:
         """`3 min 20 s left`, or '' while nothing is known."""
-        seconds = self.time_left.left([*self.runs.values()], self.clock(), self.lanes)
-        evaluation = self.running.evaluation if self.running and self.lanes == 1 else None
-        if evaluation and evaluation.least_left is not None:
-            evaluation.least_left = seconds = min(seconds or 0.0, evaluation.least_left)
+        seconds = self.seconds_left()
         return "" if seconds is None else f"{'about ' * (self.lanes > 1)}{units.duration(seconds)} left"
 
 
@@ -451,7 +363,7 @@ def _options(run: Display, names: list[str], width: int) -> Table:
 def _bar(run: Display, width: int) -> RenderableType:
     left = run.left()
     words = _cut(f"{run.done}/{run.planned} trials" + (f", {left}" if left else ""), width)
-    share = sum(one.step / one.pace.steps for one in run.runs.values() if one.pace.steps)
+    share = sum(one.step / one.steps for one in run.runs.values() if one.steps)
     bar_width = min(40, width // 3)
     if cell_len(words.plain) + bar_width >= width:
         return words

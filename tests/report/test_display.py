@@ -9,7 +9,6 @@ from selectbench import units
 from selectbench.launch.display import (
     Display,
     LiveDisplay,
-    Pace,
     PlainDisplay,
     Running,
     TimeLeft,
@@ -160,21 +159,22 @@ def test_trials_to_come_after_a_resume(before: dict[str, int], left: float) -> N
 
 def running(option: str, elapsed: float, *reports: tuple[int, float], of: int = 100) -> tuple[list[Running], float]:
     """A trial whose clock began with it, and the moment; `reports`: steps done and the moment."""
-    pace = Pace()
-    for done, at in reports:
-        pace.note(done, of, at)
-    return [Running(option, seed=0, number=1, of=1, began=0.0, pace=pace)], elapsed
+    first, last = (reports[0], reports[-1]) if reports else (None, None)
+    return [Running(option, seed=0, number=1, of=1, began=0.0, steps=of, first=first, last=last)], elapsed
 
 
-def test_time_left_takes_each_options_own_mean_then_the_others_then_the_running_trial() -> None:
+def test_time_left_takes_each_options_own_mean_then_the_running_trial_then_the_others() -> None:
     left = TimeLeft({"slow": 2, "fast": 2, "new": 1})
     assert left.left(*running("slow", 0.0)) is None
     assert left.left(*running("slow", 30.0, (0, 0.0), (50, 30.0))) == 5 * 60 - 30
     left.ended("slow", 100.0, completed=True)
     left.ended("fast", 10.0, completed=True)
     assert left.left(*running("slow", 0.0)) == 100 + 10 + 55
-    # Half done after 40 s: 40 s more, and what slow trials take is 90 s on average.
-    assert left.left(*running("slow", 40.0, (0, 0.0), (50, 40.0))) == 40 + 10 + (90 + 10) / 2
+    assert left.left(*running("slow", 40.0, (0, 0.0), (50, 40.0))) == 60 + 10 + 55
+    # Over the mean of its option: what its own steps still take.
+    assert left.left(*running("slow", 120.0, (0, 0.0), (75, 120.0))) == 40 + 10 + 55
+    # Half of the new one's steps in 20 s; it is expected as long as that, though no trial of it has ended.
+    assert left.left(*running("new", 20.0, (0, 0.0), (50, 20.0))) == 20 + 100 + 10
     assert left.left() == 100 + 10 + 55
 
 
@@ -220,14 +220,9 @@ def test_plain_lines_tell_a_slow_trial_its_own_time_left() -> None:
     assert [lines[i - 1] for i in (8, 61, 121)] == [f"{units.duration(2400 - 10 * i)} left" for i in (8, 61, 121)]
 
 
-def test_a_report_that_is_overdue_slows_the_pace_down() -> None:
-    pace = Pace()
-    pace.note(0, 100, 0.0)
-    pace.note(10, 100, 10.0)
-    assert pace.steps_left_seconds(10.0) == 90
-    assert pace.steps_left_seconds(20.0) == 80
-    # At 60 s of which 10 were told: 20 steps at most in 60 s, so 80 more in 240 s.
-    assert pace.steps_left_seconds(60.0) == 240
+def test_the_time_left_stands_still_where_a_report_is_overdue() -> None:
+    trial, _ = running("a", 0.0, (0, 0.0), (10, 10.0))
+    assert [trial[0].steps_left_seconds(now) for now in (10.0, 10.5, 11.0, 60.0)] == [90, 89.5, 89, 89]
 
 
 def test_compiling_before_the_first_report_is_no_part_of_the_pace() -> None:
@@ -260,8 +255,7 @@ def test_what_completed_trials_took_after_their_last_step_is_still_to_come() -> 
     assert state.left() == "44 s left"
     state.progress(60, 60, None, None)  # of steps added for timing: told, and no further step
     clock.now = 100.0
-    # 30 s since the last step where 10 are usual: as many more as it is over its time, and a third of the mean.
-    assert state.left() == f"{units.duration(20 + (40 + 80) / 2)} left"
+    assert state.left() == "40 s left"  # it is over its time, and has no steps left: the third trial alone
 
 
 def test_the_start_of_a_trial_server_is_paid_once() -> None:
@@ -271,6 +265,7 @@ def test_the_start_of_a_trial_server_is_paid_once() -> None:
     state.trial_started("a", 0, 1, 3)
     clock.now = 30.0  # of imports
     state.phase_changed("train")
+    state.progress(0, 60, None, None)
     clock.now = 35.0
     state.progress(30, 60, None, None)
     assert state.left() == "25 s left"  # half of this trial, and two more of ten seconds
@@ -294,8 +289,9 @@ def test_the_picture_fits_the_terminal(width: int, height: int, options: int) ->
     begin(state, suite_of(options), {})
     running = f"o{options // 2}"
     state.trial_started(running, 2, 1, 3 * options)
-    clock.now = 10
     state.phase_changed("train")
+    state.progress(0, 60, None, None)
+    clock.now = 10
     state.progress(30, 60, 5.4, 11_234.0)
     console = a_console(width, height)
     console.print(picture(state, width, height))
@@ -391,12 +387,9 @@ def evaluating_display() -> tuple[Clock, Display]:
 
 
 def shown_seconds(state: Display) -> float:
-    assert state.left()
-    running = state.running
-    assert running is not None
-    assert running.evaluation is not None
-    assert running.evaluation.least_left is not None
-    return running.evaluation.least_left
+    seconds = state.seconds_left()
+    assert seconds is not None
+    return seconds
 
 
 def test_an_evaluation_shows_how_far_it_is_and_the_time_left_does_not_rise_in_it() -> None:
@@ -414,14 +407,25 @@ def test_an_evaluation_shows_how_far_it_is_and_the_time_left_does_not_rise_in_it
     assert state.running.figures().startswith("evaluate 1/8 texts")
 
 
-def test_an_evaluation_on_the_way_slows_no_steps_down_and_is_expected_again() -> None:
+def test_a_trial_that_is_saved_after_its_evaluation_makes_the_time_left_rise_in_neither() -> None:
+    clock, state = evaluating_display()
+    seen = [shown_seconds(state)]
+    for phase in ("evaluate", "save"):
+        state.phase_changed(phase)
+        for _ in range(30):
+            clock.now += 1.0
+            seen.append(shown_seconds(state))
+    assert seen == sorted(seen, reverse=True)
+
+
+def test_an_evaluation_on_the_way_is_expected_again() -> None:
     """30 s for 30 steps, 10 s of evaluation: what is left is 30 s of steps and a third as much again."""
     clock, state = evaluating_display()
     clock.now = 40.0
     state.phase_changed("train")
     assert state.running is not None
-    trial = state.time_left._rest_of(state.running, 40.0, 40.0)
-    assert trial == pytest.approx(30 * (1 + 10 / 30))
+    state.progress(31, 60, None, None)
+    assert state.running.steps_left_seconds(40.0) == pytest.approx(29 * 40 / 31)
     clock.now = 55.0
     state.progress(45, 60, None, None)
-    assert state.time_left._rest_of(state.running, 55.0, 55.0) == pytest.approx(15 * (1 + 10 / 45))
+    assert state.running.steps_left_seconds(55.0) == pytest.approx(15 * (1 + 10 / 45))
