@@ -298,8 +298,6 @@ class Tried(Shown):
     """Of the trial; None: not known."""
     outcome: Literal["completed"] | FailureKind
     chosen: bool
-    as_fast: bool
-    """Of a trial of speed that was not chosen: whether it is as fast, as far as one short trial can tell."""
 
 
 class OwnBest(Shown):

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from selectbench.analysis.metrics import FORMULAS, finite, observe, peak_memory_bytes, tokens_per_second
+from selectbench.analysis.metrics import FORMULAS, finite, observe, peak_memory_bytes
 from selectbench.analysis.result import OwnBest, Search, Tried
-from selectbench.analysis.summary import mean, standard_deviation
-from selectbench.record.record import Completed, Failed, Measurement, Record, has_ended
+from selectbench.record.record import Completed, Failed, Record, has_ended
 from selectbench.suite import stages
 from selectbench.suite.job import Job
 from selectbench.suite.metrics import METRICS
@@ -174,38 +173,6 @@ def _with_settings(suite: Suite, chosen: Mapping[str, Attempt | None]) -> Suite:
     return stages.with_settings(suite, values) if values else suite
 
 
-# Whether a trial of speed is as fast as the fastest, as far as one short trial of each can tell.
-
-SHARE = 0.02
-"""Of the fastest's speed: no smaller difference is told apart, however even the steps were."""
-ERRORS = 2.0
-"""Standard errors of the difference within which it is chance, as in a 95 % interval."""
-EQUAL_SPEED_RULE = (
-    "As fast: as far as one short trial can tell. Such a size lies within "
-    f"{SHARE:.0%} of the fastest, or within {ERRORS:g} standard errors of the difference by the spread of the step "
-    "times where that is more; trials can differ by more, as steps do not show what changes from one trial to the "
-    "next. The size that was fastest is taken all the same."
-)
-
-
-def is_as_fast(trial: Measurement, fastest: Measurement) -> bool:
-    """Whether their speeds, in tokens per second, lie within what one trial of each leaves open.
-
-    The standard error is that of the difference of two mean step times whose spreads need not be equal (Welch
-    1947, Biometrika 34), each as a share of its mean: the least that chance does. In the kept runs of `results/`,
-    on CPU cores, two trials of one option, of 27 to 477 timed steps, were as fast by this rule in 130 of 229 pairs;
-    by the 2 % alone in 80.
-    """
-    speeds = tokens_per_second(trial), tokens_per_second(fastest)
-    if speeds[0] is None or not speeds[1]:
-        return False
-    squares = 0.0
-    for m in (trial, fastest):
-        spread, centre = standard_deviation(m.step_seconds), mean(m.step_seconds)
-        squares += (spread / centre / math.sqrt(m.timed_steps)) ** 2 if spread and centre else 0.0
-    return 1 - speeds[0] / speeds[1] <= max(SHARE, ERRORS * math.sqrt(squares))
-
-
 # How each option came to its own best, as ranking.json says it.
 
 FLAT = 0.01
@@ -293,12 +260,8 @@ def _ordered(attempts: Mapping[Key, Attempt]) -> list[Attempt]:
 def _tried(attempt: Attempt, chosen: Attempt | None) -> Tried:
     outcome = attempt.record.outcome
     completed = outcome if isinstance(outcome, Completed) else None
-    first = chosen.record.outcome if chosen and set(attempt.values) == {MICRO_BATCH_SIZE} else None
-    as_fast = False
-    if completed and isinstance(first, Completed) and attempt is not chosen:
-        as_fast = is_as_fast(completed.measurement, first.measurement)
     return Tried(
-        values=attempt.values, value=attempt.value, chosen=attempt is chosen, as_fast=as_fast,
+        values=attempt.values, value=attempt.value, chosen=attempt is chosen,
         outcome="completed" if isinstance(outcome, Completed) else outcome.kind,
         peak_memory_bytes=peak_memory_bytes(completed.measurement) if completed else None,
     )  # fmt: skip

@@ -454,7 +454,7 @@ def _search_chart(ranking: Ranking, searched: Sequence[OwnBest], heading: str) -
 def tried_text(own: OwnBest, tried: Tried) -> str:
     """The figure of one trial of a search, or how it failed."""
     figure = tried.outcome if tried.value is None else METRICS[own.metric].show(tried.value)
-    return f"{figure} (chosen)" if tried.chosen else f"{figure} (as fast)" if tried.as_fast else figure
+    return f"{figure} (chosen)" if tried.chosen else figure
 
 
 def attention_chart(option: str, inside: Inside) -> Chart:

@@ -14,7 +14,7 @@ from selectbench.analysis.result import NamedVerdict, OwnBest, Ranking, Referenc
 from selectbench.analysis.scores import RESAMPLES, SEED
 from selectbench.analysis.screening import SCREENING_RULE, screened_words
 from selectbench.analysis.summary import mean, summarise
-from selectbench.analysis.tuning import EQUAL_SPEED_RULE, FLAT
+from selectbench.analysis.tuning import FLAT
 from selectbench.errors import UserError, did_you_mean
 from selectbench.record.record import Completed, Failed, Inside, Measurement, Record
 from selectbench.report import document as doc
@@ -392,15 +392,9 @@ def _factors(ranking: Ranking) -> Iterator[doc.Section]:
 
 def _own_best(ranking: Ranking) -> Iterator[doc.Section]:
     if (found := ranking.search) is not None:
-        notes = map(doc.Paragraph, search_notes(found))
+        notes = [doc.Paragraph(_SEARCH_NOTE)] if found.tuning else []
         blocks: list[doc.Block] = [doc.Paragraph(_search_cost(found)), *search_tables(found), *notes]
         yield doc.Section("own-best", "Each option at its own best", blocks)
-
-
-def search_notes(found: Search) -> list[str]:
-    """What the tables' words mean, of what there is."""
-    tells = any(tried.as_fast for own in found.sizes for tried in own.tried)
-    return [*([EQUAL_SPEED_RULE] if tells else []), *([_SEARCH_NOTE] if found.tuning else [])]
 
 
 def _search_cost(found: Search) -> str:
